@@ -1,0 +1,23 @@
+//! podopsy's recorder. Data flows one way, and each stage is a room:
+//!
+//! | stage | room | knows |
+//! |---|---|---|
+//! | load, attach | [`attach`] | aya, BTF |
+//! | bytes | [`ring`] | aya's maps, async fds |
+//! | records | [`decode`] | the wire's shapes; no I/O |
+//! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
+//! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
+//! | events, profiles | [`model`] | nothing: serde types |
+//! | out | [`export`] | formats |
+//!
+//! [`recorder`] puts the event stages together, [`profiler`] the profile stages.
+
+pub mod attach;
+pub mod decode;
+pub mod export;
+pub mod model;
+pub mod pods;
+pub mod profiler;
+pub mod recorder;
+pub mod ring;
+pub mod symbolize;

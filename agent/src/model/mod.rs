@@ -1,0 +1,14 @@
+//! What podopsy says: events, owners, targets, profiles. Serde types, no I/O.
+//!
+//! Strings in here that came from a container, a kernel or a packet have already been through
+//! [`text`], so that no renderer can be made to emit a control sequence.
+
+pub mod event;
+pub mod owner;
+pub mod profile;
+pub mod target;
+pub mod text;
+
+pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
+pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
+pub use target::Target;

@@ -1,0 +1,74 @@
+//! Profiles: stacks, counts, and who they belong to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::owner::Owner;
+
+/// One frame of a stack, symbolized as far as it could be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// Demangled function name; null: no symbol (the module and offset still say where).
+    pub function: Option<String>,
+    /// File name of the mapping (`/usr/bin/python3.11`, `[kernel]`, `[vdso]`); null: no mapping.
+    pub module: Option<Arc<str>>,
+    /// The module's build id, hex; null: it has none, or the file could not be read.
+    pub build_id: Option<Arc<str>>,
+    /// Offset in the module's file (user) or the absolute address (kernel, or no mapping).
+    pub offset: u64,
+    /// Source file and line where debug information has them.
+    pub source: Option<(Arc<str>, u32)>,
+    /// True for a function inlined into the frame that follows it.
+    #[serde(default)]
+    pub inlined: bool,
+}
+
+/// A file or area that frames lie in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    pub name: Arc<str>,
+    pub build_id: Option<Arc<str>>,
+    /// Virtual address range and file offset of the executable mapping (of the first process seen with it).
+    pub start: u64,
+    pub end: u64,
+    pub file_offset: u64,
+}
+
+/// Samples with the same stack, thread and owner.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Innermost first: kernel frames, then user frames.
+    pub stack: Vec<Frame>,
+    pub count: u64,
+    pub pid: u32,
+    pub tid: u32,
+    /// Thread name (`comm`).
+    pub thread: Arc<str>,
+    /// Process name (leader's `comm`), where known; else the thread's.
+    pub comm: Arc<str>,
+    pub owner: Arc<Owner>,
+}
+
+/// A finished profile.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    pub start: Timestamp,
+    pub duration: Duration,
+    pub frequency_hz: u64,
+    pub node: String,
+    pub samples: Vec<Sample>,
+    pub mappings: Vec<Mapping>,
+    /// Why user stacks are incomplete, or samples are missing, by counter name.
+    pub losses: BTreeMap<String, u64>,
+}
+
+impl Profile {
+    /// All samples taken.
+    pub fn total(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.count).sum()
+    }
+}

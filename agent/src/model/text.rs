@@ -1,0 +1,76 @@
+//! Untrusted bytes to printable text.
+//!
+//! comms, labels, paths and DNS names are the attacker's to choose; terminals act on what they print.
+//! Everything that is not plainly printable becomes `\xNN` (a byte) or `\u{NNNN}` (a character).
+
+/// Escapes untrusted bytes: valid, printable UTF-8 stays, the rest becomes `\xNN` or `\u{N}`.
+/// A backslash is doubled, so that the escape cannot be forged.
+pub fn escape_bytes(raw: &[u8]) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for chunk in raw.utf8_chunks() {
+        push_escaped(&mut out, chunk.valid());
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// [`escape_bytes`] for text that is UTF-8 already (CRI fields).
+pub fn escape(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    push_escaped(&mut out, raw);
+    out
+}
+
+/// A fixed-size, NUL-padded kernel string such as `task_struct.comm`.
+pub fn from_kernel(raw: &[u8]) -> String {
+    let end = raw.iter().position(|&b| b == 0).unwrap_or(raw.len());
+    escape_bytes(&raw[..end])
+}
+
+fn push_escaped(out: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            ' '..='~' => out.push(c),
+            c if u32::from(c) < 0x80 => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if is_plain(c) => out.push(c),
+            c => out.extend(c.escape_unicode()),
+        }
+    }
+}
+
+/// Beyond ASCII: letters and digits of any script are plain; controls, bidirectional overrides,
+/// joiners, private use and everything else that can deceive a reader are not.
+fn is_plain(c: char) -> bool {
+    c.is_alphanumeric()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printable_text_stays() {
+        assert_eq!(escape("checkout-api café 東京"), "checkout-api café 東京");
+    }
+
+    #[test]
+    fn control_sequences_cannot_reach_a_terminal() {
+        assert_eq!(escape("\x1b[2J\u{9b}31m"), "\\x1b[2J\\u{9b}31m");
+        assert_eq!(escape("a\u{202e}b"), "a\\u{202e}b");
+        assert_eq!(escape_bytes(b"x\xff\x07y"), "x\\xff\\x07y");
+    }
+
+    #[test]
+    fn the_escape_cannot_be_forged() {
+        assert_eq!(escape("\\x1b"), "\\\\x1b");
+    }
+
+    #[test]
+    fn kernel_strings_end_at_the_first_nul() {
+        assert_eq!(from_kernel(b"sh\0garbage"), "sh");
+        assert_eq!(from_kernel(b"full"), "full");
+    }
+}
