@@ -14,6 +14,7 @@
 
 pub mod attach;
 pub mod decode;
+pub mod doctor;
 pub mod export;
 pub mod model;
 pub mod pods;

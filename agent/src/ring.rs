@@ -1,1 +1,107 @@
-//! ring
+//! Ring buffer → bytes, and the loss counters. With [`crate::attach`] the only room that knows aya;
+//! the only one with async file descriptors.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::Context;
+use aya::Ebpf;
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use podopsy_wire::{LOSSES, Loss};
+use tokio::io::unix::AsyncFd;
+
+use crate::model;
+
+/// A ring of records.
+pub struct Ring {
+    name: &'static str,
+    fd: AsyncFd<RingFd>,
+}
+
+struct RingFd(RingBuf<MapData>);
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Ring {
+    pub(crate) fn new(name: &'static str, map: Map) -> anyhow::Result<Ring> {
+        let ring = RingBuf::try_from(map).with_context(|| format!("{name} is no ring buffer"))?;
+        // SAFETY: the ring owns its file descriptor and keeps it open as long as it lives.
+        let fd = unsafe { AsyncFd::register(RingFd(ring)) }.with_context(|| format!("poll {name}"))?;
+        Ok(Ring { name, fd })
+    }
+
+    /// Waits until there are records, then hands over all of them. Cancel-safe: a record is either
+    /// handed over or still in the ring.
+    pub async fn drain(&mut self, mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        let mut ready = self.fd.readable_mut().await.with_context(|| format!("poll {}", self.name))?;
+        let RingFd(ring) = ready.get_inner_mut();
+        while let Some(record) = ring.next() {
+            each(&record);
+        }
+        ready.clear_ready();
+        Ok(())
+    }
+
+    /// What is in the ring now.
+    pub fn drain_now(&mut self, mut each: impl FnMut(&[u8])) {
+        let RingFd(ring) = self.fd.get_mut();
+        while let Some(record) = ring.next() {
+            each(&record);
+        }
+    }
+}
+
+/// The map `LOSSES`: counters that the probes keep per CPU.
+pub struct Losses {
+    map: PerCpuArray<MapData, u64>,
+}
+
+impl Losses {
+    pub(crate) fn new(map: Map) -> anyhow::Result<Losses> {
+        Ok(Losses { map: PerCpuArray::try_from(map).context("LOSSES is no per-CPU array")? })
+    }
+
+    /// One counter, over all CPUs, since the load.
+    pub fn get(&self, loss: Loss) -> u64 {
+        self.map.get(&(loss as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// All losses above 0, by name; the two that only measure the in-flight map are left out.
+    pub fn read(&self) -> model::Losses {
+        let measures = [Loss::DnsInserted as usize, Loss::DnsRemoved as usize];
+        (0u32..)
+            .zip(LOSSES)
+            .filter(|(index, _)| !measures.contains(&(*index as usize)))
+            .filter_map(|(index, name)| {
+                let count: u64 = self.map.get(&index, 0).ok()?.iter().sum();
+                (count > 0).then(|| (name.to_owned(), count))
+            })
+            .collect()
+    }
+}
+
+/// The probes' debug log.
+pub struct ProbeLog {
+    fd: AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl ProbeLog {
+    pub(crate) fn new(ebpf: &mut Ebpf) -> anyhow::Result<ProbeLog> {
+        let logger = aya_log::EbpfLogger::init(ebpf).context("open the probes' log")?;
+        // SAFETY: the logger owns its ring's file descriptor and keeps it open as long as it lives.
+        let fd = unsafe { AsyncFd::register(logger) }.context("poll the probes' log")?;
+        Ok(ProbeLog { fd })
+    }
+
+    /// Passes records on to `log` for ever.
+    pub async fn forward(mut self) -> anyhow::Result<()> {
+        loop {
+            let mut ready = self.fd.readable_mut().await.context("poll the probes' log")?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    }
+}

@@ -1,1 +1,230 @@
-//! see design
+//! Load and attach, one probe a file; says what could not attach, why, and what would mend it.
+//!
+//! With [`crate::ring`] the only room that knows aya. Must not know: pods, events, output.
+
+mod btf;
+mod dns;
+mod layout;
+mod oncpu;
+mod oom;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use aya::{Ebpf, EbpfLoader};
+use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE};
+
+pub use dns::InFlight;
+pub use oncpu::Scope;
+
+use crate::doctor::ProbeCheck;
+use crate::ring::{Losses, Ring};
+
+/// The kernel side, compiled; how it is made: `cargo xtask build-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probe-ebpf/prebuilt/podopsy-probe.o");
+
+/// What to load.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub oom: bool,
+    pub dns: Option<DnsWanted>,
+    pub oncpu: Option<OncpuWanted>,
+}
+
+#[derive(Clone, Debug)]
+pub struct DnsWanted {
+    /// Ship answered queries too.
+    pub answers: bool,
+    /// Server ports that carry DNS.
+    pub ports: [u16; DNS_PORTS_MAX],
+}
+
+#[derive(Clone, Debug)]
+pub struct OncpuWanted {
+    pub scope: Scope,
+    pub frequency_hz: u64,
+}
+
+/// Attached probes. They detach when this is dropped.
+pub struct Probes {
+    ebpf: Ebpf,
+    /// What had to be left out, and why: the rest runs.
+    pub degraded: Vec<String>,
+}
+
+impl Probes {
+    /// Loads what is wanted and nothing else; an error names the probe and what would mend it.
+    pub fn load(wanted: &Wanted) -> anyhow::Result<Probes> {
+        raise_memlock();
+        let shape = layout::read(&btf::Btf::from_kernel()?)?;
+        let config = Config {
+            layout: shape.layout,
+            victim_is_task: shape.victim_is_task.into(),
+            dns_answers: wanted.dns.as_ref().is_some_and(|dns| dns.answers).into(),
+            scope: wanted.oncpu.as_ref().map_or(SCOPE_NODE, |oncpu| oncpu.scope.code()),
+            dns_ports: wanted.dns.as_ref().map_or([53, 0, 0, 0], |dns| dns.ports),
+        };
+        let words = config_words(&config);
+        let log_level = log_level();
+        let mut ebpf = EbpfLoader::new()
+            .override_global("CONFIG", words.as_slice(), true)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .load(OBJECT)
+            .map_err(|error| explain(anyhow!(error), "load the probes"))?;
+        let mut degraded = Vec::new();
+        if wanted.oom {
+            oom::attach(&mut ebpf).map_err(|error| explain(error, "attach the oom probe"))?;
+        }
+        if wanted.dns.is_some() {
+            let left_out =
+                dns::attach(&mut ebpf).map_err(|error| explain(error, "attach the dns probe"))?;
+            degraded.extend(left_out);
+        }
+        if let Some(oncpu) = &wanted.oncpu {
+            oncpu::attach(&mut ebpf, oncpu).map_err(|error| explain(error, "attach the oncpu probe"))?;
+        }
+        for what in &degraded {
+            tracing::warn!("{what}");
+        }
+        Ok(Probes { ebpf, degraded })
+    }
+
+    /// A ring by the name of its map; each can be taken once.
+    pub fn ring(&mut self, name: &'static str) -> anyhow::Result<Ring> {
+        let map = self.ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"))?;
+        Ring::new(name, map)
+    }
+
+    /// The loss counters.
+    pub fn losses(&mut self) -> anyhow::Result<Losses> {
+        Losses::new(self.ebpf.take_map("LOSSES").context("the probes have no map LOSSES")?)
+    }
+
+    /// The queries that wait for their answer.
+    pub fn in_flight(&mut self) -> anyhow::Result<InFlight> {
+        InFlight::new(self.ebpf.take_map("DNS_IN_FLIGHT").context("the probes have no map DNS_IN_FLIGHT")?)
+    }
+
+    /// The probes' own debug log, through aya-log to `tracing`, when `PODOPSY_PROBE_LOG` asked for it.
+    pub fn log(&mut self) -> anyhow::Result<Option<crate::ring::ProbeLog>> {
+        if log_level() == 0 {
+            return Ok(None);
+        }
+        crate::ring::ProbeLog::new(&mut self.ebpf).map(Some)
+    }
+}
+
+/// The probes' log level, as `aya-log` counts: 0 off … 5 trace. Off unless `PODOPSY_PROBE_LOG` says so:
+/// with 0 the verifier removes the log calls.
+fn log_level() -> u8 {
+    match std::env::var("PODOPSY_PROBE_LOG").as_deref() {
+        Ok("error") => 1,
+        Ok("warn") => 2,
+        Ok("info") => 3,
+        Ok("debug") => 4,
+        Ok("trace") => 5,
+        _ => 0,
+    }
+}
+
+/// `Config` as the words that it is made of, in memory order.
+fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
+    let Config { layout: at, victim_is_task, dns_answers, scope, dns_ports: ports } = *config;
+    let Layout { mm_rss, .. } = at;
+    let pair = |low: u16, high: u16| u32::from_ne_bytes([low.to_ne_bytes(), high.to_ne_bytes()].concat().try_into().unwrap_or_default());
+    [
+        at.task_pid,
+        at.task_tgid,
+        at.task_comm,
+        at.task_group_leader,
+        at.task_start_boottime,
+        at.task_cgroups,
+        at.task_mm,
+        at.task_signal,
+        at.css_set_memory,
+        at.css_cgroup,
+        at.cgroup_kn,
+        at.kernfs_node_id,
+        at.signal_oom_score_adj,
+        mm_rss[0],
+        mm_rss[1],
+        mm_rss[2],
+        mm_rss[3],
+        at.sock_err,
+        at.sock_cookie,
+        at.sock_dport,
+        victim_is_task,
+        dns_answers,
+        scope,
+        pair(ports[0], ports[1]),
+        pair(ports[2], ports[3]),
+    ]
+}
+
+/// Before 5.11 maps are charged to RLIMIT_MEMLOCK. Without CAP_SYS_RESOURCE this fails, and on
+/// newer kernels nobody minds: so a failure is not reported here, the map's creation would be.
+fn raise_memlock() {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+/// Adds what would mend it, where the kernel's error tells.
+fn explain(error: anyhow::Error, what: &'static str) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let permission = text.contains("Operation not permitted") || text.contains("Permission denied");
+    let error = error.context(what);
+    if permission && !text.contains("verifier") {
+        return error.context(
+            "not permitted: run as root, or give the container `privileged: true` \
+             (capabilities BPF, PERFMON, NET_ADMIN, SYS_PTRACE, SYS_ADMIN)",
+        );
+    }
+    error
+}
+
+/// Tries every probe for real (loads, attaches, detaches), for `podopsy doctor`.
+pub async fn check() -> Vec<ProbeCheck> {
+    let nothing = Wanted { oom: false, dns: None, oncpu: None };
+    let dns = DnsWanted { answers: false, ports: [53, 0, 0, 0] };
+    let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1 };
+    let tries = [
+        ("oom", "raw tracepoint mark_victim", Wanted { oom: true, ..nothing.clone() }),
+        ("dns", "cgroup_skb ingress and egress at the v2 root", Wanted { dns: Some(dns), ..nothing.clone() }),
+        ("oncpu", "cpu-clock perf event on every CPU", Wanted { oncpu: Some(oncpu), ..nothing }),
+    ];
+    tries
+        .into_iter()
+        .map(|(name, hook, wanted)| match Probes::load(&wanted) {
+            Ok(probes) if probes.degraded.is_empty() => {
+                ProbeCheck { name: name.to_owned(), outcome: Ok(hook.to_owned()), mend: None }
+            }
+            Ok(probes) => ProbeCheck {
+                name: name.to_owned(),
+                outcome: Ok(format!("{hook}; left out: {}", probes.degraded.join("; "))),
+                mend: None,
+            },
+            Err(error) => ProbeCheck {
+                name: name.to_owned(),
+                outcome: Err(format!("{error:#}")),
+                mend: Some("run as root on the node, or in a container with `privileged: true`".to_owned()),
+            },
+        })
+        .collect()
+}
+
+/// How long a query may wait before it is called a timeout, if nobody says otherwise: the resolver's
+/// own default (resolv.conf(5), `timeout`).
+pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The root of the v2 hierarchy, where programs see every process: its own mount on hybrid hosts.
+fn cgroup2_root() -> anyhow::Result<PathBuf> {
+    let mounts = procfs::process::Process::myself()
+        .and_then(|me| me.mountinfo())
+        .context("read /proc/self/mountinfo")?;
+    mounts
+        .into_iter()
+        .find(|mount| mount.fs_type == "cgroup2")
+        .map(|mount| mount.mount_point)
+        .context("no cgroup2 file system is mounted: `mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified`, or mount the host's /sys/fs/cgroup into the container")
+}

@@ -1,1 +1,12 @@
-//! see design
+//! Bytes → records, one probe a file. Pure: no I/O, no clock, no panic on any input.
+//!
+//! Must not know: aya, pods, output.
+
+pub mod dns;
+mod fields;
+mod oncpu;
+mod oom;
+
+pub use fields::BadRecord;
+pub use oncpu::{Stack, sample};
+pub use oom::{OomDecoded, oom};

@@ -1,1 +1,23 @@
+//! The records that cross the kernel boundary. `#[repr(C)]`, integers only, no padding, no
+//! dependencies; the kernel side writes them, `agent/src/decode` reads them.
+//!
+//! Times are nanoseconds of CLOCK_BOOTTIME. Pids are those of the initial pid namespace.
 #![no_std]
+#![forbid(unsafe_code)]
+
+mod config;
+mod dns;
+mod loss;
+mod oncpu;
+mod oom;
+mod task;
+
+pub use config::{ABSENT, Config, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+pub use dns::{
+    DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
+    STATE_WAITING, SocketError,
+};
+pub use loss::{LOSSES, Loss};
+pub use oncpu::{FRAMES_MAX, Sample};
+pub use oom::{BuildIdFrame, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
+pub use task::Task;

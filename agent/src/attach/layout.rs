@@ -1,0 +1,76 @@
+//! Where this kernel keeps things: [`podopsy_wire::Layout`] from BTF, never from a version number.
+
+use anyhow::bail;
+use podopsy_wire::{ABSENT, Layout};
+
+use super::btf::Btf;
+
+/// What the running kernel's BTF says.
+pub struct KernelShape {
+    pub layout: Layout,
+    /// `mark_victim` passes the victim's task; false: only its thread id.
+    pub victim_is_task: bool,
+}
+
+/// Reads every offset; an error names the members that identity cannot do without.
+pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
+    let mut missing = Vec::new();
+    let mut need = |structure: &str, path: &str| {
+        btf.offset(structure, path).unwrap_or_else(|| {
+            missing.push(format!("{structure}.{path}"));
+            ABSENT
+        })
+    };
+    let memory = match btf.enumerator("cgroup_subsys_id", "memory_cgrp_id") {
+        Some(index) => index,
+        None => bail!("this kernel has no memory controller (CONFIG_MEMCG): nothing can be attributed"),
+    };
+    let mut layout = Layout {
+        task_pid: need("task_struct", "pid"),
+        task_tgid: need("task_struct", "tgid"),
+        task_comm: need("task_struct", "comm"),
+        task_group_leader: need("task_struct", "group_leader"),
+        task_start_boottime: need("task_struct", "start_boottime"),
+        task_cgroups: need("task_struct", "cgroups"),
+        task_mm: need("task_struct", "mm"),
+        task_signal: need("task_struct", "signal"),
+        css_set_memory: need("css_set", &format!("subsys[{memory}]")),
+        css_cgroup: need("cgroup_subsys_state", "cgroup"),
+        cgroup_kn: need("cgroup", "kn"),
+        kernfs_node_id: need("kernfs_node", "id"),
+        ..Layout::EMPTY
+    };
+    if !missing.is_empty() {
+        bail!("this kernel's BTF lacks {}: podopsy does not know this kernel", missing.join(", "));
+    }
+    let wish = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
+    layout.signal_oom_score_adj = wish("signal_struct", "oom_score_adj");
+    layout.sock_err = wish("sock", "sk_err");
+    layout.sock_cookie = wish("sock", "__sk_common.skc_cookie");
+    layout.sock_dport = wish("sock", "__sk_common.skc_dport");
+    // mm_types_task.h: MM_FILEPAGES 0, MM_ANONPAGES 1, MM_SWAPENTS 2, MM_SHMEMPAGES 3.
+    layout.mm_rss = [0, 1, 2, 3].map(|counter| rss_counter(btf, counter));
+    Ok(KernelShape {
+        layout,
+        victim_is_task: btf.tracepoint_passes_pointer("mark_victim", 0) == Some(true),
+    })
+}
+
+/// One counter of `mm_struct.rss_stat`: an array of per-CPU counters since 6.2, one structure before.
+fn rss_counter(btf: &Btf, counter: u32) -> u32 {
+    btf.offset("mm_struct", &format!("rss_stat[{counter}].count"))
+        .or_else(|| btf.offset("mm_struct", &format!("rss_stat.count[{counter}]")))
+        .unwrap_or(ABSENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_kernel_has_everything_that_identity_needs() {
+        let shape = read(&Btf::from_kernel().unwrap()).unwrap();
+        assert_ne!(shape.layout.task_pid, shape.layout.task_tgid);
+        assert!(shape.layout.mm_rss.iter().all(|&offset| offset != ABSENT));
+    }
+}

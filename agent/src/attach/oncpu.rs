@@ -1,0 +1,60 @@
+//! The `oncpu` probe: a software cpu-clock perf event on every CPU.
+
+use anyhow::Context;
+use aya::Ebpf;
+use aya::maps::{HashMap, Map};
+use aya::programs::perf_event::{PerfEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::util::online_cpus;
+use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+
+use super::OncpuWanted;
+
+/// Whose stacks to take: decided in the kernel, before any work on the sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Node,
+    /// Memory cgroup ids.
+    Cgroups(Vec<u64>),
+    /// A process id in the initial pid namespace.
+    Process(u32),
+}
+
+impl Scope {
+    pub(super) fn code(&self) -> u32 {
+        match self {
+            Scope::Node => SCOPE_NODE,
+            Scope::Cgroups(_) => SCOPE_CGROUPS,
+            Scope::Process(_) => SCOPE_PROCESS,
+        }
+    }
+
+    fn keys(&self) -> Vec<u64> {
+        match self {
+            Scope::Node => Vec::new(),
+            Scope::Cgroups(ids) => ids.clone(),
+            Scope::Process(pid) => vec![u64::from(*pid)],
+        }
+    }
+}
+
+pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
+    let map: &mut Map = ebpf.map_mut("TARGETS").context("the probes have no map TARGETS")?;
+    let mut targets: HashMap<_, u64, u8> = HashMap::try_from(map)?;
+    for key in wanted.scope.keys() {
+        targets.insert(key, 1, 0).context("put a target into the map TARGETS (at most 1,024 fit)")?;
+    }
+    let program: &mut PerfEvent =
+        ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?;
+    program.load().context("load oncpu_sample")?;
+    for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))? {
+        program
+            .attach(
+                PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                PerfEventScope::AllProcessesOneCpu { cpu },
+                SamplePolicy::Frequency(wanted.frequency_hz),
+                false,
+            )
+            .with_context(|| format!("open a cpu-clock perf event on CPU {cpu}"))?;
+    }
+    Ok(())
+}

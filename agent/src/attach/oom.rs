@@ -1,0 +1,17 @@
+//! The `oom` probe: raw tracepoint `mark_victim`.
+
+use anyhow::Context;
+use aya::{Ebpf, programs::RawTracePoint};
+
+pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    raw_tracepoint(ebpf, "oom_mark_victim", "mark_victim")
+}
+
+/// Loads `program` and attaches it to a raw tracepoint; needs no tracefs.
+pub fn raw_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> anyhow::Result<()> {
+    let found: &mut RawTracePoint =
+        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    found.load().with_context(|| format!("load {program}"))?;
+    found.attach(tracepoint).with_context(|| format!("attach {program} to {tracepoint}"))?;
+    Ok(())
+}

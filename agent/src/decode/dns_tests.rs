@@ -1,0 +1,177 @@
+//! Outcomes, names, and a corpus of messages that are none.
+
+use super::*;
+use podopsy_wire::{DNS_MESSAGE_MAX, STATE_WAITING, Task};
+
+const NAME: &[u8] = b"\x08payments\x07finance\x03svc\x00";
+const A_IN: &[u8] = &[0, 1, 0, 1];
+
+fn pending(question: &[u8]) -> DnsPending {
+    let mut pending = DnsPending { questions: 1, sends: 1, first_sent_ns: 1_000, ..DnsPending::EMPTY };
+    let len = question.len().min(DNS_QUESTION_MAX);
+    pending.question[..len].copy_from_slice(&question[..len]);
+    pending.question_len = len as u32;
+    pending
+}
+
+fn response(flags: u16, counts: [u16; 4], body: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x12, 0x34];
+    out.extend(flags.to_be_bytes());
+    out.extend(counts.iter().flat_map(|count| count.to_be_bytes()));
+    out.extend(body);
+    out
+}
+
+fn answered_by(state: u32, message: &[u8]) -> DnsTransaction {
+    let mut record = DnsRecord {
+        key: DnsKey {
+            cookie: 1,
+            server: "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets(),
+            port: 53,
+            id: 0x1234,
+            protocol: 17,
+        },
+        pending: DnsPending { state, asker: Task::UNKNOWN, ..pending(&[NAME, A_IN].concat()) },
+        time_ns: 3_000,
+        message_size: message.len() as u32,
+        message_len: message.len().min(DNS_MESSAGE_MAX) as u32,
+        message: [0; DNS_MESSAGE_MAX],
+    };
+    let len = record.message_len as usize;
+    record.message[..len].copy_from_slice(&message[..len]);
+    answered(&record)
+}
+
+fn outcome(flags: u16, answers: u16, body: &[u8]) -> Outcome {
+    answered_by(STATE_WAITING, &response(flags, [1, answers, 0, 0], body)).outcome
+}
+
+#[test]
+fn every_rcode_has_its_outcome() {
+    let question = [NAME, A_IN].concat();
+    for (flags, expected) in [
+        (0x8180, Outcome::Nodata),
+        (0x8181, Outcome::Formerr),
+        (0x8182, Outcome::Servfail),
+        (0x8183, Outcome::Nxdomain),
+        (0x8184, Outcome::Other),
+        (0x8185, Outcome::Refused),
+        (0x8380, Outcome::Truncated),
+    ] {
+        assert_eq!(outcome(flags, 0, &question), expected, "{flags:#06x}");
+    }
+    let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
+    assert_eq!(outcome(0x8180, 1, &[&question[..], &answer[..]].concat()), Outcome::Noerror);
+}
+
+#[test]
+fn the_transaction_says_who_was_asked_what_and_for_how_long() {
+    let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
+    let transaction = answered_by(STATE_WAITING, &message);
+    assert_eq!(transaction.name.as_deref(), Some("payments.finance.svc"));
+    assert_eq!(transaction.qtype.as_deref(), Some("A"));
+    assert_eq!(transaction.server, "10.0.0.1:53".parse().unwrap());
+    assert_eq!((transaction.latency_ns, transaction.rcode), (2_000, Some(3)));
+}
+
+#[test]
+fn an_answer_after_the_timeout_is_late() {
+    let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
+    assert_eq!(answered_by(STATE_TIMED_OUT, &message).outcome, Outcome::Late);
+}
+
+#[test]
+fn the_case_of_a_name_does_not_make_it_another_question() {
+    let shouted: Vec<u8> = NAME.iter().map(u8::to_ascii_uppercase).collect();
+    assert_eq!(outcome(0x8183, 0, &[&shouted[..], A_IN].concat()), Outcome::Nxdomain);
+}
+
+#[test]
+fn refusals_may_leave_the_question_out() {
+    let message = response(0x8181, [0, 0, 0, 0], &[]);
+    assert_eq!(answered_by(STATE_WAITING, &message).outcome, Outcome::Formerr);
+}
+
+#[test]
+fn malformed_responses_are_told_with_their_reason() {
+    let question = [NAME, A_IN].concat();
+    let self_pointer = [0xc0, 12, 0, 1, 0, 1];
+    let other = [b"\x05other\x00".as_slice(), A_IN].concat();
+    let long_label = [&[63u8; 64][..], &[0xff; 20]].concat();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("short header", vec![0x12, 0x34, 0x81, 0x80, 0]),
+        ("no question in a success", response(0x8180, [0, 1, 0, 0], &[])),
+        ("many questions", response(0x8183, [7, 0, 0, 0], &question)),
+        ("pointer to itself", response(0x8180, [1, 1, 0, 0], &self_pointer)),
+        ("another question", response(0x8183, [1, 0, 0, 0], &other)),
+        ("name runs out of the message", response(0x8183, [1, 0, 0, 0], &long_label)),
+        ("answers that are not there", response(0x8180, [1, 9, 0, 0], &question)),
+        ("question cut off", response(0x8183, [1, 0, 0, 0], &question[..question.len() - 3])),
+    ];
+    for (what, message) in cases {
+        let transaction = answered_by(STATE_WAITING, &message);
+        assert_eq!(transaction.outcome, Outcome::Malformed, "{what}: {transaction:?}");
+        assert!(transaction.malformed.is_some_and(|reason| reason.starts_with("response: ")), "{what}");
+    }
+}
+
+#[test]
+fn a_query_that_is_none_keeps_its_outcome_and_says_why() {
+    let label = [b"\x3f".as_slice(), &[b'a'; 63]].concat();
+    let too_long = [label.repeat(5), vec![0, 0, 1, 0, 1]].concat();
+    let self_pointer = vec![0xc0, 12, 0, 1, 0, 1];
+    for question in [too_long, self_pointer, vec![], vec![0x3f, b'a']] {
+        let transaction = unanswered(
+            &DnsKey { cookie: 0, server: [0; 16], port: 53, id: 0, protocol: 17 },
+            &pending(&question),
+            Outcome::Timeout,
+            9_000,
+        );
+        assert_eq!((transaction.name, transaction.outcome), (None, Outcome::Timeout));
+        assert!(transaction.malformed.is_some_and(|reason| reason.starts_with("query: ")));
+    }
+}
+
+#[test]
+fn names_cannot_carry_control_sequences() {
+    let question = [b"\x06\x1b[2J\xff\n\x03com\x00".as_slice(), A_IN].concat();
+    let name = read_question(&[&[0; HEADER][..], &question].concat()).unwrap().name;
+    assert!(name.is_ascii() && !name.contains('\x1b') && !name.contains('\n'), "{name}");
+}
+
+/// Bounded and repeatable: every cut, every flipped byte, and 200,000 random messages.
+#[test]
+fn no_message_can_make_the_decoder_panic() {
+    let whole = response(
+        0x8180,
+        [1, 1, 0, 0],
+        &[NAME, A_IN, &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]].concat(),
+    );
+    for cut in 0..whole.len() {
+        answered_by(STATE_WAITING, &whole[..cut]);
+    }
+    for at in 0..whole.len() {
+        for value in 0..=255 {
+            let mut bad = whole.clone();
+            bad[at] = value;
+            answered_by(STATE_WAITING, &bad);
+        }
+    }
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..200_000 {
+        let mut message = whole.clone();
+        for _ in 0..4 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let at = (seed >> 33) as usize % message.len();
+            message[at] = (seed >> 24) as u8;
+        }
+        answered_by(STATE_WAITING, &message);
+    }
+}
+
+#[test]
+fn records_are_told_apart_by_size_and_short_ones_refused() {
+    assert!(matches!(record(&[1; size_of::<SocketError>()]), Ok(DnsMessage::SocketError(_))));
+    assert!(matches!(record(&[1; size_of::<DnsRecord>()]), Ok(DnsMessage::Answered(_))));
+    assert!(record(&[1; 11]).is_err());
+}

@@ -1,0 +1,60 @@
+//! What the probes share: configuration, rings, counters.
+
+use aya_ebpf::{
+    Global,
+    macros::map,
+    maps::{HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
+};
+use podopsy_wire::{Config, DnsKey, DnsPending, LOSSES as NAMES, Layout, Loss, SCOPE_NODE, Task};
+
+/// Set by user space before the load.
+#[unsafe(no_mangle)]
+pub static CONFIG: Global<Config> = Global::new(Config {
+    layout: Layout::EMPTY,
+    victim_is_task: 0,
+    dns_answers: 0,
+    scope: SCOPE_NODE,
+    dns_ports: [53, 0, 0, 0],
+});
+
+/// [`podopsy_wire::OomRecord`]s. A storm of 190 kills fits before anyone reads.
+#[map]
+pub static OOM_EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
+
+/// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, told apart by their size. A
+/// ring of its own, so that an outage of DNS cannot crowd out a kill.
+#[map]
+pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+
+/// [`podopsy_wire::Sample`]s.
+#[map]
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+
+#[map]
+pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES.len() as u32, 0);
+
+/// Queries without their answer. LRU: an outage pushes out the oldest, and the counters
+/// `DnsInserted` and `DnsRemoved` tell how many.
+#[map]
+pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_entries(16384, 0);
+
+/// Who connected a TCP socket to a DNS server, by socket cookie: segments may be sent by a softirq.
+#[map]
+pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
+
+/// Answered queries by memory cgroup: what is not shipped is still counted.
+#[map]
+pub static DNS_ANSWERED: LruPerCpuHashMap<u64, u64> = LruPerCpuHashMap::with_max_entries(4096, 0);
+
+/// Memory cgroup ids or process ids to sample, by `Config::scope`.
+#[map]
+pub static TARGETS: HashMap<u64, u8> = HashMap::with_max_entries(1024, 0);
+
+#[inline(always)]
+pub fn count(loss: Loss) {
+    if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
+        // SAFETY: the slot is this CPU's own; an interrupt between load and store can only be
+        // another probe of this file's, and then one count in billions is late, not memory.
+        unsafe { *counter += 1 };
+    }
+}

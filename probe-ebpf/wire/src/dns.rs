@@ -1,0 +1,100 @@
+//! A DNS query in flight, and what became of it (RFC 1035).
+
+use crate::Task;
+
+/// Longest question kept: a name of 255 bytes, type and class, and one byte that shows an overrun.
+pub const DNS_QUESTION_MAX: usize = 260;
+/// Bytes of the response that travel with the record.
+pub const DNS_MESSAGE_MAX: usize = 512;
+/// How many server ports can be watched.
+pub const DNS_PORTS_MAX: usize = 4;
+
+/// The query waits for its answer.
+pub const STATE_WAITING: u32 = 0;
+/// User space has reported its timeout; an answer is late from now on.
+pub const STATE_TIMED_OUT: u32 = 1;
+
+/// What makes an answer belong to a query. The server is part of it: some clients send one id to
+/// several servers from one socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DnsKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// Server address; IPv4 as `::ffff:a.b.c.d`.
+    pub server: [u8; 16],
+    /// Host byte order.
+    pub port: u16,
+    /// DNS transaction id, host byte order.
+    pub id: u16,
+    /// IPPROTO_UDP or IPPROTO_TCP.
+    pub protocol: u32,
+}
+
+/// A query in flight.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsPending {
+    pub asker: Task,
+    pub first_sent_ns: u64,
+    pub last_sent_ns: u64,
+    pub sends: u32,
+    /// `STATE_*`.
+    pub state: u32,
+    /// Valid bytes in `question`.
+    pub question_len: u32,
+    /// The query's DNS flags, host byte order.
+    pub flags: u16,
+    /// QDCOUNT, host byte order.
+    pub questions: u16,
+    /// The bytes behind the query's header.
+    pub question: [u8; DNS_QUESTION_MAX],
+    pub unused: [u8; 4],
+}
+
+impl DnsPending {
+    pub const EMPTY: DnsPending = DnsPending {
+        asker: Task::UNKNOWN,
+        first_sent_ns: 0,
+        last_sent_ns: 0,
+        sends: 0,
+        state: STATE_WAITING,
+        question_len: 0,
+        flags: 0,
+        questions: 0,
+        question: [0; DNS_QUESTION_MAX],
+        unused: [0; 4],
+    };
+}
+
+/// A query that met its response.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsRecord {
+    pub key: DnsKey,
+    pub pending: DnsPending,
+    /// When the response came in.
+    pub time_ns: u64,
+    /// Length of the DNS message as the network carried it (for TCP: as its length prefix says).
+    pub message_size: u32,
+    /// Valid bytes in `message`.
+    pub message_len: u32,
+    /// The response, from its header on.
+    pub message: [u8; DNS_MESSAGE_MAX],
+}
+
+/// A socket that the network reported an error to (tracepoint `sock:inet_sk_error_report`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketError {
+    pub cookie: u64,
+    pub time_ns: u64,
+    /// Positive errno.
+    pub errno: u32,
+    pub unused: u32,
+}
+
+const _: () = assert!(size_of::<DnsKey>() == 32);
+const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 4 + 264);
+const _: () = assert!(size_of::<DnsRecord>() == 32 + 336 + 16 + 512);
+const _: () = assert!(size_of::<SocketError>() == 24);

@@ -1,0 +1,50 @@
+//! Losses, counted where they happen: one per-CPU counter each, in the map `LOSSES`.
+
+/// Index into the map `LOSSES`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A kill found the ring `OOM_EVENTS` full.
+    OomRing = 0,
+    /// The kernel passed only a pid, so that the victim's cgroup was not known.
+    OomVictimByPid = 1,
+    /// A DNS record found the ring `DNS_EVENTS` full.
+    DnsRing = 2,
+    /// A query could not be put into `DNS_IN_FLIGHT`.
+    DnsInFlight = 3,
+    /// A message on a DNS port was shorter than a DNS header.
+    DnsShort = 4,
+    /// A TCP segment to a DNS server did not start with a DNS message.
+    DnsTcpSegment = 5,
+    /// The first fragment of a fragmented answer: its length is not known.
+    DnsFragment = 6,
+    /// The asker was not known at the time of the query.
+    DnsAsker = 7,
+    /// A sample found the ring `SAMPLES` full.
+    OncpuRing = 8,
+    /// A user stack could not be read at all.
+    OncpuUserStack = 9,
+    /// A stack was deeper than `FRAMES_MAX`.
+    OncpuTruncated = 10,
+    /// Not a loss but its measure: queries put into `DNS_IN_FLIGHT` …
+    DnsInserted = 11,
+    /// … and taken out of it by the kernel side. The difference that is not there was evicted.
+    DnsRemoved = 12,
+}
+
+/// Names of the counters as events, metrics and reports show them, by index.
+pub const LOSSES: [&str; 13] = [
+    "oom_ring",
+    "oom_victim_by_pid",
+    "dns_ring",
+    "dns_in_flight",
+    "dns_short",
+    "dns_tcp_segment",
+    "dns_fragment",
+    "dns_asker",
+    "oncpu_ring",
+    "oncpu_user_stack",
+    "oncpu_truncated",
+    "dns_inserted",
+    "dns_removed",
+];

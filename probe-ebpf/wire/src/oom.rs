@@ -1,0 +1,41 @@
+//! A victim of the OOM killer (kernel: `mm/oom_kill.c`).
+
+use crate::Task;
+
+/// Deepest kernel stack of the trigger.
+pub const OOM_KERNEL_FRAMES: usize = 64;
+/// Deepest user stack of the trigger.
+pub const OOM_USER_FRAMES: usize = 64;
+
+/// `struct bpf_stack_build_id` (`<linux/bpf.h>`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildIdFrame {
+    /// 0: empty; 1: `build_id` and a file offset; 2: `offset` is an address.
+    pub status: i32,
+    pub build_id: [u8; 20],
+    pub offset: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OomRecord {
+    pub time_ns: u64,
+    /// On kernels that pass only a pid: `pid` holds that thread id, the rest is unknown.
+    pub victim: Task,
+    pub trigger: Task,
+    /// Pages: file, anonymous, swapped, shared; `u64::MAX`: not known.
+    pub rss_pages: [u64; 4],
+    /// `i32::MIN`: not known.
+    pub oom_score_adj: i32,
+    /// Bytes in `kernel`, or a negative errno.
+    pub kernel_len: i32,
+    /// Bytes in `user`, or a negative errno.
+    pub user_len: i32,
+    pub unused: u32,
+    pub kernel: [u64; OOM_KERNEL_FRAMES],
+    pub user: [BuildIdFrame; OOM_USER_FRAMES],
+}
+
+const _: () = assert!(size_of::<BuildIdFrame>() == 32);
+const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32);
