@@ -1,20 +1,28 @@
 //! The profile pipeline: samples → ring → decode → aggregate → symbolize → attribute → profile.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
+use anyhow::Context;
+use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::aggregate::{Aggregator, RawSample};
+use crate::attach::{OncpuWanted, Probes, Wanted};
+use crate::decode::{self, Stack};
+use crate::model::Owner;
 use crate::model::profile::Profile;
 use crate::pods::Pods;
+use crate::symbolize::Symbolizer;
 
-/// Whose stacks to take.
-#[derive(Clone, Debug)]
-pub enum Scope {
-    Node,
-    /// Memory cgroup ids (see `pods::Container::cgroup_ids`).
-    Cgroups(Vec<u64>),
-    /// A process id in the host's pid namespace.
-    Process(u32),
-}
+pub use crate::attach::Scope;
+
+/// Samples between the ring and the aggregator: more than a second of a 64-CPU node at 99 Hz.
+const QUEUE: usize = 8192;
+const PROGRESS: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -26,10 +34,102 @@ pub struct Options {
 
 /// Samples for `options.duration` (or until `stop` resolves), calling `progress(samples so far)` a few times a second.
 pub async fn profile(
-    _options: Options,
-    _pods: Arc<Pods>,
-    _stop: impl Future<Output = ()>,
-    _progress: impl FnMut(u64),
+    options: Options,
+    pods: Arc<Pods>,
+    stop: impl Future<Output = ()>,
+    mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    anyhow::bail!("not yet")
+    let wanted = OncpuWanted { scope: options.scope.clone(), frequency_hz: options.frequency_hz };
+    let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
+    let mut ring = probes.ring("SAMPLES")?;
+    let kernel_losses = probes.losses()?;
+    if let Some(log) = probes.log()? {
+        tokio::spawn(log.forward());
+    }
+    let (start, started) = (Timestamp::now(), Instant::now());
+
+    // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
+    let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
+    let counted = Arc::new(AtomicU64::new(0));
+    let aggregation = aggregate(received, counted.clone())?;
+    let (mut bad_records, mut queue_full) = (0u64, 0u64);
+    let mut take = |bytes: &[u8]| match decode::sample(bytes) {
+        Ok(stack) if samples.try_send(stack).is_err() => queue_full += 1,
+        Ok(_) => {}
+        Err(_) => bad_records += 1,
+    };
+    let mut ticks = interval(PROGRESS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let end = sleep_until(started + options.duration);
+    tokio::pin!(stop, end);
+    loop {
+        tokio::select! {
+            drained = ring.drain(&mut take) => drained?,
+            _ = ticks.tick() => progress(counted.load(Ordering::Relaxed)),
+            _ = &mut stop => break,
+            _ = &mut end => break,
+        }
+    }
+    let duration = started.elapsed();
+    drop(probes);
+    ring.drain_now(&mut take);
+    drop(samples);
+    let (mut aggregator, mut symbolizer) =
+        tokio::task::spawn_blocking(move || aggregation.join())
+            .await?
+            .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
+
+    let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();
+    for id in aggregator.cgroups() {
+        owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
+    }
+    let mut losses = kernel_losses.read();
+    losses.extend(aggregator.losses());
+    losses.extend(pods.status().losses);
+    let (samples, mappings, named) = tokio::task::spawn_blocking(move || {
+        let unknown = Arc::new(Owner::default());
+        let owner = |id: u64| owners.get(&id).unwrap_or(&unknown).clone();
+        let (samples, mappings) = aggregator.finish(&mut symbolizer, owner);
+        (samples, mappings, symbolizer.losses())
+    })
+    .await?;
+    losses.extend(named);
+    losses.extend(
+        [("bad_records", bad_records), ("profiler_queue", queue_full)]
+            .map(|(name, count)| (name.to_owned(), count)),
+    );
+    losses.retain(|_, count| *count > 0);
+    Ok(Profile {
+        start,
+        duration,
+        frequency_hz: options.frequency_hz,
+        node: options.node,
+        samples,
+        mappings,
+        losses: BTreeMap::from_iter(losses),
+    })
+}
+
+type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer)>;
+
+fn aggregate(samples: mpsc::Receiver<Stack>, counted: Arc<AtomicU64>) -> anyhow::Result<Aggregation> {
+    std::thread::Builder::new()
+        .name("aggregate".into())
+        .spawn(move || {
+            let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
+            for Stack { task, kernel, user } in samples {
+                let sample = RawSample {
+                    pid: task.pid,
+                    tid: task.tid,
+                    thread_comm: task.comm,
+                    cgroup_id: task.cgroup_id,
+                    kernel: &kernel,
+                    user: &user,
+                };
+                aggregator.add(&sample, &mut symbolizer);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            (aggregator, symbolizer)
+        })
+        .context("start the aggregator's thread")
 }

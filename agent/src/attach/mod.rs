@@ -63,7 +63,7 @@ impl Probes {
             victim_is_task: shape.victim_is_task.into(),
             dns_answers: wanted.dns.as_ref().is_some_and(|dns| dns.answers).into(),
             scope: wanted.oncpu.as_ref().map_or(SCOPE_NODE, |oncpu| oncpu.scope.code()),
-            dns_ports: wanted.dns.as_ref().map_or([53, 0, 0, 0], |dns| dns.ports),
+            dns_ports: wanted.dns.as_ref().map_or(DNS_PORTS, |dns| dns.ports),
         };
         let words = config_words(&config);
         let log_level = log_level();
@@ -186,7 +186,7 @@ fn explain(error: anyhow::Error, what: &'static str) -> anyhow::Error {
 /// Tries every probe for real (loads, attaches, detaches), for `podopsy doctor`.
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, dns: None, oncpu: None };
-    let dns = DnsWanted { answers: false, ports: [53, 0, 0, 0] };
+    let dns = DnsWanted { answers: false, ports: DNS_PORTS };
     let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1 };
     let tries = [
         ("oom", "raw tracepoint mark_victim", Wanted { oom: true, ..nothing.clone() }),
@@ -212,6 +212,9 @@ pub async fn check() -> Vec<ProbeCheck> {
         })
         .collect()
 }
+
+/// Server ports that carry DNS if nobody says otherwise; 0 is an unused slot.
+pub const DNS_PORTS: [u16; DNS_PORTS_MAX] = [53, 0, 0, 0];
 
 /// How long a query may wait before it is called a timeout, if nobody says otherwise: the resolver's
 /// own default (resolv.conf(5), `timeout`).

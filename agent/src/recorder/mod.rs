@@ -1,0 +1,234 @@
+//! The event pipeline: probes → ring → decode → attribute → event.
+//!
+//! Two tasks: one empties the rings and must never wait; one attributes, and may wait for the
+//! runtime. The queue between them is bounded, and what does not fit is counted.
+
+mod clock;
+mod flight;
+mod record;
+mod stacks;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::attach::{DnsWanted, Probes, Wanted};
+use crate::decode::{self, dns::DnsMessage};
+use crate::model::{Event, Losses};
+use crate::pods::Pods;
+use crate::ring;
+use flight::Flight;
+use record::{Attribution, Record};
+use stacks::{Stacks, Unnamed};
+
+/// Records between the two tasks.
+const RECORDS: usize = 16_384;
+/// Events that the listener has not taken yet.
+const EVENTS: usize = 1024;
+/// How often queries in flight are looked at: the error of a timeout's time.
+const SWEEP: Duration = Duration::from_millis(100);
+/// How long a stop waits for records under way to become events.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What to record.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub oom: bool,
+    pub dns: bool,
+    /// Ship answered queries too, not only failures.
+    pub dns_answers: bool,
+    /// A query without an answer for this long is a timeout.
+    pub dns_timeout: Duration,
+    /// The node's name in events.
+    pub node: String,
+}
+
+/// A running recorder; probes detach when it is dropped.
+#[derive(Debug)]
+pub struct Recorder {
+    losses: Arc<Mutex<Losses>>,
+    degraded: Vec<String>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    collect: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Recorder {
+    /// Loads and attaches; an error says which probe and what would mend it.
+    pub async fn start(options: Options, pods: Arc<Pods>) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
+        let wanted = Wanted {
+            oom: options.oom,
+            dns: options
+                .dns
+                .then_some(DnsWanted { answers: options.dns_answers, ports: crate::attach::DNS_PORTS }),
+            oncpu: None,
+        };
+        let mut probes = Probes::load(&wanted)?;
+        let (records_in, records) = mpsc::channel(RECORDS);
+        let (events_in, events) = mpsc::channel(EVENTS);
+        let losses = Arc::new(Mutex::new(Losses::new()));
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let collector = Collector {
+            oom: probes.ring("OOM_EVENTS")?,
+            dns: probes.ring("DNS_EVENTS")?,
+            kernel_losses: probes.losses()?,
+            flight: Flight::new(probes.in_flight()?, options.dns_timeout),
+            stacks: Stacks::start()?,
+            records: records_in,
+            bad_records: 0,
+            queue_full: 0,
+            stacks_unnamed: 0,
+            pods: pods.clone(),
+            losses: losses.clone(),
+        };
+        if let Some(log) = probes.log()? {
+            tokio::spawn(log.forward());
+        }
+        let degraded = probes.degraded.clone();
+        tokio::spawn(Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in));
+        let collect = tokio::spawn(async move {
+            let result = collector.run(stopped).await;
+            drop(probes);
+            result
+        });
+        Ok((Recorder { losses, degraded, stop: Some(stop), collect }, events))
+    }
+
+    /// Losses of all stages since the start, by counter name.
+    pub fn losses(&self) -> Losses {
+        self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+    }
+
+    /// What this kernel made us leave out.
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
+    }
+
+    /// Detaches, and lets what is under way become events: the receiver ends after them. Keep receiving meanwhile.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        match tokio::time::timeout(DRAIN, &mut self.collect).await {
+            Ok(joined) => joined?,
+            Err(_) => {
+                self.collect.abort();
+                anyhow::bail!("the recorder did not stop within {DRAIN:?}")
+            }
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // Without a stop: the task holds the probes, so ending it detaches them.
+        if self.stop.is_some() {
+            self.collect.abort();
+        }
+    }
+}
+
+/// Empties the rings. Never waits for anything but them.
+struct Collector {
+    oom: ring::Ring,
+    dns: ring::Ring,
+    kernel_losses: ring::Losses,
+    flight: Flight,
+    stacks: Stacks,
+    records: mpsc::Sender<Record>,
+    bad_records: u64,
+    queue_full: u64,
+    stacks_unnamed: u64,
+    pods: Arc<Pods>,
+    losses: Arc<Mutex<Losses>>,
+}
+
+impl Collector {
+    async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut oom, mut dns) = (Vec::new(), Vec::new());
+        loop {
+            tokio::select! {
+                drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
+                drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
+                _ = sweep.tick() => {
+                    self.sweep();
+                    self.sum_losses();
+                }
+                _ = &mut stopped => break,
+            }
+            oom.drain(..).for_each(|kill| self.oom(kill));
+            dns.drain(..).for_each(|message| self.dns(message));
+        }
+        self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
+        self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
+        oom.drain(..).for_each(|kill| self.oom(kill));
+        dns.drain(..).for_each(|message| self.dns(message));
+        self.sweep();
+        self.sum_losses();
+        Ok(())
+    }
+
+    fn oom(&mut self, kill: Result<decode::OomDecoded, decode::BadRecord>) {
+        let Ok(mut kill) = kill else {
+            self.bad_records += 1;
+            return;
+        };
+        let unnamed = Unnamed {
+            pid: kill.trigger.pid,
+            kernel: std::mem::take(&mut kill.kernel),
+            user: std::mem::take(&mut kill.user),
+        };
+        let named = self.stacks.ask(unnamed);
+        self.stacks_unnamed += u64::from(named.is_none());
+        self.sum_losses();
+        self.pass_on(Record::Oom(Box::new(kill), named));
+    }
+
+    fn dns(&mut self, message: Result<DnsMessage, decode::BadRecord>) {
+        match message {
+            Ok(DnsMessage::Answered(record)) => self.pass_on(Record::Dns {
+                asker: record.pending.asker,
+                time_ns: record.time_ns,
+                transaction: decode::dns::answered(&record),
+            }),
+            Ok(DnsMessage::SocketError(error)) => self.flight.socket_error(error),
+            Err(_) => self.bad_records += 1,
+        }
+    }
+
+    fn sweep(&mut self) {
+        for ended in self.flight.sweep(&self.kernel_losses) {
+            self.pass_on(Record::Dns {
+                asker: ended.pending.asker,
+                time_ns: ended.time_ns,
+                transaction: ended.transaction,
+            });
+        }
+    }
+
+    fn pass_on(&mut self, record: Record) {
+        if self.records.try_send(record).is_err() {
+            self.queue_full += 1;
+        }
+    }
+
+    /// Losses of every stage, where events and the summary find them.
+    fn sum_losses(&self) {
+        let mut sum = self.kernel_losses.read();
+        sum.extend(self.flight.losses());
+        sum.extend(self.pods.status().losses);
+        let own = [
+            ("bad_records", self.bad_records),
+            ("recorder_queue", self.queue_full),
+            ("oom_stacks_unnamed", self.stacks_unnamed),
+        ];
+        sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
+        sum.retain(|_, count| *count > 0);
+        if let Ok(mut losses) = self.losses.lock() {
+            *losses = sum;
+        }
+    }
+}
