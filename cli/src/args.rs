@@ -16,13 +16,13 @@ use crate::terminal::{note, visible};
 
 const AFTER_HELP: &str = "\
 Examples:
-  podopsy watch                                live OOM kills and failed lookups, with their pods
-  podopsy watch dns -n shop -o json | jq .dns  one namespace's failed lookups, one JSON object a line
-  podopsy profile shop/cart -d 30s -o cart.svg where a pod spends its CPU time, as a flame graph
-  podopsy profile -a -o node.pb.gz             the whole node, for go tool pprof
-  podopsy pods -n shop                         pods and containers, restarts, limits and usage
-  podopsy inspect pid:4242                     which pod does this process belong to?
-  podopsy doctor                               what works on this machine, and what would mend the rest
+  podopsy watch                         live OOM kills and failed lookups, with their pods
+  podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
+  podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
+  podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy pods -n shop                  pods and containers, restarts, limits and usage
+  podopsy inspect pid:4242              which pod does this process belong to?
+  podopsy doctor                        what works here, and what would mend the rest
 
 TARGET is one grammar everywhere:
   namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N, cgroup:PATH

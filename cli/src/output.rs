@@ -91,8 +91,9 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
 }
 
 impl Pending {
-    /// Writes `profile` to each and gives it its name; an error leaves what was there before.
-    pub fn finish(self, profile: &Profile) -> anyhow::Result<Vec<Output>> {
+    /// Writes `profile` to each and gives it its name; an error leaves what was there before, and costs
+    /// no other output: the samples cannot be taken again.
+    pub fn finish(self, profile: &Profile) -> Vec<(Output, anyhow::Result<()>)> {
         self.finish_with(|format, out| match format {
             Format::Pprof => export::pprof::write(profile, out),
             Format::Folded => export::folded::write(profile, out),
@@ -103,22 +104,30 @@ impl Pending {
     fn finish_with(
         self,
         write: impl Fn(Format, &mut dyn std::io::Write) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Vec<Output>> {
-        let mut written = Vec::new();
-        for (output, temporary) in self.0 {
-            let failed = || format!("cannot write {}", output.shown());
-            let mut out = BufWriter::new(temporary.as_file());
-            write(output.format, &mut out).with_context(failed)?;
-            out.flush().with_context(failed)?;
-            drop(out);
-            // Without it a crash could leave the name with nothing behind it.
-            temporary.as_file().sync_all().with_context(failed)?;
-            refuse_links(&output.path)?;
-            temporary.persist(&output.path).map_err(|error| error.error).with_context(failed)?;
-            written.push(output);
-        }
-        Ok(written)
+    ) -> Vec<(Output, anyhow::Result<()>)> {
+        let finished = self.0.into_iter().map(|(output, temporary)| {
+            let result = finish_one(&output, temporary, &write)
+                .with_context(|| format!("cannot write {}", output.shown()));
+            (output, result)
+        });
+        finished.collect()
     }
+}
+
+fn finish_one(
+    output: &Output,
+    temporary: NamedTempFile,
+    write: impl Fn(Format, &mut dyn std::io::Write) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(temporary.as_file());
+    write(output.format, &mut out)?;
+    out.flush()?;
+    drop(out);
+    // Without it a crash could leave the name with nothing behind it.
+    temporary.as_file().sync_all()?;
+    refuse_links(&output.path)?;
+    temporary.persist(&output.path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 /// A rename would put the profile in the place of a link, a device or a pipe, which nobody can have meant.
@@ -173,26 +182,27 @@ mod tests {
         fs::write(&path, "old").unwrap();
         let pending = prepare(output(path.clone())).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-        pending.finish_with(|_, out| Ok(out.write_all(b"new")?)).unwrap();
+        let finished = pending.finish_with(|_, out| Ok(out.write_all(b"new")?));
+        assert!(finished[0].1.is_ok());
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(listing(dir.path()), ["a.svg"]);
     }
 
     #[test]
-    fn a_failure_leaves_the_old_file_and_no_litter() {
+    fn a_failure_leaves_the_old_file_and_no_litter_and_spares_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.svg");
         fs::write(&path, "old").unwrap();
-        let pending = prepare(output(path.clone())).unwrap();
-        let error = pending
-            .finish_with(|_, out| {
-                out.write_all(b"half")?;
-                bail!("disk on fire")
-            })
-            .unwrap_err();
-        assert!(format!("{error:#}").contains("a.svg: disk on fire"), "{error:#}");
+        let both = [output(path.clone()), output(dir.path().join("b.folded"))].concat();
+        let finished = prepare(both).unwrap().finish_with(|format, out| {
+            out.write_all(b"half")?;
+            if format == Format::Svg { bail!("disk on fire") } else { Ok(()) }
+        });
+        let error = format!("{:#}", finished[0].1.as_ref().unwrap_err());
+        assert!(error.contains("a.svg: disk on fire"), "{error}");
+        assert!(finished[1].1.is_ok());
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-        assert_eq!(listing(dir.path()), ["a.svg"]);
+        assert_eq!(listing(dir.path()), ["a.svg", "b.folded"]);
     }
 
     #[test]
@@ -212,7 +222,7 @@ mod tests {
         let late = dir.path().join("late.svg");
         let pending = prepare(output(late.clone())).unwrap();
         std::os::unix::fs::symlink(&target, &late).unwrap();
-        assert!(pending.finish_with(|_, out| Ok(out.write_all(b"x")?)).is_err());
+        assert!(pending.finish_with(|_, out| Ok(out.write_all(b"x")?))[0].1.is_err());
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }
 

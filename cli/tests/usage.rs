@@ -65,6 +65,21 @@ fn an_ending_that_names_no_format_is_refused_before_sampling() {
     assert!([".pb.gz", ".folded", ".svg"].iter().all(|ending| error.contains(ending)), "{error}");
 }
 
+/// Needs the right to sample, as the whole suite does: it is run by root.
+#[test]
+fn a_link_is_refused_before_sampling_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let precious = dir.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    let link = dir.path().join("link.svg");
+    std::os::unix::fs::symlink(&precious, &link).unwrap();
+    let output = podopsy(&["profile", "-a", "-d", "1h", "-o", link.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(error.contains("symbolic link") && error.lines().count() == 1, "{error}");
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+}
+
 #[test]
 fn arguments_cannot_command_the_terminal() {
     let output = podopsy(&["inspect", "a//\u{1b}[2J\u{9b}31m\u{202e}"]).output().unwrap();

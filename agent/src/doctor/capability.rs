@@ -79,10 +79,11 @@ pub fn in_initial_user_namespace() -> bool {
 }
 
 /// What is lost without each, and how much that matters.
-const USES: [(Capability, Status, &str); 8] = [
+const USES: [(Capability, Status, &str); 9] = [
     (Capability::Bpf, Status::Missing, "no probe can be loaded"),
     (Capability::Perfmon, Status::Missing, "no tracepoint, no sampling"),
     (Capability::NetAdmin, Status::Missing, "the DNS probe cannot be attached"),
+    (Capability::SysAdmin, Status::Ok, "not needed beside the three above"),
     (Capability::SysPtrace, Status::Degraded, "no namespaces or mappings of other users' processes"),
     (
         Capability::CheckpointRestore,
@@ -124,6 +125,9 @@ fn check(
         && (held.has(Capability::DacOverride) || machine.euid() == Some(0))
     {
         return Check::ok(Group::Capability, &name, "not held, and not needed by root");
+    }
+    if without == Status::Ok {
+        return Check::ok(Group::Capability, &name, format!("not held: {lost}"));
     }
     Check {
         name,

@@ -47,6 +47,12 @@ fn kernel_symbols(machine: &Machine) -> Check {
         .lines()
         .filter_map(|line| line.split(' ').next())
         .any(|address| u64::from_str_radix(address, 16).is_ok_and(|address| address != 0));
+    // At 2 they are hidden from everyone; below, from those without CAP_SYSLOG.
+    let mend = if restrict == "2" {
+        "sysctl kernel.kptr_restrict=1, and run as root (CAP_SYSLOG)"
+    } else {
+        "run as root; in a pod: securityContext.capabilities.add: [\"SYSLOG\"]"
+    };
     if visible {
         Check::ok(Group::Kernel, "kernel-symbols", format!("readable (kptr_restrict = {restrict})"))
     } else {
@@ -54,7 +60,7 @@ fn kernel_symbols(machine: &Machine) -> Check {
             Group::Kernel,
             "kernel-symbols",
             format!("hidden (kptr_restrict = {restrict}): kernel frames stay without names"),
-            "sysctl kernel.kptr_restrict=1, and CAP_SYSLOG (securityContext.capabilities.add: [\"SYSLOG\"])",
+            mend,
         )
     }
 }
@@ -79,7 +85,7 @@ fn perf_event_paranoid(machine: &Machine, held: Capabilities) -> Check {
             Group::Kernel,
             name,
             format!("{text}: CPUs cannot be sampled without CAP_PERFMON"),
-            "add CAP_PERFMON, or: sysctl kernel.perf_event_paranoid=-1",
+            "run as root; in a pod: securityContext.capabilities.add: [\"PERFMON\"]",
         )
     }
 }

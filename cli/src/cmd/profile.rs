@@ -45,12 +45,19 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
         note("nothing ran on a CPU while it was sampled: no file is written");
         return Ok(Verdict::Nothing);
     }
-    let written = pending.finish(&profile)?;
-    top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
-    for output in written {
-        note(&format!("wrote {}: open it with {}", output.shown(), output.open_with()));
+    // Files before the table: a reader of stdout that has left must not cost them.
+    let mut failed = None;
+    for (output, result) in pending.finish(&profile) {
+        match result {
+            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    Ok(Verdict::Fine)
+    let listed = top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top);
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(listed.map(|()| Verdict::Fine)?),
+    }
 }
 
 /// Whose stacks to take.
