@@ -37,7 +37,8 @@ fn main() -> ExitCode {
     exit::panics_in_one_line();
     exit::code(|| {
         let cli = args::parse()?;
-        terminal::log_to_stderr(cli.global.verbose);
+        // What the doctor tries in vain stands in its report.
+        terminal::log_to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)));
         let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
         let verdict = runtime.block_on(run(cli));
         // A runtime's call that hangs must not hold up the end.

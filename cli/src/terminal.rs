@@ -87,8 +87,11 @@ pub fn visible(text: &str) -> String {
 }
 
 /// `-v` shows what podopsy is doing, `-vv` in detail, `-vvv` its libraries too.
-pub fn log_to_stderr(verbose: u8) {
+///
+/// `quiet`: without `-v` not even warnings, for a command whose answer says all that they would.
+pub fn log_to_stderr(verbose: u8, quiet: bool) {
     let filter = match verbose {
+        0 if quiet => "off",
         0 => "warn",
         1 => "warn,podopsy=info,podopsy_agent=info",
         2 => "info,podopsy=debug,podopsy_agent=debug",
