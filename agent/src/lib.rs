@@ -10,7 +10,8 @@
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | out | [`export`] | formats |
 //!
-//! [`recorder`] puts the event stages together, [`profiler`] the profile stages.
+//! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
+//! of them can work on this machine.
 
 pub mod attach;
 pub mod decode;

@@ -1,1 +1,7 @@
-//! One file a command.
+//! One file a command. Each asks for its privileges first, then the library, then a renderer.
+
+pub mod doctor;
+pub mod inspect;
+pub mod pods;
+pub mod profile;
+pub mod watch;

@@ -1,0 +1,187 @@
+//! What the kernel was built with, and what its settings forbid.
+
+use super::capability::{Capabilities, Capability};
+use super::machine::Machine;
+use super::{Check, Group};
+
+pub(super) fn checks(machine: &Machine, held: Capabilities) -> Vec<Check> {
+    vec![
+        release(machine),
+        btf(machine),
+        kernel_symbols(machine),
+        perf_event_paranoid(machine, held),
+        unprivileged_bpf(machine),
+        lockdown(machine),
+        bpf_lsm(machine),
+        seccomp(machine),
+    ]
+}
+
+fn release(machine: &Machine) -> Check {
+    let mend = "mount -t proc proc /proc";
+    match machine.read("/proc/sys/kernel/osrelease") {
+        Ok(release) => Check::ok(Group::Kernel, "release", format!("{release} {}", std::env::consts::ARCH)),
+        Err(error) => Check::missing(Group::Kernel, "release", format!("cannot read /proc: {error}"), mend),
+    }
+}
+
+fn btf(machine: &Machine) -> Check {
+    let path = "/sys/kernel/btf/vmlinux";
+    match machine.file_len(path) {
+        Ok(bytes) => Check::ok(Group::Kernel, "btf", format!("{path}, {} KiB", bytes / 1024)),
+        Err(error) => Check::missing(
+            Group::Kernel,
+            "btf",
+            format!("{path}: {error}; the probes cannot find their way in this kernel's structures"),
+            "boot a kernel with CONFIG_DEBUG_INFO_BTF=y (every current distribution has one); in a pod: mount hostPath: /sys",
+        ),
+    }
+}
+
+/// The proof is in /proc/kallsyms itself: it shows zeros to those who may not see addresses.
+fn kernel_symbols(machine: &Machine) -> Check {
+    let restrict = machine.read("/proc/sys/kernel/kptr_restrict").unwrap_or_else(|_| "?".to_owned());
+    let head = machine.read_up_to("/proc/kallsyms", 64 << 10).unwrap_or_default();
+    // The first symbols of a kernel may truly lie at 0 (per-CPU ones), so one address is enough.
+    let visible = head
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .any(|address| u64::from_str_radix(address, 16).is_ok_and(|address| address != 0));
+    // At 2 they are hidden from everyone; below, from those without CAP_SYSLOG.
+    let mend = if restrict == "2" {
+        "sysctl kernel.kptr_restrict=1, and run as root (CAP_SYSLOG)"
+    } else {
+        "run as root; in a pod: securityContext.capabilities.add: [\"SYSLOG\"]"
+    };
+    if visible {
+        Check::ok(Group::Kernel, "kernel-symbols", format!("readable (kptr_restrict = {restrict})"))
+    } else {
+        Check::degraded(
+            Group::Kernel,
+            "kernel-symbols",
+            format!("hidden (kptr_restrict = {restrict}): kernel frames stay without names"),
+            mend,
+        )
+    }
+}
+
+fn perf_event_paranoid(machine: &Machine, held: Capabilities) -> Check {
+    let name = "perf_event_paranoid";
+    let Ok(text) = machine.read("/proc/sys/kernel/perf_event_paranoid") else {
+        return Check::missing(
+            Group::Kernel,
+            name,
+            "not there: the kernel has no perf events, so no CPU profile",
+            "boot a kernel with CONFIG_PERF_EVENTS=y",
+        );
+    };
+    let level: i32 = text.parse().unwrap_or(i32::MAX);
+    if held.allows(Capability::Perfmon) {
+        Check::ok(Group::Kernel, name, format!("{text}, which CAP_PERFMON overrides"))
+    } else if level < 0 {
+        Check::ok(Group::Kernel, name, text)
+    } else {
+        Check::degraded(
+            Group::Kernel,
+            name,
+            format!("{text}: CPUs cannot be sampled without CAP_PERFMON"),
+            "run as root; in a pod: securityContext.capabilities.add: [\"PERFMON\"]",
+        )
+    }
+}
+
+fn unprivileged_bpf(machine: &Machine) -> Check {
+    let found = match machine.read("/proc/sys/kernel/unprivileged_bpf_disabled").as_deref() {
+        Ok("0") => "0: anyone may use bpf(2); podopsy does not need that".to_owned(),
+        Ok(value) => format!("{value}: only with CAP_BPF, as podopsy expects"),
+        Err(_) => "no such setting".to_owned(),
+    };
+    Check::ok(Group::Kernel, "unprivileged_bpf_disabled", found)
+}
+
+fn lockdown(machine: &Machine) -> Check {
+    let name = "lockdown";
+    // The active mode stands in brackets: "none [integrity] confidentiality".
+    let modes = machine.read("/sys/kernel/security/lockdown").unwrap_or_default();
+    let active = modes.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(mode, _)| mode);
+    match active {
+        Some("confidentiality") => Check::missing(
+            Group::Kernel,
+            name,
+            "confidentiality: BPF programs may not read kernel memory",
+            "boot with lockdown=integrity (or without lockdown= on the kernel's command line)",
+        ),
+        Some(mode) => Check::ok(Group::Kernel, name, mode),
+        None => Check::ok(Group::Kernel, name, "not in this kernel, or securityfs is not mounted"),
+    }
+}
+
+fn bpf_lsm(machine: &Machine) -> Check {
+    let found = match machine.read("/sys/kernel/security/lsm") {
+        Ok(list) if list.split(',').any(|lsm| lsm == "bpf") => format!("active ({list})"),
+        Ok(list) => format!("not active ({list}); no probe needs it"),
+        Err(_) => "not known (securityfs is not mounted); no probe needs it".to_owned(),
+    };
+    Check::ok(Group::Kernel, "bpf-lsm", found)
+}
+
+fn seccomp(machine: &Machine) -> Check {
+    match machine.status_field("Seccomp").as_deref() {
+        Some("2") => Check::degraded(
+            Group::Kernel,
+            "seccomp",
+            "a filter is active: it may refuse bpf(2) and perf_event_open(2) whatever the capabilities",
+            "securityContext.seccompProfile: {type: Unconfined}",
+        ),
+        Some("1") => Check::missing(
+            Group::Kernel,
+            "seccomp",
+            "strict mode",
+            "securityContext.seccompProfile: {type: Unconfined}",
+        ),
+        _ => Check::ok(Group::Kernel, "seccomp", "no filter"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::super::machine::tests::with;
+    use super::*;
+
+    #[test]
+    fn kallsyms_of_zeros_are_hidden_and_one_zero_is_not() {
+        let zeros = "0000000000000000 A fixed_percpu_data\n0000000000000000 T _stext\n";
+        let (_dir, machine) = with(&[("/proc/kallsyms", zeros)]);
+        assert_eq!(kernel_symbols(&machine).status, Status::Degraded);
+        let real = "0000000000000000 A fixed_percpu_data\nffffffff81000000 T _stext\n";
+        let (_dir, machine) = with(&[("/proc/kallsyms", real)]);
+        assert_eq!(kernel_symbols(&machine).status, Status::Ok);
+    }
+
+    #[test]
+    fn only_confidentiality_stops_the_probes() {
+        for (modes, status) in [
+            ("none integrity [confidentiality]", Status::Missing),
+            ("none [integrity] confidentiality", Status::Ok),
+            ("[none] integrity confidentiality", Status::Ok),
+        ] {
+            let (_dir, machine) = with(&[("/sys/kernel/security/lockdown", modes)]);
+            assert_eq!(lockdown(&machine).status, status, "{modes}");
+        }
+    }
+
+    #[test]
+    fn perfmon_overrides_paranoia() {
+        let (_dir, machine) = with(&[("/proc/sys/kernel/perf_event_paranoid", "3\n")]);
+        let perfmon = Capabilities::from_hex("4000000000").unwrap();
+        assert_eq!(perf_event_paranoid(&machine, perfmon).status, Status::Ok);
+        assert_eq!(perf_event_paranoid(&machine, Capabilities::default()).status, Status::Degraded);
+    }
+
+    #[test]
+    fn a_seccomp_filter_is_named() {
+        let (_dir, machine) = with(&[("/proc/self/status", "Seccomp:\t2\nSeccomp_filters:\t1\n")]);
+        assert_eq!(seccomp(&machine).status, Status::Degraded);
+    }
+}

@@ -1,0 +1,296 @@
+//! The command line. Values are read here, so that a bad one is refused before anything starts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use podopsy_agent::model::Target;
+
+use crate::duration;
+use crate::exit::Said;
+use crate::output::Output;
+use crate::selector::Selector;
+use crate::terminal::{note, visible};
+
+const AFTER_HELP: &str = "\
+Examples:
+  podopsy watch                         live OOM kills and failed lookups, with their pods
+  podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
+  podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
+  podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy pods -n shop                  pods and containers, restarts, limits and usage
+  podopsy inspect pid:4242              which pod does this process belong to?
+  podopsy doctor                        what works here, and what would mend the rest
+
+TARGET is one grammar everywhere:
+  namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N, cgroup:PATH
+
+Exit codes:
+  0  done (also after Ctrl-C, and when the reader of a pipe has gone)
+  1  nothing was found, or something failed
+  2  wrong usage, or a missing privilege";
+
+/// Flight recorder and autopsy kit for Kubernetes nodes: what happened to this pod, and where in the code?
+///
+/// Runs on the node, as root; needs no agent and no API server. Events and profiles name the pod by its
+/// memory cgroup, so that they can do so after it has died.
+#[derive(Debug, Parser)]
+#[command(name = "podopsy", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The container runtime's CRI v1 socket [default: the usual paths are tried]
+    #[arg(long, global = true, value_name = "PATH", env = "PODOPSY_CRI_SOCKET", value_parser = PathBufValueParser::new().map(socket_path))]
+    pub cri_socket: Option<PathBuf>,
+
+    /// Longest wait for an answer of the container runtime
+    #[arg(long, global = true, value_name = "TIME", default_value = "2s", value_parser = duration::parse_cri_timeout)]
+    pub cri_timeout: Duration,
+
+    /// The node's name in events and profiles [default: the host's name]
+    #[arg(long, global = true, value_name = "NAME", env = "NODE_NAME")]
+    pub node: Option<String>,
+
+    /// Say on stderr what is being done; twice or three times for more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Watch(Watch),
+    Profile(Profile),
+    Pods(Pods),
+    Inspect(Inspect),
+    Doctor(Doctor),
+}
+
+/// Show OOM kills and failed DNS lookups as they happen, each with its pod
+///
+/// Says on stderr when it is recording; ends by Ctrl-C, --count or --duration, with a summary on stderr.
+/// Exits 1 if --duration ends before --count events were seen.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// What to watch; both if left out
+    #[arg(value_enum, value_name = "KIND")]
+    pub kinds: Vec<WatchKind>,
+
+    /// Show answered lookups too
+    #[arg(long)]
+    pub all: bool,
+
+    /// A lookup without an answer for this long is a timeout
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
+    pub dns_timeout: Duration,
+
+    /// Only events of pods in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Stop after this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Stop after this time
+    #[arg(short, long, value_name = "TIME", value_parser = duration::parse)]
+    pub duration: Option<Duration>,
+
+    /// wide: nothing is cut off; json: one event object a line
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub output: ListFormat,
+}
+
+impl Watch {
+    pub fn wants(&self, kind: WatchKind) -> bool {
+        self.kinds.is_empty() || self.kinds.contains(&kind)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WatchKind {
+    /// OOM kills
+    Oom,
+    /// DNS lookups
+    Dns,
+}
+
+/// Sample where a pod, a process or the node spends its CPU time
+///
+/// Ctrl-C ends the sampling early; what was sampled until then is still written.
+#[derive(Debug, Args)]
+pub struct Profile {
+    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub target: Option<Target>,
+
+    /// The whole node
+    #[arg(short, long)]
+    pub all: bool,
+
+    /// How long to sample
+    #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = duration::parse_sampling)]
+    pub duration: Duration,
+
+    /// Samples a second on each CPU (1 to 1000)
+    #[arg(short = 'F', long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub frequency: u64,
+
+    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated
+    #[arg(short, long = "output", value_name = "FILE", value_parser = PathBufValueParser::new().try_map(Output::new))]
+    pub outputs: Vec<Output>,
+
+    /// How many functions to list at the end
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    pub top: usize,
+}
+
+impl Profile {
+    pub fn target(&self) -> &Target {
+        // Without a target clap insists on --all.
+        self.target.as_ref().unwrap_or(&Target::All)
+    }
+}
+
+/// List pods and containers with state, restarts, memory and limits
+#[derive(Debug, Args)]
+pub struct Pods {
+    /// Only pods in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Only pods with these labels: key=value, key!=value, key or !key, with commas between
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<Selector>,
+
+    /// wide: with image, pod IP and container id
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub output: ListFormat,
+}
+
+/// Show what is known of a pod, container, process or cgroup, in both directions
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
+    pub target: Target,
+
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
+    pub output: ReportFormat,
+}
+
+/// Say what works on this machine, and the command or manifest line that would mend the rest
+///
+/// Exits 0 if nothing load-bearing is missing, 1 if something is, 2 if that is for want of privilege.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
+    pub output: ReportFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    Table,
+    Wide,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    #[value(alias = "table", alias = "wide")]
+    Text,
+    Json,
+}
+
+/// The kubelet and crictl write sockets as URLs.
+fn socket_path(path: PathBuf) -> PathBuf {
+    match path.to_str().and_then(|text| text.strip_prefix("unix://")) {
+        Some(plain) => PathBuf::from(plain),
+        None => path,
+    }
+}
+
+/// Reads this process's arguments; help, version and usage errors are said here.
+pub fn parse() -> anyhow::Result<Cli> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    Cli::try_parse_from(&args).map_err(|error| {
+        // clap repeats arguments as they are: without colours, if any of them could command a terminal.
+        let tame = args.iter().all(|arg| arg.to_str().is_some_and(|text| visible(text) == text));
+        if tame {
+            let _ = error.print();
+        } else {
+            let text = error.render().to_string();
+            note(&text.trim_end().split('\n').map(visible).collect::<Vec<_>>().join("\n"));
+        }
+        Said(u8::try_from(error.exit_code()).unwrap_or(2)).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_lines_of_the_readme() {
+        for line in [
+            "podopsy watch",
+            "podopsy watch oom dns --all --dns-timeout 500ms --count 3 -d 30s -n finance -o json",
+            "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
+            "podopsy profile -a -o x.svg",
+            "podopsy pods -n x -l app=web -o wide",
+            "podopsy inspect pid:1 -o json --cri-socket unix:///run/x.sock -v",
+            "podopsy --node n1 doctor",
+        ] {
+            read(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_before_anything_starts() {
+        for line in [
+            "podopsy profile",
+            "podopsy profile -a finance/pricing",
+            "podopsy profile -a -F 0",
+            "podopsy profile -a -F 1001",
+            "podopsy profile -a -d 30",
+            "podopsy profile -a -o x.txt",
+            "podopsy inspect pid:0",
+            "podopsy watch cpu",
+            "podopsy watch --count 0",
+            "podopsy pods -l =",
+        ] {
+            assert_eq!(read(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_ending_lists_the_known_ones() {
+        let error = read("podopsy profile -a -o x.txt").unwrap_err().to_string();
+        for ending in [".pb.gz", ".folded", ".svg"] {
+            assert!(error.contains(ending), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_socket_may_be_a_url() {
+        let cli = read("podopsy pods --cri-socket unix:///run/crio/crio.sock").unwrap();
+        assert_eq!(cli.global.cri_socket, Some("/run/crio/crio.sock".into()));
+    }
+}

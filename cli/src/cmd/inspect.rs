@@ -1,0 +1,153 @@
+//! `podopsy inspect`: pid → pod, and pod → containers, processes, namespaces, limits, usage, restarts.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use podopsy_agent::model::{Owner, PodRef, Target};
+use podopsy_agent::pods::{Container, Pod, Pods, Resolved};
+use serde::Serialize;
+
+use crate::args::{Inspect, ReportFormat};
+use crate::context::Context;
+use crate::exit::{Refused, Verdict};
+use crate::privilege;
+use crate::process::Process;
+use crate::render::{self, inspect::Sheet};
+use crate::terminal::Terminal;
+
+/// What was found; the JSON is this.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+enum Found {
+    Containers {
+        pod: PodRef,
+        /// Null: the runtime does not list the pod.
+        sandbox: Option<Sandbox>,
+        containers: Vec<Container>,
+    },
+    Process {
+        process: Process,
+        owner: Owner,
+        /// The container that it lies in, where the runtime lists it.
+        container: Option<Container>,
+    },
+    Cgroups {
+        cgroups: Vec<Owner>,
+    },
+}
+
+/// A [`Pod`] without what stands beside it.
+#[derive(Debug, Serialize)]
+struct Sandbox {
+    id: String,
+    state: String,
+    created_at: Option<jiff::Timestamp>,
+    ips: Vec<String>,
+    netns: Option<String>,
+}
+
+pub async fn run(context: &Context, args: Inspect) -> anyhow::Result<Verdict> {
+    privilege::require_runtime("inspect", context.global.cri_socket.as_deref())?;
+    let pods = context.pods().await?;
+    // A runtime that does not answer costs details, not the command: cgroups and /proc may know enough.
+    let listed = pods.list().await.unwrap_or_default();
+    let found = find(&pods, &args.target, &listed).await?;
+    let mut out = io::stdout().lock();
+    match args.output {
+        ReportFormat::Json => render::json(&mut out, &found)?,
+        ReportFormat::Text => print(&mut out, context.stdout, &found, &listed)?,
+    }
+    Ok(Verdict::Fine)
+}
+
+async fn find(pods: &Arc<Pods>, target: &Target, listed: &[Pod]) -> anyhow::Result<Found> {
+    // A pid inside a container resolves to that container; who asks for a pid wants the process first.
+    if let Target::Pid(pid) = *target {
+        return process(pods, pid, listed).await;
+    }
+    Ok(match pods.resolve(target).await? {
+        Resolved::Containers(pod, containers) => {
+            let sandbox = sandbox_of(&pod, listed).map(|pod| Sandbox {
+                id: pod.sandbox_id.clone(),
+                state: pod.state.clone(),
+                created_at: pod.created_at,
+                ips: pod.ips.clone(),
+                netns: pod.netns.clone(),
+            });
+            Found::Containers { pod, sandbox, containers }
+        }
+        Resolved::Process(pid) => process(pods, pid, listed).await?,
+        Resolved::Cgroups(ids) => {
+            let mut cgroups = Vec::new();
+            for id in ids {
+                cgroups.push(pods.owner_of_cgroup(id).await);
+            }
+            Found::Cgroups { cgroups }
+        }
+        Resolved::Node => return Err(Refused("inspect: name a pod, a container or a process".into()).into()),
+    })
+}
+
+async fn process(pods: &Arc<Pods>, pid: u32, listed: &[Pod]) -> anyhow::Result<Found> {
+    let process = Process::read(pid)?;
+    let owner = pods.owner_of_pid(pid).await?;
+    let container = owner.container.as_ref().and_then(|owner| {
+        let mut containers = listed.iter().flat_map(|pod| &pod.containers);
+        containers.find(|container| container.container.id == owner.id).cloned()
+    });
+    Ok(Found::Process { process, owner, container })
+}
+
+/// By uid: a pod that was made again has the name of the old one.
+fn sandbox_of<'a>(pod: &PodRef, listed: &'a [Pod]) -> Option<&'a Pod> {
+    listed.iter().find(|candidate| candidate.pod.uid == pod.uid)
+}
+
+fn print(out: &mut impl Write, terminal: Terminal, found: &Found, listed: &[Pod]) -> io::Result<()> {
+    let mut sheet = Sheet::new(out, terminal);
+    match found {
+        Found::Containers { pod, containers, .. } => {
+            sheet.pod(pod, sandbox_of(pod, listed))?;
+            containers.iter().try_for_each(|container| sheet.container(container))
+        }
+        Found::Process { process, owner, container } => {
+            sheet.process(process)?;
+            sheet.owner(owner)?;
+            if let Some(pod) = &owner.pod {
+                sheet.pod(pod, sandbox_of(pod, listed))?;
+            }
+            container.iter().try_for_each(|container| sheet.container(container))
+        }
+        Found::Cgroups { cgroups } => cgroups.iter().try_for_each(|owner| sheet.owner(owner)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::pods::tests::{container, pod};
+
+    #[test]
+    fn the_json_of_a_pod_has_pod_and_containers() {
+        let found = Found::Containers {
+            pod: pod("pricing", vec![]).pod,
+            sandbox: None,
+            containers: vec![container("burner", 0, "running")],
+        };
+        let json = serde_json::to_value(&found).unwrap();
+        assert_eq!(json["pod"]["name"], "pricing");
+        assert_eq!(json["containers"][0]["container"]["name"], "burner");
+        assert_eq!(json["containers"][0]["memory_limit_bytes"], 64 << 20);
+    }
+
+    #[test]
+    fn a_new_pod_of_the_same_name_is_another_pod() {
+        let old = pod("pricing", vec![]);
+        let mut new = pod("pricing", vec![]);
+        new.pod.uid = "new".into();
+        new.sandbox_id = "other".into();
+        let listed = [old, new.clone()];
+        assert_eq!(sandbox_of(&new.pod, &listed).unwrap().sandbox_id, "other");
+    }
+}

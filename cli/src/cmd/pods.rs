@@ -1,0 +1,60 @@
+//! `podopsy pods`: what runs on this node, as the container runtime tells it.
+
+use std::io;
+
+use podopsy_agent::pods::Pod;
+
+use crate::args::{ListFormat, Pods};
+use crate::context::Context;
+use crate::exit::Verdict;
+use crate::render;
+use crate::terminal::note;
+use crate::{privilege, selector::Selector};
+
+pub async fn run(context: &Context, args: Pods) -> anyhow::Result<Verdict> {
+    privilege::require_runtime("pods", context.global.cri_socket.as_deref())?;
+    let room = context.pods().await?;
+    let pods = select(room.list().await?, args.namespace.as_deref(), args.selector.as_ref());
+    let mut out = io::stdout().lock();
+    match args.output {
+        // An empty list is still JSON.
+        ListFormat::Json => render::json(&mut out, &pods)?,
+        _ if pods.is_empty() => {}
+        format => render::pods::print(&mut out, context.stdout, &pods, format == ListFormat::Wide)?,
+    }
+    if !pods.is_empty() {
+        return Ok(Verdict::Fine);
+    }
+    let why = match (room.status().cri_error, args.namespace.is_some() || args.selector.is_some()) {
+        (Some(error), _) => format!("no pods: {error}"),
+        (None, true) => "no pods match".to_owned(),
+        (None, false) => "no pods on this node".to_owned(),
+    };
+    note(&why);
+    Ok(Verdict::Nothing)
+}
+
+fn select(pods: Vec<Pod>, namespace: Option<&str>, selector: Option<&Selector>) -> Vec<Pod> {
+    let mut pods: Vec<Pod> = pods
+        .into_iter()
+        .filter(|pod| namespace.is_none_or(|namespace| pod.pod.namespace == namespace))
+        .filter(|pod| selector.is_none_or(|selector| selector.matches(&pod.pod.labels)))
+        .collect();
+    pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
+    pods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::pods::tests::pod;
+
+    #[test]
+    fn filters_and_sorts() {
+        let all = || vec![pod("pricing", vec![]), pod("checkout-api", vec![])];
+        let names = |pods: Vec<Pod>| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>();
+        assert_eq!(names(select(all(), None, None)), ["checkout-api", "pricing"]);
+        assert_eq!(names(select(all(), Some("finance"), Some(&"app=pricing".parse().unwrap()))), ["pricing"]);
+        assert!(select(all(), Some("shop"), None).is_empty());
+    }
+}

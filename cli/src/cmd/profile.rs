@@ -1,0 +1,127 @@
+//! `podopsy profile`: samples a target's stacks, writes them, and lists the functions that took the time.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use podopsy_agent::model::{Target, text};
+use podopsy_agent::pods::{Pods, Resolved};
+use podopsy_agent::profiler::{self, Options, Scope};
+
+use crate::args::Profile;
+use crate::context::Context;
+use crate::exit::Verdict;
+use crate::render::{losses, top, units};
+use crate::terminal::note;
+use crate::{output, privilege, signals};
+
+pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
+    privilege::require("profile", privilege::SAMPLE)?;
+    let target = args.target().clone();
+    let pending = output::prepare(args.outputs)?;
+    let pods = context.pods().await?;
+    let scope = scope(&pods, &target).await?;
+    let options =
+        Options { scope, duration: args.duration, frequency_hz: args.frequency, node: context.node() };
+
+    let stop = signals::stop()?;
+    let meter = Meter::start(context, &target, args.duration, args.frequency);
+    let result = profiler::profile(options, pods, stop, |samples| meter.show(samples)).await;
+    meter.end();
+    let profile = result?;
+
+    let shown = text::escape(&target.to_string());
+    let total = profile.total();
+    let summary = format!(
+        "{} in {} of {shown}; {}",
+        units::plural(total, "sample"),
+        units::duration(Duration::from_millis(profile.duration.as_millis() as u64 / 100 * 100)),
+        losses(&profile.losses)
+    );
+    note(&summary);
+    if total == 0 {
+        note("nothing ran on a CPU while it was sampled: no file is written");
+        return Ok(Verdict::Nothing);
+    }
+    // Files before the table: a reader of stdout that has left must not cost them.
+    let mut failed = None;
+    for (output, result) in pending.finish(&profile) {
+        match result {
+            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    let listed = top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top);
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(listed.map(|()| Verdict::Fine)?),
+    }
+}
+
+/// Whose stacks to take.
+async fn scope(pods: &Arc<Pods>, target: &Target) -> anyhow::Result<Scope> {
+    // Whoever names a process means that one, whether or not it lies in a container.
+    if let Target::Pid(pid) = *target {
+        pods.owner_of_pid(pid).await?;
+        return Ok(Scope::Process(pid));
+    }
+    Ok(match pods.resolve(target).await? {
+        Resolved::Node => Scope::Node,
+        Resolved::Process(pid) => Scope::Process(pid),
+        Resolved::Cgroups(ids) => Scope::Cgroups(ids),
+        Resolved::Containers(pod, containers) => {
+            let ids: Vec<u64> = containers
+                .iter()
+                .filter(|container| container.state == "running")
+                .flat_map(|container| container.cgroup_ids.iter().copied())
+                .collect();
+            if ids.is_empty() {
+                bail!("{}/{} has no running container to sample", pod.namespace, pod.name);
+            }
+            Scope::Cgroups(ids)
+        }
+    })
+}
+
+/// Progress on stderr: a bar on a terminal, a line at the start otherwise.
+struct Meter {
+    bar: Option<ProgressBar>,
+    since: Instant,
+}
+
+impl Meter {
+    fn start(context: &Context, target: &Target, duration: Duration, frequency: u64) -> Self {
+        let target = text::escape(&target.to_string());
+        let for_how_long = units::duration(duration);
+        let since = Instant::now();
+        if !context.stderr.is_terminal() {
+            note(&format!("profiling {target} for {for_how_long} at {frequency} Hz"));
+            return Meter { bar: None, since };
+        }
+        let length = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        // The name cannot break the template: it is the prefix, not a part of it.
+        if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {elapsed} {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(format!("{target}, {for_how_long}"));
+        bar.set_message("0 samples; Ctrl-C ends early");
+        Meter { bar: Some(bar), since }
+    }
+
+    fn show(&self, samples: u64) {
+        if let Some(bar) = &self.bar {
+            let elapsed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            bar.set_position(elapsed.min(bar.length().unwrap_or(u64::MAX)));
+            bar.set_message(format!("{}; Ctrl-C ends early", units::plural(samples, "sample")));
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

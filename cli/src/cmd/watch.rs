@@ -1,0 +1,200 @@
+//! `podopsy watch`: live events until Ctrl-C, `--count` or `--duration`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use podopsy_agent::model::{Event, Kind, Losses};
+use podopsy_agent::recorder::{Options, Recorder};
+use tokio::sync::mpsc;
+
+use crate::args::{Watch, WatchKind};
+use crate::context::Context;
+use crate::exit::Verdict;
+use crate::render::event::{Lines, kind};
+use crate::render::{losses, units};
+use crate::terminal::note;
+use crate::{privilege, signals};
+
+pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
+    let (oom, dns) = (args.wants(WatchKind::Oom), args.wants(WatchKind::Dns));
+    privilege::require("watch", if dns { privilege::SAMPLE_PACKETS } else { privilege::SAMPLE })?;
+
+    let pods = context.pods().await?;
+    let options =
+        Options { oom, dns, dns_answers: args.all, dns_timeout: args.dns_timeout, node: context.node() };
+    let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
+
+    let stop = ended(signals::stop()?, args.duration);
+    note(&format!("recording {}; Ctrl-C ends", subject(oom, dns)));
+
+    let mut watched = Watched::new(context, &args);
+    if follow(recorder, &mut events, stop, &mut watched).await? == Ended::ReaderGone {
+        return Ok(Verdict::Fine);
+    }
+    // What had been recorded before the end is still told; what came after is not.
+    for _ in 0..events.len() {
+        match events.try_recv() {
+            Ok(event) if !watched.is_full() => watched.see(&event)?,
+            _ => break,
+        }
+    }
+    let mut lost = pods.status().losses;
+    lost.append(&mut watched.losses);
+    note(&watched.counts.summary(watched.since.elapsed(), &lost));
+    let short = args.duration.is_some() && args.count.is_some_and(|count| watched.counts.total() < count);
+    Ok(if short && !watched.interrupted(args.duration) { Verdict::Nothing } else { Verdict::Fine })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    AsAsked,
+    ReaderGone,
+}
+
+/// Shows events until the end; the probes detach when it returns, with the recorder that it was given.
+async fn follow(
+    _recorder: Recorder,
+    events: &mut mpsc::Receiver<Event>,
+    stop: impl Future<Output = ()>,
+    watched: &mut Watched,
+) -> anyhow::Result<Ended> {
+    let mut stop = std::pin::pin!(stop);
+    let mut reader_check = tokio::time::interval(Duration::from_millis(500));
+    while !watched.is_full() {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => watched.see(&event)?,
+                None => anyhow::bail!("the recorder ended by itself; podopsy -v watch may say why"),
+            },
+            () = &mut stop => break,
+            _ = reader_check.tick() => if reader_is_gone() { return Ok(Ended::ReaderGone) },
+        }
+    }
+    Ok(Ended::AsAsked)
+}
+
+/// Resolves at a signal, or when `duration` is over.
+async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::select! {
+            () = stop => {}
+            () = tokio::time::sleep(duration) => {}
+        },
+        None => stop.await,
+    }
+}
+
+/// `podopsy watch | head -1` must end when head does, not at the next event.
+fn reader_is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|events| events.intersects(gone))
+}
+
+fn subject(oom: bool, dns: bool) -> &'static str {
+    match (oom, dns) {
+        (true, false) => "OOM kills",
+        (false, true) => "DNS lookups",
+        _ => "OOM kills and DNS lookups",
+    }
+}
+
+/// What has been seen so far.
+struct Watched {
+    lines: Lines,
+    namespace: Option<String>,
+    limit: Option<u64>,
+    counts: Counts,
+    /// As the last event told them.
+    losses: Losses,
+    since: Instant,
+}
+
+impl Watched {
+    fn new(context: &Context, args: &Watch) -> Self {
+        Watched {
+            lines: Lines::new(args.output, context.stdout),
+            namespace: args.namespace.clone(),
+            limit: args.count,
+            counts: Counts::default(),
+            losses: Losses::new(),
+            since: Instant::now(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.limit.is_some_and(|limit| self.counts.total() >= limit)
+    }
+
+    /// True if it ended before its time.
+    fn interrupted(&self, duration: Option<Duration>) -> bool {
+        duration.is_some_and(|duration| self.since.elapsed() < duration)
+    }
+
+    fn see(&mut self, event: &Event) -> io::Result<()> {
+        // Losses are the recorder's, whoever the event is about.
+        self.losses = event.losses.clone();
+        let wanted = match &self.namespace {
+            Some(namespace) => event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace),
+            None => true,
+        };
+        if !wanted {
+            return Ok(());
+        }
+        self.lines.print(&mut io::stdout().lock(), event)?;
+        self.counts.add(event.kind);
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts(BTreeMap<Kind, u64>);
+
+impl Counts {
+    fn add(&mut self, kind: Kind) {
+        *self.0.entry(kind).or_default() += 1;
+    }
+
+    fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    /// `3 events (1 oom.kill, 2 dns.failure) in 31 s; nothing lost`.
+    fn summary(&self, elapsed: Duration, lost: &Losses) -> String {
+        let kinds: Vec<String> = self.0.iter().map(|(k, count)| format!("{count} {}", kind(*k))).collect();
+        let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
+        format!(
+            "{}{kinds} in {}; {}",
+            units::plural(self.total(), "event"),
+            units::duration(Duration::from_secs(elapsed.as_secs())),
+            losses(lost)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_by_kind_and_says_what_was_lost() {
+        let mut counts = Counts::default();
+        let lost = [("dns_ring".to_owned(), 4)].into();
+        assert_eq!(
+            counts.summary(Duration::from_millis(31_900), &Losses::new()),
+            "0 events in 31 s; nothing lost"
+        );
+        for kind in [Kind::DnsFailure, Kind::OomKill, Kind::DnsFailure] {
+            counts.add(kind);
+        }
+        assert_eq!(
+            counts.summary(Duration::from_secs(90), &lost),
+            "3 events (1 oom.kill, 2 dns.failure) in 1 min 30 s; lost: dns_ring 4"
+        );
+    }
+}

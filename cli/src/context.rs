@@ -1,0 +1,45 @@
+//! What every command is given: the global options, and the terminals.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use podopsy_agent::model::text;
+use podopsy_agent::pods::{self, Pods};
+
+use crate::args::Global;
+use crate::terminal::Terminal;
+
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub global: Global,
+    pub stdout: Terminal,
+    pub stderr: Terminal,
+}
+
+impl Context {
+    pub fn new(global: Global) -> Self {
+        Context { global, stdout: Terminal::stdout(), stderr: Terminal::stderr() }
+    }
+
+    /// The node's name, safe to print: as given, else the host's.
+    pub fn node(&self) -> String {
+        // A manifest's NODE_NAME may be there and empty.
+        match self.global.node.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => text::escape(name),
+            None => nix::unistd::gethostname()
+                .map(|name| text::escape_bytes(std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str())))
+                .unwrap_or_else(|_| "unknown".to_owned()),
+        }
+    }
+
+    /// Opens the room that names pods. A runtime that is absent or broken is no error there.
+    pub async fn pods(&self) -> anyhow::Result<Arc<Pods>> {
+        let defaults = pods::Options::default();
+        let options = pods::Options {
+            cri_socket: self.global.cri_socket.clone(),
+            cri_timeout: self.global.cri_timeout,
+            ..defaults
+        };
+        Pods::start(options).await.context("cannot look for pods")
+    }
+}

@@ -1,0 +1,71 @@
+//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+/// Reads a duration above 0. A bare number is refused: 30 of what?
+pub fn parse(text: &str) -> Result<Duration, String> {
+    let grammar = "use a number with a unit, like 500ms, 30s, 5m, 1h or 1h30m";
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(format!("no unit; {grammar}"));
+    }
+    let signed: SignedDuration = text.parse().map_err(|_| grammar.to_owned())?;
+    match Duration::try_from(signed) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("it must be longer than 0".to_owned()),
+    }
+}
+
+/// [`parse`], at most a day: how long a profile may take.
+pub fn parse_sampling(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_millis(100), Duration::from_secs(24 * 3600), "100ms", "24h")
+}
+
+/// [`parse`], within reason for a resolver: how long a query may stay unanswered.
+pub fn parse_dns_timeout(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(300), "10ms", "5m")
+}
+
+/// [`parse`], within reason for a call to the runtime.
+pub fn parse_cri_timeout(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(60), "10ms", "60s")
+}
+
+fn bounded(d: Duration, min: Duration, max: Duration, low: &str, high: &str) -> Result<Duration, String> {
+    if (min..=max).contains(&d) { Ok(d) } else { Err(format!("it must lie between {low} and {high}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_type() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("1h30m", 5_400_000),
+            ("1.5s", 1500),
+        ] {
+            assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_with_what_would_do() {
+        for text in ["", "30", "s", "-5s", "0s", "5 parsecs", "1d1x", "99999999999999999999h"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        assert!(parse("30").unwrap_err().contains("30s"));
+    }
+
+    #[test]
+    fn bounds_are_named() {
+        assert_eq!(parse_sampling("25h").unwrap_err(), "it must lie between 100ms and 24h");
+        assert!(parse_dns_timeout("1ms").is_err());
+        assert_eq!(parse_dns_timeout("5s"), Ok(Duration::from_secs(5)));
+    }
+}

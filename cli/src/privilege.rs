@@ -1,0 +1,79 @@
+//! What a command may not do without, asked before it starts, said in one line.
+
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access, geteuid};
+use podopsy_agent::doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
+
+use crate::exit::Refused;
+
+/// To load the probes and to read what they sample.
+pub const SAMPLE: &[Capability] = &[Capability::Bpf, Capability::Perfmon];
+/// The same, and to attach to the root cgroup's packets.
+pub const SAMPLE_PACKETS: &[Capability] = &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin];
+
+/// Fails with what is missing for `command`.
+pub fn require(command: &str, needed: &[Capability]) -> Result<(), Refused> {
+    match lacking(Capabilities::effective(), in_initial_user_namespace(), needed) {
+        None => Ok(()),
+        Some(why) => Err(Refused(format!("{command}: {why}"))),
+    }
+}
+
+/// Fails unless this user can reach the runtime: root, or a socket that was named and is open to them.
+pub fn require_runtime(command: &str, socket: Option<&Path>) -> Result<(), Refused> {
+    let may = geteuid().is_root()
+        || Capabilities::effective().has(Capability::DacOverride)
+        || socket.is_some_and(|socket| access(socket, AccessFlags::W_OK).is_ok());
+    if may {
+        return Ok(());
+    }
+    Err(Refused(format!(
+        "{command}: needs root (or CAP_DAC_OVERRIDE) to ask the container runtime and to read other users' /proc; \
+         run it as root on the node, or name a socket that is open to you with --cri-socket"
+    )))
+}
+
+/// What is lacking, in one line; None: nothing.
+fn lacking(held: Capabilities, initial_namespace: bool, needed: &[Capability]) -> Option<String> {
+    if !initial_namespace {
+        return Some(
+            "this is a user namespace of its own, where capabilities do not reach the kernel; \
+             set hostUsers: true, or run it as the node's root"
+                .to_owned(),
+        );
+    }
+    let lacking: Vec<_> = needed.iter().filter(|&&capability| !held.allows(capability)).collect();
+    if lacking.is_empty() {
+        return None;
+    }
+    let names: Vec<_> = lacking.iter().map(|capability| capability.to_string()).collect();
+    let adds: Vec<_> = lacking.iter().map(|capability| format!("{:?}", capability.name())).collect();
+    Some(format!(
+        "needs {}; run it as root on the node, or in a pod set securityContext.capabilities.add: [{}] \
+         (podopsy doctor says what else is missing)",
+        names.join(", "),
+        adds.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_only_what_is_lacking() {
+        let perfmon = Capabilities::from_hex("4000000000").unwrap();
+        let why = lacking(perfmon, true, SAMPLE_PACKETS).unwrap();
+        assert!(why.starts_with("needs CAP_BPF, CAP_NET_ADMIN; run it as root"), "{why}");
+        assert!(why.contains(r#"add: ["BPF", "NET_ADMIN"]"#), "{why}");
+        assert!(!why.contains('\n'));
+    }
+
+    #[test]
+    fn root_lacks_nothing_and_a_namespaces_root_lacks_everything() {
+        let all = Capabilities::from_hex("1ffffffffff").unwrap();
+        assert_eq!(lacking(all, true, SAMPLE_PACKETS), None);
+        assert!(lacking(all, false, SAMPLE).unwrap().contains("hostUsers: true"));
+    }
+}

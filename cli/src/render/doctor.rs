@@ -1,0 +1,108 @@
+//! The doctor's report.
+
+use std::io::{self, Write};
+
+use podopsy_agent::doctor::{Check, Group, Report, Status};
+
+use super::table::{cut, pad};
+use super::units::plural;
+use crate::terminal::{Colour, Terminal, visible};
+
+pub fn print(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::Result<()> {
+    let width = report.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut group = None;
+    for check in &report.checks {
+        if group != Some(check.group) {
+            let before = if group.is_some() { "\n" } else { "" };
+            writeln!(out, "{before}{}", terminal.paint(Colour::Bold, title(check.group)))?;
+            group = Some(check.group);
+        }
+        line(out, terminal, check, width)?;
+    }
+    writeln!(out, "\n{}", verdict(report))
+}
+
+fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -> io::Result<()> {
+    let (word, colour) = match check.status {
+        Status::Ok => ("ok", Colour::Green),
+        Status::Degraded => ("degraded", Colour::Yellow),
+        Status::Missing => ("missing", Colour::Red),
+    };
+    let status = terminal.paint(colour, &pad(word, 8));
+    // Findings that are fine may be cut; those that are not, and mends, are there to be read and copied.
+    let room = match check.status {
+        Status::Ok => terminal.width.map(|columns| columns.saturating_sub(width + 14).max(20)),
+        _ => None,
+    };
+    writeln!(
+        out,
+        "  {status}  {}  {}",
+        pad(&visible(&check.name), width),
+        cut(&visible(&check.found), room)
+    )?;
+    if let Some(mend) = &check.mend {
+        writeln!(out, "  {}  mend: {}", " ".repeat(8), visible(mend))?;
+    }
+    Ok(())
+}
+
+fn title(group: Group) -> &'static str {
+    match group {
+        Group::Kernel => "Kernel",
+        Group::Capability => "Capabilities",
+        Group::Mount => "Mounts and namespaces",
+        Group::Probe => "Probes",
+        Group::Runtime => "Container runtime",
+    }
+}
+
+fn verdict(report: &Report) -> String {
+    match (report.count(Status::Missing), report.count(Status::Degraded)) {
+        (0, 0) => "All that podopsy can use is here.".to_owned(),
+        (0, degraded) => {
+            format!("All that podopsy needs is here; {} degraded.", plural(degraded as u64, "thing"))
+        }
+        (missing, degraded) => {
+            format!("{} missing, {degraded} degraded.", plural(missing as u64, "thing"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, group: Group, status: Status, found: &str, mend: Option<&str>) -> Check {
+        Check { name: name.into(), group, status, found: found.into(), mend: mend.map(str::to_owned) }
+    }
+
+    #[test]
+    fn groups_statuses_and_mends() {
+        let report = Report {
+            checks: vec![
+                check("btf", Group::Kernel, Status::Ok, "/sys/kernel/btf/vmlinux", None),
+                check("tracefs", Group::Mount, Status::Missing, "not mounted", Some("mount it")),
+                check("cri", Group::Runtime, Status::Degraded, "no\x1b socket", Some("--cri-socket PATH")),
+            ],
+        };
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &report).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+Kernel
+  ok        btf      /sys/kernel/btf/vmlinux
+
+Mounts and namespaces
+  missing   tracefs  not mounted
+            mend: mount it
+
+Container runtime
+  degraded  cri      no\\x1b socket
+            mend: --cri-socket PATH
+
+1 thing missing, 1 degraded.
+"
+        );
+    }
+}

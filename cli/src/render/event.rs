@@ -1,0 +1,296 @@
+//! Live events: one line each, as a table or as JSON.
+
+use std::io::{self, Write};
+
+use podopsy_agent::model::event::{OomKill, OomTask, Protocol};
+use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
+
+use super::table::fixed;
+use super::units;
+use crate::args::ListFormat;
+use crate::terminal::{Colour, Terminal};
+
+const HEADER: [&str; 6] = ["TIME", "KIND", "POD", "CONTAINER", "PROCESS", "DETAIL"];
+
+/// Writes events as they come; every line is flushed, for whoever reads it live.
+#[derive(Debug)]
+pub struct Lines {
+    format: ListFormat,
+    terminal: Terminal,
+    widths: [usize; 5],
+    header_printed: bool,
+}
+
+impl Lines {
+    pub fn new(format: ListFormat, terminal: Terminal) -> Self {
+        let names = match terminal.width {
+            Some(0..120) => [18, 10, 14],
+            Some(120..160) => [26, 14, 18],
+            _ => [36, 18, 22],
+        };
+        let terminal = match format {
+            ListFormat::Wide => Terminal { width: None, ..terminal },
+            _ => terminal,
+        };
+        Lines { format, terminal, widths: [13, 11, names[0], names[1], names[2]], header_printed: false }
+    }
+
+    pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
+        if self.format == ListFormat::Json {
+            serde_json::to_writer(&mut *out, event)?;
+            writeln!(out)?;
+            return out.flush();
+        }
+        if !self.header_printed {
+            self.header_printed = true;
+            let header = fixed(&HEADER, &self.widths, self.terminal.width);
+            writeln!(out, "{}", self.terminal.paint(Colour::Bold, &header))?;
+        }
+        let line = fixed(
+            &[
+                &units::clock(event.time),
+                kind(event.kind),
+                &pod(event),
+                event.container.as_ref().map_or("-", |container| container.name.as_str()),
+                &format!("{}[{}]", event.process.comm, event.process.pid),
+                &detail(event),
+            ],
+            &self.widths,
+            self.terminal.width,
+        );
+        // The colour is put in afterwards: it has no width. The kind stands where it is the only such word.
+        let line = match event.kind {
+            Kind::OomKill => line.replacen("oom.kill", &self.terminal.paint(Colour::Red, "oom.kill"), 1),
+            Kind::DnsFailure => {
+                line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
+            }
+            Kind::DnsAnswer => line,
+        };
+        writeln!(out, "{line}")?;
+        out.flush()
+    }
+}
+
+/// The word that stands in the JSON.
+pub fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::OomKill => "oom.kill",
+        Kind::DnsFailure => "dns.failure",
+        Kind::DnsAnswer => "dns.answer",
+    }
+}
+
+fn pod(event: &Event) -> String {
+    match (&event.pod, event.known_by) {
+        (Some(pod), _) => format!("{}/{}", pod.namespace, pod.name),
+        (None, KnownBy::Host) => "(host)".to_owned(),
+        (None, _) => "(unknown)".to_owned(),
+    }
+}
+
+fn detail(event: &Event) -> String {
+    match &event.detail {
+        Detail::Oom(kill) => oom(kill),
+        Detail::Dns(transaction) => dns(transaction),
+    }
+}
+
+fn oom(kill: &OomKill) -> String {
+    let task = |task: &OomTask| format!("{}[{}]", task.comm, task.pid);
+    let mut text = format!("victim {}", task(&kill.victim));
+    if let Some(rss) = kill.rss {
+        // The sum that the kernel itself goes by (get_mm_rss): swap is no resident memory.
+        let resident = rss.anon_bytes.saturating_add(rss.file_bytes).saturating_add(rss.shmem_bytes);
+        text += &format!(" rss {}", units::bytes(resident));
+    }
+    if kill.trigger.pid == kill.victim.pid {
+        text += ", trigger same";
+    } else {
+        text += &format!(", trigger {}", task(&kill.trigger));
+    }
+    text
+}
+
+fn dns(transaction: &DnsTransaction) -> String {
+    let asked = match (&transaction.name, &transaction.qtype) {
+        (Some(name), Some(qtype)) => format!("{name} {qtype}"),
+        (Some(name), None) => name.clone(),
+        (None, _) => "(unreadable)".to_owned(),
+    };
+    let protocol = match transaction.protocol {
+        Protocol::Udp => "udp",
+        Protocol::Tcp => "tcp",
+    };
+    let became = match (&transaction.malformed, transaction.outcome, transaction.rcode) {
+        (Some(why), ..) => format!("malformed: {why}"),
+        (None, Outcome::Other, Some(rcode)) => format!("rcode {rcode}"),
+        (None, outcome, _) => word(outcome).to_owned(),
+    };
+    let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };
+    format!(
+        "{asked} → {became} after {} ({} {protocol}{sends})",
+        units::nanoseconds(transaction.latency_ns),
+        transaction.server
+    )
+}
+
+/// The word that stands in the JSON.
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Noerror => "noerror",
+        Outcome::Nxdomain => "nxdomain",
+        Outcome::Servfail => "servfail",
+        Outcome::Refused => "refused",
+        Outcome::Formerr => "formerr",
+        Outcome::Nodata => "nodata",
+        Outcome::Truncated => "truncated",
+        Outcome::Timeout => "timeout",
+        Outcome::Late => "late",
+        Outcome::Unreachable => "unreachable",
+        Outcome::Malformed => "malformed",
+        Outcome::Other => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podopsy_agent::model::event::{ProcessRef, Rss};
+    use podopsy_agent::model::{CgroupRef, ContainerRef, Owner, PodRef};
+
+    use super::*;
+
+    fn owner() -> Owner {
+        Owner {
+            pod: Some(PodRef {
+                namespace: "finance".into(),
+                name: "checkout-api".into(),
+                uid: "u".into(),
+                labels: Default::default(),
+            }),
+            container: Some(ContainerRef {
+                name: "api".into(),
+                id: "3f2a".into(),
+                image: "i".into(),
+                attempt: 0,
+            }),
+            cgroup: CgroupRef { id: 7, path: None },
+            known_by: KnownBy::Cri,
+        }
+    }
+
+    fn event(kind: Kind, owner: Owner, detail: Detail) -> Event {
+        let process = ProcessRef { pid: 123, comm: "leak".into(), start_time: None };
+        let time = "2026-03-01T03:04:05.678Z".parse().unwrap();
+        Event::new(time, kind, "n1", owner, process, detail, Default::default())
+    }
+
+    fn kill(trigger: u32) -> Detail {
+        let task = |pid| OomTask { pid, tid: pid, comm: "leak".into() };
+        Detail::Oom(OomKill {
+            victim: task(123),
+            trigger: task(trigger),
+            trigger_cgroup: CgroupRef::default(),
+            rss: Some(Rss { anon_bytes: 65_000_000, file_bytes: 116_570, shmem_bytes: 0, swap_bytes: 9 }),
+            oom_score_adj: None,
+            kernel_stack: Vec::new(),
+            user_stack: Vec::new(),
+        })
+    }
+
+    fn timeout() -> Detail {
+        Detail::Dns(DnsTransaction {
+            name: Some("payments.finance.svc.cluster.local.".into()),
+            qtype: Some("A".into()),
+            server: "10.0.0.1:53".parse().unwrap(),
+            protocol: Protocol::Udp,
+            id: 1,
+            latency_ns: 5_000_000_000,
+            outcome: Outcome::Timeout,
+            rcode: None,
+            sends: 2,
+            malformed: None,
+        })
+    }
+
+    fn printed(format: ListFormat, terminal: Terminal, events: &[Event]) -> String {
+        let mut out = Vec::new();
+        let mut lines = Lines::new(format, terminal);
+        for event in events {
+            lines.print(&mut out, event).unwrap();
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_table_in_a_file_is_whole() {
+        let host = Owner { known_by: KnownBy::Host, ..Owner::default() };
+        let events = [event(Kind::OomKill, owner(), kill(123)), event(Kind::DnsFailure, host, timeout())];
+        assert_eq!(
+            printed(ListFormat::Table, Terminal::PLAIN, &events),
+            "\
+TIME           KIND         POD                                   CONTAINER           PROCESS                 DETAIL
+03:04:05.678Z  oom.kill     finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
+03:04:05.678Z  dns.failure  (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
+"
+        );
+    }
+
+    #[test]
+    fn a_terminal_cuts_and_wide_does_not() {
+        let events = [event(Kind::OomKill, owner(), kill(5))];
+        let terminal = Terminal { width: Some(110), colour: true };
+        assert_eq!(
+            printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
+            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m     finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, tr…"
+        );
+        assert!(printed(ListFormat::Wide, terminal, &events).ends_with("rss 62.1 MiB, trigger leak[5]\n"));
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_and_has_no_header() {
+        let events = [event(Kind::OomKill, owner(), kill(5)), event(Kind::DnsFailure, owner(), timeout())];
+        let text = printed(ListFormat::Json, Terminal { width: Some(20), colour: true }, &events);
+        let read: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(read, events);
+        assert!(
+            text.starts_with(r#"{"schema":1,"time":"2026-03-01T03:04:05.678Z","kind":"oom.kill","#),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn outcomes_use_the_words_of_the_json() {
+        use Outcome::*;
+        for outcome in [
+            Noerror,
+            Nxdomain,
+            Servfail,
+            Refused,
+            Formerr,
+            Nodata,
+            Truncated,
+            Timeout,
+            Late,
+            Unreachable,
+            Malformed,
+            Other,
+        ] {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", word(outcome)));
+        }
+        for k in [Kind::OomKill, Kind::DnsFailure, Kind::DnsAnswer] {
+            assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", kind(k)));
+        }
+    }
+
+    #[test]
+    fn a_malformed_query_says_why() {
+        let Detail::Dns(mut transaction) = timeout() else { unreachable!() };
+        transaction.name = None;
+        transaction.malformed = Some("a pointer loop".into());
+        transaction.sends = 1;
+        assert_eq!(
+            dns(&transaction),
+            "(unreadable) → malformed: a pointer loop after 5.0 s (10.0.0.1:53 udp)"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! The functions that take the time, most first.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, Write};
+
+use podopsy_agent::model::profile::{Frame, Profile};
+
+use super::table::Table;
+use crate::terminal::Terminal;
+
+/// A function's share of a profile, in samples.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Share {
+    name: String,
+    module: String,
+    /// Samples in which it ran itself.
+    own: u64,
+    /// Samples in which it, or what it called, ran; a recursion counts once.
+    total: u64,
+}
+
+/// Prints the `count` functions with most samples of their own.
+pub fn print(out: &mut impl Write, terminal: Terminal, profile: &Profile, count: usize) -> io::Result<()> {
+    let all = profile.total().max(1);
+    let percent = |samples: u64| format!("{:5.1} %", samples as f64 * 100.0 / all as f64);
+    let mut table = Table::new(&["   SELF", "  TOTAL", "FUNCTION", "MODULE"]);
+    for share in shares(profile).into_iter().take(count) {
+        table.row(vec![percent(share.own), percent(share.total), share.name, share.module]);
+    }
+    table.print(out, terminal)
+}
+
+fn shares(profile: &Profile) -> Vec<Share> {
+    let mut shares: HashMap<(String, String), (u64, u64)> = HashMap::new();
+    for sample in &profile.samples {
+        let keys: Vec<_> = sample.stack.iter().map(|frame| (name(frame), module(frame))).collect();
+        if let Some(innermost) = keys.first() {
+            shares.entry(innermost.clone()).or_default().0 += sample.count;
+        }
+        for key in keys.into_iter().collect::<BTreeSet<_>>() {
+            shares.entry(key).or_default().1 += sample.count;
+        }
+    }
+    let mut shares: Vec<Share> =
+        shares.into_iter().map(|((name, module), (own, total))| Share { name, module, own, total }).collect();
+    // Names last, so that equal shares do not change places between runs.
+    shares.sort_by(|a, b| (b.own, b.total).cmp(&(a.own, a.total)).then_with(|| a.name.cmp(&b.name)));
+    shares
+}
+
+fn name(frame: &Frame) -> String {
+    // Unknown frames are shown, not hidden: module and offset can still be looked up.
+    frame.function.clone().unwrap_or_else(|| format!("0x{:x}", frame.offset))
+}
+
+fn module(frame: &Frame) -> String {
+    let path = frame.module.as_deref().unwrap_or("[unknown]");
+    path.rsplit('/').next().unwrap_or(path).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use podopsy_agent::model::profile::Sample;
+
+    use super::*;
+
+    fn profile(stacks: &[(&[&str], u64)]) -> Profile {
+        let frame = |name: &&str| Frame {
+            function: (!name.starts_with("0x")).then(|| (*name).to_owned()),
+            module: Some("/usr/bin/burner".into()),
+            offset: 0x1234,
+            ..Frame::default()
+        };
+        let samples = stacks.iter().map(|(stack, count)| Sample {
+            stack: stack.iter().map(frame).collect(),
+            count: *count,
+            pid: 1,
+            tid: 1,
+            thread: "t".into(),
+            comm: "t".into(),
+            owner: Arc::default(),
+        });
+        Profile {
+            start: jiff::Timestamp::UNIX_EPOCH,
+            duration: Duration::from_secs(1),
+            frequency_hz: 99,
+            node: "n".into(),
+            samples: samples.collect(),
+            mappings: Vec::new(),
+            losses: Default::default(),
+        }
+    }
+
+    #[test]
+    fn self_is_the_innermost_and_recursion_counts_once() {
+        let profile =
+            profile(&[(&["hash", "price", "price", "main"], 60), (&["price", "main"], 30), (&["0x"], 10)]);
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &profile, 10).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "   SELF    TOTAL  FUNCTION  MODULE
+ 60.0 %   60.0 %  hash      burner
+ 30.0 %   90.0 %  price     burner
+ 10.0 %   10.0 %  0x1234    burner
+  0.0 %   90.0 %  main      burner
+"
+        );
+    }
+
+    #[test]
+    fn no_samples_divide_by_nothing() {
+        print(&mut Vec::new(), Terminal::PLAIN, &profile(&[]), 10).unwrap();
+    }
+}

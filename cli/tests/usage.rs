@@ -1,0 +1,179 @@
+//! The binary's face: help, usage errors, and what it says to those who may not.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+const PODOPSY: &str = env!("CARGO_BIN_EXE_podopsy");
+const COMMANDS: [&str; 5] = ["watch", "profile", "pods", "inspect", "doctor"];
+
+fn podopsy(args: &[&str]) -> Command {
+    let mut command = Command::new(PODOPSY);
+    command.args(args).env("RUST_BACKTRACE", "1").env_remove("NODE_NAME").env_remove("PODOPSY_CRI_SOCKET");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn assert_calm(output: &Output) {
+    for stream in [&output.stdout, &output.stderr] {
+        let text = text(stream);
+        for word in ["panicked", "backtrace", "stack backtrace", "this is a bug"] {
+            assert!(!text.contains(word), "{text}");
+        }
+    }
+}
+
+#[test]
+fn help_mentions_each_command_the_grammar_and_the_exit_codes() {
+    let output = podopsy(&["--help"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let help = text(&output.stdout);
+    for word in
+        COMMANDS.iter().chain(&["namespace/pod/container", "pid:N", "Exit codes", "Examples", "NODE_NAME"])
+    {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+    for command in COMMANDS {
+        let output = podopsy(&[command, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert!(text(&output.stdout).contains("--cri-socket"), "{command}");
+    }
+}
+
+#[test]
+fn a_bad_target_is_answered_with_the_grammar() {
+    for args in [&["inspect", "a//b"][..], &["profile", "pid:x"], &["inspect", "a/b/c/d"]] {
+        let output = podopsy(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let error = text(&output.stderr);
+        assert!(error.contains("namespace/pod/container") && error.contains("pid:N"), "{error}");
+        assert_calm(&output);
+    }
+}
+
+#[test]
+fn an_ending_that_names_no_format_is_refused_before_sampling() {
+    let output = podopsy(&["profile", "-a", "-o", "profile.json"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!([".pb.gz", ".folded", ".svg"].iter().all(|ending| error.contains(ending)), "{error}");
+}
+
+/// Needs the right to sample, as the whole suite does: it is run by root.
+#[test]
+fn a_link_is_refused_before_sampling_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let precious = dir.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    let link = dir.path().join("link.svg");
+    std::os::unix::fs::symlink(&precious, &link).unwrap();
+    let output = podopsy(&["profile", "-a", "-d", "1h", "-o", link.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(error.contains("symbolic link") && error.lines().count() == 1, "{error}");
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+}
+
+#[test]
+fn arguments_cannot_command_the_terminal() {
+    let output = podopsy(&["inspect", "a//\u{1b}[2J\u{9b}31m\u{202e}"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(!error.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{error:?}");
+}
+
+/// The binary where every user can run it: the build's own folder may be root's.
+struct Public {
+    _dir: tempfile::TempDir,
+    binary: PathBuf,
+}
+
+impl Public {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .permissions(fs::Permissions::from_mode(0o755))
+            .tempdir_in("/tmp")
+            .unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let binary = dir.path().join("podopsy");
+        fs::copy(PODOPSY, &binary).unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        Public { _dir: dir, binary }
+    }
+
+    /// As `nobody`; when the tests themselves are not root's, as their user, who has no more rights.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(&self.binary);
+        command.args(args).current_dir("/").env("RUST_BACKTRACE", "1");
+        command.env_remove("PODOPSY_CRI_SOCKET").env_remove("NODE_NAME");
+        if nix::unistd::geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        command.output().unwrap()
+    }
+}
+
+#[test]
+fn without_privileges_each_command_says_so_in_one_line() {
+    let public = Public::new();
+    for args in [
+        &["watch"][..],
+        &["watch", "oom"],
+        &["watch", "dns", "-o", "json"],
+        &["profile", "-a", "-d", "1s"],
+        &["profile", "finance/pricing", "-o", "/tmp/never.svg"],
+        &["pods"],
+        &["pods", "-o", "json"],
+        &["inspect", "pid:1"],
+        &["inspect", "finance/pricing"],
+        &["doctor"],
+        &["doctor", "-o", "json"],
+    ] {
+        let output = public.run(args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
+        let start = format!("podopsy: {}: needs ", args[0]);
+        assert!(error.starts_with(&start) && error.contains("root"), "{args:?}: {error}");
+        assert_calm(&output);
+    }
+}
+
+#[test]
+fn without_privileges_the_doctor_still_reports() {
+    let public = Public::new();
+    let output = public.run(&["doctor", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let bpf = checks.iter().find(|check| check["name"] == "CAP_BPF").unwrap();
+    assert_eq!((&bpf["status"], &bpf["group"]), (&"missing".into(), &"capability".into()));
+    assert!(bpf["mend"].as_str().unwrap().contains("BPF"));
+    for check in checks.iter().filter(|check| check["status"] == "missing") {
+        assert!(check["mend"].is_string() || check["group"] == "probe", "{check}");
+    }
+}
+
+#[test]
+fn no_colour_where_nobody_looks() {
+    let output = podopsy(&["doctor"]).env("TERM", "xterm-256color").output().unwrap();
+    assert!(!output.stdout.contains(&0x1b));
+    assert_calm(&output);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = podopsy(&["--help"]).stdout(writer.try_clone().unwrap()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_calm(&output);
+    let child = podopsy(&["doctor"]).stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
