@@ -6,12 +6,14 @@
 //! | bytes | [`ring`] | aya's maps, async fds |
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
+//! | counts | [`aggregate`] | stacks as numbers |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | out | [`export`] | formats |
 //!
 //! [`recorder`] puts the event stages together, [`profiler`] the profile stages.
 
+pub mod aggregate;
 pub mod attach;
 pub mod decode;
 pub mod export;

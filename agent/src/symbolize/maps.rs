@@ -129,19 +129,30 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// When the process started: clock ticks since boot, field 22 of /proc/PID/stat. With the pid it names a process
-/// for good; a pid alone is reused.
-pub(super) fn start_time(pid: u32) -> io::Result<u64> {
-    let mut stat = Vec::new();
-    File::open(format!("/proc/{pid}/stat"))?.take(4096).read_to_end(&mut stat)?;
-    parse_start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))
+/// What /proc/PID/stat says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// Clock ticks since boot (field 22). With the pid it names a process for good; a pid alone is reused.
+    pub start_time: u64,
+    /// `PF_KTHREAD` in the flags (field 9): it has no user-space memory, and lacks none.
+    pub is_kernel_thread: bool,
 }
 
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
+pub(super) fn stat(pid: u32) -> io::Result<Stat> {
+    let mut stat = Vec::new();
+    File::open(format!("/proc/{pid}/stat"))?.take(4096).read_to_end(&mut stat)?;
+    parse_stat(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as in proc(5)")))
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    const PF_KTHREAD: u64 = 0x0020_0000;
     // The comm may hold spaces and parentheses: count from the last one.
     let after = stat.iter().rposition(|&b| b == b')')? + 1;
-    let field = stat[after..].split(|&b| b == b' ').filter(|field| !field.is_empty()).nth(19)?;
-    std::str::from_utf8(field).ok()?.parse().ok()
+    let mut fields = stat[after..].split(|&b| b == b' ').filter(|field| !field.is_empty());
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u64>().ok();
+    let flags = number(fields.nth(6)?)?;
+    let start_time = number(fields.nth(12)?)?;
+    Some(Stat { start_time, is_kernel_thread: flags & PF_KTHREAD != 0 })
 }
 
 /// Devices (major, minor) of the FUSE mounts that the process sees. Reading a file there asks a daemon of the
@@ -201,9 +212,10 @@ mod tests {
 
     #[test]
     fn a_comm_full_of_parentheses_does_not_move_the_start_time() {
-        let stat = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
-        assert_eq!(parse_start_time(stat), Some(4711));
-        assert!(start_time(std::process::id()).unwrap() > 0);
+        let line = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 2129984 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
+        assert_eq!(parse_stat(line), Some(Stat { start_time: 4711, is_kernel_thread: true }));
+        let own = stat(std::process::id()).unwrap();
+        assert!(own.start_time > 0 && !own.is_kernel_thread);
     }
 
     #[test]

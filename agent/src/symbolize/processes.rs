@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::files::{FileId, Files};
 use super::losses::Losses;
-use super::maps::{self, Areas};
+use super::maps::{self, Areas, Stat};
 use super::resolver::Resolver;
 
 /// The dead stay until this many have been seen since.
@@ -34,7 +34,7 @@ pub(super) enum Place {
     Nowhere(&'static str),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Generation {
     areas: Areas,
     /// A file for each area that has one.
@@ -67,14 +67,16 @@ pub(super) struct Opening<'a> {
 impl Processes {
     /// Reads the mappings of a process that is new, has exec'd, or has another start time than the one of that pid.
     pub fn see(&mut self, pid: u32, opening: &mut Opening<'_>) {
-        let Ok(start_time) = maps::start_time(pid) else {
+        let Ok(Stat { start_time, is_kernel_thread }) = maps::stat(pid) else {
             if !self.known.contains_key(&pid) {
                 opening.losses.add("process_gone");
             }
             return;
         };
         self.clock += 1;
-        let Some(generation) = read(pid, start_time, opening) else { return };
+        let generation =
+            if is_kernel_thread { Some(Generation::default()) } else { read(pid, start_time, opening) };
+        let Some(generation) = generation else { return };
         let clock = self.clock;
         match self.known.get_mut(&pid).filter(|process| process.start_time == start_time) {
             Some(process) => process.renew(generation, clock),
@@ -104,7 +106,7 @@ impl Processes {
         self.clock += 1;
         process.read_at = Instant::now();
         process.pause = (process.pause * 2).min(LONGEST_PAUSE);
-        if maps::start_time(pid).ok() == Some(process.start_time)
+        if maps::stat(pid).is_ok_and(|now| now.start_time == process.start_time)
             && let Some(generation) = read(pid, process.start_time, opening)
         {
             process.renew(generation, self.clock);
@@ -178,7 +180,7 @@ fn read(pid: u32, start_time: u64, opening: &mut Opening<'_>) -> Option<Generati
     });
     let ids = ids.collect();
     // It died meanwhile, and another has its pid: then these were the other's mappings, or some of both.
-    if maps::start_time(pid).is_ok_and(|now| now != start_time) {
+    if maps::stat(pid).is_ok_and(|now| now.start_time != start_time) {
         losses.add("pid_reused");
         return None;
     }
