@@ -6,6 +6,7 @@
 //! | bytes | [`ring`] | aya's maps, async fds |
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
+//! | counts | [`aggregate`] | stacks as numbers |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | out | [`export`] | formats |
@@ -13,6 +14,7 @@
 //! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
 //! of them can work on this machine.
 
+pub mod aggregate;
 pub mod attach;
 pub mod decode;
 pub mod doctor;

@@ -1,10 +1,44 @@
 //! Address → function, for the living and the dead.
 //!
-//! Must not know: aya, CRI, pods. Reads /proc and ELF files.
+//! Must not know: aya, CRI, pods, Kubernetes. Reads /proc and ELF files.
+//!
+//! ```text
+//! pid, address ─ processes (maps) ─→ file, offset ─ files (held fd) ─→ copy of its symbols ─ resolver ─→ frames
+//! ```
+//!
+//! A file is opened when its process is first seen (`open`: it is the container's, and hostile), and held, so that
+//! its symbols can be read when the process is long dead. Its symbols are copied (`snapshot`) when the first address
+//! in it is asked for.
+//!
+//! [`Symbolizer`] is `Send`, and blocks: on files for milliseconds, at a large file's first address for up to seconds.
+//! Use it from `spawn_blocking` or a thread, not from an async task.
 
+mod depth;
+mod elf;
+mod files;
+mod kernel;
+mod losses;
+mod maps;
+mod open;
+mod processes;
+mod resolver;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod vdso;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::model::profile::{Frame, Mapping};
+use files::{FileId, Files};
+use kernel::Kernel;
+use losses::Losses;
+use processes::{Opening, Place, Processes};
+use resolver::{Resolver, Symbol};
+
+/// Distinct (file, offset) pairs whose frames are kept: about 30 MB when full of C++ names; then it starts over.
+const MAX_CACHED: usize = 65_536;
 
 /// A user-space address in a process, before symbolization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,41 +52,136 @@ pub struct UserAddress {
 
 /// Symbolizes; remembers each process's mappings and holds its files open from first sight.
 #[derive(Debug, Default)]
-pub struct Symbolizer {}
+pub struct Symbolizer {
+    processes: Processes,
+    files: Files,
+    resolver: Resolver,
+    kernel: Kernel,
+    vdso: vdso::Vdso,
+    cache: HashMap<(FileId, u64), Arc<[Frame]>>,
+    losses: Losses,
+}
 
 impl Symbolizer {
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Call on first sight of a process: reads its mappings and opens its executables while it lives.
-    pub fn see_process(&mut self, _pid: u32) {}
+    /// Call on first sight of a process, and when it has exec'd (its comm changed): reads its mappings and opens its
+    /// executables while it lives. A pid that now is another process (another start time) is seen anew.
+    pub fn see_process(&mut self, pid: u32) {
+        let (processes, mut opening) = self.opening();
+        processes.see(pid, &mut opening);
+    }
+
+    /// Call with each new stack while the process may still live: addresses outside of every known mapping (dlopen)
+    /// have the mappings read again, rate-limited per process.
+    pub fn notice(&mut self, pid: u32, addresses: &[u64]) {
+        let (processes, mut opening) = self.opening();
+        processes.notice(pid, addresses, &mut opening);
+    }
 
     /// Innermost first; one address gives several frames where functions were inlined, at least one always.
-    pub fn user(&mut self, _address: UserAddress) -> Vec<Frame> {
-        Vec::new()
+    ///
+    /// [`Frame::offset`] is of the address looked up: of a return address, the last byte of the call.
+    pub fn user(&mut self, address: UserAddress) -> Vec<Frame> {
+        let at = address.address.saturating_sub(u64::from(address.is_return));
+        self.notice(address.pid, &[at]);
+        let bare = |module: Option<&str>| {
+            vec![Frame { module: module.map(Arc::from), offset: at, ..Frame::default() }]
+        };
+        match self.processes.find(address.pid, at) {
+            Place::File { id, offset } => self.in_file(id, offset).to_vec(),
+            Place::Vdso { offset } => match self.vdso.file(&mut self.files) {
+                Some(id) => self.in_file(id, offset).to_vec(),
+                None => {
+                    self.losses.add("vdso_unreadable");
+                    bare(Some("[vdso]"))
+                }
+            },
+            Place::Anonymous => {
+                self.losses.add("anonymous_code");
+                bare(Some("[anonymous]"))
+            }
+            Place::Nowhere(reason) => {
+                self.losses.add(reason);
+                bare(None)
+            }
+        }
     }
 
     /// A kernel address.
-    pub fn kernel(&mut self, _address: u64, _is_return: bool) -> Vec<Frame> {
-        Vec::new()
+    pub fn kernel(&mut self, address: u64, is_return: bool) -> Vec<Frame> {
+        let at = address.saturating_sub(u64::from(is_return));
+        self.kernel.frames(at, &mut self.resolver, &mut self.losses).to_vec()
     }
 
     /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).
-    pub fn build_id(&mut self, _build_id: &[u8; 20], _offset: u64, _is_return: bool) -> Vec<Frame> {
-        Vec::new()
+    pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Vec<Frame> {
+        let offset = offset.saturating_sub(u64::from(is_return));
+        match self.files.by_build_id(build_id) {
+            Some(id) => self.in_file(id, offset).to_vec(),
+            None => {
+                self.losses.add("build_id_unknown");
+                let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
+                vec![Frame { build_id: Some(hex.into()), offset, ..Frame::default() }]
+            }
+        }
     }
 
     /// Executable mappings seen so far, one a file.
     pub fn mappings(&self) -> Vec<Mapping> {
-        Vec::new()
+        self.files.mappings()
     }
 
-    /// Why addresses stayed without a name, by counter name.
-    pub fn losses(&self) -> std::collections::BTreeMap<String, u64> {
-        Default::default()
+    /// Why addresses stayed without a name, by counter name. An address counts once while its frames are cached, and
+    /// not once a sample.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        self.losses.all()
+    }
+
+    /// Frees symbol tables, debug information and cached frames; held files and known processes stay. For a recorder
+    /// that is always on, between two profiles.
+    pub fn trim(&mut self) {
+        self.resolver.reset();
+        self.files.drop_copies();
+        self.cache = HashMap::new();
+        self.kernel.trim();
+    }
+
+    fn opening(&mut self) -> (&mut Processes, Opening<'_>) {
+        let Self { processes, files, resolver, losses, .. } = self;
+        (processes, Opening { files, resolver, losses })
+    }
+
+    fn in_file(&mut self, id: FileId, offset: u64) -> Arc<[Frame]> {
+        if let Some(frames) = self.cache.get(&(id, offset)) {
+            return Arc::clone(frames);
+        }
+        let symbol = self.files.symbol(id, offset, &mut self.resolver, &mut self.losses);
+        let (module, build_id) = match self.files.name(id) {
+            Some((name, build_id)) => (Some(name), build_id),
+            None => (None, None),
+        };
+        let symbol = symbol.map_err(|reason| self.losses.add(reason)).ok();
+        let frames = frames(symbol, &Frame { module, build_id, offset, ..Frame::default() });
+        if self.cache.len() >= MAX_CACHED {
+            self.cache.clear();
+        }
+        self.cache.insert((id, offset), Arc::clone(&frames));
+        frames
     }
 }
 
-#[allow(dead_code)]
-fn _types(_: Arc<str>) {}
+/// A symbol's functions as frames, all at the place of `at`; without a symbol, `at` itself.
+fn frames(symbol: Option<Symbol>, at: &Frame) -> Arc<[Frame]> {
+    let Some(symbol) = symbol else { return Arc::from([at.clone()]) };
+    let last = symbol.functions.len().saturating_sub(1);
+    let frame = |(index, named): (usize, resolver::Named)| Frame {
+        function: (!named.function.is_empty()).then_some(named.function),
+        source: named.source,
+        inlined: index < last,
+        ..at.clone()
+    };
+    symbol.functions.into_iter().enumerate().map(frame).collect()
+}

@@ -1,0 +1,335 @@
+//! The executables that were seen, each held open from first sight, so that the dead can be symbolized.
+//!
+//! Must not know: processes beyond the mapping that a file was found by, kernel addresses, frames.
+//!
+//! Descriptors, copies and entries are each bounded, and the least recently used goes first.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::elf::{self, Layout};
+use super::losses::Losses;
+use super::maps::Area;
+use super::open;
+use super::resolver::{Resolver, Symbol};
+use super::snapshot::{self, Snapshot};
+use crate::model::profile::Mapping;
+use crate::model::text::escape_bytes;
+
+/// Names a file for as long as it is known.
+pub(super) type FileId = u32;
+
+/// Where distributions put separate debug information, by build id.
+const DEBUG_BY_BUILD_ID: &str = "/usr/lib/debug/.build-id";
+
+/// How much to hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Files remembered (name, build id, segments).
+    pub known: usize,
+    /// Descriptors.
+    pub held: usize,
+    /// Bytes of all copies together.
+    pub copied: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // RLIMIT_NOFILE's usual soft limit is 1,024, and rings, sockets and the store need theirs.
+        Self { known: 16_384, held: 512, copied: 256 << 20 }
+    }
+}
+
+/// Where a file's symbols are.
+#[derive(Debug)]
+enum Symbols {
+    NotLooked,
+    /// It has none, or could not be read: the counter's name.
+    None(&'static str),
+    Here {
+        copy: Option<Snapshot>,
+        separate: Option<Snapshot>,
+    },
+}
+
+#[derive(Debug)]
+struct Known {
+    name: Arc<str>,
+    build_id: Option<Arc<str>>,
+    layout: Layout,
+    held: Option<File>,
+    symbols: Symbols,
+    mapping: (u64, u64, u64),
+    used: u64,
+    key: Key,
+}
+
+/// What the kernel shows of a mapping's file: device and inode. While we hold the file, nothing else can have them.
+type Key = ((u32, u32), u64);
+
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    known: HashMap<FileId, Known>,
+    by_key: HashMap<Key, FileId>,
+    next: FileId,
+    clock: u64,
+    limits: Limits,
+}
+
+impl Files {
+    #[cfg(test)]
+    pub fn with_limits(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// The file behind a mapping; opens it at first sight. `open` says whether that is wise.
+    pub fn see(
+        &mut self,
+        pid: u32,
+        area: &Area,
+        may_open: bool,
+        resolver: &mut Resolver,
+        losses: &mut Losses,
+    ) -> FileId {
+        let key = (area.device, area.inode);
+        self.clock += 1;
+        if let Some(&id) = self.by_key.get(&key) {
+            let known = self.known.get_mut(&id);
+            if let Some(known) = known.filter(|known| known.held.is_some()) {
+                known.used = self.clock;
+                return id;
+            }
+        }
+        let opened = if may_open { open::mapped_file(pid, area) } else { Err("file_on_fuse") };
+        let (held, layout, symbols) = match opened {
+            Ok(file) => match elf::layout(&file) {
+                Some(layout) => (Some(file), layout, Symbols::NotLooked),
+                None => (None, Layout::default(), Symbols::None("file_not_elf")),
+            },
+            Err(reason) => {
+                losses.add(reason);
+                (None, Layout::default(), Symbols::None(reason))
+            }
+        };
+        let name: Arc<str> = escape_bytes(area.file_path()).into();
+        // Evicted, or refused before, and the same as far as can be seen: the same entry again.
+        if let Some(&id) = self.by_key.get(&key)
+            && let Some(known) = self.known.get_mut(&id)
+            && known.name == name
+            && known.layout == layout
+        {
+            known.used = self.clock;
+            known.held = held;
+            if matches!(known.symbols, Symbols::None(_)) {
+                known.symbols = symbols;
+            }
+            self.keep_within_limits(id, resolver, losses);
+            return id;
+        }
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        let build_id = (!layout.build_id.is_empty()).then(|| Arc::from(hex(&layout.build_id)));
+        let known = Known {
+            name,
+            build_id,
+            layout,
+            held,
+            symbols,
+            mapping: (area.start, area.end, area.offset),
+            used: self.clock,
+            key,
+        };
+        self.known.insert(id, known);
+        self.by_key.insert(key, id);
+        self.keep_within_limits(id, resolver, losses);
+        id
+    }
+
+    /// Adds a file that is no mapping's: the vDSO's image.
+    pub fn add(&mut self, name: &str, file: File, mapping: (u64, u64, u64)) -> FileId {
+        let layout = elf::layout(&file).unwrap_or_default();
+        let (id, build_id) =
+            (self.next, (!layout.build_id.is_empty()).then(|| Arc::from(hex(&layout.build_id))));
+        self.next = self.next.wrapping_add(1);
+        // No device has this number, so that no mapping is taken for it; it is never evicted (used last, for ever).
+        let key = ((u32::MAX, u32::MAX), u64::from(id));
+        let symbols = Symbols::NotLooked;
+        let known = Known {
+            name: name.into(),
+            build_id,
+            layout,
+            held: Some(file),
+            symbols,
+            mapping,
+            used: u64::MAX,
+            key,
+        };
+        self.known.insert(id, known);
+        id
+    }
+
+    pub fn name(&self, id: FileId) -> Option<(Arc<str>, Option<Arc<str>>)> {
+        self.known.get(&id).map(|known| (Arc::clone(&known.name), known.build_id.clone()))
+    }
+
+    /// The file with this build id, held open if any of them is. `bpf_stack_build_id` has 20 bytes: shorter ids are
+    /// padded with zeros.
+    pub fn by_build_id(&self, build_id: &[u8; 20]) -> Option<FileId> {
+        let same = |known: &Known| {
+            let id = &known.layout.build_id;
+            let len = id.len().min(20);
+            len > 0 && id[..len] == build_id[..len] && build_id[len..].iter().all(|&b| b == 0)
+        };
+        let matching = self.known.iter().filter(|(_, known)| same(known));
+        matching.max_by_key(|(_, known)| (known.held.is_some(), known.used)).map(|(&id, _)| id)
+    }
+
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let mut ids: Vec<_> = self.known.keys().copied().collect();
+        ids.sort_unstable();
+        ids.iter()
+            .map(|id| {
+                let Known { name, build_id, mapping: (start, end, file_offset), .. } = &self.known[id];
+                let (start, end, file_offset) = (*start, *end, *file_offset);
+                Mapping { name: Arc::clone(name), build_id: build_id.clone(), start, end, file_offset }
+            })
+            .collect()
+    }
+
+    /// The symbol at a file offset, or the counter's name for why there is none.
+    pub fn symbol(
+        &mut self,
+        id: FileId,
+        offset: u64,
+        resolver: &mut Resolver,
+        losses: &mut Losses,
+    ) -> Result<Symbol, &'static str> {
+        self.clock += 1;
+        let clock = self.clock;
+        let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
+        known.used = known.used.max(clock);
+        if matches!(known.symbols, Symbols::NotLooked) {
+            known.symbols = look(known.held.as_ref(), &known.layout, losses);
+            self.keep_within_limits(id, resolver, losses);
+        }
+        let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
+        let address = known.layout.address_of(offset).ok_or("offset_outside_segments")?;
+        let (copy, separate) = match &known.symbols {
+            Symbols::NotLooked => return Err("file_evicted"),
+            Symbols::None(reason) => return Err(reason),
+            Symbols::Here { copy, separate } => (copy, separate),
+        };
+        // Lines first, wherever they are; then any symbol.
+        let mut sources: Vec<&Snapshot> = separate.iter().chain(copy).collect();
+        sources.sort_by_key(|source| !source.has_debug_info);
+        for source in sources {
+            match resolver.elf(&path_of(&source.memory), source.has_debug_info, address) {
+                Ok(Some(symbol)) => return Ok(symbol),
+                Ok(None) => {}
+                Err(reason) => {
+                    known.symbols = Symbols::None(reason);
+                    return Err(reason);
+                }
+            }
+        }
+        Err("symbol_not_found")
+    }
+
+    /// Drops the copies; the descriptors stay.
+    pub fn drop_copies(&mut self) {
+        for known in self.known.values_mut() {
+            if matches!(known.symbols, Symbols::Here { .. }) {
+                known.symbols = Symbols::NotLooked;
+            }
+        }
+    }
+
+    fn keep_within_limits(&mut self, newest: FileId, resolver: &mut Resolver, losses: &mut Losses) {
+        while self.known.values().map(copied).sum::<u64>() > self.limits.copied {
+            let Some(id) = self.oldest(|known| copied(known) > 0, newest) else { break };
+            let known = self.known.get_mut(&id);
+            drop_copy(known, resolver);
+            losses.add("symbols_evicted");
+        }
+        while self.known.values().filter(|known| known.held.is_some()).count() > self.limits.held {
+            let Some(id) = self.oldest(|known| known.held.is_some(), newest) else { break };
+            if let Some(known) = self.known.get_mut(&id) {
+                known.held = None;
+            }
+            losses.add("files_evicted");
+        }
+        while self.known.len() > self.limits.known {
+            let Some(id) = self.oldest(|_| true, newest) else { break };
+            drop_copy(self.known.get_mut(&id), resolver);
+            if let Some(known) = self.known.remove(&id)
+                && self.by_key.get(&known.key) == Some(&id)
+            {
+                self.by_key.remove(&known.key);
+            }
+            losses.add("files_forgotten");
+        }
+    }
+
+    fn oldest(&self, which: impl Fn(&Known) -> bool, but: FileId) -> Option<FileId> {
+        let candidates =
+            self.known.iter().filter(|(id, known)| **id != but && known.used != u64::MAX && which(known));
+        candidates.min_by_key(|(_, known)| known.used).map(|(&id, _)| id)
+    }
+}
+
+fn copied(known: &Known) -> u64 {
+    match &known.symbols {
+        Symbols::Here { copy, separate } => copy.iter().chain(separate).map(|snapshot| snapshot.bytes).sum(),
+        _ => 0,
+    }
+}
+
+fn drop_copy(known: Option<&mut Known>, resolver: &mut Resolver) {
+    let Some(known) = known else { return };
+    if let Symbols::Here { copy, separate } = &known.symbols {
+        for snapshot in copy.iter().chain(separate) {
+            resolver.forget(&path_of(&snapshot.memory));
+        }
+        known.symbols = Symbols::NotLooked;
+    }
+}
+
+fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
+    let Some(file) = held else { return Symbols::None("file_evicted") };
+    // The file is the container's: it may have been written over since we read its segments.
+    if elf::layout(file).as_ref() != Some(layout) {
+        return Symbols::None("file_changed");
+    }
+    let Ok(copy) = snapshot::take(file) else { return Symbols::None("file_changed") };
+    let separate = match &copy {
+        Some(copy) if copy.has_debug_info => None,
+        _ => separate_debug_file(&layout.build_id).and_then(|file| snapshot::take(&file).ok()?),
+    };
+    for lost in [&copy, &separate].into_iter().flatten().filter_map(|snapshot| snapshot.lost) {
+        losses.add(lost);
+    }
+    match (copy, separate) {
+        (None, None) => Symbols::None("file_without_symbols"),
+        (copy, separate) => Symbols::Here { copy, separate },
+    }
+}
+
+/// The host's own debug file for a build id: the id is hex by the time it is a path, so that it leads nowhere else.
+fn separate_debug_file(build_id: &[u8]) -> Option<File> {
+    let (first, rest) = build_id.split_first()?;
+    let path = PathBuf::from(format!("{DEBUG_BY_BUILD_ID}/{first:02x}/{}.debug", hex(rest)));
+    let file = open::readable(&open::name(&path).ok()?).ok()?;
+    // Debug files keep the build id's note: the right name with another content is no use.
+    (elf::layout(&file)?.build_id == build_id).then_some(file)
+}
+
+fn path_of(file: &File) -> PathBuf {
+    Path::new("/proc/self/fd").join(file.as_raw_fd().to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,188 @@
+//! What is remembered of each process: when it started, and what is mapped where.
+//!
+//! Must not know: symbols, ELF. Reads /proc; opens files through [`Files`].
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::files::{FileId, Files};
+use super::losses::Losses;
+use super::maps::{self, Areas, Stat};
+use super::resolver::Resolver;
+
+/// The dead stay until this many have been seen since.
+const MAX_PROCESSES: usize = 8192;
+/// Mappings are read again on a miss (dlopen), at most this often; the pause doubles while it does not help.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After exec and dlclose the samples from before still want the mappings from before.
+const MAX_GENERATIONS: usize = 4;
+
+/// What an address lies in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    File {
+        id: FileId,
+        offset: u64,
+    },
+    Vdso {
+        offset: u64,
+    },
+    /// Executable memory without a file: code made at run time.
+    Anonymous,
+    /// No executable mapping, or no such process: the counter's name.
+    Nowhere(&'static str),
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    areas: Areas,
+    /// A file for each area that has one.
+    files: Vec<Option<FileId>>,
+}
+
+#[derive(Debug)]
+struct Process {
+    start_time: u64,
+    /// Newest first.
+    generations: Vec<Generation>,
+    read_at: Instant,
+    pause: Duration,
+    used: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    known: HashMap<u32, Process>,
+    clock: u64,
+}
+
+/// What is needed to open the files of mappings.
+pub(super) struct Opening<'a> {
+    pub files: &'a mut Files,
+    pub resolver: &'a mut Resolver,
+    pub losses: &'a mut Losses,
+}
+
+impl Processes {
+    /// Reads the mappings of a process that is new, has exec'd, or has another start time than the one of that pid.
+    pub fn see(&mut self, pid: u32, opening: &mut Opening<'_>) {
+        let Ok(Stat { start_time, is_kernel_thread }) = maps::stat(pid) else {
+            if !self.known.contains_key(&pid) {
+                opening.losses.add("process_gone");
+            }
+            return;
+        };
+        self.clock += 1;
+        let generation =
+            if is_kernel_thread { Some(Generation::default()) } else { read(pid, start_time, opening) };
+        let Some(generation) = generation else { return };
+        let clock = self.clock;
+        match self.known.get_mut(&pid).filter(|process| process.start_time == start_time) {
+            Some(process) => process.renew(generation, clock),
+            None => {
+                let process = Process {
+                    start_time,
+                    generations: vec![generation],
+                    read_at: Instant::now(),
+                    pause: FIRST_PAUSE,
+                    used: clock,
+                };
+                if self.known.insert(pid, process).is_some() {
+                    opening.losses.add("pid_reused");
+                }
+                self.forget_oldest(opening.losses);
+            }
+        }
+    }
+
+    /// Reads the mappings again when one of `addresses` is in none of them, as often as the pause allows.
+    pub fn notice(&mut self, pid: u32, addresses: &[u64], opening: &mut Opening<'_>) {
+        let Some(process) = self.known.get_mut(&pid) else { return };
+        let missed = |process: &Process| addresses.iter().any(|&address| process.find(address).is_none());
+        if !missed(process) || process.read_at.elapsed() < process.pause {
+            return;
+        }
+        self.clock += 1;
+        process.read_at = Instant::now();
+        process.pause = (process.pause * 2).min(LONGEST_PAUSE);
+        if maps::stat(pid).is_ok_and(|now| now.start_time == process.start_time)
+            && let Some(generation) = read(pid, process.start_time, opening)
+        {
+            process.renew(generation, self.clock);
+            if !missed(process) {
+                process.pause = FIRST_PAUSE;
+            }
+        }
+    }
+
+    /// Where an address is, by what is remembered.
+    pub fn find(&mut self, pid: u32, address: u64) -> Place {
+        self.clock += 1;
+        let Some(process) = self.known.get_mut(&pid) else { return Place::Nowhere("process_unknown") };
+        process.used = self.clock;
+        process.find(address).unwrap_or(Place::Nowhere("no_mapping"))
+    }
+
+    fn forget_oldest(&mut self, losses: &mut Losses) {
+        if self.known.len() > MAX_PROCESSES
+            && let Some(pid) = self.known.iter().min_by_key(|(_, process)| process.used).map(|(&pid, _)| pid)
+        {
+            self.known.remove(&pid);
+            losses.add("processes_forgotten");
+        }
+    }
+}
+
+impl Process {
+    fn renew(&mut self, generation: Generation, used: u64) {
+        self.used = used;
+        self.read_at = Instant::now();
+        // The same again is the usual case, and no generation of its own.
+        if self.generations.first().is_some_and(|newest| newest.areas.areas == generation.areas.areas) {
+            return;
+        }
+        self.generations.insert(0, generation);
+        self.generations.truncate(MAX_GENERATIONS);
+    }
+
+    fn find(&self, address: u64) -> Option<Place> {
+        self.generations.iter().find_map(|generation| {
+            let area = generation.areas.find(address)?;
+            let index = generation.areas.areas.partition_point(|other| other.start < area.start);
+            let offset = (address - area.start).wrapping_add(area.offset);
+            Some(match generation.files.get(index).copied().flatten() {
+                Some(id) => Place::File { id, offset },
+                None if area.is_vdso() => Place::Vdso { offset: address - area.start },
+                None => Place::Anonymous,
+            })
+        })
+    }
+}
+
+fn read(pid: u32, start_time: u64, opening: &mut Opening<'_>) -> Option<Generation> {
+    let areas = match maps::read(pid) {
+        Ok(areas) if !areas.areas.is_empty() => areas,
+        _ => {
+            opening.losses.add("process_gone");
+            return None;
+        }
+    };
+    if areas.truncated {
+        opening.losses.add("mappings_truncated");
+    }
+    // Device numbers with major 0 are virtual filesystems, FUSE among them; the mount table is worth reading only then.
+    let virtual_device = areas.areas.iter().any(|area| area.is_file() && area.device.0 == 0);
+    let fuse = if virtual_device { maps::fuse_devices(pid) } else { Vec::new() };
+    let Opening { files, resolver, losses } = opening;
+    let ids = areas.areas.iter().map(|area| {
+        area.is_file().then(|| files.see(pid, area, !fuse.contains(&area.device), resolver, losses))
+    });
+    let ids = ids.collect();
+    // It died meanwhile, and another has its pid: then these were the other's mappings, or some of both.
+    if maps::stat(pid).is_ok_and(|now| now.start_time != start_time) {
+        losses.add("pid_reused");
+        return None;
+    }
+    Some(Generation { areas, files: ids })
+}

@@ -1,0 +1,204 @@
+//! The thread that blazesym lives on.
+//!
+//! Must not know: processes, mappings, containers. It is handed paths that are safe to open, and addresses.
+//!
+//! Why a thread of its own: blazesym is not `Send`; a panic in it (it parses what containers wrote) ends this thread
+//! and not the recorder; an input that takes it for ever costs a time-out, and this thread is left behind; and its
+//! stack can be large, because it recurses into debug information.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use blazesym::MaybeDefault;
+use blazesym::symbolize::{self, CodeInfo, Input, Symbolized, source};
+
+use crate::model::text::{escape, escape_bytes};
+
+/// The first look into a large file parses its tables: seconds, on a busy node.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Reserved, not used: pages are touched only as deep as the recursion goes.
+const STACK: usize = 256 << 20;
+/// Threads left behind that still run. One more and files go without names.
+const MAX_LEFT_BEHIND: usize = 3;
+/// Names are the file's to choose; a C++ template can be honest and long.
+const MAX_NAME: usize = 1024;
+
+/// A function, with its source line where debug information has it. Escaped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub function: String,
+    pub source: Option<(Arc<str>, u32)>,
+}
+
+/// What is at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Symbol {
+    /// Innermost first: inlined functions, last the function that the code is in.
+    pub functions: Vec<Named>,
+    /// The module that a kernel symbol is in, where kallsyms says so.
+    pub module: Option<String>,
+}
+
+#[derive(Debug)]
+enum Ask {
+    /// A virtual address in the ELF file at the path, with or without its debug information.
+    Elf {
+        path: PathBuf,
+        debug_info: bool,
+        address: u64,
+    },
+    Kernel {
+        address: u64,
+    },
+    /// Drop what is cached of the file.
+    Forget {
+        path: PathBuf,
+    },
+}
+
+/// None: looked, and there is no symbol.
+type Answer = Option<Symbol>;
+
+#[derive(Debug)]
+struct Worker {
+    ask: SyncSender<Ask>,
+    answer: Receiver<Answer>,
+    thread: JoinHandle<()>,
+}
+
+/// Owns the thread; started at the first question.
+#[derive(Debug, Default)]
+pub(super) struct Resolver {
+    worker: Option<Worker>,
+    left_behind: Vec<JoinHandle<()>>,
+}
+
+impl Resolver {
+    /// Looks up a virtual address in an ELF file. An error is a counter's name: do not ask for this file again.
+    pub fn elf(&mut self, path: &Path, debug_info: bool, address: u64) -> Result<Answer, &'static str> {
+        self.ask(Ask::Elf { path: path.to_owned(), debug_info, address })
+    }
+
+    /// Looks up a kernel address in kallsyms.
+    pub fn kernel(&mut self, address: u64) -> Result<Answer, &'static str> {
+        self.ask(Ask::Kernel { address })
+    }
+
+    /// Frees what is cached of a file, before its path comes to mean another.
+    pub fn forget(&mut self, path: &Path) {
+        if self.worker.is_some() {
+            // A failure has dropped the worker, and the cache with it.
+            let _ = self.ask(Ask::Forget { path: path.to_owned() });
+        }
+    }
+
+    /// Frees everything.
+    pub fn reset(&mut self) {
+        self.worker = None;
+    }
+
+    fn ask(&mut self, question: Ask) -> Result<Answer, &'static str> {
+        self.left_behind.retain(|thread| !thread.is_finished());
+        if self.left_behind.len() > MAX_LEFT_BEHIND {
+            return Err("symbolizer_stuck");
+        }
+        let worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => start().ok_or("symbolizer_stuck")?,
+        };
+        let answer = match worker.ask.send(question) {
+            Ok(()) => worker.answer.recv_timeout(PATIENCE),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        match answer {
+            Ok(answer) => {
+                self.worker = Some(worker);
+                Ok(answer)
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.left_behind.push(worker.thread);
+                Err("symbolizer_timed_out")
+            }
+            Err(RecvTimeoutError::Disconnected) => Err("symbolizer_panicked"),
+        }
+    }
+}
+
+fn start() -> Option<Worker> {
+    let (ask, questions) = sync_channel(1);
+    let (answers, answer) = sync_channel(1);
+    let run = move || {
+        // Files come under names that are ours, so reloading by name has nothing to do; but a descriptor's number
+        // comes back for another file, and that costs one fstat to notice.
+        let mut blazesym = symbolize::Symbolizer::builder().enable_auto_reload(true).build();
+        for question in questions {
+            if answers.send(work(&mut blazesym, question)).is_err() {
+                break;
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("podopsy-symbols".into()).stack_size(STACK).spawn(run).ok()?;
+    Some(Worker { ask, answer, thread })
+}
+
+fn work(blazesym: &mut symbolize::Symbolizer, question: Ask) -> Answer {
+    match question {
+        Ask::Elf { path, debug_info, address } => {
+            let mut elf = source::Elf::new(&path);
+            elf.debug_syms = debug_info;
+            let at = Input::VirtOffset(address);
+            match blazesym.symbolize_single(&source::Source::Elf(elf.clone()), at) {
+                Ok(found) => symbol(found),
+                // Broken debug information takes nothing from the symbol table.
+                Err(_) if debug_info => {
+                    elf.debug_syms = false;
+                    blazesym.symbolize_single(&source::Source::Elf(elf), at).ok().and_then(symbol)
+                }
+                Err(_) => None,
+            }
+        }
+        Ask::Kernel { address } => {
+            // kallsyms has the modules and BPF programs that are loaded now; a vmlinux on disk may be another build.
+            let kernel =
+                source::Kernel { vmlinux: MaybeDefault::None, debug_syms: false, ..Default::default() };
+            blazesym.symbolize_single(&kernel.into(), Input::AbsAddr(address)).ok().and_then(symbol)
+        }
+        Ask::Forget { path } => {
+            // Evicting is best effort, and so says blazesym.
+            let _ = blazesym.evict(&symbolize::evict::Evict::Elf(symbolize::evict::Elf::new(path)));
+            None
+        }
+    }
+}
+
+fn symbol(found: Symbolized<'_>) -> Answer {
+    let found = found.into_sym()?;
+    if found.name.is_empty() && found.inlined.is_empty() {
+        return None;
+    }
+    let mut functions: Vec<Named> =
+        found.inlined.iter().rev().map(|inlined| named(&inlined.name, inlined.code_info.as_ref())).collect();
+    functions.push(named(&found.name, found.code_info.as_deref()));
+    let module = found.module.map(|module| escape_bytes(module.as_encoded_bytes()));
+    Some(Symbol { functions, module })
+}
+
+fn named(name: &str, code: Option<&CodeInfo<'_>>) -> Named {
+    let source = code.and_then(|code| {
+        let path = code.to_path();
+        Some((Arc::from(shorten(escape_bytes(path.as_os_str().as_encoded_bytes()))), code.line?))
+    });
+    Named { function: shorten(escape(name)), source }
+}
+
+/// Cut text ends in `…`, so that it is not taken for the whole.
+fn shorten(mut text: String) -> String {
+    if text.len() > MAX_NAME {
+        text.truncate(text.floor_char_boundary(MAX_NAME));
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,283 @@
+//! Whole-room tests: live, dead and hostile processes.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// Kills its process when it goes, whatever the test did.
+struct Running(Child);
+
+impl Running {
+    fn start(program: &Path, args: &[&str]) -> Self {
+        Self(Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[inline(never)]
+fn a_function_with_a_name() -> u64 {
+    std::hint::black_box(7)
+}
+
+fn at(pid: u32, address: u64) -> UserAddress {
+    UserAddress { pid, address, is_return: false }
+}
+
+fn own_address() -> u64 {
+    a_function_with_a_name as fn() -> u64 as usize as u64
+}
+
+/// Where a mapped file's executable code begins in a process: its first executable area with this file name.
+fn code_of(pid: u32, name: &str) -> maps::Area {
+    let areas = maps::read(pid).unwrap();
+    areas.areas.into_iter().find(|area| area.path.ends_with(name.as_bytes())).expect("mapped")
+}
+
+#[test]
+fn a_function_of_a_living_process_has_its_name_line_offset_and_build_id() {
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    let frames = symbolizer.user(at(pid, own_address()));
+    let frame = frames.last().unwrap();
+    assert!(frame.function.as_ref().unwrap().contains("a_function_with_a_name"), "{frame:?}");
+    assert!(frame.source.as_ref().unwrap().0.ends_with("symbolize/tests.rs"), "{frame:?}");
+    let area = maps::read(pid).unwrap().find(own_address()).unwrap().clone();
+    assert_eq!(frame.offset, own_address() - area.start + area.offset);
+    assert_eq!(frame.module.as_deref(), Some(escape(&area)).as_deref());
+    let build_id = frame.build_id.clone().unwrap();
+    assert!(symbolizer.mappings().iter().any(|mapping| mapping.build_id.as_ref() == Some(&build_id)));
+
+    // A return address is looked up one byte before: just after the function's first byte it is still inside.
+    let back = symbolizer.user(UserAddress { pid, address: own_address() + 1, is_return: true });
+    assert_eq!(back, frames);
+
+    let mut id = [0; 20];
+    for (byte, digits) in id.iter_mut().zip(build_id.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap();
+    }
+    assert_eq!(symbolizer.build_id(&id, frame.offset, false), frames);
+    assert_eq!(symbolizer.build_id(&[0xee; 20], 1, false)[0].function, None);
+    assert_eq!(symbolizer.losses()["build_id_unknown"], 1);
+}
+
+fn escape(area: &maps::Area) -> String {
+    crate::model::text::escape_bytes(area.file_path())
+}
+
+#[test]
+fn inlined_functions_come_before_the_one_they_are_in() {
+    let named = |function: &str| resolver::Named { function: function.into(), source: None };
+    let symbol = Symbol { functions: vec![named("inner"), named("outer")], module: None };
+    let frames = frames(Some(symbol), &Frame { offset: 5, ..Frame::default() });
+    let seen: Vec<_> = frames
+        .iter()
+        .map(|frame| (frame.function.as_deref().unwrap(), frame.inlined, frame.offset))
+        .collect();
+    assert_eq!(seen, [("inner", true, 5), ("outer", false, 5)]);
+}
+
+#[test]
+fn the_dead_are_symbolized_even_when_their_file_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("victim");
+    std::fs::copy("/proc/self/exe", &program).unwrap();
+    let own = maps::read(std::process::id()).unwrap().find(own_address()).unwrap().clone();
+    let offset = own_address() - own.start + own.offset;
+
+    let mut symbolizer = Symbolizer::new();
+    let pid = {
+        let mut victim =
+            Running::start(&program, &["--exact", "symbolize::tests::sleeper", "--ignored", "--nocapture"]);
+        wait_for_line(&mut victim.0);
+        symbolizer.see_process(victim.pid());
+        victim.pid()
+    };
+    assert!(!Path::new(&format!("/proc/{pid}/maps")).exists());
+    std::fs::remove_file(&program).unwrap();
+    let mapping =
+        symbolizer.mappings().into_iter().find(|mapping| mapping.name.ends_with("/victim")).unwrap();
+    let frames = symbolizer.user(at(pid, mapping.start + offset - mapping.file_offset));
+    let frame = frames.last().unwrap();
+    assert!(
+        frame.function.as_ref().unwrap().contains("a_function_with_a_name"),
+        "{frame:?} {:?}",
+        symbolizer.losses()
+    );
+    assert_eq!(frame.source.as_ref().map(|(file, _)| file.ends_with("tests.rs")), Some(true));
+}
+
+/// What the victim above runs.
+#[test]
+#[ignore = "not a test: the process that the_dead_are_symbolized kills"]
+fn sleeper() {
+    println!("sleeping");
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+fn wait_for_line(child: &mut Child) {
+    use std::io::BufRead;
+    let mut lines = std::io::BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains("sleeping")).unwrap().unwrap();
+}
+
+#[test]
+fn a_deleted_executable_is_opened_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("napper");
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    let napper = Running::start(&program, &["60"]);
+    // exec has happened once the mapping is there.
+    while !maps::read(napper.pid())
+        .is_ok_and(|areas| areas.areas.iter().any(|area| area.path.ends_with(b"/napper")))
+    {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    std::fs::remove_file(&program).unwrap();
+    // Something else at the same place: a FIFO, which would hang whoever opens it.
+    nix::unistd::mkfifo(&program, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(napper.pid());
+    let area = code_of(napper.pid(), "napper (deleted)");
+    let frames = symbolizer.user(at(napper.pid(), area.start));
+    assert!(frames[0].module.as_ref().unwrap().ends_with("/napper"), "{frames:?}");
+    assert!(frames[0].build_id.is_some(), "{:?}", symbolizer.losses());
+}
+
+#[test]
+fn addresses_without_a_file_say_so() {
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    assert_eq!(symbolizer.user(at(pid, 0x10))[0].module, None);
+    let vdso = code_of(pid, "[vdso]");
+    assert_eq!(symbolizer.user(at(pid, vdso.start + 0x100))[0].module.as_deref(), Some("[vdso]"));
+    assert_eq!(symbolizer.losses()["no_mapping"], 1);
+    assert_eq!(symbolizer.user(at(u32::MAX, 0x10)).len(), 1);
+    symbolizer.see_process(u32::MAX);
+    assert_eq!((symbolizer.losses()["process_unknown"], symbolizer.losses()["process_gone"]), (1, 1));
+}
+
+#[test]
+fn kernel_addresses_come_from_kallsyms() {
+    let table = std::fs::read_to_string("/proc/kallsyms").unwrap();
+    let line = table.lines().find(|line| line.ends_with(" T schedule")).expect("kallsyms has no schedule");
+    let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
+    let mut symbolizer = Symbolizer::new();
+    let frame = symbolizer.kernel(address + 1, true).remove(0);
+    if address == 0 {
+        assert_eq!(symbolizer.losses()["kernel_addresses_hidden"], 1);
+    } else {
+        assert_eq!(
+            (frame.function.as_deref(), frame.module.as_deref()),
+            (Some("schedule"), Some("[kernel]"))
+        );
+    }
+}
+
+#[test]
+fn the_number_of_held_files_is_bounded_and_counted() {
+    let limits = files::Limits { held: 1, ..files::Limits::default() };
+    let mut symbolizer = Symbolizer { files: Files::with_limits(limits), ..Symbolizer::default() };
+    symbolizer.see_process(std::process::id());
+    assert!(symbolizer.losses()["files_evicted"] >= 1);
+    // Known still, by name and build id; only the names of functions are lost, and that is said.
+    let libc = code_of(std::process::id(), "libc.so.6");
+    let first = symbolizer.mappings().remove(0);
+    let frame = symbolizer.user(at(std::process::id(), first.start + 8)).remove(0);
+    assert_eq!(frame.module, Some(first.name));
+    assert!(symbolizer.losses().contains_key("file_evicted"), "{:?} {libc:?}", symbolizer.losses());
+}
+
+#[test]
+fn trimming_frees_and_forgets_nothing_that_cannot_be_had_again() {
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    let before = symbolizer.user(at(pid, own_address()));
+    symbolizer.trim();
+    assert_eq!(symbolizer.user(at(pid, own_address())), before);
+}
+
+/// Hostile ELF: none may panic, hang or be believed. Deterministic, so that a failure comes back.
+#[test]
+fn hostile_elf_files_do_no_harm() {
+    let honest = {
+        // A small honest file to break: this process's vDSO, which is ELF with symbols, notes and segments.
+        let area = code_of(std::process::id(), "[vdso]");
+        elf::read_at(
+            &File::open("/proc/self/mem").unwrap(),
+            area.start,
+            usize::try_from(area.end - area.start).unwrap(),
+        )
+        .unwrap()
+    };
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let mut corpus = vec![Vec::new(), b"\x7fELF".to_vec(), vec![0xff; 4096]];
+    corpus.extend((0..honest.len()).step_by(97).map(|len| honest[..len].to_vec()));
+    for _ in 0..400 {
+        let mut broken = honest.clone();
+        for _ in 0..1 + random() % 16 {
+            // The headers and the tail (section table) are where it hurts.
+            let region = if random() % 2 == 0 { 0..512 } else { broken.len() - 1200..broken.len() };
+            let index = region.start + usize::try_from(random()).unwrap() % region.len();
+            broken[index] = if random() % 3 == 0 { 0xff } else { random().to_le_bytes()[0] };
+        }
+        corpus.push(broken);
+    }
+    // Section sizes of 2^64 - 1, one after the other.
+    let sections_at = usize::try_from(u64::from_le_bytes(honest[40..48].try_into().unwrap())).unwrap();
+    for at in (sections_at + 32..honest.len().saturating_sub(8)).step_by(64) {
+        let mut broken = honest.clone();
+        broken[at..at + 8].fill(0xff);
+        corpus.push(broken);
+    }
+    let (mut files, mut resolver, mut losses) = (Files::default(), Resolver::default(), Losses::default());
+    for bytes in corpus {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let id = files.add("hostile", file, (0, 0, 0));
+        for offset in [0, 0x800, u64::MAX] {
+            let _ = files.symbol(id, offset, &mut resolver, &mut losses);
+        }
+        files = Files::default();
+    }
+}
+
+#[test]
+fn a_file_written_over_after_first_sight_is_not_believed() {
+    let mut files = Files::default();
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&std::fs::read("/bin/sleep").unwrap(), 0).unwrap();
+    let id = files.add("swapped", file.try_clone().unwrap(), (0, 0, 0));
+    file.set_len(0).unwrap();
+    let (mut resolver, mut losses) = (Resolver::default(), Losses::default());
+    // Offset 0 is in a segment; what was there is gone, and reading it is no SIGBUS.
+    assert_eq!(files.symbol(id, 0, &mut resolver, &mut losses), Err("file_changed"));
+}
+
+#[test]
+fn the_symbolizer_can_be_handed_to_a_blocking_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Symbolizer>();
+}
