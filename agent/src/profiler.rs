@@ -54,8 +54,7 @@ pub async fn profile(
     let aggregation = aggregate(received, counted.clone())?;
     let (mut bad_records, mut queue_full) = (0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
-        Ok(stack) if samples.try_send(stack).is_err() => queue_full += 1,
-        Ok(_) => {}
+        Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
         Err(_) => bad_records += 1,
     };
     let mut ticks = interval(PROGRESS);
@@ -74,10 +73,9 @@ pub async fn profile(
     drop(probes);
     ring.drain_now(&mut take);
     drop(samples);
-    let (mut aggregator, mut symbolizer) =
-        tokio::task::spawn_blocking(move || aggregation.join())
-            .await?
-            .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
+    let (mut aggregator, mut symbolizer) = tokio::task::spawn_blocking(move || aggregation.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
 
     let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();
     for id in aggregator.cgroups() {

@@ -12,8 +12,8 @@ pub const TCP: u32 = 6;
 
 /// A datagram or segment to or from a DNS server.
 pub struct Packet {
-    /// The server; IPv4 as `::ffff:a.b.c.d`.
-    pub server: [u8; 16],
+    /// The server, words in network order; IPv4 as `::ffff:a.b.c.d`.
+    pub server: [u32; 4],
     /// Host byte order.
     pub port: u16,
     pub protocol: u32,
@@ -37,38 +37,11 @@ pub enum Direction {
 #[inline(always)]
 pub fn parse(ctx: &SkBuffContext, config: &Config, direction: Direction) -> Option<Packet> {
     let version: u8 = ctx.load(0).ok()?;
-    let mut server = [0u8; 16];
     let (protocol, transport) = match version >> 4 {
-        4 => {
-            let head: [u8; 20] = ctx.load(0).ok()?;
-            let protocol = head[9] as u32;
-            if protocol != UDP && protocol != TCP {
-                return None;
-            }
-            // A later fragment has no ports. (A first one has; its length is handled below.)
-            if u16::from_be_bytes([head[6], head[7]]) & 0x1fff != 0 {
-                return None;
-            }
-            server[10] = 0xff;
-            server[11] = 0xff;
-            let address = match direction {
-                Direction::Query => [head[16], head[17], head[18], head[19]],
-                Direction::Answer => [head[12], head[13], head[14], head[15]],
-            };
-            server[12] = address[0];
-            server[13] = address[1];
-            server[14] = address[2];
-            server[15] = address[3];
-            (protocol, ((head[0] & 0x0f) as u32) * 4)
-        }
+        4 => ipv4_transport(ctx, version)?,
         6 => {
-            let head: [u8; 8] = ctx.load(0).ok()?;
-            let (protocol, transport) = ipv6_transport(ctx, head[6])?;
-            server = match direction {
-                Direction::Query => ctx.load(24).ok()?,
-                Direction::Answer => ctx.load(8).ok()?,
-            };
-            (protocol, transport)
+            let next: u8 = ctx.load(6).ok()?;
+            ipv6_transport(ctx, next)?
         }
         _ => return None,
     };
@@ -80,7 +53,32 @@ pub fn parse(ctx: &SkBuffContext, config: &Config, direction: Direction) -> Opti
     if !is_dns(config, port) {
         return None;
     }
+    // Addresses: RFC 791 §3.1, RFC 8200 §3.
+    let server = match (version >> 4, direction) {
+        (4, Direction::Query) => [0, 0, MAPPED, ctx.load(16).ok()?],
+        (4, Direction::Answer) => [0, 0, MAPPED, ctx.load(12).ok()?],
+        (_, Direction::Query) => ctx.load(24).ok()?,
+        (_, Direction::Answer) => ctx.load(8).ok()?,
+    };
     message(ctx, transport, protocol, server, port)
+}
+
+/// The third word of `::ffff:a.b.c.d`, in network order.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+#[inline(always)]
+fn ipv4_transport(ctx: &SkBuffContext, first: u8) -> Option<(u32, u32)> {
+    let protocol: u8 = ctx.load(9).ok()?;
+    let protocol = protocol as u32;
+    if protocol != UDP && protocol != TCP {
+        return None;
+    }
+    // A later fragment has no ports. (A first one has; `message` counts it.)
+    let fragment: [u8; 2] = ctx.load(6).ok()?;
+    if u16::from_be_bytes(fragment) & 0x1fff != 0 {
+        return None;
+    }
+    Some((protocol, (first & 0x0f) as u32 * 4))
 }
 
 #[inline(always)]
@@ -123,7 +121,7 @@ fn message(
     ctx: &SkBuffContext,
     transport: u32,
     protocol: u32,
-    server: [u8; 16],
+    server: [u32; 4],
     port: u16,
 ) -> Option<Packet> {
     let total = ctx.len();

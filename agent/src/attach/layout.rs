@@ -50,10 +50,7 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     layout.sock_dport = wish("sock", "__sk_common.skc_dport");
     // mm_types_task.h: MM_FILEPAGES 0, MM_ANONPAGES 1, MM_SWAPENTS 2, MM_SHMEMPAGES 3.
     layout.mm_rss = [0, 1, 2, 3].map(|counter| rss_counter(btf, counter));
-    Ok(KernelShape {
-        layout,
-        victim_is_task: btf.tracepoint_passes_pointer("mark_victim", 0) == Some(true),
-    })
+    Ok(KernelShape { layout, victim_is_task: btf.tracepoint_passes_pointer("mark_victim", 0) == Some(true) })
 }
 
 /// One counter of `mm_struct.rss_stat`: an array of per-CPU counters since 6.2, one structure before.

@@ -19,6 +19,7 @@ pub use dns::InFlight;
 pub use oncpu::Scope;
 
 use crate::doctor::ProbeCheck;
+use crate::model::text;
 use crate::ring::{Losses, Ring};
 
 /// The kernel side, compiled; how it is made: `cargo xtask build-ebpf`.
@@ -77,8 +78,7 @@ impl Probes {
             oom::attach(&mut ebpf).map_err(|error| explain(error, "attach the oom probe"))?;
         }
         if wanted.dns.is_some() {
-            let left_out =
-                dns::attach(&mut ebpf).map_err(|error| explain(error, "attach the dns probe"))?;
+            let left_out = dns::attach(&mut ebpf).map_err(|error| explain(error, "attach the dns probe"))?;
             degraded.extend(left_out);
         }
         if let Some(oncpu) = &wanted.oncpu {
@@ -132,7 +132,9 @@ fn log_level() -> u8 {
 fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
     let Config { layout: at, victim_is_task, dns_answers, scope, dns_ports: ports } = *config;
     let Layout { mm_rss, .. } = at;
-    let pair = |low: u16, high: u16| u32::from_ne_bytes([low.to_ne_bytes(), high.to_ne_bytes()].concat().try_into().unwrap_or_default());
+    let pair = |low: u16, high: u16| {
+        u32::from_ne_bytes([low.to_ne_bytes(), high.to_ne_bytes()].concat().try_into().unwrap_or_default())
+    };
     [
         at.task_pid,
         at.task_tgid,
@@ -169,12 +171,24 @@ fn raise_memlock() {
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
 }
 
-/// Adds what would mend it, where the kernel's error tells.
+/// Adds what would mend it, where the kernel's error tells; a verifier's log goes to the debug log
+/// but for its verdict: it is a book.
 fn explain(error: anyhow::Error, what: &'static str) -> anyhow::Error {
-    let text = format!("{error:#}");
-    let permission = text.contains("Operation not permitted") || text.contains("Permission denied");
+    let chain = format!("{error:#}");
+    if let Some((before, log)) = chain.split_once("Verifier output: ") {
+        tracing::debug!("{chain}");
+        let verdict = log
+            .lines()
+            .rev()
+            .find(|line| !STATISTICS.iter().any(|start| line.starts_with(start)) && !line.trim().is_empty())
+            .unwrap_or("no verdict");
+        return anyhow!(
+            "{what}: {}the kernel's verifier refused it: {verdict} (all of its log: RUST_LOG=debug)",
+            text::escape(before)
+        );
+    }
     let error = error.context(what);
-    if permission && !text.contains("verifier") {
+    if chain.contains("Operation not permitted") || chain.contains("Permission denied") {
         return error.context(
             "not permitted: run as root, or give the container `privileged: true` \
              (capabilities BPF, PERFMON, NET_ADMIN, SYS_PTRACE, SYS_ADMIN)",
@@ -182,6 +196,9 @@ fn explain(error: anyhow::Error, what: &'static str) -> anyhow::Error {
     }
     error
 }
+
+/// How the lines behind a verifier's verdict start.
+const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", ":"];
 
 /// Tries every probe for real (loads, attaches, detaches), for `podopsy doctor`.
 pub async fn check() -> Vec<ProbeCheck> {

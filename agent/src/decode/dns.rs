@@ -33,7 +33,7 @@ pub fn record(bytes: &[u8]) -> Result<DnsMessage, BadRecord> {
     }
     let key = DnsKey {
         cookie: fields.u64()?,
-        server: fields.array()?,
+        server: [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?],
         port: fields.u16()?,
         id: fields.u16()?,
         protocol: fields.u32()?,
@@ -115,7 +115,11 @@ fn transaction(
 }
 
 fn server(key: &DnsKey) -> SocketAddr {
-    let address = Ipv6Addr::from(key.server);
+    let mut octets = [0; 16];
+    for (to, word) in octets.chunks_exact_mut(4).zip(key.server) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    let address = Ipv6Addr::from(octets);
     let ip = address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4);
     SocketAddr::new(ip, key.port)
 }

@@ -26,7 +26,7 @@ fn answered_by(state: u32, message: &[u8]) -> DnsTransaction {
     let mut record = DnsRecord {
         key: DnsKey {
             cookie: 1,
-            server: "::ffff:10.0.0.1".parse::<Ipv6Addr>().unwrap().octets(),
+            server: [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes([10, 0, 0, 1])],
             port: 53,
             id: 0x1234,
             protocol: 17,
@@ -122,7 +122,7 @@ fn a_query_that_is_none_keeps_its_outcome_and_says_why() {
     let self_pointer = vec![0xc0, 12, 0, 1, 0, 1];
     for question in [too_long, self_pointer, vec![], vec![0x3f, b'a']] {
         let transaction = unanswered(
-            &DnsKey { cookie: 0, server: [0; 16], port: 53, id: 0, protocol: 17 },
+            &DnsKey { cookie: 0, server: [0; 4], port: 53, id: 0, protocol: 17 },
             &pending(&question),
             Outcome::Timeout,
             9_000,

@@ -89,8 +89,11 @@ impl Flight {
         if pending.state != STATE_WAITING {
             return None;
         }
-        let refused =
-            self.errors.iter().find(|e| e.cookie == key.cookie && e.time_ns >= pending.first_sent_ns).copied();
+        let refused = self
+            .errors
+            .iter()
+            .find(|e| e.cookie == key.cookie && e.time_ns >= pending.first_sent_ns)
+            .copied();
         let (outcome, time_ns) = match refused {
             Some(error) => {
                 if !self.map.remove(key) {

@@ -56,7 +56,10 @@ pub struct Recorder {
 
 impl Recorder {
     /// Loads and attaches; an error says which probe and what would mend it.
-    pub async fn start(options: Options, pods: Arc<Pods>) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
+    pub async fn start(
+        options: Options,
+        pods: Arc<Pods>,
+    ) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
         let wanted = Wanted {
             oom: options.oom,
             dns: options
@@ -86,7 +89,9 @@ impl Recorder {
             tokio::spawn(log.forward());
         }
         let degraded = probes.degraded.clone();
-        tokio::spawn(Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in));
+        tokio::spawn(
+            Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in),
+        );
         let collect = tokio::spawn(async move {
             let result = collector.run(stopped).await;
             drop(probes);

@@ -21,8 +21,8 @@ pub const STATE_TIMED_OUT: u32 = 1;
 pub struct DnsKey {
     /// Socket cookie.
     pub cookie: u64,
-    /// Server address; IPv4 as `::ffff:a.b.c.d`.
-    pub server: [u8; 16],
+    /// Server address as it stands in the packet, in words; IPv4 as `::ffff:a.b.c.d`.
+    pub server: [u32; 4],
     /// Host byte order.
     pub port: u16,
     /// DNS transaction id, host byte order.
