@@ -1,5 +1,7 @@
 //! The kernel's boot clock to wall-clock time.
 
+use std::sync::OnceLock;
+
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 
@@ -15,14 +17,28 @@ pub fn wall(boot_ns: u64) -> Timestamp {
     Timestamp::now().checked_sub(SignedDuration::from_nanos(ago)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// A process's start; None: not known.
+/// A process's start; None: not known. With its pid it names a process, so that one process always gets
+/// one value: to the tick of /proc/PID/stat (10 ms), by an offset that is taken once.
 pub fn start(start_ns: u64) -> Option<Timestamp> {
-    (start_ns > 0).then(|| wall(start_ns))
+    const TICK: i128 = 10_000_000;
+    static BOOT: OnceLock<i128> = OnceLock::new();
+    let boot = *BOOT.get_or_init(|| wall(0).as_nanosecond());
+    let to_tick = |ns: i128| ns - ns.rem_euclid(TICK);
+    let at = to_tick(boot) + to_tick(i128::from(start_ns));
+    (start_ns > 0).then(|| Timestamp::from_nanosecond(at).ok()).flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_has_one_start() {
+        let first = start(5_123_456_789);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(start(5_123_456_789), first);
+        assert_eq!(start(0), None);
+    }
 
     #[test]
     fn now_is_now_and_a_second_ago_was_a_second_ago() {

@@ -110,18 +110,20 @@ impl Recorder {
         &self.degraded
     }
 
-    /// Detaches, and lets what is under way become events: the receiver ends after them. Keep receiving meanwhile.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    /// Detaches, empties the rings, and gives the final losses. The receiver ends after what was under way:
+    /// receive on until it does.
+    pub async fn stop(mut self) -> anyhow::Result<Losses> {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
         match tokio::time::timeout(DRAIN, &mut self.collect).await {
-            Ok(joined) => joined?,
+            Ok(joined) => joined??,
             Err(_) => {
                 self.collect.abort();
                 anyhow::bail!("the recorder did not stop within {DRAIN:?}")
             }
         }
+        Ok(self.losses())
     }
 }
 

@@ -52,8 +52,8 @@ impl Stacks {
 
 fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
     symbolizer.see_process(stack.pid);
-    let kernel =
-        stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0)).collect();
+    let kernel = stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0));
+    let kernel = kernel.skip_while(is_probe).collect();
     let user = stack
         .user
         .iter()
@@ -65,4 +65,10 @@ fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
         })
         .collect();
     Named { kernel, user }
+}
+
+/// The frames between the tracepoint and our probe: they are the observer, not the observed.
+fn is_probe(frame: &Frame) -> bool {
+    const OURS: [&str; 5] = ["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "trace_"];
+    frame.function.as_deref().is_some_and(|name| OURS.iter().any(|prefix| name.starts_with(prefix)))
 }

@@ -25,28 +25,36 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let pods = context.pods().await?;
     let options =
         Options { oom, dns, dns_answers: args.all, dns_timeout: args.dns_timeout, node: context.node() };
-    let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
+    let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
     note(&format!("recording {}; Ctrl-C ends", subject(oom, dns)));
 
     let mut watched = Watched::new(context, &args);
-    if follow(recorder, &mut events, stop, &mut watched).await? == Ended::ReaderGone {
+    if follow(&mut events, stop, &mut watched).await? == Ended::ReaderGone {
         return Ok(Verdict::Fine);
     }
-    // What had been recorded before the end is still told; what came after is not.
-    for _ in 0..events.len() {
-        match events.try_recv() {
-            Ok(event) if !watched.is_full() => watched.see(&event)?,
-            _ => break,
+    let lost = recorder.stop().await?;
+    // What had been recorded before the end is still told.
+    let told = async {
+        while !watched.is_full()
+            && let Some(event) = events.recv().await
+        {
+            watched.see(&event)?;
         }
+        io::Result::Ok(())
+    };
+    match tokio::time::timeout(LAST_WORDS, told).await {
+        Ok(told) => told?,
+        Err(_) => note("some events were still waiting for the container runtime, and are not shown"),
     }
-    let mut lost = pods.status().losses;
-    lost.append(&mut watched.losses);
     note(&watched.counts.summary(watched.since.elapsed(), &lost));
     let short = args.duration.is_some() && args.count.is_some_and(|count| watched.counts.total() < count);
     Ok(if short && !watched.interrupted(args.duration) { Verdict::Nothing } else { Verdict::Fine })
 }
+
+/// How long the end waits for events whose pods are being asked for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -54,9 +62,8 @@ enum Ended {
     ReaderGone,
 }
 
-/// Shows events until the end; the probes detach when it returns, with the recorder that it was given.
+/// Shows events until the end.
 async fn follow(
-    _recorder: Recorder,
     events: &mut mpsc::Receiver<Event>,
     stop: impl Future<Output = ()>,
     watched: &mut Watched,
@@ -110,8 +117,6 @@ struct Watched {
     namespace: Option<String>,
     limit: Option<u64>,
     counts: Counts,
-    /// As the last event told them.
-    losses: Losses,
     since: Instant,
 }
 
@@ -122,7 +127,6 @@ impl Watched {
             namespace: args.namespace.clone(),
             limit: args.count,
             counts: Counts::default(),
-            losses: Losses::new(),
             since: Instant::now(),
         }
     }
@@ -137,8 +141,6 @@ impl Watched {
     }
 
     fn see(&mut self, event: &Event) -> io::Result<()> {
-        // Losses are the recorder's, whoever the event is about.
-        self.losses = event.losses.clone();
         let wanted = match &self.namespace {
             Some(namespace) => event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace),
             None => true,
