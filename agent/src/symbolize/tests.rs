@@ -192,6 +192,43 @@ fn addresses_without_a_file_say_so() {
     assert_eq!((symbolizer.losses()["process_unknown"], symbolizer.losses()["process_gone"]), (1, 1));
 }
 
+/// The whole way: an executable area without a file, in a process that writes a perf map, then dies.
+#[test]
+fn code_made_at_run_time_has_the_name_that_its_runtime_gave_it() {
+    let script = "import mmap, os, sys\n\
+        code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC)\n\
+        print('sleeping', flush=True)\nsys.stdin.read()";
+    let mut python = Running(
+        Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3"),
+    );
+    wait_for_line(&mut python.0);
+    let pid = python.pid();
+    let areas = maps::read(pid).unwrap();
+    let area = areas.areas.iter().find(|area| area.path.is_empty()).expect("no anonymous code");
+    let map = tempfile::Builder::new()
+        .prefix(&format!("perf-{pid}"))
+        .suffix(".map")
+        .rand_bytes(0)
+        .tempfile_in("/tmp")
+        .unwrap();
+    writeln!(map.as_file(), "{:x} 100 jitted(handler)", area.start).unwrap();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    drop((python, map));
+    let frame = symbolizer.user(at(pid, area.start + 0x10)).remove(0);
+    assert_eq!(
+        (frame.function.as_deref(), frame.module.as_deref()),
+        (Some("jitted(handler)"), Some("[anonymous]"))
+    );
+    assert_eq!(symbolizer.user(at(pid, area.start + 0x200))[0].function, None);
+    assert_eq!(symbolizer.losses()["anonymous_code"], 1);
+}
+
 #[test]
 fn kernel_addresses_come_from_kallsyms() {
     let table = std::fs::read_to_string("/proc/kallsyms").unwrap();
