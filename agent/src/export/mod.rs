@@ -1,5 +1,55 @@
 //! One file a format.
+//!
+//! Must not know: how a profile was made. A format is handed a finished [`crate::model::profile::Profile`] and a writer.
 
 pub mod folded;
 pub mod pprof;
 pub mod svg;
+
+use std::borrow::Cow;
+
+use crate::model::owner::{KnownBy, Owner};
+use crate::model::profile::{Frame, Profile};
+
+/// What a frame is called: its function, else `module+0xoffset`: an unknown frame is shown, and never hidden.
+fn frame_name(frame: &Frame) -> Cow<'_, str> {
+    match (&frame.function, &frame.module) {
+        (Some(function), _) => Cow::Borrowed(function),
+        (None, Some(module)) => {
+            Cow::Owned(format!("{}+{:#x}", module.rsplit('/').next().unwrap_or(module), frame.offset))
+        }
+        (None, None) => Cow::Owned(format!("[no mapping]+{:#x}", frame.offset)),
+    }
+}
+
+/// True for frames of the kernel or its modules: their modules are in brackets, and are none of the process's areas.
+fn is_kernel(frame: &Frame) -> bool {
+    let in_process = ["[vdso]", "[vsyscall]", "[anonymous]"];
+    frame.module.as_deref().is_some_and(|module| module.starts_with('[') && !in_process.contains(&module))
+}
+
+/// `namespace/pod/container`, or as much as is known; `host` for what is in no container.
+fn owner_name(owner: &Owner) -> String {
+    let container = owner.container.as_ref();
+    match (&owner.pod, container) {
+        (Some(pod), Some(container)) => format!("{}/{}/{}", pod.namespace, pod.name, container.name),
+        (Some(pod), None) => format!("{}/{}", pod.namespace, pod.name),
+        (None, Some(container)) => format!("container:{}", container.id),
+        (None, None) => match (owner.known_by, &owner.cgroup.path) {
+            (KnownBy::Host, _) => "host".to_string(),
+            (_, Some(path)) => format!("cgroup:{path}"),
+            (_, None) => "unknown".to_string(),
+        },
+    }
+}
+
+/// What is missing from a profile, a line each; `losses: none` rather than silence.
+fn loss_lines(profile: &Profile) -> Vec<String> {
+    if profile.losses.is_empty() {
+        return vec!["losses: none".to_string()];
+    }
+    profile.losses.iter().map(|(name, count)| format!("loss {name}: {count}")).collect()
+}
+
+#[cfg(test)]
+mod example;

@@ -20,6 +20,7 @@ mod kernel;
 mod losses;
 mod maps;
 mod open;
+mod perf_map;
 mod processes;
 mod resolver;
 mod snapshot;
@@ -100,6 +101,10 @@ impl Symbolizer {
                 }
             },
             Place::Anonymous => {
+                if let Some(name) = self.processes.name_of_anonymous(address.pid, at) {
+                    let module = Some(Arc::from("[anonymous]"));
+                    return vec![Frame { function: Some(name), module, offset: at, ..Frame::default() }];
+                }
                 self.losses.add("anonymous_code");
                 bare(Some("[anonymous]"))
             }
@@ -147,6 +152,7 @@ impl Symbolizer {
         self.files.drop_copies();
         self.cache = HashMap::new();
         self.kernel.trim();
+        self.processes.trim();
     }
 
     fn opening(&mut self) -> (&mut Processes, Opening<'_>) {

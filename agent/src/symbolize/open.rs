@@ -5,6 +5,7 @@
 //! First the file is named without opening it (`O_PATH` has no side effects on devices and FIFOs), then looked at,
 //! and only a regular file is opened for reading.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -38,7 +39,7 @@ fn by_map_files(pid: u32, area: &Area) -> io::Result<File> {
 /// By the path inside the process's root, if that is still the mapped file.
 fn by_path(pid: u32, area: &Area) -> Result<File, &'static str> {
     let root = name(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| "file_out_of_reach")?;
-    let file = inside(&root, area.file_path(), OFlag::O_PATH).map_err(|_| "file_out_of_reach")?;
+    let file = inside(&root, area.file_path()).map_err(|_| "file_out_of_reach")?;
     let meta = file.metadata().map_err(|_| "file_out_of_reach")?;
     let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
     if (device, meta.ino()) != (area.device, area.inode) {
@@ -47,12 +48,14 @@ fn by_path(pid: u32, area: &Area) -> Result<File, &'static str> {
     Ok(file)
 }
 
-/// Opens `path` below `root`, as a process chrooted there would: no symlink leads out, no magic link is followed.
-pub(super) fn inside(root: &File, path: &[u8], flags: OFlag) -> io::Result<File> {
+/// A reference to what `path` names for a process with this root, without opening it: no symlink leads out, and no
+/// magic link is followed.
+pub(super) fn inside(root: &File, path: &[u8]) -> io::Result<File> {
+    // openat2 refuses any further flag beside O_PATH, where openat would ignore it.
     let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(File::from(openat2(root.as_fd(), Path::new(std::ffi::OsStr::from_bytes(path)), how)?))
+    Ok(File::from(openat2(root.as_fd(), Path::new(OsStr::from_bytes(path)), how)?))
 }
 
 /// A reference to what `path` names, without opening it.
@@ -92,13 +95,30 @@ mod tests {
     }
 
     #[test]
+    fn without_map_files_the_path_must_still_be_the_mapped_file() {
+        let areas = super::super::maps::read(std::process::id()).unwrap().areas;
+        let own = areas.into_iter().find(Area::is_file).unwrap();
+        assert!(by_map_files(std::process::id(), &own).is_ok() || !nix::unistd::geteuid().is_root());
+        let swapped = Area { inode: own.inode ^ 1, ..own };
+        assert_eq!(by_path(std::process::id(), &swapped).unwrap_err(), "file_replaced");
+        let gone = Area { path: b"/no/such/file".to_vec(), ..swapped };
+        assert_eq!(by_path(std::process::id(), &gone).unwrap_err(), "file_out_of_reach");
+    }
+
+    #[test]
     fn a_symlink_cannot_lead_out_of_the_root() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("lib.so")).unwrap();
         std::os::unix::fs::symlink("../../../../etc/passwd", dir.path().join("up.so")).unwrap();
         let root = name(dir.path()).unwrap();
         for path in [&b"/lib.so"[..], b"/up.so"] {
-            assert!(inside(&root, path, OFlag::O_PATH).is_err(), "{path:?} escaped");
+            assert_eq!(inside(&root, path).unwrap_err().kind(), io::ErrorKind::NotFound, "{path:?}");
+        }
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "inside").unwrap();
+        for path in [&b"/lib.so"[..], b"/up.so", b"etc/passwd"] {
+            let file = readable(&inside(&root, path).unwrap()).unwrap();
+            assert_eq!(io::read_to_string(file).unwrap(), "inside", "{path:?}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::files::{FileId, Files};
 use super::losses::Losses;
 use super::maps::{self, Areas, Stat};
+use super::perf_map::PerfMap;
 use super::resolver::Resolver;
 
 /// The dead stay until this many have been seen since.
@@ -17,6 +18,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// After exec and dlclose the samples from before still want the mappings from before.
 const MAX_GENERATIONS: usize = 4;
+
+/// Perf maps held open; a map costs 20 MB at most while its table is read.
+const MAX_PERF_MAPS: usize = 32;
 
 /// What an address lies in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +50,7 @@ struct Process {
     start_time: u64,
     /// Newest first.
     generations: Vec<Generation>,
+    perf_map: Option<PerfMap>,
     read_at: Instant,
     pause: Duration,
     used: u64,
@@ -84,6 +89,7 @@ impl Processes {
                 let process = Process {
                     start_time,
                     generations: vec![generation],
+                    perf_map: None,
                     read_at: Instant::now(),
                     pause: FIRST_PAUSE,
                     used: clock,
@@ -94,6 +100,7 @@ impl Processes {
                 self.forget_oldest(opening.losses);
             }
         }
+        self.hold_perf_map(pid);
     }
 
     /// Reads the mappings again when one of `addresses` is in none of them, as often as the pause allows.
@@ -113,6 +120,7 @@ impl Processes {
             if !missed(process) {
                 process.pause = FIRST_PAUSE;
             }
+            self.hold_perf_map(pid);
         }
     }
 
@@ -122,6 +130,28 @@ impl Processes {
         let Some(process) = self.known.get_mut(&pid) else { return Place::Nowhere("process_unknown") };
         process.used = self.clock;
         process.find(address).unwrap_or(Place::Nowhere("no_mapping"))
+    }
+
+    /// The name of code made at run time, from the process's perf map.
+    pub fn name_of_anonymous(&mut self, pid: u32, address: u64) -> Option<String> {
+        self.known.get_mut(&pid)?.perf_map.as_mut()?.find(address)
+    }
+
+    /// Frees the tables of perf maps.
+    pub fn trim(&mut self) {
+        self.known.values_mut().filter_map(|process| process.perf_map.as_mut()).for_each(PerfMap::trim);
+    }
+
+    /// Opens the perf map of a process that has code made at run time.
+    fn hold_perf_map(&mut self, pid: u32) {
+        let held = self.known.values().filter(|process| process.perf_map.is_some()).count();
+        if held < MAX_PERF_MAPS
+            && let Some(process) = self.known.get_mut(&pid)
+            && process.perf_map.is_none()
+            && process.has_anonymous_code()
+        {
+            process.perf_map = PerfMap::open(pid);
+        }
     }
 
     fn forget_oldest(&mut self, losses: &mut Losses) {
@@ -135,6 +165,11 @@ impl Processes {
 }
 
 impl Process {
+    fn has_anonymous_code(&self) -> bool {
+        let newest = self.generations.first().into_iter().flat_map(|generation| &generation.areas.areas);
+        newest.into_iter().any(|area| area.path.is_empty() || area.path.starts_with(b"[anon"))
+    }
+
     fn renew(&mut self, generation: Generation, used: u64) {
         self.used = used;
         self.read_at = Instant::now();

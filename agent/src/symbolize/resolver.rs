@@ -95,9 +95,13 @@ impl Resolver {
         }
     }
 
-    /// Frees everything.
+    /// Frees everything, and has by the time it returns.
     pub fn reset(&mut self) {
-        self.worker = None;
+        if let Some(Worker { ask, answer, thread }) = self.worker.take() {
+            // The thread waits for a question, and ends when there can be none.
+            drop((ask, answer));
+            let _ = thread.join();
+        }
     }
 
     fn ask(&mut self, question: Ask) -> Result<Answer, &'static str> {

@@ -8,12 +8,15 @@ use std::process::{Child, Command, Stdio};
 
 use super::*;
 
+/// Set for the processes that tests start.
+const SLEEP: &str = "PODOPSY_TEST_SLEEP";
+
 /// Kills its process when it goes, whatever the test did.
 struct Running(Child);
 
 impl Running {
     fn start(program: &Path, args: &[&str]) -> Self {
-        Self(Command::new(program).args(args).stdout(Stdio::piped()).spawn().unwrap())
+        Self(Command::new(program).args(args).env(SLEEP, "1").stdout(Stdio::piped()).spawn().unwrap())
     }
 
     fn pid(&self) -> u32 {
@@ -79,16 +82,33 @@ fn escape(area: &maps::Area) -> String {
     crate::model::text::escape_bytes(area.file_path())
 }
 
+#[inline(always)]
+fn an_inlined_function(x: u64) -> u64 {
+    std::hint::black_box(x).wrapping_mul(31)
+}
+
+#[inline(never)]
+fn a_function_that_inlines(x: u64) -> u64 {
+    an_inlined_function(std::hint::black_box(x)).wrapping_add(1)
+}
+
 #[test]
 fn inlined_functions_come_before_the_one_they_are_in() {
-    let named = |function: &str| resolver::Named { function: function.into(), source: None };
-    let symbol = Symbol { functions: vec![named("inner"), named("outer")], module: None };
-    let frames = frames(Some(symbol), &Frame { offset: 5, ..Frame::default() });
-    let seen: Vec<_> = frames
-        .iter()
-        .map(|frame| (frame.function.as_deref().unwrap(), frame.inlined, frame.offset))
-        .collect();
-    assert_eq!(seen, [("inner", true, 5), ("outer", false, 5)]);
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    let start = a_function_that_inlines as fn(u64) -> u64 as usize as u64;
+    let mut stacks = (0..64).map(|byte| symbolizer.user(at(pid, start + byte)));
+    let frames = stacks.find(|frames| frames.len() > 1).expect("no inlined function at any address");
+    let (inner, outer) = (&frames[0], &frames[frames.len() - 1]);
+    assert!(inner.inlined && inner.function.as_ref().unwrap().contains("an_inlined_function"), "{frames:?}");
+    assert!(
+        !outer.inlined && outer.function.as_ref().unwrap().contains("a_function_that_inlines"),
+        "{frames:?}"
+    );
+    assert_eq!(inner.offset, outer.offset);
+    // Each has the line that it stands at itself: the outer one, the call.
+    assert!(inner.source.as_ref().unwrap().1 < outer.source.as_ref().unwrap().1, "{frames:?}");
 }
 
 #[test]
@@ -101,8 +121,7 @@ fn the_dead_are_symbolized_even_when_their_file_is_gone() {
 
     let mut symbolizer = Symbolizer::new();
     let pid = {
-        let mut victim =
-            Running::start(&program, &["--exact", "symbolize::tests::sleeper", "--ignored", "--nocapture"]);
+        let mut victim = Running::start(&program, &["--exact", "symbolize::tests::sleeper", "--nocapture"]);
         wait_for_line(&mut victim.0);
         symbolizer.see_process(victim.pid());
         victim.pid()
@@ -121,12 +140,13 @@ fn the_dead_are_symbolized_even_when_their_file_is_gone() {
     assert_eq!(frame.source.as_ref().map(|(file, _)| file.ends_with("tests.rs")), Some(true));
 }
 
-/// What the victim above runs.
+/// What the victim above runs; as a test of its own it has nothing to do.
 #[test]
-#[ignore = "not a test: the process that the_dead_are_symbolized kills"]
 fn sleeper() {
-    println!("sleeping");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    if std::env::var_os(SLEEP).is_some() {
+        println!("sleeping");
+        std::thread::sleep(std::time::Duration::from_secs(60));
+    }
 }
 
 fn wait_for_line(child: &mut Child) {
@@ -170,6 +190,43 @@ fn addresses_without_a_file_say_so() {
     assert_eq!(symbolizer.user(at(u32::MAX, 0x10)).len(), 1);
     symbolizer.see_process(u32::MAX);
     assert_eq!((symbolizer.losses()["process_unknown"], symbolizer.losses()["process_gone"]), (1, 1));
+}
+
+/// The whole way: an executable area without a file, in a process that writes a perf map, then dies.
+#[test]
+fn code_made_at_run_time_has_the_name_that_its_runtime_gave_it() {
+    let script = "import mmap, os, sys\n\
+        code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC)\n\
+        print('sleeping', flush=True)\nsys.stdin.read()";
+    let mut python = Running(
+        Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3"),
+    );
+    wait_for_line(&mut python.0);
+    let pid = python.pid();
+    let areas = maps::read(pid).unwrap();
+    let area = areas.areas.iter().find(|area| area.path.is_empty()).expect("no anonymous code");
+    let map = tempfile::Builder::new()
+        .prefix(&format!("perf-{pid}"))
+        .suffix(".map")
+        .rand_bytes(0)
+        .tempfile_in("/tmp")
+        .unwrap();
+    writeln!(map.as_file(), "{:x} 100 jitted(handler)", area.start).unwrap();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    drop((python, map));
+    let frame = symbolizer.user(at(pid, area.start + 0x10)).remove(0);
+    assert_eq!(
+        (frame.function.as_deref(), frame.module.as_deref()),
+        (Some("jitted(handler)"), Some("[anonymous]"))
+    );
+    assert_eq!(symbolizer.user(at(pid, area.start + 0x200))[0].function, None);
+    assert_eq!(symbolizer.losses()["anonymous_code"], 1);
 }
 
 #[test]
@@ -258,9 +315,16 @@ fn hostile_elf_files_do_no_harm() {
         file.write_all(&bytes).unwrap();
         let id = files.add("hostile", file, (0, 0, 0));
         for offset in [0, 0x800, u64::MAX] {
-            let _ = files.symbol(id, offset, &mut resolver, &mut losses);
+            if let Err(reason) = files.symbol(id, offset, &mut resolver, &mut losses) {
+                losses.add(reason);
+            }
         }
         files = Files::default();
+    }
+    let losses = losses.all();
+    eprintln!("{losses:?}");
+    for bad in ["symbolizer_panicked", "symbolizer_timed_out", "symbolizer_stuck"] {
+        assert!(!losses.contains_key(bad), "{losses:?}");
     }
 }
 
