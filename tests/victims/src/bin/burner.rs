@@ -1,0 +1,143 @@
+//! Burns CPU with known shares: `price_options` 60 %, `discount_curve` 30 %, `round_ticks` 10 %.
+//!
+//! ```text
+//! burner [--shares 60,30,10] [--threads N] [--busy PERCENT] [--for TIME]
+//! ```
+//!
+//! Each function has a caller of its own (`quote_desk`, `risk_desk`, `feed_desk`). The next slice always goes
+//! to the function that is furthest behind its share of the thread's own CPU time, so the shares hold on any
+//! machine and under any load; slices are of about 2 ms. Prints the shares it kept every second.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use podopsy_victims::args::{Args, number, time};
+use podopsy_victims::term::exit_on_sigterm;
+
+const USAGE: &str = "burner [--shares 60,30,10] [--threads N] [--busy PERCENT] [--for TIME]";
+const SLICE: Duration = Duration::from_millis(2);
+const NAMES: [&str; 3] = ["price_options", "discount_curve", "round_ticks"];
+
+/// A desk runs its function for a number of rounds.
+type Desk = fn(u64) -> f64;
+
+fn main() {
+    exit_on_sigterm();
+    let mut args = Args::new(USAGE);
+    let shares = args.value("--shares", read_shares).unwrap_or([60.0, 30.0, 10.0]);
+    let threads = args.value("--threads", number).unwrap_or(1);
+    let busy = args.value("--busy", number).unwrap_or(100).clamp(1, 100) as u32;
+    let until = args.value("--for", time).map(|time| Instant::now() + time);
+    args.words();
+
+    let mut others = Vec::new();
+    for _ in 1..threads {
+        others.push(std::thread::spawn(move || trade(shares, busy, until, false)));
+    }
+    trade(shares, busy, until, true);
+    for thread in others {
+        let _ = thread.join();
+    }
+}
+
+/// `60,30,10`, in percent.
+fn read_shares(text: &str) -> Option<[f64; 3]> {
+    let shares: Vec<f64> = text.split(',').filter_map(|part| part.parse().ok()).collect();
+    shares.try_into().ok()
+}
+
+/// One thread's work: slices, each to the desk that is furthest behind its share.
+#[inline(never)]
+fn trade(shares: [f64; 3], busy: u32, until: Option<Instant>, tell: bool) {
+    let desks: [Desk; 3] = [quote_desk, risk_desk, feed_desk];
+    let total: f64 = shares.iter().sum();
+    let mut spent = [0.0_f64; 3];
+    let mut rounds = [1_000_u64; 3];
+    let mut told = Instant::now();
+    while until.is_none_or(|until| Instant::now() < until) {
+        let all: f64 = spent.iter().sum();
+        let behind = |desk: &usize| shares[*desk] / total * all - spent[*desk];
+        let next = (0..3).max_by(|a, b| behind(a).total_cmp(&behind(b))).unwrap_or(0);
+
+        let start = thread_cpu_time();
+        black_box(desks[next](rounds[next]));
+        let took = (thread_cpu_time() - start).as_secs_f64();
+        spent[next] += took;
+        // Half-way to the number of rounds that would have taken one slice: fast to learn, slow to jump.
+        let wanted = rounds[next] as f64 * (SLICE.as_secs_f64() / took.max(1e-6)).clamp(0.1, 10.0);
+        rounds[next] = ((rounds[next] as f64 + wanted) / 2.0).max(1.0) as u64;
+
+        if busy < 100 {
+            std::thread::sleep(Duration::from_secs_f64(took * f64::from(100 - busy) / f64::from(busy)));
+        }
+        if tell && told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            let all: f64 = spent.iter().sum();
+            let line: Vec<String> = NAMES
+                .iter()
+                .zip(spent)
+                .map(|(name, spent)| format!("{name} {:.1} %", spent / all * 100.0))
+                .collect();
+            println!("burner: {} of {all:.1} s", line.join(", "));
+        }
+    }
+}
+
+#[inline(never)]
+fn quote_desk(rounds: u64) -> f64 {
+    // black_box after the call keeps it from becoming a tail call, which would hide this frame.
+    black_box(price_options(rounds)) + 1.0
+}
+
+#[inline(never)]
+fn risk_desk(rounds: u64) -> f64 {
+    black_box(discount_curve(rounds)) + 2.0
+}
+
+#[inline(never)]
+fn feed_desk(rounds: u64) -> f64 {
+    black_box(round_ticks(rounds)) + 3.0
+}
+
+/// Square roots and divisions, on registers alone: no calls, so the sample's leaf is this function.
+#[inline(never)]
+fn price_options(rounds: u64) -> f64 {
+    let mut price = black_box(100.0_f64);
+    for step in 0..rounds {
+        let drift = 1.0 + (step & 15) as f64 * 1e-4;
+        price = (price * price * drift + 3.0).sqrt();
+    }
+    price
+}
+
+/// A chain of divisions.
+#[inline(never)]
+fn discount_curve(rounds: u64) -> f64 {
+    let mut factor = black_box(1.0_f64);
+    for year in 0..rounds {
+        factor = (factor + 1.0) / (1.03 + (year & 7) as f64 * 1e-3);
+    }
+    factor
+}
+
+/// Integer mixing.
+#[inline(never)]
+fn round_ticks(rounds: u64) -> f64 {
+    let mut tick = black_box(0x9e37_79b9_u64);
+    for at in 0..rounds {
+        tick = (tick ^ at).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        tick ^= tick >> 33;
+    }
+    tick as f64
+}
+
+/// CPU time of this thread: wall time would give a function the waits of a busy machine.
+fn thread_cpu_time() -> Duration {
+    // SAFETY: an all-zero timespec is valid, and the call writes only to it.
+    let now = unsafe {
+        let mut now: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now);
+        now
+    };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
