@@ -1,0 +1,156 @@
+//! What kernel tests share: a recorder in this process, cgroups and network namespaces that clean up after themselves.
+//!
+//! These tests need root and a kernel with BTF, and fail with the command that mends it where one is missing.
+#![allow(dead_code)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use podopsy_agent::model::{Event, Losses};
+use podopsy_agent::pods::{Options as PodsOptions, Pods};
+use podopsy_agent::recorder::{Options, Recorder};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+/// Says what to do instead of failing somewhere inside.
+pub fn require_root() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "kernel tests load BPF programs: run `sudo -E cargo xtask test`"
+    );
+}
+
+/// The recorder, running in this process.
+pub struct Recording {
+    runtime: Runtime,
+    recorder: Option<Recorder>,
+    events: mpsc::Receiver<Event>,
+    pub seen: Vec<Event>,
+}
+
+impl Recording {
+    pub fn start(options: Options, pods: PodsOptions) -> Recording {
+        require_root();
+        let runtime = Runtime::new().expect("a tokio runtime");
+        let (recorder, events) = runtime
+            .block_on(async {
+                let pods = Pods::start(pods).await?;
+                Recorder::start(options, pods).await
+            })
+            .unwrap_or_else(|error| panic!("start the recorder: {error:#}"));
+        Recording { runtime, recorder: Some(recorder), events, seen: Vec::new() }
+    }
+
+    /// Both event probes; a timeout of one second, so that tests need not wait five.
+    pub fn host() -> Recording {
+        Recording::start(options(), no_runtime())
+    }
+
+    /// Receives until `enough` says so; panics with what was seen after `limit`.
+    pub fn until(&mut self, what: &str, limit: Duration, enough: impl Fn(&[Event]) -> bool) {
+        let end = Instant::now() + limit;
+        while !enough(&self.seen) {
+            let left = end.saturating_duration_since(Instant::now());
+            let next = self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await });
+            match next {
+                Ok(Some(event)) => self.seen.push(event),
+                Ok(None) => panic!("the recorder ended while waiting for {what}"),
+                Err(_) => panic!("no {what} within {limit:?}; seen: {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// Everything that comes within `time`.
+    pub fn for_a_while(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await }) {
+                Ok(Some(event)) => self.seen.push(event),
+                _ => return,
+            }
+        }
+    }
+
+    /// Stops; the final losses.
+    pub fn stop(mut self) -> (Vec<Event>, Losses) {
+        let recorder = self.recorder.take().expect("it runs until it is stopped");
+        let losses = self.runtime.block_on(recorder.stop()).expect("the recorder stops");
+        while let Some(event) = self.runtime.block_on(self.events.recv()) {
+            self.seen.push(event);
+        }
+        (std::mem::take(&mut self.seen), losses)
+    }
+}
+
+pub fn options() -> Options {
+    Options {
+        oom: true,
+        dns: true,
+        dns_answers: false,
+        dns_timeout: Duration::from_secs(1),
+        node: "test-node".to_owned(),
+    }
+}
+
+/// A machine without a container runtime.
+pub fn no_runtime() -> PodsOptions {
+    PodsOptions { cri_socket: Some("/nonexistent/podopsy-test.sock".into()), ..PodsOptions::default() }
+}
+
+/// A memory cgroup of our own; removed when dropped, with the processes that the test started in it gone by then.
+pub struct MemoryCgroup {
+    pub path: PathBuf,
+}
+
+impl MemoryCgroup {
+    pub fn new(name: &str, limit_bytes: u64) -> MemoryCgroup {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let root = if v1.join("memory.limit_in_bytes").exists() { v1 } else { Path::new("/sys/fs/cgroup") };
+        let path = root.join(format!("podopsy-test-{name}-{}", std::process::id()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        let file = if root == v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        fs::write(path.join(file), limit_bytes.to_string()).expect("set the limit");
+        MemoryCgroup { path }
+    }
+
+    pub fn id(&self) -> u64 {
+        fs::metadata(&self.path).expect("the cgroup is there").ino()
+    }
+
+    /// A shell that joins the cgroup and then becomes `program`.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(format!("echo $$ > {}/cgroup.procs && exec {program}", self.path.display()));
+        command
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // A killed process leaves its cgroup a moment after its parent has reaped it.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        eprintln!("could not remove {}", self.path.display());
+    }
+}
+
+/// Runs `work` on a thread of its own, in a network namespace of its own with `lo` up.
+pub fn in_own_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own (root)");
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.is_ok_and(|status| status.success()), "`ip link set lo up` failed: apt-get install iproute2");
+        work()
+    })
+    .join()
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
