@@ -14,11 +14,13 @@ use super::owner::Owner;
 pub struct Frame {
     /// Demangled function name; null: no symbol (the module and offset still say where).
     pub function: Option<String>,
-    /// File name of the mapping (`/usr/bin/python3.11`, `[kernel]`, `[vdso]`); null: no mapping.
+    /// File name of the mapping in the process's own mount namespace (`/usr/bin/python3.11`), `[kernel]`, `[vdso]`, or
+    /// `[anonymous]` for code made at run time; null: no mapping.
     pub module: Option<Arc<str>>,
     /// The module's build id, hex; null: it has none, or the file could not be read.
     pub build_id: Option<Arc<str>>,
-    /// Offset in the module's file (user) or the absolute address (kernel, or no mapping).
+    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). Of a return address, the
+    /// last byte of the call: that is what was looked up.
     pub offset: u64,
     /// Source file and line where debug information has them.
     pub source: Option<(Arc<str>, u32)>,

@@ -169,8 +169,13 @@ impl Symbolizer {
             Some((name, build_id)) => (Some(name), build_id),
             None => (None, None),
         };
-        let symbol = symbol.map_err(|reason| self.losses.add(reason)).ok();
-        let frames = frames(symbol, &Frame { module, build_id, offset, ..Frame::default() });
+        // A line without a name is worth showing, and is a name missed.
+        match &symbol {
+            Err(reason) => self.losses.add(reason),
+            Ok(symbol) if !symbol.has_name() => self.losses.add("symbol_not_found"),
+            Ok(_) => {}
+        }
+        let frames = frames(symbol.ok(), &Frame { module, build_id, offset, ..Frame::default() });
         if self.cache.len() >= MAX_CACHED {
             self.cache.clear();
         }

@@ -99,6 +99,7 @@ mod tests {
         let areas = super::super::maps::read(std::process::id()).unwrap().areas;
         let own = areas.into_iter().find(Area::is_file).unwrap();
         assert!(by_map_files(std::process::id(), &own).is_ok() || !nix::unistd::geteuid().is_root());
+        assert!(by_path(std::process::id(), &own).is_ok());
         let swapped = Area { inode: own.inode ^ 1, ..own };
         assert_eq!(by_path(std::process::id(), &swapped).unwrap_err(), "file_replaced");
         let gone = Area { path: b"/no/such/file".to_vec(), ..swapped };

@@ -42,6 +42,12 @@ pub(super) struct Symbol {
     pub module: Option<String>,
 }
 
+impl Symbol {
+    pub fn has_name(&self) -> bool {
+        self.functions.last().is_some_and(|outermost| !outermost.function.is_empty())
+    }
+}
+
 #[derive(Debug)]
 enum Ask {
     /// A virtual address in the ELF file at the path, with or without its debug information.
@@ -57,6 +63,8 @@ enum Ask {
     Forget {
         path: PathBuf,
     },
+    #[cfg(test)]
+    Panic,
 }
 
 /// None: looked, and there is no symbol.
@@ -153,15 +161,26 @@ fn work(blazesym: &mut symbolize::Symbolizer, question: Ask) -> Answer {
         Ask::Elf { path, debug_info, address } => {
             let mut elf = source::Elf::new(&path);
             elf.debug_syms = debug_info;
-            let at = Input::VirtOffset(address);
-            match blazesym.symbolize_single(&source::Source::Elf(elf.clone()), at) {
-                Ok(found) => symbol(found),
-                // Broken debug information takes nothing from the symbol table.
-                Err(_) if debug_info => {
-                    elf.debug_syms = false;
-                    blazesym.symbolize_single(&source::Source::Elf(elf), at).ok().and_then(symbol)
+            let mut look = |debug_info| {
+                elf.debug_syms = debug_info;
+                let found =
+                    blazesym.symbolize_single(&source::Source::Elf(elf.clone()), Input::VirtOffset(address));
+                found.ok().and_then(symbol)
+            };
+            let found = look(debug_info);
+            if !debug_info || found.as_ref().is_some_and(Symbol::has_name) {
+                return found;
+            }
+            // Broken debug information takes nothing from the symbol table; nor does debug information whose names are
+            // in another file (dwz, `.gnu_debugaltlink`), which is not followed: its lines are good, its name is here.
+            match (found, look(false)) {
+                (Some(mut lines), Some(mut plain)) => {
+                    lines.functions.pop().zip(plain.functions.pop()).map(|(line, name)| {
+                        lines.functions.push(Named { source: line.source, ..name });
+                        lines
+                    })
                 }
-                Err(_) => None,
+                (lines, plain) => plain.or(lines),
             }
         }
         Ask::Kernel { address } => {
@@ -175,14 +194,13 @@ fn work(blazesym: &mut symbolize::Symbolizer, question: Ask) -> Answer {
             let _ = blazesym.evict(&symbolize::evict::Evict::Elf(symbolize::evict::Elf::new(path)));
             None
         }
+        #[cfg(test)]
+        Ask::Panic => panic!("a file that blazesym cannot stand (this is a test)"),
     }
 }
 
 fn symbol(found: Symbolized<'_>) -> Answer {
     let found = found.into_sym()?;
-    if found.name.is_empty() && found.inlined.is_empty() {
-        return None;
-    }
     let mut functions: Vec<Named> =
         found.inlined.iter().rev().map(|inlined| named(&inlined.name, inlined.code_info.as_ref())).collect();
     functions.push(named(&found.name, found.code_info.as_deref()));
@@ -205,4 +223,41 @@ fn shorten(mut text: String) -> String {
         text.push('…');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_costs_one_answer_and_not_the_recorder() {
+        let mut resolver = Resolver::default();
+        assert_eq!(resolver.ask(Ask::Panic), Err("symbolizer_panicked"));
+        assert_eq!(resolver.elf(Path::new("/etc/passwd"), false, 0), Ok(None));
+    }
+
+    #[test]
+    fn threads_left_behind_are_bounded() {
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        let stuck = || {
+            let wait = Arc::clone(&wait);
+            thread::spawn(move || drop(wait.lock().map(|wait| wait.recv())))
+        };
+        let mut resolver =
+            Resolver { left_behind: (0..=MAX_LEFT_BEHIND).map(|_| stuck()).collect(), worker: None };
+        assert_eq!(resolver.kernel(0), Err("symbolizer_stuck"));
+        drop(stop);
+        while resolver.left_behind.iter().any(|thread| !thread.is_finished()) {
+            thread::yield_now();
+        }
+        assert_eq!(resolver.elf(Path::new("/etc/passwd"), false, 0), Ok(None));
+    }
+
+    #[test]
+    fn long_names_are_cut_and_say_so() {
+        let cut = shorten("é".repeat(MAX_NAME));
+        assert!(cut.ends_with('…') && cut.len() <= MAX_NAME + '…'.len_utf8());
+        assert_eq!(shorten("main".to_string()), "main");
+    }
 }

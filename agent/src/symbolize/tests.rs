@@ -36,6 +36,11 @@ fn a_function_with_a_name() -> u64 {
     std::hint::black_box(7)
 }
 
+/// /proc/PID/map_files wants CAP_CHECKPOINT_RESTORE, which podopsy has wherever it works in full.
+fn needs_root() {
+    assert!(nix::unistd::geteuid().is_root(), "run this test as root: sudo -E cargo test -p podopsy-agent");
+}
+
 fn at(pid: u32, address: u64) -> UserAddress {
     UserAddress { pid, address, is_return: false }
 }
@@ -157,6 +162,7 @@ fn wait_for_line(child: &mut Child) {
 
 #[test]
 fn a_deleted_executable_is_opened_all_the_same() {
+    needs_root();
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("napper");
     std::fs::copy("/bin/sleep", &program).unwrap();
@@ -176,6 +182,30 @@ fn a_deleted_executable_is_opened_all_the_same() {
     let frames = symbolizer.user(at(napper.pid(), area.start));
     assert!(frames[0].module.as_ref().unwrap().ends_with("/napper"), "{frames:?}");
     assert!(frames[0].build_id.is_some(), "{:?}", symbolizer.losses());
+}
+
+/// As in a container: the path means nothing here, and here another file is at it.
+#[test]
+fn an_executable_in_another_mount_namespace_is_the_one_that_is_opened() {
+    needs_root();
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("hidden");
+    std::fs::write(&program, "not the one that runs").unwrap();
+    let script = "mount -t tmpfs none \"$0\" && cp /bin/sleep \"$0/hidden\" && exec \"$0/hidden\" 60";
+    let place = dir.path().to_str().unwrap();
+    let hidden = Running::start(Path::new("/usr/bin/unshare"), &["-m", "sh", "-c", script, place]);
+    while !maps::read(hidden.pid())
+        .is_ok_and(|areas| areas.areas.iter().any(|area| area.path.ends_with(b"/hidden")))
+    {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(hidden.pid());
+    let area = code_of(hidden.pid(), "/hidden");
+    let frame = symbolizer.user(at(hidden.pid(), area.start)).remove(0);
+    let sleep = elf::layout(&File::open("/bin/sleep").unwrap()).unwrap();
+    let build_id: String = sleep.build_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(frame.build_id.as_deref(), Some(build_id.as_str()), "{:?}", symbolizer.losses());
 }
 
 #[test]
