@@ -3,6 +3,11 @@
 //! Must not know: aya, the wire's records, symbols, how anything is rendered.
 
 pub mod cri;
+pub mod hierarchy;
+pub mod logdir;
+pub mod paths;
+pub mod proc;
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,0 +1,92 @@
+//! Processes: what `/proc/<pid>` says about where one belongs.
+//!
+//! Must not know: containers, CRI. A process may be gone at any moment: that is `None`, never an error.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use procfs::FromRead;
+use procfs::process::Process;
+
+use super::hierarchy::Hierarchy;
+
+/// The memory cgroup of a process, relative to the hierarchy's mount.
+pub fn cgroup(proc_root: &Path, hierarchy: &Hierarchy, pid: u32) -> Option<PathBuf> {
+    hierarchy.of_proc(&fs::read(dir(proc_root, pid).join("cgroup")).ok()?)
+}
+
+pub fn exists(proc_root: &Path, pid: u32) -> bool {
+    dir(proc_root, pid).exists()
+}
+
+/// When it started, to a clock tick (10 ms): `/proc/<pid>/stat` field 22 after `/proc/stat`'s btime (s).
+/// With the pid it names one process for good.
+pub fn start_time(proc_root: &Path, pid: u32) -> Option<Timestamp> {
+    let stat = fs::read_to_string(proc_root.join("stat")).ok()?;
+    let boot: u64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    let ticks = start_ticks(proc_root, pid)?;
+    let hz = procfs::ticks_per_second();
+    let nanos = u128::from(boot) * 1_000_000_000 + u128::from(ticks) * 1_000_000_000 / u128::from(hz.max(1));
+    Timestamp::from_nanosecond(i128::try_from(nanos).ok()?).ok()
+}
+
+/// When it started, in clock ticks since boot.
+pub fn start_ticks(proc_root: &Path, pid: u32) -> Option<u64> {
+    Some(procfs::process::Stat::from_file(dir(proc_root, pid).join("stat")).ok()?.starttime)
+}
+
+/// The leader's name, raw.
+pub fn comm(proc_root: &Path, pid: u32) -> Option<Vec<u8>> {
+    fs::read(dir(proc_root, pid).join("comm")).ok()
+}
+
+/// Namespace inode numbers by kind (`net`, `mnt`, `pid`, …).
+pub fn namespaces(proc_root: &Path, pid: u32) -> BTreeMap<String, u64> {
+    let Some(all) = Process::new_with_root(dir(proc_root, pid)).and_then(|p| p.namespaces()).ok() else {
+        return BTreeMap::new();
+    };
+    all.0.values().map(|ns| (ns.ns_type.to_string_lossy().into_owned(), ns.identifier)).collect()
+}
+
+/// Which of a container's processes is its PID 1: the one that its own pid namespace calls 1; in a shared
+/// namespace the oldest.
+pub fn first_of(proc_root: &Path, pids: &[u32]) -> Option<u32> {
+    let numbered_one = |&&pid: &&u32| {
+        let status = procfs::process::Status::from_file(dir(proc_root, pid).join("status")).ok();
+        status.and_then(|s| s.nspid).is_some_and(|ns| ns.len() > 1 && ns.last() == Some(&1))
+    };
+    pids.iter().find(numbered_one).copied().or_else(|| {
+        pids.iter().filter_map(|&pid| Some((start_ticks(proc_root, pid)?, pid))).min().map(|(_, pid)| pid)
+    })
+}
+
+fn dir(proc_root: &Path, pid: u32) -> PathBuf {
+    proc_root.join(pid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_its_own_process() {
+        let root = Path::new("/proc");
+        let me = std::process::id();
+        let started = start_time(root, me).unwrap();
+        let age = Timestamp::now().duration_since(started);
+        assert!((-2..3600).contains(&age.as_secs()), "{age:?}");
+        assert!(namespaces(root, me).contains_key("pid"));
+        assert_eq!(first_of(root, &[me]), Some(me));
+    }
+
+    #[test]
+    fn the_dead_are_none() {
+        let root = Path::new("/proc");
+        assert_eq!(start_time(root, u32::MAX), None);
+        assert!(namespaces(root, u32::MAX).is_empty());
+        assert_eq!(first_of(root, &[u32::MAX]), None);
+        assert!(!exists(root, u32::MAX));
+    }
+}
