@@ -169,15 +169,16 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
     // SAFETY: a map value of plain integers.
     let (state, cgroup, question_len) =
         unsafe { ((*pending).state, (*pending).asker.cgroup_id, (*pending).question_len) };
-    // A success that holds what it must hold: header, question, and an answer of at least a
-    // pointer and the fixed fields (12 bytes). Anything shorter goes to user space to be judged.
+    // A success that has room for what it must hold: header, what stood behind the query's header,
+    // and an answer of at least a pointer and the fixed fields (12 bytes). Anything shorter (and the
+    // rare honest one whose server left the query's EDNS out) goes to user space to be judged.
     let plain = state == STATE_WAITING
         && header.rcode() == 0
         && header.answers > 0
         && header.questions == 1
         && !header.is_truncated()
         && question_len > 0
-        && packet.available >= HEADER + 5 + 12;
+        && packet.available >= HEADER + question_len + 12;
     if plain {
         count_answered(cgroup);
     }

@@ -160,7 +160,8 @@ fn ipv6_and_tcp_are_seen_too() {
         stream.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat()).expect("answer");
         client.read_exact(&mut buffer).expect("the answer");
     });
-    let both = |seen: &[Event]| !outcomes(seen, "six.test").is_empty() && !outcomes(seen, "tcp.test").is_empty();
+    let both =
+        |seen: &[Event]| !outcomes(seen, "six.test").is_empty() && !outcomes(seen, "tcp.test").is_empty();
     recording.until("both", SOON, both);
     let six = transactions(&recording.seen, "six.test")[0].1;
     assert_eq!((six.server.to_string().as_str(), six.outcome), ("[::1]:53", Outcome::Nxdomain));
@@ -201,8 +202,7 @@ fn malformed_messages_are_reported_with_a_reason_and_nothing_crashes() {
             out.extend([0xc0, 12, 0, 1, 0, 1]);
             out
         });
-        exchange(localhost(), "other.test", |asked| respond(&query(7, "evil.test", A), 0x8183, 1, 0)
-            .into_iter().chain(asked.iter().copied().take(0)).collect());
+        exchange(localhost(), "other.test", |_| respond(&query(7, "evil.test", A), 0x8183, 1, 0));
         exchange(localhost(), "nothing.test", |query| respond(query, 0x8180, 1, 9));
         // Queries that are none: cut off, a 255+ byte name, a loop, shorter than a header.
         let client = UdpSocket::bind("127.0.0.1:0").expect("a client");

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::attach::{DnsWanted, Probes, Wanted};
 use crate::decode::{self, dns::DnsMessage};
-use crate::model::{Event, Losses};
+use crate::model::{Event, Losses, Outcome};
 use crate::pods::Pods;
 use crate::ring;
 use flight::Flight;
@@ -82,6 +82,7 @@ impl Recorder {
             bad_records: 0,
             queue_full: 0,
             stacks_unnamed: 0,
+            dns_answers: options.dns_answers,
             pods: pods.clone(),
             losses: losses.clone(),
         };
@@ -147,6 +148,7 @@ struct Collector {
     bad_records: u64,
     queue_full: u64,
     stacks_unnamed: u64,
+    dns_answers: bool,
     pods: Arc<Pods>,
     losses: Arc<Mutex<Losses>>,
 }
@@ -196,11 +198,18 @@ impl Collector {
 
     fn dns(&mut self, message: Result<DnsMessage, decode::BadRecord>) {
         match message {
-            Ok(DnsMessage::Answered(record)) => self.pass_on(Record::Dns {
-                asker: record.pending.asker,
-                time_ns: record.time_ns,
-                transaction: decode::dns::answered(&record),
-            }),
+            Ok(DnsMessage::Answered(record)) => {
+                let transaction = decode::dns::answered(&record);
+                // The kernel side ships what it is not sure of: some of it turns out to be fine.
+                if transaction.outcome == Outcome::Noerror && !self.dns_answers {
+                    return;
+                }
+                self.pass_on(Record::Dns {
+                    asker: record.pending.asker,
+                    time_ns: record.time_ns,
+                    transaction,
+                });
+            }
             Ok(DnsMessage::SocketError(error)) => self.flight.socket_error(error),
             Err(_) => self.bad_records += 1,
         }

@@ -148,7 +148,10 @@ pub fn in_own_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own (root)");
         let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        assert!(up.is_ok_and(|status| status.success()), "`ip link set lo up` failed: apt-get install iproute2");
+        assert!(
+            up.is_ok_and(|status| status.success()),
+            "`ip link set lo up` failed: apt-get install iproute2"
+        );
         work()
     })
     .join()
