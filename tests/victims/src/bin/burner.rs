@@ -99,13 +99,18 @@ fn feed_desk(rounds: u64) -> f64 {
     black_box(round_ticks(rounds)) + 3.0
 }
 
-/// Square roots and divisions, on registers alone: no calls, so the sample's leaf is this function.
+// The leaves below use operators and `while` alone: an iterator or a method would be an inlined frame of
+// the standard library, and the flat profile would show that instead of the function.
+
+/// A chain of two divisions.
 #[inline(never)]
 fn price_options(rounds: u64) -> f64 {
     let mut price = black_box(100.0_f64);
-    for step in 0..rounds {
+    let mut step = 0;
+    while step < rounds {
         let drift = 1.0 + (step & 15) as f64 * 1e-4;
-        price = (price * price * drift + 3.0).sqrt();
+        price = (price + 3.0 / price) / drift;
+        step += 1;
     }
     price
 }
@@ -114,8 +119,10 @@ fn price_options(rounds: u64) -> f64 {
 #[inline(never)]
 fn discount_curve(rounds: u64) -> f64 {
     let mut factor = black_box(1.0_f64);
-    for year in 0..rounds {
+    let mut year = 0;
+    while year < rounds {
         factor = (factor + 1.0) / (1.03 + (year & 7) as f64 * 1e-3);
+        year += 1;
     }
     factor
 }
@@ -124,9 +131,12 @@ fn discount_curve(rounds: u64) -> f64 {
 #[inline(never)]
 fn round_ticks(rounds: u64) -> f64 {
     let mut tick = black_box(0x9e37_79b9_u64);
-    for at in 0..rounds {
-        tick = (tick ^ at).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let mut at = 0;
+    while at < rounds {
+        // 32 bits times 31 bits: no overflow.
+        tick = ((tick ^ at) & 0xffff_ffff) * 0x7ed5_58cd;
         tick ^= tick >> 33;
+        at += 1;
     }
     tick as f64
 }
