@@ -1,19 +1,21 @@
 //! Leaks memory until its limit ends it: `handle_order` → `append_history` → `keep` is the path that grows.
 //!
 //! ```text
-//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child]
+//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child [--times N]]
 //! ```
 //!
 //! `--fast` leaks 8 MiB steps without a pause. `--child` forks a child that leaks while PID 1 lives on:
-//! Kubernetes then shows Running. `--up-to` stops growing there and holds what it has.
+//! Kubernetes then shows Running. With `--times N` it is N children, one after the other, and then the program
+//! exits. `--up-to` stops growing there and holds what it has.
 
 use std::hint::black_box;
 use std::time::Duration;
 
-use podopsy_victims::args::{Args, bytes, time};
+use podopsy_victims::args::{Args, bytes, number, time};
 use podopsy_victims::term::exit_on_sigterm;
 
-const USAGE: &str = "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child]";
+const USAGE: &str =
+    "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child [--times N]]";
 const PAGE: usize = 4096;
 
 /// How to leak.
@@ -35,11 +37,17 @@ fn main() {
         up_to: args.value("--up-to", bytes).unwrap_or(usize::MAX),
     };
     let wait = args.value("--wait", time).unwrap_or_default();
+    let times = args.value("--times", number);
     args.words();
     std::thread::sleep(wait);
 
     if child {
-        watch_child(&plan);
+        for _ in 0..times.unwrap_or(1) {
+            watch_child(&plan);
+        }
+        if times.is_some() {
+            return;
+        }
     } else {
         serve_orders(&plan);
     }

@@ -1,0 +1,37 @@
+//! `podopsy-demo`: the story that podopsy tells, on real pods. Run by `cargo xtask demo`.
+//!
+//! `finance/checkout-api` leaks a buffer on every failed DNS lookup; its resolver stops answering;
+//! `finance/pricing` burns CPU beside it. podopsy watches, and this program asserts nothing by itself: what it
+//! prints is what podopsy wrote.
+
+mod report;
+mod story;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: podopsy-demo [--out DIR]";
+
+fn main() -> ExitCode {
+    let mut out = PathBuf::from("demo-out");
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match (arg.as_str(), args.next()) {
+            ("--out", Some(dir)) => out = dir.into(),
+            _ => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+        }
+    }
+    match story::run(&out) {
+        Ok(caught) => {
+            report::print(&caught, &out);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("podopsy-demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

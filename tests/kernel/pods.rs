@@ -1,0 +1,250 @@
+//! The spine, end to end: real pods in a real containerd, real kills and lookups, and the pod's name on each.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
+use podopsy_agent::pods::Options as PodsOptions;
+use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
+use serde_json::Value;
+use support::{Recording, options};
+
+const MIB: i64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(30);
+const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+
+fn node() -> (Node, String) {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let image = node.victims_image(IMAGE).expect("load the image");
+    (node, image)
+}
+
+fn watching(node: &Node) -> Recording {
+    let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
+    Recording::start(options(), pods)
+}
+
+fn kills(events: &[Event]) -> Vec<&Event> {
+    events.iter().filter(|event| event.kind == Kind::OomKill).collect()
+}
+
+fn pod_name(event: &Event) -> Option<String> {
+    event.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name))
+}
+
+/// `podopsy ARGS` against this node's runtime, by the binary that ships.
+fn podopsy(node: &Node, args: &[&str]) -> Value {
+    let binaries = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let output = Command::new(&binaries[0])
+        .arg("--cri-socket")
+        .arg(node.cri_socket())
+        .args(args)
+        .output()
+        .expect("run podopsy");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "podopsy {args:?}: {said}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("podopsy {args:?}: {error}; {said}"))
+}
+
+#[test]
+fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let pod = node
+        .run_pod(
+            PodSpec::new("shop", "orders").label("app", "orders").label("tier", "backend").container(
+                ContainerSpec::new("api", &image).command(["leak", "--fast"]).memory_limit(32 * MIB),
+            ),
+        )
+        .expect("run the pod");
+    let dead = pod.wait_exited("api", SOON).expect("it is killed");
+    assert_eq!((dead.reason.as_str(), dead.exit_code), ("OOMKilled", 137));
+    recording.until("kill", SOON, |seen| !kills(seen).is_empty());
+    pod.restart("api").expect("restart");
+    recording.until("second kill", SOON, |seen| kills(seen).len() == 2);
+    pod.remove().expect("remove the pod");
+
+    for (attempt, event) in (0..).zip(kills(&recording.seen)) {
+        let found = event.pod.as_ref().expect("the pod is named");
+        assert_eq!((found.namespace.as_str(), found.name.as_str(), &found.uid), ("shop", "orders", &pod.uid));
+        let labels = BTreeMap::from([("app", "orders"), ("tier", "backend")]);
+        assert_eq!(
+            found.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<BTreeMap<_, _>>(),
+            labels
+        );
+        let container = event.container.as_ref().expect("the container is named");
+        assert_eq!((container.name.as_str(), container.image.as_str()), ("api", IMAGE));
+        assert_eq!((container.attempt, event.known_by), (attempt, KnownBy::Cri));
+        assert_eq!(event.process.comm, "leak");
+        assert!(event.cgroup.path.as_ref().is_some_and(|path| path.contains(&container.id)), "{event:?}");
+    }
+    let (_, losses) = recording.stop();
+    assert!(losses.is_empty(), "{losses:?}");
+}
+
+#[test]
+fn two_hundred_kills_in_forty_short_lived_pods_each_name_their_pod() {
+    const PODS: usize = 40;
+    const EACH: usize = 5;
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    for number in 0..PODS {
+        let name = format!("burst-{number}");
+        let pod = node
+            .run_pod(
+                PodSpec::new("storm", &name).label("n", number.to_string()).container(
+                    ContainerSpec::new("forker", &image)
+                        .command(["leak", "--fast", "--child", "--times", &EACH.to_string()])
+                        .memory_limit(16 * MIB),
+                ),
+            )
+            .expect("run the pod");
+        // PID 1 outlives its children: CRI never says OOMKilled of it (or says it of a clean exit).
+        let ended = pod.wait_exited("forker", SOON).expect("it ends by itself");
+        assert_eq!(ended.exit_code, 0);
+        pod.remove().expect("remove the pod");
+    }
+    recording.until("200 kills", SOON, |seen| kills(seen).len() >= PODS * EACH);
+    recording.for_a_while(Duration::from_secs(1));
+    let mut by_pod: BTreeMap<Option<String>, usize> = BTreeMap::new();
+    for event in kills(&recording.seen) {
+        *by_pod.entry(pod_name(event)).or_default() += 1;
+    }
+    let expected: BTreeMap<_, _> = (0..PODS).map(|n| (Some(format!("storm/burst-{n}")), EACH)).collect();
+    assert_eq!(by_pod, expected);
+}
+
+#[test]
+fn a_failed_lookup_in_a_pod_names_the_pod_and_the_process() {
+    let (node, image) = node();
+    let dns = node.resolver("answer").expect("a resolver");
+    let mut recording = watching(&node);
+    let resolv = Dns::cluster(node.dns_address(), "shop").option("timeout:1").option("attempts:1");
+    let _pod = node
+        .run_pod(PodSpec::new("shop", "cart").dns(resolv).container(
+            ContainerSpec::new("web", &image).command([
+                "lookup",
+                "nosuch.shop.svc.cluster.local.",
+                "--every",
+                "300",
+            ]),
+        ))
+        .expect("run the pod");
+    let of = |seen: &[Event], wanted: Outcome| {
+        seen.iter().any(|event| {
+            matches!(&event.detail, Detail::Dns(dns) if dns.outcome == wanted) && pod_name(event).is_some()
+        })
+    };
+    dns.set_mode("nxdomain").expect("switch");
+    recording.until("nxdomain", SOON, |seen| of(seen, Outcome::Nxdomain));
+    dns.set_mode("silent").expect("switch");
+    recording.until("timeout", SOON, |seen| of(seen, Outcome::Timeout));
+    for event in recording.seen.iter().filter(|event| event.kind == Kind::DnsFailure && event.pod.is_some()) {
+        assert_eq!(pod_name(event).as_deref(), Some("shop/cart"), "{event:?}");
+        assert_eq!(event.process.comm, "lookup");
+        let Detail::Dns(dns) = &event.detail else { continue };
+        assert_eq!(dns.name.as_deref(), Some("nosuch.shop.svc.cluster.local"));
+        assert_eq!(dns.server.to_string(), format!("{}:53", node.dns_address()));
+    }
+}
+
+#[test]
+fn a_profile_of_one_pod_has_its_functions_in_their_shares_and_its_name_on_every_sample() {
+    let (node, image) = node();
+    let burner = |name: &str| {
+        let spec = ContainerSpec::new("engine", &image).command(["burner"]);
+        node.run_pod(PodSpec::new("finance", name).label("app", name).container(spec)).expect("run the pod")
+    };
+    let (_pricing, _other) = (burner("pricing"), burner("other"));
+    let out = tempfile::tempdir().expect("a folder");
+    let file = out.path().join("profile.pb.gz");
+    let folded = out.path().join("profile.folded");
+    let binaries = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let status = Command::new(&binaries[0])
+        .arg("--cri-socket")
+        .arg(node.cri_socket())
+        .args(["profile", "finance/pricing", "-d", "8s", "-o"])
+        .arg(&file)
+        .arg("-o")
+        .arg(&folded)
+        .stdout(Stdio::null())
+        .status()
+        .expect("run podopsy profile");
+    assert!(status.success());
+
+    let folded = std::fs::read_to_string(&folded).expect("the folded stacks");
+    let count = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()).expect("a count");
+    let total: f64 = folded.lines().map(count).sum();
+    for (function, share) in [("price_options", 60.0), ("discount_curve", 30.0), ("round_ticks", 10.0)] {
+        let of_function: f64 = folded.lines().filter(|line| line.contains(function)).map(count).sum();
+        let found = of_function / total * 100.0;
+        assert!((found - share).abs() <= 5.0, "{function}: {found:.1} % instead of {share} %");
+    }
+    assert!(folded.lines().all(|line| line.starts_with("finance/pricing/engine;")), "another pod's stacks");
+
+    let top = go_pprof(&["-top", "-nodecount=3"], &file);
+    let at = |name: &str| top.find(name).unwrap_or_else(|| panic!("no {name} in {top}"));
+    assert!(at("price_options") < at("discount_curve") && at("discount_curve") < at("round_ticks"), "{top}");
+    let tags = go_pprof(&["-tags"], &file);
+    for label in ["pod: Total", "namespace: Total", "container: Total"] {
+        assert!(tags.contains(label), "{tags}");
+    }
+    assert!(tags.contains("(  100%): pricing") && !tags.contains("other"), "{tags}");
+}
+
+fn go_pprof(args: &[&str], file: &Path) -> String {
+    let output = Command::new("go").args(["tool", "pprof"]).args(args).arg(file).output();
+    let output = output.expect("`go tool pprof` reads profiles: apt-get install golang-go");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn inspect_agrees_with_cri_in_both_directions() {
+    let (node, image) = node();
+    let pod = node
+        .run_pod(
+            PodSpec::new("finance", "pricing").label("app", "pricing").container(
+                ContainerSpec::new("engine", &image)
+                    .command(["burner", "--busy", "5"])
+                    .memory_limit(48 * MIB)
+                    .cpu_limit(500),
+            ),
+        )
+        .expect("run the pod");
+    pod.stop_container("engine", Duration::from_secs(1)).expect("stop");
+    pod.restart("engine").expect("restart");
+    let truth = pod.status("engine").expect("CRI answers");
+    assert_eq!(truth.state, ContainerState::Running);
+    let pid = pod.pid("engine").expect("it runs");
+
+    let by_name = podopsy(&node, &["inspect", "finance/pricing", "-o", "json"]);
+    assert_eq!(
+        (&by_name["pod"]["name"], &by_name["pod"]["uid"]),
+        (&"pricing".into(), &pod.uid.clone().into())
+    );
+    let newest = by_name["containers"]
+        .as_array()
+        .and_then(|all| all.iter().find(|c| c["container"]["id"] == truth.id.as_str()))
+        .unwrap_or_else(|| panic!("the running container is missing: {by_name:#}"));
+    assert_eq!(newest["state"], "running");
+    assert_eq!(newest["container"]["attempt"], truth.attempt);
+    assert_eq!(newest["restarts"], 1);
+    assert_eq!(newest["pid"], pid);
+    assert_eq!(newest["memory_limit_bytes"], 48 * MIB);
+    assert_eq!(newest["cpu_limit_millis"], 500);
+    assert!(newest["pids"].as_array().is_some_and(|pids| pids.iter().any(|p| *p == pid)));
+    let net = std::fs::metadata(format!("/proc/{pid}/ns/net")).expect("its namespace");
+    assert_eq!(newest["namespaces"]["net"], std::os::unix::fs::MetadataExt::ino(&net));
+
+    let by_pid = podopsy(&node, &["inspect", &format!("pid:{pid}"), "-o", "json"]);
+    assert_eq!(by_pid["owner"]["pod"]["name"], "pricing");
+    assert_eq!(by_pid["owner"]["container"]["id"], truth.id.as_str());
+    assert_eq!(by_pid["owner"]["container"]["attempt"], truth.attempt);
+    drop::<PodHandle>(pod);
+}
