@@ -1,0 +1,139 @@
+//! Container images from nothing: an OCI image layout (image-spec 1.0) in a tar, with one uncompressed layer.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// What an image holds.
+#[derive(Debug, Clone)]
+pub struct Image {
+    name: String,
+    entrypoint: Vec<String>,
+    /// Programs, put under `/bin` by their file names.
+    binaries: Vec<PathBuf>,
+    files: Vec<(String, String)>,
+}
+
+impl Image {
+    /// An image of that name, e.g. `registry.podopsy.test/finance/checkout-api:1.4.2`, from scratch.
+    pub fn new(name: impl Into<String>) -> Self {
+        let files = [
+            ("etc/passwd", "root:x:0:0:root:/:/bin/false\n"),
+            ("etc/group", "root:x:0:\n"),
+            ("etc/nsswitch.conf", "hosts: files dns\n"),
+            // The mount points of every container, so that runc need not make them.
+            ("etc/resolv.conf", ""),
+            ("etc/hosts", "127.0.0.1 localhost\n"),
+        ];
+        Self {
+            name: name.into(),
+            entrypoint: Vec::new(),
+            binaries: Vec::new(),
+            files: files.map(|(path, text)| (path.to_owned(), text.to_owned())).into(),
+        }
+    }
+
+    /// Puts a static program at `/bin/<its file name>`.
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binaries.push(path.into());
+        self
+    }
+
+    /// A text file at a path without a leading slash.
+    pub fn file(mut self, path: impl Into<String>, text: impl Into<String>) -> Self {
+        self.files.push((path.into(), text.into()));
+        self
+    }
+
+    /// What runs when a container says no command.
+    pub fn entrypoint<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes the archive that `ctr images import` reads.
+    pub fn write(&self, archive: &Path) -> anyhow::Result<()> {
+        let layer = self.layer()?;
+        let layer_digest = digest(&layer);
+        let config = json!({
+            // OCI wants Go's names.
+            "architecture": match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
+            "os": "linux",
+            "config": { "Entrypoint": self.entrypoint, "Env": ["PATH=/bin"], "WorkingDir": "/" },
+            "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
+        })
+        .to_string()
+        .into_bytes();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        })
+        .to_string()
+        .into_bytes();
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["annotations"] = json!({ "io.containerd.image.name": self.name });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+
+        let file = std::fs::File::create(archive).with_context(|| format!("write {}", archive.display()))?;
+        let mut tar = tar::Builder::new(std::io::BufWriter::new(file));
+        append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+        append(&mut tar, "index.json", index.as_bytes(), 0o644)?;
+        for blob in [&layer, &config, &manifest] {
+            let name = digest(blob).replace(':', "/");
+            append(&mut tar, &format!("blobs/{name}"), blob, 0o644)?;
+        }
+        let mut writer = tar.into_inner()?;
+        std::io::Write::flush(&mut writer).with_context(|| format!("write {}", archive.display()))
+    }
+
+    /// The one layer; the same content gives the same bytes, so containerd unpacks it once for all images.
+    fn layer(&self) -> anyhow::Result<Vec<u8>> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for folder in ["bin/", "etc/", "proc/", "sys/", "dev/", "tmp/", "run/"] {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(if folder == "tmp/" { 0o1777 } else { 0o755 });
+            header.set_size(0);
+            tar.append_data(&mut header, folder, std::io::empty())?;
+        }
+        for (path, text) in &self.files {
+            append(&mut tar, path, text.as_bytes(), 0o644)?;
+        }
+        for path in &self.binaries {
+            let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
+            append(&mut tar, &format!("bin/{}", name.to_string_lossy()), &bytes, 0o755)?;
+        }
+        Ok(tar.into_inner()?)
+    }
+}
+
+/// One file, owned by root and dated 1970: nothing in an image may depend on when or by whom it was made.
+fn append(
+    tar: &mut tar::Builder<impl std::io::Write>,
+    path: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> anyhow::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    tar.append_data(&mut header, path, bytes).with_context(|| format!("add {path} to an image"))
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}

@@ -1,0 +1,250 @@
+//! A Kubernetes node without Kubernetes: containerd, a network, images and pods, gone again when it is dropped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::binaries::{self, VICTIMS};
+use crate::cgroup;
+use crate::containerd::{self, Containerd, PAUSE_IMAGE};
+use crate::cri::client::Cri;
+use crate::handle::{Keeper, PodHandle};
+use crate::image::Image;
+use crate::network::{self, GATEWAY, Network};
+use crate::pod::PodSpec;
+use crate::process::Process;
+use crate::resolver::Resolver;
+use crate::state::{Lock, Shared, State};
+use crate::teardown::{self, PREFIX};
+
+/// Takes one line of progress.
+type Progress = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A node that is up. One at a time on a machine: a second one waits.
+pub struct Node {
+    directory: PathBuf,
+    containerd: Containerd,
+    cri: Arc<Cri>,
+    network: Network,
+    victims: PathBuf,
+    shared: Arc<Shared>,
+    progress: Progress,
+    // Last, so that it is released after everything else is gone.
+    _lock: Lock,
+}
+
+impl Node {
+    /// Brings a node up, with progress on standard error.
+    pub fn up() -> anyhow::Result<Self> {
+        Self::up_with(|line| eprintln!("node: {line}"))
+    }
+
+    /// Brings a node up: clears what a killed run left, builds the victims, starts containerd.
+    ///
+    /// Its directory is below `TMPDIR` (or /tmp), which must not be an overlay for speed.
+    pub fn up_with(progress: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
+        let progress: Progress = Box::new(progress);
+        let cni = containerd::check()?;
+        let victims = binaries::victims(&progress)?;
+        let lock = Lock::take(&progress)?;
+        teardown::sweep_locked(&progress);
+
+        let directory =
+            tempfile::Builder::new().prefix(PREFIX).tempdir().context("make the node's directory")?.keep();
+        let shared = Arc::new(Shared::new(State {
+            directory: directory.clone(),
+            kept: cgroup::existing_parents(),
+            ..State::default()
+        }));
+        shared.get().save()?;
+        teardown::guard(&shared);
+        // From here on an early return leaves things behind that only a teardown removes.
+        let started = Self::start(&directory, &cni, &shared, &progress);
+        let (containerd, cri, network) = match started {
+            Ok(parts) => parts,
+            Err(error) => {
+                let problems = teardown::tear_down(&shared.get());
+                teardown::unguard();
+                problems.iter().for_each(|problem| progress(&format!("left behind: {problem}")));
+                return Err(error);
+            }
+        };
+        let node = Self {
+            directory,
+            containerd,
+            cri: Arc::new(cri),
+            network,
+            victims,
+            shared,
+            progress,
+            _lock: lock,
+        };
+        let pause = Image::new(PAUSE_IMAGE).binary(node.victims.join("pause")).entrypoint(["/bin/pause"]);
+        node.load_image(&pause)?;
+        (node.progress)(&format!("up, CRI at {}", node.cri_socket().display()));
+        Ok(node)
+    }
+
+    fn start(
+        directory: &Path,
+        cni: &Path,
+        shared: &Shared,
+        progress: &Progress,
+    ) -> anyhow::Result<(Containerd, Cri, Network)> {
+        let network = Network::up()?;
+        let id = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        network::write_cni(directory, &id)?;
+        progress("starting containerd");
+        let mut containerd = Containerd::start(directory, &network, cni)?;
+        let process = Process::now(containerd.child.id() as i32).context("containerd ended at once")?;
+        shared.change(|state| state.processes.push(process))?;
+        let cri = Cri::new(&containerd.socket)?;
+        containerd.wait(&cri)?;
+        Ok((containerd, cri, network))
+    }
+
+    /// containerd's CRI socket, for podopsy.
+    pub fn cri_socket(&self) -> &Path {
+        &self.containerd.socket
+    }
+
+    /// Where everything of the node lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The node's `/var/log/pods`.
+    pub fn pod_logs(&self) -> PathBuf {
+        self.directory.join("var/log/pods")
+    }
+
+    /// The folder of the victims' binaries, to look symbols up or to run one outside of a pod.
+    pub fn victims(&self) -> &Path {
+        &self.victims
+    }
+
+    /// The node's network: run a command in it.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// containerd's pid; `/proc/PID/ns/net` is the node's network namespace.
+    pub fn containerd_pid(&self) -> i32 {
+        self.containerd.child.id() as i32
+    }
+
+    /// The address that pods ask by default; there is nobody until [`Node::resolver`].
+    pub fn dns_address(&self) -> &'static str {
+        GATEWAY
+    }
+
+    /// The cluster's DNS server, in a mode of the victim program `resolver`.
+    pub fn resolver(&self, mode: &str) -> anyhow::Result<Resolver> {
+        let resolver = Resolver::start(&self.victims.join("resolver"), &self.network, GATEWAY, mode)?;
+        self.shared.change(|state| state.processes.extend(resolver.process()))?;
+        Ok(resolver)
+    }
+
+    /// Another server, at an address from 10.88.0.2 to 10.88.0.15.
+    pub fn resolver_at(&self, address: &str, mode: &str) -> anyhow::Result<Resolver> {
+        self.network.add_address(address)?;
+        let resolver = Resolver::start(&self.victims.join("resolver"), &self.network, address, mode)?;
+        self.shared.change(|state| state.processes.extend(resolver.process()))?;
+        Ok(resolver)
+    }
+
+    /// Imports an image, and returns once CRI knows it.
+    pub fn load_image(&self, image: &Image) -> anyhow::Result<String> {
+        (self.progress)(&format!("loading image {}", image.name()));
+        let archive = tempfile::Builder::new().suffix(".tar").tempfile_in(&self.directory)?;
+        image.write(archive.path())?;
+        self.containerd.import(archive.path())?;
+        // CRI learns of the import through an event.
+        let start = Instant::now();
+        while !self.cri.has_image(image.name())? {
+            if start.elapsed() > Duration::from_secs(10) {
+                bail!("CRI does not know {} 10 s after its import", image.name());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(image.name().to_owned())
+    }
+
+    /// An image of that name with all victims in `/bin`; returns the name.
+    pub fn victims_image(&self, name: &str) -> anyhow::Result<String> {
+        let image =
+            VICTIMS.iter().fold(Image::new(name), |image, victim| image.binary(self.victims.join(victim)));
+        self.load_image(&image)
+    }
+
+    /// An image of that name with podopsy's own static binaries, which takes minutes to build the first time.
+    pub fn podopsy_image(&self, name: &str) -> anyhow::Result<String> {
+        let [cli, agent] = binaries::podopsy(&self.progress)?;
+        self.load_image(&Image::new(name).binary(cli).binary(agent).entrypoint(["/bin/podopsy-agent"]))
+    }
+
+    /// Runs a pod; its containers are started when this returns.
+    pub fn run_pod(&self, spec: PodSpec) -> anyhow::Result<PodHandle> {
+        let uid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a pod's uid")?;
+        let uid = uid.trim().to_owned();
+        (self.progress)(&format!("running pod {}/{}", spec.namespace, spec.name));
+        let logs = self.pod_logs().join(format!("{}_{}_{uid}", spec.namespace, spec.name));
+        std::fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
+        let cgroup = spec.cgroup(&uid);
+        self.shared.change(|state| state.cgroups.push(cgroup.clone()))?;
+        cgroup::create(&cgroup, spec.memory_limit)?;
+        let sandbox = spec.sandbox(&uid, &logs, GATEWAY);
+        let sandbox_id = self.cri.run_sandbox(sandbox.clone()).with_context(|| {
+            format!(
+                "run the sandbox of {}/{}; containerd: {}",
+                spec.namespace,
+                spec.name,
+                self.containerd.log_tail()
+            )
+        })?;
+        let pod = PodHandle {
+            namespace: spec.namespace.clone(),
+            name: spec.name.clone(),
+            uid,
+            ip: self.cri.sandbox_ip(&sandbox_id)?,
+            sandbox_id,
+            cgroup,
+            sandbox,
+            logs,
+            cri: self.cri.clone(),
+            shared: self.shared.clone(),
+            containers: Arc::new(Mutex::new(BTreeMap::new())),
+            spec,
+        };
+        for container in pod.spec.containers.clone() {
+            pod.add_container(container)?;
+        }
+        Ok(pod)
+    }
+
+    /// Restarts the pod's containers when they end, for as long as the answer lives.
+    pub fn keep_running(&self, pod: &PodHandle) -> Keeper {
+        Keeper::start(pod.clone())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        (self.progress)("going down");
+        // The graceful way first: it frees addresses and lets shims report. What fails here is found below.
+        for sandbox in self.cri.sandboxes().unwrap_or_default() {
+            let stopped = self.cri.stop_sandbox(&sandbox);
+            if let Err(error) = stopped.and_then(|()| self.cri.remove_sandbox(&sandbox)) {
+                (self.progress)(&format!("sandbox {sandbox}: {error:#}"));
+            }
+        }
+        for problem in teardown::tear_down(&self.shared.get()) {
+            (self.progress)(&format!("left behind: {problem}"));
+        }
+        let _ = self.containerd.child.wait();
+        teardown::unguard();
+    }
+}

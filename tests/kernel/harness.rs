@@ -1,0 +1,151 @@
+//! The harness keeps its promises: pods are real, they end as CRI says, and nothing of them is left.
+//!
+//! Needs root and containerd; fails with the command that mends it.
+
+use std::time::Duration;
+
+use podopsy_harness::process::with_argument;
+use podopsy_harness::teardown::mounts_below;
+use podopsy_harness::{ContainerSpec, ContainerState, Node, PodSpec, cgroup};
+
+const IMAGE: &str = "registry.podopsy.test/finance/checkout-api:1.4.2";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let pod = node.run_pod(
+        PodSpec::new("finance", "checkout-api")
+            .label("app", "checkout-api")
+            .container(ContainerSpec::new("app", &image).command(["pause"]).cpu_limit(500)),
+    )?;
+    let status = pod.status("app")?;
+    assert_eq!(status.state, ContainerState::Running);
+    assert_eq!(status.labels["io.kubernetes.pod.name"], "checkout-api");
+    assert_eq!(status.labels["io.kubernetes.pod.namespace"], "finance");
+    assert_eq!(status.labels["io.kubernetes.pod.uid"], pod.uid);
+    assert_eq!(status.labels["io.kubernetes.container.name"], "app");
+    assert_eq!(status.annotations["io.kubernetes.container.restartCount"], "0");
+    assert_eq!(status.image, IMAGE);
+
+    let pid = pod.pid("app")?;
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let path = format!("/kubepods/burstable/pod{}/{}", pod.uid, status.id);
+    assert!(cgroups.lines().any(|line| line.ends_with(&path)), "{path} is not in\n{cgroups}");
+    assert!(pod.memory_cgroup("app")?.is_dir());
+
+    // An ephemeral container sees the processes of its target.
+    pod.add_container(ContainerSpec::new("debugger", &image).command(["pause"]).target("app"))?;
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+    assert_eq!(namespace(pod.pid("debugger")?)?, namespace(pid)?);
+    Ok(())
+}
+
+#[test]
+fn a_leak_ends_as_oom_killed_and_a_restart_is_the_next_attempt() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let leak = ["leak", "--step", "1MiB", "--every", "5ms"];
+    let pod = node.run_pod(
+        PodSpec::new("finance", "ledger")
+            .container(ContainerSpec::new("app", &image).command(leak).memory_limit(32 << 20)),
+    )?;
+    let dead = pod.wait_exited("app", PATIENCE)?;
+    assert_eq!((dead.reason.as_str(), dead.exit_code), ("OOMKilled", 137), "{dead:?}");
+
+    let again = pod.restart("app")?;
+    assert_eq!(again.attempt, 1);
+    assert_eq!(again.annotations["io.kubernetes.container.restartCount"], "1");
+    assert_eq!(pod.previous_status("app")?.id, dead.id);
+
+    let _keeper = node.keep_running(&pod);
+    pod.wait("app", PATIENCE, |status| status.attempt >= 2)?;
+    Ok(())
+}
+
+#[test]
+fn a_child_is_killed_while_its_container_lives_on() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let spec = ContainerSpec::new("app", &image).command(["leak", "--child", "--fast"]);
+    let pod = node.run_pod(PodSpec::new("finance", "worker").container(spec.memory_limit(32 << 20)))?;
+    let (_, v2) = cgroup::memory_hierarchy()?;
+    if v2 {
+        // memory.oom.group: the kubelet's default takes the whole container.
+        assert_eq!(pod.wait_exited("app", PATIENCE)?.exit_code, 137);
+        return Ok(());
+    }
+    let start = std::time::Instant::now();
+    while !pod.log("app")?.contains("ended by signal 9") {
+        assert!(start.elapsed() < PATIENCE, "no kill in the log:\n{}", pod.log("app")?);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(pod.status("app")?.state, ContainerState::Running);
+    Ok(())
+}
+
+#[test]
+fn lookups_of_a_pod_reach_our_resolver_and_get_what_it_is_told() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let resolver = node.resolver("answer")?;
+    let image = node.victims_image(IMAGE)?;
+    let pod = node.run_pod(
+        PodSpec::new("finance", "checkout-api")
+            .container(ContainerSpec::new("app", &image).command(["pause"])),
+    )?;
+    let look_up = |name: &str| pod.exec("app", ["lookup", "--times", "1", name]);
+
+    let (code, out, err) = look_up("payments.finance.svc.cluster.local")?;
+    assert_eq!(code, 0, "{out}{err}{:?}", resolver.queries());
+    assert!(out.contains("10.96."), "{out}");
+    let asked = format!("udp {}:", pod.ip);
+    let queries = resolver.queries();
+    // ndots:5 makes the search domains come first.
+    let searched = "payments.finance.svc.cluster.local.finance.svc.cluster.local";
+    assert!(queries.iter().any(|line| line.starts_with(&asked) && line.contains(searched)), "{queries:?}");
+
+    let (code, out, _) = look_up("truncated.podopsy.test")?;
+    assert_eq!(code, 0, "{out}");
+    assert!(resolver.queries().iter().any(|line| line.starts_with("tcp ")), "no retry over TCP");
+
+    for mode in ["nxdomain", "servfail", "refused", "nodata", "malformed-loop"] {
+        resolver.set_mode(mode)?;
+        let (code, out, _) = look_up("payments.finance.svc.cluster.local")?;
+        assert_eq!(code, 1, "{mode}: {out}");
+    }
+    resolver.set_mode("answer")?;
+    assert_eq!(look_up("payments.finance.svc.cluster.local")?.0, 0);
+    Ok(())
+}
+
+#[test]
+fn nothing_is_left_of_a_node() -> anyhow::Result<()> {
+    let interfaces = || std::fs::read_to_string("/proc/net/dev").map(|text| text.lines().count());
+    let interfaces_before = interfaces()?;
+    let node = Node::up()?;
+    let resolver = node.resolver("answer")?;
+    let image = node.victims_image(IMAGE)?;
+    let pod = node.run_pod(
+        PodSpec::new("finance", "burner").container(ContainerSpec::new("app", &image).command(["burner"])),
+    )?;
+    assert_eq!(interfaces()?, interfaces_before, "the pods' network shows in the machine's");
+    let directory = node.directory().to_owned();
+    let socket = node.cri_socket().to_string_lossy().into_owned();
+    let pids = [pod.pid("app")?, resolver.pid(), node.containerd_pid()];
+    assert!(!with_argument(&socket).is_empty(), "a shim serves this socket");
+    let cgroup = pod.cgroup.clone();
+    assert!(!mounts_below(&directory).is_empty());
+
+    drop(resolver);
+    drop(node);
+    for pid in pids {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        assert!(comm.is_err(), "process {pid} ({comm:?}) outlives its node");
+    }
+    assert!(with_argument(&socket).is_empty(), "a shim outlives its node");
+    assert_eq!(cgroup::below(&cgroup), Vec::<std::path::PathBuf>::new());
+    assert_eq!(mounts_below(&directory), Vec::<std::path::PathBuf>::new());
+    assert!(!directory.exists());
+    Ok(())
+}
