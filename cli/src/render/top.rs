@@ -19,13 +19,13 @@ struct Share {
     total: u64,
 }
 
-/// Prints the `count` functions with most samples of their own.
+/// Prints the `count` functions with most samples of their own; the name comes last: some are a screen wide.
 pub fn print(out: &mut impl Write, terminal: Terminal, profile: &Profile, count: usize) -> io::Result<()> {
     let all = profile.total().max(1);
     let percent = |samples: u64| format!("{:5.1} %", samples as f64 * 100.0 / all as f64);
-    let mut table = Table::new(&["   SELF", "  TOTAL", "FUNCTION", "MODULE"]);
+    let mut table = Table::new(&["   SELF", "  TOTAL", "MODULE", "FUNCTION"]);
     for share in shares(profile).into_iter().take(count) {
-        table.row(vec![percent(share.own), percent(share.total), share.name, share.module]);
+        table.row(vec![percent(share.own), percent(share.total), share.module, share.name]);
     }
     table.print(out, terminal)
 }
@@ -102,11 +102,11 @@ mod tests {
         print(&mut out, Terminal::PLAIN, &profile, 10).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "   SELF    TOTAL  FUNCTION  MODULE
- 60.0 %   60.0 %  hash      burner
- 30.0 %   90.0 %  price     burner
- 10.0 %   10.0 %  0x1234    burner
-  0.0 %   90.0 %  main      burner
+            "   SELF    TOTAL  MODULE  FUNCTION
+ 60.0 %   60.0 %  burner  hash
+ 30.0 %   90.0 %  burner  price
+ 10.0 %   10.0 %  burner  0x1234
+  0.0 %   90.0 %  burner  main
 "
         );
     }
