@@ -40,7 +40,8 @@ fn rebuild(probe: &Path, toolchain: &Toolchain) -> Result<()> {
 
 fn check_bytes(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     let stamp = Stamp::read(probe)?;
-    let committed = std::fs::read(probe.join(stamp::OBJECT)).with_context(|| format!("{}: {}", stamp::OBJECT, stamp::MEND))?;
+    let committed = std::fs::read(probe.join(stamp::OBJECT))
+        .with_context(|| format!("{}: {}", stamp::OBJECT, stamp::MEND))?;
     let complaints = stamp::complaints(probe)?;
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
@@ -49,7 +50,10 @@ fn check_bytes(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     let scratch = Scratch(sh::root().join(format!("target/ebpf-check-{}", std::process::id())));
     let rebuilt = compile(probe, toolchain, &scratch.0, true)?;
     if rebuilt == committed {
-        sh::say(format_args!("the committed object is what its sources give, byte for byte ({})", stamp.object));
+        sh::say(format_args!(
+            "the committed object is what its sources give, byte for byte ({})",
+            stamp.object
+        ));
         return Ok(());
     }
     let mut report = String::from("the committed object is not what its sources give here:");
@@ -62,7 +66,9 @@ fn check_bytes(probe: &Path, toolchain: &Toolchain) -> Result<()> {
         report += &format!(
             "\nthe tools are not those of STAMP, so the bytes need not agree; STAMP's:\n{}here:\n{}\
              compare with STAMP's tools (`cargo xtask setup ebpf` on Debian 12), or {}",
-            stamp.tools, toolchain.tools, stamp::MEND
+            stamp.tools,
+            toolchain.tools,
+            stamp::MEND
         );
     }
     bail!(report)
@@ -108,8 +114,22 @@ fn cargo(probe: &Path, toolchain: &Toolchain) -> Command {
 }
 
 fn is_foreign(name: &str) -> bool {
-    let whole = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTUP_TOOLCHAIN", "RUSTC", "RUSTC_WRAPPER", "CARGO_TARGET_DIR"];
-    let starts = ["CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_BPF", "CARGO_UNSTABLE_", "RUSTC_WORKSPACE_", "CARGO_PKG_"];
+    let whole = [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTUP_TOOLCHAIN",
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "CARGO_TARGET_DIR",
+    ];
+    let starts = [
+        "CARGO_PROFILE_",
+        "CARGO_BUILD_",
+        "CARGO_TARGET_BPF",
+        "CARGO_UNSTABLE_",
+        "RUSTC_WORKSPACE_",
+        "CARGO_PKG_",
+    ];
     whole.contains(&name) || starts.iter().any(|start| name.starts_with(start))
 }
 
@@ -138,7 +158,8 @@ fn rustflags(probe: &Path, toolchain: &Toolchain) -> Result<OsString> {
 fn registries() -> Result<Vec<PathBuf>> {
     let home = match std::env::var_os("CARGO_HOME") {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo"),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
+            .join(".cargo"),
     };
     let src = home.join("registry/src");
     let mut dirs = Vec::new();
@@ -160,11 +181,20 @@ fn differences(committed: &[u8], rebuilt: &[u8]) -> Result<Vec<String>> {
             Some(new) if new == old => {}
             Some(new) => {
                 let first = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-                out.push(format!("{name}: {} bytes committed, {} rebuilt, first difference at {first:#x}", old.len(), new.len()));
+                out.push(format!(
+                    "{name}: {} bytes committed, {} rebuilt, first difference at {first:#x}",
+                    old.len(),
+                    new.len()
+                ));
             }
         }
     }
-    out.extend(rebuilt.keys().filter(|name| !committed.contains_key(*name)).map(|n| format!("{n}: only in the rebuilt object")));
+    out.extend(
+        rebuilt
+            .keys()
+            .filter(|name| !committed.contains_key(*name))
+            .map(|n| format!("{n}: only in the rebuilt object")),
+    );
     if out.is_empty() {
         out.push("no section's contents: headers or the order of sections".to_owned());
     }
@@ -182,7 +212,13 @@ mod tests {
 
     #[test]
     fn what_is_set_for_other_builds_does_not_reach_the_kernel_side() {
-        for name in ["RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO_PROFILE_RELEASE_DEBUG", "CARGO_BUILD_TARGET", "RUSTC_WRAPPER"] {
+        for name in [
+            "RUSTFLAGS",
+            "RUSTUP_TOOLCHAIN",
+            "CARGO_PROFILE_RELEASE_DEBUG",
+            "CARGO_BUILD_TARGET",
+            "RUSTC_WRAPPER",
+        ] {
             assert!(is_foreign(name), "{name}");
         }
         for name in ["PATH", "HOME", "CARGO_HOME", "CARGO_NET_OFFLINE", "RUSTUP_HOME", "CARGO_HTTP_PROXY"] {
@@ -195,11 +231,18 @@ mod tests {
         // Any two ELF files do: this test's own binary, and itself with one byte of .text turned.
         let mut bytes = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         let old = bytes.clone();
-        let (offset, _) = object::File::parse(&*old).unwrap().section_by_name(".text").unwrap().file_range().unwrap();
+        let (offset, _) =
+            object::File::parse(&*old).unwrap().section_by_name(".text").unwrap().file_range().unwrap();
         bytes[offset as usize + 0x10] ^= 1;
         let found = differences(&old, &bytes).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].starts_with(".text: ") && found[0].ends_with("first difference at 0x10"), "{found:?}");
-        assert_eq!(differences(&old, &old).unwrap(), ["no section's contents: headers or the order of sections"]);
+        assert!(
+            found[0].starts_with(".text: ") && found[0].ends_with("first difference at 0x10"),
+            "{found:?}"
+        );
+        assert_eq!(
+            differences(&old, &old).unwrap(),
+            ["no section's contents: headers or the order of sections"]
+        );
     }
 }

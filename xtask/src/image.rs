@@ -20,7 +20,9 @@ pub fn run(tag: &str) -> Result<()> {
     // A client without a daemon is common (CI, containers): ask before building.
     let engine = ["docker", "podman"].into_iter().find(|e| sh::capture(Command::new(e).arg("info")).is_ok());
     let Some(engine) = engine else {
-        sh::say("neither docker nor podman answers here, so no image; on a machine with one of them, build it with");
+        sh::say(
+            "neither docker nor podman answers here, so no image; on a machine with one of them, build it with",
+        );
         sh::say(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
         return Ok(());
     };
@@ -47,10 +49,16 @@ pub fn build_static() -> Result<PathBuf> {
         let built = target.join(&host).join("dist").join(name);
         let staged = stage.join(name);
         let bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
-        ensure!(is_static(&bytes)?, "{} wants a dynamic loader: it would not start FROM scratch", built.display());
+        ensure!(
+            is_static(&bytes)?,
+            "{} wants a dynamic loader: it would not start FROM scratch",
+            built.display()
+        );
         // A copy of its own: a running agent keeps the old file ("text file busy").
         let fresh = stage.join(format!(".{name}.new"));
-        std::fs::copy(&built, &fresh).and_then(|_| std::fs::rename(&fresh, &staged)).with_context(|| staged.display().to_string())?;
+        std::fs::copy(&built, &fresh)
+            .and_then(|_| std::fs::rename(&fresh, &staged))
+            .with_context(|| staged.display().to_string())?;
         sh::say(format_args!("{} ({:.1} MB, static)", show(&staged), bytes.len() as f64 / 1e6));
     }
     Ok(stage)

@@ -44,7 +44,8 @@ const READERS: &[Package] =
 
 /// The command.
 pub fn run(groups: &[Group]) -> Result<()> {
-    let names: Vec<_> = groups.iter().filter_map(|g| Some(g.to_possible_value()?.get_name().to_owned())).collect();
+    let names: Vec<_> =
+        groups.iter().filter_map(|g| Some(g.to_possible_value()?.get_name().to_owned())).collect();
     sh::need_root(format!("setup {}", names.join(" ")).trim_end(), "installs packages")?;
     let all = [Group::Ebpf, Group::Test, Group::Demo];
     install(if groups.is_empty() { &all } else { groups })
@@ -81,7 +82,8 @@ pub fn tools_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let cache = match cache {
         Some(dir) => dir,
-        None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+        None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
     };
     Ok(cache.join("podopsy/tools"))
 }
@@ -93,7 +95,11 @@ fn bpf_linker() -> Result<()> {
         sh::say(format_args!("bpf-linker {} is in {}", toolchain::BPF_LINKER, root.display()));
         return Ok(());
     }
-    sh::say(format_args!("building bpf-linker {} into {} (about a minute)", toolchain::BPF_LINKER, root.display()));
+    sh::say(format_args!(
+        "building bpf-linker {} into {} (about a minute)",
+        toolchain::BPF_LINKER,
+        root.display()
+    ));
     let mut command = sh::cargo();
     command.args(["install", "bpf-linker", "--version", toolchain::BPF_LINKER, "--locked", "--force"]);
     command.args(["--no-default-features", "--features", "llvm-22", "--root"]).arg(&root);
@@ -121,6 +127,8 @@ mod tests {
 
     #[test]
     fn the_demo_needs_no_compiler_of_the_kernel_side() {
-        assert!(packages(&[Group::Demo]).iter().all(|p| !p.name.contains("llvm") && !p.name.contains("rust")));
+        assert!(
+            packages(&[Group::Demo]).iter().all(|p| !p.name.contains("llvm") && !p.name.contains("rust"))
+        );
     }
 }

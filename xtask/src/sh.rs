@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail};
 /// Cargo sets CARGO_MANIFEST_DIR for `cargo run`, so a moved clone finds itself; the compiled-in path is
 /// for the binary called by hand.
 pub fn root() -> PathBuf {
-    let xtask =
-        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or(xtask.clone(), Path::to_path_buf)
 }
 
@@ -100,7 +100,8 @@ pub fn need_root(arguments: &str, why: &str) -> Result<()> {
     }
     // PATH and HOME are kept: sudo's own would not find cargo, nor rustup its toolchains.
     let mend = format!(r#"sudo env "PATH=$PATH" "HOME=$HOME" cargo xtask {arguments}"#);
-    Err(NeedsRoot { what: format!("`cargo xtask {arguments}` {why} and"), mend: mend.trim_end().to_owned() }.into())
+    Err(NeedsRoot { what: format!("`cargo xtask {arguments}` {why} and"), mend: mend.trim_end().to_owned() }
+        .into())
 }
 
 #[cfg(test)]

@@ -122,7 +122,10 @@ fn rustc_version(verbose: &str) -> Result<String> {
 }
 
 fn field<'a>(verbose: &'a str, key: &str) -> Result<&'a str> {
-    verbose.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("rustc -vV has no `{key}`"))
+    verbose
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .with_context(|| format!("rustc -vV has no `{key}`"))
 }
 
 #[cfg(test)]
