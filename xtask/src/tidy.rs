@@ -29,9 +29,8 @@ pub fn run() -> Result<()> {
         let manifest = ["fmt", "--check", "--manifest-path", "probe-ebpf/Cargo.toml"];
         tool("cargo fmt --manifest-path probe-ebpf/Cargo.toml", &manifest);
     }
-    // As told by clippy; without clippy: rustup component add clippy rustfmt.
     tool(
-        "mend what clippy names",
+        "mend what clippy names (no clippy here: rustup component add clippy rustfmt)",
         &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
     );
 
