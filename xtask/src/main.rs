@@ -1,1 +1,70 @@
-fn main() {}
+//! `cargo xtask`: arguments in, exit code out. Each command is a file of the library.
+//!
+//! Exit codes: 0 done; 1 something failed; 2 called in a way that cannot work (not root, bad arguments).
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{build_ebpf, demo, image, setup, sh, test, tidy};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "podopsy's chores", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the other commands need (as root; all groups if none is named)
+    Setup { groups: Vec<setup::Group> },
+    /// Build the kernel side into probe-ebpf/prebuilt/, with its STAMP
+    BuildEbpf {
+        /// Change nothing: rebuild elsewhere and compare byte for byte with what is committed
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run two misbehaving pods under the recorder and show what it caught (as root)
+    Demo {
+        /// Where events.jsonl, profile.pb.gz and profile.svg go
+        #[arg(long, default_value = "demo-out")]
+        out: PathBuf,
+    },
+    /// Run every test, installing what they need (as root)
+    Test {
+        /// Run only the tests whose name contains one of these, and skip the other checks
+        filter: Vec<String>,
+        /// Run only what needs neither root nor packages
+        #[arg(long)]
+        offline_only: bool,
+    },
+    /// Build the static binaries, and the container image if docker or podman is here
+    Image {
+        /// The image's name
+        #[arg(long, default_value = image::DEFAULT_TAG)]
+        tag: String,
+    },
+    /// Check formatting, lints and the house rules
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Setup { groups } => setup::run(&groups),
+        Command::BuildEbpf { check } => build_ebpf::run(check),
+        Command::Demo { out } => demo::run(&out),
+        Command::Test { filter, offline_only } => test::run(&filter, offline_only),
+        Command::Image { tag } => image::run(&tag),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::from(if e.is::<sh::NeedsRoot>() { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `cargo xtask image`: static binaries of `podopsy` and `podopsy-agent`, and the image around them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use object::{Object, ObjectSection};
+
+use crate::sh;
+
+/// What manifests/base/ asks for.
+pub const DEFAULT_TAG: &str = concat!("podopsy:", env!("CARGO_PKG_VERSION"));
+
+const BINARIES: [&str; 2] = ["podopsy", "podopsy-agent"];
+
+/// The command.
+pub fn run(tag: &str) -> Result<()> {
+    let dir = build_static()?;
+    let dockerfile = sh::root().join("manifests/Dockerfile");
+    // A client without a daemon is common (CI, containers): ask before building.
+    let engine = ["docker", "podman"].into_iter().find(|e| sh::capture(Command::new(e).arg("info")).is_ok());
+    let Some(engine) = engine else {
+        sh::say(
+            "neither docker nor podman answers here, so no image; on a machine with one of them, build it with",
+        );
+        sh::say(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
+        return Ok(());
+    };
+    sh::run(Command::new(engine).args(["build", "-t", tag, "-f"]).arg(&dockerfile).arg(&dir))?;
+    sh::say(format_args!("image {tag}; try `{engine} run --rm {tag} --help`"));
+    Ok(())
+}
+
+/// Builds both binaries and copies them to target/image, which is all that the image holds. Returns that folder.
+pub fn build_static() -> Result<PathBuf> {
+    let host = host()?;
+    let target = sh::root().join("target");
+    let mut command = sh::cargo();
+    command.args(["build", "--profile", "dist", "--target", &host]).arg("--target-dir").arg(&target);
+    command.args(BINARIES.iter().flat_map(|name| ["--package", name]));
+    // With --target, the flag stays away from build scripts and macros, which cannot be static.
+    let mut flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    flags.push_str(" -C target-feature=+crt-static");
+    sh::run(command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags.trim()))?;
+
+    let stage = target.join("image");
+    std::fs::create_dir_all(&stage)?;
+    for name in BINARIES {
+        let built = target.join(&host).join("dist").join(name);
+        let staged = stage.join(name);
+        let bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
+        ensure!(
+            is_static(&bytes)?,
+            "{} wants a dynamic loader: it would not start FROM scratch",
+            built.display()
+        );
+        // A copy of its own: a running agent keeps the old file ("text file busy").
+        let fresh = stage.join(format!(".{name}.new"));
+        std::fs::copy(&built, &fresh)
+            .and_then(|_| std::fs::rename(&fresh, &staged))
+            .with_context(|| staged.display().to_string())?;
+        sh::say(format_args!("{} ({:.1} MB, static)", show(&staged), bytes.len() as f64 / 1e6));
+    }
+    Ok(stage)
+}
+
+/// A path as short as it can be said from where the user stands.
+fn show(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
+}
+
+fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let verbose = sh::capture(Command::new(rustc).arg("-vV").current_dir(sh::root()))?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc -vV names no host")?.to_owned())
+}
+
+fn is_static(elf: &[u8]) -> Result<bool> {
+    let file = object::File::parse(elf)?;
+    Ok(!file.sections().any(|s| s.name() == Ok(".interp")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_binary_is_told_from_a_static_one() {
+        // Tests are dynamic programs; the BPF object and other relocatable files have no loader.
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        assert!(!is_static(&own).unwrap());
+        assert!(is_static(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn the_dockerfile_copies_what_is_built() {
+        let text = std::fs::read_to_string(sh::root().join("manifests/Dockerfile")).unwrap();
+        assert!(text.contains("FROM scratch"));
+        let copy = text.lines().find(|line| line.starts_with("COPY ")).expect("a COPY line");
+        assert_eq!(copy, format!("COPY {} /", BINARIES.join(" ")));
+    }
+}

@@ -1,0 +1,26 @@
+//! podopsy's chores, one file a command. A library, so that the offline tests can use [`stamp`] and the
+//! rules of [`tidy`] without building anything.
+//!
+//! | command | file | does |
+//! |---|---|---|
+//! | `setup` | [`setup`] | installs packages and bpf-linker |
+//! | `build-ebpf` | [`build_ebpf`] | probe-ebpf/ → probe-ebpf/prebuilt/ |
+//! | `demo` | [`demo`] | two real pods, recorded |
+//! | `test` | [`test`] | everything CI does |
+//! | `image` | [`image`] | static binaries, container image |
+//! | `tidy` | [`tidy`] | the rules that a tool can check |
+//!
+//! [`sh`] runs commands, [`apt`] installs packages, [`toolchain`] finds what compiles the kernel side.
+
+#![forbid(unsafe_code)]
+
+pub mod apt;
+pub mod build_ebpf;
+pub mod demo;
+pub mod image;
+pub mod setup;
+pub mod sh;
+pub mod stamp;
+pub mod test;
+pub mod tidy;
+pub mod toolchain;

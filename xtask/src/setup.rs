@@ -1,0 +1,134 @@
+//! `cargo xtask setup [ebpf|test|demo]…`: installs what the other commands need. Idempotent.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::apt::{self, Package};
+use crate::{sh, toolchain};
+
+/// What to install; none named means all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Group {
+    /// The compiler of the kernel side: rustc-web, LLVM 22, bpf-linker
+    Ebpf,
+    /// What the kernel tests run on: a container runtime, and Go's pprof
+    Test,
+    /// What the demo runs on
+    Demo,
+}
+
+const EBPF: &[Package] = &[
+    Package { name: "rustc-web", why: "Rust 1.96 with LLVM 22: compiles the kernel side" },
+    Package { name: "rust-web-src", why: "the sources of `core`, which -Z build-std compiles for BPF" },
+    Package { name: "llvm-22", why: "llvm-objcopy: takes DWARF out of the object" },
+    Package { name: "llvm-22-dev", why: "bpf-linker links against LLVM 22, the LLVM of that rustc" },
+    Package { name: "libpolly-22-dev", why: "llvm-config of llvm-22-dev names it" },
+    Package { name: "zlib1g-dev", why: "LLVM links it" },
+    Package { name: "libzstd-dev", why: "LLVM links it" },
+    Package { name: "gcc", why: "cargo links programs with it" },
+    Package { name: "g++", why: "libstdc++, which LLVM links" },
+];
+
+const PODS: &[Package] = &[
+    Package { name: "containerd", why: "runs the tests' and the demo's pods, as a private instance" },
+    Package { name: "runc", why: "containerd starts containers with it" },
+    Package { name: "containernetworking-plugins", why: "gives the pods their network" },
+    Package { name: "iproute2", why: "looks at and removes the pods' network" },
+    Package { name: "iptables", why: "the CNI bridge plugin calls it" },
+];
+
+const READERS: &[Package] =
+    &[Package { name: "golang-go", why: "`go tool pprof` must be able to read our profiles" }];
+
+/// The command.
+pub fn run(groups: &[Group]) -> Result<()> {
+    let names: Vec<_> =
+        groups.iter().filter_map(|g| Some(g.to_possible_value()?.get_name().to_owned())).collect();
+    sh::need_root(format!("setup {}", names.join(" ")).trim_end(), "installs packages")?;
+    let all = [Group::Ebpf, Group::Test, Group::Demo];
+    install(if groups.is_empty() { &all } else { groups })
+}
+
+/// Installs the groups; the caller made sure that we are root.
+pub fn install(groups: &[Group]) -> Result<()> {
+    apt::install(&packages(groups))?;
+    if groups.contains(&Group::Ebpf) {
+        bpf_linker()?;
+    }
+    Ok(())
+}
+
+fn packages(groups: &[Group]) -> Vec<Package> {
+    let mut out: Vec<Package> = Vec::new();
+    for group in groups {
+        let of_group: &[&[Package]] = match group {
+            Group::Ebpf => &[EBPF],
+            Group::Test => &[PODS, READERS],
+            Group::Demo => &[PODS],
+        };
+        for package in of_group.iter().copied().flatten() {
+            if !out.contains(package) {
+                out.push(*package);
+            }
+        }
+    }
+    out
+}
+
+/// Our own tools: outside of target/, so that `cargo clean` and a second clone need not build them again.
+pub fn tools_dir() -> Result<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache = match cache {
+        Some(dir) => dir,
+        None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
+    };
+    Ok(cache.join("podopsy/tools"))
+}
+
+fn bpf_linker() -> Result<()> {
+    let root = tools_dir()?;
+    let have = toolchain::linker_version(&root.join("bin/bpf-linker")).ok();
+    if have.as_deref() == Some(toolchain::BPF_LINKER) {
+        sh::say(format_args!("bpf-linker {} is in {}", toolchain::BPF_LINKER, root.display()));
+        return Ok(());
+    }
+    sh::say(format_args!(
+        "building bpf-linker {} into {} (about a minute)",
+        toolchain::BPF_LINKER,
+        root.display()
+    ));
+    let mut command = sh::cargo();
+    command.args(["install", "bpf-linker", "--version", toolchain::BPF_LINKER, "--locked", "--force"]);
+    command.args(["--no-default-features", "--features", "llvm-22", "--root"]).arg(&root);
+    // Flags meant for podopsy (crt-static, say) must not reach a program that loads libLLVM.so.
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+        command.env_remove(name);
+    }
+    sh::run(command.env("LLVM_PREFIX", toolchain::LLVM_PREFIX))
+        .context("cannot build bpf-linker; it needs crates.io and the packages of `cargo xtask setup ebpf`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_package_is_asked_for_twice_and_each_says_why() {
+        let all = packages(&[Group::Ebpf, Group::Test, Group::Demo]);
+        for (i, package) in all.iter().enumerate() {
+            assert!(!package.why.is_empty());
+            assert!(all[i + 1..].iter().all(|other| other.name != package.name), "{} twice", package.name);
+        }
+        assert!(all.iter().any(|p| p.name == "rustc-web") && all.iter().any(|p| p.name == "containerd"));
+    }
+
+    #[test]
+    fn the_demo_needs_no_compiler_of_the_kernel_side() {
+        assert!(
+            packages(&[Group::Demo]).iter().all(|p| !p.name.contains("llvm") && !p.name.contains("rust"))
+        );
+    }
+}

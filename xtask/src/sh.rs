@@ -1,0 +1,128 @@
+//! Runs commands: says what runs and since when, and names the command when it fails.
+//!
+//! Progress goes to stderr. No child gets our stdin, so that nothing can stop to ask a question.
+
+use std::ffi::OsStr;
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+/// The workspace's top directory.
+///
+/// Cargo sets CARGO_MANIFEST_DIR for `cargo run`, so a moved clone finds itself; the compiled-in path is
+/// for the binary called by hand.
+pub fn root() -> PathBuf {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    xtask.parent().map_or(xtask.clone(), Path::to_path_buf)
+}
+
+/// One line of progress, with the seconds since the start.
+pub fn say(what: impl Display) {
+    static START: OnceLock<Instant> = OnceLock::new();
+    eprintln!("[{:6.1} s] {what}", START.get_or_init(Instant::now).elapsed().as_secs_f64());
+}
+
+/// The cargo that runs us, at the workspace's root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs the command with its output on our terminal.
+pub fn run(command: &mut Command) -> Result<()> {
+    say(format_args!("$ {}", show(command)));
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{status}: {}", show(command));
+    }
+    Ok(())
+}
+
+/// Runs the command quietly and returns its stdout; its stderr is in the error if it fails.
+pub fn capture(command: &mut Command) -> Result<String> {
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    if !out.status.success() {
+        bail!("{}: {}\n{}", out.status, show(command), String::from_utf8_lossy(&out.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// The command as one could type it.
+pub fn show(command: &Command) -> String {
+    std::iter::once(command.get_program()).chain(command.get_args()).map(quote).collect::<Vec<_>>().join(" ")
+}
+
+fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:+,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The program's full path, if it is on PATH.
+pub fn which(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// A command was called without the rights it needs. Exit code 2.
+#[derive(Debug)]
+pub struct NeedsRoot {
+    what: String,
+    mend: String,
+}
+
+impl Display for NeedsRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} needs root; run\n  {}", self.what, self.mend)
+    }
+}
+
+impl std::error::Error for NeedsRoot {}
+
+/// Fails with the line to type unless we are root. `why` ends the sentence "`cargo xtask X` …".
+pub fn need_root(arguments: &str, why: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    // PATH and HOME are kept: sudo's own would not find cargo, nor rustup its toolchains.
+    let mend = format!(r#"sudo env "PATH=$PATH" "HOME=$HOME" cargo xtask {arguments}"#);
+    Err(NeedsRoot { what: format!("`cargo xtask {arguments}` {why} and"), mend: mend.trim_end().to_owned() }
+        .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_shown_as_one_could_type_it() {
+        let mut command = Command::new("cargo");
+        command.args(["run", "--", "it's", "", "-C=x"]);
+        assert_eq!(show(&command), r"cargo run -- 'it'\''s' '' -C=x");
+    }
+
+    #[test]
+    fn a_failing_command_is_named_with_its_stderr() {
+        let e = capture(Command::new("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err().to_string();
+        assert!(e.contains("exit status: 3") && e.contains("broken"), "{e}");
+    }
+
+    #[test]
+    fn the_root_holds_the_workspace() {
+        assert!(root().join("Cargo.toml").is_file() && root().join("xtask").is_dir());
+    }
+}

@@ -1,0 +1,212 @@
+//! `cargo xtask test [FILTER…]`: everything that CI does, in one command, and a summary at the end.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Group};
+use crate::{build_ebpf, sh, tidy};
+
+/// The package whose tests use the kernel, containerd and the network: one at a time, as root.
+const SYSTEM_TESTS: &str = "podopsy-tests";
+
+/// The command.
+pub fn run(filter: &[String], offline_only: bool) -> Result<()> {
+    let mut summary = Summary::default();
+    if !offline_only {
+        let arguments =
+            std::iter::once("test").chain(filter.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
+        sh::need_root(&arguments, "loads kernel probes (`--offline-only` does not)")?;
+        sh::say("== setup");
+        setup::install(&[Group::Ebpf, Group::Test])?;
+    }
+    if filter.is_empty() {
+        if !offline_only {
+            summary.step("build-ebpf --check", || build_ebpf::run(true));
+        }
+        summary.step("tidy", tidy::run);
+    }
+    sh::say("== build");
+    // No point in going on without binaries: every test would fail for the same reason.
+    sh::run(sh::cargo().args(["build", "--workspace"]))?;
+
+    let mut unit = sh::cargo();
+    unit.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
+    summary.tests("tests without root", &mut unit, filter, &[])?;
+
+    let mut system = sh::cargo();
+    system.args(["test", "--package", SYSTEM_TESTS, "--no-fail-fast"]);
+    if offline_only {
+        system.args(offline_targets()?);
+        summary.tests("whole-system tests, offline", &mut system, filter, &[])?;
+    } else {
+        // They share one kernel, and count what happens in it.
+        summary.tests("whole-system tests", &mut system, filter, &["--test-threads=1"])?;
+    }
+    summary.verdict(!filter.is_empty())
+}
+
+/// The library's tests and those test programs whose sources lie in tests/offline/.
+fn offline_targets() -> Result<Vec<String>> {
+    let json = sh::capture(sh::cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&json).context("cargo metadata")?;
+    let packages =
+        metadata["packages"].as_array().into_iter().flatten().filter(|p| p["name"] == SYSTEM_TESTS);
+    let targets = packages.flat_map(|p| p["targets"].as_array().into_iter().flatten());
+    let offline = targets.filter(|t| {
+        let is_test = t["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|k| k == "test"));
+        is_test && t["src_path"].as_str().is_some_and(|path| path.contains("/tests/offline"))
+    });
+    let mut out = vec!["--lib".to_owned()];
+    for target in offline {
+        out.extend(["--test".to_owned(), target["name"].as_str().unwrap_or_default().to_owned()]);
+    }
+    Ok(out)
+}
+
+/// What happened so far.
+#[derive(Default)]
+struct Summary {
+    lines: Vec<String>,
+    failed: bool,
+    passed_tests: u64,
+}
+
+impl Summary {
+    /// Runs a check; its failure is kept for the end, so that one run shows everything that is wrong.
+    fn step(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        sh::say(format_args!("== {name}"));
+        let result = check();
+        if let Err(e) = &result {
+            eprintln!("{e:#}");
+        }
+        self.note(name, result.is_ok(), if result.is_ok() { "" } else { "see above" });
+    }
+
+    fn tests(&mut self, name: &str, cargo: &mut Command, filter: &[String], libtest: &[&str]) -> Result<()> {
+        sh::say(format_args!("== {name}"));
+        // Behind a `--`, libtest takes any number of filters.
+        cargo.arg("--").args(libtest).args(filter);
+        let (success, output) = run_and_read(cargo)?;
+        let counts = Counts::read(&output);
+        self.passed_tests += counts.passed;
+        self.note(name, success, &counts);
+        for test in &counts.failures {
+            self.lines.push(format!("         {test}"));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, name: &str, ok: bool, detail: impl Display) {
+        self.failed |= !ok;
+        let line = format!("  {:6} {name}  {detail}", if ok { "ok" } else { "FAILED" });
+        self.lines.push(line.trim_end().to_owned());
+    }
+
+    fn verdict(self, filtered: bool) -> Result<()> {
+        eprintln!();
+        sh::say("summary");
+        for line in &self.lines {
+            eprintln!("{line}");
+        }
+        if self.failed {
+            bail!("not everything passed");
+        }
+        if filtered && self.passed_tests == 0 {
+            bail!("no test's name contains the filter; `cargo test --workspace -- --list` shows the names");
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command, shows its stdout as it comes (a test's name appears before its verdict), and keeps it.
+fn run_and_read(command: &mut Command) -> Result<(bool, String)> {
+    sh::say(format_args!("$ {}", sh::show(command)));
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut all = Vec::new();
+    if let Some(mut from) = child.stdout.take() {
+        let mut to = std::io::stdout().lock();
+        let mut buffer = [0; 8192];
+        loop {
+            let n = from.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            all.extend_from_slice(&buffer[..n]);
+            to.write_all(&buffer[..n]).and_then(|()| to.flush())?;
+        }
+    }
+    Ok((child.wait()?.success(), String::from_utf8_lossy(&all).into_owned()))
+}
+
+/// The sums over libtest's "test result:" lines.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    failures: BTreeSet<String>,
+}
+
+impl Counts {
+    fn read(output: &str) -> Self {
+        let mut sum = Self::default();
+        let mut in_failures = false;
+        for line in output.lines() {
+            if let Some(result) = line.strip_prefix("test result: ") {
+                for part in result.split(['.', ';']) {
+                    let (number, what) = part.trim().split_once(' ').unwrap_or_default();
+                    let number = number.parse().unwrap_or(0);
+                    match what {
+                        "passed" => sum.passed += number,
+                        "failed" => sum.failed += number,
+                        "ignored" => sum.ignored += number,
+                        _ => {}
+                    }
+                }
+            }
+            // libtest ends with a list: "failures:" and the names, indented by four spaces.
+            let name = line.strip_prefix("    ").filter(|name| !name.contains(' '));
+            match name {
+                Some(name) if in_failures => _ = sum.failures.insert(name.to_owned()),
+                _ => in_failures = line == "failures:",
+            }
+        }
+        sum
+    }
+}
+
+impl Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} ignored", self.passed, self.failed, self.ignored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_several_programs_are_summed_and_failures_named() {
+        let output = "running 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\nfailures:\n\n---- m::b stdout ----\n\
+                      thread panicked\n    at somewhere else\n\nfailures:\n    m::b\n\n\
+                      test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\n\
+                      test result: ok. 40 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.23s\n";
+        let counts = Counts::read(output);
+        assert_eq!((counts.passed, counts.failed, counts.ignored), (41, 1, 3));
+        assert_eq!(counts.failures.into_iter().collect::<Vec<_>>(), ["m::b"]);
+    }
+
+    #[test]
+    fn a_failed_step_and_a_filter_that_matches_nothing_are_failures() {
+        let mut summary = Summary::default();
+        summary.step("tidy", || bail!("untidy"));
+        assert!(summary.verdict(false).is_err());
+        assert!(Summary::default().verdict(true).is_err());
+        assert!(Summary::default().verdict(false).is_ok());
+    }
+}
