@@ -131,8 +131,7 @@ fn query(ctx: &SkBuffContext) -> Option<()> {
         (*pending).flags = header.flags;
         (*pending).questions = header.questions;
         let question = (&raw mut (*pending).question).cast();
-        (*pending).question_len =
-            copy::<DNS_QUESTION_MAX>(ctx, packet.message + HEADER, question, room);
+        (*pending).question_len = copy::<DNS_QUESTION_MAX>(ctx, packet.message + HEADER, question, room);
     }
     debug!(ctx, "query {} from {}", header.id, asker.pid);
     Some(())

@@ -81,8 +81,7 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
         if kernel_bytes == STACK_BYTES || user_bytes == STACK_BYTES {
             count(Loss::OncpuTruncated);
         }
-        (*scratch).head =
-            Sample { task: identity, kernel_len: kernel as i32, user_len: user as i32 };
+        (*scratch).head = Sample { task: identity, kernel_len: kernel as i32, user_len: user as i32 };
         let len = size_of::<Sample>() + kernel_bytes + user_bytes;
         if len > size_of::<Scratch>() {
             return 0;

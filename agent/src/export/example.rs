@@ -92,7 +92,7 @@ fn checkout() -> Owner {
             image: "registry/checkout:1".into(),
             attempt: 0,
         }),
-        cgroup: CgroupRef { id: 99, path: Some("/kubepods/x".into()) },
+        cgroup: CgroupRef { id: 99, path: Some("/pods.slice/x".into()) },
         known_by: KnownBy::Cri,
     }
 }
