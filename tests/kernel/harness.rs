@@ -54,6 +54,29 @@ fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_privileged_pod_of_the_host_is_where_a_daemonset_would_be() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let agent = ContainerSpec::new("agent", &image)
+        .command(["burner", "--busy", "1"])
+        .privileged()
+        .mount_read_only(node.directory(), "/host/node")
+        .mount("/sys", "/host/sys");
+    let pod = node.run_pod(PodSpec::new("podopsy", "agent").host_network().host_pid().container(agent))?;
+    let pid = pod.pid("agent")?;
+    let namespace = |pid: i32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let own = std::process::id() as i32;
+    assert_eq!(namespace(pid, "pid")?, namespace(own, "pid")?);
+    assert_eq!(namespace(pid, "net")?, namespace(node.containerd_pid(), "net")?);
+    assert_ne!(namespace(pid, "net")?, namespace(own, "net")?);
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    assert!(root.join("host/node/config.toml").exists());
+    assert!(root.join("host/sys/fs/cgroup").exists());
+    assert_eq!(pod.ip, "");
+    Ok(())
+}
+
+#[test]
 fn a_leak_ends_as_oom_killed_and_a_restart_is_the_next_attempt() -> anyhow::Result<()> {
     let node = Node::up()?;
     let image = node.victims_image(IMAGE)?;
