@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
@@ -110,8 +111,14 @@ impl Lock {
             Err((file, _)) => file,
         };
         progress("another podopsy node is up on this machine: waiting for it to end");
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map(|lock| Self { _file: lock })
-            .map_err(|(_, error)| anyhow!("lock {}: {error}", path.display()))
+        let mut file = file;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusive) {
+                Ok(lock) => return Ok(Self { _file: lock }),
+                // A signal to this thread is no reason to stop waiting.
+                Err((file, Errno::EINTR)) => file,
+                Err((_, error)) => return Err(anyhow!("lock {}: {error}", path.display())),
+            };
+        }
     }
 }

@@ -2,14 +2,25 @@
 //!
 //! Needs root and containerd; fails with the command that mends it.
 
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_harness::process::with_argument;
+use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podopsy_harness::process::{Process, with_argument};
 use podopsy_harness::teardown::mounts_below;
 use podopsy_harness::{ContainerSpec, ContainerState, Node, PodSpec, cgroup};
 
 const IMAGE: &str = "registry.podopsy.test/finance/checkout-api:1.4.2";
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An orphan that is dead but not yet reaped by the machine's PID 1 does not count.
+fn lives(pid: i32) -> bool {
+    Process::now(pid).is_some_and(Process::alive)
+}
 
 #[test]
 fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
@@ -39,6 +50,29 @@ fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
     pod.add_container(ContainerSpec::new("debugger", &image).command(["pause"]).target("app"))?;
     let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
     assert_eq!(namespace(pod.pid("debugger")?)?, namespace(pid)?);
+    Ok(())
+}
+
+#[test]
+fn a_privileged_pod_of_the_host_is_where_a_daemonset_would_be() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let agent = ContainerSpec::new("agent", &image)
+        .command(["burner", "--busy", "1"])
+        .privileged()
+        .mount_read_only(node.directory(), "/host/node")
+        .mount("/sys", "/host/sys");
+    let pod = node.run_pod(PodSpec::new("podopsy", "agent").host_network().host_pid().container(agent))?;
+    let pid = pod.pid("agent")?;
+    let namespace = |pid: i32, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    let own = std::process::id() as i32;
+    assert_eq!(namespace(pid, "pid")?, namespace(own, "pid")?);
+    assert_eq!(namespace(pid, "net")?, namespace(node.containerd_pid(), "net")?);
+    assert_ne!(namespace(pid, "net")?, namespace(own, "net")?);
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    assert!(root.join("host/node/config.toml").exists());
+    assert!(root.join("host/sys/fs/cgroup").exists());
+    assert_eq!(pod.ip, "");
     Ok(())
 }
 
@@ -140,12 +174,63 @@ fn nothing_is_left_of_a_node() -> anyhow::Result<()> {
     drop(resolver);
     drop(node);
     for pid in pids {
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-        assert!(comm.is_err(), "process {pid} ({comm:?}) outlives its node");
+        assert!(!lives(pid), "process {pid} outlives its node");
     }
     assert!(with_argument(&socket).is_empty(), "a shim outlives its node");
-    assert_eq!(cgroup::below(&cgroup), Vec::<std::path::PathBuf>::new());
-    assert_eq!(mounts_below(&directory), Vec::<std::path::PathBuf>::new());
+    assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
+    assert_eq!(mounts_below(&directory), Vec::<PathBuf>::new());
     assert!(!directory.exists());
+    Ok(())
+}
+
+/// Not a test: the victim of the two below, which run it in a process of its own.
+#[test]
+#[ignore = "run by the tests that kill it"]
+fn a_node_that_waits_to_be_killed() -> anyhow::Result<()> {
+    let node = Node::up()?;
+    let image = node.victims_image(IMAGE)?;
+    let _resolver = node.resolver("answer")?;
+    let spec = PodSpec::new("finance", "orphan");
+    let pod = node.run_pod(spec.container(ContainerSpec::new("app", &image).command(["pause"])))?;
+    println!("ready {} {} {}", node.directory().display(), pod.cgroup, pod.pid("app")?);
+    std::thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+/// Brings a node up in a child, ends that with a signal, and returns its directory, pod cgroup and pod's pid.
+fn killed_by(signal: Signal) -> anyhow::Result<(PathBuf, String, i32)> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--exact", "a_node_that_waits_to_be_killed", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines().map_while(Result::ok);
+    // The test runner writes words of its own before ours on the same line.
+    let ready = lines.find_map(|line| line.split_once("ready ").map(|(_, rest)| rest.to_owned()));
+    let ready = ready.context("the child's node did not come up")?;
+    kill(Pid::from_raw(child.id() as i32), signal)?;
+    child.wait()?;
+    let mut words = ready.split(' ').map(str::to_owned);
+    let mut next = || words.next().context("three words");
+    Ok((PathBuf::from(next()?), next()?, next()?.parse()?))
+}
+
+#[test]
+fn sigterm_takes_the_node_along() -> anyhow::Result<()> {
+    let (directory, cgroup, pid) = killed_by(Signal::SIGTERM)?;
+    assert!(!directory.exists());
+    assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
+    assert!(!lives(pid), "the pod outlives its node");
+    Ok(())
+}
+
+#[test]
+fn what_kill_9_leaves_is_swept() -> anyhow::Result<()> {
+    let (directory, cgroup, pid) = killed_by(Signal::SIGKILL)?;
+    // The lock is free: another test's `Node::up` may sweep before this does, which is as good.
+    podopsy_harness::sweep()?;
+    assert_eq!(mounts_below(&directory), Vec::<PathBuf>::new());
+    assert!(!directory.exists());
+    assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
+    assert!(!lives(pid), "the pod outlives its node");
     Ok(())
 }
