@@ -3,12 +3,17 @@
 //! The messages are written by hand with prost's derive: a dozen messages of a 2,000-line API, no
 //! `protoc` on the machine, and unknown fields are skipped as protobuf defines.
 
+pub mod messages;
+
 use std::path::Path;
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+/// Bytes of one answer. tonic's own bound is 4 MiB, which a node full of pods with long annotations passes.
+const MESSAGE_MAX: usize = 16 << 20;
 
 /// A channel to the runtime's socket; connects on first use and again after the runtime restarts.
 pub fn channel(socket: &Path) -> Channel {
@@ -31,7 +36,7 @@ where
     Request: prost::Message + 'static,
     Response: prost::Message + Default + 'static,
 {
-    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(MESSAGE_MAX);
     grpc.ready().await.with_context(|| format!("CRI {method}: connect"))?;
     let codec = tonic_prost::ProstCodec::<Request, Response>::default();
     let response = grpc

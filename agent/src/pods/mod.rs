@@ -2,12 +2,22 @@
 //!
 //! Must not know: aya, the wire's records, symbols, how anything is rendered.
 
+mod cache;
 pub mod cri;
 pub mod hierarchy;
+mod list;
 pub mod logdir;
+mod names;
 pub mod paths;
 pub mod proc;
+mod resolve;
+mod room;
+mod runtime;
 mod text;
+mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -98,7 +108,11 @@ pub struct Status {
     pub cri_error: Option<String>,
     pub containers_known: usize,
     pub containers_remembered_dead: usize,
-    /// Counters by name: `cri_errors`, `cgroups_unknown`, `watches_refused`, `dead_evicted`.
+    /// Counters by name; one at 0 is left out. `cri_errors`: calls that failed. `cgroups_unknown`: owners
+    /// that could not be told. `cgroups_missed`: directories gone before they were read.
+    /// `cgroups_over_limit`, `dead_evicted`, `labels_dropped`: beyond this room's bounds.
+    /// `watches_refused`: directories without a watch (then the tree is read every second).
+    /// `watch_overflows`: events lost by the kernel (then the tree is read at once).
     pub losses: BTreeMap<String, u64>,
 }
 
@@ -114,37 +128,88 @@ pub enum Resolved {
     Cgroups(Vec<u64>),
 }
 
-/// The room's door.
+/// The room's door. Its tasks end when it is dropped.
 #[derive(Debug)]
-pub struct Pods {}
+pub struct Pods {
+    room: Arc<room::Room>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
 
 impl Pods {
     /// Lists what is there, starts to watch, and returns; a missing or broken CRI is no error but a [`Status`].
-    pub async fn start(_options: Options) -> anyhow::Result<Arc<Pods>> {
-        anyhow::bail!("not yet")
+    /// An error: no cgroup memory hierarchy is mounted.
+    pub async fn start(options: Options) -> anyhow::Result<Arc<Pods>> {
+        let limits = cache::Limits::new(options.remember_dead);
+        Pods::start_within(options, limits, None).await
+    }
+
+    async fn start_within(
+        options: Options,
+        limits: cache::Limits,
+        max_watches: Option<usize>,
+    ) -> anyhow::Result<Arc<Pods>> {
+        let room = room::Room::new(options, limits, max_watches)?;
+        // First, so that `status` has its answer, and the searches below do not each wait for it.
+        if let Err(error) = room.runtime.connect().await {
+            tracing::warn!(%error, "no container runtime: pods are named by their log folders");
+        }
+        let inotify = room.open_watch();
+        room.rescan().await;
+        let mut tasks = vec![tokio::spawn(watch::maintain(room.clone()))];
+        if let Some(inotify) = inotify {
+            tasks.push(tokio::spawn(watch::follow(room.clone(), inotify)));
+        }
+        Ok(Arc::new(Pods { room, tasks }))
     }
 
     /// The owner of a memory cgroup, dead or alive. Waits (bounded by `cri_timeout`) if its names are being fetched.
-    pub async fn owner_of_cgroup(&self, _id: u64) -> Owner {
-        Owner::default()
+    pub async fn owner_of_cgroup(&self, id: u64) -> Owner {
+        self.room.owner_of_cgroup(id).await
     }
 
     /// The owner of a living process.
-    pub async fn owner_of_pid(&self, _pid: u32) -> anyhow::Result<Owner> {
-        Ok(Owner::default())
+    pub async fn owner_of_pid(&self, pid: u32) -> anyhow::Result<Owner> {
+        let room = &self.room;
+        let path = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid).ok_or_else(|| {
+            anyhow::anyhow!("process {pid} is gone, or its memory cgroup is not mounted here")
+        })?;
+        // A zombie's cgroup may be gone while its path still says which it was: 0 is Unknown.
+        let known = room.cache().id_at(&path);
+        let id = known.or_else(|| room.id_of_path(&path)).unwrap_or(0);
+        Ok(room.owner_of_cgroup(id).await)
     }
 
-    /// Every pod that the runtime knows.
+    /// When a living process started: with its pid, one process for good.
+    pub fn start_time(&self, pid: u32) -> Option<Timestamp> {
+        proc::start_time(&self.room.options.proc_root, pid)
+    }
+
+    /// Every pod that the runtime knows; without a runtime, those that cgroups and log folders show.
+    /// An error only if there is neither.
     pub async fn list(&self) -> anyhow::Result<Vec<Pod>> {
-        Ok(Vec::new())
+        list::list(&self.room).await
     }
 
     /// Errors name the target and what is there instead (close names, or that no runtime answers).
-    pub async fn resolve(&self, _target: &Target) -> anyhow::Result<Resolved> {
-        anyhow::bail!("not yet")
+    pub async fn resolve(&self, target: &Target) -> anyhow::Result<Resolved> {
+        resolve::resolve(&self.room, target).await
     }
 
     pub fn status(&self) -> Status {
-        Status::default()
+        self.room.status()
+    }
+
+    /// The memory hierarchy in use: version and mount point.
+    pub fn hierarchy(&self) -> &hierarchy::Hierarchy {
+        &self.room.hierarchy
+    }
+}
+
+impl Drop for Pods {
+    fn drop(&mut self) {
+        self.room.closing.store(true, std::sync::atomic::Ordering::Relaxed);
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
