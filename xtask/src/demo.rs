@@ -7,9 +7,6 @@ use anyhow::{Context, Result};
 use crate::setup::{self, Group};
 use crate::{image, sh};
 
-/// Where the demo program finds the static `podopsy` and `podopsy-agent`.
-pub const BIN_DIR: &str = "PODOPSY_BIN_DIR";
-
 /// The command.
 pub fn run(out: &Path) -> Result<()> {
     sh::need_root(&format!("demo --out {}", out.display()), "loads kernel probes and starts containers")?;
@@ -18,9 +15,9 @@ pub fn run(out: &Path) -> Result<()> {
     sh::say("1/3 what the demo needs");
     setup::install(&[Group::Demo])?;
     sh::say("2/3 static binaries, as they ship (the first build takes minutes, later ones seconds)");
-    let binaries = image::build_static()?;
+    image::build_static()?;
     sh::say("3/3 two pods, recorded");
     let mut command = sh::cargo();
     command.args(["run", "--package", "podopsy-tests", "--bin", "podopsy-demo", "--", "--out"]).arg(&out);
-    sh::run(command.env(BIN_DIR, binaries))
+    sh::run(&mut command)
 }

@@ -35,18 +35,22 @@ pub fn run(tag: &str) -> Result<()> {
 pub fn build_static() -> Result<PathBuf> {
     let host = host()?;
     let target = sh::root().join("target");
+    // Folder, flags and packages are those of tests/harness/binaries.rs, so that neither builds it twice.
+    let target_dir = target.join("dist");
     let mut command = sh::cargo();
-    command.args(["build", "--profile", "dist", "--target", &host]).arg("--target-dir").arg(&target);
-    command.args(BINARIES.iter().flat_map(|name| ["--package", name]));
+    command.args(["build", "--profile", "dist", "--target", &host]);
+    command
+        .args(BINARIES.iter().flat_map(|name| ["-p", name]))
+        .arg("--bins")
+        .arg("--target-dir")
+        .arg(&target_dir);
     // With --target, the flag stays away from build scripts and macros, which cannot be static.
-    let mut flags = std::env::var("RUSTFLAGS").unwrap_or_default();
-    flags.push_str(" -C target-feature=+crt-static");
-    sh::run(command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags.trim()))?;
+    sh::run(command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
 
     let stage = target.join("image");
     std::fs::create_dir_all(&stage)?;
     for name in BINARIES {
-        let built = target.join(&host).join("dist").join(name);
+        let built = target_dir.join(&host).join("dist").join(name);
         let staged = stage.join(name);
         let bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
         ensure!(
