@@ -19,7 +19,7 @@ use podopsy_wire::{
 };
 
 use crate::{
-    maps::{CONFIG, DNS_ANSWERED, DNS_CONNECTED, DNS_EVENTS, DNS_IN_FLIGHT, count},
+    maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_IN_FLIGHT, count},
     packet::{self, Direction, Packet, TCP},
     task,
 };
@@ -166,8 +166,7 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
     let key = key(ctx, &packet, header.id);
     let pending = DNS_IN_FLIGHT.get_ptr(key)?;
     // SAFETY: a map value of plain integers.
-    let (state, cgroup, question_len) =
-        unsafe { ((*pending).state, (*pending).asker.cgroup_id, (*pending).question_len) };
+    let (state, question_len) = unsafe { ((*pending).state, (*pending).question_len) };
     // A success that has room for what it must hold: header, what stood behind the query's header,
     // and an answer of at least a pointer and the fixed fields (12 bytes). Anything shorter (and the
     // rare honest one whose server left the query's EDNS out) goes to user space to be judged.
@@ -178,9 +177,6 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
         && !header.is_truncated()
         && question_len > 0
         && packet.available >= HEADER + question_len + 12;
-    if plain {
-        count_answered(cgroup);
-    }
     if !plain || config.dns_answers != 0 {
         ship(ctx, &packet, &key, pending);
     }
@@ -188,16 +184,6 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
         count(Loss::DnsRemoved);
     }
     Some(())
-}
-
-#[inline(always)]
-fn count_answered(cgroup: u64) {
-    if let Some(answered) = DNS_ANSWERED.get_ptr_mut(cgroup) {
-        // SAFETY: a map value of this CPU's own.
-        unsafe { *answered += 1 };
-    } else {
-        let _ = DNS_ANSWERED.insert(cgroup, 1u64, 0);
-    }
 }
 
 #[inline(always)]
@@ -265,7 +251,9 @@ fn remember_connect(ctx: &SockAddrContext) {
     // SAFETY: as above.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let task = task::identify(task::current(), &config.layout);
-    let _ = DNS_CONNECTED.insert(cookie, task, 0);
+    if DNS_CONNECTED.insert(cookie, task, 0).is_err() {
+        count(Loss::DnsConnected);
+    }
 }
 
 /// The network's word that a server cannot be reached: the socket learns it, and so do we.

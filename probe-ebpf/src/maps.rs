@@ -3,7 +3,7 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf},
+    maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use podopsy_wire::{Config, DnsKey, DnsPending, LOSSES as NAMES, Layout, Loss, SCOPE_NODE, Task};
 
@@ -41,10 +41,6 @@ pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_
 /// Who connected a TCP socket to a DNS server, by socket cookie: segments may be sent by a softirq.
 #[map]
 pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
-
-/// Answered queries by memory cgroup: what is not shipped is still counted.
-#[map]
-pub static DNS_ANSWERED: LruPerCpuHashMap<u64, u64> = LruPerCpuHashMap::with_max_entries(4096, 0);
 
 /// Memory cgroup ids or process ids to sample, by `Config::scope`.
 #[map]

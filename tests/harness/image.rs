@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 pub struct Image {
     name: String,
     entrypoint: Vec<String>,
-    /// Programs, put under `/bin` by their file names.
-    binaries: Vec<PathBuf>,
+    /// Programs: where they lie in the image, and where on this machine.
+    binaries: Vec<(String, PathBuf)>,
     files: Vec<(String, String)>,
 }
 
@@ -36,8 +36,15 @@ impl Image {
     }
 
     /// Puts a static program at `/bin/<its file name>`.
-    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
-        self.binaries.push(path.into());
+    pub fn binary(self, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.binary_at(format!("bin/{name}"), path)
+    }
+
+    /// Puts a static program at a path without a leading slash.
+    pub fn binary_at(mut self, place: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.binaries.push((place.into(), path.into()));
         self
     }
 
@@ -107,10 +114,9 @@ impl Image {
         for (path, text) in &self.files {
             append(&mut tar, path, text.as_bytes(), 0o644)?;
         }
-        for path in &self.binaries {
+        for (place, path) in &self.binaries {
             let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-            let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
-            append(&mut tar, &format!("bin/{}", name.to_string_lossy()), &bytes, 0o755)?;
+            append(&mut tar, place, &bytes, 0o755)?;
         }
         Ok(tar.into_inner()?)
     }

@@ -183,7 +183,9 @@ impl Node {
     /// An image of that name with podopsy's own static binaries, which takes minutes to build the first time.
     pub fn podopsy_image(&self, name: &str) -> anyhow::Result<String> {
         let [cli, agent] = binaries::podopsy(&self.progress)?;
-        self.load_image(&Image::new(name).binary(cli).binary(agent).entrypoint(["/bin/podopsy-agent"]))
+        // As manifests/Dockerfile lays it out.
+        let image = Image::new(name).binary_at("podopsy", cli).binary_at("podopsy-agent", agent);
+        self.load_image(&image.entrypoint(["/podopsy-agent"]))
     }
 
     /// Runs a pod; its containers are started when this returns.

@@ -197,6 +197,7 @@ pub struct ContainerSpec {
     memory_limit: Option<i64>,
     cpu_limit: Option<i64>,
     pub(crate) privileged: bool,
+    read_only_root: bool,
     capabilities: Vec<String>,
     pub(crate) target: Option<String>,
 }
@@ -214,6 +215,7 @@ impl ContainerSpec {
             memory_limit: None,
             cpu_limit: None,
             privileged: false,
+            read_only_root: false,
             capabilities: Vec::new(),
             target: None,
         }
@@ -267,6 +269,12 @@ impl ContainerSpec {
 
     pub fn privileged(mut self) -> Self {
         self.privileged = true;
+        self
+    }
+
+    /// `readOnlyRootFilesystem: true`.
+    pub fn read_only_root(mut self) -> Self {
+        self.read_only_root = true;
         self
     }
 
@@ -347,6 +355,7 @@ impl ContainerSpec {
                     capabilities: Some(Capability { add_capabilities: self.capabilities.clone() }),
                     privileged: self.privileged,
                     namespace_options: Some(namespaces),
+                    readonly_rootfs: self.read_only_root,
                 }),
             }),
         }

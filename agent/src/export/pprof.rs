@@ -311,6 +311,7 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs go: apt-get install golang-go"]
     fn go_tool_pprof_reads_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         write(&example::profile(), file.as_file()).unwrap();

@@ -26,14 +26,16 @@ pub enum Loss {
     OncpuUserStack = 9,
     /// A stack was deeper than `FRAMES_MAX`.
     OncpuTruncated = 10,
+    /// Who connected a TCP socket could not be put into `DNS_CONNECTED`.
+    DnsConnected = 11,
     /// Not a loss but its measure: queries put into `DNS_IN_FLIGHT` …
-    DnsInserted = 11,
+    DnsInserted = 12,
     /// … and taken out of it by the kernel side. The difference that is not there was evicted.
-    DnsRemoved = 12,
+    DnsRemoved = 13,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 13] = [
+pub const LOSSES: [&str; 14] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -45,6 +47,7 @@ pub const LOSSES: [&str; 13] = [
     "oncpu_ring",
     "oncpu_user_stack",
     "oncpu_truncated",
+    "dns_connected",
     "dns_inserted",
     "dns_removed",
 ];

@@ -1,0 +1,117 @@
+//! The DaemonSet's pod spec, read from manifests/ and run as it stands: its agent must record another pod's kill.
+
+mod support;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use podopsy_agent::model::{Event, Kind};
+use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+use serde_yaml_ng::Value;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn text<'a>(value: &'a Value, what: &str) -> &'a str {
+    value.as_str().unwrap_or_else(|| panic!("daemonset.yaml: {what} is no text: {value:?}"))
+}
+
+fn list<'a>(value: &'a Value, what: &str) -> &'a [Value] {
+    value.as_sequence().unwrap_or_else(|| panic!("daemonset.yaml: {what} is no list: {value:?}"))
+}
+
+/// What a kubelet would make of the manifest: image, command, mounts, host namespaces, security context.
+/// The one thing that differs here is where the runtime's socket lies below /run's stand-in.
+fn pod_spec(node: &Node, image: &str) -> PodSpec {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/daemonset.yaml");
+    let manifest: Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(&file).expect("the manifest")).expect("it is YAML");
+    let pod = &manifest["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(security["privileged"], true);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(pod["hostPID"], true);
+
+    let command: Vec<&str> =
+        list(&container["command"], "command").iter().map(|w| text(w, "command")).collect();
+    let limit = text(&container["resources"]["limits"]["memory"], "the memory limit");
+    let mib: i64 = limit.strip_suffix("Mi").and_then(|n| n.parse().ok()).expect("a limit in Mi");
+    let mut spec = ContainerSpec::new(text(&container["name"], "name"), image)
+        .command(command)
+        // The fieldRef of the manifest, and the socket's place on this node.
+        .env("NODE_NAME", "node-of-the-manifest")
+        .env("PODOPSY_CRI_SOCKET", node.cri_socket().display().to_string())
+        .memory_limit(mib << 20)
+        .privileged()
+        .read_only_root();
+    for mount in list(&container["volumeMounts"], "volumeMounts") {
+        let name = &mount["name"];
+        let volume =
+            list(&pod["volumes"], "volumes").iter().find(|v| &v["name"] == name).expect("its volume");
+        let (host, inside) =
+            (text(&volume["hostPath"]["path"], "path"), text(&mount["mountPath"], "mountPath"));
+        assert_eq!(mount["readOnly"], true, "{inside}");
+        match host {
+            // What a kubelet keeps there lies in the node's folder here.
+            "/var/log/pods" => spec = spec.mount_read_only(node.pod_logs(), inside),
+            _ => spec = spec.mount_read_only(host, inside),
+        }
+    }
+    // The harness's runtime keeps its socket outside /run.
+    let folder = node.cri_socket().parent().expect("a folder");
+    spec = spec.mount_read_only(folder, folder.display().to_string());
+    PodSpec::new("podopsy", "podopsy-agent-x7k2p")
+        .label("app.kubernetes.io/name", "podopsy-agent")
+        .host_pid()
+        .container(spec)
+}
+
+/// Events in the agent's log; a kubelet's log line is `time stdout F text`.
+fn events(agent: &PodHandle) -> Vec<Event> {
+    let log = agent.log("agent").unwrap_or_default();
+    log.lines()
+        .filter_map(|line| line.find("{\"schema\"").map(|at| &line[at..]))
+        .map(|json| serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}")))
+        .collect()
+}
+
+#[test]
+fn the_manifests_pod_records_another_pods_kill() {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
+    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
+    let agent = node.run_pod(pod_spec(&node, &image)).expect("run the agent's pod");
+    let ready = Instant::now();
+    while !agent.log("agent").unwrap_or_default().contains("recording") {
+        let log = agent.log("agent").unwrap_or_default();
+        assert!(ready.elapsed() < SOON, "the agent does not record: {log}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let leaker = ContainerSpec::new("api", &victims).command(["leak", "--fast"]).memory_limit(32 << 20);
+    let pod =
+        node.run_pod(PodSpec::new("shop", "orders").label("app", "orders").container(leaker)).expect("run");
+    pod.wait_exited("api", SOON).expect("it is killed");
+    let killed = Instant::now();
+    let kill = loop {
+        if let Some(kill) = events(&agent).into_iter().find(|event| event.kind == Kind::OomKill) {
+            break kill;
+        }
+        let log = agent.log("agent").unwrap_or_default();
+        assert!(killed.elapsed() < SOON, "no kill in the agent's log: {log}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(kill.node, "node-of-the-manifest");
+    let named = kill.pod.expect("the pod is named");
+    assert_eq!(
+        (named.namespace.as_str(), named.name.as_str(), named.uid),
+        ("shop", "orders", pod.uid.clone())
+    );
+    assert_eq!(kill.container.expect("the container is named").name, "api");
+    // SIGTERM ends it in order, with its last words.
+    agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
+    let end = agent.wait_exited("agent", SOON).expect("it ends");
+    let log = agent.log("agent").unwrap_or_default();
+    assert_eq!(end.exit_code, 0, "{log}");
+    assert!(log.contains("stopped"), "{log}");
+}
