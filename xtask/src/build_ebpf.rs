@@ -96,7 +96,11 @@ fn compile(probe: &Path, toolchain: &Toolchain, target_dir: &Path, locked: bool)
     sh::run(&mut build)?;
     let linked = target_dir.join(TARGET).join("release").join(BIN);
     let stripped = linked.with_extension("o");
-    sh::run(Command::new(&toolchain.objcopy).arg("--strip-debug").arg(&linked).arg(&stripped))?;
+    let mut strip = Command::new(&toolchain.objcopy);
+    if let Some(libraries) = &toolchain.objcopy_libraries {
+        strip.env("LD_LIBRARY_PATH", libraries);
+    }
+    sh::run(strip.arg("--strip-debug").arg(&linked).arg(&stripped))?;
     std::fs::read(&stripped).with_context(|| stripped.display().to_string())
 }
 

@@ -25,6 +25,8 @@ pub struct Toolchain {
     pub rustc: PathBuf,
     pub linker: PathBuf,
     pub objcopy: PathBuf,
+    /// Where objcopy finds its libLLVM, if not where the loader looks anyway.
+    pub objcopy_libraries: Option<PathBuf>,
     /// The folder with library/core; both its names, if a symlink leads there.
     pub rust_src: Vec<PathBuf>,
     pub tools: Tools,
@@ -57,6 +59,7 @@ fn debian() -> Result<Toolchain> {
         rust_src: rust_src(&rustc)?,
         linker,
         objcopy: format!("{LLVM_PREFIX}/bin/llvm-objcopy").into(),
+        objcopy_libraries: None,
         tools: Tools {
             rustc: rustc_version(&verbose)?,
             cargo: cargo_version()?,
@@ -73,10 +76,12 @@ fn nightly() -> Result<Toolchain> {
     let verbose = sh::capture(Command::new(&rustc).arg("-vV"))?;
     let host = field(&verbose, "host: ")?;
     let linker = sh::which("bpf-linker").context("no bpf-linker on PATH")?;
+    let sysroot = sysroot(&rustc)?;
     Ok(Toolchain {
         name: "rustup's nightly",
         rust_src: rust_src(&rustc)?,
-        objcopy: sysroot(&rustc)?.join("lib/rustlib").join(host).join("bin/rust-objcopy"),
+        objcopy: sysroot.join("lib/rustlib").join(host).join("bin/rust-objcopy"),
+        objcopy_libraries: Some(sysroot.join("lib")),
         tools: Tools {
             rustc: rustc_version(&verbose)?,
             cargo: cargo_version()?,
