@@ -1,9 +1,9 @@
 //! What the demo prints: the events as they come, then the story that they make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use podopsy_agent::model::{Detail, Event, Kind, OomKill};
+use podopsy_agent::model::{Detail, Event, OomKill, Outcome};
 
 use crate::story::Caught;
 
@@ -12,26 +12,42 @@ pub fn step(what: &str) {
     println!("\n\x1b[1m==> {what}\x1b[0m");
 }
 
-/// One line an event; names in it are escaped at their source.
-pub fn live(event: &Event) {
-    let pod = pod(event);
-    let clock = event.time.strftime("%H:%M:%S");
-    match &event.detail {
-        Detail::Dns(dns) => println!(
-            "{clock}  dns.failure  {pod:<22} {} {} → {:?} after {:.1} s ({})",
-            dns.name.as_deref().unwrap_or("(malformed)"),
-            dns.qtype.as_deref().unwrap_or("-"),
-            dns.outcome,
-            dns.latency_ns as f64 / 1e9,
-            dns.server
-        ),
-        Detail::Oom(kill) => println!(
-            "{clock}  \x1b[31moom.kill\x1b[0m     {pod:<22} victim {}[{}], rss {:.1} MiB, attempt {}",
-            kill.victim.comm,
-            kill.victim.pid,
-            rss_mib(kill),
-            event.container.as_ref().map_or(0, |container| container.attempt)
-        ),
+/// The live view: each kind of failure once, each kill, and how much was seen between them.
+#[derive(Default)]
+pub struct Live {
+    seen: BTreeSet<String>,
+    since_kill: u64,
+}
+
+impl Live {
+    /// Names in an event are escaped at their source.
+    pub fn show(&mut self, event: &Event) {
+        let pod = pod(event);
+        let clock = event.time.strftime("%H:%M:%S");
+        match &event.detail {
+            Detail::Dns(dns) => {
+                self.since_kill += 1;
+                let name = dns.name.as_deref().unwrap_or("(malformed)");
+                let what = format!("{name} → {}", word(dns.outcome));
+                if self.seen.insert(format!("{pod} {what}")) {
+                    println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
+                }
+            }
+            Detail::Oom(kill) => {
+                println!(
+                    "          … {} failed queries in all since the last line of this kind",
+                    self.since_kill
+                );
+                self.since_kill = 0;
+                println!(
+                    "{clock}  \x1b[31moom.kill\x1b[0m     {pod:<21} victim {}[{}], rss {:.1} MiB, attempt {}",
+                    kill.victim.comm,
+                    kill.victim.pid,
+                    rss_mib(kill),
+                    event.container.as_ref().map_or(0, |container| container.attempt)
+                );
+            }
+        }
     }
 }
 
@@ -44,7 +60,7 @@ pub fn print(caught: &Caught, out: &Path) {
     for event in &of_checkout {
         if let Detail::Dns(dns) = &event.detail {
             let name = dns.name.clone().unwrap_or_default();
-            *failures.entry((name, format!("{:?}", dns.outcome).to_lowercase())).or_default() += 1;
+            *failures.entry((name, word(dns.outcome))).or_default() += 1;
         }
     }
     let kills: Vec<&OomKill> = of_checkout
@@ -67,15 +83,17 @@ pub fn print(caught: &Caught, out: &Path) {
             if kill.trigger.pid == kill.victim.pid { "the victim itself" } else { "another process" }
         );
     }
-    let before = of_checkout.iter().position(|event| event.kind == Kind::OomKill).unwrap_or(0);
-    println!(
-        "  correlated  {before} failed queries before the first kill, and some before each of the others"
-    );
+    for (number, timeouts) in (1..).zip(timeouts_before_kills(&of_checkout)) {
+        println!("  correlated  {timeouts} queries timed out on the way to kill {number}");
+    }
     println!(
         "\nand what the container runtime says of the same pods (podopsy pods -n finance):\n{}",
         caught.pods
     );
-    println!("finance/pricing, by podopsy profile:\n{}", caught.profile);
+    println!("finance/pricing, by podopsy profile:");
+    // The table's head and the hottest functions; the files have the rest.
+    caught.profile.lines().take(6).for_each(|line| println!("{line}"));
+    println!();
     println!("left in {}:", out.display());
     println!("  events.jsonl    one JSON object an event");
     println!("  profile.pb.gz   go tool pprof -top {}", out.join("profile.pb.gz").display());
@@ -89,4 +107,30 @@ fn pod(event: &Event) -> String {
 fn rss_mib(kill: &OomKill) -> f64 {
     kill.rss
         .map_or(0.0, |rss| (rss.anon_bytes + rss.file_bytes + rss.shmem_bytes) as f64 / f64::from(1 << 20))
+}
+
+/// Timeouts before the first kill, between the first and the second, and so on.
+fn timeouts_before_kills(events: &[&Event]) -> Vec<usize> {
+    let mut counts = Vec::new();
+    let mut since = 0;
+    for event in events {
+        match &event.detail {
+            Detail::Dns(dns) => since += usize::from(dns.outcome == Outcome::Timeout),
+            Detail::Oom(_) => counts.push(std::mem::take(&mut since)),
+        }
+    }
+    counts
+}
+
+/// The outcome by the word that events use.
+fn word(outcome: Outcome) -> String {
+    serde_json::to_value(outcome).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
+}
+
+fn span(ns: u64) -> String {
+    match ns {
+        0..1_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
+        1_000_000..100_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.1} s", ns as f64 / 1e9),
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use podopsy_agent::model::{Event, Kind};
-use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
+use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodSpec};
 
 use crate::report;
 
@@ -48,7 +48,7 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
             .dns(resolv)
             .container(
                 ContainerSpec::new("app", &checkout_image)
-                    .command(["dns-leaker", "--name", LOOKUP, "--every", "100", "--leak", "2097152"])
+                    .command(["dns-leaker", "--name", LOOKUP, "--every", "100", "--leak", "4MiB"])
                     .memory_limit(24 << 20),
             ),
     )?;
@@ -84,6 +84,10 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
     if !profile.status.success() {
         bail!("podopsy profile failed: {}", String::from_utf8_lossy(&profile.stderr));
     }
+    // The back-off of the restart passes, and the pod says Running again.
+    checkout.wait("app", Duration::from_secs(20), |status| {
+        status.attempt as usize >= KILLS && status.state == ContainerState::Running
+    })?;
     let pods = Command::new(podopsy)
         .arg("--cri-socket")
         .arg(node.cri_socket())
@@ -137,12 +141,13 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
 fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut kills = 0;
+    let mut live = report::Live::default();
     while kills < KILLS {
         let left = LIMIT.saturating_sub(since.elapsed());
         let Ok(event) = lines.recv_timeout(left) else {
             bail!("{kills} of {KILLS} kills within {LIMIT:?}; {} events were seen", events.len());
         };
-        report::live(&event);
+        live.show(&event);
         let is_checkout = event.pod.as_ref().is_some_and(|pod| pod.name == "checkout-api");
         kills += usize::from(event.kind == Kind::OomKill && is_checkout);
         events.push(event);
