@@ -95,7 +95,7 @@ const USES: [(Capability, Status, &str); 9] = [
     (
         Capability::DacReadSearch,
         Status::Degraded,
-        "root's files (tracefs, other users' executables) are closed",
+        "root's files (other users' executables) are closed",
     ),
 ];
 
