@@ -83,6 +83,9 @@ pub fn print(caught: &Caught, out: &Path) {
             if kill.trigger.pid == kill.victim.pid { "the victim itself" } else { "another process" }
         );
     }
+    if let Some(path) = kills.first().map(|kill| path_to(kill)).filter(|path| !path.is_empty()) {
+        println!("  observed    the last straw, from the dead process's stack: {path}");
+    }
     for (number, timeouts) in (1..).zip(timeouts_before_kills(&of_checkout)) {
         println!("  correlated  {timeouts} queries timed out on the way to kill {number}");
     }
@@ -107,6 +110,21 @@ fn pod(event: &Event) -> String {
 fn rss_mib(kill: &OomKill) -> f64 {
     kill.rss
         .map_or(0.0, |rss| (rss.anon_bytes + rss.file_bytes + rss.shmem_bytes) as f64 / f64::from(1 << 20))
+}
+
+/// The trigger's functions from the allocation out to `main`, and where the innermost stands in the source.
+fn path_to(kill: &OomKill) -> String {
+    let frames = || kill.user_stack.iter().filter(|frame| !frame.inlined);
+    let names: Vec<&str> = frames()
+        .map_while(|frame| frame.function.as_deref())
+        .take_while(|name| *name != "main")
+        .take(6)
+        .collect();
+    let place = frames().next().and_then(|frame| frame.source.as_ref()).map(|(file, line)| {
+        let file = std::path::Path::new(file.as_ref()).file_name().unwrap_or_default();
+        format!(" ({}:{line})", file.to_string_lossy())
+    });
+    names.join(" ← ") + place.as_deref().unwrap_or_default()
 }
 
 /// Timeouts before the first kill, between the first and the second, and so on.

@@ -72,7 +72,14 @@ impl Image {
             // OCI wants Go's names.
             "architecture": match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
             "os": "linux",
-            "config": { "Entrypoint": self.entrypoint, "Env": ["PATH=/bin"], "WorkingDir": "/" },
+            "config": {
+                "Entrypoint": self.entrypoint,
+                "Env": ["PATH=/bin"],
+                "WorkingDir": "/",
+                // An image's id is its config's digest, and CRI knows one name an id: two images of one
+                // content would be called by either's name.
+                "Labels": { "org.opencontainers.image.ref.name": self.name },
+            },
             "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
         })
         .to_string()

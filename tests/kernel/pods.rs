@@ -81,6 +81,11 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
         assert_eq!((container.name.as_str(), container.image.as_str()), ("api", IMAGE));
         assert_eq!((container.attempt, event.known_by), (attempt, KnownBy::Cri));
         assert_eq!(event.process.comm, "leak");
+        let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
+        let stack: Vec<_> = kill.user_stack.iter().filter_map(|frame| frame.function.as_deref()).collect();
+        for function in ["keep", "append_history", "handle_order", "serve_orders"] {
+            assert!(stack.contains(&function), "no {function} in the dead trigger's stack: {stack:?}");
+        }
         assert!(event.cgroup.path.as_ref().is_some_and(|path| path.contains(&container.id)), "{event:?}");
     }
     let (_, losses) = recording.stop();

@@ -92,11 +92,7 @@ const USES: [(Capability, Status, &str); 9] = [
     ),
     (Capability::Syslog, Status::Degraded, "kernel functions may stay without names"),
     (Capability::SysResource, Status::Degraded, "RLIMIT_MEMLOCK cannot be raised for the probes' maps"),
-    (
-        Capability::DacReadSearch,
-        Status::Degraded,
-        "root's files (other users' executables) are closed",
-    ),
+    (Capability::DacReadSearch, Status::Degraded, "root's files (other users' executables) are closed"),
 ];
 
 pub(super) fn checks(machine: &Machine, held: Capabilities) -> Vec<Check> {
