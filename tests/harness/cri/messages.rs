@@ -1,5 +1,8 @@
 //! CRI v1 messages (k8s.io/cri-api, `runtime/v1/api.proto`), the fields that the harness writes or reads.
 //! Written by hand; the tags are the API's field numbers, and fields that are not here are skipped.
+//!
+//! The agent has messages of its own, and some are alike. They stay apart on purpose: tests hold what the agent says
+//! against what the harness read, and a wrong tag in a shared message would agree with itself.
 
 use std::collections::HashMap;
 
