@@ -1,7 +1,7 @@
 //! `podopsy-agent`: the recorder as a service; events go to stdout, one JSON object a line.
 #![forbid(unsafe_code)]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,11 +39,12 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
+        .with_ansi(io::stderr().is_terminal())
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,

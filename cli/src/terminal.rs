@@ -97,8 +97,9 @@ pub fn log_to_stderr(verbose: u8, quiet: bool) {
         2 => "info,podopsy=debug,podopsy_agent=debug",
         _ => "debug,podopsy=trace,podopsy_agent=trace",
     };
+    // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+        .with_env_filter(EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .with_writer(std::io::stderr)
         .with_ansi(Terminal::stderr().colour)
         .init();

@@ -116,10 +116,17 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
         .context("run podopsy watch")?;
     let out = child.stdout.take().context("podopsy watch has no stdout")?;
     let mut said = BufReader::new(child.stderr.take().context("podopsy watch has no stderr")?);
-    let mut first = String::new();
-    said.read_line(&mut first).context("read what podopsy watch says")?;
-    if !first.starts_with("recording") {
-        bail!("podopsy watch did not start: {}", first.trim());
+    // Warnings may come first; what ends without the word has not started.
+    let mut before = String::new();
+    loop {
+        let mut line = String::new();
+        if said.read_line(&mut line).context("read what podopsy watch says")? == 0 {
+            bail!("podopsy watch did not start: {}", before.trim());
+        }
+        if line.starts_with("recording") {
+            break;
+        }
+        before.push_str(&line);
     }
     // Its last words come at the end; nobody may block on them.
     std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));

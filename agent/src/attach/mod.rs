@@ -183,7 +183,7 @@ fn explain(error: anyhow::Error, what: &'static str) -> anyhow::Error {
             .find(|line| !STATISTICS.iter().any(|start| line.starts_with(start)) && !line.trim().is_empty())
             .unwrap_or("no verdict");
         return anyhow!(
-            "{what}: {}the kernel's verifier refused it: {verdict} (all of its log: RUST_LOG=debug)",
+            "{what}: {}the kernel's verifier refused it: {verdict} (all of its log: podopsy -vv, RUST_LOG=debug for the agent)",
             text::escape(before)
         );
     }
