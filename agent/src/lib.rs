@@ -20,6 +20,7 @@ pub mod decode;
 pub mod doctor;
 pub mod export;
 pub mod model;
+pub mod node;
 pub mod pods;
 pub mod profiler;
 pub mod recorder;

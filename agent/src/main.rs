@@ -22,9 +22,9 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// The node's name in events
-    #[arg(long, env = "NODE_NAME", default_value_t = hostname())]
-    node: String,
+    /// The node's name in events; the host's name otherwise
+    #[arg(long, env = "NODE_NAME")]
+    node: Option<String>,
     /// The container runtime's CRI v1 socket; the usual paths are tried otherwise
     #[arg(long, env = "PODOPSY_CRI_SOCKET", value_name = "PATH")]
     cri_socket: Option<PathBuf>,
@@ -63,7 +63,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns: true,
         dns_answers: args.dns_answers,
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
-        node: args.node,
+        node: podopsy_agent::node::name(args.node.as_deref()),
     };
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
@@ -105,9 +105,4 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
         _ => Err("give seconds between 0.1 and 3600".to_owned()),
     }
-}
-
-fn hostname() -> String {
-    nix::unistd::gethostname()
-        .map_or_else(|_| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
 }

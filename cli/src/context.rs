@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use podopsy_agent::model::text;
 use podopsy_agent::pods::{self, Pods};
 
 use crate::args::Global;
@@ -23,13 +22,7 @@ impl Context {
 
     /// The node's name, safe to print: as given, else the host's.
     pub fn node(&self) -> String {
-        // A manifest's NODE_NAME may be there and empty.
-        match self.global.node.as_deref().filter(|name| !name.is_empty()) {
-            Some(name) => text::escape(name),
-            None => nix::unistd::gethostname()
-                .map(|name| text::escape_bytes(std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str())))
-                .unwrap_or_else(|_| "unknown".to_owned()),
-        }
+        podopsy_agent::node::name(self.global.node.as_deref())
     }
 
     /// Opens the room that names pods. A runtime that is absent or broken is no error there.

@@ -28,7 +28,7 @@ impl Live {
             Detail::Dns(dns) => {
                 self.since_kill += 1;
                 let name = dns.name.as_deref().unwrap_or("(malformed)");
-                let what = format!("{name} → {}", word(dns.outcome));
+                let what = format!("{name} → {}", dns.outcome.word());
                 if self.seen.insert(format!("{pod} {what}")) {
                     println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
                 }
@@ -56,11 +56,11 @@ pub fn print(caught: &Caught, out: &Path) {
     step("what podopsy caught");
     let of_checkout: Vec<&Event> =
         caught.events.iter().filter(|event| pod(event) == "finance/checkout-api").collect();
-    let mut failures: BTreeMap<(String, String), u64> = BTreeMap::new();
+    let mut failures: BTreeMap<(String, &str), u64> = BTreeMap::new();
     for event in &of_checkout {
         if let Detail::Dns(dns) = &event.detail {
             let name = dns.name.clone().unwrap_or_default();
-            *failures.entry((name, word(dns.outcome))).or_default() += 1;
+            *failures.entry((name, dns.outcome.word())).or_default() += 1;
         }
     }
     let kills: Vec<&OomKill> = of_checkout
@@ -138,11 +138,6 @@ fn timeouts_before_kills(events: &[&Event]) -> Vec<usize> {
         }
     }
     counts
-}
-
-/// The outcome by the word that events use.
-fn word(outcome: Outcome) -> String {
-    serde_json::to_value(outcome).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default()
 }
 
 fn span(ns: u64) -> String {

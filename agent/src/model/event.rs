@@ -80,6 +80,17 @@ pub enum Kind {
     DnsAnswer,
 }
 
+impl Kind {
+    /// The word that stands in the JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::OomKill => "oom.kill",
+            Kind::DnsFailure => "dns.failure",
+            Kind::DnsAnswer => "dns.answer",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detail {
@@ -160,6 +171,26 @@ pub enum Outcome {
     Other,
 }
 
+impl Outcome {
+    /// The word that stands in the JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Noerror => "noerror",
+            Outcome::Nxdomain => "nxdomain",
+            Outcome::Servfail => "servfail",
+            Outcome::Refused => "refused",
+            Outcome::Formerr => "formerr",
+            Outcome::Nodata => "nodata",
+            Outcome::Truncated => "truncated",
+            Outcome::Timeout => "timeout",
+            Outcome::Late => "late",
+            Outcome::Unreachable => "unreachable",
+            Outcome::Malformed => "malformed",
+            Outcome::Other => "other",
+        }
+    }
+}
+
 /// One DNS query and what became of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DnsTransaction {
@@ -189,4 +220,33 @@ pub struct DnsTransaction {
 pub enum Protocol {
     Udp,
     Tcp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_use_the_words_of_the_json() {
+        use Outcome::*;
+        for outcome in [
+            Noerror,
+            Nxdomain,
+            Servfail,
+            Refused,
+            Formerr,
+            Nodata,
+            Truncated,
+            Timeout,
+            Late,
+            Unreachable,
+            Malformed,
+            Other,
+        ] {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.word()));
+        }
+        for k in [Kind::OomKill, Kind::DnsFailure, Kind::DnsAnswer] {
+            assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.word()));
+        }
+    }
 }

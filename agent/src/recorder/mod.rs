@@ -49,7 +49,6 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Recorder {
     losses: Arc<Mutex<Losses>>,
-    degraded: Vec<String>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -89,7 +88,6 @@ impl Recorder {
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
-        let degraded = probes.degraded.clone();
         tokio::spawn(
             Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in),
         );
@@ -98,7 +96,7 @@ impl Recorder {
             drop(probes);
             result
         });
-        Ok((Recorder { losses, degraded, stop: Some(stop), collect }, events))
+        Ok((Recorder { losses, stop: Some(stop), collect }, events))
     }
 
     /// Losses of all stages since the start, by counter name.
@@ -106,12 +104,7 @@ impl Recorder {
         self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
     }
 
-    /// What this kernel made us leave out.
-    pub fn degraded(&self) -> &[String] {
-        &self.degraded
-    }
-
-    /// Detaches, empties the rings, and gives the final losses. The receiver ends after what was under way:
+    /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:
     /// receive on until it does.
     pub async fn stop(mut self) -> anyhow::Result<Losses> {
         if let Some(stop) = self.stop.take() {
@@ -136,6 +129,10 @@ impl Drop for Recorder {
         }
     }
 }
+
+/// A record of each ring, or why it is none.
+type Kill = Result<decode::OomDecoded, decode::BadRecord>;
+type Message = Result<DnsMessage, decode::BadRecord>;
 
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
@@ -168,19 +165,26 @@ impl Collector {
                 }
                 _ = &mut stopped => break,
             }
-            oom.drain(..).for_each(|kill| self.oom(kill));
-            dns.drain(..).for_each(|message| self.dns(message));
+            self.hand_over(&mut oom, &mut dns);
         }
         self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
         self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
-        oom.drain(..).for_each(|kill| self.oom(kill));
-        dns.drain(..).for_each(|message| self.dns(message));
+        self.hand_over(&mut oom, &mut dns);
         self.sweep();
         self.sum_losses();
         Ok(())
     }
 
-    fn oom(&mut self, kill: Result<decode::OomDecoded, decode::BadRecord>) {
+    /// Passes on what was drained. Kills carry losses of this very moment, summed once for all of them.
+    fn hand_over(&mut self, oom: &mut Vec<Kill>, dns: &mut Vec<Message>) {
+        if !oom.is_empty() {
+            self.sum_losses();
+        }
+        oom.drain(..).for_each(|kill| self.oom(kill));
+        dns.drain(..).for_each(|message| self.dns(message));
+    }
+
+    fn oom(&mut self, kill: Kill) {
         let Ok(mut kill) = kill else {
             self.bad_records += 1;
             return;
@@ -192,11 +196,10 @@ impl Collector {
         };
         let named = self.stacks.ask(unnamed);
         self.stacks_unnamed += u64::from(named.is_none());
-        self.sum_losses();
         self.pass_on(Record::Oom(Box::new(kill), named));
     }
 
-    fn dns(&mut self, message: Result<DnsMessage, decode::BadRecord>) {
+    fn dns(&mut self, message: Message) {
         match message {
             Ok(DnsMessage::Answered(record)) => {
                 let transaction = decode::dns::answered(&record);

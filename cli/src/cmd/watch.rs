@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::args::{Watch, WatchKind};
 use crate::context::Context;
 use crate::exit::Verdict;
-use crate::render::event::{Lines, kind};
+use crate::render::event::Lines;
 use crate::render::{losses, units};
 use crate::terminal::note;
 use crate::{privilege, signals};
@@ -168,7 +168,7 @@ impl Counts {
 
     /// `3 events (1 oom.kill, 2 dns.failure) in 31 s; nothing lost`.
     fn summary(&self, elapsed: Duration, lost: &Losses) -> String {
-        let kinds: Vec<String> = self.0.iter().map(|(k, count)| format!("{count} {}", kind(*k))).collect();
+        let kinds: Vec<String> = self.0.iter().map(|(k, count)| format!("{count} {}", k.word())).collect();
         let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
         format!(
             "{}{kinds} in {}; {}",

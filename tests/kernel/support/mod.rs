@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -109,11 +109,10 @@ pub struct MemoryCgroup {
 
 impl MemoryCgroup {
     pub fn new(name: &str, limit_bytes: u64) -> MemoryCgroup {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let root = if v1.join("memory.limit_in_bytes").exists() { v1 } else { Path::new("/sys/fs/cgroup") };
+        let (root, v2) = podopsy_harness::cgroup::memory_hierarchy().expect("a memory hierarchy");
         let path = root.join(format!("podopsy-test-{name}-{}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
-        let file = if root == v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
         fs::write(path.join(file), limit_bytes.to_string()).expect("set the limit");
         MemoryCgroup { path }
     }
