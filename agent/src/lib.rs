@@ -26,3 +26,4 @@ pub mod profiler;
 pub mod recorder;
 pub mod ring;
 pub mod symbolize;
+pub mod unwind;

@@ -5,12 +5,15 @@
 #![no_std]
 #![no_main]
 
+mod arch;
 mod dns;
+mod mapping;
 mod maps;
 mod oncpu;
 mod oom;
 mod packet;
 mod task;
+mod unwind;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -8,26 +8,35 @@ use aya_ebpf::{
     maps::PerCpuArray,
     programs::PerfEventContext,
 };
-use podopsy_wire::{FRAMES_MAX, Loss, SCOPE_CGROUPS, SCOPE_NODE, Sample};
+use podopsy_wire::{End, FRAMES_MAX, Loss, SCOPE_CGROUPS, SCOPE_NODE, Sample};
 
 use crate::{
     maps::{CONFIG, SAMPLES, TARGETS, count},
-    task,
+    task, unwind,
 };
 
 const STACK_BYTES: usize = FRAMES_MAX * 8;
+/// Room for both stacks: a power of two, so that a mask keeps an index inside.
+pub const ADDRESSES: usize = 256;
 
-/// A sample while it is put together: too big for the BPF stack. One event a CPU, and its handler
-/// does not interrupt itself, so the CPU's slot is free.
+/// A sample while it is put together: too big for the BPF stack. One event a CPU, and its handler does not interrupt
+/// itself, so the CPU's slot is free.
 #[repr(C)]
-pub struct Scratch {
-    head: Sample,
-    /// Room for both stacks, and for the helper's view past a full kernel stack.
-    stacks: [u8; 2 * STACK_BYTES],
+pub struct Record {
+    pub head: Sample,
+    /// Kernel addresses, then user ones.
+    pub addresses: [u64; ADDRESSES],
+}
+
+impl Record {
+    #[inline(always)]
+    pub fn kernel_frames(&self) -> u32 {
+        if self.head.kernel_len < 0 { 0 } else { self.head.kernel_len as u32 / 8 }
+    }
 }
 
 #[map]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+pub static RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
 
 #[perf_event]
 pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
@@ -54,42 +63,58 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     if identity.pid == 0 {
         return 0;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
-    // SAFETY: `scratch` is this CPU's own slot; the offsets below stay inside it: the kernel part
-    // is at most STACK_BYTES, and the user part starts there at the latest.
+    let Some(record) = RECORD.get_ptr_mut(0) else { return 0 };
+    // SAFETY: `record` is this CPU's own slot; the helpers are given room that is inside it: the kernel part is at most
+    // STACK_BYTES, and the user part starts there at the latest.
     unsafe {
-        let stacks = (&raw mut (*scratch).stacks).cast::<u8>();
-        let kernel = bpf_get_stack(ctx.as_ptr(), stacks.cast(), STACK_BYTES as u32, 0);
+        let record = &mut *record;
+        let addresses = record.addresses.as_mut_ptr().cast::<u8>();
+        let kernel = bpf_get_stack(ctx.as_ptr(), addresses.cast(), STACK_BYTES as u32, 0) as i32;
+        record.head = Sample { task: identity, kernel_len: kernel, user_len: 0, end: 0, unused: 0 };
+        if kernel == STACK_BYTES as i32 {
+            count(Loss::OncpuTruncated);
+        }
+        unwind::start(&ctx, record, current);
+
         let kernel_bytes = if kernel < 0 { 0 } else { kernel as usize };
         if kernel_bytes > STACK_BYTES {
             return 0;
         }
         let user = bpf_get_stack(
             ctx.as_ptr(),
-            stacks.add(kernel_bytes).cast(),
+            addresses.add(kernel_bytes).cast(),
             STACK_BYTES as u32,
             BPF_F_USER_STACK as u64,
         );
-        let user_bytes = if user < 0 { 0 } else { user as usize };
-        if user_bytes > STACK_BYTES {
-            return 0;
-        }
-        // A kernel thread has no user stack to lose: its mm is null.
-        if user < 0 && task::read::<u64>(current, at.task_mm).unwrap_or(0) != 0 {
-            count(Loss::OncpuUserStack);
-        }
-        if kernel_bytes == STACK_BYTES || user_bytes == STACK_BYTES {
-            count(Loss::OncpuTruncated);
-        }
-        (*scratch).head = Sample { task: identity, kernel_len: kernel as i32, user_len: user as i32 };
-        let len = size_of::<Sample>() + kernel_bytes + user_bytes;
-        if len > size_of::<Scratch>() {
-            return 0;
-        }
-        let bytes = core::slice::from_raw_parts(scratch.cast::<u8>(), len);
-        if SAMPLES.output::<[u8]>(bytes, 0).is_err() {
-            count(Loss::OncpuRing);
+        if user < 0 || user as usize > STACK_BYTES {
+            send(record, 0, End::NoUser);
+        } else {
+            send(record, user as u32 / 8, End::FramePointers);
         }
     }
     0
+}
+
+/// Sends a record with that many user frames.
+#[inline(always)]
+pub fn send(record: &mut Record, frames: u32, end: End) {
+    send_code(record, frames, end as u32);
+}
+
+#[inline(always)]
+pub fn send_code(record: &mut Record, frames: u32, end: u32) {
+    if end == End::Truncated as u32 {
+        count(Loss::OncpuTruncated);
+    }
+    record.head.user_len = frames as i32 * 8;
+    record.head.end = end;
+    let len = size_of::<Sample>() + (record.kernel_frames() + frames) as usize * 8;
+    if len > size_of::<Record>() {
+        return;
+    }
+    // SAFETY: `len` is inside the record, as has just been asked.
+    let bytes = unsafe { core::slice::from_raw_parts((&raw const *record).cast::<u8>(), len) };
+    if SAMPLES.output::<[u8]>(bytes, 0).is_err() {
+        count(Loss::OncpuRing);
+    }
 }

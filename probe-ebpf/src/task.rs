@@ -1,6 +1,6 @@
 //! Reading `task_struct` by the offsets that user space found in BTF.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
 use podopsy_wire::{ABSENT, Layout, Task};
 
 /// Reads a `T` at `base + offset` in kernel memory; None where this kernel has no such member.
@@ -11,6 +11,13 @@ pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     }
     // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T).ok() }
+}
+
+/// Reads a `T` in the current task's memory; None where there is none.
+#[inline(always)]
+pub fn read_user<T: Copy>(address: u64) -> Option<T> {
+    // SAFETY: bpf_probe_read_user checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_user(address as *const T).ok() }
 }
 
 /// The current task's `task_struct`.

@@ -12,9 +12,9 @@ use object::elf;
 use object::read::elf::NoteIterator;
 
 /// Sizes of the ELF64 structures (ELF specification, `<elf.h>`).
-pub(super) const HEADER: usize = 64;
+pub(crate) const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
-pub(super) const SECTION_HEADER: usize = 64;
+pub(crate) const SECTION_HEADER: usize = 64;
 
 const MAX_SEGMENTS: usize = 1024;
 const MAX_SECTIONS: u64 = 16_384;
@@ -23,7 +23,7 @@ const MAX_NOTES: u64 = 64 << 10;
 const MAX_NAMES: u64 = 1 << 20;
 
 /// `pread` of exactly `len` bytes. The caller bounds `len`.
-pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     file.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
@@ -31,16 +31,18 @@ pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
 
 /// A loaded segment: file bytes `offset..offset + size` are at virtual address `address`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
-    offset: u64,
-    size: u64,
-    address: u64,
+pub(crate) struct Segment {
+    pub offset: u64,
+    pub size: u64,
+    pub address: u64,
 }
 
 /// What is kept of every file seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Layout {
-    segments: Vec<Segment>,
+pub(crate) struct Layout {
+    pub segments: Vec<Segment>,
+    /// Where the binary search table of `.eh_frame` is in memory (`PT_GNU_EH_FRAME`); 0: it has none.
+    pub eh_frame_hdr: u64,
     /// The GNU build id, usually 20 bytes; empty: none.
     pub build_id: Vec<u8>,
 }
@@ -55,7 +57,7 @@ impl Layout {
 }
 
 /// The file header, if this is ELF, 64-bit and little-endian (x86-64, aarch64, riscv64): the machines that podopsy runs on.
-pub(super) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
+pub(crate) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
     let bytes = read_at(file, 0, HEADER).ok()?;
     let header = *object::pod::from_bytes::<elf::FileHeader64<LE>>(&bytes).ok()?.0;
     let ident = header.e_ident;
@@ -64,7 +66,7 @@ pub(super) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
 }
 
 /// Reads the layout; none when it is no such ELF file. Whatever is odd inside is left out.
-pub(super) fn layout(file: &File) -> Option<Layout> {
+pub(crate) fn layout(file: &File) -> Option<Layout> {
     let header = header(file)?;
     let count = usize::from(header.e_phnum.get(LE)).min(MAX_SEGMENTS);
     if usize::from(header.e_phentsize.get(LE)) != PROGRAM_HEADER {
@@ -82,6 +84,7 @@ pub(super) fn layout(file: &File) -> Option<Layout> {
                 size: program.p_filesz.get(LE),
                 address: program.p_vaddr.get(LE),
             }),
+            elf::PT_GNU_EH_FRAME => layout.eh_frame_hdr = program.p_vaddr.get(LE),
             elf::PT_NOTE if layout.build_id.is_empty() => {
                 layout.build_id = build_id(file, program).unwrap_or_default();
             }
@@ -106,16 +109,18 @@ fn build_id(file: &File, program: &elf::ProgramHeader64<LE>) -> Option<Vec<u8>> 
 
 /// A section's header and name.
 #[derive(Clone, Debug)]
-pub(super) struct Section {
+pub(crate) struct Section {
     pub name: Vec<u8>,
     pub kind: elf::SectionType,
     pub flags: u64,
     pub offset: u64,
     pub size: u64,
+    /// Virtual address; 0: not loaded.
+    pub address: u64,
 }
 
 /// The section table, in order; empty when there is none or it makes no sense.
-pub(super) fn sections(file: &File) -> Vec<Section> {
+pub(crate) fn sections(file: &File) -> Vec<Section> {
     read_sections(file).unwrap_or_default()
 }
 
@@ -154,6 +159,7 @@ fn read_sections(file: &File) -> Option<Vec<Section>> {
         flags: header.sh_flags.get(LE).0,
         offset: header.sh_offset.get(LE),
         size: header.sh_size.get(LE),
+        address: header.sh_addr.get(LE),
     };
     Some(headers.iter().map(section).collect())
 }

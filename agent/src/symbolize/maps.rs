@@ -15,7 +15,7 @@ const MAX_AREAS: usize = 8192;
 
 /// One executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Area {
+pub(crate) struct Area {
     /// Virtual addresses, end exclusive.
     pub start: u64,
     pub end: u64,
@@ -45,7 +45,7 @@ impl Area {
 
 /// What `maps` said.
 #[derive(Debug, Default)]
-pub(super) struct Areas {
+pub(crate) struct Areas {
     /// Ascending, as the kernel prints them.
     pub areas: Vec<Area>,
     /// True when a bound cut the list short.
@@ -60,7 +60,7 @@ impl Areas {
 }
 
 /// Reads the executable mappings. A process that dies half-way gives what was read until then.
-pub(super) fn read(pid: u32) -> io::Result<Areas> {
+pub(crate) fn read(pid: u32) -> io::Result<Areas> {
     parse(BufReader::new(File::open(format!("/proc/{pid}/maps"))?.take(MAX_BYTES)))
 }
 
@@ -131,14 +131,14 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 
 /// What /proc/PID/stat says of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(crate) struct Stat {
     /// Clock ticks since boot (field 22). With the pid it names a process for good; a pid alone is reused.
     pub start_time: u64,
     /// `PF_KTHREAD` in the flags (field 9): it has no user-space memory, and lacks none.
     pub is_kernel_thread: bool,
 }
 
-pub(super) fn stat(pid: u32) -> io::Result<Stat> {
+pub(crate) fn stat(pid: u32) -> io::Result<Stat> {
     let mut stat = Vec::new();
     File::open(format!("/proc/{pid}/stat"))?.take(4096).read_to_end(&mut stat)?;
     parse_stat(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as in proc(5)")))
@@ -157,7 +157,7 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
 
 /// Devices (major, minor) of the FUSE mounts that the process sees. Reading a file there asks a daemon of the
 /// container's choosing, which may never answer. The mount table says so without asking it.
-pub(super) fn fuse_devices(pid: u32) -> Vec<(u32, u32)> {
+pub(crate) fn fuse_devices(pid: u32) -> Vec<(u32, u32)> {
     let mut table = Vec::new();
     let read = File::open(format!("/proc/{pid}/mountinfo"))
         .and_then(|file| file.take(4 << 20).read_to_end(&mut table));

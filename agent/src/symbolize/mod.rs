@@ -14,16 +14,16 @@
 //! Use it from `spawn_blocking` or a thread, not from an async task.
 
 mod depth;
-mod elf;
+pub(crate) mod elf;
 mod files;
 mod kernel;
 mod losses;
-mod maps;
-mod open;
+pub(crate) mod maps;
+pub(crate) mod open;
 mod perf_map;
 mod processes;
 mod resolver;
-mod snapshot;
+pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vdso;

@@ -21,7 +21,7 @@ use super::maps::Area;
 const MAX_FILE: u64 = 4 << 30;
 
 /// Opens the very inode behind `area`, or says by counter name why not.
-pub(super) fn mapped_file(pid: u32, area: &Area) -> Result<File, &'static str> {
+pub(crate) fn mapped_file(pid: u32, area: &Area) -> Result<File, &'static str> {
     let named = match by_map_files(pid, area) {
         Ok(file) => file,
         // No CAP_SYS_ADMIN and no CAP_CHECKPOINT_RESTORE, or the mapping has moved.
@@ -50,7 +50,7 @@ fn by_path(pid: u32, area: &Area) -> Result<File, &'static str> {
 
 /// A reference to what `path` names for a process with this root, without opening it: no symlink leads out, and no
 /// magic link is followed.
-pub(super) fn inside(root: &File, path: &[u8]) -> io::Result<File> {
+pub(crate) fn inside(root: &File, path: &[u8]) -> io::Result<File> {
     // openat2 refuses any further flag beside O_PATH, where openat would ignore it.
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -59,12 +59,12 @@ pub(super) fn inside(root: &File, path: &[u8]) -> io::Result<File> {
 }
 
 /// A reference to what `path` names, without opening it.
-pub(super) fn name(path: &Path) -> io::Result<File> {
+pub(crate) fn name(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
 }
 
 /// Opens for reading what an `O_PATH` descriptor names, if that is a regular file of a sane size.
-pub(super) fn readable(named: &File) -> Result<File, &'static str> {
+pub(crate) fn readable(named: &File) -> Result<File, &'static str> {
     let meta = named.metadata().map_err(|_| "file_out_of_reach")?;
     if !meta.is_file() {
         return Err("file_not_regular");

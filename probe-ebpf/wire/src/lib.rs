@@ -11,6 +11,7 @@ mod loss;
 mod oncpu;
 mod oom;
 mod task;
+mod unwind;
 
 pub use config::{ABSENT, Config, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use dns::{
@@ -21,3 +22,4 @@ pub use loss::{LOSSES, Loss};
 pub use oncpu::{FRAMES_MAX, Sample};
 pub use oom::{BuildIdFrame, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use task::Task;
+pub use unwind::*;

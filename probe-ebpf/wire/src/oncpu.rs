@@ -14,6 +14,9 @@ pub struct Sample {
     pub kernel_len: i32,
     /// Bytes, or a negative errno: no user stack (a kernel thread, or memory that could not be read).
     pub user_len: i32,
+    /// [`crate::End`]: why the user stack ended.
+    pub end: u32,
+    pub unused: u32,
 }
 
-const _: () = assert!(size_of::<Sample>() == 48);
+const _: () = assert!(size_of::<Sample>() == 56);

@@ -1,0 +1,99 @@
+//! An ELF file → [`Rows`]: where its call frame information is, read in pieces of bounded size.
+//!
+//! Must not know: processes, tables.
+
+use std::fs::File;
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
+use object::{LittleEndian as LE, elf};
+
+use super::arch::HERE;
+use super::rows::{self, Rows, Section};
+use crate::symbolize::elf::{Layout, header, layout, read_at, sections};
+
+/// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Reads what `file` says about unwinding, or gives the reason, a counter's name, why it says nothing.
+pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
+    let head = header(file).ok_or("unwind_not_elf")?;
+    if head.e_machine.get(LE) != HERE.elf {
+        return Err("unwind_other_machine");
+    }
+    let layout = layout(file).ok_or("unwind_not_elf")?;
+    let table = sections(file);
+    let find = |name: &[u8]| {
+        table
+            .iter()
+            .find(|section| section.name == name && section.kind != elf::SHT_NOBITS && section.size > 0)
+    };
+    let text = find(b".text").map_or(0, |section| section.address);
+    let eh_frame = match find(b".eh_frame") {
+        Some(section) => Some(load(file, section)?),
+        // A file without a section table still tells the program's own unwinder.
+        None => by_program_header(file, &layout),
+    };
+    let debug_frame = find(b".debug_frame").map(|section| load(file, section)).transpose()?;
+    if eh_frame.is_none() && debug_frame.is_none() {
+        return Err("unwind_no_information");
+    }
+    let to_offset = |address: u64| {
+        let segment = layout
+            .segments
+            .iter()
+            .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))?;
+        segment.offset.checked_add(address - segment.address)
+    };
+    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), text, to_offset);
+    if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
+}
+
+fn load(file: &File, section: &crate::symbolize::elf::Section) -> Result<Section, &'static str> {
+    let size = usize::try_from(section.size.min(MAX_BYTES + 1)).unwrap_or(usize::MAX);
+    if section.size > MAX_BYTES {
+        return Err("unwind_too_large");
+    }
+    let bytes = read_at(file, section.offset, size).map_err(|_| "unwind_unreadable")?;
+    let bytes = if section.flags & elf::SHF_COMPRESSED.0 == 0 { bytes } else { unpack(&bytes)? };
+    Ok(Section { bytes, address: section.address })
+}
+
+/// An `SHF_COMPRESSED` section: Go compresses its `.debug_frame`.
+fn unpack(packed: &[u8]) -> Result<Vec<u8>, &'static str> {
+    // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
+    let data = match packed.split_at_checked(24) {
+        Some((head, data)) if head.starts_with(&elf::ELFCOMPRESS_ZLIB.0.to_le_bytes()) => data,
+        _ => return Err("unwind_packed"),
+    };
+    let mut bytes = Vec::new();
+    let read = ZlibDecoder::new(data).take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    match read {
+        Ok(_) if bytes.len() as u64 <= MAX_BYTES => Ok(bytes),
+        Ok(_) => Err("unwind_too_large"),
+        Err(_) => Err("unwind_packed"),
+    }
+}
+
+/// `.eh_frame_hdr` (LSB, "Exception Frame Header") points to `.eh_frame`, which ends in a terminator.
+fn by_program_header(file: &File, layout: &Layout) -> Option<Section> {
+    const PCREL_SDATA4: u8 = 0x1b;
+    if layout.eh_frame_hdr == 0 {
+        return None;
+    }
+    let segment = |address: u64| {
+        layout
+            .segments
+            .iter()
+            .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))
+    };
+    let holder = segment(layout.eh_frame_hdr)?;
+    let head = read_at(file, holder.offset.checked_add(layout.eh_frame_hdr - holder.address)?, 8).ok()?;
+    let (1, PCREL_SDATA4) = (head[0], head[1]) else { return None };
+    let distance = i32::from_le_bytes(head[4..8].try_into().ok()?);
+    let address = layout.eh_frame_hdr.checked_add(4)?.checked_add_signed(i64::from(distance))?;
+    let holder = segment(address)?;
+    let into = address - holder.address;
+    let size = usize::try_from((holder.size - into).min(MAX_BYTES)).ok()?;
+    Some(Section { bytes: read_at(file, holder.offset.checked_add(into)?, size).ok()?, address })
+}

@@ -1,0 +1,111 @@
+//! What is particular to a machine: the registers of a task, and what a signal leaves on its stack.
+//!
+//! Another machine is another `mod` here, and another one in `agent/src/unwind/arch.rs`.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
+    programs::PerfEventContext,
+};
+use podopsy_wire::{ABSENT, UnwindLayout};
+
+use crate::task;
+
+/// DWARF numbers (psABI, figure 3.36).
+pub const STACK: u8 = 7;
+pub const FRAME: u8 = 6;
+
+/// `<asm/segment.h>`: the code segments of user space.
+const USER32_CS: u64 = 0x23;
+const USER_RPL: u64 = 3;
+
+/// `mov $15, %rax; syscall`, but for its last byte: what libcs put behind a signal handler. Debuggers know it by this,
+/// too, where there is no `.eh_frame` for it.
+pub const SIGRETURN: u64 = 0x0f00_0000_0fc0_c748;
+
+/// Offsets from the stack pointer behind a handler, which is at `struct ucontext` (`<asm/ucontext.h>`, 40 bytes before
+/// `struct sigcontext`).
+pub const SIGNAL_FP: u64 = 120;
+pub const SIGNAL_SP: u64 = 160;
+pub const SIGNAL_IP: u64 = 168;
+
+/// A call has left its return address on top of the stack at a function's first instruction.
+pub const ENTRY_CFA: i32 = 8;
+pub const ENTRY_RA: i16 = -8;
+
+/// `syscall`, little-endian.
+const SYSCALL: u16 = 0x050f;
+
+/// The registers of user code, by DWARF number.
+#[repr(C)]
+pub struct Registers {
+    pub general: [u64; 16],
+    pub ip: u64,
+}
+
+/// What the sampled task's user registers are.
+pub enum User {
+    /// Taken; `true`: it stands behind the instruction of a system call.
+    Taken(bool),
+    Compat,
+    None,
+}
+
+/// Takes the current task's user registers.
+#[inline(always)]
+pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out: &mut Registers) -> User {
+    // SAFETY: the context's registers are readable at their fixed offsets; volatile, so that no load is merged or
+    // moved behind arithmetic on the context's pointer, which the verifier refuses.
+    let segment = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.cs)) };
+    if segment & USER_RPL == USER_RPL {
+        if segment == USER32_CS {
+            return User::Compat;
+        }
+        macro_rules! take {
+            ($($number:literal $name:ident),*) => {
+                // SAFETY: as above.
+                unsafe { $( out.general[$number] = read_volatile(addr_of!((*ctx.ctx).regs.$name)); )* }
+            };
+        }
+        take!(0 rax, 1 rdx, 2 rcx, 3 rbx, 4 rsi, 5 rdi, 6 rbp, 7 rsp, 8 r8, 9 r9, 10 r10, 11 r11, 12 r12,
+              13 r13, 14 r14, 15 r15);
+        // SAFETY: as above.
+        out.ip = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.rip)) };
+        return User::Taken(false);
+    }
+    let Some(regs) = saved_registers(task, at) else { return User::None };
+    if regs.cs & USER_RPL != USER_RPL || regs.rip == 0 {
+        return User::None;
+    }
+    if regs.cs == USER32_CS {
+        return User::Compat;
+    }
+    out.general = [
+        regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9,
+        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ];
+    out.ip = regs.rip;
+    User::Taken(task::read_user::<u16>(regs.rip.wrapping_sub(2)) == Some(SYSCALL))
+}
+
+/// What the kernel saved on its entry from user mode: at the end of the task's kernel stack.
+#[inline(always)]
+fn saved_registers(task: u64, at: &UnwindLayout) -> Option<pt_regs> {
+    let saved = if at.has_task_pt_regs != 0 {
+        // SAFETY: both helpers have no preconditions; the branch is gone where the kernel lacks them.
+        unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
+    } else {
+        if at.task_stack == ABSENT {
+            return None;
+        }
+        let stack = task::read::<u64>(task, at.task_stack)?;
+        stack + at.thread_size as u64 - size_of::<pt_regs>() as u64
+    };
+    // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_kernel(saved as *const pt_regs).ok() }
+}

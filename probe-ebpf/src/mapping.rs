@@ -1,0 +1,187 @@
+//! What an address of the current process is mapped to: the kernel's own tree of mappings, read in place.
+//!
+//! A copy of it in a map would have to follow every exec, fork, mmap and exit, and would be late for each. The tree is
+//! read without its lock: reads cannot fault, a stale answer is checked against the mapping's own bounds, and the
+//! interrupted CPU holds back the grace period that would free the nodes.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
+    macros::map,
+    maps::{HashMap, RingBuf},
+};
+use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
+
+use crate::{
+    maps::count,
+    task::{current, read},
+};
+
+/// Words of a maple node, and of those the parent's (`<linux/maple_tree.h>`).
+const NODE_WORDS: usize = 32;
+const PIVOTS: usize = 1;
+/// A tree of 16-way leaves and 10-way nodes this high holds 160,000 mappings; `vm.max_map_count` is 65,530.
+const MAPLE_LEVELS: usize = 6;
+/// A red-black tree is at most twice as high as a full one.
+const RB_LEVELS: usize = 34;
+/// `page->vm_pgoff` is in pages of the machine's base size.
+const VM_PAGE_BITS: u32 = 12;
+
+#[map]
+pub static TABLES: HashMap<FileKey, Table> = HashMap::with_max_entries(TABLES_MAX as u32, 0);
+
+/// [`TableRequest`]s.
+#[map]
+pub static TABLE_REQUESTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// What lies in a mapping.
+pub const PLACE_FILE: u32 = 0;
+pub const PLACE_ANONYMOUS: u32 = 1;
+
+/// A mapping that was looked at; in per-CPU memory, filled in place.
+#[repr(C)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    /// Address + this = offset in the file.
+    pub to_offset: u64,
+    pub place: u32,
+    pub table: Table,
+    pub unused: u32,
+    node: [u64; NODE_WORDS],
+    request: TableRequest,
+}
+
+/// Finds the mapping of `address`; false: there is none.
+#[inline(always)]
+pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayout) -> bool {
+    let vma = if at.mm_maple_root != ABSENT {
+        in_maple_tree(&mut out.node, mm, address, at)
+    } else {
+        in_red_black_tree(mm, address, at)
+    };
+    let start = read::<u64>(vma, at.vma_start).unwrap_or(u64::MAX);
+    let end = read::<u64>(vma, at.vma_end).unwrap_or(0);
+    if address < start || address >= end {
+        // Nothing is in an empty mapping, so that the next address is looked for anew.
+        (out.start, out.end) = (0, 0);
+        return false;
+    }
+    (out.start, out.end) = (start, end);
+    let file = read::<u64>(vma, at.vma_file).unwrap_or(0);
+    if file != 0 {
+        let inode = read::<u64>(file, at.file_inode).unwrap_or(0);
+        let superblock = read::<u64>(inode, at.inode_super).unwrap_or(0);
+        out.request.key = FileKey {
+            inode: read(inode, at.inode_number).unwrap_or(0),
+            size: read(inode, at.inode_size).unwrap_or(0),
+            device: read(superblock, at.super_device).unwrap_or(0),
+            modified: read(inode, at.inode_modified).unwrap_or(0),
+        };
+        let pages = read::<u64>(vma, at.vma_pgoff).unwrap_or(0);
+        out.to_offset = (pages << VM_PAGE_BITS).wrapping_sub(start);
+    } else {
+        let vdso = read::<u64>(mm, at.mm_vdso).unwrap_or(0);
+        if vdso < start || vdso >= end {
+            out.place = PLACE_ANONYMOUS;
+            return true;
+        }
+        out.request.key = FileKey::VDSO;
+        out.to_offset = 0u64.wrapping_sub(start);
+    }
+    out.place = PLACE_FILE;
+    out.request.address = address;
+    out.request.pid = pid;
+    table(out);
+    true
+}
+
+/// The table of the mapping's file; asks for it if there is none.
+#[inline(always)]
+fn table(out: &mut Mapping) {
+    if let Some(table) = TABLES.get_ptr_mut(&out.request.key) {
+        // SAFETY: the element stays where it is while this program runs; user space replaces whole elements.
+        unsafe {
+            out.table = *table;
+            let now = (bpf_ktime_get_ns() >> 30) as u32;
+            if out.table.used != now {
+                (*table).used = now;
+            }
+        }
+        return;
+    }
+    out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+    // Only one of all CPUs asks.
+    if TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64).is_err() {
+        return;
+    }
+    out.request.unused = 0;
+    if TABLE_REQUESTS.output::<TableRequest>(&out.request, 0).is_err() {
+        count(Loss::UnwindRequest);
+        let _ = TABLES.remove(&out.request.key);
+    }
+}
+
+/// Since 6.1: a B-tree of ranges. The node's type is in bits 3 to 6 of what points to it.
+#[inline(always)]
+fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &UnwindLayout) -> u64 {
+    let mut entry = read::<u64>(mm, at.mm_maple_root).unwrap_or(0);
+    for _ in 0..MAPLE_LEVELS {
+        // `xa_is_node`: anything else at the root is a tree without nodes.
+        if entry & 3 != 2 || entry <= 4096 {
+            return 0;
+        }
+        let kind = entry >> 3 & 0xf;
+        let from = entry & !0xff;
+        // SAFETY: the helper checks the address; the node is as long as is read.
+        if unsafe {
+            bpf_probe_read_kernel(node.as_mut_ptr().cast(), (NODE_WORDS * 8) as u32, from as *const _)
+        } != 0
+        {
+            return 0;
+        }
+        // maple_dense 0, maple_leaf_64 1, maple_range_64 2, maple_arange_64 3.
+        let slots = (if kind == 3 { at.maple_arange_slot } else { at.maple_range_slot } / 8) as usize;
+        let mut index = 0;
+        // The slot whose pivot is the first not below the address. A pivot 0 behind the first ends the node.
+        while index < 15 {
+            let pivot = node[PIVOTS + index];
+            if index + PIVOTS >= slots || pivot >= address || (pivot == 0 && index > 0) {
+                break;
+            }
+            index += 1;
+        }
+        entry = node[(slots + index) & (NODE_WORDS - 1)];
+        if kind < 2 {
+            return entry;
+        }
+    }
+    0
+}
+
+/// Before 6.1.
+#[inline(always)]
+fn in_red_black_tree(mm: u64, address: u64, at: &UnwindLayout) -> u64 {
+    let mut node = read::<u64>(mm, at.mm_rb_root).unwrap_or(0);
+    for _ in 0..RB_LEVELS {
+        if node == 0 {
+            return 0;
+        }
+        let vma = node - at.vma_rb as u64;
+        let next = if address < read::<u64>(vma, at.vma_start).unwrap_or(0) {
+            at.rb_left
+        } else if address >= read::<u64>(vma, at.vma_end).unwrap_or(0) {
+            at.rb_right
+        } else {
+            return vma;
+        };
+        node = read::<u64>(node, next).unwrap_or(0);
+    }
+    0
+}
+
+/// The current task's memory; 0: a kernel thread's.
+#[inline(always)]
+pub fn memory(task_mm: u32) -> u64 {
+    read::<u64>(current(), task_mm).unwrap_or(0)
+}

@@ -1,0 +1,304 @@
+//! User stacks by tables: from frame to frame, as each function's rule says.
+//!
+//! A few frames a call, and then a tail call for the next few: that is what every verifier since 5.10 takes. Stack
+//! memory is read as it is; what cannot be followed ends the stack, and the sample says why.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{self, ArrayOfMaps},
+    macros::{btf_map, map, perf_event},
+    maps::{Array, PerCpuArray, ProgramArray},
+    programs::PerfEventContext,
+};
+use podopsy_wire::{
+    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, End, FP_AT_CFA, FP_AT_FP, FP_SAME, FRAMES_MAX, KIND_DEREF,
+    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, RA_AT_CFA,
+    RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
+};
+
+use crate::{
+    arch::{self, Registers, User},
+    mapping::{self, Mapping, PLACE_ANONYMOUS},
+    maps::CONFIG,
+    oncpu::{self, ADDRESSES, Record},
+    task::read_user,
+};
+
+/// Set by user space before the load.
+#[unsafe(no_mangle)]
+pub static UNWIND_LAYOUT: Global<UnwindLayout> = Global::new(UnwindLayout::OFF);
+
+type Slab = btf_maps::Array<[u32; SLAB_WORDS], 1, { BPF_F_MMAPABLE as usize }>;
+
+/// Slabs, which user space adds as it needs them and writes by mmap.
+#[btf_map]
+static SLABS: ArrayOfMaps<Slab, SLABS_MAX> = ArrayOfMaps::new();
+
+#[map]
+static RULES: Array<Rule> = Array::with_max_entries(RULES_MAX as u32, 0);
+
+/// [`unwind_frames`], at 0: a program that calls itself.
+#[map]
+static UNWINDER: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// 33 tail calls are allowed: eight frames each are more than [`FRAMES_MAX`].
+const FRAMES_A_CALL: u32 = 8;
+
+/// Where the unwinder is; too big for the BPF stack, and shared between its calls.
+#[repr(C)]
+pub struct State {
+    registers: Registers,
+    ip: u64,
+    sp: u64,
+    fp: u64,
+    mm: u64,
+    pid: u32,
+    frames: u32,
+    /// 1: `ip` is where it stood; 0: it is a return address, and the call is before it.
+    exact: u32,
+    /// 1: the innermost frame stands behind the instruction of a system call.
+    in_syscall: u32,
+    /// [`End`]: why a frame pointer had to be trusted first; 0: not yet.
+    guessed: u32,
+    /// 1: all registers are the frame's own; 0: only stack and frame pointer.
+    innermost: u32,
+    mapping: Mapping,
+}
+
+#[map]
+static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
+
+/// Unwinds the current task's user stack behind what `record` holds, and sends it. Returns only when that cannot be: the
+/// caller then has the sample still.
+#[inline(always)]
+pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) {
+    let at = UNWIND_LAYOUT.load();
+    if at.on == 0 {
+        return;
+    }
+    let Some(state) = STATE.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's own slot; the handler does not interrupt itself.
+    let state = unsafe { &mut *state };
+    state.mm = mapping::memory(CONFIG.load().layout.task_mm);
+    if state.mm == 0 {
+        oncpu::send(record, 0, End::NoUser);
+        return;
+    }
+    let in_syscall = match arch::user_registers(ctx, task, &at, &mut state.registers) {
+        User::Taken(in_syscall) => in_syscall,
+        User::Compat => return oncpu::send(record, 0, End::Compat),
+        User::None => return oncpu::send(record, 0, End::NoUser),
+    };
+    state.ip = state.registers.ip;
+    state.sp = state.registers.general[arch::STACK as usize];
+    state.fp = state.registers.general[arch::FRAME as usize];
+    state.pid = record.head.task.pid;
+    state.frames = 0;
+    state.in_syscall = in_syscall as u32;
+    state.exact = !in_syscall as u32;
+    state.guessed = 0;
+    state.innermost = 1;
+    (state.mapping.start, state.mapping.end) = (0, 0);
+    // SAFETY: the program there is of the same type.
+    unsafe { UNWINDER.tail_call(ctx, 0) };
+}
+
+#[perf_event]
+pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
+    let Some(state) = STATE.get_ptr_mut(0) else { return 0 };
+    let Some(record) = oncpu::RECORD.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's own slots; the handler does not interrupt itself.
+    let (state, record) = unsafe { (&mut *state, &mut *record) };
+    let at = UNWIND_LAYOUT.load();
+    for _ in 0..FRAMES_A_CALL {
+        if let Err(end) = frame(state, record, &at) {
+            let guessed = state.guessed;
+            oncpu::send_code(
+                record,
+                state.frames,
+                if end as u32 != 0 && guessed != 0 { guessed } else { end as u32 },
+            );
+            return 0;
+        }
+    }
+    // SAFETY: the program there is this one.
+    unsafe { UNWINDER.tail_call(&ctx, 0) };
+    oncpu::send(record, state.frames, End::Truncated);
+    0
+}
+
+/// Notes the frame that `state` is at, and goes on to its caller.
+#[inline(always)]
+fn frame(state: &mut State, record: &mut Record, at: &UnwindLayout) -> Result<(), End> {
+    if state.frames >= FRAMES_MAX as u32 {
+        return Err(End::Truncated);
+    }
+    let slot = (record.kernel_frames() + state.frames) as usize & (ADDRESSES - 1);
+    record.addresses[slot] = state.ip;
+    state.frames += 1;
+    // Behind a call that does not return there may be another function.
+    let address = if state.exact != 0 { state.ip } else { state.ip.wrapping_sub(1) };
+    if (address < state.mapping.start || address >= state.mapping.end)
+        && !mapping::find(&mut state.mapping, state.mm, address, state.pid, at)
+    {
+        return Err(End::NoMapping);
+    }
+    if state.mapping.place == PLACE_ANONYMOUS {
+        return without_rule(state, End::Anonymous);
+    }
+    match state.mapping.table.state {
+        TABLE_READY => {}
+        TABLE_ASKED => return Err(End::TableAsked),
+        _ => return without_rule(state, End::TableNone),
+    }
+    let number = rule_number(&state.mapping, address.wrapping_add(state.mapping.to_offset));
+    let Some(rule) = RULES.get(number) else { return Err(End::Unsupported) };
+    follow(state, rule)
+}
+
+/// The number of the rule at a file offset.
+#[inline(always)]
+fn rule_number(mapping: &Mapping, offset: u64) -> u32 {
+    let table = &mapping.table;
+    let page = (offset >> PAGE_BITS).wrapping_sub(table.first_page as u64);
+    if page >= table.pages as u64 {
+        return RULE_NONE as u32;
+    }
+    let Some(slab) = SLABS.get_value(table.slab, &0) else { return RULE_NONE as u32 };
+    let index = (table.first as u64 + page) as usize & (SLAB_WORDS / 2 - 1);
+    // SAFETY: the mask keeps the entry inside the slab.
+    let entry = unsafe { *slab.as_ptr().cast::<u64>().add(index) };
+    if entry == 0 {
+        return RULE_NONE as u32;
+    }
+    let Some(slab) = SLABS.get_value((entry >> DIRECTORY_SLAB_SHIFT) as u32, &0) else {
+        return RULE_NONE as u32;
+    };
+    let key = (offset as u32) << 16 | 0xffff;
+    let mut first = (entry >> DIRECTORY_FIRST_SHIFT) as u32 & 0xff_ffff;
+    let mut count = entry as u32 & 0xff_ffff;
+    // The row looked for is one of `count` from `first` on, and the page's first row is never behind the key.
+    for _ in 0..16 {
+        if count <= 1 {
+            break;
+        }
+        let half = count >> 1;
+        // SAFETY: the mask keeps the row inside the slab.
+        let row = unsafe { *slab.as_ptr().add((first + half) as usize & (SLAB_WORDS - 1)) };
+        if row <= key {
+            first += half;
+        }
+        count -= half;
+    }
+    // SAFETY: as above.
+    unsafe { *slab.as_ptr().add(first as usize & (SLAB_WORDS - 1)) & 0xffff }
+}
+
+#[inline(always)]
+fn follow(state: &mut State, rule: &Rule) -> Result<(), End> {
+    match rule.kind {
+        KIND_STOP => return Err(End::Complete),
+        KIND_NONE => return without_rule(state, End::NoRule),
+        KIND_SIGNAL => return signal(state),
+        KIND_REGISTER | KIND_DEREF | KIND_INDEXED | KIND_PLT => {}
+        _ => return Err(End::Unsupported),
+    }
+    let mut cfa = register(state, rule.base)?.wrapping_add(rule.cfa_offset as u64);
+    match rule.kind {
+        KIND_DEREF => cfa = word(cfa)?.wrapping_add(rule.extra as u64),
+        KIND_INDEXED => {
+            let index = register(state, rule.index)?;
+            cfa = word(cfa.wrapping_add(index << 3))?.wrapping_add(rule.extra as u64);
+        }
+        KIND_PLT if state.ip & 15 >= rule.extra as u64 => cfa = cfa.wrapping_add(8),
+        _ => {}
+    }
+    let ra = match rule.ra {
+        RA_AT_CFA => word(cfa.wrapping_add(rule.ra_offset as u64))?,
+        number => register(state, number - 1)?,
+    };
+    let fp_at = match rule.fp {
+        FP_SAME => 0,
+        FP_AT_CFA => cfa,
+        FP_AT_FP => state.fp,
+        _ => state.sp,
+    };
+    if fp_at != 0 {
+        state.fp = word(fp_at.wrapping_add(rule.fp_offset as u64))?;
+    }
+    caller(state, ra, cfa)
+}
+
+/// Goes on at `ip` with the stack at `sp`.
+#[inline(always)]
+fn caller(state: &mut State, ip: u64, sp: u64) -> Result<(), End> {
+    if sp < state.sp || (sp == state.sp && state.exact == 0) {
+        return Err(End::NoProgress);
+    }
+    // Whoever starts a thread leaves no address to return to.
+    if ip == 0 {
+        return Err(End::Complete);
+    }
+    (state.ip, state.sp) = (ip, sp);
+    (state.exact, state.innermost) = (0, 0);
+    Ok(())
+}
+
+/// No rule here: a signal's trampoline, a function that libc leaves without one, or else the frame pointer.
+#[inline(always)]
+fn without_rule(state: &mut State, why: End) -> Result<(), End> {
+    if read_user::<u64>(state.ip) == Some(arch::SIGRETURN) {
+        return signal(state);
+    }
+    // glibc's clone ends its rules at the system call, where the child's stack begins: in the parent they would hold.
+    if state.in_syscall != 0 && state.innermost != 0 {
+        let cfa = state.sp.wrapping_add(arch::ENTRY_CFA as u64);
+        let ra = word(cfa.wrapping_add(arch::ENTRY_RA as u64))?;
+        return caller(state, ra, cfa);
+    }
+    if state.fp == 0 {
+        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. In code with rules it may be any number.
+        let marks = state.innermost == 0 || why as u32 != End::NoRule as u32;
+        return Err(if marks { End::Complete } else { why });
+    }
+    if state.guessed == 0 {
+        state.guessed = why as u32;
+    }
+    if state.fp < state.sp || state.fp & 7 != 0 {
+        return Err(why);
+    }
+    let (fp, sp) = (state.fp, state.fp.wrapping_add(16));
+    let Ok(ra) = word(fp.wrapping_add(8)) else { return Err(why) };
+    let Ok(outer) = word(fp) else { return Err(why) };
+    state.fp = outer;
+    caller(state, ra, sp)
+}
+
+/// The interrupted code's registers are on the stack.
+#[inline(always)]
+fn signal(state: &mut State) -> Result<(), End> {
+    let at = state.sp;
+    state.ip = word(at.wrapping_add(arch::SIGNAL_IP))?;
+    state.fp = word(at.wrapping_add(arch::SIGNAL_FP))?;
+    // The handler may have had a stack of its own, anywhere.
+    state.sp = word(at.wrapping_add(arch::SIGNAL_SP))?;
+    (state.exact, state.innermost) = (1, 0);
+    Ok(())
+}
+
+/// A register's value in this frame, if it is still known.
+#[inline(always)]
+fn register(state: &State, number: u8) -> Result<u64, End> {
+    match number {
+        arch::STACK => Ok(state.sp),
+        arch::FRAME => Ok(state.fp),
+        _ if state.innermost != 0 => Ok(state.registers.general[number as usize & 15]),
+        _ => Err(End::Unsupported),
+    }
+}
+
+#[inline(always)]
+fn word(address: u64) -> Result<u64, End> {
+    read_user(address).ok_or(End::Unreadable)
+}

@@ -1,0 +1,289 @@
+//! Unwind tables as user space lays them out in slabs and the kernel side reads them, and why a stack ended.
+//!
+//! ```text
+//! FileKey ─ map TABLES ─→ Table ─→ directory: a u64 a page ─→ rows: a u32 each ─→ map RULES ─→ Rule
+//! ```
+//!
+//! A *page* is 64 KiB of a file: a row is `offset in the page << 16 | rule`, ascending, and holds until the next. The
+//! first row of a page is at its offset 0. Directories and rows lie in slabs, the elements of the map `SLABS`.
+
+/// Words (u32) of a slab: 256 KiB.
+pub const SLAB_WORDS: usize = 65_536;
+/// Slabs that there may ever be: 64 MiB, the default cap, and as much again for a larger one.
+pub const SLABS_MAX: usize = 512;
+/// Files whose tables, or whose lack of one, are known at a time.
+pub const TABLES_MAX: usize = 4096;
+/// Distinct rules. All of Debian's libraries together have some 5,000.
+pub const RULES_MAX: usize = 12_288;
+/// Bits of a file offset that are inside a page.
+pub const PAGE_BITS: u32 = 16;
+
+/// A file as the kernel side sees it behind a mapping. The time and size tell a new file that got the number of an old
+/// one, and a file that was written over.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileKey {
+    pub inode: u64,
+    pub size: u64,
+    /// `s_dev`: major << 20 | minor.
+    pub device: u32,
+    /// Modification time, seconds.
+    pub modified: u32,
+}
+
+impl FileKey {
+    /// The vDSO, which is no file.
+    pub const VDSO: FileKey = FileKey { inode: 0, size: 0, device: u32::MAX, modified: 0 };
+}
+
+/// No table yet: user space has been asked for one.
+pub const TABLE_ASKED: u32 = 0;
+/// There is a table.
+pub const TABLE_READY: u32 = 1;
+/// There is none and will be none: the file has no unwind information, or could not be read.
+pub const TABLE_NONE: u32 = 2;
+
+/// Where the directory of a file is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// `TABLE_*`.
+    pub state: u32,
+    pub slab: u32,
+    /// Index of the directory's first entry, in u64 units.
+    pub first: u32,
+    /// The file's page that the first entry is for, and how many there are.
+    pub first_page: u32,
+    pub pages: u32,
+    /// When a stack last went through it, in units of 2^30 ns of CLOCK_MONOTONIC: the kernel side writes it.
+    pub used: u32,
+}
+
+/// A directory's entry: `slab << 48 | first row << 24 | rows`; 0: no rule in that page.
+pub const DIRECTORY_SLAB_SHIFT: u32 = 48;
+pub const DIRECTORY_FIRST_SHIFT: u32 = 24;
+
+/// Asks user space for a table: a file was met that has none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRequest {
+    pub key: FileKey,
+    /// An address inside the file's mapping …
+    pub address: u64,
+    /// … in this process. With address 0: the process has a new program.
+    pub pid: u32,
+    pub unused: u32,
+}
+
+/// The rules that have a number of their own.
+pub const RULE_NONE: u16 = 0;
+pub const RULE_STOP: u16 = 1;
+pub const RULE_UNSUPPORTED: u16 = 2;
+
+/// [`Rule::kind`]: no unwind information here.
+pub const KIND_NONE: u8 = 0;
+/// The outermost frame: its return address is undefined.
+pub const KIND_STOP: u8 = 1;
+/// Something that no kind below can say.
+pub const KIND_UNSUPPORTED: u8 = 2;
+/// CFA = base + cfa_offset.
+pub const KIND_REGISTER: u8 = 3;
+/// CFA = *(base + cfa_offset) + extra.
+pub const KIND_DEREF: u8 = 4;
+/// CFA = *(base + cfa_offset + index * 8) + extra.
+pub const KIND_INDEXED: u8 = 5;
+/// A procedure linkage table: CFA = base + cfa_offset + (ip & 15 >= extra ? 8 : 0).
+pub const KIND_PLT: u8 = 6;
+/// A signal frame: the registers of the interrupted code are on the stack.
+pub const KIND_SIGNAL: u8 = 7;
+
+/// [`Rule::ra`]: the return address is at CFA + ra_offset; any other value is a register's number + 1.
+pub const RA_AT_CFA: u8 = 0;
+
+/// [`Rule::fp`]: unchanged; at CFA, frame pointer, stack pointer + fp_offset.
+pub const FP_SAME: u8 = 0;
+pub const FP_AT_CFA: u8 = 1;
+pub const FP_AT_FP: u8 = 2;
+pub const FP_AT_SP: u8 = 3;
+
+/// How to get from a frame to its caller. Registers by their DWARF numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    pub kind: u8,
+    pub base: u8,
+    pub index: u8,
+    pub ra: u8,
+    pub fp: u8,
+    pub unused: [u8; 3],
+    pub ra_offset: i16,
+    pub fp_offset: i16,
+    pub cfa_offset: i32,
+    pub extra: i32,
+}
+
+impl Rule {
+    /// A rule that is nothing but its kind.
+    pub const fn of_kind(kind: u8) -> Rule {
+        Rule {
+            kind,
+            base: 0,
+            index: 0,
+            ra: RA_AT_CFA,
+            fp: FP_SAME,
+            unused: [0; 3],
+            ra_offset: 0,
+            fp_offset: 0,
+            cfa_offset: 0,
+            extra: 0,
+        }
+    }
+}
+
+/// Why a user stack ended where it ended.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// At the outermost frame.
+    Complete = 0,
+    /// There is no user stack: a kernel thread, or a process on its way out.
+    NoUser = 1,
+    /// It was not unwound by tables; the frames are the frame pointers'.
+    FramePointers = 2,
+    /// A 32-bit process.
+    Compat = 3,
+    /// The address is in no mapping.
+    NoMapping = 4,
+    /// No table for the file, not yet.
+    TableAsked = 5,
+    /// No table for the file, for good.
+    TableNone = 6,
+    /// Code without a file, and its frame pointer leads nowhere.
+    Anonymous = 7,
+    /// The file's table says nothing about this address.
+    NoRule = 8,
+    /// The rule there is one that podopsy does not follow, or needs a register that is lost.
+    Unsupported = 9,
+    /// Stack memory could not be read.
+    Unreadable = 10,
+    /// The next frame was not above this one.
+    NoProgress = 11,
+    /// Deeper than `FRAMES_MAX`.
+    Truncated = 12,
+}
+
+impl End {
+    /// By index.
+    pub const ALL: [End; 13] = [
+        End::Complete,
+        End::NoUser,
+        End::FramePointers,
+        End::Compat,
+        End::NoMapping,
+        End::TableAsked,
+        End::TableNone,
+        End::Anonymous,
+        End::NoRule,
+        End::Unsupported,
+        End::Unreadable,
+        End::NoProgress,
+        End::Truncated,
+    ];
+}
+
+/// The probes' read-only global `UNWIND_LAYOUT`: byte offsets from BTF, [`crate::ABSENT`] where this kernel has none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnwindLayout {
+    /// 1: tables are used; 0: frame pointers.
+    pub on: u32,
+    /// 1: this kernel has the helper `bpf_task_pt_regs` (5.15).
+    pub has_task_pt_regs: u32,
+    /// Where it has not: `task_struct.stack`, and THREAD_SIZE.
+    pub task_stack: u32,
+    pub thread_size: u32,
+    /// `mm_struct.mm_mt.ma_root` (6.1); where it is absent, `mm_struct.mm_rb.rb_node`.
+    pub mm_maple_root: u32,
+    pub mm_rb_root: u32,
+    pub mm_vdso: u32,
+    /// Of `maple_range_64` and `maple_arange_64`; pivots begin at 8 in both.
+    pub maple_range_slot: u32,
+    pub maple_arange_slot: u32,
+    pub vma_start: u32,
+    pub vma_end: u32,
+    pub vma_pgoff: u32,
+    pub vma_file: u32,
+    pub vma_rb: u32,
+    pub rb_left: u32,
+    pub rb_right: u32,
+    pub file_inode: u32,
+    pub inode_number: u32,
+    pub inode_size: u32,
+    pub inode_modified: u32,
+    pub inode_super: u32,
+    pub super_device: u32,
+}
+
+/// How many words [`UnwindLayout`] has.
+pub const UNWIND_LAYOUT_WORDS: usize = size_of::<UnwindLayout>() / 4;
+
+impl UnwindLayout {
+    /// Frame pointers only.
+    pub const OFF: UnwindLayout = UnwindLayout {
+        on: 0,
+        has_task_pt_regs: 0,
+        task_stack: crate::ABSENT,
+        thread_size: 0,
+        mm_maple_root: crate::ABSENT,
+        mm_rb_root: crate::ABSENT,
+        mm_vdso: crate::ABSENT,
+        maple_range_slot: crate::ABSENT,
+        maple_arange_slot: crate::ABSENT,
+        vma_start: crate::ABSENT,
+        vma_end: crate::ABSENT,
+        vma_pgoff: crate::ABSENT,
+        vma_file: crate::ABSENT,
+        vma_rb: crate::ABSENT,
+        rb_left: crate::ABSENT,
+        rb_right: crate::ABSENT,
+        file_inode: crate::ABSENT,
+        inode_number: crate::ABSENT,
+        inode_size: crate::ABSENT,
+        inode_modified: crate::ABSENT,
+        inode_super: crate::ABSENT,
+        super_device: crate::ABSENT,
+    };
+
+    /// The words that it is made of, in memory order.
+    pub const fn words(&self) -> [u32; UNWIND_LAYOUT_WORDS] {
+        [
+            self.on,
+            self.has_task_pt_regs,
+            self.task_stack,
+            self.thread_size,
+            self.mm_maple_root,
+            self.mm_rb_root,
+            self.mm_vdso,
+            self.maple_range_slot,
+            self.maple_arange_slot,
+            self.vma_start,
+            self.vma_end,
+            self.vma_pgoff,
+            self.vma_file,
+            self.vma_rb,
+            self.rb_left,
+            self.rb_right,
+            self.file_inode,
+            self.inode_number,
+            self.inode_size,
+            self.inode_modified,
+            self.inode_super,
+            self.super_device,
+        ]
+    }
+}
+
+const _: () = assert!(size_of::<FileKey>() == 24);
+const _: () = assert!(size_of::<Table>() == 24);
+const _: () = assert!(size_of::<Rule>() == 20);
+const _: () = assert!(size_of::<TableRequest>() == 40);
