@@ -13,8 +13,10 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
+use podopsy_wire::End;
+
 use crate::model::owner::Owner;
-use crate::model::profile::{Frame, Mapping, Sample};
+use crate::model::profile::{Frame, Mapping, Quality, Sample};
 use crate::model::text;
 use crate::symbolize::{Symbolizer, UserAddress};
 
@@ -40,6 +42,9 @@ pub struct RawSample<'a> {
     pub kernel: &'a [u64],
     /// User addresses, innermost first; empty for a kernel thread, or when unwinding failed.
     pub user: &'a [u64],
+    /// Why the user stack ended, and the frame of it that this is about.
+    pub end: End,
+    pub end_frame: u32,
 }
 
 /// What samples are counted by.
@@ -64,10 +69,12 @@ struct Process {
 #[derive(Debug)]
 pub struct Aggregator {
     counts: HashMap<Key, u64>,
-    /// Stack → its number: `[kernel frames, kernel…, user…]`, so that one slice is the key.
+    /// Stack → its number: `[head, kernel…, user…]`, so that one slice is the key; see [`head`].
     stacks: HashMap<Box<[u64]>, u32>,
     /// Samples over the bound, by process and cgroup, with the name.
     over: HashMap<(u32, u64), (Comm, u64)>,
+    /// Samples by cgroup and by how their user stacks ended.
+    ends: HashMap<(u64, End), u64>,
     processes: HashMap<u32, Process>,
     scratch: Vec<u64>,
     max_stacks: usize,
@@ -90,6 +97,7 @@ impl Aggregator {
             counts: HashMap::new(),
             stacks: HashMap::new(),
             over: HashMap::new(),
+            ends: HashMap::new(),
             processes: HashMap::new(),
             scratch: Vec::new(),
             max_stacks,
@@ -99,8 +107,9 @@ impl Aggregator {
     /// Counts a sample. Shows its process to the symbolizer at first sight and after exec, which reads /proc.
     pub fn add(&mut self, sample: &RawSample<'_>, symbolizer: &mut Symbolizer) {
         let leader = self.see(sample, symbolizer);
+        *self.ends.entry((sample.cgroup_id, sample.end)).or_default() += 1;
         self.scratch.clear();
-        self.scratch.push(sample.kernel.len() as u64);
+        self.scratch.push(head(sample));
         self.scratch.extend_from_slice(sample.kernel);
         self.scratch.extend_from_slice(sample.user);
         let room = self.counts.len() < self.max_stacks;
@@ -142,6 +151,24 @@ impl Aggregator {
     pub fn losses(&self) -> BTreeMap<String, u64> {
         let over: u64 = self.over.values().map(|&(_, count)| count).sum();
         if over == 0 { BTreeMap::new() } else { BTreeMap::from([("stacks_evicted".to_string(), over)]) }
+    }
+
+    /// How whole the user stacks are, by owner; ask before [`Aggregator::finish`].
+    pub fn quality(&self, owners: impl Fn(u64) -> Arc<Owner>) -> Vec<Quality> {
+        let mut all: BTreeMap<u64, Quality> = BTreeMap::new();
+        for (&(cgroup, end), &count) in &self.ends {
+            // A kernel thread has no user stack to lack.
+            if end == End::NoUser {
+                continue;
+            }
+            let quality = all.entry(cgroup).or_insert_with(|| Quality::of(owners(cgroup)));
+            quality.samples += count;
+            match reason(end) {
+                None => quality.complete += count,
+                Some(reason) => *quality.incomplete.entry(reason.to_owned()).or_default() += count,
+            }
+        }
+        all.into_values().collect()
     }
 
     /// Names every address once, and empties the aggregator. Gives the samples, most frequent first, and the mappings
@@ -222,6 +249,53 @@ impl Aggregator {
     }
 }
 
+/// A stack's first word: how many of its addresses are the kernel's, and how its user part ended.
+fn head(sample: &RawSample<'_>) -> u64 {
+    sample.kernel.len() as u64 | (sample.end as u64) << 16 | u64::from(sample.end_frame) << 32
+}
+
+fn parts(head: u64) -> (usize, End, usize) {
+    let end = End::ALL.get((head >> 16) as usize & 0xffff).copied().unwrap_or(End::Complete);
+    ((head & 0xffff) as usize, end, (head >> 32) as usize)
+}
+
+/// The counter's name for an incomplete stack; none for a complete one.
+fn reason(end: End) -> Option<&'static str> {
+    Some(match end {
+        End::Complete | End::NoUser => return None,
+        End::FramePointers => "frame_pointers_only",
+        End::Compat => "32_bit",
+        End::NoMapping => "no_mapping",
+        End::TableAsked => "no_table_yet",
+        End::TableNone => "no_unwind_information",
+        End::Anonymous => "run_time_code",
+        End::NoRule => "no_rule",
+        End::Unsupported => "rule_not_followed",
+        End::Unreadable => "stack_unreadable",
+        End::NoProgress => "stack_not_ascending",
+        End::Truncated => "too_deep",
+    })
+}
+
+/// The frame that stands for the part of the stack that is not there.
+fn why(end: End, module: Option<&str>) -> Option<String> {
+    let module = module.map_or("an unknown file", |module| module.rsplit('/').next().unwrap_or(module));
+    let text = match end {
+        End::Complete | End::NoUser | End::FramePointers => return None,
+        End::Compat => "32-bit process".to_owned(),
+        End::NoMapping => "address in no mapping".to_owned(),
+        End::TableAsked => format!("no table yet for {module}"),
+        End::TableNone => format!("no unwind information in {module}"),
+        End::Anonymous => "no frame pointer in code made at run time".to_owned(),
+        End::NoRule => format!("no rule in {module}"),
+        End::Unsupported => format!("rule not followed in {module}"),
+        End::Unreadable => format!("stack memory not readable below {module}"),
+        End::NoProgress => format!("stack does not ascend below {module}"),
+        End::Truncated => "deeper than 127 frames".to_owned(),
+    };
+    Some(format!("[unwind: {text}]"))
+}
+
 /// A stack that is no stack, and says why.
 fn says(what: &str) -> Frame {
     Frame { function: Some(what.to_string()), ..Frame::default() }
@@ -246,21 +320,26 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
-    /// `stack` is `[kernel frames, kernel…, user…]`.
+    /// `stack` is `[head, kernel…, user…]`.
     fn frames(&mut self, pid: u32, stack: &[u64]) -> Vec<Frame> {
-        let Some((&kernel, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
-        let kernel = usize::try_from(kernel).unwrap_or(0).min(addresses.len());
-        let (kernel, user) = addresses.split_at(kernel);
+        let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
+        let (kernel, end, end_frame) = parts(head);
+        let (kernel, user) = addresses.split_at(kernel.min(addresses.len()));
         let mut frames = Vec::with_capacity(addresses.len());
         // The innermost address of each half is where it stood; all others are where a call will return to.
         for (depth, &address) in kernel.iter().enumerate() {
             frames.extend(self.symbolizer.kernel(address, depth > 0));
         }
+        let mut ended_in = None;
         for (depth, &address) in user.iter().enumerate() {
             let address = UserAddress { pid, address, is_return: depth > 0 };
             let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address).into());
+            if depth == end_frame {
+                ended_in = named.last().and_then(|frame| frame.module.clone());
+            }
             frames.extend_from_slice(named);
         }
+        frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
         if frames.is_empty() {
             frames.push(says("[no stack]"));
         }
@@ -284,7 +363,16 @@ mod tests {
 
     fn sample<'a>(tid: u32, user: &'a [u64]) -> RawSample<'a> {
         let pid = std::process::id();
-        RawSample { pid, tid, thread_comm: comm("worker\x1b"), cgroup_id: 7, kernel: &[], user }
+        RawSample {
+            pid,
+            tid,
+            thread_comm: comm("worker\x1b"),
+            cgroup_id: 7,
+            kernel: &[],
+            user,
+            end: End::Complete,
+            end_frame: 0,
+        }
     }
 
     fn nobody(id: u64) -> Arc<Owner> {
@@ -329,6 +417,26 @@ mod tests {
             samples.iter().find(|sample| sample.stack[0].function.as_deref() == Some("[too many stacks]"));
         assert_eq!(over.map(|sample| (sample.count, sample.pid)), Some((8, std::process::id())));
         assert_eq!(samples.iter().map(|sample| sample.count).sum::<u64>(), 11);
+    }
+
+    #[test]
+    fn an_incomplete_stack_says_why_and_is_counted() {
+        let function = an_incomplete_stack_says_why_and_is_counted as fn() as usize as u64;
+        let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::new());
+        aggregator.add(&sample(1, &[function]), &mut symbolizer);
+        let cut = RawSample { end: End::TableAsked, ..sample(1, &[function]) };
+        aggregator.add(&cut, &mut symbolizer);
+        aggregator.add(&RawSample { end: End::NoUser, ..sample(1, &[]) }, &mut symbolizer);
+        let quality = aggregator.quality(nobody);
+        assert_eq!((quality.len(), quality[0].samples, quality[0].complete), (1, 2, 1));
+        assert_eq!(quality[0].incomplete, BTreeMap::from([("no_table_yet".to_string(), 1)]));
+        let (samples, _) = aggregator.finish(&mut symbolizer, nobody);
+        let ends = |sample: &&Sample| {
+            let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
+            last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_agent"))
+        };
+        assert_eq!(samples.iter().filter(ends).count(), 1, "{samples:?}");
+        assert!(End::ALL.iter().zip(0..).all(|(end, index)| *end as u32 == index));
     }
 
     #[test]

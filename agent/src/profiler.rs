@@ -17,6 +17,7 @@ use crate::model::Owner;
 use crate::model::profile::Profile;
 use crate::pods::Pods;
 use crate::symbolize::Symbolizer;
+use crate::unwind::{self, Builder};
 
 pub use crate::attach::Scope;
 
@@ -39,20 +40,33 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    let wanted = OncpuWanted { scope: options.scope.clone(), frequency_hz: options.frequency_hz };
+    let wanted =
+        OncpuWanted { scope: options.scope.clone(), frequency_hz: options.frequency_hz, unwind: true };
     let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
     if let Some(log) = probes.log()? {
         tokio::spawn(log.forward());
     }
+    // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
+    let (kernel, scope) = (probes.unwind_tables()?, options.scope.clone());
+    let mut requests = probes.ring("TABLE_REQUESTS")?;
+    let mut builder = tokio::task::spawn_blocking(move || {
+        let pids = match scope {
+            Scope::Process(pid) => Some(vec![pid]),
+            Scope::Node | Scope::Cgroups(_) => None,
+        };
+        Builder::start(kernel, unwind::MAX_BYTES, pids)
+    })
+    .await??;
+    probes.sample()?;
     let (start, started) = (Timestamp::now(), Instant::now());
 
     // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
     let aggregation = aggregate(received, counted.clone())?;
-    let (mut bad_records, mut queue_full) = (0u64, 0u64);
+    let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
         Err(_) => bad_records += 1,
@@ -64,6 +78,7 @@ pub async fn profile(
     loop {
         tokio::select! {
             drained = ring.drain(&mut take) => drained?,
+            asked = requests.drain(|bytes| bad_requests += decode::table_request(bytes).map(|request| builder.request(request)).is_err() as u64) => asked?,
             _ = ticks.tick() => progress(counted.load(Ordering::Relaxed)),
             _ = &mut stop => break,
             _ = &mut end => break,
@@ -73,6 +88,7 @@ pub async fn profile(
     drop(probes);
     ring.drain_now(&mut take);
     drop(samples);
+    let built = tokio::task::spawn_blocking(move || builder.stop()).await?;
     let (mut aggregator, mut symbolizer) = tokio::task::spawn_blocking(move || aggregation.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
@@ -83,17 +99,19 @@ pub async fn profile(
     }
     let mut losses = kernel_losses.read();
     losses.extend(aggregator.losses());
+    losses.extend(built.losses);
     losses.extend(pods.status().losses);
-    let (samples, mappings, named) = tokio::task::spawn_blocking(move || {
+    let (samples, mappings, quality, named) = tokio::task::spawn_blocking(move || {
         let unknown = Arc::new(Owner::default());
         let owner = |id: u64| owners.get(&id).unwrap_or(&unknown).clone();
+        let quality = aggregator.quality(owner);
         let (samples, mappings) = aggregator.finish(&mut symbolizer, owner);
-        (samples, mappings, symbolizer.losses())
+        (samples, mappings, quality, symbolizer.losses())
     })
     .await?;
     losses.extend(named);
     losses.extend(
-        [("bad_records", bad_records), ("profiler_queue", queue_full)]
+        [("bad_records", bad_records + bad_requests), ("profiler_queue", queue_full)]
             .map(|(name, count)| (name.to_owned(), count)),
     );
     losses.retain(|_, count| *count > 0);
@@ -105,6 +123,8 @@ pub async fn profile(
         samples,
         mappings,
         losses: BTreeMap::from_iter(losses),
+        quality,
+        unwind: built.cost,
     })
 }
 
@@ -115,7 +135,7 @@ fn aggregate(samples: mpsc::Receiver<Stack>, counted: Arc<AtomicU64>) -> anyhow:
         .name("aggregate".into())
         .spawn(move || {
             let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
-            for Stack { task, kernel, user } in samples {
+            for Stack { task, kernel, user, end, end_frame } in samples {
                 let sample = RawSample {
                     pid: task.pid,
                     tid: task.tid,
@@ -123,6 +143,8 @@ fn aggregate(samples: mpsc::Receiver<Stack>, counted: Arc<AtomicU64>) -> anyhow:
                     cgroup_id: task.cgroup_id,
                     kernel: &kernel,
                     user: &user,
+                    end,
+                    end_frame,
                 };
                 aggregator.add(&sample, &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);

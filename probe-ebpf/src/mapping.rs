@@ -6,15 +6,17 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
-    macros::map,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
+    macros::{map, raw_tracepoint},
     maps::{HashMap, RingBuf},
+    programs::RawTracePointContext,
 };
 use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
 
 use crate::{
     maps::count,
     task::{current, read},
+    unwind::UNWIND_LAYOUT,
 };
 
 /// Words of a maple node, and of those the parent's (`<linux/maple_tree.h>`).
@@ -70,14 +72,7 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     (out.start, out.end) = (start, end);
     let file = read::<u64>(vma, at.vma_file).unwrap_or(0);
     if file != 0 {
-        let inode = read::<u64>(file, at.file_inode).unwrap_or(0);
-        let superblock = read::<u64>(inode, at.inode_super).unwrap_or(0);
-        out.request.key = FileKey {
-            inode: read(inode, at.inode_number).unwrap_or(0),
-            size: read(inode, at.inode_size).unwrap_or(0),
-            device: read(superblock, at.super_device).unwrap_or(0),
-            modified: read(inode, at.inode_modified).unwrap_or(0),
-        };
+        out.request.key = key(file, at);
         let pages = read::<u64>(vma, at.vma_pgoff).unwrap_or(0);
         out.to_offset = (pages << VM_PAGE_BITS).wrapping_sub(start);
     } else {
@@ -94,6 +89,37 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     out.request.pid = pid;
     table(out);
     true
+}
+
+/// What names a `struct file`'s file.
+#[inline(always)]
+fn key(file: u64, at: &UnwindLayout) -> FileKey {
+    let inode = read::<u64>(file, at.file_inode).unwrap_or(0);
+    let superblock = read::<u64>(inode, at.inode_super).unwrap_or(0);
+    FileKey {
+        inode: read(inode, at.inode_number).unwrap_or(0),
+        size: read(inode, at.inode_size).unwrap_or(0),
+        device: read(superblock, at.super_device).unwrap_or(0),
+        modified: read(inode, at.inode_modified).unwrap_or(0),
+    }
+}
+
+/// A process has a new program: if its file has no table, user space gets to know before the first sample. Others'
+/// tables, of libraries, are asked for when a stack first meets them.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
+    let at = UNWIND_LAYOUT.load();
+    let file = read::<u64>(ctx.arg(2), at.exec_file).unwrap_or(0);
+    let key = key(file, &at);
+    if TABLES.get_ptr(&key).is_some() {
+        return 0;
+    }
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let request = TableRequest { key, address: 0, pid, unused: 0 };
+    if TABLE_REQUESTS.output::<TableRequest>(&request, 0).is_err() {
+        count(Loss::UnwindRequest);
+    }
+    0
 }
 
 /// The table of the mapping's file; asks for it if there is none.
@@ -126,11 +152,11 @@ fn table(out: &mut Mapping) {
 #[inline(always)]
 fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &UnwindLayout) -> u64 {
     let mut entry = read::<u64>(mm, at.mm_maple_root).unwrap_or(0);
+    // `xa_is_node`: anything else at the root is a tree without nodes. Below the root nobody sets that bit.
+    if entry & 3 != 2 || entry <= 4096 {
+        return 0;
+    }
     for _ in 0..MAPLE_LEVELS {
-        // `xa_is_node`: anything else at the root is a tree without nodes.
-        if entry & 3 != 2 || entry <= 4096 {
-            return 0;
-        }
         let kind = entry >> 3 & 0xf;
         let from = entry & !0xff;
         // SAFETY: the helper checks the address; the node is as long as is read.

@@ -70,7 +70,7 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
         let record = &mut *record;
         let addresses = record.addresses.as_mut_ptr().cast::<u8>();
         let kernel = bpf_get_stack(ctx.as_ptr(), addresses.cast(), STACK_BYTES as u32, 0) as i32;
-        record.head = Sample { task: identity, kernel_len: kernel, user_len: 0, end: 0, unused: 0 };
+        record.head = Sample { task: identity, kernel_len: kernel, user_len: 0, end: 0, end_frame: 0 };
         if kernel == STACK_BYTES as i32 {
             count(Loss::OncpuTruncated);
         }
@@ -95,23 +95,26 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     0
 }
 
-/// Sends a record with that many user frames.
+/// Sends a record with that many user frames, which ended at the last.
 #[inline(always)]
 pub fn send(record: &mut Record, frames: u32, end: End) {
-    send_code(record, frames, end as u32);
+    send_ended(record, frames, end as u32, frames.saturating_sub(1));
 }
 
+/// Sends a record with that many user frames, which ended by `end` at `end_frame`.
 #[inline(always)]
-pub fn send_code(record: &mut Record, frames: u32, end: u32) {
+pub fn send_ended(record: &mut Record, frames: u32, end: u32, end_frame: u32) {
     if end == End::Truncated as u32 {
         count(Loss::OncpuTruncated);
     }
     record.head.user_len = frames as i32 * 8;
-    record.head.end = end;
-    let len = size_of::<Sample>() + (record.kernel_frames() + frames) as usize * 8;
-    if len > size_of::<Record>() {
+    (record.head.end, record.head.end_frame) = (end, end_frame);
+    // The black box keeps the comparison on the number that the length is then made of: the verifier wants it so.
+    let words = core::hint::black_box(record.kernel_frames() as u64 + frames as u64);
+    if words > ADDRESSES as u64 {
         return;
     }
+    let len = size_of::<Sample>() + words as usize * 8;
     // SAFETY: `len` is inside the record, as has just been asked.
     let bytes = unsafe { core::slice::from_raw_parts((&raw const *record).cast::<u8>(), len) };
     if SAMPLES.output::<[u8]>(bytes, 0).is_err() {

@@ -61,8 +61,11 @@ pub struct State {
     in_syscall: u32,
     /// [`End`]: why a frame pointer had to be trusted first; 0: not yet.
     guessed: u32,
+    /// The frame that this was at.
+    guessed_frame: u32,
     /// 1: all registers are the frame's own; 0: only stack and frame pointer.
     innermost: u32,
+    unused: u32,
     mapping: Mapping,
 }
 
@@ -113,12 +116,12 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
     for _ in 0..FRAMES_A_CALL {
         if let Err(end) = frame(state, record, &at) {
-            let guessed = state.guessed;
-            oncpu::send_code(
-                record,
-                state.frames,
-                if end as u32 != 0 && guessed != 0 { guessed } else { end as u32 },
-            );
+            // What went wrong is where a frame pointer was trusted, not where that led to.
+            if end as u32 != End::Complete as u32 && state.guessed != 0 {
+                oncpu::send_ended(record, state.frames, state.guessed, state.guessed_frame);
+            } else {
+                oncpu::send(record, state.frames, end);
+            }
             return 0;
         }
     }
@@ -263,7 +266,7 @@ fn without_rule(state: &mut State, why: End) -> Result<(), End> {
         return Err(if marks { End::Complete } else { why });
     }
     if state.guessed == 0 {
-        state.guessed = why as u32;
+        (state.guessed, state.guessed_frame) = (why as u32, state.frames - 1);
     }
     if state.fp < state.sp || state.fp & 7 != 0 {
         return Err(why);

@@ -210,6 +210,11 @@ impl Btf {
         self.member(struct_name, path).map(|(offset, _)| offset)
     }
 
+    /// Size of `union name` in bytes.
+    pub fn union_size(&self, name: &str) -> Option<u32> {
+        self.size(*self.by_name.get(&(name.as_bytes().to_vec(), kind::UNION))?)
+    }
+
     /// The value of an enumerator.
     pub fn enumerator(&self, enum_name: &str, name: &str) -> Option<u32> {
         let found = self.get(*self.by_name.get(&(enum_name.as_bytes().to_vec(), kind::ENUM))?)?;

@@ -7,16 +7,18 @@ mod dns;
 mod layout;
 mod oncpu;
 mod oom;
+mod unwind;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use aya::{Ebpf, EbpfLoader};
-use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE};
+use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
 
 pub use dns::InFlight;
 pub use oncpu::Scope;
+pub use unwind::KernelTables;
 
 use crate::doctor::ProbeCheck;
 use crate::model::text;
@@ -45,11 +47,14 @@ pub struct DnsWanted {
 pub struct OncpuWanted {
     pub scope: Scope,
     pub frequency_hz: u64,
+    /// Unwind by tables; without, user stacks are what frame pointers give.
+    pub unwind: bool,
 }
 
 /// Attached probes. They detach when this is dropped.
 pub struct Probes {
     ebpf: Ebpf,
+    frequency_hz: Option<u64>,
     /// What had to be left out, and why: the rest runs.
     pub degraded: Vec<String>,
 }
@@ -58,7 +63,17 @@ impl Probes {
     /// Loads what is wanted and nothing else; an error names the probe and what would mend it.
     pub fn load(wanted: &Wanted) -> anyhow::Result<Probes> {
         raise_memlock();
-        let shape = layout::read(&btf::Btf::from_kernel()?)?;
+        let btf = btf::Btf::from_kernel()?;
+        let shape = layout::read(&btf)?;
+        let mut degraded = Vec::new();
+        let unwind = match &wanted.oncpu {
+            Some(OncpuWanted { unwind: true, .. }) => unwind::layout(&btf).unwrap_or_else(|error| {
+                degraded.push(format!("stacks by tables: {error:#}; they are what frame pointers give"));
+                UnwindLayout::OFF
+            }),
+            _ => UnwindLayout::OFF,
+        };
+        let unwind_words = unwind.words();
         let config = Config {
             layout: shape.layout,
             victim_is_task: shape.victim_is_task.into(),
@@ -70,10 +85,10 @@ impl Probes {
         let log_level = log_level();
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", words.as_slice(), true)
+            .override_global("UNWIND_LAYOUT", unwind_words.as_slice(), true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
             .map_err(|error| explain(anyhow!(error), "load the probes"))?;
-        let mut degraded = Vec::new();
         if wanted.oom {
             oom::attach(&mut ebpf).map_err(|error| explain(error, "attach the oom probe"))?;
         }
@@ -82,12 +97,29 @@ impl Probes {
             degraded.extend(left_out);
         }
         if let Some(oncpu) = &wanted.oncpu {
-            oncpu::attach(&mut ebpf, oncpu).map_err(|error| explain(error, "attach the oncpu probe"))?;
+            // A kernel that refuses it keeps the sampler, which falls back by itself.
+            if unwind.on != 0
+                && let Err(error) = unwind::attach(&mut ebpf)
+            {
+                let error = explain(error, "load the unwinder");
+                degraded.push(format!("stacks by tables: {error:#}; they are what frame pointers give"));
+            }
+            oncpu::load(&mut ebpf, oncpu).map_err(|error| explain(error, "load the oncpu probe"))?;
         }
         for what in &degraded {
             tracing::warn!("{what}");
         }
-        Ok(Probes { ebpf, degraded })
+        let frequency_hz = wanted.oncpu.as_ref().map(|oncpu| oncpu.frequency_hz);
+        Ok(Probes { ebpf, frequency_hz, degraded })
+    }
+
+    /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.
+    pub fn sample(&mut self) -> anyhow::Result<()> {
+        match self.frequency_hz {
+            Some(frequency_hz) => oncpu::attach(&mut self.ebpf, frequency_hz)
+                .map_err(|error| explain(error, "attach the oncpu probe")),
+            None => Ok(()),
+        }
     }
 
     /// A ring by the name of its map; each can be taken once.
@@ -104,6 +136,11 @@ impl Probes {
     /// The queries that wait for their answer.
     pub fn in_flight(&mut self) -> anyhow::Result<InFlight> {
         InFlight::new(self.ebpf.take_map("DNS_IN_FLIGHT").context("the probes have no map DNS_IN_FLIGHT")?)
+    }
+
+    /// The maps that unwind tables go to; each can be taken once.
+    pub fn unwind_tables(&mut self) -> anyhow::Result<KernelTables> {
+        KernelTables::new(&mut self.ebpf)
     }
 
     /// The probes' own debug log, through aya-log to `tracing`, when `PODOPSY_PROBE_LOG` asked for it.
@@ -204,7 +241,7 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, dns: None, oncpu: None };
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
-    let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1 };
+    let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1, unwind: true };
     let tries = [
         ("oom", "raw tracepoint mark_victim", Wanted { oom: true, ..nothing.clone() }),
         ("dns", "cgroup_skb ingress and egress at the v2 root", Wanted { dns: Some(dns), ..nothing.clone() }),
@@ -212,20 +249,27 @@ pub async fn check() -> Vec<ProbeCheck> {
     ];
     tries
         .into_iter()
-        .map(|(name, hook, wanted)| match Probes::load(&wanted) {
-            Ok(probes) if probes.degraded.is_empty() => {
-                ProbeCheck { name: name.to_owned(), outcome: Ok(hook.to_owned()), mend: None }
+        .map(|(name, hook, wanted)| {
+            match Probes::load(&wanted).and_then(|mut probes| {
+                probes.sample()?;
+                Ok(probes)
+            }) {
+                Ok(probes) if probes.degraded.is_empty() => {
+                    ProbeCheck { name: name.to_owned(), outcome: Ok(hook.to_owned()), mend: None }
+                }
+                Ok(probes) => ProbeCheck {
+                    name: name.to_owned(),
+                    outcome: Ok(format!("{hook}; left out: {}", probes.degraded.join("; "))),
+                    mend: None,
+                },
+                Err(error) => ProbeCheck {
+                    name: name.to_owned(),
+                    outcome: Err(format!("{error:#}")),
+                    mend: Some(
+                        "run as root on the node, or in a container with `privileged: true`".to_owned(),
+                    ),
+                },
             }
-            Ok(probes) => ProbeCheck {
-                name: name.to_owned(),
-                outcome: Ok(format!("{hook}; left out: {}", probes.degraded.join("; "))),
-                mend: None,
-            },
-            Err(error) => ProbeCheck {
-                name: name.to_owned(),
-                outcome: Err(format!("{error:#}")),
-                mend: Some("run as root on the node, or in a container with `privileged: true`".to_owned()),
-            },
         })
         .collect()
 }

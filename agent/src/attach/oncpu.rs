@@ -37,24 +37,32 @@ impl Scope {
     }
 }
 
-pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
+/// Loads the sampler; nothing is sampled yet.
+pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
     let map: &mut Map = ebpf.map_mut("TARGETS").context("the probes have no map TARGETS")?;
     let mut targets: HashMap<_, u64, u8> = HashMap::try_from(map)?;
     for key in wanted.scope.keys() {
         targets.insert(key, 1, 0).context("put a target into the map TARGETS (at most 1,024 fit)")?;
     }
-    let program: &mut PerfEvent =
-        ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?;
-    program.load().context("load oncpu_sample")?;
+    program(ebpf)?.load().context("load oncpu_sample")
+}
+
+/// Samples every CPU from now on.
+pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<()> {
+    let program = program(ebpf)?;
     for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))? {
         program
             .attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
                 PerfEventScope::AllProcessesOneCpu { cpu },
-                SamplePolicy::Frequency(wanted.frequency_hz),
+                SamplePolicy::Frequency(frequency_hz),
                 false,
             )
             .with_context(|| format!("open a cpu-clock perf event on CPU {cpu}"))?;
     }
     Ok(())
+}
+
+fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut PerfEvent> {
+    Ok(ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?)
 }

@@ -8,5 +8,5 @@ mod oncpu;
 mod oom;
 
 pub use fields::BadRecord;
-pub use oncpu::{Stack, sample};
+pub use oncpu::{Stack, sample, table_request};
 pub use oom::{OomDecoded, oom};

@@ -1,6 +1,6 @@
 //! Samples: a task and its two stacks.
 
-use podopsy_wire::{FRAMES_MAX, Task};
+use podopsy_wire::{End, FRAMES_MAX, FileKey, TableRequest, Task};
 
 use super::fields::{BadRecord, Fields};
 
@@ -10,6 +10,9 @@ pub struct Stack {
     pub task: Task,
     pub kernel: Vec<u64>,
     pub user: Vec<u64>,
+    /// Why the user stack ended, and the frame of it that this is about.
+    pub end: End,
+    pub end_frame: u32,
 }
 
 /// Reads a [`podopsy_wire::Sample`] and the stacks behind it.
@@ -17,9 +20,19 @@ pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
     let mut fields = Fields::new("oncpu", bytes);
     let task = fields.task()?;
     let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
+    let (end, end_frame) = (fields.u32()?, fields.u32()?);
+    let end = End::ALL.get(end as usize).copied().ok_or_else(|| fields.bad())?;
     let kernel = addresses(&mut fields, kernel_len)?;
     let user = addresses(&mut fields, user_len)?;
-    Ok(Stack { task, kernel, user })
+    Ok(Stack { task, kernel, user, end, end_frame })
+}
+
+/// Reads a [`podopsy_wire::TableRequest`].
+pub fn table_request(bytes: &[u8]) -> Result<TableRequest, BadRecord> {
+    let mut fields = Fields::new("table request", bytes);
+    let key =
+        FileKey { inode: fields.u64()?, size: fields.u64()?, device: fields.u32()?, modified: fields.u32()? };
+    Ok(TableRequest { key, address: fields.u64()?, pid: fields.u32()?, unused: fields.u32()? })
 }
 
 /// `len`: bytes, or a negative errno where there was no stack.
@@ -40,6 +53,8 @@ mod tests {
         out[16..20].copy_from_slice(&77u32.to_ne_bytes());
         out.extend(kernel_len.to_ne_bytes());
         out.extend(user_len.to_ne_bytes());
+        out.extend((End::NoRule as u32).to_ne_bytes());
+        out.extend(1u32.to_ne_bytes());
         out.extend(addresses.iter().flat_map(|a| a.to_ne_bytes()));
         out
     }
@@ -47,6 +62,7 @@ mod tests {
     #[test]
     fn both_stacks_come_out_in_order() {
         let stack = sample(&bytes(8, 16, &[1, 2, 3])).unwrap();
+        assert_eq!((stack.end, stack.end_frame), (End::NoRule, 1));
         assert_eq!((stack.task.pid, stack.kernel, stack.user), (77, vec![1], vec![2, 3]));
     }
 
@@ -57,10 +73,25 @@ mod tests {
     }
 
     #[test]
+    fn a_request_names_file_address_and_process() {
+        let mut bytes: Vec<u8> = [7u64, 4096].iter().flat_map(|n| n.to_ne_bytes()).collect();
+        bytes.extend([8u32, 9].iter().flat_map(|n| n.to_ne_bytes()));
+        bytes.extend(0x7f00_0000_1000_u64.to_ne_bytes());
+        bytes.extend([42u32, 0].iter().flat_map(|n| n.to_ne_bytes()));
+        let request = table_request(&bytes).unwrap();
+        assert_eq!((request.key.inode, request.key.device, request.key.modified), (7, 8, 9));
+        assert_eq!((request.address, request.pid), (0x7f00_0000_1000, 42));
+        assert!(table_request(&bytes[..39]).is_err());
+    }
+
+    #[test]
     fn lengths_that_lie_are_refused() {
         assert!(sample(&bytes(16, 0, &[1])).is_err());
         assert!(sample(&bytes(7, 0, &[1])).is_err());
         assert!(sample(&bytes(i32::MAX, 0, &[1])).is_err());
         assert!(sample(&[0; 10]).is_err());
+        let mut bad_end = bytes(0, 0, &[]);
+        bad_end[48] = 200;
+        assert!(sample(&bad_end).is_err());
     }
 }

@@ -75,6 +75,8 @@ pub fn profile() -> Profile {
             file_offset: 0x1000,
         }],
         losses: BTreeMap::from([("ring_full".to_string(), 2)]),
+        quality: Vec::new(),
+        unwind: Default::default(),
     }
 }
 

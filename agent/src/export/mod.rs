@@ -9,7 +9,7 @@ pub mod svg;
 use std::borrow::Cow;
 
 use crate::model::owner::{KnownBy, Owner};
-use crate::model::profile::{Frame, Profile};
+use crate::model::profile::{Frame, Profile, Quality};
 
 /// What a frame is called: its function, else `module+0xoffset`: an unknown frame is shown, and never hidden.
 fn frame_name(frame: &Frame) -> Cow<'_, str> {
@@ -49,6 +49,17 @@ fn loss_lines(profile: &Profile) -> Vec<String> {
         return vec!["losses: none".to_string()];
     }
     profile.losses.iter().map(|(name, count)| format!("loss {name}: {count}")).collect()
+}
+
+/// How whole the user stacks are: a line for each owner, with the reasons of those that are not.
+fn quality_lines(profile: &Profile) -> Vec<String> {
+    let line = |quality: &Quality| {
+        let reasons: String =
+            quality.incomplete.iter().map(|(reason, count)| format!(", {reason} {count}")).collect();
+        let (owner, samples) = (owner_name(&quality.owner), quality.samples);
+        format!("user stacks of {owner}: {} of {samples} complete{reasons}", quality.complete)
+    };
+    profile.quality.iter().map(line).collect()
 }
 
 #[cfg(test)]

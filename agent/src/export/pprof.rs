@@ -14,7 +14,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use pprof::protos::{self, Message};
 
-use super::{frame_name, loss_lines};
+use super::{frame_name, loss_lines, quality_lines};
 use crate::model::profile::{Frame, Profile, Sample};
 
 /// Writes `profile` as gzipped profile.proto. Values are samples, and CPU nanoseconds (samples × period).
@@ -68,6 +68,7 @@ fn comments(profile: &Profile) -> Vec<String> {
         format!("podopsy: {} samples at {} Hz on {}", profile.total(), profile.frequency_hz, profile.node),
         format!("frames with a name: {named} of {}", frames().count()),
     ];
+    comments.extend(quality_lines(profile));
     comments.extend(loss_lines(profile));
     comments
 }

@@ -55,6 +55,38 @@ pub struct Sample {
     pub owner: Arc<Owner>,
 }
 
+/// How whole the user stacks of an owner are.
+#[derive(Clone, Debug)]
+pub struct Quality {
+    pub owner: Arc<Owner>,
+    /// Samples that have a user stack.
+    pub samples: u64,
+    /// Those whose stack goes to its outermost frame.
+    pub complete: u64,
+    /// The others, by reason.
+    pub incomplete: BTreeMap<String, u64>,
+}
+
+impl Quality {
+    /// Nothing sampled yet.
+    pub fn of(owner: Arc<Owner>) -> Self {
+        Self { owner, samples: 0, complete: 0, incomplete: BTreeMap::new() }
+    }
+}
+
+/// What the tables that stacks were unwound by cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnwindCost {
+    /// Files with a table, and distinct tables.
+    pub files: usize,
+    pub tables: usize,
+    pub rows: usize,
+    pub rules: usize,
+    /// Kernel memory set aside for them, and what of it they fill.
+    pub kernel_bytes: usize,
+    pub used_bytes: usize,
+}
+
 /// A finished profile.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -66,9 +98,18 @@ pub struct Profile {
     pub mappings: Vec<Mapping>,
     /// Why user stacks are incomplete, or samples are missing, by counter name.
     pub losses: BTreeMap<String, u64>,
+    /// By owner.
+    pub quality: Vec<Quality>,
+    pub unwind: UnwindCost,
 }
 
 impl Profile {
+    /// Samples with a user stack, and those whose stack is complete.
+    pub fn complete(&self) -> (u64, u64) {
+        let sum = |count: fn(&Quality) -> u64| self.quality.iter().map(count).sum();
+        (sum(|quality| quality.samples), sum(|quality| quality.complete))
+    }
+
     /// All samples taken.
     pub fn total(&self) -> u64 {
         self.samples.iter().map(|sample| sample.count).sum()

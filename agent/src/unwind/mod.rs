@@ -5,10 +5,22 @@
 //! ```text
 //! file ─ rows (call frame information) ─→ rule a row ─→ pages ─ arena (slabs in the kernel) ─→ TABLES
 //! ```
+//!
+//! The kernel side finds mappings by itself (`probe-ebpf/src/mapping.rs`): processes are not followed here, only files
+//! that have no table yet.
 
 mod arch;
+mod arena;
+mod builder;
 mod file;
 #[cfg(test)]
 mod oracle;
 mod rows;
 mod rule;
+mod tables;
+
+pub use builder::{Builder, Built};
+pub use tables::Kernel;
+
+/// Kernel memory for tables, unless somebody says otherwise.
+pub const MAX_BYTES: usize = 64 << 20;

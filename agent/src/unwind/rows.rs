@@ -23,7 +23,7 @@ const MAX_RULES: usize = 2048;
 const MAX_TIME: Duration = Duration::from_secs(10);
 
 /// From `offset` on, until the next row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Row {
     /// In the file, not in memory.
     pub offset: u32,
@@ -44,6 +44,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// The rule at a file offset.
+    #[cfg(test)]
     pub(super) fn at(&self, offset: u32) -> Rule {
         let after = self.rows.partition_point(|row| row.offset <= offset);
         let index = after.checked_sub(1).map_or(RULE_NONE, |before| self.rows[before].rule);

@@ -41,6 +41,14 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
         losses(&profile.losses)
     );
     note(&summary);
+    if let (user, complete) = profile.complete()
+        && user > 0
+    {
+        note(&format!(
+            "user stacks complete: {complete} of {user} ({:.2} %)",
+            complete as f64 * 100.0 / user as f64
+        ));
+    }
     if total == 0 {
         note("nothing ran on a CPU while it was sampled: no file is written");
         return Ok(Verdict::Nothing);

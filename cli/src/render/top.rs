@@ -91,6 +91,8 @@ mod tests {
             samples: samples.collect(),
             mappings: Vec::new(),
             losses: Default::default(),
+            quality: Vec::new(),
+            unwind: Default::default(),
         }
     }
 

@@ -16,7 +16,8 @@ pub struct Sample {
     pub user_len: i32,
     /// [`crate::End`]: why the user stack ended.
     pub end: u32,
-    pub unused: u32,
+    /// The user frame, counted from the innermost, that this is about.
+    pub end_frame: u32,
 }
 
 const _: () = assert!(size_of::<Sample>() == 56);

@@ -222,6 +222,8 @@ pub struct UnwindLayout {
     pub inode_modified: u32,
     pub inode_super: u32,
     pub super_device: u32,
+    /// `linux_binprm.file`.
+    pub exec_file: u32,
 }
 
 /// How many words [`UnwindLayout`] has.
@@ -252,6 +254,7 @@ impl UnwindLayout {
         inode_modified: crate::ABSENT,
         inode_super: crate::ABSENT,
         super_device: crate::ABSENT,
+        exec_file: crate::ABSENT,
     };
 
     /// The words that it is made of, in memory order.
@@ -279,6 +282,7 @@ impl UnwindLayout {
             self.inode_modified,
             self.inode_super,
             self.super_device,
+            self.exec_file,
         ]
     }
 }

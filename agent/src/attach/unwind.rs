@@ -1,0 +1,179 @@
+//! The unwinder's maps: slabs that are written by mmap, rules, tables; and where this kernel keeps mappings.
+
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use anyhow::{Context, bail};
+use aya::Ebpf;
+use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap, MapData, ProgramArray};
+use aya::programs::{PerfEvent, RawTracePoint};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use podopsy_wire::{ABSENT, FileKey, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
+
+use super::btf::Btf;
+use crate::unwind::Kernel;
+
+/// `BPF_F_MMAPABLE` (`<linux/bpf.h>`).
+const MMAPABLE: u32 = 1 << 10;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Pod<T>(T);
+
+// SAFETY: integers without padding (`wire/src/unwind.rs`), so that any bytes are one.
+unsafe impl aya::Pod for Pod<FileKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<Table> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<Rule> {}
+
+type Slab = Array<MapData, [u32; SLAB_WORDS]>;
+
+/// What the kernel side reads, to be written.
+pub struct KernelTables {
+    slabs: ArrayOfMaps<MapData, Slab>,
+    mapped: Vec<Mapped>,
+    rules: Array<MapData, Pod<Rule>>,
+    tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
+}
+
+impl KernelTables {
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<KernelTables> {
+        let mut take = |name| ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"));
+        Ok(KernelTables {
+            slabs: take("SLABS")?.try_into()?,
+            mapped: Vec::new(),
+            rules: take("RULES")?.try_into()?,
+            tables: take("TABLES")?.try_into()?,
+        })
+    }
+}
+
+/// A slab in our memory.
+struct Mapped(NonNull<u32>);
+
+// SAFETY: the mapping is this value's own, and any thread may write it.
+unsafe impl Send for Mapped {}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us with this length, and no reference to it is left.
+        let _ = unsafe { munmap(self.0.cast(), SLAB_WORDS * 4) };
+    }
+}
+
+impl Kernel for KernelTables {
+    fn add_slab(&mut self) -> anyhow::Result<()> {
+        let index = u32::try_from(self.mapped.len())?;
+        let slab = Slab::create(1, MMAPABLE).context("create a slab for unwind tables")?;
+        let len = NonZeroUsize::new(SLAB_WORDS * 4).context("a slab has no words")?;
+        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        // SAFETY: a new mapping of a map of this size, at an address of the kernel's choosing.
+        let memory = unsafe { mmap(None, len, protection, flags, IterableMap::map(&slab).fd().as_fd(), 0) };
+        let memory = memory.context("map a slab for unwind tables")?;
+        self.mapped.push(Mapped(memory.cast()));
+        self.slabs.set(index, &slab, 0).context("put a slab into the map SLABS")?;
+        Ok(())
+    }
+
+    fn slab(&mut self, index: usize) -> &mut [u32] {
+        match self.mapped.get_mut(index) {
+            // SAFETY: the mapping is this long, and lives as long as `self`; the kernel side reads words that were
+            // published, which are not written again before it has forgotten them.
+            Some(mapped) => unsafe { std::slice::from_raw_parts_mut(mapped.0.as_ptr(), SLAB_WORDS) },
+            None => &mut [],
+        }
+    }
+
+    fn max_slabs(&self) -> usize {
+        SLABS_MAX
+    }
+
+    fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()> {
+        Ok(self.rules.set(u32::from(number), Pod(*rule), 0)?)
+    }
+
+    fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
+        self.tables.insert(Pod(*key), Pod(*table), 0).context("put a table into the map TABLES")
+    }
+
+    fn remove_table(&mut self, key: &FileKey) {
+        // It may have gone already.
+        let _ = self.tables.remove(&Pod(*key));
+    }
+
+    fn table(&self, key: &FileKey) -> Option<Table> {
+        self.tables.get(&Pod(*key), 0).ok().map(|Pod(table)| table)
+    }
+
+    fn tables(&self) -> Vec<(FileKey, Table)> {
+        self.tables.iter().flatten().map(|(Pod(key), Pod(table))| (key, table)).collect()
+    }
+}
+
+/// Loads what unwinds by tables, and lets the sampler call it.
+pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let program: &mut PerfEvent =
+        ebpf.program_mut("unwind_frames").context("no program unwind_frames")?.try_into()?;
+    program.load().context("load unwind_frames")?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf.map_mut("UNWINDER").context("the probes have no map UNWINDER")?;
+    ProgramArray::try_from(map)?.set(0, &fd, 0).context("put unwind_frames into the map UNWINDER")?;
+    let program: &mut RawTracePoint =
+        ebpf.program_mut("unwind_exec").context("no program unwind_exec")?.try_into()?;
+    program.load().context("load unwind_exec")?;
+    program.attach("sched_process_exec").context("attach to the raw tracepoint sched_process_exec")?;
+    Ok(())
+}
+
+/// Where this kernel keeps mappings; an error names what it lacks.
+pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
+    let wish = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
+    let has_helper = |name| btf.enumerator("bpf_func_id", name).is_some();
+    // i_mtime became two plain members in 6.11, and had an underscored name since 6.7.
+    let modified = ["i_mtime_sec", "__i_mtime.tv_sec", "i_mtime.tv_sec"];
+    let found = UnwindLayout {
+        on: 1,
+        has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
+        task_stack: wish("task_struct", "stack"),
+        thread_size: btf.union_size("thread_union").unwrap_or(0),
+        mm_maple_root: wish("mm_struct", "mm_mt.ma_root"),
+        mm_rb_root: wish("mm_struct", "mm_rb.rb_node"),
+        mm_vdso: wish("mm_struct", "context.vdso"),
+        maple_range_slot: wish("maple_range_64", "slot"),
+        maple_arange_slot: wish("maple_arange_64", "slot"),
+        vma_start: wish("vm_area_struct", "vm_start"),
+        vma_end: wish("vm_area_struct", "vm_end"),
+        vma_pgoff: wish("vm_area_struct", "vm_pgoff"),
+        vma_file: wish("vm_area_struct", "vm_file"),
+        vma_rb: wish("vm_area_struct", "vm_rb"),
+        rb_left: wish("rb_node", "rb_left"),
+        rb_right: wish("rb_node", "rb_right"),
+        file_inode: wish("file", "f_inode"),
+        inode_number: wish("inode", "i_ino"),
+        inode_size: wish("inode", "i_size"),
+        inode_modified: modified.map(|name| wish("inode", name)).into_iter().min().unwrap_or(ABSENT),
+        inode_super: wish("inode", "i_sb"),
+        super_device: wish("super_block", "s_dev"),
+        exec_file: wish("linux_binprm", "file"),
+    };
+    let needed = [
+        ("vm_area_struct.vm_start", found.vma_start),
+        ("vm_area_struct.vm_end", found.vma_end),
+        ("vm_area_struct.vm_pgoff", found.vma_pgoff),
+        ("vm_area_struct.vm_file", found.vma_file),
+        ("file.f_inode", found.file_inode),
+        ("inode.i_ino", found.inode_number),
+        ("inode.i_size", found.inode_size),
+        ("inode.i_mtime", found.inode_modified),
+        ("inode.i_sb", found.inode_super),
+        ("super_block.s_dev", found.super_device),
+        ("mm_struct.mm_mt or .mm_rb", found.mm_maple_root.min(found.mm_rb_root)),
+    ];
+    let missing: Vec<_> = needed.iter().filter(|(_, at)| *at == ABSENT).map(|(name, _)| *name).collect();
+    if !missing.is_empty() {
+        bail!("this kernel's BTF lacks {}", missing.join(", "));
+    }
+    Ok(found)
+}
