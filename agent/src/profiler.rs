@@ -17,7 +17,7 @@ use crate::model::Owner;
 use crate::model::profile::Profile;
 use crate::pods::Pods;
 use crate::symbolize::Symbolizer;
-use crate::unwind::{self, Builder};
+use crate::unwind::{self, Builder, Of};
 
 pub use crate::attach::Scope;
 
@@ -49,16 +49,11 @@ pub async fn profile(
         tokio::spawn(log.forward());
     }
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
-    let (kernel, scope) = (probes.unwind_tables()?, options.scope.clone());
+    let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
-    let mut builder = tokio::task::spawn_blocking(move || {
-        let pids = match scope {
-            Scope::Process(pid) => Some(vec![pid]),
-            Scope::Node | Scope::Cgroups(_) => None,
-        };
-        Builder::start(kernel, unwind::MAX_BYTES, pids)
-    })
-    .await??;
+    let of = whose(&options.scope, &pods).await;
+    let mut builder =
+        tokio::task::spawn_blocking(move || Builder::start(kernel, unwind::MAX_BYTES, &of)).await??;
     probes.sample()?;
     let (start, started) = (Timestamp::now(), Instant::now());
 
@@ -85,9 +80,9 @@ pub async fn profile(
         }
     }
     let duration = started.elapsed();
-    drop(probes);
+    probes.stop_sampling()?;
     ring.drain_now(&mut take);
-    drop(samples);
+    drop((samples, probes));
     let built = tokio::task::spawn_blocking(move || builder.stop()).await?;
     let (mut aggregator, mut symbolizer) = tokio::task::spawn_blocking(move || aggregation.join())
         .await?
@@ -126,6 +121,21 @@ pub async fn profile(
         quality,
         unwind: built.cost,
     })
+}
+
+/// Whose tables to make before the first sample.
+async fn whose(scope: &Scope, pods: &Pods) -> Of {
+    match scope {
+        Scope::Node => Of::Everyone,
+        Scope::Process(pid) => Of::Process(*pid),
+        Scope::Cgroups(ids) => {
+            let mut paths = Vec::new();
+            for id in ids {
+                paths.extend(pods.owner_of_cgroup(*id).await.cgroup.path);
+            }
+            Of::Cgroups(paths)
+        }
+    }
 }
 
 type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer)>;

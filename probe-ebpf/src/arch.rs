@@ -50,8 +50,12 @@ pub struct Registers {
 
 /// What the sampled task's user registers are.
 pub enum User {
-    /// Taken; `true`: it stands behind the instruction of a system call.
-    Taken(bool),
+    /// It ran when the sample was taken.
+    Running,
+    /// It was interrupted, and the kernel works since.
+    Interrupted,
+    /// It asked the kernel for something: it stands behind the instruction of a system call.
+    InSyscall,
     Compat,
     None,
 }
@@ -76,7 +80,7 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
               13 r13, 14 r14, 15 r15);
         // SAFETY: as above.
         out.ip = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.rip)) };
-        return User::Taken(false);
+        return User::Running;
     }
     let Some(regs) = saved_registers(task, at) else { return User::None };
     if regs.cs & USER_RPL != USER_RPL || regs.rip == 0 {
@@ -90,7 +94,10 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
         regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
     out.ip = regs.rip;
-    User::Taken(task::read_user::<u16>(regs.rip.wrapping_sub(2)) == Some(SYSCALL))
+    match task::read_user::<u16>(regs.rip.wrapping_sub(2)) {
+        Some(SYSCALL) => User::InSyscall,
+        _ => User::Interrupted,
+    }
 }
 
 /// What the kernel saved on its entry from user mode: at the end of the task's kernel stack.

@@ -74,7 +74,9 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
         if kernel == STACK_BYTES as i32 {
             count(Loss::OncpuTruncated);
         }
-        unwind::start(&ctx, record, current);
+        if unwind::start(&ctx, record, current) {
+            return 0;
+        }
 
         let kernel_bytes = if kernel < 0 { 0 } else { kernel as usize };
         if kernel_bytes > STACK_BYTES {

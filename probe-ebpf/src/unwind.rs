@@ -65,46 +65,56 @@ pub struct State {
     guessed_frame: u32,
     /// 1: all registers are the frame's own; 0: only stack and frame pointer.
     innermost: u32,
-    unused: u32,
+    /// 1: the sample was taken in the kernel, on the process's behalf.
+    in_kernel: u32,
     mapping: Mapping,
 }
 
 #[map]
 static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
 
-/// Unwinds the current task's user stack behind what `record` holds, and sends it. Returns only when that cannot be: the
-/// caller then has the sample still.
+/// Unwinds the current task's user stack behind what `record` holds, and sends it. False: it cannot, and the caller
+/// still has the sample to send.
 #[inline(always)]
-pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) {
+pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) -> bool {
     let at = UNWIND_LAYOUT.load();
     if at.on == 0 {
-        return;
+        return false;
     }
-    let Some(state) = STATE.get_ptr_mut(0) else { return };
+    let Some(state) = STATE.get_ptr_mut(0) else { return false };
     // SAFETY: this CPU's own slot; the handler does not interrupt itself.
     let state = unsafe { &mut *state };
     state.mm = mapping::memory(CONFIG.load().layout.task_mm);
-    if state.mm == 0 {
-        oncpu::send(record, 0, End::NoUser);
-        return;
-    }
-    let in_syscall = match arch::user_registers(ctx, task, &at, &mut state.registers) {
-        User::Taken(in_syscall) => in_syscall,
-        User::Compat => return oncpu::send(record, 0, End::Compat),
-        User::None => return oncpu::send(record, 0, End::NoUser),
+    let user = match state.mm {
+        0 => User::None,
+        _ => arch::user_registers(ctx, task, &at, &mut state.registers),
+    };
+    let (in_kernel, in_syscall) = match user {
+        User::Running => (false, false),
+        User::Interrupted => (true, false),
+        User::InSyscall => (true, true),
+        User::Compat => {
+            oncpu::send(record, 0, End::Compat);
+            return true;
+        }
+        User::None => {
+            oncpu::send(record, 0, End::NoUser);
+            return true;
+        }
     };
     state.ip = state.registers.ip;
     state.sp = state.registers.general[arch::STACK as usize];
     state.fp = state.registers.general[arch::FRAME as usize];
     state.pid = record.head.task.pid;
     state.frames = 0;
-    state.in_syscall = in_syscall as u32;
+    (state.in_kernel, state.in_syscall) = (in_kernel as u32, in_syscall as u32);
     state.exact = !in_syscall as u32;
     state.guessed = 0;
     state.innermost = 1;
     (state.mapping.start, state.mapping.end) = (0, 0);
     // SAFETY: the program there is of the same type.
     unsafe { UNWINDER.tail_call(ctx, 0) };
+    false
 }
 
 #[perf_event]
@@ -145,6 +155,11 @@ fn frame(state: &mut State, record: &mut Record, at: &UnwindLayout) -> Result<()
     if (address < state.mapping.start || address >= state.mapping.end)
         && !mapping::find(&mut state.mapping, state.mm, address, state.pid, at)
     {
+        // In the midst of exec or exit the registers are those of memory that is gone: there is no stack to lose.
+        if state.innermost != 0 && state.in_kernel != 0 {
+            state.frames = 0;
+            return Err(End::NoUser);
+        }
         return Err(End::NoMapping);
     }
     if state.mapping.place == PLACE_ANONYMOUS {
@@ -236,7 +251,7 @@ fn follow(state: &mut State, rule: &Rule) -> Result<(), End> {
 /// Goes on at `ip` with the stack at `sp`.
 #[inline(always)]
 fn caller(state: &mut State, ip: u64, sp: u64) -> Result<(), End> {
-    if sp < state.sp || (sp == state.sp && state.exact == 0) {
+    if sp < state.sp || (sp == state.sp && state.innermost == 0) {
         return Err(End::NoProgress);
     }
     // Whoever starts a thread leaves no address to return to.

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use aya::programs::perf_event::PerfEventLinkId;
 use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
 
@@ -55,6 +56,7 @@ pub struct OncpuWanted {
 pub struct Probes {
     ebpf: Ebpf,
     frequency_hz: Option<u64>,
+    sampling: Vec<PerfEventLinkId>,
     /// What had to be left out, and why: the rest runs.
     pub degraded: Vec<String>,
 }
@@ -110,16 +112,21 @@ impl Probes {
             tracing::warn!("{what}");
         }
         let frequency_hz = wanted.oncpu.as_ref().map(|oncpu| oncpu.frequency_hz);
-        Ok(Probes { ebpf, frequency_hz, degraded })
+        Ok(Probes { ebpf, frequency_hz, sampling: Vec::new(), degraded })
     }
 
     /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.
     pub fn sample(&mut self) -> anyhow::Result<()> {
-        match self.frequency_hz {
-            Some(frequency_hz) => oncpu::attach(&mut self.ebpf, frequency_hz)
-                .map_err(|error| explain(error, "attach the oncpu probe")),
-            None => Ok(()),
+        if let Some(frequency_hz) = self.frequency_hz {
+            self.sampling = oncpu::attach(&mut self.ebpf, frequency_hz)
+                .map_err(|error| explain(error, "attach the oncpu probe"))?;
         }
+        Ok(())
+    }
+
+    /// Ends sampling: before the maps go that it unwinds by, which would make the last stacks poor ones.
+    pub fn stop_sampling(&mut self) -> anyhow::Result<()> {
+        oncpu::detach(&mut self.ebpf, std::mem::take(&mut self.sampling))
     }
 
     /// A ring by the name of its map; each can be taken once.

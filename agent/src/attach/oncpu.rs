@@ -3,7 +3,9 @@
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map};
-use aya::programs::perf_event::{PerfEvent, PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::perf_event::{
+    PerfEvent, PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+};
 use aya::util::online_cpus;
 use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 
@@ -47,11 +49,12 @@ pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
     program(ebpf)?.load().context("load oncpu_sample")
 }
 
-/// Samples every CPU from now on.
-pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<()> {
+/// Samples every CPU from now on, until [`detach`].
+pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<Vec<PerfEventLinkId>> {
     let program = program(ebpf)?;
+    let mut links = Vec::new();
     for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))? {
-        program
+        let link = program
             .attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
                 PerfEventScope::AllProcessesOneCpu { cpu },
@@ -59,8 +62,15 @@ pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<()> {
                 false,
             )
             .with_context(|| format!("open a cpu-clock perf event on CPU {cpu}"))?;
+        links.push(link);
     }
-    Ok(())
+    Ok(links)
+}
+
+/// Samples no more.
+pub fn detach(ebpf: &mut Ebpf, links: Vec<PerfEventLinkId>) -> anyhow::Result<()> {
+    let program = program(ebpf)?;
+    links.into_iter().try_for_each(|link| Ok(program.detach(link)?))
 }
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut PerfEvent> {

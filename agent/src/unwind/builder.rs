@@ -1,9 +1,8 @@
-//! The thread that makes tables: of every program that runs at the start, and of every file that the kernel side then
-//! asks for.
+//! The thread that makes tables: of what runs at the start, and of every file that the kernel side then asks for.
 //!
 //! Must not know: aya, symbols. Files are the containers': they are opened as [`crate::symbolize`] opens them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -28,8 +27,9 @@ const QUEUE: usize = 1024;
 const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// Programs started in a second that are looked at; others wait for their first sample.
 const LOOKS_A_SECOND: u32 = 200;
-/// The scan at the start ends here, wherever it is: what is not done by then is asked for.
-const SCAN_TIME: Duration = Duration::from_secs(10);
+/// The start waits this long for tables of what runs; the rest is made while samples come, behind what they ask for.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
 /// What the thread hands back.
@@ -47,23 +47,31 @@ pub struct Builder {
     dropped: u64,
 }
 
+/// Whose tables to make before anyone asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Of {
+    Everyone,
+    Process(u32),
+    /// Paths of cgroups, below their hierarchy's root.
+    Cgroups(Vec<String>),
+}
+
 impl Builder {
-    /// Makes the tables of what runs (blocking, at most [`SCAN_TIME`]), then starts the thread.
-    pub fn start<K: Kernel>(kernel: K, max_bytes: usize, pids: Option<Vec<u32>>) -> anyhow::Result<Builder> {
-        let mut worker =
-            Worker { tables: Tables::new(kernel, max_bytes)?, later: Vec::new(), looks: (Instant::now(), 0) };
+    /// Makes the tables of what runs, for a while at most, then starts the thread.
+    pub fn start<K: Kernel>(kernel: K, max_bytes: usize, of: &Of) -> anyhow::Result<Builder> {
+        let mut worker = Worker {
+            tables: Tables::new(kernel, max_bytes)?,
+            backlog: scan(of),
+            later: Vec::new(),
+            looks: (Instant::now(), 0),
+        };
         worker.vdso();
-        let until = Instant::now() + SCAN_TIME;
-        for pid in pids.map_or_else(processes, |pids| pids) {
-            if Instant::now() > until {
-                break;
-            }
-            worker.process(pid);
-        }
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until && worker.next() {}
         let (requests, received) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("unwind-tables".into())
-            .spawn(move || worker.run(received))
+            .spawn(move || worker.run(&received))
             .context("start the thread that makes unwind tables")?;
         Ok(Builder { requests, thread, dropped: 0 })
     }
@@ -86,14 +94,41 @@ impl Builder {
     }
 }
 
-/// Every process there is; kernel threads have no mappings, and cost a look.
-fn processes() -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+/// The files that those processes have mapped, each once; the last is the smallest, and the first to be popped.
+fn scan(of: &Of) -> Vec<(u32, Area)> {
+    let pids = match of {
+        Of::Process(pid) => vec![*pid],
+        Of::Everyone | Of::Cgroups(_) => {
+            let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        }
+    };
+    let wanted = |pid: &u32| match of {
+        Of::Cgroups(paths) => {
+            let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            // hierarchy:controllers:path
+            own.lines().any(|line| {
+                line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
+            })
+        }
+        Of::Everyone | Of::Process(_) => true,
+    };
+    let mut files = HashMap::new();
+    for pid in pids.into_iter().filter(wanted) {
+        let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+        for area in areas.into_iter().filter(Area::is_file) {
+            files.entry((area.device, area.inode)).or_insert((pid, area));
+        }
+    }
+    let mut files: Vec<_> = files.into_values().collect();
+    files.sort_by_key(|(_, area)| std::cmp::Reverse(area.end - area.start));
+    files
 }
 
 struct Worker<K> {
     tables: Tables<K>,
+    /// Files whose tables nobody has asked for yet.
+    backlog: Vec<(u32, Area)>,
     /// Processes to look at again, and when.
     later: Vec<(Instant, u32)>,
     /// A second's start, and the looks taken in it.
@@ -101,11 +136,15 @@ struct Worker<K> {
 }
 
 impl<K: Kernel> Worker<K> {
-    fn run(mut self, received: Receiver<TableRequest>) -> Built {
+    fn run(mut self, received: &Receiver<TableRequest>) -> Built {
         loop {
             let wait = self.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
-            match received.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
-                Ok(request) => self.answer(&request),
+            let wait = if self.backlog.is_empty() { wait.unwrap_or(LONG) } else { Duration::ZERO };
+            match received.recv_timeout(wait) {
+                Ok(request) => {
+                    self.answer(&request);
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -113,8 +152,16 @@ impl<K: Kernel> Worker<K> {
             let due: Vec<u32> = self.later.iter().filter(|(at, _)| *at <= now).map(|(_, pid)| *pid).collect();
             self.later.retain(|(at, _)| *at > now);
             due.into_iter().for_each(|pid| self.process(pid));
+            self.next();
         }
         Built { losses: self.tables.losses(), cost: self.tables.cost() }
+    }
+
+    /// Makes the next table of the backlog; false: there is none.
+    fn next(&mut self) -> bool {
+        let Some((pid, area)) = self.backlog.pop() else { return false };
+        self.file(pid, &area);
+        true
     }
 
     fn answer(&mut self, request: &TableRequest) {
@@ -143,13 +190,15 @@ impl<K: Kernel> Worker<K> {
     /// Makes the tables of all that a process has mapped.
     fn process(&mut self, pid: u32) {
         let Ok(areas) = maps::read(pid) else { return };
-        for area in areas.areas.iter().filter(|area| area.is_file()) {
-            let Ok(file) = open::mapped_file(pid, area) else { continue };
-            // On overlayfs the kernel side may see another number: then the first sample asks, and finds the same rows.
-            let Ok(key) = key(&file, area) else { continue };
-            if !self.tables.knows(&key) {
-                self.load(&key, file::rows(&file));
-            }
+        areas.areas.iter().filter(|area| area.is_file()).for_each(|area| self.file(pid, area));
+    }
+
+    fn file(&mut self, pid: u32, area: &Area) {
+        let Ok(file) = open::mapped_file(pid, area) else { return };
+        // On overlayfs the kernel side may see another number: then the first sample asks, and finds the same rows.
+        let Ok(key) = key(&file, area) else { return };
+        if !self.tables.knows(&key) {
+            self.load(&key, file::rows(&file));
         }
     }
 

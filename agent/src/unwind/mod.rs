@@ -19,7 +19,7 @@ mod rows;
 mod rule;
 mod tables;
 
-pub use builder::{Builder, Built};
+pub use builder::{Builder, Built, Of};
 pub use tables::Kernel;
 
 /// Kernel memory for tables, unless somebody says otherwise.

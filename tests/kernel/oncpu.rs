@@ -1,0 +1,232 @@
+//! Stacks of programs without frame pointers: how many are complete, and whether they are true.
+//!
+//! Each program runs in a memory cgroup of its own, so that its forks are sampled with it, and other work is not.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use podopsy_agent::model::profile::{Profile, Sample};
+use podopsy_agent::pods::Pods;
+use podopsy_agent::profiler::{self, Options, Scope};
+use support::{MemoryCgroup, no_runtime, require_root};
+use tokio::sync::Notify;
+
+/// Enough for a share of one half to be right within 2 points, 19 times of 20, and more often than that.
+const ENOUGH: u64 = 4000;
+const LONGEST: Duration = Duration::from_secs(20);
+const FREQUENCY: u64 = 997;
+
+/// A running program, ended with its cgroup.
+struct Running {
+    cgroup: MemoryCgroup,
+    child: Child,
+}
+
+impl Running {
+    fn start(name: &str, program: &str) -> Running {
+        require_root();
+        let cgroup = MemoryCgroup::new(name, 1 << 30);
+        let mut command = cgroup.command(program);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the program");
+        std::thread::sleep(Duration::from_millis(300));
+        Running { cgroup, child }
+    }
+
+    /// Samples it until there are enough.
+    fn profile(&self) -> Profile {
+        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+        let profile = runtime.block_on(async {
+            let pods = Pods::start(no_runtime()).await?;
+            let options = Options {
+                scope: Scope::Cgroups(vec![self.cgroup.id()]),
+                duration: LONGEST,
+                frequency_hz: FREQUENCY,
+                node: "test-node".to_owned(),
+            };
+            let enough = Notify::new();
+            let progress = |samples| {
+                if samples >= ENOUGH {
+                    enough.notify_one();
+                }
+            };
+            profiler::profile(options, pods, enough.notified(), progress).await
+        });
+        profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The program may have forked: what is in the cgroup is ours.
+        for _ in 0..100 {
+            let pids = std::fs::read_to_string(self.cgroup.path.join("cgroup.procs")).unwrap_or_default();
+            let pids: Vec<i32> = pids.lines().filter_map(|pid| pid.parse().ok()).collect();
+            if pids.is_empty() {
+                break;
+            }
+            for pid in pids {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            let _ = self.child.try_wait();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Where what is compiled for these tests lies.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path()
+}
+
+/// Compiles a source of tests/victims/native; `how` is the compiler with its options.
+fn compile(how: &[&str], source: &str, output: &str) -> String {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native");
+    let output: PathBuf = folder().join(output);
+    let mut command = Command::new(how[0]);
+    command.args(&how[1..]).arg("-o").arg(&output).arg(sources.join(source));
+    command.env("GOCACHE", folder().join("go-cache")).env("GOFLAGS", "-mod=mod");
+    let done = command.output().unwrap_or_else(|error| panic!("run {}: {error}", how[0]));
+    assert!(done.status.success(), "{how:?} {source}: {}", String::from_utf8_lossy(&done.stderr));
+    output.to_string_lossy().into_owned()
+}
+
+const C: &[&str] = &["gcc", "-O2", "-fomit-frame-pointer", "-g1"];
+const CXX: &[&str] = &["g++", "-O2", "-fomit-frame-pointer", "-g1", "-pthread"];
+
+fn has(sample: &Sample, function: &str) -> bool {
+    sample.stack.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.contains(function)))
+}
+
+/// Share of samples whose stack has the function, in percent of those with a user stack.
+fn share(profile: &Profile, function: &str) -> f64 {
+    let (user, _) = profile.complete();
+    let found: u64 =
+        profile.samples.iter().filter(|sample| has(sample, function)).map(|sample| sample.count).sum();
+    found as f64 * 100.0 / user as f64
+}
+
+/// Prints how complete the profile is, and fails below `least` percent.
+fn complete(name: &str, profile: &Profile, least: f64) {
+    let (user, complete) = profile.complete();
+    let percent = complete as f64 * 100.0 / user.max(1) as f64;
+    let reasons: Vec<_> = profile.quality.iter().map(|quality| &quality.incomplete).collect();
+    eprintln!(
+        "{name}: {complete} of {user} stacks complete, {percent:.2} %; {reasons:?}; {:?}",
+        profile.unwind
+    );
+    let cut = |sample: &&Sample| {
+        let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
+        last.is_some_and(|name| name.starts_with("[unwind"))
+    };
+    for sample in profile.samples.iter().filter(cut).take(3) {
+        let names: Vec<_> =
+            sample.stack.iter().map(|frame| (&frame.function, &frame.module, frame.offset)).collect();
+        eprintln!("  for one: {names:?}");
+    }
+    assert!(user > 100, "{name}: only {user} samples");
+    assert!(percent >= least, "{name}: only {percent:.2} % of its stacks are complete");
+}
+
+#[test]
+fn a_deep_program_without_frame_pointers_is_complete_and_its_shares_are_true() {
+    let running = Running::start("deep", &compile(CXX, "deep.cc", "deep"));
+    let profile = running.profile();
+    complete("deep C++", &profile, 99.5);
+    for (leaf, truth) in [("leaf_a", 60.0), ("leaf_b", 40.0)] {
+        let found = share(&profile, leaf);
+        assert!((found - truth).abs() <= 2.0, "{leaf}: {found:.1} % instead of {truth} %");
+    }
+    // Every stack that is in a leaf has all that are above it, in order.
+    for sample in profile.samples.iter().filter(|sample| has(sample, "leaf_")) {
+        let depths: Vec<String> = sample
+            .stack
+            .iter()
+            .filter_map(|frame| frame.function.as_deref()?.split_once("deep<")?.1.split_once('>'))
+            .map(|(depth, _)| depth.to_owned())
+            .collect();
+        let expected: Vec<String> = (0..=40).map(|depth| depth.to_string()).collect();
+        assert_eq!(depths, expected);
+        assert_eq!(sample.stack.last().and_then(|frame| frame.function.as_deref()), Some("_start"));
+    }
+}
+
+#[test]
+fn stock_programs_are_complete() {
+    let python = "/usr/bin/python3 -c 'def f(n):\n    return sum(i * i for i in range(500)) if n == 0 else f(n - 1) + 1\nwhile True: f(20)'";
+    for (name, program, main) in [
+        ("python3", python, "_start"),
+        ("openssl rsa2048", "openssl speed -seconds 30 rsa2048", "main"),
+        ("openssl sha256", "openssl speed -seconds 30 sha256", "main"),
+        ("xz", "xz -9 -T1 -c /dev/zero", "_start"),
+    ] {
+        let profile = Running::start("stock", program).profile();
+        complete(name, &profile, 99.0);
+        let _ = main;
+    }
+}
+
+#[test]
+fn a_signal_handler_leads_to_the_code_that_it_interrupted() {
+    let profile = Running::start("signals", &compile(C, "signals.c", "signals")).profile();
+    complete("signal handler", &profile, 99.5);
+    assert!(share(&profile, "handler") > 2.0, "no sample in the handler");
+    for sample in profile.samples.iter().filter(|sample| has(sample, "handler")) {
+        assert!(has(sample, "interrupted") && has(sample, "main"), "{:?}", sample.stack);
+    }
+}
+
+#[test]
+fn a_library_that_is_opened_later_is_followed() {
+    let plugin = compile(&[C, &["-shared", "-fPIC"]].concat(), "plugin.c", "plugin.so");
+    let opens = compile(&[C, &["-ldl"]].concat(), "opens.c", "opens");
+    let running = Running::start("opens", &format!("{opens} {plugin}"));
+    let profile = running.profile();
+    complete("dlopen", &profile, 99.5);
+    assert!(share(&profile, "plugin_work") > 90.0);
+    assert!(share(&profile, "main") > 90.0);
+}
+
+#[test]
+fn a_stripped_static_binary_is_complete() {
+    let program = compile(&["gcc", "-O2", "-fomit-frame-pointer", "-static", "-s"], "signals.c", "static");
+    complete("static, stripped", &Running::start("static", &program).profile(), 99.5);
+}
+
+#[test]
+fn a_rust_program_is_complete() {
+    let how = ["rustc", "-O", "-C", "force-frame-pointers=no", "--edition", "2024"];
+    let profile = Running::start("rust", &compile(&how, "deep.rs", "deep-rust")).profile();
+    complete("Rust", &profile, 99.5);
+    assert!(share(&profile, "deep::main") > 99.0);
+}
+
+#[test]
+fn a_go_program_is_complete() {
+    for (name, flags) in [("Go", "-ldflags="), ("Go, stripped", "-ldflags=-s -w")] {
+        let program = compile(&["go", "build", flags], "deep.go", "deep-go");
+        let profile = Running::start("go", &program).profile();
+        complete(name, &profile, 99.0);
+    }
+}
+
+#[test]
+fn many_threads_are_complete() {
+    let profile = Running::start("threads", &compile(CXX, "threads.cc", "threads")).profile();
+    complete("threads", &profile, 99.5);
+    assert!(share(&profile, "clone") > 99.0);
+}
+
+#[test]
+fn a_shell_that_forks_without_end_is_complete() {
+    let profile = Running::start("forks", "sh -c 'while :; do (:); /bin/true; done'").profile();
+    complete("fork and exec", &profile, 98.0);
+}

@@ -1,0 +1,35 @@
+// Goroutines that work some frames deep, and make garbage.
+package main
+
+var sink []int
+
+//go:noinline
+func work(rounds int) int {
+	x := 1
+	for i := 0; i < rounds; i++ {
+		x = x*1103515245 + i
+	}
+	sink = make([]int, 100)
+	return x
+}
+
+//go:noinline
+func below(depth int) int {
+	if depth == 0 {
+		return work(100000)
+	}
+	return below(depth-1) + 1
+}
+
+func main() {
+	for n := 0; n < 3; n++ {
+		go func() {
+			for {
+				below(10)
+			}
+		}()
+	}
+	for {
+		below(20)
+	}
+}
