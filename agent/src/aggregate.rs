@@ -424,7 +424,8 @@ mod tests {
         let function = an_incomplete_stack_says_why_and_is_counted as fn() as usize as u64;
         let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::new());
         aggregator.add(&sample(1, &[function]), &mut symbolizer);
-        let cut = RawSample { end: End::TableAsked, ..sample(1, &[function]) };
+        let stack = [function];
+        let cut = RawSample { end: End::TableAsked, ..sample(1, &stack) };
         aggregator.add(&cut, &mut symbolizer);
         aggregator.add(&RawSample { end: End::NoUser, ..sample(1, &[]) }, &mut symbolizer);
         let quality = aggregator.quality(nobody);

@@ -29,6 +29,8 @@ const SECOND_LOOK: Duration = Duration::from_millis(10);
 const LOOKS_A_SECOND: u32 = 200;
 /// The start waits this long for tables of what runs; the rest is made while samples come, behind what they ask for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// It waits longer for the tables of a pod or a process: whoever asks for that one wants it whole.
+const PATIENCE_FOR_ONE: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
@@ -66,7 +68,7 @@ impl Builder {
             looks: (Instant::now(), 0),
         };
         worker.vdso();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + if *of == Of::Everyone { PATIENCE } else { PATIENCE_FOR_ONE };
         while Instant::now() < until && worker.next() {}
         let (requests, received) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()

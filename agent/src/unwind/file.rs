@@ -45,7 +45,7 @@ pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
             .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))?;
         segment.offset.checked_add(address - segment.address)
     };
-    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), text, to_offset);
+    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), text, head.e_entry.get(LE), to_offset);
     if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
 }
 
@@ -96,4 +96,66 @@ fn by_program_header(file: &File, layout: &Layout) -> Option<Section> {
     let into = address - holder.address;
     let size = usize::try_from((holder.size - into).min(MAX_BYTES)).ok()?;
     Some(Section { bytes: read_at(file, holder.offset.checked_add(into)?, size).ok()?, address })
+}
+
+#[cfg(test)]
+mod tests {
+    use podopsy_wire::{KIND_NONE, KIND_STOP};
+
+    use super::*;
+
+    #[test]
+    fn the_entry_point_of_the_dynamic_loader_is_outermost() {
+        let file = File::open("/lib64/ld-linux-x86-64.so.2").unwrap();
+        let entry = header(&file).unwrap().e_entry.get(LE);
+        let offset = layout(&file).unwrap().segments.iter().find_map(|segment| {
+            let into = entry.checked_sub(segment.address).filter(|into| *into < segment.size)?;
+            u32::try_from(segment.offset + into).ok()
+        });
+        let rows = rows(&file).unwrap();
+        assert_eq!(rows.at(offset.unwrap()).kind, KIND_STOP);
+        assert_eq!(rows.at(0x40).kind, KIND_NONE);
+        assert!(rows.rows.is_sorted_by_key(|row| row.offset));
+    }
+
+    #[test]
+    fn whatever_is_written_over_a_library_costs_no_panic() {
+        let whole = std::fs::read("/lib64/ld-linux-x86-64.so.2").unwrap();
+        let write = |bytes: &[u8]| {
+            let file = tempfile::tempfile().unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0).unwrap();
+            file
+        };
+        let table = sections(&write(&whole));
+        let eh_frame = table.iter().find(|section| section.name == b".eh_frame").unwrap();
+        let (from, len) = (eh_frame.offset as usize, eh_frame.size as usize);
+        // A generator of its own, so that a failure can be had again.
+        let mut seed = 88_172_645_463_325_252_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed as usize % below
+        };
+        for round in 0..150 {
+            let mut bytes = whole.clone();
+            for _ in 0..1 + round {
+                // Mostly in the section itself, and now and then in the headers.
+                let at = if random(8) == 0 { random(1024) } else { from + random(len) };
+                bytes[at] = random(256) as u8;
+            }
+            if random(10) == 0 {
+                bytes.truncate(random(whole.len()));
+            }
+            if let Ok(rows) = rows(&write(&bytes)) {
+                assert!(rows.rows.windows(2).all(|two| two[0].offset < two[1].offset), "round {round}");
+                assert!(rows.rows.iter().all(|row| usize::from(row.rule) < rows.rules.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn other_files_say_why_they_have_none() {
+        assert_eq!(rows(&File::open("/etc/passwd").unwrap()).err(), Some("unwind_not_elf"));
+    }
 }

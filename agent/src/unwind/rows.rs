@@ -32,7 +32,7 @@ pub(super) struct Row {
 }
 
 /// What a file says about unwinding.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Rows {
     /// Ascending; neighbours differ. Empty: it says nothing.
     pub(super) rows: Vec<Row>,
@@ -43,6 +43,21 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// Makes the entry point outermost, if nothing is said about it: ld.so and musl say nothing.
+    fn begin_at(&mut self, entry: Option<u32>) {
+        let Some(entry) = entry.filter(|entry| *entry > 0 && !self.rows.is_empty()) else { return };
+        let after = self.rows.partition_point(|row| row.offset <= entry);
+        let holds = after.checked_sub(1).map_or(RULE_NONE, |before| self.rows[before].rule);
+        if holds != RULE_NONE {
+            return;
+        }
+        let end = entry.saturating_add(MAX_ENTRY);
+        if self.rows.get(after).is_none_or(|next| next.offset > end) {
+            self.rows.insert(after, Row { offset: end, rule: RULE_NONE });
+        }
+        self.rows.insert(after, Row { offset: entry, rule: RULE_STOP });
+    }
+
     /// The rule at a file offset.
     #[cfg(test)]
     pub(super) fn at(&self, offset: u32) -> Rule {
@@ -78,11 +93,15 @@ struct Collector<'a, F> {
     problems: BTreeMap<&'static str, u64>,
 }
 
-/// Reads both sections; `to_offset` gives the file offset of a virtual address that is loaded.
+/// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
+const MAX_ENTRY: u32 = 256;
+
+/// Reads both sections; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset of a virtual address that is loaded.
 pub(super) fn read(
     eh_frame: Option<&Section>,
     debug_frame: Option<&Section>,
     text: u64,
+    entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
 ) -> Rows {
     let rules = [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].map(Rule::of_kind).to_vec();
@@ -108,7 +127,10 @@ pub(super) fn read(
         parsed.set_address_size(8);
         collector.section(&parsed, section.address);
     }
-    collector.finish(by_eh_frame)
+    let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
+    let mut rows = collector.finish(by_eh_frame);
+    rows.begin_at(entry);
+    rows
 }
 
 impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
