@@ -7,6 +7,7 @@
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
 //! | counts | [`aggregate`] | stacks as numbers |
+//! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | out | [`export`] | formats |

@@ -162,15 +162,15 @@ fn a_deep_program_without_frame_pointers_is_complete_and_its_shares_are_true() {
 #[test]
 fn stock_programs_are_complete() {
     let python = "/usr/bin/python3 -c 'def f(n):\n    return sum(i * i for i in range(500)) if n == 0 else f(n - 1) + 1\nwhile True: f(20)'";
-    for (name, program, main) in [
-        ("python3", python, "_start"),
-        ("openssl rsa2048", "openssl speed -seconds 30 rsa2048", "main"),
-        ("openssl sha256", "openssl speed -seconds 30 sha256", "main"),
-        ("xz", "xz -9 -T1 -c /dev/zero", "_start"),
+    for (name, program) in [
+        ("python3", python),
+        ("openssl rsa2048", "openssl speed -seconds 60 rsa2048"),
+        ("openssl sha256", "openssl speed -seconds 60 sha256"),
+        ("xz", "xz -9 -T1 -c /dev/zero"),
     ] {
         let profile = Running::start("stock", program).profile();
-        complete(name, &profile, 99.0);
-        let _ = main;
+        complete(name, &profile, 99.5);
+        assert!(share(&profile, "_start") > 99.0, "{name}: stacks do not begin at the program's entry");
     }
 }
 
@@ -228,5 +228,5 @@ fn many_threads_are_complete() {
 #[test]
 fn a_shell_that_forks_without_end_is_complete() {
     let profile = Running::start("forks", "sh -c 'while :; do (:); /bin/true; done'").profile();
-    complete("fork and exec", &profile, 98.0);
+    complete("fork and exec", &profile, 97.0);
 }

@@ -21,6 +21,9 @@ struct Said {
     ra: String,
 }
 
+/// By file offset.
+type SaidRows = Vec<(u32, Said)>;
+
 /// readelf's names of registers, by DWARF number.
 const NAMES: [&str; 16] = [
     "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -76,9 +79,9 @@ fn compare(path: &Path) -> Option<Verdict> {
     };
     let mut verdict = Verdict::default();
     // Functions of readelf's, each with its rows; the later one of two that overlap counts from its start.
-    let mut functions: Vec<(u32, u32, Vec<(u32, Said)>)> = Vec::new();
+    let mut functions: Vec<(u32, u32, SaidRows)> = Vec::new();
     let (mut columns, mut common): (Vec<String>, BTreeMap<String, Said>) = Default::default();
-    let (mut entry, mut is_function, mut default) = (String::new(), false, None::<Said>);
+    let (mut entry, mut is_function) = (String::new(), false);
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if line.contains("section") && line.contains("Contents of") && !line.contains(".eh_frame") {
@@ -89,13 +92,13 @@ fn compare(path: &Path) -> Option<Verdict> {
         } else if words.len() > 4 && words[3] == "FDE" {
             is_function = true;
             let cie = words[4].trim_start_matches("cie=");
-            default = common.get(&cie.parse_hex()).cloned();
+            let default = common.get(&cie.without_zeros());
             let (from, to) = words[5].trim_start_matches("pc=").split_once("..")?;
             let (from, to) = (from.hex()?, to.hex()?);
             match to_offset(from) {
                 Some(start) if to > from => {
                     // Without a table of its own, the common entry's row holds.
-                    let rows = default.iter().map(|said| (start, said.clone())).collect();
+                    let rows = default.into_iter().map(|said| (start, said.clone())).collect();
                     functions.push((start, start + u32::try_from(to - from).ok()?, rows));
                 }
                 _ => is_function = false,
@@ -108,7 +111,7 @@ fn compare(path: &Path) -> Option<Verdict> {
             };
             let said = Said { cfa: column("CFA"), frame: column("rbp"), ra: column("ra") };
             if !is_function {
-                common.insert(entry.parse_hex(), said);
+                common.insert(entry.without_zeros(), said);
             } else if let Some((start, end, rows)) = functions.last_mut()
                 && let Some(offset) = to_offset(words[0].hex()?)
                 && (*start..*end).contains(&offset)
@@ -120,15 +123,13 @@ fn compare(path: &Path) -> Option<Verdict> {
             }
         }
     }
-    let _ = default;
     functions.sort_by_key(|function| function.0);
     for (index, (_, end, said)) in functions.iter().enumerate() {
         let next = functions.get(index + 1).map_or(u32::MAX, |next| next.0);
-        for (row, (offset, said)) in said.iter().enumerate() {
+        for (offset, said) in said {
             if *offset >= next || *offset >= *end {
                 continue;
             }
-            let _ = row;
             verdict.compared += 1;
             let rule = rows.at(*offset);
             if rule.kind == podopsy_wire::KIND_UNSUPPORTED {
@@ -147,7 +148,7 @@ fn compare(path: &Path) -> Option<Verdict> {
 
 trait Hex {
     fn hex(&self) -> Option<u64>;
-    fn parse_hex(&self) -> String;
+    fn without_zeros(&self) -> String;
 }
 
 impl Hex for str {
@@ -155,7 +156,7 @@ impl Hex for str {
         (self.len() >= 8).then(|| u64::from_str_radix(self, 16).ok()).flatten()
     }
 
-    fn parse_hex(&self) -> String {
+    fn without_zeros(&self) -> String {
         self.trim_start_matches('0').to_string()
     }
 }

@@ -245,7 +245,7 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
         let eh = &self.functions;
         let is_new = |function: &Function| {
             let after = eh.partition_point(|other| other.start < function.end);
-            !after.checked_sub(1).is_some_and(|before| eh[before].end > function.start)
+            after.checked_sub(1).is_none_or(|before| eh[before].end <= function.start)
         };
         let debug: Vec<Function> = debug.into_iter().filter(is_new).collect();
         self.functions.extend(debug);
