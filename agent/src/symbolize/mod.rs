@@ -23,7 +23,7 @@ pub(crate) mod open;
 mod perf_map;
 mod processes;
 mod resolver;
-pub(crate) mod snapshot;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod vdso;

@@ -120,7 +120,7 @@ fn copy(file: &File, section: &Section, to: &mut impl Write) -> io::Result<()> {
 }
 
 /// An `SHF_COMPRESSED` section (gABI, "Section Compression") of at most `room` bytes when unpacked.
-pub(crate) fn unpack(file: &File, section: &Section, room: u64) -> io::Result<Vec<u8>> {
+fn unpack(file: &File, section: &Section, room: u64) -> io::Result<Vec<u8>> {
     let size = usize::try_from(section.size).map_err(io::Error::other)?;
     let packed = read_at(file, section.offset, size)?;
     // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
