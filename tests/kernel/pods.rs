@@ -105,6 +105,7 @@ fn two_hundred_kills_in_forty_short_lived_pods_each_name_their_pod() {
                 PodSpec::new("storm", &name).label("n", number.to_string()).container(
                     ContainerSpec::new("forker", &image)
                         .command(["leak", "--fast", "--child", "--times", &EACH.to_string()])
+                        .single_process_oom_kill()
                         .memory_limit(16 * MIB),
                 ),
             )

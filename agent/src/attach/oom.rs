@@ -1,9 +1,12 @@
-//! The `oom` probe: raw tracepoint `mark_victim`.
+//! The `oom` probe: raw tracepoints `mark_victim`, and `signal_generate`, which tells the victim's task where the first
+//! has only its thread id.
 
 use anyhow::Context;
 use aya::{Ebpf, programs::RawTracePoint};
 
 pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    // The signal comes before the mark.
+    raw_tracepoint(ebpf, "oom_signal", "signal_generate")?;
     raw_tracepoint(ebpf, "oom_mark_victim", "mark_victim")
 }
 

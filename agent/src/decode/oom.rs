@@ -13,6 +13,8 @@ pub struct OomDecoded {
     /// Pages: file, anonymous, swapped, shared; None: this kernel did not say.
     pub rss_pages: Option<[u64; 4]>,
     pub oom_score_adj: Option<i16>,
+    /// It was dying before it was marked: no kill.
+    pub already_dying: bool,
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
 }
@@ -28,7 +30,7 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
     }
     let adj = fields.i32()?;
     let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
-    fields.u32()?;
+    let already_dying = fields.u32()? != 0;
     let mut kernel = Vec::with_capacity(OOM_KERNEL_FRAMES);
     for _ in 0..OOM_KERNEL_FRAMES {
         kernel.push(fields.u64()?);
@@ -45,6 +47,7 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
         trigger,
         rss_pages: (!pages.contains(&u64::MAX)).then(|| pages.map(clamp)),
         oom_score_adj: i16::try_from(adj).ok().filter(|adj| (-1000..=1000).contains(adj)),
+        already_dying,
         kernel,
         user,
     })

@@ -6,7 +6,7 @@
 pub enum Loss {
     /// A kill found the ring `OOM_EVENTS` full.
     OomRing = 0,
-    /// The kernel passed only a pid, so that the victim's cgroup was not known.
+    /// The kernel passed only a thread id, and no signal told whose: the victim's cgroup is not known.
     OomVictimByPid = 1,
     /// A DNS record found the ring `DNS_EVENTS` full.
     DnsRing = 2,

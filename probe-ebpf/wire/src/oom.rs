@@ -21,7 +21,7 @@ pub struct BuildIdFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OomRecord {
     pub time_ns: u64,
-    /// On kernels that pass only a pid: `pid` holds that thread id, the rest is unknown.
+    /// Where the kernel passed only a thread id and nothing told the task: `pid` holds that id, the rest is unknown.
     pub victim: Task,
     pub trigger: Task,
     /// Pages: file, anonymous, swapped, shared; `u64::MAX`: not known.
@@ -32,7 +32,8 @@ pub struct OomRecord {
     pub kernel_len: i32,
     /// Bytes in `user`, or a negative errno.
     pub user_len: i32,
-    pub unused: u32,
+    /// 1: marked without a SIGKILL of its own. The kernel only let it into the reserves, to end sooner.
+    pub already_dying: u32,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],
 }

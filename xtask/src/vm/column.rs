@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 
 use super::kernels::Fetched;
 
+/// The kernel's report of an OOM kill is five kilobytes: on the console it would take longer than the kill.
+const CMDLINE: &str = "console=ttyS0 loglevel=4 log_buf_len=4M panic=-1 oops=panic";
 /// Until the first word of a machine: its boot under emulation, with another one beside it.
 const BOOT: Duration = Duration::from_secs(240);
 /// What the guest may need beyond a test's own limit to say so.
@@ -89,7 +91,7 @@ impl Column {
             .arg(format!("podopsy-lab-{}", kernel.name));
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072", "-no-reboot"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-kernel"]).arg(&kernel.image);
-        qemu.arg("-initrd").arg(initramfs).args(["-append", "console=ttyS0 panic=-1 oops=panic"]);
+        qemu.arg("-initrd").arg(initramfs).args(["-append", CMDLINE]);
         for port in [&console, &verdicts] {
             qemu.arg("-serial").arg(format!("file:{}", port.display()));
         }

@@ -27,7 +27,14 @@ pub struct Kernel {
 
 /// The pins. When the archive has moved on (sid does, every few days), the newest release of the same series is taken
 /// and the run says so; then the pin wants an update here.
-pub const KERNELS: [Kernel; 4] = [
+pub const KERNELS: [Kernel; 5] = [
+    // bullseye's last point release but one: mark_victim still passes only a thread id
+    Kernel {
+        name: "5.10.218",
+        release: "5.10.0-30-amd64",
+        version: "5.10.218-1",
+        packages: &["linux-image"],
+    },
     // bullseye; security
     Kernel { name: "5.10", release: "5.10.0-46-amd64", version: "5.10.262-1", packages: &["linux-image"] },
     // bookworm; security
@@ -95,15 +102,25 @@ pub fn by_name(name: &str) -> Result<Kernel> {
         .with_context(|| format!("no kernel {name} in the table; there are {}, running, and all", known()))
 }
 
-/// The kernel from the cache, or from the archive.
-pub fn fetch(kernel: &Kernel) -> Result<Fetched> {
+/// The kernels from the cache, or from the archive.
+pub fn fetch(kernels: &[Kernel]) -> Result<Vec<Fetched>> {
     let cache = setup::cache_dir()?.join("kernels");
-    if let Some(fetched) = cached(kernel, kernel.release, kernel.version, &cache) {
-        return Ok(fetched);
+    let pinned = |kernel: &Kernel| cached(kernel, kernel.release, kernel.version, &cache);
+    if let Some(all) = kernels.iter().map(pinned).collect() {
+        return Ok(all);
     }
     let apt = Apt::new(&cache)?;
+    let fetched =
+        kernels.iter().map(|kernel| pinned(kernel).map_or_else(|| download(kernel, &apt, &cache), Ok));
+    let fetched = fetched.collect();
+    // Lists are ten times the size of what they lead to, and old tomorrow.
+    let _ = fs::remove_dir_all(&apt.root);
+    fetched
+}
+
+fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
     let (release, version) = apt.available(kernel)?;
-    if let Some(fetched) = cached(kernel, &release, &version, &cache) {
+    if let Some(fetched) = cached(kernel, &release, &version, cache) {
         return Ok(fetched);
     }
     let folder = cache.join(format!("{release}_{version}"));
@@ -122,7 +139,7 @@ pub fn fetch(kernel: &Kernel) -> Result<Fetched> {
     unpack(&staging, &release)?;
     let _ = fs::remove_dir_all(&folder);
     fs::rename(&staging, &folder).with_context(|| format!("make {}", folder.display()))?;
-    cached(kernel, &release, &version, &cache).context("the packages hold no kernel")
+    cached(kernel, &release, &version, cache).context("the packages hold no kernel")
 }
 
 fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option<Fetched> {
@@ -172,6 +189,7 @@ fn unpack(folder: &Path, release: &str) -> Result<()> {
 
 /// apt with lists, sources and archives of its own.
 struct Apt {
+    root: PathBuf,
     config: PathBuf,
 }
 
@@ -201,7 +219,7 @@ impl Apt {
                  Acquire::Check-Valid-Until \"false\";\n"
             ),
         )?;
-        let apt = Apt { config };
+        let apt = Apt { root, config };
         sh::say("reading the kernel lists of Debian's archive");
         sh::capture(apt.command("apt-get").args(["-q", "update"])).context(
             "cannot read Debian's archive for kernels; is deb.debian.org within reach, and \
@@ -261,11 +279,11 @@ fn is_plain(release: &str) -> bool {
     })
 }
 
-/// 6.1.0-57 is of 6.1; sid's series is whatever comes after 7.
+/// 6.1.0-57 is of 6.1; a point release has no successor; sid's series is whatever comes after 7.
 fn same_series(release: &str, kernel: &Kernel) -> bool {
     let (of, wanted) = (numbers(release), numbers(kernel.name));
     match kernel.packages.len() {
-        1 => of.get(..2) == wanted.get(..2),
+        1 => wanted.len() == 2 && of.get(..2) == wanted.get(..2),
         _ => of.first() >= wanted.first(),
     }
 }
@@ -280,8 +298,9 @@ mod tests {
 
     #[test]
     fn the_series_goes_on_and_flavours_are_left_out() {
-        let [old, stable, _, sid] = KERNELS;
+        let [point, old, stable, _, sid] = KERNELS;
         assert!(same_series("5.10.0-47-amd64", &old) && !same_series("5.1.0-1-amd64", &old));
+        assert!(!same_series("5.10.0-47-amd64", &point));
         assert!(same_series("6.1.0-57-amd64", &stable) && !same_series("6.12.1-amd64", &stable));
         assert!(same_series("7.3.1+deb14-amd64", &sid) && !same_series("6.12.1-amd64", &sid));
         assert!(is_plain("6.1.0-57-amd64") && is_plain("7.2.13+deb14-amd64"));
@@ -296,6 +315,6 @@ mod tests {
     #[test]
     fn an_unknown_name_is_told_the_known_ones() {
         let error = by_name("4.19").unwrap_err().to_string();
-        assert!(error.contains("5.10, 6.1, 6.12, 7.2, running"), "{error}");
+        assert!(error.contains("5.10.218, 5.10, 6.1, 6.12, 7.2, running"), "{error}");
     }
 }

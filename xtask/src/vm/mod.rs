@@ -53,7 +53,7 @@ fn wanted(names: &[String]) -> Result<(Vec<kernels::Kernel>, bool)> {
 
 /// Fills the table: this machine first and alone, then `jobs` machines at a time.
 fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize) -> Result<Table> {
-    let fetched = kernels.iter().map(kernels::fetch).collect::<Result<Vec<_>>>()?;
+    let fetched = kernels::fetch(kernels)?;
     let here = this_machine()?;
     let headings = fetched.iter().map(heading).chain(running.then(|| here.clone()));
     let tests = suite.tests.iter().map(suite::Test::full_name).collect();
@@ -74,7 +74,6 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
             active.push(boot(kernel, &folder, suite)?);
         }
         step(&mut active, &mut table)?;
-        std::thread::sleep(Duration::from_millis(50));
     }
     Ok(table)
 }
@@ -116,7 +115,6 @@ fn fresh(folder: &Path, name: &str) -> Result<PathBuf> {
 fn drive(mut active: Vec<Column>, table: &mut Table) -> Result<()> {
     while !active.is_empty() {
         step(&mut active, table)?;
-        std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }
@@ -139,6 +137,7 @@ fn step(active: &mut Vec<Column>, table: &mut Table) -> Result<()> {
     for at in through.into_iter().rev() {
         active.remove(at);
     }
+    std::thread::sleep(Duration::from_millis(50));
     Ok(())
 }
 
