@@ -6,6 +6,7 @@
 #![no_main]
 
 mod dns;
+mod exec;
 mod maps;
 mod oncpu;
 mod oom;

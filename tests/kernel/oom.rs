@@ -62,7 +62,7 @@ fn the_trigger_is_not_taken_for_the_victim() {
     let out = victim.stdout.as_mut().expect("piped");
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("the victim speaks");
     assert_eq!(line.trim(), "held");
-    let before = rss_by_proc(victim.id());
+    let [anon, file] = rss_by_proc(victim.id());
     let want = "/usr/bin/python3 -c 'import time; x = bytearray(40 << 20); time.sleep(0.2)'";
     let mut trigger = cgroup.command(want).spawn().expect("start the trigger");
     let (victim_pid, trigger_pid) = (victim.id(), trigger.id());
@@ -74,19 +74,22 @@ fn the_trigger_is_not_taken_for_the_victim() {
     assert_eq!(kill.trigger.pid, trigger_pid);
     assert_eq!(kill.oom_score_adj, Some(1000));
     assert_eq!(kill.victim.comm, "python3");
-    // It slept: what /proc said a moment before must be what the probe read.
+    // It slept: its own memory is what /proc said a moment before. Of its file pages the kernel may have taken some
+    // back before it killed.
     let rss = kill.rss.expect("rss by kind");
-    let seen = [rss.anon_bytes, rss.file_bytes, rss.anon_bytes + rss.file_bytes + rss.shmem_bytes];
-    for ((what, by_proc), by_probe) in ["RssAnon", "RssFile", "VmRSS"].into_iter().zip(before).zip(seen) {
-        let error = (by_probe as f64 / by_proc as f64 - 1.0).abs();
-        assert!(error < 0.05, "{what}: {by_proc} bytes by /proc, {by_probe} by the probe");
-    }
+    let error = (rss.anon_bytes as f64 / anon as f64 - 1.0).abs();
+    assert!(error < 0.05, "RssAnon: {anon} bytes by /proc, {} by the probe", rss.anon_bytes);
+    assert!(
+        rss.file_bytes <= file + file / 20,
+        "RssFile: {file} bytes by /proc, {} by the probe",
+        rss.file_bytes
+    );
 }
 
-/// RssAnon, RssFile and VmRSS of /proc/PID/status, in bytes.
-fn rss_by_proc(pid: u32) -> [u64; 3] {
+/// RssAnon and RssFile of /proc/PID/status, in bytes.
+fn rss_by_proc(pid: u32) -> [u64; 2] {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    ["RssAnon:", "RssFile:", "VmRSS:"].map(|name| {
+    ["RssAnon:", "RssFile:"].map(|name| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of its status");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kB") << 10
     })

@@ -196,7 +196,7 @@ fn a_profile_of_one_pod_has_its_functions_in_their_shares_and_its_name_on_every_
     }
     assert!(folded.lines().all(|line| line.starts_with("finance/pricing/engine;")), "another pod's stacks");
 
-    let top = go_pprof(&["-top", "-nodecount=3"], &file);
+    let top = go_pprof(&["-top", "-nodecount=15"], &file);
     let at = |name: &str| top.find(name).unwrap_or_else(|| panic!("no {name} in {top}"));
     assert!(at("price_options") < at("discount_curve") && at("discount_curve") < at("round_ticks"), "{top}");
     let tags = go_pprof(&["-tags"], &file);

@@ -8,8 +8,8 @@ use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, KProbe};
 use podopsy_wire::{DnsKey, DnsPending, STATE_TIMED_OUT};
 
-/// Attaches; returns what this kernel made us leave out.
-pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
+/// Attaches; returns the hooks, in words, and what this kernel made us leave out.
+pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<(String, Option<String>)> {
     let root = super::cgroup2_root()?;
     let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
     for (name, direction) in
@@ -31,13 +31,16 @@ pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
             .attach(&cgroup, CgroupAttachMode::Single)
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
+    let hooks = format!("cgroup_skb and connect at {}", root.display());
     // The tracepoint is of 5.13. Before, a kprobe does as well, where the kernel has them.
     let tracepoint = super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report");
-    let Err(first) = tracepoint else { return Ok(Vec::new()) };
-    let Err(second) = kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") else {
-        return Ok(Vec::new());
+    let Err(first) = tracepoint else {
+        return Ok((format!("{hooks}; raw tracepoint inet_sk_error_report"), None));
     };
-    Ok(vec![format!("unreachable servers show as timeouts ({first:#}; and {second:#})")])
+    let Err(second) = kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") else {
+        return Ok((format!("{hooks}; kprobe sock_def_error_report"), None));
+    };
+    Ok((hooks, Some(format!("unreachable servers show as timeouts ({first:#}; and {second:#})"))))
 }
 
 fn kprobe(ebpf: &mut Ebpf, program: &str, function: &str) -> anyhow::Result<()> {

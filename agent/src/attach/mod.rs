@@ -50,6 +50,8 @@ pub struct OncpuWanted {
 /// Attached probes. They detach when this is dropped.
 pub struct Probes {
     ebpf: Ebpf,
+    /// What they hang on, in words: kernels differ.
+    pub hooks: Vec<String>,
     /// What had to be left out, and why: the rest runs.
     pub degraded: Vec<String>,
 }
@@ -73,21 +75,25 @@ impl Probes {
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
             .map_err(|error| explain(anyhow!(error), "load the probes"))?;
-        let mut degraded = Vec::new();
+        let (mut hooks, mut degraded) = (Vec::new(), Vec::new());
         if wanted.oom {
-            oom::attach(&mut ebpf).map_err(|error| explain(error, "attach the oom probe"))?;
+            let attached = oom::attach(&mut ebpf, shape.victim_is_task);
+            hooks.push(attached.map_err(|error| explain(error, "attach the oom probe"))?);
         }
         if wanted.dns.is_some() {
-            let left_out = dns::attach(&mut ebpf).map_err(|error| explain(error, "attach the dns probe"))?;
+            let attached = dns::attach(&mut ebpf);
+            let (hook, left_out) = attached.map_err(|error| explain(error, "attach the dns probe"))?;
+            hooks.push(hook);
             degraded.extend(left_out);
         }
         if let Some(oncpu) = &wanted.oncpu {
-            oncpu::attach(&mut ebpf, oncpu).map_err(|error| explain(error, "attach the oncpu probe"))?;
+            let attached = oncpu::attach(&mut ebpf, oncpu);
+            hooks.push(attached.map_err(|error| explain(error, "attach the oncpu probe"))?);
         }
         for what in &degraded {
             tracing::warn!("{what}");
         }
-        Ok(Probes { ebpf, degraded })
+        Ok(Probes { ebpf, hooks, degraded })
     }
 
     /// A ring by the name of its map; each can be taken once.
@@ -156,6 +162,11 @@ fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
         at.sock_err,
         at.sock_cookie,
         at.sock_dport,
+        at.binprm_file,
+        at.file_inode,
+        at.inode_ino,
+        at.inode_sb,
+        at.super_block_dev,
         victim_is_task,
         dns_answers,
         scope,
@@ -206,28 +217,25 @@ pub async fn check() -> Vec<ProbeCheck> {
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
     let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1 };
     let tries = [
-        ("oom", "raw tracepoint mark_victim", Wanted { oom: true, ..nothing.clone() }),
-        ("dns", "cgroup_skb ingress and egress at the v2 root", Wanted { dns: Some(dns), ..nothing.clone() }),
-        ("oncpu", "cpu-clock perf event on every CPU", Wanted { oncpu: Some(oncpu), ..nothing }),
+        ("oom", Wanted { oom: true, ..nothing.clone() }),
+        ("dns", Wanted { dns: Some(dns), ..nothing.clone() }),
+        ("oncpu", Wanted { oncpu: Some(oncpu), ..nothing }),
     ];
-    tries
-        .into_iter()
-        .map(|(name, hook, wanted)| match Probes::load(&wanted) {
-            Ok(probes) if probes.degraded.is_empty() => {
-                ProbeCheck { name: name.to_owned(), outcome: Ok(hook.to_owned()), mend: None }
+    let check = |(name, wanted): (&str, Wanted)| {
+        let (outcome, mend) = match Probes::load(&wanted) {
+            Ok(probes) if probes.degraded.is_empty() => (Ok(probes.hooks.join("; ")), None),
+            Ok(probes) => {
+                let (hooks, left_out) = (probes.hooks.join("; "), probes.degraded.join("; "));
+                (Ok(format!("{hooks}; left out: {left_out}")), None)
             }
-            Ok(probes) => ProbeCheck {
-                name: name.to_owned(),
-                outcome: Ok(format!("{hook}; left out: {}", probes.degraded.join("; "))),
-                mend: None,
-            },
-            Err(error) => ProbeCheck {
-                name: name.to_owned(),
-                outcome: Err(format!("{error:#}")),
-                mend: Some("run as root on the node, or in a container with `privileged: true`".to_owned()),
-            },
-        })
-        .collect()
+            Err(error) => {
+                let mend = "run as root on the node, or in a container with `privileged: true`";
+                (Err(format!("{error:#}")), Some(mend.to_owned()))
+            }
+        };
+        ProbeCheck { name: name.to_owned(), outcome, mend }
+    };
+    tries.into_iter().map(check).collect()
 }
 
 /// Server ports that carry DNS if nobody says otherwise; 0 is an unused slot.

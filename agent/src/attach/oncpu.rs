@@ -37,7 +37,8 @@ impl Scope {
     }
 }
 
-pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
+/// Attaches; returns the hooks, in words.
+pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<String> {
     let map: &mut Map = ebpf.map_mut("TARGETS").context("the probes have no map TARGETS")?;
     let mut targets: HashMap<_, u64, u8> = HashMap::try_from(map)?;
     for key in wanted.scope.keys() {
@@ -46,7 +47,8 @@ pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
     let program: &mut PerfEvent =
         ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?;
     program.load().context("load oncpu_sample")?;
-    for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))? {
+    let cpus = online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))?;
+    for &cpu in &cpus {
         program
             .attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
@@ -56,5 +58,5 @@ pub fn attach(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
             )
             .with_context(|| format!("open a cpu-clock perf event on CPU {cpu}"))?;
     }
-    Ok(())
+    Ok(format!("cpu-clock perf event on {} CPUs", cpus.len()))
 }

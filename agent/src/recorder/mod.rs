@@ -73,6 +73,7 @@ impl Recorder {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
+            execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
             kernel_losses: probes.losses()?,
             flight: Flight::new(probes.in_flight()?, options.dns_timeout),
@@ -81,6 +82,7 @@ impl Recorder {
             bad_records: 0,
             queue_full: 0,
             stacks_unnamed: 0,
+            files_not_held: 0,
             dns_answers: options.dns_answers,
             pods: pods.clone(),
             losses: losses.clone(),
@@ -137,6 +139,7 @@ type Message = Result<DnsMessage, decode::BadRecord>;
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
     oom: ring::Ring,
+    execs: ring::Ring,
     dns: ring::Ring,
     kernel_losses: ring::Losses,
     flight: Flight,
@@ -145,6 +148,7 @@ struct Collector {
     bad_records: u64,
     queue_full: u64,
     stacks_unnamed: u64,
+    files_not_held: u64,
     dns_answers: bool,
     pods: Arc<Pods>,
     losses: Arc<Mutex<Losses>>,
@@ -154,9 +158,10 @@ impl Collector {
     async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut oom, mut dns) = (Vec::new(), Vec::new());
+        let (mut oom, mut execs, mut dns) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             tokio::select! {
+                drained = self.execs.drain(|bytes| execs.push(decode::exec(bytes))) => drained?,
                 drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
                 _ = sweep.tick() => {
@@ -165,6 +170,7 @@ impl Collector {
                 }
                 _ = &mut stopped => break,
             }
+            execs.drain(..).for_each(|pid| self.hold(pid));
             self.hand_over(&mut oom, &mut dns);
         }
         self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
@@ -182,6 +188,13 @@ impl Collector {
         }
         oom.drain(..).for_each(|kill| self.oom(kill));
         dns.drain(..).for_each(|message| self.dns(message));
+    }
+
+    fn hold(&mut self, pid: Result<u32, decode::BadRecord>) {
+        match pid {
+            Ok(pid) => self.files_not_held += u64::from(!self.stacks.hold(pid)),
+            Err(_) => self.bad_records += 1,
+        }
     }
 
     fn oom(&mut self, kill: Kill) {
@@ -243,6 +256,7 @@ impl Collector {
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
             ("oom_stacks_unnamed", self.stacks_unnamed),
+            ("oom_files_not_held", self.files_not_held),
         ];
         sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
         sum.retain(|_, count| *count > 0);

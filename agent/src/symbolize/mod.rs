@@ -75,6 +75,12 @@ impl Symbolizer {
         processes.see(pid, &mut opening);
     }
 
+    /// Opens the executables of a process and remembers them alone: for [`Symbolizer::build_id`], when it is dead.
+    pub fn hold_files(&mut self, pid: u32) {
+        let (_, mut opening) = self.opening();
+        Processes::hold(pid, &mut opening);
+    }
+
     /// Call with each new stack while the process may still live: addresses outside of every known mapping (dlopen)
     /// have the mappings read again, rate-limited per process.
     pub fn notice(&mut self, pid: u32, addresses: &[u64]) {

@@ -32,10 +32,12 @@ pub enum Loss {
     DnsInserted = 12,
     /// … and taken out of it by the kernel side. The difference that is not there was evicted.
     DnsRemoved = 13,
+    /// A new program's file found the ring `EXECS` full: it is opened when a kill first names it, if it is still there.
+    ExecRing = 14,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 14] = [
+pub const LOSSES: [&str; 15] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -50,4 +52,5 @@ pub const LOSSES: [&str; 14] = [
     "dns_connected",
     "dns_inserted",
     "dns_removed",
+    "exec_ring",
 ];

@@ -8,6 +8,7 @@
 
 mod boot;
 mod job;
+mod kernel_log;
 mod suite;
 
 use std::fs::OpenOptions;

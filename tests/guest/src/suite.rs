@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::job::{Job, Test};
+use crate::kernel_log;
 
 /// Of what a failed test printed, the last bytes are shown.
 const SHOWN: u64 = 32 << 10;
@@ -31,7 +32,7 @@ pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
         let name = format!("{}::{}", test.suite, test.name);
         writeln!(verdicts, "begin {name}")?;
         verdicts.flush()?;
-        let start = Instant::now();
+        let (start, log) = (Instant::now(), kernel_log::Mark::now());
         let outcome = one(test, job);
         let took = start.elapsed().as_millis();
         match outcome {
@@ -41,6 +42,8 @@ pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
                     writeln!(verdicts, "| {}", line.replace(|c: char| c.is_control() && c != '\t', "."))?;
                 }
                 writeln!(verdicts, "fail {name} {took} {reason}")?;
+                eprintln!("{name} failed; what the kernel said meanwhile:");
+                log.since().iter().for_each(|line| eprintln!("{line}"));
             }
         }
         verdicts.flush()?;

@@ -59,6 +59,13 @@ fn took(text: &str) -> Option<Duration> {
     text.parse().ok().map(Duration::from_millis)
 }
 
+/// What a column said.
+pub struct Heard {
+    pub lines: Vec<Line>,
+    /// Once it is over: in order, or why not.
+    pub end: Option<Result<(), String>>,
+}
+
 /// A running column.
 pub struct Column {
     pub name: String,
@@ -145,8 +152,8 @@ impl Column {
         }
     }
 
-    /// What was said since the last call; and, once it is over, how it ended: in order, or why not.
-    pub fn poll(&mut self) -> Result<(Vec<Line>, Option<Result<(), String>>)> {
+    /// What was said since the last call.
+    pub fn poll(&mut self) -> Result<Heard> {
         // Ask before reading: what it said last must not be lost.
         let ended = self.child.try_wait()?;
         let lines = self.lines()?;
@@ -163,7 +170,7 @@ impl Column {
             }
             None => None,
         };
-        Ok((lines, end))
+        Ok(Heard { lines, end })
     }
 
     fn lines(&mut self) -> Result<Vec<Line>> {
@@ -207,20 +214,18 @@ mod tests {
     fn a_machine_that_ends_without_its_last_line_has_failed() {
         let folder = tempfile::tempdir().unwrap();
         let say = |text: &str| {
-            let program = folder.path().join("guest");
-            fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
-            std::os::unix::fs::symlink("/bin/sh", folder.path().join("sh")).ok();
+            // A shell is a guest whose job is a script.
             let mut column =
                 Column::running("t", folder.path(), Path::new("/bin/sh"), text, Duration::from_secs(1))
                     .unwrap();
             loop {
-                if let (lines, Some(end)) = column.poll().unwrap() {
-                    return (lines, end);
+                if let Some(end) = column.poll().unwrap().end {
+                    return end;
                 }
             }
         };
-        assert_eq!(say("echo begin a; echo end 1").1, Ok(()));
-        let (_, end) = say("echo begin a; exit 7");
+        assert_eq!(say("echo begin a; echo end 1"), Ok(()));
+        let end = say("echo begin a; exit 7");
         assert!(end.unwrap_err().contains("in the middle"));
     }
 }

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Group};
 use crate::sh;
-use column::{Column, Line};
+use column::{Column, Heard, Line};
 use kernels::{Fetched, KERNELS};
 use suite::{Suite, TEST_LIMIT};
 use table::{Heading, Table};
@@ -123,7 +123,7 @@ fn drive(mut active: Vec<Column>, table: &mut Table) -> Result<()> {
 fn step(active: &mut Vec<Column>, table: &mut Table) -> Result<()> {
     let mut through = Vec::new();
     for (at, column) in active.iter_mut().enumerate() {
-        let (lines, end) = column.poll()?;
+        let Heard { lines, end } = column.poll()?;
         for line in lines {
             note(line, &column.name, table);
         }
