@@ -40,6 +40,9 @@ enum Command {
         /// Run only what needs neither root nor packages
         #[arg(long)]
         offline_only: bool,
+        /// Boot no other kernels
+        #[arg(long, conflicts_with = "offline_only")]
+        this_kernel: bool,
     },
     /// Run the kernel tests on Debian's kernels in QEMU, and on this one; a table at the end (as root)
     Vm {
@@ -49,7 +52,7 @@ enum Command {
         #[arg(long, short, value_name = "FILTER")]
         test: Vec<String>,
         /// How many machines at once
-        #[arg(long, short, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+        #[arg(long, short, default_value_t = vm::JOBS as u8, value_parser = clap::value_parser!(u8).range(1..=16))]
         jobs: u8,
     },
     /// Build static binaries, and print the folder they are in
@@ -69,7 +72,7 @@ fn main() -> ExitCode {
         Command::Setup { groups } => setup::run(&groups),
         Command::BuildEbpf { check } => build_ebpf::run(check),
         Command::Demo { out } => demo::run(&out),
-        Command::Test { filter, offline_only } => test::run(&filter, offline_only),
+        Command::Test { filter, offline_only, this_kernel } => test::run(&filter, offline_only, this_kernel),
         Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
         Command::BuildStatic { what } => statics::run(what),
         Command::Image { tag } => image::run(&tag),

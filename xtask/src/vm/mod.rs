@@ -22,23 +22,30 @@ use crate::sh;
 use column::{Column, Heard, Line};
 use kernels::{Fetched, KERNELS};
 use suite::{Suite, TEST_LIMIT};
-use table::{Heading, Table};
+use table::Heading;
+pub use table::Table;
 
 /// The word for the kernel that this machine runs.
-const RUNNING: &str = "running";
+pub const RUNNING: &str = "running";
+/// How many machines at once, unless told otherwise: one a core of the smallest machine that we build on.
+pub const JOBS: usize = 2;
 
 /// The command.
 pub fn run(names: &[String], filter: &[String], jobs: usize) -> Result<()> {
     let arguments =
         std::iter::once("vm").chain(names.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
-    let (kernels, running) = wanted(names)?;
+    wanted(names)?;
     sh::need_root(&arguments, "loads kernel probes and starts containers")?;
     sh::say("== setup");
     setup::install(&[Group::Test, Group::Vm])?;
     sh::say("== build");
-    let suite = Suite::build(filter)?;
-    let table = matrix(&kernels, running, &suite, jobs)?;
-    conclude(&table)
+    conclude(&table(names, filter, jobs)?)
+}
+
+/// Builds, runs, and returns the table of those kernels (all, if none is named); the caller installed what it needs.
+pub fn table(names: &[String], filter: &[String], jobs: usize) -> Result<Table> {
+    let (kernels, running) = wanted(names)?;
+    matrix(&kernels, running, &Suite::build(filter)?, jobs)
 }
 
 /// The kernels that were named, and whether the running one is among them.
@@ -62,7 +69,7 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
     if running {
         let folder = fresh(&folder, RUNNING)?;
         sh::say(format_args!("== {} tests on {}", suite.tests.len(), here.name));
-        let column = Column::running(&here.name, &folder, &suite.guest, &suite.job(None), TEST_LIMIT)?;
+        let column = Column::running(&here.name, &folder, &suite.guest, &suite.job(&here, None), TEST_LIMIT)?;
         drive(vec![column], &mut table)?;
     }
     let mut todo: VecDeque<&Fetched> = fetched.iter().collect();
@@ -79,9 +86,6 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
 }
 
 fn heading(kernel: &Fetched) -> Heading {
-    if kernel.drifted {
-        sh::say(format_args!("{} is {}, not the pinned kernel", kernel.name, kernel.release));
-    }
     Heading { name: kernel.name.to_owned(), traits: vec![kernel.name.to_owned(), "cgroup v2".to_owned()] }
 }
 
@@ -99,8 +103,11 @@ fn this_machine() -> Result<Heading> {
 
 fn boot(kernel: &Fetched, folder: &Path, suite: &Suite) -> Result<Column> {
     let folder = fresh(folder, kernel.name)?;
-    let job = suite.job(Some(&kernel.base.join("lib/modules")));
+    let job = suite.job(&heading(kernel), Some(&kernel.base.join("lib/modules")));
     let initramfs = initramfs::write(&folder, kernel, &suite.guest, &job)?;
+    if kernel.drifted {
+        sh::say(format_args!("{} is {}, not the pinned kernel", kernel.name, kernel.release));
+    }
     sh::say(format_args!("== booting {} ({}), log in {}", kernel.name, kernel.release, folder.display()));
     Column::machine(kernel, &folder, &initramfs, TEST_LIMIT)
 }

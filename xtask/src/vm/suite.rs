@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::table::Heading;
+use super::unsupported;
 use crate::sh;
 use crate::statics::{self, Statics};
 
@@ -61,7 +63,7 @@ impl Suite {
     }
 
     /// The text that tests/guest/src/job.rs reads.
-    pub fn job(&self, modules: Option<&Path>) -> String {
+    pub fn job(&self, heading: &Heading, modules: Option<&Path>) -> String {
         let mut job = String::new();
         let mut line = |text: String| job.extend([text.as_str(), "\n"]);
         if let Some(modules) = modules {
@@ -70,7 +72,11 @@ impl Suite {
         for (name, value) in &self.environment {
             line(format!("env {name}={}", value.display()));
         }
-        for Test { suite, name, program } in &self.tests {
+        for test in &self.tests {
+            if unsupported::is_left_out(&test.full_name(), &heading.traits) {
+                continue;
+            }
+            let Test { suite, name, program } = test;
             line(format!("test {} {suite} {name} {}", TEST_LIMIT.as_secs(), program.display()));
         }
         job

@@ -56,10 +56,20 @@ impl Table {
         unsupported::reason(test, traits)
     }
 
-    /// What is not there is a failure.
-    fn cell(&self, column: &str, test: &str) -> Cell {
-        let found = self.cells.get(&(test.to_owned(), column.to_owned())).cloned();
-        found.unwrap_or_else(|| Cell::Fail("no verdict".to_owned()))
+    /// What is not there is a failure, unless it was not asked for.
+    fn cell(&self, column: &Heading, test: &str) -> Cell {
+        if let Some(cell) = self.cells.get(&(test.to_owned(), column.name.clone())) {
+            return cell.clone();
+        }
+        match unsupported::reason(test, &column.traits) {
+            Some(reason) if unsupported::is_left_out(test, &column.traits) => Cell::Unsupported(reason),
+            _ => Cell::Fail("no verdict".to_owned()),
+        }
+    }
+
+    /// How many kernels.
+    pub fn width(&self) -> usize {
+        self.columns.len()
     }
 
     /// Passed, failed, unsupported.
@@ -67,7 +77,7 @@ impl Table {
         let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
         for test in &self.tests {
             for column in &self.columns {
-                match self.cell(&column.name, test) {
+                match self.cell(column, test) {
                     Cell::Pass(_) => passed += 1,
                     Cell::Fail(_) => failed += 1,
                     Cell::Unsupported(_) => unsupported += 1,
@@ -91,7 +101,7 @@ impl Display for Table {
         for test in &self.tests {
             write!(f, "{test:first$}")?;
             for column in &self.columns {
-                let text = match self.cell(&column.name, test) {
+                let text = match self.cell(column, test) {
                     Cell::Pass(took) => format!("{:.1} s", took.as_secs_f64()),
                     Cell::Fail(reason) => {
                         notes.push(format!("FAIL         {test} on {}: {reason}", column.name));
