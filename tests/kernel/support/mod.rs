@@ -24,6 +24,11 @@ pub fn require_root() {
     );
 }
 
+/// How often to repeat what is repeated for good measure: a quarter on an emulated machine, which is ten times slower.
+pub fn times(wanted: usize) -> usize {
+    if std::env::var_os("PODOPSY_EMULATED").is_some() { wanted / 4 } else { wanted }
+}
+
 /// The recorder, running in this process.
 pub struct Recording {
     runtime: Runtime,
