@@ -96,7 +96,15 @@ fn pids() -> impl Iterator<Item = u32> {
 }
 
 fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
-    symbolizer.see_process(stack.pid);
+    // Reading a dying process's mappings holds its memory back for that moment, and the limit is hit already: only for
+    // what was not opened when it started.
+    let is_new = |frame: &BuildIdFrame| match frame.status {
+        1 => !symbolizer.holds(&frame.build_id),
+        status => status == 2,
+    };
+    if stack.user.iter().any(is_new) {
+        symbolizer.see_process(stack.pid);
+    }
     let kernel = stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0));
     let kernel = kernel.skip_while(is_probe).collect();
     let user = stack

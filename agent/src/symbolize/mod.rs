@@ -127,6 +127,11 @@ impl Symbolizer {
         self.kernel.frames(at, &mut self.resolver, &mut self.losses).to_vec()
     }
 
+    /// A file with this build id was opened.
+    pub fn holds(&self, build_id: &[u8; 20]) -> bool {
+        self.files.by_build_id(build_id).is_some()
+    }
+
     /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).
     pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Vec<Frame> {
         let offset = offset.saturating_sub(u64::from(is_return));
