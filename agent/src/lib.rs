@@ -6,6 +6,7 @@
 //! | bytes | [`ring`] | aya's maps, async fds |
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
+//! | the curve before it | [`memory`] | the memory controller's files |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
@@ -16,9 +17,11 @@
 
 pub mod aggregate;
 pub mod attach;
+pub mod clock;
 pub mod decode;
 pub mod doctor;
 pub mod export;
+pub mod memory;
 pub mod model;
 pub mod node;
 pub mod pods;

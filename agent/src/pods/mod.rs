@@ -128,6 +128,16 @@ pub enum Resolved {
     Cgroups(Vec<u64>),
 }
 
+/// A living memory cgroup that is a container's own, or lies above one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Level {
+    pub id: u64,
+    /// Relative to the hierarchy's mount.
+    pub path: PathBuf,
+    /// A container's own: no sandbox, and not a pod's or a slice's.
+    pub container: bool,
+}
+
 /// The room's door. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Pods {
@@ -177,6 +187,11 @@ impl Pods {
         let known = room.cache().id_at(&path);
         let id = known.or_else(|| room.id_of_path(&path)).unwrap_or(0);
         Ok(room.owner_of_cgroup(id).await)
+    }
+
+    /// The cgroups of living containers and of what lies above them, as far as they are known now.
+    pub fn memory_levels(&self) -> Vec<Level> {
+        self.room.memory_levels()
     }
 
     /// When a living process started: with its pid, one process for good.

@@ -11,7 +11,7 @@ use super::cache::{Cache, Limits, Names, Search};
 use super::hierarchy::Hierarchy;
 use super::runtime::Runtime;
 use super::watch::Watch;
-use super::{Options, Status, names};
+use super::{Level, Options, Status, names};
 use crate::model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 
 /// Between two scans for ids that nobody knows; who asks meanwhile waits for the next one.
@@ -178,6 +178,28 @@ impl Room {
             cgroups.sort_by_cached_key(|(path, _)| (path.components().count(), path.clone()));
         }
         all
+    }
+
+    /// Living containers' own cgroups, each followed by those above it (once each).
+    pub fn memory_levels(&self) -> Vec<Level> {
+        let cache = self.cache();
+        let mut above = std::collections::HashSet::new();
+        let mut levels = Vec::new();
+        for (id, entry) in cache.live().filter(|(_, e)| !e.name.below && !e.name.containers.is_empty()) {
+            let Some(known) = entry.key.as_ref().and_then(|key| cache.known(key)) else { continue };
+            if container_id(&known.names, known).is_none() {
+                continue;
+            }
+            levels.push(Level { id, path: entry.path.clone(), container: true });
+            for path in entry.path.ancestors().skip(1) {
+                if !above.insert(path.to_owned()) {
+                    break;
+                }
+                let id = cache.id_at(path);
+                levels.extend(id.map(|id| Level { id, path: path.to_owned(), container: false }));
+            }
+        }
+        levels
     }
 
     pub fn status(&self) -> Status {

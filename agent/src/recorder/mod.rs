@@ -3,7 +3,6 @@
 //! Two tasks: one empties the rings and must never wait; one attributes, and may wait for the
 //! runtime. The queue between them is bounded, and what does not fit is counted.
 
-mod clock;
 mod flight;
 mod record;
 mod stacks;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use podopsy_wire::Task;
 use tokio::sync::{mpsc, oneshot};
 
-use super::clock;
 use super::stacks::Named;
+use crate::clock;
 use crate::decode::OomDecoded;
 use crate::model::event::{OomTask, Rss};
 use crate::model::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, Owner, ProcessRef, text};
