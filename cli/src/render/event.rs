@@ -64,7 +64,7 @@ impl Lines {
             Kind::DnsFailure => {
                 line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
             }
-            Kind::DnsAnswer => line,
+            Kind::OomIncident | Kind::DnsAnswer => line,
         };
         writeln!(out, "{line}")?;
         out.flush()
@@ -80,6 +80,9 @@ fn pod(event: &Event) -> String {
 }
 
 fn detail(event: &Event) -> String {
+    if let Some(incident) = &event.incident {
+        return super::oom::summary(incident);
+    }
     match &event.detail {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
@@ -98,6 +101,15 @@ fn oom(kill: &OomKill) -> String {
         text += ", trigger same";
     } else {
         text += &format!(", trigger {}", task(&kill.trigger));
+    }
+    if let Some(limit) = &kill.limit {
+        text += &format!(", limit {}", super::oom::whose(limit));
+    }
+    if kill.already_dying {
+        text += ", was dying already";
+    }
+    if kill.recovered {
+        text += " (from the kernel's log)";
     }
     text
 }
@@ -167,6 +179,10 @@ mod tests {
             oom_score_adj: None,
             kernel_stack: Vec::new(),
             user_stack: Vec::new(),
+            incident: None,
+            limit: None,
+            already_dying: false,
+            recovered: false,
         })
     }
 
