@@ -32,7 +32,7 @@ impl Lines {
             ListFormat::Wide => Terminal { width: None, ..terminal },
             _ => terminal,
         };
-        Lines { format, terminal, widths: [13, 11, names[0], names[1], names[2]], header_printed: false }
+        Lines { format, terminal, widths: [13, 12, names[0], names[1], names[2]], header_printed: false }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
