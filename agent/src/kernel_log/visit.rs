@@ -14,6 +14,8 @@ const ROWS_MAX: usize = 2048;
 const KILLS_MAX: usize = 2048;
 /// Visits kept; the oldest go first.
 const VISITS_MAX: usize = 512;
+/// Rows kept in all: when there are more, the oldest visits lose their tables.
+const ROWS_IN_ALL: usize = 40_000;
 /// A line that went on and on is cut here.
 const LINE_MAX: usize = 16 << 10;
 /// Members of a group are killed in one go; what comes later without a header is another visit. Consoles can
@@ -131,6 +133,13 @@ impl Visits {
         visit.kills.push(kill);
         if self.visits.len() >= VISITS_MAX {
             self.visits.pop_front();
+        }
+        let mut rows = visit.rows.len();
+        for older in self.visits.iter_mut().rev() {
+            rows += older.rows.len();
+            if rows > ROWS_IN_ALL {
+                older.rows_dropped += std::mem::take(&mut older.rows).len();
+            }
         }
         self.visits.push_back(visit);
     }

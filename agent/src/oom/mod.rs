@@ -79,7 +79,7 @@ impl Examiner {
         };
         self.dying.fetch_add(u64::from(already_dying), Relaxed);
         let (visit, line) = found.unzip();
-        let mut facts = facts(&self.pods, visit, line.as_ref(), levels);
+        let mut facts = facts(visit, line.as_ref(), levels);
         facts.qos = self.qos(owner.cgroup.id);
         facts.curve = self.curve(owner);
         facts.already_dying = already_dying;
@@ -136,14 +136,9 @@ impl Examiner {
 }
 
 /// What log and levels say together.
-fn facts(pods: &Pods, visit: Option<Visit>, line: Option<&Kill>, levels: Vec<limit::Reading>) -> Facts {
+fn facts(visit: Option<Visit>, line: Option<&Kill>, levels: Vec<limit::Reading>) -> Facts {
     let in_cgroup = line.and_then(|line| line.killed.as_ref()).map(|killed| killed.in_cgroup);
-    let mut limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
-    if limit.of == Level::Slice
-        && let Some(level) = limit.path.as_ref().and_then(|path| pods.place_of(path.as_bytes()))
-    {
-        limit.of = level.steps.first().map_or(limit.of, |step| step.level);
-    }
+    let limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
     let processes = visit.as_ref().and_then(|visit| levels::table(visit, limit.usage_bytes));
     Facts {
         processes,

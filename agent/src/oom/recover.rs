@@ -66,7 +66,7 @@ pub async fn kills(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u64, Fa
         let place = path.and_then(|path| pods.place_of(path));
         let levels =
             place.as_ref().map(|place| levels::read(pods, place, &Before::LongAgo)).unwrap_or_default();
-        let mut facts = facts(pods, Some(visit.clone()), Some(kill), levels);
+        let mut facts = facts(Some(visit.clone()), Some(kill), levels);
         facts.qos = place.and_then(|place| place.qos).map(str::to_owned);
         facts.already_dying = kill.killed.is_none();
         let boot_ns = kill.time_us.saturating_mul(1000);

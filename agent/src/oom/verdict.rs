@@ -1,6 +1,7 @@
 //! Where the kernel's facts and Kubernetes' word part, and the one line that the numbers carry. Pure.
 
 use crate::model::incident::{Incident, Level, RuntimeView, Verdict};
+use crate::model::memory::Curve;
 
 /// SIGKILL's exit code, as shells and runtimes count.
 const KILLED: i32 = 137;
@@ -43,15 +44,15 @@ pub fn word(view: &RuntimeView) -> String {
 
 /// Share of the table from which one process is the whole story.
 const MOST: f64 = 0.6;
-/// Points of a curve from which its slope is worth a word: half a minute.
-const POINTS_MIN: usize = 30;
+/// Points of a curve from which its slope is worth a word.
+const POINTS_MIN: usize = 20;
 /// A curve that grew less than this part of the limit over its whole length was steady.
 const STEADY: f64 = 0.05;
 
 /// One line, phrased as what was seen; None: the numbers carry none.
 pub fn advice(incident: &Incident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
-    if let Some(line) = growth(incident, limit) {
+    if let Some(line) = growth(incident, limit).or_else(|| lives(incident)) {
         return Some(line);
     }
     let table =
@@ -97,12 +98,49 @@ fn growth(incident: &Incident, limit: u64) -> Option<String> {
             time(whole)
         ));
     }
+    if grown.abs() > STEADY * limit as f64 {
+        return None;
+    }
+    if let Some(line) = jump(incident, curve, limit) {
+        return Some(line);
+    }
     let first =
         curve.current_bytes.first().zip(curve.file_bytes.first()).map(|(c, f)| c.saturating_sub(*f))?;
-    (grown.abs() <= STEADY * limit as f64 && first as f64 >= 0.85 * limit as f64).then(|| {
+    (first as f64 >= 0.85 * limit as f64).then(|| {
         format!(
             "held {:.0} % of its limit steadily for {}: the limit of {:.0} MiB is close to what it always needs",
             first as f64 * 100.0 / limit as f64, time(seconds), mib(limit as f64)
+        )
+    })
+}
+
+fn lives(incident: &Incident) -> Option<String> {
+    let all = &incident.lives;
+    let shortest = all.iter().map(|life| life.seconds).min_by(f64::total_cmp)?;
+    let longest = all.iter().map(|life| life.seconds).max_by(f64::total_cmp)?;
+    (all.len() >= LIVES_MIN).then(|| {
+        format!(
+            "met its limit in each of {} lives, {} to {} after its start",
+            all.len(),
+            time(shortest),
+            time(longest)
+        )
+    })
+}
+
+/// Lives from which they are a pattern.
+const LIVES_MIN: usize = 3;
+
+/// The last sample was far from the limit: the curve has not seen what happened after it.
+fn jump(incident: &Incident, curve: &Curve, limit: u64) -> Option<String> {
+    let last = *curve.current_bytes.last()?;
+    let full = incident.limit.usage_bytes.is_some_and(|usage| usage as f64 >= JUMP_TO * limit as f64);
+    let of_container = matches!(incident.limit.of, Level::Container);
+    (of_container && full && (last as f64) < JUMP_FROM * limit as f64).then(|| {
+        format!(
+            "went from {} MiB, where it had stayed, to the limit of {} MiB within about a second",
+            last >> 20,
+            limit >> 20
         )
     })
 }
@@ -114,6 +152,10 @@ fn time(seconds: f64) -> String {
         s => format!("{:.0} h", s / 3600.0),
     }
 }
+
+/// Parts of the limit between which memory jumped.
+const JUMP_FROM: f64 = 0.7;
+const JUMP_TO: f64 = 0.95;
 
 /// What a verdict means, in one line for people.
 pub fn explain(verdict: Verdict, incident: &Incident) -> String {

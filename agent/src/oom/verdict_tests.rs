@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::*;
 use crate::model::event::OomTask;
-use crate::model::incident::{How, Limit, ProcessRow, ProcessTable, Victim};
+use crate::model::incident::{How, Life, Limit, ProcessRow, ProcessTable, Victim};
 use crate::model::memory::Curve;
 
 /// A container of 64 MiB whose process 42 was killed.
@@ -105,9 +105,19 @@ fn advice_says_what_was_seen_and_nothing_more() {
     );
     one.curve = curve(61, |_| 60 << 20, 0.0);
     assert!(advice(&one).unwrap().starts_with("held 94 % of its limit steadily for 60 s"));
+    one.curve = curve(61, |_| 30 << 20, 0.0);
+    assert!(
+        advice(&one).unwrap().starts_with("went from 30 MiB, where it had stayed, to the limit of 64 MiB")
+    );
+    // A leak whose last sample is old is a leak all the same.
+    one.curve = curve(31, |s| (s as u64) << 20, f64::from(1 << 20));
+    assert!(advice(&one).unwrap().starts_with("grew by 60.0 MiB"));
     // Too few points to speak of.
     one.curve = curve(5, |s| (s as u64) << 20, f64::from(1 << 20));
     assert_eq!(advice(&one), None);
+    one.lives =
+        [4.6, 5.2, 5.0].into_iter().zip(0..).map(|(seconds, attempt)| Life { attempt, seconds }).collect();
+    assert_eq!(advice(&one).unwrap(), "met its limit in each of 3 lives, 5 s to 5 s after its start");
 }
 
 #[test]

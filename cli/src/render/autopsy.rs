@@ -41,7 +41,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("trigger", &trigger(incident))?;
     put("container", &container(event, incident))?;
     put("runtime", &runtime(event, incident))?;
-    put("memory", &incident.curve.as_ref().map(memory).unwrap_or_default())?;
+    put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;
     put("levels", &levels(&incident.levels))?;
     put("processes", &incident.processes.as_ref().map(processes).unwrap_or_default())?;
     put("stack", &stack(event))?;
@@ -143,13 +143,14 @@ fn runtime(event: &Event, incident: &Incident) -> String {
     text
 }
 
-/// The curve in eighths of its own height.
-fn memory(curve: &Curve) -> String {
+/// The curve in eighths of the limit, where that is the container's; else of its own height.
+fn memory(curve: &Curve, incident: &Incident) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let (Some(first), Some(last)) = (curve.current_bytes.first(), curve.current_bytes.last()) else {
         return String::new();
     };
-    let top = curve.current_bytes.iter().copied().max().unwrap_or(0).max(1);
+    let limit = incident.limit.limit_bytes.filter(|_| incident.limit.of == Level::Container).unwrap_or(0);
+    let top = curve.current_bytes.iter().copied().max().unwrap_or(0).max(limit).max(1);
     let count = curve.current_bytes.len();
     let width = SPARKS.min(count);
     let bars: String = (0..width)
@@ -176,6 +177,9 @@ fn memory(curve: &Curve) -> String {
     if let Some(slope) = curve.growth_bytes_per_second {
         let sign = if slope < 0.0 { '-' } else { '+' };
         text += &format!("; {sign}{}/s", units::bytes(slope.abs() as u64));
+    }
+    if let Some(usage) = incident.limit.usage_bytes.filter(|_| limit > 0) {
+        text += &format!("; {} at the kill", units::bytes(usage));
     }
     if let Some(pressure) = curve.pressure {
         text += &format!("; waiting {:.0} %", pressure * 100.0);

@@ -217,9 +217,9 @@ mod tests {
         assert_eq!(
             printed(ListFormat::Table, Terminal::PLAIN, &events),
             "\
-TIME           KIND         POD                                   CONTAINER           PROCESS                 DETAIL
-03:04:05.678Z  oom.kill     finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
-03:04:05.678Z  dns.failure  (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
+TIME           KIND          POD                                   CONTAINER           PROCESS                 DETAIL
+03:04:05.678Z  oom.kill      finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
+03:04:05.678Z  dns.failure   (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
 "
         );
     }
@@ -230,7 +230,7 @@ TIME           KIND         POD                                   CONTAINER     
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
             printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
-            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m     finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, tr…"
+            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m      finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, t…"
         );
         assert!(printed(ListFormat::Wide, terminal, &events).ends_with("rss 62.1 MiB, trigger leak[5]\n"));
     }

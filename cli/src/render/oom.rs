@@ -42,7 +42,8 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
             kubernetes(incident),
         ];
         if wide {
-            row.push(incident.limit.by.clone());
+            let alone = if incident.recovered { ", nobody watched" } else { "" };
+            row.push(format!("{}{alone}", incident.limit.by));
             row.push(incident.trigger.as_ref().map(|t| format!("{}[{}]", t.comm, t.pid)).unwrap_or_default());
             row.push(incident.qos.clone().unwrap_or_default());
             row.push(event.container.as_ref().map(|container| container.image.clone()).unwrap_or_default());
