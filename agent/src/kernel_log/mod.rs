@@ -96,6 +96,17 @@ impl Follower {
         }
     }
 
+    /// What a visit has come to, by the number of its first kill: whether it killed a group, and how many kills
+    /// the kernel counts of it.
+    pub fn outcome(&self, sequence: u64) -> Option<(bool, u64)> {
+        lock(&self.state).visits.of(sequence).map(|visit| (visit.group.is_some(), visit.counted()))
+    }
+
+    /// Kills that the kernel counted twice: see [`Visit::repeats`].
+    pub fn repeats(&self) -> u64 {
+        lock(&self.state).visits.repeats
+    }
+
     /// The last record read.
     pub fn last_sequence(&self) -> Option<u64> {
         lock(&self.state).visits.last_sequence

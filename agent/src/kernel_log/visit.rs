@@ -37,6 +37,16 @@ pub struct Visit {
     /// The cgroup all of whose tasks were killed (memory.oom.group).
     pub group: Option<Vec<u8>>,
     pub kills: Vec<Kill>,
+    /// Kills of a thread that was killed already: a group's first victim is a member of it, too, so that the
+    /// kernel kills, prints and counts it twice.
+    pub repeats: u64,
+}
+
+impl Visit {
+    /// Kills as the kernel counts them (`/proc/vmstat` oom_kill).
+    pub fn counted(&self) -> u64 {
+        self.kills.iter().filter(|kill| kill.killed.is_some()).count() as u64 + self.repeats
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -62,6 +72,8 @@ pub struct Visits {
     /// Names that could be read in two ways, and so were not.
     pub ambiguous: u64,
     pub last_sequence: Option<u64>,
+    /// Of all visits.
+    pub repeats: u64,
 }
 
 impl Visits {
@@ -126,7 +138,12 @@ impl Visits {
         if self.open.is_none()
             && let Some(visit) = self.visits.back_mut().filter(grouped)
         {
-            visit.kills.push(kill);
+            if visit.kills.iter().any(|known| known.tid == kill.tid) {
+                visit.repeats += 1;
+                self.repeats += 1;
+            } else {
+                visit.kills.push(kill);
+            }
             return;
         }
         let mut visit = self.open.take().unwrap_or_default();
@@ -152,6 +169,14 @@ impl Visits {
         kill.taken = true;
         let kill = kill.clone();
         Some((visit.clone(), kill))
+    }
+
+    /// The visit whose first kill has this number.
+    pub fn of(&self, sequence: u64) -> Option<&Visit> {
+        self.visits
+            .iter()
+            .rev()
+            .find(|visit| visit.kills.first().is_some_and(|kill| kill.sequence == sequence))
     }
 
     pub fn into_visits(self) -> Vec<Visit> {
@@ -203,6 +228,7 @@ mod tests {
         let mut visits = read(include_str!("fixtures/6.1-v2-group.kmsg"));
         let (visit, _) = visits.take(1203).unwrap();
         assert_eq!(visit.group.as_deref(), Some(&b"/kubepods/burstable/pod1/c1"[..]));
+        assert_eq!((visit.repeats, visit.counted(), visits.repeats), (1, 6, 1), "the first is a member, too");
         assert_eq!(
             visit.kills.iter().map(|kill| kill.tid).collect::<Vec<_>>(),
             [1201, 1202, 1203, 1204, 1205]

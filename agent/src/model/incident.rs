@@ -169,6 +169,9 @@ pub struct Incident {
     pub trigger_cgroup: CgroupRef,
     /// All of a cgroup's processes were killed together (`memory.oom.group`).
     pub group: bool,
+    /// How many kills the kernel counts of it (`/proc/vmstat` oom_kill): none for a victim that was dying
+    /// already, and two for the first victim of a group, which is killed as a member once more.
+    pub kernel_kills: u64,
     /// The kernel's CONSTRAINT_*, in small letters; null: the log did not say.
     pub constraint: Option<String>,
     pub limit: Limit,

@@ -40,6 +40,8 @@ struct Open {
     incident: Incident,
     /// The first kill's: whose it was.
     event: Event,
+    /// The log's number of the first kill.
+    sequence: Option<u64>,
     /// Of the last kill.
     boot_ns: u64,
     due: Instant,
@@ -94,6 +96,11 @@ impl Desk {
             let open = &mut self.open[at];
             (open.boot_ns, open.due) = (boot_ns, Instant::now() + SETTLE);
             open.incident.group |= group;
+            if open.incident.victims.iter().any(|known| known.task.pid == victim.task.pid) {
+                // Another thread of a victim: marked again, killed once.
+                kill.already_dying = true;
+                return;
+            }
             if open.incident.victims.len() < VICTIMS_MAX {
                 open.incident.victims.push(victim);
             }
@@ -106,7 +113,7 @@ impl Desk {
         }
         let incident = incident(id, kill, victim, group, facts);
         let due = Instant::now() + SETTLE;
-        self.open.push_back(Open { incident, event: event.clone(), boot_ns, due });
+        self.open.push_back(Open { incident, event: event.clone(), sequence: first, boot_ns, due });
     }
 
     fn id_of(&self, sequence: u64) -> String {
@@ -135,6 +142,8 @@ impl Desk {
 }
 
 fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Facts) -> Incident {
+    let already_dying = kill.already_dying;
+    let kernel_kills = facts.visit.as_ref().map_or(u64::from(!already_dying), |visit| visit.counted());
     let constraint = facts.visit.as_ref().and_then(|visit| visit.chosen.as_ref()).map(|chosen| {
         let word = chosen.constraint.strip_prefix("CONSTRAINT_").unwrap_or(&chosen.constraint);
         crate::model::text::escape(&word.to_ascii_lowercase())
@@ -145,6 +154,7 @@ fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Fact
         trigger: Some(kill.trigger.clone()).filter(|trigger| trigger.tid != 0),
         trigger_cgroup: kill.trigger_cgroup.clone(),
         group,
+        kernel_kills,
         constraint,
         limit: facts.limit,
         levels: facts.levels,
@@ -160,6 +170,17 @@ fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Fact
 }
 
 impl Unsettled {
+    /// The log's number of its first kill.
+    pub fn sequence(&self) -> Option<u64> {
+        self.open.sequence
+    }
+
+    /// What the log has of it by now: the line on the group comes after the first kill.
+    pub fn complete(&mut self, group: bool, kernel_kills: u64) {
+        self.open.incident.group |= group;
+        self.open.incident.kernel_kills = kernel_kills;
+    }
+
     /// Asks the runtime, again if it lags behind, until `closing` says that there is no more time.
     pub async fn settle(
         mut self,

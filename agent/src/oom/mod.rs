@@ -118,9 +118,15 @@ impl Examiner {
         place.steps.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
     }
 
-    /// Victims that were dying before, so that the kernel counted no kill.
-    pub fn dying(&self) -> u64 {
-        self.dying.load(Relaxed)
+    /// What a visit has come to: see [`Follower::outcome`].
+    pub fn outcome(&self, sequence: u64) -> Option<(bool, u64)> {
+        self.log.as_ref()?.outcome(sequence)
+    }
+
+    /// By how many the kernel's count differs from the victims seen, for known reasons: (victims that were dying
+    /// before, which it does not count; victims of groups that it counts twice).
+    pub fn known_differences(&self) -> (u64, u64) {
+        (self.dying.load(Relaxed), self.log.as_ref().map_or(0, Follower::repeats))
     }
 
     /// The last record of the kernel's log that was read.

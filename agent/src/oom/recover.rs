@@ -28,9 +28,9 @@ pub struct Missed {
 }
 
 impl Missed {
-    /// Kills that the log knows.
+    /// Kills that the log knows, counted as the kernel counts them.
     pub fn known(&self) -> u64 {
-        self.visits.iter().flat_map(|visit| &visit.kills).filter(|kill| kill.killed.is_some()).count() as u64
+        self.visits.iter().map(Visit::counted).sum()
     }
 
     /// Kills of which only the number is known.

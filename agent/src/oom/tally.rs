@@ -25,9 +25,9 @@ impl Tally {
         Tally { start, before: 0, looked: Instant::now(), unseen: 0, uncounted: 0 }
     }
 
-    /// Looks again, at most once a second unless it is the end. `seen`: victims that the probe saw; `dying`:
-    /// how many of them the kernel does not count as kills.
-    pub fn look(&mut self, seen: u64, dying: u64, last: bool) {
+    /// Looks again, at most once a second unless it is the end. `seen`: victims that the probe saw; of them some
+    /// the kernel does not count as kills (`dying`), and some twice.
+    pub fn look(&mut self, seen: u64, (dying, twice): (u64, u64), last: bool) {
         if self.looked.elapsed() < EVERY && !last {
             return;
         }
@@ -35,18 +35,19 @@ impl Tally {
         let Some(now) = machine_oom_kills(Path::new("/proc")) else { return };
         // At the end nobody has time to find out who of the last ones was dying.
         let uncounted = self.uncounted;
-        self.compare(now, seen, dying);
+        self.compare(now, (seen + twice).saturating_sub(dying));
         if last {
             self.uncounted = uncounted;
         }
     }
 
-    fn compare(&mut self, now: u64, seen: u64, dying: u64) {
+    /// `expected`: what the kernel should have counted.
+    fn compare(&mut self, now: u64, expected: u64) {
         let Some(start) = self.start else { return };
         let counted = now.saturating_sub(start);
         // What was counted since the last look may still be on its way through the ring.
-        self.unseen = self.before.saturating_sub(seen.saturating_sub(dying));
-        self.uncounted = seen.saturating_sub(dying).saturating_sub(counted);
+        self.unseen = self.before.saturating_sub(expected);
+        self.uncounted = expected.saturating_sub(counted);
         self.before = counted;
     }
 
@@ -65,24 +66,24 @@ mod tests {
     #[test]
     fn a_difference_counts_only_once_it_has_had_time_to_close() {
         let mut tally = Tally::new(Some(100));
-        tally.compare(103, 1, 0);
+        tally.compare(103, 1);
         assert!(tally.losses().is_empty(), "two are on their way");
-        tally.compare(103, 3, 0);
+        tally.compare(103, 3);
         assert!(tally.losses().is_empty());
-        tally.compare(105, 3, 0);
-        tally.compare(105, 4, 0);
+        tally.compare(105, 3);
+        tally.compare(105, 4);
         assert_eq!(tally.losses(), [("oom_unseen".to_owned(), 1)].into());
-        tally.compare(105, 6, 1);
-        assert!(tally.losses().is_empty(), "the sixth was dying before");
-        tally.compare(105, 7, 1);
+        tally.compare(105, 5);
+        assert!(tally.losses().is_empty());
+        tally.compare(105, 6);
         assert_eq!(tally.losses(), [("oom_uncounted".to_owned(), 1)].into());
     }
 
     #[test]
     fn a_kernel_that_does_not_count_is_no_loss() {
         let mut tally = Tally::new(None);
-        tally.compare(5, 0, 0);
-        tally.compare(5, 0, 0);
+        tally.compare(5, 0);
+        tally.compare(5, 0);
         assert!(tally.losses().is_empty());
     }
 }

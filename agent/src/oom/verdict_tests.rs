@@ -23,6 +23,7 @@ pub fn incident() -> Incident {
         trigger: Some(task),
         trigger_cgroup: Default::default(),
         group: false,
+        kernel_kills: 1,
         constraint: None,
         limit: Limit {
             of: Level::Container,

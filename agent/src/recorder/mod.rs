@@ -185,7 +185,7 @@ impl Collector {
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
                 _ = sweep.tick() => {
                     self.sweep();
-                    self.tally.look(self.kills, self.examiner.dying(), false);
+                    self.tally.look(self.kills, self.examiner.known_differences(), false);
                     self.sum_losses();
                 }
                 _ = &mut stopped => break,
@@ -196,7 +196,7 @@ impl Collector {
         self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
         self.hand_over(&mut oom, &mut dns);
         self.sweep();
-        self.tally.look(self.kills, self.examiner.dying(), true);
+        self.tally.look(self.kills, self.examiner.known_differences(), true);
         self.sum_losses();
         Ok(())
     }

@@ -103,7 +103,10 @@ impl Attribution {
 
     /// Sends incidents on their way, each in a task of its own: a slow runtime holds up no kill.
     fn settle(&mut self, events: &mpsc::Sender<Event>, closing: &watch::Receiver<bool>, all: bool) {
-        for incident in self.desk.take_due(all) {
+        for mut incident in self.desk.take_due(all) {
+            if let Some((group, kills)) = incident.sequence().and_then(|first| self.examiner.outcome(first)) {
+                incident.complete(group, kills);
+            }
             let (events, closing) = (events.clone(), closing.clone());
             let (pods, losses) = (self.pods.clone(), self.losses.clone());
             tokio::spawn(async move {

@@ -87,14 +87,14 @@ async fn gather(pods: &Arc<Pods>, node: &str, dir: &Path) -> Known {
     // The history reaches back over boots, the kernel's count does not.
     let of_this_boot =
         |event: &&Event| incident(event).is_some_and(|one| one.id.starts_with(&format!("{boot}-")));
-    let victims = |event: &Event| incident(event).map_or(0, killed);
-    let from_history: u64 = incidents.iter().filter(of_this_boot).map(victims).sum();
+    let kills = |event: &Event| incident(event).map_or(0, |one| one.kernel_kills);
+    let from_history: u64 = incidents.iter().filter(of_this_boot).map(kills).sum();
     let new: Vec<Event> = past
         .incidents
         .into_iter()
         .filter(|event| incident(event).is_some_and(|one| !kept.contains(&one.id)))
         .collect();
-    let from_log: u64 = new.iter().map(victims).sum();
+    let from_log: u64 = new.iter().map(kills).sum();
     let kills_unknown = past.counted.map(|all| all.saturating_sub(from_history + from_log));
     incidents.extend(new);
     incidents.sort_by_key(|event| event.time);
@@ -103,11 +103,6 @@ async fn gather(pods: &Arc<Pods>, node: &str, dir: &Path) -> Known {
 
 fn incident(event: &Event) -> Option<&Incident> {
     event.incident.as_deref()
-}
-
-/// Victims that the kernel counts.
-fn killed(incident: &Incident) -> u64 {
-    incident.victims.iter().filter(|victim| !victim.already_dying).count() as u64
 }
 
 fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, selector: Option<&Selector>) {

@@ -204,6 +204,7 @@ pub mod tests {
             trigger: Some(OomTask { pid: 1207, tid: 1209, comm: "worker-7".into() }),
             trigger_cgroup: cgroup.clone(),
             group: false,
+            kernel_kills: 1,
             constraint: Some("memcg".into()),
             limit: Limit {
                 of: Level::Container,
