@@ -89,3 +89,68 @@ pub fn read(dir: &Path) -> (Vec<Event>, u64) {
     events.sort_by_key(|event| event.time);
     (events, bad)
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+    use crate::model::event::ProcessRef;
+    use crate::model::{Detail, Kind, Losses, OomKill, Owner};
+
+    fn event(id: &str, second: i64) -> Event {
+        let mut incident = crate::oom::verdict::tests::incident();
+        incident.id = id.into();
+        let task = incident.victims[0].task.clone();
+        let kill = OomKill {
+            victim: task.clone(),
+            trigger: task.clone(),
+            trigger_cgroup: Default::default(),
+            rss: None,
+            oom_score_adj: None,
+            kernel_stack: Vec::new(),
+            user_stack: Vec::new(),
+            incident: Some(id.into()),
+            limit: None,
+            already_dying: false,
+            recovered: false,
+        };
+        let process = ProcessRef { pid: task.pid, comm: task.comm, start_time: None };
+        let time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
+        let detail = Detail::Oom(kill);
+        let mut event =
+            Event::new(time, Kind::OomIncident, "n", Owner::default(), process, detail, Losses::new());
+        event.incident = Some(Box::new(incident));
+        event
+    }
+
+    #[test]
+    fn what_is_added_is_read_in_order_and_the_last_word_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(&dir.path().join("new")).unwrap();
+        let (later, first) = (event("3f2a-9", 20), event("3f2a-7", 10));
+        let mut again = later.clone();
+        again.node = "renamed".into();
+        for one in [&later, &first, &again] {
+            history.add(one).unwrap();
+        }
+        // A kill is no incident.
+        history.add(&Event { incident: None, ..first.clone() }).unwrap();
+        assert_eq!(read(&dir.path().join("new")), (vec![first, again], 0));
+        assert_eq!(read(&dir.path().join("none")), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn a_full_file_is_put_aside_and_still_read_and_garbage_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), b"{\n\xff\n").unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        history.add(&event("3f2a-1", 1)).unwrap();
+        history.size = FILE_MAX;
+        history.add(&event("3f2a-2", 2)).unwrap();
+        let (events, bad) = read(dir.path());
+        let ids: Vec<_> = events.iter().filter_map(|e| Some(e.incident.as_ref()?.id.as_str())).collect();
+        assert_eq!((ids, bad), (vec!["3f2a-1", "3f2a-2"], 2));
+        assert!(dir.path().join(format!("{FILE}.1")).exists());
+    }
+}
