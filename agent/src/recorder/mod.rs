@@ -3,11 +3,12 @@
 //! Two tasks: one empties the rings and must never wait; one attributes, and may wait for the
 //! runtime. The queue between them is bounded, and what does not fit is counted.
 
-mod clock;
+mod autopsy;
 mod flight;
 mod record;
 mod stacks;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ use tokio::task::JoinHandle;
 use crate::attach::{DnsWanted, Probes, Wanted};
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Event, Losses, Outcome};
+use crate::oom::recover::Missed;
+use crate::oom::state::boot_id;
+use crate::oom::tally::Tally;
+use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::ring;
 use flight::Flight;
@@ -43,6 +48,8 @@ pub struct Options {
     pub dns_timeout: Duration,
     /// The node's name in events.
     pub node: String,
+    /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A running recorder; probes detach when it is dropped.
@@ -67,6 +74,7 @@ impl Recorder {
             oncpu: None,
         };
         let mut probes = Probes::load(&wanted)?;
+        let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
@@ -86,13 +94,23 @@ impl Recorder {
             dns_answers: options.dns_answers,
             pods: pods.clone(),
             losses: losses.clone(),
+            kills: 0,
+            tally: Tally::new(room.kills_at_start),
+            missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
+            examiner: room.examiner.clone(),
         };
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
-        tokio::spawn(
-            Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in),
-        );
+        let attribution = Attribution {
+            node: options.node,
+            pods,
+            losses: losses.clone(),
+            examiner: room.examiner,
+            desk: Desk::new(&boot_id()),
+            state_dir: options.state_dir,
+        };
+        tokio::spawn(attribution.run(room.missed, records, events_in));
         let collect = tokio::spawn(async move {
             let result = collector.run(stopped).await;
             drop(probes);
@@ -152,6 +170,12 @@ struct Collector {
     dns_answers: bool,
     pods: Arc<Pods>,
     losses: Arc<Mutex<Losses>>,
+    /// Victims that the probe saw.
+    kills: u64,
+    tally: Tally,
+    /// Kills while the recorder was down, of which only the number is known.
+    missed_unknown: u64,
+    examiner: Arc<Examiner>,
 }
 
 impl Collector {
@@ -166,6 +190,7 @@ impl Collector {
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.tally.look(self.kills, self.examiner.known_differences(), false);
                     self.sum_losses();
                 }
                 _ = &mut stopped => break,
@@ -177,6 +202,7 @@ impl Collector {
         self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
         self.hand_over(&mut oom, &mut dns);
         self.sweep();
+        self.tally.look(self.kills, self.examiner.known_differences(), true);
         self.sum_losses();
         Ok(())
     }
@@ -202,6 +228,7 @@ impl Collector {
             self.bad_records += 1;
             return;
         };
+        self.kills += 1;
         let unnamed = Unnamed {
             pid: kill.trigger.pid,
             kernel: std::mem::take(&mut kill.kernel),
@@ -252,7 +279,10 @@ impl Collector {
         let mut sum = self.kernel_losses.read();
         sum.extend(self.flight.losses());
         sum.extend(self.pods.status().losses);
+        sum.extend(self.examiner.losses());
+        sum.extend(self.tally.losses());
         let own = [
+            ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
             ("oom_stacks_unnamed", self.stacks_unnamed),

@@ -99,6 +99,7 @@ pub fn options() -> Options {
         dns_answers: false,
         dns_timeout: Duration::from_secs(1),
         node: "test-node".to_owned(),
+        state_dir: None,
     }
 }
 
