@@ -8,13 +8,15 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_USER_BUILD_ID, BPF_F_USER_STACK},
-    helpers::{bpf_get_current_pid_tgid, bpf_get_stack, bpf_ktime_get_boot_ns},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_stack, bpf_ktime_get_boot_ns, generated::bpf_probe_read_kernel_str,
+    },
     macros::{map, raw_tracepoint},
     maps::LruHashMap,
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use podopsy_wire::{Layout, Loss, OomRecord, Task};
+use podopsy_wire::{CGROUP_LEVELS, CGROUP_NAME_MAX, Layout, Loss, OomRecord, Task};
 
 use crate::{
     maps::{CONFIG, OOM_EVENTS, count},
@@ -66,7 +68,7 @@ fn sender() -> u64 {
 
 /// The `task_struct` that was marked, 0 if it is not known; and whether it got its SIGKILL just now.
 #[inline(always)]
-fn victim(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64, bool) {
+fn marked(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64, bool) {
     let given: u64 = ctx.arg(0);
     let tid = if victim_is_task {
         task::read::<u32>(given, at.task_pid).unwrap_or(0) as u64
@@ -93,6 +95,25 @@ fn victim(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64
     (task, signalled.is_some())
 }
 
+/// Writes the names from `node` up to the root.
+#[inline(always)]
+fn path(out: &mut [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS], node: u64, at: &Layout) {
+    let mut node = node;
+    for name in out {
+        name[0] = 0;
+        let parent = task::read::<u64>(node, at.kernfs_node_parent).unwrap_or(0);
+        let from = task::read::<u64>(node, at.kernfs_node_name).unwrap_or(0);
+        // The root's name is empty and has no parent: the rest stays empty.
+        if parent != 0 {
+            // SAFETY: the helper writes at most the name's own bytes, and fails on a bad address.
+            unsafe {
+                bpf_probe_read_kernel_str(name.as_mut_ptr().cast(), CGROUP_NAME_MAX as u32, from as *const _)
+            };
+        }
+        node = parent;
+    }
+}
+
 #[raw_tracepoint(tracepoint = "mark_victim")]
 pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
@@ -107,7 +128,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     unsafe {
         (*record).time_ns = bpf_ktime_get_boot_ns();
         (*record).trigger = task::identify(task::current(), at);
-        let (victim, killed) = victim(&ctx, config.victim_is_task != 0, at);
+        let (victim, killed) = marked(&ctx, config.victim_is_task != 0, at);
         (*record).already_dying = !killed as u32;
         if victim != 0 {
             (*record).victim = task::identify(victim, at);
@@ -128,6 +149,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
             (*record).oom_score_adj = i32::MIN;
             count(Loss::OomVictimByPid);
         }
+        path(&mut (*record).cgroup, task::memory_kernfs_node(victim, at), at);
         (*record).kernel_len = bpf_get_stack(
             ctx.as_ptr(),
             (&raw mut (*record).kernel).cast(),

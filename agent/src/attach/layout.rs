@@ -48,6 +48,10 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     layout.sock_err = wish("sock", "sk_err");
     layout.sock_cookie = wish("sock", "__sk_common.skc_cookie");
     layout.sock_dport = wish("sock", "__sk_common.skc_dport");
+    layout.kernfs_node_name = wish("kernfs_node", "name");
+    // Renamed in 6.15.
+    layout.kernfs_node_parent =
+        btf.offset("kernfs_node", "__parent").unwrap_or_else(|| wish("kernfs_node", "parent"));
     layout.binprm_file = wish("linux_binprm", "file");
     layout.file_inode = wish("file", "f_inode");
     layout.inode_ino = wish("inode", "i_ino");

@@ -167,6 +167,8 @@ fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
         at.inode_ino,
         at.inode_sb,
         at.super_block_dev,
+        at.kernfs_node_name,
+        at.kernfs_node_parent,
         victim_is_task,
         dns_answers,
         scope,

@@ -64,7 +64,11 @@ impl Examiner {
     /// Reads what is still there at once, then waits a moment for the log.
     pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> Facts {
         let mut levels = self.levels(owner.cgroup.id, kill.time_ns);
-        let found = self.in_log(kill.victim.tid, kill.time_ns).await;
+        // One that was dying before has no line to wait for.
+        let found = match kill.already_dying {
+            true => None,
+            false => self.in_log(kill.victim.tid, kill.time_ns).await,
+        };
         if levels.is_empty()
             && let Some(path) =
                 found.as_ref().and_then(|(visit, _)| visit.chosen.as_ref()?.task_memcg.as_ref())
@@ -72,17 +76,12 @@ impl Examiner {
         {
             levels = levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill.time_ns));
         }
-        // Silence is an answer too: each kill has its line, and one that was dying before has none.
-        let already_dying = match &found {
-            Some((_, line)) => line.killed.is_none(),
-            None => self.log.is_some(),
-        };
-        self.dying.fetch_add(u64::from(already_dying), Relaxed);
+        self.dying.fetch_add(u64::from(kill.already_dying), Relaxed);
         let (visit, line) = found.unzip();
         let mut facts = facts(visit, line.as_ref(), levels);
         facts.qos = self.qos(owner.cgroup.id);
         facts.curve = self.curve(owner);
-        facts.already_dying = already_dying;
+        facts.already_dying = kill.already_dying;
         if facts.processes.is_none()
             && facts.limit.how == How::Observed
             && let Some(step) = self.step_of(&facts.limit, owner)

@@ -131,6 +131,14 @@ impl Attribution {
 
     async fn oom(&self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> (Event, Facts) {
         let mut owner = self.owner(&kill.victim).await;
+        // Gone before its birth was noticed: the probe read the path while it was there.
+        if owner.known_by == KnownBy::Unknown
+            && let Some(path) = &kill.cgroup_path
+        {
+            let id = owner.cgroup.id;
+            owner = self.pods.owner_of_path(path.as_bytes()).await;
+            owner.cgroup.id = id;
+        }
         let facts = self.examiner.examine(&kill, &owner).await;
         // Kernels that pass only a pid: the log has the victim's cgroup.
         if owner.known_by == KnownBy::Unknown
@@ -160,7 +168,7 @@ impl Attribution {
             user_stack: named.user,
             incident: None,
             limit: None,
-            already_dying: false,
+            already_dying: kill.already_dying,
             recovered: false,
         };
         (self.put(kill.time_ns, Kind::OomKill, owner, &kill.victim, Detail::Oom(detail)), facts)

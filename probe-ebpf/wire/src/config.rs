@@ -43,6 +43,8 @@ pub struct Layout {
     pub inode_ino: u32,
     pub inode_sb: u32,
     pub super_block_dev: u32,
+    pub kernfs_node_name: u32,
+    pub kernfs_node_parent: u32,
 }
 
 impl Layout {
@@ -70,6 +72,8 @@ impl Layout {
         inode_ino: ABSENT,
         inode_sb: ABSENT,
         super_block_dev: ABSENT,
+        kernfs_node_name: ABSENT,
+        kernfs_node_parent: ABSENT,
     };
 }
 
@@ -88,4 +92,4 @@ pub struct Config {
     pub dns_ports: [u16; DNS_PORTS_MAX],
 }
 
-const _: () = assert!(size_of::<Config>() == 25 * 4 + 3 * 4 + 2 * DNS_PORTS_MAX);
+const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4 + 2 * DNS_PORTS_MAX);

@@ -21,5 +21,5 @@ pub use dns::{
 pub use exec::Exec;
 pub use loss::{LOSSES, Loss};
 pub use oncpu::{FRAMES_MAX, Sample};
-pub use oom::{BuildIdFrame, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
+pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use task::Task;

@@ -7,6 +7,11 @@ pub const OOM_KERNEL_FRAMES: usize = 64;
 /// Deepest user stack of the trigger.
 pub const OOM_USER_FRAMES: usize = 64;
 
+/// Levels of the victim's cgroup path that are kept; kind nests kubelets' cgroups in a container's.
+pub const CGROUP_LEVELS: usize = 8;
+/// Bytes of a cgroup's name, with its NUL; `cri-containerd-<64 digits>.scope` has 86.
+pub const CGROUP_NAME_MAX: usize = 96;
+
 /// `struct bpf_stack_build_id` (`<linux/bpf.h>`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +41,10 @@ pub struct OomRecord {
     pub already_dying: u32,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],
+    /// Names on the way from the victim's memory cgroup to the root, which has none: the path of a cgroup
+    /// that is gone before anyone has looked.
+    pub cgroup: [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS],
 }
 
 const _: () = assert!(size_of::<BuildIdFrame>() == 32);
-const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32);
+const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32 + 8 * 96);
