@@ -128,17 +128,10 @@ fn the_pods_limit_is_not_taken_for_the_containers() {
     assert!(incident.verdicts == [Verdict::Agrees] || incident.verdicts == [Verdict::RuntimeDisagrees]);
 }
 
-/// memory.oom.group is v2's: on a v1 memory hierarchy (as on the reference machine) there is nothing to kill
-/// as a group, so there this test has nothing to say. It runs on the v2 kernels in VMs.
 #[test]
 fn a_group_kill_is_one_incident_with_five_victims() {
-    let (_, v2) = podopsy_harness::cgroup::memory_hierarchy().expect("a memory hierarchy");
-    if !v2 {
-        eprintln!("no memory.oom.group on cgroup v1: not run");
-        return;
-    }
     let cgroup = MemoryCgroup::new("autopsy-group", 64 * MIB);
-    fs::write(cgroup.path.join("memory.oom.group"), "1").expect("kill as a group");
+    fs::write(cgroup.path.join("memory.oom.group"), "1").expect("kill as a group: cgroup v2 only");
     let mut recording = Recording::start(oom_only(), no_runtime());
     let sleeper = "/usr/bin/python3 -c 'import time; print(\"ready\", flush=True); time.sleep(60)'";
     let sleepers: Vec<Child> = (0..4).map(|_| ready(cgroup.command(sleeper))).collect();
@@ -191,13 +184,9 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
     let mut recording = watching(&node);
     let leaker = ContainerSpec::new("api", &image)
         .command(["leak", "--child", "--step", "256KiB", "--every", "50"])
-        .memory_limit(64 * MIB as i64);
+        .memory_limit(64 * MIB as i64)
+        .single_process_oom_kill();
     let pod = node.run_pod(PodSpec::new("shop", "orders").container(leaker)).expect("run the pod");
-    // On v2 the kubelet has PID 1 die with its children (since 1.28); with singleProcessOOMKill it does not.
-    let group = pod.memory_cgroup("api").expect("its cgroup").join("memory.oom.group");
-    if group.exists() {
-        fs::write(group, "0").expect("kill one by one");
-    }
     recording
         .until("incident", Duration::from_secs(60), |seen| incident_in(seen, "shop", "orders").is_some());
     let (event, incident) = incident_in(&recording.seen, "shop", "orders").expect("just found");
@@ -261,10 +250,10 @@ fn kills_while_nobody_watched_are_told_by_the_next_start() {
 
 #[test]
 fn a_storm_leaves_no_difference_between_the_kernels_count_and_ours() {
-    const KILLS: usize = 60;
+    let kills = support::times(60);
     let mut recording = Recording::start(oom_only(), no_runtime());
     let cgroup = MemoryCgroup::new("autopsy-storm", 4 * MIB);
-    let pids: Vec<u32> = (0..KILLS)
+    let pids: Vec<u32> = (0..kills)
         .map(|_| {
             let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
             let _ = child.wait();
@@ -278,7 +267,7 @@ fn a_storm_leaves_no_difference_between_the_kernels_count_and_ours() {
     let (events, losses) = recording.stop();
     let ids: std::collections::BTreeSet<_> =
         events.iter().filter_map(|e| Some(&e.incident.as_ref()?.id)).collect();
-    assert!(ids.len() >= KILLS, "each visit has an id of its own");
+    assert!(ids.len() >= kills, "each visit has an id of its own");
     assert_eq!((losses.get("oom_unseen"), losses.get("oom_uncounted")), (None, None), "{losses:?}");
 }
 

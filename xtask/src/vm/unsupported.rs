@@ -16,6 +16,21 @@ const NO_CONTAINERS: &str = "Debian 12's runc 1.1.5 starts no container on this 
                              (\"waiting for init preliminary setup: read init-p: connection reset by peer\")";
 
 const LIST: &[Entry] = &[
+    Entry {
+        tests: "autopsy::a_group_kill_is_one_incident_with_five_victims",
+        on: "cgroup v1",
+        why: "memory.oom.group is of cgroup v2",
+    },
+    Entry {
+        tests: "autopsy::a_silent_child_is_said_loudly_with_its_curve",
+        on: "5.10.218",
+        why: NO_CONTAINERS,
+    },
+    Entry {
+        tests: "autopsy::the_pods_limit_is_not_taken_for_the_containers",
+        on: "5.10.218",
+        why: NO_CONTAINERS,
+    },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
