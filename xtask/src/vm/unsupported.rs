@@ -31,6 +31,11 @@ const LIST: &[Entry] = &[
         on: "5.10.218",
         why: NO_CONTAINERS,
     },
+    Entry {
+        tests: "autopsy::without_any_recorder_the_log_and_the_runtime_still_tell",
+        on: "5.10.218",
+        why: NO_CONTAINERS,
+    },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
