@@ -6,6 +6,9 @@
 //! | bytes | [`ring`] | aya's maps, async fds |
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
+//! | whose limit, the table | [`kernel_log`] | /dev/kmsg |
+//! | the curve before it | [`memory`] | the memory controller's files |
+//! | kills to incidents | [`oom`] | what makes an autopsy |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
@@ -17,11 +20,15 @@
 
 pub mod aggregate;
 pub mod attach;
+pub mod clock;
 pub mod decode;
 pub mod doctor;
 pub mod export;
+pub mod kernel_log;
+pub mod memory;
 pub mod model;
 pub mod node;
+pub mod oom;
 pub mod pods;
 pub mod profiler;
 pub mod recorder;

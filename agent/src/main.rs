@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use podopsy_agent::attach::DNS_TIMEOUT;
 use podopsy_agent::model::Event;
+use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{Options, Recorder};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,10 @@ struct Args {
     /// Write answered DNS queries too, not only failures
     #[arg(long)]
     dns_answers: bool,
+    /// A folder that outlives the agent: OOM kills that happen while it is down are told by the next start, and
+    /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
+    #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -64,7 +69,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns_answers: args.dns_answers,
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
         node: podopsy_agent::node::name(args.node.as_deref()),
+        state_dir: args.state_dir.clone(),
     };
+    let mut history = args.state_dir.as_deref().map(History::open).transpose()?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     tracing::info!(
@@ -77,7 +84,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => write(&event)?,
+                Some(event) => {
+                    write(&event)?;
+                    keep(&mut history, &event);
+                }
                 None => anyhow::bail!("the recorder ended by itself; the log above says why"),
             },
             _ = terminate.recv() => break,
@@ -87,6 +97,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let losses = recorder.stop().await?;
     while let Some(event) = events.recv().await {
         write(&event)?;
+        keep(&mut history, &event);
     }
     tracing::info!(?losses, "stopped");
     Ok(())
@@ -98,6 +109,13 @@ fn write(event: &Event) -> anyhow::Result<()> {
     line.push(b'\n');
     let mut out = io::stdout().lock();
     out.write_all(&line).and_then(|()| out.flush()).context("write an event to stdout")
+}
+
+/// A full disk costs the history, not the recording.
+fn keep(history: &mut Option<History>, event: &Event) {
+    if let Some(Err(error)) = history.as_mut().map(|history| history.add(event)) {
+        tracing::warn!("podopsy oom will not know this incident: {error:#}");
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -1,5 +1,5 @@
 //! Ring buffer → bytes, and the loss counters. With [`crate::attach`] the only room that knows aya;
-//! the only one with async file descriptors.
+//! with [`crate::kernel_log`] the only one with async file descriptors.
 
 use std::os::fd::{AsRawFd, RawFd};
 

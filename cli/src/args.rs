@@ -20,6 +20,8 @@ Examples:
   podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
+  podopsy oom show 3f2a-28908           the autopsy of one of them
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   podopsy inspect pid:4242              which pod does this process belong to?
   podopsy doctor                        what works here, and what would mend the rest
@@ -69,6 +71,7 @@ pub struct Global {
 pub enum Command {
     Watch(Watch),
     Profile(Profile),
+    Oom(Oom),
     Pods(Pods),
     Inspect(Inspect),
     Doctor(Doctor),
@@ -158,6 +161,74 @@ impl Profile {
         // Without a target clap insists on --all.
         self.target.as_ref().unwrap_or(&Target::All)
     }
+}
+
+/// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed
+///
+/// Reads what the agent has kept (--state-dir), and what the kernel's log still has of kills that no agent saw.
+/// Exits 1 if there are none.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Oom {
+    #[command(subcommand)]
+    pub show: Option<OomCommand>,
+
+    /// Only kills since so long ago
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
+    pub since: Duration,
+
+    /// Only kills of pods in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Only kills of pods with these labels: key=value, key!=value, key or !key, with commas between
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<Selector>,
+
+    /// wide: with trigger, QoS class, how it is known, and image
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = OomFormat::Table)]
+    pub output: OomFormat,
+
+    #[command(flatten)]
+    pub history: HistoryDir,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OomCommand {
+    /// The autopsy of one OOM: all that is known of it, on one screen
+    Show {
+        /// As `podopsy oom` lists it, or its beginning
+        id: String,
+
+        #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = SheetFormat::Text)]
+        output: SheetFormat,
+
+        #[command(flatten)]
+        history: HistoryDir,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct HistoryDir {
+    /// The agent's --state-dir
+    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::oom::history::DIR)]
+    pub state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OomFormat {
+    Table,
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SheetFormat {
+    #[value(alias = "table", alias = "wide")]
+    Text,
+    Json,
+    Yaml,
 }
 
 /// List pods and containers with state, restarts, memory and limits
@@ -255,6 +326,9 @@ mod tests {
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
             "podopsy pods -n x -l app=web -o wide",
+            "podopsy oom",
+            "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
+            "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",
             "podopsy inspect pid:1 -o json --cri-socket unix:///run/x.sock -v",
             "podopsy --node n1 doctor",
         ] {
@@ -275,6 +349,8 @@ mod tests {
             "podopsy watch cpu",
             "podopsy watch --count 0",
             "podopsy pods -l =",
+            "podopsy oom -n x show 3f2a-7",
+            "podopsy oom --since 1",
         ] {
             assert_eq!(read(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }

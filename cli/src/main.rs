@@ -52,6 +52,7 @@ async fn run(cli: Cli) -> anyhow::Result<Verdict> {
     match cli.command {
         Command::Watch(args) => cmd::watch::run(&context, args).await,
         Command::Profile(args) => cmd::profile::run(&context, args).await,
+        Command::Oom(args) => cmd::oom::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,

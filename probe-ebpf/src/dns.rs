@@ -9,8 +9,8 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_buf, bpf_skb_load_bytes},
-    macros::{cgroup_skb, cgroup_sock_addr, raw_tracepoint},
-    programs::{RawTracePointContext, SkBuffContext, SockAddrContext},
+    macros::{cgroup_skb, cgroup_sock_addr, kprobe, raw_tracepoint},
+    programs::{ProbeContext, RawTracePointContext, SkBuffContext, SockAddrContext},
 };
 use aya_log_ebpf::debug;
 use podopsy_wire::{
@@ -259,17 +259,32 @@ fn remember_connect(ctx: &SockAddrContext) {
 /// The network's word that a server cannot be reached: the socket learns it, and so do we.
 #[raw_tracepoint(tracepoint = "inet_sk_error_report")]
 pub fn dns_socket_error(ctx: RawTracePointContext) -> i32 {
+    socket_error(ctx.arg(0));
+    0
+}
+
+/// The same for kernels before 5.13, which have no such tracepoint: `sock_def_error_report` (net/core/sock.c) is
+/// what they call instead.
+#[kprobe]
+pub fn dns_socket_error_probe(ctx: ProbeContext) -> u32 {
+    if let Some(sock) = ctx.arg(0) {
+        socket_error(sock);
+    }
+    0
+}
+
+#[inline(always)]
+fn socket_error(sock: u64) {
     let config = CONFIG.load();
     let at = &config.layout;
-    let sock: u64 = ctx.arg(0);
     let port = task::read::<u16>(sock, at.sock_dport).unwrap_or(0);
     if !packet::is_dns(&config, u16::from_be(port)) {
-        return 0;
+        return;
     }
     let cookie = task::read::<u64>(sock, at.sock_cookie).unwrap_or(0);
     let errno = task::read::<u32>(sock, at.sock_err).unwrap_or(0);
     if cookie == 0 || errno == 0 {
-        return 0;
+        return;
     }
     // SAFETY: the helper has no preconditions.
     let time_ns = unsafe { bpf_ktime_get_boot_ns() };
@@ -277,5 +292,4 @@ pub fn dns_socket_error(ctx: RawTracePointContext) -> i32 {
     if DNS_EVENTS.output::<SocketError>(error, 0).is_err() {
         count(Loss::DnsRing);
     }
-    0
 }

@@ -7,6 +7,7 @@
 
 mod arch;
 mod dns;
+mod exec;
 mod mapping;
 mod maps;
 mod oncpu;

@@ -17,7 +17,7 @@ pub static CONFIG: Global<Config> = Global::new(Config {
     dns_ports: [53, 0, 0, 0],
 });
 
-/// [`podopsy_wire::OomRecord`]s. A storm of 190 kills fits before anyone reads.
+/// [`podopsy_wire::OomRecord`]s. A storm of 145 kills fits before anyone reads.
 #[map]
 pub static OOM_EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 

@@ -30,11 +30,16 @@ pub fn current() -> u64 {
 /// kernfs id of the task's memory cgroup; 0: not known.
 #[inline(always)]
 pub fn memory_cgroup(task: u64, at: &Layout) -> u64 {
+    read::<u64>(memory_kernfs_node(task, at), at.kernfs_node_id).unwrap_or(0)
+}
+
+/// The `kernfs_node` of the task's memory cgroup.
+#[inline(always)]
+pub fn memory_kernfs_node(task: u64, at: &Layout) -> u64 {
     let css_set = read::<u64>(task, at.task_cgroups).unwrap_or(0);
     let css = read::<u64>(css_set, at.css_set_memory).unwrap_or(0);
     let cgroup = read::<u64>(css, at.css_cgroup).unwrap_or(0);
-    let kn = read::<u64>(cgroup, at.cgroup_kn).unwrap_or(0);
-    read::<u64>(kn, at.kernfs_node_id).unwrap_or(0)
+    read::<u64>(cgroup, at.cgroup_kn).unwrap_or(0)
 }
 
 /// Identity of `task`, with its leader's name and start time.

@@ -1,12 +1,12 @@
-//! Builds what goes into images: the victims, and podopsy's own binaries, static, once per process.
+//! What goes into images: the victims, and podopsy's own binaries, static, built once per process.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Context, bail};
 
-/// Built already, by cargo profile.
+/// Built already, by what it is.
 static BUILT: Mutex<Vec<(&'static str, PathBuf)>> = Mutex::new(Vec::new());
 
 /// Every victim, by the name that a container's command calls it.
@@ -14,55 +14,40 @@ pub const VICTIMS: [&str; 7] = ["burner", "dns-leaker", "exits", "leak", "lookup
 
 /// The folder of the victims, after building them.
 pub fn victims(progress: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
-    let flags = "-C target-feature=+crt-static -C force-frame-pointers=yes";
-    build("victims", &["-p", "podopsy-victims", "--bins"], flags, progress)
+    build("victims", "PODOPSY_VICTIMS_DIR", progress)
 }
 
 /// The static `podopsy` and `podopsy-agent`, in that order, after building them (minutes the first time).
 pub fn podopsy(progress: &dyn Fn(&str)) -> anyhow::Result<[PathBuf; 2]> {
-    let packages = ["-p", "podopsy", "-p", "podopsy-agent", "--bins"];
-    let folder = build("dist", &packages, "-C target-feature=+crt-static", progress)?;
+    let folder = build("podopsy", "PODOPSY_DIST_DIR", progress)?;
     Ok([folder.join("podopsy"), folder.join("podopsy-agent")])
 }
 
-/// The triple that everything static is built for: the one place that knows it. Naming it, even though it is
-/// the host's own, keeps the flags away from build scripts and proc macros, which cannot be static.
-pub fn target() -> anyhow::Result<String> {
-    let output = Command::new("rustc").arg("-vV").output().context("run rustc: https://rustup.rs")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc -vV does not say its host")
-}
-
-fn build(
-    profile: &'static str,
-    packages: &[&str],
-    flags: &str,
-    progress: &dyn Fn(&str),
-) -> anyhow::Result<PathBuf> {
+/// xtask knows the flags. Where it runs the tests, it has built already and says where: a lab machine has no
+/// compiler to run.
+fn build(what: &'static str, variable: &str, progress: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
+    if let Some(folder) = std::env::var_os(variable) {
+        return Ok(folder.into());
+    }
     let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((_, folder)) = built.iter().find(|(name, _)| *name == profile) {
+    if let Some((_, folder)) = built.iter().find(|(name, _)| *name == what) {
         return Ok(folder.clone());
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace is above tests/")?;
-    let target = target()?;
-    let target_dir = root.join("target").join(profile);
-    progress(&format!("building {} for {target}", packages.join(" ")));
+    progress(&format!("cargo xtask build-static {what}"));
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
-        .args(["build", "--quiet", "--profile", profile, "--target", &target])
-        .args(packages)
-        .arg("--target-dir")
-        .arg(&target_dir)
-        // What the test's own cargo set for its children would change the build.
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", flags)
+        .args(["run", "--quiet", "--package", "xtask", "--", "build-static", what])
+        // What the test's own cargo set for its children is not meant for xtask.
+        .env_remove("CARGO_MANIFEST_DIR")
+        .stdin(Stdio::null())
         .output()
         .context("run cargo")?;
     if !output.status.success() {
-        bail!("cargo build {}: {}", packages.join(" "), String::from_utf8_lossy(&output.stderr));
+        bail!("cargo xtask build-static {what}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let folder = target_dir.join(&target).join(profile);
-    built.push((profile, folder.clone()));
+    let said = String::from_utf8(output.stdout).context("the folder's name")?;
+    let folder = PathBuf::from(said.trim_end());
+    built.push((what, folder.clone()));
     Ok(folder)
 }

@@ -66,8 +66,7 @@ impl Image {
 
     /// Writes the archive that `ctr images import` reads.
     pub fn write(&self, archive: &Path) -> anyhow::Result<()> {
-        let layer = self.layer()?;
-        let layer_digest = digest(&layer);
+        let layer = Blob::new(self.layer()?);
         let config = json!({
             // OCI wants Go's names.
             "architecture": match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
@@ -80,19 +79,17 @@ impl Image {
                 // content would be called by either's name.
                 "Labels": { "org.opencontainers.image.ref.name": self.name },
             },
-            "rootfs": { "type": "layers", "diff_ids": [layer_digest] },
-        })
-        .to_string()
-        .into_bytes();
+            "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
+        });
+        let config = Blob::new(config.to_string().into_bytes());
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-        })
-        .to_string()
-        .into_bytes();
-        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+            "config": config.descriptor("application/vnd.oci.image.config.v1+json"),
+            "layers": [layer.descriptor("application/vnd.oci.image.layer.v1.tar")],
+        });
+        let manifest = Blob::new(manifest.to_string().into_bytes());
+        let mut entry = manifest.descriptor("application/vnd.oci.image.manifest.v1+json");
         entry["annotations"] = json!({ "io.containerd.image.name": self.name });
         let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
 
@@ -101,8 +98,8 @@ impl Image {
         append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
         append(&mut tar, "index.json", index.as_bytes(), 0o644)?;
         for blob in [&layer, &config, &manifest] {
-            let name = digest(blob).replace(':', "/");
-            append(&mut tar, &format!("blobs/{name}"), blob, 0o644)?;
+            let name = blob.digest.replace(':', "/");
+            append(&mut tar, &format!("blobs/{name}"), &blob.bytes, 0o644)?;
         }
         let mut writer = tar.into_inner()?;
         std::io::Write::flush(&mut writer).with_context(|| format!("write {}", archive.display()))
@@ -142,11 +139,19 @@ fn append(
     tar.append_data(&mut header, path, bytes).with_context(|| format!("add {path} to an image"))
 }
 
-fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
-    json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+/// Bytes and their digest, taken once: a layer is big.
+struct Blob {
+    bytes: Vec<u8>,
+    digest: String,
 }
 
-fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+impl Blob {
+    fn new(bytes: Vec<u8>) -> Self {
+        let hex: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { bytes, digest: format!("sha256:{hex}") }
+    }
+
+    fn descriptor(&self, media_type: &str) -> Value {
+        json!({ "mediaType": media_type, "digest": self.digest, "size": self.bytes.len() })
+    }
 }

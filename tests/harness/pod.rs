@@ -199,6 +199,7 @@ pub struct ContainerSpec {
     pub(crate) privileged: bool,
     read_only_root: bool,
     capabilities: Vec<String>,
+    group_kill: bool,
     pub(crate) target: Option<String>,
 }
 
@@ -217,6 +218,7 @@ impl ContainerSpec {
             privileged: false,
             read_only_root: false,
             capabilities: Vec::new(),
+            group_kill: true,
             target: None,
         }
     }
@@ -284,6 +286,12 @@ impl ContainerSpec {
         self
     }
 
+    /// The kubelet's `singleProcessOOMKill: true`: on v2, too, a kill takes one process and not the container.
+    pub fn single_process_oom_kill(mut self) -> Self {
+        self.group_kill = false;
+        self
+    }
+
     /// In the PID namespace of another container of the pod: what `kubectl debug --target` makes.
     pub fn target(mut self, container: impl Into<String>) -> Self {
         self.target = Some(container.into());
@@ -319,7 +327,8 @@ impl ContainerSpec {
         }
         // The kubelet's default on v2 since 1.28; runc refuses the field on v1.
         let unified = if v2 {
-            HashMap::from([("memory.oom.group".to_owned(), "1".to_owned())])
+            let group = if self.group_kill { "1" } else { "0" };
+            HashMap::from([("memory.oom.group".to_owned(), group.to_owned())])
         } else {
             HashMap::new()
         };

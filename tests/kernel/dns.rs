@@ -8,32 +8,11 @@ use std::time::Duration;
 
 use podopsy_agent::model::event::Protocol;
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
-use support::{Recording, in_own_network, no_runtime, options};
+use support::{Recording, in_own_network, no_runtime, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(20);
 const A: u16 = 1;
 const AAAA: u16 = 28;
-
-/// A query for `name`, RFC 1035 §4.
-fn query(id: u16, name: &str, qtype: u16) -> Vec<u8> {
-    let mut out = [id, 0x0100, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
-    for label in name.split('.') {
-        out.push(label.len() as u8);
-        out.extend(label.as_bytes());
-    }
-    out.push(0);
-    out.extend([qtype, 1].map(u16::to_be_bytes).concat());
-    out
-}
-
-/// The same message as a response with these flags and counts of questions and answers.
-fn respond(query: &[u8], flags: u16, questions: u16, answers: u16) -> Vec<u8> {
-    let mut out = query.to_vec();
-    out[2..4].copy_from_slice(&flags.to_be_bytes());
-    out[4..6].copy_from_slice(&questions.to_be_bytes());
-    out[6..8].copy_from_slice(&answers.to_be_bytes());
-    out
-}
 
 fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
     events

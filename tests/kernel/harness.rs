@@ -102,20 +102,22 @@ fn a_leak_ends_as_oom_killed_and_a_restart_is_the_next_attempt() -> anyhow::Resu
 fn a_child_is_killed_while_its_container_lives_on() -> anyhow::Result<()> {
     let node = Node::up()?;
     let image = node.victims_image(IMAGE)?;
-    let spec = ContainerSpec::new("app", &image).command(["leak", "--child", "--fast"]);
-    let pod = node.run_pod(PodSpec::new("finance", "worker").container(spec.memory_limit(32 << 20)))?;
-    let (_, v2) = cgroup::memory_hierarchy()?;
-    if v2 {
-        // memory.oom.group: the kubelet's default takes the whole container.
-        assert_eq!(pod.wait_exited("app", PATIENCE)?.exit_code, 137);
-        return Ok(());
-    }
+    let spec =
+        ContainerSpec::new("app", &image).command(["leak", "--child", "--fast"]).memory_limit(32 << 20);
+    let pod =
+        node.run_pod(PodSpec::new("finance", "worker").container(spec.clone().single_process_oom_kill()))?;
     let start = std::time::Instant::now();
     while !pod.log("app")?.contains("ended by signal 9") {
         assert!(start.elapsed() < PATIENCE, "no kill in the log:\n{}", pod.log("app")?);
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(pod.status("app")?.state, ContainerState::Running);
+
+    // On v2 the kubelet's default, memory.oom.group, takes the whole container.
+    if cgroup::memory_hierarchy()?.1 {
+        let pod = node.run_pod(PodSpec::new("finance", "group").container(spec))?;
+        assert_eq!(pod.wait_exited("app", PATIENCE)?.exit_code, 137);
+    }
     Ok(())
 }
 

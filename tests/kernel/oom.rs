@@ -62,6 +62,7 @@ fn the_trigger_is_not_taken_for_the_victim() {
     let out = victim.stdout.as_mut().expect("piped");
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("the victim speaks");
     assert_eq!(line.trim(), "held");
+    let [anon, file] = rss_by_proc(victim.id());
     let want = "/usr/bin/python3 -c 'import time; x = bytearray(40 << 20); time.sleep(0.2)'";
     let mut trigger = cgroup.command(want).spawn().expect("start the trigger");
     let (victim_pid, trigger_pid) = (victim.id(), trigger.id());
@@ -72,25 +73,45 @@ fn the_trigger_is_not_taken_for_the_victim() {
     assert_eq!(event.process.pid, victim_pid);
     assert_eq!(kill.trigger.pid, trigger_pid);
     assert_eq!(kill.oom_score_adj, Some(1000));
+    assert_eq!(kill.victim.comm, "python3");
+    // It slept: its own memory is what /proc said a moment before. Of its file pages the kernel may have taken some
+    // back before it killed.
+    let rss = kill.rss.expect("rss by kind");
+    let error = (rss.anon_bytes as f64 / anon as f64 - 1.0).abs();
+    assert!(error < 0.05, "RssAnon: {anon} bytes by /proc, {} by the probe", rss.anon_bytes);
+    assert!(
+        rss.file_bytes <= file + file / 20,
+        "RssFile: {file} bytes by /proc, {} by the probe",
+        rss.file_bytes
+    );
+}
+
+/// RssAnon and RssFile of /proc/PID/status, in bytes.
+fn rss_by_proc(pid: u32) -> [u64; 2] {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    ["RssAnon:", "RssFile:"].map(|name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a line of its status");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("kB") << 10
+    })
 }
 
 #[test]
 fn a_storm_of_kills_loses_none() {
-    const KILLS: usize = 100;
+    let all = support::times(100);
     let mut recording = Recording::host();
     let mut pids = Vec::new();
-    for round in 0..KILLS {
+    for round in 0..all {
         let cgroup = MemoryCgroup::new(&format!("storm{round}"), 4 * MIB);
         let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
         pids.push(child.id());
         let _ = child.wait();
     }
-    recording.until("100 kills", SOON, |seen| pids.iter().all(|&pid| kill_of(seen, pid).is_some()));
+    recording.until("every kill", SOON, |seen| pids.iter().all(|&pid| kill_of(seen, pid).is_some()));
     let named = pids.iter().filter(|&&pid| {
         kill_of(&recording.seen, pid).is_some_and(|(event, _)| event.known_by == KnownBy::Host)
     });
-    assert_eq!(named.count(), KILLS, "every dead cgroup is remembered");
+    assert_eq!(named.count(), all, "every dead cgroup is remembered");
     let (events, losses) = recording.stop();
     let kills = events.iter().filter(|event| event.kind == Kind::OomKill).count();
-    assert_eq!((kills, losses.get("oom_ring")), (KILLS, None));
+    assert_eq!((kills, losses.get("oom_ring")), (all, None));
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
 
 use crate::sh;
+use crate::statics::{self, Statics};
 
 /// What manifests/base/ asks for.
 pub const DEFAULT_TAG: &str = concat!("podopsy:", env!("CARGO_PKG_VERSION"));
@@ -33,24 +34,11 @@ pub fn run(tag: &str) -> Result<()> {
 
 /// Builds both binaries and copies them to target/image, which is all that the image holds. Returns that folder.
 pub fn build_static() -> Result<PathBuf> {
-    let host = host()?;
-    let target = sh::root().join("target");
-    // Folder, flags and packages are those of tests/harness/binaries.rs, so that neither builds it twice.
-    let target_dir = target.join("dist");
-    let mut command = sh::cargo();
-    command.args(["build", "--profile", "dist", "--target", &host]);
-    command
-        .args(BINARIES.iter().flat_map(|name| ["-p", name]))
-        .arg("--bins")
-        .arg("--target-dir")
-        .arg(&target_dir);
-    // With --target, the flag stays away from build scripts and macros, which cannot be static.
-    sh::run(command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-
-    let stage = target.join("image");
+    let folder = statics::build(Statics::Podopsy)?;
+    let stage = sh::root().join("target/image");
     std::fs::create_dir_all(&stage)?;
     for name in BINARIES {
-        let built = target_dir.join(&host).join("dist").join(name);
+        let built = folder.join(name);
         let staged = stage.join(name);
         let bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
         ensure!(
@@ -72,13 +60,6 @@ pub fn build_static() -> Result<PathBuf> {
 fn show(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
-}
-
-fn host() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let verbose = sh::capture(Command::new(rustc).arg("-vV").current_dir(sh::root()))?;
-    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.to_owned())
 }
 
 fn is_static(elf: &[u8]) -> Result<bool> {

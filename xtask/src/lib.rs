@@ -7,6 +7,8 @@
 //! | `build-ebpf` | [`build_ebpf`] | probe-ebpf/ → probe-ebpf/prebuilt/ |
 //! | `demo` | [`demo`] | two real pods, recorded |
 //! | `test` | [`test`] | everything CI does |
+//! | `vm` | [`vm`] | the kernel tests on Debian's kernels |
+//! | `build-static` | [`statics`] | what goes into images |
 //! | `image` | [`image`] | static binaries, container image |
 //! | `tidy` | [`tidy`] | the rules that a tool can check |
 //!
@@ -21,6 +23,8 @@ pub mod image;
 pub mod setup;
 pub mod sh;
 pub mod stamp;
+pub mod statics;
 pub mod test;
 pub mod tidy;
 pub mod toolchain;
+pub mod vm;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, image, setup, sh, test, tidy};
+use xtask::{build_ebpf, demo, image, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "podopsy's chores", version)]
@@ -40,7 +40,23 @@ enum Command {
         /// Run only what needs neither root nor packages
         #[arg(long)]
         offline_only: bool,
+        /// Boot no other kernels
+        #[arg(long, conflicts_with = "offline_only")]
+        this_kernel: bool,
     },
+    /// Run the kernel tests on Debian's kernels in QEMU, and on this one; a table at the end (as root)
+    Vm {
+        /// 5.10, 6.1, 6.12, 7.2, `running`, or `all` (also if none is named)
+        kernels: Vec<String>,
+        /// Run only the tests whose name contains one of these
+        #[arg(long, short, value_name = "FILTER")]
+        test: Vec<String>,
+        /// How many machines at once
+        #[arg(long, short, default_value_t = vm::JOBS as u8, value_parser = clap::value_parser!(u8).range(1..=16))]
+        jobs: u8,
+    },
+    /// Build static binaries, and print the folder they are in
+    BuildStatic { what: statics::Statics },
     /// Build the static binaries, and the container image if docker or podman is here
     Image {
         /// The image's name
@@ -56,7 +72,9 @@ fn main() -> ExitCode {
         Command::Setup { groups } => setup::run(&groups),
         Command::BuildEbpf { check } => build_ebpf::run(check),
         Command::Demo { out } => demo::run(&out),
-        Command::Test { filter, offline_only } => test::run(&filter, offline_only),
+        Command::Test { filter, offline_only, this_kernel } => test::run(&filter, offline_only, this_kernel),
+        Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
+        Command::BuildStatic { what } => statics::run(what),
         Command::Image { tag } => image::run(&tag),
         Command::Tidy => tidy::run(),
     };

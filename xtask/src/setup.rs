@@ -1,4 +1,4 @@
-//! `cargo xtask setup [ebpf|test|demo]…`: installs what the other commands need. Idempotent.
+//! `cargo xtask setup [ebpf|test|vm|demo]…`: installs what the other commands need. Idempotent.
 
 use std::path::PathBuf;
 
@@ -15,6 +15,8 @@ pub enum Group {
     Ebpf,
     /// What the kernel tests run on: a container runtime, and Go's pprof
     Test,
+    /// What the lab boots other kernels with
+    Vm,
     /// What the demo runs on
     Demo,
 }
@@ -42,12 +44,20 @@ const PODS: &[Package] = &[
 const READERS: &[Package] =
     &[Package { name: "golang-go", why: "`go tool pprof` must be able to read our profiles" }];
 
+const LAB: &[Package] = &[
+    Package { name: "qemu-system-x86", why: "boots other kernels, without KVM" },
+    Package { name: "cpio", why: "packs a machine's initramfs" },
+    Package { name: "kmod", why: "tells which module needs which, and loads them in the machines" },
+    Package { name: "xz-utils", why: "newer kernels' modules are compressed" },
+    Package { name: "debian-archive-keyring", why: "vouches for the kernels" },
+];
+
 /// The command.
 pub fn run(groups: &[Group]) -> Result<()> {
     let names: Vec<_> =
         groups.iter().filter_map(|g| Some(g.to_possible_value()?.get_name().to_owned())).collect();
     sh::need_root(format!("setup {}", names.join(" ")).trim_end(), "installs packages")?;
-    let all = [Group::Ebpf, Group::Test, Group::Demo];
+    let all = [Group::Ebpf, Group::Test, Group::Vm, Group::Demo];
     install(if groups.is_empty() { &all } else { groups })
 }
 
@@ -66,6 +76,7 @@ fn packages(groups: &[Group]) -> Vec<Package> {
         let of_group: &[&[Package]] = match group {
             Group::Ebpf => &[EBPF],
             Group::Test => &[PODS, READERS],
+            Group::Vm => &[LAB],
             Group::Demo => &[PODS],
         };
         for package in of_group.iter().copied().flatten() {
@@ -79,13 +90,18 @@ fn packages(groups: &[Group]) -> Vec<Package> {
 
 /// Our own tools: outside of target/, so that `cargo clean` and a second clone need not build them again.
 pub fn tools_dir() -> Result<PathBuf> {
+    Ok(cache_dir()?.join("tools"))
+}
+
+/// What is worth keeping between clones.
+pub fn cache_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let cache = match cache {
         Some(dir) => dir,
         None => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
             .join(".cache"),
     };
-    Ok(cache.join("podopsy/tools"))
+    Ok(cache.join("podopsy"))
 }
 
 fn bpf_linker() -> Result<()> {
@@ -117,7 +133,7 @@ mod tests {
 
     #[test]
     fn no_package_is_asked_for_twice_and_each_says_why() {
-        let all = packages(&[Group::Ebpf, Group::Test, Group::Demo]);
+        let all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Demo]);
         for (i, package) in all.iter().enumerate() {
             assert!(!package.why.is_empty());
             assert!(all[i + 1..].iter().all(|other| other.name != package.name), "{} twice", package.name);

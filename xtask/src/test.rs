@@ -8,13 +8,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Group};
-use crate::{build_ebpf, sh, tidy};
+use crate::{build_ebpf, sh, tidy, vm};
 
 /// The package whose tests use the kernel, containerd and the network: one at a time, as root.
 const SYSTEM_TESTS: &str = "podopsy-tests";
 
 /// The command.
-pub fn run(filter: &[String], offline_only: bool) -> Result<()> {
+pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<()> {
     let mut summary = Summary::default();
     if !offline_only {
         let arguments =
@@ -22,6 +22,10 @@ pub fn run(filter: &[String], offline_only: bool) -> Result<()> {
         sh::need_root(&arguments, "loads kernel probes (`--offline-only` does not)")?;
         sh::say("== setup");
         setup::install(&[Group::Ebpf, Group::Test])?;
+        // What every machine of the lab needs, asked for before anything is built.
+        if filter.is_empty() && !this_kernel {
+            setup::install(&[Group::Vm])?;
+        }
     }
     if filter.is_empty() {
         if !offline_only {
@@ -41,12 +45,15 @@ pub fn run(filter: &[String], offline_only: bool) -> Result<()> {
 
     let mut system = sh::cargo();
     system.args(["test", "--package", SYSTEM_TESTS, "--no-fail-fast"]);
-    if offline_only {
-        system.args(offline_targets()?);
-        summary.tests("whole-system tests, offline", &mut system, filter, &[])?;
-    } else {
+    if !offline_only && !filter.is_empty() {
         // They share one kernel, and count what happens in it.
         summary.tests("whole-system tests", &mut system, filter, &["--test-threads=1"])?;
+        return summary.verdict(true);
+    }
+    system.args(offline_targets()?);
+    summary.tests("whole-system tests, offline", &mut system, filter, &[])?;
+    if !offline_only {
+        summary.kernels(this_kernel)?;
     }
     summary.verdict(!filter.is_empty())
 }
@@ -99,6 +106,19 @@ impl Summary {
         for test in &counts.failures {
             self.lines.push(format!("         {test}"));
         }
+        Ok(())
+    }
+
+    /// The kernel tests, on the running kernel alone or on all of the lab's.
+    fn kernels(&mut self, this_kernel: bool) -> Result<()> {
+        sh::say("== kernel tests");
+        let names: &[String] = if this_kernel { &[vm::RUNNING.to_owned()] } else { &[] };
+        let table = vm::table(names, &[], vm::JOBS)?;
+        println!("\n{table}");
+        let (passed, failed, unsupported) = table.counts();
+        self.passed_tests += passed as u64;
+        let counts = format!("{passed} passed, {failed} failed, {unsupported} unsupported");
+        self.note(&format!("kernel tests on {} kernels", table.width()), failed == 0, counts);
         Ok(())
     }
 

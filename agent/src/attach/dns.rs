@@ -5,11 +5,11 @@ use std::fs::File;
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, KProbe};
 use podopsy_wire::{DnsKey, DnsPending, STATE_TIMED_OUT};
 
-/// Attaches; returns what this kernel made us leave out.
-pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
+/// Attaches; returns the hooks, in words, and what this kernel made us leave out.
+pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<(String, Option<String>)> {
     let root = super::cgroup2_root()?;
     let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
     for (name, direction) in
@@ -31,12 +31,24 @@ pub fn attach(ebpf: &mut Ebpf) -> anyhow::Result<Vec<String>> {
             .attach(&cgroup, CgroupAttachMode::Single)
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
-    let mut left_out = Vec::new();
-    // 5.13 and later. Without it an unreachable server shows as a timeout.
-    if let Err(error) = super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report") {
-        left_out.push(format!("unreachable servers show as timeouts ({error:#})"));
-    }
-    Ok(left_out)
+    let hooks = format!("cgroup_skb and connect at {}", root.display());
+    // The tracepoint is of 5.13. Before, a kprobe does as well, where the kernel has them.
+    let tracepoint = super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report");
+    let Err(first) = tracepoint else {
+        return Ok((format!("{hooks}; raw tracepoint inet_sk_error_report"), None));
+    };
+    let Err(second) = kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") else {
+        return Ok((format!("{hooks}; kprobe sock_def_error_report"), None));
+    };
+    Ok((hooks, Some(format!("unreachable servers show as timeouts ({first:#}; and {second:#})"))))
+}
+
+fn kprobe(ebpf: &mut Ebpf, program: &str, function: &str) -> anyhow::Result<()> {
+    let found: &mut KProbe =
+        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    found.load().with_context(|| format!("load {program}"))?;
+    found.attach(function, 0).with_context(|| format!("attach {program} to {function}"))?;
+    Ok(())
 }
 
 /// The map `DNS_IN_FLIGHT`, seen from user space.

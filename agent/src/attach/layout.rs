@@ -48,6 +48,15 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     layout.sock_err = wish("sock", "sk_err");
     layout.sock_cookie = wish("sock", "__sk_common.skc_cookie");
     layout.sock_dport = wish("sock", "__sk_common.skc_dport");
+    layout.kernfs_node_name = wish("kernfs_node", "name");
+    // Renamed in 6.15.
+    layout.kernfs_node_parent =
+        btf.offset("kernfs_node", "__parent").unwrap_or_else(|| wish("kernfs_node", "parent"));
+    layout.binprm_file = wish("linux_binprm", "file");
+    layout.file_inode = wish("file", "f_inode");
+    layout.inode_ino = wish("inode", "i_ino");
+    layout.inode_sb = wish("inode", "i_sb");
+    layout.super_block_dev = wish("super_block", "s_dev");
     // mm_types_task.h: MM_FILEPAGES 0, MM_ANONPAGES 1, MM_SWAPENTS 2, MM_SHMEMPAGES 3.
     layout.mm_rss = [0, 1, 2, 3].map(|counter| rss_counter(btf, counter));
     Ok(KernelShape { layout, victim_is_task: btf.tracepoint_passes_pointer("mark_victim", 0) == Some(true) })

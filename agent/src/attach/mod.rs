@@ -57,6 +57,8 @@ pub struct Probes {
     ebpf: Ebpf,
     frequency_hz: Option<u64>,
     sampling: Vec<PerfEventLinkId>,
+    /// What they hang on, in words: kernels differ.
+    pub hooks: Vec<String>,
     /// What had to be left out, and why: the rest runs.
     pub degraded: Vec<String>,
 }
@@ -67,7 +69,7 @@ impl Probes {
         raise_memlock();
         let btf = btf::Btf::from_kernel()?;
         let shape = layout::read(&btf)?;
-        let mut degraded = Vec::new();
+        let (mut hooks, mut degraded) = (Vec::new(), Vec::new());
         let unwind = match &wanted.oncpu {
             Some(OncpuWanted { unwind: true, .. }) => unwind::layout(&btf).unwrap_or_else(|error| {
                 degraded.push(format!("stacks by tables: {error:#}; they are what frame pointers give"));
@@ -92,27 +94,35 @@ impl Probes {
             .load(OBJECT)
             .map_err(|error| explain(anyhow!(error), "load the probes"))?;
         if wanted.oom {
-            oom::attach(&mut ebpf).map_err(|error| explain(error, "attach the oom probe"))?;
+            let attached = oom::attach(&mut ebpf, shape.victim_is_task);
+            hooks.push(attached.map_err(|error| explain(error, "attach the oom probe"))?);
         }
         if wanted.dns.is_some() {
-            let left_out = dns::attach(&mut ebpf).map_err(|error| explain(error, "attach the dns probe"))?;
+            let attached = dns::attach(&mut ebpf);
+            let (hook, left_out) = attached.map_err(|error| explain(error, "attach the dns probe"))?;
+            hooks.push(hook);
             degraded.extend(left_out);
         }
         if let Some(oncpu) = &wanted.oncpu {
             // A kernel that refuses it keeps the sampler, which falls back by itself.
-            if unwind.on != 0
-                && let Err(error) = unwind::attach(&mut ebpf)
-            {
-                let error = explain(error, "load the unwinder");
-                degraded.push(format!("stacks by tables: {error:#}; they are what frame pointers give"));
-            }
-            oncpu::load(&mut ebpf, oncpu).map_err(|error| explain(error, "load the oncpu probe"))?;
+            let by_tables = unwind.on != 0
+                && unwind::attach(&mut ebpf)
+                    .map_err(|error| explain(error, "load the unwinder"))
+                    .inspect_err(|error| {
+                        let what = "stacks by tables";
+                        degraded.push(format!("{what}: {error:#}; they are what frame pointers give"));
+                    })
+                    .is_ok();
+            let loaded = oncpu::load(&mut ebpf, oncpu);
+            let hook = loaded.map_err(|error| explain(error, "load the oncpu probe"))?;
+            let stacks = if by_tables { "tables" } else { "frame pointers" };
+            hooks.push(format!("{hook}; user stacks by {stacks}"));
         }
         for what in &degraded {
             tracing::warn!("{what}");
         }
         let frequency_hz = wanted.oncpu.as_ref().map(|oncpu| oncpu.frequency_hz);
-        Ok(Probes { ebpf, frequency_hz, sampling: Vec::new(), degraded })
+        Ok(Probes { ebpf, hooks, frequency_hz, sampling: Vec::new(), degraded })
     }
 
     /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.
@@ -200,6 +210,13 @@ fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
         at.sock_err,
         at.sock_cookie,
         at.sock_dport,
+        at.binprm_file,
+        at.file_inode,
+        at.inode_ino,
+        at.inode_sb,
+        at.super_block_dev,
+        at.kernfs_node_name,
+        at.kernfs_node_parent,
         victim_is_task,
         dns_answers,
         scope,
@@ -250,35 +267,26 @@ pub async fn check() -> Vec<ProbeCheck> {
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
     let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1, unwind: true };
     let tries = [
-        ("oom", "raw tracepoint mark_victim", Wanted { oom: true, ..nothing.clone() }),
-        ("dns", "cgroup_skb ingress and egress at the v2 root", Wanted { dns: Some(dns), ..nothing.clone() }),
-        ("oncpu", "cpu-clock perf event on every CPU", Wanted { oncpu: Some(oncpu), ..nothing }),
+        ("oom", Wanted { oom: true, ..nothing.clone() }),
+        ("dns", Wanted { dns: Some(dns), ..nothing.clone() }),
+        ("oncpu", Wanted { oncpu: Some(oncpu), ..nothing }),
     ];
-    tries
-        .into_iter()
-        .map(|(name, hook, wanted)| {
-            match Probes::load(&wanted).and_then(|mut probes| {
-                probes.sample()?;
-                Ok(probes)
-            }) {
-                Ok(probes) if probes.degraded.is_empty() => {
-                    ProbeCheck { name: name.to_owned(), outcome: Ok(hook.to_owned()), mend: None }
+    let check = |(name, wanted): (&str, Wanted)| {
+        let (outcome, mend) =
+            match Probes::load(&wanted).and_then(|mut probes| probes.sample().map(|()| probes)) {
+                Ok(probes) if probes.degraded.is_empty() => (Ok(probes.hooks.join("; ")), None),
+                Ok(probes) => {
+                    let (hooks, left_out) = (probes.hooks.join("; "), probes.degraded.join("; "));
+                    (Ok(format!("{hooks}; left out: {left_out}")), None)
                 }
-                Ok(probes) => ProbeCheck {
-                    name: name.to_owned(),
-                    outcome: Ok(format!("{hook}; left out: {}", probes.degraded.join("; "))),
-                    mend: None,
-                },
-                Err(error) => ProbeCheck {
-                    name: name.to_owned(),
-                    outcome: Err(format!("{error:#}")),
-                    mend: Some(
-                        "run as root on the node, or in a container with `privileged: true`".to_owned(),
-                    ),
-                },
-            }
-        })
-        .collect()
+                Err(error) => {
+                    let mend = "run as root on the node, or in a container with `privileged: true`";
+                    (Err(format!("{error:#}")), Some(mend.to_owned()))
+                }
+            };
+        ProbeCheck { name: name.to_owned(), outcome, mend }
+    };
+    tries.into_iter().map(check).collect()
 }
 
 /// Server ports that carry DNS if nobody says otherwise; 0 is an unused slot.

@@ -39,21 +39,22 @@ impl Scope {
     }
 }
 
-/// Loads the sampler; nothing is sampled yet.
-pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<()> {
+/// Loads the sampler, and returns its hook in words; nothing is sampled yet.
+pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<String> {
     let map: &mut Map = ebpf.map_mut("TARGETS").context("the probes have no map TARGETS")?;
     let mut targets: HashMap<_, u64, u8> = HashMap::try_from(map)?;
     for key in wanted.scope.keys() {
         targets.insert(key, 1, 0).context("put a target into the map TARGETS (at most 1,024 fit)")?;
     }
-    program(ebpf)?.load().context("load oncpu_sample")
+    program(ebpf)?.load().context("load oncpu_sample")?;
+    Ok(format!("cpu-clock perf event on {} CPUs", cpus()?.len()))
 }
 
 /// Samples every CPU from now on, until [`detach`].
 pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<Vec<PerfEventLinkId>> {
     let program = program(ebpf)?;
     let mut links = Vec::new();
-    for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))? {
+    for cpu in cpus()? {
         let link = program
             .attach(
                 PerfEventConfig::Software(SoftwareEvent::CpuClock),
@@ -75,4 +76,8 @@ pub fn detach(ebpf: &mut Ebpf, links: Vec<PerfEventLinkId>) -> anyhow::Result<()
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut PerfEvent> {
     Ok(ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?)
+}
+
+fn cpus() -> anyhow::Result<Vec<u32>> {
+    online_cpus().map_err(|(path, error)| anyhow::anyhow!("read {path}: {error}"))
 }

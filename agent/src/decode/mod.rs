@@ -3,10 +3,12 @@
 //! Must not know: aya, pods, output.
 
 pub mod dns;
+mod exec;
 mod fields;
 mod oncpu;
 mod oom;
 
+pub use exec::exec;
 pub use fields::BadRecord;
 pub use oncpu::{Stack, sample, table_request};
 pub use oom::{OomDecoded, oom};

@@ -1,6 +1,6 @@
 //! OOM kills.
 
-use podopsy_wire::{BuildIdFrame, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, Task};
+use podopsy_wire::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, Task};
 
 use super::fields::{BadRecord, Fields};
 
@@ -13,8 +13,13 @@ pub struct OomDecoded {
     /// Pages: file, anonymous, swapped, shared; None: this kernel did not say.
     pub rss_pages: Option<[u64; 4]>,
     pub oom_score_adj: Option<i16>,
+    /// It was dying before it was marked: no kill.
+    pub already_dying: bool,
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
+    /// Path of the victim's memory cgroup from the hierarchy's root, as the kernel has it; None: not known, or deeper
+    /// than the record. Names are the container's to choose: escape before showing.
+    pub cgroup_path: Option<String>,
 }
 
 pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
@@ -28,7 +33,7 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
     }
     let adj = fields.i32()?;
     let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
-    fields.u32()?;
+    let already_dying = fields.u32()? != 0;
     let mut kernel = Vec::with_capacity(OOM_KERNEL_FRAMES);
     for _ in 0..OOM_KERNEL_FRAMES {
         kernel.push(fields.u64()?);
@@ -36,6 +41,10 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
     let mut user = Vec::with_capacity(OOM_USER_FRAMES);
     for _ in 0..OOM_USER_FRAMES {
         user.push(BuildIdFrame { status: fields.i32()?, build_id: fields.array()?, offset: fields.u64()? });
+    }
+    let mut names = Vec::with_capacity(CGROUP_LEVELS);
+    for _ in 0..CGROUP_LEVELS {
+        names.push(fields.bytes(CGROUP_NAME_MAX)?);
     }
     kernel.truncate(frames(kernel_len, 8));
     user.truncate(frames(user_len, size_of::<BuildIdFrame>()));
@@ -45,9 +54,25 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
         trigger,
         rss_pages: (!pages.contains(&u64::MAX)).then(|| pages.map(clamp)),
         oom_score_adj: i16::try_from(adj).ok().filter(|adj| (-1000..=1000).contains(adj)),
+        already_dying,
         kernel,
         user,
+        cgroup_path: cgroup_path(&names),
     })
+}
+
+/// From the names on the way up, each NUL-terminated. The last must be empty, or the root was not reached.
+fn cgroup_path(names: &[&[u8]]) -> Option<String> {
+    let mut path = String::new();
+    let ended =
+        |name: &[u8]| Some(String::from_utf8_lossy(&name[..name.iter().position(|&b| b == 0)?]).into_owned());
+    let names: Vec<String> = names.iter().map(|name| ended(name)).collect::<Option<_>>()?;
+    let depth = names.iter().position(String::is_empty)?;
+    for name in names[..depth].iter().rev() {
+        path.push('/');
+        path.push_str(name);
+    }
+    (!path.is_empty()).then_some(path)
 }
 
 /// Per-CPU counters may be below zero for a moment; the kernel's own log shows 0 then.
@@ -86,6 +111,21 @@ mod tests {
         bytes[120..124].copy_from_slice(&i32::MIN.to_ne_bytes());
         let decoded = oom(&bytes).unwrap();
         assert_eq!((decoded.rss_pages, decoded.oom_score_adj), (None, None));
+    }
+
+    #[test]
+    fn a_path_that_does_not_reach_the_root_is_none() {
+        let name = |text: &str| {
+            [text.as_bytes(), &[0; 90]].concat()[..CGROUP_NAME_MAX.min(text.len() + 90)].to_vec()
+        };
+        let all = |names: &[&str]| {
+            let mut names: Vec<_> = names.iter().map(|text| name(text)).collect();
+            names.resize(CGROUP_LEVELS, name(""));
+            cgroup_path(&names.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        };
+        assert_eq!(all(&["c0ffee", "pod7", "kubepods"]).as_deref(), Some("/kubepods/pod7/c0ffee"));
+        assert_eq!((all(&[]), all(&["a"; CGROUP_LEVELS])), (None, None));
+        assert_eq!(cgroup_path(&[&[b'x'; CGROUP_NAME_MAX]]), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::incident::{Incident, Limit};
 use super::owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 use super::profile::Frame;
 
@@ -34,9 +35,12 @@ pub struct Event {
     pub process: ProcessRef,
     /// That process's memory cgroup.
     pub cgroup: CgroupRef,
-    /// The kind's own object, under `oom` or `dns`.
+    /// The kind's own object, under `oom` or `dns`; in an `oom.incident` it is the first kill's.
     #[serde(flatten)]
     pub detail: Detail,
+    /// In an `oom.incident` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<Box<Incident>>,
     pub losses: Losses,
 }
 
@@ -62,6 +66,7 @@ impl Event {
             process,
             cgroup: owner.cgroup,
             detail,
+            incident: None,
             losses,
         }
     }
@@ -72,6 +77,9 @@ pub enum Kind {
     /// The kernel's OOM killer chose a victim.
     #[serde(rename = "oom.kill")]
     OomKill,
+    /// All of one OOM, some seconds later: its victims, whose limit, what Kubernetes makes of it.
+    #[serde(rename = "oom.incident")]
+    OomIncident,
     /// A DNS query had any outcome but an answer.
     #[serde(rename = "dns.failure")]
     DnsFailure,
@@ -85,6 +93,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Kind::OomKill => "oom.kill",
+            Kind::OomIncident => "oom.incident",
             Kind::DnsFailure => "dns.failure",
             Kind::DnsAnswer => "dns.answer",
         }
@@ -134,6 +143,18 @@ pub struct OomKill {
     pub kernel_stack: Vec<Frame>,
     /// User stack of the trigger, innermost frame first (frame pointers only, so it may be short).
     pub user_stack: Vec<Frame>,
+    /// The incident that it is a part of; its own event follows.
+    #[serde(default)]
+    pub incident: Option<String>,
+    /// Whose limit was met; null: an older recorder's event.
+    #[serde(default)]
+    pub limit: Option<Limit>,
+    /// It was dying before: the kernel counted no kill.
+    #[serde(default)]
+    pub already_dying: bool,
+    /// Nobody watched: this is what the kernel's log has of it, and its trigger is known by name at most.
+    #[serde(default)]
+    pub recovered: bool,
 }
 
 /// Resident memory by kind, in bytes (`mm_struct.rss_stat`; kernels ≥ 6.2 keep it per CPU, so that
@@ -245,7 +266,7 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.word()));
         }
-        for k in [Kind::OomKill, Kind::DnsFailure, Kind::DnsAnswer] {
+        for k in [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer] {
             assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.word()));
         }
     }

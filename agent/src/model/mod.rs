@@ -4,11 +4,14 @@
 //! [`text`], so that no renderer can be made to emit a control sequence.
 
 pub mod event;
+pub mod incident;
+pub mod memory;
 pub mod owner;
 pub mod profile;
 pub mod target;
 pub mod text;
 
 pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
+pub use incident::Incident;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 pub use target::Target;

@@ -96,6 +96,13 @@ impl Hierarchy {
         whole.as_os_str().as_bytes().to_owned()
     }
 
+    /// The reverse of [`Hierarchy::absolute`]; None: it lies outside of what is mounted.
+    pub fn from_absolute(&self, absolute: &[u8]) -> Option<PathBuf> {
+        let path = Path::new(std::ffi::OsStr::from_bytes(absolute));
+        let relative = path.strip_prefix(&self.root).ok()?;
+        relative.components().all(|c| matches!(c, Component::Normal(_))).then(|| relative.to_owned())
+    }
+
     /// Reads a `/proc/<pid>/cgroup` and gives the memory cgroup's path relative to the mount; None: it has
     /// none, or it lies outside of what is mounted. Raw bytes, since a container may choose the name.
     pub fn of_proc(&self, proc_cgroup: &[u8]) -> Option<PathBuf> {

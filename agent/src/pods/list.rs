@@ -200,6 +200,15 @@ fn set_pid(room: &Room, container: &mut Container, pid: u32) {
     container.namespaces = proc::namespaces(&room.options.proc_root, pid);
 }
 
+/// One container, by the runtime's full id.
+pub(super) async fn by_id(room: &Arc<Room>, id: &str) -> Option<Container> {
+    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+    let answer: ContainerStatusResponse = room.runtime.call(CONTAINER_STATUS, request).await.ok()?;
+    let listed = cri::Container { id: id.to_owned(), ..Default::default() };
+    answer.status.as_ref()?;
+    Some(joined(room, listed, Some(answer), &room.cgroups_by_container()))
+}
+
 /// One container that no list has: its names as the room remembers them.
 pub(super) fn one(room: &Room, container: ContainerRef) -> Container {
     let cgroups = room.cgroups_by_container();

@@ -128,6 +128,36 @@ pub enum Resolved {
     Cgroups(Vec<u64>),
 }
 
+/// A living memory cgroup that is a container's own, or lies above one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Level {
+    pub id: u64,
+    /// Relative to the hierarchy's mount.
+    pub path: PathBuf,
+    /// A container's own: no sandbox, and not a pod's or a slice's.
+    pub container: bool,
+}
+
+/// Where a cgroup lies: itself and those above it, the root last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub steps: Vec<Step>,
+    /// Kubernetes' word for the class, by the path; None: no pod's.
+    pub qos: Option<&'static str>,
+}
+
+/// One cgroup of a [`Place`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// None: it is not known, or gone.
+    pub id: Option<u64>,
+    /// Relative to the hierarchy's mount.
+    pub path: PathBuf,
+    /// As the kernel prints it, escaped.
+    pub shown: String,
+    pub level: crate::model::incident::Level,
+}
+
 /// The room's door. Its tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Pods {
@@ -177,6 +207,32 @@ impl Pods {
         let known = room.cache().id_at(&path);
         let id = known.or_else(|| room.id_of_path(&path)).unwrap_or(0);
         Ok(room.owner_of_cgroup(id).await)
+    }
+
+    /// The cgroups of living containers and of what lies above them, as far as they are known now.
+    pub fn memory_levels(&self) -> Vec<Level> {
+        self.room.memory_levels()
+    }
+
+    /// Where a cgroup lies, dead or alive; None: it is not known.
+    pub fn place(&self, id: u64) -> Option<Place> {
+        let path = self.room.cache().entry(id).map(|entry| entry.path.clone())?;
+        Some(self.room.place(&path))
+    }
+
+    /// The same by a path as the kernel prints it, for a cgroup that may be long gone.
+    pub fn place_of(&self, absolute: &[u8]) -> Option<Place> {
+        Some(self.room.place(&self.room.hierarchy.from_absolute(absolute)?))
+    }
+
+    /// The owner of a cgroup by its path, which may be long gone; the runtime may still know the container.
+    pub async fn owner_of_path(&self, absolute: &[u8]) -> Owner {
+        self.room.owner_of_path(absolute).await
+    }
+
+    /// What the runtime says of a container; None: it does not know it, or does not answer.
+    pub async fn container(&self, id: &str) -> Option<Container> {
+        list::by_id(&self.room, id).await
     }
 
     /// When a living process started: with its pid, one process for good.

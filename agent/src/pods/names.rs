@@ -76,6 +76,14 @@ async fn search(room: &Arc<Room>, key: &Arc<str>) {
     }
 }
 
+/// The names of a cgroup that is in no cache: asked once, not kept.
+pub(super) async fn now(room: &Arc<Room>, name: &CgroupName) -> Names {
+    match ask(room, name).await {
+        Answer::Known(names) => names,
+        Answer::Absent | Answer::Down => fallback(room, name),
+    }
+}
+
 async fn ask(room: &Arc<Room>, name: &CgroupName) -> Answer {
     for place in &name.containers {
         let id = &place.container_id;

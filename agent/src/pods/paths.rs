@@ -5,12 +5,41 @@
 //! A container can be allowed to make cgroups of its own, so every component is hostile input: an id or
 //! uid that is taken over from here is made of letters, digits and dashes only, and bounded in length.
 
+use crate::model::incident::Level;
+
 /// Kubernetes' quality of service class, as the kubelet spells it into the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
     Guaranteed,
     Burstable,
     BestEffort,
+}
+
+impl Qos {
+    /// Kubernetes' own spelling (`status.qosClass`).
+    pub fn word(self) -> &'static str {
+        match self {
+            Qos::Guaranteed => "Guaranteed",
+            Qos::Burstable => "Burstable",
+            Qos::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// What a path is to Kubernetes.
+pub fn level(path: &[u8]) -> Level {
+    let name = parse(path);
+    if path.iter().all(|&b| b == b'/') {
+        Level::Node
+    } else if name.below {
+        Level::InsideContainer
+    } else if !name.containers.is_empty() {
+        Level::Container
+    } else if name.pod_uid.is_some() {
+        Level::Pod
+    } else {
+        Level::Slice
+    }
 }
 
 /// The program that named the container's directory; `None` in [`Place`]: a bare id says nothing.

@@ -239,3 +239,26 @@ fn size_is_bounded() {
     assert_eq!(name.containers[0].depth, 1);
     assert_eq!(name.container().map(|p| p.depth), Some(1000));
 }
+
+#[test]
+fn levels_of_both_drivers() {
+    let id = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
+    let uid = "8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
+    let slice = format!(
+        "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice",
+        uid.replace('-', "_")
+    );
+    for (path, expected) in [
+        ("/".to_owned(), Level::Node),
+        ("/kubepods".to_owned(), Level::Slice),
+        ("/kubepods/burstable".to_owned(), Level::Slice),
+        (format!("/kubepods/burstable/pod{uid}"), Level::Pod),
+        (format!("/kubepods/burstable/pod{uid}/{id}"), Level::Container),
+        (format!("/kubepods/burstable/pod{uid}/{id}/jobs"), Level::InsideContainer),
+        (slice.clone(), Level::Pod),
+        (format!("{slice}/cri-containerd-{id}.scope"), Level::Container),
+        ("/system.slice/sshd.service".to_owned(), Level::Slice),
+    ] {
+        assert_eq!(level(path.as_bytes()), expected, "{path}");
+    }
+}

@@ -11,8 +11,8 @@ use super::cache::{Cache, Limits, Names, Search};
 use super::hierarchy::Hierarchy;
 use super::runtime::Runtime;
 use super::watch::Watch;
-use super::{Options, Status, names};
-use crate::model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
+use super::{Level, Options, Place, Status, Step, names, paths};
+use crate::model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef, text};
 
 /// Between two scans for ids that nobody knows; who asks meanwhile waits for the next one.
 const RESCAN_EVERY: Duration = Duration::from_millis(200);
@@ -178,6 +178,64 @@ impl Room {
             cgroups.sort_by_cached_key(|(path, _)| (path.components().count(), path.clone()));
         }
         all
+    }
+
+    /// Each cgroup from `path` up, by what its path says.
+    pub fn place(&self, path: &Path) -> Place {
+        let name = paths::parse(&self.hierarchy.absolute(path));
+        let steps = path.ancestors().map(|path| {
+            let absolute = self.hierarchy.absolute(path);
+            Step {
+                id: self.cache().id_at(path),
+                shown: self.hierarchy.shown(path),
+                level: paths::level(&absolute),
+                path: path.to_owned(),
+            }
+        });
+        Place { steps: steps.collect(), qos: name.qos.map(paths::Qos::word) }
+    }
+
+    /// By the path of a cgroup that may be gone.
+    pub async fn owner_of_path(self: &Arc<Room>, absolute: &[u8]) -> Owner {
+        let relative = self.hierarchy.from_absolute(absolute);
+        let id = relative.and_then(|path| self.cache().id_at(&path).or_else(|| self.id_of_path(&path)));
+        if let Some(id) = id {
+            return self.owner_of_cgroup(id).await;
+        }
+        let cgroup = CgroupRef { id: 0, path: Some(text::escape_bytes(absolute)) };
+        let name = paths::parse(absolute);
+        if name.containers.is_empty() && name.pod_uid.is_none() {
+            return Owner { cgroup, known_by: KnownBy::Host, ..Owner::default() };
+        }
+        let names = names::now(self, &name).await;
+        Owner {
+            pod: names.pod.as_deref().cloned(),
+            container: names.container,
+            known_by: names.known_by,
+            cgroup,
+        }
+    }
+
+    /// Living containers' own cgroups, each followed by those above it (once each).
+    pub fn memory_levels(&self) -> Vec<Level> {
+        let cache = self.cache();
+        let mut above = std::collections::HashSet::new();
+        let mut levels = Vec::new();
+        for (id, entry) in cache.live().filter(|(_, e)| !e.name.below && !e.name.containers.is_empty()) {
+            let Some(known) = entry.key.as_ref().and_then(|key| cache.known(key)) else { continue };
+            if container_id(&known.names, known).is_none() {
+                continue;
+            }
+            levels.push(Level { id, path: entry.path.clone(), container: true });
+            for path in entry.path.ancestors().skip(1) {
+                if !above.insert(path.to_owned()) {
+                    break;
+                }
+                let id = cache.id_at(path);
+                levels.extend(id.map(|id| Level { id, path: path.to_owned(), container: false }));
+            }
+        }
+        levels
     }
 
     pub fn status(&self) -> Status {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use podopsy_wire::{DnsKey, DnsPending, Loss, STATE_TIMED_OUT, STATE_WAITING, SocketError};
 
-use super::clock::boot_now_ns;
 use crate::attach::InFlight;
+use crate::clock::boot_now_ns;
 use crate::decode::dns::unanswered;
 use crate::model::{DnsTransaction, Outcome};
 use crate::ring::Losses;

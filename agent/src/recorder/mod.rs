@@ -3,11 +3,12 @@
 //! Two tasks: one empties the rings and must never wait; one attributes, and may wait for the
 //! runtime. The queue between them is bounded, and what does not fit is counted.
 
-mod clock;
+mod autopsy;
 mod flight;
 mod record;
 mod stacks;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ use tokio::task::JoinHandle;
 use crate::attach::{DnsWanted, Probes, Wanted};
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Event, Losses, Outcome};
+use crate::oom::recover::Missed;
+use crate::oom::state::boot_id;
+use crate::oom::tally::Tally;
+use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::ring;
 use flight::Flight;
@@ -43,6 +48,8 @@ pub struct Options {
     pub dns_timeout: Duration,
     /// The node's name in events.
     pub node: String,
+    /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A running recorder; probes detach when it is dropped.
@@ -67,12 +74,14 @@ impl Recorder {
             oncpu: None,
         };
         let mut probes = Probes::load(&wanted)?;
+        let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
+            execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
             kernel_losses: probes.losses()?,
             flight: Flight::new(probes.in_flight()?, options.dns_timeout),
@@ -81,16 +90,27 @@ impl Recorder {
             bad_records: 0,
             queue_full: 0,
             stacks_unnamed: 0,
+            files_not_held: 0,
             dns_answers: options.dns_answers,
             pods: pods.clone(),
             losses: losses.clone(),
+            kills: 0,
+            tally: Tally::new(room.kills_at_start),
+            missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
+            examiner: room.examiner.clone(),
         };
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
-        tokio::spawn(
-            Attribution { node: options.node, pods, losses: losses.clone() }.run(records, events_in),
-        );
+        let attribution = Attribution {
+            node: options.node,
+            pods,
+            losses: losses.clone(),
+            examiner: room.examiner,
+            desk: Desk::new(&boot_id()),
+            state_dir: options.state_dir,
+        };
+        tokio::spawn(attribution.run(room.missed, records, events_in));
         let collect = tokio::spawn(async move {
             let result = collector.run(stopped).await;
             drop(probes);
@@ -137,6 +157,7 @@ type Message = Result<DnsMessage, decode::BadRecord>;
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
     oom: ring::Ring,
+    execs: ring::Ring,
     dns: ring::Ring,
     kernel_losses: ring::Losses,
     flight: Flight,
@@ -145,32 +166,43 @@ struct Collector {
     bad_records: u64,
     queue_full: u64,
     stacks_unnamed: u64,
+    files_not_held: u64,
     dns_answers: bool,
     pods: Arc<Pods>,
     losses: Arc<Mutex<Losses>>,
+    /// Victims that the probe saw.
+    kills: u64,
+    tally: Tally,
+    /// Kills while the recorder was down, of which only the number is known.
+    missed_unknown: u64,
+    examiner: Arc<Examiner>,
 }
 
 impl Collector {
     async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut oom, mut dns) = (Vec::new(), Vec::new());
+        let (mut oom, mut execs, mut dns) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             tokio::select! {
+                drained = self.execs.drain(|bytes| execs.push(decode::exec(bytes))) => drained?,
                 drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.tally.look(self.kills, self.examiner.known_differences(), false);
                     self.sum_losses();
                 }
                 _ = &mut stopped => break,
             }
+            execs.drain(..).for_each(|pid| self.hold(pid));
             self.hand_over(&mut oom, &mut dns);
         }
         self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
         self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
         self.hand_over(&mut oom, &mut dns);
         self.sweep();
+        self.tally.look(self.kills, self.examiner.known_differences(), true);
         self.sum_losses();
         Ok(())
     }
@@ -184,11 +216,19 @@ impl Collector {
         dns.drain(..).for_each(|message| self.dns(message));
     }
 
+    fn hold(&mut self, pid: Result<u32, decode::BadRecord>) {
+        match pid {
+            Ok(pid) => self.files_not_held += u64::from(!self.stacks.hold(pid)),
+            Err(_) => self.bad_records += 1,
+        }
+    }
+
     fn oom(&mut self, kill: Kill) {
         let Ok(mut kill) = kill else {
             self.bad_records += 1;
             return;
         };
+        self.kills += 1;
         let unnamed = Unnamed {
             pid: kill.trigger.pid,
             kernel: std::mem::take(&mut kill.kernel),
@@ -239,10 +279,14 @@ impl Collector {
         let mut sum = self.kernel_losses.read();
         sum.extend(self.flight.losses());
         sum.extend(self.pods.status().losses);
+        sum.extend(self.examiner.losses());
+        sum.extend(self.tally.losses());
         let own = [
+            ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
             ("oom_stacks_unnamed", self.stacks_unnamed),
+            ("oom_files_not_held", self.files_not_held),
         ];
         sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
         sum.retain(|_, count| *count > 0);

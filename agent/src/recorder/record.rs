@@ -1,16 +1,28 @@
 //! Records → events: the owner, the times and the losses are put to what the probe saw.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use podopsy_wire::Task;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
-use super::clock;
 use super::stacks::Named;
+use crate::clock;
 use crate::decode::OomDecoded;
+use crate::memory::files::page_size;
 use crate::model::event::{OomTask, Rss};
-use crate::model::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, Owner, ProcessRef, text};
+use crate::model::{
+    Detail, DnsTransaction, Event, Kind, KnownBy, Losses, OomKill, Outcome, Owner, ProcessRef, text,
+};
+use crate::oom::recover::{self, Missed};
+use crate::oom::state::State;
+use crate::oom::{Desk, Examiner, Facts};
 use crate::pods::Pods;
+
+/// How often the state is written, apart from after each incident.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// A decoded record that waits for its owner.
 pub enum Record {
@@ -24,24 +36,117 @@ pub struct Attribution {
     pub pods: Arc<Pods>,
     /// The newest losses of all stages.
     pub losses: Arc<Mutex<Losses>>,
+    pub examiner: Arc<Examiner>,
+    pub desk: Desk,
+    /// Where a restart finds how far this run had come.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Attribution {
-    /// Runs until the records end or nobody listens to the events.
-    pub async fn run(self, mut records: mpsc::Receiver<Record>, events: mpsc::Sender<Event>) {
-        while let Some(record) = records.recv().await {
-            let event = match record {
-                Record::Oom(kill, stacks) => self.oom(*kill, stacks).await,
-                Record::Dns { asker, time_ns, transaction } => self.dns(&asker, time_ns, transaction).await,
+    /// Runs until the records end or nobody listens to the events. What was missed comes first.
+    pub async fn run(
+        mut self,
+        missed: Option<Missed>,
+        mut records: mpsc::Receiver<Record>,
+        events: mpsc::Sender<Event>,
+    ) {
+        let (close, closing) = watch::channel(false);
+        for visit in missed.into_iter().flat_map(|missed| missed.visits) {
+            for (mut event, boot_ns, facts) in recover::kills(&self.pods, &self.node, visit).await {
+                event.losses = self.losses();
+                self.desk.lay(&mut event, boot_ns, facts);
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+        let mut save = tokio::time::interval(SAVE_EVERY);
+        save.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = self.desk.due();
+            let event = tokio::select! {
+                record = records.recv() => match record {
+                    Some(record) => self.event(record).await,
+                    None => break,
+                },
+                () = until(due) => {
+                    self.settle(&events, &closing, false);
+                    save.reset_immediately();
+                    continue;
+                }
+                _ = save.tick() => {
+                    self.save().await;
+                    continue;
+                }
             };
             if events.send(event).await.is_err() {
                 return;
             }
         }
+        // From here on nobody waits for a runtime that lags behind.
+        let _ = close.send(true);
+        self.settle(&events, &closing, true);
+        self.save().await;
     }
 
-    async fn oom(&self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> Event {
-        let owner = self.owner(&kill.victim).await;
+    async fn event(&mut self, record: Record) -> Event {
+        match record {
+            Record::Oom(kill, stacks) => {
+                let time_ns = kill.time_ns;
+                let (mut event, facts) = self.oom(*kill, stacks).await;
+                self.desk.lay(&mut event, time_ns, facts);
+                event
+            }
+            Record::Dns { asker, time_ns, transaction } => self.dns(&asker, time_ns, transaction).await,
+        }
+    }
+
+    /// Sends incidents on their way, each in a task of its own: a slow runtime holds up no kill.
+    fn settle(&mut self, events: &mpsc::Sender<Event>, closing: &watch::Receiver<bool>, all: bool) {
+        for mut incident in self.desk.take_due(all) {
+            if let Some((group, kills)) = incident.sequence().and_then(|first| self.examiner.outcome(first)) {
+                incident.complete(group, kills);
+            }
+            let (events, closing) = (events.clone(), closing.clone());
+            let (pods, losses) = (self.pods.clone(), self.losses.clone());
+            tokio::spawn(async move {
+                // Nobody listens any more: that is their choice.
+                let _ = events.send(incident.settle(&pods, closing, &losses).await).await;
+            });
+        }
+    }
+
+    async fn save(&self) {
+        let Some(dir) = self.state_dir.clone() else { return };
+        let state = State::now(self.examiner.log_sequence());
+        let saved = tokio::task::spawn_blocking(move || state.save(&dir)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!("a restart will not know what it missed: {error:#}");
+        }
+    }
+
+    fn losses(&self) -> Losses {
+        self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+    }
+
+    async fn oom(&self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> (Event, Facts) {
+        let mut owner = self.owner(&kill.victim).await;
+        // Gone before its birth was noticed: the probe read the path while it was there.
+        if owner.known_by == KnownBy::Unknown
+            && let Some(path) = &kill.cgroup_path
+        {
+            let id = owner.cgroup.id;
+            owner = self.pods.owner_of_path(path.as_bytes()).await;
+            owner.cgroup.id = id;
+        }
+        let facts = self.examiner.examine(&kill, &owner).await;
+        // Kernels that pass only a pid: the log has the victim's cgroup.
+        if owner.known_by == KnownBy::Unknown
+            && let Some(path) =
+                facts.visit.as_ref().and_then(|visit| visit.chosen.as_ref()?.task_memcg.clone())
+        {
+            owner = self.pods.owner_of_path(&path).await;
+        }
         let trigger_owner = self.owner(&kill.trigger).await;
         let named = match stacks {
             Some(answer) => answer.await.unwrap_or_default(),
@@ -61,8 +166,12 @@ impl Attribution {
             oom_score_adj: kill.oom_score_adj,
             kernel_stack: named.kernel,
             user_stack: named.user,
+            incident: None,
+            limit: None,
+            already_dying: kill.already_dying,
+            recovered: false,
         };
-        self.event(kill.time_ns, Kind::OomKill, owner, &kill.victim, Detail::Oom(detail))
+        (self.put(kill.time_ns, Kind::OomKill, owner, &kill.victim, Detail::Oom(detail)), facts)
     }
 
     async fn dns(&self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
@@ -71,7 +180,7 @@ impl Attribution {
             Outcome::Noerror => Kind::DnsAnswer,
             _ => Kind::DnsFailure,
         };
-        self.event(time_ns, kind, owner, asker, Detail::Dns(transaction))
+        self.put(time_ns, kind, owner, asker, Detail::Dns(transaction))
     }
 
     /// By cgroup; by process only where this kernel gave no cgroup, and then only while it lives.
@@ -82,14 +191,13 @@ impl Attribution {
         self.pods.owner_of_cgroup(task.cgroup_id).await
     }
 
-    fn event(&self, time_ns: u64, kind: Kind, owner: Owner, task: &Task, detail: Detail) -> Event {
+    fn put(&self, time_ns: u64, kind: Kind, owner: Owner, task: &Task, detail: Detail) -> Event {
         let process = ProcessRef {
             pid: task.pid,
             comm: text::from_kernel(&task.comm),
             start_time: clock::start(task.start_ns),
         };
-        let losses = self.losses.lock().map(|losses| losses.clone()).unwrap_or_default();
-        Event::new(clock::wall(time_ns), kind, &self.node, owner, process, detail, losses)
+        Event::new(clock::wall(time_ns), kind, &self.node, owner, process, detail, self.losses())
     }
 }
 
@@ -97,6 +205,9 @@ fn oom_task(task: &Task) -> OomTask {
     OomTask { pid: task.pid, tid: task.tid, comm: text::from_kernel(&task.comm) }
 }
 
-fn page_size() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64)
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }

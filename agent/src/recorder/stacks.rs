@@ -1,6 +1,8 @@
 //! The symbolizer on a thread of its own: it blocks on files, the pipeline must not.
 
-use std::sync::mpsc;
+use std::collections::VecDeque;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use podopsy_wire::BuildIdFrame;
 use tokio::sync::oneshot;
@@ -10,6 +12,8 @@ use crate::symbolize::{Symbolizer, UserAddress};
 
 /// Stacks that wait for their names; past this, stacks go without (and the kill is told all the same).
 const QUEUE: usize = 256;
+/// At exec only the program and its loader are mapped; its libraries are by then.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// A stack as the kernel took it, innermost first.
 pub struct Unnamed {
@@ -25,33 +29,82 @@ pub struct Named {
     pub user: Vec<Frame>,
 }
 
+enum Request {
+    Name(Unnamed, oneshot::Sender<Named>),
+    /// A program that is new: its files are wanted when it is dead.
+    Hold(u32),
+}
+
 /// The thread's door; the thread ends when it is dropped.
 pub struct Stacks {
-    queue: mpsc::SyncSender<(Unnamed, oneshot::Sender<Named>)>,
+    queue: mpsc::SyncSender<Request>,
 }
 
 impl Stacks {
+    /// Starts with the files of what runs already.
     pub fn start() -> std::io::Result<Stacks> {
-        let (queue, requests) = mpsc::sync_channel::<(Unnamed, oneshot::Sender<Named>)>(QUEUE);
-        std::thread::Builder::new().name("symbolize".into()).spawn(move || {
-            let mut symbolizer = Symbolizer::new();
-            for (stack, reply) in requests {
-                // Nobody may be waiting any more: that is their choice.
-                let _ = reply.send(name(&mut symbolizer, &stack));
-            }
-        })?;
+        let (queue, requests) = mpsc::sync_channel(QUEUE);
+        std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests))?;
         Ok(Stacks { queue })
     }
 
     /// Asks for names; None: the queue is full.
     pub fn ask(&self, stack: Unnamed) -> Option<oneshot::Receiver<Named>> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send((stack, reply)).ok().map(|()| answer)
+        self.queue.try_send(Request::Name(stack, reply)).ok().map(|()| answer)
+    }
+
+    /// Has a new process's files opened; false: the queue is full.
+    pub fn hold(&self, pid: u32) -> bool {
+        self.queue.try_send(Request::Hold(pid)).is_ok()
     }
 }
 
+fn run(requests: &mpsc::Receiver<Request>) {
+    let mut symbolizer = Symbolizer::new();
+    // What runs already is looked at when nobody waits.
+    let mut running: VecDeque<u32> = pids().collect();
+    let mut young: VecDeque<(Instant, u32)> = VecDeque::new();
+    loop {
+        let wait = match young.front() {
+            _ if !running.is_empty() => Duration::ZERO,
+            Some((when, _)) => when.saturating_duration_since(Instant::now()),
+            None => Duration::from_secs(3600),
+        };
+        match requests.recv_timeout(wait) {
+            // Nobody may be waiting for it any more: that is their choice.
+            Ok(Request::Name(stack, reply)) => _ = reply.send(name(&mut symbolizer, &stack)),
+            Ok(Request::Hold(pid)) => {
+                symbolizer.hold_files(pid);
+                if young.len() < QUEUE {
+                    young.push_back((Instant::now() + SECOND_LOOK, pid));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let next = running.pop_front().or_else(|| young.pop_front().map(|(_, pid)| pid));
+                next.into_iter().for_each(|pid| symbolizer.hold_files(pid));
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Every process; the newest last.
+fn pids() -> impl Iterator<Item = u32> {
+    let names = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok())
+}
+
 fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
-    symbolizer.see_process(stack.pid);
+    // Reading a dying process's mappings holds its memory back for that moment, and the limit is hit already: only for
+    // what was not opened when it started.
+    let is_new = |frame: &BuildIdFrame| match frame.status {
+        1 => !symbolizer.holds(&frame.build_id),
+        status => status == 2,
+    };
+    if stack.user.iter().any(is_new) {
+        symbolizer.see_process(stack.pid);
+    }
     let kernel = stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0));
     let kernel = kernel.skip_while(is_probe).collect();
     let user = stack

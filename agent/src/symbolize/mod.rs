@@ -75,6 +75,12 @@ impl Symbolizer {
         processes.see(pid, &mut opening);
     }
 
+    /// Opens the executables of a process and remembers them alone: for [`Symbolizer::build_id`], when it is dead.
+    pub fn hold_files(&mut self, pid: u32) {
+        let (_, mut opening) = self.opening();
+        Processes::hold(pid, &mut opening);
+    }
+
     /// Call with each new stack while the process may still live: addresses outside of every known mapping (dlopen)
     /// have the mappings read again, rate-limited per process.
     pub fn notice(&mut self, pid: u32, addresses: &[u64]) {
@@ -119,6 +125,11 @@ impl Symbolizer {
     pub fn kernel(&mut self, address: u64, is_return: bool) -> Vec<Frame> {
         let at = address.saturating_sub(u64::from(is_return));
         self.kernel.frames(at, &mut self.resolver, &mut self.losses).to_vec()
+    }
+
+    /// A file with this build id was opened.
+    pub fn holds(&self, build_id: &[u8; 20]) -> bool {
+        self.files.by_build_id(build_id).is_some()
     }
 
     /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).

@@ -103,6 +103,13 @@ impl Processes {
         self.hold_perf_map(pid);
     }
 
+    /// Opens the files of a process, and remembers nothing of itself. One that is gone is no loss: nobody asked for it.
+    pub fn hold(pid: u32, opening: &mut Opening<'_>) {
+        if let Ok(Stat { start_time, is_kernel_thread: false }) = maps::stat(pid) {
+            read(pid, start_time, opening);
+        }
+    }
+
     /// Reads the mappings again when one of `addresses` is in none of them, as often as the pause allows.
     pub fn notice(&mut self, pid: u32, addresses: &[u64], opening: &mut Opening<'_>) {
         let Some(process) = self.known.get_mut(&pid) else { return };

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod inspect;
+pub mod oom;
 pub mod pods;
 pub mod profile;
 pub mod watch;

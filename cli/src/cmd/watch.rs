@@ -23,8 +23,14 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     privilege::require("watch", if dns { privilege::SAMPLE_PACKETS } else { privilege::SAMPLE })?;
 
     let pods = context.pods().await?;
-    let options =
-        Options { oom, dns, dns_answers: args.all, dns_timeout: args.dns_timeout, node: context.node() };
+    let options = Options {
+        oom,
+        dns,
+        dns_answers: args.all,
+        dns_timeout: args.dns_timeout,
+        node: context.node(),
+        state_dir: None,
+    };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
@@ -149,7 +155,10 @@ impl Watched {
             return Ok(());
         }
         self.lines.print(&mut io::stdout().lock(), event)?;
-        self.counts.add(event.kind);
+        // An incident is the second word on kills that have been counted.
+        if event.kind != Kind::OomIncident {
+            self.counts.add(event.kind);
+        }
         Ok(())
     }
 }

@@ -32,7 +32,7 @@ impl Lines {
             ListFormat::Wide => Terminal { width: None, ..terminal },
             _ => terminal,
         };
-        Lines { format, terminal, widths: [13, 11, names[0], names[1], names[2]], header_printed: false }
+        Lines { format, terminal, widths: [13, 12, names[0], names[1], names[2]], header_printed: false }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
@@ -64,7 +64,7 @@ impl Lines {
             Kind::DnsFailure => {
                 line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
             }
-            Kind::DnsAnswer => line,
+            Kind::OomIncident | Kind::DnsAnswer => line,
         };
         writeln!(out, "{line}")?;
         out.flush()
@@ -80,6 +80,9 @@ fn pod(event: &Event) -> String {
 }
 
 fn detail(event: &Event) -> String {
+    if let Some(incident) = &event.incident {
+        return super::oom::summary(incident);
+    }
     match &event.detail {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
@@ -98,6 +101,15 @@ fn oom(kill: &OomKill) -> String {
         text += ", trigger same";
     } else {
         text += &format!(", trigger {}", task(&kill.trigger));
+    }
+    if let Some(limit) = &kill.limit {
+        text += &format!(", limit {}", super::oom::whose(limit));
+    }
+    if kill.already_dying {
+        text += ", was dying already";
+    }
+    if kill.recovered {
+        text += " (from the kernel's log)";
     }
     text
 }
@@ -167,6 +179,10 @@ mod tests {
             oom_score_adj: None,
             kernel_stack: Vec::new(),
             user_stack: Vec::new(),
+            incident: None,
+            limit: None,
+            already_dying: false,
+            recovered: false,
         })
     }
 
@@ -201,9 +217,9 @@ mod tests {
         assert_eq!(
             printed(ListFormat::Table, Terminal::PLAIN, &events),
             "\
-TIME           KIND         POD                                   CONTAINER           PROCESS                 DETAIL
-03:04:05.678Z  oom.kill     finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
-03:04:05.678Z  dns.failure  (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
+TIME           KIND          POD                                   CONTAINER           PROCESS                 DETAIL
+03:04:05.678Z  oom.kill      finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
+03:04:05.678Z  dns.failure   (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
 "
         );
     }
@@ -214,7 +230,7 @@ TIME           KIND         POD                                   CONTAINER     
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
             printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
-            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m     finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, tr…"
+            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m      finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, t…"
         );
         assert!(printed(ListFormat::Wide, terminal, &events).ends_with("rss 62.1 MiB, trigger leak[5]\n"));
     }

@@ -1,8 +1,10 @@
 //! Answers to text. No I/O but the writer that is handed in, so that a test can compare literal strings.
 
+pub mod autopsy;
 pub mod doctor;
 pub mod event;
 pub mod inspect;
+pub mod oom;
 pub mod pods;
 pub mod table;
 pub mod top;
@@ -17,6 +19,12 @@ use serde::Serialize;
 pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
+}
+
+/// One YAML document.
+pub fn yaml(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let text = serde_yaml_ng::to_string(value).map_err(io::Error::other)?;
+    out.write_all(text.as_bytes())
 }
 
 /// Loss counters in words; the same everywhere.

@@ -37,6 +37,14 @@ pub struct Layout {
     pub sock_err: u32,
     pub sock_cookie: u32,
     pub sock_dport: u32,
+    /// Of a `struct linux_binprm` to what names its file.
+    pub binprm_file: u32,
+    pub file_inode: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub super_block_dev: u32,
+    pub kernfs_node_name: u32,
+    pub kernfs_node_parent: u32,
 }
 
 impl Layout {
@@ -59,6 +67,13 @@ impl Layout {
         sock_err: ABSENT,
         sock_cookie: ABSENT,
         sock_dport: ABSENT,
+        binprm_file: ABSENT,
+        file_inode: ABSENT,
+        inode_ino: ABSENT,
+        inode_sb: ABSENT,
+        super_block_dev: ABSENT,
+        kernfs_node_name: ABSENT,
+        kernfs_node_parent: ABSENT,
     };
 }
 
@@ -77,4 +92,4 @@ pub struct Config {
     pub dns_ports: [u16; DNS_PORTS_MAX],
 }
 
-const _: () = assert!(size_of::<Config>() == 20 * 4 + 3 * 4 + 2 * DNS_PORTS_MAX);
+const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4 + 2 * DNS_PORTS_MAX);

@@ -7,6 +7,7 @@
 
 mod config;
 mod dns;
+mod exec;
 mod loss;
 mod oncpu;
 mod oom;
@@ -18,8 +19,9 @@ pub use dns::{
     DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
     STATE_WAITING, SocketError,
 };
+pub use exec::Exec;
 pub use loss::{LOSSES, Loss};
 pub use oncpu::{FRAMES_MAX, Sample};
-pub use oom::{BuildIdFrame, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
+pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use task::Task;
 pub use unwind::*;

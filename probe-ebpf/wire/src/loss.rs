@@ -6,7 +6,7 @@
 pub enum Loss {
     /// A kill found the ring `OOM_EVENTS` full.
     OomRing = 0,
-    /// The kernel passed only a pid, so that the victim's cgroup was not known.
+    /// The kernel passed only a thread id, and no signal told whose: the victim's cgroup is not known.
     OomVictimByPid = 1,
     /// A DNS record found the ring `DNS_EVENTS` full.
     DnsRing = 2,
@@ -32,12 +32,14 @@ pub enum Loss {
     DnsInserted = 12,
     /// … and taken out of it by the kernel side. The difference that is not there was evicted.
     DnsRemoved = 13,
+    /// A new program's file found the ring `EXECS` full: it is opened when a kill first names it, if it is still there.
+    ExecRing = 14,
     /// A wish for an unwind table found the ring `TABLE_REQUESTS` or the map `TABLES` full.
-    UnwindRequest = 14,
+    UnwindRequest = 15,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 15] = [
+pub const LOSSES: [&str; 16] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -52,5 +54,6 @@ pub const LOSSES: [&str; 15] = [
     "dns_connected",
     "dns_inserted",
     "dns_removed",
+    "exec_ring",
     "unwind_request",
 ];

@@ -7,6 +7,11 @@ pub const OOM_KERNEL_FRAMES: usize = 64;
 /// Deepest user stack of the trigger.
 pub const OOM_USER_FRAMES: usize = 64;
 
+/// Levels of the victim's cgroup path that are kept; kind nests kubelets' cgroups in a container's.
+pub const CGROUP_LEVELS: usize = 8;
+/// Bytes of a cgroup's name, with its NUL; `cri-containerd-<64 digits>.scope` has 86.
+pub const CGROUP_NAME_MAX: usize = 96;
+
 /// `struct bpf_stack_build_id` (`<linux/bpf.h>`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +26,7 @@ pub struct BuildIdFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OomRecord {
     pub time_ns: u64,
-    /// On kernels that pass only a pid: `pid` holds that thread id, the rest is unknown.
+    /// Where the kernel passed only a thread id and nothing told the task: `pid` holds that id, the rest is unknown.
     pub victim: Task,
     pub trigger: Task,
     /// Pages: file, anonymous, swapped, shared; `u64::MAX`: not known.
@@ -32,10 +37,14 @@ pub struct OomRecord {
     pub kernel_len: i32,
     /// Bytes in `user`, or a negative errno.
     pub user_len: i32,
-    pub unused: u32,
+    /// 1: marked without a SIGKILL of its own. The kernel only let it into the reserves, to end sooner.
+    pub already_dying: u32,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],
+    /// Names on the way from the victim's memory cgroup to the root, which has none: the path of a cgroup
+    /// that is gone before anyone has looked.
+    pub cgroup: [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS],
 }
 
 const _: () = assert!(size_of::<BuildIdFrame>() == 32);
-const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32);
+const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32 + 8 * 96);

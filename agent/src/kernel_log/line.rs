@@ -1,0 +1,243 @@
+//! The OOM killer's lines (`mm/oom_kill.c`, `mm/memcontrol.c`, 5.10–7.x): text in, facts out. Pure.
+//!
+//! Comms (15 bytes) and cgroup names are an attacker's to choose, and the lines have no quotes. So a line is
+//! known by a beginning that no comm can make, numbers are read from the end that no name can reach, and a
+//! line whose names could be read in two ways gives no names ([`Chosen::ambiguous`]).
+
+use std::str::FromStr;
+
+/// A line that says something of an OOM kill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    Invoked(Invoked),
+    /// The trigger's thread id, in the line on the CPU that follows.
+    Trigger(u32),
+    Memory(Charged),
+    Swap(Charged),
+    TableHeader(Columns),
+    TableRow(Row),
+    Chosen(Chosen),
+    Killed(Killed),
+    /// "Tasks in PATH are going to be killed due to memory.oom.group set".
+    Group(Vec<u8>),
+    /// The victim was dying already: nothing is killed.
+    Exiting(u32),
+}
+
+/// `X invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invoked {
+    pub comm: Vec<u8>,
+    /// 2^order pages were asked for.
+    pub order: i32,
+}
+
+/// `memory: usage 65536kB, limit 65536kB, failcnt 1391`, of the cgroup whose limit was met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Charged {
+    pub usage_bytes: u64,
+    /// None: no limit.
+    pub limit_bytes: Option<u64>,
+    pub hits: u64,
+}
+
+/// Names of the task table's columns, in the order in which this kernel prints them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Columns(Vec<String>);
+
+/// A process in the task table; memory in pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// A thread id: that of the thread that holds the memory.
+    pub tid: u32,
+    pub pid: u32,
+    pub uid: u32,
+    pub rss_pages: u64,
+    pub swap_pages: u64,
+    pub oom_score_adj: i32,
+    pub comm: Vec<u8>,
+}
+
+/// `oom-kill:constraint=…,nodemask=…,cpuset=…,mems_allowed=…[,global_oom|,oom_memcg=…],task_memcg=…,task=…,pid=…,uid=…`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// `CONSTRAINT_MEMCG`, `_NONE`, `_CPUSET`, `_MEMORY_POLICY`, whatever comes next.
+    pub constraint: String,
+    /// No cgroup's limit: the machine's (or a cpuset's, a policy's) memory.
+    pub global: bool,
+    /// The cgroup whose limit was met.
+    pub oom_memcg: Option<Vec<u8>>,
+    /// The victim's own.
+    pub task_memcg: Option<Vec<u8>>,
+    pub tid: u32,
+    pub uid: u32,
+    /// Some name holds what looks like a field: constraint and numbers stand, the names are left out.
+    pub ambiguous: bool,
+}
+
+/// `Memory cgroup out of memory: Killed process 2739 (python3) total-vm:179864kB, anon-rss:49792kB, …`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Killed {
+    /// Under a cgroup's limit; false: the machine's.
+    pub in_cgroup: bool,
+    pub tid: u32,
+    pub comm: Vec<u8>,
+    pub anon_bytes: u64,
+    pub file_bytes: u64,
+    pub shmem_bytes: u64,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Reads a line; `columns` are those of the last table's header.
+pub fn read(text: &[u8], columns: Option<&Columns>) -> Option<Line> {
+    if let Some(rest) = text.strip_prefix(b"oom-kill:constraint=") {
+        return chosen(rest).map(Line::Chosen);
+    }
+    if let Some(rest) = text.strip_prefix(b"Tasks in ") {
+        return rest
+            .strip_suffix(b" are going to be killed due to memory.oom.group set")
+            .map(|p| Line::Group(p.to_owned()));
+    }
+    if let Some(rest) = text.strip_prefix(b"Memory cgroup out of memory") {
+        return killed(rest, true);
+    }
+    if let Some(rest) = text.strip_prefix(b"Out of memory") {
+        return killed(rest, false);
+    }
+    if let Some(rest) = text.strip_prefix(b"memory: usage ") {
+        return charged(rest).map(Line::Memory);
+    }
+    if let Some(rest) = text.strip_prefix(b"swap: usage ") {
+        return charged(rest).map(Line::Swap);
+    }
+    if text.starts_with(b"CPU: ") {
+        let (_, rest) = split(text, b" PID: ")?;
+        return number(rest.split(|&b| b == b' ').next()?).map(Line::Trigger);
+    }
+    if text.starts_with(b"[") {
+        return header(text).map(Line::TableHeader).or_else(|| row(text, columns?).map(Line::TableRow));
+    }
+    invoked(text).map(Line::Invoked)
+}
+
+fn invoked(text: &[u8]) -> Option<Invoked> {
+    const WORDS: &[u8] = b" invoked oom-killer: gfp_mask=";
+    const COMM_MAX: usize = 15;
+    let at = text.windows(WORDS.len()).take(COMM_MAX + 1).position(|window| window == WORDS)?;
+    let order =
+        split(&text[at..], b", order=").and_then(|(_, rest)| number(rest.split(|&b| b == b',').next()?));
+    Some(Invoked { comm: text[..at].to_owned(), order: order.unwrap_or(0) })
+}
+
+/// `USAGEkB, limit LIMITkB, failcnt N`
+fn charged(rest: &[u8]) -> Option<Charged> {
+    let (usage, rest) = split(rest, b"kB, limit ")?;
+    let (limit, hits) = split(rest, b"kB, failcnt ")?;
+    let (usage, limit): (u64, u64) = (number(usage)?, number(limit)?);
+    // "No limit" is the largest number of pages, in kB.
+    let limit_bytes = limit.checked_mul(1024).filter(|&limit| limit < 1 << 62);
+    Some(Charged { usage_bytes: usage.saturating_mul(1024), limit_bytes, hits: number(hits)? })
+}
+
+/// `[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name`
+fn header(text: &[u8]) -> Option<Columns> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (pid, rest) = text.strip_prefix('[')?.split_once(']')?;
+    let columns: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
+    (pid.trim() == "pid" && columns.last().is_some_and(|name| name == "name")).then_some(Columns(columns))
+}
+
+fn row(text: &[u8], columns: &Columns) -> Option<Row> {
+    let (tid, mut rest) = split(text.strip_prefix(b"[")?, b"]")?;
+    let mut row = Row { tid: number(tid.trim_ascii())?, ..Row::default() };
+    // The name comes last, after numbers only: it may hold anything.
+    let (_, numbers) = columns.0.split_last()?;
+    for column in numbers {
+        let begin = rest.iter().position(|&b| b != b' ')?;
+        let end = begin + rest[begin..].iter().position(|&b| b == b' ')?;
+        let word = &rest[begin..end];
+        match column.as_str() {
+            "uid" => row.uid = number(word)?,
+            "tgid" => row.pid = number(word)?,
+            "rss" => row.rss_pages = number(word)?,
+            "swapents" => row.swap_pages = number(word)?,
+            "oom_score_adj" => row.oom_score_adj = number(word)?,
+            _ => number::<i64>(word).map(drop)?,
+        }
+        rest = &rest[end..];
+    }
+    row.comm = rest.strip_prefix(b" ")?.to_owned();
+    Some(row)
+}
+
+fn chosen(rest: &[u8]) -> Option<Chosen> {
+    // From the end: pid and uid are numbers that the kernel put there, behind whatever the names say.
+    let (rest, uid) = split_last(rest, b",uid=")?;
+    let (rest, tid) = split_last(rest, b",pid=")?;
+    let (uid, tid) = (number(uid)?, number(tid)?);
+    let (constraint, rest) = split(rest, b",nodemask=")?;
+    let constraint = String::from_utf8(constraint.to_owned()).ok()?;
+    let mut out = Chosen { constraint, tid, uid, ..Chosen::default() };
+    let count = |mark: &[u8]| rest.windows(mark.len()).filter(|window| *window == mark).count();
+    let once = [&b",cpuset="[..], b",mems_allowed=", b",task_memcg=", b",task="];
+    out.ambiguous =
+        once.iter().any(|mark| count(mark) > 1) || count(b",oom_memcg=") + count(b",global_oom") > 1;
+    if out.ambiguous {
+        // The constraint still says it: only these two are met by a cgroup's limit or by the whole machine's.
+        out.global = out.constraint == "CONSTRAINT_NONE";
+        return Some(out);
+    }
+    let (rest, _comm) = split(rest, b",task=")?;
+    let (rest, task_memcg) = split(rest, b",task_memcg=")?;
+    out.task_memcg = Some(task_memcg.to_owned());
+    out.oom_memcg = split(rest, b",oom_memcg=").map(|(_, path)| path.to_owned());
+    out.global = out.oom_memcg.is_none();
+    Some(out)
+}
+
+/// `[ (oom_kill_allocating_task)]: Killed process N (COMM) total-vm:…`, or `: OOM victim N (COMM) is already exiting. …`
+fn killed(rest: &[u8], in_cgroup: bool) -> Option<Line> {
+    let rest = rest.strip_prefix(b" (oom_kill_allocating_task)").unwrap_or(rest);
+    if let Some(rest) = rest.strip_prefix(b": OOM victim ") {
+        let (tid, rest) = split(rest, b" (")?;
+        return rest
+            .ends_with(b" is already exiting. Skip killing the task")
+            .then(|| number(tid).map(Line::Exiting))?;
+    }
+    let (tid, rest) = split(rest.strip_prefix(b": Killed process ")?, b" (")?;
+    let (comm, numbers) = split_last(rest, b") total-vm:")?;
+    let field = |name: &[u8]| {
+        let (_, rest) = split(numbers, name)?;
+        let end = rest.iter().position(|b| !b.is_ascii_digit() && *b != b'-').unwrap_or(rest.len());
+        number::<i64>(&rest[..end])
+    };
+    // Per-CPU counters may be below zero for a moment.
+    let kib = |name: &[u8]| Some(u64::try_from(field(name)?).unwrap_or(0).saturating_mul(1024));
+    Some(Line::Killed(Killed {
+        in_cgroup,
+        tid: number(tid)?,
+        comm: comm.to_owned(),
+        anon_bytes: kib(b", anon-rss:")?,
+        file_bytes: kib(b", file-rss:")?,
+        shmem_bytes: kib(b", shmem-rss:")?,
+        oom_score_adj: field(b" oom_score_adj:").and_then(|adj| i32::try_from(adj).ok()),
+    }))
+}
+
+fn split<'a>(text: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = text.windows(mark.len()).position(|window| window == mark)?;
+    Some((&text[..at], &text[at + mark.len()..]))
+}
+
+fn split_last<'a>(text: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let at = text.windows(mark.len()).rposition(|window| window == mark)?;
+    Some((&text[..at], &text[at + mark.len()..]))
+}
+
+fn number<T: FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+#[path = "line_tests.rs"]
+mod tests;

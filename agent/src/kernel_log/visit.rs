@@ -1,0 +1,279 @@
+//! Lines → visits of the OOM killer: header, table, choice and the kills that follow belong together.
+//!
+//! The kernel holds one lock (`oom_lock`) from the header to the last kill, so visits do not interleave; but
+//! headers are rate limited (10 in 5 s), and then a visit is its kill alone. Pure, bounded.
+
+use std::collections::VecDeque;
+
+use super::line::{self, Charged, Chosen, Columns, Invoked, Killed, Line, Row};
+use super::record::Record;
+
+/// Rows kept of one table: a fork bomb fills the log, not our memory.
+const ROWS_MAX: usize = 2048;
+/// Victims of one group kill.
+const KILLS_MAX: usize = 2048;
+/// Visits kept; the oldest go first.
+const VISITS_MAX: usize = 512;
+/// Rows kept in all: when there are more, the oldest visits lose their tables.
+const ROWS_IN_ALL: usize = 40_000;
+/// A line that went on and on is cut here.
+const LINE_MAX: usize = 16 << 10;
+/// Members of a group are killed in one go; what comes later without a header is another visit. Consoles can
+/// be slow, and each kill prints a line.
+const GROUP_WITHIN_US: u64 = 1_000_000;
+
+/// One visit of the OOM killer, as far as the log has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Visit {
+    /// Null where the header was kept back by the rate limit.
+    pub invoked: Option<Invoked>,
+    /// The trigger's thread id.
+    pub trigger_tid: Option<u32>,
+    pub memory: Option<Charged>,
+    pub swap: Option<Charged>,
+    pub rows: Vec<Row>,
+    pub rows_dropped: usize,
+    pub chosen: Option<Chosen>,
+    /// The cgroup all of whose tasks were killed (memory.oom.group).
+    pub group: Option<Vec<u8>>,
+    pub kills: Vec<Kill>,
+    /// Kills of a thread that was killed already: a group's first victim is a member of it, too, so that the
+    /// kernel kills, prints and counts it twice.
+    pub repeats: u64,
+}
+
+impl Visit {
+    /// Kills as the kernel counts them (`/proc/vmstat` oom_kill).
+    pub fn counted(&self) -> u64 {
+        self.kills.iter().filter(|kill| kill.killed.is_some()).count() as u64 + self.repeats
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kill {
+    pub sequence: u64,
+    pub time_us: u64,
+    /// None: it was dying already ("Skip killing the task").
+    pub killed: Option<Killed>,
+    pub tid: u32,
+    /// Some event of the probe has been told with it.
+    pub taken: bool,
+}
+
+/// Puts visits together, line by line.
+#[derive(Debug, Default)]
+pub struct Visits {
+    visits: VecDeque<Visit>,
+    /// What came before the first kill.
+    open: Option<Visit>,
+    columns: Option<Columns>,
+    /// A line that may go on in the next record.
+    partial: Option<Vec<u8>>,
+    /// Names that could be read in two ways, and so were not.
+    pub ambiguous: u64,
+    pub last_sequence: Option<u64>,
+    /// Of all visits.
+    pub repeats: u64,
+}
+
+impl Visits {
+    pub fn push(&mut self, record: Record) {
+        self.last_sequence = Some(record.sequence);
+        // Only this line is printed in pieces that another CPU's line may come between.
+        let mut text = record.text;
+        if record.continues {
+            let Some(mut whole) = self.partial.take() else { return };
+            whole.extend_from_slice(&text);
+            text = whole;
+        }
+        let pieces = [&b"oom-kill:constraint="[..], b"Tasks in "];
+        if text.len() < LINE_MAX && pieces.iter().any(|begin| text.starts_with(begin)) {
+            self.partial = Some(text.clone());
+        }
+        let Some(line) = line::read(&text, self.columns.as_ref()) else { return };
+        self.line(line, record.sequence, record.time_us);
+    }
+
+    fn line(&mut self, line: Line, sequence: u64, time_us: u64) {
+        match line {
+            Line::Invoked(invoked) => self.open = Some(Visit { invoked: Some(invoked), ..Visit::default() }),
+            Line::TableHeader(columns) => self.columns = Some(columns),
+            Line::Trigger(tid) => self.in_header(|visit| visit.trigger_tid = visit.trigger_tid.or(Some(tid))),
+            Line::Memory(charged) => self.in_header(|visit| visit.memory = Some(charged)),
+            Line::Swap(charged) => self.in_header(|visit| visit.swap = Some(charged)),
+            Line::TableRow(row) => self.in_header(|visit| match visit.rows.len() < ROWS_MAX {
+                true => visit.rows.push(row),
+                false => visit.rows_dropped += 1,
+            }),
+            Line::Chosen(chosen) => {
+                self.ambiguous += u64::from(chosen.ambiguous);
+                self.in_header(|visit| visit.chosen = Some(chosen));
+            }
+            Line::Group(path) => {
+                if let Some(visit) = self.visits.back_mut() {
+                    visit.group = Some(path);
+                }
+            }
+            Line::Killed(killed) => {
+                let tid = killed.tid;
+                self.kill(Kill { sequence, time_us, killed: Some(killed), tid, taken: false });
+            }
+            Line::Exiting(tid) => self.kill(Kill { sequence, time_us, killed: None, tid, taken: false }),
+        }
+    }
+
+    /// A header's line counts only below its first line: the same words stand in other reports.
+    fn in_header(&mut self, change: impl FnOnce(&mut Visit)) {
+        self.open.as_mut().map(change);
+    }
+
+    fn kill(&mut self, kill: Kill) {
+        let grouped = |visit: &&mut Visit| {
+            let near = visit
+                .kills
+                .last()
+                .is_some_and(|last| kill.time_us.saturating_sub(last.time_us) < GROUP_WITHIN_US);
+            visit.group.is_some() && near && visit.kills.len() < KILLS_MAX
+        };
+        if self.open.is_none()
+            && let Some(visit) = self.visits.back_mut().filter(grouped)
+        {
+            if visit.kills.iter().any(|known| known.tid == kill.tid) {
+                visit.repeats += 1;
+                self.repeats += 1;
+            } else {
+                visit.kills.push(kill);
+            }
+            return;
+        }
+        let mut visit = self.open.take().unwrap_or_default();
+        visit.kills.push(kill);
+        if self.visits.len() >= VISITS_MAX {
+            self.visits.pop_front();
+        }
+        let mut rows = visit.rows.len();
+        for older in self.visits.iter_mut().rev() {
+            rows += older.rows.len();
+            if rows > ROWS_IN_ALL {
+                older.rows_dropped += std::mem::take(&mut older.rows).len();
+            }
+        }
+        self.visits.push_back(visit);
+    }
+
+    /// The newest visit that killed this thread, if nobody has taken it: pids are used again.
+    pub fn take(&mut self, tid: u32) -> Option<(Visit, Kill)> {
+        let visit =
+            self.visits.iter_mut().rev().find(|v| v.kills.iter().any(|k| k.tid == tid && !k.taken))?;
+        let kill = visit.kills.iter_mut().find(|kill| kill.tid == tid && !kill.taken)?;
+        kill.taken = true;
+        let kill = kill.clone();
+        Some((visit.clone(), kill))
+    }
+
+    /// The visit whose first kill has this number.
+    pub fn of(&self, sequence: u64) -> Option<&Visit> {
+        self.visits
+            .iter()
+            .rev()
+            .find(|visit| visit.kills.first().is_some_and(|kill| kill.sequence == sequence))
+    }
+
+    pub fn into_visits(self) -> Vec<Visit> {
+        self.visits.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel_log::record;
+
+    fn read(log: &str) -> Visits {
+        let mut visits = Visits::default();
+        log.lines().filter_map(|line| record::parse(line.as_bytes())).for_each(|record| visits.push(record));
+        visits
+    }
+
+    const REAL: &str = include_str!("fixtures/6.18-v1-nested.kmsg");
+
+    #[test]
+    fn a_real_kill_is_one_visit_with_all_its_facts() {
+        let mut visits = read(REAL);
+        let (visit, kill) = visits.take(2739).unwrap();
+        assert_eq!((visit.kills.len(), visit.trigger_tid), (1, Some(2744)));
+        assert_eq!(
+            visit.memory.map(|m| (m.usage_bytes, m.limit_bytes, m.hits)),
+            Some((64 << 20, Some(64 << 20), 1391))
+        );
+        let pids: Vec<_> = visit.rows.iter().map(|row| (row.pid, row.rss_pages)).collect();
+        assert_eq!(pids, [(2720, 4620), (2739, 13231)]);
+        assert_eq!(visit.chosen.unwrap().oom_memcg.unwrap(), b"/podopsy-fix-2674");
+        assert_eq!((kill.sequence, kill.time_us), (28908, 11_646_256_481));
+        // Told once.
+        assert!(visits.take(2739).is_none());
+    }
+
+    #[test]
+    fn without_a_header_a_visit_is_its_kill() {
+        let log = "3,5,100,-;Memory cgroup out of memory: Killed process 7 (a) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, UID:0 pgtables:1kB oom_score_adj:0\n\
+                   3,6,200,-;Memory cgroup out of memory: Killed process 8 (b) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, UID:0 pgtables:1kB oom_score_adj:0\n";
+        let all = read(log).into_visits();
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|visit| visit.chosen.is_none() && visit.kills.len() == 1));
+    }
+
+    #[test]
+    fn a_group_is_one_visit_with_all_its_victims() {
+        let mut visits = read(include_str!("fixtures/6.1-v2-group.kmsg"));
+        let (visit, _) = visits.take(1203).unwrap();
+        assert_eq!(visit.group.as_deref(), Some(&b"/kubepods/burstable/pod1/c1"[..]));
+        assert_eq!((visit.repeats, visit.counted(), visits.repeats), (1, 6, 1), "the first is a member, too");
+        assert_eq!(
+            visit.kills.iter().map(|kill| kill.tid).collect::<Vec<_>>(),
+            [1201, 1202, 1203, 1204, 1205]
+        );
+        assert_eq!(visits.into_visits().len(), 2, "the next header begins another visit");
+    }
+
+    #[test]
+    fn a_line_in_pieces_is_put_together_again() {
+        let log = "4,1,1,-;x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n\
+                   6,2,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null)\n\
+                   6,3,2,-;eth0: link up\n\
+                   6,4,3,c;,cpuset=/,mems_allowed=0,oom_memcg=/a,task_memcg=/a/b,task=x,pid=7,uid=0\n\
+                   3,5,4,-;Memory cgroup out of memory: Killed process 7 (x) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB\n";
+        let visit = read(log).into_visits().remove(0);
+        assert_eq!(visit.chosen.unwrap().task_memcg.unwrap(), b"/a/b");
+    }
+
+    #[test]
+    fn a_hostile_log_stays_within_bounds() {
+        let mut visits = Visits::default();
+        let mut push = |text: &[u8]| {
+            visits.push(Record {
+                sequence: 1,
+                time_us: 1,
+                continues: text.starts_with(b","),
+                text: text.to_vec(),
+            });
+        };
+        push(b"x invoked oom-killer: gfp_mask=0x0, order=0, oom_score_adj=0");
+        push(b"[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name");
+        for _ in 0..ROWS_MAX + 10 {
+            push(b"[      7]     0     7        1        1        1        0             0 bomb");
+        }
+        push(b"oom-kill:constraint=");
+        for _ in 0..100 {
+            push(&[b','; 1000]);
+        }
+        let kill =
+            b"Out of memory: Killed process 7 (x) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB";
+        for _ in 0..VISITS_MAX + 10 {
+            push(kill);
+        }
+        assert_eq!(visits.visits.len(), VISITS_MAX);
+        assert!(visits.partial.is_none_or(|partial| partial.len() < LINE_MAX + 1000));
+        assert!(visits.open.is_none());
+    }
+}

@@ -1,0 +1,157 @@
+//! The autopsy: a kill that the probe saw, with the kernel's log, counters, the curve before it and the
+//! runtime's word put to it.
+//!
+//! Kill → [`Examiner::examine`] → [`Desk`] (all kills of one visit make one incident) → verdict → event.
+//! Must not know: aya, how anything is rendered.
+
+mod desk;
+pub mod history;
+mod levels;
+mod limit;
+pub mod recover;
+pub mod state;
+pub mod tally;
+pub mod verdict;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::clock::boot_now_ns;
+use crate::decode::OomDecoded;
+use crate::kernel_log::Follower;
+use crate::kernel_log::visit::{Kill, Visit};
+use crate::memory::Sampler;
+use crate::model::incident::{How, Level, LevelState, Limit, ProcessTable};
+use crate::model::memory::Curve;
+use crate::model::{Losses, Owner};
+use crate::pods::Pods;
+
+pub use desk::{Desk, Unsettled};
+use levels::Before;
+
+/// How long after a kill the log's line on it may come: it is written by the killer, right after the probe
+/// has seen the victim.
+const LOG_WITHIN: Duration = Duration::from_millis(300);
+
+/// Everything of one kill but the kill itself.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// What the log has of it, and of those killed with it.
+    pub visit: Option<Arc<Visit>>,
+    pub limit: Limit,
+    pub levels: Vec<LevelState>,
+    pub processes: Option<ProcessTable>,
+    pub curve: Option<Curve>,
+    pub qos: Option<String>,
+    pub already_dying: bool,
+}
+
+/// Puts facts to kills.
+pub struct Examiner {
+    pods: Arc<Pods>,
+    sampler: Option<Sampler>,
+    log: Option<Follower>,
+    dying: AtomicU64,
+}
+
+impl Examiner {
+    /// `sampler`, `log`: None where this machine (or this command) has none.
+    pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> Examiner {
+        Examiner { pods, sampler, log, dying: AtomicU64::new(0) }
+    }
+
+    /// Reads what is still there at once, then waits a moment for the log.
+    pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> Facts {
+        let mut levels = self.levels(owner.cgroup.id, kill.time_ns);
+        // One that was dying before has no line to wait for.
+        let found = match kill.already_dying {
+            true => None,
+            false => self.in_log(kill.victim.tid, kill.time_ns).await,
+        };
+        if levels.is_empty()
+            && let Some(path) =
+                found.as_ref().and_then(|(visit, _)| visit.chosen.as_ref()?.task_memcg.as_ref())
+            && let Some(place) = self.pods.place_of(path)
+        {
+            levels = levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill.time_ns));
+        }
+        self.dying.fetch_add(u64::from(kill.already_dying), Relaxed);
+        let (visit, line) = found.unzip();
+        let mut facts = facts(visit, line.as_ref(), levels);
+        facts.qos = self.qos(owner.cgroup.id);
+        facts.curve = self.curve(owner);
+        facts.already_dying = kill.already_dying;
+        if facts.processes.is_none()
+            && facts.limit.how == How::Observed
+            && let Some(step) = self.step_of(&facts.limit, owner)
+        {
+            facts.processes = levels::survivors(&self.pods, &step, facts.limit.usage_bytes);
+        }
+        facts
+    }
+
+    fn levels(&self, id: u64, kill_ns: u64) -> Vec<limit::Reading> {
+        let Some(place) = self.pods.place(id) else { return Vec::new() };
+        levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill_ns))
+    }
+
+    async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, Kill)> {
+        let patience = LOG_WITHIN.saturating_sub(Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns)));
+        self.log.as_ref()?.kill_of(tid, patience).await
+    }
+
+    fn qos(&self, id: u64) -> Option<String> {
+        self.pods.place(id)?.qos.map(str::to_owned)
+    }
+
+    /// Of the container, also where the victim sat in a cgroup inside of it.
+    fn curve(&self, owner: &Owner) -> Option<Curve> {
+        let place = self.pods.place(owner.cgroup.id)?;
+        let container = place.steps.iter().find(|step| step.level == Level::Container)?;
+        self.sampler.as_ref()?.curve(container.id.unwrap_or(owner.cgroup.id))
+    }
+
+    fn step_of(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {
+        let place = self.pods.place(owner.cgroup.id)?;
+        place.steps.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
+    }
+
+    /// What a visit has come to: see [`Follower::outcome`].
+    pub fn outcome(&self, sequence: u64) -> Option<(bool, u64)> {
+        self.log.as_ref()?.outcome(sequence)
+    }
+
+    /// By how many the kernel's count differs from the victims seen, for known reasons: (victims that were dying
+    /// before, which it does not count; victims of groups that it counts twice).
+    pub fn known_differences(&self) -> (u64, u64) {
+        (self.dying.load(Relaxed), self.log.as_ref().map_or(0, Follower::repeats))
+    }
+
+    /// The last record of the kernel's log that was read.
+    pub fn log_sequence(&self) -> Option<u64> {
+        self.log.as_ref()?.last_sequence()
+    }
+
+    pub fn losses(&self) -> Losses {
+        let mut losses = self.log.as_ref().map(Follower::losses).unwrap_or_default();
+        losses.extend(self.sampler.as_ref().map(Sampler::losses).unwrap_or_default());
+        losses
+    }
+}
+
+/// What log and levels say together.
+fn facts(visit: Option<Visit>, line: Option<&Kill>, levels: Vec<limit::Reading>) -> Facts {
+    let in_cgroup = line.and_then(|line| line.killed.as_ref()).map(|killed| killed.in_cgroup);
+    let limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
+    let processes = visit.as_ref().and_then(|visit| levels::table(visit, limit.usage_bytes));
+    Facts {
+        processes,
+        limit,
+        levels: levels.into_iter().map(|level| level.state).collect(),
+        visit: visit.map(Arc::new),
+        curve: None,
+        qos: None,
+        already_dying: false,
+    }
+}

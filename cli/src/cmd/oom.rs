@@ -1,0 +1,161 @@
+//! `podopsy oom`: OOM kills of the past, those that Kubernetes does not show too; `podopsy oom show`: one of them.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use jiff::{SignedDuration, Timestamp};
+use podopsy_agent::model::{Event, Incident};
+use podopsy_agent::oom::{history, recover};
+use podopsy_agent::pods::Pods;
+use serde::Serialize;
+
+use crate::args::{Oom, OomCommand, OomFormat, SheetFormat};
+use crate::context::Context;
+use crate::exit::Verdict;
+use crate::render::{self, units};
+use crate::terminal::note;
+use crate::{privilege, selector::Selector};
+
+/// What is known; the JSON is this.
+#[derive(Debug, Serialize)]
+struct Known {
+    incidents: Vec<Event>,
+    /// Kills since boot by the kernel's own count; null: it does not say.
+    kills_since_boot: Option<u64>,
+    /// How many of them neither the agent nor the kernel's log knows more of; null: it cannot be told.
+    kills_unknown: Option<u64>,
+}
+
+pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
+    privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
+    let pods = context.pods().await?;
+    let mut out = io::stdout();
+    if let Some(OomCommand::Show { id, output, history }) = args.show {
+        let known = gather(&pods, &context.node(), &history.state_dir).await;
+        let event = find(&known.incidents, &id)?;
+        match output {
+            SheetFormat::Json => render::json(&mut out, event)?,
+            SheetFormat::Yaml => render::yaml(&mut out, event)?,
+            SheetFormat::Text => render::autopsy::print(&mut out, context.stdout, event)?,
+        }
+        return Ok(Verdict::Fine);
+    }
+    let mut known = gather(&pods, &context.node(), &args.history.state_dir).await;
+    select(&mut known.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
+    match args.output {
+        OomFormat::Json => render::json(&mut out, &known)?,
+        OomFormat::Yaml => render::yaml(&mut out, &known)?,
+        _ if known.incidents.is_empty() => {}
+        format => render::oom::print(&mut out, context.stdout, &known.incidents, format == OomFormat::Wide)?,
+    }
+    if let Some(unknown) = known.kills_unknown.filter(|&unknown| unknown > 0) {
+        note(&format!(
+            "{} since boot are known by their number only: no agent ran, and the kernel's log no longer has them",
+            units::plural(unknown, "kill")
+        ));
+    }
+    if known.incidents.is_empty() {
+        note("no OOM kills match");
+        return Ok(Verdict::Nothing);
+    }
+    Ok(Verdict::Fine)
+}
+
+/// What the agent kept, and of the rest what the kernel's log has; oldest first.
+async fn gather(pods: &Arc<Pods>, node: &str, dir: &Path) -> Known {
+    let (mut incidents, unreadable) = history::read(dir);
+    if unreadable > 0 {
+        note(&format!(
+            "{} of {} cannot be read, and are passed over",
+            units::plural(unreadable, "line"),
+            dir.display()
+        ));
+    }
+    let past = match recover::past(pods, node).await {
+        Ok(past) => past,
+        Err(error) => {
+            note(&format!("only what the agent kept is known: {error:#}"));
+            recover::Past { incidents: Vec::new(), boot: String::new(), counted: None }
+        }
+    };
+    let kept: HashSet<String> = incidents.iter().filter_map(incident).map(|one| one.id.clone()).collect();
+    let boot = past.boot.clone();
+    // The history reaches back over boots, the kernel's count does not.
+    let of_this_boot =
+        |event: &&Event| incident(event).is_some_and(|one| one.id.starts_with(&format!("{boot}-")));
+    let kills = |event: &Event| incident(event).map_or(0, |one| one.kernel_kills);
+    let from_history: u64 = incidents.iter().filter(of_this_boot).map(kills).sum();
+    let new: Vec<Event> = past
+        .incidents
+        .into_iter()
+        .filter(|event| incident(event).is_some_and(|one| !kept.contains(&one.id)))
+        .collect();
+    let from_log: u64 = new.iter().map(kills).sum();
+    let kills_unknown = past.counted.map(|all| all.saturating_sub(from_history + from_log));
+    incidents.extend(new);
+    incidents.sort_by_key(|event| event.time);
+    Known { incidents, kills_since_boot: past.counted, kills_unknown }
+}
+
+fn incident(event: &Event) -> Option<&Incident> {
+    event.incident.as_deref()
+}
+
+fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, selector: Option<&Selector>) {
+    let ago = SignedDuration::try_from(since).unwrap_or(SignedDuration::MAX);
+    let from = Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::MIN);
+    incidents.retain(|event| {
+        let pod = event.pod.as_ref();
+        event.time >= from
+            && namespace.is_none_or(|namespace| pod.is_some_and(|pod| pod.namespace == namespace))
+            && selector.is_none_or(|selector| pod.is_some_and(|pod| selector.matches(&pod.labels)))
+    });
+}
+
+/// By its id or the beginning of one.
+fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
+    let with = |of: &dyn Fn(&Incident) -> bool| -> Vec<&'a Event> {
+        incidents.iter().filter(|event| incident(event).is_some_and(of)).collect()
+    };
+    let exact = with(&|one| one.id == id);
+    let found = if exact.is_empty() { with(&|one| one.id.starts_with(id)) } else { exact };
+    match found[..] {
+        [one] => Ok(one),
+        [] => bail!("no OOM {id} is known: podopsy oom --since 720h lists those that are"),
+        _ => bail!("{} begin with {id}: give more of it", units::plural(found.len() as u64, "OOM")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::oom::tests::event;
+
+    #[test]
+    fn filters_by_time_namespace_and_labels() {
+        let all = || vec![event("3f2a-1", 10), event("3f2a-2", 7200)];
+        let ids = |since: u64, namespace: Option<&str>, selector: Option<&str>| -> Vec<String> {
+            let mut events = all();
+            let selector = selector.map(|text| text.parse().unwrap());
+            select(&mut events, Duration::from_secs(since), namespace, selector.as_ref());
+            events.iter().filter_map(incident).map(|one| one.id.clone()).collect()
+        };
+        assert_eq!(ids(3600, None, None), ["3f2a-1"]);
+        assert_eq!(ids(86_400, Some("shop"), Some("app=orders")), ["3f2a-1", "3f2a-2"]);
+        assert!(ids(86_400, Some("other"), None).is_empty() && ids(86_400, None, Some("app=x")).is_empty());
+    }
+
+    #[test]
+    fn an_id_or_its_beginning_is_enough_if_it_is_one_ones() {
+        let events = [event("3f2a-1", 1), event("3f2a-12", 1), event("3f2a-2", 1)];
+        let found = |id| find(&events, id).map(|event| incident(event).unwrap().id.clone());
+        assert_eq!(found("3f2a-1").unwrap(), "3f2a-1");
+        assert_eq!(found("3f2a-12").unwrap(), "3f2a-12");
+        assert!(found("3f2a").unwrap_err().to_string().contains("3 OOMs begin with"));
+        assert!(found("x").unwrap_err().to_string().contains("podopsy oom --since"));
+    }
+}

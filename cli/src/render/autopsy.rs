@@ -1,0 +1,363 @@
+//! One OOM on one screen (100 columns, 40 lines): the answer first, then what it rests on.
+
+use std::io::{self, Write};
+
+use podopsy_agent::model::event::OomTask;
+use podopsy_agent::model::incident::{Incident, Level, LevelState, ProcessTable, Victim};
+use podopsy_agent::model::memory::Curve;
+use podopsy_agent::model::profile::Frame;
+use podopsy_agent::model::{Detail, Event};
+use podopsy_agent::oom::verdict;
+
+use super::oom::{how, level, pod, resident};
+use super::table::{cut, field, pad};
+use super::units;
+use crate::terminal::{Colour, Terminal, visible};
+
+/// Rows of each part: what is left out is counted, and stands in the JSON.
+const VICTIMS: usize = 3;
+const PROCESSES: usize = 8;
+const FRAMES: usize = 5;
+/// Width of the sparkline.
+const SPARKS: usize = 60;
+
+pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Result<()> {
+    let Some(incident) = &event.incident else { return Ok(()) };
+    let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
+    let title =
+        format!("OOM {} of {}{name} at {}", incident.id, visible(&pod(event)), units::date(event.time));
+    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title)))?;
+    let mut put = |key: &str, value: &str| {
+        let lines: Vec<String> =
+            value.split('\n').map(|line| cut(line, terminal.width.map(|w| w.saturating_sub(13)))).collect();
+        if value.is_empty() { Ok(()) } else { field(out, terminal, key, &lines.join("\n")) }
+    };
+    for one in &incident.verdicts {
+        put("verdict", &verdict::explain(*one, incident))?;
+    }
+    put("seen", incident.advice.as_deref().unwrap_or_default())?;
+    put("whose limit", &whose(incident))?;
+    put("victim", &victims(incident))?;
+    put("trigger", &trigger(incident))?;
+    put("container", &container(event, incident))?;
+    put("runtime", &runtime(event, incident))?;
+    put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;
+    put("levels", &levels(&incident.levels))?;
+    put("processes", &incident.processes.as_ref().map(processes).unwrap_or_default())?;
+    put("stack", &stack(event))?;
+    put("losses", &losses(event, incident))
+}
+
+fn whose(incident: &Incident) -> String {
+    let limit = &incident.limit;
+    let constraint =
+        incident.constraint.as_ref().map(|word| format!(", constraint {word}")).unwrap_or_default();
+    let fill = match (limit.usage_bytes, limit.limit_bytes) {
+        (Some(usage), Some(max)) => format!(": {} of {}", units::bytes(usage), units::bytes(max)),
+        (None, Some(max)) => format!(": {}", units::bytes(max)),
+        _ => String::new(),
+    };
+    let by = if limit.of == Level::Unknown {
+        limit.by.clone()
+    } else {
+        format!("{}: {}", how(limit.how), limit.by)
+    };
+    let path = limit.path.as_ref().map(|path| format!("\n{path}")).unwrap_or_default();
+    format!("{}{fill} ({by}{constraint}){path}", level(limit.of))
+}
+
+fn task(task: &OomTask) -> String {
+    let thread =
+        if task.tid != task.pid && task.pid != 0 { format!(" thread {}", task.tid) } else { String::new() };
+    format!("{}[{}]{thread}", task.comm, task.pid)
+}
+
+fn victims(incident: &Incident) -> String {
+    let line = |victim: &Victim| {
+        let mut text = task(&victim.task);
+        if let Some(rss) = &victim.rss {
+            text += &format!(
+                ", rss {} (anon {}, file {}, shmem {}, swap {})",
+                units::bytes(resident(rss)),
+                units::bytes(rss.anon_bytes),
+                units::bytes(rss.file_bytes),
+                units::bytes(rss.shmem_bytes),
+                units::bytes(rss.swap_bytes)
+            );
+        }
+        text += &victim.oom_score_adj.map(|adj| format!(", oom_score_adj {adj}")).unwrap_or_default();
+        if victim.already_dying {
+            text += ", was dying already";
+        }
+        text
+    };
+    let mut lines: Vec<String> = incident.victims.iter().take(VICTIMS).map(line).collect();
+    let more = incident.victims.len().saturating_sub(VICTIMS);
+    if more > 0 {
+        lines.push(format!("and {more} more"));
+    }
+    if incident.group {
+        lines.push("all of the cgroup's processes were killed together (memory.oom.group)".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn trigger(incident: &Incident) -> String {
+    match &incident.trigger {
+        None => "not known: the kernel's log has no header of this kill".to_owned(),
+        Some(one) if incident.victims.iter().any(|victim| victim.task.pid == one.pid) => {
+            format!("{}: it asked for memory itself", task(one))
+        }
+        Some(one) => {
+            let place = incident.trigger_cgroup.path.as_ref().filter(|path| {
+                incident.victims.first().is_some_and(|victim| victim.cgroup.path.as_ref() != Some(path))
+            });
+            let place = place.map(|path| format!(", in {path}")).unwrap_or_default();
+            format!("{} asked for memory, and is not the victim{place}", task(one))
+        }
+    }
+}
+
+fn container(event: &Event, incident: &Incident) -> String {
+    let Some(container) = &event.container else { return String::new() };
+    let qos = incident.qos.as_ref().map(|qos| format!(", QoS {qos}")).unwrap_or_default();
+    format!("{}, attempt {}{qos}", container.image, container.attempt)
+}
+
+fn runtime(event: &Event, incident: &Incident) -> String {
+    let Some(view) = &incident.runtime else { return String::new() };
+    let after = view.asked_at.duration_since(event.time).as_secs_f64();
+    let mut text = format!(
+        "{}, {}, asked {after:.0} s after",
+        verdict::word(view),
+        units::plural(view.restarts.into(), "restart")
+    );
+    if let Some(started) = view.started_at {
+        let lived = event.time.duration_since(started);
+        text += &format!("; started {:.0} s before the kill", lived.as_secs_f64());
+    }
+    if !incident.lives.is_empty() {
+        let lives = incident.lives.iter().map(|life| format!("#{} {:.0} s", life.attempt, life.seconds));
+        text += &format!("\nstart to kill: {}", lives.collect::<Vec<_>>().join(", "));
+    }
+    text
+}
+
+/// The curve in eighths of the limit, where that is the container's; else of its own height.
+fn memory(curve: &Curve, incident: &Incident) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let (Some(first), Some(last)) = (curve.current_bytes.first(), curve.current_bytes.last()) else {
+        return String::new();
+    };
+    let limit = incident.limit.limit_bytes.filter(|_| incident.limit.of == Level::Container).unwrap_or(0);
+    let top = curve.current_bytes.iter().copied().max().unwrap_or(0).max(limit).max(1);
+    let count = curve.current_bytes.len();
+    let width = SPARKS.min(count);
+    let bars: String = (0..width)
+        .map(|at| {
+            // Of the points that share a column, the highest.
+            let points = &curve.current_bytes
+                [at * count / width..((at + 1) * count / width).max(at * count / width + 1)];
+            let high = points.iter().copied().max().unwrap_or(0);
+            BARS[(high as u128 * 7 / top as u128).min(7) as usize]
+        })
+        .collect();
+    let share =
+        |column: &[u64]| column.last().map_or(0.0, |bytes| *bytes as f64 * 100.0 / (*last).max(1) as f64);
+    let mut text = format!(
+        "{bars}\n{} → {} in {:.0} s; anon {:.0} %, file {:.0} %, shmem {:.0} %, kernel {:.0} %",
+        units::bytes(*first),
+        units::bytes(*last),
+        curve.seconds(),
+        share(&curve.anon_bytes),
+        share(&curve.file_bytes),
+        share(&curve.shmem_bytes),
+        share(&curve.kernel_bytes)
+    );
+    if let Some(slope) = curve.growth_bytes_per_second {
+        let sign = if slope < 0.0 { '-' } else { '+' };
+        text += &format!("; {sign}{}/s", units::bytes(slope.abs() as u64));
+    }
+    if let Some(usage) = incident.limit.usage_bytes.filter(|_| limit > 0) {
+        text += &format!("; {} at the kill", units::bytes(usage));
+    }
+    if let Some(pressure) = curve.pressure {
+        text += &format!("; waiting {:.0} %", pressure * 100.0);
+    }
+    text
+}
+
+/// The last two parts of a path name it: the whole of one would fill the screen.
+fn tail(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    match parts[..] {
+        [] => "/".to_owned(),
+        [.., last] if parts.len() > 1 => format!("…/{last}"),
+        [last, ..] => format!("/{last}"),
+    }
+}
+
+fn levels(levels: &[LevelState]) -> String {
+    if levels.is_empty() {
+        return String::new();
+    }
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), units::bytes);
+    let count = |count: Option<u64>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
+    let mut lines = vec![columns(
+        &["LEVEL", "USAGE", "LIMIT", "HEADROOM", "SWAP", "HITS", "KILLS", "CGROUP"],
+        LEVEL_WIDTHS,
+    )];
+    for one in levels {
+        lines.push(columns(
+            &[
+                level(one.of),
+                &size(one.usage_bytes),
+                &size(one.limit_bytes),
+                &size(one.headroom_bytes),
+                &size(one.swap_bytes),
+                &count(one.limit_hits),
+                &count(one.oom_kills),
+                &tail(&one.path),
+            ],
+            LEVEL_WIDTHS,
+        ));
+    }
+    lines.join("\n")
+}
+
+const LEVEL_WIDTHS: &[usize] = &[10, 10, 10, 10, 9, 5, 5];
+const PROCESS_WIDTHS: &[usize] = &[8, 16, 10, 7, 9, 5];
+
+fn columns(cells: &[&str], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (at, cell) in cells.iter().enumerate() {
+        line +=
+            &widths.get(at).map_or_else(|| (*cell).to_owned(), |&width| pad(&cut(cell, Some(width)), width));
+        line.push(' ');
+    }
+    line.trim_end().to_owned()
+}
+
+fn processes(table: &ProcessTable) -> String {
+    let count = table.rows.len() + table.others as usize;
+    let source = match table.source.as_str() {
+        "kernel log" => "as the killer saw them",
+        _ => "those left a moment later, by /proc",
+    };
+    let mut lines = vec![format!(
+        "{}, {source}",
+        units::plural(count as u64, "process").replace("processs", "processes")
+    )];
+    lines.push(columns(&["PID", "COMM", "RSS", "SHARE", "SWAP", "ADJ"], PROCESS_WIDTHS));
+    // The largest, and the victims however small they were.
+    let shown: Vec<usize> = (0..table.rows.len())
+        .filter(|&at| at < PROCESSES || table.rows[at].victim)
+        .take(PROCESSES + VICTIMS)
+        .collect();
+    for row in shown.iter().map(|&at| &table.rows[at]) {
+        lines.push(columns(
+            &[
+                &row.pid.to_string(),
+                &row.comm,
+                &units::bytes(row.rss_bytes),
+                &row.share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
+                &units::bytes(row.swap_bytes),
+                &row.oom_score_adj.to_string(),
+                if row.victim { "← victim" } else { "" },
+            ],
+            PROCESS_WIDTHS,
+        ));
+    }
+    let rest = count - shown.len();
+    if rest > 0 {
+        let left = (0..table.rows.len()).filter(|at| !shown.contains(at)).map(|at| table.rows[at].rss_bytes);
+        let bytes = left.sum::<u64>().saturating_add(table.others_rss_bytes);
+        lines.push(format!("and {rest} more with {} together", units::bytes(bytes)));
+    }
+    lines.join("\n")
+}
+
+fn stack(event: &Event) -> String {
+    let Detail::Oom(kill) = &event.detail else { return String::new() };
+    let name = |frame: &Frame| match (&frame.function, &frame.module) {
+        (Some(function), _) => function.clone(),
+        (None, module) => format!("{}+{:#x}", module.as_deref().map_or("?".into(), tail), frame.offset),
+    };
+    let known = if kill.user_stack.is_empty() { &kill.kernel_stack } else { &kill.user_stack };
+    if known.is_empty() {
+        return String::new();
+    }
+    let whose = if kill.user_stack.is_empty() { "kernel" } else { "user" };
+    let frames: Vec<String> = known.iter().take(FRAMES).map(name).collect();
+    let more = if known.len() > FRAMES { " ← …" } else { "" };
+    format!("of the trigger ({whose}): {}{more}", frames.join(" ← "))
+}
+
+fn losses(event: &Event, incident: &Incident) -> String {
+    if incident.recovered {
+        return "nobody watched: this is what the kernel's log, its counters and the runtime still know"
+            .to_owned();
+    }
+    super::losses(&event.losses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::oom::tests::event;
+    use super::*;
+
+    fn printed(event: &Event, width: Option<usize>) -> String {
+        let mut out = Vec::new();
+        print(&mut out, Terminal { width, colour: false }, event).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn forty_processes_fit_a_terminal_of_100_by_40() {
+        let text = printed(&event("3f2a-28908", 5), Some(100));
+        assert!(text.lines().count() <= 40, "{}\n{text}", text.lines().count());
+        for line in text.lines() {
+            assert!(console::measure_text_width(line) <= 100, "{line}");
+        }
+        for words in [
+            "OOM 3f2a-28908 of shop/orders/api",
+            "verdict      silent child kill: PID 1 lives on",
+            "whose limit  container: 64.0 MiB of 64.0 MiB (observed: kernel log, constraint memcg)",
+            "victim       leak[1202], rss 40.3 MiB (anon 40.0 MiB,",
+            "trigger      worker-7[1207] thread 1209 asked for memory, and is not the victim",
+            "4.0 MiB → 63.0 MiB in 59 s; anon 97 %",
+            "+1.0 MiB/s",
+            "40 processes, as the killer saw them",
+            "← victim",
+            "and 32 more with 32.0 MiB together",
+        ] {
+            assert!(text.contains(words), "no {words:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_takes_no_line() {
+        let mut one = event("3f2a-1", 5);
+        if let Some(incident) = &mut one.incident {
+            (incident.curve, incident.processes, incident.runtime, incident.trigger) =
+                (None, None, None, None);
+            incident.levels.clear();
+            incident.recovered = true;
+        }
+        let text = printed(&one, None);
+        assert!(
+            !text.contains("memory  ") && !text.contains("levels") && !text.contains("runtime  "),
+            "{text}"
+        );
+        assert!(text.contains("nobody watched"), "{text}");
+    }
+
+    #[test]
+    fn a_hostile_comm_stays_on_its_line() {
+        let mut one = event("3f2a-1", 5);
+        if let Some(incident) = &mut one.incident {
+            incident.victims[0].task.comm = "x\u{202e}\x1b[2J".into();
+        }
+        assert!(printed(&one, Some(100)).contains("x\\u{202e}\\x1b[2J[1202]"));
+    }
+}

@@ -1,0 +1,322 @@
+//! OOM incidents as a list: the outages that nobody was told of.
+
+use std::io::{self, Write};
+
+use podopsy_agent::model::event::Rss;
+use podopsy_agent::model::incident::{How, Level, Limit, Verdict, Victim};
+use podopsy_agent::model::{Event, Incident, KnownBy};
+use podopsy_agent::oom::verdict;
+
+use super::table::Table;
+use super::units;
+use crate::terminal::Terminal;
+
+/// Oldest first, as logs are. `wide`: how it is known, by whom it was triggered, and what it ran.
+pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide: bool) -> io::Result<()> {
+    let mut header = vec![
+        "WHEN",
+        "ID",
+        "POD",
+        "CONTAINER",
+        "RESTARTS",
+        "LIMIT",
+        "VICTIM",
+        "RSS / LIMIT",
+        "KUBERNETES SAYS",
+    ];
+    if wide {
+        header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
+    }
+    let mut table = Table::new(&header);
+    for event in incidents {
+        let Some(incident) = &event.incident else { continue };
+        let mut row = vec![
+            units::date(event.time),
+            incident.id.clone(),
+            pod(event),
+            event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default(),
+            restarts(event, incident),
+            short(&incident.limit),
+            victims(incident),
+            rss_of_limit(incident),
+            kubernetes(incident),
+        ];
+        if wide {
+            let alone = if incident.recovered { ", nobody watched" } else { "" };
+            row.push(format!("{}{alone}", incident.limit.by));
+            row.push(incident.trigger.as_ref().map(|t| format!("{}[{}]", t.comm, t.pid)).unwrap_or_default());
+            row.push(incident.qos.clone().unwrap_or_default());
+            row.push(event.container.as_ref().map(|container| container.image.clone()).unwrap_or_default());
+        }
+        table.row(row);
+    }
+    let terminal = if wide { Terminal { width: None, ..terminal } } else { terminal };
+    table.print(out, terminal)
+}
+
+/// One line of a live table.
+pub fn summary(incident: &Incident) -> String {
+    let mut text = format!("{}: limit {}, victim {}", incident.id, whose(&incident.limit), victims(incident));
+    for said in incident.verdicts.iter().map(|verdict| verdict::explain(*verdict, incident)) {
+        text += "; ";
+        text += &said;
+    }
+    text
+}
+
+/// `container 64.0 MiB (observed)`.
+pub fn whose(limit: &Limit) -> String {
+    let size = limit.limit_bytes.map(|bytes| format!(" {}", units::bytes(bytes))).unwrap_or_default();
+    match limit.of {
+        Level::Unknown => "unknown".to_owned(),
+        of => format!("{}{size} ({})", level(of), how(limit.how)),
+    }
+}
+
+pub fn level(level: Level) -> &'static str {
+    match level {
+        Level::InsideContainer => "inside the container",
+        Level::Container => "container",
+        Level::Pod => "pod",
+        Level::Slice => "slice",
+        Level::Node => "node",
+        Level::Cpuset => "cpuset",
+        Level::MemoryPolicy => "memory policy",
+        Level::Unknown => "unknown",
+    }
+}
+
+pub fn how(how: How) -> &'static str {
+    match how {
+        How::Observed => "observed",
+        How::Inferred => "inferred",
+    }
+}
+
+/// The sum that the kernel itself goes by (get_mm_rss): swap is no resident memory.
+pub fn resident(rss: &Rss) -> u64 {
+    rss.anon_bytes.saturating_add(rss.file_bytes).saturating_add(rss.shmem_bytes)
+}
+
+fn short(limit: &Limit) -> String {
+    let guess = if limit.how == How::Inferred && limit.of != Level::Unknown { " (inferred)" } else { "" };
+    format!("{}{guess}", level(limit.of))
+}
+
+pub fn pod(event: &Event) -> String {
+    match (&event.pod, event.known_by) {
+        (Some(pod), _) if pod.name.is_empty() => format!("(pod {})", pod.uid),
+        (Some(pod), _) => format!("{}/{}", pod.namespace, pod.name),
+        (None, KnownBy::Host) => "(host)".to_owned(),
+        (None, _) => "(unknown)".to_owned(),
+    }
+}
+
+fn restarts(event: &Event, incident: &Incident) -> String {
+    let said = incident.runtime.as_ref().map(|view| view.restarts);
+    said.or(event.container.as_ref().map(|container| container.attempt))
+        .map(|n| n.to_string())
+        .unwrap_or_default()
+}
+
+fn victims(incident: &Incident) -> String {
+    let name = |victim: &Victim| format!("{}[{}]", victim.task.comm, victim.task.pid);
+    match &incident.victims[..] {
+        [] => String::new(),
+        [one] => name(one),
+        [first, rest @ ..] => format!("{} and {} more", name(first), rest.len()),
+    }
+}
+
+fn rss_of_limit(incident: &Incident) -> String {
+    let rss: Option<u64> = incident.victims.iter().map(|victim| victim.rss.as_ref().map(resident)).sum();
+    let side = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), units::bytes);
+    format!("{} / {}", side(rss), side(incident.limit.limit_bytes))
+}
+
+fn kubernetes(incident: &Incident) -> String {
+    let Some(view) = &incident.runtime else { return String::new() };
+    let word = verdict::word(view);
+    let remark = incident.verdicts.iter().find_map(|verdict| match verdict {
+        Verdict::SilentChildKill => Some("silent"),
+        Verdict::RuntimeDisagrees => Some("no OOM"),
+        _ => None,
+    });
+    remark.map_or(word.clone(), |remark| format!("{word}: {remark}"))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use jiff::{SignedDuration, Timestamp};
+    use podopsy_agent::model::event::{OomTask, ProcessRef};
+    use podopsy_agent::model::incident::{LevelState, ProcessRow, ProcessTable, RuntimeView};
+    use podopsy_agent::model::memory::Curve;
+    use podopsy_agent::model::profile::Frame;
+    use podopsy_agent::model::{CgroupRef, ContainerRef, Detail, Kind, OomKill, Owner, PodRef};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A silent child kill in shop/orders, so many seconds ago, with 40 processes and a curve.
+    pub fn event(id: &str, seconds_ago: i64) -> Event {
+        let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
+        let task = OomTask { pid: 1202, tid: 1202, comm: "leak".into() };
+        let container = ContainerRef {
+            name: "api".into(),
+            id: "3f2a9c".into(),
+            image: "registry.local/orders:2.0".into(),
+            attempt: 1,
+        };
+        let cgroup = CgroupRef { id: 7, path: Some("/k/pod1/c1".into()) };
+        let level = |of, path: &str, usage: u64, limit: Option<u64>| LevelState {
+            of,
+            path: path.into(),
+            usage_bytes: Some(usage * MIB),
+            limit_bytes: limit.map(|limit| limit * MIB),
+            swap_bytes: Some(0),
+            headroom_bytes: limit.map(|limit| (limit - usage) * MIB),
+            limit_hits: Some(9),
+            oom_kills: Some(1),
+        };
+        let row = |n: u64| ProcessRow {
+            pid: 1200 + n as u32,
+            comm: if n == 2 { "leak".into() } else { format!("worker-{n}") },
+            rss_bytes: if n == 2 { 40 * MIB } else { MIB },
+            swap_bytes: 0,
+            oom_score_adj: 999,
+            share: Some(if n == 2 { 0.625 } else { 0.0156 }),
+            victim: n == 2,
+        };
+        let mut rows: Vec<_> = (1..=40).map(row).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.rss_bytes));
+        let column = |of: &dyn Fn(u64) -> u64| (0..60).map(of).collect::<Vec<u64>>();
+        let incident = Incident {
+            id: id.into(),
+            victims: vec![Victim {
+                task: task.clone(),
+                rss: Some(Rss { anon_bytes: 40 * MIB, file_bytes: 300 << 10, shmem_bytes: 0, swap_bytes: 0 }),
+                oom_score_adj: Some(999),
+                already_dying: false,
+                container: Some(container.clone()),
+                cgroup: cgroup.clone(),
+            }],
+            trigger: Some(OomTask { pid: 1207, tid: 1209, comm: "worker-7".into() }),
+            trigger_cgroup: cgroup.clone(),
+            group: false,
+            kernel_kills: 1,
+            constraint: Some("memcg".into()),
+            limit: Limit {
+                of: Level::Container,
+                how: How::Observed,
+                by: "kernel log".into(),
+                path: cgroup.path.clone(),
+                limit_bytes: Some(64 * MIB),
+                usage_bytes: Some(64 * MIB),
+            },
+            levels: vec![
+                level(Level::Container, "/k/pod1/c1", 30, Some(64)),
+                level(Level::Pod, "/k/pod1", 30, None),
+                level(Level::Slice, "/k", 400, None),
+                level(Level::Node, "/", 3000, Some(8000)),
+            ],
+            processes: Some(ProcessTable {
+                source: "kernel log".into(),
+                rows,
+                others: 0,
+                others_rss_bytes: 0,
+            }),
+            curve: Some(Curve {
+                time: (0..60).map(|s| time - SignedDuration::from_secs(60 - s)).collect(),
+                current_bytes: column(&|s| (s + 4) * MIB),
+                anon_bytes: column(&|s| (s + 2) * MIB),
+                file_bytes: column(&|_| MIB),
+                shmem_bytes: column(&|_| 0),
+                kernel_bytes: column(&|_| MIB),
+                growth_bytes_per_second: Some(MIB as f64),
+                pressure: Some(0.03),
+            }),
+            qos: Some("Burstable".into()),
+            runtime: Some(RuntimeView {
+                state: "running".into(),
+                reason: String::new(),
+                exit_code: None,
+                restarts: 1,
+                started_at: Some(time - SignedDuration::from_secs(61)),
+                finished_at: None,
+                pid: Some(1201),
+                asked_at: time + SignedDuration::from_secs(2),
+            }),
+            verdicts: vec![Verdict::SilentChildKill],
+            lives: Vec::new(),
+            advice: Some("grew by 60.0 MiB a minute over the last 59 s".into()),
+            recovered: false,
+        };
+        let owner = Owner {
+            pod: Some(PodRef {
+                namespace: "shop".into(),
+                name: "orders".into(),
+                uid: "u".into(),
+                labels: [("app".to_owned(), "orders".to_owned())].into(),
+            }),
+            container: Some(container),
+            cgroup,
+            known_by: KnownBy::Cri,
+        };
+        let process = ProcessRef { pid: 1202, comm: "leak".into(), start_time: None };
+        let frame = |name: &str| Frame { function: Some(name.into()), ..Frame::default() };
+        let kill = OomKill {
+            victim: task,
+            trigger: incident.trigger.clone().unwrap(),
+            trigger_cgroup: incident.trigger_cgroup.clone(),
+            rss: incident.victims[0].rss,
+            oom_score_adj: Some(999),
+            kernel_stack: vec![frame("oom_kill_process")],
+            user_stack: ["keep", "append_history", "handle_order"].map(frame).into(),
+            incident: Some(id.into()),
+            limit: Some(incident.limit.clone()),
+            already_dying: false,
+            recovered: false,
+        };
+        let mut event =
+            Event::new(time, Kind::OomIncident, "n", owner, process, Detail::Oom(kill), Default::default());
+        event.incident = Some(Box::new(incident));
+        event
+    }
+
+    #[test]
+    fn the_list_says_what_kubernetes_does_not() {
+        let mut one = event("3f2a-28908", 0);
+        one.time = "2026-03-01T03:04:05.678Z".parse().unwrap();
+        let mut host = event("3f2a-t9-100", 0);
+        host.time = one.time;
+        (host.pod, host.container, host.known_by) = (None, None, KnownBy::Host);
+        if let Some(incident) = &mut host.incident {
+            incident.runtime = None;
+            incident.limit.how = How::Inferred;
+            incident.victims[0].rss = None;
+        }
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &[one, host], false).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT                 VICTIM      RSS / LIMIT          KUBERNETES SAYS
+2026-03-01 03:04:05Z  3f2a-28908   shop/orders  api        1         container             leak[1202]  40.3 MiB / 64.0 MiB  Running: silent
+2026-03-01 03:04:05Z  3f2a-t9-100  (host)       -          -         container (inferred)  leak[1202]  ? / 64.0 MiB         -
+"
+        );
+    }
+
+    #[test]
+    fn a_live_line_carries_the_verdict() {
+        let incident = event("3f2a-1", 0).incident.unwrap();
+        let line = summary(&incident);
+        assert!(
+            line.starts_with(
+                "3f2a-1: limit container 64.0 MiB (observed), victim leak[1202]; silent child kill"
+            ),
+            "{line}"
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! Programs that start: raw tracepoint `sched_process_exec`, once a file.
+//!
+//! User space opens the file while the process lives, so that the stacks of one that dies in its first
+//! second have names.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
+    macros::{map, raw_tracepoint},
+    maps::{LruHashMap, RingBuf},
+    programs::RawTracePointContext,
+};
+use podopsy_wire::{Exec, Loss};
+
+use crate::{
+    maps::{CONFIG, count},
+    task,
+};
+
+/// [`Exec`]s.
+#[map]
+static EXECS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+
+/// A file, as its file system names it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Executable {
+    inode: u64,
+    device: u64,
+}
+
+/// Files that user space has been told of. LRU: one that was pushed out is told again, which does no harm.
+#[map]
+static EXECUTABLES: LruHashMap<Executable, u8> = LruHashMap::with_max_entries(4096, 0);
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn exec_new(ctx: RawTracePointContext) -> i32 {
+    let config = CONFIG.load();
+    let at = &config.layout;
+    let file = task::read::<u64>(ctx.arg(2), at.binprm_file).unwrap_or(0);
+    let inode = task::read::<u64>(file, at.file_inode).unwrap_or(0);
+    let superblock = task::read::<u64>(inode, at.inode_sb).unwrap_or(0);
+    let executable = Executable {
+        inode: task::read(inode, at.inode_ino).unwrap_or(0),
+        device: task::read::<u32>(superblock, at.super_block_dev).unwrap_or(0) as u64,
+    };
+    if EXECUTABLES.get_ptr(executable).is_some() {
+        return 0;
+    }
+    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if EXECS.output::<Exec>(Exec { pid }, 0).is_err() {
+        count(Loss::ExecRing);
+        return 0;
+    }
+    let _ = EXECUTABLES.insert(executable, 1, 0);
+    0
+}

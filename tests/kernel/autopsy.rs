@@ -1,0 +1,338 @@
+//! The autopsy of OOM kills: whose limit, all victims of one visit, what Kubernetes makes of it, what was missed.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use podopsy_agent::model::incident::{How, Incident, Level, Verdict};
+use podopsy_agent::model::{Detail, Event, Kind, KnownBy, OomKill};
+use podopsy_agent::oom::recover;
+use podopsy_agent::pods::{Options as PodsOptions, Pods};
+use podopsy_agent::recorder::Options;
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use support::{MemoryCgroup, Recording, no_runtime, options};
+
+const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(30);
+const GLUTTON: &str = "/usr/bin/tail /dev/zero";
+const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+
+fn oom_only() -> Options {
+    Options { dns: false, ..options() }
+}
+
+fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {
+    events.iter().filter(|event| event.kind == Kind::OomKill).find_map(|event| match &event.detail {
+        Detail::Oom(kill) if kill.victim.pid == pid => Some((event, kill)),
+        _ => None,
+    })
+}
+
+fn incident_of(events: &[Event], pid: u32) -> Option<(&Event, &Incident)> {
+    events.iter().find_map(|event| {
+        let incident = event.incident.as_deref()?;
+        incident.victims.iter().any(|victim| victim.task.pid == pid).then_some((event, incident))
+    })
+}
+
+fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&'a Event, &'a Incident)> {
+    events.iter().find_map(|event| {
+        let of = event.pod.as_ref()?;
+        (of.namespace == namespace && of.name == pod).then_some((event, event.incident.as_deref()?))
+    })
+}
+
+/// The kernel keeps headers back when it is busy (10 in 5 s, of everybody's kills), and then whose limit it
+/// was is inferred on v1 and observed on v2: either is right, and each says how it is known.
+fn assert_known(incident: &Incident) {
+    let by = incident.limit.by.as_str();
+    match incident.limit.how {
+        How::Observed => assert!(["kernel log", "memory.events.local"].contains(&by), "{by}"),
+        How::Inferred => assert!(incident.constraint.is_none(), "the log said it: {:?}", incident.limit),
+    }
+}
+
+/// A process that runs until it is killed, once it has said that it is ready.
+fn ready(mut command: std::process::Command) -> Child {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it speaks");
+    assert_eq!(line.trim(), "ready");
+    child
+}
+
+#[test]
+fn a_leaf_limit_with_every_level_and_the_table() {
+    let cgroup = MemoryCgroup::new("autopsy-leaf", 32 * MIB);
+    let path = format!("/{}", cgroup.path.file_name().expect("a name").to_string_lossy());
+    let mut recording = Recording::start(oom_only(), no_runtime());
+    let bystander = ready(
+        cgroup.command("/usr/bin/python3 -c 'import time; print(\"ready\", flush=True); time.sleep(60)'"),
+    );
+    let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
+    let pid = child.id();
+    let _ = child.wait();
+    recording.until("incident", SOON, |seen| incident_of(seen, pid).is_some());
+    end(bystander);
+
+    let (event, kill) = kill_of(&recording.seen, pid).expect("the kill comes first");
+    let limit = kill.limit.as_ref().expect("whose limit");
+    assert_eq!(
+        (limit.of, limit.path.as_deref(), limit.limit_bytes),
+        (Level::Slice, Some(path.as_str()), Some(32 * MIB))
+    );
+    assert!(!kill.already_dying && !kill.recovered);
+    let (told, incident) = incident_of(&recording.seen, pid).expect("just found");
+    assert_eq!((told.kind, kill.incident.as_deref()), (Kind::OomIncident, Some(incident.id.as_str())));
+    assert_eq!((told.time, &told.process), (event.time, &event.process));
+    assert_known(incident);
+    assert_eq!(incident.victims.len(), 1);
+    assert_eq!(incident.trigger.as_ref().map(|trigger| trigger.pid), Some(pid));
+    let levels: Vec<_> = incident.levels.iter().map(|level| (level.of, level.path.as_str())).collect();
+    assert_eq!(levels, [(Level::Slice, path.as_str()), (Level::Node, "/")]);
+    let (leaf, node) = (&incident.levels[0], &incident.levels[1]);
+    assert_eq!((leaf.limit_bytes, leaf.oom_kills), (Some(32 * MIB), Some(1)));
+    assert_eq!(leaf.headroom_bytes.zip(leaf.usage_bytes).map(|(h, u)| h + u), Some(32 * MIB));
+    assert!(node.limit_bytes > Some(256 * MIB), "the machine's memory: {node:?}");
+    if let Some(table) = incident.processes.as_ref().filter(|table| table.source == "kernel log") {
+        let victim = table.rows.iter().find(|row| row.pid == pid).expect("the victim is in the table");
+        assert!(victim.victim && victim.share.is_some_and(|share| share > 0.5), "{victim:?}");
+        assert_eq!(table.rows.len(), 2, "the bystander is in it, too: {table:?}");
+    }
+}
+
+#[test]
+fn the_pods_limit_is_not_taken_for_the_containers() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let leaker =
+        ContainerSpec::new("leaker", &image).command(["leak", "--fast"]).memory_limit(256 * MIB as i64);
+    let spec = PodSpec::new("shop", "basket").memory_limit(64 * MIB as i64).container(leaker);
+    let _pod = node.run_pod(spec).expect("run the pod");
+    recording.until("incident", SOON, |seen| incident_in(seen, "shop", "basket").is_some());
+    let (_, incident) = incident_in(&recording.seen, "shop", "basket").expect("just found");
+    assert_eq!(
+        (incident.limit.of, incident.limit.limit_bytes),
+        (Level::Pod, Some(64 * MIB)),
+        "{:?}",
+        incident.limit
+    );
+    assert_known(incident);
+    let levels: Vec<_> = incident.levels.iter().map(|level| level.of).collect();
+    assert_eq!(levels, [Level::Container, Level::Pod, Level::Slice, Level::Slice, Level::Node]);
+    assert_eq!(incident.qos.as_deref(), Some("Burstable"));
+    assert!(incident.verdicts == [Verdict::Agrees] || incident.verdicts == [Verdict::RuntimeDisagrees]);
+}
+
+#[test]
+fn a_group_kill_is_one_incident_with_five_victims() {
+    let cgroup = MemoryCgroup::new("autopsy-group", 64 * MIB);
+    fs::write(cgroup.path.join("memory.oom.group"), "1").expect("kill as a group: cgroup v2 only");
+    let mut recording = Recording::start(oom_only(), no_runtime());
+    let sleeper = "/usr/bin/python3 -c 'import time; print(\"ready\", flush=True); time.sleep(60)'";
+    let sleepers: Vec<Child> = (0..4).map(|_| ready(cgroup.command(sleeper))).collect();
+    let mut glutton = cgroup.command(GLUTTON).spawn().expect("start the glutton");
+    let pids: Vec<u32> = sleepers.iter().map(Child::id).chain([glutton.id()]).collect();
+    let _ = glutton.wait();
+    for mut sleeper in sleepers {
+        assert!(!sleeper.wait().expect("it ends").success(), "it was to be killed with the others");
+    }
+    recording.until("incident", SOON, |seen| incident_of(seen, pids[0]).is_some());
+    recording.for_a_while(Duration::from_secs(3));
+    let (_, incident) = incident_of(&recording.seen, pids[0]).expect("just found");
+    let mut victims: Vec<u32> = incident.victims.iter().map(|victim| victim.task.pid).collect();
+    victims.sort_unstable();
+    let mut expected = pids.clone();
+    expected.sort_unstable();
+    assert_eq!((victims, incident.group), (expected, true));
+    let incidents = recording.seen.iter().filter_map(|event| event.incident.as_deref());
+    let ours = incidents.filter(|one| one.victims.iter().any(|victim| pids.contains(&victim.task.pid)));
+    assert_eq!(ours.count(), 1, "five victims, one incident");
+    let (_, losses) = recording.stop();
+    assert_eq!((losses.get("oom_unseen"), losses.get("oom_uncounted")), (None, None), "{losses:?}");
+}
+
+#[test]
+fn a_victim_of_many_threads_is_its_leader() {
+    let cgroup = MemoryCgroup::new("autopsy-threads", 48 * MIB);
+    let mut recording = Recording::start(oom_only(), no_runtime());
+    let threads = "/usr/bin/python3 -c 'import threading, time\n\
+                   [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(6)]\n\
+                   threading.Thread(target=lambda: (bytearray(100 << 20), time.sleep(60))).start()\n\
+                   time.sleep(60)'";
+    let mut child = cgroup.command(threads).spawn().expect("start it");
+    let pid = child.id();
+    let _ = child.wait();
+    recording.until("incident", SOON, |seen| incident_of(seen, pid).is_some());
+    recording.for_a_while(Duration::from_secs(1));
+    let (_, incident) = incident_of(&recording.seen, pid).expect("just found");
+    assert_eq!(incident.victims.len(), 1, "threads are no victims: {:?}", incident.victims);
+    let trigger = incident.trigger.as_ref().expect("the probe saw it");
+    assert_eq!(trigger.pid, pid);
+    assert_ne!(trigger.tid, pid, "it was a thread that asked");
+    let kills = recording.seen.iter().filter(|event| event.kind == Kind::OomKill && event.process.pid == pid);
+    assert_eq!(kills.count(), 1);
+}
+
+#[test]
+fn a_silent_child_is_said_loudly_with_its_curve() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let leaker = ContainerSpec::new("api", &image)
+        .command(["leak", "--child", "--step", "256KiB", "--every", "50"])
+        .memory_limit(64 * MIB as i64)
+        .single_process_oom_kill();
+    let pod = node.run_pod(PodSpec::new("shop", "orders").container(leaker)).expect("run the pod");
+    recording
+        .until("incident", Duration::from_secs(60), |seen| incident_in(seen, "shop", "orders").is_some());
+    let (event, incident) = incident_in(&recording.seen, "shop", "orders").expect("just found");
+    assert_eq!(incident.verdicts, [Verdict::SilentChildKill]);
+    let view = incident.runtime.as_ref().expect("containerd answers");
+    assert_eq!((view.state.as_str(), view.exit_code), ("running", None));
+    assert_eq!(view.pid.map(|pid| pid as i32), pod.pid("api").ok(), "PID 1 lives on");
+    assert_ne!(view.pid, Some(event.process.pid));
+    assert_eq!((incident.limit.of, incident.limit.limit_bytes), (Level::Container, Some(64 * MIB)));
+    let curve = incident.curve.as_ref().expect("it grew for a dozen seconds");
+    let slope = curve.growth_bytes_per_second.expect("enough points");
+    let rate = rate(&pod.log("api").expect("it says how much it holds"));
+    assert!(
+        (slope / rate - 1.0).abs() < 0.1,
+        "{slope} instead of {rate} bytes/s over {:.0} s",
+        curve.seconds()
+    );
+    assert!(curve.current_bytes.iter().max() > Some(&(40 * MIB)), "{:?}", curve.current_bytes);
+}
+
+#[test]
+fn kills_while_nobody_watched_are_told_by_the_next_start() {
+    let state = tempfile::tempdir().expect("a folder");
+    let remembering = || Options { state_dir: Some(state.path().to_owned()), ..oom_only() };
+    Recording::start(remembering(), no_runtime()).stop();
+    wait_for(&state.path().join("state.json"));
+    let cgroup = MemoryCgroup::new("autopsy-missed", 8 * MIB);
+    let die = || {
+        let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
+        let _ = child.wait();
+        child.id()
+    };
+    let missed = [die(), die(), die()];
+
+    let mut recording = Recording::start(remembering(), no_runtime());
+    recording.until("missed kills", SOON, |seen| missed.iter().all(|&pid| incident_of(seen, pid).is_some()));
+    let seen_live = die();
+    recording.until("live kill", SOON, |seen| kill_of(seen, seen_live).is_some());
+    for pid in missed {
+        let (event, kill) = kill_of(&recording.seen, pid).expect("just found");
+        assert!(kill.recovered && kill.incident.is_some(), "{event:?}");
+        assert_eq!(event.process.comm, "tail");
+        let (_, incident) = incident_of(&recording.seen, pid).expect("just found");
+        assert!(incident.recovered);
+        // With a header, the log knows whose it was although nobody watched.
+        assert!(incident.constraint.is_none() || event.known_by == KnownBy::Host, "{event:?}");
+    }
+    assert!(kill_of(&recording.seen, seen_live).is_some_and(|(_, kill)| !kill.recovered));
+    let (events, losses) = recording.stop();
+    let twice =
+        events.iter().filter(|event| event.kind == Kind::OomKill && missed.contains(&event.process.pid));
+    assert_eq!(twice.count(), 3, "each is told once");
+    assert_eq!(losses.get("oom_missed_while_down"), None, "the log knew them all: {losses:?}");
+
+    // And a third start has nothing to tell.
+    let (events, _) = Recording::start(remembering(), no_runtime()).stop();
+    let again =
+        events.iter().filter(|event| missed.contains(&event.process.pid) || event.process.pid == seen_live);
+    assert_eq!(again.count(), 0);
+}
+
+#[test]
+fn a_storm_leaves_no_difference_between_the_kernels_count_and_ours() {
+    let kills = support::times(60);
+    let mut recording = Recording::start(oom_only(), no_runtime());
+    let cgroup = MemoryCgroup::new("autopsy-storm", 4 * MIB);
+    let pids: Vec<u32> = (0..kills)
+        .map(|_| {
+            let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
+            let _ = child.wait();
+            child.id()
+        })
+        .collect();
+    recording.until("all incidents", SOON, |seen| pids.iter().all(|&pid| incident_of(seen, pid).is_some()));
+    recording.for_a_while(Duration::from_millis(1500));
+    let whose = |pid: u32| incident_of(&recording.seen, pid).map(|(_, one)| one.limit.of);
+    assert!(pids.iter().all(|&pid| whose(pid) == Some(Level::Slice)), "with and without a header");
+    let (events, losses) = recording.stop();
+    let ids: std::collections::BTreeSet<_> =
+        events.iter().filter_map(|e| Some(&e.incident.as_ref()?.id)).collect();
+    assert!(ids.len() >= kills, "each visit has an id of its own");
+    assert_eq!((losses.get("oom_unseen"), losses.get("oom_uncounted")), (None, None), "{losses:?}");
+}
+
+#[test]
+fn without_any_recorder_the_log_and_the_runtime_still_tell() {
+    let (node, image) = node();
+    let leaker = ContainerSpec::new("api", &image).command(["leak", "--fast"]).memory_limit(32 * MIB as i64);
+    let pod = node.run_pod(PodSpec::new("shop", "ledger").container(leaker)).expect("run the pod");
+    pod.wait_exited("api", SOON).expect("it is killed");
+    let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    let past = runtime.block_on(async {
+        let pods = Pods::start(pods_of(&node)).await.expect("name pods");
+        recover::past(&pods, "test-node").await.expect("read the kernel's log")
+    });
+    let found = incident_in(&past.incidents, "shop", "ledger");
+    // The one thing that cannot be told without a header is the pod.
+    let Some((event, incident)) = found else {
+        let last =
+            past.incidents.last().and_then(|event| event.incident.as_deref()).expect("the kill is there");
+        assert!(last.constraint.is_none(), "the log said whose it was: {last:?}");
+        return;
+    };
+    assert_eq!((event.known_by, incident.recovered), (KnownBy::Cri, true));
+    assert_eq!((incident.limit.of, incident.limit.how), (Level::Container, How::Observed));
+    assert!(incident.processes.as_ref().is_some_and(|table| table.rows.iter().any(|row| row.victim)));
+    assert!(incident.runtime.as_ref().is_some_and(|view| view.state == "exited"));
+}
+
+/// What a leaker's log says of its growth, in bytes a second: `<time> stdout F leak: <n> KiB`.
+fn rate(log: &str) -> f64 {
+    let point = |line: &str| {
+        let (time, said) = line.split_once(' ')?;
+        let kib: f64 = said.strip_prefix("stdout F leak: ")?.strip_suffix(" KiB")?.parse().ok()?;
+        Some((time.parse::<jiff::Timestamp>().ok()?, kib * 1024.0))
+    };
+    let points: Vec<_> = log.lines().filter_map(point).collect();
+    let (first, last) = (points.first().expect("it spoke"), points.last().expect("it spoke"));
+    (last.1 - first.1) / last.0.duration_since(first.0).as_secs_f64()
+}
+
+fn node() -> (Node, String) {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let image = node.victims_image(IMAGE).expect("load the image");
+    (node, image)
+}
+
+fn pods_of(node: &Node) -> PodsOptions {
+    PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() }
+}
+
+fn watching(node: &Node) -> Recording {
+    Recording::start(oom_only(), pods_of(node))
+}
+
+/// Ends a process of this test's own.
+fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn wait_for(file: &Path) {
+    let begin = std::time::Instant::now();
+    while !file.exists() {
+        assert!(begin.elapsed() < SOON, "no {}", file.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

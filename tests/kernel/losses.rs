@@ -1,0 +1,81 @@
+//! Rings that nobody empties: what did not fit is counted, to the last record.
+
+mod support;
+
+use std::net::UdpSocket;
+use std::process::Stdio;
+
+use podopsy_agent::attach::{DNS_PORTS, DnsWanted, Probes, Wanted};
+use podopsy_agent::model::Losses;
+use support::{MemoryCgroup, in_own_network, query, require_root, respond};
+
+const NOTHING: Wanted = Wanted { oom: false, dns: None, oncpu: None };
+
+/// Loads the probes, lets `work` happen while nobody reads, and returns how many records were in the ring after it,
+/// and all losses.
+fn unread(wanted: &Wanted, ring: &'static str, work: impl FnOnce()) -> (u64, Losses) {
+    require_root();
+    let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    let _guard = runtime.enter();
+    let mut probes = Probes::load(wanted).unwrap_or_else(|error| panic!("load the probes: {error:#}"));
+    let mut ring = probes.ring(ring).expect("the ring");
+    let losses = probes.losses().expect("the losses");
+    work();
+    let mut read = 0;
+    ring.drain_now(|_| read += 1);
+    (read, losses.read())
+}
+
+/// Kills by the OOM killer since boot, by the kernel's own count.
+fn kills_by_vmstat() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").expect("/proc/vmstat");
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.and_then(|count| count.parse().ok()).expect("oom_kill in /proc/vmstat")
+}
+
+#[test]
+fn kills_that_did_not_fit_are_counted_to_the_last_one() {
+    // The ring holds 148 of them.
+    const KILLS: u64 = 170;
+    let cgroup = MemoryCgroup::new("ring", 4 << 20);
+    let before = kills_by_vmstat();
+    let (read, losses) = unread(&Wanted { oom: true, ..NOTHING }, "OOM_EVENTS", || {
+        // One shell outside of the cgroup, and a child a kill inside.
+        let script = format!(
+            "for n in $(seq {KILLS}); do sh -c 'echo $$ > {}/cgroup.procs; exec tail /dev/zero'; done",
+            cgroup.path.display()
+        );
+        let mut shell = std::process::Command::new("/bin/sh");
+        let status = shell.args(["-c", &script]).stderr(Stdio::null()).status().expect("run the shell");
+        assert_eq!(status.code(), Some(137), "the last child was to be killed");
+    });
+    let kills = kills_by_vmstat() - before;
+    assert!(kills >= KILLS, "{kills} kills");
+    let lost = losses.get("oom_ring").copied().unwrap_or(0);
+    assert!(lost > 0, "the ring was to be filled: {read} read");
+    assert_eq!(read + lost, kills, "{losses:?}");
+}
+
+#[test]
+fn failed_lookups_that_did_not_fit_are_counted_to_the_last_one() {
+    // The ring holds 1,157 of them.
+    const FAILURES: u16 = 2000;
+    let dns = Some(DnsWanted { answers: false, ports: DNS_PORTS });
+    let (read, losses) = unread(&Wanted { dns, ..NOTHING }, "DNS_EVENTS", || {
+        in_own_network(|| {
+            let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
+            let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+            client.connect("127.0.0.1:53").expect("connect");
+            let mut buffer = [0; 512];
+            for id in 0..FAILURES {
+                client.send(&query(id, "full.test", 1)).expect("ask");
+                let (len, from) = server.recv_from(&mut buffer).expect("the query");
+                server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer");
+                client.recv(&mut buffer).expect("the answer");
+            }
+        });
+    });
+    let lost = losses.get("dns_ring").copied().unwrap_or(0);
+    assert!(lost > 0, "the ring was to be filled: {read} read");
+    assert_eq!(read + lost, u64::from(FAILURES), "{losses:?}");
+}

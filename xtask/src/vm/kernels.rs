@@ -1,0 +1,320 @@
+//! Which kernels the lab boots, and where they come from: Debian's archive, through an apt configuration of our own
+//! that neither reads nor changes the machine's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{setup, sh};
+
+/// Debian's name of the architecture.
+const ARCH: &str = "amd64";
+
+/// A kernel of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// What one calls it: the column's head.
+    pub name: &'static str,
+    /// `uname -r`, and part of the packages' names.
+    release: &'static str,
+    /// The packages' version.
+    version: &'static str,
+    /// Packages, but for `-RELEASE` at their end.
+    packages: &'static [&'static str],
+}
+
+/// The pins. When the archive has moved on (sid does, every few days), the newest release of the same series is taken
+/// and the run says so; then the pin wants an update here.
+pub const KERNELS: [Kernel; 5] = [
+    // bullseye's last point release but one: mark_victim still passes only a thread id
+    Kernel {
+        name: "5.10.218",
+        release: "5.10.0-30-amd64",
+        version: "5.10.218-1",
+        packages: &["linux-image"],
+    },
+    // bullseye; security
+    Kernel { name: "5.10", release: "5.10.0-46-amd64", version: "5.10.262-1", packages: &["linux-image"] },
+    // bookworm; security
+    Kernel { name: "6.1", release: "6.1.0-56-amd64", version: "6.1.192-2", packages: &["linux-image"] },
+    // bookworm; security
+    Kernel {
+        name: "6.12",
+        release: "6.12.117+deb12-amd64",
+        version: "6.12.117-1~deb12u1",
+        packages: &["linux-image"],
+    },
+    // sid
+    Kernel {
+        name: "7.2",
+        release: "7.2.13+deb14-amd64",
+        version: "7.2.13-1",
+        packages: &["linux-base", "linux-binary", "linux-modules"],
+    },
+];
+
+const SOURCES: [&str; 5] = [
+    "http://deb.debian.org/debian bullseye main",
+    "http://deb.debian.org/debian-security bullseye-security main",
+    "http://deb.debian.org/debian bookworm main",
+    "http://deb.debian.org/debian-security bookworm-security main",
+    "http://deb.debian.org/debian sid main",
+];
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Of a kernel's modules, those that a node needs: 9p and overlay for its root, the network of pods.
+const WANTED: [&str; 12] = [
+    "*/vmlinuz*",
+    "*/modules.builtin*",
+    "*/modules.order",
+    "*/kernel/net/*",
+    "*/kernel/lib/*",
+    "*/kernel/crypto/*",
+    "*/kernel/fs/9p/*",
+    "*/kernel/fs/netfs/*",
+    "*/kernel/fs/fscache/*",
+    "*/kernel/fs/overlayfs/*",
+    "*/kernel/drivers/virtio/*",
+    "*/kernel/drivers/net/veth*",
+];
+
+/// A kernel on this machine's disk.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub name: &'static str,
+    pub release: String,
+    pub image: PathBuf,
+    /// Holds `lib/modules/RELEASE`.
+    pub base: PathBuf,
+    /// Not the pinned one.
+    pub drifted: bool,
+}
+
+/// By name, as the user types it.
+pub fn by_name(name: &str) -> Result<Kernel> {
+    let known = || KERNELS.map(|kernel| kernel.name).join(", ");
+    KERNELS
+        .into_iter()
+        .find(|kernel| kernel.name == name)
+        .with_context(|| format!("no kernel {name} in the table; there are {}, running, and all", known()))
+}
+
+/// The kernels from the cache, or from the archive.
+pub fn fetch(kernels: &[Kernel]) -> Result<Vec<Fetched>> {
+    let cache = setup::cache_dir()?.join("kernels");
+    let pinned = |kernel: &Kernel| cached(kernel, kernel.release, kernel.version, &cache);
+    if let Some(all) = kernels.iter().map(pinned).collect() {
+        return Ok(all);
+    }
+    let apt = Apt::new(&cache)?;
+    let fetched =
+        kernels.iter().map(|kernel| pinned(kernel).map_or_else(|| download(kernel, &apt, &cache), Ok));
+    let fetched = fetched.collect();
+    // Lists are ten times the size of what they lead to, and old tomorrow.
+    let _ = fs::remove_dir_all(&apt.root);
+    fetched
+}
+
+fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
+    let (release, version) = apt.available(kernel)?;
+    if let Some(fetched) = cached(kernel, &release, &version, cache) {
+        return Ok(fetched);
+    }
+    let folder = cache.join(format!("{release}_{version}"));
+    let staging = cache.join(format!(".{release}_{version}.new"));
+    let _ = fs::remove_dir_all(&staging);
+    fs::create_dir_all(&staging).with_context(|| format!("make {}", staging.display()))?;
+    for package in kernel.packages {
+        let name = format!("{package}-{release}");
+        sh::say(format_args!("fetching {name} {version}"));
+        sh::capture(
+            apt.command("apt-get")
+                .args(["-q", "download", &format!("{name}={version}")])
+                .current_dir(&staging),
+        )?;
+    }
+    unpack(&staging, &release)?;
+    let _ = fs::remove_dir_all(&folder);
+    fs::rename(&staging, &folder).with_context(|| format!("make {}", folder.display()))?;
+    cached(kernel, &release, &version, cache).context("the packages hold no kernel")
+}
+
+fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option<Fetched> {
+    let base = cache.join(format!("{release}_{version}"));
+    let image = base.join("vmlinuz");
+    image.is_file().then(|| Fetched {
+        name: kernel.name,
+        release: release.to_owned(),
+        image,
+        base,
+        drifted: (release, version) != (kernel.release, kernel.version),
+    })
+}
+
+/// Turns the packages in `folder` into `vmlinuz` and `lib/modules/RELEASE`.
+fn unpack(folder: &Path, release: &str) -> Result<()> {
+    let packages: Vec<_> = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    for package in packages.iter().filter(|path| path.extension().is_some_and(|ext| ext == "deb")) {
+        let mut contents = Command::new("dpkg-deb")
+            .arg("--fsys-tarfile")
+            .arg(package)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start dpkg-deb")?;
+        let mut tar = Command::new("tar");
+        tar.args(["-x", "--wildcards", "--no-anchored", "-C"]).arg(folder).args(WANTED);
+        if let Some(from) = contents.stdout.take() {
+            tar.stdin(from);
+        }
+        // It fails when a pattern matches nothing, as some do in each package: what counts is looked for below.
+        let _ = tar.stderr(Stdio::null()).status().context("start tar")?;
+        contents.wait()?;
+        fs::remove_file(package)?;
+    }
+    // /usr/lib/modules since usrmerge reached the packages.
+    if folder.join("usr/lib/modules").is_dir() {
+        fs::create_dir_all(folder.join("lib"))?;
+        fs::rename(folder.join("usr/lib/modules"), folder.join("lib/modules"))?;
+    }
+    let modules = folder.join("lib/modules").join(release);
+    let images = [folder.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")];
+    let image = images.iter().find(|path| path.is_file()).context("the packages hold no vmlinuz")?;
+    fs::rename(image, folder.join("vmlinuz"))?;
+    ensure!(modules.join("kernel/fs/9p").is_dir(), "the packages hold no 9p module for {release}");
+    sh::capture(Command::new("/sbin/depmod").arg("-b").arg(folder).arg(release)).map(drop)
+}
+
+/// apt with lists, sources and archives of its own.
+struct Apt {
+    root: PathBuf,
+    config: PathBuf,
+}
+
+impl Apt {
+    fn new(cache: &Path) -> Result<Apt> {
+        let root = cache.join("apt");
+        for folder in ["state/lists/partial", "cache/archives/partial", "etc"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        let write = |name: &str, text: String| {
+            let path = root.join(name);
+            fs::write(&path, text).with_context(|| format!("write {}", path.display())).map(|()| path)
+        };
+        let line = |source: &str| format!("deb [arch={ARCH} signed-by={KEYRING}] {source}\n");
+        write("etc/sources.list", SOURCES.map(line).concat())?;
+        let dir = root.display();
+        // A mirror that lags is good enough: the versions are pinned, and signatures are checked all the same.
+        let config = write(
+            "apt.conf",
+            format!(
+                "Dir::Etc \"{dir}/etc\";\nDir::Etc::sourcelist \"sources.list\";\nDir::Etc::sourceparts \"-\";\n\
+                 Dir::Etc::preferencesparts \"-\";\nDir::State \"{dir}/state\";\nDir::Cache \"{dir}/cache\";\n\
+                 Dir::State::status \"/var/lib/dpkg/status\";\nAPT::Architectures {{ \"{ARCH}\"; }};\n\
+                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n\
+                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
+                 Acquire::Check-Valid-Until \"false\";\n"
+            ),
+        )?;
+        let apt = Apt { root, config };
+        sh::say("reading the kernel lists of Debian's archive");
+        sh::capture(apt.command("apt-get").args(["-q", "update"])).context(
+            "cannot read Debian's archive for kernels; is deb.debian.org within reach, and \
+             debian-archive-keyring installed?",
+        )?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", &self.config);
+        command
+    }
+
+    /// The pinned release and version; where the archive has it no more, the newest of its series.
+    fn available(&self, kernel: &Kernel) -> Result<(String, String)> {
+        let last = kernel.packages.last().context("a kernel has packages")?;
+        let versions = |release: &str| -> Result<Vec<String>> {
+            let listing =
+                sh::capture(self.command("apt-cache").args(["madison", &format!("{last}-{release}")]))?;
+            Ok(listing.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
+        };
+        let pinned = versions(kernel.release)?;
+        if pinned.iter().any(|version| version == kernel.version) {
+            return Ok((kernel.release.to_owned(), kernel.version.to_owned()));
+        }
+        let prefix = format!("{last}-{}.", kernel.name.split('.').next().unwrap_or(kernel.name));
+        let names = sh::capture(self.command("apt-cache").args(["pkgnames", &prefix]))?;
+        let mut releases: Vec<&str> = names
+            .lines()
+            .filter_map(|name| name.strip_prefix(last)?.strip_prefix('-'))
+            .filter(|release| is_plain(release) && same_series(release, kernel))
+            .collect();
+        releases.sort_by_key(|release| numbers(release));
+        let Some(release) = releases.last() else {
+            bail!(
+                "Debian's archive has neither {} {} nor another {} kernel",
+                kernel.release,
+                kernel.version,
+                kernel.name
+            );
+        };
+        let version = versions(release)?.into_iter().next().context("a package has a version")?;
+        sh::say(format_args!(
+            "Debian's archive has no {} {} any more: taking {release} {version}; pin it in xtask/src/vm/kernels.rs",
+            kernel.release, kernel.version
+        ));
+        Ok(((*release).to_owned(), version))
+    }
+}
+
+/// For every PC: neither -cloud nor -rt, no backport, not unsigned.
+fn is_plain(release: &str) -> bool {
+    let stem = release.strip_suffix(ARCH).and_then(|stem| stem.strip_suffix('-'));
+    stem.is_some_and(|stem| {
+        !["cloud", "rt", "unsigned", "deb11", "dbg"].iter().any(|word| stem.contains(word))
+    })
+}
+
+/// 6.1.0-57 is of 6.1; a point release has no successor; sid's series is whatever comes after 7.
+fn same_series(release: &str, kernel: &Kernel) -> bool {
+    let (of, wanted) = (numbers(release), numbers(kernel.name));
+    match kernel.packages.len() {
+        1 => wanted.len() == 2 && of.get(..2) == wanted.get(..2),
+        _ => of.first() >= wanted.first(),
+    }
+}
+
+fn numbers(text: &str) -> Vec<u32> {
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_series_goes_on_and_flavours_are_left_out() {
+        let [point, old, stable, _, sid] = KERNELS;
+        assert!(same_series("5.10.0-47-amd64", &old) && !same_series("5.1.0-1-amd64", &old));
+        assert!(!same_series("5.10.0-47-amd64", &point));
+        assert!(same_series("6.1.0-57-amd64", &stable) && !same_series("6.12.1-amd64", &stable));
+        assert!(same_series("7.3.1+deb14-amd64", &sid) && !same_series("6.12.1-amd64", &sid));
+        assert!(is_plain("6.1.0-57-amd64") && is_plain("7.2.13+deb14-amd64"));
+        for other in
+            ["6.1.0-57-cloud-amd64", "6.1.0-57-rt-amd64", "6.1.0-57-amd64-dbg", "6.1.0-0.deb11.52-amd64"]
+        {
+            assert!(!is_plain(other), "{other}");
+        }
+        assert!(numbers("6.12.117+deb12-amd64") > numbers("6.12.99+deb12-amd64"));
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_the_known_ones() {
+        let error = by_name("4.19").unwrap_err().to_string();
+        assert!(error.contains("5.10.218, 5.10, 6.1, 6.12, 7.2, running"), "{error}");
+    }
+}

@@ -1,0 +1,122 @@
+//! The tests of tests/kernel, built and listed; and the job that names them to a guest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::table::Heading;
+use super::unsupported;
+use crate::sh;
+use crate::statics::{self, Statics};
+
+/// What a test may take: the slowest run of any, several times over.
+pub const TEST_LIMIT: Duration = Duration::from_secs(600);
+
+/// A test of one of the programs of tests/kernel.
+#[derive(Clone, Debug)]
+pub struct Test {
+    suite: String,
+    name: String,
+    program: PathBuf,
+}
+
+impl Test {
+    /// `suite::name`, as verdicts have it.
+    pub fn full_name(&self) -> String {
+        format!("{}::{}", self.suite, self.name)
+    }
+}
+
+/// What a guest needs of this machine.
+#[derive(Debug)]
+pub struct Suite {
+    pub tests: Vec<Test>,
+    /// The guest program, static.
+    pub guest: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
+}
+
+impl Suite {
+    /// Builds everything and lists the tests whose name contains one of `filter` (all, if there is none).
+    pub fn build(filter: &[String]) -> Result<Suite> {
+        let victims = statics::build(Statics::Victims)?;
+        let podopsy = statics::build(Statics::Podopsy)?;
+        let mut tests = Vec::new();
+        for (suite, program) in programs()? {
+            for name in names(&program)? {
+                tests.push(Test { suite: suite.clone(), name, program: program.clone() });
+            }
+        }
+        tests.retain(|test| {
+            filter.is_empty() || filter.iter().any(|part| test.full_name().contains(part.as_str()))
+        });
+        if tests.is_empty() {
+            bail!("no kernel test's name contains {}", filter.join(" or "));
+        }
+        let guest = victims.join("podopsy-guest");
+        let environment =
+            vec![(Statics::Victims.variable(), victims), (Statics::Podopsy.variable(), podopsy)];
+        Ok(Suite { tests, guest, environment })
+    }
+
+    /// The text that tests/guest/src/job.rs reads.
+    pub fn job(&self, heading: &Heading, modules: Option<&Path>) -> String {
+        let mut job = String::new();
+        let mut line = |text: String| job.extend([text.as_str(), "\n"]);
+        if let Some(modules) = modules {
+            line(format!("modules {}", modules.display()));
+        }
+        for (name, value) in &self.environment {
+            line(format!("env {name}={}", value.display()));
+        }
+        for test in &self.tests {
+            if unsupported::is_left_out(&test.full_name(), &heading.traits) {
+                continue;
+            }
+            let Test { suite, name, program } = test;
+            line(format!("test {} {suite} {name} {}", TEST_LIMIT.as_secs(), program.display()));
+        }
+        job
+    }
+}
+
+/// Names and paths of the test programs whose sources lie in tests/kernel/, built.
+fn programs() -> Result<Vec<(String, PathBuf)>> {
+    let mut command = sh::cargo();
+    command.args([
+        "test",
+        "--package",
+        "podopsy-tests",
+        "--no-run",
+        "--message-format=json-render-diagnostics",
+    ]);
+    sh::say(format_args!("$ {}", sh::show(&command)));
+    let messages = sh::capture(&mut command)?;
+    let mut found = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line).context("cargo's messages")?;
+        let target = &message["target"];
+        let is_kernel_test = target["kind"][0] == "test"
+            && target["src_path"].as_str().is_some_and(|path| path.contains("/tests/kernel/"));
+        if let (true, Some(path), Some(name)) =
+            (is_kernel_test, message["executable"].as_str(), target["name"].as_str())
+        {
+            found.push((name.to_owned(), PathBuf::from(path)));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The program's tests, but for the ignored ones: those are called by others.
+fn names(program: &Path) -> Result<Vec<String>> {
+    let list = |more: &[&str]| -> Result<Vec<String>> {
+        let text = sh::capture(Command::new(program).args(["--list", "--format", "terse"]).args(more))?;
+        Ok(text.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect())
+    };
+    let ignored = list(&["--ignored"])?;
+    Ok(list(&[])?.into_iter().filter(|name| !ignored.contains(name)).collect())
+}

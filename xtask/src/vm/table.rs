@@ -1,0 +1,144 @@
+//! Test × kernel: what passed, what failed, and what a kernel cannot do.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use super::unsupported;
+
+/// What became of one test on one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cell {
+    Pass(Duration),
+    Fail(String),
+    /// It failed, and that is known: the reason from the list.
+    Unsupported(&'static str),
+}
+
+/// The table, filled as verdicts come in.
+#[derive(Debug, Default)]
+pub struct Table {
+    tests: Vec<String>,
+    /// Name and traits, in order.
+    columns: Vec<Heading>,
+    cells: BTreeMap<(String, String), Cell>,
+}
+
+/// A column's head.
+#[derive(Clone, Debug)]
+pub struct Heading {
+    pub name: String,
+    /// What the list of unsupported tests may name: the kernel's name, `cgroup v1`.
+    pub traits: Vec<String>,
+}
+
+impl Table {
+    pub fn new(tests: Vec<String>, columns: Vec<Heading>) -> Table {
+        Table { tests, columns, cells: BTreeMap::new() }
+    }
+
+    pub fn pass(&mut self, column: &str, test: &str, took: Duration) {
+        let cell = match self.known(column, test) {
+            // The list must not outlive its reasons.
+            Some(reason) => Cell::Fail(format!("passes, although listed as unsupported: {reason}")),
+            None => Cell::Pass(took),
+        };
+        self.cells.insert((test.to_owned(), column.to_owned()), cell);
+    }
+
+    pub fn fail(&mut self, column: &str, test: &str, reason: &str) {
+        let cell = self.known(column, test).map_or_else(|| Cell::Fail(reason.to_owned()), Cell::Unsupported);
+        self.cells.insert((test.to_owned(), column.to_owned()), cell);
+    }
+
+    fn known(&self, column: &str, test: &str) -> Option<&'static str> {
+        let traits = &self.columns.iter().find(|heading| heading.name == column)?.traits;
+        unsupported::reason(test, traits)
+    }
+
+    /// What is not there is a failure, unless it was not asked for.
+    fn cell(&self, column: &Heading, test: &str) -> Cell {
+        if let Some(cell) = self.cells.get(&(test.to_owned(), column.name.clone())) {
+            return cell.clone();
+        }
+        match unsupported::reason(test, &column.traits) {
+            Some(reason) if unsupported::is_left_out(test, &column.traits) => Cell::Unsupported(reason),
+            _ => Cell::Fail("no verdict".to_owned()),
+        }
+    }
+
+    /// How many kernels.
+    pub fn width(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Passed, failed, unsupported.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
+        for test in &self.tests {
+            for column in &self.columns {
+                match self.cell(column, test) {
+                    Cell::Pass(_) => passed += 1,
+                    Cell::Fail(_) => failed += 1,
+                    Cell::Unsupported(_) => unsupported += 1,
+                }
+            }
+        }
+        (passed, failed, unsupported)
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = self.tests.iter().map(String::len).max().unwrap_or(0);
+        let width = |column: &Heading| column.name.len().max(7);
+        write!(f, "{:first$}", "")?;
+        for column in &self.columns {
+            write!(f, "  {:>1$}", column.name, width(column))?;
+        }
+        writeln!(f)?;
+        let mut notes: Vec<String> = Vec::new();
+        for test in &self.tests {
+            write!(f, "{test:first$}")?;
+            for column in &self.columns {
+                let text = match self.cell(column, test) {
+                    Cell::Pass(took) => format!("{:.1} s", took.as_secs_f64()),
+                    Cell::Fail(reason) => {
+                        notes.push(format!("FAIL         {test} on {}: {reason}", column.name));
+                        "FAIL".to_owned()
+                    }
+                    Cell::Unsupported(reason) => {
+                        notes.push(format!("unsupported  {test} on {}: {reason}", column.name));
+                        "–".to_owned()
+                    }
+                };
+                write!(f, "  {text:>0$}", width(column))?;
+            }
+            writeln!(f)?;
+        }
+        notes.iter().try_for_each(|note| writeln!(f, "{note}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        let heading = |name: &str| Heading { name: name.to_owned(), traits: vec![name.to_owned()] };
+        Table::new(vec!["oom::a".into(), "dns::b".into()], vec![heading("5.10"), heading("6.1")])
+    }
+
+    #[test]
+    fn a_missing_verdict_is_a_failure_and_is_named() {
+        let mut table = table();
+        table.pass("5.10", "oom::a", Duration::from_millis(1234));
+        table.pass("6.1", "oom::a", Duration::from_secs(2));
+        table.fail("5.10", "dns::b", "it failed");
+        assert_eq!(table.counts(), (2, 2, 0));
+        let text = table.to_string();
+        assert!(text.contains("oom::a    1.2 s    2.0 s"), "{text}");
+        assert!(text.contains("FAIL         dns::b on 5.10: it failed"), "{text}");
+        assert!(text.contains("FAIL         dns::b on 6.1: no verdict"), "{text}");
+    }
+}
