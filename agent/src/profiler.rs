@@ -66,6 +66,10 @@ pub async fn profile(
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
         Err(_) => bad_records += 1,
     };
+    let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
+        Ok(request) => builder.request(request),
+        Err(_) => bad_requests += 1,
+    };
     let mut ticks = interval(PROGRESS);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let end = sleep_until(started + options.duration);
@@ -73,7 +77,7 @@ pub async fn profile(
     loop {
         tokio::select! {
             drained = ring.drain(&mut take) => drained?,
-            asked = requests.drain(|bytes| bad_requests += decode::table_request(bytes).map(|request| builder.request(request)).is_err() as u64) => asked?,
+            asked = requests.drain(&mut ask) => asked?,
             _ = ticks.tick() => progress(counted.load(Ordering::Relaxed)),
             _ = &mut stop => break,
             _ = &mut end => break,
