@@ -14,7 +14,7 @@ use crate::aggregate::{Aggregator, RawSample};
 use crate::attach::{OncpuWanted, Probes, Wanted};
 use crate::decode::{self, Stack};
 use crate::model::Owner;
-use crate::model::profile::Profile;
+use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
 use crate::symbolize::Symbolizer;
 use crate::unwind::{self, Builder, Of};
@@ -29,7 +29,7 @@ const PROGRESS: Duration = Duration::from_millis(200);
 pub struct Options {
     pub scope: Scope,
     pub duration: Duration,
-    pub frequency_hz: u64,
+    pub sampling: Sampling,
     pub node: String,
 }
 
@@ -40,8 +40,7 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    let wanted =
-        OncpuWanted { scope: options.scope.clone(), frequency_hz: options.frequency_hz, unwind: true };
+    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind: true };
     let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
@@ -117,7 +116,7 @@ pub async fn profile(
     Ok(Profile {
         start,
         duration,
-        frequency_hz: options.frequency_hz,
+        sampling: options.sampling,
         node: options.node,
         samples,
         mappings,

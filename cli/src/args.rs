@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podopsy_agent::model::Target;
+use podopsy_agent::model::profile::Sampling;
 
 use crate::duration;
 use crate::exit::Said;
@@ -147,6 +148,14 @@ pub struct Profile {
     #[arg(short = 'F', long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub frequency: u64,
 
+    /// Not CPU time but memory: the code paths that touch pages for the first time, and so make the resident set grow
+    #[arg(long, conflicts_with = "frequency")]
+    pub growth: bool,
+
+    /// With --growth: a sample every N page faults on each CPU (a huge page is one fault)
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "growth", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub every: u64,
+
     /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated
     #[arg(short, long = "output", value_name = "FILE", value_parser = PathBufValueParser::new().try_map(Output::new))]
     pub outputs: Vec<Output>,
@@ -157,6 +166,13 @@ pub struct Profile {
 }
 
 impl Profile {
+    pub fn sampling(&self) -> Sampling {
+        match self.growth {
+            true => Sampling::Growth { every: self.every },
+            false => Sampling::Cpu { frequency_hz: self.frequency },
+        }
+    }
+
     pub fn target(&self) -> &Target {
         // Without a target clap insists on --all.
         self.target.as_ref().unwrap_or(&Target::All)

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use podopsy_agent::model::profile::{Profile, Sample};
+use podopsy_agent::model::profile::{Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{self, Options, Scope};
 use support::{MemoryCgroup, no_runtime, require_root};
@@ -44,7 +44,7 @@ impl Running {
             let options = Options {
                 scope: Scope::Cgroups(vec![self.cgroup.id()]),
                 duration: LONGEST,
-                frequency_hz: FREQUENCY,
+                sampling: Sampling::Cpu { frequency_hz: FREQUENCY },
                 node: "test-node".to_owned(),
             };
             let enough = Notify::new();

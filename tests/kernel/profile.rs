@@ -5,7 +5,7 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::profile::Profile;
+use podopsy_agent::model::profile::{Profile, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{Options, Scope, profile};
 use support::{no_runtime, require_root};
@@ -25,7 +25,7 @@ fn profile_of(pid: u32) -> Profile {
     let options = Options {
         scope: Scope::Process(pid),
         duration: Duration::from_secs(12),
-        frequency_hz: 199,
+        sampling: Sampling::Cpu { frequency_hz: 199 },
         node: "test-node".to_owned(),
     };
     let taken = runtime.block_on(async {

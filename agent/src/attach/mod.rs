@@ -22,6 +22,7 @@ pub use oncpu::Scope;
 pub use unwind::KernelTables;
 
 use crate::doctor::ProbeCheck;
+use crate::model::profile::Sampling;
 use crate::model::text;
 use crate::ring::{Losses, Ring};
 
@@ -47,7 +48,7 @@ pub struct DnsWanted {
 #[derive(Clone, Debug)]
 pub struct OncpuWanted {
     pub scope: Scope,
-    pub frequency_hz: u64,
+    pub sampling: Sampling,
     /// Unwind by tables; without, user stacks are what frame pointers give.
     pub unwind: bool,
 }
@@ -55,8 +56,8 @@ pub struct OncpuWanted {
 /// Attached probes. They detach when this is dropped.
 pub struct Probes {
     ebpf: Ebpf,
-    frequency_hz: Option<u64>,
-    sampling: Vec<PerfEventLinkId>,
+    sampling: Option<Sampling>,
+    samplers: Vec<PerfEventLinkId>,
     /// What they hang on, in words: kernels differ.
     pub hooks: Vec<String>,
     /// What had to be left out, and why: the rest runs.
@@ -121,14 +122,14 @@ impl Probes {
         for what in &degraded {
             tracing::warn!("{what}");
         }
-        let frequency_hz = wanted.oncpu.as_ref().map(|oncpu| oncpu.frequency_hz);
-        Ok(Probes { ebpf, hooks, frequency_hz, sampling: Vec::new(), degraded })
+        let sampling = wanted.oncpu.as_ref().map(|oncpu| oncpu.sampling);
+        Ok(Probes { ebpf, hooks, sampling, samplers: Vec::new(), degraded })
     }
 
     /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.
     pub fn sample(&mut self) -> anyhow::Result<()> {
-        if let Some(frequency_hz) = self.frequency_hz {
-            self.sampling = oncpu::attach(&mut self.ebpf, frequency_hz)
+        if let Some(sampling) = self.sampling {
+            self.samplers = oncpu::attach(&mut self.ebpf, sampling)
                 .map_err(|error| explain(error, "attach the oncpu probe"))?;
         }
         Ok(())
@@ -136,7 +137,7 @@ impl Probes {
 
     /// Ends sampling: before the maps go that it unwinds by, which would make the last stacks poor ones.
     pub fn stop_sampling(&mut self) -> anyhow::Result<()> {
-        oncpu::detach(&mut self.ebpf, std::mem::take(&mut self.sampling))
+        oncpu::detach(&mut self.ebpf, std::mem::take(&mut self.samplers))
     }
 
     /// A ring by the name of its map; each can be taken once.
@@ -265,7 +266,7 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, dns: None, oncpu: None };
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
-    let oncpu = OncpuWanted { scope: Scope::Node, frequency_hz: 1, unwind: true };
+    let oncpu = OncpuWanted { scope: Scope::Node, sampling: Sampling::Cpu { frequency_hz: 1 }, unwind: true };
     let tries = [
         ("oom", Wanted { oom: true, ..nothing.clone() }),
         ("dns", Wanted { dns: Some(dns), ..nothing.clone() }),

@@ -1,4 +1,4 @@
-//! The `oncpu` probe: a software cpu-clock perf event on every CPU.
+//! The `oncpu` probe: a software perf event on every CPU, cpu-clock or page-faults.
 
 use anyhow::Context;
 use aya::Ebpf;
@@ -10,6 +10,7 @@ use aya::util::online_cpus;
 use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 
 use super::OncpuWanted;
+use crate::model::profile::Sampling;
 
 /// Whose stacks to take: decided in the kernel, before any work on the sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,18 +52,24 @@ pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<String> {
 }
 
 /// Samples every CPU from now on, until [`detach`].
-pub fn attach(ebpf: &mut Ebpf, frequency_hz: u64) -> anyhow::Result<Vec<PerfEventLinkId>> {
+pub fn attach(ebpf: &mut Ebpf, sampling: Sampling) -> anyhow::Result<Vec<PerfEventLinkId>> {
+    let (event, policy, name) = match sampling {
+        Sampling::Cpu { frequency_hz } => {
+            (SoftwareEvent::CpuClock, SamplePolicy::Frequency(frequency_hz), "cpu-clock")
+        }
+        Sampling::Growth { every } => (SoftwareEvent::PageFaults, SamplePolicy::Period(every), "page-faults"),
+    };
     let program = program(ebpf)?;
     let mut links = Vec::new();
     for cpu in cpus()? {
         let link = program
             .attach(
-                PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                PerfEventConfig::Software(event),
                 PerfEventScope::AllProcessesOneCpu { cpu },
-                SamplePolicy::Frequency(frequency_hz),
+                policy,
                 false,
             )
-            .with_context(|| format!("open a cpu-clock perf event on CPU {cpu}"))?;
+            .with_context(|| format!("open a {name} perf event on CPU {cpu}"))?;
         links.push(link);
     }
     Ok(links)

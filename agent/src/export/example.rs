@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
-use crate::model::profile::{Frame, Mapping, Profile, Sample};
+use crate::model::profile::{Frame, Mapping, Profile, Sample, Sampling};
 
 pub const HOSTILE: &str = "</text><script>alert(1)</script>;\n& 5";
 pub const CONTAINER_ID: &str = "4bf0c1e2d3a4958677685948372615049382716059483726150493827160ffee";
@@ -64,7 +64,7 @@ pub fn profile() -> Profile {
     Profile {
         start: jiff::Timestamp::from_second(1_800_000_000).unwrap(),
         duration: Duration::from_secs(15),
-        frequency_hz: 99,
+        sampling: Sampling::Cpu { frequency_hz: 99 },
         node: "node-1".into(),
         samples: vec![checkout, hostile, host],
         mappings: vec![Mapping {

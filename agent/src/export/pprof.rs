@@ -15,9 +15,9 @@ use flate2::write::GzEncoder;
 use pprof::protos::{self, Message};
 
 use super::{frame_name, loss_lines, quality_lines};
-use crate::model::profile::{Frame, Profile, Sample};
+use crate::model::profile::{Frame, Profile, Sample, Sampling};
 
-/// Writes `profile` as gzipped profile.proto. Values are samples, and CPU nanoseconds (samples × period).
+/// Writes `profile` as gzipped profile.proto. Values are samples, and CPU nanoseconds or page faults (samples × period).
 pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
     let mut encoder = GzEncoder::new(out, Compression::default());
     encoder.write_all(&encode(profile).encode_to_vec())?;
@@ -27,7 +27,11 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
 
 fn encode(profile: &Profile) -> protos::Profile {
     let mut tables = Tables::new();
-    let period = 1_000_000_000 / i64::try_from(profile.frequency_hz.max(1)).unwrap_or(i64::MAX);
+    let (name, unit, period) = match profile.sampling {
+        Sampling::Cpu { frequency_hz } => ("cpu", "nanoseconds", 1_000_000_000 / frequency_hz.max(1)),
+        Sampling::Growth { every } => ("page_faults", "count", every),
+    };
+    let period = i64::try_from(period).unwrap_or(i64::MAX);
     for mapping in &profile.mappings {
         let id = tables.mapping(&mapping.name, mapping.build_id.as_ref());
         let known = &mut tables.mappings[id as usize - 1];
@@ -39,10 +43,10 @@ fn encode(profile: &Profile) -> protos::Profile {
     }
     let sample = profile.samples.iter().map(|sample| tables.sample(sample, period, &profile.node)).collect();
     let count = tables.value_type("samples", "count");
-    let cpu = tables.value_type("cpu", "nanoseconds");
+    let value = tables.value_type(name, unit);
     let comment = comments(profile).iter().map(|comment| tables.text(comment)).collect();
     protos::Profile {
-        sample_type: vec![count, cpu.clone()],
+        sample_type: vec![count, value.clone()],
         sample,
         mapping: tables.mappings,
         location: tables.locations,
@@ -53,10 +57,10 @@ fn encode(profile: &Profile) -> protos::Profile {
         time_nanos: i64::try_from(profile.start.as_nanosecond()).unwrap_or(0),
         duration_nanos: i64::try_from(profile.duration.as_nanos()).unwrap_or(i64::MAX),
         // Units and all: value = samples × period.
-        period_type: Some(cpu.clone()),
+        period_type: Some(value.clone()),
         period,
         comment,
-        default_sample_type: cpu.ty,
+        default_sample_type: value.ty,
     }
 }
 
@@ -65,7 +69,7 @@ fn comments(profile: &Profile) -> Vec<String> {
     let frames = || profile.samples.iter().flat_map(|sample| &sample.stack);
     let named = frames().filter(|frame| frame.function.is_some()).count();
     let mut comments = vec![
-        format!("podopsy: {} samples at {} Hz on {}", profile.total(), profile.frequency_hz, profile.node),
+        format!("podopsy: {} samples {} on {}", profile.total(), profile.sampling, profile.node),
         format!("frames with a name: {named} of {}", frames().count()),
     ];
     comments.extend(quality_lines(profile));

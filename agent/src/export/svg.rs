@@ -49,8 +49,8 @@ fn whose(profile: &Profile) -> String {
 
 fn subtitle(profile: &Profile) -> String {
     let (start, seconds) = (profile.start, profile.duration.as_secs_f64());
-    let (hertz, total) = (profile.frequency_hz, profile.total());
-    format!("{start:.0}, {seconds:.1} s at {hertz} Hz, {total} samples; {}", loss_lines(profile).join(", "))
+    let (sampling, total) = (profile.sampling, profile.total());
+    format!("{start:.0}, {seconds:.1} s, {total} samples {sampling}; {}", loss_lines(profile).join(", "))
 }
 
 /// XML has no escape for control characters: without them.

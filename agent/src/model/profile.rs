@@ -1,6 +1,7 @@
 //! Profiles: stacks, counts, and who they belong to.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,12 +88,30 @@ pub struct UnwindCost {
     pub used_bytes: usize,
 }
 
+/// What a sample is taken of, on each CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// CPU time, so many times a second.
+    Cpu { frequency_hz: u64 },
+    /// Memory that is touched for the first time: one page fault in so many. A huge page is one fault.
+    Growth { every: u64 },
+}
+
+impl fmt::Display for Sampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sampling::Cpu { frequency_hz } => write!(f, "at {frequency_hz} Hz"),
+            Sampling::Growth { every } => write!(f, "of one page fault in {every}"),
+        }
+    }
+}
+
 /// A finished profile.
 #[derive(Clone, Debug)]
 pub struct Profile {
     pub start: Timestamp,
     pub duration: Duration,
-    pub frequency_hz: u64,
+    pub sampling: Sampling,
     pub node: String,
     pub samples: Vec<Sample>,
     pub mappings: Vec<Mapping>,

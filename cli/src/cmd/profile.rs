@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use podopsy_agent::model::profile::Sampling;
 use podopsy_agent::model::{Target, text};
 use podopsy_agent::pods::{Pods, Resolved};
 use podopsy_agent::profiler::{self, Options, Scope};
@@ -19,15 +20,14 @@ use crate::{output, privilege, signals};
 
 pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     privilege::require("profile", privilege::SAMPLE)?;
-    let target = args.target().clone();
+    let (target, sampling) = (args.target().clone(), args.sampling());
     let pending = output::prepare(args.outputs)?;
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
-    let options =
-        Options { scope, duration: args.duration, frequency_hz: args.frequency, node: context.node() };
+    let options = Options { scope, duration: args.duration, sampling, node: context.node() };
 
     let stop = signals::stop()?;
-    let meter = Meter::start(context, &target, args.duration, args.frequency);
+    let meter = Meter::start(context, &target, args.duration, sampling);
     let result = profiler::profile(options, pods, stop, |samples| meter.show(samples)).await;
     meter.end();
     let profile = result?;
@@ -50,7 +50,12 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
         ));
     }
     if total == 0 {
-        note("nothing ran on a CPU while it was sampled: no file is written");
+        note(match sampling {
+            Sampling::Cpu { .. } => "nothing ran on a CPU while it was sampled: no file is written",
+            Sampling::Growth { .. } => {
+                "too few pages were touched for the first time: no file is written; try --every 1"
+            }
+        });
         return Ok(Verdict::Nothing);
     }
     // Files before the table: a reader of stdout that has left must not cost them.
@@ -100,12 +105,12 @@ struct Meter {
 }
 
 impl Meter {
-    fn start(context: &Context, target: &Target, duration: Duration, frequency: u64) -> Self {
+    fn start(context: &Context, target: &Target, duration: Duration, sampling: Sampling) -> Self {
         let target = text::escape(&target.to_string());
         let for_how_long = units::duration(duration);
         let since = Instant::now();
         if !context.stderr.is_terminal() {
-            note(&format!("profiling {target} for {for_how_long} at {frequency} Hz"));
+            note(&format!("profiling {target} for {for_how_long}, samples {sampling}"));
             return Meter { bar: None, since };
         }
         let length = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

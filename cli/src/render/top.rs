@@ -65,6 +65,8 @@ mod tests {
 
     use podopsy_agent::model::profile::Sample;
 
+    use podopsy_agent::model::profile::Sampling;
+
     use super::*;
 
     fn profile(stacks: &[(&[&str], u64)]) -> Profile {
@@ -86,7 +88,7 @@ mod tests {
         Profile {
             start: jiff::Timestamp::UNIX_EPOCH,
             duration: Duration::from_secs(1),
-            frequency_hz: 99,
+            sampling: Sampling::Cpu { frequency_hz: 99 },
             node: "n".into(),
             samples: samples.collect(),
             mappings: Vec::new(),
