@@ -8,7 +8,8 @@
 //! end COUNT
 //! ```
 //!
-//! Whoever reads knows the list: a test without a verdict has failed.
+//! Whoever reads knows the list: a test without a verdict has failed. One that failed is run once more at the end, and
+//! has two verdicts then.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -28,27 +29,40 @@ const SHOWN: u64 = 32 << 10;
 
 /// Runs the job; an error is one of ours, never a test's.
 pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
+    let mut failed = Vec::new();
     for test in &job.tests {
-        let name = format!("{}::{}", test.suite, test.name);
-        writeln!(verdicts, "begin {name}")?;
-        verdicts.flush()?;
-        let (start, log) = (Instant::now(), kernel_log::Mark::now());
-        let outcome = one(test, job);
-        let took = start.elapsed().as_millis();
-        match outcome {
-            Ok(()) => writeln!(verdicts, "ok {name} {took}")?,
-            Err((reason, output)) => {
-                for line in output.lines() {
-                    writeln!(verdicts, "| {}", line.replace(|c: char| c.is_control() && c != '\t', "."))?;
-                }
-                writeln!(verdicts, "fail {name} {took} {reason}")?;
-                eprintln!("{name} failed; what the kernel said meanwhile:");
-                log.since().iter().for_each(|line| eprintln!("{line}"));
-            }
+        if !judge(test, job, verdicts)? {
+            failed.push(test);
         }
-        verdicts.flush()?;
+    }
+    // A second chance, told as such: an emulated machine on a busy host misses deadlines that are not the test's subject.
+    for test in failed {
+        judge(test, job, verdicts)?;
     }
     writeln!(verdicts, "end {}", job.tests.len()).context("write the verdicts")
+}
+
+/// Runs one test, and writes its verdict: whether it passed.
+fn judge(test: &Test, job: &Job, verdicts: &mut dyn Write) -> Result<bool> {
+    let name = format!("{}::{}", test.suite, test.name);
+    writeln!(verdicts, "begin {name}")?;
+    verdicts.flush()?;
+    let (start, log) = (Instant::now(), kernel_log::Mark::now());
+    let outcome = one(test, job);
+    let took = start.elapsed().as_millis();
+    match &outcome {
+        Ok(()) => writeln!(verdicts, "ok {name} {took}")?,
+        Err((reason, output)) => {
+            for line in output.lines() {
+                writeln!(verdicts, "| {}", line.replace(|c: char| c.is_control() && c != '\t', "."))?;
+            }
+            writeln!(verdicts, "fail {name} {took} {reason}")?;
+            eprintln!("{name} failed; what the kernel said meanwhile:");
+            log.since().iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+    verdicts.flush()?;
+    Ok(outcome.is_ok())
 }
 
 /// Ok, or why not and what it printed.

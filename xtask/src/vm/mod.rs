@@ -22,8 +22,8 @@ use crate::sh;
 use column::{Column, Heard, Line};
 use kernels::{Fetched, KERNELS};
 use suite::{Suite, TEST_LIMIT};
-use table::Heading;
 pub use table::Table;
+use table::{Cell, Heading};
 
 /// The word for the kernel that this machine runs.
 pub const RUNNING: &str = "running";
@@ -86,7 +86,10 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
 }
 
 fn heading(kernel: &Fetched) -> Heading {
-    Heading { name: kernel.name.to_owned(), traits: vec![kernel.name.to_owned(), "cgroup v2".to_owned()] }
+    Heading {
+        name: kernel.name.to_owned(),
+        traits: [kernel.name, "cgroup v2", "emulated"].map(str::to_owned).into(),
+    }
 }
 
 /// `6.18 here`: its series, and where its memory controller is.
@@ -153,14 +156,22 @@ fn note(line: Line, column: &str, table: &mut Table) {
     match line {
         Line::Begin(_) | Line::End => {}
         Line::Said(text) => eprintln!("    {text}"),
-        Line::Ok { test, took } => {
-            println!("test {test} on {column} ... ok ({:.1} s)", took.as_secs_f64());
-            table.pass(column, &test, took);
-        }
+        Line::Ok { test, took } => say(column, &test, &table.pass(column, &test, took)),
         Line::Fail { test, took, reason } => {
-            println!("test {test} on {column} ... FAILED ({:.1} s): {reason}", took.as_secs_f64());
-            table.fail(column, &test, &reason);
+            let reason = format!("{reason} ({:.1} s)", took.as_secs_f64());
+            say(column, &test, &table.fail(column, &test, &reason));
         }
+    }
+}
+
+fn say(column: &str, test: &str, cell: &Cell) {
+    match cell {
+        Cell::Pass(took) => println!("test {test} on {column} ... ok ({:.1} s)", took.as_secs_f64()),
+        Cell::SecondTry(took) => {
+            println!("test {test} on {column} ... ok at the second try ({:.1} s)", took.as_secs_f64());
+        }
+        Cell::Fail(reason) => println!("test {test} on {column} ... FAILED: {reason}"),
+        Cell::Unsupported(reason) => println!("test {test} on {column} ... unsupported: {reason}"),
     }
 }
 

@@ -10,6 +10,8 @@ use super::unsupported;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
     Pass(Duration),
+    /// It failed, and passed when it was run once more.
+    SecondTry(Duration),
     Fail(String),
     /// It failed, and that is known: the reason from the list.
     Unsupported(&'static str),
@@ -37,18 +39,24 @@ impl Table {
         Table { tests, columns, cells: BTreeMap::new() }
     }
 
-    pub fn pass(&mut self, column: &str, test: &str, took: Duration) {
+    pub fn pass(&mut self, column: &str, test: &str, took: Duration) -> Cell {
         let cell = match self.known(column, test) {
             // The list must not outlive its reasons.
             Some(reason) => Cell::Fail(format!("passes, although listed as unsupported: {reason}")),
+            None if self.cells.contains_key(&(test.to_owned(), column.to_owned())) => Cell::SecondTry(took),
             None => Cell::Pass(took),
         };
-        self.cells.insert((test.to_owned(), column.to_owned()), cell);
+        self.put(column, test, cell)
     }
 
-    pub fn fail(&mut self, column: &str, test: &str, reason: &str) {
+    pub fn fail(&mut self, column: &str, test: &str, reason: &str) -> Cell {
         let cell = self.known(column, test).map_or_else(|| Cell::Fail(reason.to_owned()), Cell::Unsupported);
-        self.cells.insert((test.to_owned(), column.to_owned()), cell);
+        self.put(column, test, cell)
+    }
+
+    fn put(&mut self, column: &str, test: &str, cell: Cell) -> Cell {
+        self.cells.insert((test.to_owned(), column.to_owned()), cell.clone());
+        cell
     }
 
     fn known(&self, column: &str, test: &str) -> Option<&'static str> {
@@ -78,7 +86,7 @@ impl Table {
         for test in &self.tests {
             for column in &self.columns {
                 match self.cell(column, test) {
-                    Cell::Pass(_) => passed += 1,
+                    Cell::Pass(_) | Cell::SecondTry(_) => passed += 1,
                     Cell::Fail(_) => failed += 1,
                     Cell::Unsupported(_) => unsupported += 1,
                 }
@@ -103,6 +111,10 @@ impl Display for Table {
             for column in &self.columns {
                 let text = match self.cell(column, test) {
                     Cell::Pass(took) => format!("{:.1} s", took.as_secs_f64()),
+                    Cell::SecondTry(took) => {
+                        notes.push(format!("second try   {test} on {}: it failed once", column.name));
+                        format!("({:.1} s)", took.as_secs_f64())
+                    }
                     Cell::Fail(reason) => {
                         notes.push(format!("FAIL         {test} on {}: {reason}", column.name));
                         "FAIL".to_owned()
@@ -140,5 +152,11 @@ mod tests {
         assert!(text.contains("oom::a    1.2 s    2.0 s"), "{text}");
         assert!(text.contains("FAIL         dns::b on 5.10: it failed"), "{text}");
         assert!(text.contains("FAIL         dns::b on 6.1: no verdict"), "{text}");
+        table.pass("5.10", "dns::b", Duration::from_secs(3));
+        let text = table.to_string();
+        assert!(
+            text.contains("(3.0 s)") && text.contains("second try   dns::b on 5.10: it failed once"),
+            "{text}"
+        );
     }
 }

@@ -7,13 +7,16 @@
 struct Entry {
     /// A test's full name, or `suite::*`.
     tests: &'static str,
-    /// A kernel's name, or a trait of the machine: `cgroup v1`.
+    /// A kernel's name, or a trait of the machine: `cgroup v1`, `emulated`.
     on: &'static str,
     why: &'static str,
 }
 
 const NO_CONTAINERS: &str = "Debian 12's runc 1.1.5 starts no container on this kernel \
                              (\"waiting for init preliminary setup: read init-p: connection reset by peer\")";
+
+const COMPILERS: &str = "its programs are compiled by Go, rustc and g++ as it runs, which takes an emulated machine longer \
+                         than a test may; growth:: and profile:: unwind by the same tables there";
 
 const LIST: &[Entry] = &[
     Entry {
@@ -36,6 +39,7 @@ const LIST: &[Entry] = &[
         on: "5.10.218",
         why: NO_CONTAINERS,
     },
+    Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
