@@ -40,7 +40,9 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind: true };
+    // See `whose`.
+    let unwind = options.scope != Scope::Node;
+    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind };
     let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
@@ -50,9 +52,13 @@ pub async fn profile(
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
-    let of = whose(&options.scope, &pods).await;
-    let mut builder =
-        tokio::task::spawn_blocking(move || Builder::start(kernel, unwind::MAX_BYTES, &of)).await??;
+    let mut builder = match whose(&options.scope, &pods).await {
+        Some(of) => {
+            let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
+            Some(tokio::task::spawn_blocking(start).await??)
+        }
+        None => None,
+    };
     probes.sample()?;
     let (start, started) = (Timestamp::now(), Instant::now());
 
@@ -66,7 +72,7 @@ pub async fn profile(
         Err(_) => bad_records += 1,
     };
     let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
-        Ok(request) => builder.request(request),
+        Ok(request) => builder.iter_mut().for_each(|builder| builder.request(request)),
         Err(_) => bad_requests += 1,
     };
     let mut ticks = interval(PROGRESS);
@@ -86,7 +92,8 @@ pub async fn profile(
     probes.stop_sampling()?;
     ring.drain_now(&mut take);
     drop((samples, probes));
-    let built = tokio::task::spawn_blocking(move || builder.stop()).await?;
+    let stop = move || builder.map(Builder::stop).unwrap_or_default();
+    let built = tokio::task::spawn_blocking(stop).await?;
     let (mut aggregator, mut symbolizer) = tokio::task::spawn_blocking(move || aggregation.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
@@ -126,10 +133,11 @@ pub async fn profile(
     })
 }
 
-/// Whose tables to make before the first sample.
-async fn whose(scope: &Scope, pods: &Pods) -> Of {
-    match scope {
-        Scope::Node => Of::Everyone,
+/// Whose tables to make before the first sample. None: those of every program of a node cost more than a look at the
+/// node is worth; there, stacks are what frame pointers give.
+async fn whose(scope: &Scope, pods: &Pods) -> Option<Of> {
+    Some(match scope {
+        Scope::Node => return None,
         Scope::Process(pid) => Of::Process(*pid),
         Scope::Cgroups(ids) => {
             let mut paths = Vec::new();
@@ -138,7 +146,7 @@ async fn whose(scope: &Scope, pods: &Pods) -> Of {
             }
             Of::Cgroups(paths)
         }
-    }
+    })
 }
 
 type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer)>;

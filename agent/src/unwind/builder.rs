@@ -28,9 +28,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// Programs started in a second that are looked at; others wait for their first sample.
 const LOOKS_A_SECOND: u32 = 200;
 /// The start waits this long for tables of what runs; the rest is made while samples come, behind what they ask for.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// It waits longer for the tables of a pod or a process: whoever asks for that one wants it whole.
-const PATIENCE_FOR_ONE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
@@ -52,7 +50,6 @@ pub struct Builder {
 /// Whose tables to make before anyone asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Of {
-    Everyone,
     Process(u32),
     /// Paths of cgroups, below their hierarchy's root.
     Cgroups(Vec<String>),
@@ -68,7 +65,7 @@ impl Builder {
             looks: (Instant::now(), 0),
         };
         worker.vdso();
-        let until = Instant::now() + if *of == Of::Everyone { PATIENCE } else { PATIENCE_FOR_ONE };
+        let until = Instant::now() + PATIENCE;
         while Instant::now() < until && worker.next() {}
         let (requests, received) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -100,7 +97,7 @@ impl Builder {
 fn scan(of: &Of) -> Vec<(u32, Area)> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
-        Of::Everyone | Of::Cgroups(_) => {
+        Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
         }
@@ -113,7 +110,7 @@ fn scan(of: &Of) -> Vec<(u32, Area)> {
                 line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
             })
         }
-        Of::Everyone | Of::Process(_) => true,
+        Of::Process(_) => true,
     };
     let mut files = HashMap::new();
     for pid in pids.into_iter().filter(wanted) {
