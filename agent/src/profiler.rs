@@ -30,6 +30,8 @@ pub struct Options {
     pub scope: Scope,
     pub duration: Duration,
     pub sampling: Sampling,
+    /// User stacks by unwind tables; without, what frame pointers give. Never of the whole node: see [`whose`].
+    pub unwind: bool,
     pub node: String,
 }
 
@@ -40,8 +42,7 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    // See `whose`.
-    let unwind = options.scope != Scope::Node;
+    let unwind = options.unwind && options.scope != Scope::Node;
     let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind };
     let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
@@ -52,7 +53,8 @@ pub async fn profile(
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
-    let mut builder = match whose(&options.scope, &pods).await {
+    let of = if unwind { whose(&options.scope, &pods).await } else { None };
+    let mut builder = match of {
         Some(of) => {
             let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
             Some(tokio::task::spawn_blocking(start).await??)

@@ -156,6 +156,11 @@ pub struct Profile {
     #[arg(long, value_name = "N", default_value_t = 16, requires = "growth", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub every: u64,
 
+    /// How to follow user stacks: by the frame pointers that programs were compiled with, or by unwind tables that are
+    /// made of their files first (of a pod or process, not of the whole node)
+    #[arg(long, value_name = "HOW", default_value = "frame-pointers", conflicts_with = "all")]
+    pub stacks: Stacks,
+
     /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated
     #[arg(short, long = "output", value_name = "FILE", value_parser = PathBufValueParser::new().try_map(Output::new))]
     pub outputs: Vec<Output>,
@@ -163,6 +168,13 @@ pub struct Profile {
     /// How many functions to list at the end
     #[arg(long, value_name = "N", default_value_t = 15)]
     pub top: usize,
+}
+
+/// How user stacks are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stacks {
+    FramePointers,
+    Tables,
 }
 
 impl Profile {

@@ -22,6 +22,7 @@ fn the_function_that_touches_new_memory_is_on_top() {
         scope: Scope::Process(child.id()),
         duration: Duration::from_secs(10),
         sampling: Sampling::Growth { every: 8 },
+        unwind: false,
         node: "test-node".to_owned(),
     };
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
@@ -42,5 +43,11 @@ fn the_function_that_touches_new_memory_is_on_top() {
             .all(|name| rest.any(|frame| is(frame, name)))
     };
     let grown: u64 = profile.samples.iter().filter(on_path).map(|sample| sample.count).sum();
-    assert!(grown * 100 >= 90 * profile.total(), "{grown} of {} are on the path that leaks", profile.total());
+    assert!(
+        grown * 100 >= 90 * profile.total(),
+        "{grown} of {} are on the path that leaks; others:\n{}{:?}",
+        profile.total(),
+        support::stacks(profile.samples.iter().filter(|sample| !on_path(sample))),
+        profile.losses
+    );
 }

@@ -45,6 +45,7 @@ impl Running {
                 scope: Scope::Cgroups(vec![self.cgroup.id()]),
                 duration: LONGEST,
                 sampling: Sampling::Cpu { frequency_hz: FREQUENCY },
+                unwind: true,
                 node: "test-node".to_owned(),
             };
             let enough = Notify::new();

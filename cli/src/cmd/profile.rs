@@ -11,7 +11,7 @@ use podopsy_agent::model::{Target, text};
 use podopsy_agent::pods::{Pods, Resolved};
 use podopsy_agent::profiler::{self, Options, Scope};
 
-use crate::args::Profile;
+use crate::args::{Profile, Stacks};
 use crate::context::Context;
 use crate::exit::Verdict;
 use crate::render::{losses, top, units};
@@ -24,7 +24,8 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     let pending = output::prepare(args.outputs)?;
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
-    let options = Options { scope, duration: args.duration, sampling, node: context.node() };
+    let unwind = args.stacks == Stacks::Tables;
+    let options = Options { scope, duration: args.duration, sampling, unwind, node: context.node() };
 
     let stop = signals::stop()?;
     let meter = Meter::start(context, &target, args.duration, sampling);

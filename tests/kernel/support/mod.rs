@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
 use podopsy_agent::recorder::{Options, Recorder};
@@ -106,6 +107,19 @@ pub fn options() -> Options {
 /// A machine without a container runtime.
 pub fn no_runtime() -> PodsOptions {
     PodsOptions { cri_socket: Some("/nonexistent/podopsy-test.sock".into()), ..PodsOptions::default() }
+}
+
+/// The commonest stacks of those samples, for the message of a test that wanted others.
+pub fn stacks<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
+    let mut stacks: Vec<(u64, String)> = samples
+        .map(|sample| {
+            let name =
+                |frame: &Frame| frame.function.clone().unwrap_or_else(|| format!("{:x}", frame.offset));
+            (sample.count, sample.stack.iter().map(name).collect::<Vec<_>>().join(" ← "))
+        })
+        .collect();
+    stacks.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+    stacks.iter().take(12).map(|(count, stack)| format!("{count:6} {stack}\n")).collect()
 }
 
 /// A memory cgroup of our own; removed when dropped, with the processes that the test started in it gone by then.

@@ -171,7 +171,7 @@ fn say(column: &str, test: &str, cell: &Cell) {
             println!("test {test} on {column} ... ok at the second try ({:.1} s)", took.as_secs_f64());
         }
         Cell::Fail(reason) => println!("test {test} on {column} ... FAILED: {reason}"),
-        Cell::Unsupported(reason) => println!("test {test} on {column} ... unsupported: {reason}"),
+        Cell::Unsupported(entry) => println!("test {test} on {column} ... unsupported: {}", entry.why),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use super::unsupported;
+use super::unsupported::{self, Entry};
 
 /// What became of one test on one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Cell {
     SecondTry(Duration),
     Fail(String),
     /// It failed, and that is known: the reason from the list.
-    Unsupported(&'static str),
+    Unsupported(&'static Entry),
 }
 
 /// The table, filled as verdicts come in.
@@ -42,7 +42,7 @@ impl Table {
     pub fn pass(&mut self, column: &str, test: &str, took: Duration) -> Cell {
         let cell = match self.known(column, test) {
             // The list must not outlive its reasons.
-            Some(reason) => Cell::Fail(format!("passes, although listed as unsupported: {reason}")),
+            Some(entry) => Cell::Fail(format!("passes, although listed as unsupported: {}", entry.why)),
             None if self.cells.contains_key(&(test.to_owned(), column.to_owned())) => Cell::SecondTry(took),
             None => Cell::Pass(took),
         };
@@ -59,9 +59,9 @@ impl Table {
         cell
     }
 
-    fn known(&self, column: &str, test: &str) -> Option<&'static str> {
+    fn known(&self, column: &str, test: &str) -> Option<&'static Entry> {
         let traits = &self.columns.iter().find(|heading| heading.name == column)?.traits;
-        unsupported::reason(test, traits)
+        unsupported::find(test, traits)
     }
 
     /// What is not there is a failure, unless it was not asked for.
@@ -69,8 +69,8 @@ impl Table {
         if let Some(cell) = self.cells.get(&(test.to_owned(), column.name.clone())) {
             return cell.clone();
         }
-        match unsupported::reason(test, &column.traits) {
-            Some(reason) if unsupported::is_left_out(test, &column.traits) => Cell::Unsupported(reason),
+        match unsupported::find(test, &column.traits) {
+            Some(entry) if entry.is_suite() => Cell::Unsupported(entry),
             _ => Cell::Fail("no verdict".to_owned()),
         }
     }
@@ -119,8 +119,11 @@ impl Display for Table {
                         notes.push(format!("FAIL         {test} on {}: {reason}", column.name));
                         "FAIL".to_owned()
                     }
-                    Cell::Unsupported(reason) => {
-                        notes.push(format!("unsupported  {test} on {}: {reason}", column.name));
+                    Cell::Unsupported(entry) => {
+                        let note = format!("unsupported  {} on {}: {}", entry.tests, column.name, entry.why);
+                        if !notes.contains(&note) {
+                            notes.push(note);
+                        }
                         "–".to_owned()
                     }
                 };
