@@ -41,14 +41,22 @@ const PODS: &[Package] = &[
     Package { name: "iptables", why: "the CNI bridge plugin calls it" },
 ];
 
-const READERS: &[Package] =
-    &[Package { name: "golang-go", why: "`go tool pprof` must be able to read our profiles" }];
+const READERS: &[Package] = &[
+    Package {
+        name: "golang-go",
+        why: "`go tool pprof` must be able to read our profiles; a Go program's stacks",
+    },
+    Package { name: "binutils", why: "readelf is the oracle of our unwind tables" },
+    Package { name: "g++", why: "compiles programs whose stacks are known" },
+    Package { name: "python3", why: "its stacks, and a process that holds memory" },
+    Package { name: "openssl", why: "its stacks" },
+    Package { name: "xz-utils", why: "its stacks; newer kernels' modules are compressed" },
+];
 
 const LAB: &[Package] = &[
     Package { name: "qemu-system-x86", why: "boots other kernels, without KVM" },
     Package { name: "cpio", why: "packs a machine's initramfs" },
     Package { name: "kmod", why: "tells which module needs which, and loads them in the machines" },
-    Package { name: "xz-utils", why: "newer kernels' modules are compressed" },
     Package { name: "debian-archive-keyring", why: "vouches for the kernels" },
 ];
 
@@ -80,7 +88,7 @@ fn packages(groups: &[Group]) -> Vec<Package> {
             Group::Demo => &[PODS],
         };
         for package in of_group.iter().copied().flatten() {
-            if !out.contains(package) {
+            if out.iter().all(|have| have.name != package.name) {
                 out.push(*package);
             }
         }

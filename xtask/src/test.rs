@@ -39,8 +39,9 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
 
     let mut unit = sh::cargo();
     unit.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
-    // Ignored there: what needs root or a package that setup has installed by now.
-    let ignored: &[&str] = if offline_only { &[] } else { &["--include-ignored"] };
+    // Ignored there: what needs root or a package that setup has installed by now; and measurements and runs of many
+    // minutes, which are named for being run by hand.
+    let ignored: &[&str] = if offline_only { &[] } else { &["--include-ignored", "--skip", "by_hand"] };
     summary.tests("tests of each crate", &mut unit, filter, ignored)?;
 
     let mut system = sh::cargo();

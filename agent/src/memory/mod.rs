@@ -260,10 +260,10 @@ mod tests {
         }
     }
 
-    /// The sampler's cost: `cargo test --release -p podopsy-agent --lib -- --ignored --nocapture sampler_costs`.
+    /// The sampler's cost: `cargo test --release -p podopsy-agent --lib -- --ignored --nocapture sampler_costs_by_hand`.
     #[tokio::test]
     #[ignore = "a measurement, as root"]
-    async fn sampler_costs() {
+    async fn sampler_costs_by_hand() {
         use nix::sys::resource::{UsageWho, getrusage};
         let options =
             || crate::pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
