@@ -8,7 +8,7 @@ use std::io::Write;
 use inferno::flamegraph::{self, Options, Palette, color::MultiPalette};
 
 use super::{folded, loss_lines};
-use crate::model::profile::Profile;
+use crate::model::profile::{Profile, Sampling};
 
 /// Writes `profile` as a flame graph (SVG), outermost frames at the bottom.
 pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
@@ -31,7 +31,11 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
 }
 
 fn title(profile: &Profile) -> String {
-    format!("On-CPU: {}", whose(profile))
+    let what = match profile.sampling {
+        Sampling::Cpu { .. } => "On-CPU",
+        Sampling::Growth { .. } => "Growth",
+    };
+    format!("{what}: {}", whose(profile))
 }
 
 /// The one owner, or how many there are.
@@ -101,8 +105,13 @@ mod tests {
         let document = parse(&svg);
         let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).collect();
         assert!(texts.contains(&"On-CPU: 2 workloads on node-1"), "{texts:?}");
-        let subtitle = "2027-01-15T08:00:00Z, 15.0 s at 99 Hz, 45 samples; loss ring_full: 2";
+        let subtitle = "2027-01-15T08:00:00Z, 15.0 s, 45 samples at 99 Hz; loss ring_full: 2";
         assert!(texts.contains(&subtitle), "{texts:?}");
+        let growth = draw(&Profile { sampling: Sampling::Growth { every: 16 }, ..example::profile() });
+        assert!(
+            growth.contains("Growth: 2 workloads") && growth.contains("of one page fault in 16"),
+            "{growth}"
+        );
     }
 
     #[test]
