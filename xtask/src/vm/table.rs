@@ -70,7 +70,7 @@ impl Table {
             return cell.clone();
         }
         match unsupported::find(test, &column.traits) {
-            Some(entry) if entry.is_suite() => Cell::Unsupported(entry),
+            Some(entry) if entry.is_left_out() => Cell::Unsupported(entry),
             _ => Cell::Fail("no verdict".to_owned()),
         }
     }
