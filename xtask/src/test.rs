@@ -115,7 +115,7 @@ impl Summary {
         sh::say("== kernel tests");
         let names: &[String] = if this_kernel { &[vm::RUNNING.to_owned()] } else { &[] };
         let table = vm::table(names, &[], vm::JOBS)?;
-        println!("\n{table}");
+        table.conclude();
         let (passed, failed, unsupported) = table.counts();
         self.passed_tests += passed as u64;
         let counts = format!("{passed} passed, {failed} failed, {unsupported} unsupported");

@@ -73,6 +73,8 @@ pub struct Column {
     verdicts: PathBuf,
     /// What to read when it goes wrong.
     pub console: PathBuf,
+    /// What the test of the moment printed, should it fail.
+    pub said: Vec<String>,
     read: u64,
     rest: String,
     last: Instant,
@@ -144,6 +146,7 @@ impl Column {
             child,
             verdicts,
             console,
+            said: Vec::new(),
             read: 0,
             rest: String::new(),
             last,

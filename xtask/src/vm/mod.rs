@@ -135,7 +135,7 @@ fn step(active: &mut Vec<Column>, table: &mut Table) -> Result<()> {
     for (at, column) in active.iter_mut().enumerate() {
         let Heard { lines, end } = column.poll()?;
         for line in lines {
-            note(line, &column.name, table);
+            note(line, column, table);
         }
         if let Some(end) = end {
             if let Err(why) = end {
@@ -151,15 +151,20 @@ fn step(active: &mut Vec<Column>, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// One verdict line a test, in the words of libtest.
-fn note(line: Line, column: &str, table: &mut Table) {
+/// One verdict line a test, in the words of libtest; what it printed only if that counts as a failure.
+fn note(line: Line, column: &mut Column, table: &mut Table) {
+    let name = column.name.clone();
     match line {
-        Line::Begin(_) | Line::End => {}
-        Line::Said(text) => eprintln!("    {text}"),
-        Line::Ok { test, took } => say(column, &test, &table.pass(column, &test, took)),
+        Line::End => {}
+        Line::Begin(_) => column.said.clear(),
+        Line::Said(text) => column.said.push(text),
+        Line::Ok { test, took } => say(&name, &test, &table.pass(&name, &test, took)),
         Line::Fail { test, took, reason } => {
-            let reason = format!("{reason} ({:.1} s)", took.as_secs_f64());
-            say(column, &test, &table.fail(column, &test, &reason));
+            let cell = table.fail(&name, &test, &format!("{reason} ({:.1} s)", took.as_secs_f64()));
+            if matches!(cell, Cell::Fail(_)) {
+                column.said.iter().for_each(|line| eprintln!("    {line}"));
+            }
+            say(&name, &test, &cell);
         }
     }
 }
@@ -167,6 +172,9 @@ fn note(line: Line, column: &str, table: &mut Table) {
 fn say(column: &str, test: &str, cell: &Cell) {
     match cell {
         Cell::Pass(took) => println!("test {test} on {column} ... ok ({:.1} s)", took.as_secs_f64()),
+        Cell::FirstTry(reason) => {
+            println!("test {test} on {column} ... not at the first try: {reason}; once more at the end");
+        }
         Cell::SecondTry(took) => {
             println!("test {test} on {column} ... ok at the second try ({:.1} s)", took.as_secs_f64());
         }
@@ -175,14 +183,15 @@ fn say(column: &str, test: &str, cell: &Cell) {
     }
 }
 
-/// The table, and the closing line.
+/// The table, and an error if any of it is red.
 fn conclude(table: &Table) -> Result<()> {
-    let (passed, failed, unsupported) = table.counts();
-    println!("\n{table}");
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!("test result: {word}. {passed} passed; {failed} failed; {unsupported} ignored");
-    if failed > 0 {
-        bail!("{failed} cells of the table are red; the machines' consoles are in target/vm/*/console.log");
+    table.conclude();
+    match table.counts() {
+        (_, 0, _) => Ok(()),
+        (_, failed, _) => {
+            bail!(
+                "{failed} cells of the table are red; the machines' consoles are in target/vm/*/console.log"
+            )
+        }
     }
-    Ok(())
 }

@@ -10,6 +10,8 @@ use super::unsupported::{self, Entry};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
     Pass(Duration),
+    /// It failed, and is run once more at the end: with nothing after it, a failure.
+    FirstTry(String),
     /// It failed, and passed when it was run once more.
     SecondTry(Duration),
     Fail(String),
@@ -43,15 +45,23 @@ impl Table {
         let cell = match self.known(column, test) {
             // The list must not outlive its reasons.
             Some(entry) => Cell::Fail(format!("passes, although listed as unsupported: {}", entry.why)),
-            None if self.cells.contains_key(&(test.to_owned(), column.to_owned())) => Cell::SecondTry(took),
+            None if self.was_tried(column, test) => Cell::SecondTry(took),
             None => Cell::Pass(took),
         };
         self.put(column, test, cell)
     }
 
     pub fn fail(&mut self, column: &str, test: &str, reason: &str) -> Cell {
-        let cell = self.known(column, test).map_or_else(|| Cell::Fail(reason.to_owned()), Cell::Unsupported);
+        let cell = match self.known(column, test) {
+            Some(entry) => Cell::Unsupported(entry),
+            None if self.was_tried(column, test) => Cell::Fail(reason.to_owned()),
+            None => Cell::FirstTry(reason.to_owned()),
+        };
         self.put(column, test, cell)
+    }
+
+    fn was_tried(&self, column: &str, test: &str) -> bool {
+        self.cells.contains_key(&(test.to_owned(), column.to_owned()))
     }
 
     fn put(&mut self, column: &str, test: &str, cell: Cell) -> Cell {
@@ -80,6 +90,14 @@ impl Table {
         self.columns.len()
     }
 
+    /// Prints it, and the closing line of libtest.
+    pub fn conclude(&self) {
+        let (passed, failed, unsupported) = self.counts();
+        let word = if failed == 0 { "ok" } else { "FAILED" };
+        println!("\n{self}");
+        println!("test result: {word}. {passed} passed; {failed} failed; {unsupported} ignored");
+    }
+
     /// Passed, failed, unsupported.
     pub fn counts(&self) -> (usize, usize, usize) {
         let (mut passed, mut failed, mut unsupported) = (0, 0, 0);
@@ -87,7 +105,7 @@ impl Table {
             for column in &self.columns {
                 match self.cell(column, test) {
                     Cell::Pass(_) | Cell::SecondTry(_) => passed += 1,
-                    Cell::Fail(_) => failed += 1,
+                    Cell::Fail(_) | Cell::FirstTry(_) => failed += 1,
                     Cell::Unsupported(_) => unsupported += 1,
                 }
             }
@@ -115,7 +133,7 @@ impl Display for Table {
                         notes.push(format!("second try   {test} on {}: it failed once", column.name));
                         format!("({:.1} s)", took.as_secs_f64())
                     }
-                    Cell::Fail(reason) => {
+                    Cell::Fail(reason) | Cell::FirstTry(reason) => {
                         notes.push(format!("FAIL         {test} on {}: {reason}", column.name));
                         "FAIL".to_owned()
                     }
@@ -149,12 +167,13 @@ mod tests {
         let mut table = table();
         table.pass("5.10", "oom::a", Duration::from_millis(1234));
         table.pass("6.1", "oom::a", Duration::from_secs(2));
-        table.fail("5.10", "dns::b", "it failed");
+        assert_eq!(table.fail("5.10", "dns::b", "it failed"), Cell::FirstTry("it failed".into()));
         assert_eq!(table.counts(), (2, 2, 0));
         let text = table.to_string();
         assert!(text.contains("oom::a    1.2 s    2.0 s"), "{text}");
         assert!(text.contains("FAIL         dns::b on 5.10: it failed"), "{text}");
         assert!(text.contains("FAIL         dns::b on 6.1: no verdict"), "{text}");
+        assert_eq!(table.fail("5.10", "dns::b", "again"), Cell::Fail("again".into()));
         table.pass("5.10", "dns::b", Duration::from_secs(3));
         let text = table.to_string();
         assert!(
