@@ -84,7 +84,8 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
         let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
         let stack: Vec<_> = kill.user_stack.iter().filter_map(|frame| frame.function.as_deref()).collect();
         for function in ["keep", "append_history", "handle_order", "serve_orders"] {
-            assert!(stack.contains(&function), "no {function} in the dead trigger's stack: {stack:?}");
+            let is_it = |name: &&str| name.rsplit("::").next() == Some(function);
+            assert!(stack.iter().any(is_it), "no {function} in the dead trigger's stack: {stack:?}");
         }
         assert!(event.cgroup.path.as_ref().is_some_and(|path| path.contains(&container.id)), "{event:?}");
     }
