@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::{Event, Kind};
+use podopsy_agent::model::{Detail, Event, Kind};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use serde_yaml_ng::Value;
 
@@ -50,12 +50,20 @@ fn pod_spec(node: &Node, image: &str) -> PodSpec {
             list(&pod["volumes"], "volumes").iter().find(|v| &v["name"] == name).expect("its volume");
         let (host, inside) =
             (text(&volume["hostPath"]["path"], "path"), text(&mount["mountPath"], "mountPath"));
-        assert_eq!(mount["readOnly"], true, "{inside}");
-        match host {
-            // What a kubelet keeps there lies in the node's folder here.
-            "/var/log/pods" => spec = spec.mount_read_only(node.pod_logs(), inside),
-            _ => spec = spec.mount_read_only(host, inside),
-        }
+        // What a kubelet keeps there lies in the node's folder here.
+        let host = match host {
+            "/var/log/pods" => node.pod_logs(),
+            "/var/lib/podopsy" => node.directory().join("podopsy"),
+            _ => host.into(),
+        };
+        std::fs::create_dir_all(&host).expect("the folder to mount");
+        spec = match mount["readOnly"] == true {
+            true => spec.mount_read_only(host, inside),
+            false => spec.mount(host, inside),
+        };
+    }
+    for variable in list(&container["env"], "env").iter().filter(|variable| !variable["value"].is_null()) {
+        spec = spec.env(text(&variable["name"], "name"), text(&variable["value"], "value"));
     }
     // The harness's runtime keeps its socket outside /run.
     let folder = node.cri_socket().parent().expect("a folder");
@@ -75,32 +83,46 @@ fn events(agent: &PodHandle) -> Vec<Event> {
         .collect()
 }
 
+fn until<T>(agent: &PodHandle, what: &str, found: impl Fn() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        let log = agent.log("agent").unwrap_or_default();
+        assert!(began.elapsed() < SOON, "no {what}; the agent's log: {log}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn records(agent: &PodHandle) {
+    let log = || agent.log("agent").unwrap_or_default();
+    until(agent, "sign of recording", || log().contains("recording").then_some(()));
+}
+
+/// SIGTERM ends it in order, with its last words.
+fn stop(agent: &PodHandle) {
+    agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
+    let end = agent.wait_exited("agent", SOON).expect("it ends");
+    let log = agent.log("agent").unwrap_or_default();
+    assert_eq!(end.exit_code, 0, "{log}");
+    assert!(log.contains("stopped"), "{log}");
+}
+
 #[test]
-fn the_manifests_pod_records_another_pods_kill() {
+fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     support::require_root();
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
     let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
     let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
     let agent = node.run_pod(pod_spec(&node, &image)).expect("run the agent's pod");
-    let ready = Instant::now();
-    while !agent.log("agent").unwrap_or_default().contains("recording") {
-        let log = agent.log("agent").unwrap_or_default();
-        assert!(ready.elapsed() < SOON, "the agent does not record: {log}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    records(&agent);
     let leaker = ContainerSpec::new("api", &victims).command(["leak", "--fast"]).memory_limit(32 << 20);
     let pod =
         node.run_pod(PodSpec::new("shop", "orders").label("app", "orders").container(leaker)).expect("run");
     pod.wait_exited("api", SOON).expect("it is killed");
-    let killed = Instant::now();
-    let kill = loop {
-        if let Some(kill) = events(&agent).into_iter().find(|event| event.kind == Kind::OomKill) {
-            break kill;
-        }
-        let log = agent.log("agent").unwrap_or_default();
-        assert!(killed.elapsed() < SOON, "no kill in the agent's log: {log}");
-        std::thread::sleep(Duration::from_millis(100));
-    };
+    let is_kill = |event: &Event| event.kind == Kind::OomKill;
+    let kill = until(&agent, "kill", || events(&agent).into_iter().find(is_kill));
     assert_eq!(kill.node, "node-of-the-manifest");
     let named = kill.pod.expect("the pod is named");
     assert_eq!(
@@ -108,10 +130,18 @@ fn the_manifests_pod_records_another_pods_kill() {
         ("shop", "orders", pod.uid.clone())
     );
     assert_eq!(kill.container.expect("the container is named").name, "api");
-    // SIGTERM ends it in order, with its last words.
-    agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
-    let end = agent.wait_exited("agent", SOON).expect("it ends");
-    let log = agent.log("agent").unwrap_or_default();
-    assert_eq!(end.exit_code, 0, "{log}");
-    assert!(log.contains("stopped"), "{log}");
+    stop(&agent);
+
+    // Its state outlives it: the next one tells what happened meanwhile, once.
+    pod.restart("api").expect("restart the leaker");
+    pod.wait_exited("api", SOON).expect("it is killed again");
+    agent.restart("agent").expect("restart the agent");
+    records(&agent);
+    let missed = until(&agent, "missed kill", || {
+        events(&agent).into_iter().find(|event| {
+            is_kill(event) && event.process.comm == "leak" && event.process.pid != kill.process.pid
+        })
+    });
+    assert!(matches!(missed.detail, Detail::Oom(kill) if kill.recovered), "{:?}", missed.process);
+    stop(&agent);
 }

@@ -95,7 +95,7 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
 
 #[test]
 fn a_burst_of_kills_in_short_lived_pods_names_the_pod_of_each() {
-    let pods = support::times(40);
+    let pods = support::times(16);
     const EACH: usize = 5;
     let (node, image) = node();
     let mut recording = watching(&node);

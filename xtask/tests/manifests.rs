@@ -43,10 +43,12 @@ fn every_mount_has_its_host_path_and_every_volume_is_mounted() {
 }
 
 #[test]
-fn nothing_of_the_host_can_be_written() {
+fn nothing_of_the_host_can_be_written_but_the_state() {
     let container = container();
+    let state =
+        list(&container["env"]).iter().find(|e| e["name"] == "PODOPSY_STATE_DIR").expect("a state folder");
     for mount in list(&container["volumeMounts"]) {
-        assert_eq!(mount["readOnly"], true, "{mount:?}");
+        assert_eq!(mount["readOnly"] == true, mount["mountPath"] != state["value"], "{mount:?}");
     }
     assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
 }

@@ -1,0 +1,179 @@
+//! A storm: a thousand kills within a minute over fifty containers, told one by one by the agent that ships.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use podopsy_agent::model::{Detail, Event, Kind};
+use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+
+const MIB: i64 = 1 << 20;
+const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+/// Containers whose PID 1 lives on while its children are killed, and how many each loses.
+const PARENTS: usize = 40;
+const CHILDREN: usize = 24;
+/// Containers that are killed whole, and how often each is started.
+const LEAKERS: usize = 10;
+const LIVES: usize = 4;
+/// What the manifest requests for the agent: it may not need more.
+const MEMORY_BUDGET_KIB: u64 = 96 << 10;
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// `podopsy-agent`, its events as they come.
+struct Agent {
+    child: Child,
+    events: Receiver<Event>,
+    seen: Vec<Event>,
+}
+
+impl Agent {
+    fn start(node: &Node) -> Agent {
+        let [_, agent] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+        let log = node.directory().join("agent.log");
+        let mut child = Command::new(agent)
+            .arg("--cri-socket")
+            .arg(node.cri_socket())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log).expect("the agent's log"))
+            .spawn()
+            .expect("start the agent");
+        let (send, events) = mpsc::channel();
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let event = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+                if send.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        let began = Instant::now();
+        while !fs::read_to_string(&log).is_ok_and(|said| said.contains("recording")) {
+            assert!(began.elapsed() < PATIENCE, "the agent does not record: {:?}", fs::read_to_string(&log));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Agent { child, events, seen: Vec::new() }
+    }
+
+    fn until(&mut self, what: &str, enough: impl Fn(&[Event]) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !enough(&self.seen) {
+            match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(event) => self.seen.push(event),
+                Err(RecvTimeoutError::Timeout) => panic!("no {what}; kills by pod: {:?}", by_pod(&self.seen)),
+                Err(RecvTimeoutError::Disconnected) => panic!("the agent ended before {what}"),
+            }
+        }
+    }
+
+    /// User and system time so far.
+    fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let fields = stat.rsplit_once(')').expect("its comm").1.split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|n| n.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// The most that it ever had resident.
+    fn peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kills(events: &[Event]) -> impl Iterator<Item = &Event> {
+    events.iter().filter(|event| event.kind == Kind::OomKill)
+}
+
+fn by_pod(events: &[Event]) -> BTreeMap<String, usize> {
+    let mut sums = BTreeMap::new();
+    for event in kills(events) {
+        let name = event.pod.as_ref().map_or_else(|| "no pod".to_owned(), |pod| pod.name.clone());
+        *sums.entry(name).or_default() += 1;
+    }
+    sums
+}
+
+/// A pod that begins `wait` from now.
+fn pod(node: &Node, name: &str, wait: Duration, more: &[&str], limit: i64) -> PodHandle {
+    let wait = wait.as_millis().to_string();
+    let command = [&["leak", "--fast", "--wait", &wait], more].concat();
+    let container =
+        ContainerSpec::new("api", IMAGE).command(command).memory_limit(limit).single_process_oom_kill();
+    node.run_pod(PodSpec::new("storm", name).container(container)).expect("run the pod")
+}
+
+#[test]
+fn a_thousand_kills_in_a_minute_each_have_their_pod() {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    node.victims_image(IMAGE).expect("load the image");
+    let (parents, leakers) = (support::times(PARENTS), support::times(LEAKERS));
+    let mut agent = Agent::start(&node);
+
+    // All begin together, when the last one is there.
+    let begin = Instant::now() + Duration::from_millis(600) * (parents + leakers) as u32;
+    let wait = || begin.saturating_duration_since(Instant::now());
+    let times = CHILDREN.to_string();
+    let children = ["--child", "--times", &times];
+    let _parents: Vec<_> =
+        (0..parents).map(|n| pod(&node, &format!("parent-{n}"), wait(), &children, 16 * MIB)).collect();
+    let whole: Vec<_> =
+        (0..leakers).map(|n| pod(&node, &format!("leaker-{n}"), wait(), &[], 24 * MIB)).collect();
+    std::thread::sleep(wait());
+    let cpu = agent.cpu();
+    std::thread::scope(|threads| {
+        for pod in &whole {
+            threads.spawn(|| {
+                for life in 1..=LIVES {
+                    pod.wait_exited("api", PATIENCE).expect("it is killed");
+                    if life < LIVES {
+                        pod.restart("api").expect("restart");
+                    }
+                }
+            });
+        }
+    });
+    let all = parents * CHILDREN + leakers * LIVES;
+    agent.until("all kills", |seen| kills(seen).count() >= all);
+    let incidents = |seen: &[Event]| seen.iter().filter(|event| event.incident.is_some()).count();
+    agent.until("all incidents", |seen| incidents(seen) >= all);
+
+    let cpu = agent.cpu() - cpu;
+    let mut expected: BTreeMap<_, _> = (0..parents).map(|n| (format!("parent-{n}"), CHILDREN)).collect();
+    expected.extend((0..leakers).map(|n| (format!("leaker-{n}"), LIVES)));
+    assert_eq!(by_pod(&agent.seen), expected);
+    assert_eq!(incidents(&agent.seen), all, "each kill is an incident of its own");
+    for event in kills(&agent.seen) {
+        let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
+        assert!(kill.limit.is_some() && event.container.is_some(), "{event:?}");
+    }
+    let last = agent.seen.last().expect("there are events");
+    assert!(last.losses.is_empty(), "nothing is lost, no difference is left: {:?}", last.losses);
+    let peak = agent.peak_kib();
+    assert!(peak <= MEMORY_BUDGET_KIB, "{peak} KiB resident");
+
+    let mut times: Vec<_> = kills(&agent.seen).map(|event| event.time).collect();
+    times.sort_unstable();
+    let lives = kills(&agent.seen)
+        .filter_map(|event| Some(event.time.duration_since(event.process.start_time?).as_millis()));
+    println!(
+        "{all} kills within {:.1} s, {} of processes that lived less than 10 ms; the agent: {:.2} ms of CPU a kill, {peak} KiB at most",
+        times[all - 1].duration_since(times[0]).as_secs_f64(),
+        lives.filter(|&ms| ms < 10).count(),
+        cpu.as_secs_f64() * 1e3 / all as f64,
+    );
+}
