@@ -29,9 +29,11 @@ const LIST: &[Entry] = &[
     Entry { tests: "autopsy::the_pods_limit*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "autopsy::without_any_recorder*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
+    Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
 ];
 
 impl Entry {
