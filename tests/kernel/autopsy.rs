@@ -205,6 +205,11 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
         curve.seconds()
     );
     assert!(curve.current_bytes.iter().max() > Some(&(40 * MIB)), "{:?}", curve.current_bytes);
+    // The cgroup lives on, and its own counter is compared with what was told of it.
+    recording.for_a_while(Duration::from_secs(12));
+    let (_, losses) = recording.stop();
+    let differences: Vec<_> = losses.keys().filter(|name| name.ends_with("_by_cgroup")).collect();
+    assert!(differences.is_empty(), "{losses:?}");
 }
 
 #[test]

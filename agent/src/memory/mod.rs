@@ -6,6 +6,7 @@
 //! minutes. Must not know: aya, records, the runtime, how anything is rendered.
 
 pub mod files;
+mod kills;
 mod ring;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use crate::model::Losses;
 use crate::model::memory::{Counters, Curve, Usage};
 use crate::pods::{Level, Pods};
 use files::Reader;
+use kills::Kills;
 use ring::Ring;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -45,6 +47,9 @@ pub struct Sampler {
 struct Book {
     rings: HashMap<u64, Kept>,
     counters: HashMap<u64, [(u64, Counters); COUNTS]>,
+    kills: Kills,
+    /// The cgroups that were there at the first tick: what they counted before is not ours to tell.
+    at_start: Option<HashSet<u64>>,
     /// Where the next tick's full samples begin, and its counters.
     turn: usize,
     counters_turn: usize,
@@ -98,12 +103,19 @@ impl Sampler {
         known.max_by_key(|(at, _)| *at).map(|(_, counters)| *counters)
     }
 
+    /// Kills that were told as this cgroup's, to be compared with its own counter.
+    pub fn told(&self, id: u64, boot_ns: u64, kills: u64) {
+        self.lock().kills.told(id, boot_ns, kills);
+    }
+
     /// `memory_throttled`: samples not taken because there are too many containers; `memory_evicted`:
-    /// curves given up before their time.
+    /// curves given up before their time; and what [`Kills`] finds.
     pub fn losses(&self) -> Losses {
         let book = self.lock();
-        let all = [("memory_throttled", book.throttled), ("memory_evicted", book.evicted)];
-        all.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
+        let mut losses = book.kills.losses();
+        let own = [("memory_throttled", book.throttled), ("memory_evicted", book.evicted)];
+        losses.extend(own.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)));
+        losses
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -125,6 +137,7 @@ fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
 fn tick(book: &Mutex<Book>, reader: &mut Reader, pods: &Pods) {
     let levels = pods.memory_levels();
     let hierarchy = pods.hierarchy();
+    lock(book).at_start.get_or_insert_with(|| levels.iter().map(|level| level.id).collect());
     let (begin, count) = lock(book).take_counters_turn(levels.len());
     for at in 0..count {
         let level = &levels[(begin + at) % levels.len()];
@@ -147,6 +160,8 @@ fn tick(book: &Mutex<Book>, reader: &mut Reader, pods: &Pods) {
 
 impl Book {
     fn count(&mut self, id: u64, now_ns: u64, counters: Counters) {
+        let born = self.at_start.as_ref().is_some_and(|old| !old.contains(&id));
+        self.kills.look(id, now_ns, counters.oom_kills, born);
         let ticks = self.counters.entry(id).or_default();
         ticks.rotate_right(1);
         ticks[0] = (now_ns, counters);
@@ -191,6 +206,7 @@ impl Book {
         let recent =
             |ticks: &[(u64, Counters); COUNTS]| now_ns.saturating_sub(ticks[0].0) <= REMEMBER_DEAD_NS;
         self.counters.retain(|id, ticks| alive.contains(id) || recent(ticks));
+        self.kills.clean(|id| alive.contains(&id));
         while self.rings.len() > RINGS_MAX {
             let Some((&id, _)) = self.rings.iter().min_by_key(|(_, kept)| kept.alive_ns) else { break };
             self.rings.remove(&id);

@@ -181,6 +181,21 @@ impl Unsettled {
         self.open.incident.kernel_kills = kernel_kills;
     }
 
+    /// When its last kill was (CLOCK_BOOTTIME), and the kills that the kernel counts of it, by the cgroup that they
+    /// were told of; nothing of what only the log told.
+    pub fn told(&self) -> (u64, HashMap<u64, u64>) {
+        let incident = &self.open.incident;
+        let mut told = HashMap::new();
+        if !incident.recovered {
+            let killed: Vec<_> = incident.victims.iter().filter(|victim| !victim.already_dying).collect();
+            killed.iter().for_each(|victim| *told.entry(victim.cgroup.id).or_default() += 1);
+            // The first of a group is killed twice.
+            let twice = incident.kernel_kills.saturating_sub(killed.len() as u64);
+            killed.first().into_iter().for_each(|victim| *told.entry(victim.cgroup.id).or_default() += twice);
+        }
+        (self.open.boot_ns, told)
+    }
+
     /// Asks the runtime, again if it lags behind, until `closing` says that there is no more time.
     pub async fn settle(
         mut self,

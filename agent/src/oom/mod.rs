@@ -128,6 +128,13 @@ impl Examiner {
         (self.dying.load(Relaxed), self.log.as_ref().map_or(0, Follower::repeats))
     }
 
+    /// Enters what was told of an incident, to be compared with the cgroups' own counters.
+    pub fn told(&self, incident: &Unsettled) {
+        let (boot_ns, kills) = incident.told();
+        let Some(sampler) = &self.sampler else { return };
+        kills.into_iter().for_each(|(id, kills)| sampler.told(id, boot_ns, kills));
+    }
+
     /// The last record of the kernel's log that was read.
     pub fn log_sequence(&self) -> Option<u64> {
         self.log.as_ref()?.last_sequence()

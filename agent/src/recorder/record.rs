@@ -107,6 +107,7 @@ impl Attribution {
             if let Some((group, kills)) = incident.sequence().and_then(|first| self.examiner.outcome(first)) {
                 incident.complete(group, kills);
             }
+            self.examiner.told(&incident);
             let (events, closing) = (events.clone(), closing.clone());
             let (pods, losses) = (self.pods.clone(), self.losses.clone());
             tokio::spawn(async move {
