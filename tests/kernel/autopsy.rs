@@ -17,7 +17,7 @@ use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use support::{MemoryCgroup, Recording, no_runtime, options};
 
 const MIB: u64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
 
@@ -162,7 +162,7 @@ fn a_victim_of_many_threads_is_its_leader() {
     let mut recording = Recording::start(oom_only(), no_runtime());
     let threads = "/usr/bin/python3 -c 'import threading, time\n\
                    [threading.Thread(target=time.sleep, args=(60,), daemon=True).start() for _ in range(6)]\n\
-                   threading.Thread(target=lambda: (bytearray(100 << 20), time.sleep(60))).start()\n\
+                   threading.Thread(target=lambda: (time.sleep(3), bytearray(100 << 20), time.sleep(60))).start()\n\
                    time.sleep(60)'";
     let mut child = cgroup.command(threads).spawn().expect("start it");
     let pid = child.id();

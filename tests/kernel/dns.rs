@@ -10,7 +10,7 @@ use podopsy_agent::model::event::Protocol;
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
 use support::{Recording, in_own_network, no_runtime, options, query, respond};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 const AAAA: u16 = 28;
 

@@ -8,7 +8,7 @@ use podopsy_agent::model::{Detail, Event, Kind, KnownBy, OomKill};
 use support::{MemoryCgroup, Recording};
 
 const MIB: u64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {
     events.iter().find_map(|event| match &event.detail {

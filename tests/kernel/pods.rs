@@ -14,7 +14,7 @@ use serde_json::Value;
 use support::{Recording, options};
 
 const MIB: i64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
 
 fn node() -> (Node, String) {

@@ -9,6 +9,7 @@ mod record;
 mod stacks;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -78,6 +79,7 @@ impl Recorder {
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
+        let stacks_unnamed = Arc::new(AtomicU64::new(0));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
@@ -89,7 +91,7 @@ impl Recorder {
             records: records_in,
             bad_records: 0,
             queue_full: 0,
-            stacks_unnamed: 0,
+            stacks_unnamed: stacks_unnamed.clone(),
             files_not_held: 0,
             dns_answers: options.dns_answers,
             pods: pods.clone(),
@@ -106,6 +108,7 @@ impl Recorder {
             node: options.node,
             pods,
             losses: losses.clone(),
+            stacks_unnamed,
             examiner: room.examiner,
             desk: Desk::new(&boot_id()),
             state_dir: options.state_dir,
@@ -165,7 +168,7 @@ struct Collector {
     records: mpsc::Sender<Record>,
     bad_records: u64,
     queue_full: u64,
-    stacks_unnamed: u64,
+    stacks_unnamed: Arc<AtomicU64>,
     files_not_held: u64,
     dns_answers: bool,
     pods: Arc<Pods>,
@@ -235,7 +238,7 @@ impl Collector {
             user: std::mem::take(&mut kill.user),
         };
         let named = self.stacks.ask(unnamed);
-        self.stacks_unnamed += u64::from(named.is_none());
+        self.stacks_unnamed.fetch_add(u64::from(named.is_none()), Relaxed);
         self.pass_on(Record::Oom(Box::new(kill), named));
     }
 
@@ -285,7 +288,7 @@ impl Collector {
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
-            ("oom_stacks_unnamed", self.stacks_unnamed),
+            ("oom_stacks_unnamed", self.stacks_unnamed.load(Relaxed)),
             ("oom_files_not_held", self.files_not_held),
         ];
         sum.extend(own.map(|(name, count)| (name.to_owned(), count)));

@@ -1,6 +1,7 @@
 //! Records → events: the owner, the times and the losses are put to what the probe saw.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +25,10 @@ use crate::pods::Pods;
 /// How often the state is written, apart from after each incident.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a kill waits for the names in its stacks: whoever made a program hard to read must not hold back the
+/// news of all others.
+const NAMES_WITHIN: Duration = Duration::from_secs(30);
+
 /// A decoded record that waits for its owner.
 pub enum Record {
     Oom(Box<OomDecoded>, Option<oneshot::Receiver<Named>>),
@@ -36,6 +41,7 @@ pub struct Attribution {
     pub pods: Arc<Pods>,
     /// The newest losses of all stages.
     pub losses: Arc<Mutex<Losses>>,
+    pub stacks_unnamed: Arc<AtomicU64>,
     pub examiner: Arc<Examiner>,
     pub desk: Desk,
     /// Where a restart finds how far this run had come.
@@ -150,7 +156,13 @@ impl Attribution {
         }
         let trigger_owner = self.owner(&kill.trigger).await;
         let named = match stacks {
-            Some(answer) => answer.await.unwrap_or_default(),
+            Some(answer) => match tokio::time::timeout(NAMES_WITHIN, answer).await {
+                Ok(named) => named.unwrap_or_default(),
+                Err(_) => {
+                    self.stacks_unnamed.fetch_add(1, Relaxed);
+                    Named::default()
+                }
+            },
             None => Named::default(),
         };
         let page = page_size();
