@@ -37,7 +37,11 @@ impl Statics {
 
     fn flags(self) -> &'static str {
         match self {
-            Statics::Victims => "-C target-feature=+crt-static -C force-frame-pointers=yes",
+            // The standard library's debug information is three quarters of a binary, and every test carries all of
+            // them into an image.
+            Statics::Victims => {
+                "-C target-feature=+crt-static -C force-frame-pointers=yes -C link-arg=-Wl,--compress-debug-sections=zlib"
+            }
             Statics::Podopsy => "-C target-feature=+crt-static",
         }
     }
