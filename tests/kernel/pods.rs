@@ -59,7 +59,10 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
     let pod = node
         .run_pod(
             PodSpec::new("shop", "orders").label("app", "orders").label("tier", "backend").container(
-                ContainerSpec::new("api", &image).command(["leak", "--fast"]).memory_limit(32 * MIB),
+                // On a busy machine its file would not be open yet, were it to die within milliseconds.
+                ContainerSpec::new("api", &image)
+                    .command(["leak", "--fast", "--wait", "500"])
+                    .memory_limit(32 * MIB),
             ),
         )
         .expect("run the pod");
