@@ -14,7 +14,7 @@ pub mod tally;
 pub mod verdict;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::clock::boot_now_ns;
@@ -30,9 +30,11 @@ use crate::pods::Pods;
 pub use desk::{Desk, Unsettled};
 use levels::Before;
 
-/// How long after a kill the log's line on it may come: it is written by the killer, right after the probe
-/// has seen the victim.
-const LOG_WITHIN: Duration = Duration::from_millis(300);
+/// How long after a kill the log's line on it may come. It is written by the killer, right after the probe has seen
+/// the victim; but a machine without memory is slow, and so is a serial console that prints the killer's table.
+const LOG_WITHIN: Duration = Duration::from_secs(3);
+/// The same once a line has not come: a log that lost one must not hold up all kills behind it.
+const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(300);
 
 /// Everything of one kill but the kill itself.
 #[derive(Clone, Debug)]
@@ -53,12 +55,13 @@ pub struct Examiner {
     sampler: Option<Sampler>,
     log: Option<Follower>,
     dying: AtomicU64,
+    log_missed: AtomicBool,
 }
 
 impl Examiner {
     /// `sampler`, `log`: None where this machine (or this command) has none.
     pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> Examiner {
-        Examiner { pods, sampler, log, dying: AtomicU64::new(0) }
+        Examiner { pods, sampler, log, dying: AtomicU64::new(0), log_missed: AtomicBool::new(false) }
     }
 
     /// Reads what is still there at once, then waits a moment for the log.
@@ -97,8 +100,11 @@ impl Examiner {
     }
 
     async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, Kill)> {
-        let patience = LOG_WITHIN.saturating_sub(Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns)));
-        self.log.as_ref()?.kill_of(tid, patience).await
+        let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
+        let patience = within.saturating_sub(Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns)));
+        let found = self.log.as_ref()?.kill_of(tid, patience).await;
+        self.log_missed.store(found.is_none(), Relaxed);
+        found
     }
 
     fn qos(&self, id: u64) -> Option<String> {
