@@ -9,6 +9,7 @@
 //! | whose limit, the table | [`kernel_log`] | /dev/kmsg |
 //! | the curve before it | [`memory`] | the memory controller's files |
 //! | kills to incidents | [`oom`] | what makes an autopsy |
+//! | kills that are no OOM | [`sigkill`] | who sent them |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
@@ -33,5 +34,6 @@ pub mod pods;
 pub mod profiler;
 pub mod recorder;
 pub mod ring;
+pub mod sigkill;
 pub mod symbolize;
 pub mod unwind;

@@ -13,9 +13,11 @@ use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::sigkill::Scope;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Records OOM kills and failed DNS lookups of every pod on this node, and writes them to stdout as JSON lines.
+/// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
+/// JSON lines.
 ///
 /// Needs root, the host's pid namespace and its /sys/fs/cgroup (see manifests/). Its own log goes to stderr
 /// (RUST_LOG=debug for more; PODOPSY_PROBE_LOG=debug for the kernel probes' own). SIGTERM and SIGINT end it
@@ -35,6 +37,9 @@ struct Args {
     /// Write answered DNS queries too, not only failures
     #[arg(long)]
     dns_answers: bool,
+    /// Tell SIGKILLs of host processes, too, not only of containers'
+    #[arg(long)]
+    sigkill_host: bool,
     /// A folder that outlives the agent: OOM kills that happen while it is down are told by the next start, and
     /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
     #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
@@ -65,6 +70,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
+        sigkill: if args.sigkill_host { Scope::AllProcesses } else { Scope::Containers },
         dns: true,
         dns_answers: args.dns_answers,
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
@@ -94,12 +100,14 @@ async fn run(args: Args) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
         }
     }
+    let own_kills = recorder.own_kills();
     let losses = recorder.stop().await?;
     while let Some(event) = events.recv().await {
         write(&event)?;
         keep(&mut history, &event);
     }
-    tracing::info!(?losses, "stopped");
+    // SIGKILLs within one cgroup are counted and not told.
+    tracing::info!(?losses, own_kills, "stopped");
     Ok(())
 }
 
@@ -114,7 +122,7 @@ fn write(event: &Event) -> anyhow::Result<()> {
 /// A full disk costs the history, not the recording.
 fn keep(history: &mut Option<History>, event: &Event) {
     if let Some(Err(error)) = history.as_mut().map(|history| history.add(event)) {
-        tracing::warn!("podopsy oom will not know this incident: {error:#}");
+        tracing::warn!("podopsy oom will not know this: {error:#}");
     }
 }
 

@@ -44,7 +44,7 @@ pub async fn profile(
 ) -> anyhow::Result<Profile> {
     let unwind = options.unwind && options.scope != Scope::Node;
     let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind };
-    let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
+    let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
     if let Some(log) = probes.log()? {

@@ -69,9 +69,9 @@ impl Losses {
         self.map.get(&(loss as u32), 0).map_or(0, |values| values.iter().sum())
     }
 
-    /// All losses above 0, by name; the two that only measure the in-flight map are left out.
+    /// All losses above 0, by name; those that only measure (the in-flight map, what is nobody's loss) are left out.
     pub fn read(&self) -> model::Losses {
-        let measures = [Loss::DnsInserted as usize, Loss::DnsRemoved as usize];
+        let measures = [Loss::DnsInserted, Loss::DnsRemoved, Loss::SigkillOwn].map(|loss| loss as usize);
         (0u32..)
             .zip(LOSSES)
             .filter(|(index, _)| !measures.contains(&(*index as usize)))

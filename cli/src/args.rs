@@ -17,11 +17,12 @@ use crate::terminal::{note, visible};
 
 const AFTER_HELP: &str = "\
 Examples:
-  podopsy watch                         live OOM kills and failed lookups, with their pods
+  podopsy watch                         live OOM kills, other SIGKILLs and failed lookups, with their pods
   podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
   podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
+  podopsy watch sigkill                 who sends SIGKILL to containers: kubelet, systemd-oomd, someone's kill -9
   podopsy oom show 3f2a-28908           the autopsy of one of them
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   podopsy inspect pid:4242              which pod does this process belong to?
@@ -78,19 +79,26 @@ pub enum Command {
     Doctor(Doctor),
 }
 
-/// Show OOM kills and failed DNS lookups as they happen, each with its pod
+/// Show OOM kills, other SIGKILLs and failed DNS lookups as they happen, each with its pod
+///
+/// A SIGKILL is told some seconds later, with what Kubernetes made of it; those that a container's processes send each
+/// other are counted and not shown.
 ///
 /// Says on stderr when it is recording; ends by Ctrl-C, --count or --duration, with a summary on stderr.
 /// Exits 1 if --duration ends before --count events were seen.
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// What to watch; both if left out
+    /// What to watch; all if left out
     #[arg(value_enum, value_name = "KIND")]
     pub kinds: Vec<WatchKind>,
 
     /// Show answered lookups too
     #[arg(long)]
     pub all: bool,
+
+    /// Show SIGKILLs of host processes too, not only of containers'
+    #[arg(long)]
+    pub host: bool,
 
     /// A lookup without an answer for this long is a timeout
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
@@ -123,6 +131,8 @@ impl Watch {
 pub enum WatchKind {
     /// OOM kills
     Oom,
+    /// SIGKILLs that no OOM killer sent
+    Sigkill,
     /// DNS lookups
     Dns,
 }
@@ -191,7 +201,7 @@ impl Profile {
     }
 }
 
-/// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed
+/// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed; and SIGKILLs that were no OOM
 ///
 /// Reads what the agent has kept (--state-dir), and what the kernel's log still has of kills that no agent saw.
 /// Exits 1 if there are none.
@@ -223,7 +233,7 @@ pub struct Oom {
 
 #[derive(Debug, Subcommand)]
 pub enum OomCommand {
-    /// The autopsy of one OOM: all that is known of it, on one screen
+    /// The autopsy of one OOM, or of another SIGKILL: all that is known of it, on one screen
     Show {
         /// As `podopsy oom` lists it, or its beginning
         id: String,
@@ -354,6 +364,7 @@ mod tests {
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
             "podopsy pods -n x -l app=web -o wide",
+            "podopsy watch sigkill --host",
             "podopsy oom",
             "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
             "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",

@@ -13,6 +13,7 @@ mod maps;
 mod oncpu;
 mod oom;
 mod packet;
+mod signal;
 mod task;
 mod unwind;
 

@@ -47,6 +47,7 @@ impl Live {
                     event.container.as_ref().map_or(0, |container| container.attempt)
                 );
             }
+            Detail::Sigkill(_) => {}
         }
     }
 }
@@ -67,7 +68,7 @@ pub fn print(caught: &Caught, out: &Path) {
         .iter()
         .filter_map(|event| match &event.detail {
             Detail::Oom(kill) => Some(kill),
-            Detail::Dns(_) => None,
+            _ => None,
         })
         .collect();
     println!("finance/checkout-api, in {:.0} s without DNS:", caught.outage.as_secs_f64());
@@ -135,6 +136,7 @@ fn timeouts_before_kills(events: &[&Event]) -> Vec<usize> {
         match &event.detail {
             Detail::Dns(dns) => since += usize::from(dns.outcome == Outcome::Timeout),
             Detail::Oom(_) => counts.push(std::mem::take(&mut since)),
+            Detail::Sigkill(_) => {}
         }
     }
     counts

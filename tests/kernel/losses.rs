@@ -9,7 +9,7 @@ use podopsy_agent::attach::{DNS_PORTS, DnsWanted, Probes, Wanted};
 use podopsy_agent::model::Losses;
 use support::{MemoryCgroup, in_own_network, query, require_root, respond};
 
-const NOTHING: Wanted = Wanted { oom: false, dns: None, oncpu: None };
+const NOTHING: Wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };
 
 /// Loads the probes, lets `work` happen while nobody reads, and returns how many records were in the ring after it,
 /// and all losses.

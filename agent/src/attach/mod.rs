@@ -7,6 +7,7 @@ mod dns;
 mod layout;
 mod oncpu;
 mod oom;
+mod signal;
 mod unwind;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
 
 pub use dns::InFlight;
 pub use oncpu::Scope;
+pub use signal::KernelKills;
 pub use unwind::KernelTables;
 
 use crate::doctor::ProbeCheck;
@@ -33,6 +35,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probe-ebpf/prebuilt
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub oom: bool,
+    pub sigkill: bool,
     pub dns: Option<DnsWanted>,
     pub oncpu: Option<OncpuWanted>,
 }
@@ -87,9 +90,11 @@ impl Probes {
             dns_ports: wanted.dns.as_ref().map_or(DNS_PORTS, |dns| dns.ports),
         };
         let words = config_words(&config);
+        let signal_words = signal::layout(&btf).words();
         let log_level = log_level();
         let mut ebpf = EbpfLoader::new()
             .override_global("CONFIG", words.as_slice(), true)
+            .override_global("SIGNAL_LAYOUT", signal_words.as_slice(), true)
             .override_global("UNWIND_LAYOUT", unwind_words.as_slice(), true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
@@ -97,6 +102,10 @@ impl Probes {
         if wanted.oom {
             let attached = oom::attach(&mut ebpf, shape.victim_is_task);
             hooks.push(attached.map_err(|error| explain(error, "attach the oom probe"))?);
+        }
+        if wanted.sigkill {
+            hooks
+                .push(signal::attach(&mut ebpf).map_err(|error| explain(error, "attach the sigkill probe"))?);
         }
         if wanted.dns.is_some() {
             let attached = dns::attach(&mut ebpf);
@@ -154,6 +163,12 @@ impl Probes {
     /// The queries that wait for their answer.
     pub fn in_flight(&mut self) -> anyhow::Result<InFlight> {
         InFlight::new(self.ebpf.take_map("DNS_IN_FLIGHT").context("the probes have no map DNS_IN_FLIGHT")?)
+    }
+
+    /// SIGKILLs of the kernel's that the OOM killer may still claim.
+    pub fn kernel_kills(&mut self) -> anyhow::Result<KernelKills> {
+        let map = self.ebpf.take_map("SIGKILL_BY_KERNEL");
+        KernelKills::new(map.context("the probes have no map SIGKILL_BY_KERNEL")?)
     }
 
     /// The maps that unwind tables go to; each can be taken once.
@@ -264,11 +279,12 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 
 /// Tries every probe for real (loads, attaches, detaches), for `podopsy doctor`.
 pub async fn check() -> Vec<ProbeCheck> {
-    let nothing = Wanted { oom: false, dns: None, oncpu: None };
+    let nothing = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
     let oncpu = OncpuWanted { scope: Scope::Node, sampling: Sampling::Cpu { frequency_hz: 1 }, unwind: true };
     let tries = [
         ("oom", Wanted { oom: true, ..nothing.clone() }),
+        ("sigkill", Wanted { sigkill: true, ..nothing.clone() }),
         ("dns", Wanted { dns: Some(dns), ..nothing.clone() }),
         ("oncpu", Wanted { oncpu: Some(oncpu), ..nothing }),
     ];

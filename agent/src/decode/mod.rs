@@ -7,8 +7,12 @@ mod exec;
 mod fields;
 mod oncpu;
 mod oom;
+mod signal;
 
 pub use exec::exec;
 pub use fields::BadRecord;
 pub use oncpu::{Stack, sample, table_request};
 pub use oom::{OomDecoded, oom};
+#[cfg(test)]
+pub use signal::tests as signal_tests;
+pub use signal::{SentBy, SigkillDecoded, sigkill, sigkill_record};

@@ -8,10 +8,12 @@ pub mod incident;
 pub mod memory;
 pub mod owner;
 pub mod profile;
+pub mod sigkill;
 pub mod target;
 pub mod text;
 
 pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
 pub use incident::Incident;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
+pub use sigkill::Sigkill;
 pub use target::Target;

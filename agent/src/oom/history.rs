@@ -1,4 +1,4 @@
-//! Incidents on disk: JSON lines, bounded, for `podopsy oom` to read. (The store replaces it.)
+//! OOM incidents and other SIGKILLs on disk: JSON lines, bounded, for `podopsy oom` to read. (The store replaces it.)
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -11,37 +11,65 @@ use crate::model::Event;
 
 /// Where the agent keeps it unless told otherwise, and where the CLI looks.
 pub const DIR: &str = "/var/lib/podopsy";
-const FILE: &str = "incidents.jsonl";
-/// A file is put aside at this size; one is kept aside.
-const FILE_MAX: u64 = 16 << 20;
 /// A longer line is none of ours.
 const LINE_MAX: u64 = 4 << 20;
 
-/// Appends incidents.
+/// A file that is put aside at its size; one is kept aside.
+#[derive(Clone, Copy)]
+struct Book {
+    name: &'static str,
+    most: u64,
+}
+
+/// Each has its own bound: who can make many of one kind cannot push out the other.
+const INCIDENTS: Book = Book { name: "incidents.jsonl", most: 16 << 20 };
+const SIGKILLS: Book = Book { name: "sigkills.jsonl", most: 4 << 20 };
+
+/// Appends OOM incidents and other SIGKILLs.
 pub struct History {
-    dir: PathBuf,
-    file: File,
-    size: u64,
+    incidents: Pen,
+    sigkills: Pen,
 }
 
 impl History {
     pub fn open(dir: &Path) -> anyhow::Result<History> {
         fs::create_dir_all(dir).with_context(|| format!("make {} (--state-dir)", dir.display()))?;
-        let (file, size) = append(dir)?;
-        Ok(History { dir: dir.to_owned(), file, size })
+        Ok(History { incidents: Pen::open(dir, INCIDENTS)?, sigkills: Pen::open(dir, SIGKILLS)? })
     }
 
-    /// Writes an incident; any other event is passed over.
+    /// Writes an incident or a SIGKILL; any other event is passed over.
     pub fn add(&mut self, event: &Event) -> anyhow::Result<()> {
-        if event.incident.is_none() {
-            return Ok(());
+        match (&event.incident, event.sigkill()) {
+            (Some(_), _) => self.incidents.write(event),
+            (None, Some(_)) => self.sigkills.write(event),
+            (None, None) => Ok(()),
         }
-        let mut line = serde_json::to_vec(event).context("write an incident as JSON")?;
+    }
+}
+
+struct Pen {
+    dir: PathBuf,
+    book: Book,
+    file: File,
+    size: u64,
+}
+
+impl Pen {
+    fn open(dir: &Path, book: Book) -> anyhow::Result<Pen> {
+        let path = dir.join(book.name);
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.with_context(|| format!("open {} (--state-dir)", path.display()))?;
+        let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
+        Ok(Pen { dir: dir.to_owned(), book, file, size })
+    }
+
+    fn write(&mut self, event: &Event) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(event).context("write an event as JSON")?;
         line.push(b'\n');
-        if self.size + line.len() as u64 > FILE_MAX {
-            let file = self.dir.join(FILE);
-            fs::rename(&file, self.dir.join(format!("{FILE}.1"))).context("put the full history aside")?;
-            (self.file, self.size) = append(&self.dir)?;
+        if self.size + line.len() as u64 > self.book.most {
+            let aside = self.dir.join(aside(self.book));
+            fs::rename(self.dir.join(self.book.name), aside).context("put the full history aside")?;
+            *self = Pen::open(&self.dir, self.book)?;
         }
         self.file.write_all(&line).with_context(|| format!("write to {}", self.dir.display()))?;
         self.size += line.len() as u64;
@@ -49,19 +77,16 @@ impl History {
     }
 }
 
-fn append(dir: &Path) -> anyhow::Result<(File, u64)> {
-    let path = dir.join(FILE);
-    let file = OpenOptions::new().create(true).append(true).open(&path);
-    let file = file.with_context(|| format!("open {} (--state-dir)", path.display()))?;
-    let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
-    Ok((file, size))
+fn aside(book: Book) -> String {
+    format!("{}.1", book.name)
 }
 
-/// All incidents, oldest first, the last word on each; and how many lines could not be read.
+/// All that is kept, oldest first, the last word on each; and how many lines could not be read.
 pub fn read(dir: &Path) -> (Vec<Event>, u64) {
     let mut events: Vec<Event> = Vec::new();
     let (mut known, mut bad) = (HashMap::new(), 0);
-    for name in [format!("{FILE}.1"), FILE.to_owned()] {
+    let names = [INCIDENTS, SIGKILLS].map(|book| [aside(book), book.name.to_owned()]);
+    for name in names.as_flattened() {
         let Ok(file) = File::open(dir.join(name)) else { continue };
         let mut reader = BufReader::new(file);
         let mut line = Vec::new();
@@ -72,7 +97,7 @@ pub fn read(dir: &Path) -> (Vec<Event>, u64) {
                 Ok(_) => {}
             }
             let event = serde_json::from_slice::<Event>(&line).ok();
-            let id = event.as_ref().and_then(|event| event.incident.as_ref()).map(|one| one.id.clone());
+            let id = event.as_ref().and_then(|event| event.kept_id()).map(str::to_owned);
             let (Some(event), Some(id)) = (event, id) else {
                 bad += 1;
                 continue;
@@ -96,6 +121,7 @@ mod tests {
 
     use super::*;
     use crate::model::event::ProcessRef;
+    use crate::model::sigkill::Sender;
     use crate::model::{Detail, Kind, Losses, OomKill, Owner};
 
     fn event(id: &str, second: i64) -> Event {
@@ -143,14 +169,35 @@ mod tests {
     #[test]
     fn a_full_file_is_put_aside_and_still_read_and_garbage_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(FILE), b"{\n\xff\n").unwrap();
+        fs::write(dir.path().join(INCIDENTS.name), b"{\n\xff\n").unwrap();
         let mut history = History::open(dir.path()).unwrap();
         history.add(&event("3f2a-1", 1)).unwrap();
-        history.size = FILE_MAX;
+        history.incidents.size = INCIDENTS.most;
         history.add(&event("3f2a-2", 2)).unwrap();
         let (events, bad) = read(dir.path());
         let ids: Vec<_> = events.iter().filter_map(|e| Some(e.incident.as_ref()?.id.as_str())).collect();
         assert_eq!((ids, bad), (vec!["3f2a-1", "3f2a-2"], 2));
-        assert!(dir.path().join(format!("{FILE}.1")).exists());
+        assert!(dir.path().join(aside(INCIDENTS)).exists());
+    }
+
+    #[test]
+    fn sigkills_are_kept_beside_and_cannot_push_incidents_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        let sigkill = crate::sigkill::verdict::tests::sigkill(Sender::Kubelet, "kubelet", None);
+        let killed = Event {
+            kind: Kind::Sigkill,
+            detail: Detail::Sigkill(sigkill),
+            incident: None,
+            ..event("3f2a-5", 30)
+        };
+        let oom = event("3f2a-1", 1);
+        history.add(&oom).unwrap();
+        history.add(&killed).unwrap();
+        for _ in 0..2 {
+            history.sigkills.size = SIGKILLS.most;
+            history.add(&killed).unwrap();
+        }
+        assert_eq!(read(dir.path()), (vec![oom, killed], 0));
     }
 }

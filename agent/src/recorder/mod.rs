@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use podopsy_wire::Loss;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, Probes, Wanted};
+use crate::attach::{DnsWanted, KernelKills, Probes, Wanted};
+use crate::clock::boot_now_ns;
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Event, Losses, Outcome};
 use crate::oom::recover::Missed;
@@ -25,6 +27,7 @@ use crate::oom::tally::Tally;
 use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::ring;
+use crate::sigkill;
 use flight::Flight;
 use record::{Attribution, Record};
 use stacks::{Stacks, Unnamed};
@@ -42,6 +45,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Options {
     pub oom: bool,
+    /// SIGKILLs that no OOM killer sent.
+    pub sigkill: sigkill::Scope,
     pub dns: bool,
     /// Ship answered queries too, not only failures.
     pub dns_answers: bool,
@@ -57,6 +62,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Recorder {
     losses: Arc<Mutex<Losses>>,
+    own_kills: Arc<AtomicU64>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -69,6 +75,7 @@ impl Recorder {
     ) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
         let wanted = Wanted {
             oom: options.oom,
+            sigkill: options.sigkill != sigkill::Scope::None,
             dns: options
                 .dns
                 .then_some(DnsWanted { answers: options.dns_answers, ports: crate::attach::DNS_PORTS }),
@@ -80,11 +87,17 @@ impl Recorder {
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
         let stacks_unnamed = Arc::new(AtomicU64::new(0));
+        let own_kills = Arc::new(AtomicU64::new(0));
+        let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
             execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
+            signals: probes.ring("SIGNAL_EVENTS")?,
+            kernel_kills: probes.kernel_kills()?,
+            sigkills: sigkills.clone(),
+            own_kills: own_kills.clone(),
             kernel_losses: probes.losses()?,
             flight: Flight::new(probes.in_flight()?, options.dns_timeout),
             stacks: Stacks::start()?,
@@ -111,6 +124,7 @@ impl Recorder {
             stacks_unnamed,
             examiner: room.examiner,
             desk: Desk::new(&boot_id()),
+            sigkills,
             state_dir: options.state_dir,
         };
         tokio::spawn(attribution.run(room.missed, records, events_in));
@@ -119,12 +133,17 @@ impl Recorder {
             drop(probes);
             result
         });
-        Ok((Recorder { losses, stop: Some(stop), collect }, events))
+        Ok((Recorder { losses, own_kills, stop: Some(stop), collect }, events))
     }
 
     /// Losses of all stages since the start, by counter name.
     pub fn losses(&self) -> Losses {
         self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+    }
+
+    /// SIGKILLs that processes of one container (or of one cgroup of the host) sent each other: counted, not told.
+    pub fn own_kills(&self) -> u64 {
+        self.own_kills.load(Relaxed)
     }
 
     /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:
@@ -156,12 +175,17 @@ impl Drop for Recorder {
 /// A record of each ring, or why it is none.
 type Kill = Result<decode::OomDecoded, decode::BadRecord>;
 type Message = Result<DnsMessage, decode::BadRecord>;
+type Signal = Result<decode::SigkillDecoded, decode::BadRecord>;
 
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
     oom: ring::Ring,
     execs: ring::Ring,
     dns: ring::Ring,
+    signals: ring::Ring,
+    kernel_kills: KernelKills,
+    sigkills: Arc<sigkill::Desk>,
+    own_kills: Arc<AtomicU64>,
     kernel_losses: ring::Losses,
     flight: Flight,
     stacks: Stacks,
@@ -185,12 +209,13 @@ impl Collector {
     async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut oom, mut execs, mut dns) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut oom, mut execs, mut dns, mut signals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         loop {
             tokio::select! {
                 drained = self.execs.drain(|bytes| execs.push(decode::exec(bytes))) => drained?,
                 drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
+                drained = self.signals.drain(|bytes| signals.push(decode::sigkill(bytes))) => drained?,
                 _ = sweep.tick() => {
                     self.sweep();
                     self.tally.look(self.kills, self.examiner.known_differences(), false);
@@ -199,10 +224,13 @@ impl Collector {
                 _ = &mut stopped => break,
             }
             execs.drain(..).for_each(|pid| self.hold(pid));
+            signals.drain(..).for_each(|signal| self.sigkill(signal));
             self.hand_over(&mut oom, &mut dns);
         }
         self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
         self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
+        self.signals.drain_now(|bytes| signals.push(decode::sigkill(bytes)));
+        signals.drain(..).for_each(|signal| self.sigkill(signal));
         self.hand_over(&mut oom, &mut dns);
         self.sweep();
         self.tally.look(self.kills, self.examiner.known_differences(), true);
@@ -261,7 +289,18 @@ impl Collector {
         }
     }
 
+    fn sigkill(&mut self, signal: Signal) {
+        match signal {
+            Ok(signal) if self.sigkills.admits(&signal) => self.pass_on(Record::Sigkill(Box::new(signal))),
+            Ok(_) => {}
+            Err(_) => self.bad_records += 1,
+        }
+    }
+
     fn sweep(&mut self) {
+        for signal in self.kernel_kills.take(boot_now_ns()) {
+            self.sigkill(Ok(decode::sigkill_record(&signal)));
+        }
         for ended in self.flight.sweep(&self.kernel_losses) {
             self.pass_on(Record::Dns {
                 asker: ended.pending.asker,
@@ -284,6 +323,8 @@ impl Collector {
         sum.extend(self.pods.status().losses);
         sum.extend(self.examiner.losses());
         sum.extend(self.tally.losses());
+        sum.extend(self.sigkills.losses());
+        self.own_kills.store(self.kernel_losses.get(Loss::SigkillOwn) + self.sigkills.own(), Relaxed);
         let own = [
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),

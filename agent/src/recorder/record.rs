@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::stacks::Named;
 use crate::clock;
-use crate::decode::OomDecoded;
+use crate::decode::{OomDecoded, SigkillDecoded};
 use crate::memory::files::page_size;
 use crate::model::event::{OomTask, Rss};
 use crate::model::{
@@ -21,6 +21,7 @@ use crate::oom::recover::{self, Missed};
 use crate::oom::state::State;
 use crate::oom::{Desk, Examiner, Facts};
 use crate::pods::Pods;
+use crate::sigkill;
 
 /// How often the state is written, apart from after each incident.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -33,6 +34,7 @@ const NAMES_WITHIN: Duration = Duration::from_secs(30);
 pub enum Record {
     Oom(Box<OomDecoded>, Option<oneshot::Receiver<Named>>),
     Dns { asker: Task, time_ns: u64, transaction: DnsTransaction },
+    Sigkill(Box<SigkillDecoded>),
 }
 
 /// Attributes records one after the other, in the order in which they happened.
@@ -44,6 +46,7 @@ pub struct Attribution {
     pub stacks_unnamed: Arc<AtomicU64>,
     pub examiner: Arc<Examiner>,
     pub desk: Desk,
+    pub sigkills: Arc<sigkill::Desk>,
     /// Where a restart finds how far this run had come.
     pub state_dir: Option<PathBuf>,
 }
@@ -72,7 +75,15 @@ impl Attribution {
             let due = self.desk.due();
             let event = tokio::select! {
                 record = records.recv() => match record {
-                    Some(record) => self.event(record).await,
+                    Some(Record::Sigkill(signal)) => {
+                        let (events, closing) = (events.clone(), closing.clone());
+                        self.sigkills.tell(*signal, events, closing, self.losses.clone());
+                        continue;
+                    }
+                    Some(Record::Oom(kill, stacks)) => self.kill(*kill, stacks).await,
+                    Some(Record::Dns { asker, time_ns, transaction }) => {
+                        self.dns(&asker, time_ns, transaction).await
+                    }
                     None => break,
                 },
                 () = until(due) => {
@@ -95,16 +106,11 @@ impl Attribution {
         self.save().await;
     }
 
-    async fn event(&mut self, record: Record) -> Event {
-        match record {
-            Record::Oom(kill, stacks) => {
-                let time_ns = kill.time_ns;
-                let (mut event, facts) = self.oom(*kill, stacks).await;
-                self.desk.lay(&mut event, time_ns, facts);
-                event
-            }
-            Record::Dns { asker, time_ns, transaction } => self.dns(&asker, time_ns, transaction).await,
-        }
+    async fn kill(&mut self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> Event {
+        let time_ns = kill.time_ns;
+        let (mut event, facts) = self.oom(kill, stacks).await;
+        self.desk.lay(&mut event, time_ns, facts);
+        event
     }
 
     /// Sends incidents on their way, each in a task of its own: a slow runtime holds up no kill.

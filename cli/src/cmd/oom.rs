@@ -1,4 +1,4 @@
-//! `podopsy oom`: OOM kills of the past, those that Kubernetes does not show too; `podopsy oom show`: one of them.
+//! `podopsy oom`: OOM kills of the past, those that Kubernetes does not show too, and SIGKILLs that were no OOM; `podopsy oom show`: one of them.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,7 +20,7 @@ use crate::render::{self, units};
 use crate::terminal::note;
 use crate::{privilege, selector::Selector};
 
-/// What is known; the JSON is this.
+/// What is known; the JSON is this. SIGKILLs that were no OOM stand among the incidents.
 #[derive(Debug, Serialize)]
 struct Known {
     incidents: Vec<Event>,
@@ -40,7 +40,10 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
         match output {
             SheetFormat::Json => render::json(&mut out, event)?,
             SheetFormat::Yaml => render::yaml(&mut out, event)?,
-            SheetFormat::Text => render::autopsy::print(&mut out, context.stdout, event)?,
+            SheetFormat::Text => match event.sigkill() {
+                Some(sigkill) => render::sigkill::print(&mut out, context.stdout, event, sigkill)?,
+                None => render::autopsy::print(&mut out, context.stdout, event)?,
+            },
         }
         return Ok(Verdict::Fine);
     }
@@ -59,7 +62,7 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
         ));
     }
     if known.incidents.is_empty() {
-        note("no OOM kills match");
+        note("no OOM kills and no other SIGKILLs match");
         return Ok(Verdict::Nothing);
     }
     Ok(Verdict::Fine)
@@ -118,11 +121,11 @@ fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, 
 
 /// By its id or the beginning of one.
 fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
-    let with = |of: &dyn Fn(&Incident) -> bool| -> Vec<&'a Event> {
-        incidents.iter().filter(|event| incident(event).is_some_and(of)).collect()
+    let with = |of: &dyn Fn(&str) -> bool| -> Vec<&'a Event> {
+        incidents.iter().filter(|event| event.kept_id().is_some_and(of)).collect()
     };
-    let exact = with(&|one| one.id == id);
-    let found = if exact.is_empty() { with(&|one| one.id.starts_with(id)) } else { exact };
+    let exact = with(&|one| one == id);
+    let found = if exact.is_empty() { with(&|one| one.starts_with(id)) } else { exact };
     match found[..] {
         [one] => Ok(one),
         [] => bail!("no OOM {id} is known: podopsy oom --since 720h lists those that are"),
@@ -155,6 +158,8 @@ mod tests {
         let found = |id| find(&events, id).map(|event| incident(event).unwrap().id.clone());
         assert_eq!(found("3f2a-1").unwrap(), "3f2a-1");
         assert_eq!(found("3f2a-12").unwrap(), "3f2a-12");
+        let sigkill = [crate::render::sigkill::tests::event("3f2a-k7-9", 1)];
+        assert!(find(&sigkill, "3f2a-k").is_ok_and(|event| event.sigkill().is_some()));
         assert!(found("3f2a").unwrap_err().to_string().contains("3 OOMs begin with"));
         assert!(found("x").unwrap_err().to_string().contains("podopsy oom --since"));
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_agent::model::{Event, Kind, Losses};
 use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::sigkill::Scope;
 use tokio::sync::mpsc;
 
 use crate::args::{Watch, WatchKind};
@@ -25,6 +26,11 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let pods = context.pods().await?;
     let options = Options {
         oom,
+        sigkill: match (args.wants(WatchKind::Sigkill), args.host) {
+            (false, _) => Scope::None,
+            (true, false) => Scope::Containers,
+            (true, true) => Scope::AllProcesses,
+        },
         dns,
         dns_answers: args.all,
         dns_timeout: args.dns_timeout,
@@ -34,12 +40,13 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
-    note(&format!("recording {}; Ctrl-C ends", subject(oom, dns)));
+    note(&format!("recording {}; Ctrl-C ends", subject(&args)));
 
     let mut watched = Watched::new(context, &args);
     if follow(&mut events, stop, &mut watched).await? == Ended::ReaderGone {
         return Ok(Verdict::Fine);
     }
+    let own_kills = recorder.own_kills();
     let lost = recorder.stop().await?;
     // What had been recorded before the end is still told.
     let told = async {
@@ -55,6 +62,12 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         Err(_) => note("some events were still waiting for the container runtime, and are not shown"),
     }
     note(&watched.counts.summary(watched.since.elapsed(), &lost));
+    if own_kills > 0 {
+        note(&format!(
+            "{} among a container's own processes (or a cgroup's) not shown",
+            units::plural(own_kills, "SIGKILL")
+        ));
+    }
     let short = args.duration.is_some() && args.count.is_some_and(|count| watched.counts.total() < count);
     Ok(if short && !watched.interrupted(args.duration) { Verdict::Nothing } else { Verdict::Fine })
 }
@@ -109,11 +122,19 @@ fn reader_is_gone() -> bool {
         && fds[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
-fn subject(oom: bool, dns: bool) -> &'static str {
-    match (oom, dns) {
-        (true, false) => "OOM kills",
-        (false, true) => "DNS lookups",
-        _ => "OOM kills and DNS lookups",
+/// `OOM kills, other SIGKILLs and DNS lookups`.
+fn subject(args: &Watch) -> String {
+    let all = [
+        (WatchKind::Oom, "OOM kills"),
+        (WatchKind::Sigkill, "other SIGKILLs"),
+        (WatchKind::Dns, "DNS lookups"),
+    ];
+    let words: Vec<&str> =
+        all.into_iter().filter(|(kind, _)| args.wants(*kind)).map(|(_, word)| word).collect();
+    match words.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
     }
 }
 

@@ -32,7 +32,7 @@ impl Lines {
             ListFormat::Wide => Terminal { width: None, ..terminal },
             _ => terminal,
         };
-        Lines { format, terminal, widths: [13, 12, names[0], names[1], names[2]], header_printed: false }
+        Lines { format, terminal, widths: [13, 15, names[0], names[1], names[2]], header_printed: false }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
@@ -64,6 +64,9 @@ impl Lines {
             Kind::DnsFailure => {
                 line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
             }
+            Kind::Sigkill => {
+                line.replacen("process.sigkill", &self.terminal.paint(Colour::Red, "process.sigkill"), 1)
+            }
             Kind::OomIncident | Kind::DnsAnswer => line,
         };
         writeln!(out, "{line}")?;
@@ -86,6 +89,7 @@ fn detail(event: &Event) -> String {
     match &event.detail {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
+        Detail::Sigkill(sigkill) => super::sigkill::line(sigkill),
     }
 }
 
@@ -217,9 +221,9 @@ mod tests {
         assert_eq!(
             printed(ListFormat::Table, Terminal::PLAIN, &events),
             "\
-TIME           KIND          POD                                   CONTAINER           PROCESS                 DETAIL
-03:04:05.678Z  oom.kill      finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
-03:04:05.678Z  dns.failure   (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
+TIME           KIND             POD                                   CONTAINER           PROCESS                 DETAIL
+03:04:05.678Z  oom.kill         finance/checkout-api                  api                 leak[123]               victim leak[123] rss 62.1 MiB, trigger same
+03:04:05.678Z  dns.failure      (host)                                -                   leak[123]               payments.finance.svc.cluster.local. A → timeout after 5.0 s (10.0.0.1:53 udp, 2 sends)
 "
         );
     }
@@ -230,7 +234,7 @@ TIME           KIND          POD                                   CONTAINER    
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
             printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
-            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m      finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB, t…"
+            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m         finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB…"
         );
         assert!(printed(ListFormat::Wide, terminal, &events).ends_with("rss 62.1 MiB, trigger leak[5]\n"));
     }

@@ -6,6 +6,7 @@ pub mod event;
 pub mod inspect;
 pub mod oom;
 pub mod pods;
+pub mod sigkill;
 pub mod table;
 pub mod top;
 pub mod units;

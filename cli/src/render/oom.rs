@@ -1,4 +1,4 @@
-//! OOM incidents as a list: the outages that nobody was told of.
+//! OOM incidents and other SIGKILLs as a list: the outages that nobody was told of.
 
 use std::io::{self, Write};
 
@@ -28,7 +28,19 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
         header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
     }
     let mut table = Table::new(&header);
-    for event in incidents {
+    for (event, more) in super::sigkill::grouped(incidents) {
+        if let Some(sigkill) = event.sigkill() {
+            let mut row = vec![
+                units::date(event.time),
+                sigkill.id.clone(),
+                pod(event),
+                event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default(),
+            ];
+            row.extend(super::sigkill::cells(event, sigkill, more));
+            row.resize(header.len(), String::new());
+            table.row(row);
+            continue;
+        }
         let Some(incident) = &event.incident else { continue };
         let mut row = vec![
             units::date(event.time),

@@ -11,6 +11,7 @@ mod exec;
 mod loss;
 mod oncpu;
 mod oom;
+mod signal;
 mod task;
 mod unwind;
 
@@ -23,5 +24,6 @@ pub use exec::Exec;
 pub use loss::{LOSSES, Loss};
 pub use oncpu::{FRAMES_MAX, Sample};
 pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
+pub use signal::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalLayout, SignalRecord};
 pub use task::Task;
 pub use unwind::*;

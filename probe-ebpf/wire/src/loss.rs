@@ -36,10 +36,16 @@ pub enum Loss {
     ExecRing = 14,
     /// A wish for an unwind table found the ring `TABLE_REQUESTS` or the map `TABLES` full.
     UnwindRequest = 15,
+    /// A SIGKILL found the ring `SIGNAL_EVENTS` full.
+    SigkillRing = 16,
+    /// A SIGKILL of the kernel's found the map `SIGKILL_BY_KERNEL` full.
+    SigkillByKernel = 17,
+    /// Not a loss but a measure: SIGKILLs that processes of one memory cgroup sent each other, which are not told.
+    SigkillOwn = 18,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 16] = [
+pub const LOSSES: [&str; 19] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -56,4 +62,7 @@ pub const LOSSES: [&str; 16] = [
     "dns_removed",
     "exec_ring",
     "unwind_request",
+    "sigkill_ring",
+    "sigkill_by_kernel",
+    "sigkill_own",
 ];

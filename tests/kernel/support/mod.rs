@@ -70,6 +70,11 @@ impl Recording {
         }
     }
 
+    /// SIGKILLs within one cgroup or container so far.
+    pub fn own_kills(&self) -> u64 {
+        self.recorder.as_ref().map_or(0, Recorder::own_kills)
+    }
+
     /// Everything that comes within `time`.
     pub fn for_a_while(&mut self, time: Duration) {
         let end = Instant::now() + time;
@@ -96,6 +101,7 @@ impl Recording {
 pub fn options() -> Options {
     Options {
         oom: true,
+        sigkill: podopsy_agent::sigkill::Scope::None,
         dns: true,
         dns_answers: false,
         dns_timeout: Duration::from_secs(1),

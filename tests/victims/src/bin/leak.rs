@@ -1,12 +1,13 @@
 //! Leaks memory until its limit ends it: `handle_order` → `append_history` → `keep` is the path that grows.
 //!
 //! ```text
-//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child [--times N]]
+//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--deaf] [--child [--times N]]
 //! ```
 //!
 //! `--fast` leaks 8 MiB steps without a pause. `--child` forks a child that leaks while PID 1 lives on:
 //! Kubernetes then shows Running. With `--times N` it is N children, one after the other, and then the program
-//! exits. `--up-to` stops growing there and holds what it has.
+//! exits. `--up-to` stops growing there and holds what it has. `--deaf` leaves SIGTERM without a handler, and PID 1 of
+//! a container does not notice it then.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use podopsy_victims::args::{Args, bytes, number, time};
 use podopsy_victims::term::exit_on_sigterm;
 
 const USAGE: &str =
-    "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--child [--times N]]";
+    "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--deaf] [--child [--times N]]";
 const PAGE: usize = 4096;
 
 /// How to leak.
@@ -26,8 +27,10 @@ struct Plan {
 }
 
 fn main() {
-    exit_on_sigterm();
     let mut args = Args::new(USAGE);
+    if !args.switch("--deaf") {
+        exit_on_sigterm();
+    }
     let fast = args.switch("--fast");
     let child = args.switch("--child");
     let (step, every) = if fast { (8 << 20, 0) } else { (1 << 20, 50) };

@@ -1,0 +1,210 @@
+//! SIGKILLs that no OOM killer sent: a live line, rows of the list, one on a sheet.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+
+use jiff::SignedDuration;
+use podopsy_agent::model::sigkill::{Sender, Sigkill, SigkillVerdict};
+use podopsy_agent::model::{Event, KnownBy};
+use podopsy_agent::oom::verdict::word;
+use podopsy_agent::sigkill::verdict;
+
+use super::oom::pod;
+use super::table::{cut, field};
+use super::{losses, units};
+use crate::terminal::{Colour, Terminal, visible};
+
+/// A container that is stopped takes its processes with it within so long: they are one row.
+const TOGETHER: SignedDuration = SignedDuration::from_secs(10);
+
+/// One line of a live table.
+pub fn line(sigkill: &Sigkill) -> String {
+    let first = if sigkill.first_process == Some(true) { "PID 1 of its container: " } else { "" };
+    format!("{first}{}", verdict::explain(sigkill))
+}
+
+/// What the list shows: OOM incidents as they are; of a container's processes that were killed together the first, or
+/// its PID 1, and how many more there were.
+pub fn grouped(events: &[Event]) -> Vec<(&Event, u64)> {
+    let mut rows: Vec<(&Event, u64)> = Vec::new();
+    let mut open: HashMap<(&str, Sender), usize> = HashMap::new();
+    for event in events {
+        let (Some(sigkill), Some(container)) = (event.sigkill(), &event.container) else {
+            rows.push((event, 0));
+            continue;
+        };
+        let key = (container.id.as_str(), sigkill.by);
+        match open.get(&key).map(|&at| &mut rows[at]) {
+            Some((shown, more)) if event.time.duration_since(shown.time) < TOGETHER => {
+                *more += 1;
+                if sigkill.first_process == Some(true) {
+                    *shown = event;
+                }
+            }
+            _ => {
+                open.insert(key, rows.len());
+                rows.push((event, 0));
+            }
+        }
+    }
+    rows
+}
+
+/// The list's columns from RESTARTS on.
+pub fn cells(event: &Event, sigkill: &Sigkill, more: u64) -> Vec<String> {
+    let restarts = sigkill.runtime.as_ref().map(|view| view.restarts);
+    let restarts = restarts.or(event.container.as_ref().map(|container| container.attempt));
+    let victim = format!("{}[{}]", event.process.comm, event.process.pid);
+    vec![
+        restarts.map(|n| n.to_string()).unwrap_or_default(),
+        "none".to_owned(),
+        if more > 0 { format!("{victim} and {more} more") } else { victim },
+        String::new(),
+        short(sigkill),
+    ]
+}
+
+/// `Error (137): SIGKILL, no OOM: kubelet[812]`.
+fn short(sigkill: &Sigkill) -> String {
+    let said = sigkill.runtime.as_ref().map(|view| format!("{}: ", word(view))).unwrap_or_default();
+    let what = match sigkill.verdict {
+        Some(SigkillVerdict::ContainerRunsOn) => "silent SIGKILL, no OOM",
+        _ => "SIGKILL, no OOM",
+    };
+    format!("{said}{what}: {}", verdict::from(sigkill))
+}
+
+/// All of one on a sheet.
+pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &Sigkill) -> io::Result<()> {
+    let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
+    let title = format!("SIGKILL {} of {}{name} at {}", sigkill.id, pod(event), units::date(event.time));
+    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title)))?;
+    let mut put = |key: &str, value: &str| match value.is_empty() {
+        true => Ok(()),
+        false => field(out, terminal, key, &cut(value, terminal.width.map(|width| width.saturating_sub(13)))),
+    };
+    put("verdict", &verdict::explain(sigkill))?;
+    let first = match sigkill.first_process {
+        Some(true) => ", PID 1 of its container",
+        Some(false) => ", not PID 1 of its container",
+        None => "",
+    };
+    let whole = if sigkill.to_process { "" } else { ", by one of its threads" };
+    put("target", &format!("{}[{}]{first}{whole}", event.process.comm, event.process.pid))?;
+    put("cgroup", event.cgroup.path.as_deref().unwrap_or_default())?;
+    put("sender", &verdict::from(sigkill))?;
+    if let Some(party) = &sigkill.sender {
+        put("", party.cgroup.path.as_deref().unwrap_or_default())?;
+        let started = party.process.start_time.map(|time| format!("started {}", units::date(time)));
+        put("", &started.unwrap_or_default())?;
+    }
+    put("signal", &code(sigkill.si_code))?;
+    if let Some(view) = &sigkill.runtime {
+        put("runtime", &format!("{}, {}", word(view), units::plural(view.restarts.into(), "restart")))?;
+    }
+    if event.known_by != KnownBy::Host {
+        put("image", event.container.as_ref().map(|one| one.image.as_str()).unwrap_or_default())?;
+    }
+    put("losses", &losses(&event.losses))
+}
+
+fn code(si_code: Option<i32>) -> String {
+    match si_code {
+        Some(0) => "kill (si_code 0)".to_owned(),
+        Some(-6) => "tgkill (si_code -6)".to_owned(),
+        Some(-1) => "sigqueue (si_code -1)".to_owned(),
+        Some(0x80) => "of the kernel's (si_code 128)".to_owned(),
+        Some(code) => format!("si_code {code}"),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use podopsy_agent::model::incident::RuntimeView;
+    use podopsy_agent::model::sigkill::Party;
+    use podopsy_agent::model::{Detail, Kind, ProcessRef};
+
+    use super::*;
+
+    /// PID 1 of shop/orders/api, killed by the kubelet so many seconds ago.
+    pub fn event(id: &str, seconds_ago: i64) -> Event {
+        let oom = crate::render::oom::tests::event(id, seconds_ago);
+        let runtime = oom.incident.as_ref().and_then(|incident| incident.runtime.clone()).unwrap();
+        let sigkill = Sigkill {
+            id: id.into(),
+            by: Sender::Kubelet,
+            sender: Some(Party {
+                process: ProcessRef { pid: 812, comm: "kubelet".into(), start_time: None },
+                pod: None,
+                container: None,
+                cgroup: Default::default(),
+                known_by: KnownBy::Host,
+            }),
+            first_process: Some(true),
+            si_code: Some(0),
+            to_process: true,
+            runtime: Some(RuntimeView {
+                state: "exited".into(),
+                reason: "Error".into(),
+                exit_code: Some(137),
+                pid: None,
+                ..runtime
+            }),
+            verdict: Some(SigkillVerdict::SigkillNoOom),
+        };
+        Event { kind: Kind::Sigkill, detail: Detail::Sigkill(sigkill), incident: None, ..oom }
+    }
+
+    #[test]
+    fn a_stopped_container_is_one_row_and_pid_1_speaks_for_it() {
+        let mut events: Vec<Event> = (0..4).map(|n| event(&format!("3f2a-k{n}-1"), 20)).collect();
+        for (n, one) in events.iter_mut().enumerate() {
+            let Detail::Sigkill(sigkill) = &mut one.detail else { unreachable!() };
+            sigkill.first_process = Some(n == 2);
+        }
+        events.push(crate::render::oom::tests::event("3f2a-7", 19));
+        events.push(event("3f2a-k9-1", 1));
+        let rows: Vec<_> =
+            grouped(&events).iter().map(|(one, more)| (one.kept_id().unwrap(), *more)).collect();
+        assert_eq!(rows, [("3f2a-k2-1", 3), ("3f2a-7", 0), ("3f2a-k9-1", 0)]);
+    }
+
+    #[test]
+    fn the_list_and_the_live_line_name_the_sender() {
+        let mut one = event("3f2a-k1202-9", 0);
+        one.time = "2026-03-01T03:04:05.678Z".parse().unwrap();
+        let mut out = Vec::new();
+        crate::render::oom::print(&mut out, Terminal::PLAIN, &[one.clone()], false).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+WHEN                  ID            POD          CONTAINER  RESTARTS  LIMIT  VICTIM      RSS / LIMIT  KUBERNETES SAYS
+2026-03-01 03:04:05Z  3f2a-k1202-9  shop/orders  api        1         none   leak[1202]  -            Error (137): SIGKILL, no OOM: kubelet[812]
+"
+        );
+        assert_eq!(
+            line(one.sigkill().unwrap()),
+            "PID 1 of its container: Error (137) in Kubernetes, but no OOM: SIGKILL from kubelet[812]"
+        );
+    }
+
+    #[test]
+    fn the_sheet_has_every_fact() {
+        let one = event("3f2a-k1202-9", 0);
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &one, one.sigkill().unwrap()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "SIGKILL 3f2a-k1202-9 of shop/orders/api",
+            "leak[1202], PID 1 of its container",
+            "kubelet[812]",
+            "kill (si_code 0)",
+            "Error (137), 1 restart",
+            "registry.local/orders:2.0",
+            "nothing lost",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

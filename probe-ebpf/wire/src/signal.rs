@@ -1,0 +1,67 @@
+//! A SIGKILL that was sent (kernel: `kernel/signal.c`).
+
+use crate::{ABSENT, Task};
+
+/// `SI_USER`, `SI_KERNEL`, `SI_QUEUE`, `SI_TKILL` (`<asm-generic/siginfo.h>`).
+pub const SI_USER: i32 = 0;
+pub const SI_KERNEL: i32 = 0x80;
+pub const SI_QUEUE: i32 = -1;
+pub const SI_TKILL: i32 = -6;
+/// The signal's `siginfo` could not be read.
+pub const SI_UNREAD: i32 = i32::MIN;
+
+/// The first SIGKILL of a process; what comes after it changes nothing.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalRecord {
+    pub time_ns: u64,
+    /// The task that was running when the signal was sent. It is the sender where `si_code` says that a process sent.
+    pub sender: Task,
+    pub target: Task,
+    /// `siginfo.si_code`; [`SI_UNREAD`]: not known.
+    pub si_code: i32,
+    /// 1: the kernel sent it on its own account (`SEND_SIG_PRIV`).
+    pub from_kernel: u32,
+    /// 1: to the process; 0: to one of its threads, which ends all of them just so.
+    pub to_process: u32,
+    /// The process's id in its own pid namespace, so that PID 1 is 1; 0: not known.
+    pub namespace_pid: u32,
+}
+
+const _: () = assert!(size_of::<SignalRecord>() == 8 + 2 * 40 + 4 * 4);
+
+/// Byte offsets that only this probe needs; [`ABSENT`] where this kernel has no such member.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalLayout {
+    pub siginfo_code: u32,
+    pub task_flags: u32,
+    pub task_thread_pid: u32,
+    /// Of a `signal_struct` to the number of its threads that live.
+    pub signal_live: u32,
+    pub pid_level: u32,
+    pub pid_numbers: u32,
+}
+
+impl SignalLayout {
+    pub const EMPTY: SignalLayout = SignalLayout {
+        siginfo_code: ABSENT,
+        task_flags: ABSENT,
+        task_thread_pid: ABSENT,
+        signal_live: ABSENT,
+        pid_level: ABSENT,
+        pid_numbers: ABSENT,
+    };
+
+    /// In memory order.
+    pub const fn words(&self) -> [u32; 6] {
+        [
+            self.siginfo_code,
+            self.task_flags,
+            self.task_thread_pid,
+            self.signal_live,
+            self.pid_level,
+            self.pid_numbers,
+        ]
+    }
+}

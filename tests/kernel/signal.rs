@@ -1,0 +1,254 @@
+//! SIGKILLs that no OOM killer sent: who sent them, to whom, and what Kubernetes makes of it.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use podopsy_agent::model::sigkill::{Sender, Sigkill, SigkillVerdict};
+use podopsy_agent::model::{Event, Kind, KnownBy};
+use podopsy_agent::pods::Options as PodsOptions;
+use podopsy_agent::recorder::Options;
+use podopsy_agent::sigkill::Scope;
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use support::{MemoryCgroup, Recording, no_runtime, options};
+
+const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(60);
+const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+
+fn sigkills(scope: Scope) -> Options {
+    Options { oom: true, dns: false, sigkill: scope, ..options() }
+}
+
+fn everywhere() -> Recording {
+    Recording::start(sigkills(Scope::AllProcesses), no_runtime())
+}
+
+fn killed(events: &[Event], pid: u32) -> Option<(&Event, &Sigkill)> {
+    let mut all = events.iter().filter(|event| event.process.pid == pid);
+    all.find_map(|event| Some((event, event.sigkill()?)))
+}
+
+fn count(events: &[Event], pid: u32) -> usize {
+    events.iter().filter(|event| event.kind == Kind::Sigkill && event.process.pid == pid).count()
+}
+
+fn oom_incident(events: &[Event], pid: u32) -> bool {
+    let incident = |event: &Event| event.incident.as_ref().map(|one| one.victims.clone()).unwrap_or_default();
+    events.iter().any(|event| incident(event).iter().any(|victim| victim.task.pid == pid))
+}
+
+/// A shell of this name that does `what`, to its end.
+fn shell(name: &str, what: &str) -> u32 {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &format!("printf {name} > /proc/$$/comm; {what}")])
+        .spawn()
+        .expect("start a shell");
+    assert!(child.wait().expect("it ends").success(), "{what}");
+    child.id()
+}
+
+/// A process that has said something, to show that it is where it should be.
+fn ready(mut command: Command) -> Child {
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it speaks");
+    assert_eq!(line.trim(), "ready");
+    child
+}
+
+fn sleeper(cgroup: &MemoryCgroup) -> Child {
+    ready(cgroup.command("/bin/sh -c 'echo ready; exec sleep 600'"))
+}
+
+fn reap(mut child: Child) {
+    assert!(!child.wait().expect("it ends").success(), "it was to be killed");
+}
+
+/// Killed by the kernel, at its hard limit of CPU time.
+fn spend_cpu_time(cgroup: &MemoryCgroup) -> u32 {
+    let mut child =
+        cgroup.command("/bin/sh -c 'ulimit -t 1; while :; do :; done'").spawn().expect("start it");
+    let pid = child.id();
+    assert!(!child.wait().expect("it ends").success(), "RLIMIT_CPU was to end it");
+    pid
+}
+
+fn node() -> (Node, String) {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let image = node.victims_image(IMAGE).expect("load the image");
+    (node, image)
+}
+
+fn watching(node: &Node) -> Recording {
+    let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
+    Recording::start(sigkills(Scope::Containers), pods)
+}
+
+#[test]
+fn someones_kill_of_a_pods_first_process_is_named_and_called_no_oom() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let api = ContainerSpec::new("api", &image).command(["leak", "--up-to", "1KiB"]);
+    let pod = node.run_pod(PodSpec::new("shop", "orders").container(api)).expect("run the pod");
+    let pid = pod.pid("api").expect("it runs") as u32;
+    let sender = shell("evictor", &format!("kill -9 {pid}"));
+    recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
+
+    let (event, sigkill) = killed(&recording.seen, pid).expect("just found");
+    assert_eq!((event.kind, event.known_by), (Kind::Sigkill, KnownBy::Cri));
+    let named = event.pod.as_ref().expect("the pod is named");
+    assert_eq!((named.namespace.as_str(), named.name.as_str()), ("shop", "orders"));
+    assert_eq!(event.container.as_ref().map(|one| one.name.as_str()), Some("api"));
+    assert_eq!(event.process.comm, "leak");
+    let party = sigkill.sender.as_ref().expect("a process sent it");
+    assert_eq!((party.process.pid, party.process.comm.as_str()), (sender, "evictor"));
+    assert_eq!((sigkill.by, party.known_by, &party.pod), (Sender::HostProcess, KnownBy::Host, &None));
+    assert_eq!((sigkill.first_process, sigkill.si_code, sigkill.to_process), (Some(true), Some(0), true));
+    let view = sigkill.runtime.as_ref().expect("containerd answers");
+    assert_eq!((view.state.as_str(), view.exit_code), ("exited", Some(137)));
+    assert_eq!(sigkill.verdict, Some(SigkillVerdict::SigkillNoOom));
+    assert_eq!(count(&recording.seen, pid), 1);
+}
+
+#[test]
+fn a_stop_after_the_grace_period_is_the_runtimes() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let api = ContainerSpec::new("api", &image).command(["leak", "--deaf", "--up-to", "1KiB"]);
+    let pod = node.run_pod(PodSpec::new("shop", "deaf").container(api)).expect("run the pod");
+    let pid = pod.pid("api").expect("it runs") as u32;
+    pod.stop_container("api", Duration::from_secs(1)).expect("stop it");
+    recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
+    let (event, sigkill) = killed(&recording.seen, pid).expect("just found");
+    assert_eq!(event.pod.as_ref().map(|pod| pod.name.as_str()), Some("deaf"));
+    assert_eq!((sigkill.by, sigkill.first_process), (Sender::Runtime, Some(true)), "{sigkill:?}");
+    assert_eq!(sigkill.verdict, Some(SigkillVerdict::SigkillNoOom));
+    // The end of the sandbox is nobody's kill.
+    pod.stop().expect("stop the pod");
+    let (events, _) = recording.stop();
+    let of_pod = events.iter().filter(|event| {
+        event.kind == Kind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "deaf")
+    });
+    assert_eq!(of_pod.count(), 1);
+}
+
+#[test]
+fn a_container_that_kills_its_own_process_is_counted_and_not_told() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let own = ContainerSpec::new("own", &image).command(["exits", "--signal", "9", "--after", "500"]);
+    let pod = node.run_pod(PodSpec::new("shop", "own").container(own)).expect("run the pod");
+    let begin = Instant::now();
+    while recording.own_kills() == 0 {
+        assert!(begin.elapsed() < SOON, "the child's SIGKILL was to be counted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    pod.wait_exited("own", SOON).expect("it ends");
+    // What comes after it has been told, so it would have been, too.
+    let api = ContainerSpec::new("api", &image).command(["leak", "--up-to", "1KiB"]);
+    let later = node.run_pod(PodSpec::new("shop", "later").container(api)).expect("run the pod");
+    let pid = later.pid("api").expect("it runs") as u32;
+    shell("evictor", &format!("kill -9 {pid}"));
+    recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
+    let told = recording
+        .seen
+        .iter()
+        .any(|event| event.kind == Kind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "own"));
+    assert!(!told, "{:#?}", recording.seen);
+}
+
+#[test]
+fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_told() {
+    let kills = support::times(40) as u64;
+    let (cgroup, other) =
+        (MemoryCgroup::new("signal-own", 64 * MIB), MemoryCgroup::new("signal-other", 64 * MIB));
+    let mut recording = everywhere();
+    let before = recording.own_kills();
+    let script =
+        format!("for n in $(seq {kills}); do sleep 600 & kill -9 $!; wait; done; echo ready; exec sleep 600");
+    let parent = ready(cgroup.command(&format!("/bin/sh -c '{script}'")));
+    let begin = Instant::now();
+    while recording.own_kills() < before + kills {
+        assert!(begin.elapsed() < SOON, "{} of {kills}", recording.own_kills() - before);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let fence = sleeper(&other);
+    let pids = [parent.id(), fence.id()];
+    shell("evictor", &format!("kill -9 {} {}", pids[0], pids[1]));
+    recording.until("both SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
+    [parent, fence].into_iter().for_each(reap);
+    let id = cgroup.id();
+    let told = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
+    assert_eq!(told.count(), 1, "only the parent's, which came from outside");
+}
+
+#[test]
+fn an_oom_kill_is_never_told_as_a_sigkill_and_the_kernels_other_kills_are() {
+    let cgroup = MemoryCgroup::new("signal-oom", 16 * MIB);
+    let mut recording = everywhere();
+    let gluttons: Vec<u32> = (0..support::times(20))
+        .map(|_| {
+            let mut glutton = cgroup.command("/usr/bin/tail /dev/zero").spawn().expect("start the glutton");
+            let _ = glutton.wait();
+            glutton.id()
+        })
+        .collect();
+    // The kernel's, too, and later: what it waited for, the others would have been told by.
+    let spender = spend_cpu_time(&cgroup);
+    recording.until("the kernel's SIGKILL", SOON, |seen| killed(seen, spender).is_some());
+    recording.until("every OOM kill", SOON, |seen| gluttons.iter().all(|&pid| oom_incident(seen, pid)));
+    let (_, sigkill) = killed(&recording.seen, spender).expect("just found");
+    assert_eq!((sigkill.by, sigkill.si_code), (Sender::Kernel, Some(128)));
+    for pid in gluttons {
+        assert_eq!(count(&recording.seen, pid), 0, "an OOM kill was told as a SIGKILL");
+    }
+    let (_, losses) = recording.stop();
+    assert_eq!((losses.get("sigkill_ring"), losses.get("sigkill_by_kernel")), (None, None), "{losses:?}");
+}
+
+#[test]
+fn many_threads_are_one_process_and_one_event() {
+    let cgroup = MemoryCgroup::new("signal-threads", 64 * MIB);
+    let mut recording = everywhere();
+    let threads = "/usr/bin/python3 -c 'import threading, time\n\
+                   [threading.Thread(target=time.sleep, args=(600,), daemon=True).start() for _ in range(6)]\n\
+                   print(\"ready\", flush=True); time.sleep(600)'";
+    let child = ready(cgroup.command(threads));
+    let pid = child.id();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let tids: Vec<String> =
+        tasks.filter_map(|task| Some(task.ok()?.file_name().to_string_lossy().into_owned())).collect();
+    assert_eq!(tids.len(), 7);
+    // Once it is dying there may be nobody left to signal.
+    shell("evictor", &format!("for n in 1 2 3; do kill -9 {} 2>/dev/null; done; true", tids.join(" ")));
+    reap(child);
+    let fence = sleeper(&cgroup);
+    let last = fence.id();
+    shell("evictor", &format!("kill -9 {last}"));
+    reap(fence);
+    recording.until("SIGKILLs", SOON, |seen| killed(seen, pid).is_some() && killed(seen, last).is_some());
+    assert_eq!(count(&recording.seen, pid), 1);
+    let other = tids.iter().filter_map(|tid| tid.parse().ok()).filter(|&tid: &u32| tid != pid);
+    assert!(other.into_iter().all(|tid| count(&recording.seen, tid) == 0), "a thread is no process");
+}
+
+#[test]
+fn a_cgroup_that_is_killed_whole_names_who_did_it() {
+    let cgroup = MemoryCgroup::new("signal-cgroup-kill", 64 * MIB);
+    let mut recording = everywhere();
+    let sleepers: Vec<Child> = (0..3).map(|_| sleeper(&cgroup)).collect();
+    let pids: Vec<u32> = sleepers.iter().map(Child::id).collect();
+    let sender = shell("evictor", &format!("echo 1 > {}/cgroup.kill", cgroup.path.display()));
+    sleepers.into_iter().for_each(reap);
+    recording.until("SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
+    for pid in pids {
+        let (_, sigkill) = killed(&recording.seen, pid).expect("just found");
+        let party = sigkill.sender.as_ref().expect("a process wrote to cgroup.kill");
+        assert_eq!((party.process.pid, party.process.comm.as_str()), (sender, "evictor"));
+        assert_eq!((sigkill.by, count(&recording.seen, pid)), (Sender::HostProcess, 1));
+    }
+}
