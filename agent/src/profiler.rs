@@ -43,7 +43,7 @@ pub async fn profile(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
     let unwind = options.unwind && options.scope != Scope::Node;
-    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind };
+    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind, budget: 0 };
     let mut probes = Probes::load(&Wanted { oom: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;

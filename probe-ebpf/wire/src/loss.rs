@@ -36,10 +36,12 @@ pub enum Loss {
     ExecRing = 14,
     /// A wish for an unwind table found the ring `TABLE_REQUESTS` or the map `TABLES` full.
     UnwindRequest = 15,
+    /// A sample was over the CPU's budget (`Config::sample_budget`).
+    SampleThrottled = 16,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 16] = [
+pub const LOSSES: [&str; 17] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -56,4 +58,5 @@ pub const LOSSES: [&str; 16] = [
     "dns_removed",
     "exec_ring",
     "unwind_request",
+    "sample_throttled",
 ];
