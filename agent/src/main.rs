@@ -12,7 +12,7 @@ use podopsy_agent::attach::DNS_TIMEOUT;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
-use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Records OOM kills and failed DNS lookups of every pod on this node, and writes them to stdout as JSON lines.
@@ -39,6 +39,27 @@ struct Args {
     /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
     #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Which code a container's memory grew by, in the report of its OOM kill: page faults are sampled of suspects
+    #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
+    growth: Growth,
+}
+
+/// Whose page faults to sample.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Growth {
+    /// Containers that were OOM-killed before, or whose memory grows towards their limit: 16 at most
+    Auto,
+    /// Nobody's
+    Off,
+}
+
+impl From<Growth> for GrowthMode {
+    fn from(growth: Growth) -> GrowthMode {
+        match growth {
+            Growth::Auto => GrowthMode::Auto,
+            Growth::Off => GrowthMode::Off,
+        }
+    }
 }
 
 #[tokio::main]
@@ -70,6 +91,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
+        growth: args.growth.into(),
     };
     let mut history = args.state_dir.as_deref().map(History::open).transpose()?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;

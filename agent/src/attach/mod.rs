@@ -18,7 +18,7 @@ use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
 
 pub use dns::InFlight;
-pub use oncpu::Scope;
+pub use oncpu::{Scope, Targets};
 pub use unwind::KernelTables;
 
 use crate::doctor::ProbeCheck;
@@ -164,6 +164,11 @@ impl Probes {
         KernelTables::new(&mut self.ebpf)
     }
 
+    /// The cgroups to sample, where the scope is cgroups; can be taken once.
+    pub fn targets(&mut self) -> anyhow::Result<Targets> {
+        Targets::new(&mut self.ebpf)
+    }
+
     /// The probes' own debug log, through aya-log to `tracing`, when `PODOPSY_PROBE_LOG` asked for it.
     pub fn log(&mut self) -> anyhow::Result<Option<crate::ring::ProbeLog>> {
         if log_level() == 0 {
@@ -270,7 +275,12 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, dns: None, oncpu: None };
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
-    let oncpu = OncpuWanted { scope: Scope::Node, sampling: Sampling::Cpu { frequency_hz: 1 }, unwind: true, budget: 0 };
+    let oncpu = OncpuWanted {
+        scope: Scope::Node,
+        sampling: Sampling::Cpu { frequency_hz: 1 },
+        unwind: true,
+        budget: 0,
+    };
     let tries = [
         ("oom", Wanted { oom: true, ..nothing.clone() }),
         ("dns", Wanted { dns: Some(dns), ..nothing.clone() }),

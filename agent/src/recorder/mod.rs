@@ -5,6 +5,7 @@
 
 mod autopsy;
 mod flight;
+mod growth;
 mod record;
 mod stacks;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, Probes, Wanted};
+use crate::attach::{DnsWanted, Wanted};
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Event, Losses, Outcome};
 use crate::oom::recover::Missed;
@@ -25,6 +26,8 @@ use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::ring;
 use flight::Flight;
+use growth::Growth;
+pub use growth::GrowthMode;
 use record::{Attribution, Record};
 use stacks::{Stacks, Unnamed};
 
@@ -50,6 +53,8 @@ pub struct Options {
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
     pub state_dir: Option<PathBuf>,
+    /// Whether to sample which code the memory of suspects grows by.
+    pub growth: GrowthMode,
 }
 
 /// A running recorder; probes detach when it is dropped.
@@ -73,13 +78,13 @@ impl Recorder {
                 .then_some(DnsWanted { answers: options.dns_answers, ports: crate::attach::DNS_PORTS }),
             oncpu: None,
         };
-        let mut probes = Probes::load(&wanted)?;
+        let (mut probes, instruments) = growth::load(&wanted, options.growth)?;
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let collector = Collector {
+        let mut collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
             execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
@@ -98,16 +103,26 @@ impl Recorder {
             tally: Tally::new(room.kills_at_start),
             missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
             examiner: room.examiner.clone(),
+            growth: None,
         };
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
+        let probes = Arc::new(Mutex::new(probes));
+        let growth = match instruments {
+            Some(instruments) => {
+                Some(instruments.start(Arc::downgrade(&probes), &pods, &room.examiner).await?)
+            }
+            None => None,
+        };
+        collector.growth = growth.clone();
         let attribution = Attribution {
             node: options.node,
             pods,
             losses: losses.clone(),
             examiner: room.examiner,
             desk: Desk::new(&boot_id()),
+            growth,
             state_dir: options.state_dir,
         };
         tokio::spawn(attribution.run(room.missed, records, events_in));
@@ -176,6 +191,7 @@ struct Collector {
     /// Kills while the recorder was down, of which only the number is known.
     missed_unknown: u64,
     examiner: Arc<Examiner>,
+    growth: Option<Growth>,
 }
 
 impl Collector {
@@ -281,6 +297,7 @@ impl Collector {
         sum.extend(self.pods.status().losses);
         sum.extend(self.examiner.losses());
         sum.extend(self.tally.losses());
+        sum.extend(self.growth.as_ref().map(Growth::losses).unwrap_or_default());
         let own = [
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),

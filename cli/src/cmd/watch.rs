@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_agent::model::{Event, Kind, Losses};
-use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use tokio::sync::mpsc;
 
 use crate::args::{Watch, WatchKind};
@@ -30,6 +30,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         dns_timeout: args.dns_timeout,
         node: context.node(),
         state_dir: None,
+        growth: GrowthMode::Auto,
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
