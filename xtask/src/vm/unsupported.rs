@@ -31,6 +31,7 @@ const LIST: &[Entry] = &[
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
 ];
 
