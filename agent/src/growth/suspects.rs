@@ -71,7 +71,7 @@ impl Suspects {
         self.current.is_empty()
     }
 
-    /// Suspects that were not sampled because there were too many, each once a look.
+    /// Suspects that were not sampled because there were too many: the most there were at a time.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
@@ -96,7 +96,7 @@ impl Suspects {
             ranked.push((rank, one.id));
         }
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        self.left_out += ranked.len().saturating_sub(SUSPECTS_MAX) as u64;
+        self.left_out = self.left_out.max(ranked.len().saturating_sub(SUSPECTS_MAX) as u64);
         ranked.truncate(SUSPECTS_MAX);
         let chosen: HashSet<u64> = ranked.into_iter().map(|(_, id)| id).collect();
         let mut changes = Changes::default();
