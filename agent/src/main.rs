@@ -39,7 +39,11 @@ struct Args {
     /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
     #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Which code a container's memory grew by, in the report of its OOM kill: page faults are sampled of suspects
+    /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
+    ///
+    /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
+    /// node costs some 90 ns more (5 %): 0.45 % of one CPU at 50,000 faults a second. A CPU takes 470 samples a second at
+    /// most.
     #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
     growth: Growth,
 }

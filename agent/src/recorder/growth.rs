@@ -30,6 +30,9 @@ use crate::unwind::{Builder, Of};
 
 /// Samples between the ring and the thread that counts them.
 const QUEUE: usize = 4096;
+/// Samples are taken from the ring together: most of what one costs is the wake-up. Longer, and short processes would be
+/// gone before their mappings are read.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// How often suspects are chosen: a restarted container is sampled from then on.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Curves have a point a second, and are dearer to look at.
@@ -210,22 +213,29 @@ impl Shared {
     }
 }
 
-/// Rings to queue and builder.
+/// Rings to queue and builder. A request for a table is answered at once; samples can wait a moment for each other.
 async fn pass_on(
     mut samples: Ring,
     mut requests: Ring,
     queue: mpsc::SyncSender<Message>,
     shared: Arc<Shared>,
 ) {
+    let mut next = Instant::now();
     let bad = || _ = shared.bad_records.fetch_add(1, Relaxed);
     loop {
         let drained = tokio::select! {
-            drained = samples.drain(|bytes| match decode::sample(bytes) {
-                Ok(stack) => if queue.try_send(Message::Sample(stack)).is_err() {
-                    shared.queue_full.fetch_add(1, Relaxed);
-                },
-                Err(_) => bad(),
-            }) => drained,
+            drained = async {
+                tokio::time::sleep_until(next.into()).await;
+                samples.drain(|bytes| match decode::sample(bytes) {
+                    Ok(stack) => if queue.try_send(Message::Sample(stack)).is_err() {
+                        shared.queue_full.fetch_add(1, Relaxed);
+                    },
+                    Err(_) => bad(),
+                }).await
+            } => {
+                next = Instant::now() + TOGETHER;
+                drained
+            }
             asked = requests.drain(|bytes| match decode::table_request(bytes) {
                 Ok(request) => shared.builder.request(request),
                 Err(_) => bad(),

@@ -294,3 +294,72 @@ fn key(file: &File, area: &Area) -> std::io::Result<FileKey> {
         modified: meta.mtime() as u32,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use podopsy_wire::{Rule, SLAB_WORDS, TABLE_ASKED, Table};
+
+    use super::*;
+
+    /// The kernel side's map of files; taking one out waits for the gate.
+    #[derive(Clone, Default)]
+    struct Gated {
+        tables: Arc<Mutex<HashMap<FileKey, Table>>>,
+        gate: Arc<Mutex<()>>,
+        slab: Vec<u32>,
+    }
+
+    impl Kernel for Gated {
+        fn add_slab(&mut self) -> anyhow::Result<()> {
+            self.slab = vec![0; SLAB_WORDS];
+            Ok(())
+        }
+        fn slab(&mut self, _: usize) -> &mut [u32] {
+            &mut self.slab
+        }
+        fn max_slabs(&self) -> usize {
+            1
+        }
+        fn set_rule(&mut self, _: u16, _: &Rule) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
+            self.tables.lock().unwrap().insert(*key, *table);
+            Ok(())
+        }
+        fn remove_table(&mut self, key: &FileKey) {
+            drop(self.gate.lock().unwrap());
+            self.tables.lock().unwrap().remove(key);
+        }
+        fn table(&self, key: &FileKey) -> Option<Table> {
+            self.tables.lock().unwrap().get(key).copied()
+        }
+        fn tables(&self) -> Vec<(FileKey, Table)> {
+            self.tables.lock().unwrap().iter().map(|(key, table)| (*key, *table)).collect()
+        }
+    }
+
+    #[test]
+    fn a_file_whose_request_was_dropped_can_be_asked_for_again() {
+        let kernel = Gated::default();
+        let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+        let shut = kernel.gate.lock().unwrap();
+        let asked = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+        for inode in 1..=QUEUE as u64 + 50 {
+            let key = FileKey { inode, ..FileKey::VDSO };
+            kernel.tables.lock().unwrap().insert(key, asked);
+            // No process has this number: whoever is answered is forgotten, too.
+            builder.request(TableRequest { key, address: 4096, pid: u32::MAX, unused: 0 });
+        }
+        drop(shut);
+        let begin = Instant::now();
+        let left = || kernel.tables().iter().filter(|(_, table)| table.state == TABLE_ASKED).count();
+        while left() > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{} are asked for ever", left());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let losses = builder.stop().losses;
+        assert!((49..=50).contains(&losses["unwind_queue"]), "{losses:?}");
+        assert!(losses["unwind_process_gone"] >= QUEUE as u64);
+    }
+}
