@@ -260,7 +260,7 @@ fn parts(head: u64) -> (usize, End, usize) {
 }
 
 /// The counter's name for an incomplete stack; none for a complete one.
-fn reason(end: End) -> Option<&'static str> {
+pub(crate) fn reason(end: End) -> Option<&'static str> {
     Some(match end {
         End::Complete | End::NoUser => return None,
         End::FramePointers => "frame_pointers_only",
@@ -278,7 +278,7 @@ fn reason(end: End) -> Option<&'static str> {
 }
 
 /// The frame that stands for the part of the stack that is not there.
-fn why(end: End, module: Option<&str>) -> Option<String> {
+pub(crate) fn why(end: End, module: Option<&str>) -> Option<String> {
     let module = module.map_or("an unknown file", |module| module.rsplit('/').next().unwrap_or(module));
     let text = match end {
         End::Complete | End::NoUser | End::FramePointers => return None,

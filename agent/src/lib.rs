@@ -10,6 +10,7 @@
 //! | the curve before it | [`memory`] | the memory controller's files |
 //! | kills to incidents | [`oom`] | what makes an autopsy |
 //! | kills that are no OOM | [`sigkill`] | who sent them |
+//! | what grew before it | [`growth`] | suspects, stacks as places in files, a rolling window |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod decode;
 pub mod doctor;
 pub mod export;
+pub mod growth;
 pub mod kernel_log;
 pub mod memory;
 pub mod model;

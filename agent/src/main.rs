@@ -12,7 +12,7 @@ use podopsy_agent::attach::DNS_TIMEOUT;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
-use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -44,6 +44,31 @@ struct Args {
     /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
     #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
+    ///
+    /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
+    /// node costs some 90 ns more (5 %): 0.45 % of one CPU at 50,000 faults a second. A CPU takes 470 samples a second at
+    /// most.
+    #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
+    growth: Growth,
+}
+
+/// Whose page faults to sample.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Growth {
+    /// Containers that were OOM-killed before, or whose memory grows towards their limit: 16 at most
+    Auto,
+    /// Nobody's
+    Off,
+}
+
+impl From<Growth> for GrowthMode {
+    fn from(growth: Growth) -> GrowthMode {
+        match growth {
+            Growth::Auto => GrowthMode::Auto,
+            Growth::Off => GrowthMode::Off,
+        }
+    }
 }
 
 #[tokio::main]
@@ -76,6 +101,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
+        growth: args.growth.into(),
     };
     let mut history = args.state_dir.as_deref().map(History::open).transpose()?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;

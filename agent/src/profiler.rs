@@ -43,7 +43,7 @@ pub async fn profile(
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
     let unwind = options.unwind && options.scope != Scope::Node;
-    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind };
+    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind, budget: 0 };
     let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
@@ -54,7 +54,7 @@ pub async fn profile(
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
     let of = if unwind { whose(&options.scope, &pods).await } else { None };
-    let mut builder = match of {
+    let builder = match of {
         Some(of) => {
             let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
             Some(tokio::task::spawn_blocking(start).await??)
@@ -74,7 +74,7 @@ pub async fn profile(
         Err(_) => bad_records += 1,
     };
     let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
-        Ok(request) => builder.iter_mut().for_each(|builder| builder.request(request)),
+        Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
         Err(_) => bad_requests += 1,
     };
     let mut ticks = interval(PROGRESS);

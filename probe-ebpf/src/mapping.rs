@@ -13,11 +13,13 @@ use aya_ebpf::{
     maps::{HashMap, RingBuf},
     programs::RawTracePointContext,
 };
-use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
+use podopsy_wire::{
+    ABSENT, FileKey, Loss, SCOPE_CGROUPS, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout,
+};
 
 use crate::{
-    maps::count,
-    task::{current, read},
+    maps::{CONFIG, TARGETS, count},
+    task::{self, current, read},
     unwind::UNWIND_LAYOUT,
 };
 
@@ -111,6 +113,13 @@ fn key(file: u64, at: &UnwindLayout) -> FileKey {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
+    let config = CONFIG.load();
+    // With chosen cgroups, nobody else's programs are of interest: a node starts hundreds a second.
+    if config.scope == SCOPE_CGROUPS
+        && TARGETS.get_ptr(task::memory_cgroup(current(), &config.layout)).is_none()
+    {
+        return 0;
+    }
     let file = read::<u64>(ctx.arg(2), at.exec_file).unwrap_or(0);
     let key = key(file, &at);
     if TABLES.get_ptr(&key).is_some() {

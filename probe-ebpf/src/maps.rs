@@ -14,6 +14,7 @@ pub static CONFIG: Global<Config> = Global::new(Config {
     victim_is_task: 0,
     dns_answers: 0,
     scope: SCOPE_NODE,
+    sample_budget: 0,
     dns_ports: [53, 0, 0, 0],
 });
 

@@ -3,12 +3,12 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_F_USER_STACK,
-    helpers::bpf_get_stack,
+    helpers::{bpf_get_stack, bpf_ktime_get_ns},
     macros::{map, perf_event},
     maps::PerCpuArray,
     programs::PerfEventContext,
 };
-use podopsy_wire::{End, FRAMES_MAX, Loss, SCOPE_CGROUPS, SCOPE_NODE, Sample};
+use podopsy_wire::{BUDGET_SHIFT, End, FRAMES_MAX, Loss, SCOPE_CGROUPS, SCOPE_NODE, Sample};
 
 use crate::{
     maps::{CONFIG, SAMPLES, TARGETS, count},
@@ -38,6 +38,34 @@ impl Record {
 #[map]
 pub static RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
 
+/// What a CPU has taken of its budget: the time in units of 2^[`BUDGET_SHIFT`] ns, and the samples in it.
+#[repr(C)]
+struct Spent {
+    period: u64,
+    samples: u64,
+}
+
+#[map]
+static SPENT: PerCpuArray<Spent> = PerCpuArray::with_max_entries(1, 0);
+
+/// Takes a sample from this CPU's budget; false: it is used up.
+#[inline(always)]
+fn afford(budget: u32) -> bool {
+    if budget == 0 {
+        return true;
+    }
+    let Some(spent) = SPENT.get_ptr_mut(0) else { return true };
+    // SAFETY: the helper has no preconditions; the slot is this CPU's own, and the handler does not interrupt itself.
+    unsafe {
+        let period = bpf_ktime_get_ns() >> BUDGET_SHIFT;
+        if (*spent).period != period {
+            ((*spent).period, (*spent).samples) = (period, 0);
+        }
+        (*spent).samples += 1;
+        (*spent).samples <= budget as u64
+    }
+}
+
 #[perf_event]
 pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     let config = CONFIG.load();
@@ -57,6 +85,11 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
                 return 0;
             }
         }
+    }
+    // Those who are not asked for cost a lookup, and use up nobody's budget.
+    if !afford(config.sample_budget) {
+        count(Loss::SampleThrottled);
+        return 0;
     }
     let identity = task::identify_sampled(current, at);
     // Pid 0 is the idle task: a CPU at rest is no work of anyone's.

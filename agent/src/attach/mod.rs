@@ -19,7 +19,7 @@ use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
 
 pub use dns::InFlight;
-pub use oncpu::Scope;
+pub use oncpu::{Scope, Targets};
 pub use signal::KernelKills;
 pub use unwind::KernelTables;
 
@@ -54,6 +54,8 @@ pub struct OncpuWanted {
     pub sampling: Sampling,
     /// Unwind by tables; without, user stacks are what frame pointers give.
     pub unwind: bool,
+    /// Samples that a CPU may take in 134 ms; 0: as many as come.
+    pub budget: u32,
 }
 
 /// Attached probes. They detach when this is dropped.
@@ -87,6 +89,7 @@ impl Probes {
             victim_is_task: shape.victim_is_task.into(),
             dns_answers: wanted.dns.as_ref().is_some_and(|dns| dns.answers).into(),
             scope: wanted.oncpu.as_ref().map_or(SCOPE_NODE, |oncpu| oncpu.scope.code()),
+            sample_budget: wanted.oncpu.as_ref().map_or(0, |oncpu| oncpu.budget),
             dns_ports: wanted.dns.as_ref().map_or(DNS_PORTS, |dns| dns.ports),
         };
         let words = config_words(&config);
@@ -176,6 +179,11 @@ impl Probes {
         KernelTables::new(&mut self.ebpf)
     }
 
+    /// The cgroups to sample, where the scope is cgroups; can be taken once.
+    pub fn targets(&mut self) -> anyhow::Result<Targets> {
+        Targets::new(&mut self.ebpf)
+    }
+
     /// The probes' own debug log, through aya-log to `tracing`, when `PODOPSY_PROBE_LOG` asked for it.
     pub fn log(&mut self) -> anyhow::Result<Option<crate::ring::ProbeLog>> {
         if log_level() == 0 {
@@ -200,7 +208,7 @@ fn log_level() -> u8 {
 
 /// `Config` as the words that it is made of, in memory order.
 fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
-    let Config { layout: at, victim_is_task, dns_answers, scope, dns_ports: ports } = *config;
+    let Config { layout: at, victim_is_task, dns_answers, scope, sample_budget, dns_ports: ports } = *config;
     let Layout { mm_rss, .. } = at;
     let pair = |low: u16, high: u16| {
         u32::from_ne_bytes([low.to_ne_bytes(), high.to_ne_bytes()].concat().try_into().unwrap_or_default())
@@ -236,6 +244,7 @@ fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
         victim_is_task,
         dns_answers,
         scope,
+        sample_budget,
         pair(ports[0], ports[1]),
         pair(ports[2], ports[3]),
     ]
@@ -281,7 +290,12 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };
     let dns = DnsWanted { answers: false, ports: DNS_PORTS };
-    let oncpu = OncpuWanted { scope: Scope::Node, sampling: Sampling::Cpu { frequency_hz: 1 }, unwind: true };
+    let oncpu = OncpuWanted {
+        scope: Scope::Node,
+        sampling: Sampling::Cpu { frequency_hz: 1 },
+        unwind: true,
+        budget: 0,
+    };
     let tries = [
         ("oom", Wanted { oom: true, ..nothing.clone() }),
         ("sigkill", Wanted { sigkill: true, ..nothing.clone() }),

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use aya::Ebpf;
-use aya::maps::{HashMap, Map};
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::perf_event::{
     PerfEvent, PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
 };
@@ -49,6 +49,25 @@ pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<String> {
     }
     program(ebpf)?.load().context("load oncpu_sample")?;
     Ok(format!("cpu-clock perf event on {} CPUs", cpus()?.len()))
+}
+
+/// The cgroups that are sampled, to be changed while samples come.
+pub struct Targets(HashMap<MapData, u64, u8>);
+
+impl Targets {
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Targets> {
+        let map = ebpf.take_map("TARGETS").context("the probes have no map TARGETS")?;
+        Ok(Targets(HashMap::try_from(map)?))
+    }
+
+    pub fn add(&mut self, id: u64) -> anyhow::Result<()> {
+        self.0.insert(id, 1, 0).context("put a target into the map TARGETS")
+    }
+
+    pub fn remove(&mut self, id: u64) {
+        // It may have gone already.
+        let _ = self.0.remove(&id);
+    }
 }
 
 /// Samples every CPU from now on, until [`detach`].

@@ -21,6 +21,7 @@ use crate::pods::{Level, Pods};
 use files::Reader;
 use kills::Kills;
 use ring::Ring;
+pub use ring::Trend;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Full samples a second; with more containers than that each is read less often, in turn.
@@ -87,6 +88,11 @@ impl Sampler {
     /// The last minutes of a container, by its cgroup's id; None: it was never seen.
     pub fn curve(&self, id: u64) -> Option<Curve> {
         Some(self.lock().rings.get(&id)?.ring.curve()).filter(|curve| !curve.time.is_empty())
+    }
+
+    /// Where a container's memory has been going in the last minute; None: too few samples.
+    pub fn trend(&self, id: u64) -> Option<Trend> {
+        self.lock().rings.get(&id)?.ring.trend()
     }
 
     /// The last sample and its CLOCK_BOOTTIME.

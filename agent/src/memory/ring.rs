@@ -15,6 +15,21 @@ const POINTS: usize = 120;
 /// Below this a slope is a guess.
 const SLOPE_MIN: usize = 5;
 
+/// What a trend looks at.
+const TREND_MS: u32 = 60_000;
+const TREND_POINTS: usize = 24;
+
+/// Where a container's memory goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trend {
+    /// What cannot be reclaimed: all but file.
+    pub held_bytes: u64,
+    /// As [`Curve::growth_bytes_per_second`], over the last minute.
+    pub bytes_per_second: f64,
+    /// Its own; null: none.
+    pub limit_bytes: Option<u64>,
+}
+
 /// KiB, so that 4 TiB fit into 32 bits; time in ms since the ring's first sample.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -64,6 +79,23 @@ impl Ring {
     /// CLOCK_BOOTTIME of the last sample.
     pub fn last_ns(&self) -> u64 {
         self.samples.back().map_or(0, |last| self.base_ns + u64::from(last.ms) * 1_000_000)
+    }
+
+    /// The last minute in one number; None: fewer than 5 samples.
+    pub fn trend(&self) -> Option<Trend> {
+        let last = self.samples.back()?;
+        let from = last.ms.saturating_sub(TREND_MS);
+        let recent = self.samples.iter().filter(|s| s.ms >= from).count();
+        // The newest first; all pairs of a few points are enough, and hundreds of containers are looked at.
+        let step = recent.div_ceil(TREND_POINTS).max(1);
+        let newest = self.samples.iter().rev().take(recent).step_by(step);
+        let mut points: Vec<Sample> = newest.copied().collect();
+        points.reverse();
+        Some(Trend {
+            held_bytes: u64::from(last.current.saturating_sub(last.file)) * 1024,
+            bytes_per_second: growth(&points)?,
+            limit_bytes: self.last.and_then(|usage| usage.limit_bytes),
+        })
     }
 
     pub fn curve(&self) -> Curve {
@@ -150,6 +182,15 @@ mod tests {
         assert_eq!(curve.anon_bytes.last(), Some(&(1999 << 20)));
         assert!((curve.pressure.unwrap() - 0.25).abs() < 0.01);
         assert!((590.0..=600.0).contains(&curve.seconds()), "{}", curve.seconds());
+    }
+
+    #[test]
+    fn a_trend_is_of_the_last_minute() {
+        let ring = filled(300, |s| if s < 200 { s << 20 } else { 200 << 20 });
+        let trend = ring.trend().unwrap();
+        assert_eq!((trend.bytes_per_second, trend.held_bytes, trend.limit_bytes), (0.0, 200 << 20, None));
+        assert_eq!(filled(4, |s| s << 20).trend(), None);
+        assert!(filled(5, |s| s << 20).trend().is_some_and(|trend| trend.bytes_per_second > 1e6));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::event::{OomTask, Rss};
+use super::growth::GrowthProfile;
 use super::memory::Curve;
 use super::owner::{CgroupRef, ContainerRef};
 
@@ -179,6 +180,8 @@ pub struct Incident {
     pub levels: Vec<LevelState>,
     pub processes: Option<ProcessTable>,
     pub curve: Option<Curve>,
+    /// Which code the memory grew by; null: it was not sampled (`podopsy-agent --growth`).
+    pub growth: Option<GrowthProfile>,
     /// Kubernetes' QoS class, by the cgroup's path.
     pub qos: Option<String>,
     /// What the runtime says of the first victim's container; null: it is no container's, or nobody answered.

@@ -4,6 +4,7 @@
 //! [`text`], so that no renderer can be made to emit a control sequence.
 
 pub mod event;
+pub mod growth;
 pub mod incident;
 pub mod memory;
 pub mod owner;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Facts, verdict};
 use crate::model::event::Detail;
+use crate::model::growth::GrowthProfile;
 use crate::model::incident::{Incident, Life, RuntimeView, Victim};
 use crate::model::{Event, Kind, Losses, OomKill};
 use crate::pods::Pods;
@@ -160,6 +161,7 @@ fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Fact
         levels: facts.levels,
         processes: facts.processes,
         curve: facts.curve,
+        growth: None,
         qos: facts.qos,
         runtime: None,
         verdicts: Vec::new(),
@@ -194,6 +196,16 @@ impl Unsettled {
             killed.first().into_iter().for_each(|victim| *told.entry(victim.cgroup.id).or_default() += twice);
         }
         (self.open.boot_ns, told)
+    }
+
+    /// Whose it was: the first victim's cgroup, and when.
+    pub fn victim(&self) -> (u64, u64) {
+        (self.open.event.cgroup.id, self.open.boot_ns)
+    }
+
+    /// Puts to it which code the memory grew by.
+    pub fn grew(&mut self, growth: Option<GrowthProfile>) {
+        self.open.incident.growth = growth;
     }
 
     /// Asks the runtime, again if it lags behind, until `closing` says that there is no more time.

@@ -21,7 +21,7 @@ use crate::clock::boot_now_ns;
 use crate::decode::OomDecoded;
 use crate::kernel_log::Follower;
 use crate::kernel_log::visit::{Kill, Visit};
-use crate::memory::Sampler;
+use crate::memory::{Sampler, Trend};
 use crate::model::incident::{How, Level, LevelState, Limit, ProcessTable};
 use crate::model::memory::Curve;
 use crate::model::{Losses, Owner};
@@ -116,6 +116,11 @@ impl Examiner {
         let place = self.pods.place(owner.cgroup.id)?;
         let container = place.steps.iter().find(|step| step.level == Level::Container)?;
         self.sampler.as_ref()?.curve(container.id.unwrap_or(owner.cgroup.id))
+    }
+
+    /// Where the memory of a container goes; None: nobody looks, or too short a time.
+    pub fn trend(&self, id: u64) -> Option<Trend> {
+        self.sampler.as_ref()?.trend(id)
     }
 
     fn step_of(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {

@@ -36,6 +36,7 @@ pub fn incident() -> Incident {
         levels: Vec::new(),
         processes: None,
         curve: None,
+        growth: None,
         qos: None,
         runtime: None,
         verdicts: Vec::new(),

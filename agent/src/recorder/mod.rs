@@ -5,6 +5,7 @@
 
 mod autopsy;
 mod flight;
+mod growth;
 mod record;
 mod stacks;
 
@@ -17,7 +18,7 @@ use podopsy_wire::Loss;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, KernelKills, Probes, Wanted};
+use crate::attach::{DnsWanted, KernelKills, Wanted};
 use crate::clock::boot_now_ns;
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Event, Losses, Outcome};
@@ -29,6 +30,8 @@ use crate::pods::Pods;
 use crate::ring;
 use crate::sigkill;
 use flight::Flight;
+use growth::Growth;
+pub use growth::GrowthMode;
 use record::{Attribution, Record};
 use stacks::{Stacks, Unnamed};
 
@@ -56,6 +59,8 @@ pub struct Options {
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
     pub state_dir: Option<PathBuf>,
+    /// Whether to sample which code the memory of suspects grows by.
+    pub growth: GrowthMode,
 }
 
 /// A running recorder; probes detach when it is dropped.
@@ -81,7 +86,7 @@ impl Recorder {
                 .then_some(DnsWanted { answers: options.dns_answers, ports: crate::attach::DNS_PORTS }),
             oncpu: None,
         };
-        let mut probes = Probes::load(&wanted)?;
+        let (mut probes, instruments) = growth::load(&wanted, options.growth)?;
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -90,7 +95,7 @@ impl Recorder {
         let own_kills = Arc::new(AtomicU64::new(0));
         let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let collector = Collector {
+        let mut collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
             execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
@@ -113,10 +118,19 @@ impl Recorder {
             tally: Tally::new(room.kills_at_start),
             missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
             examiner: room.examiner.clone(),
+            growth: None,
         };
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
+        let probes = Arc::new(Mutex::new(probes));
+        let growth = match instruments {
+            Some(instruments) => {
+                Some(instruments.start(Arc::downgrade(&probes), &pods, &room.examiner).await?)
+            }
+            None => None,
+        };
+        collector.growth = growth.clone();
         let attribution = Attribution {
             node: options.node,
             pods,
@@ -125,6 +139,7 @@ impl Recorder {
             examiner: room.examiner,
             desk: Desk::new(&boot_id()),
             sigkills,
+            growth,
             state_dir: options.state_dir,
         };
         tokio::spawn(attribution.run(room.missed, records, events_in));
@@ -203,6 +218,7 @@ struct Collector {
     /// Kills while the recorder was down, of which only the number is known.
     missed_unknown: u64,
     examiner: Arc<Examiner>,
+    growth: Option<Growth>,
 }
 
 impl Collector {
@@ -325,6 +341,7 @@ impl Collector {
         sum.extend(self.tally.losses());
         sum.extend(self.sigkills.losses());
         self.own_kills.store(self.kernel_losses.get(Loss::SigkillOwn) + self.sigkills.own(), Relaxed);
+        sum.extend(self.growth.as_ref().map(Growth::losses).unwrap_or_default());
         let own = [
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),

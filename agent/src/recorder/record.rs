@@ -9,6 +9,7 @@ use podopsy_wire::Task;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::growth::Growth;
 use super::stacks::Named;
 use crate::clock;
 use crate::decode::{OomDecoded, SigkillDecoded};
@@ -47,6 +48,8 @@ pub struct Attribution {
     pub examiner: Arc<Examiner>,
     pub desk: Desk,
     pub sigkills: Arc<sigkill::Desk>,
+    /// None: growth is not sampled.
+    pub growth: Option<Growth>,
     /// Where a restart finds how far this run had come.
     pub state_dir: Option<PathBuf>,
 }
@@ -109,6 +112,9 @@ impl Attribution {
     async fn kill(&mut self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> Event {
         let time_ns = kill.time_ns;
         let (mut event, facts) = self.oom(kill, stacks).await;
+        if let Some(growth) = &self.growth {
+            growth.killed(&event);
+        }
         self.desk.lay(&mut event, time_ns, facts);
         event
     }
@@ -122,7 +128,12 @@ impl Attribution {
             self.examiner.told(&incident);
             let (events, closing) = (events.clone(), closing.clone());
             let (pods, losses) = (self.pods.clone(), self.losses.clone());
+            let growth = self.growth.clone();
             tokio::spawn(async move {
+                if let Some(growth) = growth {
+                    let (cgroup, boot_ns) = incident.victim();
+                    incident.grew(growth.profile(cgroup, boot_ns).await);
+                }
                 // Nobody listens any more: that is their choice.
                 let _ = events.send(incident.settle(&pods, closing, &losses).await).await;
             });

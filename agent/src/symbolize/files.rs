@@ -85,6 +85,11 @@ impl Files {
         Self { limits, ..Self::default() }
     }
 
+    /// Holds no more than so many descriptors.
+    pub fn holding(held: usize) -> Self {
+        Self { limits: Limits { held, ..Limits::default() }, ..Self::default() }
+    }
+
     /// The file behind a mapping; opens it at first sight. `open` says whether that is wise.
     pub fn see(
         &mut self,

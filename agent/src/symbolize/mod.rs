@@ -51,6 +51,29 @@ pub struct UserAddress {
     pub is_return: bool,
 }
 
+/// An address that was looked up in its process, and can be named without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Located {
+    /// In a file that the symbolizer knows.
+    File {
+        id: u32,
+        offset: u64,
+    },
+    Vdso {
+        offset: u64,
+    },
+    /// Code made at run time.
+    Anonymous {
+        pid: u32,
+        address: u64,
+    },
+    /// In no known mapping: the counter's name.
+    Nowhere {
+        address: u64,
+        reason: &'static str,
+    },
+}
+
 /// Symbolizes; remembers each process's mappings and holds its files open from first sight.
 #[derive(Debug, Default)]
 pub struct Symbolizer {
@@ -66,6 +89,11 @@ pub struct Symbolizer {
 impl Symbolizer {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Holds no more than so many files open at a time.
+    pub fn holding(files: usize) -> Self {
+        Self { files: Files::holding(files), ..Self::default() }
     }
 
     /// Call on first sight of a process, and when it has exec'd (its comm changed): reads its mappings and opens its
@@ -94,29 +122,48 @@ impl Symbolizer {
     pub fn user(&mut self, address: UserAddress) -> Vec<Frame> {
         let at = address.address.saturating_sub(u64::from(address.is_return));
         self.notice(address.pid, &[at]);
-        let bare = |module: Option<&str>| {
-            vec![Frame { module: module.map(Arc::from), offset: at, ..Frame::default() }]
+        let located = self.locate(address);
+        self.name(located)
+    }
+
+    /// Where an address is, by the mappings that are known now: to be named later, when the process may be gone and
+    /// its pid another's.
+    pub fn locate(&mut self, address: UserAddress) -> Located {
+        let UserAddress { pid, address, is_return } = address;
+        let address = address.saturating_sub(u64::from(is_return));
+        match self.processes.find(pid, address) {
+            Place::File { id, offset } => Located::File { id, offset },
+            Place::Vdso { offset } => Located::Vdso { offset },
+            Place::Anonymous => Located::Anonymous { pid, address },
+            Place::Nowhere(reason) => Located::Nowhere { address, reason },
+        }
+    }
+
+    /// The frames of what [`Symbolizer::locate`] found.
+    pub fn name(&mut self, located: Located) -> Vec<Frame> {
+        let bare = |module: Option<&str>, offset| {
+            vec![Frame { module: module.map(Arc::from), offset, ..Frame::default() }]
         };
-        match self.processes.find(address.pid, at) {
-            Place::File { id, offset } => self.in_file(id, offset).to_vec(),
-            Place::Vdso { offset } => match self.vdso.file(&mut self.files) {
+        match located {
+            Located::File { id, offset } => self.in_file(id, offset).to_vec(),
+            Located::Vdso { offset } => match self.vdso.file(&mut self.files) {
                 Some(id) => self.in_file(id, offset).to_vec(),
                 None => {
                     self.losses.add("vdso_unreadable");
-                    bare(Some("[vdso]"))
+                    bare(Some("[vdso]"), offset)
                 }
             },
-            Place::Anonymous => {
-                if let Some(name) = self.processes.name_of_anonymous(address.pid, at) {
+            Located::Anonymous { pid, address } => {
+                if let Some(name) = self.processes.name_of_anonymous(pid, address) {
                     let module = Some(Arc::from("[anonymous]"));
-                    return vec![Frame { function: Some(name), module, offset: at, ..Frame::default() }];
+                    return vec![Frame { function: Some(name), module, offset: address, ..Frame::default() }];
                 }
                 self.losses.add("anonymous_code");
-                bare(Some("[anonymous]"))
+                bare(Some("[anonymous]"), address)
             }
-            Place::Nowhere(reason) => {
+            Located::Nowhere { address, reason } => {
                 self.losses.add(reason);
-                bare(None)
+                bare(None, address)
             }
         }
     }

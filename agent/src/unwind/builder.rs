@@ -6,13 +6,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use podopsy_wire::{FileKey, TableRequest};
+use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 
 use super::file;
 use super::tables::{Kernel, Tables};
@@ -43,8 +45,17 @@ pub struct Built {
 pub struct Builder {
     requests: SyncSender<TableRequest>,
     thread: JoinHandle<Built>,
-    /// Requests that found the queue full.
-    dropped: u64,
+    shared: Arc<Shared>,
+}
+
+/// What both sides of the queue see.
+#[derive(Default)]
+struct Shared {
+    /// Requests that found the queue full. The kernel side believes that they are being worked on: it has to be told
+    /// otherwise, or their files would never have a table. No more than files that it knows.
+    dropped: Mutex<Vec<FileKey>>,
+    drops: AtomicU64,
+    losses: Mutex<BTreeMap<String, u64>>,
 }
 
 /// Whose tables to make before anyone asks.
@@ -58,11 +69,13 @@ pub enum Of {
 impl Builder {
     /// Makes the tables of what runs, for a while at most, then starts the thread.
     pub fn start<K: Kernel>(kernel: K, max_bytes: usize, of: &Of) -> anyhow::Result<Builder> {
+        let shared = Arc::<Shared>::default();
         let mut worker = Worker {
             tables: Tables::new(kernel, max_bytes)?,
             backlog: scan(of),
             later: Vec::new(),
             looks: (Instant::now(), 0),
+            shared: shared.clone(),
         };
         worker.vdso();
         let until = Instant::now() + PATIENCE;
@@ -72,12 +85,35 @@ impl Builder {
             .name("unwind-tables".into())
             .spawn(move || worker.run(&received))
             .context("start the thread that makes unwind tables")?;
-        Ok(Builder { requests, thread, dropped: 0 })
+        Ok(Builder { requests, thread, shared })
     }
 
     /// Passes a request on; never waits.
-    pub fn request(&mut self, request: TableRequest) {
-        self.dropped += u64::from(self.requests.try_send(request).is_err());
+    pub fn request(&self, request: TableRequest) {
+        if self.requests.try_send(request).is_ok() {
+            return;
+        }
+        self.shared.drops.fetch_add(1, Relaxed);
+        // One that asked for no table leaves nothing behind.
+        if request.address != 0 {
+            let mut dropped = self.shared.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+            if dropped.len() < TABLES_MAX {
+                dropped.push(request.key);
+            }
+        }
+    }
+
+    /// Has the tables of all that a process has mapped made, before its first sample asks.
+    pub fn look_at(&self, pid: u32) {
+        self.request(TableRequest { key: FileKey::VDSO, address: 0, pid, unused: 0 });
+    }
+
+    /// Why files or rows have no table, up to now.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        let mut losses = self.shared.losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        losses.insert("unwind_queue".to_owned(), self.shared.drops.load(Relaxed));
+        losses.retain(|_, count| *count > 0);
+        losses
     }
 
     /// Ends the thread; blocks until it has finished the file that it is at.
@@ -87,7 +123,7 @@ impl Builder {
             losses: BTreeMap::from([("unwind_builder_panicked".to_owned(), 1)]),
             cost: UnwindCost::default(),
         });
-        built.losses.insert("unwind_queue".to_owned(), self.dropped);
+        built.losses.insert("unwind_queue".to_owned(), self.shared.drops.load(Relaxed));
         built.losses.retain(|_, count| *count > 0);
         built
     }
@@ -97,6 +133,7 @@ impl Builder {
 fn scan(of: &Of) -> Vec<(u32, Area)> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
+        Of::Cgroups(paths) if paths.is_empty() => Vec::new(),
         Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -132,6 +169,7 @@ struct Worker<K> {
     later: Vec<(Instant, u32)>,
     /// A second's start, and the looks taken in it.
     looks: (Instant, u32),
+    shared: Arc<Shared>,
 }
 
 impl<K: Kernel> Worker<K> {
@@ -142,6 +180,8 @@ impl<K: Kernel> Worker<K> {
             match received.recv_timeout(wait) {
                 Ok(request) => {
                     self.answer(&request);
+                    self.take_back();
+                    self.publish();
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -152,8 +192,24 @@ impl<K: Kernel> Worker<K> {
             self.later.retain(|(at, _)| *at > now);
             due.into_iter().for_each(|pid| self.process(pid));
             self.next();
+            self.publish();
         }
         Built { losses: self.tables.losses(), cost: self.tables.cost() }
+    }
+
+    /// Files whose requests were dropped while the queue was full may be asked for again.
+    fn take_back(&mut self) {
+        let dropped =
+            std::mem::take(&mut *self.shared.dropped.lock().unwrap_or_else(PoisonError::into_inner));
+        for key in &dropped {
+            if !self.tables.knows(key) {
+                self.tables.take_back(key);
+            }
+        }
+    }
+
+    fn publish(&self) {
+        *self.shared.losses.lock().unwrap_or_else(PoisonError::into_inner) = self.tables.losses();
     }
 
     /// Makes the next table of the backlog; false: there is none.
@@ -237,4 +293,73 @@ fn key(file: &File, area: &Area) -> std::io::Result<FileKey> {
         device: area.device.0 << 20 | area.device.1,
         modified: meta.mtime() as u32,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use podopsy_wire::{Rule, SLAB_WORDS, TABLE_ASKED, Table};
+
+    use super::*;
+
+    /// The kernel side's map of files; taking one out waits for the gate.
+    #[derive(Clone, Default)]
+    struct Gated {
+        tables: Arc<Mutex<HashMap<FileKey, Table>>>,
+        gate: Arc<Mutex<()>>,
+        slab: Vec<u32>,
+    }
+
+    impl Kernel for Gated {
+        fn add_slab(&mut self) -> anyhow::Result<()> {
+            self.slab = vec![0; SLAB_WORDS];
+            Ok(())
+        }
+        fn slab(&mut self, _: usize) -> &mut [u32] {
+            &mut self.slab
+        }
+        fn max_slabs(&self) -> usize {
+            1
+        }
+        fn set_rule(&mut self, _: u16, _: &Rule) -> anyhow::Result<()> {
+            Ok(())
+        }
+        fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
+            self.tables.lock().unwrap().insert(*key, *table);
+            Ok(())
+        }
+        fn remove_table(&mut self, key: &FileKey) {
+            drop(self.gate.lock().unwrap());
+            self.tables.lock().unwrap().remove(key);
+        }
+        fn table(&self, key: &FileKey) -> Option<Table> {
+            self.tables.lock().unwrap().get(key).copied()
+        }
+        fn tables(&self) -> Vec<(FileKey, Table)> {
+            self.tables.lock().unwrap().iter().map(|(key, table)| (*key, *table)).collect()
+        }
+    }
+
+    #[test]
+    fn a_file_whose_request_was_dropped_can_be_asked_for_again() {
+        let kernel = Gated::default();
+        let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+        let shut = kernel.gate.lock().unwrap();
+        let asked = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+        for inode in 1..=QUEUE as u64 + 50 {
+            let key = FileKey { inode, ..FileKey::VDSO };
+            kernel.tables.lock().unwrap().insert(key, asked);
+            // No process has this number: whoever is answered is forgotten, too.
+            builder.request(TableRequest { key, address: 4096, pid: u32::MAX, unused: 0 });
+        }
+        drop(shut);
+        let begin = Instant::now();
+        let left = || kernel.tables().iter().filter(|(_, table)| table.state == TABLE_ASKED).count();
+        while left() > 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "{} are asked for ever", left());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let losses = builder.stop().losses;
+        assert!((49..=50).contains(&losses["unwind_queue"]), "{losses:?}");
+        assert!(losses["unwind_process_gone"] >= QUEUE as u64);
+    }
 }

@@ -98,6 +98,11 @@ impl<K: Kernel> Tables<K> {
     /// Takes back that the file was asked for, so that it can be asked for again.
     pub(super) fn forget(&mut self, key: &FileKey, reason: &'static str) {
         self.lose(reason);
+        self.take_back(key);
+    }
+
+    /// The same of one that nobody looked at.
+    pub(super) fn take_back(&mut self, key: &FileKey) {
         self.kernel.remove_table(key);
     }
 

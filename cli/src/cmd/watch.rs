@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_agent::model::{Event, Kind, Losses};
-use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::sync::mpsc;
 
@@ -36,6 +36,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         dns_timeout: args.dns_timeout,
         node: context.node(),
         state_dir: None,
+        growth: GrowthMode::Auto,
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 

@@ -9,6 +9,7 @@ use podopsy_agent::model::profile::Frame;
 use podopsy_agent::model::{Detail, Event};
 use podopsy_agent::oom::verdict;
 
+use super::growth;
 use super::oom::{how, level, pod, resident};
 use super::table::{cut, field, pad};
 use super::units;
@@ -42,6 +43,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("container", &container(event, incident))?;
     put("runtime", &runtime(event, incident))?;
     put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;
+    put("growth", &incident.growth.as_ref().map(growth::text).unwrap_or_default())?;
     put("levels", &levels(&incident.levels))?;
     put("processes", &incident.processes.as_ref().map(processes).unwrap_or_default())?;
     put("stack", &stack(event))?;
@@ -327,6 +329,8 @@ mod tests {
             "trigger      worker-7[1207] thread 1209 asked for memory, and is not the victim",
             "4.0 MiB → 63.0 MiB in 59 s; anon 97 %",
             "+1.0 MiB/s",
+            "growth       remember_request took 94 % of the page faults itself (/bin/leaker)",
+            " 94 % remember_request ← handle_request ← serve_until_killed ← main",
             "40 processes, as the killer saw them",
             "← victim",
             "and 32 more with 32.0 MiB together",

@@ -3,6 +3,7 @@
 pub mod autopsy;
 pub mod doctor;
 pub mod event;
+pub mod growth;
 pub mod inspect;
 pub mod oom;
 pub mod pods;

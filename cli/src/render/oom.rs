@@ -248,6 +248,7 @@ pub mod tests {
                 growth_bytes_per_second: Some(MIB as f64),
                 pressure: Some(0.03),
             }),
+            growth: Some(super::super::growth::tests::profile()),
             qos: Some("Burstable".into()),
             runtime: Some(RuntimeView {
                 state: "running".into(),

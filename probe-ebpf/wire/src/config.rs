@@ -13,6 +13,9 @@ pub const SCOPE_CGROUPS: u32 = 1;
 /// Sample the process ids in the map `TARGETS`.
 pub const SCOPE_PROCESS: u32 = 2;
 
+/// `Config::sample_budget` is for 2^this ns: 134 ms.
+pub const BUDGET_SHIFT: u32 = 27;
+
 /// Byte offsets in kernel structures, from BTF; [`ABSENT`] where there is no such member.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +91,10 @@ pub struct Config {
     pub dns_answers: u32,
     /// `SCOPE_*`.
     pub scope: u32,
+    /// Samples that a CPU may take in a [`BUDGET_SHIFT`] of time; 0: as many as come.
+    pub sample_budget: u32,
     /// Server ports that carry DNS, host byte order; 0: unused slot.
     pub dns_ports: [u16; DNS_PORTS_MAX],
 }
 
-const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4 + 2 * DNS_PORTS_MAX);
+const _: () = assert!(size_of::<Config>() == 27 * 4 + 4 * 4 + 2 * DNS_PORTS_MAX);

@@ -15,7 +15,7 @@ mod signal;
 mod task;
 mod unwind;
 
-pub use config::{ABSENT, Config, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+pub use config::{ABSENT, BUDGET_SHIFT, Config, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use dns::{
     DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
     STATE_WAITING, SocketError,

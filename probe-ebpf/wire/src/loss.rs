@@ -42,10 +42,12 @@ pub enum Loss {
     SigkillByKernel = 17,
     /// Not a loss but a measure: SIGKILLs that processes of one memory cgroup sent each other, which are not told.
     SigkillOwn = 18,
+    /// A sample was over the CPU's budget (`Config::sample_budget`).
+    SampleThrottled = 19,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 19] = [
+pub const LOSSES: [&str; 20] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -65,4 +67,5 @@ pub const LOSSES: [&str; 19] = [
     "sigkill_ring",
     "sigkill_by_kernel",
     "sigkill_own",
+    "sample_throttled",
 ];

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
-use podopsy_agent::recorder::{Options, Recorder};
+use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -107,6 +107,7 @@ pub fn options() -> Options {
         dns_timeout: Duration::from_secs(1),
         node: "test-node".to_owned(),
         state_dir: None,
+        growth: GrowthMode::Auto,
     }
 }
 

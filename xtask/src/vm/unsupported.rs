@@ -32,6 +32,7 @@ const LIST: &[Entry] = &[
     Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "harness::*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
 ];

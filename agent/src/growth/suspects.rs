@@ -1,0 +1,203 @@
+//! Whom to sample: containers that were OOM-killed, and those whose memory grows towards their limit.
+//!
+//! Must not know: cgroupfs, probes. Sampling everybody with whole stacks would cost a node more than it is worth; those
+//! few who may be killed are known before, or by their first kill.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use crate::memory::Trend;
+
+/// Containers that are sampled at a time.
+pub const SUSPECTS_MAX: usize = 16;
+/// Containers that were killed and are remembered; past that, the one killed longest ago is forgotten.
+const KILLED_MAX: usize = 256;
+/// A container that has stopped to grow stays a suspect for so long: leaks pause.
+const LINGER: Duration = Duration::from_secs(600);
+/// Growing is: at this rate the limit is met within so long …
+const LIMIT_WITHIN: Duration = Duration::from_secs(1800);
+/// … and this share of it is held already, so that a start is no suspicion.
+const HELD_SHARE: f64 = 0.25;
+
+/// What stays the same when a container restarts: its pod's uid and its name.
+pub type Key = (String, String);
+
+/// A container that runs.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub id: u64,
+    /// None: not known, or not yet.
+    pub key: Option<Key>,
+    pub trend: Option<Trend>,
+}
+
+/// Cgroup ids to sample from now on, and no longer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub added: Vec<u64>,
+    pub removed: Vec<u64>,
+}
+
+/// Those who are sampled, and why.
+#[derive(Debug, Default)]
+pub struct Suspects {
+    /// Containers that were killed, and the number of the kill.
+    killed: HashMap<Key, u64>,
+    kills: u64,
+    /// Cgroup id → when it was last worth it.
+    current: HashMap<u64, Duration>,
+    left_out: u64,
+}
+
+impl Suspects {
+    /// A container was OOM-killed: its next life is sampled from the start.
+    pub fn killed(&mut self, key: Key) {
+        self.kills += 1;
+        self.killed.insert(key, self.kills);
+        if self.killed.len() > KILLED_MAX
+            && let Some(oldest) =
+                self.killed.iter().min_by_key(|(_, kill)| **kill).map(|(key, _)| key.clone())
+        {
+            self.killed.remove(&oldest);
+        }
+    }
+
+    /// True when names matter: without a kill, suspicion is by curve only.
+    pub fn remembers_kills(&self) -> bool {
+        !self.killed.is_empty()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.current.is_empty()
+    }
+
+    /// Suspects that were not sampled because there were too many: the most there were at a time.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Chooses among all that run, at a time since any start.
+    pub fn choose(&mut self, running: &[Candidate], now: Duration) -> Changes {
+        // The most urgent first: killed before (by the newest kill), then by the time that is left.
+        let mut ranked: Vec<(f64, u64)> = Vec::new();
+        for one in running {
+            let kill = one.key.as_ref().and_then(|key| self.killed.get(key));
+            let left = one.trend.as_ref().and_then(time_left);
+            if kill.is_some() || left.is_some() {
+                self.current.entry(one.id).and_modify(|seen| *seen = now);
+            }
+            let lingers = self.current.get(&one.id).is_some_and(|seen| now.saturating_sub(*seen) < LINGER);
+            let rank = match (kill, left) {
+                (Some(kill), _) => -(*kill as f64),
+                (None, Some(left)) => left.as_secs_f64(),
+                (None, None) if lingers => f64::MAX,
+                (None, None) => continue,
+            };
+            ranked.push((rank, one.id));
+        }
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        self.left_out = self.left_out.max(ranked.len().saturating_sub(SUSPECTS_MAX) as u64);
+        ranked.truncate(SUSPECTS_MAX);
+        let chosen: HashSet<u64> = ranked.into_iter().map(|(_, id)| id).collect();
+        let mut changes = Changes::default();
+        self.current.retain(|id, _| {
+            chosen.contains(id) || {
+                changes.removed.push(*id);
+                false
+            }
+        });
+        for id in chosen {
+            if self.current.insert(id, self.current.get(&id).copied().unwrap_or(now)).is_none() {
+                changes.added.push(id);
+            }
+        }
+        changes
+    }
+}
+
+/// Until the limit is met at this rate; None: that is not in sight.
+fn time_left(trend: &Trend) -> Option<Duration> {
+    let limit = trend.limit_bytes? as f64;
+    let held = trend.held_bytes as f64;
+    if trend.bytes_per_second <= 0.0 || held < limit * HELD_SHARE {
+        return None;
+    }
+    let left = Duration::try_from_secs_f64(((limit - held) / trend.bytes_per_second).max(0.0)).ok()?;
+    (left <= LIMIT_WITHIN).then_some(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn container(id: u64, held: u64, rate: f64) -> Candidate {
+        let trend = Trend { held_bytes: held * MIB, bytes_per_second: rate, limit_bytes: Some(64 * MIB) };
+        Candidate { id, key: None, trend: Some(trend) }
+    }
+
+    fn named(id: u64, name: &str) -> Candidate {
+        Candidate { id, key: Some(("uid".into(), name.into())), trend: None }
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn who_grows_towards_the_limit_is_a_suspect_and_stays_one_for_a_while() {
+        let mut suspects = Suspects::default();
+        let young = container(1, 8, 1e6);
+        let slow = container(2, 32, 100.0);
+        let flat = container(3, 60, 0.0);
+        let leak = container(4, 20, 1e5);
+        let unlimited = Candidate {
+            trend: leak.trend.map(|trend| Trend { limit_bytes: None, ..trend }),
+            ..container(5, 20, 1e5)
+        };
+        let all = [young, slow, flat, leak, unlimited];
+        assert_eq!(suspects.choose(&all, seconds(1)), Changes { added: vec![4], removed: vec![] });
+        assert_eq!(suspects.choose(&all, seconds(2)), Changes::default());
+        let paused = [container(4, 20, 0.0)];
+        assert_eq!(suspects.choose(&paused, seconds(500)), Changes::default());
+        assert_eq!(suspects.choose(&paused, seconds(700)), Changes { added: vec![], removed: vec![4] });
+    }
+
+    #[test]
+    fn who_was_killed_is_sampled_in_its_next_life_from_the_start() {
+        let mut suspects = Suspects::default();
+        assert!(!suspects.remembers_kills());
+        assert_eq!(suspects.choose(&[named(1, "api"), named(2, "web")], seconds(1)), Changes::default());
+        suspects.killed(("uid".into(), "api".into()));
+        assert!(suspects.remembers_kills());
+        let next = suspects.choose(&[named(3, "api"), named(2, "web")], seconds(2));
+        assert_eq!(next, Changes { added: vec![3], removed: vec![] });
+        // It is gone, and its successor takes its place.
+        let next = suspects.choose(&[named(4, "api")], seconds(3));
+        assert_eq!(next, Changes { added: vec![4], removed: vec![3] });
+    }
+
+    #[test]
+    fn there_are_never_too_many_and_the_most_urgent_are_taken() {
+        let mut suspects = Suspects::default();
+        let mut all: Vec<_> = (1..=30).map(|id| container(id, 32, 2e4 * id as f64)).collect();
+        let first = suspects.choose(&all, seconds(1));
+        assert_eq!((first.added.len(), suspects.left_out()), (SUSPECTS_MAX, 14));
+        assert!(first.added.iter().all(|id| *id > 14), "{:?}", first.added);
+        suspects.killed(("uid".into(), "api".into()));
+        all.push(named(99, "api"));
+        let next = suspects.choose(&all, seconds(2));
+        assert_eq!(next, Changes { added: vec![99], removed: vec![15] });
+    }
+
+    #[test]
+    fn the_memory_of_kills_is_bounded() {
+        let mut suspects = Suspects::default();
+        for number in 0..1000 {
+            suspects.killed(("uid".into(), number.to_string()));
+        }
+        assert_eq!(suspects.killed.len(), KILLED_MAX);
+        assert!(suspects.killed.contains_key(&("uid".to_owned(), "999".to_owned())));
+    }
+}
