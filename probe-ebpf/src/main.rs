@@ -4,15 +4,19 @@
 //! (identity, stacks, clocks), and hand it over; what cannot be handed over is counted.
 #![no_std]
 #![no_main]
+// `dns_counts::add`.
+#![feature(asm_experimental_arch)]
 
 mod arch;
 mod dns;
+mod dns_counts;
 mod exec;
 mod mapping;
 mod maps;
 mod oncpu;
 mod oom;
 mod packet;
+mod stream;
 mod task;
 mod unwind;
 

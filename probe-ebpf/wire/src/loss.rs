@@ -14,8 +14,9 @@ pub enum Loss {
     DnsInFlight = 3,
     /// A message on a DNS port was shorter than a DNS header.
     DnsShort = 4,
-    /// A TCP segment to a DNS server did not start with a DNS message.
-    DnsTcpSegment = 5,
+    /// Where a DNS message begins in a TCP stream was not known: a gap in it, no length that could be one, or more
+    /// messages in a segment than are followed.
+    DnsTcpUnparsed = 5,
     /// The first fragment of a fragmented answer: its length is not known.
     DnsFragment = 6,
     /// The asker was not known at the time of the query.
@@ -36,16 +37,20 @@ pub enum Loss {
     ExecRing = 14,
     /// A wish for an unwind table found the ring `TABLE_REQUESTS` or the map `TABLES` full.
     UnwindRequest = 15,
+    /// A DNS record that was due found its container's token bucket empty; `DnsCounters` says whose.
+    DnsThrottled = 16,
+    /// A container found no place in the map `DNS_COUNTERS`: its lookups are not in the counts.
+    DnsCounters = 17,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 16] = [
+pub const LOSSES: [&str; 18] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
     "dns_in_flight",
     "dns_short",
-    "dns_tcp_segment",
+    "dns_tcp_unparsed",
     "dns_fragment",
     "dns_asker",
     "oncpu_ring",
@@ -56,4 +61,6 @@ pub const LOSSES: [&str; 16] = [
     "dns_removed",
     "exec_ring",
     "unwind_request",
+    "dns_throttled",
+    "dns_counters_full",
 ];
