@@ -23,6 +23,7 @@ pub mod attach;
 pub mod clock;
 pub mod decode;
 pub mod doctor;
+pub mod duration;
 pub mod export;
 pub mod kernel_log;
 pub mod memory;

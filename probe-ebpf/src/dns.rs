@@ -16,7 +16,6 @@ use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock_addr, kprobe, raw_tracepoint},
     programs::{ProbeContext, RawTracePointContext, SkBuffContext, SockAddrContext},
 };
-use aya_log_ebpf::debug;
 use podopsy_wire::{
     DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, SocketError, Task,
     WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
@@ -85,7 +84,7 @@ fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
         bytes: InPacket { ctx, at },
     };
     let header = message.header()?;
-    take(ctx, &message, &header, direction)
+    take(&message, &header, direction)
 }
 
 #[inline(always)]
@@ -103,14 +102,14 @@ fn tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
             let message = Message { server, port, protocol, cookie, size, available, bytes };
             let header = message.header()?;
             if stream::believe(stream, direction, header.flags, header.questions) {
-                let _ = take(ctx, &message, &header, direction);
+                let _ = take(&message, &header, direction);
             }
         }
         Place::Held(at) => {
             let message = Message { server, port, protocol, cookie, size, available, bytes: Held(at) };
             let header = message.header()?;
             if stream::believe(stream, direction, header.flags, header.questions) {
-                let _ = take(ctx, &message, &header, direction);
+                let _ = take(&message, &header, direction);
             }
         }
     }
@@ -232,22 +231,17 @@ impl<B: Bytes> Message<B> {
 /// Only queries go to a server and only responses come from one; what a server on this node sends and gets is the
 /// other end of the same packets, and goes by the ports of its clients.
 #[inline(always)]
-fn take<B: Bytes>(
-    ctx: &SkBuffContext,
-    message: &Message<B>,
-    header: &Header,
-    direction: Direction,
-) -> Option<()> {
+fn take<B: Bytes>(message: &Message<B>, header: &Header, direction: Direction) -> Option<()> {
     match direction {
-        Direction::Query if !header.is_response() => query(ctx, message, header),
+        Direction::Query if !header.is_response() => query(message, header),
         Direction::Answer if header.is_response() => answer(message, header),
         _ => None,
     }
 }
 
-/// Remembers a query.
+/// Remembers a query. Logs nothing: the log's calls must not be where tail calls are (`task::comm`).
 #[inline(always)]
-fn query<B: Bytes>(ctx: &SkBuffContext, message: &Message<B>, header: &Header) -> Option<()> {
+fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
     let key = message.key(header.id);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -290,7 +284,6 @@ fn query<B: Bytes>(ctx: &SkBuffContext, message: &Message<B>, header: &Header) -
         let question = (&raw mut (*pending).question).cast();
         (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, room);
     }
-    debug!(ctx, "query {} from {}", header.id, asker.pid);
     Some(())
 }
 

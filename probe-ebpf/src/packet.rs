@@ -29,13 +29,16 @@ pub enum Direction {
     Answer,
 }
 
-/// The shortest IPv4 header and a UDP header: no packet that carries anything is shorter.
-type Head = [u8; 28];
+/// The shortest IPv4 header and a UDP header: no packet that carries anything is shorter. Aligned, so that it is read
+/// by words.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+struct Head([u8; 28]);
 
 /// None: not DNS.
 #[inline(always)]
 pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
-    let head: Head = ctx.load(0).ok()?;
+    let Head(head) = ctx.load(0).ok()?;
     let version = head[0] >> 4;
     let (protocol, transport, ports) = match version {
         4 => ipv4_transport(ctx, &head)?,
@@ -75,7 +78,7 @@ pub fn is_dns(port: u16) -> bool {
 type Transport = (u32, u32, [u8; 4]);
 
 #[inline(always)]
-fn ipv4_transport(ctx: &SkBuffContext, head: &Head) -> Option<Transport> {
+fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28]) -> Option<Transport> {
     let protocol = head[9] as u32;
     if protocol != UDP && protocol != TCP {
         return None;

@@ -35,6 +35,8 @@ fn answered_by(state: u32, message: &[u8]) -> DnsTransaction {
         time_ns: 3_000,
         message_size: message.len() as u32,
         message_len: message.len().min(DNS_MESSAGE_MAX) as u32,
+        why: 0,
+        unused: 0,
         message: [0; DNS_MESSAGE_MAX],
     };
     let len = record.message_len as usize;
