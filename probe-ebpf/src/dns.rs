@@ -339,9 +339,10 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         if sample != 0 && unsafe { bpf_get_prandom_u32() } % sample == 0 {
             why |= WHY_SAMPLE;
         }
-        if dns_setting!(answers) != 0 {
-            why |= WHY_ANSWER;
-        }
+    }
+    // Also of what is not plain: user space may find that it is a success after all.
+    if dns_setting!(answers) != 0 {
+        why |= WHY_ANSWER;
     }
     let is_due = !plain || why != 0;
     match dns_counts::of(cgroup_id, now) {

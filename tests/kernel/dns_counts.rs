@@ -103,6 +103,35 @@ fn successes_are_counted_to_the_last_one_for_the_client_alone() {
 }
 
 #[test]
+fn a_forwarder_that_asks_from_port_53_is_counted_once() {
+    let mut recording = Recording::start(Options { dns_answers: true, ..options() }, no_runtime());
+    in_own_network(|| {
+        // Both ports are a DNS server's: each packet goes by the ports of both hooks, at both ends.
+        let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
+        let forwarder = UdpSocket::bind("127.0.0.2:53").expect("bind the other port 53");
+        let mut buffer = [0; 1500];
+        for (name, answer) in [("forward.test", fine as fn(&[u8]) -> Vec<u8>), ("mark.test", nxdomain)] {
+            forwarder.send_to(&query(5, name, A), "127.0.0.1:53").expect("ask");
+            let (len, from) = server.recv_from(&mut buffer).expect("the query");
+            server.send_to(&answer(&buffer[..len]), from).expect("answer");
+            forwarder.recv(&mut buffer).expect("the answer");
+        }
+    });
+    recording.until("the mark", SOON, |seen| !transactions(seen, "mark.test").is_empty());
+    // Past the timeout: the other end's view would be a query without an answer.
+    recording.for_a_while(Duration::from_millis(2500));
+    let outcomes = |name: &str| -> Vec<Outcome> {
+        transactions(&recording.seen, name).iter().map(|(_, dns)| dns.outcome).collect()
+    };
+    assert_eq!(
+        (outcomes("forward.test"), outcomes("mark.test")),
+        (vec![Outcome::Noerror], vec![Outcome::Nxdomain])
+    );
+    let (event, _) = transactions(&recording.seen, "forward.test")[0];
+    assert_eq!(event.process.pid, std::process::id());
+}
+
+#[test]
 fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
     const FLOOD: u32 = 20_000;
     let (loud, quiet) = (MemoryCgroup::new("loud", MEMORY), MemoryCgroup::new("quiet", MEMORY));
