@@ -25,6 +25,7 @@ pub mod attach;
 pub mod clock;
 pub mod decode;
 pub mod doctor;
+pub mod duration;
 pub mod export;
 pub mod growth;
 pub mod kernel_log;

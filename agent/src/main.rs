@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use podopsy_agent::attach::DNS_TIMEOUT;
+use podopsy_agent::attach::dns_ports;
+use podopsy_agent::duration;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
@@ -31,9 +32,18 @@ struct Args {
     /// The container runtime's CRI v1 socket; the usual paths are tried otherwise
     #[arg(long, env = "PODOPSY_CRI_SOCKET", value_name = "PATH")]
     cri_socket: Option<PathBuf>,
-    /// A DNS query without an answer for this many seconds is a timeout
-    #[arg(long, value_name = "SECONDS", default_value_t = DNS_TIMEOUT.as_secs_f64(), value_parser = seconds)]
-    dns_timeout: f64,
+    /// A DNS query without an answer for this long is a timeout
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
+    dns_timeout: Duration,
+    /// Write answered DNS queries that took longer than this (200ms), too
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_dns_slow)]
+    dns_slow_over: Option<Duration>,
+    /// Write one answered DNS query in so many, too
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    dns_sample: u32,
+    /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
+    #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    dns_ports: Vec<u16>,
     /// Write answered DNS queries too, not only failures
     #[arg(long)]
     dns_answers: bool,
@@ -98,7 +108,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
         sigkill: if args.sigkill_host { Scope::AllProcesses } else { Scope::Containers },
         dns: true,
         dns_answers: args.dns_answers,
-        dns_timeout: Duration::from_secs_f64(args.dns_timeout),
+        dns_timeout: args.dns_timeout,
+        dns_slow_over: args.dns_slow_over,
+        dns_sample: args.dns_sample,
+        dns_ports: dns_ports(&args.dns_ports)?,
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
@@ -149,12 +162,5 @@ fn write(event: &Event) -> anyhow::Result<()> {
 fn keep(history: &mut Option<History>, event: &Event) {
     if let Some(Err(error)) = history.as_mut().map(|history| history.add(event)) {
         tracing::warn!("podopsy oom will not know this: {error:#}");
-    }
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("give seconds between 0.1 and 3600".to_owned()),
     }
 }

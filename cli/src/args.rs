@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use podopsy_agent::duration;
 use podopsy_agent::model::Target;
 use podopsy_agent::model::profile::Sampling;
 
-use crate::duration;
 use crate::exit::Said;
 use crate::output::Output;
 use crate::selector::Selector;
@@ -103,6 +103,18 @@ pub struct Watch {
     /// A lookup without an answer for this long is a timeout
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
     pub dns_timeout: Duration,
+
+    /// Show answered lookups that took longer, too
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_dns_slow)]
+    pub slow_over: Option<Duration>,
+
+    /// Show one answered lookup in so many, too
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub sample: u32,
+
+    /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
+    #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub dns_ports: Vec<u16>,
 
     /// Only events of pods in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
@@ -361,6 +373,7 @@ mod tests {
         for line in [
             "podopsy watch",
             "podopsy watch oom dns --all --dns-timeout 500ms --count 3 -d 30s -n finance -o json",
+            "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353",
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
             "podopsy pods -n x -l app=web -o wide",
@@ -387,6 +400,8 @@ mod tests {
             "podopsy inspect pid:0",
             "podopsy watch cpu",
             "podopsy watch --count 0",
+            "podopsy watch dns --slow-over 200",
+            "podopsy watch dns --dns-port 0",
             "podopsy pods -l =",
             "podopsy oom -n x show 3f2a-7",
             "podopsy oom --since 1",

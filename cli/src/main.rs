@@ -8,7 +8,7 @@
 //! | [`exit`] | the one place that decides the exit code |
 //!
 //! The rest are tools of those: [`context`] (global options), [`privilege`], [`signals`], [`output`]
-//! (files), [`process`] (/proc), [`selector`], [`duration`], [`terminal`].
+//! (files), [`process`] (/proc), [`selector`], [`terminal`].
 //!
 //! Must not know: aya, the wire's records, CRI, how cgroups are named.
 #![forbid(unsafe_code)]
@@ -16,7 +16,6 @@
 mod args;
 mod cmd;
 mod context;
-mod duration;
 mod exit;
 mod output;
 mod privilege;

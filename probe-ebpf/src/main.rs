@@ -4,9 +4,12 @@
 //! (identity, stacks, clocks), and hand it over; what cannot be handed over is counted.
 #![no_std]
 #![no_main]
+// `dns_counts::add`.
+#![feature(asm_experimental_arch)]
 
 mod arch;
 mod dns;
+mod dns_counts;
 mod exec;
 mod mapping;
 mod maps;
@@ -14,6 +17,7 @@ mod oncpu;
 mod oom;
 mod packet;
 mod signal;
+mod stream;
 mod task;
 mod unwind;
 

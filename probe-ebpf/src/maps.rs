@@ -5,18 +5,39 @@ use aya_ebpf::{
     macros::map,
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use podopsy_wire::{Config, DnsKey, DnsPending, LOSSES as NAMES, Layout, Loss, SCOPE_NODE, Task};
+use podopsy_wire::{
+    Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, LOSSES as NAMES, Layout, Loss,
+    SCOPE_NODE, Task,
+};
 
 /// Set by user space before the load.
 #[unsafe(no_mangle)]
-pub static CONFIG: Global<Config> = Global::new(Config {
-    layout: Layout::EMPTY,
-    victim_is_task: 0,
-    dns_answers: 0,
-    scope: SCOPE_NODE,
-    sample_budget: 0,
-    dns_ports: [53, 0, 0, 0],
+pub static CONFIG: Global<Config> =
+    Global::new(Config { layout: Layout::EMPTY, victim_is_task: 0, scope: SCOPE_NODE, sample_budget: 0 });
+
+/// Set by user space before the load.
+#[unsafe(no_mangle)]
+pub static DNS: Global<DnsConfig> = Global::new(DnsConfig {
+    ports: [53, 0, 0, 0],
+    answers: 0,
+    slow_us: 0,
+    sample: 0,
+    interval_us: 0,
+    burst: 0,
 });
+
+/// One field of the global `DNS`: `Global::load` copies all of it, and this runs for every packet of the node.
+macro_rules! dns_setting {
+    ($field:ident) => {
+        // SAFETY: a `Global` is its value and nothing else, and nobody writes it once the probes are loaded.
+        unsafe {
+            core::ptr::read_volatile(
+                &raw const (*(&raw const $crate::maps::DNS).cast::<podopsy_wire::DnsConfig>()).$field,
+            )
+        }
+    };
+}
+pub(crate) use dns_setting;
 
 /// [`podopsy_wire::OomRecord`]s. A storm of 145 kills fits before anyone reads.
 #[map]
@@ -42,6 +63,16 @@ pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_
 /// Who connected a TCP socket to a DNS server, by socket cookie: segments may be sent by a softirq.
 #[map]
 pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
+
+/// What is counted of each container's lookups, by memory cgroup id. Not per CPU and no LRU on purpose: on a
+/// machine of many CPUs the first is large, and the second evicts before it is full. User space takes out those
+/// that have long been idle.
+#[map]
+pub static DNS_COUNTERS: HashMap<u64, DnsCounters> = HashMap::with_max_entries(DNS_CONTAINERS_MAX, 0);
+
+/// Addresses (as in `DnsKey::server`) of resolvers that are known to speak HTTPS.
+#[map]
+pub static DNS_HTTPS: HashMap<[u32; 4], u8> = HashMap::with_max_entries(64, 0);
 
 /// Memory cgroup ids or process ids to sample, by `Config::scope`.
 #[map]

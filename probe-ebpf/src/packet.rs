@@ -1,11 +1,11 @@
-//! From an skb at the network layer to the DNS message in it: IPv4, IPv6, UDP, TCP.
+//! From an skb at the network layer to a datagram or segment of DNS: IPv4, IPv6, UDP, TCP.
 //!
-//! Runs for every packet of the node, so everything that is not DNS leaves after two loads.
+//! Runs for every packet of the node, so everything that is not DNS leaves after one load (IPv4) or two (IPv6).
 
 use aya_ebpf::programs::SkBuffContext;
-use podopsy_wire::{Config, Loss};
+use podopsy_wire::Loss;
 
-use crate::maps::count;
+use crate::maps::{count, dns_setting};
 
 pub const UDP: u32 = 17;
 pub const TCP: u32 = 6;
@@ -17,12 +17,8 @@ pub struct Packet {
     /// Host byte order.
     pub port: u16,
     pub protocol: u32,
-    /// Offset of the DNS header in the skb.
-    pub message: u32,
-    /// Length of the DNS message: of the datagram's payload, or as the TCP prefix says.
-    pub message_size: u32,
-    /// Bytes of it that are in this skb.
-    pub available: u32,
+    /// Offset of the UDP or TCP header in the skb.
+    pub transport: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,63 +29,75 @@ pub enum Direction {
     Answer,
 }
 
+/// The shortest IPv4 header and a UDP header: no packet that carries anything is shorter. Aligned, so that it is read
+/// by words.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+struct Head([u8; 28]);
+
 /// None: not DNS.
 #[inline(always)]
-pub fn parse(ctx: &SkBuffContext, config: &Config, direction: Direction) -> Option<Packet> {
-    let version: u8 = ctx.load(0).ok()?;
-    let (protocol, transport) = match version >> 4 {
-        4 => ipv4_transport(ctx, version)?,
-        6 => {
-            let next: u8 = ctx.load(6).ok()?;
-            ipv6_transport(ctx, next)?
-        }
+pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
+    let Head(head) = ctx.load(0).ok()?;
+    let version = head[0] >> 4;
+    let (protocol, transport, ports) = match version {
+        4 => ipv4_transport(ctx, &head)?,
+        6 => ipv6_transport(ctx, head[6])?,
         _ => return None,
     };
-    let ports: [u8; 4] = ctx.load(transport as usize).ok()?;
     let port = match direction {
         Direction::Query => u16::from_be_bytes([ports[2], ports[3]]),
         Direction::Answer => u16::from_be_bytes([ports[0], ports[1]]),
     };
-    if !is_dns(config, port) {
+    if !is_dns(port) {
         return None;
     }
     // Addresses: RFC 791 §3.1, RFC 8200 §3.
-    let server = match (version >> 4, direction) {
-        (4, Direction::Query) => [0, 0, MAPPED, ctx.load(16).ok()?],
-        (4, Direction::Answer) => [0, 0, MAPPED, ctx.load(12).ok()?],
+    let server = match (version, direction) {
+        (4, Direction::Query) => mapped(ctx.load(16).ok()?),
+        (4, Direction::Answer) => mapped(ctx.load(12).ok()?),
         (_, Direction::Query) => ctx.load(24).ok()?,
         (_, Direction::Answer) => ctx.load(8).ok()?,
     };
-    message(ctx, transport, protocol, server, port)
+    Some(Packet { server, port, protocol, transport })
 }
 
-/// The third word of `::ffff:a.b.c.d`, in network order.
-const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+/// `::ffff:a.b.c.d`, words in network order.
+#[inline(always)]
+pub fn mapped(address: u32) -> [u32; 4] {
+    [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), address]
+}
 
 #[inline(always)]
-fn ipv4_transport(ctx: &SkBuffContext, first: u8) -> Option<(u32, u32)> {
-    let protocol: u8 = ctx.load(9).ok()?;
-    let protocol = protocol as u32;
+pub fn is_dns(port: u16) -> bool {
+    let watched = dns_setting!(ports);
+    port != 0 && (port == watched[0] || port == watched[1] || port == watched[2] || port == watched[3])
+}
+
+/// Protocol, offset and ports.
+type Transport = (u32, u32, [u8; 4]);
+
+#[inline(always)]
+fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28]) -> Option<Transport> {
+    let protocol = head[9] as u32;
     if protocol != UDP && protocol != TCP {
         return None;
     }
-    // A later fragment has no ports. (A first one has; `message` counts it.)
-    let fragment: [u8; 2] = ctx.load(6).ok()?;
-    if u16::from_be_bytes(fragment) & 0x1fff != 0 {
+    // A later fragment has no ports. (A first one has; `datagram` counts it.)
+    if u16::from_be_bytes([head[6], head[7]]) & 0x1fff != 0 {
         return None;
     }
-    Some((protocol, (first & 0x0f) as u32 * 4))
-}
-
-#[inline(always)]
-pub fn is_dns(config: &Config, port: u16) -> bool {
-    let watched = &config.dns_ports;
-    port != 0 && (port == watched[0] || port == watched[1] || port == watched[2] || port == watched[3])
+    let offset = (head[0] & 0x0f) as u32 * 4;
+    let ports = match offset {
+        20 => [head[20], head[21], head[22], head[23]],
+        _ => ctx.load(offset as usize).ok()?,
+    };
+    Some((protocol, offset, ports))
 }
 
 /// Skips up to two extension headers (RFC 8200 §4); more than that, on a DNS packet, nobody sends.
 #[inline(always)]
-fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<(u32, u32)> {
+fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
     let mut next = first;
     let mut offset = 40u32;
     for _ in 0..2 {
@@ -113,45 +121,40 @@ fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<(u32, u32)> {
         }
     }
     let protocol = next as u32;
-    (protocol == UDP || protocol == TCP).then_some((protocol, offset))
+    if protocol != UDP && protocol != TCP {
+        return None;
+    }
+    Some((protocol, offset, ctx.load(offset as usize).ok()?))
+}
+
+/// Where the message of a datagram begins, its size, and how much of it is in this skb.
+#[inline(always)]
+pub fn datagram(ctx: &SkBuffContext, packet: &Packet) -> Option<(u32, u32, u32)> {
+    let length: [u8; 2] = ctx.load(packet.transport as usize + 4).ok()?;
+    let size = (u16::from_be_bytes(length) as u32).saturating_sub(8);
+    let at = packet.transport + 8;
+    let available = ctx.len().saturating_sub(at).min(size);
+    if available < size {
+        count(Loss::DnsFragment);
+    }
+    Some((at, size, available))
+}
+
+/// A TCP segment (RFC 9293 §3.1).
+pub struct Segment {
+    /// Sequence number of its first byte, or of the SYN.
+    pub sequence: u32,
+    pub is_first: bool,
+    /// Offset of its payload in the skb, and where that ends.
+    pub at: u32,
+    pub end: u32,
 }
 
 #[inline(always)]
-fn message(
-    ctx: &SkBuffContext,
-    transport: u32,
-    protocol: u32,
-    server: [u32; 4],
-    port: u16,
-) -> Option<Packet> {
-    let total = ctx.len();
-    if protocol == UDP {
-        let length: [u8; 2] = ctx.load(transport as usize + 4).ok()?;
-        let size = (u16::from_be_bytes(length) as u32).saturating_sub(8);
-        let message = transport + 8;
-        let available = total.saturating_sub(message).min(size);
-        if available < size {
-            count(Loss::DnsFragment);
-        }
-        return Some(Packet { server, port, protocol, message, message_size: size, available });
-    }
-    let offset: u8 = ctx.load(transport as usize + 12).ok()?;
-    let payload = transport + ((offset >> 4) as u32) * 4;
-    let carried = total.saturating_sub(payload);
-    // Handshakes and bare acknowledgements carry nothing.
-    if carried == 0 {
-        return None;
-    }
-    if carried < 2 {
-        count(Loss::DnsTcpSegment);
-        return None;
-    }
-    let prefix: [u8; 2] = ctx.load(payload as usize).ok()?;
-    let size = u16::from_be_bytes(prefix) as u32;
-    let available = (carried - 2).min(size);
-    if available < 12 {
-        count(Loss::DnsTcpSegment);
-        return None;
-    }
-    Some(Packet { server, port, protocol, message: payload + 2, message_size: size, available })
+pub fn segment(ctx: &SkBuffContext, packet: &Packet) -> Option<Segment> {
+    const SYN: u8 = 2;
+    let head: [u8; 14] = ctx.load(packet.transport as usize).ok()?;
+    let at = packet.transport + (head[12] >> 4) as u32 * 4;
+    let sequence = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    Some(Segment { sequence, is_first: head[13] & SYN != 0, at, end: ctx.len() })
 }

@@ -69,5 +69,8 @@ fn identify_thread(task: u64, leader: u64, at: &Layout) -> Task {
 
 #[inline(always)]
 fn comm(task: u64, at: &Layout) -> [u8; 16] {
-    read(task, at.task_comm).unwrap_or([0; 16])
+    // As words: LLVM calls memset for bytes, and before 6.0 a program with a call may not be a tail call's on arm64.
+    let [low, high] = read::<[u64; 2]>(task, at.task_comm).unwrap_or([0; 2]);
+    // SAFETY: the same sixteen bytes.
+    unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>([low, high]) }
 }

@@ -8,6 +8,7 @@
 //! | `demo` | [`demo`] | two real pods, recorded |
 //! | `test` | [`test`] | everything CI does |
 //! | `vm` | [`vm`] | the kernel tests on Debian's kernels |
+//! | `bench` | [`bench`] | what the probes cost |
 //! | `build-static` | [`statics`] | what goes into images |
 //! | `image` | [`image`] | static binaries, container image |
 //! | `tidy` | [`tidy`] | the rules that a tool can check |
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apt;
+pub mod bench;
 pub mod build_ebpf;
 pub mod demo;
 pub mod image;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build_ebpf, demo, image, setup, sh, statics, test, tidy, vm};
+use xtask::{bench, build_ebpf, demo, image, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "podopsy's chores", version)]
@@ -55,6 +55,11 @@ enum Command {
         #[arg(long, short, default_value_t = vm::JOBS as u8, value_parser = clap::value_parser!(u8).range(1..=16))]
         jobs: u8,
     },
+    /// Measure what the probes cost here (by hand: no test)
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Build static binaries, and print the folder they are in
     BuildStatic { what: statics::Statics },
     /// Build the static binaries, and the container image if docker or podman is here
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         Command::Demo { out } => demo::run(&out),
         Command::Test { filter, offline_only, this_kernel } => test::run(&filter, offline_only, this_kernel),
         Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
+        Command::Bench { what } => bench::run(&what),
         Command::BuildStatic { what } => statics::run(what),
         Command::Image { tag } => image::run(&tag),
         Command::Tidy => tidy::run(),

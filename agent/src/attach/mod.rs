@@ -2,6 +2,7 @@
 //!
 //! With [`crate::ring`] the only room that knows aya. Must not know: pods, events, output.
 
+mod batch;
 mod btf;
 mod dns;
 mod layout;
@@ -11,14 +12,13 @@ mod signal;
 mod unwind;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use aya::programs::perf_event::PerfEventLinkId;
 use aya::{Ebpf, EbpfLoader};
-use podopsy_wire::{Config, DNS_PORTS_MAX, Layout, SCOPE_NODE, UnwindLayout};
+use podopsy_wire::{Config, Layout, SCOPE_NODE, UnwindLayout};
 
-pub use dns::InFlight;
+pub use dns::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, InFlight, KernelCounts, Rate, dns_ports};
 pub use oncpu::{Scope, Targets};
 pub use signal::KernelKills;
 pub use unwind::KernelTables;
@@ -38,14 +38,6 @@ pub struct Wanted {
     pub sigkill: bool,
     pub dns: Option<DnsWanted>,
     pub oncpu: Option<OncpuWanted>,
-}
-
-#[derive(Clone, Debug)]
-pub struct DnsWanted {
-    /// Ship answered queries too.
-    pub answers: bool,
-    /// Server ports that carry DNS.
-    pub ports: [u16; DNS_PORTS_MAX],
 }
 
 #[derive(Clone, Debug)]
@@ -87,17 +79,19 @@ impl Probes {
         let config = Config {
             layout: shape.layout,
             victim_is_task: shape.victim_is_task.into(),
-            dns_answers: wanted.dns.as_ref().is_some_and(|dns| dns.answers).into(),
             scope: wanted.oncpu.as_ref().map_or(SCOPE_NODE, |oncpu| oncpu.scope.code()),
             sample_budget: wanted.oncpu.as_ref().map_or(0, |oncpu| oncpu.budget),
-            dns_ports: wanted.dns.as_ref().map_or(DNS_PORTS, |dns| dns.ports),
         };
         let words = config_words(&config);
         let signal_words = signal::layout(&btf).words();
+        let dns_words = dns::config_words(wanted.dns.as_ref());
         let log_level = log_level();
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        dns::size_maps(&mut loader);
+        let mut ebpf = loader
             .override_global("CONFIG", words.as_slice(), true)
             .override_global("SIGNAL_LAYOUT", signal_words.as_slice(), true)
+            .override_global("DNS", dns_words.as_slice(), true)
             .override_global("UNWIND_LAYOUT", unwind_words.as_slice(), true)
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
@@ -110,8 +104,8 @@ impl Probes {
             hooks
                 .push(signal::attach(&mut ebpf).map_err(|error| explain(error, "attach the sigkill probe"))?);
         }
-        if wanted.dns.is_some() {
-            let attached = dns::attach(&mut ebpf);
+        if let Some(dns) = &wanted.dns {
+            let attached = dns::attach(&mut ebpf, dns);
             let (hook, left_out) = attached.map_err(|error| explain(error, "attach the dns probe"))?;
             hooks.push(hook);
             degraded.extend(left_out);
@@ -174,6 +168,11 @@ impl Probes {
         KernelKills::new(map.context("the probes have no map SIGKILL_BY_KERNEL")?)
     }
 
+    /// What the kernel side counts of each container's lookups.
+    pub fn dns_counts(&mut self) -> anyhow::Result<KernelCounts> {
+        KernelCounts::new(self.ebpf.take_map("DNS_COUNTERS").context("the probes have no map DNS_COUNTERS")?)
+    }
+
     /// The maps that unwind tables go to; each can be taken once.
     pub fn unwind_tables(&mut self) -> anyhow::Result<KernelTables> {
         KernelTables::new(&mut self.ebpf)
@@ -208,11 +207,8 @@ fn log_level() -> u8 {
 
 /// `Config` as the words that it is made of, in memory order.
 fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
-    let Config { layout: at, victim_is_task, dns_answers, scope, sample_budget, dns_ports: ports } = *config;
+    let Config { layout: at, victim_is_task, scope, sample_budget } = *config;
     let Layout { mm_rss, .. } = at;
-    let pair = |low: u16, high: u16| {
-        u32::from_ne_bytes([low.to_ne_bytes(), high.to_ne_bytes()].concat().try_into().unwrap_or_default())
-    };
     [
         at.task_pid,
         at.task_tgid,
@@ -242,11 +238,8 @@ fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
         at.kernfs_node_name,
         at.kernfs_node_parent,
         victim_is_task,
-        dns_answers,
         scope,
         sample_budget,
-        pair(ports[0], ports[1]),
-        pair(ports[2], ports[3]),
     ]
 }
 
@@ -289,7 +282,7 @@ const STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed", 
 /// Tries every probe for real (loads, attaches, detaches), for `podopsy doctor`.
 pub async fn check() -> Vec<ProbeCheck> {
     let nothing = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };
-    let dns = DnsWanted { answers: false, ports: DNS_PORTS };
+    let dns = DnsWanted::default();
     let oncpu = OncpuWanted {
         scope: Scope::Node,
         sampling: Sampling::Cpu { frequency_hz: 1 },
@@ -319,13 +312,6 @@ pub async fn check() -> Vec<ProbeCheck> {
     };
     tries.into_iter().map(check).collect()
 }
-
-/// Server ports that carry DNS if nobody says otherwise; 0 is an unused slot.
-pub const DNS_PORTS: [u16; DNS_PORTS_MAX] = [53, 0, 0, 0];
-
-/// How long a query may wait before it is called a timeout, if nobody says otherwise: the resolver's
-/// own default (resolv.conf(5), `timeout`).
-pub const DNS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The root of the v2 hierarchy, where programs see every process: its own mount on hybrid hosts.
 fn cgroup2_root() -> anyhow::Result<PathBuf> {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use hickory_proto::op::{Message, Query};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
-use podopsy_wire::{DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT, SocketError};
+use podopsy_wire::{DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT, SocketError, WHY_SLOW};
 
 use super::fields::{BadRecord, Fields};
 use crate::model::event::Protocol;
@@ -56,6 +56,8 @@ pub fn record(bytes: &[u8]) -> Result<DnsMessage, BadRecord> {
         time_ns: fields.u64()?,
         message_size: fields.u32()?,
         message_len: fields.u32()?,
+        why: fields.u32()?,
+        unused: fields.u32()?,
         message: fields.array()?,
     };
     Ok(DnsMessage::Answered(Box::new(record)))
@@ -69,6 +71,7 @@ pub fn answered(record: &DnsRecord) -> DnsTransaction {
     let question = question(&record.pending);
     let mut transaction = transaction(&record.key, &record.pending, &question, record.time_ns);
     let judged = judge(message, is_whole, question.as_ref().ok());
+    transaction.slow = record.why & WHY_SLOW != 0;
     transaction.rcode = message.get(3).map(|flags| flags & 0x0f);
     transaction.outcome = match judged {
         // The client gave up on it long ago: that it came at all is the news.
@@ -111,6 +114,7 @@ fn transaction(
         rcode: None,
         sends: pending.sends,
         malformed,
+        slow: false,
     }
 }
 
@@ -174,8 +178,15 @@ fn judge(message: &[u8], is_whole: bool, asked: Option<&Question>) -> Result<Out
     let rcode = flags & 0x000f;
     // Servers may leave the question out when they refuse (RFC 1035 does not say; BIND does).
     if questions == 1 {
-        let answered = read_question(message)?;
-        if asked.is_some_and(|asked| asked.query != answered.query) {
+        let answered = match read_question(message) {
+            Ok(answered) => Some(answered),
+            // A segment may end in the middle of it (TCP).
+            Err(_) if !is_whole && message.len() < HEADER + DNS_QUESTION_MAX => None,
+            Err(reason) => return Err(reason),
+        };
+        if let Some(answered) = answered
+            && asked.is_some_and(|asked| asked.query != answered.query)
+        {
             return Err("it answers another question".to_owned());
         }
     } else if questions > 1 || rcode == 0 {

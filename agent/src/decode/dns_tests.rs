@@ -23,6 +23,10 @@ fn response(flags: u16, counts: [u16; 4], body: &[u8]) -> Vec<u8> {
 }
 
 fn answered_by(state: u32, message: &[u8]) -> DnsTransaction {
+    answered(&record_of(state, message))
+}
+
+fn record_of(state: u32, message: &[u8]) -> DnsRecord {
     let mut record = DnsRecord {
         key: DnsKey {
             cookie: 1,
@@ -35,11 +39,13 @@ fn answered_by(state: u32, message: &[u8]) -> DnsTransaction {
         time_ns: 3_000,
         message_size: message.len() as u32,
         message_len: message.len().min(DNS_MESSAGE_MAX) as u32,
+        why: 0,
+        unused: 0,
         message: [0; DNS_MESSAGE_MAX],
     };
     let len = record.message_len as usize;
     record.message[..len].copy_from_slice(&message[..len]);
-    answered(&record)
+    record
 }
 
 fn outcome(flags: u16, answers: u16, body: &[u8]) -> Outcome {
@@ -174,4 +180,27 @@ fn records_are_told_apart_by_size_and_short_ones_refused() {
     assert!(matches!(record(&[1; size_of::<SocketError>()]), Ok(DnsMessage::SocketError(_))));
     assert!(matches!(record(&[1; size_of::<DnsRecord>()]), Ok(DnsMessage::Answered(_))));
     assert!(record(&[1; 11]).is_err());
+}
+
+#[test]
+fn a_segment_that_ends_within_the_question_is_not_malformed() {
+    let whole = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
+    for len in [12, 13, 20, whole.len()] {
+        let mut record = record_of(STATE_WAITING, &whole[..len]);
+        // So much more was to come.
+        record.message_size = 900;
+        let transaction = answered(&record);
+        assert_eq!((transaction.outcome, transaction.malformed), (Outcome::Nxdomain, None), "{len}");
+    }
+    // A message that is whole has no excuse.
+    assert_eq!(answered(&record_of(STATE_WAITING, &whole[..20])).outcome, Outcome::Malformed);
+}
+
+#[test]
+fn what_the_kernel_side_found_slow_is_slow() {
+    let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
+    let mut record = record_of(STATE_WAITING, &message);
+    assert!(!answered(&record).slow);
+    record.why = WHY_SLOW;
+    assert!(answered(&record).slow);
 }

@@ -84,7 +84,7 @@ pub enum Kind {
     /// A DNS query had any outcome but an answer.
     #[serde(rename = "dns.failure")]
     DnsFailure,
-    /// A DNS query was answered (only when asked for: `watch dns --all`).
+    /// A DNS query was answered (only when asked for: `watch dns --all`, or `--slow-over` and it was slow).
     #[serde(rename = "dns.answer")]
     DnsAnswer,
     /// A process of a container was sent SIGKILL, by anyone but the OOM killer and its own container.
@@ -240,6 +240,9 @@ pub struct DnsTransaction {
     pub sends: u32,
     /// Why it is called malformed; null otherwise.
     pub malformed: Option<String>,
+    /// It took longer than was asked for as slow; never true if nobody asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slow: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

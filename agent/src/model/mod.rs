@@ -3,6 +3,7 @@
 //! Strings in here that came from a container, a kernel or a packet have already been through
 //! [`text`], so that no renderer can be made to emit a control sequence.
 
+pub mod dns;
 pub mod event;
 pub mod growth;
 pub mod incident;
@@ -13,6 +14,7 @@ pub mod sigkill;
 pub mod target;
 pub mod text;
 
+pub use dns::DnsCounts;
 pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
 pub use incident::Incident;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};

@@ -1,7 +1,7 @@
 //! Queries in flight: what stays too long becomes a timeout, what the network refused becomes unreachable.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podopsy_wire::{DnsKey, DnsPending, Loss, STATE_TIMED_OUT, STATE_WAITING, SocketError};
 
@@ -31,12 +31,18 @@ pub struct Flight {
     removed: u64,
     evicted: u64,
     errors_lost: u64,
+    /// An outage fills the map: looking takes a tenth of the time at most.
+    not_before: Instant,
 }
+
+/// Of the time, one part in so many goes to looking over the map.
+const PATIENCE: u32 = 10;
 
 impl Flight {
     pub fn new(map: InFlight, timeout: Duration) -> Flight {
         let timeout_ns = timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
-        Flight { map, timeout_ns, errors: VecDeque::new(), removed: 0, evicted: 0, errors_lost: 0 }
+        let errors = VecDeque::new();
+        Flight { map, timeout_ns, errors, removed: 0, evicted: 0, errors_lost: 0, not_before: Instant::now() }
     }
 
     /// The network told a socket that its server cannot be reached; the next sweep finds the queries.
@@ -48,8 +54,20 @@ impl Flight {
         self.errors.push_back(error);
     }
 
-    /// Looks once over the map. Costs a counter's read when no query is in flight.
+    /// Looks once over the map, unless the last look was long and not long ago. Costs a counter's read when no query
+    /// is in flight.
     pub fn sweep(&mut self, losses: &Losses) -> Vec<Ended> {
+        let begun = Instant::now();
+        if begun < self.not_before {
+            return Vec::new();
+        }
+        let ended = self.look(losses);
+        self.not_before = begun + begun.elapsed() * PATIENCE;
+        ended
+    }
+
+    /// The same, however long it takes.
+    pub fn look(&mut self, losses: &Losses) -> Vec<Ended> {
         // Read before the map is: what is inserted meanwhile is then seen as present, never as evicted.
         let inserted = losses.get(Loss::DnsInserted);
         let gone = losses.get(Loss::DnsRemoved) + self.removed + self.evicted;

@@ -4,6 +4,7 @@
 //! runtime. The queue between them is bounded, and what does not fit is counted.
 
 mod autopsy;
+mod counts;
 mod flight;
 mod growth;
 mod record;
@@ -18,10 +19,10 @@ use podopsy_wire::Loss;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, KernelKills, Wanted};
+use crate::attach::{DnsWanted, HTTPS_RESOLVERS, KernelKills, Rate, Wanted};
 use crate::clock::boot_now_ns;
 use crate::decode::{self, dns::DnsMessage};
-use crate::model::{Event, Losses, Outcome};
+use crate::model::{DnsCounts, Event, Losses, Outcome};
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
@@ -29,7 +30,8 @@ use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::ring;
 use crate::sigkill;
-use flight::Flight;
+use counts::Counts;
+use flight::{Ended, Flight};
 use growth::Growth;
 pub use growth::GrowthMode;
 use record::{Attribution, Record};
@@ -55,6 +57,12 @@ pub struct Options {
     pub dns_answers: bool,
     /// A query without an answer for this long is a timeout.
     pub dns_timeout: Duration,
+    /// Ship answers that took longer than this, too; they are `slow`.
+    pub dns_slow_over: Option<Duration>,
+    /// Ship one answered query in so many, too; 0: none.
+    pub dns_sample: u32,
+    /// Server ports that carry DNS, at most four; 0 is an unused slot.
+    pub dns_ports: [u16; 4],
     /// The node's name in events.
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
@@ -68,6 +76,8 @@ pub struct Options {
 pub struct Recorder {
     losses: Arc<Mutex<Losses>>,
     own_kills: Arc<AtomicU64>,
+    counts: counts::Shared,
+    pods: Arc<Pods>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -81,9 +91,14 @@ impl Recorder {
         let wanted = Wanted {
             oom: options.oom,
             sigkill: options.sigkill != sigkill::Scope::None,
-            dns: options
-                .dns
-                .then_some(DnsWanted { answers: options.dns_answers, ports: crate::attach::DNS_PORTS }),
+            dns: options.dns.then(|| DnsWanted {
+                answers: options.dns_answers,
+                slow_over: options.dns_slow_over,
+                sample: options.dns_sample,
+                ports: options.dns_ports,
+                rate: Rate::default(),
+                https: HTTPS_RESOLVERS.to_vec(),
+            }),
             oncpu: None,
         };
         let (mut probes, instruments) = growth::load(&wanted, options.growth)?;
@@ -94,6 +109,7 @@ impl Recorder {
         let stacks_unnamed = Arc::new(AtomicU64::new(0));
         let own_kills = Arc::new(AtomicU64::new(0));
         let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
+        let counts = Arc::new(Mutex::new(Counts::new(probes.dns_counts()?, Rate::default())));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let mut collector = Collector {
             oom: probes.ring("OOM_EVENTS")?,
@@ -111,7 +127,8 @@ impl Recorder {
             queue_full: 0,
             stacks_unnamed: stacks_unnamed.clone(),
             files_not_held: 0,
-            dns_answers: options.dns_answers,
+            counts: counts.clone(),
+            sweeps: 0,
             pods: pods.clone(),
             losses: losses.clone(),
             kills: 0,
@@ -131,6 +148,7 @@ impl Recorder {
             None => None,
         };
         collector.growth = growth.clone();
+        let (asked, counts_of) = (pods.clone(), counts);
         let attribution = Attribution {
             node: options.node,
             pods,
@@ -148,7 +166,9 @@ impl Recorder {
             drop(probes);
             result
         });
-        Ok((Recorder { losses, own_kills, stop: Some(stop), collect }, events))
+        let recorder =
+            Recorder { losses, own_kills, counts: counts_of, pods: asked, stop: Some(stop), collect };
+        Ok((recorder, events))
     }
 
     /// Losses of all stages since the start, by counter name.
@@ -159,6 +179,13 @@ impl Recorder {
     /// SIGKILLs that processes of one container (or of one cgroup of the host) sent each other: counted, not told.
     pub fn own_kills(&self) -> u64 {
         self.own_kills.load(Relaxed)
+    }
+
+    /// What each container's DNS queries came to since the start, successes included, with their owners: exact whether
+    /// they became events or not. Waits for the container runtime like any attribution; nothing is held up meanwhile.
+    /// A timeout is counted when it is told. Empty if DNS is not recorded.
+    pub async fn dns_counts(&self) -> Vec<DnsCounts> {
+        counts::attributed(&self.counts, &self.pods).await
     }
 
     /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:
@@ -209,7 +236,9 @@ struct Collector {
     queue_full: u64,
     stacks_unnamed: Arc<AtomicU64>,
     files_not_held: u64,
-    dns_answers: bool,
+    counts: counts::Shared,
+    /// Ticks of the sweep.
+    sweeps: u32,
     pods: Arc<Pods>,
     losses: Arc<Mutex<Losses>>,
     /// Victims that the probe saw.
@@ -233,7 +262,10 @@ impl Collector {
                 drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
                 drained = self.signals.drain(|bytes| signals.push(decode::sigkill(bytes))) => drained?,
                 _ = sweep.tick() => {
-                    self.sweep();
+                    self.kernel_kills();
+                    let ended = self.flight.sweep(&self.kernel_losses);
+                    self.end(ended);
+                    self.look_at_counts();
                     self.tally.look(self.kills, self.examiner.known_differences(), false);
                     self.sum_losses();
                 }
@@ -248,7 +280,9 @@ impl Collector {
         self.signals.drain_now(|bytes| signals.push(decode::sigkill(bytes)));
         signals.drain(..).for_each(|signal| self.sigkill(signal));
         self.hand_over(&mut oom, &mut dns);
-        self.sweep();
+        self.kernel_kills();
+        let ended = self.flight.look(&self.kernel_losses);
+        self.end(ended);
         self.tally.look(self.kills, self.examiner.known_differences(), true);
         self.sum_losses();
         Ok(())
@@ -291,7 +325,7 @@ impl Collector {
             Ok(DnsMessage::Answered(record)) => {
                 let transaction = decode::dns::answered(&record);
                 // The kernel side ships what it is not sure of: some of it turns out to be fine.
-                if transaction.outcome == Outcome::Noerror && !self.dns_answers {
+                if transaction.outcome == Outcome::Noerror && record.why == 0 {
                     return;
                 }
                 self.pass_on(Record::Dns {
@@ -313,16 +347,37 @@ impl Collector {
         }
     }
 
-    fn sweep(&mut self) {
+    /// What the OOM killer has not claimed by now was sent by another part of the kernel.
+    fn kernel_kills(&mut self) {
         for signal in self.kernel_kills.take(boot_now_ns()) {
             self.sigkill(Ok(decode::sigkill_record(&signal)));
         }
-        for ended in self.flight.sweep(&self.kernel_losses) {
+    }
+
+    fn end(&mut self, ended: Vec<Ended>) {
+        for ended in ended {
+            let cgroup_id = ended.pending.asker.cgroup_id;
+            let may_pass = self.counts.lock().is_ok_and(|mut counts| {
+                counts.unanswered(cgroup_id, ended.transaction.outcome, ended.time_ns)
+            });
+            if !may_pass {
+                continue;
+            }
             self.pass_on(Record::Dns {
                 asker: ended.pending.asker,
                 time_ns: ended.time_ns,
                 transaction: ended.transaction,
             });
+        }
+    }
+
+    /// Once a second: counts of a cgroup whose place the kernel side needs must not wait for someone who asks.
+    fn look_at_counts(&mut self) {
+        self.sweeps += 1;
+        if self.sweeps % 10 == 0
+            && let Ok(mut counts) = self.counts.lock()
+        {
+            counts.look();
         }
     }
 
@@ -336,6 +391,10 @@ impl Collector {
     fn sum_losses(&self) {
         let mut sum = self.kernel_losses.read();
         sum.extend(self.flight.losses());
+        if let Ok(counts) = self.counts.lock() {
+            sum.extend(counts.losses());
+            *sum.entry("dns_throttled".to_owned()).or_default() += counts.throttled();
+        }
         sum.extend(self.pods.status().losses);
         sum.extend(self.examiner.losses());
         sum.extend(self.tally.losses());

@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use podopsy_agent::attach::dns_ports;
 use podopsy_agent::model::{Event, Kind, Losses};
 use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
@@ -34,6 +35,9 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         dns,
         dns_answers: args.all,
         dns_timeout: args.dns_timeout,
+        dns_slow_over: args.slow_over,
+        dns_sample: args.sample,
+        dns_ports: dns_ports(&args.dns_ports)?,
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,

@@ -134,8 +134,9 @@ fn dns(transaction: &DnsTransaction) -> String {
         (None, outcome, _) => outcome.word().to_owned(),
     };
     let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };
+    let slow = if transaction.slow { ", slow" } else { "" };
     format!(
-        "{asked} → {became} after {} ({} {protocol}{sends})",
+        "{asked} → {became} after {} ({} {protocol}{sends}{slow})",
         units::nanoseconds(transaction.latency_ns),
         transaction.server
     )
@@ -202,6 +203,7 @@ mod tests {
             rcode: None,
             sends: 2,
             malformed: None,
+            slow: false,
         })
     }
 

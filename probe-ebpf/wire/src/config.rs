@@ -87,14 +87,29 @@ pub struct Config {
     pub layout: Layout,
     /// 1: `mark_victim` passes the task (6.9, and stable kernels that took it); 0: only its pid.
     pub victim_is_task: u32,
-    /// 1: ship answered queries too.
-    pub dns_answers: u32,
     /// `SCOPE_*`.
     pub scope: u32,
     /// Samples that a CPU may take in a [`BUDGET_SHIFT`] of time; 0: as many as come.
     pub sample_budget: u32,
-    /// Server ports that carry DNS, host byte order; 0: unused slot.
-    pub dns_ports: [u16; DNS_PORTS_MAX],
 }
 
-const _: () = assert!(size_of::<Config>() == 27 * 4 + 4 * 4 + 2 * DNS_PORTS_MAX);
+/// The probes' read-only global `DNS`: apart, because every packet of the node asks for the ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Server ports that carry DNS, host byte order; 0: unused slot.
+    pub ports: [u16; DNS_PORTS_MAX],
+    /// 1: ship answered queries too.
+    pub answers: u32,
+    /// Ship answers that took this long (µs) even if they are successes; 0: do not.
+    pub slow_us: u32,
+    /// Ship one success in so many; 0: none.
+    pub sample: u32,
+    /// Token bucket of each container: µs for one record to be paid for (0: no limit) …
+    pub interval_us: u32,
+    /// … and how many may come at once.
+    pub burst: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4);
+const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 5 * 4);

@@ -14,6 +14,13 @@ pub const STATE_WAITING: u32 = 0;
 /// User space has reported its timeout; an answer is late from now on.
 pub const STATE_TIMED_OUT: u32 = 1;
 
+/// Why a success was shipped: all were asked for …
+pub const WHY_ANSWER: u32 = 1;
+/// … it took longer than `DnsConfig::slow_us` (of a failure, too) …
+pub const WHY_SLOW: u32 = 2;
+/// … it was drawn, one in `DnsConfig::sample`. None of them: it is no plain success.
+pub const WHY_SAMPLE: u32 = 4;
+
 /// What makes an answer belong to a query. The server is part of it: some clients send one id to
 /// several servers from one socket.
 #[repr(C)]
@@ -79,6 +86,9 @@ pub struct DnsRecord {
     pub message_size: u32,
     /// Valid bytes in `message`.
     pub message_len: u32,
+    /// `WHY_*`.
+    pub why: u32,
+    pub unused: u32,
     /// The response, from its header on.
     pub message: [u8; DNS_MESSAGE_MAX],
 }
@@ -96,5 +106,5 @@ pub struct SocketError {
 
 const _: () = assert!(size_of::<DnsKey>() == 32);
 const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 4 + 264);
-const _: () = assert!(size_of::<DnsRecord>() == 32 + 336 + 16 + 512);
+const _: () = assert!(size_of::<DnsRecord>() == 32 + 336 + 24 + 512);
 const _: () = assert!(size_of::<SocketError>() == 24);

@@ -7,6 +7,7 @@
 
 mod config;
 mod dns;
+mod dns_counters;
 mod exec;
 mod loss;
 mod oncpu;
@@ -15,10 +16,14 @@ mod signal;
 mod task;
 mod unwind;
 
-pub use config::{ABSENT, BUDGET_SHIFT, Config, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use dns::{
     DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
-    STATE_WAITING, SocketError,
+    STATE_WAITING, SocketError, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+};
+pub use dns_counters::{
+    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
+    ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DnsCounters,
 };
 pub use exec::Exec;
 pub use loss::{LOSSES, Loss};

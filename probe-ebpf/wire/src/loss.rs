@@ -14,8 +14,9 @@ pub enum Loss {
     DnsInFlight = 3,
     /// A message on a DNS port was shorter than a DNS header.
     DnsShort = 4,
-    /// A TCP segment to a DNS server did not start with a DNS message.
-    DnsTcpSegment = 5,
+    /// Where a DNS message begins in a TCP stream was not known: a gap in it, no length that could be one, or more
+    /// messages in a segment than are followed.
+    DnsTcpUnparsed = 5,
     /// The first fragment of a fragmented answer: its length is not known.
     DnsFragment = 6,
     /// The asker was not known at the time of the query.
@@ -44,16 +45,20 @@ pub enum Loss {
     SigkillOwn = 18,
     /// A sample was over the CPU's budget (`Config::sample_budget`).
     SampleThrottled = 19,
+    /// A DNS record that was due found its container's token bucket empty; `DnsCounters` says whose.
+    DnsThrottled = 20,
+    /// A container found no place in the map `DNS_COUNTERS`: its lookups are not in the counts.
+    DnsCounters = 21,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 20] = [
+pub const LOSSES: [&str; 22] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
     "dns_in_flight",
     "dns_short",
-    "dns_tcp_segment",
+    "dns_tcp_unparsed",
     "dns_fragment",
     "dns_asker",
     "oncpu_ring",
@@ -68,4 +73,6 @@ pub const LOSSES: [&str; 20] = [
     "sigkill_by_kernel",
     "sigkill_own",
     "sample_throttled",
+    "dns_throttled",
+    "dns_counters_full",
 ];

@@ -87,6 +87,18 @@ impl Recording {
         }
     }
 
+    /// What each container's queries came to so far.
+    pub fn dns_counts(&self) -> Vec<podopsy_agent::model::DnsCounts> {
+        let recorder = self.recorder.as_ref().expect("it runs until it is stopped");
+        self.runtime.block_on(recorder.dns_counts())
+    }
+
+    /// Of one memory cgroup; nothing, if it has not asked yet.
+    pub fn dns_counts_of(&self, cgroup_id: u64) -> podopsy_agent::model::DnsCounts {
+        let counts = self.dns_counts().into_iter();
+        counts.rev().find(|counts| counts.owner.cgroup.id == cgroup_id).unwrap_or_default()
+    }
+
     /// Stops; the final losses.
     pub fn stop(mut self) -> (Vec<Event>, Losses) {
         let recorder = self.recorder.take().expect("it runs until it is stopped");
@@ -105,6 +117,9 @@ pub fn options() -> Options {
         dns: true,
         dns_answers: false,
         dns_timeout: Duration::from_secs(1),
+        dns_slow_over: None,
+        dns_sample: 0,
+        dns_ports: podopsy_agent::attach::DNS_PORTS,
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,

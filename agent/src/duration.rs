@@ -1,4 +1,4 @@
-//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`.
+//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`. Both binaries read them so.
 
 use std::time::Duration;
 
@@ -25,6 +25,11 @@ pub fn parse_sampling(text: &str) -> Result<Duration, String> {
 /// [`parse`], within reason for a resolver: how long a query may stay unanswered.
 pub fn parse_dns_timeout(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(300), "10ms", "5m")
+}
+
+/// [`parse`], within reason for an answer that is called slow.
+pub fn parse_dns_slow(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_millis(1), Duration::from_secs(3600), "1ms", "1h")
 }
 
 /// [`parse`], within reason for a call to the runtime.

@@ -1,0 +1,69 @@
+//! A whole hash map in a few system calls: `BPF_MAP_LOOKUP_BATCH` (5.6), which aya has not.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `<linux/bpf.h>`.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+/// Entries a call. The kernel refuses a call that has no room for all of one hash bucket: there are as many buckets as
+/// entries, so that none comes near it.
+const ENTRIES: usize = 512;
+/// Calls after which a map that changes all the time is left for the next look.
+const CALLS_MAX: usize = 4096;
+
+/// The part of `union bpf_attr` that batches use.
+#[repr(C)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Everything in the map; None: this kernel does not know how, and one entry after the other will do.
+///
+/// `K` and `V` must be of the sizes that the map was made with.
+pub fn entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> Option<Vec<(K, V)>> {
+    let mut keys: Vec<K> = Vec::with_capacity(ENTRIES);
+    // The kernel rounds values up to 8 bytes: all of ours are such.
+    const { assert!(size_of::<V>() % 8 == 0) };
+    let mut values: Vec<V> = Vec::with_capacity(ENTRIES);
+    let mut all = Vec::new();
+    // The bucket to go on with: a hash map's cursor is 4 bytes.
+    let (mut from, mut to) = (0u64, 0u64);
+    for call in 0..CALLS_MAX {
+        let mut attributes = Attributes {
+            in_batch: if call == 0 { 0 } else { (&raw const from) as u64 },
+            out_batch: (&raw mut to) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: ENTRIES as u32,
+            map_fd: map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes name buffers with room for `count` entries, which live until the call is over.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size_of::<Attributes>())
+        };
+        let is_last = result < 0;
+        if is_last && std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT) {
+            return None;
+        }
+        let count = (attributes.count as usize).min(ENTRIES);
+        // SAFETY: the kernel has written so many of each, and of `Pod` any bytes are one.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        all.extend(keys.drain(..).zip(values.drain(..)));
+        if is_last {
+            break;
+        }
+        from = to;
+    }
+    Some(all)
+}

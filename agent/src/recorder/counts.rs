@@ -1,0 +1,221 @@
+//! Each container's DNS counts: the kernel side's, what only user space knows (timeouts), and the bound on both's events.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use podopsy_wire::{
+    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
+    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DnsCounters,
+};
+
+use crate::attach::{KernelCounts, Rate};
+use crate::model::dns::{DnsCounts, Latencies, NotVisible};
+use crate::model::{Outcome, Owner};
+use crate::pods::Pods;
+
+/// Cgroups remembered, those that the kernel side has no place for any more included.
+const ACCOUNTS_MAX: usize = 2 * DNS_CONTAINERS_MAX as usize;
+
+/// Shared by the collector, which adds, and by whoever asks.
+pub type Shared = Arc<Mutex<Counts>>;
+
+/// All containers' counts.
+pub struct Counts {
+    kernel: KernelCounts,
+    rate: Rate,
+    accounts: HashMap<u64, Account>,
+    /// Events that timeouts were due and were not made.
+    throttled: u64,
+    forgotten: u64,
+    /// Looks so far: the clock of `Account::changed`.
+    looks: u64,
+}
+
+#[derive(Default)]
+struct Account {
+    /// What was counted in places that the cgroup has no more.
+    before: DnsCounts,
+    /// What its place held when it was last looked at.
+    now: Option<DnsCounters>,
+    timeouts: u64,
+    unreachable: u64,
+    throttled: u64,
+    /// The token bucket, as in `probe-ebpf/src/dns_counts.rs`.
+    paid_ns: u64,
+    changed: u64,
+}
+
+impl std::fmt::Debug for Counts {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(to, "Counts of {} cgroups", self.accounts.len())
+    }
+}
+
+impl Counts {
+    pub fn new(kernel: KernelCounts, rate: Rate) -> Counts {
+        Counts { kernel, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
+    }
+
+    /// Takes over what the kernel side has counted, and makes room for new cgroups if it is scarce.
+    pub fn look(&mut self) {
+        self.looks += 1;
+        let entries = self.kernel.entries();
+        let scarce = entries.len() > DNS_CONTAINERS_MAX as usize / 4 * 3;
+        for (id, counters) in entries {
+            let looks = self.looks;
+            let account = self.account(id);
+            if account.now.is_some_and(|now| now.since_ns != counters.since_ns) {
+                account.close();
+            }
+            if account.now != Some(counters) {
+                (account.now, account.changed) = (Some(counters), looks);
+            }
+        }
+        if scarce {
+            self.make_room();
+        }
+    }
+
+    /// Takes those out that have been idle the longest, a quarter of all; their counts stay.
+    fn make_room(&mut self) {
+        let mut idle: Vec<(u64, u64)> = self
+            .accounts
+            .iter()
+            .filter(|(_, account)| account.now.is_some() && account.changed < self.looks)
+            .map(|(id, account)| (account.changed, *id))
+            .collect();
+        idle.sort_unstable();
+        for (_, id) in idle.into_iter().take(DNS_CONTAINERS_MAX as usize / 4) {
+            if self.kernel.remove(id)
+                && let Some(account) = self.accounts.get_mut(&id)
+            {
+                account.close();
+            }
+        }
+    }
+
+    /// A query that nobody answered; true: it may become an event.
+    pub fn unanswered(&mut self, cgroup_id: u64, outcome: Outcome, now_ns: u64) -> bool {
+        let interval = u64::from(self.rate.interval_us()) * 1000;
+        let room = interval * u64::from(self.rate.burst.max(1));
+        let looks = self.looks;
+        let account = self.account(cgroup_id);
+        account.changed = looks;
+        match outcome {
+            Outcome::Unreachable => account.unreachable += 1,
+            _ => account.timeouts += 1,
+        }
+        let due = account.paid_ns.max(now_ns).saturating_add(interval);
+        if due <= now_ns.saturating_add(room) {
+            account.paid_ns = due;
+            return true;
+        }
+        account.throttled += 1;
+        self.throttled += 1;
+        false
+    }
+
+    fn account(&mut self, id: u64) -> &mut Account {
+        if self.accounts.len() >= ACCOUNTS_MAX && !self.accounts.contains_key(&id) {
+            // The kernel side's places are fewer: there is one without.
+            let idle =
+                self.accounts.iter().min_by_key(|(_, account)| (account.now.is_some(), account.changed));
+            if let Some(id) = idle.map(|(id, _)| *id) {
+                self.accounts.remove(&id);
+                self.forgotten += 1;
+            }
+        }
+        self.accounts.entry(id).or_default()
+    }
+
+    /// Events of timeouts that were not made, for the sum of losses.
+    pub fn throttled(&self) -> u64 {
+        self.throttled
+    }
+
+    /// What was lost here, by counter name.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        let lost = (self.forgotten > 0).then(|| ("dns_counts_forgotten".to_owned(), self.forgotten));
+        lost.into_iter().collect()
+    }
+
+    fn totals(&self) -> Vec<(u64, DnsCounts)> {
+        self.accounts.iter().map(|(id, account)| (*id, account.total())).collect()
+    }
+}
+
+impl Account {
+    /// The place is gone: what it held is kept.
+    fn close(&mut self) {
+        if let Some(now) = self.now.take() {
+            self.before.add(&read(&now));
+        }
+    }
+
+    fn total(&self) -> DnsCounts {
+        let mut total = self.before.clone();
+        if let Some(now) = &self.now {
+            total.add(&read(now));
+        }
+        for (outcome, count) in [(Outcome::Timeout, self.timeouts), (Outcome::Unreachable, self.unreachable)]
+        {
+            if count > 0 {
+                *total.outcomes.entry(outcome).or_default() += count;
+            }
+        }
+        total.events_dropped += self.throttled;
+        total
+    }
+}
+
+/// The kernel side's words.
+fn read(counters: &DnsCounters) -> DnsCounts {
+    let answers = &counters.answers;
+    let outcomes = [
+        (Outcome::Noerror, answers[ANSWER_NOERROR]),
+        (Outcome::Nodata, answers[ANSWER_NODATA]),
+        (Outcome::Truncated, answers[ANSWER_TRUNCATED]),
+        (Outcome::Formerr, answers[ANSWER_FORMERR]),
+        (Outcome::Servfail, answers[ANSWER_SERVFAIL]),
+        (Outcome::Nxdomain, answers[ANSWER_NXDOMAIN]),
+        (Outcome::Refused, answers[ANSWER_REFUSED]),
+        (Outcome::Other, answers[ANSWER_OTHER]),
+        (Outcome::Late, counters.late),
+    ];
+    DnsCounts {
+        owner: Owner::default(),
+        queries: counters.queries,
+        resends: counters.resends,
+        outcomes: outcomes.into_iter().filter(|(_, count)| *count > 0).collect(),
+        latency: Latencies { buckets: counters.latency.to_vec() },
+        events_dropped: counters.throttled + counters.ring_full,
+        not_visible: NotVisible { tls: counters.tls, https: counters.https },
+    }
+}
+
+/// The counts as they are now, with their owners: one entry a container, and one for each cgroup that is no container's.
+pub async fn attributed(counts: &Shared, pods: &Pods) -> Vec<DnsCounts> {
+    let totals = match counts.lock() {
+        Ok(mut counts) => {
+            counts.look();
+            counts.totals()
+        }
+        Err(_) => Vec::new(),
+    };
+    let mut containers: BTreeMap<String, DnsCounts> = BTreeMap::new();
+    for (id, mut total) in totals {
+        total.owner = pods.owner_of_cgroup(id).await;
+        // Zero is every cgroup that was not known; others may have no name, and are not the same for that.
+        let key = match &total.owner.container {
+            Some(container) => format!("container {}", container.id),
+            None => format!("cgroup {id}"),
+        };
+        match containers.get_mut(&key) {
+            Some(sum) => sum.add(&total),
+            None => {
+                containers.insert(key, total);
+            }
+        }
+    }
+    containers.into_values().collect()
+}

@@ -1,0 +1,410 @@
+//! `cargo xtask bench dns`: dnsperf against dnsmasq in a network namespace of their own, with and without the agent in
+//! turns; what a packet costs, by the kernel's own statistics; and failures and silence, counted on both sides.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::apt::{self, Package};
+use crate::sh;
+use crate::statics::{self, Statics};
+
+const PACKAGES: &[Package] = &[
+    Package { name: "dnsperf", why: "asks as fast as it can" },
+    Package { name: "dnsmasq-base", why: "answers" },
+    Package { name: "iproute2", why: "makes their network" },
+    Package { name: "bpftool", why: "reads what the kernel's statistics say of each program" },
+];
+const NETWORK: &str = "podopsy-bench";
+const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
+/// Queries that nobody answers.
+const SILENT: u32 = 100_000;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// How often each side is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// The agent to measure, instead of one built as it ships
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+}
+
+/// The command.
+pub fn run(options: &Options) -> Result<()> {
+    sh::need_root("bench dns", "loads the probes")?;
+    if PACKAGES.iter().any(|package| !is_there(package.name)) {
+        apt::install(PACKAGES)?;
+    }
+    let agent = match &options.agent {
+        Some(path) => path.clone(),
+        None => statics::build(Statics::Podopsy)?.join("podopsy-agent"),
+    };
+    let bench = Bench::new(agent)?;
+    bench.rates(options)?;
+    bench.costs(options.seconds)?;
+    bench.failures(options.seconds)?;
+    bench.silence()
+}
+
+fn is_there(package: &str) -> bool {
+    let program = match package {
+        "dnsmasq-base" => "dnsmasq",
+        "iproute2" => "ip",
+        name => name,
+    };
+    sh::which(program).is_some() || Path::new("/usr/sbin").join(program).is_file()
+}
+
+/// The network, the server and the folder with the questions; all are gone with it.
+struct Bench {
+    agent: PathBuf,
+    server: Child,
+    folder: PathBuf,
+}
+
+/// What dnsperf says at its end.
+struct Perf {
+    sent: u64,
+    lost: u64,
+    rate: f64,
+}
+
+impl Bench {
+    fn new(agent: PathBuf) -> Result<Bench> {
+        let folder = std::env::temp_dir().join(format!("podopsy-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).context("make a folder for the bench")?;
+        std::fs::write(folder.join("good"), "www.good.test A\nmail.good.test A\n")?;
+        std::fs::write(folder.join("bad"), "www.bad.test A\nmail.bad.test AAAA\n")?;
+        sh::run(Command::new("ip").args(["netns", "add", NETWORK]))?;
+        let started = sh::run(inside("ip").args(["link", "set", "lo", "up"])).and_then(|()| {
+            let mut server = inside("dnsmasq");
+            server.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null"]);
+            server.args(["--user=root", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces"]);
+            server.args(["--address=/good.test/192.0.2.1", "--local=/bad.test/"]);
+            sh::say(format_args!("$ {}", sh::show(&server)));
+            server.stdin(Stdio::null()).spawn().context("start dnsmasq")
+        });
+        let server = match started {
+            Ok(server) => server,
+            Err(error) => {
+                remove_network();
+                return Err(error);
+            }
+        };
+        let bench = Bench { agent, server, folder };
+        let end = Instant::now() + Duration::from_secs(10);
+        while bench.perf("good", 1)?.rate == 0.0 {
+            if Instant::now() > end {
+                bail!("dnsmasq does not answer");
+            }
+        }
+        Ok(bench)
+    }
+
+    fn perf(&self, questions: &str, seconds: u32) -> Result<Perf> {
+        let file = self.folder.join(questions);
+        let mut command = inside("dnsperf");
+        command.args(["-s", "127.0.0.1", "-c", "4", "-l", &seconds.to_string(), "-d"]).arg(file);
+        let text = sh::capture(&mut command)?;
+        let number = |name: &str| -> Result<f64> {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
+            let word = line.and_then(|rest| rest.split_whitespace().next());
+            word.and_then(|word| word.parse().ok())
+                .with_context(|| format!("dnsperf says no {name:?}\n{text}"))
+        };
+        Ok(Perf {
+            sent: number("Queries sent:")? as u64,
+            lost: number("Queries lost:")? as u64,
+            rate: number("Queries per second:")?,
+        })
+    }
+
+    /// Queries a second, with the agent and without, one after the other.
+    fn rates(&self, options: &Options) -> Result<()> {
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for round in 0..options.rounds {
+            // The order changes, so that a machine that gets slower favours nobody.
+            for step in 0..2 {
+                if (round + step) % 2 == 0 {
+                    without.push(self.perf("good", options.seconds)?.rate);
+                } else {
+                    let agent = Agent::start(&self.agent, &self.folder)?;
+                    with.push(self.perf("good", options.seconds)?.rate);
+                    agent.stop()?;
+                }
+            }
+        }
+        println!("queries a second, without the agent: {}", list(&without));
+        println!("queries a second, with the agent:    {}", list(&with));
+        println!("ratio of the medians:                {:.3}", median(&with) / median(&without));
+        Ok(())
+    }
+
+    /// Apart from the rates: the statistics themselves take time.
+    fn costs(&self, seconds: u32) -> Result<()> {
+        let before = std::fs::read_to_string(STATISTICS).context(STATISTICS)?;
+        let agent = Agent::start(&self.agent, &self.folder)?;
+        std::fs::write(STATISTICS, "1").context(STATISTICS)?;
+        let measured = self.perf("good", seconds).and_then(|_| agent.programs()).and_then(|dns| {
+            other_packets(seconds.min(3))?;
+            let all = agent.programs()?;
+            Ok((dns, all))
+        });
+        std::fs::write(STATISTICS, before.trim()).context(STATISTICS)?;
+        let (dns, all) = measured?;
+        for (name, time, runs) in &dns {
+            let (other_time, other_runs) = all
+                .iter()
+                .find(|after| after.0 == *name)
+                .map_or((0, 0), |after| (after.1.saturating_sub(*time), after.2.saturating_sub(*runs)));
+            println!(
+                "{name}: {} ns a packet while dnsperf runs ({runs} packets), {} ns a packet that is no DNS ({other_runs})",
+                time / (*runs).max(1),
+                other_time / other_runs.max(1),
+            );
+        }
+        agent.stop()?;
+        Ok(())
+    }
+
+    /// Every failure is an event, or counted as a loss.
+    fn failures(&self, seconds: u32) -> Result<()> {
+        let agent = Agent::start(&self.agent, &self.folder)?;
+        let perf = self.perf("bad", seconds)?;
+        let after = agent.stop()?;
+        let answered = perf.sent - perf.lost;
+        let counted = after.events("nxdomain", "bad.test") + after.lost();
+        println!(
+            "failures: {answered} answered by the server, {} events and {} counted as dropped: {}; agent's peak RSS {} KiB",
+            counted - after.lost(),
+            after.lost(),
+            if counted >= answered { "none lost uncounted" } else { "LOST" },
+            after.peak_kib
+        );
+        if counted < answered {
+            bail!("{} failures were neither told nor counted: {:?}", answered - counted, after.losses);
+        }
+        Ok(())
+    }
+
+    /// 100,000 queries in flight, which nobody answers.
+    fn silence(&self) -> Result<()> {
+        let agent = Agent::start(&self.agent, &self.folder)?;
+        let before = agent.cpu()?;
+        let begun = Instant::now();
+        let _sockets = in_network(unanswered)??;
+        // Twice the timeout, so that the last one was told.
+        std::thread::sleep(Agent::TIMEOUT * 2 + Duration::from_secs(2));
+        let busy = agent.cpu()?.saturating_sub(before);
+        let took = begun.elapsed();
+        let after = agent.stop()?;
+        let told = after.events("timeout", "silent.test");
+        println!(
+            "silence: {SILENT} asked, {told} events and {} counted as dropped or evicted; agent's peak RSS {} KiB, {:.1} % of a CPU for {} s",
+            after.lost(),
+            after.peak_kib,
+            100.0 * busy.as_secs_f64() / took.as_secs_f64(),
+            took.as_secs()
+        );
+        if told + after.lost() < u64::from(SILENT) {
+            bail!("some were neither told nor counted: {:?}", after.losses);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        remove_network();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn remove_network() {
+    let _ = Command::new("ip").args(["netns", "del", NETWORK]).status();
+}
+
+fn inside(program: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", NETWORK, program]);
+    command
+}
+
+/// Runs `work` on a thread in the bench's network.
+fn in_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let path = format!("/run/netns/{NETWORK}");
+    let network = File::open(&path).with_context(|| path)?;
+    let worker = std::thread::spawn(move || setns(network, CloneFlags::CLONE_NEWNET).map(|()| work()));
+    Ok(worker.join().ok().context("a thread of the bench failed")??)
+}
+
+/// Asks, and keeps the sockets: the server's is never read.
+fn unanswered() -> Result<Vec<UdpSocket>> {
+    let mut sockets = vec![UdpSocket::bind("127.0.0.5:53").context("bind 127.0.0.5:53")?];
+    for first in (0..SILENT).step_by(50_000) {
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        client.connect("127.0.0.5:53")?;
+        for n in first..(first + 50_000).min(SILENT) {
+            client.send(&question((n - first) as u16))?;
+        }
+        sockets.push(client);
+    }
+    Ok(sockets)
+}
+
+/// `silent.test A`.
+fn question(id: u16) -> Vec<u8> {
+    let header = [id, 0x0100, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
+    [&header[..], b"\x06silent\x04test\0\0\x01\0\x01"].concat()
+}
+
+/// Datagrams over loopback that have nothing to do with DNS.
+fn other_packets(seconds: u32) -> Result<()> {
+    in_network(move || -> Result<()> {
+        let server = UdpSocket::bind("127.0.0.1:5555")?;
+        let client = UdpSocket::bind("127.0.0.1:0")?;
+        let mut buffer = [0; 64];
+        let end = Instant::now() + Duration::from_secs(seconds.into());
+        while Instant::now() < end {
+            client.send_to(&[0; 48], "127.0.0.1:5555")?;
+            server.recv(&mut buffer)?;
+        }
+        Ok(())
+    })?
+}
+
+/// A running agent.
+struct Agent {
+    child: Child,
+    folder: PathBuf,
+}
+
+/// What it left.
+struct Ended {
+    stdout: String,
+    losses: String,
+    peak_kib: u64,
+}
+
+impl Agent {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn start(program: &Path, folder: &Path) -> Result<Agent> {
+        let file = |name: &str| File::create(folder.join(name)).context("write into the bench's folder");
+        let child = Command::new(program)
+            .args(["--dns-timeout", "5s"])
+            .stdin(Stdio::null())
+            .stdout(file("events")?)
+            .stderr(file("log")?)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        let agent = Agent { child, folder: folder.to_owned() };
+        let end = Instant::now() + Duration::from_secs(30);
+        while !agent.log()?.contains("recording") {
+            if Instant::now() > end {
+                bail!("the agent does not record:\n{}", agent.log()?);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(agent)
+    }
+
+    fn log(&self) -> Result<String> {
+        std::fs::read_to_string(self.folder.join("log")).context("read the agent's log")
+    }
+
+    /// The user and system time of its life so far.
+    fn cpu(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        // USER_HZ is 100 on every Linux.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
+    /// Name, run time in ns and run count of each of its programs that see packets.
+    fn programs(&self) -> Result<Vec<(String, u64, u64)>> {
+        let text = sh::capture(Command::new("bpftool").args(["-j", "prog", "show"]))?;
+        let programs: serde_json::Value = serde_json::from_str(&text).context("bpftool's JSON")?;
+        let pid = u64::from(self.child.id());
+        let mine = |program: &&serde_json::Value| match program["pids"].as_array() {
+            Some(pids) => pids.iter().any(|holder| holder["pid"] == pid),
+            // A bpftool that does not say.
+            None => true,
+        };
+        let programs = programs.as_array().context("bpftool's list")?.iter().filter(mine);
+        Ok(programs
+            .filter_map(|program| {
+                let name = program["name"].as_str().filter(|name| name.starts_with("dns_"))?;
+                Some((name.to_owned(), program["run_time_ns"].as_u64()?, program["run_cnt"].as_u64()?))
+            })
+            .collect())
+    }
+
+    fn stop(mut self) -> Result<Ended> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak_kib = peak.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).context("end the agent")?;
+        self.child.wait()?;
+        let log = self.log()?;
+        let losses =
+            log.lines().find_map(|line| line.split_once("losses=")).map(|(_, losses)| losses.to_owned());
+        Ok(Ended {
+            stdout: std::fs::read_to_string(self.folder.join("events"))?,
+            losses: losses.with_context(|| format!("the agent did not end well:\n{log}"))?,
+            peak_kib,
+        })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::io::stderr().flush();
+    }
+}
+
+impl Ended {
+    fn events(&self, outcome: &str, name: &str) -> u64 {
+        let outcome = format!(r#""outcome":"{outcome}""#);
+        self.stdout.lines().filter(|line| line.contains(&outcome) && line.contains(name)).count() as u64
+    }
+
+    /// What the losses have of records and queries.
+    fn lost(&self) -> u64 {
+        ["dns_throttled", "dns_ring", "recorder_queue", "dns_in_flight_evicted"]
+            .iter()
+            .filter_map(|name| {
+                let (_, rest) = self.losses.split_once(&format!("\"{name}\": "))?;
+                rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok()
+            })
+            .sum()
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn list(values: &[f64]) -> String {
+    values.iter().map(|value| format!("{value:.0}")).collect::<Vec<_>>().join(" ")
+}
