@@ -9,6 +9,8 @@
 //! | whose limit, the table | [`kernel_log`] | /dev/kmsg |
 //! | the curve before it | [`memory`] | the memory controller's files |
 //! | kills to incidents | [`oom`] | what makes an autopsy |
+//! | queries to lookups | [`lookups`] | how resolvers search and retry; no I/O |
+//! | a process's resolv.conf, its network's counters | [`network`] | files of containers |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
@@ -25,8 +27,10 @@ pub mod decode;
 pub mod doctor;
 pub mod export;
 pub mod kernel_log;
+pub mod lookups;
 pub mod memory;
 pub mod model;
+pub mod network;
 pub mod node;
 pub mod oom;
 pub mod pods;

@@ -67,6 +67,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         oom: true,
         dns: true,
         dns_answers: args.dns_answers,
+        dns_lookups: true,
         dns_timeout: Duration::from_secs_f64(args.dns_timeout),
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),

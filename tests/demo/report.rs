@@ -33,6 +33,8 @@ impl Live {
                     println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
                 }
             }
+            // Its queries have been shown.
+            Detail::Lookup(_) => {}
             Detail::Oom(kill) => {
                 println!(
                     "          … {} failed queries in all since the last line of this kind",
@@ -67,7 +69,7 @@ pub fn print(caught: &Caught, out: &Path) {
         .iter()
         .filter_map(|event| match &event.detail {
             Detail::Oom(kill) => Some(kill),
-            Detail::Dns(_) => None,
+            Detail::Dns(_) | Detail::Lookup(_) => None,
         })
         .collect();
     println!("finance/checkout-api, in {:.0} s without DNS:", caught.outage.as_secs_f64());
@@ -135,6 +137,7 @@ fn timeouts_before_kills(events: &[&Event]) -> Vec<usize> {
         match &event.detail {
             Detail::Dns(dns) => since += usize::from(dns.outcome == Outcome::Timeout),
             Detail::Oom(_) => counts.push(std::mem::take(&mut since)),
+            Detail::Lookup(_) => {}
         }
     }
     counts

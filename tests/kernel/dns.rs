@@ -199,7 +199,7 @@ fn malformed_messages_are_reported_with_a_reason_and_nothing_crashes() {
         seen.iter()
             .filter_map(|event| match &event.detail {
                 Detail::Dns(dns) => dns.malformed.clone(),
-                Detail::Oom(_) => None,
+                Detail::Oom(_) | Detail::Lookup(_) => None,
             })
             .collect::<Vec<_>>()
     };

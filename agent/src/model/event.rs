@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::incident::{Incident, Limit};
+use super::lookup::Lookup;
 use super::owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 use super::profile::Frame;
 
@@ -35,7 +36,7 @@ pub struct Event {
     pub process: ProcessRef,
     /// That process's memory cgroup.
     pub cgroup: CgroupRef,
-    /// The kind's own object, under `oom` or `dns`; in an `oom.incident` it is the first kill's.
+    /// The kind's own object, under `oom`, `dns` or `lookup`; in an `oom.incident` it is the first kill's.
     #[serde(flatten)]
     pub detail: Detail,
     /// In an `oom.incident` only.
@@ -86,6 +87,9 @@ pub enum Kind {
     /// A DNS query was answered (only when asked for: `watch dns --all`).
     #[serde(rename = "dns.answer")]
     DnsAnswer,
+    /// What an application asked for, with all the queries that it took.
+    #[serde(rename = "dns.lookup")]
+    DnsLookup,
 }
 
 impl Kind {
@@ -96,6 +100,7 @@ impl Kind {
             Kind::OomIncident => "oom.incident",
             Kind::DnsFailure => "dns.failure",
             Kind::DnsAnswer => "dns.answer",
+            Kind::DnsLookup => "dns.lookup",
         }
     }
 }
@@ -105,6 +110,7 @@ impl Kind {
 pub enum Detail {
     Oom(OomKill),
     Dns(DnsTransaction),
+    Lookup(Box<Lookup>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,7 +272,7 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.word()));
         }
-        for k in [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer] {
+        for k in [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::DnsLookup] {
             assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.word()));
         }
     }

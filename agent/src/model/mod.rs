@@ -5,6 +5,7 @@
 
 pub mod event;
 pub mod incident;
+pub mod lookup;
 pub mod memory;
 pub mod owner;
 pub mod profile;
@@ -13,5 +14,6 @@ pub mod text;
 
 pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
 pub use incident::Incident;
+pub use lookup::Lookup;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 pub use target::Target;

@@ -5,10 +5,12 @@
 
 mod autopsy;
 mod flight;
+mod lookups;
 mod record;
 mod stacks;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -44,6 +46,8 @@ pub struct Options {
     pub dns: bool,
     /// Ship answered queries too, not only failures.
     pub dns_answers: bool,
+    /// Put queries together to lookups, too (`dns.lookup`): all of them with `dns_answers`, else those that failed.
+    pub dns_lookups: bool,
     /// A query without an answer for this long is a timeout.
     pub dns_timeout: Duration,
     /// The node's name in events.
@@ -79,7 +83,9 @@ impl Recorder {
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
         let (stop, stopped) = tokio::sync::oneshot::channel();
+        let lookups_evicted = Arc::new(AtomicU64::new(0));
         let collector = Collector {
+            lookups_evicted: lookups_evicted.clone(),
             oom: probes.ring("OOM_EVENTS")?,
             execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
@@ -102,7 +108,10 @@ impl Recorder {
         if let Some(log) = probes.log()? {
             tokio::spawn(log.forward());
         }
+        let lookups = lookups::Lookups::new(&options, pods.clone());
         let attribution = Attribution {
+            lookups_evicted: lookups_evicted.clone(),
+            lookups: options.dns_lookups.then_some(lookups),
             node: options.node,
             pods,
             losses: losses.clone(),
@@ -156,6 +165,7 @@ type Message = Result<DnsMessage, decode::BadRecord>;
 
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
+    lookups_evicted: Arc<AtomicU64>,
     oom: ring::Ring,
     execs: ring::Ring,
     dns: ring::Ring,
@@ -285,6 +295,7 @@ impl Collector {
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
+            ("lookups_evicted", self.lookups_evicted.load(Relaxed)),
             ("oom_stacks_unnamed", self.stacks_unnamed),
             ("oom_files_not_held", self.files_not_held),
         ];

@@ -1,6 +1,7 @@
 //! Records → events: the owner, the times and the losses are put to what the probe saw.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use podopsy_wire::Task;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::lookups::Lookups;
 use super::stacks::Named;
 use crate::clock;
 use crate::decode::OomDecoded;
@@ -38,6 +40,9 @@ pub struct Attribution {
     pub losses: Arc<Mutex<Losses>>,
     pub examiner: Arc<Examiner>,
     pub desk: Desk,
+    /// None: lookups are not asked for.
+    pub lookups: Option<Lookups>,
+    pub lookups_evicted: Arc<AtomicU64>,
     /// Where a restart finds how far this run had come.
     pub state_dir: Option<PathBuf>,
 }
@@ -64,6 +69,7 @@ impl Attribution {
         save.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due = self.desk.due();
+            let lookups_due = self.lookups.as_ref().and_then(Lookups::due);
             let event = tokio::select! {
                 record = records.recv() => match record {
                     Some(record) => self.event(record).await,
@@ -72,6 +78,14 @@ impl Attribution {
                 () = until(due) => {
                     self.settle(&events, &closing, false);
                     save.reset_immediately();
+                    continue;
+                }
+                () = until(lookups_due) => {
+                    for event in self.lookups(false) {
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
                     continue;
                 }
                 _ = save.tick() => {
@@ -85,6 +99,11 @@ impl Attribution {
         }
         // From here on nobody waits for a runtime that lags behind.
         let _ = close.send(true);
+        for event in self.lookups(true) {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
         self.settle(&events, &closing, true);
         self.save().await;
     }
@@ -174,13 +193,26 @@ impl Attribution {
         (self.put(kill.time_ns, Kind::OomKill, owner, &kill.victim, Detail::Oom(detail)), facts)
     }
 
-    async fn dns(&self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
+    /// The lookups that can be told now, or all.
+    fn lookups(&mut self, all: bool) -> Vec<Event> {
+        let losses = self.losses();
+        let Some(lookups) = &mut self.lookups else { return Vec::new() };
+        let told = lookups.take_due(all, &self.node, &losses);
+        self.lookups_evicted.store(lookups.evicted(), Relaxed);
+        told
+    }
+
+    async fn dns(&mut self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
         let owner = self.owner(asker).await;
         let kind = match transaction.outcome {
             Outcome::Noerror => Kind::DnsAnswer,
             _ => Kind::DnsFailure,
         };
-        self.put(time_ns, kind, owner, asker, Detail::Dns(transaction))
+        let event = self.put(time_ns, kind, owner, asker, Detail::Dns(transaction));
+        if let Some(lookups) = &mut self.lookups {
+            lookups.see(&event, asker, time_ns);
+        }
+        event
     }
 
     /// By cgroup; by process only where this kernel gave no cgroup, and then only while it lives.

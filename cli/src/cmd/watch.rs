@@ -27,6 +27,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         oom,
         dns,
         dns_answers: args.all,
+        dns_lookups: false,
         dns_timeout: args.dns_timeout,
         node: context.node(),
         state_dir: None,
@@ -90,7 +91,7 @@ async fn follow(
 }
 
 /// Resolves at a signal, or when `duration` is over.
-async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
+pub async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::select! {
             () = stop => {}
@@ -101,7 +102,7 @@ async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
 }
 
 /// `podopsy watch | head -1` must end when head does, not at the next event.
-fn reader_is_gone() -> bool {
+pub fn reader_is_gone() -> bool {
     let stdout = io::stdout();
     let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;

@@ -64,14 +64,15 @@ impl Lines {
             Kind::DnsFailure => {
                 line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
             }
-            Kind::OomIncident | Kind::DnsAnswer => line,
+            Kind::OomIncident | Kind::DnsAnswer | Kind::DnsLookup => line,
         };
         writeln!(out, "{line}")?;
         out.flush()
     }
 }
 
-fn pod(event: &Event) -> String {
+/// `namespace/name`, or what it was instead.
+pub fn pod(event: &Event) -> String {
     match (&event.pod, event.known_by) {
         (Some(pod), _) => format!("{}/{}", pod.namespace, pod.name),
         (None, KnownBy::Host) => "(host)".to_owned(),
@@ -86,6 +87,7 @@ fn detail(event: &Event) -> String {
     match &event.detail {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
+        Detail::Lookup(lookup) => super::dns::told(lookup),
     }
 }
 

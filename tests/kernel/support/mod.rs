@@ -98,6 +98,7 @@ pub fn options() -> Options {
         oom: true,
         dns: true,
         dns_answers: false,
+        dns_lookups: false,
         dns_timeout: Duration::from_secs(1),
         node: "test-node".to_owned(),
         state_dir: None,
