@@ -11,6 +11,8 @@
 //! | kills to incidents | [`oom`] | what makes an autopsy |
 //! | kills that are no OOM | [`sigkill`] | who sent them |
 //! | what grew before it | [`growth`] | suspects, stacks as places in files, a rolling window |
+//! | queries to lookups | [`lookups`] | how resolvers search and retry; no I/O |
+//! | a process's resolv.conf, its network's counters | [`network`] | files of containers |
 //! | counts | [`aggregate`] | stacks as numbers |
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
@@ -29,8 +31,10 @@ pub mod duration;
 pub mod export;
 pub mod growth;
 pub mod kernel_log;
+pub mod lookups;
 pub mod memory;
 pub mod model;
+pub mod network;
 pub mod node;
 pub mod oom;
 pub mod pods;

@@ -108,6 +108,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         sigkill: if args.sigkill_host { Scope::AllProcesses } else { Scope::Containers },
         dns: true,
         dns_answers: args.dns_answers,
+        dns_lookups: true,
         dns_timeout: args.dns_timeout,
         dns_slow_over: args.dns_slow_over,
         dns_sample: args.dns_sample,

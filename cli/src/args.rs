@@ -12,6 +12,7 @@ use podopsy_agent::model::profile::Sampling;
 
 use crate::exit::Said;
 use crate::output::Output;
+use crate::render::dns::Shown;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
 
@@ -19,6 +20,7 @@ const AFTER_HELP: &str = "\
 Examples:
   podopsy watch                         live OOM kills, other SIGKILLs and failed lookups, with their pods
   podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
+  podopsy dns shop/cart                 what a pod looks up, what it gets, and how long it waits
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
   podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
@@ -72,6 +74,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Watch(Watch),
+    Dns(Dns),
     Profile(Profile),
     Oom(Oom),
     Pods(Pods),
@@ -147,6 +150,78 @@ pub enum WatchKind {
     Sigkill,
     /// DNS lookups
     Dns,
+}
+
+/// Show what applications look up, what they get and how long they wait; a summary by pod, name and resolver at the end
+///
+/// A lookup is what the application asked for: search domains, A and AAAA, retries, other servers and TCP are its queries.
+/// Shows failed lookups and those over --over, unless --failed, --slow or --all says otherwise; the summary counts all.
+/// Each is told when no more of it can come: the time of --dns-timeout and a second after its end.
+/// DNS over TLS and HTTPS is encrypted, and not seen.
+#[derive(Debug, Args)]
+pub struct Dns {
+    /// Whose: namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH; everybody's if left out
+    pub target: Option<Target>,
+
+    /// Show lookups that failed
+    #[arg(long)]
+    pub failed: bool,
+
+    /// Show lookups that took long (see --over)
+    #[arg(long)]
+    pub slow: bool,
+
+    /// Show every lookup
+    #[arg(long, conflicts_with_all = ["failed", "slow"])]
+    pub all: bool,
+
+    /// From what time on a lookup is slow
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration::parse)]
+    pub over: Duration,
+
+    /// Show each lookup's queries, too
+    #[arg(long)]
+    pub queries: bool,
+
+    /// A query without an answer for this long is a timeout
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
+    pub dns_timeout: Duration,
+
+    /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
+    #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub dns_ports: Vec<u16>,
+
+    /// Stop after this time [default: at Ctrl-C]
+    #[arg(long = "for", short = 'd', value_name = "TIME", value_parser = duration::parse)]
+    pub for_: Option<Duration>,
+
+    /// Only lookups of pods in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Only lookups of pods with these labels: key=value, key!=value, key or !key, with commas between
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<Selector>,
+
+    /// How many failing names the summary lists
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub top: usize,
+
+    /// wide: nothing is cut off; json: one event object a line, the summary last (kind dns.summary)
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub output: ListFormat,
+}
+
+impl Dns {
+    pub fn shown(&self) -> Shown {
+        let usual = !self.failed && !self.slow;
+        let over = u64::try_from(self.over.as_nanos()).unwrap_or(u64::MAX);
+        Shown {
+            all: self.all,
+            failed: self.failed || usual,
+            slow_over_ns: (self.slow || usual).then_some(over),
+        }
+    }
 }
 
 /// Sample where a pod, a process or the node spends its CPU time
@@ -376,6 +451,8 @@ mod tests {
             "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353",
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
+            "podopsy dns",
+            "podopsy dns --slow --over 1s --queries --for 30s -n shop -l app=web shop/cart -o json",
             "podopsy pods -n x -l app=web -o wide",
             "podopsy watch sigkill --host",
             "podopsy oom",
@@ -399,6 +476,8 @@ mod tests {
             "podopsy profile -a -o x.txt",
             "podopsy inspect pid:0",
             "podopsy watch cpu",
+            "podopsy dns --all --failed",
+            "podopsy dns --for 30",
             "podopsy watch --count 0",
             "podopsy watch dns --slow-over 200",
             "podopsy watch dns --dns-port 0",

@@ -50,6 +50,7 @@ async fn run(cli: Cli) -> anyhow::Result<Verdict> {
     let context = Context::new(cli.global);
     match cli.command {
         Command::Watch(args) => cmd::watch::run(&context, args).await,
+        Command::Dns(args) => cmd::dns::run(&context, args).await,
         Command::Profile(args) => cmd::profile::run(&context, args).await,
         Command::Oom(args) => cmd::oom::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,

@@ -33,6 +33,8 @@ impl Live {
                     println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
                 }
             }
+            // Its queries have been shown.
+            Detail::Lookup(_) => {}
             Detail::Oom(kill) => {
                 println!(
                     "          … {} failed queries in all since the last line of this kind",
@@ -136,7 +138,7 @@ fn timeouts_before_kills(events: &[&Event]) -> Vec<usize> {
         match &event.detail {
             Detail::Dns(dns) => since += usize::from(dns.outcome == Outcome::Timeout),
             Detail::Oom(_) => counts.push(std::mem::take(&mut since)),
-            Detail::Sigkill(_) => {}
+            Detail::Sigkill(_) | Detail::Lookup(_) => {}
         }
     }
     counts

@@ -53,6 +53,11 @@ const READERS: &[Package] = &[
     Package { name: "xz-utils", why: "its stacks; newer kernels' modules are compressed" },
 ];
 
+const RESOLVERS: &[Package] = &[
+    Package { name: "musl-tools", why: "musl's resolver is not glibc's" },
+    Package { name: "bind9-dnsutils", why: "dig, a client that asks what it is told" },
+];
+
 const LAB: &[Package] = &[
     Package { name: "qemu-system-x86", why: "boots other kernels, without KVM" },
     Package { name: "cpio", why: "packs a machine's initramfs" },
@@ -83,7 +88,7 @@ fn packages(groups: &[Group]) -> Vec<Package> {
     for group in groups {
         let of_group: &[&[Package]] = match group {
             Group::Ebpf => &[EBPF],
-            Group::Test => &[PODS, READERS],
+            Group::Test => &[PODS, READERS, RESOLVERS],
             Group::Vm => &[LAB],
             Group::Demo => &[PODS],
         };

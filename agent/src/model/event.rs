@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::incident::{Incident, Limit};
+use super::lookup::Lookup;
 use super::owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 use super::profile::Frame;
 use super::sigkill::Sigkill;
@@ -36,7 +37,7 @@ pub struct Event {
     pub process: ProcessRef,
     /// That process's memory cgroup.
     pub cgroup: CgroupRef,
-    /// The kind's own object, under `oom`, `dns` or `sigkill`; in an `oom.incident` it is the first kill's.
+    /// The kind's own object, under `oom`, `dns`, `lookup` or `sigkill`; in an `oom.incident` it is the first kill's.
     #[serde(flatten)]
     pub detail: Detail,
     /// In an `oom.incident` only.
@@ -90,6 +91,9 @@ pub enum Kind {
     /// A process of a container was sent SIGKILL, by anyone but the OOM killer and its own container.
     #[serde(rename = "process.sigkill")]
     Sigkill,
+    /// What an application asked for, with all the queries that it took.
+    #[serde(rename = "dns.lookup")]
+    DnsLookup,
 }
 
 impl Kind {
@@ -101,6 +105,7 @@ impl Kind {
             Kind::DnsFailure => "dns.failure",
             Kind::DnsAnswer => "dns.answer",
             Kind::Sigkill => "process.sigkill",
+            Kind::DnsLookup => "dns.lookup",
         }
     }
 }
@@ -111,6 +116,7 @@ pub enum Detail {
     Oom(OomKill),
     Dns(DnsTransaction),
     Sigkill(Sigkill),
+    Lookup(Box<Lookup>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,7 +281,14 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.word()));
         }
-        for k in [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::Sigkill] {
+        for k in [
+            Kind::OomKill,
+            Kind::OomIncident,
+            Kind::DnsFailure,
+            Kind::DnsAnswer,
+            Kind::DnsLookup,
+            Kind::Sigkill,
+        ] {
             assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.word()));
         }
     }

@@ -225,6 +225,12 @@ impl Pods {
         Some(self.room.place(&self.room.hierarchy.from_absolute(absolute)?))
     }
 
+    /// The processes in a cgroup itself, as far as it is known and alive.
+    pub fn pids(&self, cgroup: u64) -> Vec<u32> {
+        let path = self.room.cache().entry(cgroup).map(|entry| entry.path.clone());
+        path.map(|path| self.room.hierarchy.procs(&path)).unwrap_or_default()
+    }
+
     /// The owner of a cgroup by its path, which may be long gone; the runtime may still know the container.
     pub async fn owner_of_path(&self, absolute: &[u8]) -> Owner {
         self.room.owner_of_path(absolute).await

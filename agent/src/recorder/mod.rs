@@ -7,6 +7,7 @@ mod autopsy;
 mod counts;
 mod flight;
 mod growth;
+mod lookups;
 mod record;
 mod stacks;
 
@@ -55,6 +56,8 @@ pub struct Options {
     pub dns: bool,
     /// Ship answered queries too, not only failures.
     pub dns_answers: bool,
+    /// Put queries together to lookups, too (`dns.lookup`): all of them with `dns_answers`, else those that failed.
+    pub dns_lookups: bool,
     /// A query without an answer for this long is a timeout.
     pub dns_timeout: Duration,
     /// Ship answers that took longer than this, too; they are `slow`.
@@ -111,7 +114,9 @@ impl Recorder {
         let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
         let counts = Arc::new(Mutex::new(Counts::new(probes.dns_counts()?, Rate::default())));
         let (stop, stopped) = tokio::sync::oneshot::channel();
+        let lookups_evicted = Arc::new(AtomicU64::new(0));
         let mut collector = Collector {
+            lookups_evicted: lookups_evicted.clone(),
             oom: probes.ring("OOM_EVENTS")?,
             execs: probes.ring("EXECS")?,
             dns: probes.ring("DNS_EVENTS")?,
@@ -149,7 +154,10 @@ impl Recorder {
         };
         collector.growth = growth.clone();
         let (asked, counts_of) = (pods.clone(), counts);
+        let lookups = lookups::Lookups::new(&options, pods.clone());
         let attribution = Attribution {
+            lookups_evicted: lookups_evicted.clone(),
+            lookups: options.dns_lookups.then_some(lookups),
             node: options.node,
             pods,
             losses: losses.clone(),
@@ -221,6 +229,7 @@ type Signal = Result<decode::SigkillDecoded, decode::BadRecord>;
 
 /// Empties the rings. Never waits for anything but them.
 struct Collector {
+    lookups_evicted: Arc<AtomicU64>,
     oom: ring::Ring,
     execs: ring::Ring,
     dns: ring::Ring,
@@ -405,6 +414,7 @@ impl Collector {
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),
             ("recorder_queue", self.queue_full),
+            ("lookups_evicted", self.lookups_evicted.load(Relaxed)),
             ("oom_stacks_unnamed", self.stacks_unnamed.load(Relaxed)),
             ("oom_files_not_held", self.files_not_held),
         ];

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::growth::Growth;
+use super::lookups::Lookups;
 use super::stacks::Named;
 use crate::clock;
 use crate::decode::{OomDecoded, SigkillDecoded};
@@ -50,6 +51,9 @@ pub struct Attribution {
     pub sigkills: Arc<sigkill::Desk>,
     /// None: growth is not sampled.
     pub growth: Option<Growth>,
+    /// None: lookups are not asked for.
+    pub lookups: Option<Lookups>,
+    pub lookups_evicted: Arc<AtomicU64>,
     /// Where a restart finds how far this run had come.
     pub state_dir: Option<PathBuf>,
 }
@@ -76,6 +80,7 @@ impl Attribution {
         save.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due = self.desk.due();
+            let lookups_due = self.lookups.as_ref().and_then(Lookups::due);
             let event = tokio::select! {
                 record = records.recv() => match record {
                     Some(Record::Sigkill(signal)) => {
@@ -94,6 +99,14 @@ impl Attribution {
                     save.reset_immediately();
                     continue;
                 }
+                () = until(lookups_due) => {
+                    for event in self.lookups(false) {
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                    continue;
+                }
                 _ = save.tick() => {
                     self.save().await;
                     continue;
@@ -105,6 +118,11 @@ impl Attribution {
         }
         // From here on nobody waits for a runtime that lags behind.
         let _ = close.send(true);
+        for event in self.lookups(true) {
+            if events.send(event).await.is_err() {
+                return;
+            }
+        }
         self.settle(&events, &closing, true);
         self.save().await;
     }
@@ -204,13 +222,26 @@ impl Attribution {
         (self.put(kill.time_ns, Kind::OomKill, owner, &kill.victim, Detail::Oom(detail)), facts)
     }
 
-    async fn dns(&self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
+    /// The lookups that can be told now, or all.
+    fn lookups(&mut self, all: bool) -> Vec<Event> {
+        let losses = self.losses();
+        let Some(lookups) = &mut self.lookups else { return Vec::new() };
+        let told = lookups.take_due(all, &self.node, &losses);
+        self.lookups_evicted.store(lookups.evicted(), Relaxed);
+        told
+    }
+
+    async fn dns(&mut self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
         let owner = self.owner(asker).await;
         let kind = match transaction.outcome {
             Outcome::Noerror => Kind::DnsAnswer,
             _ => Kind::DnsFailure,
         };
-        self.put(time_ns, kind, owner, asker, Detail::Dns(transaction))
+        let event = self.put(time_ns, kind, owner, asker, Detail::Dns(transaction));
+        if let Some(lookups) = &mut self.lookups {
+            lookups.see(&event, asker, time_ns);
+        }
+        event
     }
 
     /// By cgroup; by process only where this kernel gave no cgroup, and then only while it lives.

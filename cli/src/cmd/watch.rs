@@ -34,6 +34,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         },
         dns,
         dns_answers: args.all,
+        dns_lookups: false,
         dns_timeout: args.dns_timeout,
         dns_slow_over: args.slow_over,
         dns_sample: args.sample,
@@ -108,7 +109,7 @@ async fn follow(
 }
 
 /// Resolves at a signal, or when `duration` is over.
-async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
+pub async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::select! {
             () = stop => {}
@@ -119,7 +120,7 @@ async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
 }
 
 /// `podopsy watch | head -1` must end when head does, not at the next event.
-fn reader_is_gone() -> bool {
+pub fn reader_is_gone() -> bool {
     let stdout = io::stdout();
     let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use podopsy_agent::model::event::{OomKill, OomTask, Protocol};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
+use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome, PodRef};
 
 use super::table::fixed;
 use super::units;
@@ -67,15 +67,21 @@ impl Lines {
             Kind::Sigkill => {
                 line.replacen("process.sigkill", &self.terminal.paint(Colour::Red, "process.sigkill"), 1)
             }
-            Kind::OomIncident | Kind::DnsAnswer => line,
+            Kind::OomIncident | Kind::DnsAnswer | Kind::DnsLookup => line,
         };
         writeln!(out, "{line}")?;
         out.flush()
     }
 }
 
-fn pod(event: &Event) -> String {
-    match (&event.pod, event.known_by) {
+/// `namespace/name`, or what it was instead.
+pub fn pod(event: &Event) -> String {
+    owner(event.pod.as_ref(), event.known_by)
+}
+
+/// The same of an owner.
+pub fn owner(pod: Option<&PodRef>, known_by: KnownBy) -> String {
+    match (pod, known_by) {
         (Some(pod), _) => format!("{}/{}", pod.namespace, pod.name),
         (None, KnownBy::Host) => "(host)".to_owned(),
         (None, _) => "(unknown)".to_owned(),
@@ -90,6 +96,7 @@ fn detail(event: &Event) -> String {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
         Detail::Sigkill(sigkill) => super::sigkill::line(sigkill),
+        Detail::Lookup(lookup) => super::dns::told(lookup),
     }
 }
 

@@ -116,6 +116,7 @@ pub fn options() -> Options {
         sigkill: podopsy_agent::sigkill::Scope::None,
         dns: true,
         dns_answers: false,
+        dns_lookups: false,
         dns_timeout: Duration::from_secs(1),
         dns_slow_over: None,
         dns_sample: 0,

@@ -28,6 +28,8 @@ const LIST: &[Entry] = &[
     Entry { tests: "autopsy::a_silent_child*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "autopsy::the_pods_limit*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "autopsy::without_any_recorder*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "lookups::every_outcome_of_every_client*", on: "emulated", why: COMPILERS },
+    Entry { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },

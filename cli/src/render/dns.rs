@@ -1,0 +1,341 @@
+//! Lookups as they happen, one line each, and the figures at the end.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use podopsy_agent::lookups::summary::{Percentiles, Summary};
+use podopsy_agent::model::dns::NotVisible;
+use podopsy_agent::model::event::Protocol;
+use podopsy_agent::model::lookup::{LookupResult, NameKnownBy, Step};
+use podopsy_agent::model::{DnsCounts, Event, Lookup};
+
+use super::event::{owner, pod};
+use super::table::{Table, fixed};
+use super::units;
+use crate::args::ListFormat;
+use crate::terminal::{Colour, Terminal, visible};
+
+const HEADER: [&str; 4] = ["TIME", "POD", "PROCESS", "LOOKUP"];
+
+/// Writes lookups as they are told; every line is flushed, for whoever reads it live.
+#[derive(Debug)]
+pub struct Lines {
+    format: ListFormat,
+    terminal: Terminal,
+    queries: bool,
+    header_printed: bool,
+}
+
+impl Lines {
+    pub fn new(format: ListFormat, terminal: Terminal, queries: bool) -> Self {
+        let width = if format == ListFormat::Wide { None } else { terminal.width };
+        Lines { format, terminal: Terminal { width, ..terminal }, queries, header_printed: false }
+    }
+
+    pub fn print(&mut self, out: &mut impl Write, event: &Event, lookup: &Lookup) -> io::Result<()> {
+        if self.format == ListFormat::Json {
+            serde_json::to_writer(&mut *out, event)?;
+            writeln!(out)?;
+            return out.flush();
+        }
+        let widths = match self.terminal.width {
+            Some(0..120) => [13, 22, 14],
+            Some(120..160) => [13, 30, 18],
+            _ => [13, 36, 22],
+        };
+        if !self.header_printed {
+            self.header_printed = true;
+            let header = fixed(&HEADER, &widths, self.terminal.width);
+            writeln!(out, "{}", self.terminal.paint(Colour::Bold, &header))?;
+        }
+        let process = format!("{}[{}]", event.process.comm, event.process.pid);
+        let cells = [&units::clock(lookup.start), &pod(event), &process, &told(lookup)];
+        let line = fixed(&cells.map(String::as_str), &widths, self.terminal.width);
+        let line = match lookup.result.is_failure() {
+            true => self.terminal.paint(Colour::Yellow, &line),
+            false => line,
+        };
+        writeln!(out, "{line}")?;
+        if let Some(diagnosis) = &lookup.diagnosis {
+            writeln!(out, "{:15}seen around it: {}", "", visible(&diagnosis.text))?;
+        }
+        if self.queries {
+            for step in &lookup.transactions {
+                writeln!(out, "{:15}{}", "", visible(&query(step)))?;
+            }
+            let more = (lookup.queries as usize).saturating_sub(lookup.transactions.len());
+            if more > 0 {
+                writeln!(out, "{:15}… and {more} more", "")?;
+            }
+        }
+        out.flush()
+    }
+}
+
+/// `api.example.com (A, AAAA) → answered after 3.2 ms, 8 queries, 6 of them futile (10.96.0.10:53)`.
+pub fn told(lookup: &Lookup) -> String {
+    let inferred = match lookup.name_known_by {
+        NameKnownBy::Inferred => ", name inferred",
+        NameKnownBy::ResolvConf | NameKnownBy::Query => "",
+    };
+    let futile = match lookup.futile.queries {
+        0 => String::new(),
+        futile => format!(", {futile} of them futile"),
+    };
+    let again = lookup.sends.saturating_sub(lookup.queries);
+    let again = if again > 0 { format!(", {again} sent again") } else { String::new() };
+    let resolvers: Vec<String> = lookup.resolvers.iter().map(ToString::to_string).collect();
+    let (queries, one) = (u64::from(lookup.queries), if lookup.queries == 1 { "query" } else { "queries" });
+    format!(
+        "{} ({}{inferred}) → {} after {}, {queries} {one}{futile}{again} ({})",
+        lookup.name,
+        lookup.types.join(", "),
+        lookup.result.word(),
+        units::nanoseconds(lookup.wait_ns),
+        resolvers.join(", ")
+    )
+}
+
+fn query(step: &Step) -> String {
+    let protocol = if step.protocol == Protocol::Tcp { "tcp" } else { "udp" };
+    let sends = if step.sends > 1 { format!(", {} sends", step.sends) } else { String::new() };
+    format!(
+        "+{} {} {} → {} after {} ({} {protocol}{sends})",
+        units::nanoseconds(step.sent_after_ns),
+        step.name,
+        step.qtype,
+        step.outcome.word(),
+        units::nanoseconds(step.latency_ns),
+        step.server
+    )
+}
+
+/// What was not told, or could not be seen: nothing if there is none of it.
+pub fn unseen(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
+    for of in counts {
+        let NotVisible { tls, https } = of.not_visible;
+        let whose = owner(of.owner.pod.as_ref(), of.owner.known_by);
+        if tls + https > 0 {
+            let (tls, https) = (units::plural(tls, "connection"), units::plural(https, "connection"));
+            writeln!(
+                out,
+                "\n{whose}: {tls} by DNS over TLS and {https} by DNS over HTTPS; what was asked there cannot be seen"
+            )?;
+        }
+        if of.events_dropped > 0 {
+            writeln!(
+                out,
+                "\n{whose}: {} of {} were too many to be told one by one; -o json has the counts",
+                of.events_dropped,
+                units::plural(of.queries, "outcome")
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The figures at the end.
+pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &Summary) -> io::Result<()> {
+    if !summary.pods.is_empty() {
+        let mut table = Table::new(&[
+            "POD",
+            "LOOKUPS",
+            "FAILED",
+            "WAIT P50",
+            "P90",
+            "P99",
+            "QUERIES",
+            "FUTILE",
+            "BY OUTCOME",
+        ]);
+        for of in &summary.pods {
+            let [p50, p90, p99] = percentiles(&of.wait);
+            let failed: u64 = of.failed.values().sum();
+            table.row(vec![
+                of.pod.clone(),
+                of.lookups.to_string(),
+                failed.to_string(),
+                p50,
+                p90,
+                p99,
+                of.queries.to_string(),
+                of.futile_queries.to_string(),
+                outcomes(&of.failed),
+            ]);
+        }
+        writeln!(out)?;
+        table.print(out, terminal)?;
+    }
+    if !summary.names.is_empty() {
+        let mut table = Table::new(&["FAILING NAME", "LOOKUPS", "FAILED"]);
+        for of in &summary.names {
+            table.row(vec![of.name.clone(), of.lookups.to_string(), outcomes(&of.failed)]);
+        }
+        writeln!(out)?;
+        table.print(out, terminal)?;
+    }
+    if !summary.resolvers.is_empty() {
+        let mut table =
+            Table::new(&["RESOLVER", "QUERIES", "ANSWERED", "TIMEOUTS", "UNREACHABLE", "LATE", "P50", "P99"]);
+        for of in &summary.resolvers {
+            let [p50, _, p99] = percentiles(&of.latency);
+            table.row(vec![
+                of.resolver.clone(),
+                of.queries.to_string(),
+                of.answered.to_string(),
+                of.timeouts.to_string(),
+                of.unreachable.to_string(),
+                of.late.to_string(),
+                p50,
+                p99,
+            ]);
+        }
+        writeln!(out)?;
+        table.print(out, terminal)?;
+    }
+    let advice: Vec<&String> = summary.pods.iter().filter_map(|of| of.advice.as_ref()).collect();
+    if !advice.is_empty() {
+        writeln!(out)?;
+    }
+    for line in advice {
+        writeln!(out, "{}", visible(line))?;
+    }
+    out.flush()
+}
+
+fn percentiles(of: &Percentiles) -> [String; 3] {
+    [of.p50_ns, of.p90_ns, of.p99_ns].map(|ns| ns.map(units::nanoseconds).unwrap_or_default())
+}
+
+/// `3 nxdomain, 1 timeout`.
+fn outcomes(of: &BTreeMap<&'static str, u64>) -> String {
+    of.iter().map(|(word, count)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Which lookups are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub all: bool,
+    pub failed: bool,
+    /// Those that took at least this long.
+    pub slow_over_ns: Option<u64>,
+}
+
+impl Shown {
+    pub fn shows(&self, lookup: &Lookup) -> bool {
+        let slow = self.slow_over_ns.is_some_and(|over| lookup.wait_ns >= over);
+        let failed = self.failed && lookup.result.is_failure() && lookup.result != LookupResult::Unseen;
+        self.all || failed || slow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podopsy_agent::lookups::summary::Tally;
+    use podopsy_agent::model::event::ProcessRef;
+    use podopsy_agent::model::lookup::{Diagnosis, Futile, Saw, Verdict};
+    use podopsy_agent::model::{Detail, Kind, KnownBy, Outcome, Owner};
+
+    use super::*;
+
+    fn lookup(result: LookupResult, wait_ns: u64) -> Lookup {
+        let step = Step {
+            name: "api.example.com".into(),
+            qtype: "A".into(),
+            server: "10.96.0.10:53".parse().unwrap(),
+            protocol: Protocol::Udp,
+            outcome: Outcome::Timeout,
+            rcode: None,
+            sent_after_ns: 2_000_000,
+            latency_ns: wait_ns,
+            sends: 2,
+        };
+        Lookup {
+            name: "api.example.com".into(),
+            name_known_by: NameKnownBy::ResolvConf,
+            types: vec!["A".into(), "AAAA".into()],
+            result,
+            wait_ns,
+            start: "2026-03-01T03:04:05.678Z".parse().unwrap(),
+            queries: 8,
+            sends: 9,
+            futile: Futile { queries: 6, names: vec![] },
+            resolvers: vec!["10.96.0.10:53".parse().unwrap()],
+            transactions: vec![step],
+            search: None,
+            saw: Saw::All,
+            diagnosis: None,
+            cut_short: false,
+        }
+    }
+
+    fn printed(lookup: Lookup, format: ListFormat, queries: bool) -> String {
+        let owner = Owner { known_by: KnownBy::Host, ..Owner::default() };
+        let process = ProcessRef { pid: 7, comm: "curl".into(), start_time: None };
+        let detail = Detail::Lookup(Box::new(lookup.clone()));
+        let event =
+            Event::new(lookup.start, Kind::DnsLookup, "n", owner, process, detail, Default::default());
+        let mut out = Vec::new();
+        Lines::new(format, Terminal::PLAIN, queries).print(&mut out, &event, &lookup).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_lookup_is_one_line_with_its_queries_below() {
+        let mut it = lookup(LookupResult::Timeout, 5_000_000_000);
+        it.diagnosis = Some(Diagnosis {
+            verdict: Verdict::Unanswered,
+            text: "sent 2 times".into(),
+            window_ns: None,
+            counters: Default::default(),
+        });
+        let text = printed(it, ListFormat::Table, true);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("03:04:05.678Z  (host)"), "{text}");
+        assert!(
+            lines[1].ends_with(
+                "api.example.com (A, AAAA) → timeout after 5.0 s, 8 queries, 6 of them futile, 1 sent again (10.96.0.10:53)"
+            ),
+            "{text}"
+        );
+        assert_eq!(lines[2].trim(), "seen around it: sent 2 times");
+        assert_eq!(
+            lines[3].trim(),
+            "+2.0 ms api.example.com A → timeout after 5.0 s (10.96.0.10:53 udp, 2 sends)"
+        );
+        assert_eq!(lines[4].trim(), "… and 7 more");
+    }
+
+    #[test]
+    fn json_is_the_event() {
+        let text = printed(lookup(LookupResult::Answered, 1), ListFormat::Json, true);
+        let event: Event = serde_json::from_str(&text).unwrap();
+        assert_eq!(event.kind, Kind::DnsLookup);
+        assert!(matches!(event.detail, Detail::Lookup(it) if it.result == LookupResult::Answered));
+    }
+
+    #[test]
+    fn failed_and_slow_ones_are_shown_and_others_if_asked_for() {
+        let usual = Shown { all: false, failed: true, slow_over_ns: Some(1000) };
+        assert!(
+            usual.shows(&lookup(LookupResult::Nxdomain, 1))
+                && usual.shows(&lookup(LookupResult::Answered, 1000))
+        );
+        assert!(
+            !usual.shows(&lookup(LookupResult::Answered, 999))
+                && !usual.shows(&lookup(LookupResult::Unseen, 1))
+        );
+        assert!(Shown { all: true, ..usual }.shows(&lookup(LookupResult::Answered, 1)));
+    }
+
+    #[test]
+    fn the_summary_has_pods_names_and_resolvers() {
+        let mut tally = Tally::default();
+        tally.lookup("shop/api", &lookup(LookupResult::Timeout, 5_000_000_000));
+        let mut out = Vec::new();
+        summary(&mut out, Terminal::PLAIN, &tally.summary(10)).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("shop/api  1        1       5.0 s"), "{text}");
+        assert!(text.contains("api.example.com  1        1 timeout"), "{text}");
+    }
+}
