@@ -50,21 +50,37 @@ fn shell(name: &str, what: &str) -> u32 {
     child.id()
 }
 
+/// A process that is to be killed; a test that fails leaves none behind.
+struct Doomed(Child);
+
+impl Doomed {
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn reap(mut self) {
+        assert!(!self.0.wait().expect("it ends").success(), "it was to be killed");
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A process that has said something, to show that it is where it should be.
-fn ready(mut command: Command) -> Child {
+fn ready(mut command: Command) -> Doomed {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it speaks");
     assert_eq!(line.trim(), "ready");
-    child
+    Doomed(child)
 }
 
-fn sleeper(cgroup: &MemoryCgroup) -> Child {
+fn sleeper(cgroup: &MemoryCgroup) -> Doomed {
     ready(cgroup.command("/bin/sh -c 'echo ready; exec sleep 600'"))
-}
-
-fn reap(mut child: Child) {
-    assert!(!child.wait().expect("it ends").success(), "it was to be killed");
 }
 
 /// Killed by the kernel, at its hard limit of CPU time.
@@ -180,7 +196,7 @@ fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_told() {
     let pids = [parent.id(), fence.id()];
     shell("evictor", &format!("kill -9 {} {}", pids[0], pids[1]));
     recording.until("both SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
-    [parent, fence].into_iter().for_each(reap);
+    [parent, fence].into_iter().for_each(Doomed::reap);
     let id = cgroup.id();
     let told = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
     assert_eq!(told.count(), 1, "only the parent's, which came from outside");
@@ -225,11 +241,11 @@ fn many_threads_are_one_process_and_one_event() {
     assert_eq!(tids.len(), 7);
     // Once it is dying there may be nobody left to signal.
     shell("evictor", &format!("for n in 1 2 3; do kill -9 {} 2>/dev/null; done; true", tids.join(" ")));
-    reap(child);
+    child.reap();
     let fence = sleeper(&cgroup);
     let last = fence.id();
     shell("evictor", &format!("kill -9 {last}"));
-    reap(fence);
+    fence.reap();
     recording.until("SIGKILLs", SOON, |seen| killed(seen, pid).is_some() && killed(seen, last).is_some());
     assert_eq!(count(&recording.seen, pid), 1);
     let other = tids.iter().filter_map(|tid| tid.parse().ok()).filter(|&tid: &u32| tid != pid);
@@ -240,10 +256,10 @@ fn many_threads_are_one_process_and_one_event() {
 fn a_cgroup_that_is_killed_whole_names_who_did_it() {
     let cgroup = MemoryCgroup::new("signal-cgroup-kill", 64 * MIB);
     let mut recording = everywhere();
-    let sleepers: Vec<Child> = (0..3).map(|_| sleeper(&cgroup)).collect();
-    let pids: Vec<u32> = sleepers.iter().map(Child::id).collect();
+    let sleepers: Vec<Doomed> = (0..3).map(|_| sleeper(&cgroup)).collect();
+    let pids: Vec<u32> = sleepers.iter().map(Doomed::id).collect();
     let sender = shell("evictor", &format!("echo 1 > {}/cgroup.kill", cgroup.path.display()));
-    sleepers.into_iter().for_each(reap);
+    sleepers.into_iter().for_each(Doomed::reap);
     recording.until("SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
     for pid in pids {
         let (_, sigkill) = killed(&recording.seen, pid).expect("just found");
