@@ -226,6 +226,52 @@ fn an_oom_kill_is_never_told_as_a_sigkill_and_the_kernels_other_kills_are() {
     assert_eq!((losses.get("sigkill_ring"), losses.get("sigkill_by_kernel")), (None, None), "{losses:?}");
 }
 
+/// The kernel kills whoever shares a victim's memory along with it, and marks only the victim: posix_spawn's child
+/// shares its parent's until it runs the program, which the opening of a FIFO without a writer holds up.
+#[test]
+fn who_shares_an_oom_victims_memory_is_not_told_either() {
+    let cgroup = MemoryCgroup::new("signal-shared", 64 * MIB);
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+    let mut recording = everywhere();
+    let hold = format!(
+        "/usr/bin/python3 -c 'import os; open(\"/proc/self/oom_score_adj\", \"w\").write(\"1000\"); \
+         x = bytearray(40 << 20); print(\"ready\", flush=True); \
+         os.posix_spawn(\"/bin/true\", [\"true\"], {{}}, \
+         file_actions=[(os.POSIX_SPAWN_OPEN, 9, \"{}\", os.O_RDONLY, 0)])'",
+        fifo.display()
+    );
+    let parent = ready(cgroup.command(&hold));
+    let pid = parent.id();
+    let begin = Instant::now();
+    let child = loop {
+        if let Some(child) = child_of(pid) {
+            break child;
+        }
+        assert!(begin.elapsed() < SOON, "it was to spawn a child");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
+    assert!(cgroup.command(want).status().expect("run the trigger").success());
+    parent.reap();
+    let spender = spend_cpu_time(&cgroup);
+    recording.until("OOM kill", SOON, |seen| oom_incident(seen, pid));
+    recording.until("the kernel's SIGKILL", SOON, |seen| killed(seen, spender).is_some());
+    assert_eq!((count(&recording.seen, pid), count(&recording.seen, child)), (0, 0), "{:#?}", recording.seen);
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let pids = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let ppid = format!("PPid:\t{parent}");
+    pids.into_iter().find(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == ppid)
+    })
+}
+
 #[test]
 fn many_threads_are_one_process_and_one_event() {
     let cgroup = MemoryCgroup::new("signal-threads", 64 * MIB);
