@@ -57,6 +57,26 @@ fn kills_that_did_not_fit_are_counted_to_the_last_one() {
 }
 
 #[test]
+fn sigkills_that_did_not_fit_are_counted_to_the_last_one() {
+    // The ring holds 585 of them.
+    const KILLS: u64 = 700;
+    let cgroup = MemoryCgroup::new("sigkill-ring", 256 << 20);
+    let procs = cgroup.path.join("cgroup.procs");
+    let (read, losses) = unread(&Wanted { sigkill: true, ..NOTHING }, "SIGNAL_EVENTS", || {
+        // The killer stays outside of the cgroup: otherwise it would be its own business.
+        for _ in 0..KILLS {
+            let mut victim = std::process::Command::new("/bin/sleep").arg("600").spawn().expect("start it");
+            std::fs::write(&procs, victim.id().to_string()).expect("move it into the cgroup");
+            victim.kill().and_then(|()| victim.wait()).expect("kill it");
+        }
+    });
+    let lost = losses.get("sigkill_ring").copied().unwrap_or(0);
+    assert!(lost > 0, "the ring was to be filled: {read} read");
+    // Others' kills may be among them.
+    assert!(read + lost >= KILLS && read + lost < KILLS + 100, "{read} read, {losses:?}");
+}
+
+#[test]
 fn failed_lookups_that_did_not_fit_are_counted_to_the_last_one() {
     // The ring holds 1,149 of them.
     const FAILURES: u16 = 2000;

@@ -50,21 +50,37 @@ fn shell(name: &str, what: &str) -> u32 {
     child.id()
 }
 
+/// A process that is to be killed; a test that fails leaves none behind.
+struct Doomed(Child);
+
+impl Doomed {
+    fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn reap(mut self) {
+        assert!(!self.0.wait().expect("it ends").success(), "it was to be killed");
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A process that has said something, to show that it is where it should be.
-fn ready(mut command: Command) -> Child {
+fn ready(mut command: Command) -> Doomed {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it speaks");
     assert_eq!(line.trim(), "ready");
-    child
+    Doomed(child)
 }
 
-fn sleeper(cgroup: &MemoryCgroup) -> Child {
+fn sleeper(cgroup: &MemoryCgroup) -> Doomed {
     ready(cgroup.command("/bin/sh -c 'echo ready; exec sleep 600'"))
-}
-
-fn reap(mut child: Child) {
-    assert!(!child.wait().expect("it ends").success(), "it was to be killed");
 }
 
 /// Killed by the kernel, at its hard limit of CPU time.
@@ -180,7 +196,7 @@ fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_told() {
     let pids = [parent.id(), fence.id()];
     shell("evictor", &format!("kill -9 {} {}", pids[0], pids[1]));
     recording.until("both SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
-    [parent, fence].into_iter().for_each(reap);
+    [parent, fence].into_iter().for_each(Doomed::reap);
     let id = cgroup.id();
     let told = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
     assert_eq!(told.count(), 1, "only the parent's, which came from outside");
@@ -210,6 +226,52 @@ fn an_oom_kill_is_never_told_as_a_sigkill_and_the_kernels_other_kills_are() {
     assert_eq!((losses.get("sigkill_ring"), losses.get("sigkill_by_kernel")), (None, None), "{losses:?}");
 }
 
+/// The kernel kills whoever shares a victim's memory along with it, and marks only the victim: posix_spawn's child
+/// shares its parent's until it runs the program, which the opening of a FIFO without a writer holds up.
+#[test]
+fn who_shares_an_oom_victims_memory_is_not_told_either() {
+    let cgroup = MemoryCgroup::new("signal-shared", 64 * MIB);
+    let folder = tempfile::tempdir().expect("a folder");
+    let fifo = folder.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("make a FIFO");
+    let mut recording = everywhere();
+    let hold = format!(
+        "/usr/bin/python3 -c 'import os; open(\"/proc/self/oom_score_adj\", \"w\").write(\"1000\"); \
+         x = bytearray(40 << 20); print(\"ready\", flush=True); \
+         os.posix_spawn(\"/bin/true\", [\"true\"], {{}}, \
+         file_actions=[(os.POSIX_SPAWN_OPEN, 9, \"{}\", os.O_RDONLY, 0)])'",
+        fifo.display()
+    );
+    let parent = ready(cgroup.command(&hold));
+    let pid = parent.id();
+    let begin = Instant::now();
+    let child = loop {
+        if let Some(child) = child_of(pid) {
+            break child;
+        }
+        assert!(begin.elapsed() < SOON, "it was to spawn a child");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
+    assert!(cgroup.command(want).status().expect("run the trigger").success());
+    parent.reap();
+    let spender = spend_cpu_time(&cgroup);
+    recording.until("OOM kill", SOON, |seen| oom_incident(seen, pid));
+    recording.until("the kernel's SIGKILL", SOON, |seen| killed(seen, spender).is_some());
+    assert_eq!((count(&recording.seen, pid), count(&recording.seen, child)), (0, 0), "{:#?}", recording.seen);
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let pids = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let ppid = format!("PPid:\t{parent}");
+    pids.into_iter().find(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == ppid)
+    })
+}
+
 #[test]
 fn many_threads_are_one_process_and_one_event() {
     let cgroup = MemoryCgroup::new("signal-threads", 64 * MIB);
@@ -225,11 +287,11 @@ fn many_threads_are_one_process_and_one_event() {
     assert_eq!(tids.len(), 7);
     // Once it is dying there may be nobody left to signal.
     shell("evictor", &format!("for n in 1 2 3; do kill -9 {} 2>/dev/null; done; true", tids.join(" ")));
-    reap(child);
+    child.reap();
     let fence = sleeper(&cgroup);
     let last = fence.id();
     shell("evictor", &format!("kill -9 {last}"));
-    reap(fence);
+    fence.reap();
     recording.until("SIGKILLs", SOON, |seen| killed(seen, pid).is_some() && killed(seen, last).is_some());
     assert_eq!(count(&recording.seen, pid), 1);
     let other = tids.iter().filter_map(|tid| tid.parse().ok()).filter(|&tid: &u32| tid != pid);
@@ -240,10 +302,10 @@ fn many_threads_are_one_process_and_one_event() {
 fn a_cgroup_that_is_killed_whole_names_who_did_it() {
     let cgroup = MemoryCgroup::new("signal-cgroup-kill", 64 * MIB);
     let mut recording = everywhere();
-    let sleepers: Vec<Child> = (0..3).map(|_| sleeper(&cgroup)).collect();
-    let pids: Vec<u32> = sleepers.iter().map(Child::id).collect();
+    let sleepers: Vec<Doomed> = (0..3).map(|_| sleeper(&cgroup)).collect();
+    let pids: Vec<u32> = sleepers.iter().map(Doomed::id).collect();
     let sender = shell("evictor", &format!("echo 1 > {}/cgroup.kill", cgroup.path.display()));
-    sleepers.into_iter().for_each(reap);
+    sleepers.into_iter().for_each(Doomed::reap);
     recording.until("SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
     for pid in pids {
         let (_, sigkill) = killed(&recording.seen, pid).expect("just found");
