@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((slice.stacks.len(), slice.not_kept, window.evicted()), (10, 15, 15));
         assert_eq!(slice.ends, [(End::Complete, 25)]);
 
-        let mut window = Window::bounded(4, 1000, stack(0).bytes() * 3);
+        let mut window = Window::bounded(8, 1000, stack(0).bytes() * 3);
         (0..5).for_each(|offset| window.add(offset, stack(offset), S));
         assert_eq!((window.evicted(), window.bytes), (2, stack(0).bytes() * 3));
         // A stack that is there already needs no room.

@@ -70,6 +70,7 @@ impl Attribution {
         for visit in missed.into_iter().flat_map(|missed| missed.visits) {
             for (mut event, boot_ns, facts) in recover::kills(&self.pods, &self.node, visit).await {
                 event.losses = self.losses();
+                self.growth.iter().for_each(|growth| growth.killed(&event));
                 self.desk.lay(&mut event, boot_ns, facts);
                 if events.send(event).await.is_err() {
                     return;
@@ -130,9 +131,7 @@ impl Attribution {
     async fn kill(&mut self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> Event {
         let time_ns = kill.time_ns;
         let (mut event, facts) = self.oom(kill, stacks).await;
-        if let Some(growth) = &self.growth {
-            growth.killed(&event);
-        }
+        self.growth.iter().for_each(|growth| growth.killed(&event));
         self.desk.lay(&mut event, time_ns, facts);
         event
     }
