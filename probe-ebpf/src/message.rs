@@ -38,6 +38,8 @@ impl Bytes for InPacket<'_> {
         self.ctx.load(self.at as usize).ok()
     }
 
+    /// # Safety
+    /// As the trait says.
     #[inline(always)]
     unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
         // SAFETY: by the trait's contract.
@@ -55,6 +57,8 @@ impl Bytes for Held {
         unsafe { bpf_probe_read_kernel(self.0.cast::<[u8; 8]>()).ok() }
     }
 
+    /// # Safety
+    /// As the trait says.
     #[inline(always)]
     unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
         // As in the function `copy`.
