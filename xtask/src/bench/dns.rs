@@ -358,7 +358,8 @@ impl Agent {
         for file in std::fs::read_dir(&folder).context(folder)? {
             let text = std::fs::read_to_string(file?.path()).unwrap_or_default();
             // Programs have one, and links have their program's.
-            let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+            let id: Option<u64> =
+                text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
             ids.extend(id);
         }
         Ok(ids)
