@@ -4,15 +4,9 @@
 //! server and transaction id. On the way in, the current task is whoever was interrupted: it is
 //! never asked. User space turns what stays in `DNS_IN_FLIGHT` too long into timeouts.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
     EbpfContext,
-    helpers::{
-        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf, bpf_skb_load_bytes,
-        generated::bpf_probe_read_kernel as bpf_probe_read_kernel_bytes,
-    },
+    helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_buf},
     macros::{cgroup_skb, cgroup_sock_addr, kprobe, raw_tracepoint},
     programs::{ProbeContext, RawTracePointContext, SkBuffContext, SockAddrContext},
 };
@@ -24,12 +18,12 @@ use podopsy_wire::{
 use crate::{
     dns_counts,
     maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
+    message::{Bytes, HEADER, Header, Held, InPacket, Message},
     packet::{self, Direction, TCP, UDP},
     stream::{self, Place},
     task,
 };
 
-const HEADER: u32 = 12;
 /// What a new entry of `DNS_IN_FLIGHT` starts from; too big for the BPF stack.
 static EMPTY: DnsPending = DnsPending::EMPTY;
 /// cgroup_skb's verdict: let it pass. podopsy never drops anyone's packet.
@@ -91,8 +85,9 @@ fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
 fn tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let stream = stream::current(cookie, direction)?;
     // SAFETY: a map value; an eviction recycles the slot, it does not unmap it.
-    let stream = unsafe { &mut *stream::current(cookie, direction)? };
+    let stream = unsafe { &mut *stream };
     let found = stream::next(ctx, stream, direction)?;
     let (server, port, protocol) = (stream.server, stream.port as u16, TCP);
     let (size, available) = (found.size, found.available);
@@ -115,117 +110,6 @@ fn tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     }
     stream::go_on(ctx, stream, direction);
     None
-}
-
-/// Where a message's bytes are.
-trait Bytes {
-    /// The first words of the header, RFC 1035 §4.1.1.
-    fn start(&self) -> Option<[u8; 8]>;
-
-    /// Copies `len` bytes from `offset` on to `to`; the number copied.
-    ///
-    /// # Safety
-    /// `to` points to at least `N` writable bytes of a map value or ring entry.
-    unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32;
-}
-
-/// In this packet, at this offset.
-struct InPacket<'a> {
-    ctx: &'a SkBuffContext,
-    at: u32,
-}
-
-impl Bytes for InPacket<'_> {
-    #[inline(always)]
-    fn start(&self) -> Option<[u8; 8]> {
-        self.ctx.load(self.at as usize).ok()
-    }
-
-    #[inline(always)]
-    unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
-        // SAFETY: by the trait's contract.
-        unsafe { copy::<N>(self.ctx, self.at + offset, to, len) }
-    }
-}
-
-/// In kernel memory, put together from several segments.
-struct Held(*const u8);
-
-impl Bytes for Held {
-    #[inline(always)]
-    fn start(&self) -> Option<[u8; 8]> {
-        // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
-        unsafe { bpf_probe_read_kernel(self.0.cast::<[u8; 8]>()).ok() }
-    }
-
-    #[inline(always)]
-    unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
-        // As in the function `copy`.
-        let last = core::hint::black_box(len.wrapping_sub(1) as u64);
-        if last >= N as u64 {
-            return 0;
-        }
-        let from = self.0.wrapping_add(offset as usize).cast();
-        // SAFETY: by the trait's contract, and `last + 1` is at most `N`.
-        let failed = unsafe { bpf_probe_read_kernel_bytes(to, last as u32 + 1, from) };
-        if failed == 0 { len } else { 0 }
-    }
-}
-
-/// A DNS message on its way.
-struct Message<B> {
-    /// As in `DnsKey`.
-    server: [u32; 4],
-    port: u16,
-    protocol: u32,
-    cookie: u64,
-    /// Its length as the network says, and how much of it is here: at least a header.
-    size: u32,
-    available: u32,
-    bytes: B,
-}
-
-/// The fixed header, RFC 1035 §4.1.1.
-struct Header {
-    id: u16,
-    flags: u16,
-    questions: u16,
-    answers: u16,
-}
-
-impl Header {
-    #[inline(always)]
-    fn is_response(&self) -> bool {
-        self.flags & 0x8000 != 0
-    }
-
-    #[inline(always)]
-    fn rcode(&self) -> u16 {
-        self.flags & 0x000f
-    }
-
-    #[inline(always)]
-    fn is_truncated(&self) -> bool {
-        self.flags & 0x0200 != 0
-    }
-}
-
-impl<B: Bytes> Message<B> {
-    #[inline(always)]
-    fn header(&self) -> Option<Header> {
-        let raw = self.bytes.start()?;
-        Some(Header {
-            id: u16::from_be_bytes([raw[0], raw[1]]),
-            flags: u16::from_be_bytes([raw[2], raw[3]]),
-            questions: u16::from_be_bytes([raw[4], raw[5]]),
-            answers: u16::from_be_bytes([raw[6], raw[7]]),
-        })
-    }
-
-    #[inline(always)]
-    fn key(&self, id: u16) -> DnsKey {
-        DnsKey { cookie: self.cookie, server: self.server, port: self.port, id, protocol: self.protocol }
-    }
 }
 
 /// Only queries go to a server and only responses come from one; what a server on this node sends and gets is the
@@ -410,23 +294,6 @@ fn ship<B: Bytes>(
     }
     entry.submit(0);
     true
-}
-
-/// Copies `len` bytes at `offset` to `to`, which has room for `N`; the number copied.
-///
-/// # Safety
-/// `to` points to at least `N` writable bytes of a map value or ring entry.
-#[inline(always)]
-pub unsafe fn copy<const N: usize>(ctx: &SkBuffContext, offset: u32, to: *mut c_void, len: u32) -> u32 {
-    // The verifier wants to see both bounds on the register that it finds in the helper's hands, and
-    // LLVM likes to check a copy of it: the black box leaves it only one value to check.
-    let last = core::hint::black_box(len.wrapping_sub(1) as u64);
-    if last >= N as u64 {
-        return 0;
-    }
-    // SAFETY: by this function's contract, and `last + 1` is at most `N`.
-    let failed = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to, last as u32 + 1) };
-    if failed == 0 { len } else { 0 }
 }
 
 #[cgroup_sock_addr(connect4)]

@@ -13,6 +13,7 @@ mod dns_counts;
 mod exec;
 mod mapping;
 mod maps;
+mod message;
 mod oncpu;
 mod oom;
 mod packet;

@@ -13,13 +13,12 @@ use podopsy_wire::{DNS_QUESTION_MAX, Loss};
 
 use crate::{
     maps::count,
+    message::HEADER,
     packet::{self, Direction, Packet},
 };
 
 /// The length before a message.
 const PREFIX: u32 = 2;
-/// RFC 1035 §4.1.1.
-const HEADER: u32 = 12;
 /// What is kept of a query: its header and question.
 const QUERY: u32 = HEADER + DNS_QUESTION_MAX as u32;
 /// The last offset in `bytes` that is ever written to.
@@ -238,7 +237,7 @@ fn hold(ctx: &SkBuffContext, stream: &mut Stream, count: u32) -> Option<()> {
     }
     let to = (&raw mut stream.bytes).cast::<u8>().wrapping_add(offset as usize);
     // SAFETY: behind the largest offset there is room for `QUERY` bytes.
-    let copied = unsafe { crate::dns::copy::<{ QUERY as usize }>(ctx, stream.at, to.cast(), count) };
+    let copied = unsafe { crate::message::copy::<{ QUERY as usize }>(ctx, stream.at, to.cast(), count) };
     if copied == 0 {
         return None;
     }

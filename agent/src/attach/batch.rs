@@ -29,7 +29,7 @@ struct Attributes {
 pub fn entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> Option<Vec<(K, V)>> {
     let mut keys: Vec<K> = Vec::with_capacity(ENTRIES);
     // The kernel rounds values up to 8 bytes: all of ours are such.
-    const { assert!(size_of::<V>() % 8 == 0) };
+    const { assert!(size_of::<V>().is_multiple_of(8)) };
     let mut values: Vec<V> = Vec::with_capacity(ENTRIES);
     let mut all = Vec::new();
     // The bucket to go on with: a hash map's cursor is 4 bytes.

@@ -295,3 +295,39 @@ impl KernelCounts {
         self.map.remove(&cgroup_id).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_fill_their_slots() {
+        assert_eq!(dns_ports(&[]).unwrap(), [53, 0, 0, 0]);
+        assert_eq!(dns_ports(&[5353, 53]).unwrap(), [5353, 53, 0, 0]);
+        assert!(dns_ports(&[1, 2, 3, 4, 5]).unwrap_err().to_string().contains("at most 4"));
+    }
+
+    #[test]
+    fn settings_are_words_in_memory_order() {
+        let slow_over = Some(Duration::from_millis(200));
+        let wanted = DnsWanted { slow_over, sample: 7, ports: [53, 0, 0, 5353], ..DnsWanted::default() };
+        let words = config_words(Some(&wanted));
+        assert_eq!(words[..2], [53, 5353 << 16].map(u32::from_le));
+        assert_eq!(words[2..], [0, 200_000, 7, 2000, 500]);
+        assert_eq!(Rate { a_second: 0, burst: 9 }.interval_us(), 0, "no bound");
+        assert_eq!(Rate { a_second: 2_000_000, burst: 9 }.interval_us(), 1);
+    }
+
+    #[test]
+    fn addresses_are_as_packets_have_them() {
+        assert_eq!(
+            words(&IpAddr::from([1, 2, 3, 4]))[2..],
+            [[0, 0, 255, 255], [1, 2, 3, 4]].map(u32::from_ne_bytes)
+        );
+        let v6 = words(&"2620:fe::9".parse().unwrap());
+        assert_eq!(
+            (v6[0], v6[3]),
+            (u32::from_ne_bytes([0x26, 0x20, 0, 0xfe]), u32::from_ne_bytes([0, 0, 0, 9]))
+        );
+    }
+}

@@ -383,7 +383,7 @@ impl Collector {
     /// Once a second: counts of a cgroup whose place the kernel side needs must not wait for someone who asks.
     fn look_at_counts(&mut self) {
         self.sweeps += 1;
-        if self.sweeps % 10 == 0
+        if self.sweeps.is_multiple_of(10)
             && let Ok(mut counts) = self.counts.lock()
         {
             counts.look();

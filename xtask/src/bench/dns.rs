@@ -2,7 +2,6 @@
 //! turns; what a packet costs, by the kernel's own statistics; and failures and silence, counted on both sides.
 
 use std::fs::File;
-use std::io::Write;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -188,10 +187,10 @@ impl Bench {
         let answered = perf.sent - perf.lost;
         let counted = after.events("nxdomain", "bad.test") + after.lost();
         println!(
-            "failures: {answered} answered by the server, {} events and {} counted as dropped: {}; agent's peak RSS {} KiB",
+            "failures: {answered} of {} queries answered, {} events and {} counted as dropped; agent's peak RSS {} KiB",
+            perf.sent,
             counted - after.lost(),
             after.lost(),
-            if counted >= answered { "none lost uncounted" } else { "LOST" },
             after.peak_kib
         );
         if counted < answered {
@@ -341,12 +340,8 @@ impl Agent {
     fn programs(&self) -> Result<Vec<(String, u64, u64)>> {
         let text = sh::capture(Command::new("bpftool").args(["-j", "prog", "show"]))?;
         let programs: serde_json::Value = serde_json::from_str(&text).context("bpftool's JSON")?;
-        let pid = u64::from(self.child.id());
-        let mine = |program: &&serde_json::Value| match program["pids"].as_array() {
-            Some(pids) => pids.iter().any(|holder| holder["pid"] == pid),
-            // A bpftool that does not say.
-            None => true,
-        };
+        let ids = self.program_ids()?;
+        let mine = |program: &&serde_json::Value| program["id"].as_u64().is_some_and(|id| ids.contains(&id));
         let programs = programs.as_array().context("bpftool's list")?.iter().filter(mine);
         Ok(programs
             .filter_map(|program| {
@@ -354,6 +349,20 @@ impl Agent {
                 Some((name.to_owned(), program["run_time_ns"].as_u64()?, program["run_cnt"].as_u64()?))
             })
             .collect())
+    }
+
+    /// Another recorder on this machine has programs of the same names.
+    fn program_ids(&self) -> Result<Vec<u64>> {
+        let folder = format!("/proc/{}/fdinfo", self.child.id());
+        let mut ids = Vec::new();
+        for file in std::fs::read_dir(&folder).context(folder)? {
+            let text = std::fs::read_to_string(file?.path()).unwrap_or_default();
+            // Programs have one, and links have their program's.
+            let id: Option<u64> =
+                text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+            ids.extend(id);
+        }
+        Ok(ids)
     }
 
     fn stop(mut self) -> Result<Ended> {
@@ -377,7 +386,6 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::io::stderr().flush();
     }
 }
 
