@@ -381,7 +381,10 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
         let words: Vec<&str> = found.iter().map(|it| it.result.word()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
         table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
-        let right = matches!(&found[..], [it] if it.name == *name && expected.contains(&it.result));
+        let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
+        // An answer that is larger than glibc's buffer is asked for once more with a larger one: two lookups indeed.
+        let most = if *client == "glibc" && name.starts_with("truncated") { 2 } else { 1 };
+        let right = (1..=most).contains(&found.len()) && found.iter().all(fits);
         let asked: Vec<Outcome> =
             found.iter().flat_map(|it| it.transactions.iter().map(|step| step.outcome)).collect();
         if !right {
