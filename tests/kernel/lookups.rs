@@ -85,7 +85,8 @@ struct Server(Child);
 impl Server {
     fn start(victims: &Path) -> Server {
         let mut child = Command::new(victims.join("resolver"))
-            .arg("127.0.0.1:53")
+            // Segments are the affair of the tests of `dns`.
+            .args(["127.0.0.1:53", "--whole"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("start our resolver");
@@ -380,7 +381,10 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
         let words: Vec<&str> = found.iter().map(|it| it.result.word()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
         table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
-        let right = matches!(&found[..], [it] if it.name == *name && expected.contains(&it.result));
+        let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
+        // An answer that is larger than glibc's buffer is asked for once more with a larger one: two lookups indeed.
+        let most = if *client == "glibc" && name.starts_with("truncated") { 2 } else { 1 };
+        let right = (1..=most).contains(&found.len()) && found.iter().all(fits);
         let asked: Vec<Outcome> =
             found.iter().flat_map(|it| it.transactions.iter().map(|step| step.outcome)).collect();
         if !right {
@@ -393,5 +397,26 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
         let cell = |client: &str| by_client.get(client).cloned().unwrap_or_default();
         println!("{name:28} {:16} {:16} {:16} {:16}", cell("glibc"), cell("musl"), cell("go"), cell("dig"));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    if !wrong.is_empty() {
+        for event in &recording.seen {
+            if let Detail::Dns(dns) = &event.detail {
+                let process = &event.process;
+                println!(
+                    "{} {}[{}] {:?} {:?} {:?} {} {:?} id {} {:?}",
+                    event.time,
+                    process.comm,
+                    process.pid,
+                    dns.name,
+                    dns.qtype,
+                    dns.outcome,
+                    dns.latency_ns,
+                    dns.protocol,
+                    dns.id,
+                    process.start_time
+                );
+            }
+        }
+    }
+    let (_, losses) = recording.stop();
+    assert!(wrong.is_empty(), "{}; losses: {losses:?}", wrong.join("\n"));
 }

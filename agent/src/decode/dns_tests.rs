@@ -145,34 +145,64 @@ fn names_cannot_carry_control_sequences() {
     assert!(name.is_ascii() && !name.contains('\x1b') && !name.contains('\n'), "{name}");
 }
 
-/// Bounded and repeatable: every cut, every flipped byte, and 200,000 random messages.
+/// Bounded and repeatable: every cut, every changed byte, and 200,000 random messages. Whatever comes out is an outcome,
+/// and each malformed one is counted by its reason.
 #[test]
-fn no_message_can_make_the_decoder_panic() {
+fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
     let whole = response(
         0x8180,
         [1, 1, 0, 0],
         &[NAME, A_IN, &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]].concat(),
     );
+    let mut by_reason = std::collections::BTreeMap::<String, u64>::new();
+    let mut fed = 0_u64;
+    let mut feed = |message: &[u8]| {
+        let it = answered_by(STATE_WAITING, message);
+        assert_eq!(it.malformed.is_some(), it.outcome == Outcome::Malformed, "{it:?}");
+        let reason = it.malformed.unwrap_or_else(|| it.outcome.word().to_owned());
+        assert!(reason.len() < 600 && reason.chars().all(|c| !c.is_control()), "{reason}");
+        // Numbers and quotations apart, reasons are few.
+        let kind = reason.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().to_owned();
+        *by_reason.entry(kind).or_default() += 1;
+        fed += 1;
+    };
     for cut in 0..whole.len() {
-        answered_by(STATE_WAITING, &whole[..cut]);
+        feed(&whole[..cut]);
     }
     for at in 0..whole.len() {
         for value in 0..=255 {
             let mut bad = whole.clone();
             bad[at] = value;
-            answered_by(STATE_WAITING, &bad);
+            feed(&bad);
         }
     }
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    for _ in 0..200_000 {
+    let mut random = || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        seed >> 24
+    };
+    for round in 0..200_000 {
         let mut message = whole.clone();
-        for _ in 0..4 {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let at = (seed >> 33) as usize % message.len();
-            message[at] = (seed >> 24) as u8;
+        // Longer, shorter, and changed in up to four places.
+        match round % 4 {
+            0 => message.truncate(random() as usize % whole.len()),
+            1 => message.extend((0..random() % 600).map(|byte| byte as u8)),
+            _ => {}
         }
-        answered_by(STATE_WAITING, &message);
+        for _ in 0..4 {
+            if !message.is_empty() {
+                let at = random() as usize % message.len();
+                message[at] = random() as u8;
+            }
+        }
+        feed(&message);
     }
+    assert_eq!(by_reason.values().sum::<u64>(), fed);
+    for (reason, count) in &by_reason {
+        println!("{count:8} {reason}");
+    }
+    let malformed = by_reason.keys().filter(|reason| reason.starts_with("response: ")).count();
+    assert!((4..60).contains(&malformed), "{by_reason:?}");
 }
 
 #[test]

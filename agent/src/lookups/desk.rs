@@ -297,18 +297,25 @@ impl<W> Open<W> {
     }
 
     /// Nobody asks a server more often than that: an application that tries again at once makes the next lookup.
+    ///
+    /// glibc and musl ask again with the same id, Go with a new one each time: a new id after a repeated one is the
+    /// application's doing.
     fn is_over_attempts(&self, query: &Query, resolv: Option<&Resolv>) -> bool {
+        if query.transaction.outcome == Outcome::Late || query.is_final() {
+            return false;
+        }
         let attempts = resolv.map_or(Resolv::default().attempts, |resolv| resolv.attempts) as usize;
         // c-ares waits for three.
         let most = if query.transaction.outcome == Outcome::Timeout { attempts.max(3) } else { attempts };
-        let same = |other: &&Query| {
+        let same = self.queries.iter().filter(|other| {
             other.is_same_question(query)
                 && other.transaction.server == query.transaction.server
                 && other.transaction.protocol == query.transaction.protocol
-        };
-        query.transaction.outcome != Outcome::Late
-            && !query.is_final()
-            && self.queries.iter().filter(same).count() >= most
+        });
+        let ids: Vec<u16> = same.map(|other| other.transaction.id).collect();
+        let distinct: BTreeSet<u16> = ids.iter().copied().collect();
+        let repeats = distinct.len() < ids.len();
+        !distinct.contains(&query.transaction.id) && (repeats || distinct.len() >= most)
     }
 
     fn has_common_name(&self, query: &Query, resolv: Option<&Resolv>) -> bool {

@@ -19,6 +19,7 @@
 //!   that had been answered (positively or not) before it was sent: that is the next lookup of that name.
 //! - A timeout is known long after the client went on, and the query that it belongs to was sent first. So every lookup
 //!   is held for the time that makes a timeout, and one second, before it is told: `Desk::due`.
+//! - glibc asks for everything once more when an answer is larger than its buffer (`ERANGE`): two lookups, both answered.
 //! - Two threads that look up the same name at the same time are one lookup with twice the queries; one after the other
 //!   they are two.
 //! - What was answered is the result, whatever else failed. Otherwise it is the worst of what its questions got, as glibc

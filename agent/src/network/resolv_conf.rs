@@ -188,7 +188,7 @@ mod tests {
             "file_too_large"
         );
         assert_eq!(refused(&|path| File::create(path).unwrap().set_len(1 << 40).unwrap()), "file_too_large");
-        let garbage: Vec<u8> = (0..60_000u32).map(|i| (i * 7919 >> 3) as u8).collect();
+        let garbage: Vec<u8> = (0..60_000u32).map(|i| (i.wrapping_mul(7919) >> 3) as u8).collect();
         assert!(container(|path| std::fs::write(path, garbage).unwrap()).1.is_ok());
     }
 

@@ -74,7 +74,12 @@ impl Lookups {
             process: event.process.clone(),
             of,
         };
-        self.desk.add(process, asker.cgroup_id, query, resolv, who);
+        // Processes of the host share a cgroup, and are not to share its room: one of them may ask without end.
+        let share = match of {
+            Of::Container { cgroup } => cgroup,
+            Of::Process { pid, .. } => 1 << 63 | u64::from(pid),
+        };
+        self.desk.add(process, share, query, resolv, who);
     }
 
     /// When the next one can be told.
