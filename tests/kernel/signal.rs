@@ -285,7 +285,8 @@ fn who_shares_an_oom_victims_memory_is_not_told_either() {
         std::thread::sleep(Duration::from_millis(20));
     };
     let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
-    assert!(cgroup.command(want).status().expect("run the trigger").success());
+    // It may be killed as well: the victim is gone a moment before its memory is.
+    cgroup.command(want).status().expect("run the trigger");
     parent.reap();
     let spender = spend_cpu_time(&cgroup);
     recording.until("OOM kill", SOON, |seen| oom_incident(seen, pid));
