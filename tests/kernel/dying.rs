@@ -104,8 +104,8 @@ fn a_victim_that_was_dying_already_is_marked() {
     assert!(victim.try_wait().expect("look at it").is_none(), "the freezer was to hold it");
     // Now someone needs more than is left; the OOM killer chooses the largest, and finds that it is dying.
     let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
-    let trigger = cgroup.command(want).status().expect("run the trigger");
-    assert!(trigger.success(), "the victim's memory was to be enough: {trigger}");
+    // It may be killed as well: the victim is gone a moment before its memory is.
+    cgroup.command(want).status().expect("run the trigger");
     assert!(!victim.wait().expect("it ends").success());
 
     let incident = |event: &Event| event.incident.as_ref().is_some_and(|one| one.victims[0].task.pid == pid);

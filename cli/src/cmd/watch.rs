@@ -128,13 +128,10 @@ pub fn reader_is_gone() -> bool {
         && fds[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
-/// `OOM kills, other SIGKILLs and DNS lookups`.
+/// `OOM kills, SIGKILLs and DNS lookups`.
 fn subject(args: &Watch) -> String {
-    let all = [
-        (WatchKind::Oom, "OOM kills"),
-        (WatchKind::Sigkill, "other SIGKILLs"),
-        (WatchKind::Dns, "DNS lookups"),
-    ];
+    let all =
+        [(WatchKind::Oom, "OOM kills"), (WatchKind::Sigkill, "SIGKILLs"), (WatchKind::Dns, "DNS lookups")];
     let words: Vec<&str> =
         all.into_iter().filter(|(kind, _)| args.wants(*kind)).map(|(_, word)| word).collect();
     match words.split_last() {

@@ -46,6 +46,7 @@ const LIST: &[Entry] = &[
         why: "cgroup.kill is of 5.14",
     },
     Entry { tests: "signal::a_container_that*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "signal::a_sender_in_a_pod*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "signal::a_stop_after*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "signal::someones_kill*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
