@@ -57,7 +57,12 @@ pub fn dns_tcp_ingress(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
-    let packet = packet::parse(ctx, direction)?;
+    let mut packet = packet::parse(ctx, direction)?;
+    if direction == Direction::Query
+        && let Some(peer) = packet::peer(ctx)
+    {
+        packet.server = peer;
+    }
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if packet.protocol == TCP {

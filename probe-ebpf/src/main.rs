@@ -4,7 +4,7 @@
 //! (identity, stacks, clocks), and hand it over; what cannot be handed over is counted.
 #![no_std]
 #![no_main]
-// `dns_counts::add`.
+// `dns_counts::add`, `packet::word`.
 #![feature(asm_experimental_arch)]
 
 mod arch;

@@ -2,7 +2,9 @@
 //!
 //! Runs for every packet of the node, so everything that is not DNS leaves after one load (IPv4) or two (IPv6).
 
-use aya_ebpf::programs::SkBuffContext;
+use core::{arch::asm, mem::offset_of, ptr::read_volatile};
+
+use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use podopsy_wire::Loss;
 
 use crate::maps::{count, dns_setting};
@@ -60,6 +62,44 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
         (_, Direction::Answer) => ctx.load(8).ok()?,
     };
     Some(Packet { server, port, protocol, transport })
+}
+
+/// Whom a socket is connected to, as it knows it; None: to nobody. A packet that leaves the node's own network
+/// namespace has had its address rewritten by then (kube-proxy's DNAT of a Service), and its answer's has been
+/// rewritten back before it is seen: the socket's view is what both have in common, and what was asked for.
+#[inline(always)]
+pub fn peer(ctx: &SkBuffContext) -> Option<[u32; 4]> {
+    const IPV4: u32 = 2;
+    const IPV6: u32 = 10;
+    const ADDRESS: usize = offset_of!(bpf_sock, dst_ip6);
+    // SAFETY: the context is this program's own.
+    let sk = unsafe { read_volatile(&raw const (*ctx.skb.skb).__bindgen_anon_2.sk) };
+    if sk.is_null() {
+        return None;
+    }
+    let peer = match word::<{ offset_of!(bpf_sock, family) }>(sk) {
+        IPV4 => mapped(word::<{ offset_of!(bpf_sock, dst_ip4) }>(sk)),
+        IPV6 => [
+            word::<ADDRESS>(sk),
+            word::<{ ADDRESS + 4 }>(sk),
+            word::<{ ADDRESS + 8 }>(sk),
+            word::<{ ADDRESS + 12 }>(sk),
+        ],
+        _ => return None,
+    };
+    (peer[3] != 0).then_some(peer)
+}
+
+/// A word of a socket that was checked not to be null. Written out: the verifier takes no pointer into a socket, and LLVM
+/// likes to make one.
+#[inline(always)]
+fn word<const OFFSET: usize>(sk: *mut bpf_sock) -> u32 {
+    let word: u64;
+    // SAFETY: the kernel turns it into a read of the socket's own field.
+    unsafe {
+        asm!("{0} = *(u32 *)({1} + {2})", out(reg) word, in(reg) sk, const OFFSET, options(nostack));
+    }
+    word as u32
 }
 
 /// `::ffff:a.b.c.d`, words in network order.

@@ -212,3 +212,49 @@ fn malformed_messages_are_reported_with_a_reason_and_nothing_crashes() {
     let (_, losses) = recording.stop();
     assert_eq!(losses.get("dns_short"), Some(&1), "{losses:?}");
 }
+
+#[test]
+fn a_service_address_that_the_node_rewrites_is_the_server_that_was_asked() {
+    let mut recording = Recording::host();
+    in_own_network(|| {
+        // What kube-proxy does for a process in the node's own network.
+        let run = |program: &str, arguments: &str| {
+            let status = std::process::Command::new(program).args(arguments.split(' ')).status();
+            assert!(
+                status.is_ok_and(|status| status.success()),
+                "{program} {arguments}: apt-get install iptables"
+            );
+        };
+        run("ip", "addr add 10.1.0.1/24 dev lo");
+        run("ip", "route add 10.96.0.0/16 dev lo");
+        for protocol in ["udp", "tcp"] {
+            let rule = "-d 10.96.0.10 --dport 53 -j DNAT --to-destination 10.1.0.1:53";
+            run("iptables", &format!("-t nat -A OUTPUT -p {protocol} {rule}"));
+        }
+        let server = UdpSocket::bind("10.1.0.1:53").expect("bind");
+        let client = UdpSocket::bind("0.0.0.0:0").expect("a client");
+        client.connect("10.96.0.10:53").expect("connect");
+        client.send(&query(7, "service.test", A)).expect("ask");
+        let mut buffer = [0; 1500];
+        let (len, from) = server.recv_from(&mut buffer).expect("the query");
+        server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer");
+        client.recv(&mut buffer).expect("the answer");
+        let listener = TcpListener::bind("10.1.0.1:53").expect("bind");
+        let mut client = TcpStream::connect("10.96.0.10:53").expect("connect");
+        let asked = query(8, "service-tcp.test", A);
+        client.write_all(&[&(asked.len() as u16).to_be_bytes()[..], &asked].concat()).expect("ask");
+        let (mut stream, _) = listener.accept().expect("accept");
+        let mut bytes = vec![0; asked.len() + 2];
+        stream.read_exact(&mut bytes).expect("the query");
+        let answer = respond(&asked, 0x8182, 1, 0);
+        stream.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat()).expect("answer");
+        client.read_exact(&mut bytes).expect("the answer");
+    });
+    let names = [("service.test", Outcome::Nxdomain), ("service-tcp.test", Outcome::Servfail)];
+    recording.until("both", SOON, |seen| names.iter().all(|(name, _)| !outcomes(seen, name).is_empty()));
+    for (name, outcome) in names {
+        let found = transactions(&recording.seen, name);
+        assert_eq!(found.iter().map(|(_, dns)| dns.outcome).collect::<Vec<_>>(), [outcome], "{name}");
+        assert_eq!(found[0].1.server.to_string(), "10.96.0.10:53", "{name}");
+    }
+}

@@ -133,10 +133,10 @@ fn a_forwarder_that_asks_from_port_53_is_counted_once() {
 
 #[test]
 fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
-    const FLOOD: u32 = 20_000;
+    let flood_of = support::times(20_000) as u32;
     let (loud, quiet) = (MemoryCgroup::new("loud", MEMORY), MemoryCgroup::new("quiet", MEMORY));
     let mut recording = Recording::host();
-    let flood = Asks { name: "flood.test", count: FLOOD, flags: "nxdomain" };
+    let flood = Asks { name: "flood.test", count: flood_of, flags: "nxdomain" };
     let mut flood = ask_in(&loud, &flood);
     let begun = Instant::now();
     for _ in 0..4 {
@@ -149,9 +149,9 @@ fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
     }
     let took = begun.elapsed();
     let counts = recording.dns_counts_of(loud.id());
-    assert_eq!((counts.queries, counts.outcome(Outcome::Nxdomain)), (FLOOD.into(), FLOOD.into()));
+    assert_eq!((counts.queries, counts.outcome(Outcome::Nxdomain)), (flood_of.into(), flood_of.into()));
     assert_eq!(recording.dns_counts_of(quiet.id()).events_dropped, 0);
-    let due = u64::from(FLOOD) - counts.events_dropped;
+    let due = u64::from(flood_of) - counts.events_dropped;
     recording
         .until("the flood's other events", SOON, |seen| transactions(seen, "flood.test").len() as u64 >= due);
     // The burst, and five hundred a second.
@@ -159,8 +159,10 @@ fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
     assert!(due <= most, "{due} of at most {most} in {took:?}");
     let (seen, losses) = recording.stop();
     assert_eq!(transactions(&seen, "flood.test").len() as u64, due);
-    if due < u64::from(FLOOD) {
-        assert_eq!(losses.get("dns_throttled"), Some(&counts.events_dropped), "{losses:?}");
+    if due < u64::from(flood_of) {
+        // On a machine that reads too slowly the ring takes its share, too: each is counted.
+        let lost = ["dns_throttled", "dns_ring"].map(|name| losses.get(name).copied().unwrap_or(0));
+        assert_eq!(lost.iter().sum::<u64>(), counts.events_dropped, "{losses:?}");
     }
 }
 
