@@ -156,7 +156,8 @@ pub enum WatchKind {
 ///
 /// A lookup is what the application asked for: search domains, A and AAAA, retries, other servers and TCP are its queries.
 /// Shows failed lookups and those over --over, unless --failed, --slow or --all says otherwise; the summary counts all.
-/// Each is told when no more of it can come: the time of --dns-timeout and a second after its end.
+/// Each is told when no more of it can come: the time of --dns-timeout and a second after its end, and longer while a part
+/// of it may be unanswered.
 /// DNS over TLS and HTTPS is encrypted, and not seen.
 #[derive(Debug, Args)]
 pub struct Dns {

@@ -93,6 +93,7 @@ pub(super) struct Open<W> {
     pub queries: Vec<Query>,
     pub start_ns: u64,
     end_ns: u64,
+    due_ns: u64,
     pub resolv: Option<Arc<Resolv>>,
 }
 
@@ -146,9 +147,10 @@ impl<W> Desk<W> {
         if let Some(&id) = ids.iter().rev().find(fits) {
             let hold = self.hold_ns;
             let Some(open) = self.open.get_mut(&id) else { return };
-            let (before, container) = ((open.end_ns.saturating_add(hold), id), open.container);
+            let (before, container) = ((open.due_ns, id), open.container);
             open.put(query, resolv);
-            let after = (open.end_ns.saturating_add(hold), id);
+            open.due_ns = open.held_until(hold);
+            let after = (open.due_ns, id);
             self.due.remove(&before);
             self.due.insert(after);
             let of = self.due_of.entry(container).or_default();
@@ -163,12 +165,13 @@ impl<W> Desk<W> {
         self.make_room(container);
         let id = self.next;
         self.next += 1;
-        let due = (query.done_ns.saturating_add(self.hold_ns), id);
-        self.due.insert(due);
-        self.due_of.entry(container).or_default().insert(due);
         self.by_label.entry(key).or_default().push(id);
         let (start_ns, end_ns) = (query.sent_ns, query.done_ns);
-        let open = Open { who: who(), process, container, queries: vec![query], start_ns, end_ns, resolv };
+        let (queries, due_ns) = (vec![query], 0);
+        let mut open = Open { who: who(), process, container, queries, start_ns, end_ns, due_ns, resolv };
+        open.due_ns = open.held_until(self.hold_ns);
+        self.due.insert((open.due_ns, id));
+        self.due_of.entry(container).or_default().insert((open.due_ns, id));
         self.open.insert(id, open);
     }
 
@@ -265,6 +268,36 @@ impl<W> Open<W> {
             Some(before) => *before = query,
             None => self.queries.push(query),
         }
+    }
+
+    /// Until when more can come. A query that is sent again with its id times out that much later, so that a lookup with a
+    /// question open is held for a client's further attempts, too.
+    fn held_until(&self, hold_ns: u64) -> u64 {
+        let usual = self.end_ns.saturating_add(hold_ns);
+        let mut queries: Vec<&Query> = self.queries.iter().collect();
+        queries.sort_by_key(|query| query.sent_ns);
+        let mut names: Vec<&str> = Vec::new();
+        for query in &queries {
+            if !names.contains(&query.name.as_str()) {
+                names.push(&query.name);
+            }
+        }
+        let resolv = self.resolv.as_deref();
+        let answered = self.queries.iter().any(Query::is_answered);
+        let at_the_end =
+            answered || resolv.and_then(|resolv| resolv.asked(&names)).is_some_and(|(_, last)| last);
+        let last = names.last().copied().unwrap_or_default();
+        let asked = |qtype: &str| {
+            self.queries
+                .iter()
+                .any(|query| query.name == last && query.transaction.qtype.as_deref() == Some(qtype))
+        };
+        if at_the_end && asked("A") == asked("AAAA") {
+            return usual;
+        }
+        let of = resolv.cloned().unwrap_or_default();
+        let further = u64::from(of.attempts.saturating_sub(1)) * u64::from(of.timeout) * 1_000_000_000;
+        usual.saturating_add(further)
     }
 
     /// Does this query belong here? The module's docs have the rules.

@@ -18,7 +18,9 @@
 //!   without one by names that nest, `x.a.b` and `x.b`), if they lie at most a second apart, and if it is no question
 //!   that had been answered (positively or not) before it was sent: that is the next lookup of that name.
 //! - A timeout is known long after the client went on, and the query that it belongs to was sent first. So every lookup
-//!   is held for the time that makes a timeout, and one second, before it is told: `Desk::due`.
+//!   is held for the time that makes a timeout, and one second, before it is told: `Desk::due`. While a question is open
+//!   (the last name has not been asked for, or A without AAAA), it is held for the client's further attempts, too: a query
+//!   that is sent again with its id times out that much later.
 //! - glibc asks for everything once more when an answer is larger than its buffer (`ERANGE`): two lookups, both answered.
 //! - Two threads that look up the same name at the same time are one lookup with twice the queries; one after the other
 //!   they are two.

@@ -195,6 +195,25 @@ fn a_late_answer_is_the_second_word_on_its_query() {
 }
 
 #[test]
+fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
+    let mut desk = new(Saw::All);
+    let mut queries = external(Outcome::Timeout);
+    for query in &mut queries[6..] {
+        // Sent again after five seconds, with the same id.
+        query.transaction.sends = 2;
+        query.done_ns += 10 * S;
+        query.transaction.latency_ns += 10 * S;
+    }
+    for query in queries {
+        let told = desk.take_due(query.done_ns, false, |_| None);
+        assert!(told.is_empty(), "{told:#?}");
+        desk.add(ONE, 1, query, cluster(), || ());
+    }
+    let it = &desk.take_due(0, true, |_| None)[0].lookup;
+    assert_eq!((it.result, it.queries, it.sends, it.futile.queries), (LookupResult::Timeout, 8, 10, 6));
+}
+
+#[test]
 fn servfail_goes_to_the_next_server() {
     let it = one(vec![
         query("a.b.c.d.e.com", "A", 0, MS, Outcome::Servfail),
@@ -283,8 +302,11 @@ fn failures_alone_tell_only_what_failed_for_sure() {
 #[test]
 fn lookups_are_held_until_a_timeout_would_be_known() {
     let mut desk = new(Saw::All);
-    desk.add(ONE, 1, query("a.org", "A", 0, S, Outcome::Noerror), None, || ());
-    assert_eq!(desk.due(), Some(7 * S));
+    for (qtype, due) in [("A", 12), ("AAAA", 7)] {
+        // AAAA may still be under way, for another attempt of five seconds.
+        desk.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
+        assert_eq!(desk.due(), Some(due * S));
+    }
     assert!(desk.take_due(7 * S - 1, false, |_| None).is_empty());
     assert_eq!(desk.take_due(7 * S, false, |_| cluster())[0].lookup.name_known_by, NameKnownBy::ResolvConf);
     assert_eq!(desk.due(), None);

@@ -63,7 +63,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
     let shown = args.shown();
     note(&format!(
-        "recording DNS lookups{whose}; each is told {} after its end, when no more of it can come; Ctrl-C ends",
+        "recording DNS lookups{whose}; each is told {} after its end or later, when no more of it can come; Ctrl-C ends",
         units::duration(args.dns_timeout + Duration::from_secs(1))
     ));
     let mut seen = Seen {
