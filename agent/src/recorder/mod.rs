@@ -4,6 +4,7 @@
 //! runtime. The queue between them is bounded, and what does not fit is counted.
 
 mod autopsy;
+mod collect;
 mod counts;
 mod flight;
 mod growth;
@@ -16,34 +17,28 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use podopsy_wire::Loss;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, HTTPS_RESOLVERS, KernelKills, Rate, Wanted};
-use crate::clock::boot_now_ns;
-use crate::decode::{self, dns::DnsMessage};
-use crate::model::{DnsCounts, Event, Losses, Outcome};
+use crate::attach::{DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
+use crate::model::{DnsCounts, Event, Losses};
+use crate::oom::Desk;
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
-use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
-use crate::ring;
 use crate::sigkill;
+use collect::Collector;
 use counts::Counts;
-use flight::{Ended, Flight};
-use growth::Growth;
+use flight::Flight;
 pub use growth::GrowthMode;
-use record::{Attribution, Record};
-use stacks::{Stacks, Unnamed};
+use record::Attribution;
+use stacks::Stacks;
 
 /// Records between the two tasks.
 const RECORDS: usize = 16_384;
 /// Events that the listener has not taken yet.
 const EVENTS: usize = 1024;
-/// How often queries in flight are looked at: the error of a timeout's time.
-const SWEEP: Duration = Duration::from_millis(100);
 /// How long a stop waits for records under way to become events.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -218,210 +213,6 @@ impl Drop for Recorder {
         // Without a stop: the task holds the probes, so ending it detaches them.
         if self.stop.is_some() {
             self.collect.abort();
-        }
-    }
-}
-
-/// A record of each ring, or why it is none.
-type Kill = Result<decode::OomDecoded, decode::BadRecord>;
-type Message = Result<DnsMessage, decode::BadRecord>;
-type Signal = Result<decode::SigkillDecoded, decode::BadRecord>;
-
-/// Empties the rings. Never waits for anything but them.
-struct Collector {
-    lookups_evicted: Arc<AtomicU64>,
-    oom: ring::Ring,
-    execs: ring::Ring,
-    dns: ring::Ring,
-    signals: ring::Ring,
-    kernel_kills: KernelKills,
-    sigkills: Arc<sigkill::Desk>,
-    own_kills: Arc<AtomicU64>,
-    kernel_losses: ring::Losses,
-    flight: Flight,
-    stacks: Stacks,
-    records: mpsc::Sender<Record>,
-    bad_records: u64,
-    queue_full: u64,
-    stacks_unnamed: Arc<AtomicU64>,
-    files_not_held: u64,
-    counts: counts::Shared,
-    /// Ticks of the sweep.
-    sweeps: u32,
-    pods: Arc<Pods>,
-    losses: Arc<Mutex<Losses>>,
-    /// Victims that the probe saw.
-    kills: u64,
-    tally: Tally,
-    /// Kills while the recorder was down, of which only the number is known.
-    missed_unknown: u64,
-    examiner: Arc<Examiner>,
-    growth: Option<Growth>,
-}
-
-impl Collector {
-    async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
-        let mut sweep = tokio::time::interval(SWEEP);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut oom, mut execs, mut dns, mut signals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        loop {
-            tokio::select! {
-                drained = self.execs.drain(|bytes| execs.push(decode::exec(bytes))) => drained?,
-                drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
-                drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
-                drained = self.signals.drain(|bytes| signals.push(decode::sigkill(bytes))) => drained?,
-                _ = sweep.tick() => {
-                    self.kernel_kills();
-                    let ended = self.flight.sweep(&self.kernel_losses);
-                    self.end(ended);
-                    self.look_at_counts();
-                    self.tally.look(self.kills, self.examiner.known_differences(), false);
-                    self.sum_losses();
-                }
-                _ = &mut stopped => break,
-            }
-            execs.drain(..).for_each(|pid| self.hold(pid));
-            signals.drain(..).for_each(|signal| self.sigkill(signal));
-            self.hand_over(&mut oom, &mut dns);
-        }
-        self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
-        self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
-        self.signals.drain_now(|bytes| signals.push(decode::sigkill(bytes)));
-        signals.drain(..).for_each(|signal| self.sigkill(signal));
-        self.hand_over(&mut oom, &mut dns);
-        self.kernel_kills();
-        let ended = self.flight.look(&self.kernel_losses);
-        self.end(ended);
-        self.tally.look(self.kills, self.examiner.known_differences(), true);
-        self.sum_losses();
-        Ok(())
-    }
-
-    /// Passes on what was drained. Kills carry losses of this very moment, summed once for all of them.
-    fn hand_over(&mut self, oom: &mut Vec<Kill>, dns: &mut Vec<Message>) {
-        if !oom.is_empty() {
-            self.sum_losses();
-        }
-        oom.drain(..).for_each(|kill| self.oom(kill));
-        dns.drain(..).for_each(|message| self.dns(message));
-    }
-
-    fn hold(&mut self, pid: Result<u32, decode::BadRecord>) {
-        match pid {
-            Ok(pid) => self.files_not_held += u64::from(!self.stacks.hold(pid)),
-            Err(_) => self.bad_records += 1,
-        }
-    }
-
-    fn oom(&mut self, kill: Kill) {
-        let Ok(mut kill) = kill else {
-            self.bad_records += 1;
-            return;
-        };
-        self.kills += 1;
-        let unnamed = Unnamed {
-            pid: kill.trigger.pid,
-            kernel: std::mem::take(&mut kill.kernel),
-            user: std::mem::take(&mut kill.user),
-        };
-        let named = self.stacks.ask(unnamed);
-        self.stacks_unnamed.fetch_add(u64::from(named.is_none()), Relaxed);
-        self.pass_on(Record::Oom(Box::new(kill), named));
-    }
-
-    fn dns(&mut self, message: Message) {
-        match message {
-            Ok(DnsMessage::Answered(record)) => {
-                let transaction = decode::dns::answered(&record);
-                // The kernel side ships what it is not sure of: some of it turns out to be fine.
-                if transaction.outcome == Outcome::Noerror && record.why == 0 {
-                    return;
-                }
-                self.pass_on(Record::Dns {
-                    asker: record.pending.asker,
-                    time_ns: record.time_ns,
-                    transaction,
-                });
-            }
-            Ok(DnsMessage::SocketError(error)) => self.flight.socket_error(error),
-            Err(_) => self.bad_records += 1,
-        }
-    }
-
-    fn sigkill(&mut self, signal: Signal) {
-        match signal {
-            Ok(signal) if self.sigkills.admits(&signal) => self.pass_on(Record::Sigkill(Box::new(signal))),
-            Ok(_) => {}
-            Err(_) => self.bad_records += 1,
-        }
-    }
-
-    /// What the OOM killer has not claimed by now was sent by another part of the kernel.
-    fn kernel_kills(&mut self) {
-        for signal in self.kernel_kills.take(boot_now_ns()) {
-            self.sigkill(Ok(decode::sigkill_record(&signal)));
-        }
-    }
-
-    fn end(&mut self, ended: Vec<Ended>) {
-        for ended in ended {
-            let cgroup_id = ended.pending.asker.cgroup_id;
-            let may_pass = self.counts.lock().is_ok_and(|mut counts| {
-                counts.unanswered(cgroup_id, ended.transaction.outcome, ended.time_ns)
-            });
-            if !may_pass {
-                continue;
-            }
-            self.pass_on(Record::Dns {
-                asker: ended.pending.asker,
-                time_ns: ended.time_ns,
-                transaction: ended.transaction,
-            });
-        }
-    }
-
-    /// Once a second: counts of a cgroup whose place the kernel side needs must not wait for someone who asks.
-    fn look_at_counts(&mut self) {
-        self.sweeps += 1;
-        if self.sweeps.is_multiple_of(10)
-            && let Ok(mut counts) = self.counts.lock()
-        {
-            counts.look();
-        }
-    }
-
-    fn pass_on(&mut self, record: Record) {
-        if self.records.try_send(record).is_err() {
-            self.queue_full += 1;
-        }
-    }
-
-    /// Losses of every stage, where events and the summary find them.
-    fn sum_losses(&self) {
-        let mut sum = self.kernel_losses.read();
-        sum.extend(self.flight.losses());
-        if let Ok(counts) = self.counts.lock() {
-            sum.extend(counts.losses());
-            *sum.entry("dns_throttled".to_owned()).or_default() += counts.throttled();
-        }
-        sum.extend(self.pods.status().losses);
-        sum.extend(self.examiner.losses());
-        sum.extend(self.tally.losses());
-        sum.extend(self.sigkills.losses());
-        self.own_kills.store(self.kernel_losses.get(Loss::SigkillOwn) + self.sigkills.own(), Relaxed);
-        sum.extend(self.growth.as_ref().map(Growth::losses).unwrap_or_default());
-        let own = [
-            ("oom_missed_while_down", self.missed_unknown),
-            ("bad_records", self.bad_records),
-            ("recorder_queue", self.queue_full),
-            ("lookups_evicted", self.lookups_evicted.load(Relaxed)),
-            ("oom_stacks_unnamed", self.stacks_unnamed.load(Relaxed)),
-            ("oom_files_not_held", self.files_not_held),
-        ];
-        sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
-        sum.retain(|_, count| *count > 0);
-        if let Ok(mut losses) = self.losses.lock() {
-            *losses = sum;
         }
     }
 }
