@@ -96,7 +96,9 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
         }
         assert!(event.cgroup.path.as_ref().is_some_and(|path| path.contains(&container.id)), "{event:?}");
     }
-    let (_, losses) = recording.stop();
+    let (_, mut losses) = recording.stop();
+    // Its second life is sampled for growth, and touches memory faster than a CPU's budget of samples.
+    losses.remove("sample_throttled");
     assert!(losses.is_empty(), "{losses:?}");
 }
 
