@@ -5,15 +5,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{Facts, verdict};
 use crate::model::event::Detail;
 use crate::model::growth::GrowthProfile;
-use crate::model::incident::{Incident, Life, RuntimeView, Victim};
+use crate::model::incident::{Incident, Life, Victim};
 use crate::model::{Event, Kind, Losses, OomKill};
-use crate::pods::Pods;
+use crate::pods::{Container, Pods};
 
 /// A visit's kills come within so long of each other; the runtime needs about as long to see an exit.
 const SETTLE: Duration = Duration::from_millis(1500);
@@ -218,16 +217,7 @@ impl Unsettled {
         let id = self.open.event.container.as_ref().map(|container| container.id.clone());
         for again in 0..=ASK_AGAIN {
             let Some(id) = &id else { break };
-            self.open.incident.runtime = pods.container(id).await.map(|said| RuntimeView {
-                state: said.state,
-                reason: said.reason,
-                exit_code: said.exit_code,
-                restarts: said.restarts,
-                started_at: said.started_at,
-                finished_at: said.finished_at,
-                pid: said.pid,
-                asked_at: Timestamp::now(),
-            });
+            self.open.incident.runtime = pods.container(id).await.map(Container::view);
             if verdict::settled(&self.open.incident) || again == ASK_AGAIN || *closing.borrow() {
                 break;
             }
@@ -313,7 +303,7 @@ mod tests {
         };
         let process = ProcessRef { pid, comm: "x".into(), start_time: None };
         Event::new(
-            Timestamp::UNIX_EPOCH,
+            jiff::Timestamp::UNIX_EPOCH,
             Kind::OomKill,
             "n",
             Owner::default(),

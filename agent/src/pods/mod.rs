@@ -27,6 +27,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::model::incident::RuntimeView;
 use crate::model::{ContainerRef, Owner, PodRef, Target};
 
 #[derive(Clone, Debug)]
@@ -96,6 +97,22 @@ pub struct Container {
     pub memory_usage_bytes: Option<u64>,
     /// CPU limit in thousandths of a core; null: none.
     pub cpu_limit_millis: Option<u64>,
+}
+
+impl Container {
+    /// The runtime's word, as it stands beside the kernel's.
+    pub fn view(self) -> RuntimeView {
+        RuntimeView {
+            state: self.state,
+            reason: self.reason,
+            exit_code: self.exit_code,
+            restarts: self.restarts,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            pid: self.pid,
+            asked_at: Timestamp::now(),
+        }
+    }
 }
 
 /// How the room is doing, for `doctor` and for losses.

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use podopsy_wire::Task;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -171,7 +170,7 @@ impl Desk {
             first = first.or(self::first(said.as_ref(), record));
             let lags = first != Some(false) && said.as_ref().is_some_and(|said| said.state == "running");
             if !lags || again == ASK_AGAIN || *closing.borrow() {
-                return (first, said.map(view));
+                return (first, said.map(Container::view));
             }
         }
         (first, None)
@@ -185,19 +184,6 @@ fn first(said: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
     match running {
         Some(pid) => Some(pid == record.target.pid),
         None => (record.namespace_pid == Some(1)).then_some(true),
-    }
-}
-
-fn view(said: Container) -> RuntimeView {
-    RuntimeView {
-        state: said.state,
-        reason: said.reason,
-        exit_code: said.exit_code,
-        restarts: said.restarts,
-        started_at: said.started_at,
-        finished_at: said.finished_at,
-        pid: said.pid,
-        asked_at: Timestamp::now(),
     }
 }
 
