@@ -23,3 +23,5 @@ pub const BUDGET: u32 = 64;
 pub const TABLES_BYTES: usize = 16 << 20;
 /// Files of suspects held open, so that the dead have names.
 pub const FILES: usize = 128;
+/// Symbols and debug information of theirs, while a report is made.
+pub const SYMBOLS_BYTES: u64 = 32 << 20;

@@ -12,6 +12,11 @@ use crate::symbolize::{Symbolizer, UserAddress};
 
 /// Stacks that wait for their names; past this, stacks go without (and the kill is told all the same).
 const QUEUE: usize = 256;
+/// Files held open, and bytes of their symbols: kills are few, and seldom of many programs at once.
+const FILES: usize = 512;
+const SYMBOLS_BYTES: u64 = 32 << 20;
+/// Symbols are let go of when nobody has asked for so long.
+const IDLE: Duration = Duration::from_secs(30);
 /// At exec only the program and its loader are mapped; its libraries are by then.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
@@ -61,19 +66,27 @@ impl Stacks {
 }
 
 fn run(requests: &mpsc::Receiver<Request>) {
-    let mut symbolizer = Symbolizer::new();
+    let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
+    let mut named: Option<Instant> = None;
     // What runs already is looked at when nobody waits.
     let mut running: VecDeque<u32> = pids().collect();
     let mut young: VecDeque<(Instant, u32)> = VecDeque::new();
     loop {
+        if named.is_some_and(|when| when.elapsed() >= IDLE) {
+            symbolizer.trim();
+            named = None;
+        }
         let wait = match young.front() {
             _ if !running.is_empty() => Duration::ZERO,
             Some((when, _)) => when.saturating_duration_since(Instant::now()),
-            None => Duration::from_secs(3600),
+            None => IDLE,
         };
         match requests.recv_timeout(wait) {
             // Nobody may be waiting for it any more: that is their choice.
-            Ok(Request::Name(stack, reply)) => _ = reply.send(name(&mut symbolizer, &stack)),
+            Ok(Request::Name(stack, reply)) => {
+                let _ = reply.send(name(&mut symbolizer, &stack));
+                named = Some(Instant::now());
+            }
             Ok(Request::Hold(pid)) => {
                 symbolizer.hold_files(pid);
                 if young.len() < QUEUE {

@@ -85,9 +85,9 @@ impl Files {
         Self { limits, ..Self::default() }
     }
 
-    /// Holds no more than so many descriptors.
-    pub fn holding(held: usize) -> Self {
-        Self { limits: Limits { held, ..Limits::default() }, ..Self::default() }
+    /// Holds no more than so many descriptors, and bytes of copies.
+    pub fn holding(held: usize, copied: u64) -> Self {
+        Self { limits: Limits { held, copied, ..Limits::default() }, ..Self::default() }
     }
 
     /// The file behind a mapping; opens it at first sight. `open` says whether that is wise.
@@ -176,6 +176,11 @@ impl Files {
         id
     }
 
+    #[cfg(test)]
+    pub fn copies(&self) -> usize {
+        self.known.values().filter(|known| copied(known) > 0).count()
+    }
+
     pub fn name(&self, id: FileId) -> Option<(Arc<str>, Option<Arc<str>>)> {
         self.known.get(&id).map(|known| (Arc::clone(&known.name), known.build_id.clone()))
     }
@@ -189,7 +194,19 @@ impl Files {
             len > 0 && id[..len] == build_id[..len] && build_id[len..].iter().all(|&b| b == 0)
         };
         let matching = self.known.iter().filter(|(_, known)| same(known));
-        matching.max_by_key(|(_, known)| (known.held.is_some(), known.used)).map(|(&id, _)| id)
+        let rank = |known: &Known| (copied(known) > 0, known.held.is_some(), known.used);
+        matching.max_by_key(|(_, known)| rank(known)).map(|(&id, _)| id)
+    }
+
+    /// The same file under another name, if its symbols are there already: every container has its own device and inode
+    /// for one file of one image.
+    fn twin(&self, id: FileId) -> Option<FileId> {
+        let own = self.known.get(&id)?;
+        if !matches!(own.symbols, Symbols::NotLooked) || own.layout.build_id.is_empty() {
+            return None;
+        }
+        let is_twin = |known: &Known| copied(known) > 0 && known.layout == own.layout;
+        self.known.iter().find(|(_, known)| is_twin(known)).map(|(&id, _)| id)
     }
 
     pub fn mappings(&self) -> Vec<Mapping> {
@@ -214,6 +231,9 @@ impl Files {
     ) -> Result<Symbol, &'static str> {
         self.clock += 1;
         let clock = self.clock;
+        let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
+        known.used = known.used.max(clock);
+        let id = self.twin(id).unwrap_or(id);
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
         known.used = known.used.max(clock);
         if matches!(known.symbols, Symbols::NotLooked) {

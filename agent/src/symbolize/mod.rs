@@ -91,9 +91,10 @@ impl Symbolizer {
         Self::default()
     }
 
-    /// Holds no more than so many files open at a time.
-    pub fn holding(files: usize) -> Self {
-        Self { files: Files::holding(files), ..Self::default() }
+    /// For a recorder that is always on: holds no more than so many files open at a time, and so many bytes of their
+    /// symbols and debug information (one file may need more, while it is the only one).
+    pub fn holding(files: usize, bytes: u64) -> Self {
+        Self { files: Files::holding(files, bytes), ..Self::default() }
     }
 
     /// Call on first sight of a process, and when it has exec'd (its comm changed): reads its mappings and opens its

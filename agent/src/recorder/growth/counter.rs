@@ -22,7 +22,7 @@ const LOOKS_MAX: u32 = 8;
 pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
     let mut counter = Counter {
         window: Window::default(),
-        symbolizer: Symbolizer::holding(growth::FILES),
+        symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
         seen: HashMap::new(),
     };
     for message in received {
