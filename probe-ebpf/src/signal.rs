@@ -127,7 +127,7 @@ fn current_tid() -> u64 {
 /// Older kernels call a signal to a zombie delivered, too. A leader may be one while its threads live.
 #[inline(always)]
 fn is_over(target: u64, at: &Layout, more: &SignalLayout) -> bool {
-    let signal = task::read::<u64>(target, at.task_signal).unwrap_or(0);
+    let signal: u64 = task::number(target, at.task_signal);
     task::read::<u32>(signal, more.signal_live) == Some(0)
 }
 
@@ -147,8 +147,8 @@ fn is_own_business(
     // PID 1 of a pid namespace takes the others with it, and a tracer its tracees. What the kernel sends for other
     // reasons is told, and so is what was sent in an interrupt: then the current task is anyone.
     let on_its_end = info == FROM_KERNEL
-        && task::read::<u32>(sender, more.task_flags).unwrap_or(0) & PF_EXITING != 0
-        && task::read::<u32>(sender, at.task_tgid) != task::read::<u32>(target, at.task_tgid);
+        && task::number::<u32>(sender, more.task_flags) & PF_EXITING != 0
+        && task::number::<u32>(sender, at.task_tgid) != task::number(target, at.task_tgid);
     on_its_end || si_code == SI_USER || si_code == SI_QUEUE || si_code == SI_TKILL
 }
 
@@ -164,11 +164,11 @@ fn is_oom_killer(now: u64) -> bool {
 
 #[inline(always)]
 fn namespace_pid(target: u64, at: &Layout, more: &SignalLayout) -> u32 {
-    let leader = task::read::<u64>(target, at.task_group_leader).unwrap_or(target);
-    let pid = task::read::<u64>(leader, more.task_thread_pid).unwrap_or(0);
+    let leader: u64 = task::number(target, at.task_group_leader);
+    let pid: u64 = task::number(leader, more.task_thread_pid);
     let level = task::read::<u32>(pid, more.pid_level).unwrap_or(LEVELS + 1);
     if pid == 0 || level > LEVELS {
         return 0;
     }
-    task::read(pid + level as u64 * UPID, more.pid_numbers).unwrap_or(0)
+    task::number(pid + level as u64 * UPID, more.pid_numbers)
 }

@@ -1,5 +1,8 @@
 //! Reading `task_struct` by the offsets that user space found in BTF.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel as bpf_probe_read_kernel_raw;
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
 use podopsy_wire::{ABSENT, Layout, Task};
 
@@ -11,6 +14,36 @@ pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     }
     // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T).ok() }
+}
+
+/// The same number, or 0 where it cannot be read. Without a branch: a chain of reads that each may fail has a path for
+/// every combination, and the verifier of 5.10 walks them all.
+#[inline(always)]
+pub fn number<T: Number>(base: u64, offset: u32) -> T {
+    let mut value = T::ZERO;
+    if offset != ABSENT {
+        let from = base.wrapping_add(offset as u64) as *const c_void;
+        // SAFETY: `value` is ours to write; the helper checks the address, and writes zeros where it fails.
+        unsafe { bpf_probe_read_kernel_raw((&raw mut value).cast(), size_of::<T>() as u32, from) };
+    }
+    value
+}
+
+/// An integer: any bytes are one.
+pub trait Number: Copy {
+    const ZERO: Self;
+}
+
+impl Number for u32 {
+    const ZERO: u32 = 0;
+}
+
+impl Number for u64 {
+    const ZERO: u64 = 0;
+}
+
+impl Number for [u64; 2] {
+    const ZERO: [u64; 2] = [0; 2];
 }
 
 /// Reads a `T` in the current task's memory; None where there is none.
@@ -30,29 +63,29 @@ pub fn current() -> u64 {
 /// kernfs id of the task's memory cgroup; 0: not known.
 #[inline(always)]
 pub fn memory_cgroup(task: u64, at: &Layout) -> u64 {
-    read::<u64>(memory_kernfs_node(task, at), at.kernfs_node_id).unwrap_or(0)
+    number(memory_kernfs_node(task, at), at.kernfs_node_id)
 }
 
 /// The `kernfs_node` of the task's memory cgroup.
 #[inline(always)]
 pub fn memory_kernfs_node(task: u64, at: &Layout) -> u64 {
-    let css_set = read::<u64>(task, at.task_cgroups).unwrap_or(0);
-    let css = read::<u64>(css_set, at.css_set_memory).unwrap_or(0);
-    let cgroup = read::<u64>(css, at.css_cgroup).unwrap_or(0);
-    read::<u64>(cgroup, at.cgroup_kn).unwrap_or(0)
+    let css_set: u64 = number(task, at.task_cgroups);
+    let css: u64 = number(css_set, at.css_set_memory);
+    let cgroup: u64 = number(css, at.css_cgroup);
+    number(cgroup, at.cgroup_kn)
 }
 
 /// Identity of `task`, with its leader's name and start time.
 #[inline(always)]
 pub fn identify(task: u64, at: &Layout) -> Task {
-    let leader = read::<u64>(task, at.task_group_leader).unwrap_or(task);
+    let leader = number(task, at.task_group_leader);
     Task { comm: comm(leader, at), ..identify_thread(task, leader, at) }
 }
 
 /// Identity of `task`, with the thread's own name.
 #[inline(always)]
 pub fn identify_sampled(task: u64, at: &Layout) -> Task {
-    let leader = read::<u64>(task, at.task_group_leader).unwrap_or(task);
+    let leader = number(task, at.task_group_leader);
     Task { comm: comm(task, at), ..identify_thread(task, leader, at) }
 }
 
@@ -60,9 +93,9 @@ pub fn identify_sampled(task: u64, at: &Layout) -> Task {
 fn identify_thread(task: u64, leader: u64, at: &Layout) -> Task {
     Task {
         cgroup_id: memory_cgroup(task, at),
-        start_ns: read(leader, at.task_start_boottime).unwrap_or(0),
-        pid: read(task, at.task_tgid).unwrap_or(0),
-        tid: read(task, at.task_pid).unwrap_or(0),
+        start_ns: number(leader, at.task_start_boottime),
+        pid: number(task, at.task_tgid),
+        tid: number(task, at.task_pid),
         comm: [0; 16],
     }
 }
@@ -70,7 +103,7 @@ fn identify_thread(task: u64, leader: u64, at: &Layout) -> Task {
 #[inline(always)]
 fn comm(task: u64, at: &Layout) -> [u8; 16] {
     // As words: LLVM calls memset for bytes, and before 6.0 a program with a call may not be a tail call's on arm64.
-    let [low, high] = read::<[u64; 2]>(task, at.task_comm).unwrap_or([0; 2]);
+    let [low, high]: [u64; 2] = number(task, at.task_comm);
     // SAFETY: the same sixteen bytes.
     unsafe { core::mem::transmute::<[u64; 2], [u8; 16]>([low, high]) }
 }

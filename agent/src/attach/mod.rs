@@ -101,8 +101,14 @@ impl Probes {
             hooks.push(attached.map_err(|error| explain(error, "attach the oom probe"))?);
         }
         if wanted.sigkill {
-            hooks
-                .push(signal::attach(&mut ebpf).map_err(|error| explain(error, "attach the sigkill probe"))?);
+            match signal::attach(&mut ebpf) {
+                Ok(hook) => hooks.push(hook),
+                // Beside others it is not what they stand or fall by.
+                Err(error) if wanted.oom || wanted.dns.is_some() => {
+                    degraded.push(format!("nobody sees who sends SIGKILL: {error:#}"));
+                }
+                Err(error) => return Err(explain(error, "attach the sigkill probe")),
+            }
         }
         if let Some(dns) = &wanted.dns {
             let attached = dns::attach(&mut ebpf, dns);
