@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use podopsy_wire::Task;
 
@@ -18,6 +19,9 @@ const SEEN_MAX: usize = 4096;
 /// An exec shows by its name; one that changes its name without end is not looked at each time.
 const LOOKS_MAX: u32 = 8;
 
+/// Symbols are let go of when nobody has asked for so long.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// Counts samples until the last sender is gone.
 pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
     let mut counter = Counter {
@@ -25,13 +29,22 @@ pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
         symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
         seen: HashMap::new(),
     };
-    for message in received {
-        match message {
-            Message::Sample(stack) => counter.add(&stack),
-            Message::Report(cgroup, boot_ns, reply) => {
+    let mut reported: Option<Instant> = None;
+    loop {
+        // Tables of symbols are megabytes, and the next kill may be days away; in a storm it is not.
+        if reported.is_some_and(|when| when.elapsed() >= IDLE) {
+            counter.symbolizer.trim();
+            reported = None;
+        }
+        match received.recv_timeout(IDLE) {
+            Ok(Message::Sample(stack)) => counter.add(&stack),
+            Ok(Message::Report(cgroup, boot_ns, reply)) => {
                 // Nobody may be waiting for it any more: that is their choice.
                 let _ = reply.send(counter.report(cgroup, boot_ns));
+                reported = Some(Instant::now());
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
         shared.evicted.store(counter.window.evicted(), Relaxed);
     }
@@ -71,9 +84,6 @@ impl Counter {
 
     fn report(&mut self, cgroup: u64, boot_ns: u64) -> Option<GrowthProfile> {
         let slice = self.window.slice(cgroup, boot_ns)?;
-        let profile = growth::report(slice, growth::PERIOD, &mut self.symbolizer);
-        // Tables of symbols are megabytes, and the next kill may be days away.
-        self.symbolizer.trim();
-        Some(profile)
+        Some(growth::report(slice, growth::PERIOD, &mut self.symbolizer))
     }
 }
