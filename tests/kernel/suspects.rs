@@ -95,6 +95,71 @@ fn the_function_that_leaks_is_on_top_without_frame_pointers() {
     assert!((slope / RATE as f64 - 1.0).abs() < 0.1, "{slope} instead of {RATE} bytes a second");
 }
 
+/// The demo's leaker as cargo builds it by default: without frame pointers.
+fn leaker_without_frame_pointers(folder: &Path) -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/Cargo.toml");
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--locked", "--profile", "victims", "--bin", "dns-leaker", "--target"]).arg(&host);
+    cargo.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(folder);
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let done = cargo.output().expect("run cargo");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    folder.join(&host).join("victims/dns-leaker")
+}
+
+/// What the leaker's log says of its growth, in bytes a second: `<time> stdout F …; <n> requests wait for a retry`.
+fn leak_rate(log: &str, each: u64) -> f64 {
+    let point = |line: &str| {
+        let (time, said) = line.split_once(' ')?;
+        let waiting: u64 =
+            said.strip_suffix(" requests wait for a retry")?.rsplit(' ').next()?.parse().ok()?;
+        Some((time.parse::<jiff::Timestamp>().ok()?, waiting * each))
+    };
+    let points: Vec<_> = log.lines().filter_map(point).collect();
+    let (first, last) = (points.first().expect("it spoke"), points.last().expect("it spoke"));
+    (last.1 - first.1) as f64 / last.0.duration_since(first.0).as_secs_f64()
+}
+
+#[test]
+fn the_app_that_leaks_on_failed_lookups_is_told_by_its_code_and_its_rate() {
+    const EACH: u64 = 512 << 10;
+    support::require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let leaker = leaker_without_frame_pointers(folder.path());
+    let image = node.load_image(&Image::new(IMAGE).binary(leaker)).expect("load the image");
+    let _resolver = node.resolver("nxdomain").expect("a resolver that knows nobody");
+    let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
+    let mut recording = Recording::start(Options { growth: GrowthMode::Auto, ..options() }, pods);
+    let container = ContainerSpec::new("app", &image)
+        .command(["/bin/dns-leaker", "--every", "100", "--leak", "512KiB"])
+        .memory_limit(LIMIT as i64);
+    let pod =
+        node.run_pod(PodSpec::new("finance", "checkout-api").container(container)).expect("run the pod");
+    pod.wait_exited("app", LONG).expect("it is killed");
+    recording.until("first kill", LONG, |seen| !incidents(seen, "checkout-api").is_empty());
+    pod.restart("app").expect("restart");
+    pod.wait_exited("app", LONG).expect("it is killed again");
+    let rate = leak_rate(&pod.log("app").expect("its log"), EACH);
+    recording.until("second kill", LONG, |seen| incidents(seen, "checkout-api").len() == 2);
+    let (events, losses) = recording.stop();
+
+    let incident = incidents(&events, "checkout-api")[1];
+    let growth = incident.growth.as_ref().expect("it was killed before");
+    eprintln!("{}; {losses:?}", sum(growth, incident));
+    let own = |name: &str| name.rsplit("::").next().unwrap_or_default().to_owned();
+    let path: Vec<_> = growth.paths[0].frames.iter().map(|frame| own(&frame.function)).collect();
+    let leak = ["copy_request", "schedule_retry", "charge_card"];
+    let at =
+        path.iter().position(|name| name == leak[0]).unwrap_or_else(|| panic!("no {}: {path:?}", leak[0]));
+    assert!(path[at..].starts_with(&leak.map(str::to_owned)), "{path:?}");
+    assert!(growth.paths[0].share > 0.8, "{growth:#?}");
+    assert!(growth.complete * 10 >= growth.samples * 9, "{:?}", growth.incomplete);
+    let slope = incident.curve.as_ref().and_then(|curve| curve.growth_bytes_per_second).expect("a slope");
+    assert!((slope / rate - 1.0).abs() < 0.1, "{slope} instead of {rate} bytes a second");
+}
+
 #[test]
 fn nobody_is_sampled_when_nobody_is_asked_for() {
     let (events, losses) = killed(1, GrowthMode::Off);

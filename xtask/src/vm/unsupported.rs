@@ -62,6 +62,7 @@ const LIST: &[Entry] = &[
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry { tests: "suspects::the_app_that_leaks*", on: "emulated", why: COMPILERS },
     Entry { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
