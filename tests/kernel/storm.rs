@@ -163,7 +163,8 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     }
     let last = agent.seen.last().expect("there are events");
     // How many suspects are sampled for growth, and how often, is bounded; kills are not.
-    let of_growth = |name: &str| name.starts_with("growth_") || name == "sample_throttled";
+    let of_growth =
+        |name: &str| name.starts_with("growth_") || name.starts_with("unwind_") || name == "sample_throttled";
     let lost: Vec<_> = last.losses.iter().filter(|(name, _)| !of_growth(name)).collect();
     assert!(lost.is_empty(), "nothing is lost, no difference is left: {lost:?}");
     let peak = agent.peak_kib();

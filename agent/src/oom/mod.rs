@@ -101,7 +101,9 @@ impl Examiner {
 
     async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, Kill)> {
         let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
-        let patience = within.saturating_sub(Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns)));
+        // We may be late ourselves, and then whoever reads the log is, too.
+        let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns));
+        let patience = within.saturating_sub(late).max(within / 3);
         let found = self.log.as_ref()?.kill_of(tid, patience).await;
         self.log_missed.store(found.is_none(), Relaxed);
         found
