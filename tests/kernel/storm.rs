@@ -121,7 +121,8 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     support::require_root();
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
     node.victims_image(IMAGE).expect("load the image");
-    let (parents, leakers) = (support::times(PARENTS), support::times(LEAKERS));
+    // An emulated machine takes seconds to start a container.
+    let (parents, leakers) = (support::times(support::times(PARENTS)).max(4), support::times(LEAKERS));
     let mut agent = Agent::start(&node);
 
     // All begin together, when the last one is there.
