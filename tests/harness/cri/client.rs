@@ -113,8 +113,25 @@ impl Cri {
 
     /// Kills what runs in it and frees its network.
     pub fn stop_sandbox(&self, id: &str) -> anyhow::Result<()> {
-        let _: Empty = self.call("/runtime.v1.RuntimeService/StopPodSandbox", Id { id: id.to_owned() })?;
-        Ok(())
+        self.insist("/runtime.v1.RuntimeService/StopPodSandbox", &Id { id: id.to_owned() })
+    }
+
+    /// As a kubelet does: containerd 1.6 answers "ttrpc: closed" when a container ends while it is being stopped, and
+    /// knows better the next time.
+    fn insist<Q: prost::Message + Clone + 'static>(
+        &self,
+        method: &'static str,
+        request: &Q,
+    ) -> anyhow::Result<()> {
+        for _ in 0..10 {
+            match self.call::<Q, Empty>(method, request.clone()) {
+                Err(error) if format!("{error:#}").contains("ttrpc: closed") => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.call::<Q, Empty>(method, request.clone()).map(drop)
     }
 
     /// Forgets a sandbox and its containers.
@@ -162,8 +179,7 @@ impl Cri {
     /// SIGTERM, then SIGKILL after `seconds`; 0 kills at once.
     pub fn stop_container(&self, id: &str, seconds: i64) -> anyhow::Result<()> {
         let request = StopContainerRequest { container_id: id.to_owned(), timeout: seconds };
-        let _: Empty = self.call("/runtime.v1.RuntimeService/StopContainer", request)?;
-        Ok(())
+        self.insist("/runtime.v1.RuntimeService/StopContainer", &request)
     }
 
     pub fn remove_container(&self, id: &str) -> anyhow::Result<()> {
