@@ -83,7 +83,8 @@ fn the_function_that_leaks_is_on_top_without_frame_pointers() {
         "{names:?}"
     );
     assert!(growth.paths[0].frames[0].file.as_deref() == Some("/bin/leaker"), "{:?}", growth.paths[0]);
-    assert!(growth.paths[0].share > 0.8 && share("main") > 0.9, "{growth:#?}");
+    // The allocator touches a page of each request before the function that asked for it does.
+    assert!(growth.paths[0].share > 0.6 && share("remember_request") > 0.9, "{growth:#?}");
     assert_eq!(growth.top_self[0].frame.function, "remember_request");
     assert!(growth.complete * 10 >= growth.samples * 9, "{:?}", growth.incomplete);
     // Nothing is given back, so that the estimate is of what it held, but for what was before the first look.
