@@ -1,12 +1,13 @@
 //! Leaks memory until its limit ends it: `handle_order` → `append_history` → `keep` is the path that grows.
 //!
 //! ```text
-//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--deaf] [--child [--times N]]
+//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]
 //! ```
 //!
 //! `--fast` leaks 8 MiB steps without a pause. `--child` forks a child that leaks while PID 1 lives on:
 //! Kubernetes then shows Running. With `--times N` it is N children, one after the other, and then the program
-//! exits. `--up-to` stops growing there and holds what it has. `--deaf` leaves SIGTERM without a handler, and PID 1 of
+//! exits. `--up-to` stops growing there and holds what it has. `--hold` has so much from the start, so that a child under a
+//! close limit lives for milliseconds. `--deaf` leaves SIGTERM without a handler, and PID 1 of
 //! a container does not notice it then.
 
 use std::hint::black_box;
@@ -15,8 +16,7 @@ use std::time::Duration;
 use podopsy_victims::args::{Args, bytes, number, time};
 use podopsy_victims::term::exit_on_sigterm;
 
-const USAGE: &str =
-    "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--fast] [--deaf] [--child [--times N]]";
+const USAGE: &str = "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]";
 const PAGE: usize = 4096;
 
 /// How to leak.
@@ -41,7 +41,9 @@ fn main() {
     };
     let wait = args.value("--wait", time).unwrap_or_default();
     let times = args.value("--times", number);
+    let mut held = vec![0_u8; args.value("--hold", bytes).unwrap_or(0)];
     args.words();
+    keep(&mut held);
     std::thread::sleep(wait);
 
     if child {
