@@ -132,7 +132,7 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     let children = ["--child", "--times", &times];
     // One in four has little room: its children live for milliseconds.
     let brief = [&children[..], &["--hold", "12MiB"]].concat();
-    let shape = |n: usize| if n % 4 == 0 { &brief[..] } else { &children[..] };
+    let shape = |n: usize| if n.is_multiple_of(4) { &brief[..] } else { &children[..] };
     let _parents: Vec<_> =
         (0..parents).map(|n| pod(&node, &format!("parent-{n}"), wait(), shape(n), 16 * MIB)).collect();
     let whole: Vec<_> =
