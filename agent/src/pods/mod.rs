@@ -214,6 +214,15 @@ impl Pods {
         self.room.owner_of_cgroup(id).await
     }
 
+    /// Of a task as the kernel side names it: by cgroup; by process only where this kernel gave no cgroup, and then only
+    /// while it lives.
+    pub async fn owner_of_task(&self, cgroup_id: u64, pid: u32) -> Owner {
+        if cgroup_id == 0 && pid != 0 {
+            return self.owner_of_pid(pid).await.unwrap_or_default();
+        }
+        self.owner_of_cgroup(cgroup_id).await
+    }
+
     /// The owner of a living process.
     pub async fn owner_of_pid(&self, pid: u32) -> anyhow::Result<Owner> {
         let room = &self.room;

@@ -243,12 +243,8 @@ impl Attribution {
         event
     }
 
-    /// By cgroup; by process only where this kernel gave no cgroup, and then only while it lives.
     async fn owner(&self, task: &Task) -> Owner {
-        if task.cgroup_id == 0 && task.pid != 0 {
-            return self.pods.owner_of_pid(task.pid).await.unwrap_or_default();
-        }
-        self.pods.owner_of_cgroup(task.cgroup_id).await
+        self.pods.owner_of_task(task.cgroup_id, task.pid).await
     }
 
     fn put(&self, time_ns: u64, kind: Kind, owner: Owner, task: &Task, detail: Detail) -> Event {

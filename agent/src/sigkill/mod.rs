@@ -110,14 +110,14 @@ impl Desk {
         closing: watch::Receiver<bool>,
         losses: &Mutex<Losses>,
     ) -> Option<Event> {
-        let target = owner(&self.pods, &record.target).await;
+        let target = self.owner(&record.target).await;
         let in_container = !matches!(target.known_by, KnownBy::Host | KnownBy::Unknown);
         if !in_container && self.scope != Scope::AllProcesses {
             return None;
         }
         let running = match record.sent_by {
             SentBy::Unknown => None,
-            _ => Some(owner(&self.pods, &record.running).await),
+            _ => Some(self.owner(&record.running).await),
         };
         let comm = text::from_kernel(&record.running.comm);
         let by = who::sender(record.sent_by, &comm, running.as_ref(), &target);
@@ -155,6 +155,10 @@ impl Desk {
         ))
     }
 
+    async fn owner(&self, task: &Task) -> Owner {
+        self.pods.owner_of_task(task.cgroup_id, task.pid).await
+    }
+
     /// Whether the target was the container's PID 1, and what the runtime says once it has had time to notice.
     async fn runtime(
         &self,
@@ -184,14 +188,6 @@ fn first(said: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
     match running {
         Some(pid) => Some(pid == record.target.pid),
         None => (record.namespace_pid == Some(1)).then_some(true),
-    }
-}
-
-/// By cgroup; by process only where this kernel gave no cgroup, and then only while it lives.
-async fn owner(pods: &Pods, task: &Task) -> Owner {
-    match task.cgroup_id {
-        0 => pods.owner_of_pid(task.pid).await.unwrap_or_default(),
-        id => pods.owner_of_cgroup(id).await,
     }
 }
 

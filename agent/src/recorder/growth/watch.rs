@@ -1,6 +1,6 @@
 //! Who is a suspect: looked at twice a second, and told to the kernel side.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -110,8 +110,8 @@ impl Watch {
         if !self.shared.suspects().remembers_kills() {
             return;
         }
-        let alive: HashMap<u64, ()> = levels.iter().map(|level| (level.id, ())).collect();
-        self.keys.retain(|id, _| alive.contains_key(id));
+        let alive: HashSet<u64> = levels.iter().map(|level| level.id).collect();
+        self.keys.retain(|id, _| alive.contains(id));
         let unknown = levels.iter().map(|level| level.id).filter(|id| !self.keys.contains_key(id));
         let unknown: Vec<u64> = unknown.take(NAMES_A_LOOK).collect();
         for id in unknown {
