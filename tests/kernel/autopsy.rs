@@ -11,15 +11,14 @@ use std::time::Duration;
 use podopsy_agent::model::incident::{How, Incident, Level, Verdict};
 use podopsy_agent::model::{Detail, Event, Kind, KnownBy, OomKill};
 use podopsy_agent::oom::recover;
-use podopsy_agent::pods::{Options as PodsOptions, Pods};
+use podopsy_agent::pods::Pods;
 use podopsy_agent::recorder::Options;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
-use support::{MemoryCgroup, Recording, no_runtime, options};
+use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
-const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
 
 fn oom_only() -> Options {
     Options { dns: false, ..options() }
@@ -311,17 +310,6 @@ fn rate(log: &str) -> f64 {
     let points: Vec<_> = log.lines().filter_map(point).collect();
     let (first, last) = (points.first().expect("it spoke"), points.last().expect("it spoke"));
     (last.1 - first.1) / last.0.duration_since(first.0).as_secs_f64()
-}
-
-fn node() -> (Node, String) {
-    support::require_root();
-    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    let image = node.victims_image(IMAGE).expect("load the image");
-    (node, image)
-}
-
-fn pods_of(node: &Node) -> PodsOptions {
-    PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() }
 }
 
 fn watching(node: &Node) -> Recording {

@@ -9,27 +9,17 @@ use std::time::Duration;
 
 use podopsy_agent::model::profile::Frame;
 use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
-use podopsy_agent::pods::Options as PodsOptions;
 use podopsy_agent::recorder::{GrowthMode, Options};
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
 use serde_json::Value;
-use support::{Recording, options};
+use support::{Recording, VICTIMS_IMAGE, node, options, pods_of};
 
 const MIB: i64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
-const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
-
-fn node() -> (Node, String) {
-    support::require_root();
-    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    let image = node.victims_image(IMAGE).expect("load the image");
-    (node, image)
-}
 
 fn watching(node: &Node) -> Recording {
-    let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
     // Growth is of another suite: short lives cost it samples, and that is counted.
-    Recording::start(Options { growth: GrowthMode::Off, ..options() }, pods)
+    Recording::start(Options { growth: GrowthMode::Off, ..options() }, pods_of(node))
 }
 
 fn kills(events: &[Event]) -> Vec<&Event> {
@@ -84,7 +74,7 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
             labels
         );
         let container = event.container.as_ref().expect("the container is named");
-        assert_eq!((container.name.as_str(), container.image.as_str()), ("api", IMAGE));
+        assert_eq!((container.name.as_str(), container.image.as_str()), ("api", VICTIMS_IMAGE));
         assert_eq!((container.attempt, event.known_by), (attempt, KnownBy::Cri));
         assert_eq!(event.process.comm, "leak");
         let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };

@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 
 use podopsy_agent::model::sigkill::{Sender, Sigkill, SigkillVerdict};
 use podopsy_agent::model::{Event, Kind, KnownBy};
-use podopsy_agent::pods::Options as PodsOptions;
 use podopsy_agent::recorder::Options;
 use podopsy_agent::sigkill::Scope;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
-use support::{MemoryCgroup, Recording, no_runtime, options};
+use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
-const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
 
 fn sigkills(scope: Scope) -> Options {
     Options { oom: true, dns: false, sigkill: scope, ..options() }
@@ -92,16 +90,8 @@ fn spend_cpu_time(cgroup: &MemoryCgroup) -> u32 {
     pid
 }
 
-fn node() -> (Node, String) {
-    support::require_root();
-    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    let image = node.victims_image(IMAGE).expect("load the image");
-    (node, image)
-}
-
 fn watching(node: &Node) -> Recording {
-    let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
-    Recording::start(sigkills(Scope::Containers), pods)
+    Recording::start(sigkills(Scope::Containers), pods_of(node))
 }
 
 #[test]

@@ -14,6 +14,7 @@ use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
 use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_harness::Node;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -125,6 +126,22 @@ pub fn options() -> Options {
         state_dir: None,
         growth: GrowthMode::Auto,
     }
+}
+
+/// The image of [`node`]: all victims.
+pub const VICTIMS_IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+
+/// A node that is up, and the name of an image with all victims.
+pub fn node() -> (Node, String) {
+    require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let image = node.victims_image(VICTIMS_IMAGE).expect("load the image");
+    (node, image)
+}
+
+/// Pods as that node's runtime names them.
+pub fn pods_of(node: &Node) -> PodsOptions {
+    PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() }
 }
 
 /// A machine without a container runtime.
