@@ -3,6 +3,9 @@
 //! These tests need root and a kernel with BTF, and fail with the command that mends it where one is missing.
 #![allow(dead_code)]
 
+pub mod clients;
+pub mod place;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
