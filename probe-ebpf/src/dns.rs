@@ -16,7 +16,7 @@ use podopsy_wire::{
 };
 
 use crate::{
-    dns_counts,
+    dns_counts, dns_named,
     maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
     message::{Bytes, HEADER, Header, Held, InPacket, Message},
     packet::{self, Direction, TCP, UDP},
@@ -58,13 +58,15 @@ pub fn dns_tcp_ingress(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let mut packet = packet::parse(ctx, direction)?;
-    if direction == Direction::Query
-        && let Some(peer) = packet::peer(ctx)
-    {
-        packet.server = peer;
-    }
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if direction == Direction::Query {
+        match packet::peer(ctx) {
+            Some(peer) => packet.server = peer,
+            None if packet.protocol == UDP => dns_named::of_query(&mut packet, cookie),
+            None => {}
+        }
+    }
     if packet.protocol == TCP {
         return stream::begin(ctx, &packet, cookie, direction);
     }
@@ -196,8 +198,15 @@ fn asker(key: &DnsKey) -> Task {
 /// Finds the query that a response answers, counts it, and ships the pair unless it is a plain success.
 #[inline(always)]
 fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
-    let key = message.key(header.id);
-    let pending = DNS_IN_FLIGHT.get_ptr(key)?;
+    let mut key = message.key(header.id);
+    let pending = match DNS_IN_FLIGHT.get_ptr(key) {
+        Some(pending) => pending,
+        None if message.protocol == UDP => {
+            key = dns_named::of_answer(&key)?;
+            DNS_IN_FLIGHT.get_ptr(key)?
+        }
+        None => return None,
+    };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: a map value of plain integers.
@@ -303,26 +312,20 @@ fn ship<B: Bytes>(
 
 #[cgroup_sock_addr(connect4)]
 pub fn dns_connect4(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the context is this program's own; the field is readable in this hook.
-    connect(&ctx, || packet::mapped(unsafe { (*ctx.sock_addr).user_ip4 }));
+    connect(&ctx, dns_named::ipv4);
     PASS
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn dns_connect6(ctx: SockAddrContext) -> i32 {
-    // Word by word: the verifier allows no wider reads before 5.12.
-    // SAFETY: as above.
-    connect(&ctx, || unsafe {
-        let address = &raw const (*ctx.sock_addr).user_ip6;
-        [0, 1, 2, 3].map(|word| core::ptr::read_volatile(address.cast::<u32>().add(word)))
-    });
+    connect(&ctx, dns_named::ipv6);
     PASS
 }
 
 /// TCP to a DNS server: who connects is remembered. DNS over TLS (RFC 7858) or HTTPS: it is counted, because what
 /// is asked there cannot be seen.
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, address: impl Fn() -> [u32; 4]) {
+fn connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
     const TLS: u16 = 853;
     const HTTPS: u16 = 443;
     // SAFETY: the context is this program's own; the fields are readable in connect hooks.
@@ -332,7 +335,7 @@ fn connect(ctx: &SockAddrContext, address: impl Fn() -> [u32; 4]) {
         return;
     }
     let is_dns = packet::is_dns(port);
-    if !is_dns && port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address()).is_none()) {
+    if !is_dns && port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address(ctx)).is_none()) {
         return;
     }
     let task = task::identify(task::current(), &CONFIG.load().layout);

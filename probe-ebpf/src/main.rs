@@ -10,6 +10,7 @@
 mod arch;
 mod dns;
 mod dns_counts;
+mod dns_named;
 mod exec;
 mod mapping;
 mod maps;

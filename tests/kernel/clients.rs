@@ -96,8 +96,8 @@ fn compare(recording: &mut Recording, title: &str, ran: &[Ran]) -> Vec<String> {
         let queries: u32 = found.iter().map(|it| it.queries).sum();
         table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
         let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
-        // An answer that is larger than glibc's buffer is asked for once more with a larger one: two lookups indeed.
-        let twice = matches!(*client, "glibc" | "python") && name.starts_with("truncated");
+        // busybox asks again after two and a half seconds, which is longer than the recorder waits in these tests.
+        let twice = *client == "busybox" && name.starts_with("silent");
         if found.is_empty() || found.len() > 1 + usize::from(twice) || !found.iter().all(fits) {
             let steps = |it: &&Lookup| {
                 let step = |step: &podopsy_agent::model::lookup::Step| {
@@ -131,9 +131,9 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
     let ran = in_place(move |place| {
         let _server = Server::ours(&victims);
         let mut all = run(place, "127.0.0.1", &clients, &MISBEHAVING);
-        // Nobody listens there. A socket that is not connected never learns of it.
-        let (connected, others): (Vec<Client>, Vec<Client>) =
-            clients.into_iter().partition(|client| !["musl"].contains(&client.name));
+        // Nobody listens there. musl's socket is not connected, and never learns of it.
+        let (others, connected): (Vec<Client>, Vec<Client>) =
+            clients.into_iter().partition(|client| client.name == "musl");
         all.extend(run(place, "127.0.0.9", &connected, &[("nobody.example.com", &[Unreachable])]));
         all.extend(run(place, "127.0.0.9", &others, &[("nobody.example.com", &[Timeout])]));
         all

@@ -1,4 +1,4 @@
-//! The `dns` probe: cgroup_skb and connect hooks at the v2 root, and the map of queries in flight.
+//! The `dns` probe: cgroup_skb, connect and sendmsg hooks at the v2 root, and the map of queries in flight.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -132,7 +132,13 @@ pub(super) fn config_words(wanted: Option<&DnsWanted>) -> [u32; size_of::<DnsCon
 pub(super) fn size_maps(loader: &mut EbpfLoader<'_>) {
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
     let spare = cpus.saturating_mul(128);
-    for (name, least) in [("DNS_IN_FLIGHT", 16_384), ("DNS_CONNECTED", 4096), ("DNS_STREAMS", 2048)] {
+    for (name, least) in [
+        ("DNS_IN_FLIGHT", 16_384),
+        ("DNS_CONNECTED", 4096),
+        ("DNS_STREAMS", 2048),
+        ("DNS_NAMED", 4096),
+        ("DNS_ALIASES", 1024),
+    ] {
         loader.map_max_entries(name, spare.saturating_mul(2).max(least));
     }
 }
@@ -161,7 +167,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, wanted: &DnsWanted) -> anyhow::Result<(Str
             .attach(&cgroup, direction, CgroupAttachMode::Single)
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
-    for name in ["dns_connect4", "dns_connect6"] {
+    for name in ["dns_connect4", "dns_connect6", "dns_sendmsg4", "dns_sendmsg6"] {
         let program: &mut CgroupSockAddr =
             ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
         program.load().with_context(|| format!("load {name}"))?;
@@ -169,7 +175,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, wanted: &DnsWanted) -> anyhow::Result<(Str
             .attach(&cgroup, CgroupAttachMode::Single)
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
-    let hooks = format!("cgroup_skb and connect at {}", root.display());
+    let hooks = format!("cgroup_skb, connect and sendmsg at {}", root.display());
     // The tracepoint is of 5.13. Before, a kprobe does as well, where the kernel has them.
     let tracepoint = super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report");
     let Err(first) = tracepoint else {

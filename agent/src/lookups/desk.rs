@@ -7,11 +7,14 @@ use jiff::Timestamp;
 
 use super::judge;
 use super::search::{self, Resolv};
+use crate::model::event::Protocol;
 use crate::model::lookup::Saw;
 use crate::model::{DnsTransaction, Lookup, Outcome};
 
 /// Between an outcome and the next query of the same lookup. A resolver takes microseconds; a busy node takes longer.
 const GAP_NS: u64 = 1_000_000_000;
+/// Between an answer and the next query of the same call of glibc's.
+const AT_ONCE_NS: u64 = 20_000_000;
 /// More queries than that are another lookup: 32 search domains, A and AAAA.
 const QUERIES_MAX: usize = 64;
 
@@ -310,13 +313,30 @@ impl<W> Open<W> {
         }
         let resolv = self.resolv.as_deref().or(resolv);
         self.queries.iter().all(|other| goes_with(query, other))
-            && !self.is_asked_anew(query)
-            && !self.is_over_attempts(query, resolv)
+            && (self.is_for_a_larger_buffer(query)
+                || !(self.is_asked_anew(query) || self.is_over_attempts(query, resolv)))
             && self.has_common_name(query, resolv)
     }
 
-    /// The question had been answered when it was sent. glibc does that when the other type stays silent: it asks for
-    /// both again, one after the other.
+    /// glibc asks for everything once more, at once, with twice the buffer, when an answer does not fit in it: one that was
+    /// truncated and fetched by TCP, or is about to be.
+    fn is_for_a_larger_buffer(&self, query: &Query) -> bool {
+        let large = self.queries.iter().any(|other| {
+            other.transaction.protocol == Protocol::Tcp && other.is_answered() && other.name == query.name
+        });
+        let before = self.queries.iter().map(|other| other.done_ns).filter(|&done| done <= query.sent_ns);
+        large
+            && self.was_truncated(query.sent_ns)
+            && before.max().is_some_and(|last| query.sent_ns - last <= AT_ONCE_NS)
+    }
+
+    fn was_truncated(&self, before_ns: u64) -> bool {
+        let truncated = |it: &Query| it.transaction.outcome == Outcome::Truncated && it.done_ns <= before_ns;
+        self.queries.iter().any(truncated)
+    }
+
+    /// The question had been answered when it was sent. glibc does that when the other type stays silent (it asks for
+    /// both again, one after the other), and when the other's answer was truncated (it asks for both by TCP).
     fn is_asked_anew(&self, query: &Query) -> bool {
         let silent = |other: &Query| {
             other.name == query.name
@@ -325,7 +345,11 @@ impl<W> Open<W> {
         self.queries.iter().any(|other| {
             let after = other.is_final() && other.done_ns <= query.sent_ns;
             let before = query.is_final() && query.done_ns <= other.sent_ns;
-            other.is_same_question(query) && (after || before)
+            let (first, second) = if after { (other, query) } else { (query, other) };
+            let by_tcp = (first.transaction.protocol, second.transaction.protocol)
+                == (Protocol::Udp, Protocol::Tcp)
+                && self.was_truncated(second.sent_ns);
+            other.is_same_question(query) && (after || before) && !by_tcp
         }) && !self.queries.iter().any(silent)
     }
 

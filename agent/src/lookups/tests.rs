@@ -186,6 +186,37 @@ fn truncated_and_then_tcp_is_one_story() {
 }
 
 #[test]
+fn glibc_asks_for_both_by_tcp_and_again_until_its_buffer_is_large_enough() {
+    let tcp = |mut query: Query| {
+        query.transaction.protocol = Protocol::Tcp;
+        query
+    };
+    let name = "big.a.b.c.d.com";
+    // As recorded: a Service without an address of its own and 90 pods, and Python.
+    let round = |at: u64, id: u16| {
+        let mut all = vec![
+            query(name, "A", at, MS, Outcome::Truncated),
+            query(name, "AAAA", at, MS + 10, Outcome::Nodata),
+            tcp(query(name, "A", at + 2 * MS, MS, Outcome::Noerror)),
+            tcp(query(name, "AAAA", at + 2 * MS, MS + 10, Outcome::Nodata)),
+        ];
+        all.iter_mut().for_each(|query| query.transaction.id = id);
+        all
+    };
+    let rounds = |every: u64| (0..4).flat_map(|n| round(n * every, n as u16)).collect::<Vec<_>>();
+    let it = one(rounds(4 * MS));
+    assert_eq!((it.result, it.queries, it.name.as_str()), (LookupResult::Answered, 16, name));
+    let it = one(round(0, 1));
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 4, 3 * MS));
+    // An application that asks again in its own time.
+    let counts: Vec<u32> = lookups(rounds(200 * MS)).iter().map(|it| it.queries).collect();
+    assert_eq!(counts, [4, 4, 4, 4]);
+    // Neither is what was answered without a truncation one lookup with what follows.
+    let small = |at| tcp(query(name, "A", at, MS, Outcome::Noerror));
+    assert_eq!(lookups(vec![small(0), small(2 * MS)]).len(), 2);
+}
+
+#[test]
 fn a_late_answer_is_the_second_word_on_its_query() {
     let late = query("a.b.c.d.e.com", "A", 0, 8 * S, Outcome::Late);
     let it = one(vec![query("a.b.c.d.e.com", "A", 0, 5 * S, Outcome::Timeout), late.clone()]);

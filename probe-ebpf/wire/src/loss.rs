@@ -49,10 +49,12 @@ pub enum Loss {
     DnsThrottled = 20,
     /// A container found no place in the map `DNS_COUNTERS`: its lookups are not in the counts.
     DnsCounters = 21,
+    /// Whom a query's application named could not be noted: behind address translation its answer is not recognised.
+    DnsNamed = 22,
 }
 
 /// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 22] = [
+pub const LOSSES: [&str; 23] = [
     "oom_ring",
     "oom_victim_by_pid",
     "dns_ring",
@@ -75,4 +77,5 @@ pub const LOSSES: [&str; 22] = [
     "sample_throttled",
     "dns_throttled",
     "dns_counters_full",
+    "dns_named",
 ];
