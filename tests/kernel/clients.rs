@@ -106,7 +106,9 @@ fn compare(recording: &mut Recording, title: &str, ran: &[Ran]) -> Vec<String> {
                 format!("{} {:?}", it.name, it.transactions.iter().map(step).collect::<Vec<_>>())
             };
             let steps: Vec<String> = found.iter().map(steps).collect();
-            wrong.push(format!("{title}: {client} {name}: {words:?} instead of one of {expected:?}; {steps:?}"));
+            wrong.push(format!(
+                "{title}: {client} {name}: {words:?} instead of one of {expected:?}; {steps:?}"
+            ));
         }
     }
     println!("{title}: lookups told, and the queries of each");
@@ -183,5 +185,9 @@ fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself()
         ]
     );
     // Of what it answers by itself it asks nobody.
-    assert!(of_process(&seen, forwarder).iter().all(|it| ["forwarded.example.com", "broken.test"].contains(&&*it.name)));
+    assert!(
+        of_process(&seen, forwarder)
+            .iter()
+            .all(|it| ["forwarded.example.com", "broken.test"].contains(&&*it.name))
+    );
 }

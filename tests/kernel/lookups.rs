@@ -2,17 +2,13 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::lookup::{LookupResult, NameKnownBy};
-use podopsy_agent::model::{Detail, Event, Kind, Lookup, Outcome};
+use podopsy_agent::model::{Detail, Event, Kind, Lookup};
 use podopsy_agent::pods::Options as PodsOptions;
 use podopsy_agent::recorder::Options;
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};

@@ -60,18 +60,26 @@ pub struct Client {
 impl Client {
     pub fn start(&self, name: &str) -> Child {
         let mut child = Command::new(&self.command[0]);
-        child.args(&self.command[1..]).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        child.spawn().unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask setup test`", self.command[0]))
+        child
+            .args(&self.command[1..])
+            .arg(name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        child
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask setup test`", self.command[0]))
     }
 }
 
 /// All of them, with what must be compiled compiled into `dir`.
 pub fn all(dir: &Path) -> Vec<Client> {
-    let [musl, go, c_ares] = [("musl", "c", MUSL), ("go", "go", GO), ("c-ares", "c", C_ARES)].map(|(name, ending, text)| {
-        let (source, program) = (dir.join(format!("{name}.{ending}")), dir.join(name));
-        std::fs::write(&source, text).expect("write a client's source");
-        (source, program)
-    });
+    let [musl, go, c_ares] =
+        [("musl", "c", MUSL), ("go", "go", GO), ("c-ares", "c", C_ARES)].map(|(name, ending, text)| {
+            let (source, program) = (dir.join(format!("{name}.{ending}")), dir.join(name));
+            std::fs::write(&source, text).expect("write a client's source");
+            (source, program)
+        });
     // Together: Go's standard library takes a while.
     let built = [
         Command::new("musl-gcc").args(["-static", "-o"]).arg(&musl.1).arg(&musl.0).spawn(),
@@ -90,7 +98,8 @@ pub fn all(dir: &Path) -> Vec<Client> {
         assert!(status.is_ok_and(|status| status.success()), "apt-get install {what}");
     }
     let program = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let client = |name, words: &[&str]| Client { name, command: words.iter().map(|&word| word.to_owned()).collect() };
+    let client =
+        |name, words: &[&str]| Client { name, command: words.iter().map(|&word| word.to_owned()).collect() };
     vec![
         client("glibc", &["getent", "ahosts"]),
         client("python", &[PYTHON, "-c", PYTHON_PROGRAM]),

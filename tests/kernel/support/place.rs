@@ -61,10 +61,7 @@ pub fn in_place<T: Send + 'static>(work: impl FnOnce(&Place) -> T + Send + 'stat
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
-    assert!(
-        status.is_ok_and(|status| status.success()),
-        "`ip {arguments}` failed: apt-get install iproute2"
-    );
+    assert!(status.is_ok_and(|status| status.success()), "`ip {arguments}` failed: apt-get install iproute2");
 }
 
 /// A server under way, ended when it is dropped.
@@ -115,7 +112,13 @@ impl Server {
         (1..=MANY).for_each(|n| hosts += &format!("10.1.0.{n} truncated.example.com\n"));
         let hosts = place.file("dnsmasq.hosts", &hosts);
         let mut command = Command::new("/usr/sbin/dnsmasq");
-        command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--log-facility=-"]);
+        command.args([
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--user=root",
+            "--pid-file=",
+            "--log-facility=-",
+        ]);
         command.args(["--bind-interfaces", "--no-hosts", "--no-resolv", "--local=/example.com/"]);
         command.arg(format!("--listen-address={address}")).arg(format!("--addn-hosts={}", hosts.display()));
         command.arg("--txt-record=nodata.example.com,nothing else");
