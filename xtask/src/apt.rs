@@ -1,5 +1,7 @@
 //! Debian packages: installs those that are missing, and says why each is wanted.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -42,6 +44,35 @@ pub fn install(packages: &[Package]) -> Result<()> {
     }
     apt_get("install", &names)
         .with_context(|| format!("cannot install {}; try `apt-get install {0}` by hand", names.join(" ")))
+}
+
+/// Unpacks what is missing of `packages` into `folder`, without installing anything.
+pub fn unpack(packages: &[Package], folder: &Path) -> Result<()> {
+    for package in packages {
+        let mark = folder.join(format!(".{}", package.name));
+        if mark.is_file() {
+            continue;
+        }
+        sh::say(format_args!("unpacking {} – {} – into {}", package.name, package.why, folder.display()));
+        let download = folder.join(format!("{}.download", package.name));
+        let _ = fs::remove_dir_all(&download);
+        fs::create_dir_all(&download).with_context(|| format!("make {}", download.display()))?;
+        // As in `install`: the lists may be good enough.
+        let fetch = || {
+            let mut command = Command::new("apt-get");
+            sh::capture(command.args(["-q", "download", package.name]).current_dir(&download))
+        };
+        if fetch().is_err() {
+            let _ = apt_get("update", &[]);
+            fetch().with_context(|| format!("cannot download {}; try `apt-get update`", package.name))?;
+        }
+        let file = fs::read_dir(&download)?.next().context("apt-get download left no file")??.path();
+        sh::capture(Command::new("dpkg-deb").arg("-x").arg(&file).arg(folder))
+            .with_context(|| format!("unpack {}", file.display()))?;
+        fs::remove_dir_all(&download)?;
+        fs::write(&mark, "")?;
+    }
+    Ok(())
 }
 
 fn apt_get(verb: &str, names: &[&str]) -> Result<()> {

@@ -55,7 +55,16 @@ const READERS: &[Package] = &[
 
 const RESOLVERS: &[Package] = &[
     Package { name: "musl-tools", why: "musl's resolver is not glibc's" },
-    Package { name: "bind9-dnsutils", why: "dig, a client that asks what it is told" },
+    Package { name: "bind9-dnsutils", why: "dig, a client that asks what it is told; libraries of BIND" },
+    Package { name: "libc-ares-dev", why: "c-ares, the resolver of Node.js, gRPC and curl" },
+    Package { name: "dnsmasq-base", why: "a forwarder, without a service" },
+    Package { name: "libcap2", why: "BIND's other library" },
+];
+
+/// Unpacked beside the system, not installed: installing them would start a service, or take another package's place.
+const UNPACKED: &[Package] = &[
+    Package { name: "bind9", why: "a real server" },
+    Package { name: "busybox-static", why: "a resolver of its own" },
 ];
 
 const LAB: &[Package] = &[
@@ -77,6 +86,9 @@ pub fn run(groups: &[Group]) -> Result<()> {
 /// Installs the groups; the caller made sure that we are root.
 pub fn install(groups: &[Group]) -> Result<()> {
     apt::install(&packages(groups))?;
+    if groups.contains(&Group::Test) {
+        apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
+    }
     if groups.contains(&Group::Ebpf) {
         bpf_linker()?;
     }
@@ -146,7 +158,8 @@ mod tests {
 
     #[test]
     fn no_package_is_asked_for_twice_and_each_says_why() {
-        let all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Demo]);
+        let mut all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Demo]);
+        all.extend_from_slice(UNPACKED);
         for (i, package) in all.iter().enumerate() {
             assert!(!package.why.is_empty());
             assert!(all[i + 1..].iter().all(|other| other.name != package.name), "{} twice", package.name);
