@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
-use podopsy_agent::attach::dns_ports;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::duration;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
@@ -44,6 +46,9 @@ struct Args {
     /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
     #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     dns_ports: Vec<u16>,
+    /// A resolver that answers by HTTPS, too: lookups there cannot be seen, and connections to it are counted as such
+    #[arg(long = "doh-resolver", value_name = "ADDRESS")]
+    doh_resolvers: Vec<IpAddr>,
     /// Write answered DNS queries too, not only failures
     #[arg(long)]
     dns_answers: bool,
@@ -84,6 +89,10 @@ impl From<Growth> for GrowthMode {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
+    let wrong = dns_ports(&args.dns_ports).err().or_else(|| https_resolvers(&args.doh_resolvers).err());
+    if let Some(error) = wrong {
+        Args::command().error(ErrorKind::TooManyValues, error).exit();
+    }
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
     // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
     tracing_subscriber::fmt()
@@ -113,6 +122,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns_slow_over: args.dns_slow_over,
         dns_sample: args.dns_sample,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_https: https_resolvers(&args.doh_resolvers)?,
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),

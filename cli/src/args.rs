@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::duration;
 use podopsy_agent::model::Target;
 
@@ -210,7 +212,7 @@ fn socket_path(path: PathBuf) -> PathBuf {
 /// Reads this process's arguments; help, version and usage errors are said here.
 pub fn parse() -> anyhow::Result<Cli> {
     let args: Vec<OsString> = std::env::args_os().collect();
-    Cli::try_parse_from(&args).map_err(|error| {
+    read(&args).map_err(|error| {
         // clap repeats arguments as they are: without colours, if any of them could command a terminal.
         let tame = args.iter().all(|arg| arg.to_str().is_some_and(|text| visible(text) == text));
         if tame {
@@ -223,17 +225,30 @@ pub fn parse() -> anyhow::Result<Cli> {
     })
 }
 
+/// What clap reads, if the probes can do it.
+fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+    let cli = Cli::try_parse_from(args)?;
+    let (ports, resolvers) = match &cli.command {
+        Command::Watch(args) => (&args.dns_ports, &args.doh_resolvers),
+        Command::Dns(args) => (&args.dns_ports, &args.doh_resolvers),
+        _ => return Ok(cli),
+    };
+    match dns_ports(ports).map(drop).and_then(|()| https_resolvers(resolvers).map(drop)) {
+        Ok(()) => Ok(cli),
+        Err(error) => Err(Cli::command().error(ErrorKind::TooManyValues, error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split(' '))
+        super::read(line.split(' '))
     }
 
     #[test]
     fn clap_finds_no_contradiction() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
 
@@ -242,7 +257,7 @@ mod tests {
         for line in [
             "podopsy watch",
             "podopsy watch oom dns --all --dns-timeout 500ms --count 3 -d 30s -n finance -o json",
-            "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353",
+            "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353 --doh-resolver 10.0.0.53",
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
             "podopsy dns",
@@ -275,6 +290,9 @@ mod tests {
             "podopsy watch --count 0",
             "podopsy watch dns --slow-over 200",
             "podopsy watch dns --dns-port 0",
+            "podopsy watch dns --dns-port 1 --dns-port 2 --dns-port 3 --dns-port 4 --dns-port 5",
+            "podopsy dns --dns-port 1 --dns-port 2 --dns-port 3 --dns-port 4 --dns-port 5",
+            "podopsy dns --doh-resolver dns.google",
             "podopsy pods -l =",
             "podopsy oom -n x show 3f2a-7",
             "podopsy oom --since 1",

@@ -77,7 +77,7 @@ pub struct DnsWanted {
     pub ports: [u16; DNS_PORTS_MAX],
     /// Of each container.
     pub rate: Rate,
-    /// Resolvers whose port 443 is DNS; more than 64 are not taken.
+    /// Resolvers whose port 443 is DNS; more than 64 are not taken ([`https_resolvers`]).
     pub https: Vec<IpAddr>,
 }
 
@@ -105,6 +105,26 @@ pub fn dns_ports(wanted: &[u16]) -> anyhow::Result<[u16; DNS_PORTS_MAX]> {
     let mut ports = [0; DNS_PORTS_MAX];
     ports[..wanted.len()].copy_from_slice(wanted);
     Ok(ports)
+}
+
+/// How many resolvers can be known to answer by HTTPS.
+const HTTPS_MAX: usize = 64;
+
+/// The resolvers known to answer by HTTPS, and these. An error: there are too many.
+pub fn https_resolvers(more: &[IpAddr]) -> anyhow::Result<Vec<IpAddr>> {
+    let mut all = HTTPS_RESOLVERS.to_vec();
+    for address in more {
+        // As packets have it: an IPv4 address may be written in IPv6's way.
+        let address = address.to_canonical();
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    if all.len() > HTTPS_MAX {
+        let known = HTTPS_RESOLVERS.len();
+        bail!("{} DoH resolvers: at most {} can be added", all.len() - known, HTTPS_MAX - known);
+    }
+    Ok(all)
 }
 
 /// `DnsConfig` as the words that it is made of, in memory order.
@@ -204,7 +224,7 @@ fn words(address: &IpAddr) -> [u32; 4] {
 fn know_resolvers(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> anyhow::Result<()> {
     let map = ebpf.map_mut("DNS_HTTPS").context("the probes have no map DNS_HTTPS")?;
     let mut known: HashMap<_, [u32; 4], u8> = HashMap::try_from(map)?;
-    for address in addresses.iter().take(64) {
+    for address in addresses.iter().take(HTTPS_MAX) {
         known
             .insert(words(address), 1, 0)
             .with_context(|| format!("put {address} into the map DNS_HTTPS"))?;
@@ -311,6 +331,19 @@ mod tests {
         assert_eq!(dns_ports(&[]).unwrap(), [53, 0, 0, 0]);
         assert_eq!(dns_ports(&[5353, 53]).unwrap(), [5353, 53, 0, 0]);
         assert!(dns_ports(&[1, 2, 3, 4, 5]).unwrap_err().to_string().contains("at most 4"));
+    }
+
+    #[test]
+    fn resolvers_are_added_to_those_that_are_known() {
+        let add = |text: &[&str]| {
+            let more: Vec<IpAddr> = text.iter().map(|text| text.parse().unwrap()).collect();
+            https_resolvers(&more).map(|all| all[HTTPS_RESOLVERS.len()..].to_vec())
+        };
+        let ours = IpAddr::from([10, 0, 0, 53]);
+        assert_eq!(add(&["1.1.1.1", "10.0.0.53", "::ffff:10.0.0.53"]).unwrap(), [ours]);
+        let many: Vec<IpAddr> = (0..49).map(|n| IpAddr::from([10, 0, 1, n])).collect();
+        assert_eq!(https_resolvers(&many[..48]).unwrap().len(), HTTPS_MAX);
+        assert!(https_resolvers(&many).unwrap_err().to_string().contains("at most 48"));
     }
 
     #[test]

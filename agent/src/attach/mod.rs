@@ -18,7 +18,10 @@ use aya::programs::perf_event::PerfEventLinkId;
 use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{Config, Layout, SCOPE_NODE, UnwindLayout};
 
-pub use dns::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, InFlight, KernelCounts, Rate, dns_ports};
+pub use dns::{
+    DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, InFlight, KernelCounts, Rate, dns_ports,
+    https_resolvers,
+};
 pub use oncpu::{Scope, Targets};
 pub use signal::KernelKills;
 pub use unwind::KernelTables;

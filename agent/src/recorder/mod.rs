@@ -12,6 +12,7 @@ mod lookups;
 mod record;
 mod stacks;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
+use crate::attach::{DnsWanted, Rate, Wanted};
 use crate::model::{DnsCounts, Event, Losses};
 use crate::oom::Desk;
 use crate::oom::recover::Missed;
@@ -61,6 +62,8 @@ pub struct Options {
     pub dns_sample: u32,
     /// Server ports that carry DNS, at most four; 0 is an unused slot.
     pub dns_ports: [u16; 4],
+    /// Resolvers whose port 443 is DNS over HTTPS ([`crate::attach::https_resolvers`]).
+    pub dns_https: Vec<IpAddr>,
     /// The node's name in events.
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
@@ -95,7 +98,7 @@ impl Recorder {
                 sample: options.dns_sample,
                 ports: options.dns_ports,
                 rate: Rate::default(),
-                https: HTTPS_RESOLVERS.to_vec(),
+                https: options.dns_https.clone(),
             }),
             oncpu: None,
         };

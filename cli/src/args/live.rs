@@ -1,5 +1,6 @@
 //! Arguments of the commands that record: watch, dns, profile.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
@@ -49,6 +50,9 @@ pub struct Watch {
     /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
     #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub dns_ports: Vec<u16>,
+    /// A resolver that answers by HTTPS, too: lookups there cannot be seen, and connections to it are counted as such
+    #[arg(long = "doh-resolver", value_name = "ADDRESS")]
+    pub doh_resolvers: Vec<IpAddr>,
 
     /// Only events of pods in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
@@ -122,6 +126,9 @@ pub struct Dns {
     /// A server port that carries DNS, instead of 53; up to four times (mDNS has 5353)
     #[arg(long = "dns-port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub dns_ports: Vec<u16>,
+    /// A resolver that answers by HTTPS, too: lookups there cannot be seen, and connections to it are counted as such
+    #[arg(long = "doh-resolver", value_name = "ADDRESS")]
+    pub doh_resolvers: Vec<IpAddr>,
 
     /// Stop after this time [default: at Ctrl-C]
     #[arg(long = "for", short = 'd', value_name = "TIME", value_parser = duration::parse)]

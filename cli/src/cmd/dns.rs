@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::attach::dns_ports;
+use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::lookups::summary::{Summary, Tally};
 use podopsy_agent::model::{
     ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text,
@@ -50,6 +50,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         dns_slow_over: None,
         dns_sample: 0,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_https: https_resolvers(&args.doh_resolvers)?,
         sigkill: sigkill::Scope::None,
         growth: GrowthMode::Off,
         node: context.node(),

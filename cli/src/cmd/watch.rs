@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podopsy_agent::attach::dns_ports;
+use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::model::{Event, Kind, Losses};
 use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
@@ -39,6 +39,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         dns_slow_over: args.slow_over,
         dns_sample: args.sample,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_https: https_resolvers(&args.doh_resolvers)?,
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,

@@ -125,6 +125,7 @@ pub fn options() -> Options {
         dns_slow_over: None,
         dns_sample: 0,
         dns_ports: podopsy_agent::attach::DNS_PORTS,
+        dns_https: podopsy_agent::attach::HTTPS_RESOLVERS.to_vec(),
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,

@@ -1,7 +1,7 @@
 //! A DNS server that behaves as badly as it is told, over UDP and TCP.
 //!
 //! ```text
-//! resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control] [--whole]
+//! resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control]
 //! ```
 //!
 //! Modes: `answer`, `nxdomain`, `servfail`, `refused`, `formerr`, `nodata`, `truncated` (TC over UDP, whole and
@@ -15,7 +15,7 @@
 //!
 //! SIGUSR1 toggles between silence and the mode. With `--control`, standard input takes a mode a line
 //! (acknowledged by `mode MODE` on standard output) and its end ends the server: it dies with whoever
-//! started it. With `--whole`, answers over TCP come in one segment. Every query is a line on standard output unless `--quiet`.
+//! started it. Every query is a line on standard output unless `--quiet`.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -29,7 +29,7 @@ use podopsy_victims::term::exit_on_sigterm;
 use podopsy_victims::wire::{A, AAAA, Code, Defect, Question, malformed, question, reply};
 
 const USAGE: &str =
-    "resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control] [--whole]";
+    "resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control]";
 const NAMESPACES: [&str; 6] = ["default", "kube-system", "finance", "shop", "podopsy", "monitoring"];
 
 /// Set by SIGUSR1; a signal handler may touch little more than an atomic.
@@ -75,8 +75,6 @@ struct Server {
     mode: Mutex<Mode>,
     ipv6: bool,
     quiet: bool,
-    /// Answers over TCP in one segment.
-    whole: bool,
 }
 
 fn main() {
@@ -90,7 +88,6 @@ fn main() {
         mode: Mutex::new(mode),
         ipv6: args.switch("--ipv6"),
         quiet: args.switch("--quiet"),
-        whole: args.switch("--whole"),
     });
     let words = args.words();
     let address: SocketAddr = words.first().and_then(|word| word.parse().ok()).unwrap_or_else(|| {
@@ -190,8 +187,7 @@ fn serve_tcp(server: &Server, mut stream: TcpStream) {
         // In two segments, cut inside the header: whoever listens must put them together again.
         let mut whole = (packet.len() as u16).to_be_bytes().to_vec();
         whole.extend(packet);
-        let first = if server.whole { whole.len() } else { 9.min(whole.len()) };
-        let (first, second) = whole.split_at(first);
+        let (first, second) = whole.split_at(9.min(whole.len()));
         if stream.write_all(first).is_err() {
             return;
         }
