@@ -7,16 +7,16 @@
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_buf},
-    macros::{cgroup_skb, cgroup_sock_addr, kprobe, raw_tracepoint},
-    programs::{ProbeContext, RawTracePointContext, SkBuffContext, SockAddrContext},
+    macros::{cgroup_skb, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext},
 };
 use podopsy_wire::{
-    DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, SocketError, Task,
-    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, Task, WHY_ANSWER,
+    WHY_SAMPLE, WHY_SLOW,
 };
 
 use crate::{
-    dns_counts, dns_named,
+    dns_counts, dns_named, dns_socket,
     maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
     message::{Bytes, HEADER, Header, Held, InPacket, Message},
     packet::{self, Direction, TCP, UDP},
@@ -69,6 +69,9 @@ fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     }
     if packet.protocol == TCP {
         return stream::begin(ctx, &packet, cookie, direction);
+    }
+    if direction == Direction::Answer {
+        dns_socket::next_datagram();
     }
     let (at, size, available) = packet::datagram(ctx, &packet)?;
     if available < HEADER {
@@ -243,11 +246,11 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         why |= WHY_ANSWER;
     }
     let is_due = !plain || why != 0;
+    let class = dns_counts::class(header.rcode(), header.answers, header.is_truncated());
     match dns_counts::of(cgroup_id, now) {
         Some(counters) => {
             if state == STATE_WAITING {
-                let class = dns_counts::class(header.rcode(), header.answers, header.is_truncated());
-                dns_counts::answered(counters, class, latency_ns);
+                dns_counts::answered(counters, class, latency_ns, 1);
             } else {
                 // SAFETY: a map value.
                 dns_counts::add(unsafe { &raw mut (*counters).late });
@@ -268,6 +271,9 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
             ship(message, &key, pending, now, why);
         }
         None => {}
+    }
+    if message.protocol == UDP && state == STATE_WAITING {
+        dns_socket::handed_over(&key, pending, class, now);
     }
     if DNS_IN_FLIGHT.remove(key).is_ok() {
         count(Loss::DnsRemoved);
@@ -354,42 +360,5 @@ fn connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
             TLS => unsafe { &raw mut (*counters).tls },
             _ => unsafe { &raw mut (*counters).https },
         });
-    }
-}
-
-/// The network's word that a server cannot be reached: the socket learns it, and so do we.
-#[raw_tracepoint(tracepoint = "inet_sk_error_report")]
-pub fn dns_socket_error(ctx: RawTracePointContext) -> i32 {
-    socket_error(ctx.arg(0));
-    0
-}
-
-/// The same for kernels before 5.13, which have no such tracepoint: `sock_def_error_report` (net/core/sock.c) is
-/// what they call instead.
-#[kprobe]
-pub fn dns_socket_error_probe(ctx: ProbeContext) -> u32 {
-    if let Some(sock) = ctx.arg(0) {
-        socket_error(sock);
-    }
-    0
-}
-
-#[inline(always)]
-fn socket_error(sock: u64) {
-    let at = &CONFIG.load().layout;
-    let port = task::read::<u16>(sock, at.sock_dport).unwrap_or(0);
-    if !packet::is_dns(u16::from_be(port)) {
-        return;
-    }
-    let cookie = task::read::<u64>(sock, at.sock_cookie).unwrap_or(0);
-    let errno = task::read::<u32>(sock, at.sock_err).unwrap_or(0);
-    if cookie == 0 || errno == 0 {
-        return;
-    }
-    // SAFETY: the helper has no preconditions.
-    let time_ns = unsafe { bpf_ktime_get_boot_ns() };
-    let error = SocketError { cookie, time_ns, errno, unused: 0 };
-    if DNS_EVENTS.output::<SocketError>(error, 0).is_err() {
-        count(Loss::DnsRing);
     }
 }

@@ -35,8 +35,13 @@ pub fn of(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
 /// result may be asked for is of 5.12, and core has none for this target.
 #[inline(always)]
 pub fn add(counter: *mut u64) {
+    add_some(counter, 1);
+}
+
+#[inline(always)]
+fn add_some(counter: *mut u64, by: u64) {
     // SAFETY: a word of a map value, 8-byte aligned.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64, options(nostack)) };
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by, options(nostack)) };
 }
 
 /// Which of `DnsCounters::answers` a header belongs to.
@@ -56,9 +61,9 @@ pub fn class(rcode: u16, answers: u16, is_truncated: bool) -> usize {
     }
 }
 
-/// Counts an answer in time.
+/// Counts an answer in time. `by`: one, or the two's complement of one, which takes it back.
 #[inline(always)]
-pub fn answered(counters: *mut DnsCounters, class: usize, latency_ns: u64) {
+pub fn answered(counters: *mut DnsCounters, class: usize, latency_ns: u64, by: u64) {
     let us = latency_ns / 1000;
     let bucket = (64 - us.leading_zeros()).min(DNS_LATENCY_BUCKETS as u32 - 1);
     // As in `dns::copy`: the verifier must see the bound on the register that is used.
@@ -69,8 +74,8 @@ pub fn answered(counters: *mut DnsCounters, class: usize, latency_ns: u64) {
     }
     // SAFETY: within the arrays, by the check above.
     unsafe {
-        add((&raw mut (*counters).answers).cast::<u64>().add(class as usize));
-        add((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize));
+        add_some((&raw mut (*counters).answers).cast::<u64>().add(class as usize), by);
+        add_some((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize), by);
     }
 }
 

@@ -11,6 +11,7 @@ mod arch;
 mod dns;
 mod dns_counts;
 mod dns_named;
+mod dns_socket;
 mod exec;
 mod mapping;
 mod maps;

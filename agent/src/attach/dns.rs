@@ -195,16 +195,24 @@ pub(super) fn attach(ebpf: &mut Ebpf, wanted: &DnsWanted) -> anyhow::Result<(Str
             .attach(&cgroup, CgroupAttachMode::Single)
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
-    let hooks = format!("cgroup_skb, connect and sendmsg at {}", root.display());
+    let mut left_out = Vec::new();
+    if let Err(error) = super::oom::raw_tracepoint(ebpf, "dns_answer_dropped", "udp_fail_queue_rcv_skb") {
+        left_out.push(format!("answers that find a full receive buffer show as answered ({error:#})"));
+    }
     // The tracepoint is of 5.13. Before, a kprobe does as well, where the kernel has them.
-    let tracepoint = super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report");
-    let Err(first) = tracepoint else {
-        return Ok((format!("{hooks}; raw tracepoint inet_sk_error_report"), None));
+    let hook = match super::oom::raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report") {
+        Ok(()) => "; raw tracepoint inet_sk_error_report",
+        Err(first) => match kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") {
+            Ok(()) => "; kprobe sock_def_error_report",
+            Err(second) => {
+                let why = format!("unreachable servers show as timeouts ({first:#}; and {second:#})");
+                left_out.push(why);
+                ""
+            }
+        },
     };
-    let Err(second) = kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") else {
-        return Ok((format!("{hooks}; kprobe sock_def_error_report"), None));
-    };
-    Ok((hooks, Some(format!("unreachable servers show as timeouts ({first:#}; and {second:#})"))))
+    let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
+    Ok((format!("cgroup_skb, connect and sendmsg at {}{hook}", root.display()), left_out))
 }
 
 fn skb_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut CgroupSkb> {

@@ -48,7 +48,7 @@ pub fn record(bytes: &[u8]) -> Result<DnsMessage, BadRecord> {
         flags: fields.u16()?,
         questions: fields.u16()?,
         question: fields.array()?,
-        unused: fields.array()?,
+        drops: fields.u32()?,
     };
     let record = DnsRecord {
         key,
@@ -115,6 +115,7 @@ fn transaction(
         sends: pending.sends,
         malformed,
         slow: false,
+        answer_dropped: pending.drops > 0,
     }
 }
 

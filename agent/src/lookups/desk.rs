@@ -258,10 +258,13 @@ impl<W> Open<W> {
         self.resolv = self.resolv.take().or(resolv);
         self.start_ns = self.start_ns.min(query.sent_ns);
         self.end_ns = self.end_ns.max(query.done_ns);
-        // One query, told twice: its timeout, and now its answer.
+        // One query, told twice: its timeout, and now its answer; or its answer, and that this was dropped.
+        let again = |before: &Query| match query.transaction.outcome {
+            Outcome::Late => before.transaction.outcome == Outcome::Timeout,
+            _ => query.transaction.answer_dropped,
+        };
         let told = |before: &&mut Query| {
-            query.transaction.outcome == Outcome::Late
-                && before.transaction.outcome == Outcome::Timeout
+            again(before)
                 && before.sent_ns == query.sent_ns
                 && (before.transaction.id, before.transaction.server)
                     == (query.transaction.id, query.transaction.server)

@@ -24,7 +24,13 @@ pub fn growth(before: &Counters, after: &Counters) -> Counters {
 }
 
 /// Judges a timeout by what grew in `window_ns`; None: there is nothing to compare with. `late`: an answer came after all.
-pub fn diagnose(late: bool, sends: u32, grown: Option<(u64, Counters)>) -> Diagnosis {
+/// `dropped`: one came, and found its socket's receive buffer full.
+pub fn diagnose(
+    late: bool,
+    dropped_at_socket: bool,
+    sends: u32,
+    grown: Option<(u64, Counters)>,
+) -> Diagnosis {
     let (window_ns, counters) = match grown {
         Some((window_ns, counters)) => (Some(window_ns), counters),
         None => (None, Counters::new()),
@@ -40,6 +46,9 @@ pub fn diagnose(late: bool, sends: u32, grown: Option<(u64, Counters)>) -> Diagn
     let sent = if sends == 1 { "sent once".to_owned() } else { format!("sent {sends} times") };
     let (verdict, said) = if late {
         (Verdict::AnsweredLate, format!("{sent}, and answered late"))
+    } else if dropped_at_socket {
+        let why = "an answer came and was dropped, because its socket's receive buffer was full";
+        (Verdict::AnswerDropped, format!("{sent}; {why}"))
     } else if !dropped.is_empty() {
         (
             Verdict::AnswerDropped,
@@ -88,7 +97,7 @@ mod tests {
     }
 
     fn verdict(grown: &[(&str, u64)]) -> (Verdict, String) {
-        let it = diagnose(false, 2, Some((5_000_000_000, counters(grown))));
+        let it = diagnose(false, false, 2, Some((5_000_000_000, counters(grown))));
         (it.verdict, it.text)
     }
 
@@ -119,10 +128,16 @@ mod tests {
 
     #[test]
     fn without_an_earlier_look_nothing_is_claimed() {
-        let it = diagnose(false, 1, None);
+        let it = diagnose(false, false, 1, None);
         assert_eq!((it.verdict, it.window_ns), (Verdict::Unanswered, None));
         assert!(it.text.contains("sent once") && it.text.contains("no earlier look"), "{}", it.text);
-        assert_eq!(diagnose(true, 1, None).verdict, Verdict::AnsweredLate);
+        assert_eq!(diagnose(true, false, 1, None).verdict, Verdict::AnsweredLate);
+        // Seen, not inferred: no counter is needed.
+        let it = diagnose(false, true, 1, None);
+        assert!(
+            it.verdict == Verdict::AnswerDropped && it.text.contains("receive buffer was full"),
+            "{it:?}"
+        );
     }
 
     #[test]

@@ -157,6 +157,7 @@ fn step(query: &Query, start_ns: u64) -> Step {
         sent_after_ns: query.sent_ns.saturating_sub(start_ns),
         latency_ns: transaction.latency_ns,
         sends: transaction.sends,
+        answer_dropped: transaction.answer_dropped,
     }
 }
 

@@ -39,6 +39,7 @@ fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> 
         sends: 1,
         malformed: None,
         slow: false,
+        answer_dropped: false,
     };
     Query::new(transaction, sent + latency).unwrap()
 }
@@ -223,6 +224,16 @@ fn a_late_answer_is_the_second_word_on_its_query() {
     assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Late, 1, 8 * S));
     // The lookup has been told: there is nothing left to add.
     assert!(lookups(vec![late]).is_empty());
+}
+
+#[test]
+fn an_answer_that_its_socket_had_no_room_for_is_no_answer() {
+    let name = "a.b.c.d.e.com";
+    let mut dropped = query(name, "A", 0, 5 * S, Outcome::Timeout);
+    dropped.transaction.answer_dropped = true;
+    let it = one(vec![query(name, "A", 0, MS, Outcome::Noerror), dropped]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Timeout, 1, 5 * S));
+    assert!(it.transactions[0].answer_dropped);
 }
 
 #[test]

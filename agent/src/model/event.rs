@@ -249,6 +249,9 @@ pub struct DnsTransaction {
     /// It took longer than was asked for as slow; never true if nobody asked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slow: bool,
+    /// An answer came to the node, and was dropped because its socket's receive buffer was full.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answer_dropped: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

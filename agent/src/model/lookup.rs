@@ -157,6 +157,9 @@ pub struct Step {
     pub sent_after_ns: u64,
     pub latency_ns: u64,
     pub sends: u32,
+    /// As in the transaction.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub answer_dropped: bool,
 }
 
 /// What was seen around a timeout. Counters are of the asker's network namespace, but for `node_conntrack_*`.

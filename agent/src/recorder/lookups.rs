@@ -107,7 +107,9 @@ impl Lookups {
         if matches!(lookup.result, LookupResult::Timeout | LookupResult::Late) {
             let around = self.looks.around(who.of, start_ns);
             let grown = around.map(|(before, after, window)| (window, growth(before, after)));
-            lookup.diagnosis = Some(diagnose(lookup.result == LookupResult::Late, lookup.sends, grown));
+            let (late, dropped) =
+                (lookup.result == LookupResult::Late, lookup.transactions.iter().any(|it| it.answer_dropped));
+            lookup.diagnosis = Some(diagnose(late, dropped, lookup.sends, grown));
         }
         let detail = Detail::Lookup(Box::new(lookup));
         let time = clock::wall(end_ns);

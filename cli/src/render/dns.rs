@@ -249,6 +249,7 @@ mod tests {
             sent_after_ns: 2_000_000,
             latency_ns: wait_ns,
             sends: 2,
+            answer_dropped: false,
         };
         Lookup {
             name: "api.example.com".into(),

@@ -211,6 +211,7 @@ mod tests {
             sends: 2,
             malformed: None,
             slow: false,
+            answer_dropped: false,
         })
     }
 

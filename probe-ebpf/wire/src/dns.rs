@@ -56,7 +56,8 @@ pub struct DnsPending {
     pub questions: u16,
     /// The bytes behind the query's header.
     pub question: [u8; DNS_QUESTION_MAX],
-    pub unused: [u8; 4],
+    /// Answers that came and found their socket's receive buffer full.
+    pub drops: u32,
 }
 
 impl DnsPending {
@@ -70,7 +71,7 @@ impl DnsPending {
         flags: 0,
         questions: 0,
         question: [0; DNS_QUESTION_MAX],
-        unused: [0; 4],
+        drops: 0,
     };
 }
 

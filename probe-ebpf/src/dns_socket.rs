@@ -1,0 +1,130 @@
+//! What a socket learns that no packet tells: its server cannot be reached, or an answer found its receive buffer full.
+//!
+//! cgroup_skb sees an answer just before it is put into its socket's queue. If there is no room, the kernel says so at
+//! once, on the same CPU: then the query is in flight again, as its application sees it.
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_buf},
+    macros::{kprobe, map, raw_tracepoint},
+    maps::PerCpuArray,
+    programs::{ProbeContext, RawTracePointContext},
+};
+use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError};
+
+use crate::{
+    dns_counts,
+    maps::{CONFIG, DNS_EVENTS, DNS_IN_FLIGHT, count},
+    packet, task,
+};
+
+/// From cgroup_skb to the socket's queue: what is dropped later is another datagram of the same socket, from a port that
+/// is not watched.
+const HAND_OVER_NS: u64 = 200_000;
+const BPF_NOEXIST: u64 = 1;
+
+/// An answered query.
+#[repr(C)]
+pub struct Answered {
+    key: DnsKey,
+    pending: DnsPending,
+    time_ns: u64,
+    class: u64,
+}
+
+/// The last one of each CPU; no cookie: it was dropped, and is in flight again.
+#[map]
+static DNS_ANSWERED: PerCpuArray<Answered> = PerCpuArray::with_max_entries(1, 0);
+
+/// A datagram from a DNS port comes in on this CPU: the one before it has reached its socket.
+#[inline(always)]
+pub fn next_datagram() {
+    if let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) {
+        // SAFETY: the slot is this CPU's own.
+        unsafe { (*answered).key.cookie = 0 };
+    }
+}
+
+/// Keeps a query that was answered, and counted as `class`, for the moment that its answer may still be dropped in.
+#[inline(always)]
+pub fn handed_over(key: &DnsKey, pending: *const DnsPending, class: usize, now: u64) {
+    let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) else { return };
+    // SAFETY: the slot is this CPU's own, and `pending` a map value; one helper call instead of a loop.
+    unsafe {
+        (*answered).key = *key;
+        (*answered).time_ns = now;
+        (*answered).class = class as u64;
+        let _ = bpf_probe_read_kernel_buf(
+            pending.cast(),
+            core::slice::from_raw_parts_mut((&raw mut (*answered).pending).cast(), size_of::<DnsPending>()),
+        );
+    }
+}
+
+/// A datagram found no room: `(int rc, struct sock *sk, …)`.
+#[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
+pub fn dns_answer_dropped(ctx: RawTracePointContext) -> i32 {
+    answer_dropped(ctx.arg(1));
+    0
+}
+
+#[inline(always)]
+fn answer_dropped(sock: u64) -> Option<()> {
+    let answered = DNS_ANSWERED.get_ptr_mut(0)?;
+    let cookie = task::read::<u64>(sock, CONFIG.load().layout.sock_cookie)?;
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: the slot is this CPU's own.
+    unsafe {
+        let (key, time_ns, class) = ((*answered).key, (*answered).time_ns, (*answered).class);
+        if cookie == 0 || key.cookie != cookie || now.saturating_sub(time_ns) > HAND_OVER_NS {
+            return None;
+        }
+        (*answered).key.cookie = 0;
+        (*answered).pending.drops += 1;
+        // Unless it has been asked again meanwhile.
+        DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
+        count(Loss::DnsInserted);
+        let (cgroup_id, sent_ns) = ((*answered).pending.asker.cgroup_id, (*answered).pending.first_sent_ns);
+        // The other side of what `dns::answer` has counted.
+        let counters = dns_counts::of(cgroup_id, now)?;
+        dns_counts::answered(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);
+    }
+    Some(())
+}
+
+/// The network's word that a server cannot be reached: the socket learns it, and so do we.
+#[raw_tracepoint(tracepoint = "inet_sk_error_report")]
+pub fn dns_socket_error(ctx: RawTracePointContext) -> i32 {
+    socket_error(ctx.arg(0));
+    0
+}
+
+/// The same for kernels before 5.13, which have no such tracepoint: `sock_def_error_report` (net/core/sock.c) is
+/// what they call instead.
+#[kprobe]
+pub fn dns_socket_error_probe(ctx: ProbeContext) -> u32 {
+    if let Some(sock) = ctx.arg(0) {
+        socket_error(sock);
+    }
+    0
+}
+
+#[inline(always)]
+fn socket_error(sock: u64) {
+    let at = &CONFIG.load().layout;
+    let port = task::read::<u16>(sock, at.sock_dport).unwrap_or(0);
+    if !packet::is_dns(u16::from_be(port)) {
+        return;
+    }
+    let cookie = task::read::<u64>(sock, at.sock_cookie).unwrap_or(0);
+    let errno = task::read::<u32>(sock, at.sock_err).unwrap_or(0);
+    if cookie == 0 || errno == 0 {
+        return;
+    }
+    // SAFETY: the helper has no preconditions.
+    let time_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let error = SocketError { cookie, time_ns, errno, unused: 0 };
+    if DNS_EVENTS.output::<SocketError>(error, 0).is_err() {
+        count(Loss::DnsRing);
+    }
+}
