@@ -2,17 +2,21 @@
 
 mod support;
 
+use std::io::{BufRead, Write};
 use std::net::UdpSocket;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use podopsy_agent::model::lookup::{LookupResult, Verdict};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Lookup, Outcome};
 use podopsy_agent::recorder::Options;
-use support::{Recording, in_own_network, no_runtime, options, query, respond};
+use support::{MemoryCgroup, Recording, no_runtime, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
+/// No limit that a test would meet.
+const MEMORY: u64 = 1 << 30;
 
 fn lookups<'a>(events: &'a [Event], name: &str) -> Vec<&'a Lookup> {
     let of = |event: &'a Event| match &event.detail {
@@ -37,36 +41,78 @@ fn fine(query: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Asks for `names` by a socket that reads nothing, and whose receive buffer is filled up by others before the last one
-/// is asked for; its answer comes, and there is no room for it. The first one's still fits.
-fn ask_and_do_not_read(first: &'static str, last: &'static str, address: &'static str) {
-    in_own_network(move || {
-        let server = UdpSocket::bind((address, 53)).expect("bind");
-        let client = UdpSocket::bind((address, 0)).expect("a client");
-        setsockopt(&client, sockopt::RcvBuf, &2048).expect("a small buffer");
-        client.connect((address, 53)).expect("connect");
-        let mut buffer = [0; 1500];
-        let mut asked = |id: u16, name: &str| {
-            client.send(&query(id, name, A)).expect("ask");
-            let (len, from) = server.recv_from(&mut buffer).expect("the query");
-            (fine(&buffer[..len]), from)
-        };
-        let (answer, from) = asked(7, first);
-        server.send_to(&answer, from).expect("answer");
-        let (answer, from) = asked(8, last);
-        for _ in 0..100 {
-            server.send_to(&[0; 600], from).expect("fill the buffer up");
-        }
-        server.send_to(&answer, from).expect("answer");
-        client.recv(&mut [0; 1500]).expect("the first answer");
-    });
+/// A process that asks by a socket which reads nothing, in a network of its own: this test's own program, called again.
+struct Asker {
+    child: Child,
+    orders: Option<ChildStdin>,
+}
+
+impl Asker {
+    fn start(cgroup: &MemoryCgroup, address: &str) -> Asker {
+        let this = std::env::current_exe().expect("this test's own program");
+        // The network of the whole process: its counters are read by its number.
+        let this = format!("unshare --net {} --ignored --exact asks_for_another_test", this.display());
+        let mut command = cgroup.command(&this);
+        command.env("PODOPSY_ASKS_AT", address).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().expect("start ourselves again: apt-get install util-linux");
+        let orders = child.stdin.take();
+        Asker { child, orders }
+    }
+
+    fn go_on(&mut self) {
+        writeln!(self.orders.as_mut().expect("open"), "go on").expect("it waits");
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "called by others, in a network of its own"]
+fn asks_for_another_test() {
+    let Ok(address) = std::env::var("PODOPSY_ASKS_AT") else { return };
+    let mut orders = std::io::stdin().lock().lines();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(up.is_ok_and(|status| status.success()), "`ip link set lo up`: apt-get install iproute2");
+    let server = UdpSocket::bind((address.as_str(), 53)).expect("bind");
+    let client = UdpSocket::bind((address.as_str(), 0)).expect("a client");
+    setsockopt(&client, sockopt::RcvBuf, &2048).expect("a small buffer");
+    client.connect((address.as_str(), 53)).expect("connect");
+    let mut buffer = [0; 1500];
+    let mut asked = |id: u16, name: &str| {
+        client.send(&query(id, name, A)).expect("ask");
+        let (len, from) = server.recv_from(&mut buffer).expect("the query");
+        (fine(&buffer[..len]), from)
+    };
+    // There is room for this one.
+    let (answer, from) = asked(7, "room.test");
+    server.send_to(&answer, from).expect("answer");
+    let _ = orders.next();
+    // Others take it.
+    let (answer, from) = asked(8, "no-room.test");
+    for _ in 0..100 {
+        server.send_to(&[0; 600], from).expect("fill the buffer up");
+    }
+    server.send_to(&answer, from).expect("answer");
+    let len = client.recv(&mut [0; 1500]).expect("the first answer");
+    assert!(len > 40, "the first answer");
+    // Until the test has seen enough.
+    let _ = orders.next();
 }
 
 #[test]
 fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
     let options = Options { oom: false, dns_answers: true, dns_lookups: true, ..options() };
+    let cgroup = MemoryCgroup::new("reads-not", MEMORY);
     let mut recording = Recording::start(options, no_runtime());
-    ask_and_do_not_read("room.test", "no-room.test", "127.0.0.1");
+    let mut asker = Asker::start(&cgroup, "127.0.0.1");
+    // With it the counters are read for the first time.
+    recording.until("the first answer", SOON, |seen| !transactions(seen, "room.test").is_empty());
+    asker.go_on();
     recording.until("both lookups", SOON, |seen| {
         !lookups(seen, "room.test").is_empty() && !lookups(seen, "no-room.test").is_empty()
     });
@@ -77,20 +123,22 @@ fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
     let diagnosis = it.diagnosis.as_ref().expect("a timeout has one");
     assert_eq!(diagnosis.verdict, Verdict::AnswerDropped, "{diagnosis:?}");
     assert!(diagnosis.text.contains("receive buffer was full"), "{diagnosis:?}");
-    // What the node's counter says of it.
+    // The kernel's own counter agrees.
     assert!(diagnosis.counters.get("udp_rcvbuf_errors").is_some_and(|&grown| grown > 0), "{diagnosis:?}");
 }
 
 #[test]
 fn where_only_failures_are_told_such_an_answer_is_one_and_the_counts_agree() {
+    let cgroup = MemoryCgroup::new("reads-not-either", MEMORY);
     let mut recording = Recording::host();
-    // This process's own memory cgroup: others ask too, but nobody asks so little.
-    ask_and_do_not_read("room.test", "no-room.test", "::1");
+    let mut asker = Asker::start(&cgroup, "127.0.0.1");
+    asker.go_on();
     recording.until("a timeout", SOON, |seen| !transactions(seen, "no-room.test").is_empty());
     let found = transactions(&recording.seen, "no-room.test");
-    assert_eq!(
-        found.iter().map(|dns| (dns.outcome, dns.answer_dropped)).collect::<Vec<_>>(),
-        [(Outcome::Timeout, true)]
-    );
+    let facts: Vec<_> = found.iter().map(|dns| (dns.outcome, dns.answer_dropped)).collect();
+    assert_eq!(facts, [(Outcome::Timeout, true)]);
     assert!(transactions(&recording.seen, "room.test").is_empty());
+    let counts = recording.dns_counts_of(cgroup.id());
+    let outcomes = (counts.outcome(Outcome::Noerror), counts.outcome(Outcome::Timeout));
+    assert_eq!((counts.queries, outcomes, counts.latency.count()), (2, (1, 1), 1), "{counts:?}");
 }
