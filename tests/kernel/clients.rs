@@ -79,25 +79,35 @@ fn run(place: &Place, address: &str, clients: &[Client], cases: &[Case]) -> Vec<
     children.into_iter().map(ended).collect()
 }
 
-/// Waits for the lookups of all clients, prints them, and tells which are not as they should be.
-fn compare(recording: &mut Recording, title: &str, ran: &[Ran]) -> Vec<String> {
-    let is_told = |seen: &[Event]| ran.iter().all(|ran| !of_process(seen, ran.pid).is_empty());
+/// Waits for the lookups of all clients, and for what should not follow.
+fn wait(recording: &mut Recording, ran: &[&[Ran]]) {
+    let is_told =
+        |seen: &[Event]| ran.iter().copied().flatten().all(|ran| !of_process(seen, ran.pid).is_empty());
     // Not `until`: the table says which is missing.
     let end = Instant::now() + SOON;
     while !is_told(&recording.seen) && Instant::now() < end {
         recording.for_a_while(std::time::Duration::from_millis(500));
     }
     recording.for_a_while(std::time::Duration::from_millis(1500));
+}
+
+/// Prints the lookups of all clients, and tells which are not as they should be.
+fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
     let mut table: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
     let mut wrong = Vec::new();
     for Ran { client, name, expected, pid } in ran {
-        let found = of_process(&recording.seen, *pid);
+        let found = of_process(seen, *pid);
         let words: Vec<&str> = found.iter().map(|it| it.result.word()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
         table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
         let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
         // busybox asks again after two and a half seconds, which is longer than the recorder waits in these tests.
-        let twice = *client == "busybox" && name.starts_with("silent");
+        // Between glibc's attempts with larger buffers there may be more time on a busy machine than the recorder allows.
+        let twice = match *client {
+            "busybox" => name.starts_with("silent"),
+            "glibc" | "python" => name.starts_with("truncated"),
+            _ => false,
+        };
         if found.is_empty() || found.len() > 1 + usize::from(twice) || !found.iter().all(fits) {
             let steps = |it: &&Lookup| {
                 let step = |step: &podopsy_agent::model::lookup::Step| {
@@ -140,8 +150,9 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
         all.extend(run(place, "127.0.0.9", &others, &[("nobody.example.com", &[Timeout])]));
         all
     });
-    let wrong = compare(&mut recording, "a server that misbehaves", &ran);
-    let (_, losses) = recording.stop();
+    wait(&mut recording, &[&ran]);
+    let (seen, losses) = recording.stop();
+    let wrong = compare(&seen, "a server that misbehaves", &ran);
     assert!(wrong.is_empty(), "{}; losses: {losses:?}", wrong.join("\n"));
 }
 
@@ -161,10 +172,11 @@ fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself()
         let forwarded = run(place, DNSMASQ, &glibc, &[("forwarded.example.com", &[Answered])]);
         (of_bind, of_dnsmasq, forwarded, dnsmasq.pid())
     });
-    let mut wrong = compare(&mut recording, "BIND", &of_bind);
-    wrong.extend(compare(&mut recording, "dnsmasq", &of_dnsmasq));
-    wrong.extend(compare(&mut recording, "dnsmasq, which asks BIND", &forwarded));
+    wait(&mut recording, &[&of_bind, &of_dnsmasq, &forwarded]);
     let (seen, losses) = recording.stop();
+    let mut wrong = compare(&seen, "BIND", &of_bind);
+    wrong.extend(compare(&seen, "dnsmasq", &of_dnsmasq));
+    wrong.extend(compare(&seen, "dnsmasq, which asks BIND", &forwarded));
     assert!(wrong.is_empty(), "{}; losses: {losses:?}", wrong.join("\n"));
     // The same question goes from server to server: it is the forwarder's own there, and nobody else's.
     let of_name = |name: &str, events: &[Event]| -> Vec<(u32, LookupResult, String)> {

@@ -13,8 +13,8 @@ use crate::model::{DnsTransaction, Lookup, Outcome};
 
 /// Between an outcome and the next query of the same lookup. A resolver takes microseconds; a busy node takes longer.
 const GAP_NS: u64 = 1_000_000_000;
-/// Between an answer and the next query of the same call of glibc's.
-const AT_ONCE_NS: u64 = 20_000_000;
+/// Between an answer and the next query of the same call of glibc's: microseconds, and more on a busy node.
+const AT_ONCE_NS: u64 = 100_000_000;
 /// More queries than that are another lookup: 32 search domains, A and AAAA.
 const QUERIES_MAX: usize = 64;
 

@@ -23,7 +23,7 @@
 //!   that is sent again with its id times out that much later.
 //! - glibc asks for both types by TCP when one answer was truncated, and for everything once more, with twice the buffer,
 //!   until an answer fits (`ERANGE`; it begins with 1 KiB, which is some 25 addresses). That is one lookup where the answer
-//!   was truncated and the next query followed within 20 ms. (A large answer that fits into a datagram makes two.)
+//!   was truncated and the next query followed within 100 ms. (A large answer that fits into a datagram makes two.)
 //! - Two threads that look up the same name at the same time are one lookup with twice the queries; one after the other
 //!   they are two.
 //! - What was answered is the result, whatever else failed. Otherwise it is the worst of what its questions got, as glibc
