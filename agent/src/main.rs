@@ -13,7 +13,7 @@ use podopsy_agent::duration;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsHook, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -113,6 +113,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         dns_slow_over: args.dns_slow_over,
         dns_sample: args.dns_sample,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_hook: DnsHook::Cgroup,
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),

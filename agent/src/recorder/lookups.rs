@@ -58,12 +58,17 @@ impl Lookups {
             }
             _ => Of::Container { cgroup: asker.cgroup_id },
         };
-        self.looks.look(of, asker.pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
+        // Inside a pod, all of its containers have the file and the network that we have.
+        let pid = match (asker.pid, event.known_by) {
+            (0, KnownBy::Inside) => std::process::id(),
+            (pid, _) => pid,
+        };
+        self.looks.look(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
         let others = || match of {
             Of::Container { cgroup } => self.pods.pids(cgroup),
             Of::Process { .. } => Vec::new(),
         };
-        let resolv = self.resolv.get(of, asker.pid, asker.start_ns, others);
+        let resolv = self.resolv.get(of, pid, asker.start_ns, others);
         let who = || Who {
             owner: Owner {
                 pod: event.pod.clone(),

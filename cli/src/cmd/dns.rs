@@ -35,10 +35,12 @@ struct Last<'a> {
     /// What the kernel side counted, whether it was told or not.
     counts: &'a [DnsCounts],
     losses: &'a Losses,
+    /// How it was seen, in words; null: by the node's root cgroup.
+    seen: Option<&'a str>,
 }
 
 pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
-    privilege::require("dns", privilege::SAMPLE_PACKETS)?;
+    privilege::require_dns("dns", args.dns_hook)?;
     let pods = context.pods().await?;
     let scope = Scope::of(&pods, &args).await?;
     let options = Options {
@@ -50,6 +52,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         dns_slow_over: None,
         dns_sample: 0,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_hook: args.dns_hook.into(),
         sigkill: sigkill::Scope::None,
         growth: GrowthMode::Off,
         node: context.node(),
@@ -62,12 +65,17 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         .as_ref()
         .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
     let shown = args.shown();
+    let seen_from = recorder.dns_seen().map(str::to_owned);
+    if let Some(seen) = &seen_from {
+        note(&format!("DNS is seen {seen}"));
+    }
     note(&format!(
         "recording DNS lookups{whose}; each is told {} after its end or later, when no more of it can come; Ctrl-C ends",
         units::duration(args.dns_timeout + Duration::from_secs(1))
     ));
     let mut seen = Seen {
         scope,
+        seen_from,
         args: &args,
         shown,
         lines: Lines::new(args.output, context.stdout, args.queries),
@@ -120,6 +128,8 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
 /// What was seen so far.
 struct Seen<'a> {
     scope: Scope,
+    /// How, in words, where that is not by the node's root cgroup.
+    seen_from: Option<String>,
     args: &'a Dns,
     shown: Shown,
     lines: Lines,
@@ -174,7 +184,8 @@ impl Seen<'_> {
         let mut out = io::stdout().lock();
         if self.args.output == ListFormat::Json {
             let seconds = elapsed.as_secs_f64();
-            let last = Last { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost };
+            let seen = self.seen_from.as_deref();
+            let last = Last { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost, seen };
             serde_json::to_writer(&mut out, &last)?;
             io::Write::write_all(&mut out, b"\n")?;
         } else {

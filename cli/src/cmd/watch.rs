@@ -22,7 +22,11 @@ use crate::{privilege, signals};
 
 pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (oom, dns) = (args.wants(WatchKind::Oom), args.wants(WatchKind::Dns));
-    privilege::require("watch", if dns { privilege::SAMPLE_PACKETS } else { privilege::SAMPLE })?;
+    match (dns, oom || args.wants(WatchKind::Sigkill)) {
+        (true, false) => privilege::require_dns("watch dns", args.dns_hook)?,
+        (true, true) => privilege::require("watch", privilege::SAMPLE_PACKETS)?,
+        (false, _) => privilege::require("watch", privilege::SAMPLE)?,
+    }
 
     let pods = context.pods().await?;
     let options = Options {
@@ -39,6 +43,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         dns_slow_over: args.slow_over,
         dns_sample: args.sample,
         dns_ports: dns_ports(&args.dns_ports)?,
+        dns_hook: args.dns_hook.into(),
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,
@@ -46,6 +51,9 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
+    if let Some(seen) = recorder.dns_seen() {
+        note(&format!("DNS is seen {seen}"));
+    }
     note(&format!("recording {}; Ctrl-C ends", subject(&args)));
 
     let mut watched = Watched::new(context, &args);

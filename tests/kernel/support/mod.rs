@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsHook, GrowthMode, Options, Recorder};
 use podopsy_harness::Node;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -122,6 +122,7 @@ pub fn options() -> Options {
         dns_slow_over: None,
         dns_sample: 0,
         dns_ports: podopsy_agent::attach::DNS_PORTS,
+        dns_hook: DnsHook::Cgroup,
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,
