@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, KnownBy, Outcome};
+use podopsy_agent::packets::socket::Socket;
 use podopsy_agent::recorder::{DnsHook, Options};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
 use support::{Recording, in_own_network, no_runtime, node, options, query, respond};
@@ -175,6 +176,30 @@ fn hostile_messages_have_a_reason_or_a_count() {
         });
         let (_, losses) = recording.stop();
         assert_eq!((losses.get("dns_short"), losses.get("dns_tcp_unparsed")), (Some(&2), Some(&1)), "{losses:?}");
+    });
+}
+
+#[test]
+fn frames_that_nobody_reads_in_time_are_counted() {
+    in_own_network(|| {
+        support::require_root();
+        let mut socket = Socket::open(&[53]).expect("a packet socket");
+        let server = UdpSocket::bind("127.0.0.1:53").expect("bind");
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+        let asked = query(7, "flood.test", A);
+        let mut dropped = 0;
+        let end = Instant::now() + SOON;
+        while dropped == 0 && Instant::now() < end {
+            for _ in 0..1000 {
+                client.send_to(&asked, "127.0.0.1:53").expect("ask");
+            }
+            dropped = socket.dropped();
+        }
+        assert!(dropped > 0, "its buffer is bounded");
+        assert_eq!(socket.dropped(), 0, "each is counted once");
+        let first = socket.next().expect("read").expect("those before are there");
+        assert!(first.is_outgoing && first.bytes.ends_with(&asked), "{first:?}");
+        drop(server);
     });
 }
 
