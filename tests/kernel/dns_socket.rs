@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, KnownBy, Outcome};
 use podopsy_agent::packets::socket::Socket;
-use podopsy_agent::recorder::{DnsHook, Options};
+use podopsy_agent::recorder::{DnsHook, DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
-use support::{Recording, in_own_network, no_runtime, node, options, query, respond};
+use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 
 fn socket_options() -> Options {
-    Options { oom: false, dns_hook: DnsHook::Socket, ..options() }
+    Options { oom: false, dns: Some(DnsOptions { hook: DnsHook::Socket, ..dns() }), ..options() }
 }
 
 fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
@@ -175,7 +175,11 @@ fn hostile_messages_have_a_reason_or_a_count() {
             }));
         });
         let (_, losses) = recording.stop();
-        assert_eq!((losses.get("dns_short"), losses.get("dns_tcp_unparsed")), (Some(&2), Some(&1)), "{losses:?}");
+        assert_eq!(
+            (losses.get("dns_short"), losses.get("dns_tcp_unparsed")),
+            (Some(&2), Some(&1)),
+            "{losses:?}"
+        );
     });
 }
 
@@ -197,7 +201,7 @@ fn frames_that_nobody_reads_in_time_are_counted() {
         }
         assert!(dropped > 0, "its buffer is bounded");
         assert_eq!(socket.dropped(), 0, "each is counted once");
-        let first = socket.next().expect("read").expect("those before are there");
+        let first = socket.frame().expect("read").expect("those before are there");
         assert!(first.is_outgoing && first.bytes.ends_with(&asked), "{first:?}");
         drop(server);
     });
@@ -276,7 +280,11 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
 
     // Nobody is missed and nobody invented: whose socket it is may be unknown (it is closed at once), never wrong.
     let of_pod = |event: &serde_json::Value| {
-        assert_eq!((&event["pod"]["namespace"], &event["pod"]["name"]), (&"shop".into(), &"cart".into()), "{event}");
+        assert_eq!(
+            (&event["pod"]["namespace"], &event["pod"]["name"]),
+            (&"shop".into(), &"cart".into()),
+            "{event}"
+        );
         assert_eq!(event["known_by"], "inside", "{event}");
         assert!(["lookup", ""].contains(&event["process"]["comm"].as_str().expect("a name")), "{event}");
     };
@@ -311,7 +319,10 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     let malformed = until(&pod, "netadmin", "malformed message", || {
         said(&pod, "netadmin").into_iter().find(|event| event["dns"]["name"] == "nothing.test")
     });
-    assert_eq!((&malformed["dns"]["outcome"], &malformed["process"]["pid"]), (&"malformed".into(), &0.into()));
+    assert_eq!(
+        (&malformed["dns"]["outcome"], &malformed["process"]["pid"]),
+        (&"malformed".into(), &0.into())
+    );
     of_pod(&malformed);
     assert!(malformed["losses"]["dns_asker"].as_u64() > Some(0), "{malformed}");
 
@@ -333,7 +344,8 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
         let last = all.last().expect("a summary");
         assert_eq!(last["kind"], "dns.summary", "{last}");
         assert!(last["seen"].as_str().is_some_and(|seen| seen.contains(reason)), "{last}");
-        let queries: u64 = last["counts"].as_array().expect("counts").iter().filter_map(|of| of["queries"].as_u64()).sum();
+        let queries: u64 =
+            last["counts"].as_array().expect("counts").iter().filter_map(|of| of["queries"].as_u64()).sum();
         assert!(queries >= 16, "{last}");
     }
 }

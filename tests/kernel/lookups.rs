@@ -14,9 +14,9 @@ use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::lookup::{LookupResult, NameKnownBy};
 use podopsy_agent::model::{Detail, Event, Kind, Lookup, Outcome};
 use podopsy_agent::pods::Options as PodsOptions;
-use podopsy_agent::recorder::Options;
+use podopsy_agent::recorder::{DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
-use support::{Recording, no_runtime, options};
+use support::{Recording, dns, no_runtime, options};
 
 /// A second of timeout and a second of hold come to each lookup, and clients wait three seconds of their own.
 const SOON: Duration = Duration::from_secs(90);
@@ -24,7 +24,8 @@ const SOON: Duration = Duration::from_secs(90);
 const PYTHON: &str = "/usr/bin/python3";
 
 fn lookup_options() -> Options {
-    Options { oom: false, dns_answers: true, dns_lookups: true, ..options() }
+    let dns = DnsOptions { answers: true, lookups: true, ..dns() };
+    Options { oom: false, dns: Some(dns), ..options() }
 }
 
 fn lookups(events: &[Event]) -> impl Iterator<Item = (&Event, &Lookup)> {

@@ -40,7 +40,12 @@ pub struct Askers {
 
 impl Askers {
     pub fn new(proc_root: &Path) -> Askers {
-        Askers { proc_root: proc_root.to_owned(), recent: VecDeque::new(), left: BURST, since: Instant::now() }
+        Askers {
+            proc_root: proc_root.to_owned(),
+            recent: VecDeque::new(),
+            left: BURST,
+            since: Instant::now(),
+        }
     }
 
     /// Who has that socket; `Task::UNKNOWN` if nobody is found. The cgroup is not looked for.
@@ -93,7 +98,9 @@ impl Askers {
             let files = fs::read_dir(self.proc_root.join(format!("{pid}/fd"))).ok()?;
             let mut files = files.flatten().take(FILES_MAX);
             files
-                .any(|file| fs::read_link(file.path()).is_ok_and(|to| to.as_os_str().as_bytes() == wanted.as_bytes()))
+                .any(|file| {
+                    fs::read_link(file.path()).is_ok_and(|to| to.as_os_str().as_bytes() == wanted.as_bytes())
+                })
                 .then_some(pid)
         };
         if let Some(found) = self.recent.iter().find_map(|&pid| holds(pid)) {
@@ -167,7 +174,8 @@ mod tests {
     fn finds_this_very_process() {
         let open = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let at = open.local_addr().unwrap();
-        let client = End { address: std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), port: at.port() };
+        let client =
+            End { address: std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), port: at.port() };
         let server = End { address: client.address, port: 53 };
         let mut askers = Askers::new(Path::new("/proc"));
         let task = askers.find(&Ends { client, server, protocol: UDP });

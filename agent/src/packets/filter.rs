@@ -1,8 +1,8 @@
 //! The classic BPF program (Documentation/networking/filter.rst) that leaves packets in the kernel which are no DNS.
 
 use libc::{
-    BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_W,
-    sock_filter,
+    BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET,
+    BPF_W, sock_filter,
 };
 
 /// `<linux/filter.h>`: loads at these offsets read the packet's properties, not its bytes.
@@ -99,12 +99,7 @@ pub(super) fn program(ports: &[u16]) -> Vec<sock_filter> {
         Here(Compare),
     ];
     steps.extend(ports.iter().filter(|&&port| port != 0).map(|&port| Test(EQ, port.into(), Accept, Next)));
-    steps.extend([
-        Here(Drop),
-        Do(BPF_RET | BPF_K, 0),
-        Here(Accept),
-        Do(BPF_RET | BPF_K, WHOLE),
-    ]);
+    steps.extend([Here(Drop), Do(BPF_RET | BPF_K, 0), Here(Accept), Do(BPF_RET | BPF_K, WHOLE)]);
     assemble(&steps)
 }
 

@@ -40,7 +40,9 @@ behind a socket that is closed at once or is another user's, are not seen; those
 /// Whether such a socket can be had, for `podopsy doctor`.
 pub fn check() -> Result<String, String> {
     match socket::Socket::open(&[53]) {
-        Ok(_) => Ok("a packet socket sees this network namespace's lookups where the dns probe cannot".to_owned()),
+        Ok(_) => {
+            Ok("a packet socket sees this network namespace's lookups where the dns probe cannot".to_owned())
+        }
         Err(error) => Err(format!("{error:#}")),
     }
 }

@@ -38,7 +38,8 @@ impl Socket {
         // SAFETY: a new descriptor, which nobody else has.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         attach_filter(&fd, ports).context("filter the packet socket")?;
-        setsockopt(&fd, sockopt::ReceiveTimestampns, &true).context("ask for the kernel's time of packets")?;
+        setsockopt(&fd, sockopt::ReceiveTimestampns, &true)
+            .context("ask for the kernel's time of packets")?;
         // Without CAP_NET_ADMIN it is a wish, and what does not fit is counted.
         if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).is_err() {
             setsockopt(&fd, sockopt::RcvBuf, &BUFFER).context("size the packet socket's buffer")?;
@@ -59,8 +60,8 @@ impl Socket {
         }
     }
 
-    /// The next frame; None: there is none now.
-    pub fn next(&mut self) -> anyhow::Result<Option<Frame<'_>>> {
+    /// The next one; None: there is none now.
+    pub fn frame(&mut self) -> anyhow::Result<Option<Frame<'_>>> {
         let fd = self.fd.as_raw_fd();
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
         // MSG_TRUNC: the length is that of the packet, also where the buffer is shorter.
@@ -132,11 +133,7 @@ fn bind(fd: &OwnedFd) -> Result<(), Errno> {
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: the address lives until the call returns, and its size is its own.
     let result = unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
-        )
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
     };
     Errno::result(result).map(drop)
 }

@@ -6,8 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 use podopsy_wire::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
     ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DNS_MESSAGE_MAX,
-    DNS_QUESTION_MAX, DnsCounters, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT, STATE_WAITING, Task, WHY_ANSWER,
-    WHY_SAMPLE, WHY_SLOW,
+    DNS_QUESTION_MAX, DnsCounters, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT, STATE_WAITING, Task,
+    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
 };
 
 use super::parse::{Ends, TCP};
@@ -178,7 +178,8 @@ impl Table {
     fn make_room(&mut self, lost: &mut Lost) {
         if self.order.len() >= 2 * PENDING_MAX {
             let pending = &self.pending;
-            self.order.retain(|(key, sent)| pending.get(key).is_some_and(|found| found.first_sent_ns == *sent));
+            self.order
+                .retain(|(key, sent)| pending.get(key).is_some_and(|found| found.first_sent_ns == *sent));
         }
         while self.pending.len() >= PENDING_MAX {
             let Some((oldest, sent)) = self.order.pop_front() else { return };
@@ -278,9 +279,10 @@ impl Table {
     /// Queries that wait for this server at this socket, which the network says cannot be reached.
     pub fn unreachable(&mut self, ends: &Ends) -> Vec<(DnsKey, DnsPending)> {
         let wanted = self.key(ends, 0);
-        let found = self.pending.iter().filter(|(key, pending)| {
-            pending.state == STATE_WAITING && DnsKey { id: 0, ..**key } == wanted
-        });
+        let found = self
+            .pending
+            .iter()
+            .filter(|(key, pending)| pending.state == STATE_WAITING && DnsKey { id: 0, ..**key } == wanted);
         let ended: Vec<_> = found.map(|(key, pending)| (*key, *pending)).collect();
         for (key, _) in &ended {
             self.pending.remove(key);
@@ -301,7 +303,8 @@ impl Table {
             lost.uncounted += 1;
             return None;
         }
-        let counters = counters.entry(cgroup).or_insert(DnsCounters { since_ns: now.max(1), ..DnsCounters::EMPTY });
+        let counters =
+            counters.entry(cgroup).or_insert(DnsCounters { since_ns: now.max(1), ..DnsCounters::EMPTY });
         Some(add(counters))
     }
 }

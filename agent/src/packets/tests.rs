@@ -140,12 +140,14 @@ fn options_extension_headers_padding_and_offload_are_seen_through() {
     options[0] = 0x46;
     options.extend([0xaa; 9]);
     // Destination options, then a first fragment.
-    let fragment = [&[44, 0, 0, 0, 0, 0, 0, 0][..], &[17, 0, 0, 1, 0, 0, 0, 0], &udp(4000, 53, &asked)].concat();
+    let fragment =
+        [&[44, 0, 0, 0, 0, 0, 0, 0][..], &[17, 0, 0, 1, 0, 0, 0, 0], &udp(4000, 53, &asked)].concat();
     let mut offload = ipv4(6, 0, &tcp(4000, 53, 9, 0, b"abc"));
     offload[2..4].fill(0);
     let extended = ipv6(60, &fragment);
     for bytes in [&options, &extended] {
-        let Some(Packet::Datagram { ends, message, size }) = packet(&frame(bytes, true), &PORTS, &mut lost) else {
+        let Some(Packet::Datagram { ends, message, size }) = packet(&frame(bytes, true), &PORTS, &mut lost)
+        else {
             panic!("no datagram: {bytes:x?}")
         };
         assert_eq!((ends.client.port, ends.server.port, ends.protocol), (4000, 53, UDP));
@@ -221,8 +223,7 @@ fn whatever_comes_nothing_panics_and_memory_stays_bounded() {
                 vec![(ends, size, message.to_vec())]
             }
             Some(Packet::Segment { ends, sequence, is_first, bytes, len }) => {
-                let found =
-                    streams.segment(ends, is_outgoing, (sequence, is_first), bytes, len, &mut lost);
+                let found = streams.segment(ends, is_outgoing, (sequence, is_first), bytes, len, &mut lost);
                 found.into_iter().map(|found| (ends, found.size, found.bytes)).collect()
             }
             Some(Packet::Unreachable { ends }) => {

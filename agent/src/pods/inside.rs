@@ -91,13 +91,16 @@ fn read(file: &Path) -> String {
 fn memory_path(cgroup: &str) -> Option<String> {
     let lines = || cgroup.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let memory = lines().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
-    memory.or_else(|| lines().find(|(controllers, _)| controllers.is_empty())).map(|(_, path)| path.to_owned())
+    memory
+        .or_else(|| lines().find(|(controllers, _)| controllers.is_empty()))
+        .map(|(_, path)| path.to_owned())
 }
 
 fn uid(cgroup: &str, mountinfo: &str) -> Option<String> {
     let by_path = memory_path(cgroup).and_then(|path| paths::parse(path.as_bytes()).pod_uid);
     by_path.or_else(|| {
-        kubelet_mounts(mountinfo).find_map(|(root, _)| after(root, "pods").filter(|uid| is_uid(uid)).map(str::to_owned))
+        kubelet_mounts(mountinfo)
+            .find_map(|(root, _)| after(root, "pods").filter(|uid| is_uid(uid)).map(str::to_owned))
     })
 }
 
@@ -143,7 +146,8 @@ mod tests {
     use super::*;
 
     const UID: &str = "0b7d2c34-8a53-4f0e-9d4e-0f4a6f1c2b3d";
-    const RESOLV: &str = "nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local\noptions ndots:5\n";
+    const RESOLV: &str =
+        "nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local\noptions ndots:5\n";
 
     fn proc(files: &[(&str, String)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

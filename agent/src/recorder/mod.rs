@@ -22,7 +22,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
+use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
 use crate::model::{DnsCounts, Event, Losses};
 use crate::oom::Desk;
 use crate::oom::recover::Missed;
@@ -56,26 +56,47 @@ pub enum DnsHook {
     Socket,
 }
 
+/// What of DNS to record.
+#[derive(Clone, Debug)]
+pub struct DnsOptions {
+    /// Ship answered queries too, not only failures.
+    pub answers: bool,
+    /// Put queries together to lookups, too (`dns.lookup`): all of them with `answers`, else those that failed.
+    pub lookups: bool,
+    /// A query without an answer for this long is a timeout.
+    pub timeout: Duration,
+    /// Ship answers that took longer than this, too; they are `slow`.
+    pub slow_over: Option<Duration>,
+    /// Ship one answered query in so many, too; 0: none.
+    pub sample: u32,
+    /// Server ports that carry DNS, at most four; 0 is an unused slot.
+    pub ports: [u16; 4],
+    pub hook: DnsHook,
+}
+
+impl Default for DnsOptions {
+    /// Failures of queries to port 53.
+    fn default() -> Self {
+        DnsOptions {
+            answers: false,
+            lookups: false,
+            timeout: DNS_TIMEOUT,
+            slow_over: None,
+            sample: 0,
+            ports: DNS_PORTS,
+            hook: DnsHook::Auto,
+        }
+    }
+}
+
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub oom: bool,
     /// SIGKILLs that no OOM killer sent.
     pub sigkill: sigkill::Scope,
-    pub dns: bool,
-    /// Ship answered queries too, not only failures.
-    pub dns_answers: bool,
-    /// Put queries together to lookups, too (`dns.lookup`): all of them with `dns_answers`, else those that failed.
-    pub dns_lookups: bool,
-    /// A query without an answer for this long is a timeout.
-    pub dns_timeout: Duration,
-    /// Ship answers that took longer than this, too; they are `slow`.
-    pub dns_slow_over: Option<Duration>,
-    /// Ship one answered query in so many, too; 0: none.
-    pub dns_sample: u32,
-    /// Server ports that carry DNS, at most four; 0 is an unused slot.
-    pub dns_ports: [u16; 4],
-    pub dns_hook: DnsHook,
+    /// None: DNS is not recorded.
+    pub dns: Option<DnsOptions>,
     /// The node's name in events.
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
@@ -85,16 +106,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether a packet socket may stand in for the dns probe.
+    fn may_tap(&self) -> bool {
+        self.dns.as_ref().is_some_and(|dns| dns.hook == DnsHook::Auto)
+    }
+
     /// The probes; `dns`: unless something else stands in for that one.
     fn wanted(&self, dns: bool) -> Wanted {
         Wanted {
             oom: self.oom,
             sigkill: self.sigkill != sigkill::Scope::None,
-            dns: (self.dns && dns).then(|| DnsWanted {
-                answers: self.dns_answers,
-                slow_over: self.dns_slow_over,
-                sample: self.dns_sample,
-                ports: self.dns_ports,
+            dns: self.dns.as_ref().filter(|_| dns).map(|dns| DnsWanted {
+                answers: dns.answers,
+                slow_over: dns.slow_over,
+                sample: dns.sample,
+                ports: dns.ports,
                 rate: Rate::default(),
                 https: HTTPS_RESOLVERS.to_vec(),
             }),
@@ -121,12 +147,17 @@ impl Recorder {
         options: Options,
         pods: Arc<Pods>,
     ) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
-        let mut tapped = tap::choose(&options)?;
+        // Where DNS is not recorded, nothing of it is looked at but the defaults.
+        let dns = options.dns.clone().unwrap_or_default();
+        let mut tapped = match options.dns {
+            Some(_) => tap::choose(&dns)?,
+            None => None,
+        };
         let others = options.oom || options.sigkill != sigkill::Scope::None;
         let loaded = match others || tapped.is_none() {
             true => match growth::load(&options.wanted(tapped.is_none()), options.growth) {
-                Err(error) if options.dns && tapped.is_none() && options.dns_hook == DnsHook::Auto => {
-                    tapped = Some(tap::instead(&options, error)?);
+                Err(error) if tapped.is_none() && options.may_tap() => {
+                    tapped = Some(tap::instead(&dns, error)?);
                     match others {
                         true => Some(growth::load(&options.wanted(false), options.growth)?),
                         false => None,
@@ -156,7 +187,7 @@ impl Recorder {
                     losses: tap_losses.clone(),
                     lookups_evicted: alone.then(|| lookups_evicted.clone()),
                 };
-                Some(tap::start(tapped, &options, around)?)
+                Some(tap::start(tapped, &dns, around)?)
             }
             None => None,
         };
@@ -177,7 +208,7 @@ impl Recorder {
                     sigkills: sigkills.clone(),
                     own_kills: own_kills.clone(),
                     kernel_losses: probes.losses()?,
-                    flight: Flight::new(probes.in_flight()?, options.dns_timeout),
+                    flight: Flight::new(probes.in_flight()?, dns.timeout),
                     stacks: Stacks::start()?,
                     records: records_in,
                     bad_records: 0,
@@ -210,10 +241,10 @@ impl Recorder {
         };
         let counts = counts.context("neither probes nor a packet socket were asked for")?;
         let asked = pods.clone();
-        let lookups = lookups::Lookups::new(&options, pods.clone());
+        let lookups = lookups::Lookups::new(&dns, pods.clone());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
-            lookups: options.dns_lookups.then_some(lookups),
+            lookups: dns.lookups.then_some(lookups),
             node: options.node,
             pods,
             losses: losses.clone(),

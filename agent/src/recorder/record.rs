@@ -36,7 +36,12 @@ const NAMES_WITHIN: Duration = Duration::from_secs(30);
 pub enum Record {
     Oom(Box<OomDecoded>, Option<oneshot::Receiver<Named>>),
     /// `owner`: where it is known already, from inside the pod.
-    Dns { asker: Task, owner: Option<Owner>, time_ns: u64, transaction: DnsTransaction },
+    Dns {
+        asker: Task,
+        owner: Option<Box<Owner>>,
+        time_ns: u64,
+        transaction: DnsTransaction,
+    },
     Sigkill(Box<SigkillDecoded>),
 }
 
@@ -234,12 +239,12 @@ impl Attribution {
     async fn dns(
         &mut self,
         asker: &Task,
-        owner: Option<Owner>,
+        owner: Option<Box<Owner>>,
         time_ns: u64,
         transaction: DnsTransaction,
     ) -> Event {
         let owner = match owner {
-            Some(owner) => owner,
+            Some(owner) => *owner,
             None => self.owner(asker).await,
         };
         let kind = match transaction.outcome {

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::counts::{self, Counts, Owners, Places};
 use super::record::Record;
-use super::{DnsHook, Options};
+use super::{DnsHook, DnsOptions};
 use crate::attach::Rate;
 use crate::clock::boot_now_ns;
 use crate::decode::dns::{answered, unanswered};
@@ -44,11 +44,8 @@ pub struct Tapped {
 }
 
 /// Opens the socket if it is wanted, or if the cgroup hook is known to be out of reach.
-pub fn choose(options: &Options) -> anyhow::Result<Option<Tapped>> {
-    if !options.dns {
-        return Ok(None);
-    }
-    match options.dns_hook {
+pub fn choose(options: &DnsOptions) -> anyhow::Result<Option<Tapped>> {
+    match options.hook {
         DnsHook::Cgroup => Ok(None),
         DnsHook::Socket => open(options, "as --dns-hook says").map(Some),
         DnsHook::Auto => match doctor::dns_out_of_reach() {
@@ -59,13 +56,14 @@ pub fn choose(options: &Options) -> anyhow::Result<Option<Tapped>> {
 }
 
 /// The second way, after the probe could not be attached.
-pub fn instead(options: &Options, error: anyhow::Error) -> anyhow::Result<Tapped> {
+pub fn instead(options: &DnsOptions, error: anyhow::Error) -> anyhow::Result<Tapped> {
     let why = format!("the probe cannot: {error:#}");
-    open(options, &why).map_err(|second| error.context(format!("a packet socket cannot stand in: {second:#}")))
+    open(options, &why)
+        .map_err(|second| error.context(format!("a packet socket cannot stand in: {second:#}")))
 }
 
-fn open(options: &Options, why: &str) -> anyhow::Result<Tapped> {
-    let socket = Socket::open(&options.dns_ports)
+fn open(options: &DnsOptions, why: &str) -> anyhow::Result<Tapped> {
+    let socket = Socket::open(&options.ports)
         .with_context(|| format!("DNS is not seen by the root cgroup ({why}), nor by a packet socket"))?;
     Ok(Tapped { socket, seen: format!("{SCOPE} ({why})") })
 }
@@ -118,16 +116,16 @@ struct Tap {
 }
 
 /// Starts the thread, which stays in the calling thread's network namespace.
-pub fn start(tapped: Tapped, options: &Options, around: Around) -> anyhow::Result<Handle> {
+pub fn start(tapped: Tapped, options: &DnsOptions, around: Around) -> anyhow::Result<Handle> {
     let rate = Rate::default();
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let settings = Settings {
-        answers: options.dns_answers,
-        slow_ns: options.dns_slow_over.map_or(0, |over| nanos(over).max(1)),
-        sample: options.dns_sample,
+        answers: options.answers,
+        slow_ns: options.slow_over.map_or(0, |over| nanos(over).max(1)),
+        sample: options.sample,
         interval_ns: u64::from(rate.interval_us()) * 1000,
         burst: rate.burst.max(1).into(),
-        timeout_ns: nanos(options.dns_timeout),
+        timeout_ns: nanos(options.timeout),
     };
     let (counters, owners) = (packets::Counters::default(), Owners::default());
     let inside = Inside::here();
@@ -136,7 +134,7 @@ pub fn start(tapped: Tapped, options: &Options, around: Around) -> anyhow::Resul
     let askers = Askers::new(Path::new("/proc"));
     let mut tap = Tap {
         socket: tapped.socket,
-        ports: options.dns_ports,
+        ports: options.ports,
         table: Table::new(settings, counters),
         streams: Streams::default(),
         whose: Whose { askers, inside, owners, numbers: HashMap::new(), pods: around.pods.clone() },
@@ -179,7 +177,7 @@ impl Tap {
     /// Frames that are there, a batch at most; false: there are no more.
     fn read(&mut self) -> anyhow::Result<bool> {
         for _ in 0..BATCH {
-            let Some(frame) = self.socket.next()? else { return Ok(false) };
+            let Some(frame) = self.socket.frame()? else { return Ok(false) };
             let (is_outgoing, time_ns) = (frame.is_outgoing, frame.time_ns);
             match parse::packet(&frame, &self.ports, &mut self.lost) {
                 None => {}
@@ -200,7 +198,15 @@ impl Tap {
                 }
                 Some(Packet::Unreachable { ends }) => {
                     for ended in self.table.unreachable(&ends) {
-                        end(ended, Outcome::Unreachable, time_ns, &self.counts, &self.whose, &self.around, &mut self.queue_full);
+                        end(
+                            ended,
+                            Outcome::Unreachable,
+                            time_ns,
+                            &self.counts,
+                            &self.whose,
+                            &self.around,
+                            &mut self.queue_full,
+                        );
                     }
                 }
             }
@@ -307,9 +313,10 @@ impl Whose {
     }
 
     /// What is known from inside the pod; None: ask the pods.
-    fn owner(&self, asker: &Task) -> Option<Owner> {
+    fn owner(&self, asker: &Task) -> Option<Box<Owner>> {
         let inside = self.inside.as_ref()?;
         let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(owners.get(&asker.cgroup_id).cloned().unwrap_or_else(|| inside.nobody()))
+        let known = owners.get(&asker.cgroup_id).cloned();
+        Some(Box::new(known.unwrap_or_else(|| inside.nobody())))
     }
 }

@@ -9,7 +9,7 @@ use podopsy_agent::model::{
     ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text,
 };
 use podopsy_agent::pods::{Pods, Resolved};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill;
 use serde::Serialize;
 
@@ -45,14 +45,15 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
     let scope = Scope::of(&pods, &args).await?;
     let options = Options {
         oom: false,
-        dns: true,
-        dns_answers: true,
-        dns_lookups: true,
-        dns_timeout: args.dns_timeout,
-        dns_slow_over: None,
-        dns_sample: 0,
-        dns_ports: dns_ports(&args.dns_ports)?,
-        dns_hook: args.dns_hook.into(),
+        dns: Some(DnsOptions {
+            answers: true,
+            lookups: true,
+            timeout: args.dns_timeout,
+            slow_over: None,
+            sample: 0,
+            ports: dns_ports(&args.dns_ports)?,
+            hook: args.dns_hook.into(),
+        }),
         sigkill: sigkill::Scope::None,
         growth: GrowthMode::Off,
         node: context.node(),

@@ -15,7 +15,9 @@ pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
     probes.push(ProbeCheck {
         name: "dns-socket".to_owned(),
         outcome: packets::check(),
-        mend: Some("kubectl debug --profile=netadmin; securityContext.capabilities.add: [\"NET_RAW\"]".to_owned()),
+        mend: Some(
+            "kubectl debug --profile=netadmin; securityContext.capabilities.add: [\"NET_RAW\"]".to_owned(),
+        ),
     });
     let report = doctor::report(probes, &runtime(context).await);
     let mut out = io::stdout().lock();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_agent::attach::dns_ports;
 use podopsy_agent::model::{Event, Kind, Losses};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::sync::mpsc;
 
@@ -29,6 +29,18 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     }
 
     let pods = context.pods().await?;
+    let dns = match dns {
+        true => Some(DnsOptions {
+            answers: args.all,
+            lookups: false,
+            timeout: args.dns_timeout,
+            slow_over: args.slow_over,
+            sample: args.sample,
+            ports: dns_ports(&args.dns_ports)?,
+            hook: args.dns_hook.into(),
+        }),
+        false => None,
+    };
     let options = Options {
         oom,
         sigkill: match (args.wants(WatchKind::Sigkill), args.host) {
@@ -37,13 +49,6 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
             (true, true) => Scope::AllProcesses,
         },
         dns,
-        dns_answers: args.all,
-        dns_lookups: false,
-        dns_timeout: args.dns_timeout,
-        dns_slow_over: args.slow_over,
-        dns_sample: args.sample,
-        dns_ports: dns_ports(&args.dns_ports)?,
-        dns_hook: args.dns_hook.into(),
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,
