@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use podopsy_agent::attach::dns_ports;
+use podopsy_agent::doctor;
 use podopsy_agent::lookups::summary::{Summary, Tally};
 use podopsy_agent::model::{
     ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text,
@@ -14,7 +15,7 @@ use podopsy_agent::sigkill;
 use serde::Serialize;
 
 use super::watch::{ended, reader_is_gone};
-use crate::args::{Dns, ListFormat};
+use crate::args::{Dns, Hook, ListFormat};
 use crate::context::Context;
 use crate::exit::Verdict;
 use crate::render::dns::{Lines, Shown};
@@ -42,7 +43,12 @@ struct Last<'a> {
 pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
     privilege::require_dns("dns", args.dns_hook)?;
     let pods = context.pods().await?;
-    let scope = Scope::of(&pods, &args).await?;
+    let scope = Scope::of(&pods, &args).await.map_err(|error| match doctor::dns_out_of_reach() {
+        Some(_) if args.dns_hook != Hook::Cgroup => error.context(
+            "pods cannot be looked up from here, and by a packet socket there is one pod to see: leave TARGET out",
+        ),
+        _ => error,
+    })?;
     let options = Options {
         oom: false,
         dns: Some(DnsOptions {
