@@ -113,6 +113,11 @@ fn report_on(machine: &Machine, probes: Vec<ProbeCheck>, pods: &pods::Status) ->
     Report { checks }
 }
 
+/// Why the dns probe cannot see pods from here; None: nothing speaks against it.
+pub fn dns_out_of_reach() -> Option<String> {
+    mount::dns_out_of_reach(&Machine::host())
+}
+
 fn probe_check(probe: ProbeCheck) -> Check {
     let (status, found, mend) = match probe.outcome {
         Ok(found) => (Status::Ok, found, None),

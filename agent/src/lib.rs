@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | load, attach | [`attach`] | aya, BTF |
 //! | bytes | [`ring`] | aya's maps, async fds |
+//! | the same from packets, without BPF | [`packets`] | IP, TCP, a packet socket |
 //! | records | [`decode`] | the wire's shapes; no I/O |
 //! | owner | [`pods`] | cgroups, CRI, /proc, Kubernetes' names |
 //! | whose limit, the table | [`kernel_log`] | /dev/kmsg |
@@ -37,6 +38,7 @@ pub mod model;
 pub mod network;
 pub mod node;
 pub mod oom;
+pub mod packets;
 pub mod pods;
 pub mod profiler;
 pub mod recorder;

@@ -15,7 +15,7 @@ use podopsy_agent::duration;
 use podopsy_agent::model::Event;
 use podopsy_agent::oom::history::History;
 use podopsy_agent::pods::{self, Pods};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -115,14 +115,16 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
         oom: true,
         sigkill: if args.sigkill_host { Scope::AllProcesses } else { Scope::Containers },
-        dns: true,
-        dns_answers: args.dns_answers,
-        dns_lookups: true,
-        dns_timeout: args.dns_timeout,
-        dns_slow_over: args.dns_slow_over,
-        dns_sample: args.dns_sample,
-        dns_ports: dns_ports(&args.dns_ports)?,
-        dns_https: https_resolvers(&args.doh_resolvers)?,
+        dns: Some(DnsOptions {
+            answers: args.dns_answers,
+            lookups: true,
+            timeout: args.dns_timeout,
+            slow_over: args.dns_slow_over,
+            sample: args.dns_sample,
+            ports: dns_ports(&args.dns_ports)?,
+            https: https_resolvers(&args.doh_resolvers)?,
+            hook: DnsHook::Cgroup,
+        }),
         node: podopsy_agent::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),

@@ -16,7 +16,7 @@ use podopsy_agent::model::Target;
 use crate::exit::Said;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
-pub use live::{Dns, Profile, Stacks, Watch, WatchKind};
+pub use live::{Dns, Hook, Profile, Stacks, Watch, WatchKind};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -261,6 +261,8 @@ mod tests {
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
             "podopsy dns",
+            "podopsy dns --dns-hook socket",
+            "podopsy watch dns --dns-hook cgroup",
             "podopsy dns --slow --over 1s --queries --for 30s -n shop -l app=web shop/cart -o json",
             "podopsy pods -n x -l app=web -o wide",
             "podopsy watch sigkill --host",
@@ -287,6 +289,7 @@ mod tests {
             "podopsy watch cpu",
             "podopsy dns --all --failed",
             "podopsy dns --for 30",
+            "podopsy dns --dns-hook bpf",
             "podopsy watch --count 0",
             "podopsy watch dns --slow-over 200",
             "podopsy watch dns --dns-port 0",

@@ -5,6 +5,7 @@ use std::path::Path;
 use nix::unistd::{AccessFlags, access, geteuid};
 use podopsy_agent::doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 
+use crate::args::Hook;
 use crate::exit::Refused;
 
 /// To load the probes and to read what they sample.
@@ -17,6 +18,33 @@ pub fn require(command: &str, needed: &[Capability]) -> Result<(), Refused> {
     match lacking(Capabilities::effective(), in_initial_user_namespace(), needed) {
         None => Ok(()),
         Some(why) => Err(Refused(format!("{command}: {why}"))),
+    }
+}
+
+/// DNS can be seen with less: a packet socket needs CAP_NET_RAW of whatever user namespace its network belongs to.
+pub fn require_dns(command: &str, hook: Hook) -> Result<(), Refused> {
+    match refused_dns(Capabilities::effective(), in_initial_user_namespace(), hook) {
+        None => Ok(()),
+        Some(why) => Err(Refused(format!("{command}: {why}"))),
+    }
+}
+
+fn refused_dns(held: Capabilities, initial_namespace: bool, hook: Hook) -> Option<String> {
+    let node = || lacking(held, initial_namespace, SAMPLE_PACKETS);
+    let socket = || {
+        (!held.has(Capability::NetRaw)).then(|| {
+            "needs CAP_NET_RAW, for this network namespace's lookups by a packet socket: in an ephemeral container \
+             kubectl debug --profile=netadmin, or securityContext.capabilities.add: [\"NET_RAW\"]"
+                .to_owned()
+        })
+    };
+    match hook {
+        Hook::Cgroup => node(),
+        Hook::Socket => socket(),
+        Hook::Auto => {
+            let (node, socket) = (node()?, socket()?);
+            Some(format!("for the node's lookups {node}; or, for one pod's, {socket}"))
+        }
     }
 }
 
@@ -68,6 +96,18 @@ mod tests {
         assert!(why.starts_with("needs CAP_BPF, CAP_NET_ADMIN; run it as root"), "{why}");
         assert!(why.contains(r#"add: ["BPF", "NET_ADMIN"]"#), "{why}");
         assert!(!why.contains('\n'));
+    }
+
+    #[test]
+    fn one_pods_lookups_need_a_raw_socket_and_nothing_else() {
+        let raw = Capabilities::from_hex("2000").unwrap();
+        let none = Capabilities::from_hex("0").unwrap();
+        assert_eq!(refused_dns(raw, false, Hook::Auto), None);
+        assert_eq!(refused_dns(raw, true, Hook::Socket), None);
+        assert!(refused_dns(raw, true, Hook::Cgroup).unwrap().starts_with("needs CAP_BPF"));
+        let why = refused_dns(none, true, Hook::Auto).unwrap();
+        assert!(why.contains("CAP_BPF") && why.contains("--profile=netadmin"), "{why}");
+        assert!(refused_dns(none, true, Hook::Socket).unwrap().starts_with("needs CAP_NET_RAW"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::{
 static EMPTY: DnsPending = DnsPending::EMPTY;
 /// cgroup_skb's verdict: let it pass. podopsy never drops anyone's packet.
 const PASS: i32 = 1;
+const BPF_NOEXIST: u64 = 1;
 
 #[cgroup_skb]
 pub fn dns_egress(ctx: SkBuffContext) -> i32 {
@@ -139,7 +140,11 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
     let key = message.key(header.id);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    if let Some(pending) = DNS_IN_FLIGHT.get_ptr_mut(key) {
+    // Known before there is an entry: the sweep in user space must not find one that is still to be filled for long.
+    let asker = asker(&key);
+    // Inserted first, and looked at if that was refused: most queries are new ones.
+    let mut inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
+    if !inserted && let Some(pending) = DNS_IN_FLIGHT.get_ptr_mut(key) {
         // SAFETY: a map value; a concurrent eviction recycles the slot, it does not unmap it.
         unsafe {
             if (*pending).state == STATE_WAITING {
@@ -154,13 +159,9 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         // Its timeout has been told: this is a new try, and a new transaction.
         let _ = DNS_IN_FLIGHT.remove(key);
         count(Loss::DnsRemoved);
+        inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     }
-    let asker = asker(&key);
-    if let Some(counters) = dns_counts::of(asker.cgroup_id, now) {
-        // SAFETY: a map value.
-        dns_counts::add(unsafe { &raw mut (*counters).queries });
-    }
-    if DNS_IN_FLIGHT.insert(key, &EMPTY, 0).is_err() {
+    if !inserted {
         count(Loss::DnsInFlight);
         return None;
     }
@@ -178,6 +179,13 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         let question = (&raw mut (*pending).question).cast();
         (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, room);
     }
+    if asker.pid == 0 {
+        count(Loss::DnsAsker);
+    }
+    if let Some(counters) = dns_counts::of(asker.cgroup_id, now) {
+        // SAFETY: a map value.
+        dns_counts::add(unsafe { &raw mut (*counters).queries });
+    }
     Some(())
 }
 
@@ -191,11 +199,7 @@ fn asker(key: &DnsKey) -> Task {
         // SAFETY: a map value of plain integers.
         return unsafe { *task };
     }
-    let task = task::identify(task::current(), &CONFIG.load().layout);
-    if task.pid == 0 {
-        count(Loss::DnsAsker);
-    }
-    task
+    task::identify(task::current(), &CONFIG.load().layout)
 }
 
 /// Finds the query that a response answers, counts it, and ships the pair unless it is a plain success.

@@ -21,6 +21,8 @@ pub struct Packet {
     pub protocol: u32,
     /// Offset of the UDP or TCP header in the skb.
     pub transport: u32,
+    /// What stands where UDP has its length; 0: not read yet.
+    pub length: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,13 +57,19 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
         return None;
     }
     // Addresses: RFC 791 §3.1, RFC 8200 §3.
+    let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let server = match (version, direction) {
-        (4, Direction::Query) => mapped(ctx.load(16).ok()?),
-        (4, Direction::Answer) => mapped(ctx.load(12).ok()?),
+        (4, Direction::Query) => mapped(word(16)),
+        (4, Direction::Answer) => mapped(word(12)),
         (_, Direction::Query) => ctx.load(24).ok()?,
         (_, Direction::Answer) => ctx.load(8).ok()?,
     };
-    Some(Packet { server, port, protocol, transport })
+    // The UDP length, where it is at hand already.
+    let length = match (version, transport) {
+        (4, 20) => u16::from_be_bytes([head[24], head[25]]) as u32,
+        _ => 0,
+    };
+    Some(Packet { server, port, protocol, transport, length })
 }
 
 /// Whom a socket is connected to, as it knows it; None: to nobody. A packet that leaves the node's own network
@@ -170,8 +178,11 @@ fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
 /// Where the message of a datagram begins, its size, and how much of it is in this skb.
 #[inline(always)]
 pub fn datagram(ctx: &SkBuffContext, packet: &Packet) -> Option<(u32, u32, u32)> {
-    let length: [u8; 2] = ctx.load(packet.transport as usize + 4).ok()?;
-    let size = (u16::from_be_bytes(length) as u32).saturating_sub(8);
+    let length = match packet.length {
+        0 => u16::from_be_bytes(ctx.load(packet.transport as usize + 4).ok()?) as u32,
+        length => length,
+    };
+    let size = length.saturating_sub(8);
     let at = packet.transport + 8;
     let available = ctx.len().saturating_sub(at).min(size);
     if available < size {

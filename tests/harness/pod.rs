@@ -199,6 +199,7 @@ pub struct ContainerSpec {
     pub(crate) privileged: bool,
     read_only_root: bool,
     capabilities: Vec<String>,
+    dropped: Vec<String>,
     group_kill: bool,
     pub(crate) target: Option<String>,
 }
@@ -218,6 +219,7 @@ impl ContainerSpec {
             privileged: false,
             read_only_root: false,
             capabilities: Vec::new(),
+            dropped: Vec::new(),
             group_kill: true,
             target: None,
         }
@@ -283,6 +285,12 @@ impl ContainerSpec {
     /// Without `CAP_`, e.g. `SYS_PTRACE`.
     pub fn capability(mut self, name: impl Into<String>) -> Self {
         self.capabilities.push(name.into());
+        self
+    }
+
+    /// `capabilities.drop: ["ALL"]`.
+    pub fn no_capabilities(mut self) -> Self {
+        self.dropped = vec!["ALL".to_owned()];
         self
     }
 
@@ -361,7 +369,10 @@ impl ContainerSpec {
             linux: Some(LinuxContainerConfig {
                 resources: Some(resources),
                 security_context: Some(LinuxContainerSecurityContext {
-                    capabilities: Some(Capability { add_capabilities: self.capabilities.clone() }),
+                    capabilities: Some(Capability {
+                        add_capabilities: self.capabilities.clone(),
+                        drop_capabilities: self.dropped.clone(),
+                    }),
                     privileged: self.privileged,
                     namespace_options: Some(namespaces),
                     readonly_rootfs: self.read_only_root,

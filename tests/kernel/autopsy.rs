@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(60);
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 
 fn oom_only() -> Options {
-    Options { dns: false, ..options() }
+    Options { dns: None, ..options() }
 }
 
 fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {

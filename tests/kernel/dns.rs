@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use podopsy_agent::model::event::Protocol;
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
-use support::{Recording, in_own_network, no_runtime, options, query, respond};
+use podopsy_agent::recorder::{DnsOptions, Options};
+use support::{Recording, dns, in_own_network, no_runtime, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
@@ -158,7 +159,7 @@ fn answers_are_shipped_only_when_asked_for() {
     };
     for (answers, expected) in [(false, vec![]), (true, vec![Outcome::Noerror])] {
         let mut recording = Recording::start(
-            podopsy_agent::recorder::Options { dns_answers: answers, ..options() },
+            Options { dns: Some(DnsOptions { answers, ..dns() }), ..options() },
             no_runtime(),
         );
         in_own_network(move || {

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, Outcome};
-use podopsy_agent::recorder::Options;
-use support::{MemoryCgroup, Recording, in_own_network, no_runtime, options, query, respond};
+use podopsy_agent::recorder::{DnsOptions, Options};
+use support::{MemoryCgroup, Recording, dns, in_own_network, no_runtime, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
@@ -104,7 +104,10 @@ fn successes_are_counted_to_the_last_one_for_the_client_alone() {
 
 #[test]
 fn a_forwarder_that_asks_from_port_53_is_counted_once() {
-    let mut recording = Recording::start(Options { dns_answers: true, ..options() }, no_runtime());
+    let mut recording = Recording::start(
+        Options { dns: Some(DnsOptions { answers: true, ..dns() }), ..options() },
+        no_runtime(),
+    );
     in_own_network(|| {
         // Both ports are a DNS server's: each packet goes by the ports of both hooks, at both ends.
         let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
@@ -202,8 +205,8 @@ fn exchange(port: u16, name: &str, delay: Duration) {
 #[test]
 fn slow_answers_are_shipped_and_others_are_not() {
     let slow_over = Duration::from_millis(300);
-    let options =
-        Options { dns_slow_over: Some(slow_over), dns_timeout: Duration::from_secs(5), ..options() };
+    let dns = DnsOptions { slow_over: Some(slow_over), timeout: Duration::from_secs(5), ..dns() };
+    let options = Options { dns: Some(dns), ..options() };
     let mut recording = Recording::start(options, no_runtime());
     in_own_network(move || {
         exchange(53, "quick.test", Duration::ZERO);
@@ -219,7 +222,8 @@ fn slow_answers_are_shipped_and_others_are_not() {
 
 #[test]
 fn every_success_is_a_sample_of_one_in_one() {
-    let mut recording = Recording::start(Options { dns_sample: 1, ..options() }, no_runtime());
+    let mut recording =
+        Recording::start(Options { dns: Some(DnsOptions { sample: 1, ..dns() }), ..options() }, no_runtime());
     in_own_network(|| exchange(53, "sample.test", Duration::ZERO));
     recording.until("the sample", SOON, |seen| !transactions(seen, "sample.test").is_empty());
     assert!(!transactions(&recording.seen, "sample.test")[0].1.slow);
@@ -227,7 +231,8 @@ fn every_success_is_a_sample_of_one_in_one() {
 
 #[test]
 fn other_ports_carry_dns_if_they_are_said_to() {
-    let options = Options { dns_ports: [5300, 53, 0, 0], dns_answers: true, ..options() };
+    let dns = DnsOptions { ports: [5300, 53, 0, 0], answers: true, ..dns() };
+    let options = Options { dns: Some(dns), ..options() };
     let mut recording = Recording::start(options, no_runtime());
     in_own_network(|| {
         exchange(5301, "elsewhere.test", Duration::ZERO);

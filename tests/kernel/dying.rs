@@ -89,7 +89,7 @@ fn kill_of(events: &[Event], pid: u32) -> Option<&OomKill> {
 fn a_victim_that_was_dying_already_is_marked() {
     let cgroup = MemoryCgroup::new("dying", 64 * MIB);
     let freezer = Freezer::new();
-    let options = Options { dns: false, sigkill: Scope::AllProcesses, ..options() };
+    let options = Options { dns: None, sigkill: Scope::AllProcesses, ..options() };
     let mut recording = Recording::start(options, no_runtime());
     // It holds most of the limit and volunteers; frozen, it cannot act on the SIGKILL that it is sent.
     let hold = "/usr/bin/python3 -c 'import time; open(\"/proc/self/oom_score_adj\", \"w\").write(\"1000\"); \

@@ -10,14 +10,15 @@ use std::time::Duration;
 use podopsy_agent::model::lookup::{LookupResult, NameKnownBy};
 use podopsy_agent::model::{Detail, Event, Kind, Lookup};
 use podopsy_agent::pods::Options as PodsOptions;
-use podopsy_agent::recorder::Options;
+use podopsy_agent::recorder::{DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
 use support::clients::PYTHON;
 use support::place::{SOON, Server, in_place};
-use support::{Recording, no_runtime, options};
+use support::{Recording, dns, no_runtime, options};
 
 fn lookup_options() -> Options {
-    Options { oom: false, dns_answers: true, dns_lookups: true, ..options() }
+    let dns = DnsOptions { answers: true, lookups: true, ..dns() };
+    Options { oom: false, dns: Some(dns), ..options() }
 }
 
 fn lookups(events: &[Event]) -> impl Iterator<Item = (&Event, &Lookup)> {

@@ -18,7 +18,7 @@ fn a_machine_without_memory_is_said_to_be_one() {
         eprintln!("not run: `cargo xtask vm 6.1 --test node_oom` runs it in a machine of its own");
         return;
     }
-    let mut recording = Recording::start(Options { dns: false, ..options() }, no_runtime());
+    let mut recording = Recording::start(Options { dns: None, ..options() }, no_runtime());
     // The first to go, whatever else is large: the runner must live to tell.
     let mut glutton = Command::new("/bin/sh")
         .args(["-c", "echo 1000 > /proc/self/oom_score_adj && exec /usr/bin/tail /dev/zero"])

@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
 fn sigkills(scope: Scope) -> Options {
-    Options { oom: true, dns: false, sigkill: scope, ..options() }
+    Options { oom: true, dns: None, sigkill: scope, ..options() }
 }
 
 fn everywhere() -> Recording {

@@ -49,7 +49,7 @@ fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_agent::model::
     let image =
         node.load_image(&Image::new(IMAGE).binary(compile(folder.path(), "leaker"))).expect("load the image");
     let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
-    let mut recording = Recording::start(Options { dns: false, growth: mode, ..options() }, pods);
+    let mut recording = Recording::start(Options { dns: None, growth: mode, ..options() }, pods);
     let container = ContainerSpec::new("leaker", &image)
         .command(["/bin/leaker".to_owned(), RATE.to_string()])
         .memory_limit(LIMIT as i64);
@@ -182,7 +182,7 @@ fn growth_costs_by_hand() {
         node.load_image(&Image::new(IMAGE).binary(compile(folder.path(), "leaker"))).expect("load it");
     let pods = || PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
     for mode in [GrowthMode::Off, GrowthMode::Auto, GrowthMode::Off, GrowthMode::Auto] {
-        let recording = Recording::start(Options { dns: false, growth: mode, ..options() }, pods());
+        let recording = Recording::start(Options { dns: None, growth: mode, ..options() }, pods());
         let idle = own_cpu();
         std::thread::sleep(Duration::from_secs(5));
         let idle = own_cpu() - idle;

@@ -11,6 +11,7 @@ pub enum Capability {
     DacOverride = 1,
     DacReadSearch = 2,
     NetAdmin = 12,
+    NetRaw = 13,
     SysPtrace = 19,
     SysAdmin = 21,
     SysResource = 24,
@@ -27,6 +28,7 @@ impl Capability {
             Capability::DacOverride => "DAC_OVERRIDE",
             Capability::DacReadSearch => "DAC_READ_SEARCH",
             Capability::NetAdmin => "NET_ADMIN",
+            Capability::NetRaw => "NET_RAW",
             Capability::SysPtrace => "SYS_PTRACE",
             Capability::SysAdmin => "SYS_ADMIN",
             Capability::SysResource => "SYS_RESOURCE",
@@ -79,10 +81,11 @@ pub fn in_initial_user_namespace() -> bool {
 }
 
 /// What is lost without each, and how much that matters.
-const USES: [(Capability, Status, &str); 9] = [
+const USES: [(Capability, Status, &str); 10] = [
     (Capability::Bpf, Status::Missing, "no probe can be loaded"),
     (Capability::Perfmon, Status::Missing, "no tracepoint, no sampling"),
     (Capability::NetAdmin, Status::Missing, "the DNS probe cannot be attached"),
+    (Capability::NetRaw, Status::Degraded, "no packet socket: DNS is seen by the dns probe or not at all"),
     (Capability::SysAdmin, Status::Ok, "not needed beside the three above"),
     (Capability::SysPtrace, Status::Degraded, "no namespaces or mappings of other users' processes"),
     (

@@ -1,5 +1,6 @@
 //! Filesystems and namespaces: what can be seen from where this process stands.
 
+use super::capability::Capability;
 use super::machine::{Machine, Mount};
 use super::{Check, Group};
 
@@ -45,6 +46,35 @@ fn cgroup2(machine: &Machine, mounts: &[Mount]) -> Check {
         format!("{} shows this container's cgroup alone: no other pod's lookups", mount.point),
         "in a pod: mount hostPath: /sys/fs/cgroup; kubectl debug --profile=sysadmin",
     )
+}
+
+/// What keeps a program at the root cgroup from seeing other processes, or us from knowing whose they are.
+pub(super) fn dns_out_of_reach(machine: &Machine) -> Option<String> {
+    let held = machine.capabilities();
+    let lacking: Vec<String> = [Capability::Bpf, Capability::Perfmon, Capability::NetAdmin]
+        .into_iter()
+        .filter(|capability| !held.allows(*capability))
+        .map(|capability| capability.to_string())
+        .collect();
+    if !lacking.is_empty() {
+        return Some(format!("the root cgroup is out of reach without {}", lacking.join(", ")));
+    }
+    if machine.namespace("user").is_some_and(|inode| inode != INITIAL_USER_NAMESPACE) {
+        return Some("in a user namespace of its own no probe can be loaded".to_owned());
+    }
+    if machine.namespace("pid").is_some_and(|inode| inode != INITIAL_PID_NAMESPACE) {
+        return Some(
+            "in a pid namespace of its own the kernel's process ids mean other processes".to_owned(),
+        );
+    }
+    let mounts = machine.mounts();
+    match mounts.iter().find(|mount| mount.fs_type == "cgroup2") {
+        None => Some("no v2 cgroup hierarchy is mounted".to_owned()),
+        Some(mount) if !reaches_root(machine, mount) => {
+            Some(format!("{} shows this container's cgroup alone", mount.point))
+        }
+        Some(_) => None,
+    }
 }
 
 /// In a cgroup namespace of one's own the true root shows as `/..`, `/../..` and so on.

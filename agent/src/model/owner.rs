@@ -45,6 +45,8 @@ pub enum KnownBy {
     LogDirectory,
     /// The cgroup's path gave a pod uid or container id, and nothing could put a name to it.
     CgroupPath,
+    /// The pod itself said so, to podopsy inside of it: the host's name, resolv.conf, mounts and cgroup paths.
+    Inside,
     /// No container at all: a process of the host.
     Host,
     /// The cgroup is not known (gone before it was seen, or the id is 0).

@@ -288,8 +288,9 @@ fn rank(known_by: KnownBy) -> u8 {
         KnownBy::Cri => 0,
         KnownBy::LogDirectory => 1,
         KnownBy::CgroupPath => 2,
-        KnownBy::Host => 3,
-        KnownBy::Unknown => 4,
+        KnownBy::Inside => 3,
+        KnownBy::Host => 4,
+        KnownBy::Unknown => 5,
     }
 }
 

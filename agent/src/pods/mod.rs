@@ -5,6 +5,7 @@
 mod cache;
 pub mod cri;
 pub mod hierarchy;
+pub mod inside;
 mod list;
 pub mod logdir;
 mod names;
@@ -221,6 +222,14 @@ impl Pods {
             return self.owner_of_pid(pid).await.unwrap_or_default();
         }
         self.owner_of_cgroup(cgroup_id).await
+    }
+
+    /// The id of a living process's memory cgroup.
+    pub fn cgroup_of_pid(&self, pid: u32) -> Option<u64> {
+        let room = &self.room;
+        let path = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid)?;
+        let known = room.cache().id_at(&path);
+        known.or_else(|| room.id_of_path(&path))
     }
 
     /// The owner of a living process.

@@ -59,6 +59,8 @@ pub struct Collector {
     pub missed_unknown: u64,
     pub examiner: Arc<Examiner>,
     pub growth: Option<Growth>,
+    /// Losses of the packet socket, where that stands in for the dns probe.
+    pub tap_losses: Arc<Mutex<Losses>>,
 }
 
 impl Collector {
@@ -142,6 +144,7 @@ impl Collector {
                 }
                 self.pass_on(Record::Dns {
                     asker: record.pending.asker,
+                    owner: None,
                     time_ns: record.time_ns,
                     transaction,
                 });
@@ -177,6 +180,7 @@ impl Collector {
             }
             self.pass_on(Record::Dns {
                 asker: ended.pending.asker,
+                owner: None,
                 time_ns: ended.time_ns,
                 transaction: ended.transaction,
             });
@@ -222,6 +226,9 @@ impl Collector {
             ("oom_files_not_held", self.files_not_held),
         ];
         sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
+        if let Ok(tap) = self.tap_losses.lock() {
+            tap.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
+        }
         sum.retain(|_, count| *count > 0);
         if let Ok(mut losses) = self.losses.lock() {
             *losses = sum;

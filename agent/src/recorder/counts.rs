@@ -11,6 +11,7 @@ use podopsy_wire::{
 use crate::attach::{KernelCounts, Rate};
 use crate::model::dns::{DnsCounts, Latencies, NotVisible};
 use crate::model::{Outcome, Owner};
+use crate::packets;
 use crate::pods::Pods;
 
 /// Cgroups remembered, those that the kernel side has no place for any more included.
@@ -19,9 +20,44 @@ const ACCOUNTS_MAX: usize = 2 * DNS_CONTAINERS_MAX as usize;
 /// Shared by the collector, which adds, and by whoever asks.
 pub type Shared = Arc<Mutex<Counts>>;
 
+/// Owners that are known from inside a pod, by what stands for their memory cgroup.
+pub type Owners = Arc<Mutex<HashMap<u64, Owner>>>;
+
+/// Where counts are made.
+pub enum Places {
+    Kernel(KernelCounts),
+    /// By the packet socket's thread.
+    Here(packets::Counters, Option<Owners>),
+}
+
+impl Places {
+    fn entries(&self) -> Vec<(u64, DnsCounters)> {
+        match self {
+            Places::Kernel(kernel) => kernel.entries(),
+            Places::Here(here, _) => {
+                here.lock().map(|here| here.iter().map(|(id, of)| (*id, *of)).collect()).unwrap_or_default()
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> bool {
+        match self {
+            Places::Kernel(kernel) => kernel.remove(id),
+            Places::Here(here, _) => here.lock().is_ok_and(|mut here| here.remove(&id).is_some()),
+        }
+    }
+
+    fn owner(&self, id: u64) -> Option<Owner> {
+        match self {
+            Places::Here(_, Some(owners)) => owners.lock().ok()?.get(&id).cloned(),
+            _ => None,
+        }
+    }
+}
+
 /// All containers' counts.
 pub struct Counts {
-    kernel: KernelCounts,
+    places: Places,
     rate: Rate,
     accounts: HashMap<u64, Account>,
     /// Events that timeouts were due and were not made.
@@ -52,14 +88,14 @@ impl std::fmt::Debug for Counts {
 }
 
 impl Counts {
-    pub fn new(kernel: KernelCounts, rate: Rate) -> Counts {
-        Counts { kernel, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
+    pub fn new(places: Places, rate: Rate) -> Counts {
+        Counts { places, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
     }
 
     /// Takes over what the kernel side has counted, and makes room for new cgroups if it is scarce.
     pub fn look(&mut self) {
         self.looks += 1;
-        let entries = self.kernel.entries();
+        let entries = self.places.entries();
         let scarce = entries.len() > DNS_CONTAINERS_MAX as usize / 4 * 3;
         for (id, counters) in entries {
             let looks = self.looks;
@@ -86,7 +122,7 @@ impl Counts {
             .collect();
         idle.sort_unstable();
         for (_, id) in idle.into_iter().take(DNS_CONTAINERS_MAX as usize / 4) {
-            if self.kernel.remove(id)
+            if self.places.remove(id)
                 && let Some(account) = self.accounts.get_mut(&id)
             {
                 account.close();
@@ -139,8 +175,9 @@ impl Counts {
         lost.into_iter().collect()
     }
 
-    fn totals(&self) -> Vec<(u64, DnsCounts)> {
-        self.accounts.iter().map(|(id, account)| (*id, account.total())).collect()
+    /// With the owners that are known here.
+    fn totals(&self) -> Vec<(u64, DnsCounts, Option<Owner>)> {
+        self.accounts.iter().map(|(id, account)| (*id, account.total(), self.places.owner(*id))).collect()
     }
 }
 
@@ -203,8 +240,11 @@ pub async fn attributed(counts: &Shared, pods: &Pods) -> Vec<DnsCounts> {
         Err(_) => Vec::new(),
     };
     let mut containers: BTreeMap<String, DnsCounts> = BTreeMap::new();
-    for (id, mut total) in totals {
-        total.owner = pods.owner_of_cgroup(id).await;
+    for (id, mut total, owner) in totals {
+        total.owner = match owner {
+            Some(owner) => owner,
+            None => pods.owner_of_cgroup(id).await,
+        };
         // Zero is every cgroup that was not known; others may have no name, and are not the same for that.
         let key = match &total.owner.container {
             Some(container) => format!("container {}", container.id),

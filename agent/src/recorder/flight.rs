@@ -97,6 +97,10 @@ impl Flight {
     }
 
     fn judge(&mut self, key: &DnsKey, pending: &DnsPending, now: u64, removed: &mut u64) -> Option<Ended> {
+        // It is being filled this very moment.
+        if pending.last_sent_ns == 0 {
+            return None;
+        }
         let age = now.saturating_sub(pending.last_sent_ns);
         if pending.state == STATE_TIMED_OUT {
             if age > self.timeout_ns + LATE.as_nanos() as u64 && self.map.remove(key) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use podopsy_wire::Task;
 use tokio::time::Instant;
 
-use super::Options;
+use super::DnsOptions;
 use crate::clock;
 use crate::lookups::diagnosis::{diagnose, growth};
 use crate::lookups::{Closed, Desk, Process, Query};
@@ -34,9 +34,9 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    pub fn new(options: &Options, pods: Arc<Pods>) -> Lookups {
-        let saw = if options.dns_answers { Saw::All } else { Saw::Failures };
-        let timeout_ns = options.dns_timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
+    pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> Lookups {
+        let saw = if options.answers { Saw::All } else { Saw::Failures };
+        let timeout_ns = options.timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         let proc_root = Path::new("/proc");
         Lookups {
             desk: Desk::new(timeout_ns, saw, Default::default(), clock::wall),
@@ -58,12 +58,17 @@ impl Lookups {
             }
             _ => Of::Container { cgroup: asker.cgroup_id },
         };
-        self.looks.look(of, asker.pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
+        // Inside a pod, all of its containers have the file and the network that we have.
+        let pid = match (asker.pid, event.known_by) {
+            (0, KnownBy::Inside) => std::process::id(),
+            (pid, _) => pid,
+        };
+        self.looks.look(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
         let others = || match of {
             Of::Container { cgroup } => self.pods.pids(cgroup),
             Of::Process { .. } => Vec::new(),
         };
-        let resolv = self.resolv.get(of, asker.pid, asker.start_ns, others);
+        let resolv = self.resolv.get(of, pid, asker.start_ns, others);
         let who = || Who {
             owner: Owner {
                 pod: event.pod.clone(),

@@ -11,6 +11,7 @@ mod growth;
 mod lookups;
 mod record;
 mod stacks;
+mod tap;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,10 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::attach::{DnsWanted, Rate, Wanted};
+use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
 use crate::model::{DnsCounts, Event, Losses};
 use crate::oom::Desk;
 use crate::oom::recover::Missed;
@@ -30,7 +32,7 @@ use crate::oom::tally::Tally;
 use crate::pods::Pods;
 use crate::sigkill;
 use collect::Collector;
-use counts::Counts;
+use counts::{Counts, Places};
 use flight::Flight;
 pub use growth::GrowthMode;
 use record::Attribution;
@@ -43,33 +45,92 @@ const EVENTS: usize = 1024;
 /// How long a stop waits for records under way to become events.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Where DNS is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsHook {
+    /// At the root cgroup; where that is out of reach, by a packet socket.
+    #[default]
+    Auto,
+    /// The node's lookups, by BPF at the root of the v2 hierarchy, or not at all.
+    Cgroup,
+    /// This network namespace's, by a packet socket.
+    Socket,
+}
+
+/// What of DNS to record.
+#[derive(Clone, Debug)]
+pub struct DnsOptions {
+    /// Ship answered queries too, not only failures.
+    pub answers: bool,
+    /// Put queries together to lookups, too (`dns.lookup`): all of them with `answers`, else those that failed.
+    pub lookups: bool,
+    /// A query without an answer for this long is a timeout.
+    pub timeout: Duration,
+    /// Ship answers that took longer than this, too; they are `slow`.
+    pub slow_over: Option<Duration>,
+    /// Ship one answered query in so many, too; 0: none.
+    pub sample: u32,
+    /// Server ports that carry DNS, at most four; 0 is an unused slot.
+    pub ports: [u16; 4],
+    /// Resolvers whose port 443 is DNS over HTTPS ([`crate::attach::https_resolvers`]).
+    pub https: Vec<IpAddr>,
+    pub hook: DnsHook,
+}
+
+impl Default for DnsOptions {
+    /// Failures of queries to port 53.
+    fn default() -> Self {
+        DnsOptions {
+            answers: false,
+            lookups: false,
+            timeout: DNS_TIMEOUT,
+            slow_over: None,
+            sample: 0,
+            ports: DNS_PORTS,
+            https: HTTPS_RESOLVERS.to_vec(),
+            hook: DnsHook::Auto,
+        }
+    }
+}
+
 /// What to record.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub oom: bool,
     /// SIGKILLs that no OOM killer sent.
     pub sigkill: sigkill::Scope,
-    pub dns: bool,
-    /// Ship answered queries too, not only failures.
-    pub dns_answers: bool,
-    /// Put queries together to lookups, too (`dns.lookup`): all of them with `dns_answers`, else those that failed.
-    pub dns_lookups: bool,
-    /// A query without an answer for this long is a timeout.
-    pub dns_timeout: Duration,
-    /// Ship answers that took longer than this, too; they are `slow`.
-    pub dns_slow_over: Option<Duration>,
-    /// Ship one answered query in so many, too; 0: none.
-    pub dns_sample: u32,
-    /// Server ports that carry DNS, at most four; 0 is an unused slot.
-    pub dns_ports: [u16; 4],
-    /// Resolvers whose port 443 is DNS over HTTPS ([`crate::attach::https_resolvers`]).
-    pub dns_https: Vec<IpAddr>,
+    /// None: DNS is not recorded.
+    pub dns: Option<DnsOptions>,
     /// The node's name in events.
     pub node: String,
     /// Where to keep how far this run came, so that the next one knows what it missed; None: it does not.
     pub state_dir: Option<PathBuf>,
     /// Whether to sample which code the memory of suspects grows by.
     pub growth: GrowthMode,
+}
+
+impl Options {
+    /// Whether a packet socket may stand in for the dns probe.
+    fn may_tap(&self) -> bool {
+        self.dns.as_ref().is_some_and(|dns| dns.hook == DnsHook::Auto)
+    }
+
+    /// The probes; `dns`: unless something else stands in for that one.
+    fn wanted(&self, dns: bool) -> Wanted {
+        Wanted {
+            oom: self.oom,
+            sigkill: self.sigkill != sigkill::Scope::None,
+            dns: self.dns.as_ref().filter(|_| dns).map(|dns| DnsWanted {
+                answers: dns.answers,
+                slow_over: dns.slow_over,
+                sample: dns.sample,
+                ports: dns.ports,
+                rate: Rate::default(),
+                https: dns.https.clone(),
+            }),
+            oncpu: None,
+        }
+    }
 }
 
 /// A running recorder; probes detach when it is dropped.
@@ -79,6 +140,7 @@ pub struct Recorder {
     own_kills: Arc<AtomicU64>,
     counts: counts::Shared,
     pods: Arc<Pods>,
+    dns_seen: Option<String>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -89,20 +151,26 @@ impl Recorder {
         options: Options,
         pods: Arc<Pods>,
     ) -> anyhow::Result<(Recorder, mpsc::Receiver<Event>)> {
-        let wanted = Wanted {
-            oom: options.oom,
-            sigkill: options.sigkill != sigkill::Scope::None,
-            dns: options.dns.then(|| DnsWanted {
-                answers: options.dns_answers,
-                slow_over: options.dns_slow_over,
-                sample: options.dns_sample,
-                ports: options.dns_ports,
-                rate: Rate::default(),
-                https: options.dns_https.clone(),
-            }),
-            oncpu: None,
+        // Where DNS is not recorded, nothing of it is looked at but the defaults.
+        let dns = options.dns.clone().unwrap_or_default();
+        let mut tapped = match options.dns {
+            Some(_) => tap::choose(&dns)?,
+            None => None,
         };
-        let (mut probes, instruments) = growth::load(&wanted, options.growth)?;
+        let others = options.oom || options.sigkill != sigkill::Scope::None;
+        let loaded = match others || tapped.is_none() {
+            true => match growth::load(&options.wanted(tapped.is_none()), options.growth) {
+                Err(error) if tapped.is_none() && options.may_tap() => {
+                    tapped = Some(tap::instead(&dns, error)?);
+                    match others {
+                        true => Some(growth::load(&options.wanted(false), options.growth)?),
+                        false => None,
+                    }
+                }
+                loaded => Some(loaded?),
+            },
+            false => None,
+        };
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -110,52 +178,77 @@ impl Recorder {
         let stacks_unnamed = Arc::new(AtomicU64::new(0));
         let own_kills = Arc::new(AtomicU64::new(0));
         let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
-        let counts = Arc::new(Mutex::new(Counts::new(probes.dns_counts()?, Rate::default())));
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let lookups_evicted = Arc::new(AtomicU64::new(0));
-        let mut collector = Collector {
-            lookups_evicted: lookups_evicted.clone(),
-            oom: probes.ring("OOM_EVENTS")?,
-            execs: probes.ring("EXECS")?,
-            dns: probes.ring("DNS_EVENTS")?,
-            signals: probes.ring("SIGNAL_EVENTS")?,
-            kernel_kills: probes.kernel_kills()?,
-            sigkills: sigkills.clone(),
-            own_kills: own_kills.clone(),
-            kernel_losses: probes.losses()?,
-            flight: Flight::new(probes.in_flight()?, options.dns_timeout),
-            stacks: Stacks::start()?,
-            records: records_in,
-            bad_records: 0,
-            queue_full: 0,
-            stacks_unnamed: stacks_unnamed.clone(),
-            files_not_held: 0,
-            counts: counts.clone(),
-            sweeps: 0,
-            pods: pods.clone(),
-            losses: losses.clone(),
-            kills: 0,
-            tally: Tally::new(room.kills_at_start),
-            missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
-            examiner: room.examiner.clone(),
-            growth: None,
-        };
-        if let Some(log) = probes.log()? {
-            tokio::spawn(log.forward());
-        }
-        let probes = Arc::new(Mutex::new(probes));
-        let growth = match instruments {
-            Some(instruments) => {
-                Some(instruments.start(Arc::downgrade(&probes), &pods, &room.examiner).await?)
+        let dns_seen = tapped.as_ref().map(|tapped| tapped.seen.clone());
+        let alone = loaded.is_none();
+        let tap_losses = if alone { losses.clone() } else { Arc::default() };
+        let mut tap = match tapped {
+            Some(tapped) => {
+                let around = tap::Around {
+                    pods: pods.clone(),
+                    records: records_in.clone(),
+                    losses: tap_losses.clone(),
+                    lookups_evicted: alone.then(|| lookups_evicted.clone()),
+                };
+                Some(tap::start(tapped, &dns, around)?)
             }
             None => None,
         };
-        collector.growth = growth.clone();
-        let (asked, counts_of) = (pods.clone(), counts);
-        let lookups = lookups::Lookups::new(&options, pods.clone());
+        let mut counts = tap.as_ref().map(|tap| tap.counts.clone());
+        let mut growth = None;
+        let collector = match loaded {
+            Some((mut probes, instruments)) => {
+                let kernel = Places::Kernel(probes.dns_counts()?);
+                let kernel = Arc::new(Mutex::new(Counts::new(kernel, Rate::default())));
+                counts.get_or_insert(kernel.clone());
+                let mut collector = Collector {
+                    lookups_evicted: lookups_evicted.clone(),
+                    oom: probes.ring("OOM_EVENTS")?,
+                    execs: probes.ring("EXECS")?,
+                    dns: probes.ring("DNS_EVENTS")?,
+                    signals: probes.ring("SIGNAL_EVENTS")?,
+                    kernel_kills: probes.kernel_kills()?,
+                    sigkills: sigkills.clone(),
+                    own_kills: own_kills.clone(),
+                    kernel_losses: probes.losses()?,
+                    flight: Flight::new(probes.in_flight()?, dns.timeout),
+                    stacks: Stacks::start()?,
+                    records: records_in,
+                    bad_records: 0,
+                    queue_full: 0,
+                    stacks_unnamed: stacks_unnamed.clone(),
+                    files_not_held: 0,
+                    counts: kernel,
+                    sweeps: 0,
+                    pods: pods.clone(),
+                    losses: losses.clone(),
+                    kills: 0,
+                    tally: Tally::new(room.kills_at_start),
+                    missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
+                    examiner: room.examiner.clone(),
+                    growth: None,
+                    tap_losses,
+                };
+                if let Some(log) = probes.log()? {
+                    tokio::spawn(log.forward());
+                }
+                let probes = Arc::new(Mutex::new(probes));
+                if let Some(instruments) = instruments {
+                    let started = instruments.start(Arc::downgrade(&probes), &pods, &room.examiner);
+                    growth = Some(started.await?);
+                }
+                collector.growth = growth.clone();
+                Some((collector, probes))
+            }
+            None => None,
+        };
+        let counts = counts.context("neither probes nor a packet socket were asked for")?;
+        let asked = pods.clone();
+        let lookups = lookups::Lookups::new(&dns, pods.clone());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
-            lookups: options.dns_lookups.then_some(lookups),
+            lookups: dns.lookups.then_some(lookups),
             node: options.node,
             pods,
             losses: losses.clone(),
@@ -168,13 +261,31 @@ impl Recorder {
         };
         tokio::spawn(attribution.run(room.missed, records, events_in));
         let collect = tokio::spawn(async move {
-            let result = collector.run(stopped).await;
-            drop(probes);
-            result
+            let result = match (collector, &mut tap) {
+                (Some((collector, probes)), _) => {
+                    let result = collector.run(stopped).await;
+                    drop(probes);
+                    result
+                }
+                (None, Some(tap)) => tokio::select! {
+                    _ = stopped => Ok(()),
+                    ended = tap.done() => return ended,
+                },
+                (None, None) => Ok(()),
+            };
+            match tap {
+                Some(tap) => tap.end().await.and(result),
+                None => result,
+            }
         });
         let recorder =
-            Recorder { losses, own_kills, counts: counts_of, pods: asked, stop: Some(stop), collect };
+            Recorder { losses, own_kills, counts, pods: asked, dns_seen, stop: Some(stop), collect };
         Ok((recorder, events))
+    }
+
+    /// How DNS is seen, in words, where that is not by the node's root cgroup.
+    pub fn dns_seen(&self) -> Option<&str> {
+        self.dns_seen.as_deref()
     }
 
     /// Losses of all stages since the start, by counter name.

@@ -35,7 +35,13 @@ const NAMES_WITHIN: Duration = Duration::from_secs(30);
 /// A decoded record that waits for its owner.
 pub enum Record {
     Oom(Box<OomDecoded>, Option<oneshot::Receiver<Named>>),
-    Dns { asker: Task, time_ns: u64, transaction: DnsTransaction },
+    /// `owner`: where it is known already, from inside the pod.
+    Dns {
+        asker: Task,
+        owner: Option<Box<Owner>>,
+        time_ns: u64,
+        transaction: DnsTransaction,
+    },
     Sigkill(Box<SigkillDecoded>),
 }
 
@@ -90,8 +96,8 @@ impl Attribution {
                         continue;
                     }
                     Some(Record::Oom(kill, stacks)) => self.kill(*kill, stacks).await,
-                    Some(Record::Dns { asker, time_ns, transaction }) => {
-                        self.dns(&asker, time_ns, transaction).await
+                    Some(Record::Dns { asker, owner, time_ns, transaction }) => {
+                        self.dns(&asker, owner, time_ns, transaction).await
                     }
                     None => break,
                 },
@@ -230,8 +236,17 @@ impl Attribution {
         told
     }
 
-    async fn dns(&mut self, asker: &Task, time_ns: u64, transaction: DnsTransaction) -> Event {
-        let owner = self.owner(asker).await;
+    async fn dns(
+        &mut self,
+        asker: &Task,
+        owner: Option<Box<Owner>>,
+        time_ns: u64,
+        transaction: DnsTransaction,
+    ) -> Event {
+        let owner = match owner {
+            Some(owner) => *owner,
+            None => self.owner(asker).await,
+        };
         let kind = match transaction.outcome {
             Outcome::Noerror => Kind::DnsAnswer,
             _ => Kind::DnsFailure,

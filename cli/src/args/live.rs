@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use podopsy_agent::duration;
 use podopsy_agent::model::Target;
 use podopsy_agent::model::profile::Sampling;
+use podopsy_agent::recorder::DnsHook;
 
 use super::ListFormat;
 use crate::output::Output;
@@ -54,6 +55,10 @@ pub struct Watch {
     #[arg(long = "doh-resolver", value_name = "ADDRESS")]
     pub doh_resolvers: Vec<IpAddr>,
 
+    /// Where to see DNS: the node's, by its root cgroup, or this pod's, by a packet socket
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Hook::Auto)]
+    pub dns_hook: Hook,
+
     /// Only events of pods in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
@@ -87,6 +92,27 @@ pub enum WatchKind {
     Dns,
 }
 
+/// Where DNS is seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hook {
+    /// cgroup; where that is out of reach (an ephemeral container), socket
+    Auto,
+    /// Every pod of the node: needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and the node's root cgroup
+    Cgroup,
+    /// This network namespace alone: needs CAP_NET_RAW, no BPF
+    Socket,
+}
+
+impl From<Hook> for DnsHook {
+    fn from(hook: Hook) -> DnsHook {
+        match hook {
+            Hook::Auto => DnsHook::Auto,
+            Hook::Cgroup => DnsHook::Cgroup,
+            Hook::Socket => DnsHook::Socket,
+        }
+    }
+}
+
 /// Show what applications look up, what they get and how long they wait; a summary by pod, name and resolver at the end
 ///
 /// A lookup is what the application asked for: search domains, A and AAAA, retries, other servers and TCP are its queries.
@@ -94,6 +120,8 @@ pub enum WatchKind {
 /// Each is told when no more of it can come: the time of --dns-timeout and a second after its end, and longer while a part
 /// of it may be unanswered.
 /// DNS over TLS and HTTPS is encrypted, and not seen.
+///
+/// In an ephemeral container (kubectl debug), --dns-hook socket sees the lookups of that pod, and needs CAP_NET_RAW alone.
 #[derive(Debug, Args)]
 pub struct Dns {
     /// Whose: namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH; everybody's if left out
@@ -129,6 +157,10 @@ pub struct Dns {
     /// A resolver that answers by HTTPS, too: lookups there cannot be seen, and connections to it are counted as such
     #[arg(long = "doh-resolver", value_name = "ADDRESS")]
     pub doh_resolvers: Vec<IpAddr>,
+
+    /// Where to see DNS: the node's, by its root cgroup, or this pod's, by a packet socket
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Hook::Auto)]
+    pub dns_hook: Hook,
 
     /// Stop after this time [default: at Ctrl-C]
     #[arg(long = "for", short = 'd', value_name = "TIME", value_parser = duration::parse)]

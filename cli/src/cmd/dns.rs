@@ -4,17 +4,18 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use podopsy_agent::attach::{dns_ports, https_resolvers};
+use podopsy_agent::doctor;
 use podopsy_agent::lookups::summary::{Summary, Tally};
 use podopsy_agent::model::{
     ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text,
 };
 use podopsy_agent::pods::{Pods, Resolved};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill;
 use serde::Serialize;
 
 use super::watch::{ended, reader_is_gone};
-use crate::args::{Dns, ListFormat};
+use crate::args::{Dns, Hook, ListFormat};
 use crate::context::Context;
 use crate::exit::Verdict;
 use crate::render::dns::{Lines, Shown};
@@ -35,22 +36,31 @@ struct Last<'a> {
     /// What the kernel side counted, whether it was told or not.
     counts: &'a [DnsCounts],
     losses: &'a Losses,
+    /// How it was seen, in words; null: by the node's root cgroup.
+    seen: Option<&'a str>,
 }
 
 pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
-    privilege::require("dns", privilege::SAMPLE_PACKETS)?;
+    privilege::require_dns("dns", args.dns_hook)?;
     let pods = context.pods().await?;
-    let scope = Scope::of(&pods, &args).await?;
+    let scope = Scope::of(&pods, &args).await.map_err(|error| match doctor::dns_out_of_reach() {
+        Some(_) if args.dns_hook != Hook::Cgroup => error.context(
+            "pods cannot be looked up from here, and by a packet socket there is one pod to see: leave TARGET out",
+        ),
+        _ => error,
+    })?;
     let options = Options {
         oom: false,
-        dns: true,
-        dns_answers: true,
-        dns_lookups: true,
-        dns_timeout: args.dns_timeout,
-        dns_slow_over: None,
-        dns_sample: 0,
-        dns_ports: dns_ports(&args.dns_ports)?,
-        dns_https: https_resolvers(&args.doh_resolvers)?,
+        dns: Some(DnsOptions {
+            answers: true,
+            lookups: true,
+            timeout: args.dns_timeout,
+            slow_over: None,
+            sample: 0,
+            ports: dns_ports(&args.dns_ports)?,
+            https: https_resolvers(&args.doh_resolvers)?,
+            hook: args.dns_hook.into(),
+        }),
         sigkill: sigkill::Scope::None,
         growth: GrowthMode::Off,
         node: context.node(),
@@ -63,12 +73,17 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         .as_ref()
         .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
     let shown = args.shown();
+    let seen_from = recorder.dns_seen().map(str::to_owned);
+    if let Some(seen) = &seen_from {
+        note(&format!("DNS is seen {seen}"));
+    }
     note(&format!(
         "recording DNS lookups{whose}; each is told {} after its end or later, when no more of it can come; Ctrl-C ends",
         units::duration(args.dns_timeout + Duration::from_secs(1))
     ));
     let mut seen = Seen {
         scope,
+        seen_from,
         args: &args,
         shown,
         lines: Lines::new(args.output, context.stdout, args.queries),
@@ -121,6 +136,8 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
 /// What was seen so far.
 struct Seen<'a> {
     scope: Scope,
+    /// How, in words, where that is not by the node's root cgroup.
+    seen_from: Option<String>,
     args: &'a Dns,
     shown: Shown,
     lines: Lines,
@@ -175,7 +192,8 @@ impl Seen<'_> {
         let mut out = io::stdout().lock();
         if self.args.output == ListFormat::Json {
             let seconds = elapsed.as_secs_f64();
-            let last = Last { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost };
+            let seen = self.seen_from.as_deref();
+            let last = Last { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost, seen };
             serde_json::to_writer(&mut out, &last)?;
             io::Write::write_all(&mut out, b"\n")?;
         } else {

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use podopsy_agent::{attach, doctor, pods};
+use podopsy_agent::doctor::ProbeCheck;
+use podopsy_agent::{attach, doctor, packets, pods};
 
 use crate::args::{Doctor, ReportFormat};
 use crate::context::Context;
@@ -10,7 +11,15 @@ use crate::exit::Verdict;
 use crate::{privilege, render};
 
 pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
-    let report = doctor::report(attach::check().await, &runtime(context).await);
+    let mut probes = attach::check().await;
+    probes.push(ProbeCheck {
+        name: "dns-socket".to_owned(),
+        outcome: packets::check(),
+        mend: Some(
+            "kubectl debug --profile=netadmin; securityContext.capabilities.add: [\"NET_RAW\"]".to_owned(),
+        ),
+    });
+    let report = doctor::report(probes, &runtime(context).await);
     let mut out = io::stdout().lock();
     match args.output {
         ReportFormat::Json => render::json(&mut out, &report)?,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::model::{Event, Kind, Losses};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_agent::sigkill::Scope;
 use tokio::sync::mpsc;
 
@@ -22,9 +22,26 @@ use crate::{privilege, signals};
 
 pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (oom, dns) = (args.wants(WatchKind::Oom), args.wants(WatchKind::Dns));
-    privilege::require("watch", if dns { privilege::SAMPLE_PACKETS } else { privilege::SAMPLE })?;
+    match (dns, oom || args.wants(WatchKind::Sigkill)) {
+        (true, false) => privilege::require_dns("watch dns", args.dns_hook)?,
+        (true, true) => privilege::require("watch", privilege::SAMPLE_PACKETS)?,
+        (false, _) => privilege::require("watch", privilege::SAMPLE)?,
+    }
 
     let pods = context.pods().await?;
+    let dns = match dns {
+        true => Some(DnsOptions {
+            answers: args.all,
+            lookups: false,
+            timeout: args.dns_timeout,
+            slow_over: args.slow_over,
+            sample: args.sample,
+            ports: dns_ports(&args.dns_ports)?,
+            https: https_resolvers(&args.doh_resolvers)?,
+            hook: args.dns_hook.into(),
+        }),
+        false => None,
+    };
     let options = Options {
         oom,
         sigkill: match (args.wants(WatchKind::Sigkill), args.host) {
@@ -33,13 +50,6 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
             (true, true) => Scope::AllProcesses,
         },
         dns,
-        dns_answers: args.all,
-        dns_lookups: false,
-        dns_timeout: args.dns_timeout,
-        dns_slow_over: args.slow_over,
-        dns_sample: args.sample,
-        dns_ports: dns_ports(&args.dns_ports)?,
-        dns_https: https_resolvers(&args.doh_resolvers)?,
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,
@@ -47,6 +57,9 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
+    if let Some(seen) = recorder.dns_seen() {
+        note(&format!("DNS is seen {seen}"));
+    }
     note(&format!("recording {}; Ctrl-C ends", subject(&args)));
 
     let mut watched = Watched::new(context, &args);

@@ -106,6 +106,7 @@ fn known_by(how: KnownBy) -> &'static str {
         KnownBy::Cri => "the container runtime (CRI)",
         KnownBy::LogDirectory => "the log directory's name; labels and image are not known",
         KnownBy::CgroupPath => "the cgroup's path; nothing could put a name to it",
+        KnownBy::Inside => "the pod itself: its host name, resolv.conf, mounts and cgroup paths",
         KnownBy::Host => "the cgroup's path, which is no container's",
         KnownBy::Unknown => "nothing: the cgroup is not known",
     }

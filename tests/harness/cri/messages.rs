@@ -221,6 +221,8 @@ pub struct LinuxContainerResources {
 pub struct Capability {
     #[prost(string, repeated, tag = "1")]
     pub add_capabilities: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub drop_capabilities: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
-use podopsy_agent::recorder::{GrowthMode, Options, Recorder};
+use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_harness::Node;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -114,18 +114,24 @@ impl Recording {
     }
 }
 
+/// Failures, by the probe, with a timeout of one second.
+pub fn dns() -> DnsOptions {
+    DnsOptions {
+        answers: false,
+        lookups: false,
+        timeout: Duration::from_secs(1),
+        slow_over: None,
+        sample: 0,
+        ports: podopsy_agent::attach::DNS_PORTS,
+        hook: DnsHook::Cgroup,
+    }
+}
+
 pub fn options() -> Options {
     Options {
         oom: true,
         sigkill: podopsy_agent::sigkill::Scope::None,
-        dns: true,
-        dns_answers: false,
-        dns_lookups: false,
-        dns_timeout: Duration::from_secs(1),
-        dns_slow_over: None,
-        dns_sample: 0,
-        dns_ports: podopsy_agent::attach::DNS_PORTS,
-        dns_https: podopsy_agent::attach::HTTPS_RESOLVERS.to_vec(),
+        dns: Some(dns()),
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,

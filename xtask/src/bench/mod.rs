@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, measured on this machine, now. Not part of any test: another load gives others.
 
+mod agent;
 pub mod dns;
 
 use anyhow::Result;
