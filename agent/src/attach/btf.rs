@@ -215,6 +215,11 @@ impl Btf {
         self.size(*self.by_name.get(&(name.as_bytes().to_vec(), kind::UNION))?)
     }
 
+    /// Size of `struct name` in bytes.
+    pub fn struct_size(&self, name: &str) -> Option<u32> {
+        self.size(*self.by_name.get(&(name.as_bytes().to_vec(), kind::STRUCT))?)
+    }
+
     /// The value of an enumerator.
     pub fn enumerator(&self, enum_name: &str, name: &str) -> Option<u32> {
         let found = self.get(*self.by_name.get(&(enum_name.as_bytes().to_vec(), kind::ENUM))?)?;

@@ -137,7 +137,7 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         on: 1,
         has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
         task_stack: wish("task_struct", "stack"),
-        thread_size: btf.union_size("thread_union").unwrap_or(0),
+        thread_size: thread_size(btf),
         mm_maple_root: wish("mm_struct", "mm_mt.ma_root"),
         mm_rb_root: wish("mm_struct", "mm_rb.rb_node"),
         mm_vdso: wish("mm_struct", "context.vdso"),
@@ -157,6 +157,9 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         inode_super: wish("inode", "i_sb"),
         super_device: wish("super_block", "s_dev"),
         exec_file: wish("linux_binprm", "file"),
+        file_mode: wish("file", "f_mode"),
+        backing_dentry: wish("backing_file", "user_path.dentry"),
+        dentry_inode: wish("dentry", "d_inode"),
     };
     let needed = [
         ("vm_area_struct.vm_start", found.vma_start),
@@ -176,4 +179,12 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         bail!("this kernel's BTF lacks {}", missing.join(", "));
     }
     Ok(found)
+}
+
+/// THREAD_SIZE; 0: not known. Only a kernel without the helper is asked (before 5.15). `thread_union` is of that size, but
+/// nothing in an x86 kernel uses it, so that Debian's 5.10 has it in no BTF; an interrupt's stack is there, and on
+/// x86-64 it is as large (`<asm/page_64_types.h>`: the order of both is 2 + KASAN_STACK_ORDER).
+fn thread_size(btf: &Btf) -> u32 {
+    let interrupts = || if cfg!(target_arch = "x86_64") { btf.struct_size("irq_stack") } else { None };
+    btf.union_size("thread_union").or_else(interrupts).unwrap_or(0)
 }
