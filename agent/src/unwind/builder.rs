@@ -2,8 +2,9 @@
 //!
 //! Must not know: aya, symbols. Files are the containers': they are opened as [`crate::symbolize`] opens them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::hash::Hash;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +17,7 @@ use anyhow::Context;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 
-use super::file;
+use super::file::{self, Source};
 use super::tables::{Kernel, Tables};
 use crate::model::profile::UnwindCost;
 use crate::symbolize::elf::read_at;
@@ -31,6 +32,8 @@ const SECOND_LOOK: Duration = Duration::from_millis(10);
 const LOOKS_A_SECOND: u32 = 200;
 /// The start waits this long for tables of what runs; the rest is made while samples come, behind what they ask for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of call frame information of a file that gets its table unasked, of a node's programs: libc's are 150 KB.
+const AHEAD: u64 = 512 << 10;
 const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
@@ -62,6 +65,8 @@ struct Shared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Of {
     Process(u32),
+    /// Of nobody: a node has more programs than are ever seen at work. What is sampled is asked for.
+    Node,
     /// Paths of cgroups, below their hierarchy's root.
     Cgroups(Vec<String>),
 }
@@ -75,6 +80,9 @@ impl Builder {
             backlog: scan(of),
             later: Vec::new(),
             looks: (Instant::now(), 0),
+            looked_at: HashSet::new(),
+            started: HashSet::new(),
+            ahead: if *of == Of::Node { AHEAD } else { file::MAX_BYTES },
             shared: shared.clone(),
         };
         worker.vdso();
@@ -133,6 +141,7 @@ impl Builder {
 fn scan(of: &Of) -> Vec<(u32, Area)> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
+        Of::Node => Vec::new(),
         Of::Cgroups(paths) if paths.is_empty() => Vec::new(),
         Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -147,7 +156,7 @@ fn scan(of: &Of) -> Vec<(u32, Area)> {
                 line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
             })
         }
-        Of::Process(_) => true,
+        Of::Process(_) | Of::Node => true,
     };
     let mut files = HashMap::new();
     for pid in pids.into_iter().filter(wanted) {
@@ -169,6 +178,12 @@ struct Worker<K> {
     later: Vec<(Instant, u32)>,
     /// A second's start, and the looks taken in it.
     looks: (Instant, u32),
+    /// Processes all of whose files were looked at when one of them was asked for.
+    looked_at: HashSet<u32>,
+    /// Programs whose start was told already.
+    started: HashSet<FileKey>,
+    /// Bytes of call frame information that a file may have to get a table that nobody has asked for.
+    ahead: u64,
     shared: Arc<Shared>,
 }
 
@@ -215,22 +230,31 @@ impl<K: Kernel> Worker<K> {
     /// Makes the next table of the backlog; false: there is none.
     fn next(&mut self) -> bool {
         let Some((pid, area)) = self.backlog.pop() else { return false };
-        self.file(pid, &area);
+        self.file(pid, &area, file::MAX_BYTES);
         true
     }
 
     fn answer(&mut self, request: &TableRequest) {
         if request.address != 0 {
-            let rows = match mapped(request.pid, request.address) {
-                Some(area) => open::mapped_file(request.pid, &area).and_then(|file| file::rows(&file)),
-                None => Err("unwind_process_gone"),
+            let Ok(areas) = maps::read(request.pid) else {
+                // A process that was gone too soon says nothing about its file: the next one may ask again.
+                return self.tables.forget(&request.key, "unwind_process_gone");
             };
-            // A process that was gone too soon says nothing about its file: the next one may ask again.
-            if let Err("unwind_process_gone") = rows {
-                self.tables.forget(&request.key, "unwind_process_gone");
-                return;
+            let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
+                return self.tables.forget(&request.key, "unwind_process_gone");
+            };
+            let source =
+                open::mapped_file(request.pid, area).and_then(|file| file::source(&file, file::MAX_BYTES));
+            self.load(&request.key, source);
+            // Who was seen at work once will be again, in other files of its own.
+            if remember(&mut self.looked_at, request.pid) {
+                self.files(request.pid, areas, self.ahead);
             }
-            return self.load(&request.key, rows);
+            return;
+        }
+        // On overlayfs a program's start may name another inode than its mapping will: it is told once, all the same.
+        if request.key != FileKey::VDSO && !remember(&mut self.started, request.key) {
+            return;
         }
         if self.looks.0.elapsed() > Duration::from_secs(1) {
             self.looks = (Instant::now(), 0);
@@ -242,23 +266,44 @@ impl<K: Kernel> Worker<K> {
         }
     }
 
-    /// Makes the tables of all that a process has mapped.
+    /// Makes the tables of what a process has mapped.
     fn process(&mut self, pid: u32) {
-        let Ok(areas) = maps::read(pid) else { return };
-        areas.areas.iter().filter(|area| area.is_file()).for_each(|area| self.file(pid, area));
-    }
-
-    fn file(&mut self, pid: u32, area: &Area) {
-        let Ok(file) = open::mapped_file(pid, area) else { return };
-        // On overlayfs the kernel side may see another number: then the first sample asks, and finds the same rows.
-        let Ok(key) = key(&file, area) else { return };
-        if !self.tables.knows(&key) {
-            self.load(&key, file::rows(&file));
+        if let Ok(areas) = maps::read(pid) {
+            self.files(pid, areas, self.ahead);
         }
     }
 
-    fn load(&mut self, key: &FileKey, rows: Result<super::rows::Rows, &'static str>) {
-        if let Err(error) = self.tables.load(key, rows.as_ref().map_err(|reason| *reason)) {
+    /// The smallest first.
+    fn files(&mut self, pid: u32, areas: maps::Areas, max: u64) {
+        let mut areas = areas.areas;
+        areas.retain(Area::is_file);
+        areas.sort_by_key(|area| area.end - area.start);
+        areas.iter().for_each(|area| self.file(pid, area, max));
+    }
+
+    fn file(&mut self, pid: u32, area: &Area, max: u64) {
+        let Ok(file) = open::mapped_file(pid, area) else { return };
+        let Ok(key) = key(&file, area) else { return };
+        if self.tables.knows(&key) {
+            return;
+        }
+        let source = file::source(&file, max);
+        // It may still be asked for.
+        if max < file::MAX_BYTES && matches!(source, Err("unwind_too_large")) {
+            return;
+        }
+        self.load(&key, source);
+    }
+
+    fn load(&mut self, key: &FileKey, source: Result<Source, &'static str>) {
+        let loaded = match source {
+            Ok(source) => {
+                let digest = self.tables.digest(&source);
+                self.tables.load(key, digest, move || source.rows())
+            }
+            Err(reason) => self.tables.has_none(key, reason),
+        };
+        if let Err(error) = loaded {
             tracing::warn!("unwind tables: {error:#}");
         }
     }
@@ -274,14 +319,17 @@ impl<K: Kernel> Worker<K> {
             copy.write_all(&bytes).ok()?;
             Some(copy)
         };
-        let rows = image().ok_or("unwind_vdso").and_then(|file| file::rows(&file));
-        self.load(&FileKey::VDSO, rows);
+        let source = image().ok_or("unwind_vdso").and_then(|file| file::source(&file, file::MAX_BYTES));
+        self.load(&FileKey::VDSO, source);
     }
 }
 
-/// The executable mapping at an address of a process.
-fn mapped(pid: u32, address: u64) -> Option<Area> {
-    maps::read(pid).ok()?.find(address).filter(|area| area.is_file()).cloned()
+/// True when it is new; what is remembered is bounded.
+fn remember<T: Eq + Hash>(all: &mut HashSet<T>, one: T) -> bool {
+    if all.len() >= TABLES_MAX {
+        all.clear();
+    }
+    all.insert(one)
 }
 
 /// A file's name in the kernel, as far as user space can tell: the device is the mapping's, which is the inode's own.
@@ -306,16 +354,14 @@ mod tests {
     struct Gated {
         tables: Arc<Mutex<HashMap<FileKey, Table>>>,
         gate: Arc<Mutex<()>>,
-        slab: Vec<u32>,
     }
 
     impl Kernel for Gated {
         fn add_slab(&mut self) -> anyhow::Result<()> {
-            self.slab = vec![0; SLAB_WORDS];
             Ok(())
         }
-        fn slab(&mut self, _: usize) -> &mut [u32] {
-            &mut self.slab
+        fn write(&mut self, _: usize, _: usize, _: &[u32]) -> anyhow::Result<()> {
+            Ok(())
         }
         fn max_slabs(&self) -> usize {
             1
@@ -334,9 +380,6 @@ mod tests {
         fn table(&self, key: &FileKey) -> Option<Table> {
             self.tables.lock().unwrap().get(key).copied()
         }
-        fn tables(&self) -> Vec<(FileKey, Table)> {
-            self.tables.lock().unwrap().iter().map(|(key, table)| (*key, *table)).collect()
-        }
     }
 
     #[test]
@@ -353,7 +396,8 @@ mod tests {
         }
         drop(shut);
         let begin = Instant::now();
-        let left = || kernel.tables().iter().filter(|(_, table)| table.state == TABLE_ASKED).count();
+        let left =
+            || kernel.tables.lock().unwrap().values().filter(|table| table.state == TABLE_ASKED).count();
         while left() > 0 {
             assert!(begin.elapsed() < Duration::from_secs(60), "{} are asked for ever", left());
             std::thread::sleep(Duration::from_millis(10));
