@@ -86,6 +86,8 @@ impl Probes {
         let signal_words = signal::layout(&btf).words();
         let dns_words = dns::config_words(wanted.dns.as_ref());
         let log_level = log_level();
+        // The loader reads the same 6 MB again, in its own way.
+        drop(btf);
         let mut loader = EbpfLoader::new();
         dns::size_maps(&mut loader);
         let mut ebpf = loader

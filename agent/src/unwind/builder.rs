@@ -2,6 +2,7 @@
 //!
 //! Must not know: aya, symbols. Files are the containers': they are opened as [`crate::symbolize`] opens them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::hash::Hash;
@@ -26,6 +27,10 @@ use crate::symbolize::open;
 
 /// Requests between the ring and the thread; a file is asked for once, so that this is many new files at a time.
 const QUEUE: usize = 1024;
+/// Of them, those whose files are open.
+const ASKED: usize = 64;
+/// Files that have not been asked for.
+const BACKLOG: usize = 4096;
 /// The dynamic loader maps a new program's libraries in its first milliseconds.
 const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// Programs started in a second that are looked at; others wait for their first sample.
@@ -65,7 +70,7 @@ struct Shared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Of {
     Process(u32),
-    /// Of nobody: a node has more programs than are ever seen at work. What is sampled is asked for.
+    /// Of who runs at the moment: a node has more programs than are ever seen at work, and those are asked for.
     Node,
     /// Paths of cgroups, below their hierarchy's root.
     Cgroups(Vec<String>),
@@ -77,6 +82,7 @@ impl Builder {
         let shared = Arc::<Shared>::default();
         let mut worker = Worker {
             tables: Tables::new(kernel, max_bytes)?,
+            asked: Vec::new(),
             backlog: scan(of),
             later: Vec::new(),
             looks: (Instant::now(), 0),
@@ -137,13 +143,24 @@ impl Builder {
     }
 }
 
+/// A file to make a table of, that nobody has asked for yet: whose, which, and if it has at most so many bytes.
+type Ahead = (u32, Area, u64);
+
+/// A file that a stack has met.
+struct Asked {
+    key: FileKey,
+    pid: u32,
+    file: File,
+    /// Bytes of code: the more, the longer will its table take.
+    size: u64,
+}
+
 /// The files that those processes have mapped, each once; the last is the smallest, and the first to be popped.
-fn scan(of: &Of) -> Vec<(u32, Area)> {
+fn scan(of: &Of) -> Vec<Ahead> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
-        Of::Node => Vec::new(),
         Of::Cgroups(paths) if paths.is_empty() => Vec::new(),
-        Of::Cgroups(_) => {
+        Of::Node | Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
         }
@@ -156,24 +173,30 @@ fn scan(of: &Of) -> Vec<(u32, Area)> {
                 line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
             })
         }
-        Of::Process(_) | Of::Node => true,
+        Of::Node => maps::is_running(*pid),
+        Of::Process(_) => true,
     };
     let mut files = HashMap::new();
     for pid in pids.into_iter().filter(wanted) {
         let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
         for area in areas.into_iter().filter(Area::is_file) {
-            files.entry((area.device, area.inode)).or_insert((pid, area));
+            files.entry((area.device, area.inode)).or_insert((pid, area, file::MAX_BYTES));
         }
     }
-    let mut files: Vec<_> = files.into_values().collect();
-    files.sort_by_key(|(_, area)| std::cmp::Reverse(area.end - area.start));
+    small_last(files.into_values().collect())
+}
+
+fn small_last(mut files: Vec<Ahead>) -> Vec<Ahead> {
+    files.sort_by_key(|(_, area, _)| Reverse(area.end - area.start));
     files
 }
 
 struct Worker<K> {
     tables: Tables<K>,
-    /// Files whose tables nobody has asked for yet.
-    backlog: Vec<(u32, Area)>,
+    /// The last is the smallest, and the next.
+    asked: Vec<Asked>,
+    /// What to do when nobody asks.
+    backlog: Vec<Ahead>,
     /// Processes to look at again, and when.
     later: Vec<(Instant, u32)>,
     /// A second's start, and the looks taken in it.
@@ -191,16 +214,23 @@ impl<K: Kernel> Worker<K> {
     fn run(mut self, received: &Receiver<TableRequest>) -> Built {
         loop {
             let wait = self.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
-            let wait = if self.backlog.is_empty() { wait.unwrap_or(LONG) } else { Duration::ZERO };
+            let idle = self.backlog.is_empty() && self.asked.is_empty();
+            let wait = if idle { wait.unwrap_or(LONG) } else { Duration::ZERO };
             match received.recv_timeout(wait) {
-                Ok(request) => {
-                    self.answer(&request);
-                    self.take_back();
-                    self.publish();
-                    continue;
-                }
+                Ok(request) => self.take_in(&request),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while self.asked.len() < ASKED
+                && let Ok(request) = received.try_recv()
+            {
+                self.take_in(&request);
+            }
+            self.take_back();
+            if let Some(asked) = self.asked.pop() {
+                self.answer(asked);
+                self.publish();
+                continue;
             }
             let now = Instant::now();
             let due: Vec<u32> = self.later.iter().filter(|(at, _)| *at <= now).map(|(_, pid)| *pid).collect();
@@ -229,12 +259,12 @@ impl<K: Kernel> Worker<K> {
 
     /// Makes the next table of the backlog; false: there is none.
     fn next(&mut self) -> bool {
-        let Some((pid, area)) = self.backlog.pop() else { return false };
-        self.file(pid, &area, file::MAX_BYTES);
+        let Some((pid, area, max)) = self.backlog.pop() else { return false };
+        self.file(pid, &area, max);
         true
     }
 
-    fn answer(&mut self, request: &TableRequest) {
+    fn take_in(&mut self, request: &TableRequest) {
         if request.address != 0 {
             let Ok(areas) = maps::read(request.pid) else {
                 // A process that was gone too soon says nothing about its file: the next one may ask again.
@@ -243,12 +273,14 @@ impl<K: Kernel> Worker<K> {
             let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
                 return self.tables.forget(&request.key, "unwind_process_gone");
             };
-            let source =
-                open::mapped_file(request.pid, area).and_then(|file| file::source(&file, file::MAX_BYTES));
-            self.load(&request.key, source);
-            // Who was seen at work once will be again, in other files of its own.
-            if remember(&mut self.looked_at, request.pid) {
-                self.files(request.pid, areas, self.ahead);
+            // Now: the process may be gone when it is this file's turn.
+            match open::mapped_file(request.pid, area) {
+                Ok(file) => {
+                    let (pid, size) = (request.pid, area.end - area.start);
+                    self.asked.push(Asked { key: request.key, pid, file, size });
+                    self.asked.sort_by_key(|asked| Reverse(asked.size));
+                }
+                Err(reason) => self.load(&request.key, Err(reason)),
             }
             return;
         }
@@ -266,19 +298,22 @@ impl<K: Kernel> Worker<K> {
         }
     }
 
-    /// Makes the tables of what a process has mapped.
-    fn process(&mut self, pid: u32) {
-        if let Ok(areas) = maps::read(pid) {
-            self.files(pid, areas, self.ahead);
+    fn answer(&mut self, asked: Asked) {
+        self.load(&asked.key, file::source(&asked.file, file::MAX_BYTES));
+        // Who was seen at work once will be again, in other files of its own.
+        if remember(&mut self.looked_at, asked.pid) {
+            self.process(asked.pid);
         }
     }
 
-    /// The smallest first.
-    fn files(&mut self, pid: u32, areas: maps::Areas, max: u64) {
-        let mut areas = areas.areas;
-        areas.retain(Area::is_file);
-        areas.sort_by_key(|area| area.end - area.start);
-        areas.iter().for_each(|area| self.file(pid, area, max));
+    /// Makes the tables of what a process has mapped, when nobody asks for others.
+    fn process(&mut self, pid: u32) {
+        let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+        let files = areas.into_iter().filter(Area::is_file).map(|area| (pid, area, self.ahead));
+        // What is there comes first; whoever has started so many may ask.
+        if self.backlog.len() < BACKLOG {
+            self.backlog.splice(0..0, small_last(files.collect()));
+        }
     }
 
     fn file(&mut self, pid: u32, area: &Area, max: u64) {
