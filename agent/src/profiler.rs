@@ -53,7 +53,7 @@ pub async fn profile(
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
-    let builder = if unwind {
+    let builder = if probes.by_tables {
         let of = whose(&options.scope, &pods).await;
         let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
         Some(tokio::task::spawn_blocking(start).await??)
