@@ -30,7 +30,7 @@ pub struct Options {
     pub scope: Scope,
     pub duration: Duration,
     pub sampling: Sampling,
-    /// User stacks by unwind tables; without, what frame pointers give. Never of the whole node: see [`whose`].
+    /// User stacks by unwind tables; without, what frame pointers give.
     pub unwind: bool,
     pub node: String,
 }
@@ -42,8 +42,8 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    let unwind = options.unwind && options.scope != Scope::Node;
-    let wanted = OncpuWanted { scope: options.scope.clone(), sampling: options.sampling, unwind, budget: 0 };
+    let (scope, sampling, unwind) = (options.scope.clone(), options.sampling, options.unwind);
+    let wanted = OncpuWanted { scope, sampling, unwind, budget: 0 };
     let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
     let mut ring = probes.ring("SAMPLES")?;
     let kernel_losses = probes.losses()?;
@@ -53,13 +53,12 @@ pub async fn profile(
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
-    let of = if unwind { whose(&options.scope, &pods).await } else { None };
-    let builder = match of {
-        Some(of) => {
-            let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
-            Some(tokio::task::spawn_blocking(start).await??)
-        }
-        None => None,
+    let builder = if probes.by_tables {
+        let of = whose(&options.scope, &pods).await;
+        let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
+        Some(tokio::task::spawn_blocking(start).await??)
+    } else {
+        None
     };
     probes.sample()?;
     let (start, started) = (Timestamp::now(), Instant::now());
@@ -135,11 +134,10 @@ pub async fn profile(
     })
 }
 
-/// Whose tables to make before the first sample. None: those of every program of a node cost more than a look at the
-/// node is worth; there, stacks are what frame pointers give.
-async fn whose(scope: &Scope, pods: &Pods) -> Option<Of> {
-    Some(match scope {
-        Scope::Node => return None,
+/// Whose tables to make before the first sample.
+async fn whose(scope: &Scope, pods: &Pods) -> Of {
+    match scope {
+        Scope::Node => Of::Node,
         Scope::Process(pid) => Of::Process(*pid),
         Scope::Cgroups(ids) => {
             let mut paths = Vec::new();
@@ -148,7 +146,7 @@ async fn whose(scope: &Scope, pods: &Pods) -> Option<Of> {
             }
             Of::Cgroups(paths)
         }
-    })
+    }
 }
 
 type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer)>;

@@ -58,6 +58,8 @@ pub enum User {
     InSyscall,
     Compat,
     None,
+    /// Nobody has said where this kernel saves them.
+    Unknown,
 }
 
 /// Takes the current task's user registers.
@@ -81,6 +83,9 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
         // SAFETY: as above.
         out.ip = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.rip)) };
         return User::Running;
+    }
+    if at.has_task_pt_regs == 0 && (at.thread_size == 0 || at.task_stack == ABSENT) {
+        return User::Unknown;
     }
     let Some(regs) = saved_registers(task, at) else { return User::None };
     if regs.cs & USER_RPL != USER_RPL || regs.rip == 0 {
@@ -107,9 +112,6 @@ fn saved_registers(task: u64, at: &UnwindLayout) -> Option<pt_regs> {
         // SAFETY: both helpers have no preconditions; the branch is gone where the kernel lacks them.
         unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
     } else {
-        if at.task_stack == ABSENT {
-            return None;
-        }
         let stack = task::read::<u64>(task, at.task_stack)?;
         stack + at.thread_size as u64 - size_of::<pt_regs>() as u64
     };

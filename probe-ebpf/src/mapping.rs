@@ -19,13 +19,16 @@ use podopsy_wire::{
 
 use crate::{
     maps::{CONFIG, TARGETS, count},
-    task::{self, current, read},
+    task::{self, current, number, read},
     unwind::UNWIND_LAYOUT,
 };
 
 /// Words of a maple node, and of those the parent's (`<linux/maple_tree.h>`).
 const NODE_WORDS: usize = 32;
 const PIVOTS: usize = 1;
+/// FMODE_BACKING was bit 25, and has been bit 24 since 6.14. On another file the bit means something else, and what is
+/// then read behind it is the name of no file that has a table.
+const MAY_BE_BACKING: u32 = 3 << 24;
 /// A tree of 16-way leaves and 10-way nodes this high holds 160,000 mappings; `vm.max_map_count` is 65,530.
 const MAPLE_LEVELS: usize = 6;
 /// A red-black tree is at most twice as high as a full one.
@@ -77,6 +80,16 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     let file = read::<u64>(vma, at.vma_file).unwrap_or(0);
     if file != 0 {
         out.request.key = key(file, at);
+        // A kernel without such files has no table by that name.
+        if at.backing_dentry != ABSENT
+            && TABLES.get_ptr(&out.request.key).is_none()
+            && number::<u32>(file, at.file_mode) & MAY_BE_BACKING != 0
+        {
+            let stacked = stacked_key(file, at);
+            if TABLES.get_ptr(&stacked).is_some() {
+                out.request.key = stacked;
+            }
+        }
         let pages = read::<u64>(vma, at.vma_pgoff).unwrap_or(0);
         out.to_offset = (pages << VM_PAGE_BITS).wrapping_sub(start);
     } else {
@@ -98,14 +111,27 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
 /// What names a `struct file`'s file.
 #[inline(always)]
 fn key(file: u64, at: &UnwindLayout) -> FileKey {
-    let inode = read::<u64>(file, at.file_inode).unwrap_or(0);
-    let superblock = read::<u64>(inode, at.inode_super).unwrap_or(0);
+    inode_key(number(file, at.file_inode), at)
+}
+
+#[inline(always)]
+fn inode_key(inode: u64, at: &UnwindLayout) -> FileKey {
+    let superblock: u64 = number(inode, at.inode_super);
     FileKey {
-        inode: read(inode, at.inode_number).unwrap_or(0),
-        size: read(inode, at.inode_size).unwrap_or(0),
-        device: read(superblock, at.super_device).unwrap_or(0),
-        modified: read(inode, at.inode_modified).unwrap_or(0),
+        inode: number(inode, at.inode_number),
+        size: number(inode, at.inode_size),
+        device: number(superblock, at.super_device),
+        modified: number(inode, at.inode_modified),
     }
+}
+
+/// What user space calls a file that lies behind a stacked one, as on overlayfs: the stacked one, which is in
+/// `/proc/PID/maps`. All containers of an image share the file below, so that this has the better name; but whoever
+/// makes tables before the first sample cannot know it.
+#[inline(always)]
+fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
+    let dentry: u64 = number(file, at.backing_dentry);
+    inode_key(number(dentry, at.dentry_inode), at)
 }
 
 /// A process has a new program: if its file has no table, user space gets to know before the first sample. Others'

@@ -104,6 +104,7 @@ pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) -> bool {
             oncpu::send(record, 0, End::NoUser);
             return true;
         }
+        User::Unknown => return false,
     };
     state.ip = state.registers.ip;
     state.sp = state.registers.general[arch::STACK as usize];

@@ -15,7 +15,7 @@ use support::place::{Place, SOON, Server, in_place};
 use support::{Recording, no_runtime, options};
 
 fn lookup_options() -> Options {
-    Options { oom: false, dns_answers: true, dns_lookups: true, ..options() }
+    Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() }
 }
 
 fn of_process(events: &[Event], pid: u32) -> Vec<&Lookup> {

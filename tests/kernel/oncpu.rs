@@ -38,11 +38,15 @@ impl Running {
 
     /// Samples it until there are enough.
     fn profile(&self) -> Profile {
+        self.profile_of(Scope::Cgroups(vec![self.cgroup.id()]), ENOUGH)
+    }
+
+    fn profile_of(&self, scope: Scope, least: u64) -> Profile {
         let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
         let profile = runtime.block_on(async {
             let pods = Pods::start(no_runtime()).await?;
             let options = Options {
-                scope: Scope::Cgroups(vec![self.cgroup.id()]),
+                scope,
                 duration: LONGEST,
                 sampling: Sampling::Cpu { frequency_hz: FREQUENCY },
                 unwind: true,
@@ -50,7 +54,7 @@ impl Running {
             };
             let enough = Notify::new();
             let progress = |samples| {
-                if samples >= ENOUGH {
+                if samples >= least {
                     enough.notify_one();
                 }
             };
@@ -158,6 +162,30 @@ fn a_deep_program_without_frame_pointers_is_complete_and_its_shares_are_true() {
         assert_eq!(depths, expected);
         assert_eq!(sample.stack.last().and_then(|frame| frame.function.as_deref()), Some("_start"));
     }
+}
+
+#[test]
+fn of_a_whole_node_what_runs_is_complete_and_what_starts_later_soon_is() {
+    let program = compile(CXX, "deep.cc", "deep");
+    let running = Running::start("node", &program);
+    let later = compile(&[CXX, &["-DLATER"]].concat(), "deep.cc", "later");
+    let starter = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1500));
+        Running::start("later", &later)
+    });
+    let profile = running.profile_of(Scope::Node, ENOUGH * 2);
+    let later = starter.join().expect("start another program");
+    for (name, of, least) in [("ran before", &running, 99.0), ("started later", &later, 95.0)] {
+        let quality = profile.quality.iter().find(|quality| quality.owner.cgroup.id == of.cgroup.id());
+        let quality = quality.unwrap_or_else(|| panic!("{name}: no sample of it"));
+        let percent = quality.complete as f64 * 100.0 / quality.samples as f64;
+        eprintln!(
+            "{name}: {percent:.2} % of {}; {:?}; {:?}",
+            quality.samples, quality.incomplete, profile.unwind
+        );
+        assert!(quality.samples > 100 && percent >= least, "{name}: {percent:.2} %: {quality:?}");
+    }
+    assert!(profile.unwind.kernel_bytes <= podopsy_agent::unwind::MAX_BYTES);
 }
 
 #[test]

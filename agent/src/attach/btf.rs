@@ -3,7 +3,6 @@
 //!
 //! Format: Documentation/bpf/btf.rst. Every offset is checked: a damaged file is an error, no panic.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -24,6 +23,8 @@ mod kind {
     pub const RESTRICT: u32 = 11;
     pub const FUNC_PROTO: u32 = 13;
     pub const TYPE_TAG: u32 = 18;
+    /// Those that are looked for by name.
+    pub const SOUGHT: [u32; 4] = [STRUCT, UNION, ENUM, TYPEDEF];
 }
 
 /// A parsed BTF blob.
@@ -32,7 +33,8 @@ pub struct Btf {
     strings: Vec<u8>,
     /// Offset of each type in `types`; id 0 is void.
     at: Vec<u32>,
-    by_name: HashMap<(Vec<u8>, u32), u32>,
+    /// Hash of name and kind, and the type: a map of 150,000 names would be larger than all else that is in memory.
+    by_name: Vec<(u32, u32)>,
 }
 
 /// One `struct btf_type` and what follows it.
@@ -43,6 +45,11 @@ struct Type<'a> {
     kind_flag: bool,
     size_or_type: u32,
     tail: &'a [u8],
+}
+
+/// FNV-1a: the names are the kernel's own, and nobody's to choose.
+fn hash(name: &[u8], kind: u32) -> u32 {
+    name.iter().fold(0x811c_9dc5 ^ kind, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -73,7 +80,7 @@ impl Btf {
         };
         let types = section(type_off, type_len)?;
         let strings = section(str_off, str_len)?;
-        let mut btf = Btf { types, strings, at: vec![0], by_name: HashMap::new() };
+        let mut btf = Btf { types, strings, at: vec![0], by_name: Vec::new() };
         btf.index()?;
         Ok(btf)
     }
@@ -97,13 +104,28 @@ impl Btf {
             };
             self.at.push(at as u32);
             let text = self.string(name);
-            if !text.is_empty() {
-                let key = (text.to_vec(), kind);
-                self.by_name.entry(key).or_insert(id);
+            if !text.is_empty() && kind::SOUGHT.contains(&kind) {
+                let entry = (hash(text, kind), id);
+                self.by_name.push(entry);
             }
             at += 12 + tail;
         }
+        self.by_name.sort_unstable();
         Ok(())
+    }
+
+    /// The first type of that kind and name.
+    fn find(&self, name: &str, kind: u32) -> Option<u32> {
+        let hash = hash(name.as_bytes(), kind);
+        let first = self.by_name.partition_point(|(other, _)| *other < hash);
+        let same = self.by_name[first..].iter().take_while(|(other, _)| *other == hash);
+        same.map(|(_, id)| *id).find(|id| {
+            let found = self.at.get(*id as usize).and_then(|&at| {
+                let (name, info) = (word(&self.types, at as usize)?, word(&self.types, at as usize + 4)?);
+                Some((self.string(name), info >> 24 & 0x1f))
+            });
+            found == Some((name.as_bytes(), kind))
+        })
     }
 
     fn string(&self, offset: u32) -> &[u8] {
@@ -148,7 +170,7 @@ impl Btf {
     /// Byte offset of a member, and its type: `path` is a chain of members, `[n]` an array's
     /// element. Members of anonymous structures and unions are found as C finds them.
     fn member(&self, struct_name: &str, path: &str) -> Option<(u32, u32)> {
-        let mut id = *self.by_name.get(&(struct_name.as_bytes().to_vec(), kind::STRUCT))?;
+        let mut id = self.find(struct_name, kind::STRUCT)?;
         let mut offset = 0;
         for step in path.split('.') {
             let (name, index) = match step.split_once('[') {
@@ -212,12 +234,17 @@ impl Btf {
 
     /// Size of `union name` in bytes.
     pub fn union_size(&self, name: &str) -> Option<u32> {
-        self.size(*self.by_name.get(&(name.as_bytes().to_vec(), kind::UNION))?)
+        self.size(self.find(name, kind::UNION)?)
+    }
+
+    /// Size of `struct name` in bytes.
+    pub fn struct_size(&self, name: &str) -> Option<u32> {
+        self.size(self.find(name, kind::STRUCT)?)
     }
 
     /// The value of an enumerator.
     pub fn enumerator(&self, enum_name: &str, name: &str) -> Option<u32> {
-        let found = self.get(*self.by_name.get(&(enum_name.as_bytes().to_vec(), kind::ENUM))?)?;
+        let found = self.get(self.find(enum_name, kind::ENUM)?)?;
         (0..found.vlen).find_map(|i| {
             let entry = self.string(word(found.tail, 8 * i)?);
             (entry == name.as_bytes()).then(|| word(found.tail, 8 * i + 4)).flatten()
@@ -227,8 +254,8 @@ impl Btf {
     /// Whether argument `n` (0: the first of TP_PROTO) of a raw tracepoint is a pointer; None: this
     /// kernel has no such tracepoint.
     pub fn tracepoint_passes_pointer(&self, tracepoint: &str, n: usize) -> Option<bool> {
-        let name = format!("btf_trace_{tracepoint}").into_bytes();
-        let pointer = self.get(self.resolve(*self.by_name.get(&(name, kind::TYPEDEF))?))?;
+        let name = format!("btf_trace_{tracepoint}");
+        let pointer = self.get(self.resolve(self.find(&name, kind::TYPEDEF)?))?;
         let prototype = self.get(self.resolve(pointer.size_or_type))?;
         // The first parameter is the tracepoint's private data.
         if prototype.kind != kind::FUNC_PROTO || n + 1 >= prototype.vlen {

@@ -9,6 +9,7 @@ mod layout;
 mod oncpu;
 mod oom;
 mod signal;
+mod sizes;
 mod unwind;
 
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ pub struct Probes {
     ebpf: Ebpf,
     sampling: Option<Sampling>,
     samplers: Vec<PerfEventLinkId>,
+    /// User stacks are unwound by tables; false: not wanted, or this kernel cannot.
+    pub by_tables: bool,
     /// What they hang on, in words: kernels differ.
     pub hooks: Vec<String>,
     /// What had to be left out, and why: the rest runs.
@@ -89,8 +92,11 @@ impl Probes {
         let signal_words = signal::layout(&btf).words();
         let dns_words = dns::config_words(wanted.dns.as_ref());
         let log_level = log_level();
+        // The loader reads the same 6 MB again, in its own way.
+        drop(btf);
         let mut loader = EbpfLoader::new();
         dns::size_maps(&mut loader);
+        sizes::shrink(wanted, &mut loader);
         let mut ebpf = loader
             .override_global("CONFIG", words.as_slice(), true)
             .override_global("SIGNAL_LAYOUT", signal_words.as_slice(), true)
@@ -119,9 +125,10 @@ impl Probes {
             hooks.push(hook);
             degraded.extend(left_out);
         }
+        let mut by_tables = false;
         if let Some(oncpu) = &wanted.oncpu {
             // A kernel that refuses it keeps the sampler, which falls back by itself.
-            let by_tables = unwind.on != 0
+            by_tables = unwind.on != 0
                 && unwind::attach(&mut ebpf)
                     .map_err(|error| explain(error, "load the unwinder"))
                     .inspect_err(|error| {
@@ -138,7 +145,7 @@ impl Probes {
             tracing::warn!("{what}");
         }
         let sampling = wanted.oncpu.as_ref().map(|oncpu| oncpu.sampling);
-        Ok(Probes { ebpf, hooks, sampling, samplers: Vec::new(), degraded })
+        Ok(Probes { ebpf, hooks, sampling, samplers: Vec::new(), by_tables, degraded })
     }
 
     /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.

@@ -33,7 +33,9 @@ type Slab = Array<MapData, [u32; SLAB_WORDS]>;
 /// What the kernel side reads, to be written.
 pub struct KernelTables {
     slabs: ArrayOfMaps<MapData, Slab>,
-    mapped: Vec<Mapped>,
+    count: u32,
+    /// The slab that was written last: the others are no part of our memory.
+    mapped: Option<(usize, Mapped)>,
     rules: Array<MapData, Pod<Rule>>,
     tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
 }
@@ -43,7 +45,8 @@ impl KernelTables {
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"));
         Ok(KernelTables {
             slabs: take("SLABS")?.try_into()?,
-            mapped: Vec::new(),
+            count: 0,
+            mapped: None,
             rules: take("RULES")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
         })
@@ -56,6 +59,16 @@ struct Mapped(NonNull<u32>);
 // SAFETY: the mapping is this value's own, and any thread may write it.
 unsafe impl Send for Mapped {}
 
+impl Mapped {
+    fn new(slab: &Slab) -> anyhow::Result<Mapped> {
+        let len = NonZeroUsize::new(SLAB_WORDS * 4).context("a slab has no words")?;
+        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        // SAFETY: a new mapping of a map of this size, at an address of the kernel's choosing.
+        let memory = unsafe { mmap(None, len, protection, flags, IterableMap::map(slab).fd().as_fd(), 0) };
+        Ok(Mapped(memory.context("map a slab for unwind tables")?.cast()))
+    }
+}
+
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: mapped by us with this length, and no reference to it is left.
@@ -65,25 +78,26 @@ impl Drop for Mapped {
 
 impl Kernel for KernelTables {
     fn add_slab(&mut self) -> anyhow::Result<()> {
-        let index = u32::try_from(self.mapped.len())?;
         let slab = Slab::create(1, MMAPABLE).context("create a slab for unwind tables")?;
-        let len = NonZeroUsize::new(SLAB_WORDS * 4).context("a slab has no words")?;
-        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
-        // SAFETY: a new mapping of a map of this size, at an address of the kernel's choosing.
-        let memory = unsafe { mmap(None, len, protection, flags, IterableMap::map(&slab).fd().as_fd(), 0) };
-        let memory = memory.context("map a slab for unwind tables")?;
-        self.mapped.push(Mapped(memory.cast()));
-        self.slabs.set(index, &slab, 0).context("put a slab into the map SLABS")?;
+        self.slabs.set(self.count, &slab, 0).context("put a slab into the map SLABS")?;
+        self.mapped = Some((self.count as usize, Mapped::new(&slab)?));
+        self.count += 1;
         Ok(())
     }
 
-    fn slab(&mut self, index: usize) -> &mut [u32] {
-        match self.mapped.get_mut(index) {
-            // SAFETY: the mapping is this long, and lives as long as `self`; the kernel side reads words that were
-            // published, which are not written again before it has forgotten them.
-            Some(mapped) => unsafe { std::slice::from_raw_parts_mut(mapped.0.as_ptr(), SLAB_WORDS) },
-            None => &mut [],
+    fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()> {
+        if self.mapped.as_ref().is_none_or(|(index, _)| *index != slab) {
+            let found = self.slabs.get(&u32::try_from(slab)?, 0).context("open a slab for unwind tables")?;
+            self.mapped = Some((slab, Mapped::new(&found)?));
         }
+        let room = self.mapped.as_mut().and_then(|(_, mapped)| {
+            // SAFETY: the mapping is this long, and lives as long as this borrow; the kernel side reads words that were
+            // published, which are not written again before it has forgotten them.
+            let all = unsafe { std::slice::from_raw_parts_mut(mapped.0.as_ptr(), SLAB_WORDS) };
+            all.get_mut(first..first.checked_add(words.len())?)
+        });
+        room.context("a table reaches beyond its slab")?.copy_from_slice(words);
+        Ok(())
     }
 
     fn max_slabs(&self) -> usize {
@@ -105,10 +119,6 @@ impl Kernel for KernelTables {
 
     fn table(&self, key: &FileKey) -> Option<Table> {
         self.tables.get(&Pod(*key), 0).ok().map(|Pod(table)| table)
-    }
-
-    fn tables(&self) -> Vec<(FileKey, Table)> {
-        self.tables.iter().flatten().map(|(Pod(key), Pod(table))| (key, table)).collect()
     }
 }
 
@@ -137,7 +147,7 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         on: 1,
         has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
         task_stack: wish("task_struct", "stack"),
-        thread_size: btf.union_size("thread_union").unwrap_or(0),
+        thread_size: thread_size(btf),
         mm_maple_root: wish("mm_struct", "mm_mt.ma_root"),
         mm_rb_root: wish("mm_struct", "mm_rb.rb_node"),
         mm_vdso: wish("mm_struct", "context.vdso"),
@@ -157,6 +167,9 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         inode_super: wish("inode", "i_sb"),
         super_device: wish("super_block", "s_dev"),
         exec_file: wish("linux_binprm", "file"),
+        file_mode: wish("file", "f_mode"),
+        backing_dentry: wish("backing_file", "user_path.dentry"),
+        dentry_inode: wish("dentry", "d_inode"),
     };
     let needed = [
         ("vm_area_struct.vm_start", found.vma_start),
@@ -176,4 +189,12 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         bail!("this kernel's BTF lacks {}", missing.join(", "));
     }
     Ok(found)
+}
+
+/// THREAD_SIZE; 0: not known. Only a kernel without the helper is asked (before 5.15). `thread_union` is of that size, but
+/// nothing in an x86 kernel uses it, so that Debian's 5.10 has it in no BTF; an interrupt's stack is there, and on
+/// x86-64 it is as large (`<asm/page_64_types.h>`: the order of both is 2 + KASAN_STACK_ORDER).
+fn thread_size(btf: &Btf) -> u32 {
+    let interrupts = || if cfg!(target_arch = "x86_64") { btf.struct_size("irq_stack") } else { None };
+    btf.union_size("thread_union").or_else(interrupts).unwrap_or(0)
 }

@@ -30,7 +30,7 @@ pub(crate) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8
 }
 
 /// A loaded segment: file bytes `offset..offset + size` are at virtual address `address`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Segment {
     pub offset: u64,
     pub size: u64,

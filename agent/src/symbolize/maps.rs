@@ -144,6 +144,14 @@ pub(crate) fn stat(pid: u32) -> io::Result<Stat> {
     parse_stat(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as in proc(5)")))
 }
 
+/// True when the process's first thread is on a CPU, or waits for one.
+pub(crate) fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The comm may hold anything, but the last parenthesis is not its.
+    let after = stat.iter().rposition(|&b| b == b')').map_or(&[][..], |at| &stat[at..]);
+    after.starts_with(b") R")
+}
+
 fn parse_stat(stat: &[u8]) -> Option<Stat> {
     const PF_KTHREAD: u64 = 0x0020_0000;
     // The comm may hold spaces and parentheses: count from the last one.
@@ -215,6 +223,7 @@ mod tests {
         let line = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 2129984 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
         assert_eq!(parse_stat(line), Some(Stat { start_time: 4711, is_kernel_thread: true }));
         let own = stat(std::process::id()).unwrap();
+        assert!(!is_running(2));
         assert!(own.start_time > 0 && !own.is_kernel_thread);
     }
 

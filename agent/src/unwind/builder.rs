@@ -2,8 +2,10 @@
 //!
 //! Must not know: aya, symbols. Files are the containers': they are opened as [`crate::symbolize`] opens them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::hash::Hash;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +18,7 @@ use anyhow::Context;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 
-use super::file;
+use super::file::{self, Source};
 use super::tables::{Kernel, Tables};
 use crate::model::profile::UnwindCost;
 use crate::symbolize::elf::read_at;
@@ -25,12 +27,18 @@ use crate::symbolize::open;
 
 /// Requests between the ring and the thread; a file is asked for once, so that this is many new files at a time.
 const QUEUE: usize = 1024;
+/// Of them, those whose files are open.
+const ASKED: usize = 64;
+/// Files that have not been asked for.
+const BACKLOG: usize = 4096;
 /// The dynamic loader maps a new program's libraries in its first milliseconds.
 const SECOND_LOOK: Duration = Duration::from_millis(10);
 /// Programs started in a second that are looked at; others wait for their first sample.
 const LOOKS_A_SECOND: u32 = 200;
 /// The start waits this long for tables of what runs; the rest is made while samples come, behind what they ask for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of call frame information of a file that gets its table unasked, of a node's programs: libc's are 150 KB.
+const AHEAD: u64 = 512 << 10;
 const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
@@ -62,6 +70,8 @@ struct Shared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Of {
     Process(u32),
+    /// Of who runs at the moment: a node has more programs than are ever seen at work, and those are asked for.
+    Node,
     /// Paths of cgroups, below their hierarchy's root.
     Cgroups(Vec<String>),
 }
@@ -72,9 +82,13 @@ impl Builder {
         let shared = Arc::<Shared>::default();
         let mut worker = Worker {
             tables: Tables::new(kernel, max_bytes)?,
+            asked: Vec::new(),
             backlog: scan(of),
             later: Vec::new(),
             looks: (Instant::now(), 0),
+            looked_at: HashSet::new(),
+            started: HashSet::new(),
+            ahead: if *of == Of::Node { AHEAD } else { file::MAX_BYTES },
             shared: shared.clone(),
         };
         worker.vdso();
@@ -129,12 +143,24 @@ impl Builder {
     }
 }
 
+/// A file to make a table of, that nobody has asked for yet: whose, which, and if it has at most so many bytes.
+type Ahead = (u32, Area, u64);
+
+/// A file that a stack has met.
+struct Asked {
+    key: FileKey,
+    pid: u32,
+    file: File,
+    /// Bytes of code: the more, the longer will its table take.
+    size: u64,
+}
+
 /// The files that those processes have mapped, each once; the last is the smallest, and the first to be popped.
-fn scan(of: &Of) -> Vec<(u32, Area)> {
+fn scan(of: &Of) -> Vec<Ahead> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
         Of::Cgroups(paths) if paths.is_empty() => Vec::new(),
-        Of::Cgroups(_) => {
+        Of::Node | Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
         }
@@ -147,28 +173,40 @@ fn scan(of: &Of) -> Vec<(u32, Area)> {
                 line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
             })
         }
+        Of::Node => maps::is_running(*pid),
         Of::Process(_) => true,
     };
     let mut files = HashMap::new();
     for pid in pids.into_iter().filter(wanted) {
         let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
         for area in areas.into_iter().filter(Area::is_file) {
-            files.entry((area.device, area.inode)).or_insert((pid, area));
+            files.entry((area.device, area.inode)).or_insert((pid, area, file::MAX_BYTES));
         }
     }
-    let mut files: Vec<_> = files.into_values().collect();
-    files.sort_by_key(|(_, area)| std::cmp::Reverse(area.end - area.start));
+    small_last(files.into_values().collect())
+}
+
+fn small_last(mut files: Vec<Ahead>) -> Vec<Ahead> {
+    files.sort_by_key(|(_, area, _)| Reverse(area.end - area.start));
     files
 }
 
 struct Worker<K> {
     tables: Tables<K>,
-    /// Files whose tables nobody has asked for yet.
-    backlog: Vec<(u32, Area)>,
+    /// The last is the smallest, and the next.
+    asked: Vec<Asked>,
+    /// What to do when nobody asks.
+    backlog: Vec<Ahead>,
     /// Processes to look at again, and when.
     later: Vec<(Instant, u32)>,
     /// A second's start, and the looks taken in it.
     looks: (Instant, u32),
+    /// Processes all of whose files were looked at when one of them was asked for.
+    looked_at: HashSet<u32>,
+    /// Programs whose start was told already.
+    started: HashSet<FileKey>,
+    /// Bytes of call frame information that a file may have to get a table that nobody has asked for.
+    ahead: u64,
     shared: Arc<Shared>,
 }
 
@@ -176,16 +214,23 @@ impl<K: Kernel> Worker<K> {
     fn run(mut self, received: &Receiver<TableRequest>) -> Built {
         loop {
             let wait = self.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
-            let wait = if self.backlog.is_empty() { wait.unwrap_or(LONG) } else { Duration::ZERO };
+            let idle = self.backlog.is_empty() && self.asked.is_empty();
+            let wait = if idle { wait.unwrap_or(LONG) } else { Duration::ZERO };
             match received.recv_timeout(wait) {
-                Ok(request) => {
-                    self.answer(&request);
-                    self.take_back();
-                    self.publish();
-                    continue;
-                }
+                Ok(request) => self.take_in(&request),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while self.asked.len() < ASKED
+                && let Ok(request) = received.try_recv()
+            {
+                self.take_in(&request);
+            }
+            self.take_back();
+            if let Some(asked) = self.asked.pop() {
+                self.answer(asked);
+                self.publish();
+                continue;
             }
             let now = Instant::now();
             let due: Vec<u32> = self.later.iter().filter(|(at, _)| *at <= now).map(|(_, pid)| *pid).collect();
@@ -214,23 +259,34 @@ impl<K: Kernel> Worker<K> {
 
     /// Makes the next table of the backlog; false: there is none.
     fn next(&mut self) -> bool {
-        let Some((pid, area)) = self.backlog.pop() else { return false };
-        self.file(pid, &area);
+        let Some((pid, area, max)) = self.backlog.pop() else { return false };
+        self.file(pid, &area, max);
         true
     }
 
-    fn answer(&mut self, request: &TableRequest) {
+    fn take_in(&mut self, request: &TableRequest) {
         if request.address != 0 {
-            let rows = match mapped(request.pid, request.address) {
-                Some(area) => open::mapped_file(request.pid, &area).and_then(|file| file::rows(&file)),
-                None => Err("unwind_process_gone"),
+            let Ok(areas) = maps::read(request.pid) else {
+                // A process that was gone too soon says nothing about its file: the next one may ask again.
+                return self.tables.forget(&request.key, "unwind_process_gone");
             };
-            // A process that was gone too soon says nothing about its file: the next one may ask again.
-            if let Err("unwind_process_gone") = rows {
-                self.tables.forget(&request.key, "unwind_process_gone");
-                return;
+            let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
+                return self.tables.forget(&request.key, "unwind_process_gone");
+            };
+            // Now: the process may be gone when it is this file's turn.
+            match open::mapped_file(request.pid, area) {
+                Ok(file) => {
+                    let (pid, size) = (request.pid, area.end - area.start);
+                    self.asked.push(Asked { key: request.key, pid, file, size });
+                    self.asked.sort_by_key(|asked| Reverse(asked.size));
+                }
+                Err(reason) => self.load(&request.key, Err(reason)),
             }
-            return self.load(&request.key, rows);
+            return;
+        }
+        // On overlayfs a program's start may name another inode than its mapping will: it is told once, all the same.
+        if request.key != FileKey::VDSO && !remember(&mut self.started, request.key) {
+            return;
         }
         if self.looks.0.elapsed() > Duration::from_secs(1) {
             self.looks = (Instant::now(), 0);
@@ -242,23 +298,47 @@ impl<K: Kernel> Worker<K> {
         }
     }
 
-    /// Makes the tables of all that a process has mapped.
-    fn process(&mut self, pid: u32) {
-        let Ok(areas) = maps::read(pid) else { return };
-        areas.areas.iter().filter(|area| area.is_file()).for_each(|area| self.file(pid, area));
-    }
-
-    fn file(&mut self, pid: u32, area: &Area) {
-        let Ok(file) = open::mapped_file(pid, area) else { return };
-        // On overlayfs the kernel side may see another number: then the first sample asks, and finds the same rows.
-        let Ok(key) = key(&file, area) else { return };
-        if !self.tables.knows(&key) {
-            self.load(&key, file::rows(&file));
+    fn answer(&mut self, asked: Asked) {
+        self.load(&asked.key, file::source(&asked.file, file::MAX_BYTES));
+        // Who was seen at work once will be again, in other files of its own.
+        if remember(&mut self.looked_at, asked.pid) {
+            self.process(asked.pid);
         }
     }
 
-    fn load(&mut self, key: &FileKey, rows: Result<super::rows::Rows, &'static str>) {
-        if let Err(error) = self.tables.load(key, rows.as_ref().map_err(|reason| *reason)) {
+    /// Makes the tables of what a process has mapped, when nobody asks for others.
+    fn process(&mut self, pid: u32) {
+        let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+        let files = areas.into_iter().filter(Area::is_file).map(|area| (pid, area, self.ahead));
+        // What is there comes first; whoever has started so many may ask.
+        if self.backlog.len() < BACKLOG {
+            self.backlog.splice(0..0, small_last(files.collect()));
+        }
+    }
+
+    fn file(&mut self, pid: u32, area: &Area, max: u64) {
+        let Ok(file) = open::mapped_file(pid, area) else { return };
+        let Ok(key) = key(&file, area) else { return };
+        if self.tables.knows(&key) {
+            return;
+        }
+        let source = file::source(&file, max);
+        // It may still be asked for.
+        if max < file::MAX_BYTES && matches!(source, Err("unwind_too_large")) {
+            return;
+        }
+        self.load(&key, source);
+    }
+
+    fn load(&mut self, key: &FileKey, source: Result<Source, &'static str>) {
+        let loaded = match source {
+            Ok(source) => {
+                let digest = self.tables.digest(&source);
+                self.tables.load(key, digest, move || source.rows())
+            }
+            Err(reason) => self.tables.has_none(key, reason),
+        };
+        if let Err(error) = loaded {
             tracing::warn!("unwind tables: {error:#}");
         }
     }
@@ -274,14 +354,17 @@ impl<K: Kernel> Worker<K> {
             copy.write_all(&bytes).ok()?;
             Some(copy)
         };
-        let rows = image().ok_or("unwind_vdso").and_then(|file| file::rows(&file));
-        self.load(&FileKey::VDSO, rows);
+        let source = image().ok_or("unwind_vdso").and_then(|file| file::source(&file, file::MAX_BYTES));
+        self.load(&FileKey::VDSO, source);
     }
 }
 
-/// The executable mapping at an address of a process.
-fn mapped(pid: u32, address: u64) -> Option<Area> {
-    maps::read(pid).ok()?.find(address).filter(|area| area.is_file()).cloned()
+/// True when it is new; what is remembered is bounded.
+fn remember<T: Eq + Hash>(all: &mut HashSet<T>, one: T) -> bool {
+    if all.len() >= TABLES_MAX {
+        all.clear();
+    }
+    all.insert(one)
 }
 
 /// A file's name in the kernel, as far as user space can tell: the device is the mapping's, which is the inode's own.
@@ -306,16 +389,14 @@ mod tests {
     struct Gated {
         tables: Arc<Mutex<HashMap<FileKey, Table>>>,
         gate: Arc<Mutex<()>>,
-        slab: Vec<u32>,
     }
 
     impl Kernel for Gated {
         fn add_slab(&mut self) -> anyhow::Result<()> {
-            self.slab = vec![0; SLAB_WORDS];
             Ok(())
         }
-        fn slab(&mut self, _: usize) -> &mut [u32] {
-            &mut self.slab
+        fn write(&mut self, _: usize, _: usize, _: &[u32]) -> anyhow::Result<()> {
+            Ok(())
         }
         fn max_slabs(&self) -> usize {
             1
@@ -334,9 +415,6 @@ mod tests {
         fn table(&self, key: &FileKey) -> Option<Table> {
             self.tables.lock().unwrap().get(key).copied()
         }
-        fn tables(&self) -> Vec<(FileKey, Table)> {
-            self.tables.lock().unwrap().iter().map(|(key, table)| (*key, *table)).collect()
-        }
     }
 
     #[test]
@@ -353,7 +431,8 @@ mod tests {
         }
         drop(shut);
         let begin = Instant::now();
-        let left = || kernel.tables().iter().filter(|(_, table)| table.state == TABLE_ASKED).count();
+        let left =
+            || kernel.tables.lock().unwrap().values().filter(|table| table.state == TABLE_ASKED).count();
         while left() > 0 {
             assert!(begin.elapsed() < Duration::from_secs(60), "{} are asked for ever", left());
             std::thread::sleep(Duration::from_millis(10));

@@ -10,13 +10,46 @@ use object::{LittleEndian as LE, elf};
 
 use super::arch::HERE;
 use super::rows::{self, Rows, Section};
-use crate::symbolize::elf::{Layout, header, layout, read_at, sections};
+use crate::symbolize::elf::{Layout, Segment, header, layout, read_at, sections};
 
 /// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
-const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads what `file` says about unwinding, or gives the reason, a counter's name, why it says nothing.
-pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
+/// What a file says about unwinding, as it stands there. Two files with the same hash have the same rows, whatever
+/// else is in them: a build id would say so, too, but it is the container's to choose.
+#[derive(Debug, Hash)]
+pub(super) struct Source {
+    eh_frame: Option<Section>,
+    debug_frame: Option<Section>,
+    segments: Vec<Segment>,
+    text: u64,
+    entry: u64,
+}
+
+impl Source {
+    /// Reads it, or gives the reason, a counter's name, why it says nothing.
+    pub fn rows(&self) -> Result<Rows, &'static str> {
+        let to_offset = |address: u64| {
+            let mut segments = self.segments.iter();
+            let segment = segments.find(|segment| {
+                address.checked_sub(segment.address).is_some_and(|into| into < segment.size)
+            })?;
+            segment.offset.checked_add(address - segment.address)
+        };
+        let (eh_frame, debug_frame) = (self.eh_frame.as_ref(), self.debug_frame.as_ref());
+        let rows = rows::read(eh_frame, debug_frame, self.text, self.entry, to_offset);
+        if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
+    }
+}
+
+/// A whole file's rows.
+#[cfg(test)]
+pub(super) fn rows(file: &File) -> Result<Rows, &'static str> {
+    source(file, MAX_BYTES)?.rows()
+}
+
+/// Finds what `file` says about unwinding, if that has at most `max` bytes, or gives the reason, a counter's name.
+pub(super) fn source(file: &File, max: u64) -> Result<Source, &'static str> {
     let head = header(file).ok_or("unwind_not_elf")?;
     if head.e_machine.get(LE) != HERE.elf {
         return Err("unwind_other_machine");
@@ -30,30 +63,22 @@ pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
     };
     let text = find(b".text").map_or(0, |section| section.address);
     let eh_frame = match find(b".eh_frame") {
-        Some(section) => Some(load(file, section)?),
+        Some(section) => Some(load(file, section, max)?),
         // A file without a section table still tells the program's own unwinder.
         None => by_program_header(file, &layout),
     };
-    let debug_frame = find(b".debug_frame").map(|section| load(file, section)).transpose()?;
+    let debug_frame = find(b".debug_frame").map(|section| load(file, section, max)).transpose()?;
     if eh_frame.is_none() && debug_frame.is_none() {
         return Err("unwind_no_information");
     }
-    let to_offset = |address: u64| {
-        let segment = layout
-            .segments
-            .iter()
-            .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))?;
-        segment.offset.checked_add(address - segment.address)
-    };
-    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), text, head.e_entry.get(LE), to_offset);
-    if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
+    Ok(Source { eh_frame, debug_frame, segments: layout.segments, text, entry: head.e_entry.get(LE) })
 }
 
-fn load(file: &File, section: &crate::symbolize::elf::Section) -> Result<Section, &'static str> {
-    let size = usize::try_from(section.size.min(MAX_BYTES + 1)).unwrap_or(usize::MAX);
-    if section.size > MAX_BYTES {
+fn load(file: &File, section: &crate::symbolize::elf::Section, max: u64) -> Result<Section, &'static str> {
+    if section.size > max {
         return Err("unwind_too_large");
     }
+    let size = usize::try_from(section.size).map_err(|_| "unwind_too_large")?;
     let bytes = read_at(file, section.offset, size).map_err(|_| "unwind_unreadable")?;
     let bytes = if section.flags & elf::SHF_COMPRESSED.0 == 0 { bytes } else { unpack(&bytes)? };
     Ok(Section { bytes, address: section.address })

@@ -13,6 +13,7 @@ mod arch;
 mod arena;
 mod builder;
 mod file;
+mod numbers;
 #[cfg(test)]
 mod oracle;
 mod rows;

@@ -4,10 +4,11 @@
 //! is damaged is counted and costs its own rows only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gimli::{
-    BaseAddresses, CieOrFde, EndianSlice, FrameDescriptionEntry, LittleEndian, UnwindContext, UnwindSection,
+    BaseAddresses, CieOrFde, CommonInformationEntry, EndianSlice, FrameDescriptionEntry, LittleEndian,
+    UnwindContext, UnwindSection,
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
 
@@ -21,6 +22,10 @@ const MAX_ROWS: usize = 4 << 20;
 const MAX_RULES: usize = 2048;
 /// A common entry's instructions run again for every function: a file can be made to take for ever.
 const MAX_TIME: Duration = Duration::from_secs(10);
+/// Instructions of one function, with the common ones; a real one has some 100 bytes.
+const MAX_INSTRUCTIONS: usize = 1 << 20;
+/// Bytes of instructions between looks at the clock: some milliseconds at the worst.
+const LOOK: u64 = 64 << 10;
 
 /// From `offset` on, until the next row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +37,7 @@ pub(super) struct Row {
 }
 
 /// What a file says about unwinding.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rows {
     /// Ascending; neighbours differ. Empty: it says nothing.
     pub(super) rows: Vec<Row>,
@@ -68,35 +73,60 @@ impl Rows {
 }
 
 /// A section's bytes and address.
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct Section {
     pub bytes: Vec<u8>,
     pub address: u64,
 }
 
-/// One function's rows, as they came.
+/// Where a function is, and where it is described.
+#[derive(Clone, Copy, Debug)]
 struct Function {
     start: u32,
     end: u32,
-    /// Into `Collector::rows`.
-    rows: std::ops::Range<usize>,
+    /// Of its entry, in its section.
+    entry: u32,
+    is_debug: bool,
 }
 
-struct Collector<'a, F> {
-    to_offset: &'a F,
-    text: u64,
-    until: Instant,
-    rows: Vec<Row>,
-    functions: Vec<Function>,
-    rules: Vec<Rule>,
-    ids: HashMap<Rule, u16>,
-    problems: BTreeMap<&'static str, u64>,
+/// What reading may still cost.
+struct Budget {
+    /// Bytes of instructions until the next look at the clock.
+    until_look: u64,
+    until: Duration,
+}
+
+impl Budget {
+    fn new() -> Budget {
+        Budget { until_look: LOOK, until: thread_time() + MAX_TIME }
+    }
+
+    /// False: it is used up.
+    fn spend(&mut self, bytes: u64) -> bool {
+        match self.until_look.checked_sub(bytes) {
+            Some(left) => self.until_look = left,
+            // A look is a system call.
+            None => {
+                self.until_look = LOOK;
+                return thread_time() < self.until;
+            }
+        }
+        true
+    }
+}
+
+/// CPU time of this thread: a busy machine is no reason to give a file up.
+fn thread_time() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    now.map_or(Duration::ZERO, Duration::from)
 }
 
 /// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
 const MAX_ENTRY: u32 = 256;
 
-/// Reads both sections; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset of a virtual address that is loaded.
+/// Reads both sections; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset
+/// of a virtual address that is loaded. First where functions are, then each one's rows in the order of addresses: only
+/// the result is ever whole in memory.
 pub(super) fn read(
     eh_frame: Option<&Section>,
     debug_frame: Option<&Section>,
@@ -104,45 +134,91 @@ pub(super) fn read(
     entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
 ) -> Rows {
-    let rules = [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].map(Rule::of_kind).to_vec();
-    let ids = rules.iter().zip(0..).map(|(&rule, id)| (rule, id)).collect();
-    let mut collector = Collector {
-        to_offset: &to_offset,
-        text,
-        until: Instant::now() + MAX_TIME,
-        rows: Vec::new(),
-        functions: Vec::new(),
-        rules,
-        ids,
-        problems: BTreeMap::new(),
-    };
-    if let Some(section) = eh_frame {
+    let bases = |section: &Section| BaseAddresses::default().set_eh_frame(section.address).set_text(text);
+    let eh_frame = eh_frame.map(|section| {
         let mut parsed = gimli::EhFrame::new(&section.bytes, LittleEndian);
         parsed.set_address_size(8);
-        collector.section(&parsed, section.address);
-    }
-    let by_eh_frame = collector.functions.len();
-    if let Some(section) = debug_frame {
+        (parsed, bases(section))
+    });
+    let debug_frame = debug_frame.map(|section| {
         let mut parsed = gimli::DebugFrame::new(&section.bytes, LittleEndian);
         parsed.set_address_size(8);
-        collector.section(&parsed, section.address);
+        (parsed, bases(section))
+    });
+    let mut collector = Collector::new(&to_offset);
+    let mut functions = Vec::new();
+    if let Some((section, bases)) = &eh_frame {
+        collector.index(section, bases, false, &mut functions);
+    }
+    // Where both sections describe a function, `.eh_frame` is what the program itself relies on.
+    if let Some((section, bases)) = &debug_frame {
+        let mut debug = Vec::new();
+        collector.index(section, bases, true, &mut debug);
+        functions.sort_by_key(|function| function.start);
+        debug.retain(|function| {
+            let after = functions.partition_point(|other| other.start < function.end);
+            after.checked_sub(1).is_none_or(|before| functions[before].end <= function.start)
+        });
+        functions.append(&mut debug);
+    }
+    functions.sort_by_key(|function| function.start);
+
+    let mut context = UnwindContext::new();
+    let (mut eh_common, mut debug_common) = (None, None);
+    for (index, function) in functions.iter().enumerate() {
+        let next = functions.get(index + 1).map_or(u32::MAX, |next| next.start);
+        let goes_on = match (function.is_debug, &eh_frame, &debug_frame) {
+            (false, Some((section, bases)), _) => {
+                collector.function(*function, next, section, bases, &mut context, &mut eh_common)
+            }
+            (true, _, Some((section, bases))) => {
+                collector.function(*function, next, section, bases, &mut context, &mut debug_common)
+            }
+            _ => true,
+        };
+        if !goes_on {
+            break;
+        }
     }
     let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
-    let mut rows = collector.finish(by_eh_frame);
+    let mut rows = collector.finish();
     rows.begin_at(entry);
     rows
 }
 
-impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
+struct Collector<'a, F> {
+    to_offset: &'a F,
+    budget: Budget,
+    rows: Vec<Row>,
+    rules: Vec<Rule>,
+    ids: HashMap<Rule, u16>,
+    problems: BTreeMap<&'static str, u64>,
+}
+
+type Common<'a, O> = Option<(O, CommonInformationEntry<Bytes<'a>>)>;
+
+impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
+    fn new(to_offset: &'a F) -> Self {
+        let rules = [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].map(Rule::of_kind).to_vec();
+        let ids = rules.iter().zip(0..).map(|(&rule, id)| (rule, id)).collect();
+        let (rows, problems) = (Vec::new(), BTreeMap::new());
+        Collector { to_offset, budget: Budget::new(), rows, rules, ids, problems }
+    }
+
     fn problem(&mut self, reason: &'static str) {
         *self.problems.entry(reason).or_default() += 1;
     }
 
-    fn section<'a, S: UnwindSection<Bytes<'a>>>(&mut self, section: &S, address: u64) {
-        let bases = BaseAddresses::default().set_eh_frame(address).set_text(self.text);
-        let mut context = UnwindContext::new();
+    /// Where a section's functions are.
+    fn index<'s, S: UnwindSection<Bytes<'s>>>(
+        &mut self,
+        section: &S,
+        bases: &BaseAddresses,
+        is_debug: bool,
+        functions: &mut Vec<Function>,
+    ) {
         let mut common = None;
-        let mut entries = section.entries(&bases);
+        let mut entries = section.entries(bases);
         loop {
             let partial = match entries.next() {
                 Ok(Some(CieOrFde::Fde(partial))) => partial,
@@ -150,77 +226,114 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
                 Ok(None) => return,
                 Err(_) => return self.problem("unwind_entry_damaged"),
             };
-            if Instant::now() > self.until {
-                return self.problem("unwind_too_slow");
-            }
-            // Neighbours share their common entry, mostly.
-            let parsed = partial.parse(|section, bases, offset| match &common {
-                Some((known, entry)) if *known == offset => Ok(Clone::clone(entry)),
-                _ => {
-                    let entry = section.cie_from_offset(bases, offset)?;
-                    common = Some((offset, entry.clone()));
-                    Ok(entry)
-                }
-            });
-            match parsed {
-                Ok(function) => self.function(&function, section, &bases, &mut context),
-                Err(_) => self.problem("unwind_entry_damaged"),
-            }
-            if self.rows.len() >= MAX_ROWS {
+            if functions.len() >= MAX_ROWS / 4 {
                 return self.problem("unwind_too_many_rows");
+            }
+            match partial.parse(|section, bases, at| remembered(&mut common, section, bases, at)) {
+                Ok(entry) => functions.extend(self.place(&entry, is_debug)),
+                Err(_) => self.problem("unwind_entry_damaged"),
             }
         }
     }
 
-    fn function<'a, S: UnwindSection<Bytes<'a>>>(
+    fn place(&mut self, entry: &FrameDescriptionEntry<Bytes<'_>>, is_debug: bool) -> Option<Function> {
+        // The linker leaves entries of functions that it dropped: at address 0, or empty.
+        if entry.len() == 0 {
+            return None;
+        }
+        let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
+        let found = offset(entry.initial_address()).and_then(|start| {
+            let end = start.checked_add(u32::try_from(entry.len()).ok()?)?;
+            Some(Function { start, end, entry: u32::try_from(entry.offset()).ok()?, is_debug })
+        });
+        if found.is_none() {
+            self.problem("unwind_not_loaded");
+        }
+        found
+    }
+
+    /// Adds a function's rows, up to where the next one begins; false: there is no more room or time.
+    fn function<'s, S: UnwindSection<Bytes<'s>>>(
         &mut self,
-        function: &FrameDescriptionEntry<Bytes<'a>>,
+        function: Function,
+        next: u32,
         section: &S,
         bases: &BaseAddresses,
         context: &mut UnwindContext<usize>,
-    ) {
-        // The linker leaves entries of functions that it dropped: at address 0, or empty.
-        if function.len() == 0 {
-            return;
+        common: &mut Common<'s, S::Offset>,
+    ) -> bool {
+        if self.rows.len() >= MAX_ROWS {
+            self.problem("unwind_too_many_rows");
+            return false;
         }
-        let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
-        let Some(start) = offset(function.initial_address()) else {
-            return self.problem("unwind_not_loaded");
+        let parsed =
+            section.fde_from_offset(bases, S::Offset::from(function.entry as usize), |section, bases, at| {
+                remembered(common, section, bases, at)
+            });
+        let Ok(entry) = parsed else {
+            self.problem("unwind_entry_damaged");
+            return true;
         };
-        let Some(end) = u32::try_from(function.len()).ok().and_then(|len| start.checked_add(len)) else {
-            return self.problem("unwind_not_loaded");
-        };
-        let is_signal = function.is_signal_trampoline();
-        let first = self.rows.len();
-        match function.rows(section, bases, context) {
-            Err(_) => {
-                self.problem("unwind_entry_damaged");
-                self.rows.push(Row { offset: start, rule: RULE_UNSUPPORTED });
+        let bytes = entry.entry_len().saturating_add(entry.cie().entry_len());
+        if bytes > MAX_INSTRUCTIONS {
+            self.problem("unwind_entry_damaged");
+            self.push(function.start, RULE_UNSUPPORTED);
+        } else if !self.budget.spend(bytes as u64) {
+            self.problem("unwind_too_slow");
+            return false;
+        } else if self.instructions(function, next, &entry, section, bases, context).is_none() {
+            self.problem("unwind_entry_damaged");
+            self.forget(function.start);
+            self.push(function.start, RULE_UNSUPPORTED);
+        }
+        if function.end < next {
+            self.push(function.end, RULE_NONE);
+        }
+        true
+    }
+
+    /// None: they are damaged. What they said so far may hold until there, but there is not known.
+    fn instructions<'s, S: UnwindSection<Bytes<'s>>>(
+        &mut self,
+        function: Function,
+        next: u32,
+        entry: &FrameDescriptionEntry<Bytes<'s>>,
+        section: &S,
+        bases: &BaseAddresses,
+        context: &mut UnwindContext<usize>,
+    ) -> Option<()> {
+        let is_signal = entry.is_signal_trampoline();
+        let mut table = entry.rows(section, bases, context).ok()?;
+        while let Some(row) = table.next_row().ok()? {
+            let into = row.start_address().wrapping_sub(entry.initial_address());
+            let Ok(into) = u32::try_from(into) else { break };
+            // Two that overlap: the later one begins where it says.
+            if into >= function.end - function.start || function.start + into >= next {
+                break;
             }
-            Ok(mut table) => loop {
-                let at = self.rows.len();
-                match table.next_row() {
-                    Ok(None) => break,
-                    Ok(Some(row)) => {
-                        let into = row.start_address().wrapping_sub(function.initial_address());
-                        let Ok(into) = u32::try_from(into) else { break };
-                        if into >= end - start || at >= MAX_ROWS {
-                            break;
-                        }
-                        let rule = self.id(rule(row, section, is_signal));
-                        self.rows.push(Row { offset: start + into, rule });
-                    }
-                    Err(_) => {
-                        // What it said so far may hold until here, but here is not known.
-                        self.problem("unwind_entry_damaged");
-                        self.rows.truncate(first);
-                        self.rows.push(Row { offset: start, rule: RULE_UNSUPPORTED });
-                        break;
-                    }
-                }
-            },
+            if self.rows.len() >= MAX_ROWS {
+                break;
+            }
+            let rule = self.id(rule(row, section, is_signal));
+            self.push(function.start + into, rule);
         }
-        self.functions.push(Function { start, end, rows: first..self.rows.len() });
+        Some(())
+    }
+
+    /// No row that only repeats the one before.
+    fn push(&mut self, offset: u32, rule: u16) {
+        match self.rows.last_mut() {
+            Some(last) if last.offset == offset => last.rule = rule,
+            Some(last) if last.rule == rule => {}
+            _ => self.rows.push(Row { offset, rule }),
+        }
+    }
+
+    /// Takes back all rows from an offset on.
+    fn forget(&mut self, offset: u32) {
+        while self.rows.last().is_some_and(|last| last.offset >= offset) {
+            self.rows.pop();
+        }
     }
 
     fn id(&mut self, rule: Rule) -> u16 {
@@ -237,38 +350,26 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
         id
     }
 
-    /// Functions in order, gaps said, and no row that only repeats the one before.
-    fn finish(mut self, by_eh_frame: usize) -> Rows {
-        // Where both sections describe a function, `.eh_frame` is what the program itself relies on.
-        let debug = self.functions.split_off(by_eh_frame);
-        self.functions.sort_by_key(|function| function.start);
-        let eh = &self.functions;
-        let is_new = |function: &Function| {
-            let after = eh.partition_point(|other| other.start < function.end);
-            after.checked_sub(1).is_none_or(|before| eh[before].end <= function.start)
-        };
-        let debug: Vec<Function> = debug.into_iter().filter(is_new).collect();
-        self.functions.extend(debug);
-        self.functions.sort_by_key(|function| function.start);
-
-        let mut out: Vec<Row> = Vec::with_capacity(self.rows.len() + self.functions.len());
-        let mut push = |row: Row| match out.last_mut() {
-            Some(last) if last.offset == row.offset => last.rule = row.rule,
-            Some(last) if last.rule == row.rule => {}
-            _ => out.push(row),
-        };
-        for (index, function) in self.functions.iter().enumerate() {
-            let next = self.functions.get(index + 1).map_or(u32::MAX, |next| next.start);
-            // Two that overlap: the later one begins where it says.
-            for row in self.rows[function.rows.clone()].iter().take_while(|row| row.offset < next) {
-                push(*row);
-            }
-            if function.end < next {
-                push(Row { offset: function.end, rule: RULE_NONE });
-            }
-        }
-        out.shrink_to_fit();
+    fn finish(mut self) -> Rows {
+        self.rows.shrink_to_fit();
         debug_assert_eq!(self.rules[usize::from(RULE_STOP)].kind, KIND_STOP);
-        Rows { rows: out, rules: self.rules, problems: self.problems }
+        Rows { rows: self.rows, rules: self.rules, problems: self.problems }
     }
+}
+
+/// Neighbours share their common entry, mostly.
+fn remembered<'s, S: UnwindSection<Bytes<'s>>>(
+    known: &mut Common<'s, S::Offset>,
+    section: &S,
+    bases: &BaseAddresses,
+    at: S::Offset,
+) -> gimli::Result<CommonInformationEntry<Bytes<'s>>> {
+    if let Some((known, entry)) = known
+        && *known == at
+    {
+        return Ok(entry.clone());
+    }
+    let entry = section.cie_from_offset(bases, at)?;
+    *known = Some((at, entry.clone()));
+    Ok(entry)
 }

@@ -3,49 +3,63 @@
 //! Must not know: aya, processes, where rows come from.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use podopsy_wire::{
-    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, PAGE_BITS,
-    RULE_NONE, RULE_UNSUPPORTED, RULES_MAX, Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
+    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, RULE_NONE, Rule, SLAB_WORDS, TABLE_NONE,
+    TABLE_READY, TABLES_MAX, Table,
 };
 
 use super::arena::{Arena, Extent};
+use super::numbers::Rules;
 use super::rows::Rows;
 use crate::model::profile::UnwindCost;
 
 /// The kernel side's maps.
 pub trait Kernel: Send + 'static {
     fn add_slab(&mut self) -> anyhow::Result<()>;
-    fn slab(&mut self, index: usize) -> &mut [u32];
+    /// Writes `words` to a slab, from its word `first` on; they fit.
+    fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()>;
     fn max_slabs(&self) -> usize;
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()>;
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()>;
     fn remove_table(&mut self, key: &FileKey);
     fn table(&self, key: &FileKey) -> Option<Table>;
-    fn tables(&self) -> Vec<(FileKey, Table)>;
 }
 
 /// How long a program that still reads what was taken away could take: microseconds, in truth.
 const GRACE: Duration = Duration::from_millis(5);
+/// In the units of [`Table::used`]: what a stack went through as lately as that is not evicted, or tables that do not
+/// all fit would be made and thrown away without end.
+const IN_USE: u32 = 4;
+/// In the same units: a file that there was no room for is not looked at for so long.
+const REFUSED: u32 = 60;
+/// A round of eviction frees this part of all room at least: each costs a look at all tables, and a wait.
+const ROUND: usize = 16;
 
-/// Names the content of a table: its hash by a key that nobody can guess, and its sizes.
-type Digest = (u64, usize, usize);
+/// Names what a file says about unwinding: its hash by a key that nobody can guess.
+pub(super) type Digest = u64;
 
 #[derive(Debug)]
 struct Loaded {
     extents: Vec<Extent>,
     table: Table,
     rows: usize,
+    /// Numbers of the rules that it uses.
+    rules: Vec<u16>,
     keys: Vec<FileKey>,
 }
 
 pub struct Tables<K> {
     kernel: K,
     arena: Arena,
-    rules: HashMap<Rule, u16>,
+    rules: Rules,
     loaded: HashMap<Digest, Loaded>,
+    /// Files that the kernel side has an answer for; none: it has no table.
+    known: HashMap<FileKey, Option<Digest>>,
+    /// Files that there was no room for, and when.
+    refused: Vec<(u32, FileKey)>,
     hasher: RandomState,
     max_slabs: usize,
     losses: BTreeMap<&'static str, u64>,
@@ -54,17 +68,15 @@ pub struct Tables<K> {
 impl<K: Kernel> Tables<K> {
     /// At most `max_bytes` of the kernel's memory for rows and directories.
     pub fn new(mut kernel: K, max_bytes: usize) -> anyhow::Result<Self> {
-        let mut rules = HashMap::new();
-        for (kind, number) in [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].into_iter().zip(0..) {
-            kernel.set_rule(number, &Rule::of_kind(kind))?;
-            rules.insert(Rule::of_kind(kind), number);
-        }
+        let rules = Rules::new(&mut kernel)?;
         let max_slabs = (max_bytes / (SLAB_WORDS * 4)).clamp(1, kernel.max_slabs());
         Ok(Self {
             kernel,
             arena: Arena::default(),
             rules,
             loaded: HashMap::new(),
+            known: HashMap::new(),
+            refused: Vec::new(),
             hasher: RandomState::new(),
             max_slabs,
             losses: BTreeMap::new(),
@@ -73,26 +85,59 @@ impl<K: Kernel> Tables<K> {
 
     /// True when the kernel side has an answer for this file.
     pub fn knows(&self, key: &FileKey) -> bool {
-        self.kernel.table(key).is_some_and(|table| table.state != podopsy_wire::TABLE_ASKED)
+        self.known.contains_key(key)
     }
 
-    /// Gives the file a table, or says for good that it has none.
-    pub(super) fn load(&mut self, key: &FileKey, rows: Result<&Rows, &'static str>) -> anyhow::Result<()> {
+    pub(super) fn digest(&self, of: &impl Hash) -> Digest {
+        self.hasher.hash_one(of)
+    }
+
+    /// Gives the file a table, or says that it has none. `rows` are read only if no other file says the same.
+    pub(super) fn load(
+        &mut self,
+        key: &FileKey,
+        digest: Digest,
+        rows: impl FnOnce() -> Result<Rows, &'static str>,
+    ) -> anyhow::Result<()> {
         self.keep_room_for_files();
-        let table = match rows {
+        if let Some(loaded) = self.loaded.get_mut(&digest) {
+            if !loaded.keys.contains(key) {
+                loaded.keys.push(*key);
+            }
+            let table = Table { used: now(), ..loaded.table };
+            return self.answer(key, Some(digest), &table);
+        }
+        match rows() {
             Ok(rows) => {
                 for (reason, count) in &rows.problems {
                     *self.losses.entry(reason).or_default() += count;
                 }
-                self.table(key, rows)?
+                match self.table(key, digest, &rows)? {
+                    Some(table) => self.answer(key, Some(digest), &table),
+                    None => self.refuse(key),
+                }
             }
-            Err(reason) => {
-                self.lose(reason);
-                None
-            }
-        };
-        let none = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: now() };
-        self.kernel.set_table(key, &table.unwrap_or(none))
+            Err(reason) => self.has_none(key, reason),
+        }
+    }
+
+    /// Says for good that the file has no table.
+    pub(super) fn has_none(&mut self, key: &FileKey, reason: &'static str) -> anyhow::Result<()> {
+        self.lose(reason);
+        self.keep_room_for_files();
+        self.answer(key, None, &NONE)
+    }
+
+    fn answer(&mut self, key: &FileKey, digest: Option<Digest>, table: &Table) -> anyhow::Result<()> {
+        self.known.insert(*key, digest);
+        self.kernel.set_table(key, &Table { used: now(), ..*table })
+    }
+
+    /// Says that it has none until there may be room again.
+    fn refuse(&mut self, key: &FileKey) -> anyhow::Result<()> {
+        self.lose("unwind_no_room");
+        self.refused.push((now(), *key));
+        self.answer(key, None, &NONE)
     }
 
     /// Takes back that the file was asked for, so that it can be asked for again.
@@ -103,6 +148,7 @@ impl<K: Kernel> Tables<K> {
 
     /// The same of one that nobody looked at.
     pub(super) fn take_back(&mut self, key: &FileKey) {
+        self.known.remove(key);
         self.kernel.remove_table(key);
     }
 
@@ -126,103 +172,100 @@ impl<K: Kernel> Tables<K> {
         *self.losses.entry(reason).or_default() += 1;
     }
 
-    fn table(&mut self, key: &FileKey, rows: &Rows) -> anyhow::Result<Option<Table>> {
-        let digest = (self.hasher.hash_one((&rows.rows, &rows.rules)), rows.rows.len(), rows.rules.len());
-        if let Some(loaded) = self.loaded.get_mut(&digest) {
-            if !loaded.keys.contains(key) {
-                loaded.keys.push(*key);
-            }
-            return Ok(Some(Table { used: now(), ..loaded.table }));
+    /// None: it does not fit, whatever is evicted.
+    fn table(&mut self, key: &FileKey, digest: Digest, rows: &Rows) -> anyhow::Result<Option<Table>> {
+        let Some((first, last)) = rows.rows.first().zip(rows.rows.last()) else { return Ok(None) };
+        let (first_page, last_page) = (first.offset >> PAGE_BITS, last.offset >> PAGE_BITS);
+        let pages = (last_page - first_page + 1) as usize;
+        if pages * 2 > SLAB_WORDS {
+            return Ok(None);
         }
-        let numbers = self.rule_numbers(rows)?;
-        let (first_page, pages) = pages(rows, &numbers);
-        let mut extents = Vec::with_capacity(pages.len() + 1);
-        let mut directory = Vec::with_capacity(pages.len() * 2);
-        let mut count = 0;
-        for page in &pages {
+        let Some(numbers) = self.rule_numbers(rows)? else { return Ok(None) };
+        let mut made = Loaded { extents: Vec::new(), table: NONE, rows: 0, rules: numbers, keys: vec![*key] };
+        let mut directory = Vec::with_capacity(pages * 2);
+        let (mut page, mut next, mut holds) = (Vec::new(), 0, RULE_NONE);
+        for number in first_page..=last_page {
+            // Every page begins with what holds at its start.
+            page.clear();
+            page.push(u32::from(holds));
+            while let Some(row) = rows.rows.get(next).filter(|row| row.offset >> PAGE_BITS == number) {
+                let inside = row.offset & 0xffff;
+                if inside == 0 {
+                    page.clear();
+                }
+                holds = made.rules[usize::from(row.rule)];
+                page.push(inside << 16 | u32::from(holds));
+                next += 1;
+            }
             // One row that says "none" needs no room.
             let entry = if page.iter().all(|row| row & 0xffff == u32::from(RULE_NONE)) {
                 0
             } else {
-                let Some(extent) = self.take(page.len())? else { return self.give_up(extents) };
-                self.write(extent, page);
-                extents.push(extent);
-                count += page.len();
+                let Some(extent) = self.put(&page)? else { return Ok(self.give_up(made)) };
+                made.extents.push(extent);
+                made.rows += page.len();
                 (extent.slab as u64) << DIRECTORY_SLAB_SHIFT
                     | (extent.first as u64) << DIRECTORY_FIRST_SHIFT
                     | page.len() as u64
             };
             directory.extend([entry as u32, (entry >> 32) as u32]);
         }
-        let Some(place) = self.take(directory.len())? else { return self.give_up(extents) };
-        self.write(place, &directory);
-        extents.push(place);
-        let table = Table {
+        let Some(place) = self.put(&directory)? else { return Ok(self.give_up(made)) };
+        made.extents.push(place);
+        made.table = Table {
             state: TABLE_READY,
             slab: u32::try_from(place.slab)?,
             first: u32::try_from(place.first / 2)?,
             first_page,
-            pages: u32::try_from(pages.len())?,
+            pages: u32::try_from(pages)?,
             used: now(),
         };
-        self.loaded.insert(digest, Loaded { extents, table, rows: count, keys: vec![*key] });
+        let table = made.table;
+        self.loaded.insert(digest, made);
         Ok(Some(table))
     }
 
-    /// It does not fit, whatever is evicted.
-    fn give_up(&mut self, extents: Vec<Extent>) -> anyhow::Result<Option<Table>> {
-        extents.into_iter().for_each(|extent| self.arena.give_back(extent));
-        self.lose("unwind_no_room");
-        Ok(None)
+    fn give_up(&mut self, made: Loaded) -> Option<Table> {
+        made.extents.into_iter().for_each(|extent| self.arena.give_back(extent));
+        self.rules.give_back(&made.rules);
+        None
     }
 
-    /// The kernel's numbers of the file's rules, those that it does not know yet being added.
-    fn rule_numbers(&mut self, rows: &Rows) -> anyhow::Result<Vec<u16>> {
-        let mut numbers = Vec::with_capacity(rows.rules.len());
-        for rule in &rows.rules {
-            let number = match self.rules.get(rule) {
-                Some(&number) => number,
-                None if self.rules.len() < RULES_MAX => {
-                    let number = u16::try_from(self.rules.len())?;
-                    self.kernel.set_rule(number, rule)?;
-                    self.rules.insert(*rule, number);
-                    number
-                }
-                None => {
-                    self.lose("unwind_rules_full");
-                    RULE_UNSUPPORTED
-                }
-            };
-            numbers.push(number);
-        }
-        Ok(numbers)
-    }
-
-    /// Room for `len` words: free, new, or somebody else's who has not been seen for longest.
-    fn take(&mut self, len: usize) -> anyhow::Result<Option<Extent>> {
-        if len > SLAB_WORDS {
-            return Ok(None);
-        }
+    /// The kernel's numbers of the file's rules, those that it does not know yet being added; none: they do not fit.
+    fn rule_numbers(&mut self, rows: &Rows) -> anyhow::Result<Option<Vec<u16>>> {
         loop {
-            if let Some(extent) = self.arena.take(len) {
-                return Ok(Some(extent));
+            if let Some(numbers) = self.rules.take(&mut self.kernel, &rows.rules)? {
+                return Ok(Some(numbers));
             }
-            if self.arena.slabs() < self.max_slabs {
-                self.kernel.add_slab()?;
-                self.arena.grow();
-            } else if !self.evict() {
+            if !self.evict(0) {
+                self.lose("unwind_rules_full");
                 return Ok(None);
             }
         }
     }
 
-    fn write(&mut self, extent: Extent, words: &[u32]) {
-        let slab = self.kernel.slab(extent.slab);
-        slab[extent.first..extent.first + words.len()].copy_from_slice(words);
+    /// Room with these words in it: free, new, or somebody else's who has not been seen for longest.
+    fn put(&mut self, words: &[u32]) -> anyhow::Result<Option<Extent>> {
+        if words.len() > SLAB_WORDS {
+            return Ok(None);
+        }
+        loop {
+            if let Some(extent) = self.arena.take(words.len()) {
+                self.kernel.write(extent.slab, extent.first, words)?;
+                return Ok(Some(extent));
+            }
+            if self.arena.slabs() < self.max_slabs {
+                self.kernel.add_slab()?;
+                self.arena.grow();
+            } else if !self.evict(words.len()) {
+                return Ok(None);
+            }
+        }
     }
 
-    /// Drops the table that no stack went through for longest; false: there is none to drop.
-    fn evict(&mut self) -> bool {
+    /// Drops the tables that no stack went through for longest; false: there is none to drop.
+    fn evict(&mut self, words: usize) -> bool {
+        let now = now();
         let last_used = |loaded: &Loaded| {
             loaded
                 .keys
@@ -232,64 +275,70 @@ impl<K: Kernel> Tables<K> {
                 .max()
                 .unwrap_or(0)
         };
-        let oldest =
-            self.loaded.iter().min_by_key(|(_, loaded)| last_used(loaded)).map(|(digest, _)| *digest);
-        let Some(loaded) = oldest.and_then(|digest| self.loaded.remove(&digest)) else { return false };
-        loaded.keys.iter().for_each(|key| self.kernel.remove_table(key));
+        let mut all: Vec<_> =
+            self.loaded.iter().map(|(digest, loaded)| (last_used(loaded), *digest)).collect();
+        all.retain(|(used, _)| now.saturating_sub(*used) >= IN_USE);
+        all.sort_unstable();
+        let wanted = words.max(self.max_slabs * SLAB_WORDS / ROUND);
+        let (mut gone, mut freed) = (Vec::new(), 0);
+        for (_, digest) in all {
+            if freed >= wanted {
+                break;
+            }
+            let Some(loaded) = self.loaded.remove(&digest) else { continue };
+            loaded.keys.iter().for_each(|key| self.take_back(key));
+            freed += loaded.extents.iter().map(|extent| extent.len).sum::<usize>();
+            gone.push(loaded);
+            self.lose("unwind_evicted");
+        }
+        if gone.is_empty() {
+            return false;
+        }
         std::thread::sleep(GRACE);
-        loaded.extents.into_iter().for_each(|extent| self.arena.give_back(extent));
-        self.lose("unwind_evicted");
+        for loaded in gone {
+            loaded.extents.into_iter().for_each(|extent| self.arena.give_back(extent));
+            self.rules.give_back(&loaded.rules);
+        }
+        // Whoever was refused may try again.
+        self.readmit(u32::MAX);
         true
+    }
+
+    /// Lets files be asked for again that were refused before `until`.
+    fn readmit(&mut self, until: u32) {
+        let (again, still) = std::mem::take(&mut self.refused).into_iter().partition(|(at, _)| *at <= until);
+        self.refused = still;
+        let again: Vec<(u32, FileKey)> = again;
+        again.iter().for_each(|(_, key)| self.take_back(key));
     }
 
     /// The map of files is bounded, too: a quarter of it is emptied when it is nearly full.
     fn keep_room_for_files(&mut self) {
-        let known = self.loaded.values().map(|loaded| loaded.keys.len()).sum::<usize>();
-        // Files without a table are not in `loaded`: count them only when it may matter.
-        if known + 64 < TABLES_MAX / 8 && self.losses.values().sum::<u64>() < TABLES_MAX as u64 / 2 {
+        self.readmit(now().saturating_sub(REFUSED));
+        if self.known.len() < TABLES_MAX / 8 * 7 {
             return;
         }
-        let mut all = self.kernel.tables();
-        if all.len() < TABLES_MAX / 8 * 7 {
-            return;
-        }
-        all.sort_by_key(|(_, table)| table.used);
-        for (key, _) in &all[..all.len() / 4] {
-            self.kernel.remove_table(key);
-            self.loaded.values_mut().for_each(|loaded| loaded.keys.retain(|other| other != key));
+        let used = |key: &FileKey| self.kernel.table(key).map_or(0, |table| table.used);
+        let mut all: Vec<(u32, FileKey)> = self.known.keys().map(|key| (used(key), *key)).collect();
+        all.sort_unstable_by_key(|(used, _)| *used);
+        for (_, key) in &all[..all.len() / 4] {
+            if let Some(loaded) =
+                self.known.get(key).copied().flatten().and_then(|digest| self.loaded.get_mut(&digest))
+            {
+                loaded.keys.retain(|other| other != key);
+            }
+            self.take_back(key);
             self.lose("unwind_files_forgotten");
         }
     }
 }
 
+const NONE: Table = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+
 /// As the kernel side writes [`Table::used`].
 fn now() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> 30) as u32)
-}
-
-/// The first page's number, and each page's rows; every page begins with what holds at its start.
-fn pages(rows: &Rows, numbers: &[u16]) -> (u32, Vec<Vec<u32>>) {
-    let Some((first, last)) = rows.rows.first().zip(rows.rows.last()) else { return (0, Vec::new()) };
-    let (first_page, last_page) = (first.offset >> PAGE_BITS, last.offset >> PAGE_BITS);
-    let mut pages: Vec<Vec<u32>> = vec![Vec::new(); (last_page - first_page + 1) as usize];
-    let mut holds = RULE_NONE;
-    let mut filled = 0;
-    for row in &rows.rows {
-        let page = ((row.offset >> PAGE_BITS) - first_page) as usize;
-        // Pages in between begin, and end, with what held before.
-        while filled <= page {
-            pages[filled].push(u32::from(holds));
-            filled += 1;
-        }
-        let (inside, number) = (row.offset & 0xffff, numbers[usize::from(row.rule)]);
-        if inside == 0 {
-            pages[page].clear();
-        }
-        pages[page].push(inside << 16 | u32::from(number));
-        holds = number;
-    }
-    (first_page, pages)
 }
 
 #[cfg(test)]

@@ -224,9 +224,10 @@ pub struct Profile {
     #[arg(long, value_name = "N", default_value_t = 16, requires = "growth", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub every: u64,
 
-    /// How to follow user stacks: by the frame pointers that programs were compiled with, or by unwind tables that are
-    /// made of their files first (of a pod or process, not of the whole node)
-    #[arg(long, value_name = "HOW", default_value = "frame-pointers", conflicts_with = "all")]
+    /// How to follow user stacks: by unwind tables, which are made of programs' files as they are met, or by the frame
+    /// pointers that programs were compiled with (most distributions' are not). A kernel that cannot unwind by tables
+    /// gets frame pointers, and podopsy says so
+    #[arg(long, value_name = "HOW", default_value = "tables")]
     pub stacks: Stacks,
 
     /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated

@@ -199,7 +199,7 @@ pub struct UnwindLayout {
     pub on: u32,
     /// 1: this kernel has the helper `bpf_task_pt_regs` (5.15).
     pub has_task_pt_regs: u32,
-    /// Where it has not: `task_struct.stack`, and THREAD_SIZE.
+    /// Where it has not: `task_struct.stack`, and THREAD_SIZE; 0: not known, and the kernel's own walk has to do.
     pub task_stack: u32,
     pub thread_size: u32,
     /// `mm_struct.mm_mt.ma_root` (6.1); where it is absent, `mm_struct.mm_rb.rb_node`.
@@ -224,6 +224,10 @@ pub struct UnwindLayout {
     pub super_device: u32,
     /// `linux_binprm.file`.
     pub exec_file: u32,
+    /// `file.f_mode`, `backing_file.user_path.dentry` (6.7), `dentry.d_inode`.
+    pub file_mode: u32,
+    pub backing_dentry: u32,
+    pub dentry_inode: u32,
 }
 
 /// How many words [`UnwindLayout`] has.
@@ -255,6 +259,9 @@ impl UnwindLayout {
         inode_super: crate::ABSENT,
         super_device: crate::ABSENT,
         exec_file: crate::ABSENT,
+        file_mode: crate::ABSENT,
+        backing_dentry: crate::ABSENT,
+        dentry_inode: crate::ABSENT,
     };
 
     /// The words that it is made of, in memory order.
@@ -283,6 +290,9 @@ impl UnwindLayout {
             self.inode_super,
             self.super_device,
             self.exec_file,
+            self.file_mode,
+            self.backing_dentry,
+            self.dentry_inode,
         ]
     }
 }

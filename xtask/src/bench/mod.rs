@@ -2,6 +2,9 @@
 
 mod agent;
 pub mod dns;
+mod load;
+mod measure;
+pub mod profile;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -11,11 +14,14 @@ use clap::Subcommand;
 pub enum Bench {
     /// What the DNS probe costs, and whether it counts to the last query, at the highest rate of dnsperf (as root)
     Dns(dns::Options),
+    /// What a CPU profile costs, beside its peers on the same load: CPU, memory, whole stacks (as root)
+    Profile(profile::Options),
 }
 
 /// The command.
 pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Dns(options) => dns::run(options),
+        Bench::Profile(options) => profile::run(options),
     }
 }
