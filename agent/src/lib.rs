@@ -39,6 +39,7 @@ pub mod node;
 pub mod oom;
 pub mod pods;
 pub mod profiler;
+pub mod python;
 pub mod recorder;
 pub mod ring;
 pub mod sigkill;

@@ -19,6 +19,7 @@ use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 use super::file;
 use super::tables::{Kernel, Tables};
 use crate::model::profile::UnwindCost;
+use crate::python::{self, Interpreters};
 use crate::symbolize::elf::read_at;
 use crate::symbolize::maps::{self, Area};
 use crate::symbolize::open;
@@ -56,6 +57,7 @@ struct Shared {
     dropped: Mutex<Vec<FileKey>>,
     drops: AtomicU64,
     losses: Mutex<BTreeMap<String, u64>>,
+    interpreters: Interpreters,
 }
 
 /// Whose tables to make before anyone asks.
@@ -106,6 +108,11 @@ impl Builder {
     /// Has the tables of all that a process has mapped made, before its first sample asks.
     pub fn look_at(&self, pid: u32) {
         self.request(TableRequest { key: FileKey::VDSO, address: 0, pid, unused: 0 });
+    }
+
+    /// The Python interpreters that were met, and those that will be.
+    pub fn interpreters(&self) -> Interpreters {
+        self.shared.interpreters.clone()
     }
 
     /// Why files or rows have no table, up to now.
@@ -221,16 +228,15 @@ impl<K: Kernel> Worker<K> {
 
     fn answer(&mut self, request: &TableRequest) {
         if request.address != 0 {
-            let rows = match mapped(request.pid, request.address) {
-                Some(area) => open::mapped_file(request.pid, &area).and_then(|file| file::rows(&file)),
-                None => Err("unwind_process_gone"),
-            };
             // A process that was gone too soon says nothing about its file: the next one may ask again.
-            if let Err("unwind_process_gone") = rows {
+            let Some(area) = mapped(request.pid, request.address) else {
                 self.tables.forget(&request.key, "unwind_process_gone");
                 return;
-            }
-            return self.load(&request.key, rows);
+            };
+            return match open::mapped_file(request.pid, &area) {
+                Ok(file) => self.load_file(&request.key, &file),
+                Err(reason) => self.load(&request.key, Err(reason), 0),
+            };
         }
         if self.looks.0.elapsed() > Duration::from_secs(1) {
             self.looks = (Instant::now(), 0);
@@ -253,12 +259,39 @@ impl<K: Kernel> Worker<K> {
         // On overlayfs the kernel side may see another number: then the first sample asks, and finds the same rows.
         let Ok(key) = key(&file, area) else { return };
         if !self.tables.knows(&key) {
-            self.load(&key, file::rows(&file));
+            self.load_file(&key, &file);
         }
     }
 
-    fn load(&mut self, key: &FileKey, rows: Result<super::rows::Rows, &'static str>) {
-        if let Err(error) = self.tables.load(key, rows.as_ref().map_err(|reason| *reason)) {
+    fn load_file(&mut self, key: &FileKey, file: &File) {
+        let python = match python::interpreter(file) {
+            Ok(None) => 0,
+            Ok(Some(interpreter)) => self.python(interpreter),
+            Err(reason) => {
+                self.tables.lose(reason);
+                0
+            }
+        };
+        self.load(key, file::rows(file), python);
+    }
+
+    /// The interpreter's number, which the kernel side knows it by; 0: there is no room for it.
+    fn python(&mut self, interpreter: python::Interpreter) -> u32 {
+        let Some(number) = self.shared.interpreters.number(&interpreter) else {
+            self.tables.lose("python_interpreters_full");
+            return 0;
+        };
+        match self.tables.set_python(number, &interpreter.layout) {
+            Ok(()) => number,
+            Err(error) => {
+                tracing::warn!("Python frames: {error:#}");
+                0
+            }
+        }
+    }
+
+    fn load(&mut self, key: &FileKey, rows: Result<super::rows::Rows, &'static str>, python: u32) {
+        if let Err(error) = self.tables.load(key, rows.as_ref().map_err(|reason| *reason), python) {
             tracing::warn!("unwind tables: {error:#}");
         }
     }
@@ -275,7 +308,7 @@ impl<K: Kernel> Worker<K> {
             Some(copy)
         };
         let rows = image().ok_or("unwind_vdso").and_then(|file| file::rows(&file));
-        self.load(&FileKey::VDSO, rows);
+        self.load(&FileKey::VDSO, rows, 0);
     }
 }
 
@@ -297,7 +330,7 @@ fn key(file: &File, area: &Area) -> std::io::Result<FileKey> {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_wire::{Rule, SLAB_WORDS, TABLE_ASKED, Table};
+    use podopsy_wire::{PythonLayout, Rule, SLAB_WORDS, TABLE_ASKED, Table};
 
     use super::*;
 
@@ -323,6 +356,9 @@ mod tests {
         fn set_rule(&mut self, _: u16, _: &Rule) -> anyhow::Result<()> {
             Ok(())
         }
+        fn set_python(&mut self, _: u32, _: &PythonLayout) -> anyhow::Result<()> {
+            Ok(())
+        }
         fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
             self.tables.lock().unwrap().insert(*key, *table);
             Ok(())
@@ -344,7 +380,8 @@ mod tests {
         let kernel = Gated::default();
         let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
         let shut = kernel.gate.lock().unwrap();
-        let asked = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+        let asked =
+            Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
         for inode in 1..=QUEUE as u64 + 50 {
             let key = FileKey { inode, ..FileKey::VDSO };
             kernel.tables.lock().unwrap().insert(key, asked);

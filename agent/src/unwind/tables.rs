@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use podopsy_wire::{
     DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, PAGE_BITS,
-    RULE_NONE, RULE_UNSUPPORTED, RULES_MAX, Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
+    PythonLayout, RULE_NONE, RULE_UNSUPPORTED, RULES_MAX, Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY,
+    TABLES_MAX, Table,
 };
 
 use super::arena::{Arena, Extent};
@@ -21,6 +22,7 @@ pub trait Kernel: Send + 'static {
     fn slab(&mut self, index: usize) -> &mut [u32];
     fn max_slabs(&self) -> usize;
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()>;
+    fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()>;
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()>;
     fn remove_table(&mut self, key: &FileKey);
     fn table(&self, key: &FileKey) -> Option<Table>;
@@ -76,8 +78,18 @@ impl<K: Kernel> Tables<K> {
         self.kernel.table(key).is_some_and(|table| table.state != podopsy_wire::TABLE_ASKED)
     }
 
-    /// Gives the file a table, or says for good that it has none.
-    pub(super) fn load(&mut self, key: &FileKey, rows: Result<&Rows, &'static str>) -> anyhow::Result<()> {
+    /// Tells the kernel side of an interpreter, by the number that its file's table will have.
+    pub(super) fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()> {
+        self.kernel.set_python(number, layout)
+    }
+
+    /// Gives the file a table, or says for good that it has none. `python`: the interpreter that it is, 0: none.
+    pub(super) fn load(
+        &mut self,
+        key: &FileKey,
+        rows: Result<&Rows, &'static str>,
+        python: u32,
+    ) -> anyhow::Result<()> {
         self.keep_room_for_files();
         let table = match rows {
             Ok(rows) => {
@@ -91,8 +103,9 @@ impl<K: Kernel> Tables<K> {
                 None
             }
         };
-        let none = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: now() };
-        self.kernel.set_table(key, &table.unwrap_or(none))
+        let none =
+            Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: now(), python: 0 };
+        self.kernel.set_table(key, &Table { python, ..table.unwrap_or(none) })
     }
 
     /// Takes back that the file was asked for, so that it can be asked for again.
@@ -122,7 +135,7 @@ impl<K: Kernel> Tables<K> {
         }
     }
 
-    fn lose(&mut self, reason: &'static str) {
+    pub(super) fn lose(&mut self, reason: &'static str) {
         *self.losses.entry(reason).or_default() += 1;
     }
 
@@ -164,6 +177,7 @@ impl<K: Kernel> Tables<K> {
             first_page,
             pages: u32::try_from(pages.len())?,
             used: now(),
+            python: 0,
         };
         self.loaded.insert(digest, Loaded { extents, table, rows: count, keys: vec![*key] });
         Ok(Some(table))

@@ -25,6 +25,9 @@ impl Kernel for Fake {
         self.rules.insert(number, *rule);
         Ok(())
     }
+    fn set_python(&mut self, _: u32, _: &PythonLayout) -> anyhow::Result<()> {
+        Ok(())
+    }
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
         self.tables.insert(*key, *table);
         Ok(())
@@ -80,7 +83,7 @@ fn every_offset_finds_the_rule_that_the_rows_say() {
     for (inode, rows) in [made_up(50_000, 13, 1), made_up(40, 70_001, 2), made_up(1, 1, 3)].iter().enumerate()
     {
         let key = key(inode as u64);
-        tables.load(&key, Ok(rows)).unwrap();
+        tables.load(&key, Ok(rows), 0).unwrap();
         let last = rows.rows.last().unwrap().offset;
         for offset in (0..last + 0x2_0000).step_by(7).chain([0x1233, 0x1234, 0xffff, 0x1_0000, last]) {
             // Behind the last page nothing is said, where rows go on for ever: files end with a row that says none.
@@ -95,9 +98,9 @@ fn every_offset_finds_the_rule_that_the_rows_say() {
 fn files_that_say_the_same_share_a_table() {
     let mut tables = Tables::new(Fake::default(), 64 << 20).unwrap();
     let rows = made_up(10_000, 13, 1);
-    tables.load(&key(1), Ok(&rows)).unwrap();
+    tables.load(&key(1), Ok(&rows), 0).unwrap();
     let one = tables.cost();
-    tables.load(&key(2), Ok(&rows)).unwrap();
+    tables.load(&key(2), Ok(&rows), 0).unwrap();
     let two = tables.cost();
     assert_eq!((two.used_bytes, two.tables, two.files), (one.used_bytes, 1, 2));
     assert!(one.used_bytes as f64 / (one.rows as f64) < 4.05, "{one:?}");
@@ -109,7 +112,7 @@ fn over_the_cap_the_least_used_goes_and_is_counted() {
     // Two slabs: room for three of these tables at most.
     let mut tables = Tables::new(Fake::default(), SLAB_WORDS * 4 * 2).unwrap();
     for inode in 0..4 {
-        tables.load(&key(inode), Ok(&made_up(40_000, 20, inode as i32))).unwrap();
+        tables.load(&key(inode), Ok(&made_up(40_000, 20, inode as i32)), 0).unwrap();
         // Ascending, and the first one is the last used.
         for (key, table) in &mut tables.kernel.tables {
             table.used = if key.inode == 0 { 100 } else { key.inode as u32 };
@@ -121,7 +124,7 @@ fn over_the_cap_the_least_used_goes_and_is_counted() {
     assert!(tables.kernel.find(&key(3), 0x2000).is_some());
     assert_eq!(tables.cost().kernel_bytes, SLAB_WORDS * 8);
     // What can never fit is said, and takes nothing from the others for longer than it was tried.
-    tables.load(&key(9), Ok(&made_up(400_000, 20, 9))).unwrap();
+    tables.load(&key(9), Ok(&made_up(400_000, 20, 9)), 0).unwrap();
     assert_eq!(tables.kernel.tables[&key(9)].state, TABLE_NONE);
     assert_eq!(tables.losses()["unwind_no_room"], 1);
     assert_eq!(tables.cost().used_bytes, 0);
@@ -131,7 +134,7 @@ fn over_the_cap_the_least_used_goes_and_is_counted() {
 fn a_file_without_information_is_known_to_have_none() {
     let mut tables = Tables::new(Fake::default(), 1 << 20).unwrap();
     assert!(!tables.knows(&key(1)));
-    tables.load(&key(1), Err("unwind_no_information")).unwrap();
+    tables.load(&key(1), Err("unwind_no_information"), 0).unwrap();
     assert!(tables.knows(&key(1)));
     assert_eq!(tables.losses()["unwind_no_information"], 1);
 }

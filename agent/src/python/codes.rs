@@ -1,0 +1,258 @@
+//! The Python frames of a sample → words that mean the same for as long as the profile is made.
+//!
+//! Must not know: symbols, ELF files, rings.
+//!
+//! An address of a code object is good for a name only now: the object may be freed, and another lie there. So it is
+//! looked at while the process is alive and near the sample, and again every second that it is seen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use podopsy_wire::{PYTHON_ENTRY, Task};
+
+use super::interpreter::{Interpreter, Interpreters};
+use super::lines;
+use super::read::{Fingerprint, Function, Memory};
+use crate::decode;
+use crate::model::profile::Frame;
+
+/// Processes whose memory is held open.
+const MAX_PROCESSES: usize = 256;
+/// Code objects known by address, all processes together.
+const MAX_SEEN: usize = 131_072;
+/// Functions, and bytes of their names and tables of lines.
+const MAX_FUNCTIONS: usize = 65_536;
+const MAX_BYTES: usize = 32 << 20;
+/// An address is believed for so long.
+const GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// A frame: the function's number in the upper half, the instruction's distance in the lower, [`ENTRY`] in its top bit.
+pub type Word = u64;
+
+/// This frame is the outermost of a call of the interpreter.
+const ENTRY: u64 = 1 << 31;
+
+/// [`Word`]'s function is none: a call of the interpreter that has no frame yet, or no more.
+const NOTHING: u32 = 0;
+
+/// Functions by number; numbers are not given twice.
+pub struct Codes {
+    interpreters: Interpreters,
+    processes: HashMap<Id, Process>,
+    seen: usize,
+    /// What is at a number: a function, or why there is none.
+    functions: Vec<Result<Arc<Function>, &'static str>>,
+    numbers: HashMap<Result<Arc<Function>, &'static str>, u32>,
+    bytes: usize,
+    losses: BTreeMap<&'static str, u64>,
+    words: Vec<Word>,
+}
+
+/// A process and the interpreter that is mapped in it: pid, start, interpreter, and where it is.
+type Id = (u32, u64, u32, u64);
+
+struct Process {
+    interpreter: Interpreter,
+    memory: Result<Memory, &'static str>,
+    codes: HashMap<u64, Seen>,
+}
+
+struct Seen {
+    number: u32,
+    fingerprint: Option<Fingerprint>,
+    checked: Instant,
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        Self::new(Interpreters::default())
+    }
+}
+
+impl Codes {
+    pub fn new(interpreters: Interpreters) -> Self {
+        Self {
+            interpreters,
+            processes: HashMap::new(),
+            seen: 0,
+            functions: vec![Err("python_no_frame")],
+            numbers: HashMap::new(),
+            bytes: 0,
+            losses: BTreeMap::new(),
+            words: Vec::new(),
+        }
+    }
+
+    /// The Python frames of a sample, innermost first. Reads the process's memory where it is new.
+    pub fn words(&mut self, task: &Task, python: &decode::Python) -> &[Word] {
+        self.words.clear();
+        if python.frames.is_empty() {
+            return &self.words;
+        }
+        let id = (task.pid, task.start_ns, python.number, python.to_offset);
+        if self.processes.len() >= MAX_PROCESSES && !self.processes.contains_key(&id) || self.seen >= MAX_SEEN
+        {
+            self.processes.clear();
+            self.seen = 0;
+        }
+        let Some(interpreter) = self.interpreters.get(python.number) else { return &self.words };
+        let new = || Process { interpreter, memory: Memory::open(task.pid), codes: HashMap::new() };
+        let mut process = self.processes.remove(&id).unwrap_or_else(new);
+        let code_type = process.interpreter.code_type.wrapping_sub(python.to_offset);
+        let layout = process.interpreter.code;
+        let now = Instant::now();
+        for &(address, place) in &python.frames {
+            let entry = if place & PYTHON_ENTRY != 0 { ENTRY } else { 0 };
+            if entry != 0 && layout.entry_is_shim {
+                match self.words.last_mut() {
+                    // The frame that the interpreter was called for.
+                    Some(last) if *last & ENTRY == 0 => *last |= ENTRY,
+                    _ => self.words.push(u64::from(NOTHING) << 32 | ENTRY),
+                }
+                continue;
+            }
+            let number = self.number(&mut process, address, code_type, now);
+            // Before its first instruction, a frame stands before its code.
+            let distance = (place as u32).wrapping_sub(layout.instructions);
+            let distance = if distance >> 30 == 0 { distance } else { 0 };
+            self.words.push(u64::from(number) << 32 | entry | u64::from(distance));
+        }
+        self.processes.insert(id, process);
+        &self.words
+    }
+
+    fn number(&mut self, process: &mut Process, address: u64, code_type: u64, now: Instant) -> u32 {
+        if let Some(seen) = process.codes.get(&address)
+            && now.duration_since(seen.checked) < GOOD_FOR
+        {
+            return seen.number;
+        }
+        let layout = &process.interpreter.code;
+        let memory = process.memory.as_ref().map_err(|reason| *reason);
+        let fingerprint = memory.and_then(|memory| memory.fingerprint(address, code_type, layout));
+        if let Some(seen) = process.codes.get_mut(&address) {
+            // Of a process that is gone, what was there last is the best that can be said.
+            if fingerprint
+                .as_ref()
+                .map_or_else(|reason| *reason == "python_process_gone", |new| seen.fingerprint == Some(*new))
+            {
+                seen.checked = now;
+                return seen.number;
+            }
+        } else {
+            self.seen += 1;
+        }
+        let function = match (&memory, &fingerprint) {
+            (Ok(memory), Ok(fingerprint)) => memory.function(fingerprint, layout),
+            (_, Err(reason)) | (Err(reason), _) => Err(*reason),
+        };
+        let number = self.add(function.map(Arc::new));
+        process.codes.insert(address, Seen { number, fingerprint: fingerprint.ok(), checked: now });
+        number
+    }
+
+    /// The function's number; equal functions of several processes are one.
+    fn add(&mut self, function: Result<Arc<Function>, &'static str>) -> u32 {
+        if let Err(reason) = &function {
+            self.lose(reason, 1);
+        }
+        if let Some(&number) = self.numbers.get(&function) {
+            return number;
+        }
+        let size =
+            |function: &Arc<Function>| function.name.len() + function.file.len() + function.lines.len();
+        let size = function.as_ref().map_or(0, size);
+        if function.is_ok() && (self.functions.len() >= MAX_FUNCTIONS || self.bytes + size > MAX_BYTES) {
+            return self.add(Err("python_functions_full"));
+        }
+        self.bytes += size;
+        let number = u32::try_from(self.functions.len()).unwrap_or(NOTHING);
+        self.functions.push(function.clone());
+        self.numbers.insert(function, number);
+        number
+    }
+
+    /// True for the outermost frame of a call of the interpreter.
+    pub(super) fn is_entry(word: Word) -> bool {
+        word & ENTRY != 0
+    }
+
+    /// The frame that a word stands for; none: for a call of the interpreter without one.
+    pub(super) fn frame(&self, word: Word) -> Option<Frame> {
+        let number = (word >> 32) as usize;
+        if number == NOTHING as usize {
+            return None;
+        }
+        let module = Some(Arc::from("[python]"));
+        Some(match self.functions.get(number)? {
+            Ok(function) => {
+                let distance = word as u32 & (ENTRY as u32 - 1);
+                let line =
+                    lines::line(&function.lines, function.first_line, distance, function.has_locations);
+                let source = Some((Arc::from(&*function.file), line.unwrap_or(function.first_line)));
+                let name = format!("{}.{}", module_of(&function.file), function.name);
+                Frame { function: Some(name), module, source, ..Frame::default() }
+            }
+            Err(reason) => {
+                let reason = reason.trim_start_matches("python_").replace('_', " ");
+                Frame { function: Some(format!("[python: {reason}]")), module, ..Frame::default() }
+            }
+        })
+    }
+
+    /// Counts a reason why samples lack Python's functions.
+    pub(crate) fn lose(&mut self, reason: &'static str, count: u64) {
+        *self.losses.entry(reason).or_default() += count;
+    }
+
+    /// Why Python's functions are not seen or have no name, by counter name.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        self.losses.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+    }
+}
+
+/// What a module is called, by its file: `json.decoder` for `/usr/lib/python3.11/json/decoder.py`, and the file's own
+/// name where no folder of packages tells more. Dots, not a slash: pprof takes `<module>` behind a slash for a template.
+fn module_of(file: &str) -> String {
+    // <string>, <frozen importlib._bootstrap>
+    if let Some(inside) = file.strip_prefix('<').and_then(|file| file.strip_suffix('>')) {
+        return inside.strip_prefix("frozen ").unwrap_or(inside).to_owned();
+    }
+    let parts: Vec<&str> = file.split('/').filter(|part| !part.is_empty()).collect();
+    let is_packages = |part: &&str| {
+        matches!(*part, "site-packages" | "dist-packages")
+            || part.strip_prefix("python3").is_some_and(|rest| rest.starts_with('.'))
+    };
+    let first = parts.iter().rposition(is_packages).map_or(parts.len().saturating_sub(1), |at| at + 1);
+    let mut module = parts.get(first..).unwrap_or_default().to_vec();
+    if let Some(last) = module.last_mut() {
+        *last = last.strip_suffix(".py").unwrap_or(last);
+    }
+    if module.len() > 1 && module.last() == Some(&"__init__") {
+        module.pop();
+    }
+    module.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_are_called_by_their_files() {
+        for (file, module) in [
+            ("/usr/lib/python3.11/json/decoder.py", "json.decoder"),
+            ("/usr/lib/python3.11/json/__init__.py", "json"),
+            ("/venv/lib/python3.12/site-packages/flask/app.py", "flask.app"),
+            ("/srv/app.py", "app"),
+            ("app.py", "app"),
+            ("<string>", "string"),
+            ("<frozen importlib._bootstrap>", "importlib._bootstrap"),
+            ("", ""),
+            ("/usr/lib/python3.11", ""),
+        ] {
+            assert_eq!(module_of(file), module, "{file}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Python's frames among the native ones: each call of the interpreter runs those up to its entry frame.
+//!
+//! Must not know: processes, memory. Both stacks are innermost first.
+
+use podopsy_wire::PythonEnd;
+
+use super::codes::{Codes, Word};
+use crate::model::profile::Frame;
+
+/// The function that runs Python's functions; its name may have an end that the compiler added (`.cold`).
+const INTERPRETER: &str = "_PyEval_EvalFrameDefault";
+
+/// A frame of a call of the interpreter.
+pub(crate) fn is_interpreter(frame: &Frame) -> bool {
+    frame
+        .function
+        .as_deref()
+        .and_then(|name| name.strip_prefix(INTERPRETER))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Hands out, for each native call of the interpreter from the innermost on, the Python frames that it runs.
+pub(crate) struct Merge(std::vec::IntoIter<Vec<Frame>>);
+
+impl Merge {
+    /// `natives`: how many calls of the interpreter are in the native stack. `whole`: that stack is complete.
+    /// Gives what is to be counted as lost, by counter name.
+    pub fn new(
+        codes: &Codes,
+        words: &[Word],
+        end: PythonEnd,
+        natives: usize,
+        whole: bool,
+    ) -> (Merge, Option<&'static str>) {
+        let none = Merge(Vec::new().into_iter());
+        if natives == 0 {
+            return (none, None);
+        }
+        let why = match end {
+            PythonEnd::Complete => None,
+            // The unwinder had no reason to call it: there is nothing that walks Python's frames here.
+            PythonEnd::None => return (none, None),
+            PythonEnd::NoThread => Some(("python_no_thread", "[python: the runtime knows no such thread]")),
+            PythonEnd::ManyThreads => Some(("python_many_threads", "[python: more than 256 threads]")),
+            PythonEnd::Unreadable => Some(("python_unreadable", "[python: frames not readable]")),
+            PythonEnd::Truncated => Some(("python_too_deep", "[python: deeper than 128 frames]")),
+        };
+        let mut calls: Vec<Vec<Frame>> = words
+            .split_inclusive(|word| Codes::is_entry(*word))
+            .map(|call| call.iter().filter_map(|&word| codes.frame(word)).collect())
+            .collect();
+        let mut lost = None;
+        if let Some((name, text)) = why {
+            lost = Some(name);
+            // The rest of the last call, or the next, is what is not there.
+            let says = Frame { function: Some(text.to_owned()), ..Frame::default() };
+            match (calls.last_mut(), words.last()) {
+                (Some(call), Some(last)) if !Codes::is_entry(*last) => call.push(says),
+                _ => calls.push(vec![says]),
+            }
+        } else if whole && calls.len() < natives {
+            // Both end at the outermost: an innermost call has just begun, or just ended, and has no frame.
+            let without = natives - calls.len();
+            calls.splice(0..0, std::iter::repeat_n(Vec::new(), without));
+            if without > 1 {
+                lost = Some("python_calls_unmatched");
+            }
+        } else if whole && calls.len() > natives {
+            // Calls whose native frame has another name, or none: theirs go to the innermost that is known.
+            let over = calls.len() - natives;
+            let rest = calls.split_off(over);
+            let mut inner: Vec<Frame> = calls.into_iter().flatten().collect();
+            calls = rest;
+            if let Some(first) = calls.first_mut() {
+                inner.append(first);
+                *first = inner;
+            }
+            lost = Some("python_calls_unmatched");
+        }
+        (Merge(calls.into_iter()), lost)
+    }
+
+    /// The Python frames of the next call, innermost first.
+    pub fn next(&mut self) -> Vec<Frame> {
+        self.0.next().unwrap_or_default()
+    }
+}

@@ -1,0 +1,150 @@
+//! A process's memory → what its code objects are called.
+//!
+//! Must not know: samples, stacks. All of it is the process's to choose: reads are bounded, and texts are escaped here.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::offsets::CodeLayout;
+use crate::model::text;
+
+/// Characters of a name that are kept; the rest is `…`. A qualified name can be honest and long.
+const MAX_NAME: usize = 512;
+/// A module with a hundred thousand lines of data has such a table.
+const MAX_LINES: usize = 256 << 10;
+/// The part of a code object that is read.
+const OBJECT: usize = 208;
+/// The head of a text or of a bytes object.
+const HEAD: usize = 80;
+
+/// `PyASCIIObject.state`: the same bits from 3.10 to 3.13.
+const STATE_KIND_SHIFT: u32 = 2;
+const STATE_COMPACT: u32 = 1 << 5;
+const STATE_ASCII: u32 = 1 << 6;
+
+/// A function as its code object has it. Escaped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Function {
+    pub name: String,
+    pub file: String,
+    pub first_line: u32,
+    /// `co_linetable`; empty: too large, or not readable.
+    pub lines: Vec<u8>,
+    pub has_locations: bool,
+}
+
+/// What tells a code object from another that came to lie at the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint {
+    file: u64,
+    name: u64,
+    lines: u64,
+    first_line: u32,
+}
+
+/// A process's memory, as it was when this was opened: not that of a program which it has started since.
+#[derive(Debug)]
+pub(super) struct Memory(File);
+
+impl Memory {
+    /// An error is a counter's name.
+    pub fn open(pid: u32) -> Result<Memory, &'static str> {
+        File::open(format!("/proc/{pid}/mem")).map(Memory).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => "python_memory_not_permitted",
+            _ => "python_process_gone",
+        })
+    }
+
+    /// As much as there is of `len` bytes.
+    fn read(&self, address: u64, len: usize) -> Result<Vec<u8>, &'static str> {
+        let mut bytes = vec![0; len];
+        match self.0.read_at(&mut bytes, address) {
+            // Memory whose process is gone.
+            Ok(0) => Err("python_process_gone"),
+            Ok(read) => {
+                bytes.truncate(read);
+                Ok(bytes)
+            }
+            Err(_) => Err("python_memory_unreadable"),
+        }
+    }
+
+    /// What names the code object at an address, which must be of the type at `code_type`.
+    pub fn fingerprint(
+        &self,
+        address: u64,
+        code_type: u64,
+        at: &CodeLayout,
+    ) -> Result<Fingerprint, &'static str> {
+        let object = self.read(address, OBJECT)?;
+        if word(&object, at.object_type)? != code_type {
+            return Err("python_not_code");
+        }
+        Ok(Fingerprint {
+            file: word(&object, at.file_name)?,
+            name: word(&object, at.name)?,
+            lines: word(&object, at.line_table)?,
+            first_line: half(&object, at.first_line)?,
+        })
+    }
+
+    /// Reads what a fingerprint leads to.
+    pub fn function(&self, code: &Fingerprint, at: &CodeLayout) -> Result<Function, &'static str> {
+        Ok(Function {
+            name: self.text(code.name, at)?,
+            file: self.text(code.file, at)?,
+            first_line: code.first_line,
+            lines: self.bytes(code.lines, at)?,
+            has_locations: at.has_locations,
+        })
+    }
+
+    fn text(&self, address: u64, at: &CodeLayout) -> Result<String, &'static str> {
+        let head = self.read(address, HEAD)?;
+        let state = half(&head, at.text_state)?;
+        if state & STATE_COMPACT == 0 {
+            return Err("python_not_text");
+        }
+        let length = usize::try_from(word(&head, at.text_length)?).unwrap_or(usize::MAX);
+        let kept = length.min(MAX_NAME);
+        let (data, size) = match (state & STATE_ASCII, state >> STATE_KIND_SHIFT & 7) {
+            (STATE_ASCII, 1) => (at.text_ascii, 1),
+            (0, size @ (1 | 2 | 4)) => (at.text_other, size as usize),
+            _ => return Err("python_not_text"),
+        };
+        if kept == 0 {
+            return Ok(String::new());
+        }
+        let raw = self.read(address.wrapping_add(data as u64), kept * size)?;
+        let characters = raw.chunks_exact(size).map(|bytes| {
+            let number = bytes.iter().rev().fold(0u32, |number, byte| number << 8 | u32::from(*byte));
+            // Half a surrogate is a character to Python.
+            char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER)
+        });
+        let mut escaped = text::escape(&characters.collect::<String>());
+        if kept < length {
+            escaped.push('…');
+        }
+        Ok(escaped)
+    }
+
+    fn bytes(&self, address: u64, at: &CodeLayout) -> Result<Vec<u8>, &'static str> {
+        let head = self.read(address, at.bytes_data)?;
+        let size = usize::try_from(word(&head, at.bytes_size)?).unwrap_or(usize::MAX);
+        if size == 0 || size > MAX_LINES {
+            return Ok(Vec::new());
+        }
+        self.read(address.wrapping_add(at.bytes_data as u64), size)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u64, &'static str> {
+    let word = bytes.get(at..at + 8).and_then(|word| word.try_into().ok());
+    word.map(u64::from_le_bytes).ok_or("python_memory_unreadable")
+}
+
+fn half(bytes: &[u8], at: usize) -> Result<u32, &'static str> {
+    let half = bytes.get(at..at + 4).and_then(|half| half.try_into().ok());
+    half.map(u32::from_le_bytes).ok_or("python_memory_unreadable")
+}
