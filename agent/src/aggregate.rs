@@ -376,10 +376,22 @@ impl Names<'_> {
             self.codes.lose(reason, count);
         }
         for named in &native {
-            if is_interpreter(named) {
-                frames.extend(merge.next());
+            match named.split_last() {
+                // What was inlined into the interpreter is called from the Python function that it runs.
+                Some((interpreter, inlined)) if is_interpreter(named) => {
+                    let from = frames.len();
+                    frames.extend_from_slice(inlined);
+                    let python = merge.next();
+                    if !python.is_empty()
+                        && let Some(last) = frames[from..].last_mut()
+                    {
+                        last.inlined = false;
+                    }
+                    frames.extend(python);
+                    frames.push(interpreter.clone());
+                }
+                _ => frames.extend_from_slice(named),
             }
-            frames.extend_from_slice(named);
         }
         frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
         if frames.is_empty() {

@@ -81,7 +81,15 @@ fn walk(state: &mut State, record: &mut Record, at: &PythonLayout, thread: u64) 
     let mut failed = 0;
     let mut frame = user_number(thread, at.thread_frame, &mut failed);
     if at.indirect_frame != ABSENT {
-        frame = user_number(frame, at.indirect_frame, &mut failed);
+        let holder = frame;
+        frame = user_number(holder, at.indirect_frame, &mut failed);
+        // A call of the interpreter that has just begun has not set it: there is what the stack held before.
+        let mut unset = 0;
+        user_number(frame, at.frame_code, &mut unset);
+        if frame != 0 && unset != 0 {
+            let before = user_number(holder, at.indirect_previous, &mut failed);
+            frame = user_number(before, at.indirect_frame, &mut failed);
+        }
     }
     let first = record.kernel_frames() + state.frames;
     for index in 0..PYTHON_FRAMES_MAX as u32 {

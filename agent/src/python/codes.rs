@@ -184,7 +184,7 @@ impl Codes {
         if number == NOTHING as usize {
             return None;
         }
-        let module = Some(Arc::from("[python]"));
+        let module = Some(Arc::from(super::MODULE));
         Some(match self.functions.get(number)? {
             Ok(function) => {
                 let distance = word as u32 & (ENTRY as u32 - 1);

@@ -11,6 +11,9 @@
 //! Nothing here trusts the process: its code objects are read with bounds, must be of the interpreter's own type for
 //! code, and their names are escaped where they are read.
 
+/// What Python's frames have for a file.
+pub const MODULE: &str = "[python]";
+
 mod codes;
 mod interpreter;
 mod lines;

@@ -53,6 +53,7 @@ fn python_3_10() -> (PythonLayout, CodeLayout) {
         thread_id: 176,
         thread_frame: 24,
         indirect_frame: ABSENT,
+        indirect_previous: ABSENT,
         // Up to f_lasti.
         frame_bytes: 104,
         frame_code: 32,
@@ -97,7 +98,7 @@ fn python_3_11() -> (PythonLayout, CodeLayout) {
         frame_marker: 68,
         marker_mask: 0xff,
         marker_value: 1,
-        unused: 0,
+        indirect_previous: 16,
     };
     let code = CodeLayout {
         object_type: 8,
@@ -124,6 +125,7 @@ fn python_3_12() -> (PythonLayout, CodeLayout) {
         interpreter_threads: 72,
         thread_id: 136,
         indirect_frame: 0,
+        indirect_previous: 8,
         frame_code: 0,
         frame_previous: 8,
         frame_marker: 70,
@@ -165,6 +167,7 @@ fn python_3_13(runtime: &[u8]) -> Option<(PythonLayout, CodeLayout)> {
         thread_frame: wide(184)?,
         thread_id: wide(192)?,
         indirect_frame: ABSENT,
+        indirect_previous: ABSENT,
         frame_previous: wide(232)?,
         frame_code: wide(240)?,
         frame_instruction: wide(248)?,

@@ -51,7 +51,8 @@ pub struct PythonLayout {
     pub frame_marker: u32,
     pub marker_mask: u32,
     pub marker_value: u32,
-    pub unused: u32,
+    /// What points to the innermost frame has another such thing before it, which this leads to; [`crate::ABSENT`]: no.
+    pub indirect_previous: u32,
 }
 
 /// How the walk over Python's frames ended.
