@@ -27,11 +27,14 @@ const MAX_BYTES: usize = 32 << 20;
 /// An address is believed for so long.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
-/// A frame: the function's number in the upper half, the instruction's distance in the lower, [`ENTRY`] in its top bit.
+/// A frame: the function's number in the upper half, the instruction's distance in the lower, its top bits [`ENTRY`] and
+/// [`NEW`].
 pub type Word = u64;
 
 /// This frame is the outermost of a call of the interpreter.
 const ENTRY: u64 = 1 << 31;
+/// This frame has not run its first instruction.
+const NEW: u64 = 1 << 30;
 
 /// [`Word`]'s function is none: a call of the interpreter that has no frame yet, or no more.
 const NOTHING: u32 = 0;
@@ -113,10 +116,10 @@ impl Codes {
                 continue;
             }
             let number = self.number(&mut process, address, code_type, now);
-            // Before its first instruction, a frame stands before its code.
             let distance = (place as u32).wrapping_sub(layout.instructions);
-            let distance = if distance >> 30 == 0 { distance } else { 0 };
-            self.words.push(u64::from(number) << 32 | entry | u64::from(distance));
+            // A frame begins before its code.
+            let distance = if distance >> 30 == 0 { u64::from(distance) } else { NEW };
+            self.words.push(u64::from(number) << 32 | entry | distance);
         }
         self.processes.insert(id, process);
         &self.words
@@ -178,6 +181,11 @@ impl Codes {
         word & ENTRY != 0
     }
 
+    /// True for a frame that has not run its first instruction.
+    pub(super) fn is_new(word: Word) -> bool {
+        word & NEW != 0
+    }
+
     /// The frame that a word stands for; none: for a call of the interpreter without one.
     pub(super) fn frame(&self, word: Word) -> Option<Frame> {
         let number = (word >> 32) as usize;
@@ -187,7 +195,7 @@ impl Codes {
         let module = Some(Arc::from(super::MODULE));
         Some(match self.functions.get(number)? {
             Ok(function) => {
-                let distance = word as u32 & (ENTRY as u32 - 1);
+                let distance = word as u32 & (NEW as u32 - 1);
                 let line =
                     lines::line(&function.lines, function.first_line, distance, function.has_locations);
                 let source = Some((Arc::from(&*function.file), line.unwrap_or(function.first_line)));
@@ -199,6 +207,14 @@ impl Codes {
                 Frame { function: Some(format!("[python: {reason}]")), module, ..Frame::default() }
             }
         })
+    }
+
+    /// Whose function 1 is one that cannot be named.
+    #[cfg(test)]
+    pub(super) fn with_a_function() -> Self {
+        let mut codes = Self::default();
+        codes.add(Err("python_not_code"));
+        codes
     }
 
     /// Counts a reason why samples lack Python's functions.
@@ -237,7 +253,84 @@ fn module_of(file: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use podopsy_wire::PythonEnd;
+
+    use super::super::offsets::offsets;
+    use super::super::read::tests::{CODE_TYPE, Object};
     use super::*;
+
+    fn codes(version: (u8, u8)) -> Codes {
+        let (layout, code) = offsets(version, &[]).unwrap();
+        let interpreters = Interpreters::default();
+        interpreters.number(&Interpreter { layout, code, code_type: CODE_TYPE + 5 });
+        Codes::new(interpreters)
+    }
+
+    fn own() -> Task {
+        Task { pid: std::process::id(), start_ns: 9, ..Task::UNKNOWN }
+    }
+
+    fn python(frames: &[(u64, u64)]) -> decode::Python {
+        decode::Python { end: PythonEnd::Complete, number: 1, to_offset: 5, frames: frames.to_vec() }
+    }
+
+    fn name(codes: &Codes, word: Word) -> String {
+        codes.frame(word).and_then(|frame| frame.function).unwrap_or_default()
+    }
+
+    #[test]
+    fn an_address_that_holds_another_function_now_is_another_word() {
+        let (first, second, file) = (Object::ascii("first"), Object::ascii("second"), Object::ascii("/a.py"));
+        let lines = Object::bytes(b"");
+        let mut code = Object::code(&first, &file, &lines);
+        let mut codes = codes((3, 11));
+        let frame = [(code.address(), 184 + 6)];
+        let before = codes.words(&own(), &python(&frame))[0];
+        code.put(128, second.address());
+        // Looked at just now.
+        assert_eq!(codes.words(&own(), &python(&frame)), [before]);
+        let begin = Instant::now();
+        let mut after = before;
+        while after == before {
+            assert!(begin.elapsed() < Duration::from_secs(60), "the address is believed for ever");
+            std::thread::sleep(GOOD_FOR / 10);
+            after = codes.words(&own(), &python(&frame))[0];
+        }
+        assert_eq!((&*name(&codes, before), &*name(&codes, after)), ("a.first", "a.second"));
+        assert_eq!(codes.frame(before).unwrap().source, Some(("/a.py".into(), 41)));
+        assert_eq!(codes.losses(), BTreeMap::new());
+    }
+
+    #[test]
+    fn an_entry_is_the_frames_own_mark_or_a_shim() {
+        let (text, file) = (Object::ascii("f"), Object::ascii("/a.py"));
+        let lines = Object::bytes(b"");
+        let code = Object::code(&text, &file, &lines);
+        let frames = [(code.address(), 200), (code.address(), 200 | PYTHON_ENTRY), (code.address(), 200)];
+        let entries = |words: &[Word]| words.iter().map(|word| Codes::is_entry(*word)).collect::<Vec<_>>();
+        assert_eq!(entries(codes((3, 11)).words(&own(), &python(&frames))), [false, true, false]);
+        assert_eq!(entries(codes((3, 12)).words(&own(), &python(&frames))), [true, false]);
+        // A call that has no frame yet.
+        let mut codes = codes((3, 12));
+        let words = codes.words(&own(), &python(&frames[1..])).to_vec();
+        assert_eq!(entries(&words), [true, false]);
+        assert_eq!(codes.frame(words[0]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_why_and_is_counted() {
+        let mut codes = codes((3, 11));
+        let nobody = Task { pid: u32::MAX, ..Task::UNKNOWN };
+        let word = codes.words(&nobody, &python(&[(4096, 0)]))[0];
+        assert_eq!(name(&codes, word), "[python: process gone]");
+        let text = Object::ascii("f");
+        let word = codes.words(&own(), &python(&[(text.address(), 0)]))[0];
+        assert_eq!(name(&codes, word), "[python: not code]");
+        let counts = [("python_not_code", 1), ("python_process_gone", 1)];
+        assert_eq!(codes.losses(), BTreeMap::from(counts.map(|(name, count)| (name.to_owned(), count))));
+        let unknown = decode::Python { number: 60, ..python(&[(4096, 0)]) };
+        assert!(codes.words(&own(), &unknown).is_empty());
+    }
 
     #[test]
     fn modules_are_called_by_their_files() {

@@ -49,6 +49,16 @@ impl Merge {
             .split_inclusive(|word| Codes::is_entry(*word))
             .map(|call| call.iter().filter_map(|&word| codes.frame(word)).collect())
             .collect();
+        // A call that has just begun marks its frame as its entry a few machine instructions after it shows the frame.
+        let unmarked = |word: &&Word| Codes::is_new(**word) && !Codes::is_entry(**word);
+        if calls.len() < natives
+            && words.first().filter(unmarked).is_some()
+            && let Some(first) = calls.first_mut()
+            && first.len() > 1
+        {
+            let frame = first.remove(0);
+            calls.insert(0, vec![frame]);
+        }
         let mut lost = None;
         if let Some((name, text)) = why {
             lost = Some(name);
@@ -83,5 +93,77 @@ impl Merge {
     /// The Python frames of the next call, innermost first.
     pub fn next(&mut self) -> Vec<Frame> {
         self.0.next().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words without a function: only how many frames each call gets can be seen, by what stands for them.
+    const PLAIN: Word = 1 << 32;
+    const ENTRY: Word = 1 << 32 | 1 << 31;
+    const NEW: Word = 1 << 32 | 1 << 30;
+
+    fn calls(
+        words: &[Word],
+        end: PythonEnd,
+        natives: usize,
+        whole: bool,
+    ) -> (Vec<usize>, Option<&'static str>) {
+        let codes = Codes::with_a_function();
+        let (mut merge, lost) = Merge::new(&codes, words, end, natives, whole);
+        ((0..natives).map(|_| merge.next().len()).collect(), lost)
+    }
+
+    #[test]
+    fn each_call_of_the_interpreter_gets_the_frames_up_to_its_entry() {
+        let words = [PLAIN, PLAIN, ENTRY, ENTRY];
+        assert_eq!(calls(&words, PythonEnd::Complete, 2, true), (vec![3, 1], None));
+        assert_eq!(calls(&words, PythonEnd::None, 2, true), (vec![0, 0], None));
+        assert_eq!(calls(&words, PythonEnd::Complete, 0, true), (vec![], None));
+    }
+
+    #[test]
+    fn a_call_that_has_just_begun_has_no_frame_yet() {
+        assert_eq!(calls(&[PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 3, true), (vec![0, 2, 1], None));
+        // It has one, without its mark …
+        assert_eq!(calls(&[NEW, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 3, true), (vec![1, 2, 1], None));
+        // … or was called by a Python function in the same call of the interpreter.
+        assert_eq!(calls(&[NEW, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 2, true), (vec![3, 1], None));
+        let lost = Some("python_calls_unmatched");
+        assert_eq!(calls(&[ENTRY], PythonEnd::Complete, 3, true), (vec![0, 0, 1], lost));
+    }
+
+    #[test]
+    fn frames_whose_call_was_not_recognised_are_not_dropped() {
+        let lost = Some("python_calls_unmatched");
+        assert_eq!(calls(&[PLAIN, ENTRY, ENTRY, ENTRY], PythonEnd::Complete, 2, true), (vec![3, 1], lost));
+    }
+
+    #[test]
+    fn a_native_stack_that_is_cut_is_matched_from_its_innermost() {
+        assert_eq!(calls(&[PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 1, false), (vec![2], None));
+    }
+
+    #[test]
+    fn what_is_missing_says_why() {
+        assert_eq!(calls(&[], PythonEnd::NoThread, 2, true), (vec![1, 0], Some("python_no_thread")));
+        assert_eq!(
+            calls(&[ENTRY], PythonEnd::Unreadable, 3, true),
+            (vec![1, 1, 0], Some("python_unreadable"))
+        );
+        assert_eq!(
+            calls(&[ENTRY, PLAIN], PythonEnd::Truncated, 2, true),
+            (vec![1, 2], Some("python_too_deep"))
+        );
+    }
+
+    #[test]
+    fn the_interpreter_is_known_by_its_name() {
+        let named =
+            |name: &str| is_interpreter(&Frame { function: Some(name.to_owned()), ..Frame::default() });
+        assert!(named("_PyEval_EvalFrameDefault") && named("_PyEval_EvalFrameDefault.cold"));
+        assert!(!named("_PyEval_EvalFrameDefaultish") && !named("_PyEval_EvalFrame"));
     }
 }

@@ -148,3 +148,126 @@ fn half(bytes: &[u8], at: usize) -> Result<u32, &'static str> {
     let half = bytes.get(at..at + 4).and_then(|half| half.try_into().ok());
     half.map(u32::from_le_bytes).ok_or("python_memory_unreadable")
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::python::offsets::offsets;
+
+    pub(crate) const CODE_TYPE: u64 = 0x1234_5678;
+
+    /// Objects of Python 3.11, in our own memory.
+    pub(crate) struct Object(Vec<u64>);
+
+    impl Object {
+        pub fn new(len: usize) -> Object {
+            Object(vec![0; len / 8 + 16])
+        }
+
+        pub fn address(&self) -> u64 {
+            self.0.as_ptr() as u64
+        }
+
+        pub fn put(&mut self, at: usize, word: u64) {
+            self.0[at / 8] = word;
+        }
+
+        fn fill(&mut self, at: usize, bytes: &[u8]) {
+            for (word, bytes) in self.0[at / 8..].iter_mut().zip(bytes.chunks(8)) {
+                let mut whole = [0; 8];
+                whole[..bytes.len()].copy_from_slice(bytes);
+                *word = u64::from_le_bytes(whole);
+            }
+        }
+
+        pub fn ascii(text: &str) -> Object {
+            let mut object = Object::new(48 + text.len());
+            object.put(16, text.len() as u64);
+            object.put(32, 1 << 2 | 1 << 5 | 1 << 6);
+            object.fill(48, text.as_bytes());
+            object
+        }
+
+        fn wide(text: &str, size: usize) -> Object {
+            let bytes: Vec<u8> =
+                text.chars().flat_map(|c| u32::from(c).to_le_bytes()[..size].to_vec()).collect();
+            let mut object = Object::new(72 + bytes.len());
+            object.put(16, text.chars().count() as u64);
+            object.put(32, (size as u64) << 2 | 1 << 5);
+            object.fill(72, &bytes);
+            object
+        }
+
+        pub fn bytes(bytes: &[u8]) -> Object {
+            let mut object = Object::new(32 + bytes.len());
+            object.put(16, bytes.len() as u64);
+            object.fill(32, bytes);
+            object
+        }
+
+        pub fn code(name: &Object, file: &Object, lines: &Object) -> Object {
+            let mut code = Object::new(208);
+            code.put(8, CODE_TYPE);
+            code.put(72, 41);
+            code.put(112, file.address());
+            code.put(128, name.address());
+            code.put(136, lines.address());
+            code
+        }
+    }
+
+    fn layout() -> CodeLayout {
+        offsets((3, 11), &[]).unwrap().1
+    }
+
+    fn own() -> Memory {
+        Memory::open(std::process::id()).unwrap()
+    }
+
+    #[test]
+    fn a_code_object_is_read_whole() {
+        let (name, file) = (Object::ascii("Outer.<locals>.inner"), Object::ascii("/srv/app.py"));
+        let lines = Object::bytes(&[0x80, 1, 2]);
+        let code = Object::code(&name, &file, &lines);
+        let fingerprint = own().fingerprint(code.address(), CODE_TYPE, &layout()).unwrap();
+        let function = own().function(&fingerprint, &layout()).unwrap();
+        assert_eq!((&*function.name, &*function.file), ("Outer.<locals>.inner", "/srv/app.py"));
+        assert_eq!((function.first_line, &*function.lines), (41, &[0x80, 1, 2][..]));
+        assert_eq!(own().fingerprint(code.address(), 7, &layout()), Err("python_not_code"));
+        assert!(own().fingerprint(8, CODE_TYPE, &layout()).is_err());
+    }
+
+    #[test]
+    fn texts_of_every_width_are_read_and_escaped() {
+        let read = |object: &Object| own().text(object.address(), &layout()).unwrap();
+        assert_eq!(read(&Object::ascii("")), "");
+        assert_eq!(read(&Object::ascii("a\x1b[2J;")), "a\\x1b[2J;");
+        assert_eq!(read(&Object::wide("é", 1)), "é");
+        assert_eq!(read(&Object::wide("名前\u{202e}", 2)), "名前\\u{202e}");
+        assert_eq!(read(&Object::wide("a\u{1f40d}", 4)), "a\\u{1f40d}");
+        let long = read(&Object::ascii(&"x".repeat(1 << 20)));
+        assert_eq!((long.len(), long.ends_with("x…")), (MAX_NAME + '…'.len_utf8(), true));
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let mut lies = Object::ascii("abc");
+        for state in [0, 1 << 5, 3 << 2 | 1 << 5, 2 << 2 | 1 << 5 | 1 << 6, 7 << 2 | 1 << 5] {
+            lies.put(32, state);
+            assert_eq!(own().text(lies.address(), &layout()), Err("python_not_text"), "{state:#x}");
+        }
+        lies.put(32, 1 << 2 | 1 << 5 | 1 << 6);
+        lies.put(16, u64::MAX);
+        // A length that lies is as long as is kept at most, and no longer than memory.
+        assert!(own().text(lies.address(), &layout()).is_ok_and(|text| text.len() <= 4 * (MAX_NAME + 1)));
+    }
+
+    #[test]
+    fn a_table_of_lines_has_a_bound() {
+        let mut table = Object::bytes(&[1, 2, 3]);
+        table.put(16, MAX_LINES as u64 + 1);
+        assert_eq!(own().bytes(table.address(), &layout()), Ok(Vec::new()));
+        table.put(16, 3);
+        assert_eq!(own().bytes(table.address(), &layout()), Ok(vec![1, 2, 3]));
+    }
+}
