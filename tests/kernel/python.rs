@@ -137,7 +137,7 @@ fn a_python_programs_functions_have_their_shares_in_order_beside_the_native_ones
     // What Python calls back from native code has that code between.
     for (callee, caller) in [("known.squares", "known.generator"), ("known.negate", "known.native")] {
         let called: Vec<_> = in_main.iter().copied().filter(|sample| has(sample, callee)).collect();
-        assert!(count(called.iter().copied()) * 20 > all, "hardly a sample in {callee}");
+        assert!(count(called.iter().copied()) * 50 > all, "hardly a sample in {callee}");
         let apart = called.iter().copied().filter(|sample| {
             between(sample, callee, caller)
                 .is_some_and(|native| native.len() >= 2 && !native.iter().any(is_python))
@@ -166,26 +166,30 @@ fn a_python_programs_functions_have_their_shares_in_order_beside_the_native_ones
 fn what_only_says_that_it_is_python_is_read_with_bounds_and_escaped() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = folder.path().join("impostor");
-    let built =
-        Command::new("gcc").args(["-O1", "-rdynamic", "-o"]).arg(&program).arg(source("impostor.c")).status();
+    let built = Command::new("gcc")
+        .args(["-O1", "-rdynamic", "-pthread", "-o"])
+        .arg(&program)
+        .arg(source("impostor.c"))
+        .status();
     assert!(built.expect("run gcc").success());
-    let lies = [
+    let running = Running::start(&mut Command::new(&program));
+    let profile = running.profile(1000, Duration::from_secs(20));
+    for (lie, counter, text) in [
         ("frames", "python_too_deep", "[python: deeper than 128 frames]"),
-        ("threads", "python_many_threads", "[python: more than 256 threads]"),
-        ("garbage", "python_unreadable", "[python: frames not readable]"),
         ("code", "python_not_code", "[python: not code]"),
-    ];
-    for (lie, counter, text) in lies {
-        let running = Running::start(Command::new(&program).arg(lie));
-        let profile = running.profile(50, Duration::from_secs(20));
-        assert!(profile.total() > 0, "{lie}: no sample");
+        ("garbage", "python_unreadable", "[python: frames not readable]"),
+        ("threads", "python_many_threads", "[python: more than 256 threads]"),
+    ] {
         assert!(profile.losses.get(counter).is_some_and(|count| *count > 0), "{lie}: {:?}", profile.losses);
-        let evaluating: Vec<_> =
-            profile.samples.iter().filter(|sample| has(sample, "_PyEval_EvalFrameDefault")).collect();
-        assert!(!evaluating.is_empty(), "{lie}: the function that it runs in is not named");
+        let evaluating: Vec<_> = profile
+            .samples
+            .iter()
+            .filter(|sample| &*sample.thread == lie && has(sample, "_PyEval_EvalFrameDefault"))
+            .collect();
+        assert!(!evaluating.is_empty(), "{lie}: no sample in the function that it runs in");
         for sample in evaluating {
             assert!(has(sample, text), "{lie}: nothing says that frames are missing: {:?}", sample.stack);
-            assert!(sample.stack.len() < 300);
+            assert!(sample.stack.len() < 300, "{lie}: {} frames", sample.stack.len());
             for name in sample.stack.iter().map(function) {
                 assert!(!name.contains('\x1b') && name.len() < 8192, "{lie}: {} bytes", name.len());
             }

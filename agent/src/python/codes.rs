@@ -24,6 +24,8 @@ const MAX_SEEN: usize = 131_072;
 /// Functions, and bytes of their names and tables of lines.
 const MAX_FUNCTIONS: usize = 65_536;
 const MAX_BYTES: usize = 32 << 20;
+/// Bytes of tables of lines that are gone through for a profile's lines: a second or two.
+const MAX_DECODED: usize = 1 << 30;
 /// An address is believed for so long.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
@@ -48,6 +50,8 @@ pub struct Codes {
     functions: Vec<Result<Arc<Function>, &'static str>>,
     numbers: HashMap<Result<Arc<Function>, &'static str>, u32>,
     bytes: usize,
+    frames: HashMap<Word, Frame>,
+    decoded: usize,
     losses: BTreeMap<&'static str, u64>,
     words: Vec<Word>,
 }
@@ -82,6 +86,8 @@ impl Codes {
             functions: vec![Err("python_no_frame")],
             numbers: HashMap::new(),
             bytes: 0,
+            frames: HashMap::new(),
+            decoded: 0,
             losses: BTreeMap::new(),
             words: Vec::new(),
         }
@@ -160,6 +166,9 @@ impl Codes {
         if let Err(reason) = &function {
             self.lose(reason, 1);
         }
+        if function.as_ref().is_ok_and(|function| function.lines.is_empty()) {
+            self.lose("python_no_lines", 1);
+        }
         if let Some(&number) = self.numbers.get(&function) {
             return number;
         }
@@ -187,26 +196,46 @@ impl Codes {
     }
 
     /// The frame that a word stands for; none: for a call of the interpreter without one.
-    pub(super) fn frame(&self, word: Word) -> Option<Frame> {
-        let number = (word >> 32) as usize;
-        if number == NOTHING as usize {
+    pub(super) fn frame(&mut self, word: Word) -> Option<Frame> {
+        if (word >> 32) as u32 == NOTHING {
             return None;
         }
+        let word = word & !ENTRY;
+        if let Some(frame) = self.frames.get(&word) {
+            return Some(frame.clone());
+        }
+        let frame = self.name(word)?;
+        if self.frames.len() >= MAX_SEEN {
+            self.frames.clear();
+        }
+        self.frames.insert(word, frame.clone());
+        Some(frame)
+    }
+
+    fn name(&mut self, word: Word) -> Option<Frame> {
         let module = Some(Arc::from(super::MODULE));
-        Some(match self.functions.get(number)? {
-            Ok(function) => {
-                let distance = word as u32 & (NEW as u32 - 1);
-                let line =
-                    lines::line(&function.lines, function.first_line, distance, function.has_locations);
-                let source = Some((Arc::from(&*function.file), line.unwrap_or(function.first_line)));
-                let name = format!("{}.{}", module_of(&function.file), function.name);
-                Frame { function: Some(name), module, source, ..Frame::default() }
-            }
+        let function = match self.functions.get((word >> 32) as usize)? {
+            Ok(function) => Arc::clone(function),
             Err(reason) => {
                 let reason = reason.trim_start_matches("python_").replace('_', " ");
-                Frame { function: Some(format!("[python: {reason}]")), module, ..Frame::default() }
+                return Some(Frame {
+                    function: Some(format!("[python: {reason}]")),
+                    module,
+                    ..Frame::default()
+                });
             }
-        })
+        };
+        let distance = word as u32 & (NEW as u32 - 1);
+        self.decoded += function.lines.len();
+        let line = if self.decoded <= MAX_DECODED {
+            lines::line(&function.lines, function.first_line, distance, function.has_locations)
+        } else {
+            self.lose("python_lines_over_budget", 1);
+            None
+        };
+        let source = Some((Arc::from(&*function.file), line.unwrap_or(function.first_line)));
+        let name = format!("{}.{}", module_of(&function.file), function.name);
+        Some(Frame { function: Some(name), module, source, ..Frame::default() })
     }
 
     /// Whose function 1 is one that cannot be named.
@@ -274,14 +303,14 @@ mod tests {
         decode::Python { end: PythonEnd::Complete, number: 1, to_offset: 5, frames: frames.to_vec() }
     }
 
-    fn name(codes: &Codes, word: Word) -> String {
+    fn name(codes: &mut Codes, word: Word) -> String {
         codes.frame(word).and_then(|frame| frame.function).unwrap_or_default()
     }
 
     #[test]
     fn an_address_that_holds_another_function_now_is_another_word() {
         let (first, second, file) = (Object::ascii("first"), Object::ascii("second"), Object::ascii("/a.py"));
-        let lines = Object::bytes(b"");
+        let lines = Object::bytes(&[0x80]);
         let mut code = Object::code(&first, &file, &lines);
         let mut codes = codes((3, 11));
         let frame = [(code.address(), 184 + 6)];
@@ -296,7 +325,7 @@ mod tests {
             std::thread::sleep(GOOD_FOR / 10);
             after = codes.words(&own(), &python(&frame))[0];
         }
-        assert_eq!((&*name(&codes, before), &*name(&codes, after)), ("a.first", "a.second"));
+        assert_eq!([name(&mut codes, before), name(&mut codes, after)], ["a.first", "a.second"]);
         assert_eq!(codes.frame(before).unwrap().source, Some(("/a.py".into(), 41)));
         assert_eq!(codes.losses(), BTreeMap::new());
     }
@@ -304,7 +333,7 @@ mod tests {
     #[test]
     fn an_entry_is_the_frames_own_mark_or_a_shim() {
         let (text, file) = (Object::ascii("f"), Object::ascii("/a.py"));
-        let lines = Object::bytes(b"");
+        let lines = Object::bytes(&[0x80]);
         let code = Object::code(&text, &file, &lines);
         let frames = [(code.address(), 200), (code.address(), 200 | PYTHON_ENTRY), (code.address(), 200)];
         let entries = |words: &[Word]| words.iter().map(|word| Codes::is_entry(*word)).collect::<Vec<_>>();
@@ -322,10 +351,10 @@ mod tests {
         let mut codes = codes((3, 11));
         let nobody = Task { pid: u32::MAX, ..Task::UNKNOWN };
         let word = codes.words(&nobody, &python(&[(4096, 0)]))[0];
-        assert_eq!(name(&codes, word), "[python: process gone]");
+        assert_eq!(name(&mut codes, word), "[python: process gone]");
         let text = Object::ascii("f");
         let word = codes.words(&own(), &python(&[(text.address(), 0)]))[0];
-        assert_eq!(name(&codes, word), "[python: not code]");
+        assert_eq!(name(&mut codes, word), "[python: not code]");
         let counts = [("python_not_code", 1), ("python_process_gone", 1)];
         assert_eq!(codes.losses(), BTreeMap::from(counts.map(|(name, count)| (name.to_owned(), count))));
         let unknown = decode::Python { number: 60, ..python(&[(4096, 0)]) };

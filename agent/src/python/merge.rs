@@ -26,7 +26,7 @@ impl Merge {
     /// `natives`: how many calls of the interpreter are in the native stack. `whole`: that stack is complete.
     /// Gives what is to be counted as lost, by counter name.
     pub fn new(
-        codes: &Codes,
+        codes: &mut Codes,
         words: &[Word],
         end: PythonEnd,
         natives: usize,
@@ -111,8 +111,8 @@ mod tests {
         natives: usize,
         whole: bool,
     ) -> (Vec<usize>, Option<&'static str>) {
-        let codes = Codes::with_a_function();
-        let (mut merge, lost) = Merge::new(&codes, words, end, natives, whole);
+        let mut codes = Codes::with_a_function();
+        let (mut merge, lost) = Merge::new(&mut codes, words, end, natives, whole);
         ((0..natives).map(|_| merge.next().len()).collect(), lost)
     }
 

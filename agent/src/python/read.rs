@@ -9,10 +9,10 @@ use std::os::unix::fs::FileExt;
 use super::offsets::CodeLayout;
 use crate::model::text;
 
-/// Characters of a name that are kept; the rest is `…`. A qualified name can be honest and long.
-const MAX_NAME: usize = 512;
-/// A module with a hundred thousand lines of data has such a table.
-const MAX_LINES: usize = 256 << 10;
+/// Bytes of a name that are kept once it is escaped; the rest is `…`. A stack has 128 of them.
+const MAX_NAME: usize = 256;
+/// Some 30,000 instructions in one function.
+const MAX_LINES: usize = 64 << 10;
 /// The part of a code object that is read.
 const OBJECT: usize = 208;
 /// The head of a text or of a bytes object.
@@ -29,7 +29,7 @@ pub(super) struct Function {
     pub name: String,
     pub file: String,
     pub first_line: u32,
-    /// `co_linetable`; empty: too large, or not readable.
+    /// `co_linetable`; empty: it is too large, or not readable.
     pub lines: Vec<u8>,
     pub has_locations: bool,
 }
@@ -95,7 +95,7 @@ impl Memory {
             name: self.text(code.name, at)?,
             file: self.text(code.file, at)?,
             first_line: code.first_line,
-            lines: self.bytes(code.lines, at)?,
+            lines: self.bytes(code.lines, at).unwrap_or_default(),
             has_locations: at.has_locations,
         })
     }
@@ -123,7 +123,8 @@ impl Memory {
             char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER)
         });
         let mut escaped = text::escape(&characters.collect::<String>());
-        if kept < length {
+        if kept < length || escaped.len() > MAX_NAME {
+            escaped.truncate(escaped.floor_char_boundary(MAX_NAME));
             escaped.push('…');
         }
         Ok(escaped)
@@ -259,7 +260,9 @@ pub(super) mod tests {
         lies.put(32, 1 << 2 | 1 << 5 | 1 << 6);
         lies.put(16, u64::MAX);
         // A length that lies is as long as is kept at most, and no longer than memory.
-        assert!(own().text(lies.address(), &layout()).is_ok_and(|text| text.len() <= 4 * (MAX_NAME + 1)));
+        assert!(
+            own().text(lies.address(), &layout()).is_ok_and(|text| text.len() <= MAX_NAME + '…'.len_utf8())
+        );
     }
 
     #[test]
