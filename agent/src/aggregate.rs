@@ -13,11 +13,12 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use podopsy_wire::End;
+use podopsy_wire::{End, PythonEnd};
 
 use crate::model::owner::Owner;
 use crate::model::profile::{Frame, Mapping, Quality, Sample};
 use crate::model::text;
+use crate::python::{self, Codes, Merge};
 use crate::symbolize::{Symbolizer, UserAddress};
 
 /// Distinct (thread, owner, stack) counted one by one. At 127 frames a stack, the worst case is about 40 MB.
@@ -45,6 +46,9 @@ pub struct RawSample<'a> {
     /// Why the user stack ended, and the frame of it that this is about.
     pub end: End,
     pub end_frame: u32,
+    /// Python's frames, innermost first, and how the walk over them ended.
+    pub python: &'a [python::Word],
+    pub python_end: PythonEnd,
 }
 
 /// What samples are counted by.
@@ -69,7 +73,7 @@ struct Process {
 #[derive(Debug)]
 pub struct Aggregator {
     counts: HashMap<Key, u64>,
-    /// Stack → its number: `[head, kernel…, user…]`, so that one slice is the key; see [`head`].
+    /// Stack → its number: `[head, kernel…, user…, python…]`, so that one slice is the key; see [`head`].
     stacks: HashMap<Box<[u64]>, u32>,
     /// Samples over the bound, by process and cgroup, with the name.
     over: HashMap<(u32, u64), (Comm, u64)>,
@@ -112,6 +116,7 @@ impl Aggregator {
         self.scratch.push(head(sample));
         self.scratch.extend_from_slice(sample.kernel);
         self.scratch.extend_from_slice(sample.user);
+        self.scratch.extend_from_slice(sample.python);
         let room = self.counts.len() < self.max_stacks;
         let stack = match self.stacks.get(self.scratch.as_slice()) {
             Some(&stack) => Some(stack),
@@ -176,6 +181,7 @@ impl Aggregator {
     pub fn finish(
         &mut self,
         symbolizer: &mut Symbolizer,
+        codes: &mut Codes,
         owners: impl Fn(u64) -> Arc<Owner>,
     ) -> (Vec<Sample>, Vec<Mapping>) {
         let mut stacks: Vec<&[u64]> = vec![&[]; self.stacks.len()];
@@ -184,12 +190,12 @@ impl Aggregator {
         }
         let cgroups: HashMap<u64, Arc<Owner>> =
             self.cgroups().into_iter().map(|id| (id, owners(id))).collect();
-        let mut names = Names { symbolizer, user: HashMap::new(), texts: HashMap::new() };
+        let mut names = Names { symbolizer, codes, user: HashMap::new(), texts: HashMap::new() };
         let mut samples: Vec<Sample> = self
             .counts
             .iter()
             .map(|(key, &count)| Sample {
-                stack: names.frames(key.pid, stacks[key.stack as usize]),
+                stack: names.frames(key.pid, stacks[key.stack as usize], count),
                 count,
                 pid: key.pid,
                 tid: key.tid,
@@ -249,14 +255,34 @@ impl Aggregator {
     }
 }
 
-/// A stack's first word: how many of its addresses are the kernel's, and how its user part ended.
+/// A stack's first word: how many of its addresses are the kernel's and the user's, at most 127 each, and how both the
+/// user part and Python's ended.
 fn head(sample: &RawSample<'_>) -> u64 {
-    sample.kernel.len() as u64 | (sample.end as u64) << 16 | u64::from(sample.end_frame) << 32
+    sample.kernel.len() as u64
+        | (sample.user.len() as u64) << 8
+        | (sample.end as u64) << 16
+        | (sample.python_end as u64) << 24
+        | u64::from(sample.end_frame) << 32
 }
 
-fn parts(head: u64) -> (usize, End, usize) {
-    let end = End::ALL.get((head >> 16) as usize & 0xffff).copied().unwrap_or(End::Complete);
-    ((head & 0xffff) as usize, end, (head >> 32) as usize)
+/// What a head says.
+struct Parts {
+    kernel: usize,
+    user: usize,
+    end: End,
+    python_end: PythonEnd,
+    end_frame: usize,
+}
+
+fn parts(head: u64) -> Parts {
+    let byte = |shift: u32| (head >> shift) as usize & 0xff;
+    Parts {
+        kernel: byte(0),
+        user: byte(8),
+        end: End::ALL.get(byte(16)).copied().unwrap_or(End::Complete),
+        python_end: PythonEnd::ALL.get(byte(24)).copied().unwrap_or_default(),
+        end_frame: (head >> 32) as usize,
+    }
 }
 
 /// The counter's name for an incomplete stack; none for a complete one.
@@ -315,29 +341,57 @@ fn read_comm(pid: u32) -> Option<Comm> {
 /// Addresses to frames and comms to text, each looked up once.
 struct Names<'a> {
     symbolizer: &'a mut Symbolizer,
+    codes: &'a mut Codes,
     user: HashMap<UserAddress, Arc<[Frame]>>,
     texts: HashMap<Comm, Arc<str>>,
 }
 
 impl Names<'_> {
-    /// `stack` is `[head, kernel…, user…]`.
-    fn frames(&mut self, pid: u32, stack: &[u64]) -> Vec<Frame> {
+    /// `stack` is `[head, kernel…, user…, python…]`, and was sampled `count` times.
+    fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
         let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
-        let (kernel, end, end_frame) = parts(head);
-        let (kernel, user) = addresses.split_at(kernel.min(addresses.len()));
+        let Parts { kernel, user, end, python_end, end_frame } = parts(head);
+        let (kernel, rest) = addresses.split_at(kernel.min(addresses.len()));
+        let (user, python) = rest.split_at(user.min(rest.len()));
         let mut frames = Vec::with_capacity(addresses.len());
         // The innermost address of each half is where it stood; all others are where a call will return to.
         for (depth, &address) in kernel.iter().enumerate() {
             frames.extend(self.symbolizer.kernel(address, depth > 0));
         }
-        let mut ended_in = None;
-        for (depth, &address) in user.iter().enumerate() {
-            let address = UserAddress { pid, address, is_return: depth > 0 };
-            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address).into());
-            if depth == end_frame {
-                ended_in = named.last().and_then(|frame| frame.module.clone());
+        let native: Vec<Arc<[Frame]>> = user
+            .iter()
+            .enumerate()
+            .map(|(depth, &address)| {
+                let address = UserAddress { pid, address, is_return: depth > 0 };
+                let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address).into());
+                Arc::clone(named)
+            })
+            .collect();
+        let ended_in =
+            native.get(end_frame).and_then(|named| named.last()).and_then(|frame| frame.module.clone());
+        let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(python::is_interpreter);
+        let calls = native.iter().filter(|named| is_interpreter(named)).count();
+        let (mut merge, lost) = Merge::new(self.codes, python, python_end, calls, end == End::Complete);
+        if let Some(reason) = lost {
+            self.codes.lose(reason, count);
+        }
+        for named in &native {
+            match named.split_last() {
+                // What was inlined into the interpreter is called from the Python function that it runs.
+                Some((interpreter, inlined)) if is_interpreter(named) => {
+                    let from = frames.len();
+                    frames.extend_from_slice(inlined);
+                    let python = merge.next();
+                    if !python.is_empty()
+                        && let Some(last) = frames[from..].last_mut()
+                    {
+                        last.inlined = false;
+                    }
+                    frames.extend(python);
+                    frames.push(interpreter.clone());
+                }
+                _ => frames.extend_from_slice(named),
             }
-            frames.extend_from_slice(named);
         }
         frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
         if frames.is_empty() {
@@ -372,6 +426,8 @@ mod tests {
             user,
             end: End::Complete,
             end_frame: 0,
+            python: &[],
+            python_end: PythonEnd::None,
         }
     }
 
@@ -389,7 +445,7 @@ mod tests {
         }
         aggregator.add(&sample(2, &[]), &mut symbolizer);
         assert_eq!((aggregator.total(), aggregator.cgroups()), (4, BTreeSet::from([7])));
-        let (samples, mappings) = aggregator.finish(&mut symbolizer, nobody);
+        let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
         let counts: Vec<_> = samples.iter().map(|sample| (sample.count, sample.tid)).collect();
         assert_eq!(counts, [(3, 1), (1, 2)]);
         for frame in &samples[0].stack {
@@ -412,7 +468,7 @@ mod tests {
         aggregator.add(&sample(1, &[0]), &mut symbolizer);
         assert_eq!(aggregator.losses(), BTreeMap::from([("stacks_evicted".to_string(), 8)]));
         assert_eq!(aggregator.total(), 11);
-        let (samples, _) = aggregator.finish(&mut symbolizer, nobody);
+        let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
         let over =
             samples.iter().find(|sample| sample.stack[0].function.as_deref() == Some("[too many stacks]"));
         assert_eq!(over.map(|sample| (sample.count, sample.pid)), Some((8, std::process::id())));
@@ -431,7 +487,7 @@ mod tests {
         let quality = aggregator.quality(nobody);
         assert_eq!((quality.len(), quality[0].samples, quality[0].complete), (1, 2, 1));
         assert_eq!(quality[0].incomplete, BTreeMap::from([("no_table_yet".to_string(), 1)]));
-        let (samples, _) = aggregator.finish(&mut symbolizer, nobody);
+        let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
         let ends = |sample: &&Sample| {
             let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
             last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_agent"))

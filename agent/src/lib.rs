@@ -41,6 +41,7 @@ pub mod oom;
 pub mod packets;
 pub mod pods;
 pub mod profiler;
+pub mod python;
 pub mod recorder;
 pub mod ring;
 pub mod sigkill;

@@ -16,6 +16,7 @@ use crate::decode::{self, Stack};
 use crate::model::Owner;
 use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
+use crate::python::Codes;
 use crate::symbolize::Symbolizer;
 use crate::unwind::{self, Builder, Of};
 
@@ -66,7 +67,8 @@ pub async fn profile(
     // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
-    let aggregation = aggregate(received, counted.clone())?;
+    let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+    let aggregation = aggregate(received, counted.clone(), codes)?;
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
@@ -95,7 +97,7 @@ pub async fn profile(
     drop((samples, probes));
     let stop = move || builder.map(Builder::stop).unwrap_or_default();
     let built = tokio::task::spawn_blocking(stop).await?;
-    let (mut aggregator, mut symbolizer) = tokio::task::spawn_blocking(move || aggregation.join())
+    let (mut aggregator, mut symbolizer, mut codes) = tokio::task::spawn_blocking(move || aggregation.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
 
@@ -111,8 +113,10 @@ pub async fn profile(
         let unknown = Arc::new(Owner::default());
         let owner = |id: u64| owners.get(&id).unwrap_or(&unknown).clone();
         let quality = aggregator.quality(owner);
-        let (samples, mappings) = aggregator.finish(&mut symbolizer, owner);
-        (samples, mappings, quality, symbolizer.losses())
+        let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut codes, owner);
+        let mut losses = symbolizer.losses();
+        losses.extend(codes.losses());
+        (samples, mappings, quality, losses)
     })
     .await?;
     losses.extend(named);
@@ -149,14 +153,18 @@ async fn whose(scope: &Scope, pods: &Pods) -> Of {
     }
 }
 
-type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer)>;
+type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer, Codes)>;
 
-fn aggregate(samples: mpsc::Receiver<Stack>, counted: Arc<AtomicU64>) -> anyhow::Result<Aggregation> {
+fn aggregate(
+    samples: mpsc::Receiver<Stack>,
+    counted: Arc<AtomicU64>,
+    mut codes: Codes,
+) -> anyhow::Result<Aggregation> {
     std::thread::Builder::new()
         .name("aggregate".into())
         .spawn(move || {
             let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
-            for Stack { task, kernel, user, end, end_frame } in samples {
+            for Stack { task, kernel, user, end, end_frame, python } in samples {
                 let sample = RawSample {
                     pid: task.pid,
                     tid: task.tid,
@@ -166,11 +174,13 @@ fn aggregate(samples: mpsc::Receiver<Stack>, counted: Arc<AtomicU64>) -> anyhow:
                     user: &user,
                     end,
                     end_frame,
+                    python: codes.words(&task, &python),
+                    python_end: python.end,
                 };
                 aggregator.add(&sample, &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);
             }
-            (aggregator, symbolizer)
+            (aggregator, symbolizer, codes)
         })
         .context("start the aggregator's thread")
 }

@@ -105,6 +105,12 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
     }
 }
 
+/// What `pthread_self` returns in the current thread; 0: not known. glibc and musl keep it where FS begins.
+#[inline(always)]
+pub fn thread_id(task: u64, at: &UnwindLayout) -> u64 {
+    task::number(task, at.task_fsbase)
+}
+
 /// What the kernel saved on its entry from user mode: at the end of the task's kernel stack.
 #[inline(always)]
 fn saved_registers(task: u64, at: &UnwindLayout) -> Option<pt_regs> {

@@ -19,6 +19,7 @@ mod message;
 mod oncpu;
 mod oom;
 mod packet;
+mod python;
 mod signal;
 mod stream;
 mod task;

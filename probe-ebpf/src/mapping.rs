@@ -56,7 +56,6 @@ pub struct Mapping {
     pub to_offset: u64,
     pub place: u32,
     pub table: Table,
-    pub unused: u32,
     node: [u64; NODE_WORDS],
     request: TableRequest,
 }
@@ -173,7 +172,7 @@ fn table(out: &mut Mapping) {
         }
         return;
     }
-    out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+    out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
     // Only one of all CPUs asks.
     if TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64).is_err() {
         return;

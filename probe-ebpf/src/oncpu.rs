@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
     programs::PerfEventContext,
 };
-use podopsy_wire::{BUDGET_SHIFT, End, FRAMES_MAX, Loss, SCOPE_CGROUPS, SCOPE_NODE, Sample};
+use podopsy_wire::{BUDGET_SHIFT, End, FRAMES_MAX, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample};
 
 use crate::{
     maps::{CONFIG, SAMPLES, TARGETS, count},
@@ -16,15 +16,15 @@ use crate::{
 };
 
 const STACK_BYTES: usize = FRAMES_MAX * 8;
-/// Room for both stacks: a power of two, so that a mask keeps an index inside.
-pub const ADDRESSES: usize = 256;
+/// Room for both stacks and for Python's frames: a power of two, so that a mask keeps an index inside.
+pub const ADDRESSES: usize = 512;
 
 /// A sample while it is put together: too big for the BPF stack. One event a CPU, and its handler does not interrupt
 /// itself, so the CPU's slot is free.
 #[repr(C)]
 pub struct Record {
     pub head: Sample,
-    /// Kernel addresses, then user ones.
+    /// Kernel addresses, then user ones, then Python's frames.
     pub addresses: [u64; ADDRESSES],
 }
 
@@ -103,7 +103,18 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
         let record = &mut *record;
         let addresses = record.addresses.as_mut_ptr().cast::<u8>();
         let kernel = bpf_get_stack(ctx.as_ptr(), addresses.cast(), STACK_BYTES as u32, 0) as i32;
-        record.head = Sample { task: identity, kernel_len: kernel, user_len: 0, end: 0, end_frame: 0 };
+        record.head = Sample {
+            task: identity,
+            kernel_len: kernel,
+            user_len: 0,
+            end: 0,
+            end_frame: 0,
+            python_len: 0,
+            python_end: PythonEnd::None as u32,
+            python: 0,
+            unused: 0,
+            python_to_offset: 0,
+        };
         if kernel == STACK_BYTES as i32 {
             count(Loss::OncpuTruncated);
         }
@@ -145,7 +156,9 @@ pub fn send_ended(record: &mut Record, frames: u32, end: u32, end_frame: u32) {
     record.head.user_len = frames as i32 * 8;
     (record.head.end, record.head.end_frame) = (end, end_frame);
     // The black box keeps the comparison on the number that the length is then made of: the verifier wants it so.
-    let words = core::hint::black_box(record.kernel_frames() as u64 + frames as u64);
+    let words = core::hint::black_box(
+        record.kernel_frames() as u64 + frames as u64 + record.head.python_len as u64 / 8,
+    );
     if words > ADDRESSES as u64 {
         return;
     }

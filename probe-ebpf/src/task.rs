@@ -2,7 +2,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel as bpf_probe_read_kernel_raw;
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel as bpf_probe_read_kernel_raw, bpf_probe_read_user as bpf_probe_read_user_raw,
+};
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
 use podopsy_wire::{ABSENT, Layout, Task};
 
@@ -44,6 +46,17 @@ impl Number for u64 {
 
 impl Number for [u64; 2] {
     const ZERO: [u64; 2] = [0; 2];
+}
+
+/// [`number`] in the current task's memory; adds to `failed` where it cannot be read.
+#[inline(always)]
+pub fn user_number(base: u64, offset: u32, failed: &mut u64) -> u64 {
+    let mut value = 0u64;
+    let from = base.wrapping_add(offset as u64) as *const c_void;
+    // SAFETY: as in `number`.
+    let result = unsafe { bpf_probe_read_user_raw((&raw mut value).cast(), 8, from) };
+    *failed |= result as u64;
+    value
 }
 
 /// Reads a `T` in the current task's memory; None where there is none.

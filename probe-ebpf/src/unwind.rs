@@ -13,13 +13,13 @@ use aya_ebpf::{
 };
 use podopsy_wire::{
     DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, End, FP_AT_CFA, FP_AT_FP, FP_SAME, FRAMES_MAX, KIND_DEREF,
-    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, RA_AT_CFA,
-    RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
+    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, PYTHON_FRAME_BYTES,
+    RA_AT_CFA, RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
 };
 
 use crate::{
     arch::{self, Registers, User},
-    mapping::{self, Mapping, PLACE_ANONYMOUS},
+    mapping::{self, Mapping, PLACE_ANONYMOUS, PLACE_FILE},
     maps::CONFIG,
     oncpu::{self, ADDRESSES, Record},
     task::read_user,
@@ -38,9 +38,12 @@ static SLABS: ArrayOfMaps<Slab, SLABS_MAX> = ArrayOfMaps::new();
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(RULES_MAX as u32, 0);
 
-/// [`unwind_frames`], at 0: a program that calls itself.
+/// [`unwind_frames`], at 0: a program that calls itself; at [`PYTHON`] what it calls last, where that could be loaded.
 #[map]
-static UNWINDER: ProgramArray = ProgramArray::with_max_entries(1, 0);
+static UNWINDER: ProgramArray = ProgramArray::with_max_entries(2, 0);
+
+/// [`crate::python::python_frames`].
+const PYTHON: u32 = 1;
 
 /// 32 tail calls are allowed, the sampler's included: four frames each are enough for [`FRAMES_MAX`], and the fewer they
 /// are the less is there to verify.
@@ -57,7 +60,7 @@ pub struct State {
     fp: u64,
     mm: u64,
     pid: u32,
-    frames: u32,
+    pub frames: u32,
     /// 1: `ip` is where it stood; 0: it is a return address, and the call is before it.
     exact: u32,
     /// 1: the innermost frame stands behind the instruction of a system call.
@@ -70,11 +73,16 @@ pub struct State {
     innermost: u32,
     /// 1: the sample was taken in the kernel, on the process's behalf.
     in_kernel: u32,
+    /// How it ended, for whoever sends the sample.
+    pub end: u32,
+    pub end_frame: u32,
     mapping: Mapping,
+    /// A Python frame.
+    pub frame: [u64; PYTHON_FRAME_BYTES / 8],
 }
 
 #[map]
-static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
+pub static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
 
 /// Unwinds the current task's user stack behind what `record` holds, and sends it. False: it cannot, and the caller
 /// still has the sample to send.
@@ -132,9 +140,9 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
         if let Err(end) = frame(state, record, &at) {
             // What went wrong is where a frame pointer was trusted, not where that led to.
             if end as u32 != End::Complete as u32 && state.guessed != 0 {
-                oncpu::send_ended(record, state.frames, state.guessed, state.guessed_frame);
+                finish(&ctx, state, record, state.guessed, state.guessed_frame);
             } else {
-                oncpu::send(record, state.frames, end);
+                finish(&ctx, state, record, end as u32, state.frames.saturating_sub(1));
             }
             return 0;
         }
@@ -143,6 +151,17 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
     unsafe { UNWINDER.tail_call(&ctx, 0) };
     oncpu::send(record, state.frames, End::Truncated);
     0
+}
+
+/// Sends the sample, with Python's frames if an interpreter was in the stack.
+#[inline(always)]
+fn finish(ctx: &PerfEventContext, state: &mut State, record: &mut Record, end: u32, end_frame: u32) {
+    if record.head.python != 0 {
+        (state.end, state.end_frame) = (end, end_frame);
+        // SAFETY: the program there is of the same type.
+        unsafe { UNWINDER.tail_call(ctx, PYTHON) };
+    }
+    oncpu::send_ended(record, state.frames, end, end_frame);
 }
 
 /// Notes the frame that `state` is at, and goes on to its caller.
@@ -165,6 +184,10 @@ fn frame(state: &mut State, record: &mut Record, at: &UnwindLayout) -> Result<()
             return Err(End::NoUser);
         }
         return Err(End::NoMapping);
+    }
+    if state.mapping.place == PLACE_FILE && state.mapping.table.python != 0 {
+        record.head.python = state.mapping.table.python;
+        record.head.python_to_offset = state.mapping.to_offset;
     }
     if state.mapping.place == PLACE_ANONYMOUS {
         return without_rule(state, End::Anonymous);

@@ -136,6 +136,10 @@ impl Probes {
                         degraded.push(format!("{what}: {error:#}; they are what frame pointers give"));
                     })
                     .is_ok();
+            if by_tables && let Err(error) = unwind::attach_python(&mut ebpf, &unwind) {
+                let error = explain(error, "load what walks Python's frames");
+                degraded.push(format!("Python's functions: {error:#}; stacks show the interpreter's alone"));
+            }
             let loaded = oncpu::load(&mut ebpf, oncpu);
             let hook = loaded.map_err(|error| explain(error, "load the oncpu probe"))?;
             let stacks = if by_tables { "tables" } else { "frame pointers" };

@@ -9,7 +9,7 @@ use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap, MapData, ProgramArray};
 use aya::programs::{PerfEvent, RawTracePoint};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use podopsy_wire::{ABSENT, FileKey, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
+use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
 
 use super::btf::Btf;
 use crate::unwind::Kernel;
@@ -27,6 +27,8 @@ unsafe impl aya::Pod for Pod<FileKey> {}
 unsafe impl aya::Pod for Pod<Table> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Pod<Rule> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<PythonLayout> {}
 
 type Slab = Array<MapData, [u32; SLAB_WORDS]>;
 
@@ -38,6 +40,7 @@ pub struct KernelTables {
     mapped: Option<(usize, Mapped)>,
     rules: Array<MapData, Pod<Rule>>,
     tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
+    pythons: Array<MapData, Pod<PythonLayout>>,
 }
 
 impl KernelTables {
@@ -49,6 +52,7 @@ impl KernelTables {
             mapped: None,
             rules: take("RULES")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
+            pythons: take("PYTHONS")?.try_into()?,
         })
     }
 }
@@ -108,6 +112,10 @@ impl Kernel for KernelTables {
         Ok(self.rules.set(u32::from(number), Pod(*rule), 0)?)
     }
 
+    fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()> {
+        self.pythons.set(number, Pod(*layout), 0).context("put an interpreter into the map PYTHONS")
+    }
+
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
         self.tables.insert(Pod(*key), Pod(*table), 0).context("put a table into the map TABLES")
     }
@@ -134,6 +142,20 @@ pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
         ebpf.program_mut("unwind_exec").context("no program unwind_exec")?.try_into()?;
     program.load().context("load unwind_exec")?;
     program.attach("sched_process_exec").context("attach to the raw tracepoint sched_process_exec")?;
+    Ok(())
+}
+
+/// Loads what walks Python's frames, and lets the unwinder call it. Without it, stacks are native alone.
+pub(super) fn attach_python(ebpf: &mut Ebpf, layout: &UnwindLayout) -> anyhow::Result<()> {
+    if layout.task_fsbase == ABSENT {
+        bail!("this kernel's BTF lacks task_struct.thread.fsbase, by which a thread is known");
+    }
+    let program: &mut PerfEvent =
+        ebpf.program_mut("python_frames").context("no program python_frames")?.try_into()?;
+    program.load().context("load python_frames")?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf.map_mut("UNWINDER").context("the probes have no map UNWINDER")?;
+    ProgramArray::try_from(map)?.set(1, &fd, 0).context("put python_frames into the map UNWINDER")?;
     Ok(())
 }
 
@@ -170,6 +192,7 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         file_mode: wish("file", "f_mode"),
         backing_dentry: wish("backing_file", "user_path.dentry"),
         dentry_inode: wish("dentry", "d_inode"),
+        task_fsbase: wish("task_struct", "thread.fsbase"),
     };
     let needed = [
         ("vm_area_struct.vm_start", found.vma_start),

@@ -11,7 +11,7 @@ mod signal;
 
 pub use exec::exec;
 pub use fields::BadRecord;
-pub use oncpu::{Stack, sample, table_request};
+pub use oncpu::{Python, Stack, sample, table_request};
 pub use oom::{OomDecoded, oom};
 #[cfg(test)]
 pub use signal::tests as signal_tests;

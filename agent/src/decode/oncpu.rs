@@ -1,6 +1,6 @@
 //! Samples: a task and its two stacks.
 
-use podopsy_wire::{End, FRAMES_MAX, FileKey, TableRequest, Task};
+use podopsy_wire::{End, FRAMES_MAX, FileKey, PYTHON_FRAMES_MAX, PythonEnd, TableRequest, Task};
 
 use super::fields::{BadRecord, Fields};
 
@@ -13,6 +13,18 @@ pub struct Stack {
     /// Why the user stack ended, and the frame of it that this is about.
     pub end: End,
     pub end_frame: u32,
+    pub python: Python,
+}
+
+/// Python's frames, as the interpreter lists them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Python {
+    pub end: PythonEnd,
+    /// The interpreter's file, and what leads from an address in its code to the offset in it.
+    pub number: u32,
+    pub to_offset: u64,
+    /// Innermost first: the code object's address, and where it stands with [`podopsy_wire::PYTHON_ENTRY`].
+    pub frames: Vec<(u64, u64)>,
 }
 
 /// Reads a [`podopsy_wire::Sample`] and the stacks behind it.
@@ -22,9 +34,19 @@ pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
     let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
     let (end, end_frame) = (fields.u32()?, fields.u32()?);
     let end = End::ALL.get(end as usize).copied().ok_or_else(|| fields.bad())?;
+    let (python_len, python_end) = (fields.u32()?, fields.u32()?);
+    let (number, _) = (fields.u32()?, fields.u32()?);
+    let to_offset = fields.u64()?;
     let kernel = addresses(&mut fields, kernel_len)?;
     let user = addresses(&mut fields, user_len)?;
-    Ok(Stack { task, kernel, user, end, end_frame })
+    let python_end = PythonEnd::ALL.get(python_end as usize).copied().ok_or_else(|| fields.bad())?;
+    if python_len % 16 != 0 || python_len as usize > PYTHON_FRAMES_MAX * 16 {
+        return Err(fields.bad());
+    }
+    let frames =
+        (0..python_len / 16).map(|_| Ok((fields.u64()?, fields.u64()?))).collect::<Result<_, _>>()?;
+    let python = Python { end: python_end, number, to_offset, frames };
+    Ok(Stack { task, kernel, user, end, end_frame, python })
 }
 
 /// Reads a [`podopsy_wire::TableRequest`].
@@ -55,6 +77,7 @@ mod tests {
         out.extend(user_len.to_ne_bytes());
         out.extend((End::NoRule as u32).to_ne_bytes());
         out.extend(1u32.to_ne_bytes());
+        out.extend([0; 24]);
         out.extend(addresses.iter().flat_map(|a| a.to_ne_bytes()));
         out
     }
@@ -70,6 +93,21 @@ mod tests {
     fn an_errno_is_no_stack() {
         let stack = sample(&bytes(-14, 8, &[9])).unwrap();
         assert_eq!((stack.kernel, stack.user), (vec![], vec![9]));
+    }
+
+    #[test]
+    fn python_frames_come_behind_the_stacks() {
+        let mut sampled = bytes(0, 8, &[9, 0x1000, 4, 0x2000, 6]);
+        sampled[56..60].copy_from_slice(&32u32.to_ne_bytes());
+        sampled[60..64].copy_from_slice(&(PythonEnd::Truncated as u32).to_ne_bytes());
+        let stack = sample(&sampled).unwrap();
+        assert_eq!((stack.user, stack.python.end), (vec![9], PythonEnd::Truncated));
+        assert_eq!(stack.python.frames, [(0x1000, 4), (0x2000, 6)]);
+        for lie in [8u32, 48, u32::MAX - 15] {
+            sampled[56..60].copy_from_slice(&lie.to_ne_bytes());
+            assert!(sample(&sampled).is_err(), "{lie}");
+        }
+        assert!(PythonEnd::ALL.iter().zip(0..).all(|(end, index)| *end as u32 == index));
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn frame_name(frame: &Frame) -> Cow<'_, str> {
 
 /// True for frames of the kernel or its modules: their modules are in brackets, and are none of the process's areas.
 fn is_kernel(frame: &Frame) -> bool {
-    let in_process = ["[vdso]", "[vsyscall]", "[anonymous]"];
+    let in_process = ["[vdso]", "[vsyscall]", "[anonymous]", crate::python::MODULE];
     frame.module.as_deref().is_some_and(|module| module.starts_with('[') && !in_process.contains(&module))
 }
 

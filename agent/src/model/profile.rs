@@ -16,7 +16,7 @@ pub struct Frame {
     /// Demangled function name; null: no symbol (the module and offset still say where).
     pub function: Option<String>,
     /// File name of the mapping in the process's own mount namespace (`/usr/bin/python3.11`), `[kernel]`, `[vdso]`, or
-    /// `[anonymous]` for code made at run time; null: no mapping.
+    /// `[anonymous]` for code made at run time, `[python]` for a function of the program's own; null: no mapping.
     pub module: Option<Arc<str>>,
     /// The module's build id, hex; null: it has none, or the file could not be read.
     pub build_id: Option<Arc<str>>,

@@ -21,6 +21,7 @@ use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 use super::file::{self, Source};
 use super::tables::{Kernel, Tables};
 use crate::model::profile::UnwindCost;
+use crate::python::{self, Interpreters};
 use crate::symbolize::elf::read_at;
 use crate::symbolize::maps::{self, Area};
 use crate::symbolize::open;
@@ -64,6 +65,7 @@ struct Shared {
     dropped: Mutex<Vec<FileKey>>,
     drops: AtomicU64,
     losses: Mutex<BTreeMap<String, u64>>,
+    interpreters: Interpreters,
 }
 
 /// Whose tables to make before anyone asks.
@@ -120,6 +122,11 @@ impl Builder {
     /// Has the tables of all that a process has mapped made, before its first sample asks.
     pub fn look_at(&self, pid: u32) {
         self.request(TableRequest { key: FileKey::VDSO, address: 0, pid, unused: 0 });
+    }
+
+    /// The Python interpreters that were met, and those that will be.
+    pub fn interpreters(&self) -> Interpreters {
+        self.shared.interpreters.clone()
     }
 
     /// Why files or rows have no table, up to now.
@@ -280,7 +287,7 @@ impl<K: Kernel> Worker<K> {
                     self.asked.push(Asked { key: request.key, pid, file, size });
                     self.asked.sort_by_key(|asked| Reverse(asked.size));
                 }
-                Err(reason) => self.load(&request.key, Err(reason)),
+                Err(reason) => self.load(&request.key, Err(reason), 0),
             }
             return;
         }
@@ -299,7 +306,7 @@ impl<K: Kernel> Worker<K> {
     }
 
     fn answer(&mut self, asked: Asked) {
-        self.load(&asked.key, file::source(&asked.file, file::MAX_BYTES));
+        self.load_file(&asked.key, &asked.file, file::source(&asked.file, file::MAX_BYTES));
         // Who was seen at work once will be again, in other files of its own.
         if remember(&mut self.looked_at, asked.pid) {
             self.process(asked.pid);
@@ -327,16 +334,43 @@ impl<K: Kernel> Worker<K> {
         if max < file::MAX_BYTES && matches!(source, Err("unwind_too_large")) {
             return;
         }
-        self.load(&key, source);
+        self.load_file(&key, &file, source);
     }
 
-    fn load(&mut self, key: &FileKey, source: Result<Source, &'static str>) {
+    fn load_file(&mut self, key: &FileKey, file: &File, source: Result<Source, &'static str>) {
+        let python = match python::interpreter(file) {
+            Ok(None) => 0,
+            Ok(Some(interpreter)) => self.python(interpreter),
+            Err(reason) => {
+                self.tables.lose(reason);
+                0
+            }
+        };
+        self.load(key, source, python);
+    }
+
+    /// The interpreter's number, which the kernel side knows it by; 0: there is no room for it.
+    fn python(&mut self, interpreter: python::Interpreter) -> u32 {
+        let Some(number) = self.shared.interpreters.number(&interpreter) else {
+            self.tables.lose("python_interpreters_full");
+            return 0;
+        };
+        match self.tables.set_python(number, &interpreter.layout) {
+            Ok(()) => number,
+            Err(error) => {
+                tracing::warn!("Python frames: {error:#}");
+                0
+            }
+        }
+    }
+
+    fn load(&mut self, key: &FileKey, source: Result<Source, &'static str>, python: u32) {
         let loaded = match source {
             Ok(source) => {
                 let digest = self.tables.digest(&source);
-                self.tables.load(key, digest, move || source.rows())
+                self.tables.load(key, python, digest, move || source.rows())
             }
-            Err(reason) => self.tables.has_none(key, reason),
+            Err(reason) => self.tables.has_none(key, python, reason),
         };
         if let Err(error) = loaded {
             tracing::warn!("unwind tables: {error:#}");
@@ -355,7 +389,7 @@ impl<K: Kernel> Worker<K> {
             Some(copy)
         };
         let source = image().ok_or("unwind_vdso").and_then(|file| file::source(&file, file::MAX_BYTES));
-        self.load(&FileKey::VDSO, source);
+        self.load(&FileKey::VDSO, source, 0);
     }
 }
 
@@ -380,7 +414,7 @@ fn key(file: &File, area: &Area) -> std::io::Result<FileKey> {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_wire::{Rule, SLAB_WORDS, TABLE_ASKED, Table};
+    use podopsy_wire::{PythonLayout, Rule, SLAB_WORDS, TABLE_ASKED, Table};
 
     use super::*;
 
@@ -404,6 +438,9 @@ mod tests {
         fn set_rule(&mut self, _: u16, _: &Rule) -> anyhow::Result<()> {
             Ok(())
         }
+        fn set_python(&mut self, _: u32, _: &PythonLayout) -> anyhow::Result<()> {
+            Ok(())
+        }
         fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
             self.tables.lock().unwrap().insert(*key, *table);
             Ok(())
@@ -422,7 +459,8 @@ mod tests {
         let kernel = Gated::default();
         let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
         let shut = kernel.gate.lock().unwrap();
-        let asked = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+        let asked =
+            Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
         for inode in 1..=QUEUE as u64 + 50 {
             let key = FileKey { inode, ..FileKey::VDSO };
             kernel.tables.lock().unwrap().insert(key, asked);

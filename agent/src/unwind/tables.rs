@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use podopsy_wire::{
-    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, RULE_NONE, Rule, SLAB_WORDS, TABLE_NONE,
+    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, Rule, SLAB_WORDS, TABLE_NONE,
     TABLE_READY, TABLES_MAX, Table,
 };
 
@@ -23,6 +23,7 @@ pub trait Kernel: Send + 'static {
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()>;
     fn max_slabs(&self) -> usize;
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()>;
+    fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()>;
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()>;
     fn remove_table(&mut self, key: &FileKey);
     fn table(&self, key: &FileKey) -> Option<Table>;
@@ -92,10 +93,17 @@ impl<K: Kernel> Tables<K> {
         self.hasher.hash_one(of)
     }
 
+    /// Tells the kernel side of an interpreter, by the number that its file's table will have.
+    pub(super) fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()> {
+        self.kernel.set_python(number, layout)
+    }
+
     /// Gives the file a table, or says that it has none. `rows` are read only if no other file says the same.
+    /// `python`: the interpreter that the file is; 0: none.
     pub(super) fn load(
         &mut self,
         key: &FileKey,
+        python: u32,
         digest: Digest,
         rows: impl FnOnce() -> Result<Rows, &'static str>,
     ) -> anyhow::Result<()> {
@@ -104,7 +112,7 @@ impl<K: Kernel> Tables<K> {
             if !loaded.keys.contains(key) {
                 loaded.keys.push(*key);
             }
-            let table = Table { used: now(), ..loaded.table };
+            let table = Table { python, ..loaded.table };
             return self.answer(key, Some(digest), &table);
         }
         match rows() {
@@ -113,19 +121,24 @@ impl<K: Kernel> Tables<K> {
                     *self.losses.entry(reason).or_default() += count;
                 }
                 match self.table(key, digest, &rows)? {
-                    Some(table) => self.answer(key, Some(digest), &table),
-                    None => self.refuse(key),
+                    Some(table) => self.answer(key, Some(digest), &Table { python, ..table }),
+                    None => self.refuse(key, python),
                 }
             }
-            Err(reason) => self.has_none(key, reason),
+            Err(reason) => self.has_none(key, python, reason),
         }
     }
 
     /// Says for good that the file has no table.
-    pub(super) fn has_none(&mut self, key: &FileKey, reason: &'static str) -> anyhow::Result<()> {
+    pub(super) fn has_none(
+        &mut self,
+        key: &FileKey,
+        python: u32,
+        reason: &'static str,
+    ) -> anyhow::Result<()> {
         self.lose(reason);
         self.keep_room_for_files();
-        self.answer(key, None, &NONE)
+        self.answer(key, None, &Table { python, ..NONE })
     }
 
     fn answer(&mut self, key: &FileKey, digest: Option<Digest>, table: &Table) -> anyhow::Result<()> {
@@ -134,10 +147,10 @@ impl<K: Kernel> Tables<K> {
     }
 
     /// Says that it has none until there may be room again.
-    fn refuse(&mut self, key: &FileKey) -> anyhow::Result<()> {
+    fn refuse(&mut self, key: &FileKey, python: u32) -> anyhow::Result<()> {
         self.lose("unwind_no_room");
         self.refused.push((now(), *key));
-        self.answer(key, None, &NONE)
+        self.answer(key, None, &Table { python, ..NONE })
     }
 
     /// Takes back that the file was asked for, so that it can be asked for again.
@@ -168,7 +181,7 @@ impl<K: Kernel> Tables<K> {
         }
     }
 
-    fn lose(&mut self, reason: &'static str) {
+    pub(super) fn lose(&mut self, reason: &'static str) {
         *self.losses.entry(reason).or_default() += 1;
     }
 
@@ -219,6 +232,7 @@ impl<K: Kernel> Tables<K> {
             first_page,
             pages: u32::try_from(pages)?,
             used: now(),
+            python: 0,
         };
         let table = made.table;
         self.loaded.insert(digest, made);
@@ -333,7 +347,7 @@ impl<K: Kernel> Tables<K> {
     }
 }
 
-const NONE: Table = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0 };
+const NONE: Table = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
 
 /// As the kernel side writes [`Table::used`].
 fn now() -> u32 {

@@ -28,6 +28,9 @@ impl Kernel for Fake {
         self.rules.insert(number, *rule);
         Ok(())
     }
+    fn set_python(&mut self, _: u32, _: &PythonLayout) -> anyhow::Result<()> {
+        Ok(())
+    }
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
         self.tables.insert(*key, *table);
         Ok(())
@@ -67,7 +70,7 @@ fn key(inode: u64) -> FileKey {
 /// Loads a file that says nothing but its rows.
 fn put(tables: &mut Tables<Fake>, inode: u64, rows: &Rows) {
     let digest = tables.digest(&(&rows.rows, &rows.rules));
-    tables.load(&key(inode), digest, || Ok(rows.clone())).unwrap();
+    tables.load(&key(inode), 0, digest, || Ok(rows.clone())).unwrap();
 }
 
 /// A file with a rule every `step` bytes; the rules' offsets tell where they are.
@@ -137,7 +140,7 @@ fn over_the_cap_the_least_used_goes_and_is_counted() {
 fn a_file_without_information_is_known_to_have_none() {
     let mut tables = Tables::new(Fake::default(), 1 << 20).unwrap();
     assert!(!tables.knows(&key(1)));
-    tables.has_none(&key(1), "unwind_no_information").unwrap();
+    tables.has_none(&key(1), 0, "unwind_no_information").unwrap();
     assert!(tables.knows(&key(1)));
     assert_eq!(tables.losses()["unwind_no_information"], 1);
 }

@@ -5,7 +5,9 @@ use crate::Task;
 /// Deepest stack, kernel and user each.
 pub const FRAMES_MAX: usize = 127;
 
-/// The head of a sample; `kernel_len` bytes of kernel addresses follow, then `user_len` of user ones.
+/// The head of a sample; `kernel_len` bytes of kernel addresses follow, then `user_len` of user ones, then
+/// `python_len` of Python frames, two words each: the code object's address, and where in the code it stands with
+/// [`crate::PYTHON_ENTRY`]; innermost first all of them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
@@ -18,6 +20,15 @@ pub struct Sample {
     pub end: u32,
     /// The user frame, counted from the innermost, that this is about.
     pub end_frame: u32,
+    /// Bytes.
+    pub python_len: u32,
+    /// [`crate::PythonEnd`]: how the walk over Python's frames ended.
+    pub python_end: u32,
+    /// The interpreter's file: [`crate::Table::python`].
+    pub python: u32,
+    pub unused: u32,
+    /// `Mapping::to_offset` of that file's code.
+    pub python_to_offset: u64,
 }
 
-const _: () = assert!(size_of::<Sample>() == 56);
+const _: () = assert!(size_of::<Sample>() == 80);

@@ -57,6 +57,8 @@ pub struct Table {
     pub pages: u32,
     /// When a stack last went through it, in units of 2^30 ns of CLOCK_MONOTONIC: the kernel side writes it.
     pub used: u32,
+    /// The file is a Python interpreter's: number of its [`crate::PythonLayout`]; 0: it is none.
+    pub python: u32,
 }
 
 /// A directory's entry: `slab << 48 | first row << 24 | rows`; 0: no rule in that page.
@@ -228,6 +230,8 @@ pub struct UnwindLayout {
     pub file_mode: u32,
     pub backing_dentry: u32,
     pub dentry_inode: u32,
+    /// `task_struct.thread.fsbase`: where libc keeps what `pthread_self` returns.
+    pub task_fsbase: u32,
 }
 
 /// How many words [`UnwindLayout`] has.
@@ -262,6 +266,7 @@ impl UnwindLayout {
         file_mode: crate::ABSENT,
         backing_dentry: crate::ABSENT,
         dentry_inode: crate::ABSENT,
+        task_fsbase: crate::ABSENT,
     };
 
     /// The words that it is made of, in memory order.
@@ -293,11 +298,12 @@ impl UnwindLayout {
             self.file_mode,
             self.backing_dentry,
             self.dentry_inode,
+            self.task_fsbase,
         ]
     }
 }
 
 const _: () = assert!(size_of::<FileKey>() == 24);
-const _: () = assert!(size_of::<Table>() == 24);
+const _: () = assert!(size_of::<Table>() == 28);
 const _: () = assert!(size_of::<Rule>() == 20);
 const _: () = assert!(size_of::<TableRequest>() == 40);

@@ -1,0 +1,75 @@
+"""Spends its CPU time in known functions by known shares, on a fast machine or a slow one, beside a thread that needs no lock."""
+
+import hashlib
+import threading
+import time
+
+
+def burn(n):
+    total = 0
+    for i in range(n):
+        total += i * i
+    return total
+
+
+def recurse(depth):
+    if depth == 0:
+        return burn(3000)
+    return recurse(depth - 1)
+
+
+class Work:
+    def plain(self):
+        return recurse(19)
+
+
+def squares(n):
+    for i in range(n):
+        yield i * i
+
+
+def generator():
+    return sum(squares(3000))
+
+
+def negate(x):
+    return -x
+
+
+def native():
+    return len(sorted(range(2000), key=negate))
+
+
+def hashes(data):
+    return hashlib.sha256(data).digest()
+
+
+def hasher():
+    data = b"x" * 8_000_000
+    while True:
+        hashes(data)
+
+
+def cost(function):
+    """What a call costs: the median, because a busy machine takes its time in the midst of some."""
+    times = []
+    for _ in range(41):
+        begin = time.thread_time()
+        function()
+        times.append(time.thread_time() - begin)
+    return sorted(times)[20]
+
+
+def main(calls):
+    while True:
+        for function, count in calls:
+            for _ in range(count):
+                function()
+
+
+shares = [(50, Work().plain), (30, generator), (20, native)]
+calls = [(function, share / cost(function)) for share, function in shares]
+# A round is some 200 calls: as many as it takes for a share to be right within half a point.
+calls = [(function, round(200 * count / sum(count for _, count in calls))) for function, count in calls]
+threading.Thread(target=hasher, daemon=True).start()
+main(calls)
