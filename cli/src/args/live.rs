@@ -1,15 +1,17 @@
 //! Arguments of the commands that record: watch, dns, profile.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::{Args, ValueEnum};
 use podopsy_agent::duration;
+use podopsy_agent::export::Format;
 use podopsy_agent::model::Target;
 use podopsy_agent::model::profile::Sampling;
 
 use super::ListFormat;
-use crate::output::Output;
+use crate::exit::Refused;
+use crate::output::{self, Output};
 use crate::render::dns::Shown;
 use crate::selector::Selector;
 
@@ -190,9 +192,14 @@ pub struct Profile {
     #[arg(long, value_name = "HOW", default_value = "frame-pointers", conflicts_with = "all")]
     pub stacks: Stacks,
 
-    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated
-    #[arg(short, long = "output", value_name = "FILE", value_parser = PathBufValueParser::new().try_map(Output::new))]
-    pub outputs: Vec<Output>,
+    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph), .speedscope.json, .firefox.json
+    /// (profiler.firefox.com); may be repeated
+    #[arg(short, long = "output", value_name = "FILE")]
+    pub outputs: Vec<PathBuf>,
+
+    /// The files' format, whatever their endings: pprof, folded, svg, speedscope, firefox
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = output::format)]
+    pub format: Option<Format>,
 
     /// How many functions to list at the end
     #[arg(long, value_name = "N", default_value_t = 15)]
@@ -212,6 +219,11 @@ impl Profile {
             true => Sampling::Growth { every: self.every },
             false => Sampling::Cpu { frequency_hz: self.frequency },
         }
+    }
+
+    /// The files to write, each with its format.
+    pub fn outputs(&self) -> Result<Vec<Output>, Refused> {
+        self.outputs.iter().map(|path| Output::new(path.clone(), self.format)).collect()
     }
 
     pub fn target(&self) -> &Target {

@@ -19,9 +19,10 @@ use crate::terminal::note;
 use crate::{output, privilege, signals};
 
 pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
+    let outputs = args.outputs()?;
     privilege::require("profile", privilege::SAMPLE)?;
     let (target, sampling) = (args.target().clone(), args.sampling());
-    let pending = output::prepare(args.outputs)?;
+    let pending = output::prepare(outputs)?;
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
     let unwind = args.stacks == Stacks::Tables;
