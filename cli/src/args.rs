@@ -14,7 +14,7 @@ use podopsy_agent::model::Target;
 use crate::exit::Said;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
-pub use live::{Dns, Profile, Stacks, Watch, WatchKind};
+pub use live::{Diff, DiffFormat, Dns, Profile, ProfileCommand, Stacks, Watch, WatchKind};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -23,6 +23,7 @@ Examples:
   podopsy dns shop/cart                 what a pod looks up, what it gets, and how long it waits
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy profile diff a.pb.gz b.pb.gz  what takes more CPU time than before
   podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
   podopsy watch sigkill                 who sends SIGKILL to containers: kubelet, systemd-oomd, someone's kill -9
   podopsy oom show 3f2a-28908           the autopsy of one of them
@@ -247,6 +248,9 @@ mod tests {
             "podopsy profile -a -o x.svg",
             "podopsy profile -a -o x.speedscope.json -o x.firefox.json",
             "podopsy profile -a -o x.json --format speedscope",
+            "podopsy profile diff a.pb.gz b.pb.gz",
+            "podopsy profile diff a b --absolute --value samples --top 0 -w x.svg -w x.folded -o json",
+            "podopsy profile shop/diff",
             "podopsy dns",
             "podopsy dns --slow --over 1s --queries --for 30s -n shop -l app=web shop/cart -o json",
             "podopsy pods -n x -l app=web -o wide",
@@ -271,6 +275,8 @@ mod tests {
             "podopsy profile -a -d 30",
             "podopsy profile -a -o x.txt --format text",
             "podopsy profile -a --format svg",
+            "podopsy profile diff a.pb.gz",
+            "podopsy profile -a diff a.pb.gz b.pb.gz",
             "podopsy inspect pid:0",
             "podopsy watch cpu",
             "podopsy dns --all --failed",

@@ -142,8 +142,7 @@ fn what(format: Format) -> &'static str {
 
 /// For clap: a format by its name.
 pub fn format(name: &str) -> Result<Format, String> {
-    Format::named(name)
-        .ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::name).join(", ")))
+    Format::named(name).ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::name).join(", ")))
 }
 
 fn shown(path: &Path) -> String {

@@ -76,7 +76,9 @@ fn sums(format: Format, profile: &Profile) -> (u64, u64) {
             let svg = String::from_utf8(bytes).unwrap();
             let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
             let document = roxmltree::Document::parse_with_options(&svg, options).unwrap();
-            let titles = document.descendants().filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title")));
+            let titles = document
+                .descendants()
+                .filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "title")));
             let of = |wanted: &str| -> u64 {
                 let counts = titles.clone().filter_map(|title| {
                     let (name, rest) = title.text()?.rsplit_once(" (")?;

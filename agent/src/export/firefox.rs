@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use fxprof_processed_profile::{
     CategoryColor, CategoryHandle, CategoryPairHandle, CpuDelta, Frame as Place, FrameFlags, FrameInfo,
-    ProcessHandle, Profile as Tracks, ReferenceTimestamp, SamplingInterval, ThreadHandle, Timestamp, WeightType,
+    ProcessHandle, Profile as Tracks, ReferenceTimestamp, SamplingInterval, ThreadHandle, Timestamp,
+    WeightType,
 };
 
 use super::{frame_name, is_kernel, owner_name, period, title};
@@ -127,8 +128,9 @@ impl Writer {
         for frame in sample.stack.iter().rev() {
             let name = self.tracks.intern_string(&frame_name(frame));
             let (frame, category_pair) = (Place::Label(name), self.category(frame));
-            let frame =
-                self.tracks.intern_frame(track, FrameInfo { frame, category_pair, flags: FrameFlags::empty() });
+            let frame = self
+                .tracks
+                .intern_frame(track, FrameInfo { frame, category_pair, flags: FrameFlags::empty() });
             stack = Some(self.tracks.intern_stack(track, stack, frame));
         }
         let end = self.ends.entry(track).or_default();
@@ -200,8 +202,12 @@ mod tests {
         assert_eq!(file["meta"]["product"], "On-CPU: 2 workloads on node-1");
         assert_eq!(file["meta"]["symbolicated"], true);
         let threads = column(&file, "threads");
-        let thread = threads.iter().find(|thread| thread["processName"] == "shop/checkout-0/api checkout").unwrap();
-        assert_eq!((&thread["name"], &thread["tid"], &thread["pid"]), (&"tokio-worker".into(), &"4243".into(), &"4242".into()));
+        let thread =
+            threads.iter().find(|thread| thread["processName"] == "shop/checkout-0/api checkout").unwrap();
+        assert_eq!(
+            (&thread["name"], &thread["tid"], &thread["pid"]),
+            (&"tokio-worker".into(), &"4243".into(), &"4242".into())
+        );
         let samples = &thread["samples"];
         assert_eq!((&samples["weightType"], &samples["length"]), (&"samples".into(), &1.into()));
         assert_eq!(column(samples, "weight")[0], 30);

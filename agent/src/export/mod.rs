@@ -2,6 +2,7 @@
 //!
 //! Must not know: how a profile was made. A format is handed a finished [`crate::model::profile::Profile`] and a writer.
 
+pub mod differential;
 pub mod firefox;
 pub mod folded;
 mod format;

@@ -173,7 +173,8 @@ mod tests {
             let all = samples.iter().flat_map(|sample| sample.as_array().unwrap());
             assert!(all.map(|frame| frame.as_u64().unwrap() as usize).all(|frame| frame < frames.len()));
             let sum: u64 = weights.iter().map(|weight| weight.as_u64().unwrap()).sum();
-            let (start, end) = (profile["startValue"].as_u64().unwrap(), profile["endValue"].as_u64().unwrap());
+            let (start, end) =
+                (profile["startValue"].as_u64().unwrap(), profile["endValue"].as_u64().unwrap());
             assert_eq!(end - start, sum);
         }
     }
@@ -184,7 +185,10 @@ mod tests {
         check(&file);
         assert_eq!(file["name"], "On-CPU: 2 workloads on node-1");
         let first = &file["profiles"][0];
-        assert_eq!((&first["name"], &first["unit"]), (&"shop/checkout-0/api checkout".into(), &"nanoseconds".into()));
+        assert_eq!(
+            (&first["name"], &first["unit"]),
+            (&"shop/checkout-0/api checkout".into(), &"nanoseconds".into())
+        );
         assert_eq!(first["weights"][0], 30 * (1_000_000_000 / 99));
         let names: Vec<_> = first["samples"][0]
             .as_array()
@@ -212,6 +216,9 @@ mod tests {
     fn growth_is_counted_in_page_faults() {
         let file = read(&Profile { sampling: Sampling::Growth { every: 16 }, ..example::profile() });
         check(&file);
-        assert_eq!((&file["profiles"][0]["unit"], &file["profiles"][0]["weights"][0]), (&"none".into(), &(30 * 16).into()));
+        assert_eq!(
+            (&file["profiles"][0]["unit"], &file["profiles"][0]["weights"][0]),
+            (&"none".into(), &(30 * 16).into())
+        );
     }
 }

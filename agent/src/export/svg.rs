@@ -37,7 +37,7 @@ fn subtitle(profile: &Profile) -> String {
 }
 
 /// XML has no escape for control characters: without them.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
