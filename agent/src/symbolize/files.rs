@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf::{self, Layout};
+use super::go::Go;
 use super::losses::Losses;
 use super::maps::Area;
 use super::open;
@@ -62,6 +63,8 @@ struct Known {
     layout: Layout,
     held: Option<File>,
     symbols: Symbols,
+    /// Go's own tables; none: not looked for.
+    go: Option<Option<Go>>,
     mapping: (u64, u64, u64),
     used: u64,
     key: Key,
@@ -143,6 +146,7 @@ impl Files {
             layout,
             held,
             symbols,
+            go: None,
             mapping: (area.start, area.end, area.offset),
             used: self.clock,
             key,
@@ -168,6 +172,7 @@ impl Files {
             layout,
             held: Some(file),
             symbols,
+            go: None,
             mapping,
             used: u64::MAX,
             key,
@@ -244,19 +249,30 @@ impl Files {
         let address = known.layout.address_of(offset).ok_or("offset_outside_segments")?;
         let (copy, separate) = match &known.symbols {
             Symbols::NotLooked => return Err("file_evicted"),
-            Symbols::None(reason) => return Err(reason),
+            Symbols::None(reason) => {
+                let reason = *reason;
+                return known.go_symbol(address).ok_or(reason);
+            }
             Symbols::Here { copy, separate } => (copy, separate),
         };
-        // Lines first, wherever they are; then any symbol.
-        let mut sources: Vec<&Snapshot> = separate.iter().chain(copy).collect();
-        sources.sort_by_key(|source| !source.has_debug_info);
-        for source in sources {
-            match resolver.elf(&path_of(&source.memory), source.has_debug_info, address) {
-                Ok(Some(symbol)) => return Ok(symbol),
-                Ok(None) => {}
-                Err(reason) => {
-                    known.symbols = Symbols::None(reason);
-                    return Err(reason);
+        // Lines first, wherever they are; then Go's own tables, which have lines too; then any symbol.
+        let sources = || separate.iter().chain(copy);
+        let paths = |debug| {
+            let of_kind = sources().filter(move |source| source.has_debug_info == debug);
+            of_kind.map(|source| path_of(&source.memory)).collect::<Vec<_>>()
+        };
+        for (debug, paths) in [(true, paths(true)), (false, paths(false))] {
+            if !debug && let Some(symbol) = known.go_symbol(address) {
+                return Ok(symbol);
+            }
+            for path in paths {
+                match resolver.elf(&path, debug, address) {
+                    Ok(Some(symbol)) => return Ok(symbol),
+                    Ok(None) => {}
+                    Err(reason) => {
+                        known.symbols = Symbols::None(reason);
+                        return Err(reason);
+                    }
                 }
             }
         }
@@ -302,6 +318,15 @@ impl Files {
         let candidates =
             self.known.iter().filter(|(id, known)| **id != but && known.used != u64::MAX && which(known));
         candidates.min_by_key(|(_, known)| known.used).map(|(&id, _)| id)
+    }
+}
+
+impl Known {
+    /// By Go's own tables, while the file is held open.
+    fn go_symbol(&mut self, address: u64) -> Option<Symbol> {
+        let (file, layout) = (self.held.as_ref()?, &self.layout);
+        let go = self.go.get_or_insert_with(|| Go::find(file, layout)).as_ref()?;
+        go.symbol(file, layout, address)
     }
 }
 

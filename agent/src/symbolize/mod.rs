@@ -16,6 +16,7 @@
 mod depth;
 pub(crate) mod elf;
 mod files;
+mod go;
 mod kernel;
 mod losses;
 pub(crate) mod maps;
