@@ -49,7 +49,7 @@ pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
     if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
 }
 
-fn load(file: &File, section: &crate::symbolize::elf::Section) -> Result<Section, &'static str> {
+pub(super) fn load(file: &File, section: &crate::symbolize::elf::Section) -> Result<Section, &'static str> {
     let size = usize::try_from(section.size.min(MAX_BYTES + 1)).unwrap_or(usize::MAX);
     if section.size > MAX_BYTES {
         return Err("unwind_too_large");

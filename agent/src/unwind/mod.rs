@@ -18,6 +18,10 @@ mod oracle;
 mod rows;
 mod rule;
 mod tables;
+#[cfg(test)]
+mod truth;
+#[cfg(test)]
+mod walk;
 
 pub use builder::{Builder, Built, Of};
 pub use tables::Kernel;
