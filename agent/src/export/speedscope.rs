@@ -115,10 +115,13 @@ impl Sampled {
     }
 }
 
+type Place = (String, Option<Arc<str>>, Option<u32>);
+
 #[derive(Default)]
 struct Frames {
     all: Vec<Named>,
-    known: HashMap<(String, Option<Arc<str>>, Option<u32>), usize>,
+    /// By name, file and line.
+    known: HashMap<Place, usize>,
 }
 
 impl Frames {

@@ -16,7 +16,7 @@
 mod depth;
 pub(crate) mod elf;
 mod files;
-mod go;
+pub(crate) mod go;
 mod kernel;
 mod losses;
 pub(crate) mod maps;

@@ -11,6 +11,7 @@ use object::{LittleEndian as LE, elf};
 use super::arch::HERE;
 use super::rows::{self, Rows, Section};
 use crate::symbolize::elf::{Layout, header, layout, read_at, sections};
+use crate::symbolize::go;
 
 /// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
 const MAX_BYTES: u64 = 64 << 20;
@@ -35,9 +36,15 @@ pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
         None => by_program_header(file, &layout),
     };
     let debug_frame = find(b".debug_frame").map(|section| load(file, section)).transpose()?;
-    if eh_frame.is_none() && debug_frame.is_none() {
+    // Stripped of `.debug_frame`, Go programs still have what that is made of.
+    let by_go = debug_frame.is_none() && table.iter().any(|section| section.name.ends_with(b".gopclntab"));
+    if eh_frame.is_none() && debug_frame.is_none() && !by_go {
         return Err("unwind_no_information");
     }
+    let go = |each: &mut dyn FnMut(&go::Stack) -> bool| match by_go {
+        true => go::stacks(file, &layout, each),
+        false => Ok(()),
+    };
     let to_offset = |address: u64| {
         let segment = layout
             .segments
@@ -45,7 +52,7 @@ pub(crate) fn rows(file: &File) -> Result<Rows, &'static str> {
             .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))?;
         segment.offset.checked_add(address - segment.address)
     };
-    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), text, head.e_entry.get(LE), to_offset);
+    let rows = rows::read(eh_frame.as_ref(), debug_frame.as_ref(), go, text, head.e_entry.get(LE), to_offset);
     if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
 }
 
@@ -157,5 +164,56 @@ mod tests {
     #[test]
     fn other_files_say_why_they_have_none() {
         assert_eq!(rows(&File::open("/etc/passwd").unwrap()).err(), Some("unwind_not_elf"));
+    }
+
+    fn go(folder: &std::path::Path, name: &str, flags: &[&str]) -> File {
+        let program = folder.join(name);
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/inlines.go");
+        let mut command = std::process::Command::new("go");
+        command.arg("build").args(flags).arg("-o").arg(&program).arg(source);
+        command.env("GOCACHE", folder.join("cache")).env("GOFLAGS", "-mod=mod");
+        let done = command.output().expect("run go: apt-get install golang-go");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        File::open(program).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs go: apt-get install golang-go"]
+    fn a_stripped_go_program_has_the_rows_that_its_debug_frame_had() {
+        let folder = tempfile::tempdir().unwrap();
+        for flags in [&[][..], &["-buildmode=pie"]] {
+            let whole = go(folder.path(), "whole", flags);
+            let stripped = go(folder.path(), "stripped", &[flags, &["-ldflags=-s -w"]].concat());
+            let text = |file: &File| {
+                let text = sections(file).into_iter().find(|section| section.name == b".text").unwrap();
+                (text.offset, read_at(file, text.offset, text.size as usize).unwrap())
+            };
+            let (offset, code) = text(&whole);
+            assert_eq!((offset, code.len()), (text(&stripped).0, text(&stripped).1.len()), "another layout");
+            let (by_debug_frame, by_go) = (rows(&whole).unwrap(), rows(&stripped).unwrap());
+            assert!(by_go.problems.is_empty(), "{:?}", by_go.problems);
+            let (mut same, mut different, mut outermost) = (0, 0, 0);
+            for at in (offset..offset + code.len() as u64).map(|at| u32::try_from(at).unwrap()) {
+                let (expected, found) = (by_debug_frame.at(at), by_go.at(at));
+                // Between two functions there is padding, of which `.debug_frame` says nothing.
+                if expected.kind == KIND_NONE {
+                    continue;
+                }
+                if expected == found {
+                    same += 1;
+                } else if found.kind == KIND_STOP {
+                    // Go 1.19's `.debug_frame` does not say who has no caller.
+                    outermost += 1;
+                } else {
+                    if different % 40 == 0 {
+                        eprintln!("{at:#x}: {found:?} but .debug_frame {expected:?}");
+                    }
+                    different += 1;
+                }
+            }
+            eprintln!("{flags:?}: {same} bytes of code have the same rule, {different} another");
+            assert!(same > 100_000 && different == 0, "{same} and {different}");
+            assert!((1..500).contains(&outermost), "{outermost}");
+        }
     }
 }

@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 use gimli::{
     BaseAddresses, CieOrFde, EndianSlice, FrameDescriptionEntry, LittleEndian, UnwindContext, UnwindSection,
 };
-use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
+use podopsy_wire::{
+    KIND_NONE, KIND_REGISTER, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule,
+};
 
+use super::arch::HERE;
 use super::rule::rule;
+use crate::symbolize::go::Stack;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -96,10 +100,12 @@ struct Collector<'a, F> {
 /// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
 const MAX_ENTRY: u32 = 256;
 
-/// Reads both sections; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset of a virtual address that is loaded.
+/// Reads both sections, and what `go` gives of functions of Go's; `entry` is where programs begin, and nobody has called
+/// that; `to_offset` gives the file offset of a virtual address that is loaded.
 pub(super) fn read(
     eh_frame: Option<&Section>,
     debug_frame: Option<&Section>,
+    go: impl FnOnce(&mut dyn FnMut(&Stack) -> bool) -> Result<(), &'static str>,
     text: u64,
     entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
@@ -126,6 +132,9 @@ pub(super) fn read(
         let mut parsed = gimli::DebugFrame::new(&section.bytes, LittleEndian);
         parsed.set_address_size(8);
         collector.section(&parsed, section.address);
+    }
+    if let Err(reason) = go(&mut |stack| collector.go(stack)) {
+        collector.problem(reason);
     }
     let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
     let mut rows = collector.finish(by_eh_frame);
@@ -221,6 +230,37 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
             },
         }
         self.functions.push(Function { start, end, rows: first..self.rows.len() });
+    }
+
+    /// A function of Go's, whose calls leave their return address on the stack and keep no frame pointer that matters.
+    /// False: no more, please.
+    fn go(&mut self, stack: &Stack) -> bool {
+        let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
+        let (Some(start), Some(last)) = (offset(stack.start), offset(stack.end - 1)) else { return true };
+        let first = self.rows.len();
+        if stack.is_outermost {
+            self.rows.push(Row { offset: start, rule: RULE_STOP });
+        } else {
+            for &(address, grown) in &stack.steps {
+                let into = u32::try_from(address - stack.start).unwrap_or(u32::MAX);
+                let (Some(offset), Some(cfa_offset)) = (
+                    start.checked_add(into),
+                    i32::try_from(grown).ok().and_then(|grown| grown.checked_add(8)),
+                ) else {
+                    break;
+                };
+                let rule = Rule {
+                    base: HERE.stack as u8,
+                    cfa_offset,
+                    ra_offset: -8,
+                    ..Rule::of_kind(KIND_REGISTER)
+                };
+                let rule = self.id(rule);
+                self.rows.push(Row { offset, rule });
+            }
+        }
+        self.functions.push(Function { start, end: last.saturating_add(1), rows: first..self.rows.len() });
+        self.rows.len() < MAX_ROWS && Instant::now() < self.until
     }
 
     fn id(&mut self, rule: Rule) -> u16 {

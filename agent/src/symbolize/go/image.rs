@@ -12,20 +12,29 @@ use super::super::elf::{Layout, read_at};
 const PIECE: usize = 256;
 
 #[derive(Clone, Copy)]
-pub(super) struct Image<'a> {
-    file: &'a File,
-    layout: &'a Layout,
+pub(super) enum Image<'a> {
+    File(&'a File, &'a Layout),
+    /// A part that is in memory already, and its address: for whoever reads all of it.
+    Memory(u64, &'a [u8]),
 }
 
 impl<'a> Image<'a> {
     pub fn new(file: &'a File, layout: &'a Layout) -> Self {
-        Self { file, layout }
+        Self::File(file, layout)
     }
 
     /// `len` bytes at an address; the caller bounds `len`.
     pub fn bytes(&self, address: u64, len: usize) -> Option<Vec<u8>> {
-        let (offset, left) = self.place(address)?;
-        (len as u64 <= left).then(|| read_at(self.file, offset, len).ok())?
+        match self {
+            Image::File(file, layout) => {
+                let (offset, left) = place(layout, address)?;
+                (len as u64 <= left).then(|| read_at(file, offset, len).ok())?
+            }
+            Image::Memory(start, bytes) => {
+                let from = usize::try_from(address.checked_sub(*start)?).ok()?;
+                Some(bytes.get(from..from.checked_add(len)?)?.to_vec())
+            }
+        }
     }
 
     /// The same, if all of it lies in `range`.
@@ -43,16 +52,30 @@ impl<'a> Image<'a> {
         Stream { image: *self, address, end: range.end, piece: Vec::new(), at: 0 }
     }
 
-    /// The file offset of an address, and how many bytes of its segment follow.
-    fn place(&self, address: u64) -> Option<(u64, u64)> {
-        let segment = self
-            .layout
-            .segments
-            .iter()
-            .find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.size))?;
-        let into = address - segment.address;
-        Some((segment.offset.checked_add(into)?, segment.size - into))
+    /// As many of `piece`'s bytes as there are from an address on.
+    fn fill(&self, address: u64, piece: &mut [u8]) -> Option<usize> {
+        match self {
+            Image::File(file, layout) => {
+                let (offset, left) = place(layout, address)?;
+                let len = usize::try_from(left).unwrap_or(piece.len()).min(piece.len());
+                file.read_at(&mut piece[..len], offset).ok()
+            }
+            Image::Memory(start, bytes) => {
+                let rest = bytes.get(usize::try_from(address.checked_sub(*start)?).ok()?..)?;
+                let len = rest.len().min(piece.len());
+                piece[..len].copy_from_slice(&rest[..len]);
+                Some(len)
+            }
+        }
     }
+}
+
+/// The file offset of an address, and how many bytes of its segment follow.
+fn place(layout: &Layout, address: u64) -> Option<(u64, u64)> {
+    let segment =
+        layout.segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.size))?;
+    let into = address - segment.address;
+    Some((segment.offset.checked_add(into)?, segment.size - into))
 }
 
 pub(super) struct Stream<'a> {
@@ -87,11 +110,9 @@ impl Stream<'_> {
     }
 
     fn fill(&mut self) -> Option<()> {
-        let (offset, left) = self.image.place(self.address)?;
-        let left = left.min(self.end.checked_sub(self.address)?);
-        let len = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-        self.piece.resize(len, 0);
-        let got = self.image.file.read_at(&mut self.piece, offset).ok()?;
+        let left = self.end.checked_sub(self.address)?;
+        self.piece.resize(usize::try_from(left).unwrap_or(PIECE).min(PIECE), 0);
+        let got = self.image.fill(self.address, &mut self.piece)?;
         self.piece.truncate(got);
         self.address = self.address.checked_add(got as u64)?;
         self.at = 0;

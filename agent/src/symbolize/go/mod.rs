@@ -12,12 +12,14 @@
 
 mod find;
 mod image;
+mod stack;
 
 use std::cell::Cell;
 use std::fs::File;
 
 use self::find::Table;
 use self::image::Image;
+pub(crate) use self::stack::{Stack, stacks};
 use super::elf::Layout;
 use super::resolver::{Named, Symbol, shorten};
 use crate::model::text::escape_bytes;
