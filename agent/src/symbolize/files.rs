@@ -16,15 +16,13 @@ use super::losses::Losses;
 use super::maps::Area;
 use super::open;
 use super::resolver::{Resolver, Symbol};
+use super::separate;
 use super::snapshot::{self, Snapshot};
 use crate::model::profile::Mapping;
 use crate::model::text::escape_bytes;
 
 /// Names a file for as long as it is known.
 pub(super) type FileId = u32;
-
-/// Where distributions put separate debug information, by build id.
-const DEBUG_BY_BUILD_ID: &str = "/usr/lib/debug/.build-id";
 
 /// How much to hold.
 #[derive(Clone, Copy, Debug)]
@@ -242,7 +240,7 @@ impl Files {
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
         known.used = known.used.max(clock);
         if matches!(known.symbols, Symbols::NotLooked) {
-            known.symbols = look(known.held.as_ref(), &known.layout, losses);
+            known.symbols = look(known.held.as_ref(), &known.layout, &known.name, losses);
             self.keep_within_limits(id, resolver, losses);
         }
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
@@ -347,7 +345,7 @@ fn drop_copy(known: Option<&mut Known>, resolver: &mut Resolver) {
     }
 }
 
-fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
+fn look(held: Option<&File>, layout: &Layout, name: &str, losses: &mut Losses) -> Symbols {
     let Some(file) = held else { return Symbols::None("file_evicted") };
     // The file is the container's: it may have been written over since we read its segments.
     if elf::layout(file).as_ref() != Some(layout) {
@@ -356,7 +354,7 @@ fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
     let Ok(copy) = snapshot::take(file) else { return Symbols::None("file_changed") };
     let separate = match &copy {
         Some(copy) if copy.has_debug_info => None,
-        _ => separate_debug_file(&layout.build_id).and_then(|file| snapshot::take(&file).ok()?),
+        _ => separate::find(file, layout, name).and_then(|file| snapshot::take(&file).ok()?),
     };
     for lost in [&copy, &separate].into_iter().flatten().filter_map(|snapshot| snapshot.lost) {
         losses.add(lost);
@@ -365,15 +363,6 @@ fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
         (None, None) => Symbols::None("file_without_symbols"),
         (copy, separate) => Symbols::Here { copy, separate },
     }
-}
-
-/// The host's own debug file for a build id: the id is hex by the time it is a path, so that it leads nowhere else.
-fn separate_debug_file(build_id: &[u8]) -> Option<File> {
-    let (first, rest) = build_id.split_first()?;
-    let path = PathBuf::from(format!("{DEBUG_BY_BUILD_ID}/{first:02x}/{}.debug", hex(rest)));
-    let file = open::readable(&open::name(&path).ok()?).ok()?;
-    // Debug files keep the build id's note: the right name with another content is no use.
-    (elf::layout(&file)?.build_id == build_id).then_some(file)
 }
 
 fn path_of(file: &File) -> PathBuf {

@@ -24,6 +24,7 @@ pub(crate) mod open;
 mod perf_map;
 mod processes;
 mod resolver;
+mod separate;
 mod snapshot;
 #[cfg(test)]
 mod tests;
