@@ -19,6 +19,7 @@
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | out | [`export`] | formats |
+//! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //!
 //! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
 //! of them can work on this machine.
@@ -26,11 +27,13 @@
 pub mod aggregate;
 pub mod attach;
 pub mod clock;
+pub mod compare;
 pub mod decode;
 pub mod doctor;
 pub mod duration;
 pub mod export;
 pub mod growth;
+pub mod import;
 pub mod kernel_log;
 pub mod lookups;
 pub mod memory;

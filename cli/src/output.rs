@@ -7,20 +7,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use podopsy_agent::export;
+use podopsy_agent::export::Format;
 use podopsy_agent::model::{profile::Profile, text};
 use tempfile::NamedTempFile;
 
 use crate::exit::Refused;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    Pprof,
-    Folded,
-    Svg,
-}
-
-/// A file to be written, and the format that its ending asks for.
+/// A file to be written, and its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     pub path: PathBuf,
@@ -28,23 +21,17 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(path: PathBuf) -> Result<Self, String> {
+    /// In `format`, or as the ending says.
+    pub fn new(path: PathBuf, format: Option<Format>) -> Result<Self, Refused> {
         let name = path.file_name().unwrap_or_default().as_bytes();
-        // A name that is nothing but an ending (".svg") is a hidden file without one.
-        let ends = |ending: &str| name.len() > ending.len() && name.ends_with(ending.as_bytes());
-        let format = if ends(".pb.gz") {
-            Format::Pprof
-        } else if ends(".folded") {
-            Format::Folded
-        } else if ends(".svg") {
-            Format::Svg
-        } else {
-            return Err(
-                "the ending says the format: .pb.gz (pprof), .folded (folded stacks) or .svg (flame graph)"
-                    .to_owned(),
-            );
-        };
-        Ok(Output { path, format })
+        match format.or_else(|| Format::of_file(name)) {
+            Some(format) if !name.is_empty() => Ok(Output { path, format }),
+            _ => Err(Refused(format!(
+                "{}: the ending says the format: {}; for another ending, say --format",
+                shown(&path),
+                Format::ALL.map(|format| format!("{} ({})", format.ending(), what(format))).join(", ")
+            ))),
+        }
     }
 
     /// The path, safe to print.
@@ -59,6 +46,8 @@ impl Output {
             Format::Pprof => format!("go tool pprof {file}"),
             Format::Folded => format!("speedscope.app, or: inferno-flamegraph {file}"),
             Format::Svg => "any browser".to_owned(),
+            Format::Speedscope => "https://www.speedscope.app (stays on your machine)".to_owned(),
+            Format::Firefox => "https://profiler.firefox.com (\"Load a profile from file\")".to_owned(),
         }
     }
 }
@@ -94,14 +83,11 @@ impl Pending {
     /// Writes `profile` to each and gives it its name; an error leaves what was there before, and costs
     /// no other output: the samples cannot be taken again.
     pub fn finish(self, profile: &Profile) -> Vec<(Output, anyhow::Result<()>)> {
-        self.finish_with(|format, out| match format {
-            Format::Pprof => export::pprof::write(profile, out),
-            Format::Folded => export::folded::write(profile, out),
-            Format::Svg => export::svg::write(profile, out),
-        })
+        self.finish_with(|format, out| format.write(profile, out))
     }
 
-    fn finish_with(
+    /// The same for what is no profile; the format is the caller's to understand.
+    pub fn finish_with(
         self,
         write: impl Fn(Format, &mut dyn std::io::Write) -> anyhow::Result<()>,
     ) -> Vec<(Output, anyhow::Result<()>)> {
@@ -143,6 +129,22 @@ fn refuse_links(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a format is, in a word or two.
+fn what(format: Format) -> &'static str {
+    match format {
+        Format::Pprof => "pprof",
+        Format::Folded => "folded stacks",
+        Format::Svg => "flame graph",
+        Format::Speedscope => "speedscope",
+        Format::Firefox => "Firefox Profiler",
+    }
+}
+
+/// For clap: a format by its name.
+pub fn format(name: &str) -> Result<Format, String> {
+    Format::named(name).ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::name).join(", ")))
+}
+
 fn shown(path: &Path) -> String {
     text::escape_bytes(path.as_os_str().as_bytes())
 }
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
 
     fn output(path: PathBuf) -> Vec<Output> {
-        vec![Output::new(path).unwrap()]
+        vec![Output::new(path, None).unwrap()]
     }
 
     fn listing(folder: &Path) -> Vec<String> {
@@ -166,13 +168,19 @@ mod tests {
 
     #[test]
     fn the_ending_says_the_format() {
-        let format = |path: &str| Output::new(path.into()).map(|output| output.format);
-        assert_eq!(format("a.pb.gz"), Ok(Format::Pprof));
-        assert_eq!(format("/x/y.folded"), Ok(Format::Folded));
-        assert_eq!(format("y.svg"), Ok(Format::Svg));
-        for path in ["", "a", "a.gz", "a.txt", ".svg", "dir/", "a.SVG"] {
-            assert!(format(path).is_err(), "{path}");
+        let format = |path: &str| Output::new(path.into(), None).map(|output| output.format).ok();
+        assert_eq!(format("a.pb.gz"), Some(Format::Pprof));
+        assert_eq!(format("/x/y.folded"), Some(Format::Folded));
+        assert_eq!(format("y.svg"), Some(Format::Svg));
+        assert_eq!(format("y.speedscope.json"), Some(Format::Speedscope));
+        assert_eq!(format("y.firefox.json"), Some(Format::Firefox));
+        for path in ["", "a", "a.gz", "a.json", ".svg", "dir/", "a.SVG"] {
+            assert!(format(path).is_none(), "{path}");
         }
+        let said = Output::new("a.json".into(), Some(Format::Speedscope)).map(|output| output.format);
+        assert_eq!(said.ok(), Some(Format::Speedscope));
+        let error = Output::new("a.json".into(), None).unwrap_err().to_string();
+        assert!(Format::ALL.iter().all(|format| error.contains(format.ending())), "{error}");
     }
 
     #[test]

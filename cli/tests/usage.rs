@@ -177,3 +177,63 @@ fn a_reader_that_leaves_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
 }
+
+/// Two small profiles of other programs' making, in profile.proto: `main` calls `old` or `new`.
+fn pprof(function: &[u8]) -> Vec<u8> {
+    // sample_type {1, 2}; texts "", cpu, nanoseconds, the function; function 1 is text 3; location 1 is function 1.
+    let mut bytes = vec![0x0a, 4, 8, 1, 0x10, 2, 0x32, 0, 0x32, 3];
+    bytes.extend(b"cpu");
+    bytes.extend([0x32, 11]);
+    bytes.extend(b"nanoseconds");
+    bytes.extend([0x32, u8::try_from(function.len()).unwrap()]);
+    bytes.extend(function);
+    bytes.extend([0x2a, 4, 8, 1, 0x10, 3, 0x22, 6, 8, 1, 0x22, 2, 8, 1, 0x12, 5, 8, 1, 0x10, 0xe8, 7]);
+    bytes
+}
+
+#[test]
+fn two_profiles_are_compared_without_privileges() {
+    let public = Public::new();
+    let dir =
+        tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o777)).tempdir_in("/tmp").unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (before, after, empty) = (path("before"), path("after"), path("empty"));
+    fs::write(&before, pprof(b"old")).unwrap();
+    fs::write(&after, pprof(b"new\x1b[2J")).unwrap();
+    let whole = pprof(b"none");
+    fs::write(&empty, &whole[..whole.len() - 7]).unwrap();
+
+    let (svg, folded) = (path("x.svg"), path("x.folded"));
+    let output = public.run(&["profile", "diff", &before, &after, "-w", &svg, "-w", &folded]);
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(
+        table.contains("+100.00 %") && table.contains("-100.00 %") && table.contains("new\\x1b[2J"),
+        "{table}"
+    );
+    assert!(!table.contains('\x1b'));
+    assert_eq!(fs::read_to_string(&folded).unwrap(), "new\\x1b[2J 0 1000\nold 1000 0\n");
+    assert!(fs::read_to_string(&svg).unwrap().contains("<svg"));
+
+    let output = public.run(&["profile", "diff", &before, &after, "--absolute", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["by"], &json["total"]["after"]), (&"value".into(), &1000.into()));
+    let old = json["functions"].as_array().unwrap().iter().find(|f| f["function"] == "old").unwrap();
+    assert_eq!((&old["self"]["before"], &old["self"]["after"]), (&1000.into(), &0.into()));
+
+    for (args, code, word) in [
+        (&["profile", "diff", &before, "/etc/passwd"][..], 1, "is no pprof profile"),
+        (&["profile", "diff", &before, "/nonexistent"], 1, "cannot open /nonexistent"),
+        (&["profile", "diff", &empty, &after], 1, "no samples"),
+        (&["profile", "diff", &before, &after, "--value", "heap"], 1, "has no values called heap, but cpu"),
+        (&["profile", "diff", &before, &after, "-w", "x.pb.gz"], 2, ".folded or .svg"),
+        (&["profile", "diff", &before], 2, "AFTER"),
+    ] {
+        let output = public.run(args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
+        assert!(error.contains(word), "{args:?}: {error}");
+        assert_calm(&output);
+    }
+}

@@ -106,7 +106,8 @@ fn asks_for_another_test() {
 
 #[test]
 fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
-    let options = Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() };
+    let options =
+        Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() };
     let cgroup = MemoryCgroup::new("reads-not", MEMORY);
     let mut recording = Recording::start(options, no_runtime());
     let mut asker = Asker::start(&cgroup, "127.0.0.1");

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use podopsy_agent::model::profile::{Profile, Sample, Sampling};
+use podopsy_agent::export::Format;
+use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{self, Options, Scope};
 use support::{MemoryCgroup, no_runtime, require_root};
@@ -238,12 +239,35 @@ fn a_rust_program_is_complete() {
     assert!(share(&profile, "deep::main") > 99.0);
 }
 
+/// What `go tool pprof` prints of a profile.
+fn go_tool_pprof(profile: &Profile, options: &[&str]) -> String {
+    let file = folder().join("go.pb.gz");
+    let out = std::fs::File::create(&file).expect("a file for the profile");
+    Format::Pprof.write(profile, out).expect("write the profile");
+    let run = Command::new("go").args(["tool", "pprof"]).args(options).arg(&file).output();
+    let run = run.expect("run go: apt-get install golang-go");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8_lossy(&run.stdout).into_owned()
+}
+
 #[test]
-fn a_go_program_is_complete() {
+fn a_go_program_is_complete_and_says_what_is_inlined_even_when_it_is_stripped() {
     for (name, flags) in [("Go", "-ldflags="), ("Go, stripped", "-ldflags=-s -w")] {
         let program = compile(&["go", "build", flags], "deep.go", "deep-go");
         let profile = Running::start("go", &program).profile();
-        complete(name, &profile, 99.0);
+        complete(name, &profile, 99.5);
+        assert!(share(&profile, "main.below") > 50.0, "{name}: functions without names");
+        // Known from the source: main.mixed is inlined into main.work, at its line 15.
+        let inlined = profile.samples.iter().flat_map(|sample| sample.stack.windows(2)).any(|frames| {
+            let place =
+                |frame: &Frame| (frame.function.clone(), frame.source.as_ref().map(|source| source.1));
+            frames[0].inlined
+                && place(&frames[0]) == (Some("main.mixed".to_owned()), Some(8))
+                && place(&frames[1]) == (Some("main.work".to_owned()), Some(15))
+        });
+        assert!(inlined, "{name}: no main.mixed inlined into main.work");
+        let peek = go_tool_pprof(&profile, &["-peek", "main.mixed"]);
+        assert!(peek.contains("main.work (inline)") && peek.contains("| main.mixed"), "{name}: {peek}");
     }
 }
 

@@ -53,7 +53,8 @@ fn suffix(frame: &Frame) -> &'static str {
     }
 }
 
-fn push(line: &mut String, name: &str) {
+/// Appends a name that no reader can take for two, or for a count.
+pub(super) fn push(line: &mut String, name: &str) {
     let starts_line = line.is_empty();
     for (index, c) in name.chars().enumerate() {
         match c {

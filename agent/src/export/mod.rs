@@ -2,14 +2,20 @@
 //!
 //! Must not know: how a profile was made. A format is handed a finished [`crate::model::profile::Profile`] and a writer.
 
+pub mod differential;
+pub mod firefox;
 pub mod folded;
+mod format;
 pub mod pprof;
+pub mod speedscope;
 pub mod svg;
 
 use std::borrow::Cow;
 
+pub use format::Format;
+
 use crate::model::owner::{KnownBy, Owner};
-use crate::model::profile::{Frame, Profile, Quality};
+use crate::model::profile::{Frame, Profile, Quality, Sampling};
 
 /// What a frame is called: its function, else `module+0xoffset`: an unknown frame is shown, and never hidden.
 fn frame_name(frame: &Frame) -> Cow<'_, str> {
@@ -43,6 +49,35 @@ fn owner_name(owner: &Owner) -> String {
     }
 }
 
+/// What one sample stands for: nanoseconds of CPU time, or page faults.
+fn period(sampling: Sampling) -> u64 {
+    match sampling {
+        Sampling::Cpu { frequency_hz } => 1_000_000_000 / frequency_hz.max(1),
+        Sampling::Growth { every } => every,
+    }
+}
+
+/// What was sampled and of whom, as a heading.
+fn title(profile: &Profile) -> String {
+    let what = match profile.sampling {
+        Sampling::Cpu { .. } => "On-CPU",
+        Sampling::Growth { .. } => "Growth",
+    };
+    format!("{what}: {}", whose(profile))
+}
+
+/// The one owner, or how many there are.
+fn whose(profile: &Profile) -> String {
+    let mut owners: Vec<String> = profile.samples.iter().map(|sample| owner_name(&sample.owner)).collect();
+    owners.sort();
+    owners.dedup();
+    match owners.as_slice() {
+        [] => format!("nothing ran on {}", profile.node),
+        [one] => format!("{one} on {}", profile.node),
+        many => format!("{} workloads on {}", many.len(), profile.node),
+    }
+}
+
 /// What is missing from a profile, a line each; `losses: none` rather than silence.
 fn loss_lines(profile: &Profile) -> Vec<String> {
     if profile.losses.is_empty() {
@@ -62,5 +97,7 @@ fn quality_lines(profile: &Profile) -> Vec<String> {
     profile.quality.iter().map(line).collect()
 }
 
+#[cfg(test)]
+mod agreement;
 #[cfg(test)]
 mod example;

@@ -14,7 +14,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use pprof::protos::{self, Message};
 
-use super::{frame_name, loss_lines, quality_lines};
+use super::{frame_name, loss_lines, period, quality_lines};
 use crate::model::profile::{Frame, Profile, Sample, Sampling};
 
 /// Writes `profile` as gzipped profile.proto. Values are samples, and CPU nanoseconds or page faults (samples × period).
@@ -27,11 +27,11 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
 
 fn encode(profile: &Profile) -> protos::Profile {
     let mut tables = Tables::new();
-    let (name, unit, period) = match profile.sampling {
-        Sampling::Cpu { frequency_hz } => ("cpu", "nanoseconds", 1_000_000_000 / frequency_hz.max(1)),
-        Sampling::Growth { every } => ("page_faults", "count", every),
+    let (name, unit) = match profile.sampling {
+        Sampling::Cpu { .. } => ("cpu", "nanoseconds"),
+        Sampling::Growth { .. } => ("page_faults", "count"),
     };
-    let period = i64::try_from(period).unwrap_or(i64::MAX);
+    let period = i64::try_from(period(profile.sampling)).unwrap_or(i64::MAX);
     for mapping in &profile.mappings {
         let id = tables.mapping(&mapping.name, mapping.build_id.as_ref());
         let known = &mut tables.mappings[id as usize - 1];

@@ -7,8 +7,8 @@ use std::io::Write;
 
 use inferno::flamegraph::{self, Options, Palette, color::MultiPalette};
 
-use super::{folded, loss_lines};
-use crate::model::profile::{Profile, Sampling};
+use super::{folded, loss_lines, title};
+use crate::model::profile::Profile;
 
 /// Writes `profile` as a flame graph (SVG), outermost frames at the bottom.
 pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
@@ -30,27 +30,6 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn title(profile: &Profile) -> String {
-    let what = match profile.sampling {
-        Sampling::Cpu { .. } => "On-CPU",
-        Sampling::Growth { .. } => "Growth",
-    };
-    format!("{what}: {}", whose(profile))
-}
-
-/// The one owner, or how many there are.
-fn whose(profile: &Profile) -> String {
-    let mut owners: Vec<String> =
-        profile.samples.iter().map(|sample| super::owner_name(&sample.owner)).collect();
-    owners.sort();
-    owners.dedup();
-    match owners.as_slice() {
-        [] => format!("nothing ran on {}", profile.node),
-        [one] => format!("{one} on {}", profile.node),
-        many => format!("{} workloads on {}", many.len(), profile.node),
-    }
-}
-
 fn subtitle(profile: &Profile) -> String {
     let (start, seconds) = (profile.start, profile.duration.as_secs_f64());
     let (sampling, total) = (profile.sampling, profile.total());
@@ -58,7 +37,7 @@ fn subtitle(profile: &Profile) -> String {
 }
 
 /// XML has no escape for control characters: without them.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -66,6 +45,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::export::example;
+    use crate::model::profile::Sampling;
 
     fn draw(profile: &Profile) -> String {
         let mut svg = Vec::new();
@@ -97,6 +77,28 @@ mod tests {
             .collect();
         assert!(titles.iter().any(|title| title.starts_with("</text><script>alert(1)")), "{titles:?}");
         assert!(titles.contains(&"cart::total (30 samples, 66.67%)"), "{titles:?}");
+    }
+
+    #[test]
+    fn it_can_be_searched_and_zoomed_and_fetches_nothing() {
+        let svg = draw(&example::profile());
+        let document = parse(&svg);
+        let script = document.descendants().find(|node| node.tag_name().name() == "script").unwrap();
+        let script = script.text().unwrap();
+        for function in ["function zoom(", "function search(", "function search_prompt("] {
+            assert!(script.contains(function), "{function} is not in the picture's script");
+        }
+        assert!(document.descendants().any(|node| node.attribute("id") == Some("search")));
+        // Opened from a disk on an aeroplane: nothing in it may ask a server.
+        for node in document.descendants() {
+            for attribute in node.attributes() {
+                let value = attribute.value();
+                assert!(!value.contains("://") && !value.starts_with("//"), "{attribute:?}");
+            }
+        }
+        for way in ["fetch(", "XMLHttpRequest", "import(", "@import", "url(http", ".src", "WebSocket"] {
+            assert!(!script.contains(way), "{way}");
+        }
     }
 
     #[test]

@@ -11,19 +11,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf::{self, Layout};
+use super::go::Go;
 use super::losses::Losses;
 use super::maps::Area;
 use super::open;
 use super::resolver::{Resolver, Symbol};
+use super::separate;
 use super::snapshot::{self, Snapshot};
 use crate::model::profile::Mapping;
 use crate::model::text::escape_bytes;
 
 /// Names a file for as long as it is known.
 pub(super) type FileId = u32;
-
-/// Where distributions put separate debug information, by build id.
-const DEBUG_BY_BUILD_ID: &str = "/usr/lib/debug/.build-id";
 
 /// How much to hold.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +61,8 @@ struct Known {
     layout: Layout,
     held: Option<File>,
     symbols: Symbols,
+    /// Go's own tables; none: not looked for.
+    go: Option<Option<Go>>,
     mapping: (u64, u64, u64),
     used: u64,
     key: Key,
@@ -143,6 +144,7 @@ impl Files {
             layout,
             held,
             symbols,
+            go: None,
             mapping: (area.start, area.end, area.offset),
             used: self.clock,
             key,
@@ -168,6 +170,7 @@ impl Files {
             layout,
             held: Some(file),
             symbols,
+            go: None,
             mapping,
             used: u64::MAX,
             key,
@@ -237,26 +240,37 @@ impl Files {
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
         known.used = known.used.max(clock);
         if matches!(known.symbols, Symbols::NotLooked) {
-            known.symbols = look(known.held.as_ref(), &known.layout, losses);
+            known.symbols = look(known.held.as_ref(), &known.layout, &known.name, losses);
             self.keep_within_limits(id, resolver, losses);
         }
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
         let address = known.layout.address_of(offset).ok_or("offset_outside_segments")?;
         let (copy, separate) = match &known.symbols {
             Symbols::NotLooked => return Err("file_evicted"),
-            Symbols::None(reason) => return Err(reason),
+            Symbols::None(reason) => {
+                let reason = *reason;
+                return known.go_symbol(address).ok_or(reason);
+            }
             Symbols::Here { copy, separate } => (copy, separate),
         };
-        // Lines first, wherever they are; then any symbol.
-        let mut sources: Vec<&Snapshot> = separate.iter().chain(copy).collect();
-        sources.sort_by_key(|source| !source.has_debug_info);
-        for source in sources {
-            match resolver.elf(&path_of(&source.memory), source.has_debug_info, address) {
-                Ok(Some(symbol)) => return Ok(symbol),
-                Ok(None) => {}
-                Err(reason) => {
-                    known.symbols = Symbols::None(reason);
-                    return Err(reason);
+        // Lines first, wherever they are; then Go's own tables, which have lines too; then any symbol.
+        let sources = || separate.iter().chain(copy);
+        let paths = |debug| {
+            let of_kind = sources().filter(move |source| source.has_debug_info == debug);
+            of_kind.map(|source| path_of(&source.memory)).collect::<Vec<_>>()
+        };
+        for (debug, paths) in [(true, paths(true)), (false, paths(false))] {
+            if !debug && let Some(symbol) = known.go_symbol(address) {
+                return Ok(symbol);
+            }
+            for path in paths {
+                match resolver.elf(&path, debug, address) {
+                    Ok(Some(symbol)) => return Ok(symbol),
+                    Ok(None) => {}
+                    Err(reason) => {
+                        known.symbols = Symbols::None(reason);
+                        return Err(reason);
+                    }
                 }
             }
         }
@@ -305,6 +319,15 @@ impl Files {
     }
 }
 
+impl Known {
+    /// By Go's own tables, while the file is held open.
+    fn go_symbol(&mut self, address: u64) -> Option<Symbol> {
+        let (file, layout) = (self.held.as_ref()?, &self.layout);
+        let go = self.go.get_or_insert_with(|| Go::find(file, layout)).as_ref()?;
+        go.symbol(file, layout, address)
+    }
+}
+
 fn copied(known: &Known) -> u64 {
     match &known.symbols {
         Symbols::Here { copy, separate } => copy.iter().chain(separate).map(|snapshot| snapshot.bytes).sum(),
@@ -322,7 +345,7 @@ fn drop_copy(known: Option<&mut Known>, resolver: &mut Resolver) {
     }
 }
 
-fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
+fn look(held: Option<&File>, layout: &Layout, name: &str, losses: &mut Losses) -> Symbols {
     let Some(file) = held else { return Symbols::None("file_evicted") };
     // The file is the container's: it may have been written over since we read its segments.
     if elf::layout(file).as_ref() != Some(layout) {
@@ -331,7 +354,7 @@ fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
     let Ok(copy) = snapshot::take(file) else { return Symbols::None("file_changed") };
     let separate = match &copy {
         Some(copy) if copy.has_debug_info => None,
-        _ => separate_debug_file(&layout.build_id).and_then(|file| snapshot::take(&file).ok()?),
+        _ => separate::find(file, layout, name).and_then(|file| snapshot::take(&file).ok()?),
     };
     for lost in [&copy, &separate].into_iter().flatten().filter_map(|snapshot| snapshot.lost) {
         losses.add(lost);
@@ -340,15 +363,6 @@ fn look(held: Option<&File>, layout: &Layout, losses: &mut Losses) -> Symbols {
         (None, None) => Symbols::None("file_without_symbols"),
         (copy, separate) => Symbols::Here { copy, separate },
     }
-}
-
-/// The host's own debug file for a build id: the id is hex by the time it is a path, so that it leads nowhere else.
-fn separate_debug_file(build_id: &[u8]) -> Option<File> {
-    let (first, rest) = build_id.split_first()?;
-    let path = PathBuf::from(format!("{DEBUG_BY_BUILD_ID}/{first:02x}/{}.debug", hex(rest)));
-    let file = open::readable(&open::name(&path).ok()?).ok()?;
-    // Debug files keep the build id's note: the right name with another content is no use.
-    (elf::layout(&file)?.build_id == build_id).then_some(file)
 }
 
 fn path_of(file: &File) -> PathBuf {

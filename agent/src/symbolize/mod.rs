@@ -16,6 +16,7 @@
 mod depth;
 pub(crate) mod elf;
 mod files;
+pub(crate) mod go;
 mod kernel;
 mod losses;
 pub(crate) mod maps;
@@ -23,6 +24,7 @@ pub(crate) mod open;
 mod perf_map;
 mod processes;
 mod resolver;
+mod separate;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -217,7 +217,7 @@ fn named(name: &str, code: Option<&CodeInfo<'_>>) -> Named {
 }
 
 /// Cut text ends in `…`, so that it is not taken for the whole.
-fn shorten(mut text: String) -> String {
+pub(super) fn shorten(mut text: String) -> String {
     if text.len() > MAX_NAME {
         text.truncate(text.floor_char_boundary(MAX_NAME));
         text.push('…');

@@ -9,6 +9,7 @@ use flate2::read::ZlibDecoder;
 use object::{LittleEndian as LE, elf};
 
 use super::arch::HERE;
+use super::golang;
 use super::rows::{self, Rows, Section};
 use crate::symbolize::elf::{Layout, Segment, header, layout, read_at, sections};
 
@@ -21,6 +22,7 @@ pub(super) const MAX_BYTES: u64 = 64 << 20;
 pub(super) struct Source {
     eh_frame: Option<Section>,
     debug_frame: Option<Section>,
+    go: Option<golang::Tables>,
     segments: Vec<Segment>,
     text: u64,
     entry: u64,
@@ -37,7 +39,7 @@ impl Source {
             segment.offset.checked_add(address - segment.address)
         };
         let (eh_frame, debug_frame) = (self.eh_frame.as_ref(), self.debug_frame.as_ref());
-        let rows = rows::read(eh_frame, debug_frame, self.text, self.entry, to_offset);
+        let rows = rows::read(eh_frame, debug_frame, self.go.as_ref(), self.text, self.entry, to_offset);
         if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
     }
 }
@@ -68,13 +70,20 @@ pub(super) fn source(file: &File, max: u64) -> Result<Source, &'static str> {
         None => by_program_header(file, &layout),
     };
     let debug_frame = find(b".debug_frame").map(|section| load(file, section, max)).transpose()?;
-    if eh_frame.is_none() && debug_frame.is_none() {
+    // Stripped of `.debug_frame`, Go programs still have what that is made of.
+    let tables = table.iter().find(|section| debug_frame.is_none() && section.name.ends_with(b".gopclntab"));
+    let go = tables.map(|section| golang::Tables::new(file, section, max)).transpose()?;
+    if eh_frame.is_none() && debug_frame.is_none() && go.is_none() {
         return Err("unwind_no_information");
     }
-    Ok(Source { eh_frame, debug_frame, segments: layout.segments, text, entry: head.e_entry.get(LE) })
+    Ok(Source { eh_frame, debug_frame, go, segments: layout.segments, text, entry: head.e_entry.get(LE) })
 }
 
-fn load(file: &File, section: &crate::symbolize::elf::Section, max: u64) -> Result<Section, &'static str> {
+pub(super) fn load(
+    file: &File,
+    section: &crate::symbolize::elf::Section,
+    max: u64,
+) -> Result<Section, &'static str> {
     if section.size > max {
         return Err("unwind_too_large");
     }
@@ -182,5 +191,56 @@ mod tests {
     #[test]
     fn other_files_say_why_they_have_none() {
         assert_eq!(rows(&File::open("/etc/passwd").unwrap()).err(), Some("unwind_not_elf"));
+    }
+
+    fn go(folder: &std::path::Path, name: &str, flags: &[&str]) -> File {
+        let program = folder.join(name);
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/inlines.go");
+        let mut command = std::process::Command::new("go");
+        command.arg("build").args(flags).arg("-o").arg(&program).arg(source);
+        command.env("GOCACHE", folder.join("cache")).env("GOFLAGS", "-mod=mod");
+        let done = command.output().expect("run go: apt-get install golang-go");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        File::open(program).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs go: apt-get install golang-go"]
+    fn a_stripped_go_program_has_the_rows_that_its_debug_frame_had() {
+        let folder = tempfile::tempdir().unwrap();
+        for flags in [&[][..], &["-buildmode=pie"]] {
+            let whole = go(folder.path(), "whole", flags);
+            let stripped = go(folder.path(), "stripped", &[flags, &["-ldflags=-s -w"]].concat());
+            let text = |file: &File| {
+                let text = sections(file).into_iter().find(|section| section.name == b".text").unwrap();
+                (text.offset, read_at(file, text.offset, text.size as usize).unwrap())
+            };
+            let (offset, code) = text(&whole);
+            assert_eq!((offset, code.len()), (text(&stripped).0, text(&stripped).1.len()), "another layout");
+            let (by_debug_frame, by_go) = (rows(&whole).unwrap(), rows(&stripped).unwrap());
+            assert!(by_go.problems.is_empty(), "{:?}", by_go.problems);
+            let (mut same, mut different, mut outermost) = (0, 0, 0);
+            for at in (offset..offset + code.len() as u64).map(|at| u32::try_from(at).unwrap()) {
+                let (expected, found) = (by_debug_frame.at(at), by_go.at(at));
+                // Between two functions there is padding, of which `.debug_frame` says nothing.
+                if expected.kind == KIND_NONE {
+                    continue;
+                }
+                if expected == found {
+                    same += 1;
+                } else if found.kind == KIND_STOP {
+                    // Go 1.19's `.debug_frame` does not say who has no caller.
+                    outermost += 1;
+                } else {
+                    if different % 40 == 0 {
+                        eprintln!("{at:#x}: {found:?} but .debug_frame {expected:?}");
+                    }
+                    different += 1;
+                }
+            }
+            eprintln!("{flags:?}: {same} bytes of code have the same rule, {different} another");
+            assert!(same > 100_000 && different == 0, "{same} and {different}");
+            assert!((1..500).contains(&outermost), "{outermost}");
+        }
     }
 }

@@ -13,12 +13,17 @@ mod arch;
 mod arena;
 mod builder;
 mod file;
+mod golang;
 mod numbers;
 #[cfg(test)]
 mod oracle;
 mod rows;
 mod rule;
 mod tables;
+#[cfg(test)]
+mod truth;
+#[cfg(test)]
+mod walk;
 
 pub use builder::{Builder, Built, Of};
 pub use tables::Kernel;

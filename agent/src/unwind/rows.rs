@@ -12,12 +12,13 @@ use gimli::{
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
 
+use super::golang;
 use super::rule::rule;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
 /// The largest library with them at hand (librustc_driver) has 1.04 M.
-const MAX_ROWS: usize = 4 << 20;
+pub(super) const MAX_ROWS: usize = 4 << 20;
 /// Distinct rules of one file; libLLVM has some 900. A file that wants more is after our table of rules.
 const MAX_RULES: usize = 2048;
 /// A common entry's instructions run again for every function: a file can be made to take for ever.
@@ -81,16 +82,16 @@ pub(super) struct Section {
 
 /// Where a function is, and where it is described.
 #[derive(Clone, Copy, Debug)]
-struct Function {
-    start: u32,
-    end: u32,
+pub(super) struct Function {
+    pub start: u32,
+    pub end: u32,
     /// Of its entry, in its section.
     entry: u32,
     is_debug: bool,
 }
 
 /// What reading may still cost.
-struct Budget {
+pub(super) struct Budget {
     /// Bytes of instructions until the next look at the clock.
     until_look: u64,
     until: Duration,
@@ -102,7 +103,7 @@ impl Budget {
     }
 
     /// False: it is used up.
-    fn spend(&mut self, bytes: u64) -> bool {
+    pub fn spend(&mut self, bytes: u64) -> bool {
         match self.until_look.checked_sub(bytes) {
             Some(left) => self.until_look = left,
             // A look is a system call.
@@ -124,12 +125,13 @@ fn thread_time() -> Duration {
 /// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
 const MAX_ENTRY: u32 = 256;
 
-/// Reads both sections; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset
+/// Reads both sections, and what Go's own tables say of others; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset
 /// of a virtual address that is loaded. First where functions are, then each one's rows in the order of addresses: only
 /// the result is ever whole in memory.
 pub(super) fn read(
     eh_frame: Option<&Section>,
     debug_frame: Option<&Section>,
+    go: impl FnOnce(&mut dyn FnMut(&Stack) -> bool) -> Result<(), &'static str>,
     text: u64,
     entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
@@ -180,16 +182,19 @@ pub(super) fn read(
             break;
         }
     }
+    if let Some(tables) = go {
+        collector.golang(tables, &functions);
+    }
     let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
     let mut rows = collector.finish();
     rows.begin_at(entry);
     rows
 }
 
-struct Collector<'a, F> {
-    to_offset: &'a F,
-    budget: Budget,
-    rows: Vec<Row>,
+pub(super) struct Collector<'a, F> {
+    pub to_offset: &'a F,
+    pub budget: Budget,
+    pub rows: Vec<Row>,
     rules: Vec<Rule>,
     ids: HashMap<Rule, u16>,
     problems: BTreeMap<&'static str, u64>,
@@ -205,7 +210,7 @@ impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
         Collector { to_offset, budget: Budget::new(), rows, rules, ids, problems }
     }
 
-    fn problem(&mut self, reason: &'static str) {
+    pub fn problem(&mut self, reason: &'static str) {
         *self.problems.entry(reason).or_default() += 1;
     }
 
@@ -321,7 +326,7 @@ impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
     }
 
     /// No row that only repeats the one before.
-    fn push(&mut self, offset: u32, rule: u16) {
+    pub fn push(&mut self, offset: u32, rule: u16) {
         match self.rows.last_mut() {
             Some(last) if last.offset == offset => last.rule = rule,
             Some(last) if last.rule == rule => {}
@@ -336,7 +341,7 @@ impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
         }
     }
 
-    fn id(&mut self, rule: Rule) -> u16 {
+    pub fn id(&mut self, rule: Rule) -> u16 {
         if let Some(&id) = self.ids.get(&rule) {
             return id;
         }

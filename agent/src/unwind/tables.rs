@@ -7,8 +7,8 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
 use podopsy_wire::{
-    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, Rule, SLAB_WORDS, TABLE_NONE,
-    TABLE_READY, TABLES_MAX, Table,
+    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, Rule,
+    SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
 };
 
 use super::arena::{Arena, Extent};
@@ -347,7 +347,8 @@ impl<K: Kernel> Tables<K> {
     }
 }
 
-const NONE: Table = Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
+const NONE: Table =
+    Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
 
 /// As the kernel side writes [`Table::used`].
 fn now() -> u32 {

@@ -1,17 +1,19 @@
 //! Arguments of the commands that record: watch, dns, profile.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, TypedValueParser as _};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use podopsy_agent::duration;
+use podopsy_agent::export::Format;
 use podopsy_agent::model::Target;
 use podopsy_agent::model::profile::Sampling;
 use podopsy_agent::recorder::DnsHook;
 
 use super::ListFormat;
-use crate::output::Output;
+use crate::exit::Refused;
+use crate::output::{self, Output};
 use crate::render::dns::Shown;
 use crate::selector::Selector;
 
@@ -199,7 +201,11 @@ impl Dns {
 ///
 /// Ctrl-C ends the sampling early; what was sampled until then is still written.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Profile {
+    #[command(subcommand)]
+    pub diff: Option<ProfileCommand>,
+
     /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub target: Option<Target>,
@@ -230,13 +236,65 @@ pub struct Profile {
     #[arg(long, value_name = "HOW", default_value = "tables")]
     pub stacks: Stacks,
 
-    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph); may be repeated
-    #[arg(short, long = "output", value_name = "FILE", value_parser = PathBufValueParser::new().try_map(Output::new))]
-    pub outputs: Vec<Output>,
+    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph), .speedscope.json, .firefox.json
+    /// (profiler.firefox.com); may be repeated
+    #[arg(short, long = "output", value_name = "FILE")]
+    pub outputs: Vec<PathBuf>,
+
+    /// The files' format, whatever their endings: pprof, folded, svg, speedscope, firefox
+    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = output::format)]
+    pub format: Option<Format>,
 
     /// How many functions to list at the end
     #[arg(long, value_name = "N", default_value_t = 15)]
     pub top: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProfileCommand {
+    Diff(Diff),
+}
+
+/// Compare two profiles, function by function: what takes more after, and what less
+///
+/// Takes pprof files of any program, gzipped or not. Shares of each profile's total are compared, so that profiles of
+/// different lengths and loads can be; --absolute compares the values as they are.
+/// Needs no privilege. Exits 0 if they were compared, 1 if one has no samples or cannot be read, 2 for wrong usage.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The profile before: a pprof file (.pb.gz)
+    pub before: PathBuf,
+
+    /// The profile after
+    pub after: PathBuf,
+
+    /// Compare values as they are, and not shares of the total
+    #[arg(long)]
+    pub absolute: bool,
+
+    /// Which values to compare: cpu, samples, page_faults … [default: the files' own default]
+    #[arg(long, value_name = "KIND")]
+    pub value: Option<String>,
+
+    /// How many functions to list; 0 lists all
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub top: usize,
+
+    /// Where to write both as one picture, by ending: .folded (two counts a line) or .svg (red: more, blue: less)
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Vec<PathBuf>,
+
+    /// json: every function, with exact values
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = DiffFormat::Table)]
+    pub output: DiffFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DiffFormat {
+    Table,
+    /// Nothing is cut off
+    Wide,
+    Json,
 }
 
 /// How user stacks are followed.
@@ -252,6 +310,11 @@ impl Profile {
             true => Sampling::Growth { every: self.every },
             false => Sampling::Cpu { frequency_hz: self.frequency },
         }
+    }
+
+    /// The files to write, each with its format.
+    pub fn outputs(&self) -> Result<Vec<Output>, Refused> {
+        self.outputs.iter().map(|path| Output::new(path.clone(), self.format)).collect()
     }
 
     pub fn target(&self) -> &Target {

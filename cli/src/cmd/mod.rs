@@ -1,5 +1,6 @@
 //! One file a command. Each asks for its privileges first, then the library, then a renderer.
 
+pub mod diff;
 pub mod dns;
 pub mod doctor;
 pub mod inspect;

@@ -11,7 +11,7 @@ use podopsy_agent::model::{Target, text};
 use podopsy_agent::pods::{Pods, Resolved};
 use podopsy_agent::profiler::{self, Options, Scope};
 
-use crate::args::{Profile, Stacks};
+use crate::args::{Profile, ProfileCommand, Stacks};
 use crate::context::Context;
 use crate::exit::Verdict;
 use crate::render::{losses, top, units};
@@ -19,9 +19,13 @@ use crate::terminal::note;
 use crate::{output, privilege, signals};
 
 pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
+    if let Some(ProfileCommand::Diff(args)) = &args.diff {
+        return super::diff::run(context, args);
+    }
+    let outputs = args.outputs()?;
     privilege::require("profile", privilege::SAMPLE)?;
     let (target, sampling) = (args.target().clone(), args.sampling());
-    let pending = output::prepare(args.outputs)?;
+    let pending = output::prepare(outputs)?;
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
     let unwind = args.stacks == Stacks::Tables;

@@ -1,6 +1,7 @@
 //! Answers to text. No I/O but the writer that is handed in, so that a test can compare literal strings.
 
 pub mod autopsy;
+pub mod diff;
 pub mod dns;
 pub mod doctor;
 pub mod event;

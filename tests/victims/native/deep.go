@@ -3,11 +3,16 @@ package main
 
 var sink []int
 
+// Small enough to be inlined.
+func mixed(x, i int) int {
+	return x*1103515245 + i
+}
+
 //go:noinline
 func work(rounds int) int {
 	x := 1
 	for i := 0; i < rounds; i++ {
-		x = x*1103515245 + i
+		x = mixed(x, i)
 	}
 	sink = make([]int, 100)
 	return x

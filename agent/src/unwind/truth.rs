@@ -1,0 +1,334 @@
+//! Whole stacks against framehop's, which reads the same files and the same memory by code of its own.
+//!
+//! A running program is stopped at random points, by ptrace; its registers and stack are walked by our rules (`walk`) and
+//! by framehop, and the two lists of addresses are compared, address by address.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
+use framehop::{ExplicitModuleSectionInfo, Module, Unwinder as _};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use podopsy_wire::FRAMES_MAX;
+
+use super::file;
+use super::rows::Rows;
+use super::walk::{Place, Thread, walk};
+use crate::symbolize::elf::{layout, sections};
+use crate::symbolize::maps::{self, Area, Areas};
+
+/// Stops of each program.
+const STOPS: usize = 250;
+
+/// What one program came to.
+#[derive(Debug, Default)]
+struct Verdict {
+    stops: usize,
+    same: usize,
+    /// Stacks that framehop says it has followed to their end, and how many of them are ours too.
+    whole: usize,
+    whole_same: usize,
+    frames: usize,
+    /// Stacks that cannot both be right, or that we do not follow as far.
+    worse: usize,
+    causes: BTreeMap<String, usize>,
+}
+
+/// A program that is stopped now and then.
+struct Victim {
+    child: Child,
+    memory: File,
+    areas: Areas,
+    /// Rows by the start of the mapping; none: the file has no table.
+    tables: HashMap<u64, Option<Rc<Rows>>>,
+    by_path: HashMap<Vec<u8>, Option<Rc<Rows>>>,
+    unwinder: UnwinderX86_64<Vec<u8>>,
+    cache: CacheX86_64,
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Victim {
+    fn start(program: &[&str]) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{program:?}: {error}"));
+        // Until it has its libraries: what it maps later is met at a stop.
+        std::thread::sleep(Duration::from_millis(400));
+        let memory = File::open(format!("/proc/{}/mem", child.id())).expect("its memory: root");
+        let mut victim = Self {
+            child,
+            memory,
+            areas: Areas::default(),
+            tables: HashMap::new(),
+            by_path: HashMap::new(),
+            unwinder: UnwinderX86_64::new(),
+            cache: CacheX86_64::new(),
+        };
+        victim.read_maps();
+        victim
+    }
+
+    fn read_maps(&mut self) {
+        let areas = maps::read(self.child.id()).expect("its mappings");
+        if areas.areas == self.areas.areas {
+            return;
+        }
+        (self.unwinder, self.cache) = (UnwinderX86_64::new(), CacheX86_64::new());
+        self.tables.clear();
+        for area in &areas.areas {
+            let Some(file) = self.file(area) else { continue };
+            let rows = self.by_path.entry(area.path.clone());
+            let rows = rows.or_insert_with(|| file::rows(&file).ok().map(Rc::new)).clone();
+            self.tables.insert(area.start, rows);
+            if let Some(module) = module(area, &file) {
+                self.unwinder.add_module(module);
+            }
+        }
+        self.areas = areas;
+    }
+
+    /// The file behind a mapping; of the vDSO, a copy.
+    fn file(&self, area: &Area) -> Option<File> {
+        if !area.is_vdso() {
+            return area
+                .is_file()
+                .then(|| File::open(Path::new(std::str::from_utf8(&area.path).ok()?)).ok())?;
+        }
+        let mut image = vec![0; usize::try_from(area.end - area.start).ok()?];
+        self.memory.read_exact_at(&mut image, area.start).ok()?;
+        let copy = tempfile::tempfile().ok()?;
+        copy.write_all_at(&image, 0).ok()?;
+        Some(copy)
+    }
+
+    fn place(&self, address: u64) -> Place {
+        let Some(area) = self.areas.find(address) else { return Place::Nowhere };
+        let offset = address - area.start + if area.is_vdso() { 0 } else { area.offset };
+        match self.tables.get(&area.start) {
+            None => Place::Anonymous,
+            Some(None) => Place::NoTable,
+            Some(Some(rows)) => {
+                u32::try_from(offset).map_or(Place::Nowhere, |offset| Place::Rule(rows.at(offset)))
+            }
+        }
+    }
+
+    /// Threads that run now; a sleeping one says the same at every stop.
+    fn threads(&self) -> Vec<Pid> {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let tids = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let tids = tids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let runs = |tid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'))
+        };
+        tids.filter(runs).map(Pid::from_raw).collect()
+    }
+
+    /// Stops a thread, walks its stack both ways, and lets it go on.
+    fn stop(&mut self, tid: Pid, verdict: &mut Verdict) -> nix::Result<()> {
+        ptrace::seize(tid, ptrace::Options::empty())?;
+        let judged = self.judge(tid, verdict);
+        ptrace::detach(tid, None)?;
+        judged
+    }
+
+    fn judge(&mut self, tid: Pid, verdict: &mut Verdict) -> nix::Result<()> {
+        ptrace::interrupt(tid)?;
+        loop {
+            match waitpid(tid, Some(WaitPidFlag::__WALL))? {
+                WaitStatus::PtraceEvent(..) => break,
+                // A signal of its own came first: it is to have it.
+                WaitStatus::Stopped(_, signal) => ptrace::cont(tid, signal)?,
+                other => panic!("{tid}: {other:?}"),
+            }
+        }
+        self.read_maps();
+        let r = ptrace::getregs(tid)?;
+        // By DWARF number (psABI, figure 3.36).
+        let registers = [
+            r.rax, r.rdx, r.rcx, r.rbx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+            r.r14, r.r15,
+        ];
+        let word = |address: u64| {
+            let mut bytes = [0; 8];
+            self.memory.read_exact_at(&mut bytes, address).ok().map(|()| u64::from_le_bytes(bytes))
+        };
+        let path = RefCell::new(Vec::new());
+        let place = |address| {
+            let place = self.place(address);
+            path.borrow_mut().push(place);
+            place
+        };
+        let in_syscall = r.orig_rax.cast_signed() >= 0;
+        let (ours, end) = walk(&Thread { ip: r.rip, registers, in_syscall, word: &word, place: &place });
+
+        let mut read = |address| word(address).ok_or(());
+        let registers = UnwindRegsX86_64::new(r.rip, r.rsp, r.rbp);
+        let mut frames = self.unwinder.iter_frames(r.rip, registers, &mut self.cache, &mut read);
+        let mut theirs = Vec::new();
+        let their_end = loop {
+            match frames.next() {
+                _ if theirs.len() >= FRAMES_MAX => break "as deep as ours".to_owned(),
+                Ok(Some(frame)) => theirs.push(frame.address()),
+                Ok(None) => break "complete".to_owned(),
+                Err(error) => break format!("{error:?}").chars().take(60).collect(),
+            }
+        };
+        verdict.stops += 1;
+        verdict.frames += ours.len();
+        let is_whole = their_end == "complete" || their_end == "as deep as ours";
+        verdict.whole += usize::from(is_whole);
+        if ours == theirs {
+            verdict.same += 1;
+            verdict.whole_same += usize::from(is_whole);
+            return Ok(());
+        }
+        let first = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
+        let rule = path.borrow().get(first.saturating_sub(1)).map(|place| match place {
+            Place::Rule(rule) => format!("rule kind {}", rule.kind),
+            other => format!("{other:?}"),
+        });
+        let rule = rule.unwrap_or_default();
+        verdict.worse += usize::from(first < theirs.len());
+        let cause = if first == ours.len() {
+            format!("ours ends first: {end:?}, at {rule}; theirs {their_end}")
+        } else if first == theirs.len() {
+            format!("theirs ends first: {their_end}, at {rule}; ours {end:?}")
+        } else {
+            format!("another caller, by {rule}; ours {end:?}, theirs {their_end}")
+        };
+        if !verdict.causes.contains_key(&cause) {
+            eprintln!("  {cause}: {:x?} but {:x?} (frame {first})", tail(&ours, first), tail(&theirs, first));
+        }
+        *verdict.causes.entry(cause).or_default() += 1;
+        Ok(())
+    }
+}
+
+fn tail(frames: &[u64], first: usize) -> &[u64] {
+    &frames[first.saturating_sub(1).min(frames.len())..frames.len().min(first + 3)]
+}
+
+/// A mapping's file as framehop wants it.
+fn module(area: &Area, file: &File) -> Option<Module<Vec<u8>>> {
+    let layout = layout(file)?;
+    let offset = if area.is_vdso() { 0 } else { area.offset };
+    // A segment begins anywhere in its first page, and the mapping at that page's beginning, where the segment before may
+    // have its last bytes.
+    let segment = layout.segments.iter().rfind(|s| s.offset & !0xfff == offset)?;
+    let address = (segment.address & !0xfff) + (offset - (segment.offset & !0xfff));
+    let table = sections(file);
+    let find = |name: &[u8]| table.iter().find(|section| section.name == name && section.size > 0);
+    let range = |name: &[u8]| find(name).map(|section| section.address..section.address + section.size);
+    let bytes = |name: &[u8]| Some(file::load(file, find(name)?, file::MAX_BYTES).ok()?.bytes);
+    Some(Module::new(
+        String::from_utf8_lossy(&area.path).into_owned(),
+        area.start..area.end,
+        area.start.wrapping_sub(address),
+        ExplicitModuleSectionInfo {
+            base_svma: 0,
+            text_svma: range(b".text"),
+            text: bytes(b".text"),
+            got_svma: range(b".got"),
+            eh_frame_svma: range(b".eh_frame"),
+            eh_frame: bytes(b".eh_frame"),
+            eh_frame_hdr_svma: range(b".eh_frame_hdr"),
+            eh_frame_hdr: bytes(b".eh_frame_hdr"),
+            debug_frame: bytes(b".debug_frame"),
+            ..Default::default()
+        },
+    ))
+}
+
+fn judge(name: &str, program: &[&str]) -> Verdict {
+    let (mut victim, mut verdict) = (Victim::start(program), Verdict::default());
+    let until = Instant::now() + Duration::from_secs(120);
+    // A generator of its own, so that the distances between stops have no rhythm.
+    let mut seed = 88_172_645_463_325_252_u64;
+    while verdict.stops < STOPS && Instant::now() < until {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        std::thread::sleep(Duration::from_micros(200 + seed % 3000));
+        let threads = victim.threads();
+        let Some(&tid) = threads.get(seed as usize % threads.len().max(1)) else { continue };
+        // A thread may end just now.
+        let _ = victim.stop(tid, &mut verdict);
+    }
+    eprintln!(
+        "{name}: {} of {} stacks the same ({} frames); of {} that framehop calls complete, {}; {:?}",
+        verdict.same, verdict.stops, verdict.frames, verdict.whole, verdict.whole_same, verdict.causes
+    );
+    verdict
+}
+
+fn compile(folder: &Path, how: &[&str], source: &str) -> String {
+    let output: PathBuf = folder.join(source.replace('.', "-"));
+    let mut command = Command::new(how[0]);
+    command.args(&how[1..]).arg("-o").arg(&output);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/victims/native").join(source));
+    command.env("GOCACHE", folder.join("go-cache")).env("GOFLAGS", "-mod=mod");
+    let done = command.output().unwrap_or_else(|error| panic!("run {}: {error}", how[0]));
+    assert!(done.status.success(), "{how:?} {source}: {}", String::from_utf8_lossy(&done.stderr));
+    output.to_string_lossy().into_owned()
+}
+
+#[test]
+#[ignore = "needs root, g++, go, python3, openssl and xz: cargo xtask setup test"]
+fn stacks_are_those_that_framehop_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    let cxx = ["g++", "-O2", "-fomit-frame-pointer", "-g1", "-pthread"];
+    let c = ["gcc", "-O2", "-fomit-frame-pointer", "-g1"];
+    let rust = ["rustc", "-O", "-C", "force-frame-pointers=no", "--edition", "2024"];
+    let deep = compile(folder.path(), &cxx, "deep.cc");
+    let threads = compile(folder.path(), &cxx, "threads.cc");
+    let signals = compile(folder.path(), &c, "signals.c");
+    let go = compile(folder.path(), &["go", "build"], "deep.go");
+    let rust = compile(folder.path(), &rust, "deep.rs");
+    let python =
+        "def f(n):\n    return sum(i * i for i in range(500)) if n == 0 else f(n - 1) + 1\nwhile True: f(20)";
+    let mut all = Verdict::default();
+    for (name, program) in [
+        ("deep C++", &[deep.as_str()][..]),
+        ("threads", &[&threads]),
+        ("signal handlers", &[&signals]),
+        ("python3", &["/usr/bin/python3", "-c", python]),
+        ("openssl rsa2048", &["openssl", "speed", "-seconds", "60", "rsa2048"]),
+        ("xz", &["xz", "-9", "-T1", "-c", "/dev/zero"]),
+        ("Rust", &[&rust]),
+        ("Go", &[&go]),
+    ] {
+        let verdict = judge(name, program);
+        assert!(verdict.stops >= STOPS / 2, "{name}: only {} stops", verdict.stops);
+        all.stops += verdict.stops;
+        all.same += verdict.same;
+        all.whole += verdict.whole;
+        all.whole_same += verdict.whole_same;
+        all.worse += verdict.worse;
+    }
+    eprintln!(
+        "all: {} of {} stacks the same; of {} that framehop calls complete, {}; {} on which ours is worse or other",
+        all.same, all.stops, all.whole, all.whole_same, all.worse
+    );
+    assert!(all.stops >= 1000 && all.whole >= 1000, "{all:?}");
+    assert!(all.worse * 1000 <= all.stops * 5, "{all:?}");
+    // framehop knows three registers and follows no stack downwards: OpenSSL's multiplication, which keeps its caller's
+    // stack pointer in memory, and handlers on a stack of their own (`sigaltstack`) end early there, some of them
+    // "complete".
+    assert!(all.whole_same * 1000 >= all.whole * 980, "{all:?}");
+}

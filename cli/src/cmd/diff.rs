@@ -1,0 +1,85 @@
+//! `podopsy profile diff`: two pprof files, function by function.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use podopsy_agent::compare::{self, By};
+use podopsy_agent::export::differential;
+use podopsy_agent::import::{Imported, pprof};
+use podopsy_agent::model::text;
+
+use crate::args::{Diff, DiffFormat};
+use crate::context::Context;
+use crate::exit::{Refused, Verdict};
+use crate::output::{self, Output};
+use crate::render;
+use crate::terminal::{Terminal, note};
+
+pub fn run(context: &Context, args: &Diff) -> anyhow::Result<Verdict> {
+    let pending = output::prepare(outputs(args)?)?;
+    let (before, after) = (read(&args.before, args)?, read(&args.after, args)?);
+    if before.unit != after.unit {
+        let (a, b) = (kind(&before), kind(&after));
+        return Err(Refused(format!(
+            "the first has {a}, the second {b}: choose one that both have by --value"
+        ))
+        .into());
+    }
+    for (path, profile) in [(&args.before, &before), (&args.after, &after)] {
+        if profile.total() == 0 {
+            note(&format!("{} has no samples: there is nothing to compare", shown(path)));
+            return Ok(Verdict::Nothing);
+        }
+    }
+    let by = if args.absolute { By::Value } else { By::Share };
+    let compared = compare::compare(&before, &after, by);
+
+    // Files before the table: a reader of stdout that has left must not cost them.
+    let stacks = compare::stacks(&before, &after, by);
+    let title = format!("{} → {}", shown(&args.before), shown(&args.after));
+    let mut failed = None;
+    let written = pending.finish_with(|format, out| {
+        let stacks = stacks.iter().map(|(stack, pair)| (stack.as_slice(), *pair));
+        differential::write(format, &title, stacks, out)
+    });
+    for (output, result) in written {
+        match result {
+            Ok(()) => note(&format!("wrote {}", output.shown())),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    let mut out = io::stdout().lock();
+    match args.output {
+        DiffFormat::Json => render::json(&mut out, &compared)?,
+        DiffFormat::Table => render::diff::print(&mut out, context.stdout, &compared, args.top)?,
+        DiffFormat::Wide => {
+            let wide = Terminal { width: None, ..context.stdout };
+            render::diff::print(&mut out, wide, &compared, args.top)?;
+        }
+    }
+    failed.map_or(Ok(Verdict::Fine), Err)
+}
+
+fn outputs(args: &Diff) -> Result<Vec<Output>, Refused> {
+    let outputs = args.write.iter().map(|path| {
+        let output = Output::new(path.clone(), None).ok().filter(|output| differential::takes(output.format));
+        output.ok_or_else(|| Refused(format!("{}: a difference is written as .folded or .svg", shown(path))))
+    });
+    outputs.collect()
+}
+
+fn read(path: &Path, args: &Diff) -> anyhow::Result<Imported> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
+    pprof::read(file, args.value.as_deref()).with_context(|| shown(path))
+}
+
+fn kind(profile: &Imported) -> String {
+    format!("{} in {}", profile.kind, profile.unit)
+}
+
+fn shown(path: &Path) -> String {
+    text::escape_bytes(path.as_os_str().as_bytes())
+}

@@ -1,0 +1,136 @@
+//! Two profiles side by side, the largest change first.
+
+use std::io::{self, Write};
+
+use podopsy_agent::compare::{By, Comparison, Pair, share};
+
+use super::table::Table;
+use super::units;
+use crate::terminal::Terminal;
+
+/// Prints the totals, and the `count` functions (0: all) that changed most; the name comes last: some are a screen wide.
+pub fn print(
+    out: &mut impl Write,
+    terminal: Terminal,
+    compared: &Comparison,
+    count: usize,
+) -> io::Result<()> {
+    let Pair { before, after } = compared.total;
+    let value = |value| amount(value, &compared.unit);
+    writeln!(out, "{}: {} before, {} after", compared.kind, value(before), value(after))?;
+    let mut table = Table::new(&[
+        "   CHANGE",
+        "SELF BEFORE",
+        "SELF AFTER",
+        "CUM CHANGE",
+        "CUM BEFORE",
+        "CUM AFTER",
+        "FUNCTION",
+    ]);
+    let count = if count == 0 { usize::MAX } else { count };
+    let changed = || {
+        let no_change = |pair: Pair| compared.change(pair).abs() < f64::EPSILON;
+        compared
+            .functions
+            .iter()
+            .filter(move |function| !(no_change(function.own) && no_change(function.cumulative)))
+    };
+    for function in changed().take(count) {
+        let (own, sum) = (function.own, function.cumulative);
+        table.row(vec![
+            change(compared, own),
+            side(compared, own.before, before),
+            side(compared, own.after, after),
+            change(compared, sum),
+            side(compared, sum.before, before),
+            side(compared, sum.after, after),
+            function.function.clone(),
+        ]);
+    }
+    table.print(out, terminal)?;
+    let left = changed().count().saturating_sub(count);
+    if left > 0 {
+        writeln!(
+            out,
+            "… and {} with smaller changes: --top 0 lists all",
+            units::plural(left as u64, "function")
+        )?;
+    }
+    Ok(())
+}
+
+/// A value or its share, right-aligned below its title.
+fn side(compared: &Comparison, part: u64, total: u64) -> String {
+    match compared.by {
+        By::Share => format!("{:8.2} %", share(part, total)),
+        By::Value => format!("{:>10}", amount(part, &compared.unit)),
+    }
+}
+
+fn change(compared: &Comparison, pair: Pair) -> String {
+    match compared.by {
+        By::Share => format!("{:+7.2} %", compared.change(pair)),
+        By::Value => {
+            let sign = if pair.after < pair.before { '-' } else { '+' };
+            format!("{:>10}", format!("{sign}{}", amount(pair.after.abs_diff(pair.before), &compared.unit)))
+        }
+    }
+}
+
+fn amount(value: u64, unit: &str) -> String {
+    match unit {
+        "nanoseconds" => units::nanoseconds(value),
+        "bytes" => units::bytes(value),
+        "count" | "" => value.to_string(),
+        other => format!("{value} {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use podopsy_agent::compare::Function;
+
+    use super::*;
+
+    fn compared(by: By) -> Comparison {
+        let function = |name: &str, own: (u64, u64), sum: (u64, u64)| Function {
+            function: name.to_owned(),
+            own: Pair { before: own.0, after: own.1 },
+            cumulative: Pair { before: sum.0, after: sum.1 },
+        };
+        Comparison {
+            kind: "cpu".into(),
+            unit: "nanoseconds".into(),
+            by,
+            total: Pair { before: 1_000_000_000, after: 2_000_000_000 },
+            functions: vec![
+                function("copy", (0, 500_000_000), (0, 500_000_000)),
+                function("hash\u{1b}[2J", (600_000_000, 900_000_000), (600_000_000, 900_000_000)),
+                function("main", (0, 0), (1_000_000_000, 2_000_000_000)),
+            ],
+        }
+    }
+
+    fn printed(by: By, count: usize) -> String {
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &compared(by), count).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn shares_with_the_largest_change_first() {
+        let expected = "cpu: 1.0 s before, 2.0 s after
+   CHANGE  SELF BEFORE  SELF AFTER  CUM CHANGE  CUM BEFORE  CUM AFTER   FUNCTION
+ +25.00 %      0.00 %      25.00 %   +25.00 %       0.00 %     25.00 %  copy
+ -15.00 %     60.00 %      45.00 %   -15.00 %      60.00 %     45.00 %  hash\\x1b[2J
+";
+        assert_eq!(printed(By::Share, 0), expected, "main did not change");
+    }
+
+    #[test]
+    fn values_and_what_is_left_out() {
+        let text = printed(By::Value, 1);
+        assert!(text.contains(" +500.0 ms") && text.contains("copy"), "{text}");
+        assert!(text.ends_with("… and 2 functions with smaller changes: --top 0 lists all\n"), "{text}");
+    }
+}

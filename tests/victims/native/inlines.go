@@ -1,0 +1,28 @@
+// Functions whose place in the source is known, one of them inlined: what a stripped binary must still say.
+package main
+
+import "os"
+
+var sink int
+
+func mixed(x int) int {
+	for i := 0; i < 50; i++ {
+		x = x*1103515245 + 12345
+	}
+	return x
+}
+
+//go:noinline
+func outer(rounds int) {
+	for i := 0; i < rounds; i++ {
+		sink += mixed(i)
+	}
+}
+
+func main() {
+	rounds := 1 << 40
+	if len(os.Args) > 1 {
+		rounds = 1000
+	}
+	outer(rounds)
+}
