@@ -17,6 +17,7 @@
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
+//! | the history on the node | [`store`] | SQLite; what may be told |
 //! | out | [`export`] | formats |
 //!
 //! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
@@ -42,5 +43,6 @@ pub mod profiler;
 pub mod recorder;
 pub mod ring;
 pub mod sigkill;
+pub mod store;
 pub mod symbolize;
 pub mod unwind;
