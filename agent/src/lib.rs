@@ -24,8 +24,10 @@
 //! of them can work on this machine.
 
 pub mod aggregate;
+pub mod api;
 pub mod attach;
 pub mod clock;
+pub mod config;
 pub mod decode;
 pub mod doctor;
 pub mod duration;

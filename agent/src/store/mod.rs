@@ -19,7 +19,7 @@ mod read;
 mod row;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -152,6 +152,23 @@ struct Shared {
     away: Mutex<Option<String>>,
 }
 
+impl Shared {
+    fn trouble(&self) -> Option<String> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn losses(&self) -> Losses {
+        let all = [
+            ("store_queue_full", &self.queue_full),
+            ("store_not_written", &self.not_written),
+            ("store_unreadable", &self.unreadable),
+            ("store_put_aside", &self.put_aside),
+        ];
+        let counted = all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Relaxed)));
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+}
+
 /// The store's door; without a [`Store::close`] the last of the queue is written when it is dropped.
 pub struct Store {
     path: PathBuf,
@@ -261,20 +278,13 @@ impl Store {
 
     /// Why nothing is written now; None: all is well.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.away.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.trouble()
     }
 
     /// `store_queue_full`: told and not kept, because too many waited. `store_not_written`: because the disk did not
     /// take it. `store_unreadable`: records whose bytes make no sense. `store_put_aside`: files that could not be used.
     pub fn losses(&self) -> Losses {
-        let all = [
-            ("store_queue_full", &self.shared.queue_full),
-            ("store_not_written", &self.shared.not_written),
-            ("store_unreadable", &self.shared.unreadable),
-            ("store_put_aside", &self.shared.put_aside),
-        ];
-        let counted = all.into_iter().map(|(name, count)| (name.to_owned(), count.load(Relaxed)));
-        counted.filter(|(_, count)| *count > 0).collect()
+        self.shared.losses()
     }
 
     /// Asks for the end: what is in the queue is written and told, then [`Told`] ends.

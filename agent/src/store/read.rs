@@ -14,6 +14,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::row::{self, Shelf, label, ns, time};
 use super::{Gap, GapReason, Message, Shared, schema};
+use crate::model::Losses;
 
 /// Longer than this no question is worked on.
 const WITHIN: Duration = Duration::from_secs(3);
@@ -28,6 +29,8 @@ const GAPS_MAX: usize = 1000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filter {
     pub shelf: Shelf,
+    /// This one alone.
+    pub id: Option<i64>,
     pub from: Timestamp,
     /// Not included.
     pub until: Timestamp,
@@ -51,6 +54,7 @@ impl Filter {
     pub fn all(shelf: Shelf) -> Filter {
         Filter {
             shelf,
+            id: None,
             from: Timestamp::UNIX_EPOCH,
             until: Timestamp::MAX,
             kinds: Vec::new(),
@@ -161,6 +165,16 @@ impl Reader {
     /// Of a store that another process writes, or that nobody does.
     pub fn of(dir: &std::path::Path) -> Reader {
         Reader::new(dir.join(super::FILE), None)
+    }
+
+    /// Why nothing is written now; None: all is well, or another process writes.
+    pub fn trouble(&self) -> Option<String> {
+        self.writer.as_ref().and_then(|(_, shared)| shared.trouble())
+    }
+
+    /// As [`super::Store::losses`]; empty, where another process writes.
+    pub fn losses(&self) -> Losses {
+        self.writer.as_ref().map(|(_, shared)| shared.losses()).unwrap_or_default()
     }
 
     /// One page. Waits for the disk: not for an async task.
@@ -287,6 +301,9 @@ fn query(filter: &Filter) -> (String, Vec<Value>) {
     let mut sql = "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, body FROM record WHERE shelf = "
         .to_owned();
     sql += &value(Value::Integer(filter.shelf as i64));
+    if let Some(id) = filter.id {
+        let _ = write!(sql, " AND id = {}", value(Value::Integer(id)));
+    }
     // An event has no length: then the index finds where to begin.
     let from = if filter.shelf == Shelf::Events { "begin_ns" } else { "end_ns" };
     let _ = write!(sql, " AND {from} >= {}", value(Value::Integer(ns(filter.from))));
