@@ -19,13 +19,16 @@
 //! | events, profiles | [`model`] | nothing: serde types |
 //! | the history on the node | [`store`] | SQLite; what may be told |
 //! | out | [`export`] | formats |
+//! | questions from this machine | [`api`] | HTTP, who may ask |
+//! | flags, environment, file | [`config`] | where a value comes from |
 //!
-//! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
+//! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
 //! of them can work on this machine.
 
 pub mod aggregate;
 pub mod api;
 pub mod attach;
+pub mod bytes;
 pub mod clock;
 pub mod config;
 pub mod decode;
@@ -44,6 +47,7 @@ pub mod pods;
 pub mod profiler;
 pub mod recorder;
 pub mod ring;
+pub mod service;
 pub mod sigkill;
 pub mod store;
 pub mod symbolize;

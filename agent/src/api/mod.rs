@@ -189,6 +189,8 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pee
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        // Some say with their end that the question is complete (nc, socat).
+        .half_close(true)
         .header_read_timeout(HEAD_WITHIN)
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service);

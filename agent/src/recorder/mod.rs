@@ -76,6 +76,7 @@ pub struct Recorder {
     own_kills: Arc<AtomicU64>,
     counts: counts::Shared,
     pods: Arc<Pods>,
+    degraded: Vec<String>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -100,6 +101,7 @@ impl Recorder {
             oncpu: None,
         };
         let (mut probes, instruments) = growth::load(&wanted, options.growth)?;
+        let degraded = probes.degraded.clone();
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -169,9 +171,21 @@ impl Recorder {
             drop(probes);
             result
         });
-        let recorder =
-            Recorder { losses, own_kills, counts: counts_of, pods: asked, stop: Some(stop), collect };
+        let recorder = Recorder {
+            losses,
+            own_kills,
+            counts: counts_of,
+            pods: asked,
+            degraded,
+            stop: Some(stop),
+            collect,
+        };
         Ok((recorder, events))
+    }
+
+    /// What this kernel or this machine does not allow, in words: the rest is recorded.
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
     }
 
     /// Losses of all stages since the start, by counter name.
