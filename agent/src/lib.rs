@@ -17,6 +17,7 @@
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
+//! | what belongs together | [`incidents`] | one pod's events in time; no I/O |
 //! | the history on the node | [`store`] | SQLite; what may be told |
 //! | out | [`export`] | formats |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
@@ -36,6 +37,7 @@ pub mod doctor;
 pub mod duration;
 pub mod export;
 pub mod growth;
+pub mod incidents;
 pub mod kernel_log;
 pub mod lookups;
 pub mod memory;

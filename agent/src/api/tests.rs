@@ -127,7 +127,8 @@ fn events_are_found_paged_and_whole() {
 
 #[test]
 fn what_is_wrong_is_refused_with_a_reason() {
-    let agent = Agent::start();
+    let mut agent = Agent::start();
+    agent.put(dns(Timestamp::now(), Owner::default(), "x.test"));
     let long = "x".repeat(1025);
     for (path, status, reason) in [
         ("/api/v1/events?limit=0", 400, "limit=0: use a number from 1 to 1000"),
@@ -217,9 +218,9 @@ fn no_other_user_reads_anything() {
         let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
                       s.sendall(b'GET /api/v1/events HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'); \
                       print(b''.join(iter(lambda: s.recv(65536), b'')).decode())";
-        let mut python = Command::new("python3");
+        let mut python = Command::new("/usr/bin/python3");
         python.args(["-c", script]).arg(agent.socket()).uid(65534).gid(65534);
-        let output = python.output().expect("python3 is there");
+        let output = python.output().expect("python3: `cargo xtask setup` installs it");
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let (got, error) = nobody();

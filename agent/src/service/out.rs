@@ -4,12 +4,16 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use crate::api::{self, Health, Listening, Sources};
+use crate::incidents::Incidents;
 use crate::model::Event;
+use crate::model::Owner;
 use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
@@ -20,6 +24,9 @@ const RUN: &str = "/run/podopsy";
 const SOCKET: &str = "agent.sock";
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
+
+/// Between two looks at whether all has been written, at the end.
+const LEFT: Duration = Duration::from_millis(20);
 
 /// Where things are.
 #[derive(Debug)]
@@ -34,6 +41,7 @@ pub struct Out {
     /// For `podopsy oom`, which reads files.
     history: Option<History>,
     store: Option<(Store, Told)>,
+    incidents: Incidents,
     live: broadcast::Sender<Arc<Stored>>,
     health: Arc<Health>,
     _socket: Option<Listening>,
@@ -68,7 +76,7 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /healthz and /readyz");
         }
-        Ok(Out { history, store, live, health, _socket: listening })
+        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, _socket: listening })
     }
 
     /// From here on the agent is ready, but for these.
@@ -76,9 +84,14 @@ impl Out {
         self.health.attached(degraded.to_vec());
     }
 
-    /// The pipeline has come round.
-    pub fn round(&self) {
+    /// The pipeline has come round: incidents that have changed are kept as they are now.
+    pub fn round(&mut self) {
         self.health.alive();
+        let Some((store, _)) = &self.store else { return };
+        for incident in self.incidents.changed(Timestamp::now()) {
+            let owner = Owner { pod: Some(incident.pod.clone()), ..Owner::default() };
+            store.put_incident(&incident.incident, (incident.from, incident.until), &owner, &incident);
+        }
     }
 
     /// Stores an event; it is told by [`Out::tell`] once it may be, or at once where nothing is kept.
@@ -106,6 +119,8 @@ impl Out {
     pub fn tell(&mut self, mut stored: Stored) -> anyhow::Result<()> {
         if let Some((store, _)) = &self.store {
             stored.event.losses.extend(store.losses());
+            stored.event.losses.extend(self.incidents.losses());
+            self.incidents.see(&stored.event, stored.id);
         }
         write(&stored.event)?;
         if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
@@ -127,15 +142,17 @@ impl Out {
         self.health.stopping();
     }
 
-    /// Tells what is left, and closes the store.
+    /// Tells what is left, keeps what became of it, and closes the store.
     pub async fn close(&mut self) -> anyhow::Result<()> {
-        if let Some((store, _)) = &self.store {
-            store.close();
+        while self.store.as_ref().is_some_and(|(store, _)| store.waiting() > 0) {
+            if let Ok(stored) = tokio::time::timeout(LEFT, self.stored()).await {
+                self.tell(stored)?;
+            }
         }
-        while let Some((_, told)) = &mut self.store
-            && let Some(stored) = told.recv().await
-        {
-            self.tell(stored)?;
+        self.round();
+        if let Some((store, mut told)) = self.store.take() {
+            store.close();
+            while told.recv().await.is_some() {}
         }
         Ok(())
     }

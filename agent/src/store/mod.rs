@@ -287,6 +287,11 @@ impl Store {
         self.shared.losses()
     }
 
+    /// How many are neither written and told, nor given up.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Relaxed)
+    }
+
     /// Asks for the end: what is in the queue is written and told, then [`Told`] ends.
     pub fn close(&self) {
         let _ = self.queue.send(Message::Close);
