@@ -212,7 +212,7 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
 }
 
 /// Takes over what can be changed while it runs, and says what cannot; a file that is wrong changes nothing.
-fn reload(settings: &mut Vec<Setting>, argv: &[OsString], out: &Out) {
+fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out) {
     let loaded = match config::load::<Args>(argv) {
         Ok(loaded) => loaded,
         Err(error) => {

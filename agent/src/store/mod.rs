@@ -25,7 +25,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
@@ -43,6 +43,9 @@ pub const FILE: &str = "store.db";
 /// Records that wait to be written or told, and their size.
 const QUEUE: usize = 4096;
 const QUEUE_BYTES: usize = 32 << 20;
+
+/// How long a drop waits for the writer.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How much it may keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,8 +304,10 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.close();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        // A disk that hangs must not keep the agent from its end: what is not written then was not told.
+        let end = Instant::now() + CLOSE_WITHIN;
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

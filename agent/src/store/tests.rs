@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Instant;
 
 use jiff::SignedDuration;
 use rusqlite::Connection;
@@ -264,10 +263,7 @@ fn a_flood_leaves_no_more_than_its_share_and_the_file_stays_below_its_limit() {
         reader.page(&Filter { kinds: vec!["oom.kill".into()], ..Filter::all(Shelf::Events) }).unwrap();
     assert_eq!(first.items.iter().map(|item| item.id).collect::<Vec<_>>(), [precious]);
     let newest = Filter { newest_first: true, items: 1, ..Filter::all(Shelf::Events) };
-    assert_eq!(
-        reader.page(&newest).unwrap().items[0].begin.duration_since(ago(0)).as_secs().abs() < 60,
-        true
-    );
+    assert!(reader.page(&newest).unwrap().items[0].begin > ago(60));
 }
 
 #[test]

@@ -28,6 +28,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(5);
 /// A file is put aside once in so long: if the next one is bad too, it is not the file.
 const ASIDE_EVERY: Duration = Duration::from_secs(60);
+/// A check reads the whole file: not more often than this, however many readers complain.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Steps of emptying when a commit finds no room.
 const ROOM_STEPS: usize = 8;
 
@@ -42,6 +44,7 @@ pub(super) struct Writer {
     missing: Option<(i64, u64)>,
     try_again: Instant,
     put_aside: Option<Instant>,
+    looked: Option<Instant>,
     /// Lost with a file that was put aside: told in the next one.
     gap: Option<Gap>,
 }
@@ -62,7 +65,19 @@ impl Writer {
         told: UnboundedSender<(Stored, usize)>,
     ) -> Writer {
         let (file, try_again) = (None, Instant::now());
-        Writer { path, run, limits, shared, told, file, missing: None, try_again, put_aside: None, gap: None }
+        Writer {
+            path,
+            run,
+            limits,
+            shared,
+            told,
+            file,
+            missing: None,
+            try_again,
+            put_aside: None,
+            looked: None,
+            gap: None,
+        }
     }
 
     /// Until it is closed, or every sender is gone.
@@ -264,6 +279,10 @@ impl Writer {
     /// A reader says that the file is damaged.
     fn look(&mut self) {
         let Some(file) = &self.file else { return };
+        if self.looked.is_some_and(|last| last.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
         if let Err(error) = file.check()
             && error.is_the_files()
             && self.set_aside(&error.to_string())
