@@ -18,22 +18,30 @@
 //! | unwind tables | [`unwind`] | call frame information; what the kernel side unwinds by |
 //! | names of addresses | [`symbolize`] | ELF, DWARF, kallsyms |
 //! | events, profiles | [`model`] | nothing: serde types |
+//! | what belongs together | [`incidents`] | one pod's events in time; no I/O |
+//! | the history on the node | [`store`] | SQLite; what may be told |
 //! | out | [`export`] | formats |
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
+//! | questions from this machine | [`api`] | HTTP, who may ask |
+//! | flags, environment, file | [`config`] | where a value comes from |
 //!
-//! [`recorder`] puts the event stages together, [`profiler`] the profile stages; [`doctor`] says which
+//! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
 //! of them can work on this machine.
 
 pub mod aggregate;
+pub mod api;
 pub mod attach;
+pub mod bytes;
 pub mod clock;
 pub mod compare;
+pub mod config;
 pub mod decode;
 pub mod doctor;
 pub mod duration;
 pub mod export;
 pub mod growth;
 pub mod import;
+pub mod incidents;
 pub mod kernel_log;
 pub mod lookups;
 pub mod memory;
@@ -47,6 +55,8 @@ pub mod profiler;
 pub mod python;
 pub mod recorder;
 pub mod ring;
+pub mod service;
 pub mod sigkill;
+pub mod store;
 pub mod symbolize;
 pub mod unwind;

@@ -1,22 +1,23 @@
 //! `podopsy-agent`: the recorder as a service; events go to stdout, one JSON object a line.
 #![forbid(unsafe_code)]
 
-use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use podopsy_agent::attach::{dns_ports, https_resolvers};
-use podopsy_agent::duration;
-use podopsy_agent::model::Event;
-use podopsy_agent::oom::history::History;
+use podopsy_agent::config::{self, Setting};
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_agent::service::{Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
+use podopsy_agent::store::Limits;
+use podopsy_agent::{bytes, duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
@@ -24,10 +25,19 @@ use tokio::signal::unix::{SignalKind, signal};
 ///
 /// Needs root, the host's pid namespace and its /sys/fs/cgroup (see manifests/). Its own log goes to stderr
 /// (RUST_LOG=debug for more; PODOPSY_PROBE_LOG=debug for the kernel probes' own). SIGTERM and SIGINT end it
-/// after what is under way has been written.
+/// after what is under way has been written; SIGHUP reads the configuration again.
+///
+/// Each flag is a setting: --dns-timeout 3s is PODOPSY_DNS_TIMEOUT=3s in the environment, and dns-timeout = "3s" in the
+/// file. A flag wins over the environment, and the environment over the file.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
+    /// Settings as TOML; /etc/podopsy/agent.toml is read if it is there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print every setting, as a file that says the same, with where its value comes from, and end
+    #[arg(long)]
+    print_config: bool,
     /// The node's name in events; the host's name otherwise
     #[arg(long, env = "NODE_NAME")]
     node: Option<String>,
@@ -59,6 +69,18 @@ struct Args {
     /// `podopsy oom` finds its incidents there (it looks in /var/lib/podopsy)
     #[arg(long, env = "PODOPSY_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// How much of the disk the history may take; the oldest leaves first (needs --state-dir; SIGHUP changes it)
+    #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = bytes::parse_store)]
+    store_bytes: u64,
+    /// How far back the history goes (SIGHUP changes it)
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
+    store_age: Duration,
+    /// Where the API listens, for root and the agent's own user; agent.sock in the --state-dir, or in /run/podopsy
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where to answer /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
     /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
     ///
     /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
@@ -86,12 +108,29 @@ impl From<Growth> for GrowthMode {
     }
 }
 
+/// Rounds of the pipeline: a sign of life for whoever watches it.
+const ROUND: Duration = Duration::from_secs(1);
+/// What is under way is written out within this; a DaemonSet's pod has 15 s.
+const END_WITHIN: Duration = Duration::from_secs(12);
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let args = Args::parse();
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
+        Ok(loaded) => loaded,
+        Err(config::Error::Usage(error)) => error.exit(),
+        Err(config::Error::File(error)) => {
+            eprintln!("podopsy-agent: {error}");
+            return ExitCode::from(2);
+        }
+    };
     let wrong = dns_ports(&args.dns_ports).err().or_else(|| https_resolvers(&args.doh_resolvers).err());
     if let Some(error) = wrong {
         Args::command().error(ErrorKind::TooManyValues, error).exit();
+    }
+    if args.print_config {
+        print!("{}", config::print(&settings));
+        return ExitCode::SUCCESS;
     }
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
     // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
@@ -100,7 +139,7 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
-    match run(args).await {
+    match run(args, settings, &argv).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain in one line: a backtrace helps nobody who has only the pod's log.
@@ -110,7 +149,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args) -> anyhow::Result<()> {
+async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyhow::Result<()> {
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
@@ -129,9 +168,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
     };
-    let mut history = args.state_dir.as_deref().map(History::open).transpose()?;
+    let limits = Limits { bytes: args.store_bytes, age: args.store_age };
+    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
+    let mut out = Out::start(paths, limits, pods.clone()).await?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
+    out.attached(recorder.degraded());
+    let mut systemd = Systemd::start();
     tracing::info!(
         runtime = status.runtime.as_deref().unwrap_or("none"),
         containers = status.containers_known,
@@ -139,41 +182,76 @@ async fn run(args: Args) -> anyhow::Result<()> {
     );
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut hangup, mut round) = (signal(SignalKind::hangup())?, tokio::time::interval(ROUND));
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => {
-                    write(&event)?;
-                    keep(&mut history, &event);
-                }
+                Some(event) => out.take(event)?,
                 None => anyhow::bail!("the recorder ended by itself; the log above says why"),
             },
+            stored = out.stored() => out.tell(stored)?,
+            _ = round.tick() => {
+                out.round();
+                systemd.round();
+            }
+            _ = hangup.recv() => {
+                systemd.reloading();
+                reload(&mut settings, argv, &out);
+                systemd.reloaded();
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
+    systemd.stopping();
+    out.stopping();
     let own_kills = recorder.own_kills();
-    let losses = recorder.stop().await?;
-    while let Some(event) = events.recv().await {
-        write(&event)?;
-        keep(&mut history, &event);
-    }
+    let end = async {
+        let losses = recorder.stop().await?;
+        while let Some(event) = events.recv().await {
+            out.take(event)?;
+        }
+        out.close().await?;
+        anyhow::Ok(losses)
+    };
+    let losses = tokio::time::timeout(END_WITHIN, end)
+        .await
+        .unwrap_or_else(|_| anyhow::bail!("what was under way could not be written within {END_WITHIN:?}"))?;
     // SIGKILLs within one cgroup are counted and not told.
     tracing::info!(?losses, own_kills, "stopped");
     Ok(())
 }
 
-/// One line, flushed: whoever reads has it at once.
-fn write(event: &Event) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(event).context("write an event as JSON")?;
-    line.push(b'\n');
-    let mut out = io::stdout().lock();
-    out.write_all(&line).and_then(|()| out.flush()).context("write an event to stdout")
-}
-
-/// A full disk costs the history, not the recording.
-fn keep(history: &mut Option<History>, event: &Event) {
-    if let Some(Err(error)) = history.as_mut().map(|history| history.add(event)) {
-        tracing::warn!("podopsy oom will not know this: {error:#}");
+/// Takes over what can be changed while it runs, and says what cannot; a file that is wrong changes nothing.
+fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out) {
+    let loaded = match config::load::<Args>(argv) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::warn!("nothing is changed: {}", error.to_string().trim_end());
+            return;
+        }
+    };
+    let changed = config::changed(settings, &loaded.settings);
+    let (mut taken, mut left) = (Vec::new(), Vec::new());
+    for one in changed {
+        let names = if RELOADED.contains(&one.name.as_str()) { &mut taken } else { &mut left };
+        names.push(one.clone());
+    }
+    if !taken.is_empty() {
+        out.set_limits(Limits { bytes: loaded.args.store_bytes, age: loaded.args.store_age });
+    }
+    for one in &taken {
+        settings.iter_mut().filter(|old| old.name == one.name).for_each(|old| *old = one.clone());
+    }
+    let names = |all: &[Setting]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
+    tracing::info!(
+        "read the configuration again; changed: {}",
+        if taken.is_empty() { "nothing".to_owned() } else { names(&taken) }
+    );
+    if !left.is_empty() {
+        tracing::warn!("changed in the configuration, and not here: {}: restart the agent", names(&left));
     }
 }
+
+/// What SIGHUP can change.
+const RELOADED: [&str; 2] = ["store-bytes", "store-age"];

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -100,6 +102,17 @@ fn records(agent: &PodHandle) {
     until(agent, "sign of recording", || log().contains("recording").then_some(()));
 }
 
+/// What the agent's API answers, by its socket in the state folder that it shares with the node.
+fn api(node: &Node, path: &str) -> serde_json::Value {
+    let mut stream = UnixStream::connect(node.directory().join("podopsy/agent.sock")).expect("connect");
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n").expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("its answer");
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
+}
+
 /// SIGTERM ends it in order, with its last words.
 fn stop(agent: &PodHandle) {
     agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
@@ -130,6 +143,17 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
         ("shop", "orders", pod.uid.clone())
     );
     assert_eq!(kill.container.expect("the container is named").name, "api");
+    // What was printed is in the store, with the pod; the pod is among the pods; and it became an incident.
+    let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
+    let pids: Vec<_> =
+        stored["events"].as_array().expect("events").iter().map(|e| &e["process"]["pid"]).collect();
+    assert_eq!(pids, [kill.process.pid], "{stored}");
+    assert_eq!(api(&node, "/readyz")["ready"], true);
+    assert_eq!(api(&node, "/api/v1/pods?namespace=shop")["pods"][0]["pod"]["name"], "orders");
+    until(&agent, "incident", || {
+        let incident = &api(&node, "/api/v1/incidents?pod=orders")["incidents"][0];
+        (incident["oom_kills"] == 1 && !incident["ooms"].as_array()?.is_empty()).then_some(())
+    });
     stop(&agent);
 
     // Its state outlives it: the next one tells what happened meanwhile, once.
@@ -143,5 +167,10 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
         })
     });
     assert!(matches!(missed.detail, Detail::Oom(kill) if kill.recovered), "{:?}", missed.process);
+    // The time without it is a gap, and both lives are in one history.
+    let gaps = api(&node, "/api/v1/gaps")["gaps"].clone();
+    assert_eq!((&gaps[0]["reason"], &gaps[1]), (&"stopped".into(), &serde_json::Value::Null), "{gaps}");
+    let kills = api(&node, "/api/v1/events?kind=oom.kill&pod=orders")["events"].clone();
+    assert_eq!(kills.as_array().map(Vec::len), Some(2), "{kills}");
     stop(&agent);
 }

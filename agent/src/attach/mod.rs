@@ -105,9 +105,16 @@ impl Probes {
             .override_global(aya_log::LEVEL, &log_level, true)
             .load(OBJECT)
             .map_err(|error| explain(anyhow!(error), "load the probes"))?;
+        // An event probe that cannot attach costs its own events, as long as another one can.
+        let mut failed = None;
         if wanted.oom {
-            let attached = oom::attach(&mut ebpf, shape.victim_is_task);
-            hooks.push(attached.map_err(|error| explain(error, "attach the oom probe"))?);
+            match oom::attach(&mut ebpf, shape.victim_is_task) {
+                Ok(hook) => hooks.push(hook),
+                Err(error) => {
+                    degraded.push(format!("no OOM kill is seen: {error:#}"));
+                    failed = Some(explain(error, "attach the oom probe"));
+                }
+            }
         }
         if wanted.sigkill {
             match signal::attach(&mut ebpf) {
@@ -120,10 +127,19 @@ impl Probes {
             }
         }
         if let Some(dns) = &wanted.dns {
-            let attached = dns::attach(&mut ebpf, dns);
-            let (hook, left_out) = attached.map_err(|error| explain(error, "attach the dns probe"))?;
-            hooks.push(hook);
-            degraded.extend(left_out);
+            match dns::attach(&mut ebpf, dns) {
+                Ok((hook, left_out)) => {
+                    hooks.push(hook);
+                    degraded.extend(left_out);
+                }
+                Err(error) => {
+                    degraded.push(format!("no DNS query is seen: {error:#}"));
+                    failed = failed.or(Some(explain(error, "attach the dns probe")));
+                }
+            }
+        }
+        if let Some(error) = failed.filter(|_| hooks.is_empty()) {
+            return Err(error);
         }
         let mut by_tables = false;
         if let Some(oncpu) = &wanted.oncpu {

@@ -10,6 +10,7 @@ pub mod incident;
 pub mod lookup;
 pub mod memory;
 pub mod owner;
+pub mod pod_incident;
 pub mod profile;
 pub mod sigkill;
 pub mod target;
@@ -20,5 +21,6 @@ pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, P
 pub use incident::Incident;
 pub use lookup::Lookup;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
+pub use pod_incident::PodIncident;
 pub use sigkill::Sigkill;
 pub use target::Target;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -57,7 +58,8 @@ struct Pen {
 impl Pen {
     fn open(dir: &Path, book: Book) -> anyhow::Result<Pen> {
         let path = dir.join(book.name);
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        // What happens in pods is not every local user's business.
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         let file = file.with_context(|| format!("open {} (--state-dir)", path.display()))?;
         let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
         Ok(Pen { dir: dir.to_owned(), book, file, size })

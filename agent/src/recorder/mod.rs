@@ -141,6 +141,7 @@ pub struct Recorder {
     counts: counts::Shared,
     pods: Arc<Pods>,
     dns_seen: Option<String>,
+    degraded: Vec<String>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -171,6 +172,7 @@ impl Recorder {
             },
             false => None,
         };
+        let degraded = loaded.as_ref().map(|(probes, _)| probes.degraded.clone()).unwrap_or_default();
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -278,14 +280,27 @@ impl Recorder {
                 None => result,
             }
         });
-        let recorder =
-            Recorder { losses, own_kills, counts, pods: asked, dns_seen, stop: Some(stop), collect };
+        let recorder = Recorder {
+            losses,
+            own_kills,
+            counts,
+            pods: asked,
+            dns_seen,
+            degraded,
+            stop: Some(stop),
+            collect,
+        };
         Ok((recorder, events))
     }
 
     /// How DNS is seen, in words, where that is not by the node's root cgroup.
     pub fn dns_seen(&self) -> Option<&str> {
         self.dns_seen.as_deref()
+    }
+
+    /// What this kernel or this machine does not allow, in words: the rest is recorded.
+    pub fn degraded(&self) -> &[String] {
+        &self.degraded
     }
 
     /// Losses of all stages since the start, by counter name.

@@ -1,0 +1,291 @@
+//! The API over real sockets: what it answers, what it refuses, and whom.
+
+use std::io::{Read, Write};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tempfile::{TempDir, tempdir};
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::model::Owner;
+use crate::store::tests::{dns, kill, owner};
+use crate::store::{Limits, ProfileRecord, Store, Told};
+
+const SOON: Duration = Duration::from_secs(60);
+
+struct Agent {
+    runtime: Runtime,
+    dir: TempDir,
+    store: Store,
+    told: Told,
+    sources: Sources,
+    listening: Option<Listening>,
+}
+
+impl Agent {
+    fn start() -> Agent {
+        let runtime = Runtime::new().unwrap();
+        let _guard = runtime.enter();
+        let dir = tempdir().unwrap();
+        let (store, told) = Store::start(dir.path(), "boot", Limits::default()).unwrap();
+        let pods = crate::pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
+        let pods = runtime.block_on(Pods::start(pods)).unwrap();
+        let (live, _) = broadcast::channel(16);
+        let health = Arc::new(Health::default());
+        let sources = Sources { pods, store: Some(store.reader()), live, health };
+        let listening = Some(listen(&dir.path().join("agent.sock"), sources.clone()).unwrap());
+        drop(_guard);
+        Agent { runtime, dir, store, told, sources, listening }
+    }
+
+    fn put(&mut self, event: crate::model::Event) -> i64 {
+        self.store.put(event).unwrap_or_else(|_| panic!("the queue has room"));
+        let stored = self.told.recv_blocking().unwrap();
+        let _ = self.sources.live.send(Arc::new(stored.clone()));
+        stored.id.unwrap()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    /// Sends these bytes as they are; the status and what follows the head.
+    fn raw(&self, request: &[u8]) -> (u16, Vec<u8>) {
+        let mut stream = StdStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // It may be refused before all of it is sent.
+        let _ = stream.write_all(request);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        split(&all)
+    }
+
+    fn get(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.raw(get(path).as_bytes());
+        let value = serde_json::from_slice(&body);
+        (status, value.unwrap_or_else(|error| panic!("{path}: {error}: {}", String::from_utf8_lossy(&body))))
+    }
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+}
+
+fn split(all: &[u8]) -> (u16, Vec<u8>) {
+    let text = String::from_utf8_lossy(all);
+    let status = text.get(9..12).and_then(|digits| digits.parse().ok()).unwrap_or(0);
+    let body = all.windows(4).position(|four| four == b"\r\n\r\n").map_or(all.len(), |at| at + 4);
+    (status, all[body..].to_vec())
+}
+
+fn ids(page: &Value, name: &str) -> Vec<i64> {
+    page[name].as_array().unwrap().iter().map(|item| item["id"].as_i64().unwrap()).collect()
+}
+
+#[test]
+fn events_are_found_paged_and_whole() {
+    let mut agent = Agent::start();
+    let shop = || owner("shop", "orders", &[("app", "orders")]);
+    let now = Timestamp::now();
+    let stored = [
+        agent.put(dns(now, shop(), "one.test")),
+        agent.put(kill(now, shop(), "b-1", 9, false)),
+        agent.put(dns(now, Owner::default(), "two.test")),
+    ];
+    let (status, page) = agent.get("/api/v1/events");
+    assert_eq!((status, ids(&page, "events")), (200, stored.to_vec()));
+    assert_eq!((&page["next"], &page["unreadable"]), (&Value::Null, &Value::from(0)));
+    assert_eq!(page["events"][0]["dns"]["name"], "one.test");
+    let (_, page) =
+        agent.get("/api/v1/events?kind=oom.kill&kind=oom.incident&namespace=shop&label=app%3Dorders&from=1h");
+    assert_eq!(ids(&page, "events"), [stored[1]]);
+    let (_, first) = agent.get("/api/v1/events?limit=2&order=newest");
+    let (_, second) =
+        agent.get(&format!("/api/v1/events?limit=2&order=newest&cursor={}", first["next"].as_str().unwrap()));
+    let both = [ids(&first, "events"), ids(&second, "events")].concat();
+    assert_eq!((both, &second["next"]), (vec![stored[2], stored[1], stored[0]], &Value::Null));
+
+    let bytes = b"\x1f\x8b pprof".to_vec();
+    agent.store.put_profile(ProfileRecord { owner: shop(), begin: now, end: now, pprof: bytes.clone() });
+    agent.put(dns(now, shop(), "after.test"));
+    let (_, profiles) = agent.get("/api/v1/profiles?pod=orders");
+    let id = ids(&profiles, "profiles")[0];
+    assert_eq!(agent.raw(get(&format!("/api/v1/profiles/{id}")).as_bytes()), (200, bytes));
+    assert_eq!(agent.get("/api/v1/profiles/1").0, 404);
+    assert_eq!(agent.get("/api/v1/gaps").1, serde_json::json!({ "gaps": [] }));
+    assert_eq!(agent.get("/api/v1/status").1["store"]["records"], 5);
+    assert_eq!(
+        agent.raw(b"HEAD /api/v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        (200, vec![])
+    );
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_a_reason() {
+    let mut agent = Agent::start();
+    agent.put(dns(Timestamp::now(), Owner::default(), "x.test"));
+    let long = "x".repeat(1025);
+    for (path, status, reason) in [
+        ("/api/v1/events?limit=0", 400, "limit=0: use a number from 1 to 1000"),
+        ("/api/v1/events?limit=%2B5", 400, "limit=+5: use a number"),
+        ("/api/v1/events?limit=1001", 400, "limit=1001: use a number"),
+        ("/api/v1/events?from=yesterday", 400, "from=yesterday: use a time"),
+        ("/api/v1/events?from=1m&until=2m", 400, "from lies after until"),
+        ("/api/v1/events?kind=oom", 400, "kind=oom: use one of oom.kill"),
+        ("/api/v1/events?cursor=1%20OR%201", 400, "cursor=1 OR 1: use the `next`"),
+        ("/api/v1/events?label=app", 400, "label=app: use key=value"),
+        ("/api/v1/events?pod=a&pod=b", 400, "pod=b: given twice"),
+        ("/api/v1/events?pod=%1B%5B2J&sql=1", 400, "sql: no such parameter; there are: from, until"),
+        ("/api/v1/events?%1B%5B2J=1", 400, "\\x1b[2J: no such parameter"),
+        ("/api/v1/events?pod=", 400, "pod=: empty"),
+        (&format!("/api/v1/events?pod={long}"), 400, "longer than 1024"),
+        (&format!("/api/v1/events?{}", "label=a%3Db&".repeat(65)), 400, "more than 64"),
+        ("/api/v1/incidents?kind=oom.kill", 400, "kind: no such parameter"),
+        ("/api/v1/status?x=1", 400, "there are: none"),
+        ("/api/v1/profiles/-1", 404, "there is no such path"),
+        ("/api/v1/profiles/9999999999999999999999", 404, "there is no such path"),
+        ("/api/v1/../../etc/passwd", 404, "there is no such path"),
+        ("/", 404, "/api/v1/events"),
+    ] {
+        let (got, body) = agent.get(path);
+        let said = body["error"]["reason"].as_str().unwrap_or_default();
+        assert_eq!((got, &body["error"]["status"]), (status, &Value::from(status)), "{path}: {said}");
+        assert!(said.contains(reason) && !said.contains('\u{1b}'), "{path}: {said}");
+    }
+    // Neither is a reason to fall over.
+    assert!(agent.get("/api/v1/events?pod=%27%3B%20DROP%20TABLE%20record%3B--").0 == 200);
+    let (status, body) = agent
+        .raw(b"POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    assert!(status == 405 && String::from_utf8(body).unwrap().contains("only GET"));
+    let (status, _) =
+        agent.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello");
+    assert_eq!(status, 413);
+    let head = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nBig: {}\r\n\r\n", "x".repeat(HEAD_BYTES * 2));
+    assert_eq!(agent.raw(head.as_bytes()).0, 431);
+    assert_eq!(agent.raw(b"\x16\x03\x01\x02\x00\x01\x00").0, 400);
+    assert_eq!(agent.get("/healthz").0, 200);
+}
+
+#[test]
+fn events_come_live_to_whom_they_concern() {
+    let mut agent = Agent::start();
+    let mut stream = StdStream::connect(agent.socket()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(get("/api/v1/events/live?namespace=shop").as_bytes()).unwrap();
+    let mut seen = Vec::new();
+    let mut until = |word: &str| {
+        while !String::from_utf8_lossy(&seen).contains(word) {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "it ended: {}", String::from_utf8_lossy(&seen));
+            seen.extend(&buffer[..count]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    };
+    // The first line: it listens.
+    until("\r\n\r\n1\r\n\n");
+    agent.put(dns(Timestamp::now(), owner("other", "web", &[]), "not-this.test"));
+    let id = agent.put(dns(Timestamp::now(), owner("shop", "orders", &[]), "this.test"));
+    let all = until("this.test");
+    assert!(all.contains(&format!("{{\"id\":{id},\"schema\":1,")) && !all.contains("not-this"), "{all}");
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_others_out_for_good() {
+    let agent = Agent::start();
+    let silent: Vec<_> = (0..CONNECTIONS + 10).map(|_| StdStream::connect(agent.socket()).unwrap()).collect();
+    // They lose their places when the time for a head is over.
+    assert_eq!(agent.get("/healthz").0, 200);
+    drop(silent);
+}
+
+#[test]
+fn tcp_says_whether_all_is_well_and_nothing_else() {
+    let agent = Agent::start();
+    let health = agent.sources.health.clone();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
+    let ask = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(get(path).as_bytes()).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        let (status, body) = split(&all);
+        (status, String::from_utf8(body).unwrap())
+    };
+    assert_eq!(ask("/healthz").0, 200);
+    let (status, body) = ask("/readyz");
+    assert!(status == 503 && body.contains("probes are not attached yet"), "{body}");
+    health.attached(vec!["nobody sees DNS".into()]);
+    let ready: Value = serde_json::from_str(&ask("/readyz").1).unwrap();
+    let waiting = ready["waiting_for"].to_string();
+    assert!(waiting.contains("/nonexistent") || waiting.contains("container runtime"), "{ready}");
+    assert_eq!(ready["degraded"][0], "nobody sees DNS");
+    for route in ROUTES.iter().filter(|route| route.path.starts_with("/api")) {
+        assert_eq!(ask(route.path).0, 404, "{}", route.path);
+    }
+    task.abort();
+}
+
+#[test]
+fn a_socket_that_was_left_is_taken_over_and_one_in_use_is_not() {
+    let mut agent = Agent::start();
+    let path = agent.socket();
+    let _guard = agent.runtime.enter();
+    let error = listen(&path, agent.sources.clone()).err().unwrap().to_string();
+    assert!(error.contains("another agent listens") && error.contains("--socket"), "{error}");
+    agent.listening = None;
+    assert!(!path.exists());
+    let began = Instant::now();
+    while StdStream::connect(&path).is_ok() {
+        assert!(began.elapsed() < SOON);
+    }
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    agent.listening = Some(listen(&path, agent.sources.clone()).unwrap());
+    agent.listening = None;
+    std::fs::write(&path, "precious").unwrap();
+    let error = listen(&path, agent.sources.clone()).err().unwrap().to_string();
+    assert!(error.contains("no socket"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn the_description_is_that_of_the_routes() {
+    let openapi: Value = serde_json::from_str(OPENAPI).unwrap();
+    let paths = openapi["paths"].as_object().unwrap();
+    let described: Vec<&str> = paths.keys().map(String::as_str).collect();
+    let mut there: Vec<&str> = ROUTES.iter().map(|route| route.path).collect();
+    there.sort_unstable();
+    let mut sorted = described.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, there);
+    for route in ROUTES {
+        let get = &paths[route.path]["get"];
+        let parameters = get["parameters"].as_array().unwrap().iter();
+        let mut described: Vec<&str> =
+            parameters.filter(|one| one["in"] == "query").map(|one| one["name"].as_str().unwrap()).collect();
+        let mut takes: Vec<&str> = route.takes.iter().map(|one| one.word()).collect();
+        described.sort_unstable();
+        takes.sort_unstable();
+        assert_eq!(described, takes, "{}", route.path);
+        assert!(get["responses"]["200"].is_object() && get["responses"]["400"].is_object());
+    }
+    // And what is answered has the fields that are promised.
+    let mut agent = Agent::start();
+    agent.put(dns(Timestamp::now(), owner("shop", "orders", &[]), "x.test"));
+    for route in ROUTES.iter().filter(|route| !route.path.contains('{') && !route.path.ends_with("/live")) {
+        let schema = &paths[route.path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        let (status, body) = agent.get(route.path);
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        let promised = required.iter().all(|field| body.get(field.as_str().unwrap()).is_some());
+        // There is no runtime here, and no pod either.
+        assert!(status == 503 || promised, "{}: {body}", route.path);
+    }
+    let event = agent.get("/api/v1/events").1["events"][0].clone();
+    for field in openapi["components"]["schemas"]["Event"]["required"].as_array().unwrap() {
+        assert!(event.get(field.as_str().unwrap()).is_some(), "{field}: {event}");
+    }
+}

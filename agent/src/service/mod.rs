@@ -1,0 +1,9 @@
+//! What becomes of an event in the agent: stored, then printed and streamed; and whom the agent tells how it is.
+//!
+//! Must not know: how events are made.
+
+mod out;
+mod systemd;
+
+pub use out::{Out, Paths};
+pub use systemd::Systemd;

@@ -1,0 +1,167 @@
+//! Event → store → stdout, live streams. Without a state folder there is no store, and an event is told at once.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use crate::api::{self, Health, Listening, Sources};
+use crate::incidents::Incidents;
+use crate::model::Event;
+use crate::model::Owner;
+use crate::oom::history::History;
+use crate::oom::state::boot_id;
+use crate::pods::Pods;
+use crate::store::{Limits, Store, Stored, Told};
+
+/// Where the socket lies, if there is no state folder.
+const RUN: &str = "/run/podopsy";
+const SOCKET: &str = "agent.sock";
+/// Events that a live stream may be behind; what it misses is counted in it.
+const LIVE: usize = 256;
+
+/// Between two looks at whether all has been written, at the end.
+const LEFT: Duration = Duration::from_millis(20);
+
+/// Where things are.
+#[derive(Debug)]
+pub struct Paths {
+    pub state_dir: Option<PathBuf>,
+    pub socket: Option<PathBuf>,
+    pub listen: Option<SocketAddr>,
+}
+
+/// Everything that follows an event.
+pub struct Out {
+    /// For `podopsy oom`, which reads files.
+    history: Option<History>,
+    store: Option<(Store, Told)>,
+    incidents: Incidents,
+    live: broadcast::Sender<Arc<Stored>>,
+    health: Arc<Health>,
+    _socket: Option<Listening>,
+}
+
+impl Out {
+    /// Opens the store, and listens. A socket that cannot be had is said, and costs the API alone; an address that was
+    /// asked for and cannot be had is an error.
+    pub async fn start(paths: Paths, limits: Limits, pods: Arc<Pods>) -> anyhow::Result<Out> {
+        let history = paths.state_dir.as_deref().map(History::open).transpose()?;
+        let boot = boot_id();
+        let store = paths.state_dir.as_deref().map(|dir| Store::start(dir, &boot, limits)).transpose()?;
+        let (live, _) = broadcast::channel(LIVE);
+        let health = Arc::new(Health::default());
+        let sources = Sources {
+            pods,
+            store: store.as_ref().map(|(store, _)| store.reader()),
+            live: live.clone(),
+            health: health.clone(),
+        };
+        let dir = paths.state_dir.as_deref().unwrap_or(Path::new(RUN));
+        let socket = paths.socket.clone().unwrap_or_else(|| dir.join(SOCKET));
+        let listening = match api::listen(&socket, sources.clone()) {
+            Ok(listening) => Some(listening),
+            Err(error) if paths.socket.is_some() => return Err(error),
+            Err(error) => {
+                tracing::warn!("there is no API: {error:#}");
+                None
+            }
+        };
+        if let Some(address) = paths.listen {
+            let (address, _) = api::listen_health(address, sources).await?;
+            tracing::info!(%address, "answers /healthz and /readyz");
+        }
+        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, _socket: listening })
+    }
+
+    /// From here on the agent is ready, but for these.
+    pub fn attached(&self, degraded: &[String]) {
+        self.health.attached(degraded.to_vec());
+    }
+
+    /// The pipeline has come round: incidents that have changed are kept as they are now.
+    pub fn round(&mut self) {
+        self.health.alive();
+        let Some((store, _)) = &self.store else { return };
+        for incident in self.incidents.changed(Timestamp::now()) {
+            let owner = Owner { pod: Some(incident.pod.clone()), ..Owner::default() };
+            store.put_incident(&incident.incident, (incident.from, incident.until), &owner, &incident);
+        }
+    }
+
+    /// Stores an event; it is told by [`Out::tell`] once it may be, or at once where nothing is kept.
+    pub fn take(&mut self, event: Event) -> anyhow::Result<()> {
+        match &self.store {
+            None => self.tell(Stored { id: None, event }),
+            Some((store, _)) => match store.put(event) {
+                Ok(()) => Ok(()),
+                Err(event) => self.tell(Stored { id: None, event: *event }),
+            },
+        }
+    }
+
+    /// The next event that may be told; waits for good where nothing is kept.
+    pub async fn stored(&mut self) -> Stored {
+        if let Some((_, told)) = &mut self.store
+            && let Some(stored) = told.recv().await
+        {
+            return stored;
+        }
+        std::future::pending().await
+    }
+
+    /// Prints it, and hands it to whoever listens.
+    pub fn tell(&mut self, mut stored: Stored) -> anyhow::Result<()> {
+        if let Some((store, _)) = &self.store {
+            stored.event.losses.extend(store.losses());
+            stored.event.losses.extend(self.incidents.losses());
+            self.incidents.see(&stored.event, stored.id);
+        }
+        write(&stored.event)?;
+        if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
+            // A full disk costs the history, not the recording.
+            tracing::warn!("podopsy oom will not know this: {error:#}");
+        }
+        // Nobody listens: that is their choice.
+        let _ = self.live.send(Arc::new(stored));
+        Ok(())
+    }
+
+    pub fn set_limits(&self, limits: Limits) {
+        if let Some((store, _)) = &self.store {
+            store.set_limits(limits);
+        }
+    }
+
+    pub fn stopping(&self) {
+        self.health.stopping();
+    }
+
+    /// Tells what is left, keeps what became of it, and closes the store.
+    pub async fn close(&mut self) -> anyhow::Result<()> {
+        while self.store.as_ref().is_some_and(|(store, _)| store.waiting() > 0) {
+            if let Ok(stored) = tokio::time::timeout(LEFT, self.stored()).await {
+                self.tell(stored)?;
+            }
+        }
+        self.round();
+        if let Some((store, mut told)) = self.store.take() {
+            store.close();
+            while told.recv().await.is_some() {}
+        }
+        Ok(())
+    }
+}
+
+/// One line, flushed: whoever reads has it at once.
+fn write(event: &Event) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(event).context("write an event as JSON")?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line).and_then(|()| out.flush()).context("write an event to stdout")
+}

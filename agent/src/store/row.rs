@@ -1,0 +1,220 @@
+//! What is stored, as a row: columns to find it by, and a body to give back.
+
+use std::io::{Read, Write};
+
+use anyhow::{Context, ensure};
+use flate2::Compression;
+use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::model::memory::Curve;
+use crate::model::{Detail, Event, Kind, Owner};
+
+/// A body that is shorter is not worth compressing.
+const COMPRESS_FROM: usize = 400;
+/// Of a body that says it is longer something is wrong.
+const BODY_MAX: u64 = 16 << 20;
+
+/// What is asked for together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shelf {
+    Events = 1,
+    Incidents = 2,
+    Memory = 3,
+    Profiles = 4,
+}
+
+/// What has a part of the room of its own: who can make many of one cannot push out another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Share {
+    /// OOM kills, other SIGKILLs, incidents: few, and the ones that matter.
+    Kills = 1,
+    Dns = 2,
+    Memory = 3,
+    Profiles = 4,
+}
+
+impl Share {
+    pub const ALL: [Share; 4] = [Share::Kills, Share::Dns, Share::Memory, Share::Profiles];
+
+    /// Of the store's room, in hundredths. It may take what others leave free, and gives it back first.
+    pub fn percent(self) -> u64 {
+        match self {
+            Share::Kills => 30,
+            Share::Dns => 30,
+            Share::Memory => 15,
+            Share::Profiles => 25,
+        }
+    }
+}
+
+/// A container's memory over a while: what the sampler saw, one sample a second at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryRecord {
+    #[serde(flatten)]
+    pub owner: Owner,
+    pub curve: Curve,
+}
+
+/// What one container's CPUs did in a while.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProfileRecord {
+    pub owner: Owner,
+    pub begin: Timestamp,
+    pub end: Timestamp,
+    /// A pprof profile, compressed as pprof files are.
+    pub pprof: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub shelf: Shelf,
+    pub share: Share,
+    pub kind: &'static str,
+    pub begin_ns: i64,
+    pub end_ns: i64,
+    pub namespace: Option<String>,
+    pub pod: Option<String>,
+    pub pod_uid: Option<String>,
+    pub container: Option<String>,
+    pub container_id: Option<String>,
+    pub labels: Option<String>,
+    /// What may come again, under one name: it is stored once.
+    pub key: Option<String>,
+    /// It is what the kernel's log has of it: what was seen with one's own eyes stays.
+    pub hearsay: bool,
+    pub body: Vec<u8>,
+}
+
+/// Nanoseconds of 1970 to 2262.
+pub(super) fn ns(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(if time < Timestamp::UNIX_EPOCH { 0 } else { i64::MAX })
+}
+
+pub(super) fn time(ns: i64) -> Timestamp {
+    Timestamp::from_nanosecond(ns.into()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+impl Row {
+    pub fn of_event(event: &Event) -> anyhow::Result<Row> {
+        let share = match event.kind {
+            Kind::OomKill | Kind::OomIncident | Kind::Sigkill => Share::Kills,
+            Kind::DnsFailure | Kind::DnsAnswer | Kind::DnsLookup => Share::Dns,
+        };
+        let owner = Owner {
+            pod: event.pod.clone(),
+            container: event.container.clone(),
+            cgroup: event.cgroup.clone(),
+            known_by: event.known_by,
+        };
+        let body = pack(&serde_json::to_vec(event).context("write an event as JSON")?)?;
+        let mut row =
+            Row::new(Shelf::Events, share, event.kind.word(), (event.time, event.time), &owner, body);
+        (row.key, row.hearsay) = match (&event.incident, &event.detail) {
+            (Some(incident), _) => (Some(format!("oom/{}", incident.id)), incident.recovered),
+            (None, Detail::Oom(kill)) => {
+                let key = kill.incident.as_ref().map(|id| format!("kill/{id}/{}", kill.victim.tid));
+                (key, kill.recovered)
+            }
+            (None, Detail::Sigkill(sigkill)) => (Some(format!("sigkill/{}", sigkill.id)), false),
+            (None, _) => (None, false),
+        };
+        Ok(row)
+    }
+
+    pub fn of_memory(memory: &MemoryRecord) -> anyhow::Result<Row> {
+        let (first, last) = (memory.curve.time.first(), memory.curve.time.last());
+        let (begin, end) = first.zip(last).context("a curve without a point")?;
+        let body = pack(&serde_json::to_vec(memory).context("write a curve as JSON")?)?;
+        Ok(Row::new(Shelf::Memory, Share::Memory, "memory", (*begin, *end), &memory.owner, body))
+    }
+
+    pub fn of_profile(profile: ProfileRecord) -> Row {
+        let span = (profile.begin, profile.end);
+        Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof)
+    }
+
+    /// An incident of one pod; told again as it goes on.
+    pub fn of_incident(
+        id: &str,
+        span: (Timestamp, Timestamp),
+        owner: &Owner,
+        body: &impl Serialize,
+    ) -> anyhow::Result<Row> {
+        let body = pack(&serde_json::to_vec(body).context("write an incident as JSON")?)?;
+        let mut row = Row::new(Shelf::Incidents, Share::Kills, "incident", span, owner, body);
+        row.key = Some(format!("incident/{id}"));
+        Ok(row)
+    }
+
+    fn new(
+        shelf: Shelf,
+        share: Share,
+        kind: &'static str,
+        span: (Timestamp, Timestamp),
+        owner: &Owner,
+        body: Vec<u8>,
+    ) -> Row {
+        let (pod, container) = (owner.pod.as_ref(), owner.container.as_ref());
+        Row {
+            shelf,
+            share,
+            kind,
+            begin_ns: ns(span.0),
+            end_ns: ns(span.1),
+            namespace: pod.map(|pod| pod.namespace.clone()),
+            pod: pod.map(|pod| pod.name.clone()),
+            pod_uid: pod.map(|pod| pod.uid.clone()),
+            container: container.map(|container| container.name.clone()),
+            container_id: container.map(|container| container.id.clone()),
+            labels: pod.filter(|pod| !pod.labels.is_empty()).map(|pod| {
+                // Between line ends, which escaped text has none of: one label is found by one search.
+                pod.labels.iter().fold("\n".to_owned(), |all, (key, value)| all + &label(key, value) + "\n")
+            }),
+            key: None,
+            hearsay: false,
+            body,
+        }
+    }
+
+    /// What it takes, roughly: its columns, its entries in the indices, and its body.
+    pub fn bytes(&self) -> usize {
+        let texts = [&self.namespace, &self.pod, &self.pod_uid, &self.container, &self.container_id];
+        let texts: usize =
+            texts.into_iter().chain([&self.labels, &self.key]).flatten().map(String::len).sum();
+        160 + 2 * texts + self.body.len()
+    }
+}
+
+/// A label as it stands in its column.
+pub(super) fn label(key: &str, value: &str) -> String {
+    format!("{key}={value}")
+}
+
+/// `{` and JSON, or zlib's first byte and the same compressed.
+fn pack(json: &[u8]) -> anyhow::Result<Vec<u8>> {
+    if json.len() < COMPRESS_FROM {
+        return Ok(json.to_vec());
+    }
+    let mut out = ZlibEncoder::new(Vec::with_capacity(json.len() / 2), Compression::fast());
+    out.write_all(json).context("compress")?;
+    out.finish().context("compress")
+}
+
+/// The JSON of a body.
+pub(super) fn unpack(body: &[u8]) -> anyhow::Result<Vec<u8>> {
+    if body.first() == Some(&b'{') {
+        return Ok(body.to_vec());
+    }
+    let mut json = Vec::new();
+    ZlibDecoder::new(body).take(BODY_MAX + 1).read_to_end(&mut json).context("decompress")?;
+    ensure!(json.len() as u64 <= BODY_MAX, "longer than {BODY_MAX} bytes");
+    Ok(json)
+}
+
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
+    serde_json::from_slice(&unpack(body)?).context("read it as JSON")
+}

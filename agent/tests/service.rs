@@ -1,0 +1,91 @@
+//! The agent's binary before it touches a kernel: where settings come from, and what it says to those who got one wrong.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn agent(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podopsy-agent"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PODOPSY_") || name == "NODE_NAME" {
+            command.env_remove(name);
+        }
+    }
+    command.args(args);
+    command
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn config(dir: &Path, text: &str) -> String {
+    let path = dir.join("agent.toml");
+    fs::write(&path, text).expect("write it");
+    path.to_str().expect("a name").to_owned()
+}
+
+#[test]
+fn the_configuration_says_where_each_value_comes_from() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = config(dir.path(), "store-bytes = \"1GiB\"\nstore-age = \"2h\"\ndns-timeout = \"3s\"\n");
+    let mut command = agent(&["--print-config", "--store-age", "3h"]);
+    command.env("PODOPSY_CONFIG", &file).env("PODOPSY_DNS_TIMEOUT", "4s").env("NODE_NAME", "n1");
+    command.env("PODOPSY_DNS_PORT", "53,5353").env("PODOPSY_DNS_ANSWERS", "yes");
+    let (code, out, error) = said(&command.output().expect("run it"));
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    for line in [
+        &format!("store-bytes = \"1GiB\" # {file}:1"),
+        "store-age = \"3h\" # a flag",
+        "dns-timeout = \"4s\" # PODOPSY_DNS_TIMEOUT",
+        "node = \"n1\" # NODE_NAME",
+        "dns-port = [53, 5353] # PODOPSY_DNS_PORT",
+        "dns-answers = yes # PODOPSY_DNS_ANSWERS",
+        "growth = \"auto\" # default",
+        "# listen is not set",
+    ] {
+        let line = line.replace("= yes", "= \"yes\"");
+        assert!(out.lines().any(|one| one == line), "{line} is not in:\n{out}");
+    }
+    // What it prints is a file that says the same.
+    let again = config(dir.path(), &out);
+    let (code, second, error) =
+        said(&agent(&["--print-config", "--config", &again]).output().expect("run it"));
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    let values = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.rsplit_once(" # ").map_or(line, |(value, _)| value).to_owned()).collect()
+    };
+    assert_eq!(values(&second), values(&out));
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_attached() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = config(dir.path(), "node = \"a\"\nstore-byte = 1\n");
+    let (code, out, error) = said(&agent(&["--config", &file]).output().expect("run it"));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert_eq!(
+        error,
+        format!(
+            "podopsy-agent: {file}:2: there is no setting store-byte; is store-bytes meant? \
+             podopsy-agent --print-config lists them\n"
+        )
+    );
+    let (code, _, error) = said(&agent(&["--store-bytes", "1MiB"]).output().expect("run it"));
+    assert!(code == Some(2) && error.contains("between 4MiB and 64GiB"), "{error}");
+    let (code, _, error) = said(&agent(&[]).env("PODOPSY_STORE_AGE", "24").output().expect("run it"));
+    assert!(code == Some(2) && error.contains("no unit"), "{error}");
+}
+
+#[test]
+fn help_names_the_settings() {
+    let (code, help, _) = said(&agent(&["--help"]).output().expect("run it"));
+    assert_eq!(code, Some(0));
+    for word in
+        ["--store-bytes", "PODOPSY_STORE_BYTES", "--socket", "--listen", "/etc/podopsy/agent.toml", "SIGHUP"]
+    {
+        assert!(help.contains(word), "{word} is not in:\n{help}");
+    }
+}

@@ -1,0 +1,184 @@
+//! The store on a disk that is full or read-only, and the API's socket in front of another user: both need root.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use podopsy_agent::api::{self, Health, Sources};
+use podopsy_agent::model::event::{ProcessRef, Protocol};
+use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, Losses, Outcome, Owner};
+use podopsy_agent::pods::Pods;
+use podopsy_agent::store::{Filter, GapReason, Limits, Shelf, Store, Told};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn event(name: &str) -> Event {
+    let detail = DnsTransaction {
+        name: Some(name.into()),
+        qtype: Some("A".into()),
+        server: ([10, 0, 0, 10], 53).into(),
+        protocol: Protocol::Udp,
+        id: 1,
+        latency_ns: 5,
+        outcome: Outcome::Servfail,
+        rcode: Some(2),
+        sends: 1,
+        malformed: None,
+        slow: false,
+    };
+    let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
+    let (owner, detail) = (Owner::default(), Detail::Dns(detail));
+    Event::new(Timestamp::now(), Kind::DnsFailure, "n", owner, process, detail, Losses::new())
+}
+
+/// Puts many in, and waits until all are told; whether the last one was kept.
+fn put(store: &Store, told: &mut Told, count: usize) -> bool {
+    for n in 0..count {
+        // What compresses badly, so that the disk is full soon.
+        let name: String = (0..30).map(|at| format!("{:x}.", (n * 7919 + at * 104_729) % 65_521)).collect();
+        store.put(event(&name)).unwrap_or_else(|_| panic!("the queue has room"));
+    }
+    (0..count).fold(false, |_, _| told.recv_blocking().expect("each is told").id.is_some())
+}
+
+fn until(what: &str, mut true_now: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !true_now() {
+        assert!(Instant::now() < end, "no {what} within {SOON:?}");
+    }
+}
+
+/// A disk of our own; unmounted when dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Disk {
+        let dir = tempfile::tempdir().expect("a folder");
+        let options = format!("size={size}");
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .expect("mount it");
+        Disk(dir)
+    }
+
+    fn read_only(&self, yes: bool) -> nix::Result<()> {
+        let flags = if yes { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        mount(None::<&str>, self.0.path(), None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Nothing kept is lost, and what was not kept is a gap with its number.
+fn account(store: &Store, kept: usize) {
+    let page = |after| store.reader().page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+    let (mut found, mut after) = (0, None);
+    loop {
+        let page = page(after);
+        assert_eq!(page.unreadable, 0);
+        found += page.items.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(found >= kept, "{found} of {kept} that were kept");
+    let gaps = store.reader().gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
+    assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.reason == GapReason::NotWritten), "{gaps:?}");
+    let lost: u64 = gaps.iter().map(|gap| gap.lost).sum();
+    assert_eq!(Some(&lost), store.losses().get("store_not_written"), "{gaps:?}");
+    assert_eq!((store.trouble(), store.losses().get("store_put_aside")), (None, None));
+}
+
+#[test]
+fn a_full_disk_costs_the_history_and_not_the_events() {
+    support::require_root();
+    let disk = Disk::new("3m");
+    let ballast = disk.0.path().join("ballast");
+    std::fs::write(&ballast, vec![1; 2 << 20]).expect("half of the disk");
+    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    let mut kept = 0;
+    until("full disk", || {
+        let all = put(&store, &mut told, 100);
+        kept += if all { 100 } else { 0 };
+        !all
+    });
+    let trouble = store.trouble().expect("it says why");
+    assert!(trouble.contains("full"), "{trouble}");
+    // Others' files go: it goes on by itself.
+    std::fs::remove_file(&ballast).expect("room");
+    until("store that is written again", || put(&store, &mut told, 1));
+    account(&store, kept);
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_survived() {
+    support::require_root();
+    let disk = Disk::new("8m");
+    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    assert!(put(&store, &mut told, 10));
+    // A file that is open to be written keeps the kernel from it: the store's own are closed, and opened again in vain.
+    drop((store, told));
+    disk.read_only(true).expect("remount it");
+    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    assert!(!put(&store, &mut told, 10));
+    let trouble = store.trouble().expect("it says why");
+    assert!(trouble.to_lowercase().contains("read-only"), "{trouble}");
+    disk.read_only(false).expect("remount it");
+    until("store that is written again", || put(&store, &mut told, 1));
+    let gaps = store.reader().gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
+    let mut reasons: Vec<_> = gaps.iter().map(|gap| gap.reason).collect();
+    reasons.sort_by_key(|reason| reason.word());
+    assert_eq!(reasons, [GapReason::NotWritten, GapReason::Stopped]);
+    assert_eq!(gaps.iter().map(|gap| gap.lost).sum::<u64>(), store.losses()["store_not_written"]);
+}
+
+/// A program that everyone has, as somebody else: it connects, asks, and shows what it gets.
+fn as_nobody(socket: &Path) -> (String, String) {
+    let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
+                  s.sendall(b'GET /api/v1/events HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'); \
+                  print(b''.join(iter(lambda: s.recv(65536), b'')).decode())";
+    let mut python = Command::new("/usr/bin/python3");
+    python.args(["-c", script]).arg(socket).uid(65534).gid(65534);
+    let output = python.output().expect("python3: `cargo xtask setup` installs it");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn no_other_user_reads_anything_through_the_socket() {
+    support::require_root();
+    let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    let _guard = runtime.enter();
+    let dir = tempfile::tempdir().expect("a folder");
+    let (store, mut told) = Store::start(dir.path(), "boot", Limits::default()).expect("start");
+    store.put(event("secret.test")).unwrap_or_else(|_| panic!("the queue has room"));
+    told.recv_blocking().expect("it is told");
+    let pods = runtime.block_on(Pods::start(support::no_runtime())).expect("the pods");
+    let (live, _) = tokio::sync::broadcast::channel(1);
+    let sources = Sources { pods, store: Some(store.reader()), live, health: Arc::new(Health::default()) };
+    let socket = dir.path().join("agent.sock");
+    let listening = api::listen(&socket, sources).expect("listen");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("a folder for all");
+    for name in ["agent.sock", "store.db", "store.db-wal", "store.db-shm"] {
+        let mode = std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let (got, error) = as_nobody(&socket);
+    assert!(got.is_empty() && error.contains("Permission denied"), "{got} {error}");
+    // Even where somebody opened its mode: who asks is known by the kernel.
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).expect("open it");
+    let (got, error) = as_nobody(&socket);
+    assert!(got.starts_with("HTTP/1.1 403") && !got.contains("secret"), "{got} {error}");
+    drop(listening);
+}
