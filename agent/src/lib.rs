@@ -33,6 +33,7 @@ pub mod growth;
 pub mod kernel_log;
 pub mod lookups;
 pub mod memory;
+pub mod metrics;
 pub mod model;
 pub mod network;
 pub mod node;

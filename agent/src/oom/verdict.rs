@@ -182,4 +182,4 @@ pub fn explain(verdict: Verdict, incident: &Incident) -> String {
 
 #[cfg(test)]
 #[path = "verdict_tests.rs"]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -21,11 +21,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::attach::{DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
-use crate::model::{DnsCounts, Event, Losses};
-use crate::oom::Desk;
+use crate::metrics::Scrape;
+use crate::model::{DnsCounts, Event, Losses, Owner};
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
+use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::sigkill;
 use collect::Collector;
@@ -76,6 +77,7 @@ pub struct Recorder {
     own_kills: Arc<AtomicU64>,
     counts: counts::Shared,
     pods: Arc<Pods>,
+    examiner: Arc<Examiner>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -148,7 +150,7 @@ impl Recorder {
             None => None,
         };
         collector.growth = growth.clone();
-        let (asked, counts_of) = (pods.clone(), counts);
+        let (asked, counts_of, examiner) = (pods.clone(), counts, room.examiner.clone());
         let lookups = lookups::Lookups::new(&options, pods.clone());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
@@ -169,8 +171,15 @@ impl Recorder {
             drop(probes);
             result
         });
-        let recorder =
-            Recorder { losses, own_kills, counts: counts_of, pods: asked, stop: Some(stop), collect };
+        let recorder = Recorder {
+            losses,
+            own_kills,
+            counts: counts_of,
+            pods: asked,
+            examiner,
+            stop: Some(stop),
+            collect,
+        };
         Ok((recorder, events))
     }
 
@@ -189,6 +198,20 @@ impl Recorder {
     /// A timeout is counted when it is told. Empty if DNS is not recorded.
     pub async fn dns_counts(&self) -> Vec<DnsCounts> {
         counts::attributed(&self.counts, &self.pods).await
+    }
+
+    /// What metrics need to know beside the events. Waits as [`Recorder::dns_counts`] does.
+    pub async fn scrape(&self) -> Scrape {
+        let alive = self.pods.living();
+        let growth =
+            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
+        Scrape {
+            growth: alive.iter().filter_map(growth).collect(),
+            alive,
+            dns: self.dns_counts().await,
+            losses: self.losses(),
+            own_kills: self.own_kills(),
+        }
     }
 
     /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:
