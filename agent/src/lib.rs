@@ -26,6 +26,7 @@ pub mod aggregate;
 pub mod attach;
 pub mod clock;
 pub mod decode;
+pub mod deliver;
 pub mod doctor;
 pub mod duration;
 pub mod export;
