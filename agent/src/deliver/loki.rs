@@ -10,23 +10,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::Format;
-use super::queue::Weigh;
+use super::written::Written;
 use crate::model::{Detail, Event};
-
-/// An event and the line that it is written as; made once, whatever number of destinations there are.
-#[derive(Debug)]
-pub struct Written {
-    pub event: Event,
-    /// One JSON object, without a line feed.
-    pub line: String,
-}
-
-impl Weigh for Arc<Written> {
-    fn bytes(&self) -> usize {
-        // The event's own strings are about as long as the line.
-        2 * self.line.len() + size_of::<Written>()
-    }
-}
 
 #[derive(Debug, Default)]
 pub struct Loki;
@@ -107,4 +92,37 @@ fn metadata(event: &Event) -> BTreeMap<&'static str, String> {
     }
     metadata.retain(|_, value| !value.is_empty());
     metadata
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::deliver::written::tests::{lookup, of_the_host};
+
+    #[test]
+    fn labels_are_few_and_the_rest_is_metadata() {
+        let (first, second) = (lookup("a.example", 1), lookup("b\"\n.example", 2));
+        let batch = [first.clone(), second, of_the_host(3)];
+        let body: Value = serde_json::from_slice(&Loki.body(&batch).unwrap()).unwrap();
+        let streams = body["streams"].as_array().unwrap();
+        assert_eq!(streams.len(), 2, "{body}");
+        let pod = streams.iter().find(|stream| stream["stream"]["namespace"] == "shop").unwrap();
+        let labels =
+            json!({"service_name": "podopsy", "node": "n1", "kind": "dns.lookup", "namespace": "shop"});
+        assert_eq!(pod["stream"], labels);
+        let values = pod["values"].as_array().unwrap();
+        assert_eq!(values.len(), 2);
+        assert_eq!(values[0][0], "1000000000");
+        assert_eq!(values[0][1], first.line.as_str());
+        assert_eq!(values[0][2]["pod"], "basket");
+        assert_eq!(values[0][2]["outcome"], "timeout");
+        assert_eq!(values[1][2]["dns_name"], "b\"\n.example");
+        let host = streams.iter().find(|stream| stream["stream"].get("namespace").is_none()).unwrap();
+        assert!(host["values"][0][2].get("pod").is_none(), "{host}");
+        // Whoever reads the line gets the event back.
+        let line = values[0][1].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Event>(line).unwrap(), first.event);
+    }
 }

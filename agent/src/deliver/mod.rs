@@ -5,9 +5,11 @@
 //! What is given up is counted, by reason. Must not know: where anything comes from, the store, configuration files.
 
 pub mod loki;
+pub mod otlp;
 mod patience;
 pub mod queue;
 mod worker;
+pub mod written;
 
 #[cfg(test)]
 mod tests;
