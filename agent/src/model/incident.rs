@@ -38,6 +38,22 @@ pub enum Level {
     Unknown,
 }
 
+impl Level {
+    /// The word that stands in the JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::InsideContainer => "inside-container",
+            Level::Container => "container",
+            Level::Pod => "pod",
+            Level::Slice => "slice",
+            Level::Node => "node",
+            Level::Cpuset => "cpuset",
+            Level::MemoryPolicy => "memory-policy",
+            Level::Unknown => "unknown",
+        }
+    }
+}
+
 /// Whose limit was met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {

@@ -58,6 +58,13 @@ pub struct Examiner {
     log_missed: AtomicBool,
 }
 
+impl std::fmt::Debug for Examiner {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sampler, log) = (self.sampler.is_some(), self.log.is_some());
+        to.debug_struct("Examiner").field("sampler", &sampler).field("log", &log).finish()
+    }
+}
+
 impl Examiner {
     /// `sampler`, `log`: None where this machine (or this command) has none.
     pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> Examiner {

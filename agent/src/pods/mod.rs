@@ -244,6 +244,11 @@ impl Pods {
         Ok(room.owner_of_cgroup(id).await)
     }
 
+    /// Living containers, as far as their names are known now; nothing is asked.
+    pub fn living(&self) -> Vec<Owner> {
+        self.room.living()
+    }
+
     /// The cgroups of living containers and of what lies above them, as far as they are known now.
     pub fn memory_levels(&self) -> Vec<Level> {
         self.room.memory_levels()

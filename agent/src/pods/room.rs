@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::cache::{Cache, Limits, Names, Search};
+use super::cache::{Cache, Entry, Limits, Names, Search};
 use super::hierarchy::Hierarchy;
 use super::runtime::Runtime;
 use super::watch::Watch;
@@ -236,6 +236,22 @@ impl Room {
             }
         }
         levels
+    }
+
+    /// Owners of living containers' own cgroups.
+    pub fn living(&self) -> Vec<Owner> {
+        let cache = self.cache();
+        let own = cache.live().filter(|(_, entry)| !entry.name.below);
+        let owner = |(id, entry): (u64, &Entry)| {
+            let names = &cache.known(entry.key.as_ref()?)?.names;
+            Some(Owner {
+                pod: names.pod.as_deref().cloned(),
+                container: Some(names.container.clone()?),
+                cgroup: CgroupRef { id, path: Some(self.hierarchy.shown(&entry.path)) },
+                known_by: names.known_by,
+            })
+        };
+        own.filter_map(owner).collect()
     }
 
     pub fn status(&self) -> Status {

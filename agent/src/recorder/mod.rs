@@ -24,11 +24,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
-use crate::model::{DnsCounts, Event, Losses};
-use crate::oom::Desk;
+use crate::metrics::Scrape;
+use crate::model::{DnsCounts, Event, Losses, Owner};
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
+use crate::oom::{Desk, Examiner};
+use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::sigkill;
 use collect::Collector;
@@ -142,6 +144,7 @@ pub struct Recorder {
     pods: Arc<Pods>,
     dns_seen: Option<String>,
     degraded: Vec<String>,
+    examiner: Arc<Examiner>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -246,7 +249,7 @@ impl Recorder {
             None => None,
         };
         let counts = counts.context("neither probes nor a packet socket were asked for")?;
-        let asked = pods.clone();
+        let (asked, examiner) = (pods.clone(), room.examiner.clone());
         let lookups = lookups::Lookups::new(&dns, pods.clone());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
@@ -285,6 +288,7 @@ impl Recorder {
             own_kills,
             counts,
             pods: asked,
+            examiner,
             dns_seen,
             degraded,
             stop: Some(stop),
@@ -318,6 +322,20 @@ impl Recorder {
     /// A timeout is counted when it is told. Empty if DNS is not recorded.
     pub async fn dns_counts(&self) -> Vec<DnsCounts> {
         counts::attributed(&self.counts, &self.pods).await
+    }
+
+    /// What metrics need to know beside the events. Waits as [`Recorder::dns_counts`] does.
+    pub async fn scrape(&self) -> Scrape {
+        let alive = self.pods.living();
+        let growth =
+            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
+        Scrape {
+            growth: alive.iter().filter_map(growth).collect(),
+            alive,
+            dns: self.dns_counts().await,
+            losses: self.losses(),
+            own_kills: self.own_kills(),
+        }
     }
 
     /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:

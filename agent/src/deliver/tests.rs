@@ -1,0 +1,248 @@
+//! Couriers against destinations that misbehave; every item must be accounted for.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::queue::Weigh;
+use super::{Courier, Format, Settings};
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+struct Line(String);
+
+impl Weigh for Line {
+    fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+struct Lines;
+
+impl Format for Lines {
+    type Item = Line;
+
+    fn content_type(&self) -> &'static str {
+        "text/plain"
+    }
+
+    fn body(&self, batch: &[Line]) -> anyhow::Result<Vec<u8>> {
+        Ok(batch.iter().flat_map(|line| format!("{}\n", line.0).into_bytes()).collect())
+    }
+
+    fn refused(&self, answer: &[u8]) -> u64 {
+        u64::from(answer.starts_with(b"but one"))
+    }
+}
+
+/// What to do with the nth request (from 0).
+#[derive(Clone, Copy)]
+enum Act {
+    Say(&'static str),
+    /// Reset without a word.
+    Reset,
+    /// Never answer.
+    Hang,
+    /// A byte of the answer a while.
+    Drip,
+}
+
+/// A destination; it keeps the lines that it answered with success.
+struct Server {
+    url: String,
+    taken: Arc<Mutex<Vec<String>>>,
+    requests: Arc<AtomicUsize>,
+}
+
+const OK: Act = Act::Say("HTTP/1.1 204 No Content\r\n\r\n");
+
+async fn server(acts: &'static [Act]) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/push", listener.local_addr().unwrap());
+    let (taken, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let (lines, counted) = (taken.clone(), requests.clone());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, acts, lines.clone(), counted.clone()));
+        }
+    });
+    Server { url, taken, requests }
+}
+
+async fn serve(
+    mut stream: TcpStream,
+    acts: &[Act],
+    taken: Arc<Mutex<Vec<String>>>,
+    requests: Arc<AtomicUsize>,
+) {
+    while let Some(body) = request(&mut stream).await {
+        let act = acts[requests.fetch_add(1, Relaxed).min(acts.len() - 1)];
+        match act {
+            Act::Say(answer) => {
+                if answer.starts_with("HTTP/1.1 2") {
+                    taken.lock().unwrap().extend(body.lines().map(str::to_owned));
+                }
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+            Act::Reset => {
+                let _ = stream.set_zero_linger();
+                return;
+            }
+            Act::Hang => return std::future::pending().await,
+            Act::Drip => loop {
+                if stream.write_all(b"H").await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            },
+        }
+    }
+}
+
+/// One request's body; None: the connection is over.
+async fn request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let head = loop {
+        if let Some(at) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let header = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+    let length = header.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+    let length: usize = length.trim().parse().ok()?;
+    while bytes.len() < head + length {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    assert!(header.contains("x-scope-orgid: shop"), "{header}");
+    Some(String::from_utf8_lossy(&bytes[head..head + length]).into_owned())
+}
+
+fn settings(url: &str) -> Settings {
+    Settings {
+        headers: vec![("X-Scope-OrgID".into(), "shop".into())],
+        linger: Duration::from_millis(20),
+        timeout: Duration::from_millis(400),
+        ..Settings::new(url)
+    }
+}
+
+fn courier(settings: Settings) -> Courier<Line> {
+    Courier::start("test", settings, Lines).unwrap()
+}
+
+/// Ten lines, and what became of them: delivered, refused, expired, abandoned, retries.
+async fn ten(acts: &'static [Act], change: impl Fn(&mut Settings)) -> (Server, [u64; 5]) {
+    let server = server(acts).await;
+    let mut settings = settings(&server.url);
+    change(&mut settings);
+    let courier = courier(settings);
+    (0..10).for_each(|n| courier.offer(Line(format!("line {n}"))));
+    let settled = async {
+        loop {
+            let tally = courier.tally();
+            let sum = [&tally.delivered, &tally.refused, &tally.expired].map(|count| count.load(Relaxed));
+            if sum.iter().sum::<u64>() == 10 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, settled).await.expect("not settled");
+    let tally = courier.close(SOON).await;
+    let counts = [&tally.delivered, &tally.refused, &tally.expired, &tally.abandoned, &tally.retries];
+    (server, counts.map(|count| count.load(Relaxed)))
+}
+
+#[tokio::test]
+async fn what_fails_for_now_is_tried_again_and_arrives_once() {
+    const BUSY: Act = Act::Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+    const LATER: Act =
+        Act::Say("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 4\r\n\r\nslow");
+    let (server, counts) = ten(&[BUSY, LATER, Act::Reset, Act::Hang, Act::Drip, OK], |_| {}).await;
+    assert_eq!(counts, [10, 0, 0, 0, 5]);
+    let taken = server.taken.lock().unwrap().clone();
+    assert_eq!(taken, (0..10).map(|n| format!("line {n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_is_counted_and_not_tried_again() {
+    const NO: Act = Act::Say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nwho");
+    let (server, counts) = ten(&[NO], |_| {}).await;
+    assert_eq!(counts, [0, 10, 0, 0, 0]);
+    assert_eq!(server.requests.load(Relaxed), 1);
+    // A redirect is no way to choose another destination.
+    const ELSEWHERE: Act =
+        Act::Say("HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(ten(&[ELSEWHERE], |_| {}).await.1, [0, 10, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_success_may_have_refused_some() {
+    const BUT_ONE: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nbut one");
+    assert_eq!(ten(&[BUT_ONE], |_| {}).await.1, [9, 1, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn patience_ends() {
+    let (_, counts) = ten(&[Act::Reset], |settings| settings.patience = Duration::from_millis(300)).await;
+    assert_eq!(counts[..4], [0, 0, 10, 0]);
+}
+
+#[tokio::test]
+async fn one_that_hangs_costs_a_bounded_queue_and_nobody_else() {
+    let (hung, well) = (server(&[Act::Hang]).await, server(&[OK]).await);
+    let slow = Settings { queue_bytes: 1000, batch_items: 10, timeout: SOON, ..settings(&hung.url) };
+    let (slow, fast) = (courier(slow), courier(settings(&well.url)));
+    // The first batch is under way when the others come, so that what is dropped can be told exactly.
+    (0..10).for_each(|_| slow.offer(Line("0123456789".into())));
+    while hung.requests.load(Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for n in 0..5000 {
+        slow.offer(Line(format!("{n:010}")));
+        fast.offer(Line(format!("{n:010}")));
+    }
+    while fast.tally().delivered.load(Relaxed) < 5000 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(well.taken.lock().unwrap().len(), 5000);
+    assert_eq!(slow.lost()[0], ("queue_full", 4900));
+    let tally = slow.close(Duration::from_millis(50)).await;
+    let counts = [&tally.delivered, &tally.abandoned].map(|count| count.load(Relaxed));
+    assert_eq!(counts, [0, 110], "what was under way and what waited");
+}
+
+#[tokio::test]
+async fn closing_delivers_what_waits() {
+    let server = server(&[OK]).await;
+    let patient = Settings { linger: SOON, ..settings(&server.url) };
+    let courier = courier(patient);
+    (0..2000).for_each(|n| courier.offer(Line(n.to_string())));
+    let tally = courier.close(SOON).await;
+    assert_eq!(tally.delivered.load(Relaxed), 2000);
+    assert_eq!(server.taken.lock().unwrap().len(), 2000);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_are_told_at_the_start() {
+    let error = |settings: Settings| format!("{:#}", Courier::start("loki", settings, Lines).err().unwrap());
+    let of = |url: &str| error(Settings::new(url));
+    assert!(of("loki:3100").contains("must begin with http:// or https://"), "{}", of("loki:3100"));
+    assert!(of("nonsense").contains("is no URL"));
+    let headers = vec![("Authorization".into(), "Bearer \n".into())];
+    assert!(
+        error(Settings { headers, ..Settings::new("http://a/") }).contains("bytes that no header may have")
+    );
+    let ca = Some("/nonexistent".into());
+    let missing = error(Settings { certificate_authority: ca, ..Settings::new("https://a/") });
+    assert!(missing.contains("read /nonexistent"), "{missing}");
+}

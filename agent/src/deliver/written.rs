@@ -1,0 +1,80 @@
+//! An event as it is delivered.
+
+use anyhow::Context;
+
+use std::sync::Arc;
+
+use super::queue::Weigh;
+use crate::model::Event;
+
+/// An event and the line that it is written as; made once, whatever number of destinations there are.
+#[derive(Debug)]
+pub struct Written {
+    pub event: Event,
+    /// One JSON object, without a line feed.
+    pub line: String,
+}
+
+impl Written {
+    pub fn new(event: Event) -> anyhow::Result<Arc<Written>> {
+        let line = serde_json::to_string(&event).context("write an event as JSON")?;
+        Ok(Arc::new(Written { event, line }))
+    }
+}
+
+impl Weigh for Arc<Written> {
+    fn bytes(&self) -> usize {
+        // The event's own strings are about as long as the line.
+        2 * self.line.len() + size_of::<Written>()
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+    use crate::model::Losses;
+    use crate::model::event::{Detail, Kind, ProcessRef};
+    use crate::model::lookup::{Futile, Lookup, LookupResult, NameKnownBy, Saw};
+    use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
+
+    /// A lookup of `shop/basket` that timed out.
+    pub fn lookup(name: &str, second: i64) -> Arc<Written> {
+        let labels = [("app".to_owned(), "shop".to_owned())].into();
+        let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "uid-1".into(), labels };
+        let container =
+            ContainerRef { name: "api".into(), id: "c1".into(), image: "shop:1".into(), attempt: 4 };
+        let owner =
+            Owner { pod: Some(pod), container: Some(container), known_by: KnownBy::Cri, ..Owner::default() };
+        written(owner, name, second)
+    }
+
+    pub fn of_the_host(second: i64) -> Arc<Written> {
+        written(Owner { known_by: KnownBy::Host, ..Owner::default() }, "host.example", second)
+    }
+
+    fn written(owner: Owner, name: &str, second: i64) -> Arc<Written> {
+        let time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
+        let lookup = Lookup {
+            name: name.to_owned(),
+            name_known_by: NameKnownBy::Query,
+            types: vec!["A".into()],
+            result: LookupResult::Timeout,
+            wait_ns: 5_000_000_000,
+            start: time,
+            queries: 2,
+            sends: 4,
+            futile: Futile::default(),
+            resolvers: Vec::new(),
+            transactions: Vec::new(),
+            search: None,
+            saw: Saw::Failures,
+            diagnosis: None,
+            cut_short: false,
+        };
+        let process = ProcessRef { pid: 77, comm: "checkout".into(), start_time: None };
+        let detail = Detail::Lookup(Box::new(lookup));
+        Written::new(Event::new(time, Kind::DnsLookup, "n1", owner, process, detail, Losses::new())).unwrap()
+    }
+}

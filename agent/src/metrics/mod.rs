@@ -1,0 +1,256 @@
+//! Metrics: what was counted of each container, the recorder's losses, and what the agent costs.
+//!
+//! Events flow in ([`Metrics::observe`]); a scrape takes what is only known as sums ([`Scrape`]) and writes a page.
+//! Must not know: HTTP, aya, the runtime. Label values are names of containers and our own words, never names that were
+//! looked up, pids or paths: there are as many series as there are containers, up to a bound.
+
+pub mod family;
+mod own;
+mod series;
+pub mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
+use self::series::{Book, Key};
+use crate::model::dns::{Latencies, upper_bound};
+use crate::model::event::{Detail, Losses};
+use crate::model::incident::Verdict;
+use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
+
+/// What is counted from events, over the agent's life.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    book: Mutex<Book>,
+    events: Mutex<BTreeMap<Kind, u64>>,
+}
+
+/// What the other rooms know at the time of a scrape.
+#[derive(Debug, Default)]
+pub struct Scrape {
+    /// Owners of living containers.
+    pub alive: Vec<Owner>,
+    pub dns: Vec<DnsCounts>,
+    /// How fast each container's memory grows, bytes a second.
+    pub growth: Vec<(Owner, f64)>,
+    pub losses: Losses,
+    /// SIGKILLs within one container, which are counted and not told.
+    pub own_kills: u64,
+}
+
+/// Outcomes that are there from the start, at 0: an alert on the first timeout needs them.
+const OUTCOMES: [Outcome; 11] = [
+    Outcome::Noerror,
+    Outcome::Nxdomain,
+    Outcome::Servfail,
+    Outcome::Refused,
+    Outcome::Formerr,
+    Outcome::Nodata,
+    Outcome::Truncated,
+    Outcome::Timeout,
+    Outcome::Late,
+    Outcome::Unreachable,
+    Outcome::Other,
+];
+
+impl Metrics {
+    /// Counts an event; each must be shown once.
+    pub fn observe(&self, event: &Event) {
+        *lock(&self.events).entry(event.kind).or_default() += 1;
+        let (mut book, now) = (lock(&self.book), Instant::now());
+        let key = Key::new(event.pod.as_ref(), event.container.as_ref());
+        match (event.kind, &event.detail) {
+            (Kind::OomKill, Detail::Oom(kill)) if !kill.already_dying => {
+                let series = book.series(key, now);
+                series.oom_kills += 1;
+                let exemplar = |id: &String| Exemplar {
+                    labels: vec![("incident_id", id.clone())],
+                    value: 1.0,
+                    time: event.time.as_millisecond() as f64 / 1e3,
+                };
+                series.last_kill = kill.incident.as_ref().map(exemplar);
+            }
+            (Kind::OomIncident, _) => {
+                let Some(incident) = &event.incident else { return };
+                let series = book.series(key, now);
+                *series.incidents.entry(incident.limit.of).or_default() += 1;
+                series.silent += u64::from(incident.verdicts.contains(&Verdict::SilentChildKill));
+            }
+            (Kind::Sigkill, Detail::Sigkill(sigkill)) => {
+                *book.series(key, now).sigkills.entry(sigkill.by).or_default() += 1;
+            }
+            (Kind::DnsLookup, Detail::Lookup(lookup)) => {
+                let series = book.series(key, now);
+                series.futile += u64::from(lookup.futile.queries);
+                if lookup.result.is_failure() {
+                    *series.lookups_failed.entry(lookup.result).or_default() += 1;
+                }
+            }
+            // Queries are counted by the recorder, whether they become events or not.
+            _ => {}
+        }
+    }
+
+    /// All that is known now.
+    pub fn families(&self, scrape: &Scrape) -> Vec<Family> {
+        let now = Instant::now();
+        let mut book = lock(&self.book);
+        book.alive(&scrape.alive, now);
+        book.dns(&scrape.dns, now);
+        book.clear_growth();
+        for (owner, growth) in &scrape.growth {
+            let key = Key::new(owner.pod.as_ref(), owner.container.as_ref());
+            book.series(key, now).growth = Some(*growth);
+        }
+        let mut families = of_kills(&book);
+        families.extend(of_dns(&book));
+        families.push(of_growth(&book));
+        families.extend(self.of_agent(scrape, book.refused));
+        drop(book);
+        families.extend(own::families());
+        families
+    }
+
+    fn of_agent(&self, scrape: &Scrape, refused: u64) -> Vec<Family> {
+        let mut events = Family::counter("podopsy_events", "Events written, by kind.");
+        let counted = lock(&self.events).clone();
+        for kind in [
+            Kind::OomKill,
+            Kind::OomIncident,
+            Kind::Sigkill,
+            Kind::DnsFailure,
+            Kind::DnsAnswer,
+            Kind::DnsLookup,
+        ] {
+            let count = counted.get(&kind).copied().unwrap_or(0);
+            events.count(vec![("kind", kind.word().to_owned())], count);
+        }
+        let mut losses =
+            Family::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
+        for (name, count) in &scrape.losses {
+            losses.count(vec![("counter", name.clone())], *count);
+        }
+        losses.count(vec![("counter", "metrics_series_refused".to_owned())], refused);
+        let mut own_kills = Family::counter(
+            "podopsy_sigkills_within_container",
+            "SIGKILLs that processes of one container sent each other; no events.",
+        );
+        own_kills.count(Vec::new(), scrape.own_kills);
+        let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
+        build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
+        vec![events, losses, own_kills, build]
+    }
+}
+
+fn of_kills(book: &Book) -> Vec<Family> {
+    let mut kills = Family::counter("podopsy_oom_kills", "Processes that the kernel's OOM killer ended.");
+    let mut silent = Family::counter(
+        "podopsy_oom_silent_kills",
+        "OOM incidents after which the container runs on: Kubernetes shows nothing.",
+    );
+    let mut incidents =
+        Family::counter("podopsy_oom_incidents", "Visits of the OOM killer, by whose limit was met.");
+    let mut sigkills =
+        Family::counter("podopsy_sigkills", "SIGKILLs that were no OOM kills, by who sent them.");
+    for (key, series) in book.iter() {
+        let exemplar = series.last_kill.clone();
+        kills.samples.push(Sample { labels: labels(key), value: Value::Count(series.oom_kills), exemplar });
+        silent.count(labels(key), series.silent);
+        for (level, count) in &series.incidents {
+            incidents.count(and(key, "limit", level.word()), *count);
+        }
+        for (sender, count) in &series.sigkills {
+            sigkills.count(and(key, "sender", sender.word()), *count);
+        }
+    }
+    vec![kills, silent, incidents, sigkills]
+}
+
+fn of_dns(book: &Book) -> Vec<Family> {
+    let mut queries = Family::counter(
+        "podopsy_dns_queries",
+        "DNS queries sent, each once, however often it was sent again.",
+    );
+    let mut resends = Family::counter("podopsy_dns_resends", "DNS queries sent again with the same id.");
+    let mut outcomes = Family::counter("podopsy_dns_outcomes", "What became of DNS queries.");
+    let mut latency = Family::new(
+        "podopsy_dns_latency_seconds",
+        "From query to answer, taken in the kernel; answers in time only.",
+        FamilyKind::Histogram,
+    );
+    let mut failed =
+        Family::counter("podopsy_dns_lookups_failed", "Lookups as applications make them that failed.");
+    let mut futile = Family::counter(
+        "podopsy_dns_futile_queries",
+        "Queries of failed lookups for names that only the search list made.",
+    );
+    let mut hidden = Family::counter(
+        "podopsy_dns_not_visible",
+        "Connections to resolvers whose queries are encrypted: nothing is known of them.",
+    );
+    let mut dropped = Family::counter(
+        "podopsy_dns_events_dropped",
+        "Events that were due and not made; the counts are exact all the same.",
+    );
+    for (key, series) in book.iter() {
+        let dns = &series.dns;
+        queries.count(labels(key), dns.queries);
+        resends.count(labels(key), dns.resends);
+        for outcome in OUTCOMES {
+            outcomes.count(and(key, "outcome", outcome.word()), dns.outcome(outcome));
+        }
+        for (result, count) in &series.lookups_failed {
+            failed.count(and(key, "result", result.word()), *count);
+        }
+        futile.count(labels(key), series.futile);
+        dropped.count(labels(key), dns.events_dropped);
+        hidden.count(and(key, "protocol", "dot"), dns.not_visible.tls);
+        hidden.count(and(key, "protocol", "doh"), dns.not_visible.https);
+        // Two dozen lines each: who never asked has none.
+        if let Some(histogram) = histogram(&dns.latency) {
+            let value = Value::Histogram(histogram);
+            latency.samples.push(Sample { labels: labels(key), value, exemplar: None });
+        }
+    }
+    vec![queries, resends, outcomes, latency, failed, futile, hidden, dropped]
+}
+
+fn of_growth(book: &Book) -> Family {
+    let mut growth = Family::gauge(
+        "podopsy_memory_growth_bytes_per_second",
+        "How fast memory that cannot be reclaimed grew in the last minute (Theil-Sen).",
+    );
+    let known = book.iter().filter_map(|(key, series)| Some((key, series.growth?)));
+    for (key, rate) in known {
+        growth.number(labels(key), rate);
+    }
+    growth
+}
+
+fn histogram(latency: &Latencies) -> Option<Histogram> {
+    let (above, bounded) = latency.buckets.split_last()?;
+    if latency.count() == 0 {
+        return None;
+    }
+    let bucket = |(at, count): (usize, &u64)| (upper_bound(at).as_secs_f64(), *count);
+    Some(Histogram { buckets: bounded.iter().enumerate().map(bucket).collect(), above: *above, sum: None })
+}
+
+fn labels(key: &Key) -> Labels {
+    vec![("namespace", key.namespace.clone()), ("pod", key.pod.clone()), ("container", key.container.clone())]
+}
+
+fn and(key: &Key, name: &'static str, word: &str) -> Labels {
+    let mut labels = labels(key);
+    labels.push((name, word.to_owned()));
+    labels
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,101 @@
+//! Events in, a page out.
+
+use jiff::Timestamp;
+
+use super::text::{Format, page};
+use super::{Metrics, Scrape};
+use crate::model::event::{OomKill, ProcessRef};
+use crate::model::incident::Verdict;
+use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
+use crate::model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
+
+fn owner(name: &str) -> Owner {
+    let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "u".into(), labels: [].into() };
+    let container =
+        ContainerRef { name: name.into(), id: format!("id-{name}"), image: "i".into(), attempt: 0 };
+    Owner { pod: Some(pod), container: Some(container), known_by: KnownBy::Cri, ..Owner::default() }
+}
+
+/// A kill, or the incident that it is a part of.
+fn oom(kind: Kind, already_dying: bool) -> Event {
+    let mut incident = crate::oom::verdict::tests::incident();
+    incident.verdicts = vec![Verdict::SilentChildKill];
+    let task = incident.victims[0].task.clone();
+    let kill = OomKill {
+        victim: task.clone(),
+        trigger: task.clone(),
+        trigger_cgroup: Default::default(),
+        rss: None,
+        oom_score_adj: None,
+        kernel_stack: Vec::new(),
+        user_stack: Vec::new(),
+        incident: Some("3f2a-7".into()),
+        limit: None,
+        already_dying,
+        recovered: false,
+    };
+    let process = ProcessRef { pid: task.pid, comm: task.comm, start_time: None };
+    let mut event =
+        Event::new(Timestamp::UNIX_EPOCH, kind, "n", owner("api"), process, Detail::Oom(kill), Losses::new());
+    event.incident = (kind == Kind::OomIncident).then(|| Box::new(incident));
+    event
+}
+
+fn scrape() -> Scrape {
+    let mut dns = DnsCounts { owner: owner("api"), queries: 12, resends: 1, ..DnsCounts::default() };
+    dns.outcomes = [(Outcome::Timeout, 3), (Outcome::Noerror, 9)].into();
+    dns.latency.buckets = vec![0, 4, 5, 0];
+    dns.not_visible.https = 2;
+    Scrape {
+        alive: vec![owner("api"), owner("idle")],
+        dns: vec![dns],
+        growth: vec![(owner("api"), 4096.5)],
+        losses: [("oom_ring".to_owned(), 3)].into(),
+        own_kills: 8,
+    }
+}
+
+#[test]
+fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
+    let metrics = Metrics::default();
+    metrics.observe(&oom(Kind::OomKill, false));
+    metrics.observe(&oom(Kind::OomKill, true));
+    metrics.observe(&oom(Kind::OomIncident, false));
+    let text = page(&metrics.families(&scrape()), Format::OpenMetrics);
+    let api = "namespace=\"shop\",pod=\"basket\",container=\"api\"";
+    let idle = "namespace=\"shop\",pod=\"basket\",container=\"idle\"";
+    for line in [
+        // Who was dying already is no kill.
+        format!("podopsy_oom_kills_total{{{api}}} 1 # {{incident_id=\"3f2a-7\"}} 1.0 0"),
+        format!("podopsy_oom_kills_total{{{idle}}} 0"),
+        format!("podopsy_oom_silent_kills_total{{{api}}} 1"),
+        format!("podopsy_oom_incidents_total{{{api},limit=\"container\"}} 1"),
+        format!("podopsy_dns_queries_total{{{api}}} 12"),
+        format!("podopsy_dns_outcomes_total{{{api},outcome=\"timeout\"}} 3"),
+        format!("podopsy_dns_outcomes_total{{{idle},outcome=\"timeout\"}} 0"),
+        format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"0.000002\"}} 4"),
+        format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"+Inf\"}} 9"),
+        format!("podopsy_dns_not_visible_total{{{api},protocol=\"doh\"}} 2"),
+        format!("podopsy_memory_growth_bytes_per_second{{{api}}} 4096.5"),
+        "podopsy_losses_total{counter=\"oom_ring\"} 3".to_owned(),
+        "podopsy_events_total{kind=\"oom.kill\"} 2".to_owned(),
+        "podopsy_sigkills_within_container_total 8".to_owned(),
+    ] {
+        assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
+    }
+    assert!(text.contains("process_resident_memory_bytes "), "{text}");
+    assert!(!text.contains(&format!("podopsy_dns_latency_seconds_bucket{{{idle}")), "{text}");
+}
+
+#[test]
+fn a_second_scrape_counts_nothing_twice() {
+    let metrics = Metrics::default();
+    metrics.observe(&oom(Kind::OomKill, false));
+    let first = page(&metrics.families(&scrape()), Format::Prometheus);
+    let again = page(&metrics.families(&scrape()), Format::Prometheus);
+    let ours = |page: &str| {
+        page.lines().filter(|l| l.starts_with("podopsy_")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(ours(&first), ours(&again));
+    assert!(ours(&first).len() > 40);
+}
