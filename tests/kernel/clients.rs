@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use podopsy_agent::model::lookup::LookupResult::{self, *};
 use podopsy_agent::model::{Detail, Event, Lookup};
-use podopsy_agent::recorder::Options;
+use podopsy_agent::recorder::{DnsOptions, Options};
 use support::clients::{self, Client};
 use support::place::{Place, SOON, Server, in_place};
-use support::{Recording, no_runtime, options};
+use support::{Recording, dns, no_runtime, options};
 
 fn lookup_options() -> Options {
     Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() }

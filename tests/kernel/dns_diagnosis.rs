@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use podopsy_agent::model::lookup::{LookupResult, Verdict};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Lookup, Outcome};
-use podopsy_agent::recorder::Options;
-use support::{MemoryCgroup, Recording, no_runtime, options, query, respond};
+use podopsy_agent::recorder::{DnsOptions, Options};
+use support::{MemoryCgroup, Recording, dns, no_runtime, options, query, respond};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
