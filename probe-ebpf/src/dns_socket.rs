@@ -19,7 +19,7 @@ use crate::{
 
 /// From cgroup_skb to the socket's queue: what is dropped later is another datagram of the same socket, from a port that
 /// is not watched.
-const HAND_OVER_NS: u64 = 200_000;
+const HAND_OVER_NS: u64 = 1_000_000;
 const BPF_NOEXIST: u64 = 1;
 
 /// An answered query.
