@@ -185,6 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn an_ephemeral_container_is_told_what_keeps_the_root_cgroup_out_of_reach() {
+        let info = |root: &str| format!("9 8 0:26 {root} /sys/fs/cgroup ro - cgroup2 cgroup rw");
+        let own = |caps: &str, pid: u64, root: &str| {
+            let (_dir, machine) = with(&[
+                ("/proc/self/status", &format!("CapEff:\t{caps}\n")),
+                ("/proc/self/ns/pid", &format!("-> pid:[{pid}]")),
+                ("/proc/self/ns/cgroup", "-> cgroup:[4026532766]"),
+                ("/proc/self/mountinfo", &info(root)),
+            ]);
+            dns_out_of_reach(&machine)
+        };
+        const ALL: &str = "000001ffffffffff";
+        assert_eq!(own(ALL, INITIAL_PID_NAMESPACE, "/../.."), None);
+        assert!(own(ALL, INITIAL_PID_NAMESPACE, "/").unwrap().contains("alone"));
+        assert!(own(ALL, 4026532201, "/../..").unwrap().contains("pid namespace of its own"));
+        let default = own("00000000a80425fb", 4026532201, "/").unwrap();
+        assert!(default.ends_with("without CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"), "{default}");
+    }
+
+    #[test]
     fn a_pod_without_host_pid_is_told_the_manifest_line() {
         let (_dir, machine) = with(&[("/proc/self/ns/pid", "-> pid:[4026532201]")]);
         let check = host_pids(&machine);

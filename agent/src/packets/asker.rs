@@ -3,7 +3,7 @@
 //! It is looked for while its query is on its way. Who closes at once is gone by then, and the files of another user's
 //! process are closed to those without CAP_SYS_PTRACE: that is counted, and no guess is made.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use podopsy_wire::Task;
 use procfs::FromRead;
 
-use super::parse::{Ends, TCP};
+use super::parse::{End, Ends, TCP};
 
 /// /proc/PID/stat counts in ticks of 10 ms (USER_HZ).
 const TICK_NS: u64 = 10_000_000;
@@ -28,11 +28,23 @@ const FILES_MAX: usize = 65_536;
 /// Lines of a table that are read.
 const SOCKETS_MAX: usize = 65_536;
 
+/// Sockets that are remembered.
+const KNOWN_MAX: usize = 4096;
+
+/// An open file that was found to be the socket: as long as it is, the address is its own.
+#[derive(Debug)]
+struct Known {
+    file: PathBuf,
+    inode: u64,
+    task: Task,
+}
+
 /// Looks for processes by way of one /proc.
 #[derive(Debug)]
 pub struct Askers {
     proc_root: PathBuf,
     recent: VecDeque<u32>,
+    known: HashMap<(End, u32), Known>,
     /// Time that may still be spent.
     left: Duration,
     since: Instant,
@@ -43,6 +55,7 @@ impl Askers {
         Askers {
             proc_root: proc_root.to_owned(),
             recent: VecDeque::new(),
+            known: HashMap::new(),
             left: BURST,
             since: Instant::now(),
         }
@@ -50,19 +63,32 @@ impl Askers {
 
     /// Who has that socket; `Task::UNKNOWN` if nobody is found. The cgroup is not looked for.
     pub fn find(&mut self, ends: &Ends) -> Task {
+        let place = (ends.client, ends.protocol);
+        if let Some(known) = self.known.get(&place) {
+            if is_socket(&known.file, known.inode) {
+                return known.task;
+            }
+            self.known.remove(&place);
+        }
         let begun = Instant::now();
         self.left = (self.left + begun.duration_since(self.since) / PATIENCE).min(BURST);
         self.since = begun;
         if self.left.is_zero() {
             return Task::UNKNOWN;
         }
-        let found = self.inode(ends).and_then(|inode| self.holder(inode, begun + self.left));
+        let until = begun + self.left;
+        let found = self.inode(ends).and_then(|inode| Some((inode, self.holder(inode, until)?)));
         self.left = self.left.saturating_sub(begun.elapsed());
-        let Some(pid) = found else { return Task::UNKNOWN };
+        let Some((inode, (pid, file))) = found else { return Task::UNKNOWN };
         self.recent.retain(|&other| other != pid);
         self.recent.push_front(pid);
         self.recent.truncate(RECENT_MAX);
-        self.task(pid)
+        let task = self.task(pid);
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
+        }
+        self.known.insert(place, Known { file, inode, task });
+        task
     }
 
     /// The inode number of the socket that is bound to that address, or to that port of every address.
@@ -92,16 +118,11 @@ impl Askers {
         })
     }
 
-    fn holder(&self, inode: u64, until: Instant) -> Option<u32> {
-        let wanted = format!("socket:[{inode}]");
+    fn holder(&self, inode: u64, until: Instant) -> Option<(u32, PathBuf)> {
         let holds = |pid: u32| {
             let files = fs::read_dir(self.proc_root.join(format!("{pid}/fd"))).ok()?;
-            let mut files = files.flatten().take(FILES_MAX);
-            files
-                .any(|file| {
-                    fs::read_link(file.path()).is_ok_and(|to| to.as_os_str().as_bytes() == wanted.as_bytes())
-                })
-                .then_some(pid)
+            let mut files = files.flatten().take(FILES_MAX).map(|file| file.path());
+            Some((pid, files.find(|file| is_socket(file, inode))?))
         };
         if let Some(found) = self.recent.iter().find_map(|&pid| holds(pid)) {
             return Some(found);
@@ -122,6 +143,14 @@ impl Askers {
         let start_ns = stat.map_or(0, |stat| stat.starttime.saturating_mul(TICK_NS));
         Task { cgroup_id: 0, start_ns, pid, tid: pid, comm }
     }
+}
+
+/// Whether an open file in /proc/PID/fd is the socket with that inode number.
+fn is_socket(file: &Path, inode: u64) -> bool {
+    let named = fs::read_link(file).unwrap_or_default();
+    let digits =
+        named.as_os_str().as_bytes().strip_prefix(b"socket:[").and_then(|rest| rest.strip_suffix(b"]"));
+    digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()) == Some(inode)
 }
 
 struct Socket {
@@ -181,6 +210,7 @@ mod tests {
         let task = askers.find(&Ends { client, server, protocol: UDP });
         assert_eq!(task.pid, std::process::id());
         assert!(task.start_ns > 0 && task.comm[0] != 0);
+        assert_eq!(askers.find(&Ends { client, server, protocol: UDP }), task, "remembered");
         drop(open);
         assert_eq!(askers.find(&Ends { client, server, protocol: UDP }), Task::UNKNOWN);
     }

@@ -276,6 +276,14 @@ impl Table {
         ended
     }
 
+    /// Frames were lost: the answers of all that wait may have been among them. To call their silence a timeout would be
+    /// a guess, so they are counted, and no more is said of them.
+    pub fn doubt(&mut self, lost: &mut Lost) {
+        let before = self.pending.len();
+        self.pending.retain(|_, pending| pending.state != STATE_WAITING);
+        lost.evicted += (before - self.pending.len()) as u64;
+    }
+
     /// Queries that wait for this server at this socket, which the network says cannot be reached.
     pub fn unreachable(&mut self, ends: &Ends) -> Vec<(DnsKey, DnsPending)> {
         let wanted = self.key(ends, 0);

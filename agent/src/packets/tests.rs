@@ -383,3 +383,15 @@ fn an_outage_pushes_out_the_oldest_and_counts_them() {
     assert_eq!(lost, Lost { evicted: 1000, ..Lost::default() });
     assert_eq!(table.sweep(2000 * MS).len(), PENDING_MAX);
 }
+
+#[test]
+fn what_may_have_been_answered_unseen_is_no_timeout() {
+    let (mut table, mut lost) = (table(SETTINGS), Lost::default());
+    let asked = message(7, 0x0100, 0);
+    for client in [4000, 4001] {
+        table.see(&passed(client, true, &asked, 0), asker, &mut lost);
+    }
+    table.doubt(&mut lost);
+    assert_eq!(lost.evicted, 2);
+    assert!(table.sweep(2000 * MS).is_empty());
+}

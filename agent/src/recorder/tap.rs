@@ -215,11 +215,15 @@ impl Tap {
     }
 
     fn sweep(&mut self) {
+        let dropped = self.socket.dropped();
+        if dropped > 0 {
+            self.lost.frames += dropped;
+            self.table.doubt(&mut self.lost);
+        }
         let now = boot_now_ns();
         for ended in self.table.sweep(now) {
             end(ended, Outcome::Timeout, now, &self.counts, &self.whose, &self.around, &mut self.queue_full);
         }
-        self.lost.frames += self.socket.dropped();
     }
 
     fn sum_losses(&self) {
