@@ -30,7 +30,6 @@ use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
 use crate::oom::{Desk, Examiner};
-use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::sigkill;
 use collect::Collector;

@@ -50,6 +50,7 @@ pub(crate) fn dns(time: Timestamp, owner: Owner, name: &str) -> Event {
         sends: 1,
         malformed: None,
         slow: false,
+        answer_dropped: false,
     };
     event(Kind::DnsFailure, time, owner, Detail::Dns(detail))
 }

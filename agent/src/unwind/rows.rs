@@ -125,13 +125,13 @@ fn thread_time() -> Duration {
 /// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
 const MAX_ENTRY: u32 = 256;
 
-/// Reads both sections, and what Go's own tables say of others; `entry` is where programs begin, and nobody has called that; `to_offset` gives the file offset
-/// of a virtual address that is loaded. First where functions are, then each one's rows in the order of addresses: only
+/// Reads both sections, and what Go's own tables say of functions that neither describes; `entry` is where programs begin,
+/// and nobody has called that; `to_offset` gives the file offset of a virtual address that is loaded. First where functions are, then each one's rows in the order of addresses: only
 /// the result is ever whole in memory.
 pub(super) fn read(
     eh_frame: Option<&Section>,
     debug_frame: Option<&Section>,
-    go: impl FnOnce(&mut dyn FnMut(&Stack) -> bool) -> Result<(), &'static str>,
+    go: Option<&golang::Tables>,
     text: u64,
     entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
