@@ -30,6 +30,7 @@ fn lookup(name: &str) -> Event {
         sends: 1,
         malformed: None,
         slow: false,
+        answer_dropped: false,
     };
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     let owner = Owner::default();

@@ -123,6 +123,7 @@ pub fn dns() -> DnsOptions {
         slow_over: None,
         sample: 0,
         ports: podopsy_agent::attach::DNS_PORTS,
+        https: podopsy_agent::attach::HTTPS_RESOLVERS.to_vec(),
         hook: DnsHook::Cgroup,
     }
 }
