@@ -32,6 +32,7 @@ fn event(name: &str) -> Event {
         sends: 1,
         malformed: None,
         slow: false,
+        answer_dropped: false,
     };
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     let (owner, detail) = (Owner::default(), Detail::Dns(detail));
