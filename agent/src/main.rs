@@ -78,7 +78,7 @@ struct Args {
     /// Where the API listens, for root and the agent's own user; agent.sock in the --state-dir, or in /run/podopsy
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Where to answer /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
+    /// Where to answer /metrics, /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
@@ -173,7 +173,7 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
     let mut out = Out::start(paths, limits, pods.clone()).await?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
-    out.attached(recorder.degraded());
+    out.attached(&recorder);
     let mut systemd = Systemd::start();
     tracing::info!(
         runtime = status.runtime.as_deref().unwrap_or("none"),

@@ -12,6 +12,7 @@ mod health;
 mod live;
 mod question;
 mod route;
+mod scrape;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use crate::pods::Pods;
 use crate::store::{Reader, Stored};
 pub use health::Health;
 pub use route::{Parameter, ROUTES, Route};
+pub use scrape::Pages;
 
 /// The description of all this, as it is served.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -59,6 +61,7 @@ pub struct Sources {
     pub store: Option<Reader>,
     pub live: broadcast::Sender<Arc<Stored>>,
     pub health: Arc<Health>,
+    pub pages: Arc<Pages>,
 }
 
 /// What all connections share.
@@ -75,7 +78,7 @@ enum Peer {
     Trusted,
     /// Anyone else on this machine: gets nothing, and is told so.
     Stranger,
-    /// TCP: is told whether all is well, and nothing else.
+    /// TCP: is told whether all is well, and what is counted; no events.
     Anyone,
 }
 
@@ -146,7 +149,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// `/healthz` and `/readyz` for whoever can reach the address; the address that it got.
+/// `/metrics`, `/healthz` and `/readyz` for whoever can reach the address; the address that it got.
 pub async fn listen_health(
     address: SocketAddr,
     sources: Sources,

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::ACCEPT;
 use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer::{self, Answer, Refusal};
 use super::{Peer, Room, live, question};
+use crate::metrics::text::Format;
 use crate::pods::Pod;
 use crate::store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
 
@@ -64,6 +66,7 @@ enum To {
     Pods,
     Status,
     Openapi,
+    Metrics,
     Healthz,
     Readyz,
 }
@@ -93,6 +96,7 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/api/v1/pods", takes: &[Namespace, Pod, Label], to: To::Pods },
     Route { path: "/api/v1/status", takes: &[], to: To::Status },
     Route { path: "/api/v1/openapi.json", takes: &[], to: To::Openapi },
+    Route { path: "/metrics", takes: &[], to: To::Metrics },
     Route { path: "/healthz", takes: &[], to: To::Healthz },
     Route { path: "/readyz", takes: &[], to: To::Readyz },
 ];
@@ -108,7 +112,7 @@ pub async fn answer(
     let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
     let result = found(peer, request.method(), has_body, path);
     let result = match result {
-        Ok((route, id)) => go(room, route, id, query, streams).await,
+        Ok((route, id)) => go(room, route, id, query, format(request), streams).await,
         Err(refusal) => Err(refusal),
     };
     result.unwrap_or_else(Refusal::answer)
@@ -133,7 +137,8 @@ fn found(
         let digits = (1..=18).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
         Some((route, Some(number.parse().ok().filter(|_| digits)?)))
     });
-    let allowed = |route: &Route| peer == Peer::Trusted || matches!(route.to, To::Healthz | To::Readyz);
+    let allowed =
+        |route: &Route| peer == Peer::Trusted || matches!(route.to, To::Metrics | To::Healthz | To::Readyz);
     let Some((route, id)) = matching.filter(|(route, _)| allowed(route)) else {
         let all: Vec<&str> = ROUTES.iter().filter(|route| allowed(route)).map(|route| route.path).collect();
         return Err(Refusal::new(
@@ -158,6 +163,7 @@ async fn go(
     route: &Route,
     id: Option<i64>,
     query: &str,
+    format: Format,
     streams: &AtomicBool,
 ) -> Result<Answer, Refusal> {
     let sources = &room.sources;
@@ -212,6 +218,10 @@ async fn go(
             })))
         }
         To::Openapi => Ok(answer::text("application/json", super::OPENAPI.as_bytes().to_vec())),
+        To::Metrics => {
+            let page = sources.pages.page(format).await;
+            Ok(answer::text(format.content_type(), page.as_bytes().to_vec()))
+        }
         To::Healthz if sources.health.is_alive() => Ok(answer::json(&json!({ "alive": true }))),
         To::Healthz => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the event pipeline stands still")),
         To::Readyz => {
@@ -223,6 +233,11 @@ async fn go(
             Ok(answer)
         }
     }
+}
+
+/// What whoever scrapes can read.
+fn format(request: &Request<Incoming>) -> Format {
+    Format::accepted(request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()))
 }
 
 fn ready(room: &Room) -> super::health::Ready {

@@ -34,7 +34,8 @@ impl Agent {
         let pods = runtime.block_on(Pods::start(pods)).unwrap();
         let (live, _) = broadcast::channel(16);
         let health = Arc::new(Health::default());
-        let sources = Sources { pods, store: Some(store.reader()), live, health };
+        let pages = Arc::new(super::Pages::default());
+        let sources = Sources { pods, store: Some(store.reader()), live, health, pages };
         let listening = Some(listen(&dir.path().join("agent.sock"), sources.clone()).unwrap());
         drop(_guard);
         Agent { runtime, dir, store, told, sources, listening }
@@ -231,6 +232,38 @@ fn tcp_says_whether_all_is_well_and_nothing_else() {
 }
 
 #[test]
+fn metrics_come_in_the_format_that_is_accepted_and_count_what_was_told() {
+    let agent = Agent::start();
+    let kill = kill(Timestamp::now(), owner("shop", "orders", &[]), "b-1", 9, false);
+    agent.sources.pages.metrics().observe(&kill);
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
+    let ask = |accept: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let head =
+            format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        all.split_once("\r\n\r\n").map(|(head, body)| (head.to_owned(), body.to_owned())).unwrap()
+    };
+    let (head, body) = ask("*/*");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(
+        body.contains("podopsy_events_total{kind=\"oom.kill\"} 1\n") && !body.contains("# EOF"),
+        "{body}"
+    );
+    let (head, body) = ask("application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(
+        body.contains("podopsy_oom_kills_total{namespace=\"shop\",pod=\"orders\"")
+            && body.ends_with("# EOF\n"),
+        "{body}"
+    );
+    task.abort();
+}
+
+#[test]
 fn a_socket_that_was_left_is_taken_over_and_one_in_use_is_not() {
     let mut agent = Agent::start();
     let path = agent.socket();
@@ -276,7 +309,9 @@ fn the_description_is_that_of_the_routes() {
     // And what is answered has the fields that are promised.
     let mut agent = Agent::start();
     agent.put(dns(Timestamp::now(), owner("shop", "orders", &[]), "x.test"));
-    for route in ROUTES.iter().filter(|route| !route.path.contains('{') && !route.path.ends_with("/live")) {
+    for route in ROUTES.iter().filter(|route| {
+        !route.path.contains('{') && !route.path.ends_with("/live") && route.path != "/metrics"
+    }) {
         let schema = &paths[route.path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
         let (status, body) = agent.get(route.path);
         let required = schema["required"].as_array().cloned().unwrap_or_default();

@@ -28,10 +28,11 @@ use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
 pub struct Metrics {
     book: Mutex<Book>,
     events: Mutex<BTreeMap<Kind, u64>>,
+    last: Mutex<Scrape>,
 }
 
 /// What the other rooms know at the time of a scrape.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Scrape {
     /// Owners of living containers.
     pub alive: Vec<Owner>,
@@ -96,9 +97,16 @@ impl Metrics {
         }
     }
 
+    /// All that is known, where the sums could not be had this time.
+    pub fn families_as_they_were(&self) -> Vec<Family> {
+        let scrape = lock(&self.last).clone();
+        self.families(&scrape)
+    }
+
     /// All that is known now.
     pub fn families(&self, scrape: &Scrape) -> Vec<Family> {
         let now = Instant::now();
+        *lock(&self.last) = scrape.clone();
         let mut book = lock(&self.book);
         book.alive(&scrape.alive, now);
         book.dns(&scrape.dns, now);

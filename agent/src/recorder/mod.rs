@@ -10,6 +10,7 @@ mod flight;
 mod growth;
 mod lookups;
 mod record;
+mod scraper;
 mod stacks;
 mod tap;
 
@@ -24,8 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
-use crate::metrics::Scrape;
-use crate::model::{DnsCounts, Event, Losses, Owner};
+use crate::model::{DnsCounts, Event, Losses};
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
@@ -37,6 +37,7 @@ use counts::{Counts, Places};
 use flight::Flight;
 pub use growth::GrowthMode;
 use record::Attribution;
+pub use scraper::Scraper;
 use stacks::Stacks;
 
 /// Records between the two tasks.
@@ -323,17 +324,14 @@ impl Recorder {
         counts::attributed(&self.counts, &self.pods).await
     }
 
-    /// What metrics need to know beside the events. Waits as [`Recorder::dns_counts`] does.
-    pub async fn scrape(&self) -> Scrape {
-        let alive = self.pods.living();
-        let growth =
-            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
-        Scrape {
-            growth: alive.iter().filter_map(growth).collect(),
-            alive,
-            dns: self.dns_counts().await,
-            losses: self.losses(),
-            own_kills: self.own_kills(),
+    /// For whoever serves metrics.
+    pub fn scraper(&self) -> Scraper {
+        Scraper {
+            losses: self.losses.clone(),
+            own_kills: self.own_kills.clone(),
+            counts: self.counts.clone(),
+            pods: self.pods.clone(),
+            examiner: self.examiner.clone(),
         }
     }
 

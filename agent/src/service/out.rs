@@ -10,13 +10,14 @@ use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
-use crate::api::{self, Health, Listening, Sources};
+use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::incidents::Incidents;
 use crate::model::Event;
 use crate::model::Owner;
 use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
+use crate::recorder::Recorder;
 use crate::store::{Limits, Store, Stored, Told};
 
 /// Where the socket lies, if there is no state folder.
@@ -44,6 +45,7 @@ pub struct Out {
     incidents: Incidents,
     live: broadcast::Sender<Arc<Stored>>,
     health: Arc<Health>,
+    pages: Arc<Pages>,
     _socket: Option<Listening>,
 }
 
@@ -56,11 +58,13 @@ impl Out {
         let store = paths.state_dir.as_deref().map(|dir| Store::start(dir, &boot, limits)).transpose()?;
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
+        let pages = Arc::new(Pages::default());
         let sources = Sources {
             pods,
             store: store.as_ref().map(|(store, _)| store.reader()),
             live: live.clone(),
             health: health.clone(),
+            pages: pages.clone(),
         };
         let dir = paths.state_dir.as_deref().unwrap_or(Path::new(RUN));
         let socket = paths.socket.clone().unwrap_or_else(|| dir.join(SOCKET));
@@ -74,14 +78,15 @@ impl Out {
         };
         if let Some(address) = paths.listen {
             let (address, _) = api::listen_health(address, sources).await?;
-            tracing::info!(%address, "answers /healthz and /readyz");
+            tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, _socket: listening })
+        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, pages, _socket: listening })
     }
 
-    /// From here on the agent is ready, but for these.
-    pub fn attached(&self, degraded: &[String]) {
-        self.health.attached(degraded.to_vec());
+    /// From here on the agent is ready, but for what this recorder had to leave out.
+    pub fn attached(&self, recorder: &Recorder) {
+        self.pages.attached(recorder.scraper());
+        self.health.attached(recorder.degraded().to_vec());
     }
 
     /// The pipeline has come round: incidents that have changed are kept as they are now.
@@ -123,6 +128,7 @@ impl Out {
             self.incidents.see(&stored.event, stored.id);
         }
         write(&stored.event)?;
+        self.pages.metrics().observe(&stored.event);
         if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
             // A full disk costs the history, not the recording.
             tracing::warn!("podopsy oom will not know this: {error:#}");

@@ -1,0 +1,59 @@
+//! `/metrics`: a page for Prometheus, made anew once a second at most, whoever asks how often.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+use crate::metrics::text::{Format, page};
+use crate::metrics::{Metrics, Scrape};
+use crate::recorder::Scraper;
+
+/// How old a page may be that is given once more.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long the container runtime may take to name those who are new; then the page goes without what waits for it.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// What is counted, and where the rest is asked for.
+#[derive(Debug, Default)]
+pub struct Pages {
+    metrics: Arc<Metrics>,
+    /// None: the probes are not attached yet.
+    scraper: OnceLock<Scraper>,
+    last: Mutex<Option<(Instant, Format, Arc<str>)>>,
+}
+
+impl Pages {
+    /// Where events are counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The recorder runs.
+    pub fn attached(&self, scraper: Scraper) {
+        let _ = self.scraper.set(scraper);
+    }
+
+    /// The page as it is now, or was a moment ago; who comes meanwhile waits for the same one.
+    pub async fn page(&self, format: Format) -> Arc<str> {
+        let mut last = self.last.lock().await;
+        if let Some((at, had, text)) = last.as_ref()
+            && *had == format
+            && at.elapsed() < FRESH
+        {
+            return text.clone();
+        }
+        let scrape = match self.scraper.get() {
+            Some(scraper) => tokio::time::timeout(WITHIN, scraper.scrape()).await.ok(),
+            None => Some(Scrape::default()),
+        };
+        let families = match scrape {
+            Some(scrape) => self.metrics.families(&scrape),
+            // What it had before stands: series that come and go look like restarts.
+            None => self.metrics.families_as_they_were(),
+        };
+        let text: Arc<str> = page(&families, format).into();
+        *last = Some((Instant::now(), format, text.clone()));
+        text
+    }
+}

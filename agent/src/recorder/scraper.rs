@@ -1,0 +1,42 @@
+//! What metrics want to know of a running recorder, for whoever serves them: it may outlive the recorder.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use super::counts;
+use crate::metrics::Scrape;
+use crate::model::{Losses, Owner};
+use crate::oom::Examiner;
+use crate::pods::Pods;
+
+/// Reads sums; stops nothing and keeps nobody waiting.
+#[derive(Clone)]
+pub struct Scraper {
+    pub(super) losses: Arc<Mutex<Losses>>,
+    pub(super) own_kills: Arc<AtomicU64>,
+    pub(super) counts: counts::Shared,
+    pub(super) pods: Arc<Pods>,
+    pub(super) examiner: Arc<Examiner>,
+}
+
+impl std::fmt::Debug for Scraper {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Scraper")
+    }
+}
+
+impl Scraper {
+    /// Waits for the container runtime as any attribution does.
+    pub async fn scrape(&self) -> Scrape {
+        let alive = self.pods.living();
+        let growth =
+            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
+        Scrape {
+            growth: alive.iter().filter_map(growth).collect(),
+            alive,
+            dns: counts::attributed(&self.counts, &self.pods).await,
+            losses: self.losses.lock().map(|losses| losses.clone()).unwrap_or_default(),
+            own_kills: self.own_kills.load(Relaxed),
+        }
+    }
+}
