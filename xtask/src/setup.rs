@@ -65,6 +65,7 @@ const RESOLVERS: &[Package] = &[
 const UNPACKED: &[Package] = &[
     Package { name: "bind9", why: "a real server" },
     Package { name: "busybox-static", why: "a resolver of its own" },
+    Package { name: "prometheus", why: "scrapes the agent; promtool reads its page" },
 ];
 
 const LAB: &[Package] = &[
