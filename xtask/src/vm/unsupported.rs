@@ -67,7 +67,12 @@ const LIST: &[Entry] = &[
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
     Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "dns_socket::an_ephemeral_container*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry {
+        tests: "dns_socket::an_ephemeral_container*",
+        on: "emulated",
+        why: "five observers share an emulated machine with a client whose sockets are closed before any has found whose \
+              they were; what the packet socket sees is tested there without containers",
+    },
     Entry { tests: "profile::a_container_s_file*", on: "5.10.218", why: NO_CONTAINERS },
     Entry { tests: "suspects::the_app_that_leaks*", on: "emulated", why: COMPILERS },
     Entry { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
