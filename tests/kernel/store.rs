@@ -167,7 +167,13 @@ fn no_other_user_reads_anything_through_the_socket() {
     told.recv_blocking().expect("it is told");
     let pods = runtime.block_on(Pods::start(support::no_runtime())).expect("the pods");
     let (live, _) = tokio::sync::broadcast::channel(1);
-    let sources = Sources { pods, store: Some(store.reader()), live, health: Arc::new(Health::default()) };
+    let sources = Sources {
+        pods,
+        store: Some(store.reader()),
+        live,
+        health: Arc::new(Health::default()),
+        pages: Arc::default(),
+    };
     let socket = dir.path().join("agent.sock");
     let listening = api::listen(&socket, sources).expect("listen");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("a folder for all");
