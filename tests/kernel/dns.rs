@@ -7,23 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::time::Duration;
 
 use podopsy_agent::model::event::Protocol;
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome};
+use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
 use podopsy_agent::recorder::{DnsOptions, Options};
-use support::{Recording, dns, in_own_network, no_runtime, options, query, respond};
+use support::{Recording, dns, in_own_network, no_runtime, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 const AAAA: u16 = 28;
-
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
-    events
-        .iter()
-        .filter_map(|event| match &event.detail {
-            Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some((event, dns)),
-            _ => None,
-        })
-        .collect()
-}
 
 fn outcomes(events: &[Event], name: &str) -> Vec<Outcome> {
     transactions(events, name).iter().map(|(_, dns)| dns.outcome).collect()

@@ -6,29 +6,16 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, Outcome};
+use podopsy_agent::model::{Kind, Outcome};
 use podopsy_agent::recorder::{DnsOptions, Options};
-use support::{MemoryCgroup, Recording, dns, in_own_network, no_runtime, options, query, respond};
+use support::{
+    MemoryCgroup, Recording, dns, fine, in_own_network, no_runtime, options, query, respond, transactions,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 /// No limit that a test would meet.
 const MEMORY: u64 = 1 << 30;
-
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
-    let of = |event: &'a Event| match &event.detail {
-        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some((event, dns)),
-        _ => None,
-    };
-    events.iter().filter_map(of).collect()
-}
-
-/// An answer with one address.
-fn fine(query: &[u8]) -> Vec<u8> {
-    let mut out = respond(query, 0x8180, 1, 1);
-    out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
-    out
-}
 
 fn nxdomain(query: &[u8]) -> Vec<u8> {
     respond(query, 0x8183, 1, 0)

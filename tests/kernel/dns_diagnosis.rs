@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use podopsy_agent::model::lookup::{LookupResult, Verdict};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Lookup, Outcome};
 use podopsy_agent::recorder::{DnsOptions, Options};
-use support::{MemoryCgroup, Recording, dns, no_runtime, options, query, respond};
+use support::{MemoryCgroup, Recording, dns, fine, no_runtime, options, query, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
@@ -26,19 +26,8 @@ fn lookups<'a>(events: &'a [Event], name: &str) -> Vec<&'a Lookup> {
     events.iter().filter_map(of).collect()
 }
 
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
-    let of = |event: &'a Event| match &event.detail {
-        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some(dns),
-        _ => None,
-    };
-    events.iter().filter_map(of).collect()
-}
-
-/// An answer with one address.
-fn fine(query: &[u8]) -> Vec<u8> {
-    let mut out = respond(query, 0x8180, 1, 1);
-    out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
-    out
+fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
+    transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
 /// A process that asks by a socket which reads nothing, in a network of its own: this test's own program, called again.
@@ -112,7 +101,7 @@ fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
     let mut recording = Recording::start(options, no_runtime());
     let mut asker = Asker::start(&cgroup, "127.0.0.1");
     // With it the counters are read for the first time.
-    recording.until("the first answer", SOON, |seen| !transactions(seen, "room.test").is_empty());
+    recording.until("the first answer", SOON, |seen| !of(seen, "room.test").is_empty());
     asker.go_on();
     recording.until("both lookups", SOON, |seen| {
         !lookups(seen, "room.test").is_empty() && !lookups(seen, "no-room.test").is_empty()
@@ -134,11 +123,11 @@ fn where_only_failures_are_told_such_an_answer_is_one_and_the_counts_agree() {
     let mut recording = Recording::host();
     let mut asker = Asker::start(&cgroup, "127.0.0.1");
     asker.go_on();
-    recording.until("a timeout", SOON, |seen| !transactions(seen, "no-room.test").is_empty());
-    let found = transactions(&recording.seen, "no-room.test");
+    recording.until("a timeout", SOON, |seen| !of(seen, "no-room.test").is_empty());
+    let found = of(&recording.seen, "no-room.test");
     let facts: Vec<_> = found.iter().map(|dns| (dns.outcome, dns.answer_dropped)).collect();
     assert_eq!(facts, [(Outcome::Timeout, true)]);
-    assert!(transactions(&recording.seen, "room.test").is_empty());
+    assert!(of(&recording.seen, "room.test").is_empty());
     let counts = recording.dns_counts_of(cgroup.id());
     let outcomes = (counts.outcome(Outcome::Noerror), counts.outcome(Outcome::Timeout));
     assert_eq!((counts.queries, outcomes, counts.latency.count()), (2, (1, 1), 1), "{counts:?}");

@@ -8,19 +8,15 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Outcome};
-use support::{Recording, in_own_network, query, respond};
+use podopsy_agent::model::{DnsTransaction, Event, Outcome};
+use support::{Recording, in_own_network, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 const NXDOMAIN: u16 = 0x8183;
 
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
-    let of = |event: &'a Event| match &event.detail {
-        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some(dns),
-        _ => None,
-    };
-    events.iter().filter_map(of).collect()
+fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
+    transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
 fn run(program: &str, arguments: &str) {
@@ -98,13 +94,12 @@ fn connected(service: &Service) -> UdpSocket {
 
 /// Each of the names has one outcome, of the server that was named, and nothing follows: no timeout.
 fn each_is_answered(mut recording: Recording, names: &[(&str, IpAddr)]) {
-    let told = |seen: &[Event]| names.iter().all(|(name, _)| !transactions(seen, name).is_empty());
+    let told = |seen: &[Event]| names.iter().all(|(name, _)| !of(seen, name).is_empty());
     recording.until("an outcome of each", SOON, told);
     // Longer than a timeout takes.
     recording.for_a_while(Duration::from_millis(1500));
     for &(name, server) in names {
-        let found: Vec<_> =
-            transactions(&recording.seen, name).iter().map(|dns| (dns.outcome, dns.server)).collect();
+        let found: Vec<_> = of(&recording.seen, name).iter().map(|dns| (dns.outcome, dns.server)).collect();
         assert_eq!(found, [(Outcome::Nxdomain, SocketAddr::new(server, 53))], "{name}");
     }
 }

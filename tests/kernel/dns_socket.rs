@@ -8,25 +8,17 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, KnownBy, Outcome};
+use podopsy_agent::model::{Detail, Event, KnownBy, Outcome};
 use podopsy_agent::packets::socket::Socket;
 use podopsy_agent::recorder::{DnsHook, DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
-use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond};
+use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 
 fn socket_options() -> Options {
     Options { oom: false, dns: Some(DnsOptions { hook: DnsHook::Socket, ..dns() }), ..options() }
-}
-
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
-    let of = |event: &'a Event| match &event.detail {
-        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some((event, dns)),
-        _ => None,
-    };
-    events.iter().filter_map(of).collect()
 }
 
 fn outcomes(events: &[Event], name: &str) -> Vec<Outcome> {

@@ -6,18 +6,14 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Outcome};
-use support::{Recording, in_own_network, query, respond};
+use podopsy_agent::model::{DnsTransaction, Event, Outcome};
+use support::{Recording, in_own_network, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 
-fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
-    let of = |event: &'a Event| match &event.detail {
-        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some(dns),
-        _ => None,
-    };
-    events.iter().filter_map(of).collect()
+fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
+    transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
 /// The message with its length before it.
@@ -91,12 +87,9 @@ fn messages_are_found_however_they_are_cut() {
             }
         }
     });
-    recording.until("three failures each", SOON, |seen| {
-        names.iter().all(|name| transactions(seen, name).len() >= 3)
-    });
+    recording.until("three failures each", SOON, |seen| names.iter().all(|name| of(seen, name).len() >= 3));
     for name in names {
-        let outcomes: Vec<Outcome> =
-            transactions(&recording.seen, name).iter().map(|dns| dns.outcome).collect();
+        let outcomes: Vec<Outcome> = of(&recording.seen, name).iter().map(|dns| dns.outcome).collect();
         assert_eq!(outcomes, [Outcome::Nxdomain; 3], "{name}");
     }
     let (_, losses) = recording.stop();
@@ -119,9 +112,9 @@ fn several_messages_in_a_segment_are_several_transactions() {
         });
         pair.answer(&answers.collect::<Vec<_>>(), &[]);
     });
-    recording.until("all of them", SOON, |seen| transactions(seen, "pipe.test").len() >= MESSAGES.into());
+    recording.until("all of them", SOON, |seen| of(seen, "pipe.test").len() >= MESSAGES.into());
     recording.for_a_while(Duration::from_millis(1500));
-    let found = transactions(&recording.seen, "pipe.test");
+    let found = of(&recording.seen, "pipe.test");
     let mut ids: Vec<u16> = found.iter().map(|dns| dns.id).collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..MESSAGES).collect::<Vec<_>>());
@@ -144,8 +137,8 @@ fn a_large_answer_over_many_segments_is_skipped_by_its_length() {
         pair.ask(&framed(&asked), &[]);
         pair.answer(&framed(&respond(&asked, 0x8182, 1, 0)), &[]);
     });
-    recording.until("the second failure", SOON, |seen| !transactions(seen, "after.test").is_empty());
-    let outcome = |name: &str| transactions(&recording.seen, name)[0].outcome;
+    recording.until("the second failure", SOON, |seen| !of(seen, "after.test").is_empty());
+    let outcome = |name: &str| of(&recording.seen, name)[0].outcome;
     assert_eq!((outcome("large.test"), outcome("after.test")), (Outcome::Nxdomain, Outcome::Servfail));
     let (_, losses) = recording.stop();
     assert_eq!(losses.get("dns_tcp_unparsed"), None, "{losses:?}");

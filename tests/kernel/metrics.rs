@@ -6,26 +6,16 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use serde_json::Value;
 use support::place::unpacked;
-use support::{VICTIMS_IMAGE, node};
+use support::{Running, VICTIMS_IMAGE, node};
 
 const MIB: i64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(90);
-
-/// A process of ours; it ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();

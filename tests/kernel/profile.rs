@@ -9,21 +9,11 @@ use std::time::Duration;
 use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{Options, Scope, profile};
-use support::{no_runtime, require_root};
+use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
 
 /// Until there are enough samples; on an emulated machine that takes a while.
 const LONGEST: Duration = Duration::from_secs(60);
-
-/// A process of ours; it ends with the test.
-struct Running(std::process::Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A process's stacks by tables, until there are `enough` samples.
 fn by_tables(pid: u32, enough: u64) -> Profile {

@@ -5,17 +5,14 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{self, Options, Scope};
-use support::{no_runtime, require_root};
+use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
-
-/// A process of ours; it ends with the test.
-struct Running(Child);
 
 impl Running {
     fn start(command: &mut Command) -> Running {
@@ -44,13 +41,6 @@ impl Running {
             profiler::profile(options, pods, there.notified(), progress).await
         });
         profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

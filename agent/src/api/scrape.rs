@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use crate::metrics::Metrics;
 use crate::metrics::text::{Format, page};
-use crate::metrics::{Metrics, Scrape};
 use crate::recorder::Scraper;
 
 /// How old a page may be that is given once more.
@@ -17,7 +17,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// What is counted, and where the rest is asked for.
 #[derive(Debug, Default)]
 pub struct Pages {
-    metrics: Arc<Metrics>,
+    metrics: Metrics,
     /// None: the probes are not attached yet.
     scraper: OnceLock<Scraper>,
     last: Mutex<Option<(Instant, Format, Arc<str>)>>,
@@ -43,16 +43,13 @@ impl Pages {
         {
             return text.clone();
         }
-        let scrape = match self.scraper.get() {
-            Some(scraper) => tokio::time::timeout(WITHIN, scraper.scrape()).await.ok(),
-            None => Some(Scrape::default()),
-        };
-        let families = match scrape {
-            Some(scrape) => self.metrics.families(&scrape),
-            // What it had before stands: series that come and go look like restarts.
-            None => self.metrics.families_as_they_were(),
-        };
-        let text: Arc<str> = page(&families, format).into();
+        // Where it does not come in time, what was taken over before stands: series that come and go look like restarts.
+        if let Some(scraper) = self.scraper.get()
+            && let Ok(scrape) = tokio::time::timeout(WITHIN, scraper.scrape()).await
+        {
+            self.metrics.take(scrape);
+        }
+        let text: Arc<str> = page(&self.metrics.families(), format).into();
         *last = Some((Instant::now(), format, text.clone()));
         text
     }

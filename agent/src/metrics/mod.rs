@@ -13,6 +13,7 @@ pub mod text;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,11 +29,12 @@ use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
 pub struct Metrics {
     book: Mutex<Book>,
     events: Mutex<BTreeMap<Kind, u64>>,
-    last: Mutex<Scrape>,
+    losses: Mutex<Losses>,
+    own_kills: AtomicU64,
 }
 
 /// What the other rooms know at the time of a scrape.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Scrape {
     /// Owners of living containers.
     pub alive: Vec<Owner>,
@@ -97,16 +99,9 @@ impl Metrics {
         }
     }
 
-    /// All that is known, where the sums could not be had this time.
-    pub fn families_as_they_were(&self) -> Vec<Family> {
-        let scrape = lock(&self.last).clone();
-        self.families(&scrape)
-    }
-
-    /// All that is known now.
-    pub fn families(&self, scrape: &Scrape) -> Vec<Family> {
+    /// Takes over what others know now.
+    pub fn take(&self, scrape: Scrape) {
         let now = Instant::now();
-        *lock(&self.last) = scrape.clone();
         let mut book = lock(&self.book);
         book.alive(&scrape.alive, now);
         book.dns(&scrape.dns, now);
@@ -115,16 +110,23 @@ impl Metrics {
             let key = Key::new(owner.pod.as_ref(), owner.container.as_ref());
             book.series(key, now).growth = Some(*growth);
         }
+        *lock(&self.losses) = scrape.losses;
+        self.own_kills.store(scrape.own_kills, Relaxed);
+    }
+
+    /// All that is known, with the sums as they were last taken over.
+    pub fn families(&self) -> Vec<Family> {
+        let book = lock(&self.book);
         let mut families = of_kills(&book);
         families.extend(of_dns(&book));
         families.push(of_growth(&book));
-        families.extend(self.of_agent(scrape, book.refused));
+        families.extend(self.of_agent(book.refused));
         drop(book);
         families.extend(own::families());
         families
     }
 
-    fn of_agent(&self, scrape: &Scrape, refused: u64) -> Vec<Family> {
+    fn of_agent(&self, refused: u64) -> Vec<Family> {
         let mut events = Family::counter("podopsy_events", "Events written, by kind.");
         let counted = lock(&self.events).clone();
         for kind in [
@@ -140,7 +142,7 @@ impl Metrics {
         }
         let mut losses =
             Family::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
-        for (name, count) in &scrape.losses {
+        for (name, count) in lock(&self.losses).iter() {
             losses.count(vec![("counter", name.clone())], *count);
         }
         losses.count(vec![("counter", "metrics_series_refused".to_owned())], refused);
@@ -148,7 +150,7 @@ impl Metrics {
             "podopsy_sigkills_within_container",
             "SIGKILLs that processes of one container sent each other; no events.",
         );
-        own_kills.count(Vec::new(), scrape.own_kills);
+        own_kills.count(Vec::new(), self.own_kills.load(Relaxed));
         let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
         vec![events, losses, own_kills, build]

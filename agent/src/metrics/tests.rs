@@ -4,10 +4,9 @@ use jiff::Timestamp;
 
 use super::text::{Format, page};
 use super::{Metrics, Scrape};
-use crate::model::event::{OomKill, ProcessRef};
 use crate::model::incident::Verdict;
 use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
-use crate::model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
+use crate::model::{Detail, DnsCounts, Event, Kind, Outcome};
 
 fn owner(name: &str) -> Owner {
     let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "u".into(), labels: [].into() };
@@ -20,23 +19,10 @@ fn owner(name: &str) -> Owner {
 fn oom(kind: Kind, already_dying: bool) -> Event {
     let mut incident = crate::oom::verdict::tests::incident();
     incident.verdicts = vec![Verdict::SilentChildKill];
-    let task = incident.victims[0].task.clone();
-    let kill = OomKill {
-        victim: task.clone(),
-        trigger: task.clone(),
-        trigger_cgroup: Default::default(),
-        rss: None,
-        oom_score_adj: None,
-        kernel_stack: Vec::new(),
-        user_stack: Vec::new(),
-        incident: Some("3f2a-7".into()),
-        limit: None,
-        already_dying,
-        recovered: false,
-    };
-    let process = ProcessRef { pid: task.pid, comm: task.comm, start_time: None };
-    let mut event =
-        Event::new(Timestamp::UNIX_EPOCH, kind, "n", owner("api"), process, Detail::Oom(kill), Losses::new());
+    let mut event = crate::store::tests::kill(Timestamp::UNIX_EPOCH, owner("api"), "3f2a-7", 9, false);
+    event.kind = kind;
+    let Detail::Oom(kill) = &mut event.detail else { unreachable!("it is a kill") };
+    kill.already_dying = already_dying;
     event.incident = (kind == Kind::OomIncident).then(|| Box::new(incident));
     event
 }
@@ -61,7 +47,8 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
     metrics.observe(&oom(Kind::OomKill, false));
     metrics.observe(&oom(Kind::OomKill, true));
     metrics.observe(&oom(Kind::OomIncident, false));
-    let text = page(&metrics.families(&scrape()), Format::OpenMetrics);
+    metrics.take(scrape());
+    let text = page(&metrics.families(), Format::OpenMetrics);
     let api = "namespace=\"shop\",pod=\"basket\",container=\"api\"";
     let idle = "namespace=\"shop\",pod=\"basket\",container=\"idle\"";
     for line in [
@@ -91,8 +78,10 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
 fn a_second_scrape_counts_nothing_twice() {
     let metrics = Metrics::default();
     metrics.observe(&oom(Kind::OomKill, false));
-    let first = page(&metrics.families(&scrape()), Format::Prometheus);
-    let again = page(&metrics.families(&scrape()), Format::Prometheus);
+    metrics.take(scrape());
+    let first = page(&metrics.families(), Format::Prometheus);
+    metrics.take(scrape());
+    let again = page(&metrics.families(), Format::Prometheus);
     let ours = |page: &str| {
         page.lines().filter(|l| l.starts_with("podopsy_")).map(str::to_owned).collect::<Vec<_>>()
     };

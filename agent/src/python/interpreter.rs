@@ -9,7 +9,7 @@ use object::{LittleEndian as LE, elf};
 use podopsy_wire::{PYTHONS_MAX, PythonLayout};
 
 use super::offsets::{self, CodeLayout, DEBUG_OFFSETS};
-use crate::symbolize::elf::{Layout, layout, read_at, sections};
+use crate::symbolize::elf::{layout, read_at, sections};
 
 /// The largest tables of exported names (Chromium, LLVM) are near 10 MB.
 const MAX_SYMBOLS: u64 = 64 << 20;
@@ -61,7 +61,7 @@ pub fn interpreter(file: &File) -> Result<Option<Interpreter>, &'static str> {
     let [Some(runtime), code_type, evaluate, version, send] = found else { return Ok(None) };
     let (Some(code_type), Some(evaluate)) = (code_type, evaluate) else { return Err("python_symbols") };
     let layout = layout(file).ok_or("python_symbols")?;
-    let at = |address| offset_of(&layout, address);
+    let at = |address| layout.offset_of(address);
     let version = match version {
         Some(address) => {
             let bytes =
@@ -79,15 +79,6 @@ pub fn interpreter(file: &File) -> Result<Option<Interpreter>, &'static str> {
     let to_file = evaluate.wrapping_sub(text);
     offsets.runtime = runtime.wrapping_sub(to_file);
     Ok(Some(Interpreter { layout: offsets, code, code_type: code_type.wrapping_sub(to_file) }))
-}
-
-/// The file offset of a virtual address.
-fn offset_of(layout: &Layout, address: u64) -> Option<u64> {
-    let segment = layout
-        .segments
-        .iter()
-        .find(|segment| address.checked_sub(segment.address).is_some_and(|into| into < segment.size))?;
-    segment.offset.checked_add(address - segment.address)
 }
 
 /// The addresses of [`NAMES`]; none: the file exports nothing of the kind.

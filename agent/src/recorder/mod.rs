@@ -16,7 +16,7 @@ mod tap;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ use tokio::task::JoinHandle;
 
 use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
 use crate::model::{DnsCounts, Event, Losses};
+use crate::oom::Desk;
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
-use crate::oom::{Desk, Examiner};
 use crate::pods::Pods;
 use crate::sigkill;
 use collect::Collector;
@@ -138,13 +138,9 @@ impl Options {
 /// A running recorder; probes detach when it is dropped.
 #[derive(Debug)]
 pub struct Recorder {
-    losses: Arc<Mutex<Losses>>,
-    own_kills: Arc<AtomicU64>,
-    counts: counts::Shared,
-    pods: Arc<Pods>,
+    sums: Scraper,
     dns_seen: Option<String>,
     degraded: Vec<String>,
-    examiner: Arc<Examiner>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -249,7 +245,13 @@ impl Recorder {
             None => None,
         };
         let counts = counts.context("neither probes nor a packet socket were asked for")?;
-        let (asked, examiner) = (pods.clone(), room.examiner.clone());
+        let sums = Scraper {
+            losses: losses.clone(),
+            own_kills,
+            counts,
+            pods: pods.clone(),
+            examiner: room.examiner.clone(),
+        };
         let lookups = lookups::Lookups::new(&dns, pods.clone());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
@@ -283,17 +285,7 @@ impl Recorder {
                 None => result,
             }
         });
-        let recorder = Recorder {
-            losses,
-            own_kills,
-            counts,
-            pods: asked,
-            examiner,
-            dns_seen,
-            degraded,
-            stop: Some(stop),
-            collect,
-        };
+        let recorder = Recorder { sums, dns_seen, degraded, stop: Some(stop), collect };
         Ok((recorder, events))
     }
 
@@ -309,30 +301,24 @@ impl Recorder {
 
     /// Losses of all stages since the start, by counter name.
     pub fn losses(&self) -> Losses {
-        self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+        self.sums.losses()
     }
 
     /// SIGKILLs that processes of one container (or of one cgroup of the host) sent each other: counted, not told.
     pub fn own_kills(&self) -> u64 {
-        self.own_kills.load(Relaxed)
+        self.sums.own_kills()
     }
 
     /// What each container's DNS queries came to since the start, successes included, with their owners: exact whether
     /// they became events or not. Waits for the container runtime like any attribution; nothing is held up meanwhile.
     /// A timeout is counted when it is told. Empty if DNS is not recorded.
     pub async fn dns_counts(&self) -> Vec<DnsCounts> {
-        counts::attributed(&self.counts, &self.pods).await
+        self.sums.dns_counts().await
     }
 
     /// For whoever serves metrics.
     pub fn scraper(&self) -> Scraper {
-        Scraper {
-            losses: self.losses.clone(),
-            own_kills: self.own_kills.clone(),
-            counts: self.counts.clone(),
-            pods: self.pods.clone(),
-            examiner: self.examiner.clone(),
-        }
+        self.sums.clone()
     }
 
     /// Empties the rings, detaches, and gives the final losses. The receiver ends after what was under way:

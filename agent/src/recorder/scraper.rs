@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::counts;
 use crate::metrics::Scrape;
-use crate::model::{Losses, Owner};
+use crate::model::{DnsCounts, Losses, Owner};
 use crate::oom::Examiner;
 use crate::pods::Pods;
 
@@ -34,9 +34,21 @@ impl Scraper {
         Scrape {
             growth: alive.iter().filter_map(growth).collect(),
             alive,
-            dns: counts::attributed(&self.counts, &self.pods).await,
-            losses: self.losses.lock().map(|losses| losses.clone()).unwrap_or_default(),
-            own_kills: self.own_kills.load(Relaxed),
+            dns: self.dns_counts().await,
+            losses: self.losses(),
+            own_kills: self.own_kills(),
         }
+    }
+
+    pub(super) async fn dns_counts(&self) -> Vec<DnsCounts> {
+        counts::attributed(&self.counts, &self.pods).await
+    }
+
+    pub(super) fn losses(&self) -> Losses {
+        self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn own_kills(&self) -> u64 {
+        self.own_kills.load(Relaxed)
     }
 }

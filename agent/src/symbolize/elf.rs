@@ -54,6 +54,18 @@ impl Layout {
             self.segments.iter().find(|s| offset.checked_sub(s.offset).is_some_and(|into| into < s.size))?;
         segment.address.checked_add(offset - segment.offset)
     }
+
+    /// The file offset of a virtual address.
+    pub fn offset_of(&self, address: u64) -> Option<u64> {
+        offset_in(&self.segments, address)
+    }
+}
+
+/// The same, where nothing but the segments was kept.
+pub(crate) fn offset_in(segments: &[Segment], address: u64) -> Option<u64> {
+    let segment =
+        segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.size))?;
+    segment.offset.checked_add(address - segment.address)
 }
 
 /// The file header, if this is ELF, 64-bit and little-endian (x86-64, aarch64, riscv64): the machines that podopsy runs on.

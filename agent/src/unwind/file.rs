@@ -11,7 +11,7 @@ use object::{LittleEndian as LE, elf};
 use super::arch::HERE;
 use super::golang;
 use super::rows::{self, Rows, Section};
-use crate::symbolize::elf::{Layout, Segment, header, layout, read_at, sections};
+use crate::symbolize::elf::{Layout, Segment, header, layout, offset_in, read_at, sections};
 
 /// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
@@ -31,13 +31,7 @@ pub(super) struct Source {
 impl Source {
     /// Reads it, or gives the reason, a counter's name, why it says nothing.
     pub fn rows(&self) -> Result<Rows, &'static str> {
-        let to_offset = |address: u64| {
-            let mut segments = self.segments.iter();
-            let segment = segments.find(|segment| {
-                address.checked_sub(segment.address).is_some_and(|into| into < segment.size)
-            })?;
-            segment.offset.checked_add(address - segment.address)
-        };
+        let to_offset = |address| offset_in(&self.segments, address);
         let (eh_frame, debug_frame) = (self.eh_frame.as_ref(), self.debug_frame.as_ref());
         let rows = rows::read(eh_frame, debug_frame, self.go.as_ref(), self.text, self.entry, to_offset);
         if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
@@ -194,14 +188,7 @@ mod tests {
     }
 
     fn go(folder: &std::path::Path, name: &str, flags: &[&str]) -> File {
-        let program = folder.join(name);
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/inlines.go");
-        let mut command = std::process::Command::new("go");
-        command.arg("build").args(flags).arg("-o").arg(&program).arg(source);
-        command.env("GOCACHE", folder.join("cache")).env("GOFLAGS", "-mod=mod");
-        let done = command.output().expect("run go: apt-get install golang-go");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        File::open(program).unwrap()
+        File::open(crate::symbolize::go::tests::build(folder, "inlines.go", name, flags)).unwrap()
     }
 
     #[test]

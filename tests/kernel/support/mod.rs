@@ -9,12 +9,12 @@ pub mod place;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use podopsy_agent::model::profile::{Frame, Sample};
-use podopsy_agent::model::{Event, Losses};
+use podopsy_agent::model::{Detail, DnsTransaction, Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
 use podopsy_harness::Node;
@@ -141,6 +141,32 @@ pub fn options() -> Options {
 
 /// The image of [`node`]: all victims.
 pub const VICTIMS_IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
+
+/// A process of ours; it ends with the test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What was told of queries for a name.
+pub fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
+    let of = |event: &'a Event| match &event.detail {
+        Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some((event, dns)),
+        _ => None,
+    };
+    events.iter().filter_map(of).collect()
+}
+
+/// An answer with one address.
+pub fn fine(query: &[u8]) -> Vec<u8> {
+    let mut out = respond(query, 0x8180, 1, 1);
+    out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+    out
+}
 
 /// A node that is up, and the name of an image with all victims.
 pub fn node() -> (Node, String) {

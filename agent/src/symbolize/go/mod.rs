@@ -170,4 +170,4 @@ impl Go {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

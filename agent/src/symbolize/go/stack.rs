@@ -40,10 +40,7 @@ pub(crate) fn stacks(
     if size > MAX_BYTES {
         return Err("unwind_too_large");
     }
-    let segment =
-        layout.segments.iter().find(|s| range.start.checked_sub(s.address).is_some_and(|into| into < s.size));
-    let offset =
-        segment.and_then(|s| s.offset.checked_add(range.start - s.address)).ok_or("unwind_unreadable")?;
+    let offset = layout.offset_of(range.start).ok_or("unwind_unreadable")?;
     let bytes = usize::try_from(size).ok().and_then(|size| read_at(file, offset, size).ok());
     let bytes = bytes.ok_or("unwind_unreadable")?;
     let image = Image::Memory(range.start, &bytes);

@@ -10,7 +10,8 @@ use super::*;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/");
 
-fn build(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
+/// A Go program of `tests/victims/native`.
+pub(crate) fn build(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let program = folder.join(name);
     let mut command = Command::new("go");
     command.arg("build").args(flags).arg("-o").arg(&program).arg(Path::new(SOURCES).join(source));
