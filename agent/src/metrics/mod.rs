@@ -248,7 +248,11 @@ fn histogram(latency: &Latencies) -> Option<Histogram> {
         return None;
     }
     let bucket = |(at, count): (usize, &u64)| (upper_bound(at).as_secs_f64(), *count);
-    Some(Histogram { buckets: bounded.iter().enumerate().map(bucket).collect(), above: *above, sum: None })
+    Some(Histogram {
+        buckets: bounded.iter().enumerate().map(bucket).collect(),
+        above: *above,
+        sum: Some(latency.sum_us as f64 / 1e6),
+    })
 }
 
 fn labels(key: &Key) -> Labels {

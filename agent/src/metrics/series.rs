@@ -141,6 +141,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
     grown.outcomes = now.outcomes.iter().map(outcome).filter(|(_, count)| *count > 0).collect();
     let bucket =
         |(at, count): (usize, &u64)| less(*count, before.latency.buckets.get(at).copied().unwrap_or(0));
+    grown.latency.sum_us = less(now.latency.sum_us, before.latency.sum_us);
     grown.latency.buckets = now.latency.buckets.iter().enumerate().map(bucket).collect();
     grown.not_visible.tls = less(now.not_visible.tls, before.not_visible.tls);
     grown.not_visible.https = less(now.not_visible.https, before.not_visible.https);

@@ -31,6 +31,7 @@ fn scrape() -> Scrape {
     let mut dns = DnsCounts { owner: owner("api"), queries: 12, resends: 1, ..DnsCounts::default() };
     dns.outcomes = [(Outcome::Timeout, 3), (Outcome::Noerror, 9)].into();
     dns.latency.buckets = vec![0, 4, 5, 0];
+    dns.latency.sum_us = 1_500_000;
     dns.not_visible.https = 2;
     Scrape {
         alive: vec![owner("api"), owner("idle")],
@@ -62,6 +63,8 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
         format!("podopsy_dns_outcomes_total{{{idle},outcome=\"timeout\"}} 0"),
         format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"0.000002\"}} 4"),
         format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"+Inf\"}} 9"),
+        format!("podopsy_dns_latency_seconds_sum{{{api}}} 1.5"),
+        format!("podopsy_dns_latency_seconds_count{{{api}}} 9"),
         format!("podopsy_dns_not_visible_total{{{api},protocol=\"doh\"}} 2"),
         format!("podopsy_memory_growth_bytes_per_second{{{api}}} 4096.5"),
         "podopsy_losses_total{counter=\"oom_ring\"} 3".to_owned(),
