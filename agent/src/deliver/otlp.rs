@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, Key
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
+use reqwest::StatusCode;
 
 use super::Format;
 use super::written::Written;
@@ -53,6 +54,15 @@ impl Format for Logs {
             ExportLogsServiceResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
         partial.and_then(|partial| u64::try_from(partial.rejected_log_records).ok()).unwrap_or(0)
     }
+
+    fn passes(&self, status: StatusCode) -> bool {
+        passes(status)
+    }
+}
+
+/// OTLP 1.x, "Retryable response codes": these four, and no other.
+fn passes(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502..=504)
 }
 
 fn whose(event: &Event) -> Whose<'_> {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::queue::Weigh;
-use super::{Courier, Format, Settings};
+use super::{Counts, Courier, Format, Header, Settings};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -128,7 +128,7 @@ async fn request(stream: &mut TcpStream) -> Option<String> {
 
 fn settings(url: &str) -> Settings {
     Settings {
-        headers: vec![("X-Scope-OrgID".into(), "shop".into())],
+        headers: vec![Header::parse("X-Scope-OrgID=shop").unwrap()],
         linger: Duration::from_millis(20),
         timeout: Duration::from_millis(400),
         ..Settings::new(url)
@@ -137,6 +137,13 @@ fn settings(url: &str) -> Settings {
 
 fn courier(settings: Settings) -> Courier<Line> {
     Courier::start("test", settings, Lines).unwrap()
+}
+
+/// Nothing is missing, and nothing waits.
+fn exact(counts: Counts, offered: u64) -> Counts {
+    assert_eq!((counts.offered, counts.waiting, counts.waiting_bytes), (offered, 0, 0), "{counts:?}");
+    assert_eq!(counts.delivered + counts.lost_sum(), offered, "{counts:?}");
+    counts
 }
 
 /// Ten lines, and what became of them: delivered, refused, expired, abandoned, retries.
@@ -148,18 +155,15 @@ async fn ten(acts: &'static [Act], change: impl Fn(&mut Settings)) -> (Server, [
     (0..10).for_each(|n| courier.offer(Line(format!("line {n}"))));
     let settled = async {
         loop {
-            let tally = courier.tally();
-            let sum = [&tally.delivered, &tally.refused, &tally.expired].map(|count| count.load(Relaxed));
-            if sum.iter().sum::<u64>() == 10 {
+            if courier.ledger().counts().waiting == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(SOON, settled).await.expect("not settled");
-    let tally = courier.close(SOON).await;
-    let counts = [&tally.delivered, &tally.refused, &tally.expired, &tally.abandoned, &tally.retries];
-    (server, counts.map(|count| count.load(Relaxed)))
+    let counts = exact(courier.close(SOON).await, 10);
+    (server, [counts.delivered, counts.refused, counts.expired, counts.abandoned, counts.retries])
 }
 
 #[tokio::test]
@@ -211,14 +215,17 @@ async fn one_that_hangs_costs_a_bounded_queue_and_nobody_else() {
         slow.offer(Line(format!("{n:010}")));
         fast.offer(Line(format!("{n:010}")));
     }
-    while fast.tally().delivered.load(Relaxed) < 5000 {
+    while fast.ledger().counts().delivered < 5000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(well.taken.lock().unwrap().len(), 5000);
-    assert_eq!(slow.lost()[0], ("queue_full", 4900));
-    let tally = slow.close(Duration::from_millis(50)).await;
-    let counts = [&tally.delivered, &tally.abandoned].map(|count| count.load(Relaxed));
-    assert_eq!(counts, [0, 110], "what was under way and what waited");
+    let counts = slow.ledger().counts();
+    assert_eq!(
+        (counts.offered, counts.queue_full, counts.waiting, counts.waiting_bytes),
+        (5010, 4900, 110, 1100)
+    );
+    let counts = exact(slow.close(Duration::from_millis(50)).await, 5010);
+    assert_eq!((counts.delivered, counts.abandoned), (0, 110), "what was under way and what waited");
 }
 
 #[tokio::test]
@@ -227,8 +234,7 @@ async fn closing_delivers_what_waits() {
     let patient = Settings { linger: SOON, ..settings(&server.url) };
     let courier = courier(patient);
     (0..2000).for_each(|n| courier.offer(Line(n.to_string())));
-    let tally = courier.close(SOON).await;
-    assert_eq!(tally.delivered.load(Relaxed), 2000);
+    assert_eq!(exact(courier.close(SOON).await, 2000).delivered, 2000);
     assert_eq!(server.taken.lock().unwrap().len(), 2000);
 }
 
@@ -238,7 +244,11 @@ async fn settings_that_cannot_be_are_told_at_the_start() {
     let of = |url: &str| error(Settings::new(url));
     assert!(of("loki:3100").contains("must begin with http:// or https://"), "{}", of("loki:3100"));
     assert!(of("nonsense").contains("is no URL"));
-    let headers = vec![("Authorization".into(), "Bearer \n".into())];
+    assert!(of("https://ann:hunter2@a/").contains("go into a header"));
+    for hidden in ["https://ann:hunter2@a/", "ann:hunter2@a", "https:/ann:hunter2@[a/"] {
+        assert!(!of(hidden).contains("hunter2"), "{}", of(hidden));
+    }
+    let headers = vec![Header::parse("Authorization=Bearer \x01").unwrap()];
     assert!(
         error(Settings { headers, ..Settings::new("http://a/") }).contains("bytes that no header may have")
     );

@@ -1,8 +1,8 @@
 //! An event as it is delivered.
 
-use anyhow::Context;
-
 use std::sync::Arc;
+
+use anyhow::Context;
 
 use super::queue::Weigh;
 use crate::model::Event;
@@ -17,9 +17,14 @@ pub struct Written {
 
 impl Written {
     pub fn new(event: Event) -> anyhow::Result<Arc<Written>> {
-        let line = serde_json::to_string(&event).context("write an event as JSON")?;
+        let line = line(&event)?;
         Ok(Arc::new(Written { event, line }))
     }
+}
+
+/// An event as it stands on stdout, without the line feed.
+pub fn line(event: &Event) -> anyhow::Result<String> {
+    serde_json::to_string(event).context("write an event as JSON")
 }
 
 impl Weigh for Arc<Written> {
