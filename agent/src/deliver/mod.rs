@@ -15,6 +15,8 @@ mod worker;
 pub mod written;
 
 #[cfg(test)]
+pub mod hostile;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

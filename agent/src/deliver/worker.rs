@@ -126,12 +126,17 @@ impl<F: Format> Worker<F> {
                         return;
                     }
                     let pause = patience::pause(attempt, asked, fastrand::f64());
-                    if begun.elapsed() + pause > self.settings.patience {
-                        return pending.settle(Fate::Expired);
+                    let over = begun.elapsed() + pause > self.settings.patience;
+                    if over {
+                        pending.settle(Fate::Expired);
                     }
+                    // The next batch is no reason to come before the destination wants us.
                     tokio::select! {
                         () = sleep(pause) => {}
                         _ = self.closed.changed() => {}
+                    }
+                    if over {
+                        return;
                     }
                     self.tally.retried();
                 }

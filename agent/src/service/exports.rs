@@ -51,7 +51,7 @@ pub struct ExportArgs {
 /// Couriers that run.
 #[derive(Default)]
 pub struct Exports {
-    events: Vec<Courier<Arc<Written>>>,
+    pub(super) events: Vec<Courier<Arc<Written>>>,
 }
 
 impl Exports {

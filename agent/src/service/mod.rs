@@ -3,6 +3,8 @@
 //! Must not know: how events are made.
 
 mod exports;
+#[cfg(test)]
+mod exports_tests;
 mod out;
 mod systemd;
 
