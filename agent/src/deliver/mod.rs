@@ -18,6 +18,8 @@ pub mod written;
 pub mod hostile;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

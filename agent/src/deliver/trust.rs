@@ -73,12 +73,15 @@ pub fn said(error: reqwest::Error) -> String {
 fn hint(error: &reqwest::Error) -> Option<&'static str> {
     let mut next = error.source();
     while let Some(error) = next {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        let tls = inner.and_then(|inner| inner.downcast_ref()).or_else(|| error.downcast_ref::<TlsError>());
-        if let Some(tls) = tls {
+        if let Some(tls) = error.downcast_ref::<TlsError>() {
             return of_tls(tls);
         }
-        next = error.source();
+        // An I/O error is not the source of itself: what it holds is passed over by `source`.
+        let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+        next = match held {
+            Some(held) => Some(held),
+            None => error.source(),
+        };
     }
     None
 }
