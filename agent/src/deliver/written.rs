@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use jiff::Timestamp;
 
 use super::queue::Weigh;
 use crate::model::Event;
@@ -11,6 +12,8 @@ use crate::model::Event;
 #[derive(Debug)]
 pub struct Written {
     pub event: Event,
+    /// When it was told; it happened before.
+    pub told: Timestamp,
     /// One JSON object, without a line feed.
     pub line: String,
 }
@@ -18,7 +21,7 @@ pub struct Written {
 impl Written {
     pub fn new(event: Event) -> anyhow::Result<Arc<Written>> {
         let line = line(&event)?;
-        Ok(Arc::new(Written { event, line }))
+        Ok(Arc::new(Written { event, told: Timestamp::now(), line }))
     }
 }
 
@@ -36,7 +39,7 @@ impl Weigh for Arc<Written> {
 
 #[cfg(test)]
 pub mod tests {
-    use jiff::{SignedDuration, Timestamp};
+    use jiff::SignedDuration;
 
     use super::*;
     use crate::model::Losses;
