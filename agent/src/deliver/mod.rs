@@ -8,6 +8,7 @@ mod header;
 pub mod loki;
 pub mod otlp;
 mod patience;
+pub mod pyroscope;
 pub mod queue;
 mod tally;
 mod trust;
