@@ -143,7 +143,7 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
-    let exports = match Exports::start(&args.exports) {
+    let exports = match Exports::start(&args.exports, &podopsy_agent::node::name(args.node.as_deref())) {
         Ok(exports) => exports,
         Err(error) => {
             eprintln!("podopsy-agent: {error:#}");

@@ -7,6 +7,7 @@
 mod header;
 pub mod loki;
 pub mod otlp;
+pub mod otlp_metrics;
 mod patience;
 pub mod pyroscope;
 pub mod queue;
@@ -112,6 +113,16 @@ impl Ledger {
     }
 }
 
+/// A courier's way in, for whoever offers on its own time.
+pub struct Inlet<T>(Arc<Queue<T>>);
+
+impl<T: Weigh> Inlet<T> {
+    /// Never waits.
+    pub fn offer(&self, item: T) {
+        self.0.push(item);
+    }
+}
+
 /// Takes items to one destination.
 pub struct Courier<T> {
     name: &'static str,
@@ -159,6 +170,10 @@ impl<T: Weigh + Send + 'static> Courier<T> {
     /// Never waits.
     pub fn offer(&self, item: T) {
         self.queue.push(item);
+    }
+
+    pub fn inlet(&self) -> Inlet<T> {
+        Inlet(self.queue.clone())
     }
 
     pub fn ledger(&self) -> Ledger {

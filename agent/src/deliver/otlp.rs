@@ -63,7 +63,7 @@ impl Format for Logs {
 }
 
 /// OTLP 1.x, "Retryable response codes": these four, and no other.
-fn passes(status: StatusCode) -> bool {
+pub(super) fn passes(status: StatusCode) -> bool {
     matches!(status.as_u16(), 429 | 502..=504)
 }
 
@@ -72,7 +72,7 @@ fn whose(event: &Event) -> Whose<'_> {
     (&event.node, pod, event.container.as_ref().map_or("", |container| &container.id))
 }
 
-fn scope() -> InstrumentationScope {
+pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope {
         name: "podopsy".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -185,7 +185,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
     attributes
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
+pub(super) fn text(key: &str, value: &str) -> KeyValue {
     pair(key, Value::StringValue(value.to_owned()))
 }
 

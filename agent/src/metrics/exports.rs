@@ -5,7 +5,8 @@ use crate::deliver::Ledger;
 
 /// offered = delivered + lost + waiting, on every page.
 pub fn families(ledgers: &[Ledger]) -> Vec<Family> {
-    let mut offered = Family::counter("podopsy_export_offered", "Events offered to a destination.");
+    let mut offered =
+        Family::counter("podopsy_export_offered", "Events (pages, of metrics) offered to a destination.");
     let mut delivered = Family::counter("podopsy_export_delivered", "Events that a destination said it has.");
     let mut lost =
         Family::counter("podopsy_export_lost", "Events that a destination will not get, by reason.");

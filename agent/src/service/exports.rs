@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
 
+use crate::api::Pages;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Ledger, Settings};
+use crate::deliver::{Courier, Header, Ledger, Settings, otlp_metrics};
+use crate::metrics::family::Family;
 use crate::model::Losses;
 use crate::{bytes, duration};
 
@@ -33,6 +37,9 @@ pub struct ExportArgs {
     /// A header for OTLP, as --loki-header
     #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
     otlp_headers: Vec<String>,
+    /// Send what /metrics has to --otlp-url, too, each so often (60s): /v1/metrics is added there. For who cannot scrape
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
+    otlp_metrics_every: Option<Duration>,
     /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
     /// none
     #[arg(long, value_name = "FILE")]
@@ -52,17 +59,37 @@ pub struct ExportArgs {
 #[derive(Default)]
 pub struct Exports {
     pub(super) events: Vec<Courier<Arc<Written>>>,
+    measures: Option<Measures>,
+}
+
+/// Metrics, each so often.
+struct Measures {
+    courier: Courier<otlp_metrics::Page>,
+    every: Duration,
+    since: Timestamp,
+    node: String,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Exports {
     /// An error says which setting cannot be; whether a destination is there shows later.
-    pub fn start(args: &ExportArgs) -> anyhow::Result<Exports> {
+    pub fn start(args: &ExportArgs, node: &str) -> anyhow::Result<Exports> {
         let mut exports = Exports::default();
         if let Some(settings) = args.settings("loki", args.loki_url.as_deref(), &args.loki_headers)? {
             let settings = at(settings, "/loki/api/v1/push", false).context("loki-url")?;
             exports.events.push(Courier::start("loki", settings, Loki)?);
         }
-        if let Some(settings) = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)? {
+        let otlp = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)?;
+        let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
+        ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
+        if let Some(settings) = otlp {
+            if let Some(every) = args.otlp_metrics_every {
+                let settings = at(settings.clone(), "/v1/metrics", true).context("otlp-url")?;
+                let courier = Courier::start("otlp_metrics", settings, otlp_metrics::Metrics)?;
+                tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
+                let (since, node) = (Timestamp::now(), node.to_owned());
+                exports.measures = Some(Measures { courier, every, since, node, task: None });
+            }
             let settings = at(settings, "/v1/logs", true).context("otlp-url")?;
             exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
         }
@@ -82,8 +109,24 @@ impl Exports {
         self.events.iter().for_each(|courier| courier.offer(event.clone()));
     }
 
+    /// From here on what is counted is sent, each so often.
+    pub fn measure(&mut self, pages: Arc<Pages>) {
+        let Some(measures) = &mut self.measures else { return };
+        let (inlet, since, node) = (measures.courier.inlet(), measures.since, measures.node.clone());
+        let mut round = tokio::time::interval(measures.every);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        measures.task = Some(tokio::spawn(async move {
+            loop {
+                round.tick().await;
+                let families = pages.families().await;
+                inlet.offer(otlp_metrics::Page::new(&node, &families, since, Timestamp::now()));
+            }
+        }));
+    }
+
     pub fn ledgers(&self) -> Vec<Ledger> {
-        self.events.iter().map(Courier::ledger).collect()
+        let measures = self.measures.iter().map(|measures| measures.courier.ledger());
+        self.events.iter().map(Courier::ledger).chain(measures).collect()
     }
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
@@ -95,13 +138,20 @@ impl Exports {
         lost.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Tries to deliver what waits, to all at once, for so long.
-    pub async fn close(self, time: Duration) {
-        let closing: Vec<_> = self
+    /// Tries to deliver what waits, to all at once, for so long; `last`: what was counted in the end.
+    pub async fn close(self, time: Duration, last: &[Family]) {
+        let mut closing: Vec<_> = self
             .events
             .into_iter()
             .map(|courier| (courier.name(), tokio::spawn(courier.close(time))))
             .collect();
+        if let Some(Measures { courier, since, node, task, .. }) = self.measures {
+            if let Some(task) = task {
+                task.abort();
+                courier.offer(otlp_metrics::Page::new(&node, last, since, Timestamp::now()));
+            }
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
         for (destination, closed) in closing {
             let Ok(counts) = closed.await else { continue };
             let lost: Vec<_> = counts.lost().into_iter().filter(|(_, count)| *count > 0).collect();

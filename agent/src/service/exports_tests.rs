@@ -127,7 +127,7 @@ async fn all_at_once(pace: Pace) {
     let asked = destinations.iter().find(|one| one.name == "429").map(|one| one.server.requests() as u64);
     assert!(asked.is_some_and(|asked| (2..=began.elapsed().as_secs() + 2).contains(&asked)), "{asked:?}");
     let at = Instant::now();
-    exports.close(pace.timeout).await;
+    exports.close(pace.timeout, &[]).await;
     assert!(at.elapsed() < SOON + pace.timeout, "{:?}", at.elapsed());
     for one in &destinations {
         let counts = one.ledger.counts();
@@ -186,9 +186,9 @@ fn resident() -> u64 {
 /// Where nothing is configured, nothing is made.
 #[tokio::test]
 async fn without_a_destination_there_is_none() {
-    let exports = Exports::start(&Default::default()).unwrap();
+    let exports = Exports::start(&Default::default(), "n1").unwrap();
     assert!(exports.is_empty() && exports.ledgers().is_empty() && exports.losses().is_empty());
     let event: Arc<Written> = lookup("a", 1);
     exports.offer(&event);
-    exports.close(Duration::ZERO).await;
+    exports.close(Duration::ZERO, &[]).await;
 }

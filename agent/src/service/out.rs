@@ -96,8 +96,9 @@ impl Out {
     }
 
     /// From here on the agent is ready, but for what this recorder had to leave out.
-    pub fn attached(&self, recorder: &Recorder) {
+    pub fn attached(&mut self, recorder: &Recorder) {
         self.pages.attached(recorder.scraper());
+        self.exports.measure(self.pages.clone());
         self.health.attached(recorder.degraded().to_vec());
     }
 
@@ -180,7 +181,8 @@ impl Out {
             while told.recv().await.is_some() {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        std::mem::take(&mut self.exports).close(left.min(EXPORTS_WITHIN)).await;
+        let last = self.pages.metrics().families();
+        std::mem::take(&mut self.exports).close(left.min(EXPORTS_WITHIN), &last).await;
         Ok(())
     }
 }
