@@ -16,9 +16,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
+use opentelemetry_proto::tonic::metrics::v1::NumberDataPoint;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use prost::Message;
 use serde_json::{Value, json};
@@ -125,6 +129,7 @@ fn agent(node: &Node, events: &Path, loki: &Destination, otlp: &Destination) -> 
     command.arg("--state-dir").arg(node.directory().join("state"));
     command.args(["--loki-url", &format!("http://{}", loki.address), "--loki-header=X-Scope-OrgID=shop"]);
     command.args(["--otlp-url", &format!("http://{}/otlp", otlp.address)]);
+    command.args(["--otlp-metrics-every", "1s"]);
     command.arg(format!("--otlp-header=Authorization=@{}", token.display()));
     let out = fs::File::create(events).expect("a file for its events");
     let child = command.stdout(out).stderr(fs::File::create(&log).expect("the agent's log")).spawn();
@@ -152,13 +157,42 @@ fn entries(loki: &Destination) -> Vec<(Value, Value)> {
     all
 }
 
+/// The bodies of what the collector got at a path.
+fn posted(otlp: &Destination, path: &str) -> Vec<Vec<u8>> {
+    let (mut all, known) = (Vec::new(), ["/otlp/v1/logs", "/otlp/v1/metrics"]);
+    for (head, body) in otlp.taken() {
+        let at = head.strip_prefix("post ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        assert!(known.contains(&at), "{head}");
+        assert!(head.contains("authorization: bearer of-the-test\r\n"), "{head}");
+        assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+        if at == path {
+            all.push(body);
+        }
+    }
+    all
+}
+
+/// The points of a metric of one container, page after page.
+fn points(otlp: &Destination, name: &str, container: &str) -> Vec<NumberDataPoint> {
+    let mut all = Vec::new();
+    for body in posted(otlp, "/otlp/v1/metrics") {
+        let request = ExportMetricsServiceRequest::decode(body.as_slice()).expect("OTLP");
+        let scopes = request.resource_metrics.into_iter().flat_map(|page| page.scope_metrics);
+        for metric in scopes.flat_map(|scope| scope.metrics).filter(|metric| metric.name == name) {
+            let Some(Data::Sum(sum)) = metric.data else { panic!("{name} is a sum") };
+            assert!(sum.is_monotonic, "{name} only grows");
+            all.extend(sum.data_points.into_iter().filter(|point| {
+                attributes(&point.attributes).get("k8s.container.name").cloned() == string(container)
+            }));
+        }
+    }
+    all
+}
+
 /// Each record that the collector got, with the attributes of its resource.
 fn records(otlp: &Destination) -> Vec<(BTreeMap<String, Any>, LogRecord)> {
     let mut all = Vec::new();
-    for (head, body) in otlp.taken() {
-        assert!(head.starts_with("post /otlp/v1/logs http/1.1\r\n"), "{head}");
-        assert!(head.contains("authorization: bearer of-the-test\r\n"), "{head}");
-        assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+    for body in posted(otlp, "/otlp/v1/logs") {
         let request = ExportLogsServiceRequest::decode(body.as_slice()).expect("OTLP");
         for logs in request.resource_logs {
             let resource = attributes(&logs.resource.expect("a resource").attributes);
@@ -260,6 +294,18 @@ fn loki_and_a_collector_have_what_stdout_has() {
 
     of_the_kill(&pod.uid, &entries, &records);
     of_the_lookup(&entries, &records);
+
+    let kills = points(&otlp, "podopsy_oom_kills", "api");
+    let last = kills.last().expect("the kill is counted there, too");
+    assert_eq!(last.value, Some(Number::AsInt(1)), "{kills:?}");
+    assert!(last.start_time_unix_nano < last.time_unix_nano, "{last:?}");
+    let of = attributes(&last.attributes);
+    assert_eq!(
+        (of.get("k8s.pod.name").cloned(), of.get("k8s.namespace.name").cloned()),
+        (string("basket"), string("shop"))
+    );
+    let incident = attributes(&last.exemplars.first().expect("an exemplar").filtered_attributes);
+    assert!(incident.contains_key("podopsy.incident.id"), "{incident:?}");
 }
 
 fn of_the_kill(uid: &str, entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, LogRecord)]) {
