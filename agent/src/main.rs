@@ -117,8 +117,21 @@ const END_WITHIN: Duration = Duration::from_secs(12);
 /// Of that, for saying how it ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("podopsy-agent: start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(start());
+    // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
+    runtime.shutdown_background();
+    code
+}
+
+async fn start() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
         Ok(loaded) => loaded,
@@ -187,6 +200,8 @@ async fn run(
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
     let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
     let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
+    // Before anything shows that we run: who sees it may ask us to end.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     out.attached(&recorder);
@@ -197,7 +212,6 @@ async fn run(
         "recording"
     );
 
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut round) = (signal(SignalKind::hangup())?, tokio::time::interval(ROUND));
     loop {
         tokio::select! {

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -227,6 +227,37 @@ fn failed_lookup() {
     socket.send(&query(7, NAME, 1)).expect("send");
     let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
     let _ = socket.recv(&mut [0; 16]);
+}
+
+#[test]
+fn a_silent_resolver_does_not_hold_up_the_end() {
+    support::require_root();
+    let dir = tempfile::tempdir().expect("a folder");
+    let silent = UdpSocket::bind("127.0.0.77:53").expect("a resolver's address");
+    let resolv = dir.path().join("resolv.conf");
+    fs::write(&resolv, "nameserver 127.0.0.77\noptions timeout:30 attempts:5\n").expect("write it");
+    let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let log = dir.path().join("agent.log");
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&resolv).arg(program);
+    command.args(["--otlp-url", "http://collector.podopsy.test", "--otlp-metrics-every", "1s"]);
+    command.args(["--cri-socket", "/nonexistent/podopsy-test.sock"]);
+    command.arg("--socket").arg(dir.path().join("agent.sock"));
+    let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("its log")).spawn();
+    let mut agent = Running(child.expect("start the agent"));
+    silent.set_read_timeout(Some(SOON)).expect("a timeout");
+    silent.recv(&mut [0; 512]).expect("it asks");
+    let began = Instant::now();
+    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("ask it to end");
+    assert!(agent.0.wait().expect("its end").success());
+    // The resolver's patience is two and a half minutes.
+    assert!(
+        began.elapsed() < SOON,
+        "{:?}: {}",
+        began.elapsed(),
+        fs::read_to_string(&log).unwrap_or_default()
+    );
 }
 
 #[test]

@@ -104,7 +104,7 @@ async fn serve(
                 return;
             }
             Act::Hang | Act::Nibble => return std::future::pending().await,
-            Act::Drip => return endlessly(&mut stream, "", &[b'H'], WHILE).await,
+            Act::Drip => return endlessly(&mut stream, "", b"H", WHILE).await,
             Act::EndlessBody => {
                 take();
                 let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
