@@ -26,6 +26,13 @@ pub fn parse_store(text: &str) -> Result<u64, String> {
     if within { Ok(bytes) } else { Err("it must lie between 4MiB and 64GiB".to_owned()) }
 }
 
+/// [`parse`], within reason for what waits in memory.
+pub fn parse_queue(text: &str) -> Result<u64, String> {
+    let bytes = parse(text)?;
+    let within = (64 << 10..=1 << 30).contains(&bytes);
+    if within { Ok(bytes) } else { Err("it must lie between 64KiB and 1GiB".to_owned()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,16 @@ pub fn parse_dns_slow(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(1), Duration::from_secs(3600), "1ms", "1h")
 }
 
+/// [`parse`], within reason for what is sent again and again.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_secs(1), Duration::from_secs(3600), "1s", "1h")
+}
+
+/// [`parse`], within reason for trying again.
+pub fn parse_patience(text: &str) -> Result<Duration, String> {
+    bounded(parse(text)?, Duration::from_secs(1), Duration::from_secs(24 * 3600), "1s", "24h")
+}
+
 /// [`parse`], within reason for a call to the runtime.
 pub fn parse_cri_timeout(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(60), "10ms", "60s")

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -14,7 +14,7 @@ use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::config::{self, Setting};
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
-use podopsy_agent::service::{Out, Paths, Systemd};
+use podopsy_agent::service::{ExportArgs, Exports, Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
 use podopsy_agent::{bytes, duration};
@@ -88,6 +88,8 @@ struct Args {
     /// most.
     #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
     growth: Growth,
+    #[command(flatten)]
+    exports: ExportArgs,
 }
 
 /// Whose page faults to sample.
@@ -112,9 +114,24 @@ impl From<Growth> for GrowthMode {
 const ROUND: Duration = Duration::from_secs(1);
 /// What is under way is written out within this; a DaemonSet's pod has 15 s.
 const END_WITHIN: Duration = Duration::from_secs(12);
+/// Of that, for saying how it ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("podopsy-agent: start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(start());
+    // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
+    runtime.shutdown_background();
+    code
+}
+
+async fn start() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
         Ok(loaded) => loaded,
@@ -139,7 +156,14 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
-    match run(args, settings, &argv).await {
+    let exports = match Exports::start(&args.exports, &podopsy_agent::node::name(args.node.as_deref())) {
+        Ok(exports) => exports,
+        Err(error) => {
+            eprintln!("podopsy-agent: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(args, settings, &argv, exports).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain in one line: a backtrace helps nobody who has only the pod's log.
@@ -149,7 +173,12 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyhow::Result<()> {
+async fn run(
+    args: Args,
+    mut settings: Vec<Setting>,
+    argv: &[OsString],
+    exports: Exports,
+) -> anyhow::Result<()> {
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
@@ -170,7 +199,9 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
     let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
-    let mut out = Out::start(paths, limits, pods.clone()).await?;
+    let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
+    // Before anything shows that we run: who sees it may ask us to end.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     out.attached(&recorder);
@@ -181,7 +212,6 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
         "recording"
     );
 
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut hangup, mut round) = (signal(SignalKind::hangup())?, tokio::time::interval(ROUND));
     loop {
         tokio::select! {
@@ -206,12 +236,13 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
     systemd.stopping();
     out.stopping();
     let own_kills = recorder.own_kills();
+    let deadline = Instant::now() + END_WITHIN - LAST_WORDS;
     let end = async {
         let losses = recorder.stop().await?;
         while let Some(event) = events.recv().await {
             out.take(event)?;
         }
-        out.close().await?;
+        out.close(deadline).await?;
         anyhow::Ok(losses)
     };
     let losses = tokio::time::timeout(END_WITHIN, end)

@@ -80,6 +80,63 @@ fn what_is_wrong_is_said_before_anything_is_attached() {
 }
 
 #[test]
+fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file =
+        config(dir.path(), "loki-url = \"http://loki:3100\"\nloki-header = [\"Authorization=hunter2\"]\n");
+    let (code, out, error) = said(&agent(&["--print-config", "--config", &file]).output().expect("run it"));
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    let lines = [
+        format!("loki-url = \"http://loki:3100\" # {file}:1"),
+        format!("# loki-header is set, and not shown # {file}:2"),
+        "export-patience = \"10m\" # default".to_owned(),
+        "# otlp-url is not set".to_owned(),
+    ];
+    for line in lines {
+        assert!(out.lines().any(|one| one == line), "{line} is not in:\n{out}");
+    }
+    assert!(!out.contains("hunter2"), "{out}");
+
+    let long = "--loki-header=Authorization: hunter2";
+    for (args, words) in [
+        (vec!["--loki-url", "loki:3100"], "loki-url: \"loki:3100\" must begin with http:// or https://"),
+        (vec!["--otlp-url", "https://ann:hunter2@c"], "otlp-url: a URL is shown in logs"),
+        (vec!["--loki-header", "X-Scope-OrgID=hunter2"], "loki-header is set, and loki-url is not"),
+        (vec!["--loki-url", "http://l", long], "loki-header: a header is NAME=VALUE, or NAME=@FILE"),
+        (
+            vec!["--loki-url", "http://l", "--loki-header=A=@/nonexistent"],
+            "header a: read /nonexistent: No such",
+        ),
+        (
+            vec!["--otlp-url", "https://c", "--export-ca=/nonexistent"],
+            "otlp_logs: read /nonexistent: No such",
+        ),
+        (vec!["--otlp-url", "https://c", "--export-ca", &file], "agent.toml has no PEM certificates"),
+        (
+            vec!["--otlp-url", "https://c", "--export-identity", &file],
+            "agent.toml has no PEM certificate with",
+        ),
+        (vec!["--otlp-metrics-every", "60s"], "otlp-metrics-every is set, and otlp-url is not"),
+        (vec!["--export-queue-bytes", "1"], "between 64KiB and 1GiB"),
+    ] {
+        let (code, out, error) = said(&agent(&args).output().expect("run it"));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {error}");
+        assert!(error.contains(words) && !error.contains("hunter2"), "{args:?}: {error}");
+    }
+    // Where the system has no authorities (an image from scratch), that matters to https:// alone.
+    let (code, _, error) = said(
+        &agent(&["--otlp-url", "https://c", "--node", "n"])
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .output()
+            .expect("run it"),
+    );
+    assert!(code == Some(2) && error.contains("--export-ca"), "{code:?} {error}");
+    let help = agent(&["--help"]).env("PODOPSY_LOKI_HEADER", "A=hunter2").output().expect("run it");
+    assert!(!said(&help).1.contains("hunter2"));
+}
+
+#[test]
 fn help_names_the_settings() {
     let (code, help, _) = said(&agent(&["--help"]).output().expect("run it"));
     assert_eq!(code, Some(0));

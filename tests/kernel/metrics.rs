@@ -45,6 +45,8 @@ fn agent(node: &Node) -> (Running, String) {
     let mut command = Command::new(program);
     command.arg("--cri-socket").arg(node.cri_socket()).args(["--listen", "127.0.0.1:0"]);
     command.arg("--socket").arg(node.directory().join("agent.sock"));
+    // Nobody listens there: that changes nothing, and promtool sees what is said of it.
+    command.args(["--loki-url", "http://127.0.0.1:9"]);
     let child =
         command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("the agent's log")).spawn();
     let child = Running(child.expect("start the agent"));
@@ -128,6 +130,8 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
         .spawn()
         .expect("start promtool");
     promtool.stdin.take().expect("piped").write_all(page.as_bytes()).expect("hand it the page");
+    let zero = "podopsy_export_lost_total{destination=\"loki\",reason=\"queue_full\"} 0\n";
+    assert!(page.contains(zero), "{page}");
     let said = promtool.wait_with_output().expect("promtool ends");
     let words = [said.stdout, said.stderr].concat();
     assert!(said.status.success() && words.is_empty(), "{}\n{page}", String::from_utf8_lossy(&words));

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
+use crate::metrics::family::Family;
 use crate::metrics::text::{Format, page};
 use crate::recorder::Scraper;
 
@@ -43,14 +44,19 @@ impl Pages {
         {
             return text.clone();
         }
+        let text: Arc<str> = page(&self.families().await, format).into();
+        *last = Some((Instant::now(), format, text.clone()));
+        text
+    }
+
+    /// What is known now.
+    pub async fn families(&self) -> Vec<Family> {
         // Where it does not come in time, what was taken over before stands: series that come and go look like restarts.
         if let Some(scraper) = self.scraper.get()
             && let Ok(scrape) = tokio::time::timeout(WITHIN, scraper.scrape()).await
         {
             self.metrics.take(scrape);
         }
-        let text: Arc<str> = page(&self.metrics.families(), format).into();
-        *last = Some((Instant::now(), format, text.clone()));
-        text
+        self.metrics.families()
     }
 }

@@ -41,6 +41,8 @@ pub struct Setting {
     pub values: Vec<String>,
     /// It takes any number of values.
     pub list: bool,
+    /// It may hold a password: it is used, and never shown.
+    pub secret: bool,
     pub origin: Origin,
 }
 
@@ -181,13 +183,16 @@ fn setting(arg: &Arg, matches: &ArgMatches, from_file: &[(String, PathBuf, usize
         _ => Origin::Default,
     };
     let name = arg.get_long().unwrap_or_default().to_owned();
-    Setting { name, values: values.collect(), list: matches!(arg.get_action(), ArgAction::Append), origin }
+    let list = matches!(arg.get_action(), ArgAction::Append);
+    // clap does not show it in --help for the same reason.
+    let secret = arg.is_hide_env_values_set();
+    Setting { name, values: values.collect(), list, secret, origin }
 }
 
 /// As a file that says the same, with where each value comes from.
 pub fn print(settings: &[Setting]) -> String {
     let mut out = String::new();
-    for Setting { name, values, list, origin } in settings {
+    for Setting { name, values, list, secret, origin } in settings {
         let from = match origin {
             Origin::Flag => "a flag".to_owned(),
             Origin::Environment(variable) => variable.clone(),
@@ -197,6 +202,7 @@ pub fn print(settings: &[Setting]) -> String {
         let quoted: Vec<String> = values.iter().map(|value| quote(value)).collect();
         let _ = match (quoted.as_slice(), list) {
             ([], _) => writeln!(out, "# {name} is not set"),
+            _ if *secret => writeln!(out, "# {name} is set, and not shown # {from}"),
             (many, true) => writeln!(out, "{name} = [{}] # {from}", many.join(", ")),
             ([one], false) => writeln!(out, "{name} = {one} # {from}"),
             (many, false) => writeln!(out, "{name} = {} # {from}", quote(&many.concat())),

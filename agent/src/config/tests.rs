@@ -19,6 +19,8 @@ struct Args {
     dns_ports: Vec<u16>,
     #[arg(long)]
     node: Option<String>,
+    #[arg(long, hide_env_values = true)]
+    token: Vec<String>,
 }
 
 fn loaded(file: &str, flags: &[&str]) -> Result<Loaded<Args>, String> {
@@ -79,6 +81,21 @@ fn what_is_wrong_with_the_file_is_said_with_its_line() {
     assert_eq!(missing, "there is no /nonexistent.toml (--config)");
     let no_file = load::<Args>(&["a".into(), "--config=/dev/zero".into()]).unwrap_err().to_string();
     assert_eq!(no_file, "/dev/zero: it is no regular file");
+}
+
+#[test]
+fn a_secret_is_used_and_not_printed() {
+    let it = loaded("token = [\"hunter2\"]", &[]).unwrap();
+    let printed = print(&it.settings);
+    assert_eq!(it.args.token, ["hunter2"]);
+    assert!(
+        printed.contains("# token is set, and not shown # ") && printed.contains("a.toml:1"),
+        "{printed}"
+    );
+    assert!(!printed.contains("hunter2"), "{printed}");
+    // A reload sees that it is another one, all the same.
+    let other = loaded("token = [\"hunter3\"]", &[]).unwrap();
+    assert_eq!(changed(&it.settings, &other.settings).len(), 1);
 }
 
 #[test]

@@ -4,27 +4,40 @@
 //! the recorder: [`Courier::offer`] never waits. Delivery is at least once: a batch whose answer was lost is sent again.
 //! What is given up is counted, by reason. Must not know: where anything comes from, the store, configuration files.
 
+mod header;
 pub mod loki;
 pub mod otlp;
+pub mod otlp_metrics;
 mod patience;
+pub mod pyroscope;
 pub mod queue;
+mod tally;
+mod trust;
 mod worker;
 pub mod written;
 
 #[cfg(test)]
+pub mod hostile;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::StatusCode;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::header::Header;
+use self::header::Headers;
 use self::queue::{Queue, Weigh};
+pub use self::tally::Counts;
+use self::tally::{Fate, Tally};
+pub use self::trust::url;
 
 /// How a destination is reached, whatever it is.
 #[derive(Clone, Debug)]
@@ -32,7 +45,7 @@ pub struct Settings {
     /// `http://` or `https://`, with the path that the destination wants.
     pub url: String,
     /// Sent with every request: authorization, a tenant.
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<Header>,
     /// PEM; None: the system's.
     pub certificate_authority: Option<PathBuf>,
     /// PEM, certificate and key in one file, where the destination wants to know who we are.
@@ -79,25 +92,41 @@ pub trait Format: Send + Sync + 'static {
     fn refused(&self, _answer: &[u8]) -> u64 {
         0
     }
+
+    /// Whether what such an answer refuses may be taken later.
+    fn passes(&self, status: StatusCode) -> bool {
+        status.is_server_error()
+            || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+    }
 }
 
-/// What became of items; nothing that was offered is missing here but for what still waits.
-#[derive(Debug, Default)]
-pub struct Tally {
-    pub delivered: AtomicU64,
-    /// The destination said that it never will take them.
-    pub refused: AtomicU64,
-    /// Tried for as long as `patience` allows.
-    pub expired: AtomicU64,
-    /// Requests that were made again.
-    pub retries: AtomicU64,
-    /// Not written out when the agent ended.
-    pub abandoned: AtomicU64,
+/// What became of what was offered to a destination; it may outlive the courier.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    pub destination: &'static str,
+    tally: Arc<Tally>,
+}
+
+impl Ledger {
+    pub fn counts(&self) -> Counts {
+        self.tally.counts()
+    }
+}
+
+/// A courier's way in, for whoever offers on its own time.
+pub struct Inlet<T>(Arc<Queue<T>>);
+
+impl<T: Weigh> Inlet<T> {
+    /// Never waits.
+    pub fn offer(&self, item: T) {
+        self.0.push(item);
+    }
 }
 
 /// Takes items to one destination.
 pub struct Courier<T> {
     name: &'static str,
+    url: String,
     queue: Arc<Queue<T>>,
     tally: Arc<Tally>,
     closing: watch::Sender<bool>,
@@ -111,24 +140,31 @@ impl<T: Weigh + Send + 'static> Courier<T> {
         settings: Settings,
         format: F,
     ) -> anyhow::Result<Courier<T>> {
-        let client = client(&settings).with_context(|| format!("destination {name}"))?;
-        let queue = Arc::new(Queue::new(settings.queue_bytes));
+        let client = trust::client(&settings).with_context(|| format!("destination {name}"))?;
+        let headers = Headers::new(&settings.headers).with_context(|| format!("destination {name}"))?;
         let tally = Arc::new(Tally::default());
+        let queue = Arc::new(Queue::new(settings.queue_bytes, tally.clone()));
+        let url = settings.url.clone();
         let (closing, closed) = watch::channel(false);
         let worker = worker::Worker {
             name,
             client,
+            headers,
             settings,
             format,
             queue: queue.clone(),
             tally: tally.clone(),
             closed,
         };
-        Ok(Courier { name, queue, tally, closing, worker: tokio::spawn(worker.run()) })
+        Ok(Courier { name, url, queue, tally, closing, worker: tokio::spawn(worker.run()) })
     }
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Never waits.
@@ -136,70 +172,25 @@ impl<T: Weigh + Send + 'static> Courier<T> {
         self.queue.push(item);
     }
 
-    pub fn tally(&self) -> &Tally {
-        &self.tally
+    pub fn inlet(&self) -> Inlet<T> {
+        Inlet(self.queue.clone())
     }
 
-    /// What was given up, by reason.
-    pub fn lost(&self) -> [(&'static str, u64); 4] {
-        [
-            ("queue_full", self.queue.dropped()),
-            ("refused", self.tally.refused.load(Relaxed)),
-            ("expired", self.tally.expired.load(Relaxed)),
-            ("abandoned", self.tally.abandoned.load(Relaxed)),
-        ]
+    pub fn ledger(&self) -> Ledger {
+        Ledger { destination: self.name, tally: self.tally.clone() }
     }
 
     /// Tries to deliver what waits, each batch once more, within `time`; the rest is counted as abandoned.
-    pub async fn close(self, time: Duration) -> Arc<Tally> {
+    pub async fn close(self, time: Duration) -> Counts {
         let _ = self.closing.send(true);
         let mut worker = self.worker;
         if tokio::time::timeout(time, &mut worker).await.is_err() {
             worker.abort();
             let _ = worker.await;
         }
-        let left = self.queue.take(usize::MAX, usize::MAX).len() as u64;
-        self.tally.abandoned.fetch_add(left, Relaxed);
-        self.tally
+        let left = self.queue.take(usize::MAX, usize::MAX);
+        let bytes: usize = left.iter().map(Weigh::bytes).sum();
+        self.tally.settled(Fate::Abandoned, left.len() as u64, bytes as u64);
+        self.tally.counts()
     }
-}
-
-fn client(settings: &Settings) -> anyhow::Result<reqwest::Client> {
-    let url = reqwest::Url::parse(&settings.url).with_context(|| format!("{:?} is no URL", settings.url))?;
-    anyhow::ensure!(
-        matches!(url.scheme(), "http" | "https") && url.host().is_some(),
-        "{:?} must begin with http:// or https:// and a host",
-        settings.url
-    );
-    let mut headers = HeaderMap::new();
-    for (name, value) in &settings.headers {
-        let name = HeaderName::try_from(name).with_context(|| format!("{name:?} is no header's name"))?;
-        let mut value = HeaderValue::try_from(value)
-            .with_context(|| format!("the value of header {name} has bytes that no header may have"))?;
-        // It may be a password.
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    // The first to come chooses for the process, and there is one to choose.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("podopsy-agent/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
-        .timeout(settings.timeout)
-        // A destination does not choose another one for us.
-        .redirect(reqwest::redirect::Policy::none())
-        .pool_max_idle_per_host(1);
-    if let Some(path) = &settings.certificate_authority {
-        let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let all = reqwest::Certificate::from_pem_bundle(&pem)
-            .with_context(|| format!("{} has no PEM certificates", path.display()))?;
-        builder = builder.tls_certs_only(all);
-    }
-    if let Some(path) = &settings.identity {
-        let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let identity = reqwest::Identity::from_pem(&pem)
-            .with_context(|| format!("{} has no PEM certificate with its key", path.display()))?;
-        builder = builder.identity(identity);
-    }
-    builder.build().context("set up HTTP and TLS")
 }

@@ -7,15 +7,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
+use reqwest::StatusCode;
 
 use super::Format;
 use super::written::Written;
+use crate::model::event::Protocol;
 use crate::model::{Detail, Event, Kind};
 
 /// Log records for an OpenTelemetry collector, or anything that speaks as one.
@@ -53,6 +56,15 @@ impl Format for Logs {
             ExportLogsServiceResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
         partial.and_then(|partial| u64::try_from(partial.rejected_log_records).ok()).unwrap_or(0)
     }
+
+    fn passes(&self, status: StatusCode) -> bool {
+        passes(status)
+    }
+}
+
+/// OTLP 1.x, "Retryable response codes": these four, and no other.
+pub(super) fn passes(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 429 | 502..=504)
 }
 
 fn whose(event: &Event) -> Whose<'_> {
@@ -60,7 +72,7 @@ fn whose(event: &Event) -> Whose<'_> {
     (&event.node, pod, event.container.as_ref().map_or("", |container| &container.id))
 }
 
-fn scope() -> InstrumentationScope {
+pub(super) fn scope() -> InstrumentationScope {
     InstrumentationScope {
         name: "podopsy".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -82,18 +94,34 @@ fn resource(event: &Event) -> Vec<KeyValue> {
         attributes.push(text("k8s.container.name", &container.name));
         attributes.push(number("k8s.container.restart_count", container.attempt.into()));
         attributes.push(text("container.id", &container.id));
-        attributes.push(text("container.image.name", &container.image));
+        attributes.extend(image(&container.image));
     }
+    attributes
+}
+
+/// `NAME:TAG`, `NAME@DIGEST` or both; the conventions have them apart.
+fn image(image: &str) -> Vec<KeyValue> {
+    let list = |key: &str, value: &str| {
+        let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
+        pair(key, Value::ArrayValue(ArrayValue { values: vec![value] }))
+    };
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    // A colon before the last slash is a registry's port.
+    let tagged = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    let (name, tag) = tagged.map_or((name, None), |(name, tag)| (name, Some(tag)));
+    let mut attributes = vec![text("container.image.name", name)];
+    attributes.extend(tag.map(|tag| list("container.image.tags", tag)));
+    attributes.extend(digest.map(|digest| list("container.image.repo_digests", &format!("{name}@{digest}"))));
     attributes
 }
 
 fn record(written: &Written) -> LogRecord {
     let event = &written.event;
-    let nanoseconds = u64::try_from(event.time.as_nanosecond()).unwrap_or(0);
+    let nanoseconds = |time: Timestamp| u64::try_from(time.as_nanosecond()).unwrap_or(0);
     let (severity, word) = severity(event);
     LogRecord {
-        time_unix_nano: nanoseconds,
-        observed_time_unix_nano: nanoseconds,
+        time_unix_nano: nanoseconds(event.time),
+        observed_time_unix_nano: nanoseconds(written.told),
         severity_number: severity.into(),
         severity_text: word.to_owned(),
         event_name: format!("podopsy.{}", event.kind.word()),
@@ -115,12 +143,15 @@ fn severity(event: &Event) -> (SeverityNumber, &'static str) {
     }
 }
 
-/// Semantic conventions: process, dns, network.
+/// Semantic conventions: process, dns, error, server, network. How long it took is ours: `dns.lookup.duration` names a metric.
 fn attributes(event: &Event) -> Vec<KeyValue> {
     let mut attributes = Vec::new();
     if event.process.pid != 0 {
         attributes.push(number("process.pid", event.process.pid.into()));
-        attributes.push(text("process.executable.name", &event.process.comm));
+        // Not process.executable.name: that is the file's, and a process names itself as it likes.
+        attributes.push(text("process.title", &event.process.comm));
+        let started = event.process.start_time;
+        attributes.extend(started.map(|time| text("process.creation.time", &time.to_string())));
     }
     match &event.detail {
         Detail::Oom(kill) => {
@@ -132,14 +163,19 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
             attributes.extend(dns.name.as_deref().map(|name| text("dns.question.name", name)));
             attributes.push(text("server.address", &dns.server.ip().to_string()));
             attributes.push(number("server.port", dns.server.port().into()));
-            attributes.push(double("dns.lookup.duration", dns.latency_ns as f64 / 1e9));
+            let transport = match dns.protocol {
+                Protocol::Udp => "udp",
+                Protocol::Tcp => "tcp",
+            };
+            attributes.push(text("network.transport", transport));
+            attributes.push(double("podopsy.dns.duration", dns.latency_ns as f64 / 1e9));
             if event.kind == Kind::DnsFailure {
                 attributes.push(text("error.type", dns.outcome.word()));
             }
         }
         Detail::Lookup(lookup) => {
             attributes.push(text("dns.question.name", &lookup.name));
-            attributes.push(double("dns.lookup.duration", lookup.wait_ns as f64 / 1e9));
+            attributes.push(double("podopsy.dns.duration", lookup.wait_ns as f64 / 1e9));
             attributes.push(number("podopsy.dns.queries", lookup.queries.into()));
             if lookup.result.is_failure() {
                 attributes.push(text("error.type", lookup.result.word()));
@@ -149,7 +185,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
     attributes
 }
 
-fn text(key: &str, value: &str) -> KeyValue {
+pub(super) fn text(key: &str, value: &str) -> KeyValue {
     pair(key, Value::StringValue(value.to_owned()))
 }
 
@@ -194,8 +230,33 @@ mod tests {
         assert_eq!(records[0].event_name, "podopsy.dns.lookup");
         assert_eq!(records[0].severity_number(), SeverityNumber::Warn);
         assert_eq!(find(&records[0].attributes, "error.type").cloned(), string("timeout"));
-        assert_eq!(find(&records[0].attributes, "dns.lookup.duration"), Some(&Value::DoubleValue(5.0)));
+        assert_eq!(find(&records[0].attributes, "podopsy.dns.duration"), Some(&Value::DoubleValue(5.0)));
         assert_eq!(find(&records[0].attributes, "process.pid"), Some(&Value::IntValue(77)));
+        assert_eq!(find(&records[0].attributes, "process.title").cloned(), string("checkout"));
+        assert!(records[0].observed_time_unix_nano > records[0].time_unix_nano);
+        assert_eq!(of(pod, "container.image.name"), string("shop"));
+    }
+
+    #[test]
+    fn an_image_is_a_name_a_tag_and_a_digest() {
+        let of = |text: &str| {
+            let list = |key| match find(&image(text), key) {
+                Some(Value::ArrayValue(list)) => format!("{:?}", list.values[0].value),
+                _ => String::new(),
+            };
+            let name = find(&image(text), "container.image.name").cloned();
+            let Some(Value::StringValue(name)) = name else { unreachable!("each image has a name") };
+            let short = |text: String| {
+                text.trim_start_matches("Some(StringValue(\"").trim_end_matches("\"))").to_owned()
+            };
+            (name, short(list("container.image.tags")), short(list("container.image.repo_digests")))
+        };
+        let is = |name: &str, tag: &str, digest: &str| (name.to_owned(), tag.to_owned(), digest.to_owned());
+        assert_eq!(of("r.example:5000/shop/api:2.0"), is("r.example:5000/shop/api", "2.0", ""));
+        assert_eq!(of("r.example:5000/shop/api"), is("r.example:5000/shop/api", "", ""));
+        assert_eq!(of("api@sha256:ab"), is("api", "", "api@sha256:ab"));
+        assert_eq!(of("api:1@sha256:ab"), is("api", "1", "api@sha256:ab"));
+        assert_eq!(of(""), is("", "", ""));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! The oldest, because the local store has them, and who looks at a destination that was away wants to see now.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use super::tally::{Fate, Tally};
 
 /// Something to deliver.
 pub trait Weigh {
@@ -18,33 +20,34 @@ pub struct Queue<T> {
     state: Mutex<State<T>>,
     more: Notify,
     most_bytes: usize,
+    tally: Arc<Tally>,
 }
 
 #[derive(Debug)]
 struct State<T> {
     items: VecDeque<T>,
     bytes: usize,
-    dropped: u64,
 }
 
 impl<T: Weigh> Queue<T> {
-    pub fn new(most_bytes: usize) -> Queue<T> {
-        let state = State { items: VecDeque::new(), bytes: 0, dropped: 0 };
-        Queue { state: Mutex::new(state), more: Notify::new(), most_bytes }
+    pub fn new(most_bytes: usize, tally: Arc<Tally>) -> Queue<T> {
+        let state = State { items: VecDeque::new(), bytes: 0 };
+        Queue { state: Mutex::new(state), more: Notify::new(), most_bytes, tally }
     }
 
     /// Never waits. Something that alone is too big is dropped itself.
     pub fn push(&self, item: T) {
         let mut state = self.lock();
         let bytes = item.bytes();
+        self.tally.offered(bytes);
         if bytes > self.most_bytes {
-            state.dropped += 1;
+            self.tally.settled(Fate::QueueFull, 1, bytes as u64);
             return;
         }
         while state.bytes + bytes > self.most_bytes {
             let Some(oldest) = state.items.pop_front() else { break };
             state.bytes -= oldest.bytes();
-            state.dropped += 1;
+            self.tally.settled(Fate::QueueFull, 1, oldest.bytes() as u64);
         }
         state.bytes += bytes;
         state.items.push_back(item);
@@ -74,24 +77,19 @@ impl<T: Weigh> Queue<T> {
         }
     }
 
-    /// Until so many bytes wait, which is a full batch.
-    pub async fn holds(&self, bytes: usize) {
-        while self.lock().bytes < bytes {
+    /// Until so many wait, or so many bytes, which is a full batch.
+    pub async fn holds(&self, items: usize, bytes: usize) {
+        let full = || {
+            let state = self.lock();
+            state.items.len() >= items || state.bytes >= bytes
+        };
+        while !full() {
             self.more.notified().await;
         }
     }
 
     pub fn is_empty(&self) -> bool {
         self.lock().items.is_empty()
-    }
-
-    /// How many were given up for want of room.
-    pub fn dropped(&self) -> u64 {
-        self.lock().dropped
-    }
-
-    pub fn len(&self) -> usize {
-        self.lock().items.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -114,17 +112,22 @@ mod tests {
 
     #[test]
     fn the_oldest_go_first_and_are_counted() {
-        let queue = Queue::new(10);
+        let tally = Arc::new(Tally::default());
+        let queue = Queue::new(10, tally.clone());
         (0..4).for_each(|n| queue.push(Item(n, 4)));
-        assert_eq!((queue.len(), queue.dropped()), (2, 2));
+        let of = |tally: &Tally| {
+            let counts = tally.counts();
+            (counts.offered, counts.waiting, counts.waiting_bytes, counts.queue_full)
+        };
+        assert_eq!(of(&tally), (4, 2, 8, 2));
         queue.push(Item(9, 11));
-        assert_eq!((queue.len(), queue.dropped()), (2, 3), "what never fits costs nobody else");
+        assert_eq!(of(&tally), (5, 2, 8, 3), "what never fits costs nobody else");
         assert_eq!(queue.take(8, 100), [Item(2, 4), Item(3, 4)]);
     }
 
     #[test]
     fn a_batch_is_bounded_by_both() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, Arc::default());
         (0..6).for_each(|n| queue.push(Item(n, 10)));
         assert_eq!(queue.take(2, 100).len(), 2);
         assert_eq!(queue.take(8, 35).len(), 3);

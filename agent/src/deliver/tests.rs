@@ -1,14 +1,10 @@
 //! Couriers against destinations that misbehave; every item must be accounted for.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-
+use super::hostile::{Act, BUSY, ELSEWHERE, OK, Server};
 use super::queue::Weigh;
-use super::{Courier, Format, Settings};
+use super::{Counts, Courier, Format, Header, Settings};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -39,96 +35,9 @@ impl Format for Lines {
     }
 }
 
-/// What to do with the nth request (from 0).
-#[derive(Clone, Copy)]
-enum Act {
-    Say(&'static str),
-    /// Reset without a word.
-    Reset,
-    /// Never answer.
-    Hang,
-    /// A byte of the answer a while.
-    Drip,
-}
-
-/// A destination; it keeps the lines that it answered with success.
-struct Server {
-    url: String,
-    taken: Arc<Mutex<Vec<String>>>,
-    requests: Arc<AtomicUsize>,
-}
-
-const OK: Act = Act::Say("HTTP/1.1 204 No Content\r\n\r\n");
-
-async fn server(acts: &'static [Act]) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/push", listener.local_addr().unwrap());
-    let (taken, requests) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
-    let (lines, counted) = (taken.clone(), requests.clone());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, acts, lines.clone(), counted.clone()));
-        }
-    });
-    Server { url, taken, requests }
-}
-
-async fn serve(
-    mut stream: TcpStream,
-    acts: &[Act],
-    taken: Arc<Mutex<Vec<String>>>,
-    requests: Arc<AtomicUsize>,
-) {
-    while let Some(body) = request(&mut stream).await {
-        let act = acts[requests.fetch_add(1, Relaxed).min(acts.len() - 1)];
-        match act {
-            Act::Say(answer) => {
-                if answer.starts_with("HTTP/1.1 2") {
-                    taken.lock().unwrap().extend(body.lines().map(str::to_owned));
-                }
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-            Act::Reset => {
-                let _ = stream.set_zero_linger();
-                return;
-            }
-            Act::Hang => return std::future::pending().await,
-            Act::Drip => loop {
-                if stream.write_all(b"H").await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            },
-        }
-    }
-}
-
-/// One request's body; None: the connection is over.
-async fn request(stream: &mut TcpStream) -> Option<String> {
-    let mut bytes = Vec::new();
-    let head = loop {
-        if let Some(at) = bytes.windows(4).position(|end| end == b"\r\n\r\n") {
-            break at + 4;
-        }
-        if stream.read_buf(&mut bytes).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let header = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
-    let length = header.lines().find_map(|line| line.strip_prefix("content-length: "))?;
-    let length: usize = length.trim().parse().ok()?;
-    while bytes.len() < head + length {
-        if stream.read_buf(&mut bytes).await.ok()? == 0 {
-            return None;
-        }
-    }
-    assert!(header.contains("x-scope-orgid: shop"), "{header}");
-    Some(String::from_utf8_lossy(&bytes[head..head + length]).into_owned())
-}
-
 fn settings(url: &str) -> Settings {
     Settings {
-        headers: vec![("X-Scope-OrgID".into(), "shop".into())],
+        headers: vec![Header::parse("X-Scope-OrgID=shop").unwrap()],
         linger: Duration::from_millis(20),
         timeout: Duration::from_millis(400),
         ..Settings::new(url)
@@ -139,38 +48,45 @@ fn courier(settings: Settings) -> Courier<Line> {
     Courier::start("test", settings, Lines).unwrap()
 }
 
+fn lines(server: &Server) -> usize {
+    server.taken().iter().map(|body| body.lines().count()).sum()
+}
+
+/// Nothing is missing, and nothing waits.
+fn exact(counts: Counts, offered: u64) -> Counts {
+    assert_eq!((counts.offered, counts.waiting, counts.waiting_bytes), (offered, 0, 0), "{counts:?}");
+    assert_eq!(counts.delivered + counts.lost_sum(), offered, "{counts:?}");
+    counts
+}
+
 /// Ten lines, and what became of them: delivered, refused, expired, abandoned, retries.
 async fn ten(acts: &'static [Act], change: impl Fn(&mut Settings)) -> (Server, [u64; 5]) {
-    let server = server(acts).await;
+    let server = Server::start(acts).await;
     let mut settings = settings(&server.url);
     change(&mut settings);
     let courier = courier(settings);
     (0..10).for_each(|n| courier.offer(Line(format!("line {n}"))));
     let settled = async {
         loop {
-            let tally = courier.tally();
-            let sum = [&tally.delivered, &tally.refused, &tally.expired].map(|count| count.load(Relaxed));
-            if sum.iter().sum::<u64>() == 10 {
+            if courier.ledger().counts().waiting == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(SOON, settled).await.expect("not settled");
-    let tally = courier.close(SOON).await;
-    let counts = [&tally.delivered, &tally.refused, &tally.expired, &tally.abandoned, &tally.retries];
-    (server, counts.map(|count| count.load(Relaxed)))
+    let counts = exact(courier.close(SOON).await, 10);
+    (server, [counts.delivered, counts.refused, counts.expired, counts.abandoned, counts.retries])
 }
 
 #[tokio::test]
 async fn what_fails_for_now_is_tried_again_and_arrives_once() {
-    const BUSY: Act = Act::Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
-    const LATER: Act =
+    const AT_ONCE: Act =
         Act::Say("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 4\r\n\r\nslow");
-    let (server, counts) = ten(&[BUSY, LATER, Act::Reset, Act::Hang, Act::Drip, OK], |_| {}).await;
+    let (server, counts) = ten(&[BUSY, AT_ONCE, Act::Reset, Act::Hang, Act::Drip, OK], |_| {}).await;
     assert_eq!(counts, [10, 0, 0, 0, 5]);
-    let taken = server.taken.lock().unwrap().clone();
-    assert_eq!(taken, (0..10).map(|n| format!("line {n}")).collect::<Vec<_>>());
+    let lines: String = (0..10).map(|n| format!("line {n}\n")).collect();
+    assert_eq!(*server.taken(), [lines]);
 }
 
 #[tokio::test]
@@ -178,10 +94,8 @@ async fn what_is_refused_for_good_is_counted_and_not_tried_again() {
     const NO: Act = Act::Say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nwho");
     let (server, counts) = ten(&[NO], |_| {}).await;
     assert_eq!(counts, [0, 10, 0, 0, 0]);
-    assert_eq!(server.requests.load(Relaxed), 1);
+    assert_eq!(server.requests(), 1);
     // A redirect is no way to choose another destination.
-    const ELSEWHERE: Act =
-        Act::Say("HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(ten(&[ELSEWHERE], |_| {}).await.1, [0, 10, 0, 0, 0]);
 }
 
@@ -199,37 +113,39 @@ async fn patience_ends() {
 
 #[tokio::test]
 async fn one_that_hangs_costs_a_bounded_queue_and_nobody_else() {
-    let (hung, well) = (server(&[Act::Hang]).await, server(&[OK]).await);
+    let (hung, well) = (Server::start(&[Act::Hang]).await, Server::start(&[OK]).await);
     let slow = Settings { queue_bytes: 1000, batch_items: 10, timeout: SOON, ..settings(&hung.url) };
     let (slow, fast) = (courier(slow), courier(settings(&well.url)));
     // The first batch is under way when the others come, so that what is dropped can be told exactly.
     (0..10).for_each(|_| slow.offer(Line("0123456789".into())));
-    while hung.requests.load(Relaxed) == 0 {
+    while hung.requests() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for n in 0..5000 {
         slow.offer(Line(format!("{n:010}")));
         fast.offer(Line(format!("{n:010}")));
     }
-    while fast.tally().delivered.load(Relaxed) < 5000 {
+    while fast.ledger().counts().delivered < 5000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(well.taken.lock().unwrap().len(), 5000);
-    assert_eq!(slow.lost()[0], ("queue_full", 4900));
-    let tally = slow.close(Duration::from_millis(50)).await;
-    let counts = [&tally.delivered, &tally.abandoned].map(|count| count.load(Relaxed));
-    assert_eq!(counts, [0, 110], "what was under way and what waited");
+    assert_eq!(lines(&well), 5000);
+    let counts = slow.ledger().counts();
+    assert_eq!(
+        (counts.offered, counts.queue_full, counts.waiting, counts.waiting_bytes),
+        (5010, 4900, 110, 1100)
+    );
+    let counts = exact(slow.close(Duration::from_millis(50)).await, 5010);
+    assert_eq!((counts.delivered, counts.abandoned), (0, 110), "what was under way and what waited");
 }
 
 #[tokio::test]
 async fn closing_delivers_what_waits() {
-    let server = server(&[OK]).await;
+    let server = Server::start(&[OK]).await;
     let patient = Settings { linger: SOON, ..settings(&server.url) };
     let courier = courier(patient);
     (0..2000).for_each(|n| courier.offer(Line(n.to_string())));
-    let tally = courier.close(SOON).await;
-    assert_eq!(tally.delivered.load(Relaxed), 2000);
-    assert_eq!(server.taken.lock().unwrap().len(), 2000);
+    assert_eq!(exact(courier.close(SOON).await, 2000).delivered, 2000);
+    assert_eq!(lines(&server), 2000);
 }
 
 #[tokio::test]
@@ -238,7 +154,11 @@ async fn settings_that_cannot_be_are_told_at_the_start() {
     let of = |url: &str| error(Settings::new(url));
     assert!(of("loki:3100").contains("must begin with http:// or https://"), "{}", of("loki:3100"));
     assert!(of("nonsense").contains("is no URL"));
-    let headers = vec![("Authorization".into(), "Bearer \n".into())];
+    assert!(of("https://ann:hunter2@a/").contains("go into a header"));
+    for hidden in ["https://ann:hunter2@a/", "ann:hunter2@a", "https:/ann:hunter2@[a/"] {
+        assert!(!of(hidden).contains("hunter2"), "{}", of(hidden));
+    }
+    let headers = vec![Header::parse("Authorization=Bearer \x01").unwrap()];
     assert!(
         error(Settings { headers, ..Settings::new("http://a/") }).contains("bytes that no header may have")
     );

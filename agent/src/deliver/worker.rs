@@ -1,17 +1,18 @@
 //! One destination's loop: batch, send, try again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::header::Headers;
 use super::patience;
-use super::queue::Queue;
-use super::{Format, Settings, Tally};
+use super::queue::{Queue, Weigh};
+use super::tally::{Fate, Tally};
+use super::{Format, Settings, trust};
 use crate::model::text;
 
 /// Bytes of an answer that are looked at.
@@ -22,6 +23,7 @@ const SHOWN: usize = 200;
 pub struct Worker<F: Format> {
     pub name: &'static str,
     pub client: reqwest::Client,
+    pub headers: Headers,
     pub settings: Settings,
     pub format: F,
     pub queue: Arc<Queue<F::Item>>,
@@ -39,14 +41,21 @@ enum Answer {
 }
 
 /// Items that are neither delivered nor given up: abandoned, if the worker ends here.
-struct Pending<'a> {
-    left: u64,
-    tally: &'a Tally,
+struct Pending {
+    items: u64,
+    bytes: u64,
+    tally: Arc<Tally>,
 }
 
-impl Drop for Pending<'_> {
+impl Pending {
+    fn settle(&mut self, fate: Fate) {
+        self.tally.settled(fate, std::mem::take(&mut self.items), std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Drop for Pending {
     fn drop(&mut self) {
-        self.tally.abandoned.fetch_add(self.left, Relaxed);
+        self.settle(Fate::Abandoned);
     }
 }
 
@@ -80,14 +89,15 @@ impl<F: Format> Worker<F> {
         }
         tokio::select! {
             () = sleep(self.settings.linger) => {}
-            () = self.queue.holds(self.settings.batch_bytes) => {}
+            () = self.queue.holds(self.settings.batch_items, self.settings.batch_bytes) => {}
             _ = self.closed.changed() => {}
         }
     }
 
     async fn deliver(&mut self, batch: Vec<F::Item>, troubled: &mut bool) {
+        let bytes: usize = batch.iter().map(Weigh::bytes).sum();
         let tally = self.tally.clone();
-        let mut pending = Pending { left: batch.len() as u64, tally: &tally };
+        let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
         let body = match self.format.body(&batch) {
             Ok(body) => body,
             Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
@@ -97,10 +107,10 @@ impl<F: Format> Worker<F> {
         for attempt in 0.. {
             match self.send(body.clone()).await {
                 Answer::Taken(refused) => {
-                    let refused = refused.min(pending.left);
-                    tally.delivered.fetch_add(pending.left - refused, Relaxed);
-                    tally.refused.fetch_add(refused, Relaxed);
-                    pending.left = 0;
+                    let refused = refused.min(pending.items);
+                    self.tally.settled(Fate::Refused, refused, 0);
+                    pending.items -= refused;
+                    pending.settle(Fate::Delivered);
                     if std::mem::take(troubled) {
                         tracing::info!(destination = self.name, "delivers again");
                     }
@@ -116,37 +126,42 @@ impl<F: Format> Worker<F> {
                         return;
                     }
                     let pause = patience::pause(attempt, asked, fastrand::f64());
-                    if begun.elapsed() + pause > self.settings.patience {
-                        tally.expired.fetch_add(std::mem::take(&mut pending.left), Relaxed);
-                        return;
+                    let over = begun.elapsed() + pause > self.settings.patience;
+                    if over {
+                        pending.settle(Fate::Expired);
                     }
+                    // The next batch is no reason to come before the destination wants us.
                     tokio::select! {
                         () = sleep(pause) => {}
                         _ = self.closed.changed() => {}
                     }
-                    tally.retries.fetch_add(1, Relaxed);
+                    if over {
+                        return;
+                    }
+                    self.tally.retried();
                 }
             }
         }
     }
 
-    fn refused(&self, pending: &mut Pending<'_>, why: &str, troubled: &mut bool) {
-        let count = std::mem::take(&mut pending.left);
-        self.tally.refused.fetch_add(count, Relaxed);
+    fn refused(&self, pending: &mut Pending, why: &str, troubled: &mut bool) {
+        let count = pending.items;
+        pending.settle(Fate::Refused);
         if !std::mem::replace(troubled, true) {
             tracing::warn!(destination = self.name, "refused for good, {count} items given up: {why}");
         }
     }
 
     async fn send(&self, body: Vec<u8>) -> Answer {
-        let request = self.client.post(&self.settings.url);
+        let headers = match self.headers.now().await {
+            Ok(headers) => headers,
+            Err(error) => return Answer::Later(format!("{error:#}"), None),
+        };
+        let request = self.client.post(&self.settings.url).headers(headers);
         let request = request.header(CONTENT_TYPE, self.format.content_type()).body(body);
         let response = match request.send().await {
             Ok(response) => response,
-            // Its own words lack the reason, and have the URL, which may have a password.
-            Err(error) => {
-                return Answer::Later(format!("{:#}", anyhow::Error::from(error.without_url())), None);
-            }
+            Err(error) => return Answer::Later(trust::said(error), None),
         };
         let status = response.status();
         let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -158,8 +173,7 @@ impl<F: Format> Worker<F> {
         };
         match status {
             _ if status.is_success() => Answer::Taken(self.format.refused(&answer)),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Answer::Later(said(), asked),
-            _ if status.is_server_error() => Answer::Later(said(), asked),
+            _ if self.format.passes(status) => Answer::Later(said(), asked),
             _ => Answer::Never(format!("{}; its address and its headers are in the configuration", said())),
         }
     }

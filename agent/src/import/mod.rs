@@ -4,7 +4,7 @@
 //! before memory is taken for it, and what is over a bound is refused with the bound, never cut off in silence.
 
 pub mod pprof;
-mod wire;
+pub(crate) mod wire;
 
 /// A profile as far as comparing needs it: stacks of functions, and one value each.
 #[derive(Debug, Default)]

@@ -4,6 +4,7 @@
 //! Must not know: HTTP, aya, the runtime. Label values are names of containers and our own words, never names that were
 //! looked up, pids or paths: there are as many series as there are containers, up to a bound.
 
+mod exports;
 pub mod family;
 mod own;
 mod series;
@@ -14,11 +15,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
+use crate::deliver::Ledger;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
 use crate::model::incident::Verdict;
@@ -31,6 +33,8 @@ pub struct Metrics {
     events: Mutex<BTreeMap<Kind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
+    /// Of each destination; none is the commonest.
+    exports: OnceLock<Vec<Ledger>>,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -99,6 +103,11 @@ impl Metrics {
         }
     }
 
+    /// Where events go, told once.
+    pub fn exports(&self, ledgers: Vec<Ledger>) {
+        let _ = self.exports.set(ledgers);
+    }
+
     /// Takes over what others know now.
     pub fn take(&self, scrape: Scrape) {
         let now = Instant::now();
@@ -122,6 +131,7 @@ impl Metrics {
         families.push(of_growth(&book));
         families.extend(self.of_agent(book.refused));
         drop(book);
+        families.extend(exports::families(self.exports.get().map_or(&[], Vec::as_slice)));
         families.extend(own::families());
         families
     }

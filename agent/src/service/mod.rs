@@ -1,9 +1,13 @@
-//! What becomes of an event in the agent: stored, then printed and streamed; and whom the agent tells how it is.
+//! What becomes of an event in the agent: stored, then printed, streamed and exported; and whom the agent tells how it is.
 //!
 //! Must not know: how events are made.
 
+mod exports;
+#[cfg(test)]
+mod exports_tests;
 mod out;
 mod systemd;
 
+pub use exports::{ExportArgs, Exports};
 pub use out::{Out, Paths};
 pub use systemd::Systemd;

@@ -1,16 +1,18 @@
-//! Event → store → stdout, live streams. Without a state folder there is no store, and an event is told at once.
+//! Event → store → stdout, live streams, exports. Without a state folder there is no store, and an event is told at once.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
+use super::Exports;
 use crate::api::{self, Health, Listening, Pages, Sources};
+use crate::deliver::written::{self, Written};
 use crate::incidents::Incidents;
 use crate::model::Event;
 use crate::model::Owner;
@@ -26,6 +28,8 @@ const SOCKET: &str = "agent.sock";
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
 
+/// How long exports have at the end: a destination that is down must not hold up each restart.
+const EXPORTS_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks at whether all has been written, at the end.
 const LEFT: Duration = Duration::from_millis(20);
 
@@ -46,19 +50,26 @@ pub struct Out {
     live: broadcast::Sender<Arc<Stored>>,
     health: Arc<Health>,
     pages: Arc<Pages>,
+    exports: Exports,
     _socket: Option<Listening>,
 }
 
 impl Out {
     /// Opens the store, and listens. A socket that cannot be had is said, and costs the API alone; an address that was
     /// asked for and cannot be had is an error.
-    pub async fn start(paths: Paths, limits: Limits, pods: Arc<Pods>) -> anyhow::Result<Out> {
+    pub async fn start(
+        paths: Paths,
+        limits: Limits,
+        exports: Exports,
+        pods: Arc<Pods>,
+    ) -> anyhow::Result<Out> {
         let history = paths.state_dir.as_deref().map(History::open).transpose()?;
         let boot = boot_id();
         let store = paths.state_dir.as_deref().map(|dir| Store::start(dir, &boot, limits)).transpose()?;
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
+        pages.metrics().exports(exports.ledgers());
         let sources = Sources {
             pods,
             store: store.as_ref().map(|(store, _)| store.reader()),
@@ -80,12 +91,14 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, pages, _socket: listening })
+        let incidents = Incidents::new(&boot);
+        Ok(Out { history, store, incidents, live, health, pages, exports, _socket: listening })
     }
 
     /// From here on the agent is ready, but for what this recorder had to leave out.
-    pub fn attached(&self, recorder: &Recorder) {
+    pub fn attached(&mut self, recorder: &Recorder) {
         self.pages.attached(recorder.scraper());
+        self.exports.measure(self.pages.clone());
         self.health.attached(recorder.degraded().to_vec());
     }
 
@@ -120,14 +133,21 @@ impl Out {
         std::future::pending().await
     }
 
-    /// Prints it, and hands it to whoever listens.
+    /// Prints it, exports it, and hands it to whoever listens.
     pub fn tell(&mut self, mut stored: Stored) -> anyhow::Result<()> {
         if let Some((store, _)) = &self.store {
             stored.event.losses.extend(store.losses());
             stored.event.losses.extend(self.incidents.losses());
             self.incidents.see(&stored.event, stored.id);
         }
-        write(&stored.event)?;
+        stored.event.losses.extend(self.exports.losses());
+        if self.exports.is_empty() {
+            write(&written::line(&stored.event)?)?;
+        } else {
+            let written = Written::new(stored.event.clone())?;
+            write(&written.line)?;
+            self.exports.offer(&written);
+        }
         self.pages.metrics().observe(&stored.event);
         if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
             // A full disk costs the history, not the recording.
@@ -148,8 +168,8 @@ impl Out {
         self.health.stopping();
     }
 
-    /// Tells what is left, keeps what became of it, and closes the store.
-    pub async fn close(&mut self) -> anyhow::Result<()> {
+    /// Tells what is left, keeps what became of it, closes the store, and then delivers what waits until `deadline`.
+    pub async fn close(&mut self, deadline: Instant) -> anyhow::Result<()> {
         while self.store.as_ref().is_some_and(|(store, _)| store.waiting() > 0) {
             if let Ok(stored) = tokio::time::timeout(LEFT, self.stored()).await {
                 self.tell(stored)?;
@@ -160,14 +180,16 @@ impl Out {
             store.close();
             while told.recv().await.is_some() {}
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let last = self.pages.metrics().families();
+        std::mem::take(&mut self.exports).close(left.min(EXPORTS_WITHIN), &last).await;
         Ok(())
     }
 }
 
 /// One line, flushed: whoever reads has it at once.
-fn write(event: &Event) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(event).context("write an event as JSON")?;
-    line.push(b'\n');
+fn write(line: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(&line).and_then(|()| out.flush()).context("write an event to stdout")
+    let written = out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n"));
+    written.and_then(|()| out.flush()).context("write an event to stdout")
 }

@@ -1,0 +1,92 @@
+//! What became of what was offered to a destination.
+//!
+//! One lock for all of it, so that the sums agree at every moment: offered = delivered + lost + waiting.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Items, but for `waiting_bytes` and `retries`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub offered: u64,
+    /// Neither delivered nor lost: in the queue, or in the batch that is under way.
+    pub waiting: u64,
+    pub waiting_bytes: u64,
+    pub delivered: u64,
+    /// Had to make room for newer ones.
+    pub queue_full: u64,
+    /// The destination said that it never will take them.
+    pub refused: u64,
+    /// Tried for as long as `patience` allows.
+    pub expired: u64,
+    /// Not written out when the agent ended.
+    pub abandoned: u64,
+    /// Requests that were made again.
+    pub retries: u64,
+}
+
+impl Counts {
+    /// What was given up, by reason.
+    pub fn lost(&self) -> [(&'static str, u64); 4] {
+        [
+            ("queue_full", self.queue_full),
+            ("refused", self.refused),
+            ("expired", self.expired),
+            ("abandoned", self.abandoned),
+        ]
+    }
+
+    pub fn lost_sum(&self) -> u64 {
+        self.lost().iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// How an item's wait ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Delivered,
+    QueueFull,
+    Refused,
+    Expired,
+    Abandoned,
+}
+
+#[derive(Debug, Default)]
+pub struct Tally(Mutex<Counts>);
+
+impl Tally {
+    /// As they stand, all at the same moment.
+    pub fn counts(&self) -> Counts {
+        *self.lock()
+    }
+
+    /// One more waits.
+    pub fn offered(&self, bytes: usize) {
+        let mut counts = self.lock();
+        counts.offered += 1;
+        counts.waiting += 1;
+        counts.waiting_bytes += bytes as u64;
+    }
+
+    /// So many, of so many bytes together, wait no longer.
+    pub fn settled(&self, fate: Fate, items: u64, bytes: u64) {
+        let mut counts = self.lock();
+        counts.waiting -= items;
+        counts.waiting_bytes -= bytes;
+        let count = match fate {
+            Fate::Delivered => &mut counts.delivered,
+            Fate::QueueFull => &mut counts.queue_full,
+            Fate::Refused => &mut counts.refused,
+            Fate::Expired => &mut counts.expired,
+            Fate::Abandoned => &mut counts.abandoned,
+        };
+        *count += items;
+    }
+
+    pub fn retried(&self) {
+        self.lock().retries += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,151 @@
+//! Destinations behind TLS, with authorities of the tests' own: who is believed, who we say that we are, and what is said
+//! when it is somebody else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::Settings;
+use super::trust::{client, said};
+
+/// An authority, and what it has signed.
+struct Authority {
+    file: PathBuf,
+    certificate: rcgen::Certificate,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(dir: &Path, name: &str) -> Authority {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let certificate = params.self_signed(&key).unwrap();
+        let file = dir.join(format!("{name}.pem"));
+        std::fs::write(&file, certificate.pem()).unwrap();
+        Authority { file, certificate, issuer: Issuer::new(params, key) }
+    }
+
+    fn sign(&self, name: &str, years: (i32, i32)) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+}
+
+const NOW: (i32, i32) = (2020, 4000);
+
+/// A destination that says 204 to whoever it believes; the URL's host is `localhost`.
+async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> String {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signed.1.serialize_der()));
+    let builder = ServerConfig::builder();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(authority.certificate.der().clone()).unwrap();
+            builder.with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
+        }
+    };
+    let config = builder.with_single_cert(vec![signed.0.der().clone()], key).unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}/push", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut asked = [0; 4096];
+                if matches!(stream.read(&mut asked).await, Ok(length) if length > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+                    let _ = stream.shutdown().await;
+                }
+            });
+        }
+    });
+    url
+}
+
+/// What a request comes to: a status, or what is said of it.
+async fn post(settings: Settings) -> Result<u16, String> {
+    let url = settings.url.clone();
+    let settings = Settings { timeout: Duration::from_secs(60), ..settings };
+    let answer = client(&settings).unwrap().post(url).body("x").send().await;
+    answer.map(|answer| answer.status().as_u16()).map_err(said)
+}
+
+fn by(url: &str, authority: &Authority) -> Settings {
+    Settings { certificate_authority: Some(authority.file.clone()), ..Settings::new(url) }
+}
+
+#[tokio::test]
+async fn the_right_authority_is_believed_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
+    let url = destination(ours.sign("localhost", NOW), None).await;
+    assert_eq!(post(by(&url, &ours)).await, Ok(204));
+    // A bundle has many.
+    let bundle = dir.path().join("bundle.pem");
+    let text = [&other.file, &ours.file].map(|file| std::fs::read_to_string(file).unwrap()).concat();
+    std::fs::write(&bundle, text).unwrap();
+    let settings = Settings { certificate_authority: Some(bundle), ..Settings::new(&url) };
+    assert_eq!(post(settings).await, Ok(204));
+
+    let wrong = post(by(&url, &other)).await.unwrap_err();
+    assert!(wrong.contains("UnknownIssuer") && wrong.contains("--export-ca names the PEM file"), "{wrong}");
+    assert!(!wrong.contains("localhost"), "the URL may have a password: {wrong}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_with_what_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::new(dir.path(), "ours");
+    let elsewhere = destination(ours.sign("loki.example", NOW), None).await;
+    let wrong = post(by(&elsewhere, &ours)).await.unwrap_err();
+    assert!(wrong.contains("use that name in the URL"), "{wrong}");
+    let expired = destination(ours.sign("localhost", (2001, 2002)), None).await;
+    let wrong = post(by(&expired, &ours)).await.unwrap_err();
+    assert!(wrong.contains("has to be renewed"), "{wrong}");
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", plain.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = plain.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let wrong = post(by(&url, &ours)).await.unwrap_err();
+    assert!(wrong.contains("is http:// meant?"), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_destination_that_asks_is_told_who_we_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
+    let url = destination(ours.sign("localhost", NOW), Some(&ours)).await;
+    let identity = |authority: &Authority| {
+        let (certificate, key) = authority.sign("node-1", NOW);
+        let file = dir.path().join("identity.pem");
+        std::fs::write(&file, format!("{}{}", certificate.pem(), key.serialize_pem())).unwrap();
+        Some(file)
+    };
+    let settings = Settings { identity: identity(&ours), ..by(&url, &ours) };
+    assert_eq!(post(settings).await, Ok(204));
+    for nobody in [None, identity(&other)] {
+        let wrong = post(Settings { identity: nobody, ..by(&url, &ours) }).await.unwrap_err();
+        assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
+    }
+}

@@ -1,0 +1,31 @@
+//! What became of what was offered to each destination.
+
+use super::family::Family;
+use crate::deliver::Ledger;
+
+/// offered = delivered + lost + waiting, on every page.
+pub fn families(ledgers: &[Ledger]) -> Vec<Family> {
+    let mut offered =
+        Family::counter("podopsy_export_offered", "Events (pages, of metrics) offered to a destination.");
+    let mut delivered = Family::counter("podopsy_export_delivered", "Events that a destination said it has.");
+    let mut lost =
+        Family::counter("podopsy_export_lost", "Events that a destination will not get, by reason.");
+    let mut retries = Family::counter("podopsy_export_retries", "Requests to a destination made again.");
+    let mut waiting = Family::gauge("podopsy_export_waiting", "Events neither delivered nor lost yet.");
+    let mut bytes = Family::gauge("podopsy_export_queue_bytes", "Memory that those events take, about.");
+    for ledger in ledgers {
+        let counts = ledger.counts();
+        let labels = || vec![("destination", ledger.destination.to_owned())];
+        offered.count(labels(), counts.offered);
+        delivered.count(labels(), counts.delivered);
+        for (reason, count) in counts.lost() {
+            let mut labels = labels();
+            labels.push(("reason", reason.to_owned()));
+            lost.count(labels, count);
+        }
+        retries.count(labels(), counts.retries);
+        waiting.number(labels(), counts.waiting as f64);
+        bytes.number(labels(), counts.waiting_bytes as f64);
+    }
+    vec![offered, delivered, lost, retries, waiting, bytes]
+}

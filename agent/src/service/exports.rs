@@ -1,0 +1,230 @@
+//! Where events go besides stdout: settings → one courier a destination → what became of what they were offered.
+//!
+//! Must not know: how anything is written or sent.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use jiff::Timestamp;
+use tokio::task::JoinHandle;
+
+use crate::api::Pages;
+use crate::deliver::loki::Loki;
+use crate::deliver::otlp::Logs;
+use crate::deliver::written::Written;
+use crate::deliver::{Courier, Header, Ledger, Settings, otlp_metrics};
+use crate::metrics::family::Family;
+use crate::model::Losses;
+use crate::{bytes, duration};
+
+/// Settings; `agent/src/config` has them from the environment and the file, too.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(
+    next_help_heading = "Exports: every event, once it is stored; a destination that is down costs nothing else (SIGHUP does not change them)"
+)]
+pub struct ExportArgs {
+    /// Push events to Grafana Loki (2.9 or newer): http://HOST:3100; a path other than /loki/api/v1/push stands in the URL
+    #[arg(long, value_name = "URL")]
+    loki_url: Option<String>,
+    /// A header for Loki, NAME=VALUE; NAME=@FILE for a password, read again for each request. Commas part headers
+    #[arg(long = "loki-header", value_name = "HEADER", hide_env_values = true)]
+    loki_headers: Vec<String>,
+    /// Send events as OpenTelemetry logs (OTLP by HTTP, protobuf): http://HOST:4318; /v1/logs is added
+    #[arg(long, value_name = "URL")]
+    otlp_url: Option<String>,
+    /// A header for OTLP, as --loki-header
+    #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
+    otlp_headers: Vec<String>,
+    /// Send what /metrics has to --otlp-url, too, each so often (60s): /v1/metrics is added there. For who cannot scrape
+    #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
+    otlp_metrics_every: Option<Duration>,
+    /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
+    /// none
+    #[arg(long, value_name = "FILE")]
+    export_ca: Option<PathBuf>,
+    /// Who we are, for destinations that ask: PEM, the certificate and its key in one file
+    #[arg(long, value_name = "FILE")]
+    export_identity: Option<PathBuf>,
+    /// What may wait for each destination, in memory; the oldest leave first, and are counted
+    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = bytes::parse_queue)]
+    export_queue_bytes: u64,
+    /// How long a batch is tried again before it is given up
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse_patience)]
+    export_patience: Duration,
+}
+
+/// Couriers that run.
+#[derive(Default)]
+pub struct Exports {
+    pub(super) events: Vec<Courier<Arc<Written>>>,
+    measures: Option<Measures>,
+}
+
+/// Metrics, each so often.
+struct Measures {
+    courier: Courier<otlp_metrics::Page>,
+    every: Duration,
+    since: Timestamp,
+    node: String,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Exports {
+    /// An error says which setting cannot be; whether a destination is there shows later.
+    pub fn start(args: &ExportArgs, node: &str) -> anyhow::Result<Exports> {
+        let mut exports = Exports::default();
+        if let Some(settings) = args.settings("loki", args.loki_url.as_deref(), &args.loki_headers)? {
+            let settings = at(settings, "/loki/api/v1/push", false).context("loki-url")?;
+            exports.events.push(Courier::start("loki", settings, Loki)?);
+        }
+        let otlp = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)?;
+        let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
+        ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
+        if let Some(settings) = otlp {
+            if let Some(every) = args.otlp_metrics_every {
+                let settings = at(settings.clone(), "/v1/metrics", true).context("otlp-url")?;
+                let courier = Courier::start("otlp_metrics", settings, otlp_metrics::Metrics)?;
+                tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
+                let (since, node) = (Timestamp::now(), node.to_owned());
+                exports.measures = Some(Measures { courier, every, since, node, task: None });
+            }
+            let settings = at(settings, "/v1/logs", true).context("otlp-url")?;
+            exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
+        }
+        for courier in &exports.events {
+            tracing::info!(destination = courier.name(), url = courier.url(), "exports events");
+        }
+        Ok(exports)
+    }
+
+    /// Nothing is configured: an event need not be written for anyone.
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Never waits.
+    pub fn offer(&self, event: &Arc<Written>) {
+        self.events.iter().for_each(|courier| courier.offer(event.clone()));
+    }
+
+    /// From here on what is counted is sent, each so often.
+    pub fn measure(&mut self, pages: Arc<Pages>) {
+        let Some(measures) = &mut self.measures else { return };
+        let (inlet, since, node) = (measures.courier.inlet(), measures.since, measures.node.clone());
+        let mut round = tokio::time::interval(measures.every);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        measures.task = Some(tokio::spawn(async move {
+            loop {
+                round.tick().await;
+                let families = pages.families().await;
+                inlet.offer(otlp_metrics::Page::new(&node, &families, since, Timestamp::now()));
+            }
+        }));
+    }
+
+    pub fn ledgers(&self) -> Vec<Ledger> {
+        let measures = self.measures.iter().map(|measures| measures.courier.ledger());
+        self.events.iter().map(Courier::ledger).chain(measures).collect()
+    }
+
+    /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
+    pub fn losses(&self) -> Losses {
+        let lost = self.events.iter().map(|courier| {
+            let ledger = courier.ledger();
+            (format!("export_{}", ledger.destination), ledger.counts().lost_sum())
+        });
+        lost.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Tries to deliver what waits, to all at once, for so long; `last`: what was counted in the end.
+    pub async fn close(self, time: Duration, last: &[Family]) {
+        let mut closing: Vec<_> = self
+            .events
+            .into_iter()
+            .map(|courier| (courier.name(), tokio::spawn(courier.close(time))))
+            .collect();
+        if let Some(Measures { courier, since, node, task, .. }) = self.measures {
+            if let Some(task) = task {
+                task.abort();
+                courier.offer(otlp_metrics::Page::new(&node, last, since, Timestamp::now()));
+            }
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
+        for (destination, closed) in closing {
+            let Ok(counts) = closed.await else { continue };
+            let lost: Vec<_> = counts.lost().into_iter().filter(|(_, count)| *count > 0).collect();
+            tracing::info!(destination, delivered = counts.delivered, ?lost, "export closed");
+        }
+    }
+}
+
+impl ExportArgs {
+    /// None: no such destination is wanted.
+    fn settings(
+        &self,
+        name: &str,
+        url: Option<&str>,
+        headers: &[String],
+    ) -> anyhow::Result<Option<Settings>> {
+        // An empty variable is how a pod's manifest says no.
+        let Some(url) = url.filter(|url| !url.is_empty()) else {
+            ensure!(headers.is_empty(), "{name}-header is set, and {name}-url is not: set both, or neither");
+            return Ok(None);
+        };
+        let headers: Vec<Header> = headers
+            .iter()
+            .map(|header| Header::parse(header).with_context(|| format!("{name}-header")))
+            .collect::<anyhow::Result<_>>()?;
+        if url.starts_with("http://") && headers.iter().any(Header::is_secret) {
+            tracing::warn!("{name}-header goes over the network in the clear: {name}-url is http://");
+        }
+        Ok(Some(Settings {
+            headers,
+            certificate_authority: self.export_ca.clone(),
+            identity: self.export_identity.clone(),
+            patience: self.export_patience,
+            queue_bytes: usize::try_from(self.export_queue_bytes).unwrap_or(usize::MAX),
+            ..Settings::new(url)
+        }))
+    }
+}
+
+/// The address of one endpoint: `path` where the URL has none, or below the URL's own if that is a base.
+fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
+    let mut url = crate::deliver::url(&settings.url)?;
+    ensure!(url.fragment().is_none(), "a URL with a # names a part of a page, not an address to send to");
+    let own = url.path().trim_end_matches('/').to_owned();
+    match own.as_str() {
+        "" => url.set_path(path),
+        own if base && !own.ends_with(path) => url.set_path(&format!("{own}{path}")),
+        own => url.set_path(own),
+    }
+    Ok(Settings { url: url.into(), ..settings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_where_its_users_expect_it() {
+        let of = |url: &str, path, base| at(Settings::new(url), path, base).unwrap().url;
+        for (url, loki) in [
+            ("http://loki:3100", "http://loki:3100/loki/api/v1/push"),
+            ("http://loki:3100/", "http://loki:3100/loki/api/v1/push"),
+            ("https://gw/a/push?tenant=b", "https://gw/a/push?tenant=b"),
+        ] {
+            assert_eq!(of(url, "/loki/api/v1/push", false), loki);
+        }
+        for (url, otlp) in [
+            ("http://c:4318", "http://c:4318/v1/logs"),
+            ("https://c/otlp/", "https://c/otlp/v1/logs"),
+            ("https://c/otlp/v1/logs", "https://c/otlp/v1/logs"),
+        ] {
+            assert_eq!(of(url, "/v1/logs", true), otlp);
+        }
+        assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
+    }
+}

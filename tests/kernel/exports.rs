@@ -1,0 +1,402 @@
+//! What arrives at Loki and at an OpenTelemetry collector of a real OOM kill and a real DNS failure: decoded by others'
+//! means, and held against stdout. The collector is down until the agent ends; nothing is lost, and /metrics adds up.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, SeverityNumber};
+use opentelemetry_proto::tonic::metrics::v1::NumberDataPoint;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use prost::Message;
+use serde_json::{Value, json};
+use support::{Running, VICTIMS_IMAGE, node, query};
+
+const MIB: i64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(90);
+/// Asked of a server that is not there.
+const NAME: &str = "exports.podopsy.test";
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(began.elapsed() < SOON, "no {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A request's head, and its body.
+type Request = (String, Vec<u8>);
+
+/// Takes whatever is posted, or says that it cannot now.
+struct Destination {
+    address: String,
+    up: Arc<AtomicBool>,
+    turned_away: Arc<AtomicBool>,
+    taken: Arc<Mutex<Vec<Request>>>,
+}
+
+impl Destination {
+    fn start(up: bool) -> Destination {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its number").to_string();
+        let it = Destination {
+            address,
+            up: Arc::new(up.into()),
+            turned_away: Arc::default(),
+            taken: Arc::default(),
+        };
+        let (up, turned_away, taken) = (it.up.clone(), it.turned_away.clone(), it.taken.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (up, turned_away, taken) = (up.clone(), turned_away.clone(), taken.clone());
+                std::thread::spawn(move || {
+                    let mut stream = BufReader::new(stream);
+                    while let Some(request) = request(&mut stream) {
+                        let answer: &[u8] = match up.load(Relaxed) {
+                            true => {
+                                taken.lock().expect("its requests").push(request);
+                                b"HTTP/1.1 204 No Content\r\n\r\n"
+                            }
+                            false => {
+                                turned_away.store(true, Relaxed);
+                                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\ndown"
+                            }
+                        };
+                        let _ = stream.get_mut().write_all(answer);
+                    }
+                });
+            }
+        });
+        it
+    }
+
+    fn taken(&self) -> Vec<Request> {
+        self.taken.lock().expect("its requests").clone()
+    }
+}
+
+fn request(stream: &mut BufReader<TcpStream>) -> Option<Request> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let lower = head.to_lowercase();
+    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+    let mut body = vec![0; length.trim().parse().ok()?];
+    stream.read_exact(&mut body).ok()?;
+    Some((lower, body))
+}
+
+fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).ok()?;
+    let mut all = String::new();
+    stream.read_to_string(&mut all).ok()?;
+    all.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
+/// The agent, and where it answers; its events go to `events`.
+fn agent(node: &Node, events: &Path, loki: &Destination, otlp: &Destination) -> (Running, String) {
+    let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let log = node.directory().join("agent.log");
+    let token = node.directory().join("token");
+    fs::write(&token, "Bearer of-the-test\n").expect("write a token");
+    let mut command = Command::new(program);
+    command.arg("--cri-socket").arg(node.cri_socket()).args(["--listen", "127.0.0.1:0", "--node", "n1"]);
+    command.arg("--socket").arg(node.directory().join("agent.sock"));
+    command.arg("--state-dir").arg(node.directory().join("state"));
+    command.args(["--loki-url", &format!("http://{}", loki.address), "--loki-header=X-Scope-OrgID=shop"]);
+    command.args(["--otlp-url", &format!("http://{}/otlp", otlp.address)]);
+    command.args(["--otlp-metrics-every", "1s"]);
+    command.arg(format!("--otlp-header=Authorization=@{}", token.display()));
+    let out = fs::File::create(events).expect("a file for its events");
+    let child = command.stdout(out).stderr(fs::File::create(&log).expect("the agent's log")).spawn();
+    let child = Running(child.expect("start the agent"));
+    let address = until("agent that records", || {
+        let said = fs::read_to_string(&log).ok().filter(|said| said.contains("recording"))?;
+        let (_, rest) = said.split_once("address=")?;
+        Some(rest.split_whitespace().next()?.to_owned())
+    });
+    (child, address)
+}
+
+/// Each line that Loki got, with its stream's labels, its time and its metadata.
+fn entries(loki: &Destination) -> Vec<(Value, Value)> {
+    let mut all = Vec::new();
+    for (head, body) in loki.taken() {
+        assert!(head.starts_with("post /loki/api/v1/push http/1.1\r\n"), "{head}");
+        assert!(head.contains("x-scope-orgid: shop") && head.contains("content-type: application/json"));
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        for stream in body["streams"].as_array().expect("streams") {
+            let values = stream["values"].as_array().expect("values").iter();
+            all.extend(values.map(|value| (stream["stream"].clone(), value.clone())));
+        }
+    }
+    all
+}
+
+/// The bodies of what the collector got at a path.
+fn posted(otlp: &Destination, path: &str) -> Vec<Vec<u8>> {
+    let (mut all, known) = (Vec::new(), ["/otlp/v1/logs", "/otlp/v1/metrics"]);
+    for (head, body) in otlp.taken() {
+        let at = head.strip_prefix("post ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        assert!(known.contains(&at), "{head}");
+        assert!(head.contains("authorization: bearer of-the-test\r\n"), "{head}");
+        assert!(head.contains("content-type: application/x-protobuf"), "{head}");
+        if at == path {
+            all.push(body);
+        }
+    }
+    all
+}
+
+/// The points of a metric of one container, page after page.
+fn points(otlp: &Destination, name: &str, container: &str) -> Vec<NumberDataPoint> {
+    let mut all = Vec::new();
+    for body in posted(otlp, "/otlp/v1/metrics") {
+        let request = ExportMetricsServiceRequest::decode(body.as_slice()).expect("OTLP");
+        let scopes = request.resource_metrics.into_iter().flat_map(|page| page.scope_metrics);
+        for metric in scopes.flat_map(|scope| scope.metrics).filter(|metric| metric.name == name) {
+            let Some(Data::Sum(sum)) = metric.data else { panic!("{name} is a sum") };
+            assert!(sum.is_monotonic, "{name} only grows");
+            all.extend(sum.data_points.into_iter().filter(|point| {
+                attributes(&point.attributes).get("k8s.container.name").cloned() == string(container)
+            }));
+        }
+    }
+    all
+}
+
+/// Each record that the collector got, with the attributes of its resource.
+fn records(otlp: &Destination) -> Vec<(BTreeMap<String, Any>, LogRecord)> {
+    let mut all = Vec::new();
+    for body in posted(otlp, "/otlp/v1/logs") {
+        let request = ExportLogsServiceRequest::decode(body.as_slice()).expect("OTLP");
+        for logs in request.resource_logs {
+            let resource = attributes(&logs.resource.expect("a resource").attributes);
+            for record in logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
+                all.push((resource.clone(), record));
+            }
+        }
+    }
+    all
+}
+
+fn attributes(all: &[KeyValue]) -> BTreeMap<String, Any> {
+    let one = |pair: &KeyValue| Some((pair.key.clone(), pair.value.clone()?.value?));
+    all.iter().filter_map(one).collect()
+}
+
+fn string(text: &str) -> Option<Any> {
+    Some(Any::StringValue(text.to_owned()))
+}
+
+/// The sum of a metric's samples for a destination.
+fn sum(page: &str, name: &str, destination: &str) -> f64 {
+    let ours = format!("{name}{{destination=\"{destination}\"");
+    let samples = page.lines().filter(|line| line.starts_with(&ours));
+    samples.map(|line| line.rsplit_once(' ').expect("a value").1.parse::<f64>().expect("a number")).sum()
+}
+
+/// Waits for a reader that is not there, by a socket that is told so.
+fn failed_lookup() {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.connect("127.0.0.9:53").expect("connect");
+    socket.send(&query(7, NAME, 1)).expect("send");
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
+    let _ = socket.recv(&mut [0; 16]);
+}
+
+#[test]
+fn a_silent_resolver_does_not_hold_up_the_end() {
+    support::require_root();
+    let dir = tempfile::tempdir().expect("a folder");
+    let silent = UdpSocket::bind("127.0.0.77:53").expect("a resolver's address");
+    let resolv = dir.path().join("resolv.conf");
+    fs::write(&resolv, "nameserver 127.0.0.77\noptions timeout:30 attempts:5\n").expect("write it");
+    let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let log = dir.path().join("agent.log");
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&resolv).arg(program);
+    command.args(["--otlp-url", "http://collector.podopsy.test", "--otlp-metrics-every", "1s"]);
+    command.args(["--cri-socket", "/nonexistent/podopsy-test.sock"]);
+    command.arg("--socket").arg(dir.path().join("agent.sock"));
+    let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("its log")).spawn();
+    let mut agent = Running(child.expect("start the agent"));
+    silent.set_read_timeout(Some(SOON)).expect("a timeout");
+    silent.recv(&mut [0; 512]).expect("it asks");
+    let began = Instant::now();
+    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("ask it to end");
+    assert!(agent.0.wait().expect("its end").success());
+    // The resolver's patience is two and a half minutes.
+    assert!(
+        began.elapsed() < SOON,
+        "{:?}: {}",
+        began.elapsed(),
+        fs::read_to_string(&log).unwrap_or_default()
+    );
+}
+
+#[test]
+fn loki_and_a_collector_have_what_stdout_has() {
+    let (node, _) = node();
+    let (loki, otlp) = (Destination::start(true), Destination::start(false));
+    let events = node.directory().join("events");
+    let (mut agent, address) = agent(&node, &events, &loki, &otlp);
+    let page = get(&address, "/metrics").expect("a page");
+    for zero in ["delivered_total", "retries_total", "lost_total", "queue_bytes"] {
+        for destination in ["loki", "otlp_logs"] {
+            let line = format!("podopsy_export_{zero}{{destination=\"{destination}\"");
+            assert!(
+                page.lines().any(|one| one.starts_with(&line)),
+                "{line} is not there before anything is:\n{page}"
+            );
+        }
+    }
+    failed_lookup();
+    let container = ContainerSpec::new("api", VICTIMS_IMAGE)
+        .command(["leak", "--fast", "--wait", "1000"])
+        .memory_limit(32 * MIB);
+    let pod = node.run_pod(PodSpec::new("shop", "basket").container(container)).expect("run the pod");
+
+    let kinds =
+        || entries(&loki).iter().map(|(labels, _)| labels["kind"].to_string()).collect::<BTreeSet<_>>();
+    until("kill, incident and failed lookup at Loki", || {
+        let wanted = ["\"oom.kill\"", "\"oom.incident\"", "\"dns.failure\""];
+        wanted.iter().all(|kind| kinds().contains(*kind)).then_some(())
+    });
+    until("request that the collector turned away", || otlp.turned_away.load(Relaxed).then_some(()));
+    let page = until("page on which Loki has it all", || {
+        let page = get(&address, "/metrics")?;
+        (sum(&page, "podopsy_export_waiting", "loki") == 0.0).then_some(page)
+    });
+    for destination in ["loki", "otlp_logs"] {
+        let of = |name: &str| sum(&page, &format!("podopsy_export_{name}"), destination);
+        assert_eq!(of("offered_total"), of("delivered_total") + of("lost_total") + of("waiting"), "{page}");
+        assert!(of("offered_total") >= 3.0 && of("lost_total") == 0.0, "{page}");
+    }
+    assert!(sum(&page, "podopsy_export_queue_bytes", "otlp_logs") > 0.0, "{page}");
+
+    // What waits for the collector goes out at the end, because it is there again.
+    otlp.up.store(true, Relaxed);
+    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("ask it to end");
+    assert!(agent.0.wait().expect("its end").success());
+    let log = fs::read_to_string(node.directory().join("agent.log")).expect("its log");
+    assert!(!log.contains("of-the-test") && log.contains("export closed"), "{log}");
+
+    // Each line of stdout is there, once, and nothing else is.
+    let printed = fs::read_to_string(&events).expect("its events");
+    let mut printed: Vec<&str> = printed.lines().collect();
+    printed.sort_unstable();
+    let (entries, records) = (entries(&loki), records(&otlp));
+    let mut lines: Vec<&str> = entries.iter().map(|(_, value)| value[1].as_str().expect("a line")).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, printed);
+    let body = |record: &LogRecord| match record.body.clone().and_then(|body| body.value) {
+        Some(Any::StringValue(line)) => line,
+        other => panic!("{other:?}"),
+    };
+    let mut lines: Vec<String> = records.iter().map(|(_, record)| body(record)).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, printed);
+
+    of_the_kill(&pod.uid, &entries, &records);
+    of_the_lookup(&entries, &records);
+
+    let kills = points(&otlp, "podopsy_oom_kills", "api");
+    let last = kills.last().expect("the kill is counted there, too");
+    assert_eq!(last.value, Some(Number::AsInt(1)), "{kills:?}");
+    assert!(last.start_time_unix_nano < last.time_unix_nano, "{last:?}");
+    let of = attributes(&last.attributes);
+    assert_eq!(
+        (of.get("k8s.pod.name").cloned(), of.get("k8s.namespace.name").cloned()),
+        (string("basket"), string("shop"))
+    );
+    let incident = attributes(&last.exemplars.first().expect("an exemplar").filtered_attributes);
+    assert!(incident.contains_key("podopsy.incident.id"), "{incident:?}");
+}
+
+fn of_the_kill(uid: &str, entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, LogRecord)]) {
+    let is_ours = |labels: &Value| labels["kind"] == "oom.kill" && labels["namespace"] == "shop";
+    let (labels, value) = entries.iter().find(|(labels, _)| is_ours(labels)).expect("the kill");
+    let wanted = json!({"service_name": "podopsy", "node": "n1", "kind": "oom.kill", "namespace": "shop"});
+    assert_eq!(labels, &wanted);
+    let event: Value = serde_json::from_str(value[1].as_str().expect("a line")).expect("an event");
+    let metadata = &value[2];
+    assert_eq!((&metadata["pod"], &metadata["container"]), (&json!("basket"), &json!("api")));
+    assert_eq!((&metadata["pod_uid"], &metadata["comm"]), (&json!(uid), &json!("leak")));
+    assert_eq!(metadata["pid"], event["process"]["pid"].to_string());
+    assert_eq!(metadata["incident"], event["oom"]["incident"]);
+    let nanoseconds: u64 = value[0].as_str().expect("a text").parse().expect("a number");
+
+    let (resource, record) = records
+        .iter()
+        .find(|(resource, record)| {
+            record.event_name == "podopsy.oom.kill" && resource.contains_key("k8s.pod.uid")
+        })
+        .expect("the kill");
+    let of = |key: &str| resource.get(key).cloned();
+    assert_eq!(of("k8s.namespace.name"), string("shop"));
+    assert_eq!((of("k8s.pod.name"), of("k8s.pod.uid")), (string("basket"), string(uid)));
+    assert_eq!((of("k8s.container.name"), of("k8s.node.name")), (string("api"), string("n1")));
+    assert_eq!(of("k8s.container.restart_count"), Some(Any::IntValue(0)));
+    assert_eq!(of("container.id"), string(event["container"]["id"].as_str().expect("an id")));
+    assert_eq!(of("container.image.name"), string("registry.podopsy.test/shop/victims"));
+    assert_eq!(record.severity_number(), SeverityNumber::Error);
+    assert_eq!(record.time_unix_nano, nanoseconds);
+    assert!(record.observed_time_unix_nano >= nanoseconds);
+    let attributes = attributes(&record.attributes);
+    let pid = event["process"]["pid"].as_i64().expect("a number");
+    assert_eq!(attributes.get("process.pid"), Some(&Any::IntValue(pid)));
+    assert_eq!(attributes.get("process.title").cloned(), string("leak"));
+    let incident = event["oom"]["incident"].as_str().expect("its incident");
+    assert_eq!(attributes.get("podopsy.incident.id").cloned(), string(incident));
+}
+
+fn of_the_lookup(entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, LogRecord)]) {
+    let name = format!("{NAME}.");
+    let is_ours =
+        |value: &Value| value[2]["dns_name"].as_str().is_some_and(|it| it.trim_end_matches('.') == NAME);
+    let (labels, value) = entries.iter().find(|(_, value)| is_ours(value)).expect("the lookup");
+    assert!(labels["kind"].as_str().is_some_and(|kind| kind.starts_with("dns.")), "{labels}");
+    assert_eq!(labels.get("namespace"), None, "we are no pod");
+    assert_eq!(value[2]["outcome"], "unreachable");
+    let (resource, record) = records
+        .iter()
+        .find(|(_, record)| {
+            let asked = attributes(&record.attributes).get("dns.question.name").cloned();
+            record.event_name == "podopsy.dns.failure" && (asked == string(NAME) || asked == string(&name))
+        })
+        .expect("the lookup");
+    assert!(!resource.contains_key("k8s.pod.name"), "{resource:?}");
+    let attributes = attributes(&record.attributes);
+    let of = |key: &str| attributes.get(key).cloned();
+    assert_eq!((of("server.address"), of("server.port")), (string("127.0.0.9"), Some(Any::IntValue(53))));
+    assert_eq!((of("network.transport"), of("error.type")), (string("udp"), string("unreachable")));
+    assert_eq!(of("process.pid"), Some(Any::IntValue(std::process::id().into())));
+    assert!(matches!(of("podopsy.dns.duration"), Some(Any::DoubleValue(time)) if time > 0.0));
+    assert_eq!(record.severity_number(), SeverityNumber::Warn);
+}
