@@ -81,6 +81,9 @@ struct Args {
     /// Where to answer /metrics, /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// How often what is sampled is put into the store: memory and profiles
+    #[arg(long, value_name = "TIME", default_value = "60s", hide = true, value_parser = duration::parse)]
+    keep_every: Duration,
     /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
     ///
     /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
@@ -169,7 +172,8 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
-    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
+    let keep_every = args.keep_every;
+    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen, keep_every };
     let mut out = Out::start(paths, limits, pods.clone()).await?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();

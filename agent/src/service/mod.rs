@@ -2,6 +2,7 @@
 //!
 //! Must not know: how events are made.
 
+mod keep;
 mod out;
 mod systemd;
 

@@ -20,6 +20,8 @@ use crate::pods::Pods;
 use crate::recorder::Recorder;
 use crate::store::{Limits, Store, Stored, Told};
 
+use super::keep::Keep;
+
 /// Where the socket lies, if there is no state folder.
 const RUN: &str = "/run/podopsy";
 const SOCKET: &str = "agent.sock";
@@ -35,6 +37,8 @@ pub struct Paths {
     pub state_dir: Option<PathBuf>,
     pub socket: Option<PathBuf>,
     pub listen: Option<SocketAddr>,
+    /// How often what is sampled goes into the store.
+    pub keep_every: Duration,
 }
 
 /// Everything that follows an event.
@@ -46,6 +50,9 @@ pub struct Out {
     live: broadcast::Sender<Arc<Stored>>,
     health: Arc<Health>,
     pages: Arc<Pages>,
+    pods: Arc<Pods>,
+    keep_every: Duration,
+    keep: Option<Keep>,
     _socket: Option<Listening>,
 }
 
@@ -60,7 +67,7 @@ impl Out {
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
         let sources = Sources {
-            pods,
+            pods: pods.clone(),
             store: store.as_ref().map(|(store, _)| store.reader()),
             live: live.clone(),
             health: health.clone(),
@@ -80,11 +87,17 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        Ok(Out { history, store, incidents: Incidents::new(&boot), live, health, pages, _socket: listening })
+        let (incidents, keep_every) = (Incidents::new(&boot), paths.keep_every);
+        let (keep, _socket) = (None, listening);
+        Ok(Out { history, store, incidents, live, health, pages, pods, keep_every, keep, _socket })
     }
 
     /// From here on the agent is ready, but for what this recorder had to leave out.
-    pub fn attached(&self, recorder: &Recorder) {
+    pub fn attached(&mut self, recorder: &Recorder) {
+        if let Some((store, _)) = &self.store {
+            let (scraper, pods) = (recorder.scraper(), self.pods.clone());
+            self.keep = Some(Keep::start(self.keep_every, scraper, pods, store.keeper()));
+        }
         self.pages.attached(recorder.scraper());
         self.health.attached(recorder.degraded().to_vec());
     }
@@ -150,6 +163,9 @@ impl Out {
 
     /// Tells what is left, keeps what became of it, and closes the store.
     pub async fn close(&mut self) -> anyhow::Result<()> {
+        if let Some(keep) = self.keep.take() {
+            keep.end().await;
+        }
         while self.store.as_ref().is_some_and(|(store, _)| store.waiting() > 0) {
             if let Ok(stored) = tokio::time::timeout(LEFT, self.stored()).await {
                 self.tell(stored)?;
