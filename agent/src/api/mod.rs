@@ -8,6 +8,7 @@
 //! is waited for by the recorder. Must not know: aya, SQL, how anything is rendered.
 
 mod answer;
+pub mod client;
 mod health;
 mod live;
 mod question;

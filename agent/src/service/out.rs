@@ -10,6 +10,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
+use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::incidents::Incidents;
 use crate::model::Event;
@@ -22,9 +23,6 @@ use crate::store::{Limits, Store, Stored, Told};
 
 use super::keep::Keep;
 
-/// Where the socket lies, if there is no state folder.
-const RUN: &str = "/run/podopsy";
-const SOCKET: &str = "agent.sock";
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
 

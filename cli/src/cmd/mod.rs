@@ -3,6 +3,7 @@
 pub mod diff;
 pub mod dns;
 pub mod doctor;
+pub mod events;
 pub mod inspect;
 pub mod oom;
 pub mod pods;
