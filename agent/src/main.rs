@@ -81,6 +81,10 @@ struct Args {
     /// Where to answer /metrics, /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
+    /// does not (needs --state-dir; podopsy profile --since reads it)
+    #[arg(long, value_name = "HZ", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=199))]
+    profile_hz: u64,
     /// How often what is sampled is put into the store: memory and profiles
     #[arg(long, value_name = "TIME", default_value = "60s", hide = true, value_parser = duration::parse)]
     keep_every: Duration,
@@ -172,8 +176,9 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
-    let keep_every = args.keep_every;
-    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen, keep_every };
+    let (keep_every, profile_hz, node) = (args.keep_every, args.profile_hz, options.node.clone());
+    let (state_dir, socket, listen) = (args.state_dir, args.socket, args.listen);
+    let paths = Paths { state_dir, socket, listen, keep_every, profile_hz, node };
     let mut out = Out::start(paths, limits, pods.clone()).await?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();

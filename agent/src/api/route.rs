@@ -306,6 +306,8 @@ fn profile(item: &Item) -> Value {
         "container": item.container,
         "container_id": item.container_id,
         "bytes": item.body.len(),
+        // Null: of before there were any.
+        "facts": item.facts.as_ref().and_then(|facts| serde_json::from_str::<Value>(facts).ok()),
     })
 }
 

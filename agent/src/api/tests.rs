@@ -115,6 +115,7 @@ fn events_are_found_paged_and_whole() {
         begin: now,
         end: now,
         pprof: bytes.clone(),
+        facts: Default::default(),
     });
     agent.put(dns(now, shop(), "after.test"));
     let (_, profiles) = agent.get("/api/v1/profiles?pod=orders");

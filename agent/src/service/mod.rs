@@ -4,6 +4,7 @@
 
 mod keep;
 mod out;
+mod profiles;
 mod systemd;
 
 pub use out::{Out, Paths};

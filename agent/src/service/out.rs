@@ -18,10 +18,12 @@ use crate::model::Owner;
 use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
+use crate::profiler::always;
 use crate::recorder::Recorder;
 use crate::store::{Limits, Store, Stored, Told};
 
 use super::keep::Keep;
+use super::profiles::Profiles;
 
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
@@ -37,6 +39,9 @@ pub struct Paths {
     pub listen: Option<SocketAddr>,
     /// How often what is sampled goes into the store.
     pub keep_every: Duration,
+    /// How often each CPU is sampled for it, in a second; 0: not at all.
+    pub profile_hz: u64,
+    pub node: String,
 }
 
 /// Everything that follows an event.
@@ -51,6 +56,8 @@ pub struct Out {
     pods: Arc<Pods>,
     keep_every: Duration,
     keep: Option<Keep>,
+    always: always::Options,
+    profiles: Option<Profiles>,
     _socket: Option<Listening>,
 }
 
@@ -86,8 +93,22 @@ impl Out {
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
         let (incidents, keep_every) = (Incidents::new(&boot), paths.keep_every);
+        let always = always::Options { frequency_hz: paths.profile_hz, every: keep_every, node: paths.node };
         let (keep, _socket) = (None, listening);
-        Ok(Out { history, store, incidents, live, health, pages, pods, keep_every, keep, _socket })
+        Ok(Out {
+            history,
+            store,
+            incidents,
+            live,
+            health,
+            pages,
+            pods,
+            keep_every,
+            keep,
+            always,
+            profiles: None,
+            _socket,
+        })
     }
 
     /// From here on the agent is ready, but for what this recorder had to leave out.
@@ -97,6 +118,10 @@ impl Out {
             self.keep = Some(Keep::start(self.keep_every, scraper, pods, store.keeper()));
         }
         self.pages.attached(recorder.scraper());
+        if let Some((store, _)) = self.store.as_ref().filter(|_| self.always.frequency_hz > 0) {
+            let (health, pods) = (self.health.clone(), self.pods.clone());
+            self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), health));
+        }
         self.health.attached(recorder.degraded().to_vec());
     }
 
@@ -161,6 +186,9 @@ impl Out {
 
     /// Tells what is left, keeps what became of it, and closes the store.
     pub async fn close(&mut self) -> anyhow::Result<()> {
+        if let Some(profiles) = self.profiles.take() {
+            profiles.end().await;
+        }
         if let Some(keep) = self.keep.take() {
             keep.end().await;
         }

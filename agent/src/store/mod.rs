@@ -36,7 +36,7 @@ use crate::model::{Event, Losses, Owner};
 use file::Run;
 pub use read::{Cursor, Filter, ITEMS_MAX, Item, Page, Reader, Refused, Summary};
 use row::Row;
-pub use row::{MemoryRecord, ProfileRecord, Shelf};
+pub use row::{MemoryRecord, ProfileFacts, ProfileRecord, Shelf};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "store.db";

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::model::memory::Steps;
-use crate::model::{Detail, Event, Kind, Owner};
+use crate::model::{Detail, Event, Kind, Losses, Owner};
 
 /// A body that is shorter is not worth compressing.
 const COMPRESS_FROM: usize = 400;
@@ -60,6 +60,21 @@ pub struct MemoryRecord {
     pub steps: Steps,
 }
 
+/// How much a profile has, and what it lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileFacts {
+    /// On each CPU, in a second.
+    pub frequency_hz: u64,
+    pub samples: u64,
+    /// Those with a user stack, and of them those whose stack is complete.
+    pub user_stacks: u64,
+    pub complete: u64,
+    /// The others, by reason.
+    pub incomplete: Losses,
+    /// Lost on the whole node in this while, by counter name.
+    pub lost: Losses,
+}
+
 /// What one container's CPUs did in a while.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProfileRecord {
@@ -68,6 +83,7 @@ pub struct ProfileRecord {
     pub end: Timestamp,
     /// A pprof profile, compressed as pprof files are.
     pub pprof: Vec<u8>,
+    pub facts: ProfileFacts,
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +103,7 @@ pub(super) struct Row {
     pub key: Option<String>,
     /// It is what the kernel's log has of it: what was seen with one's own eyes stays.
     pub hearsay: bool,
+    pub facts: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -139,7 +156,10 @@ impl Row {
 
     pub fn of_profile(profile: ProfileRecord) -> Row {
         let span = (profile.begin, profile.end);
-        Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof)
+        let mut row =
+            Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof);
+        row.facts = serde_json::to_string(&profile.facts).ok();
+        row
     }
 
     /// An incident of one pod; told again as it goes on.
@@ -181,6 +201,7 @@ impl Row {
             }),
             key: None,
             hearsay: false,
+            facts: None,
             body,
         }
     }
@@ -189,7 +210,7 @@ impl Row {
     pub fn bytes(&self) -> usize {
         let texts = [&self.namespace, &self.pod, &self.pod_uid, &self.container, &self.container_id];
         let texts: usize =
-            texts.into_iter().chain([&self.labels, &self.key]).flatten().map(String::len).sum();
+            texts.into_iter().chain([&self.labels, &self.key, &self.facts]).flatten().map(String::len).sum();
         160 + 2 * texts + self.body.len()
     }
 }

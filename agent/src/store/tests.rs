@@ -213,6 +213,7 @@ fn memory_profiles_and_incidents_have_shelves_of_their_own() {
         begin: ago(60),
         end: ago(1),
         pprof: pprof.clone(),
+        facts: ProfileFacts { samples: 7, ..ProfileFacts::default() },
     });
     for text in ["first", "last word"] {
         store.put_incident("i-1", (ago(60), ago(1)), &whose, &serde_json::json!({ "text": text }));
