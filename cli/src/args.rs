@@ -27,6 +27,7 @@ Examples:
   podopsy dns shop/cart                 what a pod looks up, what it gets, and how long it waits
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy profile --since 10m shop/cart where it spent it in the last ten minutes, if the agent kept that
   podopsy profile diff a.pb.gz b.pb.gz  what takes more CPU time than before
   podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
   podopsy watch sigkill                 who sends SIGKILL to containers: kubelet, systemd-oomd, someone's kill -9
@@ -263,6 +264,7 @@ mod tests {
             "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353 --doh-resolver 10.0.0.53",
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
+            "podopsy profile --since 10m shop/cart -o x.pb.gz --socket /run/podopsy/agent.sock",
             "podopsy profile -a -o x.speedscope.json -o x.firefox.json",
             "podopsy profile -a -o x.json --format speedscope",
             "podopsy profile diff a.pb.gz b.pb.gz",
@@ -293,6 +295,7 @@ mod tests {
             "podopsy profile",
             "podopsy profile -a finance/pricing",
             "podopsy profile -a -F 0",
+            "podopsy profile -a --since 1h -d 10s",
             "podopsy profile -a -F 1001",
             "podopsy profile -a -d 30",
             "podopsy profile -a -o x.txt --format text",

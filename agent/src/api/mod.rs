@@ -11,6 +11,7 @@ mod answer;
 pub mod client;
 mod health;
 mod live;
+mod merged;
 mod question;
 mod route;
 mod scrape;

@@ -5,6 +5,7 @@ pub mod dns;
 pub mod doctor;
 pub mod events;
 pub mod inspect;
+pub mod kept;
 pub mod oom;
 pub mod pods;
 pub mod profile;
