@@ -81,6 +81,13 @@ struct Args {
     /// Where to answer /metrics, /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
+    /// does not (needs --state-dir; podopsy profile --since reads it)
+    #[arg(long, value_name = "HZ", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=199))]
+    profile_hz: u64,
+    /// How often what is sampled is put into the store: memory and profiles
+    #[arg(long, value_name = "TIME", default_value = "60s", hide = true, value_parser = duration::parse)]
+    keep_every: Duration,
     /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
     ///
     /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
@@ -198,7 +205,9 @@ async fn run(
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
-    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
+    let (keep_every, profile_hz, node) = (args.keep_every, args.profile_hz, options.node.clone());
+    let (state_dir, socket, listen) = (args.state_dir, args.socket, args.listen);
+    let paths = Paths { state_dir, socket, listen, keep_every, profile_hz, node };
     let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
     // Before anything shows that we run: who sees it may ask us to end.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

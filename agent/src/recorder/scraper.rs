@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::counts;
+use crate::memory::Stretch;
 use crate::metrics::Scrape;
 use crate::model::{DnsCounts, Losses, Owner};
 use crate::oom::Examiner;
@@ -38,6 +39,11 @@ impl Scraper {
             losses: self.losses(),
             own_kills: self.own_kills(),
         }
+    }
+
+    /// What is to be kept of every container's memory; see [`crate::memory::Sampler::stretches`].
+    pub fn stretches(&self) -> Vec<Stretch> {
+        self.examiner.stretches()
     }
 
     pub(super) async fn dns_counts(&self) -> Vec<DnsCounts> {

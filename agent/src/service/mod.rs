@@ -5,7 +5,9 @@
 mod exports;
 #[cfg(test)]
 mod exports_tests;
+mod keep;
 mod out;
+mod profiles;
 mod systemd;
 
 pub use exports::{ExportArgs, Exports};
