@@ -23,6 +23,7 @@
 //! | out | [`export`] | formats |
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
+//! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
 //! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
@@ -56,6 +57,7 @@ pub mod pods;
 pub mod profiler;
 pub mod python;
 pub mod recorder;
+pub mod restraint;
 pub mod ring;
 pub mod service;
 pub mod sigkill;

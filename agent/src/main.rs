@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::config::{self, Setting};
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
@@ -88,6 +90,17 @@ struct Args {
     /// most.
     #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
     growth: Growth,
+    /// Give up what recording does not need, once it records: capabilities, new privileges, and system calls that start
+    /// programs, mount, or load BPF programs; the log says what is kept, and why. Off is for debugging
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t = SelfRestraint::On)]
+    self_restraint: SelfRestraint,
+}
+
+/// Whether to give up rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SelfRestraint {
+    On,
+    Off,
 }
 
 /// Whose page faults to sample.
@@ -113,8 +126,7 @@ const ROUND: Duration = Duration::from_secs(1);
 /// What is under way is written out within this; a DaemonSet's pod has 15 s.
 const END_WITHIN: Duration = Duration::from_secs(12);
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
         Ok(loaded) => loaded,
@@ -139,7 +151,14 @@ async fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
-    match run(args, settings, &argv).await {
+    // Before the runtime's threads, which inherit it.
+    let begun = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
+    let ended = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(args, settings, &argv, begun)));
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain in one line: a backtrace helps nobody who has only the pod's log.
@@ -149,7 +168,12 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyhow::Result<()> {
+async fn run(
+    args: Args,
+    mut settings: Vec<Setting>,
+    argv: &[OsString],
+    begun: Option<Vec<String>>,
+) -> anyhow::Result<()> {
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
@@ -169,10 +193,16 @@ async fn run(args: Args, mut settings: Vec<Setting>, argv: &[OsString]) -> anyho
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
+    let (growth, folder) = (matches!(args.growth, Growth::Auto), args.state_dir.clone());
     let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
     let mut out = Out::start(paths, limits, pods.clone()).await?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
+    if let Some(begun) = begun {
+        // The folder was made by now, if it was not there.
+        let foreign_folder = folder.is_some_and(|folder| !restraint::own_folder(&folder));
+        restraint::finish(&Needs { growth, foreign_folder }).log(&begun);
+    }
     out.attached(&recorder);
     let mut systemd = Systemd::start();
     tracing::info!(
