@@ -23,6 +23,7 @@
 //! | out | [`export`] | formats |
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
+//! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
 //! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
@@ -32,6 +33,7 @@
 pub mod aggregate;
 pub mod api;
 pub mod attach;
+pub mod budget;
 pub mod bytes;
 pub mod clock;
 pub mod compare;

@@ -19,7 +19,7 @@ use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
-use podopsy_agent::{bytes, duration};
+use podopsy_agent::{budget, bytes, duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
@@ -90,10 +90,26 @@ struct Args {
     /// most.
     #[arg(long, env = "PODOPSY_GROWTH", value_enum, value_name = "WHO", default_value_t = Growth::Auto)]
     growth: Growth,
+    /// How much of one CPU the agent may take, over ten seconds (0.5: half of one; 0: as much as it takes). Over it, and
+    /// over the two below, it leaves out growth samples, then DNS events, step by step, and counts them: never OOM kills
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
+    cpu_budget: f64,
+    /// How much memory it may hold (0: as much as it takes)
+    #[arg(long, value_name = "BYTES", default_value = "200MiB", value_parser = bytes::parse)]
+    memory_budget: u64,
+    /// How many events of DNS may be due in a second (0: as many as there are)
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    events_budget: u64,
     /// Give up what recording does not need, once it records: capabilities, new privileges, and system calls that start
     /// programs, mount, or load BPF programs; the log says what is kept, and why. Off is for debugging
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t = SelfRestraint::On)]
     self_restraint: SelfRestraint,
+}
+
+/// A share of one CPU.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1024.0).contains(share));
+    share.ok_or_else(|| "use a share of one CPU, like 0.5 (0: as much as it takes)".to_owned())
 }
 
 /// Whether to give up rights.
@@ -193,6 +209,11 @@ async fn run(
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
+    let budget = budget::Limits {
+        cpu: Some(args.cpu_budget).filter(|share| *share > 0.0),
+        memory: Some(args.memory_budget).filter(|bytes| *bytes > 0),
+        events: Some(args.events_budget).filter(|events| *events > 0),
+    };
     let (growth, folder) = (matches!(args.growth, Growth::Auto), args.state_dir.clone());
     let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
     let mut out = Out::start(paths, limits, pods.clone()).await?;
@@ -204,6 +225,7 @@ async fn run(
         restraint::finish(&Needs { growth, foreign_folder }).log(&begun);
     }
     out.attached(&recorder);
+    tokio::spawn(budget::keep(budget, recorder.shed()));
     let mut systemd = Systemd::start();
     tracing::info!(
         runtime = status.runtime.as_deref().unwrap_or("none"),

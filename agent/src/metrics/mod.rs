@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
+use crate::budget::Tally;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
 use crate::model::incident::Verdict;
@@ -31,6 +32,7 @@ pub struct Metrics {
     events: Mutex<BTreeMap<Kind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
+    shed: Mutex<Vec<Tally>>,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -44,6 +46,8 @@ pub struct Scrape {
     pub losses: Losses,
     /// SIGKILLs within one container, which are counted and not told.
     pub own_kills: u64,
+    /// What is left out to keep to a budget.
+    pub shed: Vec<Tally>,
 }
 
 /// Outcomes that are there from the start, at 0: an alert on the first timeout needs them.
@@ -111,6 +115,7 @@ impl Metrics {
             book.series(key, now).growth = Some(*growth);
         }
         *lock(&self.losses) = scrape.losses;
+        *lock(&self.shed) = scrape.shed;
         self.own_kills.store(scrape.own_kills, Relaxed);
     }
 
@@ -153,7 +158,14 @@ impl Metrics {
         own_kills.count(Vec::new(), self.own_kills.load(Relaxed));
         let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
-        vec![events, losses, own_kills, build]
+        let mut shed = Family::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
+        let mut shedding = Family::gauge("podopsy_shedding", "1: this is left out at the moment.");
+        for tally in lock(&self.shed).iter() {
+            let what = || vec![("what", tally.step.word().to_owned())];
+            shed.count(what(), tally.count);
+            shedding.number(what(), f64::from(u8::from(tally.on)));
+        }
+        vec![events, losses, own_kills, shed, shedding, build]
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::counts;
+use crate::budget::Shed;
 use crate::metrics::Scrape;
 use crate::model::{DnsCounts, Losses, Owner};
 use crate::oom::Examiner;
@@ -17,6 +18,7 @@ pub struct Scraper {
     pub(super) counts: counts::Shared,
     pub(super) pods: Arc<Pods>,
     pub(super) examiner: Arc<Examiner>,
+    pub(super) shed: Arc<Shed>,
 }
 
 impl std::fmt::Debug for Scraper {
@@ -37,6 +39,7 @@ impl Scraper {
             dns: self.dns_counts().await,
             losses: self.losses(),
             own_kills: self.own_kills(),
+            shed: self.shed.tally(),
         }
     }
 
