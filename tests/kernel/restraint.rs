@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -19,7 +19,7 @@ use podopsy_agent::model::Kind;
 use podopsy_agent::restraint::{self, Kept, Needs, keep};
 use podopsy_harness::{ContainerSpec, PodSpec};
 use support::agent::{Agent, until};
-use support::{Running, VICTIMS_IMAGE, node, require_root};
+use support::{VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
 
@@ -74,7 +74,9 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
 fn every_thread_is_refused_what_is_never_needed() {
     in_a_process_of_its_own("every_thread_is_refused_what_is_never_needed", || {
         let held = Capabilities::effective();
-        let other = Running(Command::new("sleep").arg("1000").uid(65534).spawn().expect("another user's"));
+        // It ends by itself with this process's end of the pipe: from here on we could not kill it.
+        let mut other = Command::new("cat");
+        let other = other.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
         assert_eq!(restraint::begin(), [""; 0]);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         // Threads of every kind: idle workers, one that blocks in the kernel, one that never rests.
@@ -124,7 +126,7 @@ fn every_thread_is_refused_what_is_never_needed() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("file"), "text").expect("write a file");
         std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
-        let other = format!("/proc/{}", other.0.id());
+        let other = format!("/proc/{}", other.id());
         assert!(!fs::read(format!("{other}/environ")).expect("another user's environment").is_empty());
         assert!(!fs::read(format!("{other}/maps")).expect("its mappings").is_empty());
         assert!(fs::read_dir(format!("{other}/map_files")).expect("its files").next().is_some());

@@ -87,8 +87,8 @@ pub struct Change {
 /// How long it is exceeded before a step is taken: one burst is nobody's business.
 pub const OVER: Duration = Duration::from_secs(3);
 /// How long there has been room before one is given back, at first and at most.
-pub const ROOM: Duration = Duration::from_secs(15);
-pub const ROOM_MAX: Duration = Duration::from_secs(480);
+pub const ROOM: Duration = Duration::from_secs(10);
+pub const ROOM_MAX: Duration = Duration::from_secs(320);
 /// A step taken within this after the last one was given back was given back too early.
 const EARLY: Duration = Duration::from_secs(60);
 
@@ -115,8 +115,10 @@ impl Ladder {
             let next = *ladder.get(self.taken).filter(|_| now.saturating_sub(since) >= OVER)?;
             self.over_since = None;
             self.taken += 1;
-            if self.given_back.take().is_some_and(|at| now.saturating_sub(at) < EARLY) {
-                self.wait = (self.wait * 2).min(ROOM_MAX);
+            match self.given_back.take() {
+                Some(at) if now.saturating_sub(at) < EARLY => self.wait = (self.wait * 2).min(ROOM_MAX),
+                Some(_) => self.wait = ROOM,
+                None => {}
             }
             return Some(change(next, true));
         }
@@ -132,9 +134,6 @@ impl Ladder {
         self.room_since = None;
         self.taken -= 1;
         self.given_back = Some(now);
-        if self.taken == 0 && self.wait == ROOM_MAX {
-            self.wait = ROOM;
-        }
         Some(change(ladder[self.taken], false))
     }
 }
@@ -226,7 +225,11 @@ mod tests {
             waits.push(given[0].0 - now);
             now = given[0].0 + 1;
         }
-        assert_eq!(waits, [15, 30, 60, 120, 240, 480, 15, 30]);
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 320, 320]);
+        // What lasted is forgiven.
+        assert_eq!(run(&mut decider, now..now + 100, cpu(0.1)), []);
+        assert_eq!(run(&mut decider, now + 100..now + 104, cpu(0.9)).len(), 1);
+        assert_eq!(run(&mut decider, now + 104..now + 120, cpu(0.1))[0].0, now + 114);
     }
 
     #[test]

@@ -13,8 +13,9 @@ pub mod text;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
@@ -33,6 +34,7 @@ pub struct Metrics {
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
     shed: Mutex<Vec<Tally>>,
+    state_dir: OnceLock<PathBuf>,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -103,6 +105,11 @@ impl Metrics {
         }
     }
 
+    /// Where the agent keeps what it keeps.
+    pub fn keeps_in(&self, state_dir: &Path) {
+        let _ = self.state_dir.set(state_dir.to_owned());
+    }
+
     /// Takes over what others know now.
     pub fn take(&self, scrape: Scrape) {
         let now = Instant::now();
@@ -127,7 +134,7 @@ impl Metrics {
         families.push(of_growth(&book));
         families.extend(self.of_agent(book.refused));
         drop(book);
-        families.extend(own::families());
+        families.extend(own::families(self.state_dir.get().map(PathBuf::as_path)));
         families
     }
 

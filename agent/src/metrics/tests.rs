@@ -4,6 +4,7 @@ use jiff::Timestamp;
 
 use super::text::{Format, page};
 use super::{Metrics, Scrape};
+use crate::budget::{Step, Tally};
 use crate::model::incident::Verdict;
 use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use crate::model::{Detail, DnsCounts, Event, Kind, Outcome};
@@ -38,6 +39,7 @@ fn scrape() -> Scrape {
         growth: vec![(owner("api"), 4096.5)],
         losses: [("oom_ring".to_owned(), 3)].into(),
         own_kills: 8,
+        shed: vec![Tally { step: Step::DnsSlow, on: true, count: 7 }],
     }
 }
 
@@ -67,6 +69,8 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
         "podopsy_losses_total{counter=\"oom_ring\"} 3".to_owned(),
         "podopsy_events_total{kind=\"oom.kill\"} 2".to_owned(),
         "podopsy_sigkills_within_container_total 8".to_owned(),
+        "podopsy_shed_total{what=\"dns_slow\"} 7".to_owned(),
+        "podopsy_shedding{what=\"dns_slow\"} 1.0".to_owned(),
     ] {
         assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
     }

@@ -59,6 +59,7 @@ impl Out {
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
+        paths.state_dir.iter().for_each(|dir| pages.metrics().keeps_in(dir));
         let sources = Sources {
             pods,
             store: store.as_ref().map(|(store, _)| store.reader()),

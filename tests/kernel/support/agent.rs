@@ -48,11 +48,16 @@ pub struct Agent {
 impl Agent {
     /// Starts it, and waits until it records.
     pub fn start(node: &Node, arguments: &[&str]) -> Agent {
+        Agent::start_in(node.directory(), node.cri_socket(), arguments)
+    }
+
+    /// The same, with its output in `folder`.
+    pub fn start_in(folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
         let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-        let folder = node.directory().to_owned();
+        let folder = folder.to_owned();
         let file = |name| fs::File::create(folder.join(name)).expect("the agent's output");
         let mut command = Command::new(program);
-        command.arg("--cri-socket").arg(node.cri_socket()).args(["--listen", "127.0.0.1:0"]);
+        command.arg("--cri-socket").arg(runtime).args(["--listen", "127.0.0.1:0"]);
         command.arg("--socket").arg(folder.join("agent.sock")).args(arguments);
         let child = command.stdout(file("agent.out")).stderr(file("agent.log")).spawn();
         let process = Running(child.expect("start the agent"));
