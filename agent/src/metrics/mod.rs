@@ -21,6 +21,7 @@ use std::time::Instant;
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
 use crate::budget::Tally;
+use crate::memory::Trend;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
 use crate::model::incident::Verdict;
@@ -35,6 +36,7 @@ pub struct Metrics {
     own_kills: AtomicU64,
     shed: Mutex<Vec<Tally>>,
     state_dir: OnceLock<PathBuf>,
+    degraded: AtomicU64,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -43,8 +45,8 @@ pub struct Scrape {
     /// Owners of living containers.
     pub alive: Vec<Owner>,
     pub dns: Vec<DnsCounts>,
-    /// How fast each container's memory grows, bytes a second.
-    pub growth: Vec<(Owner, f64)>,
+    /// How fast each container's memory grows, and towards what.
+    pub growth: Vec<(Owner, Trend)>,
     pub losses: Losses,
     /// SIGKILLs within one container, which are counted and not told.
     pub own_kills: u64,
@@ -105,6 +107,11 @@ impl Metrics {
         }
     }
 
+    /// How many things this kernel or this machine does not allow.
+    pub fn degraded(&self, count: usize) {
+        self.degraded.store(count as u64, Relaxed);
+    }
+
     /// Where the agent keeps what it keeps.
     pub fn keeps_in(&self, state_dir: &Path) {
         let _ = self.state_dir.set(state_dir.to_owned());
@@ -131,7 +138,7 @@ impl Metrics {
         let book = lock(&self.book);
         let mut families = of_kills(&book);
         families.extend(of_dns(&book));
-        families.push(of_growth(&book));
+        families.extend(of_growth(&book));
         families.extend(self.of_agent(book.refused));
         drop(book);
         families.extend(own::families(self.state_dir.get().map(PathBuf::as_path)));
@@ -172,7 +179,10 @@ impl Metrics {
             shed.count(what(), tally.count);
             shedding.number(what(), f64::from(u8::from(tally.on)));
         }
-        vec![events, losses, own_kills, shed, shedding, build]
+        let help = "Things that this kernel or this machine does not allow; /readyz says which.";
+        let degraded = self.degraded.load(Relaxed) as f64;
+        let degraded = Family::gauge("podopsy_degraded", help).single(degraded);
+        vec![degraded, events, losses, own_kills, shed, shedding, build]
     }
 }
 
@@ -249,16 +259,26 @@ fn of_dns(book: &Book) -> Vec<Family> {
     vec![queries, resends, outcomes, latency, failed, futile, hidden, dropped]
 }
 
-fn of_growth(book: &Book) -> Family {
+fn of_growth(book: &Book) -> [Family; 3] {
     let mut growth = Family::gauge(
         "podopsy_memory_growth_bytes_per_second",
         "How fast memory that cannot be reclaimed grew in the last minute (Theil-Sen).",
     );
     let known = book.iter().filter_map(|(key, series)| Some((key, series.growth?)));
-    for (key, rate) in known {
-        growth.number(labels(key), rate);
+    let mut held = Family::gauge(
+        "podopsy_memory_held_bytes",
+        "Memory that cannot be reclaimed; of containers whose growth is known.",
+    );
+    let mut limit =
+        Family::gauge("podopsy_memory_limit_bytes", "The container's own memory limit, of the same.");
+    for (key, trend) in known {
+        growth.number(labels(key), trend.bytes_per_second);
+        held.number(labels(key), trend.held_bytes as f64);
+        if let Some(bytes) = trend.limit_bytes {
+            limit.number(labels(key), bytes as f64);
+        }
     }
-    growth
+    [growth, held, limit]
 }
 
 fn histogram(latency: &Latencies) -> Option<Histogram> {

@@ -31,8 +31,7 @@ impl Scraper {
     /// Waits for the container runtime as any attribution does.
     pub async fn scrape(&self) -> Scrape {
         let alive = self.pods.living();
-        let growth =
-            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
+        let growth = |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?));
         Scrape {
             growth: alive.iter().filter_map(growth).collect(),
             alive,

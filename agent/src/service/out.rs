@@ -87,6 +87,7 @@ impl Out {
     /// From here on the agent is ready, but for what this recorder had to leave out.
     pub fn attached(&self, recorder: &Recorder) {
         self.pages.attached(recorder.scraper());
+        self.pages.metrics().degraded(recorder.degraded().len());
         self.health.attached(recorder.degraded().to_vec());
     }
 
