@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::family::Exemplar;
+use crate::memory::Trend;
 use crate::model::incident::Level;
 use crate::model::lookup::LookupResult;
 use crate::model::owner::Owner;
@@ -52,8 +53,8 @@ pub struct Series {
     pub dns: DnsCounts,
     pub lookups_failed: BTreeMap<LookupResult, u64>,
     pub futile: u64,
-    /// Bytes a second in the last minute.
-    pub growth: Option<f64>,
+    /// Of the last minute.
+    pub growth: Option<Trend>,
     touched: Option<Instant>,
 }
 

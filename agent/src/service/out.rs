@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 use super::Exports;
 use crate::api::client::{RUN, SOCKET};
@@ -82,6 +82,7 @@ impl Out {
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
         pages.metrics().exports(exports.ledgers());
+        paths.state_dir.iter().for_each(|dir| pages.metrics().keeps_in(dir));
         let sources = Sources {
             pods: pods.clone(),
             store: store.as_ref().map(|(store, _)| store.reader()),
@@ -130,12 +131,18 @@ impl Out {
             self.keep = Some(Keep::start(self.keep_every, scraper, pods, store.keeper()));
         }
         self.pages.attached(recorder.scraper());
+        self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
         if let Some((store, _)) = self.store.as_ref().filter(|_| self.always.frequency_hz > 0) {
             let (health, pods) = (self.health.clone(), self.pods.clone());
             self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), health));
         }
         self.health.attached(recorder.degraded().to_vec());
+    }
+
+    /// Done when nothing is loaded into the kernel any more; None: that is now.
+    pub fn settling(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.profiles.as_mut().and_then(Profiles::settling)
     }
 
     /// The pipeline has come round: incidents that have changed are kept as they are now.

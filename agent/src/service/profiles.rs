@@ -23,13 +23,17 @@ const END_WITHIN: Duration = Duration::from_secs(4);
 pub struct Profiles {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    settled: Option<oneshot::Receiver<()>>,
 }
 
 impl Profiles {
     pub fn start(options: Options, pods: Arc<Pods>, keeper: Keeper, health: Arc<Health>) -> Profiles {
         let (stop, stopped) = oneshot::channel();
+        let (settle, settled) = oneshot::channel();
         let task = tokio::spawn(async move {
-            match Always::start(options, pods).await {
+            let started = Always::start(options, pods).await;
+            let _ = settle.send(());
+            match started {
                 Ok((always, profiles)) => {
                     always
                         .degraded
@@ -57,7 +61,12 @@ impl Profiles {
                 }
             }
         });
-        Profiles { stop, task }
+        Profiles { stop, task, settled: Some(settled) }
+    }
+
+    /// Done when its probes are loaded, or cannot be; to be asked for once.
+    pub fn settling(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.settled.take()
     }
 
     /// Keeps the minute that has begun, and ends.
