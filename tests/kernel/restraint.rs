@@ -76,6 +76,7 @@ fn every_thread_is_refused_what_is_never_needed() {
         let held = Capabilities::effective();
         // It ends by itself with this process's end of the pipe: from here on we could not kill it.
         let mut other = Command::new("cat");
+        #[expect(clippy::zombie_processes, reason = "nobody may wait or signal from here on")]
         let other = other.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
         assert_eq!(restraint::begin(), [""; 0]);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");

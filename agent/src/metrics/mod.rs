@@ -21,8 +21,8 @@ use std::time::Instant;
 
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
-use crate::deliver::Ledger;
 use crate::budget::Tally;
+use crate::deliver::Ledger;
 use crate::memory::Trend;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};

@@ -36,7 +36,11 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<Kept> {
     use Capability::*;
     let table = [
         (Bpf, true, "reads and writes the probes' maps"),
-        (Perfmon, needs.samples, "samples page faults when there is a suspect, and CPU time where that is on"),
+        (
+            Perfmon,
+            needs.samples,
+            "samples page faults when there is a suspect, and CPU time where that is on",
+        ),
         (SysPtrace, true, "looks into containers by /proc/PID"),
         (CheckpointRestore, true, "opens programs by /proc/PID/map_files"),
         (DacReadSearch, true, "reads other users' programs"),
