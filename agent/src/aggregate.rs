@@ -19,7 +19,7 @@ use crate::model::owner::Owner;
 use crate::model::profile::{Frame, Mapping, Quality, Sample};
 use crate::model::text;
 use crate::python::{self, Codes, Merge};
-use crate::symbolize::{Symbolizer, UserAddress};
+use crate::symbolize::{Located, Symbolizer, UserAddress};
 
 /// Distinct (thread, owner, stack) counted one by one. At 127 frames a stack, the worst case is about 40 MB.
 const MAX_STACKS: usize = 32_768;
@@ -191,6 +191,7 @@ impl Aggregator {
         let cgroups: HashMap<u64, Arc<Owner>> =
             self.cgroups().into_iter().map(|id| (id, owners(id))).collect();
         let mut names = Names { symbolizer, codes, user: HashMap::new(), texts: HashMap::new() };
+        names.file_by_file(self.counts.keys().map(|key| (key.pid, stacks[key.stack as usize])));
         let mut samples: Vec<Sample> = self
             .counts
             .iter()
@@ -347,6 +348,30 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
+    /// Looks all user addresses up, those of one file after the other: a symbolizer that may hold few symbols at a time
+    /// would read the same files again and again.
+    fn file_by_file<'a>(&mut self, stacks: impl Iterator<Item = (u32, &'a [u64])>) {
+        let mut all = HashSet::new();
+        for (pid, stack) in stacks {
+            let Some((&head, addresses)) = stack.split_first() else { continue };
+            let Parts { kernel, user, .. } = parts(head);
+            let user = addresses.iter().skip(kernel).take(user).enumerate();
+            all.extend(user.map(|(depth, &address)| UserAddress { pid, address, is_return: depth > 0 }));
+        }
+        let mut placed: Vec<_> = all
+            .into_iter()
+            .map(|address| match self.symbolizer.locate(address) {
+                Located::File { id, offset } => (id, offset, address),
+                _ => (u32::MAX, address.address, address),
+            })
+            .collect();
+        placed.sort_unstable_by_key(|&(file, offset, address)| (file, offset, address.pid));
+        for (_, _, address) in placed {
+            let named = self.symbolizer.user(address).into();
+            self.user.insert(address, named);
+        }
+    }
+
     /// `stack` is `[head, kernel…, user…, python…]`, and was sampled `count` times.
     fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
         let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
