@@ -31,6 +31,7 @@ pub struct Metrics {
     events: Mutex<BTreeMap<Kind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
+    probes: Mutex<BTreeMap<&'static str, bool>>,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -114,6 +115,11 @@ impl Metrics {
         self.own_kills.store(scrape.own_kills, Relaxed);
     }
 
+    /// Says of a probe that was wanted whether it is attached.
+    pub fn probe(&self, name: &'static str, attached: bool) {
+        lock(&self.probes).insert(name, attached);
+    }
+
     /// All that is known, with the sums as they were last taken over.
     pub fn families(&self) -> Vec<Family> {
         let book = lock(&self.book);
@@ -153,7 +159,13 @@ impl Metrics {
         own_kills.count(Vec::new(), self.own_kills.load(Relaxed));
         let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
-        vec![events, losses, own_kills, build]
+        let help =
+            "1: the probe is attached. 0: it could not be, and its events are missing; /readyz says why.";
+        let mut probes = Family::gauge("podopsy_probe_attached", help);
+        for (name, attached) in lock(&self.probes).iter() {
+            probes.count(vec![("probe", (*name).to_owned())], u64::from(*attached));
+        }
+        vec![events, losses, own_kills, probes, build]
     }
 }
 
