@@ -5,6 +5,7 @@
 mod exports;
 #[cfg(test)]
 mod exports_tests;
+mod ledgers;
 mod out;
 mod systemd;
 

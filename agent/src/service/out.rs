@@ -10,7 +10,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
-use super::Exports;
+use super::{Exports, ledgers};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
 use crate::incidents::Incidents;
@@ -69,7 +69,8 @@ impl Out {
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
-        pages.metrics().exports(exports.ledgers());
+        let exported = exports.ledgers();
+        pages.metrics().also(move || ledgers::families(&exported));
         let sources = Sources {
             pods,
             store: store.as_ref().map(|(store, _)| store.reader()),
