@@ -21,6 +21,7 @@
 //! | what belongs together | [`incidents`] | one pod's events in time; no I/O |
 //! | the history on the node | [`store`] | SQLite; what may be told |
 //! | out | [`export`] | formats |
+//! | to where people look already | [`deliver`] | queues, HTTP, TLS; other people's formats |
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
 //! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |

@@ -16,7 +16,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// What is counted, and where the rest is asked for.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pages {
     metrics: Metrics,
     /// None: the probes are not attached yet.

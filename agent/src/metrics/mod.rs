@@ -4,7 +4,6 @@
 //! Must not know: HTTP, aya, the runtime. Label values are names of containers and our own words, never names that were
 //! looked up, pids or paths: there are as many series as there are containers, up to a bound.
 
-mod exports;
 pub mod family;
 mod own;
 mod series;
@@ -22,22 +21,23 @@ use std::time::Instant;
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
 use crate::budget::Tally;
-use crate::deliver::Ledger;
 use crate::memory::Trend;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
 use crate::model::incident::Verdict;
 use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
 
+/// Families that another room counts.
+type Others = Box<dyn Fn() -> Vec<Family> + Send + Sync>;
+
 /// What is counted from events, over the agent's life.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Metrics {
     book: Mutex<Book>,
     events: Mutex<BTreeMap<Kind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
-    /// Of each destination; none is the commonest.
-    exports: OnceLock<Vec<Ledger>>,
+    others: OnceLock<Others>,
     shed: Mutex<Vec<Tally>>,
     state_dir: OnceLock<PathBuf>,
     degraded: AtomicU64,
@@ -112,9 +112,9 @@ impl Metrics {
         }
     }
 
-    /// Where events go, told once.
-    pub fn exports(&self, ledgers: Vec<Ledger>) {
-        let _ = self.exports.set(ledgers);
+    /// Asked for each page; told once.
+    pub fn also(&self, others: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
+        let _ = self.others.set(Box::new(others));
     }
 
     /// How many things this kernel or this machine does not allow.
@@ -156,7 +156,7 @@ impl Metrics {
         families.extend(of_growth(&book));
         families.extend(self.of_agent(book.refused));
         drop(book);
-        families.extend(exports::families(self.exports.get().map_or(&[], Vec::as_slice)));
+        families.extend(self.others.get().into_iter().flat_map(|others| others()));
         families.extend(own::families(self.state_dir.get().map(PathBuf::as_path)));
         families
     }

@@ -195,10 +195,12 @@ impl ExportArgs {
 fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
     let mut url = crate::deliver::url(&settings.url)?;
     ensure!(url.fragment().is_none(), "a URL with a # names a part of a page, not an address to send to");
-    let own = url.path().trim_end_matches('/').to_owned();
+    let own = url.path().trim_end_matches('/');
+    // Whoever set the address of logs in full means metrics beside them.
+    let own = if base { own.strip_suffix("/v1/logs").unwrap_or(own) } else { own }.to_owned();
     match own.as_str() {
         "" => url.set_path(path),
-        own if base && !own.ends_with(path) => url.set_path(&format!("{own}{path}")),
+        own if base => url.set_path(&format!("{own}{path}")),
         own => url.set_path(own),
     }
     Ok(Settings { url: url.into(), ..settings })
@@ -225,6 +227,7 @@ mod tests {
         ] {
             assert_eq!(of(url, "/v1/logs", true), otlp);
         }
+        assert_eq!(of("https://c/otlp/v1/logs", "/v1/metrics", true), "https://c/otlp/v1/metrics");
         assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
     }
 }

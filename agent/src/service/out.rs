@@ -10,7 +10,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, oneshot};
 
-use super::Exports;
+use super::{Exports, ledgers};
 use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
@@ -81,7 +81,8 @@ impl Out {
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
-        pages.metrics().exports(exports.ledgers());
+        let exported = exports.ledgers();
+        pages.metrics().also(move || ledgers::families(&exported));
         paths.state_dir.iter().for_each(|dir| pages.metrics().keeps_in(dir));
         let sources = Sources {
             pods: pods.clone(),

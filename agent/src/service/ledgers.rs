@@ -1,7 +1,7 @@
-//! What became of what was offered to each destination.
+//! What became of what was offered to each destination, as families of /metrics.
 
-use super::family::Family;
 use crate::deliver::Ledger;
+use crate::metrics::family::Family;
 
 /// offered = delivered + lost + waiting, on every page.
 pub fn families(ledgers: &[Ledger]) -> Vec<Family> {
