@@ -140,7 +140,15 @@ fn alertmanager(folder: &Path, webhook: SocketAddr) -> (Running, String) {
          receivers: [{{name: test, webhook_configs: [{{url: 'http://{webhook}/'}}]}}]\n"
     );
     fs::write(&config, text).expect("write its configuration");
-    let mut command = Command::new(unpacked("usr/bin/prometheus-alertmanager"));
+    // Debian's has its templates at a fixed path: what was unpacked beside the system is put there, for it alone.
+    let program = unpacked("usr/bin/prometheus-alertmanager");
+    let share = unpacked("usr/share/prometheus/alertmanager/default.tmpl");
+    let share = share.ancestors().nth(3).expect("usr/share");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", r#"mount --bind "$0" /usr/share && exec "$@""#])
+        .arg(share)
+        .arg(program);
     command.arg(format!("--config.file={}", config.display()));
     command.arg(format!("--storage.path={}", folder.join("alertmanager").display()));
     command.arg(format!("--web.listen-address={free}")).arg("--cluster.listen-address=");
