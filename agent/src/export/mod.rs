@@ -101,4 +101,4 @@ fn quality_lines(profile: &Profile) -> Vec<String> {
 #[cfg(test)]
 mod agreement;
 #[cfg(test)]
-mod example;
+pub(crate) mod example;
