@@ -84,6 +84,9 @@ struct Args {
     listen: Option<SocketAddr>,
     /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
     /// does not (needs --state-dir; podopsy profile --since reads it)
+    ///
+    /// 19 took 2 % of one CPU on a busy node of two, with names looked up every 15 s, and 75 MiB of memory more: so it is
+    /// off unless it is asked for.
     #[arg(long, value_name = "HZ", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=199))]
     profile_hz: u64,
     /// How often what is sampled is put into the store: memory and profiles

@@ -22,11 +22,10 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
             return Err(too_large(why));
         }
         for item in &page.items {
-            if !item.body.starts_with(b"\x1f\x8b") {
+            if !merged.add(&item.body).map_err(|error| too_large(format!("{error:#}")))? {
                 unreadable += 1;
                 continue;
             }
-            merged.add(&item.body).map_err(|error| too_large(format!("{error:#}")))?;
             let own = item.facts.as_ref().and_then(|facts| serde_json::from_str::<ProfileFacts>(facts).ok());
             own.into_iter().for_each(|own| add(&mut facts, own));
         }

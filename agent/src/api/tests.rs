@@ -122,8 +122,19 @@ fn events_are_found_paged_and_whole() {
     let id = ids(&profiles, "profiles")[0];
     assert_eq!(agent.raw(get(&format!("/api/v1/profiles/{id}")).as_bytes()), (200, bytes));
     assert_eq!(agent.get("/api/v1/profiles/1").0, 404);
+    // Bytes that are no profile are passed over, and of none there is no sum.
+    let (status, none) = agent.get("/api/v1/profiles/merged?pod=orders");
+    assert!(status == 404 && none.to_string().contains("--profile-hz"), "{none}");
+    let mut one = Vec::new();
+    crate::export::pprof::write(&crate::export::example::profile(), &mut one).unwrap();
+    let whole = ProfileRecord { owner: shop(), begin: now, end: now, pprof: one, facts: Default::default() };
+    agent.store.keeper().put_profile(whole);
+    agent.put(dns(now, shop(), "later.test"));
+    let (status, sum) = agent.raw(get("/api/v1/profiles/merged?namespace=shop&from=1h").as_bytes());
+    let sum = crate::import::pprof::read(&*sum, Some("samples")).unwrap();
+    assert_eq!((status, sum.total()), (200, crate::export::example::profile().total()));
     assert_eq!(agent.get("/api/v1/gaps").1, serde_json::json!({ "gaps": [] }));
-    assert_eq!(agent.get("/api/v1/status").1["store"]["records"], 5);
+    assert_eq!(agent.get("/api/v1/status").1["store"]["records"], 7);
     assert_eq!(
         agent.raw(b"HEAD /api/v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
         (200, vec![])

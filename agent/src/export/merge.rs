@@ -73,15 +73,10 @@ impl<T: Clone + Eq + Hash> Ids<T> {
 }
 
 impl Merged {
-    /// Adds a part; an error says why it cannot be added, or that the sum is too large.
-    pub fn add(&mut self, packed: &[u8]) -> anyhow::Result<()> {
-        let mut bytes = Vec::new();
-        GzDecoder::new(packed).take(PART_MAX + 1).read_to_end(&mut bytes).context("unpack a profile")?;
-        if bytes.len() as u64 > PART_MAX {
-            bail!("a profile is larger than {PART_MAX} bytes");
-        }
-        let part = protos::Profile::decode(bytes.as_slice()).context("read a profile")?;
-        self.take(&part)
+    /// Adds a part; false: it is no profile, and nothing is added. An error: the sum would be too large.
+    pub fn add(&mut self, packed: &[u8]) -> anyhow::Result<bool> {
+        let Ok(part) = unpack(packed) else { return Ok(false) };
+        self.take(&part).map(|()| true)
     }
 
     fn take(&mut self, part: &protos::Profile) -> anyhow::Result<()> {
@@ -216,6 +211,15 @@ impl Merged {
     }
 }
 
+fn unpack(packed: &[u8]) -> anyhow::Result<protos::Profile> {
+    let mut bytes = Vec::new();
+    GzDecoder::new(packed).take(PART_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > PART_MAX {
+        bail!("a profile is larger than {PART_MAX} bytes");
+    }
+    Ok(protos::Profile::decode(bytes.as_slice())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,7 +246,7 @@ mod tests {
     fn equal_stacks_are_added_up_and_nothing_else_changes() {
         let one = packed();
         let mut merged = Merged::default();
-        (0..3).for_each(|_| merged.add(&one).unwrap());
+        (0..3).for_each(|_| assert!(merged.add(&one).unwrap()));
         assert_eq!(merged.parts(), 3);
         let all = merged.finish(&["lost: nothing".into()]).unwrap();
         let three: Vec<_> = sums(&one).into_iter().map(|(stack, value)| (stack, 3 * value)).collect();
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn what_is_no_profile_or_another_kind_of_one_is_refused() {
         let mut merged = Merged::default();
-        assert!(merged.add(b"\x1f\x8bnot really").is_err());
+        assert!(!merged.add(b"\x1f\x8bnot really").unwrap());
         merged.add(&packed()).unwrap();
         let mut other = example::profile();
         other.sampling = crate::model::profile::Sampling::Cpu { frequency_hz: 7 };

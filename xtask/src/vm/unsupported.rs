@@ -64,6 +64,11 @@ const LIST: &[Entry] = &[
         on: "emulated",
         why: "what it says is the same on every kernel, and Prometheus takes an emulated machine long",
     },
+    Entry {
+        tests: "history::*",
+        on: "emulated",
+        why: "what is kept is the same on every kernel, and naming a node's stacks takes an emulated machine long",
+    },
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry {
         tests: "python::a_python_programs_functions*",
