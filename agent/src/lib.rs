@@ -24,6 +24,8 @@
 //! | to where people look already | [`deliver`] | queues, HTTP, TLS; other people's formats |
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
+//! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
+//! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
 //! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
@@ -32,6 +34,7 @@
 pub mod aggregate;
 pub mod api;
 pub mod attach;
+pub mod budget;
 pub mod bytes;
 pub mod clock;
 pub mod compare;
@@ -57,6 +60,7 @@ pub mod pods;
 pub mod profiler;
 pub mod python;
 pub mod recorder;
+pub mod restraint;
 pub mod ring;
 pub mod service;
 pub mod sigkill;

@@ -14,10 +14,11 @@ use podopsy_agent::attach::{dns_ports, https_resolvers};
 use podopsy_agent::config::{self, Setting};
 use podopsy_agent::pods::{self, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{ExportArgs, Exports, Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
-use podopsy_agent::{bytes, duration};
+use podopsy_agent::{budget, bytes, duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
@@ -81,6 +82,13 @@ struct Args {
     /// Where to answer /metrics, /healthz and /readyz by TCP (127.0.0.1:9464); nowhere unless told to
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
+    /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
+    /// does not (needs --state-dir; podopsy profile --since reads it)
+    #[arg(long, value_name = "HZ", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=199))]
+    profile_hz: u64,
+    /// How often what is sampled is put into the store: memory and profiles
+    #[arg(long, value_name = "TIME", default_value = "60s", hide = true, value_parser = duration::parse)]
+    keep_every: Duration,
     /// Whose page faults to sample, so that the report of an OOM kill tells which code the memory grew by
     ///
     /// While there is no suspect, nothing is sampled, and it costs nothing. While there is one, every page fault of the
@@ -90,6 +98,33 @@ struct Args {
     growth: Growth,
     #[command(flatten)]
     exports: ExportArgs,
+    /// How much of one CPU the agent may take, over ten seconds (0.5: half of one; 0: as much as it takes). Over it, and
+    /// over the two below, it leaves out growth samples, then DNS events, step by step, and counts them: never OOM kills
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
+    cpu_budget: f64,
+    /// How much memory it may hold (0: as much as it takes)
+    #[arg(long, value_name = "BYTES", default_value = "200MiB", value_parser = bytes::parse)]
+    memory_budget: u64,
+    /// How many events of DNS may be due in a second (0: as many as there are)
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    events_budget: u64,
+    /// Give up what recording does not need, once it records: capabilities, new privileges, and system calls that start
+    /// programs, mount, or load BPF programs; the log says what is kept, and why. Off is for debugging
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t = SelfRestraint::On)]
+    self_restraint: SelfRestraint,
+}
+
+/// A share of one CPU.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1024.0).contains(share));
+    share.ok_or_else(|| "use a share of one CPU, like 0.5 (0: as much as it takes)".to_owned())
+}
+
+/// Whether to give up rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SelfRestraint {
+    On,
+    Off,
 }
 
 /// Whose page faults to sample.
@@ -118,20 +153,6 @@ const END_WITHIN: Duration = Duration::from_secs(12);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("podopsy-agent: start threads: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = runtime.block_on(start());
-    // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
-    runtime.shutdown_background();
-    code
-}
-
-async fn start() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
         Ok(loaded) => loaded,
@@ -156,6 +177,27 @@ async fn start() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
+    // Before the runtime's threads, which inherit it.
+    let begun = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("podopsy-agent: start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(start(args, settings, &argv, begun));
+    // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
+    runtime.shutdown_background();
+    code
+}
+
+async fn start(
+    args: Args,
+    settings: Vec<Setting>,
+    argv: &[OsString],
+    begun: Option<Vec<String>>,
+) -> ExitCode {
     let exports = match Exports::start(&args.exports, &podopsy_agent::node::name(args.node.as_deref())) {
         Ok(exports) => exports,
         Err(error) => {
@@ -163,7 +205,7 @@ async fn start() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(args, settings, &argv, exports).await {
+    match run(args, settings, argv, begun, exports).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The chain in one line: a backtrace helps nobody who has only the pod's log.
@@ -177,6 +219,7 @@ async fn run(
     args: Args,
     mut settings: Vec<Setting>,
     argv: &[OsString],
+    begun: Option<Vec<String>>,
     exports: Exports,
 ) -> anyhow::Result<()> {
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
@@ -198,13 +241,37 @@ async fn run(
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
-    let paths = Paths { state_dir: args.state_dir, socket: args.socket, listen: args.listen };
+    let budget = budget::Limits {
+        cpu: Some(args.cpu_budget).filter(|share| *share > 0.0),
+        memory: Some(args.memory_budget).filter(|bytes| *bytes > 0),
+        events: Some(args.events_budget).filter(|events| *events > 0),
+    };
+    let (samples, folder) =
+        (matches!(args.growth, Growth::Auto) || args.profile_hz > 0, args.state_dir.clone());
+    let (keep_every, profile_hz, node) = (args.keep_every, args.profile_hz, options.node.clone());
+    let (state_dir, socket, listen) = (args.state_dir, args.socket, args.listen);
+    let paths = Paths { state_dir, socket, listen, keep_every, profile_hz, node };
     let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
     // Before anything shows that we run: who sees it may ask us to end.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     out.attached(&recorder);
+    if let Some(begun) = begun {
+        let restrain = move || {
+            // The folder was made by now, if it was not there.
+            let foreign_folder = folder.is_some_and(|folder| !restraint::own_folder(&folder));
+            restraint::finish(&Needs { samples, foreign_folder }).log(&begun);
+        };
+        match out.settling() {
+            Some(settled) => drop(tokio::spawn(async move {
+                let _ = settled.await;
+                restrain();
+            })),
+            None => restrain(),
+        }
+    }
+    tokio::spawn(budget::keep(budget, recorder.shed()));
     let mut systemd = Systemd::start();
     tracing::info!(
         runtime = status.runtime.as_deref().unwrap_or("none"),

@@ -1,5 +1,7 @@
 //! The profile pipeline: samples → ring → decode → aggregate → symbolize → attribute → profile.
 
+pub mod always;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -164,23 +166,28 @@ fn aggregate(
         .name("aggregate".into())
         .spawn(move || {
             let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
-            for Stack { task, kernel, user, end, end_frame, python } in samples {
-                let sample = RawSample {
-                    pid: task.pid,
-                    tid: task.tid,
-                    thread_comm: task.comm,
-                    cgroup_id: task.cgroup_id,
-                    kernel: &kernel,
-                    user: &user,
-                    end,
-                    end_frame,
-                    python: codes.words(&task, &python),
-                    python_end: python.end,
-                };
-                aggregator.add(&sample, &mut symbolizer);
+            for stack in samples {
+                aggregator.add(&raw(&stack, &mut codes), &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);
             }
             (aggregator, symbolizer, codes)
         })
         .context("start the aggregator's thread")
+}
+
+/// A sample as the aggregator takes it, with what Python's frames are called.
+fn raw<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
+    let Stack { task, kernel, user, end, end_frame, python } = stack;
+    RawSample {
+        pid: task.pid,
+        tid: task.tid,
+        thread_comm: task.comm,
+        cgroup_id: task.cgroup_id,
+        kernel,
+        user,
+        end: *end,
+        end_frame: *end_frame,
+        python: codes.words(task, python),
+        python_end: python.end,
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line. Values are read here, so that a bad one is refused before anything starts.
 
+mod history;
 mod live;
 
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ use podopsy_agent::model::Target;
 use crate::exit::Said;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
+pub use history::{Events, HistoryDir};
 pub use live::{Diff, DiffFormat, Dns, Hook, Profile, ProfileCommand, Stacks, Watch, WatchKind};
 
 const AFTER_HELP: &str = "\
@@ -25,9 +27,12 @@ Examples:
   podopsy dns shop/cart                 what a pod looks up, what it gets, and how long it waits
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
+  podopsy profile --since 10m shop/cart where it spent it in the last ten minutes, if the agent kept that
   podopsy profile diff a.pb.gz b.pb.gz  what takes more CPU time than before
   podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
   podopsy watch sigkill                 who sends SIGKILL to containers: kubelet, systemd-oomd, someone's kill -9
+  podopsy oom --silent --since 1h       who was killed in the last hour, while its pod says Running?
+  podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
   podopsy oom show 3f2a-28908           the autopsy of one of them
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   podopsy inspect pid:4242              which pod does this process belong to?
@@ -80,6 +85,7 @@ pub enum Command {
     Dns(Dns),
     Profile(Profile),
     Oom(Oom),
+    Events(Events),
     Pods(Pods),
     Inspect(Inspect),
     Doctor(Doctor),
@@ -87,8 +93,8 @@ pub enum Command {
 
 /// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed; and SIGKILLs that were no OOM
 ///
-/// Reads what the agent has kept (--state-dir), and what the kernel's log still has of kills that no agent saw.
-/// Exits 1 if there are none.
+/// Asks the agent, if one runs, or reads the files that it has left (--state-dir); and what the kernel's log still has of
+/// kills that no agent saw. Says on stderr which of them answered. Exits 1 if there are none.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Oom {
@@ -98,6 +104,10 @@ pub struct Oom {
     /// Only kills since so long ago
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     pub since: Duration,
+
+    /// Only kills that Kubernetes does not show: the container runs on, or ended with another reason than OOMKilled
+    #[arg(long)]
+    pub silent: bool,
 
     /// Only kills of pods in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
@@ -128,13 +138,6 @@ pub enum OomCommand {
         #[command(flatten)]
         history: HistoryDir,
     },
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct HistoryDir {
-    /// The agent's --state-dir
-    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::oom::history::DIR)]
-    pub state_dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -261,6 +264,7 @@ mod tests {
             "podopsy watch dns --slow-over 200ms --sample 100 --dns-port 53 --dns-port 5353 --doh-resolver 10.0.0.53",
             "podopsy profile finance/pricing -d 30s -F 99 -o a.pb.gz -o a.folded -o a.svg",
             "podopsy profile -a -o x.svg",
+            "podopsy profile --since 10m shop/cart -o x.pb.gz --socket /run/podopsy/agent.sock",
             "podopsy profile -a -o x.speedscope.json -o x.firefox.json",
             "podopsy profile -a -o x.json --format speedscope",
             "podopsy profile diff a.pb.gz b.pb.gz",
@@ -275,6 +279,9 @@ mod tests {
             "podopsy oom",
             "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
             "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",
+            "podopsy oom --silent --since 1h --socket /run/podopsy/agent.sock",
+            "podopsy events",
+            "podopsy events --since 10m -n shop -l app=web --kind oom.kill --kind dns.failure -o json shop/cart",
             "podopsy inspect pid:1 -o json --cri-socket unix:///run/x.sock -v",
             "podopsy --node n1 doctor",
         ] {
@@ -288,6 +295,7 @@ mod tests {
             "podopsy profile",
             "podopsy profile -a finance/pricing",
             "podopsy profile -a -F 0",
+            "podopsy profile -a --since 1h -d 10s",
             "podopsy profile -a -F 1001",
             "podopsy profile -a -d 30",
             "podopsy profile -a -o x.txt --format text",
@@ -308,6 +316,8 @@ mod tests {
             "podopsy pods -l =",
             "podopsy oom -n x show 3f2a-7",
             "podopsy oom --since 1",
+            "podopsy events --kind oom",
+            "podopsy events --most 0",
         ] {
             assert_eq!(read(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }

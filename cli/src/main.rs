@@ -7,7 +7,7 @@
 //! | [`render`] | answers to text; no I/O but the writer it is given |
 //! | [`exit`] | the one place that decides the exit code |
 //!
-//! The rest are tools of those: [`context`] (global options), [`privilege`], [`signals`], [`output`]
+//! The rest are tools of those: [`context`] (global options), [`history`] (what an agent has kept), [`privilege`], [`signals`], [`output`]
 //! (files), [`process`] (/proc), [`selector`], [`terminal`].
 //!
 //! Must not know: aya, the wire's records, CRI, how cgroups are named.
@@ -17,6 +17,7 @@ mod args;
 mod cmd;
 mod context;
 mod exit;
+mod history;
 mod output;
 mod privilege;
 mod process;
@@ -53,6 +54,7 @@ async fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Command::Dns(args) => cmd::dns::run(&context, args).await,
         Command::Profile(args) => cmd::profile::run(&context, args).await,
         Command::Oom(args) => cmd::oom::run(&context, args).await,
+        Command::Events(args) => cmd::events::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,

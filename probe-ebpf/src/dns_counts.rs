@@ -76,6 +76,7 @@ pub fn answered(counters: *mut DnsCounters, class: usize, latency_ns: u64, by: u
     unsafe {
         add_some((&raw mut (*counters).answers).cast::<u64>().add(class as usize), by);
         add_some((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize), by);
+        add_some(&raw mut (*counters).latency_us, us.wrapping_mul(by));
     }
 }
 

@@ -3,8 +3,10 @@
 //! cgroup_skb sees an answer just before it is put into its socket's queue. If there is no room, the kernel says so at
 //! once, on the same CPU: then the query is in flight again, as its application sees it.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel_buf},
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_probe_read_kernel},
     macros::{kprobe, map, raw_tracepoint},
     maps::PerCpuArray,
     programs::{ProbeContext, RawTracePointContext},
@@ -48,15 +50,19 @@ pub fn next_datagram() {
 #[inline(always)]
 pub fn handed_over(key: &DnsKey, pending: *const DnsPending, class: usize, now: u64) {
     let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) else { return };
-    // SAFETY: the slot is this CPU's own, and `pending` a map value; one helper call instead of a loop.
+    // SAFETY: the slot is this CPU's own, and `pending` a map value; what is read is at most its size.
     unsafe {
         (*answered).key = *key;
         (*answered).time_ns = now;
         (*answered).class = class as u64;
-        let _ = bpf_probe_read_kernel_buf(
-            pending.cast(),
-            core::slice::from_raw_parts_mut((&raw mut (*answered).pending).cast(), size_of::<DnsPending>()),
-        );
+        // Another CPU has just written it: each line that is left alone is one that need not come over from there.
+        let size = offset_of!(DnsPending, question) as u32 + (*pending).question_len;
+        // As in `message::copy`: the verifier must see the bound on the register that is used.
+        let last = core::hint::black_box(size.wrapping_sub(1) as u64);
+        if last < size_of::<DnsPending>() as u64 {
+            let to = (&raw mut (*answered).pending).cast();
+            bpf_probe_read_kernel(to, last as u32 + 1, pending.cast());
+        }
     }
 }
 

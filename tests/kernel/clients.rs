@@ -1,30 +1,49 @@
-//! Real clients and real servers: each lookup is told once, with its process and what the application got.
+//! Real clients and real servers: each lookup is told once, with its process, its pod and what the application got.
+//!
+//! The clients are the machine's own programs, as processes of a real pod's container: they have its cgroups, and a
+//! network and a resolv.conf that the servers are in, too.
 //!
 //! Each test prints a table, client by outcome: what was told, and of how many queries.
 
 mod support;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
 use podopsy_agent::model::lookup::LookupResult::{self, *};
 use podopsy_agent::model::{Detail, Event, Lookup};
 use podopsy_agent::recorder::{DnsOptions, Options};
+use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use support::clients::{self, Client};
 use support::place::{Place, SOON, Server, in_place};
-use support::{Recording, dns, no_runtime, options};
+use support::{Recording, dns, node, options, pods_of};
 
 fn lookup_options() -> Options {
     Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() }
 }
 
-fn of_process(events: &[Event], pid: u32) -> Vec<&Lookup> {
-    let of = |event: &&Event| event.process.pid == pid;
-    let lookup = |event| match event {
-        &Event { detail: Detail::Lookup(ref lookup), .. } => Some(lookup.as_ref()),
+fn told(events: &[Event], pid: u32) -> impl Iterator<Item = (&Event, &Lookup)> {
+    events.iter().filter(move |event| event.process.pid == pid).filter_map(|event| match &event.detail {
+        Detail::Lookup(lookup) => Some((event, lookup.as_ref())),
         _ => None,
-    };
-    events.iter().filter(of).filter_map(lookup).collect()
+    })
+}
+
+fn of_process(events: &[Event], pid: u32) -> Vec<&Lookup> {
+    told(events, pid).map(|(_, lookup)| lookup).collect()
+}
+
+/// The pod that the clients are of.
+fn clients_pod(node: &Node, image: &str) -> PodHandle {
+    let container = ContainerSpec::new("app", image).command(["pause"]);
+    node.run_pod(PodSpec::new("shop", "clients").container(container)).expect("run the pod")
+}
+
+/// `namespace/pod/container`; nothing: it was not named.
+fn pod_of(event: &Event) -> String {
+    let pod = event.pod.as_ref().map(|pod| format!("{}/{}/", pod.namespace, pod.name));
+    pod.unwrap_or_default() + event.container.as_ref().map_or("", |container| &container.name)
 }
 
 /// A name, and what a lookup of it comes to; several: it depends on the client.
@@ -64,12 +83,12 @@ struct Ran {
 }
 
 /// Runs every client with every name, all at once, against the server at `address`.
-fn run(place: &Place, address: &str, clients: &[Client], cases: &[Case]) -> Vec<Ran> {
+fn run(place: &Place, address: &str, cgroup: &Path, clients: &[Client], cases: &[Case]) -> Vec<Ran> {
     place.resolv_conf(&format!("nameserver {address}\noptions ndots:1 timeout:3 attempts:1\n"));
     let mut children = Vec::new();
     for client in clients {
         for &(name, expected) in cases {
-            children.push((client.name, name, expected, client.start(name)));
+            children.push((client.name, name, expected, client.start(name, cgroup)));
         }
     }
     let ended = |(client, name, expected, mut child): (_, _, _, std::process::Child)| {
@@ -99,6 +118,9 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
         let found = of_process(seen, *pid);
         let words: Vec<&str> = found.iter().map(|it| it.result.word()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
+        for (event, _) in told(seen, *pid).filter(|(event, _)| pod_of(event) != "shop/clients/app") {
+            wrong.push(format!("{title}: {client} {name}: of pod {:?}", pod_of(event)));
+        }
         table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
         let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
         // busybox asks again after two and a half seconds, which is longer than the recorder waits in these tests.
@@ -135,19 +157,21 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
 }
 
 #[test]
-fn every_outcome_of_every_client_is_told_once_with_its_process() {
-    let victims = podopsy_harness::victims(&|what| eprintln!("{what}")).expect("build the victims");
+fn every_outcome_of_every_client_is_told_once_with_its_process_and_pod() {
+    let (node, image) = node();
+    let (victims, pod) = (node.victims().to_owned(), clients_pod(&node, &image));
+    let cgroup = pod.memory_cgroup("app").expect("its cgroup");
     let built = tempfile::tempdir().expect("a folder");
     let clients = clients::all(built.path());
-    let mut recording = Recording::start(lookup_options(), no_runtime());
+    let mut recording = Recording::start(lookup_options(), pods_of(&node));
     let ran = in_place(move |place| {
         let _server = Server::ours(&victims);
-        let mut all = run(place, "127.0.0.1", &clients, &MISBEHAVING);
+        let mut all = run(place, "127.0.0.1", &cgroup, &clients, &MISBEHAVING);
         // Nobody listens there. musl's socket is not connected, and never learns of it.
         let (others, connected): (Vec<Client>, Vec<Client>) =
             clients.into_iter().partition(|client| client.name == "musl");
-        all.extend(run(place, "127.0.0.9", &connected, &[("nobody.example.com", &[Unreachable])]));
-        all.extend(run(place, "127.0.0.9", &others, &[("nobody.example.com", &[Timeout])]));
+        all.extend(run(place, "127.0.0.9", &cgroup, &connected, &[("nobody.example.com", &[Unreachable])]));
+        all.extend(run(place, "127.0.0.9", &cgroup, &others, &[("nobody.example.com", &[Timeout])]));
         all
     });
     wait(&mut recording, &[&ran]);
@@ -160,16 +184,19 @@ fn every_outcome_of_every_client_is_told_once_with_its_process() {
 fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself() {
     const BIND: &str = "127.0.0.2";
     const DNSMASQ: &str = "127.0.0.3";
+    let (node, image) = node();
+    let pod = clients_pod(&node, &image);
+    let cgroup = pod.memory_cgroup("app").expect("its cgroup");
     let built = tempfile::tempdir().expect("a folder");
     let clients = clients::all(built.path());
-    let mut recording = Recording::start(lookup_options(), no_runtime());
+    let mut recording = Recording::start(lookup_options(), pods_of(&node));
     let (of_bind, of_dnsmasq, forwarded, forwarder) = in_place(move |place| {
         let _bind = Server::bind(place, BIND);
         let dnsmasq = Server::dnsmasq(place, DNSMASQ, BIND);
-        let of_bind = run(place, BIND, &clients, &REAL);
-        let of_dnsmasq = run(place, DNSMASQ, &clients, &REAL);
+        let of_bind = run(place, BIND, &cgroup, &clients, &REAL);
+        let of_dnsmasq = run(place, DNSMASQ, &cgroup, &clients, &REAL);
         let glibc = clients.into_iter().filter(|client| client.name == "glibc").collect::<Vec<_>>();
-        let forwarded = run(place, DNSMASQ, &glibc, &[("forwarded.example.com", &[Answered])]);
+        let forwarded = run(place, DNSMASQ, &cgroup, &glibc, &[("forwarded.example.com", &[Answered])]);
         (of_bind, of_dnsmasq, forwarded, dnsmasq.pid())
     });
     wait(&mut recording, &[&of_bind, &of_dnsmasq, &forwarded]);

@@ -49,8 +49,13 @@ impl Health {
 
     /// The probes are attached, but for these.
     pub fn attached(&self, degraded: Vec<String>) {
-        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = degraded;
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).extend(degraded);
         self.attached.store(true, Relaxed);
+    }
+
+    /// One feature is not there, or no more; the rest works.
+    pub fn degrade(&self, what: String) {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
     pub fn stopping(&self) {

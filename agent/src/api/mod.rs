@@ -8,8 +8,10 @@
 //! is waited for by the recorder. Must not know: aya, SQL, how anything is rendered.
 
 mod answer;
+pub mod client;
 mod health;
 mod live;
+mod merged;
 mod question;
 mod route;
 mod scrape;

@@ -15,9 +15,6 @@ const ITEMS: usize = 100;
 const PAIRS_MAX: usize = 64;
 const VALUE_MAX: usize = 1024;
 
-const KINDS: [Kind; 6] =
-    [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::DnsLookup, Kind::Sigkill];
-
 /// Reads a query string by the parameters that its route takes.
 pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, Refusal> {
     let mut filter = Filter { items: ITEMS, ..Filter::all(shelf) };
@@ -44,8 +41,8 @@ pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, 
             Parameter::From => filter.from = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Until => filter.until = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Kind => {
-                if !KINDS.iter().any(|kind| kind.word() == value) {
-                    let all: Vec<&str> = KINDS.iter().map(|kind| kind.word()).collect();
+                if !Kind::ALL.iter().any(|kind| kind.word() == value) {
+                    let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.word()).collect();
                     return Err(refuse(&format!("use one of {}", all.join(", "))));
                 }
                 filter.kinds.push(value.into_owned());

@@ -11,7 +11,7 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::answer::{self, Answer, Refusal};
-use super::{Peer, Room, live, question};
+use super::{Peer, Room, live, merged, question};
 use crate::metrics::text::Format;
 use crate::pods::Pod;
 use crate::store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
@@ -61,6 +61,7 @@ impl Parameter {
 enum To {
     Shelf(Shelf, &'static str),
     Profile,
+    Merged,
     Live,
     Gaps,
     Pods,
@@ -82,6 +83,7 @@ pub struct Route {
 use Parameter::*;
 const WHOSE: [Parameter; 4] = [Namespace, Pod, Container, Label];
 const PAGED: &[Parameter] = &[From, Until, Order, Limit, Cursor, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
+const WINDOW: &[Parameter] = &[From, Until, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
 const EVENTS: &[Parameter] =
     &[From, Until, Kind, Order, Limit, Cursor, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
 
@@ -91,6 +93,7 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/api/v1/incidents", takes: PAGED, to: To::Shelf(Shelf::Incidents, "incidents") },
     Route { path: "/api/v1/memory", takes: PAGED, to: To::Shelf(Shelf::Memory, "memory") },
     Route { path: "/api/v1/profiles", takes: PAGED, to: To::Shelf(Shelf::Profiles, "profiles") },
+    Route { path: "/api/v1/profiles/merged", takes: WINDOW, to: To::Merged },
     Route { path: "/api/v1/profiles/{id}", takes: &[], to: To::Profile },
     Route { path: "/api/v1/gaps", takes: &[From, Until], to: To::Gaps },
     Route { path: "/api/v1/pods", takes: &[Namespace, Pod, Label], to: To::Pods },
@@ -169,7 +172,7 @@ async fn go(
     let sources = &room.sources;
     let shelf = match route.to {
         To::Shelf(shelf, _) => shelf,
-        To::Profile => Shelf::Profiles,
+        To::Profile | To::Merged => Shelf::Profiles,
         _ => Shelf::Events,
     };
     let mut filter = question::filter(shelf, query, route.takes)?;
@@ -184,6 +187,10 @@ async fn go(
             let none = || Refusal::new(StatusCode::NOT_FOUND, "no such profile, or it is too old and gone");
             let item = page.items.into_iter().next().ok_or_else(none)?;
             Ok(answer::text("application/vnd.google.protobuf+gzip", item.body))
+        }
+        To::Merged => {
+            let merged = ask(room, move |store| Ok(merged::of(store, filter))).await?;
+            Ok(answer::text("application/vnd.google.protobuf+gzip", merged?))
         }
         To::Live => {
             let place = room.streams.clone().try_acquire_owned();
@@ -306,6 +313,8 @@ fn profile(item: &Item) -> Value {
         "container": item.container,
         "container_id": item.container_id,
         "bytes": item.body.len(),
+        // Null: of before there were any.
+        "facts": item.facts.as_ref().and_then(|facts| serde_json::from_str::<Value>(facts).ok()),
     })
 }
 

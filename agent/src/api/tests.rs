@@ -110,7 +110,13 @@ fn events_are_found_paged_and_whole() {
     assert_eq!((both, &second["next"]), (vec![stored[2], stored[1], stored[0]], &Value::Null));
 
     let bytes = b"\x1f\x8b pprof".to_vec();
-    agent.store.put_profile(ProfileRecord { owner: shop(), begin: now, end: now, pprof: bytes.clone() });
+    agent.store.keeper().put_profile(ProfileRecord {
+        owner: shop(),
+        begin: now,
+        end: now,
+        pprof: bytes.clone(),
+        facts: Default::default(),
+    });
     agent.put(dns(now, shop(), "after.test"));
     let (_, profiles) = agent.get("/api/v1/profiles?pod=orders");
     let id = ids(&profiles, "profiles")[0];

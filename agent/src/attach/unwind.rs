@@ -35,7 +35,8 @@ type Slab = Array<MapData, [u32; SLAB_WORDS]>;
 /// What the kernel side reads, to be written.
 pub struct KernelTables {
     slabs: ArrayOfMaps<MapData, Slab>,
-    count: u32,
+    /// Each stays open: to open it again by its number takes CAP_SYS_ADMIN, which the agent gives up.
+    open: Vec<Slab>,
     /// The slab that was written last: the others are no part of our memory.
     mapped: Option<(usize, Mapped)>,
     rules: Array<MapData, Pod<Rule>>,
@@ -48,7 +49,7 @@ impl KernelTables {
         let mut take = |name| ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"));
         Ok(KernelTables {
             slabs: take("SLABS")?.try_into()?,
-            count: 0,
+            open: Vec::new(),
             mapped: None,
             rules: take("RULES")?.try_into()?,
             tables: take("TABLES")?.try_into()?,
@@ -83,16 +84,17 @@ impl Drop for Mapped {
 impl Kernel for KernelTables {
     fn add_slab(&mut self) -> anyhow::Result<()> {
         let slab = Slab::create(1, MMAPABLE).context("create a slab for unwind tables")?;
-        self.slabs.set(self.count, &slab, 0).context("put a slab into the map SLABS")?;
-        self.mapped = Some((self.count as usize, Mapped::new(&slab)?));
-        self.count += 1;
+        let index = self.open.len();
+        self.slabs.set(u32::try_from(index)?, &slab, 0).context("put a slab into the map SLABS")?;
+        self.mapped = Some((index, Mapped::new(&slab)?));
+        self.open.push(slab);
         Ok(())
     }
 
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()> {
         if self.mapped.as_ref().is_none_or(|(index, _)| *index != slab) {
-            let found = self.slabs.get(&u32::try_from(slab)?, 0).context("open a slab for unwind tables")?;
-            self.mapped = Some((slab, Mapped::new(&found)?));
+            let found = self.open.get(slab).context("there is no such slab for unwind tables")?;
+            self.mapped = Some((slab, Mapped::new(found)?));
         }
         let room = self.mapped.as_mut().and_then(|(_, mapped)| {
             // SAFETY: the mapping is this long, and lives as long as this borrow; the kernel side reads words that were

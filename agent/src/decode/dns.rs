@@ -47,8 +47,8 @@ pub fn record(bytes: &[u8]) -> Result<DnsMessage, BadRecord> {
         question_len: fields.u32()?,
         flags: fields.u16()?,
         questions: fields.u16()?,
-        question: fields.array()?,
         drops: fields.u32()?,
+        question: fields.array()?,
     };
     let record = DnsRecord {
         key,

@@ -6,6 +6,7 @@ pub mod differential;
 pub mod firefox;
 pub mod folded;
 mod format;
+pub mod merge;
 pub mod pprof;
 pub mod speedscope;
 pub mod svg;

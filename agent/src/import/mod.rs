@@ -6,6 +6,11 @@
 pub mod pprof;
 pub(crate) mod wire;
 
+use std::sync::Arc;
+
+use crate::model::Owner;
+use crate::model::profile::{Frame, Profile, Sample};
+
 /// A profile as far as comparing needs it: stacks of functions, and one value each.
 #[derive(Debug, Default)]
 pub struct Imported {
@@ -31,6 +36,25 @@ impl Imported {
     /// Stacks, innermost first, with their values.
     pub fn stacks(&self) -> impl Iterator<Item = (&[u32], u64)> {
         self.stacks.iter().map(|stack| (&self.frames[stack.start..stack.end], stack.value))
+    }
+
+    /// As a profile of so many samples: functions by name alone, of nobody in particular.
+    pub fn profile(&self, of: Profile) -> Profile {
+        let frame = |&number: &u32| Frame {
+            function: self.functions.get(number as usize).cloned(),
+            ..Frame::default()
+        };
+        let (nobody, nothing) = (Arc::new(Owner::default()), Arc::<str>::from(""));
+        let sample = |(stack, count): (&[u32], u64)| Sample {
+            stack: stack.iter().map(frame).collect(),
+            count,
+            pid: 0,
+            tid: 0,
+            thread: nothing.clone(),
+            comm: nothing.clone(),
+            owner: nobody.clone(),
+        };
+        Profile { samples: self.stacks().map(sample).collect(), ..of }
     }
 
     pub fn total(&self) -> u64 {

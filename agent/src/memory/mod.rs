@@ -8,6 +8,7 @@
 pub mod files;
 mod kills;
 mod ring;
+mod steps;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -22,6 +23,8 @@ use files::Reader;
 use kills::Kills;
 use ring::Ring;
 pub use ring::Trend;
+pub use steps::Stretch;
+use steps::Stretches;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Full samples a second; with more containers than that each is read less often, in turn.
@@ -49,6 +52,7 @@ struct Book {
     rings: HashMap<u64, Kept>,
     counters: HashMap<u64, [(u64, Counters); COUNTS]>,
     kills: Kills,
+    stretches: Stretches,
     /// The cgroups that were there at the first tick: what they counted before is not ours to tell.
     at_start: Option<HashSet<u64>>,
     /// Where the next tick's full samples begin, and its counters.
@@ -109,17 +113,27 @@ impl Sampler {
         known.max_by_key(|(at, _)| *at).map(|(_, counters)| *counters)
     }
 
+    /// What is to be kept of every container's memory: all that has changed since the last call, and the first call says
+    /// that there is someone who keeps it. A stretch of ten minutes comes again as it grows, under the same beginning.
+    pub fn stretches(&self) -> Vec<Stretch> {
+        self.lock().stretches.take(boot_now_ns())
+    }
+
     /// Kills that were told as this cgroup's, to be compared with its own counter.
     pub fn told(&self, id: u64, boot_ns: u64, kills: u64) {
         self.lock().kills.told(id, boot_ns, kills);
     }
 
     /// `memory_throttled`: samples not taken because there are too many containers; `memory_evicted`:
-    /// curves given up before their time; and what [`Kills`] finds.
+    /// curves given up before their time; `memory_not_kept`: of the history; and what [`Kills`] finds.
     pub fn losses(&self) -> Losses {
         let book = self.lock();
         let mut losses = book.kills.losses();
-        let own = [("memory_throttled", book.throttled), ("memory_evicted", book.evicted)];
+        let own = [
+            ("memory_throttled", book.throttled),
+            ("memory_evicted", book.evicted),
+            ("memory_not_kept", book.stretches.lost()),
+        ];
         losses.extend(own.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)));
         losses
     }
@@ -197,6 +211,7 @@ impl Book {
     }
 
     fn sample(&mut self, id: u64, now_ns: u64, usage: Usage) {
+        self.stretches.push(id, now_ns, &usage);
         let kept = self.rings.entry(id).or_default();
         kept.ring.push(now_ns, usage);
         kept.alive_ns = now_ns;

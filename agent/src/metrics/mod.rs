@@ -13,12 +13,15 @@ pub mod text;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
+use crate::budget::Tally;
+use crate::memory::Trend;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
 use crate::model::incident::Verdict;
@@ -35,6 +38,9 @@ pub struct Metrics {
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
     others: OnceLock<Others>,
+    shed: Mutex<Vec<Tally>>,
+    state_dir: OnceLock<PathBuf>,
+    degraded: AtomicU64,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -43,11 +49,13 @@ pub struct Scrape {
     /// Owners of living containers.
     pub alive: Vec<Owner>,
     pub dns: Vec<DnsCounts>,
-    /// How fast each container's memory grows, bytes a second.
-    pub growth: Vec<(Owner, f64)>,
+    /// How fast each container's memory grows, and towards what.
+    pub growth: Vec<(Owner, Trend)>,
     pub losses: Losses,
     /// SIGKILLs within one container, which are counted and not told.
     pub own_kills: u64,
+    /// What is left out to keep to a budget.
+    pub shed: Vec<Tally>,
 }
 
 /// Outcomes that are there from the start, at 0: an alert on the first timeout needs them.
@@ -108,6 +116,16 @@ impl Metrics {
         let _ = self.others.set(Box::new(others));
     }
 
+    /// How many things this kernel or this machine does not allow.
+    pub fn degraded(&self, count: usize) {
+        self.degraded.store(count as u64, Relaxed);
+    }
+
+    /// Where the agent keeps what it keeps.
+    pub fn keeps_in(&self, state_dir: &Path) {
+        let _ = self.state_dir.set(state_dir.to_owned());
+    }
+
     /// Takes over what others know now.
     pub fn take(&self, scrape: Scrape) {
         let now = Instant::now();
@@ -120,6 +138,7 @@ impl Metrics {
             book.series(key, now).growth = Some(*growth);
         }
         *lock(&self.losses) = scrape.losses;
+        *lock(&self.shed) = scrape.shed;
         self.own_kills.store(scrape.own_kills, Relaxed);
     }
 
@@ -128,11 +147,11 @@ impl Metrics {
         let book = lock(&self.book);
         let mut families = of_kills(&book);
         families.extend(of_dns(&book));
-        families.push(of_growth(&book));
+        families.extend(of_growth(&book));
         families.extend(self.of_agent(book.refused));
         drop(book);
         families.extend(self.others.get().into_iter().flat_map(|others| others()));
-        families.extend(own::families());
+        families.extend(own::families(self.state_dir.get().map(PathBuf::as_path)));
         families
     }
 
@@ -163,7 +182,17 @@ impl Metrics {
         own_kills.count(Vec::new(), self.own_kills.load(Relaxed));
         let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
-        vec![events, losses, own_kills, build]
+        let mut shed = Family::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
+        let mut shedding = Family::gauge("podopsy_shedding", "1: this is left out at the moment.");
+        for tally in lock(&self.shed).iter() {
+            let what = || vec![("what", tally.step.word().to_owned())];
+            shed.count(what(), tally.count);
+            shedding.number(what(), f64::from(u8::from(tally.on)));
+        }
+        let help = "Things that this kernel or this machine does not allow; /readyz says which.";
+        let degraded = self.degraded.load(Relaxed) as f64;
+        let degraded = Family::gauge("podopsy_degraded", help).single(degraded);
+        vec![degraded, events, losses, own_kills, shed, shedding, build]
     }
 }
 
@@ -240,16 +269,26 @@ fn of_dns(book: &Book) -> Vec<Family> {
     vec![queries, resends, outcomes, latency, failed, futile, hidden, dropped]
 }
 
-fn of_growth(book: &Book) -> Family {
+fn of_growth(book: &Book) -> [Family; 3] {
     let mut growth = Family::gauge(
         "podopsy_memory_growth_bytes_per_second",
         "How fast memory that cannot be reclaimed grew in the last minute (Theil-Sen).",
     );
     let known = book.iter().filter_map(|(key, series)| Some((key, series.growth?)));
-    for (key, rate) in known {
-        growth.number(labels(key), rate);
+    let mut held = Family::gauge(
+        "podopsy_memory_held_bytes",
+        "Memory that cannot be reclaimed; of containers whose growth is known.",
+    );
+    let mut limit =
+        Family::gauge("podopsy_memory_limit_bytes", "The container's own memory limit, of the same.");
+    for (key, trend) in known {
+        growth.number(labels(key), trend.bytes_per_second);
+        held.number(labels(key), trend.held_bytes as f64);
+        if let Some(bytes) = trend.limit_bytes {
+            limit.number(labels(key), bytes as f64);
+        }
     }
-    growth
+    [growth, held, limit]
 }
 
 fn histogram(latency: &Latencies) -> Option<Histogram> {
@@ -258,7 +297,11 @@ fn histogram(latency: &Latencies) -> Option<Histogram> {
         return None;
     }
     let bucket = |(at, count): (usize, &u64)| (upper_bound(at).as_secs_f64(), *count);
-    Some(Histogram { buckets: bounded.iter().enumerate().map(bucket).collect(), above: *above, sum: None })
+    Some(Histogram {
+        buckets: bounded.iter().enumerate().map(bucket).collect(),
+        above: *above,
+        sum: Some(latency.sum_us as f64 / 1e6),
+    })
 }
 
 fn labels(key: &Key) -> Labels {

@@ -1,9 +1,14 @@
-//! What the agent itself costs, under the names that every Prometheus client library uses.
+//! What the agent itself costs: of the process, under the names that every Prometheus client library uses; of the kernel's
+//! memory and of the disk, under our own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use super::family::Family;
 
 /// Of this process, from /proc/self; what cannot be read is left out.
-pub fn families() -> Vec<Family> {
+pub fn families(state_dir: Option<&Path>) -> Vec<Family> {
     let Ok(me) = procfs::process::Process::myself() else { return Vec::new() };
     let mut families = Vec::new();
     if let Ok(stat) = me.stat() {
@@ -28,5 +33,69 @@ pub fn families() -> Vec<Family> {
             Family::gauge("process_open_fds", "Open file descriptors of the agent.").single(open as f64),
         );
     }
+    if let Some(bytes) = bpf_memory() {
+        let help = "Memory of the kernel in the probes' maps, by fdinfo.";
+        families.push(Family::gauge("podopsy_bpf_memory_bytes", help).single(bytes as f64));
+    }
+    if let Some(dir) = state_dir {
+        let help = "Bytes of the files in the agent's state folder; --store-bytes bounds the history's.";
+        families.push(Family::gauge("podopsy_state_bytes", help).single(bytes_below(dir, DEPTH) as f64));
+    }
     families
+}
+
+/// Folders below the state folder that are looked into.
+const DEPTH: u32 = 2;
+
+/// Each map once, however often it is open; None: it cannot be told.
+fn bpf_memory() -> Option<u64> {
+    let mut maps = BTreeMap::new();
+    for fd in fs::read_dir("/proc/self/fd").ok()?.flatten() {
+        if fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-map") {
+            let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd.file_name()));
+            maps.extend(info.ok().and_then(|info| map_memory(&info)));
+        }
+    }
+    Some(maps.into_values().sum())
+}
+
+/// Id and bytes of a map, out of its fdinfo.
+fn map_memory(info: &str) -> Option<(u64, u64)> {
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+    };
+    Some((field("map_id")?, field("memlock")?))
+}
+
+fn bytes_below(dir: &Path, depth: u32) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(found) if found.is_dir() && depth > 0 => bytes_below(&entry.path(), depth - 1),
+        _ => 0,
+    };
+    entries.flatten().map(bytes).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_maps_memory_is_read_from_its_fdinfo() {
+        let info = "pos:\t0\nflags:\t02000002\nmap_type:\t2\nmemlock:\t266240\nmap_id:\t41\nfrozen:\t0\n";
+        assert_eq!(map_memory(info), Some((41, 266_240)));
+        assert_eq!(map_memory("pos:\t0\n"), None);
+    }
+
+    #[test]
+    fn the_folders_files_are_added_up_two_folders_deep() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
+        for (name, bytes) in [("x", 10), ("a/x", 20), ("a/b/x", 40), ("a/b/c/x", 80)] {
+            fs::write(dir.path().join(name), vec![0; bytes]).unwrap();
+        }
+        std::os::unix::fs::symlink("/proc/kcore", dir.path().join("link")).unwrap();
+        assert_eq!(bytes_below(dir.path(), DEPTH), 70);
+    }
 }

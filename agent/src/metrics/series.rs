@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::family::Exemplar;
+use crate::memory::Trend;
 use crate::model::incident::Level;
 use crate::model::lookup::LookupResult;
 use crate::model::owner::Owner;
@@ -52,8 +53,8 @@ pub struct Series {
     pub dns: DnsCounts,
     pub lookups_failed: BTreeMap<LookupResult, u64>,
     pub futile: u64,
-    /// Bytes a second in the last minute.
-    pub growth: Option<f64>,
+    /// Of the last minute.
+    pub growth: Option<Trend>,
     touched: Option<Instant>,
 }
 
@@ -141,6 +142,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
     grown.outcomes = now.outcomes.iter().map(outcome).filter(|(_, count)| *count > 0).collect();
     let bucket =
         |(at, count): (usize, &u64)| less(*count, before.latency.buckets.get(at).copied().unwrap_or(0));
+    grown.latency.sum_us = less(now.latency.sum_us, before.latency.sum_us);
     grown.latency.buckets = now.latency.buckets.iter().enumerate().map(bucket).collect();
     grown.not_visible.tls = less(now.not_visible.tls, before.not_visible.tls);
     grown.not_visible.https = less(now.not_visible.https, before.not_visible.https);

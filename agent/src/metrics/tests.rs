@@ -4,6 +4,8 @@ use jiff::Timestamp;
 
 use super::text::{Format, page};
 use super::{Metrics, Scrape};
+use crate::budget::{Step, Tally};
+use crate::memory::Trend;
 use crate::model::incident::Verdict;
 use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use crate::model::{Detail, DnsCounts, Event, Kind, Outcome};
@@ -31,13 +33,18 @@ fn scrape() -> Scrape {
     let mut dns = DnsCounts { owner: owner("api"), queries: 12, resends: 1, ..DnsCounts::default() };
     dns.outcomes = [(Outcome::Timeout, 3), (Outcome::Noerror, 9)].into();
     dns.latency.buckets = vec![0, 4, 5, 0];
+    dns.latency.sum_us = 1_500_000;
     dns.not_visible.https = 2;
     Scrape {
         alive: vec![owner("api"), owner("idle")],
         dns: vec![dns],
-        growth: vec![(owner("api"), 4096.5)],
+        growth: vec![(
+            owner("api"),
+            Trend { held_bytes: 100, bytes_per_second: 4096.5, limit_bytes: Some(200) },
+        )],
         losses: [("oom_ring".to_owned(), 3)].into(),
         own_kills: 8,
+        shed: vec![Tally { step: Step::DnsSlow, on: true, count: 7 }],
     }
 }
 
@@ -62,11 +69,18 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
         format!("podopsy_dns_outcomes_total{{{idle},outcome=\"timeout\"}} 0"),
         format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"0.000002\"}} 4"),
         format!("podopsy_dns_latency_seconds_bucket{{{api},le=\"+Inf\"}} 9"),
+        format!("podopsy_dns_latency_seconds_sum{{{api}}} 1.5"),
+        format!("podopsy_dns_latency_seconds_count{{{api}}} 9"),
         format!("podopsy_dns_not_visible_total{{{api},protocol=\"doh\"}} 2"),
         format!("podopsy_memory_growth_bytes_per_second{{{api}}} 4096.5"),
+        format!("podopsy_memory_held_bytes{{{api}}} 100.0"),
+        format!("podopsy_memory_limit_bytes{{{api}}} 200.0"),
+        "podopsy_degraded 0.0".to_owned(),
         "podopsy_losses_total{counter=\"oom_ring\"} 3".to_owned(),
         "podopsy_events_total{kind=\"oom.kill\"} 2".to_owned(),
         "podopsy_sigkills_within_container_total 8".to_owned(),
+        "podopsy_shed_total{what=\"dns_slow\"} 7".to_owned(),
+        "podopsy_shedding{what=\"dns_slow\"} 1.0".to_owned(),
     ] {
         assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
     }

@@ -43,6 +43,9 @@ pub struct NotVisible {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latencies {
     pub buckets: Vec<u64>,
+    /// All of them added up, in µs.
+    #[serde(default)]
+    pub sum_us: u64,
 }
 
 impl Latencies {
@@ -70,6 +73,7 @@ impl Latencies {
         for (sum, count) in self.buckets.iter_mut().zip(&other.buckets) {
             *sum += count;
         }
+        self.sum_us += other.sum_us;
     }
 }
 
@@ -104,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_percentile_is_an_upper_bound() {
-        let mut latency = Latencies { buckets: vec![0; 24] };
+        let mut latency = Latencies { buckets: vec![0; 24], sum_us: 0 };
         assert_eq!(latency.percentile(0.5), None);
         // 90 between 64 and 128 µs, 10 between 1.0 and 2.1 s.
         (latency.buckets[7], latency.buckets[21]) = (90, 10);

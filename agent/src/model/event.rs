@@ -97,6 +97,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 6] =
+        [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::DnsLookup, Kind::Sigkill];
+
     /// The word that stands in the JSON.
     pub fn word(self) -> &'static str {
         match self {

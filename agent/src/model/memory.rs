@@ -66,3 +66,28 @@ impl Curve {
         }
     }
 }
+
+/// The memory of a container over minutes, in steps of some seconds; columns of one length.
+///
+/// What happened within a step is kept by its smallest and its largest sample; all other columns are of its last one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Steps {
+    pub from: Timestamp,
+    /// Of the last sample.
+    pub until: Timestamp,
+    pub step_seconds: u32,
+    /// Which steps since `from` have samples; the first is 0.
+    pub step: Vec<u32>,
+    pub samples: Vec<u32>,
+    pub current_min_bytes: Vec<u64>,
+    pub current_max_bytes: Vec<u64>,
+    pub current_bytes: Vec<u64>,
+    pub anon_bytes: Vec<u64>,
+    pub file_bytes: Vec<u64>,
+    pub shmem_bytes: Vec<u64>,
+    pub kernel_bytes: Vec<u64>,
+    /// Time in which some task waited for memory since the step before, ms (PSI); empty: this kernel has none (v1).
+    pub waited_ms: Vec<u64>,
+    /// At the last sample; null: none.
+    pub limit_bytes: Option<u64>,
+}

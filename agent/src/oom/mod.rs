@@ -21,7 +21,7 @@ use crate::clock::boot_now_ns;
 use crate::decode::OomDecoded;
 use crate::kernel_log::Follower;
 use crate::kernel_log::visit::{Kill, Visit};
-use crate::memory::{Sampler, Trend};
+use crate::memory::{Sampler, Stretch, Trend};
 use crate::model::incident::{How, Level, LevelState, Limit, ProcessTable};
 use crate::model::memory::Curve;
 use crate::model::{Losses, Owner};
@@ -130,6 +130,11 @@ impl Examiner {
     /// Where the memory of a container goes; None: nobody looks, or too short a time.
     pub fn trend(&self, id: u64) -> Option<Trend> {
         self.sampler.as_ref()?.trend(id)
+    }
+
+    /// What is to be kept of every container's memory; nothing where nobody samples it.
+    pub fn stretches(&self) -> Vec<Stretch> {
+        self.sampler.as_ref().map(Sampler::stretches).unwrap_or_default()
     }
 
     fn step_of(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {

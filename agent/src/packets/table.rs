@@ -232,6 +232,7 @@ impl Table {
             if pending.state == STATE_WAITING {
                 counters.answers[class] += 1;
                 counters.latency[bucket(latency_ns)] += 1;
+                counters.latency_us += latency_ns / 1000;
             } else {
                 counters.late += 1;
             }

@@ -13,6 +13,7 @@ use super::growth::Growth;
 use super::record::Record;
 use super::stacks::{Stacks, Unnamed};
 use crate::attach::KernelKills;
+use crate::budget::{Shed, Step};
 use crate::clock::boot_now_ns;
 use crate::decode::{self, dns::DnsMessage};
 use crate::model::{Losses, Outcome};
@@ -61,6 +62,7 @@ pub struct Collector {
     pub growth: Option<Growth>,
     /// Losses of the packet socket, where that stands in for the dns probe.
     pub tap_losses: Arc<Mutex<Losses>>,
+    pub shed: Arc<Shed>,
 }
 
 impl Collector {
@@ -142,6 +144,14 @@ impl Collector {
                 if transaction.outcome == Outcome::Noerror && record.why == 0 {
                     return;
                 }
+                let step = match (transaction.outcome, transaction.slow) {
+                    (Outcome::Noerror, false) => Step::DnsAnswers,
+                    (Outcome::Noerror, true) => Step::DnsSlow,
+                    _ => Step::DnsFailures,
+                };
+                if self.is_shed(step) {
+                    return;
+                }
                 self.pass_on(Record::Dns {
                     asker: record.pending.asker,
                     owner: None,
@@ -175,7 +185,7 @@ impl Collector {
             let may_pass = self.counts.lock().is_ok_and(|mut counts| {
                 counts.unanswered(cgroup_id, ended.transaction.outcome, ended.time_ns)
             });
-            if !may_pass {
+            if !may_pass || self.is_shed(Step::DnsFailures) {
                 continue;
             }
             self.pass_on(Record::Dns {
@@ -185,6 +195,12 @@ impl Collector {
                 transaction: ended.transaction,
             });
         }
+    }
+
+    /// Whether an event that is due is left out.
+    fn is_shed(&self, step: Step) -> bool {
+        self.shed.offered();
+        self.shed.leaves_out(step)
     }
 
     /// Once a second: counts of a cgroup whose place the kernel side needs must not wait for someone who asks.
@@ -217,6 +233,7 @@ impl Collector {
         sum.extend(self.sigkills.losses());
         self.own_kills.store(self.kernel_losses.get(Loss::SigkillOwn) + self.sigkills.own(), Relaxed);
         sum.extend(self.growth.as_ref().map(Growth::losses).unwrap_or_default());
+        sum.extend(self.shed.losses());
         let own = [
             ("oom_missed_while_down", self.missed_unknown),
             ("bad_records", self.bad_records),

@@ -224,7 +224,7 @@ fn read(counters: &DnsCounters) -> DnsCounts {
         queries: counters.queries,
         resends: counters.resends,
         outcomes: outcomes.into_iter().filter(|(_, count)| *count > 0).collect(),
-        latency: Latencies { buckets: counters.latency.to_vec() },
+        latency: Latencies { buckets: counters.latency.to_vec(), sum_us: counters.latency_us },
         events_dropped: counters.throttled + counters.ring_full,
         not_visible: NotVisible { tls: counters.tls, https: counters.https },
     }

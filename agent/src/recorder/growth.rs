@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::attach::{KernelTables, OncpuWanted, Probes, Scope, Targets, Wanted};
+use crate::budget::Shed;
 use crate::decode;
 use crate::growth::{self, Suspects};
 use crate::model::growth::GrowthProfile;
@@ -103,6 +104,8 @@ struct Shared {
     queue_full: AtomicU64,
     evicted: AtomicU64,
     unanswered: AtomicU64,
+    /// Whether to sample at all, at the moment.
+    shed: Arc<Shed>,
 }
 
 enum Message {
@@ -117,6 +120,7 @@ impl Instruments {
         probes: Weak<Mutex<Probes>>,
         pods: &Arc<Pods>,
         examiner: &Arc<Examiner>,
+        shed: &Arc<Shed>,
     ) -> anyhow::Result<Growth> {
         let Instruments { samples, requests, targets, tables } = self;
         // Reads the vDSO: on a thread that may wait.
@@ -129,6 +133,7 @@ impl Instruments {
             queue_full: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
+            shed: shed.clone(),
         });
         let (queue, received) = mpsc::sync_channel(QUEUE);
         let counted = shared.clone();

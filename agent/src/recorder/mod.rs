@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::attach::{DNS_PORTS, DNS_TIMEOUT, DnsWanted, HTTPS_RESOLVERS, Rate, Wanted};
+use crate::budget::Shed;
 use crate::model::{DnsCounts, Event, Losses};
 use crate::oom::Desk;
 use crate::oom::recover::Missed;
@@ -180,6 +181,7 @@ impl Recorder {
         let own_kills = Arc::new(AtomicU64::new(0));
         let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
         let (stop, stopped) = tokio::sync::oneshot::channel();
+        let shed = Arc::new(Shed::default());
         let lookups_evicted = Arc::new(AtomicU64::new(0));
         let dns_seen = tapped.as_ref().map(|tapped| tapped.seen.clone());
         let alone = loaded.is_none();
@@ -230,13 +232,14 @@ impl Recorder {
                     examiner: room.examiner.clone(),
                     growth: None,
                     tap_losses,
+                    shed: shed.clone(),
                 };
                 if let Some(log) = probes.log()? {
                     tokio::spawn(log.forward());
                 }
                 let probes = Arc::new(Mutex::new(probes));
                 if let Some(instruments) = instruments {
-                    let started = instruments.start(Arc::downgrade(&probes), &pods, &room.examiner);
+                    let started = instruments.start(Arc::downgrade(&probes), &pods, &room.examiner, &shed);
                     growth = Some(started.await?);
                 }
                 collector.growth = growth.clone();
@@ -251,6 +254,7 @@ impl Recorder {
             counts,
             pods: pods.clone(),
             examiner: room.examiner.clone(),
+            shed,
         };
         let lookups = lookups::Lookups::new(&dns, pods.clone());
         let attribution = Attribution {
@@ -314,6 +318,11 @@ impl Recorder {
     /// A timeout is counted when it is told. Empty if DNS is not recorded.
     pub async fn dns_counts(&self) -> Vec<DnsCounts> {
         self.sums.dns_counts().await
+    }
+
+    /// What to leave out, for whoever keeps to a budget.
+    pub fn shed(&self) -> Arc<Shed> {
+        self.sums.shed.clone()
     }
 
     /// For whoever serves metrics.

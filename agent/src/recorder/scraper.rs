@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use super::counts;
+use crate::budget::Shed;
+use crate::memory::Stretch;
 use crate::metrics::Scrape;
 use crate::model::{DnsCounts, Losses, Owner};
 use crate::oom::Examiner;
@@ -17,6 +19,7 @@ pub struct Scraper {
     pub(super) counts: counts::Shared,
     pub(super) pods: Arc<Pods>,
     pub(super) examiner: Arc<Examiner>,
+    pub(super) shed: Arc<Shed>,
 }
 
 impl std::fmt::Debug for Scraper {
@@ -29,15 +32,20 @@ impl Scraper {
     /// Waits for the container runtime as any attribution does.
     pub async fn scrape(&self) -> Scrape {
         let alive = self.pods.living();
-        let growth =
-            |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?.bytes_per_second));
+        let growth = |owner: &Owner| Some((owner.clone(), self.examiner.trend(owner.cgroup.id)?));
         Scrape {
             growth: alive.iter().filter_map(growth).collect(),
             alive,
             dns: self.dns_counts().await,
             losses: self.losses(),
             own_kills: self.own_kills(),
+            shed: self.shed.tally(),
         }
+    }
+
+    /// What is to be kept of every container's memory; see [`crate::memory::Sampler::stretches`].
+    pub fn stretches(&self) -> Vec<Stretch> {
+        self.examiner.stretches()
     }
 
     pub(super) async fn dns_counts(&self) -> Vec<DnsCounts> {

@@ -5,8 +5,10 @@
 mod exports;
 #[cfg(test)]
 mod exports_tests;
+mod keep;
 mod ledgers;
 mod out;
+mod profiles;
 mod systemd;
 
 pub use exports::{ExportArgs, Exports};

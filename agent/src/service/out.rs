@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
 use super::{Exports, ledgers};
+use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
 use crate::incidents::Incidents;
@@ -19,12 +20,13 @@ use crate::model::Owner;
 use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
+use crate::profiler::always;
 use crate::recorder::Recorder;
 use crate::store::{Limits, Store, Stored, Told};
 
-/// Where the socket lies, if there is no state folder.
-const RUN: &str = "/run/podopsy";
-const SOCKET: &str = "agent.sock";
+use super::keep::Keep;
+use super::profiles::Profiles;
+
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
 
@@ -39,6 +41,11 @@ pub struct Paths {
     pub state_dir: Option<PathBuf>,
     pub socket: Option<PathBuf>,
     pub listen: Option<SocketAddr>,
+    /// How often what is sampled goes into the store.
+    pub keep_every: Duration,
+    /// How often each CPU is sampled for it, in a second; 0: not at all.
+    pub profile_hz: u64,
+    pub node: String,
 }
 
 /// Everything that follows an event.
@@ -51,6 +58,11 @@ pub struct Out {
     health: Arc<Health>,
     pages: Arc<Pages>,
     exports: Exports,
+    pods: Arc<Pods>,
+    keep_every: Duration,
+    keep: Option<Keep>,
+    always: always::Options,
+    profiles: Option<Profiles>,
     _socket: Option<Listening>,
 }
 
@@ -71,8 +83,9 @@ impl Out {
         let pages = Arc::new(Pages::default());
         let exported = exports.ledgers();
         pages.metrics().also(move || ledgers::families(&exported));
+        paths.state_dir.iter().for_each(|dir| pages.metrics().keeps_in(dir));
         let sources = Sources {
-            pods,
+            pods: pods.clone(),
             store: store.as_ref().map(|(store, _)| store.reader()),
             live: live.clone(),
             health: health.clone(),
@@ -92,15 +105,45 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        let incidents = Incidents::new(&boot);
-        Ok(Out { history, store, incidents, live, health, pages, exports, _socket: listening })
+        let (incidents, keep_every) = (Incidents::new(&boot), paths.keep_every);
+        let always = always::Options { frequency_hz: paths.profile_hz, every: keep_every, node: paths.node };
+        let (keep, profiles, _socket) = (None, None, listening);
+        Ok(Out {
+            history,
+            store,
+            incidents,
+            live,
+            health,
+            pages,
+            exports,
+            pods,
+            keep_every,
+            keep,
+            always,
+            profiles,
+            _socket,
+        })
     }
 
     /// From here on the agent is ready, but for what this recorder had to leave out.
     pub fn attached(&mut self, recorder: &Recorder) {
+        if let Some((store, _)) = &self.store {
+            let (scraper, pods) = (recorder.scraper(), self.pods.clone());
+            self.keep = Some(Keep::start(self.keep_every, scraper, pods, store.keeper()));
+        }
         self.pages.attached(recorder.scraper());
+        self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
+        if let Some((store, _)) = self.store.as_ref().filter(|_| self.always.frequency_hz > 0) {
+            let (health, pods) = (self.health.clone(), self.pods.clone());
+            self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), health));
+        }
         self.health.attached(recorder.degraded().to_vec());
+    }
+
+    /// Done when nothing is loaded into the kernel any more; None: that is now.
+    pub fn settling(&mut self) -> Option<oneshot::Receiver<()>> {
+        self.profiles.as_mut().and_then(Profiles::settling)
     }
 
     /// The pipeline has come round: incidents that have changed are kept as they are now.
@@ -171,6 +214,12 @@ impl Out {
 
     /// Tells what is left, keeps what became of it, closes the store, and then delivers what waits until `deadline`.
     pub async fn close(&mut self, deadline: Instant) -> anyhow::Result<()> {
+        if let Some(profiles) = self.profiles.take() {
+            profiles.end().await;
+        }
+        if let Some(keep) = self.keep.take() {
+            keep.end().await;
+        }
         while self.store.as_ref().is_some_and(|(store, _)| store.waiting() > 0) {
             if let Ok(stored) = tokio::time::timeout(LEFT, self.stored()).await {
                 self.tell(stored)?;

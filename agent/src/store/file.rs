@@ -92,8 +92,8 @@ impl File {
         {
             let mut insert = transaction.prepare(
                 "INSERT INTO record (shelf, share, kind, begin_ns, end_ns, namespace, pod, pod_uid, container, \
-                 container_id, labels, key, bytes, body) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+                 container_id, labels, key, bytes, body, facts) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?16) \
                  ON CONFLICT (key) DO UPDATE SET begin_ns = excluded.begin_ns, end_ns = excluded.end_ns, \
                  namespace = excluded.namespace, pod = excluded.pod, pod_uid = excluded.pod_uid, \
                  container = excluded.container, container_id = excluded.container_id, \
@@ -117,6 +117,7 @@ impl File {
                     row.bytes() as i64,
                     row.body,
                     !row.hearsay,
+                    row.facts,
                 ];
                 let id = insert.query_row(values, |row| row.get(0)).optional()?;
                 kept.push(id.map_or(Kept::Before, Kept::As));

@@ -36,7 +36,7 @@ use crate::model::{Event, Losses, Owner};
 use file::Run;
 pub use read::{Cursor, Filter, ITEMS_MAX, Item, Page, Reader, Refused, Summary};
 use row::Row;
-pub use row::{MemoryRecord, ProfileRecord, Shelf};
+pub use row::{MemoryRecord, ProfileFacts, ProfileRecord, Shelf};
 
 /// The file's name in the state folder.
 pub const FILE: &str = "store.db";
@@ -175,9 +175,15 @@ impl Shared {
 /// The store's door; without a [`Store::close`] the last of the queue is written when it is dropped.
 pub struct Store {
     path: PathBuf,
+    keeper: Keeper,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// The queue's end, for whoever has something to keep; it may outlive the store, and then keeps nothing.
+#[derive(Clone)]
+pub struct Keeper {
     queue: mpsc::Sender<Message>,
     shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 /// Events come out here once they may be told, in the order in which they were put in.
@@ -216,29 +222,21 @@ impl Store {
         let run = Run { boot: boot_id.to_owned(), began_ns: row::ns(Timestamp::now()) };
         let writer = writer::Writer::new(path.clone(), run, limits, shared.clone(), told);
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&messages))?;
-        let store = Store { path, queue, shared: shared.clone(), thread: Some(thread) };
+        let keeper = Keeper { queue, shared: shared.clone() };
+        let store = Store { path, keeper, thread: Some(thread) };
         Ok((store, Told { stored, shared }))
     }
 
     /// Puts an event in line; it comes out of [`Told`]. Gives it back, counted, if too many wait.
     pub fn put(&self, event: Event) -> Result<(), Box<Event>> {
         let event = Box::new(event);
-        if !self.admits(size(&event)) {
+        if !self.keeper.admits(size(&event)) {
             return Err(event);
         }
-        match self.queue.send(Message::Event(event)) {
+        match self.keeper.queue.send(Message::Event(event)) {
             Err(mpsc::SendError(Message::Event(event))) => Err(event),
             _ => Ok(()),
         }
-    }
-
-    /// A container's memory over the last while.
-    pub fn put_memory(&self, memory: &MemoryRecord) {
-        self.put_row(Row::of_memory(memory));
-    }
-
-    pub fn put_profile(&self, profile: ProfileRecord) {
-        self.put_row(Ok(Row::of_profile(profile)));
     }
 
     /// An incident, again each time that it changes: the last word counts.
@@ -249,7 +247,52 @@ impl Store {
         owner: &Owner,
         incident: &impl Serialize,
     ) {
-        self.put_row(Row::of_incident(id, span, owner, incident));
+        self.keeper.put_row(Row::of_incident(id, span, owner, incident));
+    }
+
+    /// For those who put in what no one is told of.
+    pub fn keeper(&self) -> Keeper {
+        self.keeper.clone()
+    }
+
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.path.clone(), Some((self.keeper.queue.clone(), self.keeper.shared.clone())))
+    }
+
+    pub fn set_limits(&self, limits: Limits) {
+        let _ = self.keeper.queue.send(Message::Limits(limits));
+    }
+
+    /// Why nothing is written now; None: all is well.
+    pub fn trouble(&self) -> Option<String> {
+        self.keeper.shared.trouble()
+    }
+
+    /// `store_queue_full`: told and not kept, because too many waited. `store_not_written`: because the disk did not
+    /// take it. `store_unreadable`: records whose bytes make no sense. `store_put_aside`: files that could not be used.
+    pub fn losses(&self) -> Losses {
+        self.keeper.shared.losses()
+    }
+
+    /// How many are neither written and told, nor given up.
+    pub fn waiting(&self) -> usize {
+        self.keeper.shared.waiting.load(Relaxed)
+    }
+
+    /// Asks for the end: what is in the queue is written and told, then [`Told`] ends.
+    pub fn close(&self) {
+        let _ = self.keeper.queue.send(Message::Close);
+    }
+}
+
+impl Keeper {
+    /// A container's memory over the last while; again as it grows, under the beginning that it had.
+    pub fn put_memory(&self, memory: &MemoryRecord) {
+        self.put_row(Row::of_memory(memory));
+    }
+
+    pub fn put_profile(&self, profile: ProfileRecord) {
+        self.put_row(Ok(Row::of_profile(profile)));
     }
 
     fn put_row(&self, row: anyhow::Result<Row>) {
@@ -269,35 +312,6 @@ impl Store {
             self.shared.queue_full.fetch_add(1, Relaxed);
         }
         admitted
-    }
-
-    pub fn reader(&self) -> Reader {
-        Reader::new(self.path.clone(), Some((self.queue.clone(), self.shared.clone())))
-    }
-
-    pub fn set_limits(&self, limits: Limits) {
-        let _ = self.queue.send(Message::Limits(limits));
-    }
-
-    /// Why nothing is written now; None: all is well.
-    pub fn trouble(&self) -> Option<String> {
-        self.shared.trouble()
-    }
-
-    /// `store_queue_full`: told and not kept, because too many waited. `store_not_written`: because the disk did not
-    /// take it. `store_unreadable`: records whose bytes make no sense. `store_put_aside`: files that could not be used.
-    pub fn losses(&self) -> Losses {
-        self.shared.losses()
-    }
-
-    /// How many are neither written and told, nor given up.
-    pub fn waiting(&self) -> usize {
-        self.shared.waiting.load(Relaxed)
-    }
-
-    /// Asks for the end: what is in the queue is written and told, then [`Told`] ends.
-    pub fn close(&self) {
-        let _ = self.queue.send(Message::Close);
     }
 }
 

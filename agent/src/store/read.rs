@@ -105,6 +105,8 @@ pub struct Item {
     pub pod: Option<String>,
     pub container: Option<String>,
     pub container_id: Option<String>,
+    /// What is known of a profile without reading it: JSON.
+    pub facts: Option<String>,
     /// A profile as it was put in; anything else is compressed or plain JSON: [`Item::json`].
     pub body: Vec<u8>,
 }
@@ -277,7 +279,8 @@ fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
             pod: row.get(4)?,
             container: row.get(5)?,
             container_id: row.get(6)?,
-            body: row.get(7)?,
+            facts: row.get(7)?,
+            body: row.get(8)?,
         };
         last = Some(Cursor { begin_ns: row.get(1)?, id: item.id });
         seen += 1;
@@ -298,7 +301,7 @@ fn query(filter: &Filter) -> (String, Vec<Value>) {
         format!("?{}", values.len())
     };
     let text = |text: &str| Value::Text(text.to_owned());
-    let mut sql = "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, body FROM record WHERE shelf = "
+    let mut sql = "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, facts, body FROM record WHERE shelf = "
         .to_owned();
     sql += &value(Value::Integer(filter.shelf as i64));
     if let Some(id) = filter.id {

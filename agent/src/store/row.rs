@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::model::memory::Curve;
-use crate::model::{Detail, Event, Kind, Owner};
+use crate::model::memory::Steps;
+use crate::model::{Detail, Event, Kind, Losses, Owner};
 
 /// A body that is shorter is not worth compressing.
 const COMPRESS_FROM: usize = 400;
@@ -51,12 +51,28 @@ impl Share {
     }
 }
 
-/// A container's memory over a while: what the sampler saw, one sample a second at most.
+/// A container's memory over a while; put in again as it grows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRecord {
     #[serde(flatten)]
     pub owner: Owner,
-    pub curve: Curve,
+    #[serde(flatten)]
+    pub steps: Steps,
+}
+
+/// How much a profile has, and what it lacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileFacts {
+    /// On each CPU, in a second.
+    pub frequency_hz: u64,
+    pub samples: u64,
+    /// Those with a user stack, and of them those whose stack is complete.
+    pub user_stacks: u64,
+    pub complete: u64,
+    /// The others, by reason.
+    pub incomplete: Losses,
+    /// Lost on the whole node in this while, by counter name.
+    pub lost: Losses,
 }
 
 /// What one container's CPUs did in a while.
@@ -67,6 +83,7 @@ pub struct ProfileRecord {
     pub end: Timestamp,
     /// A pprof profile, compressed as pprof files are.
     pub pprof: Vec<u8>,
+    pub facts: ProfileFacts,
 }
 
 #[derive(Clone, Debug)]
@@ -86,6 +103,7 @@ pub(super) struct Row {
     pub key: Option<String>,
     /// It is what the kernel's log has of it: what was seen with one's own eyes stays.
     pub hearsay: bool,
+    pub facts: Option<String>,
     pub body: Vec<u8>,
 }
 
@@ -126,15 +144,22 @@ impl Row {
     }
 
     pub fn of_memory(memory: &MemoryRecord) -> anyhow::Result<Row> {
-        let (first, last) = (memory.curve.time.first(), memory.curve.time.last());
-        let (begin, end) = first.zip(last).context("a curve without a point")?;
-        let body = pack(&serde_json::to_vec(memory).context("write a curve as JSON")?)?;
-        Ok(Row::new(Shelf::Memory, Share::Memory, "memory", (*begin, *end), &memory.owner, body))
+        let Steps { from, until, step, .. } = &memory.steps;
+        ensure!(!step.is_empty(), "a history without a sample");
+        let json = serde_json::to_vec(memory).context("write a container's memory as JSON")?;
+        // Columns of numbers: worth the time, since there are few of them a minute and they take the most room.
+        let body = compress(&json, Compression::best())?;
+        let mut row = Row::new(Shelf::Memory, Share::Memory, "memory", (*from, *until), &memory.owner, body);
+        row.key = Some(format!("memory/{}/{}", memory.owner.cgroup.id, row.begin_ns));
+        Ok(row)
     }
 
     pub fn of_profile(profile: ProfileRecord) -> Row {
         let span = (profile.begin, profile.end);
-        Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof)
+        let mut row =
+            Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof);
+        row.facts = serde_json::to_string(&profile.facts).ok();
+        row
     }
 
     /// An incident of one pod; told again as it goes on.
@@ -176,6 +201,7 @@ impl Row {
             }),
             key: None,
             hearsay: false,
+            facts: None,
             body,
         }
     }
@@ -184,7 +210,7 @@ impl Row {
     pub fn bytes(&self) -> usize {
         let texts = [&self.namespace, &self.pod, &self.pod_uid, &self.container, &self.container_id];
         let texts: usize =
-            texts.into_iter().chain([&self.labels, &self.key]).flatten().map(String::len).sum();
+            texts.into_iter().chain([&self.labels, &self.key, &self.facts]).flatten().map(String::len).sum();
         160 + 2 * texts + self.body.len()
     }
 }
@@ -199,7 +225,11 @@ fn pack(json: &[u8]) -> anyhow::Result<Vec<u8>> {
     if json.len() < COMPRESS_FROM {
         return Ok(json.to_vec());
     }
-    let mut out = ZlibEncoder::new(Vec::with_capacity(json.len() / 2), Compression::fast());
+    compress(json, Compression::fast())
+}
+
+fn compress(json: &[u8], level: Compression) -> anyhow::Result<Vec<u8>> {
+    let mut out = ZlibEncoder::new(Vec::with_capacity(json.len() / 2), level);
     out.write_all(json).context("compress")?;
     out.finish().context("compress")
 }
@@ -217,4 +247,61 @@ pub(super) fn unpack(body: &[u8]) -> anyhow::Result<Vec<u8>> {
 
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
     serde_json::from_slice(&unpack(body)?).context("read it as JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Limits;
+    use crate::store::tests::owner;
+
+    /// 200 containers of 24 h have to fit beside everything else: a stretch of ten minutes for each of them is written once
+    /// a minute, and 28,800 of them are there at a time.
+    #[test]
+    fn a_day_of_two_hundred_containers_fits_into_its_share() {
+        let now = Timestamp::now();
+        let noise = |seed: u64| {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut bytes = 100 << 20;
+            // A container that is busy: every number differs from the one before it.
+            let next = move |_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                bytes += (state % 2048) * 4096;
+                bytes
+            };
+            (0..60).map(next).collect::<Vec<u64>>()
+        };
+        let steps = Steps {
+            from: now,
+            until: now,
+            step_seconds: 10,
+            step: (0..60).collect(),
+            samples: vec![10; 60],
+            current_min_bytes: noise(1),
+            current_max_bytes: noise(2),
+            current_bytes: noise(3),
+            anon_bytes: noise(4),
+            file_bytes: noise(5),
+            shmem_bytes: vec![0; 60],
+            kernel_bytes: noise(6),
+            waited_ms: vec![0; 60],
+            limit_bytes: Some(1 << 30),
+        };
+        let mut whose = owner(
+            "finance",
+            "pricing-7d9c5b6f4-x2x7p",
+            &[("app", "pricing"), ("pod-template-hash", "7d9c5b6f4")],
+        );
+        whose.cgroup = crate::model::CgroupRef {
+            id: 77,
+            path: Some(format!("/kubepods/burstable/pod{:036}/{:064}", 1, 2)),
+        };
+        let row = Row::of_memory(&MemoryRecord { owner: whose, steps }).unwrap();
+        let room = Limits::default().bytes * Share::Memory.percent() / 100;
+        let day = row.bytes() as u64 * 200 * 24 * 6;
+        eprintln!("{} bytes a stretch, {} MiB a day, of {} MiB", row.bytes(), day >> 20, room >> 20);
+        assert!(day < room, "{} bytes a stretch: {day} of {room}", row.bytes());
+    }
 }

@@ -63,6 +63,8 @@ pub(super) const STEPS: &[&str] = &[
      ALTER TABLE record ADD COLUMN labels TEXT;
      CREATE INDEX record_pod ON record (namespace, pod, shelf, begin_ns, id) WHERE pod IS NOT NULL;
      CREATE INDEX gap_time ON gap (end_ns);",
+    // 3: what a profile's numbers are, without reading it.
+    "ALTER TABLE record ADD COLUMN facts TEXT;",
 ];
 
 /// Why a file cannot be used as it is.

@@ -9,7 +9,7 @@ use tempfile::{TempDir, tempdir};
 
 use super::*;
 use crate::model::event::{OomTask, ProcessRef};
-use crate::model::memory::Curve;
+use crate::model::memory::Steps;
 use crate::model::{ContainerRef, Detail, DnsTransaction, Kind, OomKill, Outcome, PodRef};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -199,16 +199,21 @@ fn memory_profiles_and_incidents_have_shelves_of_their_own() {
     let dir = tempdir().unwrap();
     let (store, mut told) = start(dir.path(), Limits::default());
     let whose = owner("shop", "orders", &[]);
-    let curve = Curve { time: vec![ago(60), ago(1)], anon_bytes: vec![1, 2], ..Curve::default() };
-    let memory = MemoryRecord { owner: whose.clone(), curve };
-    store.put_memory(&memory);
-    store.put_memory(&MemoryRecord { curve: Curve::default(), ..memory.clone() });
+    let steps = Steps { from: ago(60), until: ago(40), step: vec![0], ..Steps::default() };
+    let mut memory = MemoryRecord { owner: whose.clone(), steps };
+    let keeper = store.keeper();
+    keeper.put_memory(&memory);
+    // It grows, and stays one; without a sample there is none.
+    memory.steps = Steps { until: ago(1), step: vec![0, 1], current_bytes: vec![1, 2], ..memory.steps };
+    keeper.put_memory(&memory);
+    keeper.put_memory(&MemoryRecord { steps: Steps::default(), ..memory.clone() });
     let pprof = b"\x1f\x8bnot really".to_vec();
-    store.put_profile(ProfileRecord {
+    keeper.put_profile(ProfileRecord {
         owner: whose.clone(),
         begin: ago(60),
         end: ago(1),
         pprof: pprof.clone(),
+        facts: ProfileFacts { samples: 7, ..ProfileFacts::default() },
     });
     for text in ["first", "last word"] {
         store.put_incident("i-1", (ago(60), ago(1)), &whose, &serde_json::json!({ "text": text }));

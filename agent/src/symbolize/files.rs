@@ -286,6 +286,11 @@ impl Files {
         }
     }
 
+    /// The same, with what the resolver made of them.
+    pub fn forget_copies(&mut self, resolver: &mut Resolver) {
+        self.known.values_mut().for_each(|known| drop_copy(Some(known), resolver));
+    }
+
     fn keep_within_limits(&mut self, newest: FileId, resolver: &mut Resolver, losses: &mut Losses) {
         while self.known.values().map(copied).sum::<u64>() > self.limits.copied {
             let Some(id) = self.oldest(|known| copied(known) > 0, newest) else { break };

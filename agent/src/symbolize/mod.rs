@@ -30,7 +30,7 @@ mod snapshot;
 mod tests;
 mod vdso;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::model::profile::{Frame, Mapping};
@@ -169,6 +169,45 @@ impl Symbolizer {
                 bare(None, address)
             }
         }
+    }
+
+    /// Looks many addresses up at once: first the kernel's, then file by file, so that one file's symbols are in memory at
+    /// a time and not those of all. What is found is cached for [`Symbolizer::user`] and [`Symbolizer::kernel`].
+    pub fn look_up(
+        &mut self,
+        kernel: impl IntoIterator<Item = (u64, bool)>,
+        user: impl IntoIterator<Item = UserAddress>,
+    ) {
+        for (address, is_return) in kernel {
+            self.kernel(address, is_return);
+        }
+        // kallsyms is 15 MB.
+        self.resolver.reset();
+        let mut files: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
+        for address in user {
+            let at = address.address.saturating_sub(u64::from(address.is_return));
+            self.notice(address.pid, &[at]);
+            if let Located::File { id, offset } = self.locate(address) {
+                files.entry(id).or_default().insert(offset);
+            }
+        }
+        // Files that are the same one are neighbours: their symbols are read once.
+        let mut files: Vec<(Option<Arc<str>>, FileId, BTreeSet<u64>)> = files
+            .into_iter()
+            .map(|(id, offsets)| (self.files.name(id).and_then(|(_, build_id)| build_id), id, offsets))
+            .collect();
+        files.sort_unstable();
+        let mut before: Option<Arc<str>> = None;
+        for (build_id, id, offsets) in files {
+            if build_id.is_none() || build_id != before {
+                self.files.forget_copies(&mut self.resolver);
+            }
+            for offset in offsets {
+                self.in_file(id, offset);
+            }
+            before = build_id;
+        }
+        self.files.forget_copies(&mut self.resolver);
     }
 
     /// A kernel address.

@@ -313,6 +313,22 @@ fn the_number_of_held_files_is_bounded_and_counted() {
 }
 
 #[test]
+fn what_was_looked_up_together_is_named_without_anything_of_it_in_memory() {
+    needs_root();
+    let pid = std::process::id();
+    let libc = code_of(pid, "libc.so.6");
+    let places = [at(pid, own_address()), at(pid, libc.start + 0x1000)];
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.see_process(pid);
+    symbolizer.look_up([(0xffff_ffff_8100_0000, false)], places);
+    assert_eq!((symbolizer.files.copies(), symbolizer.cache.len()), (0, 2));
+    let named = symbolizer.user(places[0]).pop().unwrap();
+    assert!(named.function.unwrap().contains("a_function_with_a_name"));
+    assert_eq!(symbolizer.user(places[1])[0].module.as_deref(), Some(&*escape(&libc)));
+    assert_eq!(symbolizer.files.copies(), 0, "the names came from the cache");
+}
+
+#[test]
 fn trimming_frees_and_forgets_nothing_that_cannot_be_had_again() {
     let pid = std::process::id();
     let mut symbolizer = Symbolizer::new();

@@ -11,7 +11,7 @@ use podopsy_agent::model::Target;
 use podopsy_agent::model::profile::Sampling;
 use podopsy_agent::recorder::DnsHook;
 
-use super::ListFormat;
+use super::{HistoryDir, ListFormat};
 use crate::exit::Refused;
 use crate::output::{self, Output};
 use crate::render::dns::Shown;
@@ -214,6 +214,10 @@ pub struct Profile {
     #[arg(short, long)]
     pub all: bool,
 
+    /// Not from now on, but what the agent has kept since so long ago (podopsy-agent --profile-hz)
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with_all = ["duration", "frequency", "growth", "stacks"])]
+    pub since: Option<Duration>,
+
     /// How long to sample
     #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = duration::parse_sampling)]
     pub duration: Duration,
@@ -248,6 +252,9 @@ pub struct Profile {
     /// How many functions to list at the end
     #[arg(long, value_name = "N", default_value_t = 15)]
     pub top: usize,
+
+    #[command(flatten)]
+    pub history: HistoryDir,
 }
 
 #[derive(Debug, Subcommand)]

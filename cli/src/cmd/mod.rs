@@ -3,7 +3,9 @@
 pub mod diff;
 pub mod dns;
 pub mod doctor;
+pub mod events;
 pub mod inspect;
+pub mod kept;
 pub mod oom;
 pub mod pods;
 pub mod profile;

@@ -2,20 +2,22 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use jiff::{SignedDuration, Timestamp};
-use podopsy_agent::model::{Event, Incident};
+use jiff::Timestamp;
+use podopsy_agent::api::client::Query;
+use podopsy_agent::model::incident::Verdict as Said;
+use podopsy_agent::model::{Event, Incident, Kind};
 use podopsy_agent::oom::{history, recover};
 use podopsy_agent::pods::Pods;
 use serde::Serialize;
 
-use crate::args::{Oom, OomCommand, OomFormat, SheetFormat};
+use crate::args::{HistoryDir, Oom, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
 use crate::exit::Verdict;
+use crate::history::{agent, ago, note_gaps};
 use crate::render::{self, units};
 use crate::terminal::note;
 use crate::{privilege, selector::Selector};
@@ -28,6 +30,8 @@ struct Known {
     kills_since_boot: Option<u64>,
     /// How many of them neither the agent nor the kernel's log knows more of; null: it cannot be told.
     kills_unknown: Option<u64>,
+    /// Who answered, in words.
+    known_by: Vec<String>,
 }
 
 pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
@@ -35,7 +39,7 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
     let pods = context.pods().await?;
     let mut out = io::stdout();
     if let Some(OomCommand::Show { id, output, history }) = args.show {
-        let known = gather(&pods, &context.node(), &history.state_dir).await;
+        let known = gather(&pods, &context.node(), &history, None).await?;
         let event = find(&known.incidents, &id)?;
         match output {
             SheetFormat::Json => render::json(&mut out, event)?,
@@ -47,8 +51,11 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
         }
         return Ok(Verdict::Fine);
     }
-    let mut known = gather(&pods, &context.node(), &args.history.state_dir).await;
+    let mut known = gather(&pods, &context.node(), &args.history, Some(ago(args.since))).await?;
     select(&mut known.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
+    if args.silent {
+        known.incidents.retain(is_silent);
+    }
     match args.output {
         OomFormat::Json => render::json(&mut out, &known)?,
         OomFormat::Yaml => render::yaml(&mut out, &known)?,
@@ -61,6 +68,11 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
             units::plural(unknown, "kill")
         ));
     }
+    note(&format!("known by {}", known.known_by.join(", ")));
+    if known.incidents.is_empty() && args.silent {
+        note("no OOM kill that Kubernetes does not show matches");
+        return Ok(Verdict::Nothing);
+    }
     if known.incidents.is_empty() {
         note("no OOM kills and no other SIGKILLs match");
         return Ok(Verdict::Nothing);
@@ -68,16 +80,58 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-/// What the agent kept, and of the rest what the kernel's log has; oldest first.
-async fn gather(pods: &Arc<Pods>, node: &str, dir: &Path) -> Known {
-    let (mut incidents, unreadable) = history::read(dir);
+/// What the agent kept, from itself or from the files that it has left, and of the rest what the kernel's log has; oldest
+/// first. With the times since then of which not all is known, on stderr.
+async fn gather(
+    pods: &Arc<Pods>,
+    node: &str,
+    from: &HistoryDir,
+    gaps_since: Option<Timestamp>,
+) -> anyhow::Result<Known> {
+    let (mut incidents, mut known_by) = (Vec::new(), Vec::new());
+    let agent = agent(from).await?;
+    if let Some(agent) = &agent {
+        // All that there are: the kernel's count is compared with them.
+        let kinds = [Kind::OomIncident, Kind::Sigkill];
+        let query: Query = kinds.map(|kind| ("kind", kind.word().to_owned())).into();
+        match agent.events(&query, MOST).await {
+            Ok(answer) => {
+                known_by.push(format!("the agent at {}", agent.socket().display()));
+                if answer.more {
+                    note(&format!("only the newest {MOST} of the agent's are known"));
+                }
+                if answer.unreadable > 0 {
+                    note(&format!(
+                        "{} in the store cannot be read",
+                        units::plural(answer.unreadable, "record")
+                    ));
+                }
+                incidents = answer.events;
+                if let Some(since) = gaps_since {
+                    note_gaps(agent, since).await;
+                }
+            }
+            // It runs without a store, or that is broken: its files may say more.
+            Err(error) => note(&format!("{error}; what files it has left are read instead")),
+        }
+    }
+    // The files reach further back than the store: they are bounded by size alone.
+    let (files, unreadable) = history::read(&from.state_dir);
     if unreadable > 0 {
         note(&format!(
             "{} of {} cannot be read, and are passed over",
             units::plural(unreadable, "line"),
-            dir.display()
+            from.state_dir.display()
         ));
     }
+    let told: HashSet<String> =
+        incidents.iter().filter_map(|event| event.kept_id().map(str::to_owned)).collect();
+    let new = |event: &Event| event.kept_id().is_some_and(|id| !told.contains(id));
+    let files: Vec<Event> = files.into_iter().filter(new).collect();
+    if !files.is_empty() || known_by.is_empty() {
+        known_by.push(format!("the files in {}", from.state_dir.display()));
+    }
+    incidents.extend(files);
     let past = match recover::past(pods, node).await {
         Ok(past) => past,
         Err(error) => {
@@ -99,18 +153,29 @@ async fn gather(pods: &Arc<Pods>, node: &str, dir: &Path) -> Known {
         .collect();
     let from_log: u64 = new.iter().map(kills).sum();
     let kills_unknown = past.counted.map(|all| all.saturating_sub(from_history + from_log));
+    if past.counted.is_some() {
+        known_by.push("the kernel's log".to_owned());
+    }
     incidents.extend(new);
     incidents.sort_by_key(|event| event.time);
-    Known { incidents, kills_since_boot: past.counted, kills_unknown }
+    Ok(Known { incidents, kills_since_boot: past.counted, kills_unknown, known_by })
 }
+
+/// Kubernetes says nothing of it, or something else.
+fn is_silent(event: &Event) -> bool {
+    let silent = [Said::SilentChildKill, Said::RuntimeDisagrees];
+    incident(event).is_some_and(|one| one.verdicts.iter().any(|said| silent.contains(said)))
+}
+
+/// Incidents and SIGKILLs that are taken from the agent; the store holds fewer, unless someone makes them.
+const MOST: usize = 10_000;
 
 fn incident(event: &Event) -> Option<&Incident> {
     event.incident.as_deref()
 }
 
 fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, selector: Option<&Selector>) {
-    let ago = SignedDuration::try_from(since).unwrap_or(SignedDuration::MAX);
-    let from = Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::MIN);
+    let from = ago(since);
     incidents.retain(|event| {
         let pod = event.pod.as_ref();
         event.time >= from

@@ -22,6 +22,9 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     if let Some(ProfileCommand::Diff(args)) = &args.diff {
         return super::diff::run(context, args);
     }
+    if let Some(since) = args.since {
+        return super::kept::run(context, &args, since).await;
+    }
     let outputs = args.outputs()?;
     privilege::require("profile", privilege::SAMPLE)?;
     let (target, sampling) = (args.target().clone(), args.sampling());

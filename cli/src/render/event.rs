@@ -19,6 +19,8 @@ pub struct Lines {
     terminal: Terminal,
     widths: [usize; 5],
     header_printed: bool,
+    /// With the day: of the past.
+    dated: bool,
 }
 
 impl Lines {
@@ -32,7 +34,20 @@ impl Lines {
             ListFormat::Wide => Terminal { width: None, ..terminal },
             _ => terminal,
         };
-        Lines { format, terminal, widths: [13, 15, names[0], names[1], names[2]], header_printed: false }
+        Lines {
+            format,
+            terminal,
+            widths: [13, 15, names[0], names[1], names[2]],
+            header_printed: false,
+            dated: false,
+        }
+    }
+
+    /// For events of the past, which may be of another day.
+    pub fn dated(format: ListFormat, terminal: Terminal) -> Self {
+        let mut lines = Self::new(format, terminal);
+        lines.widths[0] = units::date(jiff::Timestamp::UNIX_EPOCH).len();
+        Lines { dated: true, ..lines }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
@@ -48,7 +63,7 @@ impl Lines {
         }
         let line = fixed(
             &[
-                &units::clock(event.time),
+                &if self.dated { units::date(event.time) } else { units::clock(event.time) },
                 event.kind.word(),
                 &pod(event),
                 event.container.as_ref().map_or("-", |container| container.name.as_str()),

@@ -54,10 +54,10 @@ pub struct DnsPending {
     pub flags: u16,
     /// QDCOUNT, host byte order.
     pub questions: u16,
-    /// The bytes behind the query's header.
-    pub question: [u8; DNS_QUESTION_MAX],
     /// Answers that came and found their socket's receive buffer full.
     pub drops: u32,
+    /// The bytes behind the query's header. Last: a copy may end where it ends.
+    pub question: [u8; DNS_QUESTION_MAX],
 }
 
 impl DnsPending {
@@ -70,8 +70,8 @@ impl DnsPending {
         question_len: 0,
         flags: 0,
         questions: 0,
-        question: [0; DNS_QUESTION_MAX],
         drops: 0,
+        question: [0; DNS_QUESTION_MAX],
     };
 }
 

@@ -22,18 +22,15 @@ pub const ANSWER_OTHER: usize = 7;
 pub const ANSWERS: usize = 8;
 
 /// The lookups of one memory cgroup since `since_ns`. Words, added to atomically.
+///
+/// What is seldom written comes first, because the map keeps the key just before it; what queries write and what their
+/// answers write, on another CPU, is a cache line apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DnsCounters {
     /// When the first one was counted; 0: just now, and not yet to be read.
     pub since_ns: u64,
-    /// Queries, each once.
-    pub queries: u64,
-    /// The same query sent again: same socket, server and id.
-    pub resends: u64,
-    /// Answers that came before the timeout was told, by `ANSWER_*`.
-    pub answers: [u64; ANSWERS],
-    /// Answers that came after it.
+    /// Answers that came after their timeout was told.
     pub late: u64,
     /// Records that were due and found the token bucket empty, or the ring full.
     pub throttled: u64,
@@ -41,28 +38,42 @@ pub struct DnsCounters {
     /// TCP connections begun to port 853, and to port 443 of a known resolver: lookups that nobody can see.
     pub tls: u64,
     pub https: u64,
-    /// Latencies of `answers`.
-    pub latency: [u64; DNS_LATENCY_BUCKETS],
     /// The token bucket, as the time by which all failures shipped so far are paid for; and that of successes.
     pub paid_failures_ns: u64,
     pub paid_answers_ns: u64,
+    /// Queries, each once.
+    pub queries: u64,
+    /// The same query sent again: same socket, server and id.
+    pub resends: u64,
+    pub unused: [u64; 6],
+    /// Answers that came before the timeout was told, by `ANSWER_*`.
+    pub answers: [u64; ANSWERS],
+    /// Their latencies.
+    pub latency: [u64; DNS_LATENCY_BUCKETS],
+    /// The same added up, each rounded down to µs.
+    pub latency_us: u64,
 }
 
 impl DnsCounters {
     pub const EMPTY: DnsCounters = DnsCounters {
         since_ns: 0,
-        queries: 0,
-        resends: 0,
-        answers: [0; ANSWERS],
         late: 0,
         throttled: 0,
         ring_full: 0,
         tls: 0,
         https: 0,
-        latency: [0; DNS_LATENCY_BUCKETS],
         paid_failures_ns: 0,
         paid_answers_ns: 0,
+        queries: 0,
+        resends: 0,
+        unused: [0; 6],
+        answers: [0; ANSWERS],
+        latency: [0; DNS_LATENCY_BUCKETS],
+        latency_us: 0,
     };
 }
 
-const _: () = assert!(size_of::<DnsCounters>() == 8 * (10 + ANSWERS + DNS_LATENCY_BUCKETS));
+const _: () = assert!(size_of::<DnsCounters>() == 8 * (8 + 8 + ANSWERS + DNS_LATENCY_BUCKETS + 1));
+const _: () = assert!(core::mem::offset_of!(DnsCounters, queries) >= 64);
+const _: () =
+    assert!(core::mem::offset_of!(DnsCounters, answers) >= core::mem::offset_of!(DnsCounters, queries) + 64);

@@ -58,10 +58,13 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn start(&self, name: &str) -> Child {
-        let mut child = Command::new(&self.command[0]);
+    /// As a process of the container that this memory cgroup is of, as one that is executed in it.
+    pub fn start(&self, name: &str, cgroup: &Path) -> Child {
+        let mut child = Command::new("/bin/sh");
         child
-            .args(&self.command[1..])
+            .args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(cgroup)
+            .args(&self.command)
             .arg(name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

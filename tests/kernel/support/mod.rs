@@ -3,6 +3,7 @@
 //! These tests need root and a kernel with BTF, and fail with the command that mends it where one is missing.
 #![allow(dead_code)]
 
+pub mod agent;
 pub mod clients;
 pub mod place;
 

@@ -27,10 +27,12 @@ pub struct Ended {
 impl Agent {
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-    pub fn start(program: &Path, folder: &Path) -> Result<Agent> {
+    /// `more`: arguments beyond those that every bench wants.
+    pub fn start(program: &Path, folder: &Path, more: &[&str]) -> Result<Agent> {
         let file = |name: &str| File::create(folder.join(name)).context("write into the bench's folder");
         let child = Command::new(program)
             .args(["--dns-timeout", "5s"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(file("events")?)
             .stderr(file("log")?)

@@ -62,9 +62,10 @@ impl Load {
         self.children.first().map_or(0, Child::id)
     }
 
-    /// The CPU time that the programs have had so far.
-    pub fn cpu(&self) -> Duration {
-        self.children.iter().map(|child| cpu(child.id())).sum()
+    /// The CPU time that the programs have had so far; or the first of them.
+    pub fn cpu(&self, only_first: bool) -> Duration {
+        let count = if only_first { 1 } else { self.children.len() };
+        self.children.iter().take(count).map(|child| cpu(child.id())).sum()
     }
 }
 

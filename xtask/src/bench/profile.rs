@@ -21,6 +21,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "time", why: "says what a process took" },
     Package { name: "g++", why: "compiles programs without frame pointers" },
     Package { name: "python3", why: "is one" },
+    Package { name: "linux-perf", why: "is a peer" },
+    Package { name: "bpftrace", why: "is another" },
 ];
 const FREQUENCY: u64 = 99;
 /// What design and issue allow: kernel memory for tables, and the agent's own.
@@ -102,12 +104,13 @@ fn peers(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
         let load = Load::two(folder)?;
         // Past the dynamic loader.
         std::thread::sleep(std::time::Duration::from_millis(500));
-        let before = load.cpu();
-        if tool.name.contains("process") {
+        let only_first = tool.name.contains("process");
+        let before = load.cpu(only_first);
+        if only_first {
             command.arg(format!("pid:{}", load.first()));
         }
         let cost = measure::run(&command, folder, seconds);
-        let wanted = (load.cpu() - before).as_secs_f64() * FREQUENCY as f64;
+        let wanted = (load.cpu(only_first) - before).as_secs_f64() * FREQUENCY as f64;
         drop(load);
         let found = cost.and_then(|cost| Ok((stacks(&tool.stacks, folder)?, cost)));
         match found {

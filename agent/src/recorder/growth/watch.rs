@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::attach::{Probes, Targets};
+use crate::budget::Step;
 use crate::growth::{Candidate, Key};
 use crate::memory::Trend;
 use crate::model::KnownBy;
@@ -100,8 +101,10 @@ impl Watch {
         }
         self.make_tables(levels.into_iter().filter(|level| changes.added.contains(&level.id)).collect())
             .await;
-        if self.sampling == none {
-            self.switch(!none).await;
+        // Counted are looks at which there was somebody to sample.
+        let idle = none || self.shared.shed.leaves_out(Step::Growth);
+        if self.sampling == idle {
+            self.switch(!idle).await;
         }
     }
 

@@ -8,6 +8,12 @@
 //! Memory is bounded by the number of distinct stacks. A sample over the bound keeps its process and owner, and has
 //! the frame `[too many stacks]` in place of its stack: totals stay true.
 
+mod incomplete;
+mod names;
+mod stack;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
@@ -15,11 +21,14 @@ use std::sync::Arc;
 
 use podopsy_wire::{End, PythonEnd};
 
+pub(crate) use incomplete::{reason, why};
+use names::Names;
+use stack::{head, kernel_addresses, user_addresses};
+
 use crate::model::owner::Owner;
 use crate::model::profile::{Frame, Mapping, Quality, Sample};
-use crate::model::text;
-use crate::python::{self, Codes, Merge};
-use crate::symbolize::{Symbolizer, UserAddress};
+use crate::python::{self, Codes};
+use crate::symbolize::Symbolizer;
 
 /// Distinct (thread, owner, stack) counted one by one. At 127 frames a stack, the worst case is about 40 MB.
 const MAX_STACKS: usize = 32_768;
@@ -190,6 +199,11 @@ impl Aggregator {
         }
         let cgroups: HashMap<u64, Arc<Owner>> =
             self.cgroups().into_iter().map(|id| (id, owners(id))).collect();
+        let of_process = |key: &Key| (key.pid, stacks[key.stack as usize]);
+        let whole: HashSet<(u32, &[u64])> = self.counts.keys().map(of_process).collect();
+        let kernel = whole.iter().flat_map(|(_, stack)| kernel_addresses(stack));
+        symbolizer.look_up(kernel, whole.iter().flat_map(|&(pid, stack)| user_addresses(pid, stack)));
+        drop(whole);
         let mut names = Names { symbolizer, codes, user: HashMap::new(), texts: HashMap::new() };
         let mut samples: Vec<Sample> = self
             .counts
@@ -255,73 +269,6 @@ impl Aggregator {
     }
 }
 
-/// A stack's first word: how many of its addresses are the kernel's and the user's, at most 127 each, and how both the
-/// user part and Python's ended.
-fn head(sample: &RawSample<'_>) -> u64 {
-    sample.kernel.len() as u64
-        | (sample.user.len() as u64) << 8
-        | (sample.end as u64) << 16
-        | (sample.python_end as u64) << 24
-        | u64::from(sample.end_frame) << 32
-}
-
-/// What a head says.
-struct Parts {
-    kernel: usize,
-    user: usize,
-    end: End,
-    python_end: PythonEnd,
-    end_frame: usize,
-}
-
-fn parts(head: u64) -> Parts {
-    let byte = |shift: u32| (head >> shift) as usize & 0xff;
-    Parts {
-        kernel: byte(0),
-        user: byte(8),
-        end: End::ALL.get(byte(16)).copied().unwrap_or(End::Complete),
-        python_end: PythonEnd::ALL.get(byte(24)).copied().unwrap_or_default(),
-        end_frame: (head >> 32) as usize,
-    }
-}
-
-/// The counter's name for an incomplete stack; none for a complete one.
-pub(crate) fn reason(end: End) -> Option<&'static str> {
-    Some(match end {
-        End::Complete | End::NoUser => return None,
-        End::FramePointers => "frame_pointers_only",
-        End::Compat => "32_bit",
-        End::NoMapping => "no_mapping",
-        End::TableAsked => "no_table_yet",
-        End::TableNone => "no_unwind_information",
-        End::Anonymous => "run_time_code",
-        End::NoRule => "no_rule",
-        End::Unsupported => "rule_not_followed",
-        End::Unreadable => "stack_unreadable",
-        End::NoProgress => "stack_not_ascending",
-        End::Truncated => "too_deep",
-    })
-}
-
-/// The frame that stands for the part of the stack that is not there.
-pub(crate) fn why(end: End, module: Option<&str>) -> Option<String> {
-    let module = module.map_or("an unknown file", |module| module.rsplit('/').next().unwrap_or(module));
-    let text = match end {
-        End::Complete | End::NoUser | End::FramePointers => return None,
-        End::Compat => "32-bit process".to_owned(),
-        End::NoMapping => "address in no mapping".to_owned(),
-        End::TableAsked => format!("no table yet for {module}"),
-        End::TableNone => format!("no unwind information in {module}"),
-        End::Anonymous => "no frame pointer in code made at run time".to_owned(),
-        End::NoRule => format!("no rule in {module}"),
-        End::Unsupported => format!("rule not followed in {module}"),
-        End::Unreadable => format!("stack memory not readable below {module}"),
-        End::NoProgress => format!("stack does not ascend below {module}"),
-        End::Truncated => "deeper than 127 frames".to_owned(),
-    };
-    Some(format!("[unwind: {text}]"))
-}
-
 /// A stack that is no stack, and says why.
 fn says(what: &str) -> Frame {
     Frame { function: Some(what.to_string()), ..Frame::default() }
@@ -336,174 +283,4 @@ fn read_comm(pid: u32) -> Option<Comm> {
     let len = raw.len().min(comm.len());
     comm[..len].copy_from_slice(&raw[..len]);
     Some(comm)
-}
-
-/// Addresses to frames and comms to text, each looked up once.
-struct Names<'a> {
-    symbolizer: &'a mut Symbolizer,
-    codes: &'a mut Codes,
-    user: HashMap<UserAddress, Arc<[Frame]>>,
-    texts: HashMap<Comm, Arc<str>>,
-}
-
-impl Names<'_> {
-    /// `stack` is `[head, kernel…, user…, python…]`, and was sampled `count` times.
-    fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
-        let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
-        let Parts { kernel, user, end, python_end, end_frame } = parts(head);
-        let (kernel, rest) = addresses.split_at(kernel.min(addresses.len()));
-        let (user, python) = rest.split_at(user.min(rest.len()));
-        let mut frames = Vec::with_capacity(addresses.len());
-        // The innermost address of each half is where it stood; all others are where a call will return to.
-        for (depth, &address) in kernel.iter().enumerate() {
-            frames.extend(self.symbolizer.kernel(address, depth > 0));
-        }
-        let native: Vec<Arc<[Frame]>> = user
-            .iter()
-            .enumerate()
-            .map(|(depth, &address)| {
-                let address = UserAddress { pid, address, is_return: depth > 0 };
-                let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address).into());
-                Arc::clone(named)
-            })
-            .collect();
-        let ended_in =
-            native.get(end_frame).and_then(|named| named.last()).and_then(|frame| frame.module.clone());
-        let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(python::is_interpreter);
-        let calls = native.iter().filter(|named| is_interpreter(named)).count();
-        let (mut merge, lost) = Merge::new(self.codes, python, python_end, calls, end == End::Complete);
-        if let Some(reason) = lost {
-            self.codes.lose(reason, count);
-        }
-        for named in &native {
-            match named.split_last() {
-                // What was inlined into the interpreter is called from the Python function that it runs.
-                Some((interpreter, inlined)) if is_interpreter(named) => {
-                    let from = frames.len();
-                    frames.extend_from_slice(inlined);
-                    let python = merge.next();
-                    if !python.is_empty()
-                        && let Some(last) = frames[from..].last_mut()
-                    {
-                        last.inlined = false;
-                    }
-                    frames.extend(python);
-                    frames.push(interpreter.clone());
-                }
-                _ => frames.extend_from_slice(named),
-            }
-        }
-        frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
-        if frames.is_empty() {
-            frames.push(says("[no stack]"));
-        }
-        frames
-    }
-
-    fn text(&mut self, comm: &Comm) -> Arc<str> {
-        Arc::clone(self.texts.entry(*comm).or_insert_with(|| text::from_kernel(comm).into()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn comm(name: &str) -> Comm {
-        let mut comm = Comm::default();
-        comm[..name.len()].copy_from_slice(name.as_bytes());
-        comm
-    }
-
-    fn sample<'a>(tid: u32, user: &'a [u64]) -> RawSample<'a> {
-        let pid = std::process::id();
-        RawSample {
-            pid,
-            tid,
-            thread_comm: comm("worker\x1b"),
-            cgroup_id: 7,
-            kernel: &[],
-            user,
-            end: End::Complete,
-            end_frame: 0,
-            python: &[],
-            python_end: PythonEnd::None,
-        }
-    }
-
-    fn nobody(id: u64) -> Arc<Owner> {
-        let cgroup = crate::model::owner::CgroupRef { id, path: None };
-        Arc::new(Owner { cgroup, ..Owner::default() })
-    }
-
-    #[test]
-    fn equal_stacks_are_counted_together_and_named() {
-        let function = equal_stacks_are_counted_together_and_named as fn() as usize as u64;
-        let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::new());
-        for _ in 0..3 {
-            aggregator.add(&sample(1, &[function, function + 1]), &mut symbolizer);
-        }
-        aggregator.add(&sample(2, &[]), &mut symbolizer);
-        assert_eq!((aggregator.total(), aggregator.cgroups()), (4, BTreeSet::from([7])));
-        let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
-        let counts: Vec<_> = samples.iter().map(|sample| (sample.count, sample.tid)).collect();
-        assert_eq!(counts, [(3, 1), (1, 2)]);
-        for frame in &samples[0].stack {
-            assert!(frame.function.as_ref().unwrap().contains("equal_stacks_are_counted"), "{frame:?}");
-        }
-        assert_eq!(samples[1].stack[0].function.as_deref(), Some("[no stack]"));
-        assert_eq!((&*samples[0].thread, samples[0].owner.cgroup.id), ("worker\\x1b", 7));
-        // Not the leader's thread: the process has its own name.
-        assert_ne!(samples[0].comm, samples[0].thread);
-        assert_eq!(mappings.len(), 1);
-        assert_eq!(aggregator.total(), 0);
-    }
-
-    #[test]
-    fn stacks_over_the_bound_are_counted_all_the_same() {
-        let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::with_limit(2));
-        for address in 0..10 {
-            aggregator.add(&sample(1, &[address]), &mut symbolizer);
-        }
-        aggregator.add(&sample(1, &[0]), &mut symbolizer);
-        assert_eq!(aggregator.losses(), BTreeMap::from([("stacks_evicted".to_string(), 8)]));
-        assert_eq!(aggregator.total(), 11);
-        let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
-        let over =
-            samples.iter().find(|sample| sample.stack[0].function.as_deref() == Some("[too many stacks]"));
-        assert_eq!(over.map(|sample| (sample.count, sample.pid)), Some((8, std::process::id())));
-        assert_eq!(samples.iter().map(|sample| sample.count).sum::<u64>(), 11);
-    }
-
-    #[test]
-    fn an_incomplete_stack_says_why_and_is_counted() {
-        let function = an_incomplete_stack_says_why_and_is_counted as fn() as usize as u64;
-        let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::new());
-        aggregator.add(&sample(1, &[function]), &mut symbolizer);
-        let stack = [function];
-        let cut = RawSample { end: End::TableAsked, ..sample(1, &stack) };
-        aggregator.add(&cut, &mut symbolizer);
-        aggregator.add(&RawSample { end: End::NoUser, ..sample(1, &[]) }, &mut symbolizer);
-        let quality = aggregator.quality(nobody);
-        assert_eq!((quality.len(), quality[0].samples, quality[0].complete), (1, 2, 1));
-        assert_eq!(quality[0].incomplete, BTreeMap::from([("no_table_yet".to_string(), 1)]));
-        let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
-        let ends = |sample: &&Sample| {
-            let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
-            last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_agent"))
-        };
-        assert_eq!(samples.iter().filter(ends).count(), 1, "{samples:?}");
-        assert!(End::ALL.iter().zip(0..).all(|(end, index)| *end as u32 == index));
-    }
-
-    #[test]
-    fn a_kernel_thread_lacks_no_user_stack() {
-        // kthreadd, where the pid namespace shows it; else this is the same as a process that is gone.
-        let kthread = RawSample { pid: 2, tid: 2, user: &[], ..sample(2, &[]) };
-        let (mut symbolizer, mut aggregator) = (Symbolizer::new(), Aggregator::new());
-        aggregator.add(&kthread, &mut symbolizer);
-        if read_comm(2) == Some(comm("kthreadd")) {
-            assert_eq!(symbolizer.losses(), BTreeMap::new());
-        }
-    }
 }

@@ -1,0 +1,61 @@
+//! The profiles of a window as one: what a pod's CPUs did in the last ten minutes.
+
+use hyper::StatusCode;
+
+use super::answer::Refusal;
+use crate::export::merge::Merged;
+use crate::store::{Filter, ITEMS_MAX, ProfileFacts, Reader};
+
+/// Profiles of one sum: two hundred containers of half an hour.
+const PARTS_MAX: u64 = 6000;
+
+/// All that match, added up. Blocks, for some milliseconds a profile.
+pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
+    let too_large = |why: String| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why);
+    let unavailable = |why: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why);
+    let (mut merged, mut facts, mut unreadable) = (Merged::default(), ProfileFacts::default(), 0u64);
+    filter.items = ITEMS_MAX;
+    loop {
+        let page = store.page(&filter).map_err(|error| unavailable(error.to_string()))?;
+        if merged.parts() + page.items.len() as u64 > PARTS_MAX {
+            let why = format!("more than {PARTS_MAX} profiles: ask for less time, or for one pod");
+            return Err(too_large(why));
+        }
+        for item in &page.items {
+            if !item.body.starts_with(b"\x1f\x8b") {
+                unreadable += 1;
+                continue;
+            }
+            merged.add(&item.body).map_err(|error| too_large(format!("{error:#}")))?;
+            let own = item.facts.as_ref().and_then(|facts| serde_json::from_str::<ProfileFacts>(facts).ok());
+            own.into_iter().for_each(|own| add(&mut facts, own));
+        }
+        match page.next {
+            Some(next) => filter.after = Some(next),
+            None => break,
+        }
+    }
+    if merged.parts() == 0 {
+        let why = "no profile of that: the agent keeps them with --profile-hz, one a container and minute";
+        return Err(Refusal::new(StatusCode::NOT_FOUND, why));
+    }
+    let mut comments = vec![format!(
+        "podopsy: {} samples at {} Hz, of {} profiles; unreadable: {unreadable}",
+        facts.samples,
+        facts.frequency_hz,
+        merged.parts()
+    )];
+    comments.push(format!("user stacks: {} of {} complete", facts.complete, facts.user_stacks));
+    comments.extend(facts.incomplete.iter().map(|(reason, count)| format!("incomplete {reason}: {count}")));
+    merged.finish(&comments).map_err(|error| unavailable(format!("{error:#}")))
+}
+
+fn add(sum: &mut ProfileFacts, one: ProfileFacts) {
+    sum.frequency_hz = one.frequency_hz;
+    sum.samples += one.samples;
+    sum.user_stacks += one.user_stacks;
+    sum.complete += one.complete;
+    for (reason, count) in one.incomplete {
+        *sum.incomplete.entry(reason).or_default() += count;
+    }
+}

@@ -1,0 +1,292 @@
+//! The profile that is always on: every minute, what each container's CPUs did in it.
+//!
+//! ```text
+//! ring ─ queue ─→ aggregate ─ once a minute: whose? ─→ names ─→ a profile a container
+//! ```
+//!
+//! Names are looked up at the minute's end, while most of what ran still runs; the files of the others were opened when
+//! they were first seen. Then the symbols are let go of: between two minutes only numbers are held.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::{QUEUE, Scope, raw};
+use crate::aggregate::Aggregator;
+use crate::attach::{OncpuWanted, Probes, Wanted};
+use crate::decode::{self, Stack};
+use crate::model::profile::{Mapping, Profile, Quality, Sample, Sampling};
+use crate::model::{Losses, Owner};
+use crate::pods::Pods;
+use crate::python::Codes;
+use crate::symbolize::Symbolizer;
+use crate::unwind::{self, Builder, Of};
+
+/// Distinct stacks of a minute: at 19 Hz 30 CPUs take no more samples. What is over it is counted, and keeps its owner.
+const STACKS: usize = 32_768;
+/// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up.
+const FILES: usize = 1024;
+const SYMBOLS_BYTES: u64 = 32 << 20;
+/// Containers' minutes that wait to be stored; more than a node has containers.
+const MINUTES: usize = 1024;
+/// How long the end waits for the last minute.
+const END_WITHIN: Duration = Duration::from_secs(3);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub frequency_hz: u64,
+    /// A minute.
+    pub every: Duration,
+    pub node: String,
+}
+
+/// The running profiler.
+pub struct Always {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<anyhow::Result<()>>,
+    /// What this kernel does not allow, in words.
+    pub degraded: Vec<String>,
+}
+
+enum Message {
+    Sample(Box<Stack>),
+    /// A minute is over: whose samples are there?
+    Cut(oneshot::Sender<BTreeSet<u64>>),
+    /// Names for it.
+    Name(HashMap<u64, Arc<Owner>>, oneshot::Sender<Named>),
+}
+
+/// A minute of the whole node.
+struct Named {
+    samples: Vec<Sample>,
+    mappings: Vec<Mapping>,
+    quality: Vec<Quality>,
+    losses: Losses,
+}
+
+impl Always {
+    /// Attaches; profiles come one a container, and the host's in one.
+    pub async fn start(
+        options: Options,
+        pods: Arc<Pods>,
+    ) -> anyhow::Result<(Always, mpsc::Receiver<Profile>)> {
+        let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
+        let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+        let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
+        let mut probes = tokio::task::spawn_blocking(move || Probes::load(&wanted)).await??;
+        let degraded = probes.degraded.clone();
+        let (ring, requests) = (probes.ring("SAMPLES")?, probes.ring("TABLE_REQUESTS")?);
+        let (kernel, kernel_losses) = (probes.unwind_tables()?, probes.losses()?);
+        let builder = match probes.by_tables {
+            true => {
+                let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node);
+                Some(tokio::task::spawn_blocking(start).await??)
+            }
+            false => None,
+        };
+        probes.sample()?;
+        let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+        let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
+        std::thread::Builder::new()
+            .name("profile".into())
+            .spawn(move || count(&messages, codes))
+            .context("start the profiler's thread")?;
+        let (stop, stopped) = oneshot::channel();
+        let (minutes, received) = mpsc::channel(MINUTES);
+        let running = Running {
+            options,
+            pods,
+            probes,
+            ring,
+            requests,
+            kernel_losses,
+            builder,
+            queue,
+            minutes,
+            lost: BTreeMap::new(),
+            before: BTreeMap::new(),
+        };
+        let task = tokio::spawn(running.run(stopped));
+        Ok((Always { stop, task, degraded }, received))
+    }
+
+    /// Hands out the minute that has begun, and ends.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        let _ = self.stop.send(());
+        match tokio::time::timeout(END_WITHIN, &mut self.task).await {
+            Ok(joined) => joined?,
+            Err(_) => {
+                self.task.abort();
+                Ok(())
+            }
+        }
+    }
+}
+
+struct Running {
+    options: Options,
+    pods: Arc<Pods>,
+    probes: Probes,
+    ring: crate::ring::Ring,
+    requests: crate::ring::Ring,
+    kernel_losses: crate::ring::Losses,
+    builder: Option<Builder>,
+    queue: std::sync::mpsc::SyncSender<Message>,
+    minutes: mpsc::Sender<Profile>,
+    /// Counted here since the start.
+    lost: Losses,
+    /// All losses up to the minute before.
+    before: Losses,
+}
+
+impl Running {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+        let (mut start, mut began) = (Timestamp::now(), Instant::now());
+        let mut minutes = interval_at(began + self.options.every, self.options.every);
+        minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (queue, lost, builder) = (&self.queue, &mut self.lost, &self.builder);
+            let mut lose = |name: &str| *lost.entry(name.to_owned()).or_default() += 1;
+            let (mut full, mut bad, mut bad_requests) = (0u64, 0u64, 0u64);
+            let mut take = |bytes: &[u8]| match decode::sample(bytes) {
+                Ok(stack) => {
+                    full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err());
+                }
+                Err(_) => bad += 1,
+            };
+            let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
+                Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
+                Err(_) => bad_requests += 1,
+            };
+            let cut = tokio::select! {
+                drained = self.ring.drain(&mut take) => { drained?; None }
+                asked = self.requests.drain(&mut ask) => { asked?; None }
+                _ = minutes.tick() => Some(false),
+                _ = &mut stopped => Some(true),
+            };
+            (0..full).for_each(|_| lose("profiler_queue"));
+            (0..bad + bad_requests).for_each(|_| lose("bad_records"));
+            let Some(last) = cut else { continue };
+            if last {
+                self.probes.stop_sampling()?;
+            }
+            let (end, ended) = (Timestamp::now(), Instant::now());
+            // The ring holds some seconds: samples that come meanwhile are of the next minute.
+            let named = self.named().await;
+            let losses = self.losses(named.as_ref());
+            if let Some(named) = named {
+                let span = (start, ended.duration_since(began));
+                self.hand_out(named, span, &losses);
+            }
+            (start, began) = (end, ended);
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// None: the thread is gone, or so busy that its queue is full: then the minute is a longer one.
+    async fn named(&mut self) -> Option<Named> {
+        let (reply, whose) = oneshot::channel();
+        self.queue.try_send(Message::Cut(reply)).ok()?;
+        let mut owners = HashMap::new();
+        for id in whose.await.ok()? {
+            owners.insert(id, Arc::new(self.pods.owner_of_cgroup(id).await));
+        }
+        let (reply, named) = oneshot::channel();
+        let mut message = Message::Name(owners, reply);
+        while let Err(std::sync::mpsc::TrySendError::Full(back)) = self.queue.try_send(message) {
+            message = back;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        named.await.ok()
+    }
+
+    /// What was lost since the last minute.
+    fn losses(&mut self, named: Option<&Named>) -> Losses {
+        let mut all = self.kernel_losses.read();
+        all.extend(self.builder.as_ref().map(Builder::losses).unwrap_or_default());
+        all.extend(self.lost.clone());
+        all.extend(named.map(|named| named.losses.clone()).unwrap_or_default());
+        let since = |(name, count): (&String, &u64)| {
+            let count = count.saturating_sub(self.before.get(name).copied().unwrap_or(0));
+            (count > 0).then(|| (name.clone(), count))
+        };
+        let new = all.iter().filter_map(since).collect();
+        self.before = all;
+        new
+    }
+
+    fn hand_out(&mut self, named: Named, (start, duration): (Timestamp, Duration), losses: &Losses) {
+        let sampling = Sampling::Cpu { frequency_hz: self.options.frequency_hz };
+        for (samples, mappings, quality) in by_container(named) {
+            let (node, losses) = (self.options.node.clone(), losses.clone());
+            let unwind = Default::default();
+            let profile =
+                Profile { start, duration, sampling, node, samples, mappings, losses, quality, unwind };
+            if self.minutes.try_send(profile).is_err() {
+                *self.lost.entry("profiles_not_kept".to_owned()).or_default() += 1;
+            }
+        }
+    }
+}
+
+/// Samples, mappings and quality of each container, and of all that is in none.
+fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> {
+    let key = |owner: &Owner| match &owner.container {
+        Some(container) => container.id.clone(),
+        None => owner.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+    };
+    let mut all: BTreeMap<String, (Vec<Sample>, Vec<Quality>)> = BTreeMap::new();
+    for sample in named.samples {
+        all.entry(key(&sample.owner)).or_default().0.push(sample);
+    }
+    for quality in named.quality {
+        if let Some((_, own)) = all.get_mut(&key(&quality.owner)) {
+            own.push(quality);
+        }
+    }
+    let split = |(samples, quality): (Vec<Sample>, Vec<Quality>)| {
+        let frames = samples.iter().flat_map(|sample| &sample.stack);
+        let used: BTreeSet<_> =
+            frames.filter_map(|frame| Some((frame.module.as_ref()?, &frame.build_id))).collect();
+        let used = |mapping: &&Mapping| used.contains(&(&mapping.name, &mapping.build_id));
+        let mappings = named.mappings.iter().filter(used).cloned().collect();
+        (samples, mappings, quality)
+    };
+    all.into_values().map(split).collect()
+}
+
+/// Until the other end is gone.
+fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes) {
+    let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
+    let mut aggregator = Aggregator::with_limit(STACKS);
+    let mut over = Aggregator::with_limit(STACKS);
+    for message in messages {
+        match message {
+            Message::Sample(stack) => {
+                let sample = raw(&stack, &mut codes);
+                aggregator.add(&sample, &mut symbolizer);
+            }
+            Message::Cut(reply) => {
+                over = std::mem::replace(&mut aggregator, Aggregator::with_limit(STACKS));
+                let _ = reply.send(over.cgroups());
+            }
+            Message::Name(owners, reply) => {
+                let owner = |id: u64| owners.get(&id).cloned().unwrap_or_default();
+                let (quality, mut losses) = (over.quality(owner), over.losses());
+                let (samples, mappings) = over.finish(&mut symbolizer, &mut codes, owner);
+                losses.extend(symbolizer.losses());
+                losses.extend(codes.losses());
+                symbolizer.trim();
+                let _ = reply.send(Named { samples, mappings, quality, losses });
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Which capabilities the agent still needs once it records, and for what; pure but for the sets that threads inherit.
+//!
+//! Tried by taking each away on 6.18, and read for 5.10: there bpf(2) refuses even a look into a map to whoever has no
+//! CAP_BPF, where unprivileged BPF is off.
+
+use std::fmt;
+
+use anyhow::Context;
+
+use crate::doctor::capability::{Capabilities, Capability};
+
+/// What the agent will do later that needs a right of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Opens and closes perf events: as suspects come and go, or for the profile that is always on.
+    pub samples: bool,
+    /// Writes into a folder that is not its own user's.
+    pub foreign_folder: bool,
+}
+
+/// A capability that is kept, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub capability: Capability,
+    pub why: &'static str,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.capability, self.why)
+    }
+}
+
+/// What to keep of what is held.
+pub fn keep(held: Capabilities, needs: &Needs) -> Vec<Kept> {
+    use Capability::*;
+    let table = [
+        (Bpf, true, "reads and writes the probes' maps"),
+        (
+            Perfmon,
+            needs.samples,
+            "samples page faults when there is a suspect, and CPU time where that is on",
+        ),
+        (SysPtrace, true, "looks into containers by /proc/PID"),
+        (CheckpointRestore, true, "opens programs by /proc/PID/map_files"),
+        (DacReadSearch, true, "reads other users' programs"),
+        (Syslog, true, "names the kernel's functions"),
+        (DacOverride, needs.foreign_folder, "the state folder is another user's"),
+    ];
+    let mut kept = Vec::new();
+    for (capability, needed, why) in table {
+        // Where CAP_SYS_ADMIN stands in for one, it is what has to be kept.
+        let (capability, why) = match (held.has(capability), held.allows(capability)) {
+            (true, _) => (capability, why),
+            (false, true) => (SysAdmin, "stands in for CAP_BPF, CAP_PERFMON or CAP_CHECKPOINT_RESTORE"),
+            (false, false) => continue,
+        };
+        if needed && kept.iter().all(|kept: &Kept| kept.capability != capability) {
+            kept.push(Kept { capability, why });
+        }
+    }
+    kept
+}
+
+/// Of this thread, and of those that it will start.
+pub fn drop_bounding_and_ambient() -> anyhow::Result<()> {
+    if caps::runtime::ambient_set_supported().is_ok() {
+        caps::clear(None, caps::CapSet::Ambient).context("the ambient set")?;
+    }
+    for capability in caps::runtime::thread_all_supported() {
+        caps::drop(None, caps::CapSet::Bounding, capability)
+            .with_context(|| format!("{capability} of the bounding set (that needs CAP_SETPCAP)"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(held: &str, needs: Needs) -> Vec<&'static str> {
+        let held = Capabilities::from_hex(held).unwrap();
+        keep(held, &needs).iter().map(|kept| kept.capability.name()).collect()
+    }
+
+    #[test]
+    fn of_everything_six_are_kept_and_no_more_than_is_held() {
+        let everything = "000001ffffffffff";
+        let six = ["BPF", "PERFMON", "SYS_PTRACE", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "SYSLOG"];
+        assert_eq!(names(everything, Needs { samples: true, ..Needs::default() }), six);
+        let without: Vec<_> = six.into_iter().filter(|name| *name != "PERFMON").collect();
+        assert_eq!(names(everything, Needs::default()), without);
+        assert_eq!(names("80000", Needs { samples: true, foreign_folder: true }), ["SYS_PTRACE"]);
+        assert_eq!(names("0", Needs::default()), [""; 0]);
+        let foreign = Needs { foreign_folder: true, ..Needs::default() };
+        assert!(names(everything, foreign).contains(&"DAC_OVERRIDE"));
+    }
+
+    #[test]
+    fn sys_admin_is_kept_only_where_it_stands_in_for_another() {
+        assert_eq!(names("280000", Needs { samples: true, ..Needs::default() }), ["SYS_ADMIN", "SYS_PTRACE"]);
+        // With CAP_BPF, PERFMON and CHECKPOINT_RESTORE beside it, it goes.
+        assert!(!names("1c000200000", Needs { samples: true, ..Needs::default() }).contains(&"SYS_ADMIN"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Which system calls the agent will never make again; the kernel refuses them from here on, on every thread, for good.
+//!
+//! A list of what is refused, not of what is allowed: a libc or a kernel that is newer than us uses calls that nobody could
+//! list, and an agent that cannot write its store after an update is worse than none. Refused is EPERM, not death, for the
+//! same reason; the kernel's audit log has each refusal (`SECCOMP_FILTER_FLAG_LOG`).
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
+};
+
+/// For the log.
+pub const WORDS: &str = "system calls that start programs, trace or signal others, mount, change namespaces, \
+                         identities or the kernel, or load BPF programs, are refused";
+
+/// Never, whatever their arguments are.
+const REFUSED: &[libc::c_long] = &[
+    // Programs, and other processes.
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_kcmp,
+    // File systems and namespaces.
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_mknodat,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_quotactl,
+    // The kernel.
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_acct,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_clock_adjtime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_fanotify_init,
+    // Who it is.
+    libc::SYS_capset,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setgroups,
+];
+
+#[cfg(target_arch = "x86_64")]
+const REFUSED_HERE: &[libc::c_long] =
+    &[libc::SYS_mknod, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt];
+#[cfg(not(target_arch = "x86_64"))]
+const REFUSED_HERE: &[libc::c_long] = &[];
+
+/// What bpf(2) may still do (`enum bpf_cmd`): make, read and write maps, attach a program that is loaded, ask about one. Not
+/// load one, not open another's by its number, not pin.
+const BPF: [u64; 12] = [
+    0,  // MAP_CREATE: tables of the unwinder
+    1,  // MAP_LOOKUP_ELEM
+    2,  // MAP_UPDATE_ELEM
+    3,  // MAP_DELETE_ELEM
+    4,  // MAP_GET_NEXT_KEY
+    9,  // PROG_DETACH: where links are missing
+    15, // OBJ_GET_INFO_BY_FD
+    21, // MAP_LOOKUP_AND_DELETE_ELEM
+    22, // MAP_FREEZE
+    24, // MAP_LOOKUP_BATCH
+    28, // LINK_CREATE: the sampler on its perf events
+    34, // LINK_DETACH
+];
+
+/// x32's calls have this bit, and the number of another call below it: none is ever ours.
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
+
+/// `SECCOMP_FILTER_FLAG_LOG` beside `TSYNC`.
+const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
+
+fn compile() -> anyhow::Result<BpfProgram> {
+    let equal = |at: u8, op: SeccompCmpOp, value: u64| {
+        SeccompCondition::new(at, SeccompCmpArgLen::Dword, op, value).context("a condition on an argument")
+    };
+    let rule = |conditions| SeccompRule::new(conditions).context("a rule");
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        REFUSED.iter().chain(REFUSED_HERE).map(|number| (*number, Vec::new())).collect();
+    let others = BPF.iter().map(|command| equal(0, SeccompCmpOp::Ne, *command));
+    rules.insert(libc::SYS_bpf, vec![rule(others.collect::<anyhow::Result<_>>()?)?]);
+    // Its own threads it may signal: that is how a panic aborts.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![rule(vec![equal(0, SeccompCmpOp::Ne, own)?])?]);
+    // Its own limits it may read.
+    rules.insert(libc::SYS_prlimit64, vec![rule(vec![equal(0, SeccompCmpOp::Ne, 0)?])?]);
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let arch = std::env::consts::ARCH.try_into().context("no filter for this processor")?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).context("put the filter together")?;
+    let program: BpfProgram = filter.try_into().context("compile the filter")?;
+    Ok(without_x32(program))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn without_x32(program: BpfProgram) -> BpfProgram {
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let first = [
+        // The number is the first word of what a filter sees.
+        sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: 0 },
+        sock_filter { code: (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, jt: 0, jf: 1, k: X32 },
+        sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: refuse },
+    ];
+    first.into_iter().chain(program).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn without_x32(program: BpfProgram) -> BpfProgram {
+    program
+}
+
+/// On every thread, with no-new-privs, for good.
+pub fn install() -> anyhow::Result<()> {
+    let program = compile()?;
+    // Without it the kernel wants CAP_SYS_ADMIN for a filter; the other threads get it with the filter.
+    nix::sys::prctl::set_no_new_privs().context("no-new-privs")?;
+    let mut steps: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
+        .collect();
+    let len = u16::try_from(steps.len()).context("the filter is too long")?;
+    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
+    // SAFETY: the program names so many steps, which live over the call; the kernel copies them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
+    ensure!(result >= 0, "seccomp(2): {}", std::io::Error::last_os_error());
+    ensure!(result == 0, "thread {result} has a filter of its own that ours does not fit to");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_compiles_and_fits() {
+        let program = compile().unwrap();
+        assert!(program.len() < 1000, "{}", program.len());
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(program[1].k, X32);
+    }
+
+    #[test]
+    fn no_call_is_refused_twice() {
+        let mut all: Vec<_> = REFUSED.iter().chain(REFUSED_HERE).collect();
+        let before = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), before);
+    }
+}

@@ -1,0 +1,62 @@
+//! Arguments of the commands that ask for the past.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use podopsy_agent::duration;
+use podopsy_agent::model::{Kind, Target};
+
+use super::ListFormat;
+use crate::selector::Selector;
+
+/// List what happened, oldest first, from the agent's history: kills, failed lookups
+///
+/// Needs an agent that runs with --state-dir; without one, `podopsy oom` still finds kills, and `podopsy watch` shows what
+/// happens from now on. Times when no agent ran, or its store could not be written, are said on stderr.
+/// Exits 1 if there are no events.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Whose: namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH; everybody's if left out
+    pub target: Option<Target>,
+
+    /// Only events since so long ago
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
+    pub since: Duration,
+
+    /// Only events of this kind; may be repeated
+    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::word)))]
+    pub kinds: Vec<String>,
+
+    /// Only events of pods in this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+
+    /// Only events of pods with these labels: key=value, key!=value, key or !key, with commas between
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub selector: Option<Selector>,
+
+    /// The newest so many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub most: u32,
+
+    /// wide: nothing is cut off; json: one event object a line
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
+    pub output: ListFormat,
+
+    #[command(flatten)]
+    pub history: HistoryDir,
+}
+
+/// Where an agent has kept what happened.
+#[derive(Clone, Debug, Args)]
+pub struct HistoryDir {
+    /// The agent's --state-dir
+    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::oom::history::DIR)]
+    pub state_dir: PathBuf,
+
+    /// The agent's --socket [default: agent.sock in --state-dir, or in /run/podopsy]
+    #[arg(long, value_name = "PATH", env = "PODOPSY_SOCKET")]
+    pub socket: Option<PathBuf>,
+}

@@ -1,0 +1,106 @@
+//! Where a command finds an agent that has kept what happened, and what it says of its answers.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use jiff::{SignedDuration, Timestamp};
+use podopsy_agent::api::client::{Client, Gap, RUN, SOCKET, Unanswered};
+use podopsy_agent::oom::history::DIR;
+
+use crate::args::HistoryDir;
+use crate::render::units;
+use crate::terminal::note;
+
+/// An agent that answers; None: there is none, and none was named. An error: the one that was named does not.
+pub async fn agent(args: &HistoryDir) -> anyhow::Result<Option<Client>> {
+    let (sockets, named) = sockets(args);
+    for socket in sockets {
+        let client = Client::new(&socket);
+        match client.get("/healthz", &Vec::new()).await {
+            Ok(_) => return Ok(Some(client)),
+            // It is there: what is wrong with it will be said when it is asked.
+            Err(Unanswered::Refused(_)) => return Ok(Some(client)),
+            Err(error) if named => bail!("{error}; --socket names the agent's socket"),
+            Err(error) => tracing::debug!("{error}"),
+        }
+    }
+    Ok(None)
+}
+
+/// Where to look, and whether that was named: then nothing else will do.
+fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
+    if let Some(socket) = &args.socket {
+        return (vec![socket.clone()], true);
+    }
+    let mut sockets = vec![args.state_dir.join(SOCKET)];
+    // Whoever names a state folder means that agent.
+    if args.state_dir == Path::new(DIR) {
+        sockets.push(Path::new(RUN).join(SOCKET));
+    }
+    (sockets, false)
+}
+
+/// The time that lies so long ago.
+pub fn ago(since: std::time::Duration) -> Timestamp {
+    let ago = SignedDuration::try_from(since).unwrap_or(SignedDuration::MAX);
+    Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH)
+}
+
+/// Says of which times not all is known. An answer without this would look like nothing had happened.
+pub async fn note_gaps(client: &Client, from: Timestamp) {
+    match client.gaps(from).await {
+        Ok(gaps) => gaps.iter().rev().take(GAPS).rev().for_each(|gap| note(&say(gap, from))),
+        Err(error) => note(&format!("whether the agent ran all the time is not known: {error}")),
+    }
+}
+
+/// Gaps that are said, the last ones; more of them are noise.
+const GAPS: usize = 5;
+
+fn say(gap: &Gap, from: Timestamp) -> String {
+    let what = match gap.reason.as_str() {
+        "stopped" => "no agent ran (it was stopped)",
+        "died" => "no agent ran (it had died)",
+        "rebooted" => "no agent ran (the machine was started anew)",
+        "not-written" => "the store could not be written",
+        "put-aside" => "the store was damaged and put aside",
+        _ => "not all is known",
+    };
+    let lost =
+        if gap.lost > 0 { format!("; {} lost", units::plural(gap.lost, "record")) } else { String::new() };
+    format!("{} to {}: {what}{lost}", units::date(gap.from.max(from)), units::date(gap.until))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_named_is_meant() {
+        let args = |dir: &str, socket: Option<&str>| HistoryDir {
+            state_dir: dir.into(),
+            socket: socket.map(PathBuf::from),
+        };
+        assert_eq!(
+            sockets(&args(DIR, None)),
+            (vec!["/var/lib/podopsy/agent.sock".into(), "/run/podopsy/agent.sock".into()], false)
+        );
+        assert_eq!(sockets(&args("/tmp/x", None)), (vec!["/tmp/x/agent.sock".into()], false));
+        assert_eq!(sockets(&args(DIR, Some("/s"))), (vec!["/s".into()], true));
+    }
+
+    #[test]
+    fn a_gap_is_said_as_far_as_it_was_asked_for() {
+        let time = |text: &str| text.parse::<Timestamp>().unwrap();
+        let gap = Gap {
+            from: Timestamp::UNIX_EPOCH,
+            until: time("2026-01-02T03:04:05Z"),
+            reason: "not-written".into(),
+            lost: 2,
+        };
+        assert_eq!(
+            say(&gap, time("2026-01-02T03:00:00Z")),
+            "2026-01-02 03:00:00Z to 2026-01-02 03:04:05Z: the store could not be written; 2 records lost"
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! A flood of DNS makes the agent leave out events, in the order of its table, and never an OOM kill or a count.
+
+mod support;
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use podopsy_agent::model::{Detail, Event, Kind};
+use support::agent::{Agent, get, until};
+use support::{MemoryCgroup, fine, in_own_network, query, require_root, respond};
+
+/// Nobody else's DNS is on this port.
+const PORT: u16 = 15_353;
+const BUDGET: u64 = 20;
+/// Of each kind a second, on a machine that keeps up.
+const FLOOD: u64 = 50;
+
+/// The value of a sample on the agent's page.
+fn sample(agent: &Agent, name: &str) -> Option<u64> {
+    let (_, page) = get(&agent.address, "/metrics", "text/plain")?;
+    let line = page.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+    Some(line.rsplit(' ').next()?.parse::<f64>().ok()? as u64)
+}
+
+fn shedding(agent: &Agent, what: &str) -> Option<bool> {
+    Some(sample(agent, &format!("podopsy_shedding{{what=\"{what}\"}}"))? == 1)
+}
+
+/// Answers by the first label: `slow` late, `no` with NXDOMAIN.
+fn server() -> std::net::SocketAddr {
+    let socket = UdpSocket::bind(("127.0.0.1", PORT)).expect("bind the server");
+    let address = socket.local_addr().expect("its address");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+            let answer = match buffer.get(13..15) {
+                Some(b"no") => respond(&buffer[..len], 0x8183, 1, 0),
+                _ => fine(&buffer[..len]),
+            };
+            if buffer.get(13..15) == Some(b"sl") {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            let _ = socket.send_to(&answer, from);
+        }
+    });
+    address
+}
+
+fn ask(server: std::net::SocketAddr, id: u16, name: &str) {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.set_read_timeout(Some(support::agent::SOON)).expect("a timeout");
+    socket.connect(server).expect("connect");
+    socket.send(&query(id, name, 1)).expect("ask");
+    let _ = socket.recv(&mut [0; 512]).expect("an answer");
+}
+
+fn failures(events: &[Event]) -> usize {
+    events.iter().filter(|event| event.kind == Kind::DnsFailure).count()
+}
+
+#[test]
+fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (port, budget) = (PORT.to_string(), BUDGET.to_string());
+    let agent = Agent::start_in(
+        folder.path(),
+        Path::new("/nonexistent/podopsy-test.sock"),
+        &[
+            &["--dns-port", &port, "--dns-answers", "--dns-slow-over", "2ms", "--growth", "off"],
+            &["--events-budget", &budget, "--cpu-budget", "0", "--memory-budget", "0"] as &[&str],
+        ]
+        .concat(),
+    );
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stopped, counted) = (stop.clone(), asked.clone());
+    let flood = std::thread::spawn(move || {
+        in_own_network(move || {
+            let server = server();
+            for id in 0.. {
+                if stopped.load(Relaxed) {
+                    break;
+                }
+                ["yes.test", "slow.test", "no.test"].into_iter().for_each(|name| ask(server, id, name));
+                counted.fetch_add(1, Relaxed);
+                std::thread::sleep(Duration::from_micros(1_000_000 / FLOOD));
+            }
+            server
+        })
+    });
+
+    until("all of DNS left out", || shedding(&agent, "dns_failures").filter(|on| *on));
+    let log = agent.log();
+    let told_at = |what: &str| log.find(&format!("left out from now on: {what}"));
+    let order = ["dns_answers", "dns_slow", "dns_failures"].map(|what| told_at(what).expect("it is told"));
+    assert!(order.is_sorted(), "{order:?}: {log}");
+    assert_eq!(shedding(&agent, "growth"), Some(false), "events are not what growth costs");
+    // Failures went on while the other two were left out already.
+    let events = agent.events();
+    let last = |of: &dyn Fn(&Event) -> bool| events.iter().rposition(of).expect("some were told");
+    let slow = last(&|event| matches!(&event.detail, Detail::Dns(dns) if dns.slow));
+    let failed = last(&|event| event.kind == Kind::DnsFailure);
+    assert!(slow < failed, "slow answers were left out before failures: {slow}, {failed}");
+
+    // A kill is told meanwhile.
+    let cgroup = MemoryCgroup::new("budget", 16 << 20);
+    let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
+    let kill = until("kill while DNS is left out", || {
+        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+    });
+    assert_eq!(kill.cgroup.id, cgroup.id());
+    assert!(kill.losses.get("shed_dns_failures").is_some_and(|count| *count > 0), "{:?}", kill.losses);
+    assert_eq!(shedding(&agent, "dns_failures"), Some(true));
+
+    // With the flood it ends: last out, first back.
+    stop.store(true, Relaxed);
+    flood.join().expect("the flood ends");
+    let asked = asked.load(Relaxed);
+    // What the kernel counted is exact, told or not.
+    let of_host = "namespace=\"\",pod=\"\",container=\"\"";
+    for (outcome, each) in [("noerror", 2), ("nxdomain", 1)] {
+        let name = format!("podopsy_dns_outcomes_total{{{of_host},outcome=\"{outcome}\"}}");
+        until("every query in the counts", || sample(&agent, &name).filter(|count| *count == each * asked));
+    }
+    until("room", || shedding(&agent, "dns_failures").filter(|on| !on));
+    assert_eq!(shedding(&agent, "dns_answers"), Some(true), "one step at a time");
+    assert!(agent.log().contains("back: dns_failures"), "{}", agent.log());
+    let before = failures(&agent.events());
+    in_own_network(move || ask(server(), 7, "no.test"));
+    until("failure, told as before", || Some(()).filter(|()| failures(&agent.events()) > before));
+    let shed = sample(&agent, "podopsy_shed_total{what=\"dns_failures\"}").expect("a count");
+    assert!(shed > 0 && shed < asked && before as u64 + shed == asked, "{before} + {shed} of {asked}");
+}

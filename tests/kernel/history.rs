@@ -1,0 +1,174 @@
+//! What the agent keeps of real pods, read by the command line and through the API: after the fact.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podopsy_agent::api::client::Client;
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use serde_json::Value;
+use support::{Running, node};
+
+const MIB: i64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(90);
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(began.elapsed() < SOON, "no {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// An agent with a history, whose minutes are a second.
+struct Agent {
+    process: Running,
+    state: PathBuf,
+}
+
+impl Agent {
+    fn start(node: &Node, more: &[&str]) -> Agent {
+        let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+        let (log, state) = (node.directory().join("agent.log"), node.directory().join("state"));
+        let mut command = Command::new(program);
+        command.arg("--cri-socket").arg(node.cri_socket()).arg("--state-dir").arg(&state);
+        command.args(["--keep-every", "1s"]).args(more);
+        let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("its log")).spawn();
+        let process = Running(child.expect("start the agent"));
+        until("agent that records", || {
+            let said = fs::read_to_string(&log).ok()?;
+            assert!(!said.contains("podopsy-agent: "), "{said}");
+            said.contains("recording").then_some(())
+        });
+        Agent { process, state }
+    }
+
+    /// SIGTERM, and its end.
+    fn stop(mut self) -> PathBuf {
+        kill(Pid::from_raw(self.process.0.id() as i32), Signal::SIGTERM).expect("signal it");
+        assert!(self.process.0.wait().expect("it ends").success());
+        self.state
+    }
+
+    fn ask(&self, path: &str) -> Value {
+        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+        let client = Client::new(self.state.join("agent.sock"));
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let query = query.split('&').filter_map(|pair| pair.split_once('='));
+        // The names are this test's own.
+        let query = query.map(|(name, value)| (&*name.to_owned().leak(), value.to_owned())).collect();
+        runtime.block_on(client.json(path, &query)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+}
+
+/// `podopsy ARGS --state-dir STATE`, by the binary that ships.
+fn podopsy(node: &Node, state: &Path, args: &[&str]) -> Output {
+    let [program, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let mut command = Command::new(program);
+    command.args(args).arg("--cri-socket").arg(node.cri_socket()).arg("--state-dir").arg(state);
+    command.output().expect("run podopsy")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn who_was_killed_while_its_pod_says_running_is_one_command() {
+    let (node, image) = node();
+    let agent = Agent::start(&node, &[]);
+    let state = agent.state.clone();
+    let nothing = podopsy(&node, &state, &["oom", "--silent", "--since", "1s", "-n", "shop"]);
+    assert_eq!(nothing.status.code(), Some(1), "{}", said(&nothing));
+    let container = ContainerSpec::new("api", &image)
+        .command(["leak", "--child", "--step", "1MiB", "--every", "50"])
+        .memory_limit(64 * MIB)
+        .single_process_oom_kill();
+    let began = Timestamp::now();
+    let pod = PodSpec::new("shop", "orders").label("app", "orders").container(container);
+    let _pod = node.run_pod(pod).expect("run the pod");
+    let silent = ["oom", "--silent", "--since", "1h", "-n", "shop", "-o", "json"];
+    let (known, words) = until("silent kill", || {
+        let output = podopsy(&node, &state, &silent);
+        let known: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.success() && !known["incidents"].as_array()?.is_empty())
+            .then(|| (known, said(&output)))
+    });
+    assert!(words.contains(&format!("the agent at {}", state.join("agent.sock").display())), "{words}");
+    let incident = &known["incidents"][0];
+    assert_eq!((&incident["pod"]["name"], &incident["kind"]), (&"orders".into(), &"oom.incident".into()));
+    assert!(incident["incident"]["verdicts"].to_string().contains("silent"), "{incident}");
+
+    // What happened to the pod, with the kill before the incident, by a name and by labels.
+    for args in [
+        &["events", "shop/orders", "-o", "json"][..],
+        &[
+            "events",
+            "-n",
+            "shop",
+            "-l",
+            "app=orders",
+            "--kind",
+            "oom.kill",
+            "--kind",
+            "oom.incident",
+            "-o",
+            "json",
+        ],
+    ] {
+        // The kernel's log has told of it already; the agent's own word on it takes some seconds.
+        let kinds = until("kill and incident", || {
+            let output = podopsy(&node, &state, args);
+            let text = String::from_utf8(output.stdout).expect("text");
+            let kind = |line| serde_json::from_str::<Value>(line).expect("JSON")["kind"].clone();
+            let kinds: Vec<Value> = text.lines().map(kind).collect();
+            (kinds.len() >= 2).then_some(kinds)
+        });
+        assert_eq!(kinds, ["oom.kill", "oom.incident"], "{args:?}");
+    }
+    let none = podopsy(&node, &state, &["events", "shop/nobody"]);
+    assert!(none.status.code() == Some(1) && none.stdout.is_empty(), "{}", said(&none));
+
+    // Its memory up to then, in steps, by the API.
+    let memory = until("memory of the pod", || {
+        let page = agent.ask(&format!("/api/v1/memory?pod=orders&container=api&from={began}"));
+        let found = page["memory"].as_array()?.first()?.clone();
+        let largest = found["current_max_bytes"].as_array()?.iter().filter_map(Value::as_u64).max()?;
+        (largest > 48 << 20).then_some(found)
+    });
+    assert_eq!((&memory["step_seconds"], &memory["limit_bytes"]), (&10.into(), &(64 * MIB).into()));
+    assert_eq!(memory["pod"]["name"], "orders");
+    let length = |column: &str| memory[column].as_array().map_or(0, Vec::len);
+    for column in
+        ["samples", "current_min_bytes", "current_bytes", "anon_bytes", "file_bytes", "kernel_bytes"]
+    {
+        assert_eq!(length(column), length("step"), "{column} of {memory}");
+    }
+
+    // Without the agent its files still tell it, and that is said; events are not made up.
+    let state = agent.stop();
+    let output = podopsy(&node, &state, &silent);
+    let words = said(&output);
+    assert!(
+        output.status.success() && words.contains("the files in") && !words.contains("the agent at"),
+        "{words}"
+    );
+    let left: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(left["incidents"][0]["incident"]["id"], incident["incident"]["id"]);
+    let output = podopsy(&node, &state, &["events"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("no agent answers") && said(&output).contains("--state-dir"),
+        "{}",
+        said(&output)
+    );
+}

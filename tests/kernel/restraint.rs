@@ -1,0 +1,173 @@
+//! What the agent gives up of itself: by what the kernel says of each of its threads, by what it is refused from then on, and
+//! by what it does all the same.
+
+mod support;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, setuid};
+use podopsy_agent::attach;
+use podopsy_agent::doctor::capability::Capabilities;
+use podopsy_agent::model::Kind;
+use podopsy_agent::restraint::{self, Kept, Needs, keep};
+use podopsy_harness::{ContainerSpec, PodSpec};
+use support::agent::{Agent, until};
+use support::{VICTIMS_IMAGE, node, require_root};
+
+const MIB: i64 = 1 << 20;
+
+/// A line of /proc/PID/task/TID/status for every thread, by the thread's name.
+fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    let line = |text: &str, field: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_default().trim().to_owned()
+    };
+    let statuses = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    statuses.map(|status| (line(&status, "Name"), line(&status, field))).collect()
+}
+
+fn mask(kept: &[Kept]) -> String {
+    format!("{:016x}", kept.iter().fold(0u64, |all, kept| all | 1 << kept.capability as u32))
+}
+
+/// Every thread of a process has this, and there are several.
+fn all_have(pid: u32, field: &str, wanted: &str) {
+    let threads = of_threads(pid, field);
+    assert!(threads.len() > 2, "{threads:?}");
+    let others: Vec<_> = threads.iter().filter(|(_, value)| value != wanted).collect();
+    assert!(others.is_empty(), "{field} is not {wanted}: {others:?}");
+}
+
+fn is_restrained(pid: u32, kept: &[Kept]) {
+    let (held, nothing) = (mask(kept), "0".repeat(16));
+    for (field, wanted) in [("CapEff", &held), ("CapPrm", &held), ("CapInh", &nothing), ("CapAmb", &nothing)]
+    {
+        all_have(pid, field, wanted);
+    }
+    all_have(pid, "NoNewPrivs", "1");
+    all_have(pid, "Seccomp", "2");
+}
+
+/// It cannot be taken back: so in a process of its own, this program once more.
+fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
+    const INSIDE: &str = "PODOPSY_RESTRAINED";
+    require_root();
+    if std::env::var_os(INSIDE).is_some() {
+        return work();
+    }
+    let me = std::env::current_exe().expect("this program");
+    let mut command = Command::new(me);
+    let done = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().expect("run it");
+    let said = [done.stdout, done.stderr].concat();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn every_thread_is_refused_what_is_never_needed() {
+    in_a_process_of_its_own("every_thread_is_refused_what_is_never_needed", || {
+        let held = Capabilities::effective();
+        // It ends by itself with this process's end of the pipe: from here on we could not kill it.
+        let mut other = Command::new("cat");
+        let other = other.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
+        assert_eq!(restraint::begin(), [""; 0]);
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        // Threads of every kind: idle workers, one that blocks in the kernel, one that never rests.
+        let (ask, asked) = std::sync::mpsc::channel::<()>();
+        let (answer, answered) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = asked.recv();
+            answer.send(Command::new("/bin/true").status().map_err(|error| error.kind()))
+        });
+        std::thread::spawn(|| {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+        std::thread::spawn(|| {
+            // Threads that come and go while it happens.
+            loop {
+                let _ = std::thread::spawn(|| ()).join();
+            }
+        });
+        let done = restraint::finish(&Needs { samples: true, foreign_folder: false });
+        assert!(done.filtered && done.failed.is_empty(), "{done:?}");
+        let wanted = keep(held, &Needs { samples: true, foreign_folder: false });
+        assert_eq!(done.kept, wanted);
+        is_restrained(std::process::id(), &wanted);
+        // The test harness's own thread was there before.
+        let bounding = of_threads(std::process::id(), "CapBnd");
+        let whole = bounding.iter().filter(|(_, set)| *set != "0".repeat(16)).count();
+        assert!(whole <= 1, "{bounding:?}");
+
+        // A thread that was there before, and one that comes after.
+        ask.send(()).expect("it waits");
+        let refused = Err(ErrorKind::PermissionDenied);
+        assert_eq!(answered.recv().expect("its answer"), refused);
+        let later = std::thread::spawn(|| Command::new("/bin/true").status().map_err(|error| error.kind()));
+        assert_eq!(later.join().expect("it ends"), refused);
+
+        let nothing = None::<&str>;
+        assert_eq!(mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), nothing), Err(Errno::EPERM));
+        assert_eq!(unshare(CloneFlags::CLONE_NEWNET), Err(Errno::EPERM));
+        assert_eq!(kill(Pid::from_raw(1), None), Err(Errno::EPERM));
+        assert_eq!(setuid(nix::unistd::getuid()), Err(Errno::EPERM));
+        // No probe can be loaded any more.
+        let probes = runtime.block_on(attach::check());
+        assert!(!probes.is_empty() && probes.iter().all(|probe| probe.outcome.is_err()), "{probes:#?}");
+        // What it works with is as before.
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("file"), "text").expect("write a file");
+        std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let other = format!("/proc/{}", other.id());
+        assert!(!fs::read(format!("{other}/environ")).expect("another user's environment").is_empty());
+        assert!(!fs::read(format!("{other}/maps")).expect("its mappings").is_empty());
+        assert!(fs::read_dir(format!("{other}/map_files")).expect("its files").next().is_some());
+        assert!(fs::metadata(format!("{other}/root/bin/sh")).is_ok());
+    });
+}
+
+#[test]
+fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
+    let (node, _) = node();
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().display().to_string();
+    let agent = Agent::start(&node, &["--state-dir", &state]);
+    let log = agent.log();
+    assert!(log.contains("holds from now on: CAP_BPF (") && !log.contains("could not give up"), "{log}");
+    let wanted = keep(Capabilities::effective(), &Needs { samples: true, foreign_folder: false });
+    is_restrained(agent.pid(), &wanted);
+    all_have(agent.pid(), "CapBnd", &"0".repeat(16));
+
+    let leaker = ContainerSpec::new("api", VICTIMS_IMAGE)
+        .command(["leak", "--step", "524288", "--every", "50"])
+        .memory_limit(32 * MIB);
+    let pod = node.run_pod(PodSpec::new("shop", "basket").container(leaker)).expect("run the pod");
+    // Killed twice: then it is a suspect, for which maps are filled and perf events opened.
+    let _keeper = node.keep_running(&pod);
+    let incident = until("incident with a growth profile", || {
+        let events = agent.events().into_iter();
+        events.rev().filter(|event| event.kind == Kind::OomIncident).find_map(|event| {
+            let growth = event.incident.as_ref()?.growth.clone()?;
+            (growth.samples > 0).then_some((event, growth))
+        })
+    });
+    let (event, growth) = incident;
+    assert_eq!(event.pod.expect("a name").name, "basket");
+    // By tables, and with names out of a file inside the container.
+    let names = growth.paths.iter().flat_map(|path| &path.frames).map(|frame| frame.function.as_str());
+    let names: Vec<&str> = names.collect();
+    assert!(names.iter().any(|name| name.contains("leak")), "{names:?}");
+    assert!(growth.complete * 2 > growth.samples, "{growth:#?}");
+    let log = agent.log();
+    assert!(!log.contains("lack the growth profile") && !log.contains("not permitted"), "{log}");
+    // Threads have come and gone; none has more.
+    is_restrained(agent.pid(), &wanted);
+}

@@ -1,0 +1,121 @@
+//! The agent as a process of its own, a Prometheus that scrapes it, and what both answer.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use podopsy_agent::model::Event;
+use podopsy_harness::Node;
+use serde_json::Value;
+
+use super::Running;
+use super::place::unpacked;
+
+pub const SOON: Duration = Duration::from_secs(90);
+
+pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(began.elapsed() < SOON, "no {what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Head and body of an answer; None: nobody answers yet.
+pub fn get(address: &str, path: &str, accept: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    let head = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(head.as_bytes()).ok()?;
+    let mut all = String::new();
+    stream.read_to_string(&mut all).ok()?;
+    all.split_once("\r\n\r\n").map(|(head, body)| (head.to_owned(), body.to_owned()))
+}
+
+/// A running agent.
+pub struct Agent {
+    pub process: Running,
+    /// Where it answers by TCP.
+    pub address: String,
+    folder: PathBuf,
+}
+
+impl Agent {
+    /// Starts it, and waits until it records.
+    pub fn start(node: &Node, arguments: &[&str]) -> Agent {
+        Agent::start_in(node.directory(), node.cri_socket(), arguments)
+    }
+
+    /// The same, with its output in `folder`.
+    pub fn start_in(folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
+        let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+        let folder = folder.to_owned();
+        let file = |name| fs::File::create(folder.join(name)).expect("the agent's output");
+        let mut command = Command::new(program);
+        command.arg("--cri-socket").arg(runtime).args(["--listen", "127.0.0.1:0"]);
+        command.arg("--socket").arg(folder.join("agent.sock")).args(arguments);
+        let child = command.stdout(file("agent.out")).stderr(file("agent.log")).spawn();
+        let process = Running(child.expect("start the agent"));
+        let mut agent = Agent { process, address: String::new(), folder };
+        agent.address = until("agent that records", || {
+            let said = agent.log();
+            let (_, rest) = said.split_once("address=").filter(|_| said.contains("recording"))?;
+            Some(rest.split_whitespace().next()?.to_owned())
+        });
+        agent
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
+    }
+
+    /// What it has written so far.
+    pub fn events(&self) -> Vec<Event> {
+        let written = fs::read_to_string(self.folder.join("agent.out")).unwrap_or_default();
+        // The last line may be half a line.
+        let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
+    }
+}
+
+/// A Prometheus that scrapes it, and where that answers. `interval`: as Prometheus writes it; `more`: lines for its
+/// configuration.
+pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Running, String) {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
+    let config = folder.join("prometheus.yml");
+    let text = format!(
+        "global: {{scrape_interval: {interval}, evaluation_interval: {interval}, external_labels: {{cluster: test}}}}\n\
+         scrape_configs:\n\
+         - job_name: podopsy\n\
+         \x20 honor_labels: true\n\
+         \x20 static_configs: [{{targets: ['{agent}']}}]\n\
+         {more}"
+    );
+    fs::write(&config, text).expect("write its configuration");
+    let mut command = Command::new(unpacked("usr/bin/prometheus"));
+    command.arg(format!("--config.file={}", config.display()));
+    command.arg(format!("--storage.tsdb.path={}", folder.join("tsdb").display()));
+    command.arg(format!("--web.listen-address={free}")).arg("--enable-feature=exemplar-storage");
+    let log = fs::File::create(folder.join("prometheus.log")).expect("its log");
+    let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start Prometheus");
+    (Running(child), free.to_string())
+}
+
+/// The value of the one series that a query finds.
+pub fn value(prometheus: &str, query: &str) -> Option<f64> {
+    let (_, body) = get(prometheus, &format!("/api/v1/query?query={query}"), "*/*")?;
+    let answer: Value = serde_json::from_str(&body).ok()?;
+    match answer["data"]["result"].as_array()?.as_slice() {
+        [one] => one["value"][1].as_str()?.parse().ok(),
+        _ => None,
+    }
+}
