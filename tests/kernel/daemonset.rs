@@ -137,6 +137,8 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     let is_kill = |event: &Event| event.kind == Kind::OomKill;
     let kill = until(&agent, "kill", || events(&agent).into_iter().find(is_kill));
     assert_eq!(kill.node, "node-of-the-manifest");
+    let log = agent.log("agent").expect("its log");
+    assert!(log.contains("holds from now on: CAP_BPF") && !log.contains("could not give up"), "{log}");
     let named = kill.pod.expect("the pod is named");
     assert_eq!(
         (named.namespace.as_str(), named.name.as_str(), named.uid),

@@ -172,3 +172,38 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
         said(&output)
     );
 }
+
+#[test]
+fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
+    let (node, image) = node();
+    let agent = Agent::start(&node, &["--profile-hz", "97"]);
+    let state = agent.state.clone();
+    let burner = |name| ContainerSpec::new(name, &image).command(["burner"]);
+    let pod = PodSpec::new("finance", "pricing").container(burner("desk"));
+    let pod = node.run_pod(pod).expect("run the pod");
+    let file = node.directory().join("kept.pb.gz");
+    let page = until("two minutes of the pod", || {
+        let page = agent.ask("/api/v1/profiles?namespace=finance&pod=pricing&container=desk");
+        (page["profiles"].as_array()?.len() >= 2).then_some(page)
+    });
+    let facts = &page["profiles"][1]["facts"];
+    assert_eq!(facts["frequency_hz"], 97);
+    assert!(facts["samples"].as_u64() > Some(0) && facts["user_stacks"].as_u64() > Some(0), "{page}");
+    // It is dead and gone, and its profile is not.
+    pod.remove().expect("remove the pod");
+    let output = ["profile", "finance/pricing", "--since", "10m", "-o", file.to_str().expect("a name")];
+    let output = podopsy(&node, &state, &output);
+    let (table, words) = (String::from_utf8_lossy(&output.stdout).into_owned(), said(&output));
+    assert!(output.status.success() && words.contains("97 Hz of finance/pricing"), "{words}");
+    let line = table.lines().find(|line| line.contains("price_options"));
+    let share = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    // It is told its shares: 60 of 100 go there. The rest of the room is for few samples.
+    assert!(share.is_some_and(|share| (30.0..90.0).contains(&share)), "{table}\n{words}");
+    let read = podopsy_agent::import::pprof::read(fs::File::open(&file).expect("it"), Some("samples"));
+    let read = read.unwrap_or_else(|error| panic!("the file: {error}"));
+    assert!(read.functions.iter().any(|name| name.contains("risk_desk")), "{:?}", read.functions);
+    // Of another pod there is none, and that is said.
+    let none = podopsy(&node, &state, &["profile", "finance/nobody", "--since", "10m"]);
+    assert!(none.status.code() == Some(1) && said(&none).contains("no profile of"), "{}", said(&none));
+    agent.stop();
+}

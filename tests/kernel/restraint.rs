@@ -74,9 +74,9 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
 fn every_thread_is_refused_what_is_never_needed() {
     in_a_process_of_its_own("every_thread_is_refused_what_is_never_needed", || {
         let held = Capabilities::effective();
-        // It ends by itself with this process's end of the pipe: from here on we could not kill it.
-        let mut other = Command::new("cat");
-        let other = other.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
+        // It ends with our end of the pipe: from here on we could not kill it.
+        let mut cat = Command::new("cat");
+        let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
         assert_eq!(restraint::begin(), [""; 0]);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         // Threads of every kind: idle workers, one that blocks in the kernel, one that never rests.
@@ -126,11 +126,13 @@ fn every_thread_is_refused_what_is_never_needed() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("file"), "text").expect("write a file");
         std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
-        let other = format!("/proc/{}", other.id());
-        assert!(!fs::read(format!("{other}/environ")).expect("another user's environment").is_empty());
-        assert!(!fs::read(format!("{other}/maps")).expect("its mappings").is_empty());
-        assert!(fs::read_dir(format!("{other}/map_files")).expect("its files").next().is_some());
-        assert!(fs::metadata(format!("{other}/root/bin/sh")).is_ok());
+        let its = format!("/proc/{}", other.id());
+        assert!(!fs::read(format!("{its}/environ")).expect("another user's environment").is_empty());
+        assert!(!fs::read(format!("{its}/maps")).expect("its mappings").is_empty());
+        assert!(fs::read_dir(format!("{its}/map_files")).expect("its files").next().is_some());
+        assert!(fs::metadata(format!("{its}/root/bin/sh")).is_ok());
+        drop(other.stdin.take());
+        other.wait().expect("it ends");
     });
 }
 

@@ -66,6 +66,7 @@ const UNPACKED: &[Package] = &[
     Package { name: "bind9", why: "a real server" },
     Package { name: "busybox-static", why: "a resolver of its own" },
     Package { name: "prometheus", why: "scrapes the agent; promtool reads its page" },
+    Package { name: "prometheus-alertmanager", why: "passes on the alerts of a real kill" },
 ];
 
 const LAB: &[Package] = &[

@@ -65,6 +65,8 @@ pub struct Probes {
     pub hooks: Vec<String>,
     /// What had to be left out, and why: the rest runs.
     pub degraded: Vec<String>,
+    /// The event probes that were wanted, by name, and whether they are attached.
+    pub attached: Vec<(&'static str, bool)>,
 }
 
 impl Probes {
@@ -107,9 +109,11 @@ impl Probes {
             .load(OBJECT)
             .map_err(|error| explain(anyhow!(error), "load the probes"))?;
         // An event probe that cannot attach costs its own events, as long as another one can.
-        let mut failed = None;
+        let (mut failed, mut attached) = (None, Vec::new());
         if wanted.oom {
-            match oom::attach(&mut ebpf, shape.victim_is_task) {
+            let tried = oom::attach(&mut ebpf, shape.victim_is_task);
+            attached.push(("oom", tried.is_ok()));
+            match tried {
                 Ok(hook) => hooks.push(hook),
                 Err(error) => {
                     degraded.push(format!("no OOM kill is seen: {error:#}"));
@@ -118,7 +122,9 @@ impl Probes {
             }
         }
         if wanted.sigkill {
-            match signal::attach(&mut ebpf) {
+            let tried = signal::attach(&mut ebpf);
+            attached.push(("sigkill", tried.is_ok()));
+            match tried {
                 Ok(hook) => hooks.push(hook),
                 // Beside others it is not what they stand or fall by.
                 Err(error) if wanted.oom || wanted.dns.is_some() => {
@@ -128,7 +134,9 @@ impl Probes {
             }
         }
         if let Some(dns) = &wanted.dns {
-            match dns::attach(&mut ebpf, dns) {
+            let tried = dns::attach(&mut ebpf, dns);
+            attached.push(("dns", tried.is_ok()));
+            match tried {
                 Ok((hook, left_out)) => {
                     hooks.push(hook);
                     degraded.extend(left_out);
@@ -166,7 +174,7 @@ impl Probes {
             tracing::warn!("{what}");
         }
         let sampling = wanted.oncpu.as_ref().map(|oncpu| oncpu.sampling);
-        Ok(Probes { ebpf, hooks, sampling, samplers: Vec::new(), by_tables, degraded })
+        Ok(Probes { ebpf, hooks, sampling, samplers: Vec::new(), by_tables, degraded, attached })
     }
 
     /// Starts sampling, if that was wanted: later than the load, so that unwind tables can be there first.

@@ -41,6 +41,7 @@ pub struct Metrics {
     shed: Mutex<Vec<Tally>>,
     state_dir: OnceLock<PathBuf>,
     degraded: AtomicU64,
+    probes: Mutex<BTreeMap<&'static str, bool>>,
 }
 
 /// What the other rooms know at the time of a scrape.
@@ -142,6 +143,11 @@ impl Metrics {
         self.own_kills.store(scrape.own_kills, Relaxed);
     }
 
+    /// Says of a probe that was wanted whether it is attached.
+    pub fn probe(&self, name: &'static str, attached: bool) {
+        lock(&self.probes).insert(name, attached);
+    }
+
     /// All that is known, with the sums as they were last taken over.
     pub fn families(&self) -> Vec<Family> {
         let book = lock(&self.book);
@@ -192,7 +198,13 @@ impl Metrics {
         let help = "Things that this kernel or this machine does not allow; /readyz says which.";
         let degraded = self.degraded.load(Relaxed) as f64;
         let degraded = Family::gauge("podopsy_degraded", help).single(degraded);
-        vec![degraded, events, losses, own_kills, shed, shedding, build]
+        let help =
+            "1: the probe is attached. 0: it could not be, and its events are missing; /readyz says why.";
+        let mut probes = Family::gauge("podopsy_probe_attached", help);
+        for (name, attached) in lock(&self.probes).iter() {
+            probes.count(vec![("probe", (*name).to_owned())], u64::from(*attached));
+        }
+        vec![degraded, events, losses, own_kills, probes, shed, shedding, build]
     }
 }
 

@@ -102,3 +102,13 @@ fn a_second_scrape_counts_nothing_twice() {
     assert_eq!(ours(&first), ours(&again));
     assert!(ours(&first).len() > 40);
 }
+
+#[test]
+fn a_probe_that_is_not_attached_is_a_zero_and_one_that_nobody_wants_is_absent() {
+    let metrics = Metrics::default();
+    metrics.probe("oom", true);
+    metrics.probe("dns", false);
+    let text = page(&metrics.families(), Format::Prometheus);
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("podopsy_probe_attached")).collect();
+    assert_eq!(lines, ["podopsy_probe_attached{probe=\"dns\"} 0", "podopsy_probe_attached{probe=\"oom\"} 1"]);
+}

@@ -145,67 +145,64 @@ struct Running {
     before: Losses,
 }
 
+/// A minute whose names are being looked up.
+type Naming = (JoinHandle<Option<Named>>, (Timestamp, Duration));
+
 impl Running {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
         let (mut start, mut began) = (Timestamp::now(), Instant::now());
         let mut minutes = interval_at(began + self.options.every, self.options.every);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut naming: Option<Naming> = None;
         loop {
-            let (queue, lost, builder) = (&self.queue, &mut self.lost, &self.builder);
-            let mut lose = |name: &str| *lost.entry(name.to_owned()).or_default() += 1;
-            let (mut full, mut bad, mut bad_requests) = (0u64, 0u64, 0u64);
+            let (queue, builder) = (&self.queue, &self.builder);
+            let (mut full, mut bad) = (0u64, 0u64);
+            let (mut bad_requests, mut named, mut cut) = (0u64, None, None);
             let mut take = |bytes: &[u8]| match decode::sample(bytes) {
-                Ok(stack) => {
-                    full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err());
-                }
+                Ok(stack) => full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err()),
                 Err(_) => bad += 1,
             };
             let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
                 Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
                 Err(_) => bad_requests += 1,
             };
-            let cut = tokio::select! {
-                drained = self.ring.drain(&mut take) => { drained?; None }
-                asked = self.requests.drain(&mut ask) => { asked?; None }
-                _ = minutes.tick() => Some(false),
-                _ = &mut stopped => Some(true),
-            };
-            (0..full).for_each(|_| lose("profiler_queue"));
-            (0..bad + bad_requests).for_each(|_| lose("bad_records"));
-            let Some(last) = cut else { continue };
-            if last {
+            tokio::select! {
+                drained = self.ring.drain(&mut take) => drained?,
+                asked = self.requests.drain(&mut ask) => asked?,
+                done = done(&mut naming) => named = Some(done),
+                // Where names take longer than a minute, the minute is a longer one.
+                _ = minutes.tick(), if naming.is_none() => cut = Some(false),
+                _ = &mut stopped => cut = Some(true),
+            }
+            if cut == Some(true) {
                 self.probes.stop_sampling()?;
+                self.ring.drain_now(&mut take);
             }
-            let (end, ended) = (Timestamp::now(), Instant::now());
-            // The ring holds some seconds: samples that come meanwhile are of the next minute.
-            let named = self.named().await;
-            let losses = self.losses(named.as_ref());
-            if let Some(named) = named {
-                let span = (start, ended.duration_since(began));
-                self.hand_out(named, span, &losses);
+            self.lose("profiler_queue", full);
+            self.lose("bad_records", bad + bad_requests);
+            if let Some((named, span)) = named {
+                self.hand_out(named, span);
             }
-            (start, began) = (end, ended);
+            let Some(last) = cut else { continue };
+            if last && naming.is_some() {
+                let (named, span) = done(&mut naming).await;
+                self.hand_out(named, span);
+            }
+            naming =
+                Some((tokio::spawn(names(self.queue.clone(), self.pods.clone())), (start, began.elapsed())));
+            (start, began) = (Timestamp::now(), Instant::now());
             if last {
+                let (named, span) = done(&mut naming).await;
+                self.hand_out(named, span);
                 return Ok(());
             }
         }
     }
 
-    /// None: the thread is gone, or so busy that its queue is full: then the minute is a longer one.
-    async fn named(&mut self) -> Option<Named> {
-        let (reply, whose) = oneshot::channel();
-        self.queue.try_send(Message::Cut(reply)).ok()?;
-        let mut owners = HashMap::new();
-        for id in whose.await.ok()? {
-            owners.insert(id, Arc::new(self.pods.owner_of_cgroup(id).await));
+    fn lose(&mut self, name: &str, count: u64) {
+        if count > 0 {
+            *self.lost.entry(name.to_owned()).or_default() += count;
         }
-        let (reply, named) = oneshot::channel();
-        let mut message = Message::Name(owners, reply);
-        while let Err(std::sync::mpsc::TrySendError::Full(back)) = self.queue.try_send(message) {
-            message = back;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        named.await.ok()
     }
 
     /// What was lost since the last minute.
@@ -223,17 +220,46 @@ impl Running {
         new
     }
 
-    fn hand_out(&mut self, named: Named, (start, duration): (Timestamp, Duration), losses: &Losses) {
+    fn hand_out(&mut self, named: Option<Named>, (start, duration): (Timestamp, Duration)) {
+        let losses = self.losses(named.as_ref());
         let sampling = Sampling::Cpu { frequency_hz: self.options.frequency_hz };
-        for (samples, mappings, quality) in by_container(named) {
-            let (node, losses) = (self.options.node.clone(), losses.clone());
-            let unwind = Default::default();
+        for (samples, mappings, quality) in named.map(by_container).unwrap_or_default() {
+            let (node, losses, unwind) = (self.options.node.clone(), losses.clone(), Default::default());
             let profile =
                 Profile { start, duration, sampling, node, samples, mappings, losses, quality, unwind };
             if self.minutes.try_send(profile).is_err() {
-                *self.lost.entry("profiles_not_kept".to_owned()).or_default() += 1;
+                self.lose("profiles_not_kept", 1);
             }
         }
+    }
+}
+
+/// What the names came to, once they have; waits for good where none are looked up.
+async fn done(naming: &mut Option<Naming>) -> (Option<Named>, (Timestamp, Duration)) {
+    let Some((task, span)) = naming else { return std::future::pending().await };
+    let (named, span) = (task.await.ok().flatten(), *span);
+    *naming = None;
+    (named, span)
+}
+
+/// The minute's samples with their owners and names; None: the thread is gone.
+async fn names(queue: std::sync::mpsc::SyncSender<Message>, pods: Arc<Pods>) -> Option<Named> {
+    let (reply, whose) = oneshot::channel();
+    send(&queue, Message::Cut(reply)).await;
+    let mut owners = HashMap::new();
+    for id in whose.await.ok()? {
+        owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
+    }
+    let (reply, named) = oneshot::channel();
+    send(&queue, Message::Name(owners, reply)).await;
+    named.await.ok()
+}
+
+/// Behind the samples that are in line; a queue that is full empties as fast as they are counted.
+async fn send(queue: &std::sync::mpsc::SyncSender<Message>, mut message: Message) {
+    while let Err(std::sync::mpsc::TrySendError::Full(back)) = queue.try_send(message) {
+        message = back;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -279,12 +305,14 @@ fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes) {
                 let _ = reply.send(over.cgroups());
             }
             Message::Name(owners, reply) => {
+                let began = Instant::now();
                 let owner = |id: u64| owners.get(&id).cloned().unwrap_or_default();
                 let (quality, mut losses) = (over.quality(owner), over.losses());
                 let (samples, mappings) = over.finish(&mut symbolizer, &mut codes, owner);
                 losses.extend(symbolizer.losses());
                 losses.extend(codes.losses());
                 symbolizer.trim();
+                tracing::debug!(samples = samples.len(), took = ?began.elapsed(), "named a minute");
                 let _ = reply.send(Named { samples, mappings, quality, losses });
             }
         }

@@ -142,6 +142,7 @@ pub struct Recorder {
     sums: Scraper,
     dns_seen: Option<String>,
     degraded: Vec<String>,
+    attached: Vec<(&'static str, bool)>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -173,6 +174,8 @@ impl Recorder {
             false => None,
         };
         let degraded = loaded.as_ref().map(|(probes, _)| probes.degraded.clone()).unwrap_or_default();
+        let mut attached = loaded.as_ref().map(|(probes, _)| probes.attached.clone()).unwrap_or_default();
+        attached.extend(tapped.is_some().then_some(("dns", true)));
         let room = autopsy::room(&options, &pods)?;
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -289,7 +292,7 @@ impl Recorder {
                 None => result,
             }
         });
-        let recorder = Recorder { sums, dns_seen, degraded, stop: Some(stop), collect };
+        let recorder = Recorder { sums, dns_seen, degraded, attached, stop: Some(stop), collect };
         Ok((recorder, events))
     }
 
@@ -301,6 +304,11 @@ impl Recorder {
     /// What this kernel or this machine does not allow, in words: the rest is recorded.
     pub fn degraded(&self) -> &[String] {
         &self.degraded
+    }
+
+    /// The probes that were wanted, by name, and whether they are attached.
+    pub fn attached(&self) -> &[(&'static str, bool)] {
+        &self.attached
     }
 
     /// Losses of all stages since the start, by counter name.

@@ -135,9 +135,10 @@ impl Out {
         self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
         if let Some((store, _)) = self.store.as_ref().filter(|_| self.always.frequency_hz > 0) {
-            let (health, pods) = (self.health.clone(), self.pods.clone());
-            self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), health));
+            let (told, pods) = ((self.health.clone(), self.pages.clone()), self.pods.clone());
+            self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), told));
         }
+        recorder.attached().iter().for_each(|&(name, is)| self.pages.metrics().probe(name, is));
         self.health.attached(recorder.degraded().to_vec());
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::api::Health;
+use crate::api::{Health, Pages};
 use crate::export;
 use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
@@ -27,7 +27,13 @@ pub struct Profiles {
 }
 
 impl Profiles {
-    pub fn start(options: Options, pods: Arc<Pods>, keeper: Keeper, health: Arc<Health>) -> Profiles {
+    /// `told`: who is told how it goes.
+    pub fn start(
+        options: Options,
+        pods: Arc<Pods>,
+        keeper: Keeper,
+        (health, pages): (Arc<Health>, Arc<Pages>),
+    ) -> Profiles {
         let (stop, stopped) = oneshot::channel();
         let (settle, settled) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -39,12 +45,14 @@ impl Profiles {
                         .degraded
                         .iter()
                         .for_each(|why| health.degrade(format!("always-on profile: {why}")));
+                    pages.metrics().probe("oncpu", true);
                     tracing::info!("keeps a profile of each container");
                     let keep = keep(profiles, keeper);
                     tokio::pin!(keep);
                     tokio::select! {
                         () = &mut keep => {
                             tracing::warn!("no profile is kept any more: the profiler ended by itself");
+                            pages.metrics().probe("oncpu", false);
                             health.degrade("no profile is kept any more".to_owned());
                         }
                         _ = stopped => {
@@ -57,6 +65,7 @@ impl Profiles {
                 }
                 Err(error) => {
                     tracing::warn!("no profile is kept: {error:#}");
+                    pages.metrics().probe("oncpu", false);
                     health.degrade(format!("no profile is kept: {error:#}"));
                 }
             }
