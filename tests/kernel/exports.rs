@@ -266,7 +266,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
     let (loki, otlp) = (Destination::start(true), Destination::start(false));
     let events = node.directory().join("events");
     let (mut agent, address) = agent(&node, &events, &loki, &otlp);
-    let page = get(&address, "/metrics").expect("a page");
+    let page = until("page", || get(&address, "/metrics"));
     for zero in ["delivered_total", "retries_total", "lost_total", "queue_bytes"] {
         for destination in ["loki", "otlp_logs"] {
             let line = format!("podopsy_export_{zero}{{destination=\"{destination}\"");
