@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
@@ -54,6 +55,17 @@ fn is_restrained(pid: u32, kept: &[Kept]) {
     }
     all_have(pid, "NoNewPrivs", "1");
     all_have(pid, "Seccomp", "2");
+}
+
+/// `enum bpf_cmd`.
+const MAP_LOOKUP_ELEM: i64 = 1;
+const PROG_LOAD: i64 = 5;
+
+/// With attributes that the kernel does not take.
+fn bpf(command: i64) -> nix::Result<i64> {
+    let attributes = [0xffu8; 32];
+    // SAFETY: bpf(2) reads so many bytes, which live over the call, and refuses them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), attributes.len()) })
 }
 
 /// It cannot be taken back: so in a process of its own, this program once more.
@@ -114,9 +126,15 @@ fn every_thread_is_refused_what_is_never_needed() {
         let later = std::thread::spawn(|| Command::new("/bin/true").status().map_err(|error| error.kind()));
         assert_eq!(later.join().expect("it ends"), refused);
 
-        let nothing = None::<&str>;
-        assert_eq!(mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), nothing), Err(Errno::EPERM));
-        assert_eq!(unshare(CloneFlags::CLONE_NEWNET), Err(Errno::EPERM));
+        // By the filter, not for want of a capability: each would be another error without it.
+        let (nothing, nowhere) = (None::<&str>, "/nonexistent/podopsy");
+        assert_eq!(
+            mount(Some("tmpfs"), nowhere, Some("tmpfs"), MsFlags::empty(), nothing),
+            Err(Errno::EPERM)
+        );
+        assert_eq!(unshare(CloneFlags::CLONE_FS), Err(Errno::EPERM));
+        assert_eq!(bpf(PROG_LOAD), Err(Errno::EPERM));
+        assert_eq!(bpf(MAP_LOOKUP_ELEM), Err(Errno::EINVAL));
         assert_eq!(kill(Pid::from_raw(1), None), Err(Errno::EPERM));
         assert_eq!(setuid(nix::unistd::getuid()), Err(Errno::EPERM));
         // No probe can be loaded any more.
