@@ -1,6 +1,6 @@
 //! Grafana Pyroscope's push API (`POST /push.v1.PusherService/Push`, Connect with protobuf): pprof as it is, and labels.
 //!
-//! Not `/ingest`: Pyroscope's reference documents it no longer, and calls this one public and stable; Alloy's
+//! Not `/ingest`: Pyroscope's reference calls this one public and stable; Alloy's
 //! `pyroscope.receive_http` takes it, too. `/ingest` has one profile a request and its labels in a query string.
 //! Messages are written by hand: three of them, and no `protoc` on the machine.
 

@@ -1,7 +1,7 @@
 //! Which capabilities the agent still needs once it records, and for what; pure but for the sets that threads inherit.
 //!
-//! Tried by taking each away on 6.18, and read for 5.10: there bpf(2) refuses even a look into a map to whoever has no
-//! CAP_BPF, where unprivileged BPF is off.
+//! By what each part does later: the tests run the agent with these alone on every kernel of the lab. Where unprivileged BPF
+//! is off, older kernels refuse bpf(2) even a look into a map without CAP_BPF.
 
 use std::fmt;
 
