@@ -65,6 +65,18 @@ const LIST: &[Entry] = &[
         why: "what it says is the same on every kernel, and Prometheus takes an emulated machine long",
     },
     Entry {
+        tests: "alerts::*",
+        on: "emulated",
+        why: "rules and Alertmanager are the same on every kernel, and take an emulated machine long",
+    },
+    Entry {
+        tests: "budget::*",
+        on: "emulated",
+        why: "what is left out, and when, is the same on every kernel, and an emulated machine's agent is over budget by itself",
+    },
+    Entry { tests: "exports::*", on: "emulated", why: "what destinations get is the same on every kernel" },
+    Entry { tests: "restraint::the_agent_names*", on: "5.10.218", why: NO_CONTAINERS },
+    Entry {
         tests: "history::*",
         on: "emulated",
         why: "what is kept is the same on every kernel, and naming a node's stacks takes an emulated machine long",
