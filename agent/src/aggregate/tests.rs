@@ -1,3 +1,5 @@
+//! Counting, naming and bounds, on this process itself.
+
 use super::*;
 
 fn comm(name: &str) -> Comm {
