@@ -26,23 +26,13 @@ use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use prost::Message;
 use serde_json::{Value, json};
+use support::agent::{SOON, until};
 use support::{Running, VICTIMS_IMAGE, node, query};
 
 const MIB: i64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(90);
+
 /// Asked of a server that is not there.
 const NAME: &str = "exports.podopsy.test";
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(began.elapsed() < SOON, "no {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
 
 /// A request's head, and its body.
 type Request = (String, Vec<u8>);

@@ -5,7 +5,6 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
@@ -13,21 +12,10 @@ use nix::unistd::Pid;
 use podopsy_agent::api::client::Client;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use serde_json::Value;
+use support::agent::until;
 use support::{Running, node};
 
 const MIB: i64 = 1 << 20;
-const SOON: Duration = Duration::from_secs(90);
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(began.elapsed() < SOON, "no {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
 
 /// An agent with a history, whose minutes are a second.
 struct Agent {
