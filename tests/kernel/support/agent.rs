@@ -16,13 +16,18 @@ use super::place::unpacked;
 
 pub const SOON: Duration = Duration::from_secs(90);
 
+/// For what has several steps, each of which takes an emulated machine long.
+fn patience() -> Duration {
+    if std::env::var_os("PODOPSY_EMULATED").is_some() { SOON * 3 } else { SOON }
+}
+
 pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = found() {
             return found;
         }
-        assert!(began.elapsed() < SOON, "no {what}");
+        assert!(began.elapsed() < patience(), "no {what}");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
