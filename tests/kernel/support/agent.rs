@@ -67,11 +67,19 @@ impl Agent {
         let child = command.stdout(file("agent.out")).stderr(file("agent.log")).spawn();
         let process = Running(child.expect("start the agent"));
         let mut agent = Agent { process, address: String::new(), folder };
-        agent.address = until("agent that records", || {
+        let address = || {
             let said = agent.log();
             let (_, rest) = said.split_once("address=").filter(|_| said.contains("recording"))?;
             Some(rest.split_whitespace().next()?.to_owned())
-        });
+        };
+        let began = Instant::now();
+        agent.address = loop {
+            match address() {
+                Some(address) => break address,
+                None if began.elapsed() > patience() => panic!("the agent does not record: {}", agent.log()),
+                None => std::thread::sleep(Duration::from_millis(200)),
+            }
+        };
         agent
     }
 
