@@ -1,6 +1,6 @@
 //! Which capabilities the agent still needs once it records, and for what; pure but for the sets that threads inherit.
 //!
-//! By what each part does later: the tests run the agent with these alone on every kernel of the lab. Where unprivileged BPF
+//! By what each part does later: a test runs the agent with these alone, on 6.18. Where unprivileged BPF
 //! is off, older kernels refuse bpf(2) even a look into a map without CAP_BPF.
 
 use std::fmt;
