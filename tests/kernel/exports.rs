@@ -5,12 +5,11 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -27,77 +26,13 @@ use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use prost::Message;
 use serde_json::{Value, json};
 use support::agent::{SOON, until};
+use support::destination::Destination;
 use support::{Running, VICTIMS_IMAGE, node, query};
 
 const MIB: i64 = 1 << 20;
 
 /// Asked of a server that is not there.
 const NAME: &str = "exports.podopsy.test";
-
-/// A request's head, and its body.
-type Request = (String, Vec<u8>);
-
-/// Takes whatever is posted, or says that it cannot now.
-struct Destination {
-    address: String,
-    up: Arc<AtomicBool>,
-    turned_away: Arc<AtomicBool>,
-    taken: Arc<Mutex<Vec<Request>>>,
-}
-
-impl Destination {
-    fn start(up: bool) -> Destination {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = listener.local_addr().expect("its number").to_string();
-        let it = Destination {
-            address,
-            up: Arc::new(up.into()),
-            turned_away: Arc::default(),
-            taken: Arc::default(),
-        };
-        let (up, turned_away, taken) = (it.up.clone(), it.turned_away.clone(), it.taken.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let (up, turned_away, taken) = (up.clone(), turned_away.clone(), taken.clone());
-                std::thread::spawn(move || {
-                    let mut stream = BufReader::new(stream);
-                    while let Some(request) = request(&mut stream) {
-                        let answer: &[u8] = match up.load(Relaxed) {
-                            true => {
-                                taken.lock().expect("its requests").push(request);
-                                b"HTTP/1.1 204 No Content\r\n\r\n"
-                            }
-                            false => {
-                                turned_away.store(true, Relaxed);
-                                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\ndown"
-                            }
-                        };
-                        let _ = stream.get_mut().write_all(answer);
-                    }
-                });
-            }
-        });
-        it
-    }
-
-    fn taken(&self) -> Vec<Request> {
-        self.taken.lock().expect("its requests").clone()
-    }
-}
-
-fn request(stream: &mut BufReader<TcpStream>) -> Option<Request> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if stream.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    let lower = head.to_lowercase();
-    let length = lower.lines().find_map(|line| line.strip_prefix("content-length: "))?;
-    let mut body = vec![0; length.trim().parse().ok()?];
-    stream.read_exact(&mut body).ok()?;
-    Some((lower, body))
-}
 
 fn get(address: &str, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;

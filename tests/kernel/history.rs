@@ -11,8 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_agent::api::client::Client;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use prost::Message;
 use serde_json::Value;
 use support::agent::until;
+use support::destination::Destination;
 use support::{Running, node};
 
 const MIB: i64 = 1 << 20;
@@ -161,10 +163,47 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
     );
 }
 
+/// `push/v1/push.proto`.
+#[derive(Clone, PartialEq, Message)]
+struct Push {
+    #[prost(message, repeated, tag = "1")]
+    series: Vec<Series>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Series {
+    #[prost(message, repeated, tag = "1")]
+    labels: Vec<Label>,
+    #[prost(message, repeated, tag = "2")]
+    samples: Vec<Sample>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Label {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Sample {
+    #[prost(bytes = "vec", tag = "1")]
+    raw_profile: Vec<u8>,
+}
+
+impl Series {
+    fn label(&self, name: &str) -> &str {
+        self.labels.iter().find(|label| label.name == name).map_or("", |label| &label.value)
+    }
+}
+
 #[test]
 fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let (node, image) = node();
-    let agent = Agent::start(&node, &["--profile-hz", "97"]);
+    let pyroscope = Destination::start(true);
+    let url = format!("http://{}", pyroscope.address);
+    let agent = Agent::start(&node, &["--profile-hz", "97", "--pyroscope-url", &url]);
     let state = agent.state.clone();
     let burner = |name| ContainerSpec::new(name, &image).command(["burner"]);
     let pod = PodSpec::new("finance", "pricing").container(burner("desk"));
@@ -177,6 +216,22 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let facts = &page["profiles"][1]["facts"];
     assert_eq!(facts["frequency_hz"], 97);
     assert!(facts["samples"].as_u64() > Some(0) && facts["user_stacks"].as_u64() > Some(0), "{page}");
+    // Pyroscope has the same, as its push API has it.
+    let pushed = until("profile of the pod at Pyroscope", || {
+        let all = pyroscope.taken().into_iter().inspect(|(head, _)| {
+            assert!(head.starts_with("post /push.v1.pusherservice/push http/1.1\r\n"), "{head}");
+        });
+        let series = |(_, body): (String, Vec<u8>)| Push::decode(&*body).expect("a PushRequest").series;
+        all.flat_map(series).find(|series| series.label("pod") == "pricing")
+    });
+    let label = |name| pushed.label(name);
+    assert_eq!(
+        ["__name__", "service_name", "namespace", "container"].map(label),
+        ["process_cpu", "finance/desk", "finance", "desk"]
+    );
+    let read = podopsy_agent::import::pprof::read(&*pushed.samples[0].raw_profile, Some("samples"));
+    let functions = read.unwrap_or_else(|error| panic!("what was pushed: {error}")).functions;
+    assert!(functions.iter().any(|name| name.contains("risk_desk")), "{functions:?}");
     // It is dead and gone, and its profile is not.
     pod.remove().expect("remove the pod");
     let output = ["profile", "finance/pricing", "--since", "10m", "-o", file.to_str().expect("a name")];

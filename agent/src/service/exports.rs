@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use crate::api::Pages;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
+use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Ledger, Settings, otlp_metrics};
+use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics};
 use crate::metrics::family::Family;
 use crate::model::Losses;
 use crate::{bytes, duration};
@@ -22,7 +23,7 @@ use crate::{bytes, duration};
 /// Settings; `agent/src/config` has them from the environment and the file, too.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(
-    next_help_heading = "Exports: every event, once it is stored; a destination that is down costs nothing else (SIGHUP does not change them)"
+    next_help_heading = "Exports: every event, once it is stored, and profiles; a destination that is down costs nothing else (SIGHUP does not change them)"
 )]
 pub struct ExportArgs {
     /// Push events to Grafana Loki (2.9 or newer): http://HOST:3100; a path other than /loki/api/v1/push stands in the URL
@@ -40,6 +41,13 @@ pub struct ExportArgs {
     /// Send what /metrics has to --otlp-url, too, each so often (60s): /v1/metrics is added there. For who cannot scrape
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     otlp_metrics_every: Option<Duration>,
+    /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
+    /// /push.v1.PusherService/Push stands in the URL
+    #[arg(long, value_name = "URL")]
+    pyroscope_url: Option<String>,
+    /// A header for Pyroscope, as --loki-header
+    #[arg(long = "pyroscope-header", value_name = "HEADER", hide_env_values = true)]
+    pyroscope_headers: Vec<String>,
     /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
     /// none
     #[arg(long, value_name = "FILE")]
@@ -60,6 +68,7 @@ pub struct ExportArgs {
 pub struct Exports {
     pub(super) events: Vec<Courier<Arc<Written>>>,
     measures: Option<Measures>,
+    profiles: Option<Courier<Pprof>>,
 }
 
 /// Metrics, each so often.
@@ -93,6 +102,13 @@ impl Exports {
             let settings = at(settings, "/v1/logs", true).context("otlp-url")?;
             exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
         }
+        let pyroscope = args.settings("pyroscope", args.pyroscope_url.as_deref(), &args.pyroscope_headers)?;
+        if let Some(settings) = pyroscope {
+            let settings = at(settings, "/push.v1.PusherService/Push", false).context("pyroscope-url")?;
+            let courier = Courier::start("pyroscope", settings, Pyroscope)?;
+            tracing::info!(destination = courier.name(), url = courier.url(), "exports profiles");
+            exports.profiles = Some(courier);
+        }
         for courier in &exports.events {
             tracing::info!(destination = courier.name(), url = courier.url(), "exports events");
         }
@@ -102,6 +118,11 @@ impl Exports {
     /// Nothing is configured: an event need not be written for anyone.
     pub fn is_empty(&self) -> bool {
         self.events.is_empty()
+    }
+
+    /// Where profiles go, if anywhere.
+    pub fn profiles(&self) -> Option<Inlet<Pprof>> {
+        self.profiles.as_ref().map(Courier::inlet)
     }
 
     /// Never waits.
@@ -126,7 +147,8 @@ impl Exports {
 
     pub fn ledgers(&self) -> Vec<Ledger> {
         let measures = self.measures.iter().map(|measures| measures.courier.ledger());
-        self.events.iter().map(Courier::ledger).chain(measures).collect()
+        let profiles = self.profiles.iter().map(Courier::ledger);
+        self.events.iter().map(Courier::ledger).chain(measures).chain(profiles).collect()
     }
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
@@ -145,6 +167,9 @@ impl Exports {
             .into_iter()
             .map(|courier| (courier.name(), tokio::spawn(courier.close(time))))
             .collect();
+        if let Some(courier) = self.profiles {
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
         if let Some(Measures { courier, since, node, task, .. }) = self.measures {
             if let Some(task) = task {
                 task.abort();
@@ -161,6 +186,11 @@ impl Exports {
 }
 
 impl ExportArgs {
+    /// Some destination wants profiles.
+    pub fn takes_profiles(&self) -> bool {
+        self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
+    }
+
     /// None: no such destination is wanted.
     fn settings(
         &self,

@@ -25,7 +25,7 @@ use crate::recorder::Recorder;
 use crate::store::{Limits, Store, Stored, Told};
 
 use super::keep::Keep;
-use super::profiles::Profiles;
+use super::profiles::{Profiles, Takers};
 
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
@@ -134,9 +134,14 @@ impl Out {
         self.pages.attached(recorder.scraper());
         self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
-        if let Some((store, _)) = self.store.as_ref().filter(|_| self.always.frequency_hz > 0) {
+        let takers = Takers {
+            store: self.store.as_ref().map(|(store, _)| store.keeper()),
+            pyroscope: self.exports.profiles(),
+            node: self.always.node.clone(),
+        };
+        if self.always.frequency_hz > 0 && !takers.is_empty() {
             let (told, pods) = ((self.health.clone(), self.pages.clone()), self.pods.clone());
-            self.profiles = Some(Profiles::start(self.always.clone(), pods, store.keeper(), told));
+            self.profiles = Some(Profiles::start(self.always.clone(), pods, takers, told));
         }
         recorder.attached().iter().for_each(|&(name, is)| self.pages.metrics().probe(name, is));
         self.health.attached(recorder.degraded().to_vec());

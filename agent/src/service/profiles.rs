@@ -1,4 +1,4 @@
-//! The always-on profile, from its probe into the store: a pprof of each container and minute.
+//! The always-on profile, from its probe to whoever takes it: a pprof of each container and minute.
 //!
 //! It starts beside everything else, since the tables that stacks are unwound by take seconds; and where it cannot be had
 //! it costs itself alone, and `/readyz` says so. Must not know: how stacks are taken, what the store does.
@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{Health, Pages};
+use crate::deliver::Inlet;
+use crate::deliver::pyroscope::Pprof;
 use crate::export;
 use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
@@ -18,6 +20,30 @@ use crate::store::{Keeper, ProfileFacts, ProfileRecord};
 
 /// How long the end may take: what is not kept then is a minute at most.
 const END_WITHIN: Duration = Duration::from_secs(4);
+
+/// Who gets the profiles.
+pub struct Takers {
+    pub store: Option<Keeper>,
+    pub pyroscope: Option<Inlet<Pprof>>,
+    /// Its name, for a label.
+    pub node: String,
+}
+
+impl Takers {
+    /// Nobody takes any.
+    pub fn is_empty(&self) -> bool {
+        self.store.is_none() && self.pyroscope.is_none()
+    }
+
+    fn take(&self, record: ProfileRecord) {
+        if let Some(inlet) = &self.pyroscope {
+            inlet.offer(Pprof::cpu(&self.node, &record.owner, record.pprof.clone()));
+        }
+        if let Some(keeper) = &self.store {
+            keeper.put_profile(record);
+        }
+    }
+}
 
 /// The running task.
 pub struct Profiles {
@@ -31,7 +57,7 @@ impl Profiles {
     pub fn start(
         options: Options,
         pods: Arc<Pods>,
-        keeper: Keeper,
+        takers: Takers,
         (health, pages): (Arc<Health>, Arc<Pages>),
     ) -> Profiles {
         let (stop, stopped) = oneshot::channel();
@@ -47,7 +73,7 @@ impl Profiles {
                         .for_each(|why| health.degrade(format!("always-on profile: {why}")));
                     pages.metrics().probe("oncpu", true);
                     tracing::info!("keeps a profile of each container");
-                    let keep = keep(profiles, keeper);
+                    let keep = keep(profiles, takers);
                     tokio::pin!(keep);
                     tokio::select! {
                         () = &mut keep => {
@@ -87,13 +113,13 @@ impl Profiles {
     }
 }
 
-/// Puts profiles into the store as they come, until no more can.
-async fn keep(mut profiles: mpsc::Receiver<Profile>, keeper: Keeper) {
+/// Hands profiles out as they come, until no more can.
+async fn keep(mut profiles: mpsc::Receiver<Profile>, takers: Takers) {
     while let Some(profile) = profiles.recv().await {
         // Compressing takes milliseconds: not among those who must not wait.
         let record = tokio::task::spawn_blocking(move || record(&profile)).await;
         if let Ok(Some(record)) = record {
-            keeper.put_profile(record);
+            takers.take(record);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod clients;
+pub mod destination;
 pub mod place;
 
 use std::fs;
