@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_agent::api::client::{Client, Gap, RUN, SOCKET, Unanswered};
+use podopsy_agent::api::client::{Client, Gap, Query, RUN, SOCKET, Unanswered};
 use podopsy_agent::oom::history::DIR;
 
 use crate::args::HistoryDir;
@@ -38,6 +38,13 @@ fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
         sockets.push(Path::new(RUN).join(SOCKET));
     }
     (sockets, false)
+}
+
+/// The parameters that ask for one pod's, or one container's.
+pub fn of_pod(namespace: &str, pod: &str, container: Option<&str>) -> Query {
+    let mut query = vec![("namespace", namespace.to_owned()), ("pod", pod.to_owned())];
+    query.extend(container.map(|container| ("container", container.to_owned())));
+    query
 }
 
 /// The time that lies so long ago.

@@ -5,9 +5,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpStream, UdpSocket};
-use std::path::Path;
+use std::net::UdpSocket;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -25,7 +23,7 @@ use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use prost::Message;
 use serde_json::{Value, json};
-use support::agent::{SOON, until};
+use support::agent::{Agent, SOON, get, until};
 use support::destination::Destination;
 use support::{Running, VICTIMS_IMAGE, node, query};
 
@@ -34,37 +32,22 @@ const MIB: i64 = 1 << 20;
 /// Asked of a server that is not there.
 const NAME: &str = "exports.podopsy.test";
 
-fn get(address: &str, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).ok()?;
-    let mut all = String::new();
-    stream.read_to_string(&mut all).ok()?;
-    all.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+/// Its page of metrics; None: nobody answers yet.
+fn page_of(agent: &Agent) -> Option<String> {
+    get(&agent.address, "/metrics", "*/*").map(|(_, page)| page)
 }
 
-/// The agent, and where it answers; its events go to `events`.
-fn agent(node: &Node, events: &Path, loki: &Destination, otlp: &Destination) -> (Running, String) {
-    let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-    let log = node.directory().join("agent.log");
+/// An agent that exports to both.
+fn agent(node: &Node, loki: &Destination, otlp: &Destination) -> Agent {
     let token = node.directory().join("token");
     fs::write(&token, "Bearer of-the-test\n").expect("write a token");
-    let mut command = Command::new(program);
-    command.arg("--cri-socket").arg(node.cri_socket()).args(["--listen", "127.0.0.1:0", "--node", "n1"]);
-    command.arg("--socket").arg(node.directory().join("agent.sock"));
-    command.arg("--state-dir").arg(node.directory().join("state"));
-    command.args(["--loki-url", &format!("http://{}", loki.address), "--loki-header=X-Scope-OrgID=shop"]);
-    command.args(["--otlp-url", &format!("http://{}/otlp", otlp.address)]);
-    command.args(["--otlp-metrics-every", "1s"]);
-    command.arg(format!("--otlp-header=Authorization=@{}", token.display()));
-    let out = fs::File::create(events).expect("a file for its events");
-    let child = command.stdout(out).stderr(fs::File::create(&log).expect("the agent's log")).spawn();
-    let child = Running(child.expect("start the agent"));
-    let address = until("agent that records", || {
-        let said = fs::read_to_string(&log).ok().filter(|said| said.contains("recording"))?;
-        let (_, rest) = said.split_once("address=")?;
-        Some(rest.split_whitespace().next()?.to_owned())
-    });
-    (child, address)
+    let state = node.directory().join("state").display().to_string();
+    let (loki, otlp) = (format!("http://{}", loki.address), format!("http://{}/otlp", otlp.address));
+    let header = format!("--otlp-header=Authorization=@{}", token.display());
+    let mut arguments = vec!["--node", "n1", "--state-dir", &state];
+    arguments.extend(["--loki-url", &loki, "--loki-header=X-Scope-OrgID=shop"]);
+    arguments.extend(["--otlp-url", &otlp, "--otlp-metrics-every", "1s", &header]);
+    Agent::start(node, &arguments)
 }
 
 /// Each line that Loki got, with its stream's labels, its time and its metadata.
@@ -189,9 +172,8 @@ fn a_silent_resolver_does_not_hold_up_the_end() {
 fn loki_and_a_collector_have_what_stdout_has() {
     let (node, _) = node();
     let (loki, otlp) = (Destination::start(true), Destination::start(false));
-    let events = node.directory().join("events");
-    let (mut agent, address) = agent(&node, &events, &loki, &otlp);
-    let page = until("page", || get(&address, "/metrics"));
+    let mut agent = agent(&node, &loki, &otlp);
+    let page = until("page", || page_of(&agent));
     for zero in ["delivered_total", "retries_total", "lost_total", "queue_bytes"] {
         for destination in ["loki", "otlp_logs"] {
             let line = format!("podopsy_export_{zero}{{destination=\"{destination}\"");
@@ -215,7 +197,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
     });
     until("request that the collector turned away", || otlp.turned_away.load(Relaxed).then_some(()));
     let page = until("page on which Loki has it all", || {
-        let page = get(&address, "/metrics")?;
+        let page = page_of(&agent)?;
         (sum(&page, "podopsy_export_waiting", "loki") == 0.0).then_some(page)
     });
     for destination in ["loki", "otlp_logs"] {
@@ -227,13 +209,13 @@ fn loki_and_a_collector_have_what_stdout_has() {
 
     // What waits for the collector goes out at the end, because it is there again.
     otlp.up.store(true, Relaxed);
-    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("ask it to end");
-    assert!(agent.0.wait().expect("its end").success());
-    let log = fs::read_to_string(node.directory().join("agent.log")).expect("its log");
+    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGTERM).expect("ask it to end");
+    assert!(agent.process.0.wait().expect("its end").success());
+    let log = agent.log();
     assert!(!log.contains("of-the-test") && log.contains("export closed"), "{log}");
 
     // Each line of stdout is there, once, and nothing else is.
-    let printed = fs::read_to_string(&events).expect("its events");
+    let printed = fs::read_to_string(node.directory().join("agent.out")).expect("its events");
     let mut printed: Vec<&str> = printed.lines().collect();
     printed.sort_unstable();
     let (entries, records) = (entries(&loki), records(&otlp));

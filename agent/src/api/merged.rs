@@ -27,7 +27,7 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
                 continue;
             }
             let own = item.facts.as_ref().and_then(|facts| serde_json::from_str::<ProfileFacts>(facts).ok());
-            own.into_iter().for_each(|own| add(&mut facts, own));
+            own.iter().for_each(|own| facts.add(own));
         }
         match page.next {
             Some(next) => filter.after = Some(next),
@@ -47,14 +47,4 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
     comments.push(format!("user stacks: {} of {} complete", facts.complete, facts.user_stacks));
     comments.extend(facts.incomplete.iter().map(|(reason, count)| format!("incomplete {reason}: {count}")));
     merged.finish(&comments).map_err(|error| unavailable(format!("{error:#}")))
-}
-
-fn add(sum: &mut ProfileFacts, one: ProfileFacts) {
-    sum.frequency_hz = one.frequency_hz;
-    sum.samples += one.samples;
-    sum.user_stacks += one.user_stacks;
-    sum.complete += one.complete;
-    for (reason, count) in one.incomplete {
-        *sum.incomplete.entry(reason).or_default() += count;
-    }
 }

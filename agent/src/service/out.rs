@@ -59,8 +59,8 @@ pub struct Out {
     pages: Arc<Pages>,
     exports: Exports,
     pods: Arc<Pods>,
-    keep_every: Duration,
     keep: Option<Keep>,
+    /// Its interval is that of everything which is sampled for the store.
     always: always::Options,
     profiles: Option<Profiles>,
     _socket: Option<Listening>,
@@ -105,8 +105,9 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        let (incidents, keep_every) = (Incidents::new(&boot), paths.keep_every);
-        let always = always::Options { frequency_hz: paths.profile_hz, every: keep_every, node: paths.node };
+        let incidents = Incidents::new(&boot);
+        let Paths { keep_every: every, profile_hz: frequency_hz, node, .. } = paths;
+        let always = always::Options { frequency_hz, every, node };
         let (keep, profiles, _socket) = (None, None, listening);
         Ok(Out {
             history,
@@ -117,7 +118,6 @@ impl Out {
             pages,
             exports,
             pods,
-            keep_every,
             keep,
             always,
             profiles,
@@ -129,7 +129,7 @@ impl Out {
     pub fn attached(&mut self, recorder: &Recorder) {
         if let Some((store, _)) = &self.store {
             let (scraper, pods) = (recorder.scraper(), self.pods.clone());
-            self.keep = Some(Keep::start(self.keep_every, scraper, pods, store.keeper()));
+            self.keep = Some(Keep::start(self.always.every, scraper, pods, store.keeper()));
         }
         self.pages.attached(recorder.scraper());
         self.pages.metrics().degraded(recorder.degraded().len());

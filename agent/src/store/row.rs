@@ -75,6 +75,19 @@ pub struct ProfileFacts {
     pub lost: Losses,
 }
 
+impl ProfileFacts {
+    /// Adds another's numbers but for what was lost: that is the node's, and each container of a minute has it.
+    pub fn add(&mut self, one: &ProfileFacts) {
+        self.frequency_hz = one.frequency_hz;
+        self.samples += one.samples;
+        self.user_stacks += one.user_stacks;
+        self.complete += one.complete;
+        for (reason, count) in &one.incomplete {
+            *self.incomplete.entry(reason.clone()).or_default() += count;
+        }
+    }
+}
+
 /// What one container's CPUs did in a while.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProfileRecord {

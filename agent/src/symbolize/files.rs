@@ -277,16 +277,7 @@ impl Files {
         Err("symbol_not_found")
     }
 
-    /// Drops the copies; the descriptors stay.
-    pub fn drop_copies(&mut self) {
-        for known in self.known.values_mut() {
-            if matches!(known.symbols, Symbols::Here { .. }) {
-                known.symbols = Symbols::NotLooked;
-            }
-        }
-    }
-
-    /// The same, with what the resolver made of them.
+    /// Drops the copies, and what the resolver made of them; the descriptors stay.
     pub fn forget_copies(&mut self, resolver: &mut Resolver) {
         self.known.values_mut().for_each(|known| drop_copy(Some(known), resolver));
     }

@@ -249,7 +249,7 @@ impl Symbolizer {
     /// that is always on, between two profiles.
     pub fn trim(&mut self) {
         self.resolver.reset();
-        self.files.drop_copies();
+        self.files.forget_copies(&mut self.resolver);
         self.cache = HashMap::new();
         self.kernel.trim();
         self.processes.trim();

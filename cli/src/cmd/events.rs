@@ -96,9 +96,7 @@ impl Whose {
     fn query(&self) -> Query {
         match self {
             Whose::Pods { namespace, pod, container } => {
-                let mut query = vec![("namespace", namespace.clone()), ("pod", pod.clone())];
-                query.extend(container.iter().map(|container| ("container", container.clone())));
-                query
+                history::of_pod(namespace, pod, container.as_deref())
             }
             _ => Vec::new(),
         }

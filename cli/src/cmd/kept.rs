@@ -91,11 +91,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
 async fn whose(context: &Context, target: &Target) -> anyhow::Result<Query> {
     Ok(match target {
         Target::All => Vec::new(),
-        Target::Pod { namespace, pod, container } => {
-            let mut query = vec![("namespace", namespace.clone()), ("pod", pod.clone())];
-            query.extend(container.iter().map(|container| ("container", container.clone())));
-            query
-        }
+        Target::Pod { namespace, pod, container } => history::of_pod(namespace, pod, container.as_deref()),
         Target::Word(_) | Target::Pid(_) | Target::Cgroup(_) => {
             // A container that lives has a name; of the dead, the pod's name is asked for.
             let word = || match target {
@@ -109,7 +105,7 @@ async fn whose(context: &Context, target: &Target) -> anyhow::Result<Query> {
             let named = owner.and_then(|owner| Some((owner.pod?, owner.container?)));
             match (named, word()) {
                 (Some((pod, container)), _) => {
-                    vec![("namespace", pod.namespace), ("pod", pod.name), ("container", container.name)]
+                    history::of_pod(&pod.namespace, &pod.name, Some(&container.name))
                 }
                 (None, Some(query)) => query,
                 (None, None) => {
@@ -161,10 +157,7 @@ async fn numbers(agent: &Client, query: &Query) -> Result<Numbers, Unanswered> {
             sum.begin = Some(sum.begin.map_or(one.from, |begin| begin.min(one.from)));
             sum.end = sum.end.max(Some(one.until));
             let Some(facts) = one.facts else { continue };
-            sum.facts.frequency_hz = facts.frequency_hz;
-            sum.facts.samples += facts.samples;
-            sum.facts.user_stacks += facts.user_stacks;
-            sum.facts.complete += facts.complete;
+            sum.facts.add(&facts);
             if minutes.insert(one.from) {
                 facts
                     .lost

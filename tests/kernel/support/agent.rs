@@ -21,14 +21,19 @@ fn patience() -> Duration {
     if std::env::var_os("PODOPSY_EMULATED").is_some() { SOON * 3 } else { SOON }
 }
 
-pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
+    wait(found).unwrap_or_else(|| panic!("no {what}"))
+}
+
+/// None: it did not come.
+fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     loop {
-        if let Some(found) = found() {
-            return found;
+        match found() {
+            Some(found) => return Some(found),
+            None if began.elapsed() > patience() => return None,
+            None => std::thread::sleep(Duration::from_millis(200)),
         }
-        assert!(began.elapsed() < patience(), "no {what}");
-        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -72,14 +77,8 @@ impl Agent {
             let (_, rest) = said.split_once("address=").filter(|_| said.contains("recording"))?;
             Some(rest.split_whitespace().next()?.to_owned())
         };
-        let began = Instant::now();
-        agent.address = loop {
-            match address() {
-                Some(address) => break address,
-                None if began.elapsed() > patience() => panic!("the agent does not record: {}", agent.log()),
-                None => std::thread::sleep(Duration::from_millis(200)),
-            }
-        };
+        let found = wait(address);
+        agent.address = found.unwrap_or_else(|| panic!("the agent does not record: {}", agent.log()));
         agent
     }
 
