@@ -73,7 +73,9 @@ pub struct Column {
     verdicts: PathBuf,
     /// What to read when it goes wrong.
     pub console: PathBuf,
-    /// What the test of the moment printed, should it fail.
+    /// The test of the moment.
+    pub current: Option<String>,
+    /// What it printed, should it fail.
     pub said: Vec<String>,
     read: u64,
     rest: String,
@@ -146,6 +148,7 @@ impl Column {
             child,
             verdicts,
             console,
+            current: None,
             said: Vec::new(),
             read: 0,
             rest: String::new(),

@@ -1,7 +1,8 @@
 //! `cargo xtask vm [KERNEL…]`: the kernel tests on Debian's kernels in QEMU and on the running one, and a table.
 //!
 //! [`kernels`] fetches, [`suite`] builds, [`initramfs`] packs, [`column`] runs and reads, [`table`] judges by the list
-//! in [`unsupported`]. A machine that gives no verdict has failed.
+//! in [`unsupported`]. A test without a verdict has failed. A machine that dies or falls silent has failed the test of
+//! that moment; the others' turn comes on another boot.
 
 mod column;
 mod initramfs;
@@ -27,6 +28,10 @@ use table::{Cell, Heading};
 
 /// The word for the kernel that this machine runs.
 pub const RUNNING: &str = "running";
+/// How often a kernel is booted, should its machine die: each boot but the last may lose a test its first try.
+const BOOTS: u32 = 3;
+/// How often a column is read.
+const POLL: Duration = Duration::from_millis(50);
 /// How many machines at once, unless told otherwise: one a core of the smallest machine that we build on.
 pub const JOBS: usize = 2;
 
@@ -69,18 +74,33 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
     if running {
         let folder = fresh(&folder, RUNNING)?;
         sh::say(format_args!("== {} tests on {}", suite.tests.len(), here.name));
-        let column = Column::running(&here.name, &folder, &suite.guest, &suite.job(&here, None), TEST_LIMIT)?;
-        drive(vec![column], &mut table)?;
+        let job = suite.job(&here, None, |_| true);
+        let mut column = Column::running(&here.name, &folder, &suite.guest, &job, TEST_LIMIT)?;
+        while step(&mut column, &mut table)? == State::Running {
+            std::thread::sleep(POLL);
+        }
     }
-    let mut todo: VecDeque<&Fetched> = fetched.iter().collect();
+    let mut todo: VecDeque<(&Fetched, u32)> = fetched.iter().map(|kernel| (kernel, 1)).collect();
     let mut active = Vec::new();
     while !todo.is_empty() || !active.is_empty() {
         while active.len() < jobs
-            && let Some(kernel) = todo.pop_front()
+            && let Some((kernel, nth)) = todo.pop_front()
         {
-            active.push(boot(kernel, &folder, suite)?);
+            active.push((boot(kernel, nth, &folder, suite, &table)?, kernel, nth));
         }
-        step(&mut active, &mut table)?;
+        let mut at = 0;
+        while let Some((column, kernel, nth)) = active.get_mut(at) {
+            match step(column, &mut table)? {
+                State::Running => {
+                    at += 1;
+                    continue;
+                }
+                State::Died if *nth < BOOTS => todo.push_front((*kernel, *nth + 1)),
+                State::Died | State::Through => {}
+            }
+            active.remove(at);
+        }
+        std::thread::sleep(POLL);
     }
     Ok(table)
 }
@@ -104,9 +124,11 @@ fn this_machine() -> Result<Heading> {
     })
 }
 
-fn boot(kernel: &Fetched, folder: &Path, suite: &Suite) -> Result<Column> {
-    let folder = fresh(folder, kernel.name)?;
-    let job = suite.job(&heading(kernel), Some(&kernel.base.join("lib/modules")));
+fn boot(kernel: &Fetched, nth: u32, folder: &Path, suite: &Suite, table: &Table) -> Result<Column> {
+    let again = if nth == 1 { String::new() } else { format!("-{nth}") };
+    let folder = fresh(folder, &format!("{}{again}", kernel.name))?;
+    let modules = kernel.base.join("lib/modules");
+    let job = suite.job(&heading(kernel), Some(&modules), |test| table.is_open(kernel.name, test));
     let initramfs = initramfs::write(&folder, kernel, &suite.guest, &job)?;
     if kernel.drifted {
         sh::say(format_args!("{} is {}, not the pinned kernel", kernel.name, kernel.release));
@@ -122,46 +144,51 @@ fn fresh(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn drive(mut active: Vec<Column>, table: &mut Table) -> Result<()> {
-    while !active.is_empty() {
-        step(&mut active, table)?;
-    }
-    Ok(())
+/// Whether a column goes on.
+#[derive(PartialEq, Eq)]
+enum State {
+    Running,
+    Through,
+    Died,
 }
 
-/// Reads what every column has said, and lets go of those that are through.
-fn step(active: &mut Vec<Column>, table: &mut Table) -> Result<()> {
-    let mut through = Vec::new();
-    for (at, column) in active.iter_mut().enumerate() {
-        let Heard { lines, end } = column.poll()?;
-        for line in lines {
-            note(line, column, table);
-        }
-        if let Some(end) = end {
-            if let Err(why) = end {
-                sh::say(format_args!("{}: {why}; its console: {}", column.name, column.console.display()));
+/// Reads what the column has said. If it died, the test of that moment has failed.
+fn step(column: &mut Column, table: &mut Table) -> Result<State> {
+    let Heard { lines, end } = column.poll()?;
+    for line in lines {
+        note(line, column, table);
+    }
+    Ok(match end {
+        None => State::Running,
+        Some(Ok(())) => State::Through,
+        Some(Err(why)) => {
+            sh::say(format_args!("{}: {why}; its console: {}", column.name, column.console.display()));
+            if let Some(test) = &column.current {
+                say(&column.name, test, &table.fail(&column.name, test, &why));
             }
-            through.push(at);
+            State::Died
         }
-    }
-    for at in through.into_iter().rev() {
-        active.remove(at);
-    }
-    std::thread::sleep(Duration::from_millis(50));
-    Ok(())
+    })
 }
 
-/// One verdict line a test, in the words of libtest; what it printed only if that counts as a failure.
+/// One verdict line a test, in the words of libtest, and what it printed if it failed unawaited.
 fn note(line: Line, column: &mut Column, table: &mut Table) {
     let name = column.name.clone();
     match line {
         Line::End => {}
-        Line::Begin(_) => column.said.clear(),
+        Line::Begin(test) => {
+            column.said.clear();
+            column.current = Some(test);
+        }
         Line::Said(text) => column.said.push(text),
-        Line::Ok { test, took } => say(&name, &test, &table.pass(&name, &test, took)),
+        Line::Ok { test, took } => {
+            column.current = None;
+            say(&name, &test, &table.pass(&name, &test, took));
+        }
         Line::Fail { test, took, reason } => {
             let cell = table.fail(&name, &test, &format!("{reason} ({:.1} s)", took.as_secs_f64()));
-            if matches!(cell, Cell::Fail(_)) {
+            column.current = None;
+            if matches!(cell, Cell::Fail(_) | Cell::FirstTry(_)) {
                 column.said.iter().for_each(|line| eprintln!("    {line}"));
             }
             say(&name, &test, &cell);

@@ -60,6 +60,12 @@ impl Table {
         self.put(column, test, cell)
     }
 
+    /// No verdict that stays: it has none, or that of a first try.
+    pub fn is_open(&self, column: &str, test: &str) -> bool {
+        let cell = self.cells.get(&(test.to_owned(), column.to_owned()));
+        matches!(cell, None | Some(Cell::FirstTry(_)))
+    }
+
     fn was_tried(&self, column: &str, test: &str) -> bool {
         self.cells.contains_key(&(test.to_owned(), column.to_owned()))
     }
