@@ -15,9 +15,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
 use nix::unistd::{Pid, setuid};
 use podopsy_agent::attach;
-use podopsy_agent::doctor::capability::Capabilities;
 use podopsy_agent::model::Kind;
-use podopsy_agent::restraint::{self, Kept, Needs, keep};
+use podopsy_agent::restraint::{self, Kept, Needs};
 use podopsy_harness::{ContainerSpec, PodSpec};
 use support::agent::{Agent, until};
 use support::{VICTIMS_IMAGE, node, require_root};
@@ -85,7 +84,6 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
 #[test]
 fn every_thread_is_refused_what_is_never_needed() {
     in_a_process_of_its_own("every_thread_is_refused_what_is_never_needed", || {
-        let held = Capabilities::effective();
         // It ends with our end of the pipe: from here on we could not kill it.
         let mut cat = Command::new("cat");
         let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
@@ -109,9 +107,10 @@ fn every_thread_is_refused_what_is_never_needed() {
                 let _ = std::thread::spawn(|| ()).join();
             }
         });
-        let done = restraint::finish(&Needs { samples: true, foreign_folder: false });
+        let needs = Needs { samples: true, foreign_folder: false };
+        let wanted = restraint::kept(&needs);
+        let done = restraint::finish(&needs);
         assert!(done.filtered && done.failed.is_empty(), "{done:?}");
-        let wanted = keep(held, &Needs { samples: true, foreign_folder: false });
         assert_eq!(done.kept, wanted);
         is_restrained(std::process::id(), &wanted);
         // The test harness's own thread was there before.
@@ -162,7 +161,7 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     let agent = Agent::start(&node, &["--state-dir", &state, "--cpu-budget", "0"]);
     let log = agent.log();
     assert!(log.contains("holds from now on: CAP_BPF (") && !log.contains("could not give up"), "{log}");
-    let wanted = keep(Capabilities::effective(), &Needs { samples: true, foreign_folder: false });
+    let wanted = restraint::kept(&Needs { samples: true, foreign_folder: false });
     is_restrained(agent.pid(), &wanted);
     all_have(agent.pid(), "CapBnd", &"0".repeat(16));
 

@@ -76,8 +76,18 @@ fn perf_event_paranoid(machine: &Machine, held: Capabilities) -> Check {
         );
     };
     let level: i32 = text.parse().unwrap_or(i32::MAX);
-    if held.allows(Capability::Perfmon) {
-        Check::ok(Group::Kernel, name, format!("{text}, which CAP_PERFMON overrides"))
+    if held.has(Capability::SysAdmin) || (level <= 2 && held.allows(Capability::Perfmon)) {
+        let by = if held.has(Capability::Perfmon) && level <= 2 { "PERFMON" } else { "SYS_ADMIN" };
+        Check::ok(Group::Kernel, name, format!("{text}, which CAP_{by} overrides"))
+    } else if held.allows(Capability::Perfmon) {
+        Check::degraded(
+            Group::Kernel,
+            name,
+            format!(
+                "{text}: above 2, Debian's and Ubuntu's kernels ask for CAP_SYS_ADMIN where CAP_PERFMON would do"
+            ),
+            "sysctl kernel.perf_event_paranoid=2 on the node; or add the capability SYS_ADMIN, too",
+        )
     } else if level < 0 {
         Check::ok(Group::Kernel, name, text)
     } else {
@@ -175,7 +185,12 @@ mod tests {
     fn perfmon_overrides_paranoia() {
         let (_dir, machine) = with(&[("/proc/sys/kernel/perf_event_paranoid", "3\n")]);
         let perfmon = Capabilities::from_hex("4000000000").unwrap();
-        assert_eq!(perf_event_paranoid(&machine, perfmon).status, Status::Ok);
+        // Debian's and Ubuntu's default.
+        assert_eq!(perf_event_paranoid(&machine, perfmon).status, Status::Degraded);
+        let all = Capabilities::from_hex("1ffffffffff").unwrap();
+        assert_eq!(perf_event_paranoid(&machine, all).status, Status::Ok);
+        let (_dir, upstream) = with(&[("/proc/sys/kernel/perf_event_paranoid", "2\n")]);
+        assert_eq!(perf_event_paranoid(&upstream, perfmon).status, Status::Ok);
         assert_eq!(perf_event_paranoid(&machine, Capabilities::default()).status, Status::Degraded);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Two steps. [`begin`], before there is a second thread: no new privileges, no bounding and no ambient set: nothing that it
 //! could start would ever hold more than it does. [`finish`], once probes are attached and files are open: on every thread,
-//! capabilities but those that are needed later ([`capabilities::keep`] has the list and the reasons), and a filter of system
+//! capabilities but those that are needed later ([`capabilities::keep`] has the list and the reasons, [`trial`] what this
+//! kernel wants beyond it), and a filter of system
 //! calls ([`filter`] has the list). What cannot be had is said, and costs that step alone: a node without its recorder is
 //! worse than a recorder with a right too many.
 //!
@@ -11,13 +12,15 @@
 mod capabilities;
 mod filter;
 mod threads;
+mod trial;
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::doctor::capability::{Capabilities, in_initial_user_namespace};
-pub use capabilities::{Kept, Needs, keep};
+use crate::doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
+use capabilities::keep;
+pub use capabilities::{Kept, Needs};
 
 /// Before there is a second thread: they would each have to do it. What could not be done, in words.
 pub fn begin() -> Vec<String> {
@@ -42,10 +45,22 @@ pub struct Restrained {
     pub failed: Vec<String>,
 }
 
+/// What [`finish`] will leave of what is held.
+pub fn kept(needs: &Needs) -> Vec<Kept> {
+    let held = Capabilities::effective();
+    let mut kept = keep(held, needs);
+    let has_it = kept.iter().any(|kept| kept.capability == Capability::SysAdmin);
+    if needs.samples && held.has(Capability::SysAdmin) && !has_it && !trial::opens_perf_events(&kept) {
+        let why = "this kernel opens perf events for nothing less: kernel.perf_event_paranoid is above 2";
+        kept.push(Kept { capability: Capability::SysAdmin, why });
+    }
+    kept
+}
+
 /// After probes are attached and files are open. Returns when every thread is so.
 pub fn finish(needs: &Needs) -> Restrained {
     let mut failed = Vec::new();
-    let kept = keep(Capabilities::effective(), needs);
+    let kept = kept(needs);
     let all = kept.iter().fold(0, |all, kept| all | 1u64 << kept.capability as u32);
     if let Err(error) = threads::narrow(all) {
         failed.push(format!("capabilities: {error:#}"));

@@ -99,6 +99,14 @@ impl Agent {
     }
 }
 
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+    }
+}
+
 /// A Prometheus that scrapes it, and where that answers. `interval`: as Prometheus writes it; `more`: lines for its
 /// configuration.
 pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Running, String) {

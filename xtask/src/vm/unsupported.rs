@@ -76,12 +76,6 @@ const LIST: &[Entry] = &[
     },
     Entry { tests: "exports::*", on: "emulated", why: "what destinations get is the same on every kernel" },
     Entry {
-        tests: "restraint::the_agent_names*",
-        on: "emulated",
-        why: "a container killed twice, and a growth profile of its third life, did not come within five minutes there; that \
-              every thread is restrained, the other test shows",
-    },
-    Entry {
         tests: "history::*",
         on: "emulated",
         why: "what is kept is the same on every kernel, and naming a node's stacks takes an emulated machine long",
