@@ -8,9 +8,13 @@ mod bucket;
 mod object;
 mod recorder;
 #[cfg(test)]
-mod tests;
+mod server_tests;
 #[cfg(test)]
-pub mod validation;
+mod stub;
+#[cfg(test)]
+pub mod tests;
+#[cfg(test)]
+mod validation;
 mod words;
 
 use reqwest::{Method, StatusCode};
