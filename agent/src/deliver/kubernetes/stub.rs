@@ -50,14 +50,15 @@ impl Stub {
         let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
         let (authority, token) = (dir.join("kube-ca.crt"), dir.join("kube-token"));
         std::fs::write(&authority, signed.cert.pem()).expect("write the authority");
-        std::fs::write(&token, "first").expect("write the token");
+        std::fs::write(&token, "first-token").expect("write the token");
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der()));
         let config = ServerConfig::builder().with_no_client_auth();
         let config = config.with_single_cert(vec![signed.cert.der().clone()], key).expect("a key that fits");
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("https://localhost:{}", listener.local_addr().expect("its number").port());
-        let known = State { token: "first".into(), namespaces: vec!["shop".into()], ..State::default() };
+        let known =
+            State { token: "first-token".into(), namespaces: vec!["shop".into()], ..State::default() };
         let state = Arc::new(Mutex::new(known));
         let shared = state.clone();
         tokio::spawn(async move {
