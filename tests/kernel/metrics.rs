@@ -5,15 +5,16 @@ mod support;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use podopsy_agent::api::tcp::listen;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, get, prometheus, until, value};
-use support::place::unpacked;
-use support::{Running, VICTIMS_IMAGE, node};
+use support::place::{in_place, unpacked};
+use support::{Running, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
 
@@ -92,4 +93,20 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     let said = promtool.wait_with_output().expect("promtool ends");
     let words = [said.stdout, said.stderr].concat();
     assert!(said.status.success() && words.is_empty(), "{}\n{page}", String::from_utf8_lossy(&words));
+}
+
+#[test]
+fn both_families_are_answered_at_one_address_whatever_the_node_says() {
+    require_root();
+    in_place(|_| {
+        // A node where [::] is of IPv6 alone, unless one asks.
+        fs::write("/proc/sys/net/ipv6/bindv6only", "1").expect("our own network's setting");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _entered = runtime.enter();
+        let listener = listen("[::]:0".parse().expect("an address")).expect("listen");
+        let port = listener.local_addr().expect("its address").port();
+        for host in ["127.0.0.1", "::1"] {
+            TcpStream::connect((host, port)).unwrap_or_else(|error| panic!("{host}: {error}"));
+        }
+    });
 }

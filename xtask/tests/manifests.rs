@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_yaml_ng::{Deserializer, Value};
+use serde_yaml_ng::Value;
 use xtask::{image, sh};
 
 fn yaml(name: &str) -> Value {
@@ -15,9 +14,8 @@ fn yaml(name: &str) -> Value {
 
 fn documents(path: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let document =
-        |document| Value::deserialize(document).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    Deserializer::from_str(&text).map(document).collect()
+    let document = |text| serde_yaml_ng::from_str(text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.split("\n---\n").map(document).collect()
 }
 
 fn list(value: &Value) -> &[Value] {
