@@ -20,6 +20,7 @@ use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
 use podopsy_agent::{budget, bytes, duration};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
 /// JSON lines.
@@ -102,7 +103,8 @@ struct Args {
     #[command(flatten)]
     exports: ExportArgs,
     /// How much of one CPU the agent may take, over ten seconds (0.5: half of one; 0: as much as it takes). Over it, and
-    /// over the two below, it leaves out growth samples, then DNS events, step by step, and counts them: never OOM kills
+    /// over the two below, it leaves out growth samples, then DNS events, step by step, and counts them: never OOM kills.
+    /// SIGHUP changes all three
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     cpu_budget: f64,
     /// How much memory it may hold (0: as much as it takes)
@@ -234,6 +236,7 @@ async fn run(
     begun: Option<Vec<String>>,
     exports: Exports,
 ) -> anyhow::Result<()> {
+    let (budgets, kept) = watch::channel(budget(&args));
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
@@ -253,11 +256,6 @@ async fn run(
         growth: args.growth.into(),
     };
     let limits = Limits { bytes: args.store_bytes, age: args.store_age };
-    let budget = budget::Limits {
-        cpu: Some(args.cpu_budget).filter(|share| *share > 0.0),
-        memory: Some(args.memory_budget).filter(|bytes| *bytes > 0),
-        events: Some(args.events_budget).filter(|events| *events > 0),
-    };
     let (samples, folder) =
         (matches!(args.growth, Growth::Auto) || args.profile_hz > 0, args.state_dir.clone());
     let (keep_every, profile_hz, node) = (args.keep_every, args.profile_hz, options.node.clone());
@@ -283,7 +281,7 @@ async fn run(
             None => restrain(),
         }
     }
-    tokio::spawn(budget::keep(budget, recorder.shed()));
+    tokio::spawn(budget::keep(kept, recorder.shed()));
     let mut systemd = Systemd::start();
     tracing::info!(
         runtime = status.runtime.as_deref().unwrap_or("none"),
@@ -305,7 +303,7 @@ async fn run(
             }
             _ = hangup.recv() => {
                 systemd.reloading();
-                reload(&mut settings, argv, &out);
+                reload(&mut settings, argv, &out, &budgets);
                 systemd.reloaded();
             }
             _ = terminate.recv() => break,
@@ -332,8 +330,17 @@ async fn run(
     Ok(())
 }
 
+/// 0 is none.
+fn budget(args: &Args) -> budget::Limits {
+    budget::Limits {
+        cpu: Some(args.cpu_budget).filter(|share| *share > 0.0),
+        memory: Some(args.memory_budget).filter(|bytes| *bytes > 0),
+        events: Some(args.events_budget).filter(|events| *events > 0),
+    }
+}
+
 /// Takes over what can be changed while it runs, and says what cannot; a file that is wrong changes nothing.
-fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out) {
+fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out, budgets: &watch::Sender<budget::Limits>) {
     let loaded = match config::load::<Args>(argv) {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -349,6 +356,8 @@ fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out) {
     }
     if !taken.is_empty() {
         out.set_limits(Limits { bytes: loaded.args.store_bytes, age: loaded.args.store_age });
+        // Whoever keeps to them may be gone; then nothing is left out any more.
+        let _ = budgets.send(budget(&loaded.args));
     }
     for one in &taken {
         settings.iter_mut().filter(|old| old.name == one.name).for_each(|old| *old = one.clone());
@@ -364,4 +373,4 @@ fn reload(settings: &mut [Setting], argv: &[OsString], out: &Out) {
 }
 
 /// What SIGHUP can change.
-const RELOADED: [&str; 2] = ["store-bytes", "store-age"];
+const RELOADED: [&str; 5] = ["store-bytes", "store-age", "cpu-budget", "memory-budget", "events-budget"];

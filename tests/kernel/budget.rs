@@ -65,13 +65,16 @@ fn failures(events: &[Event]) -> usize {
 fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
-    let (port, budget) = (PORT.to_string(), BUDGET.to_string());
+    let (port, config) = (PORT.to_string(), folder.path().join("agent.toml"));
+    let set = |text: &str| std::fs::write(&config, text).expect("write the configuration");
+    set(&format!("events-budget = {BUDGET}\n"));
     let agent = Agent::start_in(
         folder.path(),
         Path::new("/nonexistent/podopsy-test.sock"),
         &[
             &["--dns-port", &port, "--dns-answers", "--dns-slow-over", "2ms", "--growth", "off"],
-            &["--events-budget", &budget, "--cpu-budget", "0", "--memory-budget", "0"] as &[&str],
+            &["--config", config.to_str().expect("UTF-8"), "--cpu-budget", "0", "--memory-budget", "0"]
+                as &[&str],
         ]
         .concat(),
     );
@@ -128,6 +131,16 @@ fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
     until("room", || shedding(&agent, "dns_failures").filter(|on| !on));
     assert_eq!(shedding(&agent, "dns_answers"), Some(true), "one step at a time");
     assert!(agent.log().contains("back: dns_failures"), "{}", agent.log());
+    // A reload takes what it can, says what it cannot, and a budget that is none leaves nothing out.
+    set("events-budget = 0\nloki-url = \"http://127.0.0.1:9\"\n");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid() as i32), nix::sys::signal::SIGHUP)
+        .expect("SIGHUP");
+    until("answers without a budget", || shedding(&agent, "dns_answers").filter(|on| !on));
+    let log = agent.log();
+    assert!(
+        log.contains("changed: events-budget") && log.contains("and not here: loki-url: restart"),
+        "{log}"
+    );
     let before = failures(&agent.events());
     in_own_network(move || ask(server(), 7, "no.test"));
     until("failure, told as before", || Some(()).filter(|()| failures(&agent.events()) > before));

@@ -1,17 +1,35 @@
-//! The agent's metrics as a real Prometheus has them, of a real pod that is OOM-killed; and promtool's word on the page.
+//! The agent's metrics as a real Prometheus has them, of a real pod that is OOM-killed, and as a real VictoriaMetrics has
+//! them from there by remote write; and promtool's word on the page.
 
 mod support;
 
+use std::fs;
 use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use podopsy_harness::{ContainerSpec, PodSpec};
+use podopsy_agent::api::tcp::listen;
+use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, get, prometheus, until, value};
-use support::place::unpacked;
-use support::{VICTIMS_IMAGE, node};
+use support::place::{in_place, unpacked};
+use support::{Running, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
+
+/// A VictoriaMetrics, and where it answers.
+fn victoria_metrics(folder: &Path) -> (Running, String) {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
+    let mut command = Command::new(unpacked("usr/bin/victoria-metrics"));
+    command.arg(format!("-httpListenAddr={free}"));
+    command.arg(format!("-storageDataPath={}", folder.join("victoria-metrics").display()));
+    // What has just come is asked for, and its caches are a share of the machine's memory.
+    command.args(["-search.latencyOffset=0s", "-search.disableCache", "-memory.allowedBytes=64MB"]);
+    let log = fs::File::create(folder.join("victoria-metrics.log")).expect("its log");
+    let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start VictoriaMetrics");
+    (Running(child), free.to_string())
+}
 
 #[test]
 fn prometheus_has_the_zero_the_kill_and_the_incident() {
@@ -19,11 +37,18 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     // Nobody listens there: that changes nothing, and promtool sees what is said of it.
     let agent = Agent::start(&node, &["--loki-url", "http://127.0.0.1:9"]);
     let address = agent.address.clone();
-    let (_prometheus, prometheus) = prometheus(node.directory(), &address, "1s", "");
+    let (_victoria, victoria) = victoria_metrics(node.directory());
+    let write = format!("remote_write: [{{url: 'http://{victoria}/api/v1/write'}}]\n");
+    let (_prometheus, prometheus) = prometheus(node.directory(), &address, "1s", &write);
+    let _dns = node.resolver("answer").expect("a resolver");
     let container = ContainerSpec::new("api", VICTIMS_IMAGE)
         .command(["leak", "--fast", "--wait", "15000"])
         .memory_limit(32 * MIB);
-    let _pod = node.run_pod(PodSpec::new("shop", "basket").container(container)).expect("run the pod");
+    let asks =
+        ContainerSpec::new("asks", VICTIMS_IMAGE).command(["lookup", "api.example.com", "--every", "300"]);
+    let dns = Dns::cluster(node.dns_address(), "shop");
+    let pod = PodSpec::new("shop", "basket").dns(dns).container(container).container(asks);
+    let _pod = node.run_pod(pod).expect("run the pod");
 
     let series = "podopsy_oom_kills_total%7Bnamespace=%22shop%22,pod=%22basket%22,container=%22api%22%7D";
     // First a zero, so that the first kill is an increase.
@@ -41,6 +66,14 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     until("incident by its limit", || {
         value(&prometheus, "sum(podopsy_oom_incidents_total%7Bpod=%22basket%22%7D)").filter(|n| *n == 1.0)
     });
+    // The same series is in VictoriaMetrics, with the labels that Prometheus gave it on the way.
+    let there = "podopsy_oom_kills_total%7Bnamespace=%22shop%22,pod=%22basket%22,container=%22api%22,\
+                 job=%22podopsy%22,cluster=%22test%22%7D";
+    until("kill in VictoriaMetrics", || value(&victoria, there).filter(|kills| *kills == 1.0));
+    let quantile = "histogram_quantile(0.5,sum(increase(podopsy_dns_latency_seconds_bucket%7Bpod=%22basket%22,\
+                    container=%22asks%22%7D[5m]))by(le))";
+    let median = until("median of DNS latency in VictoriaMetrics", || value(&victoria, quantile));
+    assert!(median > 1e-6 && median < 5.0, "{median} s");
     let rss = value(&prometheus, "process_resident_memory_bytes").expect("what the agent costs");
     assert!(rss > 4e6, "{rss}");
 
@@ -60,4 +93,20 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     let said = promtool.wait_with_output().expect("promtool ends");
     let words = [said.stdout, said.stderr].concat();
     assert!(said.status.success() && words.is_empty(), "{}\n{page}", String::from_utf8_lossy(&words));
+}
+
+#[test]
+fn both_families_are_answered_at_one_address_whatever_the_node_says() {
+    require_root();
+    in_place(|_| {
+        // A node where [::] is of IPv6 alone, unless one asks.
+        fs::write("/proc/sys/net/ipv6/bindv6only", "1").expect("our own network's setting");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _entered = runtime.enter();
+        let listener = listen("[::]:0".parse().expect("an address")).expect("listen");
+        let port = listener.local_addr().expect("its address").port();
+        for host in ["127.0.0.1", "::1"] {
+            TcpStream::connect((host, port)).unwrap_or_else(|error| panic!("{host}: {error}"));
+        }
+    });
 }

@@ -67,6 +67,7 @@ const UNPACKED: &[Package] = &[
     Package { name: "busybox-static", why: "a resolver of its own" },
     Package { name: "prometheus", why: "scrapes the agent; promtool reads its page" },
     Package { name: "prometheus-alertmanager", why: "passes on the alerts of a real kill" },
+    Package { name: "victoria-metrics", why: "Prometheus writes to it what it scraped" },
 ];
 
 const LAB: &[Package] = &[

@@ -1,14 +1,21 @@
 //! The manifests say what the code and the image need: parsed, not grepped.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde_yaml_ng::Value;
 use xtask::{image, sh};
 
 fn yaml(name: &str) -> Value {
-    let path = sh::root().join("manifests/base").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_yaml_ng::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    let mut all = documents(&sh::root().join("manifests/base").join(name));
+    assert_eq!(all.len(), 1, "{name}");
+    all.remove(0)
+}
+
+fn documents(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let document = |text| serde_yaml_ng::from_str(text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.split("\n---\n").map(document).collect()
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -104,4 +111,90 @@ fn kustomize_takes_every_file_and_the_names_agree() {
     for (key, value) in selector {
         assert_eq!(daemonset["spec"]["template"]["metadata"]["labels"][&key], value);
     }
+}
+
+#[test]
+fn whatever_a_kustomization_names_is_there_and_nothing_else_lies_beside_it() {
+    let manifests = sh::root().join("manifests");
+    let folders = |below: &str| {
+        let all = std::fs::read_dir(manifests.join(below)).unwrap();
+        all.map(|entry| entry.unwrap().path()).collect::<Vec<PathBuf>>()
+    };
+    let all = [folders("components"), folders("overlays"), vec![manifests.join("base")]].concat();
+    assert!(all.len() >= 6, "{all:?}");
+    for folder in all {
+        let it = &documents(&folder.join("kustomization.yaml"))[0];
+        let is_component = folder.parent().unwrap().ends_with("components");
+        assert_eq!(it["kind"] == "Component", is_component, "{}", folder.display());
+        let paths = list(&it["resources"]).iter().chain(list(&it["components"])).map(text);
+        let paths = paths.chain(list(&it["patches"]).iter().map(|patch| text(&patch["path"])));
+        let named: BTreeSet<PathBuf> = paths.map(|path| folder.join(path)).collect();
+        for path in &named {
+            let file = if path.is_dir() { path.join("kustomization.yaml") } else { path.clone() };
+            assert!(file.is_file(), "{} is not there", path.display());
+        }
+        for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap()) {
+            let is_named = named.contains(&entry.path()) || entry.file_name() == "kustomization.yaml";
+            assert!(is_named, "nobody takes {}", entry.path().display());
+            // It parses.
+            assert!(!documents(&entry.path()).is_empty());
+        }
+    }
+}
+
+/// A component's change of the DaemonSet: of its one container, by the names that the base has.
+fn change(component: &str) -> Value {
+    let path = sh::root().join("manifests/components").join(component).join("daemonset.yaml");
+    let it = documents(&path).remove(0);
+    assert_eq!(it["metadata"]["name"], yaml("daemonset.yaml")["metadata"]["name"]);
+    let pod = it["spec"]["template"]["spec"].clone();
+    for one in list(&pod["containers"]) {
+        assert_eq!(one["name"], container()["name"], "another name would be another container");
+    }
+    pod
+}
+
+#[test]
+fn events_on_pods_take_two_verbs_and_a_token_that_ends() {
+    let folder = sh::root().join("manifests/components/kubernetes-events");
+    let [role, binding] = &documents(&folder.join("rbac.yaml"))[..] else { panic!("two objects") };
+    let rules: Value = serde_yaml_ng::from_str(
+        "[{apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}]",
+    )
+    .unwrap();
+    assert_eq!(role["rules"], rules, "nothing else, and nothing to read");
+    assert_eq!(
+        (&binding["roleRef"]["kind"], &binding["roleRef"]["name"]),
+        (&role["kind"], &role["metadata"]["name"])
+    );
+    let subject = &binding["subjects"][0];
+    let account = yaml("serviceaccount.yaml");
+    assert_eq!((&subject["kind"], &subject["name"]), (&account["kind"], &account["metadata"]["name"]));
+    assert_eq!(subject["namespace"], yaml("kustomization.yaml")["namespace"]);
+
+    let pod = change("kubernetes-events");
+    let container = &pod["containers"][0];
+    let on = &container["env"][0];
+    assert_eq!((text(&on["name"]), text(&on["value"])), ("PODOPSY_KUBERNETES_EVENTS", "true"));
+    let (mount, volume) = (&container["volumeMounts"][0], &pod["volumes"][0]);
+    assert_eq!((&mount["name"], &mount["readOnly"]), (&volume["name"], &Value::Bool(true)));
+    let sources = list(&volume["projected"]["sources"]);
+    let token = &sources[0]["serviceAccountToken"];
+    assert!(
+        token["expirationSeconds"].as_u64().is_some_and(|seconds| (600..=3600).contains(&seconds)),
+        "{token:?}"
+    );
+    // Where the agent looks for them, unless told otherwise.
+    let code = std::fs::read_to_string(sh::root().join("agent/src/service/kubernetes.rs")).unwrap();
+    let folder = text(&mount["mountPath"]);
+    for path in [&token["path"], &sources[1]["configMap"]["items"][0]["path"]] {
+        let wanted = format!("= \"{folder}/{}\";", text(path));
+        assert!(code.contains(&wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn the_clusters_dns_is_asked_only_where_a_component_says_so() {
+    assert_eq!((&pod()["dnsPolicy"], &pod()["hostNetwork"]), (&"Default".into(), &Value::Null));
+    assert_eq!(change("cluster-dns")["dnsPolicy"], "ClusterFirst");
 }

@@ -15,6 +15,7 @@ mod merged;
 mod question;
 mod route;
 mod scrape;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 
@@ -31,7 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast};
 
 use crate::pods::Pods;
@@ -156,7 +157,7 @@ pub async fn listen_health(
     address: SocketAddr,
     sources: Sources,
 ) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
-    let listener = TcpListener::bind(address).await;
+    let listener = tcp::listen(address);
     let listener = listener.with_context(|| format!("listen on {address} (--listen names another one)"))?;
     let address = listener.local_addr()?;
     let room = Room::new(sources);

@@ -105,6 +105,11 @@ struct Ladder {
 }
 
 impl Ladder {
+    fn new(budget: Budget) -> Ladder {
+        let (over_since, room_since, given_back) = (None, None, None);
+        Ladder { budget, taken: 0, over_since, room_since, wait: ROOM, given_back }
+    }
+
     fn look(&mut self, now: Duration, limits: &Limits, usage: &Usage) -> Option<Change> {
         let (used, allowed) = self.budget.of(limits, usage)?;
         let change = |step, on| Change { budget: self.budget, step, on, used, allowed };
@@ -147,15 +152,17 @@ pub struct Decider {
 
 impl Decider {
     pub fn new(limits: Limits) -> Decider {
-        let ladder = |budget| Ladder {
-            budget,
-            taken: 0,
-            over_since: None,
-            room_since: None,
-            wait: ROOM,
-            given_back: None,
-        };
-        Decider { limits, ladders: [Budget::Cpu, Budget::Events, Budget::Memory].map(ladder) }
+        Decider { limits, ladders: [Budget::Cpu, Budget::Events, Budget::Memory].map(Ladder::new) }
+    }
+
+    /// From now on. What no budget asks for any more is back at once.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        for ladder in &mut self.ladders {
+            if ladder.budget.of(&limits, &Usage::default()).is_none() {
+                *ladder = Ladder::new(ladder.budget);
+            }
+        }
     }
 
     /// What changes now.
@@ -239,6 +246,20 @@ mod tests {
         assert_eq!(run(&mut decider, 0..100, usage).len(), 3);
         assert!(!decider.leaves_out(Step::DnsFailures) && decider.leaves_out(Step::Growth));
         assert_eq!(run(&mut Decider::new(Limits::default()), 0..100, usage), []);
+    }
+
+    #[test]
+    fn limits_change_under_way() {
+        let mut decider = Decider::new(CPU);
+        assert_eq!(run(&mut decider, 0..8, cpu(0.9)).len(), 2);
+        decider.set_limits(Limits { cpu: Some(4.0), ..CPU });
+        assert!(decider.leaves_out(Step::Growth), "a budget that is larger gives back step by step");
+        assert_eq!(run(&mut decider, 8..19, cpu(0.9)), [(18, Step::DnsAnswers, false)]);
+        decider.set_limits(Limits::default());
+        assert!(!Step::ALL.into_iter().any(|step| decider.leaves_out(step)), "none leaves nothing out");
+        assert_eq!(run(&mut decider, 19..60, cpu(9.0)), []);
+        decider.set_limits(CPU);
+        assert_eq!(run(&mut decider, 60..64, cpu(0.9)), [(63, Step::Growth, true)]);
     }
 
     #[test]

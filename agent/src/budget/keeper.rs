@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::decide::{Budget, Change, Decider, Limits, Usage};
 use super::{Shed, Step};
 
@@ -22,16 +24,17 @@ struct Point {
     offered: u64,
 }
 
-/// Keeps to the limits until it is dropped; `shed` is told what to leave out.
-pub async fn keep(limits: Limits, shed: Arc<Shed>) {
-    if limits == Limits::default() {
-        return;
-    }
-    let (began, mut decider, mut points) = (Instant::now(), Decider::new(limits), VecDeque::new());
+/// Keeps to the limits, as they are at the moment, until it is dropped; `shed` is told what to leave out.
+pub async fn keep(mut limits: watch::Receiver<Limits>, shed: Arc<Shed>) {
+    let first = *limits.borrow_and_update();
+    let (began, mut decider, mut points) = (Instant::now(), Decider::new(first), VecDeque::new());
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        if limits.has_changed().unwrap_or(false) {
+            decider.set_limits(*limits.borrow_and_update());
+        }
         let Some((cpu, memory)) = own() else {
             tracing::warn!("the agent's budgets are not kept: /proc/self/stat cannot be read");
             return;

@@ -23,13 +23,15 @@ enum Source {
     Text(String),
     /// Read again for each request: tokens are exchanged under programs that run.
     File(PathBuf),
+    /// The same, with `Bearer ` before it.
+    Bearer(PathBuf),
 }
 
 impl fmt::Debug for Header {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
             Source::Text(_) => write!(to, "{}=…", self.name),
-            Source::File(path) => write!(to, "{}=@{}", self.name, path.display()),
+            Source::File(path) | Source::Bearer(path) => write!(to, "{}=@{}", self.name, path.display()),
         }
     }
 }
@@ -53,12 +55,17 @@ impl Header {
         Ok(Header { name: name.to_owned(), value })
     }
 
+    /// `Authorization`, with a token that is in a file by itself.
+    pub fn bearer(token: &Path) -> Header {
+        Header { name: "Authorization".to_owned(), value: Source::Bearer(token.to_owned()) }
+    }
+
     /// Whether whoever reads it could use it.
     pub fn is_secret(&self) -> bool {
         ["authorization", "proxy-authorization", "cookie"]
             .iter()
             .any(|name| self.name.eq_ignore_ascii_case(name))
-            || matches!(self.value, Source::File(_))
+            || matches!(self.value, Source::File(_) | Source::Bearer(_))
     }
 }
 
@@ -66,7 +73,8 @@ impl Header {
 #[derive(Debug)]
 pub struct Headers {
     fixed: HeaderMap,
-    files: Vec<(HeaderName, PathBuf)>,
+    /// With what comes before their text.
+    files: Vec<(HeaderName, &'static str, PathBuf)>,
 }
 
 impl Headers {
@@ -80,11 +88,12 @@ impl Headers {
                 Source::Text(text) => {
                     fixed.append(name.clone(), value(&name, text)?);
                 }
-                Source::File(path) => {
+                Source::File(path) | Source::Bearer(path) => {
                     let text = std::fs::read_to_string(path);
                     let text = text.with_context(|| format!("header {name}: read {}", path.display()))?;
                     value(&name, &text)?;
-                    files.push((name, path.clone()));
+                    let before = if matches!(header.value, Source::Bearer(_)) { "Bearer " } else { "" };
+                    files.push((name, before, path.clone()));
                 }
             }
         }
@@ -94,9 +103,11 @@ impl Headers {
     /// As they are now.
     pub async fn now(&self) -> anyhow::Result<HeaderMap> {
         let mut all = self.fixed.clone();
-        for (name, path) in &self.files {
+        for (name, before, path) in &self.files {
             let text = read(path).await.with_context(|| format!("header {name}: read {}", path.display()))?;
-            all.append(name.clone(), value(name, &text)?);
+            // Empty is no token, whatever comes before it.
+            value(name, &text)?;
+            all.append(name.clone(), value(name, &format!("{before}{text}"))?);
         }
         Ok(all)
     }
@@ -155,6 +166,11 @@ mod tests {
         assert_eq!(headers.now().await.unwrap()["authorization"], "Bearer one");
         std::fs::write(&path, "Bearer two\r\n").unwrap();
         assert_eq!(headers.now().await.unwrap()["authorization"], "Bearer two");
+        std::fs::write(&path, "three\n").unwrap();
+        let bearer = Headers::new(&[Header::bearer(&path)]).unwrap();
+        assert_eq!(bearer.now().await.unwrap()["authorization"], "Bearer three");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(bearer.now().await.is_err(), "an empty file is no token");
         std::fs::remove_file(&path).unwrap();
         assert!(headers.now().await.is_err());
     }

@@ -5,12 +5,14 @@
 //! What is given up is counted, by reason. Must not know: where anything comes from, the store, configuration files.
 
 mod header;
+pub mod kubernetes;
 pub mod loki;
 pub mod otlp;
 pub mod otlp_metrics;
 mod patience;
 pub mod pyroscope;
 pub mod queue;
+mod request;
 mod tally;
 mod trust;
 mod worker;
@@ -35,6 +37,7 @@ use tokio::task::JoinHandle;
 pub use self::header::Header;
 use self::header::Headers;
 use self::queue::{Queue, Weigh};
+pub use self::request::Request;
 pub use self::tally::Counts;
 use self::tally::{Fate, Tally};
 pub use self::trust::url;
@@ -88,6 +91,11 @@ pub trait Format: Send + Sync + 'static {
     /// The body of one request.
     fn body(&self, batch: &[Self::Item]) -> anyhow::Result<Vec<u8>>;
 
+    /// What a batch is sent as.
+    fn request(&self, batch: &[Self::Item]) -> anyhow::Result<Request> {
+        Ok(Request::post(self.content_type(), self.body(batch)?))
+    }
+
     /// How many of a batch a destination refused although its answer was a success.
     fn refused(&self, _answer: &[u8]) -> u64 {
         0
@@ -97,6 +105,11 @@ pub trait Format: Send + Sync + 'static {
     fn passes(&self, status: StatusCode) -> bool {
         status.is_server_error()
             || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// What would mend a refusal; None: the worker's own words.
+    fn mends(&self, _status: StatusCode, _answer: &[u8]) -> Option<&'static str> {
+        None
     }
 }
 
@@ -110,6 +123,11 @@ pub struct Ledger {
 impl Ledger {
     pub fn counts(&self) -> Counts {
         self.tally.counts()
+    }
+
+    /// How many answers were no success, by status.
+    pub fn answers(&self) -> Vec<(u16, u64)> {
+        self.tally.answers()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! One lock for all of it, so that the sums agree at every moment: offered = delivered + lost + waiting.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Items, but for `waiting_bytes` and `retries`.
@@ -50,8 +51,14 @@ pub enum Fate {
     Abandoned,
 }
 
+/// A destination may answer with whatever it likes: of so many statuses each is counted, the others together as 0.
+const STATUSES: usize = 16;
+
 #[derive(Debug, Default)]
-pub struct Tally(Mutex<Counts>);
+pub struct Tally {
+    counts: Mutex<Counts>,
+    answers: Mutex<BTreeMap<u16, u64>>,
+}
 
 impl Tally {
     /// As they stand, all at the same moment.
@@ -86,7 +93,33 @@ impl Tally {
         self.lock().retries += 1;
     }
 
+    /// An answer was no success.
+    pub fn answered(&self, status: u16) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = answers.len() < STATUSES || answers.contains_key(&status);
+        *answers.entry(if known { status } else { 0 }).or_default() += 1;
+    }
+
+    pub fn answers(&self) -> Vec<(u16, u64)> {
+        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.iter().map(|(status, count)| (*status, *count)).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_counted_by_status_and_bounded() {
+        let tally = Tally::default();
+        (400..999).for_each(|status| tally.answered(status));
+        tally.answered(403);
+        let answers = tally.answers();
+        assert_eq!((answers.len(), answers[0], answers[4]), (STATUSES + 1, (0, 583), (403, 2)));
     }
 }

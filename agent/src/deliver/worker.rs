@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -12,7 +12,7 @@ use super::header::Headers;
 use super::patience;
 use super::queue::{Queue, Weigh};
 use super::tally::{Fate, Tally};
-use super::{Format, Settings, trust};
+use super::{Format, Request, Settings, trust};
 use crate::model::text;
 
 /// Bytes of an answer that are looked at.
@@ -38,6 +38,8 @@ enum Answer {
     /// It never will be.
     Never(String),
     Later(String, Option<Duration>),
+    /// Not this way.
+    Otherwise,
 }
 
 /// Items that are neither delivered nor given up: abandoned, if the worker ends here.
@@ -98,14 +100,14 @@ impl<F: Format> Worker<F> {
         let bytes: usize = batch.iter().map(Weigh::bytes).sum();
         let tally = self.tally.clone();
         let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
-        let body = match self.format.body(&batch) {
-            Ok(body) => body,
+        let mut request = match self.format.request(&batch) {
+            Ok(request) => request,
             Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
         };
         drop(batch);
         let begun = Instant::now();
         for attempt in 0.. {
-            match self.send(body.clone()).await {
+            match self.send(&request).await {
                 Answer::Taken(refused) => {
                     let refused = refused.min(pending.items);
                     self.tally.settled(Fate::Refused, refused, 0);
@@ -115,6 +117,10 @@ impl<F: Format> Worker<F> {
                         tracing::info!(destination = self.name, "delivers again");
                     }
                     return;
+                }
+                Answer::Otherwise => {
+                    let Some((_, other)) = request.otherwise.take() else { continue };
+                    request = *other;
                 }
                 Answer::Never(why) => return self.refused(&mut pending, &why, troubled),
                 Answer::Later(why, asked) => {
@@ -152,13 +158,14 @@ impl<F: Format> Worker<F> {
         }
     }
 
-    async fn send(&self, body: Vec<u8>) -> Answer {
+    async fn send(&self, it: &Request) -> Answer {
         let headers = match self.headers.now().await {
             Ok(headers) => headers,
             Err(error) => return Answer::Later(format!("{error:#}"), None),
         };
-        let request = self.client.post(&self.settings.url).headers(headers);
-        let request = request.header(CONTENT_TYPE, self.format.content_type()).body(body);
+        let url = format!("{}{}", self.settings.url, it.path);
+        let request = self.client.request(it.method.clone(), url).headers(headers);
+        let request = request.header(CONTENT_TYPE, it.content_type).body(it.body.clone());
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => return Answer::Later(trust::said(error), None),
@@ -167,14 +174,26 @@ impl<F: Format> Worker<F> {
         let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let asked = patience::asked(header);
         let answer = answer(response).await;
-        let said = || {
-            let shown = text::escape_bytes(&answer[..answer.len().min(SHOWN)]);
-            format!("{status}: {shown}")
-        };
+        if !status.is_success() {
+            self.tally.answered(status.as_u16());
+        }
         match status {
             _ if status.is_success() => Answer::Taken(self.format.refused(&answer)),
-            _ if self.format.passes(status) => Answer::Later(said(), asked),
-            _ => Answer::Never(format!("{}; its address and its headers are in the configuration", said())),
+            _ if it.there_by == Some(status) => Answer::Taken(0),
+            _ if it.otherwise.as_ref().is_some_and(|(by, _)| *by == status) => Answer::Otherwise,
+            _ if self.format.passes(status) => Answer::Later(self.said(status, &answer), asked),
+            _ => Answer::Never(self.said(status, &answer)),
+        }
+    }
+
+    /// What it answered, and what would mend it.
+    fn said(&self, status: StatusCode, answer: &[u8]) -> String {
+        let shown = text::escape_bytes(&answer[..answer.len().min(SHOWN)]);
+        let ours = "its address and its headers are in the configuration";
+        match self.format.mends(status, answer) {
+            Some(mends) => format!("{status}: {shown}; {mends}"),
+            None if self.format.passes(status) => format!("{status}: {shown}"),
+            None => format!("{status}: {shown}; {ours}"),
         }
     }
 }

@@ -11,14 +11,17 @@ use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
 use crate::api::Pages;
+use crate::deliver::kubernetes::Dropped;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::written::Written;
 use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics};
 use crate::metrics::family::Family;
-use crate::model::Losses;
+use crate::model::{Event, Losses, PodIncident};
 use crate::{bytes, duration};
+
+use super::kubernetes::{Kubernetes, KubernetesArgs};
 
 /// Settings; `agent/src/config` has them from the environment and the file, too.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -48,6 +51,8 @@ pub struct ExportArgs {
     /// A header for Pyroscope, as --loki-header
     #[arg(long = "pyroscope-header", value_name = "HEADER", hide_env_values = true)]
     pyroscope_headers: Vec<String>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
     /// none
     #[arg(long, value_name = "FILE")]
@@ -69,6 +74,7 @@ pub struct Exports {
     pub(super) events: Vec<Courier<Arc<Written>>>,
     measures: Option<Measures>,
     profiles: Option<Courier<Pprof>>,
+    kubernetes: Option<Kubernetes>,
 }
 
 /// Metrics, each so often.
@@ -109,6 +115,7 @@ impl Exports {
             tracing::info!(destination = courier.name(), url = courier.url(), "exports profiles");
             exports.profiles = Some(courier);
         }
+        exports.kubernetes = Kubernetes::start(&args.kubernetes, args.common(""), node)?;
         for courier in &exports.events {
             tracing::info!(destination = courier.name(), url = courier.url(), "exports events");
         }
@@ -130,6 +137,28 @@ impl Exports {
         self.events.iter().for_each(|courier| courier.offer(event.clone()));
     }
 
+    /// Whether pods' incidents are wanted, though nothing keeps them.
+    pub fn takes_incidents(&self) -> bool {
+        self.kubernetes.is_some()
+    }
+
+    /// An event was told: whether its pod is told, too, is decided there. Never waits.
+    pub fn told(&mut self, event: &Event) {
+        self.kubernetes.iter_mut().for_each(|kubernetes| kubernetes.event(event));
+    }
+
+    /// What has changed of pods' incidents, each second.
+    pub fn round(&mut self, changed: &[PodIncident]) {
+        let Some(kubernetes) = &mut self.kubernetes else { return };
+        changed.iter().for_each(|incident| kubernetes.incident(incident));
+        kubernetes.round();
+    }
+
+    /// Kubernetes Events that are not made.
+    pub fn dropped(&self) -> Option<Arc<Dropped>> {
+        self.kubernetes.as_ref().map(Kubernetes::dropped)
+    }
+
     /// From here on what is counted is sent, each so often.
     pub fn measure(&mut self, pages: Arc<Pages>) {
         let Some(measures) = &mut self.measures else { return };
@@ -148,7 +177,8 @@ impl Exports {
     pub fn ledgers(&self) -> Vec<Ledger> {
         let measures = self.measures.iter().map(|measures| measures.courier.ledger());
         let profiles = self.profiles.iter().map(Courier::ledger);
-        self.events.iter().map(Courier::ledger).chain(measures).chain(profiles).collect()
+        let kubernetes = self.kubernetes.iter().map(|kubernetes| kubernetes.courier().ledger());
+        self.events.iter().map(Courier::ledger).chain(measures).chain(profiles).chain(kubernetes).collect()
     }
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
@@ -157,7 +187,8 @@ impl Exports {
             let ledger = courier.ledger();
             (format!("export_{}", ledger.destination), ledger.counts().lost_sum())
         });
-        lost.filter(|(_, count)| *count > 0).collect()
+        let kubernetes = self.kubernetes.iter().flat_map(Kubernetes::losses);
+        lost.filter(|(_, count)| *count > 0).chain(kubernetes).collect()
     }
 
     /// Tries to deliver what waits, to all at once, for so long; `last`: what was counted in the end.
@@ -167,6 +198,9 @@ impl Exports {
             .into_iter()
             .map(|courier| (courier.name(), tokio::spawn(courier.close(time))))
             .collect();
+        if let Some(courier) = self.kubernetes.map(Kubernetes::finish) {
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
         if let Some(courier) = self.profiles {
             closing.push((courier.name(), tokio::spawn(courier.close(time))));
         }
@@ -210,14 +244,18 @@ impl ExportArgs {
         if url.starts_with("http://") && headers.iter().any(Header::is_secret) {
             tracing::warn!("{name}-header goes over the network in the clear: {name}-url is http://");
         }
-        Ok(Some(Settings {
-            headers,
+        Ok(Some(Settings { headers, ..self.common(url) }))
+    }
+
+    /// What holds for each destination.
+    fn common(&self, url: &str) -> Settings {
+        Settings {
             certificate_authority: self.export_ca.clone(),
             identity: self.export_identity.clone(),
             patience: self.export_patience,
             queue_bytes: usize::try_from(self.export_queue_bytes).unwrap_or(usize::MAX),
             ..Settings::new(url)
-        }))
+        }
     }
 }
 

@@ -183,6 +183,51 @@ fn resident() -> u64 {
     status.vmrss.unwrap()
 }
 
+/// An API server that takes connections and never says a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_api_server_that_hangs_changes_nothing_for_the_others() {
+    #[derive(clap::Parser)]
+    struct Args {
+        #[command(flatten)]
+        exports: super::ExportArgs,
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("https://{}", silent.local_addr().unwrap());
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "secret").unwrap();
+    let (token, well) = (token.path().to_str().unwrap(), Server::start(&[OK]).await);
+    let args = ["x", "--kubernetes-events", "--kubernetes-api", &api, "--kubernetes-token", token];
+    let loki = ["--loki-url", &well.url, "--loki-header=X-Scope-OrgID=shop"];
+    let args = <Args as clap::Parser>::parse_from(args.iter().chain(&loki));
+    let mut exports = Exports::start(&args.exports, "n1").unwrap();
+    let (mut offered, at) = (BTreeSet::new(), Instant::now());
+    for n in 0..2000 {
+        let name = format!("{n}.example");
+        exports.offer(&lookup(&name, 1));
+        let mut kill = crate::deliver::kubernetes::tests::oom(n, |_| ());
+        kill.pod.iter_mut().for_each(|pod| pod.uid = format!("{}", n % 100));
+        exports.told(&kill);
+        exports.round(&[]);
+        offered.insert(name);
+    }
+    assert!(at.elapsed() < SOON, "an offer waited");
+    let ledger = |name: &str| exports.ledgers().into_iter().find(|one| one.destination == name).unwrap();
+    let (kubernetes, loki) = (ledger("kubernetes_events"), ledger("loki"));
+    while loki.counts().delivered < 2000 {
+        assert!(at.elapsed() < SOON, "{:?}", loki.counts());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(arrived(&well), offered);
+    // Each pod's first, and that it repeats.
+    let counts = kubernetes.counts();
+    assert_eq!((counts.offered, counts.waiting, counts.delivered), (200, 200, 0), "{counts:?}");
+    let at = Instant::now();
+    exports.close(Duration::from_millis(100), &[]).await;
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    let counts = kubernetes.counts();
+    assert_eq!((counts.offered, counts.abandoned, counts.waiting), (300, 300, 0), "with the last words");
+}
+
 /// Where nothing is configured, nothing is made.
 #[tokio::test]
 async fn without_a_destination_there_is_none() {

@@ -6,6 +6,7 @@ mod exports;
 #[cfg(test)]
 mod exports_tests;
 mod keep;
+mod kubernetes;
 mod ledgers;
 mod out;
 mod profiles;

@@ -81,8 +81,8 @@ impl Out {
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
-        let exported = exports.ledgers();
-        pages.metrics().also(move || ledgers::families(&exported));
+        let (exported, dropped) = (exports.ledgers(), exports.dropped());
+        pages.metrics().also(move || ledgers::families(&exported, dropped.as_deref()));
         paths.state_dir.iter().for_each(|dir| pages.metrics().keeps_in(dir));
         let sources = Sources {
             pods: pods.clone(),
@@ -155,8 +155,10 @@ impl Out {
     /// The pipeline has come round: incidents that have changed are kept as they are now.
     pub fn round(&mut self) {
         self.health.alive();
+        let changed = self.incidents.changed(Timestamp::now());
+        self.exports.round(&changed);
         let Some((store, _)) = &self.store else { return };
-        for incident in self.incidents.changed(Timestamp::now()) {
+        for incident in changed {
             let owner = Owner { pod: Some(incident.pod.clone()), ..Owner::default() };
             store.put_incident(&incident.incident, (incident.from, incident.until), &owner, &incident);
         }
@@ -187,6 +189,8 @@ impl Out {
     pub fn tell(&mut self, mut stored: Stored) -> anyhow::Result<()> {
         if let Some((store, _)) = &self.store {
             stored.event.losses.extend(store.losses());
+        }
+        if self.store.is_some() || self.exports.takes_incidents() {
             stored.event.losses.extend(self.incidents.losses());
             self.incidents.see(&stored.event, stored.id);
         }
@@ -198,6 +202,7 @@ impl Out {
             write(&written.line)?;
             self.exports.offer(&written);
         }
+        self.exports.told(&stored.event);
         self.pages.metrics().observe(&stored.event);
         if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
             // A full disk costs the history, not the recording.

@@ -65,6 +65,11 @@ const LIST: &[Entry] = &[
         why: "what it says is the same on every kernel, and Prometheus takes an emulated machine long",
     },
     Entry {
+        tests: "kubernetes_events::*",
+        on: "emulated",
+        why: "what the API server gets is the same on every kernel",
+    },
+    Entry {
         tests: "alerts::*",
         on: "emulated",
         why: "rules and Alertmanager are the same on every kernel, and take an emulated machine long",
