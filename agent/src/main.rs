@@ -18,7 +18,7 @@ use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{ExportArgs, Exports, Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
-use podopsy_agent::{budget, bytes, duration};
+use podopsy_agent::{budget, bytes, duration, heap};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
@@ -156,6 +156,7 @@ const END_WITHIN: Duration = Duration::from_secs(12);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    heap::keep_small();
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::Loaded { args, settings } = match config::load::<Args>(&argv) {
         Ok(loaded) => loaded,
@@ -269,6 +270,8 @@ async fn run(
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     out.attached(&recorder);
+    // The kernel's types were read for the probes.
+    heap::give_back();
     if let Some(begun) = begun {
         let restrain = move || {
             // The folder was made by now, if it was not there.

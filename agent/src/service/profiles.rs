@@ -12,11 +12,11 @@ use tokio::task::JoinHandle;
 use crate::api::{Health, Pages};
 use crate::deliver::Inlet;
 use crate::deliver::pyroscope::Pprof;
-use crate::export;
 use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
 use crate::profiler::always::{Always, Options};
 use crate::store::{Keeper, ProfileFacts, ProfileRecord};
+use crate::{export, heap};
 
 /// How long the end may take: what is not kept then is a minute at most.
 const END_WITHIN: Duration = Duration::from_secs(4);
@@ -73,6 +73,7 @@ impl Profiles {
                         .for_each(|why| health.degrade(format!("always-on profile: {why}")));
                     pages.metrics().probe("oncpu", true);
                     tracing::info!("keeps a profile of each container");
+                    heap::give_back();
                     let keep = keep(profiles, takers);
                     tokio::pin!(keep);
                     tokio::select! {
@@ -120,6 +121,10 @@ async fn keep(mut profiles: mpsc::Receiver<Profile>, takers: Takers) {
         let record = tokio::task::spawn_blocking(move || record(&profile)).await;
         if let Ok(Some(record)) = record {
             takers.take(record);
+        }
+        // A minute's last: its stacks and names are not needed any more.
+        if profiles.is_empty() {
+            let _ = tokio::task::spawn_blocking(heap::give_back).await;
         }
     }
 }
