@@ -327,9 +327,10 @@ async fn run(
         out.close(deadline).await?;
         anyhow::Ok(losses)
     };
-    let losses = tokio::time::timeout(END_WITHIN, end)
+    let mut losses = tokio::time::timeout(END_WITHIN, end)
         .await
         .unwrap_or_else(|_| anyhow::bail!("what was under way could not be written within {END_WITHIN:?}"))?;
+    losses.extend(out.losses());
     // SIGKILLs within one cgroup are counted and not told.
     tracing::info!(?losses, own_kills, "stopped");
     Ok(())
