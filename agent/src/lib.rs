@@ -25,6 +25,7 @@
 //! | profiles from before | [`import`], [`compare`] | pprof; what changed between two |
 //! | questions from this machine | [`api`] | HTTP, who may ask |
 //! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
+//! | what the allocator gives back | [`heap`] | glibc's malloc |
 //! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
@@ -45,6 +46,7 @@ pub mod doctor;
 pub mod duration;
 pub mod export;
 pub mod growth;
+pub mod heap;
 pub mod import;
 pub mod incidents;
 pub mod kernel_log;

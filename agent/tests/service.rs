@@ -151,11 +151,14 @@ fn help_names_the_settings() {
 fn profiles_that_nobody_takes_and_takers_without_profiles_are_wrong_usage() {
     for (args, says) in [
         (&["--profile-hz", "19"][..], "set state-dir, or pyroscope-url"),
-        (&["--pyroscope-url", "http://127.0.0.1:9"], "set profile-hz to 19, or neither"),
+        (&["--profile-hz", "0", "--pyroscope-url", "http://127.0.0.1:9"], "set profile-hz to 19, or neither"),
     ] {
         let (code, _, error) = said(&agent(args).output().expect("run it"));
         assert!(code == Some(2) && error.contains(says), "{code:?} {error}");
     }
-    let both = ["--profile-hz", "19", "--pyroscope-url", "http://127.0.0.1:9", "--print-config"];
-    assert_eq!(said(&agent(&both).output().expect("run it")).0, Some(0));
+    // It is on where somebody takes them, and nobody need say so.
+    for args in [&["--pyroscope-url", "http://127.0.0.1:9", "--print-config"][..], &["--print-config"]] {
+        let (code, out, error) = said(&agent(args).output().expect("run it"));
+        assert!(code == Some(0) && out.contains("profile-hz = 19 # default"), "{out}{error}");
+    }
 }

@@ -147,3 +147,36 @@ fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
     let shed = sample(&agent, "podopsy_shed_total{what=\"dns_failures\"}").expect("a count");
     assert!(shed > 0 && shed < asked && before as u64 + shed == asked, "{before} + {shed} of {asked}");
 }
+
+#[test]
+fn the_profile_is_the_first_to_go_and_a_kill_is_told_all_the_same() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state").display().to_string();
+    // Nobody keeps to that: it is less than a clock tick in ten seconds.
+    let agent = Agent::start_in(
+        folder.path(),
+        Path::new("/nonexistent/podopsy-test.sock"),
+        &[
+            &["--state-dir", &state, "--profile-hz", "97", "--keep-every", "1s", "--growth", "off"],
+            &["--cpu-budget", "0.0001", "--events-budget", "0", "--memory-budget", "0"] as &[&str],
+        ]
+        .concat(),
+    );
+    until("profile left out", || shedding(&agent, "profile").filter(|on| *on));
+    let log = agent.log();
+    let first = log.find("left out from now on: ").expect("it is told");
+    assert!(log[first..].starts_with("left out from now on: profile"), "{log}");
+    // Minute by minute it is counted, and no other comes.
+    until("minutes in the count", || {
+        sample(&agent, "podopsy_shed_total{what=\"profile\"}").filter(|n| *n >= 2)
+    });
+    let cgroup = MemoryCgroup::new("budget-profile", 16 << 20);
+    let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
+    let kill = until("kill while the profile is left out", || {
+        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+    });
+    assert_eq!(kill.cgroup.id, cgroup.id());
+    assert!(kill.losses.get("shed_profile").is_some_and(|count| *count > 0), "{:?}", kill.losses);
+    assert_eq!(shedding(&agent, "profile"), Some(true));
+}

@@ -5,11 +5,13 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_agent::api::client::Client;
+use podopsy_agent::store::{Filter, Limits, Shelf, Store};
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use prost::Message;
 use serde_json::Value;
@@ -31,7 +33,8 @@ impl Agent {
         let (log, state) = (node.directory().join("agent.log"), node.directory().join("state"));
         let mut command = Command::new(program);
         command.arg("--cri-socket").arg(node.cri_socket()).arg("--state-dir").arg(&state);
-        command.args(["--keep-every", "1s"]).args(more);
+        // Who wants profiles says so, by a flag.
+        command.args(["--keep-every", "1s"]).args(more).env("PODOPSY_PROFILE_HZ", "0");
         let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("its log")).spawn();
         let process = Running(child.expect("start the agent"));
         until("agent that records", || {
@@ -249,4 +252,37 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let none = podopsy(&node, &state, &["profile", "finance/nobody", "--since", "10m"]);
     assert!(none.status.code() == Some(1) && said(&none).contains("no profile of"), "{}", said(&none));
     agent.stop();
+}
+
+#[test]
+fn the_minute_that_has_begun_is_kept_when_the_agent_is_ended() {
+    support::require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state");
+    // Its minute is an hour: there is no other than the one that has begun.
+    let hour = ["--profile-hz", "97", "--keep-every", "1h", "--growth", "off", "--state-dir"];
+    let arguments = [&hour[..], &[state.to_str().expect("a name")]].concat();
+    let nowhere = Path::new("/nonexistent/podopsy-test.sock");
+    let mut agent = support::agent::Agent::start_in(folder.path(), nowhere, &arguments);
+    until("agent that samples", || agent.log().contains("keeps a profile of each container").then_some(()));
+    // Work that a CPU is seen at: some hundred samples.
+    let busy = Instant::now();
+    let (mut spent, mut sum) = (Duration::ZERO, 0u64);
+    while spent < Duration::from_secs(1) {
+        assert!(busy.elapsed() < support::agent::SOON, "no CPU for this test");
+        sum = (0..100_000u64).fold(sum, |sum, one| std::hint::black_box(sum ^ one));
+        let own = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock");
+        spent = own.into();
+    }
+    kill(Pid::from_raw(agent.process.0.id() as i32), Signal::SIGTERM).expect("signal it");
+    assert!(agent.process.0.wait().expect("it ends").success(), "{}", agent.log());
+    let log = agent.log();
+    assert!(!log.contains("profile_minutes_not_named") && !log.contains("not kept"), "{log}");
+    let (store, _told) = Store::start(&state, "the test's", Limits::default()).expect("its store");
+    let kept = until("profile in the store", || {
+        let page = store.reader().page(&Filter::all(Shelf::Profiles)).ok()?;
+        page.items.into_iter().next()
+    });
+    let facts = kept.facts.expect("facts");
+    assert!(facts.contains("\"frequency_hz\":97") && !facts.contains("\"samples\":0"), "{facts}");
 }

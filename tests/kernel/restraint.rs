@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
@@ -18,8 +19,8 @@ use podopsy_agent::attach;
 use podopsy_agent::model::Kind;
 use podopsy_agent::restraint::{self, Kept, Needs};
 use podopsy_harness::{ContainerSpec, PodSpec};
-use support::agent::{Agent, until};
-use support::{VICTIMS_IMAGE, node, require_root};
+use support::agent::{Agent, get, until};
+use support::{MemoryCgroup, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
 
@@ -189,4 +190,35 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     assert!(!log.contains("lack the growth profile") && !log.contains("not permitted"), "{log}");
     // Threads have come and gone; none has more.
     is_restrained(agent.pid(), &wanted);
+}
+
+/// Capabilities that DNS at the root cgroup needs, and OOM kills do not.
+const NO_DNS: &str = "--bounding-set=-sys_admin,-net_admin";
+
+#[test]
+fn what_cannot_attach_is_said_aloud_and_the_rest_is_recorded() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let nowhere = Path::new("/nonexistent/podopsy-test.sock");
+    let agent = Agent::start_by(&["setpriv", NO_DNS], folder.path(), nowhere, &["--growth", "off"]);
+    // In the log, to the kubelet, and to Prometheus.
+    let log = agent.log();
+    assert!(log.contains("WARN") && log.contains("no DNS query is seen: "), "{log}");
+    let (head, ready) = get(&agent.address, "/readyz", "*/*").expect("an answer");
+    let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
+    assert!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
+    let said = ready["degraded"].as_array().expect("a list");
+    assert!(said.iter().any(|one| one.as_str().is_some_and(|one| one.starts_with("no DNS query is seen"))));
+    let (_, page) = get(&agent.address, "/metrics", "text/plain").expect("a page");
+    let has = |line: &str| page.lines().any(|one| one == line);
+    assert!(has(&format!("podopsy_degraded {}.0", said.len())), "{ready} {page}");
+    assert!(has("podopsy_probe_attached{probe=\"dns\"} 0"), "{page}");
+    assert!(has("podopsy_probe_attached{probe=\"oom\"} 1"), "{page}");
+    // And a kill is told as ever.
+    let cgroup = MemoryCgroup::new("degraded", 16 << 20);
+    let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
+    let kill = until("kill, told without DNS", || {
+        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+    });
+    assert_eq!(kill.cgroup.id, cgroup.id());
 }

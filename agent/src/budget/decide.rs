@@ -48,9 +48,9 @@ impl Budget {
     /// What is left out, first to last.
     pub fn ladder(self) -> &'static [Step] {
         match self {
-            Budget::Cpu => &[Step::Growth, Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures],
+            Budget::Cpu => &Step::ALL,
             Budget::Events => &[Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures],
-            Budget::Memory => &[Step::Growth, Step::DnsAnswers, Step::DnsSlow],
+            Budget::Memory => &[Step::Profile, Step::Growth, Step::DnsAnswers, Step::DnsSlow],
         }
     }
 
@@ -216,7 +216,7 @@ mod tests {
             assert_eq!(run(&mut decider, second..second + 2, cpu(2.0)), []);
             assert_eq!(run(&mut decider, second + 2..second + 4, cpu(0.4)), []);
         }
-        assert_eq!(run(&mut decider, 100..104, cpu(0.6)), [(103, Step::Growth, true)]);
+        assert_eq!(run(&mut decider, 100..104, cpu(0.6)), [(103, Step::Profile, true)]);
         assert_eq!(run(&mut decider, 104..400, cpu(0.4)), []);
     }
 
@@ -243,7 +243,7 @@ mod tests {
     fn memory_leaves_failures_alone_and_no_budget_is_no_step() {
         let usage = Usage { cpu: 9.0, memory: 2 << 30, events: 1e6 };
         let mut decider = Decider::new(Limits { memory: Some(1 << 20), ..Limits::default() });
-        assert_eq!(run(&mut decider, 0..100, usage).len(), 3);
+        assert_eq!(run(&mut decider, 0..100, usage).len(), 4);
         assert!(!decider.leaves_out(Step::DnsFailures) && decider.leaves_out(Step::Growth));
         assert_eq!(run(&mut Decider::new(Limits::default()), 0..100, usage), []);
     }

@@ -2,9 +2,10 @@
 //!
 //! | step | what is left out | when over: CPU | events a second | memory |
 //! |---|---|---|---|---|
-//! | `growth` | page faults of suspects are not sampled | first | – | first |
-//! | `dns_answers` | events of answered queries (`--dns-answers`, `--dns-sample`) | second | first | second |
-//! | `dns_slow` | events of slow answers (`--dns-slow-over`) | third | second | third |
+//! | `profile` | CPU time is not sampled (`--profile-hz`); counted in minutes, or what was begun of one | first | – | first |
+//! | `growth` | page faults of suspects are not sampled | second | – | second |
+//! | `dns_answers` | events of answered queries (`--dns-answers`, `--dns-sample`) | third | first | third |
+//! | `dns_slow` | events of slow answers (`--dns-slow-over`) | fourth | second | fourth |
 //! | `dns_failures` | events of failed queries, and the lookups made of them | last | last | – |
 //!
 //! Never: OOM kills, their incidents, SIGKILLs, and any count: queries and outcomes are counted in the kernel, whether they
@@ -25,6 +26,7 @@ pub use keeper::keep;
 /// What can be left out, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
+    Profile,
     Growth,
     DnsAnswers,
     DnsSlow,
@@ -32,11 +34,13 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Step; 4] = [Step::Growth, Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures];
+    pub const ALL: [Step; 5] =
+        [Step::Profile, Step::Growth, Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures];
 
     /// In metrics, losses and the log.
     pub fn word(self) -> &'static str {
         match self {
+            Step::Profile => "profile",
             Step::Growth => "growth",
             Step::DnsAnswers => "dns_answers",
             Step::DnsSlow => "dns_slow",
@@ -76,6 +80,11 @@ impl Shed {
         on
     }
 
+    /// Whether this is left out at the moment; not counted.
+    pub fn is_left_out(&self, step: Step) -> bool {
+        self.one(step).on.load(Relaxed)
+    }
+
     /// An event is due, whatever becomes of it.
     pub fn offered(&self) {
         self.offered.fetch_add(1, Relaxed);
@@ -85,7 +94,7 @@ impl Shed {
         &self.steps[step as usize]
     }
 
-    fn set(&self, step: Step, on: bool) {
+    pub(crate) fn set(&self, step: Step, on: bool) {
         self.one(step).on.store(on, Relaxed);
     }
 

@@ -40,7 +40,8 @@ pub struct Metrics {
     others: OnceLock<Others>,
     shed: Mutex<Vec<Tally>>,
     state_dir: OnceLock<PathBuf>,
-    degraded: AtomicU64,
+    degraded: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
+    lost_beside: OnceLock<Box<dyn Fn() -> Losses + Send + Sync>>,
     probes: Mutex<BTreeMap<&'static str, bool>>,
 }
 
@@ -117,9 +118,15 @@ impl Metrics {
         let _ = self.others.set(Box::new(others));
     }
 
-    /// How many things this kernel or this machine does not allow.
-    pub fn degraded(&self, count: usize) {
-        self.degraded.store(count as u64, Relaxed);
+    /// How many things this kernel or this machine does not allow: asked for each page, since some are known late; told
+    /// once.
+    pub fn degraded(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+        let _ = self.degraded.set(Box::new(count));
+    }
+
+    /// What is lost beside the recorder, by counter name: asked for each page; told once.
+    pub fn lost_beside(&self, losses: impl Fn() -> Losses + Send + Sync + 'static) {
+        let _ = self.lost_beside.set(Box::new(losses));
     }
 
     /// Where the agent keeps what it keeps.
@@ -180,6 +187,9 @@ impl Metrics {
         for (name, count) in lock(&self.losses).iter() {
             losses.count(vec![("counter", name.clone())], *count);
         }
+        for (name, count) in self.lost_beside.get().map(|losses| losses()).unwrap_or_default() {
+            losses.count(vec![("counter", name)], count);
+        }
         losses.count(vec![("counter", "metrics_series_refused".to_owned())], refused);
         let mut own_kills = Family::counter(
             "podopsy_sigkills_within_container",
@@ -196,7 +206,7 @@ impl Metrics {
             shedding.number(what(), f64::from(u8::from(tally.on)));
         }
         let help = "Things that this kernel or this machine does not allow; /readyz says which.";
-        let degraded = self.degraded.load(Relaxed) as f64;
+        let degraded = self.degraded.get().map_or(0, |count| count()) as f64;
         let degraded = Family::gauge("podopsy_degraded", help).single(degraded);
         let help =
             "1: the probe is attached. 0: it could not be, and its events are missing; /readyz says why.";

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::{QUEUE, Scope, raw};
 use crate::aggregate::Aggregator;
 use crate::attach::{OncpuWanted, Probes, Wanted};
+use crate::budget::{Shed, Step};
 use crate::decode::{self, Stack};
 use crate::model::profile::{Mapping, Profile, Quality, Sample, Sampling};
 use crate::model::{Losses, Owner};
@@ -33,10 +34,13 @@ const STACKS: usize = 32_768;
 /// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up.
 const FILES: usize = 1024;
 const SYMBOLS_BYTES: u64 = 32 << 20;
+/// Minutes of the whole node that never got names, and profiles of a container that nobody took.
+pub const MINUTES_NOT_NAMED: &str = "profile_minutes_not_named";
+pub const PROFILES_NOT_KEPT: &str = "profiles_not_kept";
 /// Containers' minutes that wait to be stored; more than a node has containers.
 const MINUTES: usize = 1024;
-/// How long the end waits for the last minute.
-const END_WITHIN: Duration = Duration::from_secs(3);
+/// How often to look whether the budget has room for it.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -48,7 +52,7 @@ pub struct Options {
 
 /// The running profiler.
 pub struct Always {
-    stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<anyhow::Result<()>>,
     /// What this kernel does not allow, in words.
     pub degraded: Vec<String>,
@@ -71,10 +75,13 @@ struct Named {
 }
 
 impl Always {
-    /// Attaches; profiles come one a container, and the host's in one.
+    /// Attaches; profiles come one a container, and the host's in one. `shed` says whether to sample at all; `lost` hears of
+    /// profiles that there will not be, by counter name.
     pub async fn start(
         options: Options,
         pods: Arc<Pods>,
+        shed: Arc<Shed>,
+        lost: impl Fn(&'static str) + Send + Sync + 'static,
     ) -> anyhow::Result<(Always, mpsc::Receiver<Profile>)> {
         let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
         let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
@@ -102,6 +109,9 @@ impl Always {
         let running = Running {
             options,
             pods,
+            shed,
+            not_kept: Box::new(lost),
+            sampling: true,
             probes,
             ring,
             requests,
@@ -113,25 +123,29 @@ impl Always {
             before: BTreeMap::new(),
         };
         let task = tokio::spawn(running.run(stopped));
-        Ok((Always { stop, task, degraded }, received))
+        Ok((Always { stop: Some(stop), task, degraded }, received))
     }
 
-    /// Hands out the minute that has begun, and ends.
+    /// Hands out the minute that has begun, and ends: that takes as long as names take. Dropped before, it just ends.
     pub async fn end(mut self) -> anyhow::Result<()> {
-        let _ = self.stop.send(());
-        match tokio::time::timeout(END_WITHIN, &mut self.task).await {
-            Ok(joined) => joined?,
-            Err(_) => {
-                self.task.abort();
-                Ok(())
-            }
-        }
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        (&mut self.task).await?
+    }
+}
+
+impl Drop for Always {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
 struct Running {
     options: Options,
     pods: Arc<Pods>,
+    shed: Arc<Shed>,
+    /// Whether it samples now.
+    sampling: bool,
+    not_kept: Box<dyn Fn(&'static str) + Send + Sync>,
     probes: Probes,
     ring: crate::ring::Ring,
     requests: crate::ring::Ring,
@@ -153,11 +167,15 @@ impl Running {
         let (mut start, mut began) = (Timestamp::now(), Instant::now());
         let mut minutes = interval_at(began + self.options.every, self.options.every);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut naming: Option<Naming> = None;
+        // How long this minute was sampled before it was left out.
+        let mut sampled: Option<Duration> = None;
         loop {
             let (queue, builder) = (&self.queue, &self.builder);
             let (mut full, mut bad) = (0u64, 0u64);
-            let (mut bad_requests, mut named, mut cut) = (0u64, None, None);
+            let (mut bad_requests, mut named, mut cut, mut look) = (0u64, None, None, false);
             let mut take = |bytes: &[u8]| match decode::sample(bytes) {
                 Ok(stack) => full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err()),
                 Err(_) => bad += 1,
@@ -172,24 +190,43 @@ impl Running {
                 done = done(&mut naming) => named = Some(done),
                 // Where names take longer than a minute, the minute is a longer one.
                 _ = minutes.tick(), if naming.is_none() => cut = Some(false),
+                _ = looks.tick() => look = true,
                 _ = &mut stopped => cut = Some(true),
             }
-            if cut == Some(true) {
+            let leave_out = look && self.shed.is_left_out(Step::Profile);
+            if self.sampling && (cut == Some(true) || leave_out) {
                 self.probes.stop_sampling()?;
                 self.ring.drain_now(&mut take);
+                self.sampling = false;
+                sampled = Some(began.elapsed());
             }
             self.lose("profiler_queue", full);
             self.lose("bad_records", bad + bad_requests);
             if let Some((named, span)) = named {
                 self.hand_out(named, span);
             }
+            if look && !leave_out && !self.sampling {
+                // The minute goes on, or a new one begins where all of it was left out.
+                self.probes.sample()?;
+                self.sampling = true;
+                match sampled.take() {
+                    Some(_) => {}
+                    None => (start, began) = (Timestamp::now(), Instant::now()),
+                }
+            }
             let Some(last) = cut else { continue };
+            if !self.sampling && !last {
+                self.shed.leaves_out(Step::Profile);
+            }
+            let duration = if self.sampling { began.elapsed() } else { sampled.take().unwrap_or_default() };
+            if duration.is_zero() && !last {
+                continue;
+            }
             if last && naming.is_some() {
                 let (named, span) = done(&mut naming).await;
                 self.hand_out(named, span);
             }
-            naming =
-                Some((tokio::spawn(names(self.queue.clone(), self.pods.clone())), (start, began.elapsed())));
+            naming = Some((tokio::spawn(names(self.queue.clone(), self.pods.clone())), (start, duration)));
             (start, began) = (Timestamp::now(), Instant::now());
             if last {
                 let (named, span) = done(&mut naming).await;
@@ -221,6 +258,9 @@ impl Running {
     }
 
     fn hand_out(&mut self, named: Option<Named>, (start, duration): (Timestamp, Duration)) {
+        if named.is_none() {
+            (self.not_kept)(MINUTES_NOT_NAMED);
+        }
         let losses = self.losses(named.as_ref());
         let sampling = Sampling::Cpu { frequency_hz: self.options.frequency_hz };
         for (samples, mappings, quality) in named.map(by_container).unwrap_or_default() {
@@ -228,7 +268,7 @@ impl Running {
             let profile =
                 Profile { start, duration, sampling, node, samples, mappings, losses, quality, unwind };
             if self.minutes.try_send(profile).is_err() {
-                self.lose("profiles_not_kept", 1);
+                (self.not_kept)(PROFILES_NOT_KEPT);
             }
         }
     }

@@ -9,6 +9,7 @@ mod counts;
 mod flight;
 mod growth;
 mod lookups;
+mod progress;
 mod record;
 mod scraper;
 mod stacks;
@@ -37,6 +38,8 @@ use collect::Collector;
 use counts::{Counts, Places};
 use flight::Flight;
 pub use growth::GrowthMode;
+pub use progress::Progress;
+use progress::Saver;
 use record::Attribution;
 pub use scraper::Scraper;
 use stacks::Stacks;
@@ -143,6 +146,7 @@ pub struct Recorder {
     dns_seen: Option<String>,
     degraded: Vec<String>,
     attached: Vec<(&'static str, bool)>,
+    progress: Arc<Progress>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     collect: JoinHandle<anyhow::Result<()>>,
 }
@@ -260,6 +264,7 @@ impl Recorder {
             shed,
         };
         let lookups = lookups::Lookups::new(&dns, pods.clone());
+        let progress = Arc::new(Progress::default());
         let attribution = Attribution {
             lookups_evicted: lookups_evicted.clone(),
             lookups: dns.lookups.then_some(lookups),
@@ -271,7 +276,8 @@ impl Recorder {
             desk: Desk::new(&boot_id()),
             sigkills,
             growth,
-            state_dir: options.state_dir,
+            saver: options.state_dir.map(|dir| Saver::new(dir, progress.clone(), room.missed.is_none())),
+            progress: progress.clone(),
         };
         tokio::spawn(attribution.run(room.missed, records, events_in));
         let collect = tokio::spawn(async move {
@@ -292,7 +298,7 @@ impl Recorder {
                 None => result,
             }
         });
-        let recorder = Recorder { sums, dns_seen, degraded, attached, stop: Some(stop), collect };
+        let recorder = Recorder { sums, dns_seen, degraded, attached, progress, stop: Some(stop), collect };
         Ok((recorder, events))
     }
 
@@ -331,6 +337,11 @@ impl Recorder {
     /// What to leave out, for whoever keeps to a budget.
     pub fn shed(&self) -> Arc<Shed> {
         self.sums.shed.clone()
+    }
+
+    /// For whoever keeps events, so that a restart tells those again that are not kept.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// For whoever serves metrics.

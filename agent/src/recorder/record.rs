@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::growth::Growth;
 use super::lookups::Lookups;
+use super::progress::{Progress, Saver};
 use super::stacks::Named;
 use crate::clock;
 use crate::decode::{OomDecoded, SigkillDecoded};
@@ -25,7 +26,7 @@ use crate::oom::{Desk, Examiner, Facts};
 use crate::pods::Pods;
 use crate::sigkill;
 
-/// How often the state is written, apart from after each incident.
+/// How often the state is looked after: it is written one to two of these after it was taken.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a kill waits for the names in its stacks: whoever made a program hard to read must not hold back the
@@ -60,8 +61,9 @@ pub struct Attribution {
     /// None: lookups are not asked for.
     pub lookups: Option<Lookups>,
     pub lookups_evicted: Arc<AtomicU64>,
-    /// Where a restart finds how far this run had come.
-    pub state_dir: Option<PathBuf>,
+    /// For a restart, which finds how far this run had come.
+    pub saver: Option<Saver>,
+    pub progress: Arc<Progress>,
 }
 
 impl Attribution {
@@ -78,6 +80,7 @@ impl Attribution {
                 event.losses = self.losses();
                 self.growth.iter().for_each(|growth| growth.killed(&event));
                 self.desk.lay(&mut event, boot_ns, facts);
+                self.progress.sent(&event);
                 if events.send(event).await.is_err() {
                     return;
                 }
@@ -103,7 +106,6 @@ impl Attribution {
                 },
                 () = until(due) => {
                     self.settle(&events, &closing, false);
-                    save.reset_immediately();
                     continue;
                 }
                 () = until(lookups_due) => {
@@ -115,10 +117,15 @@ impl Attribution {
                     continue;
                 }
                 _ = save.tick() => {
-                    self.save().await;
+                    let quiet = records.is_empty() && self.desk.due().is_none();
+                    let examiner = &self.examiner;
+                    let now = || State::now(examiner.log_sequence());
+                    let due = self.saver.as_mut().and_then(|saver| saver.round(quiet, now));
+                    save_state(due).await;
                     continue;
                 }
             };
+            self.progress.sent(&event);
             if events.send(event).await.is_err() {
                 return;
             }
@@ -131,7 +138,8 @@ impl Attribution {
             }
         }
         self.settle(&events, &closing, true);
-        self.save().await;
+        let now = State::now(self.examiner.log_sequence());
+        save_state(self.saver.take().and_then(|saver| saver.end(now))).await;
     }
 
     async fn kill(&mut self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> Event {
@@ -151,24 +159,19 @@ impl Attribution {
             self.examiner.told(&incident);
             let (events, closing) = (events.clone(), closing.clone());
             let (pods, losses) = (self.pods.clone(), self.losses.clone());
-            let growth = self.growth.clone();
+            let (growth, progress) = (self.growth.clone(), self.progress.clone());
+            let opened = progress.opened();
             tokio::spawn(async move {
                 if let Some(growth) = growth {
                     let (cgroup, boot_ns) = incident.victim();
                     incident.grew(growth.profile(cgroup, boot_ns).await);
                 }
+                let event = incident.settle(&pods, closing, &losses).await;
+                progress.sent(&event);
                 // Nobody listens any more: that is their choice.
-                let _ = events.send(incident.settle(&pods, closing, &losses).await).await;
+                let _ = events.send(event).await;
+                drop(opened);
             });
-        }
-    }
-
-    async fn save(&self) {
-        let Some(dir) = self.state_dir.clone() else { return };
-        let state = State::now(self.examiner.log_sequence());
-        let saved = tokio::task::spawn_blocking(move || state.save(&dir)).await;
-        if let Ok(Err(error)) = saved {
-            tracing::warn!("a restart will not know what it missed: {error:#}");
         }
     }
 
@@ -269,6 +272,14 @@ impl Attribution {
             start_time: clock::start(task.start_ns),
         };
         Event::new(clock::wall(time_ns), kind, &self.node, owner, process, detail, self.losses())
+    }
+}
+
+async fn save_state(due: Option<(PathBuf, State)>) {
+    let Some((dir, state)) = due else { return };
+    let saved = tokio::task::spawn_blocking(move || state.save(&dir)).await;
+    if let Ok(Err(error)) = saved {
+        tracing::warn!("a restart will not know what it missed: {error:#}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use podopsy_wire::BuildIdFrame;
 use tokio::sync::oneshot;
 
+use crate::heap;
 use crate::model::profile::Frame;
 use crate::symbolize::{Symbolizer, UserAddress};
 
@@ -74,6 +75,7 @@ fn run(requests: &mpsc::Receiver<Request>) {
     loop {
         if named.is_some_and(|when| when.elapsed() >= IDLE) {
             symbolizer.trim();
+            heap::give_back();
             named = None;
         }
         let wait = match young.front() {
@@ -118,6 +120,7 @@ fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
     if stack.user.iter().any(is_new) {
         symbolizer.see_process(stack.pid);
     }
+    symbolizer.look_up_kernel(stack.kernel.iter().enumerate().map(|(i, &address)| (address, i > 0)));
     let kernel = stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0));
     let kernel = kernel.skip_while(is_probe).collect();
     let user = stack

@@ -1,5 +1,6 @@
 //! Event → store → stdout, live streams, exports. Without a state folder there is no store, and an event is told at once.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,23 +16,24 @@ use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
 use crate::incidents::Incidents;
-use crate::model::Event;
-use crate::model::Owner;
+use crate::model::{Event, Losses, Owner};
 use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
 use crate::profiler::always;
-use crate::recorder::Recorder;
-use crate::store::{Limits, Store, Stored, Told};
+use crate::recorder::{Progress, Recorder};
+use crate::store::{Keeper, Limits, Store, Stored, Told};
 
 use super::keep::Keep;
-use super::profiles::{Profiles, Takers};
+use super::profiles::{NotKept, Profiles, Takers};
 
 /// Events that a live stream may be behind; what it misses is counted in it.
 const LIVE: usize = 256;
 
 /// How long exports have at the end: a destination that is down must not hold up each restart.
 const EXPORTS_WITHIN: Duration = Duration::from_secs(5);
+/// What of the end is left to those who come after the profiles.
+const AFTER_PROFILES: Duration = Duration::from_secs(3);
 /// Between two looks at whether all has been written, at the end.
 const LEFT: Duration = Duration::from_millis(20);
 
@@ -63,6 +65,12 @@ pub struct Out {
     /// Its interval is that of everything which is sampled for the store.
     always: always::Options,
     profiles: Option<Profiles>,
+    /// Profiles that nobody has, by counter name.
+    not_kept: NotKept,
+    /// Whom to tell which kills are kept.
+    progress: Option<Arc<Progress>>,
+    /// Of each kill that is on its way into the store, its place in the line.
+    kills: VecDeque<u64>,
     _socket: Option<Listening>,
 }
 
@@ -108,7 +116,17 @@ impl Out {
         let incidents = Incidents::new(&boot);
         let Paths { keep_every: every, profile_hz: frequency_hz, node, .. } = paths;
         let always = always::Options { frequency_hz, every, node };
+        let trouble = store.as_ref().map(|(store, _)| store.keeper());
+        let of_health = health.clone();
+        pages.metrics().degraded(move || {
+            let not_written = trouble.as_ref().and_then(Keeper::trouble);
+            of_health.ready(None, not_written).degraded.len()
+        });
+        let not_kept = NotKept::default();
+        let of_profiles = not_kept.clone();
+        pages.metrics().lost_beside(move || of_profiles.losses());
         let (keep, profiles, _socket) = (None, None, listening);
+        let (progress, kills) = (None, VecDeque::new());
         Ok(Out {
             history,
             store,
@@ -121,6 +139,9 @@ impl Out {
             keep,
             always,
             profiles,
+            not_kept,
+            progress,
+            kills,
             _socket,
         })
     }
@@ -129,19 +150,23 @@ impl Out {
     pub fn attached(&mut self, recorder: &Recorder) {
         if let Some((store, _)) = &self.store {
             let (scraper, pods) = (recorder.scraper(), self.pods.clone());
+            let progress = recorder.progress();
+            progress.await_keeper();
+            self.progress = Some(progress);
             self.keep = Some(Keep::start(self.always.every, scraper, pods, store.keeper()));
         }
         self.pages.attached(recorder.scraper());
-        self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
         let takers = Takers {
             store: self.store.as_ref().map(|(store, _)| store.keeper()),
             pyroscope: self.exports.profiles(),
             node: self.always.node.clone(),
+            not_kept: self.not_kept.clone(),
         };
         if self.always.frequency_hz > 0 && !takers.is_empty() {
             let (told, pods) = ((self.health.clone(), self.pages.clone()), self.pods.clone());
-            self.profiles = Some(Profiles::start(self.always.clone(), pods, takers, told));
+            let options = (self.always.clone(), recorder.shed());
+            self.profiles = Some(Profiles::start(options, pods, takers, told));
         }
         recorder.attached().iter().for_each(|&(name, is)| self.pages.metrics().probe(name, is));
         self.health.attached(recorder.degraded().to_vec());
@@ -155,6 +180,7 @@ impl Out {
     /// The pipeline has come round: incidents that have changed are kept as they are now.
     pub fn round(&mut self) {
         self.health.alive();
+        self.acknowledge();
         let changed = self.incidents.changed(Timestamp::now());
         self.exports.round(&changed);
         let Some((store, _)) = &self.store else { return };
@@ -168,11 +194,27 @@ impl Out {
     pub fn take(&mut self, event: Event) -> anyhow::Result<()> {
         match &self.store {
             None => self.tell(Stored { id: None, event }),
-            Some((store, _)) => match store.put(event) {
-                Ok(()) => Ok(()),
-                Err(event) => self.tell(Stored { id: None, event: *event }),
-            },
+            Some((store, _)) => {
+                let is_recoverable = Progress::is_recoverable(&event);
+                let put = store.put(event);
+                if is_recoverable {
+                    self.kills.push_back(store.passed().0);
+                }
+                match put {
+                    Ok(()) => Ok(()),
+                    Err(event) => self.tell(Stored { id: None, event: *event }),
+                }
+            }
         }
+    }
+
+    /// Says which kills a restart need not tell again.
+    fn acknowledge(&mut self) {
+        let (Some((store, _)), Some(progress)) = (&self.store, &self.progress) else { return };
+        let (_, done) = store.passed();
+        let kept = self.kills.iter().take_while(|place| **place <= done).count();
+        self.kills.drain(..kept);
+        progress.kept(kept as u64);
     }
 
     /// The next event that may be told; waits for good where nothing is kept.
@@ -219,14 +261,23 @@ impl Out {
         }
     }
 
-    pub fn stopping(&self) {
+    /// Whoever needs time to come to its end begins now.
+    pub fn stopping(&mut self) {
         self.health.stopping();
+        self.profiles.iter_mut().for_each(Profiles::stop);
+    }
+
+    /// What was lost here, by counter name.
+    pub fn losses(&self) -> Losses {
+        self.not_kept.losses()
     }
 
     /// Tells what is left, keeps what became of it, closes the store, and then delivers what waits until `deadline`.
     pub async fn close(&mut self, deadline: Instant) -> anyhow::Result<()> {
         if let Some(profiles) = self.profiles.take() {
-            profiles.end().await;
+            // What they leave behind has to be written, and sent.
+            let left = deadline.saturating_duration_since(Instant::now());
+            profiles.end(left.saturating_sub(AFTER_PROFILES)).await;
         }
         if let Some(keep) = self.keep.take() {
             keep.end().await;
@@ -237,6 +288,9 @@ impl Out {
             }
         }
         self.round();
+        if let Some(Err(error)) = self.progress.take().map(|progress| progress.save_last()) {
+            tracing::warn!("a restart will tell kills again that it need not: {error:#}");
+        }
         if let Some((store, mut told)) = self.store.take() {
             store.close();
             while told.recv().await.is_some() {}

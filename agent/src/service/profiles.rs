@@ -3,23 +3,38 @@
 //! It starts beside everything else, since the tables that stacks are unwound by take seconds; and where it cannot be had
 //! it costs itself alone, and `/readyz` says so. Must not know: how stacks are taken, what the store does.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{Health, Pages};
+use crate::budget::Shed;
 use crate::deliver::Inlet;
 use crate::deliver::pyroscope::Pprof;
-use crate::export;
+use crate::model::Losses;
 use crate::model::profile::{Profile, Sampling};
 use crate::pods::Pods;
-use crate::profiler::always::{Always, Options};
+use crate::profiler::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_KEPT};
 use crate::store::{Keeper, ProfileFacts, ProfileRecord};
+use crate::{export, heap};
 
-/// How long the end may take: what is not kept then is a minute at most.
-const END_WITHIN: Duration = Duration::from_secs(4);
+/// Profiles that nobody has, by counter name: counted where each is lost.
+#[derive(Clone, Debug, Default)]
+pub struct NotKept(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl NotKept {
+    pub fn add(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+    }
+
+    pub fn losses(&self) -> Losses {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+    }
+}
 
 /// Who gets the profiles.
 pub struct Takers {
@@ -27,6 +42,7 @@ pub struct Takers {
     pub pyroscope: Option<Inlet<Pprof>>,
     /// Its name, for a label.
     pub node: String,
+    pub not_kept: NotKept,
 }
 
 impl Takers {
@@ -47,7 +63,8 @@ impl Takers {
 
 /// The running task.
 pub struct Profiles {
-    stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
+    not_kept: NotKept,
     task: JoinHandle<()>,
     settled: Option<oneshot::Receiver<()>>,
 }
@@ -55,15 +72,17 @@ pub struct Profiles {
 impl Profiles {
     /// `told`: who is told how it goes.
     pub fn start(
-        options: Options,
+        (options, shed): (Options, Arc<Shed>),
         pods: Arc<Pods>,
         takers: Takers,
         (health, pages): (Arc<Health>, Arc<Pages>),
     ) -> Profiles {
         let (stop, stopped) = oneshot::channel();
         let (settle, settled) = oneshot::channel();
+        let not_kept = takers.not_kept.clone();
         let task = tokio::spawn(async move {
-            let started = Always::start(options, pods).await;
+            let (lost, not_kept_at_end) = (takers.not_kept.clone(), takers.not_kept.clone());
+            let started = Always::start(options, pods, shed, move |name| lost.add(name)).await;
             let _ = settle.send(());
             match started {
                 Ok((always, profiles)) => {
@@ -73,6 +92,7 @@ impl Profiles {
                         .for_each(|why| health.degrade(format!("always-on profile: {why}")));
                     pages.metrics().probe("oncpu", true);
                     tracing::info!("keeps a profile of each container");
+                    heap::give_back();
                     let keep = keep(profiles, takers);
                     tokio::pin!(keep);
                     tokio::select! {
@@ -84,6 +104,7 @@ impl Profiles {
                         _ = stopped => {
                             let (ended, ()) = tokio::join!(always.end(), keep);
                             if let Err(error) = ended {
+                                not_kept_at_end.add(MINUTES_NOT_NAMED);
                                 tracing::warn!("the last minute's profiles are not kept: {error:#}");
                             }
                         }
@@ -96,7 +117,7 @@ impl Profiles {
                 }
             }
         });
-        Profiles { stop, task, settled: Some(settled) }
+        Profiles { stop: Some(stop), not_kept, task, settled: Some(settled) }
     }
 
     /// Done when its probes are loaded, or cannot be; to be asked for once.
@@ -104,11 +125,18 @@ impl Profiles {
         self.settled.take()
     }
 
-    /// Keeps the minute that has begun, and ends.
-    pub async fn end(mut self) {
-        let _ = self.stop.send(());
-        if tokio::time::timeout(END_WITHIN, &mut self.task).await.is_err() {
+    /// Keeps the minute that has begun: names take seconds where much has run, while others come to their end, too.
+    pub fn stop(&mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+    }
+
+    /// Waits for it so long; what is not kept then is a minute at most, and counted.
+    pub async fn end(mut self, within: Duration) {
+        self.stop();
+        if tokio::time::timeout(within, &mut self.task).await.is_err() {
             self.task.abort();
+            self.not_kept.add(MINUTES_NOT_NAMED);
+            tracing::warn!("the last minute's profiles are not kept: its names took longer than {within:?}");
         }
     }
 }
@@ -118,8 +146,13 @@ async fn keep(mut profiles: mpsc::Receiver<Profile>, takers: Takers) {
     while let Some(profile) = profiles.recv().await {
         // Compressing takes milliseconds: not among those who must not wait.
         let record = tokio::task::spawn_blocking(move || record(&profile)).await;
-        if let Ok(Some(record)) = record {
-            takers.take(record);
+        match record {
+            Ok(Some(record)) => takers.take(record),
+            _ => takers.not_kept.add(PROFILES_NOT_KEPT),
+        }
+        // A minute's last: its stacks and names are not needed any more.
+        if profiles.is_empty() {
+            let _ = tokio::task::spawn_blocking(heap::give_back).await;
         }
     }
 }
@@ -128,7 +161,7 @@ fn record(profile: &Profile) -> Option<ProfileRecord> {
     let mut pprof = Vec::new();
     export::pprof::write(profile, &mut pprof).ok()?;
     let (user_stacks, complete) = profile.complete();
-    let mut incomplete = std::collections::BTreeMap::new();
+    let mut incomplete = BTreeMap::new();
     for (reason, count) in profile.quality.iter().flat_map(|quality| &quality.incomplete) {
         *incomplete.entry(reason.clone()).or_default() += count;
     }

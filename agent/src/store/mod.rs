@@ -151,6 +151,9 @@ struct Shared {
     not_written: AtomicU64,
     unreadable: AtomicU64,
     put_aside: AtomicU64,
+    /// Events put in line, and those of them that are written, or counted as not.
+    events_in: AtomicU64,
+    events_done: AtomicU64,
     /// Why nothing is written now.
     away: Mutex<Option<String>>,
 }
@@ -234,9 +237,21 @@ impl Store {
             return Err(event);
         }
         match self.keeper.queue.send(Message::Event(event)) {
-            Err(mpsc::SendError(Message::Event(event))) => Err(event),
-            _ => Ok(()),
+            Err(mpsc::SendError(Message::Event(event))) => {
+                self.keeper.refused(size(&event));
+                Err(event)
+            }
+            _ => {
+                self.keeper.shared.events_in.fetch_add(1, Relaxed);
+                Ok(())
+            }
         }
+    }
+
+    /// Events put in line so far, and how many of them are done with: in the file, or counted as not kept.
+    pub fn passed(&self) -> (u64, u64) {
+        let Shared { events_in, events_done, .. } = &*self.keeper.shared;
+        (events_in.load(Relaxed), events_done.load(Relaxed))
     }
 
     /// An incident, again each time that it changes: the last word counts.
@@ -296,10 +311,26 @@ impl Keeper {
     }
 
     fn put_row(&self, row: anyhow::Result<Row>) {
-        let Ok(row) = row else { return };
-        if self.admits(row.body.len()) {
-            let _ = self.queue.send(Message::Row(Box::new(row)));
+        let Ok(row) = row else {
+            self.shared.not_written.fetch_add(1, Relaxed);
+            return;
+        };
+        let bytes = row.body.len();
+        if self.admits(bytes) && self.queue.send(Message::Row(Box::new(row))).is_err() {
+            self.refused(bytes);
         }
+    }
+
+    /// It was admitted, and the writer is gone.
+    fn refused(&self, bytes: usize) {
+        self.shared.waiting.fetch_sub(1, Relaxed);
+        self.shared.waiting_bytes.fetch_sub(bytes, Relaxed);
+        self.shared.not_written.fetch_add(1, Relaxed);
+    }
+
+    /// Why nothing is written now; None: all is well.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
     }
 
     fn admits(&self, bytes: usize) -> bool {

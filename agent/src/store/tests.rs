@@ -188,6 +188,8 @@ fn what_a_restart_tells_again_is_kept_once_and_not_told() {
     let other = put(&store, &mut told, kill(ago(4), Owner::default(), "b-1", 10, true)).unwrap();
     // The other way round, what was seen takes the place of what was heard.
     assert_eq!(put(&store, &mut told, kill(ago(4), owner("a", "b", &[]), "b-1", 10, false)), Some(other));
+    // Done with, whether they were told or not.
+    assert_eq!(store.passed(), (4, 4));
     let page = store.reader().page(&Filter::all(Shelf::Events)).unwrap();
     assert_eq!(page.items.len(), 2);
     assert_eq!((page.items[0].id, page.items[0].parse::<Event>().unwrap()), (id, seen));

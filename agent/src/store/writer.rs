@@ -136,6 +136,7 @@ impl Writer {
                         tracing::warn!("an event is not kept: {error:#}");
                         self.lose(1);
                         let _ = self.told.send((Stored { id: None, event: *event }, bytes));
+                        self.shared.events_done.fetch_add(1, Relaxed);
                     }
                 }
             }
@@ -197,6 +198,7 @@ impl Writer {
         if kept.is_none() {
             self.lose(waiting.len() as u64);
         }
+        let events = waiting.iter().filter(|one| one.event.is_some()).count();
         for (at, one) in waiting.into_iter().enumerate() {
             let id = match kept.as_ref().map(|kept| kept[at]) {
                 Some(Kept::As(id)) => Some(id),
@@ -214,6 +216,7 @@ impl Writer {
                 None => self.done(one.bytes),
             }
         }
+        self.shared.events_done.fetch_add(events as u64, Relaxed);
     }
 
     fn done(&self, bytes: usize) {

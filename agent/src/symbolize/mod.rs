@@ -13,6 +13,7 @@
 //! [`Symbolizer`] is `Send`, and blocks: on files for milliseconds, at a large file's first address for up to seconds.
 //! Use it from `spawn_blocking` or a thread, not from an async task.
 
+mod cache;
 mod depth;
 pub(crate) mod elf;
 mod files;
@@ -30,18 +31,20 @@ mod snapshot;
 mod tests;
 mod vdso;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::profile::{Frame, Mapping};
+use cache::Cache;
 use files::{FileId, Files};
 use kernel::Kernel;
 use losses::Losses;
 use processes::{Opening, Place, Processes};
 use resolver::{Resolver, Symbol};
 
-/// Distinct (file, offset) pairs whose frames are kept: about 30 MB when full of C++ names; then it starts over.
-const MAX_CACHED: usize = 65_536;
+/// Bytes of frames that are kept: some 65,000 addresses of C++. A recorder that is always on keeps a part.
+const CACHED: usize = 32 << 20;
+const CACHED_ALWAYS: usize = 6 << 20;
 
 /// A user-space address in a process, before symbolization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,15 +80,21 @@ pub enum Located {
 }
 
 /// Symbolizes; remembers each process's mappings and holds its files open from first sight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Symbolizer {
     processes: Processes,
     files: Files,
     resolver: Resolver,
     kernel: Kernel,
     vdso: vdso::Vdso,
-    cache: HashMap<(FileId, u64), Arc<[Frame]>>,
+    cache: Cache,
     losses: Losses,
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::with(Files::default(), CACHED)
+    }
 }
 
 impl Symbolizer {
@@ -93,10 +102,22 @@ impl Symbolizer {
         Self::default()
     }
 
+    fn with(files: Files, cached: usize) -> Self {
+        Self {
+            processes: Processes::default(),
+            files,
+            resolver: Resolver::default(),
+            kernel: Kernel::default(),
+            vdso: vdso::Vdso::default(),
+            cache: Cache::with_limit(cached),
+            losses: Losses::default(),
+        }
+    }
+
     /// For a recorder that is always on: holds no more than so many files open at a time, and so many bytes of their
     /// symbols and debug information (one file may need more, while it is the only one).
     pub fn holding(files: usize, bytes: u64) -> Self {
-        Self { files: Files::holding(files, bytes), ..Self::default() }
+        Self::with(Files::holding(files, bytes), CACHED_ALWAYS)
     }
 
     /// Call on first sight of a process, and when it has exec'd (its comm changed): reads its mappings and opens its
@@ -178,16 +199,14 @@ impl Symbolizer {
         kernel: impl IntoIterator<Item = (u64, bool)>,
         user: impl IntoIterator<Item = UserAddress>,
     ) {
-        for (address, is_return) in kernel {
-            self.kernel(address, is_return);
-        }
-        // kallsyms is 15 MB.
-        self.resolver.reset();
+        self.look_up_kernel(kernel);
         let mut files: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
         for address in user {
             let at = address.address.saturating_sub(u64::from(address.is_return));
             self.notice(address.pid, &[at]);
-            if let Located::File { id, offset } = self.locate(address) {
+            if let Located::File { id, offset } = self.locate(address)
+                && !self.cache.knows(id, offset)
+            {
                 files.entry(id).or_default().insert(offset);
             }
         }
@@ -210,10 +229,16 @@ impl Symbolizer {
         self.files.forget_copies(&mut self.resolver);
     }
 
+    /// Kernel addresses at once: their table is read for all of them together.
+    pub fn look_up_kernel(&mut self, addresses: impl IntoIterator<Item = (u64, bool)>) {
+        let at = |(address, is_return): (u64, bool)| address.saturating_sub(u64::from(is_return));
+        self.kernel.look_up(addresses.into_iter().map(at).collect(), &mut self.losses);
+    }
+
     /// A kernel address.
     pub fn kernel(&mut self, address: u64, is_return: bool) -> Vec<Frame> {
         let at = address.saturating_sub(u64::from(is_return));
-        self.kernel.frames(at, &mut self.resolver, &mut self.losses).to_vec()
+        self.kernel.frames(at, &mut self.losses).to_vec()
     }
 
     /// A file with this build id was opened.
@@ -239,18 +264,19 @@ impl Symbolizer {
         self.files.mappings()
     }
 
-    /// Why addresses stayed without a name, by counter name. An address counts once while its frames are cached, and
-    /// not once a sample.
+    /// Why addresses stayed without a name, by counter name. An address counts once between two [`Symbolizer::trim`]s while
+    /// its frames are cached, and not once a sample.
     pub fn losses(&self) -> BTreeMap<String, u64> {
         self.losses.all()
     }
 
-    /// Frees symbol tables, debug information and cached frames; held files and known processes stay. For a recorder
-    /// that is always on, between two profiles.
+    /// Frees symbol tables and debug information; held files and known processes stay, and names that were asked for in
+    /// the last profiles. For a recorder that is always on, between two profiles.
     pub fn trim(&mut self) {
         self.resolver.reset();
         self.files.forget_copies(&mut self.resolver);
-        self.cache = HashMap::new();
+        // Another reason may be the moment's: a file that is not held open now will be when it is seen again.
+        self.cache.turn(|reason| reason == "symbol_not_found");
         self.kernel.trim();
         self.processes.trim();
     }
@@ -261,8 +287,9 @@ impl Symbolizer {
     }
 
     fn in_file(&mut self, id: FileId, offset: u64) -> Arc<[Frame]> {
-        if let Some(frames) = self.cache.get(&(id, offset)) {
-            return Arc::clone(frames);
+        if let Some((frames, lacks)) = self.cache.get(id, offset) {
+            lacks.into_iter().for_each(|reason| self.losses.add(reason));
+            return frames;
         }
         let symbol = self.files.symbol(id, offset, &mut self.resolver, &mut self.losses);
         let (module, build_id) = match self.files.name(id) {
@@ -270,16 +297,14 @@ impl Symbolizer {
             None => (None, None),
         };
         // A line without a name is worth showing, and is a name missed.
-        match &symbol {
-            Err(reason) => self.losses.add(reason),
-            Ok(symbol) if !symbol.has_name() => self.losses.add("symbol_not_found"),
-            Ok(_) => {}
-        }
+        let lacks = match &symbol {
+            Err(reason) => Some(*reason),
+            Ok(symbol) if !symbol.has_name() => Some("symbol_not_found"),
+            Ok(_) => None,
+        };
+        lacks.into_iter().for_each(|reason| self.losses.add(reason));
         let frames = frames(symbol.ok(), &Frame { module, build_id, offset, ..Frame::default() });
-        if self.cache.len() >= MAX_CACHED {
-            self.cache.clear();
-        }
-        self.cache.insert((id, offset), Arc::clone(&frames));
+        self.cache.put(id, offset, Arc::clone(&frames), lacks);
         frames
     }
 }

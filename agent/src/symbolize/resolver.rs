@@ -12,7 +12,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use blazesym::MaybeDefault;
 use blazesym::symbolize::{self, CodeInfo, Input, Symbolized, source};
 
 use crate::model::text::{escape, escape_bytes};
@@ -38,8 +37,6 @@ pub(super) struct Named {
 pub(super) struct Symbol {
     /// Innermost first: inlined functions, last the function that the code is in.
     pub functions: Vec<Named>,
-    /// The module that a kernel symbol is in, where kallsyms says so.
-    pub module: Option<String>,
 }
 
 impl Symbol {
@@ -51,18 +48,9 @@ impl Symbol {
 #[derive(Debug)]
 enum Ask {
     /// A virtual address in the ELF file at the path, with or without its debug information.
-    Elf {
-        path: PathBuf,
-        debug_info: bool,
-        address: u64,
-    },
-    Kernel {
-        address: u64,
-    },
+    Elf { path: PathBuf, debug_info: bool, address: u64 },
     /// Drop what is cached of the file.
-    Forget {
-        path: PathBuf,
-    },
+    Forget { path: PathBuf },
     #[cfg(test)]
     Panic,
 }
@@ -88,11 +76,6 @@ impl Resolver {
     /// Looks up a virtual address in an ELF file. An error is a counter's name: do not ask for this file again.
     pub fn elf(&mut self, path: &Path, debug_info: bool, address: u64) -> Result<Answer, &'static str> {
         self.ask(Ask::Elf { path: path.to_owned(), debug_info, address })
-    }
-
-    /// Looks up a kernel address in kallsyms.
-    pub fn kernel(&mut self, address: u64) -> Result<Answer, &'static str> {
-        self.ask(Ask::Kernel { address })
     }
 
     /// Frees what is cached of a file, before its path comes to mean another.
@@ -183,12 +166,6 @@ fn work(blazesym: &mut symbolize::Symbolizer, question: Ask) -> Answer {
                 (lines, plain) => plain.or(lines),
             }
         }
-        Ask::Kernel { address } => {
-            // kallsyms has the modules and BPF programs that are loaded now; a vmlinux on disk may be another build.
-            let kernel =
-                source::Kernel { vmlinux: MaybeDefault::None, debug_syms: false, ..Default::default() };
-            blazesym.symbolize_single(&kernel.into(), Input::AbsAddr(address)).ok().and_then(symbol)
-        }
         Ask::Forget { path } => {
             // Evicting is best effort, and so says blazesym.
             let _ = blazesym.evict(&symbolize::evict::Evict::Elf(symbolize::evict::Elf::new(path)));
@@ -204,8 +181,7 @@ fn symbol(found: Symbolized<'_>) -> Answer {
     let mut functions: Vec<Named> =
         found.inlined.iter().rev().map(|inlined| named(&inlined.name, inlined.code_info.as_ref())).collect();
     functions.push(named(&found.name, found.code_info.as_deref()));
-    let module = found.module.map(|module| escape_bytes(module.as_encoded_bytes()));
-    Some(Symbol { functions, module })
+    Some(Symbol { functions })
 }
 
 fn named(name: &str, code: Option<&CodeInfo<'_>>) -> Named {
@@ -246,7 +222,7 @@ mod tests {
         };
         let mut resolver =
             Resolver { left_behind: (0..=MAX_LEFT_BEHIND).map(|_| stuck()).collect(), worker: None };
-        assert_eq!(resolver.kernel(0), Err("symbolizer_stuck"));
+        assert_eq!(resolver.elf(Path::new("/etc/passwd"), false, 0), Err("symbolizer_stuck"));
         drop(stop);
         while resolver.left_behind.iter().any(|thread| !thread.is_finished()) {
             thread::yield_now();

@@ -20,6 +20,7 @@ use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 
 use super::file::{self, Source};
 use super::tables::{Kernel, Tables};
+use crate::heap;
 use crate::model::profile::UnwindCost;
 use crate::python::{self, Interpreters};
 use crate::symbolize::elf::read_at;
@@ -219,10 +220,16 @@ struct Worker<K> {
 
 impl<K: Kernel> Worker<K> {
     fn run(mut self, received: &Receiver<TableRequest>) -> Built {
+        let mut made = true;
         loop {
             let wait = self.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
             let idle = self.backlog.is_empty() && self.asked.is_empty();
             let wait = if idle { wait.unwrap_or(LONG) } else { Duration::ZERO };
+            // A large program's rows are tens of MB, on their way to the kernel.
+            if idle && std::mem::take(&mut made) {
+                heap::give_back();
+            }
+            made |= !idle;
             match received.recv_timeout(wait) {
                 Ok(request) => self.take_in(&request),
                 Err(RecvTimeoutError::Timeout) => {}

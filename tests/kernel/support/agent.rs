@@ -1,5 +1,6 @@
 //! The agent as a process of its own, a Prometheus that scrapes it, and what both answer.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -63,12 +64,21 @@ impl Agent {
 
     /// The same, with its output in `folder`.
     pub fn start_in(folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
+        Agent::start_by(&[], folder, runtime, arguments)
+    }
+
+    /// The same, by a program that then becomes it.
+    pub fn start_by(by: &[&str], folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
         let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
         let folder = folder.to_owned();
         let file = |name| fs::File::create(folder.join(name)).expect("the agent's output");
-        let mut command = Command::new(program);
+        let mut words = by.iter().map(OsString::from).chain([program.into_os_string()]);
+        let mut command = Command::new(words.next().expect("there is one"));
+        command.args(words);
         command.arg("--cri-socket").arg(runtime).args(["--listen", "127.0.0.1:0"]);
         command.arg("--socket").arg(folder.join("agent.sock")).args(arguments);
+        // Who wants profiles says so, by a flag: their tables take an emulated machine long.
+        command.env("PODOPSY_PROFILE_HZ", "0");
         let child = command.stdout(file("agent.out")).stderr(file("agent.log")).spawn();
         let process = Running(child.expect("start the agent"));
         let mut agent = Agent { process, address: String::new(), folder };

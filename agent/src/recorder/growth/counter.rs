@@ -11,6 +11,7 @@ use super::{Message, Shared};
 use crate::clock::boot_now_ns;
 use crate::decode;
 use crate::growth::{self, Window};
+use crate::heap;
 use crate::model::growth::GrowthProfile;
 use crate::symbolize::{Symbolizer, UserAddress};
 
@@ -34,6 +35,7 @@ pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
         // Tables of symbols are megabytes, and the next kill may be days away; in a storm it is not.
         if reported.is_some_and(|when| when.elapsed() >= IDLE) {
             counter.symbolizer.trim();
+            heap::give_back();
             reported = None;
         }
         match received.recv_timeout(IDLE) {

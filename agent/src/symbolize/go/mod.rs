@@ -81,7 +81,7 @@ impl Go {
             at = function.entry.checked_add(u64::from(parent))?;
         }
         functions.push(self.named(&image, &function, function.name, at)?);
-        Some(Symbol { functions, module: None })
+        Some(Symbol { functions })
     }
 
     /// The function that an address is in.
