@@ -208,7 +208,13 @@ fn killed_in(cgroup: &Path) -> anyhow::Result<u64> {
 }
 
 fn lift(cgroup: &Path) -> anyhow::Result<()> {
-    let [v2, v1] = [("memory.max", "max"), ("memory.limit_in_bytes", "-1")];
-    let (file, word) = if cgroup.join(v2.0).exists() { v2 } else { v1 };
-    std::fs::write(cgroup.join(file), word).with_context(|| format!("lift the limit of {}", cgroup.display()))
+    // In v1 memory's own limit may not be above that of memory and swap together, if there is one.
+    let limits =
+        [("memory.max", "max"), ("memory.memsw.limit_in_bytes", "-1"), ("memory.limit_in_bytes", "-1")];
+    for (file, word) in limits.map(|(name, word)| (cgroup.join(name), word)) {
+        if file.exists() {
+            std::fs::write(&file, word).with_context(|| format!("lift {}", file.display()))?;
+        }
+    }
+    Ok(())
 }

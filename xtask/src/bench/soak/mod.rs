@@ -8,6 +8,7 @@ mod report;
 mod sample;
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
         Some(path) => std::path::absolute(path).with_context(|| path.display().to_string())?,
         None => statics::build(Statics::Podopsy)?.join("podopsy-agent"),
     };
-    let signals = Signals::taken()?;
+    let signals = Signals::new();
     let folder = Folder::new()?;
     let (mut load, socket) = Load::start(options.containers as usize)?;
     let state = folder.0.join("state");
@@ -250,32 +251,40 @@ impl Drop for Folder {
     }
 }
 
-/// SIGINT and SIGTERM, taken as words: what runs is ended in order. Children get their own.
-struct Signals(SignalFd);
+/// SIGINT and SIGTERM while we wait, which is nearly always: what was started is then ended in order. Blocked only that
+/// long, because a child inherits what is blocked. At other times they end us, and with us, by its stdin and its parent's
+/// death, what we started.
+struct Signals(SigSet);
 
 impl Signals {
-    fn taken() -> Result<Signals> {
-        let mut both = SigSet::empty();
-        both.add(Signal::SIGINT);
-        both.add(Signal::SIGTERM);
-        both.thread_block().context("take signals")?;
-        Ok(Signals(SignalFd::new(&both).context("take signals")?))
+    fn new() -> Signals {
+        Signals(SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]))
     }
 
     /// Waits; an error if it is told to end.
     fn wait(&self, time: Duration) -> Result<()> {
-        use std::os::fd::AsFd as _;
-        let end = Instant::now() + time;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let timeout =
-                PollTimeout::try_from(left.min(Duration::from_secs(60))).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
-                Ok(0) if Instant::now() >= end => return Ok(()),
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => bail!("interrupted; what was started is cleared away"),
-                Err(error) => return Err(error).context("wait"),
-            }
+        let signals = SignalFd::new(&self.0).context("take signals")?;
+        self.0.thread_block().context("take signals")?;
+        let told = poll_until(&signals, Instant::now() + time);
+        self.0.thread_unblock().context("let signals through")?;
+        if told? {
+            bail!("interrupted; what was started is cleared away");
+        }
+        Ok(())
+    }
+}
+
+/// True: a signal came, and is taken.
+fn poll_until(signals: &SignalFd, end: Instant) -> Result<bool> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(60));
+        // Rounded up: the last millisecond would be spent in a circle.
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if Instant::now() >= end => return Ok(false),
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(signals.read_signal().context("take a signal")?.is_some()),
+            Err(error) => return Err(error).context("wait"),
         }
     }
 }
