@@ -26,6 +26,7 @@
 //! | questions from this machine | [`api`] | HTTP, who may ask |
 //! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
 //! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
+//! | the heap and descriptors of the agent itself | [`upkeep`] | the C library, limits |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
 //! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
@@ -67,3 +68,4 @@ pub mod sigkill;
 pub mod store;
 pub mod symbolize;
 pub mod unwind;
+pub mod upkeep;

@@ -253,6 +253,7 @@ impl Symbolizer {
         self.cache = HashMap::new();
         self.kernel.trim();
         self.processes.trim();
+        crate::upkeep::give_back();
     }
 
     fn opening(&mut self) -> (&mut Processes, Opening<'_>) {
