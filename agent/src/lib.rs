@@ -27,6 +27,7 @@
 //! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
 //! | what the allocator gives back | [`heap`] | glibc's malloc |
 //! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
+//! | how many files it may open | [`descriptors`] | a limit of the kernel |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
 //! [`recorder`] puts the event stages together, [`service`] what follows an event in the agent, [`profiler`] the profile stages; [`doctor`] says which
@@ -42,6 +43,7 @@ pub mod compare;
 pub mod config;
 pub mod decode;
 pub mod deliver;
+pub mod descriptors;
 pub mod doctor;
 pub mod duration;
 pub mod export;

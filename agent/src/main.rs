@@ -18,7 +18,7 @@ use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{ExportArgs, Exports, Out, Paths, Systemd};
 use podopsy_agent::sigkill::Scope;
 use podopsy_agent::store::Limits;
-use podopsy_agent::{budget, bytes, duration, heap};
+use podopsy_agent::{budget, bytes, descriptors, duration, heap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -196,6 +196,13 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
         .init();
+    if let Some(descriptors) = descriptors::raise() {
+        tracing::warn!(
+            descriptors,
+            "may open few files, and cannot raise that: on a full node stacks of the dead stay without names; give it \
+             more (LimitNOFILE=8192, or the runtime's limit)"
+        );
+    }
     // Before the runtime's threads, which inherit it.
     let begun = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
     let runtime = match tokio::runtime::Runtime::new() {

@@ -2,7 +2,7 @@
 //! after one that was killed.
 
 use std::fs::{File, OpenOptions};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow};
@@ -14,6 +14,13 @@ use crate::process::Process;
 
 /// Fixed, unlike the node's own directory: the next run has to find it.
 const HOME: &str = "/run/podopsy-harness";
+/// Another one, for a node that may be up beside others: a soak's, which would hold the lock for an hour.
+const ELSEWHERE: &str = "PODOPSY_HARNESS_HOME";
+
+/// Where the lock and the state file are.
+fn home() -> PathBuf {
+    std::env::var_os(ELSEWHERE).map_or_else(|| HOME.into(), PathBuf::from)
+}
 
 /// What a node made and has to unmake.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +44,7 @@ impl State {
             "cgroups": self.cgroups,
             "kept": self.kept,
         });
-        let path = Path::new(HOME).join("node.json");
+        let path = home().join("node.json");
         let new = path.with_extension("new");
         std::fs::write(&new, text.to_string()).with_context(|| format!("write {}", new.display()))?;
         std::fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))
@@ -45,7 +52,7 @@ impl State {
 
     /// What an earlier run left, if it left anything.
     pub fn load() -> Option<Self> {
-        let text = std::fs::read_to_string(Path::new(HOME).join("node.json")).ok()?;
+        let text = std::fs::read_to_string(home().join("node.json")).ok()?;
         let value: Value = serde_json::from_str(&text).ok()?;
         let strings = |key: &str| -> Vec<String> {
             let items = value[key].as_array().into_iter().flatten();
@@ -66,7 +73,7 @@ impl State {
 
     /// Nothing is left to clean.
     pub fn forget() {
-        let _ = std::fs::remove_file(Path::new(HOME).join("node.json"));
+        let _ = std::fs::remove_file(home().join("node.json"));
     }
 }
 
@@ -102,8 +109,10 @@ pub struct Lock {
 impl Lock {
     /// Waits for other nodes of this machine, in this process and in others.
     pub fn take(progress: &dyn Fn(&str)) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(HOME).with_context(|| format!("make {HOME}: the harness runs as root"))?;
-        let path = Path::new(HOME).join("lock");
+        let home = home();
+        std::fs::create_dir_all(&home)
+            .with_context(|| format!("make {}: the harness runs as root", home.display()))?;
+        let path = home.join("lock");
         let open = || OpenOptions::new().create(true).append(true).open(&path);
         let file = open().with_context(|| format!("open {}", path.display()))?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

@@ -3,9 +3,10 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podopsy_agent::model::profile::Frame;
 use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
@@ -257,4 +258,37 @@ fn inspect_agrees_with_cri_in_both_directions() {
     assert_eq!(by_pid["owner"]["container"]["id"], truth.id.as_str());
     assert_eq!(by_pid["owner"]["container"]["attempt"], truth.attempt);
     drop::<PodHandle>(pod);
+}
+
+/// Directories of cgroupfs, which end no watch of their own. By inode: others come and go here, too.
+#[test]
+fn cgroups_that_are_gone_are_not_watched_any_more() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let pods = runtime.block_on(podopsy_agent::pods::Pods::start(Default::default())).expect("pods");
+    let root = pods.hierarchy().dir.join(format!("podopsy-watched-{}", std::process::id()));
+    let children: Vec<_> = (0..20).map(|n| root.join(format!("c{n}"))).collect();
+    let all: Vec<_> = std::iter::once(&root).chain(&children).collect();
+    all.iter().for_each(|dir| std::fs::create_dir(dir).expect("make a cgroup"));
+    let inode = |dir: &&std::path::PathBuf| std::fs::metadata(dir).expect("a cgroup").ino();
+    let inodes: Vec<u64> = all.iter().map(inode).collect();
+    let until = |what: &str, wanted: usize| {
+        let end = Instant::now() + SOON;
+        while watched(&inodes) != wanted {
+            assert!(Instant::now() < end, "{what}: {} watches of {}", watched(&inodes), inodes.len());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until("made", inodes.len());
+    all.iter().rev().for_each(|dir| std::fs::remove_dir(dir).expect("remove a cgroup"));
+    until("gone", 0);
+    drop(pods);
+}
+
+/// How many of these inodes this process has an inotify watch of.
+fn watched(inodes: &[u64]) -> usize {
+    let files = std::fs::read_dir("/proc/self/fdinfo").expect("our descriptors").flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let all: String = texts.filter(|text| text.contains("inotify wd:")).collect();
+    let is_watched = |inode: &&u64| all.contains(&format!(" ino:{inode:x} "));
+    inodes.iter().filter(is_watched).count()
 }

@@ -27,14 +27,16 @@ pub use steps::Stretch;
 use steps::Stretches;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Full samples a second; with more containers than that each is read less often, in turn.
-const SAMPLES_PER_TICK: usize = 100;
+/// Samples a second; with more containers than that each is read less often, in turn. A full node of Kubernetes has 110
+/// pods, and some two containers in each.
+const SAMPLES_PER_TICK: usize = 256;
 /// The counters of containers, and of what lies above them, are read in turn too: all within so many ticks,
 /// since they move only when something is wrong, and only their difference over a kill is asked for.
 const COUNTERS_WITHIN: usize = 5;
 const COUNTERS_PER_TICK: usize = 200;
-/// Limits are read with every so many samples: they change seldom.
-const LIMIT_EVERY: u64 = 10;
+/// Every so many samples the limit is read, too, which changes seldom, and all of a usage whose sum has not moved: its
+/// parts and its pressure may have.
+const WHOLE_EVERY: u64 = 10;
 /// Containers remembered, the dead included: 24 KiB each when full.
 const RINGS_MAX: usize = 1024;
 const REMEMBER_DEAD_NS: u64 = ring::REACH.as_nanos() as u64;
@@ -55,10 +57,9 @@ struct Book {
     stretches: Stretches,
     /// The cgroups that were there at the first tick: what they counted before is not ours to tell.
     at_start: Option<HashSet<u64>>,
-    /// Where the next tick's full samples begin, and its counters.
+    /// Where the next tick's samples begin, and its counters.
     turn: usize,
     counters_turn: usize,
-    ticks: u64,
     throttled: u64,
     evicted: u64,
 }
@@ -68,6 +69,7 @@ struct Kept {
     ring: Ring,
     /// When it was last seen alive.
     alive_ns: u64,
+    samples: u64,
 }
 
 impl Sampler {
@@ -170,9 +172,15 @@ fn tick(book: &Mutex<Book>, reader: &mut Reader, pods: &Pods) {
     for at in 0..count {
         let level = containers[(begin + at) % containers.len()];
         let dir = hierarchy.join(&level.path);
-        let limit = lock(book).limit(level.id);
-        let Some(mut usage) = reader.usage(&dir) else { continue };
-        usage.limit_bytes = limit.unwrap_or_else(|| reader.limit(&dir));
+        let last = lock(book).last(level.id);
+        let usage = match last {
+            Some(last) => reader.usage_since(&dir, last),
+            None => reader.usage(&dir).map(|usage| Usage { limit_bytes: reader.limit(&dir), ..usage }),
+        };
+        let Some(mut usage) = usage else { continue };
+        if let Some(last) = last {
+            usage.limit_bytes = last.limit_bytes;
+        }
         lock(book).sample(level.id, boot_now_ns(), usage);
     }
     lock(book).clean(boot_now_ns(), &levels);
@@ -187,17 +195,18 @@ impl Book {
         ticks[0] = (now_ns, counters);
     }
 
-    /// The limit as it was read not long ago; None: read it again.
-    fn limit(&self, id: u64) -> Option<Option<u64>> {
-        let last = self.rings.get(&id)?.ring.last?;
-        (self.ticks % LIMIT_EVERY != id % LIMIT_EVERY).then_some(last.limit_bytes)
+    /// What was read not long ago; None: read it whole. By the container's own samples, not by the clock: a turn that
+    /// comes every second tick would never meet an odd one.
+    fn last(&mut self, id: u64) -> Option<Usage> {
+        let kept = self.rings.get_mut(&id)?;
+        kept.samples += 1;
+        kept.ring.last.filter(|_| kept.samples % WHOLE_EVERY != id % WHOLE_EVERY)
     }
 
     fn take_counters_turn(&mut self, all: usize) -> (usize, usize) {
         let begin = if all == 0 { 0 } else { self.counters_turn % all };
         let count = all.div_ceil(COUNTERS_WITHIN).min(COUNTERS_PER_TICK);
         self.counters_turn = begin + count;
-        self.ticks += 1;
         (begin, count)
     }
 
@@ -251,12 +260,26 @@ mod tests {
         let mut book = Book::default();
         let mut seen = HashSet::new();
         for _ in 0..3 {
-            let (begin, count) = book.take_turn(250);
-            assert_eq!(count, 100);
-            seen.extend((0..count).map(|at| (begin + at) % 250));
+            let (begin, count) = book.take_turn(600);
+            assert_eq!(count, 256);
+            seen.extend((0..count).map(|at| (begin + at) % 600));
         }
-        assert_eq!((seen.len(), book.throttled), (250, 450));
+        assert_eq!((seen.len(), book.throttled), (600, 3 * 344));
+        // A full node: each of them, each second.
+        assert_eq!(Book::default().take_turn(250), (0, 250));
         assert_eq!(book.take_turn(0), (0, 0));
+    }
+
+    #[test]
+    fn whoever_sleeps_is_read_whole_now_and_then_whenever_its_turn_is() {
+        let mut book = Book::default();
+        assert_eq!(book.last(1), None, "never seen");
+        for id in 0..20 {
+            book.sample(id, S, Usage { current_bytes: id, ..Usage::default() });
+        }
+        let whole = |book: &mut Book, id| (0..30).filter(|_| book.last(id).is_none()).count();
+        assert!((0..20).all(|id| whole(&mut book, id) == 3));
+        assert_eq!(book.last(8).map(|usage| usage.current_bytes), Some(8));
     }
 
     #[test]

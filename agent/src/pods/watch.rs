@@ -40,6 +40,20 @@ pub(super) struct Watch {
 struct State {
     watches: Option<Watches>,
     paths: HashMap<WatchDescriptor, PathBuf>,
+    /// The same from the other side.
+    at: HashMap<PathBuf, WatchDescriptor>,
+}
+
+impl State {
+    /// The kernel (6.18) does not end a watch of cgroupfs with its directory: one for each container that ever ran would
+    /// stay, with the inode, until none is left to be had.
+    fn end(&mut self, wd: WatchDescriptor) {
+        self.paths.remove(&wd);
+        if let Some(watches) = &mut self.watches {
+            // Where the kernel was first it is an error, and done.
+            let _ = watches.remove(wd);
+        }
+    }
 }
 
 impl std::fmt::Debug for State {
@@ -93,7 +107,11 @@ impl Watch {
         };
         match added {
             Ok(wd) => {
-                state.paths.insert(wd, path.to_owned());
+                state.paths.insert(wd.clone(), path.to_owned());
+                // Gone and made again, and only the second was noticed.
+                if let Some(old) = state.at.insert(path.to_owned(), wd.clone()).filter(|old| *old != wd) {
+                    state.end(old);
+                }
                 true
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
@@ -102,6 +120,26 @@ impl Watch {
                 self.degraded.store(true, Relaxed);
                 false
             }
+        }
+    }
+}
+
+impl Watch {
+    /// The directory is gone.
+    fn end(&self, path: &Path) {
+        let mut state = self.lock();
+        if let Some(wd) = state.at.remove(path) {
+            state.end(wd);
+        }
+    }
+
+    /// The kernel has ended it.
+    fn ended(&self, wd: &WatchDescriptor) {
+        let mut state = self.lock();
+        if let Some(path) = state.paths.remove(wd)
+            && state.at.get(&path) == Some(wd)
+        {
+            state.at.remove(&path);
         }
     }
 }
@@ -141,8 +179,13 @@ impl Room {
         };
         for (id, path) in unseen {
             // It may have been made behind the scan's back.
-            if self.hierarchy.id(&path) != Some(id) {
+            let now = self.hierarchy.id(&path);
+            if now != Some(id) {
                 self.cache().bury(id, Instant::now());
+            }
+            // Another directory of that name has a watch of its own.
+            if now.is_none() {
+                self.watch.end(&path);
             }
         }
     }
@@ -153,6 +196,7 @@ impl Room {
             && self.hierarchy.id(path) != Some(id)
         {
             self.cache().bury(id, Instant::now());
+            self.watch.end(path);
         }
     }
 
@@ -193,7 +237,7 @@ pub(super) async fn follow(room: Arc<Room>, inotify: Inotify) {
             continue;
         }
         if event.mask.contains(EventMask::IGNORED) {
-            room.watch.lock().paths.remove(&event.wd);
+            room.watch.ended(&event.wd);
             continue;
         }
         let Some(name) = event.name.filter(|_| event.mask.contains(EventMask::ISDIR)) else { continue };
@@ -225,5 +269,37 @@ pub(super) async fn maintain(room: Arc<Room>) {
             room.cache().prune(cleaned);
         }
         names::retry_down(&room);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_ends_with_its_directory_even_where_the_kernel_keeps_it() {
+        let root = tempfile::tempdir().unwrap();
+        let inotify = Inotify::init().unwrap();
+        let watch = Watch::new(Path::new("/proc"), None);
+        watch.lock().watches = Some(inotify.watches());
+        let count = |watch: &Watch| {
+            let state = watch.lock();
+            (state.paths.len(), state.at.len())
+        };
+        for name in ["a", "b"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+            assert!(watch.add(&root.path().join(name), Path::new(name)));
+        }
+        // The directories stay: nothing comes from the kernel.
+        watch.end(Path::new("a"));
+        assert_eq!(count(&watch), (1, 1));
+        watch.end(Path::new("a"));
+        assert_eq!(count(&watch), (1, 1), "it had none any more");
+        // Another directory in the place of the second, of which nobody heard.
+        assert!(watch.add(root.path(), Path::new("b")));
+        assert_eq!(count(&watch), (1, 1));
+        let wd = watch.lock().at[Path::new("b")].clone();
+        watch.ended(&wd);
+        assert_eq!(count(&watch), (0, 0));
     }
 }

@@ -30,7 +30,10 @@ impl Agent {
     /// `more`: arguments beyond those that every bench wants.
     pub fn start(program: &Path, folder: &Path, more: &[&str]) -> Result<Agent> {
         let file = |name: &str| File::create(folder.join(name)).context("write into the bench's folder");
-        let child = Command::new(program)
+        // A bench that is killed takes its agent along.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .arg(program)
             .args(["--dns-timeout", "5s"])
             .args(more)
             .stdin(Stdio::null())
@@ -49,7 +52,23 @@ impl Agent {
         Ok(agent)
     }
 
-    fn log(&self) -> Result<String> {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where it answers by TCP, if it was told to.
+    pub fn address(&self) -> Result<String> {
+        let log = self.log()?;
+        let address = log.split_once("address=").and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok(address.context("the agent's log names no address")?.to_owned())
+    }
+
+    /// What it has told so far.
+    pub fn told(&self) -> Result<String> {
+        std::fs::read_to_string(self.folder.join("events")).context("read the agent's events")
+    }
+
+    pub fn log(&self) -> Result<String> {
         std::fs::read_to_string(self.folder.join("log")).context("read the agent's log")
     }
 

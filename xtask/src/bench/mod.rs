@@ -5,6 +5,7 @@ pub mod dns;
 mod load;
 mod measure;
 pub mod profile;
+pub mod soak;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -16,6 +17,8 @@ pub enum Bench {
     Dns(dns::Options),
     /// What a CPU profile costs, beside its peers on the same load: CPU, memory, whole stacks (as root)
     Profile(profile::Options),
+    /// Whether the agent stays as it is for an hour, beside a node's worth of containers: CPU, memory, disk (as root)
+    Soak(soak::Options),
 }
 
 /// The command.
@@ -23,5 +26,6 @@ pub fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Dns(options) => dns::run(options),
         Bench::Profile(options) => profile::run(options),
+        Bench::Soak(options) => soak::run(options),
     }
 }
