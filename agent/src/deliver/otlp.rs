@@ -1,4 +1,4 @@
-//! OpenTelemetry: events as log records, OTLP over HTTP with protobuf bodies (`POST /v1/logs`).
+//! OpenTelemetry: events as log records, OTLP by HTTP (`POST /v1/logs`) or gRPC (`LogsService`), the same bytes.
 //!
 //! Attributes have OpenTelemetry's names where it has any (`k8s.*`, `container.*`, `process.*`, `dns.*`); what is ours is
 //! `podopsy.*`. Pod and container are the resource, as in other exporters, so that a backend puts the events beside that

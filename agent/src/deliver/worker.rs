@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::grpc::Grpc;
 use super::header::Headers;
 use super::patience;
 use super::queue::{Queue, Weigh};
@@ -16,13 +18,15 @@ use super::{Format, Settings, trust};
 use crate::model::text;
 
 /// Bytes of an answer that are looked at.
-const ANSWER: usize = 64 << 10;
+pub const ANSWER: usize = 64 << 10;
 /// Of an answer, in the log.
-const SHOWN: usize = 200;
+pub const SHOWN: usize = 200;
 
 pub struct Worker<F: Format> {
     pub name: &'static str,
     pub client: reqwest::Client,
+    /// None: batches are posted.
+    pub grpc: Option<Grpc>,
     pub headers: Headers,
     pub settings: Settings,
     pub format: F,
@@ -32,7 +36,7 @@ pub struct Worker<F: Format> {
 }
 
 /// What one request came to.
-enum Answer {
+pub enum Answer {
     /// Taken, but for so many.
     Taken(u64),
     /// It never will be.
@@ -99,7 +103,7 @@ impl<F: Format> Worker<F> {
         let tally = self.tally.clone();
         let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
         let body = match self.format.body(&batch) {
-            Ok(body) => body,
+            Ok(body) => Bytes::from(body),
             Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
         };
         drop(batch);
@@ -152,11 +156,15 @@ impl<F: Format> Worker<F> {
         }
     }
 
-    async fn send(&self, body: Vec<u8>) -> Answer {
+    async fn send(&self, body: Bytes) -> Answer {
         let headers = match self.headers.now().await {
             Ok(headers) => headers,
             Err(error) => return Answer::Later(format!("{error:#}"), None),
         };
+        if let Some(grpc) = &self.grpc {
+            let called = grpc.call(headers, body).await;
+            return called.map_or_else(|answer| answer, |said| Answer::Taken(self.format.refused(&said)));
+        }
         let request = self.client.post(&self.settings.url).headers(headers);
         let request = request.header(CONTENT_TYPE, self.format.content_type()).body(body);
         let response = match request.send().await {

@@ -32,13 +32,16 @@ pub struct ExportArgs {
     /// A header for Loki, NAME=VALUE; NAME=@FILE for a password, read again for each request. Commas part headers
     #[arg(long = "loki-header", value_name = "HEADER", hide_env_values = true)]
     loki_headers: Vec<String>,
-    /// Send events as OpenTelemetry logs (OTLP by HTTP, protobuf): http://HOST:4318; /v1/logs is added
+    /// Send events as OpenTelemetry logs (OTLP): http://HOST:4318, and /v1/logs is added; for gRPC http://HOST:4317
     #[arg(long, value_name = "URL")]
     otlp_url: Option<String>,
-    /// A header for OTLP, as --loki-header
+    /// What --otlp-url speaks, by OpenTelemetry's names
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "http/protobuf")]
+    otlp_protocol: OtlpProtocol,
+    /// A header for OTLP (metadata, for gRPC), as --loki-header
     #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
     otlp_headers: Vec<String>,
-    /// Send what /metrics has to --otlp-url, too, each so often (60s): /v1/metrics is added there. For who cannot scrape
+    /// Send what /metrics has to --otlp-url, too, each so often (60s), by HTTP to /v1/metrics. For who cannot scrape
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     otlp_metrics_every: Option<Duration>,
     /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
@@ -61,6 +64,54 @@ pub struct ExportArgs {
     /// How long a batch is tried again before it is given up
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse_patience)]
     export_patience: Duration,
+}
+
+/// As OTEL_EXPORTER_OTLP_PROTOCOL has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OtlpProtocol {
+    /// Protobuf over HTTP/1.1, port 4318
+    #[default]
+    #[value(name = "http/protobuf")]
+    Http,
+    /// gRPC over HTTP/2, port 4317
+    #[value(name = "grpc")]
+    Grpc,
+}
+
+/// One kind of what OTLP carries.
+struct Signal {
+    path: &'static str,
+    method: &'static str,
+}
+
+const LOGS: Signal =
+    Signal { path: "/v1/logs", method: "/opentelemetry.proto.collector.logs.v1.LogsService/Export" };
+const METRICS: Signal =
+    Signal { path: "/v1/metrics", method: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" };
+
+impl OtlpProtocol {
+    /// Where a signal goes.
+    fn at(self, settings: &Settings, signal: &Signal) -> anyhow::Result<Settings> {
+        let settings = settings.clone();
+        let settings = match self {
+            OtlpProtocol::Http => at(settings, signal.path, true),
+            OtlpProtocol::Grpc => Ok(Settings { method: Some(signal.method), ..settings }),
+        };
+        settings.context("otlp-url")
+    }
+
+    /// What would only show as a destination that never answers well.
+    fn doubt(self, url: &str) -> Option<&'static str> {
+        match (self, crate::deliver::url(url).ok()?.port()?) {
+            (OtlpProtocol::Http, 4317) => {
+                Some("otlp-url has port 4317, gRPC's by convention: is otlp-protocol grpc meant?")
+            }
+            (OtlpProtocol::Grpc, 4318) => {
+                Some("otlp-url has port 4318, HTTP's by convention: is otlp-protocol http/protobuf meant?")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Couriers that run.
@@ -92,14 +143,17 @@ impl Exports {
         let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
         ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
         if let Some(settings) = otlp {
+            if let Some(doubt) = args.otlp_protocol.doubt(&settings.url) {
+                tracing::warn!("{doubt}");
+            }
             if let Some(every) = args.otlp_metrics_every {
-                let settings = at(settings.clone(), "/v1/metrics", true).context("otlp-url")?;
+                let settings = args.otlp_protocol.at(&settings, &METRICS)?;
                 let courier = Courier::start("otlp_metrics", settings, otlp_metrics::Metrics)?;
                 tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
                 let (since, node) = (Timestamp::now(), node.to_owned());
                 exports.measures = Some(Measures { courier, every, since, node, task: None });
             }
-            let settings = at(settings, "/v1/logs", true).context("otlp-url")?;
+            let settings = args.otlp_protocol.at(&settings, &LOGS)?;
             exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
         }
         let pyroscope = args.settings("pyroscope", args.pyroscope_url.as_deref(), &args.pyroscope_headers)?;
@@ -238,7 +292,11 @@ fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::deliver::collector::{Collector, Say, until};
+    use crate::deliver::written::tests::lookup;
 
     #[test]
     fn an_endpoint_is_where_its_users_expect_it() {
@@ -259,5 +317,36 @@ mod tests {
         }
         assert_eq!(of("https://c/otlp/v1/logs", "/v1/metrics", true), "https://c/otlp/v1/metrics");
         assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
+    }
+
+    #[derive(clap::Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        exports: ExportArgs,
+    }
+
+    #[tokio::test]
+    async fn otlp_goes_by_grpc_where_that_is_asked_for() {
+        let collector = Collector::start(&[Say::Take]).await;
+        let flags =
+            ["", "--otlp-url", &collector.url, "--otlp-protocol", "grpc", "--otlp-metrics-every", "1s"];
+        let exports = Exports::start(&Arguments::parse_from(flags).exports, "n1").unwrap();
+        exports.offer(&lookup("a.example", 1));
+        let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
+        let measures = exports.measures.as_ref().unwrap();
+        measures.courier.offer(otlp_metrics::Page::new("n1", &[kills], measures.since, Timestamp::now()));
+        until("there", || !collector.logs().is_empty() && !collector.metrics().is_empty()).await;
+        let metric = collector.metrics()[0].resource_metrics[0].scope_metrics[0].metrics[0].clone();
+        assert_eq!(metric.name, "podopsy_oom_kills");
+        exports.close(Duration::from_secs(60), &[]).await;
+        assert!(Arguments::try_parse_from(["", "--otlp-protocol", "http/json"]).is_err());
+    }
+
+    #[test]
+    fn a_port_of_the_other_protocol_is_doubted() {
+        let (http, grpc) = (OtlpProtocol::Http, OtlpProtocol::Grpc);
+        assert!(http.doubt("http://c:4317").is_some() && grpc.doubt("http://c:4318").is_some());
+        assert!(http.doubt("http://c:4318").is_none() && grpc.doubt("http://c:4317").is_none());
+        assert!(http.doubt("https://c").is_none() && grpc.doubt("https://c").is_none());
     }
 }
