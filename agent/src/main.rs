@@ -83,7 +83,7 @@ struct Args {
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
-    /// does not (needs --state-dir, where podopsy profile --since reads them, or --pyroscope-url)
+    /// does not (needs --state-dir, where podopsy profile --since reads them, --pyroscope-url or --otlp-profiles)
     ///
     /// 19 took 2 % of one CPU on a busy node of two, with names looked up every 15 s, and 75 MiB of memory more: so it is
     /// off unless it is asked for.
@@ -171,11 +171,11 @@ fn main() -> ExitCode {
     }
     let (samples, sends) = (args.profile_hz > 0, args.exports.takes_profiles());
     if sends && !samples {
-        let error = "pyroscope-url is set, and profile-hz is 0: there would be no profiles; set profile-hz to 19, or neither";
+        let error = "pyroscope-url or otlp-profiles is set, and profile-hz is 0: there would be no profiles; set profile-hz to 19, or neither";
         Args::command().error(ErrorKind::ValueValidation, error).exit();
     }
     if samples && !sends && args.state_dir.is_none() {
-        let error = "profile-hz is set, and nothing takes the profiles: set state-dir, or pyroscope-url";
+        let error = "profile-hz is set, and nothing takes the profiles: set state-dir, pyroscope-url or otlp-profiles";
         Args::command().error(ErrorKind::ValueValidation, error).exit();
     }
     if args.print_config {

@@ -8,7 +8,9 @@ mod grpc;
 mod header;
 pub mod loki;
 pub mod otlp;
+mod otlp_dictionary;
 pub mod otlp_metrics;
+pub mod otlp_profiles;
 mod patience;
 pub mod pyroscope;
 pub mod queue;
@@ -164,7 +166,7 @@ impl<T: Weigh + Send + 'static> Courier<T> {
             grpc,
             headers,
             settings,
-            format,
+            format: Arc::new(format),
             queue: queue.clone(),
             tally: tally.clone(),
             closed,

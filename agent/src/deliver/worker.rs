@@ -29,7 +29,7 @@ pub struct Worker<F: Format> {
     pub grpc: Option<Grpc>,
     pub headers: Headers,
     pub settings: Settings,
-    pub format: F,
+    pub format: Arc<F>,
     pub queue: Arc<Queue<F::Item>>,
     pub tally: Arc<Tally>,
     pub closed: watch::Receiver<bool>,
@@ -102,11 +102,13 @@ impl<F: Format> Worker<F> {
         let bytes: usize = batch.iter().map(Weigh::bytes).sum();
         let tally = self.tally.clone();
         let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
-        let body = match self.format.body(&batch) {
+        // It may take milliseconds: not among those who must not wait.
+        let format = self.format.clone();
+        let body = tokio::task::spawn_blocking(move || format.body(&batch)).await;
+        let body = match body.map_err(anyhow::Error::from).flatten() {
             Ok(body) => Bytes::from(body),
             Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
         };
-        drop(batch);
         let begun = Instant::now();
         for attempt in 0.. {
             match self.send(body.clone()).await {

@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 use crate::api::Pages;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
+use crate::deliver::otlp_profiles::{Minute, Profiles};
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics};
+use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics, otlp_profiles};
 use crate::metrics::family::Family;
 use crate::model::Losses;
 use crate::{bytes, duration};
@@ -44,6 +45,11 @@ pub struct ExportArgs {
     /// Send what /metrics has to --otlp-url, too, each so often (60s), by HTTP to /v1/metrics. For who cannot scrape
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     otlp_metrics_every: Option<Duration>,
+    /// Send the profiles of --profile-hz to --otlp-url, too, by HTTP to /v1development/profiles. In OpenTelemetry this signal
+    /// is still in development: the receiver must speak opentelemetry-proto 1.10 (a Collector needs its feature gate
+    /// service.profilesSupport)
+    #[arg(long)]
+    otlp_profiles: bool,
     /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
     /// /push.v1.PusherService/Push stands in the URL
     #[arg(long, value_name = "URL")]
@@ -89,6 +95,13 @@ const LOGS: Signal =
 const METRICS: Signal =
     Signal { path: "/v1/metrics", method: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" };
 
+const PROFILES: Signal = Signal {
+    path: "/v1development/profiles",
+    method: "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export",
+};
+/// Of pprof, which is several times as much when it is sent; collectors take 4 MiB by gRPC unless told otherwise.
+const PROFILES_BATCH: usize = 256 << 10;
+
 impl OtlpProtocol {
     /// Where a signal goes.
     fn at(self, settings: &Settings, signal: &Signal) -> anyhow::Result<Settings> {
@@ -120,6 +133,7 @@ pub struct Exports {
     pub(super) events: Vec<Courier<Arc<Written>>>,
     measures: Option<Measures>,
     profiles: Option<Courier<Pprof>>,
+    minutes: Option<Courier<Minute>>,
 }
 
 /// Metrics, each so often.
@@ -140,6 +154,8 @@ impl Exports {
             exports.events.push(Courier::start("loki", settings, Loki)?);
         }
         let otlp = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)?;
+        let no_url = "otlp-profiles is set, and otlp-url is not: set both, or neither";
+        ensure!(otlp.is_some() || !args.otlp_profiles, no_url);
         let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
         ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
         if let Some(settings) = otlp {
@@ -152,6 +168,14 @@ impl Exports {
                 tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
                 let (since, node) = (Timestamp::now(), node.to_owned());
                 exports.measures = Some(Measures { courier, every, since, node, task: None });
+            }
+            if args.otlp_profiles {
+                let settings = args.otlp_protocol.at(&settings, &PROFILES)?;
+                let settings = Settings { batch_bytes: PROFILES_BATCH, ..settings };
+                let courier = Courier::start("otlp_profiles", settings, Profiles)?;
+                let (destination, url, version) = (courier.name(), courier.url(), otlp_profiles::VERSION);
+                tracing::info!(destination, url, opentelemetry_proto = version, "exports profiles");
+                exports.minutes = Some(courier);
             }
             let settings = args.otlp_protocol.at(&settings, &LOGS)?;
             exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
@@ -175,8 +199,8 @@ impl Exports {
     }
 
     /// Where profiles go, if anywhere.
-    pub fn profiles(&self) -> Option<Inlet<Pprof>> {
-        self.profiles.as_ref().map(Courier::inlet)
+    pub fn profiles(&self) -> (Option<Inlet<Pprof>>, Option<Inlet<Minute>>) {
+        (self.profiles.as_ref().map(Courier::inlet), self.minutes.as_ref().map(Courier::inlet))
     }
 
     /// Never waits.
@@ -202,6 +226,7 @@ impl Exports {
     pub fn ledgers(&self) -> Vec<Ledger> {
         let measures = self.measures.iter().map(|measures| measures.courier.ledger());
         let profiles = self.profiles.iter().map(Courier::ledger);
+        let profiles = profiles.chain(self.minutes.iter().map(Courier::ledger));
         self.events.iter().map(Courier::ledger).chain(measures).chain(profiles).collect()
     }
 
@@ -224,6 +249,9 @@ impl Exports {
         if let Some(courier) = self.profiles {
             closing.push((courier.name(), tokio::spawn(courier.close(time))));
         }
+        if let Some(courier) = self.minutes {
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
         if let Some(Measures { courier, since, node, task, .. }) = self.measures {
             if let Some(task) = task {
                 task.abort();
@@ -242,7 +270,7 @@ impl Exports {
 impl ExportArgs {
     /// Some destination wants profiles.
     pub fn takes_profiles(&self) -> bool {
-        self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
+        self.otlp_profiles || self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
     }
 
     /// None: no such destination is wanted.

@@ -134,9 +134,11 @@ impl Out {
         self.pages.attached(recorder.scraper());
         self.pages.metrics().degraded(recorder.degraded().len());
         self.exports.measure(self.pages.clone());
+        let (pyroscope, otlp) = self.exports.profiles();
         let takers = Takers {
             store: self.store.as_ref().map(|(store, _)| store.keeper()),
-            pyroscope: self.exports.profiles(),
+            pyroscope,
+            otlp,
             node: self.always.node.clone(),
         };
         if self.always.frequency_hz > 0 && !takers.is_empty() {
