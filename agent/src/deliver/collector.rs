@@ -26,6 +26,12 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
+use opentelemetry_proto::tonic::collector::profiles::v1development::profiles_service_server::{
+    ProfilesService, ProfilesServiceServer,
+};
+use opentelemetry_proto::tonic::collector::profiles::v1development::{
+    ExportProfilesServiceRequest, ExportProfilesServiceResponse,
+};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::metadata::MetadataMap;
@@ -63,6 +69,7 @@ pub enum Say {
 struct Taken {
     logs: Mutex<Vec<(MetadataMap, ExportLogsServiceRequest)>>,
     metrics: Mutex<Vec<ExportMetricsServiceRequest>>,
+    profiles: Mutex<Vec<ExportProfilesServiceRequest>>,
     calls: AtomicUsize,
 }
 
@@ -105,6 +112,10 @@ impl Collector {
         self.taken.metrics.lock().unwrap()
     }
 
+    pub fn profiles(&self) -> MutexGuard<'_, Vec<ExportProfilesServiceRequest>> {
+        self.taken.profiles.lock().unwrap()
+    }
+
     pub fn calls(&self) -> usize {
         self.taken.calls.load(Relaxed)
     }
@@ -145,10 +156,11 @@ impl Collector {
             }
             _ => {
                 let said = Said { say, taken: self.taken.clone() };
-                let logs = request.uri().path().contains("LogsService");
-                let response = match logs {
-                    true => LogsServiceServer::new(said).call(request).await?,
-                    false => MetricsServiceServer::new(said).call(request).await?,
+                let path = request.uri().path().to_owned();
+                let response = match path.split('.').nth(3) {
+                    Some("logs") => LogsServiceServer::new(said).call(request).await?,
+                    Some("metrics") => MetricsServiceServer::new(said).call(request).await?,
+                    _ => ProfilesServiceServer::new(said).call(request).await?,
                 };
                 Ok(response.map(|body| body.map_err(std::io::Error::other).boxed_unsync()))
             }
@@ -229,6 +241,18 @@ impl MetricsService for Said {
         self.decide().await?;
         self.taken.metrics.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl ProfilesService for Said {
+    async fn export(
+        &self,
+        request: Request<ExportProfilesServiceRequest>,
+    ) -> Result<Response<ExportProfilesServiceResponse>, Status> {
+        self.decide().await?;
+        self.taken.profiles.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(ExportProfilesServiceResponse::default()))
     }
 }
 

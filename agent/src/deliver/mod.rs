@@ -105,6 +105,11 @@ pub trait Format: Send + Sync + 'static {
         0
     }
 
+    /// Whether whoever refuses so may have taken some of the batch.
+    fn takes_some(&self, _status: StatusCode) -> bool {
+        false
+    }
+
     /// Whether what such an answer refuses may be taken later.
     fn passes(&self, status: StatusCode) -> bool {
         status.is_server_error()

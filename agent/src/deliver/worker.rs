@@ -41,6 +41,8 @@ pub enum Answer {
     Taken(u64),
     /// It never will be.
     Never(String),
+    /// Some of it may be; the rest never will.
+    Partly(String),
     Later(String, Option<Duration>),
 }
 
@@ -123,6 +125,7 @@ impl<F: Format> Worker<F> {
                     return;
                 }
                 Answer::Never(why) => return self.refused(&mut pending, &why, troubled),
+                Answer::Partly(why) => return self.refused_in_part(&mut pending, &why, troubled),
                 Answer::Later(why, asked) => {
                     if !std::mem::replace(troubled, true) {
                         tracing::warn!(destination = self.name, "not delivered, tried again: {why}");
@@ -158,6 +161,18 @@ impl<F: Format> Worker<F> {
         }
     }
 
+    fn refused_in_part(&self, pending: &mut Pending, why: &str, troubled: &mut bool) {
+        let count = pending.items;
+        // One has no parts.
+        if count == 1 {
+            return self.refused(pending, why, troubled);
+        }
+        pending.settle(Fate::RefusedInPart);
+        if !std::mem::replace(troubled, true) {
+            tracing::warn!(destination = self.name, "of {count} items some, or all, refused for good: {why}");
+        }
+    }
+
     async fn send(&self, body: Bytes) -> Answer {
         let headers = match self.headers.now().await {
             Ok(headers) => headers,
@@ -184,6 +199,7 @@ impl<F: Format> Worker<F> {
         match status {
             _ if status.is_success() => Answer::Taken(self.format.refused(&answer)),
             _ if self.format.passes(status) => Answer::Later(said(), asked),
+            _ if self.format.takes_some(status) => Answer::Partly(said()),
             _ => Answer::Never(format!("{}; its address and its headers are in the configuration", said())),
         }
     }

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
+use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
 use crate::api::Pages;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
@@ -72,60 +73,8 @@ pub struct ExportArgs {
     export_patience: Duration,
 }
 
-/// As OTEL_EXPORTER_OTLP_PROTOCOL has them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum OtlpProtocol {
-    /// Protobuf over HTTP/1.1, port 4318
-    #[default]
-    #[value(name = "http/protobuf")]
-    Http,
-    /// gRPC over HTTP/2, port 4317
-    #[value(name = "grpc")]
-    Grpc,
-}
-
-/// One kind of what OTLP carries.
-struct Signal {
-    path: &'static str,
-    method: &'static str,
-}
-
-const LOGS: Signal =
-    Signal { path: "/v1/logs", method: "/opentelemetry.proto.collector.logs.v1.LogsService/Export" };
-const METRICS: Signal =
-    Signal { path: "/v1/metrics", method: "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export" };
-
-const PROFILES: Signal = Signal {
-    path: "/v1development/profiles",
-    method: "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export",
-};
 /// Of pprof, which is several times as much when it is sent; collectors take 4 MiB by gRPC unless told otherwise.
 const PROFILES_BATCH: usize = 256 << 10;
-
-impl OtlpProtocol {
-    /// Where a signal goes.
-    fn at(self, settings: &Settings, signal: &Signal) -> anyhow::Result<Settings> {
-        let settings = settings.clone();
-        let settings = match self {
-            OtlpProtocol::Http => at(settings, signal.path, true),
-            OtlpProtocol::Grpc => Ok(Settings { method: Some(signal.method), ..settings }),
-        };
-        settings.context("otlp-url")
-    }
-
-    /// What would only show as a destination that never answers well.
-    fn doubt(self, url: &str) -> Option<&'static str> {
-        match (self, crate::deliver::url(url).ok()?.port()?) {
-            (OtlpProtocol::Http, 4317) => {
-                Some("otlp-url has port 4317, gRPC's by convention: is otlp-protocol grpc meant?")
-            }
-            (OtlpProtocol::Grpc, 4318) => {
-                Some("otlp-url has port 4318, HTTP's by convention: is otlp-protocol http/protobuf meant?")
-            }
-            _ => None,
-        }
-    }
-}
 
 /// Couriers that run.
 #[derive(Default)]
@@ -303,21 +252,6 @@ impl ExportArgs {
     }
 }
 
-/// The address of one endpoint: `path` where the URL has none, or below the URL's own if that is a base.
-fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
-    let mut url = crate::deliver::url(&settings.url)?;
-    ensure!(url.fragment().is_none(), "a URL with a # names a part of a page, not an address to send to");
-    let own = url.path().trim_end_matches('/');
-    // Whoever set the address of logs in full means metrics beside them.
-    let own = if base { own.strip_suffix("/v1/logs").unwrap_or(own) } else { own }.to_owned();
-    match own.as_str() {
-        "" => url.set_path(path),
-        own if base => url.set_path(&format!("{own}{path}")),
-        own => url.set_path(own),
-    }
-    Ok(Settings { url: url.into(), ..settings })
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -325,27 +259,6 @@ mod tests {
     use super::*;
     use crate::deliver::collector::{Collector, Say, until};
     use crate::deliver::written::tests::lookup;
-
-    #[test]
-    fn an_endpoint_is_where_its_users_expect_it() {
-        let of = |url: &str, path, base| at(Settings::new(url), path, base).unwrap().url;
-        for (url, loki) in [
-            ("http://loki:3100", "http://loki:3100/loki/api/v1/push"),
-            ("http://loki:3100/", "http://loki:3100/loki/api/v1/push"),
-            ("https://gw/a/push?tenant=b", "https://gw/a/push?tenant=b"),
-        ] {
-            assert_eq!(of(url, "/loki/api/v1/push", false), loki);
-        }
-        for (url, otlp) in [
-            ("http://c:4318", "http://c:4318/v1/logs"),
-            ("https://c/otlp/", "https://c/otlp/v1/logs"),
-            ("https://c/otlp/v1/logs", "https://c/otlp/v1/logs"),
-        ] {
-            assert_eq!(of(url, "/v1/logs", true), otlp);
-        }
-        assert_eq!(of("https://c/otlp/v1/logs", "/v1/metrics", true), "https://c/otlp/v1/metrics");
-        assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
-    }
 
     #[derive(clap::Parser)]
     struct Arguments {
@@ -356,25 +269,29 @@ mod tests {
     #[tokio::test]
     async fn otlp_goes_by_grpc_where_that_is_asked_for() {
         let collector = Collector::start(&[Say::Take]).await;
-        let flags =
-            ["", "--otlp-url", &collector.url, "--otlp-protocol", "grpc", "--otlp-metrics-every", "1s"];
-        let exports = Exports::start(&Arguments::parse_from(flags).exports, "n1").unwrap();
+        let url = format!("--otlp-url={}", collector.url);
+        let flags = ["", &url, "--otlp-protocol=grpc", "--otlp-metrics-every=1s", "--otlp-profiles"];
+        let arguments = Arguments::parse_from(flags).exports;
+        assert!(arguments.takes_profiles());
+        let exports = Exports::start(&arguments, "n1").unwrap();
         exports.offer(&lookup("a.example", 1));
         let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
         let measures = exports.measures.as_ref().unwrap();
         measures.courier.offer(otlp_metrics::Page::new("n1", &[kills], measures.since, Timestamp::now()));
+        let mut pprof = Vec::new();
+        crate::export::pprof::write(&crate::export::example::profile(), &mut pprof).unwrap();
+        exports.profiles().1.unwrap().offer(Minute::new("n1", &Default::default(), pprof));
         until("there", || !collector.logs().is_empty() && !collector.metrics().is_empty()).await;
+        until("there, too", || !collector.profiles().is_empty()).await;
+        assert_eq!(collector.profiles()[0].resource_profiles[0].scope_profiles[0].profiles.len(), 1);
+        let names: Vec<_> = exports.ledgers().iter().map(|ledger| ledger.destination).collect();
+        assert_eq!(names, ["otlp_logs", "otlp_metrics", "otlp_profiles"]);
         let metric = collector.metrics()[0].resource_metrics[0].scope_metrics[0].metrics[0].clone();
         assert_eq!(metric.name, "podopsy_oom_kills");
         exports.close(Duration::from_secs(60), &[]).await;
         assert!(Arguments::try_parse_from(["", "--otlp-protocol", "http/json"]).is_err());
-    }
-
-    #[test]
-    fn a_port_of_the_other_protocol_is_doubted() {
-        let (http, grpc) = (OtlpProtocol::Http, OtlpProtocol::Grpc);
-        assert!(http.doubt("http://c:4317").is_some() && grpc.doubt("http://c:4318").is_some());
-        assert!(http.doubt("http://c:4318").is_none() && grpc.doubt("http://c:4317").is_none());
-        assert!(http.doubt("https://c").is_none() && grpc.doubt("https://c").is_none());
+        let alone =
+            Exports::start(&Arguments::parse_from(["", "--otlp-profiles"]).exports, "n1").err().unwrap();
+        assert!(alone.to_string().contains("otlp-profiles is set, and otlp-url is not"), "{alone}");
     }
 }
