@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tonic::Code;
 
 use super::collector::{Collector, Say, until};
@@ -127,6 +131,50 @@ async fn who_asks_for_time_gets_it() {
     let begun = Instant::now();
     assert_eq!(ten(SAYS, |_| {}).await.1, [10, 0, 0, 0, 1]);
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+/// Hands bytes on, until `frozen`: from then on its first connection takes them, and hands on none.
+async fn middle(to: &Collector, frozen: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let to = to.url.trim_start_matches("http://").to_owned();
+    tokio::spawn(async move {
+        let mut first = true;
+        while let Ok((near, _)) = listener.accept().await {
+            let (near, far) = (near.into_split(), TcpStream::connect(&to).await.unwrap().into_split());
+            let dies = std::mem::take(&mut first).then(|| frozen.clone());
+            tokio::spawn(hand_on(near.0, far.1, dies.clone()));
+            tokio::spawn(hand_on(far.0, near.1, dies));
+        }
+    });
+    url
+}
+
+async fn hand_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, dies: Option<Arc<AtomicBool>>) {
+    let mut bytes = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        let dead = dies.as_ref().is_some_and(|dies| dies.load(Relaxed));
+        if !dead && to.write_all(&bytes[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// As after a load balancer that forgot its connections: without pings each call would go down the same one.
+#[tokio::test]
+async fn a_connection_that_died_in_silence_is_left() {
+    let collector = Collector::start(&[Say::Take]).await;
+    let frozen = Arc::new(AtomicBool::new(false));
+    let courier = courier(Settings {
+        timeout: Duration::from_secs(2),
+        ..settings(&middle(&collector, frozen.clone()).await)
+    });
+    courier.offer(lookup("before.example", 1));
+    until("delivered", || courier.ledger().counts().delivered == 1).await;
+    frozen.store(true, Relaxed);
+    courier.offer(lookup("after.example", 2));
+    until("delivered, too", || courier.ledger().counts().delivered == 2).await;
+    assert!(courier.close(SOON).await.retries >= 1);
 }
 
 /// What a collector does, and whether it has everything in the end.
