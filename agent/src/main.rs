@@ -84,8 +84,8 @@ struct Args {
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Sample every CPU so many times a second, always, and keep a profile a minute of each container in the history; 0
-    /// does not. Where there is neither --state-dir, where podopsy profile --since reads them, nor --pyroscope-url, nobody
-    /// takes them, and nothing is sampled
+    /// does not. Where there is neither --state-dir, where podopsy profile --since reads them, nor --pyroscope-url nor
+    /// --otlp-profiles, nobody takes them, and nothing is sampled
     ///
     /// It is the first that is left out when the agent is over its budgets.
     #[arg(long, value_name = "HZ", default_value_t = 19, value_parser = clap::value_parser!(u64).range(0..=199))]
@@ -174,13 +174,13 @@ fn main() -> ExitCode {
     }
     let (samples, sends) = (args.profile_hz > 0, args.exports.takes_profiles());
     if sends && !samples {
-        let error = "pyroscope-url is set, and profile-hz is 0: there would be no profiles; set profile-hz to 19, or neither";
+        let error = "pyroscope-url or otlp-profiles is set, and profile-hz is 0: there would be no profiles; set profile-hz to 19, or neither";
         Args::command().error(ErrorKind::ValueValidation, error).exit();
     }
     if samples && !sends && args.state_dir.is_none() {
         let is_wish = |one: &Setting| one.name == "profile-hz" && one.origin != Origin::Default;
         if settings.iter().any(is_wish) {
-            let error = "profile-hz is set, and nothing takes the profiles: set state-dir, or pyroscope-url";
+            let error = "profile-hz is set, and nothing takes the profiles: set state-dir, pyroscope-url or otlp-profiles";
             Args::command().error(ErrorKind::ValueValidation, error).exit();
         }
         args.profile_hz = 0;

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
 use podopsy_agent::api::client::Client;
 use podopsy_agent::store::{Filter, Limits, Shelf, Store};
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
@@ -206,7 +208,10 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let (node, image) = node();
     let pyroscope = Destination::start(true);
     let url = format!("http://{}", pyroscope.address);
-    let agent = Agent::start(&node, &["--profile-hz", "97", "--pyroscope-url", &url]);
+    let collector = Destination::start(true);
+    let otlp = format!("http://{}", collector.address);
+    let also = ["--otlp-url", &otlp, "--otlp-profiles"];
+    let agent = Agent::start(&node, &[&["--profile-hz", "97", "--pyroscope-url", &url][..], &also].concat());
     let state = agent.state.clone();
     let burner = |name| ContainerSpec::new(name, &image).command(["burner"]);
     let pod = PodSpec::new("finance", "pricing").container(burner("desk"));
@@ -235,6 +240,26 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let read = podopsy_agent::import::pprof::read(&*pushed.samples[0].raw_profile, Some("samples"));
     let functions = read.unwrap_or_else(|error| panic!("what was pushed: {error}")).functions;
     assert!(functions.iter().any(|name| name.contains("risk_desk")), "{functions:?}");
+    // And so has a collector, as OTLP has it.
+    let (resource, request) = until("profile of the pod at the collector", || {
+        let all = collector.taken().into_iter();
+        let profiles = all.filter(|(head, _)| head.starts_with("post /v1development/profiles http/1.1\r\n"));
+        let requests = profiles.map(|(_, body)| ExportProfilesServiceRequest::decode(&*body).expect("OTLP"));
+        requests
+            .flat_map(|request| (0..request.resource_profiles.len()).map(move |at| (at, request.clone())))
+            .find(|(at, request)| {
+                format!("{:?}", request.resource_profiles[*at].resource).contains("\"pricing\"")
+            })
+    });
+    let tables = request.dictionary.expect("tables");
+    let profile = &request.resource_profiles[resource].scope_profiles[0].profiles[0];
+    let names = profile.samples.iter().flat_map(|sample| {
+        let stack = &tables.stack_table[sample.stack_index as usize];
+        let places = stack.location_indices.iter().map(|&index| &tables.location_table[index as usize]);
+        let functions = places.flat_map(|place| &place.lines).map(|line| line.function_index as usize);
+        functions.map(|index| &tables.string_table[tables.function_table[index].name_strindex as usize])
+    });
+    assert!(names.collect::<BTreeSet<_>>().iter().any(|name| name.contains("risk_desk")), "{tables:?}");
     // It is dead and gone, and its profile is not.
     pod.remove().expect("remove the pod");
     let output = ["profile", "finance/pricing", "--since", "10m", "-o", file.to_str().expect("a name")];

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
+use reqwest::StatusCode;
 use serde::Serialize;
 
 use super::Format;
@@ -44,6 +45,13 @@ impl Format for Loki {
         }
         let streams = streams.into_iter().map(|(stream, values)| Stream { stream, values }).collect();
         serde_json::to_vec(&Push { streams }).context("write events for Loki")
+    }
+
+    /// Loki keeps the entries that it finds valid, and answers 400 for the others (too old, too long, out of order), with
+    /// words that differ from release to release and name some of them. Sending fewer would not tell which: what it has
+    /// would be there twice.
+    fn takes_some(&self, status: StatusCode) -> bool {
+        status == StatusCode::BAD_REQUEST
     }
 }
 
@@ -96,10 +104,42 @@ fn metadata(event: &Event) -> BTreeMap<&'static str, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::deliver::collector::until;
+    use crate::deliver::hostile::{Act, Server};
     use crate::deliver::written::tests::{lookup, of_the_host};
+    use crate::deliver::{Courier, Header, Settings};
+
+    #[tokio::test]
+    async fn a_batch_of_which_loki_took_some_is_counted_as_that() {
+        const TOO_OLD: Act = Act::Say(
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: 60\r\n\r\n\
+             1 errors like: entry for stream '{kind=\"x\"}' has too old time",
+        );
+        for (events, wanted) in [(3, (0, 3)), (1, (1, 0))] {
+            let server = Server::start(&[TOO_OLD]).await;
+            let settings = Settings {
+                headers: vec![Header::parse("X-Scope-OrgID=shop").unwrap()],
+                linger: Duration::from_millis(20),
+                ..Settings::new(&server.url)
+            };
+            let courier = Courier::start("loki", settings, Loki).unwrap();
+            (0..events).for_each(|n| courier.offer(lookup("a.example", n)));
+            until("settled", || courier.ledger().counts().waiting == 0).await;
+            let counts = courier.close(Duration::from_secs(60)).await;
+            assert_eq!((counts.refused, counts.refused_in_part), wanted, "{counts:?}");
+            assert_eq!(
+                (counts.offered, counts.lost_sum(), counts.delivered),
+                (events as u64, events as u64, 0)
+            );
+            assert_eq!(server.requests(), 1, "it is not sent again");
+        }
+        assert!(!Loki.takes_some(StatusCode::UNAUTHORIZED));
+    }
 
     #[test]
     fn labels_are_few_and_the_rest_is_metadata() {

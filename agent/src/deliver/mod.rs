@@ -4,11 +4,14 @@
 //! the recorder: [`Courier::offer`] never waits. Delivery is at least once: a batch whose answer was lost is sent again.
 //! What is given up is counted, by reason. Must not know: where anything comes from, the store, configuration files.
 
+mod grpc;
 mod header;
 pub mod kubernetes;
 pub mod loki;
 pub mod otlp;
+mod otlp_dictionary;
 pub mod otlp_metrics;
+pub mod otlp_profiles;
 mod patience;
 pub mod pyroscope;
 pub mod queue;
@@ -18,6 +21,10 @@ mod trust;
 mod worker;
 pub mod written;
 
+#[cfg(test)]
+pub mod collector;
+#[cfg(test)]
+mod grpc_tests;
 #[cfg(test)]
 pub mod hostile;
 #[cfg(test)]
@@ -34,6 +41,7 @@ use reqwest::StatusCode;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::grpc::Grpc;
 pub use self::header::Header;
 use self::header::Headers;
 use self::queue::{Queue, Weigh};
@@ -45,8 +53,10 @@ pub use self::trust::url;
 /// How a destination is reached, whatever it is.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `http://` or `https://`, with the path that the destination wants.
+    /// `http://` or `https://`, with the path that the destination wants (none, for gRPC).
     pub url: String,
+    /// The gRPC method that takes a batch, `/PACKAGE.SERVICE/METHOD`; None: it is posted.
+    pub method: Option<&'static str>,
     /// Sent with every request: authorization, a tenant.
     pub headers: Vec<Header>,
     /// PEM; None: the system's.
@@ -69,6 +79,7 @@ impl Settings {
     pub fn new(url: &str) -> Settings {
         Settings {
             url: url.to_owned(),
+            method: None,
             headers: Vec::new(),
             certificate_authority: None,
             identity: None,
@@ -86,6 +97,7 @@ impl Settings {
 pub trait Format: Send + Sync + 'static {
     type Item: Weigh + Send + 'static;
 
+    /// Of what is posted; gRPC has its own.
     fn content_type(&self) -> &'static str;
 
     /// The body of one request.
@@ -99,6 +111,11 @@ pub trait Format: Send + Sync + 'static {
     /// How many of a batch a destination refused although its answer was a success.
     fn refused(&self, _answer: &[u8]) -> u64 {
         0
+    }
+
+    /// Whether whoever refuses so may have taken some of the batch.
+    fn takes_some(&self, _status: StatusCode) -> bool {
+        false
     }
 
     /// Whether what such an answer refuses may be taken later.
@@ -160,6 +177,8 @@ impl<T: Weigh + Send + 'static> Courier<T> {
     ) -> anyhow::Result<Courier<T>> {
         let client = trust::client(&settings).with_context(|| format!("destination {name}"))?;
         let headers = Headers::new(&settings.headers).with_context(|| format!("destination {name}"))?;
+        let grpc = settings.method.map(|method| Grpc::new(client.clone(), &settings, method)).transpose();
+        let grpc = grpc.with_context(|| format!("destination {name}"))?;
         let tally = Arc::new(Tally::default());
         let queue = Arc::new(Queue::new(settings.queue_bytes, tally.clone()));
         let url = settings.url.clone();
@@ -167,9 +186,10 @@ impl<T: Weigh + Send + 'static> Courier<T> {
         let worker = worker::Worker {
             name,
             client,
+            grpc,
             headers,
             settings,
-            format,
+            format: Arc::new(format),
             queue: queue.clone(),
             tally: tally.clone(),
             closed,

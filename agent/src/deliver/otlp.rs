@@ -1,4 +1,4 @@
-//! OpenTelemetry: events as log records, OTLP over HTTP with protobuf bodies (`POST /v1/logs`).
+//! OpenTelemetry: events as log records, OTLP by HTTP (`POST /v1/logs`) or gRPC (`LogsService`), the same bytes.
 //!
 //! Attributes have OpenTelemetry's names where it has any (`k8s.*`, `container.*`, `process.*`, `dns.*`); what is ours is
 //! `podopsy.*`. Pod and container are the resource, as in other exporters, so that a backend puts the events beside that
@@ -19,6 +19,7 @@ use reqwest::StatusCode;
 use super::Format;
 use super::written::Written;
 use crate::model::event::Protocol;
+use crate::model::owner::{ContainerRef, PodRef};
 use crate::model::{Detail, Event, Kind};
 
 /// Log records for an OpenTelemetry collector, or anything that speaks as one.
@@ -40,7 +41,7 @@ impl Format for Logs {
         for written in batch {
             let event = &written.event;
             let logs = resources.entry(whose(event)).or_insert_with(|| ResourceLogs {
-                resource: Some(Resource { attributes: resource(event), ..Resource::default() }),
+                resource: Some(resource(&event.node, event.pod.as_ref(), event.container.as_ref())),
                 scope_logs: vec![ScopeLogs { scope: Some(scope()), ..ScopeLogs::default() }],
                 schema_url: String::new(),
             });
@@ -81,30 +82,27 @@ pub(super) fn scope() -> InstrumentationScope {
 }
 
 /// Semantic conventions: resource/k8s, resource/container.
-fn resource(event: &Event) -> Vec<KeyValue> {
-    let mut attributes = vec![text("service.name", "podopsy"), text("k8s.node.name", &event.node)];
-    if let Some(pod) = &event.pod {
+pub(super) fn resource(node: &str, pod: Option<&PodRef>, container: Option<&ContainerRef>) -> Resource {
+    let mut attributes = vec![text("service.name", "podopsy"), text("k8s.node.name", node)];
+    if let Some(pod) = pod {
         attributes.push(text("k8s.namespace.name", &pod.namespace));
         attributes.push(text("k8s.pod.name", &pod.name));
         attributes.push(text("k8s.pod.uid", &pod.uid));
         let labels = pod.labels.iter();
         attributes.extend(labels.map(|(key, value)| text(&format!("k8s.pod.label.{key}"), value)));
     }
-    if let Some(container) = &event.container {
+    if let Some(container) = container {
         attributes.push(text("k8s.container.name", &container.name));
         attributes.push(number("k8s.container.restart_count", container.attempt.into()));
         attributes.push(text("container.id", &container.id));
         attributes.extend(image(&container.image));
     }
-    attributes
+    Resource { attributes, ..Resource::default() }
 }
 
 /// `NAME:TAG`, `NAME@DIGEST` or both; the conventions have them apart.
 fn image(image: &str) -> Vec<KeyValue> {
-    let list = |key: &str, value: &str| {
-        let value = AnyValue { value: Some(Value::StringValue(value.to_owned())) };
-        pair(key, Value::ArrayValue(ArrayValue { values: vec![value] }))
-    };
+    let list = |key: &str, value: &str| pair(key, texts([value]));
     let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
     // A colon before the last slash is a registry's port.
     let tagged = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
@@ -183,6 +181,12 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
         }
     }
     attributes
+}
+
+/// An array of them.
+pub(super) fn texts<'a>(all: impl IntoIterator<Item = &'a str>) -> Value {
+    let value = |text: &str| AnyValue { value: Some(Value::StringValue(text.to_owned())) };
+    Value::ArrayValue(ArrayValue { values: all.into_iter().map(value).collect() })
 }
 
 pub(super) fn text(key: &str, value: &str) -> KeyValue {

@@ -1,4 +1,4 @@
-//! OpenTelemetry: the families of `/metrics` as OTLP metrics over HTTP (`POST /v1/metrics`).
+//! OpenTelemetry: the families of `/metrics` as OTLP metrics by HTTP (`POST /v1/metrics`) or gRPC (`MetricsService`).
 //!
 //! Names stay as Prometheus has them, without `_total`: what turns OTLP into Prometheus adds that, and a dashboard works
 //! for both. Labels that name a container are the semantic conventions' attributes. Must not know: what is counted.

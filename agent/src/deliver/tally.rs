@@ -17,6 +17,8 @@ pub struct Counts {
     pub queue_full: u64,
     /// The destination said that it never will take them.
     pub refused: u64,
+    /// Of batches of which it took some, and did not say which: those that are lost are among them.
+    pub refused_in_part: u64,
     /// Tried for as long as `patience` allows.
     pub expired: u64,
     /// Not written out when the agent ended.
@@ -26,11 +28,12 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What was given up, by reason.
-    pub fn lost(&self) -> [(&'static str, u64); 4] {
+    /// What was given up, by reason: at most, where it was refused in part.
+    pub fn lost(&self) -> [(&'static str, u64); 5] {
         [
             ("queue_full", self.queue_full),
             ("refused", self.refused),
+            ("refused_in_part", self.refused_in_part),
             ("expired", self.expired),
             ("abandoned", self.abandoned),
         ]
@@ -47,6 +50,7 @@ pub enum Fate {
     Delivered,
     QueueFull,
     Refused,
+    RefusedInPart,
     Expired,
     Abandoned,
 }
@@ -83,6 +87,7 @@ impl Tally {
             Fate::Delivered => &mut counts.delivered,
             Fate::QueueFull => &mut counts.queue_full,
             Fate::Refused => &mut counts.refused,
+            Fate::RefusedInPart => &mut counts.refused_in_part,
             Fate::Expired => &mut counts.expired,
             Fate::Abandoned => &mut counts.abandoned,
         };

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::HeaderMap;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -14,7 +16,10 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::Settings;
+use super::collector::{Collector, Say};
+use super::grpc::Grpc;
 use super::trust::{client, said};
+use super::worker::Answer;
 
 /// An authority, and what it has signed.
 struct Authority {
@@ -47,8 +52,12 @@ impl Authority {
 
 const NOW: (i32, i32) = (2020, 4000);
 
-/// A destination that says 204 to whoever it believes; the URL's host is `localhost`.
-async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> String {
+/// What accepts whoever it believes.
+fn acceptor(
+    signed: (rcgen::Certificate, KeyPair),
+    clients: Option<&Authority>,
+    alpn: &[&[u8]],
+) -> TlsAcceptor {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signed.1.serialize_der()));
     let builder = ServerConfig::builder();
@@ -60,8 +69,15 @@ async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Aut
             builder.with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
         }
     };
-    let config = builder.with_single_cert(vec![signed.0.der().clone()], key).unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let mut config = builder.with_single_cert(vec![signed.0.der().clone()], key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A destination that says 204 to whoever it believes; the URL's host is `localhost`.
+async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> String {
+    // Both: a post stays what it was before there was gRPC.
+    let acceptor = acceptor(signed, clients, &[b"h2", b"http/1.1"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/push", listener.local_addr().unwrap().port());
     tokio::spawn(async move {
@@ -148,4 +164,52 @@ async fn a_destination_that_asks_is_told_who_we_are() {
         let wrong = post(Settings { identity: nobody, ..by(&url, &ours) }).await.unwrap_err();
         assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
     }
+}
+
+/// A collector by gRPC behind TLS.
+async fn collector(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> Collector {
+    let acceptor = acceptor(signed, clients, &[b"h2"]);
+    let (listener, collector) = Collector::bind("https://localhost", &[Say::Take]).await;
+    let it = collector.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, it) = (acceptor.clone(), it.clone());
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    it.serve(stream).await;
+                }
+            });
+        }
+    });
+    collector
+}
+
+/// What a call comes to.
+async fn call(settings: Settings) -> Result<(), String> {
+    let method = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+    let settings = Settings { timeout: Duration::from_secs(60), method: Some(method), ..settings };
+    let grpc = Grpc::new(client(&settings).unwrap(), &settings, method).unwrap();
+    match grpc.call(HeaderMap::new(), Bytes::new()).await {
+        Ok(_) => Ok(()),
+        Err(Answer::Later(said, _)) => Err(said),
+        Err(_) => unreachable!("what is wrong with a certificate may be mended"),
+    }
+}
+
+#[tokio::test]
+async fn a_collector_by_grpc_is_believed_by_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
+    let open = collector(ours.sign("localhost", NOW), None).await;
+    assert_eq!(call(by(&open.url, &ours)).await, Ok(()));
+    let wrong = call(by(&open.url, &other)).await.unwrap_err();
+    assert!(wrong.contains("--export-ca names the PEM file") && !wrong.contains("localhost"), "{wrong}");
+    let asks = collector(ours.sign("localhost", NOW), Some(&ours)).await;
+    let (certificate, key) = ours.sign("node-1", NOW);
+    let file = dir.path().join("identity.pem");
+    std::fs::write(&file, format!("{}{}", certificate.pem(), key.serialize_pem())).unwrap();
+    assert_eq!(call(Settings { identity: Some(file), ..by(&asks.url, &ours) }).await, Ok(()));
+    let wrong = call(by(&asks.url, &ours)).await.unwrap_err();
+    assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
+    assert_eq!((open.logs().len(), asks.logs().len()), (1, 1));
 }

@@ -7,6 +7,9 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 use super::Settings;
 
+pub const WHO_ARE_WE: &str =
+    "it wants to know who we are: --export-identity names a PEM file with a certificate and its key";
+
 /// A client of a destination; an error says what of the settings cannot be.
 pub fn client(settings: &Settings) -> anyhow::Result<reqwest::Client> {
     let url = url(&settings.url)?;
@@ -18,6 +21,15 @@ pub fn client(settings: &Settings) -> anyhow::Result<reqwest::Client> {
         // A destination does not choose another one for us.
         .redirect(reqwest::redirect::Policy::none())
         .pool_max_idle_per_host(1);
+    // A dead connection takes all calls that follow with it, unlike a posted request's: it has to be noticed. Nothing is
+    // sent where no call is under way, because servers hang up on who does.
+    builder = match settings.method {
+        None => builder.http1_only(),
+        Some(_) => builder
+            .http2_prior_knowledge()
+            .http2_keep_alive_interval(settings.timeout / 3)
+            .http2_keep_alive_timeout(settings.timeout / 3),
+    };
     match &settings.certificate_authority {
         Some(path) => {
             let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
@@ -76,6 +88,11 @@ fn hint(error: &reqwest::Error) -> Option<&'static str> {
         if let Some(tls) = error.downcast_ref::<TlsError>() {
             return of_tls(tls);
         }
+        if error.downcast_ref::<hyper::Error>().is_some_and(other_protocol) {
+            return Some(
+                "it does not speak HTTP/1.1 there: a port for gRPC (4317) wants --otlp-protocol grpc",
+            );
+        }
         // An I/O error is not the source of itself: what it holds is passed over by `source`.
         let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
         next = match held {
@@ -84,6 +101,11 @@ fn hint(error: &reqwest::Error) -> Option<&'static str> {
         };
     }
     None
+}
+
+/// What came was no answer, or came before there was a question, as HTTP/2's settings do; hyper has no word for the latter.
+fn other_protocol(error: &hyper::Error) -> bool {
+    error.is_parse() || error.to_string().contains("unexpected message")
 }
 
 fn of_tls(error: &TlsError) -> Option<&'static str> {
@@ -103,9 +125,7 @@ fn of_tls(error: &TlsError) -> Option<&'static str> {
             | AlertDescription::HandshakeFailure
             | AlertDescription::UnknownCA
             | AlertDescription::BadCertificate,
-        ) => Some(
-            "it wants to know who we are: --export-identity names a PEM file with a certificate and its key",
-        ),
+        ) => Some(WHO_ARE_WE),
         TlsError::InvalidMessage(_) => Some("it does not speak TLS there: is http:// meant?"),
         _ => None,
     }

@@ -8,6 +8,7 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::grpc::Grpc;
 use super::header::Headers;
 use super::patience;
 use super::queue::{Queue, Weigh};
@@ -16,27 +17,31 @@ use super::{Format, Request, Settings, trust};
 use crate::model::text;
 
 /// Bytes of an answer that are looked at.
-const ANSWER: usize = 64 << 10;
+pub const ANSWER: usize = 64 << 10;
 /// Of an answer, in the log.
-const SHOWN: usize = 200;
+pub const SHOWN: usize = 200;
 
 pub struct Worker<F: Format> {
     pub name: &'static str,
     pub client: reqwest::Client,
+    /// None: batches are posted.
+    pub grpc: Option<Grpc>,
     pub headers: Headers,
     pub settings: Settings,
-    pub format: F,
+    pub format: Arc<F>,
     pub queue: Arc<Queue<F::Item>>,
     pub tally: Arc<Tally>,
     pub closed: watch::Receiver<bool>,
 }
 
 /// What one request came to.
-enum Answer {
+pub enum Answer {
     /// Taken, but for so many.
     Taken(u64),
     /// It never will be.
     Never(String),
+    /// Some of it may be; the rest never will.
+    Partly(String),
     Later(String, Option<Duration>),
     /// Not this way.
     Otherwise,
@@ -100,11 +105,13 @@ impl<F: Format> Worker<F> {
         let bytes: usize = batch.iter().map(Weigh::bytes).sum();
         let tally = self.tally.clone();
         let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
-        let mut request = match self.format.request(&batch) {
+        // It may take milliseconds: not among those who must not wait.
+        let format = self.format.clone();
+        let made = tokio::task::spawn_blocking(move || format.request(&batch)).await;
+        let mut request = match made.map_err(anyhow::Error::from).flatten() {
             Ok(request) => request,
             Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
         };
-        drop(batch);
         let begun = Instant::now();
         for attempt in 0.. {
             match self.send(&request).await {
@@ -123,6 +130,7 @@ impl<F: Format> Worker<F> {
                     request = *other;
                 }
                 Answer::Never(why) => return self.refused(&mut pending, &why, troubled),
+                Answer::Partly(why) => return self.refused_in_part(&mut pending, &why, troubled),
                 Answer::Later(why, asked) => {
                     if !std::mem::replace(troubled, true) {
                         tracing::warn!(destination = self.name, "not delivered, tried again: {why}");
@@ -158,11 +166,27 @@ impl<F: Format> Worker<F> {
         }
     }
 
+    fn refused_in_part(&self, pending: &mut Pending, why: &str, troubled: &mut bool) {
+        let count = pending.items;
+        // One has no parts.
+        if count == 1 {
+            return self.refused(pending, why, troubled);
+        }
+        pending.settle(Fate::RefusedInPart);
+        if !std::mem::replace(troubled, true) {
+            tracing::warn!(destination = self.name, "of {count} items some, or all, refused for good: {why}");
+        }
+    }
+
     async fn send(&self, it: &Request) -> Answer {
         let headers = match self.headers.now().await {
             Ok(headers) => headers,
             Err(error) => return Answer::Later(format!("{error:#}"), None),
         };
+        if let Some(grpc) = &self.grpc {
+            let called = grpc.call(headers, it.body.clone()).await;
+            return called.map_or_else(|answer| answer, |said| Answer::Taken(self.format.refused(&said)));
+        }
         let url = format!("{}{}", self.settings.url, it.path);
         let request = self.client.request(it.method.clone(), url).headers(headers);
         let request = request.header(CONTENT_TYPE, it.content_type).body(it.body.clone());
@@ -182,6 +206,7 @@ impl<F: Format> Worker<F> {
             _ if it.there_by == Some(status) => Answer::Taken(0),
             _ if it.otherwise.as_ref().is_some_and(|(by, _)| *by == status) => Answer::Otherwise,
             _ if self.format.passes(status) => Answer::Later(self.said(status, &answer), asked),
+            _ if self.format.takes_some(status) => Answer::Partly(self.said(status, &answer)),
             _ => Answer::Never(self.said(status, &answer)),
         }
     }
@@ -192,7 +217,9 @@ impl<F: Format> Worker<F> {
         let ours = "its address and its headers are in the configuration";
         match self.format.mends(status, answer) {
             Some(mends) => format!("{status}: {shown}; {mends}"),
-            None if self.format.passes(status) => format!("{status}: {shown}"),
+            None if self.format.passes(status) || self.format.takes_some(status) => {
+                format!("{status}: {shown}")
+            }
             None => format!("{status}: {shown}; {ours}"),
         }
     }

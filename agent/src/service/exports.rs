@@ -10,13 +10,15 @@ use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
+use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
 use crate::api::Pages;
 use crate::deliver::kubernetes::Dropped;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
+use crate::deliver::otlp_profiles::{Minute, Profiles};
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics};
+use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics, otlp_profiles};
 use crate::metrics::family::Family;
 use crate::model::{Event, Losses, PodIncident};
 use crate::{bytes, duration};
@@ -35,15 +37,23 @@ pub struct ExportArgs {
     /// A header for Loki, NAME=VALUE; NAME=@FILE for a password, read again for each request. Commas part headers
     #[arg(long = "loki-header", value_name = "HEADER", hide_env_values = true)]
     loki_headers: Vec<String>,
-    /// Send events as OpenTelemetry logs (OTLP by HTTP, protobuf): http://HOST:4318; /v1/logs is added
+    /// Send events as OpenTelemetry logs (OTLP): http://HOST:4318, and /v1/logs is added; for gRPC http://HOST:4317
     #[arg(long, value_name = "URL")]
     otlp_url: Option<String>,
-    /// A header for OTLP, as --loki-header
+    /// What --otlp-url speaks, by OpenTelemetry's names
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "http/protobuf")]
+    otlp_protocol: OtlpProtocol,
+    /// A header for OTLP (metadata, for gRPC), as --loki-header
     #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
     otlp_headers: Vec<String>,
-    /// Send what /metrics has to --otlp-url, too, each so often (60s): /v1/metrics is added there. For who cannot scrape
+    /// Send what /metrics has to --otlp-url, too, each so often (60s), by HTTP to /v1/metrics. For who cannot scrape
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     otlp_metrics_every: Option<Duration>,
+    /// Send the profiles of --profile-hz to --otlp-url, too, by HTTP to /v1development/profiles. In OpenTelemetry this signal
+    /// is still in development: the receiver must speak opentelemetry-proto 1.10 (a Collector needs its feature gate
+    /// service.profilesSupport)
+    #[arg(long)]
+    otlp_profiles: bool,
     /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
     /// /push.v1.PusherService/Push stands in the URL
     #[arg(long, value_name = "URL")]
@@ -68,6 +78,9 @@ pub struct ExportArgs {
     export_patience: Duration,
 }
 
+/// Of pprof, which is several times as much when it is sent; collectors take 4 MiB by gRPC unless told otherwise.
+const PROFILES_BATCH: usize = 256 << 10;
+
 /// Couriers that run.
 #[derive(Default)]
 pub struct Exports {
@@ -75,6 +88,7 @@ pub struct Exports {
     measures: Option<Measures>,
     profiles: Option<Courier<Pprof>>,
     kubernetes: Option<Kubernetes>,
+    minutes: Option<Courier<Minute>>,
 }
 
 /// Metrics, each so often.
@@ -95,17 +109,30 @@ impl Exports {
             exports.events.push(Courier::start("loki", settings, Loki)?);
         }
         let otlp = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)?;
+        let no_url = "otlp-profiles is set, and otlp-url is not: set both, or neither";
+        ensure!(otlp.is_some() || !args.otlp_profiles, no_url);
         let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
         ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
         if let Some(settings) = otlp {
+            if let Some(doubt) = args.otlp_protocol.doubt(&settings.url) {
+                tracing::warn!("{doubt}");
+            }
             if let Some(every) = args.otlp_metrics_every {
-                let settings = at(settings.clone(), "/v1/metrics", true).context("otlp-url")?;
+                let settings = args.otlp_protocol.at(&settings, &METRICS)?;
                 let courier = Courier::start("otlp_metrics", settings, otlp_metrics::Metrics)?;
                 tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
                 let (since, node) = (Timestamp::now(), node.to_owned());
                 exports.measures = Some(Measures { courier, every, since, node, task: None });
             }
-            let settings = at(settings, "/v1/logs", true).context("otlp-url")?;
+            if args.otlp_profiles {
+                let settings = args.otlp_protocol.at(&settings, &PROFILES)?;
+                let settings = Settings { batch_bytes: PROFILES_BATCH, ..settings };
+                let courier = Courier::start("otlp_profiles", settings, Profiles)?;
+                let (destination, url, version) = (courier.name(), courier.url(), otlp_profiles::VERSION);
+                tracing::info!(destination, url, opentelemetry_proto = version, "exports profiles");
+                exports.minutes = Some(courier);
+            }
+            let settings = args.otlp_protocol.at(&settings, &LOGS)?;
             exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
         }
         let pyroscope = args.settings("pyroscope", args.pyroscope_url.as_deref(), &args.pyroscope_headers)?;
@@ -128,8 +155,8 @@ impl Exports {
     }
 
     /// Where profiles go, if anywhere.
-    pub fn profiles(&self) -> Option<Inlet<Pprof>> {
-        self.profiles.as_ref().map(Courier::inlet)
+    pub fn profiles(&self) -> (Option<Inlet<Pprof>>, Option<Inlet<Minute>>) {
+        (self.profiles.as_ref().map(Courier::inlet), self.minutes.as_ref().map(Courier::inlet))
     }
 
     /// Never waits.
@@ -177,8 +204,10 @@ impl Exports {
     pub fn ledgers(&self) -> Vec<Ledger> {
         let measures = self.measures.iter().map(|measures| measures.courier.ledger());
         let profiles = self.profiles.iter().map(Courier::ledger);
+        let minutes = self.minutes.iter().map(Courier::ledger);
         let kubernetes = self.kubernetes.iter().map(|kubernetes| kubernetes.courier().ledger());
-        self.events.iter().map(Courier::ledger).chain(measures).chain(profiles).chain(kubernetes).collect()
+        let events = self.events.iter().map(Courier::ledger);
+        events.chain(measures).chain(profiles).chain(minutes).chain(kubernetes).collect()
     }
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
@@ -204,6 +233,9 @@ impl Exports {
         if let Some(courier) = self.profiles {
             closing.push((courier.name(), tokio::spawn(courier.close(time))));
         }
+        if let Some(courier) = self.minutes {
+            closing.push((courier.name(), tokio::spawn(courier.close(time))));
+        }
         if let Some(Measures { courier, since, node, task, .. }) = self.measures {
             if let Some(task) = task {
                 task.abort();
@@ -222,7 +254,7 @@ impl Exports {
 impl ExportArgs {
     /// Some destination wants profiles.
     pub fn takes_profiles(&self) -> bool {
-        self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
+        self.otlp_profiles || self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
     }
 
     /// None: no such destination is wanted.
@@ -259,43 +291,46 @@ impl ExportArgs {
     }
 }
 
-/// The address of one endpoint: `path` where the URL has none, or below the URL's own if that is a base.
-fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
-    let mut url = crate::deliver::url(&settings.url)?;
-    ensure!(url.fragment().is_none(), "a URL with a # names a part of a page, not an address to send to");
-    let own = url.path().trim_end_matches('/');
-    // Whoever set the address of logs in full means metrics beside them.
-    let own = if base { own.strip_suffix("/v1/logs").unwrap_or(own) } else { own }.to_owned();
-    match own.as_str() {
-        "" => url.set_path(path),
-        own if base => url.set_path(&format!("{own}{path}")),
-        own => url.set_path(own),
-    }
-    Ok(Settings { url: url.into(), ..settings })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::Parser;
 
-    #[test]
-    fn an_endpoint_is_where_its_users_expect_it() {
-        let of = |url: &str, path, base| at(Settings::new(url), path, base).unwrap().url;
-        for (url, loki) in [
-            ("http://loki:3100", "http://loki:3100/loki/api/v1/push"),
-            ("http://loki:3100/", "http://loki:3100/loki/api/v1/push"),
-            ("https://gw/a/push?tenant=b", "https://gw/a/push?tenant=b"),
-        ] {
-            assert_eq!(of(url, "/loki/api/v1/push", false), loki);
-        }
-        for (url, otlp) in [
-            ("http://c:4318", "http://c:4318/v1/logs"),
-            ("https://c/otlp/", "https://c/otlp/v1/logs"),
-            ("https://c/otlp/v1/logs", "https://c/otlp/v1/logs"),
-        ] {
-            assert_eq!(of(url, "/v1/logs", true), otlp);
-        }
-        assert_eq!(of("https://c/otlp/v1/logs", "/v1/metrics", true), "https://c/otlp/v1/metrics");
-        assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
+    use super::*;
+    use crate::deliver::collector::{Collector, Say, until};
+    use crate::deliver::written::tests::lookup;
+
+    #[derive(clap::Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        exports: ExportArgs,
+    }
+
+    #[tokio::test]
+    async fn otlp_goes_by_grpc_where_that_is_asked_for() {
+        let collector = Collector::start(&[Say::Take]).await;
+        let url = format!("--otlp-url={}", collector.url);
+        let flags = ["", &url, "--otlp-protocol=grpc", "--otlp-metrics-every=1s", "--otlp-profiles"];
+        let arguments = Arguments::parse_from(flags).exports;
+        assert!(arguments.takes_profiles());
+        let exports = Exports::start(&arguments, "n1").unwrap();
+        exports.offer(&lookup("a.example", 1));
+        let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
+        let measures = exports.measures.as_ref().unwrap();
+        measures.courier.offer(otlp_metrics::Page::new("n1", &[kills], measures.since, Timestamp::now()));
+        let mut pprof = Vec::new();
+        crate::export::pprof::write(&crate::export::example::profile(), &mut pprof).unwrap();
+        exports.profiles().1.unwrap().offer(Minute::new("n1", &Default::default(), pprof));
+        until("there", || !collector.logs().is_empty() && !collector.metrics().is_empty()).await;
+        until("there, too", || !collector.profiles().is_empty()).await;
+        assert_eq!(collector.profiles()[0].resource_profiles[0].scope_profiles[0].profiles.len(), 1);
+        let names: Vec<_> = exports.ledgers().iter().map(|ledger| ledger.destination).collect();
+        assert_eq!(names, ["otlp_logs", "otlp_metrics", "otlp_profiles"]);
+        let metric = collector.metrics()[0].resource_metrics[0].scope_metrics[0].metrics[0].clone();
+        assert_eq!(metric.name, "podopsy_oom_kills");
+        exports.close(Duration::from_secs(60), &[]).await;
+        assert!(Arguments::try_parse_from(["", "--otlp-protocol", "http/json"]).is_err());
+        let alone =
+            Exports::start(&Arguments::parse_from(["", "--otlp-profiles"]).exports, "n1").err().unwrap();
+        assert!(alone.to_string().contains("otlp-profiles is set, and otlp-url is not"), "{alone}");
     }
 }

@@ -10,8 +10,10 @@ pub fn families(ledgers: &[Ledger], dropped: Option<&Dropped>) -> Vec<Family> {
     let mut offered =
         Family::counter("podopsy_export_offered", "Events (pages, of metrics) offered to a destination.");
     let mut delivered = Family::counter("podopsy_export_delivered", "Events that a destination said it has.");
-    let mut lost =
-        Family::counter("podopsy_export_lost", "Events that a destination will not get, by reason.");
+    let mut lost = Family::counter(
+        "podopsy_export_lost",
+        "Events that a destination will not get, by reason; of those refused_in_part it may have some.",
+    );
     let mut retries = Family::counter("podopsy_export_retries", "Requests to a destination made again.");
     let mut waiting = Family::gauge("podopsy_export_waiting", "Events neither delivered nor lost yet.");
     let mut bytes = Family::gauge("podopsy_export_queue_bytes", "Memory that those events take, about.");

@@ -2,6 +2,7 @@
 //!
 //! Must not know: how events are made.
 
+mod endpoint;
 mod exports;
 #[cfg(test)]
 mod exports_tests;

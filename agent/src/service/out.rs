@@ -157,9 +157,11 @@ impl Out {
         }
         self.pages.attached(recorder.scraper());
         self.exports.measure(self.pages.clone());
+        let (pyroscope, otlp) = self.exports.profiles();
         let takers = Takers {
             store: self.store.as_ref().map(|(store, _)| store.keeper()),
-            pyroscope: self.exports.profiles(),
+            pyroscope,
+            otlp,
             node: self.always.node.clone(),
             not_kept: self.not_kept.clone(),
         };

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use crate::api::{Health, Pages};
 use crate::budget::Shed;
 use crate::deliver::Inlet;
+use crate::deliver::otlp_profiles::Minute;
 use crate::deliver::pyroscope::Pprof;
 use crate::model::Losses;
 use crate::model::profile::{Profile, Sampling};
@@ -40,6 +41,7 @@ impl NotKept {
 pub struct Takers {
     pub store: Option<Keeper>,
     pub pyroscope: Option<Inlet<Pprof>>,
+    pub otlp: Option<Inlet<Minute>>,
     /// Its name, for a label.
     pub node: String,
     pub not_kept: NotKept,
@@ -48,12 +50,15 @@ pub struct Takers {
 impl Takers {
     /// Nobody takes any.
     pub fn is_empty(&self) -> bool {
-        self.store.is_none() && self.pyroscope.is_none()
+        self.store.is_none() && self.pyroscope.is_none() && self.otlp.is_none()
     }
 
     fn take(&self, record: ProfileRecord) {
         if let Some(inlet) = &self.pyroscope {
             inlet.offer(Pprof::cpu(&self.node, &record.owner, record.pprof.clone()));
+        }
+        if let Some(inlet) = &self.otlp {
+            inlet.offer(Minute::new(&self.node, &record.owner, record.pprof.clone()));
         }
         if let Some(keeper) = &self.store {
             keeper.put_profile(record);

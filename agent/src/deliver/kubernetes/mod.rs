@@ -80,7 +80,7 @@ impl Format for Kubernetes {
     }
 
     fn body(&self, batch: &[Call]) -> anyhow::Result<Vec<u8>> {
-        Ok(self.request(batch)?.body)
+        Ok(self.request(batch)?.body.into())
     }
 
     fn request(&self, batch: &[Call]) -> anyhow::Result<Request> {
