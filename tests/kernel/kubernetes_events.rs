@@ -8,12 +8,14 @@ mod support;
 #[path = "../../agent/src/deliver/kubernetes/validation.rs"]
 mod validation;
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
 use stub::Stub;
-use support::agent::{Agent, get, until};
+use support::agent::{Agent, SOON, get, until};
 use support::{VICTIMS_IMAGE, node};
 
 /// The Events with this reason.
@@ -45,8 +47,14 @@ fn a_kill_that_kubernetes_does_not_show_and_failing_lookups_are_on_the_pod() {
     let _ = pod.exec("api", ["leak", "--fast"]);
 
     let wait = |reason: &str| {
-        let shown = || format!("{reason}; the agent's log: {}\n{:?}", agent.log(), stub.state().log);
-        until(&shown(), || events(&stub, reason).first().cloned())
+        let end = Instant::now() + SOON;
+        loop {
+            if let Some(event) = events(&stub, reason).pop() {
+                return event;
+            }
+            assert!(Instant::now() < end, "no {reason}: {:?}\n{}", stub.state().log, agent.log());
+            std::thread::sleep(Duration::from_millis(200));
+        }
     };
     let oom = wait("PodopsyOOMKilledWhileRunning");
     let regarding = &oom["regarding"];

@@ -1,5 +1,8 @@
 //! Events in, a page out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use jiff::Timestamp;
 
 use super::text::{Format, page};
@@ -8,7 +11,7 @@ use crate::budget::{Step, Tally};
 use crate::memory::Trend;
 use crate::model::incident::Verdict;
 use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
-use crate::model::{Detail, DnsCounts, Event, Kind, Outcome};
+use crate::model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
 
 fn owner(name: &str) -> Owner {
     let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "u".into(), labels: [].into() };
@@ -111,4 +114,19 @@ fn a_probe_that_is_not_attached_is_a_zero_and_one_that_nobody_wants_is_absent() 
     let text = page(&metrics.families(), Format::Prometheus);
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("podopsy_probe_attached")).collect();
     assert_eq!(lines, ["podopsy_probe_attached{probe=\"dns\"} 0", "podopsy_probe_attached{probe=\"oom\"} 1"]);
+}
+
+#[test]
+fn what_is_degraded_or_lost_later_is_on_the_next_page() {
+    let (metrics, late) = (Metrics::default(), Arc::new(AtomicU64::new(0)));
+    let (degraded, lost) = (late.clone(), late.clone());
+    metrics.degraded(move || degraded.load(Relaxed) as usize);
+    metrics.lost_beside(move || Losses::from([("profiles_not_kept".to_owned(), lost.load(Relaxed))]));
+    for count in [0, 2] {
+        late.store(count, Relaxed);
+        let page = page(&metrics.families(), Format::Prometheus);
+        let has = |line: String| assert!(page.lines().any(|one| one == line), "{line}: {page}");
+        has(format!("podopsy_degraded {count}.0"));
+        has(format!("podopsy_losses_total{{counter=\"profiles_not_kept\"}} {count}"));
+    }
 }
