@@ -138,7 +138,7 @@ mod tests {
         let (text, verdict) = table(&run(20.0));
         assert_eq!(verdict, Verdict::Grows);
         let line = text.lines().find(|line| line.contains("grows")).unwrap();
-        assert_eq!(line, "| RSS, MiB | 60.6 | 69.3 | +20.00 ± 0.00 | **grows** |");
+        assert_eq!(line, "| RSS, MiB | 61.2 | 68.7 | +20.00 ± 0.00 | **grows** |");
     }
 
     #[test]
