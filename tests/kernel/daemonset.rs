@@ -11,7 +11,8 @@ use podopsy_agent::model::{Detail, Event, Kind};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use serde_yaml_ng::Value;
 
-const SOON: Duration = Duration::from_secs(60);
+/// An emulated machine needs most of it.
+const SOON: Duration = Duration::from_secs(180);
 
 fn text<'a>(value: &'a Value, what: &str) -> &'a str {
     value.as_str().unwrap_or_else(|| panic!("daemonset.yaml: {what} is no text: {value:?}"))

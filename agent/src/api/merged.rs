@@ -35,7 +35,7 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
         }
     }
     if merged.parts() == 0 {
-        let why = "no profile of that: the agent keeps them with --profile-hz, one a container and minute";
+        let why = "no profile of that: the agent keeps one a container and minute, unless it runs with --profile-hz 0";
         return Err(Refusal::new(StatusCode::NOT_FOUND, why));
     }
     let mut comments = vec![format!(

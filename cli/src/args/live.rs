@@ -214,7 +214,7 @@ pub struct Profile {
     #[arg(short, long)]
     pub all: bool,
 
-    /// Not from now on, but what the agent has kept since so long ago (podopsy-agent --profile-hz)
+    /// Not from now on, but what the agent has kept since so long ago (its --profile-hz is not 0)
     #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with_all = ["duration", "frequency", "growth", "stacks"])]
     pub since: Option<Duration>,
 

@@ -28,7 +28,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
     let pending = output::prepare(args.outputs()?)?;
     let Some(agent) = history::agent(&args.history).await? else {
         bail!(
-            "no agent answers at {}: start podopsy-agent with --state-dir and --profile-hz (--socket names the socket of \
+            "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of \
              one that runs), or sample from now on, without --since",
             args.history.state_dir.join(podopsy_agent::api::client::SOCKET).display()
         );
@@ -40,7 +40,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
     let shown = text::escape(&args.target().to_string());
     if numbers.profiles == 0 {
         note(&format!(
-            "the agent has kept no profile of {shown} since {}: it runs with --profile-hz, or nothing ran",
+            "the agent has kept no profile of {shown} since {}: it runs with --profile-hz 0, or nothing ran",
             units::date(from)
         ));
         return Ok(Verdict::Nothing);
