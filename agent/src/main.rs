@@ -178,7 +178,10 @@ fn main() -> ExitCode {
         Args::command().error(ErrorKind::ValueValidation, error).exit();
     }
     if samples && !sends && args.state_dir.is_none() {
-        let is_wish = |one: &Setting| one.name == "profile-hz" && one.origin != Origin::Default;
+        // A file may be one that --print-config wrote, and has every setting.
+        let is_wish = |one: &Setting| {
+            one.name == "profile-hz" && matches!(one.origin, Origin::Flag | Origin::Environment(_))
+        };
         if settings.iter().any(is_wish) {
             let error = "profile-hz is set, and nothing takes the profiles: set state-dir, pyroscope-url or otlp-profiles";
             Args::command().error(ErrorKind::ValueValidation, error).exit();

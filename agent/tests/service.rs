@@ -150,7 +150,7 @@ fn help_names_the_settings() {
 #[test]
 fn profiles_that_nobody_takes_and_takers_without_profiles_are_wrong_usage() {
     for (args, says) in [
-        (&["--profile-hz", "19"][..], "set state-dir, or pyroscope-url"),
+        (&["--profile-hz", "19"][..], "set state-dir, pyroscope-url or otlp-profiles"),
         (&["--profile-hz", "0", "--pyroscope-url", "http://127.0.0.1:9"], "set profile-hz to 19, or neither"),
     ] {
         let (code, _, error) = said(&agent(args).output().expect("run it"));
