@@ -102,8 +102,10 @@ impl Public {
             .unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let binary = dir.path().join("podopsy");
-        fs::copy(PODOPSY, &binary).unwrap();
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        // In a process of its own: a child that another test starts meanwhile would inherit our descriptor, and what is open
+        // for writing is not run (ETXTBSY).
+        let copied = Command::new("install").args(["-m", "755", PODOPSY]).arg(&binary).status().unwrap();
+        assert!(copied.success(), "{copied}");
         Public { _dir: dir, binary }
     }
 

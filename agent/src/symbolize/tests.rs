@@ -116,11 +116,18 @@ fn inlined_functions_come_before_the_one_they_are_in() {
     assert!(inner.source.as_ref().unwrap().1 < outer.source.as_ref().unwrap().1, "{frames:?}");
 }
 
+/// In a process of its own: a child that another test starts meanwhile would inherit our descriptor, and what is open for
+/// writing is not run (ETXTBSY).
+fn copy(program: &Path, to: &Path) {
+    let copied = Command::new("cp").arg(program).arg(to).status().unwrap();
+    assert!(copied.success(), "{copied}");
+}
+
 #[test]
 fn the_dead_are_symbolized_even_when_their_file_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("victim");
-    std::fs::copy("/proc/self/exe", &program).unwrap();
+    copy(&std::env::current_exe().unwrap(), &program);
     let own = maps::read(std::process::id()).unwrap().find(own_address()).unwrap().clone();
     let offset = own_address() - own.start + own.offset;
 
@@ -153,7 +160,7 @@ fn one_file_of_many_containers_is_read_once() {
     let mut symbolizer = Symbolizer::new();
     for name in ["one", "two", "three"] {
         let program = dir.path().join(name);
-        std::fs::copy("/proc/self/exe", &program).unwrap();
+        copy(&std::env::current_exe().unwrap(), &program);
         let mut victim = Running::start(&program, &["--exact", "symbolize::tests::sleeper", "--nocapture"]);
         wait_for_line(&mut victim.0);
         symbolizer.see_process(victim.pid());
@@ -186,7 +193,7 @@ fn a_deleted_executable_is_opened_all_the_same() {
     needs_root();
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("napper");
-    std::fs::copy("/bin/sleep", &program).unwrap();
+    copy(Path::new("/bin/sleep"), &program);
     let napper = Running::start(&program, &["60"]);
     // exec has happened once the mapping is there.
     while !maps::read(napper.pid())
