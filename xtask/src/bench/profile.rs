@@ -4,11 +4,14 @@
 //! Whether a stack is complete is asked of every tool's own output in one way: it leads to the program's `_start`, or
 //! to libc's.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use nix::mount::{MsFlags, mount};
 
 use super::load::Load;
 use super::measure::{self, Cost, Statistics};
@@ -25,6 +28,9 @@ const PACKAGES: &[Package] = &[
     Package { name: "bpftrace", why: "is another" },
 ];
 const FREQUENCY: u64 = 99;
+/// Held against each other.
+const NODE: &str = "podopsy, whole node";
+const BEE: &str = "pbee --dwarf true";
 /// What design and issue allow: kernel memory for tables, and the agent's own.
 const TABLES_MIB: f64 = 64.0;
 const RSS_MIB: f64 = 48.0;
@@ -40,9 +46,12 @@ pub struct Options {
     /// profile-bee's program; it is built by `cargo install profile-bee --locked --root target/peers`
     #[arg(long, value_name = "PATH")]
     pbee: Option<PathBuf>,
-    /// Run only the tools whose name contains this
-    #[arg(long, value_name = "NAME", default_value = "")]
-    only: String,
+    /// Run them all so often, in turn; podopsy's share of what profile-bee takes is that of the medians
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=20))]
+    rounds: u64,
+    /// Run only the tools whose name begins so; several times for several
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
     /// Not against peers but by processes and binaries, up to 1,000 and 300: the curve of cost
     #[arg(long)]
     crowd: bool,
@@ -52,7 +61,7 @@ pub struct Options {
 struct Tool {
     name: &'static str,
     /// None: it is not here, and this is how to get it.
-    command: Result<Command, &'static str>,
+    command: Result<(PathBuf, Vec<String>), &'static str>,
     stacks: Stacks,
 }
 
@@ -78,6 +87,7 @@ pub fn run(options: &Options) -> Result<()> {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string())?,
         None => statics::build(Statics::Podopsy)?.join("podopsy"),
     };
+    mount_tracefs()?;
     let folder = sh::root().join("target/bench-profile");
     std::fs::create_dir_all(&folder).context("make a folder for the bench")?;
     let statistics = Statistics::on()?;
@@ -87,38 +97,88 @@ pub fn run(options: &Options) -> Result<()> {
     done
 }
 
+/// profile-bee and bpftrace do not run without it.
+fn mount_tracefs() -> Result<()> {
+    let at = Path::new("/sys/kernel/tracing");
+    if at.join("events").exists() {
+        return Ok(());
+    }
+    mount(Some("tracefs"), at, Some("tracefs"), MsFlags::empty(), None::<&str>).context("mount tracefs")
+}
+
 fn peers(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
     let seconds = options.seconds;
     println!(
         "| tool | CPU s (user + sys) | peak RSS MiB | kernel maps MiB | in BPF s (runs) | samples of the load (by its CPU time) | complete |"
     );
     println!("|---|---|---|---|---|---|---|");
-    for tool in tools(options, podopsy).into_iter().filter(|tool| tool.name.contains(&options.only)) {
-        let mut command = match tool.command {
-            Ok(command) => command,
-            Err(how) => {
-                println!("| {} | not here: {how} |", tool.name);
-                continue;
-            }
+    let mut costs: HashMap<&str, Vec<Cost>> = HashMap::new();
+    for _ in 0..options.rounds {
+        let wanted = |tool: &Tool| {
+            options.only.is_empty() || options.only.iter().any(|start| tool.name.starts_with(start))
         };
-        let load = Load::two(folder)?;
-        // Past the dynamic loader.
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        let only_first = tool.name.contains("process");
-        let before = load.cpu(only_first);
-        if only_first {
-            command.arg(format!("pid:{}", load.first()));
-        }
-        let cost = measure::run(&command, folder, seconds);
-        let wanted = (load.cpu(only_first) - before).as_secs_f64() * FREQUENCY as f64;
-        drop(load);
-        let found = cost.and_then(|cost| Ok((stacks(&tool.stacks, folder)?, cost)));
-        match found {
-            Ok(((found, more), cost)) => row(tool.name, &cost, more.as_ref(), &found, wanted),
-            Err(error) => println!("| {} | failed: {error:#} |", tool.name),
+        for tool in tools(options, podopsy).into_iter().filter(wanted) {
+            if let Some(cost) = measured(&tool, folder, seconds)? {
+                costs.entry(tool.name).or_default().push(cost);
+            }
         }
     }
+    if let [Some(ours), Some(theirs)] = [NODE, BEE].map(|name| costs.get(name)) {
+        println!("\n{}", against(ours, theirs));
+    }
     Ok(())
+}
+
+/// What one run took, and its row printed; none: it is not here, or failed.
+fn measured(tool: &Tool, folder: &Path, seconds: u64) -> Result<Option<Cost>> {
+    let mut command = match &tool.command {
+        Ok((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            command
+        }
+        Err(how) => {
+            println!("| {} | not here: {how} |", tool.name);
+            return Ok(None);
+        }
+    };
+    let load = Load::two(folder)?;
+    // Past the dynamic loader.
+    std::thread::sleep(Duration::from_millis(500));
+    let only_first = tool.name.contains("process");
+    let before = load.cpu(only_first);
+    if only_first {
+        command.arg(format!("pid:{}", load.first()));
+    }
+    let cost = measure::run(&command, folder, seconds);
+    let wanted = (load.cpu(only_first) - before).as_secs_f64() * FREQUENCY as f64;
+    drop(load);
+    match cost.and_then(|cost| Ok((stacks(&tool.stacks, folder)?, cost))) {
+        Ok(((found, more), cost)) => {
+            row(tool.name, &cost, more.as_ref(), &found, wanted);
+            Ok(Some(cost))
+        }
+        Err(error) => {
+            println!("| {} | failed: {error:#} |", tool.name);
+            Ok(None)
+        }
+    }
+}
+
+/// Our part of what the peer takes, by medians.
+fn against(ours: &[Cost], theirs: &[Cost]) -> String {
+    let part = |of: fn(&Cost) -> f64| median(ours, of) / median(theirs, of);
+    let cpu = part(|cost| cost.user_seconds + cost.system_seconds);
+    let memory = part(|cost| cost.peak_kib as f64 * 1024.0 + cost.kernel_bytes as f64);
+    format!("{NODE} takes {cpu:.2} of the CPU of {BEE}, and {memory:.2} of its memory (RSS and kernel maps)")
+}
+
+fn median(costs: &[Cost], of: fn(&Cost) -> f64) -> f64 {
+    let mut values: Vec<f64> = costs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    (at(low) + at(high)) / 2.0
 }
 
 fn row(name: &str, cost: &Cost, more: Option<&Cost>, found: &Found, wanted: f64) {
@@ -147,23 +207,18 @@ fn row(name: &str, cost: &Cost, more: Option<&Cost>, found: &Found, wanted: f64)
 fn tools(options: &Options, podopsy: &Path) -> Vec<Tool> {
     let (seconds, frequency) = (options.seconds.to_string(), FREQUENCY.to_string());
     let command = |program: &Path, args: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(args);
-        command
+        (program.to_owned(), args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>())
     };
     let here =
         |name: &str, how, args: &[&str]| sh::which(name).map(|program| command(&program, args)).ok_or(how);
     let duration = format!("{seconds}s");
     let ours = |args: &[&str]| {
-        let mut ours = command(podopsy, &["profile", "-F", &frequency, "-d", &duration]);
-        ours.args(args);
-        Ok(ours)
+        Ok(command(podopsy, &[&["profile", "-F", &frequency, "-d", &duration], args].concat()))
     };
     let pbee = options.pbee.clone().unwrap_or_else(|| sh::root().join("target/peers/bin/pbee"));
     let bee = |args: &[&str]| {
         let milliseconds = format!("{seconds}000");
-        let mut bee = command(&pbee, &["-f", &frequency, "-t", &milliseconds]);
-        bee.args(args);
+        let bee = command(&pbee, &[&["-f", &frequency, "-t", &milliseconds], args].concat());
         if pbee.is_file() { Ok(bee) } else { Err("cargo install profile-bee --locked --root target/peers") }
     };
     let perf = "apt-get install linux-perf";
@@ -173,7 +228,7 @@ fn tools(options: &Options, podopsy: &Path) -> Vec<Tool> {
     );
     vec![
         Tool {
-            name: "podopsy, whole node",
+            name: NODE,
             command: ours(&["--all", "-o", "node.folded"]),
             stacks: Stacks::Folded("node.folded"),
         },
@@ -188,7 +243,7 @@ fn tools(options: &Options, podopsy: &Path) -> Vec<Tool> {
             stacks: Stacks::Folded("fp.folded"),
         },
         Tool {
-            name: "pbee --dwarf true",
+            name: BEE,
             command: bee(&["--dwarf", "true", "--collapse", "bee.folded"]),
             stacks: Stacks::Folded("bee.folded"),
         },
@@ -325,6 +380,17 @@ fn crowd(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_is_that_of_the_medians() {
+        let cost = |user_seconds, mib: u64| Cost { user_seconds, peak_kib: mib << 10, ..Cost::default() };
+        let (ours, theirs) =
+            ([cost(0.2, 30), cost(9.0, 30), cost(0.1, 30)], [cost(0.8, 120), cost(1.2, 120)]);
+        assert!(
+            against(&ours, &theirs)
+                .contains("takes 0.20 of the CPU of pbee --dwarf true, and 0.25 of its memory")
+        );
+    }
 
     #[test]
     fn stacks_of_the_load_are_counted_and_told_complete() {
