@@ -2,7 +2,8 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Files whose symbols the dead will need (some 1,700 on a node with 200 containers), maps, rings, sockets, the store.
+/// Files whose symbols the dead will need (1,664 at most: 512 for stacks of kills, 1,024 for the profile, 128 for growth), maps,
+/// rings, sockets, the store.
 const DESCRIPTORS: u64 = 8192;
 
 /// The soft limit is 1,024 under systemd and in containers of containerd 2; the hard one is there to be taken. Says what it

@@ -27,6 +27,7 @@
 //! | what it may cost, what it leaves out | [`budget`] | CPU time, memory, events a second; a table |
 //! | what the allocator gives back | [`heap`] | glibc's malloc |
 //! | what the agent gives up of itself | [`restraint`] | capabilities, system calls |
+//! | what a restart must know | [`small_file`] | what it is |
 //! | how many files it may open | [`descriptors`] | a limit of the kernel |
 //! | flags, environment, file | [`config`] | where a value comes from |
 //!
@@ -68,6 +69,7 @@ pub mod restraint;
 pub mod ring;
 pub mod service;
 pub mod sigkill;
+pub mod small_file;
 pub mod store;
 pub mod symbolize;
 pub mod unwind;

@@ -74,7 +74,7 @@ struct Args {
     /// How much of the disk the history may take; the oldest leaves first (needs --state-dir; SIGHUP changes it)
     #[arg(long, value_name = "BYTES", default_value = "512MiB", value_parser = bytes::parse_store)]
     store_bytes: u64,
-    /// How far back the history goes (SIGHUP changes it)
+    /// How far back the history goes, but for kills, which stay as long as there is room (SIGHUP changes it)
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     store_age: Duration,
     /// Where the API listens, for root and the agent's own user; agent.sock in the --state-dir, or in /run/podopsy
@@ -117,12 +117,21 @@ struct Args {
     /// programs, mount, or load BPF programs; the log says what is kept, and why. Off is for debugging
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t = SelfRestraint::On)]
     self_restraint: SelfRestraint,
+    /// How the log on stderr is written: as lines of text, or as one JSON object a line, for a collector
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
 /// A share of one CPU.
 fn share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1024.0).contains(share));
     share.ok_or_else(|| "use a share of one CPU, like 0.5 (0: as much as it takes)".to_owned())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
 }
 
 /// Whether to give up rights.
@@ -194,11 +203,14 @@ fn main() -> ExitCode {
     }
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
     // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")))
-        .init();
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")));
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     if let Some(descriptors) = descriptors::raise() {
         tracing::warn!(
             descriptors,
@@ -208,7 +220,7 @@ fn main() -> ExitCode {
     }
     // Before the runtime's threads, which inherit it.
     let begun = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("podopsy-agent: start threads: {error}");
@@ -219,6 +231,16 @@ fn main() -> ExitCode {
     // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
     runtime.shutdown_background();
     code
+}
+
+/// Threads for what may block, at most, and each ends when it had nothing to do for 10 s; tokio's own bound is 512. Nobody
+/// waits behind an export whose resolver is silent: glibc's asks for up to 210 s (three servers, six search domains), and
+/// meanwhile a destination tries anew after 10 s and a pause that doubles. That is eight of them for each of six
+/// destinations; the API takes four, and scans, state and formats a handful.
+const BLOCKING: usize = 64;
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING).build()
 }
 
 async fn start(
@@ -277,8 +299,9 @@ async fn run(
     let (state_dir, socket, listen) = (args.state_dir, args.socket, args.listen);
     let paths = Paths { state_dir, socket, listen, keep_every, profile_hz, node };
     let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
-    // Before anything shows that we run: who sees it may ask us to end.
+    // Before anything shows that we run: who sees it may ask us to end, or to read our configuration again.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
     let status = pods.status();
     out.attached(&recorder);
@@ -306,7 +329,7 @@ async fn run(
         "recording"
     );
 
-    let (mut hangup, mut round) = (signal(SignalKind::hangup())?, tokio::time::interval(ROUND));
+    let mut round = tokio::time::interval(ROUND);
     loop {
         tokio::select! {
             event = events.recv() => match event {

@@ -27,6 +27,8 @@ pub use crate::attach::Scope;
 /// Samples between the ring and the aggregator: more than a second of a 64-CPU node at 99 Hz.
 const QUEUE: usize = 8192;
 const PROGRESS: Duration = Duration::from_millis(200);
+/// Of a longer profile, whoever is met later may ask for its table.
+const AHEAD_OF: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -48,7 +50,7 @@ pub async fn profile(
     let (scope, sampling, unwind) = (options.scope.clone(), options.sampling, options.unwind);
     let wanted = OncpuWanted { scope, sampling, unwind, budget: 0 };
     let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
-    let mut ring = probes.ring("SAMPLES")?;
+    let mut ring = probes.samples()?;
     let kernel_losses = probes.losses()?;
     if let Some(log) = probes.log()? {
         tokio::spawn(log.forward());
@@ -57,7 +59,7 @@ pub async fn profile(
     let kernel = probes.unwind_tables()?;
     let mut requests = probes.ring("TABLE_REQUESTS")?;
     let builder = if probes.by_tables {
-        let of = whose(&options.scope, &pods).await;
+        let of = whose(&options, &pods).await;
         let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
         Some(tokio::task::spawn_blocking(start).await??)
     } else {
@@ -96,12 +98,14 @@ pub async fn profile(
     let duration = started.elapsed();
     probes.stop_sampling()?;
     ring.drain_now(&mut take);
-    drop((samples, probes));
-    let stop = move || builder.map(Builder::stop).unwrap_or_default();
-    let built = tokio::task::spawn_blocking(stop).await?;
+    drop(samples);
     let (mut aggregator, mut symbolizer, mut codes) = tokio::task::spawn_blocking(move || aggregation.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
+    symbolizer.learn_kernel(probes.kernel_names(&aggregator.kernel_addresses()));
+    drop(probes);
+    let stop = move || builder.map(Builder::stop).unwrap_or_default();
+    let built = tokio::task::spawn_blocking(stop).await?;
 
     let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();
     for id in aggregator.cgroups() {
@@ -141,9 +145,16 @@ pub async fn profile(
 }
 
 /// Whose tables to make before the first sample.
-async fn whose(scope: &Scope, pods: &Pods) -> Of {
-    match scope {
-        Scope::Node => Of::Node,
+async fn whose(options: &Options, pods: &Pods) -> Of {
+    match &options.scope {
+        Scope::Node => {
+            let seconds = options.duration.min(AHEAD_OF).as_secs();
+            let samples = match options.sampling {
+                Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
+                Sampling::Growth { .. } => 0,
+            };
+            Of::Node { samples }
+        }
         Scope::Process(pid) => Of::Process(*pid),
         Scope::Cgroups(ids) => {
             let mut paths = Vec::new();

@@ -2,12 +2,14 @@
 //! with [`crate::kernel_log`] the only one with async file descriptors.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use podopsy_wire::{LOSSES, Loss};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::model;
 
@@ -15,9 +17,19 @@ use crate::model;
 pub struct Ring {
     name: &'static str,
     fd: AsyncFd<RingFd>,
+    /// When to look unasked.
+    rounds: Option<Interval>,
 }
 
 struct RingFd(RingBuf<MapData>);
+
+impl RingFd {
+    fn hand_over(&mut self, mut each: impl FnMut(&[u8])) {
+        while let Some(record) = self.0.next() {
+            each(&record);
+        }
+    }
+}
 
 impl AsRawFd for RingFd {
     fn as_raw_fd(&self) -> RawFd {
@@ -30,27 +42,40 @@ impl Ring {
         let ring = RingBuf::try_from(map).with_context(|| format!("{name} is no ring buffer"))?;
         // SAFETY: the ring owns its file descriptor and keeps it open as long as it lives.
         let fd = unsafe { AsyncFd::register(RingFd(ring)) }.with_context(|| format!("poll {name}"))?;
-        Ok(Ring { name, fd })
+        Ok(Ring { name, fd, rounds: None })
     }
 
-    /// Waits until there are records, then hands over all of them. Cancel-safe: a record is either
+    /// For a ring whose probe wakes nobody for what can wait so long.
+    pub(crate) fn in_rounds(self, every: Duration) -> Ring {
+        let mut rounds = interval(every);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ring { rounds: Some(rounds), ..self }
+    }
+
+    /// Waits until there are records or a round is over, then hands over all of them. Cancel-safe: a record is either
     /// handed over or still in the ring.
-    pub async fn drain(&mut self, mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
-        let mut ready = self.fd.readable_mut().await.with_context(|| format!("poll {}", self.name))?;
-        let RingFd(ring) = ready.get_inner_mut();
-        while let Some(record) = ring.next() {
-            each(&record);
+    pub async fn drain(&mut self, each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        let Ring { name, fd, rounds } = self;
+        let round = async {
+            match rounds {
+                Some(rounds) => drop(rounds.tick().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ready = fd.readable_mut() => {
+                let mut ready = ready.with_context(|| format!("poll {name}"))?;
+                ready.get_inner_mut().hand_over(each);
+                ready.clear_ready();
+            }
+            () = round => fd.get_mut().hand_over(each),
         }
-        ready.clear_ready();
         Ok(())
     }
 
     /// What is in the ring now.
-    pub fn drain_now(&mut self, mut each: impl FnMut(&[u8])) {
-        let RingFd(ring) = self.fd.get_mut();
-        while let Some(record) = ring.next() {
-            each(&record);
-        }
+    pub fn drain_now(&mut self, each: impl FnMut(&[u8])) {
+        self.fd.get_mut().hand_over(each);
     }
 }
 

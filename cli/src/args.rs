@@ -93,7 +93,7 @@ pub enum Command {
 
 /// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed; and SIGKILLs that were no OOM
 ///
-/// Asks the agent, if one runs, or reads the files that it has left (--state-dir); and what the kernel's log still has of
+/// Asks the agent, if one runs, or reads the store that it has left (--state-dir); and what the kernel's log still has of
 /// kills that no agent saw. Says on stderr which of them answered. Exits 1 if there are none.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]

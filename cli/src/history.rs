@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_agent::api::client::{Client, Gap, Query, RUN, SOCKET, Unanswered};
-use podopsy_agent::oom::history::DIR;
+use podopsy_agent::api::client::{Client, Events, Gap, Query, RUN, SOCKET, Unanswered};
+use podopsy_agent::model::Kind;
+use podopsy_agent::store::{DIR, FILE, Filter, ITEMS_MAX, Reader, Refused, Shelf};
 
 use crate::args::HistoryDir;
 use crate::render::units;
@@ -40,6 +41,45 @@ fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
     (sockets, false)
 }
 
+/// Events of these kinds in the store that an agent has left, the newest `most`, oldest first, and the gaps since `from`;
+/// None: it has left none. Waits for the disk: not for an async task.
+pub fn left(
+    dir: &Path,
+    kinds: &[Kind],
+    most: usize,
+    from: Timestamp,
+) -> Result<Option<(Events, Vec<Gap>)>, Refused> {
+    if !dir.join(FILE).exists() {
+        return Ok(None);
+    }
+    let reader = Reader::of(dir);
+    let kinds = kinds.iter().map(|kind| kind.word().to_owned()).collect();
+    let mut filter = Filter { kinds, newest_first: true, ..Filter::all(Shelf::Events) };
+    let mut left = Events::default();
+    loop {
+        filter.items = ITEMS_MAX.min(most - left.events.len());
+        let page = reader.page(&filter)?;
+        left.unreadable += page.unreadable;
+        for item in page.items {
+            match item.parse() {
+                Ok(event) => left.events.push(event),
+                Err(_) => left.unreadable += 1,
+            }
+        }
+        filter.after = page.next;
+        left.more = page.next.is_some();
+        if !left.more || left.events.len() >= most {
+            break;
+        }
+    }
+    left.events.reverse();
+    let gaps = reader.gaps(from, Timestamp::now())?.into_iter().map(|gap| {
+        let (from, until) = gap.span();
+        Gap { from, until, reason: gap.reason.word().to_owned(), lost: gap.lost }
+    });
+    Ok(Some((left, gaps.collect())))
+}
+
 /// The parameters that ask for one pod's, or one container's.
 pub fn of_pod(namespace: &str, pod: &str, container: Option<&str>) -> Query {
     let mut query = vec![("namespace", namespace.to_owned()), ("pod", pod.to_owned())];
@@ -56,9 +96,14 @@ pub fn ago(since: std::time::Duration) -> Timestamp {
 /// Says of which times not all is known. An answer without this would look like nothing had happened.
 pub async fn note_gaps(client: &Client, from: Timestamp) {
     match client.gaps(from).await {
-        Ok(gaps) => gaps.iter().rev().take(GAPS).rev().for_each(|gap| note(&say(gap, from))),
+        Ok(gaps) => say_gaps(&gaps, from),
         Err(error) => note(&format!("whether the agent ran all the time is not known: {error}")),
     }
+}
+
+/// The last of them.
+pub fn say_gaps(gaps: &[Gap], from: Timestamp) {
+    gaps.iter().rev().take(GAPS).rev().for_each(|gap| note(&say(gap, from)));
 }
 
 /// Gaps that are said, the last ones; more of them are noise.

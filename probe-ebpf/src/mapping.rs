@@ -13,13 +13,12 @@ use aya_ebpf::{
     maps::{HashMap, RingBuf},
     programs::RawTracePointContext,
 };
-use podopsy_wire::{
-    ABSENT, FileKey, Loss, SCOPE_CGROUPS, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout,
-};
+use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
 
 use crate::{
-    maps::{CONFIG, TARGETS, count},
-    task::{self, current, number, read},
+    maps::{CONFIG, count},
+    oncpu,
+    task::{current, number, read},
     unwind::UNWIND_LAYOUT,
 };
 
@@ -35,6 +34,9 @@ const MAPLE_LEVELS: usize = 6;
 const RB_LEVELS: usize = 34;
 /// `page->vm_pgoff` is in pages of the machine's base size.
 const VM_PAGE_BITS: u32 = 12;
+
+/// `<asm-generic/errno-base.h>`
+const EEXIST: i32 = -17;
 
 #[map]
 pub static TABLES: HashMap<FileKey, Table> = HashMap::with_max_entries(TABLES_MAX as u32, 0);
@@ -120,7 +122,7 @@ fn inode_key(inode: u64, at: &UnwindLayout) -> FileKey {
         inode: number(inode, at.inode_number),
         size: number(inode, at.inode_size),
         device: number(superblock, at.super_device),
-        modified: number(inode, at.inode_modified),
+        changed: number(inode, at.inode_changed),
     }
 }
 
@@ -138,11 +140,8 @@ fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
-    let config = CONFIG.load();
-    // With chosen cgroups, nobody else's programs are of interest: a node starts hundreds a second.
-    if config.scope == SCOPE_CGROUPS
-        && TARGETS.get_ptr(task::memory_cgroup(current(), &config.layout)).is_none()
-    {
+    // Nobody else's programs are of interest: a node starts hundreds a second.
+    if !oncpu::is_wanted(current(), &CONFIG.load()) {
         return 0;
     }
     let file = read::<u64>(ctx.arg(2), at.exec_file).unwrap_or(0);
@@ -174,7 +173,10 @@ fn table(out: &mut Mapping) {
     }
     out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
     // Only one of all CPUs asks.
-    if TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64).is_err() {
+    if let Err(error) = TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64) {
+        if error != EEXIST {
+            count(Loss::UnwindRequest);
+        }
         return;
     }
     out.request.unused = 0;

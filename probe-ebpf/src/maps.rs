@@ -50,7 +50,8 @@ pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
 /// [`podopsy_wire::Sample`]s.
 #[map]
-pub static SAMPLES: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);
+pub const SAMPLES_BYTES: u32 = 1024 * 1024;
 
 #[map]
 pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES.len() as u32, 0);

@@ -2,16 +2,18 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::BPF_F_USER_STACK,
-    helpers::{bpf_get_stack, bpf_ktime_get_ns},
+    bindings::{BPF_F_USER_STACK, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
     macros::{map, perf_event},
     maps::PerCpuArray,
     programs::PerfEventContext,
 };
-use podopsy_wire::{BUDGET_SHIFT, End, FRAMES_MAX, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample};
+use podopsy_wire::{
+    BUDGET_SHIFT, Config, End, FRAMES_MAX, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample,
+};
 
 use crate::{
-    maps::{CONFIG, SAMPLES, TARGETS, count},
+    maps::{CONFIG, SAMPLES, SAMPLES_BYTES, TARGETS, count},
     task, unwind,
 };
 
@@ -48,6 +50,9 @@ struct Spent {
 #[map]
 static SPENT: PerCpuArray<Spent> = PerCpuArray::with_max_entries(1, 0);
 
+/// A process is young for so long: it may be gone in a moment, and its mappings with it.
+const YOUNG_NS: u64 = 1 << 30;
+
 /// Takes a sample from this CPU's budget; false: it is used up.
 #[inline(always)]
 fn afford(budget: u32) -> bool {
@@ -66,25 +71,25 @@ fn afford(budget: u32) -> bool {
     }
 }
 
+/// Whether the task is one of those that were asked for.
+#[inline(always)]
+pub fn is_wanted(task: u64, config: &Config) -> bool {
+    let key = match config.scope {
+        SCOPE_NODE => return true,
+        SCOPE_CGROUPS => task::memory_cgroup(task, &config.layout),
+        _ => task::number::<u32>(task, config.layout.task_tgid) as u64,
+    };
+    TARGETS.get_ptr(key).is_some()
+}
+
 #[perf_event]
 pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
     let current = task::current();
     // Whose sample it is comes before any work on it: profiling one pod costs the others a lookup.
-    match config.scope {
-        SCOPE_NODE => {}
-        SCOPE_CGROUPS => {
-            if TARGETS.get_ptr(task::memory_cgroup(current, at)).is_none() {
-                return 0;
-            }
-        }
-        _ => {
-            let pid = task::read::<u32>(current, at.task_tgid).unwrap_or(0);
-            if TARGETS.get_ptr(pid as u64).is_none() {
-                return 0;
-            }
-        }
+    if !is_wanted(current, &config) {
+        return 0;
     }
     // Those who are not asked for cost a lookup, and use up nobody's budget.
     if !afford(config.sample_budget) {
@@ -165,7 +170,17 @@ pub fn send_ended(record: &mut Record, frames: u32, end: u32, end_frame: u32) {
     let len = size_of::<Sample>() + words as usize * 8;
     // SAFETY: `len` is inside the record, as has just been asked.
     let bytes = unsafe { core::slice::from_raw_parts((&raw const *record).cast::<u8>(), len) };
-    if SAMPLES.output::<[u8]>(bytes, 0).is_err() {
+    if SAMPLES.output::<[u8]>(bytes, wakeup(record.head.task.start_ns)).is_err() {
         count(Loss::OncpuRing);
     }
+}
+
+/// Whether user space is to look at once: for a process that is young, or a ring that fills up. Others' samples wait for its
+/// next round: to be woken for each of them cost it more than all that it does with them.
+#[inline(always)]
+fn wakeup(start_ns: u64) -> u64 {
+    // SAFETY: the helper has no preconditions.
+    let age = unsafe { bpf_ktime_get_boot_ns() }.wrapping_sub(start_ns);
+    let fills = SAMPLES.query(BPF_RB_AVAIL_DATA as u64) > SAMPLES_BYTES as u64 / 4;
+    if age < YOUNG_NS || fills { BPF_RB_FORCE_WAKEUP as u64 } else { BPF_RB_NO_WAKEUP as u64 }
 }

@@ -6,7 +6,7 @@
 //! never those of the lock's holder. All of it is the process's memory, and may say anything: reads may fail, lists may
 //! be circles, and what is handed over are numbers.
 
-use core::hint::black_box;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     helpers::generated::bpf_probe_read_user,
@@ -22,108 +22,203 @@ use podopsy_wire::{
 use crate::{
     arch,
     oncpu::{self, ADDRESSES, Record},
+    repeat::{LAST, repeat},
     task::{self, user_number},
-    unwind::{STATE, State, UNWIND_LAYOUT},
+    unwind::{State, UNWIND_LAYOUT, places},
 };
 
 /// By [`podopsy_wire::Table::python`].
 #[map]
 static PYTHONS: Array<PythonLayout> = Array::with_max_entries(PYTHONS_MAX as u32, 0);
 
+/// Where the walk is.
+#[repr(C)]
+pub struct Walk {
+    /// What `pthread_self` returned in the sampled thread.
+    own: u64,
+    interpreter: u64,
+    /// The thread state to look at, and then the sampled thread's.
+    thread: u64,
+    /// 1: `thread` is the sampled thread's.
+    found: u64,
+    /// The frame that comes next.
+    next: u64,
+    /// Not 0: something could not be read.
+    failed: u64,
+    /// The frame that was read last.
+    frame: [u64; PYTHON_FRAME_BYTES / 8],
+}
+
+/// By the kernel's own loop (5.17). Each part asks for its own places: a step writes them, too.
+#[perf_event]
+pub fn python_loop(_: PerfEventContext) -> i32 {
+    if begin() {
+        repeat(PYTHON_THREADS_MAX as u32, look_step);
+        if innermost() {
+            repeat(PYTHON_FRAMES_MAX as u32, note_step);
+        }
+    }
+    finish()
+}
+
+extern "C" fn look_step(_: u32, _: *mut c_void) -> i64 {
+    let Some((state, _, at)) = all() else { return LAST };
+    look(&mut state.python, at) as i64
+}
+
+extern "C" fn note_step(_: u32, _: *mut c_void) -> i64 {
+    let Some((state, record, at)) = all() else { return LAST };
+    note(state, record, at) as i64
+}
+
+/// By loops of which the verifier follows every round.
 #[perf_event]
 pub fn python_frames(_: PerfEventContext) -> i32 {
-    let Some(state) = STATE.get_ptr_mut(0) else { return 0 };
-    let Some(record) = oncpu::RECORD.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's own slots; the handler does not interrupt itself.
-    let (state, record) = unsafe { (&mut *state, &mut *record) };
-    if let Some(at) = PYTHONS.get(record.head.python) {
-        let end = match thread(record, at) {
-            Ok(thread) => walk(state, record, at, thread),
-            Err(end) => end,
+    if begin() {
+        if let Some((state, _, at)) = all() {
+            for _ in 0..PYTHON_THREADS_MAX {
+                if look(&mut state.python, at) {
+                    break;
+                }
+            }
+        }
+        if innermost()
+            && let Some((state, record, at)) = all()
+        {
+            for _ in 0..PYTHON_FRAMES_MAX {
+                if note(state, record, at) {
+                    break;
+                }
+            }
+        }
+    }
+    finish()
+}
+
+#[inline(always)]
+fn all() -> Option<(&'static mut State, &'static mut Record, &'static PythonLayout)> {
+    let (state, record) = places()?;
+    let at = PYTHONS.get(record.head.python)?;
+    Some((state, record, at))
+}
+
+/// Goes to the first thread of the first interpreter; false: there is nothing to walk.
+#[inline(always)]
+fn begin() -> bool {
+    let Some((state, record)) = places() else { return false };
+    let walk = &mut state.python;
+    (walk.found, walk.failed) = (0, 0);
+    let Some(at) = PYTHONS.get(record.head.python) else { return false };
+    walk.own = arch::thread_id(task::current(), &UNWIND_LAYOUT.load());
+    if walk.own == 0 {
+        record.head.python_end = PythonEnd::NoThread as u32;
+        return false;
+    }
+    let runtime = at.runtime.wrapping_sub(record.head.python_to_offset);
+    walk.interpreter = user_number(runtime, at.interpreters, &mut walk.failed);
+    walk.thread = user_number(walk.interpreter, at.interpreter_threads, &mut walk.failed);
+    true
+}
+
+/// Whether this thread state is the sampled thread's; true: it is, or there are no more.
+#[inline(always)]
+fn look(walk: &mut Walk, at: &PythonLayout) -> bool {
+    // The last of an interpreter: on to the next interpreter.
+    if walk.thread == 0 {
+        walk.interpreter = user_number(walk.interpreter, at.interpreter_next, &mut walk.failed);
+        if walk.interpreter == 0 || walk.failed != 0 {
+            return true;
+        }
+        walk.thread = user_number(walk.interpreter, at.interpreter_threads, &mut walk.failed);
+    }
+    if user_number(walk.thread, at.thread_id, &mut walk.failed) == walk.own {
+        walk.found = 1;
+        return true;
+    }
+    walk.thread = user_number(walk.thread, at.thread_next, &mut walk.failed);
+    false
+}
+
+/// Goes to the thread's innermost frame; false: the thread was not found, and the record says why.
+#[inline(always)]
+fn innermost() -> bool {
+    let Some((state, record, at)) = all() else { return false };
+    let walk = &mut state.python;
+    if walk.found == 0 {
+        let end = match (walk.failed, walk.interpreter) {
+            (0, 0) => PythonEnd::NoThread,
+            (0, _) => PythonEnd::ManyThreads,
+            _ => PythonEnd::Unreadable,
         };
         record.head.python_end = end as u32;
+        return false;
+    }
+    // What was met on the way to it is of no interest any more.
+    walk.failed = 0;
+    walk.next = user_number(walk.thread, at.thread_frame, &mut walk.failed);
+    if at.indirect_frame != ABSENT {
+        let holder = walk.next;
+        walk.next = user_number(holder, at.indirect_frame, &mut walk.failed);
+        // A call of the interpreter that has just begun has not set it: there is what the stack held before.
+        let mut unset = 0;
+        user_number(walk.next, at.frame_code, &mut unset);
+        if walk.next != 0 && unset != 0 {
+            let before = user_number(holder, at.indirect_previous, &mut walk.failed);
+            walk.next = user_number(before, at.indirect_frame, &mut walk.failed);
+        }
+    }
+    // For now: the steps go on from here.
+    record.head.python_end = PythonEnd::Complete as u32;
+    true
+}
+
+/// Puts the next frame behind the record's addresses; true: there is none.
+#[inline(always)]
+fn note(state: &mut State, record: &mut Record, at: &PythonLayout) -> bool {
+    let first = record.kernel_frames() + state.frames;
+    let walk = &mut state.python;
+    if walk.next == 0 || walk.failed != 0 {
+        return true;
+    }
+    let len = black_box(at.frame_bytes) & (PYTHON_FRAME_BYTES as u32 - 1);
+    // SAFETY: the mask keeps the length inside `frame`; the helper checks the address.
+    walk.failed =
+        unsafe { bpf_probe_read_user(walk.frame.as_mut_ptr().cast(), len, walk.next as *const _) } as u64;
+    let code = word(walk, at.frame_code);
+    let mut distance = word(walk, at.frame_instruction).wrapping_sub(code);
+    if at.instruction_is == INSTRUCTION_INDEX {
+        let half = (at.frame_instruction & 4) << 3;
+        distance = (word(walk, at.frame_instruction) >> half) << 1;
+    }
+    let marker = (word(walk, at.frame_marker) >> ((at.frame_marker & 7) << 3)) as u32 & 0xff;
+    let entry = if marker & at.marker_mask == at.marker_value { PYTHON_ENTRY } else { 0 };
+    let slot = first + record.head.python_len / 8;
+    record.addresses[slot as usize & (ADDRESSES - 1)] = code;
+    record.addresses[(slot + 1) as usize & (ADDRESSES - 1)] = distance & 0xffff_ffff | entry;
+    record.head.python_len += 16;
+    walk.next = word(walk, at.frame_previous);
+    false
+}
+
+/// Says how the walk ended, and sends the sample.
+#[inline(always)]
+fn finish() -> i32 {
+    let Some((state, record)) = places() else { return 0 };
+    if state.python.found != 0 {
+        if state.python.failed != 0 {
+            // The last is one that was not read.
+            record.head.python_len = record.head.python_len.saturating_sub(16);
+            record.head.python_end = PythonEnd::Unreadable as u32;
+        } else if state.python.next != 0 {
+            record.head.python_end = PythonEnd::Truncated as u32;
+        }
     }
     oncpu::send_ended(record, state.frames, state.end, state.end_frame);
     0
 }
 
-/// The current thread's state.
+/// The word of the frame that was read last which the byte at `offset` is in.
 #[inline(always)]
-fn thread(record: &Record, at: &PythonLayout) -> Result<u64, PythonEnd> {
-    let own = arch::thread_id(task::current(), &UNWIND_LAYOUT.load());
-    if own == 0 {
-        return Err(PythonEnd::NoThread);
-    }
-    let mut failed = 0;
-    let runtime = at.runtime.wrapping_sub(record.head.python_to_offset);
-    let mut interpreter = user_number(runtime, at.interpreters, &mut failed);
-    let mut thread = user_number(interpreter, at.interpreter_threads, &mut failed);
-    for _ in 0..PYTHON_THREADS_MAX {
-        // The last of an interpreter: on to the next interpreter.
-        if thread == 0 {
-            interpreter = user_number(interpreter, at.interpreter_next, &mut failed);
-            if interpreter == 0 || failed != 0 {
-                return Err(if failed != 0 { PythonEnd::Unreadable } else { PythonEnd::NoThread });
-            }
-            thread = user_number(interpreter, at.interpreter_threads, &mut failed);
-        }
-        if user_number(thread, at.thread_id, &mut failed) == own {
-            return Ok(thread);
-        }
-        thread = user_number(thread, at.thread_next, &mut failed);
-    }
-    Err(if failed != 0 { PythonEnd::Unreadable } else { PythonEnd::ManyThreads })
-}
-
-/// Puts the thread's frames behind the record's addresses.
-#[inline(always)]
-fn walk(state: &mut State, record: &mut Record, at: &PythonLayout, thread: u64) -> PythonEnd {
-    let mut failed = 0;
-    let mut frame = user_number(thread, at.thread_frame, &mut failed);
-    if at.indirect_frame != ABSENT {
-        let holder = frame;
-        frame = user_number(holder, at.indirect_frame, &mut failed);
-        // A call of the interpreter that has just begun has not set it: there is what the stack held before.
-        let mut unset = 0;
-        user_number(frame, at.frame_code, &mut unset);
-        if frame != 0 && unset != 0 {
-            let before = user_number(holder, at.indirect_previous, &mut failed);
-            frame = user_number(before, at.indirect_frame, &mut failed);
-        }
-    }
-    let first = record.kernel_frames() + state.frames;
-    for index in 0..PYTHON_FRAMES_MAX as u32 {
-        if frame == 0 || failed != 0 {
-            break;
-        }
-        let len = black_box(at.frame_bytes) & (PYTHON_FRAME_BYTES as u32 - 1);
-        // SAFETY: the mask keeps the length inside `state.frame`; the helper checks the address.
-        failed =
-            unsafe { bpf_probe_read_user(state.frame.as_mut_ptr().cast(), len, frame as *const _) } as u64;
-        let code = word(state, at.frame_code);
-        let mut distance = word(state, at.frame_instruction).wrapping_sub(code);
-        if at.instruction_is == INSTRUCTION_INDEX {
-            let half = (at.frame_instruction & 4) << 3;
-            distance = (word(state, at.frame_instruction) >> half) << 1;
-        }
-        let marker = (word(state, at.frame_marker) >> ((at.frame_marker & 7) << 3)) as u32 & 0xff;
-        let entry = if marker & at.marker_mask == at.marker_value { PYTHON_ENTRY } else { 0 };
-        let slot = first + 2 * index;
-        record.addresses[slot as usize & (ADDRESSES - 1)] = code;
-        record.addresses[(slot + 1) as usize & (ADDRESSES - 1)] = distance & 0xffff_ffff | entry;
-        record.head.python_len = 16 * (index + 1);
-        frame = word(state, at.frame_previous);
-    }
-    if failed != 0 {
-        // The last is one that was not read.
-        record.head.python_len = record.head.python_len.saturating_sub(16);
-        return PythonEnd::Unreadable;
-    }
-    if frame != 0 { PythonEnd::Truncated } else { PythonEnd::Complete }
-}
-
-/// The word of the frame that was read which the byte at `offset` is in.
-#[inline(always)]
-fn word(state: &State, offset: u32) -> u64 {
-    state.frame[(offset / 8) as usize & (PYTHON_FRAME_BYTES / 8 - 1)]
+fn word(walk: &Walk, offset: u32) -> u64 {
+    walk.frame[(offset / 8) as usize & (PYTHON_FRAME_BYTES / 8 - 1)]
 }

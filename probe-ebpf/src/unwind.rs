@@ -1,7 +1,10 @@
 //! User stacks by tables: from frame to frame, as each function's rule says.
 //!
-//! A few frames a call, and then a tail call for the next few: that is what every verifier since 5.10 takes. Stack
-//! memory is read as it is; what cannot be followed ends the stack, and the sample says why.
+//! Where the kernel has a loop of its own, [`unwind_loop`] is what is loaded; elsewhere [`unwind_frames`], a few frames a
+//! call and then a tail call for the next few, which every verifier since 5.10 takes. Stack memory is read as it is; what
+//! cannot be followed ends the stack, and the sample says why.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     Global,
@@ -13,8 +16,8 @@ use aya_ebpf::{
 };
 use podopsy_wire::{
     DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, End, FP_AT_CFA, FP_AT_FP, FP_SAME, FRAMES_MAX, KIND_DEREF,
-    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, PYTHON_FRAME_BYTES,
-    RA_AT_CFA, RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
+    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, RA_AT_CFA,
+    RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
 };
 
 use crate::{
@@ -22,6 +25,8 @@ use crate::{
     mapping::{self, Mapping, PLACE_ANONYMOUS, PLACE_FILE},
     maps::CONFIG,
     oncpu::{self, ADDRESSES, Record},
+    python::Walk,
+    repeat::{LAST, repeat},
     task::read_user,
 };
 
@@ -38,11 +43,12 @@ static SLABS: ArrayOfMaps<Slab, SLABS_MAX> = ArrayOfMaps::new();
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(RULES_MAX as u32, 0);
 
-/// [`unwind_frames`], at 0: a program that calls itself; at [`PYTHON`] what it calls last, where that could be loaded.
+/// At 0 [`unwind_loop`], or [`unwind_frames`], which calls itself; at [`PYTHON`] what they call last, where that could be
+/// loaded.
 #[map]
 static UNWINDER: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
-/// [`crate::python::python_frames`].
+/// [`crate::python`]'s program.
 const PYTHON: u32 = 1;
 
 /// 32 tail calls are allowed, the sampler's included: four frames each are enough for [`FRAMES_MAX`], and the fewer they
@@ -77,8 +83,7 @@ pub struct State {
     pub end: u32,
     pub end_frame: u32,
     mapping: Mapping,
-    /// A Python frame.
-    pub frame: [u64; PYTHON_FRAME_BYTES / 8],
+    pub python: Walk,
 }
 
 #[map]
@@ -129,21 +134,30 @@ pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) -> bool {
     false
 }
 
+/// The whole stack, by the kernel's own loop (5.17).
+#[perf_event]
+pub fn unwind_loop(ctx: PerfEventContext) -> i32 {
+    // One more, which ends what is too deep.
+    repeat(FRAMES_MAX as u32 + 1, step);
+    if let Some((state, record)) = places() {
+        finish(&ctx, state, record);
+    }
+    0
+}
+
+extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
+    let Some((state, record)) = places() else { return LAST };
+    advance(state, record, &UNWIND_LAYOUT.load()) as i64
+}
+
+/// A few frames, and the rest by calling itself.
 #[perf_event]
 pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
-    let Some(state) = STATE.get_ptr_mut(0) else { return 0 };
-    let Some(record) = oncpu::RECORD.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's own slots; the handler does not interrupt itself.
-    let (state, record) = unsafe { (&mut *state, &mut *record) };
+    let Some((state, record)) = places() else { return 0 };
     let at = UNWIND_LAYOUT.load();
     for _ in 0..FRAMES_A_CALL {
-        if let Err(end) = frame(state, record, &at) {
-            // What went wrong is where a frame pointer was trusted, not where that led to.
-            if end as u32 != End::Complete as u32 && state.guessed != 0 {
-                finish(&ctx, state, record, state.guessed, state.guessed_frame);
-            } else {
-                finish(&ctx, state, record, end as u32, state.frames.saturating_sub(1));
-            }
+        if advance(state, record, &at) {
+            finish(&ctx, state, record);
             return 0;
         }
     }
@@ -153,15 +167,35 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
     0
 }
 
+/// This CPU's own: where the unwinder is, and the sample that it adds to.
+#[inline(always)]
+pub fn places() -> Option<(&'static mut State, &'static mut Record)> {
+    let (state, record) = (STATE.get_ptr_mut(0)?, oncpu::RECORD.get_ptr_mut(0)?);
+    // SAFETY: this CPU's own slots; the handler does not interrupt itself, and each program or step asks once.
+    unsafe { Some((&mut *state, &mut *record)) }
+}
+
+/// Goes on by one frame; true: there it ends, and `state` says why.
+#[inline(always)]
+fn advance(state: &mut State, record: &mut Record, at: &UnwindLayout) -> bool {
+    let Err(end) = frame(state, record, at) else { return false };
+    // What went wrong is where a frame pointer was trusted, not where that led to.
+    (state.end, state.end_frame) = if end as u32 != End::Complete as u32 && state.guessed != 0 {
+        (state.guessed, state.guessed_frame)
+    } else {
+        (end as u32, state.frames.saturating_sub(1))
+    };
+    true
+}
+
 /// Sends the sample, with Python's frames if an interpreter was in the stack.
 #[inline(always)]
-fn finish(ctx: &PerfEventContext, state: &mut State, record: &mut Record, end: u32, end_frame: u32) {
+fn finish(ctx: &PerfEventContext, state: &mut State, record: &mut Record) {
     if record.head.python != 0 {
-        (state.end, state.end_frame) = (end, end_frame);
         // SAFETY: the program there is of the same type.
         unsafe { UNWINDER.tail_call(ctx, PYTHON) };
     }
-    oncpu::send_ended(record, state.frames, end, end_frame);
+    oncpu::send_ended(record, state.frames, state.end, state.end_frame);
 }
 
 /// Notes the frame that `state` is at, and goes on to its caller.
@@ -303,9 +337,8 @@ fn without_rule(state: &mut State, why: End) -> Result<(), End> {
         return caller(state, ra, cfa);
     }
     if state.fp == 0 {
-        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. In code with rules it may be any number.
-        let marks = state.innermost == 0 || why as u32 != End::NoRule as u32;
-        return Err(if marks { End::Complete } else { why });
+        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. The innermost one may have any number there.
+        return Err(if state.innermost == 0 { End::Complete } else { why });
     }
     if state.guessed == 0 {
         (state.guessed, state.guessed_frame) = (why as u32, state.frames - 1);

@@ -25,7 +25,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use support::agent::{Agent, SOON, get, until};
 use support::destination::Destination;
-use support::{Running, VICTIMS_IMAGE, node, query};
+use support::{Running, VICTIMS_IMAGE, failed_lookup, node};
 
 const MIB: i64 = 1 << 20;
 
@@ -128,15 +128,6 @@ fn sum(page: &str, name: &str, destination: &str) -> f64 {
     samples.map(|line| line.rsplit_once(' ').expect("a value").1.parse::<f64>().expect("a number")).sum()
 }
 
-/// Waits for a reader that is not there, by a socket that is told so.
-fn failed_lookup() {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-    socket.connect("127.0.0.9:53").expect("connect");
-    socket.send(&query(7, NAME, 1)).expect("send");
-    let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
-    let _ = socket.recv(&mut [0; 16]);
-}
-
 #[test]
 fn a_silent_resolver_does_not_hold_up_the_end() {
     support::require_root();
@@ -183,7 +174,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
             );
         }
     }
-    failed_lookup();
+    failed_lookup(NAME, 7);
     let container = ContainerSpec::new("api", VICTIMS_IMAGE)
         .command(["leak", "--fast", "--wait", "1000"])
         .memory_limit(32 * MIB);
@@ -244,6 +235,37 @@ fn loki_and_a_collector_have_what_stdout_has() {
     );
     let incident = attributes(&last.exemplars.first().expect("an exemplar").filtered_attributes);
     assert!(incident.contains_key("podopsy.incident.id"), "{incident:?}");
+}
+
+#[test]
+fn what_had_not_been_sent_when_the_agent_was_killed_is_sent_by_the_next() {
+    let (node, _) = node();
+    let (loki, otlp) = (Destination::start(true), Destination::start(false));
+    let mut killed = agent(&node, &loki, &otlp);
+    failed_lookup(NAME, 7);
+    let at_loki = || {
+        let is_ours = |(labels, value): &&(Value, Value)| {
+            labels["kind"] == "dns.failure"
+                && value[2]["dns_name"].as_str().is_some_and(|name| name.starts_with(NAME))
+        };
+        entries(&loki).iter().filter(is_ours).count()
+    };
+    until("failed lookup at Loki", || (at_loki() > 0).then_some(()));
+    until("place of each destination on disk", || {
+        let text = fs::read_to_string(node.directory().join("state/exports.json")).ok()?;
+        let places: BTreeMap<String, i64> = serde_json::from_str(&text).ok()?;
+        (places.get("loki")? > places.get("otlp_logs")?).then_some(())
+    });
+    killed.process.0.kill().expect("kill it");
+    killed.process.0.wait().expect("its end");
+    otlp.up.store(true, Relaxed);
+    let _next = agent(&node, &loki, &otlp);
+    until("failed lookup at the collector", || {
+        records(&otlp).iter().any(|(_, record)| record.event_name == "podopsy.dns.failure").then_some(())
+    });
+    // It would have come by now.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(at_loki(), 1, "Loki had it");
 }
 
 fn of_the_kill(uid: &str, entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, LogRecord)]) {

@@ -148,12 +148,12 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
         assert_eq!(length(column), length("step"), "{column} of {memory}");
     }
 
-    // Without the agent its files still tell it, and that is said; events are not made up.
+    // Without the agent its store still tells it, and that is said; events are not made up.
     let state = agent.stop();
     let output = podopsy(&node, &state, &silent);
     let words = said(&output);
     assert!(
-        output.status.success() && words.contains("the files in") && !words.contains("the agent at"),
+        output.status.success() && words.contains("the store in") && !words.contains("the agent at"),
         "{words}"
     );
     let left: Value = serde_json::from_slice(&output.stdout).expect("JSON");

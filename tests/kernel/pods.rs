@@ -206,6 +206,15 @@ fn a_profile_of_one_pod_has_its_functions_in_their_shares_and_its_name_on_every_
         assert!(tags.contains(label), "{tags}");
     }
     assert!(tags.contains("(  100%): pricing") && !tags.contains("other"), "{tags}");
+    // The graph that `-web` opens: an edge's title names caller and callee. A machine that booted straight into the
+    // tests has no /dev/stdout for it.
+    let svg = out.path().join("graph.svg");
+    go_pprof(&["-svg", &format!("-output={}", svg.display())], &file);
+    let graph = std::fs::read_to_string(&svg).expect("go tool pprof drew a graph");
+    for (caller, callee) in [("quote_desk", "price_options"), ("risk_desk", "discount_curve")] {
+        let edge = |line: &str| line.find(caller).is_some_and(|at| line[at..].contains(callee));
+        assert!(graph.contains("<svg") && graph.lines().any(edge), "no edge {caller} -> {callee}: {graph}");
+    }
 }
 
 fn go_pprof(args: &[&str], file: &Path) -> String {

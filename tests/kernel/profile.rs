@@ -104,7 +104,10 @@ fn known_functions_have_their_shares_of_one_process_and_of_no_other() {
     );
     for (function, share) in shares {
         let found = of(function) as f64 / total as f64 * 100.0;
-        assert!((found - share).abs() <= 5.0, "{function}: {found:.1} % instead of {share} %");
+        assert!(
+            (found - share).abs() <= 5.0,
+            "{function}: {found:.1} % instead of {share} % of {total} samples"
+        );
     }
 }
 

@@ -154,12 +154,22 @@ fn every_thread_is_refused_what_is_never_needed() {
     });
 }
 
+/// What systemd gives it, by the unit that we ship.
+fn unit_s_rights() -> String {
+    let unit = include_str!("../../manifests/systemd/podopsy-agent.service");
+    let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a set");
+    let added = names.split(' ').map(|name| name.strip_prefix("CAP_").expect(name).to_lowercase());
+    added.fold("--bounding-set=-all".to_owned(), |set, name| format!("{set},+{name}"))
+}
+
 #[test]
 fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     let (node, _) = node();
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().display().to_string();
-    let agent = Agent::start(&node, &["--state-dir", &state, "--cpu-budget", "0"]);
+    let arguments = ["--state-dir", &state, "--cpu-budget", "0"];
+    let by = ["setpriv", "--no-new-privs", &unit_s_rights()];
+    let agent = Agent::start_by(&by, node.directory(), node.cri_socket(), &arguments);
     let log = agent.log();
     assert!(log.contains("holds from now on: CAP_BPF (") && !log.contains("could not give up"), "{log}");
     let wanted = restraint::kept(&Needs { samples: true, foreign_folder: false });

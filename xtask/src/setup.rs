@@ -46,6 +46,7 @@ const READERS: &[Package] = &[
         name: "golang-go",
         why: "`go tool pprof` must be able to read our profiles; a Go program's stacks",
     },
+    Package { name: "graphviz", why: "draws `go tool pprof`'s web graph" },
     Package { name: "binutils", why: "readelf is the oracle of our unwind tables" },
     Package { name: "g++", why: "compiles programs whose stacks are known" },
     Package { name: "python3", why: "its stacks, and a process that holds memory" },

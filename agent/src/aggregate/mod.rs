@@ -28,7 +28,7 @@ use stack::{head, kernel_addresses, user_addresses};
 use crate::model::owner::Owner;
 use crate::model::profile::{Frame, Mapping, Quality, Sample};
 use crate::python::{self, Codes};
-use crate::symbolize::Symbolizer;
+use crate::symbolize::{Symbolizer, looked_up_at};
 
 /// Distinct (thread, owner, stack) counted one by one. At 127 frames a stack, the worst case is about 40 MB.
 const MAX_STACKS: usize = 32_768;
@@ -154,6 +154,12 @@ impl Aggregator {
     /// Cgroups to attribute.
     pub fn cgroups(&self) -> BTreeSet<u64> {
         self.counts.keys().map(|key| key.cgroup).chain(self.over.keys().map(|&(_, cgroup)| cgroup)).collect()
+    }
+
+    /// The kernel's addresses, as names are asked for: of a call, not of where it returns to.
+    pub fn kernel_addresses(&self) -> BTreeSet<u64> {
+        let all = self.stacks.keys().flat_map(|stack| kernel_addresses(stack));
+        all.map(|(address, is_return)| looked_up_at(address, is_return)).collect()
     }
 
     /// Samples counted since the start, or since the last [`Aggregator::finish`].

@@ -9,6 +9,7 @@
 
 mod answer;
 pub mod client;
+mod crowd;
 mod health;
 mod live;
 mod merged;
@@ -44,7 +45,8 @@ pub use scrape::Pages;
 /// The description of all this, as it is served.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
-/// Connections at a time, on each of the two; whoever is one too many waits to be accepted.
+/// Connections at a time, on each of the two. On the socket whoever is one too many waits to be accepted; by TCP, where anyone
+/// may come, somebody makes room.
 const CONNECTIONS: usize = 64;
 /// Questions to the store at a time.
 const QUESTIONS: usize = 4;
@@ -161,19 +163,16 @@ pub async fn listen_health(
     let listener = listener.with_context(|| format!("listen on {address} (--listen names another one)"))?;
     let address = listener.local_addr()?;
     let room = Room::new(sources);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut crowd = crowd::Crowd::new(CONNECTIONS);
     let task = tokio::spawn(async move {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok((stream, from)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
-            let room = room.clone();
-            tokio::spawn(async move {
-                serve(stream, Peer::Anyone, room).await;
-                drop(slot);
-            });
+            crowd.make_room(from.ip());
+            let served = tokio::spawn(serve(stream, Peer::Anyone, room.clone()));
+            crowd.add(from.ip(), served.abort_handle());
         }
     });
     Ok((address, task))

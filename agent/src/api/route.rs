@@ -8,10 +8,12 @@ use std::time::Duration;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::ACCEPT;
 use hyper::{Method, Request, StatusCode};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::answer::{self, Answer, Refusal};
 use super::{Peer, Room, live, merged, question};
+use crate::incidents;
 use crate::metrics::text::Format;
 use crate::pods::Pod;
 use crate::store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
@@ -290,11 +292,16 @@ async fn pods(room: &Room, filter: &Filter) -> Result<Vec<Pod>, Refusal> {
 
 /// The page as JSON. What lies in the store is JSON already: it is put in as it is, with its id before it.
 fn listed(shelf: Shelf, name: &str, page: &Page) -> String {
-    let mut out = format!("{{\"{name}\":[");
+    let (mut out, now) = (format!("{{\"{name}\":["), Timestamp::now());
     for (at, item) in page.items.iter().enumerate() {
         out += if at == 0 { "" } else { "," };
         match shelf {
             Shelf::Profiles => out += &profile(item).to_string(),
+            Shelf::Incidents if incidents::has_ended(item.end, now) => {
+                // A text's own quotes are escaped: this is the key.
+                let closed = item.json().unwrap_or_default().replacen("\"open\":true", "\"open\":false", 1);
+                out += &with_id(item.id, &closed);
+            }
             _ => out += &with_id(item.id, &item.json().unwrap_or_default()),
         }
     }

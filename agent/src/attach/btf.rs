@@ -3,6 +3,7 @@
 //!
 //! Format: Documentation/bpf/btf.rst. Every offset is checked: a damaged file is an error, no panic.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -29,8 +30,9 @@ mod kind {
 
 /// A parsed BTF blob.
 pub struct Btf {
-    types: Vec<u8>,
-    strings: Vec<u8>,
+    blob: Vec<u8>,
+    types: Range<usize>,
+    strings: Range<usize>,
     /// Offset of each type in `types`; id 0 is void.
     at: Vec<u32>,
     /// Hash of name and kind, and the type: a map of 150,000 names would be larger than all else that is in memory.
@@ -63,33 +65,42 @@ impl Btf {
         let blob = std::fs::read(path).with_context(|| {
             format!("read {}: podopsy needs a kernel with CONFIG_DEBUG_INFO_BTF", path.display())
         })?;
-        Btf::parse(&blob).with_context(|| format!("read {}", path.display()))
+        Btf::parse(blob).with_context(|| format!("read {}", path.display()))
     }
 
-    pub fn parse(blob: &[u8]) -> anyhow::Result<Btf> {
+    pub fn parse(blob: Vec<u8>) -> anyhow::Result<Btf> {
         if blob.len() < HEADER || u16::from_le_bytes([blob[0], blob[1]]) != MAGIC {
             bail!("this is no little-endian BTF");
         }
-        let field = |at| word(blob, at).unwrap_or(0) as usize;
+        let field = |at| word(&blob, at).unwrap_or(0) as usize;
         let (header, type_off, type_len, str_off, str_len) =
             (field(4), field(8), field(12), field(16), field(20));
-        let section = |offset: usize, len: usize| -> anyhow::Result<Vec<u8>> {
+        let section = |offset: usize, len: usize| -> anyhow::Result<Range<usize>> {
             let start = header.checked_add(offset).context("BTF section offset overflows")?;
             let end = start.checked_add(len).context("BTF section length overflows")?;
-            Ok(blob.get(start..end).context("BTF section outside the file")?.to_vec())
+            blob.get(start..end).context("BTF section outside the file")?;
+            Ok(start..end)
         };
         let types = section(type_off, type_len)?;
         let strings = section(str_off, str_len)?;
-        let mut btf = Btf { types, strings, at: vec![0], by_name: Vec::new() };
+        let mut btf = Btf { blob, types, strings, at: vec![0], by_name: Vec::new() };
         btf.index()?;
         Ok(btf)
     }
 
+    fn types(&self) -> &[u8] {
+        &self.blob[self.types.clone()]
+    }
+
+    fn strings(&self) -> &[u8] {
+        &self.blob[self.strings.clone()]
+    }
+
     fn index(&mut self) -> anyhow::Result<()> {
         let mut at = 0usize;
-        while at < self.types.len() {
+        while at < self.types().len() {
             let id = self.at.len() as u32;
-            let (name, info) = match (word(&self.types, at), word(&self.types, at + 4)) {
+            let (name, info) = match (word(self.types(), at), word(self.types(), at + 4)) {
                 (Some(name), Some(info)) => (name, info),
                 _ => bail!("BTF type {id} is cut off"),
             };
@@ -121,7 +132,7 @@ impl Btf {
         let same = self.by_name[first..].iter().take_while(|(other, _)| *other == hash);
         same.map(|(_, id)| *id).find(|id| {
             let found = self.at.get(*id as usize).and_then(|&at| {
-                let (name, info) = (word(&self.types, at as usize)?, word(&self.types, at as usize + 4)?);
+                let (name, info) = (word(self.types(), at as usize)?, word(self.types(), at as usize + 4)?);
                 Some((self.string(name), info >> 24 & 0x1f))
             });
             found == Some((name.as_bytes(), kind))
@@ -129,7 +140,7 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> &[u8] {
-        let rest = self.strings.get(offset as usize..).unwrap_or(&[]);
+        let rest = self.strings().get(offset as usize..).unwrap_or(&[]);
         let end = rest.iter().position(|&b| b == 0).unwrap_or(rest.len());
         &rest[..end]
     }
@@ -139,13 +150,13 @@ impl Btf {
             return None;
         }
         let at = *self.at.get(id as usize)? as usize;
-        let info = word(&self.types, at + 4)?;
+        let info = word(self.types(), at + 4)?;
         Some(Type {
             kind: info >> 24 & 0x1f,
             vlen: (info & 0xffff) as usize,
             kind_flag: info >> 31 == 1,
-            size_or_type: word(&self.types, at + 8)?,
-            tail: self.types.get(at + 12..)?,
+            size_or_type: word(self.types(), at + 8)?,
+            tail: self.types().get(at + 12..)?,
         })
     }
 
@@ -296,7 +307,7 @@ mod tests {
 
     #[test]
     fn finds_members_also_in_anonymous_structures_and_arrays() {
-        let btf = Btf::parse(&blob()).unwrap();
+        let btf = Btf::parse(blob()).unwrap();
         assert_eq!(btf.offset("s", "a"), Some(0));
         assert_eq!(btf.offset("s", "b[0]"), Some(8));
         assert_eq!(btf.offset("s", "b[3]"), Some(32));
@@ -310,14 +321,14 @@ mod tests {
     fn a_damaged_blob_is_an_error_and_no_panic() {
         let whole = blob();
         for cut in 0..whole.len() {
-            if let Ok(btf) = Btf::parse(&whole[..cut]) {
+            if let Ok(btf) = Btf::parse(whole[..cut].to_vec()) {
                 btf.offset("s", "b[3]");
             }
         }
         for at in 0..whole.len() {
             let mut bad = whole.clone();
             bad[at] ^= 0xff;
-            if let Ok(btf) = Btf::parse(&bad) {
+            if let Ok(btf) = Btf::parse(bad) {
                 btf.offset("s", "b[3]");
                 btf.enumerator("e", "X");
             }

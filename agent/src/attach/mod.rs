@@ -5,18 +5,22 @@
 mod batch;
 mod btf;
 mod dns;
+mod kernel_name;
 mod layout;
+mod loader;
 mod oncpu;
 mod oom;
 mod signal;
 mod sizes;
 mod unwind;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use aya::Ebpf;
 use aya::programs::perf_event::PerfEventLinkId;
-use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{Config, Layout, SCOPE_NODE, UnwindLayout};
 
 pub use dns::{
@@ -34,6 +38,9 @@ use crate::ring::{Losses, Ring};
 
 /// The kernel side, compiled; how it is made: `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probe-ebpf/prebuilt/podopsy-probe.o");
+
+/// A sample of a process that is not young may wait so long.
+const SAMPLES_WAIT: Duration = Duration::from_millis(100);
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -83,7 +90,7 @@ impl Probes {
             }),
             _ => UnwindLayout::OFF,
         };
-        let unwind_words = unwind.words();
+        let (unwind_words, has_loop) = (unwind.words(), unwind::has_loop(&btf));
         let config = Config {
             layout: shape.layout,
             victim_is_task: shape.victim_is_task.into(),
@@ -94,10 +101,8 @@ impl Probes {
         let signal_words = signal::layout(&btf).words();
         let dns_words = dns::config_words(wanted.dns.as_ref());
         let log_level = log_level();
-        // The loader reads the same 6 MB again, in its own way, which is 30 MB; nothing of ours is relocated by it.
         drop(btf);
-        let mut loader = EbpfLoader::new();
-        loader.btf(None);
+        let mut loader = loader::new();
         dns::size_maps(&mut loader);
         sizes::shrink(wanted, &mut loader);
         let mut ebpf = loader
@@ -152,23 +157,33 @@ impl Probes {
         }
         let mut by_tables = false;
         if let Some(oncpu) = &wanted.oncpu {
+            let mut stacks = vec!["frame pointers"];
             // A kernel that refuses it keeps the sampler, which falls back by itself.
-            by_tables = unwind.on != 0
-                && unwind::attach(&mut ebpf)
-                    .map_err(|error| explain(error, "load the unwinder"))
-                    .inspect_err(|error| {
-                        let what = "stacks by tables";
-                        degraded.push(format!("{what}: {error:#}; they are what frame pointers give"));
-                    })
-                    .is_ok();
-            if by_tables && let Err(error) = unwind::attach_python(&mut ebpf, &unwind) {
-                let error = explain(error, "load what walks Python's frames");
-                degraded.push(format!("Python's functions: {error:#}; stacks show the interpreter's alone"));
+            if unwind.on != 0 {
+                match unwind::attach(&mut ebpf, has_loop) {
+                    Ok(program) => stacks = vec!["tables", program],
+                    Err(error) => {
+                        let error = explain(error, "load the unwinder");
+                        degraded
+                            .push(format!("stacks by tables: {error:#}; they are what frame pointers give"));
+                    }
+                }
+            }
+            by_tables = stacks.len() > 1;
+            if by_tables {
+                match unwind::attach_python(&mut ebpf, &unwind, has_loop) {
+                    Ok(program) => stacks.push(program),
+                    Err(error) => {
+                        let error = explain(error, "load what walks Python's frames");
+                        degraded.push(format!(
+                            "Python's functions: {error:#}; stacks show the interpreter's alone"
+                        ));
+                    }
+                }
             }
             let loaded = oncpu::load(&mut ebpf, oncpu);
             let hook = loaded.map_err(|error| explain(error, "load the oncpu probe"))?;
-            let stacks = if by_tables { "tables" } else { "frame pointers" };
-            hooks.push(format!("{hook}; user stacks by {stacks}"));
+            hooks.push(format!("{hook}; user stacks by {}", stacks.join(", ")));
         }
         for what in &degraded {
             tracing::warn!("{what}");
@@ -195,6 +210,20 @@ impl Probes {
     pub fn ring(&mut self, name: &'static str) -> anyhow::Result<Ring> {
         let map = self.ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"))?;
         Ring::new(name, map)
+    }
+
+    /// The ring of samples; can be taken once.
+    pub fn samples(&mut self) -> anyhow::Result<Ring> {
+        Ok(self.ring("SAMPLES")?.in_rounds(SAMPLES_WAIT))
+    }
+
+    /// What the kernel calls these addresses of its own, as it writes it; nothing where it does not say (before 5.13).
+    /// Once.
+    pub fn kernel_names(&mut self, addresses: &BTreeSet<u64>) -> Vec<(u64, Vec<u8>)> {
+        kernel_name::of(&mut self.ebpf, addresses).unwrap_or_else(|error| {
+            tracing::debug!("{:#}", explain(error, "ask the kernel for names"));
+            Vec::new()
+        })
     }
 
     /// The loss counters.

@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap, MapData, ProgramArray};
-use aya::programs::{PerfEvent, RawTracePoint};
+use aya::programs::{PerfEvent, ProgramFd, RawTracePoint};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
 
@@ -132,41 +132,68 @@ impl Kernel for KernelTables {
     }
 }
 
-/// Loads what unwinds by tables, and lets the sampler call it.
-pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
-    let program: &mut PerfEvent =
-        ebpf.program_mut("unwind_frames").context("no program unwind_frames")?.try_into()?;
-    program.load().context("load unwind_frames")?;
-    let fd = program.fd()?.try_clone()?;
-    let map = ebpf.map_mut("UNWINDER").context("the probes have no map UNWINDER")?;
-    ProgramArray::try_from(map)?.set(0, &fd, 0).context("put unwind_frames into the map UNWINDER")?;
+/// Loads what unwinds by tables, and lets the sampler call it; which program that is.
+pub(super) fn attach(ebpf: &mut Ebpf, has_loop: bool) -> anyhow::Result<&'static str> {
+    let name = put(ebpf, 0, has_loop, ["unwind_loop", "unwind_frames"])?;
     let program: &mut RawTracePoint =
         ebpf.program_mut("unwind_exec").context("no program unwind_exec")?.try_into()?;
     program.load().context("load unwind_exec")?;
     program.attach("sched_process_exec").context("attach to the raw tracepoint sched_process_exec")?;
-    Ok(())
+    Ok(name)
 }
 
 /// Loads what walks Python's frames, and lets the unwinder call it. Without it, stacks are native alone.
-pub(super) fn attach_python(ebpf: &mut Ebpf, layout: &UnwindLayout) -> anyhow::Result<()> {
+pub(super) fn attach_python(
+    ebpf: &mut Ebpf,
+    layout: &UnwindLayout,
+    has_loop: bool,
+) -> anyhow::Result<&'static str> {
     if layout.task_fsbase == ABSENT {
         bail!("this kernel's BTF lacks task_struct.thread.fsbase, by which a thread is known");
     }
-    let program: &mut PerfEvent =
-        ebpf.program_mut("python_frames").context("no program python_frames")?.try_into()?;
-    program.load().context("load python_frames")?;
-    let fd = program.fd()?.try_clone()?;
+    put(ebpf, 1, has_loop, ["python_loop", "python_frames"])
+}
+
+/// Whether the kernel has the helper `bpf_loop` (5.17): with it the verifier reads a tenth.
+pub(super) fn has_loop(btf: &Btf) -> bool {
+    btf.enumerator("bpf_func_id", "BPF_FUNC_loop").is_some()
+}
+
+/// Loads the program with the kernel's own loop, or else the one that does without, into a slot of UNWINDER; which.
+fn put(
+    ebpf: &mut Ebpf,
+    slot: u32,
+    has_loop: bool,
+    [by_loop, without]: [&'static str; 2],
+) -> anyhow::Result<&'static str> {
+    let loaded = if has_loop { load(ebpf, by_loop) } else { Err(anyhow!("this kernel has no bpf_loop")) };
+    let (fd, name) = match loaded {
+        Ok(fd) => (fd, by_loop),
+        Err(error) => {
+            tracing::debug!("{error:#}: {without} instead of {by_loop}");
+            (load(ebpf, without)?, without)
+        }
+    };
     let map = ebpf.map_mut("UNWINDER").context("the probes have no map UNWINDER")?;
-    ProgramArray::try_from(map)?.set(1, &fd, 0).context("put python_frames into the map UNWINDER")?;
-    Ok(())
+    ProgramArray::try_from(map)?
+        .set(slot, &fd, 0)
+        .with_context(|| format!("put {name} into the map UNWINDER"))?;
+    Ok(name)
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<ProgramFd> {
+    let program: &mut PerfEvent =
+        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("load {name}"))?;
+    Ok(program.fd()?.try_clone()?)
 }
 
 /// Where this kernel keeps mappings; an error names what it lacks.
 pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
     let wish = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
     let has_helper = |name| btf.enumerator("bpf_func_id", name).is_some();
-    // i_mtime became two plain members in 6.11, and had an underscored name since 6.7.
-    let modified = ["i_mtime_sec", "__i_mtime.tv_sec", "i_mtime.tv_sec"];
+    // i_ctime became two plain members in 6.11, and had an underscored name since 6.6.
+    let changed = ["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"];
     let found = UnwindLayout {
         on: 1,
         has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
@@ -187,7 +214,7 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         file_inode: wish("file", "f_inode"),
         inode_number: wish("inode", "i_ino"),
         inode_size: wish("inode", "i_size"),
-        inode_modified: modified.map(|name| wish("inode", name)).into_iter().min().unwrap_or(ABSENT),
+        inode_changed: changed.map(|name| wish("inode", name)).into_iter().min().unwrap_or(ABSENT),
         inode_super: wish("inode", "i_sb"),
         super_device: wish("super_block", "s_dev"),
         exec_file: wish("linux_binprm", "file"),
@@ -204,7 +231,7 @@ pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
         ("file.f_inode", found.file_inode),
         ("inode.i_ino", found.inode_number),
         ("inode.i_size", found.inode_size),
-        ("inode.i_mtime", found.inode_modified),
+        ("inode.i_ctime", found.inode_changed),
         ("inode.i_sb", found.inode_super),
         ("super_block.s_dev", found.super_device),
         ("mm_struct.mm_mt or .mm_rb", found.mm_maple_root.min(found.mm_rb_root)),

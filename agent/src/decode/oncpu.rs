@@ -53,7 +53,7 @@ pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
 pub fn table_request(bytes: &[u8]) -> Result<TableRequest, BadRecord> {
     let mut fields = Fields::new("table request", bytes);
     let key =
-        FileKey { inode: fields.u64()?, size: fields.u64()?, device: fields.u32()?, modified: fields.u32()? };
+        FileKey { inode: fields.u64()?, size: fields.u64()?, device: fields.u32()?, changed: fields.u32()? };
     Ok(TableRequest { key, address: fields.u64()?, pid: fields.u32()?, unused: fields.u32()? })
 }
 
@@ -117,7 +117,7 @@ mod tests {
         bytes.extend(0x7f00_0000_1000_u64.to_ne_bytes());
         bytes.extend([42u32, 0].iter().flat_map(|n| n.to_ne_bytes()));
         let request = table_request(&bytes).unwrap();
-        assert_eq!((request.key.inode, request.key.device, request.key.modified), (7, 8, 9));
+        assert_eq!((request.key.inode, request.key.device, request.key.changed), (7, 8, 9));
         assert_eq!((request.address, request.pid), (0x7f00_0000_1000, 42));
         assert!(table_request(&bytes[..39]).is_err());
     }

@@ -1,8 +1,9 @@
 //! Events and profiles to where people already look: one file a destination.
 //!
 //! Each destination has a queue and a worker of its own, so that one that hangs changes nothing for the others or for
-//! the recorder: [`Courier::offer`] never waits. Delivery is at least once: a batch whose answer was lost is sent again.
-//! What is given up is counted, by reason. Must not know: where anything comes from, the store, configuration files.
+//! the recorder: [`Courier::offer`] never waits. Delivery is at least once: a batch whose answer was lost is sent again,
+//! and what a run had not sent its next one can ([`Courier::resume`]). What is given up is counted, by reason. Must not
+//! know: where anything comes from, the store, configuration files.
 
 mod grpc;
 mod header;
@@ -13,6 +14,7 @@ mod otlp_dictionary;
 pub mod otlp_metrics;
 pub mod otlp_profiles;
 mod patience;
+mod progress;
 pub mod pyroscope;
 pub mod queue;
 mod request;
@@ -44,6 +46,7 @@ use tokio::task::JoinHandle;
 use self::grpc::Grpc;
 pub use self::header::Header;
 use self::header::Headers;
+pub use self::progress::{Progress, Resume};
 use self::queue::{Queue, Weigh};
 pub use self::request::Request;
 pub use self::tally::Counts;
@@ -142,6 +145,11 @@ impl Ledger {
         self.tally.counts()
     }
 
+    /// What is lost, by counter name.
+    pub fn loss(&self) -> (String, u64) {
+        (format!("export_{}", self.destination), self.counts().lost_sum())
+    }
+
     /// How many answers were no success, by status.
     pub fn answers(&self) -> Vec<(u16, u64)> {
         self.tally.answers()
@@ -164,6 +172,7 @@ pub struct Courier<T> {
     url: String,
     queue: Arc<Queue<T>>,
     tally: Arc<Tally>,
+    progress: Arc<Progress>,
     closing: watch::Sender<bool>,
     worker: JoinHandle<()>,
 }
@@ -180,7 +189,8 @@ impl<T: Weigh + Send + 'static> Courier<T> {
         let grpc = settings.method.map(|method| Grpc::new(client.clone(), &settings, method)).transpose();
         let grpc = grpc.with_context(|| format!("destination {name}"))?;
         let tally = Arc::new(Tally::default());
-        let queue = Arc::new(Queue::new(settings.queue_bytes, tally.clone()));
+        let progress = Arc::new(Progress::default());
+        let queue = Arc::new(Queue::new(settings.queue_bytes, tally.clone(), progress.clone()));
         let url = settings.url.clone();
         let (closing, closed) = watch::channel(false);
         let worker = worker::Worker {
@@ -192,9 +202,10 @@ impl<T: Weigh + Send + 'static> Courier<T> {
             format: Arc::new(format),
             queue: queue.clone(),
             tally: tally.clone(),
+            progress: progress.clone(),
             closed,
         };
-        Ok(Courier { name, url, queue, tally, closing, worker: tokio::spawn(worker.run()) })
+        Ok(Courier { name, url, queue, tally, progress, closing, worker: tokio::spawn(worker.run()) })
     }
 
     pub fn name(&self) -> &'static str {
@@ -207,11 +218,23 @@ impl<T: Weigh + Send + 'static> Courier<T> {
 
     /// Never waits.
     pub fn offer(&self, item: T) {
-        self.queue.push(item);
+        if !item.id().is_some_and(|id| self.progress.passes_over(id)) {
+            self.queue.push(item);
+        }
     }
 
     pub fn inlet(&self) -> Inlet<T> {
         Inlet(self.queue.clone())
+    }
+
+    /// How far it has come in the store; it may outlive the courier.
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// What comes first: all that the store has behind `done`. Call before anything is offered.
+    pub fn resume(&self, done: i64) -> Resume<T> {
+        Resume::begin(done, self.queue.clone(), self.progress.clone(), self.tally.clone())
     }
 
     pub fn ledger(&self) -> Ledger {

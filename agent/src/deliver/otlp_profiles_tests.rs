@@ -191,13 +191,11 @@ fn what_is_no_profile_is_refused_and_an_answer_counts() {
 #[test]
 fn the_version_that_is_told_is_the_crates() {
     let mut of = std::process::Command::new(env!("CARGO"));
-    let of = of.args([
-        "metadata",
-        "--format-version=1",
-        "--offline",
-        "--filter-platform=x86_64-unknown-linux-gnu",
-    ]);
-    let metadata: serde_json::Value = serde_json::from_slice(&of.output().unwrap().stdout).unwrap();
+    let of =
+        of.args(["metadata", "--format-version=1", "--locked", "--filter-platform=x86_64-unknown-linux-gnu"]);
+    let said = of.output().unwrap();
+    assert!(said.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&said.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let package = packages.iter().find(|package| package["name"] == "opentelemetry-proto").unwrap();
     let manifest = std::path::Path::new(package["manifest_path"].as_str().unwrap());

@@ -7,12 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::progress::Progress;
 use super::tally::{Fate, Tally};
 
 /// Something to deliver.
 pub trait Weigh {
     /// About how many bytes of memory it holds.
     fn bytes(&self) -> usize;
+
+    /// Its number in the store, from which it can be sent after a restart; None: it is in none.
+    fn id(&self) -> Option<i64> {
+        None
+    }
 }
 
 #[derive(Debug)]
@@ -21,6 +27,7 @@ pub struct Queue<T> {
     more: Notify,
     most_bytes: usize,
     tally: Arc<Tally>,
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
@@ -30,9 +37,9 @@ struct State<T> {
 }
 
 impl<T: Weigh> Queue<T> {
-    pub fn new(most_bytes: usize, tally: Arc<Tally>) -> Queue<T> {
+    pub fn new(most_bytes: usize, tally: Arc<Tally>, progress: Arc<Progress>) -> Queue<T> {
         let state = State { items: VecDeque::new(), bytes: 0 };
-        Queue { state: Mutex::new(state), more: Notify::new(), most_bytes, tally }
+        Queue { state: Mutex::new(state), more: Notify::new(), most_bytes, tally, progress }
     }
 
     /// Never waits. Something that alone is too big is dropped itself.
@@ -40,14 +47,17 @@ impl<T: Weigh> Queue<T> {
         let mut state = self.lock();
         let bytes = item.bytes();
         self.tally.offered(bytes);
+        item.id().into_iter().for_each(|id| self.progress.offered(id));
         if bytes > self.most_bytes {
             self.tally.settled(Fate::QueueFull, 1, bytes as u64);
+            self.progress.settled(item.id());
             return;
         }
         while state.bytes + bytes > self.most_bytes {
             let Some(oldest) = state.items.pop_front() else { break };
             state.bytes -= oldest.bytes();
             self.tally.settled(Fate::QueueFull, 1, oldest.bytes() as u64);
+            self.progress.settled(oldest.id());
         }
         state.bytes += bytes;
         state.items.push_back(item);
@@ -88,6 +98,11 @@ impl<T: Weigh> Queue<T> {
         }
     }
 
+    /// Half of it is left free: for what cannot wait elsewhere.
+    pub fn has_room(&self) -> bool {
+        self.lock().bytes <= self.most_bytes / 2
+    }
+
     pub fn is_empty(&self) -> bool {
         self.lock().items.is_empty()
     }
@@ -113,7 +128,7 @@ mod tests {
     #[test]
     fn the_oldest_go_first_and_are_counted() {
         let tally = Arc::new(Tally::default());
-        let queue = Queue::new(10, tally.clone());
+        let queue = Queue::new(10, tally.clone(), Arc::default());
         (0..4).for_each(|n| queue.push(Item(n, 4)));
         let of = |tally: &Tally| {
             let counts = tally.counts();
@@ -127,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_bounded_by_both() {
-        let queue = Queue::new(100, Arc::default());
+        let queue = Queue::new(100, Arc::default(), Arc::default());
         (0..6).for_each(|n| queue.push(Item(n, 10)));
         assert_eq!(queue.take(2, 100).len(), 2);
         assert_eq!(queue.take(8, 35).len(), 3);

@@ -21,21 +21,24 @@ pub struct Counts {
     pub refused_in_part: u64,
     /// Tried for as long as `patience` allows.
     pub expired: u64,
-    /// Not written out when the agent ended.
+    /// Not sent when the agent ended; what the store has is sent by its next run.
     pub abandoned: u64,
+    /// Had left the store when the destination had come so far.
+    pub gone: u64,
     /// Requests that were made again.
     pub retries: u64,
 }
 
 impl Counts {
     /// What was given up, by reason: at most, where it was refused in part.
-    pub fn lost(&self) -> [(&'static str, u64); 5] {
+    pub fn lost(&self) -> [(&'static str, u64); 6] {
         [
             ("queue_full", self.queue_full),
             ("refused", self.refused),
             ("refused_in_part", self.refused_in_part),
             ("expired", self.expired),
             ("abandoned", self.abandoned),
+            ("gone", self.gone),
         ]
     }
 
@@ -92,6 +95,13 @@ impl Tally {
             Fate::Abandoned => &mut counts.abandoned,
         };
         *count += items;
+    }
+
+    /// So many that were to be offered, and are nowhere any more.
+    pub fn gone(&self, items: u64) {
+        let mut counts = self.lock();
+        counts.offered += items;
+        counts.gone += items;
     }
 
     pub fn retried(&self) {

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::grpc::Grpc;
 use super::header::Headers;
 use super::patience;
+use super::progress::Progress;
 use super::queue::{Queue, Weigh};
 use super::tally::{Fate, Tally};
 use super::{Format, Request, Settings, trust};
@@ -31,6 +32,7 @@ pub struct Worker<F: Format> {
     pub format: Arc<F>,
     pub queue: Arc<Queue<F::Item>>,
     pub tally: Arc<Tally>,
+    pub progress: Arc<Progress>,
     pub closed: watch::Receiver<bool>,
 }
 
@@ -51,11 +53,17 @@ pub enum Answer {
 struct Pending {
     items: u64,
     bytes: u64,
+    ids: Vec<i64>,
     tally: Arc<Tally>,
+    progress: Arc<Progress>,
 }
 
 impl Pending {
     fn settle(&mut self, fate: Fate) {
+        // What was abandoned is for the next start.
+        if fate != Fate::Abandoned {
+            self.progress.settled(std::mem::take(&mut self.ids));
+        }
         self.tally.settled(fate, std::mem::take(&mut self.items), std::mem::take(&mut self.bytes));
     }
 }
@@ -103,8 +111,13 @@ impl<F: Format> Worker<F> {
 
     async fn deliver(&mut self, batch: Vec<F::Item>, troubled: &mut bool) {
         let bytes: usize = batch.iter().map(Weigh::bytes).sum();
-        let tally = self.tally.clone();
-        let mut pending = Pending { items: batch.len() as u64, bytes: bytes as u64, tally };
+        let mut pending = Pending {
+            items: batch.len() as u64,
+            bytes: bytes as u64,
+            ids: batch.iter().filter_map(Weigh::id).collect(),
+            tally: self.tally.clone(),
+            progress: self.progress.clone(),
+        };
         // It may take milliseconds: not among those who must not wait.
         let format = self.format.clone();
         let made = tokio::task::spawn_blocking(move || format.request(&batch)).await;

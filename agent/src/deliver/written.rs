@@ -16,12 +16,14 @@ pub struct Written {
     pub told: Timestamp,
     /// One JSON object, without a line feed.
     pub line: String,
+    /// Its number in the store; None: it could not be kept.
+    pub id: Option<i64>,
 }
 
 impl Written {
-    pub fn new(event: Event) -> anyhow::Result<Arc<Written>> {
+    pub fn new(event: Event, id: Option<i64>) -> anyhow::Result<Arc<Written>> {
         let line = line(&event)?;
-        Ok(Arc::new(Written { event, told: Timestamp::now(), line }))
+        Ok(Arc::new(Written { event, told: Timestamp::now(), line, id }))
     }
 }
 
@@ -34,6 +36,10 @@ impl Weigh for Arc<Written> {
     fn bytes(&self) -> usize {
         // The event's own strings are about as long as the line.
         2 * self.line.len() + size_of::<Written>()
+    }
+
+    fn id(&self) -> Option<i64> {
+        self.id
     }
 }
 
@@ -113,6 +119,7 @@ pub mod tests {
         };
         let process = ProcessRef { pid: 77, comm: "checkout".into(), start_time: None };
         let detail = Detail::Lookup(Box::new(lookup));
-        Written::new(Event::new(time, Kind::DnsLookup, "n1", owner, process, detail, Losses::new())).unwrap()
+        let event = Event::new(time, Kind::DnsLookup, "n1", owner, process, detail, Losses::new());
+        Written::new(event, None).unwrap()
     }
 }

@@ -237,6 +237,12 @@ fn note(open: &mut PodIncident, id: Option<i64>) {
     }
 }
 
+/// Whether an incident that was open when it was last told has ended since: nobody tells the end of one that was open when
+/// the agent was.
+pub fn has_ended(until: Timestamp, now: Timestamp) -> bool {
+    now.duration_since(until) > QUIET * 2
+}
+
 fn is_over(open: &PodIncident, now: Timestamp) -> bool {
     now.duration_since(open.until) > QUIET || now.duration_since(open.from) > LONGEST
 }

@@ -24,7 +24,9 @@ use crate::budget::Tally;
 use crate::memory::Trend;
 use crate::model::dns::{Latencies, upper_bound};
 use crate::model::event::{Detail, Losses};
-use crate::model::incident::Verdict;
+use crate::model::incident::{Level, Verdict};
+use crate::model::lookup::LookupResult;
+use crate::model::sigkill::Sender;
 use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
 
 /// Families that another room counts.
@@ -74,6 +76,11 @@ const OUTCOMES: [Outcome; 11] = [
     Outcome::Unreachable,
     Outcome::Other,
 ];
+
+/// The same, of what is rare in its other forms: those come with the first of them, and a page stays a page.
+const RESULTS: [LookupResult; 3] = [LookupResult::Nxdomain, LookupResult::Servfail, LookupResult::Timeout];
+const LEVELS: [Level; 3] = [Level::Container, Level::Pod, Level::Node];
+const SENDERS: [Sender; 2] = [Sender::Runtime, Sender::Kubelet];
 
 impl Metrics {
     /// Counts an event; each must be shown once.
@@ -232,11 +239,11 @@ fn of_kills(book: &Book) -> Vec<Family> {
         let exemplar = series.last_kill.clone();
         kills.samples.push(Sample { labels: labels(key), value: Value::Count(series.oom_kills), exemplar });
         silent.count(labels(key), series.silent);
-        for (level, count) in &series.incidents {
-            incidents.count(and(key, "limit", level.word()), *count);
+        for (level, count) in from_zero(&LEVELS, &series.incidents) {
+            incidents.count(and(key, "limit", level.word()), count);
         }
-        for (sender, count) in &series.sigkills {
-            sigkills.count(and(key, "sender", sender.word()), *count);
+        for (sender, count) in from_zero(&SENDERS, &series.sigkills) {
+            sigkills.count(and(key, "sender", sender.word()), count);
         }
     }
     vec![kills, silent, incidents, sigkills]
@@ -275,8 +282,8 @@ fn of_dns(book: &Book) -> Vec<Family> {
         for outcome in OUTCOMES {
             outcomes.count(and(key, "outcome", outcome.word()), dns.outcome(outcome));
         }
-        for (result, count) in &series.lookups_failed {
-            failed.count(and(key, "result", result.word()), *count);
+        for (result, count) in from_zero(&RESULTS, &series.lookups_failed) {
+            failed.count(and(key, "result", result.word()), count);
         }
         futile.count(labels(key), series.futile);
         dropped.count(labels(key), dns.events_dropped);
@@ -324,6 +331,13 @@ fn histogram(latency: &Latencies) -> Option<Histogram> {
         above: *above,
         sum: Some(latency.sum_us as f64 / 1e6),
     })
+}
+
+/// What was counted, and a zero for each of `always` that was not.
+fn from_zero<T: Copy + Ord>(always: &[T], counted: &BTreeMap<T, u64>) -> BTreeMap<T, u64> {
+    let mut all: BTreeMap<T, u64> = always.iter().map(|&one| (one, 0)).collect();
+    all.extend(counted);
+    all
 }
 
 fn labels(key: &Key) -> Labels {

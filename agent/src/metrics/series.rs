@@ -89,7 +89,7 @@ impl Book {
             |series: &Series| series.touched.is_none_or(|at| now.saturating_duration_since(at) > OUTLIVE);
         // The host and the sum of the others are no containers, and do not end.
         self.series.retain(|key, series| {
-            self.alive.contains(key) || key.container.is_empty() || *key == Key::others() || !old(series)
+            self.alive.contains(key) || *key == Key::default() || *key == Key::others() || !old(series)
         });
     }
 

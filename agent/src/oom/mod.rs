@@ -5,7 +5,6 @@
 //! Must not know: aya, how anything is rendered.
 
 mod desk;
-pub mod history;
 mod levels;
 mod limit;
 pub mod recover;

@@ -54,6 +54,29 @@ pub fn missed(before: &State, now: &State, backlog: Backlog) -> Missed {
     Missed { kills, visits, rebooted }
 }
 
+/// Kills that the log told at the start. The probes were attached before it was read, so that none is missed: who was killed
+/// in between comes by both ways.
+#[derive(Debug, Default)]
+pub struct Told(Vec<(OomTask, u64)>);
+
+impl Told {
+    /// How far the log's clock and the probes' may be apart: a victim's pid is not another victim's so soon.
+    const APART_NS: u64 = 10_000_000_000;
+
+    pub fn add(&mut self, event: &Event, boot_ns: u64) {
+        if let Detail::Oom(kill) = &event.detail {
+            self.0.push((kill.victim.clone(), boot_ns));
+        }
+    }
+
+    /// Whether a kill that a probe saw is one of them.
+    pub fn holds(&self, pid: u32, tid: u32, boot_ns: u64) -> bool {
+        self.0.iter().any(|(victim, at)| {
+            (victim.pid == pid || victim.tid == tid) && at.abs_diff(boot_ns) < Self::APART_NS
+        })
+    }
+}
+
 /// The kills of a visit as events, each with its facts and its time since boot in ns.
 pub async fn kills(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u64, Facts)> {
     let mut out = Vec::new();
@@ -172,6 +195,22 @@ mod tests {
         let missed = missed(&state("b", 10, 5), &state("b", 99, 8), backlog(&[9, 10, 11, 12]));
         assert_eq!((missed.kills, missed.known(), missed.unknown(), missed.rebooted), (Some(3), 2, 1, false));
         assert!(missed.visits.iter().all(|visit| visit.kills[0].sequence > 10));
+    }
+
+    #[test]
+    fn a_kill_that_the_log_told_is_known_when_a_probe_tells_it_too() {
+        let mut told = Told::default();
+        let visit = Visit::default();
+        let kill = Kill { sequence: 1, time_us: 60_000_000, killed: None, tid: 7, taken: false };
+        told.add(&event("n", &visit, &kill, Owner::default(), 60_000_000_000), 60_000_000_000);
+        // The two clocks are not quite the same; a thread of the process, or a kernel that passes a thread alone.
+        assert!(
+            told.holds(7, 7, 60_500_000_000)
+                && told.holds(7, 9, 59_500_000_000)
+                && told.holds(0, 7, 60_000_000_000)
+        );
+        // Another one, and a pid that was given out again.
+        assert!(!told.holds(8, 8, 60_000_000_000) && !told.holds(7, 7, 80_000_000_000));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What a restart must know: how far the recorder had come. One small file, replaced atomically.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
@@ -9,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::files::machine_oom_kills;
+use crate::small_file;
 
 const FILE: &str = "state.json";
 
@@ -38,26 +38,17 @@ impl State {
     /// None: there is none yet. An error: there is one that cannot be read.
     pub fn load(dir: &Path) -> anyhow::Result<Option<State>> {
         let file = dir.join(FILE);
-        let bytes = match fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            read => read.with_context(|| format!("read {}", file.display()))?,
-        };
+        let read = small_file::read(dir, FILE).with_context(|| format!("read {}", file.display()))?;
+        let Some(bytes) = read else { return Ok(None) };
         let state = serde_json::from_slice(&bytes);
         state.map(Some).with_context(|| format!("{} is no state of podopsy's: remove it", file.display()))
     }
 
-    /// Replaces the one before: a reader, or a crash, finds the old one or the new one.
+    /// Replaces the one before.
     pub fn save(&self, dir: &Path) -> anyhow::Result<()> {
+        let written = small_file::replace(dir, FILE, &serde_json::to_vec(self)?);
         let file = dir.join(FILE);
-        let draft = dir.join(format!("{FILE}.new"));
-        let write = || -> std::io::Result<()> {
-            fs::create_dir_all(dir)?;
-            let mut out = fs::File::create(&draft)?;
-            out.write_all(&serde_json::to_vec(self)?)?;
-            out.sync_data()?;
-            fs::rename(&draft, &file)
-        };
-        write().with_context(|| format!("write {} (--state-dir names another folder)", file.display()))
+        written.with_context(|| format!("write {} (--state-dir names another folder)", file.display()))
     }
 }
 

@@ -127,7 +127,9 @@ pub struct Status {
     pub containers_known: usize,
     pub containers_remembered_dead: usize,
     /// Counters by name; one at 0 is left out. `cri_errors`: calls that failed. `cgroups_unknown`: owners
-    /// that could not be told. `cgroups_missed`: directories gone before they were read.
+    /// that could not be told, each time that one is asked for: the cgroup was gone before anyone read it, or
+    /// has been dead for longer than it is remembered, or the kernel side gave none.
+    /// `cgroups_missed`: directories gone before they were read.
     /// `cgroups_over_limit`, `dead_evicted`, `labels_dropped`: beyond this room's bounds.
     /// `watches_refused`: directories without a watch (then the tree is read every second).
     /// `watch_overflows`: events lost by the kernel (then the tree is read at once).

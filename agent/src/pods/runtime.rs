@@ -141,7 +141,13 @@ impl Runtime {
                     };
                     return Ok(channel);
                 }
-                Err(error) => errors.push(format!("{}: {error}", path.display())),
+                Err(error) => {
+                    // A runtime is there, and its pods are not known; but not Docker's containerd, which is no CRI.
+                    if !error.contains("not implemented") {
+                        self.lock().socket.get_or_insert_with(|| path.clone());
+                    }
+                    errors.push(format!("{}: {error}", path.display()));
+                }
             }
         }
         Err(self.failed(errors.join("; "), true))

@@ -31,8 +31,10 @@ use crate::unwind::{self, Builder, Of};
 
 /// Distinct stacks of a minute: at 19 Hz 30 CPUs take no more samples. What is over it is counted, and keeps its owner.
 const STACKS: usize = 32_768;
-/// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up.
+/// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up. A process is
+/// seen anew in each minute that it has samples in; files of no such process are let go of after so many minutes.
 const FILES: usize = 1024;
+const FILES_FOR: u32 = 3;
 const SYMBOLS_BYTES: u64 = 32 << 20;
 /// Minutes of the whole node that never got names, and profiles of a container that nobody took.
 pub const MINUTES_NOT_NAMED: &str = "profile_minutes_not_named";
@@ -88,11 +90,11 @@ impl Always {
         let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
         let mut probes = tokio::task::spawn_blocking(move || Probes::load(&wanted)).await??;
         let degraded = probes.degraded.clone();
-        let (ring, requests) = (probes.ring("SAMPLES")?, probes.ring("TABLE_REQUESTS")?);
+        let (ring, requests) = (probes.samples()?, probes.ring("TABLE_REQUESTS")?);
         let (kernel, kernel_losses) = (probes.unwind_tables()?, probes.losses()?);
         let builder = match probes.by_tables {
             true => {
-                let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node);
+                let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node { samples: 0 });
                 Some(tokio::task::spawn_blocking(start).await??)
             }
             false => None,
@@ -100,9 +102,10 @@ impl Always {
         probes.sample()?;
         let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
+        let files_for = FILES_FOR * options.every;
         std::thread::Builder::new()
             .name("profile".into())
-            .spawn(move || count(&messages, codes))
+            .spawn(move || count(&messages, codes, files_for))
             .context("start the profiler's thread")?;
         let (stop, stopped) = oneshot::channel();
         let (minutes, received) = mpsc::channel(MINUTES);
@@ -180,7 +183,10 @@ impl Running {
                 Ok(stack) => full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err()),
                 Err(_) => bad += 1,
             };
+            let sampling = self.sampling;
             let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
+                // A program has started, and nobody will sample it.
+                Ok(_) if !sampling => {}
                 Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
                 Err(_) => bad_requests += 1,
             };
@@ -330,7 +336,7 @@ fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> 
 }
 
 /// Until the other end is gone.
-fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes) {
+fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes, files_for: Duration) {
     let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
     let mut aggregator = Aggregator::with_limit(STACKS);
     let mut over = Aggregator::with_limit(STACKS);
@@ -352,6 +358,9 @@ fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes) {
                 losses.extend(symbolizer.losses());
                 losses.extend(codes.losses());
                 symbolizer.trim();
+                // None: the machine has not been up for so long.
+                let since = std::time::Instant::now().checked_sub(files_for);
+                since.into_iter().for_each(|since| symbolizer.let_go(since));
                 tracing::debug!(samples = samples.len(), took = ?began.elapsed(), "named a minute");
                 let _ = reply.send(Named { samples, mappings, quality, losses });
             }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memchr::memmem;
 use object::{LittleEndian as LE, elf};
 use podopsy_wire::{PYTHONS_MAX, PythonLayout};
 
@@ -90,8 +91,8 @@ fn exported(file: &File) -> Option<[Option<u64>; NAMES.len()]> {
     };
     let names = load(b".dynstr")?;
     // Most files are none, and need no look at their symbols.
+    find(&names, NAMES[0])?;
     let places = NAMES.map(|name| find(&names, name));
-    places[0]?;
     let symbols = load(b".dynsym")?;
     let mut found = [None; NAMES.len()];
     let (symbols, _) =
@@ -114,15 +115,7 @@ fn named(names: &[u8], place: usize, at: usize) -> bool {
 
 /// Where a name, with the NUL behind it, is in a table of names.
 fn find(names: &[u8], name: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = names.get(from..)?.windows(name.len()).position(|window| window == name) {
-        let at = from + at;
-        if names.get(at + name.len()) == Some(&0) {
-            return Some(at);
-        }
-        from = at + 1;
-    }
-    None
+    memmem::find_iter(names, name).find(|at| names.get(at + name.len()) == Some(&0))
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use podopsy_wire::{
 
 use crate::attach::{KernelCounts, Rate};
 use crate::model::dns::{DnsCounts, Latencies, NotVisible};
-use crate::model::{Outcome, Owner};
+use crate::model::{KnownBy, Outcome, Owner};
 use crate::packets;
 use crate::pods::Pods;
 
 /// Cgroups remembered, those that the kernel side has no place for any more included.
 const ACCOUNTS_MAX: usize = 2 * DNS_CONTAINERS_MAX as usize;
+/// How often to ask for the owner of a cgroup that nobody knows: each time the whole tree is read.
+const VAIN_MAX: u8 = 3;
 
 /// Shared by the collector, which adds, and by whoever asks.
 pub type Shared = Arc<Mutex<Counts>>;
@@ -79,6 +81,12 @@ struct Account {
     /// The token bucket, as in `probe-ebpf/src/dns_counts.rs`.
     paid_ns: u64,
     changed: u64,
+    /// As it was known last: counts outlive what the room of pods remembers of the dead.
+    owner: Option<Box<Owner>>,
+    /// There is nothing more to learn.
+    settled: bool,
+    /// Times that nobody knew it.
+    vain: u8,
 }
 
 impl std::fmt::Debug for Counts {
@@ -175,9 +183,40 @@ impl Counts {
         lost.into_iter().collect()
     }
 
-    /// With the owners that are known here.
+    /// With the owners that need not be asked for.
     fn totals(&self) -> Vec<(u64, DnsCounts, Option<Owner>)> {
-        self.accounts.iter().map(|(id, account)| (*id, account.total(), self.places.owner(*id))).collect()
+        let owner = |id: u64, account: &Account| match &account.owner {
+            Some(owner) if account.settled => Some((**owner).clone()),
+            // Queries whose asker had no cgroup to be read: there is nobody to ask for.
+            _ if id == 0 => Some(Owner::default()),
+            _ => self.places.owner(id),
+        };
+        self.accounts.iter().map(|(&id, account)| (id, account.total(), owner(id, account))).collect()
+    }
+
+    /// Takes over what the room of pods says of a cgroup, and gives the best that is known.
+    fn learn(&mut self, id: u64, said: Owner) -> Owner {
+        let Some(account) = self.accounts.get_mut(&id) else { return said };
+        match (said.known_by, &account.owner) {
+            // It is dead, and forgotten there.
+            (KnownBy::Unknown, Some(owner)) => {
+                account.settled = true;
+                return (**owner).clone();
+            }
+            (KnownBy::Unknown, None) => {
+                account.vain += 1;
+                account.settled = account.vain >= VAIN_MAX;
+                if account.settled {
+                    account.owner = Some(Box::new(said.clone()));
+                }
+            }
+            // A container's names may get better yet.
+            (known_by, _) => {
+                account.settled = matches!(known_by, KnownBy::Cri | KnownBy::Host);
+                account.owner = Some(Box::new(said.clone()));
+            }
+        }
+        said
     }
 }
 
@@ -243,7 +282,13 @@ pub async fn attributed(counts: &Shared, pods: &Pods) -> Vec<DnsCounts> {
     for (id, mut total, owner) in totals {
         total.owner = match owner {
             Some(owner) => owner,
-            None => pods.owner_of_cgroup(id).await,
+            None => {
+                let said = pods.owner_of_cgroup(id).await;
+                match counts.lock() {
+                    Ok(mut counts) => counts.learn(id, said),
+                    Err(_) => said,
+                }
+            }
         };
         // Zero is every cgroup that was not known; others may have no name, and are not the same for that.
         let key = match &total.owner.container {
@@ -258,4 +303,67 @@ pub async fn attributed(counts: &Shared, pods: &Pods) -> Vec<DnsCounts> {
         }
     }
     containers.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::pods::Options;
+
+    /// Counts of these cgroups, as the packet socket's thread makes them.
+    fn counts(ids: &[u64]) -> Shared {
+        let here: HashMap<u64, DnsCounters> = ids.iter().map(|&id| (id, DnsCounters::EMPTY)).collect();
+        let places = Places::Here(Arc::new(Mutex::new(here)), None);
+        Arc::new(Mutex::new(Counts::new(places, Rate::default())))
+    }
+
+    #[tokio::test]
+    async fn counts_keep_their_owner_when_the_room_of_pods_has_forgotten_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cgroups = folder.path().join("cgroup");
+        std::fs::create_dir_all(cgroups.join("system.slice")).unwrap();
+        std::fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
+        let options = Options {
+            cri_socket: Some(folder.path().join("nobody.sock")),
+            remember_dead: Duration::ZERO,
+            proc_root: folder.path().join("proc"),
+            cgroup_root: cgroups.clone(),
+            log_pods: folder.path().join("logs"),
+            ..Options::default()
+        };
+        let pods = Pods::start(options).await.unwrap();
+        let id = std::fs::metadata(cgroups.join("system.slice")).unwrap().ino();
+        let (counts, nobody) = (counts(&[id, 0, 987_654_321]), 987_654_321);
+        let path = async || {
+            let all = attributed(&counts, &pods).await;
+            assert_eq!(all.len(), 3);
+            all.into_iter().find(|one| one.owner.cgroup.id == id).and_then(|one| one.owner.cgroup.path)
+        };
+        assert_eq!(path().await.as_deref(), Some("/system.slice"));
+        // One that dies has those looked at who died before; all are made before, or one might get the number again.
+        let others: Vec<_> = (0..100).map(|n| cgroups.join(format!("other-{n}"))).collect();
+        others.iter().for_each(|other| std::fs::create_dir(other).unwrap());
+        std::fs::remove_dir(cgroups.join("system.slice")).unwrap();
+        for other in others {
+            std::fs::remove_dir(other).unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if pods.place(id).is_none() {
+                break;
+            }
+        }
+        assert!(pods.place(id).is_none(), "never forgotten");
+        let before = pods.status().losses.get("cgroups_unknown").copied().unwrap_or(0);
+        for _ in 0..10 {
+            assert_eq!(path().await.as_deref(), Some("/system.slice"));
+        }
+        // Once before, and twice now: of the one that nobody knows. Of no cgroup at all nobody asks.
+        assert_eq!((before, pods.status().losses["cgroups_unknown"]), (1, 3));
+        let found = attributed(&counts, &pods).await;
+        assert!(
+            found.iter().any(|one| one.owner.cgroup.id == nobody && one.owner.known_by == KnownBy::Unknown)
+        );
+    }
 }

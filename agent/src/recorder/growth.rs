@@ -67,7 +67,7 @@ pub fn load(wanted: &Wanted, mode: GrowthMode) -> anyhow::Result<(Probes, Option
     let load = || {
         let mut probes = Probes::load(&Wanted { oncpu: Some(sampler), ..wanted.clone() })?;
         let instruments = Instruments {
-            samples: probes.ring("SAMPLES")?,
+            samples: probes.samples()?,
             requests: probes.ring("TABLE_REQUESTS")?,
             targets: probes.targets()?,
             tables: probes.unwind_tables()?,

@@ -75,11 +75,13 @@ impl Attribution {
         events: mpsc::Sender<Event>,
     ) {
         let (close, closing) = watch::channel(false);
+        let mut told = recover::Told::default();
         for visit in missed.into_iter().flat_map(|missed| missed.visits) {
             for (mut event, boot_ns, facts) in recover::kills(&self.pods, &self.node, visit).await {
                 event.losses = self.losses();
                 self.growth.iter().for_each(|growth| growth.killed(&event));
                 self.desk.lay(&mut event, boot_ns, facts);
+                told.add(&event, boot_ns);
                 self.progress.sent(&event);
                 if events.send(event).await.is_err() {
                     return;
@@ -96,6 +98,9 @@ impl Attribution {
                     Some(Record::Sigkill(signal)) => {
                         let (events, closing) = (events.clone(), closing.clone());
                         self.sigkills.tell(*signal, events, closing, self.losses.clone());
+                        continue;
+                    }
+                    Some(Record::Oom(kill, _)) if told.holds(kill.victim.pid, kill.victim.tid, kill.time_ns) => {
                         continue;
                     }
                     Some(Record::Oom(kill, stacks)) => self.kill(*kill, stacks).await,

@@ -18,6 +18,8 @@ const FILES: usize = 512;
 const SYMBOLS_BYTES: u64 = 32 << 20;
 /// Symbols are let go of when nobody has asked for so long.
 const IDLE: Duration = Duration::from_secs(30);
+/// Between two looks at who runs: a file that nobody had mapped at one of them, nor since, is let go of at the next.
+const LOOK_AROUND: Duration = Duration::from_secs(300);
 /// At exec only the program and its loader are mapped; its libraries are by then.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
@@ -71,12 +73,20 @@ fn run(requests: &mpsc::Receiver<Request>) {
     let mut named: Option<Instant> = None;
     // What runs already is looked at when nobody waits.
     let mut running: VecDeque<u32> = pids().collect();
+    let began = Instant::now();
+    let mut looked = began;
     let mut young: VecDeque<(Instant, u32)> = VecDeque::new();
     loop {
         if named.is_some_and(|when| when.elapsed() >= IDLE) {
             symbolizer.trim();
             heap::give_back();
             named = None;
+        }
+        if running.is_empty() && looked.elapsed() >= LOOK_AROUND {
+            // The look has come to its end: what runs was seen in it.
+            symbolizer.let_go(looked);
+            looked = Instant::now();
+            running.extend(pids());
         }
         let wait = match young.front() {
             _ if !running.is_empty() => Duration::ZERO,
@@ -95,10 +105,11 @@ fn run(requests: &mpsc::Receiver<Request>) {
                     young.push_back((Instant::now() + SECOND_LOOK, pid));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let next = running.pop_front().or_else(|| young.pop_front().map(|(_, pid)| pid));
-                next.into_iter().for_each(|pid| symbolizer.hold_files(pid));
-            }
+            Err(RecvTimeoutError::Timeout) => match running.pop_front() {
+                Some(pid) if looked == began => symbolizer.hold_files(pid),
+                Some(pid) => symbolizer.revisit_files(pid),
+                None => young.pop_front().into_iter().for_each(|(_, pid)| symbolizer.hold_files(pid)),
+            },
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }

@@ -1,6 +1,6 @@
 //! Which capabilities the agent still needs once it records, and for what; pure but for the sets that threads inherit.
 //!
-//! By what each part does later: a test runs the agent with these alone, on 6.18. Where unprivileged BPF
+//! By what each part does later: tests run the agent with these alone on the lab's kernels. Where unprivileged BPF
 //! is off, older kernels refuse bpf(2) even a look into a map without CAP_BPF.
 
 use std::fmt;
@@ -29,6 +29,11 @@ impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.capability, self.why)
     }
+}
+
+/// The bits of what is kept, as the kernel has them.
+pub fn bits(kept: &[Kept]) -> u64 {
+    kept.iter().fold(0, |all, kept| all | 1 << kept.capability as u32)
 }
 
 /// What to keep of what is held.

@@ -61,8 +61,7 @@ pub fn kept(needs: &Needs) -> Vec<Kept> {
 pub fn finish(needs: &Needs) -> Restrained {
     let mut failed = Vec::new();
     let kept = kept(needs);
-    let all = kept.iter().fold(0, |all, kept| all | 1u64 << kept.capability as u32);
-    if let Err(error) = threads::narrow(all) {
+    if let Err(error) = threads::narrow(capabilities::bits(&kept)) {
         failed.push(format!("capabilities: {error:#}"));
     }
     let filtered = match filter::install() {

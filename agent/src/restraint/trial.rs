@@ -9,11 +9,11 @@ use std::thread;
 use caps::{CapSet, CapsHashSet};
 use nix::errno::Errno;
 
-use super::Kept;
+use super::{Kept, capabilities};
 
 /// False: refused for want of a right. Any other error is not about rights.
 pub fn opens_perf_events(kept: &[Kept]) -> bool {
-    let keep = kept.iter().fold(0, |all, kept| all | 1u64 << kept.capability as u32);
+    let keep = capabilities::bits(kept);
     let refused = |error| matches!(error, Errno::EACCES | Errno::EPERM);
     // A thread's effective set is its own, and ends with it.
     let trial = thread::Builder::new().name("trial".to_owned()).spawn(move || {

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
+use super::catch_up::{Cursors, catch_up};
 use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
 use crate::api::Pages;
 use crate::deliver::kubernetes::Dropped;
@@ -18,9 +19,10 @@ use crate::deliver::otlp::Logs;
 use crate::deliver::otlp_profiles::{Minute, Profiles};
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Inlet, Ledger, Settings, otlp_metrics, otlp_profiles};
+use crate::deliver::{Courier, Header, Inlet, Ledger, Progress, Settings, otlp_metrics, otlp_profiles};
 use crate::metrics::family::Family;
 use crate::model::{Event, Losses, PodIncident};
+use crate::store::Reader;
 use crate::{bytes, duration};
 
 use super::kubernetes::{Kubernetes, KubernetesArgs};
@@ -85,6 +87,8 @@ const PROFILES_BATCH: usize = 256 << 10;
 #[derive(Default)]
 pub struct Exports {
     pub(super) events: Vec<Courier<Arc<Written>>>,
+    /// What still reads from the store.
+    resuming: Vec<JoinHandle<()>>,
     measures: Option<Measures>,
     profiles: Option<Courier<Pprof>>,
     kubernetes: Option<Kubernetes>,
@@ -159,6 +163,21 @@ impl Exports {
         (self.profiles.as_ref().map(Courier::inlet), self.minutes.as_ref().map(Courier::inlet))
     }
 
+    /// How far each destination of events has come in the store.
+    pub fn progress(&self) -> Vec<(&'static str, Arc<Progress>)> {
+        self.events.iter().map(|courier| (courier.name(), courier.progress())).collect()
+    }
+
+    /// Sends each destination what the run before had not. Call before anything is offered.
+    pub fn resume(&mut self, from: &Cursors, reader: &Reader) {
+        for courier in &self.events {
+            if let Some(done) = from.before(courier.name()) {
+                let resume = courier.resume(done);
+                self.resuming.push(tokio::spawn(catch_up(courier.name(), resume, reader.clone())));
+            }
+        }
+    }
+
     /// Never waits.
     pub fn offer(&self, event: &Arc<Written>) {
         self.events.iter().for_each(|courier| courier.offer(event.clone()));
@@ -212,16 +231,15 @@ impl Exports {
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
     pub fn losses(&self) -> Losses {
-        let lost = self.events.iter().map(|courier| {
-            let ledger = courier.ledger();
-            (format!("export_{}", ledger.destination), ledger.counts().lost_sum())
-        });
+        let lost = self.events.iter().map(|courier| courier.ledger().loss());
         let kubernetes = self.kubernetes.iter().flat_map(Kubernetes::losses);
         lost.filter(|(_, count)| *count > 0).chain(kubernetes).collect()
     }
 
     /// Tries to deliver what waits, to all at once, for so long; `last`: what was counted in the end.
     pub async fn close(self, time: Duration, last: &[Family]) {
+        // What they have not read is for the next start.
+        self.resuming.iter().for_each(JoinHandle::abort);
         let mut closing: Vec<_> = self
             .events
             .into_iter()

@@ -148,11 +148,9 @@ impl Kubernetes {
     }
 
     pub fn losses(&self) -> Losses {
-        let ledger = self.courier.ledger();
-        let refused = (format!("export_{}", ledger.destination), ledger.counts().lost_sum());
         let dropped = by_reason(&self.dropped);
         let dropped = dropped.map(|(reason, count)| (format!("kubernetes_events_{reason}"), count));
-        std::iter::once(refused).chain(dropped).filter(|(_, count)| *count > 0).collect()
+        std::iter::once(self.courier.ledger().loss()).chain(dropped).filter(|(_, count)| *count > 0).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Must not know: how events are made.
 
+mod catch_up;
 mod endpoint;
 mod exports;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod kubernetes;
 mod ledgers;
 mod out;
 mod profiles;
+mod stdout;
 mod systemd;
 
 pub use exports::{ExportArgs, Exports};

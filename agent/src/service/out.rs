@@ -1,7 +1,6 @@
 //! Event → store → stdout, live streams, exports. Without a state folder there is no store, and an event is told at once.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,13 +10,14 @@ use anyhow::Context;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, oneshot};
 
+use super::catch_up::Cursors;
+use super::stdout::Stdout;
 use super::{Exports, ledgers};
 use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
 use crate::incidents::Incidents;
 use crate::model::{Event, Losses, Owner};
-use crate::oom::history::History;
 use crate::oom::state::boot_id;
 use crate::pods::Pods;
 use crate::profiler::always;
@@ -32,6 +32,8 @@ const LIVE: usize = 256;
 
 /// How long exports have at the end: a destination that is down must not hold up each restart.
 const EXPORTS_WITHIN: Duration = Duration::from_secs(5);
+/// A reader of stdout that has stopped does not hold up the end.
+const STDOUT_WITHIN: Duration = Duration::from_secs(2);
 /// What of the end is left to those who come after the profiles.
 const AFTER_PROFILES: Duration = Duration::from_secs(3);
 /// Between two looks at whether all has been written, at the end.
@@ -52,14 +54,15 @@ pub struct Paths {
 
 /// Everything that follows an event.
 pub struct Out {
-    /// For `podopsy oom`, which reads files.
-    history: Option<History>,
     store: Option<(Store, Told)>,
     incidents: Incidents,
     live: broadcast::Sender<Arc<Stored>>,
+    stdout: Option<Stdout>,
     health: Arc<Health>,
     pages: Arc<Pages>,
     exports: Exports,
+    /// How far they have come in the store.
+    cursors: Option<Cursors>,
     pods: Arc<Pods>,
     keep: Option<Keep>,
     /// Its interval is that of everything which is sampled for the store.
@@ -80,12 +83,16 @@ impl Out {
     pub async fn start(
         paths: Paths,
         limits: Limits,
-        exports: Exports,
+        mut exports: Exports,
         pods: Arc<Pods>,
     ) -> anyhow::Result<Out> {
-        let history = paths.state_dir.as_deref().map(History::open).transpose()?;
+        let stdout = Stdout::start().context("start the thread that writes to stdout")?;
         let boot = boot_id();
         let store = paths.state_dir.as_deref().map(|dir| Store::start(dir, &boot, limits)).transpose()?;
+        let cursors = paths.state_dir.as_deref().map(|dir| Cursors::open(dir, exports.progress()));
+        if let (Some((store, _)), Some(cursors)) = (&store, &cursors) {
+            exports.resume(cursors, &store.reader());
+        }
         let (live, _) = broadcast::channel(LIVE);
         let health = Arc::new(Health::default());
         let pages = Arc::new(Pages::default());
@@ -123,18 +130,25 @@ impl Out {
             of_health.ready(None, not_written).degraded.len()
         });
         let not_kept = NotKept::default();
-        let of_profiles = not_kept.clone();
-        pages.metrics().lost_beside(move || of_profiles.losses());
+        let (of_profiles, of_stdout) = (not_kept.clone(), stdout.lost());
+        let of_store = store.as_ref().map(|(store, _)| store.keeper());
+        pages.metrics().lost_beside(move || {
+            let mut losses = of_profiles.losses();
+            losses.extend(of_stdout.losses());
+            losses.extend(of_store.iter().flat_map(Keeper::losses));
+            losses
+        });
         let (keep, profiles, _socket) = (None, None, listening);
         let (progress, kills) = (None, VecDeque::new());
         Ok(Out {
-            history,
             store,
             incidents,
             live,
+            stdout: Some(stdout),
             health,
             pages,
             exports,
+            cursors,
             pods,
             keep,
             always,
@@ -185,6 +199,7 @@ impl Out {
         self.acknowledge();
         let changed = self.incidents.changed(Timestamp::now());
         self.exports.round(&changed);
+        self.cursors.iter_mut().for_each(Cursors::round);
         let Some((store, _)) = &self.store else { return };
         for incident in changed {
             let owner = Owner { pod: Some(incident.pod.clone()), ..Owner::default() };
@@ -239,19 +254,19 @@ impl Out {
             self.incidents.see(&stored.event, stored.id);
         }
         stored.event.losses.extend(self.exports.losses());
-        if self.exports.is_empty() {
-            write(&written::line(&stored.event)?)?;
+        stored.event.losses.extend(self.stdout.iter().flat_map(|stdout| stdout.lost().losses()));
+        let line = if self.exports.is_empty() {
+            written::line(&stored.event)?
         } else {
-            let written = Written::new(stored.event.clone())?;
-            write(&written.line)?;
+            let written = Written::new(stored.event.clone(), stored.id)?;
             self.exports.offer(&written);
+            written.line.clone()
+        };
+        if let Some(stdout) = &self.stdout {
+            stdout.line(line);
         }
         self.exports.told(&stored.event);
         self.pages.metrics().observe(&stored.event);
-        if let Some(Err(error)) = self.history.as_mut().map(|history| history.add(&stored.event)) {
-            // A full disk costs the history, not the recording.
-            tracing::warn!("podopsy oom will not know this: {error:#}");
-        }
         // Nobody listens: that is their choice.
         let _ = self.live.send(Arc::new(stored));
         Ok(())
@@ -297,16 +312,15 @@ impl Out {
             store.close();
             while told.recv().await.is_some() {}
         }
+        if let Some(stdout) = self.stdout.take() {
+            stdout.close(deadline.min(Instant::now() + STDOUT_WITHIN)).await;
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         let last = self.pages.metrics().families();
         std::mem::take(&mut self.exports).close(left.min(EXPORTS_WITHIN), &last).await;
+        if let Some(cursors) = self.cursors.take() {
+            cursors.close().await;
+        }
         Ok(())
     }
-}
-
-/// One line, flushed: whoever reads has it at once.
-fn write(line: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    let written = out.write_all(line.as_bytes()).and_then(|()| out.write_all(b"\n"));
-    written.and_then(|()| out.flush()).context("write an event to stdout")
 }

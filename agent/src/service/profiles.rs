@@ -22,7 +22,7 @@ use crate::profiler::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_K
 use crate::store::{Keeper, ProfileFacts, ProfileRecord};
 use crate::{export, heap};
 
-/// Profiles that nobody has, by counter name: counted where each is lost.
+/// What nobody has, by counter name: counted where each is lost.
 #[derive(Clone, Debug, Default)]
 pub struct NotKept(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 

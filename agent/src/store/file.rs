@@ -8,11 +8,11 @@ use super::row::{Row, Share};
 use super::schema::{self, Unusable};
 use super::{Gap, GapReason, Limits};
 
-/// Records that leave in one step: a few milliseconds.
+/// Records that leave in one step, at most: a few milliseconds.
 const LEAVE: i64 = 128;
-/// Pages given back to the disk in one step: a megabyte.
+/// Pages given back to the disk in one step, at most: a megabyte.
 const GIVE_BACK: i64 = 256;
-/// Gaps are a line each; nobody asks for more of them.
+/// Gaps are a line each, and go back as far as kills do; nobody asks for more of them.
 const GAPS_MAX: i64 = 10_000;
 
 /// This process, as a run of the agent.
@@ -44,6 +44,7 @@ impl File {
         let connection = schema::open(path, |page| limits.file_bytes() / page)?;
         let page = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let file = File { connection, run, limits, page };
+        file.bound_log()?;
         file.enter(now_ns)?;
         Ok(file)
     }
@@ -153,14 +154,13 @@ impl File {
         let age_ns = i64::try_from(self.limits.age.as_nanos()).unwrap_or(i64::MAX);
         let too_old = now_ns.saturating_sub(age_ns);
         let mut gone = 0;
-        for share in Share::ALL {
+        for share in Share::ALL.into_iter().filter(|share| share.ages()) {
             gone += self.connection.execute(
                 "DELETE FROM record WHERE id IN (SELECT id FROM record WHERE share = ?1 AND begin_ns < ?2 \
                  ORDER BY begin_ns LIMIT ?3)",
-                params![share as i64, too_old, LEAVE],
+                params![share as i64, too_old, self.leave_at_once()],
             )?;
         }
-        self.connection.execute("DELETE FROM gap WHERE end_ns < ?1", [too_old])?;
         let (used, file) = self.sizes()?;
         let room = self.limits.file_bytes();
         // A little below the limit, so that a commit has room without waiting for a step.
@@ -168,8 +168,8 @@ impl File {
             gone += self.leave()?;
         }
         if file > room || (file - used > file / 4 && file - used > GIVE_BACK * self.page) {
-            let mut statement =
-                self.connection.prepare(&format!("PRAGMA incremental_vacuum({GIVE_BACK})"))?;
+            let pages = GIVE_BACK.min(self.limits.log_bytes() / 4 / self.page);
+            let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
             let mut rows = statement.query([])?;
             while rows.next()?.is_some() {}
             return Ok(true);
@@ -190,7 +190,7 @@ impl File {
         let Some(&(share, _)) = all.iter().max_by_key(|one| over(one)) else { return Ok(0) };
         self.connection.execute(
             "DELETE FROM record WHERE id IN (SELECT id FROM record WHERE share = ?1 ORDER BY begin_ns LIMIT ?2)",
-            params![share, LEAVE],
+            params![share, self.leave_at_once()],
         )
     }
 
@@ -202,7 +202,20 @@ impl File {
     pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
         self.limits = limits;
         let pages = limits.file_bytes() / self.page;
-        self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+        self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+        self.bound_log()
+    }
+
+    /// Has the log written back early enough for what comes on top of that, and what was above it cut off.
+    fn bound_log(&self) -> Result<()> {
+        let log = self.limits.log_bytes();
+        self.connection
+            .pragma_update_and_check(None, "wal_autocheckpoint", log / 4 / self.page, |_| Ok(()))?;
+        self.connection.pragma_update_and_check(None, "journal_size_limit", log / 2, |_| Ok(()))
+    }
+
+    fn leave_at_once(&self) -> i64 {
+        LEAVE.min(self.limits.commit_records())
     }
 }
 

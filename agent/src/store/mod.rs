@@ -38,6 +38,8 @@ pub use read::{Cursor, Filter, ITEMS_MAX, Item, Page, Reader, Refused, Summary};
 use row::Row;
 pub use row::{MemoryRecord, ProfileFacts, ProfileRecord, Shelf};
 
+/// The state folder, unless told otherwise: where the agent keeps it, and where the CLI looks.
+pub const DIR: &str = "/var/lib/podopsy";
 /// The file's name in the state folder.
 pub const FILE: &str = "store.db";
 /// Records that wait to be written or told, and their size.
@@ -52,8 +54,16 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 pub struct Limits {
     /// All of its files together.
     pub bytes: u64,
+    /// Of what is measured all the time. Kills are few, and stay as long as there is room.
     pub age: Duration,
 }
+
+/// Above this a larger log makes no commit faster.
+const LOG_BYTES_MAX: i64 = 12 << 20;
+/// What a record may come to in the log, pages of indices included: four times what a flood of DNS events took.
+const LOG_BYTES_A_RECORD: i64 = 16 << 10;
+/// `store.db-shm`: 32 KiB for each 4096 pages in the log (<https://www.sqlite.org/walformat.html>).
+const LOG_INDEX: i64 = 32 << 10;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -65,10 +75,28 @@ impl Limits {
     /// Less would hold no hour of anything.
     pub const BYTES_MIN: u64 = 4 << 20;
 
-    /// The file without its log, which takes a sixteenth, and no more than 12 MiB but while a query holds it.
+    /// The file without its log and the log's index.
     fn file_bytes(self) -> i64 {
-        let bytes = self.bytes.max(Self::BYTES_MIN);
-        i64::try_from(bytes - (bytes / 16).min(12 << 20)).unwrap_or(i64::MAX)
+        let bytes = i64::try_from(self.bytes.max(Self::BYTES_MIN)).unwrap_or(i64::MAX);
+        bytes - self.log_bytes() - LOG_INDEX
+    }
+
+    /// The write-ahead log, which takes no more but for a record that is larger than a quarter of it, and while a query
+    /// holds it.
+    fn log_bytes(self) -> i64 {
+        let eighth = self.bytes.max(Self::BYTES_MIN) / 8;
+        i64::try_from(eighth).unwrap_or(i64::MAX).min(LOG_BYTES_MAX)
+    }
+
+    /// Of records that one commit may write. The log is written back when it has a quarter of its size; then comes this
+    /// much, and as much again for the pages around it.
+    fn commit_bytes(self) -> usize {
+        usize::try_from(self.log_bytes() / 4).unwrap_or(usize::MAX)
+    }
+
+    /// Records that one commit may write or delete.
+    fn commit_records(self) -> i64 {
+        self.log_bytes() / LOG_BYTES_A_RECORD
     }
 }
 
@@ -82,6 +110,12 @@ pub struct Gap {
     pub reason: GapReason,
     /// Records that could not be kept, where they were counted.
     pub lost: u64,
+}
+
+impl Gap {
+    pub fn span(&self) -> (Timestamp, Timestamp) {
+        (row::time(self.begin_ns), row::time(self.end_ns))
+    }
 }
 
 fn as_time<S: serde::Serializer>(ns: &i64, to: S) -> Result<S::Ok, S::Error> {
@@ -331,6 +365,11 @@ impl Keeper {
     /// Why nothing is written now; None: all is well.
     pub fn trouble(&self) -> Option<String> {
         self.shared.trouble()
+    }
+
+    /// As [`Store::losses`].
+    pub fn losses(&self) -> Losses {
+        self.shared.losses()
     }
 
     fn admits(&self, bytes: usize) -> bool {

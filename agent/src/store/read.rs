@@ -12,9 +12,9 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::row::{self, Shelf, label, ns, time};
+use super::row::{self, Share, Shelf, label, ns, time};
 use super::{Gap, GapReason, Message, Shared, schema};
-use crate::model::Losses;
+use crate::model::{Event, Kind, Losses};
 
 /// Longer than this no question is worked on.
 const WITHIN: Duration = Duration::from_secs(3);
@@ -188,6 +188,27 @@ impl Reader {
         })
     }
 
+    /// Events that were kept after the one with this number, in that order, so many at most; None for one whose bytes make
+    /// no sense. Waits for the disk.
+    pub fn after(&self, id: i64, most: usize) -> Result<Vec<(i64, Option<Event>)>, Refused> {
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let bodies = self.ask(|connection| {
+            // As the index record_event is written: by another one it would look through all that is no event.
+            let mut statement = connection.prepare(
+                "SELECT id, body FROM record INDEXED BY record_event \
+                 WHERE shelf = 1 AND id > ?1 ORDER BY id LIMIT ?2",
+            )?;
+            let rows = statement.query_map((id, most), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<Vec<(i64, Vec<u8>)>>>()
+        })?;
+        let events: Vec<_> = bodies.into_iter().map(|(id, body)| (id, row::parse(&body).ok())).collect();
+        if let Some((_, shared)) = &self.writer {
+            let bad = events.iter().filter(|(_, event)| event.is_none()).count();
+            shared.unreadable.fetch_add(bad as u64, Relaxed);
+        }
+        Ok(events)
+    }
+
     /// Times of which nothing, or not all, is known; oldest first.
     pub fn gaps(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Gap>, Refused> {
         self.ask(|connection| {
@@ -294,6 +315,14 @@ fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
     Ok(page)
 }
 
+/// Where all of these kinds of events are.
+fn share_of(kinds: &[String]) -> Option<Share> {
+    let share =
+        |word: &String| Kind::ALL.into_iter().find(|kind| kind.word() == word.as_str()).map(Share::of);
+    let first = kinds.first().and_then(share)?;
+    kinds.iter().all(|kind| share(kind) == Some(first)).then_some(first)
+}
+
 fn query(filter: &Filter) -> (String, Vec<Value>) {
     let mut values: Vec<Value> = Vec::new();
     let mut value = |value: Value| {
@@ -301,8 +330,16 @@ fn query(filter: &Filter) -> (String, Vec<Value>) {
         format!("?{}", values.len())
     };
     let text = |text: &str| Value::Text(text.to_owned());
-    let mut sql = "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, facts, body FROM record WHERE shelf = "
-        .to_owned();
+    let mut sql =
+        "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, facts, body FROM record WHERE "
+            .to_owned();
+    // Kills are few among a node's failed lookups, and lie together; the plus keeps it from looking through the shelf.
+    match share_of(&filter.kinds) {
+        Some(share) => {
+            let _ = write!(sql, "share = {} AND +shelf = ", value(Value::Integer(share as i64)));
+        }
+        None => sql += "shelf = ",
+    }
     sql += &value(Value::Integer(filter.shelf as i64));
     if let Some(id) = filter.id {
         let _ = write!(sql, " AND id = {}", value(Value::Integer(id)));

@@ -30,24 +30,40 @@ pub enum Shelf {
 /// What has a part of the room of its own: who can make many of one cannot push out another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Share {
-    /// OOM kills, other SIGKILLs, incidents: few, and the ones that matter.
+    /// OOM kills, other SIGKILLs: few, and the ones that matter.
     Kills = 1,
     Dns = 2,
     Memory = 3,
     Profiles = 4,
+    /// Of pods: a name that does not resolve begins one every few minutes.
+    Incidents = 5,
 }
 
 impl Share {
-    pub const ALL: [Share; 4] = [Share::Kills, Share::Dns, Share::Memory, Share::Profiles];
+    pub const ALL: [Share; 5] = [Share::Kills, Share::Dns, Share::Memory, Share::Profiles, Share::Incidents];
+
+    /// Where an event belongs.
+    pub fn of(kind: Kind) -> Share {
+        match kind {
+            Kind::OomKill | Kind::OomIncident | Kind::Sigkill => Share::Kills,
+            Kind::DnsFailure | Kind::DnsAnswer | Kind::DnsLookup => Share::Dns,
+        }
+    }
 
     /// Of the store's room, in hundredths. It may take what others leave free, and gives it back first.
     pub fn percent(self) -> u64 {
         match self {
-            Share::Kills => 30,
+            Share::Kills => 25,
+            Share::Incidents => 5,
             Share::Dns => 30,
             Share::Memory => 15,
             Share::Profiles => 25,
         }
+    }
+
+    /// Whether it leaves by age, too. Who asks after a pod that dies once a week asks for kills of last week.
+    pub fn ages(self) -> bool {
+        self != Share::Kills
     }
 }
 
@@ -131,10 +147,7 @@ pub(super) fn time(ns: i64) -> Timestamp {
 
 impl Row {
     pub fn of_event(event: &Event) -> anyhow::Result<Row> {
-        let share = match event.kind {
-            Kind::OomKill | Kind::OomIncident | Kind::Sigkill => Share::Kills,
-            Kind::DnsFailure | Kind::DnsAnswer | Kind::DnsLookup => Share::Dns,
-        };
+        let share = Share::of(event.kind);
         let owner = Owner {
             pod: event.pod.clone(),
             container: event.container.clone(),
@@ -183,7 +196,7 @@ impl Row {
         body: &impl Serialize,
     ) -> anyhow::Result<Row> {
         let body = pack(&serde_json::to_vec(body).context("write an incident as JSON")?)?;
-        let mut row = Row::new(Shelf::Incidents, Share::Kills, "incident", span, owner, body);
+        let mut row = Row::new(Shelf::Incidents, Share::Incidents, "incident", span, owner, body);
         row.key = Some(format!("incident/{id}"));
         Ok(row)
     }
@@ -238,7 +251,8 @@ fn pack(json: &[u8]) -> anyhow::Result<Vec<u8>> {
     if json.len() < COMPRESS_FROM {
         return Ok(json.to_vec());
     }
-    compress(json, Compression::fast())
+    // Level 1 of zlib-rs packs with fixed codes, whatever the text.
+    compress(json, Compression::new(3))
 }
 
 fn compress(json: &[u8], level: Compression) -> anyhow::Result<Vec<u8>> {

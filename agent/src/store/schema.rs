@@ -9,8 +9,6 @@ use rusqlite::{Connection, OpenFlags, Result};
 const APPLICATION: i32 = 0x706f_646f;
 /// What a connection waits for another one's lock: only the checkpoint of a start takes one.
 const BUSY: Duration = Duration::from_secs(5);
-/// The log is cut to this when it has been written back.
-const LOG_BYTES: i64 = 4 << 20;
 
 /// A step for each version, none of which is ever changed: a file's `user_version` says how many it has had.
 pub(super) const STEPS: &[&str] = &[
@@ -65,6 +63,11 @@ pub(super) const STEPS: &[&str] = &[
      CREATE INDEX gap_time ON gap (end_ns);",
     // 3: what a profile's numbers are, without reading it.
     "ALTER TABLE record ADD COLUMN facts TEXT;",
+    // 4: pods' incidents have a part of the room of their own; events are found by the order in which they were kept.
+    "UPDATE record SET share = 5 WHERE shelf = 2;
+     DELETE FROM share;
+     INSERT INTO share SELECT share, sum(bytes), count(*) FROM record GROUP BY share;
+     CREATE INDEX record_event ON record (id) WHERE shelf = 1;",
 ];
 
 /// Why a file cannot be used as it is.
@@ -134,7 +137,6 @@ pub(super) fn open(path: &Path, pages_max: impl Fn(i64) -> i64) -> std::result::
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     // A commit is on the disk when it returns, not only in the kernel: nodes that run out of memory are reset.
     connection.pragma_update(None, "synchronous", "full")?;
-    connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cache_size", -2048)?;
     connection.pragma_update(None, "trusted_schema", false)?;

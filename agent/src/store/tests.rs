@@ -236,8 +236,14 @@ fn memory_profiles_and_incidents_have_shelves_of_their_own() {
     assert!(summary.bytes > 0 && summary.oldest.unwrap() < ago(50));
 }
 
+/// The log and its index included.
+fn folder_bytes(dir: &TempDir) -> u64 {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata());
+    files.map(|file| file.map_or(0, |file| file.len())).sum()
+}
+
 #[test]
-fn a_flood_leaves_no_more_than_its_share_and_the_file_stays_below_its_limit() {
+fn a_flood_leaves_no_more_than_its_share_and_the_folder_stays_below_its_limit() {
     let dir = tempdir().unwrap();
     let limits = Limits { bytes: Limits::BYTES_MIN, ..Limits::default() };
     let (store, mut told) = start(dir.path(), limits);
@@ -258,8 +264,7 @@ fn a_flood_leaves_no_more_than_its_share_and_the_file_stays_below_its_limit() {
             told.recv_blocking().unwrap();
         }
         if n % 64 == 0 {
-            let size = |name: &str| fs::metadata(dir.path().join(name)).map_or(0, |file| file.len());
-            largest = largest.max(size(FILE));
+            largest = largest.max(folder_bytes(&dir));
         }
     }
     let reader = store.reader();
@@ -275,7 +280,7 @@ fn a_flood_leaves_no_more_than_its_share_and_the_file_stays_below_its_limit() {
 }
 
 #[test]
-fn what_is_too_old_goes_and_the_file_shrinks() {
+fn what_is_too_old_goes_but_for_kills_and_the_file_shrinks() {
     let dir = tempdir().unwrap();
     let run = || Run { boot: "boot".into(), began_ns: 5 };
     let path = dir.path().join(FILE);
@@ -288,6 +293,8 @@ fn what_is_too_old_goes_and_the_file_shrinks() {
     for batch in 0..20 {
         file.write(&rows(batch * 500, 500), None, 5).unwrap();
     }
+    let old_kill = kill(row::time(1_000_000_000), owner("shop", "orders", &[]), "3f2a-1", 7, false);
+    file.write(&[Row::of_event(&old_kill).unwrap()], None, 5).unwrap();
     let before = file.sizes().unwrap();
     let (mut steps, mut longest) = (0, Duration::ZERO);
     let mut tidy = || {
@@ -305,7 +312,8 @@ fn what_is_too_old_goes_and_the_file_shrinks() {
     assert!(steps > 70 && after.1 < before.1 / 2, "{before:?} → {after:?} in {steps} steps");
     drop(file);
     let left = Reader::of(dir.path()).page(&Filter::all(Shelf::Events)).unwrap();
-    assert_eq!((left.items.len(), left.items[0].begin), (110, row::time(9_890_000_000_000)));
+    assert_eq!(left.items[0].parse::<Event>().unwrap(), old_kill);
+    assert_eq!((left.items.len(), left.items[1].begin), (111, row::time(9_890_000_000_000)));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::schema::{self, Unusable};
 use super::{Gap, GapReason, Limits, Message, Shared, Stored, aside, size};
 use crate::model::Event;
 
-/// Records of one commit.
+/// Records of one commit, at most; with a small store fewer (see [`Limits`]).
 const TOGETHER: usize = 512;
 /// A sync is the dear part of a commit: no more than fifty a second, whatever comes.
 const APART: Duration = Duration::from_millis(20);
@@ -96,9 +96,15 @@ impl Writer {
                 Ok(first) => {
                     std::thread::sleep(APART.saturating_sub(last_commit.elapsed()));
                     open = self.take(first, &mut waiting);
-                    while open && waiting.len() < TOGETHER {
+                    let together =
+                        usize::try_from(self.limits.commit_records()).map_or(1, |n| n.min(TOGETHER));
+                    let rows = |some: &[Waiting]| some.iter().map(|one| one.row.bytes()).sum::<usize>();
+                    let mut bytes = rows(&waiting);
+                    while open && waiting.len() < together && bytes < self.limits.commit_bytes() {
                         let Ok(next) = messages.try_recv() else { break };
+                        let before = waiting.len();
                         open = self.take(next, &mut waiting);
+                        bytes += rows(waiting.get(before..).unwrap_or_default());
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -35,6 +35,8 @@ pub(crate) struct Segment {
     pub offset: u64,
     pub size: u64,
     pub address: u64,
+    /// Loaded to be run.
+    pub is_code: bool,
 }
 
 /// What is kept of every file seen.
@@ -95,6 +97,7 @@ pub(crate) fn layout(file: &File) -> Option<Layout> {
                 offset: program.p_offset.get(LE),
                 size: program.p_filesz.get(LE),
                 address: program.p_vaddr.get(LE),
+                is_code: program.p_flags.get(LE).0 & elf::PF_X.0 != 0,
             }),
             elf::PT_GNU_EH_FRAME => layout.eh_frame_hdr = program.p_vaddr.get(LE),
             elf::PT_NOTE if layout.build_id.is_empty() => {

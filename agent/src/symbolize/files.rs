@@ -2,22 +2,25 @@
 //!
 //! Must not know: processes beyond the mapping that a file was found by, kernel addresses, frames.
 //!
-//! Descriptors, copies and entries are each bounded, and the least recently used goes first.
+//! Descriptors, copies and entries are each bounded, and the least recently used goes first; what nobody has wanted for long
+//! goes before that, when whoever runs this says so.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::elf::{self, Layout};
 use super::go::Go;
+use super::held::{Descriptors, Hold};
 use super::losses::Losses;
-use super::maps::Area;
+use super::maps::{Area, Ground};
 use super::open;
 use super::resolver::{Resolver, Symbol};
 use super::separate;
-use super::snapshot::{self, Snapshot};
+use super::snapshot::{self, Author, Snapshot};
 use crate::model::profile::Mapping;
 use crate::model::text::escape_bytes;
 
@@ -59,7 +62,8 @@ struct Known {
     name: Arc<str>,
     build_id: Option<Arc<str>>,
     layout: Layout,
-    held: Option<File>,
+    /// None: it was refused. What is held may have been closed since.
+    held: Option<Hold>,
     symbols: Symbols,
     /// Go's own tables; none: not looked for.
     go: Option<Option<Go>>,
@@ -68,13 +72,14 @@ struct Known {
     key: Key,
 }
 
-/// What the kernel shows of a mapping's file: device and inode. While we hold the file, nothing else can have them.
+/// What the kernel shows of a mapping's file: device and inode. While we hold the file by them, nothing else can have them.
 type Key = ((u32, u32), u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Files {
     known: HashMap<FileId, Known>,
     by_key: HashMap<Key, FileId>,
+    descriptors: Descriptors,
     next: FileId,
     clock: u64,
     limits: Limits,
@@ -91,28 +96,31 @@ impl Files {
         Self { limits: Limits { held, copied, ..Limits::default() }, ..Self::default() }
     }
 
-    /// The file behind a mapping; opens it at first sight. `open` says whether that is wise.
+    /// The file behind a mapping; opens it at first sight, where that is wise.
     pub fn see(
         &mut self,
         pid: u32,
         area: &Area,
-        may_open: bool,
+        ground: Ground,
         resolver: &mut Resolver,
         losses: &mut Losses,
     ) -> FileId {
         let key = (area.device, area.inode);
         self.clock += 1;
-        if let Some(&id) = self.by_key.get(&key) {
-            let known = self.known.get_mut(&id);
-            if let Some(known) = known.filter(|known| known.held.is_some()) {
-                known.used = self.clock;
-                return id;
-            }
+        // One that is shared says nothing of these numbers: they may be another file's by now.
+        if let Some(&id) = self.by_key.get(&key)
+            && let Some(known) = self.known.get_mut(&id)
+            && let Some(hold) = known.held.filter(|hold| hold.own)
+            && self.descriptors.touch(hold)
+        {
+            known.used = self.clock;
+            return id;
         }
-        let opened = if may_open { open::mapped_file(pid, area) } else { Err("file_on_fuse") };
-        let (held, layout, symbols) = match opened {
+        let (held, layout, symbols) = match open::mapped_file(pid, area, ground) {
             Ok(file) => match elf::layout(&file) {
-                Some(layout) => (Some(file), layout, Symbols::NotLooked),
+                Some(layout) => {
+                    (Some(self.descriptors.hold(file, &layout, ground)), layout, Symbols::NotLooked)
+                }
                 None => (None, Layout::default(), Symbols::None("file_not_elf")),
             },
             Err(reason) => {
@@ -163,12 +171,12 @@ impl Files {
         self.next = self.next.wrapping_add(1);
         // No device has this number, so that no mapping is taken for it; it is never evicted (used last, for ever).
         let key = ((u32::MAX, u32::MAX), u64::from(id));
-        let symbols = Symbols::NotLooked;
+        let (held, symbols) = (self.descriptors.pin(file, &layout), Symbols::NotLooked);
         let known = Known {
             name: name.into(),
             build_id,
             layout,
-            held: Some(file),
+            held: Some(held),
             symbols,
             go: None,
             mapping,
@@ -197,8 +205,38 @@ impl Files {
             len > 0 && id[..len] == build_id[..len] && build_id[len..].iter().all(|&b| b == 0)
         };
         let matching = self.known.iter().filter(|(_, known)| same(known));
-        let rank = |known: &Known| (copied(known) > 0, known.held.is_some(), known.used);
+        let rank = |known: &Known| (copied(known) > 0, self.is_open(known), known.used);
         matching.max_by_key(|(_, known)| rank(known)).map(|(&id, _)| id)
+    }
+
+    /// Names can be had from it: its symbols are here, or the file is.
+    pub fn is_held(&self, id: FileId) -> bool {
+        self.known.get(&id).is_some_and(|known| copied(known) > 0 || self.is_open(known))
+    }
+
+    fn is_open(&self, known: &Known) -> bool {
+        known.held.is_some_and(|hold| self.descriptors.file(hold).is_some())
+    }
+
+    /// Somebody still has this mapped; false: it is not held, and could be.
+    pub fn touch(&mut self, area: &Area) -> bool {
+        let id = self.by_key.get(&(area.device, area.inode));
+        let Some(known) = id.and_then(|id| self.known.get(id)) else { return false };
+        known.held.is_none_or(|hold| self.descriptors.touch(hold))
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.descriptors.len() < self.limits.held
+    }
+
+    /// Closes what nobody has asked for or been seen to map since. What it is called stays known.
+    pub fn let_go(&mut self, since: Instant) {
+        self.descriptors.let_go(since);
+    }
+
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        self.descriptors.len()
     }
 
     /// The same file under another name, if its symbols are there already: every container has its own device and inode
@@ -240,16 +278,24 @@ impl Files {
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
         known.used = known.used.max(clock);
         if matches!(known.symbols, Symbols::NotLooked) {
-            known.symbols = look(known.held.as_ref(), &known.layout, &known.name, losses);
+            let held = known.held.ok_or("file_evicted").and_then(|hold| {
+                self.descriptors.touch(hold);
+                self.descriptors.content(hold)
+            });
+            known.symbols = match held {
+                Ok(file) => look(file, &known.layout, &known.name, losses),
+                Err(reason) => Symbols::None(reason),
+            };
             self.keep_within_limits(id, resolver, losses);
         }
         let known = self.known.get_mut(&id).ok_or("file_forgotten")?;
+        let file = known.held.and_then(|hold| self.descriptors.content(hold).ok());
         let address = known.layout.address_of(offset).ok_or("offset_outside_segments")?;
         let (copy, separate) = match &known.symbols {
             Symbols::NotLooked => return Err("file_evicted"),
             Symbols::None(reason) => {
                 let reason = *reason;
-                return known.go_symbol(address).ok_or(reason);
+                return known.go_symbol(file, address).ok_or(reason);
             }
             Symbols::Here { copy, separate } => (copy, separate),
         };
@@ -260,7 +306,7 @@ impl Files {
             of_kind.map(|source| path_of(&source.memory)).collect::<Vec<_>>()
         };
         for (debug, paths) in [(true, paths(true)), (false, paths(false))] {
-            if !debug && let Some(symbol) = known.go_symbol(address) {
+            if !debug && let Some(symbol) = known.go_symbol(file, address) {
                 return Ok(symbol);
             }
             for path in paths {
@@ -289,11 +335,8 @@ impl Files {
             drop_copy(known, resolver);
             losses.add("symbols_evicted");
         }
-        while self.known.values().filter(|known| known.held.is_some()).count() > self.limits.held {
-            let Some(id) = self.oldest(|known| known.held.is_some(), newest) else { break };
-            if let Some(known) = self.known.get_mut(&id) {
-                known.held = None;
-            }
+        let newest_held = self.known.get(&newest).and_then(|known| known.held);
+        while self.descriptors.len() > self.limits.held && self.descriptors.evict(newest_held) {
             losses.add("files_evicted");
         }
         while self.known.len() > self.limits.known {
@@ -317,8 +360,8 @@ impl Files {
 
 impl Known {
     /// By Go's own tables, while the file is held open.
-    fn go_symbol(&mut self, address: u64) -> Option<Symbol> {
-        let (file, layout) = (self.held.as_ref()?, &self.layout);
+    fn go_symbol(&mut self, file: Option<&File>, address: u64) -> Option<Symbol> {
+        let (file, layout) = (file?, &self.layout);
         let go = self.go.get_or_insert_with(|| Go::find(file, layout)).as_ref()?;
         go.symbol(file, layout, address)
     }
@@ -341,16 +384,15 @@ fn drop_copy(known: Option<&mut Known>, resolver: &mut Resolver) {
     }
 }
 
-fn look(held: Option<&File>, layout: &Layout, name: &str, losses: &mut Losses) -> Symbols {
-    let Some(file) = held else { return Symbols::None("file_evicted") };
+fn look(file: &File, layout: &Layout, name: &str, losses: &mut Losses) -> Symbols {
     // The file is the container's: it may have been written over since we read its segments.
     if elf::layout(file).as_ref() != Some(layout) {
         return Symbols::None("file_changed");
     }
-    let Ok(copy) = snapshot::take(file) else { return Symbols::None("file_changed") };
+    let Ok(copy) = snapshot::take(file, Author::Container) else { return Symbols::None("file_changed") };
     let separate = match &copy {
         Some(copy) if copy.has_debug_info => None,
-        _ => separate::find(file, layout, name).and_then(|file| snapshot::take(&file).ok()?),
+        _ => separate::find(file, layout, name).and_then(|file| snapshot::take(&file, Author::Host).ok()?),
     };
     for lost in [&copy, &separate].into_iter().flatten().filter_map(|snapshot| snapshot.lost) {
         losses.add(lost);

@@ -1,4 +1,4 @@
-//! Kernel addresses, from /proc/kallsyms.
+//! Kernel addresses, from what the kernel itself has said of them, or else from /proc/kallsyms.
 //!
 //! Must not know: processes, files, vmlinux: the running kernel's own table is the one that is right.
 //!
@@ -51,15 +51,18 @@ impl Kernel {
                 Some(found) => found[at].as_ref().ok_or("kernel_symbol_not_found"),
             };
             let symbol = symbol.map_err(|reason| losses.add(reason)).ok();
-            let module = symbol.and_then(|symbol| symbol.module.as_deref());
-            let frame = Frame {
-                function: symbol.map(|symbol| symbol.name.clone()),
-                module: Some(module.map_or_else(|| "[kernel]".into(), |module| format!("[{module}]").into())),
-                offset: address,
-                ..Frame::default()
-            };
-            let stays = symbol.is_some() && module.is_none();
-            self.cache.insert(address, Known { frames: Arc::from([frame]), stays });
+            let stays = symbol.is_some_and(|symbol| symbol.module.is_none());
+            self.cache.insert(address, Known { frames: frame(address, symbol), stays });
+        }
+    }
+
+    /// What the kernel has written for `%ps` of these addresses. An address without a name is left to [`Kernel::look_up`].
+    pub fn learn(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
+        for (address, text) in names.into_iter().take(MAX_CACHED) {
+            if let Some(symbol) = said(&text) {
+                // Where the image ends it does not say, so that any may be a module's or a program's.
+                self.cache.insert(address, Known { frames: frame(address, Some(&symbol)), stays: false });
+            }
         }
     }
 
@@ -134,6 +137,31 @@ fn parse(line: &[u8]) -> Option<(u64, bool, &[u8])> {
     }
 }
 
+fn frame(address: u64, symbol: Option<&Symbol>) -> Arc<[Frame]> {
+    let module = symbol.and_then(|symbol| symbol.module.as_deref());
+    Arc::from([Frame {
+        function: symbol.map(|symbol| symbol.name.clone()),
+        module: Some(module.map_or_else(|| "[kernel]".into(), |module| format!("[{module}]").into())),
+        offset: address,
+        ..Frame::default()
+    }])
+}
+
+/// `name`, `name [module]`; an address without a name is its number. A BPF program has no module here: its name is
+/// `bpf_prog_`, its tag, and perhaps its own name.
+fn said(text: &[u8]) -> Option<Symbol> {
+    if text.is_empty() || text.starts_with(b"0x") {
+        return None;
+    }
+    let mut words = text.splitn(2, |&byte| byte == b' ');
+    let name = words.next().unwrap_or_default();
+    let module = words.next().and_then(|word| word.strip_prefix(b"[")?.strip_suffix(b"]"));
+    let tag = name.strip_prefix(b"bpf_prog_").and_then(|rest| rest.get(..16));
+    let is_program = tag.is_some_and(|tag| tag.iter().all(u8::is_ascii_hexdigit));
+    let module = module.or(is_program.then_some(b"bpf"));
+    Some(Symbol { name: shorten(escape_bytes(name)), module: module.map(escape_bytes) })
+}
+
 fn symbol(name: &[u8]) -> Symbol {
     let mut words = name.splitn(2, |&byte| byte == b'\t');
     let name = shorten(escape_bytes(words.next().unwrap_or_default()));
@@ -190,6 +218,28 @@ ffffffffa0000000 t bpf_prog_6deef7357e7b4530_oom\x1b\t[bpf]
         assert_eq!(names, expected);
         let modules: Vec<_> = found[6..].iter().flatten().map(|symbol| symbol.module.as_deref()).collect();
         assert_eq!(modules, [None, Some("bpf"), Some("nf_conntrack")]);
+    }
+
+    #[test]
+    fn the_kernels_own_word_is_taken_where_it_has_one() {
+        let mut kernel = Kernel::default();
+        let names = [
+            "do_syscall_64",
+            "nf_hook [nf_conntrack]",
+            "bpf_prog_6deef7357e7b4530_oom\x1b",
+            "bpf_prog_run",
+            "0x12",
+        ];
+        kernel.learn((1..).zip(names.map(|name| name.as_bytes().to_vec())));
+        let of = |address: u64| {
+            let frame = &kernel.cache.get(&address)?.frames[0];
+            Some((frame.function.as_deref()?, frame.module.as_deref()?))
+        };
+        assert_eq!(of(1), Some(("do_syscall_64", "[kernel]")));
+        assert_eq!(of(2), Some(("nf_hook", "[nf_conntrack]")));
+        assert_eq!(of(3), Some(("bpf_prog_6deef7357e7b4530_oom\\x1b", "[bpf]")));
+        assert_eq!(of(4), Some(("bpf_prog_run", "[kernel]")));
+        assert_eq!(of(5), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::MetadataExt;
 
 /// Far above `vm.max_map_count`'s default (65,530 lines of about 100 bytes).
 const MAX_BYTES: u64 = 16 << 20;
@@ -136,6 +137,20 @@ pub(crate) struct Stat {
     pub start_time: u64,
     /// `PF_KTHREAD` in the flags (field 9): it has no user-space memory, and lacks none.
     pub is_kernel_thread: bool,
+    /// Its first thread is on a CPU, or waits for one (field 3).
+    is_running: bool,
+    /// Clock ticks that all its threads have run, in user mode and in the kernel (fields 14 and 15).
+    ran: u64,
+}
+
+impl Stat {
+    /// Whether one of so many samples of a CPU would meet it, if it goes on as it did since it started. `uptime`: see
+    /// [`uptime`].
+    pub fn is_met_by(self, samples: u64, uptime: u64) -> bool {
+        let age = uptime.saturating_sub(self.start_time).max(1);
+        // Ticks are rounded down: it may have run for nearly one more.
+        self.is_running || samples.saturating_mul(self.ran + 1) >= age
+    }
 }
 
 pub(crate) fn stat(pid: u32) -> io::Result<Stat> {
@@ -144,45 +159,111 @@ pub(crate) fn stat(pid: u32) -> io::Result<Stat> {
     parse_stat(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as in proc(5)")))
 }
 
-/// True when the process's first thread is on a CPU, or waits for one.
-pub(crate) fn is_running(pid: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The comm may hold anything, but the last parenthesis is not its.
-    let after = stat.iter().rposition(|&b| b == b')').map_or(&[][..], |at| &stat[at..]);
-    after.starts_with(b") R")
-}
-
 fn parse_stat(stat: &[u8]) -> Option<Stat> {
     const PF_KTHREAD: u64 = 0x0020_0000;
     // The comm may hold spaces and parentheses: count from the last one.
     let after = stat.iter().rposition(|&b| b == b')')? + 1;
-    let mut fields = stat[after..].split(|&b| b == b' ').filter(|field| !field.is_empty());
-    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse::<u64>().ok();
-    let flags = number(fields.nth(6)?)?;
-    let start_time = number(fields.nth(12)?)?;
-    Some(Stat { start_time, is_kernel_thread: flags & PF_KTHREAD != 0 })
+    let fields = stat[after..].split(|&b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
+    let fields: Vec<&[u8]> = fields.take(20).collect();
+    // Numbered as in proc(5), where the state is the third.
+    let field = |number: usize| fields.get(number - 3).copied();
+    let number = |number| std::str::from_utf8(field(number)?).ok()?.parse::<u64>().ok();
+    Some(Stat {
+        start_time: number(22)?,
+        is_kernel_thread: number(9)? & PF_KTHREAD != 0,
+        is_running: field(3)? == b"R",
+        ran: number(14)?.saturating_add(number(15)?),
+    })
 }
 
-/// Devices (major, minor) of the FUSE mounts that the process sees. Reading a file there asks a daemon of the
-/// container's choosing, which may never answer. The mount table says so without asking it.
-pub(crate) fn fuse_devices(pid: u32) -> Vec<(u32, u32)> {
-    let mut table = Vec::new();
-    let read = File::open(format!("/proc/{pid}/mountinfo"))
-        .and_then(|file| file.take(4 << 20).read_to_end(&mut table));
-    if read.is_err() {
-        return Vec::new();
+/// Clock ticks since the machine started; 0: it does not say.
+pub(crate) fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds: f64 = text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    // USER_HZ is 100 on every Linux that has BPF.
+    (seconds * 100.0) as u64
+}
+
+/// What a file's file system means for whoever wants to open the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ground {
+    /// Reading asks a daemon of the container's choosing, which may never answer.
+    Fuse,
+    /// Layers that the node's root has put together: what lies below is the node's own.
+    Overlay,
+    Other,
+}
+
+/// The file systems that a process sees, by device (major, minor); the mount table says it without asking them.
+#[derive(Debug, Default)]
+pub(crate) struct Mounts {
+    fuse: Vec<(u32, u32)>,
+    overlays: Vec<(u32, u32)>,
+}
+
+impl Mounts {
+    pub fn of(pid: u32) -> Mounts {
+        let mut table = Vec::new();
+        let read = File::open(format!("/proc/{pid}/mountinfo"))
+            .and_then(|file| file.take(4 << 20).read_to_end(&mut table));
+        if read.is_err() {
+            return Mounts::default();
+        }
+        let mut mounts = Mounts::parse(&table);
+        // In a user namespace of its own a container mounts overlays itself, of whatever it likes.
+        if !in_our_user_namespace(pid) {
+            mounts.overlays.clear();
+        }
+        mounts
     }
-    table.split(|&b| b == b'\n').filter_map(fuse_device).collect()
+
+    /// As far as it matters for these of its mappings. Device numbers with major 0 are virtual filesystems, FUSE and overlays
+    /// among them (but fuseblk, which only the node's root can mount); the mount table is worth reading only then.
+    pub fn below(pid: u32, areas: &[Area]) -> Mounts {
+        let is_virtual = |area: &Area| area.is_file() && area.device.0 == 0;
+        if areas.iter().any(is_virtual) { Mounts::of(pid) } else { Mounts::default() }
+    }
+
+    fn parse(table: &[u8]) -> Mounts {
+        let mut mounts = Mounts::default();
+        for (device, kind) in table.split(|&b| b == b'\n').filter_map(mount) {
+            // fuse, fuse.sshfs, fuseblk.ntfs; not fusectl, which is the kernel's own and on most nodes.
+            if kind.split('.').next().is_some_and(|kind| matches!(kind, "fuse" | "fuseblk")) {
+                mounts.fuse.push(device);
+            } else if kind == "overlay" {
+                mounts.overlays.push(device);
+            }
+        }
+        mounts
+    }
+
+    pub fn ground(&self, device: (u32, u32)) -> Ground {
+        match device {
+            _ if self.fuse.contains(&device) => Ground::Fuse,
+            _ if self.overlays.contains(&device) => Ground::Overlay,
+            _ => Ground::Other,
+        }
+    }
+
+    pub fn has_fuse(&self) -> bool {
+        !self.fuse.is_empty()
+    }
 }
 
-fn fuse_device(line: &[u8]) -> Option<(u32, u32)> {
+fn in_our_user_namespace(pid: u32) -> bool {
+    let inode = |process: &str| Some(std::fs::metadata(format!("/proc/{process}/ns/user")).ok()?.ino());
+    let own = inode("self");
+    own.is_some() && own == inode(&pid.to_string())
+}
+
+/// Device and kind of a line of the mount table.
+fn mount(line: &[u8]) -> Option<((u32, u32), String)> {
     let line = String::from_utf8_lossy(line);
-    let (head, tail) = line.rsplit_once(" - ")?;
-    if !tail.starts_with("fuse") {
-        return None;
-    }
+    // The first: before it the kernel escapes every space that is not its own (`mangle` in fs/proc_namespace.c).
+    let (head, tail) = line.split_once(" - ")?;
     let (major, minor) = head.split(' ').nth(2)?.split_once(':')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    let kind = tail.split(' ').next()?.to_owned();
+    Some(((major.parse().ok()?, minor.parse().ok()?), kind))
 }
 
 #[cfg(test)]
@@ -221,16 +302,38 @@ mod tests {
     #[test]
     fn a_comm_full_of_parentheses_does_not_move_the_start_time() {
         let line = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 2129984 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
-        assert_eq!(parse_stat(line), Some(Stat { start_time: 4711, is_kernel_thread: true }));
-        let own = stat(std::process::id()).unwrap();
-        assert!(!is_running(2));
-        assert!(own.start_time > 0 && !own.is_kernel_thread);
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(stat, Stat { start_time: 4711, is_kernel_thread: true, is_running: false, ran: 11 + 12 });
+        assert_eq!(parse_stat(b"7 (a) S 1 2 3"), None);
+        let own = super::stat(std::process::id()).unwrap();
+        assert!(own.start_time > 0 && own.start_time <= uptime() && !own.is_kernel_thread);
     }
 
     #[test]
-    fn fuse_mounts_are_known_by_their_device() {
-        let line = b"36 35 0:52 / /mnt/x rw,noatime shared:1 - fuse.sshfs host:/ rw";
-        assert_eq!(fuse_device(line), Some((0, 52)));
-        assert_eq!(fuse_device(b"36 35 98:0 / /mnt rw - ext4 /dev/root rw"), None);
+    fn who_worked_is_expected_to_be_met_again() {
+        let stat = Stat { start_time: 1000, is_kernel_thread: false, is_running: false, ran: 9 };
+        // A hundredth of a CPU: a hundred samples meet it once.
+        assert!(stat.is_met_by(100, 2000) && !stat.is_met_by(99, 2000) && !stat.is_met_by(0, 2000));
+        assert!(Stat { is_running: true, ..stat }.is_met_by(0, 2000));
+        // Started when uptime was read already.
+        assert!(stat.is_met_by(1, 900));
+    }
+
+    #[test]
+    fn mounts_are_known_by_their_device() {
+        let table = b"36 35 0:52 / /mnt/x rw,noatime shared:1 - fuse.sshfs host:/ rw\n\
+            36 35 98:0 / /mnt rw - ext4 /dev/root rw\n\
+            40 35 0:60 / / rw - overlay overlay rw,lowerdir=/a:/b - fuse x y\n\
+            41 35 0:61 / /\\040-\\040overlay rw - tmpfs none rw\ngarbage\n\
+            42 35 0:62 / /sys/fs/fuse/connections rw - fusectl fusectl rw\n";
+        let mounts = Mounts::parse(table);
+        assert_eq!(mounts.ground((0, 52)), Ground::Fuse);
+        assert!(mounts.has_fuse());
+        for device in [(98, 0), (0, 61), (1, 1), (0, 62)] {
+            assert_eq!(mounts.ground(device), Ground::Other, "{device:?}");
+        }
+        // What an option says is no field.
+        assert_eq!(mounts.ground((0, 60)), Ground::Overlay);
+        assert!(in_our_user_namespace(std::process::id()));
     }
 }

@@ -18,6 +18,7 @@ mod depth;
 pub(crate) mod elf;
 mod files;
 pub(crate) mod go;
+mod held;
 mod kernel;
 mod losses;
 pub(crate) mod maps;
@@ -33,6 +34,7 @@ mod vdso;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::model::profile::{Frame, Mapping};
 use cache::Cache;
@@ -54,6 +56,11 @@ pub struct UserAddress {
     pub address: u64,
     /// False for the innermost frame of an interrupted stack, true for return addresses (looked up at address - 1).
     pub is_return: bool,
+}
+
+/// Where an address of a stack is looked up: a return address may be the next function's first, and its call is before it.
+pub(crate) fn looked_up_at(address: u64, is_return: bool) -> u64 {
+    address.saturating_sub(u64::from(is_return))
 }
 
 /// An address that was looked up in its process, and can be named without it.
@@ -133,6 +140,17 @@ impl Symbolizer {
         Processes::hold(pid, &mut opening);
     }
 
+    /// The same of one that has been seen before: its files are wanted still. See [`Symbolizer::let_go`].
+    pub fn revisit_files(&mut self, pid: u32) {
+        let (_, mut opening) = self.opening();
+        Processes::revisit(pid, &mut opening);
+    }
+
+    /// Closes files that nobody has been seen with since, dead or alive. They are opened again when they are seen again.
+    pub fn let_go(&mut self, since: Instant) {
+        self.files.let_go(since);
+    }
+
     /// Call with each new stack while the process may still live: addresses outside of every known mapping (dlopen)
     /// have the mappings read again, rate-limited per process.
     pub fn notice(&mut self, pid: u32, addresses: &[u64]) {
@@ -144,7 +162,7 @@ impl Symbolizer {
     ///
     /// [`Frame::offset`] is of the address looked up: of a return address, the last byte of the call.
     pub fn user(&mut self, address: UserAddress) -> Vec<Frame> {
-        let at = address.address.saturating_sub(u64::from(address.is_return));
+        let at = looked_up_at(address.address, address.is_return);
         self.notice(address.pid, &[at]);
         let located = self.locate(address);
         self.name(located)
@@ -154,7 +172,7 @@ impl Symbolizer {
     /// its pid another's.
     pub fn locate(&mut self, address: UserAddress) -> Located {
         let UserAddress { pid, address, is_return } = address;
-        let address = address.saturating_sub(u64::from(is_return));
+        let address = looked_up_at(address, is_return);
         match self.processes.find(pid, address) {
             Place::File { id, offset } => Located::File { id, offset },
             Place::Vdso { offset } => Located::Vdso { offset },
@@ -202,7 +220,7 @@ impl Symbolizer {
         self.look_up_kernel(kernel);
         let mut files: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
         for address in user {
-            let at = address.address.saturating_sub(u64::from(address.is_return));
+            let at = looked_up_at(address.address, address.is_return);
             self.notice(address.pid, &[at]);
             if let Located::File { id, offset } = self.locate(address)
                 && !self.cache.knows(id, offset)
@@ -231,24 +249,28 @@ impl Symbolizer {
 
     /// Kernel addresses at once: their table is read for all of them together.
     pub fn look_up_kernel(&mut self, addresses: impl IntoIterator<Item = (u64, bool)>) {
-        let at = |(address, is_return): (u64, bool)| address.saturating_sub(u64::from(is_return));
-        self.kernel.look_up(addresses.into_iter().map(at).collect(), &mut self.losses);
+        let at = addresses.into_iter().map(|(address, is_return)| looked_up_at(address, is_return));
+        self.kernel.look_up(at.collect(), &mut self.losses);
+    }
+
+    /// Takes the kernel's own word for what is at some of its addresses: `name`, or `name [module]`.
+    pub fn learn_kernel(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
+        self.kernel.learn(names);
     }
 
     /// A kernel address.
     pub fn kernel(&mut self, address: u64, is_return: bool) -> Vec<Frame> {
-        let at = address.saturating_sub(u64::from(is_return));
-        self.kernel.frames(at, &mut self.losses).to_vec()
+        self.kernel.frames(looked_up_at(address, is_return), &mut self.losses).to_vec()
     }
 
-    /// A file with this build id was opened.
+    /// A file with this build id is open.
     pub fn holds(&self, build_id: &[u8; 20]) -> bool {
-        self.files.by_build_id(build_id).is_some()
+        self.files.by_build_id(build_id).is_some_and(|id| self.files.is_held(id))
     }
 
     /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).
     pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Vec<Frame> {
-        let offset = offset.saturating_sub(u64::from(is_return));
+        let offset = looked_up_at(offset, is_return);
         match self.files.by_build_id(build_id) {
             Some(id) => self.in_file(id, offset).to_vec(),
             None => {

@@ -15,13 +15,19 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-use super::maps::Area;
+use super::maps::{Area, Ground};
 
 /// The largest file that is looked into. The biggest shared libraries with debug information are near 2 GB.
 const MAX_FILE: u64 = 4 << 30;
 
-/// Opens the very inode behind `area`, or says by counter name why not.
-pub(crate) fn mapped_file(pid: u32, area: &Area) -> Result<File, &'static str> {
+/// Why not, where that is so of the file for good: of the others the process may have ended, or mapped something else.
+pub(crate) const FOR_GOOD: [&str; 3] = ["file_on_fuse", "file_not_regular", "file_too_large"];
+
+/// Opens the very inode behind `area`, which lies on `ground`, or says by counter name why not.
+pub(crate) fn mapped_file(pid: u32, area: &Area, ground: Ground) -> Result<File, &'static str> {
+    if ground == Ground::Fuse {
+        return Err("file_on_fuse");
+    }
     let named = match by_map_files(pid, area) {
         Ok(file) => file,
         // No CAP_SYS_ADMIN and no CAP_CHECKPOINT_RESTORE, or the mapping has moved.

@@ -37,7 +37,7 @@ impl PerfMap {
     /// Opens the map of a living process; none when it writes none, or it cannot be opened safely.
     pub fn open(pid: u32) -> Option<Self> {
         // Walking into a FUSE mount asks the container's daemon, which may never answer.
-        if !maps::fuse_devices(pid).is_empty() {
+        if maps::Mounts::of(pid).has_fuse() {
             return None;
         }
         let root = open::name(Path::new(&format!("/proc/{pid}/root"))).ok()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::files::{FileId, Files};
 use super::losses::Losses;
-use super::maps::{self, Areas, Stat};
+use super::maps::{self, Areas, Mounts, Stat};
 use super::perf_map::PerfMap;
 use super::resolver::Resolver;
 
@@ -72,7 +72,7 @@ pub(super) struct Opening<'a> {
 impl Processes {
     /// Reads the mappings of a process that is new, has exec'd, or has another start time than the one of that pid.
     pub fn see(&mut self, pid: u32, opening: &mut Opening<'_>) {
-        let Ok(Stat { start_time, is_kernel_thread }) = maps::stat(pid) else {
+        let Ok(Stat { start_time, is_kernel_thread, .. }) = maps::stat(pid) else {
             if !self.known.contains_key(&pid) {
                 opening.losses.add("process_gone");
             }
@@ -105,7 +105,19 @@ impl Processes {
 
     /// Opens the files of a process, and remembers nothing of itself. One that is gone is no loss: nobody asked for it.
     pub fn hold(pid: u32, opening: &mut Opening<'_>) {
-        if let Ok(Stat { start_time, is_kernel_thread: false }) = maps::stat(pid) {
+        if let Ok(Stat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) {
+            read(pid, start_time, opening);
+        }
+    }
+
+    /// Marks the files of a process as still wanted, and opens those that were let go of or never seen, if there is room.
+    pub fn revisit(pid: u32, opening: &mut Opening<'_>) {
+        let Ok(Stat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
+        let Ok(areas) = maps::read(pid) else { return };
+        let files = areas.areas.iter().filter(|area| area.is_file());
+        // Each is touched, whatever became of the one before.
+        let lacking = files.filter(|area| !opening.files.touch(area)).count();
+        if lacking > 0 && opening.files.has_room() {
             read(pid, start_time, opening);
         }
     }
@@ -213,12 +225,10 @@ fn read(pid: u32, start_time: u64, opening: &mut Opening<'_>) -> Option<Generati
     if areas.truncated {
         opening.losses.add("mappings_truncated");
     }
-    // Device numbers with major 0 are virtual filesystems, FUSE among them; the mount table is worth reading only then.
-    let virtual_device = areas.areas.iter().any(|area| area.is_file() && area.device.0 == 0);
-    let fuse = if virtual_device { maps::fuse_devices(pid) } else { Vec::new() };
+    let mounts = Mounts::below(pid, &areas.areas);
     let Opening { files, resolver, losses } = opening;
     let ids = areas.areas.iter().map(|area| {
-        area.is_file().then(|| files.see(pid, area, !fuse.contains(&area.device), resolver, losses))
+        area.is_file().then(|| files.see(pid, area, mounts.ground(area.device), resolver, losses))
     });
     let ids = ids.collect();
     // It died meanwhile, and another has its pid: then these were the other's mappings, or some of both.

@@ -89,9 +89,13 @@ mod tests {
             run("objcopy", &["--only-keep-debug", &program, &debug]);
             run("objcopy", &["--strip-all", &format!("--add-gnu-debuglink={debug}"), &program]);
             let file = File::open(&program).unwrap();
-            assert!(snapshot::take(&file).unwrap().is_none_or(|copy| !copy.has_debug_info));
+            assert!(
+                snapshot::take(&file, snapshot::Author::Container)
+                    .unwrap()
+                    .is_none_or(|copy| !copy.has_debug_info)
+            );
             let found = by_link(Path::new(&path("debug")), &file, "/opt/shop/checkout").unwrap();
-            assert!(snapshot::take(&found).unwrap().unwrap().has_debug_info);
+            assert!(snapshot::take(&found, snapshot::Author::Container).unwrap().unwrap().has_debug_info);
             // Another folder; a way out of the folder; another content.
             assert!(by_link(Path::new(&path("debug")), &file, "/opt/other/checkout").is_none());
             assert!(by_link(Path::new(&path("debug")), &file, "/../../opt/other/checkout").is_none());

@@ -319,6 +319,83 @@ fn the_number_of_held_files_is_bounded_and_counted() {
     assert!(symbolizer.losses().contains_key("file_evicted"), "{:?} {libc:?}", symbolizer.losses());
 }
 
+/// As in containers of one image: overlays of one lower layer, and one of them has written to its file since.
+#[test]
+fn a_file_of_many_overlays_is_held_once_unless_it_was_written_to() {
+    needs_root();
+    let script = "cd \"$0\" && mount -t tmpfs none . && mkdir lower && cp /bin/sleep lower/app && \
+        for one in a b c; do mkdir $one $one.up $one.work && \
+        mount -t overlay -o lowerdir=lower,upperdir=$one.up,workdir=$one.work overlay $one || exit; done && \
+        touch -r lower/app stamp && printf X | dd of=c/app bs=1 seek=16000 conv=notrunc status=none && \
+        touch -r stamp c/app && for one in a b c; do $one/app 60 & done; echo sleeping; wait";
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/usr/bin/unshare");
+    command.args(["-m", "--kill-child", "-f", "-p", "sh", "-c", script]).arg(dir.path());
+    let mut shell = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    wait_for_line(&mut shell.0);
+    let runs = |name: &str| {
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let path = dir.path().join(name).join("app");
+        pids.find_map(|pid| {
+            let areas = maps::read(pid).ok()?.areas;
+            let area = areas.into_iter().find(|area| area.path == path.as_os_str().as_encoded_bytes())?;
+            Some((pid, area))
+        })
+    };
+    let mut found = |name: &str| loop {
+        match runs(name) {
+            Some(found) => break found,
+            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    let [a, b, c] = ["a", "b", "c"].map(&mut found);
+    assert!(a.1.inode == b.1.inode && a.1.device != b.1.device, "{a:?} {b:?}");
+    // Its number, size and time of modification are those that it had.
+    let facts = |(pid, area): &(u32, maps::Area)| {
+        use std::os::unix::fs::MetadataExt;
+        let meta = open::mapped_file(*pid, area, maps::Ground::Other).unwrap().metadata().unwrap();
+        (meta.ino(), meta.len(), meta.mtime_nsec())
+    };
+    assert_eq!(facts(&a), facts(&c));
+
+    let (mut files, mut resolver, mut losses) = (Files::default(), Resolver::default(), Losses::default());
+    let mut see = |files: &mut Files, (pid, area): &(u32, maps::Area)| {
+        files.see(*pid, area, maps::Mounts::of(*pid).ground(area.device), &mut resolver, &mut losses)
+    };
+    let ids = [&a, &b, &b, &a].map(|one| see(&mut files, one));
+    assert_eq!(files.open(), 1);
+    assert!(ids[0] != ids[1] && ids[1] == ids[2] && ids[0] == ids[3], "each has its own name: {ids:?}");
+    see(&mut files, &c);
+    assert_eq!(files.open(), 2, "what was written to is another file");
+    // All of them are gone but the second, which shares what the first was opened by.
+    let since = std::time::Instant::now();
+    assert!(files.touch(&b.1));
+    files.let_go(since);
+    assert_eq!((files.open(), files.is_held(ids[0]), files.touch(&c.1)), (1, true, false));
+    files.let_go(std::time::Instant::now());
+    assert_eq!((files.open(), files.touch(&b.1)), (0, false));
+    assert_eq!(see(&mut files, &b), ids[1], "opened again, under the name that it had");
+    assert_eq!(files.open(), 1);
+}
+
+#[test]
+fn what_is_let_go_of_is_opened_again_while_it_runs() {
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new();
+    symbolizer.revisit_files(pid);
+    let held = symbolizer.files.open();
+    let since = std::time::Instant::now();
+    symbolizer.revisit_files(pid);
+    symbolizer.let_go(since);
+    assert_eq!(symbolizer.files.open(), held, "wanted still");
+    symbolizer.let_go(std::time::Instant::now());
+    assert_eq!(symbolizer.files.open(), 0);
+    symbolizer.revisit_files(pid);
+    assert_eq!(symbolizer.files.open(), held);
+    assert!(!symbolizer.losses().contains_key("files_evicted"));
+}
+
 #[test]
 fn what_was_looked_up_together_is_named_without_anything_of_it_in_memory() {
     needs_root();

@@ -24,7 +24,7 @@ use crate::heap;
 use crate::model::profile::UnwindCost;
 use crate::python::{self, Interpreters};
 use crate::symbolize::elf::read_at;
-use crate::symbolize::maps::{self, Area};
+use crate::symbolize::maps::{self, Area, Ground, Mounts};
 use crate::symbolize::open;
 
 /// Requests between the ring and the thread; a file is asked for once, so that this is many new files at a time.
@@ -41,6 +41,8 @@ const LOOKS_A_SECOND: u32 = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of call frame information of a file that gets its table unasked, of a node's programs: libc's are 150 KB.
 const AHEAD: u64 = 512 << 10;
+/// Until a file that could not be opened may be asked for again: each of its samples would ask.
+const AGAIN: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(3600);
 const VDSO_BYTES: u64 = 1 << 20;
 
@@ -73,8 +75,11 @@ struct Shared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Of {
     Process(u32),
-    /// Of who runs at the moment: a node has more programs than are ever seen at work, and those are asked for.
-    Node,
+    /// Of who runs at the moment, and of who has worked so much since it started that one of so many samples of a CPU
+    /// would meet it. A node has more programs than are ever seen at work; those are asked for.
+    Node {
+        samples: u64,
+    },
     /// Paths of cgroups, below their hierarchy's root.
     Cgroups(Vec<String>),
 }
@@ -88,10 +93,11 @@ impl Builder {
             asked: Vec::new(),
             backlog: scan(of),
             later: Vec::new(),
+            again: Vec::new(),
             looks: (Instant::now(), 0),
             looked_at: HashSet::new(),
             started: HashSet::new(),
-            ahead: if *of == Of::Node { AHEAD } else { file::MAX_BYTES },
+            ahead: if matches!(of, Of::Node { .. }) { AHEAD } else { file::MAX_BYTES },
             shared: shared.clone(),
         };
         worker.vdso();
@@ -161,6 +167,8 @@ struct Asked {
     file: File,
     /// Bytes of code: the more, the longer will its table take.
     size: u64,
+    /// Bytes of call frame information that it may have.
+    max: u64,
 }
 
 /// The files that those processes have mapped, each once; the last is the smallest, and the first to be popped.
@@ -168,11 +176,12 @@ fn scan(of: &Of) -> Vec<Ahead> {
     let pids = match of {
         Of::Process(pid) => vec![*pid],
         Of::Cgroups(paths) if paths.is_empty() => Vec::new(),
-        Of::Node | Of::Cgroups(_) => {
+        Of::Node { .. } | Of::Cgroups(_) => {
             let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
         }
     };
+    let uptime = maps::uptime();
     let wanted = |pid: &u32| match of {
         Of::Cgroups(paths) => {
             let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -181,17 +190,31 @@ fn scan(of: &Of) -> Vec<Ahead> {
                 line.splitn(3, ':').nth(2).is_some_and(|own| paths.iter().any(|path| path == own))
             })
         }
-        Of::Node => maps::is_running(*pid),
+        Of::Node { samples } => maps::stat(*pid).is_ok_and(|stat| stat.is_met_by(*samples, uptime)),
         Of::Process(_) => true,
     };
     let mut files = HashMap::new();
     for pid in pids.into_iter().filter(wanted) {
-        let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
-        for area in areas.into_iter().filter(Area::is_file) {
+        for area in files_of(pid) {
             files.entry((area.device, area.inode)).or_insert((pid, area, file::MAX_BYTES));
         }
     }
     small_last(files.into_values().collect())
+}
+
+/// The files that a process has mapped, each of which can be opened: a daemon of the container's may never answer.
+fn files_of(pid: u32) -> Vec<Area> {
+    let mut areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+    areas.retain(Area::is_file);
+    let mounts = Mounts::below(pid, &areas);
+    areas.retain(|area| mounts.ground(area.device) != Ground::Fuse);
+    areas
+}
+
+/// Opens the file behind a mapping without asking a daemon for it.
+fn open_file(pid: u32, area: &Area) -> Result<File, &'static str> {
+    let ground = Mounts::below(pid, std::slice::from_ref(area)).ground(area.device);
+    open::mapped_file(pid, area, ground)
 }
 
 fn small_last(mut files: Vec<Ahead>) -> Vec<Ahead> {
@@ -207,6 +230,8 @@ struct Worker<K> {
     backlog: Vec<Ahead>,
     /// Processes to look at again, and when.
     later: Vec<(Instant, u32)>,
+    /// Files that may be asked for again, and when.
+    again: Vec<(Instant, FileKey)>,
     /// A second's start, and the looks taken in it.
     looks: (Instant, u32),
     /// Processes all of whose files were looked at when one of them was asked for.
@@ -222,7 +247,8 @@ impl<K: Kernel> Worker<K> {
     fn run(mut self, received: &Receiver<TableRequest>) -> Built {
         let mut made = true;
         loop {
-            let wait = self.later.iter().map(|(at, _)| at.saturating_duration_since(Instant::now())).min();
+            let next = self.later.iter().map(|(at, _)| at).chain(self.again.iter().map(|(at, _)| at)).min();
+            let wait = next.map(|at| at.saturating_duration_since(Instant::now()));
             let idle = self.backlog.is_empty() && self.asked.is_empty();
             let wait = if idle { wait.unwrap_or(LONG) } else { Duration::ZERO };
             // A large program's rows are tens of MB, on their way to the kernel.
@@ -249,18 +275,20 @@ impl<K: Kernel> Worker<K> {
             let now = Instant::now();
             let due: Vec<u32> = self.later.iter().filter(|(at, _)| *at <= now).map(|(_, pid)| *pid).collect();
             self.later.retain(|(at, _)| *at > now);
-            due.into_iter().for_each(|pid| self.process(pid));
+            due.into_iter().for_each(|pid| drop(self.process(pid)));
             self.next();
             self.publish();
         }
         Built { losses: self.tables.losses(), cost: self.tables.cost() }
     }
 
-    /// Files whose requests were dropped while the queue was full may be asked for again.
+    /// Files whose requests were dropped while the queue was full, or that have waited long enough, may be asked for again.
     fn take_back(&mut self) {
-        let dropped =
+        let mut keys =
             std::mem::take(&mut *self.shared.dropped.lock().unwrap_or_else(PoisonError::into_inner));
-        for key in &dropped {
+        let now = Instant::now();
+        keys.extend(self.again.extract_if(.., |(at, _)| *at <= now).map(|(_, key)| key));
+        for key in &keys {
             if !self.tables.knows(key) {
                 self.tables.take_back(key);
             }
@@ -279,72 +307,114 @@ impl<K: Kernel> Worker<K> {
     }
 
     fn take_in(&mut self, request: &TableRequest) {
-        if request.address != 0 {
-            let Ok(areas) = maps::read(request.pid) else {
-                // A process that was gone too soon says nothing about its file: the next one may ask again.
-                return self.tables.forget(&request.key, "unwind_process_gone");
-            };
-            let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
-                return self.tables.forget(&request.key, "unwind_process_gone");
-            };
-            // Now: the process may be gone when it is this file's turn.
-            match open::mapped_file(request.pid, area) {
-                Ok(file) => {
-                    let (pid, size) = (request.pid, area.end - area.start);
-                    self.asked.push(Asked { key: request.key, pid, file, size });
-                    self.asked.sort_by_key(|asked| Reverse(asked.size));
-                }
-                Err(reason) => self.load(&request.key, Err(reason), 0),
+        if request.address == 0 { self.new_program(request) } else { self.met(request) }
+    }
+
+    /// A stack has met a file that has no table.
+    fn met(&mut self, request: &TableRequest) {
+        let areas = maps::read(request.pid).unwrap_or_default();
+        let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
+            // A process that was gone too soon says nothing about its file: the next one may ask again.
+            return self.tables.forget(&request.key, "unwind_process_gone");
+        };
+        // Now: the process may be gone when it is this file's turn.
+        match open_file(request.pid, area) {
+            Ok(file) if is(&file, &request.key) => {
+                self.ask(request.key, request.pid, area, file, file::MAX_BYTES);
             }
-            return;
+            // Never in the name of what was met, which may be every container's. Under its own it is found if an overlay has
+            // more than one inode for it (metacopy, composefs).
+            Ok(file) => {
+                if let Ok(own) = key(&file, area)
+                    && own != request.key
+                    && !self.tables.knows(&own)
+                {
+                    self.ask(own, request.pid, area, file, file::MAX_BYTES);
+                }
+                self.wait(request.key, "unwind_file_replaced");
+            }
+            Err(reason) if open::FOR_GOOD.contains(&reason) && names(area, &request.key) => {
+                self.load(&request.key, Err(reason), 0);
+            }
+            // The process may have ended just then, or have mapped something else there.
+            Err(reason) => self.wait(request.key, reason),
         }
+    }
+
+    /// A process has a new program, or is to be looked at before its first sample.
+    fn new_program(&mut self, request: &TableRequest) {
         // On overlayfs a program's start may name another inode than its mapping will: it is told once, all the same.
-        if request.key != FileKey::VDSO && !remember(&mut self.started, request.key) {
+        if request.key != FileKey::VDSO && self.started.contains(&request.key) {
             return;
         }
         if self.looks.0.elapsed() > Duration::from_secs(1) {
             self.looks = (Instant::now(), 0);
         }
         self.looks.1 += 1;
-        if self.looks.1 <= LOOKS_A_SECOND {
-            self.process(request.pid);
-            self.later.push((Instant::now() + SECOND_LOOK, request.pid));
+        if self.looks.1 > LOOKS_A_SECOND {
+            return;
+        }
+        let areas = self.process(request.pid);
+        self.later.push((Instant::now() + SECOND_LOOK, request.pid));
+        // Now, too: many a program lives for less than a table takes. Its file is its lowest mapping.
+        let program = areas.iter().find(|area| names(area, &request.key)).or(areas.first());
+        if let Some(area) = program
+            && let Ok(file) = open_file(request.pid, area)
+            && let Ok(key) = key(&file, area)
+        {
+            // A program that was gone too soon is told again.
+            remember(&mut self.started, request.key);
+            if !self.tables.knows(&key) {
+                self.ask(key, request.pid, area, file, self.ahead);
+            }
         }
     }
 
+    fn ask(&mut self, key: FileKey, pid: u32, area: &Area, file: File, max: u64) {
+        self.asked.push(Asked { key, pid, file, size: area.end - area.start, max });
+        self.asked.sort_by_key(|asked| Reverse(asked.size));
+    }
+
+    /// A file that was asked for cannot be had now.
+    fn wait(&mut self, key: FileKey, reason: &'static str) {
+        self.tables.lose(reason);
+        self.again.push((Instant::now() + AGAIN, key));
+    }
+
     fn answer(&mut self, asked: Asked) {
-        self.load_file(&asked.key, &asked.file, file::source(&asked.file, file::MAX_BYTES));
+        self.make(&asked.key, &asked.file, asked.max);
         // Who was seen at work once will be again, in other files of its own.
         if remember(&mut self.looked_at, asked.pid) {
             self.process(asked.pid);
         }
     }
 
-    /// Makes the tables of what a process has mapped, when nobody asks for others.
-    fn process(&mut self, pid: u32) {
-        let areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
-        let files = areas.into_iter().filter(Area::is_file).map(|area| (pid, area, self.ahead));
+    /// Makes the tables of what a process has mapped, when nobody asks for others; which files these are.
+    fn process(&mut self, pid: u32) -> Vec<Area> {
+        let areas = files_of(pid);
         // What is there comes first; whoever has started so many may ask.
         if self.backlog.len() < BACKLOG {
+            let files = areas.iter().map(|area| (pid, area.clone(), self.ahead));
             self.backlog.splice(0..0, small_last(files.collect()));
         }
+        areas
     }
 
     fn file(&mut self, pid: u32, area: &Area, max: u64) {
-        let Ok(file) = open::mapped_file(pid, area) else { return };
+        let Ok(file) = open_file(pid, area) else { return };
         let Ok(key) = key(&file, area) else { return };
-        if self.tables.knows(&key) {
-            return;
+        if !self.tables.knows(&key) {
+            self.make(&key, &file, max);
         }
-        let source = file::source(&file, max);
-        // It may still be asked for.
+    }
+
+    /// Makes a file's table, if its call frame information has at most `max` bytes; if it may have more, it can still be asked
+    /// for.
+    fn make(&mut self, key: &FileKey, file: &File, max: u64) {
+        let source = file::source(file, max);
         if max < file::MAX_BYTES && matches!(source, Err("unwind_too_large")) {
             return;
         }
-        self.load_file(&key, &file, source);
-    }
-
-    fn load_file(&mut self, key: &FileKey, file: &File, source: Result<Source, &'static str>) {
         let python = match python::interpreter(file) {
             Ok(None) => 0,
             Ok(Some(interpreter)) => self.python(interpreter),
@@ -408,15 +478,25 @@ fn remember<T: Eq + Hash>(all: &mut HashSet<T>, one: T) -> bool {
     all.insert(one)
 }
 
+/// Whether it is the file that the kernel calls so, under whatever number: a process can have mapped another one since.
+fn is(file: &File, key: &FileKey) -> bool {
+    file.metadata().is_ok_and(|meta| (meta.size(), meta.ctime() as u32) == (key.size, key.changed))
+}
+
+/// Whether a mapping is of the file that the kernel calls so.
+fn names(area: &Area, key: &FileKey) -> bool {
+    (area.inode, device(area)) == (key.inode, key.device)
+}
+
+/// As the kernel writes it: 12 bits of major number, 20 of minor (`<linux/kdev_t.h>`).
+fn device(area: &Area) -> u32 {
+    area.device.0 << 20 | area.device.1
+}
+
 /// A file's name in the kernel, as far as user space can tell: the device is the mapping's, which is the inode's own.
 fn key(file: &File, area: &Area) -> std::io::Result<FileKey> {
     let meta = file.metadata()?;
-    Ok(FileKey {
-        inode: area.inode,
-        size: meta.size(),
-        device: area.device.0 << 20 | area.device.1,
-        modified: meta.mtime() as u32,
-    })
+    Ok(FileKey { inode: area.inode, size: meta.size(), device: device(area), changed: meta.ctime() as u32 })
 }
 
 #[cfg(test)]

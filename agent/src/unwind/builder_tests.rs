@@ -1,4 +1,4 @@
-//! The thread's queue, full.
+//! The thread's queue, full; and requests that say what is not so.
 
 use podopsy_wire::{PythonLayout, Rule, SLAB_WORDS, TABLE_ASKED, Table};
 
@@ -62,4 +62,45 @@ fn a_file_whose_request_was_dropped_can_be_asked_for_again() {
     let losses = builder.stop().losses;
     assert!((49..=50).contains(&losses["unwind_queue"]), "{losses:?}");
     assert!(losses["unwind_process_gone"] >= QUEUE as u64);
+}
+
+#[test]
+fn another_file_where_one_was_met_gets_no_table_in_its_name() {
+    let own = std::process::id();
+    let areas = maps::read(own).unwrap().areas;
+    let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
+    let key = key(&open_file(own, &area).unwrap(), &area).unwrap();
+    let kernel = Gated::default();
+    let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+    let request =
+        |key: FileKey| builder.request(TableRequest { key, address: area.start, pid: own, unused: 0 });
+    let lie = FileKey { changed: key.changed ^ 1, ..key };
+    request(lie);
+    request(key);
+    let begin = Instant::now();
+    while kernel.table(&key).is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no table for libc");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(kernel.table(&lie), None);
+    assert_eq!(builder.stop().losses["unwind_file_replaced"], 1);
+}
+
+#[test]
+fn a_program_that_has_just_started_gets_its_table_and_one_that_is_gone_is_told_again() {
+    let own = std::process::id();
+    let areas = maps::read(own).unwrap().areas;
+    let area = areas.iter().find(|area| area.is_file()).unwrap();
+    let key = key(&open_file(own, area).unwrap(), area).unwrap();
+    let kernel = Gated::default();
+    let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+    for pid in [u32::MAX, own] {
+        builder.request(TableRequest { key, address: 0, pid, unused: 0 });
+    }
+    let begin = Instant::now();
+    while kernel.table(&key).is_none() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no table for our own program");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    builder.stop();
 }

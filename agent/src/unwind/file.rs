@@ -9,8 +9,9 @@ use flate2::read::ZlibDecoder;
 use object::{LittleEndian as LE, elf};
 
 use super::arch::HERE;
+use super::code::Code;
 use super::golang;
-use super::rows::{self, Rows, Section};
+use super::rows::{self, Frames, Functions, Rows, Section};
 use crate::symbolize::elf::{Layout, Segment, header, layout, offset_in, read_at, sections};
 
 /// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
@@ -20,11 +21,11 @@ pub(super) const MAX_BYTES: u64 = 64 << 20;
 /// else is in them: a build id would say so, too, but it is the container's to choose.
 #[derive(Debug, Hash)]
 pub(super) struct Source {
-    eh_frame: Option<Section>,
-    debug_frame: Option<Section>,
+    frames: Frames,
+    functions: Functions,
     go: Option<golang::Tables>,
+    code: Option<Code>,
     segments: Vec<Segment>,
-    text: u64,
     entry: u64,
 }
 
@@ -32,8 +33,8 @@ impl Source {
     /// Reads it, or gives the reason, a counter's name, why it says nothing.
     pub fn rows(&self) -> Result<Rows, &'static str> {
         let to_offset = |address| offset_in(&self.segments, address);
-        let (eh_frame, debug_frame) = (self.eh_frame.as_ref(), self.debug_frame.as_ref());
-        let rows = rows::read(eh_frame, debug_frame, self.go.as_ref(), self.text, self.entry, to_offset);
+        let (go, code) = (self.go.as_ref(), self.code.as_ref());
+        let rows = rows::read(&self.frames, &self.functions, go, code, self.entry, to_offset);
         if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
     }
 }
@@ -61,16 +62,24 @@ pub(super) fn source(file: &File, max: u64) -> Result<Source, &'static str> {
     let eh_frame = match find(b".eh_frame") {
         Some(section) => Some(load(file, section, max)?),
         // A file without a section table still tells the program's own unwinder.
-        None => by_program_header(file, &layout),
+        None => by_program_header(file, &layout, max)?,
     };
     let debug_frame = find(b".debug_frame").map(|section| load(file, section, max)).transpose()?;
     // Stripped of `.debug_frame`, Go programs still have what that is made of.
     let tables = table.iter().find(|section| debug_frame.is_none() && section.name.ends_with(b".gopclntab"));
     let go = tables.map(|section| golang::Tables::new(file, section, max)).transpose()?;
-    if eh_frame.is_none() && debug_frame.is_none() && go.is_none() {
+    let frames = Frames { eh_frame, debug_frame, text };
+    let functions = frames.functions(|address| offset_in(&layout.segments, address));
+    let entry = head.e_entry.get(LE);
+    // Go's own tables hold whatever of its code they describe.
+    let code = match go {
+        Some(_) => None,
+        None => Code::new(file, &layout, &table, &functions.all, entry),
+    };
+    if frames.eh_frame.is_none() && frames.debug_frame.is_none() && go.is_none() && code.is_none() {
         return Err("unwind_no_information");
     }
-    Ok(Source { eh_frame, debug_frame, go, segments: layout.segments, text, entry: head.e_entry.get(LE) })
+    Ok(Source { frames, functions, go, code, segments: layout.segments, entry })
 }
 
 pub(super) fn load(
@@ -103,8 +112,20 @@ fn unpack(packed: &[u8]) -> Result<Vec<u8>, &'static str> {
     }
 }
 
-/// `.eh_frame_hdr` (LSB, "Exception Frame Header") points to `.eh_frame`, which ends in a terminator.
-fn by_program_header(file: &File, layout: &Layout) -> Option<Section> {
+/// `.eh_frame_hdr` (LSB, "Exception Frame Header") points to `.eh_frame`, which ends in a terminator: how long it is at most
+/// the segment says.
+fn by_program_header(file: &File, layout: &Layout, max: u64) -> Result<Option<Section>, &'static str> {
+    let Some((offset, size, address)) = beyond_header(file, layout) else { return Ok(None) };
+    if size > max {
+        return Err("unwind_too_large");
+    }
+    let size = usize::try_from(size).map_err(|_| "unwind_too_large")?;
+    let bytes = read_at(file, offset, size).ok();
+    Ok(bytes.map(|bytes| Section { bytes, address }))
+}
+
+/// Where in the file what the header points to begins, how far its segment goes on, and its address.
+fn beyond_header(file: &File, layout: &Layout) -> Option<(u64, u64, u64)> {
     const PCREL_SDATA4: u8 = 0x1b;
     if layout.eh_frame_hdr == 0 {
         return None;
@@ -122,8 +143,7 @@ fn by_program_header(file: &File, layout: &Layout) -> Option<Section> {
     let address = layout.eh_frame_hdr.checked_add(4)?.checked_add_signed(i64::from(distance))?;
     let holder = segment(address)?;
     let into = address - holder.address;
-    let size = usize::try_from((holder.size - into).min(MAX_BYTES)).ok()?;
-    Some(Section { bytes: read_at(file, holder.offset.checked_add(into)?, size).ok()?, address })
+    Some((holder.offset.checked_add(into)?, holder.size - into, address))
 }
 
 #[cfg(test)]

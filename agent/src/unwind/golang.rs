@@ -60,10 +60,7 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
         }
         let by_go = std::mem::replace(&mut self.rows, by_frames);
         self.rows.extend(by_go);
-        // Where one function ends another may begin: what is said wins over that nothing is.
-        self.rows.sort_by_key(|row| (row.offset, row.rule != RULE_NONE));
-        let all = std::mem::take(&mut self.rows);
-        all.into_iter().for_each(|row| self.push(row.offset, row.rule));
+        self.in_order();
     }
 
     /// A function whose calls leave their return address on the stack and keep no frame pointer that matters. False: no

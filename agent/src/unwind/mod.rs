@@ -3,7 +3,7 @@
 //! Must not know: aya, pods, symbols' names.
 //!
 //! ```text
-//! file ─ rows (call frame information) ─→ rule a row ─→ pages ─ arena (slabs in the kernel) ─→ TABLES
+//! file ─ rows (call frame information; else the code itself) ─→ rule a row ─→ pages ─ arena (slabs in the kernel) ─→ TABLES
 //! ```
 //!
 //! The kernel side finds mappings by itself (`probe-ebpf/src/mapping.rs`): processes are not followed here, only files
@@ -12,6 +12,7 @@
 mod arch;
 mod arena;
 mod builder;
+mod code;
 mod file;
 mod golang;
 mod numbers;

@@ -200,7 +200,7 @@ fn rows_are_those_that_readelf_reads() {
 }
 
 #[test]
-#[ignore = "takes minutes: every library of the distribution (the oracle is readelf, from binutils)"]
+#[ignore = "takes six minutes: every library of the distribution (the oracle is readelf, from binutils)"]
 fn rows_of_the_whole_distribution_are_those_that_readelf_reads_by_hand() {
     let mut found = Vec::new();
     let mut todo = vec![PathBuf::from("/usr/lib"), PathBuf::from("/usr/bin")];

@@ -4,14 +4,17 @@
 //! is damaged is counted and costs its own rows only.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use gimli::{
     BaseAddresses, CieOrFde, CommonInformationEntry, EndianSlice, FrameDescriptionEntry, LittleEndian,
     UnwindContext, UnwindSection,
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
 
+use super::code::Code;
 use super::golang;
 use super::rule::rule;
 
@@ -98,8 +101,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    fn new() -> Budget {
-        Budget { until_look: LOOK, until: thread_time() + MAX_TIME }
+    pub fn new() -> Budget {
+        Budget::of(MAX_TIME)
+    }
+
+    pub fn of(time: Duration) -> Budget {
+        Budget { until_look: LOOK, until: thread_time() + time }
     }
 
     /// False: it is used up.
@@ -125,50 +132,89 @@ fn thread_time() -> Duration {
 /// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
 const MAX_ENTRY: u32 = 256;
 
-/// Reads both sections, and what Go's own tables say of functions that neither describes; `entry` is where programs begin,
-/// and nobody has called that; `to_offset` gives the file offset of a virtual address that is loaded. First where functions are, then each one's rows in the order of addresses: only
-/// the result is ever whole in memory.
+/// Call frame information, as it stands in a file.
+#[derive(Debug, Hash)]
+pub(super) struct Frames {
+    pub eh_frame: Option<Section>,
+    pub debug_frame: Option<Section>,
+    /// Where code begins, for pointers that are relative to that.
+    pub text: u64,
+}
+
+/// The functions that are described, in the order of addresses, and what could not be read.
+#[derive(Debug)]
+pub(super) struct Functions {
+    pub all: Vec<Function>,
+    problems: BTreeMap<&'static str, u64>,
+}
+
+/// They follow from the frames and the segments, which are hashed.
+impl Hash for Functions {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl Frames {
+    fn parsed<'a, S>(
+        &self,
+        section: &'a Section,
+        new: fn(&'a [u8], LittleEndian) -> S,
+    ) -> (S, BaseAddresses) {
+        let bases = BaseAddresses::default().set_eh_frame(section.address).set_text(self.text);
+        (new(&section.bytes, LittleEndian), bases)
+    }
+
+    fn eh_frame(&self) -> Option<(gimli::EhFrame<Bytes<'_>>, BaseAddresses)> {
+        let mut parsed = self.parsed(self.eh_frame.as_ref()?, gimli::EhFrame::new);
+        parsed.0.set_address_size(8);
+        Some(parsed)
+    }
+
+    fn debug_frame(&self) -> Option<(gimli::DebugFrame<Bytes<'_>>, BaseAddresses)> {
+        let mut parsed = self.parsed(self.debug_frame.as_ref()?, gimli::DebugFrame::new);
+        parsed.0.set_address_size(8);
+        Some(parsed)
+    }
+
+    /// Where functions are; `to_offset` gives the file offset of a virtual address that is loaded.
+    pub fn functions(&self, to_offset: impl Fn(u64) -> Option<u64>) -> Functions {
+        let mut collector = Collector::new(&to_offset);
+        let mut all = Vec::new();
+        if let Some((section, bases)) = &self.eh_frame() {
+            collector.index(section, bases, false, &mut all);
+        }
+        // Where both sections describe a function, `.eh_frame` is what the program itself relies on.
+        if let Some((section, bases)) = &self.debug_frame() {
+            let mut debug = Vec::new();
+            collector.index(section, bases, true, &mut debug);
+            all.sort_by_key(|function| function.start);
+            debug.retain(|function| {
+                let after = all.partition_point(|other| other.start < function.end);
+                after.checked_sub(1).is_none_or(|before| all[before].end <= function.start)
+            });
+            all.append(&mut debug);
+        }
+        all.sort_by_key(|function| function.start);
+        Functions { all, problems: collector.problems }
+    }
+}
+
+/// Reads the rows of `functions`, in the order of addresses, and what Go's own tables and the code say of functions that are
+/// not among them; `entry` is where programs begin, and nobody has called that. Only the result is ever whole in memory.
 pub(super) fn read(
-    eh_frame: Option<&Section>,
-    debug_frame: Option<&Section>,
+    frames: &Frames,
+    functions: &Functions,
     go: Option<&golang::Tables>,
-    text: u64,
+    code: Option<&Code>,
     entry: u64,
     to_offset: impl Fn(u64) -> Option<u64>,
 ) -> Rows {
-    let bases = |section: &Section| BaseAddresses::default().set_eh_frame(section.address).set_text(text);
-    let eh_frame = eh_frame.map(|section| {
-        let mut parsed = gimli::EhFrame::new(&section.bytes, LittleEndian);
-        parsed.set_address_size(8);
-        (parsed, bases(section))
-    });
-    let debug_frame = debug_frame.map(|section| {
-        let mut parsed = gimli::DebugFrame::new(&section.bytes, LittleEndian);
-        parsed.set_address_size(8);
-        (parsed, bases(section))
-    });
     let mut collector = Collector::new(&to_offset);
-    let mut functions = Vec::new();
-    if let Some((section, bases)) = &eh_frame {
-        collector.index(section, bases, false, &mut functions);
-    }
-    // Where both sections describe a function, `.eh_frame` is what the program itself relies on.
-    if let Some((section, bases)) = &debug_frame {
-        let mut debug = Vec::new();
-        collector.index(section, bases, true, &mut debug);
-        functions.sort_by_key(|function| function.start);
-        debug.retain(|function| {
-            let after = functions.partition_point(|other| other.start < function.end);
-            after.checked_sub(1).is_none_or(|before| functions[before].end <= function.start)
-        });
-        functions.append(&mut debug);
-    }
-    functions.sort_by_key(|function| function.start);
-
+    collector.problems.clone_from(&functions.problems);
+    let (eh_frame, debug_frame) = (frames.eh_frame(), frames.debug_frame());
     let mut context = UnwindContext::new();
     let (mut eh_common, mut debug_common) = (None, None);
-    for (index, function) in functions.iter().enumerate() {
-        let next = functions.get(index + 1).map_or(u32::MAX, |next| next.start);
+    for (index, function) in functions.all.iter().enumerate() {
+        let next = functions.all.get(index + 1).map_or(u32::MAX, |next| next.start);
         let goes_on = match (function.is_debug, &eh_frame, &debug_frame) {
             (false, Some((section, bases)), _) => {
                 collector.function(*function, next, section, bases, &mut context, &mut eh_common)
@@ -183,7 +229,10 @@ pub(super) fn read(
         }
     }
     if let Some(tables) = go {
-        collector.golang(tables, &functions);
+        collector.golang(tables, &functions.all);
+    }
+    if let Some(code) = code {
+        collector.code(code);
     }
     let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
     let mut rows = collector.finish();
@@ -196,7 +245,8 @@ pub(super) struct Collector<'a, F> {
     pub budget: Budget,
     pub rows: Vec<Row>,
     rules: Vec<Rule>,
-    ids: HashMap<Rule, u16>,
+    /// Asked for each row: the default hash took a sixth of the time. Colliding rules cost no more than [`MAX_RULES`] looks.
+    ids: HashMap<Rule, u16, RandomState>,
     problems: BTreeMap<&'static str, u64>,
 }
 
@@ -332,6 +382,14 @@ impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
             Some(last) if last.rule == rule => {}
             _ => self.rows.push(Row { offset, rule }),
         }
+    }
+
+    /// Brings rows that were added out of order into it.
+    pub fn in_order(&mut self) {
+        // Where one function ends another may begin: what is said wins over that nothing is.
+        self.rows.sort_by_key(|row| (row.offset, row.rule != RULE_NONE));
+        let all = std::mem::take(&mut self.rows);
+        all.into_iter().for_each(|row| self.push(row.offset, row.rule));
     }
 
     /// Takes back all rows from an offset on.

@@ -64,7 +64,7 @@ impl Fake {
 }
 
 fn key(inode: u64) -> FileKey {
-    FileKey { inode, size: 1, device: 1, modified: 1 }
+    FileKey { inode, size: 1, device: 1, changed: 1 }
 }
 
 /// Loads a file that says nothing but its rows.

@@ -138,8 +138,7 @@ impl State<'_> {
             return self.caller(ra, self.sp.wrapping_add(8));
         }
         if self.fp == 0 {
-            let marks = !self.innermost || why != End::NoRule;
-            return Err(if marks { End::Complete } else { why });
+            return Err(if self.innermost { why } else { End::Complete });
         }
         self.guessed.get_or_insert(why);
         if self.fp < self.sp || self.fp & 7 != 0 {

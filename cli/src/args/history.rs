@@ -53,7 +53,7 @@ pub struct Events {
 #[derive(Clone, Debug, Args)]
 pub struct HistoryDir {
     /// The agent's --state-dir
-    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::oom::history::DIR)]
+    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::store::DIR)]
     pub state_dir: PathBuf,
 
     /// The agent's --socket [default: agent.sock in --state-dir, or in /run/podopsy]

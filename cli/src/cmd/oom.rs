@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use podopsy_agent::api::client::Query;
+use podopsy_agent::api::client::{Events, Query};
 use podopsy_agent::model::incident::Verdict as Said;
 use podopsy_agent::model::{Event, Incident, Kind};
-use podopsy_agent::oom::{history, recover};
+use podopsy_agent::oom::recover;
 use podopsy_agent::pods::Pods;
 use serde::Serialize;
 
 use crate::args::{HistoryDir, Oom, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
 use crate::exit::Verdict;
-use crate::history::{agent, ago, note_gaps};
+use crate::history::{agent, ago, left, note_gaps, say_gaps};
 use crate::render::{self, units};
 use crate::terminal::note;
 use crate::{privilege, selector::Selector};
@@ -68,7 +68,9 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
             units::plural(unknown, "kill")
         ));
     }
-    note(&format!("known by {}", known.known_by.join(", ")));
+    if !known.known_by.is_empty() {
+        note(&format!("known by {}", known.known_by.join(", ")));
+    }
     if known.incidents.is_empty() && args.silent {
         note("no OOM kill that Kubernetes does not show matches");
         return Ok(Verdict::Nothing);
@@ -80,7 +82,7 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-/// What the agent kept, from itself or from the files that it has left, and of the rest what the kernel's log has; oldest
+/// What the agent kept, from itself or from the store that it has left, and of the rest what the kernel's log has; oldest
 /// first. With the times since then of which not all is known, on stderr.
 async fn gather(
     pods: &Arc<Pods>,
@@ -88,50 +90,15 @@ async fn gather(
     from: &HistoryDir,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<Known> {
-    let (mut incidents, mut known_by) = (Vec::new(), Vec::new());
-    let agent = agent(from).await?;
-    if let Some(agent) = &agent {
-        // All that there are: the kernel's count is compared with them.
-        let kinds = [Kind::OomIncident, Kind::Sigkill];
-        let query: Query = kinds.map(|kind| ("kind", kind.word().to_owned())).into();
-        match agent.events(&query, MOST).await {
-            Ok(answer) => {
-                known_by.push(format!("the agent at {}", agent.socket().display()));
-                if answer.more {
-                    note(&format!("only the newest {MOST} of the agent's are known"));
-                }
-                if answer.unreadable > 0 {
-                    note(&format!(
-                        "{} in the store cannot be read",
-                        units::plural(answer.unreadable, "record")
-                    ));
-                }
-                incidents = answer.events;
-                if let Some(since) = gaps_since {
-                    note_gaps(agent, since).await;
-                }
-            }
-            // It runs without a store, or that is broken: its files may say more.
-            Err(error) => note(&format!("{error}; what files it has left are read instead")),
-        }
+    let (kept, by) = kept(from, gaps_since).await?;
+    let mut known_by: Vec<String> = by.into_iter().collect();
+    let mut incidents = kept.events;
+    if kept.more {
+        note(&format!("only the newest {MOST} that were kept are known"));
     }
-    // The files reach further back than the store: they are bounded by size alone.
-    let (files, unreadable) = history::read(&from.state_dir);
-    if unreadable > 0 {
-        note(&format!(
-            "{} of {} cannot be read, and are passed over",
-            units::plural(unreadable, "line"),
-            from.state_dir.display()
-        ));
+    if kept.unreadable > 0 {
+        note(&format!("{} in the store cannot be read", units::plural(kept.unreadable, "record")));
     }
-    let told: HashSet<String> =
-        incidents.iter().filter_map(|event| event.kept_id().map(str::to_owned)).collect();
-    let new = |event: &Event| event.kept_id().is_some_and(|id| !told.contains(id));
-    let files: Vec<Event> = files.into_iter().filter(new).collect();
-    if !files.is_empty() || known_by.is_empty() {
-        known_by.push(format!("the files in {}", from.state_dir.display()));
-    }
-    incidents.extend(files);
     let past = match recover::past(pods, node).await {
         Ok(past) => past,
         Err(error) => {
@@ -161,13 +128,45 @@ async fn gather(
     Ok(Known { incidents, kills_since_boot: past.counted, kills_unknown, known_by })
 }
 
+/// All OOM incidents and SIGKILLs that were kept, since the kernel's count is compared with them; and who has kept them.
+async fn kept(from: &HistoryDir, gaps_since: Option<Timestamp>) -> anyhow::Result<(Events, Option<String>)> {
+    const KINDS: [Kind; 2] = [Kind::OomIncident, Kind::Sigkill];
+    if let Some(agent) = agent(from).await? {
+        let query: Query = KINDS.map(|kind| ("kind", kind.word().to_owned())).into();
+        match agent.events(&query, MOST).await {
+            Ok(kept) => {
+                if let Some(since) = gaps_since {
+                    note_gaps(&agent, since).await;
+                }
+                return Ok((kept, Some(format!("the agent at {}", agent.socket().display()))));
+            }
+            // It runs without a store, or cannot read it.
+            Err(error) => note(&format!("{error}; the store is read instead, if there is one")),
+        }
+    }
+    let (dir, since) = (from.state_dir.clone(), gaps_since.unwrap_or(Timestamp::MAX));
+    let read = tokio::task::spawn_blocking(move || left(&dir, &KINDS, MOST, since)).await?;
+    let by = format!("the store in {}", from.state_dir.display());
+    Ok(match read {
+        Ok(Some((kept, gaps))) => {
+            say_gaps(&gaps, since);
+            (kept, Some(by))
+        }
+        Ok(None) => (Events::default(), None),
+        Err(error) => {
+            note(&format!("{by} tells nothing: {error}"));
+            (Events::default(), None)
+        }
+    })
+}
+
 /// Kubernetes says nothing of it, or something else.
 fn is_silent(event: &Event) -> bool {
     let silent = [Said::SilentChildKill, Said::RuntimeDisagrees];
     incident(event).is_some_and(|one| one.verdicts.iter().any(|said| silent.contains(said)))
 }
 
-/// Incidents and SIGKILLs that are taken from the agent; the store holds fewer, unless someone makes them.
+/// Incidents and SIGKILLs that are looked at; the store holds fewer, unless someone makes them.
 const MOST: usize = 10_000;
 
 fn incident(event: &Event) -> Option<&Incident> {

@@ -28,7 +28,7 @@ pub use dns_counters::{
 };
 pub use exec::Exec;
 pub use loss::{LOSSES, Loss};
-pub use oncpu::{FRAMES_MAX, Sample};
+pub use oncpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use python::*;
 pub use signal::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalLayout, SignalRecord};

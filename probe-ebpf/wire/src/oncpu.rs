@@ -2,6 +2,9 @@
 
 use crate::Task;
 
+/// The kernel's name of one of its addresses, with its module and a zero (KSYM_NAME_LEN is 512, and names have some 30).
+pub const KERNEL_NAME_BYTES: usize = 256;
+
 /// Deepest stack, kernel and user each.
 pub const FRAMES_MAX: usize = 127;
 

@@ -18,8 +18,9 @@ pub const RULES_MAX: usize = 12_288;
 /// Bits of a file offset that are inside a page.
 pub const PAGE_BITS: u32 = 16;
 
-/// A file as the kernel side sees it behind a mapping. The time and size tell a new file that got the number of an old
-/// one, and a file that was written over.
+/// A file as the kernel side sees it behind a mapping. Time and size tell a new file that got the number of an old one, and a
+/// file that was written over. The time is the one that no program can set: by it user space knows that the file which it
+/// opened is the one that was met, also where an overlay gives that another number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileKey {
@@ -27,13 +28,13 @@ pub struct FileKey {
     pub size: u64,
     /// `s_dev`: major << 20 | minor.
     pub device: u32,
-    /// Modification time, seconds.
-    pub modified: u32,
+    /// Time of the last change of content or inode (`st_ctime`), seconds.
+    pub changed: u32,
 }
 
 impl FileKey {
     /// The vDSO, which is no file.
-    pub const VDSO: FileKey = FileKey { inode: 0, size: 0, device: u32::MAX, modified: 0 };
+    pub const VDSO: FileKey = FileKey { inode: 0, size: 0, device: u32::MAX, changed: 0 };
 }
 
 /// No table yet: user space has been asked for one.
@@ -221,7 +222,7 @@ pub struct UnwindLayout {
     pub file_inode: u32,
     pub inode_number: u32,
     pub inode_size: u32,
-    pub inode_modified: u32,
+    pub inode_changed: u32,
     pub inode_super: u32,
     pub super_device: u32,
     /// `linux_binprm.file`.
@@ -259,7 +260,7 @@ impl UnwindLayout {
         file_inode: crate::ABSENT,
         inode_number: crate::ABSENT,
         inode_size: crate::ABSENT,
-        inode_modified: crate::ABSENT,
+        inode_changed: crate::ABSENT,
         inode_super: crate::ABSENT,
         super_device: crate::ABSENT,
         exec_file: crate::ABSENT,
@@ -291,7 +292,7 @@ impl UnwindLayout {
             self.file_inode,
             self.inode_number,
             self.inode_size,
-            self.inode_modified,
+            self.inode_changed,
             self.inode_super,
             self.super_device,
             self.exec_file,

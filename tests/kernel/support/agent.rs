@@ -84,8 +84,10 @@ impl Agent {
         let mut agent = Agent { process, address: String::new(), folder };
         let address = || {
             let said = agent.log();
-            let (_, rest) = said.split_once("address=").filter(|_| said.contains("recording"))?;
-            Some(rest.split_whitespace().next()?.to_owned())
+            // As text, or as JSON.
+            let (_, rest) = said.split_once("address=").or_else(|| said.split_once("\"address\":\""))?;
+            let is_end = |c: char| c.is_whitespace() || c == '"';
+            rest.split(is_end).next().filter(|_| said.contains("recording")).map(str::to_owned)
         };
         let found = wait(address);
         agent.address = found.unwrap_or_else(|| panic!("the agent does not record: {}", agent.log()));
@@ -102,11 +104,16 @@ impl Agent {
 
     /// What it has written so far.
     pub fn events(&self) -> Vec<Event> {
-        let written = fs::read_to_string(self.folder.join("agent.out")).unwrap_or_default();
-        // The last line may be half a line.
-        let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
+        written(&self.folder.join("agent.out"))
     }
+}
+
+/// The events of a file that an agent's output goes to.
+pub fn written(file: &Path) -> Vec<Event> {
+    let written = fs::read_to_string(file).expect("the agent's output");
+    // The last line may be half a line.
+    let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
 }
 
 impl Drop for Agent {

@@ -9,6 +9,7 @@ pub mod destination;
 pub mod place;
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -254,6 +255,15 @@ pub fn in_own_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     })
     .join()
     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Asks a server that is not there, by a socket that is told so.
+pub fn failed_lookup(name: &str, id: u16) {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.connect("127.0.0.9:53").expect("connect");
+    socket.send(&query(id, name, 1)).expect("send");
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(200)));
+    let _ = socket.recv(&mut [0; 16]);
 }
 
 /// A query for `name`, RFC 1035 §4.

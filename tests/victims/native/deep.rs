@@ -12,14 +12,23 @@ impl Step for Down {
     #[inline(never)]
     fn step(&self, depth: u64) -> u64 {
         let room = black_box([depth; 7]);
-        let below = if depth == 0 { work() } else { black_box(self as &dyn Step).step(depth - 1) };
+        let below = if depth == 0 { leaf_a() ^ leaf_b() } else { black_box(self as &dyn Step).step(depth - 1) };
         below.wrapping_add(room.iter().sum())
     }
 }
 
+fn work(rounds: u64) -> u64 {
+    (0..rounds).fold(black_box(1), |x, i| black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i)))
+}
+
 #[inline(never)]
-fn work() -> u64 {
-    (0..100_000u64).fold(black_box(1), |x, i| black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i)))
+fn leaf_a() -> u64 {
+    black_box(work(60_000))
+}
+
+#[inline(never)]
+fn leaf_b() -> u64 {
+    black_box(work(40_000))
 }
 
 fn main() {

@@ -2,14 +2,18 @@
 #include <thread>
 #include <vector>
 
-__attribute__((noinline)) unsigned long work(unsigned long seed) {
-    for (int i = 0; i < 100000; i++) seed = seed * 6364136223846793005UL + i;
+static inline unsigned long work(unsigned long seed, int rounds) {
+    for (int i = 0; i < rounds; i++) seed = seed * 6364136223846793005UL + i;
     return seed;
 }
 
+__attribute__((noinline)) unsigned long leaf_a(unsigned long seed) { return work(seed, 60000); }
+
+__attribute__((noinline)) unsigned long leaf_b(unsigned long seed) { return work(seed, 40000); }
+
 __attribute__((noinline)) unsigned long below(unsigned long seed, int depth) {
     volatile unsigned long kept = seed;
-    return (depth ? below(seed, depth - 1) : work(seed)) + kept;
+    return (depth ? below(seed, depth - 1) : leaf_a(seed) + leaf_b(seed)) + kept;
 }
 
 int main() {

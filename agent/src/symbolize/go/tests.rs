@@ -32,7 +32,7 @@ fn agreement(program: &Path) -> (u32, u32, u32) {
     let file = File::open(program).unwrap();
     let layout = layout(&file).unwrap();
     let go = Go::find(&file, &layout).expect("a Go program");
-    let copy = snapshot::take(&file).unwrap().unwrap();
+    let copy = snapshot::take(&file, snapshot::Author::Container).unwrap().unwrap();
     assert!(copy.has_debug_info);
     let mut resolver = Resolver::default();
     let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&copy.memory)));
@@ -82,7 +82,11 @@ fn a_stripped_go_program_has_functions_files_lines_and_inlined_calls() {
         [("stripped", &["-ldflags=-s -w"][..]), ("stripped-pie", &["-ldflags=-s -w", "-buildmode=pie"])]
     {
         let file = File::open(build(folder.path(), "inlines.go", name, flags)).unwrap();
-        assert!(snapshot::take(&file).unwrap().is_none_or(|copy| !copy.has_debug_info));
+        assert!(
+            snapshot::take(&file, snapshot::Author::Container)
+                .unwrap()
+                .is_none_or(|copy| !copy.has_debug_info)
+        );
         let layout = layout(&file).unwrap();
         let go = Go::find(&file, &layout).unwrap();
         let (start, size) = text_of(&file);

@@ -1,0 +1,61 @@
+//! What newer kernels do better for a profile: each test fails where the older way is taken instead.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use podopsy_agent::attach::{OncpuWanted, Probes, Scope, Wanted};
+use podopsy_agent::model::profile::Sampling;
+use support::require_root;
+
+fn probes() -> Probes {
+    require_root();
+    let sampling = Sampling::Cpu { frequency_hz: 1 };
+    let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+    let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
+    Probes::load(&wanted).unwrap_or_else(|error| panic!("load the probes: {error:#}"))
+}
+
+#[test]
+fn stacks_and_python_are_walked_by_the_kernels_own_loop() {
+    let probes = probes();
+    let hooks = probes.hooks.join("; ");
+    assert!(hooks.contains("unwind_loop, python_loop"), "{hooks}; left out: {:?}", probes.degraded);
+}
+
+/// Functions of the kernel's own image by address; some have several names.
+fn kallsyms() -> BTreeMap<u64, BTreeSet<String>> {
+    let table = std::fs::read_to_string("/proc/kallsyms").expect("read /proc/kallsyms");
+    let mut all: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+    for line in table.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if let [address, "t" | "T", name] = words[..] {
+            let address = u64::from_str_radix(address, 16).expect("an address");
+            all.entry(address).or_default().insert(name.to_owned());
+        }
+    }
+    all
+}
+
+#[test]
+fn the_kernel_names_its_addresses_as_kallsyms_does() {
+    let all = kallsyms();
+    let chosen: Vec<(u64, &BTreeSet<String>)> =
+        all.iter().step_by(97).map(|(&address, names)| (address, names)).collect();
+    assert!(chosen.len() > 300 && chosen[0].0 != 0, "kallsyms tells no addresses: {}", chosen.len());
+    let mut asked: BTreeSet<u64> = chosen.iter().map(|(address, _)| *address).collect();
+    // No kernel has code there.
+    asked.insert(0xffff_7000_0000_0000);
+    let named: BTreeMap<u64, Vec<u8>> = probes().kernel_names(&asked).into_iter().collect();
+    assert_eq!(named.len(), asked.len(), "each address has an answer");
+    let wrong: Vec<_> = chosen
+        .iter()
+        .filter(|(address, names)| !names.contains(&*String::from_utf8_lossy(&named[address])))
+        .map(|(address, names)| {
+            format!("{address:#x}: {names:?} is {:?}", String::from_utf8_lossy(&named[address]))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}: {}", wrong.len(), chosen.len(), wrong.join("\n"));
+    let nowhere = &named[&0xffff_7000_0000_0000];
+    assert_eq!(String::from_utf8_lossy(nowhere), "0xffff700000000000");
+}

@@ -1,0 +1,196 @@
+//! The agent, killed by SIGKILL at any moment, again and again, under load: what it told is there, once, and what happened
+//! without it is told by the next.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use podopsy_agent::model::{Detail, Event, Kind};
+use podopsy_agent::store::{Filter, GapReason, Reader, Shelf};
+use rusqlite::{Connection, OpenFlags};
+use support::agent::{Agent, until, written};
+use support::{MemoryCgroup, Running, failed_lookup, require_root};
+
+/// Its memory is full within some milliseconds.
+const GLUTTON: &str = "/usr/bin/tail /dev/zero";
+
+/// Moments that are the same in each run: a failure can be had again.
+struct Moments(u64);
+
+impl Moments {
+    fn within(&mut self, from: u64, until: u64) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Duration::from_millis(from + self.0 % (until - from))
+    }
+}
+
+/// OOM kills one after the other, and failing lookups, until it is ended: the pids that the kernel's killer took.
+struct Load {
+    goes_on: Arc<AtomicBool>,
+    kills: JoinHandle<Vec<u32>>,
+    lookups: JoinHandle<()>,
+}
+
+impl Load {
+    fn start() -> Load {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let (one, other) = (Arc::clone(&goes_on), Arc::clone(&goes_on));
+        let kills = thread::spawn(move || {
+            let cgroup = MemoryCgroup::new("killed", 8 << 20);
+            let (mut pids, mut moments) = (Vec::new(), Moments(7));
+            while one.load(Relaxed) {
+                let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
+                let _ = child.wait();
+                pids.push(child.id());
+                thread::sleep(moments.within(20, 400));
+            }
+            pids
+        });
+        let lookups = thread::spawn(move || {
+            let mut number = 0_u64;
+            while other.load(Relaxed) {
+                number += 1;
+                failed_lookup(&format!("n{number}.killed.podopsy.test"), number as u16);
+                thread::sleep(Duration::from_millis(25));
+            }
+        });
+        Load { goes_on, kills, lookups }
+    }
+
+    fn end(self) -> Vec<u32> {
+        self.goes_on.store(false, Relaxed);
+        self.lookups.join().expect("lookups");
+        self.kills.join().expect("kills")
+    }
+}
+
+/// What makes an event one that is told once.
+fn name_of(event: &Event) -> Option<String> {
+    match (&event.detail, &event.incident) {
+        (_, Some(incident)) if event.kind == Kind::OomIncident => Some(format!("incident {}", incident.id)),
+        (Detail::Oom(kill), _) => Some(format!("kill of {}", kill.victim.pid)),
+        (Detail::Dns(dns), _) => {
+            let name = dns.name.as_ref().filter(|name| name.ends_with("killed.podopsy.test"))?;
+            Some(format!("{} of {name} with {}", event.kind.word(), dns.id))
+        }
+        _ => None,
+    }
+}
+
+fn count(events: impl IntoIterator<Item = Event>) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for name in events.into_iter().filter_map(|event| name_of(&event)) {
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+fn stored(state: &Path) -> Vec<Event> {
+    let (reader, mut events, mut after) = (Reader::of(state), Vec::new(), None);
+    loop {
+        let page = reader.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+        assert_eq!(page.unreadable, 0);
+        events.extend(page.items.iter().map(|item| item.parse::<Event>().expect("an event")));
+        after = page.next;
+        if after.is_none() {
+            return events;
+        }
+    }
+}
+
+#[test]
+fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twice() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state");
+    let arguments = ["--state-dir", &state.display().to_string(), "--growth", "off", "--cpu-budget", "0"];
+    let nowhere = Path::new("/nonexistent/podopsy-test.sock");
+    // The first one's start is where the count of kills begins.
+    let mut first = Agent::start_in(folder.path(), nowhere, &arguments);
+    let load = Load::start();
+    thread::sleep(Duration::from_secs(1));
+    first.process.0.kill().expect("kill it");
+    first.process.0.wait().expect("its end");
+    let mut files = vec![folder.path().join("first.out")];
+    fs::rename(folder.path().join("agent.out"), &files[0]).expect("keep what it wrote");
+
+    let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let mut moments = Moments(88_172_645_463_325_252);
+    // Some while they start: to be ready takes half a second, and an emulated machine ten times that.
+    let is_emulated = std::env::var_os("PODOPSY_EMULATED").is_some();
+    let (times, longest) = if is_emulated { (12, 8000) } else { (100, 1500) };
+    for round in 0..times {
+        let out = folder.path().join(format!("{round}.out"));
+        let mut command = Command::new(&program);
+        command.args(arguments).arg("--cri-socket").arg(nowhere).args(["--profile-hz", "0"]);
+        command.arg("--socket").arg(folder.path().join("agent.sock"));
+        command.stdout(File::create(&out).expect("its output")).stderr(Stdio::null());
+        let agent = Running(command.spawn().expect("start the agent"));
+        thread::sleep(moments.within(20, longest));
+        drop(agent);
+        files.push(out);
+        thread::sleep(moments.within(0, 100));
+    }
+    let pids = load.end();
+
+    // The last one is told to end, once it has told all.
+    let mut last = Agent::start_in(folder.path(), nowhere, &arguments);
+    let all = || {
+        let told = count(files.iter().flat_map(|file| written(file)).chain(last.events()));
+        let missing: Vec<_> =
+            pids.iter().filter(|pid| !told.contains_key(&format!("kill of {pid}"))).collect();
+        (missing.is_empty() || stored_kills(&state, &missing)).then_some(())
+    };
+    until("word of every kill", all);
+    let pid = nix::unistd::Pid::from_raw(last.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("end it");
+    assert!(last.process.0.wait().expect("its end").success(), "{}", last.log());
+    files.push(folder.path().join("agent.out"));
+
+    let all = stored(&state);
+    let told = count(files.iter().flat_map(|file| written(file)));
+    let stored = count(all.iter().cloned());
+    let gaps = Reader::of(&state).gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
+    let died = gaps.iter().filter(|gap| gap.reason == GapReason::Died).count();
+    eprintln!(
+        "{times} times killed: {} kills by the kernel, {} events told, {} in the store, {died} of {} gaps",
+        pids.len(),
+        told.len(),
+        stored.len(),
+        gaps.len()
+    );
+    let twice: Vec<_> = told.iter().chain(&stored).filter(|(_, count)| **count > 1).collect();
+    for event in all.iter().filter(|event| name_of(event).is_some_and(|name| stored[&name] > 1)) {
+        let Detail::Oom(kill) = &event.detail else { continue };
+        eprintln!("{}: {:?}, recovered: {}, {:?}", event.time, kill.victim, kill.recovered, kill.incident);
+    }
+    assert!(twice.is_empty(), "more than once: {twice:?}");
+    let lost: Vec<_> = told.keys().filter(|name| !stored.contains_key(*name)).collect();
+    assert!(lost.is_empty(), "told and not in the store: {lost:?}");
+    let unknown: Vec<_> = pids.iter().filter(|pid| !stored.contains_key(&format!("kill of {pid}"))).collect();
+    assert!(unknown.is_empty(), "kills that nobody told: {unknown:?} of {}", pids.len());
+    // Each life that began to record ended without a word.
+    assert!(died * 4 > times && died == gaps.len(), "{died} of {gaps:?}");
+    assert!(told.keys().filter(|name| name.starts_with("dns")).count() > times, "too little load: {told:?}");
+
+    let file = Connection::open_with_flags(state.join("store.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .expect("open it");
+    let word: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a word");
+    assert_eq!(word, "ok");
+}
+
+/// Whether the store has all of these kills: a life may have been ended between the disk and its stdout.
+fn stored_kills(state: &Path, pids: &[&u32]) -> bool {
+    let stored = count(stored(state));
+    pids.iter().all(|pid| stored.contains_key(&format!("kill of {pid}")))
+}
