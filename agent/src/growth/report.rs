@@ -126,9 +126,10 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
+    /// Not one of its instructions is an inlined function's.
     #[inline(never)]
     fn leaking_function() -> u64 {
-        std::hint::black_box(leaking_function as fn() -> u64 as usize as u64)
+        0x1eaf
     }
 
     fn own(symbolizer: &mut Symbolizer, address: u64) -> Located {
@@ -141,7 +142,7 @@ mod tests {
     fn paths_and_functions_have_their_shares() {
         let mut symbolizer = Symbolizer::new();
         symbolizer.see_process(std::process::id());
-        let leak = own(&mut symbolizer, leaking_function());
+        let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
         let caller = own(&mut symbolizer, paths_and_functions_have_their_shares as fn() as usize as u64);
         let stack = |places: &[Located], end| Stack { places: places.into(), end, end_frame: 0 };
         let mut window = Window::default();
