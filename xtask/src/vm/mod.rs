@@ -5,6 +5,7 @@
 //! that moment; the others' turn comes on another boot.
 
 mod column;
+pub mod each_run;
 mod initramfs;
 mod kernels;
 mod suite;
