@@ -8,6 +8,8 @@ mod correlate;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -36,7 +38,19 @@ pub struct Incidents {
     /// What ids begin with.
     boot: String,
     pods: HashMap<String, Pod>,
-    evicted: u64,
+    evicted: Evicted,
+}
+
+/// How many pods were forgotten early because there were too many; may outlive what counts.
+#[derive(Clone, Default)]
+pub struct Evicted(Arc<AtomicU64>);
+
+impl Evicted {
+    /// `incidents_evicted`, if there are any.
+    pub fn losses(&self) -> Losses {
+        let count = Some(self.0.load(Relaxed)).filter(|count| *count > 0);
+        count.map(|count| ("incidents_evicted".to_owned(), count)).into_iter().collect()
+    }
 }
 
 /// By uid.
@@ -139,10 +153,8 @@ impl Incidents {
         out
     }
 
-    /// `incidents_evicted`: pods that were forgotten early because there were too many.
-    pub fn losses(&self) -> Losses {
-        let evicted = Some(("incidents_evicted".to_owned(), self.evicted));
-        evicted.into_iter().filter(|(_, count)| *count > 0).collect()
+    pub fn evicted(&self) -> Evicted {
+        self.evicted.clone()
     }
 
     fn make_room(&mut self, uid: &str) {
@@ -152,7 +164,7 @@ impl Incidents {
         let oldest = self.pods.iter().min_by_key(|(_, pod)| pod.last).map(|(uid, _)| uid.clone());
         if let Some(oldest) = oldest {
             self.pods.remove(&oldest);
-            self.evicted += 1;
+            self.evicted.0.fetch_add(1, Relaxed);
         }
     }
 }

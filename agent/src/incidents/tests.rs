@@ -157,7 +157,10 @@ fn many_pods_are_bounded_and_the_forgotten_counted() {
     for n in 0..PODS_MAX as i64 + 5 {
         all.see(&killed(n, &format!("p{n}"), "b-1"), None);
     }
-    assert_eq!((all.pods.len(), all.losses()), (PODS_MAX, [("incidents_evicted".to_owned(), 5)].into()));
+    assert_eq!(
+        (all.pods.len(), all.evicted().losses()),
+        (PODS_MAX, [("incidents_evicted".to_owned(), 5)].into())
+    );
     assert!(!all.pods.contains_key("uid-of-p4") && all.pods.contains_key("uid-of-p5"));
     // One that nothing happens to any more is let go of.
     all.changed(at(PODS_MAX as i64 + 700));

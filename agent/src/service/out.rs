@@ -131,10 +131,11 @@ impl Out {
         });
         let not_kept = NotKept::default();
         let (of_profiles, of_stdout) = (not_kept.clone(), stdout.lost());
-        let of_store = store.as_ref().map(|(store, _)| store.keeper());
+        let (of_store, of_incidents) = (store.as_ref().map(|(store, _)| store.keeper()), incidents.evicted());
         pages.metrics().lost_beside(move || {
             let mut losses = of_profiles.losses();
             losses.extend(of_stdout.losses());
+            losses.extend(of_incidents.losses());
             losses.extend(of_store.iter().flat_map(Keeper::losses));
             losses
         });
@@ -250,7 +251,7 @@ impl Out {
             stored.event.losses.extend(store.losses());
         }
         if self.store.is_some() || self.exports.takes_incidents() {
-            stored.event.losses.extend(self.incidents.losses());
+            stored.event.losses.extend(self.incidents.evicted().losses());
             self.incidents.see(&stored.event, stored.id);
         }
         stored.event.losses.extend(self.exports.losses());
