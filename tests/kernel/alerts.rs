@@ -77,15 +77,22 @@ fn promtool_agrees_and_each_alert_has_a_test() {
 
 #[test]
 fn manifests_name_what_is_there() {
-    for folder in ["base", "components/prometheus-operator", "overlays/prometheus-operator"] {
+    let of = |folder: &str| {
+        let found = std::fs::read_dir(manifests().join(folder)).expect("a folder of manifests");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+        found.filter_map(name).map(|name| format!("{folder}/{name}")).collect::<Vec<_>>()
+    };
+    let all = [vec!["base".to_owned()], of("components"), of("overlays")].concat();
+    assert!(all.len() >= 8, "{all:?}");
+    for folder in all {
         let file = yaml(&format!("{folder}/kustomization.yaml"));
-        for list in ["resources", "components"] {
-            for name in file[list].as_sequence().into_iter().flatten() {
-                let path = manifests().join(folder).join(name.as_str().expect("a path"));
-                let is_there =
-                    if path.is_dir() { path.join("kustomization.yaml").is_file() } else { path.is_file() };
-                assert!(is_there, "{folder}: {} is not there", path.display());
-            }
+        let listed = ["resources", "components", "patches"].map(|list| file[list].clone());
+        for one in listed.iter().filter_map(serde_yaml_ng::Value::as_sequence).flatten() {
+            let name = one.as_str().or(one["path"].as_str()).expect("a path");
+            let path = manifests().join(&folder).join(name);
+            let is_there =
+                if path.is_dir() { path.join("kustomization.yaml").is_file() } else { path.is_file() };
+            assert!(is_there, "{folder}: {} is not there", path.display());
         }
     }
     // The PodMonitor finds the pods, by their labels and the name of a port.

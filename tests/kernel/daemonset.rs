@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use podopsy_agent::doctor::capability::{Capabilities, Capability};
 use podopsy_agent::model::{Detail, Event, Kind};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use serde_yaml_ng::Value;
@@ -22,18 +23,41 @@ fn list<'a>(value: &'a Value, what: &str) -> &'a [Value] {
     value.as_sequence().unwrap_or_else(|| panic!("daemonset.yaml: {what} is no list: {value:?}"))
 }
 
-/// What a kubelet would make of the manifest: image, command, mounts, host namespaces, security context.
-/// The one thing that differs here is where the runtime's socket lies below /run's stand-in.
-fn pod_spec(node: &Node, image: &str) -> PodSpec {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/base/daemonset.yaml");
+/// The pod of a manifest.
+fn pod_of(file: &str) -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests").join(file);
     let manifest: Value =
         serde_yaml_ng::from_str(&std::fs::read_to_string(&file).expect("the manifest")).expect("it is YAML");
-    let pod = &manifest["spec"]["template"]["spec"];
+    manifest["spec"]["template"]["spec"].clone()
+}
+
+/// The rights of a container, by its security context. Where the context asks for no filter of system calls, a containerd
+/// that was not told of one has none.
+fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
+    if security["privileged"] == true {
+        return spec.privileged();
+    }
+    let capabilities = &security["capabilities"];
+    assert_eq!(capabilities["drop"][0], "ALL");
+    assert_eq!(security["seccompProfile"]["type"], "Unconfined");
+    // A machine that is a container itself may lack it, and a runtime gives nothing that it has not.
+    let lacks =
+        |name: &&str| *name == "SYS_RESOURCE" && !Capabilities::effective().has(Capability::SysResource);
+    let added = list(&capabilities["add"], "add").iter().map(|name| text(name, "a capability"));
+    added.filter(|name| !lacks(name)).fold(spec.no_capabilities(), ContainerSpec::capability)
+}
+
+/// What a kubelet would make of the manifest: image, command, mounts, host namespaces, security context; of a patch to it,
+/// if there is one, the security context; and how often it keeps what it samples, for who does not wait for a minute.
+/// The one thing that differs here is where the runtime's socket lies below /run's stand-in.
+fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> PodSpec {
+    let pod = &pod_of("base/daemonset.yaml");
     let container = &pod["containers"][0];
     let security = &container["securityContext"];
     assert_eq!(security["privileged"], true);
     assert_eq!(security["readOnlyRootFilesystem"], true);
     assert_eq!(pod["hostPID"], true);
+    let patched = patch.map(|file| pod_of(file)["containers"][0]["securityContext"].clone());
 
     let command: Vec<&str> =
         list(&container["command"], "command").iter().map(|w| text(w, "command")).collect();
@@ -44,9 +68,10 @@ fn pod_spec(node: &Node, image: &str) -> PodSpec {
         // The fieldRef of the manifest, and the socket's place on this node.
         .env("NODE_NAME", "node-of-the-manifest")
         .env("PODOPSY_CRI_SOCKET", node.cri_socket().display().to_string())
+        .env("PODOPSY_KEEP_EVERY", keep_every)
         .memory_limit(mib << 20)
-        .privileged()
         .read_only_root();
+    spec = with_rights(spec, patched.as_ref().unwrap_or(security));
     for mount in list(&container["volumeMounts"], "volumeMounts") {
         let name = &mount["name"];
         let volume =
@@ -123,29 +148,35 @@ fn stop(agent: &PodHandle) {
     assert!(log.contains("stopped"), "{log}");
 }
 
+fn is_kill(event: &Event) -> bool {
+    event.kind == Kind::OomKill
+}
+
+/// A pod that leaks until it is killed, and what the agent said of that.
+fn a_kill(node: &Node, victims: &str, agent: &PodHandle) -> (PodHandle, Event) {
+    let leaker = ContainerSpec::new("api", victims).command(["leak", "--fast"]).memory_limit(32 << 20);
+    let pod =
+        node.run_pod(PodSpec::new("shop", "orders").label("app", "orders").container(leaker)).expect("run");
+    pod.wait_exited("api", SOON).expect("it is killed");
+    let kill = until(agent, "kill", || events(agent).into_iter().find(is_kill));
+    assert_eq!(kill.node, "node-of-the-manifest");
+    let log = agent.log("agent").expect("its log");
+    assert!(log.contains("holds from now on: CAP_BPF") && !log.contains("could not give up"), "{log}");
+    let named = kill.pod.as_ref().expect("the pod is named");
+    assert_eq!((&*named.namespace, &*named.name, &named.uid), ("shop", "orders", &pod.uid));
+    assert_eq!(kill.container.as_ref().expect("the container is named").name, "api");
+    (pod, kill)
+}
+
 #[test]
 fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     support::require_root();
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
     let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
     let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
-    let agent = node.run_pod(pod_spec(&node, &image)).expect("run the agent's pod");
+    let agent = node.run_pod(pod_spec(&node, &image, None, "60s")).expect("run the agent's pod");
     records(&agent);
-    let leaker = ContainerSpec::new("api", &victims).command(["leak", "--fast"]).memory_limit(32 << 20);
-    let pod =
-        node.run_pod(PodSpec::new("shop", "orders").label("app", "orders").container(leaker)).expect("run");
-    pod.wait_exited("api", SOON).expect("it is killed");
-    let is_kill = |event: &Event| event.kind == Kind::OomKill;
-    let kill = until(&agent, "kill", || events(&agent).into_iter().find(is_kill));
-    assert_eq!(kill.node, "node-of-the-manifest");
-    let log = agent.log("agent").expect("its log");
-    assert!(log.contains("holds from now on: CAP_BPF") && !log.contains("could not give up"), "{log}");
-    let named = kill.pod.expect("the pod is named");
-    assert_eq!(
-        (named.namespace.as_str(), named.name.as_str(), named.uid),
-        ("shop", "orders", pod.uid.clone())
-    );
-    assert_eq!(kill.container.expect("the container is named").name, "api");
+    let (pod, kill) = a_kill(&node, &victims, &agent);
     // What was printed is in the store, with the pod; the pod is among the pods; and it became an incident.
     let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
     let pids: Vec<_> =
@@ -175,5 +206,38 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     assert_eq!((&gaps[0]["reason"], &gaps[1]), (&"stopped".into(), &serde_json::Value::Null), "{gaps}");
     let kills = api(&node, "/api/v1/events?kind=oom.kill&pod=orders")["events"].clone();
     assert_eq!(kills.as_array().map(Vec::len), Some(2), "{kills}");
+    stop(&agent);
+}
+
+#[test]
+fn with_rights_by_name_it_lacks_the_kernels_log_and_says_so() {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
+    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
+    let spec = pod_spec(&node, &image, Some("components/named-rights/daemonset.yaml"), "3s");
+    let agent = node.run_pod(spec).expect("run the agent's pod");
+    records(&agent);
+    let (_pod, kill) = a_kill(&node, &victims, &agent);
+    let Detail::Oom(kill) = &kill.detail else { panic!("no kill's facts: {kill:?}") };
+    assert!(kill.rss.is_some() && !kill.kernel_stack.is_empty(), "{kill:?}");
+    let ready = api(&node, "/readyz");
+    assert_eq!(
+        (&ready["ready"], ready["degraded"].as_array().map(Vec::len)),
+        (&true.into(), Some(1)),
+        "{ready}"
+    );
+    assert!(ready["degraded"][0].as_str().is_some_and(|why| why.contains("/dev/kmsg")), "{ready}");
+    // Other containers' programs are opened and sampled: most stacks are whole.
+    let burner = ContainerSpec::new("app", &victims).command(["burner"]);
+    let _burner = node.run_pod(PodSpec::new("shop", "pricing").container(burner)).expect("run the burner");
+    until(&agent, "profile with whole stacks", || {
+        let profiles = &api(&node, "/api/v1/profiles?pod=pricing")["profiles"];
+        let is_whole = |one: &serde_json::Value| {
+            let count = |name: &str| one["facts"][name].as_u64().unwrap_or(0);
+            count("user_stacks") > 10 && count("complete") * 10 > count("user_stacks") * 9
+        };
+        profiles.as_array()?.iter().any(is_whole).then_some(())
+    });
     stop(&agent);
 }

@@ -19,29 +19,34 @@ pub struct Room {
     /// The kernel's count of kills when the probes had just been attached.
     pub kills_at_start: Option<u64>,
     pub missed: Option<Missed>,
+    /// What kills will lack.
+    pub degraded: Option<String>,
 }
 
 /// To be called with the probes attached: what is killed from now on is theirs.
 pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     if !options.oom {
         let examiner = Arc::new(Examiner::new(pods.clone(), None, None));
-        return Ok(Room { examiner, kills_at_start: None, missed: None });
+        return Ok(Room { examiner, kills_at_start: None, missed: None, degraded: None });
     }
     let kills_at_start = machine_oom_kills(Path::new("/proc"));
-    let backlog = kernel_log::backlog(None).inspect_err(|error| {
-        tracing::warn!(
-            "OOM kills will lack what only the kernel's log knows (whose limit, the table): {error:#}"
-        );
-    });
-    let last = backlog.as_ref().ok().and_then(|backlog| backlog.last);
-    let log = match backlog.is_ok() {
-        true => Follower::start(last).inspect_err(|error| tracing::warn!("{error:#}")).ok(),
-        false => None,
+    // Read before it is followed: what was written between the two is followed, too.
+    let read = kernel_log::backlog(None).and_then(|backlog| Ok((Follower::start(backlog.last)?, backlog)));
+    let (log, backlog, degraded) = match read {
+        Ok((log, backlog)) => (Some(log), backlog, None),
+        Err(error) => {
+            let lacks = format!(
+                "OOM kills lack what only the kernel's log knows (whose limit, the table): {error:#}"
+            );
+            tracing::warn!("{lacks}");
+            (None, Backlog::default(), Some(lacks))
+        }
     };
-    let missed = options.state_dir.as_deref().and_then(|dir| missed(dir, last, backlog.unwrap_or_default()));
+    let last = backlog.last;
+    let missed = options.state_dir.as_deref().and_then(|dir| missed(dir, last, backlog));
     let sampler = Sampler::start(pods.clone())?;
     let examiner = Arc::new(Examiner::new(pods.clone(), Some(sampler), log));
-    Ok(Room { examiner, kills_at_start, missed })
+    Ok(Room { examiner, kills_at_start, missed, degraded })
 }
 
 fn missed(dir: &Path, last: Option<u64>, backlog: Backlog) -> Option<Missed> {

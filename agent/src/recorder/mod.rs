@@ -177,10 +177,11 @@ impl Recorder {
             },
             false => None,
         };
-        let degraded = loaded.as_ref().map(|(probes, _)| probes.degraded.clone()).unwrap_or_default();
+        let mut degraded = loaded.as_ref().map(|(probes, _)| probes.degraded.clone()).unwrap_or_default();
         let mut attached = loaded.as_ref().map(|(probes, _)| probes.attached.clone()).unwrap_or_default();
         attached.extend(tapped.is_some().then_some(("dns", true)));
         let room = autopsy::room(&options, &pods)?;
+        degraded.extend(room.degraded);
         let (records_in, records) = mpsc::channel(RECORDS);
         let (events_in, events) = mpsc::channel(EVENTS);
         let losses = Arc::new(Mutex::new(Losses::new()));
