@@ -17,7 +17,7 @@ const QUEUE: usize = 256;
 const FILES: usize = 512;
 const SYMBOLS_BYTES: u64 = 32 << 20;
 /// Symbols are let go of when nobody has asked for so long.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(5);
 /// Between two looks at who runs: a file that nobody had mapped at one of them, nor since, is let go of at the next.
 const LOOK_AROUND: Duration = Duration::from_secs(300);
 /// At exec only the program and its loader are mapped; its libraries are by then.

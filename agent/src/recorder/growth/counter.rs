@@ -21,7 +21,7 @@ const SEEN_MAX: usize = 4096;
 const LOOKS_MAX: u32 = 8;
 
 /// Symbols are let go of when nobody has asked for so long.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(5);
 
 /// Counts samples until the last sender is gone.
 pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
