@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 
+use crate::PATIENCE;
 use crate::cri::client::Cri;
 use crate::network::Network;
 
@@ -84,9 +85,9 @@ impl Containerd {
             if let Some(status) = self.child.try_wait()? {
                 bail!("containerd ended ({status}); the end of its log:\n{}", self.log_tail());
             }
-            if start.elapsed() > Duration::from_secs(30) {
+            if start.elapsed() > PATIENCE {
                 bail!(
-                    "containerd is not ready after 30 s: {error}; the end of its log:\n{}",
+                    "containerd is not ready after {PATIENCE:?}: {error}; the end of its log:\n{}",
                     self.log_tail()
                 );
             }

@@ -50,3 +50,6 @@ pub use node::Node;
 pub use pod::{ContainerSpec, Dns, PodSpec, Qos};
 pub use resolver::Resolver;
 pub use teardown::sweep;
+
+/// For what takes a second, and an emulated machine beside another one a minute.
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use crate::PATIENCE;
 use crate::binaries::{self, VICTIMS};
 use crate::cgroup;
 use crate::containerd::{self, Containerd, PAUSE_IMAGE};
@@ -165,8 +166,8 @@ impl Node {
         // CRI learns of the import through an event.
         let start = Instant::now();
         while !self.cri.has_image(image.name())? {
-            if start.elapsed() > Duration::from_secs(10) {
-                bail!("CRI does not know {} 10 s after its import", image.name());
+            if start.elapsed() > PATIENCE {
+                bail!("CRI does not know {} {PATIENCE:?} after its import", image.name());
             }
             std::thread::sleep(Duration::from_millis(20));
         }

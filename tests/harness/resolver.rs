@@ -5,10 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::PATIENCE;
 use crate::network::Network;
 use crate::process::Process;
 
@@ -56,7 +56,7 @@ impl Resolver {
             Self { child, address: address.to_owned(), orders: Mutex::new((stdin, answers)), queries };
         let first = {
             let orders = resolver.orders.get_mut().unwrap_or_else(PoisonError::into_inner);
-            orders.1.recv_timeout(Duration::from_secs(10))
+            orders.1.recv_timeout(PATIENCE)
         };
         if !first.is_ok_and(|line| line.starts_with("resolver: ")) {
             bail!("the resolver on {address} with mode {mode:?} did not start");
@@ -73,7 +73,7 @@ impl Resolver {
     pub fn set_mode(&self, mode: &str) -> anyhow::Result<()> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         writeln!(orders.0, "{mode}").context("the resolver is gone")?;
-        let answer = orders.1.recv_timeout(Duration::from_secs(10)).context("the resolver is gone")?;
+        let answer = orders.1.recv_timeout(PATIENCE).context("the resolver is gone")?;
         if answer != format!("mode {mode}") {
             bail!("resolver: {answer}");
         }

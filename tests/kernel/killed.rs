@@ -14,23 +14,24 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use podopsy_agent::model::{Detail, Event, Kind};
-use podopsy_agent::store::{Filter, GapReason, Reader, Shelf};
+use podopsy_agent::store::{GapReason, Reader};
 use rusqlite::{Connection, OpenFlags};
 use support::agent::{Agent, until, written};
-use support::{MemoryCgroup, Running, failed_lookup, require_root};
+use support::{MemoryCgroup, Running, failed_lookup, require_root, stored};
 
 /// Its memory is full within some milliseconds.
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 
 /// Moments that are the same in each run: a failure can be had again.
-struct Moments(u64);
+struct Moments(fastrand::Rng);
 
 impl Moments {
+    fn new(seed: u64) -> Moments {
+        Moments(fastrand::Rng::with_seed(seed))
+    }
+
     fn within(&mut self, from: u64, until: u64) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        Duration::from_millis(from + self.0 % (until - from))
+        Duration::from_millis(self.0.u64(from..until))
     }
 }
 
@@ -47,7 +48,7 @@ impl Load {
         let (one, other) = (Arc::clone(&goes_on), Arc::clone(&goes_on));
         let kills = thread::spawn(move || {
             let cgroup = MemoryCgroup::new("killed", 8 << 20);
-            let (mut pids, mut moments) = (Vec::new(), Moments(7));
+            let (mut pids, mut moments) = (Vec::new(), Moments::new(7));
             while one.load(Relaxed) {
                 let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
                 let _ = child.wait();
@@ -95,19 +96,6 @@ fn count(events: impl IntoIterator<Item = Event>) -> BTreeMap<String, u64> {
     counts
 }
 
-fn stored(state: &Path) -> Vec<Event> {
-    let (reader, mut events, mut after) = (Reader::of(state), Vec::new(), None);
-    loop {
-        let page = reader.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
-        assert_eq!(page.unreadable, 0);
-        events.extend(page.items.iter().map(|item| item.parse::<Event>().expect("an event")));
-        after = page.next;
-        if after.is_none() {
-            return events;
-        }
-    }
-}
-
 #[test]
 fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twice() {
     require_root();
@@ -125,7 +113,7 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
     fs::rename(folder.path().join("agent.out"), &files[0]).expect("keep what it wrote");
 
     let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-    let mut moments = Moments(88_172_645_463_325_252);
+    let mut moments = Moments::new(11);
     // Some while they start: to be ready takes half a second, and an emulated machine ten times that.
     let is_emulated = std::env::var_os("PODOPSY_EMULATED").is_some();
     let (times, longest) = if is_emulated { (12, 8000) } else { (100, 1500) };
@@ -157,7 +145,7 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
     assert!(last.process.0.wait().expect("its end").success(), "{}", last.log());
     files.push(folder.path().join("agent.out"));
 
-    let all = stored(&state);
+    let all = stored(&Reader::of(&state));
     let told = count(files.iter().flat_map(|file| written(file)));
     let stored = count(all.iter().cloned());
     let gaps = Reader::of(&state).gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
@@ -191,6 +179,6 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
 
 /// Whether the store has all of these kills: a life may have been ended between the disk and its stdout.
 fn stored_kills(state: &Path, pids: &[&u32]) -> bool {
-    let stored = count(stored(state));
+    let stored = count(stored(&Reader::of(state)));
     pids.iter().all(|pid| stored.contains_key(&format!("kill of {pid}")))
 }

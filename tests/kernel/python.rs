@@ -11,6 +11,7 @@ use std::time::Duration;
 use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{self, Options, Scope};
+use support::place::unpacked;
 use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
 
@@ -90,7 +91,19 @@ fn nearly_all(what: &str, right: u64, all: u64, profile: &Profile) {
 #[test]
 fn a_python_programs_functions_have_their_shares_in_order_beside_the_native_ones() {
     let python = std::env::var("PODOPSY_PYTHON").unwrap_or_else(|_| "/usr/bin/python3".to_owned());
-    let running = Running::start(Command::new(python).arg(source("known.py")));
+    is_known(&Running::start(Command::new(python).arg(source("known.py"))));
+}
+
+#[test]
+fn a_python_that_tells_its_own_offsets_is_read_in_a_root_of_its_own() {
+    let root = unpacked("../pythons/3.13/usr/bin/python3.13");
+    let root = root.ancestors().nth(3).expect("where it is unpacked");
+    std::fs::copy(source("known.py"), root.join("known.py")).expect("copy the program into the root");
+    is_known(&Running::start(Command::new("chroot").arg(root).args(["/usr/bin/python3.13", "/known.py"])));
+}
+
+/// Runs known.py: what is known of that is found.
+fn is_known(running: &Running) {
     let profile = running.profile(6000, Duration::from_secs(20));
     let (user, complete) = profile.complete();
     eprintln!("{complete} of {user} stacks complete; lost: {:?}", profile.losses);

@@ -15,7 +15,7 @@ use podopsy_agent::api::{self, Health, Sources};
 use podopsy_agent::model::event::{ProcessRef, Protocol};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, Losses, Outcome, Owner};
 use podopsy_agent::pods::Pods;
-use podopsy_agent::store::{Filter, GapReason, Limits, Shelf, Store, Told};
+use podopsy_agent::store::{GapReason, Limits, Store, Told};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -82,17 +82,7 @@ impl Drop for Disk {
 
 /// Nothing kept is lost, and what was not kept is a gap with its number.
 fn account(store: &Store, kept: usize) {
-    let page = |after| store.reader().page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
-    let (mut found, mut after) = (0, None);
-    loop {
-        let page = page(after);
-        assert_eq!(page.unreadable, 0);
-        found += page.items.len();
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    let found = support::stored(&store.reader()).len();
     assert!(found >= kept, "{found} of {kept} that were kept");
     let gaps = store.reader().gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
     assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.reason == GapReason::NotWritten), "{gaps:?}");

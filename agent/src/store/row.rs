@@ -288,14 +288,11 @@ mod tests {
     fn a_day_of_two_hundred_containers_fits_into_its_share() {
         let now = Timestamp::now();
         let noise = |seed: u64| {
-            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut random = fastrand::Rng::with_seed(seed);
             let mut bytes = 100 << 20;
             // A container that is busy: every number differs from the one before it.
             let next = move |_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                bytes += (state % 2048) * 4096;
+                bytes += random.u64(..2048) * 4096;
                 bytes
             };
             (0..60).map(next).collect::<Vec<u64>>()

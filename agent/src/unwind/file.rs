@@ -177,14 +177,9 @@ mod tests {
         let table = sections(&write(&whole));
         let eh_frame = table.iter().find(|section| section.name == b".eh_frame").unwrap();
         let (from, len) = (eh_frame.offset as usize, eh_frame.size as usize);
-        // A generator of its own, so that a failure can be had again.
-        let mut seed = 88_172_645_463_325_252_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed as usize % below
-        };
+        // The same each time: a failure can be had again.
+        let mut numbers = fastrand::Rng::with_seed(1);
+        let mut random = |below: usize| numbers.usize(..below);
         for round in 0..150 {
             let mut bytes = whole.clone();
             for _ in 0..1 + round {

@@ -270,15 +270,12 @@ fn module(area: &Area, file: &File) -> Option<Module<Vec<u8>>> {
 fn judge(name: &str, program: &[&str]) -> Verdict {
     let (mut victim, mut verdict) = (Victim::start(program), Verdict::default());
     let until = Instant::now() + Duration::from_secs(120);
-    // A generator of its own, so that the distances between stops have no rhythm.
-    let mut seed = 88_172_645_463_325_252_u64;
+    // The distances between stops have no rhythm.
+    let mut random = fastrand::Rng::with_seed(1);
     while verdict.stops < STOPS && Instant::now() < until {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        std::thread::sleep(Duration::from_micros(200 + seed % 3000));
+        std::thread::sleep(Duration::from_micros(random.u64(200..3200)));
         let threads = victim.threads();
-        let Some(&tid) = threads.get(seed as usize % threads.len().max(1)) else { continue };
+        let Some(&tid) = random.choice(&threads) else { continue };
         // A thread may end just now.
         let _ = victim.stop(tid, &mut verdict);
     }

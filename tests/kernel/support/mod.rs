@@ -20,6 +20,7 @@ use podopsy_agent::model::profile::{Frame, Sample};
 use podopsy_agent::model::{Detail, DnsTransaction, Event, Losses};
 use podopsy_agent::pods::{Options as PodsOptions, Pods};
 use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_agent::store::{Filter, Reader, Shelf};
 use podopsy_harness::Node;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -139,6 +140,20 @@ pub fn options() -> Options {
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,
+    }
+}
+
+/// Every event that a store has, each of them readable.
+pub fn stored(store: &Reader) -> Vec<Event> {
+    let (mut events, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+        assert_eq!(page.unreadable, 0);
+        events.extend(page.items.iter().map(|item| item.parse::<Event>().expect("an event")));
+        after = page.next;
+        if after.is_none() {
+            return events;
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! probe that depends on the kernel, brings a line.
 
 /// Parts of names; each is some test's.
-pub const TESTS: [&str; 28] = [
+pub const TESTS: [&str; 29] = [
     // OOM kills: victim and trigger, threads, groups (v2), limits of every level (v2), the kernel's log.
     "oom::a_killed_host_process",
     "oom::a_storm_of_kills",
@@ -37,7 +37,8 @@ pub const TESTS: [&str; 28] = [
     "growth::",
     "python::what_only_says",
     "kernel_side::",
-    // Pods on cgroup v2, and what an agent may do with what it keeps.
+    // Pods on cgroup v2, and what an agent may do with what it is given, and with what it keeps.
+    "daemonset::",
     "pods::a_kill_names",
     "pods::a_failed_lookup",
     "restraint::the_agent_names",

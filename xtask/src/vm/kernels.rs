@@ -1,16 +1,13 @@
-//! Which kernels the lab boots, and where they come from: Debian's archive, through an apt configuration of our own
-//! that neither reads nor changes the machine's.
+//! Which kernels the lab boots, and where they come from: Debian's archive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::archive::{self, ARCH, Apt};
 use crate::{setup, sh};
-
-/// Debian's name of the architecture.
-const ARCH: &str = "amd64";
 
 /// A kernel of the table.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +60,6 @@ const SOURCES: [&str; 5] = [
     "http://deb.debian.org/debian sid main",
 ];
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Of a kernel's modules, those that a node needs: 9p and overlay for its root, the network of pods.
 const WANTED: [&str; 12] = [
     "*/vmlinuz*",
@@ -109,17 +104,16 @@ pub fn fetch(kernels: &[Kernel]) -> Result<Vec<Fetched>> {
     if let Some(all) = kernels.iter().map(pinned).collect() {
         return Ok(all);
     }
-    let apt = Apt::new(&cache)?;
+    let apt = Apt::new(&cache.join("apt"), &SOURCES)?;
     let fetched =
         kernels.iter().map(|kernel| pinned(kernel).map_or_else(|| download(kernel, &apt, &cache), Ok));
     let fetched = fetched.collect();
-    // Lists are ten times the size of what they lead to, and old tomorrow.
-    let _ = fs::remove_dir_all(&apt.root);
+    apt.forget();
     fetched
 }
 
 fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
-    let (release, version) = apt.available(kernel)?;
+    let (release, version) = available(apt, kernel)?;
     if let Some(fetched) = cached(kernel, &release, &version, cache) {
         return Ok(fetched);
     }
@@ -130,11 +124,7 @@ fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
     for package in kernel.packages {
         let name = format!("{package}-{release}");
         sh::say(format_args!("fetching {name} {version}"));
-        sh::capture(
-            apt.command("apt-get")
-                .args(["-q", "download", &format!("{name}={version}")])
-                .current_dir(&staging),
-        )?;
+        apt.download(&[&format!("{name}={version}")], &staging)?;
     }
     unpack(&staging, &release)?;
     let _ = fs::remove_dir_all(&folder);
@@ -156,23 +146,8 @@ fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option
 
 /// Turns the packages in `folder` into `vmlinuz` and `lib/modules/RELEASE`.
 fn unpack(folder: &Path, release: &str) -> Result<()> {
-    let packages: Vec<_> = fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    for package in packages.iter().filter(|path| path.extension().is_some_and(|ext| ext == "deb")) {
-        let mut contents = Command::new("dpkg-deb")
-            .arg("--fsys-tarfile")
-            .arg(package)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start dpkg-deb")?;
-        let mut tar = Command::new("tar");
-        tar.args(["-x", "--wildcards", "--no-anchored", "-C"]).arg(folder).args(WANTED);
-        if let Some(from) = contents.stdout.take() {
-            tar.stdin(from);
-        }
-        // It fails when a pattern matches nothing, as some do in each package: what counts is looked for below.
-        let _ = tar.stderr(Stdio::null()).status().context("start tar")?;
-        contents.wait()?;
-        fs::remove_file(package)?;
+    for package in archive::packages_in(folder)? {
+        archive::unpack(&package, folder, &WANTED)?;
     }
     // /usr/lib/modules since usrmerge reached the packages.
     if folder.join("usr/lib/modules").is_dir() {
@@ -187,88 +162,39 @@ fn unpack(folder: &Path, release: &str) -> Result<()> {
     sh::capture(Command::new("/sbin/depmod").arg("-b").arg(folder).arg(release)).map(drop)
 }
 
-/// apt with lists, sources and archives of its own.
-struct Apt {
-    root: PathBuf,
-    config: PathBuf,
-}
-
-impl Apt {
-    fn new(cache: &Path) -> Result<Apt> {
-        let root = cache.join("apt");
-        for folder in ["state/lists/partial", "cache/archives/partial", "etc"] {
-            let folder = root.join(folder);
-            fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        }
-        let write = |name: &str, text: String| {
-            let path = root.join(name);
-            fs::write(&path, text).with_context(|| format!("write {}", path.display())).map(|()| path)
-        };
-        let line = |source: &str| format!("deb [arch={ARCH} signed-by={KEYRING}] {source}\n");
-        write("etc/sources.list", SOURCES.map(line).concat())?;
-        let dir = root.display();
-        // A mirror that lags is good enough: the versions are pinned, and signatures are checked all the same.
-        let config = write(
-            "apt.conf",
-            format!(
-                "Dir::Etc \"{dir}/etc\";\nDir::Etc::sourcelist \"sources.list\";\nDir::Etc::sourceparts \"-\";\n\
-                 Dir::Etc::preferencesparts \"-\";\nDir::State \"{dir}/state\";\nDir::Cache \"{dir}/cache\";\n\
-                 Dir::State::status \"/var/lib/dpkg/status\";\nAPT::Architectures {{ \"{ARCH}\"; }};\n\
-                 APT::Sandbox::User \"root\";\nAcquire::Languages \"none\";\n\
-                 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
-                 Acquire::Check-Valid-Until \"false\";\n"
-            ),
-        )?;
-        let apt = Apt { root, config };
-        sh::say("reading the kernel lists of Debian's archive");
-        sh::capture(apt.command("apt-get").args(["-q", "update"])).context(
-            "cannot read Debian's archive for kernels; is deb.debian.org within reach, and \
-             debian-archive-keyring installed?",
-        )?;
-        Ok(apt)
+/// The pinned release and version; where the archive has it no more, the newest of its series.
+fn available(apt: &Apt, kernel: &Kernel) -> Result<(String, String)> {
+    let last = kernel.packages.last().context("a kernel has packages")?;
+    let versions = |release: &str| -> Result<Vec<String>> {
+        let listing = sh::capture(apt.command("apt-cache").args(["madison", &format!("{last}-{release}")]))?;
+        Ok(listing.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
+    };
+    let pinned = versions(kernel.release)?;
+    if pinned.iter().any(|version| version == kernel.version) {
+        return Ok((kernel.release.to_owned(), kernel.version.to_owned()));
     }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("APT_CONFIG", &self.config);
-        command
-    }
-
-    /// The pinned release and version; where the archive has it no more, the newest of its series.
-    fn available(&self, kernel: &Kernel) -> Result<(String, String)> {
-        let last = kernel.packages.last().context("a kernel has packages")?;
-        let versions = |release: &str| -> Result<Vec<String>> {
-            let listing =
-                sh::capture(self.command("apt-cache").args(["madison", &format!("{last}-{release}")]))?;
-            Ok(listing.lines().filter_map(|line| Some(line.split('|').nth(1)?.trim().to_owned())).collect())
-        };
-        let pinned = versions(kernel.release)?;
-        if pinned.iter().any(|version| version == kernel.version) {
-            return Ok((kernel.release.to_owned(), kernel.version.to_owned()));
-        }
-        let prefix = format!("{last}-{}.", kernel.name.split('.').next().unwrap_or(kernel.name));
-        let names = sh::capture(self.command("apt-cache").args(["pkgnames", &prefix]))?;
-        let mut releases: Vec<&str> = names
-            .lines()
-            .filter_map(|name| name.strip_prefix(last)?.strip_prefix('-'))
-            .filter(|release| is_plain(release) && same_series(release, kernel))
-            .collect();
-        releases.sort_by_key(|release| numbers(release));
-        let Some(release) = releases.last() else {
-            bail!(
-                "Debian's archive has neither {} {} nor another {} kernel",
-                kernel.release,
-                kernel.version,
-                kernel.name
-            );
-        };
-        let version = versions(release)?.into_iter().next().context("a package has a version")?;
-        sh::say(format_args!(
-            "Debian's archive has no {} {} any more: taking {release} {version}; pin it in xtask/src/vm/kernels.rs",
-            kernel.release, kernel.version
-        ));
-        Ok(((*release).to_owned(), version))
-    }
+    let prefix = format!("{last}-{}.", kernel.name.split('.').next().unwrap_or(kernel.name));
+    let names = sh::capture(apt.command("apt-cache").args(["pkgnames", &prefix]))?;
+    let mut releases: Vec<&str> = names
+        .lines()
+        .filter_map(|name| name.strip_prefix(last)?.strip_prefix('-'))
+        .filter(|release| is_plain(release) && same_series(release, kernel))
+        .collect();
+    releases.sort_by_key(|release| numbers(release));
+    let Some(release) = releases.last() else {
+        bail!(
+            "Debian's archive has neither {} {} nor another {} kernel",
+            kernel.release,
+            kernel.version,
+            kernel.name
+        );
+    };
+    let version = versions(release)?.into_iter().next().context("a package has a version")?;
+    sh::say(format_args!(
+        "Debian's archive has no {} {} any more: taking {release} {version}; pin it in xtask/src/vm/kernels.rs",
+        kernel.release, kernel.version
+    ));
+    Ok(((*release).to_owned(), version))
 }
 
 /// For every PC: neither -cloud nor -rt, no backport, not unsigned.

@@ -91,7 +91,7 @@ const LIST: &[Entry] = &[
     },
     Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
     Entry {
-        tests: "python::a_python_programs_functions*",
+        tests: "python::a_python_*",
         on: "emulated",
         why: "shares of time within four points are not what an emulated machine's clock keeps; that frames are read there, \
               the other test shows",
