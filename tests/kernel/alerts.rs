@@ -76,26 +76,8 @@ fn promtool_agrees_and_each_alert_has_a_test() {
 }
 
 #[test]
-fn manifests_name_what_is_there() {
-    let of = |folder: &str| {
-        let found = std::fs::read_dir(manifests().join(folder)).expect("a folder of manifests");
-        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
-        found.filter_map(name).map(|name| format!("{folder}/{name}")).collect::<Vec<_>>()
-    };
-    let all = [vec!["base".to_owned()], of("components"), of("overlays")].concat();
-    assert!(all.len() >= 8, "{all:?}");
-    for folder in all {
-        let file = yaml(&format!("{folder}/kustomization.yaml"));
-        let listed = ["resources", "components", "patches"].map(|list| file[list].clone());
-        for one in listed.iter().filter_map(serde_yaml_ng::Value::as_sequence).flatten() {
-            let name = one.as_str().or(one["path"].as_str()).expect("a path");
-            let path = manifests().join(&folder).join(name);
-            let is_there =
-                if path.is_dir() { path.join("kustomization.yaml").is_file() } else { path.is_file() };
-            assert!(is_there, "{folder}: {} is not there", path.display());
-        }
-    }
-    // The PodMonitor finds the pods, by their labels and the name of a port.
+fn the_pod_monitor_finds_the_pods_and_alertmanager_reads_its_example() {
+    // By their labels, and the name of a port.
     let monitor = yaml("components/prometheus-operator/podmonitor.yaml");
     let template = yaml("base/daemonset.yaml")["spec"]["template"].clone();
     let wanted = monitor["spec"]["selector"]["matchLabels"].as_mapping().expect("labels");

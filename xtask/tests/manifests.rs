@@ -198,3 +198,17 @@ fn the_clusters_dns_is_asked_only_where_a_component_says_so() {
     assert_eq!((&pod()["dnsPolicy"], &pod()["hostNetwork"]), (&"Default".into(), &Value::Null));
     assert_eq!(change("cluster-dns")["dnsPolicy"], "ClusterFirst");
 }
+
+#[test]
+fn rights_by_name_come_instead_of_all_and_are_those_of_the_unit() {
+    let security = change("named-rights")["containers"][0]["securityContext"].clone();
+    assert_eq!(
+        (&security["privileged"], &security["capabilities"]["drop"][0]),
+        (&false.into(), &"ALL".into())
+    );
+    let unit = std::fs::read_to_string(sh::root().join("manifests/systemd/podopsy-agent.service")).unwrap();
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    for name in list(&security["capabilities"]["add"]).iter().map(text) {
+        assert!(set.split(' ').any(|one| one.strip_prefix("CAP_") == Some(name)), "{name}: {set}");
+    }
+}
