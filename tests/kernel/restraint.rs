@@ -8,12 +8,13 @@ use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::kill;
+use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Pid, setuid};
 use podopsy_agent::attach;
 use podopsy_agent::model::Kind;
@@ -79,7 +80,7 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
     let mut command = Command::new(me);
     let done = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().expect("run it");
     let said = [done.stdout, done.stderr].concat();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&said));
+    assert!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&said));
 }
 
 #[test]
@@ -108,12 +109,26 @@ fn every_thread_is_refused_what_is_never_needed() {
                 let _ = std::thread::spawn(|| ()).join();
             }
         });
+        // One that is asked many times and has answered one when nobody asks any more: sigsuspend takes a single signal.
+        let (blocked, is_blocked) = std::sync::mpsc::channel();
+        let (finished, is_finished) = std::sync::mpsc::channel::<()>();
+        let slow = std::thread::spawn(move || {
+            SigSet::all().thread_block().expect("block signals");
+            blocked.send(()).expect("it is waited for");
+            std::thread::sleep(Duration::from_millis(100));
+            SigSet::empty().suspend().expect("take one");
+            let _ = is_finished.recv();
+            SigSet::all().thread_unblock().expect("take the others");
+        });
+        is_blocked.recv().expect("it blocks signals");
         let needs = Needs { samples: true, foreign_folder: false };
         let wanted = restraint::kept(&needs);
         let done = restraint::finish(&needs);
         assert!(done.filtered && done.failed.is_empty(), "{done:?}");
         assert_eq!(done.kept, wanted);
         is_restrained(std::process::id(), &wanted);
+        finished.send(()).expect("it waits");
+        slow.join().expect("it lives");
         // The test harness's own thread was there before.
         let bounding = of_threads(std::process::id(), "CapBnd");
         let whole = bounding.iter().filter(|(_, set)| *set != "0".repeat(16)).count();

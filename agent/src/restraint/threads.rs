@@ -44,13 +44,11 @@ pub fn narrow(keep: u64) -> anyhow::Result<()> {
     let _one = NARROWING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     KEEP.store(keep, SeqCst);
     let number = libc::SIGRTMAX() - 1;
-    let before = handle(number, on_signal as *const () as libc::sighandler_t, libc::SA_RESTART)?;
-    let done = ask_all(number, keep);
-    // No signal is on its way any more: whoever was asked has answered, or the process goes on as it was.
-    if done.is_ok() {
-        handle(number, before, 0)?;
-    }
-    done
+    handle(number, on_signal as *const () as libc::sighandler_t, libc::SA_RESTART)?;
+    ask_all(number, keep)?;
+    // A thread that was asked again before it had come to answer has more of them in line, and may come to those later. What
+    // was in place before us, the default, would end the process then.
+    handle(number, libc::SIG_IGN, 0)
 }
 
 fn ask_all(number: libc::c_int, keep: u64) -> anyhow::Result<()> {
@@ -88,21 +86,17 @@ fn state(tid: i32) -> Option<[u64; 3]> {
     Some([field("CapInh:")?, field("CapPrm:")?, field("CapEff:")?])
 }
 
-/// Puts a handler in place; returns the one before.
-fn handle(
-    number: libc::c_int,
-    handler: libc::sighandler_t,
-    flags: libc::c_int,
-) -> anyhow::Result<libc::sighandler_t> {
+/// Puts a handler in place.
+fn handle(number: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) -> anyhow::Result<()> {
     // SAFETY: all zeros is a sigaction without a handler, an empty mask and no flags.
-    let (mut new, mut old): (libc::sigaction, libc::sigaction) = unsafe { (mem::zeroed(), mem::zeroed()) };
+    let mut new: libc::sigaction = unsafe { mem::zeroed() };
     new.sa_sigaction = handler;
     new.sa_flags = flags;
-    // SAFETY: both live over the call, and the handler calls nothing that a signal handler may not.
-    if unsafe { libc::sigaction(number, &raw const new, &raw mut old) } != 0 {
+    // SAFETY: it lives over the call, and the handler calls nothing that a signal handler may not.
+    if unsafe { libc::sigaction(number, &raw const new, ptr::null_mut()) } != 0 {
         bail!("handle signal {number}: {}", std::io::Error::last_os_error());
     }
-    Ok(old.sa_sigaction)
+    Ok(())
 }
 
 /// In the thread itself: one system call, no allocation, no lock. What it comes to is read from /proc.
