@@ -67,12 +67,17 @@ pub fn unpack(packages: &[Package], folder: &Path) -> Result<()> {
             fetch().with_context(|| format!("cannot download {}; try `apt-get update`", package.name))?;
         }
         let file = fs::read_dir(&download)?.next().context("apt-get download left no file")??.path();
-        sh::capture(Command::new("dpkg-deb").arg("-x").arg(&file).arg(folder))
-            .with_context(|| format!("unpack {}", file.display()))?;
+        extract(&file, folder)?;
         fs::remove_dir_all(&download)?;
         fs::write(&mark, "")?;
     }
     Ok(())
+}
+
+/// All files of a package file.
+pub fn extract(package: &Path, folder: &Path) -> Result<()> {
+    let done = sh::capture(Command::new("dpkg-deb").arg("-x").arg(package).arg(folder));
+    done.map(drop).with_context(|| format!("unpack {}", package.display()))
 }
 
 fn apt_get(verb: &str, names: &[&str]) -> Result<()> {

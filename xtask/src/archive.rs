@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -77,23 +77,4 @@ pub fn packages_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let files = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
     let files = files.filter_map(|entry| Some(entry.ok()?.path()));
     Ok(files.filter(|path| path.extension().is_some_and(|ext| ext == "deb")).collect())
-}
-
-/// Unpacks a package file into `folder` and removes it. `only`: patterns of tar's; nothing is all.
-pub fn unpack(package: &Path, folder: &Path, only: &[&str]) -> Result<()> {
-    let mut contents = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(package)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("start dpkg-deb")?;
-    let mut tar = Command::new("tar");
-    tar.args(["-x", "--wildcards", "--no-anchored", "-C"]).arg(folder).args(only);
-    if let Some(from) = contents.stdout.take() {
-        tar.stdin(from);
-    }
-    // It fails when a pattern matches nothing, as some do in each package: what counts the caller looks for.
-    let _ = tar.stderr(Stdio::null()).status().context("start tar")?;
-    contents.wait()?;
-    fs::remove_file(package).with_context(|| format!("remove {}", package.display()))
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apt;
 use crate::archive::{self, Apt};
 use crate::sh;
 
@@ -42,7 +43,8 @@ pub fn install(folder: &Path) -> Result<()> {
     apt.forget();
     downloaded?;
     for package in archive::packages_in(&staging)? {
-        archive::unpack(&package, &staging, &[])?;
+        apt::extract(&package, &staging)?;
+        fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
     }
     // As the packages expect it of whoever installs them.
     for name in ["bin", "lib", "lib64"] {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -147,7 +147,7 @@ fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option
 /// Turns the packages in `folder` into `vmlinuz` and `lib/modules/RELEASE`.
 fn unpack(folder: &Path, release: &str) -> Result<()> {
     for package in archive::packages_in(folder)? {
-        archive::unpack(&package, folder, &WANTED)?;
+        unpack_wanted(&package, folder)?;
     }
     // /usr/lib/modules since usrmerge reached the packages.
     if folder.join("usr/lib/modules").is_dir() {
@@ -160,6 +160,26 @@ fn unpack(folder: &Path, release: &str) -> Result<()> {
     fs::rename(image, folder.join("vmlinuz"))?;
     ensure!(modules.join("kernel/fs/9p").is_dir(), "the packages hold no 9p module for {release}");
     sh::capture(Command::new("/sbin/depmod").arg("-b").arg(folder).arg(release)).map(drop)
+}
+
+/// Unpacks what is [`WANTED`] of a package file into `folder`, and removes it.
+fn unpack_wanted(package: &Path, folder: &Path) -> Result<()> {
+    let mut contents = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start dpkg-deb")?;
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "--wildcards", "--no-anchored", "-C"]).arg(folder).args(WANTED);
+    if let Some(from) = contents.stdout.take() {
+        tar.stdin(from);
+    }
+    // It fails when a pattern matches nothing, as some do in each package: what counts the caller
+    // looks for.
+    let _ = tar.stderr(Stdio::null()).status().context("start tar")?;
+    contents.wait()?;
+    fs::remove_file(package).with_context(|| format!("remove {}", package.display()))
 }
 
 /// The pinned release and version; where the archive has it no more, the newest of its series.
