@@ -105,10 +105,7 @@ fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> 
 /// Events in the agent's log; a kubelet's log line is `time stdout F text`.
 fn events(agent: &PodHandle) -> Vec<Event> {
     let log = agent.log("agent").unwrap_or_default();
-    // The last line may be half a line.
-    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole
-        .lines()
+    support::whole_lines(&log)
         .filter_map(|line| line.find("{\"schema\"").map(|at| &line[at..]))
         .map(|json| serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}")))
         .collect()
@@ -143,6 +140,17 @@ fn until<T>(agent: &PodHandle, what: &str, found: impl Fn() -> Option<T>) -> T {
         );
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// A node, the victims' image, and an agent that records there; see [`pod_spec`].
+fn recording(patch: Option<&str>, keep_every: &str) -> (Node, String, PodHandle) {
+    support::require_root();
+    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
+    let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
+    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
+    let agent = node.run_pod(pod_spec(&node, &image, patch, keep_every)).expect("run the agent's pod");
+    records(&agent);
+    (node, victims, agent)
 }
 
 fn records(agent: &PodHandle) {
@@ -192,12 +200,7 @@ fn a_kill(node: &Node, victims: &str, agent: &PodHandle) -> (PodHandle, Event) {
 
 #[test]
 fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
-    support::require_root();
-    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
-    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
-    let agent = node.run_pod(pod_spec(&node, &image, None, "60s")).expect("run the agent's pod");
-    records(&agent);
+    let (node, victims, agent) = recording(None, "60s");
     let (pod, kill) = a_kill(&node, &victims, &agent);
     // What was printed is in the store, with the pod; the pod is among the pods; and it became an incident.
     let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
@@ -233,16 +236,11 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
 
 #[test]
 fn with_rights_by_name_it_lacks_the_kernels_log_and_says_so() {
-    support::require_root();
-    let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    let victims = node.victims_image("registry.podopsy.test/shop/victims:2.0").expect("load the image");
-    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
     // An emulated machine that names a node's stacks does nothing else, and its agent is over its budget.
-    let profiles = std::env::var_os("PODOPSY_EMULATED").is_none();
+    let profiles = !support::is_emulated();
     let keep_every = if profiles { "3s" } else { "60s" };
-    let spec = pod_spec(&node, &image, Some("components/named-rights/daemonset.yaml"), keep_every);
-    let agent = node.run_pod(spec).expect("run the agent's pod");
-    records(&agent);
+    let patch = "components/named-rights/daemonset.yaml";
+    let (node, victims, agent) = recording(Some(patch), keep_every);
     let (_pod, kill) = a_kill(&node, &victims, &agent);
     let Detail::Oom(kill) = &kill.detail else { panic!("no kill's facts: {kill:?}") };
     assert!(kill.rss.is_some() && !kill.kernel_stack.is_empty(), "{kill:?}");

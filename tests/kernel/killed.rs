@@ -115,7 +115,7 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
     let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
     let mut moments = Moments::new(11);
     // Some while they start: to be ready takes half a second, and an emulated machine ten times that.
-    let is_emulated = std::env::var_os("PODOPSY_EMULATED").is_some();
+    let is_emulated = support::is_emulated();
     let (times, longest) = if is_emulated { (12, 8000) } else { (100, 1500) };
     for round in 0..times {
         let out = folder.path().join(format!("{round}.out"));

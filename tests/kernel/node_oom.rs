@@ -45,7 +45,7 @@ fn meminfo(name: &str) -> u64 {
 
 #[test]
 fn a_machine_without_memory_is_said_to_be_one() {
-    if std::env::var_os("PODOPSY_EMULATED").is_none() {
+    if !support::is_emulated() {
         eprintln!("not run: `cargo xtask vm 6.1 --test node_oom` runs it in a machine of its own");
         return;
     }

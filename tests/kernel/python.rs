@@ -12,7 +12,7 @@ use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_agent::pods::Pods;
 use podopsy_agent::profiler::{self, Options, Scope};
 use support::place::unpacked;
-use support::{Running, no_runtime, require_root};
+use support::{Running, is_emulated, no_runtime, require_root};
 use tokio::sync::Notify;
 
 impl Running {
@@ -48,7 +48,7 @@ impl Running {
 /// An emulated machine takes longer for a walk of hundreds of threads than there is between two samples at 997 Hz, and then
 /// does nothing else.
 fn frequency() -> u64 {
-    if std::env::var_os("PODOPSY_EMULATED").is_some() { 97 } else { 997 }
+    if is_emulated() { 97 } else { 997 }
 }
 
 fn source(name: &str) -> PathBuf {

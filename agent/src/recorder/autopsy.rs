@@ -31,15 +31,21 @@ pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     }
     let kills_at_start = machine_oom_kills(Path::new("/proc"));
     // Read before it is followed: what was written between the two is followed, too.
-    let read = kernel_log::backlog(None).and_then(|backlog| Ok((Follower::start(backlog.last)?, backlog)));
-    let (log, backlog, degraded) = match read {
-        Ok((log, backlog)) => (Some(log), backlog, None),
+    let (backlog, log) = match kernel_log::backlog(None) {
+        Ok(backlog) => {
+            let log = Follower::start(backlog.last);
+            (backlog, log)
+        }
+        Err(error) => (Backlog::default(), Err(error)),
+    };
+    let (log, degraded) = match log {
+        Ok(log) => (Some(log), None),
         Err(error) => {
             let lacks = format!(
                 "OOM kills lack what only the kernel's log knows (whose limit, the table): {error:#}"
             );
             tracing::warn!("{lacks}");
-            (None, Backlog::default(), Some(lacks))
+            (None, Some(lacks))
         }
     };
     let last = backlog.last;

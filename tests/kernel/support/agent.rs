@@ -19,7 +19,7 @@ pub const SOON: Duration = Duration::from_secs(90);
 
 /// For what has several steps, each of which takes an emulated machine long.
 fn patience() -> Duration {
-    if std::env::var_os("PODOPSY_EMULATED").is_some() { SOON * 3 } else { SOON }
+    if super::is_emulated() { SOON * 3 } else { SOON }
 }
 
 pub fn until<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
@@ -111,9 +111,7 @@ impl Agent {
 /// The events of a file that an agent's output goes to.
 pub fn written(file: &Path) -> Vec<Event> {
     let written = fs::read_to_string(file).expect("the agent's output");
-    // The last line may be half a line.
-    let whole = written.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
+    super::whole_lines(&written).map(|line| serde_json::from_str(line).expect("an event")).collect()
 }
 
 impl Drop for Agent {

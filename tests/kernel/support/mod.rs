@@ -33,9 +33,19 @@ pub fn require_root() {
     );
 }
 
-/// How often to repeat what is repeated for good measure: a quarter on an emulated machine, which is ten times slower.
+/// The lab's guest says so; such a machine is ten times slower.
+pub fn is_emulated() -> bool {
+    std::env::var_os("PODOPSY_EMULATED").is_some()
+}
+
+/// How often to repeat what is repeated for good measure: a quarter on an emulated machine.
 pub fn times(wanted: usize) -> usize {
-    if std::env::var_os("PODOPSY_EMULATED").is_some() { wanted / 4 } else { wanted }
+    if is_emulated() { wanted / 4 } else { wanted }
+}
+
+/// The lines of a file that is being written: the last may be half a line.
+pub fn whole_lines(text: &str) -> std::str::Lines<'_> {
+    text.rsplit_once('\n').map_or("", |(whole, _)| whole).lines()
 }
 
 /// The recorder, running in this process.
