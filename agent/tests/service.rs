@@ -116,7 +116,7 @@ fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
             vec!["--otlp-url", "https://c", "--export-identity", &file],
             "agent.toml has no PEM certificate with",
         ),
-        (vec!["--otlp-metrics-every", "60s"], "otlp-metrics-every is set, and otlp-url is not"),
+        (vec!["--otlp-metrics-every", "60s"], "neither otlp-url nor otlp-metrics-url is"),
         (vec!["--export-queue-bytes", "1"], "between 64KiB and 1GiB"),
     ] {
         let (code, out, error) = said(&agent(&args).output().expect("run it"));

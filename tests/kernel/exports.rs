@@ -6,6 +6,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -235,6 +236,34 @@ fn loki_and_a_collector_have_what_stdout_has() {
     );
     let incident = attributes(&last.exemplars.first().expect("an exemplar").filtered_attributes);
     assert!(incident.contains_key("podopsy.incident.id"), "{incident:?}");
+}
+
+#[test]
+fn a_reload_sends_what_waits_to_where_the_destination_is_now() {
+    support::require_root();
+    let dir = tempfile::tempdir().expect("a folder");
+    let (loki, config) = (Destination::start(true), dir.path().join("agent.toml"));
+    let set = |address: &str| {
+        let text = format!("loki-url = \"http://{address}\"\nloki-header = [\"X-Scope-OrgID=shop\"]\n");
+        fs::write(&config, text).expect("write the configuration");
+    };
+    set("127.0.0.1:9");
+    let file = config.display().to_string();
+    let nowhere = Path::new("/nonexistent/podopsy-test.sock");
+    let agent = Agent::start_in(dir.path(), nowhere, &["--config", &file]);
+    failed_lookup(NAME, 7);
+    until("event that waits", || {
+        let waits = sum(&page_of(&agent)?, "podopsy_export_waiting", "loki") > 0.0;
+        (waits && agent.log().contains("not delivered, tried again")).then_some(())
+    });
+    set(&loki.address);
+    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGHUP).expect("have it read that");
+    until("failed lookup at the new address", || {
+        entries(&loki).iter().any(|(labels, _)| labels["kind"] == "dns.failure").then_some(())
+    });
+    assert!(agent.log().contains("read the configuration again; changed: loki-url"), "{}", agent.log());
+    let page = page_of(&agent).expect("a page");
+    assert_eq!(sum(&page, "podopsy_export_lost_total", "loki"), 0.0, "{page}");
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! The agent's metrics as a real Prometheus has them, of a real pod that is OOM-killed, and as a real VictoriaMetrics has
-//! them from there by remote write; and promtool's word on the page.
+//! The agent's metrics as a real Prometheus has them, of a real pod that is OOM-killed: scraped, or by OTLP; and as a real
+//! VictoriaMetrics has them from there by remote write; and promtool's word on the page.
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +13,7 @@ use std::process::{Command, Stdio};
 use podopsy_agent::api::tcp::listen;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
-use support::agent::{Agent, get, prometheus, until, value};
+use support::agent::{Agent, get, prometheus, prometheus_by_otlp, until, value};
 use support::place::{in_place, unpacked};
 use support::{Running, VICTIMS_IMAGE, node, require_root};
 
@@ -93,6 +94,71 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     let said = promtool.wait_with_output().expect("promtool ends");
     let words = [said.stdout, said.stderr].concat();
     assert!(said.status.success() && words.is_empty(), "{}\n{page}", String::from_utf8_lossy(&words));
+}
+
+/// The names of all series on a page of metrics.
+fn names_on(page: &str) -> BTreeSet<String> {
+    let samples = page.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    samples.map(|line| line.split(['{', ' ']).next().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_prometheus_that_takes_otlp_has_what_one_has_that_scrapes() {
+    let (node, _) = node();
+    let (_prometheus, prometheus) = prometheus_by_otlp(node.directory());
+    let url = format!("--otlp-metrics-url=http://{prometheus}/api/v1/otlp/v1/metrics");
+    let agent = Agent::start(&node, &["--node", "n1", &url, "--otlp-metrics-every=1s"]);
+    let _dns = node.resolver("answer").expect("a resolver");
+    let container = ContainerSpec::new("api", VICTIMS_IMAGE)
+        .command(["leak", "--fast", "--wait", "15000"])
+        .memory_limit(32 * MIB);
+    let asks =
+        ContainerSpec::new("asks", VICTIMS_IMAGE).command(["lookup", "api.example.com", "--every", "300"]);
+    let dns = Dns::cluster(node.dns_address(), "shop");
+    let pod = PodSpec::new("shop", "basket").dns(dns).container(container).container(asks);
+    let _pod = node.run_pod(pod).expect("run the pod");
+
+    let of = |container: &str| {
+        format!(
+            "%7Bjob=%22podopsy%22,instance=%22n1%22,k8s_namespace_name=%22shop%22,k8s_pod_name=%22basket%22,\
+             k8s_container_name=%22{container}%22%7D"
+        )
+    };
+    let kills = format!("podopsy_oom_kills_total{}", of("api"));
+    until("series before the kill", || value(&prometheus, &kills).filter(|kills| *kills == 0.0));
+    until("kill", || value(&prometheus, &kills).filter(|kills| *kills == 1.0));
+    let ends = "start=1&end=4102444800";
+    let exemplar = until("exemplar", || {
+        let path = format!("/api/v1/query_exemplars?query={kills}&{ends}");
+        let answer: Value = serde_json::from_str(&get(&prometheus, &path, "*/*")?.1).ok()?;
+        let labels = answer["data"][0]["exemplars"][0]["labels"].as_object()?.clone();
+        labels.values().next()?.as_str().map(str::to_owned)
+    });
+    assert!(exemplar.contains('-'), "{exemplar}");
+    let quantile = format!(
+        "histogram_quantile(0.5,sum(increase(podopsy_dns_latency_seconds_bucket{}[5m]))by(le))",
+        of("asks")
+    );
+    let median =
+        until("median of DNS latency", || value(&prometheus, &quantile).filter(|median| *median > 0.0));
+    assert!(median > 1e-6 && median < 5.0, "{median} s");
+
+    // A rule finds the same names, whichever way they came; but for what tells who sent them.
+    let (_, page) = get(&agent.address, "/metrics", "text/plain").expect("a page");
+    let names = names_on(&page);
+    let there = until("series of each name that the page has", || {
+        let (_, body) = get(&prometheus, "/api/v1/label/__name__/values", "*/*")?;
+        let answer: Value = serde_json::from_str(&body).ok()?;
+        let there: BTreeSet<String> = serde_json::from_value(answer["data"].clone()).ok()?;
+        names.is_subset(&there).then_some(there)
+    });
+    let beside: Vec<_> = there.difference(&names).collect();
+    assert_eq!(beside, ["target_info"], "of {there:?}");
+    let lost = page
+        .lines()
+        .filter(|line| line.starts_with("podopsy_export_lost_total{destination=\"otlp_metrics\""));
+    let lost: Vec<_> = lost.collect();
+    assert!(!lost.is_empty() && lost.iter().all(|line| line.ends_with(" 0")), "{lost:?}");
 }
 
 #[test]

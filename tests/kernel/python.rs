@@ -96,7 +96,7 @@ fn a_python_programs_functions_have_their_shares_in_order_beside_the_native_ones
 
 #[test]
 fn a_python_that_tells_its_own_offsets_is_read_in_a_root_of_its_own() {
-    let root = unpacked("../pythons/3.13/usr/bin/python3.13");
+    let root = unpacked("../debian-13/usr/bin/python3.13");
     let root = root.ancestors().nth(3).expect("where it is unpacked");
     std::fs::copy(source("known.py"), root.join("known.py")).expect("copy the program into the root");
     is_known(&Running::start(Command::new("chroot").arg(root).args(["/usr/bin/python3.13", "/known.py"])));

@@ -13,7 +13,7 @@
 //! | `image` | [`image`] | static binaries, container image |
 //! | `tidy` | [`tidy`] | the rules that a tool can check |
 //!
-//! [`sh`] runs commands, [`apt`] installs packages, [`archive`] fetches those of other Debian releases ([`pythons`], the
+//! [`sh`] runs commands, [`apt`] installs packages, [`archive`] fetches those of other Debian releases ([`debian13`], the
 //! kernels of [`vm`]), [`toolchain`] finds what compiles the kernel side.
 
 #![forbid(unsafe_code)]
@@ -22,9 +22,9 @@ pub mod apt;
 pub mod archive;
 pub mod bench;
 pub mod build_ebpf;
+pub mod debian13;
 pub mod demo;
 pub mod image;
-pub mod pythons;
 pub mod setup;
 pub mod sh;
 pub mod stamp;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::apt::{self, Package};
-use crate::{pythons, sh, toolchain};
+use crate::{debian13, sh, toolchain};
 
 /// What to install; none named means all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -92,7 +92,7 @@ pub fn install(groups: &[Group]) -> Result<()> {
     apt::install(&packages(groups))?;
     if groups.contains(&Group::Test) {
         apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
-        pythons::install(&cache_dir()?.join("pythons"))?;
+        debian13::install(&cache_dir()?)?;
     }
     if groups.contains(&Group::Ebpf) {
         bpf_linker()?;

@@ -18,6 +18,7 @@ mod progress;
 pub mod pyroscope;
 pub mod queue;
 mod request;
+mod route;
 mod tally;
 mod trust;
 mod worker;
@@ -38,17 +39,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use reqwest::StatusCode;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::grpc::Grpc;
 pub use self::header::Header;
-use self::header::Headers;
 pub use self::progress::{Progress, Resume};
 use self::queue::{Queue, Weigh};
 pub use self::request::Request;
+pub use self::route::Route;
 pub use self::tally::Counts;
 use self::tally::{Fate, Tally};
 pub use self::trust::url;
@@ -169,7 +168,7 @@ impl<T: Weigh> Inlet<T> {
 /// Takes items to one destination.
 pub struct Courier<T> {
     name: &'static str,
-    url: String,
+    route: watch::Sender<Arc<Route>>,
     queue: Arc<Queue<T>>,
     tally: Arc<Tally>,
     progress: Arc<Progress>,
@@ -184,36 +183,37 @@ impl<T: Weigh + Send + 'static> Courier<T> {
         settings: Settings,
         format: F,
     ) -> anyhow::Result<Courier<T>> {
-        let client = trust::client(&settings).with_context(|| format!("destination {name}"))?;
-        let headers = Headers::new(&settings.headers).with_context(|| format!("destination {name}"))?;
-        let grpc = settings.method.map(|method| Grpc::new(client.clone(), &settings, method)).transpose();
-        let grpc = grpc.with_context(|| format!("destination {name}"))?;
+        let first = Arc::new(Route::new(name, settings)?);
+        let queue_bytes = first.settings.queue_bytes;
+        let (route, routes) = watch::channel(first.clone());
         let tally = Arc::new(Tally::default());
         let progress = Arc::new(Progress::default());
-        let queue = Arc::new(Queue::new(settings.queue_bytes, tally.clone(), progress.clone()));
-        let url = settings.url.clone();
+        let queue = Arc::new(Queue::new(queue_bytes, tally.clone(), progress.clone()));
         let (closing, closed) = watch::channel(false);
         let worker = worker::Worker {
             name,
-            client,
-            grpc,
-            headers,
-            settings,
+            route: first,
+            routes,
             format: Arc::new(format),
             queue: queue.clone(),
             tally: tally.clone(),
             progress: progress.clone(),
             closed,
         };
-        Ok(Courier { name, url, queue, tally, progress, closing, worker: tokio::spawn(worker.run()) })
+        Ok(Courier { name, route, queue, tally, progress, closing, worker: tokio::spawn(worker.run()) })
     }
 
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> String {
+        self.route.borrow().settings.url.clone()
+    }
+
+    /// From now on it is reached so, for what waits already, too; how much may wait stays as it is.
+    pub fn turn(&self, route: Route) {
+        self.route.send_replace(Arc::new(route));
     }
 
     /// Never waits.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::hostile::{Act, BUSY, ELSEWHERE, OK, Server};
 use super::queue::Weigh;
-use super::{Counts, Courier, Format, Header, Settings};
+use super::{Counts, Courier, Format, Header, Route, Settings};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -146,6 +146,30 @@ async fn closing_delivers_what_waits() {
     (0..2000).for_each(|n| courier.offer(Line(n.to_string())));
     assert_eq!(exact(courier.close(SOON).await, 2000).delivered, 2000);
     assert_eq!(lines(&server), 2000);
+}
+
+#[tokio::test]
+async fn what_waits_goes_where_the_destination_has_moved_to() {
+    // Nobody would come before that, but to another address.
+    const IN_TEN_MINUTES: Act =
+        Act::Say("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n");
+    let (old, new) = (Server::start(&[IN_TEN_MINUTES]).await, Server::start(&[OK]).await);
+    let courier = courier(settings(&old.url));
+    (0..10).for_each(|n| courier.offer(Line(n.to_string())));
+    while old.requests() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    courier.turn(Route::new("test", settings(&new.url)).unwrap());
+    assert_eq!(courier.url(), new.url);
+    let moved = async {
+        while courier.ledger().counts().waiting > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, moved).await.expect("it still waits for the old one");
+    courier.offer(Line("10".into()));
+    assert_eq!(exact(courier.close(SOON).await, 11).delivered, 11);
+    assert_eq!((lines(&new), old.requests()), (11, 1));
 }
 
 #[tokio::test]

@@ -15,11 +15,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::Settings;
 use super::collector::{Collector, Say};
 use super::grpc::Grpc;
+use super::loki::Loki;
 use super::trust::{client, said};
 use super::worker::Answer;
+use super::written::tests::lookup;
+use super::{Courier, Route, Settings};
 
 /// An authority, and what it has signed.
 struct Authority {
@@ -164,6 +166,55 @@ async fn a_destination_that_asks_is_told_who_we_are() {
         let wrong = post(Settings { identity: nobody, ..by(&url, &ours) }).await.unwrap_err();
         assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
     }
+}
+
+/// Secrets and authorities of pods are exchanged under them.
+#[tokio::test]
+async fn certificates_that_are_exchanged_are_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
+    let url = destination(ours.sign("localhost", NOW), None).await;
+    let file = dir.path().join("ca.pem");
+    let exchange = |text: &str| {
+        let new = dir.path().join("new.pem");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+    };
+    exchange(&other.certificate.pem());
+    let settings = Settings { certificate_authority: Some(file.clone()), ..Settings::new(&url) };
+    let route = Arc::new(Route::new("test", settings).unwrap());
+    let believed = async |route: &Route| {
+        let answer = route.client.post(&url).body("x").send().await;
+        answer.is_ok_and(|answer| answer.status() == 204)
+    };
+    assert!(!believed(&route).await);
+    assert!(route.renewed("test").await.is_none(), "nothing has changed");
+    exchange("half of one");
+    assert!(route.renewed("test").await.is_none(), "it cannot be used");
+    exchange(&ours.certificate.pem());
+    let renewed = route.renewed("test").await.expect("it has changed");
+    assert!(believed(&renewed).await);
+    assert!(Arc::new(renewed).renewed("test").await.is_none());
+
+    // Whoever waits for it delivers.
+    exchange(&other.certificate.pem());
+    let settings = Settings {
+        certificate_authority: Some(file.clone()),
+        linger: Duration::from_millis(20),
+        ..Settings::new(&url)
+    };
+    let courier = Courier::start("test", settings, Loki).unwrap();
+    courier.offer(lookup("a.example", 1));
+    while courier.ledger().counts().retries == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    exchange(&ours.certificate.pem());
+    let delivered = async {
+        while courier.ledger().counts().delivered == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), delivered).await.expect("it goes by the old one");
 }
 
 /// A collector by gRPC behind TLS.

@@ -8,13 +8,11 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::grpc::Grpc;
-use super::header::Headers;
 use super::patience;
 use super::progress::Progress;
 use super::queue::{Queue, Weigh};
 use super::tally::{Fate, Tally};
-use super::{Format, Request, Settings, trust};
+use super::{Format, Request, Route, trust};
 use crate::model::text;
 
 /// Bytes of an answer that are looked at.
@@ -24,11 +22,9 @@ pub const SHOWN: usize = 200;
 
 pub struct Worker<F: Format> {
     pub name: &'static str,
-    pub client: reqwest::Client,
-    /// None: batches are posted.
-    pub grpc: Option<Grpc>,
-    pub headers: Headers,
-    pub settings: Settings,
+    pub route: Arc<Route>,
+    /// Where another comes from.
+    pub routes: watch::Receiver<Arc<Route>>,
     pub format: Arc<F>,
     pub queue: Arc<Queue<F::Item>>,
     pub tally: Arc<Tally>,
@@ -82,13 +78,25 @@ impl<F: Format> Worker<F> {
             if !closing {
                 self.wait().await;
             }
-            let batch = self.queue.take(self.settings.batch_items, self.settings.batch_bytes);
+            let settings = &self.route.settings;
+            let batch = self.queue.take(settings.batch_items, settings.batch_bytes);
             if !batch.is_empty() {
                 self.deliver(batch, &mut troubled).await;
             } else if closing {
                 return;
             }
         }
+    }
+
+    /// How the destination is reached now.
+    async fn route(&mut self) -> Arc<Route> {
+        if self.routes.has_changed().unwrap_or(false) {
+            self.route = self.routes.borrow_and_update().clone();
+        }
+        if let Some(renewed) = self.route.renewed(self.name).await {
+            self.route = Arc::new(renewed);
+        }
+        self.route.clone()
     }
 
     /// Whoever could ask us to close may be gone, too.
@@ -102,9 +110,10 @@ impl<F: Format> Worker<F> {
             () = self.queue.filled() => {}
             _ = self.closed.changed() => return,
         }
+        let settings = &self.route.settings;
         tokio::select! {
-            () = sleep(self.settings.linger) => {}
-            () = self.queue.holds(self.settings.batch_items, self.settings.batch_bytes) => {}
+            () = sleep(settings.linger) => {}
+            () = self.queue.holds(settings.batch_items, settings.batch_bytes) => {}
             _ = self.closed.changed() => {}
         }
     }
@@ -127,7 +136,8 @@ impl<F: Format> Worker<F> {
         };
         let begun = Instant::now();
         for attempt in 0.. {
-            match self.send(&request).await {
+            let route = self.route().await;
+            match self.send(&route, &request).await {
                 Answer::Taken(refused) => {
                     let refused = refused.min(pending.items);
                     self.tally.settled(Fate::Refused, refused, 0);
@@ -153,13 +163,14 @@ impl<F: Format> Worker<F> {
                         return;
                     }
                     let pause = patience::pause(attempt, asked, fastrand::f64());
-                    let over = begun.elapsed() + pause > self.settings.patience;
+                    let over = begun.elapsed() + pause > route.settings.patience;
                     if over {
                         pending.settle(Fate::Expired);
                     }
-                    // The next batch is no reason to come before the destination wants us.
+                    // The next batch is no reason to come before the destination wants us; another destination is.
                     tokio::select! {
                         () = sleep(pause) => {}
+                        Ok(()) = self.routes.changed() => self.route = self.routes.borrow().clone(),
                         _ = self.closed.changed() => {}
                     }
                     if over {
@@ -191,17 +202,17 @@ impl<F: Format> Worker<F> {
         }
     }
 
-    async fn send(&self, it: &Request) -> Answer {
-        let headers = match self.headers.now().await {
+    async fn send(&self, route: &Route, it: &Request) -> Answer {
+        let headers = match route.headers.now().await {
             Ok(headers) => headers,
             Err(error) => return Answer::Later(format!("{error:#}"), None),
         };
-        if let Some(grpc) = &self.grpc {
+        if let Some(grpc) = &route.grpc {
             let called = grpc.call(headers, it.body.clone()).await;
             return called.map_or_else(|answer| answer, |said| Answer::Taken(self.format.refused(&said)));
         }
-        let url = format!("{}{}", self.settings.url, it.path);
-        let request = self.client.request(it.method.clone(), url).headers(headers);
+        let url = format!("{}{}", route.settings.url, it.path);
+        let request = route.client.request(it.method.clone(), url).headers(headers);
         let request = request.header(CONTENT_TYPE, it.content_type).body(it.body.clone());
         let response = match request.send().await {
             Ok(response) => response,

@@ -34,6 +34,13 @@ pub const PROFILES: Signal = Signal {
     method: "/opentelemetry.proto.collector.profiles.v1development.ProfilesService/Export",
 };
 
+impl Signal {
+    /// At an address of its own, which is the whole of it: what takes one signal has it wherever it likes.
+    pub fn alone(&self, settings: Settings) -> anyhow::Result<Settings> {
+        at(settings, self.path, false)
+    }
+}
+
 impl OtlpProtocol {
     /// Where a signal goes.
     pub fn at(self, settings: &Settings, signal: &Signal) -> anyhow::Result<Settings> {
@@ -98,6 +105,13 @@ mod tests {
         assert_eq!(of("https://c/otlp/v1/logs", "/v1/metrics", true), "https://c/otlp/v1/metrics");
         let profiles = of("http://c:4318", PROFILES.path, true);
         assert_eq!(profiles, "http://c:4318/v1development/profiles");
+        for (url, alone) in [
+            ("http://p:9090/api/v1/otlp/v1/metrics", "http://p:9090/api/v1/otlp/v1/metrics"),
+            ("http://v:8428/opentelemetry/v1/metrics/", "http://v:8428/opentelemetry/v1/metrics"),
+            ("http://c:4318", "http://c:4318/v1/metrics"),
+        ] {
+            assert_eq!(METRICS.alone(Settings::new(url)).unwrap().url, alone);
+        }
         assert!(at(Settings::new("http://c/#x"), "/v1/logs", true).is_err());
     }
 

@@ -2,86 +2,29 @@
 //!
 //! Must not know: how anything is written or sent.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use jiff::Timestamp;
 use tokio::task::JoinHandle;
 
 use super::catch_up::{Cursors, catch_up};
-use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
+use super::export_args::{Destinations, ExportArgs};
+use super::kubernetes::Kubernetes;
+use super::measures::Measures;
 use crate::api::Pages;
 use crate::deliver::kubernetes::Dropped;
 use crate::deliver::loki::Loki;
 use crate::deliver::otlp::Logs;
-use crate::deliver::otlp_profiles::{Minute, Profiles};
+use crate::deliver::otlp_metrics::Metrics;
+use crate::deliver::otlp_profiles::{self, Minute, Profiles};
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
+use crate::deliver::queue::Weigh;
 use crate::deliver::written::Written;
-use crate::deliver::{Courier, Header, Inlet, Ledger, Progress, Settings, otlp_metrics, otlp_profiles};
+use crate::deliver::{self, Courier, Format, Inlet, Ledger, Progress, Route};
 use crate::metrics::family::Family;
 use crate::model::{Event, Losses, PodIncident};
 use crate::store::Reader;
-use crate::{bytes, duration};
-
-use super::kubernetes::{Kubernetes, KubernetesArgs};
-
-/// Settings; `agent/src/config` has them from the environment and the file, too.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(
-    next_help_heading = "Exports: every event, once it is stored, and profiles; a destination that is down costs nothing else (SIGHUP does not change them)"
-)]
-pub struct ExportArgs {
-    /// Push events to Grafana Loki (2.9 or newer): http://HOST:3100; a path other than /loki/api/v1/push stands in the URL
-    #[arg(long, value_name = "URL")]
-    loki_url: Option<String>,
-    /// A header for Loki, NAME=VALUE; NAME=@FILE for a password, read again for each request. Commas part headers
-    #[arg(long = "loki-header", value_name = "HEADER", hide_env_values = true)]
-    loki_headers: Vec<String>,
-    /// Send events as OpenTelemetry logs (OTLP): http://HOST:4318, and /v1/logs is added; for gRPC http://HOST:4317
-    #[arg(long, value_name = "URL")]
-    otlp_url: Option<String>,
-    /// What --otlp-url speaks, by OpenTelemetry's names
-    #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "http/protobuf")]
-    otlp_protocol: OtlpProtocol,
-    /// A header for OTLP (metadata, for gRPC), as --loki-header
-    #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
-    otlp_headers: Vec<String>,
-    /// Send what /metrics has to --otlp-url, too, each so often (60s), by HTTP to /v1/metrics. For who cannot scrape
-    #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
-    otlp_metrics_every: Option<Duration>,
-    /// Send the profiles of --profile-hz to --otlp-url, too, by HTTP to /v1development/profiles. In OpenTelemetry this signal
-    /// is still in development: the receiver must speak opentelemetry-proto 1.10 (a Collector needs its feature gate
-    /// service.profilesSupport)
-    #[arg(long)]
-    otlp_profiles: bool,
-    /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
-    /// /push.v1.PusherService/Push stands in the URL
-    #[arg(long, value_name = "URL")]
-    pyroscope_url: Option<String>,
-    /// A header for Pyroscope, as --loki-header
-    #[arg(long = "pyroscope-header", value_name = "HEADER", hide_env_values = true)]
-    pyroscope_headers: Vec<String>,
-    #[command(flatten)]
-    kubernetes: KubernetesArgs,
-    /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
-    /// none
-    #[arg(long, value_name = "FILE")]
-    export_ca: Option<PathBuf>,
-    /// Who we are, for destinations that ask: PEM, the certificate and its key in one file
-    #[arg(long, value_name = "FILE")]
-    export_identity: Option<PathBuf>,
-    /// What may wait for each destination, in memory; the oldest leave first, and are counted
-    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = bytes::parse_queue)]
-    export_queue_bytes: u64,
-    /// How long a batch is tried again before it is given up
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse_patience)]
-    export_patience: Duration,
-}
-
-/// Of pprof, which is several times as much when it is sent; collectors take 4 MiB by gRPC unless told otherwise.
-const PROFILES_BATCH: usize = 256 << 10;
 
 /// Couriers that run.
 #[derive(Default)]
@@ -95,62 +38,78 @@ pub struct Exports {
     minutes: Option<Courier<Minute>>,
 }
 
-/// Metrics, each so often.
-struct Measures {
-    courier: Courier<otlp_metrics::Page>,
-    every: Duration,
-    since: Timestamp,
-    node: String,
-    task: Option<JoinHandle<()>>,
+/// What became of a new configuration, by destination.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Rerouted {
+    pub turned: Vec<&'static str>,
+    /// They are to come or to go, which takes a restart.
+    pub left: Vec<&'static str>,
+}
+
+struct Turning {
+    routes: BTreeMap<&'static str, Route>,
+    done: Rerouted,
+}
+
+impl Turning {
+    fn turn<T: Weigh + Send + 'static>(&mut self, courier: &Courier<T>) {
+        match self.routes.remove(courier.name()) {
+            Some(route) => {
+                courier.turn(route);
+                self.done.turned.push(courier.name());
+            }
+            None => self.done.left.push(courier.name()),
+        }
+    }
+}
+
+/// None: nobody wants it.
+fn courier<F: Format>(
+    to: &mut Destinations,
+    name: &'static str,
+    format: F,
+) -> anyhow::Result<Option<Courier<F::Item>>> {
+    let Some(settings) = to.remove(name) else { return Ok(None) };
+    let courier = Courier::start(name, settings, format)?;
+    tracing::info!(destination = name, url = courier.url(), "exports");
+    Ok(Some(courier))
 }
 
 impl Exports {
     /// An error says which setting cannot be; whether a destination is there shows later.
     pub fn start(args: &ExportArgs, node: &str) -> anyhow::Result<Exports> {
-        let mut exports = Exports::default();
-        if let Some(settings) = args.settings("loki", args.loki_url.as_deref(), &args.loki_headers)? {
-            let settings = at(settings, "/loki/api/v1/push", false).context("loki-url")?;
-            exports.events.push(Courier::start("loki", settings, Loki)?);
-        }
-        let otlp = args.settings("otlp", args.otlp_url.as_deref(), &args.otlp_headers)?;
-        let no_url = "otlp-profiles is set, and otlp-url is not: set both, or neither";
-        ensure!(otlp.is_some() || !args.otlp_profiles, no_url);
-        let no_url = "otlp-metrics-every is set, and otlp-url is not: set both, or neither";
-        ensure!(otlp.is_some() || args.otlp_metrics_every.is_none(), no_url);
-        if let Some(settings) = otlp {
-            if let Some(doubt) = args.otlp_protocol.doubt(&settings.url) {
-                tracing::warn!("{doubt}");
-            }
-            if let Some(every) = args.otlp_metrics_every {
-                let settings = args.otlp_protocol.at(&settings, &METRICS)?;
-                let courier = Courier::start("otlp_metrics", settings, otlp_metrics::Metrics)?;
-                tracing::info!(destination = courier.name(), url = courier.url(), "exports metrics");
-                let (since, node) = (Timestamp::now(), node.to_owned());
-                exports.measures = Some(Measures { courier, every, since, node, task: None });
-            }
-            if args.otlp_profiles {
-                let settings = args.otlp_protocol.at(&settings, &PROFILES)?;
-                let settings = Settings { batch_bytes: PROFILES_BATCH, ..settings };
-                let courier = Courier::start("otlp_profiles", settings, Profiles)?;
-                let (destination, url, version) = (courier.name(), courier.url(), otlp_profiles::VERSION);
-                tracing::info!(destination, url, opentelemetry_proto = version, "exports profiles");
-                exports.minutes = Some(courier);
-            }
-            let settings = args.otlp_protocol.at(&settings, &LOGS)?;
-            exports.events.push(Courier::start("otlp_logs", settings, Logs)?);
-        }
-        let pyroscope = args.settings("pyroscope", args.pyroscope_url.as_deref(), &args.pyroscope_headers)?;
-        if let Some(settings) = pyroscope {
-            let settings = at(settings, "/push.v1.PusherService/Push", false).context("pyroscope-url")?;
-            let courier = Courier::start("pyroscope", settings, Pyroscope)?;
-            tracing::info!(destination = courier.name(), url = courier.url(), "exports profiles");
-            exports.profiles = Some(courier);
-        }
-        exports.kubernetes = Kubernetes::start(&args.kubernetes, args.common(""), node)?;
-        for courier in &exports.events {
-            tracing::info!(destination = courier.name(), url = courier.url(), "exports events");
+        let mut to = args.destinations()?;
+        let events = [courier(&mut to, "loki", Loki)?, courier(&mut to, "otlp_logs", Logs)?];
+        let measures = courier(&mut to, "otlp_metrics", Metrics)?;
+        let kubernetes = courier(&mut to, "kubernetes_events", deliver::kubernetes::Kubernetes)?;
+        let exports = Exports {
+            events: events.into_iter().flatten().collect(),
+            resuming: Vec::new(),
+            measures: measures.map(|courier| Measures::new(courier, args.metrics_every(), node)),
+            profiles: courier(&mut to, "pyroscope", Pyroscope)?,
+            minutes: courier(&mut to, "otlp_profiles", Profiles)?,
+            kubernetes: kubernetes.map(|courier| Kubernetes::new(courier, node)),
+        };
+        debug_assert!(to.is_empty(), "{to:?}");
+        if exports.minutes.is_some() {
+            tracing::info!(opentelemetry_proto = otlp_profiles::VERSION, "exports profiles by OTLP");
         }
         Ok(exports)
+    }
+
+    /// Reaches each destination as it is set now, with the certificates that there are now. An error: nothing has changed.
+    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Rerouted> {
+        let to = args.destinations()?.into_iter();
+        let routes = to.map(|(name, settings)| Route::new(name, settings).map(|route| (name, route)));
+        let routes = routes.collect::<anyhow::Result<_>>();
+        let mut turning = Turning { routes: routes?, done: Rerouted::default() };
+        self.events.iter().for_each(|courier| turning.turn(courier));
+        self.measures.iter().for_each(|measures| turning.turn(&measures.courier));
+        self.profiles.iter().for_each(|courier| turning.turn(courier));
+        self.minutes.iter().for_each(|courier| turning.turn(courier));
+        self.kubernetes.iter().for_each(|kubernetes| turning.turn(kubernetes.courier()));
+        turning.done.left.extend(turning.routes.into_keys());
+        Ok(turning.done)
     }
 
     /// Nothing is configured: an event need not be written for anyone.
@@ -207,17 +166,7 @@ impl Exports {
 
     /// From here on what is counted is sent, each so often.
     pub fn measure(&mut self, pages: Arc<Pages>) {
-        let Some(measures) = &mut self.measures else { return };
-        let (inlet, since, node) = (measures.courier.inlet(), measures.since, measures.node.clone());
-        let mut round = tokio::time::interval(measures.every);
-        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        measures.task = Some(tokio::spawn(async move {
-            loop {
-                round.tick().await;
-                let families = pages.families().await;
-                inlet.offer(otlp_metrics::Page::new(&node, &families, since, Timestamp::now()));
-            }
-        }));
+        self.measures.iter_mut().for_each(|measures| measures.begin(pages.clone()));
     }
 
     pub fn ledgers(&self) -> Vec<Ledger> {
@@ -254,57 +203,13 @@ impl Exports {
         if let Some(courier) = self.minutes {
             closing.push((courier.name(), tokio::spawn(courier.close(time))));
         }
-        if let Some(Measures { courier, since, node, task, .. }) = self.measures {
-            if let Some(task) = task {
-                task.abort();
-                courier.offer(otlp_metrics::Page::new(&node, last, since, Timestamp::now()));
-            }
+        if let Some(courier) = self.measures.map(|measures| measures.end(last)) {
             closing.push((courier.name(), tokio::spawn(courier.close(time))));
         }
         for (destination, closed) in closing {
             let Ok(counts) = closed.await else { continue };
             let lost: Vec<_> = counts.lost().into_iter().filter(|(_, count)| *count > 0).collect();
             tracing::info!(destination, delivered = counts.delivered, ?lost, "export closed");
-        }
-    }
-}
-
-impl ExportArgs {
-    /// Some destination wants profiles.
-    pub fn takes_profiles(&self) -> bool {
-        self.otlp_profiles || self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
-    }
-
-    /// None: no such destination is wanted.
-    fn settings(
-        &self,
-        name: &str,
-        url: Option<&str>,
-        headers: &[String],
-    ) -> anyhow::Result<Option<Settings>> {
-        // An empty variable is how a pod's manifest says no.
-        let Some(url) = url.filter(|url| !url.is_empty()) else {
-            ensure!(headers.is_empty(), "{name}-header is set, and {name}-url is not: set both, or neither");
-            return Ok(None);
-        };
-        let headers: Vec<Header> = headers
-            .iter()
-            .map(|header| Header::parse(header).with_context(|| format!("{name}-header")))
-            .collect::<anyhow::Result<_>>()?;
-        if url.starts_with("http://") && headers.iter().any(Header::is_secret) {
-            tracing::warn!("{name}-header goes over the network in the clear: {name}-url is http://");
-        }
-        Ok(Some(Settings { headers, ..self.common(url) }))
-    }
-
-    /// What holds for each destination.
-    fn common(&self, url: &str) -> Settings {
-        Settings {
-            certificate_authority: self.export_ca.clone(),
-            identity: self.export_identity.clone(),
-            patience: self.export_patience,
-            queue_bytes: usize::try_from(self.export_queue_bytes).unwrap_or(usize::MAX),
-            ..Settings::new(url)
         }
     }
 }
@@ -333,8 +238,7 @@ mod tests {
         let exports = Exports::start(&arguments, "n1").unwrap();
         exports.offer(&lookup("a.example", 1));
         let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
-        let measures = exports.measures.as_ref().unwrap();
-        measures.courier.offer(otlp_metrics::Page::new("n1", &[kills], measures.since, Timestamp::now()));
+        exports.measures.as_ref().unwrap().offer(&[kills]);
         let mut pprof = Vec::new();
         crate::export::pprof::write(&crate::export::example::profile(), &mut pprof).unwrap();
         exports.profiles().1.unwrap().offer(Minute::new("n1", &Default::default(), pprof));
@@ -350,5 +254,52 @@ mod tests {
         let alone =
             Exports::start(&Arguments::parse_from(["", "--otlp-profiles"]).exports, "n1").err().unwrap();
         assert!(alone.to_string().contains("otlp-profiles is set, and otlp-url is not"), "{alone}");
+    }
+
+    #[tokio::test]
+    async fn metrics_have_an_address_of_their_own_where_that_is_asked_for() {
+        let start = |flags: &[&str]| {
+            let flags = [""].into_iter().chain(flags.iter().copied());
+            Exports::start(&Arguments::parse_from(flags).exports, "n1")
+        };
+        let destinations = |flags: &[&str]| {
+            let exports = start(flags).unwrap();
+            let measures = exports.measures.as_ref().map(|one| (one.courier.url(), one.every.as_secs()));
+            (measures, exports.events.len())
+        };
+        let own = "--otlp-metrics-url=http://127.0.0.1:9/api/v1/otlp/v1/metrics";
+        let there = |every| Some(("http://127.0.0.1:9/api/v1/otlp/v1/metrics".to_owned(), every));
+        // Alone it sends no logs; beside others it is where metrics go, by HTTP whatever those speak.
+        assert_eq!(destinations(&[own]), (there(60), 0));
+        let beside =
+            [own, "--otlp-url=http://127.0.0.1:8", "--otlp-protocol=grpc", "--otlp-metrics-every=5s"];
+        assert_eq!(destinations(&beside), (there(5), 1));
+        assert_eq!(destinations(&["--otlp-url=http://127.0.0.1:8"]), (None, 1));
+        for (flags, said) in [
+            (["--otlp-metrics-every=5s"].as_slice(), "neither otlp-url nor otlp-metrics-url"),
+            (&["--otlp-metrics-header=a=b"], "otlp-metrics-header is set, and otlp-metrics-url is not"),
+            (&["--otlp-metrics-url=ftp://x"], "otlp-metrics-url"),
+        ] {
+            let error = format!("{:#}", start(flags).err().unwrap());
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn destinations_that_are_there_are_reached_in_another_way() {
+        let of =
+            |flags: &[&str]| Arguments::parse_from([""].into_iter().chain(flags.iter().copied())).exports;
+        let exports = ["--loki-url=http://127.0.0.1:9", "--otlp-url=http://127.0.0.1:8"];
+        let exports = Exports::start(&of(&exports), "n1").unwrap();
+        let urls = || exports.events.iter().map(Courier::url).collect::<Vec<_>>();
+        let before = urls();
+        let moved =
+            ["--loki-url=http://127.0.0.1:7", "--otlp-url=http://127.0.0.1:8", "--export-ca=/nonexistent"];
+        let error = format!("{:#}", exports.reroute(&of(&moved)).unwrap_err());
+        assert!(error.contains("read /nonexistent") && urls() == before, "{error}");
+        let moved = ["--loki-url=http://127.0.0.1:7", "--pyroscope-url=http://127.0.0.1:6"];
+        let rerouted = exports.reroute(&of(&moved)).unwrap();
+        assert_eq!(rerouted, Rerouted { turned: vec!["loki"], left: vec!["otlp_logs", "pyroscope"] });
+        assert_eq!(urls(), ["http://127.0.0.1:7/loki/api/v1/push", "http://127.0.0.1:8/v1/logs"]);
     }
 }

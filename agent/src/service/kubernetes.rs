@@ -42,7 +42,7 @@ pub struct Kubernetes {
 
 impl KubernetesArgs {
     /// None: it is not wanted. `common`: what holds for each destination.
-    fn settings(&self, common: Settings) -> anyhow::Result<Option<Settings>> {
+    pub(super) fn settings(&self, common: Settings) -> anyhow::Result<Option<Settings>> {
         if !self.kubernetes_events {
             let given = [
                 ("api", self.kubernetes_api.as_ref().is_some_and(|api| !api.is_empty())),
@@ -105,14 +105,10 @@ fn in_cluster(host: &str, port: &str) -> String {
 }
 
 impl Kubernetes {
-    /// None: it is not wanted.
-    pub fn start(args: &KubernetesArgs, common: Settings, node: &str) -> anyhow::Result<Option<Kubernetes>> {
-        let Some(settings) = args.settings(common)? else { return Ok(None) };
-        let courier = Courier::start("kubernetes_events", settings, deliver::kubernetes::Kubernetes)?;
-        tracing::info!(destination = courier.name(), url = courier.url(), "tells pods' events");
+    pub fn new(courier: Courier<Call>, node: &str) -> Kubernetes {
         let recorder = Recorder::new(node);
         let dropped = recorder.dropped();
-        Ok(Some(Kubernetes { courier, recorder, dropped }))
+        Kubernetes { courier, recorder, dropped }
     }
 
     pub fn courier(&self) -> &Courier<Call> {

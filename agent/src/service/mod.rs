@@ -4,17 +4,20 @@
 
 mod catch_up;
 mod endpoint;
+mod export_args;
 mod exports;
 #[cfg(test)]
 mod exports_tests;
 mod keep;
 mod kubernetes;
 mod ledgers;
+mod measures;
 mod out;
 mod profiles;
 mod stdout;
 mod systemd;
 
-pub use exports::{ExportArgs, Exports};
+pub use export_args::{ExportArgs, changes};
+pub use exports::{Exports, Rerouted};
 pub use out::{Out, Paths};
 pub use systemd::Systemd;

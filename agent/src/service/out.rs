@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::catch_up::Cursors;
 use super::stdout::Stdout;
-use super::{Exports, ledgers};
+use super::{ExportArgs, Exports, Rerouted, ledgers};
 use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
@@ -271,6 +271,11 @@ impl Out {
         // Nobody listens: that is their choice.
         let _ = self.live.send(Arc::new(stored));
         Ok(())
+    }
+
+    /// As [`Exports::reroute`].
+    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Rerouted> {
+        self.exports.reroute(args)
     }
 
     pub fn set_limits(&self, limits: Limits) {

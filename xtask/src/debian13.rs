@@ -1,5 +1,4 @@
-//! A CPython that Debian 12 does not have, in a root of its own, unpacked and not installed: tests run it there, as in a
-//! container.
+//! What tests want and Debian 12 does not have, from Debian 13: in a root of its own, unpacked and not installed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,11 +10,11 @@ use crate::apt;
 use crate::archive::{self, Apt};
 use crate::sh;
 
-/// Debian 13's.
-const VERSION: &str = "3.13";
 const SOURCES: [&str; 1] = ["http://deb.debian.org/debian trixie main"];
-/// It, what of its library the test imports, and what these need.
-const PACKAGES: [&str; 10] = [
+/// A Prometheus that takes OTLP, which needs nothing but a libc; CPython 3.13, what of its library the test imports, and what
+/// these need: it runs in this root as in a container's.
+const PACKAGES: [&str; 11] = [
+    "prometheus",
     "python3.13-minimal",
     "libpython3.13-minimal",
     "libpython3.13-stdlib",
@@ -28,17 +27,22 @@ const PACKAGES: [&str; 10] = [
     "zlib1g",
 ];
 
-/// Below `folder`, named for its version.
-pub fn install(folder: &Path) -> Result<()> {
-    let root = folder.join(VERSION);
+/// The folder below `cache`.
+const NAME: &str = "debian-13";
+
+pub fn install(cache: &Path) -> Result<()> {
+    let root = cache.join(NAME);
     if root.is_dir() {
         return Ok(());
     }
-    sh::say(format_args!("unpacking CPython {VERSION} – Debian 12 has 3.11 alone – into {}", root.display()));
-    let staging = folder.join(format!(".{VERSION}.new"));
+    let here = root.display();
+    sh::say(format_args!(
+        "unpacking CPython 3.13 and a Prometheus that takes OTLP – Debian 13's – into {here}"
+    ));
+    let staging = cache.join(format!(".{NAME}.new"));
     let _ = fs::remove_dir_all(&staging);
     fs::create_dir_all(&staging).with_context(|| format!("make {}", staging.display()))?;
-    let apt = Apt::new(&folder.join("apt"), &SOURCES)?;
+    let apt = Apt::new(&cache.join(format!(".{NAME}.apt")), &SOURCES)?;
     let downloaded = apt.download(&PACKAGES, &staging);
     apt.forget();
     downloaded?;
@@ -50,7 +54,9 @@ pub fn install(folder: &Path) -> Result<()> {
     for name in ["bin", "lib", "lib64"] {
         symlink(Path::new("usr").join(name), staging.join(name)).with_context(|| format!("link {name}"))?;
     }
-    let program = staging.join("usr/bin").join(format!("python{VERSION}"));
-    ensure!(program.is_file(), "the packages hold no {}", program.display());
+    for program in ["python3.13", "prometheus"] {
+        let program = staging.join("usr/bin").join(program);
+        ensure!(program.is_file(), "the packages hold no {}", program.display());
+    }
     fs::rename(&staging, &root).with_context(|| format!("make {}", root.display()))
 }
