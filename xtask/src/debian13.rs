@@ -11,10 +11,10 @@ use crate::archive::{self, Apt};
 use crate::sh;
 
 const SOURCES: [&str; 1] = ["http://deb.debian.org/debian trixie main"];
-/// A Prometheus that takes OTLP, which needs nothing but a libc; CPython 3.13, what of its library the test imports, and what
+/// A VictoriaMetrics that takes OTLP, which needs nothing but a libc and zstd; CPython 3.13, what of its library the test imports, and what
 /// these need: it runs in this root as in a container's.
 const PACKAGES: [&str; 11] = [
-    "prometheus",
+    "victoria-metrics",
     "python3.13-minimal",
     "libpython3.13-minimal",
     "libpython3.13-stdlib",
@@ -37,7 +37,7 @@ pub fn install(cache: &Path) -> Result<()> {
     }
     let here = root.display();
     sh::say(format_args!(
-        "unpacking CPython 3.13 and a Prometheus that takes OTLP – Debian 13's – into {here}"
+        "unpacking CPython 3.13 and a VictoriaMetrics that takes OTLP – Debian 13's – into {here}"
     ));
     let staging = cache.join(format!(".{NAME}.new"));
     let _ = fs::remove_dir_all(&staging);
@@ -54,7 +54,7 @@ pub fn install(cache: &Path) -> Result<()> {
     for name in ["bin", "lib", "lib64"] {
         symlink(Path::new("usr").join(name), staging.join(name)).with_context(|| format!("link {name}"))?;
     }
-    for program in ["python3.13", "prometheus"] {
+    for program in ["python3.13", "victoria-metrics"] {
         let program = staging.join("usr/bin").join(program);
         ensure!(program.is_file(), "the packages hold no {}", program.display());
     }

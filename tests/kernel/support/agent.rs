@@ -125,7 +125,9 @@ impl Drop for Agent {
 /// A Prometheus that scrapes it, and where that answers. `interval`: as Prometheus writes it; `more`: lines for its
 /// configuration.
 pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Running, String) {
-    let config = format!(
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
+    let config = folder.join("prometheus.yml");
+    let text = format!(
         "global: {{scrape_interval: {interval}, evaluation_interval: {interval}, external_labels: {{cluster: test}}}}\n\
          scrape_configs:\n\
          - job_name: podopsy\n\
@@ -133,23 +135,11 @@ pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Ru
          \x20 static_configs: [{{targets: ['{agent}']}}]\n\
          {more}"
     );
-    start_prometheus("usr/bin/prometheus", folder, &config, "exemplar-storage")
-}
-
-/// One that scrapes nothing and takes OTLP, which Debian 12's does not.
-pub fn prometheus_by_otlp(folder: &Path) -> (Running, String) {
-    let features = "exemplar-storage,otlp-write-receiver";
-    start_prometheus("../debian-13/usr/bin/prometheus", folder, "global: {}\n", features)
-}
-
-fn start_prometheus(program: &str, folder: &Path, config: &str, features: &str) -> (Running, String) {
-    let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
-    let file = folder.join("prometheus.yml");
-    fs::write(&file, config).expect("write its configuration");
-    let mut command = Command::new(unpacked(program));
-    command.arg(format!("--config.file={}", file.display()));
+    fs::write(&config, text).expect("write its configuration");
+    let mut command = Command::new(unpacked("usr/bin/prometheus"));
+    command.arg(format!("--config.file={}", config.display()));
     command.arg(format!("--storage.tsdb.path={}", folder.join("tsdb").display()));
-    command.arg(format!("--web.listen-address={free}")).arg(format!("--enable-feature={features}"));
+    command.arg(format!("--web.listen-address={free}")).arg("--enable-feature=exemplar-storage");
     let log = fs::File::create(folder.join("prometheus.log")).expect("its log");
     let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start Prometheus");
     (Running(child), free.to_string())
