@@ -191,13 +191,8 @@ impl Node {
 
     /// Runs a pod; its containers are started when this returns.
     pub fn run_pod(&self, spec: PodSpec) -> anyhow::Result<PodHandle> {
-        let uid = match spec.uid.clone() {
-            Some(uid) => uid,
-            None => {
-                let uid = std::fs::read_to_string("/proc/sys/kernel/random/uuid");
-                uid.context("make a pod's uid")?.trim().to_owned()
-            }
-        };
+        let uid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a pod's uid")?;
+        let uid = uid.trim().to_owned();
         (self.progress)(&format!("running pod {}/{}", spec.namespace, spec.name));
         let logs = self.pod_logs().join(format!("{}_{}_{uid}", spec.namespace, spec.name));
         std::fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;

@@ -46,7 +46,6 @@ impl Dns {
 pub struct PodSpec {
     pub(crate) namespace: String,
     pub(crate) name: String,
-    pub(crate) uid: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) dns: Option<Dns>,
@@ -64,7 +63,6 @@ impl PodSpec {
         Self {
             namespace: namespace.into(),
             name: name.into(),
-            uid: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             dns: None,
@@ -84,12 +82,6 @@ impl PodSpec {
 
     pub fn annotation(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.annotations.insert(key.into(), value.into());
-        self
-    }
-
-    /// That of a pod which an API server knows; otherwise one is made up.
-    pub fn uid(mut self, uid: impl Into<String>) -> Self {
-        self.uid = Some(uid.into());
         self
     }
 

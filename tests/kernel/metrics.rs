@@ -115,8 +115,10 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
     let container = ContainerSpec::new("api", VICTIMS_IMAGE)
         .command(["leak", "--fast", "--wait", "15000"])
         .memory_limit(32 * MIB);
-    let asks =
-        ContainerSpec::new("asks", VICTIMS_IMAGE).command(["lookup", "api.example.com", "--every", "300"]);
+    // It outlives the kill, so that no family is on an earlier page alone.
+    let asks = ContainerSpec::new("asks", VICTIMS_IMAGE)
+        .command(["lookup", "api.example.com", "--every", "300"])
+        .memory_limit(64 * MIB);
     let dns = Dns::cluster(node.dns_address(), "shop");
     let pod = PodSpec::new("shop", "basket").dns(dns).container(container).container(asks);
     let _pod = node.run_pod(pod).expect("run the pod");
