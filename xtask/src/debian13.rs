@@ -11,8 +11,8 @@ use crate::archive::{self, Apt};
 use crate::sh;
 
 const SOURCES: [&str; 1] = ["http://deb.debian.org/debian trixie main"];
-/// A VictoriaMetrics that takes OTLP, which needs nothing but a libc and zstd; CPython 3.13, what of its library the test imports, and what
-/// these need: it runs in this root as in a container's.
+/// A VictoriaMetrics that takes OTLP, which needs nothing but a libc and zstd; CPython 3.13, what of its library the test
+/// imports, and what these need: it runs in this root as in a container's.
 const PACKAGES: [&str; 11] = [
     "victoria-metrics",
     "python3.13-minimal",

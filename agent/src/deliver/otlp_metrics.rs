@@ -1,8 +1,8 @@
 //! OpenTelemetry: the families of `/metrics` as OTLP metrics by HTTP (`POST /v1/metrics`) or gRPC (`MetricsService`).
 //!
 //! Names stay as Prometheus has them, without `_total`: what turns OTLP into Prometheus adds that, and a family has one name
-//! however it comes there (`tests/kernel/metrics.rs` asks a VictoriaMetrics). Labels that name a container are the semantic conventions' attributes,
-//! `k8s_pod_name` there for a scrape's `pod`. Must not know: what is counted.
+//! however it comes there (`tests/kernel/metrics.rs` asks a VictoriaMetrics). Labels that name a container are the semantic
+//! conventions' attributes, `k8s_pod_name` there for a scrape's `pod`. Must not know: what is counted.
 
 use jiff::Timestamp;
 use opentelemetry_proto::tonic::collector::metrics::v1::{

@@ -23,7 +23,6 @@ pub fn reload(
         Ok(loaded) => loaded,
         Err(error) => return tracing::warn!("nothing is changed: {}", error.to_string().trim_end()),
     };
-    // Also where no setting has changed: certificates are files, and may have.
     let rerouted = match out.reroute(&loaded.args.exports) {
         Ok(rerouted) => rerouted,
         Err(error) => return tracing::warn!("nothing is changed: {error:#}"),
