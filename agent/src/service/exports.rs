@@ -38,27 +38,16 @@ pub struct Exports {
     minutes: Option<Courier<Minute>>,
 }
 
-/// What became of a new configuration, by destination.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Rerouted {
-    pub turned: Vec<&'static str>,
-    /// They are to come or to go, which takes a restart.
-    pub left: Vec<&'static str>,
-}
-
 struct Turning {
     routes: BTreeMap<&'static str, Route>,
-    done: Rerouted,
+    turned: Vec<&'static str>,
 }
 
 impl Turning {
     fn turn<T: Weigh + Send + 'static>(&mut self, courier: &Courier<T>) {
-        match self.routes.remove(courier.name()) {
-            Some(route) => {
-                courier.turn(route);
-                self.done.turned.push(courier.name());
-            }
-            None => self.done.left.push(courier.name()),
+        if let Some(route) = self.routes.remove(courier.name()) {
+            courier.turn(route);
+            self.turned.push(courier.name());
         }
     }
 }
@@ -97,19 +86,18 @@ impl Exports {
         Ok(exports)
     }
 
-    /// Reaches each destination as it is set now, with the certificates that there are now. An error: nothing has changed.
-    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Rerouted> {
+    /// Reaches each destination as it is set now, with the certificates that there are now, and gives them; what is to
+    /// come or to go takes a restart. An error: nothing has changed.
+    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Vec<&'static str>> {
         let to = args.destinations()?.into_iter();
         let routes = to.map(|(name, settings)| Route::new(name, settings).map(|route| (name, route)));
-        let routes = routes.collect::<anyhow::Result<_>>();
-        let mut turning = Turning { routes: routes?, done: Rerouted::default() };
+        let mut turning = Turning { routes: routes.collect::<anyhow::Result<_>>()?, turned: Vec::new() };
         self.events.iter().for_each(|courier| turning.turn(courier));
         self.measures.iter().for_each(|measures| turning.turn(&measures.courier));
         self.profiles.iter().for_each(|courier| turning.turn(courier));
         self.minutes.iter().for_each(|courier| turning.turn(courier));
         self.kubernetes.iter().for_each(|kubernetes| turning.turn(kubernetes.courier()));
-        turning.done.left.extend(turning.routes.into_keys());
-        Ok(turning.done)
+        Ok(turning.turned)
     }
 
     /// Nothing is configured: an event need not be written for anyone.
@@ -298,8 +286,7 @@ mod tests {
         let error = format!("{:#}", exports.reroute(&of(&moved)).unwrap_err());
         assert!(error.contains("read /nonexistent") && urls() == before, "{error}");
         let moved = ["--loki-url=http://127.0.0.1:7", "--pyroscope-url=http://127.0.0.1:6"];
-        let rerouted = exports.reroute(&of(&moved)).unwrap();
-        assert_eq!(rerouted, Rerouted { turned: vec!["loki"], left: vec!["otlp_logs", "pyroscope"] });
+        assert_eq!(exports.reroute(&of(&moved)).unwrap(), ["loki"]);
         assert_eq!(urls(), ["http://127.0.0.1:7/loki/api/v1/push", "http://127.0.0.1:8/v1/logs"]);
     }
 }

@@ -17,33 +17,43 @@ use crate::metrics::family::Family;
 pub struct Measures {
     pub(super) courier: Courier<Page>,
     pub(super) every: Duration,
+    node: Arc<Node>,
+    task: Option<JoinHandle<()>>,
+}
+
+struct Node {
+    name: String,
     /// Since when is counted.
     since: Timestamp,
-    node: String,
-    task: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    fn page(&self, families: &[Family]) -> Page {
+        Page::new(&self.name, families, self.since, Timestamp::now())
+    }
 }
 
 impl Measures {
     pub fn new(courier: Courier<Page>, every: Duration, node: &str) -> Measures {
-        Measures { courier, every, since: Timestamp::now(), node: node.to_owned(), task: None }
+        let node = Arc::new(Node { name: node.to_owned(), since: Timestamp::now() });
+        Measures { courier, every, node, task: None }
     }
 
     /// From here on what is counted is sent.
     pub fn begin(&mut self, pages: Arc<Pages>) {
-        let (inlet, since, node) = (self.courier.inlet(), self.since, self.node.clone());
+        let (inlet, node) = (self.courier.inlet(), Arc::clone(&self.node));
         let mut round = interval(self.every);
         round.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.task = Some(tokio::spawn(async move {
             loop {
                 round.tick().await;
-                let families = pages.families().await;
-                inlet.offer(Page::new(&node, &families, since, Timestamp::now()));
+                inlet.offer(node.page(&pages.families().await));
             }
         }));
     }
 
     pub fn offer(&self, families: &[Family]) {
-        self.courier.offer(Page::new(&self.node, families, self.since, Timestamp::now()));
+        self.courier.offer(self.node.page(families));
     }
 
     /// `last`: what was counted in the end. The courier has it to deliver, then.

@@ -18,6 +18,6 @@ mod stdout;
 mod systemd;
 
 pub use export_args::{ExportArgs, changes};
-pub use exports::{Exports, Rerouted};
+pub use exports::Exports;
 pub use out::{Out, Paths};
 pub use systemd::Systemd;

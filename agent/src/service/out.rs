@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::catch_up::Cursors;
 use super::stdout::Stdout;
-use super::{ExportArgs, Exports, Rerouted, ledgers};
+use super::{ExportArgs, Exports, ledgers};
 use crate::api::client::{RUN, SOCKET};
 use crate::api::{self, Health, Listening, Pages, Sources};
 use crate::deliver::written::{self, Written};
@@ -274,7 +274,7 @@ impl Out {
     }
 
     /// As [`Exports::reroute`].
-    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Rerouted> {
+    pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Vec<&'static str>> {
         self.exports.reroute(args)
     }
 

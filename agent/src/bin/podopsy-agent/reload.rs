@@ -23,8 +23,8 @@ pub fn reload(
         Ok(loaded) => loaded,
         Err(error) => return tracing::warn!("nothing is changed: {}", error.to_string().trim_end()),
     };
-    let rerouted = match out.reroute(&loaded.args.exports) {
-        Ok(rerouted) => rerouted,
+    let reached = match out.reroute(&loaded.args.exports) {
+        Ok(destinations) => destinations,
         Err(error) => return tracing::warn!("nothing is changed: {error:#}"),
     };
     out.set_limits(loaded.args.store_limits());
@@ -32,8 +32,8 @@ pub fn reload(
     let _ = budgets.send(loaded.args.budgets());
     let is_taken = |one: &Setting| {
         let name = one.name.as_str();
-        let turned = |of: &[&str]| of.is_empty() || of.iter().any(|one| rerouted.turned.contains(one));
-        RELOADED.contains(&name) || changes(name).is_some_and(turned)
+        let is_reached = |of: &[&str]| of.is_empty() || of.iter().any(|one| reached.contains(one));
+        RELOADED.contains(&name) || changes(name).is_some_and(is_reached)
     };
     let changed = config::changed(settings, &loaded.settings).into_iter().cloned();
     let (taken, left): (Vec<Setting>, Vec<Setting>) = changed.partition(is_taken);
