@@ -77,7 +77,11 @@ pub fn compare(before: &Imported, after: &Imported, by: By) -> Comparison {
     };
     let mut functions: Vec<Function> = found
         .into_iter()
-        .map(|(function, (own, cumulative))| Function { function, own, cumulative })
+        .map(|(function, (own, cumulative)): (&str, _)| Function {
+            function: function.to_owned(),
+            own,
+            cumulative,
+        })
         .collect();
     let size = |function: &Function| {
         (comparison.change(function.own).abs(), comparison.change(function.cumulative).abs())
@@ -92,7 +96,11 @@ pub fn compare(before: &Imported, after: &Imported, by: By) -> Comparison {
 }
 
 /// Adds a profile's sums to one side of the pairs.
-fn count(profile: &Imported, side: fn(&mut Pair) -> &mut u64, found: &mut HashMap<String, (Pair, Pair)>) {
+fn count<'a>(
+    profile: &'a Imported,
+    side: fn(&mut Pair) -> &mut u64,
+    found: &mut HashMap<&'a str, (Pair, Pair)>,
+) {
     // Numbers first, names once: a profile has millions of frames and thousands of functions.
     let mut sums = vec![(0_u64, 0_u64); profile.functions.len()];
     let mut last_stack = vec![usize::MAX; profile.functions.len()];
@@ -109,7 +117,7 @@ fn count(profile: &Imported, side: fn(&mut Pair) -> &mut u64, found: &mut HashMa
         }
     }
     for (name, (own, sum)) in profile.functions.iter().zip(sums) {
-        let (own_pair, sum_pair) = found.entry(name.clone()).or_default();
+        let (own_pair, sum_pair) = found.entry(&**name).or_default();
         *side(own_pair) = own;
         *side(sum_pair) = sum;
     }
@@ -120,7 +128,7 @@ fn count(profile: &Imported, side: fn(&mut Pair) -> &mut u64, found: &mut HashMa
 pub fn stacks<'a>(before: &'a Imported, after: &'a Imported, by: By) -> BTreeMap<Vec<&'a str>, Pair> {
     let mut found: BTreeMap<Vec<&str>, Pair> = BTreeMap::new();
     let names = |profile: &'a Imported, stack: &[u32]| -> Vec<&'a str> {
-        stack.iter().rev().map(|&function| profile.functions[function as usize].as_str()).collect()
+        stack.iter().rev().map(|&function| &*profile.functions[function as usize]).collect()
     };
     for (stack, value) in before.stacks() {
         let sum = &mut found.entry(names(before, stack)).or_default().before;

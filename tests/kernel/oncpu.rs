@@ -288,11 +288,11 @@ fn a_go_program_is_complete_and_says_what_is_inlined_even_when_it_is_stripped() 
         assert!(share(&profile, "main.below") > 50.0, "{name}: functions without names");
         // Known from the source: main.mixed is inlined into main.work, at its line 15.
         let inlined = profile.samples.iter().flat_map(|sample| sample.stack.windows(2)).any(|frames| {
-            let place =
-                |frame: &Frame| (frame.function.clone(), frame.source.as_ref().map(|source| source.1));
-            frames[0].inlined
-                && place(&frames[0]) == (Some("main.mixed".to_owned()), Some(8))
-                && place(&frames[1]) == (Some("main.work".to_owned()), Some(15))
+            let is = |frame: &Frame, name, line| {
+                let source = frame.source.as_ref().map(|source| source.1);
+                (frame.function.as_deref(), source) == (Some(name), Some(line))
+            };
+            frames[0].inlined && is(&frames[0], "main.mixed", 8) && is(&frames[1], "main.work", 15)
         });
         assert!(inlined, "{name}: no main.mixed inlined into main.work");
         let peek = go_tool_pprof(&profile, &["-peek", "main.mixed"]);

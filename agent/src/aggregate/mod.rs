@@ -277,7 +277,7 @@ impl Aggregator {
 
 /// A stack that is no stack, and says why.
 fn says(what: &str) -> Frame {
-    Frame { function: Some(what.to_string()), ..Frame::default() }
+    Frame { function: Some(what.into()), ..Frame::default() }
 }
 
 /// The leader's comm; none when it is gone.

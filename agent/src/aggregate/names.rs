@@ -30,10 +30,10 @@ impl Names<'_> {
         let Parts { end, python_end, end_frame, .. } = parts;
         let mut frames = Vec::with_capacity(addresses.len());
         for (address, is_return) in kernel_addresses(stack) {
-            frames.extend(self.symbolizer.kernel(address, is_return));
+            frames.extend_from_slice(&self.symbolizer.kernel(address, is_return));
         }
         let named = |address| {
-            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address).into());
+            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address));
             Arc::clone(named)
         };
         let native: Vec<Arc<[Frame]>> = user_addresses(pid, stack).map(named).collect();

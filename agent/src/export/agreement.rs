@@ -27,7 +27,7 @@ fn hostile() -> Profile {
     let mut profile = example::profile();
     let plain = profile.samples[0].clone();
     for (name, count) in NAMES.iter().zip(100..) {
-        let says = Frame { function: Some(END.to_owned()), ..Frame::default() };
+        let says = Frame { function: Some(END.into()), ..Frame::default() };
         profile.samples.push(Sample {
             stack: vec![example::frame(name, 0x1234), example::frame("main", 0x1600), says],
             count,

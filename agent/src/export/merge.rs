@@ -222,6 +222,8 @@ fn unpack(packed: &[u8]) -> anyhow::Result<protos::Profile> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::export::example;
     use crate::import;
@@ -233,7 +235,7 @@ mod tests {
     }
 
     /// What every function comes to, with what called it.
-    fn sums(packed: &[u8]) -> Vec<(Vec<String>, u64)> {
+    fn sums(packed: &[u8]) -> Vec<(Vec<Arc<str>>, u64)> {
         let read = import::pprof::read(packed, Some("samples")).unwrap();
         let name = |id: &u32| read.functions[*id as usize].clone();
         let mut sums: Vec<_> =

@@ -18,7 +18,7 @@ pub struct Imported {
     pub kind: String,
     pub unit: String,
     /// Names, escaped; a frame without a function is `module+0xaddress`.
-    pub functions: Vec<String>,
+    pub functions: Vec<Arc<str>>,
     /// Innermost first, as numbers of [`Imported::functions`], one stack after the other.
     frames: Vec<u32>,
     stacks: Vec<Stack>,
@@ -69,9 +69,9 @@ pub(crate) fn example(stacks: &[(&[&str], u64)]) -> Imported {
     for (stack, value) in stacks {
         let start = imported.frames.len();
         for name in *stack {
-            let known = imported.functions.iter().position(|function| function == name);
+            let known = imported.functions.iter().position(|function| **function == **name);
             let number = known.unwrap_or_else(|| {
-                imported.functions.push((*name).to_owned());
+                imported.functions.push((*name).into());
                 imported.functions.len() - 1
             });
             imported.frames.push(u32::try_from(number).unwrap());

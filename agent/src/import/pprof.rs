@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -191,8 +192,8 @@ struct Names<'t, 'a> {
     tables: &'t Tables<'a>,
     /// Location id → its functions, innermost first.
     known: HashMap<u64, Box<[u32]>>,
-    by_text: HashMap<String, u32>,
-    functions: Vec<String>,
+    by_text: HashMap<Arc<str>, u32>,
+    functions: Vec<Arc<str>>,
 }
 
 impl Names<'_, '_> {
@@ -225,11 +226,12 @@ impl Names<'_, '_> {
     }
 
     fn number(&mut self, name: String) -> Result<u32, Unusable> {
-        if let Some(&number) = self.by_text.get(&name) {
+        if let Some(&number) = self.by_text.get(&*name) {
             return Ok(number);
         }
         let number = u32::try_from(self.functions.len()).map_err(|_| Unusable::Damaged)?;
-        self.functions.push(name.clone());
+        let name = Arc::<str>::from(name);
+        self.functions.push(Arc::clone(&name));
         self.by_text.insert(name, number);
         Ok(number)
     }

@@ -10,13 +10,13 @@ use crate::export;
 use crate::model::profile::{Frame, Profile, Sample};
 
 fn stacks(imported: &Imported) -> Vec<(Vec<&str>, u64)> {
-    let name = |&id: &u32| imported.functions[id as usize].as_str();
+    let name = |&id: &u32| &*imported.functions[id as usize];
     imported.stacks().map(|(stack, value)| (stack.iter().map(name).collect(), value)).collect()
 }
 
 fn ours() -> Vec<u8> {
     let frame = |name: &str, inlined| Frame {
-        function: (!name.is_empty()).then(|| name.to_owned()),
+        function: (!name.is_empty()).then(|| name.into()),
         module: Some("/app/shop".into()),
         offset: name.len() as u64,
         inlined,

@@ -13,8 +13,9 @@ use super::owner::Owner;
 /// One frame of a stack, symbolized as far as it could be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
-    /// Demangled function name; null: no symbol (the module and offset still say where).
-    pub function: Option<String>,
+    /// Demangled function name; null: no symbol (the module and offset still say where). Shared, as files' names are: a
+    /// profile has a frame a thousand times.
+    pub function: Option<Arc<str>>,
     /// File name of the mapping in the process's own mount namespace (`/usr/bin/python3.11`), `[kernel]`, `[vdso]`, or
     /// `[anonymous]` for code made at run time, `[python]` for a function of the program's own; null: no mapping.
     pub module: Option<Arc<str>>,

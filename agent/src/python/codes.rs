@@ -219,7 +219,7 @@ impl Codes {
             Err(reason) => {
                 let reason = reason.trim_start_matches("python_").replace('_', " ");
                 return Some(Frame {
-                    function: Some(format!("[python: {reason}]")),
+                    function: Some(format!("[python: {reason}]").into()),
                     module,
                     ..Frame::default()
                 });
@@ -235,7 +235,7 @@ impl Codes {
         };
         let source = Some((Arc::from(&*function.file), line.unwrap_or(function.first_line)));
         let name = format!("{}.{}", module_of(&function.file), function.name);
-        Some(Frame { function: Some(name), module, source, ..Frame::default() })
+        Some(Frame { function: Some(name.into()), module, source, ..Frame::default() })
     }
 
     /// Whose function 1 is one that cannot be named.
@@ -304,7 +304,7 @@ mod tests {
     }
 
     fn name(codes: &mut Codes, word: Word) -> String {
-        codes.frame(word).and_then(|frame| frame.function).unwrap_or_default()
+        codes.frame(word).and_then(|frame| frame.function).unwrap_or_default().to_string()
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Merge {
         if let Some((name, text)) = why {
             lost = Some(name);
             // The rest of the last call, or the next, is what is not there.
-            let says = Frame { function: Some(text.to_owned()), ..Frame::default() };
+            let says = Frame { function: Some(text.into()), ..Frame::default() };
             match (calls.last_mut(), words.last()) {
                 (Some(call), Some(last)) if !Codes::is_entry(*last) => call.push(says),
                 _ => calls.push(vec![says]),
@@ -161,8 +161,7 @@ mod tests {
 
     #[test]
     fn the_interpreter_is_known_by_its_name() {
-        let named =
-            |name: &str| is_interpreter(&Frame { function: Some(name.to_owned()), ..Frame::default() });
+        let named = |name: &str| is_interpreter(&Frame { function: Some(name.into()), ..Frame::default() });
         assert!(named("_PyEval_EvalFrameDefault") && named("_PyEval_EvalFrameDefault.cold"));
         assert!(!named("_PyEval_EvalFrameDefaultish") && !named("_PyEval_EvalFrame"));
     }

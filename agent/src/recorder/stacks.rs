@@ -132,18 +132,19 @@ fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
         symbolizer.see_process(stack.pid);
     }
     symbolizer.look_up_kernel(stack.kernel.iter().enumerate().map(|(i, &address)| (address, i > 0)));
-    let kernel = stack.kernel.iter().enumerate().flat_map(|(i, &address)| symbolizer.kernel(address, i > 0));
-    let kernel = kernel.skip_while(is_probe).collect();
-    let user = stack
-        .user
-        .iter()
-        .enumerate()
-        .flat_map(|(i, frame)| match frame.status {
-            1 => symbolizer.build_id(&frame.build_id, frame.offset, i > 0),
-            2 => symbolizer.user(UserAddress { pid: stack.pid, address: frame.offset, is_return: i > 0 }),
-            _ => Vec::new(),
-        })
-        .collect();
+    let (mut kernel, mut user) = (Vec::new(), Vec::new());
+    for (i, &address) in stack.kernel.iter().enumerate() {
+        kernel.extend_from_slice(&symbolizer.kernel(address, i > 0));
+    }
+    kernel.drain(..kernel.iter().take_while(|frame| is_probe(frame)).count());
+    for (i, frame) in stack.user.iter().enumerate() {
+        let (address, is_return) = (frame.offset, i > 0);
+        match frame.status {
+            1 => user.extend_from_slice(&symbolizer.build_id(&frame.build_id, address, is_return)),
+            2 => user.extend_from_slice(&symbolizer.user(UserAddress { pid: stack.pid, address, is_return })),
+            _ => {}
+        }
+    }
     Named { kernel, user }
 }
 

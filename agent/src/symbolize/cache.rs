@@ -95,7 +95,7 @@ impl Cache {
 fn bytes(frames: &[Frame]) -> usize {
     let of = |frame: &Frame| {
         let source = frame.source.as_ref().map_or(0, |(path, _)| path.len() + 16);
-        size_of::<Frame>() + frame.function.as_ref().map_or(0, String::len) + source
+        size_of::<Frame>() + frame.function.as_ref().map_or(0, |name| name.len() + 16) + source
     };
     OVERHEAD + frames.iter().map(of).sum::<usize>()
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn frames(name: &str) -> Arc<[Frame]> {
-        Arc::from([Frame { function: Some(name.to_owned()), ..Frame::default() }])
+        Arc::from([Frame { function: Some(name.into()), ..Frame::default() }])
     }
 
     #[test]

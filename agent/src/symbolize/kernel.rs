@@ -140,7 +140,7 @@ fn parse(line: &[u8]) -> Option<(u64, bool, &[u8])> {
 fn frame(address: u64, symbol: Option<&Symbol>) -> Arc<[Frame]> {
     let module = symbol.and_then(|symbol| symbol.module.as_deref());
     Arc::from([Frame {
-        function: symbol.map(|symbol| symbol.name.clone()),
+        function: symbol.map(|symbol| Arc::from(&*symbol.name)),
         module: Some(module.map_or_else(|| "[kernel]".into(), |module| format!("[{module}]").into())),
         offset: address,
         ..Frame::default()

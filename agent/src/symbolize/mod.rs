@@ -161,7 +161,7 @@ impl Symbolizer {
     /// Innermost first; one address gives several frames where functions were inlined, at least one always.
     ///
     /// [`Frame::offset`] is of the address looked up: of a return address, the last byte of the call.
-    pub fn user(&mut self, address: UserAddress) -> Vec<Frame> {
+    pub fn user(&mut self, address: UserAddress) -> Arc<[Frame]> {
         let at = looked_up_at(address.address, address.is_return);
         self.notice(address.pid, &[at]);
         let located = self.locate(address);
@@ -182,14 +182,14 @@ impl Symbolizer {
     }
 
     /// The frames of what [`Symbolizer::locate`] found.
-    pub fn name(&mut self, located: Located) -> Vec<Frame> {
+    pub fn name(&mut self, located: Located) -> Arc<[Frame]> {
         let bare = |module: Option<&str>, offset| {
-            vec![Frame { module: module.map(Arc::from), offset, ..Frame::default() }]
+            Arc::from([Frame { module: module.map(Arc::from), offset, ..Frame::default() }])
         };
         match located {
-            Located::File { id, offset } => self.in_file(id, offset).to_vec(),
+            Located::File { id, offset } => self.in_file(id, offset),
             Located::Vdso { offset } => match self.vdso.file(&mut self.files) {
-                Some(id) => self.in_file(id, offset).to_vec(),
+                Some(id) => self.in_file(id, offset),
                 None => {
                     self.losses.add("vdso_unreadable");
                     bare(Some("[vdso]"), offset)
@@ -197,8 +197,8 @@ impl Symbolizer {
             },
             Located::Anonymous { pid, address } => {
                 if let Some(name) = self.processes.name_of_anonymous(pid, address) {
-                    let module = Some(Arc::from("[anonymous]"));
-                    return vec![Frame { function: Some(name), module, offset: address, ..Frame::default() }];
+                    let (function, module) = (Some(name.into()), Some(Arc::from("[anonymous]")));
+                    return Arc::from([Frame { function, module, offset: address, ..Frame::default() }]);
                 }
                 self.losses.add("anonymous_code");
                 bare(Some("[anonymous]"), address)
@@ -259,8 +259,8 @@ impl Symbolizer {
     }
 
     /// A kernel address.
-    pub fn kernel(&mut self, address: u64, is_return: bool) -> Vec<Frame> {
-        self.kernel.frames(looked_up_at(address, is_return), &mut self.losses).to_vec()
+    pub fn kernel(&mut self, address: u64, is_return: bool) -> Arc<[Frame]> {
+        self.kernel.frames(looked_up_at(address, is_return), &mut self.losses)
     }
 
     /// A file with this build id is open.
@@ -269,14 +269,14 @@ impl Symbolizer {
     }
 
     /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).
-    pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Vec<Frame> {
+    pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Arc<[Frame]> {
         let offset = looked_up_at(offset, is_return);
         match self.files.by_build_id(build_id) {
-            Some(id) => self.in_file(id, offset).to_vec(),
+            Some(id) => self.in_file(id, offset),
             None => {
                 self.losses.add("build_id_unknown");
                 let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
-                vec![Frame { build_id: Some(hex.into()), offset, ..Frame::default() }]
+                Arc::from([Frame { build_id: Some(hex.into()), offset, ..Frame::default() }])
             }
         }
     }
@@ -336,7 +336,7 @@ fn frames(symbol: Option<Symbol>, at: &Frame) -> Arc<[Frame]> {
     let Some(symbol) = symbol else { return Arc::from([at.clone()]) };
     let last = symbol.functions.len().saturating_sub(1);
     let frame = |(index, named): (usize, resolver::Named)| Frame {
-        function: (!named.function.is_empty()).then_some(named.function),
+        function: (!named.function.is_empty()).then(|| named.function.into()),
         source: named.source,
         inlined: index < last,
         ..at.clone()

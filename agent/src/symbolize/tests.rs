@@ -105,7 +105,7 @@ fn inlined_functions_come_before_the_one_they_are_in() {
     let start = a_function_that_inlines as fn(u64) -> u64 as usize as u64;
     let mut stacks = (0..64).map(|byte| symbolizer.user(at(pid, start + byte)));
     // What it inlines itself, black_box, may come before it.
-    let is_it = |frames: &Vec<Frame>| {
+    let is_it = |frames: &Arc<[Frame]>| {
         frames.len() > 1
             && frames[0].function.as_ref().is_some_and(|name| name.contains("an_inlined_function"))
     };
@@ -235,7 +235,7 @@ fn an_executable_in_another_mount_namespace_is_the_one_that_is_opened() {
     let mut symbolizer = Symbolizer::new();
     symbolizer.see_process(hidden.pid());
     let area = code_of(hidden.pid(), "/hidden");
-    let frame = symbolizer.user(at(hidden.pid(), area.start)).remove(0);
+    let frame = symbolizer.user(at(hidden.pid(), area.start))[0].clone();
     let sleep = elf::layout(&File::open("/bin/sleep").unwrap()).unwrap();
     let build_id: String = sleep.build_id.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(frame.build_id.as_deref(), Some(build_id.as_str()), "{:?}", symbolizer.losses());
@@ -283,7 +283,7 @@ fn code_made_at_run_time_has_the_name_that_its_runtime_gave_it() {
     let mut symbolizer = Symbolizer::new();
     symbolizer.see_process(pid);
     drop((python, map));
-    let frame = symbolizer.user(at(pid, area.start + 0x10)).remove(0);
+    let frame = symbolizer.user(at(pid, area.start + 0x10))[0].clone();
     assert_eq!(
         (frame.function.as_deref(), frame.module.as_deref()),
         (Some("jitted(handler)"), Some("[anonymous]"))
@@ -298,7 +298,7 @@ fn kernel_addresses_come_from_kallsyms() {
     let line = table.lines().find(|line| line.ends_with(" T schedule")).expect("kallsyms has no schedule");
     let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
     let mut symbolizer = Symbolizer::new();
-    let frame = symbolizer.kernel(address + 1, true).remove(0);
+    let frame = symbolizer.kernel(address + 1, true)[0].clone();
     if address == 0 {
         assert_eq!(symbolizer.losses()["kernel_addresses_hidden"], 1);
     } else {
@@ -319,7 +319,7 @@ fn the_number_of_held_files_is_bounded_and_counted() {
     let libc = code_of(std::process::id(), "libc.so.6");
     let first = symbolizer.mappings().remove(0);
     // A segment need not begin at a page's beginning, as its mapping does.
-    let frame = symbolizer.user(at(std::process::id(), first.start + 4096)).remove(0);
+    let frame = symbolizer.user(at(std::process::id(), first.start + 4096))[0].clone();
     assert_eq!(frame.module, Some(first.name));
     assert!(symbolizer.losses().contains_key("file_evicted"), "{:?} {libc:?}", symbolizer.losses());
 }
@@ -411,7 +411,7 @@ fn what_was_looked_up_together_is_named_without_anything_of_it_in_memory() {
     symbolizer.see_process(pid);
     symbolizer.look_up([(0xffff_ffff_8100_0000, false)], places);
     assert_eq!((symbolizer.files.copies(), symbolizer.cache.len()), (0, 2));
-    let named = symbolizer.user(places[0]).pop().unwrap();
+    let named = symbolizer.user(places[0]).last().unwrap().clone();
     assert!(named.function.unwrap().contains("a_function_with_a_name"));
     assert_eq!(symbolizer.user(places[1])[0].module.as_deref(), Some(&*escape(&libc)));
     assert_eq!(symbolizer.files.copies(), 0, "the names came from the cache");

@@ -282,7 +282,7 @@ fn processes(table: &ProcessTable) -> String {
 fn stack(event: &Event) -> String {
     let Detail::Oom(kill) = &event.detail else { return String::new() };
     let name = |frame: &Frame| match (&frame.function, &frame.module) {
-        (Some(function), _) => function.clone(),
+        (Some(function), _) => function.to_string(),
         (None, module) => format!("{}+{:#x}", module.as_deref().map_or("?".into(), tail), frame.offset),
     };
     let known = if kill.user_stack.is_empty() { &kill.kernel_stack } else { &kill.user_stack };

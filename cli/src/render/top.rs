@@ -50,7 +50,7 @@ fn shares(profile: &Profile) -> Vec<Share> {
 
 fn name(frame: &Frame) -> String {
     // Unknown frames are shown, not hidden: module and offset can still be looked up.
-    frame.function.clone().unwrap_or_else(|| format!("0x{:x}", frame.offset))
+    frame.function.as_deref().map_or_else(|| format!("0x{:x}", frame.offset), str::to_owned)
 }
 
 fn module(frame: &Frame) -> String {
@@ -71,7 +71,7 @@ mod tests {
 
     fn profile(stacks: &[(&[&str], u64)]) -> Profile {
         let frame = |name: &&str| Frame {
-            function: (!name.starts_with("0x")).then(|| (*name).to_owned()),
+            function: (!name.starts_with("0x")).then(|| (*name).into()),
             module: Some("/usr/bin/burner".into()),
             offset: 0x1234,
             ..Frame::default()

@@ -218,8 +218,9 @@ pub fn no_runtime() -> PodsOptions {
 pub fn stacks<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
     let mut stacks: Vec<(u64, String)> = samples
         .map(|sample| {
-            let name =
-                |frame: &Frame| frame.function.clone().unwrap_or_else(|| format!("{:x}", frame.offset));
+            let name = |frame: &Frame| {
+                frame.function.as_deref().map_or_else(|| format!("{:x}", frame.offset), str::to_owned)
+            };
             (sample.count, sample.stack.iter().map(name).collect::<Vec<_>>().join(" ← "))
         })
         .collect();
