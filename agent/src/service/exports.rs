@@ -21,7 +21,7 @@ use crate::deliver::otlp_profiles::{self, Minute, Profiles};
 use crate::deliver::pyroscope::{Pprof, Pyroscope};
 use crate::deliver::queue::Weigh;
 use crate::deliver::written::Written;
-use crate::deliver::{self, Courier, Format, Inlet, Ledger, Progress, Route};
+use crate::deliver::{self, Counts, Courier, Format, Inlet, Ledger, Progress, Route};
 use crate::metrics::family::Family;
 use crate::model::{Event, Losses, PodIncident};
 use crate::store::Reader;
@@ -38,17 +38,24 @@ pub struct Exports {
     minutes: Option<Courier<Minute>>,
 }
 
-struct Turning {
-    routes: BTreeMap<&'static str, Route>,
-    turned: Vec<&'static str>,
+/// A courier, whatever it takes there.
+trait Runs {
+    fn name(&self) -> &'static str;
+    fn turn(&self, route: Route);
+    fn ledger(&self) -> Ledger;
 }
 
-impl Turning {
-    fn turn<T: Weigh + Send + 'static>(&mut self, courier: &Courier<T>) {
-        if let Some(route) = self.routes.remove(courier.name()) {
-            courier.turn(route);
-            self.turned.push(courier.name());
-        }
+impl<T: Weigh + Send + 'static> Runs for Courier<T> {
+    fn name(&self) -> &'static str {
+        self.name()
+    }
+
+    fn turn(&self, route: Route) {
+        self.turn(route);
+    }
+
+    fn ledger(&self) -> Ledger {
+        self.ledger()
     }
 }
 
@@ -91,13 +98,21 @@ impl Exports {
     pub fn reroute(&self, args: &ExportArgs) -> anyhow::Result<Vec<&'static str>> {
         let to = args.destinations()?.into_iter();
         let routes = to.map(|(name, settings)| Route::new(name, settings).map(|route| (name, route)));
-        let mut turning = Turning { routes: routes.collect::<anyhow::Result<_>>()?, turned: Vec::new() };
-        self.events.iter().for_each(|courier| turning.turn(courier));
-        self.measures.iter().for_each(|measures| turning.turn(&measures.courier));
-        self.profiles.iter().for_each(|courier| turning.turn(courier));
-        self.minutes.iter().for_each(|courier| turning.turn(courier));
-        self.kubernetes.iter().for_each(|kubernetes| turning.turn(kubernetes.courier()));
-        Ok(turning.turned)
+        let mut routes: BTreeMap<_, _> = routes.collect::<anyhow::Result<_>>()?;
+        let turn = |courier: &dyn Runs| {
+            courier.turn(routes.remove(courier.name())?);
+            Some(courier.name())
+        };
+        Ok(self.couriers().filter_map(turn).collect())
+    }
+
+    fn couriers(&self) -> impl Iterator<Item = &dyn Runs> {
+        let events = self.events.iter().map(|courier| courier as &dyn Runs);
+        let measures = self.measures.iter().map(|measures| &measures.courier as &dyn Runs);
+        let profiles = self.profiles.iter().map(|courier| courier as &dyn Runs);
+        let minutes = self.minutes.iter().map(|courier| courier as &dyn Runs);
+        let kubernetes = self.kubernetes.iter().map(|kubernetes| kubernetes.courier() as &dyn Runs);
+        events.chain(measures).chain(profiles).chain(minutes).chain(kubernetes)
     }
 
     /// Nothing is configured: an event need not be written for anyone.
@@ -158,12 +173,7 @@ impl Exports {
     }
 
     pub fn ledgers(&self) -> Vec<Ledger> {
-        let measures = self.measures.iter().map(|measures| measures.courier.ledger());
-        let profiles = self.profiles.iter().map(Courier::ledger);
-        let minutes = self.minutes.iter().map(Courier::ledger);
-        let kubernetes = self.kubernetes.iter().map(|kubernetes| kubernetes.courier().ledger());
-        let events = self.events.iter().map(Courier::ledger);
-        events.chain(measures).chain(profiles).chain(minutes).chain(kubernetes).collect()
+        self.couriers().map(Runs::ledger).collect()
     }
 
     /// What is missing elsewhere, in the events themselves: who reads there has no other way to know.
@@ -177,29 +187,24 @@ impl Exports {
     pub async fn close(self, time: Duration, last: &[Family]) {
         // What they have not read is for the next start.
         self.resuming.iter().for_each(JoinHandle::abort);
-        let mut closing: Vec<_> = self
-            .events
-            .into_iter()
-            .map(|courier| (courier.name(), tokio::spawn(courier.close(time))))
-            .collect();
-        if let Some(courier) = self.kubernetes.map(Kubernetes::finish) {
-            closing.push((courier.name(), tokio::spawn(courier.close(time))));
-        }
-        if let Some(courier) = self.profiles {
-            closing.push((courier.name(), tokio::spawn(courier.close(time))));
-        }
-        if let Some(courier) = self.minutes {
-            closing.push((courier.name(), tokio::spawn(courier.close(time))));
-        }
-        if let Some(courier) = self.measures.map(|measures| measures.end(last)) {
-            closing.push((courier.name(), tokio::spawn(courier.close(time))));
-        }
+        let mut closing: Vec<_> = self.events.into_iter().map(|courier| close(courier, time)).collect();
+        closing.extend(self.kubernetes.map(|kubernetes| close(kubernetes.finish(), time)));
+        closing.extend(self.profiles.map(|courier| close(courier, time)));
+        closing.extend(self.minutes.map(|courier| close(courier, time)));
+        closing.extend(self.measures.map(|measures| close(measures.end(last), time)));
         for (destination, closed) in closing {
             let Ok(counts) = closed.await else { continue };
             let lost: Vec<_> = counts.lost().into_iter().filter(|(_, count)| *count > 0).collect();
             tracing::info!(destination, delivered = counts.delivered, ?lost, "export closed");
         }
     }
+}
+
+fn close<T: Weigh + Send + 'static>(
+    courier: Courier<T>,
+    time: Duration,
+) -> (&'static str, JoinHandle<Counts>) {
+    (courier.name(), tokio::spawn(courier.close(time)))
 }
 
 #[cfg(test)]
