@@ -47,16 +47,21 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
     // Ignored there: what needs root or a package that setup has installed by now; and measurements and runs of many
     // minutes, which are named for being run by hand.
     let ignored: &[&str] = if offline_only { &[] } else { &["--include-ignored", "--skip", "by_hand"] };
-    summary.tests("tests of each crate", &mut unit, filter, ignored)?;
+    unit.arg("--").args(ignored).args(filter);
+    summary.tests("tests of each crate", [unit])?;
 
     match (offline_only, filter.is_empty()) {
         (true, _) => {}
         (false, true) => summary.kernels(this_kernel)?,
         (false, false) => {
-            let mut system = sh::cargo();
-            system.args(["test", "--package", SYSTEM_TESTS, "--no-fail-fast"]);
-            // They share one kernel, and count what happens in it.
-            summary.tests("kernel tests here", &mut system, filter, &["--test-threads=1"])?;
+            // Run as they are built already: `cargo test` of their package alone would build half of them anew.
+            let test = |(_, program)| {
+                let mut command = Command::new(program);
+                // They share one kernel, and count what happens in it.
+                command.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
+                command
+            };
+            summary.tests("kernel tests here", vm::suite::programs()?.into_iter().map(test))?;
         }
     }
     summary.verdict(!filter.is_empty())
@@ -81,11 +86,15 @@ impl Summary {
         self.note(name, result.is_ok(), if result.is_ok() { "" } else { "see above" });
     }
 
-    fn tests(&mut self, name: &str, cargo: &mut Command, filter: &[String], libtest: &[&str]) -> Result<()> {
+    /// Runs programs of tests, or cargo with those of many, to the last.
+    fn tests(&mut self, name: &str, commands: impl IntoIterator<Item = Command>) -> Result<()> {
         sh::say(format_args!("== {name}"));
-        // Behind a `--`, libtest takes any number of filters.
-        cargo.arg("--").args(libtest).args(filter);
-        let (success, output) = run_and_read(cargo)?;
+        let (mut success, mut output) = (true, String::new());
+        for mut command in commands {
+            let (ended_well, said) = run_and_read(&mut command)?;
+            success &= ended_well;
+            output.push_str(&said);
+        }
         let counts = Counts::read(&output);
         self.passed_tests += counts.passed;
         self.note(name, success, &counts);

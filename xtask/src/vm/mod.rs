@@ -8,7 +8,7 @@ mod column;
 pub mod each_run;
 mod initramfs;
 mod kernels;
-mod suite;
+pub mod suite;
 mod table;
 mod unsupported;
 

@@ -89,7 +89,7 @@ impl Suite {
 }
 
 /// Names and paths of the test programs whose sources lie in tests/kernel/, built.
-fn programs() -> Result<Vec<(String, PathBuf)>> {
+pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     let mut command = sh::cargo();
     // Not of their package alone: without what the agent's own tests ask of other crates, half of them would be built anew.
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
