@@ -60,12 +60,18 @@ impl Agent {
         Agent { child, events, seen: Vec::new() }
     }
 
-    fn until(&mut self, what: &str, enough: impl Fn(&[Event]) -> bool) {
+    /// `else_say`: what the pods themselves say of it, should it not come.
+    fn until(&mut self, what: &str, enough: impl Fn(&[Event]) -> bool, else_say: impl Fn() -> String) {
         let end = Instant::now() + PATIENCE;
         while !enough(&self.seen) {
             match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(event) => self.seen.push(event),
-                Err(RecvTimeoutError::Timeout) => panic!("no {what}; kills by pod: {:?}", by_pod(&self.seen)),
+                Err(RecvTimeoutError::Timeout) => panic!(
+                    "no {what}; kills by pod: {:?}; losses: {:?}; {}",
+                    by_pod(&self.seen),
+                    self.seen.last().map(|event| &event.losses),
+                    else_say()
+                ),
                 Err(RecvTimeoutError::Disconnected) => panic!("the agent ended before {what}"),
             }
         }
@@ -116,6 +122,19 @@ fn pod(node: &Node, name: &str, wait: Duration, more: &[&str], limit: i64) -> Po
     node.run_pod(PodSpec::new("storm", name).container(container)).expect("run the pod")
 }
 
+/// Of parents whose children did not all end by SIGKILL: their state, and the end of their log.
+fn others(parents: &[PodHandle]) -> String {
+    let of = |(n, pod): (usize, &PodHandle)| {
+        let log = pod.log("api").unwrap_or_else(|error| format!("{error:#}"));
+        if log.matches("ended by signal 9").count() == CHILDREN {
+            return None;
+        }
+        let end: Vec<_> = log.lines().rev().take(12).collect();
+        Some(format!("parent-{n}: {:?}, log from its end: {end:#?}", pod.status("api")))
+    };
+    parents.iter().enumerate().filter_map(of).collect::<Vec<_>>().join("; ")
+}
+
 #[test]
 fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     support::require_root();
@@ -133,7 +152,7 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     // Three in four have little room: their children live for milliseconds, if a CPU is free.
     let brief = [&children[..], &["--hold", "12MiB"]].concat();
     let shape = |n: usize| if n.is_multiple_of(4) { &children[..] } else { &brief[..] };
-    let _parents: Vec<_> =
+    let families: Vec<_> =
         (0..parents).map(|n| pod(&node, &format!("parent-{n}"), wait(), shape(n), 16 * MIB)).collect();
     let whole: Vec<_> =
         (0..leakers).map(|n| pod(&node, &format!("leaker-{n}"), wait(), &[], 24 * MIB)).collect();
@@ -152,9 +171,9 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
         }
     });
     let all = parents * CHILDREN + leakers * LIVES;
-    agent.until("all kills", |seen| kills(seen).count() >= all);
+    agent.until("all kills", |seen| kills(seen).count() >= all, || others(&families));
     let incidents = |seen: &[Event]| seen.iter().filter(|event| event.incident.is_some()).count();
-    agent.until("all incidents", |seen| incidents(seen) >= all);
+    agent.until("all incidents", |seen| incidents(seen) >= all, String::new);
 
     let cpu = agent.cpu() - cpu;
     let mut expected: BTreeMap<_, _> = (0..parents).map(|n| (format!("parent-{n}"), CHILDREN)).collect();
