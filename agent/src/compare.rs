@@ -65,7 +65,7 @@ pub fn share(part: u64, total: u64) -> f64 {
 
 /// Compares, with the largest changes first.
 pub fn compare(before: &Imported, after: &Imported, by: By) -> Comparison {
-    let mut found = HashMap::new();
+    let mut found = HashMap::<&str, _>::new();
     count(before, |pair| &mut pair.before, &mut found);
     count(after, |pair| &mut pair.after, &mut found);
     let mut comparison = Comparison {
@@ -77,11 +77,7 @@ pub fn compare(before: &Imported, after: &Imported, by: By) -> Comparison {
     };
     let mut functions: Vec<Function> = found
         .into_iter()
-        .map(|(function, (own, cumulative)): (&str, _)| Function {
-            function: function.to_owned(),
-            own,
-            cumulative,
-        })
+        .map(|(function, (own, cumulative))| Function { function: function.to_owned(), own, cumulative })
         .collect();
     let size = |function: &Function| {
         (comparison.change(function.own).abs(), comparison.change(function.cumulative).abs())

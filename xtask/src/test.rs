@@ -47,6 +47,7 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
     // Ignored there: what needs root or a package that setup has installed by now; and measurements and runs of many
     // minutes, which are named for being run by hand.
     let ignored: &[&str] = if offline_only { &[] } else { &["--include-ignored", "--skip", "by_hand"] };
+    // Behind a `--`, libtest takes any number of filters.
     unit.arg("--").args(ignored).args(filter);
     summary.tests("tests of each crate", [unit])?;
 
@@ -54,7 +55,7 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
         (true, _) => {}
         (false, true) => summary.kernels(this_kernel)?,
         (false, false) => {
-            // Run as they are built already: `cargo test` of their package alone would build half of them anew.
+            // As the workspace's build made them: see `programs`.
             let test = |(_, program)| {
                 let mut command = Command::new(program);
                 // They share one kernel, and count what happens in it.
