@@ -10,9 +10,9 @@ use std::time::Duration;
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use podopsy_agent::attach::{dns_ports, https_resolvers};
-use podopsy_agent::duration;
-use podopsy_agent::model::Target;
+use podopsy_model::Target;
+use podopsy_model::duration;
+use podopsy_probes::{dns_ports, https_resolvers};
 
 use crate::exit::Said;
 use crate::selector::Selector;

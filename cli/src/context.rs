@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use podopsy_agent::pods::{self, Pods};
+use podopsy_pods::{self as pods, Pods};
 
 use crate::args::Global;
 use crate::terminal::Terminal;
@@ -22,7 +22,7 @@ impl Context {
 
     /// The node's name, safe to print: as given, else the host's.
     pub fn node(&self) -> String {
-        podopsy_agent::node::name(self.global.node.as_deref())
+        podopsy_system::node::name(self.global.node.as_deref())
     }
 
     /// Opens the room that names pods. A runtime that is absent or broken is no error there.

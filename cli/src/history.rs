@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_agent::api::client::{Client, Events, Gap, Query, RUN, SOCKET, Unanswered};
-use podopsy_agent::model::Kind;
-use podopsy_agent::store::{DIR, FILE, Filter, ITEMS_MAX, Reader, Refused, Shelf};
+use podopsy_client::{Client, Events, Gap, Query, RUN, SOCKET, Unanswered};
+use podopsy_model::Kind;
+use podopsy_store::{DIR, FILE, Filter, ITEMS_MAX, Reader, Refused, Shelf};
 
 use crate::args::HistoryDir;
 use crate::render::units;

@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use podopsy_agent::export::Format;
-use podopsy_agent::model::{profile::Profile, text};
+use podopsy_model::{profile::Profile, text};
+use podopsy_profiles::export::Format;
 use tempfile::NamedTempFile;
 
 use crate::exit::Refused;

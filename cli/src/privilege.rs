@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nix::unistd::{AccessFlags, access, geteuid};
-use podopsy_agent::doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
+use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 
 use crate::args::Hook;
 use crate::exit::Refused;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
 use nix::unistd::{SysconfVar, sysconf};
-use podopsy_agent::model::text;
+use podopsy_model::text;
 use serde::Serialize;
 
 /// What `inspect pid:N` shows of the process itself.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use podopsy_agent::model::{Detail, Event, OomKill, Outcome};
+use podopsy_model::{Detail, Event, OomKill, Outcome};
 
 use crate::story::Caught;
 

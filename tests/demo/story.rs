@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use podopsy_agent::model::{Event, Kind};
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodSpec};
+use podopsy_model::{Event, Kind};
 
 use crate::report;
 

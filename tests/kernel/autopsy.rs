@@ -8,12 +8,12 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::incident::{How, Incident, Level, Verdict};
-use podopsy_agent::model::{Detail, Event, Kind, KnownBy, OomKill};
-use podopsy_agent::oom::recover;
-use podopsy_agent::pods::Pods;
-use podopsy_agent::recorder::Options;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use podopsy_model::incident::{How, Incident, Level, Verdict};
+use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill};
+use podopsy_pods::Pods;
+use podopsy_recorder::Options;
+use podopsy_recorder::oom::recover;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;

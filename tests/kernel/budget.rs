@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use podopsy_agent::model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, Kind};
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, fine, in_own_network, query, require_root, respond};
 

@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use podopsy_agent::model::lookup::LookupResult::{self, *};
-use podopsy_agent::model::{Detail, Event, Lookup};
-use podopsy_agent::recorder::{DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+use podopsy_model::lookup::LookupResult::{self, *};
+use podopsy_model::{Detail, Event, Lookup};
+use podopsy_recorder::{DnsOptions, Options};
 use support::clients::{self, Client};
 use support::place::{Place, SOON, Server, in_place};
 use support::{Recording, dns, node, options, pods_of};
@@ -132,7 +132,7 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
         };
         if found.is_empty() || found.len() > 1 + usize::from(twice) || !found.iter().all(fits) {
             let steps = |it: &&Lookup| {
-                let step = |step: &podopsy_agent::model::lookup::Step| {
+                let step = |step: &podopsy_model::lookup::Step| {
                     format!("{:?} {:?} {:?}", step.qtype, step.outcome, step.protocol)
                 };
                 format!("{} {:?}", it.name, it.transactions.iter().map(step).collect::<Vec<_>>())

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::doctor::capability::{Capabilities, Capability};
-use podopsy_agent::model::{Detail, Event, Kind};
+use podopsy_doctor::capability::{Capabilities, Capability};
 use podopsy_harness::{ContainerSpec, ContainerState, Node, PodHandle, PodSpec};
+use podopsy_model::{Detail, Event, Kind};
 use serde_yaml_ng::Value;
 
 /// An emulated machine needs most of it.

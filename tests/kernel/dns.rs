@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use podopsy_agent::model::event::Protocol;
-use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
-use podopsy_agent::recorder::{DnsOptions, Options};
+use podopsy_model::event::Protocol;
+use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
+use podopsy_recorder::{DnsOptions, Options};
 use support::{Recording, dns, in_own_network, no_runtime, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);

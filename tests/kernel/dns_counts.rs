@@ -6,8 +6,8 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::{Kind, Outcome};
-use podopsy_agent::recorder::{DnsOptions, Options};
+use podopsy_model::{Kind, Outcome};
+use podopsy_recorder::{DnsOptions, Options};
 use support::{
     MemoryCgroup, Recording, dns, fine, in_own_network, no_runtime, options, query, respond, transactions,
 };

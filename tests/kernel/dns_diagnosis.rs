@@ -8,9 +8,9 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use podopsy_agent::model::lookup::{LookupResult, Verdict};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Lookup, Outcome};
-use podopsy_agent::recorder::{DnsOptions, Options};
+use podopsy_model::lookup::{LookupResult, Verdict};
+use podopsy_model::{Detail, DnsTransaction, Event, Lookup, Outcome};
+use podopsy_recorder::{DnsOptions, Options};
 use support::{MemoryCgroup, Recording, dns, fine, no_runtime, options, query, transactions};
 
 const SOON: Duration = Duration::from_secs(60);

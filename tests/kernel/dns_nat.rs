@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use podopsy_agent::model::{DnsTransaction, Event, Outcome};
+use podopsy_model::{DnsTransaction, Event, Outcome};
 use support::{Recording, in_own_network, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);

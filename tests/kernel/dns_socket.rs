@@ -8,10 +8,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use podopsy_agent::model::{Detail, Event, KnownBy, Outcome};
-use podopsy_agent::packets::socket::Socket;
-use podopsy_agent::recorder::{DnsHook, DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
+use podopsy_model::{Detail, Event, KnownBy, Outcome};
+use podopsy_packets::socket::Socket;
+use podopsy_recorder::{DnsHook, DnsOptions, Options};
 use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use podopsy_agent::model::{DnsTransaction, Event, Outcome};
+use podopsy_model::{DnsTransaction, Event, Outcome};
 use support::{Recording, in_own_network, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podopsy_agent::model::{Detail, Event, Kind, OomKill};
-use podopsy_agent::recorder::Options;
-use podopsy_agent::sigkill::Scope;
+use podopsy_model::{Detail, Event, Kind, OomKill};
+use podopsy_recorder::Options;
+use podopsy_recorder::sigkill::Scope;
 use support::{MemoryCgroup, Recording, no_runtime, options};
 
 const MIB: u64 = 1 << 20;

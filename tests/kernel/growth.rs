@@ -5,9 +5,9 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::profile::{Frame, Sample, Sampling};
-use podopsy_agent::pods::Pods;
-use podopsy_agent::profiler::{Options, Scope, profile};
+use podopsy_model::profile::{Frame, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_recorder::cpu::{Options, Scope, profile};
 use support::{no_runtime, require_root};
 
 #[test]

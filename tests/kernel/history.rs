@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
-use podopsy_agent::api::client::Client;
-use podopsy_agent::store::{Filter, Limits, Shelf, Store};
+use podopsy_client::Client;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use podopsy_store::{Filter, Limits, Shelf, Store};
 use prost::Message;
 use serde_json::Value;
 use support::agent::until;
@@ -250,7 +250,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
         ["__name__", "service_name", "namespace", "container"].map(label),
         ["process_cpu", "finance/desk", "finance", "desk"]
     );
-    let read = podopsy_agent::import::pprof::read(&*pushed.samples[0].raw_profile, Some("samples"));
+    let read = podopsy_profiles::import::pprof::read(&*pushed.samples[0].raw_profile, Some("samples"));
     let functions = read.unwrap_or_else(|error| panic!("what was pushed: {error}")).functions;
     assert!(functions.iter().any(|name| name.contains("risk_desk")), "{functions:?}");
     // And so has a collector, as OTLP has it: one of its seconds has the function.
@@ -272,7 +272,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let share = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     // It is told its shares: 60 of 100 go there. The rest of the room is for few samples.
     assert!(share.is_some_and(|share| (30.0..90.0).contains(&share)), "{table}\n{words}");
-    let read = podopsy_agent::import::pprof::read(fs::File::open(&file).expect("it"), Some("samples"));
+    let read = podopsy_profiles::import::pprof::read(fs::File::open(&file).expect("it"), Some("samples"));
     let read = read.unwrap_or_else(|error| panic!("the file: {error}"));
     assert!(read.functions.iter().any(|name| name.contains("risk_desk")), "{:?}", read.functions);
     // Of another pod there is none, and that is said.

@@ -4,8 +4,8 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podopsy_agent::attach::{OncpuWanted, Probes, Scope, Wanted};
-use podopsy_agent::model::profile::Sampling;
+use podopsy_model::profile::Sampling;
+use podopsy_probes::{OncpuWanted, Probes, Scope, Wanted};
 use support::require_root;
 
 fn probes() -> Probes {

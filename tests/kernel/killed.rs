@@ -13,8 +13,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use podopsy_agent::model::{Detail, Event, Kind};
-use podopsy_agent::store::{GapReason, Reader};
+use podopsy_model::{Detail, Event, Kind};
+use podopsy_store::{GapReason, Reader};
 use rusqlite::{Connection, OpenFlags};
 use support::agent::{Agent, until, written};
 use support::{MemoryCgroup, Running, failed_lookup, require_root, stored};

@@ -1,20 +1,15 @@
 //! A real kill and a real streak of failed lookups as Events on their pod, at a stub of the API server that validates them as
 //! upstream does (Debian 12 has no kube-apiserver).
 
-#[path = "../../agent/src/deliver/kubernetes/stub.rs"]
-#[allow(dead_code)]
-mod stub;
 mod support;
-#[path = "../../agent/src/deliver/kubernetes/validation.rs"]
-mod validation;
 
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use podopsy_deliver::testing::kubernetes_stub::Stub;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
-use stub::Stub;
 use support::agent::{Agent, SOON, get, until};
 use support::{VICTIMS_IMAGE, node};
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::lookup::{LookupResult, NameKnownBy};
-use podopsy_agent::model::{Detail, Event, Kind, Lookup};
-use podopsy_agent::pods::Options as PodsOptions;
-use podopsy_agent::recorder::{DnsOptions, Options};
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
+use podopsy_model::lookup::{LookupResult, NameKnownBy};
+use podopsy_model::{Detail, Event, Kind, Lookup};
+use podopsy_pods::Options as PodsOptions;
+use podopsy_recorder::{DnsOptions, Options};
 use support::clients::PYTHON;
 use support::place::{SOON, Server, in_place};
 use support::{Recording, dns, no_runtime, options};

@@ -5,8 +5,8 @@ mod support;
 use std::net::UdpSocket;
 use std::process::Stdio;
 
-use podopsy_agent::attach::{DnsWanted, Probes, Rate, Wanted};
-use podopsy_agent::model::Losses;
+use podopsy_model::Losses;
+use podopsy_probes::{DnsWanted, Probes, Rate, Wanted};
 use support::{MemoryCgroup, in_own_network, query, require_root, respond};
 
 const NOTHING: Wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };

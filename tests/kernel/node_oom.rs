@@ -6,9 +6,9 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::incident::{Level, Verdict};
-use podopsy_agent::model::{Detail, Kind};
-use podopsy_agent::recorder::Options;
+use podopsy_model::incident::{Level, Verdict};
+use podopsy_model::{Detail, Kind};
+use podopsy_recorder::Options;
 use support::{Recording, no_runtime, options};
 
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -63,8 +63,7 @@ fn a_machine_without_memory_is_said_to_be_one() {
     recording.until("incident", PATIENCE, |seen| {
         seen.iter().any(|event| event.kind == Kind::OomIncident && event.process.pid == pid)
     });
-    let is_it =
-        |kind| move |event: &&podopsy_agent::model::Event| event.kind == kind && event.process.pid == pid;
+    let is_it = |kind| move |event: &&podopsy_model::Event| event.kind == kind && event.process.pid == pid;
     let kill = recording.seen.iter().find(is_it(Kind::OomKill)).expect("the kill comes first");
     let Detail::Oom(detail) = &kill.detail else { panic!("{kill:?}") };
     assert_eq!(detail.oom_score_adj, Some(1000));

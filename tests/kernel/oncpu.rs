@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use podopsy_agent::export::Format;
-use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
-use podopsy_agent::pods::Pods;
-use podopsy_agent::profiler::{self, Options, Scope};
+use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_profiles::export::Format;
+use podopsy_recorder::cpu::{self, Options, Scope};
 use support::{MemoryCgroup, no_runtime, require_root};
 use tokio::sync::Notify;
 
@@ -59,7 +59,7 @@ impl Running {
                     enough.notify_one();
                 }
             };
-            profiler::profile(options, pods, enough.notified(), progress).await
+            cpu::profile(options, pods, enough.notified(), progress).await
         });
         profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
     }
@@ -191,7 +191,7 @@ fn of_a_whole_node_what_runs_is_complete_and_what_starts_later_soon_is() {
         );
         assert!(quality.samples > 100 && percent >= least, "{name}: {percent:.2} %: {quality:?}");
     }
-    assert!(profile.unwind.kernel_bytes <= podopsy_agent::unwind::MAX_BYTES);
+    assert!(profile.unwind.kernel_bytes <= podopsy_stacks::unwind::MAX_BYTES);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use podopsy_agent::model::{Detail, Event, Kind, KnownBy, OomKill};
+use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill};
 use support::{MemoryCgroup, Recording};
 
 const MIB: u64 = 1 << 20;

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::profile::Frame;
-use podopsy_agent::model::{Detail, Event, Kind, KnownBy, Outcome};
-use podopsy_agent::recorder::{GrowthMode, Options};
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
+use podopsy_model::profile::Frame;
+use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
+use podopsy_recorder::{GrowthMode, Options};
 use serde_json::Value;
 use support::{Recording, VICTIMS_IMAGE, node, options, pods_of};
 
@@ -273,7 +273,7 @@ fn inspect_agrees_with_cri_in_both_directions() {
 #[test]
 fn cgroups_that_are_gone_are_not_watched_any_more() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let pods = runtime.block_on(podopsy_agent::pods::Pods::start(Default::default())).expect("pods");
+    let pods = runtime.block_on(podopsy_pods::Pods::start(Default::default())).expect("pods");
     let root = pods.hierarchy().dir.join(format!("podopsy-watched-{}", std::process::id()));
     let children: Vec<_> = (0..20).map(|n| root.join(format!("c{n}"))).collect();
     let all: Vec<_> = std::iter::once(&root).chain(&children).collect();

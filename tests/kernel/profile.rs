@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
-use podopsy_agent::pods::Pods;
-use podopsy_agent::profiler::{Options, Scope, profile};
+use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_recorder::cpu::{Options, Scope, profile};
 use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
 
@@ -83,7 +83,7 @@ fn known_functions_have_their_shares_of_one_process_and_of_no_other() {
     assert!(profile.samples.iter().all(|sample| sample.pid == wanted.0.id()), "another process's samples");
     assert!(profile.samples.iter().all(|sample| &*sample.comm == "burner"));
     let of = |function: &str| -> u64 {
-        let has = |frame: &podopsy_agent::model::profile::Frame| {
+        let has = |frame: &podopsy_model::profile::Frame| {
             frame.function.as_deref().is_some_and(|name| name.contains(function))
         };
         profile.samples.iter().filter(|s| s.stack.iter().any(has)).map(|s| s.count).sum()

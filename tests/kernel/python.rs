@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use podopsy_agent::model::profile::{Frame, Profile, Sample, Sampling};
-use podopsy_agent::pods::Pods;
-use podopsy_agent::profiler::{self, Options, Scope};
+use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_recorder::cpu::{self, Options, Scope};
 use support::place::unpacked;
 use support::{Running, is_emulated, no_runtime, require_root};
 use tokio::sync::Notify;
@@ -39,7 +39,7 @@ impl Running {
                     there.notify_one();
                 }
             };
-            profiler::profile(options, pods, there.notified(), progress).await
+            cpu::profile(options, pods, there.notified(), progress).await
         });
         profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
     }

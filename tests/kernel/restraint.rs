@@ -16,10 +16,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Pid, setuid};
-use podopsy_agent::attach;
-use podopsy_agent::model::Kind;
 use podopsy_agent::restraint::{self, Kept, Needs};
 use podopsy_harness::{ContainerSpec, PodSpec};
+use podopsy_model::Kind;
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, VICTIMS_IMAGE, node, require_root};
 
@@ -153,7 +152,7 @@ fn every_thread_is_refused_what_is_never_needed() {
         assert_eq!(kill(Pid::from_raw(1), None), Err(Errno::EPERM));
         assert_eq!(setuid(nix::unistd::getuid()), Err(Errno::EPERM));
         // No probe can be loaded any more.
-        let probes = runtime.block_on(attach::check());
+        let probes = runtime.block_on(podopsy_probes::check());
         assert!(!probes.is_empty() && probes.iter().all(|probe| probe.outcome.is_err()), "{probes:#?}");
         // What it works with is as before.
         let folder = tempfile::tempdir().expect("a folder");

@@ -6,11 +6,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::sigkill::{Sender, Sigkill, SigkillVerdict};
-use podopsy_agent::model::{Event, Kind, KnownBy};
-use podopsy_agent::recorder::Options;
-use podopsy_agent::sigkill::Scope;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
+use podopsy_model::{Event, Kind, KnownBy};
+use podopsy_recorder::Options;
+use podopsy_recorder::sigkill::Scope;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use podopsy_agent::api::{self, Health, Sources};
-use podopsy_agent::model::event::{ProcessRef, Protocol};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, Losses, Outcome, Owner};
-use podopsy_agent::pods::Pods;
-use podopsy_agent::store::{GapReason, Limits, Store, Told};
+use podopsy_model::event::{ProcessRef, Protocol};
+use podopsy_model::{Detail, DnsTransaction, Event, Kind, Losses, Outcome, Owner};
+use podopsy_pods::Pods;
+use podopsy_store::{GapReason, Limits, Store, Told};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::{Detail, Event, Kind};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+use podopsy_model::{Detail, Event, Kind};
 
 const MIB: i64 = 1 << 20;
 const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use podopsy_agent::model::Event;
-use podopsy_agent::model::growth::GrowthProfile;
-use podopsy_agent::model::incident::Incident;
-use podopsy_agent::pods::Options as PodsOptions;
-use podopsy_agent::recorder::{GrowthMode, Options};
 use podopsy_harness::{ContainerSpec, Image, Node, PodSpec};
+use podopsy_model::Event;
+use podopsy_model::growth::GrowthProfile;
+use podopsy_model::incident::Incident;
+use podopsy_pods::Options as PodsOptions;
+use podopsy_recorder::{GrowthMode, Options};
 use support::{Recording, options};
 
 const MIB: u64 = 1 << 20;
@@ -41,7 +41,7 @@ fn incidents<'a>(events: &'a [Event], pod: &str) -> Vec<&'a Incident> {
 }
 
 /// Runs the leak until it was killed that often.
-fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_agent::model::Losses) {
+fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_model::Losses) {
     support::require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));

@@ -7,8 +7,8 @@ use hyper::body::Bytes;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 
-use crate::model::Event;
-use crate::store::{Filter, Stored};
+use podopsy_model::Event;
+use podopsy_store::{Filter, Stored};
 
 /// Lines between here and the socket; before them the broadcast has its own bound.
 const LINES: usize = 16;

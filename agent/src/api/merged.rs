@@ -3,8 +3,8 @@
 use hyper::StatusCode;
 
 use super::answer::Refusal;
-use crate::export::merge::Merged;
-use crate::store::{Filter, ITEMS_MAX, ProfileFacts, Reader};
+use podopsy_profiles::export::merge::Merged;
+use podopsy_store::{Filter, ITEMS_MAX, ProfileFacts, Reader};
 
 /// Profiles of one sum: two hundred containers of half an hour.
 const PARTS_MAX: u64 = 6000;

@@ -8,7 +8,6 @@
 //! is waited for by the recorder. Must not know: aya, SQL, how anything is rendered.
 
 mod answer;
-pub mod client;
 mod crowd;
 mod health;
 mod live;
@@ -36,9 +35,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast};
 
-use crate::pods::Pods;
-use crate::store::{Reader, Stored};
 pub use health::Health;
+use podopsy_pods::Pods;
+use podopsy_store::{Reader, Stored};
 pub use route::{Parameter, ROUTES, Route};
 pub use scrape::Pages;
 

@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::answer::Refusal;
 use super::route::Parameter;
-use crate::model::{Kind, text};
-use crate::store::{Filter, ITEMS_MAX, Shelf};
+use podopsy_model::{Kind, text};
+use podopsy_store::{Filter, ITEMS_MAX, Shelf};
 
 /// Items of a page unless told otherwise.
 const ITEMS: usize = 100;
@@ -84,7 +84,7 @@ fn time(value: &str, now: Timestamp) -> Option<Timestamp> {
     if let Ok(time) = value.parse() {
         return Some(time);
     }
-    let ago: Duration = crate::duration::parse(value).ok()?;
+    let ago: Duration = podopsy_model::duration::parse(value).ok()?;
     now.checked_sub(SignedDuration::try_from(ago).ok()?).ok()
 }
 

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use super::answer::{self, Answer, Refusal};
 use super::{Peer, Room, live, merged, question};
-use crate::incidents;
 use crate::metrics::text::Format;
-use crate::pods::Pod;
-use crate::store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
+use podopsy_pods::Pod;
+use podopsy_recorder::incidents;
+use podopsy_store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
 
 /// How long the runtime may take to list pods.
 const PODS_WITHIN: Duration = Duration::from_secs(10);

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
-use crate::metrics::family::Family;
 use crate::metrics::text::{Format, page};
-use crate::recorder::Scraper;
+use podopsy_model::metric::Family;
+use podopsy_recorder::Scraper;
 
 /// How old a page may be that is given once more.
 const FRESH: Duration = Duration::from_secs(1);

@@ -9,9 +9,9 @@ use tempfile::{TempDir, tempdir};
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::model::Owner;
-use crate::store::tests::{dns, kill, owner};
-use crate::store::{Limits, ProfileRecord, Store, Told};
+use podopsy_model::Owner;
+use podopsy_model::testing::{dns, kill, owner};
+use podopsy_store::{Limits, ProfileRecord, Store, Told};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ impl Agent {
         let _guard = runtime.enter();
         let dir = tempdir().unwrap();
         let (store, told) = Store::start(dir.path(), "boot", Limits::default()).unwrap();
-        let pods = crate::pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
+        let pods = podopsy_pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
         let pods = runtime.block_on(Pods::start(pods)).unwrap();
         let (live, _) = broadcast::channel(16);
         let health = Arc::new(Health::default());
@@ -41,7 +41,7 @@ impl Agent {
         Agent { runtime, dir, store, told, sources, listening }
     }
 
-    fn put(&mut self, event: crate::model::Event) -> i64 {
+    fn put(&mut self, event: podopsy_model::Event) -> i64 {
         self.store.put(event).unwrap_or_else(|_| panic!("the queue has room"));
         let stored = self.told.recv_blocking().unwrap();
         let _ = self.sources.live.send(Arc::new(stored.clone()));
@@ -126,13 +126,13 @@ fn events_are_found_paged_and_whole() {
     let (status, none) = agent.get("/api/v1/profiles/merged?pod=orders");
     assert!(status == 404 && none.to_string().contains("--profile-hz"), "{none}");
     let mut one = Vec::new();
-    crate::export::pprof::write(&crate::export::example::profile(), &mut one).unwrap();
+    podopsy_profiles::export::pprof::write(&podopsy_profiles::export::example::profile(), &mut one).unwrap();
     let whole = ProfileRecord { owner: shop(), begin: now, end: now, pprof: one, facts: Default::default() };
     agent.store.keeper().put_profile(whole);
     agent.put(dns(now, shop(), "later.test"));
     let (status, sum) = agent.raw(get("/api/v1/profiles/merged?namespace=shop&from=1h").as_bytes());
-    let sum = crate::import::pprof::read(&*sum, Some("samples")).unwrap();
-    assert_eq!((status, sum.total()), (200, crate::export::example::profile().total()));
+    let sum = podopsy_profiles::import::pprof::read(&*sum, Some("samples")).unwrap();
+    assert_eq!((status, sum.total()), (200, podopsy_profiles::export::example::profile().total()));
     assert_eq!(agent.get("/api/v1/gaps").1, serde_json::json!({ "gaps": [] }));
     assert_eq!(agent.get("/api/v1/status").1["store"]["records"], 7);
     assert_eq!(

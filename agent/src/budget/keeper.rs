@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -39,7 +38,7 @@ pub async fn keep(mut limits: watch::Receiver<Limits>, shed: Arc<Shed>) {
             tracing::warn!("the agent's budgets are not kept: /proc/self/stat cannot be read");
             return;
         };
-        points.push_back(Point { at: Instant::now(), cpu, offered: shed.offered.load(Relaxed) });
+        points.push_back(Point { at: Instant::now(), cpu, offered: shed.offers() });
         if points.len() > CPU_LOOKS + 1 {
             points.pop_front();
         }

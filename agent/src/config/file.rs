@@ -45,7 +45,7 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, String)> {
     type Table = std::collections::BTreeMap<Spanned<String>, Spanned<Value>>;
     let table: Table = toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
-        (line_at(at), crate::model::text::escape(error.message()))
+        (line_at(at), podopsy_model::text::escape(error.message()))
     })?;
     let mut out = Vec::new();
     for (key, value) in table {
@@ -55,7 +55,7 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, String)> {
             Value::Array(all) => all.iter().map(scalar).collect::<Option<Vec<_>>>(),
             one => scalar(&one).map(|one| vec![one]),
         };
-        let shown = crate::model::text::escape(&name);
+        let shown = podopsy_model::text::escape(&name);
         let why = format!("{shown} takes a text, a number, true or false, or a list of them");
         out.push(Entry { name, values: values.ok_or((line, why))?, line });
     }

@@ -151,7 +151,7 @@ fn known<'a>(command: &'a Command, path: &Path, entry: &Entry) -> Result<&'a Arg
             Some(name) => format!("is {name} meant? "),
             None => String::new(),
         };
-        let key = crate::model::text::escape(&entry.name);
+        let key = podopsy_model::text::escape(&entry.name);
         let place = place(path, entry.line);
         Error::File(format!(
             "{place}: there is no setting {key}; {hint}podopsy-agent --print-config lists them"

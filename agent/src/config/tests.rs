@@ -11,7 +11,7 @@ use super::*;
 struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    #[arg(long, default_value = "5s", value_parser = crate::duration::parse_dns_timeout)]
+    #[arg(long, default_value = "5s", value_parser = podopsy_model::duration::parse_dns_timeout)]
     dns_timeout: std::time::Duration,
     #[arg(long)]
     dns_answers: bool,

@@ -4,7 +4,6 @@
 //! Must not know: HTTP, aya, the runtime. Label values are names of containers and our own words, never names that were
 //! looked up, pids or paths: there are as many series as there are containers, up to a bound.
 
-pub mod family;
 mod own;
 mod series;
 pub mod text;
@@ -18,16 +17,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use self::family::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
 use self::series::{Book, Key};
-use crate::budget::Tally;
-use crate::memory::Trend;
-use crate::model::dns::{Latencies, upper_bound};
-use crate::model::event::{Detail, Losses};
-use crate::model::incident::{Level, Verdict};
-use crate::model::lookup::LookupResult;
-use crate::model::sigkill::Sender;
-use crate::model::{DnsCounts, Event, Kind, Outcome, Owner};
+use podopsy_model::dns::{Latencies, upper_bound};
+use podopsy_model::event::{Detail, Losses};
+use podopsy_model::incident::{Level, Verdict};
+use podopsy_model::lookup::LookupResult;
+use podopsy_model::metric::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
+use podopsy_model::sigkill::Sender;
+use podopsy_model::{Event, Kind, Outcome};
+use podopsy_recorder::Scrape;
+use podopsy_recorder::shed::Tally;
 
 /// Families that another room counts.
 type Others = Box<dyn Fn() -> Vec<Family> + Send + Sync>;
@@ -45,21 +44,6 @@ pub struct Metrics {
     degraded: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
     lost_beside: OnceLock<Box<dyn Fn() -> Losses + Send + Sync>>,
     probes: Mutex<BTreeMap<&'static str, bool>>,
-}
-
-/// What the other rooms know at the time of a scrape.
-#[derive(Debug, Default)]
-pub struct Scrape {
-    /// Owners of living containers.
-    pub alive: Vec<Owner>,
-    pub dns: Vec<DnsCounts>,
-    /// How fast each container's memory grows, and towards what.
-    pub growth: Vec<(Owner, Trend)>,
-    pub losses: Losses,
-    /// SIGKILLs within one container, which are counted and not told.
-    pub own_kills: u64,
-    /// What is left out to keep to a budget.
-    pub shed: Vec<Tally>,
 }
 
 /// Outcomes that are there from the start, at 0: an alert on the first timeout needs them.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::family::Family;
+use podopsy_model::metric::Family;
 
 /// Of this process, from /proc/self; what cannot be read is left out.
 pub fn families(state_dir: Option<&Path>) -> Vec<Family> {

@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use super::family::Exemplar;
-use crate::memory::Trend;
-use crate::model::incident::Level;
-use crate::model::lookup::LookupResult;
-use crate::model::owner::Owner;
-use crate::model::sigkill::Sender;
-use crate::model::{ContainerRef, DnsCounts, Outcome, PodRef};
+use podopsy_model::incident::Level;
+use podopsy_model::lookup::LookupResult;
+use podopsy_model::metric::Exemplar;
+use podopsy_model::owner::Owner;
+use podopsy_model::sigkill::Sender;
+use podopsy_model::{ContainerRef, DnsCounts, Outcome, PodRef};
+use podopsy_recorder::memory::Trend;
 
 /// How long a container's series outlive it: several scrapes, so that its last kill is seen.
 pub const OUTLIVE: Duration = Duration::from_secs(600);
@@ -152,7 +152,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::owner::KnownBy;
+    use podopsy_model::owner::KnownBy;
 
     fn owner(pod: &str, id: &str) -> Owner {
         let pod = PodRef { namespace: "shop".into(), name: pod.into(), uid: "u".into(), labels: [].into() };

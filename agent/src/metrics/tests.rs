@@ -7,11 +7,11 @@ use jiff::Timestamp;
 
 use super::text::{Format, page};
 use super::{Metrics, Scrape};
-use crate::budget::{Step, Tally};
-use crate::memory::Trend;
-use crate::model::incident::Verdict;
-use crate::model::owner::{ContainerRef, KnownBy, Owner, PodRef};
-use crate::model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
+use podopsy_model::incident::Verdict;
+use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
+use podopsy_model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
+use podopsy_recorder::memory::Trend;
+use podopsy_recorder::shed::{Step, Tally};
 
 fn owner(name: &str) -> Owner {
     let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "u".into(), labels: [].into() };
@@ -22,9 +22,9 @@ fn owner(name: &str) -> Owner {
 
 /// A kill, or the incident that it is a part of.
 fn oom(kind: Kind, already_dying: bool) -> Event {
-    let mut incident = crate::oom::verdict::tests::incident();
+    let mut incident = podopsy_model::testing::incident();
     incident.verdicts = vec![Verdict::SilentChildKill];
-    let mut event = crate::store::tests::kill(Timestamp::UNIX_EPOCH, owner("api"), "3f2a-7", 9, false);
+    let mut event = podopsy_model::testing::kill(Timestamp::UNIX_EPOCH, owner("api"), "3f2a-7", 9, false);
     event.kind = kind;
     let Detail::Oom(kill) = &mut event.detail else { unreachable!("it is a kill") };
     kill.already_dying = already_dying;

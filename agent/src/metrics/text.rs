@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::family::{Exemplar, Family, Histogram, Kind, Sample, Value};
+use podopsy_model::metric::{Exemplar, Family, Histogram, Kind, Sample, Value};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

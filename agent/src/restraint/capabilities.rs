@@ -7,7 +7,7 @@ use std::fmt;
 
 use anyhow::Context;
 
-use crate::doctor::capability::{Capabilities, Capability};
+use podopsy_doctor::capability::{Capabilities, Capability};
 
 /// What the agent will do later that needs a right of its own.
 #[derive(Clone, Copy, Debug, Default)]

@@ -18,9 +18,9 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 use capabilities::keep;
 pub use capabilities::{Kept, Needs};
+use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 
 /// Before there is a second thread: they would each have to do it. What could not be done, in words.
 pub fn begin() -> Vec<String> {

@@ -72,7 +72,7 @@ fn open() -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::capability::{Capabilities, Capability};
+    use podopsy_doctor::capability::{Capabilities, Capability};
 
     #[test]
     #[ignore = "needs root"]

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use crate::deliver::written::Written;
-use crate::deliver::{Progress, Resume};
-use crate::small_file;
-use crate::store::Reader;
+use podopsy_deliver::written::Written;
+use podopsy_deliver::{Progress, Resume};
+use podopsy_store::Reader;
+use podopsy_system::small_file;
 
 /// In the state folder: destination → the number in the store up to which it needs nothing.
 const FILE: &str = "exports.json";
@@ -137,12 +137,12 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::deliver::hostile::{Act, BUSY, OK, Server};
-    use crate::deliver::loki::Loki;
-    use crate::deliver::written::tests::lookup;
-    use crate::deliver::{Counts, Courier, Header, Settings};
     use crate::service::Exports;
-    use crate::store::{Limits, Store, Told};
+    use podopsy_deliver::loki::Loki;
+    use podopsy_deliver::testing::hostile::{Act, BUSY, OK, Server};
+    use podopsy_deliver::testing::lookup;
+    use podopsy_deliver::{Counts, Courier, Header, Settings};
+    use podopsy_store::{Limits, Store, Told};
 
     /// A run of the agent, as far as it matters here.
     struct Run {

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, ensure};
 
-use crate::deliver::Settings;
+use podopsy_deliver::Settings;
 
 /// As OTEL_EXPORTER_OTLP_PROTOCOL has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -54,7 +54,7 @@ impl OtlpProtocol {
 
     /// What would only show as a destination that never answers well.
     pub fn doubt(self, url: &str) -> Option<&'static str> {
-        match (self, crate::deliver::url(url).ok()?.port()?) {
+        match (self, podopsy_deliver::url(url).ok()?.port()?) {
             (OtlpProtocol::Http, 4317) => {
                 Some("otlp-url has port 4317, gRPC's by convention: is otlp-protocol grpc meant?")
             }
@@ -68,7 +68,7 @@ impl OtlpProtocol {
 
 /// The address of one endpoint: `path` where the URL has none, or below the URL's own if that is a base.
 pub fn at(settings: Settings, path: &str, base: bool) -> anyhow::Result<Settings> {
-    let mut url = crate::deliver::url(&settings.url)?;
+    let mut url = podopsy_deliver::url(&settings.url)?;
     ensure!(url.fragment().is_none(), "a URL with a # names a part of a page, not an address to send to");
     let own = url.path().trim_end_matches('/');
     // Whoever set the address of logs in full means metrics beside them.

@@ -11,8 +11,8 @@ use anyhow::{Context, bail, ensure};
 
 use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
 use super::kubernetes::KubernetesArgs;
-use crate::deliver::{Header, Settings};
-use crate::{bytes, duration};
+use podopsy_deliver::{Header, Settings};
+use podopsy_model::{bytes, duration};
 
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(

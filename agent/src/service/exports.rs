@@ -13,18 +13,18 @@ use super::export_args::{Destinations, ExportArgs};
 use super::kubernetes::Kubernetes;
 use super::measures::Measures;
 use crate::api::Pages;
-use crate::deliver::kubernetes::Dropped;
-use crate::deliver::loki::Loki;
-use crate::deliver::otlp::Logs;
-use crate::deliver::otlp_metrics::Metrics;
-use crate::deliver::otlp_profiles::{self, Minute, Profiles};
-use crate::deliver::pyroscope::{Pprof, Pyroscope};
-use crate::deliver::queue::Weigh;
-use crate::deliver::written::Written;
-use crate::deliver::{self, Counts, Courier, Format, Inlet, Ledger, Progress, Route};
-use crate::metrics::family::Family;
-use crate::model::{Event, Losses, PodIncident};
-use crate::store::Reader;
+use podopsy_deliver::kubernetes::Dropped;
+use podopsy_deliver::loki::Loki;
+use podopsy_deliver::otlp::Logs;
+use podopsy_deliver::otlp_metrics::Metrics;
+use podopsy_deliver::otlp_profiles::{self, Minute, Profiles};
+use podopsy_deliver::pyroscope::{Pprof, Pyroscope};
+use podopsy_deliver::queue::Weigh;
+use podopsy_deliver::written::Written;
+use podopsy_deliver::{self as deliver, Counts, Courier, Format, Inlet, Ledger, Progress, Route};
+use podopsy_model::metric::Family;
+use podopsy_model::{Event, Losses, PodIncident};
+use podopsy_store::Reader;
 
 /// Couriers that run.
 #[derive(Default)]
@@ -212,8 +212,8 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::deliver::collector::{Collector, Say, until};
-    use crate::deliver::written::tests::lookup;
+    use podopsy_deliver::testing::collector::{Collector, Say, until};
+    use podopsy_deliver::testing::lookup;
 
     #[derive(clap::Parser)]
     struct Arguments {
@@ -233,7 +233,8 @@ mod tests {
         let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
         exports.measures.as_ref().unwrap().offer(&[kills]);
         let mut pprof = Vec::new();
-        crate::export::pprof::write(&crate::export::example::profile(), &mut pprof).unwrap();
+        podopsy_profiles::export::pprof::write(&podopsy_profiles::export::example::profile(), &mut pprof)
+            .unwrap();
         exports.profiles().1.unwrap().offer(Minute::new("n1", &Default::default(), pprof));
         until("there", || !collector.logs().is_empty() && !collector.metrics().is_empty()).await;
         until("there, too", || !collector.profiles().is_empty()).await;

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::Exports;
-use crate::deliver::hostile::{Act, BUSY, ELSEWHERE, LATER, OK, Server};
-use crate::deliver::loki::Loki;
-use crate::deliver::written::Written;
-use crate::deliver::written::tests::lookup;
-use crate::deliver::{Counts, Courier, Header, Ledger, Settings};
-use crate::model::Detail;
+use podopsy_deliver::loki::Loki;
+use podopsy_deliver::testing::hostile::{Act, BUSY, ELSEWHERE, LATER, OK, Server};
+use podopsy_deliver::testing::lookup;
+use podopsy_deliver::written::Written;
+use podopsy_deliver::{Counts, Courier, Header, Ledger, Settings};
+use podopsy_model::Detail;
 
 const SOON: Duration = Duration::from_secs(60);
 /// Full within two seconds where nothing leaves.
@@ -204,7 +204,7 @@ async fn an_api_server_that_hangs_changes_nothing_for_the_others() {
     for n in 0..2000 {
         let name = format!("{n}.example");
         exports.offer(&lookup(&name, 1));
-        let mut kill = crate::deliver::kubernetes::tests::oom(n, |_| ());
+        let mut kill = podopsy_deliver::testing::oom(n, |_| ());
         kill.pod.iter_mut().for_each(|pod| pod.uid = format!("{}", n % 100));
         exports.told(&kill);
         exports.round(&[]);

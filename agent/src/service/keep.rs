@@ -10,9 +10,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use crate::pods::Pods;
-use crate::recorder::Scraper;
-use crate::store::{Keeper, MemoryRecord};
+use podopsy_pods::Pods;
+use podopsy_recorder::Scraper;
+use podopsy_store::{Keeper, MemoryRecord};
 
 /// How long the end may take: what is not kept then is a minute at most.
 const END_WITHIN: Duration = Duration::from_secs(3);

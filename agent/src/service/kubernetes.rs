@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 
-use crate::deliver::kubernetes::{Call, Dropped, Recorder, of_event, of_incident};
-use crate::deliver::{self, Courier, Header, Settings};
-use crate::metrics::family::Family;
-use crate::model::{Event, Losses, PodIncident};
+use podopsy_deliver::kubernetes::{Call, Dropped, Recorder, of_event, of_incident};
+use podopsy_deliver::{self as deliver, Courier, Header, Settings};
+use podopsy_model::metric::Family;
+use podopsy_model::{Event, Losses, PodIncident};
 
 /// Where the kubelet puts a service account's files.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";

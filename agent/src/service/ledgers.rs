@@ -1,9 +1,9 @@
 //! What became of what was offered to each destination, as families of /metrics.
 
 use super::kubernetes;
-use crate::deliver::Ledger;
-use crate::deliver::kubernetes::Dropped;
-use crate::metrics::family::Family;
+use podopsy_deliver::Ledger;
+use podopsy_deliver::kubernetes::Dropped;
+use podopsy_model::metric::Family;
 
 /// offered = delivered + lost + waiting, on every page.
 pub fn families(ledgers: &[Ledger], dropped: Option<&Dropped>) -> Vec<Family> {

@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::api::Pages;
-use crate::deliver::Courier;
-use crate::deliver::otlp_metrics::Page;
-use crate::metrics::family::Family;
+use podopsy_deliver::Courier;
+use podopsy_deliver::otlp_metrics::Page;
+use podopsy_model::metric::Family;
 
 pub struct Measures {
     pub(super) courier: Courier<Page>,

@@ -11,16 +11,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::api::{Health, Pages};
-use crate::budget::Shed;
-use crate::deliver::Inlet;
-use crate::deliver::otlp_profiles::Minute;
-use crate::deliver::pyroscope::Pprof;
-use crate::model::Losses;
-use crate::model::profile::{Profile, Sampling};
-use crate::pods::Pods;
-use crate::profiler::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_KEPT};
-use crate::store::{Keeper, ProfileFacts, ProfileRecord};
-use crate::{export, heap};
+use podopsy_deliver::Inlet;
+use podopsy_deliver::otlp_profiles::Minute;
+use podopsy_deliver::pyroscope::Pprof;
+use podopsy_model::Losses;
+use podopsy_model::profile::{Profile, Sampling};
+use podopsy_pods::Pods;
+use podopsy_profiles::export;
+use podopsy_recorder::cpu::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_KEPT};
+use podopsy_recorder::shed::Shed;
+use podopsy_store::{Keeper, ProfileFacts, ProfileRecord};
+use podopsy_system::heap;
 
 /// What nobody has, by counter name: counted where each is lost.
 #[derive(Clone, Debug, Default)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use podopsy_agent::duration;
-use podopsy_agent::model::{Kind, Target};
+use podopsy_model::duration;
+use podopsy_model::{Kind, Target};
 
 use super::ListFormat;
 use crate::selector::Selector;
@@ -53,7 +53,7 @@ pub struct Events {
 #[derive(Clone, Debug, Args)]
 pub struct HistoryDir {
     /// The agent's --state-dir
-    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_agent::store::DIR)]
+    #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_store::DIR)]
     pub state_dir: PathBuf,
 
     /// The agent's --socket [default: agent.sock in --state-dir, or in /run/podopsy]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use podopsy_agent::duration;
-use podopsy_agent::export::Format;
-use podopsy_agent::model::Target;
-use podopsy_agent::model::profile::Sampling;
-use podopsy_agent::recorder::DnsHook;
+use podopsy_model::Target;
+use podopsy_model::duration;
+use podopsy_model::profile::Sampling;
+use podopsy_profiles::export::Format;
+use podopsy_recorder::DnsHook;
 
 use super::{HistoryDir, ListFormat};
 use crate::exit::Refused;

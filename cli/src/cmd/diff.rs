@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use podopsy_agent::compare::{self, By};
-use podopsy_agent::export::differential;
-use podopsy_agent::import::{Imported, pprof};
-use podopsy_agent::model::text;
+use podopsy_model::text;
+use podopsy_profiles::compare::{self, By};
+use podopsy_profiles::export::differential;
+use podopsy_profiles::import::{Imported, pprof};
 
 use crate::args::{Diff, DiffFormat};
 use crate::context::Context;

@@ -3,15 +3,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use podopsy_agent::attach::{dns_ports, https_resolvers};
-use podopsy_agent::doctor;
-use podopsy_agent::lookups::summary::{Summary, Tally};
-use podopsy_agent::model::{
-    ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text,
-};
-use podopsy_agent::pods::{Pods, Resolved};
-use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
-use podopsy_agent::sigkill;
+use podopsy_doctor as doctor;
+use podopsy_model::{ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text};
+use podopsy_pods::{Pods, Resolved};
+use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::dns::lookups::summary::{Summary, Tally};
+use podopsy_recorder::sigkill;
+use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use serde::Serialize;
 
 use super::watch::{ended, reader_is_gone};

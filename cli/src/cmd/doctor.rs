@@ -2,8 +2,10 @@
 
 use std::io;
 
-use podopsy_agent::doctor::ProbeCheck;
-use podopsy_agent::{attach, doctor, packets, pods};
+use podopsy_doctor as doctor;
+use podopsy_model::probe::ProbeCheck;
+use podopsy_packets as packets;
+use podopsy_pods as pods;
 
 use crate::args::{Doctor, ReportFormat};
 use crate::context::Context;
@@ -11,7 +13,7 @@ use crate::exit::Verdict;
 use crate::{privilege, render};
 
 pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
-    let mut probes = attach::check().await;
+    let mut probes = podopsy_probes::check().await;
     probes.push(ProbeCheck {
         name: "dns-socket".to_owned(),
         outcome: packets::check(),

@@ -3,8 +3,8 @@
 use std::io;
 
 use anyhow::bail;
-use podopsy_agent::api::client::Query;
-use podopsy_agent::model::{Event, Target};
+use podopsy_client::Query;
+use podopsy_model::{Event, Target};
 
 use crate::args::Events;
 use crate::context::Context;
@@ -18,7 +18,7 @@ pub async fn run(context: &Context, args: Events) -> anyhow::Result<Verdict> {
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
              or see what happens from now on with podopsy watch",
-            args.history.state_dir.join(podopsy_agent::api::client::SOCKET).display()
+            args.history.state_dir.join(podopsy_client::SOCKET).display()
         );
     };
     let from = history::ago(args.since);

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use podopsy_agent::model::{Owner, PodRef, Target};
-use podopsy_agent::pods::{Container, Pod, Pods, Resolved};
+use podopsy_model::{Owner, PodRef, Target};
+use podopsy_pods::{Container, Pod, Pods, Resolved};
 use serde::Serialize;
 
 use crate::args::{Inspect, ReportFormat};

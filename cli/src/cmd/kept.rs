@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use podopsy_agent::api::client::{Client, Query, Unanswered};
-use podopsy_agent::export::Format;
-use podopsy_agent::import;
-use podopsy_agent::model::profile::{Profile as Sampled, Sampling};
-use podopsy_agent::model::{Target, text};
-use podopsy_agent::store::ProfileFacts;
+use podopsy_client::{Client, Query, Unanswered};
+use podopsy_model::profile::{Profile as Sampled, Sampling};
+use podopsy_model::{Target, text};
+use podopsy_profiles::export::Format;
+use podopsy_profiles::import;
+use podopsy_store::ProfileFacts;
 use serde::Deserialize;
 
 use crate::args::Profile;
@@ -30,7 +30,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of \
              one that runs), or sample from now on, without --since",
-            args.history.state_dir.join(podopsy_agent::api::client::SOCKET).display()
+            args.history.state_dir.join(podopsy_client::SOCKET).display()
         );
     };
     let from = history::ago(since);

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use podopsy_agent::api::client::{Events, Query};
-use podopsy_agent::model::incident::Verdict as Said;
-use podopsy_agent::model::{Event, Incident, Kind};
-use podopsy_agent::oom::recover;
-use podopsy_agent::pods::Pods;
+use podopsy_client::{Events, Query};
+use podopsy_model::incident::Verdict as Said;
+use podopsy_model::{Event, Incident, Kind};
+use podopsy_pods::Pods;
+use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
 use crate::args::{HistoryDir, Oom, OomCommand, OomFormat, SheetFormat};

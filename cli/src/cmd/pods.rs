@@ -2,7 +2,7 @@
 
 use std::io;
 
-use podopsy_agent::pods::Pod;
+use podopsy_pods::Pod;
 
 use crate::args::{ListFormat, Pods};
 use crate::context::Context;

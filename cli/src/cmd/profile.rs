@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use podopsy_agent::model::profile::Sampling;
-use podopsy_agent::model::{Target, text};
-use podopsy_agent::pods::{Pods, Resolved};
-use podopsy_agent::profiler::{self, Options, Scope};
+use podopsy_model::profile::Sampling;
+use podopsy_model::{Target, text};
+use podopsy_pods::{Pods, Resolved};
+use podopsy_recorder::cpu::{self, Options, Scope};
 
 use crate::args::{Profile, ProfileCommand, Stacks};
 use crate::context::Context;
@@ -36,7 +36,7 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
 
     let stop = signals::stop()?;
     let meter = Meter::start(context, &target, args.duration, sampling);
-    let result = profiler::profile(options, pods, stop, |samples| meter.show(samples)).await;
+    let result = cpu::profile(options, pods, stop, |samples| meter.show(samples)).await;
     meter.end();
     let profile = result?;
 

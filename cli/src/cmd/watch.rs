@@ -6,10 +6,10 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podopsy_agent::attach::{dns_ports, https_resolvers};
-use podopsy_agent::model::{Event, Kind, Losses};
-use podopsy_agent::recorder::{DnsOptions, GrowthMode, Options, Recorder};
-use podopsy_agent::sigkill::Scope;
+use podopsy_model::{Event, Kind, Losses};
+use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use tokio::sync::mpsc;
 
 use crate::args::{Watch, WatchKind};

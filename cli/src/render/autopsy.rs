@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::model::event::OomTask;
-use podopsy_agent::model::incident::{Incident, Level, LevelState, ProcessTable, Victim};
-use podopsy_agent::model::memory::Curve;
-use podopsy_agent::model::profile::Frame;
-use podopsy_agent::model::{Detail, Event};
-use podopsy_agent::oom::verdict;
+use podopsy_model::event::OomTask;
+use podopsy_model::incident::{Incident, Level, LevelState, ProcessTable, Victim};
+use podopsy_model::memory::Curve;
+use podopsy_model::profile::Frame;
+use podopsy_model::verdict;
+use podopsy_model::{Detail, Event};
 
 use super::growth;
 use super::oom::{how, level, pod, resident};

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::compare::{By, Comparison, Pair, share};
+use podopsy_profiles::compare::{By, Comparison, Pair, share};
 
 use super::table::Table;
 use super::units;
@@ -88,7 +88,7 @@ fn amount(value: u64, unit: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_agent::compare::Function;
+    use podopsy_profiles::compare::Function;
 
     use super::*;
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use podopsy_agent::lookups::summary::{Percentiles, Summary};
-use podopsy_agent::model::dns::NotVisible;
-use podopsy_agent::model::event::Protocol;
-use podopsy_agent::model::lookup::{LookupResult, NameKnownBy, Step};
-use podopsy_agent::model::{DnsCounts, Event, Lookup};
+use podopsy_model::dns::NotVisible;
+use podopsy_model::event::Protocol;
+use podopsy_model::lookup::{LookupResult, NameKnownBy, Step};
+use podopsy_model::{DnsCounts, Event, Lookup};
+use podopsy_recorder::dns::lookups::summary::{Percentiles, Summary};
 
 use super::event::{owner, pod};
 use super::table::{Table, fixed};
@@ -231,10 +231,10 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_agent::lookups::summary::Tally;
-    use podopsy_agent::model::event::ProcessRef;
-    use podopsy_agent::model::lookup::{Diagnosis, Futile, Saw, Verdict};
-    use podopsy_agent::model::{Detail, Kind, KnownBy, Outcome, Owner};
+    use podopsy_model::event::ProcessRef;
+    use podopsy_model::lookup::{Diagnosis, Futile, Saw, Verdict};
+    use podopsy_model::{Detail, Kind, KnownBy, Outcome, Owner};
+    use podopsy_recorder::dns::lookups::summary::Tally;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::doctor::{Check, Group, Report, Status};
+use podopsy_doctor::{Check, Group, Report, Status};
 
 use super::table::{cut, pad};
 use super::units::plural;

@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::model::event::{OomKill, OomTask, Protocol};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome, PodRef};
+use podopsy_model::event::{OomKill, OomTask, Protocol};
+use podopsy_model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome, PodRef};
 
 use super::table::fixed;
 use super::units;
@@ -166,8 +166,8 @@ fn dns(transaction: &DnsTransaction) -> String {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_agent::model::event::{ProcessRef, Rss};
-    use podopsy_agent::model::{CgroupRef, ContainerRef, Owner, PodRef};
+    use podopsy_model::event::{ProcessRef, Rss};
+    use podopsy_model::{CgroupRef, ContainerRef, Owner, PodRef};
 
     use super::*;
 

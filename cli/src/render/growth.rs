@@ -1,6 +1,6 @@
 //! Which code a container's memory grew by, in a few lines.
 
-use podopsy_agent::model::growth::{GrowthFrame, GrowthPath, GrowthProfile};
+use podopsy_model::growth::{GrowthFrame, GrowthPath, GrowthProfile};
 
 use super::table::cut;
 use super::units;
@@ -80,7 +80,7 @@ fn percent(share: f64) -> String {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use podopsy_agent::model::growth::GrowthFunction;
+    use podopsy_model::growth::GrowthFunction;
 
     use super::*;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use podopsy_agent::model::{KnownBy, Owner, PodRef};
-use podopsy_agent::pods::{Container, Pod};
+use podopsy_model::{KnownBy, Owner, PodRef};
+use podopsy_pods::{Container, Pod};
 
 use super::pods::reason;
 use super::table::field;

@@ -2,10 +2,10 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::model::event::Rss;
-use podopsy_agent::model::incident::{How, Level, Limit, Verdict, Victim};
-use podopsy_agent::model::{Event, Incident, KnownBy};
-use podopsy_agent::oom::verdict;
+use podopsy_model::event::Rss;
+use podopsy_model::incident::{How, Level, Limit, Verdict, Victim};
+use podopsy_model::verdict;
+use podopsy_model::{Event, Incident, KnownBy};
 
 use super::table::Table;
 use super::units;
@@ -160,11 +160,11 @@ fn kubernetes(incident: &Incident) -> String {
 #[cfg(test)]
 pub mod tests {
     use jiff::{SignedDuration, Timestamp};
-    use podopsy_agent::model::event::{OomTask, ProcessRef};
-    use podopsy_agent::model::incident::{LevelState, ProcessRow, ProcessTable, RuntimeView};
-    use podopsy_agent::model::memory::Curve;
-    use podopsy_agent::model::profile::Frame;
-    use podopsy_agent::model::{CgroupRef, ContainerRef, Detail, Kind, OomKill, Owner, PodRef};
+    use podopsy_model::event::{OomTask, ProcessRef};
+    use podopsy_model::incident::{LevelState, ProcessRow, ProcessTable, RuntimeView};
+    use podopsy_model::memory::Curve;
+    use podopsy_model::profile::Frame;
+    use podopsy_model::{CgroupRef, ContainerRef, Detail, Kind, OomKill, Owner, PodRef};
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use podopsy_agent::pods::{Container, Pod};
+use podopsy_pods::{Container, Pod};
 
 use super::table::Table;
 use super::units;
@@ -91,7 +91,7 @@ fn short(id: &str) -> &str {
 
 #[cfg(test)]
 pub mod tests {
-    use podopsy_agent::model::{ContainerRef, PodRef};
+    use podopsy_model::{ContainerRef, PodRef};
 
     use super::*;
 

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use jiff::SignedDuration;
-use podopsy_agent::model::sigkill::{Sender, Sigkill, SigkillVerdict};
-use podopsy_agent::model::{Event, KnownBy};
-use podopsy_agent::oom::verdict::word;
-use podopsy_agent::sigkill::verdict;
+use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
+use podopsy_model::sigkill_verdict;
+use podopsy_model::verdict::word;
+use podopsy_model::{Event, KnownBy};
 
 use super::oom::pod;
 use super::table::{cut, field};
@@ -20,7 +20,7 @@ const TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 /// One line of a live table.
 pub fn line(sigkill: &Sigkill) -> String {
     let first = if sigkill.first_process == Some(true) { "PID 1 of its container: " } else { "" };
-    format!("{first}{}", verdict::explain(sigkill))
+    format!("{first}{}", sigkill_verdict::explain(sigkill))
 }
 
 /// What the list shows: OOM incidents as they are; of a container's processes that were killed together the first, or
@@ -71,7 +71,7 @@ fn short(sigkill: &Sigkill) -> String {
         Some(SigkillVerdict::ContainerRunsOn) => "silent SIGKILL, no OOM",
         _ => "SIGKILL, no OOM",
     };
-    format!("{said}{what}: {}", verdict::from(sigkill))
+    format!("{said}{what}: {}", sigkill_verdict::from(sigkill))
 }
 
 /// All of one on a sheet.
@@ -83,7 +83,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &
         true => Ok(()),
         false => field(out, terminal, key, &cut(value, terminal.width.map(|width| width.saturating_sub(13)))),
     };
-    put("verdict", &verdict::explain(sigkill))?;
+    put("verdict", &sigkill_verdict::explain(sigkill))?;
     let first = match sigkill.first_process {
         Some(true) => ", PID 1 of its container",
         Some(false) => ", not PID 1 of its container",
@@ -92,7 +92,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &
     let whole = if sigkill.to_process { "" } else { ", by one of its threads" };
     put("target", &format!("{}[{}]{first}{whole}", event.process.comm, event.process.pid))?;
     put("cgroup", event.cgroup.path.as_deref().unwrap_or_default())?;
-    put("sender", &verdict::from(sigkill))?;
+    put("sender", &sigkill_verdict::from(sigkill))?;
     if let Some(party) = &sigkill.sender {
         put("", party.cgroup.path.as_deref().unwrap_or_default())?;
         let started = party.process.start_time.map(|time| format!("started {}", units::date(time)));
@@ -121,9 +121,9 @@ fn code(si_code: Option<i32>) -> String {
 
 #[cfg(test)]
 pub mod tests {
-    use podopsy_agent::model::incident::RuntimeView;
-    use podopsy_agent::model::sigkill::Party;
-    use podopsy_agent::model::{Detail, Kind, ProcessRef};
+    use podopsy_model::incident::RuntimeView;
+    use podopsy_model::sigkill::Party;
+    use podopsy_model::{Detail, Kind, ProcessRef};
 
     use super::*;
 

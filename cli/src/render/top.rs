@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 
-use podopsy_agent::model::profile::{Frame, Profile};
+use podopsy_model::profile::{Frame, Profile};
 
 use super::table::Table;
 use crate::terminal::Terminal;
@@ -63,9 +63,9 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use podopsy_agent::model::profile::Sample;
+    use podopsy_model::profile::Sample;
 
-    use podopsy_agent::model::profile::Sampling;
+    use podopsy_model::profile::Sampling;
 
     use super::*;
 

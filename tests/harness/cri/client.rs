@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use podopsy_agent::pods::cri::{channel, unary};
+use podopsy_pods::cri::{channel, unary};
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use podopsy_agent::model::Event;
 use podopsy_harness::Node;
+use podopsy_model::Event;
 use serde_json::Value;
 
 use super::Running;

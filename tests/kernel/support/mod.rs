@@ -16,12 +16,12 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
-use podopsy_agent::model::profile::{Frame, Sample};
-use podopsy_agent::model::{Detail, DnsTransaction, Event, Losses};
-use podopsy_agent::pods::{Options as PodsOptions, Pods};
-use podopsy_agent::recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
-use podopsy_agent::store::{Filter, Reader, Shelf};
 use podopsy_harness::Node;
+use podopsy_model::profile::{Frame, Sample};
+use podopsy_model::{Detail, DnsTransaction, Event, Losses};
+use podopsy_pods::{Options as PodsOptions, Pods};
+use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_store::{Filter, Reader, Shelf};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -106,13 +106,13 @@ impl Recording {
     }
 
     /// What each container's queries came to so far.
-    pub fn dns_counts(&self) -> Vec<podopsy_agent::model::DnsCounts> {
+    pub fn dns_counts(&self) -> Vec<podopsy_model::DnsCounts> {
         let recorder = self.recorder.as_ref().expect("it runs until it is stopped");
         self.runtime.block_on(recorder.dns_counts())
     }
 
     /// Of one memory cgroup; nothing, if it has not asked yet.
-    pub fn dns_counts_of(&self, cgroup_id: u64) -> podopsy_agent::model::DnsCounts {
+    pub fn dns_counts_of(&self, cgroup_id: u64) -> podopsy_model::DnsCounts {
         let counts = self.dns_counts().into_iter();
         counts.rev().find(|counts| counts.owner.cgroup.id == cgroup_id).unwrap_or_default()
     }
@@ -136,8 +136,8 @@ pub fn dns() -> DnsOptions {
         timeout: Duration::from_secs(1),
         slow_over: None,
         sample: 0,
-        ports: podopsy_agent::attach::DNS_PORTS,
-        https: podopsy_agent::attach::HTTPS_RESOLVERS.to_vec(),
+        ports: podopsy_probes::DNS_PORTS,
+        https: podopsy_probes::HTTPS_RESOLVERS.to_vec(),
         hook: DnsHook::Cgroup,
     }
 }
@@ -145,7 +145,7 @@ pub fn dns() -> DnsOptions {
 pub fn options() -> Options {
     Options {
         oom: true,
-        sigkill: podopsy_agent::sigkill::Scope::None,
+        sigkill: podopsy_recorder::sigkill::Scope::None,
         dns: Some(dns()),
         node: "test-node".to_owned(),
         state_dir: None,

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use podopsy_agent::attach::{dns_ports, https_resolvers};
+use podopsy_agent::budget;
 use podopsy_agent::config::{Origin, Setting};
-use podopsy_agent::recorder::GrowthMode;
 use podopsy_agent::service::ExportArgs;
-use podopsy_agent::store::Limits;
-use podopsy_agent::{budget, bytes, duration};
+use podopsy_model::{bytes, duration};
+use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::GrowthMode;
+use podopsy_store::Limits;
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
 /// JSON lines.

@@ -10,14 +10,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use args::{Args, Growth, LogFormat, SelfRestraint};
-use podopsy_agent::attach::{dns_ports, https_resolvers};
+use podopsy_agent::budget;
 use podopsy_agent::config::{self, Setting};
-use podopsy_agent::pods::{self, Pods};
-use podopsy_agent::recorder::{DnsHook, DnsOptions, Options, Recorder};
 use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Exports, Out, Paths, Systemd};
-use podopsy_agent::sigkill::Scope;
-use podopsy_agent::{budget, descriptors, heap};
+use podopsy_pods::{self as pods, Pods};
+use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::{DnsHook, DnsOptions, Options, Recorder};
+use podopsy_system::{descriptors, heap};
 use reload::reload;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -93,7 +94,7 @@ async fn start(
     argv: &[OsString],
     begun: Option<Vec<String>>,
 ) -> ExitCode {
-    let exports = match Exports::start(&args.exports, &podopsy_agent::node::name(args.node.as_deref())) {
+    let exports = match Exports::start(&args.exports, &podopsy_system::node::name(args.node.as_deref())) {
         Ok(exports) => exports,
         Err(error) => {
             eprintln!("podopsy-agent: {error:#}");
@@ -133,7 +134,7 @@ async fn run(
             https: https_resolvers(&args.doh_resolvers)?,
             hook: DnsHook::Cgroup,
         }),
-        node: podopsy_agent::node::name(args.node.as_deref()),
+        node: podopsy_system::node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
     };

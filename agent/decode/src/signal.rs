@@ -1,0 +1,92 @@
+//! SIGKILLs.
+
+use podopsy_wire::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalRecord, Task};
+
+use super::fields::{BadRecord, Fields};
+
+/// Who sent it, as far as the signal itself tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SentBy {
+    /// The task that was running.
+    Task,
+    /// The kernel; the task that was running had a part in it at most.
+    Kernel,
+    /// A timer, or a file that became ready, or nobody knows: then the running task was anyone.
+    Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SigkillDecoded {
+    pub time_ns: u64,
+    pub running: Task,
+    pub target: Task,
+    pub sent_by: SentBy,
+    /// None: it could not be read.
+    pub si_code: Option<i32>,
+    pub to_process: bool,
+    /// In the process's own pid namespace.
+    pub namespace_pid: Option<u32>,
+}
+
+pub fn sigkill(bytes: &[u8]) -> Result<SigkillDecoded, BadRecord> {
+    let mut fields = Fields::new("sigkill", bytes);
+    Ok(sigkill_record(&SignalRecord {
+        time_ns: fields.u64()?,
+        sender: fields.task()?,
+        target: fields.task()?,
+        si_code: fields.i32()?,
+        from_kernel: fields.u32()?,
+        to_process: fields.u32()?,
+        namespace_pid: fields.u32()?,
+    }))
+}
+
+/// One that waited in a map.
+pub fn sigkill_record(record: &SignalRecord) -> SigkillDecoded {
+    let sent_by = match record.si_code {
+        _ if record.from_kernel != 0 => SentBy::Kernel,
+        SI_KERNEL => SentBy::Kernel,
+        // A process may choose any other code below 0 for itself, so that one of those says nothing.
+        SI_USER | SI_QUEUE | SI_TKILL => SentBy::Task,
+        _ => SentBy::Unknown,
+    };
+    SigkillDecoded {
+        time_ns: record.time_ns,
+        running: record.sender,
+        target: record.target,
+        sent_by,
+        si_code: Some(record.si_code).filter(|&code| code != SI_UNREAD),
+        to_process: record.to_process != 0,
+        namespace_pid: Some(record.namespace_pid).filter(|&pid| pid != 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::sigkill as record;
+
+    #[test]
+    fn sender_and_target_are_not_mixed_up_and_a_short_record_is_an_error() {
+        let mut bytes = vec![0; size_of::<SignalRecord>()];
+        bytes[0..8].copy_from_slice(&5u64.to_ne_bytes());
+        bytes[8 + 16..8 + 20].copy_from_slice(&42u32.to_ne_bytes());
+        bytes[48 + 16..48 + 20].copy_from_slice(&43u32.to_ne_bytes());
+        let decoded = sigkill(&bytes).unwrap();
+        assert_eq!((decoded.time_ns, decoded.running.pid, decoded.target.pid), (5, 42, 43));
+        assert_eq!((decoded.sent_by, decoded.namespace_pid), (SentBy::Task, None));
+        for cut in [0, 7, 60, bytes.len() - 1] {
+            assert!(sigkill(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn the_running_task_is_the_sender_only_where_the_code_says_that_a_process_sent() {
+        let by = |code| sigkill_record(&record(code)).sent_by;
+        assert_eq!([SI_USER, SI_QUEUE, SI_TKILL].map(by), [SentBy::Task; 3]);
+        // SI_TIMER, POLL_IN, what could not be read.
+        assert_eq!([-2, 1, SI_UNREAD].map(by), [SentBy::Unknown; 3]);
+        assert_eq!(by(SI_KERNEL), SentBy::Kernel);
+        assert_eq!(sigkill_record(&SignalRecord { from_kernel: 1, ..record(0) }).sent_by, SentBy::Kernel);
+    }
+}

@@ -1,0 +1,34 @@
+//! What podopsy says: events, owners, targets, profiles. Serde types, no I/O.
+//!
+//! Strings in here that came from a container, a kernel or a packet have already been through
+//! [`text`], so that no renderer can be made to emit a control sequence.
+
+pub mod bytes;
+pub mod dns;
+pub mod duration;
+pub mod event;
+pub mod growth;
+pub mod incident;
+pub mod lookup;
+pub mod memory;
+pub mod metric;
+pub mod owner;
+pub mod pod_incident;
+pub mod probe;
+pub mod profile;
+pub mod sigkill;
+pub mod sigkill_verdict;
+pub mod target;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod text;
+pub mod verdict;
+
+pub use dns::DnsCounts;
+pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
+pub use incident::Incident;
+pub use lookup::Lookup;
+pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
+pub use pod_incident::PodIncident;
+pub use sigkill::Sigkill;
+pub use target::Target;

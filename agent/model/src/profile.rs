@@ -1,0 +1,140 @@
+//! Profiles: stacks, counts, and who they belong to.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::owner::Owner;
+
+/// The module of a Python function's frame.
+pub const PYTHON_MODULE: &str = "[python]";
+
+/// One frame of a stack, symbolized as far as it could be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Frame {
+    /// Demangled function name; null: no symbol (the module and offset still say where). Shared, as files' names are: a
+    /// profile has a frame a thousand times.
+    pub function: Option<Arc<str>>,
+    /// File name of the mapping in the process's own mount namespace (`/usr/bin/python3.11`), `[kernel]`, `[vdso]`, or
+    /// `[anonymous]` for code made at run time, `[python]` for a function of the program's own; null: no mapping.
+    pub module: Option<Arc<str>>,
+    /// The module's build id, hex; null: it has none, or the file could not be read.
+    pub build_id: Option<Arc<str>>,
+    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). Of a return address, the
+    /// last byte of the call: that is what was looked up.
+    pub offset: u64,
+    /// Source file and line where debug information has them.
+    pub source: Option<(Arc<str>, u32)>,
+    /// True for a function inlined into the frame that follows it.
+    #[serde(default)]
+    pub inlined: bool,
+}
+
+/// A file or area that frames lie in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    pub name: Arc<str>,
+    pub build_id: Option<Arc<str>>,
+    /// Virtual address range and file offset of the executable mapping (of the first process seen with it).
+    pub start: u64,
+    pub end: u64,
+    pub file_offset: u64,
+}
+
+/// Samples with the same stack, thread and owner.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Innermost first: kernel frames, then user frames.
+    pub stack: Vec<Frame>,
+    pub count: u64,
+    pub pid: u32,
+    pub tid: u32,
+    /// Thread name (`comm`).
+    pub thread: Arc<str>,
+    /// Process name (leader's `comm`), where known; else the thread's.
+    pub comm: Arc<str>,
+    pub owner: Arc<Owner>,
+}
+
+/// How whole the user stacks of an owner are.
+#[derive(Clone, Debug)]
+pub struct Quality {
+    pub owner: Arc<Owner>,
+    /// Samples that have a user stack.
+    pub samples: u64,
+    /// Those whose stack goes to its outermost frame.
+    pub complete: u64,
+    /// The others, by reason.
+    pub incomplete: BTreeMap<String, u64>,
+}
+
+impl Quality {
+    /// Nothing sampled yet.
+    pub fn of(owner: Arc<Owner>) -> Self {
+        Self { owner, samples: 0, complete: 0, incomplete: BTreeMap::new() }
+    }
+}
+
+/// What the tables that stacks were unwound by cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnwindCost {
+    /// Files with a table, and distinct tables.
+    pub files: usize,
+    pub tables: usize,
+    pub rows: usize,
+    pub rules: usize,
+    /// Kernel memory set aside for them, and what of it they fill.
+    pub kernel_bytes: usize,
+    pub used_bytes: usize,
+}
+
+/// What a sample is taken of, on each CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// CPU time, so many times a second.
+    Cpu { frequency_hz: u64 },
+    /// Memory that is touched for the first time: one page fault in so many. A huge page is one fault.
+    Growth { every: u64 },
+}
+
+impl fmt::Display for Sampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Sampling::Cpu { frequency_hz } => write!(f, "at {frequency_hz} Hz"),
+            Sampling::Growth { every } => write!(f, "of one page fault in {every}"),
+        }
+    }
+}
+
+/// A finished profile.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    pub start: Timestamp,
+    pub duration: Duration,
+    pub sampling: Sampling,
+    pub node: String,
+    pub samples: Vec<Sample>,
+    pub mappings: Vec<Mapping>,
+    /// Why user stacks are incomplete, or samples are missing, by counter name.
+    pub losses: BTreeMap<String, u64>,
+    /// By owner.
+    pub quality: Vec<Quality>,
+    pub unwind: UnwindCost,
+}
+
+impl Profile {
+    /// Samples with a user stack, and those whose stack is complete.
+    pub fn complete(&self) -> (u64, u64) {
+        let sum = |count: fn(&Quality) -> u64| self.quality.iter().map(count).sum();
+        (sum(|quality| quality.samples), sum(|quality| quality.complete))
+    }
+
+    /// All samples taken.
+    pub fn total(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.count).sum()
+    }
+}

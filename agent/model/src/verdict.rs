@@ -1,0 +1,185 @@
+//! Where the kernel's facts and Kubernetes' word part, and the one line that the numbers carry. Pure.
+
+use crate::incident::{Incident, Level, RuntimeView, Verdict};
+use crate::memory::Curve;
+
+/// SIGKILL's exit code, as shells and runtimes count.
+const KILLED: i32 = 137;
+
+/// What to call it; empty where nothing is known of the container.
+pub fn verdicts(incident: &Incident) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    if matches!(incident.limit.of, Level::Node | Level::Cpuset | Level::MemoryPolicy) {
+        verdicts.push(Verdict::NodeOom);
+    }
+    if let Some(view) = &incident.runtime {
+        verdicts.extend(match view.state.as_str() {
+            "running" if !was_first(incident, view) => Some(Verdict::SilentChildKill),
+            "exited" if view.reason == "OOMKilled" => Some(Verdict::Agrees),
+            "exited" => Some(Verdict::RuntimeDisagrees),
+            _ => None,
+        });
+    }
+    verdicts
+}
+
+/// Whether the runtime can be believed to have noticed: a container whose PID 1 was killed must have ended.
+pub fn settled(incident: &Incident) -> bool {
+    incident.runtime.as_ref().is_none_or(|view| view.state != "running" || !was_first(incident, view))
+}
+
+fn was_first(incident: &Incident, view: &RuntimeView) -> bool {
+    view.pid.is_none_or(|first| incident.victims.iter().any(|victim| victim.task.pid == first))
+}
+
+/// Kubernetes' word in few words: `Running`, `OOMKilled (137)`, `Error (137)`, `Completed (0)`.
+pub fn word(view: &RuntimeView) -> String {
+    match (view.state.as_str(), view.exit_code) {
+        ("running", _) => "Running".to_owned(),
+        (_, Some(code)) if !view.reason.is_empty() => format!("{} ({code})", view.reason),
+        (state, Some(code)) => format!("{state} ({code})"),
+        (state, None) => state.to_owned(),
+    }
+}
+
+/// Share of the table from which one process is the whole story.
+const MOST: f64 = 0.6;
+/// Points of a curve from which its slope is worth a word.
+const POINTS_MIN: usize = 20;
+/// A curve that grew less than this part of the limit over its whole length was steady.
+const STEADY: f64 = 0.05;
+
+/// One line, phrased as what was seen; None: the numbers carry none.
+pub fn advice(incident: &Incident) -> Option<String> {
+    let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
+    if let Some(line) = growth(incident, limit).or_else(|| lives(incident)) {
+        return Some(line);
+    }
+    let table =
+        incident.processes.as_ref().filter(|table| table.source != "/proc" && table.rows.len() >= 3)?;
+    let all: u64 =
+        table.rows.iter().map(|row| row.rss_bytes).sum::<u64>().saturating_add(table.others_rss_bytes);
+    let top = table.rows.first()?;
+    let share = top.rss_bytes as f64 / all.max(1) as f64;
+    if share >= MOST {
+        let count = table.rows.len() + table.others as usize;
+        return Some(format!(
+            "one of {count} processes, {}[{}], held {:.0} % of their memory",
+            top.comm,
+            top.pid,
+            share * 100.0
+        ));
+    }
+    let victim = table.rows.iter().find(|row| row.victim)?;
+    (victim.pid != top.pid && victim.rss_bytes * 4 < top.rss_bytes).then(|| {
+        format!(
+            "the victim held {} MiB; {}[{}] held {} MiB and was spared by its oom_score_adj {}",
+            victim.rss_bytes >> 20,
+            top.comm,
+            top.pid,
+            top.rss_bytes >> 20,
+            top.oom_score_adj
+        )
+    })
+}
+
+fn growth(incident: &Incident, limit: u64) -> Option<String> {
+    let curve = incident.curve.as_ref().filter(|curve| curve.time.len() >= POINTS_MIN)?;
+    let (slope, seconds) = (curve.growth_bytes_per_second?, curve.seconds());
+    let grown = slope * seconds;
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    if grown > STEADY * limit as f64 {
+        let whole = limit as f64 / slope;
+        return Some(format!(
+            "grew by {:.1} MiB a minute over the last {:.0} s: at that rate the whole limit of {:.0} MiB lasts {}",
+            mib(slope * 60.0),
+            seconds,
+            mib(limit as f64),
+            time(whole)
+        ));
+    }
+    if grown.abs() > STEADY * limit as f64 {
+        return None;
+    }
+    if let Some(line) = jump(incident, curve, limit) {
+        return Some(line);
+    }
+    let first =
+        curve.current_bytes.first().zip(curve.file_bytes.first()).map(|(c, f)| c.saturating_sub(*f))?;
+    (first as f64 >= 0.85 * limit as f64).then(|| {
+        format!(
+            "held {:.0} % of its limit steadily for {}: the limit of {:.0} MiB is close to what it always needs",
+            first as f64 * 100.0 / limit as f64, time(seconds), mib(limit as f64)
+        )
+    })
+}
+
+fn lives(incident: &Incident) -> Option<String> {
+    let all = &incident.lives;
+    let shortest = all.iter().map(|life| life.seconds).min_by(f64::total_cmp)?;
+    let longest = all.iter().map(|life| life.seconds).max_by(f64::total_cmp)?;
+    (all.len() >= LIVES_MIN).then(|| {
+        format!(
+            "met its limit in each of {} lives, {} to {} after its start",
+            all.len(),
+            time(shortest),
+            time(longest)
+        )
+    })
+}
+
+/// Lives from which they are a pattern.
+const LIVES_MIN: usize = 3;
+
+/// The last sample was far from the limit: the curve has not seen what happened after it.
+fn jump(incident: &Incident, curve: &Curve, limit: u64) -> Option<String> {
+    let last = *curve.current_bytes.last()?;
+    let full = incident.limit.usage_bytes.is_some_and(|usage| usage as f64 >= JUMP_TO * limit as f64);
+    let of_container = matches!(incident.limit.of, Level::Container);
+    (of_container && full && (last as f64) < JUMP_FROM * limit as f64).then(|| {
+        format!(
+            "went from {} MiB, where it had stayed, to the limit of {} MiB within about a second",
+            last >> 20,
+            limit >> 20
+        )
+    })
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
+    }
+}
+
+/// Parts of the limit between which memory jumped.
+const JUMP_FROM: f64 = 0.7;
+const JUMP_TO: f64 = 0.95;
+
+/// What a verdict means, in one line for people.
+pub fn explain(verdict: Verdict, incident: &Incident) -> String {
+    let said = incident.runtime.as_ref().map(word).unwrap_or_default();
+    match verdict {
+        Verdict::SilentChildKill => {
+            "silent child kill: PID 1 lives on and the pod is Running, so Kubernetes shows no OOMKilled"
+                .to_owned()
+        }
+        Verdict::RuntimeDisagrees
+            if incident.runtime.as_ref().and_then(|view| view.exit_code) == Some(KILLED) =>
+        {
+            format!("the runtime says {said}, the kernel says OOM")
+        }
+        Verdict::RuntimeDisagrees => {
+            format!("the container ended as {said}: its PID 1 was not the victim, and no OOMKilled is shown")
+        }
+        Verdict::NodeOom => {
+            "node OOM: no container's limit was met, the machine's memory was short".to_owned()
+        }
+        Verdict::Agrees => format!("the runtime says {said}, as the kernel does"),
+    }
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;

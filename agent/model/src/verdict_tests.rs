@@ -1,0 +1,105 @@
+//! Verdicts and advice, on incidents made up for it.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::*;
+use crate::incident::{Life, ProcessRow, ProcessTable};
+use crate::memory::Curve;
+use crate::testing::incident;
+
+fn view(state: &str, reason: &str, code: Option<i32>, pid: Option<u32>) -> Option<RuntimeView> {
+    Some(RuntimeView {
+        state: state.into(),
+        reason: reason.into(),
+        exit_code: code,
+        restarts: 1,
+        started_at: None,
+        finished_at: None,
+        pid,
+        asked_at: Timestamp::UNIX_EPOCH,
+    })
+}
+
+#[test]
+fn each_verdict_from_what_the_runtime_says() {
+    let mut one = incident();
+    assert_eq!(verdicts(&one), []);
+    for (runtime, expected) in [
+        (view("running", "", None, Some(7)), Some(Verdict::SilentChildKill)),
+        // The runtime lags behind: it must have ended.
+        (view("running", "", None, Some(42)), None),
+        (view("exited", "OOMKilled", Some(137), None), Some(Verdict::Agrees)),
+        (view("exited", "Error", Some(137), None), Some(Verdict::RuntimeDisagrees)),
+        (view("exited", "Completed", Some(0), None), Some(Verdict::RuntimeDisagrees)),
+    ] {
+        one.runtime = runtime;
+        assert_eq!(verdicts(&one).first().copied(), expected, "{:?}", one.runtime);
+        assert_eq!(settled(&one), expected.is_some(), "{:?}", one.runtime);
+    }
+    one.runtime = view("exited", "Error", Some(137), None);
+    assert_eq!(explain(Verdict::RuntimeDisagrees, &one), "the runtime says Error (137), the kernel says OOM");
+    one.limit.of = Level::Node;
+    assert_eq!(verdicts(&one), [Verdict::NodeOom, Verdict::RuntimeDisagrees]);
+}
+
+fn curve(points: i64, bytes: impl Fn(i64) -> u64, slope: f64) -> Option<Curve> {
+    let held: Vec<u64> = (0..points).map(bytes).collect();
+    Some(Curve {
+        time: (0..points).map(|s| Timestamp::UNIX_EPOCH + SignedDuration::from_secs(s)).collect(),
+        current_bytes: held.clone(),
+        anon_bytes: held,
+        file_bytes: vec![0; points as usize],
+        shmem_bytes: vec![0; points as usize],
+        kernel_bytes: vec![0; points as usize],
+        growth_bytes_per_second: Some(slope),
+        pressure: None,
+    })
+}
+
+#[test]
+fn advice_says_what_was_seen_and_nothing_more() {
+    let mut one = incident();
+    assert_eq!(advice(&one), None);
+    one.curve = curve(61, |s| (s as u64) << 20, f64::from(1 << 20));
+    let line = advice(&one).unwrap();
+    assert_eq!(
+        line,
+        "grew by 60.0 MiB a minute over the last 60 s: at that rate the whole limit of 64 MiB lasts 64 s"
+    );
+    one.curve = curve(61, |_| 60 << 20, 0.0);
+    assert!(advice(&one).unwrap().starts_with("held 94 % of its limit steadily for 60 s"));
+    one.curve = curve(61, |_| 30 << 20, 0.0);
+    assert!(
+        advice(&one).unwrap().starts_with("went from 30 MiB, where it had stayed, to the limit of 64 MiB")
+    );
+    // A leak whose last sample is old is a leak all the same.
+    one.curve = curve(31, |s| (s as u64) << 20, f64::from(1 << 20));
+    assert!(advice(&one).unwrap().starts_with("grew by 60.0 MiB"));
+    // Too few points to speak of.
+    one.curve = curve(5, |s| (s as u64) << 20, f64::from(1 << 20));
+    assert_eq!(advice(&one), None);
+    one.lives =
+        [4.6, 5.2, 5.0].into_iter().zip(0..).map(|(seconds, attempt)| Life { attempt, seconds }).collect();
+    assert_eq!(advice(&one).unwrap(), "met its limit in each of 3 lives, 5 s to 5 s after its start");
+}
+
+#[test]
+fn one_process_among_many_is_named() {
+    let row = |pid: u32, mib: u64, victim: bool| ProcessRow {
+        pid,
+        comm: format!("p{pid}"),
+        rss_bytes: mib << 20,
+        swap_bytes: 0,
+        oom_score_adj: -997,
+        share: None,
+        victim,
+    };
+    let mut one = incident();
+    let table = |rows| ProcessTable { source: "kernel log".into(), rows, others: 2, others_rss_bytes: 0 };
+    one.processes = Some(table(vec![row(1, 50, true), row(2, 5, false), row(3, 5, false)]));
+    assert_eq!(advice(&one).unwrap(), "one of 5 processes, p1[1], held 83 % of their memory");
+    one.processes = Some(table(vec![row(1, 30, false), row(2, 28, false), row(3, 5, true)]));
+    assert!(advice(&one).unwrap().contains("p1[1] held 30 MiB and was spared by its oom_score_adj -997"));
+    one.processes = Some(table(vec![row(1, 30, true), row(2, 28, false), row(3, 25, false)]));
+    assert_eq!(advice(&one), None);
+}

@@ -1,0 +1,247 @@
+//! The memory hierarchy: where it is mounted, and what one of its directories says.
+//!
+//! Knows cgroup v1, v2 and hybrid (then memory is on v1). Must not know: containers, pods, CRI.
+//! Paths in here are relative to the mount, raw bytes, without a leading `/`; [`Hierarchy::shown`] turns
+//! one into the text that the kernel would print for it.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, bail};
+use procfs::FromRead;
+use procfs::process::MountInfos;
+
+use podopsy_model::text;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// The mounted hierarchy that memory is accounted in.
+#[derive(Clone, Debug)]
+pub struct Hierarchy {
+    pub version: Version,
+    /// Where it is mounted.
+    pub dir: PathBuf,
+    /// The directory of the hierarchy that is mounted there: `/` unless we sit in a container.
+    root: PathBuf,
+    /// v1's `cpu` controller, for quotas; on v2 the same as `dir`.
+    cpu_dir: Option<PathBuf>,
+    /// Our cgroup namespace's root, relative to `dir`: what `/` means in `/proc/<pid>/cgroup`.
+    namespace: PathBuf,
+}
+
+impl Hierarchy {
+    /// Finds it in `<proc>/self/mountinfo`, among the mounts below `cgroup_root`; where that says nothing
+    /// (another mount namespace's tree, a test's folder) by what lies in `cgroup_root`.
+    pub fn find(proc_root: &Path, cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
+        let mounts = MountInfos::from_file(proc_root.join("self/mountinfo")).map(|m| m.0).unwrap_or_default();
+        let below: Vec<_> = mounts.iter().filter(|m| m.mount_point.starts_with(cgroup_root)).collect();
+        let v1 = |controller: &str| {
+            below.iter().find(|m| m.fs_type == "cgroup" && m.super_options.contains_key(controller))
+        };
+        let mut found = if let Some(mount) = v1("memory") {
+            let cpu_dir = v1("cpu").map(|m| m.mount_point.clone());
+            Hierarchy::at(Version::V1, &mount.mount_point, &mount.root, cpu_dir)
+        } else if let Some(mount) = below.iter().find(|m| m.fs_type == "cgroup2") {
+            Hierarchy::at(Version::V2, &mount.mount_point, &mount.root, Some(mount.mount_point.clone()))
+        } else {
+            Hierarchy::by_layout(cgroup_root)?
+        };
+        found.namespace = found.own_namespace(proc_root);
+        Ok(found)
+    }
+
+    fn at(version: Version, dir: &Path, root: &str, cpu_dir: Option<PathBuf>) -> Hierarchy {
+        Hierarchy { version, dir: dir.into(), root: root.into(), cpu_dir, namespace: PathBuf::new() }
+    }
+
+    fn by_layout(cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
+        if cgroup_root.join("memory").is_dir() {
+            let cpu = Some(cgroup_root.join("cpu")).filter(|dir| dir.is_dir());
+            return Ok(Hierarchy::at(Version::V1, &cgroup_root.join("memory"), "/", cpu));
+        }
+        if cgroup_root.join("cgroup.controllers").exists() {
+            return Ok(Hierarchy::at(Version::V2, cgroup_root, "/", Some(cgroup_root.into())));
+        }
+        bail!("no cgroup memory hierarchy is mounted below {}", cgroup_root.display())
+    }
+
+    /// The directory of a relative path.
+    pub fn join(&self, path: &Path) -> PathBuf {
+        self.dir.join(path)
+    }
+
+    /// The memory cgroup's id: the inode number of its directory (kernfs gives both the same number).
+    pub fn id(&self, path: &Path) -> Option<u64> {
+        let meta = fs::symlink_metadata(self.join(path)).ok()?;
+        meta.is_dir().then(|| meta.ino())
+    }
+
+    /// Below the hierarchy's root, `/` first, escaped: what goes into `CgroupRef.path`.
+    pub fn shown(&self, path: &Path) -> String {
+        text::escape_bytes(&self.absolute(path))
+    }
+
+    /// The raw bytes of [`Hierarchy::shown`].
+    pub fn absolute(&self, path: &Path) -> Vec<u8> {
+        // `..` in a mount's root means "above our cgroup namespace": no name is known for what is there.
+        let named = self.root.components().all(|c| c != Component::ParentDir);
+        let base = if named { self.root.as_path() } else { Path::new("/") };
+        let whole = if path.as_os_str().is_empty() { base.to_owned() } else { base.join(path) };
+        whole.as_os_str().as_bytes().to_owned()
+    }
+
+    /// The reverse of [`Hierarchy::absolute`]; None: it lies outside of what is mounted.
+    pub fn from_absolute(&self, absolute: &[u8]) -> Option<PathBuf> {
+        let path = Path::new(std::ffi::OsStr::from_bytes(absolute));
+        let relative = path.strip_prefix(&self.root).ok()?;
+        relative.components().all(|c| matches!(c, Component::Normal(_))).then(|| relative.to_owned())
+    }
+
+    /// Reads a `/proc/<pid>/cgroup` and gives the memory cgroup's path relative to the mount; None: it has
+    /// none, or it lies outside of what is mounted. Raw bytes, since a container may choose the name.
+    pub fn of_proc(&self, proc_cgroup: &[u8]) -> Option<PathBuf> {
+        self.relative(self.line(proc_cgroup)?)
+    }
+
+    /// The path in the line of this hierarchy (`cgroups(7)`: `id:controllers:path`).
+    fn line<'a>(&self, proc_cgroup: &'a [u8]) -> Option<&'a [u8]> {
+        proc_cgroup.split(|&b| b == b'\n').find_map(|line| {
+            let mut fields = line.splitn(3, |&b| b == b':');
+            let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let ours = match self.version {
+                Version::V1 => controllers.split(|&b| b == b',').any(|c| c == b"memory"),
+                Version::V2 => id == b"0" && controllers.is_empty(),
+            };
+            // The kernel marks the cgroup of a zombie that way once the directory is gone.
+            ours.then(|| path.strip_suffix(b" (deleted)").unwrap_or(path))
+        })
+    }
+
+    fn relative(&self, path: &[u8]) -> Option<PathBuf> {
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        // A mount that shows a part of the hierarchy (docker on v1) while paths count from its root.
+        let path = match path.strip_prefix(&self.root) {
+            Ok(rest) if self.root != Path::new("/") => rest,
+            _ => path,
+        };
+        let mut out = self.namespace.clone();
+        for component in path.components() {
+            match component {
+                Component::Normal(name) => out.push(name),
+                Component::ParentDir if !out.pop() => return None,
+                _ => {}
+            }
+        }
+        Some(out)
+    }
+
+    /// In a cgroup namespace, `/proc/<pid>/cgroup` counts from its root and not from the mount's. Our own
+    /// process tells the two apart: it is listed in the directory that is really its own.
+    fn own_namespace(&self, proc_root: &Path) -> PathBuf {
+        let none = PathBuf::new();
+        let Ok(own) = fs::read(proc_root.join("self/cgroup")) else { return none };
+        let Some(own) = self.line(&own).and_then(|line| self.relative(line)) else { return none };
+        let me = std::process::id();
+        if self.lists(&own, me) {
+            return none;
+        }
+        let mut real = None;
+        self.walk(Path::new(""), &mut |path| {
+            if real.is_none() && self.lists(path, me) {
+                real = Some(path.to_owned());
+            }
+            real.is_none()
+        });
+        // `<namespace root>/<own>` is the real one.
+        real.filter(|real| real.ends_with(&own))
+            .map(|real| {
+                real.components().take(real.components().count() - own.components().count()).collect()
+            })
+            .unwrap_or(none)
+    }
+
+    fn lists(&self, path: &Path, pid: u32) -> bool {
+        self.procs(path).contains(&pid)
+    }
+
+    /// Every directory from `from` on, parents first; `visit` says whether to go below. A directory that
+    /// goes away meanwhile is passed over.
+    pub fn walk(&self, from: &Path, visit: &mut dyn FnMut(&Path) -> bool) {
+        let mut pending = vec![from.to_owned()];
+        while let Some(path) = pending.pop() {
+            if visit(&path) {
+                pending.extend(self.children(&path));
+            }
+        }
+    }
+
+    /// The directories right below one.
+    pub fn children(&self, path: &Path) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.join(path)) else { return Vec::new() };
+        entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| path.join(entry.file_name()))
+            .collect()
+    }
+
+    /// `cgroup.procs`: pids as our pid namespace numbers them; those outside of it (0) are left out.
+    pub fn procs(&self, path: &Path) -> Vec<u32> {
+        let text = fs::read_to_string(self.join(path).join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.trim().parse().ok()).filter(|&pid| pid != 0).collect()
+    }
+
+    /// The limit in bytes (`memory.max`, `memory.limit_in_bytes`); None: no limit, or not readable.
+    pub fn memory_limit(&self, path: &Path) -> Option<u64> {
+        let limit = self.number(path, "memory.limit_in_bytes", "memory.max")?;
+        // v1 says "no limit" as the largest multiple of the page size.
+        (limit < 1 << 62).then_some(limit)
+    }
+
+    /// Usage in bytes, page cache included (`memory.current`, `memory.usage_in_bytes`).
+    pub fn memory_usage(&self, path: &Path) -> Option<u64> {
+        self.number(path, "memory.usage_in_bytes", "memory.current")
+    }
+
+    /// The CPU limit in thousandths of a core (`cpu.max`, `cpu.cfs_quota_us` by its period).
+    pub fn cpu_limit_millis(&self, path: &Path) -> Option<u64> {
+        let dir = self.cpu_dir.as_ref()?.join(path);
+        let (quota, period) = match self.version {
+            Version::V1 => {
+                (read(&dir.join("cpu.cfs_quota_us")).ok()?, read(&dir.join("cpu.cfs_period_us")).ok()?)
+            }
+            Version::V2 => {
+                let text = read(&dir.join("cpu.max")).ok()?;
+                let (quota, period) = text.split_once(' ')?;
+                (quota.to_owned(), period.to_owned())
+            }
+        };
+        // "max" and -1 are no numbers of this kind, and mean no limit.
+        millis(quota.parse().ok()?, period.parse().ok()?)
+    }
+
+    fn number(&self, path: &Path, v1: &str, v2: &str) -> Option<u64> {
+        let name = if self.version == Version::V1 { v1 } else { v2 };
+        read(&self.join(path).join(name)).ok()?.parse().ok()
+    }
+}
+
+/// `quota` µs of CPU time every `period` µs → thousandths of a core.
+pub fn millis(quota: u64, period: u64) -> Option<u64> {
+    quota.checked_mul(1000)?.checked_div(period)
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+#[path = "hierarchy_tests.rs"]
+mod tests;

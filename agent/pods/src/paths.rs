@@ -1,0 +1,213 @@
+//! A cgroup's path → pod uid and container ids. Pure: text in, names out.
+//!
+//! Knows how the kubelet and the runtimes name directories (systemd and cgroupfs drivers; containerd,
+//! CRI-O, cri-dockerd, k3s, kind, podman). Must not know: the file system, CRI, whether a path exists.
+//! A container can be allowed to make cgroups of its own, so every component is hostile input: an id or
+//! uid that is taken over from here is made of letters, digits and dashes only, and bounded in length.
+
+use podopsy_model::incident::Level;
+
+/// Kubernetes' quality of service class, as the kubelet spells it into the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl Qos {
+    /// Kubernetes' own spelling (`status.qosClass`).
+    pub fn word(self) -> &'static str {
+        match self {
+            Qos::Guaranteed => "Guaranteed",
+            Qos::Burstable => "Burstable",
+            Qos::BestEffort => "BestEffort",
+        }
+    }
+}
+
+/// What a path is to Kubernetes.
+pub fn level(path: &[u8]) -> Level {
+    let name = parse(path);
+    if path.iter().all(|&b| b == b'/') {
+        Level::Node
+    } else if name.below {
+        Level::InsideContainer
+    } else if !name.containers.is_empty() {
+        Level::Container
+    } else if name.pod_uid.is_some() {
+        Level::Pod
+    } else {
+        Level::Slice
+    }
+}
+
+/// The program that named the container's directory; `None` in [`Place`]: a bare id says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    Containerd,
+    CriO,
+    Docker,
+    Podman,
+}
+
+/// One container of a path. Paths nest: in kind, a node's container holds the pods' containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The pod that encloses it; None: no Kubernetes (plain docker, podman, a kind node).
+    pub pod_uid: Option<String>,
+    /// 64 lower-case hex digits.
+    pub container_id: String,
+    pub runtime: Option<Runtime>,
+    /// How many components of the path name it: `/a/b/<id>` → 3.
+    pub depth: usize,
+}
+
+/// What a path says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupName {
+    /// Outermost first. The innermost wins, unless a source of names knows one further out: see
+    /// [`super::names`] for why that order keeps a container from posing as another.
+    pub containers: Vec<Place>,
+    /// The innermost pod.
+    pub pod_uid: Option<String>,
+    pub qos: Option<Qos>,
+    /// The path lies below the innermost container's own directory.
+    pub below: bool,
+}
+
+impl CgroupName {
+    /// The innermost container.
+    pub fn container(&self) -> Option<&Place> {
+        self.containers.last()
+    }
+}
+
+/// Docker and containerd take 64 hex digits for an id, CRI-O and podman too.
+const ID_LEN: usize = 64;
+/// A uid is 36 characters, or 32 for a static pod; a manifest may set its own, which is bounded here.
+const UID_MAX: usize = 64;
+/// Containers in containers that are followed: kind in docker needs 2.
+const NESTED_MAX: usize = 4;
+
+/// Reads a path below the memory hierarchy's root (raw bytes: the kernel forbids only `/` and newline).
+pub fn parse(path: &[u8]) -> CgroupName {
+    let mut name = CgroupName::default();
+    let mut in_kubepods = false;
+    let mut depth = 0;
+    for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty()) {
+        depth += 1;
+        name.below = !name.containers.is_empty();
+        // Every name looked for is ASCII, so a component that is no UTF-8 names nothing.
+        let Ok(component) = std::str::from_utf8(component) else { continue };
+        // `<slice>:cri-containerd:<id>`: a systemd cgroups path under a cgroupfs runc.
+        let (slice, joined) = match component.split_once(":cri-containerd:") {
+            Some((slice, id)) => (slice, Some(id)),
+            None => (component, None),
+        };
+        if let Some(qos) = kubepods_level(slice) {
+            in_kubepods = true;
+            name.qos = qos.or(name.qos).or(Some(Qos::Guaranteed));
+        }
+        if let Some(uid) = pod_uid(slice, in_kubepods) {
+            in_kubepods = true;
+            name.pod_uid = Some(uid);
+        } else if let Some((id, runtime)) = container_id(joined, component) {
+            push(&mut name, id, runtime, depth);
+            // What follows is inside the container: it has to name its own kubepods and pod.
+            in_kubepods = false;
+            continue;
+        }
+        if let Some(id) = joined.filter(|id| is_id(id)) {
+            push(&mut name, id, Some(Runtime::Containerd), depth);
+            in_kubepods = false;
+        }
+    }
+    if name.containers.last().is_some_and(|place| place.depth == depth) {
+        name.below = false;
+    }
+    name
+}
+
+fn push(name: &mut CgroupName, id: &str, runtime: Option<Runtime>, depth: usize) {
+    // The pod of an outer container is not the pod of the inner one unless a pod lies between them.
+    let pod_uid = name.pod_uid.clone();
+    let place = Place { pod_uid, container_id: id.to_owned(), runtime, depth };
+    if name.containers.len() == NESTED_MAX {
+        name.containers.pop();
+    }
+    name.containers.push(place);
+}
+
+/// `Some` for the kubelet's own levels; the inner value is the class where the level names one.
+fn kubepods_level(component: &str) -> Option<Option<Qos>> {
+    match component {
+        "kubepods" => return Some(None),
+        "burstable" => return Some(Some(Qos::Burstable)),
+        "besteffort" => return Some(Some(Qos::BestEffort)),
+        _ => {}
+    }
+    let slice = component.strip_suffix(".slice")?;
+    // kind: `kubelet-kubepods-burstable-pod<uid>.slice`; a --cgroup-root of one's own does the same.
+    let (before, rest) = slice.split_once("kubepods")?;
+    if !(before.is_empty() || before.ends_with('-')) {
+        return None;
+    }
+    match rest.strip_prefix('-').map(|rest| rest.split('-').next().unwrap_or(rest)) {
+        Some("burstable") => Some(Some(Qos::Burstable)),
+        Some("besteffort") => Some(Some(Qos::BestEffort)),
+        None if rest.is_empty() => Some(None),
+        Some(pod) if pod.starts_with("pod") => Some(Some(Qos::Guaranteed)),
+        _ => None,
+    }
+}
+
+/// `pod<uid>` below kubepods, or `…kubepods-…-pod<uid>.slice`, in which systemd wants `_` for `-`.
+fn pod_uid(component: &str, in_kubepods: bool) -> Option<String> {
+    let raw = match component.strip_suffix(".slice") {
+        Some(slice) => {
+            kubepods_level(component)?;
+            slice.split_once("kubepods")?.1.rsplit('-').next()?.strip_prefix("pod")?
+        }
+        None if in_kubepods => component.strip_prefix("pod")?,
+        None => return None,
+    };
+    let good = (1..=UID_MAX).contains(&raw.len())
+        && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    good.then(|| raw.replace('_', "-"))
+}
+
+fn container_id<'a>(joined: Option<&str>, component: &'a str) -> Option<(&'a str, Option<Runtime>)> {
+    if joined.is_some() {
+        return None;
+    }
+    let (stem, scope) = match component.strip_suffix(".scope") {
+        Some(stem) => (stem, true),
+        None => (component, false),
+    };
+    // The id is all after the last dash, so that `crio-conmon-<id>` has the prefix `crio-conmon`.
+    let (prefix, id) = match stem.rsplit_once('-') {
+        Some((prefix, id)) => (prefix, id),
+        None => ("", stem),
+    };
+    if !is_id(id) {
+        return None;
+    }
+    match prefix {
+        "cri-containerd" | "nerdctl" => Some((id, Some(Runtime::Containerd))),
+        "crio" => Some((id, Some(Runtime::CriO))),
+        "docker" => Some((id, Some(Runtime::Docker))),
+        "libpod" => Some((id, Some(Runtime::Podman))),
+        "" if !scope => Some((id, None)),
+        // `crio-conmon`, `libpod-conmon`: the container's minder, outside of it.
+        _ => None,
+    }
+}
+
+fn is_id(text: &str) -> bool {
+    text.len() == ID_LEN && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+#[path = "paths_tests.rs"]
+mod tests;

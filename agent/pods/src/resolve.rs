@@ -1,0 +1,207 @@
+//! TARGET → what it is on this node, or an error that says what is there instead.
+//!
+//! Must not know: how targets are spelled (see `model::target`), or how pods are listed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::bail;
+
+use super::room::Room;
+use super::{Container, Pod, Resolved, list, proc};
+use podopsy_model::{PodRef, Target};
+
+/// Suggestions in one error.
+const SUGGESTIONS: usize = 5;
+/// Hex digits from which a word can be a container's id.
+const PREFIX_MIN: usize = 4;
+
+pub(super) async fn resolve(room: &Arc<Room>, target: &Target) -> anyhow::Result<Resolved> {
+    match target {
+        Target::All => Ok(Resolved::Node),
+        Target::Pid(pid) => of_pid(room, *pid).await,
+        Target::Cgroup(path) => of_cgroup(room, path).await,
+        Target::Pod { namespace, pod, container } => {
+            let pods = pods(room).await?;
+            let same = |p: &&Pod| p.pod.namespace == *namespace && p.pod.name == *pod;
+            match newest(pods.iter().filter(same)) {
+                Some(found) => in_pod(found.clone(), container.as_deref()),
+                None => {
+                    let wanted = format!("{namespace}/{pod}");
+                    bail!("no pod {wanted} on this node{}", hint(room, &wanted, pods.iter().map(full_name)))
+                }
+            }
+        }
+        Target::Word(word) => of_word(room, word).await,
+    }
+}
+
+async fn pods(room: &Arc<Room>) -> anyhow::Result<Vec<Pod>> {
+    list::list(room).await
+}
+
+/// A pod keeps its name over its sandboxes (a node's restart leaves old ones): the ready, then the newest.
+fn newest<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<&'a Pod> {
+    pods.max_by_key(|pod| (pod.state == "ready", pod.created_at))
+}
+
+fn in_pod(pod: Pod, container: Option<&str>) -> anyhow::Result<Resolved> {
+    let Some(name) = container else { return Ok(Resolved::Containers(pod.pod, pod.containers)) };
+    // Of several attempts, the latest: list() puts it first.
+    match pod.containers.iter().position(|c| c.container.name == name) {
+        Some(at) => {
+            let mut containers = pod.containers;
+            Ok(Resolved::Containers(pod.pod, vec![containers.swap_remove(at)]))
+        }
+        None => {
+            let mut names: Vec<_> = pod.containers.iter().map(|c| c.container.name.as_str()).collect();
+            names.dedup();
+            bail!(
+                "pod {}/{} has no container {name}; it has: {}",
+                pod.pod.namespace,
+                pod.pod.name,
+                if names.is_empty() { "none".into() } else { names.join(", ") }
+            )
+        }
+    }
+}
+
+async fn of_word(room: &Arc<Room>, word: &str) -> anyhow::Result<Resolved> {
+    let pods = pods(room).await?;
+    let prefix = word.to_ascii_lowercase();
+    if prefix.len() >= PREFIX_MIN && prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let all = pods.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
+        let found: Vec<_> = all.filter(|(_, c)| c.container.id.starts_with(&prefix)).collect();
+        match found[..] {
+            [] => {}
+            [(pod, container)] => {
+                return Ok(Resolved::Containers(pod.pod.clone(), vec![container.clone()]));
+            }
+            _ => {
+                let shown: Vec<_> = found.iter().take(SUGGESTIONS).map(|(pod, c)| describe(pod, c)).collect();
+                let more = found.len() - shown.len();
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                bail!("container id prefix {word} is ambiguous: {}{more}", shown.join(", "))
+            }
+        }
+    }
+    let same: Vec<_> = pods.iter().filter(|pod| pod.pod.name == word).collect();
+    let mut namespaces: Vec<_> = same.iter().map(|pod| full_name(pod)).collect();
+    namespaces.dedup();
+    if namespaces.len() > 1 {
+        bail!("pod name {word} is ambiguous: {}", namespaces.join(", "));
+    }
+    match newest(same.into_iter()) {
+        Some(pod) => in_pod(pod.clone(), None),
+        None => {
+            let names = pods.iter().map(|pod| pod.pod.name.clone());
+            bail!("no container id begins with {word}, and no pod has that name{}", hint(room, word, names))
+        }
+    }
+}
+
+fn describe(pod: &Pod, container: &Container) -> String {
+    let id: String = container.container.id.chars().take(13).collect();
+    format!("{id} ({}/{})", full_name(pod), container.container.name)
+}
+
+fn full_name(pod: &Pod) -> String {
+    format!("{}/{}", pod.pod.namespace, pod.pod.name)
+}
+
+async fn of_pid(room: &Arc<Room>, pid: u32) -> anyhow::Result<Resolved> {
+    let Some(path) = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid) else {
+        if proc::exists(&room.options.proc_root, pid) {
+            bail!("process {pid}: its memory cgroup lies outside of what is mounted here");
+        }
+        bail!("no process {pid} (pids are those of the host's pid namespace)");
+    };
+    let Some(id) = room.id_of_path(&path) else { bail!("process {pid} is going away") };
+    let owner = room.owner_of_cgroup(id).await;
+    let Some(container) = owner.container else { return Ok(Resolved::Process(pid)) };
+    match owner.pod {
+        Some(pod) => Ok(of_container(room, pod, container).await),
+        // A container of no pod (docker, podman): what is known of it is its cgroups.
+        None => Ok(Resolved::Cgroups(list::one(room, container).cgroup_ids)),
+    }
+}
+
+async fn of_container(room: &Arc<Room>, pod: PodRef, container: podopsy_model::ContainerRef) -> Resolved {
+    let listed = pods(room).await.unwrap_or_default().into_iter().flat_map(|pod| pod.containers);
+    let found = listed.into_iter().find(|c| c.container.id == container.id);
+    Resolved::Containers(pod, vec![found.unwrap_or_else(|| list::one(room, container))])
+}
+
+async fn of_cgroup(room: &Arc<Room>, shown: &str) -> anyhow::Result<Resolved> {
+    room.rescan().await;
+    let wanted = if shown == "/" { shown } else { shown.trim_end_matches('/') };
+    let below = format!("{}/", wanted.trim_end_matches('/'));
+    let mut found: Vec<(String, PathBuf, u64)> = {
+        let cache = room.cache();
+        let all = cache.live().map(|(id, e)| (room.hierarchy.shown(&e.path), e.path.clone(), id));
+        all.filter(|(path, ..)| path == wanted || path.starts_with(&below)).collect()
+    };
+    found.sort();
+    let Some((first, _, id)) = found.first().filter(|(path, ..)| path == wanted).cloned() else {
+        bail!("no memory cgroup {shown} below {}", room.hierarchy.dir.display())
+    };
+    let owner = room.owner_of_cgroup(id).await;
+    if let (Some(pod), Some(container)) = (owner.pod, owner.container)
+        && let Resolved::Containers(pod, containers) = of_container(room, pod, container).await
+        // Below a container's own, the user means that part and not the whole.
+        && containers.iter().any(|c| c.cgroup_path.as_ref() == Some(&first))
+    {
+        return Ok(Resolved::Containers(pod, containers));
+    }
+    Ok(Resolved::Cgroups(found.into_iter().map(|(.., id)| id).collect()))
+}
+
+/// What may have been meant, and whether the runtime was there to ask.
+fn hint(room: &Room, wanted: &str, names: impl Iterator<Item = String>) -> String {
+    let mut close: Vec<(usize, String)> = names
+        .map(|name| {
+            let related = name.contains(wanted) || wanted.contains(name.as_str());
+            (if related { 0 } else { distance(wanted, &name) }, name)
+        })
+        .filter(|(far, _)| *far <= 2 + wanted.chars().count() / 4)
+        .collect();
+    close.sort();
+    close.dedup();
+    let close: Vec<_> = close.into_iter().take(SUGGESTIONS).map(|(_, name)| name).collect();
+    let mut text = String::new();
+    if !close.is_empty() {
+        text = format!("; did you mean {}?", close.join(", "));
+    }
+    if let (_, _, Some(error)) = room.runtime.about() {
+        text += &format!("; the container runtime did not answer ({error}): --cri-socket names its socket");
+    }
+    text
+}
+
+/// Levenshtein's distance, in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances() {
+        for (a, b, far) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("pricing", "pircing", 2)] {
+            assert_eq!(distance(a, b), far, "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The whole room against a folder of cgroups and a runtime that the test plays, the broken ones included.
+
+mod fake;
+
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixListener;
+
+use self::fake::*;
+use super::*;
+use podopsy_model::KnownBy;
+
+fn app_path() -> String {
+    format!("kubepods/burstable/pod{UID}/{APP}")
+}
+
+/// Until it holds, for two seconds.
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..200 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+fn is_pricing(owner: &Owner) {
+    let (pod, container) = (owner.pod.as_ref().unwrap(), owner.container.as_ref().unwrap());
+    assert_eq!(owner.known_by, KnownBy::Cri);
+    assert_eq!(
+        (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()),
+        ("finance", "pricing-7f9c", UID)
+    );
+    let labels: Vec<_> = pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(labels, [("app", "pricing"), ("evil", "\\x1b[2J")]);
+    assert_eq!((container.name.as_str(), container.id.as_str(), container.attempt), ("app", APP, 1));
+    assert_eq!(container.image, "registry/pricing:1.2");
+}
+
+#[tokio::test]
+async fn a_container_is_known_before_and_after_its_death() {
+    let node = Node::new();
+    let fake = serve(&node.at("cri.sock"));
+    let early = node.mkdir(&app_path());
+    let host = node.mkdir("system.slice/sshd.service");
+    let pods = Pods::start(node.options()).await.unwrap();
+    is_pricing(&pods.owner_of_cgroup(early).await);
+    assert_eq!(pods.owner_of_cgroup(host).await.known_by, KnownBy::Host);
+
+    // Made later, and inside of it: noticed by inotify, nobody asks.
+    let inner = node.mkdir(&format!("{}/a/b", app_path()));
+    eventually("inner noticed", || pods.room.cache().entry(inner).is_some_and(|e| e.watched)).await;
+    let calls = fake.calls.load(Relaxed);
+    node.rmdir(&format!("{}/a/b", app_path()));
+    eventually("inner dead", || pods.room.cache().entry(inner).is_some_and(|e| e.dead.is_some())).await;
+    let owner = pods.owner_of_cgroup(inner).await;
+    is_pricing(&owner);
+    assert_eq!(owner.cgroup.path, Some(format!("/{}/a/b", app_path())));
+    assert_eq!(fake.calls.load(Relaxed), calls, "no call for a cgroup below a known container");
+
+    node.rmdir(&format!("{}/a", app_path()));
+    node.rmdir(&app_path());
+    eventually("dead", || pods.status().containers_remembered_dead == 1).await;
+    is_pricing(&pods.owner_of_cgroup(early).await);
+    assert_eq!(pods.status().runtime.as_deref(), Some("fake 1.0"));
+    assert_eq!(pods.status().losses, BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_sandbox_is_waited_for_until_the_runtime_knows_it() {
+    let node = Node::new();
+    let fake = serve(&node.at("cri.sock"));
+    fake.hidden.lock().unwrap().push(PAUSE);
+    let pods = Pods::start(node.options()).await.unwrap();
+    let id = node.mkdir(&format!("kubepods/burstable/pod{UID}/{PAUSE}"));
+    eventually("asked", || fake.calls.load(Relaxed) > 2).await;
+    fake.hidden.lock().unwrap().clear();
+    let owner = pods.owner_of_cgroup(id).await;
+    assert_eq!((owner.known_by, owner.container), (KnownBy::Cri, None));
+    assert_eq!(owner.pod.unwrap().name, "pricing-7f9c");
+    // The pod's own level is asked for on demand.
+    let level = node.mkdir(&format!("kubepods/burstable/pod{UID}"));
+    let owner = pods.owner_of_cgroup(level).await;
+    assert_eq!((owner.known_by, owner.pod.unwrap().name.as_str()), (KnownBy::Cri, "pricing-7f9c"));
+}
+
+#[tokio::test]
+async fn a_container_cannot_pose_as_another_by_making_cgroups() {
+    let node = Node::new();
+    let _fake = serve(&node.at("cri.sock"));
+    let pods = Pods::start(node.options()).await.unwrap();
+    let id = node.mkdir(&format!("{}/kubepods/podvictim/{FAKE}", app_path()));
+    is_pricing(&pods.owner_of_cgroup(id).await);
+    // kind: the outer one is docker's, which this runtime has never heard of.
+    let id = node.mkdir(&format!("docker/{FAKE}/kubelet/{}", app_path()));
+    let mut owner = pods.owner_of_cgroup(id).await;
+    for _ in 0..100 {
+        if owner.known_by == KnownBy::Cri {
+            break;
+        }
+        owner = pods.owner_of_cgroup(id).await;
+    }
+    is_pricing(&owner);
+}
+
+#[tokio::test]
+async fn broken_runtimes_cost_a_bounded_wait_and_are_counted() {
+    for kind in ["absent", "hang", "garbage", "closed"] {
+        let node = Node::new();
+        std::fs::create_dir_all(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app"))).unwrap();
+        std::fs::write(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app/2.log")), "").unwrap();
+        if kind != "absent" {
+            let listener = UnixListener::bind(node.at("cri.sock")).unwrap();
+            tokio::spawn(async move {
+                let mut held = Vec::new();
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    match kind {
+                        "hang" => held.push(stream),
+                        "garbage" => drop(stream.write_all(&[0xff; 4096]).await),
+                        _ => drop(stream),
+                    }
+                }
+            });
+        }
+        let began = Instant::now();
+        let ids: Vec<u64> = (0..50).map(|n| node.mkdir(&format!("{}/{n}", app_path()))).collect();
+        let pods = Pods::start(node.options()).await.unwrap();
+        for id in ids {
+            let owner = pods.owner_of_cgroup(id).await;
+            assert_eq!(owner.known_by, KnownBy::LogDirectory, "{kind}");
+            assert_eq!(owner.pod.unwrap().name, "pricing-7f9c", "{kind}");
+            let container = owner.container.unwrap();
+            assert_eq!((container.name.as_str(), container.attempt), ("app", 2), "{kind}");
+        }
+        let listed = pods.list().await.unwrap();
+        assert_eq!((listed.len(), listed[0].containers[0].cgroup_ids.len()), (1, 51), "{kind}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{kind}: {:?}", began.elapsed());
+        let status = pods.status();
+        let errors = status.losses.get("cri_errors").copied().unwrap_or(0);
+        assert!((1..20).contains(&errors), "{kind}: {errors}");
+        assert!(status.cri_error.is_some(), "{kind}");
+        let error = pods.resolve(&"finance/pricing-7f9d".parse().unwrap()).await.unwrap_err().to_string();
+        assert!(error.contains("did you mean finance/pricing-7f9c"), "{kind}: {error}");
+        assert!(error.contains("--cri-socket"), "{kind}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_comes_late_is_found() {
+    let node = Node::new();
+    let id = node.mkdir(&app_path());
+    let pods = Pods::start(node.options()).await.unwrap();
+    assert_eq!(pods.owner_of_cgroup(id).await.known_by, KnownBy::CgroupPath);
+    let _fake = serve(&node.at("cri.sock"));
+    for _ in 0..400 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        if pods.owner_of_cgroup(id).await.known_by == KnownBy::Cri {
+            break;
+        }
+    }
+    is_pricing(&pods.owner_of_cgroup(id).await);
+    assert_eq!(pods.status().cri_error, None);
+}
+
+#[tokio::test]
+async fn refused_watches_are_counted_and_scans_take_their_place() {
+    let node = Node::new();
+    let limits = cache::Limits::new(Duration::from_secs(600));
+    let pods = Pods::start_within(node.options(), limits, Some(1)).await.unwrap();
+    let deep = node.mkdir("a/b/c");
+    eventually("scan", || pods.room.cache().entry(deep).is_some()).await;
+    assert!(pods.status().losses["watches_refused"] >= 1);
+    node.rmdir("a/b/c");
+    eventually("gone", || pods.room.cache().entry(deep).is_some_and(|e| e.dead.is_some())).await;
+}
+
+#[tokio::test]
+async fn unknown_ids_are_said_and_counted_without_a_scan_each() {
+    let node = Node::new();
+    let pods = Pods::start(node.options()).await.unwrap();
+    let began = Instant::now();
+    for _ in 0..1000 {
+        let owner = pods.owner_of_cgroup(987_654_321).await;
+        assert_eq!((owner.known_by, owner.cgroup.id), (KnownBy::Unknown, 987_654_321));
+    }
+    assert_eq!(pods.owner_of_cgroup(0).await.known_by, KnownBy::Unknown);
+    assert_eq!(pods.status().losses["cgroups_unknown"], 1001);
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn lists_and_resolves() {
+    let node = Node::new();
+    let _fake = serve(&node.at("cri.sock"));
+    let id = node.mkdir(&app_path());
+    let below = node.mkdir(&format!("{}/x", app_path()));
+    let slice = node.mkdir("system.slice");
+    let own = node.at("cg").join(app_path());
+    for (file, text) in [
+        ("cgroup.procs", "17\n"),
+        ("memory.max", "67108864\n"),
+        ("memory.current", "1\n"),
+        ("cpu.max", "5 10\n"),
+    ] {
+        std::fs::write(own.join(file), text).unwrap();
+    }
+    std::fs::create_dir_all(node.at("proc/17")).unwrap();
+    std::fs::write(node.at("proc/17/cgroup"), format!("0::/{}\n", app_path())).unwrap();
+    std::fs::create_dir_all(node.at("proc/18")).unwrap();
+    std::fs::write(node.at("proc/18/cgroup"), "0::/system.slice\n").unwrap();
+    let pods = Pods::start(node.options()).await.unwrap();
+    is_pricing(&pods.owner_of_pid(17).await.unwrap());
+    assert!(pods.owner_of_pid(19).await.is_err());
+
+    let list = pods.list().await.unwrap();
+    assert_eq!(list.len(), 1);
+    assert_eq!(
+        (list[0].state.as_str(), &list[0].ips[..]),
+        ("ready", &["10.0.0.7".into(), "fd00::7".into()][..])
+    );
+    // The sandbox's pid is not alive here: its place is taken by a container's.
+    assert_eq!(list[0].netns, Some(node.at("proc/17/ns/net").display().to_string()));
+    let [app, old] = &list[0].containers[..] else { panic!("{list:?}") };
+    assert_eq!(
+        (app.state.as_str(), app.restarts, app.pid, &app.pids[..]),
+        ("running", 3, Some(17), &[17][..])
+    );
+    assert_eq!((app.memory_limit_bytes, app.cpu_limit_millis), (Some(67_108_864), Some(500)));
+    assert_eq!(app.cgroup_ids, [id, below]);
+    assert_eq!((old.reason.as_str(), old.exit_code, old.pid), ("OOMKilled", Some(137), None));
+
+    let resolve = async |text: &str| pods.resolve(&text.parse().unwrap()).await;
+    for text in ["finance/pricing-7f9c/app", "3f2a9c", "pid:17", &format!("cgroup:/{}", app_path())] {
+        let Ok(Resolved::Containers(pod, found)) = resolve(text).await else { panic!("{text}") };
+        assert_eq!((pod.name.as_str(), found.len()), ("pricing-7f9c", 1), "{text}");
+        assert_eq!(found[0].container.id, APP, "{text}");
+    }
+    for text in ["finance/pricing-7f9c", "pricing-7f9c"] {
+        assert!(matches!(resolve(text).await, Ok(Resolved::Containers(_, all)) if all.len() == 2), "{text}");
+    }
+    assert!(matches!(resolve("pid:18").await, Ok(Resolved::Process(18))));
+    assert!(matches!(resolve("cgroup:/system.slice").await, Ok(Resolved::Cgroups(ids)) if ids == [slice]));
+    let part = format!("cgroup:/{}/x", app_path());
+    assert!(matches!(resolve(&part).await, Ok(Resolved::Cgroups(ids)) if ids == [below]));
+    for (text, says) in [
+        ("3f2a", "ambiguous"),
+        ("3f2a", "finance/pricing-7f9c/app"),
+        ("pricing", "did you mean pricing-7f9c"),
+        ("finance/pricing", "did you mean finance/pricing-7f9c"),
+        ("finance/pricing-7f9c/db", "it has: app"),
+        ("pid:19", "no process 19"),
+        ("cgroup:/nowhere", "no memory cgroup /nowhere"),
+    ] {
+        let error = resolve(text).await.unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+/// `cargo test -p podopsy-agent pods -- --ignored`: as root, where a memory hierarchy can be written to.
+#[tokio::test]
+#[ignore = "makes a cgroup of the real kernel: needs root"]
+async fn the_kernels_own_cgroups_are_noticed() {
+    let pods = Pods::start(Options::default()).await.unwrap();
+    let name = format!("podopsy-test-{}", std::process::id());
+    let dir = pods.hierarchy().dir.join(&name);
+    std::fs::create_dir(&dir).unwrap();
+    let id = pods.hierarchy().id(Path::new(&name)).unwrap();
+    let mut seen = false;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        seen |= pods.room.cache().entry(id).is_some_and(|e| e.watched);
+    }
+    std::fs::remove_dir(&dir).unwrap();
+    assert!(seen, "mkdir was not noticed");
+    eventually("rmdir", || pods.room.cache().entry(id).is_some_and(|e| e.dead.is_some())).await;
+    let owner = pods.owner_of_cgroup(id).await;
+    assert_eq!((owner.known_by, owner.cgroup.path), (KnownBy::Host, Some(format!("/{name}"))));
+    assert_eq!(pods.owner_of_pid(std::process::id()).await.unwrap().known_by, KnownBy::Host);
+    assert!(pods.start_time(std::process::id()).is_some());
+}

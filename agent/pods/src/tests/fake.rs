@@ -1,0 +1,202 @@
+//! A node in a folder, and a runtime that the test plays over a Unix socket.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::UnixListener;
+use tonic::codegen::http;
+
+use crate::Options;
+use crate::cri::messages::{self as cri, *};
+
+pub const APP: &str = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
+pub const OLD: &str = "3f2affff51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
+pub const PAUSE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+pub const FAKE: &str = "ffff2233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+pub const UID: &str = "8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
+
+/// A node in a folder: `cg` is a v2 hierarchy, `proc`, `logs`, and where the socket goes.
+pub struct Node {
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    pub fn new() -> Node {
+        let node = Node { dir: tempfile::tempdir().unwrap() };
+        std::fs::create_dir_all(node.at("cg")).unwrap();
+        std::fs::create_dir_all(node.at("proc/self")).unwrap();
+        std::fs::write(node.at("cg/cgroup.controllers"), "memory").unwrap();
+        node
+    }
+
+    pub fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// Makes a cgroup, and gives its id.
+    pub fn mkdir(&self, path: &str) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let dir = self.at("cg").join(path);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::metadata(dir).unwrap().ino()
+    }
+
+    pub fn rmdir(&self, path: &str) {
+        std::fs::remove_dir(self.at("cg").join(path)).unwrap();
+    }
+
+    pub fn options(&self) -> Options {
+        Options {
+            cri_socket: Some(self.at("cri.sock")),
+            cri_timeout: Duration::from_millis(600),
+            remember_dead: Duration::from_secs(600),
+            proc_root: self.at("proc"),
+            cgroup_root: self.at("cg"),
+            log_pods: self.at("logs"),
+        }
+    }
+}
+
+pub fn strings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// A runtime with one pod: its calls by method, and which ids it does not know yet.
+#[derive(Default)]
+pub struct Fake {
+    pub calls: AtomicUsize,
+    pub hidden: Mutex<Vec<&'static str>>,
+}
+
+type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
+
+impl Fake {
+    fn knows(&self, id: &str, known: &[&str]) -> Result<(), tonic::Status> {
+        let hidden = self.hidden.lock().unwrap().contains(&id);
+        if hidden || !known.contains(&id) { Err(tonic::Status::not_found("no such")) } else { Ok(()) }
+    }
+
+    fn meta() -> Option<PodSandboxMetadata> {
+        let (namespace, name, uid) = ("finance".into(), "pricing-7f9c".into(), UID.into());
+        Some(PodSandboxMetadata { name, uid, namespace, attempt: 0 })
+    }
+
+    fn labels() -> HashMap<String, String> {
+        strings(&[("app", "pricing"), ("evil", "\x1b[2J"), ("io.kubernetes.pod.uid", UID)])
+    }
+
+    fn sandbox(&self, request: PodSandboxStatusRequest) -> Reply<PodSandboxStatusResponse> {
+        self.knows(&request.pod_sandbox_id, &[PAUSE])?;
+        let network = PodSandboxNetworkStatus {
+            ip: "10.0.0.7".into(),
+            additional_ips: vec![PodIp { ip: "fd00::7".into() }],
+        };
+        let status = PodSandboxStatus {
+            id: PAUSE.into(),
+            metadata: Fake::meta(),
+            network: Some(network),
+            labels: Fake::labels(),
+            ..Default::default()
+        };
+        let info = strings(&[("info", r#"{"pid": 4242}"#)]);
+        Ok(tonic::Response::new(PodSandboxStatusResponse { status: Some(status), info }))
+    }
+
+    fn container(&self, request: ContainerStatusRequest) -> Reply<ContainerStatusResponse> {
+        let id = request.container_id.as_str();
+        self.knows(id, &[APP, OLD])?;
+        let running = id == APP;
+        let image = "sha256:3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
+        let status = ContainerStatus {
+            id: id.into(),
+            metadata: Some(ContainerMetadata { name: "app".into(), attempt: running.into() }),
+            state: if running { 1 } else { 2 },
+            started_at: 1_700_000_000_000_000_000,
+            exit_code: 137,
+            reason: if running { "" } else { "OOMKilled" }.into(),
+            image: Some(ImageSpec { image: image.into(), ..Default::default() }),
+            image_ref: "registry/pricing@sha256:00".into(),
+            annotations: strings(&[("io.kubernetes.container.restartCount", "3")]),
+            ..Default::default()
+        };
+        let info = format!(
+            r#"{{"sandboxID": "{PAUSE}", "pid": 17, "config": {{"image": {{"user_specified_image": "registry/pricing:1.2"}}}}}}"#
+        );
+        let info = strings(&[("info", &info)]);
+        Ok(tonic::Response::new(ContainerStatusResponse { status: Some(status), info }))
+    }
+
+    fn containers(&self) -> Vec<cri::Container> {
+        let one =
+            |id: &str| cri::Container { id: id.into(), pod_sandbox_id: PAUSE.into(), ..Default::default() };
+        vec![one(OLD), one(APP)]
+    }
+
+    async fn answer<B>(&self, request: http::Request<B>) -> http::Response<tonic::body::Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        self.calls.fetch_add(1, Relaxed);
+        macro_rules! unary {
+            ($request:ty, $answer:expr) => {{
+                let codec = tonic_prost::ProstCodec::default();
+                let service = tower::service_fn(|r: tonic::Request<$request>| {
+                    let reply = $answer(r.into_inner());
+                    async move { reply }
+                });
+                tonic::server::Grpc::new(codec).unary(service, request).await
+            }};
+        }
+        match request.uri().path() {
+            VERSION => unary!(VersionRequest, |_| Ok(tonic::Response::new(VersionResponse {
+                runtime_name: "fake".into(),
+                runtime_version: "1.0".into(),
+                ..Default::default()
+            }))),
+            CONTAINER_STATUS => unary!(ContainerStatusRequest, |r| self.container(r)),
+            POD_SANDBOX_STATUS => unary!(PodSandboxStatusRequest, |r| self.sandbox(r)),
+            LIST_CONTAINERS => {
+                unary!(ListContainersRequest, |_| Ok(tonic::Response::new(ListContainersResponse {
+                    containers: self.containers()
+                })))
+            }
+            _ => unary!(ListPodSandboxRequest, |_| Ok(tonic::Response::new(ListPodSandboxResponse {
+                items: vec![PodSandbox {
+                    id: PAUSE.into(),
+                    metadata: Fake::meta(),
+                    labels: Fake::labels(),
+                    ..Default::default()
+                }]
+            }))),
+        }
+    }
+}
+
+pub fn serve(socket: &Path) -> Arc<Fake> {
+    let fake = Arc::new(Fake::default());
+    let listener = UnixListener::bind(socket).unwrap();
+    let runtime = fake.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let runtime = runtime.clone();
+            tokio::spawn(async move {
+                let service = tower::service_fn(move |request| {
+                    let runtime = runtime.clone();
+                    async move { Ok::<_, Infallible>(runtime.answer(request).await) }
+                });
+                let server = auto::Builder::new(TokioExecutor::new()).http2_only();
+                let _ =
+                    server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+            });
+        }
+    });
+    fake
+}

@@ -1,0 +1,60 @@
+//! Strings from a runtime, a folder's name, a label: escaped and bounded before anyone keeps them.
+
+use std::collections::BTreeMap;
+
+use podopsy_model::text::escape;
+
+/// Characters kept of one string. Kubernetes allows 253 for a name and 317 for a label's key; an image
+/// reference may be longer, and a hostile image's surely is.
+pub const FIELD_MAX: usize = 512;
+/// Labels kept of one pod.
+pub const LABELS_MAX: usize = 128;
+
+/// Escaped, and cut at [`FIELD_MAX`] characters (then it ends in `...`).
+pub fn field(raw: &str) -> String {
+    let cut = raw.char_indices().nth(FIELD_MAX).map(|(at, _)| at);
+    match cut {
+        Some(at) => escape(&raw[..at]) + "...",
+        None => escape(raw),
+    }
+}
+
+/// A pod's own labels, without the kubelet's `io.kubernetes.*`; and how many were left out by the bound.
+pub fn labels<'a>(
+    raw: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> (BTreeMap<String, String>, u64) {
+    let mut kept = BTreeMap::new();
+    let mut dropped = 0;
+    for (key, value) in raw {
+        if key.starts_with("io.kubernetes.") {
+            continue;
+        }
+        if kept.len() < LABELS_MAX {
+            kept.insert(field(key), field(value));
+        } else {
+            dropped += 1;
+        }
+    }
+    (kept, dropped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_escaped_and_cut() {
+        assert_eq!(field("a\x1b[2J"), "a\\x1b[2J");
+        assert_eq!(field(&"é".repeat(FIELD_MAX + 1)), "é".repeat(FIELD_MAX) + "...");
+    }
+
+    #[test]
+    fn labels_are_bounded_and_counted() {
+        let raw: BTreeMap<String, String> =
+            (0..LABELS_MAX + 7).map(|n| (format!("k{n}"), "v".to_owned())).collect();
+        let (kept, dropped) = labels(&raw);
+        assert_eq!((kept.len(), dropped), (LABELS_MAX, 7));
+        let kubelet = BTreeMap::from([("io.kubernetes.pod.uid".to_owned(), "x".to_owned())]);
+        assert_eq!(labels(&kubelet), (BTreeMap::new(), 0));
+    }
+}

@@ -1,0 +1,132 @@
+//! Ring buffer → bytes, and the loss counters. With [`crate`] the only room that knows aya;
+//! with [`podopsy_recorder::kernel_log`] the only one with async file descriptors.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use anyhow::Context;
+use aya::Ebpf;
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use podopsy_wire::{LOSSES, Loss};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use podopsy_model as model;
+
+/// A ring of records.
+pub struct Ring {
+    name: &'static str,
+    fd: AsyncFd<RingFd>,
+    /// When to look unasked.
+    rounds: Option<Interval>,
+}
+
+struct RingFd(RingBuf<MapData>);
+
+impl RingFd {
+    fn hand_over(&mut self, mut each: impl FnMut(&[u8])) {
+        while let Some(record) = self.0.next() {
+            each(&record);
+        }
+    }
+}
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Ring {
+    pub(crate) fn new(name: &'static str, map: Map) -> anyhow::Result<Ring> {
+        let ring = RingBuf::try_from(map).with_context(|| format!("{name} is no ring buffer"))?;
+        // SAFETY: the ring owns its file descriptor and keeps it open as long as it lives.
+        let fd = unsafe { AsyncFd::register(RingFd(ring)) }.with_context(|| format!("poll {name}"))?;
+        Ok(Ring { name, fd, rounds: None })
+    }
+
+    /// For a ring whose probe wakes nobody for what can wait so long.
+    pub(crate) fn in_rounds(self, every: Duration) -> Ring {
+        let mut rounds = interval(every);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ring { rounds: Some(rounds), ..self }
+    }
+
+    /// Waits until there are records or a round is over, then hands over all of them. Cancel-safe: a record is either
+    /// handed over or still in the ring.
+    pub async fn drain(&mut self, each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        let Ring { name, fd, rounds } = self;
+        let round = async {
+            match rounds {
+                Some(rounds) => drop(rounds.tick().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ready = fd.readable_mut() => {
+                let mut ready = ready.with_context(|| format!("poll {name}"))?;
+                ready.get_inner_mut().hand_over(each);
+                ready.clear_ready();
+            }
+            () = round => fd.get_mut().hand_over(each),
+        }
+        Ok(())
+    }
+
+    /// What is in the ring now.
+    pub fn drain_now(&mut self, each: impl FnMut(&[u8])) {
+        self.fd.get_mut().hand_over(each);
+    }
+}
+
+/// The map `LOSSES`: counters that the probes keep per CPU.
+pub struct Losses {
+    map: PerCpuArray<MapData, u64>,
+}
+
+impl Losses {
+    pub(crate) fn new(map: Map) -> anyhow::Result<Losses> {
+        Ok(Losses { map: PerCpuArray::try_from(map).context("LOSSES is no per-CPU array")? })
+    }
+
+    /// One counter, over all CPUs, since the load.
+    pub fn get(&self, loss: Loss) -> u64 {
+        self.map.get(&(loss as u32), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// All losses above 0, by name; those that only measure (the in-flight map, what is nobody's loss) are left out.
+    pub fn read(&self) -> model::Losses {
+        let measures = [Loss::DnsInserted, Loss::DnsRemoved, Loss::SigkillOwn].map(|loss| loss as usize);
+        (0u32..)
+            .zip(LOSSES)
+            .filter(|(index, _)| !measures.contains(&(*index as usize)))
+            .filter_map(|(index, name)| {
+                let count: u64 = self.map.get(&index, 0).ok()?.iter().sum();
+                (count > 0).then(|| (name.to_owned(), count))
+            })
+            .collect()
+    }
+}
+
+/// The probes' debug log.
+pub struct ProbeLog {
+    fd: AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+impl ProbeLog {
+    pub(crate) fn new(ebpf: &mut Ebpf) -> anyhow::Result<ProbeLog> {
+        let logger = aya_log::EbpfLogger::init(ebpf).context("open the probes' log")?;
+        // SAFETY: the logger owns its ring's file descriptor and keeps it open as long as it lives.
+        let fd = unsafe { AsyncFd::register(logger) }.context("poll the probes' log")?;
+        Ok(ProbeLog { fd })
+    }
+
+    /// Passes records on to `log` for ever.
+    pub async fn forward(mut self) -> anyhow::Result<()> {
+        loop {
+            let mut ready = self.fd.readable_mut().await.context("poll the probes' log")?;
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    }
+}

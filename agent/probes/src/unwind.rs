@@ -1,0 +1,252 @@
+//! The unwinder's maps: slabs that are written by mmap, rules, tables; and where this kernel keeps mappings.
+
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use anyhow::{Context, anyhow, bail};
+use aya::Ebpf;
+use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap, MapData, ProgramArray};
+use aya::programs::{PerfEvent, ProgramFd, RawTracePoint};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
+
+use super::btf::Btf;
+use podopsy_stacks::unwind::Kernel;
+
+/// `BPF_F_MMAPABLE` (`<linux/bpf.h>`).
+const MMAPABLE: u32 = 1 << 10;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Pod<T>(T);
+
+// SAFETY: integers without padding (`wire/src/unwind.rs`), so that any bytes are one.
+unsafe impl aya::Pod for Pod<FileKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<Table> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<Rule> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Pod<PythonLayout> {}
+
+type Slab = Array<MapData, [u32; SLAB_WORDS]>;
+
+/// What the kernel side reads, to be written.
+pub struct KernelTables {
+    slabs: ArrayOfMaps<MapData, Slab>,
+    /// Each stays open: to open it again by its number takes CAP_SYS_ADMIN, which the agent gives up.
+    open: Vec<Slab>,
+    /// The slab that was written last: the others are no part of our memory.
+    mapped: Option<(usize, Mapped)>,
+    rules: Array<MapData, Pod<Rule>>,
+    tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
+    pythons: Array<MapData, Pod<PythonLayout>>,
+}
+
+impl KernelTables {
+    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<KernelTables> {
+        let mut take = |name| ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"));
+        Ok(KernelTables {
+            slabs: take("SLABS")?.try_into()?,
+            open: Vec::new(),
+            mapped: None,
+            rules: take("RULES")?.try_into()?,
+            tables: take("TABLES")?.try_into()?,
+            pythons: take("PYTHONS")?.try_into()?,
+        })
+    }
+}
+
+/// A slab in our memory.
+struct Mapped(NonNull<u32>);
+
+// SAFETY: the mapping is this value's own, and any thread may write it.
+unsafe impl Send for Mapped {}
+
+impl Mapped {
+    fn new(slab: &Slab) -> anyhow::Result<Mapped> {
+        let len = NonZeroUsize::new(SLAB_WORDS * 4).context("a slab has no words")?;
+        let (protection, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        // SAFETY: a new mapping of a map of this size, at an address of the kernel's choosing.
+        let memory = unsafe { mmap(None, len, protection, flags, IterableMap::map(slab).fd().as_fd(), 0) };
+        Ok(Mapped(memory.context("map a slab for unwind tables")?.cast()))
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by us with this length, and no reference to it is left.
+        let _ = unsafe { munmap(self.0.cast(), SLAB_WORDS * 4) };
+    }
+}
+
+impl Kernel for KernelTables {
+    fn add_slab(&mut self) -> anyhow::Result<()> {
+        let slab = Slab::create(1, MMAPABLE).context("create a slab for unwind tables")?;
+        let index = self.open.len();
+        self.slabs.set(u32::try_from(index)?, &slab, 0).context("put a slab into the map SLABS")?;
+        self.mapped = Some((index, Mapped::new(&slab)?));
+        self.open.push(slab);
+        Ok(())
+    }
+
+    fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()> {
+        if self.mapped.as_ref().is_none_or(|(index, _)| *index != slab) {
+            let found = self.open.get(slab).context("there is no such slab for unwind tables")?;
+            self.mapped = Some((slab, Mapped::new(found)?));
+        }
+        let room = self.mapped.as_mut().and_then(|(_, mapped)| {
+            // SAFETY: the mapping is this long, and lives as long as this borrow; the kernel side reads words that were
+            // published, which are not written again before it has forgotten them.
+            let all = unsafe { std::slice::from_raw_parts_mut(mapped.0.as_ptr(), SLAB_WORDS) };
+            all.get_mut(first..first.checked_add(words.len())?)
+        });
+        room.context("a table reaches beyond its slab")?.copy_from_slice(words);
+        Ok(())
+    }
+
+    fn max_slabs(&self) -> usize {
+        SLABS_MAX
+    }
+
+    fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()> {
+        Ok(self.rules.set(u32::from(number), Pod(*rule), 0)?)
+    }
+
+    fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()> {
+        self.pythons.set(number, Pod(*layout), 0).context("put an interpreter into the map PYTHONS")
+    }
+
+    fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()> {
+        self.tables.insert(Pod(*key), Pod(*table), 0).context("put a table into the map TABLES")
+    }
+
+    fn remove_table(&mut self, key: &FileKey) {
+        // It may have gone already.
+        let _ = self.tables.remove(&Pod(*key));
+    }
+
+    fn table(&self, key: &FileKey) -> Option<Table> {
+        self.tables.get(&Pod(*key), 0).ok().map(|Pod(table)| table)
+    }
+}
+
+/// Loads what unwinds by tables, and lets the sampler call it; which program that is.
+pub(super) fn attach(ebpf: &mut Ebpf, has_loop: bool) -> anyhow::Result<&'static str> {
+    let name = put(ebpf, 0, has_loop, ["unwind_loop", "unwind_frames"])?;
+    let program: &mut RawTracePoint =
+        ebpf.program_mut("unwind_exec").context("no program unwind_exec")?.try_into()?;
+    program.load().context("load unwind_exec")?;
+    program.attach("sched_process_exec").context("attach to the raw tracepoint sched_process_exec")?;
+    Ok(name)
+}
+
+/// Loads what walks Python's frames, and lets the unwinder call it. Without it, stacks are native alone.
+pub(super) fn attach_python(
+    ebpf: &mut Ebpf,
+    layout: &UnwindLayout,
+    has_loop: bool,
+) -> anyhow::Result<&'static str> {
+    if layout.task_fsbase == ABSENT {
+        bail!("this kernel's BTF lacks task_struct.thread.fsbase, by which a thread is known");
+    }
+    put(ebpf, 1, has_loop, ["python_loop", "python_frames"])
+}
+
+/// Whether the kernel has the helper `bpf_loop` (5.17): with it the verifier reads a tenth.
+pub(super) fn has_loop(btf: &Btf) -> bool {
+    btf.enumerator("bpf_func_id", "BPF_FUNC_loop").is_some()
+}
+
+/// Loads the program with the kernel's own loop, or else the one that does without, into a slot of UNWINDER; which.
+fn put(
+    ebpf: &mut Ebpf,
+    slot: u32,
+    has_loop: bool,
+    [by_loop, without]: [&'static str; 2],
+) -> anyhow::Result<&'static str> {
+    let loaded = if has_loop { load(ebpf, by_loop) } else { Err(anyhow!("this kernel has no bpf_loop")) };
+    let (fd, name) = match loaded {
+        Ok(fd) => (fd, by_loop),
+        Err(error) => {
+            tracing::debug!("{error:#}: {without} instead of {by_loop}");
+            (load(ebpf, without)?, without)
+        }
+    };
+    let map = ebpf.map_mut("UNWINDER").context("the probes have no map UNWINDER")?;
+    ProgramArray::try_from(map)?
+        .set(slot, &fd, 0)
+        .with_context(|| format!("put {name} into the map UNWINDER"))?;
+    Ok(name)
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<ProgramFd> {
+    let program: &mut PerfEvent =
+        ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+    program.load().with_context(|| format!("load {name}"))?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Where this kernel keeps mappings; an error names what it lacks.
+pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
+    let wish = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
+    let has_helper = |name| btf.enumerator("bpf_func_id", name).is_some();
+    // i_ctime became two plain members in 6.11, and had an underscored name since 6.6.
+    let changed = ["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"];
+    let found = UnwindLayout {
+        on: 1,
+        has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
+        task_stack: wish("task_struct", "stack"),
+        thread_size: thread_size(btf),
+        mm_maple_root: wish("mm_struct", "mm_mt.ma_root"),
+        mm_rb_root: wish("mm_struct", "mm_rb.rb_node"),
+        mm_vdso: wish("mm_struct", "context.vdso"),
+        maple_range_slot: wish("maple_range_64", "slot"),
+        maple_arange_slot: wish("maple_arange_64", "slot"),
+        vma_start: wish("vm_area_struct", "vm_start"),
+        vma_end: wish("vm_area_struct", "vm_end"),
+        vma_pgoff: wish("vm_area_struct", "vm_pgoff"),
+        vma_file: wish("vm_area_struct", "vm_file"),
+        vma_rb: wish("vm_area_struct", "vm_rb"),
+        rb_left: wish("rb_node", "rb_left"),
+        rb_right: wish("rb_node", "rb_right"),
+        file_inode: wish("file", "f_inode"),
+        inode_number: wish("inode", "i_ino"),
+        inode_size: wish("inode", "i_size"),
+        inode_changed: changed.map(|name| wish("inode", name)).into_iter().min().unwrap_or(ABSENT),
+        inode_super: wish("inode", "i_sb"),
+        super_device: wish("super_block", "s_dev"),
+        exec_file: wish("linux_binprm", "file"),
+        file_mode: wish("file", "f_mode"),
+        backing_dentry: wish("backing_file", "user_path.dentry"),
+        dentry_inode: wish("dentry", "d_inode"),
+        task_fsbase: wish("task_struct", "thread.fsbase"),
+    };
+    let needed = [
+        ("vm_area_struct.vm_start", found.vma_start),
+        ("vm_area_struct.vm_end", found.vma_end),
+        ("vm_area_struct.vm_pgoff", found.vma_pgoff),
+        ("vm_area_struct.vm_file", found.vma_file),
+        ("file.f_inode", found.file_inode),
+        ("inode.i_ino", found.inode_number),
+        ("inode.i_size", found.inode_size),
+        ("inode.i_ctime", found.inode_changed),
+        ("inode.i_sb", found.inode_super),
+        ("super_block.s_dev", found.super_device),
+        ("mm_struct.mm_mt or .mm_rb", found.mm_maple_root.min(found.mm_rb_root)),
+    ];
+    let missing: Vec<_> = needed.iter().filter(|(_, at)| *at == ABSENT).map(|(name, _)| *name).collect();
+    if !missing.is_empty() {
+        bail!("this kernel's BTF lacks {}", missing.join(", "));
+    }
+    Ok(found)
+}
+
+/// THREAD_SIZE; 0: not known. Only a kernel without the helper is asked (before 5.15). `thread_union` is of that size, but
+/// nothing in an x86 kernel uses it, so that Debian's 5.10 has it in no BTF; an interrupt's stack is there, and on
+/// x86-64 it is as large (`<asm/page_64_types.h>`: the order of both is 2 + KASAN_STACK_ORDER).
+fn thread_size(btf: &Btf) -> u32 {
+    let interrupts = || if cfg!(target_arch = "x86_64") { btf.struct_size("irq_stack") } else { None };
+    btf.union_size("thread_union").or_else(interrupts).unwrap_or(0)
+}

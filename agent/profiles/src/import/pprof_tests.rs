@@ -1,0 +1,153 @@
+//! Profiles of ours, of others, damaged ones, and bombs.
+
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::*;
+use crate::export;
+use podopsy_model::profile::{Frame, Profile, Sample};
+
+fn stacks(imported: &Imported) -> Vec<(Vec<&str>, u64)> {
+    let name = |&id: &u32| &*imported.functions[id as usize];
+    imported.stacks().map(|(stack, value)| (stack.iter().map(name).collect(), value)).collect()
+}
+
+fn ours() -> Vec<u8> {
+    let frame = |name: &str, inlined| Frame {
+        function: (!name.is_empty()).then(|| name.into()),
+        module: Some("/app/shop".into()),
+        offset: name.len() as u64,
+        inlined,
+        ..Frame::default()
+    };
+    let sample = |stack: Vec<Frame>, count| Sample {
+        stack,
+        count,
+        pid: 1,
+        tid: 1,
+        thread: "t".into(),
+        comm: "t".into(),
+        owner: Default::default(),
+    };
+    let profile = Profile {
+        start: jiff::Timestamp::UNIX_EPOCH,
+        duration: std::time::Duration::from_secs(1),
+        sampling: podopsy_model::profile::Sampling::Cpu { frequency_hz: 100 },
+        node: "n".into(),
+        samples: vec![
+            sample(vec![frame("price", true), frame("total", false), frame("main", false)], 3),
+            sample(vec![frame("", false), frame("main", false)], 2),
+        ],
+        mappings: Vec::new(),
+        losses: Default::default(),
+        quality: Vec::new(),
+        unwind: Default::default(),
+    };
+    let mut bytes = Vec::new();
+    export::pprof::write(&profile, &mut bytes).unwrap();
+    bytes
+}
+
+fn unpacked(packed: &[u8]) -> Vec<u8> {
+    unpack(packed, LIMITS).unwrap()
+}
+
+#[test]
+fn what_we_write_reads_back_gzipped_or_not() {
+    for bytes in [ours(), unpacked(&ours())] {
+        let read = read(bytes.as_slice(), None).unwrap();
+        assert_eq!((read.kind.as_str(), read.unit.as_str()), ("cpu", "nanoseconds"));
+        assert_eq!(
+            stacks(&read),
+            [(vec!["price", "total", "main"], 30_000_000), (vec!["shop+0x0", "main"], 20_000_000)]
+        );
+        assert_eq!(read.total(), 50_000_000);
+    }
+    let samples = read(ours().as_slice(), Some("samples")).unwrap();
+    assert_eq!((samples.total(), samples.unit.as_str()), (5, "count"));
+    let error = read(ours().as_slice(), Some("heap")).unwrap_err().to_string();
+    assert_eq!(error, "has no values called heap, but samples, cpu");
+}
+
+#[test]
+fn damage_is_an_error_and_never_a_panic() {
+    assert_eq!(read(&[][..], None).unwrap_err(), Unusable::Damaged);
+    assert_eq!(read(&b"{\"profile\": 1}"[..], None).unwrap_err(), Unusable::Damaged);
+    let whole = unpacked(&ours());
+    for len in 0..whole.len() {
+        let _ = read(&whole[..len], None);
+    }
+    // The same each time: a failure can be had again.
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..3000 {
+        let mut broken = whole.clone();
+        for _ in 0..3 {
+            let at = random.usize(..broken.len());
+            broken[at] = random.u8(..);
+        }
+        let _ = read(broken.as_slice(), None);
+    }
+    assert!(matches!(read(&ours()[..40], None), Err(Unusable::Unreadable(_))));
+}
+
+/// `count` times the same field.
+fn repeated(field: &[u8], count: usize) -> Vec<u8> {
+    // A kind of values and the empty text first, as in any profile.
+    let mut bytes = vec![0x0a, 2, 8, 0, 0x32, 0];
+    bytes.extend(field.iter().copied().cycle().take(field.len() * count));
+    bytes
+}
+
+#[test]
+fn bombs_are_refused_by_what_they_would_cost() {
+    let limits = Limits { bytes: 1 << 20, entries: 1000, frames: 10_000 };
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..64 {
+        packed.write_all(&zeros).unwrap();
+    }
+    let bomb = packed.finish().unwrap();
+    assert!(bomb.len() < 1 << 19, "a bomb is small");
+    let too_large = |bytes: &[u8]| match read_within(bytes, None, limits).unwrap_err() {
+        Unusable::TooLarge(what) => what,
+        other => panic!("{other}"),
+    };
+    assert_eq!(too_large(&bomb), "1 MiB");
+    // Empty texts; functions and locations with numbers of their own; samples with a value; kinds of values.
+    assert_eq!(too_large(&repeated(&[0x32, 0], 2000)), "1000 texts");
+    let numbered = |tag: u8| -> Vec<u8> {
+        (0..2000_u32).flat_map(|id| [tag, 3, 8, (id & 0x7f | 0x80) as u8, (id >> 7) as u8]).collect()
+    };
+    assert_eq!(too_large(&repeated(&numbered(0x2a), 1)), "1000 functions");
+    assert_eq!(too_large(&repeated(&numbered(0x22), 1)), "1000 locations");
+    assert_eq!(too_large(&repeated(&[0x12, 2, 0x10, 1], 2000)), "1000 samples");
+    assert_eq!(too_large(&repeated(&[0x0a, 0], 2000)), "1000 kinds of values");
+    // One location of 100 lines, in one sample 200 times: a file of 700 bytes with 20,000 frames.
+    let mut location = vec![8, 1];
+    location.extend([0x22, 2, 8, 1].iter().copied().cycle().take(400));
+    let mut bytes = repeated(&[0x2a, 4, 8, 1, 0x10, 1], 1);
+    bytes.extend([0x32, 1, b'f']);
+    bytes.extend([0x22, 0x92, 3]);
+    bytes.extend(&location);
+    bytes.extend([0x12, 0xcd, 1, 0x0a, 0xc8, 1]);
+    bytes.extend([1; 200]);
+    bytes.extend([0x10, 1]);
+    assert_eq!(too_large(&bytes), "10000 frames");
+}
+
+#[test]
+fn names_are_escaped_and_negative_values_are_refused() {
+    // Function 1 is called ESC[2J; location 1 is it; a sample of 7.
+    let mut bytes = repeated(&[0x32, 4, 0x1b, b'[', b'2', b'J'], 1);
+    bytes.extend([0x2a, 4, 8, 1, 0x10, 1, 0x22, 6, 8, 1, 0x22, 2, 8, 1]);
+    let sample = [0x12, 4, 8, 1, 0x10, 7];
+    let read = read([bytes.as_slice(), &sample].concat().as_slice(), None).unwrap();
+    assert_eq!(stacks(&read), [(vec!["\\x1b[2J"], 7)]);
+    let mut negative = vec![0x12, 13, 8, 1, 0x10];
+    negative.extend([0xff; 9]);
+    negative.push(1);
+    let error = super::read([bytes.as_slice(), &negative].concat().as_slice(), None).unwrap_err();
+    assert_eq!(error, Unusable::Negative);
+}

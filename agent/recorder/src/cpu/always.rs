@@ -1,0 +1,369 @@
+//! The profile that is always on: every minute, what each container's CPUs did in it.
+//!
+//! ```text
+//! ring ─ queue ─→ aggregate ─ once a minute: whose? ─→ names ─→ a profile a container
+//! ```
+//!
+//! Names are looked up at the minute's end, while most of what ran still runs; the files of the others were opened when
+//! they were first seen. Then the symbols are let go of: between two minutes only numbers are held.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::{QUEUE, Scope, raw};
+use crate::shed::{Shed, Step};
+use podopsy_decode::{self as decode, Stack};
+use podopsy_model::profile::{Mapping, Profile, Quality, Sample, Sampling};
+use podopsy_model::{Losses, Owner};
+use podopsy_pods::Pods;
+use podopsy_probes::{OncpuWanted, Probes, Wanted};
+use podopsy_stacks::aggregate::Aggregator;
+use podopsy_stacks::python::Codes;
+use podopsy_stacks::symbolize::Symbolizer;
+use podopsy_stacks::unwind::{self, Builder, Of};
+
+/// Distinct stacks of a minute: at 19 Hz 30 CPUs take no more samples. What is over it is counted, and keeps its owner.
+const STACKS: usize = 32_768;
+/// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up. A process is
+/// seen anew in each minute that it has samples in; files of no such process are let go of after so many minutes.
+const FILES: usize = 1024;
+const FILES_FOR: u32 = 3;
+const SYMBOLS_BYTES: u64 = 32 << 20;
+/// Minutes of the whole node that never got names, and profiles of a container that nobody took.
+pub const MINUTES_NOT_NAMED: &str = "profile_minutes_not_named";
+pub const PROFILES_NOT_KEPT: &str = "profiles_not_kept";
+/// Containers' minutes that wait to be stored; more than a node has containers.
+const MINUTES: usize = 1024;
+/// How often to look whether the budget has room for it.
+const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub frequency_hz: u64,
+    /// A minute.
+    pub every: Duration,
+    pub node: String,
+}
+
+/// The running profiler.
+pub struct Always {
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<anyhow::Result<()>>,
+    /// What this kernel does not allow, in words.
+    pub degraded: Vec<String>,
+}
+
+enum Message {
+    Sample(Box<Stack>),
+    /// A minute is over: whose samples are there?
+    Cut(oneshot::Sender<BTreeSet<u64>>),
+    /// Names for it.
+    Name(HashMap<u64, Arc<Owner>>, oneshot::Sender<Named>),
+}
+
+/// A minute of the whole node.
+struct Named {
+    samples: Vec<Sample>,
+    mappings: Vec<Mapping>,
+    quality: Vec<Quality>,
+    losses: Losses,
+}
+
+impl Always {
+    /// Attaches; profiles come one a container, and the host's in one. `shed` says whether to sample at all; `lost` hears of
+    /// profiles that there will not be, by counter name.
+    pub async fn start(
+        options: Options,
+        pods: Arc<Pods>,
+        shed: Arc<Shed>,
+        lost: impl Fn(&'static str) + Send + Sync + 'static,
+    ) -> anyhow::Result<(Always, mpsc::Receiver<Profile>)> {
+        let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
+        let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+        let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
+        let mut probes = tokio::task::spawn_blocking(move || Probes::load(&wanted)).await??;
+        let degraded = probes.degraded.clone();
+        let (ring, requests) = (probes.samples()?, probes.ring("TABLE_REQUESTS")?);
+        let (kernel, kernel_losses) = (probes.unwind_tables()?, probes.losses()?);
+        let builder = match probes.by_tables {
+            true => {
+                let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node { samples: 0 });
+                Some(tokio::task::spawn_blocking(start).await??)
+            }
+            false => None,
+        };
+        probes.sample()?;
+        let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+        let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
+        let files_for = FILES_FOR * options.every;
+        std::thread::Builder::new()
+            .name("profile".into())
+            .spawn(move || count(&messages, codes, files_for))
+            .context("start the profiler's thread")?;
+        let (stop, stopped) = oneshot::channel();
+        let (minutes, received) = mpsc::channel(MINUTES);
+        let running = Running {
+            options,
+            pods,
+            shed,
+            not_kept: Box::new(lost),
+            sampling: true,
+            probes,
+            ring,
+            requests,
+            kernel_losses,
+            builder,
+            queue,
+            minutes,
+            lost: BTreeMap::new(),
+            before: BTreeMap::new(),
+        };
+        let task = tokio::spawn(running.run(stopped));
+        Ok((Always { stop: Some(stop), task, degraded }, received))
+    }
+
+    /// Hands out the minute that has begun, and ends: that takes as long as names take. Dropped before, it just ends.
+    pub async fn end(mut self) -> anyhow::Result<()> {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        (&mut self.task).await?
+    }
+}
+
+impl Drop for Always {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Running {
+    options: Options,
+    pods: Arc<Pods>,
+    shed: Arc<Shed>,
+    /// Whether it samples now.
+    sampling: bool,
+    not_kept: Box<dyn Fn(&'static str) + Send + Sync>,
+    probes: Probes,
+    ring: podopsy_probes::ring::Ring,
+    requests: podopsy_probes::ring::Ring,
+    kernel_losses: podopsy_probes::ring::Losses,
+    builder: Option<Builder>,
+    queue: std::sync::mpsc::SyncSender<Message>,
+    minutes: mpsc::Sender<Profile>,
+    /// Counted here since the start.
+    lost: Losses,
+    /// All losses up to the minute before.
+    before: Losses,
+}
+
+/// A minute whose names are being looked up.
+type Naming = (JoinHandle<Option<Named>>, (Timestamp, Duration));
+
+impl Running {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+        let (mut start, mut began) = (Timestamp::now(), Instant::now());
+        let mut minutes = interval_at(began + self.options.every, self.options.every);
+        minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut naming: Option<Naming> = None;
+        // How long this minute was sampled before it was left out.
+        let mut sampled: Option<Duration> = None;
+        loop {
+            let (queue, builder) = (&self.queue, &self.builder);
+            let (mut full, mut bad) = (0u64, 0u64);
+            let (mut bad_requests, mut named, mut cut, mut look) = (0u64, None, None, false);
+            let mut take = |bytes: &[u8]| match decode::sample(bytes) {
+                Ok(stack) => full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err()),
+                Err(_) => bad += 1,
+            };
+            let sampling = self.sampling;
+            let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
+                // A program has started, and nobody will sample it.
+                Ok(_) if !sampling => {}
+                Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
+                Err(_) => bad_requests += 1,
+            };
+            tokio::select! {
+                drained = self.ring.drain(&mut take) => drained?,
+                asked = self.requests.drain(&mut ask) => asked?,
+                done = done(&mut naming) => named = Some(done),
+                // Where names take longer than a minute, the minute is a longer one.
+                _ = minutes.tick(), if naming.is_none() => cut = Some(false),
+                _ = looks.tick() => look = true,
+                _ = &mut stopped => cut = Some(true),
+            }
+            let leave_out = look && self.shed.is_left_out(Step::Profile);
+            if self.sampling && (cut == Some(true) || leave_out) {
+                self.probes.stop_sampling()?;
+                self.ring.drain_now(&mut take);
+                self.sampling = false;
+                sampled = Some(began.elapsed());
+            }
+            self.lose("profiler_queue", full);
+            self.lose("bad_records", bad + bad_requests);
+            if let Some((named, span)) = named {
+                self.hand_out(named, span);
+            }
+            if look && !leave_out && !self.sampling {
+                // The minute goes on, or a new one begins where all of it was left out.
+                self.probes.sample()?;
+                self.sampling = true;
+                match sampled.take() {
+                    Some(_) => {}
+                    None => (start, began) = (Timestamp::now(), Instant::now()),
+                }
+            }
+            let Some(last) = cut else { continue };
+            if !self.sampling && !last {
+                self.shed.leaves_out(Step::Profile);
+            }
+            let duration = if self.sampling { began.elapsed() } else { sampled.take().unwrap_or_default() };
+            if duration.is_zero() && !last {
+                continue;
+            }
+            if last && naming.is_some() {
+                let (named, span) = done(&mut naming).await;
+                self.hand_out(named, span);
+            }
+            naming = Some((tokio::spawn(names(self.queue.clone(), self.pods.clone())), (start, duration)));
+            (start, began) = (Timestamp::now(), Instant::now());
+            if last {
+                let (named, span) = done(&mut naming).await;
+                self.hand_out(named, span);
+                return Ok(());
+            }
+        }
+    }
+
+    fn lose(&mut self, name: &str, count: u64) {
+        if count > 0 {
+            *self.lost.entry(name.to_owned()).or_default() += count;
+        }
+    }
+
+    /// What was lost since the last minute.
+    fn losses(&mut self, named: Option<&Named>) -> Losses {
+        let mut all = self.kernel_losses.read();
+        all.extend(self.builder.as_ref().map(Builder::losses).unwrap_or_default());
+        all.extend(self.lost.clone());
+        all.extend(named.map(|named| named.losses.clone()).unwrap_or_default());
+        let since = |(name, count): (&String, &u64)| {
+            let count = count.saturating_sub(self.before.get(name).copied().unwrap_or(0));
+            (count > 0).then(|| (name.clone(), count))
+        };
+        let new = all.iter().filter_map(since).collect();
+        self.before = all;
+        new
+    }
+
+    fn hand_out(&mut self, named: Option<Named>, (start, duration): (Timestamp, Duration)) {
+        if named.is_none() {
+            (self.not_kept)(MINUTES_NOT_NAMED);
+        }
+        let losses = self.losses(named.as_ref());
+        let sampling = Sampling::Cpu { frequency_hz: self.options.frequency_hz };
+        for (samples, mappings, quality) in named.map(by_container).unwrap_or_default() {
+            let (node, losses, unwind) = (self.options.node.clone(), losses.clone(), Default::default());
+            let profile =
+                Profile { start, duration, sampling, node, samples, mappings, losses, quality, unwind };
+            if self.minutes.try_send(profile).is_err() {
+                (self.not_kept)(PROFILES_NOT_KEPT);
+            }
+        }
+    }
+}
+
+/// What the names came to, once they have; waits for good where none are looked up.
+async fn done(naming: &mut Option<Naming>) -> (Option<Named>, (Timestamp, Duration)) {
+    let Some((task, span)) = naming else { return std::future::pending().await };
+    let (named, span) = (task.await.ok().flatten(), *span);
+    *naming = None;
+    (named, span)
+}
+
+/// The minute's samples with their owners and names; None: the thread is gone.
+async fn names(queue: std::sync::mpsc::SyncSender<Message>, pods: Arc<Pods>) -> Option<Named> {
+    let (reply, whose) = oneshot::channel();
+    send(&queue, Message::Cut(reply)).await;
+    let mut owners = HashMap::new();
+    for id in whose.await.ok()? {
+        owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
+    }
+    let (reply, named) = oneshot::channel();
+    send(&queue, Message::Name(owners, reply)).await;
+    named.await.ok()
+}
+
+/// Behind the samples that are in line; a queue that is full empties as fast as they are counted.
+async fn send(queue: &std::sync::mpsc::SyncSender<Message>, mut message: Message) {
+    while let Err(std::sync::mpsc::TrySendError::Full(back)) = queue.try_send(message) {
+        message = back;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Samples, mappings and quality of each container, and of all that is in none.
+fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> {
+    let key = |owner: &Owner| match &owner.container {
+        Some(container) => container.id.clone(),
+        None => owner.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
+    };
+    let mut all: BTreeMap<String, (Vec<Sample>, Vec<Quality>)> = BTreeMap::new();
+    for sample in named.samples {
+        all.entry(key(&sample.owner)).or_default().0.push(sample);
+    }
+    for quality in named.quality {
+        if let Some((_, own)) = all.get_mut(&key(&quality.owner)) {
+            own.push(quality);
+        }
+    }
+    let split = |(samples, quality): (Vec<Sample>, Vec<Quality>)| {
+        let frames = samples.iter().flat_map(|sample| &sample.stack);
+        let used: BTreeSet<_> =
+            frames.filter_map(|frame| Some((frame.module.as_ref()?, &frame.build_id))).collect();
+        let used = |mapping: &&Mapping| used.contains(&(&mapping.name, &mapping.build_id));
+        let mappings = named.mappings.iter().filter(used).cloned().collect();
+        (samples, mappings, quality)
+    };
+    all.into_values().map(split).collect()
+}
+
+/// Until the other end is gone.
+fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes, files_for: Duration) {
+    let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
+    let mut aggregator = Aggregator::with_limit(STACKS);
+    let mut over = Aggregator::with_limit(STACKS);
+    for message in messages {
+        match message {
+            Message::Sample(stack) => {
+                let sample = raw(&stack, &mut codes);
+                aggregator.add(&sample, &mut symbolizer);
+            }
+            Message::Cut(reply) => {
+                over = std::mem::replace(&mut aggregator, Aggregator::with_limit(STACKS));
+                let _ = reply.send(over.cgroups());
+            }
+            Message::Name(owners, reply) => {
+                let began = Instant::now();
+                let owner = |id: u64| owners.get(&id).cloned().unwrap_or_default();
+                let (quality, mut losses) = (over.quality(owner), over.losses());
+                let (samples, mappings) = over.finish(&mut symbolizer, &mut codes, owner);
+                losses.extend(symbolizer.losses());
+                losses.extend(codes.losses());
+                symbolizer.trim();
+                // None: the machine has not been up for so long.
+                let since = std::time::Instant::now().checked_sub(files_for);
+                since.into_iter().for_each(|since| symbolizer.let_go(since));
+                tracing::debug!(samples = samples.len(), took = ?began.elapsed(), "named a minute");
+                let _ = reply.send(Named { samples, mappings, quality, losses });
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The profile pipeline: samples → ring → decode → aggregate → symbolize → attribute → profile.
+
+pub mod always;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use podopsy_decode::{self as decode, Stack};
+use podopsy_model::Owner;
+use podopsy_model::profile::{Profile, Sampling};
+use podopsy_pods::Pods;
+use podopsy_probes::{OncpuWanted, Probes, Wanted};
+use podopsy_stacks::aggregate::{Aggregator, RawSample};
+use podopsy_stacks::python::Codes;
+use podopsy_stacks::symbolize::Symbolizer;
+use podopsy_stacks::unwind::{self, Builder, Of};
+
+pub use podopsy_probes::Scope;
+
+/// Samples between the ring and the aggregator: more than a second of a 64-CPU node at 99 Hz.
+const QUEUE: usize = 8192;
+const PROGRESS: Duration = Duration::from_millis(200);
+/// Of a longer profile, whoever is met later may ask for its table.
+const AHEAD_OF: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub scope: Scope,
+    pub duration: Duration,
+    pub sampling: Sampling,
+    /// User stacks by unwind tables; without, what frame pointers give.
+    pub unwind: bool,
+    pub node: String,
+}
+
+/// Samples for `options.duration` (or until `stop` resolves), calling `progress(samples so far)` a few times a second.
+pub async fn profile(
+    options: Options,
+    pods: Arc<Pods>,
+    stop: impl Future<Output = ()>,
+    mut progress: impl FnMut(u64),
+) -> anyhow::Result<Profile> {
+    let (scope, sampling, unwind) = (options.scope.clone(), options.sampling, options.unwind);
+    let wanted = OncpuWanted { scope, sampling, unwind, budget: 0 };
+    let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
+    let mut ring = probes.samples()?;
+    let kernel_losses = probes.losses()?;
+    if let Some(log) = probes.log()? {
+        tokio::spawn(log.forward());
+    }
+    // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
+    let kernel = probes.unwind_tables()?;
+    let mut requests = probes.ring("TABLE_REQUESTS")?;
+    let builder = if probes.by_tables {
+        let of = whose(&options, &pods).await;
+        let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
+        Some(tokio::task::spawn_blocking(start).await??)
+    } else {
+        None
+    };
+    probes.sample()?;
+    let (start, started) = (Timestamp::now(), Instant::now());
+
+    // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
+    let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
+    let counted = Arc::new(AtomicU64::new(0));
+    let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+    let aggregation = aggregate(received, counted.clone(), codes)?;
+    let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
+    let mut take = |bytes: &[u8]| match decode::sample(bytes) {
+        Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
+        Err(_) => bad_records += 1,
+    };
+    let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
+        Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
+        Err(_) => bad_requests += 1,
+    };
+    let mut ticks = interval(PROGRESS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let end = sleep_until(started + options.duration);
+    tokio::pin!(stop, end);
+    loop {
+        tokio::select! {
+            drained = ring.drain(&mut take) => drained?,
+            asked = requests.drain(&mut ask) => asked?,
+            _ = ticks.tick() => progress(counted.load(Ordering::Relaxed)),
+            _ = &mut stop => break,
+            _ = &mut end => break,
+        }
+    }
+    let duration = started.elapsed();
+    probes.stop_sampling()?;
+    ring.drain_now(&mut take);
+    drop(samples);
+    let (mut aggregator, mut symbolizer, mut codes) = tokio::task::spawn_blocking(move || aggregation.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
+    symbolizer.learn_kernel(probes.kernel_names(&aggregator.kernel_addresses()));
+    drop(probes);
+    let stop = move || builder.map(Builder::stop).unwrap_or_default();
+    let built = tokio::task::spawn_blocking(stop).await?;
+
+    let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();
+    for id in aggregator.cgroups() {
+        owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
+    }
+    let mut losses = kernel_losses.read();
+    losses.extend(aggregator.losses());
+    losses.extend(built.losses);
+    losses.extend(pods.status().losses);
+    let (samples, mappings, quality, named) = tokio::task::spawn_blocking(move || {
+        let unknown = Arc::new(Owner::default());
+        let owner = |id: u64| owners.get(&id).unwrap_or(&unknown).clone();
+        let quality = aggregator.quality(owner);
+        let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut codes, owner);
+        let mut losses = symbolizer.losses();
+        losses.extend(codes.losses());
+        (samples, mappings, quality, losses)
+    })
+    .await?;
+    losses.extend(named);
+    losses.extend(
+        [("bad_records", bad_records + bad_requests), ("profiler_queue", queue_full)]
+            .map(|(name, count)| (name.to_owned(), count)),
+    );
+    losses.retain(|_, count| *count > 0);
+    Ok(Profile {
+        start,
+        duration,
+        sampling: options.sampling,
+        node: options.node,
+        samples,
+        mappings,
+        losses: BTreeMap::from_iter(losses),
+        quality,
+        unwind: built.cost,
+    })
+}
+
+/// Whose tables to make before the first sample.
+async fn whose(options: &Options, pods: &Pods) -> Of {
+    match &options.scope {
+        Scope::Node => {
+            let seconds = options.duration.min(AHEAD_OF).as_secs();
+            let samples = match options.sampling {
+                Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
+                Sampling::Growth { .. } => 0,
+            };
+            Of::Node { samples }
+        }
+        Scope::Process(pid) => Of::Process(*pid),
+        Scope::Cgroups(ids) => {
+            let mut paths = Vec::new();
+            for id in ids {
+                paths.extend(pods.owner_of_cgroup(*id).await.cgroup.path);
+            }
+            Of::Cgroups(paths)
+        }
+    }
+}
+
+type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer, Codes)>;
+
+fn aggregate(
+    samples: mpsc::Receiver<Stack>,
+    counted: Arc<AtomicU64>,
+    mut codes: Codes,
+) -> anyhow::Result<Aggregation> {
+    std::thread::Builder::new()
+        .name("aggregate".into())
+        .spawn(move || {
+            let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
+            for stack in samples {
+                aggregator.add(&raw(&stack, &mut codes), &mut symbolizer);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            (aggregator, symbolizer, codes)
+        })
+        .context("start the aggregator's thread")
+}
+
+/// A sample as the aggregator takes it, with what Python's frames are called.
+fn raw<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
+    let Stack { task, kernel, user, end, end_frame, python } = stack;
+    RawSample {
+        pid: task.pid,
+        tid: task.tid,
+        thread_comm: task.comm,
+        cgroup_id: task.cgroup_id,
+        kernel,
+        user,
+        end: *end,
+        end_frame: *end_frame,
+        python: codes.words(task, python),
+        python_end: python.end,
+    }
+}

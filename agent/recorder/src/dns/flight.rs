@@ -1,0 +1,147 @@
+//! Queries in flight: what stays too long becomes a timeout, what the network refused becomes unreachable.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use podopsy_wire::{DnsKey, DnsPending, Loss, STATE_TIMED_OUT, STATE_WAITING, SocketError};
+
+use podopsy_decode::dns::unanswered;
+use podopsy_model::{DnsTransaction, Outcome};
+use podopsy_probes::InFlight;
+use podopsy_probes::ring::Losses;
+use podopsy_system::clock::boot_now_ns;
+
+/// How long an answer may come after its timeout and still be called late.
+const LATE: Duration = Duration::from_secs(30);
+/// Socket errors that have not found their query yet; more are counted as lost.
+const ERRORS_MAX: usize = 1024;
+
+/// A transaction that ended without an answer.
+pub struct Ended {
+    pub pending: DnsPending,
+    pub time_ns: u64,
+    pub transaction: DnsTransaction,
+}
+
+/// The watch over the map of queries in flight.
+pub struct Flight {
+    map: InFlight,
+    timeout_ns: u64,
+    errors: VecDeque<SocketError>,
+    removed: u64,
+    evicted: u64,
+    errors_lost: u64,
+    /// An outage fills the map: looking takes a tenth of the time at most.
+    not_before: Instant,
+}
+
+/// Of the time, one part in so many goes to looking over the map.
+const PATIENCE: u32 = 10;
+
+impl Flight {
+    pub fn new(map: InFlight, timeout: Duration) -> Flight {
+        let timeout_ns = timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
+        let errors = VecDeque::new();
+        Flight { map, timeout_ns, errors, removed: 0, evicted: 0, errors_lost: 0, not_before: Instant::now() }
+    }
+
+    /// The network told a socket that its server cannot be reached; the next sweep finds the queries.
+    pub fn socket_error(&mut self, error: SocketError) {
+        if self.errors.len() >= ERRORS_MAX {
+            self.errors_lost += 1;
+            return;
+        }
+        self.errors.push_back(error);
+    }
+
+    /// Looks once over the map, unless the last look was long and not long ago. Costs a counter's read when no query
+    /// is in flight.
+    pub fn sweep(&mut self, losses: &Losses) -> Vec<Ended> {
+        let begun = Instant::now();
+        if begun < self.not_before {
+            return Vec::new();
+        }
+        let ended = self.look(losses);
+        self.not_before = begun + begun.elapsed() * PATIENCE;
+        ended
+    }
+
+    /// The same, however long it takes.
+    pub fn look(&mut self, losses: &Losses) -> Vec<Ended> {
+        // Read before the map is: what is inserted meanwhile is then seen as present, never as evicted.
+        let inserted = losses.get(Loss::DnsInserted);
+        let gone = losses.get(Loss::DnsRemoved) + self.removed + self.evicted;
+        if inserted == gone {
+            self.errors.clear();
+            return Vec::new();
+        }
+        let entries = self.map.entries();
+        let mut seen = HashSet::new();
+        let mut ended = Vec::new();
+        let now = boot_now_ns();
+        let mut removed_now = 0;
+        for (key, pending) in entries {
+            if !seen.insert(key) {
+                continue;
+            }
+            if let Some(end) = self.judge(&key, &pending, now, &mut removed_now) {
+                ended.push(end);
+            }
+        }
+        self.errors.clear();
+        // Read after the map was, for the same reason.
+        let gone = losses.get(Loss::DnsRemoved) + self.removed + seen.len() as u64;
+        self.evicted = self.evicted.max(inserted.saturating_sub(gone));
+        self.removed += removed_now;
+        ended
+    }
+
+    fn judge(&mut self, key: &DnsKey, pending: &DnsPending, now: u64, removed: &mut u64) -> Option<Ended> {
+        // It is being filled this very moment.
+        if pending.last_sent_ns == 0 {
+            return None;
+        }
+        let age = now.saturating_sub(pending.last_sent_ns);
+        if pending.state == STATE_TIMED_OUT {
+            if age > self.timeout_ns + LATE.as_nanos() as u64 && self.map.remove(key) {
+                *removed += 1;
+            }
+            return None;
+        }
+        if pending.state != STATE_WAITING {
+            return None;
+        }
+        let refused = self
+            .errors
+            .iter()
+            .find(|e| e.cookie == key.cookie && e.time_ns >= pending.first_sent_ns)
+            .copied();
+        let (outcome, time_ns) = match refused {
+            Some(error) => {
+                if !self.map.remove(key) {
+                    return None;
+                }
+                *removed += 1;
+                (Outcome::Unreachable, error.time_ns)
+            }
+            None if age >= self.timeout_ns => {
+                if !self.map.mark_timed_out(*key, *pending) {
+                    return None;
+                }
+                (Outcome::Timeout, now)
+            }
+            None => return None,
+        };
+        let transaction = unanswered(key, pending, outcome, time_ns);
+        Some(Ended { pending: *pending, time_ns, transaction })
+    }
+
+    /// What was lost here, by counter name.
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        [("dns_in_flight_evicted", self.evicted), ("dns_socket_errors", self.errors_lost)]
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect()
+    }
+}

@@ -1,0 +1,123 @@
+//! Attributed queries → lookups: what the pure desk needs of the world is fetched here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podopsy_wire::Task;
+use tokio::time::Instant;
+
+use crate::DnsOptions;
+use crate::dns::lookups::diagnosis::{diagnose, growth};
+use crate::dns::lookups::{Closed, Desk, Process, Query};
+use crate::dns::network::counters::Looks;
+use crate::dns::network::resolv_conf::{Cache, Of};
+use podopsy_model::lookup::{LookupResult, Saw};
+use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Outcome, Owner, ProcessRef};
+use podopsy_pods::Pods;
+use podopsy_system::clock;
+
+/// What the desk gives back with a lookup.
+struct Who {
+    owner: Owner,
+    process: ProcessRef,
+    of: Of,
+}
+
+/// The lookups under way.
+pub struct Lookups {
+    desk: Desk<Who>,
+    resolv: Cache,
+    looks: Looks,
+    pods: Arc<Pods>,
+    saw: Saw,
+}
+
+impl Lookups {
+    pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> Lookups {
+        let saw = if options.answers { Saw::All } else { Saw::Failures };
+        let timeout_ns = options.timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
+        let proc_root = Path::new("/proc");
+        Lookups {
+            desk: Desk::new(timeout_ns, saw, Default::default(), clock::wall),
+            resolv: Cache::new(proc_root),
+            looks: Looks::new(proc_root),
+            pods,
+            saw,
+        }
+    }
+
+    /// A query's outcome, as its own event.
+    pub fn see(&mut self, event: &Event, asker: &Task, time_ns: u64) {
+        let Detail::Dns(transaction) = &event.detail else { return };
+        let Some(query) = Query::new(transaction.clone(), time_ns) else { return };
+        let process = Process { pid: asker.pid, start_ns: asker.start_ns };
+        let of = match (&event.container, event.known_by) {
+            (None, KnownBy::Host | KnownBy::Unknown) => {
+                Of::Process { pid: asker.pid, start_ns: asker.start_ns }
+            }
+            _ => Of::Container { cgroup: asker.cgroup_id },
+        };
+        // Inside a pod, all of its containers have the file and the network that we have.
+        let pid = match (asker.pid, event.known_by) {
+            (0, KnownBy::Inside) => std::process::id(),
+            (pid, _) => pid,
+        };
+        self.looks.look(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
+        let others = || match of {
+            Of::Container { cgroup } => self.pods.pids(cgroup),
+            Of::Process { .. } => Vec::new(),
+        };
+        let resolv = self.resolv.get(of, pid, asker.start_ns, others);
+        let who = || Who {
+            owner: Owner {
+                pod: event.pod.clone(),
+                container: event.container.clone(),
+                cgroup: event.cgroup.clone(),
+                known_by: event.known_by,
+            },
+            process: event.process.clone(),
+            of,
+        };
+        // Processes of the host share a cgroup, and are not to share its room: one of them may ask without end.
+        let share = match of {
+            Of::Container { cgroup } => cgroup,
+            Of::Process { pid, .. } => 1 << 63 | u64::from(pid),
+        };
+        self.desk.add(process, share, query, resolv, who);
+    }
+
+    /// When the next one can be told.
+    pub fn due(&self) -> Option<Instant> {
+        let wait = self.desk.due()?.saturating_sub(clock::boot_now_ns());
+        Some(Instant::now() + Duration::from_nanos(wait))
+    }
+
+    /// Those that can be told now, or all.
+    pub fn take_due(&mut self, all: bool, node: &str, losses: &Losses) -> Vec<Event> {
+        let resolv = &self.resolv;
+        let known = |who: &Who| resolv.get(who.of, who.process.pid, 0, Vec::new);
+        let closed = self.desk.take_due(clock::boot_now_ns(), all, known);
+        let told =
+            closed.into_iter().filter(|closed| self.saw == Saw::All || closed.lookup.result.is_failure());
+        told.map(|closed| self.event(closed, node, losses)).collect()
+    }
+
+    pub fn evicted(&self) -> u64 {
+        self.desk.evicted()
+    }
+
+    fn event(&self, closed: Closed<Who>, node: &str, losses: &Losses) -> Event {
+        let Closed { who, process: _, start_ns, end_ns, mut lookup } = closed;
+        if matches!(lookup.result, LookupResult::Timeout | LookupResult::Late) {
+            let around = self.looks.around(who.of, start_ns);
+            let grown = around.map(|(before, after, window)| (window, growth(before, after)));
+            let (late, dropped) =
+                (lookup.result == LookupResult::Late, lookup.transactions.iter().any(|it| it.answer_dropped));
+            lookup.diagnosis = Some(diagnose(late, dropped, lookup.sends, grown));
+        }
+        let detail = Detail::Lookup(Box::new(lookup));
+        let time = clock::wall(end_ns);
+        Event::new(time, Kind::DnsLookup, node, who.owner, who.process, detail, losses.clone())
+    }
+}

@@ -1,0 +1,148 @@
+//! Counters around a timeout → what was seen. Pure: the counters are read elsewhere.
+
+use std::collections::BTreeMap;
+
+use podopsy_model::lookup::{Diagnosis, Verdict};
+
+/// Counters by name, as `network::counters` gives them.
+pub type Counters = BTreeMap<String, u64>;
+
+/// The kernel discarded what was to leave.
+const NOT_SENT: [&str; 3] = ["ip_out_no_routes", "ip_out_discards", "udp_sndbuf_errors"];
+/// It arrived, and no application got it.
+const DROPPED: [&str; 3] = ["udp_rcvbuf_errors", "udp_in_csum_errors", "udp_mem_errors"];
+/// Dropped for want of a connection-tracking entry; two sockets that race for one are `insert_failed`.
+const CONNTRACK: [&str; 2] = ["conntrack_insert_failed", "conntrack_drop"];
+
+/// What grew from `before` to `after`.
+pub fn growth(before: &Counters, after: &Counters) -> Counters {
+    let grown = after.iter().filter_map(|(name, now)| {
+        let more = now.checked_sub(*before.get(name)?)?;
+        (more > 0).then(|| (name.clone(), more))
+    });
+    grown.collect()
+}
+
+/// Judges a timeout by what grew in `window_ns`; None: there is nothing to compare with. `late`: an answer came after all.
+/// `dropped`: one came, and found its socket's receive buffer full.
+pub fn diagnose(
+    late: bool,
+    dropped_at_socket: bool,
+    sends: u32,
+    grown: Option<(u64, Counters)>,
+) -> Diagnosis {
+    let (window_ns, counters) = match grown {
+        Some((window_ns, counters)) => (Some(window_ns), counters),
+        None => (None, Counters::new()),
+    };
+    let some = |names: &[&str]| -> Vec<String> {
+        let hits = counters.iter().filter(|(name, _)| {
+            let plain = name.strip_prefix("node_").unwrap_or(name);
+            names.contains(&plain)
+        });
+        hits.map(|(name, count)| format!("{name} +{count}")).collect()
+    };
+    let (not_sent, dropped, conntrack) = (some(&NOT_SENT), some(&DROPPED), some(&CONNTRACK));
+    let sent = if sends == 1 { "sent once".to_owned() } else { format!("sent {sends} times") };
+    let (verdict, said) = if late {
+        (Verdict::AnsweredLate, format!("{sent}, and answered late"))
+    } else if dropped_at_socket {
+        let why = "an answer came and was dropped, because its socket's receive buffer was full";
+        (Verdict::AnswerDropped, format!("{sent}; {why}"))
+    } else if !dropped.is_empty() {
+        (
+            Verdict::AnswerDropped,
+            format!(
+                "{sent}; datagrams were dropped in the receiver's network namespace ({})",
+                dropped.join(", ")
+            ),
+        )
+    } else if !not_sent.is_empty() {
+        (Verdict::NotSent, format!("the kernel discarded packets before they left ({})", not_sent.join(", ")))
+    } else if !conntrack.is_empty() {
+        (
+            Verdict::DroppedByConntrack,
+            format!("{sent}; connection tracking dropped packets on this node ({})", conntrack.join(", ")),
+        )
+    } else {
+        (Verdict::Unanswered, format!("{sent}, and no answer was seen to come"))
+    };
+    let around = match window_ns {
+        None => "there was no earlier look at the counters to compare with".to_owned(),
+        Some(window) => {
+            let seconds = window as f64 / 1e9;
+            let arrived = counters.get("udp_in_datagrams").copied().unwrap_or(0);
+            let closed = counters.get("udp_no_ports").copied().unwrap_or(0);
+            let mut text = match arrived {
+                0 => format!("in {seconds:.1} s no UDP datagram was delivered in its network namespace"),
+                _ => format!(
+                    "in {seconds:.1} s {arrived} other UDP datagrams were delivered in its network namespace"
+                ),
+            };
+            if closed > 0 {
+                text += &format!(", {closed} came to closed ports (as answers do whose asker has given up)");
+            }
+            text
+        }
+    };
+    Diagnosis { verdict, text: format!("{said}; {around}"), window_ns, counters }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(of: &[(&str, u64)]) -> Counters {
+        of.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+    }
+
+    fn verdict(grown: &[(&str, u64)]) -> (Verdict, String) {
+        let it = diagnose(false, false, 2, Some((5_000_000_000, counters(grown))));
+        (it.verdict, it.text)
+    }
+
+    #[test]
+    fn what_grew_decides_and_is_named() {
+        let (what, text) = verdict(&[]);
+        assert_eq!(what, Verdict::Unanswered);
+        assert_eq!(
+            text,
+            "sent 2 times, and no answer was seen to come; in 5.0 s no UDP datagram was delivered in its network namespace"
+        );
+        let (what, text) = verdict(&[("udp_rcvbuf_errors", 3), ("udp_in_datagrams", 9)]);
+        assert!(
+            what == Verdict::AnswerDropped
+                && text.contains("udp_rcvbuf_errors +3")
+                && text.contains("9 other UDP"),
+            "{text}"
+        );
+        let (what, text) = verdict(&[("node_conntrack_insert_failed", 1), ("udp_no_ports", 2)]);
+        assert!(
+            what == Verdict::DroppedByConntrack
+                && text.contains("insert_failed +1")
+                && text.contains("2 came to closed"),
+            "{text}"
+        );
+        assert_eq!(verdict(&[("ip_out_no_routes", 1)]).0, Verdict::NotSent);
+    }
+
+    #[test]
+    fn without_an_earlier_look_nothing_is_claimed() {
+        let it = diagnose(false, false, 1, None);
+        assert_eq!((it.verdict, it.window_ns), (Verdict::Unanswered, None));
+        assert!(it.text.contains("sent once") && it.text.contains("no earlier look"), "{}", it.text);
+        assert_eq!(diagnose(true, false, 1, None).verdict, Verdict::AnsweredLate);
+        // Seen, not inferred: no counter is needed.
+        let it = diagnose(false, true, 1, None);
+        assert!(
+            it.verdict == Verdict::AnswerDropped && it.text.contains("receive buffer was full"),
+            "{it:?}"
+        );
+    }
+
+    #[test]
+    fn a_counter_that_went_back_did_not_grow() {
+        let (before, after) = (counters(&[("a", 5), ("b", 1)]), counters(&[("a", 2), ("b", 3), ("c", 7)]));
+        assert_eq!(growth(&before, &after), counters(&[("b", 2)]));
+    }
+}

@@ -1,0 +1,172 @@
+//! The queries of one lookup → what it was.
+
+use jiff::Timestamp;
+
+use super::desk::Query;
+use super::search::{self, Resolv};
+use podopsy_model::lookup::{Futile, LookupResult, NameKnownBy, Saw, Step};
+use podopsy_model::{Lookup, Outcome};
+
+const STEPS_MAX: usize = 32;
+const NAMES_MAX: usize = 16;
+const SERVERS_MAX: usize = 8;
+
+/// What one question (name and type) came to.
+struct Question<'a> {
+    name: &'a str,
+    qtype: &'a str,
+    result: LookupResult,
+    done_ns: u64,
+}
+
+/// `queries`: at least one, in the order in which they were sent.
+pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Timestamp) -> Lookup {
+    let names = distinct(queries.iter().map(|query| query.name.as_str()));
+    let (name, name_known_by, at_the_end) = asked_for(&names, resolv);
+    let questions = questions(queries);
+    let answered = questions.iter().find(|question| question.result == LookupResult::Answered);
+    let answered = answered.map(|question| question.name);
+    let worst = questions.iter().map(|question| question.result).max();
+    let seen = match answered {
+        Some(_) => LookupResult::Answered,
+        None => worst.unwrap_or(LookupResult::Other),
+    };
+    let result = match saw {
+        Saw::Failures if !is_sure(seen, &questions, at_the_end) => LookupResult::Unseen,
+        _ => seen,
+    };
+    let start_ns = queries.first().map_or(0, |query| query.sent_ns);
+    // An answered lookup ends when the answering name's questions have theirs: others were of no more interest.
+    let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
+    let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
+    let is_futile = |query: &&Query| {
+        let own = query.name == name || answered == Some(query.name.as_str());
+        let missed = matches!(query.transaction.outcome, Outcome::Nxdomain | Outcome::Nodata);
+        !own && (missed || answered.is_some())
+    };
+    let futile: Vec<&Query> = queries.iter().filter(is_futile).collect();
+    let mut futile_names = distinct(futile.iter().map(|query| query.name.as_str()));
+    futile_names.truncate(NAMES_MAX);
+    let mut resolvers = Vec::new();
+    for query in queries {
+        if !resolvers.contains(&query.transaction.server) && resolvers.len() < SERVERS_MAX {
+            resolvers.push(query.transaction.server);
+        }
+    }
+    Lookup {
+        name: as_written(queries, &name),
+        name_known_by,
+        types: distinct(questions.iter().map(|question| question.qtype))
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        result,
+        wait_ns: end_ns.saturating_sub(start_ns),
+        start,
+        queries: queries.len() as u32,
+        sends: queries.iter().map(|query| query.transaction.sends.max(1)).sum(),
+        futile: Futile {
+            queries: futile.len() as u32,
+            names: futile_names.into_iter().map(str::to_owned).collect(),
+        },
+        resolvers,
+        transactions: queries.iter().take(STEPS_MAX).map(|query| step(query, start_ns)).collect(),
+        search: resolv.map(Resolv::shown),
+        saw,
+        diagnosis: None,
+        cut_short: false,
+    }
+}
+
+/// The name, how it is known, and whether the resolver has no other to try.
+fn asked_for(names: &[&str], resolv: Option<&Resolv>) -> (String, NameKnownBy, bool) {
+    if let Some((name, last)) = resolv.and_then(|resolv| resolv.asked(names)) {
+        return (name, NameKnownBy::ResolvConf, last);
+    }
+    let (name, known_by) = search::inferred(names);
+    let last = known_by == NameKnownBy::Inferred && names.last().is_some_and(|last| *last == name);
+    (name, known_by, last)
+}
+
+/// With answers unseen: is this failure the end? An error ends a search in most resolvers; NXDOMAIN and NODATA do only at
+/// the last name, and NODATA of one family says nothing while the other's question was not seen to fail.
+fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
+    let has =
+        |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);
+    let half = questions.iter().any(|question| {
+        question.result == LookupResult::Nodata && has(question.name, "A") != has(question.name, "AAAA")
+    });
+    match seen {
+        LookupResult::Nodata => at_the_end && !half,
+        LookupResult::Nxdomain | LookupResult::Servfail | LookupResult::Refused => at_the_end,
+        LookupResult::Answered => false,
+        // TCP follows, unseen if it is answered.
+        LookupResult::Truncated => false,
+        _ => true,
+    }
+}
+
+/// What every question came to: an answer before all; then a plain no; else the error of the last attempt.
+fn questions(queries: &[Query]) -> Vec<Question<'_>> {
+    let mut out: Vec<Question> = Vec::new();
+    for query in queries {
+        let result = LookupResult::from(query.transaction.outcome);
+        let qtype = query.transaction.qtype.as_deref().unwrap_or_default();
+        let new = Question { name: &query.name, qtype, result, done_ns: query.done_ns };
+        match out.iter_mut().find(|known| known.name == new.name && known.qtype == qtype) {
+            Some(known) => {
+                let (old, latest) = (rank(known.result), rank(result));
+                let sooner = old == latest && latest < 2 && new.done_ns < known.done_ns;
+                if latest < old || sooner || (old == 2 && latest == 2) {
+                    *known = new;
+                }
+            }
+            None => out.push(new),
+        }
+    }
+    out
+}
+
+fn rank(result: LookupResult) -> u8 {
+    match result {
+        LookupResult::Answered => 0,
+        LookupResult::Nxdomain | LookupResult::Nodata => 1,
+        _ => 2,
+    }
+}
+
+/// As the application wrote it, if one of its queries shows that.
+fn as_written(queries: &[Query], name: &str) -> String {
+    queries
+        .iter()
+        .filter_map(|query| query.transaction.name.as_deref()?.get(..name.len()))
+        .find(|written| written.eq_ignore_ascii_case(name))
+        .unwrap_or(name)
+        .to_owned()
+}
+
+fn step(query: &Query, start_ns: u64) -> Step {
+    let transaction = &query.transaction;
+    Step {
+        name: transaction.name.clone().unwrap_or_default(),
+        qtype: transaction.qtype.clone().unwrap_or_default(),
+        server: transaction.server,
+        protocol: transaction.protocol,
+        outcome: transaction.outcome,
+        rcode: transaction.rcode,
+        sent_after_ns: query.sent_ns.saturating_sub(start_ns),
+        latency_ns: transaction.latency_ns,
+        sends: transaction.sends,
+        answer_dropped: transaction.answer_dropped,
+    }
+}
+
+fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut out = Vec::new();
+    for word in words {
+        if !out.contains(&word) {
+            out.push(word);
+        }
+    }
+    out
+}

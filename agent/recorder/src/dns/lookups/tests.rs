@@ -1,0 +1,400 @@
+//! What real clients send, and the one lookup that it must become.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::desk::Limits;
+use super::*;
+use podopsy_model::event::Protocol;
+use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw};
+use podopsy_model::{DnsTransaction, Lookup, Outcome};
+
+const MS: u64 = 1_000_000;
+const S: u64 = 1000 * MS;
+const ONE: Process = Process { pid: 7, start_ns: 1 };
+
+fn cluster() -> Option<Arc<Resolv>> {
+    Some(Arc::new(Resolv::parse(
+        b"nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
+    )))
+}
+
+fn server(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 96, 0, last], 53))
+}
+
+/// A query sent at `sent` that ended after `latency`.
+fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> Query {
+    let transaction = DnsTransaction {
+        name: Some(name.to_owned()),
+        qtype: Some(qtype.to_owned()),
+        server: server(10),
+        protocol: Protocol::Udp,
+        id: 1,
+        latency_ns: latency,
+        outcome,
+        rcode: None,
+        sends: 1,
+        malformed: None,
+        slow: false,
+        answer_dropped: false,
+    };
+    Query::new(transaction, sent + latency).unwrap()
+}
+
+fn at_server(mut query: Query, last: u8) -> Query {
+    query.transaction.server = server(last);
+    query
+}
+
+/// A and AAAA together.
+fn both(name: &str, sent: u64, outcome: Outcome) -> Vec<Query> {
+    let aaaa = if outcome == Outcome::Noerror { Outcome::Nodata } else { outcome };
+    vec![query(name, "A", sent, MS, outcome), query(name, "AAAA", sent, MS + 10, aaaa)]
+}
+
+fn new(saw: Saw) -> Desk<()> {
+    Desk::new(5 * S, saw, Limits::default(), |_| Timestamp::UNIX_EPOCH)
+}
+
+/// All lookups that these queries make, told in the order in which their outcomes were known.
+fn lookups_with(saw: Saw, resolv: Option<Arc<Resolv>>, mut queries: Vec<Query>) -> Vec<Lookup> {
+    queries.sort_by_key(|query| query.done_ns);
+    let mut desk = new(saw);
+    for query in queries {
+        desk.add(ONE, 1, query, resolv.clone(), || ());
+    }
+    desk.take_due(0, true, |_| None).into_iter().map(|closed| closed.lookup).collect()
+}
+
+fn lookups(queries: Vec<Query>) -> Vec<Lookup> {
+    lookups_with(Saw::All, cluster(), queries)
+}
+
+fn one(queries: Vec<Query>) -> Lookup {
+    let mut all = lookups(queries);
+    assert_eq!(all.len(), 1, "{all:#?}");
+    all.remove(0)
+}
+
+const EXPANDED: [&str; 3] = [
+    "api.example.com.shop.svc.cluster.local",
+    "api.example.com.svc.cluster.local",
+    "api.example.com.cluster.local",
+];
+
+/// What glibc, and c-ares, send for `api.example.com` with Kubernetes' resolv.conf.
+fn external(last: Outcome) -> Vec<Query> {
+    let mut all: Vec<Query> =
+        (0..3).flat_map(|i| both(EXPANDED[i], i as u64 * 2 * MS, Outcome::Nxdomain)).collect();
+    all.extend(both("api.example.com", 6 * MS, last));
+    all
+}
+
+#[test]
+fn glibcs_external_name_is_one_lookup_with_six_futile_queries() {
+    let it = one(external(Outcome::Noerror));
+    assert_eq!((it.name.as_str(), it.name_known_by), ("api.example.com", NameKnownBy::ResolvConf));
+    assert_eq!((it.result, it.queries, it.futile.queries), (LookupResult::Answered, 8, 6));
+    assert_eq!(
+        (it.types, it.futile.names),
+        (vec!["A".to_owned(), "AAAA".to_owned()], EXPANDED.map(str::to_owned).to_vec())
+    );
+    assert_eq!((it.wait_ns, it.transactions.len(), it.resolvers), (7 * MS + 10, 8, vec![server(10)]));
+}
+
+#[test]
+fn the_same_that_fails_is_one_failure() {
+    let it = one(external(Outcome::Nxdomain));
+    assert_eq!((it.name.as_str(), it.result), ("api.example.com", LookupResult::Nxdomain));
+    assert_eq!((it.queries, it.futile.queries), (8, 6));
+    // One domain answers that it has other records, and glibc says so in the end.
+    let mut queries = external(Outcome::Nxdomain);
+    queries[2].transaction.outcome = Outcome::Nodata;
+    assert_eq!(one(queries).result, LookupResult::Nodata);
+}
+
+#[test]
+fn without_the_search_list_the_name_is_inferred() {
+    let all = lookups_with(Saw::All, None, external(Outcome::Noerror));
+    assert_eq!(all.len(), 1, "{all:#?}");
+    assert_eq!((all[0].name.as_str(), all[0].name_known_by), ("api.example.com", NameKnownBy::Inferred));
+    assert_eq!((all[0].result, all[0].futile.queries, &all[0].search), (LookupResult::Answered, 6, &None));
+}
+
+#[test]
+fn a_service_is_found_by_the_first_domain_and_named_as_asked() {
+    let it = one(both("cart.shop.svc.cluster.local", 0, Outcome::Noerror));
+    assert_eq!((it.name.as_str(), it.futile.queries, it.result), ("cart", 0, LookupResult::Answered));
+    let mut queries = both("Cart.Pay.shop.svc.cluster.local", 0, Outcome::Nxdomain);
+    queries.extend(both("Cart.Pay.svc.cluster.local", 2 * MS, Outcome::Noerror));
+    let it = one(queries);
+    assert_eq!((it.name.as_str(), it.futile.queries), ("Cart.Pay", 2));
+}
+
+#[test]
+fn musl_asks_all_servers_at_once_and_the_first_answer_counts() {
+    let mut queries = both("cart.shop.svc.cluster.local", 0, Outcome::Noerror);
+    queries.extend(both("cart.shop.svc.cluster.local", 10, Outcome::Noerror).into_iter().map(|mut query| {
+        query.done_ns += 300 * MS;
+        query.transaction.latency_ns += 300 * MS;
+        at_server(query, 11)
+    }));
+    let it = one(queries);
+    assert_eq!(
+        (it.result, it.queries, it.resolvers),
+        (LookupResult::Answered, 4, vec![server(10), server(11)])
+    );
+    assert!(it.wait_ns < 2 * MS, "{}", it.wait_ns);
+}
+
+#[test]
+fn go_asks_again_with_a_new_id_and_the_timeout_comes_last() {
+    let mut again = query("a.b.c.d.e.com", "A", 5 * S, MS, Outcome::Noerror);
+    again.transaction.id = 2;
+    let it = one(vec![query("a.b.c.d.e.com", "A", 0, 5 * S + 100 * MS, Outcome::Timeout), again]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 2, 5 * S + MS));
+    // The client's own timeout is shorter than what counts as one here: the answer is known before it.
+    let it = one(vec![
+        query("a.b.c.d.e.com", "A", 0, 5 * S, Outcome::Timeout),
+        at_server(query("a.b.c.d.e.com", "A", 2 * S, MS, Outcome::Noerror), 11),
+    ]);
+    assert_eq!((it.result, it.wait_ns, it.resolvers.len()), (LookupResult::Answered, 2 * S + MS, 2));
+}
+
+#[test]
+fn two_servers_in_turn_and_none_of_them_answers() {
+    let mut queries = Vec::new();
+    for qtype in ["A", "AAAA"] {
+        queries.push(query("a.b.c.d.e.com", qtype, 0, 5 * S, Outcome::Timeout));
+        queries.push(at_server(query("a.b.c.d.e.com", qtype, 5 * S, 5 * S, Outcome::Timeout), 11));
+    }
+    queries[0].transaction.sends = 2;
+    let it = one(queries);
+    assert_eq!((it.result, it.wait_ns, it.queries, it.sends), (LookupResult::Timeout, 10 * S, 4, 5));
+}
+
+#[test]
+fn truncated_and_then_tcp_is_one_story() {
+    let mut tcp = query("big.a.b.c.d.com", "TXT", 2 * MS, MS, Outcome::Noerror);
+    tcp.transaction.protocol = Protocol::Tcp;
+    let it = one(vec![query("big.a.b.c.d.com", "TXT", 0, MS, Outcome::Truncated), tcp]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 2, 3 * MS));
+    let alone = one(vec![query("big.a.b.c.d.com", "TXT", 0, MS, Outcome::Truncated)]);
+    assert_eq!(alone.result, LookupResult::Truncated);
+}
+
+#[test]
+fn glibc_asks_for_both_by_tcp_and_again_until_its_buffer_is_large_enough() {
+    let tcp = |mut query: Query| {
+        query.transaction.protocol = Protocol::Tcp;
+        query
+    };
+    let name = "big.a.b.c.d.com";
+    // As recorded: a Service without an address of its own and 90 pods, and Python.
+    let round = |at: u64, id: u16| {
+        let mut all = vec![
+            query(name, "A", at, MS, Outcome::Truncated),
+            query(name, "AAAA", at, MS + 10, Outcome::Nodata),
+            tcp(query(name, "A", at + 2 * MS, MS, Outcome::Noerror)),
+            tcp(query(name, "AAAA", at + 2 * MS, MS + 10, Outcome::Nodata)),
+        ];
+        all.iter_mut().for_each(|query| query.transaction.id = id);
+        all
+    };
+    let rounds = |every: u64| (0..4).flat_map(|n| round(n * every, n as u16)).collect::<Vec<_>>();
+    let it = one(rounds(4 * MS));
+    assert_eq!((it.result, it.queries, it.name.as_str()), (LookupResult::Answered, 16, name));
+    let it = one(round(0, 1));
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 4, 3 * MS));
+    // An application that asks again in its own time.
+    let counts: Vec<u32> = lookups(rounds(200 * MS)).iter().map(|it| it.queries).collect();
+    assert_eq!(counts, [4, 4, 4, 4]);
+    // Neither is what was answered without a truncation one lookup with what follows.
+    let small = |at| tcp(query(name, "A", at, MS, Outcome::Noerror));
+    assert_eq!(lookups(vec![small(0), small(2 * MS)]).len(), 2);
+}
+
+#[test]
+fn a_late_answer_is_the_second_word_on_its_query() {
+    let late = query("a.b.c.d.e.com", "A", 0, 8 * S, Outcome::Late);
+    let it = one(vec![query("a.b.c.d.e.com", "A", 0, 5 * S, Outcome::Timeout), late.clone()]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Late, 1, 8 * S));
+    // The lookup has been told: there is nothing left to add.
+    assert!(lookups(vec![late]).is_empty());
+}
+
+#[test]
+fn an_answer_that_its_socket_had_no_room_for_is_no_answer() {
+    let name = "a.b.c.d.e.com";
+    let mut dropped = query(name, "A", 0, 5 * S, Outcome::Timeout);
+    dropped.transaction.answer_dropped = true;
+    let it = one(vec![query(name, "A", 0, MS, Outcome::Noerror), dropped]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Timeout, 1, 5 * S));
+    assert!(it.transactions[0].answer_dropped);
+}
+
+#[test]
+fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
+    let mut desk = new(Saw::All);
+    let mut queries = external(Outcome::Timeout);
+    for query in &mut queries[6..] {
+        // Sent again after five seconds, with the same id.
+        query.transaction.sends = 2;
+        query.done_ns += 10 * S;
+        query.transaction.latency_ns += 10 * S;
+    }
+    for query in queries {
+        let told = desk.take_due(query.done_ns, false, |_| None);
+        assert!(told.is_empty(), "{told:#?}");
+        desk.add(ONE, 1, query, cluster(), || ());
+    }
+    let it = &desk.take_due(0, true, |_| None)[0].lookup;
+    assert_eq!((it.result, it.queries, it.sends, it.futile.queries), (LookupResult::Timeout, 8, 10, 6));
+}
+
+#[test]
+fn servfail_goes_to_the_next_server() {
+    let it = one(vec![
+        query("a.b.c.d.e.com", "A", 0, MS, Outcome::Servfail),
+        at_server(query("a.b.c.d.e.com", "A", 2 * MS, MS, Outcome::Noerror), 11),
+    ]);
+    assert_eq!((it.result, it.wait_ns), (LookupResult::Answered, 3 * MS));
+    // glibc's two attempts, and an application that tries again at once: two lookups.
+    // Go's attempts have ids of their own; musl asks three times with one.
+    for (ids, expected) in [([1, 1, 2, 2], &[2, 2][..]), ([1, 2, 3, 4], &[2, 2]), ([1, 1, 1, 1], &[4])] {
+        let again = |i: usize| {
+            let mut query = query("a.b.c.d.e.com", "A", i as u64 * 2 * MS, MS, Outcome::Servfail);
+            query.transaction.id = ids[i];
+            query
+        };
+        let queries: Vec<u32> = lookups((0..4).map(again).collect()).iter().map(|it| it.queries).collect();
+        assert_eq!(queries, expected);
+    }
+}
+
+#[test]
+fn glibc_asks_for_both_again_when_one_stays_silent() {
+    let name = "a.b.c.d.e.com";
+    let it = one(vec![
+        query(name, "A", 0, MS, Outcome::Noerror),
+        query(name, "AAAA", 0, 5 * S, Outcome::Timeout),
+        query(name, "A", 5 * S + MS, MS, Outcome::Noerror),
+        query(name, "AAAA", 5 * S + 3 * MS, MS, Outcome::Noerror),
+    ]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 4, 5 * S + 4 * MS));
+}
+
+#[test]
+fn other_names_of_the_same_process_are_other_lookups() {
+    let mut queries = external(Outcome::Noerror);
+    queries.extend(both("api.finance.svc.cluster.local", 3 * MS, Outcome::Noerror));
+    queries.extend(both("www.example.org.shop.svc.cluster.local", 3 * MS, Outcome::Nxdomain));
+    queries.extend(both("api.example.org", 3 * MS, Outcome::Noerror));
+    let mut all = lookups(queries);
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let names: Vec<(&str, u32)> = all.iter().map(|it| (it.name.as_str(), it.queries)).collect();
+    assert_eq!(
+        names,
+        [("api.example.com", 8), ("api.example.org", 2), ("api.finance", 2), ("www.example.org", 2)]
+    );
+}
+
+#[test]
+fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_are_one() {
+    let mut queries = external(Outcome::Noerror);
+    queries.extend(external(Outcome::Noerror).into_iter().map(|mut query| {
+        query.sent_ns += 20 * MS;
+        query.done_ns += 20 * MS;
+        query
+    }));
+    let counts: Vec<u32> = lookups(queries).iter().map(|it| it.queries).collect();
+    assert_eq!(counts, [8, 8]);
+    let mut at_once = external(Outcome::Noerror);
+    at_once.extend(external(Outcome::Noerror));
+    let it = one(at_once);
+    assert_eq!((it.queries, it.futile.queries), (16, 12));
+}
+
+#[test]
+fn another_process_is_another_lookup() {
+    let mut desk = new(Saw::All);
+    for pid in 1..=3 {
+        let process = Process { pid, start_ns: 9 };
+        desk.add(process, 1, query("a.org", "A", 0, MS, Outcome::Nxdomain), cluster(), || ());
+    }
+    assert_eq!(desk.take_due(0, true, |_| None).len(), 3);
+}
+
+#[test]
+fn failures_alone_tell_only_what_failed_for_sure() {
+    let failures = |queries: Vec<Query>| -> Vec<LookupResult> {
+        let only =
+            queries.into_iter().filter(|query| query.transaction.outcome != Outcome::Noerror).collect();
+        lookups_with(Saw::Failures, cluster(), only).iter().map(|it| it.result).collect()
+    };
+    assert_eq!(failures(external(Outcome::Noerror)), [LookupResult::Unseen]);
+    assert_eq!(failures(external(Outcome::Nxdomain)), [LookupResult::Nxdomain]);
+    assert_eq!(failures(both("cart.shop.svc.cluster.local", 0, Outcome::Noerror)), [LookupResult::Unseen]);
+    assert_eq!(failures(external(Outcome::Timeout)), [LookupResult::Timeout]);
+}
+
+#[test]
+fn lookups_are_held_until_a_timeout_would_be_known() {
+    let mut desk = new(Saw::All);
+    for (qtype, due) in [("A", 12), ("AAAA", 7)] {
+        // AAAA may still be under way, for another attempt of five seconds.
+        desk.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
+        assert_eq!(desk.due(), Some(due * S));
+    }
+    assert!(desk.take_due(7 * S - 1, false, |_| None).is_empty());
+    assert_eq!(desk.take_due(7 * S, false, |_| cluster())[0].lookup.name_known_by, NameKnownBy::ResolvConf);
+    assert_eq!(desk.due(), None);
+}
+
+#[test]
+fn a_flood_costs_its_own_container_first_and_is_counted() {
+    let limits = Limits { all: 60, per_container: 50 };
+    let mut desk: Desk<u64> = Desk::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
+    desk.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
+    for i in 0..1000 {
+        let flood = query(&format!("x{i}.org"), "A", i * MS, MS, Outcome::Nxdomain);
+        desk.add(ONE, 2, flood, None, || 2);
+    }
+    assert_eq!((desk.evicted(), desk.due()), (950, Some(0)));
+    let all = desk.take_due(0, true, |_| None);
+    assert_eq!(all.iter().filter(|closed| closed.lookup.cut_short).count(), 950);
+    assert_eq!((all.len(), all.iter().filter(|closed| closed.who == 1).count()), (1001, 1));
+}
+
+#[test]
+fn one_lookup_is_bounded() {
+    let many: Vec<Query> = (0..500)
+        .map(|i| at_server(query("a.b.c.d.e.com", "A", i * 1000, S, Outcome::Timeout), (i % 250) as u8))
+        .collect();
+    let all = lookups(many);
+    assert!(all.len() > 5 && all.iter().all(|it| it.transactions.len() <= 32 && it.resolvers.len() <= 8));
+    assert_eq!(all.iter().map(|it| it.queries).sum::<u32>(), 500);
+}
+
+#[test]
+fn wasted_queries_are_told_with_the_advice() {
+    let mut tally = summary::Tally::default();
+    for _ in 0..10 {
+        tally.lookup("shop/api", &one(external(Outcome::Noerror)));
+    }
+    tally.lookup("shop/api", &one(both("cart.shop.svc.cluster.local", 0, Outcome::Timeout)));
+    let of_pod = &tally.summary(10).pods[0];
+    assert_eq!((of_pod.lookups, of_pod.queries, of_pod.futile_queries), (11, 82, 60));
+    assert_eq!(of_pod.failed, [("timeout", 1)].into());
+    assert_eq!(
+        of_pod.advice.as_deref(),
+        Some(
+            "60 of 82 queries of shop/api were search-path misses: ndots:5 and 3 search domains; \
+             a trailing dot or ndots:2 would have saved them"
+        )
+    );
+    assert_eq!(tally.summary(10).names[0].name, "cart");
+}

@@ -1,0 +1,91 @@
+//! Counts samples, on a thread of its own, and reports when a kill asks.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use podopsy_wire::Task;
+
+use super::{Message, Shared};
+use crate::growth::{self, Window};
+use podopsy_decode as decode;
+use podopsy_model::growth::GrowthProfile;
+use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
+use podopsy_system::clock::boot_now_ns;
+use podopsy_system::heap;
+
+/// Processes that were seen; past that all are seen anew.
+const SEEN_MAX: usize = 4096;
+/// An exec shows by its name; one that changes its name without end is not looked at each time.
+const LOOKS_MAX: u32 = 8;
+
+/// Symbols are let go of when nobody has asked for so long.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Counts samples until the last sender is gone.
+pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
+    let mut counter = Counter {
+        window: Window::default(),
+        symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
+        seen: HashMap::new(),
+    };
+    let mut reported: Option<Instant> = None;
+    loop {
+        // Tables of symbols are megabytes, and the next kill may be days away; in a storm it is not.
+        if reported.is_some_and(|when| when.elapsed() >= IDLE) {
+            counter.symbolizer.trim();
+            heap::give_back();
+            reported = None;
+        }
+        match received.recv_timeout(IDLE) {
+            Ok(Message::Sample(stack)) => counter.add(&stack),
+            Ok(Message::Report(cgroup, boot_ns, reply)) => {
+                // Nobody may be waiting for it any more: that is their choice.
+                let _ = reply.send(counter.report(cgroup, boot_ns));
+                reported = Some(Instant::now());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        shared.evicted.store(counter.window.evicted(), Relaxed);
+    }
+}
+
+struct Counter {
+    window: Window,
+    symbolizer: Symbolizer,
+    /// Process by pid and start → its name at that time, and how often its mappings were looked at.
+    seen: HashMap<(u32, u64), ([u8; 16], u32)>,
+}
+
+impl Counter {
+    fn add(&mut self, stack: &decode::Stack) {
+        self.see(&stack.task);
+        let pid = stack.task.pid;
+        self.symbolizer.notice(pid, &stack.user);
+        let place = |(depth, &address): (usize, &u64)| {
+            self.symbolizer.locate(UserAddress { pid, address, is_return: depth > 0 })
+        };
+        let places = stack.user.iter().enumerate().map(place).collect();
+        let counted = growth::Stack { places, end: stack.end, end_frame: stack.end_frame };
+        self.window.add(stack.task.cgroup_id, counted, boot_now_ns());
+    }
+
+    /// Shows a process to the symbolizer while it lives: at first sight, and with a new name (exec).
+    fn see(&mut self, task: &Task) {
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.clear();
+        }
+        let (name, looks) = self.seen.entry((task.pid, task.start_ns)).or_insert((task.comm, 0));
+        if *looks == 0 || (task.pid == task.tid && *name != task.comm && *looks < LOOKS_MAX) {
+            (*name, *looks) = (task.comm, *looks + 1);
+            self.symbolizer.see_process(task.pid);
+        }
+    }
+
+    fn report(&mut self, cgroup: u64, boot_ns: u64) -> Option<GrowthProfile> {
+        let slice = self.window.slice(cgroup, boot_ns)?;
+        Some(growth::report(slice, growth::PERIOD, &mut self.symbolizer))
+    }
+}

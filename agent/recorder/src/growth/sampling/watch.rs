@@ -1,0 +1,164 @@
+//! Who is a suspect: looked at twice a second, and told to the kernel side.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use crate::growth::{Candidate, Key};
+use crate::memory::Trend;
+use crate::oom::Examiner;
+use crate::shed::Step;
+use podopsy_model::KnownBy;
+use podopsy_pods::{Level, Pods};
+use podopsy_probes::{Probes, Targets};
+
+/// How often suspects are chosen: a restarted container is sampled from then on.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Curves have a point a second, and are dearer to look at.
+const TRENDS_EVERY: Duration = Duration::from_secs(2);
+/// Names asked for in one look: the runtime is not to be flooded after a restart of the agent.
+const NAMES_A_LOOK: usize = 16;
+/// Processes of a new suspect whose tables are made before they are sampled.
+const PROCESSES: usize = 64;
+
+/// Chooses whom to sample.
+pub(super) struct Watch {
+    probes: Weak<Mutex<Probes>>,
+    targets: Targets,
+    /// The kernel's events are open.
+    sampling: bool,
+    shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    examiner: Arc<Examiner>,
+    /// Names of living containers, by cgroup.
+    keys: HashMap<u64, Option<Key>>,
+    began: Instant,
+    trends: HashMap<u64, Trend>,
+    trends_at: Option<Instant>,
+    /// The kernel refused the events: it has been said.
+    broken: bool,
+}
+
+impl Watch {
+    pub(super) fn new(
+        probes: Weak<Mutex<Probes>>,
+        targets: Targets,
+        shared: Arc<Shared>,
+        pods: Arc<Pods>,
+        examiner: Arc<Examiner>,
+    ) -> Watch {
+        Watch {
+            probes,
+            targets,
+            sampling: false,
+            shared,
+            pods,
+            examiner,
+            keys: HashMap::new(),
+            began: Instant::now(),
+            trends: HashMap::new(),
+            trends_at: None,
+            broken: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.broken {
+            ticks.tick().await;
+            self.look().await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let mut levels = self.pods.memory_levels();
+        levels.retain(|level| level.container);
+        self.learn_names(&levels).await;
+        if self.trends_at.is_none_or(|at| at.elapsed() >= TRENDS_EVERY) {
+            self.trends_at = Some(Instant::now());
+            let trend = |level: &Level| Some((level.id, self.examiner.trend(level.id)?));
+            self.trends = levels.iter().filter_map(trend).collect();
+        }
+        let candidate = |level: &Level| Candidate {
+            id: level.id,
+            key: self.keys.get(&level.id).cloned().flatten(),
+            trend: self.trends.get(&level.id).copied(),
+        };
+        let running: Vec<Candidate> = levels.iter().map(candidate).collect();
+        let (changes, none) = {
+            let mut suspects = self.shared.suspects();
+            (suspects.choose(&running, self.began.elapsed()), suspects.is_empty())
+        };
+        for id in &changes.removed {
+            self.targets.remove(*id);
+        }
+        for id in &changes.added {
+            if let Err(error) = self.targets.add(*id) {
+                tracing::warn!("a container's growth is not sampled: {error:#}");
+            }
+        }
+        self.make_tables(levels.into_iter().filter(|level| changes.added.contains(&level.id)).collect())
+            .await;
+        // Counted are looks at which there was somebody to sample.
+        let idle = none || self.shared.shed.leaves_out(Step::Growth);
+        if self.sampling == idle {
+            self.switch(!idle).await;
+        }
+    }
+
+    /// Names are of use only once somebody was killed.
+    async fn learn_names(&mut self, levels: &[Level]) {
+        if !self.shared.suspects().remembers_kills() {
+            return;
+        }
+        let alive: HashSet<u64> = levels.iter().map(|level| level.id).collect();
+        self.keys.retain(|id, _| alive.contains(id));
+        let unknown = levels.iter().map(|level| level.id).filter(|id| !self.keys.contains_key(id));
+        let unknown: Vec<u64> = unknown.take(NAMES_A_LOOK).collect();
+        for id in unknown {
+            let owner = self.pods.owner_of_cgroup(id).await;
+            let key = owner.pod.zip(owner.container).map(|(pod, container)| (pod.uid, container.name));
+            // What the runtime does not know yet is asked for again.
+            if key.is_some() || matches!(owner.known_by, KnownBy::Host | KnownBy::LogDirectory) {
+                self.keys.insert(id, key);
+            }
+        }
+    }
+
+    /// Has the tables of new suspects made; reads cgroupfs where it may wait.
+    async fn make_tables(&self, levels: Vec<Level>) {
+        if levels.is_empty() {
+            return;
+        }
+        let (shared, pods) = (self.shared.clone(), self.pods.clone());
+        let look = move || {
+            for level in levels {
+                let file = pods.hierarchy().join(&level.path).join("cgroup.procs");
+                let pids = std::fs::read_to_string(file).unwrap_or_default();
+                let pids = pids.lines().filter_map(|pid| pid.parse().ok());
+                pids.take(PROCESSES).for_each(|pid| shared.builder.look_at(pid));
+            }
+        };
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
+
+    /// Opens the kernel's events with the first suspect, and closes them with the last.
+    async fn switch(&mut self, on: bool) {
+        let Some(probes) = self.probes.upgrade() else { return };
+        let switch = move || {
+            let mut probes = probes.lock().unwrap_or_else(PoisonError::into_inner);
+            if on { probes.sample() } else { probes.stop_sampling() }
+        };
+        match tokio::task::spawn_blocking(switch).await {
+            Ok(Ok(())) => self.sampling = on,
+            Ok(Err(error)) => {
+                tracing::warn!("OOM kills will lack the growth profile: {error:#}");
+                self.broken = true;
+            }
+            // The recorder is being stopped.
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Counted stacks of the last minutes, by container.
+//!
+//! Must not know: names, pods. A stack is places in files, which stay true when its process is gone.
+//!
+//! Bounded: containers, stacks of each, bytes of all. A sample that finds no room is counted without its stack.
+
+use std::collections::HashMap;
+
+use podopsy_wire::End;
+
+use podopsy_stacks::symbolize::Located;
+
+/// The window: so many buckets of so long. The oldest is dropped whole.
+const BUCKETS: usize = 10;
+const BUCKET_NS: u64 = 30_000_000_000;
+/// Containers whose samples are kept, the dead among them: more than are ever sampled at a time.
+const CONTAINERS_MAX: usize = 64;
+const STACKS_MAX: usize = 1024;
+const BYTES_MAX: usize = 8 << 20;
+
+/// A user stack, innermost first, and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stack {
+    pub places: Box<[Located]>,
+    pub end: End,
+    /// The place that the end is about.
+    pub end_frame: u32,
+}
+
+impl Stack {
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.places) + size_of::<(Stack, Counts)>()
+    }
+}
+
+/// By bucket: that of time `t` is at `t / BUCKET_NS % BUCKETS`.
+type Counts = [u32; BUCKETS];
+
+#[derive(Debug, Default)]
+struct Container {
+    stacks: HashMap<Stack, Counts>,
+    /// Of all samples, those without room for their stack too.
+    ends: HashMap<End, Counts>,
+    over: Counts,
+    /// When its first sample came, and the number of the bucket of its last one.
+    since_ns: u64,
+    bucket: u64,
+    bytes: usize,
+}
+
+/// What the window has of a container.
+#[derive(Debug, Default, PartialEq)]
+pub struct Slice {
+    pub seconds: f64,
+    pub stacks: Vec<(Stack, u64)>,
+    pub ends: Vec<(End, u64)>,
+    pub not_kept: u64,
+}
+
+#[derive(Debug)]
+pub struct Window {
+    containers: HashMap<u64, Container>,
+    bytes: usize,
+    evicted: u64,
+    max_containers: usize,
+    max_stacks: usize,
+    max_bytes: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self::bounded(CONTAINERS_MAX, STACKS_MAX, BYTES_MAX)
+    }
+}
+
+impl Window {
+    fn bounded(max_containers: usize, max_stacks: usize, max_bytes: usize) -> Self {
+        Self { containers: HashMap::new(), bytes: 0, evicted: 0, max_containers, max_stacks, max_bytes }
+    }
+
+    /// Counts a sample of a container, by its cgroup's id.
+    pub fn add(&mut self, id: u64, stack: Stack, now_ns: u64) {
+        let bucket = now_ns / BUCKET_NS;
+        if !self.containers.contains_key(&id) {
+            self.make_room(bucket);
+        }
+        let container = self.containers.entry(id).or_insert_with(|| Container {
+            since_ns: now_ns,
+            bucket,
+            ..Container::default()
+        });
+        let before = container.bytes;
+        container.advance(bucket);
+        self.bytes -= before - container.bytes;
+        let slot = bucket as usize % BUCKETS;
+        container.ends.entry(stack.end).or_default()[slot] += 1;
+        if let Some(counts) = container.stacks.get_mut(&stack) {
+            counts[slot] = counts[slot].saturating_add(1);
+            return;
+        }
+        let bytes = stack.bytes();
+        if container.stacks.len() >= self.max_stacks || self.bytes + bytes > self.max_bytes {
+            container.over[slot] += 1;
+            self.evicted += 1;
+            return;
+        }
+        let mut counts = Counts::default();
+        counts[slot] = 1;
+        container.stacks.insert(stack, counts);
+        container.bytes += bytes;
+        self.bytes += bytes;
+    }
+
+    /// What is known of a container at `now_ns`; None: nothing in the window.
+    pub fn slice(&mut self, id: u64, now_ns: u64) -> Option<Slice> {
+        let bucket = now_ns / BUCKET_NS;
+        let container = self.containers.get_mut(&id)?;
+        let before = container.bytes;
+        container.advance(bucket);
+        self.bytes -= before - container.bytes;
+        let sum = |counts: &Counts| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
+        let oldest_ns = (bucket + 1).saturating_sub(BUCKETS as u64) * BUCKET_NS;
+        let slice = Slice {
+            seconds: now_ns.saturating_sub(container.since_ns.max(oldest_ns)) as f64 / 1e9,
+            stacks: container.stacks.iter().map(|(stack, counts)| (stack.clone(), sum(counts))).collect(),
+            ends: container.ends.iter().map(|(end, counts)| (*end, sum(counts))).collect(),
+            not_kept: sum(&container.over),
+        };
+        (!slice.ends.is_empty()).then_some(slice)
+    }
+
+    /// Samples that were counted without their stack, or let go of before their time.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Lets go of containers without a sample in the window, and beyond the bound of the one sampled longest ago.
+    fn make_room(&mut self, bucket: u64) {
+        if self.containers.len() < self.max_containers {
+            return;
+        }
+        self.containers.retain(|_, container| container.bucket + BUCKETS as u64 > bucket);
+        while self.containers.len() >= self.max_containers {
+            let Some((&id, _)) = self.containers.iter().min_by_key(|(_, container)| container.bucket) else {
+                break;
+            };
+            if let Some(gone) = self.containers.remove(&id) {
+                self.evicted += gone.ends.values().flatten().map(|&count| u64::from(count)).sum::<u64>();
+            }
+        }
+        self.bytes = self.containers.values().map(|container| container.bytes).sum();
+    }
+}
+
+impl Container {
+    /// Empties the buckets that time has come round to.
+    fn advance(&mut self, bucket: u64) {
+        let passed = bucket.saturating_sub(self.bucket).min(BUCKETS as u64);
+        if passed == 0 {
+            return;
+        }
+        let empty = |counts: &mut Counts| {
+            for back in 0..passed {
+                counts[(bucket - back) as usize % BUCKETS] = 0;
+            }
+            counts.iter().any(|&count| count > 0)
+        };
+        self.stacks.retain(|_, counts| empty(counts));
+        self.ends.retain(|_, counts| empty(counts));
+        empty(&mut self.over);
+        self.bytes = self.stacks.keys().map(Stack::bytes).sum();
+        self.bucket = bucket;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn stack(offset: u64) -> Stack {
+        let places = [Located::File { id: 1, offset }, Located::File { id: 1, offset: 7 }];
+        Stack { places: places.into(), end: End::Complete, end_frame: 1 }
+    }
+
+    fn total(window: &mut Window, id: u64, now: u64) -> u64 {
+        let slice = window.slice(id, now).unwrap_or_default();
+        slice.stacks.iter().map(|(_, count)| count).sum::<u64>() + slice.not_kept
+    }
+
+    #[test]
+    fn the_window_rolls_and_forgets_what_is_older() {
+        let mut window = Window::default();
+        // One sample a second for ten minutes, of two stacks: in the first half, and in the second.
+        for second in 0..600 {
+            window.add(7, stack(second / 300), (1000 + second) * S);
+        }
+        let now = 1599 * S;
+        let slice = window.slice(7, now).unwrap();
+        assert!((270.0..=300.0).contains(&slice.seconds), "{}", slice.seconds);
+        let new: u64 = slice.stacks.iter().filter(|(one, _)| *one == stack(1)).map(|(_, count)| count).sum();
+        assert!((270..=300).contains(&new) && slice.stacks.len() == 1, "{:?}", slice.stacks.len());
+        assert_eq!(slice.ends, [(End::Complete, new)]);
+        // Five minutes of silence later there is nothing, and what was dropped in its time is no loss.
+        assert_eq!(window.slice(7, now + 301 * S), None);
+        assert_eq!((window.bytes, window.evicted()), (0, 0));
+    }
+
+    #[test]
+    fn a_young_container_has_the_seconds_that_it_was_sampled() {
+        let mut window = Window::default();
+        window.add(7, stack(1), 1000 * S);
+        window.add(7, stack(1), 1010 * S);
+        let slice = window.slice(7, 1012 * S).unwrap();
+        assert_eq!((slice.seconds, &slice.stacks[..]), (12.0, &[(stack(1), 2)][..]));
+        assert_eq!(window.slice(8, 1012 * S), None);
+    }
+
+    #[test]
+    fn beyond_its_bounds_a_sample_is_counted_without_its_stack() {
+        let mut window = Window::bounded(4, 10, usize::MAX);
+        for offset in 0..25 {
+            window.add(7, stack(offset), S);
+        }
+        let slice = window.slice(7, S).unwrap();
+        assert_eq!((slice.stacks.len(), slice.not_kept, window.evicted()), (10, 15, 15));
+        assert_eq!(slice.ends, [(End::Complete, 25)]);
+
+        let mut window = Window::bounded(8, 1000, stack(0).bytes() * 3);
+        (0..5).for_each(|offset| window.add(offset, stack(offset), S));
+        assert_eq!((window.evicted(), window.bytes), (2, stack(0).bytes() * 3));
+        // A stack that is there already needs no room.
+        window.add(0, stack(0), S);
+        assert_eq!(window.evicted(), 2);
+    }
+
+    #[test]
+    fn of_too_many_containers_the_one_sampled_longest_ago_goes_and_is_counted() {
+        let mut window = Window::bounded(3, 10, usize::MAX);
+        for id in 0..3 {
+            window.add(id, stack(id), (40 * id + 1) * S);
+        }
+        window.add(9, stack(9), 130 * S);
+        assert_eq!((total(&mut window, 0, 130 * S), window.evicted()), (0, 1));
+        assert_eq!([1, 2, 9].map(|id| total(&mut window, id, 130 * S)), [1, 1, 1]);
+        // One whose window has passed goes first, and is no loss.
+        window.add(10, stack(10), 500 * S);
+        assert_eq!((window.evicted(), window.containers.len()), (1, 1));
+        assert_eq!(window.bytes, stack(10).bytes());
+    }
+}

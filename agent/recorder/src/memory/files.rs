@@ -1,0 +1,256 @@
+//! What the memory controller's files say of one cgroup: v1 and v2, text in, numbers out.
+//!
+//! A file that is missing (an old kernel, a controller without swap accounting) is None or 0, never an error:
+//! a cgroup may go away between two reads. Must not know: containers, pods, rings.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use podopsy_model::memory::{Counters, Pressure, Usage};
+use podopsy_pods::hierarchy::Version;
+
+/// The largest of these files (`memory.stat`) has some 2 KiB on 6.18.
+const BUFFER: usize = 16 << 10;
+
+/// Reads cgroups' files, one open and one read each, into one buffer.
+pub struct Reader {
+    version: Version,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    pub fn new(version: Version) -> Reader {
+        Reader { version, buffer: vec![0; BUFFER] }
+    }
+
+    /// What is charged to a cgroup and all below it, its limit left out; None: it is gone.
+    pub fn usage(&mut self, dir: &Path) -> Option<Usage> {
+        Some(match self.version {
+            Version::V1 => {
+                let current = self.number(dir, "memory.usage_in_bytes")?;
+                let kernel = self.number(dir, "memory.kmem.usage_in_bytes").unwrap_or(0);
+                let stat = self.read(dir, "memory.stat").map(stat_v1).unwrap_or_default();
+                Usage { current_bytes: current, kernel_bytes: kernel, ..stat }
+            }
+            Version::V2 => {
+                let current = self.number(dir, "memory.current")?;
+                let swap = self.number(dir, "memory.swap.current").unwrap_or(0);
+                let stat = self.read(dir, "memory.stat").map(stat_v2).unwrap_or_default();
+                let pressure = self.read(dir, "memory.pressure").and_then(pressure);
+                Usage { current_bytes: current, swap_bytes: swap, pressure, ..stat }
+            }
+        })
+    }
+
+    /// The same where `last` is what was read a moment ago: a cgroup whose sum has not moved is what it was, and most
+    /// containers of a node sleep. One file in place of three or four.
+    pub fn usage_since(&mut self, dir: &Path, last: Usage) -> Option<Usage> {
+        let name = if self.version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
+        if self.number(dir, name)? == last.current_bytes { Some(last) } else { self.usage(dir) }
+    }
+
+    /// The cgroup's own events, not those below it; None: it is gone, or it is v2's root, which counts nothing.
+    pub fn counters(&mut self, dir: &Path) -> Option<Counters> {
+        match self.version {
+            Version::V1 => {
+                let limit_hits = self.number(dir, "memory.failcnt")?;
+                let control = self.read(dir, "memory.oom_control")?;
+                Some(Counters {
+                    limit_hits,
+                    oom_kills: value(control, b"oom_kill").unwrap_or(0),
+                    ..Counters::default()
+                })
+            }
+            Version::V2 => {
+                let text = self.read(dir, "memory.events.local")?;
+                let get = |key: &[u8]| value(text, key).unwrap_or(0);
+                Some(Counters {
+                    limit_hits: get(b"max"),
+                    high: get(b"high"),
+                    ooms: Some(get(b"oom")),
+                    oom_kills: get(b"oom_kill"),
+                })
+            }
+        }
+    }
+
+    /// `memory.oom.group`; always false on v1, which has none.
+    pub fn kills_as_group(&mut self, dir: &Path) -> bool {
+        self.version == Version::V2 && self.number(dir, "memory.oom.group") == Some(1)
+    }
+
+    /// Bytes; None: no limit.
+    pub fn limit(&mut self, dir: &Path) -> Option<u64> {
+        let name = if self.version == Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
+        // v1 says "no limit" as the largest multiple of the page size, v2 as "max".
+        self.number(dir, name).filter(|&limit| limit < 1 << 62)
+    }
+
+    fn number(&mut self, dir: &Path, name: &str) -> Option<u64> {
+        digits(self.read(dir, name)?.trim_ascii())
+    }
+
+    fn read(&mut self, dir: &Path, name: &str) -> Option<&[u8]> {
+        let mut file = File::open(dir.join(name)).ok()?;
+        let count = file.read(&mut self.buffer).ok()?;
+        Some(&self.buffer[..count])
+    }
+}
+
+/// Whole-machine memory, as the level above all cgroups: (total, available) bytes of `/proc/meminfo`.
+pub fn machine(proc_root: &Path) -> Option<(u64, u64)> {
+    let text = std::fs::read(proc_root.join("meminfo")).ok()?;
+    let kib = |key: &[u8]| value(&text, key).map(|kib| kib.saturating_mul(1024));
+    Some((kib(b"MemTotal:")?, kib(b"MemAvailable:")?))
+}
+
+/// `oom_kill` of `/proc/vmstat`: kills since boot, of every kind; None: this kernel does not count them.
+pub fn machine_oom_kills(proc_root: &Path) -> Option<u64> {
+    value(&std::fs::read(proc_root.join("vmstat")).ok()?, b"oom_kill")
+}
+
+fn stat_v1(text: &[u8]) -> Usage {
+    let get = |key: &[u8]| value(text, key).unwrap_or(0);
+    let shmem = get(b"total_shmem");
+    Usage {
+        anon_bytes: get(b"total_rss"),
+        // The controller's "cache" has shared memory in it, which no reclaim without swap gives back.
+        file_bytes: get(b"total_cache").saturating_sub(shmem),
+        shmem_bytes: shmem,
+        swap_bytes: get(b"total_swap"),
+        ..Usage::default()
+    }
+}
+
+fn stat_v2(text: &[u8]) -> Usage {
+    let get = |key: &[u8]| value(text, key);
+    let shmem = get(b"shmem").unwrap_or(0);
+    // `kernel` came with 5.18; before it, its parts.
+    let parts = [&b"kernel_stack"[..], b"pagetables", b"percpu", b"sock", b"slab"];
+    let kernel = get(b"kernel").unwrap_or_else(|| parts.iter().filter_map(|part| get(part)).sum());
+    Usage {
+        anon_bytes: get(b"anon").unwrap_or(0),
+        file_bytes: get(b"file").unwrap_or(0).saturating_sub(shmem),
+        shmem_bytes: shmem,
+        kernel_bytes: kernel,
+        ..Usage::default()
+    }
+}
+
+/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0` and the same for `full`; `total` is in µs.
+fn pressure(text: &[u8]) -> Option<Pressure> {
+    let total = |line: &[u8]| {
+        let at = line.windows(6).position(|word| word == b"total=")?;
+        digits(line[at + 6..].trim_ascii())
+    };
+    let line = |kind: &[u8]| text.split(|&b| b == b'\n').find(|line| line.starts_with(kind));
+    Some(Pressure { some_us: total(line(b"some ")?)?, full_us: line(b"full ").and_then(total).unwrap_or(0) })
+}
+
+/// The number after `key` at the beginning of a line.
+fn value(text: &[u8], key: &[u8]) -> Option<u64> {
+    text.split(|&b| b == b'\n').find_map(|line| {
+        let rest = line.strip_prefix(key)?.strip_prefix(b" ")?;
+        digits(rest.trim_ascii().split(|&b| b == b' ').next()?)
+    })
+}
+
+fn digits(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| std::fs::write(dir.path().join(name), text).unwrap());
+        dir
+    }
+
+    #[test]
+    fn v2_splits_usage_and_counts_its_own_events() {
+        let dir = dir(&[
+            ("memory.current", "1000000\n"),
+            ("memory.max", "2000000\n"),
+            ("memory.swap.current", "7\n"),
+            (
+                "memory.stat",
+                "anon 600000\nfile 300000\nkernel 90000\nkernel_stack 5\nshmem 100000\nfile_mapped 3\n",
+            ),
+            (
+                "memory.pressure",
+                "some avg10=1.00 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=99\n",
+            ),
+            ("memory.events.local", "low 0\nhigh 4\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n"),
+            ("memory.oom.group", "1\n"),
+        ]);
+        let mut reader = Reader::new(Version::V2);
+        let usage = reader.usage(dir.path()).unwrap();
+        assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (600_000, 200_000, 100_000));
+        assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (90_000, 7, None));
+        assert_eq!(usage.pressure, Some(Pressure { some_us: 1234, full_us: 99 }));
+        assert_eq!(reader.limit(dir.path()), Some(2_000_000));
+        let counters = reader.counters(dir.path()).unwrap();
+        assert_eq!(counters, Counters { limit_hits: 12, high: 4, ooms: Some(2), oom_kills: 1 });
+        assert!(reader.kills_as_group(dir.path()));
+    }
+
+    #[test]
+    fn who_has_not_moved_is_not_read_whole() {
+        let dir = dir(&[("memory.current", "1000\n"), ("memory.stat", "anon 600\n")]);
+        let mut reader = Reader::new(Version::V2);
+        let asleep = Usage { current_bytes: 1000, anon_bytes: 500, limit_bytes: Some(1), ..Usage::default() };
+        assert_eq!(reader.usage_since(dir.path(), asleep), Some(asleep));
+        let grown = reader.usage_since(dir.path(), Usage { current_bytes: 999, ..asleep }).unwrap();
+        assert_eq!((grown.current_bytes, grown.anon_bytes), (1000, 600));
+        assert_eq!(reader.usage_since(Path::new("/nonexistent"), asleep), None, "it is gone");
+    }
+
+    #[test]
+    fn v2_before_5_18_has_kernel_memory_in_parts() {
+        assert_eq!(
+            stat_v2(b"anon 1\nkernel_stack 10\npagetables 20\nslab 300\nslab_reclaimable 9\n").kernel_bytes,
+            330
+        );
+    }
+
+    #[test]
+    fn v1_takes_the_whole_subtree_and_its_own_counters() {
+        let dir = dir(&[
+            ("memory.usage_in_bytes", "67108864\n"),
+            ("memory.kmem.usage_in_bytes", "356352\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            (
+                "memory.stat",
+                "cache 1\nrss 2\nshmem 0\ntotal_cache 4096\ntotal_rss 66748416\ntotal_shmem 96\ntotal_swap 5\n",
+            ),
+            ("memory.failcnt", "1391\n"),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+        ]);
+        let mut reader = Reader::new(Version::V1);
+        let usage = reader.usage(dir.path()).unwrap();
+        assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (66_748_416, 4000, 96));
+        assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (356_352, 5, None));
+        assert_eq!(reader.limit(dir.path()), None);
+        let counters = reader.counters(dir.path()).unwrap();
+        assert_eq!(counters, Counters { limit_hits: 1391, oom_kills: 3, ..Counters::default() });
+        assert!(!reader.kills_as_group(dir.path()));
+    }
+
+    #[test]
+    fn what_is_gone_is_none() {
+        let mut reader = Reader::new(Version::V2);
+        assert_eq!(reader.usage(Path::new("/nonexistent")), None);
+        assert_eq!(reader.counters(Path::new("/nonexistent")), None);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        let (total, available) = machine(Path::new("/proc")).unwrap();
+        assert!(total > available && available > 0);
+        assert!(machine_oom_kills(Path::new("/proc")).is_some());
+    }
+}

@@ -1,0 +1,202 @@
+//! The last minutes of one container's memory, in 40 bytes a sample, and the curve that they make.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use podopsy_model::memory::{Curve, Usage};
+use podopsy_system::clock;
+
+/// How far back a ring reaches.
+pub const REACH: Duration = Duration::from_secs(600);
+/// Samples at most, whatever the cadence.
+const SAMPLES: usize = 600;
+/// Points of a curve: a terminal's width is less, and a JSON line should stay readable.
+const POINTS: usize = 120;
+/// Below this a slope is a guess.
+const SLOPE_MIN: usize = 5;
+
+/// What a trend looks at.
+const TREND_MS: u32 = 60_000;
+const TREND_POINTS: usize = 24;
+
+/// Where a container's memory goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trend {
+    /// What cannot be reclaimed: all but file.
+    pub held_bytes: u64,
+    /// As [`Curve::growth_bytes_per_second`], over the last minute.
+    pub bytes_per_second: f64,
+    /// Its own; null: none.
+    pub limit_bytes: Option<u64>,
+}
+
+/// KiB, so that 4 TiB fit into 32 bits; time in ms since the ring's first sample.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    ms: u32,
+    current: u32,
+    anon: u32,
+    file: u32,
+    shmem: u32,
+    kernel: u32,
+    /// PSI `some`, ms since the cgroup was made; `u32::MAX`: none.
+    waited: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct Ring {
+    base_ns: u64,
+    samples: VecDeque<Sample>,
+    pub last: Option<Usage>,
+}
+
+impl Ring {
+    /// Takes a sample of `boot_ns` (CLOCK_BOOTTIME).
+    pub fn push(&mut self, boot_ns: u64, usage: Usage) {
+        if self.samples.is_empty() {
+            self.base_ns = boot_ns;
+        }
+        let ms = u32::try_from(boot_ns.saturating_sub(self.base_ns) / 1_000_000).unwrap_or(u32::MAX);
+        let kib = |bytes: u64| u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+        self.samples.push_back(Sample {
+            ms,
+            current: kib(usage.current_bytes),
+            anon: kib(usage.anon_bytes),
+            file: kib(usage.file_bytes),
+            shmem: kib(usage.shmem_bytes),
+            kernel: kib(usage.kernel_bytes),
+            waited: usage
+                .pressure
+                .map_or(u32::MAX, |psi| (psi.some_us / 1000).min(u32::MAX as u64 - 1) as u32),
+        });
+        self.last = Some(usage);
+        let oldest = ms.saturating_sub(REACH.as_millis() as u32);
+        while self.samples.len() > SAMPLES || self.samples.front().is_some_and(|first| first.ms < oldest) {
+            self.samples.pop_front();
+        }
+    }
+
+    /// CLOCK_BOOTTIME of the last sample.
+    pub fn last_ns(&self) -> u64 {
+        self.samples.back().map_or(0, |last| self.base_ns + u64::from(last.ms) * 1_000_000)
+    }
+
+    /// The last minute in one number; None: fewer than 5 samples.
+    pub fn trend(&self) -> Option<Trend> {
+        let last = self.samples.back()?;
+        let from = last.ms.saturating_sub(TREND_MS);
+        let recent = self.samples.iter().filter(|s| s.ms >= from).count();
+        // The newest first; all pairs of a few points are enough, and hundreds of containers are looked at.
+        let step = recent.div_ceil(TREND_POINTS).max(1);
+        let newest = self.samples.iter().rev().take(recent).step_by(step);
+        let mut points: Vec<Sample> = newest.copied().collect();
+        points.reverse();
+        Some(Trend {
+            held_bytes: u64::from(last.current.saturating_sub(last.file)) * 1024,
+            bytes_per_second: growth(&points)?,
+            limit_bytes: self.last.and_then(|usage| usage.limit_bytes),
+        })
+    }
+
+    pub fn curve(&self) -> Curve {
+        let step = self.samples.len().div_ceil(POINTS).max(1);
+        // The last one is always in it: it is the nearest to what happened.
+        let skip = self.samples.len().saturating_sub(1) % step;
+        let points: Vec<Sample> = self.samples.iter().skip(skip).step_by(step).copied().collect();
+        let column = |of: fn(&Sample) -> u32| points.iter().map(|s| u64::from(of(s)) * 1024).collect();
+        Curve {
+            time: points.iter().map(|s| clock::wall(self.base_ns + u64::from(s.ms) * 1_000_000)).collect(),
+            current_bytes: column(|s| s.current),
+            anon_bytes: column(|s| s.anon),
+            file_bytes: column(|s| s.file),
+            shmem_bytes: column(|s| s.shmem),
+            kernel_bytes: column(|s| s.kernel),
+            growth_bytes_per_second: growth(&points),
+            pressure: pressure(&points),
+        }
+    }
+}
+
+/// Theil–Sen: half of the points may be anything (a start, a pause, a collection) and it still holds.
+fn growth(points: &[Sample]) -> Option<f64> {
+    if points.len() < SLOPE_MIN {
+        return None;
+    }
+    // Of kernel memory some is reclaimable, too, but it is little.
+    let held = |s: &Sample| f64::from(s.current.saturating_sub(s.file)) * 1024.0;
+    let mut slopes = Vec::with_capacity(points.len() * (points.len() - 1) / 2);
+    for (i, a) in points.iter().enumerate() {
+        for b in points[i + 1..].iter().filter(|b| b.ms > a.ms) {
+            slopes.push((held(b) - held(a)) * 1000.0 / f64::from(b.ms - a.ms));
+        }
+    }
+    let middle = slopes.len() / 2;
+    (!slopes.is_empty()).then(|| *slopes.select_nth_unstable_by(middle, f64::total_cmp).1)
+}
+
+fn pressure(points: &[Sample]) -> Option<f64> {
+    let (first, last) = (points.first()?, points.last()?);
+    let known = first.waited != u32::MAX && last.waited != u32::MAX && last.ms > first.ms;
+    known.then(|| {
+        (f64::from(last.waited.saturating_sub(first.waited)) / f64::from(last.ms - first.ms)).min(1.0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podopsy_model::memory::Pressure;
+
+    const S: u64 = 1_000_000_000;
+
+    fn filled(seconds: u64, anon: impl Fn(u64) -> u64) -> Ring {
+        let mut ring = Ring::default();
+        for second in 0..seconds {
+            let anon_bytes = anon(second);
+            let pressure = Some(Pressure { some_us: second * 250_000, full_us: 0 });
+            let usage = Usage {
+                current_bytes: anon_bytes + (5 << 20),
+                anon_bytes,
+                file_bytes: 5 << 20,
+                pressure,
+                ..Usage::default()
+            };
+            ring.push(7 * S + second * S, usage);
+        }
+        ring
+    }
+
+    #[test]
+    fn a_leak_has_its_rate_although_a_third_of_the_points_lie() {
+        let ring = filled(300, |s| if s % 3 == 0 { 50 << 20 } else { (10 << 20) + s * (1 << 20) });
+        let slope = ring.curve().growth_bytes_per_second.unwrap();
+        assert!((slope / f64::from(1 << 20) - 1.0).abs() < 0.1, "{slope}");
+    }
+
+    #[test]
+    fn a_ring_is_bounded_and_a_curve_short_with_the_last_point_in_it() {
+        let ring = filled(2000, |s| s << 20);
+        assert!(ring.samples.len() <= SAMPLES);
+        let curve = ring.curve();
+        assert!(curve.time.len() <= POINTS && curve.time.len() > POINTS / 2);
+        assert_eq!(curve.anon_bytes.last(), Some(&(1999 << 20)));
+        assert!((curve.pressure.unwrap() - 0.25).abs() < 0.01);
+        assert!((590.0..=600.0).contains(&curve.seconds()), "{}", curve.seconds());
+    }
+
+    #[test]
+    fn a_trend_is_of_the_last_minute() {
+        let ring = filled(300, |s| if s < 200 { s << 20 } else { 200 << 20 });
+        let trend = ring.trend().unwrap();
+        assert_eq!((trend.bytes_per_second, trend.held_bytes, trend.limit_bytes), (0.0, 200 << 20, None));
+        assert_eq!(filled(4, |s| s << 20).trend(), None);
+        assert!(filled(5, |s| s << 20).trend().is_some_and(|trend| trend.bytes_per_second > 1e6));
+    }
+
+    #[test]
+    fn few_points_have_no_slope_and_a_flat_line_none_to_speak_of() {
+        assert_eq!(filled(4, |s| s).curve().growth_bytes_per_second, None);
+        assert_eq!(filled(60, |_| 3 << 20).curve().growth_bytes_per_second, Some(0.0));
+        assert_eq!(Ring::default().curve(), Curve::default());
+    }
+}

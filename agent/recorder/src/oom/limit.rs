@@ -1,0 +1,246 @@
+//! Whose limit was met: by the kernel's log if it says so, else by counters, else by headroom. Pure.
+
+use crate::kernel_log::visit::Visit;
+use podopsy_model::incident::{How, Level, LevelState, Limit};
+use podopsy_model::memory::Counters;
+
+/// One level of the victim's hierarchy as it was read, with what its counters say about the kill.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub state: LevelState,
+    /// The path as the kernel prints it.
+    pub raw: Vec<u8>,
+    /// Since before the kill; None: not known.
+    pub since: Option<Counters>,
+}
+
+/// A cgroup this full may have been the one: a charge is made in batches of 64 pages a CPU.
+const FULL: f64 = 0.95;
+
+/// `visit`: the log's words on this kill; `in_cgroup`: its last line says that a cgroup's limit was met (or
+/// that none was); `levels` from the victim's up.
+pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[Reading]) -> Limit {
+    let mut limit = by_log(visit, in_cgroup, levels)
+        .or_else(|| by_counters(in_cgroup, levels))
+        .or_else(|| by_headroom(in_cgroup, levels))
+        .unwrap_or(Limit {
+            of: Level::Unknown,
+            how: How::Inferred,
+            by: "nothing that was there says it".into(),
+            path: None,
+            limit_bytes: None,
+            usage_bytes: None,
+        });
+    if let Some(memory) = visit.and_then(|visit| visit.memory).filter(|_| limit.path.is_some()) {
+        // Of that very moment: what is read later may have been freed already.
+        limit.limit_bytes = memory.limit_bytes;
+        limit.usage_bytes = Some(memory.usage_bytes);
+    }
+    limit
+}
+
+fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
+    const LOG: &str = "kernel log";
+    let Some(chosen) = visit.and_then(|visit| visit.chosen.as_ref()) else {
+        // The kill's own line is never kept back: "Out of memory:" is what it says when no cgroup was full.
+        return (in_cgroup == Some(false))
+            .then(|| machine(Level::Node, How::Inferred, "kernel log: the kill's line", levels));
+    };
+    match (chosen.constraint.as_str(), &chosen.oom_memcg) {
+        ("CONSTRAINT_CPUSET", _) => Some(machine(Level::Cpuset, How::Observed, LOG, levels)),
+        ("CONSTRAINT_MEMORY_POLICY", _) => Some(machine(Level::MemoryPolicy, How::Observed, LOG, levels)),
+        (_, Some(path)) => Some(match levels.iter().find(|level| level.raw == *path) {
+            Some(level) => of(level, How::Observed, LOG),
+            None => Limit {
+                of: podopsy_pods::paths::level(path),
+                how: How::Observed,
+                by: LOG.into(),
+                path: Some(podopsy_model::text::escape_bytes(path)),
+                limit_bytes: None,
+                usage_bytes: None,
+            },
+        }),
+        (_, None) if chosen.global => Some(machine(Level::Node, How::Observed, LOG, levels)),
+        // A name that could be read in two ways.
+        _ => None,
+    }
+}
+
+fn by_counters(in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
+    let rose = |of: fn(&Counters) -> u64| -> Vec<&Reading> {
+        levels.iter().filter(|level| level.since.is_some_and(|since| of(&since) > 0)).collect()
+    };
+    // v2 counts an OOM at the very cgroup whose limit was met.
+    match rose(|since| since.ooms.unwrap_or(0))[..] {
+        [] => {}
+        [one] => return Some(of(one, How::Observed, "memory.events.local")),
+        [first, ..] => return Some(of(first, How::Inferred, "memory.events.local, of several")),
+    }
+    // v1 counts charges that met a limit, most of which reclaim mends.
+    let limited: Vec<_> = rose(|since| since.limit_hits)
+        .into_iter()
+        .filter(|level| level.state.limit_bytes.is_some())
+        .collect();
+    match limited[..] {
+        [] => {}
+        [one] => return Some(of(one, How::Inferred, "memory.failcnt")),
+        _ => {
+            let fullest = limited.iter().max_by(|a, b| fullness(a).total_cmp(&fullness(b)))?;
+            return Some(of(fullest, How::Inferred, "memory.failcnt and headroom"));
+        }
+    }
+    // Every cgroup was looked at, and none was full.
+    let v2_knows = levels.len() > 1
+        && levels[..levels.len() - 1]
+            .iter()
+            .all(|level| level.since.is_some_and(|since| since.ooms == Some(0)));
+    (v2_knows && in_cgroup != Some(true))
+        .then(|| machine(Level::Node, How::Inferred, "memory.events.local of no level rose", levels))
+}
+
+fn by_headroom(in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
+    if let Some(full) = levels.iter().find(|level| fullness(level) >= FULL) {
+        return Some(of(full, How::Inferred, "headroom"));
+    }
+    let mut limited = levels.iter().filter(|level| level.state.limit_bytes.is_some());
+    let only = limited.next().filter(|_| limited.next().is_none() && in_cgroup == Some(true))?;
+    Some(of(only, How::Inferred, "the only limit there is"))
+}
+
+/// Usage by limit; 0 without a limit.
+fn fullness(level: &Reading) -> f64 {
+    match (level.state.usage_bytes, level.state.limit_bytes) {
+        (Some(usage), Some(limit)) if limit > 0 => usage as f64 / limit as f64,
+        _ => 0.0,
+    }
+}
+
+fn of(level: &Reading, how: How, by: &str) -> Limit {
+    Limit {
+        of: level.state.of,
+        how,
+        by: by.into(),
+        path: Some(level.state.path.clone()),
+        limit_bytes: level.state.limit_bytes,
+        usage_bytes: level.state.usage_bytes,
+    }
+}
+
+fn machine(of: Level, how: How, by: &str, levels: &[Reading]) -> Limit {
+    let node = levels.last().filter(|level| level.state.of == Level::Node).map(|level| &level.state);
+    Limit {
+        of,
+        how,
+        by: by.into(),
+        path: None,
+        limit_bytes: node.and_then(|node| node.limit_bytes),
+        usage_bytes: node.and_then(|node| node.usage_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel_log::line::{Charged, Chosen};
+
+    const MIB: u64 = 1 << 20;
+
+    fn level(of: Level, path: &str, usage: u64, limit: Option<u64>, since: Option<Counters>) -> Reading {
+        let state = LevelState {
+            of,
+            path: path.into(),
+            usage_bytes: Some(usage * MIB),
+            limit_bytes: limit.map(|limit| limit * MIB),
+            swap_bytes: Some(0),
+            headroom_bytes: None,
+            limit_hits: None,
+            oom_kills: None,
+        };
+        Reading { state, raw: path.as_bytes().to_vec(), since }
+    }
+
+    fn levels(v2: bool, rose: Option<usize>) -> Vec<Reading> {
+        let counters = |at: usize| {
+            let rose = u64::from(rose == Some(at));
+            Some(Counters { limit_hits: rose, ooms: v2.then_some(rose), ..Counters::default() })
+        };
+        vec![
+            level(Level::Container, "/k/pod1/c", 20, Some(64), counters(0)),
+            level(Level::Pod, "/k/pod1", 60, Some(64), counters(1)),
+            level(Level::Slice, "/k", 100, None, counters(2)),
+            level(Level::Node, "/", 900, Some(1000), None),
+        ]
+    }
+
+    fn visit(chosen: Chosen) -> Visit {
+        let memory = Some(Charged { usage_bytes: 64 * MIB, limit_bytes: Some(64 * MIB), hits: 3 });
+        Visit { chosen: Some(chosen), memory, ..Visit::default() }
+    }
+
+    #[test]
+    fn the_log_is_believed_first_with_its_own_numbers() {
+        let chosen = Chosen {
+            constraint: "CONSTRAINT_MEMCG".into(),
+            oom_memcg: Some(b"/k/pod1".to_vec()),
+            ..Chosen::default()
+        };
+        let limit = decide(Some(&visit(chosen.clone())), Some(true), &levels(true, Some(0)));
+        assert_eq!((limit.of, limit.how, limit.by.as_str()), (Level::Pod, How::Observed, "kernel log"));
+        assert_eq!((limit.usage_bytes, limit.limit_bytes), (Some(64 * MIB), Some(64 * MIB)));
+        // The levels may be gone: the path alone still says what it was.
+        let limit = decide(Some(&visit(chosen)), Some(true), &[]);
+        assert_eq!((limit.of, limit.path.as_deref()), (Level::Slice, Some("/k/pod1")));
+    }
+
+    #[test]
+    fn node_cpuset_and_policy_are_told_apart() {
+        for (constraint, expected) in [
+            ("CONSTRAINT_NONE", Level::Node),
+            ("CONSTRAINT_CPUSET", Level::Cpuset),
+            ("CONSTRAINT_MEMORY_POLICY", Level::MemoryPolicy),
+        ] {
+            let chosen = Chosen { constraint: constraint.into(), global: true, ..Chosen::default() };
+            let limit = decide(Some(&visit(chosen)), Some(false), &levels(true, None));
+            assert_eq!((limit.of, limit.how), (expected, How::Observed));
+            assert_eq!(limit.limit_bytes, Some(1000 * MIB), "the machine's, not a cgroup's");
+        }
+    }
+
+    #[test]
+    fn without_a_header_v2_counters_say_it_and_v1_counters_hint_at_it() {
+        let limit = decide(None, Some(true), &levels(true, Some(1)));
+        assert_eq!((limit.of, limit.how), (Level::Pod, How::Observed));
+        let limit = decide(None, Some(true), &levels(false, Some(0)));
+        assert_eq!(
+            (limit.of, limit.how, limit.by.as_str()),
+            (Level::Container, How::Inferred, "memory.failcnt")
+        );
+        let mut both = levels(false, Some(0));
+        both[1].since = both[0].since;
+        let limit = decide(None, Some(true), &both);
+        assert_eq!((limit.of, limit.by.as_str()), (Level::Pod, "memory.failcnt and headroom"));
+    }
+
+    #[test]
+    fn a_machine_that_is_full_is_known_by_what_did_not_happen() {
+        let limit = decide(None, None, &levels(true, None));
+        assert_eq!((limit.of, limit.how), (Level::Node, How::Inferred));
+        assert_eq!(decide(None, Some(false), &levels(false, None)).of, Level::Node);
+    }
+
+    #[test]
+    fn the_last_resort_is_headroom_and_then_the_truth() {
+        let mut levels = levels(false, None);
+        levels[0].state.usage_bytes = Some(63 * MIB);
+        let limit = decide(None, None, &levels);
+        assert_eq!((limit.of, limit.by.as_str()), (Level::Container, "headroom"));
+        assert_eq!(decide(None, None, &[]).of, Level::Unknown);
+    }
+
+    #[test]
+    fn names_that_lie_fall_back_to_counters() {
+        let chosen = Chosen { constraint: "CONSTRAINT_MEMCG".into(), ambiguous: true, ..Chosen::default() };
+        let limit = decide(Some(&visit(chosen)), Some(true), &levels(true, Some(0)));
+        assert_eq!((limit.of, limit.by.as_str()), (Level::Container, "memory.events.local"));
+    }
+}

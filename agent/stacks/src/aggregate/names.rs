@@ -1,0 +1,76 @@
+//! Stacks of numbers → stacks of frames.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use podopsy_wire::End;
+
+use super::incomplete::why;
+use super::stack::{Parts, kernel_addresses, parts, split, user_addresses};
+use super::{Comm, says};
+use crate::python::{self, Codes, Merge};
+use crate::symbolize::{Symbolizer, UserAddress};
+use podopsy_model::profile::Frame;
+use podopsy_model::text;
+
+/// Addresses to frames and comms to text, each looked up once.
+pub(super) struct Names<'a> {
+    pub symbolizer: &'a mut Symbolizer,
+    pub codes: &'a mut Codes,
+    pub user: HashMap<UserAddress, Arc<[Frame]>>,
+    pub texts: HashMap<Comm, Arc<str>>,
+}
+
+impl Names<'_> {
+    /// `stack` is `[head, kernel…, user…, python…]`, and was sampled `count` times.
+    pub fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
+        let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
+        let parts = parts(head);
+        let [.., python] = split(&parts, addresses);
+        let Parts { end, python_end, end_frame, .. } = parts;
+        let mut frames = Vec::with_capacity(addresses.len());
+        for (address, is_return) in kernel_addresses(stack) {
+            frames.extend_from_slice(&self.symbolizer.kernel(address, is_return));
+        }
+        let named = |address| {
+            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address));
+            Arc::clone(named)
+        };
+        let native: Vec<Arc<[Frame]>> = user_addresses(pid, stack).map(named).collect();
+        let ended_in =
+            native.get(end_frame).and_then(|named| named.last()).and_then(|frame| frame.module.clone());
+        let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(python::is_interpreter);
+        let calls = native.iter().filter(|named| is_interpreter(named)).count();
+        let (mut merge, lost) = Merge::new(self.codes, python, python_end, calls, end == End::Complete);
+        if let Some(reason) = lost {
+            self.codes.lose(reason, count);
+        }
+        for named in &native {
+            match named.split_last() {
+                // What was inlined into the interpreter is called from the Python function that it runs.
+                Some((interpreter, inlined)) if is_interpreter(named) => {
+                    let from = frames.len();
+                    frames.extend_from_slice(inlined);
+                    let python = merge.next();
+                    if !python.is_empty()
+                        && let Some(last) = frames[from..].last_mut()
+                    {
+                        last.inlined = false;
+                    }
+                    frames.extend(python);
+                    frames.push(interpreter.clone());
+                }
+                _ => frames.extend_from_slice(named),
+            }
+        }
+        frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
+        if frames.is_empty() {
+            frames.push(says("[no stack]"));
+        }
+        frames
+    }
+
+    pub fn text(&mut self, comm: &Comm) -> Arc<str> {
+        Arc::clone(self.texts.entry(*comm).or_insert_with(|| text::from_kernel(comm).into()))
+    }
+}

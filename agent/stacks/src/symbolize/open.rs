@@ -1,0 +1,138 @@
+//! Opens the file behind a mapping, which is the container's to choose: a symlink, a FIFO, a device, a huge hole.
+//!
+//! Must not know: ELF, caches. Nothing here reads the file's content.
+//!
+//! First the file is named without opening it (`O_PATH` has no side effects on devices and FIFOs), then looked at,
+//! and only a regular file is opened for reading.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::maps::{Area, Ground};
+
+/// The largest file that is looked into. The biggest shared libraries with debug information are near 2 GB.
+const MAX_FILE: u64 = 4 << 30;
+
+/// Why not, where that is so of the file for good: of the others the process may have ended, or mapped something else.
+pub const FOR_GOOD: [&str; 3] = ["file_on_fuse", "file_not_regular", "file_too_large"];
+
+/// Opens the very inode behind `area`, which lies on `ground`, or says by counter name why not.
+pub fn mapped_file(pid: u32, area: &Area, ground: Ground) -> Result<File, &'static str> {
+    if ground == Ground::Fuse {
+        return Err("file_on_fuse");
+    }
+    let named = match by_map_files(pid, area) {
+        Ok(file) => file,
+        // No CAP_SYS_ADMIN and no CAP_CHECKPOINT_RESTORE, or the mapping has moved.
+        Err(_) => by_path(pid, area)?,
+    };
+    readable(&named)
+}
+
+/// /proc/PID/map_files/START-END is a magic link to the mapped inode itself: right for deleted files, for other
+/// mount namespaces, and whatever was put at the path since.
+fn by_map_files(pid: u32, area: &Area) -> io::Result<File> {
+    name(Path::new(&format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end)))
+}
+
+/// By the path inside the process's root, if that is still the mapped file.
+fn by_path(pid: u32, area: &Area) -> Result<File, &'static str> {
+    let root = name(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| "file_out_of_reach")?;
+    let file = inside(&root, area.file_path()).map_err(|_| "file_out_of_reach")?;
+    let meta = file.metadata().map_err(|_| "file_out_of_reach")?;
+    let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    if (device, meta.ino()) != (area.device, area.inode) {
+        return Err("file_replaced");
+    }
+    Ok(file)
+}
+
+/// A reference to what `path` names for a process with this root, without opening it: no symlink leads out, and no
+/// magic link is followed.
+pub fn inside(root: &File, path: &[u8]) -> io::Result<File> {
+    // openat2 refuses any further flag beside O_PATH, where openat would ignore it.
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(File::from(openat2(root.as_fd(), Path::new(OsStr::from_bytes(path)), how)?))
+}
+
+/// A reference to what `path` names, without opening it.
+pub fn name(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
+}
+
+/// Opens for reading what an `O_PATH` descriptor names, if that is a regular file of a sane size.
+pub fn readable(named: &File) -> Result<File, &'static str> {
+    let meta = named.metadata().map_err(|_| "file_out_of_reach")?;
+    if !meta.is_file() {
+        return Err("file_not_regular");
+    }
+    if meta.len() > MAX_FILE {
+        return Err("file_too_large");
+    }
+    // O_NONBLOCK: a write lease (F_SETLEASE) held by the container would block the open for lease-break-time (45 s).
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(format!("/proc/self/fd/{}", named.as_raw_fd()))
+        .map_err(|_| "file_out_of_reach")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifo_or_a_device_is_never_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("libtrap.so");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // Would block for ever if it were opened.
+        assert_eq!(readable(&name(&fifo).unwrap()).unwrap_err(), "file_not_regular");
+        assert_eq!(readable(&name(Path::new("/dev/zero")).unwrap()).unwrap_err(), "file_not_regular");
+    }
+
+    #[test]
+    fn without_map_files_the_path_must_still_be_the_mapped_file() {
+        let areas = super::super::maps::read(std::process::id()).unwrap().areas;
+        let own = areas.into_iter().find(Area::is_file).unwrap();
+        assert!(by_map_files(std::process::id(), &own).is_ok() || !nix::unistd::geteuid().is_root());
+        assert!(by_path(std::process::id(), &own).is_ok());
+        let swapped = Area { inode: own.inode ^ 1, ..own };
+        assert_eq!(by_path(std::process::id(), &swapped).unwrap_err(), "file_replaced");
+        let gone = Area { path: b"/no/such/file".to_vec(), ..swapped };
+        assert_eq!(by_path(std::process::id(), &gone).unwrap_err(), "file_out_of_reach");
+    }
+
+    #[test]
+    fn a_symlink_cannot_lead_out_of_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("lib.so")).unwrap();
+        std::os::unix::fs::symlink("../../../../etc/passwd", dir.path().join("up.so")).unwrap();
+        let root = name(dir.path()).unwrap();
+        for path in [&b"/lib.so"[..], b"/up.so"] {
+            assert_eq!(inside(&root, path).unwrap_err().kind(), io::ErrorKind::NotFound, "{path:?}");
+        }
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "inside").unwrap();
+        for path in [&b"/lib.so"[..], b"/up.so", b"etc/passwd"] {
+            let file = readable(&inside(&root, path).unwrap()).unwrap();
+            assert_eq!(io::read_to_string(file).unwrap(), "inside", "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_hole_of_a_terabyte_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 40).unwrap();
+        assert_eq!(readable(&name(file.path()).unwrap()).unwrap_err(), "file_too_large");
+    }
+}

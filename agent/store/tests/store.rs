@@ -1,0 +1,172 @@
+//! The store under `kill -9`: a hundred runs that write as fast as they can, each killed at a random moment.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use podopsy_model::event::{OomTask, ProcessRef, Protocol};
+use podopsy_model::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, Owner};
+use podopsy_store::{Filter, GapReason, Limits, Reader, Shelf, Store};
+
+const RUNS: u64 = 100;
+/// What makes this test's program the one that is killed.
+const DIR: &str = "PODOPSY_TEST_STORE";
+const RUN: &str = "PODOPSY_TEST_RUN";
+
+fn lookup(name: &str) -> Event {
+    let detail = DnsTransaction {
+        name: Some(name.into()),
+        qtype: Some("A".into()),
+        server: ([10, 0, 0, 10], 53).into(),
+        protocol: Protocol::Udp,
+        id: 1,
+        latency_ns: 5,
+        outcome: Outcome::Servfail,
+        rcode: Some(2),
+        sends: 1,
+        malformed: None,
+        slow: false,
+        answer_dropped: false,
+    };
+    let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
+    let owner = Owner::default();
+    Event::new(Timestamp::now(), Kind::DnsFailure, "n", owner, process, Detail::Dns(detail), Losses::new())
+}
+
+/// A kill that every run tells again, as a restart does with what the kernel's log has.
+fn kill(number: u64, recovered: bool) -> Event {
+    let task = OomTask { pid: 9, tid: 9, comm: "app".into() };
+    let kill = OomKill {
+        victim: task.clone(),
+        trigger: task,
+        trigger_cgroup: Default::default(),
+        rss: None,
+        oom_score_adj: None,
+        kernel_stack: Vec::new(),
+        user_stack: Vec::new(),
+        incident: Some(format!("boot-{number}")),
+        limit: None,
+        already_dying: false,
+        recovered,
+    };
+    Event { kind: Kind::OomKill, detail: Detail::Oom(kill), ..lookup("") }
+}
+
+/// One run: says each event that may be told, until it is killed.
+#[test]
+#[ignore = "it is run, and killed, by the test below"]
+fn a_run_that_writes_until_it_is_killed() {
+    let (Ok(dir), Ok(run)) = (std::env::var(DIR), std::env::var(RUN)) else { return };
+    let run: u64 = run.parse().expect("a number");
+    let (store, mut told) = Store::start(Path::new(&dir), "boot", Limits::default()).expect("start");
+    std::thread::spawn(move || {
+        let _ = store.put(kill(run, false));
+        for before in 0..run {
+            let _ = store.put(kill(before, true));
+        }
+        for n in 0u64.. {
+            if store.put(lookup(&format!("{run}.{n}"))).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if n % 16 == 0 {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+    });
+    while let Some(stored) = told.recv_blocking() {
+        let (Some(id), Detail::Dns(lookup)) = (stored.id, &stored.event.detail) else { continue };
+        let line = format!("told {id} {} {}\n", lookup.name.as_deref().unwrap_or(""), stored.event.time);
+        std::io::stderr().write_all(line.as_bytes()).expect("say it");
+    }
+}
+
+#[test]
+fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut seed = 0x2545_f491_4f6c_dd1du64;
+    let mut told: BTreeMap<i64, (String, Timestamp)> = BTreeMap::new();
+    for run in 0..RUNS {
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "a_run_that_writes_until_it_is_killed", "--ignored", "--nocapture"])
+            .env(DIR, dir.path())
+            .env(RUN, run.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("run it");
+        let said = BufReader::new(child.stderr.take().expect("its words"));
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let (mut begun, life) = (None, Duration::from_micros(seed % 60_000));
+        // What it said before it was killed is read to the last whole line.
+        for line in said.split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line);
+            let Some(words) = text.strip_prefix("told ") else { continue };
+            let words: Vec<&str> = words.split(' ').collect();
+            let [id, name, time] = words[..] else { break };
+            let (Ok(id), Ok(time)) = (id.parse(), time.parse()) else { break };
+            assert!(told.insert(id, (name.to_owned(), time)).is_none(), "an id that was given twice: {id}");
+            let since = *begun.get_or_insert_with(Instant::now);
+            if since.elapsed() >= life {
+                // SIGKILL; some lines may still lie in the pipe.
+                let _ = child.kill();
+            }
+        }
+        let end = child.wait().expect("its end");
+        assert!(begun.is_some() && !end.success(), "run {run} was to be killed: {end:?}");
+    }
+
+    let file = dir.path().join("store.db");
+    let check = |with: &str| -> String {
+        let connection = rusqlite::Connection::open(&file).expect("open it");
+        connection.query_row(&format!("PRAGMA {with}"), [], |row| row.get(0)).expect("check it")
+    };
+    assert_eq!(check("integrity_check"), "ok");
+
+    let reader = Reader::of(dir.path());
+    let (mut names, mut kills, mut after) = (BTreeMap::new(), BTreeSet::new(), None);
+    loop {
+        let page = reader.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+        assert_eq!(page.unreadable, 0);
+        for item in page.items {
+            match item.parse::<Event>().expect("an event").detail {
+                Detail::Dns(lookup) => {
+                    let name = lookup.name.expect("its name");
+                    assert!(names.insert(name, item.id).is_none(), "stored twice: {}", item.id);
+                }
+                Detail::Oom(kill) => {
+                    assert!(!kill.recovered, "what was seen stays: {:?}", kill.incident);
+                    assert!(kills.insert(kill.incident.clone()), "stored twice: {:?}", kill.incident);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(told.len() as u64 > RUNS * 10, "{} were told: too few to say anything", told.len());
+    for (id, (name, _)) in &told {
+        assert_eq!(names.get(name), Some(id), "told and not in the file: {name}");
+    }
+    assert_eq!(kills.len() as u64, RUNS);
+
+    let gaps = reader.gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
+    assert_eq!(gaps.len() as u64, RUNS - 1, "one between any two runs");
+    for gap in &gaps {
+        assert_eq!(gap.reason, GapReason::Died);
+        assert!(gap.begin_ns <= gap.end_ns);
+        let inside = told.values().find(|(_, time)| {
+            let ns = time.as_nanosecond();
+            ns > i128::from(gap.begin_ns) && ns < i128::from(gap.end_ns)
+        });
+        assert_eq!(inside, None, "told of a time that is said to be a gap: {gap:?}");
+    }
+    println!("{RUNS} runs killed: {} told, {} in the file, {} gaps", told.len(), names.len(), gaps.len());
+}
