@@ -53,7 +53,7 @@ pub fn left(
         return Ok(None);
     }
     let reader = Reader::of(dir);
-    let kinds = kinds.iter().map(|kind| kind.word().to_owned()).collect();
+    let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
     let mut filter = Filter { kinds, newest_first: true, ..Filter::all(Shelf::Events) };
     let mut left = Events::default();
     loop {
@@ -75,7 +75,7 @@ pub fn left(
     left.events.reverse();
     let gaps = reader.gaps(from, Timestamp::now())?.into_iter().map(|gap| {
         let (from, until) = gap.span();
-        Gap { from, until, reason: gap.reason.word().to_owned(), lost: gap.lost }
+        Gap { from, until, reason: gap.reason.as_str().to_owned(), lost: gap.lost }
     });
     Ok(Some((left, gaps.collect())))
 }

@@ -28,7 +28,7 @@ impl Live {
             Detail::Dns(dns) => {
                 self.since_kill += 1;
                 let name = dns.name.as_deref().unwrap_or("(malformed)");
-                let what = format!("{name} → {}", dns.outcome.word());
+                let what = format!("{name} → {}", dns.outcome.as_str());
                 if self.seen.insert(format!("{pod} {what}")) {
                     println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
                 }
@@ -63,7 +63,7 @@ pub fn print(caught: &Caught, out: &Path) {
     for event in &of_checkout {
         if let Detail::Dns(dns) = &event.detail {
             let name = dns.name.clone().unwrap_or_default();
-            *failures.entry((name, dns.outcome.word())).or_default() += 1;
+            *failures.entry((name, dns.outcome.as_str())).or_default() += 1;
         }
     }
     let kills: Vec<&OomKill> = of_checkout

@@ -116,7 +116,7 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
     let mut wrong = Vec::new();
     for Ran { client, name, expected, pid } in ran {
         let found = of_process(seen, *pid);
-        let words: Vec<&str> = found.iter().map(|it| it.result.word()).collect();
+        let words: Vec<&str> = found.iter().map(|it| it.result.as_str()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
         for (event, _) in told(seen, *pid).filter(|(event, _)| pod_of(event) != "shop/clients/app") {
             wrong.push(format!("{title}: {client} {name}: of pod {:?}", pod_of(event)));

@@ -82,7 +82,7 @@ fn name_of(event: &Event) -> Option<String> {
         (Detail::Oom(kill), _) => Some(format!("kill of {}", kill.victim.pid)),
         (Detail::Dns(dns), _) => {
             let name = dns.name.as_ref().filter(|name| name.ends_with("killed.podopsy.test"))?;
-            Some(format!("{} of {name} with {}", event.kind.word(), dns.id))
+            Some(format!("{} of {name} with {}", event.kind.as_str(), dns.id))
         }
         _ => None,
     }

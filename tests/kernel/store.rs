@@ -129,7 +129,7 @@ fn a_disk_that_turns_read_only_is_survived() {
     until("store that is written again", || put(&store, &mut told, 1));
     let gaps = store.reader().gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
     let mut reasons: Vec<_> = gaps.iter().map(|gap| gap.reason).collect();
-    reasons.sort_by_key(|reason| reason.word());
+    reasons.sort_by_key(|reason| reason.as_str());
     assert_eq!(reasons, [GapReason::NotWritten, GapReason::Stopped]);
     assert_eq!(gaps.iter().map(|gap| gap.lost).sum::<u64>(), store.losses()["store_not_written"]);
 }

@@ -159,7 +159,7 @@ fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
     let mut feed = |message: &[u8]| {
         let it = answered_by(STATE_WAITING, message);
         assert_eq!(it.malformed.is_some(), it.outcome == Outcome::Malformed, "{it:?}");
-        let reason = it.malformed.unwrap_or_else(|| it.outcome.word().to_owned());
+        let reason = it.malformed.unwrap_or_else(|| it.outcome.as_str().to_owned());
         assert!(reason.len() < 600 && reason.chars().all(|c| !c.is_control()), "{reason}");
         // Numbers and quotations apart, reasons are few.
         let kind = reason.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().to_owned();

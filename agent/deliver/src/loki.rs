@@ -59,7 +59,7 @@ fn labels(event: &Event) -> BTreeMap<&'static str, &str> {
     let mut labels = BTreeMap::from([
         ("service_name", "podopsy"),
         ("node", event.node.as_str()),
-        ("kind", event.kind.word()),
+        ("kind", event.kind.as_str()),
     ]);
     if let Some(pod) = &event.pod {
         labels.insert("namespace", &pod.namespace);
@@ -87,14 +87,14 @@ fn metadata(event: &Event) -> BTreeMap<&'static str, String> {
     match &event.detail {
         Detail::Oom(kill) => metadata.extend(kill.incident.clone().map(|id| ("incident", id))),
         Detail::Sigkill(sigkill) => {
-            metadata.insert("sender", sigkill.by.word().to_owned());
+            metadata.insert("sender", sigkill.by.as_str().to_owned());
         }
         Detail::Dns(dns) => {
-            metadata.insert("outcome", dns.outcome.word().to_owned());
+            metadata.insert("outcome", dns.outcome.as_str().to_owned());
             metadata.extend(dns.name.clone().map(|name| ("dns_name", name)));
         }
         Detail::Lookup(lookup) => {
-            metadata.insert("outcome", lookup.result.word().to_owned());
+            metadata.insert("outcome", lookup.result.as_str().to_owned());
             metadata.insert("dns_name", lookup.name.clone());
         }
     }

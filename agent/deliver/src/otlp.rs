@@ -122,7 +122,7 @@ fn record(written: &Written) -> LogRecord {
         observed_time_unix_nano: nanoseconds(written.told),
         severity_number: severity.into(),
         severity_text: word.to_owned(),
-        event_name: format!("podopsy.{}", event.kind.word()),
+        event_name: format!("podopsy.{}", event.kind.as_str()),
         body: Some(AnyValue { value: Some(Value::StringValue(written.line.clone())) }),
         attributes: attributes(event),
         ..LogRecord::default()
@@ -156,7 +156,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
             attributes.extend(kill.incident.as_deref().map(|id| text("podopsy.incident.id", id)));
             attributes.push(text("podopsy.oom.trigger", &kill.trigger.comm));
         }
-        Detail::Sigkill(sigkill) => attributes.push(text("podopsy.sigkill.sender", sigkill.by.word())),
+        Detail::Sigkill(sigkill) => attributes.push(text("podopsy.sigkill.sender", sigkill.by.as_str())),
         Detail::Dns(dns) => {
             attributes.extend(dns.name.as_deref().map(|name| text("dns.question.name", name)));
             attributes.push(text("server.address", &dns.server.ip().to_string()));
@@ -168,7 +168,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
             attributes.push(text("network.transport", transport));
             attributes.push(double("podopsy.dns.duration", dns.latency_ns as f64 / 1e9));
             if event.kind == Kind::DnsFailure {
-                attributes.push(text("error.type", dns.outcome.word()));
+                attributes.push(text("error.type", dns.outcome.as_str()));
             }
         }
         Detail::Lookup(lookup) => {
@@ -176,7 +176,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
             attributes.push(double("podopsy.dns.duration", lookup.wait_ns as f64 / 1e9));
             attributes.push(number("podopsy.dns.queries", lookup.queries.into()));
             if lookup.result.is_failure() {
-                attributes.push(text("error.type", lookup.result.word()));
+                attributes.push(text("error.type", lookup.result.as_str()));
             }
         }
     }

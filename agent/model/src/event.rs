@@ -101,7 +101,7 @@ impl Kind {
         [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::DnsLookup, Kind::Sigkill];
 
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Kind::OomKill => "oom.kill",
             Kind::OomIncident => "oom.incident",
@@ -209,7 +209,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Noerror => "noerror",
             Outcome::Nxdomain => "nxdomain",
@@ -285,7 +285,7 @@ mod tests {
             Malformed,
             Other,
         ] {
-            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.word()));
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.as_str()));
         }
         for k in [
             Kind::OomKill,
@@ -295,7 +295,7 @@ mod tests {
             Kind::DnsLookup,
             Kind::Sigkill,
         ] {
-            assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.word()));
+            assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.as_str()));
         }
     }
 }

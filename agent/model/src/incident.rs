@@ -40,7 +40,7 @@ pub enum Level {
 
 impl Level {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Level::InsideContainer => "inside-container",
             Level::Container => "container",
@@ -156,7 +156,7 @@ pub enum Verdict {
 
 impl Verdict {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Verdict::SilentChildKill => "silent-child-kill",
             Verdict::RuntimeDisagrees => "runtime-disagrees",

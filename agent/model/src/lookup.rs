@@ -77,7 +77,7 @@ pub enum LookupResult {
 
 impl LookupResult {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             LookupResult::Answered => "answered",
             LookupResult::Nxdomain => "nxdomain",
@@ -199,7 +199,7 @@ mod tests {
         for outcome in [Outcome::Noerror, Outcome::Timeout, Outcome::Late, Outcome::Servfail, Outcome::Other]
         {
             let result = LookupResult::from(outcome);
-            assert_eq!(serde_json::to_string(&result).unwrap(), format!("{:?}", result.word()));
+            assert_eq!(serde_json::to_string(&result).unwrap(), format!("{:?}", result.as_str()));
         }
         assert!(!LookupResult::Answered.is_failure() && !LookupResult::Unseen.is_failure());
         assert!(LookupResult::Nodata.is_failure());

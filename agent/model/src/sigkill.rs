@@ -31,7 +31,7 @@ pub enum Sender {
 
 impl Sender {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Sender::Runtime => "runtime",
             Sender::Kubelet => "kubelet",
@@ -70,7 +70,7 @@ pub enum SigkillVerdict {
 
 impl SigkillVerdict {
     /// The word that stands in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             SigkillVerdict::SigkillNoOom => "sigkill-no-oom",
             SigkillVerdict::RuntimeSaysOom => "runtime-says-oom",
@@ -123,11 +123,11 @@ mod tests {
     fn words_are_those_of_the_json() {
         use Sender::*;
         for by in [Runtime, Kubelet, SystemdOomd, Systemd, HostProcess, SamePod, OtherPod, Kernel, Unknown] {
-            assert_eq!(serde_json::to_string(&by).unwrap(), format!("{:?}", by.word()));
+            assert_eq!(serde_json::to_string(&by).unwrap(), format!("{:?}", by.as_str()));
         }
         use SigkillVerdict::*;
         for verdict in [SigkillNoOom, RuntimeSaysOom, ContainerRunsOn] {
-            assert_eq!(serde_json::to_string(&verdict).unwrap(), format!("{:?}", verdict.word()));
+            assert_eq!(serde_json::to_string(&verdict).unwrap(), format!("{:?}", verdict.as_str()));
         }
     }
 }

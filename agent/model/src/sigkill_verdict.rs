@@ -2,7 +2,7 @@
 
 use crate::incident::RuntimeView;
 use crate::sigkill::{Sender, Sigkill, SigkillVerdict};
-use crate::verdict::word;
+use crate::verdict::container_state;
 
 /// None: nothing is known of the container.
 pub fn verdict(view: Option<&RuntimeView>) -> Option<SigkillVerdict> {
@@ -18,7 +18,7 @@ pub fn verdict(view: Option<&RuntimeView>) -> Option<SigkillVerdict> {
 /// In one line for people: `Error (137) in Kubernetes, but no OOM: SIGKILL from kubelet[812]`.
 pub fn explain(sigkill: &Sigkill) -> String {
     let from = format!("SIGKILL from {}", from(sigkill));
-    let said = sigkill.runtime.as_ref().map(word).unwrap_or_default();
+    let said = sigkill.runtime.as_ref().map(container_state).unwrap_or_default();
     match sigkill.verdict {
         Some(SigkillVerdict::SigkillNoOom) => format!("{said} in Kubernetes, but no OOM: {from}"),
         Some(SigkillVerdict::RuntimeSaysOom) => {
@@ -44,10 +44,10 @@ pub fn from(sigkill: &Sigkill) -> String {
                 (Some(pod), None) => format!("{}/{}", pod.namespace, pod.name),
                 (None, _) => "a container of no pod".to_owned(),
             };
-            format!("{} ({} {whose})", name(party), sigkill.by.word())
+            format!("{} ({} {whose})", name(party), sigkill.by.as_str())
         }
-        (by, Some(party)) if by.word() == party.process.comm => name(party),
-        (by, Some(party)) => format!("{} ({})", name(party), by.word()),
+        (by, Some(party)) if by.as_str() == party.process.comm => name(party),
+        (by, Some(party)) => format!("{} ({})", name(party), by.as_str()),
     }
 }
 

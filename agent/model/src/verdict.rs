@@ -33,7 +33,7 @@ fn was_first(incident: &Incident, view: &RuntimeView) -> bool {
 }
 
 /// Kubernetes' word in few words: `Running`, `OOMKilled (137)`, `Error (137)`, `Completed (0)`.
-pub fn word(view: &RuntimeView) -> String {
+pub fn container_state(view: &RuntimeView) -> String {
     match (view.state.as_str(), view.exit_code) {
         ("running", _) => "Running".to_owned(),
         (_, Some(code)) if !view.reason.is_empty() => format!("{} ({code})", view.reason),
@@ -159,7 +159,7 @@ const JUMP_TO: f64 = 0.95;
 
 /// What a verdict means, in one line for people.
 pub fn explain(verdict: Verdict, incident: &Incident) -> String {
-    let said = incident.runtime.as_ref().map(word).unwrap_or_default();
+    let said = incident.runtime.as_ref().map(container_state).unwrap_or_default();
     match verdict {
         Verdict::SilentChildKill => {
             "silent child kill: PID 1 lives on and the pod is Running, so Kubernetes shows no OOMKilled"

@@ -17,7 +17,7 @@ pub enum Qos {
 
 impl Qos {
     /// Kubernetes' own spelling (`status.qosClass`).
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Qos::Guaranteed => "Guaranteed",
             Qos::Burstable => "Burstable",

@@ -192,7 +192,7 @@ impl Room {
                 path: path.to_owned(),
             }
         });
-        Place { steps: steps.collect(), qos: name.qos.map(paths::Qos::word) }
+        Place { steps: steps.collect(), qos: name.qos.map(paths::Qos::as_str) }
     }
 
     /// By the path of a cgroup that may be gone.

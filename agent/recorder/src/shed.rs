@@ -20,7 +20,7 @@ impl Step {
         [Step::Profile, Step::Growth, Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures];
 
     /// In metrics, losses and the log.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Step::Profile => "profile",
             Step::Growth => "growth",
@@ -96,6 +96,6 @@ impl Shed {
 
     /// By loss counter.
     pub fn losses(&self) -> impl Iterator<Item = (String, u64)> {
-        self.tally().into_iter().map(|tally| (format!("shed_{}", tally.step.word()), tally.count))
+        self.tally().into_iter().map(|tally| (format!("shed_{}", tally.step.as_str()), tally.count))
     }
 }

@@ -50,7 +50,7 @@ pub fn matches(filter: &Filter, event: &Event) -> bool {
     let is = |wanted: &Option<String>, has: Option<&String>| {
         wanted.as_ref().is_none_or(|wanted| has.is_some_and(|has| has == wanted))
     };
-    (filter.kinds.is_empty() || filter.kinds.iter().any(|kind| kind == event.kind.word()))
+    (filter.kinds.is_empty() || filter.kinds.iter().any(|kind| kind == event.kind.as_str()))
         && is(&filter.namespace, pod.map(|pod| &pod.namespace))
         && (is(&filter.pod, pod.map(|pod| &pod.name)) || is(&filter.pod, pod.map(|pod| &pod.uid)))
         && is(&filter.container, event.container.as_ref().map(|container| &container.name))

@@ -24,12 +24,12 @@ pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, 
         if at >= PAIRS_MAX {
             return Err(Refusal::bad(format!("more than {PAIRS_MAX} parameters")));
         }
-        let Some(&parameter) = takes.iter().find(|one| one.word() == name) else {
-            let known: Vec<&str> = takes.iter().map(|one| one.word()).collect();
+        let Some(&parameter) = takes.iter().find(|one| one.as_str() == name) else {
+            let known: Vec<&str> = takes.iter().map(|one| one.as_str()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(Refusal::bad(format!("{}: no such parameter; there are: {known}", shown(&name))));
         };
-        let refuse = |why: &str| Refusal::bad(format!("{}={}: {why}", parameter.word(), shown(&value)));
+        let refuse = |why: &str| Refusal::bad(format!("{}={}: {why}", parameter.as_str(), shown(&value)));
         if value.is_empty() || value.len() > VALUE_MAX || value.contains('\0') {
             return Err(refuse("empty, longer than 1024 bytes, or with a NUL"));
         }
@@ -41,8 +41,8 @@ pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, 
             Parameter::From => filter.from = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Until => filter.until = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Kind => {
-                if !Kind::ALL.iter().any(|kind| kind.word() == value) {
-                    let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.word()).collect();
+                if !Kind::ALL.iter().any(|kind| kind.as_str() == value) {
+                    let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
                     return Err(refuse(&format!("use one of {}", all.join(", "))));
                 }
                 filter.kinds.push(value.into_owned());

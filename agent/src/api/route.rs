@@ -39,7 +39,7 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Parameter::From => "from",
             Parameter::Until => "until",

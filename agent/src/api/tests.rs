@@ -317,7 +317,7 @@ fn the_description_is_that_of_the_routes() {
         let parameters = get["parameters"].as_array().unwrap().iter();
         let mut described: Vec<&str> =
             parameters.filter(|one| one["in"] == "query").map(|one| one["name"].as_str().unwrap()).collect();
-        let mut takes: Vec<&str> = route.takes.iter().map(|one| one.word()).collect();
+        let mut takes: Vec<&str> = route.takes.iter().map(|one| one.as_str()).collect();
         described.sort_unstable();
         takes.sort_unstable();
         assert_eq!(described, takes, "{}", route.path);

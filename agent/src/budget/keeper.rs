@@ -74,7 +74,7 @@ fn tell(change: &Change) {
         Budget::Events => format!("{value:.0} a second"),
         Budget::Memory => format!("{:.0} MiB", value / f64::from(1 << 20)),
     };
-    let (what, used, allowed) = (change.step.word(), amount(change.used), amount(change.allowed));
+    let (what, used, allowed) = (change.step.as_str(), amount(change.used), amount(change.allowed));
     let budget = change.budget.words();
     match change.on {
         true => tracing::warn!(

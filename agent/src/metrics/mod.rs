@@ -171,7 +171,7 @@ impl Metrics {
             Kind::DnsLookup,
         ] {
             let count = counted.get(&kind).copied().unwrap_or(0);
-            events.count(vec![("kind", kind.word().to_owned())], count);
+            events.count(vec![("kind", kind.as_str().to_owned())], count);
         }
         let mut losses =
             Family::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
@@ -192,7 +192,7 @@ impl Metrics {
         let mut shed = Family::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
         let mut shedding = Family::gauge("podopsy_shedding", "1: this is left out at the moment.");
         for tally in lock(&self.shed).iter() {
-            let what = || vec![("what", tally.step.word().to_owned())];
+            let what = || vec![("what", tally.step.as_str().to_owned())];
             shed.count(what(), tally.count);
             shedding.number(what(), f64::from(u8::from(tally.on)));
         }
@@ -224,10 +224,10 @@ fn of_kills(book: &Book) -> Vec<Family> {
         kills.samples.push(Sample { labels: labels(key), value: Value::Count(series.oom_kills), exemplar });
         silent.count(labels(key), series.silent);
         for (level, count) in from_zero(&LEVELS, &series.incidents) {
-            incidents.count(and(key, "limit", level.word()), count);
+            incidents.count(and(key, "limit", level.as_str()), count);
         }
         for (sender, count) in from_zero(&SENDERS, &series.sigkills) {
-            sigkills.count(and(key, "sender", sender.word()), count);
+            sigkills.count(and(key, "sender", sender.as_str()), count);
         }
     }
     vec![kills, silent, incidents, sigkills]
@@ -264,10 +264,10 @@ fn of_dns(book: &Book) -> Vec<Family> {
         queries.count(labels(key), dns.queries);
         resends.count(labels(key), dns.resends);
         for outcome in OUTCOMES {
-            outcomes.count(and(key, "outcome", outcome.word()), dns.outcome(outcome));
+            outcomes.count(and(key, "outcome", outcome.as_str()), dns.outcome(outcome));
         }
         for (result, count) in from_zero(&RESULTS, &series.lookups_failed) {
-            failed.count(and(key, "result", result.word()), count);
+            failed.count(and(key, "result", result.as_str()), count);
         }
         futile.count(labels(key), series.futile);
         dropped.count(labels(key), dns.events_dropped);

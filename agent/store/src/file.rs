@@ -222,7 +222,7 @@ impl File {
 fn insert_gap(connection: &Connection, gap: Gap) -> Result<()> {
     connection.execute(
         "INSERT INTO gap (begin_ns, end_ns, reason, lost) VALUES (?1, ?2, ?3, ?4)",
-        params![gap.begin_ns, gap.end_ns, gap.reason.word(), gap.lost as i64],
+        params![gap.begin_ns, gap.end_ns, gap.reason.as_str(), gap.lost as i64],
     )?;
     connection.execute("DELETE FROM gap WHERE id <= (SELECT max(id) FROM gap) - ?1", [GAPS_MAX])?;
     Ok(())

@@ -147,7 +147,7 @@ impl GapReason {
     ];
 
     /// The word that stands in the file and in the JSON.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             GapReason::Stopped => "stopped",
             GapReason::Died => "died",

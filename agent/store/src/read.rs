@@ -218,7 +218,7 @@ impl Reader {
             )?;
             let gaps = statement.query_map((ns(from), ns(until), GAPS_MAX as i64), |row| {
                 let reason: String = row.get(2)?;
-                let reason = GapReason::ALL.into_iter().find(|one| one.word() == reason);
+                let reason = GapReason::ALL.into_iter().find(|one| one.as_str() == reason);
                 let lost = row.get::<_, i64>(3)?.unsigned_abs();
                 Ok(reason.map(|reason| (row.get(0), row.get(1), reason, lost)))
             })?;
@@ -318,7 +318,7 @@ fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
 /// Where all of these kinds of events are.
 fn share_of(kinds: &[String]) -> Option<Share> {
     let share =
-        |word: &String| Kind::ALL.into_iter().find(|kind| kind.word() == word.as_str()).map(Share::of);
+        |word: &String| Kind::ALL.into_iter().find(|kind| kind.as_str() == word.as_str()).map(Share::of);
     let first = kinds.first().and_then(share)?;
     kinds.iter().all(|kind| share(kind) == Some(first)).then_some(first)
 }

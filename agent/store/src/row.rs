@@ -156,7 +156,7 @@ impl Row {
         };
         let body = pack(&serde_json::to_vec(event).context("write an event as JSON")?)?;
         let mut row =
-            Row::new(Shelf::Events, share, event.kind.word(), (event.time, event.time), &owner, body);
+            Row::new(Shelf::Events, share, event.kind.as_str(), (event.time, event.time), &owner, body);
         (row.key, row.hearsay) = match (&event.incident, &event.detail) {
             (Some(incident), _) => (Some(format!("oom/{}", incident.id)), incident.recovered),
             (None, Detail::Oom(kill)) => {

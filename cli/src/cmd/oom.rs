@@ -132,7 +132,7 @@ async fn gather(
 async fn kept(from: &HistoryDir, gaps_since: Option<Timestamp>) -> anyhow::Result<(Events, Option<String>)> {
     const KINDS: [Kind; 2] = [Kind::OomIncident, Kind::Sigkill];
     if let Some(agent) = agent(from).await? {
-        let query: Query = KINDS.map(|kind| ("kind", kind.word().to_owned())).into();
+        let query: Query = KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into();
         match agent.events(&query, MOST).await {
             Ok(kept) => {
                 if let Some(since) = gaps_since {

@@ -215,7 +215,7 @@ impl Counts {
 
     /// `3 events (1 oom.kill, 2 dns.failure) in 31 s; nothing lost`.
     fn summary(&self, elapsed: Duration, lost: &Losses) -> String {
-        let kinds: Vec<String> = self.0.iter().map(|(k, count)| format!("{count} {}", k.word())).collect();
+        let kinds: Vec<String> = self.0.iter().map(|(k, count)| format!("{count} {}", k.as_str())).collect();
         let kinds = if kinds.is_empty() { String::new() } else { format!(" ({})", kinds.join(", ")) };
         format!(
             "{}{kinds} in {}; {}",

@@ -131,7 +131,7 @@ fn runtime(event: &Event, incident: &Incident) -> String {
     let after = view.asked_at.duration_since(event.time).as_secs_f64();
     let mut text = format!(
         "{}, {}, asked {after:.0} s after",
-        verdict::word(view),
+        verdict::container_state(view),
         units::plural(view.restarts.into(), "restart")
     );
     if let Some(started) = view.started_at {

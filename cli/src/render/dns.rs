@@ -90,7 +90,7 @@ pub fn told(lookup: &Lookup) -> String {
         "{} ({}{inferred}) → {} after {}, {queries} {one}{futile}{again} ({})",
         lookup.name,
         lookup.types.join(", "),
-        lookup.result.word(),
+        lookup.result.as_str(),
         units::nanoseconds(lookup.wait_ns),
         resolvers.join(", ")
     )
@@ -104,7 +104,7 @@ fn query(step: &Step) -> String {
         units::nanoseconds(step.sent_after_ns),
         step.name,
         step.qtype,
-        step.outcome.word(),
+        step.outcome.as_str(),
         units::nanoseconds(step.latency_ns),
         step.server
     )

@@ -64,7 +64,7 @@ impl Lines {
         let line = fixed(
             &[
                 &if self.dated { units::date(event.time) } else { units::clock(event.time) },
-                event.kind.word(),
+                event.kind.as_str(),
                 &pod(event),
                 event.container.as_ref().map_or("-", |container| container.name.as_str()),
                 &format!("{}[{}]", event.process.comm, event.process.pid),
@@ -153,7 +153,7 @@ fn dns(transaction: &DnsTransaction) -> String {
     let became = match (&transaction.malformed, transaction.outcome, transaction.rcode) {
         (Some(why), ..) => format!("malformed: {why}"),
         (None, Outcome::Other, Some(rcode)) => format!("rcode {rcode}"),
-        (None, outcome, _) => outcome.word().to_owned(),
+        (None, outcome, _) => outcome.as_str().to_owned(),
     };
     let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };
     let slow = if transaction.slow { ", slow" } else { "" };

@@ -148,7 +148,7 @@ fn rss_of_limit(incident: &Incident) -> String {
 
 fn kubernetes(incident: &Incident) -> String {
     let Some(view) = &incident.runtime else { return String::new() };
-    let word = verdict::word(view);
+    let word = verdict::container_state(view);
     let remark = incident.verdicts.iter().find_map(|verdict| match verdict {
         Verdict::SilentChildKill => Some("silent"),
         Verdict::RuntimeDisagrees => Some("no OOM"),

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use jiff::SignedDuration;
 use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
 use podopsy_model::sigkill_verdict;
-use podopsy_model::verdict::word;
+use podopsy_model::verdict::container_state;
 use podopsy_model::{Event, KnownBy};
 
 use super::oom::pod;
@@ -66,7 +66,8 @@ pub fn cells(event: &Event, sigkill: &Sigkill, more: u64) -> Vec<String> {
 
 /// `Error (137): SIGKILL, no OOM: kubelet[812]`.
 fn short(sigkill: &Sigkill) -> String {
-    let said = sigkill.runtime.as_ref().map(|view| format!("{}: ", word(view))).unwrap_or_default();
+    let said =
+        sigkill.runtime.as_ref().map(|view| format!("{}: ", container_state(view))).unwrap_or_default();
     let what = match sigkill.verdict {
         Some(SigkillVerdict::ContainerRunsOn) => "silent SIGKILL, no OOM",
         _ => "SIGKILL, no OOM",
@@ -100,7 +101,10 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &
     }
     put("signal", &code(sigkill.si_code))?;
     if let Some(view) = &sigkill.runtime {
-        put("runtime", &format!("{}, {}", word(view), units::plural(view.restarts.into(), "restart")))?;
+        put(
+            "runtime",
+            &format!("{}, {}", container_state(view), units::plural(view.restarts.into(), "restart")),
+        )?;
     }
     if event.known_by != KnownBy::Host {
         put("image", event.container.as_ref().map(|one| one.image.as_str()).unwrap_or_default())?;

@@ -22,7 +22,7 @@ pub enum Verdict {
 pub const ALLOWED: f64 = 0.02;
 
 impl Verdict {
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Verdict::Flat => "flat",
             Verdict::Unclear => "not clear",

@@ -78,7 +78,7 @@ pub fn table(samples: &[Sample]) -> (String, Verdict) {
             "| {name} | {first:.decimals$} | {last:.decimals$} | {:+.2} ± {:.2} | {} |",
             line.slope,
             2.0 * line.error,
-            verdict.word()
+            verdict.as_str()
         );
         worst = match (worst, verdict) {
             (Verdict::Grows, _) | (_, Verdict::Grows) => Verdict::Grows,

@@ -178,7 +178,7 @@ impl Tally {
         let of_name = at(&mut self.names, &lookup.name);
         of_name.lookups += 1;
         if lookup.result.is_failure() {
-            let word = LookupResult::word(lookup.result);
+            let word = LookupResult::as_str(lookup.result);
             *of_pod.failed.entry(word).or_default() += 1;
             *of_name.failed.entry(word).or_default() += 1;
         }
