@@ -239,7 +239,7 @@ fn with_rights_by_name_it_lacks_the_kernels_log_and_says_so() {
     // An emulated machine that names a node's stacks does nothing else, and its agent is over its budget.
     let profiles = !support::is_emulated();
     let keep_every = if profiles { "3s" } else { "60s" };
-    let patch = "components/named-rights/daemonset.yaml";
+    let patch = "components/explicit-capabilities/daemonset.yaml";
     let (node, victims, agent) = recording(Some(patch), keep_every);
     let (_pod, kill) = a_kill(&node, &victims, &agent);
     let Detail::Oom(kill) = &kill.detail else { panic!("no kill's facts: {kill:?}") };

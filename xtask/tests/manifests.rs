@@ -200,8 +200,8 @@ fn the_clusters_dns_is_asked_only_where_a_component_says_so() {
 }
 
 #[test]
-fn rights_by_name_come_instead_of_all_and_are_those_of_the_unit() {
-    let security = change("named-rights")["containers"][0]["securityContext"].clone();
+fn explicit_capabilities_replace_privileged_and_are_those_of_the_unit() {
+    let security = change("explicit-capabilities")["containers"][0]["securityContext"].clone();
     assert_eq!(
         (&security["privileged"], &security["capabilities"]["drop"][0]),
         (&false.into(), &"ALL".into())
@@ -211,4 +211,12 @@ fn rights_by_name_come_instead_of_all_and_are_those_of_the_unit() {
     for name in list(&security["capabilities"]["add"]).iter().map(text) {
         assert!(set.split(' ').any(|one| one.strip_prefix("CAP_") == Some(name)), "{name}: {set}");
     }
+}
+
+#[test]
+fn the_former_name_of_explicit_capabilities_still_works() {
+    let manifests = sh::root().join("manifests");
+    let alias = |folder: &str| documents(&manifests.join(folder).join("kustomization.yaml")).remove(0);
+    assert_eq!(list(&alias("overlays/named-rights")["resources"]), ["../explicit-capabilities"]);
+    assert_eq!(list(&alias("components/named-rights")["components"]), ["../explicit-capabilities"]);
 }
