@@ -118,7 +118,7 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
 }
 
 #[test]
-fn glibcs_search_for_an_external_name_is_one_lookup_with_its_futile_queries() {
+fn glibcs_search_for_an_external_name_is_one_lookup_with_its_search_path_misses() {
     let asked = ask_by_glibc(CLUSTER.to_owned(), &["api.example.com", "nxdomain-1.example.com", "cart"]);
     let results = &asked.results;
     assert!(
@@ -132,7 +132,7 @@ fn glibcs_search_for_an_external_name_is_one_lookup_with_its_futile_queries() {
     // In which order they are told depends on how long each was held.
     let facts = |name: &str| {
         let it = all.iter().find(|it| it.name == name).unwrap_or_else(|| panic!("{name}: {all:#?}"));
-        (it.result, it.queries, it.futile.queries, it.futile.names.len())
+        (it.result, it.queries, it.search_path_misses.queries, it.search_path_misses.names.len())
     };
     assert_eq!(facts("api.example.com"), (LookupResult::Answered, 8, 6, 3));
     assert_eq!(facts("nxdomain-1.example.com"), (LookupResult::Nxdomain, 8, 6, 3));
@@ -185,7 +185,7 @@ fn a_pods_lookup_is_one_with_its_pods_name_and_its_own_search_list() {
         assert_eq!((event.kind, event.process.comm.as_str()), (Kind::DnsLookup, "lookup"));
         assert_eq!(event.container.as_ref().map(|container| container.name.as_str()), Some("web"));
         assert_eq!(
-            (it.name.as_str(), it.result, it.queries, it.futile.queries),
+            (it.name.as_str(), it.result, it.queries, it.search_path_misses.queries),
             (name, result, 8, 6),
             "{it:#?}"
         );
@@ -206,7 +206,7 @@ fn a_search_that_ends_in_silence_is_one_timeout_and_says_what_was_seen_around_it
     let it = all[0];
     // What is sent again just after it counted as a timeout (a second, for both) is a query of its own.
     assert!((8..=10).contains(&it.queries), "{it:#?}");
-    assert_eq!((it.futile.queries, it.sends), (6, 10), "{it:#?}");
+    assert_eq!((it.search_path_misses.queries, it.sends), (6, 10), "{it:#?}");
     assert_eq!((it.name.as_str(), it.result), ("silent.example.com", LookupResult::Timeout));
     let diagnosis = it.diagnosis.as_ref().expect("a timeout has one");
     assert!(diagnosis.text.contains("no answer was seen to come"), "{diagnosis:?}");

@@ -168,7 +168,7 @@ impl Verdict {
 
 /// From a container's start to its OOM kill.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Life {
+pub struct Attempt {
     pub attempt: u32,
     pub seconds: f64,
 }
@@ -204,7 +204,8 @@ pub struct Incident {
     pub runtime: Option<RuntimeView>,
     pub verdicts: Vec<Verdict>,
     /// This container's lives that ended by an OOM kill of PID 1, this one last, as far as they were seen.
-    pub lives: Vec<Life>,
+    #[serde(rename = "lives")]
+    pub attempts: Vec<Attempt>,
     /// One line that the numbers carry, phrased as what was seen.
     pub advice: Option<String>,
     /// Nobody watched: this is what the kernel's log has of it.

@@ -27,7 +27,8 @@ pub struct Lookup {
     pub queries: u32,
     pub sends: u32,
     /// Queries for names that only the search path made.
-    pub futile: Futile,
+    #[serde(rename = "futile")]
+    pub search_path_misses: SearchPathMisses,
     /// Every server that was asked, in that order; at most 8.
     pub resolvers: Vec<SocketAddr>,
     /// The first 32 transactions, in the order in which they were sent; `queries` counts all.
@@ -120,7 +121,7 @@ impl From<Outcome> for LookupResult {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Futile {
+pub struct SearchPathMisses {
     pub queries: u32,
     /// At most 16.
     pub names: Vec<String>,

@@ -98,7 +98,7 @@ pub fn incident() -> Incident {
         qos: None,
         runtime: None,
         verdicts: Vec::new(),
-        lives: Vec::new(),
+        attempts: Vec::new(),
         advice: None,
         recovered: false,
     }

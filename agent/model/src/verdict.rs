@@ -52,7 +52,7 @@ const STEADY: f64 = 0.05;
 /// One line, phrased as what was seen; None: the numbers carry none.
 pub fn advice(incident: &Incident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
-    if let Some(line) = growth(incident, limit).or_else(|| lives(incident)) {
+    if let Some(line) = growth(incident, limit).or_else(|| attempts(incident)) {
         return Some(line);
     }
     let table =
@@ -114,13 +114,13 @@ fn growth(incident: &Incident, limit: u64) -> Option<String> {
     })
 }
 
-fn lives(incident: &Incident) -> Option<String> {
-    let all = &incident.lives;
-    let shortest = all.iter().map(|life| life.seconds).min_by(f64::total_cmp)?;
-    let longest = all.iter().map(|life| life.seconds).max_by(f64::total_cmp)?;
-    (all.len() >= LIVES_MIN).then(|| {
+fn attempts(incident: &Incident) -> Option<String> {
+    let all = &incident.attempts;
+    let shortest = all.iter().map(|attempt| attempt.seconds).min_by(f64::total_cmp)?;
+    let longest = all.iter().map(|attempt| attempt.seconds).max_by(f64::total_cmp)?;
+    (all.len() >= ATTEMPTS_MIN).then(|| {
         format!(
-            "met its limit in each of {} lives, {} to {} after its start",
+            "met its limit in each of {} attempts, {} to {} after its start",
             all.len(),
             time(shortest),
             time(longest)
@@ -129,7 +129,7 @@ fn lives(incident: &Incident) -> Option<String> {
 }
 
 /// Lives from which they are a pattern.
-const LIVES_MIN: usize = 3;
+const ATTEMPTS_MIN: usize = 3;
 
 /// The last sample was far from the limit: the curve has not seen what happened after it.
 fn jump(incident: &Incident, curve: &Curve, limit: u64) -> Option<String> {

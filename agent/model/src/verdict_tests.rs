@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::*;
-use crate::incident::{Life, ProcessRow, ProcessTable};
+use crate::incident::{Attempt, ProcessRow, ProcessTable};
 use crate::memory::Curve;
 use crate::testing::incident;
 
@@ -78,9 +78,9 @@ fn advice_says_what_was_seen_and_nothing_more() {
     // Too few points to speak of.
     one.curve = curve(5, |s| (s as u64) << 20, f64::from(1 << 20));
     assert_eq!(advice(&one), None);
-    one.lives =
-        [4.6, 5.2, 5.0].into_iter().zip(0..).map(|(seconds, attempt)| Life { attempt, seconds }).collect();
-    assert_eq!(advice(&one).unwrap(), "met its limit in each of 3 lives, 5 s to 5 s after its start");
+    one.attempts =
+        [4.6, 5.2, 5.0].into_iter().zip(0..).map(|(seconds, attempt)| Attempt { attempt, seconds }).collect();
+    assert_eq!(advice(&one).unwrap(), "met its limit in each of 3 attempts, 5 s to 5 s after its start");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::stacks::{Stacks, Unnamed};
 use crate::dns::counts;
 use crate::dns::flight::{Ended, Flight};
 use crate::growth::sampling::Growth;
-use crate::oom::Examiner;
+use crate::oom::OomExaminer;
 use crate::oom::tally::Tally;
 use crate::shed::{Shed, Step};
 use crate::sigkill;
@@ -39,7 +39,7 @@ pub struct Collector {
     pub dns: ring::Ring,
     pub signals: ring::Ring,
     pub kernel_kills: KernelKills,
-    pub sigkills: Arc<sigkill::Desk>,
+    pub sigkills: Arc<sigkill::SigkillCorrelator>,
     pub own_kills: Arc<AtomicU64>,
     pub kernel_losses: ring::Losses,
     pub flight: Flight,
@@ -59,7 +59,7 @@ pub struct Collector {
     pub tally: Tally,
     /// Kills while the recorder was down, of which only the number is known.
     pub missed_unknown: u64,
-    pub examiner: Arc<Examiner>,
+    pub examiner: Arc<OomExaminer>,
     pub growth: Option<Growth>,
     /// Losses of the packet socket, where that stands in for the dns probe.
     pub tap_losses: Arc<Mutex<Losses>>,

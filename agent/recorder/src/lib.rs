@@ -29,7 +29,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::oom::Desk;
+use crate::oom::IncidentBuilder;
 use crate::oom::recover::Missed;
 use crate::oom::state::boot_id;
 use crate::oom::tally::Tally;
@@ -190,7 +190,8 @@ impl Recorder {
         let losses = Arc::new(Mutex::new(Losses::new()));
         let stacks_unnamed = Arc::new(AtomicU64::new(0));
         let own_kills = Arc::new(AtomicU64::new(0));
-        let sigkills = sigkill::Desk::new(options.sigkill, &options.node, &boot_id(), pods.clone());
+        let sigkills =
+            sigkill::SigkillCorrelator::new(options.sigkill, &options.node, &boot_id(), pods.clone());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let shed = Arc::new(Shed::default());
         let lookups_evicted = Arc::new(AtomicU64::new(0));
@@ -277,7 +278,7 @@ impl Recorder {
             losses: losses.clone(),
             stacks_unnamed,
             examiner: room.examiner,
-            desk: Desk::new(&boot_id()),
+            incident_builder: IncidentBuilder::new(&boot_id()),
             sigkills,
             growth,
             saver: options.state_dir.map(|dir| Saver::new(dir, progress.clone(), room.missed.is_none())),

@@ -15,7 +15,7 @@ use crate::dns::gather::Lookups;
 use crate::growth::sampling::Growth;
 use crate::oom::recover::{self, Missed};
 use crate::oom::state::State;
-use crate::oom::{Desk, Examiner, Facts};
+use crate::oom::{Facts, IncidentBuilder, OomExaminer};
 use crate::sigkill;
 use podopsy_decode::{OomDecoded, SigkillDecoded};
 use podopsy_model::event::{OomTask, Rss};
@@ -53,9 +53,9 @@ pub struct Attribution {
     /// The newest losses of all stages.
     pub losses: Arc<Mutex<Losses>>,
     pub stacks_unnamed: Arc<AtomicU64>,
-    pub examiner: Arc<Examiner>,
-    pub desk: Desk,
-    pub sigkills: Arc<sigkill::Desk>,
+    pub examiner: Arc<OomExaminer>,
+    pub incident_builder: IncidentBuilder,
+    pub sigkills: Arc<sigkill::SigkillCorrelator>,
     /// None: growth is not sampled.
     pub growth: Option<Growth>,
     /// None: lookups are not asked for.
@@ -80,7 +80,7 @@ impl Attribution {
             for (mut event, boot_ns, facts) in recover::kills(&self.pods, &self.node, visit).await {
                 event.losses = self.losses();
                 self.growth.iter().for_each(|growth| growth.killed(&event));
-                self.desk.lay(&mut event, boot_ns, facts);
+                self.incident_builder.lay(&mut event, boot_ns, facts);
                 told.add(&event, boot_ns);
                 self.progress.sent(&event);
                 if events.send(event).await.is_err() {
@@ -91,7 +91,7 @@ impl Attribution {
         let mut save = tokio::time::interval(SAVE_EVERY);
         save.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let due = self.desk.due();
+            let due = self.incident_builder.due();
             let lookups_due = self.lookups.as_ref().and_then(Lookups::due);
             let event = tokio::select! {
                 record = records.recv() => match record {
@@ -122,7 +122,7 @@ impl Attribution {
                     continue;
                 }
                 _ = save.tick() => {
-                    let quiet = records.is_empty() && self.desk.due().is_none();
+                    let quiet = records.is_empty() && self.incident_builder.due().is_none();
                     let examiner = &self.examiner;
                     let now = || State::now(examiner.log_sequence());
                     let due = self.saver.as_mut().and_then(|saver| saver.round(quiet, now));
@@ -151,13 +151,13 @@ impl Attribution {
         let time_ns = kill.time_ns;
         let (mut event, facts) = self.oom(kill, stacks).await;
         self.growth.iter().for_each(|growth| growth.killed(&event));
-        self.desk.lay(&mut event, time_ns, facts);
+        self.incident_builder.lay(&mut event, time_ns, facts);
         event
     }
 
     /// Sends incidents on their way, each in a task of its own: a slow runtime holds up no kill.
     fn settle(&mut self, events: &mpsc::Sender<Event>, closing: &watch::Receiver<bool>, all: bool) {
-        for mut incident in self.desk.take_due(all) {
+        for mut incident in self.incident_builder.take_due(all) {
             if let Some((group, kills)) = incident.sequence().and_then(|first| self.examiner.outcome(first)) {
                 incident.complete(group, kills);
             }

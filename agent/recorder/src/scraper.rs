@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::dns::counts;
 use crate::memory::{Stretch, Trend};
-use crate::oom::Examiner;
+use crate::oom::OomExaminer;
 use crate::shed::{Shed, Tally};
 use podopsy_model::{DnsCounts, Losses, Owner};
 use podopsy_pods::Pods;
@@ -32,7 +32,7 @@ pub struct Scraper {
     pub(super) own_kills: Arc<AtomicU64>,
     pub(super) counts: counts::Shared,
     pub(super) pods: Arc<Pods>,
-    pub(super) examiner: Arc<Examiner>,
+    pub(super) examiner: Arc<OomExaminer>,
     pub(super) shed: Arc<Shed>,
 }
 

@@ -94,7 +94,7 @@ impl Metrics {
             }
             (Kind::DnsLookup, Detail::Lookup(lookup)) => {
                 let series = book.series(key, now);
-                series.futile += u64::from(lookup.futile.queries);
+                series.search_path_misses += u64::from(lookup.search_path_misses.queries);
                 if lookup.result.is_failure() {
                     *series.lookups_failed.entry(lookup.result).or_default() += 1;
                 }
@@ -247,7 +247,7 @@ fn of_dns(book: &Book) -> Vec<Family> {
     );
     let mut failed =
         Family::counter("podopsy_dns_lookups_failed", "Lookups as applications make them that failed.");
-    let mut futile = Family::counter(
+    let mut search_path_misses = Family::counter(
         "podopsy_dns_futile_queries",
         "Queries of failed lookups for names that only the search list made.",
     );
@@ -269,7 +269,7 @@ fn of_dns(book: &Book) -> Vec<Family> {
         for (result, count) in from_zero(&RESULTS, &series.lookups_failed) {
             failed.count(and(key, "result", result.as_str()), count);
         }
-        futile.count(labels(key), series.futile);
+        search_path_misses.count(labels(key), series.search_path_misses);
         dropped.count(labels(key), dns.events_dropped);
         hidden.count(and(key, "protocol", "dot"), dns.not_visible.tls);
         hidden.count(and(key, "protocol", "doh"), dns.not_visible.https);
@@ -279,7 +279,7 @@ fn of_dns(book: &Book) -> Vec<Family> {
             latency.samples.push(Sample { labels: labels(key), value, exemplar: None });
         }
     }
-    vec![queries, resends, outcomes, latency, failed, futile, hidden, dropped]
+    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped]
 }
 
 fn of_growth(book: &Book) -> [Family; 3] {

@@ -52,7 +52,7 @@ pub struct Series {
     pub sigkills: BTreeMap<Sender, u64>,
     pub dns: DnsCounts,
     pub lookups_failed: BTreeMap<LookupResult, u64>,
-    pub futile: u64,
+    pub search_path_misses: u64,
     /// Of the last minute.
     pub growth: Option<Trend>,
     touched: Option<Instant>,

@@ -138,9 +138,9 @@ fn runtime(event: &Event, incident: &Incident) -> String {
         let lived = event.time.duration_since(started);
         text += &format!("; started {:.0} s before the kill", lived.as_secs_f64());
     }
-    if !incident.lives.is_empty() {
-        let lives = incident.lives.iter().map(|life| format!("#{} {:.0} s", life.attempt, life.seconds));
-        text += &format!("\nstart to kill: {}", lives.collect::<Vec<_>>().join(", "));
+    if !incident.attempts.is_empty() {
+        let attempts = incident.attempts.iter().map(|one| format!("#{} {:.0} s", one.attempt, one.seconds));
+        text += &format!("\nstart to kill: {}", attempts.collect::<Vec<_>>().join(", "));
     }
     text
 }

@@ -78,7 +78,7 @@ pub fn told(lookup: &Lookup) -> String {
         NameKnownBy::Inferred => ", name inferred",
         NameKnownBy::ResolvConf | NameKnownBy::Query => "",
     };
-    let futile = match lookup.futile.queries {
+    let futile = match lookup.search_path_misses.queries {
         0 => String::new(),
         futile => format!(", {futile} of them futile"),
     };
@@ -159,7 +159,7 @@ pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &Summary) -> i
                 p90,
                 p99,
                 of.queries.to_string(),
-                of.futile_queries.to_string(),
+                of.search_path_misses.to_string(),
                 outcomes(&of.failed),
             ]);
         }
@@ -232,7 +232,7 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use podopsy_model::event::ProcessRef;
-    use podopsy_model::lookup::{Diagnosis, Futile, Saw, Verdict};
+    use podopsy_model::lookup::{Diagnosis, Saw, SearchPathMisses, Verdict};
     use podopsy_model::{Detail, Kind, KnownBy, Outcome, Owner};
     use podopsy_recorder::dns::lookups::summary::Tally;
 
@@ -260,7 +260,7 @@ mod tests {
             start: "2026-03-01T03:04:05.678Z".parse().unwrap(),
             queries: 8,
             sends: 9,
-            futile: Futile { queries: 6, names: vec![] },
+            search_path_misses: SearchPathMisses { queries: 6, names: vec![] },
             resolvers: vec!["10.96.0.10:53".parse().unwrap()],
             transactions: vec![step],
             search: None,

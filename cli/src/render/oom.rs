@@ -261,7 +261,7 @@ pub mod tests {
                 asked_at: time + SignedDuration::from_secs(2),
             }),
             verdicts: vec![Verdict::SilentChildKill],
-            lives: Vec::new(),
+            attempts: Vec::new(),
             advice: Some("grew by 60.0 MiB a minute over the last 59 s".into()),
             recovered: false,
         };

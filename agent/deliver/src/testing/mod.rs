@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use podopsy_model::event::{Detail, Event, Kind, ProcessRef};
-use podopsy_model::lookup::{Futile, Lookup, LookupResult, NameKnownBy, Saw};
+use podopsy_model::lookup::{Lookup, LookupResult, NameKnownBy, Saw, SearchPathMisses};
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use podopsy_model::{Incident, Losses};
 
@@ -54,7 +54,7 @@ fn written(owner: Owner, name: &str, second: i64) -> Arc<Written> {
         start: time,
         queries: 2,
         sends: 4,
-        futile: Futile::default(),
+        search_path_misses: SearchPathMisses::default(),
         resolvers: Vec::new(),
         transactions: Vec::new(),
         search: None,

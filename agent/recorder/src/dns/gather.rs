@@ -1,4 +1,4 @@
-//! Attributed queries → lookups: what the pure desk needs of the world is fetched here.
+//! Attributed queries → lookups: what the pure builder needs of the world is fetched here.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::DnsOptions;
 use crate::dns::lookups::diagnosis::{diagnose, growth};
-use crate::dns::lookups::{Closed, Desk, Process, Query};
+use crate::dns::lookups::{Closed, LookupBuilder, Process, Query};
 use crate::dns::network::counters::Looks;
 use crate::dns::network::resolv_conf::{Cache, Of};
 use podopsy_model::lookup::{LookupResult, Saw};
@@ -17,7 +17,7 @@ use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Outcome, Owner, Proces
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 
-/// What the desk gives back with a lookup.
+/// What the builder gives back with a lookup.
 struct Who {
     owner: Owner,
     process: ProcessRef,
@@ -26,7 +26,7 @@ struct Who {
 
 /// The lookups under way.
 pub struct Lookups {
-    desk: Desk<Who>,
+    builder: LookupBuilder<Who>,
     resolv: Cache,
     looks: Looks,
     pods: Arc<Pods>,
@@ -39,7 +39,7 @@ impl Lookups {
         let timeout_ns = options.timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         let proc_root = Path::new("/proc");
         Lookups {
-            desk: Desk::new(timeout_ns, saw, Default::default(), clock::wall),
+            builder: LookupBuilder::new(timeout_ns, saw, Default::default(), clock::wall),
             resolv: Cache::new(proc_root),
             looks: Looks::new(proc_root),
             pods,
@@ -84,12 +84,12 @@ impl Lookups {
             Of::Container { cgroup } => cgroup,
             Of::Process { pid, .. } => 1 << 63 | u64::from(pid),
         };
-        self.desk.add(process, share, query, resolv, who);
+        self.builder.add(process, share, query, resolv, who);
     }
 
     /// When the next one can be told.
     pub fn due(&self) -> Option<Instant> {
-        let wait = self.desk.due()?.saturating_sub(clock::boot_now_ns());
+        let wait = self.builder.due()?.saturating_sub(clock::boot_now_ns());
         Some(Instant::now() + Duration::from_nanos(wait))
     }
 
@@ -97,14 +97,14 @@ impl Lookups {
     pub fn take_due(&mut self, all: bool, node: &str, losses: &Losses) -> Vec<Event> {
         let resolv = &self.resolv;
         let known = |who: &Who| resolv.get(who.of, who.process.pid, 0, Vec::new);
-        let closed = self.desk.take_due(clock::boot_now_ns(), all, known);
+        let closed = self.builder.take_due(clock::boot_now_ns(), all, known);
         let told =
             closed.into_iter().filter(|closed| self.saw == Saw::All || closed.lookup.result.is_failure());
         told.map(|closed| self.event(closed, node, losses)).collect()
     }
 
     pub fn evicted(&self) -> u64 {
-        self.desk.evicted()
+        self.builder.evicted()
     }
 
     fn event(&self, closed: Closed<Who>, node: &str, losses: &Losses) -> Event {

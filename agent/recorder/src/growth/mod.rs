@@ -6,13 +6,13 @@
 //!
 //! Must not know: aya, the runtime, how anything is rendered. [`crate`] puts it together.
 
+mod candidates;
 mod report;
 pub(crate) mod sampling;
-mod suspects;
 mod window;
 
+pub use candidates::{CANDIDATES_MAX, Changes, ContainerKey, GrowthCandidates, RunningContainer};
 pub use report::report;
-pub use suspects::{Candidate, Changes, Key, SUSPECTS_MAX, Suspects};
 pub use window::{Slice, Stack, Window};
 
 /// One page fault in so many is a sample: a few hundred of a leak of 50 MiB, and too few to cost a busy node anything.

@@ -15,8 +15,8 @@ use anyhow::Context;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::growth::{self, Suspects};
-use crate::oom::Examiner;
+use crate::growth::{self, GrowthCandidates};
+use crate::oom::OomExaminer;
 use crate::shed::Shed;
 use podopsy_decode as decode;
 use podopsy_model::growth::GrowthProfile;
@@ -98,7 +98,7 @@ impl Drop for Inner {
 
 /// What all parts see.
 struct Shared {
-    suspects: Mutex<Suspects>,
+    candidates: Mutex<GrowthCandidates>,
     builder: Builder,
     bad_records: AtomicU64,
     queue_full: AtomicU64,
@@ -119,7 +119,7 @@ impl Instruments {
         self,
         probes: Weak<Mutex<Probes>>,
         pods: &Arc<Pods>,
-        examiner: &Arc<Examiner>,
+        examiner: &Arc<OomExaminer>,
         shed: &Arc<Shed>,
     ) -> anyhow::Result<Growth> {
         let Instruments { samples, requests, targets, tables } = self;
@@ -127,7 +127,7 @@ impl Instruments {
         let start = move || Builder::start(tables, growth::TABLES_BYTES, &Of::Cgroups(Vec::new()));
         let builder = tokio::task::spawn_blocking(start).await??;
         let shared = Arc::new(Shared {
-            suspects: Mutex::default(),
+            candidates: Mutex::default(),
             builder,
             bad_records: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
@@ -154,7 +154,7 @@ impl Growth {
     /// A container was killed: its next life is sampled from the start.
     pub fn killed(&self, event: &Event) {
         if let (Some(pod), Some(container)) = (&event.pod, &event.container) {
-            self.0.shared.suspects().killed((pod.uid.clone(), container.name.clone()));
+            self.0.shared.candidates().killed((pod.uid.clone(), container.name.clone()));
         }
     }
 
@@ -178,7 +178,7 @@ impl Growth {
             ("growth_queue", shared.queue_full.load(Relaxed)),
             ("growth_evicted", shared.evicted.load(Relaxed)),
             ("growth_unanswered", shared.unanswered.load(Relaxed)),
-            ("growth_suspects_left_out", shared.suspects().left_out()),
+            ("growth_suspects_left_out", shared.candidates().left_out()),
         ];
         let mut losses = Losses::from_iter(shared.builder.losses());
         losses.extend(own.map(|(name, count)| (name.to_owned(), count)));
@@ -188,8 +188,8 @@ impl Growth {
 }
 
 impl Shared {
-    fn suspects(&self) -> MutexGuard<'_, Suspects> {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    fn candidates(&self) -> MutexGuard<'_, GrowthCandidates> {
+        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

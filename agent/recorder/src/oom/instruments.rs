@@ -9,13 +9,13 @@ use crate::Options;
 use crate::kernel_log::{self, Backlog, Follower};
 use crate::memory::Sampler;
 use crate::memory::files::machine_oom_kills;
-use crate::oom::Examiner;
+use crate::oom::OomExaminer;
 use crate::oom::recover::{self, Missed};
 use crate::oom::state::State;
 use podopsy_pods::Pods;
 
 pub struct Room {
-    pub examiner: Arc<Examiner>,
+    pub examiner: Arc<OomExaminer>,
     /// The kernel's count of kills when the probes had just been attached.
     pub kills_at_start: Option<u64>,
     pub missed: Option<Missed>,
@@ -26,7 +26,7 @@ pub struct Room {
 /// To be called with the probes attached: what is killed from now on is theirs.
 pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     if !options.oom {
-        let examiner = Arc::new(Examiner::new(pods.clone(), None, None));
+        let examiner = Arc::new(OomExaminer::new(pods.clone(), None, None));
         return Ok(Room { examiner, kills_at_start: None, missed: None, degraded: None });
     }
     let kills_at_start = machine_oom_kills(Path::new("/proc"));
@@ -51,7 +51,7 @@ pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     let last = backlog.last;
     let missed = options.state_dir.as_deref().and_then(|dir| missed(dir, last, backlog));
     let sampler = Sampler::start(pods.clone())?;
-    let examiner = Arc::new(Examiner::new(pods.clone(), Some(sampler), log));
+    let examiner = Arc::new(OomExaminer::new(pods.clone(), Some(sampler), log));
     Ok(Room { examiner, kills_at_start, missed, degraded })
 }
 

@@ -1,10 +1,10 @@
 //! The autopsy: a kill that the probe saw, with the kernel's log, counters, the curve before it and the
 //! runtime's word put to it.
 //!
-//! Kill → [`Examiner::examine`] → [`Desk`] (all kills of one visit make one incident) → verdict → event.
+//! Kill → [`OomExaminer::examine`] → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
 //! Must not know: aya, how anything is rendered.
 
-mod desk;
+mod builder;
 pub(crate) mod instruments;
 mod levels;
 mod limit;
@@ -26,7 +26,7 @@ use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_system::clock::boot_now_ns;
 
-pub use desk::{Desk, Unsettled};
+pub use builder::{IncidentBuilder, PendingIncident};
 use levels::Before;
 
 /// How long after a kill the log's line on it may come. It is written by the killer, right after the probe has seen
@@ -49,7 +49,7 @@ pub struct Facts {
 }
 
 /// Puts facts to kills.
-pub struct Examiner {
+pub struct OomExaminer {
     pods: Arc<Pods>,
     sampler: Option<Sampler>,
     log: Option<Follower>,
@@ -57,17 +57,17 @@ pub struct Examiner {
     log_missed: AtomicBool,
 }
 
-impl std::fmt::Debug for Examiner {
+impl std::fmt::Debug for OomExaminer {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (sampler, log) = (self.sampler.is_some(), self.log.is_some());
-        to.debug_struct("Examiner").field("sampler", &sampler).field("log", &log).finish()
+        to.debug_struct("OomExaminer").field("sampler", &sampler).field("log", &log).finish()
     }
 }
 
-impl Examiner {
+impl OomExaminer {
     /// `sampler`, `log`: None where this machine (or this command) has none.
-    pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> Examiner {
-        Examiner { pods, sampler, log, dying: AtomicU64::new(0), log_missed: AtomicBool::new(false) }
+    pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> OomExaminer {
+        OomExaminer { pods, sampler, log, dying: AtomicU64::new(0), log_missed: AtomicBool::new(false) }
     }
 
     /// Reads what is still there at once, then waits a moment for the log.
@@ -153,7 +153,7 @@ impl Examiner {
     }
 
     /// Enters what was told of an incident, to be compared with the cgroups' own counters.
-    pub fn told(&self, incident: &Unsettled) {
+    pub fn told(&self, incident: &PendingIncident) {
         let (boot_ns, kills) = incident.told();
         let Some(sampler) = &self.sampler else { return };
         kills.into_iter().for_each(|(id, kills)| sampler.told(id, boot_ns, kills));

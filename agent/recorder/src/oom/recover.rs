@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::levels::{self, Before};
 use super::state::State;
-use super::{Desk, Facts, facts};
+use super::{Facts, IncidentBuilder, facts};
 use crate::kernel_log::visit::{Kill, Visit};
 use crate::kernel_log::{self, Backlog};
 use crate::memory::files::machine_oom_kills;
@@ -153,19 +153,19 @@ pub struct Past {
 pub async fn past(pods: &Arc<Pods>, node: &str) -> anyhow::Result<Past> {
     let counted = machine_oom_kills(std::path::Path::new("/proc"));
     let backlog = kernel_log::backlog(None)?;
-    let mut desk = Desk::new(&super::state::boot_id());
+    let mut builder = IncidentBuilder::new(&super::state::boot_id());
     for visit in backlog.visits {
         for (mut event, boot_ns, facts) in kills(pods, node, visit).await {
-            desk.lay(&mut event, boot_ns, facts);
+            builder.lay(&mut event, boot_ns, facts);
         }
     }
     // It is long past: the runtime knows what it knows.
     let (_closing, closing) = tokio::sync::watch::channel(true);
     let mut incidents = Vec::new();
-    for unsettled in desk.take_due(true) {
-        incidents.push(unsettled.settle(pods, closing.clone(), &Mutex::default()).await);
+    for incident in builder.take_due(true) {
+        incidents.push(incident.settle(pods, closing.clone(), &Mutex::default()).await);
     }
-    Ok(Past { incidents, boot: desk.boot().to_owned(), counted })
+    Ok(Past { incidents, boot: builder.boot().to_owned(), counted })
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub enum Scope {
 }
 
 /// Tells SIGKILLs.
-pub struct Desk {
+pub struct SigkillCorrelator {
     node: String,
     boot: String,
     scope: Scope,
@@ -50,10 +50,10 @@ pub struct Desk {
     own: AtomicU64,
 }
 
-impl Desk {
+impl SigkillCorrelator {
     /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
-    pub fn new(scope: Scope, node: &str, boot_id: &str, pods: Arc<Pods>) -> Arc<Desk> {
-        Arc::new(Desk {
+    pub fn new(scope: Scope, node: &str, boot_id: &str, pods: Arc<Pods>) -> Arc<SigkillCorrelator> {
+        Arc::new(SigkillCorrelator {
             node: node.to_owned(),
             boot: boot_id.chars().take(4).collect(),
             scope,
@@ -83,7 +83,7 @@ impl Desk {
 
     /// Tells one, some seconds later: `closing` says that there is no more time.
     pub fn tell(
-        self: &Arc<Desk>,
+        self: &Arc<SigkillCorrelator>,
         record: SigkillDecoded,
         events: mpsc::Sender<Event>,
         closing: watch::Receiver<bool>,
@@ -93,9 +93,9 @@ impl Desk {
             self.crowded.fetch_add(1, Relaxed);
             return;
         };
-        let desk = self.clone();
+        let correlator = self.clone();
         tokio::spawn(async move {
-            if let Some(event) = desk.event(record, closing, &losses).await {
+            if let Some(event) = correlator.event(record, closing, &losses).await {
                 // Nobody listens any more: that is their choice.
                 let _ = events.send(event).await;
             }

@@ -2,9 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::desk::Query;
+use super::builder::Query;
 use super::search::{self, Resolv};
-use podopsy_model::lookup::{Futile, LookupResult, NameKnownBy, Saw, Step};
+use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw, SearchPathMisses, Step};
 use podopsy_model::{Lookup, Outcome};
 
 const STEPS_MAX: usize = 32;
@@ -39,14 +39,14 @@ pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Times
     // An answered lookup ends when the answering name's questions have theirs: others were of no more interest.
     let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
     let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
-    let is_futile = |query: &&Query| {
+    let is_search_path_miss = |query: &&Query| {
         let own = query.name == name || answered == Some(query.name.as_str());
         let missed = matches!(query.transaction.outcome, Outcome::Nxdomain | Outcome::Nodata);
         !own && (missed || answered.is_some())
     };
-    let futile: Vec<&Query> = queries.iter().filter(is_futile).collect();
-    let mut futile_names = distinct(futile.iter().map(|query| query.name.as_str()));
-    futile_names.truncate(NAMES_MAX);
+    let misses: Vec<&Query> = queries.iter().filter(is_search_path_miss).collect();
+    let mut missed_names = distinct(misses.iter().map(|query| query.name.as_str()));
+    missed_names.truncate(NAMES_MAX);
     let mut resolvers = Vec::new();
     for query in queries {
         if !resolvers.contains(&query.transaction.server) && resolvers.len() < SERVERS_MAX {
@@ -65,9 +65,9 @@ pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Times
         start,
         queries: queries.len() as u32,
         sends: queries.iter().map(|query| query.transaction.sends.max(1)).sum(),
-        futile: Futile {
-            queries: futile.len() as u32,
-            names: futile_names.into_iter().map(str::to_owned).collect(),
+        search_path_misses: SearchPathMisses {
+            queries: misses.len() as u32,
+            names: missed_names.into_iter().map(str::to_owned).collect(),
         },
         resolvers,
         transactions: queries.iter().take(STEPS_MAX).map(|query| step(query, start_ns)).collect(),

@@ -18,7 +18,7 @@
 //!   without one by names that nest, `x.a.b` and `x.b`), if they lie at most a second apart, and if it is no question
 //!   that had been answered (positively or not) before it was sent: that is the next lookup of that name.
 //! - A timeout is known long after the client went on, and the query that it belongs to was sent first. So every lookup
-//!   is held for the time that makes a timeout, and one second, before it is told: `Desk::due`. While a question is open
+//!   is held for the time that makes a timeout, and one second, before it is told: `LookupBuilder::due`. While a question is open
 //!   (the last name has not been asked for, or A without AAAA), it is held for the client's further attempts, too: a query
 //!   that is sent again with its id times out that much later.
 //! - glibc asks for both types by TCP when one answer was truncated, and for everything once more, with twice the buffer,
@@ -31,13 +31,13 @@
 //! - Where only failures are recorded, an end that could have been an answer is `unseen`, and not told. An error that a
 //!   retry mended looks as if it had been the end: `saw` says that failures are all there was to see.
 
-mod desk;
+mod builder;
 pub mod diagnosis;
 mod judge;
 mod search;
 pub mod summary;
 
-pub use desk::{Closed, Desk, Process, Query};
+pub use builder::{Closed, LookupBuilder, Process, Query};
 pub use search::Resolv;
 
 #[cfg(test)]

@@ -87,8 +87,9 @@ pub struct OfPod {
     /// First query sent → last outcome.
     pub wait: Percentiles,
     pub queries: u64,
-    pub futile_queries: u64,
-    /// What the futile queries imply; null: there were none, or the search list is not known.
+    #[serde(rename = "futile_queries")]
+    pub search_path_misses: u64,
+    /// What the search-path misses imply; null: there were none, or the search list is not known.
     pub advice: Option<String>,
 }
 
@@ -126,8 +127,8 @@ struct Pod {
     failed: BTreeMap<&'static str, u64>,
     wait: Histogram,
     queries: u64,
-    futile: u64,
-    /// Futile queries of lookups that came to ask for the name itself.
+    search_path_misses: u64,
+    /// Search-path misses of lookups that came to ask for the name itself.
     savable: u64,
     search: Option<Search>,
     /// The fewest dots in such a name.
@@ -165,14 +166,14 @@ impl Tally {
         of_pod.lookups += 1;
         of_pod.wait.add(lookup.wait_ns);
         of_pod.queries += u64::from(lookup.queries);
-        of_pod.futile += u64::from(lookup.futile.queries);
-        if lookup.futile.queries > 0 {
+        of_pod.search_path_misses += u64::from(lookup.search_path_misses.queries);
+        if lookup.search_path_misses.queries > 0 {
             of_pod.search = lookup.search.clone().or(of_pod.search.take());
             let own = |step: &Step| step.name.eq_ignore_ascii_case(&lookup.name);
             if lookup.transactions.iter().any(own) {
                 let dots = super::search::dots(&lookup.name);
                 of_pod.dots = if of_pod.savable == 0 { dots } else { of_pod.dots.min(dots) };
-                of_pod.savable += u64::from(lookup.futile.queries);
+                of_pod.savable += u64::from(lookup.search_path_misses.queries);
             }
         }
         let of_name = at(&mut self.names, &lookup.name);
@@ -224,22 +225,22 @@ impl Pod {
             failed: self.failed.clone(),
             wait: self.wait.percentiles(),
             queries: self.queries,
-            futile_queries: self.futile,
+            search_path_misses: self.search_path_misses,
             advice: self.advice(pod),
         }
     }
 
     fn advice(&self, pod: &str) -> Option<String> {
-        let search = self.search.as_ref().filter(|_| self.futile > 0)?;
+        let search = self.search.as_ref().filter(|_| self.search_path_misses > 0)?;
         let (domains, ndots) = (search.domains.len(), search.ndots);
         let plural = if domains == 1 { "" } else { "s" };
         let seen = format!(
             "{} of {} queries of {pod} were search-path misses: ndots:{ndots} and {domains} search domain{plural}",
-            self.futile, self.queries
+            self.search_path_misses, self.queries
         );
         let saved = match self.savable {
             0 => return Some(seen),
-            all if all == self.futile => "them".to_owned(),
+            all if all == self.search_path_misses => "them".to_owned(),
             some => format!("{some} of them"),
         };
         Some(match self.dots {

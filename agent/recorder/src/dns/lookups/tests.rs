@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::desk::Limits;
+use super::builder::Limits;
 use super::*;
 use podopsy_model::event::Protocol;
 use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw};
@@ -55,18 +55,18 @@ fn both(name: &str, sent: u64, outcome: Outcome) -> Vec<Query> {
     vec![query(name, "A", sent, MS, outcome), query(name, "AAAA", sent, MS + 10, aaaa)]
 }
 
-fn new(saw: Saw) -> Desk<()> {
-    Desk::new(5 * S, saw, Limits::default(), |_| Timestamp::UNIX_EPOCH)
+fn new(saw: Saw) -> LookupBuilder<()> {
+    LookupBuilder::new(5 * S, saw, Limits::default(), |_| Timestamp::UNIX_EPOCH)
 }
 
 /// All lookups that these queries make, told in the order in which their outcomes were known.
 fn lookups_with(saw: Saw, resolv: Option<Arc<Resolv>>, mut queries: Vec<Query>) -> Vec<Lookup> {
     queries.sort_by_key(|query| query.done_ns);
-    let mut desk = new(saw);
+    let mut builder = new(saw);
     for query in queries {
-        desk.add(ONE, 1, query, resolv.clone(), || ());
+        builder.add(ONE, 1, query, resolv.clone(), || ());
     }
-    desk.take_due(0, true, |_| None).into_iter().map(|closed| closed.lookup).collect()
+    builder.take_due(0, true, |_| None).into_iter().map(|closed| closed.lookup).collect()
 }
 
 fn lookups(queries: Vec<Query>) -> Vec<Lookup> {
@@ -94,12 +94,12 @@ fn external(last: Outcome) -> Vec<Query> {
 }
 
 #[test]
-fn glibcs_external_name_is_one_lookup_with_six_futile_queries() {
+fn glibcs_external_name_is_one_lookup_with_six_search_path_misses() {
     let it = one(external(Outcome::Noerror));
     assert_eq!((it.name.as_str(), it.name_known_by), ("api.example.com", NameKnownBy::ResolvConf));
-    assert_eq!((it.result, it.queries, it.futile.queries), (LookupResult::Answered, 8, 6));
+    assert_eq!((it.result, it.queries, it.search_path_misses.queries), (LookupResult::Answered, 8, 6));
     assert_eq!(
-        (it.types, it.futile.names),
+        (it.types, it.search_path_misses.names),
         (vec!["A".to_owned(), "AAAA".to_owned()], EXPANDED.map(str::to_owned).to_vec())
     );
     assert_eq!((it.wait_ns, it.transactions.len(), it.resolvers), (7 * MS + 10, 8, vec![server(10)]));
@@ -109,7 +109,7 @@ fn glibcs_external_name_is_one_lookup_with_six_futile_queries() {
 fn the_same_that_fails_is_one_failure() {
     let it = one(external(Outcome::Nxdomain));
     assert_eq!((it.name.as_str(), it.result), ("api.example.com", LookupResult::Nxdomain));
-    assert_eq!((it.queries, it.futile.queries), (8, 6));
+    assert_eq!((it.queries, it.search_path_misses.queries), (8, 6));
     // One domain answers that it has other records, and glibc says so in the end.
     let mut queries = external(Outcome::Nxdomain);
     queries[2].transaction.outcome = Outcome::Nodata;
@@ -121,17 +121,23 @@ fn without_the_search_list_the_name_is_inferred() {
     let all = lookups_with(Saw::All, None, external(Outcome::Noerror));
     assert_eq!(all.len(), 1, "{all:#?}");
     assert_eq!((all[0].name.as_str(), all[0].name_known_by), ("api.example.com", NameKnownBy::Inferred));
-    assert_eq!((all[0].result, all[0].futile.queries, &all[0].search), (LookupResult::Answered, 6, &None));
+    assert_eq!(
+        (all[0].result, all[0].search_path_misses.queries, &all[0].search),
+        (LookupResult::Answered, 6, &None)
+    );
 }
 
 #[test]
 fn a_service_is_found_by_the_first_domain_and_named_as_asked() {
     let it = one(both("cart.shop.svc.cluster.local", 0, Outcome::Noerror));
-    assert_eq!((it.name.as_str(), it.futile.queries, it.result), ("cart", 0, LookupResult::Answered));
+    assert_eq!(
+        (it.name.as_str(), it.search_path_misses.queries, it.result),
+        ("cart", 0, LookupResult::Answered)
+    );
     let mut queries = both("Cart.Pay.shop.svc.cluster.local", 0, Outcome::Nxdomain);
     queries.extend(both("Cart.Pay.svc.cluster.local", 2 * MS, Outcome::Noerror));
     let it = one(queries);
-    assert_eq!((it.name.as_str(), it.futile.queries), ("Cart.Pay", 2));
+    assert_eq!((it.name.as_str(), it.search_path_misses.queries), ("Cart.Pay", 2));
 }
 
 #[test]
@@ -238,7 +244,7 @@ fn an_answer_that_its_socket_had_no_room_for_is_no_answer() {
 
 #[test]
 fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
-    let mut desk = new(Saw::All);
+    let mut builder = new(Saw::All);
     let mut queries = external(Outcome::Timeout);
     for query in &mut queries[6..] {
         // Sent again after five seconds, with the same id.
@@ -247,12 +253,15 @@ fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
         query.transaction.latency_ns += 10 * S;
     }
     for query in queries {
-        let told = desk.take_due(query.done_ns, false, |_| None);
+        let told = builder.take_due(query.done_ns, false, |_| None);
         assert!(told.is_empty(), "{told:#?}");
-        desk.add(ONE, 1, query, cluster(), || ());
+        builder.add(ONE, 1, query, cluster(), || ());
     }
-    let it = &desk.take_due(0, true, |_| None)[0].lookup;
-    assert_eq!((it.result, it.queries, it.sends, it.futile.queries), (LookupResult::Timeout, 8, 10, 6));
+    let it = &builder.take_due(0, true, |_| None)[0].lookup;
+    assert_eq!(
+        (it.result, it.queries, it.sends, it.search_path_misses.queries),
+        (LookupResult::Timeout, 8, 10, 6)
+    );
 }
 
 #[test]
@@ -315,17 +324,17 @@ fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_are_one() {
     let mut at_once = external(Outcome::Noerror);
     at_once.extend(external(Outcome::Noerror));
     let it = one(at_once);
-    assert_eq!((it.queries, it.futile.queries), (16, 12));
+    assert_eq!((it.queries, it.search_path_misses.queries), (16, 12));
 }
 
 #[test]
 fn another_process_is_another_lookup() {
-    let mut desk = new(Saw::All);
+    let mut builder = new(Saw::All);
     for pid in 1..=3 {
         let process = Process { pid, start_ns: 9 };
-        desk.add(process, 1, query("a.org", "A", 0, MS, Outcome::Nxdomain), cluster(), || ());
+        builder.add(process, 1, query("a.org", "A", 0, MS, Outcome::Nxdomain), cluster(), || ());
     }
-    assert_eq!(desk.take_due(0, true, |_| None).len(), 3);
+    assert_eq!(builder.take_due(0, true, |_| None).len(), 3);
 }
 
 #[test]
@@ -343,28 +352,32 @@ fn failures_alone_tell_only_what_failed_for_sure() {
 
 #[test]
 fn lookups_are_held_until_a_timeout_would_be_known() {
-    let mut desk = new(Saw::All);
+    let mut builder = new(Saw::All);
     for (qtype, due) in [("A", 12), ("AAAA", 7)] {
         // AAAA may still be under way, for another attempt of five seconds.
-        desk.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
-        assert_eq!(desk.due(), Some(due * S));
+        builder.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
+        assert_eq!(builder.due(), Some(due * S));
     }
-    assert!(desk.take_due(7 * S - 1, false, |_| None).is_empty());
-    assert_eq!(desk.take_due(7 * S, false, |_| cluster())[0].lookup.name_known_by, NameKnownBy::ResolvConf);
-    assert_eq!(desk.due(), None);
+    assert!(builder.take_due(7 * S - 1, false, |_| None).is_empty());
+    assert_eq!(
+        builder.take_due(7 * S, false, |_| cluster())[0].lookup.name_known_by,
+        NameKnownBy::ResolvConf
+    );
+    assert_eq!(builder.due(), None);
 }
 
 #[test]
 fn a_flood_costs_its_own_container_first_and_is_counted() {
     let limits = Limits { all: 60, per_container: 50 };
-    let mut desk: Desk<u64> = Desk::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
-    desk.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
+    let mut builder: LookupBuilder<u64> =
+        LookupBuilder::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
+    builder.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
     for i in 0..1000 {
         let flood = query(&format!("x{i}.org"), "A", i * MS, MS, Outcome::Nxdomain);
-        desk.add(ONE, 2, flood, None, || 2);
+        builder.add(ONE, 2, flood, None, || 2);
     }
-    assert_eq!((desk.evicted(), desk.due()), (950, Some(0)));
-    let all = desk.take_due(0, true, |_| None);
+    assert_eq!((builder.evicted(), builder.due()), (950, Some(0)));
+    let all = builder.take_due(0, true, |_| None);
     assert_eq!(all.iter().filter(|closed| closed.lookup.cut_short).count(), 950);
     assert_eq!((all.len(), all.iter().filter(|closed| closed.who == 1).count()), (1001, 1));
 }
@@ -387,7 +400,7 @@ fn wasted_queries_are_told_with_the_advice() {
     }
     tally.lookup("shop/api", &one(both("cart.shop.svc.cluster.local", 0, Outcome::Timeout)));
     let of_pod = &tally.summary(10).pods[0];
-    assert_eq!((of_pod.lookups, of_pod.queries, of_pod.futile_queries), (11, 82, 60));
+    assert_eq!((of_pod.lookups, of_pod.queries, of_pod.search_path_misses), (11, 82, 60));
     assert_eq!(of_pod.failed, [("timeout", 1)].into());
     assert_eq!(
         of_pod.advice.as_deref(),

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use crate::growth::{Candidate, Key};
+use crate::growth::{ContainerKey, RunningContainer};
 use crate::memory::Trend;
-use crate::oom::Examiner;
+use crate::oom::OomExaminer;
 use crate::shed::Step;
 use podopsy_model::KnownBy;
 use podopsy_pods::{Level, Pods};
@@ -30,9 +30,9 @@ pub(super) struct Watch {
     sampling: bool,
     shared: Arc<Shared>,
     pods: Arc<Pods>,
-    examiner: Arc<Examiner>,
+    examiner: Arc<OomExaminer>,
     /// Names of living containers, by cgroup.
-    keys: HashMap<u64, Option<Key>>,
+    keys: HashMap<u64, Option<ContainerKey>>,
     began: Instant,
     trends: HashMap<u64, Trend>,
     trends_at: Option<Instant>,
@@ -46,7 +46,7 @@ impl Watch {
         targets: Targets,
         shared: Arc<Shared>,
         pods: Arc<Pods>,
-        examiner: Arc<Examiner>,
+        examiner: Arc<OomExaminer>,
     ) -> Watch {
         Watch {
             probes,
@@ -81,15 +81,15 @@ impl Watch {
             let trend = |level: &Level| Some((level.id, self.examiner.trend(level.id)?));
             self.trends = levels.iter().filter_map(trend).collect();
         }
-        let candidate = |level: &Level| Candidate {
+        let candidate = |level: &Level| RunningContainer {
             id: level.id,
             key: self.keys.get(&level.id).cloned().flatten(),
             trend: self.trends.get(&level.id).copied(),
         };
-        let running: Vec<Candidate> = levels.iter().map(candidate).collect();
+        let running: Vec<RunningContainer> = levels.iter().map(candidate).collect();
         let (changes, none) = {
-            let mut suspects = self.shared.suspects();
-            (suspects.choose(&running, self.began.elapsed()), suspects.is_empty())
+            let mut candidates = self.shared.candidates();
+            (candidates.choose(&running, self.began.elapsed()), candidates.is_empty())
         };
         for id in &changes.removed {
             self.targets.remove(*id);
@@ -110,7 +110,7 @@ impl Watch {
 
     /// Names are of use only once somebody was killed.
     async fn learn_names(&mut self, levels: &[Level]) {
-        if !self.shared.suspects().remembers_kills() {
+        if !self.shared.candidates().remembers_kills() {
             return;
         }
         let alive: HashSet<u64> = levels.iter().map(|level| level.id).collect();

@@ -102,7 +102,7 @@ pub(super) struct Open<W> {
 
 /// All lookups under way. `W` is whatever the caller wants to have back with a lookup.
 #[derive(Debug)]
-pub struct Desk<W> {
+pub struct LookupBuilder<W> {
     hold_ns: u64,
     saw: Saw,
     limits: Limits,
@@ -117,10 +117,10 @@ pub struct Desk<W> {
     evicted: u64,
 }
 
-impl<W> Desk<W> {
+impl<W> LookupBuilder<W> {
     /// `timeout_ns`: how long a query waits until it is a timeout. `wall`: the boot clock's time as a wall clock's.
-    pub fn new(timeout_ns: u64, saw: Saw, limits: Limits, wall: fn(u64) -> Timestamp) -> Desk<W> {
-        Desk {
+    pub fn new(timeout_ns: u64, saw: Saw, limits: Limits, wall: fn(u64) -> Timestamp) -> LookupBuilder<W> {
+        LookupBuilder {
             hold_ns: timeout_ns.saturating_add(GAP_NS),
             saw,
             limits,

@@ -1,4 +1,4 @@
-//! Kills → incidents: all victims of one visit of the OOM killer lie on the desk together, and leave it once
+//! Kills → incidents: all victims of one visit of the OOM killer lie on the builder together, and leave it once
 //! the runtime has had time to notice.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +12,7 @@ use podopsy_model::verdict;
 use super::Facts;
 use podopsy_model::event::Detail;
 use podopsy_model::growth::GrowthProfile;
-use podopsy_model::incident::{Incident, Life, Victim};
+use podopsy_model::incident::{Attempt, Incident, Victim};
 use podopsy_model::{Event, Kind, Losses, OomKill};
 use podopsy_pods::{Container, Pods};
 
@@ -22,21 +22,21 @@ const SETTLE: Duration = Duration::from_millis(1500);
 const ASK_AGAIN: u32 = 3;
 /// Without the log: victims of the same trigger within so long are one incident's.
 const TOGETHER_NS: u64 = 100_000_000;
-/// Incidents on the desk; past that the oldest leaves early.
+/// Incidents on the builder; past that the oldest leaves early.
 const OPEN_MAX: usize = 1024;
 const VICTIMS_MAX: usize = 1024;
-/// Containers whose lives are remembered, and lives of each.
-const LIVES_OF_MAX: usize = 1024;
-const LIVES_MAX: usize = 20;
+/// Containers whose attempts are remembered, and attempts of each.
+const CONTAINERS_MAX: usize = 1024;
+const ATTEMPTS_MAX: usize = 20;
 
 /// Open incidents.
-pub struct Desk {
+pub struct IncidentBuilder {
     boot: String,
     open: VecDeque<Open>,
-    lives: Lives,
+    attempts: Attempts,
 }
 
-type Lives = Arc<Mutex<HashMap<(String, String), VecDeque<Life>>>>;
+type Attempts = Arc<Mutex<HashMap<(String, String), VecDeque<Attempt>>>>;
 
 struct Open {
     incident: Incident,
@@ -50,15 +50,19 @@ struct Open {
 }
 
 /// An incident that waits for the runtime's word.
-pub struct Unsettled {
+pub struct PendingIncident {
     open: Open,
-    lives: Lives,
+    attempts: Attempts,
 }
 
-impl Desk {
+impl IncidentBuilder {
     /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
-    pub fn new(boot_id: &str) -> Desk {
-        Desk { boot: boot_id.chars().take(4).collect(), open: VecDeque::new(), lives: Lives::default() }
+    pub fn new(boot_id: &str) -> IncidentBuilder {
+        IncidentBuilder {
+            boot: boot_id.chars().take(4).collect(),
+            open: VecDeque::new(),
+            attempts: Attempts::default(),
+        }
     }
 
     /// What ids of this boot begin with.
@@ -128,13 +132,13 @@ impl Desk {
     }
 
     /// Those that are due; all of them at the end.
-    pub fn take_due(&mut self, all: bool) -> Vec<Unsettled> {
+    pub fn take_due(&mut self, all: bool) -> Vec<PendingIncident> {
         let now = Instant::now();
         let over = self.open.len().saturating_sub(OPEN_MAX);
         let (mut due, mut open) = (Vec::new(), VecDeque::new());
         for (at, one) in self.open.drain(..).enumerate() {
             match all || at < over || one.due <= now {
-                true => due.push(Unsettled { open: one, lives: self.lives.clone() }),
+                true => due.push(PendingIncident { open: one, attempts: self.attempts.clone() }),
                 false => open.push_back(one),
             }
         }
@@ -166,13 +170,13 @@ fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Fact
         qos: facts.qos,
         runtime: None,
         verdicts: Vec::new(),
-        lives: Vec::new(),
+        attempts: Vec::new(),
         advice: None,
         recovered: kill.recovered,
     }
 }
 
-impl Unsettled {
+impl PendingIncident {
     /// The log's number of its first kill.
     pub fn sequence(&self) -> Option<u64> {
         self.open.sequence
@@ -225,9 +229,9 @@ impl Unsettled {
             }
             let _ = tokio::time::timeout(SETTLE, closing.wait_for(|&now| now)).await;
         }
-        let Unsettled { open: Open { mut incident, event, .. }, lives } = self;
+        let PendingIncident { open: Open { mut incident, event, .. }, attempts } = self;
         incident.verdicts = verdict::verdicts(&incident);
-        incident.lives = remember(&lives, &event, &incident);
+        incident.attempts = remember(&attempts, &event, &incident);
         incident.advice = verdict::advice(&incident);
         let losses = losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Event { kind: Kind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }
@@ -235,11 +239,11 @@ impl Unsettled {
 }
 
 /// Adds this life of the container, if it has ended, and gives all that are known.
-fn remember(lives: &Lives, event: &Event, incident: &Incident) -> Vec<Life> {
+fn remember(attempts: &Attempts, event: &Event, incident: &Incident) -> Vec<Attempt> {
     let (Some(pod), Some(container)) = (&event.pod, &event.container) else { return Vec::new() };
-    let mut all = lives.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = attempts.lock().unwrap_or_else(PoisonError::into_inner);
     let key = (pod.uid.clone(), container.name.clone());
-    if all.len() >= LIVES_OF_MAX && !all.contains_key(&key) {
+    if all.len() >= CONTAINERS_MAX && !all.contains_key(&key) {
         // The history on disk has the others.
         all.clear();
     }
@@ -248,11 +252,11 @@ fn remember(lives: &Lives, event: &Event, incident: &Incident) -> Vec<Life> {
         && let Some(started) = view.started_at
         && known.back().is_none_or(|last| last.attempt != container.attempt)
     {
-        known.push_back(Life {
+        known.push_back(Attempt {
             attempt: container.attempt,
             seconds: event.time.duration_since(started).as_secs_f64(),
         });
-        if known.len() > LIVES_MAX {
+        if known.len() > ATTEMPTS_MAX {
             known.pop_front();
         }
     }
@@ -324,30 +328,30 @@ mod tests {
 
     #[tokio::test]
     async fn a_visit_is_one_incident_and_the_next_visit_another() {
-        let mut desk = Desk::new("3f2a9c0d-51b7");
+        let mut builder = IncidentBuilder::new("3f2a9c0d-51b7");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 9)];
         for (event, sequence) in kills.iter_mut().zip([7, 7, 8]) {
-            desk.lay(event, 1000, facts(Some(sequence)));
+            builder.lay(event, 1000, facts(Some(sequence)));
         }
         assert_eq!([id(&kills[0]), id(&kills[1]), id(&kills[2])], ["3f2a-7", "3f2a-7", "3f2a-8"]);
-        assert!(desk.take_due(false).is_empty());
-        desk.open.iter_mut().for_each(|open| open.due = Instant::now());
+        assert!(builder.take_due(false).is_empty());
+        builder.open.iter_mut().for_each(|open| open.due = Instant::now());
         let victims: Vec<_> =
-            desk.take_due(false).iter().map(|one| one.open.incident.victims.len()).collect();
+            builder.take_due(false).iter().map(|one| one.open.incident.victims.len()).collect();
         assert_eq!(victims, [2, 1]);
-        assert_eq!(desk.due(), None);
+        assert_eq!(builder.due(), None);
     }
 
     #[tokio::test]
     async fn without_the_log_the_trigger_and_the_moment_make_an_incident() {
-        let mut desk = Desk::new("3f2a");
+        let mut builder = IncidentBuilder::new("3f2a");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 8), kill(4, 9)];
         for (event, ms) in kills.iter_mut().zip([1000, 1050, 1060, 2000]) {
-            desk.lay(event, ms * 1_000_000, facts(None));
+            builder.lay(event, ms * 1_000_000, facts(None));
         }
         let ids: Vec<_> = kills.iter().map(id).collect();
         assert_eq!(ids, ["3f2a-t1-1000", "3f2a-t1-1000", "3f2a-t3-1060", "3f2a-t4-2000"]);
         assert!(matches!(&kills[1].detail, Detail::Oom(kill) if kill.already_dying));
-        assert_eq!(desk.take_due(true).len(), 3);
+        assert_eq!(builder.take_due(true).len(), 3);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::memory::Trend;
 
 /// Containers that are sampled at a time.
-pub const SUSPECTS_MAX: usize = 16;
+pub const CANDIDATES_MAX: usize = 16;
 /// Containers that were killed and are remembered; past that, the one killed longest ago is forgotten.
 const KILLED_MAX: usize = 256;
 /// A container that has stopped to grow stays a suspect for so long: leaks pause.
@@ -20,14 +20,14 @@ const LIMIT_WITHIN: Duration = Duration::from_secs(1800);
 const HELD_SHARE: f64 = 0.25;
 
 /// What stays the same when a container restarts: its pod's uid and its name.
-pub type Key = (String, String);
+pub type ContainerKey = (String, String);
 
 /// A container that runs.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct RunningContainer {
     pub id: u64,
     /// None: not known, or not yet.
-    pub key: Option<Key>,
+    pub key: Option<ContainerKey>,
     pub trend: Option<Trend>,
 }
 
@@ -40,18 +40,18 @@ pub struct Changes {
 
 /// Those who are sampled, and why.
 #[derive(Debug, Default)]
-pub struct Suspects {
+pub struct GrowthCandidates {
     /// Containers that were killed, and the number of the kill.
-    killed: HashMap<Key, u64>,
+    killed: HashMap<ContainerKey, u64>,
     kills: u64,
     /// Cgroup id → when it was last worth it.
     current: HashMap<u64, Duration>,
     left_out: u64,
 }
 
-impl Suspects {
+impl GrowthCandidates {
     /// A container was OOM-killed: its next life is sampled from the start.
-    pub fn killed(&mut self, key: Key) {
+    pub fn killed(&mut self, key: ContainerKey) {
         self.kills += 1;
         self.killed.insert(key, self.kills);
         if self.killed.len() > KILLED_MAX
@@ -71,13 +71,13 @@ impl Suspects {
         self.current.is_empty()
     }
 
-    /// Suspects that were not sampled because there were too many: the most there were at a time.
+    /// Candidates that were not sampled because there were too many: the most there were at a time.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
     /// Chooses among all that run, at a time since any start.
-    pub fn choose(&mut self, running: &[Candidate], now: Duration) -> Changes {
+    pub fn choose(&mut self, running: &[RunningContainer], now: Duration) -> Changes {
         // The most urgent first: killed before (by the newest kill), then by the time that is left.
         let mut ranked: Vec<(f64, u64)> = Vec::new();
         for one in running {
@@ -96,8 +96,8 @@ impl Suspects {
             ranked.push((rank, one.id));
         }
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        self.left_out = self.left_out.max(ranked.len().saturating_sub(SUSPECTS_MAX) as u64);
-        ranked.truncate(SUSPECTS_MAX);
+        self.left_out = self.left_out.max(ranked.len().saturating_sub(CANDIDATES_MAX) as u64);
+        ranked.truncate(CANDIDATES_MAX);
         let chosen: HashSet<u64> = ranked.into_iter().map(|(_, id)| id).collect();
         let mut changes = Changes::default();
         self.current.retain(|id, _| {
@@ -132,13 +132,13 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn container(id: u64, held: u64, rate: f64) -> Candidate {
+    fn container(id: u64, held: u64, rate: f64) -> RunningContainer {
         let trend = Trend { held_bytes: held * MIB, bytes_per_second: rate, limit_bytes: Some(64 * MIB) };
-        Candidate { id, key: None, trend: Some(trend) }
+        RunningContainer { id, key: None, trend: Some(trend) }
     }
 
-    fn named(id: u64, name: &str) -> Candidate {
-        Candidate { id, key: Some(("uid".into(), name.into())), trend: None }
+    fn named(id: u64, name: &str) -> RunningContainer {
+        RunningContainer { id, key: Some(("uid".into(), name.into())), trend: None }
     }
 
     fn seconds(count: u64) -> Duration {
@@ -147,57 +147,57 @@ mod tests {
 
     #[test]
     fn who_grows_towards_the_limit_is_a_suspect_and_stays_one_for_a_while() {
-        let mut suspects = Suspects::default();
+        let mut candidates = GrowthCandidates::default();
         let young = container(1, 8, 1e6);
         let slow = container(2, 32, 100.0);
         let flat = container(3, 60, 0.0);
         let leak = container(4, 20, 1e5);
-        let unlimited = Candidate {
+        let unlimited = RunningContainer {
             trend: leak.trend.map(|trend| Trend { limit_bytes: None, ..trend }),
             ..container(5, 20, 1e5)
         };
         let all = [young, slow, flat, leak, unlimited];
-        assert_eq!(suspects.choose(&all, seconds(1)), Changes { added: vec![4], removed: vec![] });
-        assert_eq!(suspects.choose(&all, seconds(2)), Changes::default());
+        assert_eq!(candidates.choose(&all, seconds(1)), Changes { added: vec![4], removed: vec![] });
+        assert_eq!(candidates.choose(&all, seconds(2)), Changes::default());
         let paused = [container(4, 20, 0.0)];
-        assert_eq!(suspects.choose(&paused, seconds(500)), Changes::default());
-        assert_eq!(suspects.choose(&paused, seconds(700)), Changes { added: vec![], removed: vec![4] });
+        assert_eq!(candidates.choose(&paused, seconds(500)), Changes::default());
+        assert_eq!(candidates.choose(&paused, seconds(700)), Changes { added: vec![], removed: vec![4] });
     }
 
     #[test]
     fn who_was_killed_is_sampled_in_its_next_life_from_the_start() {
-        let mut suspects = Suspects::default();
-        assert!(!suspects.remembers_kills());
-        assert_eq!(suspects.choose(&[named(1, "api"), named(2, "web")], seconds(1)), Changes::default());
-        suspects.killed(("uid".into(), "api".into()));
-        assert!(suspects.remembers_kills());
-        let next = suspects.choose(&[named(3, "api"), named(2, "web")], seconds(2));
+        let mut candidates = GrowthCandidates::default();
+        assert!(!candidates.remembers_kills());
+        assert_eq!(candidates.choose(&[named(1, "api"), named(2, "web")], seconds(1)), Changes::default());
+        candidates.killed(("uid".into(), "api".into()));
+        assert!(candidates.remembers_kills());
+        let next = candidates.choose(&[named(3, "api"), named(2, "web")], seconds(2));
         assert_eq!(next, Changes { added: vec![3], removed: vec![] });
         // It is gone, and its successor takes its place.
-        let next = suspects.choose(&[named(4, "api")], seconds(3));
+        let next = candidates.choose(&[named(4, "api")], seconds(3));
         assert_eq!(next, Changes { added: vec![4], removed: vec![3] });
     }
 
     #[test]
     fn there_are_never_too_many_and_the_most_urgent_are_taken() {
-        let mut suspects = Suspects::default();
+        let mut candidates = GrowthCandidates::default();
         let mut all: Vec<_> = (1..=30).map(|id| container(id, 32, 2e4 * id as f64)).collect();
-        let first = suspects.choose(&all, seconds(1));
-        assert_eq!((first.added.len(), suspects.left_out()), (SUSPECTS_MAX, 14));
+        let first = candidates.choose(&all, seconds(1));
+        assert_eq!((first.added.len(), candidates.left_out()), (CANDIDATES_MAX, 14));
         assert!(first.added.iter().all(|id| *id > 14), "{:?}", first.added);
-        suspects.killed(("uid".into(), "api".into()));
+        candidates.killed(("uid".into(), "api".into()));
         all.push(named(99, "api"));
-        let next = suspects.choose(&all, seconds(2));
+        let next = candidates.choose(&all, seconds(2));
         assert_eq!(next, Changes { added: vec![99], removed: vec![15] });
     }
 
     #[test]
     fn the_memory_of_kills_is_bounded() {
-        let mut suspects = Suspects::default();
+        let mut candidates = GrowthCandidates::default();
         for number in 0..1000 {
-            suspects.killed(("uid".into(), number.to_string()));
+            candidates.killed(("uid".into(), number.to_string()));
         }
-        assert_eq!(suspects.killed.len(), KILLED_MAX);
-        assert!(suspects.killed.contains_key(&("uid".to_owned(), "999".to_owned())));
+        assert_eq!(candidates.killed.len(), KILLED_MAX);
+        assert!(candidates.killed.contains_key(&("uid".to_owned(), "999".to_owned())));
     }
 }
