@@ -284,7 +284,7 @@ fn without_any_recorder_the_log_and_the_runtime_still_tell() {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let past = runtime.block_on(async {
         let pods = Pods::start(pods_of(&node)).await.expect("name pods");
-        recover::past(&pods, "test-node").await.expect("read the kernel's log")
+        recover::past_incidents(&pods, "test-node").await.expect("read the kernel's log")
     });
     let found = incident_in(&past.incidents, "shop", "ledger");
     // The one thing that cannot be told without a header is the pod.

@@ -10,18 +10,18 @@ use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
 use podopsy_model::{Event, Kind, KnownBy};
 use podopsy_recorder::Options;
-use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::sigkill::SigkillScope;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
-fn sigkills(scope: Scope) -> Options {
+fn sigkills(scope: SigkillScope) -> Options {
     Options { oom: true, dns: None, sigkill: scope, ..options() }
 }
 
 fn everywhere() -> Recording {
-    Recording::start(sigkills(Scope::AllProcesses), no_runtime())
+    Recording::start(sigkills(SigkillScope::AllProcesses), no_runtime())
 }
 
 fn killed(events: &[Event], pid: u32) -> Option<(&Event, &Sigkill)> {
@@ -91,7 +91,7 @@ fn spend_cpu_time(cgroup: &MemoryCgroup) -> u32 {
 }
 
 fn watching(node: &Node) -> Recording {
-    Recording::start(sigkills(Scope::Containers), pods_of(node))
+    Recording::start(sigkills(SigkillScope::Containers), pods_of(node))
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::dns::counts;
 use crate::dns::flight::{Ended, Flight};
 use crate::growth::sampling::Growth;
 use crate::oom::OomExaminer;
-use crate::oom::tally::Tally;
+use crate::oom::reconcile::KillReconciler;
 use crate::shed::{Shed, Step};
 use crate::sigkill;
 use podopsy_decode::{self as decode, dns::DnsMessage};
@@ -56,7 +56,7 @@ pub struct Collector {
     pub losses: Arc<Mutex<Losses>>,
     /// Victims that the probe saw.
     pub kills: u64,
-    pub tally: Tally,
+    pub tally: KillReconciler,
     /// Kills while the recorder was down, of which only the number is known.
     pub missed_unknown: u64,
     pub examiner: Arc<OomExaminer>,
@@ -83,7 +83,7 @@ impl Collector {
                     let ended = self.flight.sweep(&self.kernel_losses);
                     self.end(ended);
                     self.look_at_counts();
-                    self.tally.look(self.kills, self.examiner.known_differences(), false);
+                    self.tally.update(self.kills, self.examiner.known_differences(), false);
                     self.sum_losses();
                 }
                 _ = &mut stopped => break,
@@ -100,7 +100,7 @@ impl Collector {
         self.kernel_kills();
         let ended = self.flight.look(&self.kernel_losses);
         self.end(ended);
-        self.tally.look(self.kills, self.examiner.known_differences(), true);
+        self.tally.update(self.kills, self.examiner.known_differences(), true);
         self.sum_losses();
         Ok(())
     }

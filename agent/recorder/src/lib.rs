@@ -30,9 +30,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::oom::IncidentBuilder;
-use crate::oom::recover::Missed;
-use crate::oom::state::boot_id;
-use crate::oom::tally::Tally;
+use crate::oom::checkpoint::boot_id;
+use crate::oom::reconcile::KillReconciler;
+use crate::oom::recover::MissedKills;
 use crate::shed::Shed;
 use collect::Collector;
 use dns::counts::{Counts, Places};
@@ -107,7 +107,7 @@ impl Default for DnsOptions {
 pub struct Options {
     pub oom: bool,
     /// SIGKILLs that no OOM killer sent.
-    pub sigkill: sigkill::Scope,
+    pub sigkill: sigkill::SigkillScope,
     /// None: DNS is not recorded.
     pub dns: Option<DnsOptions>,
     /// The node's name in events.
@@ -128,7 +128,7 @@ impl Options {
     fn wanted(&self, dns: bool) -> Wanted {
         Wanted {
             oom: self.oom,
-            sigkill: self.sigkill != sigkill::Scope::None,
+            sigkill: self.sigkill != sigkill::SigkillScope::None,
             dns: self.dns.as_ref().filter(|_| dns).map(|dns| DnsWanted {
                 answers: dns.answers,
                 slow_over: dns.slow_over,
@@ -166,7 +166,7 @@ impl Recorder {
             Some(_) => dns::tap::choose(&dns)?,
             None => None,
         };
-        let others = options.oom || options.sigkill != sigkill::Scope::None;
+        let others = options.oom || options.sigkill != sigkill::SigkillScope::None;
         let loaded = match others || tapped.is_none() {
             true => match growth::sampling::load(&options.wanted(tapped.is_none()), options.growth) {
                 Err(error) if tapped.is_none() && options.may_tap() => {
@@ -239,8 +239,8 @@ impl Recorder {
                     pods: pods.clone(),
                     losses: losses.clone(),
                     kills: 0,
-                    tally: Tally::new(room.kills_at_start),
-                    missed_unknown: room.missed.as_ref().map_or(0, Missed::unknown),
+                    tally: KillReconciler::new(room.kills_at_start),
+                    missed_unknown: room.missed.as_ref().map_or(0, MissedKills::unknown),
                     examiner: room.examiner.clone(),
                     growth: None,
                     tap_losses,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::oom::state::State;
+use crate::oom::checkpoint::RecoveryCheckpoint;
 use podopsy_model::{Event, Kind};
 
 /// What attribution and whoever keeps its events see of each other: numbers alone.
@@ -23,7 +23,7 @@ pub struct Progress {
     kept: AtomicU64,
     awaited: AtomicBool,
     /// The last word, for whoever keeps events.
-    last: Mutex<Option<(PathBuf, State)>>,
+    last: Mutex<Option<(PathBuf, RecoveryCheckpoint)>>,
 }
 
 impl Progress {
@@ -79,7 +79,7 @@ pub(super) struct Saver {
     dir: PathBuf,
     progress: Arc<Progress>,
     /// Taken; and what had been sent when nothing older was under way.
-    next: Option<(State, Option<u64>)>,
+    next: Option<(RecoveryCheckpoint, Option<u64>)>,
     /// There is none yet: any is better.
     first: bool,
 }
@@ -91,7 +91,11 @@ impl Saver {
 
     /// Call now and then; `quiet`: no kill is under way to the listener. What may be written now; `now` is taken where no
     /// other waits.
-    pub fn round(&mut self, quiet: bool, now: impl FnOnce() -> State) -> Option<(PathBuf, State)> {
+    pub fn round(
+        &mut self,
+        quiet: bool,
+        now: impl FnOnce() -> RecoveryCheckpoint,
+    ) -> Option<(PathBuf, RecoveryCheckpoint)> {
         if std::mem::take(&mut self.first) {
             return Some((self.dir.clone(), now()));
         }
@@ -110,7 +114,7 @@ impl Saver {
     }
 
     /// The last one: to be written at once where nobody keeps events, else by [`Progress::save_last`].
-    pub fn end(self, now: State) -> Option<(PathBuf, State)> {
+    pub fn end(self, now: RecoveryCheckpoint) -> Option<(PathBuf, RecoveryCheckpoint)> {
         if !self.progress.awaited.load(SeqCst) {
             return Some((self.dir, now));
         }
@@ -123,11 +127,11 @@ impl Saver {
 mod tests {
     use super::*;
 
-    fn state(sequence: u64) -> State {
-        State { log_sequence: Some(sequence), ..State::now(None) }
+    fn state(sequence: u64) -> RecoveryCheckpoint {
+        RecoveryCheckpoint { log_sequence: Some(sequence), ..RecoveryCheckpoint::now(None) }
     }
 
-    fn written(round: Option<(PathBuf, State)>) -> Option<u64> {
+    fn written(round: Option<(PathBuf, RecoveryCheckpoint)>) -> Option<u64> {
         round.and_then(|(_, state)| state.log_sequence)
     }
 
@@ -180,8 +184,8 @@ mod tests {
         progress.await_keeper();
         let saver = Saver::new(dir.path().to_owned(), progress.clone(), false);
         assert_eq!(written(saver.end(state(5))), None);
-        assert_eq!(State::load(dir.path()).unwrap(), None);
+        assert_eq!(RecoveryCheckpoint::load(dir.path()).unwrap(), None);
         progress.save_last().unwrap();
-        assert_eq!(State::load(dir.path()).unwrap().unwrap().log_sequence, Some(5));
+        assert_eq!(RecoveryCheckpoint::load(dir.path()).unwrap().unwrap().log_sequence, Some(5));
     }
 }

@@ -13,9 +13,9 @@ use super::progress::{Progress, Saver};
 use super::stacks::Named;
 use crate::dns::gather::Lookups;
 use crate::growth::sampling::Growth;
-use crate::oom::recover::{self, Missed};
-use crate::oom::state::State;
-use crate::oom::{Facts, IncidentBuilder, OomExaminer};
+use crate::oom::checkpoint::RecoveryCheckpoint;
+use crate::oom::recover::{self, MissedKills};
+use crate::oom::{IncidentBuilder, OomExaminer, OomFacts};
 use crate::sigkill;
 use podopsy_decode::{OomDecoded, SigkillDecoded};
 use podopsy_model::event::{OomTask, Rss};
@@ -70,17 +70,17 @@ impl Attribution {
     /// Runs until the records end or nobody listens to the events. What was missed comes first.
     pub async fn run(
         mut self,
-        missed: Option<Missed>,
+        missed: Option<MissedKills>,
         mut records: mpsc::Receiver<Record>,
         events: mpsc::Sender<Event>,
     ) {
         let (close, closing) = watch::channel(false);
-        let mut told = recover::Told::default();
+        let mut told = recover::RecoveredKills::default();
         for visit in missed.into_iter().flat_map(|missed| missed.visits) {
-            for (mut event, boot_ns, facts) in recover::kills(&self.pods, &self.node, visit).await {
+            for (mut event, boot_ns, facts) in recover::kill_events(&self.pods, &self.node, visit).await {
                 event.losses = self.losses();
                 self.growth.iter().for_each(|growth| growth.killed(&event));
-                self.incident_builder.lay(&mut event, boot_ns, facts);
+                self.incident_builder.add(&mut event, boot_ns, facts);
                 told.add(&event, boot_ns);
                 self.progress.sent(&event);
                 if events.send(event).await.is_err() {
@@ -97,10 +97,10 @@ impl Attribution {
                 record = records.recv() => match record {
                     Some(Record::Sigkill(signal)) => {
                         let (events, closing) = (events.clone(), closing.clone());
-                        self.sigkills.tell(*signal, events, closing, self.losses.clone());
+                        self.sigkills.report(*signal, events, closing, self.losses.clone());
                         continue;
                     }
-                    Some(Record::Oom(kill, _)) if told.holds(kill.victim.pid, kill.victim.tid, kill.time_ns) => {
+                    Some(Record::Oom(kill, _)) if told.contains(kill.victim.pid, kill.victim.tid, kill.time_ns) => {
                         continue;
                     }
                     Some(Record::Oom(kill, stacks)) => self.kill(*kill, stacks).await,
@@ -124,7 +124,7 @@ impl Attribution {
                 _ = save.tick() => {
                     let quiet = records.is_empty() && self.incident_builder.due().is_none();
                     let examiner = &self.examiner;
-                    let now = || State::now(examiner.log_sequence());
+                    let now = || RecoveryCheckpoint::now(examiner.log_sequence());
                     let due = self.saver.as_mut().and_then(|saver| saver.round(quiet, now));
                     save_state(due).await;
                     continue;
@@ -143,7 +143,7 @@ impl Attribution {
             }
         }
         self.settle(&events, &closing, true);
-        let now = State::now(self.examiner.log_sequence());
+        let now = RecoveryCheckpoint::now(self.examiner.log_sequence());
         save_state(self.saver.take().and_then(|saver| saver.end(now))).await;
     }
 
@@ -151,25 +151,27 @@ impl Attribution {
         let time_ns = kill.time_ns;
         let (mut event, facts) = self.oom(kill, stacks).await;
         self.growth.iter().for_each(|growth| growth.killed(&event));
-        self.incident_builder.lay(&mut event, time_ns, facts);
+        self.incident_builder.add(&mut event, time_ns, facts);
         event
     }
 
     /// Sends incidents on their way, each in a task of its own: a slow runtime holds up no kill.
     fn settle(&mut self, events: &mpsc::Sender<Event>, closing: &watch::Receiver<bool>, all: bool) {
         for mut incident in self.incident_builder.take_due(all) {
-            if let Some((group, kills)) = incident.sequence().and_then(|first| self.examiner.outcome(first)) {
-                incident.complete(group, kills);
+            if let Some((group, kills)) =
+                incident.sequence().and_then(|first| self.examiner.visit_outcome(first))
+            {
+                incident.update_from_log(group, kills);
             }
-            self.examiner.told(&incident);
+            self.examiner.record_reported_kills(&incident);
             let (events, closing) = (events.clone(), closing.clone());
             let (pods, losses) = (self.pods.clone(), self.losses.clone());
             let (growth, progress) = (self.growth.clone(), self.progress.clone());
             let opened = progress.opened();
             tokio::spawn(async move {
                 if let Some(growth) = growth {
-                    let (cgroup, boot_ns) = incident.victim();
-                    incident.grew(growth.profile(cgroup, boot_ns).await);
+                    let (cgroup, boot_ns) = incident.first_victim();
+                    incident.set_growth(growth.profile(cgroup, boot_ns).await);
                 }
                 let event = incident.settle(&pods, closing, &losses).await;
                 progress.sent(&event);
@@ -184,7 +186,7 @@ impl Attribution {
         self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
     }
 
-    async fn oom(&self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> (Event, Facts) {
+    async fn oom(&self, kill: OomDecoded, stacks: Option<oneshot::Receiver<Named>>) -> (Event, OomFacts) {
         let mut owner = self.owner(&kill.victim).await;
         // Gone before its birth was noticed: the probe read the path while it was there.
         if owner.known_by == KnownBy::Unknown
@@ -280,7 +282,7 @@ impl Attribution {
     }
 }
 
-async fn save_state(due: Option<(PathBuf, State)>) {
+async fn save_state(due: Option<(PathBuf, RecoveryCheckpoint)>) {
     let Some((dir, state)) = due else { return };
     let saved = tokio::task::spawn_blocking(move || state.save(&dir)).await;
     if let Ok(Err(error)) = saved {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::dns::counts;
-use crate::memory::{Stretch, Trend};
+use crate::memory::{CgroupMemoryRecord, MemoryTrend};
 use crate::oom::OomExaminer;
 use crate::shed::{Shed, Tally};
 use podopsy_model::{DnsCounts, Losses, Owner};
@@ -17,7 +17,7 @@ pub struct Scrape {
     pub alive: Vec<Owner>,
     pub dns: Vec<DnsCounts>,
     /// How fast each container's memory grows, and towards what.
-    pub growth: Vec<(Owner, Trend)>,
+    pub growth: Vec<(Owner, MemoryTrend)>,
     pub losses: Losses,
     /// SIGKILLs within one container, which are counted and not told.
     pub own_kills: u64,
@@ -57,9 +57,9 @@ impl Scraper {
         }
     }
 
-    /// What is to be kept of every container's memory; see [`crate::memory::Sampler::stretches`].
-    pub fn stretches(&self) -> Vec<Stretch> {
-        self.examiner.stretches()
+    /// What is to be kept of every container's memory; see [`crate::memory::MemorySampler::memory_records`].
+    pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
+        self.examiner.memory_records()
     }
 
     pub(super) async fn dns_counts(&self) -> Vec<DnsCounts> {

@@ -11,7 +11,7 @@ use podopsy_model::metric::Exemplar;
 use podopsy_model::owner::Owner;
 use podopsy_model::sigkill::Sender;
 use podopsy_model::{ContainerRef, DnsCounts, Outcome, PodRef};
-use podopsy_recorder::memory::Trend;
+use podopsy_recorder::memory::MemoryTrend;
 
 /// How long a container's series outlive it: several scrapes, so that its last kill is seen.
 pub const OUTLIVE: Duration = Duration::from_secs(600);
@@ -54,7 +54,7 @@ pub struct Series {
     pub lookups_failed: BTreeMap<LookupResult, u64>,
     pub search_path_misses: u64,
     /// Of the last minute.
-    pub growth: Option<Trend>,
+    pub growth: Option<MemoryTrend>,
     touched: Option<Instant>,
 }
 

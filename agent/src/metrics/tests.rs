@@ -10,7 +10,7 @@ use super::{Metrics, Scrape};
 use podopsy_model::incident::Verdict;
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use podopsy_model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
-use podopsy_recorder::memory::Trend;
+use podopsy_recorder::memory::MemoryTrend;
 use podopsy_recorder::shed::{Step, Tally};
 
 fn owner(name: &str) -> Owner {
@@ -43,7 +43,7 @@ fn scrape() -> Scrape {
         dns: vec![dns],
         growth: vec![(
             owner("api"),
-            Trend { held_bytes: 100, bytes_per_second: 4096.5, limit_bytes: Some(200) },
+            MemoryTrend { held_bytes: 100, bytes_per_second: 4096.5, limit_bytes: Some(200) },
         )],
         losses: [("oom_ring".to_owned(), 3)].into(),
         own_kills: 8,

@@ -28,7 +28,7 @@ impl Keep {
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             // The first look says that there is someone who keeps it.
-            scraper.stretches();
+            scraper.memory_records();
             let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -36,7 +36,7 @@ impl Keep {
                     _ = ticks.tick() => false,
                     _ = &mut stopped => true,
                 };
-                for (id, steps) in scraper.stretches() {
+                for (id, steps) in scraper.memory_records() {
                     let mut owner = pods.owner_of_cgroup(id).await;
                     // Of a stretch the name may come later: it stays the same one.
                     owner.cgroup.id = id;

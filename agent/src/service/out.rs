@@ -19,8 +19,8 @@ use podopsy_deliver::written::{self, Written};
 use podopsy_model::{Event, Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::always;
-use podopsy_recorder::incidents::Incidents;
-use podopsy_recorder::oom::state::boot_id;
+use podopsy_recorder::incidents::PodIncidents;
+use podopsy_recorder::oom::checkpoint::boot_id;
 use podopsy_recorder::{Progress, Recorder};
 use podopsy_store::{Keeper, Limits, Store, Stored, Told};
 
@@ -55,7 +55,7 @@ pub struct Paths {
 /// Everything that follows an event.
 pub struct Out {
     store: Option<(Store, Told)>,
-    incidents: Incidents,
+    incidents: PodIncidents,
     live: broadcast::Sender<Arc<Stored>>,
     stdout: Option<Stdout>,
     health: Arc<Health>,
@@ -120,7 +120,7 @@ impl Out {
             let (address, _) = api::listen_health(address, sources).await?;
             tracing::info!(%address, "answers /metrics, /healthz and /readyz");
         }
-        let incidents = Incidents::new(&boot);
+        let incidents = PodIncidents::new(&boot);
         let Paths { keep_every: every, profile_hz: frequency_hz, node, .. } = paths;
         let always = always::Options { frequency_hz, every, node };
         let trouble = store.as_ref().map(|(store, _)| store.keeper());

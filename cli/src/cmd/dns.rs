@@ -7,7 +7,7 @@ use podopsy_doctor as doctor;
 use podopsy_model::{ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text};
 use podopsy_pods::{Pods, Resolved};
 use podopsy_probes::{dns_ports, https_resolvers};
-use podopsy_recorder::dns::lookups::summary::{Summary, Tally};
+use podopsy_recorder::dns::lookups::summary::{LookupStatistics, LookupSummary};
 use podopsy_recorder::sigkill;
 use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use serde::Serialize;
@@ -30,7 +30,7 @@ struct Last<'a> {
     kind: &'static str,
     seconds: f64,
     #[serde(flatten)]
-    summary: &'a Summary,
+    summary: &'a LookupSummary,
     /// What the kernel side counted, whether it was told or not.
     counts: &'a [DnsCounts],
     losses: &'a Losses,
@@ -59,7 +59,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
             https: https_resolvers(&args.doh_resolvers)?,
             hook: args.dns_hook.into(),
         }),
-        sigkill: sigkill::Scope::None,
+        sigkill: sigkill::SigkillScope::None,
         growth: GrowthMode::Off,
         node: context.node(),
         state_dir: None,
@@ -85,7 +85,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         args: &args,
         shown,
         lines: Lines::new(args.output, context.stdout, args.queries),
-        tally: Tally::default(),
+        tally: LookupStatistics::default(),
         lookups: 0,
         failed: 0,
         since: Instant::now(),
@@ -139,7 +139,7 @@ struct Seen<'a> {
     args: &'a Dns,
     shown: Shown,
     lines: Lines,
-    tally: Tally,
+    tally: LookupStatistics,
     lookups: u64,
     failed: u64,
     since: Instant,

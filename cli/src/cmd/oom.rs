@@ -99,11 +99,11 @@ async fn gather(
     if kept.unreadable > 0 {
         note(&format!("{} in the store cannot be read", units::plural(kept.unreadable, "record")));
     }
-    let past = match recover::past(pods, node).await {
+    let past = match recover::past_incidents(pods, node).await {
         Ok(past) => past,
         Err(error) => {
             note(&format!("only what the agent kept is known: {error:#}"));
-            recover::Past { incidents: Vec::new(), boot: String::new(), counted: None }
+            recover::PastIncidents { incidents: Vec::new(), boot: String::new(), counted: None }
         }
     };
     let kept: HashSet<String> = incidents.iter().filter_map(incident).map(|one| one.id.clone()).collect();

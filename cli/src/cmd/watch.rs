@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_model::{Event, Kind, Losses};
 use podopsy_probes::{dns_ports, https_resolvers};
-use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
 use tokio::sync::mpsc;
 
@@ -45,9 +45,9 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let options = Options {
         oom,
         sigkill: match (args.wants(WatchKind::Sigkill), args.host) {
-            (false, _) => Scope::None,
-            (true, false) => Scope::Containers,
-            (true, true) => Scope::AllProcesses,
+            (false, _) => SigkillScope::None,
+            (true, false) => SigkillScope::Containers,
+            (true, true) => SigkillScope::AllProcesses,
         },
         dns,
         node: context.node(),

@@ -7,7 +7,7 @@ use podopsy_model::dns::NotVisible;
 use podopsy_model::event::Protocol;
 use podopsy_model::lookup::{LookupResult, NameKnownBy, Step};
 use podopsy_model::{DnsCounts, Event, Lookup};
-use podopsy_recorder::dns::lookups::summary::{Percentiles, Summary};
+use podopsy_recorder::dns::lookups::summary::{LookupSummary, Percentiles};
 
 use super::event::{owner, pod};
 use super::table::{Table, fixed};
@@ -135,7 +135,7 @@ pub fn unseen(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
 }
 
 /// The figures at the end.
-pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &Summary) -> io::Result<()> {
+pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary) -> io::Result<()> {
     if !summary.pods.is_empty() {
         let mut table = Table::new(&[
             "POD",
@@ -234,7 +234,7 @@ mod tests {
     use podopsy_model::event::ProcessRef;
     use podopsy_model::lookup::{Diagnosis, Saw, SearchPathMisses, Verdict};
     use podopsy_model::{Detail, Kind, KnownBy, Outcome, Owner};
-    use podopsy_recorder::dns::lookups::summary::Tally;
+    use podopsy_recorder::dns::lookups::summary::LookupStatistics;
 
     use super::*;
 
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_summary_has_pods_names_and_resolvers() {
-        let mut tally = Tally::default();
+        let mut tally = LookupStatistics::default();
         tally.lookup("shop/api", &lookup(LookupResult::Timeout, 5_000_000_000));
         let mut out = Vec::new();
         summary(&mut out, Terminal::PLAIN, &tally.summary(10)).unwrap();

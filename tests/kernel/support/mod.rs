@@ -145,7 +145,7 @@ pub fn dns() -> DnsOptions {
 pub fn options() -> Options {
     Options {
         oom: true,
-        sigkill: podopsy_recorder::sigkill::Scope::None,
+        sigkill: podopsy_recorder::sigkill::SigkillScope::None,
         dns: Some(dns()),
         node: "test-node".to_owned(),
         state_dir: None,

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use crate::DnsOptions;
 use crate::dns::lookups::diagnosis::{diagnose, growth};
-use crate::dns::lookups::{Closed, LookupBuilder, Process, Query};
-use crate::dns::network::counters::Looks;
-use crate::dns::network::resolv_conf::{Cache, Of};
+use crate::dns::lookups::{ClosedLookup, LookupBuilder, LookupQuery, ProcessKey};
+use crate::dns::network::counters::CounterHistory;
+use crate::dns::network::resolv_conf::{NetworkView, ResolvConfCache};
 use podopsy_model::lookup::{LookupResult, Saw};
 use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Outcome, Owner, ProcessRef};
 use podopsy_pods::Pods;
@@ -21,14 +21,14 @@ use podopsy_system::clock;
 struct Who {
     owner: Owner,
     process: ProcessRef,
-    of: Of,
+    of: NetworkView,
 }
 
 /// The lookups under way.
 pub struct Lookups {
     builder: LookupBuilder<Who>,
-    resolv: Cache,
-    looks: Looks,
+    resolv: ResolvConfCache,
+    counters: CounterHistory,
     pods: Arc<Pods>,
     saw: Saw,
 }
@@ -40,8 +40,8 @@ impl Lookups {
         let proc_root = Path::new("/proc");
         Lookups {
             builder: LookupBuilder::new(timeout_ns, saw, Default::default(), clock::wall),
-            resolv: Cache::new(proc_root),
-            looks: Looks::new(proc_root),
+            resolv: ResolvConfCache::new(proc_root),
+            counters: CounterHistory::new(proc_root),
             pods,
             saw,
         }
@@ -50,23 +50,23 @@ impl Lookups {
     /// A query's outcome, as its own event.
     pub fn see(&mut self, event: &Event, asker: &Task, time_ns: u64) {
         let Detail::Dns(transaction) = &event.detail else { return };
-        let Some(query) = Query::new(transaction.clone(), time_ns) else { return };
-        let process = Process { pid: asker.pid, start_ns: asker.start_ns };
+        let Some(query) = LookupQuery::new(transaction.clone(), time_ns) else { return };
+        let process = ProcessKey { pid: asker.pid, start_ns: asker.start_ns };
         let of = match (&event.container, event.known_by) {
             (None, KnownBy::Host | KnownBy::Unknown) => {
-                Of::Process { pid: asker.pid, start_ns: asker.start_ns }
+                NetworkView::Process { pid: asker.pid, start_ns: asker.start_ns }
             }
-            _ => Of::Container { cgroup: asker.cgroup_id },
+            _ => NetworkView::Container { cgroup: asker.cgroup_id },
         };
         // Inside a pod, all of its containers have the file and the network that we have.
         let pid = match (asker.pid, event.known_by) {
             (0, KnownBy::Inside) => std::process::id(),
             (pid, _) => pid,
         };
-        self.looks.look(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
+        self.counters.sample(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
         let others = || match of {
-            Of::Container { cgroup } => self.pods.pids(cgroup),
-            Of::Process { .. } => Vec::new(),
+            NetworkView::Container { cgroup } => self.pods.pids(cgroup),
+            NetworkView::Process { .. } => Vec::new(),
         };
         let resolv = self.resolv.get(of, pid, asker.start_ns, others);
         let who = || Who {
@@ -81,8 +81,8 @@ impl Lookups {
         };
         // Processes of the host share a cgroup, and are not to share its room: one of them may ask without end.
         let share = match of {
-            Of::Container { cgroup } => cgroup,
-            Of::Process { pid, .. } => 1 << 63 | u64::from(pid),
+            NetworkView::Container { cgroup } => cgroup,
+            NetworkView::Process { pid, .. } => 1 << 63 | u64::from(pid),
         };
         self.builder.add(process, share, query, resolv, who);
     }
@@ -107,10 +107,10 @@ impl Lookups {
         self.builder.evicted()
     }
 
-    fn event(&self, closed: Closed<Who>, node: &str, losses: &Losses) -> Event {
-        let Closed { who, process: _, start_ns, end_ns, mut lookup } = closed;
+    fn event(&self, closed: ClosedLookup<Who>, node: &str, losses: &Losses) -> Event {
+        let ClosedLookup { context: who, process: _, start_ns, end_ns, mut lookup } = closed;
         if matches!(lookup.result, LookupResult::Timeout | LookupResult::Late) {
-            let around = self.looks.around(who.of, start_ns);
+            let around = self.counters.around(who.of, start_ns);
             let grown = around.map(|(before, after, window)| (window, growth(before, after)));
             let (late, dropped) =
                 (lookup.result == LookupResult::Late, lookup.transactions.iter().any(|it| it.answer_dropped));

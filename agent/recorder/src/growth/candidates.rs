@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use crate::memory::Trend;
+use crate::memory::MemoryTrend;
 
 /// Containers that are sampled at a time.
 pub const CANDIDATES_MAX: usize = 16;
@@ -28,12 +28,12 @@ pub struct RunningContainer {
     pub id: u64,
     /// None: not known, or not yet.
     pub key: Option<ContainerKey>,
-    pub trend: Option<Trend>,
+    pub trend: Option<MemoryTrend>,
 }
 
 /// Cgroup ids to sample from now on, and no longer.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub struct CandidateChanges {
     pub added: Vec<u64>,
     pub removed: Vec<u64>,
 }
@@ -77,7 +77,7 @@ impl GrowthCandidates {
     }
 
     /// Chooses among all that run, at a time since any start.
-    pub fn choose(&mut self, running: &[RunningContainer], now: Duration) -> Changes {
+    pub fn choose(&mut self, running: &[RunningContainer], now: Duration) -> CandidateChanges {
         // The most urgent first: killed before (by the newest kill), then by the time that is left.
         let mut ranked: Vec<(f64, u64)> = Vec::new();
         for one in running {
@@ -99,7 +99,7 @@ impl GrowthCandidates {
         self.left_out = self.left_out.max(ranked.len().saturating_sub(CANDIDATES_MAX) as u64);
         ranked.truncate(CANDIDATES_MAX);
         let chosen: HashSet<u64> = ranked.into_iter().map(|(_, id)| id).collect();
-        let mut changes = Changes::default();
+        let mut changes = CandidateChanges::default();
         self.current.retain(|id, _| {
             chosen.contains(id) || {
                 changes.removed.push(*id);
@@ -116,7 +116,7 @@ impl GrowthCandidates {
 }
 
 /// Until the limit is met at this rate; None: that is not in sight.
-fn time_left(trend: &Trend) -> Option<Duration> {
+fn time_left(trend: &MemoryTrend) -> Option<Duration> {
     let limit = trend.limit_bytes? as f64;
     let held = trend.held_bytes as f64;
     if trend.bytes_per_second <= 0.0 || held < limit * HELD_SHARE {
@@ -133,7 +133,8 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn container(id: u64, held: u64, rate: f64) -> RunningContainer {
-        let trend = Trend { held_bytes: held * MIB, bytes_per_second: rate, limit_bytes: Some(64 * MIB) };
+        let trend =
+            MemoryTrend { held_bytes: held * MIB, bytes_per_second: rate, limit_bytes: Some(64 * MIB) };
         RunningContainer { id, key: None, trend: Some(trend) }
     }
 
@@ -153,29 +154,35 @@ mod tests {
         let flat = container(3, 60, 0.0);
         let leak = container(4, 20, 1e5);
         let unlimited = RunningContainer {
-            trend: leak.trend.map(|trend| Trend { limit_bytes: None, ..trend }),
+            trend: leak.trend.map(|trend| MemoryTrend { limit_bytes: None, ..trend }),
             ..container(5, 20, 1e5)
         };
         let all = [young, slow, flat, leak, unlimited];
-        assert_eq!(candidates.choose(&all, seconds(1)), Changes { added: vec![4], removed: vec![] });
-        assert_eq!(candidates.choose(&all, seconds(2)), Changes::default());
+        assert_eq!(candidates.choose(&all, seconds(1)), CandidateChanges { added: vec![4], removed: vec![] });
+        assert_eq!(candidates.choose(&all, seconds(2)), CandidateChanges::default());
         let paused = [container(4, 20, 0.0)];
-        assert_eq!(candidates.choose(&paused, seconds(500)), Changes::default());
-        assert_eq!(candidates.choose(&paused, seconds(700)), Changes { added: vec![], removed: vec![4] });
+        assert_eq!(candidates.choose(&paused, seconds(500)), CandidateChanges::default());
+        assert_eq!(
+            candidates.choose(&paused, seconds(700)),
+            CandidateChanges { added: vec![], removed: vec![4] }
+        );
     }
 
     #[test]
     fn who_was_killed_is_sampled_in_its_next_life_from_the_start() {
         let mut candidates = GrowthCandidates::default();
         assert!(!candidates.remembers_kills());
-        assert_eq!(candidates.choose(&[named(1, "api"), named(2, "web")], seconds(1)), Changes::default());
+        assert_eq!(
+            candidates.choose(&[named(1, "api"), named(2, "web")], seconds(1)),
+            CandidateChanges::default()
+        );
         candidates.killed(("uid".into(), "api".into()));
         assert!(candidates.remembers_kills());
         let next = candidates.choose(&[named(3, "api"), named(2, "web")], seconds(2));
-        assert_eq!(next, Changes { added: vec![3], removed: vec![] });
+        assert_eq!(next, CandidateChanges { added: vec![3], removed: vec![] });
         // It is gone, and its successor takes its place.
         let next = candidates.choose(&[named(4, "api")], seconds(3));
-        assert_eq!(next, Changes { added: vec![4], removed: vec![3] });
+        assert_eq!(next, CandidateChanges { added: vec![4], removed: vec![3] });
     }
 
     #[test]
@@ -188,7 +195,7 @@ mod tests {
         candidates.killed(("uid".into(), "api".into()));
         all.push(named(99, "api"));
         let next = candidates.choose(&all, seconds(2));
-        assert_eq!(next, Changes { added: vec![99], removed: vec![15] });
+        assert_eq!(next, CandidateChanges { added: vec![99], removed: vec![15] });
     }
 
     #[test]

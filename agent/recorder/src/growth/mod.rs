@@ -11,9 +11,9 @@ mod report;
 pub(crate) mod sampling;
 mod window;
 
-pub use candidates::{CANDIDATES_MAX, Changes, ContainerKey, GrowthCandidates, RunningContainer};
+pub use candidates::{CANDIDATES_MAX, CandidateChanges, ContainerKey, GrowthCandidates, RunningContainer};
 pub use report::report;
-pub use window::{Slice, Stack, Window};
+pub use window::{GrowthSlice, GrowthStack, GrowthWindow};
 
 /// One page fault in so many is a sample: a few hundred of a leak of 50 MiB, and too few to cost a busy node anything.
 pub const PERIOD: u64 = 32;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::window::{Slice, Stack};
+use super::window::{GrowthSlice, GrowthStack};
 use podopsy_model::growth::{GrowthFrame, GrowthFunction, GrowthPath, GrowthProfile};
 use podopsy_model::profile::Frame;
 use podopsy_stacks::aggregate::{reason, why};
@@ -17,7 +17,7 @@ const FUNCTIONS: usize = 10;
 const NAME_CHARS: usize = 240;
 
 /// Names every address once. Blocks as the symbolizer does.
-pub fn report(slice: Slice, period: u64, symbolizer: &mut Symbolizer) -> GrowthProfile {
+pub fn report(slice: GrowthSlice, period: u64, symbolizer: &mut Symbolizer) -> GrowthProfile {
     let mut paths: HashMap<Vec<GrowthFrame>, u64> = HashMap::new();
     for (stack, count) in &slice.stacks {
         *paths.entry(frames(stack, symbolizer)).or_default() += count;
@@ -71,7 +71,7 @@ pub fn report(slice: Slice, period: u64, symbolizer: &mut Symbolizer) -> GrowthP
 }
 
 /// A stack's functions, innermost first; what is missing at its end says why.
-fn frames(stack: &Stack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> {
+fn frames(stack: &GrowthStack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> {
     let mut out: Vec<GrowthFrame> = Vec::with_capacity(stack.places.len());
     let mut ended_in = None;
     for (depth, &place) in stack.places.iter().enumerate() {
@@ -121,7 +121,7 @@ mod tests {
     use podopsy_wire::End;
 
     use super::*;
-    use crate::growth::Window;
+    use crate::growth::GrowthWindow;
     use podopsy_stacks::symbolize::{Located, UserAddress};
 
     const S: u64 = 1_000_000_000;
@@ -144,8 +144,8 @@ mod tests {
         symbolizer.see_process(std::process::id());
         let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
         let caller = own(&mut symbolizer, paths_and_functions_have_their_shares as fn() as usize as u64);
-        let stack = |places: &[Located], end| Stack { places: places.into(), end, end_frame: 0 };
-        let mut window = Window::default();
+        let stack = |places: &[Located], end| GrowthStack { places: places.into(), end, end_frame: 0 };
+        let mut window = GrowthWindow::default();
         for _ in 0..60 {
             window.add(7, stack(&[leak, caller], End::Complete), S);
         }
@@ -182,11 +182,11 @@ mod tests {
     #[test]
     fn a_report_is_short_and_counts_what_it_leaves_out() {
         let mut symbolizer = Symbolizer::new();
-        let mut window = Window::default();
+        let mut window = GrowthWindow::default();
         let place = |address| Located::Nowhere { address, reason: "process_unknown" };
         for number in 0..50 {
             let places: Box<[_]> = (0..100).map(|depth| place(number * 1000 + depth)).collect();
-            let stack = Stack { places, end: End::Truncated, end_frame: 99 };
+            let stack = GrowthStack { places, end: End::Truncated, end_frame: 99 };
             window.add(7, stack, S);
         }
         let profile = report(window.slice(7, S).unwrap(), 1, &mut symbolizer);

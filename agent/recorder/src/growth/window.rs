@@ -20,16 +20,16 @@ const BYTES_MAX: usize = 8 << 20;
 
 /// A user stack, innermost first, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Stack {
+pub struct GrowthStack {
     pub places: Box<[Located]>,
     pub end: End,
     /// The place that the end is about.
     pub end_frame: u32,
 }
 
-impl Stack {
+impl GrowthStack {
     fn bytes(&self) -> usize {
-        size_of_val(&*self.places) + size_of::<(Stack, Counts)>()
+        size_of_val(&*self.places) + size_of::<(GrowthStack, Counts)>()
     }
 }
 
@@ -38,7 +38,7 @@ type Counts = [u32; BUCKETS];
 
 #[derive(Debug, Default)]
 struct Container {
-    stacks: HashMap<Stack, Counts>,
+    stacks: HashMap<GrowthStack, Counts>,
     /// Of all samples, those without room for their stack too.
     ends: HashMap<End, Counts>,
     over: Counts,
@@ -50,15 +50,15 @@ struct Container {
 
 /// What the window has of a container.
 #[derive(Debug, Default, PartialEq)]
-pub struct Slice {
+pub struct GrowthSlice {
     pub seconds: f64,
-    pub stacks: Vec<(Stack, u64)>,
+    pub stacks: Vec<(GrowthStack, u64)>,
     pub ends: Vec<(End, u64)>,
     pub not_kept: u64,
 }
 
 #[derive(Debug)]
-pub struct Window {
+pub struct GrowthWindow {
     containers: HashMap<u64, Container>,
     bytes: usize,
     evicted: u64,
@@ -67,19 +67,19 @@ pub struct Window {
     max_bytes: usize,
 }
 
-impl Default for Window {
+impl Default for GrowthWindow {
     fn default() -> Self {
         Self::bounded(CONTAINERS_MAX, STACKS_MAX, BYTES_MAX)
     }
 }
 
-impl Window {
+impl GrowthWindow {
     fn bounded(max_containers: usize, max_stacks: usize, max_bytes: usize) -> Self {
         Self { containers: HashMap::new(), bytes: 0, evicted: 0, max_containers, max_stacks, max_bytes }
     }
 
     /// Counts a sample of a container, by its cgroup's id.
-    pub fn add(&mut self, id: u64, stack: Stack, now_ns: u64) {
+    pub fn add(&mut self, id: u64, stack: GrowthStack, now_ns: u64) {
         let bucket = now_ns / BUCKET_NS;
         if !self.containers.contains_key(&id) {
             self.make_room(bucket);
@@ -112,7 +112,7 @@ impl Window {
     }
 
     /// What is known of a container at `now_ns`; None: nothing in the window.
-    pub fn slice(&mut self, id: u64, now_ns: u64) -> Option<Slice> {
+    pub fn slice(&mut self, id: u64, now_ns: u64) -> Option<GrowthSlice> {
         let bucket = now_ns / BUCKET_NS;
         let container = self.containers.get_mut(&id)?;
         let before = container.bytes;
@@ -120,7 +120,7 @@ impl Window {
         self.bytes -= before - container.bytes;
         let sum = |counts: &Counts| counts.iter().map(|&count| u64::from(count)).sum::<u64>();
         let oldest_ns = (bucket + 1).saturating_sub(BUCKETS as u64) * BUCKET_NS;
-        let slice = Slice {
+        let slice = GrowthSlice {
             seconds: now_ns.saturating_sub(container.since_ns.max(oldest_ns)) as f64 / 1e9,
             stacks: container.stacks.iter().map(|(stack, counts)| (stack.clone(), sum(counts))).collect(),
             ends: container.ends.iter().map(|(end, counts)| (*end, sum(counts))).collect(),
@@ -168,7 +168,7 @@ impl Container {
         self.stacks.retain(|_, counts| empty(counts));
         self.ends.retain(|_, counts| empty(counts));
         empty(&mut self.over);
-        self.bytes = self.stacks.keys().map(Stack::bytes).sum();
+        self.bytes = self.stacks.keys().map(GrowthStack::bytes).sum();
         self.bucket = bucket;
     }
 }
@@ -179,19 +179,19 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn stack(offset: u64) -> Stack {
+    fn stack(offset: u64) -> GrowthStack {
         let places = [Located::File { id: 1, offset }, Located::File { id: 1, offset: 7 }];
-        Stack { places: places.into(), end: End::Complete, end_frame: 1 }
+        GrowthStack { places: places.into(), end: End::Complete, end_frame: 1 }
     }
 
-    fn total(window: &mut Window, id: u64, now: u64) -> u64 {
+    fn total(window: &mut GrowthWindow, id: u64, now: u64) -> u64 {
         let slice = window.slice(id, now).unwrap_or_default();
         slice.stacks.iter().map(|(_, count)| count).sum::<u64>() + slice.not_kept
     }
 
     #[test]
     fn the_window_rolls_and_forgets_what_is_older() {
-        let mut window = Window::default();
+        let mut window = GrowthWindow::default();
         // One sample a second for ten minutes, of two stacks: in the first half, and in the second.
         for second in 0..600 {
             window.add(7, stack(second / 300), (1000 + second) * S);
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_young_container_has_the_seconds_that_it_was_sampled() {
-        let mut window = Window::default();
+        let mut window = GrowthWindow::default();
         window.add(7, stack(1), 1000 * S);
         window.add(7, stack(1), 1010 * S);
         let slice = window.slice(7, 1012 * S).unwrap();
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn beyond_its_bounds_a_sample_is_counted_without_its_stack() {
-        let mut window = Window::bounded(4, 10, usize::MAX);
+        let mut window = GrowthWindow::bounded(4, 10, usize::MAX);
         for offset in 0..25 {
             window.add(7, stack(offset), S);
         }
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((slice.stacks.len(), slice.not_kept, window.evicted()), (10, 15, 15));
         assert_eq!(slice.ends, [(End::Complete, 25)]);
 
-        let mut window = Window::bounded(8, 1000, stack(0).bytes() * 3);
+        let mut window = GrowthWindow::bounded(8, 1000, stack(0).bytes() * 3);
         (0..5).for_each(|offset| window.add(offset, stack(offset), S));
         assert_eq!((window.evicted(), window.bytes), (2, stack(0).bytes() * 3));
         // A stack that is there already needs no room.
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn of_too_many_containers_the_one_sampled_longest_ago_goes_and_is_counted() {
-        let mut window = Window::bounded(3, 10, usize::MAX);
+        let mut window = GrowthWindow::bounded(3, 10, usize::MAX);
         for id in 0..3 {
             window.add(id, stack(id), (40 * id + 1) * S);
         }

@@ -34,18 +34,18 @@ const NAMES_TOLD: usize = 5;
 
 /// Open incidents, and what may become one.
 #[derive(Default)]
-pub struct Incidents {
+pub struct PodIncidents {
     /// What ids begin with.
     boot: String,
     pods: HashMap<String, Pod>,
-    evicted: Evicted,
+    evicted: EvictedPods,
 }
 
 /// How many pods were forgotten early because there were too many; may outlive what counts.
 #[derive(Clone, Default)]
-pub struct Evicted(Arc<AtomicU64>);
+pub struct EvictedPods(Arc<AtomicU64>);
 
-impl Evicted {
+impl EvictedPods {
     /// `incidents_evicted`, if there are any.
     pub fn losses(&self) -> Losses {
         let count = Some(self.0.load(Relaxed)).filter(|count| *count > 0);
@@ -66,10 +66,10 @@ struct Pod {
     last: Timestamp,
 }
 
-impl Incidents {
+impl PodIncidents {
     /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
-    pub fn new(boot_id: &str) -> Incidents {
-        Incidents { boot: boot_id.chars().take(4).collect(), ..Incidents::default() }
+    pub fn new(boot_id: &str) -> PodIncidents {
+        PodIncidents { boot: boot_id.chars().take(4).collect(), ..PodIncidents::default() }
     }
 
     /// Looks at an event; `id` is its own in the store.
@@ -153,7 +153,7 @@ impl Incidents {
         out
     }
 
-    pub fn evicted(&self) -> Evicted {
+    pub fn evicted(&self) -> EvictedPods {
         self.evicted.clone()
     }
 

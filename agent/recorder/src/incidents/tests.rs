@@ -47,7 +47,7 @@ fn curve(seconds: i64, held: impl Fn(i64) -> i64) -> Curve {
 
 #[test]
 fn kills_of_one_visit_and_what_follows_are_one_incident_and_another_pods_are_not() {
-    let mut all = Incidents::new("3f2a-0000");
+    let mut all = PodIncidents::new("3f2a-0000");
     for (number, (second, pod)) in [(0, "a"), (0, "a"), (5, "b"), (90, "a")].into_iter().enumerate() {
         all.see(&killed(second, pod, "3f2a-7"), Some(number as i64));
     }
@@ -73,7 +73,7 @@ fn kills_of_one_visit_and_what_follows_are_one_incident_and_another_pods_are_not
 
 #[test]
 fn a_failed_lookup_is_none_and_a_streak_is_one_with_its_first() {
-    let mut all = Incidents::new("boot");
+    let mut all = PodIncidents::new("boot");
     for second in [0, 100, 150] {
         all.see(&failed(second, "a", "one.test"), Some(second));
     }
@@ -92,7 +92,7 @@ fn a_failed_lookup_is_none_and_a_streak_is_one_with_its_first() {
 
 #[test]
 fn restarts_show_by_the_attempt() {
-    let mut all = Incidents::new("boot");
+    let mut all = PodIncidents::new("boot");
     for (second, attempt) in [(0, 4), (10, 4), (20, 6), (30, 5)] {
         let mut event = killed(second, "a", "b-1");
         event.container.as_mut().unwrap().attempt = attempt;
@@ -103,7 +103,7 @@ fn restarts_show_by_the_attempt() {
 
 #[test]
 fn failures_memory_and_a_kill_that_line_up_are_correlated_with_their_numbers() {
-    let mut all = Incidents::new("boot");
+    let mut all = PodIncidents::new("boot");
     // Flat for a minute, then a MiB with each failure.
     for second in (60..100).step_by(2) {
         all.see(&failed(second, "a", "db.test"), None);
@@ -153,7 +153,7 @@ fn pearson_is_what_it_is_called() {
 
 #[test]
 fn many_pods_are_bounded_and_the_forgotten_counted() {
-    let mut all = Incidents::new("boot");
+    let mut all = PodIncidents::new("boot");
     for n in 0..PODS_MAX as i64 + 5 {
         all.see(&killed(n, &format!("p{n}"), "b-1"), None);
     }

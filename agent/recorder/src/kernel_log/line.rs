@@ -8,14 +8,14 @@ use std::str::FromStr;
 
 /// A line that says something of an OOM kill.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum OomLine {
     Invoked(Invoked),
     /// The trigger's thread id, in the line on the CPU that follows.
     Trigger(u32),
     Memory(Charged),
     Swap(Charged),
-    TableHeader(Columns),
-    TableRow(Row),
+    TableHeader(TaskColumns),
+    TableRow(TaskRow),
     Chosen(Chosen),
     Killed(Killed),
     /// "Tasks in PATH are going to be killed due to memory.oom.group set".
@@ -43,11 +43,11 @@ pub struct Charged {
 
 /// Names of the task table's columns, in the order in which this kernel prints them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Columns(Vec<String>);
+pub struct TaskColumns(Vec<String>);
 
 /// A process in the task table; memory in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
+pub struct TaskRow {
     /// A thread id: that of the thread that holds the memory.
     pub tid: u32,
     pub pid: u32,
@@ -89,14 +89,14 @@ pub struct Killed {
 }
 
 /// Reads a line; `columns` are those of the last table's header.
-pub fn read(text: &[u8], columns: Option<&Columns>) -> Option<Line> {
+pub fn read(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
     if let Some(rest) = text.strip_prefix(b"oom-kill:constraint=") {
-        return chosen(rest).map(Line::Chosen);
+        return chosen(rest).map(OomLine::Chosen);
     }
     if let Some(rest) = text.strip_prefix(b"Tasks in ") {
         return rest
             .strip_suffix(b" are going to be killed due to memory.oom.group set")
-            .map(|p| Line::Group(p.to_owned()));
+            .map(|p| OomLine::Group(p.to_owned()));
     }
     if let Some(rest) = text.strip_prefix(b"Memory cgroup out of memory") {
         return killed(rest, true);
@@ -105,19 +105,19 @@ pub fn read(text: &[u8], columns: Option<&Columns>) -> Option<Line> {
         return killed(rest, false);
     }
     if let Some(rest) = text.strip_prefix(b"memory: usage ") {
-        return charged(rest).map(Line::Memory);
+        return charged(rest).map(OomLine::Memory);
     }
     if let Some(rest) = text.strip_prefix(b"swap: usage ") {
-        return charged(rest).map(Line::Swap);
+        return charged(rest).map(OomLine::Swap);
     }
     if text.starts_with(b"CPU: ") {
         let (_, rest) = split(text, b" PID: ")?;
-        return number(rest.split(|&b| b == b' ').next()?).map(Line::Trigger);
+        return number(rest.split(|&b| b == b' ').next()?).map(OomLine::Trigger);
     }
     if text.starts_with(b"[") {
-        return header(text).map(Line::TableHeader).or_else(|| row(text, columns?).map(Line::TableRow));
+        return header(text).map(OomLine::TableHeader).or_else(|| row(text, columns?).map(OomLine::TableRow));
     }
-    invoked(text).map(Line::Invoked)
+    invoked(text).map(OomLine::Invoked)
 }
 
 fn invoked(text: &[u8]) -> Option<Invoked> {
@@ -140,16 +140,16 @@ fn charged(rest: &[u8]) -> Option<Charged> {
 }
 
 /// `[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name`
-fn header(text: &[u8]) -> Option<Columns> {
+fn header(text: &[u8]) -> Option<TaskColumns> {
     let text = std::str::from_utf8(text).ok()?;
     let (pid, rest) = text.strip_prefix('[')?.split_once(']')?;
     let columns: Vec<String> = rest.split_whitespace().map(str::to_owned).collect();
-    (pid.trim() == "pid" && columns.last().is_some_and(|name| name == "name")).then_some(Columns(columns))
+    (pid.trim() == "pid" && columns.last().is_some_and(|name| name == "name")).then_some(TaskColumns(columns))
 }
 
-fn row(text: &[u8], columns: &Columns) -> Option<Row> {
+fn row(text: &[u8], columns: &TaskColumns) -> Option<TaskRow> {
     let (tid, mut rest) = split(text.strip_prefix(b"[")?, b"]")?;
-    let mut row = Row { tid: number(tid.trim_ascii())?, ..Row::default() };
+    let mut row = TaskRow { tid: number(tid.trim_ascii())?, ..TaskRow::default() };
     // The name comes last, after numbers only: it may hold anything.
     let (_, numbers) = columns.0.split_last()?;
     for column in numbers {
@@ -196,13 +196,13 @@ fn chosen(rest: &[u8]) -> Option<Chosen> {
 }
 
 /// `[ (oom_kill_allocating_task)]: Killed process N (COMM) total-vm:…`, or `: OOM victim N (COMM) is already exiting. …`
-fn killed(rest: &[u8], in_cgroup: bool) -> Option<Line> {
+fn killed(rest: &[u8], in_cgroup: bool) -> Option<OomLine> {
     let rest = rest.strip_prefix(b" (oom_kill_allocating_task)").unwrap_or(rest);
     if let Some(rest) = rest.strip_prefix(b": OOM victim ") {
         let (tid, rest) = split(rest, b" (")?;
         return rest
             .ends_with(b" is already exiting. Skip killing the task")
-            .then(|| number(tid).map(Line::Exiting))?;
+            .then(|| number(tid).map(OomLine::Exiting))?;
     }
     let (tid, rest) = split(rest.strip_prefix(b": Killed process ")?, b" (")?;
     let (comm, numbers) = split_last(rest, b") total-vm:")?;
@@ -213,7 +213,7 @@ fn killed(rest: &[u8], in_cgroup: bool) -> Option<Line> {
     };
     // Per-CPU counters may be below zero for a moment.
     let kib = |name: &[u8]| Some(u64::try_from(field(name)?).unwrap_or(0).saturating_mul(1024));
-    Some(Line::Killed(Killed {
+    Some(OomLine::Killed(Killed {
         in_cgroup,
         tid: number(tid)?,
         comm: comm.to_owned(),

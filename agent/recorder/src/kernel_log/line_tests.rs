@@ -4,28 +4,28 @@ use super::*;
 
 fn killed(text: &str) -> Killed {
     match read(text.as_bytes(), None) {
-        Some(Line::Killed(killed)) => killed,
+        Some(OomLine::Killed(killed)) => killed,
         other => panic!("{text}: {other:?}"),
     }
 }
 
 fn chosen(text: &str) -> Chosen {
     match read(text.as_bytes(), None) {
-        Some(Line::Chosen(chosen)) => chosen,
+        Some(OomLine::Chosen(chosen)) => chosen,
         other => panic!("{text}: {other:?}"),
     }
 }
 
-fn columns(text: &str) -> Columns {
+fn columns(text: &str) -> TaskColumns {
     match read(text.as_bytes(), None) {
-        Some(Line::TableHeader(columns)) => columns,
+        Some(OomLine::TableHeader(columns)) => columns,
         other => panic!("{text}: {other:?}"),
     }
 }
 
-fn row(header: &str, text: &str) -> Row {
+fn row(header: &str, text: &str) -> TaskRow {
     match read(text.as_bytes(), Some(&columns(header))) {
-        Some(Line::TableRow(row)) => row,
+        Some(OomLine::TableRow(row)) => row,
         other => panic!("{text}: {other:?}"),
     }
 }
@@ -59,7 +59,7 @@ fn a_comm_cannot_pose_as_the_numbers_behind_it() {
 #[test]
 fn a_victim_that_was_dying_is_no_kill() {
     let text = "Memory cgroup out of memory: OOM victim 77 (tail) is already exiting. Skip killing the task";
-    assert_eq!(read(text.as_bytes(), None), Some(Line::Exiting(77)));
+    assert_eq!(read(text.as_bytes(), None), Some(OomLine::Exiting(77)));
 }
 
 #[test]
@@ -132,22 +132,22 @@ fn tables_of_every_version() {
 #[test]
 fn headers_say_who_asked_and_how_full_it_was() {
     let text = b"python3 invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0";
-    assert_eq!(read(text, None), Some(Line::Invoked(Invoked { comm: b"python3".to_vec(), order: 0 })));
+    assert_eq!(read(text, None), Some(OomLine::Invoked(Invoked { comm: b"python3".to_vec(), order: 0 })));
     // Both forms of the line on the CPU.
     for text in [
         "CPU: 0 UID: 0 PID: 2744 Comm: python3 Not tainted 6.18.44",
         "CPU: 1 PID: 2744 Comm: x PID: 9 Not tainted 5.10",
     ] {
-        assert_eq!(read(text.as_bytes(), None), Some(Line::Trigger(2744)), "{text}");
+        assert_eq!(read(text.as_bytes(), None), Some(OomLine::Trigger(2744)), "{text}");
     }
     assert_eq!(
         read(b"memory: usage 65536kB, limit 65536kB, failcnt 1391", None),
-        Some(Line::Memory(Charged { usage_bytes: 64 << 20, limit_bytes: Some(64 << 20), hits: 1391 }))
+        Some(OomLine::Memory(Charged { usage_bytes: 64 << 20, limit_bytes: Some(64 << 20), hits: 1391 }))
     );
     let swap = read(b"swap: usage 0kB, limit 9007199254740988kB, failcnt 0", None);
-    assert_eq!(swap, Some(Line::Swap(Charged { usage_bytes: 0, limit_bytes: None, hits: 0 })));
+    assert_eq!(swap, Some(OomLine::Swap(Charged { usage_bytes: 0, limit_bytes: None, hits: 0 })));
     let group = read(b"Tasks in /k/x are going to be killed due to memory.oom.group set", None);
-    assert_eq!(group, Some(Line::Group(b"/k/x".to_vec())));
+    assert_eq!(group, Some(OomLine::Group(b"/k/x".to_vec())));
 }
 
 /// No fuzzer is at hand: each line, cut anywhere and with any byte exchanged, must not panic.

@@ -18,7 +18,7 @@ use anyhow::Context;
 use tokio::io::unix::AsyncFd;
 
 use podopsy_model::Losses;
-use visit::{Kill, Visit, Visits};
+use visit::{LoggedKill, Visit, Visits};
 
 /// A record is at most so long (`PRINTKRB_RECORD_MAX`, and room).
 const RECORD_MAX: usize = 16 << 10;
@@ -26,7 +26,7 @@ const PATH: &str = "/dev/kmsg";
 
 /// What the ring held when it was asked.
 #[derive(Debug, Default)]
-pub struct Backlog {
+pub struct KernelLogBacklog {
     pub visits: Vec<Visit>,
     /// Sequence numbers of the first and the last record that were there.
     pub first: Option<u64>,
@@ -34,7 +34,7 @@ pub struct Backlog {
 }
 
 /// Reads the log from `after` (None: from the oldest record on) to its end.
-pub fn backlog(after: Option<u64>) -> anyhow::Result<Backlog> {
+pub fn backlog(after: Option<u64>) -> anyhow::Result<KernelLogBacklog> {
     let mut file = open(Path::new(PATH))?;
     // SEEK_SET: the first record that is still there.
     file.seek(SeekFrom::Start(0)).context("rewind /dev/kmsg")?;
@@ -48,39 +48,39 @@ pub fn backlog(after: Option<u64>) -> anyhow::Result<Backlog> {
             visits.push(record);
         }
     }
-    Ok(Backlog { visits: visits.into_visits(), first, last })
+    Ok(KernelLogBacklog { visits: visits.into_visits(), first, last })
 }
 
 /// The log from now on. Its task ends when it is dropped.
-pub struct Follower {
-    state: Arc<Mutex<State>>,
+pub struct KernelLogFollower {
+    state: Arc<Mutex<FollowerState>>,
     grown: tokio::sync::watch::Receiver<u64>,
     task: tokio::task::JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct State {
+struct FollowerState {
     visits: Visits,
     overruns: u64,
     failed: bool,
 }
 
-impl Follower {
-    /// From the record after `after` on (a [`Backlog::last`]), so that nothing falls between the two. An error
+impl KernelLogFollower {
+    /// From the record after `after` on (a [`KernelLogBacklog::last`]), so that nothing falls between the two. An error
     /// says why the log cannot be read.
-    pub fn start(after: Option<u64>) -> anyhow::Result<Follower> {
+    pub fn start(after: Option<u64>) -> anyhow::Result<KernelLogFollower> {
         let mut file = open(Path::new(PATH))?;
         file.seek(SeekFrom::Start(0)).context("rewind /dev/kmsg")?;
         // SAFETY: the file owns its descriptor and keeps it open as long as it lives.
         let fd = unsafe { AsyncFd::register(file) }.context("poll /dev/kmsg")?;
-        let state = Arc::<Mutex<State>>::default();
+        let state = Arc::<Mutex<FollowerState>>::default();
         let (grow, grown) = tokio::sync::watch::channel(0);
         let task = tokio::spawn(follow(fd, after, state.clone(), grow));
-        Ok(Follower { state, grown, task })
+        Ok(KernelLogFollower { state, grown, task })
     }
 
     /// What the log says of the kill of this thread; waits for it until `patience` is over.
-    pub async fn kill_of(&self, tid: u32, patience: Duration) -> Option<(Visit, Kill)> {
+    pub async fn kill_of(&self, tid: u32, patience: Duration) -> Option<(Visit, LoggedKill)> {
         let deadline = tokio::time::Instant::now() + patience;
         let mut grown = self.grown.clone();
         loop {
@@ -98,7 +98,7 @@ impl Follower {
 
     /// What a visit has come to, by the number of its first kill: whether it killed a group, and how many kills
     /// the kernel counts of it.
-    pub fn outcome(&self, sequence: u64) -> Option<(bool, u64)> {
+    pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
         lock(&self.state).visits.of(sequence).map(|visit| (visit.group.is_some(), visit.counted()))
     }
 
@@ -125,20 +125,20 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
+impl Drop for KernelLogFollower {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<FollowerState>) -> MutexGuard<'_, FollowerState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn follow(
     mut fd: AsyncFd<File>,
     after: Option<u64>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FollowerState>>,
     grow: tokio::sync::watch::Sender<u64>,
 ) {
     let mut buffer = vec![0; RECORD_MAX];

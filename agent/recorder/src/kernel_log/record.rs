@@ -5,7 +5,7 @@
 
 /// A record that the kernel itself wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct KernelLogRecord {
     pub sequence: u64,
     /// The kernel's `local_clock`, in µs since boot: what dmesg shows.
     pub time_us: u64,
@@ -19,7 +19,7 @@ pub struct Record {
 const LEVELS: u64 = 8;
 
 /// None: not the kernel's, or no record.
-pub fn parse(bytes: &[u8]) -> Option<Record> {
+pub fn parse(bytes: &[u8]) -> Option<KernelLogRecord> {
     let split = bytes.iter().position(|&b| b == b';')?;
     let (header, rest) = (std::str::from_utf8(&bytes[..split]).ok()?, &bytes[split + 1..]);
     let mut fields = header.split(',');
@@ -30,7 +30,7 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
     }
     let continues = fields.next().is_some_and(|flags| flags.starts_with('c'));
     let end = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
-    Some(Record { sequence, time_us, continues, text: unescape(&rest[..end]) })
+    Some(KernelLogRecord { sequence, time_us, continues, text: unescape(&rest[..end]) })
 }
 
 fn unescape(text: &[u8]) -> Vec<u8> {

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::line::{self, Charged, Chosen, Columns, Invoked, Killed, Line, Row};
-use super::record::Record;
+use super::line::{self, Charged, Chosen, Invoked, Killed, OomLine, TaskColumns, TaskRow};
+use super::record::KernelLogRecord;
 
 /// Rows kept of one table: a fork bomb fills the log, not our memory.
 const ROWS_MAX: usize = 2048;
@@ -31,12 +31,12 @@ pub struct Visit {
     pub trigger_tid: Option<u32>,
     pub memory: Option<Charged>,
     pub swap: Option<Charged>,
-    pub rows: Vec<Row>,
+    pub rows: Vec<TaskRow>,
     pub rows_dropped: usize,
     pub chosen: Option<Chosen>,
     /// The cgroup all of whose tasks were killed (memory.oom.group).
     pub group: Option<Vec<u8>>,
-    pub kills: Vec<Kill>,
+    pub kills: Vec<LoggedKill>,
     /// Kills of a thread that was killed already: a group's first victim is a member of it, too, so that the
     /// kernel kills, prints and counts it twice.
     pub repeats: u64,
@@ -50,7 +50,7 @@ impl Visit {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Kill {
+pub struct LoggedKill {
     pub sequence: u64,
     pub time_us: u64,
     /// None: it was dying already ("Skip killing the task").
@@ -66,7 +66,7 @@ pub struct Visits {
     visits: VecDeque<Visit>,
     /// What came before the first kill.
     open: Option<Visit>,
-    columns: Option<Columns>,
+    columns: Option<TaskColumns>,
     /// A line that may go on in the next record.
     partial: Option<Vec<u8>>,
     /// Names that could be read in two ways, and so were not.
@@ -77,7 +77,7 @@ pub struct Visits {
 }
 
 impl Visits {
-    pub fn push(&mut self, record: Record) {
+    pub fn push(&mut self, record: KernelLogRecord) {
         self.last_sequence = Some(record.sequence);
         // Only this line is printed in pieces that another CPU's line may come between.
         let mut text = record.text;
@@ -94,31 +94,37 @@ impl Visits {
         self.line(line, record.sequence, record.time_us);
     }
 
-    fn line(&mut self, line: Line, sequence: u64, time_us: u64) {
+    fn line(&mut self, line: OomLine, sequence: u64, time_us: u64) {
         match line {
-            Line::Invoked(invoked) => self.open = Some(Visit { invoked: Some(invoked), ..Visit::default() }),
-            Line::TableHeader(columns) => self.columns = Some(columns),
-            Line::Trigger(tid) => self.in_header(|visit| visit.trigger_tid = visit.trigger_tid.or(Some(tid))),
-            Line::Memory(charged) => self.in_header(|visit| visit.memory = Some(charged)),
-            Line::Swap(charged) => self.in_header(|visit| visit.swap = Some(charged)),
-            Line::TableRow(row) => self.in_header(|visit| match visit.rows.len() < ROWS_MAX {
+            OomLine::Invoked(invoked) => {
+                self.open = Some(Visit { invoked: Some(invoked), ..Visit::default() })
+            }
+            OomLine::TableHeader(columns) => self.columns = Some(columns),
+            OomLine::Trigger(tid) => {
+                self.in_header(|visit| visit.trigger_tid = visit.trigger_tid.or(Some(tid)))
+            }
+            OomLine::Memory(charged) => self.in_header(|visit| visit.memory = Some(charged)),
+            OomLine::Swap(charged) => self.in_header(|visit| visit.swap = Some(charged)),
+            OomLine::TableRow(row) => self.in_header(|visit| match visit.rows.len() < ROWS_MAX {
                 true => visit.rows.push(row),
                 false => visit.rows_dropped += 1,
             }),
-            Line::Chosen(chosen) => {
+            OomLine::Chosen(chosen) => {
                 self.ambiguous += u64::from(chosen.ambiguous);
                 self.in_header(|visit| visit.chosen = Some(chosen));
             }
-            Line::Group(path) => {
+            OomLine::Group(path) => {
                 if let Some(visit) = self.visits.back_mut() {
                     visit.group = Some(path);
                 }
             }
-            Line::Killed(killed) => {
+            OomLine::Killed(killed) => {
                 let tid = killed.tid;
-                self.kill(Kill { sequence, time_us, killed: Some(killed), tid, taken: false });
+                self.kill(LoggedKill { sequence, time_us, killed: Some(killed), tid, taken: false });
             }
-            Line::Exiting(tid) => self.kill(Kill { sequence, time_us, killed: None, tid, taken: false }),
+            OomLine::Exiting(tid) => {
+                self.kill(LoggedKill { sequence, time_us, killed: None, tid, taken: false })
+            }
         }
     }
 
@@ -127,7 +133,7 @@ impl Visits {
         self.open.as_mut().map(change);
     }
 
-    fn kill(&mut self, kill: Kill) {
+    fn kill(&mut self, kill: LoggedKill) {
         let grouped = |visit: &&mut Visit| {
             let near = visit
                 .kills
@@ -162,7 +168,7 @@ impl Visits {
     }
 
     /// The newest visit that killed this thread, if nobody has taken it: pids are used again.
-    pub fn take(&mut self, tid: u32) -> Option<(Visit, Kill)> {
+    pub fn take(&mut self, tid: u32) -> Option<(Visit, LoggedKill)> {
         let visit =
             self.visits.iter_mut().rev().find(|v| v.kills.iter().any(|k| k.tid == tid && !k.taken))?;
         let kill = visit.kills.iter_mut().find(|kill| kill.tid == tid && !kill.taken)?;
@@ -251,7 +257,7 @@ mod tests {
     fn a_hostile_log_stays_within_bounds() {
         let mut visits = Visits::default();
         let mut push = |text: &[u8]| {
-            visits.push(Record {
+            visits.push(KernelLogRecord {
                 sequence: 1,
                 time_us: 1,
                 continues: text.starts_with(b","),

@@ -14,14 +14,14 @@ use podopsy_pods::hierarchy::Version;
 const BUFFER: usize = 16 << 10;
 
 /// Reads cgroups' files, one open and one read each, into one buffer.
-pub struct Reader {
+pub struct MemoryFileReader {
     version: Version,
     buffer: Vec<u8>,
 }
 
-impl Reader {
-    pub fn new(version: Version) -> Reader {
-        Reader { version, buffer: vec![0; BUFFER] }
+impl MemoryFileReader {
+    pub fn new(version: Version) -> MemoryFileReader {
+        MemoryFileReader { version, buffer: vec![0; BUFFER] }
     }
 
     /// What is charged to a cgroup and all below it, its limit left out; None: it is gone.
@@ -187,7 +187,7 @@ mod tests {
             ("memory.events.local", "low 0\nhigh 4\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n"),
             ("memory.oom.group", "1\n"),
         ]);
-        let mut reader = Reader::new(Version::V2);
+        let mut reader = MemoryFileReader::new(Version::V2);
         let usage = reader.usage(dir.path()).unwrap();
         assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (600_000, 200_000, 100_000));
         assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (90_000, 7, None));
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn who_has_not_moved_is_not_read_whole() {
         let dir = dir(&[("memory.current", "1000\n"), ("memory.stat", "anon 600\n")]);
-        let mut reader = Reader::new(Version::V2);
+        let mut reader = MemoryFileReader::new(Version::V2);
         let asleep = Usage { current_bytes: 1000, anon_bytes: 500, limit_bytes: Some(1), ..Usage::default() };
         assert_eq!(reader.usage_since(dir.path(), asleep), Some(asleep));
         let grown = reader.usage_since(dir.path(), Usage { current_bytes: 999, ..asleep }).unwrap();
@@ -230,7 +230,7 @@ mod tests {
             ("memory.failcnt", "1391\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
         ]);
-        let mut reader = Reader::new(Version::V1);
+        let mut reader = MemoryFileReader::new(Version::V1);
         let usage = reader.usage(dir.path()).unwrap();
         assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (66_748_416, 4000, 96));
         assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (356_352, 5, None));
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_none() {
-        let mut reader = Reader::new(Version::V2);
+        let mut reader = MemoryFileReader::new(Version::V2);
         assert_eq!(reader.usage(Path::new("/nonexistent")), None);
         assert_eq!(reader.counters(Path::new("/nonexistent")), None);
     }

@@ -1,4 +1,4 @@
-//! Kills that a cgroup's own counter has, against the victims that were named as its own: the check that no kill
+//! CgroupKillCounts that a cgroup's own counter has, against the victims that were named as its own: the check that no kill
 //! was put down to the wrong container.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ const SETTLED_NS: u64 = 5_000_000_000;
 
 /// One account a cgroup.
 #[derive(Debug, Default)]
-pub struct Kills {
+pub struct CgroupKillCounts {
     accounts: HashMap<u64, Account>,
     /// What differed in cgroups that are gone.
     gone: Difference,
@@ -32,7 +32,7 @@ struct Difference {
     uncounted: u64,
 }
 
-impl Kills {
+impl CgroupKillCounts {
     /// The counter of a cgroup. `born`: it was made while we watched, so all that it counts is ours to tell.
     pub fn look(&mut self, id: u64, now_ns: u64, counter: u64, born: bool) {
         let account = self.accounts.entry(id).or_default();
@@ -44,7 +44,7 @@ impl Kills {
     }
 
     /// So many kills at that time were told as this cgroup's.
-    pub fn told(&mut self, id: u64, boot_ns: u64, kills: u64) {
+    pub fn record_reported_kills(&mut self, id: u64, boot_ns: u64, kills: u64) {
         let account = self.accounts.entry(id).or_default();
         if account.start.is_none_or(|(_, until)| boot_ns >= until) {
             account.told += kills;
@@ -95,7 +95,7 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn losses(kills: &Kills) -> (u64, u64) {
+    fn losses(kills: &CgroupKillCounts) -> (u64, u64) {
         let losses = kills.losses();
         let get = |name: &str| losses.get(name).copied().unwrap_or(0);
         (get("oom_unseen_by_cgroup"), get("oom_uncounted_by_cgroup"))
@@ -103,10 +103,10 @@ mod tests {
 
     #[test]
     fn a_kill_that_is_told_in_time_is_no_difference_and_one_that_never_is_told_is() {
-        let mut kills = Kills::default();
+        let mut kills = CgroupKillCounts::default();
         kills.look(7, 10 * S, 3, false);
         kills.look(7, 16 * S, 4, false);
-        kills.told(7, 15 * S, 1);
+        kills.record_reported_kills(7, 15 * S, 1);
         kills.look(7, 22 * S, 5, false);
         kills.look(7, 23 * S, 5, false);
         assert_eq!(losses(&kills), (0, 0), "the second may still be on its way");
@@ -118,12 +118,12 @@ mod tests {
 
     #[test]
     fn a_kill_put_down_to_another_shows_on_both() {
-        let mut kills = Kills::default();
+        let mut kills = CgroupKillCounts::default();
         for at in [10, 16, 22, 28] {
             kills.look(1, at * S, u64::from(at > 10), true);
             kills.look(2, at * S, 0, true);
             if at == 16 {
-                kills.told(2, 15 * S, 1);
+                kills.record_reported_kills(2, 15 * S, 1);
             }
         }
         assert_eq!(losses(&kills), (1, 1));
@@ -131,10 +131,10 @@ mod tests {
 
     #[test]
     fn what_was_before_us_is_not_ours_and_what_was_never_looked_at_is_no_difference() {
-        let mut kills = Kills::default();
+        let mut kills = CgroupKillCounts::default();
         kills.look(1, 10 * S, 5, false);
-        kills.told(1, 9 * S, 1);
-        kills.told(3, 9 * S, 1);
+        kills.record_reported_kills(1, 9 * S, 1);
+        kills.record_reported_kills(3, 9 * S, 1);
         kills.look(1, 20 * S, 5, false);
         kills.look(1, 30 * S, 5, false);
         assert_eq!(losses(&kills), (0, 0));

@@ -7,24 +7,24 @@
 
 pub mod files;
 mod kills;
+mod records;
 mod ring;
-mod steps;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use files::Reader;
-use kills::Kills;
+use files::MemoryFileReader;
+use kills::CgroupKillCounts;
 use podopsy_model::Losses;
 use podopsy_model::memory::{Counters, Curve, Usage};
 use podopsy_pods::{Level, Pods};
 use podopsy_system::clock::boot_now_ns;
-use ring::Ring;
-pub use ring::Trend;
-pub use steps::Stretch;
-use steps::Stretches;
+pub use records::CgroupMemoryRecord;
+use records::MemoryRecords;
+pub use ring::MemoryTrend;
+use ring::SampleRing;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Samples a second; with more containers than that each is read less often, in turn. A full node of Kubernetes has 110
@@ -44,7 +44,7 @@ const REMEMBER_DEAD_NS: u64 = ring::REACH.as_nanos() as u64;
 const COUNTS: usize = 3;
 
 /// The sampler's door; its thread ends when the last one is dropped.
-pub struct Sampler {
+pub struct MemorySampler {
     book: Arc<Mutex<Book>>,
     stop: Arc<AtomicBool>,
 }
@@ -53,8 +53,8 @@ pub struct Sampler {
 struct Book {
     rings: HashMap<u64, Kept>,
     counters: HashMap<u64, [(u64, Counters); COUNTS]>,
-    kills: Kills,
-    stretches: Stretches,
+    kills: CgroupKillCounts,
+    memory_records: MemoryRecords,
     /// The cgroups that were there at the first tick: what they counted before is not ours to tell.
     at_start: Option<HashSet<u64>>,
     /// Where the next tick's samples begin, and its counters.
@@ -66,20 +66,20 @@ struct Book {
 
 #[derive(Default)]
 struct Kept {
-    ring: Ring,
+    ring: SampleRing,
     /// When it was last seen alive.
     alive_ns: u64,
     samples: u64,
 }
 
-impl Sampler {
-    pub fn start(pods: Arc<Pods>) -> std::io::Result<Sampler> {
-        let sampler = Sampler { book: Arc::default(), stop: Arc::default() };
+impl MemorySampler {
+    pub fn start(pods: Arc<Pods>) -> std::io::Result<MemorySampler> {
+        let sampler = MemorySampler { book: Arc::default(), stop: Arc::default() };
         let (book, stop) = (sampler.book.clone(), sampler.stop.clone());
         // Weak, so that the thread does not keep the room of pods open.
         let room = Arc::downgrade(&pods);
         std::thread::Builder::new().name("memory".into()).spawn(move || {
-            let mut reader = Reader::new(pods.hierarchy().version);
+            let mut reader = MemoryFileReader::new(pods.hierarchy().version);
             drop(pods);
             while !stop.load(Relaxed) {
                 let Some(pods) = room.upgrade() else { return };
@@ -97,7 +97,7 @@ impl Sampler {
     }
 
     /// Where a container's memory has been going in the last minute; None: too few samples.
-    pub fn trend(&self, id: u64) -> Option<Trend> {
+    pub fn trend(&self, id: u64) -> Option<MemoryTrend> {
         self.lock().rings.get(&id)?.ring.trend()
     }
 
@@ -117,24 +117,24 @@ impl Sampler {
 
     /// What is to be kept of every container's memory: all that has changed since the last call, and the first call says
     /// that there is someone who keeps it. A stretch of ten minutes comes again as it grows, under the same beginning.
-    pub fn stretches(&self) -> Vec<Stretch> {
-        self.lock().stretches.take(boot_now_ns())
+    pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
+        self.lock().memory_records.take(boot_now_ns())
     }
 
-    /// Kills that were told as this cgroup's, to be compared with its own counter.
-    pub fn told(&self, id: u64, boot_ns: u64, kills: u64) {
-        self.lock().kills.told(id, boot_ns, kills);
+    /// CgroupKillCounts that were told as this cgroup's, to be compared with its own counter.
+    pub fn record_reported_kills(&self, id: u64, boot_ns: u64, kills: u64) {
+        self.lock().kills.record_reported_kills(id, boot_ns, kills);
     }
 
     /// `memory_throttled`: samples not taken because there are too many containers; `memory_evicted`:
-    /// curves given up before their time; `memory_not_kept`: of the history; and what [`Kills`] finds.
+    /// curves given up before their time; `memory_not_kept`: of the history; and what [`CgroupKillCounts`] finds.
     pub fn losses(&self) -> Losses {
         let book = self.lock();
         let mut losses = book.kills.losses();
         let own = [
             ("memory_throttled", book.throttled),
             ("memory_evicted", book.evicted),
-            ("memory_not_kept", book.stretches.lost()),
+            ("memory_not_kept", book.memory_records.lost()),
         ];
         losses.extend(own.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)));
         losses
@@ -145,7 +145,7 @@ impl Sampler {
     }
 }
 
-impl Drop for Sampler {
+impl Drop for MemorySampler {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
     }
@@ -156,7 +156,7 @@ fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
 }
 
 /// One round. The book is locked for each entry only: whoever asks never waits for cgroupfs.
-fn tick(book: &Mutex<Book>, reader: &mut Reader, pods: &Pods) {
+fn tick(book: &Mutex<Book>, reader: &mut MemoryFileReader, pods: &Pods) {
     let levels = pods.memory_levels();
     let hierarchy = pods.hierarchy();
     lock(book).at_start.get_or_insert_with(|| levels.iter().map(|level| level.id).collect());
@@ -220,7 +220,7 @@ impl Book {
     }
 
     fn sample(&mut self, id: u64, now_ns: u64, usage: Usage) {
-        self.stretches.push(id, now_ns, &usage);
+        self.memory_records.push(id, now_ns, &usage);
         let kept = self.rings.entry(id).or_default();
         kept.ring.push(now_ns, usage);
         kept.alive_ns = now_ns;
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_counters_of_before_are_those_of_before() {
-        let sampler = Sampler { book: Arc::default(), stop: Arc::default() };
+        let sampler = MemorySampler { book: Arc::default(), stop: Arc::default() };
         for at in 1..=6 {
             sampler.lock().count(7, at * S, Counters { oom_kills: at, ..Counters::default() });
         }
@@ -334,7 +334,7 @@ mod tests {
             tree.0.extend((0..count).map(|n| root.join(format!("pod{n:032}/{n:064x}"))));
             tree.0.iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
             let pods = Pods::start(options()).await.unwrap();
-            let (book, mut reader) = (Mutex::default(), Reader::new(pods.hierarchy().version));
+            let (book, mut reader) = (Mutex::default(), MemoryFileReader::new(pods.hierarchy().version));
             tick(&book, &mut reader, &pods);
             let cpu = || getrusage(UsageWho::RUSAGE_THREAD).unwrap();
             let ms = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;

@@ -21,7 +21,7 @@ const TREND_POINTS: usize = 24;
 
 /// Where a container's memory goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Trend {
+pub struct MemoryTrend {
     /// What cannot be reclaimed: all but file.
     pub held_bytes: u64,
     /// As [`Curve::growth_bytes_per_second`], over the last minute.
@@ -44,13 +44,13 @@ struct Sample {
 }
 
 #[derive(Debug, Default)]
-pub struct Ring {
+pub struct SampleRing {
     base_ns: u64,
     samples: VecDeque<Sample>,
     pub last: Option<Usage>,
 }
 
-impl Ring {
+impl SampleRing {
     /// Takes a sample of `boot_ns` (CLOCK_BOOTTIME).
     pub fn push(&mut self, boot_ns: u64, usage: Usage) {
         if self.samples.is_empty() {
@@ -82,7 +82,7 @@ impl Ring {
     }
 
     /// The last minute in one number; None: fewer than 5 samples.
-    pub fn trend(&self) -> Option<Trend> {
+    pub fn trend(&self) -> Option<MemoryTrend> {
         let last = self.samples.back()?;
         let from = last.ms.saturating_sub(TREND_MS);
         let recent = self.samples.iter().filter(|s| s.ms >= from).count();
@@ -91,7 +91,7 @@ impl Ring {
         let newest = self.samples.iter().rev().take(recent).step_by(step);
         let mut points: Vec<Sample> = newest.copied().collect();
         points.reverse();
-        Some(Trend {
+        Some(MemoryTrend {
             held_bytes: u64::from(last.current.saturating_sub(last.file)) * 1024,
             bytes_per_second: growth(&points)?,
             limit_bytes: self.last.and_then(|usage| usage.limit_bytes),
@@ -149,8 +149,8 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn filled(seconds: u64, anon: impl Fn(u64) -> u64) -> Ring {
-        let mut ring = Ring::default();
+    fn filled(seconds: u64, anon: impl Fn(u64) -> u64) -> SampleRing {
+        let mut ring = SampleRing::default();
         for second in 0..seconds {
             let anon_bytes = anon(second);
             let pressure = Some(Pressure { some_us: second * 250_000, full_us: 0 });
@@ -197,6 +197,6 @@ mod tests {
     fn few_points_have_no_slope_and_a_flat_line_none_to_speak_of() {
         assert_eq!(filled(4, |s| s).curve().growth_bytes_per_second, None);
         assert_eq!(filled(60, |_| 3 << 20).curve().growth_bytes_per_second, Some(0.0));
-        assert_eq!(Ring::default().curve(), Curve::default());
+        assert_eq!(SampleRing::default().curve(), Curve::default());
     }
 }

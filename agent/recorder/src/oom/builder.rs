@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use podopsy_model::verdict;
 
-use super::Facts;
+use super::OomFacts;
 use podopsy_model::event::Detail;
 use podopsy_model::growth::GrowthProfile;
 use podopsy_model::incident::{Attempt, Incident, Victim};
@@ -71,7 +71,7 @@ impl IncidentBuilder {
     }
 
     /// Lays a kill down: `event` is its own, without the facts; they are put into it, with the incident's id.
-    pub fn lay(&mut self, event: &mut Event, boot_ns: u64, facts: Facts) {
+    pub fn add(&mut self, event: &mut Event, boot_ns: u64, facts: OomFacts) {
         let Detail::Oom(kill) = &mut event.detail else { return };
         kill.limit = Some(facts.limit.clone());
         kill.already_dying = facts.already_dying;
@@ -147,7 +147,7 @@ impl IncidentBuilder {
     }
 }
 
-fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: Facts) -> Incident {
+fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomFacts) -> Incident {
     let already_dying = kill.already_dying;
     let kernel_kills = facts.visit.as_ref().map_or(u64::from(!already_dying), |visit| visit.counted());
     let constraint = facts.visit.as_ref().and_then(|visit| visit.chosen.as_ref()).map(|chosen| {
@@ -183,14 +183,14 @@ impl PendingIncident {
     }
 
     /// What the log has of it by now: the line on the group comes after the first kill.
-    pub fn complete(&mut self, group: bool, kernel_kills: u64) {
+    pub fn update_from_log(&mut self, group: bool, kernel_kills: u64) {
         self.open.incident.group |= group;
         self.open.incident.kernel_kills = kernel_kills;
     }
 
     /// When its last kill was (CLOCK_BOOTTIME), and the kills that the kernel counts of it, by the cgroup that they
     /// were told of; nothing of what only the log told.
-    pub fn told(&self) -> (u64, HashMap<u64, u64>) {
+    pub fn counted_kills(&self) -> (u64, HashMap<u64, u64>) {
         let incident = &self.open.incident;
         let mut told = HashMap::new();
         if !incident.recovered {
@@ -204,12 +204,12 @@ impl PendingIncident {
     }
 
     /// Whose it was: the first victim's cgroup, and when.
-    pub fn victim(&self) -> (u64, u64) {
+    pub fn first_victim(&self) -> (u64, u64) {
         (self.open.event.cgroup.id, self.open.boot_ns)
     }
 
     /// Puts to it which code the memory grew by.
-    pub fn grew(&mut self, growth: Option<GrowthProfile>) {
+    pub fn set_growth(&mut self, growth: Option<GrowthProfile>) {
         self.open.incident.growth = growth;
     }
 
@@ -266,13 +266,13 @@ fn remember(attempts: &Attempts, event: &Event, incident: &Incident) -> Vec<Atte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel_log::visit::{Kill, Visit};
+    use crate::kernel_log::visit::{LoggedKill, Visit};
     use podopsy_model::event::{OomTask, ProcessRef};
     use podopsy_model::incident::{How, Level, Limit};
     use podopsy_model::{CgroupRef, Owner};
 
-    fn facts(sequence: Option<u64>) -> Facts {
-        let kill = |sequence| Kill { sequence, time_us: 1, killed: None, tid: 1, taken: true };
+    fn facts(sequence: Option<u64>) -> OomFacts {
+        let kill = |sequence| LoggedKill { sequence, time_us: 1, killed: None, tid: 1, taken: true };
         let limit = Limit {
             of: Level::Container,
             how: How::Observed,
@@ -281,7 +281,7 @@ mod tests {
             limit_bytes: None,
             usage_bytes: None,
         };
-        Facts {
+        OomFacts {
             visit: sequence.map(|s| Arc::new(Visit { kills: vec![kill(s)], ..Visit::default() })),
             limit,
             levels: Vec::new(),
@@ -331,7 +331,7 @@ mod tests {
         let mut builder = IncidentBuilder::new("3f2a9c0d-51b7");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 9)];
         for (event, sequence) in kills.iter_mut().zip([7, 7, 8]) {
-            builder.lay(event, 1000, facts(Some(sequence)));
+            builder.add(event, 1000, facts(Some(sequence)));
         }
         assert_eq!([id(&kills[0]), id(&kills[1]), id(&kills[2])], ["3f2a-7", "3f2a-7", "3f2a-8"]);
         assert!(builder.take_due(false).is_empty());
@@ -347,7 +347,7 @@ mod tests {
         let mut builder = IncidentBuilder::new("3f2a");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 8), kill(4, 9)];
         for (event, ms) in kills.iter_mut().zip([1000, 1050, 1060, 2000]) {
-            builder.lay(event, ms * 1_000_000, facts(None));
+            builder.add(event, ms * 1_000_000, facts(None));
         }
         let ids: Vec<_> = kills.iter().map(id).collect();
         assert_eq!(ids, ["3f2a-t1-1000", "3f2a-t1-1000", "3f2a-t3-1060", "3f2a-t4-2000"]);

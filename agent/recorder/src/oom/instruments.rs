@@ -6,19 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Options;
-use crate::kernel_log::{self, Backlog, Follower};
-use crate::memory::Sampler;
+use crate::kernel_log::{self, KernelLogBacklog, KernelLogFollower};
+use crate::memory::MemorySampler;
 use crate::memory::files::machine_oom_kills;
 use crate::oom::OomExaminer;
-use crate::oom::recover::{self, Missed};
-use crate::oom::state::State;
+use crate::oom::checkpoint::RecoveryCheckpoint;
+use crate::oom::recover::{self, MissedKills};
 use podopsy_pods::Pods;
 
 pub struct Room {
     pub examiner: Arc<OomExaminer>,
     /// The kernel's count of kills when the probes had just been attached.
     pub kills_at_start: Option<u64>,
-    pub missed: Option<Missed>,
+    pub missed: Option<MissedKills>,
     /// What kills will lack.
     pub degraded: Option<String>,
 }
@@ -33,10 +33,10 @@ pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     // Read before it is followed: what was written between the two is followed, too.
     let (backlog, log) = match kernel_log::backlog(None) {
         Ok(backlog) => {
-            let log = Follower::start(backlog.last);
+            let log = KernelLogFollower::start(backlog.last);
             (backlog, log)
         }
-        Err(error) => (Backlog::default(), Err(error)),
+        Err(error) => (KernelLogBacklog::default(), Err(error)),
     };
     let (log, degraded) = match log {
         Ok(log) => (Some(log), None),
@@ -50,14 +50,14 @@ pub fn room(options: &Options, pods: &Arc<Pods>) -> anyhow::Result<Room> {
     };
     let last = backlog.last;
     let missed = options.state_dir.as_deref().and_then(|dir| missed(dir, last, backlog));
-    let sampler = Sampler::start(pods.clone())?;
+    let sampler = MemorySampler::start(pods.clone())?;
     let examiner = Arc::new(OomExaminer::new(pods.clone(), Some(sampler), log));
     Ok(Room { examiner, kills_at_start, missed, degraded })
 }
 
-fn missed(dir: &Path, last: Option<u64>, backlog: Backlog) -> Option<Missed> {
-    let before = State::load(dir).inspect_err(|error| tracing::warn!("{error:#}")).ok()??;
-    let missed = recover::missed(&before, &State::now(last), backlog);
+fn missed(dir: &Path, last: Option<u64>, backlog: KernelLogBacklog) -> Option<MissedKills> {
+    let before = RecoveryCheckpoint::load(dir).inspect_err(|error| tracing::warn!("{error:#}")).ok()??;
+    let missed = recover::missed(&before, &RecoveryCheckpoint::now(last), backlog);
     if let Some(kills) = missed.kills.filter(|&kills| kills > 0) {
         tracing::warn!(
             since = %before.saved_at,

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::kernel_log::visit::Visit;
-use crate::memory::Sampler;
-use crate::memory::files::{self, Reader};
+use crate::memory::MemorySampler;
+use crate::memory::files::{self, MemoryFileReader};
 use podopsy_model::incident::{Level, LevelState, ProcessRow, ProcessTable};
 use podopsy_model::memory::Counters;
 use podopsy_model::text;
@@ -23,7 +23,7 @@ const PROC: &str = "/proc";
 /// When to compare with.
 pub enum Before<'a> {
     /// What the sampler knew before this CLOCK_BOOTTIME.
-    Kill(Option<&'a Sampler>, u64),
+    Kill(Option<&'a MemorySampler>, u64),
     /// The kill is long past: counters of today say nothing of it.
     LongAgo,
 }
@@ -31,7 +31,7 @@ pub enum Before<'a> {
 /// Each level from the victim's up, as it is now.
 pub fn read(pods: &Pods, place: &Place, before: &Before) -> Vec<Reading> {
     let hierarchy = pods.hierarchy();
-    let mut reader = Reader::new(hierarchy.version);
+    let mut reader = MemoryFileReader::new(hierarchy.version);
     let steps = place.steps.iter().map(|step| {
         let dir = hierarchy.join(&step.path);
         let sampler = match before {
@@ -149,14 +149,18 @@ fn cut(mut rows: Vec<ProcessRow>, usage: Option<u64>, source: &str) -> Option<Pr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel_log::line::Row;
-    use crate::kernel_log::visit::Kill;
+    use crate::kernel_log::line::TaskRow;
+    use crate::kernel_log::visit::LoggedKill;
 
     #[test]
     fn a_long_table_keeps_the_large_ones_and_the_victim_and_sums_up_the_rest() {
-        let rows =
-            (1..=200).map(|n| Row { tid: n, pid: n, rss_pages: 1000 - u64::from(n), ..Row::default() });
-        let kills = vec![Kill { sequence: 1, time_us: 1, killed: None, tid: 199, taken: false }];
+        let rows = (1..=200).map(|n| TaskRow {
+            tid: n,
+            pid: n,
+            rss_pages: 1000 - u64::from(n),
+            ..TaskRow::default()
+        });
+        let kills = vec![LoggedKill { sequence: 1, time_us: 1, killed: None, tid: 199, taken: false }];
         let visit = Visit { rows: rows.collect(), rows_dropped: 7, kills, ..Visit::default() };
         let table = table(&visit, Some(4096 * 10_000)).unwrap();
         assert_eq!((table.rows.len(), table.others), (ROWS_MAX + 1, 135 + 7));

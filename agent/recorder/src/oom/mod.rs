@@ -5,20 +5,20 @@
 //! Must not know: aya, how anything is rendered.
 
 mod builder;
+pub mod checkpoint;
 pub(crate) mod instruments;
 mod levels;
 mod limit;
+pub mod reconcile;
 pub mod recover;
-pub mod state;
-pub mod tally;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::kernel_log::Follower;
-use crate::kernel_log::visit::{Kill, Visit};
-use crate::memory::{Sampler, Stretch, Trend};
+use crate::kernel_log::KernelLogFollower;
+use crate::kernel_log::visit::{LoggedKill, Visit};
+use crate::memory::{CgroupMemoryRecord, MemorySampler, MemoryTrend};
 use podopsy_decode::OomDecoded;
 use podopsy_model::incident::{How, Level, LevelState, Limit, ProcessTable};
 use podopsy_model::memory::Curve;
@@ -37,7 +37,7 @@ const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(300);
 
 /// Everything of one kill but the kill itself.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct OomFacts {
     /// What the log has of it, and of those killed with it.
     pub visit: Option<Arc<Visit>>,
     pub limit: Limit,
@@ -51,8 +51,8 @@ pub struct Facts {
 /// Puts facts to kills.
 pub struct OomExaminer {
     pods: Arc<Pods>,
-    sampler: Option<Sampler>,
-    log: Option<Follower>,
+    sampler: Option<MemorySampler>,
+    log: Option<KernelLogFollower>,
     dying: AtomicU64,
     log_missed: AtomicBool,
 }
@@ -66,12 +66,16 @@ impl std::fmt::Debug for OomExaminer {
 
 impl OomExaminer {
     /// `sampler`, `log`: None where this machine (or this command) has none.
-    pub fn new(pods: Arc<Pods>, sampler: Option<Sampler>, log: Option<Follower>) -> OomExaminer {
+    pub fn new(
+        pods: Arc<Pods>,
+        sampler: Option<MemorySampler>,
+        log: Option<KernelLogFollower>,
+    ) -> OomExaminer {
         OomExaminer { pods, sampler, log, dying: AtomicU64::new(0), log_missed: AtomicBool::new(false) }
     }
 
     /// Reads what is still there at once, then waits a moment for the log.
-    pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> Facts {
+    pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> OomFacts {
         let mut levels = self.levels(owner.cgroup.id, kill.time_ns);
         // One that was dying before has no line to wait for.
         let found = match kill.already_dying {
@@ -105,7 +109,7 @@ impl OomExaminer {
         levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill_ns))
     }
 
-    async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, Kill)> {
+    async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, LoggedKill)> {
         let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
         // We may be late ourselves, and then whoever reads the log is, too.
         let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns));
@@ -127,13 +131,13 @@ impl OomExaminer {
     }
 
     /// Where the memory of a container goes; None: nobody looks, or too short a time.
-    pub fn trend(&self, id: u64) -> Option<Trend> {
+    pub fn trend(&self, id: u64) -> Option<MemoryTrend> {
         self.sampler.as_ref()?.trend(id)
     }
 
     /// What is to be kept of every container's memory; nothing where nobody samples it.
-    pub fn stretches(&self) -> Vec<Stretch> {
-        self.sampler.as_ref().map(Sampler::stretches).unwrap_or_default()
+    pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
+        self.sampler.as_ref().map(MemorySampler::memory_records).unwrap_or_default()
     }
 
     fn step_of(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {
@@ -141,22 +145,22 @@ impl OomExaminer {
         place.steps.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
     }
 
-    /// What a visit has come to: see [`Follower::outcome`].
-    pub fn outcome(&self, sequence: u64) -> Option<(bool, u64)> {
-        self.log.as_ref()?.outcome(sequence)
+    /// What a visit has come to: see [`KernelLogFollower::visit_outcome`].
+    pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
+        self.log.as_ref()?.visit_outcome(sequence)
     }
 
     /// By how many the kernel's count differs from the victims seen, for known reasons: (victims that were dying
     /// before, which it does not count; victims of groups that it counts twice).
     pub fn known_differences(&self) -> (u64, u64) {
-        (self.dying.load(Relaxed), self.log.as_ref().map_or(0, Follower::repeats))
+        (self.dying.load(Relaxed), self.log.as_ref().map_or(0, KernelLogFollower::repeats))
     }
 
     /// Enters what was told of an incident, to be compared with the cgroups' own counters.
-    pub fn told(&self, incident: &PendingIncident) {
-        let (boot_ns, kills) = incident.told();
+    pub fn record_reported_kills(&self, incident: &PendingIncident) {
+        let (boot_ns, kills) = incident.counted_kills();
         let Some(sampler) = &self.sampler else { return };
-        kills.into_iter().for_each(|(id, kills)| sampler.told(id, boot_ns, kills));
+        kills.into_iter().for_each(|(id, kills)| sampler.record_reported_kills(id, boot_ns, kills));
     }
 
     /// The last record of the kernel's log that was read.
@@ -165,18 +169,18 @@ impl OomExaminer {
     }
 
     pub fn losses(&self) -> Losses {
-        let mut losses = self.log.as_ref().map(Follower::losses).unwrap_or_default();
-        losses.extend(self.sampler.as_ref().map(Sampler::losses).unwrap_or_default());
+        let mut losses = self.log.as_ref().map(KernelLogFollower::losses).unwrap_or_default();
+        losses.extend(self.sampler.as_ref().map(MemorySampler::losses).unwrap_or_default());
         losses
     }
 }
 
 /// What log and levels say together.
-fn facts(visit: Option<Visit>, line: Option<&Kill>, levels: Vec<limit::Reading>) -> Facts {
+fn facts(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::Reading>) -> OomFacts {
     let in_cgroup = line.and_then(|line| line.killed.as_ref()).map(|killed| killed.in_cgroup);
     let limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
     let processes = visit.as_ref().and_then(|visit| levels::table(visit, limit.usage_bytes));
-    Facts {
+    OomFacts {
         processes,
         limit,
         levels: levels.into_iter().map(|level| level.state).collect(),

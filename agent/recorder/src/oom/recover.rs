@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::checkpoint::RecoveryCheckpoint;
 use super::levels::{self, Before};
-use super::state::State;
-use super::{Facts, IncidentBuilder, facts};
-use crate::kernel_log::visit::{Kill, Visit};
-use crate::kernel_log::{self, Backlog};
+use super::{IncidentBuilder, OomFacts, facts};
+use crate::kernel_log::visit::{LoggedKill, Visit};
+use crate::kernel_log::{self, KernelLogBacklog};
 use crate::memory::files::machine_oom_kills;
 use podopsy_model::event::{OomTask, ProcessRef, Rss};
 use podopsy_model::{Detail, Event, Kind, Losses, OomKill, Owner, text};
@@ -18,7 +18,7 @@ const KILLS_MAX: usize = 256;
 
 /// What happened between two runs.
 #[derive(Debug, Default, PartialEq)]
-pub struct Missed {
+pub struct MissedKills {
     /// By the kernel's counter; None: it cannot be told.
     pub kills: Option<u64>,
     /// Those that the log still knows.
@@ -27,7 +27,7 @@ pub struct Missed {
     pub rebooted: bool,
 }
 
-impl Missed {
+impl MissedKills {
     /// Kills that the log knows, counted as the kernel counts them.
     pub fn known(&self) -> u64 {
         self.visits.iter().map(Visit::counted).sum()
@@ -40,7 +40,11 @@ impl Missed {
 }
 
 /// Compares with the last run. `backlog` is the whole log.
-pub fn missed(before: &State, now: &State, backlog: Backlog) -> Missed {
+pub fn missed(
+    before: &RecoveryCheckpoint,
+    now: &RecoveryCheckpoint,
+    backlog: KernelLogBacklog,
+) -> MissedKills {
     let rebooted = before.boot_id != now.boot_id;
     let since = if rebooted { Some(0) } else { before.oom_kills };
     let kills = now.oom_kills.zip(since).map(|(now, since)| now.saturating_sub(since));
@@ -51,15 +55,15 @@ pub fn missed(before: &State, now: &State, backlog: Backlog) -> Missed {
     // Without a counter to say that there were any, the log alone is no witness of time.
     let trusted = kills.is_none_or(|kills| kills > 0);
     let visits = backlog.visits.into_iter().filter(|visit| trusted && new(visit)).collect();
-    Missed { kills, visits, rebooted }
+    MissedKills { kills, visits, rebooted }
 }
 
 /// Kills that the log told at the start. The probes were attached before it was read, so that none is missed: who was killed
 /// in between comes by both ways.
 #[derive(Debug, Default)]
-pub struct Told(Vec<(OomTask, u64)>);
+pub struct RecoveredKills(Vec<(OomTask, u64)>);
 
-impl Told {
+impl RecoveredKills {
     /// How far the log's clock and the probes' may be apart: a victim's pid is not another victim's so soon.
     const APART_NS: u64 = 10_000_000_000;
 
@@ -70,7 +74,7 @@ impl Told {
     }
 
     /// Whether a kill that a probe saw is one of them.
-    pub fn holds(&self, pid: u32, tid: u32, boot_ns: u64) -> bool {
+    pub fn contains(&self, pid: u32, tid: u32, boot_ns: u64) -> bool {
         self.0.iter().any(|(victim, at)| {
             (victim.pid == pid || victim.tid == tid) && at.abs_diff(boot_ns) < Self::APART_NS
         })
@@ -78,7 +82,7 @@ impl Told {
 }
 
 /// The kills of a visit as events, each with its facts and its time since boot in ns.
-pub async fn kills(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u64, Facts)> {
+pub async fn kill_events(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u64, OomFacts)> {
     let mut out = Vec::new();
     for kill in visit.kills.iter().take(KILLS_MAX) {
         let path = victims_path(&visit, kill);
@@ -99,12 +103,12 @@ pub async fn kills(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u64, Fa
 }
 
 /// The log names the cgroup of the first victim, and of a group the one that all of them sat in.
-fn victims_path<'a>(visit: &'a Visit, kill: &Kill) -> Option<&'a Vec<u8>> {
+fn victims_path<'a>(visit: &'a Visit, kill: &LoggedKill) -> Option<&'a Vec<u8>> {
     let chosen = visit.chosen.as_ref().filter(|chosen| chosen.tid == kill.tid);
     chosen.and_then(|chosen| chosen.task_memcg.as_ref()).or(visit.group.as_ref())
 }
 
-fn event(node: &str, visit: &Visit, kill: &Kill, owner: Owner, boot_ns: u64) -> Event {
+fn event(node: &str, visit: &Visit, kill: &LoggedKill, owner: Owner, boot_ns: u64) -> Event {
     let row = visit.rows.iter().find(|row| row.tid == kill.tid);
     // The line has the thread that holds the memory; the table, where there is one, its process.
     let pid = row.map_or(kill.tid, |row| row.pid);
@@ -141,7 +145,7 @@ fn event(node: &str, visit: &Visit, kill: &Kill, owner: Owner, boot_ns: u64) -> 
 }
 
 /// What this machine still knows by itself, without a recorder: incidents of the log, oldest first.
-pub struct Past {
+pub struct PastIncidents {
     pub incidents: Vec<Event>,
     /// What ids of this boot begin with.
     pub boot: String,
@@ -150,13 +154,13 @@ pub struct Past {
 }
 
 /// Reads the log from its beginning; an error says why it cannot be read.
-pub async fn past(pods: &Arc<Pods>, node: &str) -> anyhow::Result<Past> {
+pub async fn past_incidents(pods: &Arc<Pods>, node: &str) -> anyhow::Result<PastIncidents> {
     let counted = machine_oom_kills(std::path::Path::new("/proc"));
     let backlog = kernel_log::backlog(None)?;
-    let mut builder = IncidentBuilder::new(&super::state::boot_id());
+    let mut builder = IncidentBuilder::new(&super::checkpoint::boot_id());
     for visit in backlog.visits {
-        for (mut event, boot_ns, facts) in kills(pods, node, visit).await {
-            builder.lay(&mut event, boot_ns, facts);
+        for (mut event, boot_ns, facts) in kill_events(pods, node, visit).await {
+            builder.add(&mut event, boot_ns, facts);
         }
     }
     // It is long past: the runtime knows what it knows.
@@ -165,7 +169,7 @@ pub async fn past(pods: &Arc<Pods>, node: &str) -> anyhow::Result<Past> {
     for incident in builder.take_due(true) {
         incidents.push(incident.settle(pods, closing.clone(), &Mutex::default()).await);
     }
-    Ok(Past { incidents, boot: builder.boot().to_owned(), counted })
+    Ok(PastIncidents { incidents, boot: builder.boot().to_owned(), counted })
 }
 
 #[cfg(test)]
@@ -173,17 +177,28 @@ mod tests {
     use super::*;
     use crate::kernel_log::line::Killed;
 
-    fn state(boot: &str, sequence: u64, kills: u64) -> State {
+    fn state(boot: &str, sequence: u64, kills: u64) -> RecoveryCheckpoint {
         let saved_at = jiff::Timestamp::UNIX_EPOCH;
-        State { boot_id: boot.into(), log_sequence: Some(sequence), oom_kills: Some(kills), saved_at }
+        RecoveryCheckpoint {
+            boot_id: boot.into(),
+            log_sequence: Some(sequence),
+            oom_kills: Some(kills),
+            saved_at,
+        }
     }
 
-    fn backlog(sequences: &[u64]) -> Backlog {
+    fn backlog(sequences: &[u64]) -> KernelLogBacklog {
         let visit = |&sequence: &u64| Visit {
-            kills: vec![Kill { sequence, time_us: 1, killed: Some(Killed::default()), tid: 1, taken: false }],
+            kills: vec![LoggedKill {
+                sequence,
+                time_us: 1,
+                killed: Some(Killed::default()),
+                tid: 1,
+                taken: false,
+            }],
             ..Visit::default()
         };
-        Backlog {
+        KernelLogBacklog {
             visits: sequences.iter().map(visit).collect(),
             first: Some(1),
             last: sequences.last().copied(),
@@ -199,18 +214,18 @@ mod tests {
 
     #[test]
     fn a_kill_that_the_log_told_is_known_when_a_probe_tells_it_too() {
-        let mut told = Told::default();
+        let mut told = RecoveredKills::default();
         let visit = Visit::default();
-        let kill = Kill { sequence: 1, time_us: 60_000_000, killed: None, tid: 7, taken: false };
+        let kill = LoggedKill { sequence: 1, time_us: 60_000_000, killed: None, tid: 7, taken: false };
         told.add(&event("n", &visit, &kill, Owner::default(), 60_000_000_000), 60_000_000_000);
         // The two clocks are not quite the same; a thread of the process, or a kernel that passes a thread alone.
         assert!(
-            told.holds(7, 7, 60_500_000_000)
-                && told.holds(7, 9, 59_500_000_000)
-                && told.holds(0, 7, 60_000_000_000)
+            told.contains(7, 7, 60_500_000_000)
+                && told.contains(7, 9, 59_500_000_000)
+                && told.contains(0, 7, 60_000_000_000)
         );
         // Another one, and a pid that was given out again.
-        assert!(!told.holds(8, 8, 60_000_000_000) && !told.holds(7, 7, 80_000_000_000));
+        assert!(!told.contains(8, 8, 60_000_000_000) && !told.contains(7, 7, 80_000_000_000));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Must not know: aya, how anything is rendered.
 
 mod gate;
-mod who;
+mod sender;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +30,7 @@ const TASKS_MAX: usize = 1024;
 
 /// Which SIGKILLs are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum SigkillScope {
     None,
     /// Those whose target is in a container.
     Containers,
@@ -42,7 +42,7 @@ pub enum Scope {
 pub struct SigkillCorrelator {
     node: String,
     boot: String,
-    scope: Scope,
+    scope: SigkillScope,
     pods: Arc<Pods>,
     gate: Mutex<Gate>,
     room: Arc<Semaphore>,
@@ -52,7 +52,7 @@ pub struct SigkillCorrelator {
 
 impl SigkillCorrelator {
     /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
-    pub fn new(scope: Scope, node: &str, boot_id: &str, pods: Arc<Pods>) -> Arc<SigkillCorrelator> {
+    pub fn new(scope: SigkillScope, node: &str, boot_id: &str, pods: Arc<Pods>) -> Arc<SigkillCorrelator> {
         Arc::new(SigkillCorrelator {
             node: node.to_owned(),
             boot: boot_id.chars().take(4).collect(),
@@ -82,7 +82,7 @@ impl SigkillCorrelator {
     }
 
     /// Tells one, some seconds later: `closing` says that there is no more time.
-    pub fn tell(
+    pub fn report(
         self: &Arc<SigkillCorrelator>,
         record: SigkillDecoded,
         events: mpsc::Sender<Event>,
@@ -111,7 +111,7 @@ impl SigkillCorrelator {
     ) -> Option<Event> {
         let target = self.owner(&record.target).await;
         let in_container = !matches!(target.known_by, KnownBy::Host | KnownBy::Unknown);
-        if !in_container && self.scope != Scope::AllProcesses {
+        if !in_container && self.scope != SigkillScope::AllProcesses {
             return None;
         }
         let running = match record.sent_by {
@@ -119,12 +119,12 @@ impl SigkillCorrelator {
             _ => Some(self.owner(&record.running).await),
         };
         let comm = text::from_kernel(&record.running.comm);
-        let by = who::sender(record.sent_by, &comm, running.as_ref(), &target);
-        if who::is_own(by, running.as_ref(), &target) {
+        let by = sender::sender(record.sent_by, &comm, running.as_ref(), &target);
+        if sender::is_own(by, running.as_ref(), &target) {
             self.own.fetch_add(1, Relaxed);
             return None;
         }
-        if who::is_routine(by, &target) {
+        if sender::is_routine(by, &target) {
             return None;
         }
         let id = target.container.as_ref().map(|container| container.id.clone());

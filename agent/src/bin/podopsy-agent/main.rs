@@ -16,7 +16,7 @@ use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Exports, Out, Paths, Systemd};
 use podopsy_pods::{self as pods, Pods};
 use podopsy_probes::{dns_ports, https_resolvers};
-use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsHook, DnsOptions, Options, Recorder};
 use podopsy_system::{descriptors, heap};
 use reload::reload;
@@ -123,7 +123,7 @@ async fn run(
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
     let options = Options {
         oom: true,
-        sigkill: if args.sigkill_host { Scope::AllProcesses } else { Scope::Containers },
+        sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
         dns: Some(DnsOptions {
             answers: args.dns_answers,
             lookups: true,

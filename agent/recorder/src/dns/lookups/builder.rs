@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::judge;
-use super::search::{self, Resolv};
+use super::search::{self, ResolvConf};
 use podopsy_model::event::Protocol;
 use podopsy_model::lookup::Saw;
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
@@ -20,28 +20,28 @@ const QUERIES_MAX: usize = 64;
 
 /// How many lookups are open at most.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct LookupLimits {
     pub all: usize,
     pub per_container: usize,
 }
 
-impl Default for Limits {
+impl Default for LookupLimits {
     /// At 2 KiB each, 16 MiB.
     fn default() -> Self {
-        Limits { all: 8192, per_container: 1024 }
+        LookupLimits { all: 8192, per_container: 1024 }
     }
 }
 
 /// One process for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Process {
+pub struct ProcessKey {
     pub pid: u32,
     pub start_ns: u64,
 }
 
 /// A transaction and its times.
 #[derive(Clone, Debug)]
-pub struct Query {
+pub struct LookupQuery {
     /// In lower case: case makes no other name.
     pub name: String,
     pub sent_ns: u64,
@@ -49,15 +49,20 @@ pub struct Query {
     pub transaction: DnsTransaction,
 }
 
-impl Query {
+impl LookupQuery {
     /// None: there is no name in it, so that it belongs to no lookup.
-    pub fn new(transaction: DnsTransaction, done_ns: u64) -> Option<Query> {
+    pub fn new(transaction: DnsTransaction, done_ns: u64) -> Option<LookupQuery> {
         let name = transaction.name.as_ref()?.to_ascii_lowercase();
         transaction.qtype.as_ref()?;
-        Some(Query { name, sent_ns: done_ns.saturating_sub(transaction.latency_ns), done_ns, transaction })
+        Some(LookupQuery {
+            name,
+            sent_ns: done_ns.saturating_sub(transaction.latency_ns),
+            done_ns,
+            transaction,
+        })
     }
 
-    pub fn is_same_question(&self, other: &Query) -> bool {
+    pub fn is_same_question(&self, other: &LookupQuery) -> bool {
         self.name == other.name && self.transaction.qtype == other.transaction.qtype
     }
 
@@ -77,9 +82,9 @@ impl Query {
 
 /// A lookup that is told.
 #[derive(Debug)]
-pub struct Closed<W> {
-    pub who: W,
-    pub process: Process,
+pub struct ClosedLookup<W> {
+    pub context: W,
+    pub process: ProcessKey,
     /// When the first query was sent (boot clock).
     pub start_ns: u64,
     /// When the application got its result.
@@ -89,15 +94,15 @@ pub struct Closed<W> {
 
 /// A lookup under way.
 #[derive(Debug)]
-pub(super) struct Open<W> {
-    who: W,
-    process: Process,
+pub(super) struct OpenLookup<W> {
+    context: W,
+    process: ProcessKey,
     container: u64,
-    pub queries: Vec<Query>,
+    pub queries: Vec<LookupQuery>,
     pub start_ns: u64,
     end_ns: u64,
     due_ns: u64,
-    pub resolv: Option<Arc<Resolv>>,
+    pub resolv: Option<Arc<ResolvConf>>,
 }
 
 /// All lookups under way. `W` is whatever the caller wants to have back with a lookup.
@@ -105,21 +110,26 @@ pub(super) struct Open<W> {
 pub struct LookupBuilder<W> {
     hold_ns: u64,
     saw: Saw,
-    limits: Limits,
+    limits: LookupLimits,
     wall: fn(u64) -> Timestamp,
     next: u64,
-    open: HashMap<u64, Open<W>>,
+    open: HashMap<u64, OpenLookup<W>>,
     /// All names of a lookup begin with the same label.
-    by_label: HashMap<(Process, String), Vec<u64>>,
+    by_label: HashMap<(ProcessKey, String), Vec<u64>>,
     due: BTreeSet<(u64, u64)>,
     due_of: HashMap<u64, BTreeSet<(u64, u64)>>,
-    full: Vec<Closed<W>>,
+    full: Vec<ClosedLookup<W>>,
     evicted: u64,
 }
 
 impl<W> LookupBuilder<W> {
     /// `timeout_ns`: how long a query waits until it is a timeout. `wall`: the boot clock's time as a wall clock's.
-    pub fn new(timeout_ns: u64, saw: Saw, limits: Limits, wall: fn(u64) -> Timestamp) -> LookupBuilder<W> {
+    pub fn new(
+        timeout_ns: u64,
+        saw: Saw,
+        limits: LookupLimits,
+        wall: fn(u64) -> Timestamp,
+    ) -> LookupBuilder<W> {
         LookupBuilder {
             hold_ns: timeout_ns.saturating_add(GAP_NS),
             saw,
@@ -138,11 +148,11 @@ impl<W> LookupBuilder<W> {
     /// Puts a query to its lookup, or opens one. `container` is whose share of the room it takes.
     pub fn add(
         &mut self,
-        process: Process,
+        process: ProcessKey,
         container: u64,
-        query: Query,
-        resolv: Option<Arc<Resolv>>,
-        who: impl FnOnce() -> W,
+        query: LookupQuery,
+        resolv: Option<Arc<ResolvConf>>,
+        context: impl FnOnce() -> W,
     ) {
         let key = (process, query.first_label());
         let ids = self.by_label.get(&key).map(Vec::as_slice).unwrap_or_default();
@@ -171,7 +181,8 @@ impl<W> LookupBuilder<W> {
         self.by_label.entry(key).or_default().push(id);
         let (start_ns, end_ns) = (query.sent_ns, query.done_ns);
         let (queries, due_ns) = (vec![query], 0);
-        let mut open = Open { who: who(), process, container, queries, start_ns, end_ns, due_ns, resolv };
+        let mut open =
+            OpenLookup { context: context(), process, container, queries, start_ns, end_ns, due_ns, resolv };
         open.due_ns = open.held_until(self.hold_ns);
         self.due.insert((open.due_ns, id));
         self.due_of.entry(container).or_default().insert((open.due_ns, id));
@@ -194,7 +205,7 @@ impl<W> LookupBuilder<W> {
         }
     }
 
-    fn take(&mut self, due: (u64, u64)) -> Option<Open<W>> {
+    fn take(&mut self, due: (u64, u64)) -> Option<OpenLookup<W>> {
         self.due.remove(&due);
         let open = self.open.remove(&due.1)?;
         if let Some(of) = self.due_of.get_mut(&open.container) {
@@ -203,7 +214,7 @@ impl<W> LookupBuilder<W> {
                 self.due_of.remove(&open.container);
             }
         }
-        let key = (open.process, open.queries.first().map(Query::first_label).unwrap_or_default());
+        let key = (open.process, open.queries.first().map(LookupQuery::first_label).unwrap_or_default());
         if let Some(ids) = self.by_label.get_mut(&key) {
             ids.retain(|&id| id != due.1);
             if ids.is_empty() {
@@ -213,12 +224,18 @@ impl<W> LookupBuilder<W> {
         Some(open)
     }
 
-    fn close(&self, mut open: Open<W>) -> Closed<W> {
+    fn close(&self, mut open: OpenLookup<W>) -> ClosedLookup<W> {
         open.queries.sort_by_key(|query| (query.sent_ns, query.done_ns));
         let judged =
             judge::lookup(&open.queries, open.resolv.as_deref(), self.saw, (self.wall)(open.start_ns));
         let end_ns = open.start_ns.saturating_add(judged.wait_ns);
-        Closed { who: open.who, process: open.process, start_ns: open.start_ns, end_ns, lookup: judged }
+        ClosedLookup {
+            context: open.context,
+            process: open.process,
+            start_ns: open.start_ns,
+            end_ns,
+            lookup: judged,
+        }
     }
 
     /// When the next lookup is to be told (boot clock).
@@ -231,8 +248,8 @@ impl<W> LookupBuilder<W> {
         &mut self,
         now_ns: u64,
         all: bool,
-        mut resolv: impl FnMut(&W) -> Option<Arc<Resolv>>,
-    ) -> Vec<Closed<W>> {
+        mut resolv: impl FnMut(&W) -> Option<Arc<ResolvConf>>,
+    ) -> Vec<ClosedLookup<W>> {
         let mut out = std::mem::take(&mut self.full);
         while let Some(&due) = self.due.first() {
             if !all && due.0 > now_ns {
@@ -240,7 +257,7 @@ impl<W> LookupBuilder<W> {
             }
             let Some(mut open) = self.take(due) else { continue };
             if open.resolv.is_none() {
-                open.resolv = resolv(&open.who);
+                open.resolv = resolv(&open.context);
             }
             out.push(self.close(open));
         }
@@ -253,17 +270,17 @@ impl<W> LookupBuilder<W> {
     }
 }
 
-impl<W> Open<W> {
-    fn put(&mut self, query: Query, resolv: Option<Arc<Resolv>>) {
+impl<W> OpenLookup<W> {
+    fn put(&mut self, query: LookupQuery, resolv: Option<Arc<ResolvConf>>) {
         self.resolv = self.resolv.take().or(resolv);
         self.start_ns = self.start_ns.min(query.sent_ns);
         self.end_ns = self.end_ns.max(query.done_ns);
         // One query, told twice: its timeout, and now its answer; or its answer, and that this was dropped.
-        let again = |before: &Query| match query.transaction.outcome {
+        let again = |before: &LookupQuery| match query.transaction.outcome {
             Outcome::Late => before.transaction.outcome == Outcome::Timeout,
             _ => query.transaction.answer_dropped,
         };
-        let told = |before: &&mut Query| {
+        let told = |before: &&mut LookupQuery| {
             again(before)
                 && before.sent_ns == query.sent_ns
                 && (before.transaction.id, before.transaction.server)
@@ -280,7 +297,7 @@ impl<W> Open<W> {
     /// question open is held for a client's further attempts, too.
     fn held_until(&self, hold_ns: u64) -> u64 {
         let usual = self.end_ns.saturating_add(hold_ns);
-        let mut queries: Vec<&Query> = self.queries.iter().collect();
+        let mut queries: Vec<&LookupQuery> = self.queries.iter().collect();
         queries.sort_by_key(|query| query.sent_ns);
         let mut names: Vec<&str> = Vec::new();
         for query in &queries {
@@ -289,7 +306,7 @@ impl<W> Open<W> {
             }
         }
         let resolv = self.resolv.as_deref();
-        let answered = self.queries.iter().any(Query::is_answered);
+        let answered = self.queries.iter().any(LookupQuery::is_answered);
         let at_the_end =
             answered || resolv.and_then(|resolv| resolv.asked(&names)).is_some_and(|(_, last)| last);
         let last = names.last().copied().unwrap_or_default();
@@ -307,7 +324,7 @@ impl<W> Open<W> {
     }
 
     /// Does this query belong here? The module's docs have the rules.
-    fn takes(&self, query: &Query, resolv: Option<&Resolv>) -> bool {
+    fn takes(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         let near = query.sent_ns <= self.end_ns.saturating_add(GAP_NS)
             && self.start_ns <= query.done_ns.saturating_add(GAP_NS);
         let is_late = query.transaction.outcome == Outcome::Late;
@@ -323,7 +340,7 @@ impl<W> Open<W> {
 
     /// glibc asks for everything once more, at once, with twice the buffer, when an answer does not fit in it: one that was
     /// truncated and fetched by TCP, or is about to be.
-    fn is_for_a_larger_buffer(&self, query: &Query) -> bool {
+    fn is_for_a_larger_buffer(&self, query: &LookupQuery) -> bool {
         let large = self.queries.iter().any(|other| {
             other.transaction.protocol == Protocol::Tcp && other.is_answered() && other.name == query.name
         });
@@ -334,14 +351,15 @@ impl<W> Open<W> {
     }
 
     fn was_truncated(&self, before_ns: u64) -> bool {
-        let truncated = |it: &Query| it.transaction.outcome == Outcome::Truncated && it.done_ns <= before_ns;
+        let truncated =
+            |it: &LookupQuery| it.transaction.outcome == Outcome::Truncated && it.done_ns <= before_ns;
         self.queries.iter().any(truncated)
     }
 
     /// The question had been answered when it was sent. glibc does that when the other type stays silent (it asks for
     /// both again, one after the other), and when the other's answer was truncated (it asks for both by TCP).
-    fn is_asked_anew(&self, query: &Query) -> bool {
-        let silent = |other: &Query| {
+    fn is_asked_anew(&self, query: &LookupQuery) -> bool {
+        let silent = |other: &LookupQuery| {
             other.name == query.name
                 && matches!(other.transaction.outcome, Outcome::Timeout | Outcome::Malformed)
         };
@@ -360,11 +378,11 @@ impl<W> Open<W> {
     ///
     /// glibc and musl ask again with the same id, Go with a new one each time: a new id after a repeated one is the
     /// application's doing.
-    fn is_over_attempts(&self, query: &Query, resolv: Option<&Resolv>) -> bool {
+    fn is_over_attempts(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         if query.transaction.outcome == Outcome::Late || query.is_final() {
             return false;
         }
-        let attempts = resolv.map_or(Resolv::default().attempts, |resolv| resolv.attempts) as usize;
+        let attempts = resolv.map_or(ResolvConf::default().attempts, |resolv| resolv.attempts) as usize;
         // c-ares waits for three.
         let most = if query.transaction.outcome == Outcome::Timeout { attempts.max(3) } else { attempts };
         let same = self.queries.iter().filter(|other| {
@@ -378,7 +396,7 @@ impl<W> Open<W> {
         !distinct.contains(&query.transaction.id) && (repeats || distinct.len() >= most)
     }
 
-    fn has_common_name(&self, query: &Query, resolv: Option<&Resolv>) -> bool {
+    fn has_common_name(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         let mut names = self.queries.iter().map(|other| other.name.as_str());
         match resolv {
             Some(resolv) => {
@@ -395,7 +413,8 @@ impl<W> Open<W> {
 }
 
 /// The search goes on to the next name only after a failure.
-fn goes_with(one: &Query, other: &Query) -> bool {
-    let after = |first: &Query, second: &Query| first.is_answered() && first.done_ns <= second.sent_ns;
+fn goes_with(one: &LookupQuery, other: &LookupQuery) -> bool {
+    let after =
+        |first: &LookupQuery, second: &LookupQuery| first.is_answered() && first.done_ns <= second.sent_ns;
     one.name == other.name || !(after(one, other) || after(other, one))
 }

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-use super::builder::Query;
-use super::search::{self, Resolv};
+use super::builder::LookupQuery;
+use super::search::{self, ResolvConf};
 use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw, SearchPathMisses, Step};
 use podopsy_model::{Lookup, Outcome};
 
@@ -20,7 +20,7 @@ struct Question<'a> {
 }
 
 /// `queries`: at least one, in the order in which they were sent.
-pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Timestamp) -> Lookup {
+pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, start: Timestamp) -> Lookup {
     let names = distinct(queries.iter().map(|query| query.name.as_str()));
     let (name, name_known_by, at_the_end) = asked_for(&names, resolv);
     let questions = questions(queries);
@@ -39,12 +39,12 @@ pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Times
     // An answered lookup ends when the answering name's questions have theirs: others were of no more interest.
     let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
     let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
-    let is_search_path_miss = |query: &&Query| {
+    let is_search_path_miss = |query: &&LookupQuery| {
         let own = query.name == name || answered == Some(query.name.as_str());
         let missed = matches!(query.transaction.outcome, Outcome::Nxdomain | Outcome::Nodata);
         !own && (missed || answered.is_some())
     };
-    let misses: Vec<&Query> = queries.iter().filter(is_search_path_miss).collect();
+    let misses: Vec<&LookupQuery> = queries.iter().filter(is_search_path_miss).collect();
     let mut missed_names = distinct(misses.iter().map(|query| query.name.as_str()));
     missed_names.truncate(NAMES_MAX);
     let mut resolvers = Vec::new();
@@ -71,7 +71,7 @@ pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Times
         },
         resolvers,
         transactions: queries.iter().take(STEPS_MAX).map(|query| step(query, start_ns)).collect(),
-        search: resolv.map(Resolv::shown),
+        search: resolv.map(ResolvConf::shown),
         saw,
         diagnosis: None,
         cut_short: false,
@@ -79,7 +79,7 @@ pub fn lookup(queries: &[Query], resolv: Option<&Resolv>, saw: Saw, start: Times
 }
 
 /// The name, how it is known, and whether the resolver has no other to try.
-fn asked_for(names: &[&str], resolv: Option<&Resolv>) -> (String, NameKnownBy, bool) {
+fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownBy, bool) {
     if let Some((name, last)) = resolv.and_then(|resolv| resolv.asked(names)) {
         return (name, NameKnownBy::ResolvConf, last);
     }
@@ -107,7 +107,7 @@ fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool
 }
 
 /// What every question came to: an answer before all; then a plain no; else the error of the last attempt.
-fn questions(queries: &[Query]) -> Vec<Question<'_>> {
+fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
     let mut out: Vec<Question> = Vec::new();
     for query in queries {
         let result = LookupResult::from(query.transaction.outcome);
@@ -136,7 +136,7 @@ fn rank(result: LookupResult) -> u8 {
 }
 
 /// As the application wrote it, if one of its queries shows that.
-fn as_written(queries: &[Query], name: &str) -> String {
+fn as_written(queries: &[LookupQuery], name: &str) -> String {
     queries
         .iter()
         .filter_map(|query| query.transaction.name.as_deref()?.get(..name.len()))
@@ -145,7 +145,7 @@ fn as_written(queries: &[Query], name: &str) -> String {
         .to_owned()
 }
 
-fn step(query: &Query, start_ns: u64) -> Step {
+fn step(query: &LookupQuery, start_ns: u64) -> Step {
     let transaction = &query.transaction;
     Step {
         name: transaction.name.clone().unwrap_or_default(),

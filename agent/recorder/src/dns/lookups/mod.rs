@@ -37,8 +37,8 @@ mod judge;
 mod search;
 pub mod summary;
 
-pub use builder::{Closed, LookupBuilder, Process, Query};
-pub use search::Resolv;
+pub use builder::{ClosedLookup, LookupBuilder, LookupQuery, ProcessKey};
+pub use search::ResolvConf;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ const NAME_MAX: usize = 254;
 
 /// What is of use in a resolv.conf (man 5 resolv.conf).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolv {
+pub struct ResolvConf {
     /// Lower case, without final dots.
     pub search: Vec<String>,
     pub nameservers: Vec<IpAddr>,
@@ -25,17 +25,17 @@ pub struct Resolv {
     pub attempts: u32,
 }
 
-impl Default for Resolv {
+impl Default for ResolvConf {
     /// What an empty file means.
     fn default() -> Self {
-        Resolv { search: Vec::new(), nameservers: Vec::new(), ndots: 1, timeout: 5, attempts: 2 }
+        ResolvConf { search: Vec::new(), nameservers: Vec::new(), ndots: 1, timeout: 5, attempts: 2 }
     }
 }
 
-impl Resolv {
+impl ResolvConf {
     /// Reads the file's bytes, which are the container's to choose: what makes no sense is passed over, as resolvers do.
-    pub fn parse(bytes: &[u8]) -> Resolv {
-        let mut out = Resolv::default();
+    pub fn parse(bytes: &[u8]) -> ResolvConf {
+        let mut out = ResolvConf::default();
         for line in String::from_utf8_lossy(bytes).lines() {
             let line = line.split(['#', ';']).next().unwrap_or_default();
             let mut words = line.split_ascii_whitespace();
@@ -163,8 +163,8 @@ pub fn nest(one: &str, other: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn cluster() -> Resolv {
-        Resolv::parse(
+    fn cluster() -> ResolvConf {
+        ResolvConf::parse(
             b"# made by the kubelet\nnameserver 10.96.0.10\nnameserver fe80::1%eth0\n\
               search shop.svc.cluster.local svc.cluster.local. CLUSTER.local\noptions ndots:5 timeout:2 edns0 attempts:99\n",
         )
@@ -176,8 +176,8 @@ mod tests {
         assert_eq!(resolv.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]);
         assert_eq!((resolv.ndots, resolv.timeout, resolv.attempts), (5, 2, 5));
         assert_eq!(resolv.nameservers, ["10.96.0.10".parse::<IpAddr>().unwrap(), "fe80::1".parse().unwrap()]);
-        assert_eq!(Resolv::parse(b""), Resolv::default());
-        assert_eq!(Resolv::parse(b"search a b\ndomain c d\n").search, ["c"]);
+        assert_eq!(ResolvConf::parse(b""), ResolvConf::default());
+        assert_eq!(ResolvConf::parse(b"search a b\ndomain c d\n").search, ["c"]);
     }
 
     #[test]
@@ -187,13 +187,13 @@ mod tests {
                 .to_vec();
         bytes.extend(b"nameserver 1.1.1.1\n".repeat(1000));
         bytes.extend(format!("search {}\n", "x ".repeat(10_000)).bytes());
-        let resolv = Resolv::parse(&bytes);
+        let resolv = ResolvConf::parse(&bytes);
         assert_eq!(
             (resolv.search.len(), resolv.nameservers.len(), resolv.ndots),
             (DOMAINS_MAX, SERVERS_MAX, 1)
         );
-        assert!(Resolv::parse(b"search \x1b[2J\n").search[0].starts_with("\\x1b"));
-        assert!(Resolv::parse(format!("search {}\n", "y".repeat(300)).as_bytes()).search.is_empty());
+        assert!(ResolvConf::parse(b"search \x1b[2J\n").search[0].starts_with("\\x1b"));
+        assert!(ResolvConf::parse(format!("search {}\n", "y".repeat(300)).as_bytes()).search.is_empty());
     }
 
     #[test]

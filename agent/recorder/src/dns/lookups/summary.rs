@@ -79,7 +79,7 @@ pub struct Percentiles {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct OfPod {
+pub struct PodLookups {
     pub pod: String,
     pub lookups: u64,
     /// How many failed, by outcome.
@@ -94,14 +94,14 @@ pub struct OfPod {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct OfName {
+pub struct NameLookups {
     pub name: String,
     pub lookups: u64,
     pub failed: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct OfResolver {
+pub struct ResolverQueries {
     pub resolver: String,
     pub queries: u64,
     /// A response came in time, whatever it said.
@@ -114,11 +114,11 @@ pub struct OfResolver {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Summary {
-    pub pods: Vec<OfPod>,
+pub struct LookupSummary {
+    pub pods: Vec<PodLookups>,
     /// Those that failed, most often first.
-    pub names: Vec<OfName>,
-    pub resolvers: Vec<OfResolver>,
+    pub names: Vec<NameLookups>,
+    pub resolvers: Vec<ResolverQueries>,
 }
 
 #[derive(Debug, Default)]
@@ -149,7 +149,7 @@ struct Resolver {
 
 /// Gathers figures.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct LookupStatistics {
     pods: HashMap<String, Pod>,
     names: HashMap<String, Name>,
     resolvers: HashMap<String, Resolver>,
@@ -160,7 +160,7 @@ fn at<'a, T: Default>(map: &'a mut HashMap<String, T>, key: &str) -> &'a mut T {
     map.entry(key.to_owned()).or_default()
 }
 
-impl Tally {
+impl LookupStatistics {
     pub fn lookup(&mut self, pod: &str, lookup: &Lookup) {
         let of_pod = at(&mut self.pods, pod);
         of_pod.lookups += 1;
@@ -198,28 +198,32 @@ impl Tally {
         }
     }
 
-    pub fn summary(&self, names_max: usize) -> Summary {
-        let mut pods: Vec<OfPod> = self.pods.iter().map(|(pod, of)| of.shown(pod)).collect();
+    pub fn summary(&self, names_max: usize) -> LookupSummary {
+        let mut pods: Vec<PodLookups> = self.pods.iter().map(|(pod, of)| of.shown(pod)).collect();
         pods.sort_by(|a, b| (b.lookups, &a.pod).cmp(&(a.lookups, &b.pod)));
-        let failed = |of: &OfName| of.failed.values().sum::<u64>();
-        let mut names: Vec<OfName> = self
+        let failed = |of: &NameLookups| of.failed.values().sum::<u64>();
+        let mut names: Vec<NameLookups> = self
             .names
             .iter()
             .filter(|(_, of)| !of.failed.is_empty())
-            .map(|(name, of)| OfName { name: name.clone(), lookups: of.lookups, failed: of.failed.clone() })
+            .map(|(name, of)| NameLookups {
+                name: name.clone(),
+                lookups: of.lookups,
+                failed: of.failed.clone(),
+            })
             .collect();
         names.sort_by(|a, b| (failed(b), &a.name).cmp(&(failed(a), &b.name)));
         names.truncate(names_max);
-        let mut resolvers: Vec<OfResolver> =
+        let mut resolvers: Vec<ResolverQueries> =
             self.resolvers.iter().map(|(server, of)| of.shown(server)).collect();
         resolvers.sort_by(|a, b| (b.queries, &a.resolver).cmp(&(a.queries, &b.resolver)));
-        Summary { pods, names, resolvers }
+        LookupSummary { pods, names, resolvers }
     }
 }
 
 impl Pod {
-    fn shown(&self, pod: &str) -> OfPod {
-        OfPod {
+    fn shown(&self, pod: &str) -> PodLookups {
+        PodLookups {
             pod: pod.to_owned(),
             lookups: self.lookups,
             failed: self.failed.clone(),
@@ -253,12 +257,12 @@ impl Pod {
 }
 
 impl Resolver {
-    fn shown(&self, server: &str) -> OfResolver {
+    fn shown(&self, server: &str) -> ResolverQueries {
         let count = |outcome| self.outcomes.get(&outcome).copied().unwrap_or(0);
         let (timeouts, unreachable) = (count(Outcome::Timeout), count(Outcome::Unreachable));
         // A late answer is the second word on a query that timed out.
         let queries = self.outcomes.values().sum::<u64>() - count(Outcome::Late);
-        OfResolver {
+        ResolverQueries {
             resolver: server.to_owned(),
             queries,
             answered: queries - timeouts - unreachable,

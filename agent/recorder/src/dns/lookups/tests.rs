@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::builder::Limits;
+use super::builder::LookupLimits;
 use super::*;
 use podopsy_model::event::Protocol;
 use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw};
@@ -13,10 +13,10 @@ use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1000 * MS;
-const ONE: Process = Process { pid: 7, start_ns: 1 };
+const ONE: ProcessKey = ProcessKey { pid: 7, start_ns: 1 };
 
-fn cluster() -> Option<Arc<Resolv>> {
-    Some(Arc::new(Resolv::parse(
+fn cluster() -> Option<Arc<ResolvConf>> {
+    Some(Arc::new(ResolvConf::parse(
         b"nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n",
     )))
 }
@@ -26,7 +26,7 @@ fn server(last: u8) -> SocketAddr {
 }
 
 /// A query sent at `sent` that ended after `latency`.
-fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> Query {
+fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> LookupQuery {
     let transaction = DnsTransaction {
         name: Some(name.to_owned()),
         qtype: Some(qtype.to_owned()),
@@ -41,26 +41,26 @@ fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> 
         slow: false,
         answer_dropped: false,
     };
-    Query::new(transaction, sent + latency).unwrap()
+    LookupQuery::new(transaction, sent + latency).unwrap()
 }
 
-fn at_server(mut query: Query, last: u8) -> Query {
+fn at_server(mut query: LookupQuery, last: u8) -> LookupQuery {
     query.transaction.server = server(last);
     query
 }
 
 /// A and AAAA together.
-fn both(name: &str, sent: u64, outcome: Outcome) -> Vec<Query> {
+fn both(name: &str, sent: u64, outcome: Outcome) -> Vec<LookupQuery> {
     let aaaa = if outcome == Outcome::Noerror { Outcome::Nodata } else { outcome };
     vec![query(name, "A", sent, MS, outcome), query(name, "AAAA", sent, MS + 10, aaaa)]
 }
 
 fn new(saw: Saw) -> LookupBuilder<()> {
-    LookupBuilder::new(5 * S, saw, Limits::default(), |_| Timestamp::UNIX_EPOCH)
+    LookupBuilder::new(5 * S, saw, LookupLimits::default(), |_| Timestamp::UNIX_EPOCH)
 }
 
 /// All lookups that these queries make, told in the order in which their outcomes were known.
-fn lookups_with(saw: Saw, resolv: Option<Arc<Resolv>>, mut queries: Vec<Query>) -> Vec<Lookup> {
+fn lookups_with(saw: Saw, resolv: Option<Arc<ResolvConf>>, mut queries: Vec<LookupQuery>) -> Vec<Lookup> {
     queries.sort_by_key(|query| query.done_ns);
     let mut builder = new(saw);
     for query in queries {
@@ -69,11 +69,11 @@ fn lookups_with(saw: Saw, resolv: Option<Arc<Resolv>>, mut queries: Vec<Query>) 
     builder.take_due(0, true, |_| None).into_iter().map(|closed| closed.lookup).collect()
 }
 
-fn lookups(queries: Vec<Query>) -> Vec<Lookup> {
+fn lookups(queries: Vec<LookupQuery>) -> Vec<Lookup> {
     lookups_with(Saw::All, cluster(), queries)
 }
 
-fn one(queries: Vec<Query>) -> Lookup {
+fn one(queries: Vec<LookupQuery>) -> Lookup {
     let mut all = lookups(queries);
     assert_eq!(all.len(), 1, "{all:#?}");
     all.remove(0)
@@ -86,8 +86,8 @@ const EXPANDED: [&str; 3] = [
 ];
 
 /// What glibc, and c-ares, send for `api.example.com` with Kubernetes' resolv.conf.
-fn external(last: Outcome) -> Vec<Query> {
-    let mut all: Vec<Query> =
+fn external(last: Outcome) -> Vec<LookupQuery> {
+    let mut all: Vec<LookupQuery> =
         (0..3).flat_map(|i| both(EXPANDED[i], i as u64 * 2 * MS, Outcome::Nxdomain)).collect();
     all.extend(both("api.example.com", 6 * MS, last));
     all
@@ -194,7 +194,7 @@ fn truncated_and_then_tcp_is_one_story() {
 
 #[test]
 fn glibc_asks_for_both_by_tcp_and_again_until_its_buffer_is_large_enough() {
-    let tcp = |mut query: Query| {
+    let tcp = |mut query: LookupQuery| {
         query.transaction.protocol = Protocol::Tcp;
         query
     };
@@ -331,7 +331,7 @@ fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_are_one() {
 fn another_process_is_another_lookup() {
     let mut builder = new(Saw::All);
     for pid in 1..=3 {
-        let process = Process { pid, start_ns: 9 };
+        let process = ProcessKey { pid, start_ns: 9 };
         builder.add(process, 1, query("a.org", "A", 0, MS, Outcome::Nxdomain), cluster(), || ());
     }
     assert_eq!(builder.take_due(0, true, |_| None).len(), 3);
@@ -339,7 +339,7 @@ fn another_process_is_another_lookup() {
 
 #[test]
 fn failures_alone_tell_only_what_failed_for_sure() {
-    let failures = |queries: Vec<Query>| -> Vec<LookupResult> {
+    let failures = |queries: Vec<LookupQuery>| -> Vec<LookupResult> {
         let only =
             queries.into_iter().filter(|query| query.transaction.outcome != Outcome::Noerror).collect();
         lookups_with(Saw::Failures, cluster(), only).iter().map(|it| it.result).collect()
@@ -368,7 +368,7 @@ fn lookups_are_held_until_a_timeout_would_be_known() {
 
 #[test]
 fn a_flood_costs_its_own_container_first_and_is_counted() {
-    let limits = Limits { all: 60, per_container: 50 };
+    let limits = LookupLimits { all: 60, per_container: 50 };
     let mut builder: LookupBuilder<u64> =
         LookupBuilder::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
     builder.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
@@ -379,12 +379,12 @@ fn a_flood_costs_its_own_container_first_and_is_counted() {
     assert_eq!((builder.evicted(), builder.due()), (950, Some(0)));
     let all = builder.take_due(0, true, |_| None);
     assert_eq!(all.iter().filter(|closed| closed.lookup.cut_short).count(), 950);
-    assert_eq!((all.len(), all.iter().filter(|closed| closed.who == 1).count()), (1001, 1));
+    assert_eq!((all.len(), all.iter().filter(|closed| closed.context == 1).count()), (1001, 1));
 }
 
 #[test]
 fn one_lookup_is_bounded() {
-    let many: Vec<Query> = (0..500)
+    let many: Vec<LookupQuery> = (0..500)
         .map(|i| at_server(query("a.b.c.d.e.com", "A", i * 1000, S, Outcome::Timeout), (i % 250) as u8))
         .collect();
     let all = lookups(many);
@@ -394,7 +394,7 @@ fn one_lookup_is_bounded() {
 
 #[test]
 fn wasted_queries_are_told_with_the_advice() {
-    let mut tally = summary::Tally::default();
+    let mut tally = summary::LookupStatistics::default();
     for _ in 0..10 {
         tally.lookup("shop/api", &one(external(Outcome::Noerror)));
     }

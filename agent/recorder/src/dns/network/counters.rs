@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use super::resolv_conf::Of;
+use super::resolv_conf::NetworkView;
 
 /// Between two looks at the same namespace, but for a timeout.
 const EVERY_NS: u64 = 5_000_000_000;
 /// At a timeout: one look serves all those of the same sweep.
 const AT_ONCE_NS: u64 = 200_000_000;
-/// Looks kept for each: as far back as a resolver's longest wait.
+/// CounterHistory kept for each: as far back as a resolver's longest wait.
 const LOOKS_MAX: usize = 8;
 const KEYS_MAX: usize = 1024;
 /// Below that, nothing could have happened in between.
@@ -35,19 +35,19 @@ const WANTED: [(&str, &str, &str); 9] = [
 
 /// The last looks at each namespace.
 #[derive(Debug)]
-pub struct Looks {
+pub struct CounterHistory {
     proc_root: PathBuf,
-    looks: HashMap<Of, VecDeque<(u64, Counters)>>,
-    order: VecDeque<Of>,
+    looks: HashMap<NetworkView, VecDeque<(u64, Counters)>>,
+    order: VecDeque<NetworkView>,
 }
 
-impl Looks {
-    pub fn new(proc_root: &Path) -> Looks {
-        Looks { proc_root: proc_root.to_owned(), looks: HashMap::new(), order: VecDeque::new() }
+impl CounterHistory {
+    pub fn new(proc_root: &Path) -> CounterHistory {
+        CounterHistory { proc_root: proc_root.to_owned(), looks: HashMap::new(), order: VecDeque::new() }
     }
 
-    /// Looks at the counters, unless that was just done. `now_ns`: boot clock.
-    pub fn look(&mut self, of: Of, pid: u32, now_ns: u64, timeout: bool) {
+    /// CounterHistory at the counters, unless that was just done. `now_ns`: boot clock.
+    pub fn sample(&mut self, of: NetworkView, pid: u32, now_ns: u64, timeout: bool) {
         let every = if timeout { AT_ONCE_NS } else { EVERY_NS };
         let last = self.looks.get(&of).and_then(|looks| looks.back()).map(|look| look.0);
         if last.is_some_and(|last| now_ns < last.saturating_add(every)) {
@@ -73,7 +73,7 @@ impl Looks {
     }
 
     /// (Before, after, ns between them) a lookup that was under way from `start_ns` on; None: there are no two looks.
-    pub fn around(&self, of: Of, start_ns: u64) -> Option<(&Counters, &Counters, u64)> {
+    pub fn around(&self, of: NetworkView, start_ns: u64) -> Option<(&Counters, &Counters, u64)> {
         let looks = self.looks.get(&of)?;
         let before = looks.iter().rev().find(|look| look.0 <= start_ns).or_else(|| looks.front())?;
         let after = looks.back()?;
@@ -170,19 +170,19 @@ mod tests {
 
     #[test]
     fn looks_are_bounded_and_the_one_before_is_found() {
-        let mut looks = Looks::new(Path::new("/proc"));
-        let of = Of::Container { cgroup: 1 };
+        let mut looks = CounterHistory::new(Path::new("/proc"));
+        let of = NetworkView::Container { cgroup: 1 };
         let me = std::process::id();
         let second = 1_000_000_000;
         for at in 0..20 {
-            looks.look(of, me, at * 5 * second, false);
-            looks.look(of, me, at * 5 * second + 1, false);
+            looks.sample(of, me, at * 5 * second, false);
+            looks.sample(of, me, at * 5 * second + 1, false);
         }
         assert_eq!(looks.looks[&of].len(), LOOKS_MAX);
         assert_eq!(looks.around(of, 92 * second).unwrap().2, 5 * second);
         assert_eq!(looks.around(of, 3 * second).unwrap().2, 35 * second);
-        looks.look(of, me, 95 * second + second / 2, true);
+        looks.sample(of, me, 95 * second + second / 2, true);
         assert_eq!(looks.around(of, 95 * second).unwrap().2, second / 2);
-        assert!(looks.around(Of::Container { cgroup: 2 }, 0).is_none());
+        assert!(looks.around(NetworkView::Container { cgroup: 2 }, 0).is_none());
     }
 }

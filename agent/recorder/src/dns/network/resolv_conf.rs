@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use procfs::FromRead;
 
-use crate::dns::lookups::Resolv;
+use crate::dns::lookups::ResolvConf;
 use podopsy_stacks::symbolize::open;
 
 /// glibc reads any length; nobody needs more.
@@ -31,7 +31,7 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Whose file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Of {
+pub enum NetworkView {
     /// All of a container's processes have one.
     Container { cgroup: u64 },
     /// A process of the host, which may have its own mount namespace.
@@ -40,40 +40,40 @@ pub enum Of {
 
 #[derive(Debug)]
 struct Entry {
-    resolv: Option<Arc<Resolv>>,
+    resolv: Option<Arc<ResolvConf>>,
     /// None: it is being read.
     looked: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    entries: HashMap<Of, Entry>,
+    entries: HashMap<NetworkView, Entry>,
     /// In the order in which they came.
-    order: VecDeque<Of>,
+    order: VecDeque<NetworkView>,
     readers: usize,
 }
 
 /// What was read, by whose it is.
 #[derive(Clone, Debug)]
-pub struct Cache {
+pub struct ResolvConfCache {
     proc_root: PathBuf,
     state: Arc<Mutex<State>>,
 }
 
-impl Cache {
-    pub fn new(proc_root: &Path) -> Cache {
-        Cache { proc_root: proc_root.to_owned(), state: Arc::default() }
+impl ResolvConfCache {
+    pub fn new(proc_root: &Path) -> ResolvConfCache {
+        ResolvConfCache { proc_root: proc_root.to_owned(), state: Arc::default() }
     }
 
     /// What is known now. Never waits: what is missing or old is read meanwhile, by way of this process, or one of the
     /// others of its container (`others`, asked only when it is needed).
     pub fn get(
         &self,
-        of: Of,
+        of: NetworkView,
         pid: u32,
         start_ns: u64,
         others: impl FnOnce() -> Vec<u32>,
-    ) -> Option<Arc<Resolv>> {
+    ) -> Option<Arc<ResolvConf>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let known = state.entries.get(&of);
         let resolv = known.and_then(|entry| entry.resolv.clone());
@@ -107,12 +107,12 @@ impl Cache {
         resolv
     }
 
-    fn read(&self, of: Of, pids: &[(u32, Option<u64>)]) {
+    fn read(&self, of: NetworkView, pids: &[(u32, Option<u64>)]) {
         let found = pids.iter().find_map(|&(pid, start_ns)| read(&self.proc_root, pid, start_ns).ok());
         self.put(of, found);
     }
 
-    fn put(&self, of: Of, found: Option<Resolv>) {
+    fn put(&self, of: NetworkView, found: Option<ResolvConf>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.readers -= 1;
         if let Some(entry) = state.entries.get_mut(&of) {
@@ -126,7 +126,7 @@ impl Cache {
 }
 
 /// Reads the file by way of a process; with `start_ns`, only if it still is that process.
-pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<Resolv, &'static str> {
+pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvConf, &'static str> {
     let dir = proc_root.join(pid.to_string());
     let root = open::name(&dir.join("root")).map_err(|_| "process_gone")?;
     if let Some(start_ns) = start_ns.filter(|&start| start > 0) {
@@ -138,7 +138,7 @@ pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<Resolv,
     read_inside(&root)
 }
 
-fn read_inside(root: &File) -> Result<Resolv, &'static str> {
+fn read_inside(root: &File) -> Result<ResolvConf, &'static str> {
     let named = open::inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
     let file = open::readable(&named)?;
     let mut bytes = Vec::new();
@@ -146,14 +146,14 @@ fn read_inside(root: &File) -> Result<Resolv, &'static str> {
     if bytes.len() as u64 > BYTES_MAX {
         return Err("file_too_large");
     }
-    Ok(Resolv::parse(&bytes))
+    Ok(ResolvConf::parse(&bytes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn container(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<Resolv, &'static str>) {
+    fn container(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<ResolvConf, &'static str>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         make(&dir.path().join("etc/resolv.conf"));
@@ -205,8 +205,8 @@ mod tests {
 
     #[test]
     fn the_cache_reads_once_and_never_waits() {
-        let cache = Cache::new(Path::new("/proc"));
-        let of = Of::Container { cgroup: 7 };
+        let cache = ResolvConfCache::new(Path::new("/proc"));
+        let of = NetworkView::Container { cgroup: 7 };
         // The asker is gone: another of its container does.
         let get = || cache.get(of, u32::MAX, 1, || vec![std::process::id()]);
         assert_eq!(get(), None);
@@ -219,7 +219,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         for cgroup in 0..2 * ENTRIES_MAX as u64 {
-            cache.get(Of::Container { cgroup }, u32::MAX, 1, Vec::new);
+            cache.get(NetworkView::Container { cgroup }, u32::MAX, 1, Vec::new);
         }
         assert!(cache.state.lock().unwrap().entries.len() <= ENTRIES_MAX);
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use podopsy_wire::Task;
 
 use super::{Message, Shared};
-use crate::growth::{self, Window};
+use crate::growth::{self, GrowthWindow};
 use podopsy_decode as decode;
 use podopsy_model::growth::GrowthProfile;
 use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
@@ -26,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Counts samples until the last sender is gone.
 pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
     let mut counter = Counter {
-        window: Window::default(),
+        window: GrowthWindow::default(),
         symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
         seen: HashMap::new(),
     };
@@ -53,7 +53,7 @@ pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
 }
 
 struct Counter {
-    window: Window,
+    window: GrowthWindow,
     symbolizer: Symbolizer,
     /// Process by pid and start → its name at that time, and how often its mappings were looked at.
     seen: HashMap<(u32, u64), ([u8; 16], u32)>,
@@ -68,7 +68,7 @@ impl Counter {
             self.symbolizer.locate(UserAddress { pid, address, is_return: depth > 0 })
         };
         let places = stack.user.iter().enumerate().map(place).collect();
-        let counted = growth::Stack { places, end: stack.end, end_frame: stack.end_frame };
+        let counted = growth::GrowthStack { places, end: stack.end, end_frame: stack.end_frame };
         self.window.add(stack.task.cgroup_id, counted, boot_now_ns());
     }
 

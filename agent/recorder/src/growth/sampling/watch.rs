@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::growth::{ContainerKey, RunningContainer};
-use crate::memory::Trend;
+use crate::memory::MemoryTrend;
 use crate::oom::OomExaminer;
 use crate::shed::Step;
 use podopsy_model::KnownBy;
@@ -34,7 +34,7 @@ pub(super) struct Watch {
     /// Names of living containers, by cgroup.
     keys: HashMap<u64, Option<ContainerKey>>,
     began: Instant,
-    trends: HashMap<u64, Trend>,
+    trends: HashMap<u64, MemoryTrend>,
     trends_at: Option<Instant>,
     /// The kernel refused the events: it has been said.
     broken: bool,

@@ -14,21 +14,21 @@ pub const STEP: Duration = Duration::from_secs(10);
 const STEPS: u64 = 60;
 /// Containers at a time, as many as have a curve.
 const STRETCHES_MAX: usize = super::RINGS_MAX;
-/// Stretches that are complete and were not fetched; at 1024 containers that is half an hour.
+/// MemoryRecords that are complete and were not fetched; at 1024 containers that is half an hour.
 const COMPLETE_MAX: usize = 3 * STRETCHES_MAX;
 /// Without a sample for so long it has ended: a thousand containers are read once in ten seconds.
 const SILENT: Duration = Duration::from_secs(60);
 
 /// A part of a container's history, by the id of its cgroup.
-pub type Stretch = (u64, Steps);
+pub type CgroupMemoryRecord = (u64, Steps);
 
 #[derive(Default)]
-pub struct Stretches {
+pub struct MemoryRecords {
     /// False: nobody fetches them.
     wanted: bool,
     open: HashMap<u64, Open>,
-    complete: Vec<Stretch>,
-    /// Samples that are in no stretch, and stretches that nobody fetched in time.
+    complete: Vec<CgroupMemoryRecord>,
+    /// Samples that are in no stretch, and memory_records that nobody fetched in time.
     lost: u64,
 }
 
@@ -42,7 +42,7 @@ struct Open {
     changed: bool,
 }
 
-impl Stretches {
+impl MemoryRecords {
     /// Takes a sample of `boot_ns` (CLOCK_BOOTTIME).
     pub fn push(&mut self, id: u64, boot_ns: u64, usage: &Usage) {
         if !self.wanted {
@@ -62,7 +62,7 @@ impl Stretches {
     }
 
     /// What has changed since the last call; the first call says that someone wants them.
-    pub fn take(&mut self, now_ns: u64) -> Vec<Stretch> {
+    pub fn take(&mut self, now_ns: u64) -> Vec<CgroupMemoryRecord> {
         self.wanted = true;
         let mut out = std::mem::take(&mut self.complete);
         for (id, open) in self.open.iter_mut().filter(|(_, open)| open.changed) {
@@ -160,19 +160,19 @@ mod tests {
         Usage { current_bytes: bytes, anon_bytes: bytes / 2, limit_bytes: Some(100), ..Usage::default() }
     }
 
-    fn wanted() -> Stretches {
-        let mut stretches = Stretches::default();
-        assert!(stretches.take(0).is_empty());
-        stretches
+    fn wanted() -> MemoryRecords {
+        let mut memory_records = MemoryRecords::default();
+        assert!(memory_records.take(0).is_empty());
+        memory_records
     }
 
     #[test]
     fn a_step_keeps_its_smallest_its_largest_and_its_last_sample() {
-        let mut stretches = wanted();
+        let mut memory_records = wanted();
         for (second, bytes) in [(0, 10), (3, 90), (9, 20), (10, 30), (45, 40)] {
-            stretches.push(7, 100 * S + second * S, &usage(bytes));
+            memory_records.push(7, 100 * S + second * S, &usage(bytes));
         }
-        let (id, steps) = stretches.take(146 * S).remove(0);
+        let (id, steps) = memory_records.take(146 * S).remove(0);
         assert_eq!((id, steps.step_seconds, steps.limit_bytes), (7, 10, Some(100)));
         // Nothing is made up for the steps without a sample.
         assert_eq!((steps.step, steps.samples), (vec![0, 1, 4], vec![3, 1, 1]));
@@ -185,16 +185,16 @@ mod tests {
 
     #[test]
     fn a_stretch_is_told_as_it_grows_and_ends_after_ten_minutes() {
-        let mut stretches = wanted();
-        stretches.push(7, S, &usage(1));
-        let first = stretches.take(2 * S).remove(0).1;
-        assert!(stretches.take(3 * S).is_empty(), "nothing has changed");
-        stretches.push(7, 21 * S, &usage(2));
-        let second = stretches.take(22 * S).remove(0).1;
+        let mut memory_records = wanted();
+        memory_records.push(7, S, &usage(1));
+        let first = memory_records.take(2 * S).remove(0).1;
+        assert!(memory_records.take(3 * S).is_empty(), "nothing has changed");
+        memory_records.push(7, 21 * S, &usage(2));
+        let second = memory_records.take(22 * S).remove(0).1;
         assert_eq!((first.from, first.step.len(), second.step.len()), (second.from, 1, 2));
-        stretches.push(7, 590 * S, &usage(3));
-        stretches.push(7, 601 * S, &usage(4));
-        let both = stretches.take(602 * S);
+        memory_records.push(7, 590 * S, &usage(3));
+        memory_records.push(7, 601 * S, &usage(4));
+        let both = memory_records.take(602 * S);
         assert_eq!(both.len(), 2);
         assert_eq!((both[0].1.from, both[0].1.step.len()), (first.from, 3));
         assert!(both[1].1.from > both[0].1.until && both[1].1.step == [0]);
@@ -202,35 +202,39 @@ mod tests {
 
     #[test]
     fn pressure_is_of_each_step() {
-        let mut stretches = wanted();
+        let mut memory_records = wanted();
         for (second, some_us) in
             [(0, 5_000_000), (5, 5_200_000), (10, 5_300_000), (20, 5_300_000), (21, 5_301_500)]
         {
             let pressure = Some(Pressure { some_us, full_us: 0 });
-            stretches.push(7, S + second * S, &Usage { pressure, ..usage(1) });
+            memory_records.push(7, S + second * S, &Usage { pressure, ..usage(1) });
         }
-        assert_eq!(stretches.take(30 * S)[0].1.waited_ms, [200, 100, 1]);
+        assert_eq!(memory_records.take(30 * S)[0].1.waited_ms, [200, 100, 1]);
     }
 
     #[test]
     fn the_dead_leave_and_what_has_no_room_is_counted() {
-        let mut stretches = wanted();
+        let mut memory_records = wanted();
         for id in 0..STRETCHES_MAX as u64 + 3 {
-            stretches.push(id, S, &usage(1));
+            memory_records.push(id, S, &usage(1));
         }
-        assert_eq!((stretches.take(2 * S).len(), stretches.lost()), (STRETCHES_MAX, 3));
-        assert!(stretches.take(70 * S).is_empty() && stretches.open.is_empty());
+        assert_eq!((memory_records.take(2 * S).len(), memory_records.lost()), (STRETCHES_MAX, 3));
+        assert!(memory_records.take(70 * S).is_empty() && memory_records.open.is_empty());
         // Whoever asks once and never again costs no more than this.
         for round in 0..5 {
-            (0..STRETCHES_MAX as u64).for_each(|id| stretches.push(id, (100 + round * 600) * S, &usage(1)));
+            (0..STRETCHES_MAX as u64)
+                .for_each(|id| memory_records.push(id, (100 + round * 600) * S, &usage(1)));
         }
-        assert_eq!((stretches.complete.len(), stretches.lost()), (COMPLETE_MAX, 3 + STRETCHES_MAX as u64));
+        assert_eq!(
+            (memory_records.complete.len(), memory_records.lost()),
+            (COMPLETE_MAX, 3 + STRETCHES_MAX as u64)
+        );
     }
 
     #[test]
     fn without_someone_who_wants_them_there_are_none() {
-        let mut stretches = Stretches::default();
-        stretches.push(7, S, &usage(1));
-        assert!(stretches.open.is_empty());
+        let mut memory_records = MemoryRecords::default();
+        memory_records.push(7, S, &usage(1));
+        assert!(memory_records.open.is_empty());
     }
 }

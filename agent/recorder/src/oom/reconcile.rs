@@ -10,7 +10,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// The two sums since the start.
 #[derive(Debug)]
-pub struct Tally {
+pub struct KillReconciler {
     start: Option<u64>,
     /// The kernel's count at the last look: victims counted by then must have been seen by now.
     before: u64,
@@ -19,15 +19,15 @@ pub struct Tally {
     uncounted: u64,
 }
 
-impl Tally {
+impl KillReconciler {
     /// `start`: the kernel's count when the recorder began; None: this kernel does not count.
-    pub fn new(start: Option<u64>) -> Tally {
-        Tally { start, before: 0, looked: Instant::now(), unseen: 0, uncounted: 0 }
+    pub fn new(start: Option<u64>) -> KillReconciler {
+        KillReconciler { start, before: 0, looked: Instant::now(), unseen: 0, uncounted: 0 }
     }
 
     /// Looks again, at most once a second unless it is the end. `seen`: victims that the probe saw; of them some
     /// the kernel does not count as kills (`dying`), and some twice.
-    pub fn look(&mut self, seen: u64, (dying, twice): (u64, u64), last: bool) {
+    pub fn update(&mut self, seen: u64, (dying, twice): (u64, u64), last: bool) {
         if self.looked.elapsed() < EVERY && !last {
             return;
         }
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_difference_counts_only_once_it_has_had_time_to_close() {
-        let mut tally = Tally::new(Some(100));
+        let mut tally = KillReconciler::new(Some(100));
         tally.compare(103, 1);
         assert!(tally.losses().is_empty(), "two are on their way");
         tally.compare(103, 3);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_does_not_count_is_no_loss() {
-        let mut tally = Tally::new(None);
+        let mut tally = KillReconciler::new(None);
         tally.compare(5, 0);
         tally.compare(5, 0);
         assert!(tally.losses().is_empty());

@@ -14,7 +14,7 @@ const FILE: &str = "state.json";
 
 /// How far the recorder had come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct RecoveryCheckpoint {
     /// `/proc/sys/kernel/random/boot_id`: counters and the log begin anew with each boot.
     pub boot_id: String,
     /// The last record of the kernel's log that was read; null: it cannot be read.
@@ -24,10 +24,10 @@ pub struct State {
     pub saved_at: Timestamp,
 }
 
-impl State {
+impl RecoveryCheckpoint {
     /// As it is now.
-    pub fn now(log_sequence: Option<u64>) -> State {
-        State {
+    pub fn now(log_sequence: Option<u64>) -> RecoveryCheckpoint {
+        RecoveryCheckpoint {
             boot_id: boot_id(),
             log_sequence,
             oom_kills: machine_oom_kills(Path::new("/proc")),
@@ -36,7 +36,7 @@ impl State {
     }
 
     /// None: there is none yet. An error: there is one that cannot be read.
-    pub fn load(dir: &Path) -> anyhow::Result<Option<State>> {
+    pub fn load(dir: &Path) -> anyhow::Result<Option<RecoveryCheckpoint>> {
         let file = dir.join(FILE);
         let read = small_file::read(dir, FILE).with_context(|| format!("read {}", file.display()))?;
         let Some(bytes) = read else { return Ok(None) };
@@ -66,11 +66,11 @@ mod tests {
     fn what_was_saved_is_loaded_and_nothing_is_left_over() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("a/b");
-        assert_eq!(State::load(&deep).unwrap(), None);
+        assert_eq!(RecoveryCheckpoint::load(&deep).unwrap(), None);
         for sequence in [Some(7), None] {
-            let state = State::now(sequence);
+            let state = RecoveryCheckpoint::now(sequence);
             state.save(&deep).unwrap();
-            assert_eq!(State::load(&deep).unwrap(), Some(state));
+            assert_eq!(RecoveryCheckpoint::load(&deep).unwrap(), Some(state));
         }
         assert_eq!(fs::read_dir(&deep).unwrap().count(), 1);
     }
@@ -79,7 +79,7 @@ mod tests {
     fn a_broken_file_is_an_error_that_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{").unwrap();
-        let error = State::load(dir.path()).unwrap_err().to_string();
+        let error = RecoveryCheckpoint::load(dir.path()).unwrap_err().to_string();
         assert!(error.contains("remove it"), "{error}");
     }
 }
