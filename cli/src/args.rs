@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use podopsy_model::Target;
 use podopsy_model::duration;
-use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::options::{dns_ports, https_resolvers};
 
 use crate::exit::Said;
 use crate::selector::Selector;

@@ -12,7 +12,7 @@ use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_model::incident::{How, Incident, Level, Verdict};
 use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill};
 use podopsy_pods::Pods;
-use podopsy_recorder::Options;
+use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::oom::recover;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
@@ -20,8 +20,8 @@ const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 
-fn oom_only() -> Options {
-    Options { dns: None, ..options() }
+fn oom_only() -> RecorderOptions {
+    RecorderOptions { dns: None, ..options() }
 }
 
 fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {
@@ -214,7 +214,7 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
 #[test]
 fn kills_while_nobody_watched_are_told_by_the_next_start() {
     let state = tempfile::tempdir().expect("a folder");
-    let remembering = || Options { state_dir: Some(state.path().to_owned()), ..oom_only() };
+    let remembering = || RecorderOptions { state_dir: Some(state.path().to_owned()), ..oom_only() };
     Recording::start(remembering(), no_runtime()).stop();
     wait_for(&state.path().join("state.json"));
     let cgroup = MemoryCgroup::new("autopsy-missed", 8 * MIB);

@@ -14,13 +14,17 @@ use std::time::Instant;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::lookup::LookupResult::{self, *};
 use podopsy_model::{Detail, Event, Lookup};
-use podopsy_recorder::{DnsOptions, Options};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::{self, Client};
 use support::place::{Place, SOON, Server, in_place};
 use support::{Recording, dns, node, options, pods_of};
 
-fn lookup_options() -> Options {
-    Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() }
+fn lookup_options() -> RecorderOptions {
+    RecorderOptions {
+        oom: false,
+        dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }),
+        ..options()
+    }
 }
 
 fn told(events: &[Event], pid: u32) -> impl Iterator<Item = (&Event, &Lookup)> {

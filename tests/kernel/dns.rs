@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podopsy_model::event::Protocol;
 use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
-use podopsy_recorder::{DnsOptions, Options};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{Recording, dns, in_own_network, no_runtime, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -149,7 +149,7 @@ fn answers_are_shipped_only_when_asked_for() {
     };
     for (answers, expected) in [(false, vec![]), (true, vec![Outcome::Noerror])] {
         let mut recording = Recording::start(
-            Options { dns: Some(DnsOptions { answers, ..dns() }), ..options() },
+            RecorderOptions { dns: Some(DnsOptions { answers, ..dns() }), ..options() },
             no_runtime(),
         );
         in_own_network(move || {

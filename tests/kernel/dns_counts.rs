@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use podopsy_model::{Kind, Outcome};
-use podopsy_recorder::{DnsOptions, Options};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{
     MemoryCgroup, Recording, dns, fine, in_own_network, no_runtime, options, query, respond, transactions,
 };
@@ -92,7 +92,7 @@ fn successes_are_counted_to_the_last_one_for_the_client_alone() {
 #[test]
 fn a_forwarder_that_asks_from_port_53_is_counted_once() {
     let mut recording = Recording::start(
-        Options { dns: Some(DnsOptions { answers: true, ..dns() }), ..options() },
+        RecorderOptions { dns: Some(DnsOptions { answers: true, ..dns() }), ..options() },
         no_runtime(),
     );
     in_own_network(|| {
@@ -193,7 +193,7 @@ fn exchange(port: u16, name: &str, delay: Duration) {
 fn slow_answers_are_shipped_and_others_are_not() {
     let slow_over = Duration::from_millis(300);
     let dns = DnsOptions { slow_over: Some(slow_over), timeout: Duration::from_secs(5), ..dns() };
-    let options = Options { dns: Some(dns), ..options() };
+    let options = RecorderOptions { dns: Some(dns), ..options() };
     let mut recording = Recording::start(options, no_runtime());
     in_own_network(move || {
         exchange(53, "quick.test", Duration::ZERO);
@@ -209,8 +209,10 @@ fn slow_answers_are_shipped_and_others_are_not() {
 
 #[test]
 fn every_success_is_a_sample_of_one_in_one() {
-    let mut recording =
-        Recording::start(Options { dns: Some(DnsOptions { sample: 1, ..dns() }), ..options() }, no_runtime());
+    let mut recording = Recording::start(
+        RecorderOptions { dns: Some(DnsOptions { sample: 1, ..dns() }), ..options() },
+        no_runtime(),
+    );
     in_own_network(|| exchange(53, "sample.test", Duration::ZERO));
     recording.until("the sample", SOON, |seen| !transactions(seen, "sample.test").is_empty());
     assert!(!transactions(&recording.seen, "sample.test")[0].1.slow);
@@ -219,7 +221,7 @@ fn every_success_is_a_sample_of_one_in_one() {
 #[test]
 fn other_ports_carry_dns_if_they_are_said_to() {
     let dns = DnsOptions { ports: [5300, 53, 0, 0], answers: true, ..dns() };
-    let options = Options { dns: Some(dns), ..options() };
+    let options = RecorderOptions { dns: Some(dns), ..options() };
     let mut recording = Recording::start(options, no_runtime());
     in_own_network(|| {
         exchange(5301, "elsewhere.test", Duration::ZERO);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use podopsy_model::lookup::{LookupResult, Verdict};
 use podopsy_model::{Detail, DnsTransaction, Event, Lookup, Outcome};
-use podopsy_recorder::{DnsOptions, Options};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{MemoryCgroup, Recording, dns, fine, no_runtime, options, query, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -95,8 +95,11 @@ fn asks_for_another_test() {
 
 #[test]
 fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
-    let options =
-        Options { oom: false, dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }), ..options() };
+    let options = RecorderOptions {
+        oom: false,
+        dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }),
+        ..options()
+    };
     let cgroup = MemoryCgroup::new("reads-not", MEMORY);
     let mut recording = Recording::start(options, no_runtime());
     let mut asker = Asker::start(&cgroup, "127.0.0.1");

@@ -11,14 +11,14 @@ use nix::sched::{CloneFlags, setns};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, KnownBy, Outcome};
 use podopsy_packets::socket::Socket;
-use podopsy_recorder::{DnsHook, DnsOptions, Options};
+use podopsy_recorder::{DnsHook, DnsOptions, RecorderOptions};
 use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond, transactions};
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
 
-fn socket_options() -> Options {
-    Options { oom: false, dns: Some(DnsOptions { hook: DnsHook::Socket, ..dns() }), ..options() }
+fn socket_options() -> RecorderOptions {
+    RecorderOptions { oom: false, dns: Some(DnsOptions { hook: DnsHook::Socket, ..dns() }), ..options() }
 }
 
 fn outcomes(events: &[Event], name: &str) -> Vec<Outcome> {

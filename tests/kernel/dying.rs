@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_model::{Detail, Event, Kind, OomKill};
-use podopsy_recorder::Options;
+use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::sigkill::SigkillScope;
 use support::{MemoryCgroup, Recording, no_runtime, options};
 
@@ -89,7 +89,7 @@ fn kill_of(events: &[Event], pid: u32) -> Option<&OomKill> {
 fn a_victim_that_was_dying_already_is_marked() {
     let cgroup = MemoryCgroup::new("dying", 64 * MIB);
     let freezer = Freezer::new();
-    let options = Options { dns: None, sigkill: SigkillScope::AllProcesses, ..options() };
+    let options = RecorderOptions { dns: None, sigkill: SigkillScope::AllProcesses, ..options() };
     let mut recording = Recording::start(options, no_runtime());
     // It holds most of the limit and volunteers; frozen, it cannot act on the SIGKILL that it is sent.
     let hold = "/usr/bin/python3 -c 'import time; open(\"/proc/self/oom_score_adj\", \"w\").write(\"1000\"); \

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use podopsy_model::profile::{Frame, Sample, Sampling};
 use podopsy_pods::Pods;
-use podopsy_recorder::cpu::{Options, Scope, profile};
+use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
 use support::{no_runtime, require_root};
 
 #[test]
@@ -18,7 +18,7 @@ fn the_function_that_touches_new_memory_is_on_top() {
     let leak = ["--wait", "3000", "--step", "256KiB", "--every", "20", "--up-to", "64MiB"];
     let child = Command::new(victims.join("leak")).args(leak).stdout(Stdio::null()).spawn();
     let mut child = child.expect("start the leak");
-    let options = Options {
+    let options = ProfileOptions {
         scope: Scope::Process(child.id()),
         duration: Duration::from_secs(10),
         sampling: Sampling::Growth { every: 8 },

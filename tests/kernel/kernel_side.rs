@@ -5,15 +5,15 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use podopsy_model::profile::Sampling;
-use podopsy_probes::{OncpuWanted, Probes, Scope, Wanted};
+use podopsy_probes::{CpuProbeOptions, ProbeOptions, Probes, Scope};
 use support::require_root;
 
 fn probes() -> Probes {
     require_root();
     let sampling = Sampling::Cpu { frequency_hz: 1 };
-    let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
-    let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
-    Probes::load(&wanted).unwrap_or_else(|error| panic!("load the probes: {error:#}"))
+    let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+    let options = ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() };
+    Probes::load(&options).unwrap_or_else(|error| panic!("load the probes: {error:#}"))
 }
 
 #[test]

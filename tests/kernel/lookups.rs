@@ -11,14 +11,14 @@ use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
 use podopsy_model::lookup::{LookupResult, NameKnownBy};
 use podopsy_model::{Detail, Event, Kind, Lookup};
 use podopsy_pods::Options as PodsOptions;
-use podopsy_recorder::{DnsOptions, Options};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::PYTHON;
 use support::place::{SOON, Server, in_place};
 use support::{Recording, dns, no_runtime, options};
 
-fn lookup_options() -> Options {
+fn lookup_options() -> RecorderOptions {
     let dns = DnsOptions { answers: true, lookups: true, ..dns() };
-    Options { oom: false, dns: Some(dns), ..options() }
+    RecorderOptions { oom: false, dns: Some(dns), ..options() }
 }
 
 fn lookups(events: &[Event]) -> impl Iterator<Item = (&Event, &Lookup)> {

@@ -6,19 +6,22 @@ use std::net::UdpSocket;
 use std::process::Stdio;
 
 use podopsy_model::Losses;
-use podopsy_probes::{DnsWanted, Probes, Rate, Wanted};
+use podopsy_probes::ring::Ring;
+use podopsy_probes::{DnsProbeOptions, ProbeOptions, Probes, Rate};
 use support::{MemoryCgroup, in_own_network, query, require_root, respond};
-
-const NOTHING: Wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: None };
 
 /// Loads the probes, lets `work` happen while nobody reads, and returns how many records were in the ring after it,
 /// and all losses.
-fn unread(wanted: &Wanted, ring: &'static str, work: impl FnOnce()) -> (u64, Losses) {
+fn unread(
+    options: ProbeOptions,
+    ring: impl FnOnce(&mut Probes) -> anyhow::Result<Ring>,
+    work: impl FnOnce(),
+) -> (u64, Losses) {
     require_root();
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let _guard = runtime.enter();
-    let mut probes = Probes::load(wanted).unwrap_or_else(|error| panic!("load the probes: {error:#}"));
-    let mut ring = probes.ring(ring).expect("the ring");
+    let mut probes = Probes::load(&options).unwrap_or_else(|error| panic!("load the probes: {error:#}"));
+    let mut ring = ring(&mut probes).expect("the ring");
     let losses = probes.losses().expect("the losses");
     work();
     let mut read = 0;
@@ -39,16 +42,20 @@ fn kills_that_did_not_fit_are_counted_to_the_last_one() {
     const KILLS: u64 = 170;
     let cgroup = MemoryCgroup::new("ring", 4 << 20);
     let before = kills_by_vmstat();
-    let (read, losses) = unread(&Wanted { oom: true, ..NOTHING }, "OOM_EVENTS", || {
-        // One shell outside of the cgroup, and a child a kill inside.
-        let script = format!(
-            "for n in $(seq {KILLS}); do sh -c 'echo $$ > {}/cgroup.procs; exec tail /dev/zero'; done",
-            cgroup.path.display()
-        );
-        let mut shell = std::process::Command::new("/bin/sh");
-        let status = shell.args(["-c", &script]).stderr(Stdio::null()).status().expect("run the shell");
-        assert_eq!(status.code(), Some(137), "the last child was to be killed");
-    });
+    let (read, losses) = unread(
+        ProbeOptions { oom: true, ..ProbeOptions::default() },
+        |probes| Ok(probes.oom_maps()?.events),
+        || {
+            // One shell outside of the cgroup, and a child a kill inside.
+            let script = format!(
+                "for n in $(seq {KILLS}); do sh -c 'echo $$ > {}/cgroup.procs; exec tail /dev/zero'; done",
+                cgroup.path.display()
+            );
+            let mut shell = std::process::Command::new("/bin/sh");
+            let status = shell.args(["-c", &script]).stderr(Stdio::null()).status().expect("run the shell");
+            assert_eq!(status.code(), Some(137), "the last child was to be killed");
+        },
+    );
     let kills = kills_by_vmstat() - before;
     assert!(kills >= KILLS, "{kills} kills");
     let lost = losses.get("oom_ring").copied().unwrap_or(0);
@@ -62,14 +69,19 @@ fn sigkills_that_did_not_fit_are_counted_to_the_last_one() {
     const KILLS: u64 = 700;
     let cgroup = MemoryCgroup::new("sigkill-ring", 256 << 20);
     let procs = cgroup.path.join("cgroup.procs");
-    let (read, losses) = unread(&Wanted { sigkill: true, ..NOTHING }, "SIGNAL_EVENTS", || {
-        // The killer stays outside of the cgroup: otherwise it would be its own business.
-        for _ in 0..KILLS {
-            let mut victim = std::process::Command::new("/bin/sleep").arg("600").spawn().expect("start it");
-            std::fs::write(&procs, victim.id().to_string()).expect("move it into the cgroup");
-            victim.kill().and_then(|()| victim.wait()).expect("kill it");
-        }
-    });
+    let (read, losses) = unread(
+        ProbeOptions { sigkill: true, ..ProbeOptions::default() },
+        |probes| Ok(probes.sigkill_maps()?.events),
+        || {
+            // The killer stays outside of the cgroup: otherwise it would be its own business.
+            for _ in 0..KILLS {
+                let mut victim =
+                    std::process::Command::new("/bin/sleep").arg("600").spawn().expect("start it");
+                std::fs::write(&procs, victim.id().to_string()).expect("move it into the cgroup");
+                victim.kill().and_then(|()| victim.wait()).expect("kill it");
+            }
+        },
+    );
     let lost = losses.get("sigkill_ring").copied().unwrap_or(0);
     assert!(lost > 0, "the ring was to be filled: {read} read");
     // Others' kills may be among them.
@@ -81,21 +93,25 @@ fn failed_lookups_that_did_not_fit_are_counted_to_the_last_one() {
     // The ring holds 1,149 of them.
     const FAILURES: u16 = 2000;
     // Without a bound on what one container may ship: that is another loss, and `dns_counts` has its test.
-    let dns = Some(DnsWanted { rate: Rate { a_second: 0, burst: 0 }, ..DnsWanted::default() });
-    let (read, losses) = unread(&Wanted { dns, ..NOTHING }, "DNS_EVENTS", || {
-        in_own_network(|| {
-            let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
-            let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
-            client.connect("127.0.0.1:53").expect("connect");
-            let mut buffer = [0; 512];
-            for id in 0..FAILURES {
-                client.send(&query(id, "full.test", 1)).expect("ask");
-                let (len, from) = server.recv_from(&mut buffer).expect("the query");
-                server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer");
-                client.recv(&mut buffer).expect("the answer");
-            }
-        });
-    });
+    let dns = Some(DnsProbeOptions { rate: Rate { a_second: 0, burst: 0 }, ..DnsProbeOptions::default() });
+    let (read, losses) = unread(
+        ProbeOptions { dns, ..ProbeOptions::default() },
+        |probes| Ok(probes.dns_maps()?.events),
+        || {
+            in_own_network(|| {
+                let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
+                let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+                client.connect("127.0.0.1:53").expect("connect");
+                let mut buffer = [0; 512];
+                for id in 0..FAILURES {
+                    client.send(&query(id, "full.test", 1)).expect("ask");
+                    let (len, from) = server.recv_from(&mut buffer).expect("the query");
+                    server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer");
+                    client.recv(&mut buffer).expect("the answer");
+                }
+            });
+        },
+    );
     let lost = losses.get("dns_ring").copied().unwrap_or(0);
     assert!(lost > 0, "the ring was to be filled: {read} read");
     assert_eq!(read + lost, u64::from(FAILURES), "{losses:?}");

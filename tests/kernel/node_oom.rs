@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podopsy_model::incident::{Level, Verdict};
 use podopsy_model::{Detail, Kind};
-use podopsy_recorder::Options;
+use podopsy_recorder::RecorderOptions;
 use support::{Recording, no_runtime, options};
 
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -49,7 +49,7 @@ fn a_machine_without_memory_is_said_to_be_one() {
         eprintln!("not run: `cargo xtask vm 6.1 --test node_oom` runs it in a machine of its own");
         return;
     }
-    let mut recording = Recording::start(Options { dns: None, ..options() }, no_runtime());
+    let mut recording = Recording::start(RecorderOptions { dns: None, ..options() }, no_runtime());
     let _aside = SetAside::all_but(LEFT_KIB);
     let left = meminfo("MemAvailable") << 10;
     // The first to go, whatever else is large: the runner must live to tell.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_profiles::export::Format;
-use podopsy_recorder::cpu::{self, Options, Scope};
+use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 use support::{MemoryCgroup, no_runtime, require_root};
 use tokio::sync::Notify;
 
@@ -46,7 +46,7 @@ impl Running {
         let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
         let profile = runtime.block_on(async {
             let pods = Pods::start(no_runtime()).await?;
-            let options = Options {
+            let options = ProfileOptions {
                 scope,
                 duration: LONGEST,
                 sampling: Sampling::Cpu { frequency_hz: FREQUENCY },

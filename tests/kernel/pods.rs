@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
 use podopsy_model::profile::Frame;
 use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
-use podopsy_recorder::{GrowthMode, Options};
+use podopsy_recorder::{GrowthMode, RecorderOptions};
 use serde_json::Value;
 use support::{Recording, VICTIMS_IMAGE, node, options, pods_of};
 
@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn watching(node: &Node) -> Recording {
     // Growth is of another suite: short lives cost it samples, and that is counted.
-    Recording::start(Options { growth: GrowthMode::Off, ..options() }, pods_of(node))
+    Recording::start(RecorderOptions { growth: GrowthMode::Off, ..options() }, pods_of(node))
 }
 
 fn kills(events: &[Event]) -> Vec<&Event> {

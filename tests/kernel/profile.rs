@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
-use podopsy_recorder::cpu::{Options, Scope, profile};
+use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
 use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
 
@@ -18,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// A process's stacks by tables, until there are `enough` samples.
 fn by_tables(pid: u32, enough: u64) -> Profile {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-    let options = Options {
+    let options = ProfileOptions {
         scope: Scope::Process(pid),
         duration: LONGEST,
         sampling: Sampling::Cpu { frequency_hz: 199 },
@@ -55,7 +55,7 @@ fn has(sample: &Sample, function: &str) -> bool {
 
 fn profile_of(pid: u32) -> Profile {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-    let options = Options {
+    let options = ProfileOptions {
         scope: Scope::Process(pid),
         duration: Duration::from_secs(12),
         sampling: Sampling::Cpu { frequency_hz: 199 },

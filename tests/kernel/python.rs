@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
-use podopsy_recorder::cpu::{self, Options, Scope};
+use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 use support::place::unpacked;
 use support::{Running, is_emulated, no_runtime, require_root};
 use tokio::sync::Notify;
@@ -26,7 +26,7 @@ impl Running {
         let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
         let profile = runtime.block_on(async {
             let pods = Pods::start(no_runtime()).await?;
-            let options = Options {
+            let options = ProfileOptions {
                 scope: Scope::Process(self.0.id()),
                 duration: longest,
                 sampling: Sampling::Cpu { frequency_hz: frequency() },

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
 use podopsy_model::{Event, Kind, KnownBy};
-use podopsy_recorder::Options;
+use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::sigkill::SigkillScope;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
 
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
-fn sigkills(scope: SigkillScope) -> Options {
-    Options { oom: true, dns: None, sigkill: scope, ..options() }
+fn sigkills(scope: SigkillScope) -> RecorderOptions {
+    RecorderOptions { oom: true, dns: None, sigkill: scope, ..options() }
 }
 
 fn everywhere() -> Recording {

@@ -12,7 +12,7 @@ use podopsy_model::Event;
 use podopsy_model::growth::GrowthProfile;
 use podopsy_model::incident::Incident;
 use podopsy_pods::Options as PodsOptions;
-use podopsy_recorder::{GrowthMode, Options};
+use podopsy_recorder::{GrowthMode, RecorderOptions};
 use support::{Recording, options};
 
 const MIB: u64 = 1 << 20;
@@ -49,7 +49,7 @@ fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_model::Losses)
     let image =
         node.load_image(&Image::new(IMAGE).binary(compile(folder.path(), "leaker"))).expect("load the image");
     let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
-    let mut recording = Recording::start(Options { dns: None, growth: mode, ..options() }, pods);
+    let mut recording = Recording::start(RecorderOptions { dns: None, growth: mode, ..options() }, pods);
     let container = ContainerSpec::new("leaker", &image)
         .command(["/bin/leaker".to_owned(), RATE.to_string()])
         .memory_limit(LIMIT as i64);
@@ -132,7 +132,7 @@ fn the_app_that_leaks_on_failed_lookups_is_told_by_its_code_and_its_rate() {
     let image = node.load_image(&Image::new(IMAGE).binary(leaker)).expect("load the image");
     let _resolver = node.resolver("nxdomain").expect("a resolver that knows nobody");
     let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
-    let mut recording = Recording::start(Options { growth: GrowthMode::Auto, ..options() }, pods);
+    let mut recording = Recording::start(RecorderOptions { growth: GrowthMode::Auto, ..options() }, pods);
     let container = ContainerSpec::new("app", &image)
         .command(["/bin/dns-leaker", "--every", "100", "--leak", "512KiB"])
         .memory_limit(LIMIT as i64);
@@ -182,7 +182,7 @@ fn growth_costs_by_hand() {
         node.load_image(&Image::new(IMAGE).binary(compile(folder.path(), "leaker"))).expect("load it");
     let pods = || PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
     for mode in [GrowthMode::Off, GrowthMode::Auto, GrowthMode::Off, GrowthMode::Auto] {
-        let recording = Recording::start(Options { dns: None, growth: mode, ..options() }, pods());
+        let recording = Recording::start(RecorderOptions { dns: None, growth: mode, ..options() }, pods());
         let idle = own_cpu();
         std::thread::sleep(Duration::from_secs(5));
         let idle = own_cpu() - idle;

@@ -9,7 +9,7 @@ use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use podopsy_wire::KERNEL_NAME_BYTES;
 
 /// Names with their modules, as the kernel writes them.
-pub(super) fn of(ebpf: &mut Ebpf, addresses: &BTreeSet<u64>) -> anyhow::Result<Vec<(u64, Vec<u8>)>> {
+pub(crate) fn names(ebpf: &mut Ebpf, addresses: &BTreeSet<u64>) -> anyhow::Result<Vec<(u64, Vec<u8>)>> {
     let answer = ebpf.take_map("KERNEL_NAME").context("the probes have no map KERNEL_NAME")?;
     let answer: Array<MapData, [u8; KERNEL_NAME_BYTES]> = answer.try_into()?;
     let program: &mut RawTracePoint =

@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 /// Where there is nothing else than the kernel's types.
 const ROOT: &str = "/sys/kernel/btf";
 
-pub(super) fn new() -> EbpfLoader<'static> {
+pub(crate) fn new() -> EbpfLoader<'static> {
     let aside = std::thread::Builder::new().name("loader".to_owned()).spawn(|| {
         // The root is this thread's alone from here on. Where that is not allowed it only takes longer.
         let _ = unshare(CloneFlags::CLONE_FS).and_then(|()| nix::unistd::chroot(ROOT));

@@ -1,28 +1,39 @@
-//! The `oom` probe: raw tracepoints `mark_victim`, and `signal_generate`, which tells the victim's task where the first
-//! has only its thread id.
+//! The `oom` probe: the raw tracepoint `mark_victim`, and `signal_generate`, which has the victim's task where the first
+//! passes only its thread id.
 
-use anyhow::Context;
-use aya::{Ebpf, programs::RawTracePoint};
+use aya::Ebpf;
 
-/// Attaches; returns the hooks, in words. `victim_is_task`: by this kernel's BTF.
-pub fn attach(ebpf: &mut Ebpf, victim_is_task: bool) -> anyhow::Result<String> {
-    // The signal comes before the mark.
-    raw_tracepoint(ebpf, "oom_signal", "signal_generate")?;
-    raw_tracepoint(ebpf, "oom_mark_victim", "mark_victim")?;
-    // For the names in a dead trigger's stack.
-    raw_tracepoint(ebpf, "exec_new", "sched_process_exec")?;
-    Ok(match victim_is_task {
-        true => "raw tracepoint mark_victim, which passes the victim's task".to_owned(),
-        false => "raw tracepoint mark_victim, which passes only a thread id here; the task comes from signal_generate"
-            .to_owned(),
-    })
+use crate::program::{raw_tracepoint, take_map};
+use crate::ring::Ring;
+
+/// What the oom probe hands to user space.
+pub struct OomMaps {
+    /// A record for each victim.
+    pub events: Ring,
+    /// Pids of programs that have just started: their files are opened while they live.
+    pub execs: Ring,
 }
 
-/// Loads `program` and attaches it to a raw tracepoint; needs no tracefs.
-pub fn raw_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> anyhow::Result<()> {
-    let found: &mut RawTracePoint =
-        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-    found.load().with_context(|| format!("load {program}"))?;
-    found.attach(tracepoint).with_context(|| format!("attach {program} to {tracepoint}"))?;
-    Ok(())
+impl OomMaps {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> anyhow::Result<OomMaps> {
+        Ok(OomMaps {
+            events: Ring::new("OOM_EVENTS", take_map(ebpf, "OOM_EVENTS")?)?,
+            execs: Ring::new("EXECS", take_map(ebpf, "EXECS")?)?,
+        })
+    }
+}
+
+/// Attaches; returns a description of the hooks. `victim_is_task`: what `mark_victim` passes, by this kernel's BTF.
+pub(crate) fn attach(ebpf: &mut Ebpf, victim_is_task: bool) -> anyhow::Result<String> {
+    // The kernel sends the signal before it marks the victim, so this program attaches first.
+    raw_tracepoint(ebpf, "oom_signal", "signal_generate")?;
+    raw_tracepoint(ebpf, "oom_mark_victim", "mark_victim")?;
+    // Opens the files that name the stack of a trigger which dies.
+    raw_tracepoint(ebpf, "exec_new", "sched_process_exec")?;
+    Ok(if victim_is_task {
+        "raw tracepoint mark_victim, which passes the victim's task"
+    } else {
+        "raw tracepoint mark_victim, which passes only a thread id here; the task comes from signal_generate"
+    }
+    .to_owned())
 }

@@ -1,5 +1,4 @@
-//! Ring buffer → bytes, and the loss counters. With [`crate`] the only room that knows aya;
-//! with [`podopsy_recorder::kernel_log`] the only one with async file descriptors.
+//! Ring buffers as bytes, and the loss counters.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -11,20 +10,20 @@ use podopsy_wire::{LOSSES, Loss};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use podopsy_model as model;
+use podopsy_model::Losses;
 
 /// A ring of records.
 pub struct Ring {
     name: &'static str,
     fd: AsyncFd<RingFd>,
-    /// When to look unasked.
+    /// When to drain without a wake-up.
     rounds: Option<Interval>,
 }
 
 struct RingFd(RingBuf<MapData>);
 
 impl RingFd {
-    fn hand_over(&mut self, mut each: impl FnMut(&[u8])) {
+    fn pass_all(&mut self, mut each: impl FnMut(&[u8])) {
         while let Some(record) = self.0.next() {
             each(&record);
         }
@@ -45,15 +44,15 @@ impl Ring {
         Ok(Ring { name, fd, rounds: None })
     }
 
-    /// For a ring whose probe wakes nobody for what can wait so long.
+    /// Drains every `every`, too: for a ring whose probe sends no wake-up for most records.
     pub(crate) fn in_rounds(self, every: Duration) -> Ring {
         let mut rounds = interval(every);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ring { rounds: Some(rounds), ..self }
     }
 
-    /// Waits until there are records or a round is over, then hands over all of them. Cancel-safe: a record is either
-    /// handed over or still in the ring.
+    /// Waits for records (or the end of a round), then passes all of them to `each`. Cancel-safe: a record is either
+    /// passed on or still in the ring.
     pub async fn drain(&mut self, each: impl FnMut(&[u8])) -> anyhow::Result<()> {
         let Ring { name, fd, rounds } = self;
         let round = async {
@@ -65,28 +64,28 @@ impl Ring {
         tokio::select! {
             ready = fd.readable_mut() => {
                 let mut ready = ready.with_context(|| format!("poll {name}"))?;
-                ready.get_inner_mut().hand_over(each);
+                ready.get_inner_mut().pass_all(each);
                 ready.clear_ready();
             }
-            () = round => fd.get_mut().hand_over(each),
+            () = round => fd.get_mut().pass_all(each),
         }
         Ok(())
     }
 
-    /// What is in the ring now.
+    /// Passes what is in the ring now, without waiting.
     pub fn drain_now(&mut self, each: impl FnMut(&[u8])) {
-        self.fd.get_mut().hand_over(each);
+        self.fd.get_mut().pass_all(each);
     }
 }
 
 /// The map `LOSSES`: counters that the probes keep per CPU.
-pub struct Losses {
+pub struct LossCounters {
     map: PerCpuArray<MapData, u64>,
 }
 
-impl Losses {
-    pub(crate) fn new(map: Map) -> anyhow::Result<Losses> {
-        Ok(Losses { map: PerCpuArray::try_from(map).context("LOSSES is no per-CPU array")? })
+impl LossCounters {
+    pub(crate) fn new(map: Map) -> anyhow::Result<LossCounters> {
+        Ok(LossCounters { map: PerCpuArray::try_from(map).context("LOSSES is no per-CPU array")? })
     }
 
     /// One counter, over all CPUs, since the load.
@@ -94,8 +93,8 @@ impl Losses {
         self.map.get(&(loss as u32), 0).map_or(0, |values| values.iter().sum())
     }
 
-    /// All losses above 0, by name; those that only measure (the in-flight map, what is nobody's loss) are left out.
-    pub fn read(&self) -> model::Losses {
+    /// All losses above 0, by name. Counters that only measure (the in-flight map, kills within a container) are left out.
+    pub fn read(&self) -> Losses {
         let measures = [Loss::DnsInserted, Loss::DnsRemoved, Loss::SigkillOwn].map(|loss| loss as usize);
         (0u32..)
             .zip(LOSSES)
@@ -121,7 +120,7 @@ impl ProbeLog {
         Ok(ProbeLog { fd })
     }
 
-    /// Passes records on to `log` for ever.
+    /// Forwards records to `log`; ends with an error only.
     pub async fn forward(mut self) -> anyhow::Result<()> {
         loop {
             let mut ready = self.fd.readable_mut().await.context("poll the probes' log")?;

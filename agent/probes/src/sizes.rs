@@ -1,34 +1,34 @@
-//! Maps of what is not wanted are made as small as they can be: the object's maps are all made, whoever uses them, and of
-//! a profile's 16 MiB 12 would be those of DNS.
+//! Shrinks the maps of probes that are not wanted: the loader creates all maps of the object, and of a profile's 16 MiB
+//! those of DNS would be 12.
 
 use aya::EbpfLoader;
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::Wanted;
+use crate::ProbeOptions;
 
-/// To be called behind whatever else sizes maps.
-pub(super) fn shrink(wanted: &Wanted, loader: &mut EbpfLoader<'_>) {
-    let by_tables = wanted.oncpu.as_ref().is_some_and(|oncpu| oncpu.unwind);
+/// Call after every other change of sizes.
+pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
+    let by_tables = options.cpu.as_ref().is_some_and(|cpu| cpu.unwind);
     let maps = [
-        ("DNS_IN_FLIGHT", wanted.dns.is_some()),
-        ("DNS_CONNECTED", wanted.dns.is_some()),
-        ("DNS_STREAMS", wanted.dns.is_some()),
-        ("DNS_COUNTERS", wanted.dns.is_some()),
-        ("EXECUTABLES", wanted.oom),
+        ("DNS_IN_FLIGHT", options.dns.is_some()),
+        ("DNS_CONNECTED", options.dns.is_some()),
+        ("DNS_STREAMS", options.dns.is_some()),
+        ("DNS_COUNTERS", options.dns.is_some()),
+        ("EXECUTABLES", options.oom),
         ("TABLES", by_tables),
         ("RULES", by_tables),
     ];
     for (name, _) in maps.into_iter().filter(|(_, is_wanted)| !is_wanted) {
         loader.map_max_entries(name, 1);
     }
-    // A ring has a page at least.
+    // A ring has at least one page.
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|size| u32::try_from(size).ok());
     let rings = [
-        ("OOM_EVENTS", wanted.oom),
-        ("EXECS", wanted.oom),
-        ("SIGNAL_EVENTS", wanted.sigkill),
-        ("DNS_EVENTS", wanted.dns.is_some()),
-        ("SAMPLES", wanted.oncpu.is_some()),
+        ("OOM_EVENTS", options.oom),
+        ("EXECS", options.oom),
+        ("SIGNAL_EVENTS", options.sigkill),
+        ("DNS_EVENTS", options.dns.is_some()),
+        ("SAMPLES", options.cpu.is_some()),
         ("TABLE_REQUESTS", by_tables),
     ];
     for (name, _) in rings.into_iter().filter(|(_, is_wanted)| !is_wanted) {

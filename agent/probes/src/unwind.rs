@@ -1,4 +1,4 @@
-//! The unwinder's maps: slabs that are written by mmap, rules, tables; and where this kernel keeps mappings.
+//! The unwinder: its maps (slabs that are written by mmap, rules, tables), its programs, and the offsets of mappings.
 
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -11,7 +11,8 @@ use aya::programs::{PerfEvent, ProgramFd, RawTracePoint};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
 
-use super::btf::Btf;
+use crate::btf::Btf;
+use crate::program::take_map;
 use podopsy_stacks::unwind::Kernel;
 
 /// `BPF_F_MMAPABLE` (`<linux/bpf.h>`).
@@ -32,12 +33,12 @@ unsafe impl aya::Pod for Pod<PythonLayout> {}
 
 type Slab = Array<MapData, [u32; SLAB_WORDS]>;
 
-/// What the kernel side reads, to be written.
+/// The maps that the kernel side unwinds by; user space writes them.
 pub struct KernelTables {
     slabs: ArrayOfMaps<MapData, Slab>,
-    /// Each stays open: to open it again by its number takes CAP_SYS_ADMIN, which the agent gives up.
+    /// Each stays open: opening it again by its id takes CAP_SYS_ADMIN, which the agent gives up.
     open: Vec<Slab>,
-    /// The slab that was written last: the others are no part of our memory.
+    /// The slab that was written last. The others are unmapped, so that they do not count as our memory.
     mapped: Option<(usize, Mapped)>,
     rules: Array<MapData, Pod<Rule>>,
     tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
@@ -45,20 +46,19 @@ pub struct KernelTables {
 }
 
 impl KernelTables {
-    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<KernelTables> {
-        let mut take = |name| ebpf.take_map(name).with_context(|| format!("the probes have no map {name}"));
+    pub(crate) fn new(ebpf: &mut Ebpf) -> anyhow::Result<KernelTables> {
         Ok(KernelTables {
-            slabs: take("SLABS")?.try_into()?,
+            slabs: take_map(ebpf, "SLABS")?.try_into()?,
             open: Vec::new(),
             mapped: None,
-            rules: take("RULES")?.try_into()?,
-            tables: take("TABLES")?.try_into()?,
-            pythons: take("PYTHONS")?.try_into()?,
+            rules: take_map(ebpf, "RULES")?.try_into()?,
+            tables: take_map(ebpf, "TABLES")?.try_into()?,
+            pythons: take_map(ebpf, "PYTHONS")?.try_into()?,
         })
     }
 }
 
-/// A slab in our memory.
+/// A slab, mapped into our memory.
 struct Mapped(NonNull<u32>);
 
 // SAFETY: the mapping is this value's own, and any thread may write it.
@@ -96,13 +96,13 @@ impl Kernel for KernelTables {
             let found = self.open.get(slab).context("there is no such slab for unwind tables")?;
             self.mapped = Some((slab, Mapped::new(found)?));
         }
-        let room = self.mapped.as_mut().and_then(|(_, mapped)| {
+        let target = self.mapped.as_mut().and_then(|(_, mapped)| {
             // SAFETY: the mapping is this long, and lives as long as this borrow; the kernel side reads words that were
             // published, which are not written again before it has forgotten them.
             let all = unsafe { std::slice::from_raw_parts_mut(mapped.0.as_ptr(), SLAB_WORDS) };
             all.get_mut(first..first.checked_add(words.len())?)
         });
-        room.context("a table reaches beyond its slab")?.copy_from_slice(words);
+        target.context("a table reaches beyond its slab")?.copy_from_slice(words);
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl Kernel for KernelTables {
     }
 
     fn remove_table(&mut self, key: &FileKey) {
-        // It may have gone already.
+        // The entry may be gone already.
         let _ = self.tables.remove(&Pod(*key));
     }
 
@@ -132,8 +132,8 @@ impl Kernel for KernelTables {
     }
 }
 
-/// Loads what unwinds by tables, and lets the sampler call it; which program that is.
-pub(super) fn attach(ebpf: &mut Ebpf, has_loop: bool) -> anyhow::Result<&'static str> {
+/// Loads the unwinder and lets the sampler call it; returns which program this kernel took.
+pub(crate) fn attach(ebpf: &mut Ebpf, has_loop: bool) -> anyhow::Result<&'static str> {
     let name = put(ebpf, 0, has_loop, ["unwind_loop", "unwind_frames"])?;
     let program: &mut RawTracePoint =
         ebpf.program_mut("unwind_exec").context("no program unwind_exec")?.try_into()?;
@@ -142,8 +142,8 @@ pub(super) fn attach(ebpf: &mut Ebpf, has_loop: bool) -> anyhow::Result<&'static
     Ok(name)
 }
 
-/// Loads what walks Python's frames, and lets the unwinder call it. Without it, stacks are native alone.
-pub(super) fn attach_python(
+/// Loads the walker of Python's frames and lets the unwinder call it. Without it, stacks have native frames only.
+pub(crate) fn attach_python(
     ebpf: &mut Ebpf,
     layout: &UnwindLayout,
     has_loop: bool,
@@ -154,12 +154,12 @@ pub(super) fn attach_python(
     put(ebpf, 1, has_loop, ["python_loop", "python_frames"])
 }
 
-/// Whether the kernel has the helper `bpf_loop` (5.17): with it the verifier reads a tenth.
-pub(super) fn has_loop(btf: &Btf) -> bool {
+/// Whether the kernel has the helper `bpf_loop` (5.17), with which the verifier follows a tenth of the instructions.
+pub(crate) fn has_loop(btf: &Btf) -> bool {
     btf.enumerator("bpf_func_id", "BPF_FUNC_loop").is_some()
 }
 
-/// Loads the program with the kernel's own loop, or else the one that does without, into a slot of UNWINDER; which.
+/// Puts a program into a slot of UNWINDER: the one with `bpf_loop` if this kernel takes it, else the one without.
 fn put(
     ebpf: &mut Ebpf,
     slot: u32,
@@ -188,40 +188,40 @@ fn load(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// Where this kernel keeps mappings; an error names what it lacks.
-pub(super) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
-    let wish = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
+/// Where this kernel keeps a process's mappings, by its BTF; an error names the members that it lacks.
+pub(crate) fn layout(btf: &Btf) -> anyhow::Result<UnwindLayout> {
+    let optional = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
     let has_helper = |name| btf.enumerator("bpf_func_id", name).is_some();
     // i_ctime became two plain members in 6.11, and had an underscored name since 6.6.
     let changed = ["i_ctime_sec", "__i_ctime.tv_sec", "i_ctime.tv_sec"];
     let found = UnwindLayout {
         on: 1,
         has_task_pt_regs: has_helper("BPF_FUNC_task_pt_regs").into(),
-        task_stack: wish("task_struct", "stack"),
+        task_stack: optional("task_struct", "stack"),
         thread_size: thread_size(btf),
-        mm_maple_root: wish("mm_struct", "mm_mt.ma_root"),
-        mm_rb_root: wish("mm_struct", "mm_rb.rb_node"),
-        mm_vdso: wish("mm_struct", "context.vdso"),
-        maple_range_slot: wish("maple_range_64", "slot"),
-        maple_arange_slot: wish("maple_arange_64", "slot"),
-        vma_start: wish("vm_area_struct", "vm_start"),
-        vma_end: wish("vm_area_struct", "vm_end"),
-        vma_pgoff: wish("vm_area_struct", "vm_pgoff"),
-        vma_file: wish("vm_area_struct", "vm_file"),
-        vma_rb: wish("vm_area_struct", "vm_rb"),
-        rb_left: wish("rb_node", "rb_left"),
-        rb_right: wish("rb_node", "rb_right"),
-        file_inode: wish("file", "f_inode"),
-        inode_number: wish("inode", "i_ino"),
-        inode_size: wish("inode", "i_size"),
-        inode_changed: changed.map(|name| wish("inode", name)).into_iter().min().unwrap_or(ABSENT),
-        inode_super: wish("inode", "i_sb"),
-        super_device: wish("super_block", "s_dev"),
-        exec_file: wish("linux_binprm", "file"),
-        file_mode: wish("file", "f_mode"),
-        backing_dentry: wish("backing_file", "user_path.dentry"),
-        dentry_inode: wish("dentry", "d_inode"),
-        task_fsbase: wish("task_struct", "thread.fsbase"),
+        mm_maple_root: optional("mm_struct", "mm_mt.ma_root"),
+        mm_rb_root: optional("mm_struct", "mm_rb.rb_node"),
+        mm_vdso: optional("mm_struct", "context.vdso"),
+        maple_range_slot: optional("maple_range_64", "slot"),
+        maple_arange_slot: optional("maple_arange_64", "slot"),
+        vma_start: optional("vm_area_struct", "vm_start"),
+        vma_end: optional("vm_area_struct", "vm_end"),
+        vma_pgoff: optional("vm_area_struct", "vm_pgoff"),
+        vma_file: optional("vm_area_struct", "vm_file"),
+        vma_rb: optional("vm_area_struct", "vm_rb"),
+        rb_left: optional("rb_node", "rb_left"),
+        rb_right: optional("rb_node", "rb_right"),
+        file_inode: optional("file", "f_inode"),
+        inode_number: optional("inode", "i_ino"),
+        inode_size: optional("inode", "i_size"),
+        inode_changed: changed.map(|name| optional("inode", name)).into_iter().min().unwrap_or(ABSENT),
+        inode_super: optional("inode", "i_sb"),
+        super_device: optional("super_block", "s_dev"),
+        exec_file: optional("linux_binprm", "file"),
+        file_mode: optional("file", "f_mode"),
+        backing_dentry: optional("backing_file", "user_path.dentry"),
+        dentry_inode: optional("dentry", "d_inode"),
+        task_fsbase: optional("task_struct", "thread.fsbase"),
     };
     let needed = [
         ("vm_area_struct.vm_start", found.vma_start),

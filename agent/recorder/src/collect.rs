@@ -1,255 +1,111 @@
-//! Empties the rings, and makes timeouts of silence. Never waits for anything but the rings.
+//! Empties the rings of all probes. Never waits for anything but them.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use podopsy_wire::Loss;
-use tokio::sync::mpsc;
-
-use super::record::Record;
-use super::stacks::{Stacks, Unnamed};
-use crate::dns::counts;
-use crate::dns::flight::{Ended, Flight};
-use crate::growth::sampling::Growth;
-use crate::oom::OomExaminer;
-use crate::oom::reconcile::KillReconciler;
-use crate::shed::{Shed, Step};
-use crate::sigkill;
-use podopsy_decode::{self as decode, dns::DnsMessage};
-use podopsy_model::{Losses, Outcome};
+use podopsy_model::Losses;
 use podopsy_pods::Pods;
-use podopsy_probes::KernelKills;
-use podopsy_probes::ring;
-use podopsy_system::clock::boot_now_ns;
+use podopsy_probes::ring::LossCounters;
+use podopsy_system::sync::lock;
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 
-/// How often queries in flight are looked at: the error of a timeout's time.
-const SWEEP: Duration = Duration::from_millis(100);
+use crate::dns::reader::DnsReader;
+use crate::dns::tap::TapLosses;
+use crate::growth::sampling::Growth;
+use crate::oom::reader::OomReader;
+use crate::reader::{Outbox, ProbeReader};
+use crate::sigkill::reader::SigkillReader;
+use crate::totals::Totals;
 
-/// A record of each ring, or why it is none.
-type Kill = Result<decode::OomDecoded, decode::BadRecord>;
-type Message = Result<DnsMessage, decode::BadRecord>;
-type Signal = Result<decode::SigkillDecoded, decode::BadRecord>;
+/// How often readers look at their maps: the error of a timeout's time.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// Empties the rings. Never waits for anything but them.
-pub struct Collector {
-    pub lookups_evicted: Arc<AtomicU64>,
-    pub oom: ring::Ring,
-    pub execs: ring::Ring,
-    pub dns: ring::Ring,
-    pub signals: ring::Ring,
-    pub kernel_kills: KernelKills,
-    pub sigkills: Arc<sigkill::SigkillCorrelator>,
-    pub own_kills: Arc<AtomicU64>,
-    pub kernel_losses: ring::Losses,
-    pub flight: Flight,
-    pub stacks: Stacks,
-    pub records: mpsc::Sender<Record>,
-    pub bad_records: u64,
-    pub queue_full: u64,
-    pub stacks_unnamed: Arc<AtomicU64>,
-    pub files_not_held: u64,
-    pub counts: counts::Shared,
-    /// Ticks of the sweep.
-    pub sweeps: u32,
+/// The readers of all probes, and the sum of all losses.
+pub(crate) struct Collector {
+    pub oom: OomReader,
+    pub dns: DnsReader,
+    pub sigkill: SigkillReader,
+    pub losses: LossSources,
+}
+
+/// Where losses are counted, beside the readers.
+pub(crate) struct LossSources {
+    pub kernel: Arc<LossCounters>,
+    pub outbox: Outbox,
     pub pods: Arc<Pods>,
-    pub losses: Arc<Mutex<Losses>>,
-    /// Victims that the probe saw.
-    pub kills: u64,
-    pub tally: KillReconciler,
-    /// Kills while the recorder was down, of which only the number is known.
-    pub missed_unknown: u64,
-    pub examiner: Arc<OomExaminer>,
     pub growth: Option<Growth>,
-    /// Losses of the packet socket, where that stands in for the dns probe.
-    pub tap_losses: Arc<Mutex<Losses>>,
-    pub shed: Arc<Shed>,
+    /// Losses of the packet socket, where it stands in for the dns probe.
+    pub tap: TapLosses,
+    pub totals: Arc<Totals>,
 }
 
 impl Collector {
-    /// Until it is told to stop; then once more all that is there.
-    pub async fn run(mut self, mut stopped: tokio::sync::oneshot::Receiver<()>) -> anyhow::Result<()> {
-        let mut sweep = tokio::time::interval(SWEEP);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut oom, mut execs, mut dns, mut signals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    /// Collects until `stopped`, and then once more what is there.
+    pub async fn run(mut self, mut stopped: oneshot::Receiver<()>) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                drained = self.execs.drain(|bytes| execs.push(decode::exec(bytes))) => drained?,
-                drained = self.oom.drain(|bytes| oom.push(decode::oom(bytes))) => drained?,
-                drained = self.dns.drain(|bytes| dns.push(decode::dns::record(bytes))) => drained?,
-                drained = self.signals.drain(|bytes| signals.push(decode::sigkill(bytes))) => drained?,
-                _ = sweep.tick() => {
-                    self.kernel_kills();
-                    let ended = self.flight.sweep(&self.kernel_losses);
-                    self.end(ended);
-                    self.look_at_counts();
-                    self.tally.update(self.kills, self.examiner.known_differences(), false);
-                    self.sum_losses();
-                }
+                drained = self.oom.drain() => drained?,
+                drained = self.dns.drain() => drained?,
+                drained = self.sigkill.drain() => drained?,
+                _ = ticks.tick() => self.tick(false),
                 _ = &mut stopped => break,
             }
-            execs.drain(..).for_each(|pid| self.hold(pid));
-            signals.drain(..).for_each(|signal| self.sigkill(signal));
-            self.hand_over(&mut oom, &mut dns);
+            self.hand_over();
         }
-        self.oom.drain_now(|bytes| oom.push(decode::oom(bytes)));
-        self.dns.drain_now(|bytes| dns.push(decode::dns::record(bytes)));
-        self.signals.drain_now(|bytes| signals.push(decode::sigkill(bytes)));
-        signals.drain(..).for_each(|signal| self.sigkill(signal));
-        self.hand_over(&mut oom, &mut dns);
-        self.kernel_kills();
-        let ended = self.flight.look(&self.kernel_losses);
-        self.end(ended);
-        self.tally.update(self.kills, self.examiner.known_differences(), true);
-        self.sum_losses();
+        self.oom.drain_now();
+        self.dns.drain_now();
+        self.sigkill.drain_now();
+        self.hand_over();
+        self.tick(true);
         Ok(())
     }
 
-    /// Passes on what was drained. Kills carry losses of this very moment, summed once for all of them.
-    fn hand_over(&mut self, oom: &mut Vec<Kill>, dns: &mut Vec<Message>) {
-        if !oom.is_empty() {
+    /// Passes on what was drained. Kills carry the losses of this moment, summed once for all of them.
+    fn hand_over(&mut self) {
+        if self.oom.has_kills() {
             self.sum_losses();
         }
-        oom.drain(..).for_each(|kill| self.oom(kill));
-        dns.drain(..).for_each(|message| self.dns(message));
+        self.sigkill.hand_over();
+        self.oom.hand_over();
+        self.dns.hand_over();
     }
 
-    fn hold(&mut self, pid: Result<u32, decode::BadRecord>) {
-        match pid {
-            Ok(pid) => self.files_not_held += u64::from(!self.stacks.hold(pid)),
-            Err(_) => self.bad_records += 1,
-        }
+    fn tick(&mut self, is_last: bool) {
+        self.sigkill.tick(is_last);
+        self.dns.tick(is_last);
+        self.oom.tick(is_last);
+        self.sum_losses();
     }
 
-    fn oom(&mut self, kill: Kill) {
-        let Ok(mut kill) = kill else {
-            self.bad_records += 1;
-            return;
-        };
-        self.kills += 1;
-        let unnamed = Unnamed {
-            pid: kill.trigger.pid,
-            kernel: std::mem::take(&mut kill.kernel),
-            user: std::mem::take(&mut kill.user),
-        };
-        let named = self.stacks.ask(unnamed);
-        self.stacks_unnamed.fetch_add(u64::from(named.is_none()), Relaxed);
-        self.pass_on(Record::Oom(Box::new(kill), named));
-    }
-
-    fn dns(&mut self, message: Message) {
-        match message {
-            Ok(DnsMessage::Answered(record)) => {
-                let transaction = decode::dns::answered(&record);
-                // The kernel side ships what it is not sure of: some of it turns out to be fine.
-                if transaction.outcome == Outcome::Noerror && record.why == 0 {
-                    return;
-                }
-                let step = match (transaction.outcome, transaction.slow) {
-                    (Outcome::Noerror, false) => Step::DnsAnswers,
-                    (Outcome::Noerror, true) => Step::DnsSlow,
-                    _ => Step::DnsFailures,
-                };
-                if self.is_shed(step) {
-                    return;
-                }
-                self.pass_on(Record::Dns {
-                    asker: record.pending.asker,
-                    owner: None,
-                    time_ns: record.time_ns,
-                    transaction,
-                });
-            }
-            Ok(DnsMessage::SocketError(error)) => self.flight.socket_error(error),
-            Err(_) => self.bad_records += 1,
-        }
-    }
-
-    fn sigkill(&mut self, signal: Signal) {
-        match signal {
-            Ok(signal) if self.sigkills.admits(&signal) => self.pass_on(Record::Sigkill(Box::new(signal))),
-            Ok(_) => {}
-            Err(_) => self.bad_records += 1,
-        }
-    }
-
-    /// What the OOM killer has not claimed by now was sent by another part of the kernel.
-    fn kernel_kills(&mut self) {
-        for signal in self.kernel_kills.take(boot_now_ns()) {
-            self.sigkill(Ok(decode::sigkill_record(&signal)));
-        }
-    }
-
-    fn end(&mut self, ended: Vec<Ended>) {
-        for ended in ended {
-            let cgroup_id = ended.pending.asker.cgroup_id;
-            let may_pass = self.counts.lock().is_ok_and(|mut counts| {
-                counts.unanswered(cgroup_id, ended.transaction.outcome, ended.time_ns)
-            });
-            if !may_pass || self.is_shed(Step::DnsFailures) {
-                continue;
-            }
-            self.pass_on(Record::Dns {
-                asker: ended.pending.asker,
-                owner: None,
-                time_ns: ended.time_ns,
-                transaction: ended.transaction,
-            });
-        }
-    }
-
-    /// Whether an event that is due is left out.
-    fn is_shed(&self, step: Step) -> bool {
-        self.shed.offered();
-        self.shed.leaves_out(step)
-    }
-
-    /// Once a second: counts of a cgroup whose place the kernel side needs must not wait for someone who asks.
-    fn look_at_counts(&mut self) {
-        self.sweeps += 1;
-        if self.sweeps.is_multiple_of(10)
-            && let Ok(mut counts) = self.counts.lock()
-        {
-            counts.look();
-        }
-    }
-
-    fn pass_on(&mut self, record: Record) {
-        if self.records.try_send(record).is_err() {
-            self.queue_full += 1;
-        }
-    }
-
-    /// Losses of every stage, where events and the summary find them.
+    /// Sums the losses of every stage for events and the summary.
     fn sum_losses(&self) {
-        let mut sum = self.kernel_losses.read();
-        sum.extend(self.flight.losses());
-        if let Ok(counts) = self.counts.lock() {
-            sum.extend(counts.losses());
-            *sum.entry("dns_throttled".to_owned()).or_default() += counts.throttled();
+        let sources = &self.losses;
+        let totals = &sources.totals;
+        let mut sum = sources.kernel.read();
+        add(&mut sum, self.oom.losses());
+        add(&mut sum, self.dns.losses());
+        add(&mut sum, self.sigkill.losses());
+        add(&mut sum, sources.outbox.losses());
+        add(&mut sum, sources.pods.status().losses);
+        if let Some(growth) = &sources.growth {
+            add(&mut sum, growth.losses());
         }
-        sum.extend(self.pods.status().losses);
-        sum.extend(self.examiner.losses());
-        sum.extend(self.tally.losses());
-        sum.extend(self.sigkills.losses());
-        self.own_kills.store(self.kernel_losses.get(Loss::SigkillOwn) + self.sigkills.own(), Relaxed);
-        sum.extend(self.growth.as_ref().map(Growth::losses).unwrap_or_default());
-        sum.extend(self.shed.losses());
-        let own = [
-            ("oom_missed_while_down", self.missed_unknown),
-            ("bad_records", self.bad_records),
-            ("recorder_queue", self.queue_full),
-            ("lookups_evicted", self.lookups_evicted.load(Relaxed)),
-            ("oom_stacks_unnamed", self.stacks_unnamed.load(Relaxed)),
-            ("oom_files_not_held", self.files_not_held),
-        ];
-        sum.extend(own.map(|(name, count)| (name.to_owned(), count)));
-        if let Ok(tap) = self.tap_losses.lock() {
-            tap.iter().for_each(|(name, count)| *sum.entry(name.clone()).or_default() += count);
-        }
+        add(&mut sum, totals.shed.losses());
+        add(&mut sum, lock(&sources.tap).clone());
+        add(&mut sum, [("lookups_evicted".to_owned(), totals.lookups_evicted.load(Relaxed))]);
         sum.retain(|_, count| *count > 0);
-        if let Ok(mut losses) = self.losses.lock() {
-            *losses = sum;
-        }
+        *lock(&totals.losses) = sum;
+        totals.own_kills.store(self.sigkill.own_kills(), Relaxed);
+    }
+}
+
+/// Adds counters by name: two stages may count the same loss.
+pub(crate) fn add(sum: &mut Losses, more: impl IntoIterator<Item = (String, u64)>) {
+    for (name, count) in more {
+        *sum.entry(name).or_default() += count;
     }
 }

@@ -21,7 +21,7 @@ use podopsy_pods::Pods;
 use podopsy_recorder::cpu::always;
 use podopsy_recorder::incidents::PodIncidents;
 use podopsy_recorder::oom::checkpoint::boot_id;
-use podopsy_recorder::{Progress, Recorder};
+use podopsy_recorder::{Confirmations, Recorder};
 use podopsy_store::{Keeper, Limits, Store, Stored, Told};
 
 use super::keep::Keep;
@@ -66,12 +66,12 @@ pub struct Out {
     pods: Arc<Pods>,
     keep: Option<Keep>,
     /// Its interval is that of everything which is sampled for the store.
-    always: always::Options,
+    always: always::AlwaysOptions,
     profiles: Option<Profiles>,
     /// Profiles that nobody has, by counter name.
     not_kept: NotKept,
     /// Whom to tell which kills are kept.
-    progress: Option<Arc<Progress>>,
+    confirmations: Option<Arc<Confirmations>>,
     /// Of each kill that is on its way into the store, its place in the line.
     kills: VecDeque<u64>,
     _socket: Option<Listening>,
@@ -122,7 +122,7 @@ impl Out {
         }
         let incidents = PodIncidents::new(&boot);
         let Paths { keep_every: every, profile_hz: frequency_hz, node, .. } = paths;
-        let always = always::Options { frequency_hz, every, node };
+        let always = always::AlwaysOptions { frequency_hz, every, node };
         let trouble = store.as_ref().map(|(store, _)| store.keeper());
         let of_health = health.clone();
         pages.metrics().degraded(move || {
@@ -140,7 +140,7 @@ impl Out {
             losses
         });
         let (keep, profiles, _socket) = (None, None, listening);
-        let (progress, kills) = (None, VecDeque::new());
+        let (confirmations, kills) = (None, VecDeque::new());
         Ok(Out {
             store,
             incidents,
@@ -155,7 +155,7 @@ impl Out {
             always,
             profiles,
             not_kept,
-            progress,
+            confirmations,
             kills,
             _socket,
         })
@@ -165,9 +165,9 @@ impl Out {
     pub fn attached(&mut self, recorder: &Recorder) {
         if let Some((store, _)) = &self.store {
             let (scraper, pods) = (recorder.scraper(), self.pods.clone());
-            let progress = recorder.progress();
-            progress.await_keeper();
-            self.progress = Some(progress);
+            let confirmations = recorder.confirmations();
+            confirmations.await_store();
+            self.confirmations = Some(confirmations);
             self.keep = Some(Keep::start(self.always.every, scraper, pods, store.keeper()));
         }
         self.pages.attached(recorder.scraper());
@@ -213,7 +213,7 @@ impl Out {
         match &self.store {
             None => self.tell(Stored { id: None, event }),
             Some((store, _)) => {
-                let is_recoverable = Progress::is_recoverable(&event);
+                let is_recoverable = Confirmations::is_recoverable(&event);
                 let put = store.put(event);
                 if is_recoverable {
                     self.kills.push_back(store.passed().0);
@@ -228,11 +228,11 @@ impl Out {
 
     /// Says which kills a restart need not tell again.
     fn acknowledge(&mut self) {
-        let (Some((store, _)), Some(progress)) = (&self.store, &self.progress) else { return };
+        let (Some((store, _)), Some(confirmations)) = (&self.store, &self.confirmations) else { return };
         let (_, done) = store.passed();
         let kept = self.kills.iter().take_while(|place| **place <= done).count();
         self.kills.drain(..kept);
-        progress.kept(kept as u64);
+        confirmations.kept(kept as u64);
     }
 
     /// The next event that may be told; waits for good where nothing is kept.
@@ -311,7 +311,7 @@ impl Out {
             }
         }
         self.round();
-        if let Some(Err(error)) = self.progress.take().map(|progress| progress.save_last()) {
+        if let Some(Err(error)) = self.confirmations.take().map(|confirmations| confirmations.save_last()) {
             tracing::warn!("a restart will tell kills again that it need not: {error:#}");
         }
         if let Some((store, mut told)) = self.store.take() {

@@ -18,7 +18,7 @@ use podopsy_model::Losses;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
 use podopsy_profiles::export;
-use podopsy_recorder::cpu::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_KEPT};
+use podopsy_recorder::cpu::always::{AlwaysOn, AlwaysOptions, MINUTES_NOT_NAMED, PROFILES_NOT_KEPT};
 use podopsy_recorder::shed::Shed;
 use podopsy_store::{Keeper, ProfileFacts, ProfileRecord};
 use podopsy_system::heap;
@@ -78,7 +78,7 @@ pub struct Profiles {
 impl Profiles {
     /// `told`: who is told how it goes.
     pub fn start(
-        (options, shed): (Options, Arc<Shed>),
+        (options, shed): (AlwaysOptions, Arc<Shed>),
         pods: Arc<Pods>,
         takers: Takers,
         (health, pages): (Arc<Health>, Arc<Pages>),
@@ -88,7 +88,7 @@ impl Profiles {
         let not_kept = takers.not_kept.clone();
         let task = tokio::spawn(async move {
             let (lost, not_kept_at_end) = (takers.not_kept.clone(), takers.not_kept.clone());
-            let started = Always::start(options, pods, shed, move |name| lost.add(name)).await;
+            let started = AlwaysOn::start(options, pods, shed, move |name| lost.add(name)).await;
             let _ = settle.send(());
             match started {
                 Ok((always, profiles)) => {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use podopsy_doctor as doctor;
 use podopsy_model::{ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text};
 use podopsy_pods::{Pods, Resolved};
-use podopsy_probes::{dns_ports, https_resolvers};
 use podopsy_recorder::dns::lookups::summary::{LookupStatistics, LookupSummary};
+use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill;
-use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use serde::Serialize;
 
 use super::watch::{ended, reader_is_gone};
@@ -47,7 +47,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         ),
         _ => error,
     })?;
-    let options = Options {
+    let options = RecorderOptions {
         oom: false,
         dns: Some(DnsOptions {
             answers: true,
@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         .as_ref()
         .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
     let shown = args.shown();
-    let seen_from = recorder.dns_seen().map(str::to_owned);
+    let seen_from = recorder.dns_hook().map(str::to_owned);
     if let Some(seen) = &seen_from {
         note(&format!("DNS is seen {seen}"));
     }

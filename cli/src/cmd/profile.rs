@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podopsy_model::profile::Sampling;
 use podopsy_model::{Target, text};
 use podopsy_pods::{Pods, Resolved};
-use podopsy_recorder::cpu::{self, Options, Scope};
+use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 
 use crate::args::{Profile, ProfileCommand, Stacks};
 use crate::context::Context;
@@ -32,7 +32,7 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
     let unwind = args.stacks == Stacks::Tables;
-    let options = Options { scope, duration: args.duration, sampling, unwind, node: context.node() };
+    let options = ProfileOptions { scope, duration: args.duration, sampling, unwind, node: context.node() };
 
     let stop = signals::stop()?;
     let meter = Meter::start(context, &target, args.duration, sampling);

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use podopsy_model::{Event, Kind, Losses};
-use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
-use podopsy_recorder::{DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use tokio::sync::mpsc;
 
 use crate::args::{Watch, WatchKind};
@@ -42,7 +42,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
         }),
         false => None,
     };
-    let options = Options {
+    let options = RecorderOptions {
         oom,
         sigkill: match (args.wants(WatchKind::Sigkill), args.host) {
             (false, _) => SigkillScope::None,
@@ -57,7 +57,7 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
     let stop = ended(signals::stop()?, args.duration);
-    if let Some(seen) = recorder.dns_seen() {
+    if let Some(seen) = recorder.dns_hook() {
         note(&format!("DNS is seen {seen}"));
     }
     note(&format!("recording {}; Ctrl-C ends", subject(&args)));

@@ -20,7 +20,7 @@ use podopsy_harness::Node;
 use podopsy_model::profile::{Frame, Sample};
 use podopsy_model::{Detail, DnsTransaction, Event, Losses};
 use podopsy_pods::{Options as PodsOptions, Pods};
-use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Options, Recorder};
+use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use podopsy_store::{Filter, Reader, Shelf};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -57,7 +57,7 @@ pub struct Recording {
 }
 
 impl Recording {
-    pub fn start(options: Options, pods: PodsOptions) -> Recording {
+    pub fn start(options: RecorderOptions, pods: PodsOptions) -> Recording {
         require_root();
         let runtime = Runtime::new().expect("a tokio runtime");
         let (recorder, events) = runtime
@@ -136,14 +136,14 @@ pub fn dns() -> DnsOptions {
         timeout: Duration::from_secs(1),
         slow_over: None,
         sample: 0,
-        ports: podopsy_probes::DNS_PORTS,
-        https: podopsy_probes::HTTPS_RESOLVERS.to_vec(),
+        ports: podopsy_recorder::options::DNS_PORTS,
+        https: podopsy_recorder::options::HTTPS_RESOLVERS.to_vec(),
         hook: DnsHook::Cgroup,
     }
 }
 
-pub fn options() -> Options {
-    Options {
+pub fn options() -> RecorderOptions {
+    RecorderOptions {
         oom: true,
         sigkill: podopsy_recorder::sigkill::SigkillScope::None,
         dns: Some(dns()),

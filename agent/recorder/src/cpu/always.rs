@@ -23,7 +23,7 @@ use podopsy_decode::{self as decode, Stack};
 use podopsy_model::profile::{Mapping, Profile, Quality, Sample, Sampling};
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
-use podopsy_probes::{OncpuWanted, Probes, Wanted};
+use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
 use podopsy_stacks::aggregate::Aggregator;
 use podopsy_stacks::python::Codes;
 use podopsy_stacks::symbolize::Symbolizer;
@@ -45,7 +45,7 @@ const MINUTES: usize = 1024;
 const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct AlwaysOptions {
     pub frequency_hz: u64,
     /// A minute.
     pub every: Duration,
@@ -53,7 +53,7 @@ pub struct Options {
 }
 
 /// The running profiler.
-pub struct Always {
+pub struct AlwaysOn {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<anyhow::Result<()>>,
     /// What this kernel does not allow, in words.
@@ -76,22 +76,22 @@ struct Named {
     losses: Losses,
 }
 
-impl Always {
+impl AlwaysOn {
     /// Attaches; profiles come one a container, and the host's in one. `shed` says whether to sample at all; `lost` hears of
     /// profiles that there will not be, by counter name.
     pub async fn start(
-        options: Options,
+        options: AlwaysOptions,
         pods: Arc<Pods>,
         shed: Arc<Shed>,
         lost: impl Fn(&'static str) + Send + Sync + 'static,
-    ) -> anyhow::Result<(Always, mpsc::Receiver<Profile>)> {
+    ) -> anyhow::Result<(AlwaysOn, mpsc::Receiver<Profile>)> {
         let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
-        let oncpu = OncpuWanted { scope: Scope::Node, sampling, unwind: true, budget: 0 };
-        let wanted = Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(oncpu) };
-        let mut probes = tokio::task::spawn_blocking(move || Probes::load(&wanted)).await??;
+        let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+        let probe_options = ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() };
+        let mut probes = tokio::task::spawn_blocking(move || Probes::load(&probe_options)).await??;
         let degraded = probes.degraded.clone();
-        let (ring, requests) = (probes.samples()?, probes.ring("TABLE_REQUESTS")?);
-        let (kernel, kernel_losses) = (probes.unwind_tables()?, probes.losses()?);
+        let CpuMaps { samples: ring, table_requests: requests, tables: kernel, .. } = probes.cpu_maps()?;
+        let kernel_losses = probes.losses()?;
         let builder = match probes.by_tables {
             true => {
                 let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node { samples: 0 });
@@ -99,7 +99,7 @@ impl Always {
             }
             false => None,
         };
-        probes.sample()?;
+        probes.start_sampling()?;
         let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
         let files_for = FILES_FOR * options.every;
@@ -126,7 +126,7 @@ impl Always {
             before: BTreeMap::new(),
         };
         let task = tokio::spawn(running.run(stopped));
-        Ok((Always { stop: Some(stop), task, degraded }, received))
+        Ok((AlwaysOn { stop: Some(stop), task, degraded }, received))
     }
 
     /// Hands out the minute that has begun, and ends: that takes as long as names take. Dropped before, it just ends.
@@ -136,14 +136,14 @@ impl Always {
     }
 }
 
-impl Drop for Always {
+impl Drop for AlwaysOn {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
 struct Running {
-    options: Options,
+    options: AlwaysOptions,
     pods: Arc<Pods>,
     shed: Arc<Shed>,
     /// Whether it samples now.
@@ -152,7 +152,7 @@ struct Running {
     probes: Probes,
     ring: podopsy_probes::ring::Ring,
     requests: podopsy_probes::ring::Ring,
-    kernel_losses: podopsy_probes::ring::Losses,
+    kernel_losses: podopsy_probes::ring::LossCounters,
     builder: Option<Builder>,
     queue: std::sync::mpsc::SyncSender<Message>,
     minutes: mpsc::Sender<Profile>,
@@ -213,7 +213,7 @@ impl Running {
             }
             if look && !leave_out && !self.sampling {
                 // The minute goes on, or a new one begins where all of it was left out.
-                self.probes.sample()?;
+                self.probes.start_sampling()?;
                 self.sampling = true;
                 match sampled.take() {
                     Some(_) => {}

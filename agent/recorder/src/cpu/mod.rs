@@ -16,7 +16,7 @@ use podopsy_decode::{self as decode, Stack};
 use podopsy_model::Owner;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
-use podopsy_probes::{OncpuWanted, Probes, Wanted};
+use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
 use podopsy_stacks::aggregate::{Aggregator, RawSample};
 use podopsy_stacks::python::Codes;
 use podopsy_stacks::symbolize::Symbolizer;
@@ -31,7 +31,7 @@ const PROGRESS: Duration = Duration::from_millis(200);
 const AHEAD_OF: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ProfileOptions {
     pub scope: Scope,
     pub duration: Duration,
     pub sampling: Sampling,
@@ -42,22 +42,21 @@ pub struct Options {
 
 /// Samples for `options.duration` (or until `stop` resolves), calling `progress(samples so far)` a few times a second.
 pub async fn profile(
-    options: Options,
+    options: ProfileOptions,
     pods: Arc<Pods>,
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
     let (scope, sampling, unwind) = (options.scope.clone(), options.sampling, options.unwind);
-    let wanted = OncpuWanted { scope, sampling, unwind, budget: 0 };
-    let mut probes = Probes::load(&Wanted { oom: false, sigkill: false, dns: None, oncpu: Some(wanted) })?;
-    let mut ring = probes.samples()?;
+    let cpu = CpuProbeOptions { scope, sampling, unwind, budget: 0 };
+    let mut probes = Probes::load(&ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() })?;
+    let CpuMaps { samples: mut ring, table_requests: mut requests, tables: kernel, .. } =
+        probes.cpu_maps()?;
     let kernel_losses = probes.losses()?;
     if let Some(log) = probes.log()? {
         tokio::spawn(log.forward());
     }
     // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
-    let kernel = probes.unwind_tables()?;
-    let mut requests = probes.ring("TABLE_REQUESTS")?;
     let builder = if probes.by_tables {
         let of = whose(&options, &pods).await;
         let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
@@ -65,7 +64,7 @@ pub async fn profile(
     } else {
         None
     };
-    probes.sample()?;
+    probes.start_sampling()?;
     let (start, started) = (Timestamp::now(), Instant::now());
 
     // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
@@ -145,7 +144,7 @@ pub async fn profile(
 }
 
 /// Whose tables to make before the first sample.
-async fn whose(options: &Options, pods: &Pods) -> Of {
+async fn whose(options: &ProfileOptions, pods: &Pods) -> Of {
     match &options.scope {
         Scope::Node => {
             let seconds = options.duration.min(AHEAD_OF).as_secs();

@@ -1,4 +1,5 @@
-//! Each container's DNS counts: the kernel side's, what only user space knows (timeouts), and the bound on both's events.
+//! Each container's DNS counts: those of the kernel side, those that only user space knows (timeouts), and the bound on the
+//! events of both.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -13,67 +14,68 @@ use podopsy_model::{KnownBy, Outcome, Owner};
 use podopsy_packets as packets;
 use podopsy_pods::Pods;
 use podopsy_probes::{KernelCounts, Rate};
+use podopsy_system::sync::lock;
 
 /// Cgroups remembered, those that the kernel side has no place for any more included.
 const ACCOUNTS_MAX: usize = 2 * DNS_CONTAINERS_MAX as usize;
-/// How often to ask for the owner of a cgroup that nobody knows: each time the whole tree is read.
-const VAIN_MAX: u8 = 3;
+/// How often to ask for the owner of an unknown cgroup: each attempt reads the whole tree.
+const ATTEMPTS_MAX: u8 = 3;
 
-/// Shared by the collector, which adds, and by whoever asks.
-pub type Shared = Arc<Mutex<Counts>>;
+/// Shared by the reader, which adds, and by metrics, which read.
+pub(crate) type SharedCounts = Arc<Mutex<ContainerCounts>>;
 
-/// Owners that are known from inside a pod, by what stands for their memory cgroup.
-pub type Owners = Arc<Mutex<HashMap<u64, Owner>>>;
+/// Owners that are known from inside a pod, by the number that stands for their memory cgroup.
+pub(crate) type InsideOwners = Arc<Mutex<HashMap<u64, Owner>>>;
 
-/// Where counts are made.
-pub enum Places {
+/// Where queries are counted.
+pub(crate) enum CounterSource {
     Kernel(KernelCounts),
-    /// By the packet socket's thread.
-    Here(packets::Counters, Option<Owners>),
+    /// The packet socket's thread, and the owners that are known inside the pod.
+    PacketSocket(packets::Counters, Option<InsideOwners>),
 }
 
-impl Places {
+impl CounterSource {
     fn entries(&self) -> Vec<(u64, DnsCounters)> {
         match self {
-            Places::Kernel(kernel) => kernel.entries(),
-            Places::Here(here, _) => {
-                here.lock().map(|here| here.iter().map(|(id, of)| (*id, *of)).collect()).unwrap_or_default()
+            CounterSource::Kernel(kernel) => kernel.entries(),
+            CounterSource::PacketSocket(counters, _) => {
+                lock(counters).iter().map(|(id, of)| (*id, *of)).collect()
             }
         }
     }
 
     fn remove(&mut self, id: u64) -> bool {
         match self {
-            Places::Kernel(kernel) => kernel.remove(id),
-            Places::Here(here, _) => here.lock().is_ok_and(|mut here| here.remove(&id).is_some()),
+            CounterSource::Kernel(kernel) => kernel.remove(id),
+            CounterSource::PacketSocket(counters, _) => lock(counters).remove(&id).is_some(),
         }
     }
 
     fn owner(&self, id: u64) -> Option<Owner> {
         match self {
-            Places::Here(_, Some(owners)) => owners.lock().ok()?.get(&id).cloned(),
+            CounterSource::PacketSocket(_, Some(owners)) => lock(owners).get(&id).cloned(),
             _ => None,
         }
     }
 }
 
-/// All containers' counts.
-pub struct Counts {
-    places: Places,
+/// The counts of all containers.
+pub(crate) struct ContainerCounts {
+    source: CounterSource,
     rate: Rate,
     accounts: HashMap<u64, Account>,
-    /// Events that timeouts were due and were not made.
+    /// Events of timeouts that were dropped by the bound.
     throttled: u64,
     forgotten: u64,
-    /// Looks so far: the clock of `Account::changed`.
+    /// Calls of `look` so far: the clock of `Account::changed`.
     looks: u64,
 }
 
 #[derive(Default)]
 struct Account {
-    /// What was counted in places that the cgroup has no more.
+    /// Counts of entries that the cgroup no longer has.
     before: DnsCounts,
-    /// What its place held when it was last looked at.
+    /// What its entry held at the last look.
     now: Option<DnsCounters>,
     timeouts: u64,
     unreachable: u64,
@@ -81,29 +83,29 @@ struct Account {
     /// The token bucket, as in `probe-ebpf/src/dns_counts.rs`.
     paid_ns: u64,
     changed: u64,
-    /// As it was known last: counts outlive what the room of pods remembers of the dead.
+    /// The last known owner: counts outlive what the pods crate remembers of dead containers.
     owner: Option<Box<Owner>>,
-    /// There is nothing more to learn.
-    settled: bool,
-    /// Times that nobody knew it.
-    vain: u8,
+    /// The owner cannot become more precise.
+    is_settled: bool,
+    /// Failed attempts to find the owner.
+    attempts: u8,
 }
 
-impl std::fmt::Debug for Counts {
+impl std::fmt::Debug for ContainerCounts {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(to, "Counts of {} cgroups", self.accounts.len())
+        write!(to, "ContainerCounts of {} cgroups", self.accounts.len())
     }
 }
 
-impl Counts {
-    pub fn new(places: Places, rate: Rate) -> Counts {
-        Counts { places, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
+impl ContainerCounts {
+    pub fn new(source: CounterSource, rate: Rate) -> ContainerCounts {
+        ContainerCounts { source, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
     }
 
-    /// Takes over what the kernel side has counted, and makes room for new cgroups if it is scarce.
+    /// Reads the counts of the source, and removes idle entries if few are free.
     pub fn look(&mut self) {
         self.looks += 1;
-        let entries = self.places.entries();
+        let entries = self.source.entries();
         let scarce = entries.len() > DNS_CONTAINERS_MAX as usize / 4 * 3;
         for (id, counters) in entries {
             let looks = self.looks;
@@ -116,12 +118,12 @@ impl Counts {
             }
         }
         if scarce {
-            self.make_room();
+            self.remove_idle();
         }
     }
 
-    /// Takes those out that have been idle the longest, a quarter of all; their counts stay.
-    fn make_room(&mut self) {
+    /// Removes the entries that have been idle longest, a quarter of all; their counts are kept here.
+    fn remove_idle(&mut self) {
         let mut idle: Vec<(u64, u64)> = self
             .accounts
             .iter()
@@ -130,7 +132,7 @@ impl Counts {
             .collect();
         idle.sort_unstable();
         for (_, id) in idle.into_iter().take(DNS_CONTAINERS_MAX as usize / 4) {
-            if self.places.remove(id)
+            if self.source.remove(id)
                 && let Some(account) = self.accounts.get_mut(&id)
             {
                 account.close();
@@ -138,7 +140,7 @@ impl Counts {
         }
     }
 
-    /// A query that nobody answered; true: it may become an event.
+    /// Counts a query without an answer; true: it is within its container's bound of events.
     pub fn unanswered(&mut self, cgroup_id: u64, outcome: Outcome, now_ns: u64) -> bool {
         let interval = u64::from(self.rate.interval_us()) * 1000;
         let room = interval * u64::from(self.rate.burst.max(1));
@@ -161,7 +163,7 @@ impl Counts {
 
     fn account(&mut self, id: u64) -> &mut Account {
         if self.accounts.len() >= ACCOUNTS_MAX && !self.accounts.contains_key(&id) {
-            // The kernel side's places are fewer: there is one without.
+            // The source has fewer entries than this: there is an account without one.
             let idle =
                 self.accounts.iter().min_by_key(|(_, account)| (account.now.is_some(), account.changed));
             if let Some(id) = idle.map(|(id, _)| *id) {
@@ -172,56 +174,51 @@ impl Counts {
         self.accounts.entry(id).or_default()
     }
 
-    /// Events of timeouts that were not made, for the sum of losses.
-    pub fn throttled(&self) -> u64 {
-        self.throttled
-    }
-
-    /// What was lost here, by counter name.
+    /// Losses, by counter name.
     pub fn losses(&self) -> BTreeMap<String, u64> {
-        let lost = (self.forgotten > 0).then(|| ("dns_counts_forgotten".to_owned(), self.forgotten));
-        lost.into_iter().collect()
+        let all = [("dns_counts_forgotten", self.forgotten), ("dns_throttled", self.throttled)];
+        all.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
     }
 
-    /// With the owners that need not be asked for.
+    /// The counts, with the owners that are known already.
     fn totals(&self) -> Vec<(u64, DnsCounts, Option<Owner>)> {
         let owner = |id: u64, account: &Account| match &account.owner {
-            Some(owner) if account.settled => Some((**owner).clone()),
-            // Queries whose asker had no cgroup to be read: there is nobody to ask for.
+            Some(owner) if account.is_settled => Some((**owner).clone()),
+            // Queries whose asker had no readable cgroup: there is no owner to find.
             _ if id == 0 => Some(Owner::default()),
-            _ => self.places.owner(id),
+            _ => self.source.owner(id),
         };
         self.accounts.iter().map(|(&id, account)| (id, account.total(), owner(id, account))).collect()
     }
 
-    /// Takes over what the room of pods says of a cgroup, and gives the best that is known.
-    fn learn(&mut self, id: u64, said: Owner) -> Owner {
-        let Some(account) = self.accounts.get_mut(&id) else { return said };
-        match (said.known_by, &account.owner) {
-            // It is dead, and forgotten there.
+    /// Takes the owner that the pods crate found, and returns the best that is known.
+    fn learn(&mut self, id: u64, found: Owner) -> Owner {
+        let Some(account) = self.accounts.get_mut(&id) else { return found };
+        match (found.known_by, &account.owner) {
+            // The container is dead, and the pods crate has forgotten it.
             (KnownBy::Unknown, Some(owner)) => {
-                account.settled = true;
+                account.is_settled = true;
                 return (**owner).clone();
             }
             (KnownBy::Unknown, None) => {
-                account.vain += 1;
-                account.settled = account.vain >= VAIN_MAX;
-                if account.settled {
-                    account.owner = Some(Box::new(said.clone()));
+                account.attempts += 1;
+                account.is_settled = account.attempts >= ATTEMPTS_MAX;
+                if account.is_settled {
+                    account.owner = Some(Box::new(found.clone()));
                 }
             }
-            // A container's names may get better yet.
+            // The names of a container may still become more precise.
             (known_by, _) => {
-                account.settled = matches!(known_by, KnownBy::Cri | KnownBy::Host);
-                account.owner = Some(Box::new(said.clone()));
+                account.is_settled = matches!(known_by, KnownBy::Cri | KnownBy::Host);
+                account.owner = Some(Box::new(found.clone()));
             }
         }
-        said
+        found
     }
 }
 
 impl Account {
-    /// The place is gone: what it held is kept.
+    /// The entry is gone: its counts are kept.
     fn close(&mut self) {
         if let Some(now) = self.now.take() {
             self.before.add(&read(&now));
@@ -244,7 +241,7 @@ impl Account {
     }
 }
 
-/// The kernel side's words.
+/// The wire's counters as the model has them.
 fn read(counters: &DnsCounters) -> DnsCounts {
     let answers = &counters.answers;
     let outcomes = [
@@ -270,27 +267,22 @@ fn read(counters: &DnsCounters) -> DnsCounts {
 }
 
 /// The counts as they are now, with their owners: one entry a container, and one for each cgroup that is no container's.
-pub async fn attributed(counts: &Shared, pods: &Pods) -> Vec<DnsCounts> {
-    let totals = match counts.lock() {
-        Ok(mut counts) => {
-            counts.look();
-            counts.totals()
-        }
-        Err(_) => Vec::new(),
+pub async fn attributed(counts: &SharedCounts, pods: &Pods) -> Vec<DnsCounts> {
+    let totals = {
+        let mut counts = lock(counts);
+        counts.look();
+        counts.totals()
     };
     let mut containers: BTreeMap<String, DnsCounts> = BTreeMap::new();
     for (id, mut total, owner) in totals {
         total.owner = match owner {
             Some(owner) => owner,
             None => {
-                let said = pods.owner_of_cgroup(id).await;
-                match counts.lock() {
-                    Ok(mut counts) => counts.learn(id, said),
-                    Err(_) => said,
-                }
+                let found = pods.owner_of_cgroup(id).await;
+                lock(counts).learn(id, found)
             }
         };
-        // Zero is every cgroup that was not known; others may have no name, and are not the same for that.
+        // Id 0 stands for every unknown cgroup. Others may have no name, and are still different cgroups.
         let key = match &total.owner.container {
             Some(container) => format!("container {}", container.id),
             None => format!("cgroup {id}"),
@@ -314,20 +306,20 @@ mod tests {
     use podopsy_pods::Options;
 
     /// Counts of these cgroups, as the packet socket's thread makes them.
-    fn counts(ids: &[u64]) -> Shared {
-        let here: HashMap<u64, DnsCounters> = ids.iter().map(|&id| (id, DnsCounters::EMPTY)).collect();
-        let places = Places::Here(Arc::new(Mutex::new(here)), None);
-        Arc::new(Mutex::new(Counts::new(places, Rate::default())))
+    fn counts(ids: &[u64]) -> SharedCounts {
+        let counters: HashMap<u64, DnsCounters> = ids.iter().map(|&id| (id, DnsCounters::EMPTY)).collect();
+        let source = CounterSource::PacketSocket(Arc::new(Mutex::new(counters)), None);
+        Arc::new(Mutex::new(ContainerCounts::new(source, Rate::default())))
     }
 
     #[tokio::test]
-    async fn counts_keep_their_owner_when_the_room_of_pods_has_forgotten_it() {
+    async fn counts_keep_their_owner_after_the_pods_crate_has_forgotten_it() {
         let folder = tempfile::tempdir().unwrap();
         let cgroups = folder.path().join("cgroup");
         std::fs::create_dir_all(cgroups.join("system.slice")).unwrap();
         std::fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
         let options = Options {
-            cri_socket: Some(folder.path().join("nobody.sock")),
+            cri_socket: Some(folder.path().join("absent.sock")),
             remember_dead: Duration::ZERO,
             proc_root: folder.path().join("proc"),
             cgroup_root: cgroups.clone(),
@@ -336,14 +328,14 @@ mod tests {
         };
         let pods = Pods::start(options).await.unwrap();
         let id = std::fs::metadata(cgroups.join("system.slice")).unwrap().ino();
-        let (counts, nobody) = (counts(&[id, 0, 987_654_321]), 987_654_321);
+        let (counts, unknown) = (counts(&[id, 0, 987_654_321]), 987_654_321);
         let path = async || {
             let all = attributed(&counts, &pods).await;
             assert_eq!(all.len(), 3);
             all.into_iter().find(|one| one.owner.cgroup.id == id).and_then(|one| one.owner.cgroup.path)
         };
         assert_eq!(path().await.as_deref(), Some("/system.slice"));
-        // One that dies has those looked at who died before; all are made before, or one might get the number again.
+        // The death of a cgroup triggers the cleanup of earlier ones. All are made first, so that no inode number is reused.
         let others: Vec<_> = (0..100).map(|n| cgroups.join(format!("other-{n}"))).collect();
         others.iter().for_each(|other| std::fs::create_dir(other).unwrap());
         std::fs::remove_dir(cgroups.join("system.slice")).unwrap();
@@ -359,11 +351,11 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(path().await.as_deref(), Some("/system.slice"));
         }
-        // Once before, and twice now: of the one that nobody knows. Of no cgroup at all nobody asks.
+        // Once before and twice now, for the unknown cgroup. Id 0 is never asked for.
         assert_eq!((before, pods.status().losses["cgroups_unknown"]), (1, 3));
         let found = attributed(&counts, &pods).await;
         assert!(
-            found.iter().any(|one| one.owner.cgroup.id == nobody && one.owner.known_by == KnownBy::Unknown)
+            found.iter().any(|one| one.owner.cgroup.id == unknown && one.owner.known_by == KnownBy::Unknown)
         );
     }
 }

@@ -8,44 +8,52 @@ use podopsy_wire::{DnsKey, DnsPending, Loss, STATE_TIMED_OUT, STATE_WAITING, Soc
 use podopsy_decode::dns::unanswered;
 use podopsy_model::{DnsTransaction, Outcome};
 use podopsy_probes::InFlight;
-use podopsy_probes::ring::Losses;
+use podopsy_probes::ring::LossCounters;
 use podopsy_system::clock::boot_now_ns;
 
 /// How long an answer may come after its timeout and still be called late.
 const LATE: Duration = Duration::from_secs(30);
-/// Socket errors that have not found their query yet; more are counted as lost.
+/// Socket errors that have not been matched with a query; more are counted as lost.
 const ERRORS_MAX: usize = 1024;
 
-/// A transaction that ended without an answer.
-pub struct Ended {
+/// A query that ended without an answer.
+pub(crate) struct EndedQuery {
     pub pending: DnsPending,
     pub time_ns: u64,
     pub transaction: DnsTransaction,
 }
 
-/// The watch over the map of queries in flight.
-pub struct Flight {
+/// Finds timeouts and unreachable servers among the queries in flight.
+pub(crate) struct QueriesInFlight {
     map: InFlight,
     timeout_ns: u64,
     errors: VecDeque<SocketError>,
     removed: u64,
     evicted: u64,
     errors_lost: u64,
-    /// An outage fills the map: looking takes a tenth of the time at most.
+    /// An outage fills the map: sweeps take a tenth of the time at most.
     not_before: Instant,
 }
 
-/// Of the time, one part in so many goes to looking over the map.
-const PATIENCE: u32 = 10;
+/// One part in this many of the time goes to sweeps.
+const SWEEP_SHARE: u32 = 10;
 
-impl Flight {
-    pub fn new(map: InFlight, timeout: Duration) -> Flight {
+impl QueriesInFlight {
+    pub fn new(map: InFlight, timeout: Duration) -> QueriesInFlight {
         let timeout_ns = timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         let errors = VecDeque::new();
-        Flight { map, timeout_ns, errors, removed: 0, evicted: 0, errors_lost: 0, not_before: Instant::now() }
+        QueriesInFlight {
+            map,
+            timeout_ns,
+            errors,
+            removed: 0,
+            evicted: 0,
+            errors_lost: 0,
+            not_before: Instant::now(),
+        }
     }
 
-    /// The network told a socket that its server cannot be reached; the next sweep finds the queries.
+    /// A socket has an error: its server cannot be reached. The next sweep finds the queries.
     pub fn socket_error(&mut self, error: SocketError) {
         if self.errors.len() >= ERRORS_MAX {
             self.errors_lost += 1;
@@ -54,21 +62,20 @@ impl Flight {
         self.errors.push_back(error);
     }
 
-    /// Looks once over the map, unless the last look was long and not long ago. Costs a counter's read when no query
-    /// is in flight.
-    pub fn sweep(&mut self, losses: &Losses) -> Vec<Ended> {
-        let begun = Instant::now();
-        if begun < self.not_before {
+    /// Reads the map once, unless the last sweep was long and recent. Reads only a counter when no query is in flight.
+    pub fn sweep(&mut self, losses: &LossCounters) -> Vec<EndedQuery> {
+        let start = Instant::now();
+        if start < self.not_before {
             return Vec::new();
         }
         let ended = self.look(losses);
-        self.not_before = begun + begun.elapsed() * PATIENCE;
+        self.not_before = start + start.elapsed() * SWEEP_SHARE;
         ended
     }
 
-    /// The same, however long it takes.
-    pub fn look(&mut self, losses: &Losses) -> Vec<Ended> {
-        // Read before the map is: what is inserted meanwhile is then seen as present, never as evicted.
+    /// Reads the map, however long it takes.
+    pub fn look(&mut self, losses: &LossCounters) -> Vec<EndedQuery> {
+        // Read before the map: a query that is inserted meanwhile then counts as present, never as evicted.
         let inserted = losses.get(Loss::DnsInserted);
         let gone = losses.get(Loss::DnsRemoved) + self.removed + self.evicted;
         if inserted == gone {
@@ -89,15 +96,21 @@ impl Flight {
             }
         }
         self.errors.clear();
-        // Read after the map was, for the same reason.
+        // Read after the map, for the same reason.
         let gone = losses.get(Loss::DnsRemoved) + self.removed + seen.len() as u64;
         self.evicted = self.evicted.max(inserted.saturating_sub(gone));
         self.removed += removed_now;
         ended
     }
 
-    fn judge(&mut self, key: &DnsKey, pending: &DnsPending, now: u64, removed: &mut u64) -> Option<Ended> {
-        // It is being filled this very moment.
+    fn judge(
+        &mut self,
+        key: &DnsKey,
+        pending: &DnsPending,
+        now: u64,
+        removed: &mut u64,
+    ) -> Option<EndedQuery> {
+        // The kernel side is filling this entry.
         if pending.last_sent_ns == 0 {
             return None;
         }
@@ -133,10 +146,10 @@ impl Flight {
             None => return None,
         };
         let transaction = unanswered(key, pending, outcome, time_ns);
-        Some(Ended { pending: *pending, time_ns, transaction })
+        Some(EndedQuery { pending: *pending, time_ns, transaction })
     }
 
-    /// What was lost here, by counter name.
+    /// Losses of the map, by counter name.
     pub fn losses(&self) -> BTreeMap<String, u64> {
         [("dns_in_flight_evicted", self.evicted), ("dns_socket_errors", self.errors_lost)]
             .into_iter()

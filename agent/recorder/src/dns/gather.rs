@@ -1,4 +1,4 @@
-//! Attributed queries → lookups: what the pure builder needs of the world is fetched here.
+//! Attributed queries → lookups: reads what the pure builder needs (resolv.conf, counters, the clock).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,26 +7,26 @@ use std::time::Duration;
 use podopsy_wire::Task;
 use tokio::time::Instant;
 
-use crate::DnsOptions;
 use crate::dns::lookups::diagnosis::{diagnose, growth};
 use crate::dns::lookups::{ClosedLookup, LookupBuilder, LookupQuery, ProcessKey};
 use crate::dns::network::counters::CounterHistory;
 use crate::dns::network::resolv_conf::{NetworkView, ResolvConfCache};
+use crate::options::DnsOptions;
 use podopsy_model::lookup::{LookupResult, Saw};
 use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Outcome, Owner, ProcessRef};
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 
-/// What the builder gives back with a lookup.
-struct Who {
+/// What the builder returns with a lookup.
+struct LookupContext {
     owner: Owner,
     process: ProcessRef,
     of: NetworkView,
 }
 
-/// The lookups under way.
+/// Lookups that are not complete yet.
 pub struct Lookups {
-    builder: LookupBuilder<Who>,
+    builder: LookupBuilder<LookupContext>,
     resolv: ResolvConfCache,
     counters: CounterHistory,
     pods: Arc<Pods>,
@@ -47,8 +47,8 @@ impl Lookups {
         }
     }
 
-    /// A query's outcome, as its own event.
-    pub fn see(&mut self, event: &Event, asker: &Task, time_ns: u64) {
+    /// Adds a query by its event.
+    pub fn add(&mut self, event: &Event, asker: &Task, time_ns: u64) {
         let Detail::Dns(transaction) = &event.detail else { return };
         let Some(query) = LookupQuery::new(transaction.clone(), time_ns) else { return };
         let process = ProcessKey { pid: asker.pid, start_ns: asker.start_ns };
@@ -58,7 +58,7 @@ impl Lookups {
             }
             _ => NetworkView::Container { cgroup: asker.cgroup_id },
         };
-        // Inside a pod, all of its containers have the file and the network that we have.
+        // Inside a pod, all containers have our resolv.conf and our network.
         let pid = match (asker.pid, event.known_by) {
             (0, KnownBy::Inside) => std::process::id(),
             (pid, _) => pid,
@@ -69,7 +69,7 @@ impl Lookups {
             NetworkView::Process { .. } => Vec::new(),
         };
         let resolv = self.resolv.get(of, pid, asker.start_ns, others);
-        let who = || Who {
+        let context = || LookupContext {
             owner: Owner {
                 pod: event.pod.clone(),
                 container: event.container.clone(),
@@ -79,38 +79,38 @@ impl Lookups {
             process: event.process.clone(),
             of,
         };
-        // Processes of the host share a cgroup, and are not to share its room: one of them may ask without end.
+        // Host processes share a cgroup; each has a share of its own, because one of them may ask without end.
         let share = match of {
             NetworkView::Container { cgroup } => cgroup,
             NetworkView::Process { pid, .. } => 1 << 63 | u64::from(pid),
         };
-        self.builder.add(process, share, query, resolv, who);
+        self.builder.add(process, share, query, resolv, context);
     }
 
-    /// When the next one can be told.
+    /// When the next lookup is complete.
     pub fn due(&self) -> Option<Instant> {
-        let wait = self.builder.due()?.saturating_sub(clock::boot_now_ns());
-        Some(Instant::now() + Duration::from_nanos(wait))
+        let delay = self.builder.due()?.saturating_sub(clock::boot_now_ns());
+        Some(Instant::now() + Duration::from_nanos(delay))
     }
 
-    /// Those that can be told now, or all.
+    /// Lookups that are complete, or all.
     pub fn take_due(&mut self, all: bool, node: &str, losses: &Losses) -> Vec<Event> {
         let resolv = &self.resolv;
-        let known = |who: &Who| resolv.get(who.of, who.process.pid, 0, Vec::new);
+        let known = |context: &LookupContext| resolv.get(context.of, context.process.pid, 0, Vec::new);
         let closed = self.builder.take_due(clock::boot_now_ns(), all, known);
-        let told =
+        let reported =
             closed.into_iter().filter(|closed| self.saw == Saw::All || closed.lookup.result.is_failure());
-        told.map(|closed| self.event(closed, node, losses)).collect()
+        reported.map(|closed| self.event(closed, node, losses)).collect()
     }
 
     pub fn evicted(&self) -> u64 {
         self.builder.evicted()
     }
 
-    fn event(&self, closed: ClosedLookup<Who>, node: &str, losses: &Losses) -> Event {
-        let ClosedLookup { context: who, process: _, start_ns, end_ns, mut lookup } = closed;
+    fn event(&self, closed: ClosedLookup<LookupContext>, node: &str, losses: &Losses) -> Event {
+        let ClosedLookup { context, process: _, start_ns, end_ns, mut lookup } = closed;
         if matches!(lookup.result, LookupResult::Timeout | LookupResult::Late) {
-            let around = self.counters.around(who.of, start_ns);
+            let around = self.counters.around(context.of, start_ns);
             let grown = around.map(|(before, after, window)| (window, growth(before, after)));
             let (late, dropped) =
                 (lookup.result == LookupResult::Late, lookup.transactions.iter().any(|it| it.answer_dropped));
@@ -118,6 +118,6 @@ impl Lookups {
         }
         let detail = Detail::Lookup(Box::new(lookup));
         let time = clock::wall(end_ns);
-        Event::new(time, Kind::DnsLookup, node, who.owner, who.process, detail, losses.clone())
+        Event::new(time, Kind::DnsLookup, node, context.owner, context.process, detail, losses.clone())
     }
 }

@@ -1,21 +1,15 @@
 //! DNS without BPF: a thread between the packet socket and the queue of records.
 //!
-//! Stands in for rings, in-flight map and counters where they are out of reach; from the queue on all is the same. It may
-//! wait for /proc, which is why it is a thread: meanwhile the kernel's buffer holds what comes, and counts what does not fit.
+//! It replaces rings, in-flight map and counters where they are out of reach; after the queue everything is the same. It
+//! is a thread because it reads /proc: meanwhile the kernel buffers frames, and counts those that it drops.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, Task};
-use tokio::sync::{mpsc, oneshot};
-
-use super::counts::{self, Counts, Owners, Places};
-use crate::record::Record;
-use crate::{DnsHook, DnsOptions};
 use podopsy_decode::dns::{answered, unanswered};
 use podopsy_model::{Losses, Outcome, Owner};
 use podopsy_packets::asker::Askers;
@@ -23,83 +17,142 @@ use podopsy_packets::parse::{self, Ends, Packet};
 use podopsy_packets::socket::Socket;
 use podopsy_packets::stream::Streams;
 use podopsy_packets::table::{Passed, Settings, Table};
-use podopsy_packets::{Lost, SCOPE};
+use podopsy_packets::{self as packets, Lost, SCOPE};
 use podopsy_pods::Pods;
 use podopsy_pods::inside::Inside;
 use podopsy_probes::Rate;
 use podopsy_system::clock::boot_now_ns;
-use {podopsy_doctor as doctor, podopsy_packets as packets};
+use podopsy_system::sync::lock;
+use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, DnsRecord, Task};
+use tokio::sync::{mpsc, oneshot};
 
-/// How often queries in flight are looked at: the error of a timeout's time.
-const SWEEP: Duration = Duration::from_millis(100);
+use super::counts::{ContainerCounts, CounterSource, InsideOwners, SharedCounts};
+use crate::attribute::Record;
+use crate::collect::{TICK, add};
+use crate::options::{DnsHook, DnsOptions};
+use crate::totals::Totals;
+
 /// Frames between two looks at the clock.
 const BATCH: usize = 256;
 /// Processes whose container is remembered.
 const PROCESSES_MAX: usize = 1024;
 
-/// A socket that is open, and why there is one.
-pub struct Tapped {
+/// Losses of the thread, by counter name.
+pub(crate) type TapLosses = Arc<Mutex<Losses>>;
+
+/// An open socket, and why it is used.
+pub(crate) struct OpenTap {
     socket: Socket,
-    pub seen: String,
+    pub description: String,
 }
 
 /// Opens the socket if it is wanted, or if the cgroup hook is known to be out of reach.
-pub fn choose(options: &DnsOptions) -> anyhow::Result<Option<Tapped>> {
+pub(crate) fn choose(options: &DnsOptions) -> anyhow::Result<Option<OpenTap>> {
     match options.hook {
         DnsHook::Cgroup => Ok(None),
         DnsHook::Socket => open(options, "as --dns-hook says").map(Some),
-        DnsHook::Auto => match doctor::dns_out_of_reach() {
+        DnsHook::Auto => match podopsy_doctor::dns_out_of_reach() {
             Some(why) => open(options, &why).map(Some),
             None => Ok(None),
         },
     }
 }
 
-/// The second way, after the probe could not be attached.
-pub fn instead(options: &DnsOptions, error: anyhow::Error) -> anyhow::Result<Tapped> {
+/// Opens the socket after the probe could not be attached; `error` says why.
+pub(crate) fn instead_of_probe(options: &DnsOptions, error: anyhow::Error) -> anyhow::Result<OpenTap> {
     let why = format!("the probe cannot: {error:#}");
     open(options, &why)
-        .map_err(|second| error.context(format!("a packet socket cannot stand in: {second:#}")))
+        .map_err(|second| error.context(format!("a packet socket cannot replace it: {second:#}")))
 }
 
-fn open(options: &DnsOptions, why: &str) -> anyhow::Result<Tapped> {
+fn open(options: &DnsOptions, why: &str) -> anyhow::Result<OpenTap> {
     let socket = Socket::open(&options.ports)
         .with_context(|| format!("DNS is not seen by the root cgroup ({why}), nor by a packet socket"))?;
-    Ok(Tapped { socket, seen: format!("{SCOPE} ({why})") })
+    Ok(OpenTap { socket, description: format!("{SCOPE} ({why})") })
 }
 
-/// What goes with the thread's records.
-pub struct Around {
+/// Where the thread's records and losses go.
+pub(crate) struct TapContext {
     pub pods: Arc<Pods>,
     pub records: mpsc::Sender<Record>,
-    pub losses: Arc<Mutex<Losses>>,
-    /// Losses of stages that nobody else sums up: there are no probes.
-    pub lookups_evicted: Option<Arc<AtomicU64>>,
+    pub losses: TapLosses,
+    /// Set where there are no probes, and so no collector that sums the losses of other stages.
+    pub totals: Option<Arc<Totals>>,
 }
 
 /// The running thread, which ends when this is dropped.
-pub struct Handle {
+pub(crate) struct TapHandle {
     stop: Arc<AtomicBool>,
     done: oneshot::Receiver<anyhow::Result<()>>,
-    pub counts: counts::Shared,
+    pub counts: SharedCounts,
 }
 
-impl Handle {
-    /// Ends the thread after what is in the socket by now.
+impl TapHandle {
+    /// Ends the thread after it has read what is in the socket.
     pub async fn end(mut self) -> anyhow::Result<()> {
         self.stop.store(true, Relaxed);
         self.done().await
     }
 
-    /// Waits until it ends by itself, which it does for an error alone.
+    /// Waits until the thread ends by itself, which happens only after an error.
     pub async fn done(&mut self) -> anyhow::Result<()> {
         (&mut self.done).await.unwrap_or_else(|_| Err(anyhow::anyhow!("the thread that reads packets ended")))
     }
 }
 
-impl Drop for Handle {
+impl Drop for TapHandle {
     fn drop(&mut self) {
         self.stop.store(true, Relaxed);
+    }
+}
+
+/// Starts the thread, which stays in the calling thread's network namespace.
+pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) -> anyhow::Result<TapHandle> {
+    let rate = Rate::default();
+    let counters = packets::Counters::default();
+    let owners = InsideOwners::default();
+    let inside = Inside::here();
+    let source = CounterSource::PacketSocket(counters.clone(), inside.is_some().then(|| owners.clone()));
+    let counts = Arc::new(Mutex::new(ContainerCounts::new(source, rate)));
+    let mut tap = Tap {
+        socket: open.socket,
+        ports: options.ports,
+        table: Table::new(settings(options, rate), counters),
+        streams: Streams::default(),
+        outlet: Outlet {
+            owners: SocketOwners {
+                askers: Askers::new(Path::new("/proc")),
+                inside,
+                owners,
+                numbers: HashMap::new(),
+                pods: context.pods.clone(),
+            },
+            context,
+            counts: counts.clone(),
+            queue_full: 0,
+        },
+        lost: Lost::default(),
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let (done_in, done) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("dns packets".into())
+        // The receiver may be gone; dropping the result is correct.
+        .spawn(move || _ = done_in.send(tap.run(&stopped)))
+        .context("start the thread that reads packets")?;
+    Ok(TapHandle { stop, done, counts })
+}
+
+fn settings(options: &DnsOptions, rate: Rate) -> Settings {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    Settings {
+        answers: options.answers,
+        slow_ns: options.slow_over.map_or(0, |over| nanos(over).max(1)),
+        sample: options.sample,
+        interval_ns: u64::from(rate.interval_us()) * 1000,
+        burst: rate.burst.max(1).into(),
+        timeout_ns: nanos(options.timeout),
     }
 }
 
@@ -108,105 +161,57 @@ struct Tap {
     ports: [u16; 4],
     table: Table,
     streams: Streams,
-    whose: Whose,
-    around: Around,
-    counts: counts::Shared,
+    outlet: Outlet,
     lost: Lost,
-    queue_full: u64,
-}
-
-/// Starts the thread, which stays in the calling thread's network namespace.
-pub fn start(tapped: Tapped, options: &DnsOptions, around: Around) -> anyhow::Result<Handle> {
-    let rate = Rate::default();
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let settings = Settings {
-        answers: options.answers,
-        slow_ns: options.slow_over.map_or(0, |over| nanos(over).max(1)),
-        sample: options.sample,
-        interval_ns: u64::from(rate.interval_us()) * 1000,
-        burst: rate.burst.max(1).into(),
-        timeout_ns: nanos(options.timeout),
-    };
-    let (counters, owners) = (packets::Counters::default(), Owners::default());
-    let inside = Inside::here();
-    let places = Places::Here(counters.clone(), inside.is_some().then(|| owners.clone()));
-    let counts = Arc::new(Mutex::new(Counts::new(places, rate)));
-    let askers = Askers::new(Path::new("/proc"));
-    let mut tap = Tap {
-        socket: tapped.socket,
-        ports: options.ports,
-        table: Table::new(settings, counters),
-        streams: Streams::default(),
-        whose: Whose { askers, inside, owners, numbers: HashMap::new(), pods: around.pods.clone() },
-        around,
-        counts: counts.clone(),
-        lost: Lost::default(),
-        queue_full: 0,
-    };
-    let stop = Arc::new(AtomicBool::new(false));
-    let (done_in, done) = oneshot::channel();
-    let stopped = stop.clone();
-    std::thread::Builder::new()
-        .name("dns packets".into())
-        // Whoever waits for the end may have gone.
-        .spawn(move || _ = done_in.send(tap.run(&stopped)))
-        .context("start the thread that reads packets")?;
-    Ok(Handle { stop, done, counts })
 }
 
 impl Tap {
     fn run(&mut self, stopped: &AtomicBool) -> anyhow::Result<()> {
-        let mut next_sweep = Instant::now() + SWEEP;
+        let mut next_sweep = Instant::now() + TICK;
         loop {
             let is_last = stopped.load(Relaxed);
             if !is_last {
                 self.socket.wait(next_sweep.saturating_duration_since(Instant::now()))?;
             }
-            let there_may_be_more = self.read()?;
+            let may_have_more = self.read()?;
             if Instant::now() >= next_sweep || is_last {
                 self.sweep();
-                self.sum_losses();
-                next_sweep = Instant::now() + SWEEP;
+                self.outlet.sum_losses(&self.lost);
+                next_sweep = Instant::now() + TICK;
             }
-            if is_last && !there_may_be_more {
+            if is_last && !may_have_more {
                 return Ok(());
             }
         }
     }
 
-    /// Frames that are there, a batch at most; false: there are no more.
+    /// Reads a batch of frames at most; false: the socket is empty.
     fn read(&mut self) -> anyhow::Result<bool> {
         for _ in 0..BATCH {
             let Some(frame) = self.socket.frame()? else { return Ok(false) };
-            let (is_outgoing, time_ns) = (frame.is_outgoing, frame.time_ns);
+            let is_outgoing = frame.is_outgoing;
+            let time_ns = frame.time_ns;
             match parse::packet(&frame, &self.ports, &mut self.lost) {
                 None => {}
                 Some(Packet::Datagram { ends, message, size }) => {
                     let passed = Passed { ends, is_outgoing, size, bytes: message, time_ns };
-                    let record = self.table.see(&passed, || self.whose.asker(&ends), &mut self.lost);
-                    pass_on(record, &self.whose, &self.around, &mut self.queue_full);
+                    let record = self.table.see(&passed, || self.outlet.owners.asker(&ends), &mut self.lost);
+                    self.outlet.answered(record);
                 }
                 Some(Packet::Segment { ends, sequence, is_first, bytes, len }) => {
-                    let place = (sequence, is_first);
-                    let found = self.streams.segment(ends, is_outgoing, place, bytes, len, &mut self.lost);
+                    let position = (sequence, is_first);
+                    let found = self.streams.segment(ends, is_outgoing, position, bytes, len, &mut self.lost);
                     for message in found {
                         let passed =
                             Passed { ends, is_outgoing, size: message.size, bytes: &message.bytes, time_ns };
-                        let record = self.table.see(&passed, || self.whose.asker(&ends), &mut self.lost);
-                        pass_on(record, &self.whose, &self.around, &mut self.queue_full);
+                        let record =
+                            self.table.see(&passed, || self.outlet.owners.asker(&ends), &mut self.lost);
+                        self.outlet.answered(record);
                     }
                 }
                 Some(Packet::Unreachable { ends }) => {
                     for ended in self.table.unreachable(&ends) {
-                        end(
-                            ended,
-                            Outcome::Unreachable,
-                            time_ns,
-                            &self.counts,
-                            &self.whose,
-                            &self.around,
-                            &mut self.queue_full,
-                        );
+                        self.outlet.unanswered(ended, Outcome::Unreachable, time_ns);
                     }
                 }
             }
@@ -222,76 +227,72 @@ impl Tap {
         }
         let now = boot_now_ns();
         for ended in self.table.sweep(now) {
-            end(ended, Outcome::Timeout, now, &self.counts, &self.whose, &self.around, &mut self.queue_full);
+            self.outlet.unanswered(ended, Outcome::Timeout, now);
         }
     }
+}
 
-    fn sum_losses(&self) {
-        let mut sum: Losses = self.lost.named().map(|(name, count)| (name.to_owned(), count)).into();
-        if let Ok(counts) = self.counts.lock() {
-            sum.extend(counts.losses());
-            *sum.entry("dns_throttled".to_owned()).or_default() += counts.throttled();
+/// Makes records of what the table finds, counts them, and passes them on.
+struct Outlet {
+    owners: SocketOwners,
+    context: TapContext,
+    counts: SharedCounts,
+    queue_full: u64,
+}
+
+impl Outlet {
+    fn answered(&mut self, record: Option<Box<DnsRecord>>) {
+        let Some(record) = record else { return };
+        let transaction = answered(&record);
+        // As in the reader of the probe: some records turn out to be a plain success.
+        if transaction.outcome == Outcome::Noerror && record.why == 0 {
+            return;
         }
-        sum.insert("recorder_queue".to_owned(), self.queue_full);
-        if let Some(evicted) = &self.around.lookups_evicted {
-            sum.insert("lookups_evicted".to_owned(), evicted.load(Relaxed));
-            sum.extend(self.around.pods.status().losses);
+        let asker = record.pending.asker;
+        let owner = self.owners.owner(&asker);
+        self.pass_on(Record::Dns { asker, owner, time_ns: record.time_ns, transaction });
+    }
+
+    fn unanswered(&mut self, (key, pending): (DnsKey, DnsPending), outcome: Outcome, time_ns: u64) {
+        let asker = pending.asker;
+        if !lock(&self.counts).unanswered(asker.cgroup_id, outcome, time_ns) {
+            return;
+        }
+        let transaction = unanswered(&key, &pending, outcome, time_ns);
+        let owner = self.owners.owner(&asker);
+        self.pass_on(Record::Dns { asker, owner, time_ns, transaction });
+    }
+
+    fn pass_on(&mut self, record: Record) {
+        self.queue_full += u64::from(self.context.records.try_send(record).is_err());
+    }
+
+    fn sum_losses(&self, lost: &Lost) {
+        let mut sum: Losses = lost.named().map(|(name, count)| (name.to_owned(), count)).into();
+        add(&mut sum, lock(&self.counts).losses());
+        add(&mut sum, [("recorder_queue".to_owned(), self.queue_full)]);
+        if let Some(totals) = &self.context.totals {
+            add(&mut sum, [("lookups_evicted".to_owned(), totals.lookups_evicted.load(Relaxed))]);
+            add(&mut sum, self.context.pods.status().losses);
         }
         sum.retain(|_, count| *count > 0);
-        if let Ok(mut losses) = self.around.losses.lock() {
-            *losses = sum;
-        }
+        *lock(&self.context.losses) = sum;
     }
 }
 
-fn pass_on(
-    record: Option<Box<podopsy_wire::DnsRecord>>,
-    whose: &Whose,
-    around: &Around,
-    queue_full: &mut u64,
-) {
-    let Some(record) = record else { return };
-    let transaction = answered(&record);
-    // As in the collector: some of what is shipped to be judged turns out to be fine.
-    if transaction.outcome == Outcome::Noerror && record.why == 0 {
-        return;
-    }
-    let asker = record.pending.asker;
-    let record = Record::Dns { asker, owner: whose.owner(&asker), time_ns: record.time_ns, transaction };
-    *queue_full += u64::from(around.records.try_send(record).is_err());
-}
-
-fn end(
-    (key, pending): (DnsKey, DnsPending),
-    outcome: Outcome,
-    time_ns: u64,
-    counts: &counts::Shared,
-    whose: &Whose,
-    around: &Around,
-    queue_full: &mut u64,
-) {
-    let asker = pending.asker;
-    let may_pass = counts.lock().is_ok_and(|mut counts| counts.unanswered(asker.cgroup_id, outcome, time_ns));
-    if may_pass {
-        let transaction = unanswered(&key, &pending, outcome, time_ns);
-        let record = Record::Dns { asker, owner: whose.owner(&asker), time_ns, transaction };
-        *queue_full += u64::from(around.records.try_send(record).is_err());
-    }
-}
-
-/// Sockets to processes to containers.
-struct Whose {
+/// Finds the process of a socket, and the container of the process.
+struct SocketOwners {
     askers: Askers,
-    /// None: the processes of the host are seen, and the pods are asked whose they are.
+    /// None: host processes are visible, and the pods crate finds their containers.
     inside: Option<Inside>,
-    owners: Owners,
-    /// (pid, start) → the container's number.
+    owners: InsideOwners,
+    /// (pid, start time) → the container's number.
     numbers: HashMap<(u32, u64), u64>,
     pods: Arc<Pods>,
 }
 
-impl Whose {
-    /// The process, with its memory cgroup's id or what stands for it.
+impl SocketOwners {
+    /// The process that asked, with the id of its memory cgroup, or the number that stands for it inside a pod.
     fn asker(&mut self, ends: &Ends) -> Task {
         let task = self.askers.find(ends);
         if task.pid == 0 {
@@ -305,7 +306,7 @@ impl Whose {
             return Task { cgroup_id: *number, ..task };
         }
         let (number, owner) = inside.owner(task.pid);
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owners = lock(&self.owners);
         if owners.len() < DNS_CONTAINERS_MAX as usize {
             owners.entry(number).or_insert(owner);
         }
@@ -316,10 +317,10 @@ impl Whose {
         Task { cgroup_id: number, ..task }
     }
 
-    /// What is known from inside the pod; None: ask the pods.
+    /// The owner that is known from inside the pod; None: the pods crate finds it.
     fn owner(&self, asker: &Task) -> Option<Box<Owner>> {
         let inside = self.inside.as_ref()?;
-        let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        let owners = lock(&self.owners);
         let known = owners.get(&asker.cgroup_id).cloned();
         Some(Box::new(known.unwrap_or_else(|| inside.nobody())))
     }

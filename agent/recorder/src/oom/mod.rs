@@ -4,13 +4,16 @@
 //! Kill → [`OomExaminer::examine`] → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
 //! Must not know: aya, how anything is rendered.
 
+pub(crate) mod attribute;
 mod builder;
 pub mod checkpoint;
 pub(crate) mod instruments;
 mod levels;
 mod limit;
+pub(crate) mod reader;
 pub mod reconcile;
 pub mod recover;
+pub(crate) mod stacks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -4,6 +4,7 @@
 //! Must not know: aya, how anything is rendered.
 
 mod gate;
+pub(crate) mod reader;
 mod sender;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -10,8 +10,8 @@ use podopsy_agent::budget;
 use podopsy_agent::config::{Origin, Setting};
 use podopsy_agent::service::ExportArgs;
 use podopsy_model::{bytes, duration};
-use podopsy_probes::{dns_ports, https_resolvers};
 use podopsy_recorder::GrowthMode;
+use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_store::Limits;
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as

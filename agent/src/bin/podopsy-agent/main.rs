@@ -15,9 +15,9 @@ use podopsy_agent::config::{self, Setting};
 use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Exports, Out, Paths, Systemd};
 use podopsy_pods::{self as pods, Pods};
-use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
-use podopsy_recorder::{DnsHook, DnsOptions, Options, Recorder};
+use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
 use podopsy_system::{descriptors, heap};
 use reload::reload;
 use tokio::signal::unix::{SignalKind, signal};
@@ -121,7 +121,7 @@ async fn run(
     let (budgets, kept) = watch::channel(args.budgets());
     let limits = args.store_limits();
     let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
-    let options = Options {
+    let options = RecorderOptions {
         oom: true,
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
         dns: Some(DnsOptions {

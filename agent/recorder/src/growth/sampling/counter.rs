@@ -1,4 +1,4 @@
-//! Counts samples, on a thread of its own, and reports when a kill asks.
+//! The thread that counts samples, and reports when a kill asks.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use podopsy_wire::Task;
 
-use super::{Message, Shared};
+use super::{Message, SamplerState};
 use crate::growth::{self, GrowthWindow};
 use podopsy_decode as decode;
 use podopsy_model::growth::GrowthProfile;
@@ -15,16 +15,16 @@ use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::heap;
 
-/// Processes that were seen; past that all are seen anew.
+/// Processes that are remembered. Beyond that all are forgotten and looked at again.
 const SEEN_MAX: usize = 4096;
-/// An exec shows by its name; one that changes its name without end is not looked at each time.
+/// Looks at one process: an exec is seen by its new name, and a process may change its name without end.
 const LOOKS_MAX: u32 = 8;
 
-/// Symbols are let go of when nobody has asked for so long.
+/// Symbols are dropped when no report was asked for in this time.
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Counts samples until the last sender is gone.
-pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
+pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &SamplerState) {
     let mut counter = Counter {
         window: GrowthWindow::default(),
         symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
@@ -41,7 +41,7 @@ pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &Shared) {
         match received.recv_timeout(IDLE) {
             Ok(Message::Sample(stack)) => counter.add(&stack),
             Ok(Message::Report(cgroup, boot_ns, reply)) => {
-                // Nobody may be waiting for it any more: that is their choice.
+                // The receiver may be gone; dropping the report is correct.
                 let _ = reply.send(counter.report(cgroup, boot_ns));
                 reported = Some(Instant::now());
             }

@@ -1,10 +1,10 @@
-//! Who is a suspect: looked at twice a second, and told to the kernel side.
+//! The task that chooses candidates twice a second, and passes their cgroups to the kernel side.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use super::SamplerState;
 use crate::growth::{ContainerKey, RunningContainer};
 use crate::memory::MemoryTrend;
 use crate::oom::OomExaminer;
@@ -12,23 +12,24 @@ use crate::shed::Step;
 use podopsy_model::KnownBy;
 use podopsy_pods::{Level, Pods};
 use podopsy_probes::{Probes, Targets};
+use podopsy_system::sync::lock;
 
-/// How often suspects are chosen: a restarted container is sampled from then on.
+/// How often candidates are chosen: a restarted container is sampled from the next choice on.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Curves have a point a second, and are dearer to look at.
+/// Curves have a point a second, and cost more to read.
 const TRENDS_EVERY: Duration = Duration::from_secs(2);
-/// Names asked for in one look: the runtime is not to be flooded after a restart of the agent.
+/// Names asked for at a time, so that a restarted agent does not flood the runtime.
 const NAMES_A_LOOK: usize = 16;
-/// Processes of a new suspect whose tables are made before they are sampled.
+/// Processes of a new candidate whose unwind tables are made before they are sampled.
 const PROCESSES: usize = 64;
 
-/// Chooses whom to sample.
+/// Chooses which containers to sample.
 pub(super) struct Watch {
     probes: Weak<Mutex<Probes>>,
     targets: Targets,
     /// The kernel's events are open.
     sampling: bool,
-    shared: Arc<Shared>,
+    shared: Arc<SamplerState>,
     pods: Arc<Pods>,
     examiner: Arc<OomExaminer>,
     /// Names of living containers, by cgroup.
@@ -36,15 +37,15 @@ pub(super) struct Watch {
     began: Instant,
     trends: HashMap<u64, MemoryTrend>,
     trends_at: Option<Instant>,
-    /// The kernel refused the events: it has been said.
-    broken: bool,
+    /// The kernel refused the perf events, which was logged.
+    is_refused: bool,
 }
 
 impl Watch {
     pub(super) fn new(
         probes: Weak<Mutex<Probes>>,
         targets: Targets,
-        shared: Arc<Shared>,
+        shared: Arc<SamplerState>,
         pods: Arc<Pods>,
         examiner: Arc<OomExaminer>,
     ) -> Watch {
@@ -59,14 +60,14 @@ impl Watch {
             began: Instant::now(),
             trends: HashMap::new(),
             trends_at: None,
-            broken: false,
+            is_refused: false,
         }
     }
 
     pub(super) async fn run(mut self) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while !self.broken {
+        while !self.is_refused {
             ticks.tick().await;
             self.look().await;
         }
@@ -101,14 +102,14 @@ impl Watch {
         }
         self.make_tables(levels.into_iter().filter(|level| changes.added.contains(&level.id)).collect())
             .await;
-        // Counted are looks at which there was somebody to sample.
+        // Only looks with a candidate are counted.
         let idle = none || self.shared.shed.leaves_out(Step::Growth);
         if self.sampling == idle {
             self.switch(!idle).await;
         }
     }
 
-    /// Names are of use only once somebody was killed.
+    /// Learns the names of containers. They are needed only after a kill.
     async fn learn_names(&mut self, levels: &[Level]) {
         if !self.shared.candidates().remembers_kills() {
             return;
@@ -120,14 +121,14 @@ impl Watch {
         for id in unknown {
             let owner = self.pods.owner_of_cgroup(id).await;
             let key = owner.pod.zip(owner.container).map(|(pod, container)| (pod.uid, container.name));
-            // What the runtime does not know yet is asked for again.
+            // A container that the runtime does not know yet is asked for again.
             if key.is_some() || matches!(owner.known_by, KnownBy::Host | KnownBy::LogDirectory) {
                 self.keys.insert(id, key);
             }
         }
     }
 
-    /// Has the tables of new suspects made; reads cgroupfs where it may wait.
+    /// Has the unwind tables of new candidates made. Reads cgroupfs on a thread that may block.
     async fn make_tables(&self, levels: Vec<Level>) {
         if levels.is_empty() {
             return;
@@ -144,20 +145,20 @@ impl Watch {
         let _ = tokio::task::spawn_blocking(look).await;
     }
 
-    /// Opens the kernel's events with the first suspect, and closes them with the last.
+    /// Opens the perf events with the first candidate, and closes them with the last.
     async fn switch(&mut self, on: bool) {
         let Some(probes) = self.probes.upgrade() else { return };
         let switch = move || {
-            let mut probes = probes.lock().unwrap_or_else(PoisonError::into_inner);
-            if on { probes.sample() } else { probes.stop_sampling() }
+            let mut probes = lock(&probes);
+            if on { probes.start_sampling() } else { probes.stop_sampling() }
         };
         match tokio::task::spawn_blocking(switch).await {
             Ok(Ok(())) => self.sampling = on,
             Ok(Err(error)) => {
-                tracing::warn!("OOM kills will lack the growth profile: {error:#}");
-                self.broken = true;
+                tracing::warn!("OOM kills lack the growth profile: {error:#}");
+                self.is_refused = true;
             }
-            // The recorder is being stopped.
+            // The recorder stops.
             Err(_) => {}
         }
     }

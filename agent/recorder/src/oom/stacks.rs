@@ -1,4 +1,4 @@
-//! The symbolizer on a thread of its own: it blocks on files, the pipeline must not.
+//! Names of the stacks of kills, looked up by a thread of its own: the symbolizer blocks on files, the pipeline must not.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -11,20 +11,20 @@ use podopsy_model::profile::Frame;
 use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
 use podopsy_system::heap;
 
-/// Stacks that wait for their names; past this, stacks go without (and the kill is told all the same).
+/// Stacks that wait for their names. When the queue is full, a stack has no names; its kill is reported all the same.
 const QUEUE: usize = 256;
 /// Files held open, and bytes of their symbols: kills are few, and seldom of many programs at once.
 const FILES: usize = 512;
 const SYMBOLS_BYTES: u64 = 32 << 20;
-/// Symbols are let go of when nobody has asked for so long.
+/// Symbols are dropped when no stack was asked for in this time.
 const IDLE: Duration = Duration::from_secs(5);
-/// Between two looks at who runs: a file that nobody had mapped at one of them, nor since, is let go of at the next.
-const LOOK_AROUND: Duration = Duration::from_secs(300);
-/// At exec only the program and its loader are mapped; its libraries are by then.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// Time between two scans of all processes. A file that no process had mapped in one scan, nor since, is closed at the next.
+const SCAN_INTERVAL: Duration = Duration::from_secs(300);
+/// At exec only the program and its loader are mapped; after this time its libraries are, too.
+const SECOND_VISIT: Duration = Duration::from_secs(1);
 
 /// A stack as the kernel took it, innermost first.
-pub struct Unnamed {
+pub(crate) struct UnnamedStack {
     pub pid: u32,
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
@@ -32,37 +32,37 @@ pub struct Unnamed {
 
 /// Kernel stack and user stack, innermost first.
 #[derive(Debug, Default)]
-pub struct Named {
+pub(crate) struct NamedStacks {
     pub kernel: Vec<Frame>,
     pub user: Vec<Frame>,
 }
 
 enum Request {
-    Name(Unnamed, oneshot::Sender<Named>),
-    /// A program that is new: its files are wanted when it is dead.
+    Name(UnnamedStack, oneshot::Sender<NamedStacks>),
+    /// A new program: its files will be needed when it is dead.
     Hold(u32),
 }
 
-/// The thread's door; the thread ends when it is dropped.
-pub struct Stacks {
+/// Sends requests to the thread, which ends when this is dropped.
+pub(crate) struct KillStacks {
     queue: mpsc::SyncSender<Request>,
 }
 
-impl Stacks {
-    /// Starts with the files of what runs already.
-    pub fn start() -> std::io::Result<Stacks> {
+impl KillStacks {
+    /// Starts the thread, which opens the files of running processes first.
+    pub fn start() -> std::io::Result<KillStacks> {
         let (queue, requests) = mpsc::sync_channel(QUEUE);
         std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests))?;
-        Ok(Stacks { queue })
+        Ok(KillStacks { queue })
     }
 
     /// Asks for names; None: the queue is full.
-    pub fn ask(&self, stack: Unnamed) -> Option<oneshot::Receiver<Named>> {
+    pub fn ask(&self, stack: UnnamedStack) -> Option<oneshot::Receiver<NamedStacks>> {
         let (reply, answer) = oneshot::channel();
         self.queue.try_send(Request::Name(stack, reply)).ok().map(|()| answer)
     }
 
-    /// Has a new process's files opened; false: the queue is full.
+    /// Has the files of a new process opened; false: the queue is full.
     pub fn hold(&self, pid: u32) -> bool {
         self.queue.try_send(Request::Hold(pid)).is_ok()
     }
@@ -71,10 +71,10 @@ impl Stacks {
 fn run(requests: &mpsc::Receiver<Request>) {
     let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
     let mut named: Option<Instant> = None;
-    // What runs already is looked at when nobody waits.
+    // Running processes are scanned when no request waits.
     let mut running: VecDeque<u32> = pids().collect();
-    let began = Instant::now();
-    let mut looked = began;
+    let started = Instant::now();
+    let mut scanned = started;
     let mut young: VecDeque<(Instant, u32)> = VecDeque::new();
     loop {
         if named.is_some_and(|when| when.elapsed() >= IDLE) {
@@ -82,19 +82,19 @@ fn run(requests: &mpsc::Receiver<Request>) {
             heap::give_back();
             named = None;
         }
-        if running.is_empty() && looked.elapsed() >= LOOK_AROUND {
-            // The look has come to its end: what runs was seen in it.
-            symbolizer.let_go(looked);
-            looked = Instant::now();
+        if running.is_empty() && scanned.elapsed() >= SCAN_INTERVAL {
+            // The scan is complete: each running process was seen in it.
+            symbolizer.let_go(scanned);
+            scanned = Instant::now();
             running.extend(pids());
         }
-        let wait = match young.front() {
+        let timeout = match young.front() {
             _ if !running.is_empty() => Duration::ZERO,
             Some((when, _)) => when.saturating_duration_since(Instant::now()),
             None => IDLE,
         };
-        match requests.recv_timeout(wait) {
-            // Nobody may be waiting for it any more: that is their choice.
+        match requests.recv_timeout(timeout) {
+            // The receiver may be gone; dropping the names is correct.
             Ok(Request::Name(stack, reply)) => {
                 let _ = reply.send(name(&mut symbolizer, &stack));
                 named = Some(Instant::now());
@@ -102,13 +102,17 @@ fn run(requests: &mpsc::Receiver<Request>) {
             Ok(Request::Hold(pid)) => {
                 symbolizer.hold_files(pid);
                 if young.len() < QUEUE {
-                    young.push_back((Instant::now() + SECOND_LOOK, pid));
+                    young.push_back((Instant::now() + SECOND_VISIT, pid));
                 }
             }
             Err(RecvTimeoutError::Timeout) => match running.pop_front() {
-                Some(pid) if looked == began => symbolizer.hold_files(pid),
+                Some(pid) if scanned == started => symbolizer.hold_files(pid),
                 Some(pid) => symbolizer.revisit_files(pid),
-                None => young.pop_front().into_iter().for_each(|(_, pid)| symbolizer.hold_files(pid)),
+                None => {
+                    if let Some((_, pid)) = young.pop_front() {
+                        symbolizer.hold_files(pid);
+                    }
+                }
             },
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -121,9 +125,9 @@ fn pids() -> impl Iterator<Item = u32> {
     names.filter_map(|name| name.to_str()?.parse().ok())
 }
 
-fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
-    // Reading a dying process's mappings holds its memory back for that moment, and the limit is hit already: only for
-    // what was not opened when it started.
+fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
+    // Reading a dying process's mappings delays the release of its memory while its cgroup is at the limit. So it is done
+    // only for files that were not opened when the process started.
     let is_new = |frame: &BuildIdFrame| match frame.status {
         1 => !symbolizer.holds(&frame.build_id),
         status => status == 2,
@@ -145,10 +149,10 @@ fn name(symbolizer: &mut Symbolizer, stack: &Unnamed) -> Named {
             _ => {}
         }
     }
-    Named { kernel, user }
+    NamedStacks { kernel, user }
 }
 
-/// The frames between the tracepoint and our probe: they are the observer, not the observed.
+/// Frames between the tracepoint and our probe: they belong to the observer.
 fn is_probe(frame: &Frame) -> bool {
     const OURS: [&str; 5] = ["bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "trace_"];
     frame.function.as_deref().is_some_and(|name| OURS.iter().any(|prefix| name.starts_with(prefix)))

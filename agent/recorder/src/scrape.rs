@@ -1,12 +1,12 @@
-//! What metrics want to know of a running recorder, for whoever serves them: it may outlive the recorder.
+//! The sums that metrics are made of; may outlive the recorder.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::dns::counts;
 use crate::memory::{CgroupMemoryRecord, MemoryTrend};
 use crate::oom::OomExaminer;
 use crate::shed::{Shed, Tally};
+use crate::totals::Totals;
 use podopsy_model::{DnsCounts, Losses, Owner};
 use podopsy_pods::Pods;
 
@@ -19,21 +19,19 @@ pub struct Scrape {
     /// How fast each container's memory grows, and towards what.
     pub growth: Vec<(Owner, MemoryTrend)>,
     pub losses: Losses,
-    /// SIGKILLs within one container, which are counted and not told.
+    /// SIGKILLs within one container, which are counted and not reported.
     pub own_kills: u64,
     /// What is left out to keep to a budget.
     pub shed: Vec<Tally>,
 }
 
-/// Reads sums; stops nothing and keeps nobody waiting.
+/// Reads sums without stopping the pipeline.
 #[derive(Clone)]
 pub struct Scraper {
-    pub(super) losses: Arc<Mutex<Losses>>,
-    pub(super) own_kills: Arc<AtomicU64>,
-    pub(super) counts: counts::Shared,
-    pub(super) pods: Arc<Pods>,
-    pub(super) examiner: Arc<OomExaminer>,
-    pub(super) shed: Arc<Shed>,
+    pub(crate) totals: Arc<Totals>,
+    pub(crate) counts: counts::SharedCounts,
+    pub(crate) pods: Arc<Pods>,
+    pub(crate) examiner: Arc<OomExaminer>,
 }
 
 impl std::fmt::Debug for Scraper {
@@ -53,24 +51,28 @@ impl Scraper {
             dns: self.dns_counts().await,
             losses: self.losses(),
             own_kills: self.own_kills(),
-            shed: self.shed.tally(),
+            shed: self.totals.shed.tally(),
         }
     }
 
-    /// What is to be kept of every container's memory; see [`crate::memory::MemorySampler::memory_records`].
+    /// The memory samples to store, of every container; see [`crate::memory::MemorySampler::memory_records`].
     pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
         self.examiner.memory_records()
     }
 
-    pub(super) async fn dns_counts(&self) -> Vec<DnsCounts> {
+    pub(crate) async fn dns_counts(&self) -> Vec<DnsCounts> {
         counts::attributed(&self.counts, &self.pods).await
     }
 
-    pub(super) fn losses(&self) -> Losses {
-        self.losses.lock().map(|losses| losses.clone()).unwrap_or_default()
+    pub(crate) fn losses(&self) -> Losses {
+        self.totals.losses()
     }
 
-    pub(super) fn own_kills(&self) -> u64 {
-        self.own_kills.load(Relaxed)
+    pub(crate) fn own_kills(&self) -> u64 {
+        self.totals.own_kills()
+    }
+
+    pub(crate) fn shed(&self) -> Arc<Shed> {
+        self.totals.shed.clone()
     }
 }

@@ -1,14 +1,14 @@
-//! Samples page faults of suspects all the time: probes → ring → decode → window, and a report when a kill asks.
+//! Samples page faults of growth candidates: probes → ring → decode → window, and a report when a kill asks.
 //!
-//! A task looks twice a second who is a suspect, and tells the kernel side; while there is none, no event is
-//! open, and nothing is sampled. A thread counts the samples, because it reads /proc and opens files. Neither is waited for
-//! by the collector of events.
+//! A task chooses the candidates twice a second and passes their cgroups to the kernel side. Without a candidate no perf
+//! event is open, and nothing is sampled. A thread counts the samples, because it reads /proc and opens files. The collector
+//! of events waits for neither.
 
 mod counter;
 mod watch;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,19 +24,20 @@ use podopsy_model::profile::Sampling;
 use podopsy_model::{Event, Losses};
 use podopsy_pods::Pods;
 use podopsy_probes::ring::Ring;
-use podopsy_probes::{KernelTables, OncpuWanted, Probes, Scope, Targets, Wanted};
+use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes, Scope};
 use podopsy_stacks::unwind::{Builder, Of};
+use podopsy_system::sync::lock;
 use watch::Watch;
 
 /// Samples between the ring and the thread that counts them.
 const QUEUE: usize = 4096;
-/// Samples are taken from the ring together: most of what one costs is the wake-up. Longer, and short processes would be
+/// Samples are drained in rounds: most of the cost of one is the wake-up. With a longer interval, short processes would be
 /// gone before their mappings are read.
-const TOGETHER: Duration = Duration::from_millis(50);
+const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
 /// How long an incident waits for its report: symbols of large programs take seconds.
-const REPORT_WITHIN: Duration = Duration::from_secs(20);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Whether to sample which code memory grows by.
+/// Whether to sample which code makes memory grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GrowthMode {
     Off,
@@ -45,48 +46,38 @@ pub enum GrowthMode {
     Auto,
 }
 
-/// What was loaded for it.
-pub struct Instruments {
-    samples: Ring,
-    requests: Ring,
-    targets: Targets,
-    tables: KernelTables,
-}
+/// The maps of the sampler, until [`GrowthMaps::start`].
+pub(crate) struct GrowthMaps(CpuMaps);
 
-/// Loads the probes, with the sampler if it is wanted; a kernel that refuses the sampler has the others.
-pub fn load(wanted: &Wanted, mode: GrowthMode) -> anyhow::Result<(Probes, Option<Instruments>)> {
-    if mode == GrowthMode::Off || !wanted.oom {
-        return Ok((Probes::load(wanted)?, None));
+/// Loads the probes, with the sampler if it is wanted. On a kernel that refuses the sampler, the other probes work.
+pub(crate) fn load(options: &ProbeOptions, mode: GrowthMode) -> anyhow::Result<(Probes, Option<GrowthMaps>)> {
+    if mode == GrowthMode::Off || !options.oom {
+        return Ok((Probes::load(options)?, None));
     }
-    let sampler = OncpuWanted {
+    let sampler = CpuProbeOptions {
         scope: Scope::Cgroups(Vec::new()),
         sampling: Sampling::Growth { every: growth::PERIOD },
         unwind: true,
         budget: growth::BUDGET,
     };
     let load = || {
-        let mut probes = Probes::load(&Wanted { oncpu: Some(sampler), ..wanted.clone() })?;
-        let instruments = Instruments {
-            samples: probes.samples()?,
-            requests: probes.ring("TABLE_REQUESTS")?,
-            targets: probes.targets()?,
-            tables: probes.unwind_tables()?,
-        };
-        anyhow::Ok((probes, Some(instruments)))
+        let mut probes = Probes::load(&ProbeOptions { cpu: Some(sampler), ..options.clone() })?;
+        let maps = GrowthMaps(probes.cpu_maps()?);
+        anyhow::Ok((probes, Some(maps)))
     };
     load().or_else(|error| {
-        tracing::warn!("OOM kills will lack the growth profile: {error:#}");
-        Ok((Probes::load(wanted)?, None))
+        tracing::warn!("OOM kills lack the growth profile: {error:#}");
+        Ok((Probes::load(options)?, None))
     })
 }
 
-/// The door; everything behind it ends when the last one is dropped.
+/// The running sampler. Its task and its thread end when the last clone is dropped.
 #[derive(Clone)]
-pub struct Growth(Arc<Inner>);
+pub(crate) struct Growth(Arc<Inner>);
 
 struct Inner {
     queue: mpsc::SyncSender<Message>,
-    shared: Arc<Shared>,
+    shared: Arc<SamplerState>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -96,25 +87,25 @@ impl Drop for Inner {
     }
 }
 
-/// What all parts see.
-struct Shared {
+/// What the task, the thread and callers share.
+struct SamplerState {
     candidates: Mutex<GrowthCandidates>,
     builder: Builder,
     bad_records: AtomicU64,
     queue_full: AtomicU64,
     evicted: AtomicU64,
     unanswered: AtomicU64,
-    /// Whether to sample at all, at the moment.
+    /// Whether sampling is left out at the moment.
     shed: Arc<Shed>,
 }
 
 enum Message {
     Sample(decode::Stack),
-    /// Of a cgroup, up to this CLOCK_BOOTTIME.
+    /// Report on a cgroup, up to this time (CLOCK_BOOTTIME, ns).
     Report(u64, u64, oneshot::Sender<Option<GrowthProfile>>),
 }
 
-impl Instruments {
+impl GrowthMaps {
     pub async fn start(
         self,
         probes: Weak<Mutex<Probes>>,
@@ -122,11 +113,11 @@ impl Instruments {
         examiner: &Arc<OomExaminer>,
         shed: &Arc<Shed>,
     ) -> anyhow::Result<Growth> {
-        let Instruments { samples, requests, targets, tables } = self;
-        // Reads the vDSO: on a thread that may wait.
+        let CpuMaps { samples, table_requests, tables, targets } = self.0;
+        // Reads the vDSO, so it runs on a thread that may block.
         let start = move || Builder::start(tables, growth::TABLES_BYTES, &Of::Cgroups(Vec::new()));
         let builder = tokio::task::spawn_blocking(start).await??;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SamplerState {
             candidates: Mutex::default(),
             builder,
             bad_records: AtomicU64::new(0),
@@ -143,7 +134,7 @@ impl Instruments {
             .context("start the thread that counts page faults")?;
         let watch = Watch::new(probes, targets, shared.clone(), pods.clone(), examiner.clone());
         let tasks = [
-            tokio::spawn(pass_on(samples, requests, queue.clone(), shared.clone())),
+            tokio::spawn(pass_on(samples, table_requests, queue.clone(), shared.clone())),
             tokio::spawn(watch.run()),
         ];
         Ok(Growth(Arc::new(Inner { queue, shared, tasks })))
@@ -151,18 +142,18 @@ impl Instruments {
 }
 
 impl Growth {
-    /// A container was killed: its next life is sampled from the start.
+    /// A container was killed: its next attempt is sampled from its start.
     pub fn killed(&self, event: &Event) {
         if let (Some(pod), Some(container)) = (&event.pod, &event.container) {
             self.0.shared.candidates().killed((pod.uid.clone(), container.name.clone()));
         }
     }
 
-    /// What the minutes before `boot_ns` have of a cgroup; None: nothing was sampled.
+    /// The growth profile of a cgroup in the minutes before `boot_ns`; None: nothing was sampled.
     pub async fn profile(&self, cgroup: u64, boot_ns: u64) -> Option<GrowthProfile> {
         let (reply, answer) = oneshot::channel();
         let asked = self.0.queue.try_send(Message::Report(cgroup, boot_ns, reply)).is_ok();
-        match tokio::time::timeout(REPORT_WITHIN, answer).await {
+        match tokio::time::timeout(REPORT_TIMEOUT, answer).await {
             Ok(Ok(profile)) if asked => profile,
             _ => {
                 self.0.shared.unanswered.fetch_add(1, Relaxed);
@@ -187,18 +178,18 @@ impl Growth {
     }
 }
 
-impl Shared {
+impl SamplerState {
     fn candidates(&self) -> MutexGuard<'_, GrowthCandidates> {
-        self.candidates.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.candidates)
     }
 }
 
-/// Rings to queue and builder. A request for a table is answered at once; samples can wait a moment for each other.
+/// Passes samples to the thread in rounds, and requests for tables to the builder at once.
 async fn pass_on(
     mut samples: Ring,
     mut requests: Ring,
     queue: mpsc::SyncSender<Message>,
-    shared: Arc<Shared>,
+    shared: Arc<SamplerState>,
 ) {
     let mut next = Instant::now();
     let bad = || _ = shared.bad_records.fetch_add(1, Relaxed);
@@ -213,7 +204,7 @@ async fn pass_on(
                     Err(_) => bad(),
                 }).await
             } => {
-                next = Instant::now() + TOGETHER;
+                next = Instant::now() + DRAIN_INTERVAL;
                 drained
             }
             asked = requests.drain(|bytes| match decode::table_request(bytes) {
@@ -222,7 +213,7 @@ async fn pass_on(
             }) => asked,
         };
         if let Err(error) = drained {
-            tracing::warn!("OOM kills will lack the growth profile from now on: {error:#}");
+            tracing::warn!("OOM kills lack the growth profile from now on: {error:#}");
             return;
         }
     }

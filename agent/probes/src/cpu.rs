@@ -1,5 +1,7 @@
 //! The `oncpu` probe: a software perf event on every CPU, cpu-clock or page-faults.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
@@ -9,10 +11,48 @@ use aya::programs::perf_event::{
 use aya::util::online_cpus;
 use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 
-use super::OncpuWanted;
 use podopsy_model::profile::Sampling;
 
-/// Whose stacks to take: decided in the kernel, before any work on the sample.
+use crate::program::take_map;
+use crate::ring::Ring;
+use crate::unwind::KernelTables;
+
+/// What to sample, and how.
+#[derive(Clone, Debug)]
+pub struct CpuProbeOptions {
+    pub scope: Scope,
+    pub sampling: Sampling,
+    /// Unwind by tables; without them, user stacks are what frame pointers give.
+    pub unwind: bool,
+    /// Samples that a CPU may take in 134 ms; 0: no bound.
+    pub budget: u32,
+}
+
+/// What the oncpu probe hands to user space.
+pub struct CpuMaps {
+    /// A record for each sample.
+    pub samples: Ring,
+    /// Files whose unwind table the kernel side asks for.
+    pub table_requests: Ring,
+    pub tables: KernelTables,
+    pub targets: Targets,
+}
+
+/// A sample of a process older than a second may stay in the ring this long; each wake-up costs more than the sample.
+const SAMPLE_DELAY: Duration = Duration::from_millis(100);
+
+impl CpuMaps {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> anyhow::Result<CpuMaps> {
+        Ok(CpuMaps {
+            samples: Ring::new("SAMPLES", take_map(ebpf, "SAMPLES")?)?.in_rounds(SAMPLE_DELAY),
+            table_requests: Ring::new("TABLE_REQUESTS", take_map(ebpf, "TABLE_REQUESTS")?)?,
+            tables: KernelTables::new(ebpf)?,
+            targets: Targets::new(ebpf)?,
+        })
+    }
+}
+
+/// Which stacks to take. The kernel side decides before it does any work on a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     Node,
@@ -23,7 +63,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    pub(super) fn code(&self) -> u32 {
+    pub(crate) fn code(&self) -> u32 {
         match self {
             Scope::Node => SCOPE_NODE,
             Scope::Cgroups(_) => SCOPE_CGROUPS,
@@ -40,24 +80,23 @@ impl Scope {
     }
 }
 
-/// Loads the sampler, and returns its hook in words; nothing is sampled yet.
-pub fn load(ebpf: &mut Ebpf, wanted: &OncpuWanted) -> anyhow::Result<String> {
+/// Loads the sampler and returns a description of its hook; nothing is sampled before [`attach`].
+pub(crate) fn load(ebpf: &mut Ebpf, options: &CpuProbeOptions) -> anyhow::Result<String> {
     let map: &mut Map = ebpf.map_mut("TARGETS").context("the probes have no map TARGETS")?;
     let mut targets: HashMap<_, u64, u8> = HashMap::try_from(map)?;
-    for key in wanted.scope.keys() {
+    for key in options.scope.keys() {
         targets.insert(key, 1, 0).context("put a target into the map TARGETS (at most 1,024 fit)")?;
     }
     program(ebpf)?.load().context("load oncpu_sample")?;
     Ok(format!("cpu-clock perf event on {} CPUs", cpus()?.len()))
 }
 
-/// The cgroups that are sampled, to be changed while samples come.
+/// The cgroups that are sampled; may change while samples arrive.
 pub struct Targets(HashMap<MapData, u64, u8>);
 
 impl Targets {
-    pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Targets> {
-        let map = ebpf.take_map("TARGETS").context("the probes have no map TARGETS")?;
-        Ok(Targets(HashMap::try_from(map)?))
+    pub(crate) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Targets> {
+        Ok(Targets(HashMap::try_from(take_map(ebpf, "TARGETS")?)?))
     }
 
     pub fn add(&mut self, id: u64) -> anyhow::Result<()> {
@@ -65,13 +104,13 @@ impl Targets {
     }
 
     pub fn remove(&mut self, id: u64) {
-        // It may have gone already.
+        // The entry may be gone already.
         let _ = self.0.remove(&id);
     }
 }
 
-/// Samples every CPU from now on, until [`detach`].
-pub fn attach(ebpf: &mut Ebpf, sampling: Sampling) -> anyhow::Result<Vec<PerfEventLinkId>> {
+/// Starts to sample every CPU, until [`detach`].
+pub(crate) fn attach(ebpf: &mut Ebpf, sampling: Sampling) -> anyhow::Result<Vec<PerfEventLinkId>> {
     let (event, policy, name) = match sampling {
         Sampling::Cpu { frequency_hz } => {
             (SoftwareEvent::CpuClock, SamplePolicy::Frequency(frequency_hz), "cpu-clock")
@@ -94,8 +133,8 @@ pub fn attach(ebpf: &mut Ebpf, sampling: Sampling) -> anyhow::Result<Vec<PerfEve
     Ok(links)
 }
 
-/// Samples no more.
-pub fn detach(ebpf: &mut Ebpf, links: Vec<PerfEventLinkId>) -> anyhow::Result<()> {
+/// Stops sampling.
+pub(crate) fn detach(ebpf: &mut Ebpf, links: Vec<PerfEventLinkId>) -> anyhow::Result<()> {
     let program = program(ebpf)?;
     links.into_iter().try_for_each(|link| Ok(program.detach(link)?))
 }

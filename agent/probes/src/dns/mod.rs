@@ -1,0 +1,195 @@
+//! The `dns` probe: cgroup_skb, connect and sendmsg hooks at the v2 root, and the map of queries in flight.
+
+mod counters;
+mod in_flight;
+mod options;
+
+use std::fs::File;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use aya::maps::{HashMap, ProgramArray};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, KProbe};
+use aya::{Ebpf, EbpfLoader};
+use podopsy_wire::DnsConfig;
+
+use crate::program::{cgroup2_root, raw_tracepoint, take_map};
+use crate::ring::Ring;
+
+pub use counters::KernelCounts;
+pub use in_flight::InFlight;
+use options::HTTPS_MAX;
+pub use options::{
+    DNS_PORTS, DNS_TIMEOUT, DnsProbeOptions, HTTPS_RESOLVERS, Rate, dns_ports, https_resolvers,
+};
+
+/// What the dns probe hands to user space.
+pub struct DnsMaps {
+    /// Records of queries that ended, and of socket errors.
+    pub events: Ring,
+    pub in_flight: InFlight,
+    pub counts: KernelCounts,
+}
+
+impl DnsMaps {
+    pub(crate) fn take(ebpf: &mut Ebpf) -> anyhow::Result<DnsMaps> {
+        Ok(DnsMaps {
+            events: Ring::new("DNS_EVENTS", take_map(ebpf, "DNS_EVENTS")?)?,
+            in_flight: InFlight::new(take_map(ebpf, "DNS_IN_FLIGHT")?)?,
+            counts: KernelCounts::new(take_map(ebpf, "DNS_COUNTERS")?)?,
+        })
+    }
+}
+
+/// `DnsConfig` as the words that it is made of, in memory order.
+pub(crate) fn config_words(wanted: Option<&DnsProbeOptions>) -> [u32; size_of::<DnsConfig>() / 4] {
+    let off = DnsProbeOptions::default();
+    let wanted = wanted.unwrap_or(&off);
+    let pair = |low: u16, high: u16| {
+        let ([a, b], [c, d]) = (low.to_ne_bytes(), high.to_ne_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    };
+    let slow_us = wanted.slow_over.map_or(0, |over| over.as_micros().clamp(1, u32::MAX.into()) as u32);
+    let [a, b, c, d] = wanted.ports;
+    [
+        pair(a, b),
+        pair(c, d),
+        wanted.answers.into(),
+        slow_us,
+        wanted.sample,
+        wanted.rate.interval_us(),
+        wanted.rate.burst.max(1),
+    ]
+}
+
+/// An LRU map keeps up to 128 free places for each CPU, and evicts when only those are left.
+pub(crate) fn size_maps(loader: &mut EbpfLoader<'_>) {
+    let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
+    let spare = cpus.saturating_mul(128);
+    for (name, least) in [
+        ("DNS_IN_FLIGHT", 16_384),
+        ("DNS_CONNECTED", 4096),
+        ("DNS_STREAMS", 2048),
+        ("DNS_NAMED", 4096),
+        ("DNS_ALIASES", 1024),
+    ] {
+        loader.map_max_entries(name, spare.saturating_mul(2).max(least));
+    }
+}
+
+/// Attaches; returns a description of the hooks, and of what this kernel lacks.
+pub(crate) fn attach(ebpf: &mut Ebpf, wanted: &DnsProbeOptions) -> anyhow::Result<(String, Option<String>)> {
+    let root = cgroup2_root()?;
+    let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
+    add_https_resolvers(ebpf, &wanted.https)?;
+    // A program that is called must be loaded before its caller.
+    for (index, name) in (0..).zip(["dns_tcp_egress", "dns_tcp_ingress"]) {
+        let program = skb_program(ebpf, name)?;
+        program.load().with_context(|| format!("load {name}"))?;
+        let fd = program.fd()?.try_clone()?;
+        let map = ebpf.map_mut("DNS_TCP").context("the probes have no map DNS_TCP")?;
+        let mut calls = ProgramArray::try_from(map)?;
+        calls.set(index, &fd, 0).with_context(|| format!("put {name} into the map DNS_TCP"))?;
+    }
+    for (name, direction) in
+        [("dns_egress", CgroupSkbAttachType::Egress), ("dns_ingress", CgroupSkbAttachType::Ingress)]
+    {
+        let program = skb_program(ebpf, name)?;
+        program.load().with_context(|| format!("load {name}"))?;
+        // `Single` is "no flags": a link at a cgroup shares it with others as it is, and refuses flags.
+        program
+            .attach(&cgroup, direction, CgroupAttachMode::Single)
+            .with_context(|| format!("attach {name} to {}", root.display()))?;
+    }
+    for name in ["dns_connect4", "dns_connect6", "dns_sendmsg4", "dns_sendmsg6"] {
+        let program: &mut CgroupSockAddr =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load().with_context(|| format!("load {name}"))?;
+        program
+            .attach(&cgroup, CgroupAttachMode::Single)
+            .with_context(|| format!("attach {name} to {}", root.display()))?;
+    }
+    let mut left_out = Vec::new();
+    if let Err(error) = raw_tracepoint(ebpf, "dns_answer_dropped", "udp_fail_queue_rcv_skb") {
+        left_out.push(format!("answers that find a full receive buffer show as answered ({error:#})"));
+    }
+    // The tracepoint came with 5.13. Older kernels get a kprobe, where they have kprobes.
+    let hook = match raw_tracepoint(ebpf, "dns_socket_error", "inet_sk_error_report") {
+        Ok(()) => "; raw tracepoint inet_sk_error_report",
+        Err(first) => match kprobe(ebpf, "dns_socket_error_probe", "sock_def_error_report") {
+            Ok(()) => "; kprobe sock_def_error_report",
+            Err(second) => {
+                let why = format!("unreachable servers show as timeouts ({first:#}; and {second:#})");
+                left_out.push(why);
+                ""
+            }
+        },
+    };
+    let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
+    Ok((format!("cgroup_skb, connect and sendmsg at {}{hook}", root.display()), left_out))
+}
+
+fn skb_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut CgroupSkb> {
+    Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+/// An address as packets carry it, in four words, IPv4 as `::ffff:a.b.c.d`.
+fn words(address: &IpAddr) -> [u32; 4] {
+    let octets = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let (chunks, _) = octets.as_chunks::<4>();
+    [0, 1, 2, 3].map(|n| u32::from_ne_bytes(chunks[n]))
+}
+
+fn add_https_resolvers(ebpf: &mut Ebpf, addresses: &[IpAddr]) -> anyhow::Result<()> {
+    let map = ebpf.map_mut("DNS_HTTPS").context("the probes have no map DNS_HTTPS")?;
+    let mut known: HashMap<_, [u32; 4], u8> = HashMap::try_from(map)?;
+    for address in addresses.iter().take(HTTPS_MAX) {
+        known
+            .insert(words(address), 1, 0)
+            .with_context(|| format!("put {address} into the map DNS_HTTPS"))?;
+    }
+    Ok(())
+}
+
+fn kprobe(ebpf: &mut Ebpf, program: &str, function: &str) -> anyhow::Result<()> {
+    let found: &mut KProbe =
+        ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
+    found.load().with_context(|| format!("load {program}"))?;
+    found.attach(function, 0).with_context(|| format!("attach {program} to {function}"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_words_in_memory_order() {
+        let slow_over = Some(Duration::from_millis(200));
+        let wanted =
+            DnsProbeOptions { slow_over, sample: 7, ports: [53, 0, 0, 5353], ..DnsProbeOptions::default() };
+        let words = config_words(Some(&wanted));
+        assert_eq!(words[..2], [53, 5353 << 16].map(u32::from_le));
+        assert_eq!(words[2..], [0, 200_000, 7, 2000, 500]);
+        assert_eq!(Rate { a_second: 0, burst: 9 }.interval_us(), 0, "no bound");
+        assert_eq!(Rate { a_second: 2_000_000, burst: 9 }.interval_us(), 1);
+    }
+
+    #[test]
+    fn addresses_are_as_packets_have_them() {
+        assert_eq!(
+            words(&IpAddr::from([1, 2, 3, 4]))[2..],
+            [[0, 0, 255, 255], [1, 2, 3, 4]].map(u32::from_ne_bytes)
+        );
+        let v6 = words(&"2620:fe::9".parse().unwrap());
+        assert_eq!(
+            (v6[0], v6[3]),
+            (u32::from_ne_bytes([0x26, 0x20, 0, 0xfe]), u32::from_ne_bytes([0, 0, 0, 9]))
+        );
+    }
+}

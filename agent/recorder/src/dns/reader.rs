@@ -1,0 +1,108 @@
+//! Reads the dns probe: queries that ended, and those in flight that nothing answers.
+
+use std::sync::Arc;
+
+use podopsy_decode::BadRecord;
+use podopsy_decode::dns::{self as decode, DnsMessage};
+use podopsy_model::{Losses, Outcome};
+use podopsy_probes::ring::{LossCounters, Ring};
+use podopsy_system::sync::lock;
+use podopsy_wire::DnsRecord;
+
+use super::counts::SharedCounts;
+use super::flight::{EndedQuery, QueriesInFlight};
+use crate::attribute::Record;
+use crate::reader::{Outbox, ProbeReader};
+use crate::shed::{Shed, Step};
+
+/// Ticks between two looks at the counts. The kernel side may need the place of an idle cgroup, so they are read also
+/// where no one asks for them.
+const TICKS_PER_LOOK: u32 = 10;
+
+pub(crate) struct DnsReader {
+    pub events: Ring,
+    pub in_flight: QueriesInFlight,
+    pub counts: SharedCounts,
+    pub kernel: Arc<LossCounters>,
+    pub shed: Arc<Shed>,
+    pub out: Outbox,
+    /// Decoded and not yet handed over.
+    pub messages: Vec<Result<DnsMessage, BadRecord>>,
+    pub ticks: u32,
+}
+
+impl DnsReader {
+    fn answered(&self, record: &DnsRecord) {
+        let transaction = decode::answered(record);
+        // The kernel side ships what it cannot judge: some of it turns out to be a plain success.
+        if transaction.outcome == Outcome::Noerror && record.why == 0 {
+            return;
+        }
+        let step = match (transaction.outcome, transaction.slow) {
+            (Outcome::Noerror, false) => Step::DnsAnswers,
+            (Outcome::Noerror, true) => Step::DnsSlow,
+            _ => Step::DnsFailures,
+        };
+        if self.is_shed(step) {
+            return;
+        }
+        let asker = record.pending.asker;
+        self.out.pass_on(Record::Dns { asker, owner: None, time_ns: record.time_ns, transaction });
+    }
+
+    /// Counts queries that ended without an answer, and passes on those within their container's bound.
+    fn unanswered(&self, ended: Vec<EndedQuery>) {
+        for EndedQuery { pending, time_ns, transaction } in ended {
+            let asker = pending.asker;
+            let is_within_rate = lock(&self.counts).unanswered(asker.cgroup_id, transaction.outcome, time_ns);
+            if !is_within_rate || self.is_shed(Step::DnsFailures) {
+                continue;
+            }
+            self.out.pass_on(Record::Dns { asker, owner: None, time_ns, transaction });
+        }
+    }
+
+    /// Whether an event that is due is left out.
+    fn is_shed(&self, step: Step) -> bool {
+        self.shed.offered();
+        self.shed.leaves_out(step)
+    }
+}
+
+impl ProbeReader for DnsReader {
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        let messages = &mut self.messages;
+        self.events.drain(|bytes| messages.push(decode::record(bytes))).await
+    }
+
+    fn drain_now(&mut self) {
+        let messages = &mut self.messages;
+        self.events.drain_now(|bytes| messages.push(decode::record(bytes)));
+    }
+
+    fn hand_over(&mut self) {
+        for message in std::mem::take(&mut self.messages) {
+            match message {
+                Ok(DnsMessage::Answered(record)) => self.answered(&record),
+                Ok(DnsMessage::SocketError(error)) => self.in_flight.socket_error(error),
+                Err(error) => self.out.reject(&error),
+            }
+        }
+    }
+
+    fn tick(&mut self, is_last: bool) {
+        let ended =
+            if is_last { self.in_flight.look(&self.kernel) } else { self.in_flight.sweep(&self.kernel) };
+        self.unanswered(ended);
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
+            lock(&self.counts).look();
+        }
+    }
+
+    fn losses(&self) -> Losses {
+        let mut losses = self.in_flight.losses();
+        losses.extend(lock(&self.counts).losses());
+        losses
+    }
+}

@@ -1,0 +1,33 @@
+//! Sums that several tasks of the recorder share.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use podopsy_model::Losses;
+use podopsy_system::sync::lock;
+
+use crate::shed::Shed;
+
+/// Sums since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    /// Losses of all stages, as of the last tick.
+    pub losses: Arc<Mutex<Losses>>,
+    /// SIGKILLs within one container, which are counted and not reported.
+    pub own_kills: AtomicU64,
+    /// Stacks of kills that got no names in time.
+    pub stacks_unnamed: AtomicU64,
+    /// Lookups that were dropped because too many were open.
+    pub lookups_evicted: AtomicU64,
+    pub shed: Arc<Shed>,
+}
+
+impl Totals {
+    pub fn losses(&self) -> Losses {
+        lock(&self.losses).clone()
+    }
+
+    pub fn own_kills(&self) -> u64 {
+        self.own_kills.load(Relaxed)
+    }
+}
