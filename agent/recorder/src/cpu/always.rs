@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::{QUEUE, Scope, raw};
+use super::{QUEUE, Scope, raw_sample};
 use crate::shed::{Shed, Step};
 use podopsy_decode::{self as decode, Stack};
 use podopsy_model::profile::{Mapping, Profile, Quality, Sample, Sampling};
@@ -29,20 +29,20 @@ use podopsy_stacks::python::Codes;
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_stacks::unwind::{self, Builder, Of};
 
-/// Distinct stacks of a minute: at 19 Hz 30 CPUs take no more samples. What is over it is counted, and keeps its owner.
+/// Distinct stacks in a minute: 30 CPUs at 19 Hz take no more samples. Samples beyond it are counted, and keep their owner.
 const STACKS: usize = 32_768;
-/// Files held open for those that die before their minute ends, and bytes of symbols while names are looked up. A process is
-/// seen anew in each minute that it has samples in; files of no such process are let go of after so many minutes.
+/// Files held open for processes that die before their minute ends, and bytes of symbols while names are looked up. A process
+/// is looked at again in each minute in which it has samples; files of other processes are closed after this many minutes.
 const FILES: usize = 1024;
 const FILES_FOR: u32 = 3;
 const SYMBOLS_BYTES: u64 = 32 << 20;
-/// Minutes of the whole node that never got names, and profiles of a container that nobody took.
+/// Loss counters: minutes of the node that got no names, and profiles of a container that the receiver did not take.
 pub const MINUTES_NOT_NAMED: &str = "profile_minutes_not_named";
 pub const PROFILES_NOT_KEPT: &str = "profiles_not_kept";
-/// Containers' minutes that wait to be stored; more than a node has containers.
+/// Profiles of a container's minute that wait to be stored; more than a node has containers.
 const MINUTES: usize = 1024;
-/// How often to look whether the budget has room for it.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the budget is checked.
+const BUDGET_CHECK: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct AlwaysOptions {
@@ -62,9 +62,9 @@ pub struct AlwaysOn {
 
 enum Message {
     Sample(Box<Stack>),
-    /// A minute is over: whose samples are there?
+    /// A minute is over: which cgroups have samples?
     Cut(oneshot::Sender<BTreeSet<u64>>),
-    /// Names for it.
+    /// Name the samples of the minute.
     Name(HashMap<u64, Arc<Owner>>, oneshot::Sender<Named>),
 }
 
@@ -77,8 +77,8 @@ struct Named {
 }
 
 impl AlwaysOn {
-    /// Attaches; profiles come one a container, and the host's in one. `shed` says whether to sample at all; `lost` hears of
-    /// profiles that there will not be, by counter name.
+    /// Attaches. The receiver gets a profile for each container and minute, and one for the host. `shed` says whether to
+    /// sample; `lost` is called with the counter name of each profile that is lost.
     pub async fn start(
         options: AlwaysOptions,
         pods: Arc<Pods>,
@@ -114,7 +114,7 @@ impl AlwaysOn {
             pods,
             shed,
             not_kept: Box::new(lost),
-            sampling: true,
+            is_sampling: true,
             probes,
             ring,
             requests,
@@ -129,7 +129,7 @@ impl AlwaysOn {
         Ok((AlwaysOn { stop: Some(stop), task, degraded }, received))
     }
 
-    /// Hands out the minute that has begun, and ends: that takes as long as names take. Dropped before, it just ends.
+    /// Emits the current minute and stops, which takes as long as looking up names. Without this, a drop loses the minute.
     pub async fn end(mut self) -> anyhow::Result<()> {
         let _ = self.stop.take().map(|stop| stop.send(()));
         (&mut self.task).await?
@@ -146,8 +146,8 @@ struct Running {
     options: AlwaysOptions,
     pods: Arc<Pods>,
     shed: Arc<Shed>,
-    /// Whether it samples now.
-    sampling: bool,
+    /// Samples are being taken.
+    is_sampling: bool,
     not_kept: Box<dyn Fn(&'static str) + Send + Sync>,
     probes: Probes,
     ring: podopsy_probes::ring::Ring,
@@ -156,9 +156,9 @@ struct Running {
     builder: Option<Builder>,
     queue: std::sync::mpsc::SyncSender<Message>,
     minutes: mpsc::Sender<Profile>,
-    /// Counted here since the start.
+    /// Losses that were counted here since the start.
     lost: Losses,
-    /// All losses up to the minute before.
+    /// All losses up to the previous minute.
     before: Losses,
 }
 
@@ -170,10 +170,10 @@ impl Running {
         let (mut start, mut began) = (Timestamp::now(), Instant::now());
         let mut minutes = interval_at(began + self.options.every, self.options.every);
         minutes.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looks = tokio::time::interval(LOOK);
+        let mut looks = tokio::time::interval(BUDGET_CHECK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut naming: Option<Naming> = None;
-        // How long this minute was sampled before it was left out.
+        // How long this minute was sampled before sampling was left out.
         let mut sampled: Option<Duration> = None;
         loop {
             let (queue, builder) = (&self.queue, &self.builder);
@@ -183,10 +183,10 @@ impl Running {
                 Ok(stack) => full += u64::from(queue.try_send(Message::Sample(Box::new(stack))).is_err()),
                 Err(_) => bad += 1,
             };
-            let sampling = self.sampling;
+            let is_sampling = self.is_sampling;
             let mut ask = |bytes: &[u8]| match decode::table_request(bytes) {
-                // A program has started, and nobody will sample it.
-                Ok(_) if !sampling => {}
+                // A program has started, but it will not be sampled.
+                Ok(_) if !is_sampling => {}
                 Ok(request) => builder.iter().for_each(|builder| builder.request(request)),
                 Err(_) => bad_requests += 1,
             };
@@ -194,61 +194,62 @@ impl Running {
                 drained = self.ring.drain(&mut take) => drained?,
                 asked = self.requests.drain(&mut ask) => asked?,
                 done = done(&mut naming) => named = Some(done),
-                // Where names take longer than a minute, the minute is a longer one.
+                // If names take longer than a minute, this minute becomes longer.
                 _ = minutes.tick(), if naming.is_none() => cut = Some(false),
                 _ = looks.tick() => look = true,
                 _ = &mut stopped => cut = Some(true),
             }
             let leave_out = look && self.shed.is_left_out(Step::Profile);
-            if self.sampling && (cut == Some(true) || leave_out) {
+            if self.is_sampling && (cut == Some(true) || leave_out) {
                 self.probes.stop_sampling()?;
                 self.ring.drain_now(&mut take);
-                self.sampling = false;
+                self.is_sampling = false;
                 sampled = Some(began.elapsed());
             }
-            self.lose("profiler_queue", full);
-            self.lose("bad_records", bad + bad_requests);
+            self.count_loss("profiler_queue", full);
+            self.count_loss("bad_records", bad + bad_requests);
             if let Some((named, span)) = named {
-                self.hand_out(named, span);
+                self.emit(named, span);
             }
-            if look && !leave_out && !self.sampling {
-                // The minute goes on, or a new one begins where all of it was left out.
+            if look && !leave_out && !self.is_sampling {
+                // The minute goes on, or a new one starts if all of it was left out.
                 self.probes.start_sampling()?;
-                self.sampling = true;
+                self.is_sampling = true;
                 match sampled.take() {
                     Some(_) => {}
                     None => (start, began) = (Timestamp::now(), Instant::now()),
                 }
             }
             let Some(last) = cut else { continue };
-            if !self.sampling && !last {
+            if !self.is_sampling && !last {
                 self.shed.leaves_out(Step::Profile);
             }
-            let duration = if self.sampling { began.elapsed() } else { sampled.take().unwrap_or_default() };
+            let duration =
+                if self.is_sampling { began.elapsed() } else { sampled.take().unwrap_or_default() };
             if duration.is_zero() && !last {
                 continue;
             }
             if last && naming.is_some() {
                 let (named, span) = done(&mut naming).await;
-                self.hand_out(named, span);
+                self.emit(named, span);
             }
             naming = Some((tokio::spawn(names(self.queue.clone(), self.pods.clone())), (start, duration)));
             (start, began) = (Timestamp::now(), Instant::now());
             if last {
                 let (named, span) = done(&mut naming).await;
-                self.hand_out(named, span);
+                self.emit(named, span);
                 return Ok(());
             }
         }
     }
 
-    fn lose(&mut self, name: &str, count: u64) {
+    fn count_loss(&mut self, name: &str, count: u64) {
         if count > 0 {
             *self.lost.entry(name.to_owned()).or_default() += count;
         }
     }
 
-    /// What was lost since the last minute.
+    /// Losses since the previous minute.
     fn losses(&mut self, named: Option<&Named>) -> Losses {
         let mut all = self.kernel_losses.read();
         all.extend(self.builder.as_ref().map(Builder::losses).unwrap_or_default());
@@ -263,7 +264,7 @@ impl Running {
         new
     }
 
-    fn hand_out(&mut self, named: Option<Named>, (start, duration): (Timestamp, Duration)) {
+    fn emit(&mut self, named: Option<Named>, (start, duration): (Timestamp, Duration)) {
         if named.is_none() {
             (self.not_kept)(MINUTES_NOT_NAMED);
         }
@@ -280,7 +281,7 @@ impl Running {
     }
 }
 
-/// What the names came to, once they have; waits for good where none are looked up.
+/// The named minute, once names are known; pending while no names are being looked up.
 async fn done(naming: &mut Option<Naming>) -> (Option<Named>, (Timestamp, Duration)) {
     let Some((task, span)) = naming else { return std::future::pending().await };
     let (named, span) = (task.await.ok().flatten(), *span);
@@ -288,12 +289,12 @@ async fn done(naming: &mut Option<Naming>) -> (Option<Named>, (Timestamp, Durati
     (named, span)
 }
 
-/// The minute's samples with their owners and names; None: the thread is gone.
+/// The samples of the minute with owners and names; None: the thread is gone.
 async fn names(queue: std::sync::mpsc::SyncSender<Message>, pods: Arc<Pods>) -> Option<Named> {
-    let (reply, whose) = oneshot::channel();
+    let (reply, cgroups) = oneshot::channel();
     send(&queue, Message::Cut(reply)).await;
     let mut owners = HashMap::new();
-    for id in whose.await.ok()? {
+    for id in cgroups.await.ok()? {
         owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
     }
     let (reply, named) = oneshot::channel();
@@ -301,7 +302,7 @@ async fn names(queue: std::sync::mpsc::SyncSender<Message>, pods: Arc<Pods>) -> 
     named.await.ok()
 }
 
-/// Behind the samples that are in line; a queue that is full empties as fast as they are counted.
+/// Sends after the samples that are queued; a full queue empties as fast as samples are counted.
 async fn send(queue: &std::sync::mpsc::SyncSender<Message>, mut message: Message) {
     while let Err(std::sync::mpsc::TrySendError::Full(back)) = queue.try_send(message) {
         message = back;
@@ -309,7 +310,7 @@ async fn send(queue: &std::sync::mpsc::SyncSender<Message>, mut message: Message
     }
 }
 
-/// Samples, mappings and quality of each container, and of all that is in none.
+/// Samples, mappings and completeness of each container, and of all host processes together.
 fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> {
     let key = |owner: &Owner| match &owner.container {
         Some(container) => container.id.clone(),
@@ -343,7 +344,7 @@ fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes, files_
     for message in messages {
         match message {
             Message::Sample(stack) => {
-                let sample = raw(&stack, &mut codes);
+                let sample = raw_sample(&stack, &mut codes);
                 aggregator.add(&sample, &mut symbolizer);
             }
             Message::Cut(reply) => {

@@ -1,4 +1,6 @@
-//! The profile pipeline: samples → ring → decode → aggregate → symbolize → attribute → profile.
+//! On-CPU profiles: samples → ring → decode → aggregate → symbolize → attribute → profile.
+//!
+//! [`profile`] takes one on demand; [`always`] cuts an endless one into minutes.
 
 pub mod always;
 
@@ -27,15 +29,16 @@ pub use podopsy_probes::Scope;
 /// Samples between the ring and the aggregator: more than a second of a 64-CPU node at 99 Hz.
 const QUEUE: usize = 8192;
 const PROGRESS: Duration = Duration::from_millis(200);
-/// Of a longer profile, whoever is met later may ask for its table.
-const AHEAD_OF: Duration = Duration::from_secs(60);
+/// Tables are made ahead for this much of a profile. Files that are met later are requested by the kernel side.
+const PREPARED_FOR: Duration = Duration::from_secs(60);
 
+/// What to profile.
 #[derive(Clone, Debug)]
 pub struct ProfileOptions {
     pub scope: Scope,
     pub duration: Duration,
     pub sampling: Sampling,
-    /// User stacks by unwind tables; without, what frame pointers give.
+    /// Unwind user stacks by tables; without them, stacks are what frame pointers give.
     pub unwind: bool,
     pub node: String,
 }
@@ -56,9 +59,9 @@ pub async fn profile(
     if let Some(log) = probes.log()? {
         tokio::spawn(log.forward());
     }
-    // Tables first, so that the first sample finds them. Reads files: on a thread that may wait.
+    // Tables are made first, so that the first sample finds them. That reads files, so it runs on a thread that may block.
     let builder = if probes.by_tables {
-        let of = whose(&options, &pods).await;
+        let of = table_scope(&options, &pods).await;
         let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
         Some(tokio::task::spawn_blocking(start).await??)
     } else {
@@ -67,7 +70,7 @@ pub async fn profile(
     probes.start_sampling()?;
     let (start, started) = (Timestamp::now(), Instant::now());
 
-    // The aggregator reads /proc and opens files at a process's first sight: on a thread of its own.
+    // The aggregator reads /proc and opens files when it first meets a process, so it has a thread of its own.
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
     let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
@@ -98,9 +101,10 @@ pub async fn profile(
     probes.stop_sampling()?;
     ring.drain_now(&mut take);
     drop(samples);
-    let (mut aggregator, mut symbolizer, mut codes) = tokio::task::spawn_blocking(move || aggregation.join())
-        .await?
-        .map_err(|_| anyhow::anyhow!("the aggregator panicked: a bug of podopsy's"))?;
+    let (mut aggregator, mut symbolizer, mut codes) =
+        tokio::task::spawn_blocking(move || aggregation.join()).await?.map_err(|_| {
+            anyhow::anyhow!("the aggregator's thread panicked, which is a bug in podopsy: please report it")
+        })?;
     symbolizer.learn_kernel(probes.kernel_names(&aggregator.kernel_addresses()));
     drop(probes);
     let stop = move || builder.map(Builder::stop).unwrap_or_default();
@@ -143,11 +147,11 @@ pub async fn profile(
     })
 }
 
-/// Whose tables to make before the first sample.
-async fn whose(options: &ProfileOptions, pods: &Pods) -> Of {
+/// The files whose tables are made before the first sample.
+async fn table_scope(options: &ProfileOptions, pods: &Pods) -> Of {
     match &options.scope {
         Scope::Node => {
-            let seconds = options.duration.min(AHEAD_OF).as_secs();
+            let seconds = options.duration.min(PREPARED_FOR).as_secs();
             let samples = match options.sampling {
                 Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
                 Sampling::Growth { .. } => 0,
@@ -177,7 +181,7 @@ fn aggregate(
         .spawn(move || {
             let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
             for stack in samples {
-                aggregator.add(&raw(&stack, &mut codes), &mut symbolizer);
+                aggregator.add(&raw_sample(&stack, &mut codes), &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);
             }
             (aggregator, symbolizer, codes)
@@ -185,8 +189,8 @@ fn aggregate(
         .context("start the aggregator's thread")
 }
 
-/// A sample as the aggregator takes it, with what Python's frames are called.
-fn raw<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
+/// A sample as the aggregator takes it, with the names of Python's frames.
+fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
     let Stack { task, kernel, user, end, end_frame, python } = stack;
     RawSample {
         pid: task.pid,
