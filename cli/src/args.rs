@@ -1,5 +1,7 @@
 //! The command line. Values are read here, so that a bad one is refused before anything starts.
 
+#[cfg(test)]
+mod docs_tests;
 mod history;
 mod live;
 

@@ -11,6 +11,7 @@
 //! | `bench` | [`bench`] | what the probes cost |
 //! | `build-static` | [`statics`] | what goes into images |
 //! | `image` | [`image`] | static binaries, container image |
+//! | `picture` | [`picture`] | terminal output in docs/images/ → SVG |
 //! | `tidy` | [`tidy`] | the rules that a tool can check |
 //!
 //! [`sh`] runs commands, [`apt`] installs packages, [`archive`] fetches those of other Debian releases ([`debian13`], the
@@ -25,6 +26,7 @@ pub mod build_ebpf;
 pub mod debian13;
 pub mod demo;
 pub mod image;
+pub mod picture;
 pub mod setup;
 pub mod sh;
 pub mod stamp;

@@ -4,11 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod docs_tests;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, demo, image, setup, sh, statics, test, tidy, vm};
+use xtask::{bench, build_ebpf, demo, image, picture, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "podopsy's chores", version)]
@@ -68,6 +71,8 @@ enum Command {
         #[arg(long, default_value = image::DEFAULT_TAG)]
         tag: String,
     },
+    /// Draw the terminal output in docs/images/ as SVG
+    Picture,
     /// Check formatting, lints and the house rules
     Tidy,
 }
@@ -82,6 +87,7 @@ fn main() -> ExitCode {
         Command::Bench { what } => bench::run(&what),
         Command::BuildStatic { what } => statics::run(what),
         Command::Image { tag } => image::run(&tag),
+        Command::Picture => picture::run(),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -1,5 +1,8 @@
 //! The agent's settings, as flags; the library's `config` has them from the environment and the file, too.
 
+#[cfg(test)]
+mod docs_tests;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
