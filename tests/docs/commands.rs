@@ -16,10 +16,9 @@ pub struct Found {
 /// Every call of `program` with arguments, in code blocks and in inline code.
 pub fn calls_of(program: &[&str]) -> Vec<Found> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above each package");
-    let mut files: Vec<PathBuf> =
-        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "manifests/README.md"]
-            .map(|name| root.join(name))
-            .into();
+    let mut files: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "manifests/README.md"]
+        .map(|name| root.join(name))
+        .into();
     add_pages(&root.join("docs"), &mut files);
     let mut calls = Vec::new();
     for file in files {
@@ -120,7 +119,8 @@ fn arguments(words: &[String], program: &[&str]) -> Option<Vec<String>> {
     let is_called = called.iter().zip(program).all(|(word, name)| word.rsplit('/').next() == Some(*name));
     let end = rest.iter().position(|word| word.starts_with(['>', '<', '&']) || word.starts_with("2>"));
     let rest = &rest[..end.unwrap_or(rest.len())];
-    (is_called && !rest.is_empty()).then(|| rest.to_vec())
+    // `podopsy …` stands for any call.
+    (is_called && !rest.is_empty() && rest != ["…"]).then(|| rest.to_vec())
 }
 
 fn is_name(text: &str) -> bool {

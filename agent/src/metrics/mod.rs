@@ -9,6 +9,8 @@ mod series;
 pub mod text;
 
 #[cfg(test)]
+mod docs_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

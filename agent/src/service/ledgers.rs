@@ -44,3 +44,16 @@ pub fn families(ledgers: &[Ledger], dropped: Option<&Dropped>) -> Vec<Family> {
     all.extend(dropped.map(kubernetes::family));
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_is_documented() {
+        let docs = include_str!("../../../docs/metrics.md");
+        for family in families(&[], Some(&Dropped::default())) {
+            assert!(docs.contains(&format!("`{}`", family.name)), "not in docs/metrics.md: {}", family.name);
+        }
+    }
+}

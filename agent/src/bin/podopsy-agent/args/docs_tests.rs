@@ -1,7 +1,7 @@
 //! Every `podopsy-agent` command in the documentation must parse.
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use super::Args;
 
@@ -22,4 +22,17 @@ fn every_command_in_the_documentation_parses() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_setting_is_documented() {
+    let docs = [include_str!("../../../../../docs/agent.md"), include_str!("../../../../../docs/exports.md")]
+        .concat();
+    let command = Args::command();
+    let settings = command.get_arguments().filter(|one| !one.is_hide_set()).filter_map(|one| one.get_long());
+    let missing: Vec<&str> = settings
+        .filter(|name| !matches!(*name, "help" | "version"))
+        .filter(|name| !docs.contains(&format!("`{name}`")) && !docs.contains(&format!("--{name}")))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/agent.md or docs/exports.md: {missing:?}");
 }
