@@ -15,22 +15,29 @@ pub struct Found {
 
 /// Every call of `program` with arguments, in code blocks and in inline code.
 pub fn calls_of(program: &[&str]) -> Vec<Found> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above each package");
-    let mut files: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "manifests/README.md"]
-        .map(|name| root.join(name))
-        .into();
-    add_pages(&root.join("docs"), &mut files);
     let mut calls = Vec::new();
-    for file in files {
-        // CONTRIBUTING.md and SECURITY.md may not be there.
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        let name = file.strip_prefix(root).unwrap_or(&file).display().to_string();
+    for page in pages() {
+        let text = fs::read_to_string(&page).expect("a page is text");
+        let name = page.strip_prefix(root()).unwrap_or(&page).display().to_string();
         for (line, code) in code(&text) {
             let found = commands(&code).into_iter().filter_map(|words| arguments(&words, program));
             calls.extend(found.map(|arguments| Found { at: format!("{name}:{line}"), arguments }));
         }
     }
     calls
+}
+
+/// What users and contributors read. ARCHITECTURE.md lists subcommands, not calls.
+pub fn pages() -> Vec<PathBuf> {
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "manifests/README.md"]
+        .map(|name| root().join(name))
+        .into();
+    add_pages(&root().join("docs"), &mut pages);
+    pages
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above each package")
 }
 
 fn add_pages(folder: &Path, files: &mut Vec<PathBuf>) {

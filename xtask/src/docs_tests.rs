@@ -1,4 +1,6 @@
-//! Every `cargo xtask` command in the documentation must parse.
+//! Every `cargo xtask` command in the documentation must parse, and every link to a file must lead to one.
+
+use std::path::Path;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -22,4 +24,21 @@ fn every_command_in_the_documentation_parses() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_relative_link_leads_to_a_file() {
+    let mut missing = Vec::new();
+    for page in commands::pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        // `](target)`, which neither code nor prose has for another purpose.
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let file = target.split('#').next().unwrap_or_default();
+            if !page.parent().unwrap_or(Path::new("")).join(file).exists() {
+                missing.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
