@@ -1,8 +1,10 @@
-//! Kills → incidents: all victims of one visit of the OOM killer lie on the builder together, and leave it once
-//! the runtime has had time to notice.
+//! Kills → incidents: collects all victims of one visit of the OOM killer in one incident, and releases the incident
+//! when the runtime has had time to notice the exits.
+//!
+//! This module must not depend on aya or on rendering.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,78 +17,81 @@ use podopsy_model::growth::GrowthProfile;
 use podopsy_model::incident::{Attempt, Incident, Victim};
 use podopsy_model::{Event, Kind, Losses, OomKill};
 use podopsy_pods::{Container, Pods};
+use podopsy_system::sync::lock;
 
-/// A visit's kills come within so long of each other; the runtime needs about as long to see an exit.
+/// The kills of one visit follow each other within this time. The runtime needs about as long to notice an exit.
 const SETTLE: Duration = Duration::from_millis(1500);
-/// Asked again where a container must have ended and the runtime does not know it yet.
-const ASK_AGAIN: u32 = 3;
-/// Without the log: victims of the same trigger within so long are one incident's.
-const TOGETHER_NS: u64 = 100_000_000;
-/// Incidents on the builder; past that the oldest leaves early.
+/// How often the runtime is asked again while it still reports a container as running that must have ended.
+const RETRIES: u32 = 3;
+/// Without the log: kills with the same trigger within this time belong to one incident.
+const SAME_VISIT_NS: u64 = 100_000_000;
+/// Open incidents at most; beyond that the oldest is released early.
 const OPEN_MAX: usize = 1024;
 const VICTIMS_MAX: usize = 1024;
-/// Containers whose attempts are remembered, and attempts of each.
+/// Containers whose attempts are remembered, and attempts of each container.
 const CONTAINERS_MAX: usize = 1024;
 const ATTEMPTS_MAX: usize = 20;
 
-/// Open incidents.
+/// Builds incidents from kills.
 pub struct IncidentBuilder {
-    boot: String,
-    open: VecDeque<Open>,
-    attempts: Attempts,
+    /// The first four digits of the boot id.
+    id_prefix: String,
+    open: VecDeque<OpenIncident>,
+    attempts: AttemptsByContainer,
 }
 
-type Attempts = Arc<Mutex<HashMap<(String, String), VecDeque<Attempt>>>>;
+/// Pod uid and container name → the attempts that ended by an OOM kill, oldest first.
+type AttemptsByContainer = Arc<Mutex<HashMap<(String, String), VecDeque<Attempt>>>>;
 
-struct Open {
+struct OpenIncident {
     incident: Incident,
-    /// The first kill's: whose it was.
+    /// The event of the first kill: the incident takes its owner from there.
     event: Event,
-    /// The log's number of the first kill.
+    /// The log's sequence number of the first kill.
     sequence: Option<u64>,
-    /// Of the last kill.
+    /// The time of the last kill (CLOCK_BOOTTIME).
     boot_ns: u64,
     due: Instant,
 }
 
-/// An incident that waits for the runtime's word.
+/// An incident that waits for the runtime's report.
 pub struct PendingIncident {
-    open: Open,
-    attempts: Attempts,
+    open: OpenIncident,
+    attempts: AttemptsByContainer,
 }
 
 impl IncidentBuilder {
-    /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
+    /// `boot_id`: the content of `/proc/sys/kernel/random/boot_id`.
     pub fn new(boot_id: &str) -> IncidentBuilder {
         IncidentBuilder {
-            boot: boot_id.chars().take(4).collect(),
+            id_prefix: boot_id.chars().take(4).collect(),
             open: VecDeque::new(),
-            attempts: Attempts::default(),
+            attempts: AttemptsByContainer::default(),
         }
     }
 
-    /// What ids of this boot begin with.
-    pub fn boot(&self) -> &str {
-        &self.boot
+    /// The prefix of the incident ids of this boot.
+    pub fn id_prefix(&self) -> &str {
+        &self.id_prefix
     }
 
-    /// Lays a kill down: `event` is its own, without the facts; they are put into it, with the incident's id.
+    /// Adds a kill to its incident, or opens a new one. Writes the facts and the incident's id into the kill's event.
     pub fn add(&mut self, event: &mut Event, boot_ns: u64, facts: OomFacts) {
         let Detail::Oom(kill) = &mut event.detail else { return };
         kill.limit = Some(facts.limit.clone());
         kill.already_dying = facts.already_dying;
         let first = facts.visit.as_ref().and_then(|visit| visit.kills.first()).map(|kill| kill.sequence);
-        let known = self.open.iter().position(|open| match first {
+        let existing = self.open.iter().position(|open| match first {
             Some(sequence) => open.incident.id == self.id_of(sequence),
             None => {
                 open.incident.trigger.as_ref() == Some(&kill.trigger)
-                    && boot_ns.abs_diff(open.boot_ns) < TOGETHER_NS
+                    && boot_ns.abs_diff(open.boot_ns) < SAME_VISIT_NS
             }
         });
-        let id = match (known, first) {
-            (Some(at), _) => self.open[at].incident.id.clone(),
+        let id = match (existing, first) {
+            (Some(index), _) => self.open[index].incident.id.clone(),
             (None, Some(sequence)) => self.id_of(sequence),
-            (None, None) => format!("{}-t{}-{}", self.boot, kill.victim.tid, boot_ns / 1_000_000),
+            (None, None) => format!("{}-t{}-{}", self.id_prefix, kill.victim.tid, boot_ns / 1_000_000),
         };
         kill.incident = Some(id.clone());
         let victim = Victim {
@@ -98,61 +103,75 @@ impl IncidentBuilder {
             cgroup: event.cgroup.clone(),
         };
         let group = facts.visit.as_ref().is_some_and(|visit| visit.group.is_some());
-        if let Some(at) = known {
-            let open = &mut self.open[at];
-            (open.boot_ns, open.due) = (boot_ns, Instant::now() + SETTLE);
+        if let Some(index) = existing {
+            let open = &mut self.open[index];
+            open.boot_ns = boot_ns;
+            open.due = Instant::now() + SETTLE;
             open.incident.group |= group;
-            if open.incident.victims.iter().any(|known| known.task.pid == victim.task.pid) {
-                // Another thread of a victim: marked again, killed once.
+            if !open.add_victim(victim) {
+                // Another thread of a known victim: marked again, but killed once.
                 kill.already_dying = true;
-                return;
-            }
-            if open.incident.victims.len() < VICTIMS_MAX {
-                open.incident.victims.push(victim);
-            }
-            // The table is complete from the first kill on; which of its rows are victims is not.
-            if let Some(table) = &mut open.incident.processes {
-                let tid = kill.victim.pid;
-                table.rows.iter_mut().filter(|row| row.pid == tid).for_each(|row| row.victim = true);
             }
             return;
         }
-        let incident = incident(id, kill, victim, group, facts);
+        let incident = new_incident(id, kill, victim, group, facts);
         let due = Instant::now() + SETTLE;
-        self.open.push_back(Open { incident, event: event.clone(), sequence: first, boot_ns, due });
+        self.open.push_back(OpenIncident { incident, event: event.clone(), sequence: first, boot_ns, due });
     }
 
     fn id_of(&self, sequence: u64) -> String {
-        format!("{}-{sequence}", self.boot)
+        format!("{}-{sequence}", self.id_prefix)
     }
 
-    /// When the next one is due.
+    /// When the next incident is due.
     pub fn due(&self) -> Option<Instant> {
         self.open.iter().map(|open| open.due).min()
     }
 
-    /// Those that are due; all of them at the end.
+    /// Removes and returns the incidents that are due; with `all`, every open incident.
     pub fn take_due(&mut self, all: bool) -> Vec<PendingIncident> {
         let now = Instant::now();
         let over = self.open.len().saturating_sub(OPEN_MAX);
-        let (mut due, mut open) = (Vec::new(), VecDeque::new());
-        for (at, one) in self.open.drain(..).enumerate() {
-            match all || at < over || one.due <= now {
-                true => due.push(PendingIncident { open: one, attempts: self.attempts.clone() }),
-                false => open.push_back(one),
+        let mut due = Vec::new();
+        let mut still_open = VecDeque::new();
+        for (index, open) in self.open.drain(..).enumerate() {
+            if all || index < over || open.due <= now {
+                due.push(PendingIncident { open, attempts: self.attempts.clone() });
+            } else {
+                still_open.push_back(open);
             }
         }
-        self.open = open;
+        self.open = still_open;
         due
     }
 }
 
-fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomFacts) -> Incident {
+impl OpenIncident {
+    /// False: a thread of the same process is a victim already.
+    fn add_victim(&mut self, victim: Victim) -> bool {
+        let pid = victim.task.pid;
+        if self.incident.victims.iter().any(|known| known.task.pid == pid) {
+            return false;
+        }
+        if self.incident.victims.len() < VICTIMS_MAX {
+            self.incident.victims.push(victim);
+        }
+        // The task table is complete at the first kill, but which of its rows are victims is not known until later.
+        if let Some(table) = &mut self.incident.processes {
+            for row in table.rows.iter_mut().filter(|row| row.pid == pid) {
+                row.victim = true;
+            }
+        }
+        true
+    }
+}
+
+fn new_incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomFacts) -> Incident {
     let already_dying = kill.already_dying;
     let kernel_kills = facts.visit.as_ref().map_or(u64::from(!already_dying), |visit| visit.counted());
     let constraint = facts.visit.as_ref().and_then(|visit| visit.chosen.as_ref()).map(|chosen| {
-        let word = chosen.constraint.strip_prefix("CONSTRAINT_").unwrap_or(&chosen.constraint);
-        podopsy_model::text::escape(&word.to_ascii_lowercase())
+        let name = chosen.constraint.strip_prefix("CONSTRAINT_").unwrap_or(&chosen.constraint);
+        podopsy_model::text::escape(&name.to_ascii_lowercase())
     });
     Incident {
         id,
@@ -177,43 +196,48 @@ fn incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomF
 }
 
 impl PendingIncident {
-    /// The log's number of its first kill.
+    /// The log's sequence number of the first kill; None: the log has nothing about it.
     pub fn sequence(&self) -> Option<u64> {
         self.open.sequence
     }
 
-    /// What the log has of it by now: the line on the group comes after the first kill.
+    /// Takes over what the log says by now: the line about the group is printed after the first kill.
     pub fn update_from_log(&mut self, group: bool, kernel_kills: u64) {
         self.open.incident.group |= group;
         self.open.incident.kernel_kills = kernel_kills;
     }
 
-    /// When its last kill was (CLOCK_BOOTTIME), and the kills that the kernel counts of it, by the cgroup that they
-    /// were told of; nothing of what only the log told.
+    /// The time of the last kill (CLOCK_BOOTTIME), and how many kills the kernel counts for it, by the cgroup that they
+    /// were reported for. Empty for an incident that was recovered from the log.
     pub fn counted_kills(&self) -> (u64, HashMap<u64, u64>) {
         let incident = &self.open.incident;
-        let mut told = HashMap::new();
+        let mut kills = HashMap::new();
         if !incident.recovered {
             let killed: Vec<_> = incident.victims.iter().filter(|victim| !victim.already_dying).collect();
-            killed.iter().for_each(|victim| *told.entry(victim.cgroup.id).or_default() += 1);
-            // The first of a group is killed twice.
-            let twice = incident.kernel_kills.saturating_sub(killed.len() as u64);
-            killed.first().into_iter().for_each(|victim| *told.entry(victim.cgroup.id).or_default() += twice);
+            for victim in &killed {
+                *kills.entry(victim.cgroup.id).or_default() += 1;
+            }
+            // The kernel counts the first victim of a group kill twice: as the chosen one, and as a member.
+            let counted_twice = incident.kernel_kills.saturating_sub(killed.len() as u64);
+            if let Some(first) = killed.first() {
+                *kills.entry(first.cgroup.id).or_default() += counted_twice;
+            }
         }
-        (self.open.boot_ns, told)
+        (self.open.boot_ns, kills)
     }
 
-    /// Whose it was: the first victim's cgroup, and when.
+    /// The first victim's cgroup id, and the time of the last kill (CLOCK_BOOTTIME).
     pub fn first_victim(&self) -> (u64, u64) {
         (self.open.event.cgroup.id, self.open.boot_ns)
     }
 
-    /// Puts to it which code the memory grew by.
+    /// Sets the growth profile: the code that the memory grew by.
     pub fn set_growth(&mut self, growth: Option<GrowthProfile>) {
         self.open.incident.growth = growth;
     }
 
-    /// Asks the runtime, again if it lags behind, until `closing` says that there is no more time.
+    /// Asks the runtime, and again while it lags behind, and makes the event. `closing` becomes true when there is no
+    /// more time to wait.
     pub async fn settle(
         mut self,
         pods: &Pods,
@@ -221,30 +245,30 @@ impl PendingIncident {
         losses: &Mutex<Losses>,
     ) -> Event {
         let id = self.open.event.container.as_ref().map(|container| container.id.clone());
-        for again in 0..=ASK_AGAIN {
+        for retry in 0..=RETRIES {
             let Some(id) = &id else { break };
             self.open.incident.runtime = pods.container(id).await.map(Container::view);
-            if verdict::settled(&self.open.incident) || again == ASK_AGAIN || *closing.borrow() {
+            if verdict::settled(&self.open.incident) || retry == RETRIES || *closing.borrow() {
                 break;
             }
             let _ = tokio::time::timeout(SETTLE, closing.wait_for(|&now| now)).await;
         }
-        let PendingIncident { open: Open { mut incident, event, .. }, attempts } = self;
+        let PendingIncident { open: OpenIncident { mut incident, event, .. }, attempts } = self;
         incident.verdicts = verdict::verdicts(&incident);
-        incident.attempts = remember(&attempts, &event, &incident);
+        incident.attempts = remember_attempt(&attempts, &event, &incident);
         incident.advice = verdict::advice(&incident);
-        let losses = losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let losses = lock(losses).clone();
         Event { kind: Kind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }
     }
 }
 
-/// Adds this life of the container, if it has ended, and gives all that are known.
-fn remember(attempts: &Attempts, event: &Event, incident: &Incident) -> Vec<Attempt> {
+/// Adds this attempt of the container, if it has ended, and returns all attempts that are known.
+fn remember_attempt(attempts: &AttemptsByContainer, event: &Event, incident: &Incident) -> Vec<Attempt> {
     let (Some(pod), Some(container)) = (&event.pod, &event.container) else { return Vec::new() };
-    let mut all = attempts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = lock(attempts);
     let key = (pod.uid.clone(), container.name.clone());
     if all.len() >= CONTAINERS_MAX && !all.contains_key(&key) {
-        // The history on disk has the others.
+        // The history on the disk still has the others.
         all.clear();
     }
     let known = all.entry(key).or_default();
@@ -327,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_visit_is_one_incident_and_the_next_visit_another() {
+    async fn one_visit_makes_one_incident_and_the_next_visit_another() {
         let mut builder = IncidentBuilder::new("3f2a9c0d-51b7");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 9)];
         for (event, sequence) in kills.iter_mut().zip([7, 7, 8]) {
@@ -343,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_log_the_trigger_and_the_moment_make_an_incident() {
+    async fn without_the_log_kills_with_one_trigger_at_one_time_make_an_incident() {
         let mut builder = IncidentBuilder::new("3f2a");
         let mut kills = [kill(1, 9), kill(2, 9), kill(3, 8), kill(4, 9)];
         for (event, ms) in kills.iter_mut().zip([1000, 1050, 1060, 2000]) {

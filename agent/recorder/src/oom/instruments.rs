@@ -59,7 +59,7 @@ impl OomInstruments {
 
 fn missed(dir: &Path, last: Option<u64>, backlog: KernelLogBacklog) -> Option<MissedKills> {
     let before = RecoveryCheckpoint::load(dir).inspect_err(|error| tracing::warn!("{error:#}")).ok()??;
-    let missed = recover::missed(&before, &RecoveryCheckpoint::now(last), backlog);
+    let missed = recover::find_missed(&before, &RecoveryCheckpoint::now(last), backlog);
     if let Some(kills) = missed.kills.filter(|&kills| kills > 0) {
         tracing::warn!(
             since = %before.saved_at,

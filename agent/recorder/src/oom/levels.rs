@@ -1,4 +1,4 @@
-//! Reads the levels of a victim's cgroup, and the processes of the limited one, right after a kill.
+//! Reads the levels above a victim, and the processes of the level whose limit was hit, right after a kill.
 
 use std::fs;
 use std::path::Path;
@@ -12,38 +12,38 @@ use podopsy_model::text;
 use podopsy_pods::{Place, Pods, proc};
 use podopsy_system::page_size;
 
-use super::limit::Reading;
+use super::limit::LevelReading;
 
-/// Rows of a table in an event; the rest is summed up.
+/// Rows of the process table in an event; the rest is summed up.
 const ROWS_MAX: usize = 64;
-/// Processes looked at in /proc: after the kill, when the log has no table.
+/// Processes that are read from /proc after the kill, if the log has no task table.
 const PROCS_MAX: usize = 256;
 const PROC: &str = "/proc";
 
-/// When to compare with.
-pub enum Before<'a> {
-    /// What the sampler knew before this CLOCK_BOOTTIME.
-    Kill(Option<&'a MemorySampler>, u64),
-    /// The kill is long past: counters of today say nothing of it.
-    LongAgo,
+/// What a level's counters are compared with.
+pub enum Baseline<'a> {
+    /// The sampler's last reading before this time (CLOCK_BOOTTIME), the time of the kill.
+    BeforeKill(Option<&'a MemorySampler>, u64),
+    /// Nothing: the kill is long past, and the present counters do not describe it.
+    None,
 }
 
-/// Each level from the victim's up, as it is now.
-pub fn read(pods: &Pods, place: &Place, before: &Before) -> Vec<Reading> {
+/// Reads each level as it is now, from the victim's cgroup up.
+pub fn read(pods: &Pods, place: &Place, baseline: &Baseline) -> Vec<LevelReading> {
     let hierarchy = pods.hierarchy();
     let mut reader = MemoryFileReader::new(hierarchy.version);
     let steps = place.steps.iter().map(|step| {
         let dir = hierarchy.join(&step.path);
-        let sampler = match before {
-            Before::Kill(sampler, _) => *sampler,
-            Before::LongAgo => None,
+        let sampler = match baseline {
+            Baseline::BeforeKill(sampler, _) => *sampler,
+            Baseline::None => None,
         };
-        let since = match before {
-            Before::Kill(_, at) => reader.counters(&dir).map(|after| {
-                let known = sampler.zip(step.id).and_then(|(sampler, id)| sampler.before(id, *at));
-                since(after, known.unwrap_or_default())
+        let since = match baseline {
+            Baseline::BeforeKill(_, kill_ns) => reader.counters(&dir).map(|after| {
+                let before = sampler.zip(step.id).and_then(|(sampler, id)| sampler.before(id, *kill_ns));
+                difference(after, before.unwrap_or_default())
             }),
-            Before::LongAgo => None,
+            Baseline::None => None,
         };
         let mut state = LevelState {
             of: step.level,
@@ -63,17 +63,17 @@ pub fn read(pods: &Pods, place: &Place, before: &Before) -> Vec<Reading> {
             (state.usage_bytes, state.swap_bytes) = (Some(usage.current_bytes), Some(usage.swap_bytes));
             state.limit_bytes = reader.limit(&dir);
         } else if let Some((_, last)) = sampler.zip(step.id).and_then(|(sampler, id)| sampler.last(id)) {
-            // Gone already: a runtime removes a dead container's cgroup within milliseconds.
+            // The cgroup is gone: a runtime removes a dead container's cgroup within milliseconds.
             (state.usage_bytes, state.swap_bytes) = (Some(last.current_bytes), Some(last.swap_bytes));
             state.limit_bytes = last.limit_bytes;
         }
         state.headroom_bytes = state.limit_bytes.zip(state.usage_bytes).map(|(l, u)| l.saturating_sub(u));
-        Reading { state, raw: hierarchy.absolute(&step.path), since }
+        LevelReading { state, kernel_path: hierarchy.absolute(&step.path), since }
     });
     steps.collect()
 }
 
-fn since(after: Counters, before: Counters) -> Counters {
+fn difference(after: Counters, before: Counters) -> Counters {
     Counters {
         limit_hits: after.limit_hits.saturating_sub(before.limit_hits),
         high: after.high.saturating_sub(before.high),
@@ -82,7 +82,7 @@ fn since(after: Counters, before: Counters) -> Counters {
     }
 }
 
-/// The killer's own table; None: the log has none.
+/// The process table that the OOM killer printed; None: the log has none.
 pub fn table(visit: &Visit, usage: Option<u64>) -> Option<ProcessTable> {
     let victims: Vec<u32> = visit.kills.iter().map(|kill| kill.tid).collect();
     let page = page_size();
@@ -95,12 +95,12 @@ pub fn table(visit: &Visit, usage: Option<u64>) -> Option<ProcessTable> {
         share: None,
         victim: victims.contains(&row.tid),
     });
-    let mut table = cut(rows.collect(), usage, "kernel log")?;
+    let mut table = shorten(rows.collect(), usage, "kernel log")?;
     table.others += u32::try_from(visit.rows_dropped).unwrap_or(u32::MAX);
     Some(table)
 }
 
-/// Those that are left in a cgroup and below it, by /proc; None: nobody is.
+/// The processes that are left in a cgroup and below it, read from /proc; None: there are none.
 pub fn survivors(pods: &Pods, path: &Path, usage: Option<u64>) -> Option<ProcessTable> {
     let hierarchy = pods.hierarchy();
     let mut pids = Vec::new();
@@ -125,17 +125,18 @@ pub fn survivors(pods: &Pods, path: &Path, usage: Option<u64>) -> Option<Process
             victim: false,
         })
     });
-    cut(rows.collect(), usage, "/proc")
+    shorten(rows.collect(), usage, "/proc")
 }
 
-fn cut(mut rows: Vec<ProcessRow>, usage: Option<u64>, source: &str) -> Option<ProcessTable> {
+/// Keeps the largest processes and all victims, and sums up the others; None: there are no rows.
+fn shorten(mut rows: Vec<ProcessRow>, usage: Option<u64>, source: &str) -> Option<ProcessTable> {
     rows.sort_by_key(|row| (std::cmp::Reverse(row.rss_bytes), row.pid));
     for row in &mut rows {
         row.share = usage.filter(|&usage| usage > 0).map(|usage| row.rss_bytes as f64 / usage as f64);
     }
-    // A victim is shown however small it was.
+    // A victim is always shown, even if it was small.
     let (mut shown, rest): (Vec<_>, Vec<_>) =
-        rows.into_iter().enumerate().partition(|(at, row)| *at < ROWS_MAX || row.victim);
+        rows.into_iter().enumerate().partition(|(index, row)| *index < ROWS_MAX || row.victim);
     shown.truncate(2 * ROWS_MAX);
     let shown: Vec<_> = shown.into_iter().map(|(_, row)| row).collect();
     (!shown.is_empty()).then(|| ProcessTable {
@@ -153,7 +154,7 @@ mod tests {
     use crate::kernel_log::visit::LoggedKill;
 
     #[test]
-    fn a_long_table_keeps_the_large_ones_and_the_victim_and_sums_up_the_rest() {
+    fn a_long_table_keeps_the_largest_rows_and_the_victim_and_sums_up_the_rest() {
         let rows = (1..=200).map(|n| TaskRow {
             tid: n,
             pid: n,
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_is_none() {
+    fn an_empty_table_gives_none() {
         assert_eq!(super::table(&Visit::default(), None), None);
     }
 }

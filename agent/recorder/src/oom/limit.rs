@@ -1,56 +1,58 @@
-//! Whose limit was met: by the kernel's log if it says so, else by counters, else by headroom. Pure.
+//! Decides which level's limit was hit: by the kernel's log if it says so, else by the counters, else by the headroom.
+//! Pure: no I/O.
 
 use crate::kernel_log::visit::Visit;
 use podopsy_model::incident::{How, Level, LevelState, Limit};
 use podopsy_model::memory::Counters;
 
-/// One level of the victim's hierarchy as it was read, with what its counters say about the kill.
+/// One level above the victim as it was read after the kill.
 #[derive(Clone, Debug)]
-pub struct Reading {
+pub struct LevelReading {
     pub state: LevelState,
-    /// The path as the kernel prints it.
-    pub raw: Vec<u8>,
-    /// Since before the kill; None: not known.
+    /// The cgroup's path as the kernel prints it.
+    pub kernel_path: Vec<u8>,
+    /// By how much the counters rose since before the kill; None: not known.
     pub since: Option<Counters>,
 }
 
-/// A cgroup this full may have been the one: a charge is made in batches of 64 pages a CPU.
+/// A cgroup at least this full may have hit its limit: the kernel charges in batches of 64 pages a CPU, so that usage
+/// can stay a little below the limit.
 const FULL: f64 = 0.95;
 
-/// `visit`: the log's words on this kill; `in_cgroup`: its last line says that a cgroup's limit was met (or
-/// that none was); `levels` from the victim's up.
-pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[Reading]) -> Limit {
+/// `visit`: the visit as the kernel's log has it. `in_cgroup`: whether the kill's line says that a cgroup's limit was
+/// hit; None: there is no such line. `levels`: from the victim's cgroup up.
+pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> Limit {
     let mut limit = by_log(visit, in_cgroup, levels)
         .or_else(|| by_counters(in_cgroup, levels))
         .or_else(|| by_headroom(in_cgroup, levels))
         .unwrap_or(Limit {
             of: Level::Unknown,
             how: How::Inferred,
-            by: "nothing that was there says it".into(),
+            by: "neither the kernel log nor the counters nor the headroom show it".into(),
             path: None,
             limit_bytes: None,
             usage_bytes: None,
         });
     if let Some(memory) = visit.and_then(|visit| visit.memory).filter(|_| limit.path.is_some()) {
-        // Of that very moment: what is read later may have been freed already.
+        // The log has the numbers at the time of the kill; memory may have been freed since.
         limit.limit_bytes = memory.limit_bytes;
         limit.usage_bytes = Some(memory.usage_bytes);
     }
     limit
 }
 
-fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
+fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
     const LOG: &str = "kernel log";
     let Some(chosen) = visit.and_then(|visit| visit.chosen.as_ref()) else {
-        // The kill's own line is never kept back: "Out of memory:" is what it says when no cgroup was full.
+        // The kill's own line is not rate limited. It begins with "Out of memory:" if no cgroup's limit was hit.
         return (in_cgroup == Some(false))
             .then(|| machine(Level::Node, How::Inferred, "kernel log: the kill's line", levels));
     };
     match (chosen.constraint.as_str(), &chosen.oom_memcg) {
         ("CONSTRAINT_CPUSET", _) => Some(machine(Level::Cpuset, How::Observed, LOG, levels)),
         ("CONSTRAINT_MEMORY_POLICY", _) => Some(machine(Level::MemoryPolicy, How::Observed, LOG, levels)),
-        (_, Some(path)) => Some(match levels.iter().find(|level| level.raw == *path) {
-            Some(level) => of(level, How::Observed, LOG),
+        (_, Some(path)) => Some(match levels.iter().find(|level| level.kernel_path == *path) {
+            Some(level) => limit_of(level, How::Observed, LOG),
             None => Limit {
                 of: podopsy_pods::paths::level(path),
                 how: How::Observed,
@@ -61,61 +63,61 @@ fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[Reading]) ->
             },
         }),
         (_, None) if chosen.global => Some(machine(Level::Node, How::Observed, LOG, levels)),
-        // A name that could be read in two ways.
+        // The line is ambiguous: a name in it looks like a field.
         _ => None,
     }
 }
 
-fn by_counters(in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
-    let rose = |of: fn(&Counters) -> u64| -> Vec<&Reading> {
-        levels.iter().filter(|level| level.since.is_some_and(|since| of(&since) > 0)).collect()
+fn by_counters(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
+    let rose = |counter: fn(&Counters) -> u64| -> Vec<&LevelReading> {
+        levels.iter().filter(|level| level.since.is_some_and(|since| counter(&since) > 0)).collect()
     };
-    // v2 counts an OOM at the very cgroup whose limit was met.
+    // cgroup v2 counts an OOM at the cgroup whose limit was hit.
     match rose(|since| since.ooms.unwrap_or(0))[..] {
         [] => {}
-        [one] => return Some(of(one, How::Observed, "memory.events.local")),
-        [first, ..] => return Some(of(first, How::Inferred, "memory.events.local, of several")),
+        [level] => return Some(limit_of(level, How::Observed, "memory.events.local")),
+        [first, ..] => return Some(limit_of(first, How::Inferred, "memory.events.local, of several")),
     }
-    // v1 counts charges that met a limit, most of which reclaim mends.
+    // cgroup v1 counts the charges that hit a limit; reclaim resolves most of them.
     let limited: Vec<_> = rose(|since| since.limit_hits)
         .into_iter()
         .filter(|level| level.state.limit_bytes.is_some())
         .collect();
     match limited[..] {
         [] => {}
-        [one] => return Some(of(one, How::Inferred, "memory.failcnt")),
+        [level] => return Some(limit_of(level, How::Inferred, "memory.failcnt")),
         _ => {
             let fullest = limited.iter().max_by(|a, b| fullness(a).total_cmp(&fullness(b)))?;
-            return Some(of(fullest, How::Inferred, "memory.failcnt and headroom"));
+            return Some(limit_of(fullest, How::Inferred, "memory.failcnt and headroom"));
         }
     }
-    // Every cgroup was looked at, and none was full.
-    let v2_knows = levels.len() > 1
+    // On v2, if the counters of all cgroups were read and none counted an OOM, it was the whole machine.
+    let none_counted_an_oom = levels.len() > 1
         && levels[..levels.len() - 1]
             .iter()
             .all(|level| level.since.is_some_and(|since| since.ooms == Some(0)));
-    (v2_knows && in_cgroup != Some(true))
+    (none_counted_an_oom && in_cgroup != Some(true))
         .then(|| machine(Level::Node, How::Inferred, "memory.events.local of no level rose", levels))
 }
 
-fn by_headroom(in_cgroup: Option<bool>, levels: &[Reading]) -> Option<Limit> {
+fn by_headroom(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
     if let Some(full) = levels.iter().find(|level| fullness(level) >= FULL) {
-        return Some(of(full, How::Inferred, "headroom"));
+        return Some(limit_of(full, How::Inferred, "headroom"));
     }
     let mut limited = levels.iter().filter(|level| level.state.limit_bytes.is_some());
     let only = limited.next().filter(|_| limited.next().is_none() && in_cgroup == Some(true))?;
-    Some(of(only, How::Inferred, "the only limit there is"))
+    Some(limit_of(only, How::Inferred, "the only limit there is"))
 }
 
-/// Usage by limit; 0 without a limit.
-fn fullness(level: &Reading) -> f64 {
+/// Usage divided by the limit; 0 without a limit.
+fn fullness(level: &LevelReading) -> f64 {
     match (level.state.usage_bytes, level.state.limit_bytes) {
         (Some(usage), Some(limit)) if limit > 0 => usage as f64 / limit as f64,
         _ => 0.0,
     }
 }
 
-fn of(level: &Reading, how: How, by: &str) -> Limit {
+fn limit_of(level: &LevelReading, how: How, by: &str) -> Limit {
     Limit {
         of: level.state.of,
         how,
@@ -126,7 +128,8 @@ fn of(level: &Reading, how: How, by: &str) -> Limit {
     }
 }
 
-fn machine(of: Level, how: How, by: &str, levels: &[Reading]) -> Limit {
+/// The limit of the whole machine, a cpuset or a memory policy: none of them is a cgroup, so the path is None.
+fn machine(of: Level, how: How, by: &str, levels: &[LevelReading]) -> Limit {
     let node = levels.last().filter(|level| level.state.of == Level::Node).map(|level| &level.state);
     Limit {
         of,
@@ -145,7 +148,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn level(of: Level, path: &str, usage: u64, limit: Option<u64>, since: Option<Counters>) -> Reading {
+    fn level(of: Level, path: &str, usage: u64, limit: Option<u64>, since: Option<Counters>) -> LevelReading {
         let state = LevelState {
             of,
             path: path.into(),
@@ -156,10 +159,10 @@ mod tests {
             limit_hits: None,
             oom_kills: None,
         };
-        Reading { state, raw: path.as_bytes().to_vec(), since }
+        LevelReading { state, kernel_path: path.as_bytes().to_vec(), since }
     }
 
-    fn levels(v2: bool, rose: Option<usize>) -> Vec<Reading> {
+    fn levels(v2: bool, rose: Option<usize>) -> Vec<LevelReading> {
         let counters = |at: usize| {
             let rose = u64::from(rose == Some(at));
             Some(Counters { limit_hits: rose, ooms: v2.then_some(rose), ..Counters::default() })
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_believed_first_with_its_own_numbers() {
+    fn the_log_comes_first_and_its_numbers_are_taken() {
         let chosen = Chosen {
             constraint: "CONSTRAINT_MEMCG".into(),
             oom_memcg: Some(b"/k/pod1".to_vec()),
@@ -187,13 +190,13 @@ mod tests {
         let limit = decide(Some(&visit(chosen.clone())), Some(true), &levels(true, Some(0)));
         assert_eq!((limit.of, limit.how, limit.by.as_str()), (Level::Pod, How::Observed, "kernel log"));
         assert_eq!((limit.usage_bytes, limit.limit_bytes), (Some(64 * MIB), Some(64 * MIB)));
-        // The levels may be gone: the path alone still says what it was.
+        // The levels may be gone: then the path alone decides.
         let limit = decide(Some(&visit(chosen)), Some(true), &[]);
         assert_eq!((limit.of, limit.path.as_deref()), (Level::Slice, Some("/k/pod1")));
     }
 
     #[test]
-    fn node_cpuset_and_policy_are_told_apart() {
+    fn node_cpuset_and_memory_policy_are_distinguished() {
         for (constraint, expected) in [
             ("CONSTRAINT_NONE", Level::Node),
             ("CONSTRAINT_CPUSET", Level::Cpuset),
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_header_v2_counters_say_it_and_v1_counters_hint_at_it() {
+    fn without_a_header_v2_counters_are_observed_and_v1_counters_are_inferred() {
         let limit = decide(None, Some(true), &levels(true, Some(1)));
         assert_eq!((limit.of, limit.how), (Level::Pod, How::Observed));
         let limit = decide(None, Some(true), &levels(false, Some(0)));
@@ -222,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_full_is_known_by_what_did_not_happen() {
+    fn if_no_cgroup_counted_an_oom_it_was_the_node() {
         let limit = decide(None, None, &levels(true, None));
         assert_eq!((limit.of, limit.how), (Level::Node, How::Inferred));
         assert_eq!(decide(None, Some(false), &levels(false, None)).of, Level::Node);
     }
 
     #[test]
-    fn the_last_resort_is_headroom_and_then_the_truth() {
+    fn headroom_is_the_last_resort_and_without_it_the_level_is_unknown() {
         let mut levels = levels(false, None);
         levels[0].state.usage_bytes = Some(63 * MIB);
         let limit = decide(None, None, &levels);
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lie_fall_back_to_counters() {
+    fn an_ambiguous_line_falls_back_to_the_counters() {
         let chosen = Chosen { constraint: "CONSTRAINT_MEMCG".into(), ambiguous: true, ..Chosen::default() };
         let limit = decide(Some(&visit(chosen)), Some(true), &levels(true, Some(0)));
         assert_eq!((limit.of, limit.by.as_str()), (Level::Container, "memory.events.local"));

@@ -1,8 +1,8 @@
-//! The autopsy: a kill that the probe saw, with the kernel's log, counters, the curve before it and the
-//! runtime's word put to it.
+//! OOM kills: adds to each kill that the probe recorded the kernel's log, the cgroups' counters, the memory curve before
+//! it and the runtime's report.
 //!
 //! Kill → [`OomExaminer::examine`] → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
-//! Must not know: aya, how anything is rendered.
+//! This module must not depend on aya or on rendering.
 
 pub(crate) mod attribute;
 mod builder;
@@ -30,18 +30,18 @@ use podopsy_pods::Pods;
 use podopsy_system::clock::boot_now_ns;
 
 pub use builder::{IncidentBuilder, PendingIncident};
-use levels::Before;
+use levels::Baseline;
 
-/// How long after a kill the log's line on it may come. It is written by the killer, right after the probe has seen
-/// the victim; but a machine without memory is slow, and so is a serial console that prints the killer's table.
+/// How long after a kill its line in the kernel's log may arrive. The OOM killer writes the line right after the probe
+/// has fired. But a machine without free memory is slow, and so is a serial console that prints the task table.
 const LOG_WITHIN: Duration = Duration::from_secs(3);
-/// The same once a line has not come: a log that lost one must not hold up all kills behind it.
+/// The same after a line did not arrive: a log that lost one line must not delay all later kills.
 const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(300);
 
-/// Everything of one kill but the kill itself.
+/// What is known about one kill beside the probe's record of it.
 #[derive(Clone, Debug)]
 pub struct OomFacts {
-    /// What the log has of it, and of those killed with it.
+    /// The visit as the kernel's log has it, with all kills of that visit; None: the log has nothing about this kill.
     pub visit: Option<Arc<Visit>>,
     pub limit: Limit,
     pub levels: Vec<LevelState>,
@@ -51,70 +51,88 @@ pub struct OomFacts {
     pub already_dying: bool,
 }
 
-/// Puts facts to kills.
+/// Collects the facts about each kill.
 pub struct OomExaminer {
     pods: Arc<Pods>,
     sampler: Option<MemorySampler>,
     log: Option<KernelLogFollower>,
-    dying: AtomicU64,
+    /// Victims that were already dying.
+    already_dying: AtomicU64,
+    /// Whether the log had no line for the last kill that needed one.
     log_missed: AtomicBool,
 }
 
+/// Why the kernel's count of kills differs from the number of victims that the probe saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KnownDifferences {
+    /// Victims that were already dying: the kernel does not count them.
+    pub already_dying: u64,
+    /// Victims of group kills that the kernel counts twice.
+    pub counted_twice: u64,
+}
+
 impl std::fmt::Debug for OomExaminer {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (sampler, log) = (self.sampler.is_some(), self.log.is_some());
-        to.debug_struct("OomExaminer").field("sampler", &sampler).field("log", &log).finish()
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OomExaminer")
+            .field("sampler", &self.sampler.is_some())
+            .field("log", &self.log.is_some())
+            .finish()
     }
 }
 
 impl OomExaminer {
-    /// `sampler`, `log`: None where this machine (or this command) has none.
+    /// `sampler`, `log`: None if this machine or this command has none.
     pub fn new(
         pods: Arc<Pods>,
         sampler: Option<MemorySampler>,
         log: Option<KernelLogFollower>,
     ) -> OomExaminer {
-        OomExaminer { pods, sampler, log, dying: AtomicU64::new(0), log_missed: AtomicBool::new(false) }
+        OomExaminer {
+            pods,
+            sampler,
+            log,
+            already_dying: AtomicU64::new(0),
+            log_missed: AtomicBool::new(false),
+        }
     }
 
-    /// Reads what is still there at once, then waits a moment for the log.
+    /// Reads the levels at once, while they still exist, then waits up to 3 s for the kernel's log.
     pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> OomFacts {
         let mut levels = self.levels(owner.cgroup.id, kill.time_ns);
-        // One that was dying before has no line to wait for.
-        let found = match kill.already_dying {
-            true => None,
-            false => self.in_log(kill.victim.tid, kill.time_ns).await,
-        };
+        // The kernel writes no "Killed process" line for a victim that was already dying.
+        let found =
+            if kill.already_dying { None } else { self.find_in_log(kill.victim.tid, kill.time_ns).await };
         if levels.is_empty()
             && let Some(path) =
                 found.as_ref().and_then(|(visit, _)| visit.chosen.as_ref()?.task_memcg.as_ref())
             && let Some(place) = self.pods.place_of(path)
         {
-            levels = levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill.time_ns));
+            levels =
+                levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill.time_ns));
         }
-        self.dying.fetch_add(u64::from(kill.already_dying), Relaxed);
+        self.already_dying.fetch_add(u64::from(kill.already_dying), Relaxed);
         let (visit, line) = found.unzip();
-        let mut facts = facts(visit, line.as_ref(), levels);
+        let mut facts = combine(visit, line.as_ref(), levels);
         facts.qos = self.qos(owner.cgroup.id);
         facts.curve = self.curve(owner);
         facts.already_dying = kill.already_dying;
         if facts.processes.is_none()
             && facts.limit.how == How::Observed
-            && let Some(step) = self.step_of(&facts.limit, owner)
+            && let Some(path) = self.path_of_limit(&facts.limit, owner)
         {
-            facts.processes = levels::survivors(&self.pods, &step, facts.limit.usage_bytes);
+            facts.processes = levels::survivors(&self.pods, &path, facts.limit.usage_bytes);
         }
         facts
     }
 
-    fn levels(&self, id: u64, kill_ns: u64) -> Vec<limit::Reading> {
+    fn levels(&self, id: u64, kill_ns: u64) -> Vec<limit::LevelReading> {
         let Some(place) = self.pods.place(id) else { return Vec::new() };
-        levels::read(&self.pods, &place, &Before::Kill(self.sampler.as_ref(), kill_ns))
+        levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill_ns))
     }
 
-    async fn in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, LoggedKill)> {
+    async fn find_in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, LoggedKill)> {
         let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
-        // We may be late ourselves, and then whoever reads the log is, too.
+        // If this task is late, the task that reads the log may be late, too: it gets at least a third of the time.
         let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns));
         let patience = within.saturating_sub(late).max(within / 3);
         let found = self.log.as_ref()?.kill_of(tid, patience).await;
@@ -126,47 +144,53 @@ impl OomExaminer {
         self.pods.place(id)?.qos.map(str::to_owned)
     }
 
-    /// Of the container, also where the victim sat in a cgroup inside of it.
+    /// The container's curve, also if the victim was in a cgroup inside the container.
     fn curve(&self, owner: &Owner) -> Option<Curve> {
         let place = self.pods.place(owner.cgroup.id)?;
         let container = place.steps.iter().find(|step| step.level == Level::Container)?;
         self.sampler.as_ref()?.curve(container.id.unwrap_or(owner.cgroup.id))
     }
 
-    /// Where the memory of a container goes; None: nobody looks, or too short a time.
+    /// How a container's memory has changed in the last minute; None: it is not sampled, or has too few samples.
     pub fn trend(&self, id: u64) -> Option<MemoryTrend> {
         self.sampler.as_ref()?.trend(id)
     }
 
-    /// What is to be kept of every container's memory; nothing where nobody samples it.
+    /// The memory records that have changed since the last call, of all containers; empty if memory is not sampled.
     pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
         self.sampler.as_ref().map(MemorySampler::memory_records).unwrap_or_default()
     }
 
-    fn step_of(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {
+    /// The path of the cgroup whose limit was hit, below the hierarchy's root.
+    fn path_of_limit(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {
         let place = self.pods.place(owner.cgroup.id)?;
         place.steps.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
     }
 
-    /// What a visit has come to: see [`KernelLogFollower::visit_outcome`].
+    /// Whether a visit killed a group, and how many kills the kernel counts for it; see
+    /// [`KernelLogFollower::visit_outcome`].
     pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
         self.log.as_ref()?.visit_outcome(sequence)
     }
 
-    /// By how many the kernel's count differs from the victims seen, for known reasons: (victims that were dying
-    /// before, which it does not count; victims of groups that it counts twice).
-    pub fn known_differences(&self) -> (u64, u64) {
-        (self.dying.load(Relaxed), self.log.as_ref().map_or(0, KernelLogFollower::repeats))
+    /// The known reasons for a difference between the kernel's count and the victims that the probe saw.
+    pub fn known_differences(&self) -> KnownDifferences {
+        KnownDifferences {
+            already_dying: self.already_dying.load(Relaxed),
+            counted_twice: self.log.as_ref().map_or(0, KernelLogFollower::repeats),
+        }
     }
 
-    /// Enters what was told of an incident, to be compared with the cgroups' own counters.
+    /// Records an incident's kills, so that they are compared with the cgroups' own counters.
     pub fn record_reported_kills(&self, incident: &PendingIncident) {
         let (boot_ns, kills) = incident.counted_kills();
         let Some(sampler) = &self.sampler else { return };
-        kills.into_iter().for_each(|(id, kills)| sampler.record_reported_kills(id, boot_ns, kills));
+        for (id, kills) in kills {
+            sampler.record_reported_kills(id, boot_ns, kills);
+        }
     }
 
-    /// The last record of the kernel's log that was read.
+    /// The sequence number of the last record of the kernel's log that was read.
     pub fn log_sequence(&self) -> Option<u64> {
         self.log.as_ref()?.last_sequence()
     }
@@ -178,8 +202,8 @@ impl OomExaminer {
     }
 }
 
-/// What log and levels say together.
-fn facts(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::Reading>) -> OomFacts {
+/// Combines the kernel's log with the levels: which limit was hit, and the task table.
+fn combine(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::LevelReading>) -> OomFacts {
     let in_cgroup = line.and_then(|line| line.killed.as_ref()).map(|killed| killed.in_cgroup);
     let limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
     let processes = visit.as_ref().and_then(|visit| levels::table(visit, limit.usage_bytes));
