@@ -1,5 +1,5 @@
-//! OOM kills: adds to each kill that the probe recorded the kernel's log, the cgroups' counters, the memory curve before
-//! it and the runtime's report.
+//! OOM kills: adds the kernel's log, the cgroups' counters, the memory curve and the runtime's report to each kill that
+//! the probe recorded.
 //!
 //! Kill → [`OomExaminer::examine`] → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
 //! This module must not depend on aya or on rendering.

@@ -1,88 +1,93 @@
-//! SIGKILLs that no OOM killer sent: record → sender and target named → the runtime's word → verdict → event.
+//! SIGKILLs that no OOM killer sent: record → owners of sender and target → the runtime's report → verdict → event.
 //!
-//! Each record is told by a task of its own, so that a slow runtime holds up nobody; how many there may be is bounded.
-//! Must not know: aya, how anything is rendered.
+//! Each record is handled by a task of its own, so that a slow runtime does not delay the others. The number of tasks is
+//! bounded. This module must not depend on aya or on rendering.
 
-mod gate;
+mod rate_limiter;
 pub(crate) mod reader;
 mod sender;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use podopsy_wire::Task;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use gate::Gate;
 use podopsy_decode::{SentBy, SigkillDecoded};
 use podopsy_model::incident::RuntimeView;
 use podopsy_model::sigkill::{Party, Sigkill};
 use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Owner, ProcessRef, text};
 use podopsy_pods::{Container, Pods};
 use podopsy_system::clock;
+use podopsy_system::sync::lock;
+use rate_limiter::RateLimiter;
 
-/// The runtime needs about as long to see an exit.
+/// The runtime needs about this long to notice an exit.
 const SETTLE: Duration = Duration::from_millis(1500);
-/// Asked again where a container must have ended and the runtime does not know it yet.
-const ASK_AGAIN: u32 = 3;
-/// Records that wait for the runtime's word at a time.
+/// How often the runtime is asked again while it still reports a container as running that must have ended.
+const RETRIES: u32 = 3;
+/// Records that wait for the runtime's report at a time.
 const TASKS_MAX: usize = 1024;
 
-/// Which SIGKILLs are told.
+/// Which SIGKILLs are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SigkillScope {
     None,
-    /// Those whose target is in a container.
+    /// SIGKILLs to processes of containers.
     Containers,
-    /// Host processes', too.
+    /// SIGKILLs to host processes, too.
     AllProcesses,
 }
 
-/// Tells SIGKILLs.
+/// Correlates each SIGKILL with the owners of both processes and the runtime's report, and makes the event.
 pub struct SigkillCorrelator {
     node: String,
-    boot: String,
+    /// The first four digits of the boot id.
+    id_prefix: String,
     scope: SigkillScope,
     pods: Arc<Pods>,
-    gate: Mutex<Gate>,
-    room: Arc<Semaphore>,
+    rate_limiter: Mutex<RateLimiter>,
+    tasks: Arc<Semaphore>,
+    /// Records that were dropped because [`TASKS_MAX`] tasks were running.
     crowded: AtomicU64,
-    own: AtomicU64,
+    own_kills: AtomicU64,
 }
 
 impl SigkillCorrelator {
-    /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
+    /// `boot_id`: the content of `/proc/sys/kernel/random/boot_id`.
     pub fn new(scope: SigkillScope, node: &str, boot_id: &str, pods: Arc<Pods>) -> Arc<SigkillCorrelator> {
         Arc::new(SigkillCorrelator {
             node: node.to_owned(),
-            boot: boot_id.chars().take(4).collect(),
+            id_prefix: boot_id.chars().take(4).collect(),
             scope,
             pods,
-            gate: Mutex::default(),
-            room: Arc::new(Semaphore::new(TASKS_MAX)),
+            rate_limiter: Mutex::default(),
+            tasks: Arc::new(Semaphore::new(TASKS_MAX)),
             crowded: AtomicU64::new(0),
-            own: AtomicU64::new(0),
+            own_kills: AtomicU64::new(0),
         })
     }
 
-    /// Whether it is worth a place in the queue: not told before, and its container has not had too many.
+    /// Whether a record is to be queued: its target was not reported before, and its container has had few enough.
     pub fn admits(&self, record: &SigkillDecoded) -> bool {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner).admits(record)
+        lock(&self.rate_limiter).admits(record)
     }
 
-    /// SIGKILLs among the processes of one container that were found only here, in cgroups that it made itself.
-    pub fn own(&self) -> u64 {
-        self.own.load(Relaxed)
+    /// SIGKILLs among the processes of one container that the kernel side could not recognize as such, because the
+    /// processes were in cgroups that the container had made itself.
+    pub fn own_kills(&self) -> u64 {
+        self.own_kills.load(Relaxed)
     }
 
+    /// `sigkill_throttled`: records beyond the rate; `sigkill_crowded`: records beyond the number of tasks.
     pub fn losses(&self) -> Losses {
-        let throttled = self.gate.lock().unwrap_or_else(PoisonError::into_inner).throttled;
+        let throttled = lock(&self.rate_limiter).throttled;
         let all = [("sigkill_throttled", throttled), ("sigkill_crowded", self.crowded.load(Relaxed))];
         all.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
     }
 
-    /// Tells one, some seconds later: `closing` says that there is no more time.
+    /// Starts a task that sends the event some seconds later, or at once when `closing` becomes true.
     pub fn report(
         self: &Arc<SigkillCorrelator>,
         record: SigkillDecoded,
@@ -90,17 +95,17 @@ impl SigkillCorrelator {
         closing: watch::Receiver<bool>,
         losses: Arc<Mutex<Losses>>,
     ) {
-        let Ok(place) = self.room.clone().try_acquire_owned() else {
+        let Ok(permit) = self.tasks.clone().try_acquire_owned() else {
             self.crowded.fetch_add(1, Relaxed);
             return;
         };
         let correlator = self.clone();
         tokio::spawn(async move {
             if let Some(event) = correlator.event(record, closing, &losses).await {
-                // Nobody listens any more: that is their choice.
+                // The receiver is gone; dropping the event is correct.
                 let _ = events.send(event).await;
             }
-            drop(place);
+            drop(permit);
         });
     }
 
@@ -121,29 +126,29 @@ impl SigkillCorrelator {
         };
         let comm = text::from_kernel(&record.running.comm);
         let by = sender::sender(record.sent_by, &comm, running.as_ref(), &target);
-        if sender::is_own(by, running.as_ref(), &target) {
-            self.own.fetch_add(1, Relaxed);
+        if sender::is_own_container(by, running.as_ref(), &target) {
+            self.own_kills.fetch_add(1, Relaxed);
             return None;
         }
         if sender::is_routine(by, &target) {
             return None;
         }
         let id = target.container.as_ref().map(|container| container.id.clone());
-        let (first, view) = match id {
-            Some(id) => self.runtime(&id, &record, closing).await,
+        let (first_process, view) = match id {
+            Some(id) => self.ask_runtime(&id, &record, closing).await,
             None => (None, None),
         };
         let sigkill = Sigkill {
-            id: format!("{}-k{}-{}", self.boot, record.target.pid, record.time_ns / 1_000_000),
+            id: format!("{}-k{}-{}", self.id_prefix, record.target.pid, record.time_ns / 1_000_000),
             by,
             sender: running.map(|owner| party(&record.running, owner)),
-            first_process: first,
+            first_process,
             si_code: record.si_code,
             to_process: record.to_process,
             verdict: podopsy_model::sigkill_verdict::verdict(view.as_ref()),
             runtime: view,
         };
-        let losses = losses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let losses = lock(losses).clone();
         Some(Event::new(
             clock::wall(record.time_ns),
             Kind::Sigkill,
@@ -159,32 +164,35 @@ impl SigkillCorrelator {
         self.pods.owner_of_task(task.cgroup_id, task.pid).await
     }
 
-    /// Whether the target was the container's PID 1, and what the runtime says once it has had time to notice.
-    async fn runtime(
+    /// Whether the target was the container's PID 1, and the runtime's report after it has had time to notice the exit.
+    async fn ask_runtime(
         &self,
         id: &str,
         record: &SigkillDecoded,
         mut closing: watch::Receiver<bool>,
     ) -> (Option<bool>, Option<RuntimeView>) {
-        // At once: a runtime that has not noticed yet still says which process is PID 1.
-        let mut first = first(self.pods.container(id).await.as_ref(), record);
-        for again in 0..=ASK_AGAIN {
+        // Asked at once: a runtime that has not noticed the exit yet still knows which process is PID 1.
+        let mut is_first = is_first_process(self.pods.container(id).await.as_ref(), record);
+        for retry in 0..=RETRIES {
             let _ = tokio::time::timeout(SETTLE, closing.wait_for(|&now| now)).await;
-            let said = self.pods.container(id).await;
-            first = first.or(self::first(said.as_ref(), record));
-            let lags = first != Some(false) && said.as_ref().is_some_and(|said| said.state == "running");
-            if !lags || again == ASK_AGAIN || *closing.borrow() {
-                return (first, said.map(Container::view));
+            let report = self.pods.container(id).await;
+            is_first = is_first.or(is_first_process(report.as_ref(), record));
+            let lags =
+                is_first != Some(false) && report.as_ref().is_some_and(|report| report.state == "running");
+            if !lags || retry == RETRIES || *closing.borrow() {
+                return (is_first, report.map(Container::view));
             }
         }
-        (first, None)
+        (is_first, None)
     }
 }
 
-/// By what the runtime says while the container runs; after its end by the process's id in its pid namespace, where 1
-/// says all, and any other nothing: the pod may share the namespace.
-fn first(said: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
-    let running = said.filter(|said| said.state == "running").and_then(|said| said.pid);
+/// Whether the target was the container's first process; None: not known.
+///
+/// While the container runs, the runtime knows. After its end, only the process's id in its pid namespace is left: 1 means
+/// yes, any other id means nothing, because the containers of a pod may share the namespace.
+fn is_first_process(report: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
+    let running = report.filter(|report| report.state == "running").and_then(|report| report.pid);
     match running {
         Some(pid) => Some(pid == record.target.pid),
         None => (record.namespace_pid == Some(1)).then_some(true),
@@ -232,13 +240,19 @@ mod tests {
     }
 
     #[test]
-    fn a_living_containers_pid_1_is_the_runtimes_to_say() {
+    fn the_runtime_decides_which_process_is_pid_1_while_the_container_runs() {
         let mut killed = sigkill_record(&record(0));
-        assert_eq!(first(Some(&container("running", Some(killed.target.pid))), &killed), Some(true));
-        // PID 1 of a pid namespace of its own, inside of the container.
-        assert_eq!(first(Some(&container("running", Some(5))), &killed), Some(false));
-        assert_eq!(first(Some(&container("exited", None)), &killed), Some(true));
+        assert_eq!(
+            is_first_process(Some(&container("running", Some(killed.target.pid))), &killed),
+            Some(true)
+        );
+        // PID 1 of another pid namespace that was made inside the container.
+        assert_eq!(is_first_process(Some(&container("running", Some(5))), &killed), Some(false));
+        assert_eq!(is_first_process(Some(&container("exited", None)), &killed), Some(true));
         killed.namespace_pid = Some(7);
-        assert_eq!((first(Some(&container("exited", None)), &killed), first(None, &killed)), (None, None));
+        assert_eq!(
+            (is_first_process(Some(&container("exited", None)), &killed), is_first_process(None, &killed)),
+            (None, None)
+        );
     }
 }

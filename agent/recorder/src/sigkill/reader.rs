@@ -25,7 +25,7 @@ pub(crate) struct SigkillReader {
 impl SigkillReader {
     /// SIGKILLs within one container, counted in the kernel and here.
     pub fn own_kills(&self) -> u64 {
-        self.kernel.get(Loss::SigkillOwn) + self.correlator.own()
+        self.kernel.get(Loss::SigkillOwn) + self.correlator.own_kills()
     }
 
     fn pass_on(&self, signal: SigkillDecoded) {

@@ -1,10 +1,11 @@
-//! What sent a SIGKILL, by what was seen and nothing else. Pure.
+//! Classifies the sender of a SIGKILL, from observed facts only. Pure: no I/O.
 
 use podopsy_decode::SentBy;
 use podopsy_model::sigkill::Sender;
 use podopsy_model::{KnownBy, Owner};
 
-/// How runtimes' processes are called, to the 15 bytes that the kernel keeps. Only a host process is believed.
+/// The names of the runtimes' processes, as the kernel keeps them (15 bytes). A name counts only for a host process: in a
+/// container, the container's owner chooses it.
 const RUNTIMES: [&str; 10] = [
     "runc",
     "crun",
@@ -18,7 +19,7 @@ const RUNTIMES: [&str; 10] = [
     "containerd-shim",
 ];
 
-/// `running`: whose the running task was; `comm`: its name.
+/// `running`: the owner of the task that was running when the signal was sent; `comm`: its name.
 pub fn sender(sent_by: SentBy, comm: &str, running: Option<&Owner>, target: &Owner) -> Sender {
     let owner = match (sent_by, running) {
         (SentBy::Kernel, _) => return Sender::Kernel,
@@ -39,12 +40,13 @@ pub fn sender(sent_by: SentBy, comm: &str, running: Option<&Owner>, target: &Own
     }
 }
 
-/// A container whose processes kill each other minds its own business, in cgroups that it made inside of itself, too.
-pub fn is_own(by: Sender, running: Option<&Owner>, target: &Owner) -> bool {
+/// Whether a process of the target's own container sent it, also from a cgroup that the container made inside itself. Such
+/// SIGKILLs are counted, not reported.
+pub fn is_own_container(by: Sender, running: Option<&Owner>, target: &Owner) -> bool {
     by == Sender::SamePod && running.is_some_and(|owner| same_container(owner, target))
 }
 
-/// A runtime ends every pod's sandbox by SIGKILL: nothing happened to the pod by that.
+/// Whether the runtime ended a sandbox. Runtimes end every sandbox by SIGKILL, so this is no news.
 pub fn is_routine(by: Sender, target: &Owner) -> bool {
     by == Sender::Runtime && target.pod.is_some() && target.container.is_none()
 }
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
     use podopsy_model::{ContainerRef, PodRef};
 
-    fn of(uid: &str, container: Option<&str>) -> Owner {
+    fn pod_owner(uid: &str, container: Option<&str>) -> Owner {
         let pod =
             PodRef { namespace: "n".into(), name: "p".into(), uid: uid.into(), labels: Default::default() };
         let container = container.map(|id| ContainerRef {
@@ -81,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_counts_only_on_the_host() {
-        let target = of("u1", Some("a"));
+    fn a_process_name_counts_only_for_host_processes() {
+        let target = pod_owner("u1", Some("a"));
         let by = |comm: &str, owner: &Owner| sender(SentBy::Task, comm, Some(owner), &target);
         for (comm, expected) in [
             ("runc", Sender::Runtime),
@@ -93,25 +95,28 @@ mod tests {
             ("bash", Sender::HostProcess),
         ] {
             assert_eq!(by(comm, &host()), expected, "{comm}");
-            assert_eq!(by(comm, &of("u2", Some("b"))), Sender::OtherPod, "{comm} of a pod");
+            assert_eq!(by(comm, &pod_owner("u2", Some("b"))), Sender::OtherPod, "{comm} of a pod");
         }
-        assert_eq!(by("bash", &of("u1", Some("b"))), Sender::SamePod);
+        assert_eq!(by("bash", &pod_owner("u1", Some("b"))), Sender::SamePod);
         assert_eq!(by("kubelet", &Owner::default()), Sender::Unknown);
     }
 
     #[test]
-    fn who_was_running_is_not_asked_where_the_kernel_or_an_interrupt_sent() {
-        let target = of("u1", Some("a"));
+    fn the_running_task_is_ignored_if_the_kernel_or_an_interrupt_sent_the_signal() {
+        let target = pod_owner("u1", Some("a"));
         assert_eq!(sender(SentBy::Kernel, "kubelet", Some(&host()), &target), Sender::Kernel);
         assert_eq!(sender(SentBy::Unknown, "kubelet", None, &target), Sender::Unknown);
     }
 
     #[test]
-    fn own_business_and_the_end_of_a_sandbox_are_not_told() {
-        let (mine, sandbox) = (of("u1", Some("a")), of("u1", None));
-        assert!(is_own(Sender::SamePod, Some(&mine), &mine));
-        assert!(!is_own(Sender::SamePod, Some(&of("u1", Some("b"))), &mine));
-        assert!(!is_own(Sender::Kernel, Some(&mine), &mine), "the kernel is nobody's own");
+    fn the_containers_own_signals_and_the_end_of_a_sandbox_are_recognized() {
+        let (mine, sandbox) = (pod_owner("u1", Some("a")), pod_owner("u1", None));
+        assert!(is_own_container(Sender::SamePod, Some(&mine), &mine));
+        assert!(!is_own_container(Sender::SamePod, Some(&pod_owner("u1", Some("b"))), &mine));
+        assert!(
+            !is_own_container(Sender::Kernel, Some(&mine), &mine),
+            "the kernel is not a process of the container"
+        );
         assert!(is_routine(Sender::Runtime, &sandbox) && !is_routine(Sender::Runtime, &mine));
         assert!(!is_routine(Sender::HostProcess, &sandbox));
     }
