@@ -151,9 +151,9 @@ impl Seen<'_> {
             return Ok(());
         }
         match &event.detail {
-            Detail::Dns(transaction) => self.tally.query(transaction),
+            Detail::Dns(transaction) => self.tally.add_query(transaction),
             Detail::Lookup(lookup) => {
-                self.tally.lookup(&render::event::pod(event), lookup);
+                self.tally.add_lookup(&render::event::pod(event), lookup);
                 self.lookups += 1;
                 self.failed += u64::from(lookup.result.is_failure());
                 if self.shown.shows(lookup) {

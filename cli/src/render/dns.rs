@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn the_summary_has_pods_names_and_resolvers() {
         let mut tally = LookupStatistics::default();
-        tally.lookup("shop/api", &lookup(LookupResult::Timeout, 5_000_000_000));
+        tally.add_lookup("shop/api", &lookup(LookupResult::Timeout, 5_000_000_000));
         let mut out = Vec::new();
         summary(&mut out, Terminal::PLAIN, &tally.summary(10)).unwrap();
         let text = String::from_utf8(out).unwrap();

@@ -1,4 +1,4 @@
-//! The lookups that are open, and which of them a query belongs to.
+//! Assigns queries to open lookups, and closes a lookup when no more of its queries can come.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,46 +11,48 @@ use podopsy_model::event::Protocol;
 use podopsy_model::lookup::Saw;
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
-/// Between an outcome and the next query of the same lookup. A resolver takes microseconds; a busy node takes longer.
+/// The longest time between an outcome and the next query of the same lookup. A resolver takes microseconds, on a busy
+/// node longer.
 const GAP_NS: u64 = 1_000_000_000;
-/// Between an answer and the next query of the same call of glibc's: microseconds, and more on a busy node.
-const AT_ONCE_NS: u64 = 100_000_000;
-/// More queries than that are another lookup: 32 search domains, A and AAAA.
+/// The longest time between an answer and glibc's next query with a larger buffer: microseconds, on a busy node more.
+const LARGER_BUFFER_WITHIN_NS: u64 = 100_000_000;
+/// Queries of a lookup at most: 32 search domains, A and AAAA. Further queries start another lookup.
 const QUERIES_MAX: usize = 64;
 
-/// How many lookups are open at most.
+/// How many lookups may be open.
 #[derive(Clone, Copy, Debug)]
 pub struct LookupLimits {
-    pub all: usize,
+    pub total: usize,
     pub per_container: usize,
 }
 
 impl Default for LookupLimits {
-    /// At 2 KiB each, 16 MiB.
+    /// 16 MiB, at 2 KiB for each lookup.
     fn default() -> Self {
-        LookupLimits { all: 8192, per_container: 1024 }
+        LookupLimits { total: 8192, per_container: 1024 }
     }
 }
 
-/// One process for good.
+/// Identifies a process even after its pid is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProcessKey {
     pub pid: u32,
     pub start_ns: u64,
 }
 
-/// A transaction and its times.
+/// A DNS transaction with its times (boot clock).
 #[derive(Clone, Debug)]
 pub struct LookupQuery {
-    /// In lower case: case makes no other name.
+    /// In lower case: DNS names ignore case.
     pub name: String,
     pub sent_ns: u64,
+    /// When its outcome was known.
     pub done_ns: u64,
     pub transaction: DnsTransaction,
 }
 
 impl LookupQuery {
-    /// None: there is no name in it, so that it belongs to no lookup.
+    /// None: the transaction has no name or no type, so that it belongs to no lookup.
     pub fn new(transaction: DnsTransaction, done_ns: u64) -> Option<LookupQuery> {
         let name = transaction.name.as_ref()?.to_ascii_lowercase();
         transaction.qtype.as_ref()?;
@@ -66,7 +68,7 @@ impl LookupQuery {
         self.name == other.name && self.transaction.qtype == other.transaction.qtype
     }
 
-    /// The resolver asks this question no more.
+    /// Whether the resolver does not ask this question again.
     fn is_final(&self) -> bool {
         matches!(self.transaction.outcome, Outcome::Noerror | Outcome::Nxdomain | Outcome::Nodata)
     }
@@ -80,22 +82,22 @@ impl LookupQuery {
     }
 }
 
-/// A lookup that is told.
+/// A complete lookup.
 #[derive(Debug)]
-pub struct ClosedLookup<W> {
-    pub context: W,
+pub struct ClosedLookup<C> {
+    pub context: C,
     pub process: ProcessKey,
     /// When the first query was sent (boot clock).
     pub start_ns: u64,
-    /// When the application got its result.
+    /// When the application got its result (boot clock).
     pub end_ns: u64,
     pub lookup: Lookup,
 }
 
-/// A lookup under way.
+/// A lookup that may get more queries.
 #[derive(Debug)]
-pub(super) struct OpenLookup<W> {
-    context: W,
+pub(super) struct OpenLookup<C> {
+    context: C,
     process: ProcessKey,
     container: u64,
     pub queries: Vec<LookupQuery>,
@@ -105,79 +107,73 @@ pub(super) struct OpenLookup<W> {
     pub resolv: Option<Arc<ResolvConf>>,
 }
 
-/// All lookups under way. `W` is whatever the caller wants to have back with a lookup.
+/// Builds lookups from queries. `C` is the caller's context of a lookup, which is returned with it.
 #[derive(Debug)]
-pub struct LookupBuilder<W> {
+pub struct LookupBuilder<C> {
+    /// How long a lookup is held after its last outcome.
     hold_ns: u64,
     saw: Saw,
     limits: LookupLimits,
     wall: fn(u64) -> Timestamp,
-    next: u64,
-    open: HashMap<u64, OpenLookup<W>>,
-    /// All names of a lookup begin with the same label.
+    next_id: u64,
+    open: HashMap<u64, OpenLookup<C>>,
+    /// The ids of open lookups by first label: all names of a lookup begin with the same label.
     by_label: HashMap<(ProcessKey, String), Vec<u64>>,
+    /// (due time, lookup id) of all open lookups, and of each container's.
     due: BTreeSet<(u64, u64)>,
-    due_of: HashMap<u64, BTreeSet<(u64, u64)>>,
-    full: Vec<ClosedLookup<W>>,
+    due_by_container: HashMap<u64, BTreeSet<(u64, u64)>>,
+    /// Lookups that were closed early and have not been taken yet.
+    closed_early: Vec<ClosedLookup<C>>,
     evicted: u64,
 }
 
-impl<W> LookupBuilder<W> {
-    /// `timeout_ns`: how long a query waits until it is a timeout. `wall`: the boot clock's time as a wall clock's.
+impl<C> LookupBuilder<C> {
+    /// `timeout_ns`: after which time a query without an answer is a timeout. `wall`: converts boot time to wall time.
     pub fn new(
         timeout_ns: u64,
         saw: Saw,
         limits: LookupLimits,
         wall: fn(u64) -> Timestamp,
-    ) -> LookupBuilder<W> {
+    ) -> LookupBuilder<C> {
         LookupBuilder {
             hold_ns: timeout_ns.saturating_add(GAP_NS),
             saw,
             limits,
             wall,
-            next: 0,
+            next_id: 0,
             open: HashMap::new(),
             by_label: HashMap::new(),
             due: BTreeSet::new(),
-            due_of: HashMap::new(),
-            full: Vec::new(),
+            due_by_container: HashMap::new(),
+            closed_early: Vec::new(),
             evicted: 0,
         }
     }
 
-    /// Puts a query to its lookup, or opens one. `container` is whose share of the room it takes.
+    /// Adds a query to its lookup, or opens a new lookup. `container`: whose share of [`LookupLimits`] it uses.
     pub fn add(
         &mut self,
         process: ProcessKey,
         container: u64,
         query: LookupQuery,
         resolv: Option<Arc<ResolvConf>>,
-        context: impl FnOnce() -> W,
+        context: impl FnOnce() -> C,
     ) {
         let key = (process, query.first_label());
         let ids = self.by_label.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let fits = |id: &&u64| self.open.get(id).is_some_and(|open| open.takes(&query, resolv.as_deref()));
-        if let Some(&id) = ids.iter().rev().find(fits) {
-            let hold = self.hold_ns;
-            let Some(open) = self.open.get_mut(&id) else { return };
-            let (before, container) = ((open.due_ns, id), open.container);
-            open.put(query, resolv);
-            open.due_ns = open.held_until(hold);
-            let after = (open.due_ns, id);
-            self.due.remove(&before);
-            self.due.insert(after);
-            let of = self.due_of.entry(container).or_default();
-            of.remove(&before);
-            of.insert(after);
+        let accepts =
+            |id: &&u64| self.open.get(id).is_some_and(|open| open.accepts(&query, resolv.as_deref()));
+        if let Some(&id) = ids.iter().rev().find(accepts) {
+            self.add_to(id, query, resolv);
             return;
         }
-        // Its timeout has been told long ago, as has the lookup that it ended.
+        // The timeout of this query was reported long ago, and with it the lookup.
         if query.transaction.outcome == Outcome::Late {
             return;
         }
-        self.make_room(container);
-        let id = self.next;
-        self.next += 1;
+        self.evict_if_full(container);
+        let id = self.next_id;
+        self.next_id += 1;
         self.by_label.entry(key).or_default().push(id);
         let (start_ns, end_ns) = (query.sent_ns, query.done_ns);
         let (queries, due_ns) = (vec![query], 0);
@@ -185,33 +181,47 @@ impl<W> LookupBuilder<W> {
             OpenLookup { context: context(), process, container, queries, start_ns, end_ns, due_ns, resolv };
         open.due_ns = open.held_until(self.hold_ns);
         self.due.insert((open.due_ns, id));
-        self.due_of.entry(container).or_default().insert((open.due_ns, id));
+        self.due_by_container.entry(container).or_default().insert((open.due_ns, id));
         self.open.insert(id, open);
     }
 
-    fn make_room(&mut self, container: u64) {
-        let crowded = self.due_of.get(&container).filter(|of| of.len() >= self.limits.per_container);
-        let oldest = match crowded {
-            Some(of) => of.first(),
-            None if self.open.len() >= self.limits.all => self.due.first(),
+    fn add_to(&mut self, id: u64, query: LookupQuery, resolv: Option<Arc<ResolvConf>>) {
+        let Some(open) = self.open.get_mut(&id) else { return };
+        let before = (open.due_ns, id);
+        open.insert(query, resolv);
+        open.due_ns = open.held_until(self.hold_ns);
+        let after = (open.due_ns, id);
+        self.due.remove(&before);
+        self.due.insert(after);
+        let of_container = self.due_by_container.entry(open.container).or_default();
+        of_container.remove(&before);
+        of_container.insert(after);
+    }
+
+    /// Closes the lookup that is due first, if its container or all containers together have reached their limit.
+    fn evict_if_full(&mut self, container: u64) {
+        let of_container = self.due_by_container.get(&container);
+        let oldest = match of_container.filter(|due| due.len() >= self.limits.per_container) {
+            Some(due) => due.first(),
+            None if self.open.len() >= self.limits.total => self.due.first(),
             None => None,
         };
         let Some(&oldest) = oldest else { return };
-        if let Some(open) = self.take(oldest) {
+        if let Some(open) = self.remove(oldest) {
             self.evicted += 1;
             let mut closed = self.close(open);
             closed.lookup.cut_short = true;
-            self.full.push(closed);
+            self.closed_early.push(closed);
         }
     }
 
-    fn take(&mut self, due: (u64, u64)) -> Option<OpenLookup<W>> {
+    fn remove(&mut self, due: (u64, u64)) -> Option<OpenLookup<C>> {
         self.due.remove(&due);
         let open = self.open.remove(&due.1)?;
-        if let Some(of) = self.due_of.get_mut(&open.container) {
-            of.remove(&due);
-            if of.is_empty() {
-                self.due_of.remove(&open.container);
+        if let Some(of_container) = self.due_by_container.get_mut(&open.container) {
+            of_container.remove(&due);
+            if of_container.is_empty() {
+                self.due_by_container.remove(&open.container);
             }
         }
         let key = (open.process, open.queries.first().map(LookupQuery::first_label).unwrap_or_default());
@@ -224,38 +234,33 @@ impl<W> LookupBuilder<W> {
         Some(open)
     }
 
-    fn close(&self, mut open: OpenLookup<W>) -> ClosedLookup<W> {
+    fn close(&self, mut open: OpenLookup<C>) -> ClosedLookup<C> {
         open.queries.sort_by_key(|query| (query.sent_ns, query.done_ns));
-        let judged =
-            judge::lookup(&open.queries, open.resolv.as_deref(), self.saw, (self.wall)(open.start_ns));
-        let end_ns = open.start_ns.saturating_add(judged.wait_ns);
-        ClosedLookup {
-            context: open.context,
-            process: open.process,
-            start_ns: open.start_ns,
-            end_ns,
-            lookup: judged,
-        }
+        let start = (self.wall)(open.start_ns);
+        let lookup = judge::lookup(&open.queries, open.resolv.as_deref(), self.saw, start);
+        let end_ns = open.start_ns.saturating_add(lookup.wait_ns);
+        ClosedLookup { context: open.context, process: open.process, start_ns: open.start_ns, end_ns, lookup }
     }
 
-    /// When the next lookup is to be told (boot clock).
+    /// When the next lookup is due (boot clock).
     pub fn due(&self) -> Option<u64> {
-        if self.full.is_empty() { self.due.first().map(|due| due.0) } else { Some(0) }
+        if self.closed_early.is_empty() { self.due.first().map(|due| due.0) } else { Some(0) }
     }
 
-    /// Those to be told at `now`, or all. `resolv` is asked once more for those whose search list was not known yet.
+    /// Removes and returns the lookups that are due; with `all`, every open lookup. `resolv` is called once more for the
+    /// lookups whose resolv.conf was not known yet.
     pub fn take_due(
         &mut self,
         now_ns: u64,
         all: bool,
-        mut resolv: impl FnMut(&W) -> Option<Arc<ResolvConf>>,
-    ) -> Vec<ClosedLookup<W>> {
-        let mut out = std::mem::take(&mut self.full);
+        mut resolv: impl FnMut(&C) -> Option<Arc<ResolvConf>>,
+    ) -> Vec<ClosedLookup<C>> {
+        let mut out = std::mem::take(&mut self.closed_early);
         while let Some(&due) = self.due.first() {
             if !all && due.0 > now_ns {
                 break;
             }
-            let Some(mut open) = self.take(due) else { continue };
+            let Some(mut open) = self.remove(due) else { continue };
             if open.resolv.is_none() {
                 open.resolv = resolv(&open.context);
             }
@@ -264,37 +269,38 @@ impl<W> LookupBuilder<W> {
         out
     }
 
-    /// How many were told early to make room.
+    /// How many lookups were closed early because the limit was reached.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 }
 
-impl<W> OpenLookup<W> {
-    fn put(&mut self, query: LookupQuery, resolv: Option<Arc<ResolvConf>>) {
+impl<C> OpenLookup<C> {
+    fn insert(&mut self, query: LookupQuery, resolv: Option<Arc<ResolvConf>>) {
         self.resolv = self.resolv.take().or(resolv);
         self.start_ns = self.start_ns.min(query.sent_ns);
         self.end_ns = self.end_ns.max(query.done_ns);
-        // One query, told twice: its timeout, and now its answer; or its answer, and that this was dropped.
-        let again = |before: &LookupQuery| match query.transaction.outcome {
+        // A query can come twice: as a timeout and later with its answer, or with its answer and later with the news that
+        // the answer was dropped.
+        let is_update_of = |before: &LookupQuery| match query.transaction.outcome {
             Outcome::Late => before.transaction.outcome == Outcome::Timeout,
             _ => query.transaction.answer_dropped,
         };
-        let told = |before: &&mut LookupQuery| {
-            again(before)
+        let is_same_query = |before: &&mut LookupQuery| {
+            is_update_of(before)
                 && before.sent_ns == query.sent_ns
                 && (before.transaction.id, before.transaction.server)
                     == (query.transaction.id, query.transaction.server)
                 && before.is_same_question(&query)
         };
-        match self.queries.iter_mut().find(told) {
+        match self.queries.iter_mut().find(is_same_query) {
             Some(before) => *before = query,
             None => self.queries.push(query),
         }
     }
 
-    /// Until when more can come. A query that is sent again with its id times out that much later, so that a lookup with a
-    /// question open is held for a client's further attempts, too.
+    /// Until when more queries can come. A query that is sent again with the same id times out that much later. Therefore
+    /// a lookup with an open question is also held for the client's further attempts.
     fn held_until(&self, hold_ns: u64) -> u64 {
         let usual = self.end_ns.saturating_add(hold_ns);
         let mut queries: Vec<&LookupQuery> = self.queries.iter().collect();
@@ -308,7 +314,7 @@ impl<W> OpenLookup<W> {
         let resolv = self.resolv.as_deref();
         let answered = self.queries.iter().any(LookupQuery::is_answered);
         let at_the_end =
-            answered || resolv.and_then(|resolv| resolv.asked(&names)).is_some_and(|(_, last)| last);
+            answered || resolv.and_then(|resolv| resolv.explain(&names)).is_some_and(|(_, last)| last);
         let last = names.last().copied().unwrap_or_default();
         let asked = |qtype: &str| {
             self.queries
@@ -318,36 +324,36 @@ impl<W> OpenLookup<W> {
         if at_the_end && asked("A") == asked("AAAA") {
             return usual;
         }
-        let of = resolv.cloned().unwrap_or_default();
-        let further = u64::from(of.attempts.saturating_sub(1)) * u64::from(of.timeout) * 1_000_000_000;
-        usual.saturating_add(further)
+        let resolv = resolv.cloned().unwrap_or_default();
+        let further_attempts = u64::from(resolv.attempts.saturating_sub(1));
+        usual.saturating_add(further_attempts * u64::from(resolv.timeout) * 1_000_000_000)
     }
 
-    /// Does this query belong here? The module's docs have the rules.
-    fn takes(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
-        let near = query.sent_ns <= self.end_ns.saturating_add(GAP_NS)
+    /// Whether a query belongs to this lookup. The rules are in the documentation of [`super`].
+    fn accepts(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
+        let is_near = query.sent_ns <= self.end_ns.saturating_add(GAP_NS)
             && self.start_ns <= query.done_ns.saturating_add(GAP_NS);
         let is_late = query.transaction.outcome == Outcome::Late;
-        if self.queries.len() >= QUERIES_MAX || !(near || is_late) {
+        if self.queries.len() >= QUERIES_MAX || !(is_near || is_late) {
             return false;
         }
         let resolv = self.resolv.as_deref().or(resolv);
-        self.queries.iter().all(|other| goes_with(query, other))
+        self.queries.iter().all(|other| can_share_lookup(query, other))
             && (self.is_for_a_larger_buffer(query)
-                || !(self.is_asked_anew(query) || self.is_over_attempts(query, resolv)))
+                || !(self.is_asked_again(query) || self.is_over_attempts(query, resolv)))
             && self.has_common_name(query, resolv)
     }
 
-    /// glibc asks for everything once more, at once, with twice the buffer, when an answer does not fit in it: one that was
-    /// truncated and fetched by TCP, or is about to be.
+    /// When an answer does not fit into its buffer, glibc at once asks for everything again with twice the buffer. Such an
+    /// answer was truncated and then fetched by TCP.
     fn is_for_a_larger_buffer(&self, query: &LookupQuery) -> bool {
-        let large = self.queries.iter().any(|other| {
+        let has_tcp_answer = self.queries.iter().any(|other| {
             other.transaction.protocol == Protocol::Tcp && other.is_answered() && other.name == query.name
         });
         let before = self.queries.iter().map(|other| other.done_ns).filter(|&done| done <= query.sent_ns);
-        large
+        has_tcp_answer
             && self.was_truncated(query.sent_ns)
-            && before.max().is_some_and(|last| query.sent_ns - last <= AT_ONCE_NS)
+            && before.max().is_some_and(|last| query.sent_ns - last <= LARGER_BUFFER_WITHIN_NS)
     }
 
     fn was_truncated(&self, before_ns: u64) -> bool {
@@ -356,10 +362,12 @@ impl<W> OpenLookup<W> {
         self.queries.iter().any(truncated)
     }
 
-    /// The question had been answered when it was sent. glibc does that when the other type stays silent (it asks for
-    /// both again, one after the other), and when the other's answer was truncated (it asks for both by TCP).
-    fn is_asked_anew(&self, query: &LookupQuery) -> bool {
-        let silent = |other: &LookupQuery| {
+    /// Whether the question had already been answered when this query was sent, so that it starts another lookup.
+    ///
+    /// Within one lookup, glibc does that in two cases: the other type got no answer (it asks for both again, one after
+    /// the other), or the other type's answer was truncated (it asks for both by TCP).
+    fn is_asked_again(&self, query: &LookupQuery) -> bool {
+        let got_no_answer = |other: &LookupQuery| {
             other.name == query.name
                 && matches!(other.transaction.outcome, Outcome::Timeout | Outcome::Malformed)
         };
@@ -371,19 +379,20 @@ impl<W> OpenLookup<W> {
                 == (Protocol::Udp, Protocol::Tcp)
                 && self.was_truncated(second.sent_ns);
             other.is_same_question(query) && (after || before) && !by_tcp
-        }) && !self.queries.iter().any(silent)
+        }) && !self.queries.iter().any(got_no_answer)
     }
 
-    /// Nobody asks a server more often than that: an application that tries again at once makes the next lookup.
+    /// Whether a resolver would not ask this server so often: then the application has tried again, which is the next
+    /// lookup.
     ///
-    /// glibc and musl ask again with the same id, Go with a new one each time: a new id after a repeated one is the
-    /// application's doing.
+    /// glibc and musl ask again with the same id, Go with a new id each time. So a new id after a repeated one means that
+    /// the application has tried again.
     fn is_over_attempts(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         if query.transaction.outcome == Outcome::Late || query.is_final() {
             return false;
         }
         let attempts = resolv.map_or(ResolvConf::default().attempts, |resolv| resolv.attempts) as usize;
-        // c-ares waits for three.
+        // c-ares asks three times before it gives up.
         let most = if query.transaction.outcome == Outcome::Timeout { attempts.max(3) } else { attempts };
         let same = self.queries.iter().filter(|other| {
             other.is_same_question(query)
@@ -402,18 +411,18 @@ impl<W> OpenLookup<W> {
             Some(resolv) => {
                 let mut bases = resolv.bases(&query.name);
                 names.all(|name| {
-                    let of = resolv.bases(name);
-                    bases.retain(|base| of.contains(base));
+                    let others = resolv.bases(name);
+                    bases.retain(|base| others.contains(base));
                     !bases.is_empty()
                 })
             }
-            None => names.all(|name| search::nest(name, &query.name)),
+            None => names.all(|name| search::are_nested(name, &query.name)),
         }
     }
 }
 
-/// The search goes on to the next name only after a failure.
-fn goes_with(one: &LookupQuery, other: &LookupQuery) -> bool {
+/// Whether two queries can belong to one lookup: the resolver goes on to the next name only after a failure.
+fn can_share_lookup(one: &LookupQuery, other: &LookupQuery) -> bool {
     let after =
         |first: &LookupQuery, second: &LookupQuery| first.is_answered() && first.done_ns <= second.sent_ns;
     one.name == other.name || !(after(one, other) || after(other, one))

@@ -1,30 +1,33 @@
-//! Counters around a timeout → what was seen. Pure: the counters are read elsewhere.
+//! Network counters around a timeout → diagnosis. Pure: [`crate::dns::network::counters`] reads the counters.
 
 use std::collections::BTreeMap;
 
 use podopsy_model::lookup::{Diagnosis, Verdict};
 
-/// Counters by name, as `network::counters` gives them.
+/// Counters by name, as `network::counters` returns them.
 pub type Counters = BTreeMap<String, u64>;
 
-/// The kernel discarded what was to leave.
+/// The kernel discarded packets before they left.
 const NOT_SENT: [&str; 3] = ["ip_out_no_routes", "ip_out_discards", "udp_sndbuf_errors"];
-/// It arrived, and no application got it.
+/// A datagram arrived and no application received it.
 const DROPPED: [&str; 3] = ["udp_rcvbuf_errors", "udp_in_csum_errors", "udp_mem_errors"];
-/// Dropped for want of a connection-tracking entry; two sockets that race for one are `insert_failed`.
+/// Dropped because there was no connection tracking entry. Two sockets that race for one entry count as `insert_failed`.
 const CONNTRACK: [&str; 2] = ["conntrack_insert_failed", "conntrack_drop"];
 
-/// What grew from `before` to `after`.
+/// The counters that rose from `before` to `after`, and by how much.
 pub fn growth(before: &Counters, after: &Counters) -> Counters {
-    let grown = after.iter().filter_map(|(name, now)| {
-        let more = now.checked_sub(*before.get(name)?)?;
-        (more > 0).then(|| (name.clone(), more))
+    let risen = after.iter().filter_map(|(name, now)| {
+        let increase = now.checked_sub(*before.get(name)?)?;
+        (increase > 0).then(|| (name.clone(), increase))
     });
-    grown.collect()
+    risen.collect()
 }
 
-/// Judges a timeout by what grew in `window_ns`; None: there is nothing to compare with. `late`: an answer came after all.
-/// `dropped`: one came, and found its socket's receive buffer full.
+/// Diagnoses a timeout.
+///
+/// `late`: an answer came after the timeout. `dropped_at_socket`: an answer came while its socket's receive buffer was
+/// full. `grown`: the time between two readings of the counters in ns, and what rose in it; None: there were no two
+/// readings.
 pub fn diagnose(
     late: bool,
     dropped_at_socket: bool,
@@ -35,16 +38,16 @@ pub fn diagnose(
         Some((window_ns, counters)) => (Some(window_ns), counters),
         None => (None, Counters::new()),
     };
-    let some = |names: &[&str]| -> Vec<String> {
+    let risen = |names: &[&str]| -> Vec<String> {
         let hits = counters.iter().filter(|(name, _)| {
             let plain = name.strip_prefix("node_").unwrap_or(name);
             names.contains(&plain)
         });
         hits.map(|(name, count)| format!("{name} +{count}")).collect()
     };
-    let (not_sent, dropped, conntrack) = (some(&NOT_SENT), some(&DROPPED), some(&CONNTRACK));
+    let (not_sent, dropped, conntrack) = (risen(&NOT_SENT), risen(&DROPPED), risen(&CONNTRACK));
     let sent = if sends == 1 { "sent once".to_owned() } else { format!("sent {sends} times") };
-    let (verdict, said) = if late {
+    let (verdict, finding) = if late {
         (Verdict::AnsweredLate, format!("{sent}, and answered late"))
     } else if dropped_at_socket {
         let why = "an answer came and was dropped, because its socket's receive buffer was full";
@@ -67,33 +70,36 @@ pub fn diagnose(
     } else {
         (Verdict::Unanswered, format!("{sent}, and no answer was seen to come"))
     };
-    let around = match window_ns {
-        None => "there was no earlier look at the counters to compare with".to_owned(),
-        Some(window) => {
-            let seconds = window as f64 / 1e9;
-            let arrived = counters.get("udp_in_datagrams").copied().unwrap_or(0);
-            let closed = counters.get("udp_no_ports").copied().unwrap_or(0);
-            let mut text = match arrived {
-                0 => format!("in {seconds:.1} s no UDP datagram was delivered in its network namespace"),
-                _ => format!(
-                    "in {seconds:.1} s {arrived} other UDP datagrams were delivered in its network namespace"
-                ),
-            };
-            if closed > 0 {
-                text += &format!(", {closed} came to closed ports (as answers do whose asker has given up)");
-            }
-            text
+    let traffic = match window_ns {
+        None => "there was no earlier reading of the counters to compare with".to_owned(),
+        Some(window_ns) => describe_traffic(window_ns, &counters),
+    };
+    Diagnosis { verdict, text: format!("{finding}; {traffic}"), window_ns, counters }
+}
+
+/// What else arrived in the asker's network namespace in that time.
+fn describe_traffic(window_ns: u64, counters: &Counters) -> String {
+    let seconds = window_ns as f64 / 1e9;
+    let arrived = counters.get("udp_in_datagrams").copied().unwrap_or(0);
+    let closed = counters.get("udp_no_ports").copied().unwrap_or(0);
+    let mut text = match arrived {
+        0 => format!("in {seconds:.1} s no UDP datagram was delivered in its network namespace"),
+        _ => {
+            format!("in {seconds:.1} s {arrived} other UDP datagrams were delivered in its network namespace")
         }
     };
-    Diagnosis { verdict, text: format!("{said}; {around}"), window_ns, counters }
+    if closed > 0 {
+        text += &format!(", {closed} came to closed ports (like answers after the asker has given up)");
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn counters(of: &[(&str, u64)]) -> Counters {
-        of.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+    fn counters(all: &[(&str, u64)]) -> Counters {
+        all.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
     }
 
     fn verdict(grown: &[(&str, u64)]) -> (Verdict, String) {
@@ -102,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grew_decides_and_is_named() {
+    fn the_counters_that_rose_decide_and_are_named() {
         let (what, text) = verdict(&[]);
         assert_eq!(what, Verdict::Unanswered);
         assert_eq!(
@@ -127,12 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn without_an_earlier_look_nothing_is_claimed() {
+    fn without_an_earlier_reading_nothing_is_claimed() {
         let it = diagnose(false, false, 1, None);
         assert_eq!((it.verdict, it.window_ns), (Verdict::Unanswered, None));
-        assert!(it.text.contains("sent once") && it.text.contains("no earlier look"), "{}", it.text);
+        assert!(it.text.contains("sent once") && it.text.contains("no earlier reading"), "{}", it.text);
         assert_eq!(diagnose(true, false, 1, None).verdict, Verdict::AnsweredLate);
-        // Seen, not inferred: no counter is needed.
+        // The kernel side saw the drop, so no counter is needed.
         let it = diagnose(false, true, 1, None);
         assert!(
             it.verdict == Verdict::AnswerDropped && it.text.contains("receive buffer was full"),
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_went_back_did_not_grow() {
+    fn a_counter_that_fell_is_not_growth() {
         let (before, after) = (counters(&[("a", 5), ("b", 1)]), counters(&[("a", 2), ("b", 3), ("c", 7)]));
         assert_eq!(growth(&before, &after), counters(&[("b", 2)]));
     }

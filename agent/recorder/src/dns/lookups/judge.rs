@@ -1,4 +1,4 @@
-//! The queries of one lookup → what it was.
+//! The queries of one lookup → the lookup's name, result, wait time and search-path misses. Pure: no I/O.
 
 use jiff::Timestamp;
 
@@ -11,7 +11,7 @@ const STEPS_MAX: usize = 32;
 const NAMES_MAX: usize = 16;
 const SERVERS_MAX: usize = 8;
 
-/// What one question (name and type) came to.
+/// The result of one question (name and type).
 struct Question<'a> {
     name: &'a str,
     qtype: &'a str,
@@ -19,7 +19,7 @@ struct Question<'a> {
     done_ns: u64,
 }
 
-/// `queries`: at least one, in the order in which they were sent.
+/// Makes the lookup. `queries`: at least one, in the order in which they were sent.
 pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, start: Timestamp) -> Lookup {
     let names = distinct(queries.iter().map(|query| query.name.as_str()));
     let (name, name_known_by, at_the_end) = asked_for(&names, resolv);
@@ -36,13 +36,14 @@ pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, st
         _ => seen,
     };
     let start_ns = queries.first().map_or(0, |query| query.sent_ns);
-    // An answered lookup ends when the answering name's questions have theirs: others were of no more interest.
+    // An answered lookup ends when all questions for the answering name have their results; the application does not wait
+    // for other names.
     let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
     let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
     let is_search_path_miss = |query: &&LookupQuery| {
-        let own = query.name == name || answered == Some(query.name.as_str());
-        let missed = matches!(query.transaction.outcome, Outcome::Nxdomain | Outcome::Nodata);
-        !own && (missed || answered.is_some())
+        let is_wanted = query.name == name || answered == Some(query.name.as_str());
+        let is_negative = matches!(query.transaction.outcome, Outcome::Nxdomain | Outcome::Nodata);
+        !is_wanted && (is_negative || answered.is_some())
     };
     let misses: Vec<&LookupQuery> = queries.iter().filter(is_search_path_miss).collect();
     let mut missed_names = distinct(misses.iter().map(|query| query.name.as_str()));
@@ -71,42 +72,43 @@ pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, st
         },
         resolvers,
         transactions: queries.iter().take(STEPS_MAX).map(|query| step(query, start_ns)).collect(),
-        search: resolv.map(ResolvConf::shown),
+        search: resolv.map(ResolvConf::to_search),
         saw,
         diagnosis: None,
         cut_short: false,
     }
 }
 
-/// The name, how it is known, and whether the resolver has no other to try.
+/// The name that was looked up, how it is known, and whether the resolver has no other name to try.
 fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownBy, bool) {
-    if let Some((name, last)) = resolv.and_then(|resolv| resolv.asked(names)) {
+    if let Some((name, last)) = resolv.and_then(|resolv| resolv.explain(names)) {
         return (name, NameKnownBy::ResolvConf, last);
     }
-    let (name, known_by) = search::inferred(names);
+    let (name, known_by) = search::infer_name(names);
     let last = known_by == NameKnownBy::Inferred && names.last().is_some_and(|last| *last == name);
     (name, known_by, last)
 }
 
-/// With answers unseen: is this failure the end? An error ends a search in most resolvers; NXDOMAIN and NODATA do only at
-/// the last name, and NODATA of one family says nothing while the other's question was not seen to fail.
+/// Whether a failure is certainly the end of a lookup, although answers are not recorded. An error ends the search in most
+/// resolvers. NXDOMAIN and NODATA end it only at the last name. NODATA for one address family is no failure as long as the
+/// other family's question was not seen to fail.
 fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
     let has =
         |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);
-    let half = questions.iter().any(|question| {
+    let is_one_family_missing = questions.iter().any(|question| {
         question.result == LookupResult::Nodata && has(question.name, "A") != has(question.name, "AAAA")
     });
     match seen {
-        LookupResult::Nodata => at_the_end && !half,
+        LookupResult::Nodata => at_the_end && !is_one_family_missing,
         LookupResult::Nxdomain | LookupResult::Servfail | LookupResult::Refused => at_the_end,
         LookupResult::Answered => false,
-        // TCP follows, unseen if it is answered.
+        // A query by TCP follows, and it is not recorded if it is answered.
         LookupResult::Truncated => false,
         _ => true,
     }
 }
 
-/// What every question came to: an answer before all; then a plain no; else the error of the last attempt.
+/// The result of each question: an answer if there is one, else a negative answer, else the error of the last attempt.
 fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
     let mut out: Vec<Question> = Vec::new();
     for query in queries {
@@ -116,8 +118,8 @@ fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
         match out.iter_mut().find(|known| known.name == new.name && known.qtype == qtype) {
             Some(known) => {
                 let (old, latest) = (rank(known.result), rank(result));
-                let sooner = old == latest && latest < 2 && new.done_ns < known.done_ns;
-                if latest < old || sooner || (old == 2 && latest == 2) {
+                let is_earlier = old == latest && latest < 2 && new.done_ns < known.done_ns;
+                if latest < old || is_earlier || (old == 2 && latest == 2) {
                     *known = new;
                 }
             }
@@ -127,6 +129,7 @@ fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
     out
 }
 
+/// The smaller, the more it decides: an answer, a negative answer, an error.
 fn rank(result: LookupResult) -> u8 {
     match result {
         LookupResult::Answered => 0,
@@ -135,7 +138,7 @@ fn rank(result: LookupResult) -> u8 {
     }
 }
 
-/// As the application wrote it, if one of its queries shows that.
+/// The name in the spelling that the application used, if one of the queries shows it.
 fn as_written(queries: &[LookupQuery], name: &str) -> String {
     queries
         .iter()
@@ -161,11 +164,12 @@ fn step(query: &LookupQuery, start_ns: u64) -> Step {
     }
 }
 
-fn distinct<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+/// Without duplicates, in the order of first appearance.
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut out = Vec::new();
-    for word in words {
-        if !out.contains(&word) {
-            out.push(word);
+    for text in all {
+        if !out.contains(&text) {
+            out.push(text);
         }
     }
     out

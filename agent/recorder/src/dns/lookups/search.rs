@@ -1,22 +1,22 @@
-//! resolv.conf: what a resolver makes of a name, and back from queries to the name.
+//! resolv.conf: which queries a resolver makes from a name, and which name explains given queries.
 //!
-//! Must not know: where the file was, or when anything was asked.
+//! This module must not depend on where the file was read or when a query was sent.
 
 use std::net::IpAddr;
 
 use podopsy_model::lookup::{NameKnownBy, Search};
 use podopsy_model::text;
 
-/// glibc has no limit on search domains since 2.26, musl takes 256 bytes of them.
+/// Search domains at most. glibc has had no limit since 2.26; musl takes 256 bytes of them.
 const DOMAINS_MAX: usize = 32;
 const SERVERS_MAX: usize = 8;
-/// A domain name's longest presentation form without escapes.
+/// The longest presentation form of a domain name, without escapes.
 const NAME_MAX: usize = 254;
 
-/// What is of use in a resolv.conf (man 5 resolv.conf).
+/// The parts of a resolv.conf that matter here (man 5 resolv.conf).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvConf {
-    /// Lower case, without final dots.
+    /// In lower case, without final dots.
     pub search: Vec<String>,
     pub nameservers: Vec<IpAddr>,
     pub ndots: u32,
@@ -26,37 +26,37 @@ pub struct ResolvConf {
 }
 
 impl Default for ResolvConf {
-    /// What an empty file means.
+    /// The meaning of an empty file.
     fn default() -> Self {
         ResolvConf { search: Vec::new(), nameservers: Vec::new(), ndots: 1, timeout: 5, attempts: 2 }
     }
 }
 
 impl ResolvConf {
-    /// Reads the file's bytes, which are the container's to choose: what makes no sense is passed over, as resolvers do.
+    /// Parses the content of a file. The container's owner chooses it; invalid parts are ignored, as resolvers do.
     pub fn parse(bytes: &[u8]) -> ResolvConf {
         let mut out = ResolvConf::default();
         for line in String::from_utf8_lossy(bytes).lines() {
             let line = line.split(['#', ';']).next().unwrap_or_default();
-            let mut words = line.split_ascii_whitespace();
-            match words.next() {
-                // The last of them wins, of both words.
-                Some("search") => out.search = words.filter_map(domain).take(DOMAINS_MAX).collect(),
-                Some("domain") => out.search = words.next().and_then(domain).into_iter().collect(),
+            let mut fields = line.split_ascii_whitespace();
+            match fields.next() {
+                // The last `search` or `domain` line replaces all earlier ones.
+                Some("search") => out.search = fields.filter_map(parse_domain).take(DOMAINS_MAX).collect(),
+                Some("domain") => out.search = fields.next().and_then(parse_domain).into_iter().collect(),
                 Some("nameserver") if out.nameservers.len() < SERVERS_MAX => {
-                    // A link-local address may carry its interface.
+                    // A link-local address may be followed by its interface.
                     let address: Option<IpAddr> =
-                        words.next().and_then(|word| word.split('%').next()?.parse().ok());
+                        fields.next().and_then(|field| field.split('%').next()?.parse().ok());
                     out.nameservers.extend(address);
                 }
-                Some("options") => words.for_each(|option| out.option(option)),
+                Some("options") => fields.for_each(|option| out.set_option(option)),
                 _ => {}
             }
         }
         out
     }
 
-    fn option(&mut self, option: &str) {
+    fn set_option(&mut self, option: &str) {
         let Some((name, value)) = option.split_once(':') else { return };
         let Ok(value) = value.parse::<u32>() else { return };
         match name {
@@ -67,47 +67,52 @@ impl ResolvConf {
         }
     }
 
-    pub fn shown(&self) -> Search {
+    /// The search path as events show it.
+    pub fn to_search(&self) -> Search {
         Search { domains: self.search.iter().map(|domain| text::escape(domain)).collect(), ndots: self.ndots }
     }
 
-    /// The names that are asked for in turn until one is answered (names in lower case, without final dots).
+    /// The names that a resolver asks for in turn until one is answered (in lower case, without final dots).
     ///
-    /// With `ndots` dots or more the name itself comes first (glibc, c-ares, Go; musl then tries nothing else), else last.
+    /// A name with `ndots` dots or more comes first itself (in glibc, c-ares and Go; musl tries nothing else). Any other
+    /// name comes last.
     fn candidates(&self, name: &str) -> Vec<String> {
         let expanded = self.search.iter().map(|domain| join(name, domain));
         let own = std::iter::once(name.to_owned());
         if dots(name) >= self.ndots { own.chain(expanded).collect() } else { expanded.chain(own).collect() }
     }
 
-    /// Every name that an application may have asked for when `queried` is asked for.
+    /// Every name that an application may have asked for if there is a query for `queried`.
     pub fn bases(&self, queried: &str) -> Vec<String> {
-        let cut = self.search.iter().filter_map(|domain| match domain.as_str() {
+        let stripped = self.search.iter().filter_map(|domain| match domain.as_str() {
             "" => None,
             domain => queried.strip_suffix(domain)?.strip_suffix('.').filter(|rest| !rest.is_empty()),
         });
-        let mut out: Vec<String> = cut.map(str::to_owned).collect();
+        let mut out: Vec<String> = stripped.map(str::to_owned).collect();
         out.push(queried.to_owned());
         out
     }
 
-    /// The name that explains these queries, asked for in this order, and whether nothing can follow the last of them.
-    pub fn asked(&self, queried: &[&str]) -> Option<(String, bool)> {
+    /// The name that explains queries for these names, in this order, and whether no other name can follow the last one.
+    /// None: no single name explains them.
+    pub fn explain(&self, queried: &[&str]) -> Option<(String, bool)> {
         let bases = self.bases(queried.first()?);
-        let explains = |whole: bool| {
+        let find_base = |complete: bool| {
             bases.iter().find_map(|base| {
                 let candidates = self.candidates(base);
-                let fits = match whole {
-                    true => candidates.iter().zip(queried).all(|(candidate, name)| candidate == name),
-                    false => is_subsequence(queried, &candidates),
+                let fits = if complete {
+                    candidates.iter().zip(queried).all(|(candidate, name)| candidate == name)
+                } else {
+                    is_subsequence(queried, &candidates)
                 };
                 let last = candidates.last().map(String::as_str) == queried.last().copied();
                 (fits && queried.len() <= candidates.len()).then(|| (base.clone(), last))
             })
         };
-        // In turn from the first on; with some of them lost; else the one name was absolute.
-        explains(true).or_else(|| explains(false)).or_else(|| match queried {
-            [one] => Some(((*one).to_owned(), true)),
+        // First all queries from the first candidate on, then with some of them lost. A single query that is not the first
+        // candidate of any name was for an absolute name.
+        find_base(true).or_else(|| find_base(false)).or_else(|| match queried {
+            [name] => Some(((*name).to_owned(), true)),
             _ => None,
         })
     }
@@ -122,12 +127,12 @@ fn join(name: &str, domain: &str) -> String {
     if domain.is_empty() { name.to_owned() } else { format!("{name}.{domain}") }
 }
 
-fn domain(word: &str) -> Option<String> {
-    let name = word.strip_suffix('.').unwrap_or(word);
+fn parse_domain(field: &str) -> Option<String> {
+    let name = field.strip_suffix('.').unwrap_or(field);
     (name.len() <= NAME_MAX).then(|| text::escape(name).to_ascii_lowercase())
 }
 
-/// Dots between labels; one that is escaped is none.
+/// The number of dots between labels. An escaped dot is part of a label.
 pub fn dots(name: &str) -> u32 {
     let mut escaped = false;
     let mut count = 0;
@@ -138,8 +143,8 @@ pub fn dots(name: &str) -> u32 {
     count
 }
 
-/// The name behind these queries when no search list is known: what they have in common.
-pub fn inferred(queried: &[&str]) -> (String, NameKnownBy) {
+/// The name behind queries for these names if no search list is known: the labels that they have in common.
+pub fn infer_name(queried: &[&str]) -> (String, NameKnownBy) {
     let (Some(first), true) = (queried.first(), queried.len() > 1) else {
         return (queried.first().copied().unwrap_or_default().to_owned(), NameKnownBy::Query);
     };
@@ -151,8 +156,9 @@ pub fn inferred(queried: &[&str]) -> (String, NameKnownBy) {
     (common.join("."), NameKnownBy::Inferred)
 }
 
-/// May these two be one lookup's, by their names alone? Search lists nest: `x.a.b` and `x.b`, or `x.a.b` and `x`.
-pub fn nest(one: &str, other: &str) -> bool {
+/// Whether two names can belong to one lookup, by the names alone. Search lists nest: `x.a.b` and `x.b`, or `x.a.b` and
+/// `x`.
+pub fn are_nested(one: &str, other: &str) -> bool {
     let (a, b): (Vec<&str>, Vec<&str>) = (one.split('.').collect(), other.split('.').collect());
     let common = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
     let (a, b) = (&a[common..], &b[common..]);
@@ -171,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_resolv_conf_is_read() {
+    fn a_pods_resolv_conf_is_parsed() {
         let resolv = cluster();
         assert_eq!(resolv.search, ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]);
         assert_eq!((resolv.ndots, resolv.timeout, resolv.attempts), (5, 2, 5));
@@ -181,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_bounded_and_passed_over() {
+    fn garbage_is_bounded_and_ignored() {
         let mut bytes =
             b"search \x1b[2J \xff\xfe \0\noptions ndots:-1 ndots:4294967296 timeout:x\nnameserver nope\n"
                 .to_vec();
@@ -197,31 +203,37 @@ mod tests {
     }
 
     #[test]
-    fn queries_lead_back_to_the_name() {
+    fn the_name_is_found_from_the_queries() {
         let resolv = cluster();
-        let asked = |names: &[&str]| resolv.asked(names);
+        let explain = |names: &[&str]| resolv.explain(names);
         let name = |name: &str, last| Some((name.to_owned(), last));
-        assert_eq!(asked(&["pay.shop.svc.cluster.local"]), name("pay", false));
+        assert_eq!(explain(&["pay.shop.svc.cluster.local"]), name("pay", false));
         assert_eq!(
-            asked(&["pay.shop.shop.svc.cluster.local", "pay.shop.svc.cluster.local"]),
+            explain(&["pay.shop.shop.svc.cluster.local", "pay.shop.svc.cluster.local"]),
             name("pay.shop", false)
         );
         let all = ["a.org.shop.svc.cluster.local", "a.org.svc.cluster.local", "a.org.cluster.local", "a.org"];
-        assert_eq!(asked(&all), name("a.org", true));
-        // The first was lost.
-        assert_eq!(asked(&all[1..]), name("a.org", true));
-        // Five dots: first as it is. With fewer, only a final dot can have made it the first.
-        assert_eq!(asked(&["a.b.c.d.e.org"]), name("a.b.c.d.e.org", false));
-        assert_eq!(asked(&["a.org"]), name("a.org", true));
-        assert_eq!(asked(&["a.org", "b.org"]), None);
+        assert_eq!(explain(&all), name("a.org", true));
+        // The first query was lost.
+        assert_eq!(explain(&all[1..]), name("a.org", true));
+        // With five dots the name itself comes first. With fewer dots it comes first only if it had a final dot.
+        assert_eq!(explain(&["a.b.c.d.e.org"]), name("a.b.c.d.e.org", false));
+        assert_eq!(explain(&["a.org"]), name("a.org", true));
+        assert_eq!(explain(&["a.org", "b.org"]), None);
     }
 
     #[test]
-    fn without_a_search_list_names_are_compared() {
-        assert_eq!(inferred(&["a.org.x.y", "a.org.y", "a.org"]), ("a.org".to_owned(), NameKnownBy::Inferred));
-        assert_eq!(inferred(&["a.org"]), ("a.org".to_owned(), NameKnownBy::Query));
-        assert!(nest("a.org.shop.svc.cluster.local", "a.org.svc.cluster.local") && nest("a.org.x", "a.org"));
-        assert!(!nest("api.shop.svc.local", "api.finance.svc.local") && !nest("a.org", "b.org"));
+    fn without_a_search_list_the_name_is_inferred_from_common_labels() {
+        assert_eq!(
+            infer_name(&["a.org.x.y", "a.org.y", "a.org"]),
+            ("a.org".to_owned(), NameKnownBy::Inferred)
+        );
+        assert_eq!(infer_name(&["a.org"]), ("a.org".to_owned(), NameKnownBy::Query));
+        assert!(
+            are_nested("a.org.shop.svc.cluster.local", "a.org.svc.cluster.local")
+                && are_nested("a.org.x", "a.org")
+        );
+        assert!(!are_nested("api.shop.svc.local", "api.finance.svc.local") && !are_nested("a.org", "b.org"));
         assert_eq!(dots("a\\.b.c"), 1);
     }
 }

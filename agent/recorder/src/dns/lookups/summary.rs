@@ -1,18 +1,18 @@
-//! Lookups and queries → figures by pod, by name and by resolver. Bounded: what does not fit is summed under `(others)`.
+//! Lookups and queries → statistics by pod, by name and by resolver. The number of keys is bounded: further keys are summed
+//! up under `(others)`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 
 use serde::Serialize;
 
 use podopsy_model::lookup::{LookupResult, Search, Step};
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
-/// Pods, names and resolvers that are told apart.
+/// Pods, names and resolvers with an entry of their own, each.
 const KEYS_MAX: usize = 2048;
 const OTHERS: &str = "(others)";
 
-/// Latencies in 16 steps for each power of two: a percentile is at most 6 % too high.
+/// A histogram of latencies with 16 steps for each power of two: a percentile is at most 6 % too high.
 #[derive(Clone, Debug, Default)]
 pub struct Histogram {
     buckets: BTreeMap<u32, u64>,
@@ -21,7 +21,8 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    const STEPS: u32 = 4;
+    /// log2 of the steps for each power of two.
+    const STEP_BITS: u32 = 4;
 
     pub fn add(&mut self, value: u64) {
         *self.buckets.entry(Self::bucket(value)).or_default() += 1;
@@ -32,24 +33,24 @@ impl Histogram {
     fn bucket(value: u64) -> u32 {
         let power = 63 - (value | 1).leading_zeros();
         match power {
-            0..Self::STEPS => value as u32,
-            _ => (power << Self::STEPS) | ((value >> (power - Self::STEPS)) & 15) as u32,
+            0..Self::STEP_BITS => value as u32,
+            _ => (power << Self::STEP_BITS) | ((value >> (power - Self::STEP_BITS)) & 15) as u32,
         }
     }
 
-    /// The highest value that falls into a bucket.
+    /// The highest value of a bucket.
     fn top(bucket: u32) -> u64 {
-        let power = bucket >> Self::STEPS;
+        let power = bucket >> Self::STEP_BITS;
         match power {
             0 => u64::from(bucket),
             _ => {
-                let step = 1u64 << (power - Self::STEPS);
+                let step = 1u64 << (power - Self::STEP_BITS);
                 (1u64 << power) + (u64::from(bucket & 15) * step) + (step - 1)
             }
         }
     }
 
-    /// `part` of all values are at most this; None: there are none.
+    /// The value that this part of all values does not exceed; None: there are no values.
     pub fn percentile(&self, part: f64) -> Option<u64> {
         let wanted = ((self.count as f64 * part).ceil() as u64).max(1);
         let mut below = 0;
@@ -82,14 +83,14 @@ pub struct Percentiles {
 pub struct PodLookups {
     pub pod: String,
     pub lookups: u64,
-    /// How many failed, by outcome.
+    /// The lookups that failed, by result.
     pub failed: BTreeMap<&'static str, u64>,
     /// First query sent → last outcome.
     pub wait: Percentiles,
     pub queries: u64,
     #[serde(rename = "futile_queries")]
     pub search_path_misses: u64,
-    /// What the search-path misses imply; null: there were none, or the search list is not known.
+    /// What would have saved the search-path misses; null: there were none, or the search list is not known.
     pub advice: Option<String>,
 }
 
@@ -104,7 +105,7 @@ pub struct NameLookups {
 pub struct ResolverQueries {
     pub resolver: String,
     pub queries: u64,
-    /// A response came in time, whatever it said.
+    /// Queries with any response in time.
     pub answered: u64,
     pub timeouts: u64,
     pub unreachable: u64,
@@ -116,19 +117,19 @@ pub struct ResolverQueries {
 #[derive(Clone, Debug, Serialize)]
 pub struct LookupSummary {
     pub pods: Vec<PodLookups>,
-    /// Those that failed, most often first.
+    /// The names whose lookups failed, the most failures first.
     pub names: Vec<NameLookups>,
     pub resolvers: Vec<ResolverQueries>,
 }
 
 #[derive(Debug, Default)]
-struct Pod {
+struct PodTotals {
     lookups: u64,
     failed: BTreeMap<&'static str, u64>,
     wait: Histogram,
     queries: u64,
     search_path_misses: u64,
-    /// Search-path misses of lookups that came to ask for the name itself.
+    /// Search-path misses of lookups in which the name itself was asked for, too: a trailing dot would have saved them.
     savable: u64,
     search: Option<Search>,
     /// The fewest dots in such a name.
@@ -136,93 +137,91 @@ struct Pod {
 }
 
 #[derive(Debug, Default)]
-struct Name {
+struct NameTotals {
     lookups: u64,
     failed: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Default)]
-struct Resolver {
+struct ResolverTotals {
     outcomes: BTreeMap<Outcome, u64>,
     latency: Histogram,
 }
 
-/// Gathers figures.
+/// Sums up lookups and queries.
 #[derive(Debug, Default)]
 pub struct LookupStatistics {
-    pods: HashMap<String, Pod>,
-    names: HashMap<String, Name>,
-    resolvers: HashMap<String, Resolver>,
+    pods: HashMap<String, PodTotals>,
+    names: HashMap<String, NameTotals>,
+    resolvers: HashMap<String, ResolverTotals>,
 }
 
-fn at<'a, T: Default>(map: &'a mut HashMap<String, T>, key: &str) -> &'a mut T {
+/// The entry of a key, or the common entry if there are too many keys.
+fn entry<'a, T: Default>(map: &'a mut HashMap<String, T>, key: &str) -> &'a mut T {
     let key = if map.len() < KEYS_MAX || map.contains_key(key) { key } else { OTHERS };
     map.entry(key.to_owned()).or_default()
 }
 
 impl LookupStatistics {
-    pub fn lookup(&mut self, pod: &str, lookup: &Lookup) {
-        let of_pod = at(&mut self.pods, pod);
+    pub fn add_lookup(&mut self, pod: &str, lookup: &Lookup) {
+        let of_pod = entry(&mut self.pods, pod);
         of_pod.lookups += 1;
         of_pod.wait.add(lookup.wait_ns);
         of_pod.queries += u64::from(lookup.queries);
         of_pod.search_path_misses += u64::from(lookup.search_path_misses.queries);
         if lookup.search_path_misses.queries > 0 {
             of_pod.search = lookup.search.clone().or(of_pod.search.take());
-            let own = |step: &Step| step.name.eq_ignore_ascii_case(&lookup.name);
-            if lookup.transactions.iter().any(own) {
+            let is_name_itself = |step: &Step| step.name.eq_ignore_ascii_case(&lookup.name);
+            if lookup.transactions.iter().any(is_name_itself) {
                 let dots = super::search::dots(&lookup.name);
                 of_pod.dots = if of_pod.savable == 0 { dots } else { of_pod.dots.min(dots) };
                 of_pod.savable += u64::from(lookup.search_path_misses.queries);
             }
         }
-        let of_name = at(&mut self.names, &lookup.name);
+        let of_name = entry(&mut self.names, &lookup.name);
         of_name.lookups += 1;
         if lookup.result.is_failure() {
-            let word = LookupResult::as_str(lookup.result);
-            *of_pod.failed.entry(word).or_default() += 1;
-            *of_name.failed.entry(word).or_default() += 1;
+            let result = LookupResult::as_str(lookup.result);
+            *of_pod.failed.entry(result).or_default() += 1;
+            *of_name.failed.entry(result).or_default() += 1;
         }
     }
 
-    /// One query's outcome; its latency counts if a response came in time.
-    pub fn query(&mut self, transaction: &DnsTransaction) {
-        self.resolver(transaction.server, transaction.outcome, transaction.latency_ns);
-    }
-
-    fn resolver(&mut self, server: SocketAddr, outcome: Outcome, latency_ns: u64) {
-        let of = at(&mut self.resolvers, &server.to_string());
-        *of.outcomes.entry(outcome).or_default() += 1;
-        if !matches!(outcome, Outcome::Timeout | Outcome::Unreachable | Outcome::Late) {
-            of.latency.add(latency_ns);
+    /// Adds a query's outcome. Its latency counts only if a response came in time.
+    pub fn add_query(&mut self, transaction: &DnsTransaction) {
+        let of_resolver = entry(&mut self.resolvers, &transaction.server.to_string());
+        *of_resolver.outcomes.entry(transaction.outcome).or_default() += 1;
+        if !matches!(transaction.outcome, Outcome::Timeout | Outcome::Unreachable | Outcome::Late) {
+            of_resolver.latency.add(transaction.latency_ns);
         }
     }
 
+    /// `names_max`: how many of the names that failed are listed.
     pub fn summary(&self, names_max: usize) -> LookupSummary {
-        let mut pods: Vec<PodLookups> = self.pods.iter().map(|(pod, of)| of.shown(pod)).collect();
+        let mut pods: Vec<PodLookups> = self.pods.iter().map(|(pod, totals)| totals.summary(pod)).collect();
         pods.sort_by(|a, b| (b.lookups, &a.pod).cmp(&(a.lookups, &b.pod)));
-        let failed = |of: &NameLookups| of.failed.values().sum::<u64>();
+        let failed = |name: &NameLookups| name.failed.values().sum::<u64>();
         let mut names: Vec<NameLookups> = self
             .names
             .iter()
-            .filter(|(_, of)| !of.failed.is_empty())
-            .map(|(name, of)| NameLookups {
+            .filter(|(_, totals)| !totals.failed.is_empty())
+            .map(|(name, totals)| NameLookups {
                 name: name.clone(),
-                lookups: of.lookups,
-                failed: of.failed.clone(),
+                lookups: totals.lookups,
+                failed: totals.failed.clone(),
             })
             .collect();
         names.sort_by(|a, b| (failed(b), &a.name).cmp(&(failed(a), &b.name)));
         names.truncate(names_max);
         let mut resolvers: Vec<ResolverQueries> =
-            self.resolvers.iter().map(|(server, of)| of.shown(server)).collect();
+            self.resolvers.iter().map(|(server, totals)| totals.summary(server)).collect();
         resolvers.sort_by(|a, b| (b.queries, &a.resolver).cmp(&(a.queries, &b.resolver)));
         LookupSummary { pods, names, resolvers }
     }
 }
 
-impl Pod {
-    fn shown(&self, pod: &str) -> PodLookups {
+impl PodTotals {
+    fn summary(&self, pod: &str) -> PodLookups {
         PodLookups {
             pod: pod.to_owned(),
             lookups: self.lookups,
@@ -256,11 +255,11 @@ impl Pod {
     }
 }
 
-impl Resolver {
-    fn shown(&self, server: &str) -> ResolverQueries {
+impl ResolverTotals {
+    fn summary(&self, server: &str) -> ResolverQueries {
         let count = |outcome| self.outcomes.get(&outcome).copied().unwrap_or(0);
         let (timeouts, unreachable) = (count(Outcome::Timeout), count(Outcome::Unreachable));
-        // A late answer is the second word on a query that timed out.
+        // A late answer belongs to a query that has been counted as a timeout.
         let queries = self.outcomes.values().sum::<u64>() - count(Outcome::Late);
         ResolverQueries {
             resolver: server.to_owned(),
@@ -280,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_near_and_never_below() {
+    fn percentiles_are_at_most_7_percent_too_high_and_never_too_low() {
         let mut histogram = Histogram::default();
         assert_eq!(histogram.percentile(0.5), None);
         for value in 1..=10_000u64 {
@@ -299,10 +298,10 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_bounded() {
+    fn the_number_of_keys_is_bounded() {
         let mut map: HashMap<String, u64> = HashMap::new();
         for key in 0..KEYS_MAX + 10 {
-            *at(&mut map, &key.to_string()) += 1;
+            *entry(&mut map, &key.to_string()) += 1;
         }
         assert_eq!((map.len(), map.get(OTHERS)), (KEYS_MAX + 1, Some(&10)));
     }

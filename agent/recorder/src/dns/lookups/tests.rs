@@ -1,4 +1,4 @@
-//! What real clients send, and the one lookup that it must become.
+//! The queries that real clients send, and the lookup that they must make.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn server(last: u8) -> SocketAddr {
     SocketAddr::from(([10, 96, 0, last], 53))
 }
 
-/// A query sent at `sent` that ended after `latency`.
+/// A query that was sent at `sent` and had its outcome after `latency`.
 fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> LookupQuery {
     let transaction = DnsTransaction {
         name: Some(name.to_owned()),
@@ -59,7 +59,7 @@ fn new(saw: Saw) -> LookupBuilder<()> {
     LookupBuilder::new(5 * S, saw, LookupLimits::default(), |_| Timestamp::UNIX_EPOCH)
 }
 
-/// All lookups that these queries make, told in the order in which their outcomes were known.
+/// All lookups that these queries make, added in the order in which their outcomes were known.
 fn lookups_with(saw: Saw, resolv: Option<Arc<ResolvConf>>, mut queries: Vec<LookupQuery>) -> Vec<Lookup> {
     queries.sort_by_key(|query| query.done_ns);
     let mut builder = new(saw);
@@ -85,7 +85,7 @@ const EXPANDED: [&str; 3] = [
     "api.example.com.cluster.local",
 ];
 
-/// What glibc, and c-ares, send for `api.example.com` with Kubernetes' resolv.conf.
+/// What glibc and c-ares send for `api.example.com` with Kubernetes' resolv.conf.
 fn external(last: Outcome) -> Vec<LookupQuery> {
     let mut all: Vec<LookupQuery> =
         (0..3).flat_map(|i| both(EXPANDED[i], i as u64 * 2 * MS, Outcome::Nxdomain)).collect();
@@ -106,11 +106,11 @@ fn glibcs_external_name_is_one_lookup_with_six_search_path_misses() {
 }
 
 #[test]
-fn the_same_that_fails_is_one_failure() {
+fn a_search_that_fails_at_every_name_is_one_failure() {
     let it = one(external(Outcome::Nxdomain));
     assert_eq!((it.name.as_str(), it.result), ("api.example.com", LookupResult::Nxdomain));
     assert_eq!((it.queries, it.search_path_misses.queries), (8, 6));
-    // One domain answers that it has other records, and glibc says so in the end.
+    // If one name has other records, glibc returns NODATA in the end.
     let mut queries = external(Outcome::Nxdomain);
     queries[2].transaction.outcome = Outcome::Nodata;
     assert_eq!(one(queries).result, LookupResult::Nodata);
@@ -128,7 +128,7 @@ fn without_the_search_list_the_name_is_inferred() {
 }
 
 #[test]
-fn a_service_is_found_by_the_first_domain_and_named_as_asked() {
+fn a_service_found_by_the_first_domain_has_the_name_that_was_asked_for() {
     let it = one(both("cart.shop.svc.cluster.local", 0, Outcome::Noerror));
     assert_eq!(
         (it.name.as_str(), it.search_path_misses.queries, it.result),
@@ -162,7 +162,7 @@ fn go_asks_again_with_a_new_id_and_the_timeout_comes_last() {
     again.transaction.id = 2;
     let it = one(vec![query("a.b.c.d.e.com", "A", 0, 5 * S + 100 * MS, Outcome::Timeout), again]);
     assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 2, 5 * S + MS));
-    // The client's own timeout is shorter than what counts as one here: the answer is known before it.
+    // The client's own timeout is shorter than `--dns-timeout`: the second query's answer is known before the timeout.
     let it = one(vec![
         query("a.b.c.d.e.com", "A", 0, 5 * S, Outcome::Timeout),
         at_server(query("a.b.c.d.e.com", "A", 2 * S, MS, Outcome::Noerror), 11),
@@ -171,7 +171,7 @@ fn go_asks_again_with_a_new_id_and_the_timeout_comes_last() {
 }
 
 #[test]
-fn two_servers_in_turn_and_none_of_them_answers() {
+fn two_servers_in_turn_without_an_answer_are_one_timeout() {
     let mut queries = Vec::new();
     for qtype in ["A", "AAAA"] {
         queries.push(query("a.b.c.d.e.com", qtype, 0, 5 * S, Outcome::Timeout));
@@ -183,7 +183,7 @@ fn two_servers_in_turn_and_none_of_them_answers() {
 }
 
 #[test]
-fn truncated_and_then_tcp_is_one_story() {
+fn a_truncated_answer_and_the_query_by_tcp_are_one_lookup() {
     let mut tcp = query("big.a.b.c.d.com", "TXT", 2 * MS, MS, Outcome::Noerror);
     tcp.transaction.protocol = Protocol::Tcp;
     let it = one(vec![query("big.a.b.c.d.com", "TXT", 0, MS, Outcome::Truncated), tcp]);
@@ -199,7 +199,7 @@ fn glibc_asks_for_both_by_tcp_and_again_until_its_buffer_is_large_enough() {
         query
     };
     let name = "big.a.b.c.d.com";
-    // As recorded: a Service without an address of its own and 90 pods, and Python.
+    // As recorded from Python, for a headless Service with 90 pods.
     let round = |at: u64, id: u16| {
         let mut all = vec![
             query(name, "A", at, MS, Outcome::Truncated),
@@ -215,25 +215,25 @@ fn glibc_asks_for_both_by_tcp_and_again_until_its_buffer_is_large_enough() {
     assert_eq!((it.result, it.queries, it.name.as_str()), (LookupResult::Answered, 16, name));
     let it = one(round(0, 1));
     assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 4, 3 * MS));
-    // An application that asks again in its own time.
+    // An application that looks the name up again later.
     let counts: Vec<u32> = lookups(rounds(200 * MS)).iter().map(|it| it.queries).collect();
     assert_eq!(counts, [4, 4, 4, 4]);
-    // Neither is what was answered without a truncation one lookup with what follows.
+    // Without a truncated answer, the next query for the same name is another lookup, too.
     let small = |at| tcp(query(name, "A", at, MS, Outcome::Noerror));
     assert_eq!(lookups(vec![small(0), small(2 * MS)]).len(), 2);
 }
 
 #[test]
-fn a_late_answer_is_the_second_word_on_its_query() {
+fn a_late_answer_replaces_the_timeout_of_its_query() {
     let late = query("a.b.c.d.e.com", "A", 0, 8 * S, Outcome::Late);
     let it = one(vec![query("a.b.c.d.e.com", "A", 0, 5 * S, Outcome::Timeout), late.clone()]);
     assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Late, 1, 8 * S));
-    // The lookup has been told: there is nothing left to add.
+    // The lookup has been reported already: a late answer alone makes no lookup.
     assert!(lookups(vec![late]).is_empty());
 }
 
 #[test]
-fn an_answer_that_its_socket_had_no_room_for_is_no_answer() {
+fn an_answer_that_the_full_socket_dropped_is_no_answer() {
     let name = "a.b.c.d.e.com";
     let mut dropped = query(name, "A", 0, 5 * S, Outcome::Timeout);
     dropped.transaction.answer_dropped = true;
@@ -243,7 +243,7 @@ fn an_answer_that_its_socket_had_no_room_for_is_no_answer() {
 }
 
 #[test]
-fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
+fn a_search_without_an_answer_is_held_for_the_clients_further_attempts() {
     let mut builder = new(Saw::All);
     let mut queries = external(Outcome::Timeout);
     for query in &mut queries[6..] {
@@ -253,8 +253,8 @@ fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
         query.transaction.latency_ns += 10 * S;
     }
     for query in queries {
-        let told = builder.take_due(query.done_ns, false, |_| None);
-        assert!(told.is_empty(), "{told:#?}");
+        let due = builder.take_due(query.done_ns, false, |_| None);
+        assert!(due.is_empty(), "{due:#?}");
         builder.add(ONE, 1, query, cluster(), || ());
     }
     let it = &builder.take_due(0, true, |_| None)[0].lookup;
@@ -265,14 +265,14 @@ fn a_search_that_ends_in_silence_waits_for_the_clients_attempts() {
 }
 
 #[test]
-fn servfail_goes_to_the_next_server() {
+fn after_servfail_the_next_server_is_asked_in_the_same_lookup() {
     let it = one(vec![
         query("a.b.c.d.e.com", "A", 0, MS, Outcome::Servfail),
         at_server(query("a.b.c.d.e.com", "A", 2 * MS, MS, Outcome::Noerror), 11),
     ]);
     assert_eq!((it.result, it.wait_ns), (LookupResult::Answered, 3 * MS));
-    // glibc's two attempts, and an application that tries again at once: two lookups.
-    // Go's attempts have ids of their own; musl asks three times with one.
+    // glibc's two attempts, then an application that tries again at once: two lookups.
+    // Go uses a new id for each attempt; musl asks three times with one id.
     for (ids, expected) in [([1, 1, 2, 2], &[2, 2][..]), ([1, 2, 3, 4], &[2, 2]), ([1, 1, 1, 1], &[4])] {
         let again = |i: usize| {
             let mut query = query("a.b.c.d.e.com", "A", i as u64 * 2 * MS, MS, Outcome::Servfail);
@@ -285,7 +285,7 @@ fn servfail_goes_to_the_next_server() {
 }
 
 #[test]
-fn glibc_asks_for_both_again_when_one_stays_silent() {
+fn glibc_asks_for_both_types_again_when_one_gets_no_answer() {
     let name = "a.b.c.d.e.com";
     let it = one(vec![
         query(name, "A", 0, MS, Outcome::Noerror),
@@ -312,7 +312,7 @@ fn other_names_of_the_same_process_are_other_lookups() {
 }
 
 #[test]
-fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_are_one() {
+fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_make_one() {
     let mut queries = external(Outcome::Noerror);
     queries.extend(external(Outcome::Noerror).into_iter().map(|mut query| {
         query.sent_ns += 20 * MS;
@@ -338,7 +338,7 @@ fn another_process_is_another_lookup() {
 }
 
 #[test]
-fn failures_alone_tell_only_what_failed_for_sure() {
+fn if_only_failures_are_recorded_only_certain_failures_are_reported() {
     let failures = |queries: Vec<LookupQuery>| -> Vec<LookupResult> {
         let only =
             queries.into_iter().filter(|query| query.transaction.outcome != Outcome::Noerror).collect();
@@ -354,7 +354,7 @@ fn failures_alone_tell_only_what_failed_for_sure() {
 fn lookups_are_held_until_a_timeout_would_be_known() {
     let mut builder = new(Saw::All);
     for (qtype, due) in [("A", 12), ("AAAA", 7)] {
-        // AAAA may still be under way, for another attempt of five seconds.
+        // After A alone, AAAA may still be in flight for another attempt of five seconds.
         builder.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
         assert_eq!(builder.due(), Some(due * S));
     }
@@ -367,8 +367,8 @@ fn lookups_are_held_until_a_timeout_would_be_known() {
 }
 
 #[test]
-fn a_flood_costs_its_own_container_first_and_is_counted() {
-    let limits = LookupLimits { all: 60, per_container: 50 };
+fn a_flood_evicts_its_own_containers_lookups_first_and_is_counted() {
+    let limits = LookupLimits { total: 60, per_container: 50 };
     let mut builder: LookupBuilder<u64> =
         LookupBuilder::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
     builder.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
@@ -383,7 +383,7 @@ fn a_flood_costs_its_own_container_first_and_is_counted() {
 }
 
 #[test]
-fn one_lookup_is_bounded() {
+fn the_size_of_a_lookup_is_bounded() {
     let many: Vec<LookupQuery> = (0..500)
         .map(|i| at_server(query("a.b.c.d.e.com", "A", i * 1000, S, Outcome::Timeout), (i % 250) as u8))
         .collect();
@@ -393,13 +393,13 @@ fn one_lookup_is_bounded() {
 }
 
 #[test]
-fn wasted_queries_are_told_with_the_advice() {
-    let mut tally = summary::LookupStatistics::default();
+fn search_path_misses_are_summed_up_with_advice() {
+    let mut statistics = summary::LookupStatistics::default();
     for _ in 0..10 {
-        tally.lookup("shop/api", &one(external(Outcome::Noerror)));
+        statistics.add_lookup("shop/api", &one(external(Outcome::Noerror)));
     }
-    tally.lookup("shop/api", &one(both("cart.shop.svc.cluster.local", 0, Outcome::Timeout)));
-    let of_pod = &tally.summary(10).pods[0];
+    statistics.add_lookup("shop/api", &one(both("cart.shop.svc.cluster.local", 0, Outcome::Timeout)));
+    let of_pod = &statistics.summary(10).pods[0];
     assert_eq!((of_pod.lookups, of_pod.queries, of_pod.search_path_misses), (11, 82, 60));
     assert_eq!(of_pod.failed, [("timeout", 1)].into());
     assert_eq!(
@@ -409,5 +409,5 @@ fn wasted_queries_are_told_with_the_advice() {
              a trailing dot or ndots:2 would have saved them"
         )
     );
-    assert_eq!(tally.summary(10).names[0].name, "cart");
+    assert_eq!(statistics.summary(10).names[0].name, "cart");
 }
