@@ -1,5 +1,5 @@
-//! DNS: the probe's records and the queries in flight, counts by container, and lookups made of queries. Where BPF is out of
-//! reach, a packet socket (`tap`) replaces the probe.
+//! DNS: matches queries with timeouts, counts outcomes by container, and builds lookups from queries. The queries come
+//! from the probe, or from a packet socket (`tap`) where BPF is out of reach.
 
 pub mod lookups;
 pub mod network;

@@ -1,26 +1,26 @@
-//! Counters of a network namespace, by way of a process in it: what became of datagrams that no probe sees.
+//! Counters of a network namespace, read through a process in it: what happened to datagrams that no probe sees.
 //!
-//! `/proc/PID/net/snmp` and `snmp6` (RFC 4113), `/proc/PID/net/stat/nf_conntrack` (what `conntrack -S` prints).
+//! Sources: `/proc/PID/net/snmp` and `snmp6` (RFC 4113), and `/proc/PID/net/stat/nf_conntrack`, which `conntrack -S` prints.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use super::resolv_conf::NetworkView;
 
-/// Between two looks at the same namespace, but for a timeout.
+/// The time between two readings of the same namespace, if there is no timeout.
 const EVERY_NS: u64 = 5_000_000_000;
-/// At a timeout: one look serves all those of the same sweep.
-const AT_ONCE_NS: u64 = 200_000_000;
-/// CounterHistory kept for each: as far back as a resolver's longest wait.
-const LOOKS_MAX: usize = 8;
-const KEYS_MAX: usize = 1024;
-/// Below that, nothing could have happened in between.
+/// The same at a timeout: one reading is enough for all timeouts of the same sweep.
+const EVERY_AT_TIMEOUT_NS: u64 = 200_000_000;
+/// Readings that are kept for each namespace: they reach back as far as a resolver waits at most.
+const READINGS_MAX: usize = 8;
+const VIEWS_MAX: usize = 1024;
+/// Two readings that are closer together are not compared: nothing could have happened in between.
 const WINDOW_MIN_NS: u64 = 100_000_000;
 
 /// Counters by name.
 pub type Counters = BTreeMap<String, u64>;
 
-/// (the kernel's prefix, its word, our name); the IPv6 file says `Udp6InDatagrams` for `Udp: InDatagrams`.
+/// (the kernel's prefix, the kernel's name, our name). `Udp: InDatagrams` is `Udp6InDatagrams` in the file for IPv6.
 const WANTED: [(&str, &str, &str); 9] = [
     ("Ip", "OutNoRoutes", "ip_out_no_routes"),
     ("Ip", "OutDiscards", "ip_out_discards"),
@@ -33,23 +33,25 @@ const WANTED: [(&str, &str, &str); 9] = [
     ("Udp", "MemErrors", "udp_mem_errors"),
 ];
 
-/// The last looks at each namespace.
+/// The last readings of each namespace's counters.
 #[derive(Debug)]
 pub struct CounterHistory {
     proc_root: PathBuf,
-    looks: HashMap<NetworkView, VecDeque<(u64, Counters)>>,
+    /// (boot clock, counters), oldest first.
+    readings: HashMap<NetworkView, VecDeque<(u64, Counters)>>,
+    /// In the order of the first reading.
     order: VecDeque<NetworkView>,
 }
 
 impl CounterHistory {
     pub fn new(proc_root: &Path) -> CounterHistory {
-        CounterHistory { proc_root: proc_root.to_owned(), looks: HashMap::new(), order: VecDeque::new() }
+        CounterHistory { proc_root: proc_root.to_owned(), readings: HashMap::new(), order: VecDeque::new() }
     }
 
-    /// CounterHistory at the counters, unless that was just done. `now_ns`: boot clock.
-    pub fn sample(&mut self, of: NetworkView, pid: u32, now_ns: u64, timeout: bool) {
-        let every = if timeout { AT_ONCE_NS } else { EVERY_NS };
-        let last = self.looks.get(&of).and_then(|looks| looks.back()).map(|look| look.0);
+    /// Reads the counters, unless they were just read. `now_ns`: boot clock.
+    pub fn sample(&mut self, view: NetworkView, pid: u32, now_ns: u64, timeout: bool) {
+        let every = if timeout { EVERY_AT_TIMEOUT_NS } else { EVERY_NS };
+        let last = self.readings.get(&view).and_then(|readings| readings.back()).map(|(time, _)| *time);
         if last.is_some_and(|last| now_ns < last.saturating_add(every)) {
             return;
         }
@@ -58,31 +60,33 @@ impl CounterHistory {
             return;
         }
         if last.is_none() {
-            if self.order.len() >= KEYS_MAX
+            if self.order.len() >= VIEWS_MAX
                 && let Some(oldest) = self.order.pop_front()
             {
-                self.looks.remove(&oldest);
+                self.readings.remove(&oldest);
             }
-            self.order.push_back(of);
+            self.order.push_back(view);
         }
-        let looks = self.looks.entry(of).or_default();
-        if looks.len() >= LOOKS_MAX {
-            looks.pop_front();
+        let readings = self.readings.entry(view).or_default();
+        if readings.len() >= READINGS_MAX {
+            readings.pop_front();
         }
-        looks.push_back((now_ns, counters));
+        readings.push_back((now_ns, counters));
     }
 
-    /// (Before, after, ns between them) a lookup that was under way from `start_ns` on; None: there are no two looks.
-    pub fn around(&self, of: NetworkView, start_ns: u64) -> Option<(&Counters, &Counters, u64)> {
-        let looks = self.looks.get(&of)?;
-        let before = looks.iter().rev().find(|look| look.0 <= start_ns).or_else(|| looks.front())?;
-        let after = looks.back()?;
+    /// The counters before and after a lookup that started at `start_ns`, and the ns between both readings; None: there
+    /// are no two readings.
+    pub fn around(&self, view: NetworkView, start_ns: u64) -> Option<(&Counters, &Counters, u64)> {
+        let readings = self.readings.get(&view)?;
+        let before =
+            readings.iter().rev().find(|(time, _)| *time <= start_ns).or_else(|| readings.front())?;
+        let after = readings.back()?;
         let window = after.0.checked_sub(before.0).filter(|&window| window >= WINDOW_MIN_NS)?;
         Some((&before.1, &after.1, window))
     }
 }
 
-/// Empty: the process is gone.
+/// Reads the counters through a process; empty if the process is gone.
 pub fn read(proc_root: &Path, pid: u32) -> Counters {
     let file = |pid: u32, name: &str| {
         std::fs::read_to_string(proc_root.join(pid.to_string()).join("net").join(name)).unwrap_or_default()
@@ -94,38 +98,38 @@ pub fn read(proc_root: &Path, pid: u32) -> Counters {
     out.extend(
         conntrack(&file(pid, "stat/nf_conntrack"))
             .into_iter()
-            .map(|(word, n)| (format!("conntrack_{word}"), n)),
+            .map(|(name, n)| (format!("conntrack_{name}"), n)),
     );
-    // Service addresses are translated in the node's own namespace: that is the first process's.
+    // Addresses of Services are translated in the node's own namespace, which is that of process 1.
     let node = conntrack(&file(1, "stat/nf_conntrack"));
-    out.extend(node.into_iter().map(|(word, n)| (format!("node_conntrack_{word}"), n)));
+    out.extend(node.into_iter().map(|(name, n)| (format!("node_conntrack_{name}"), n)));
     out
 }
 
 fn snmp(v4: &str, v6: &str) -> Counters {
     let mut out = Counters::new();
-    let mut add = |prefix: &str, word: &str, value: &str| {
-        let wanted = WANTED.iter().find(|(p, w, _)| *p == prefix && *w == word);
+    let mut add = |prefix: &str, field: &str, value: &str| {
+        let wanted = WANTED.iter().find(|(p, f, _)| *p == prefix && *f == field);
         if let (Some((.., name)), Ok(value)) = (wanted, value.parse::<u64>()) {
             let sum = out.entry((*name).to_owned()).or_insert(0);
             *sum = u64::saturating_add(*sum, value);
         }
     };
-    // Two lines each: the words, and then the values.
+    // Two lines for each protocol: the names, then the values.
     let mut lines = v4.lines();
-    while let (Some(words), Some(values)) = (lines.next(), lines.next()) {
-        let Some((prefix, words)) = words.split_once(':') else { continue };
+    while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
+        let Some((prefix, names)) = names.split_once(':') else { continue };
         let values = values.split_once(':').map_or("", |(_, values)| values);
-        for (word, value) in words.split_ascii_whitespace().zip(values.split_ascii_whitespace()) {
-            add(prefix, word, value);
+        for (field, value) in names.split_ascii_whitespace().zip(values.split_ascii_whitespace()) {
+            add(prefix, field, value);
         }
     }
     for line in v6.lines() {
         let mut parts = line.split_ascii_whitespace();
-        if let (Some(word), Some(value)) = (parts.next(), parts.next()) {
+        if let (Some(name), Some(value)) = (parts.next(), parts.next()) {
             for prefix in ["Ip", "Udp"] {
-                if let Some(word) = word.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('6')) {
-                    add(prefix, word, value);
+                if let Some(field) = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('6')) {
+                    add(prefix, field, value);
                 }
             }
         }
@@ -133,17 +137,17 @@ fn snmp(v4: &str, v6: &str) -> Counters {
     out
 }
 
-/// A line of words, then for each CPU a line of hexadecimal numbers.
+/// Parses a line of names, followed by a line of hexadecimal numbers for each CPU.
 fn conntrack(text: &str) -> Vec<(&'static str, u64)> {
     let mut lines = text.lines();
-    let words: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
+    let names: Vec<&str> = lines.next().unwrap_or_default().split_ascii_whitespace().collect();
     let rows: Vec<Vec<&str>> = lines.map(|line| line.split_ascii_whitespace().collect()).collect();
     ["insert_failed", "drop"]
         .into_iter()
         .filter_map(|wanted| {
-            let column = words.iter().position(|word| *word == wanted)?;
-            let of_cpu = |row: &Vec<&str>| u64::from_str_radix(row.get(column)?, 16).ok();
-            Some((wanted, rows.iter().filter_map(of_cpu).sum()))
+            let column = names.iter().position(|name| *name == wanted)?;
+            let count = |row: &Vec<&str>| u64::from_str_radix(row.get(column)?, 16).ok();
+            Some((wanted, rows.iter().filter_map(count).sum()))
         })
         .collect()
 }
@@ -153,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_files_are_read() {
+    fn the_kernels_files_are_parsed() {
         let v4 = "Ip: Forwarding OutDiscards OutNoRoutes\nIp: 1 4 2\nUdp: InDatagrams NoPorts InErrors RcvbufErrors\nUdp: 10 1 3 3\n";
         let v6 = "Ip6OutNoRoutes 5\nUdp6InDatagrams 7\nUdpLite6InDatagrams 9\n";
         let read = snmp(v4, v6);
@@ -169,20 +173,20 @@ mod tests {
     }
 
     #[test]
-    fn looks_are_bounded_and_the_one_before_is_found() {
-        let mut looks = CounterHistory::new(Path::new("/proc"));
-        let of = NetworkView::Container { cgroup: 1 };
+    fn readings_are_bounded_and_the_one_before_the_lookup_is_found() {
+        let mut history = CounterHistory::new(Path::new("/proc"));
+        let view = NetworkView::Container { cgroup: 1 };
         let me = std::process::id();
         let second = 1_000_000_000;
         for at in 0..20 {
-            looks.sample(of, me, at * 5 * second, false);
-            looks.sample(of, me, at * 5 * second + 1, false);
+            history.sample(view, me, at * 5 * second, false);
+            history.sample(view, me, at * 5 * second + 1, false);
         }
-        assert_eq!(looks.looks[&of].len(), LOOKS_MAX);
-        assert_eq!(looks.around(of, 92 * second).unwrap().2, 5 * second);
-        assert_eq!(looks.around(of, 3 * second).unwrap().2, 35 * second);
-        looks.sample(of, me, 95 * second + second / 2, true);
-        assert_eq!(looks.around(of, 95 * second).unwrap().2, second / 2);
-        assert!(looks.around(NetworkView::Container { cgroup: 2 }, 0).is_none());
+        assert_eq!(history.readings[&view].len(), READINGS_MAX);
+        assert_eq!(history.around(view, 92 * second).unwrap().2, 5 * second);
+        assert_eq!(history.around(view, 3 * second).unwrap().2, 35 * second);
+        history.sample(view, me, 95 * second + second / 2, true);
+        assert_eq!(history.around(view, 95 * second).unwrap().2, second / 2);
+        assert!(history.around(NetworkView::Container { cgroup: 2 }, 0).is_none());
     }
 }

@@ -1,6 +1,7 @@
-//! What a process's network looks like from inside: its resolv.conf, its network namespace's counters.
+//! A process's view of the network: its resolv.conf and the counters of its network namespace.
 //!
-//! Must not know: DNS messages, pods. Everything here is a container's to choose, and may be gone.
+//! Containers choose the content of everything that is read here, and it may disappear at any time. This module must not
+//! depend on DNS messages or pods.
 
 pub mod counters;
 pub mod resolv_conf;

@@ -1,63 +1,65 @@
-//! A process's `/etc/resolv.conf`, as it sees it: read inside its root, which may be hostile.
+//! Reads a process's `/etc/resolv.conf` inside its root, which may be hostile.
 //!
-//! No symlink leads out of the root, nothing but a regular file of at most 64 KiB is opened, and who waits for a file (one
-//! on a file system that the container serves itself may never answer) is a thread that nobody waits for.
+//! No symlink leads out of the root, and only a regular file of at most 64 KiB is read. A file on a file system that the
+//! container itself serves may never answer. Therefore a separate thread reads the file, and no caller waits for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use procfs::FromRead;
 
 use crate::dns::lookups::ResolvConf;
 use podopsy_stacks::symbolize::open;
+use podopsy_system::sync::lock;
 
-/// glibc reads any length; nobody needs more.
+/// The largest file that is read. glibc reads any length, but no sensible file is larger.
 const BYTES_MAX: u64 = 64 << 10;
-/// How long a file is believed. Go looks every five seconds, too.
+/// After this time a file is read again. Go does the same every five seconds.
 const FRESH: Duration = Duration::from_secs(5);
-/// What could not be read is tried again sooner: the process may have been too short, and others follow.
+/// A file that could not be read is tried again sooner: the process may have ended too early, and others follow.
 const RETRY: Duration = Duration::from_millis(200);
 const ENTRIES_MAX: usize = 1024;
 /// Threads that read at the same time.
 const READERS_MAX: usize = 8;
-/// Processes of a container that are tried.
+/// Further processes of a container through which the file is tried.
 const TRIES_MAX: usize = 4;
-/// /proc/PID/stat counts in ticks of 10 ms (USER_HZ).
+/// A tick of `/proc/PID/stat`: 10 ms (USER_HZ).
 const TICK_NS: u64 = 10_000_000;
 
-/// Whose file it is.
+/// The processes that share one view of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NetworkView {
-    /// All of a container's processes have one.
+    /// The processes of a container.
     Container { cgroup: u64 },
-    /// A process of the host, which may have its own mount namespace.
+    /// One host process: it may have its own mount namespace.
     Process { pid: u32, start_ns: u64 },
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CacheEntry {
     resolv: Option<Arc<ResolvConf>>,
-    /// None: it is being read.
-    looked: Option<Instant>,
+    /// None: the file is being read.
+    read_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    entries: HashMap<NetworkView, Entry>,
-    /// In the order in which they came.
+struct CacheState {
+    entries: HashMap<NetworkView, CacheEntry>,
+    /// In the order of insertion.
     order: VecDeque<NetworkView>,
+    /// Threads that are reading.
     readers: usize,
 }
 
-/// What was read, by whose it is.
+/// The files that were read, by view.
 #[derive(Clone, Debug)]
 pub struct ResolvConfCache {
     proc_root: PathBuf,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<CacheState>>,
 }
 
 impl ResolvConfCache {
@@ -65,21 +67,21 @@ impl ResolvConfCache {
         ResolvConfCache { proc_root: proc_root.to_owned(), state: Arc::default() }
     }
 
-    /// What is known now. Never waits: what is missing or old is read meanwhile, by way of this process, or one of the
-    /// others of its container (`others`, asked only when it is needed).
+    /// Returns what is known now and never waits. A file that is missing or old is read in the background: through this
+    /// process, or through one of the others of its container (`others`, called only if they are needed).
     pub fn get(
         &self,
-        of: NetworkView,
+        view: NetworkView,
         pid: u32,
         start_ns: u64,
         others: impl FnOnce() -> Vec<u32>,
     ) -> Option<Arc<ResolvConf>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = state.entries.get(&of);
+        let mut state = lock(&self.state);
+        let known = state.entries.get(&view);
         let resolv = known.and_then(|entry| entry.resolv.clone());
         let is_fresh = known.is_some_and(|entry| {
-            let keep = if resolv.is_some() { FRESH } else { RETRY };
-            entry.looked.is_none_or(|at| at.elapsed() < keep)
+            let max_age = if resolv.is_some() { FRESH } else { RETRY };
+            entry.read_at.is_none_or(|at| at.elapsed() < max_age)
         });
         if is_fresh || state.readers >= READERS_MAX {
             return resolv;
@@ -90,9 +92,9 @@ impl ResolvConfCache {
             {
                 state.entries.remove(&oldest);
             }
-            state.order.push_back(of);
+            state.order.push_back(view);
         }
-        state.entries.insert(of, Entry { resolv: resolv.clone(), looked: None });
+        state.entries.insert(view, CacheEntry { resolv: resolv.clone(), read_at: None });
         state.readers += 1;
         drop(state);
         let mut pids = vec![(pid, Some(start_ns))];
@@ -101,23 +103,23 @@ impl ResolvConfCache {
         );
         let cache = self.clone();
         let reader = std::thread::Builder::new().name("resolv.conf".into());
-        if reader.spawn(move || cache.read(of, &pids)).is_err() {
-            self.put(of, None);
+        if reader.spawn(move || cache.read(view, &pids)).is_err() {
+            self.insert(view, None);
         }
         resolv
     }
 
-    fn read(&self, of: NetworkView, pids: &[(u32, Option<u64>)]) {
+    fn read(&self, view: NetworkView, pids: &[(u32, Option<u64>)]) {
         let found = pids.iter().find_map(|&(pid, start_ns)| read(&self.proc_root, pid, start_ns).ok());
-        self.put(of, found);
+        self.insert(view, found);
     }
 
-    fn put(&self, of: NetworkView, found: Option<ResolvConf>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    fn insert(&self, view: NetworkView, found: Option<ResolvConf>) {
+        let mut state = lock(&self.state);
         state.readers -= 1;
-        if let Some(entry) = state.entries.get_mut(&of) {
-            entry.looked = Some(Instant::now());
-            // A process that has gone takes nothing away from what was known.
+        if let Some(entry) = state.entries.get_mut(&view) {
+            entry.read_at = Some(Instant::now());
+            // If the process is gone, what was read before stays valid.
             if let Some(found) = found {
                 entry.resolv = Some(Arc::new(found));
             }
@@ -125,7 +127,9 @@ impl ResolvConfCache {
     }
 }
 
-/// Reads the file by way of a process; with `start_ns`, only if it still is that process.
+/// Reads the file through a process. With `start_ns`, only if the pid still belongs to the process with this start time.
+///
+/// An error is the reason as a short name: `process_gone`, `file_out_of_reach`, `file_not_regular`, `file_too_large`.
 pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvConf, &'static str> {
     let dir = proc_root.join(pid.to_string());
     let root = open::name(&dir.join("root")).map_err(|_| "process_gone")?;
@@ -139,8 +143,8 @@ pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvC
 }
 
 fn read_inside(root: &File) -> Result<ResolvConf, &'static str> {
-    let named = open::inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
-    let file = open::readable(&named)?;
+    let path = open::inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
+    let file = open::readable(&path)?;
     let mut bytes = Vec::new();
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|_| "file_out_of_reach")?;
     if bytes.len() as u64 > BYTES_MAX {
@@ -177,7 +181,7 @@ mod tests {
             refused(&|path| std::os::unix::fs::symlink("/proc/self/fd/0", path).unwrap()),
             "file_out_of_reach"
         );
-        // Would block for ever if it were opened.
+        // Opening a FIFO would block forever.
         assert_eq!(
             refused(&|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap()),
             "file_not_regular"
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_stays_inside() {
+    fn a_symlink_is_resolved_inside_the_root() {
         let (_dir, read) = container(|path| {
             std::os::unix::fs::symlink("/run/resolv.conf", path).unwrap();
             let run = path.parent().unwrap().parent().unwrap().join("run");
@@ -206,9 +210,9 @@ mod tests {
     #[test]
     fn the_cache_reads_once_and_never_waits() {
         let cache = ResolvConfCache::new(Path::new("/proc"));
-        let of = NetworkView::Container { cgroup: 7 };
-        // The asker is gone: another of its container does.
-        let get = || cache.get(of, u32::MAX, 1, || vec![std::process::id()]);
+        let view = NetworkView::Container { cgroup: 7 };
+        // The asker is gone: the file is read through another process of its container.
+        let get = || cache.get(view, u32::MAX, 1, || vec![std::process::id()]);
         assert_eq!(get(), None);
         let end = Instant::now() + Duration::from_secs(20);
         while get().is_none() {
@@ -225,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_with_the_same_pid_is_not_asked() {
+    fn another_process_with_the_same_pid_is_not_read() {
         assert_eq!(read(Path::new("/proc"), std::process::id(), Some(1)), Err("process_gone"));
         assert_eq!(read(Path::new("/proc"), u32::MAX, None), Err("process_gone"));
     }
