@@ -1,7 +1,7 @@
-//! What the memory controller's files say of one cgroup: v1 and v2, text in, numbers out.
+//! Reads the memory controller's files of one cgroup, on v1 and v2.
 //!
-//! A file that is missing (an old kernel, a controller without swap accounting) is None or 0, never an error:
-//! a cgroup may go away between two reads. Must not know: containers, pods, rings.
+//! A missing file (an old kernel, a controller without swap accounting) gives None or 0, never an error, because a cgroup
+//! may disappear between two reads. This module must not depend on containers or pods.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,10 +10,10 @@ use std::path::Path;
 use podopsy_model::memory::{Counters, Pressure, Usage};
 use podopsy_pods::hierarchy::Version;
 
-/// The largest of these files (`memory.stat`) has some 2 KiB on 6.18.
+/// The largest of these files (`memory.stat`) has about 2 KiB on 6.18.
 const BUFFER: usize = 16 << 10;
 
-/// Reads cgroups' files, one open and one read each, into one buffer.
+/// Reads files of cgroups into one buffer, with one open and one read for each.
 pub struct MemoryFileReader {
     version: Version,
     buffer: Vec<u8>,
@@ -24,7 +24,7 @@ impl MemoryFileReader {
         MemoryFileReader { version, buffer: vec![0; BUFFER] }
     }
 
-    /// What is charged to a cgroup and all below it, its limit left out; None: it is gone.
+    /// What is charged to a cgroup and everything below it, without its limit; None: the cgroup is gone.
     pub fn usage(&mut self, dir: &Path) -> Option<Usage> {
         Some(match self.version {
             Version::V1 => {
@@ -43,14 +43,15 @@ impl MemoryFileReader {
         })
     }
 
-    /// The same where `last` is what was read a moment ago: a cgroup whose sum has not moved is what it was, and most
-    /// containers of a node sleep. One file in place of three or four.
+    /// As [`Self::usage`], with the last reading: if the sum has not changed, the last reading is returned. Most containers
+    /// of a node are idle, and for these one file is read instead of three or four.
     pub fn usage_since(&mut self, dir: &Path, last: Usage) -> Option<Usage> {
         let name = if self.version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
         if self.number(dir, name)? == last.current_bytes { Some(last) } else { self.usage(dir) }
     }
 
-    /// The cgroup's own events, not those below it; None: it is gone, or it is v2's root, which counts nothing.
+    /// The events of the cgroup itself, without those below it; None: the cgroup is gone, or it is the root of v2, which
+    /// has no counters.
     pub fn counters(&mut self, dir: &Path) -> Option<Counters> {
         match self.version {
             Version::V1 => {
@@ -75,20 +76,20 @@ impl MemoryFileReader {
         }
     }
 
-    /// `memory.oom.group`; always false on v1, which has none.
+    /// `memory.oom.group`; always false on v1, which does not have this file.
     pub fn kills_as_group(&mut self, dir: &Path) -> bool {
         self.version == Version::V2 && self.number(dir, "memory.oom.group") == Some(1)
     }
 
-    /// Bytes; None: no limit.
+    /// The limit in bytes; None: no limit.
     pub fn limit(&mut self, dir: &Path) -> Option<u64> {
         let name = if self.version == Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
-        // v1 says "no limit" as the largest multiple of the page size, v2 as "max".
+        // "No limit" is the largest multiple of the page size on v1, and "max" on v2.
         self.number(dir, name).filter(|&limit| limit < 1 << 62)
     }
 
     fn number(&mut self, dir: &Path, name: &str) -> Option<u64> {
-        digits(self.read(dir, name)?.trim_ascii())
+        parse_number(self.read(dir, name)?.trim_ascii())
     }
 
     fn read(&mut self, dir: &Path, name: &str) -> Option<&[u8]> {
@@ -98,14 +99,14 @@ impl MemoryFileReader {
     }
 }
 
-/// Whole-machine memory, as the level above all cgroups: (total, available) bytes of `/proc/meminfo`.
+/// The memory of the whole machine, the level above all cgroups: (total, available) bytes of `/proc/meminfo`.
 pub fn machine(proc_root: &Path) -> Option<(u64, u64)> {
     let text = std::fs::read(proc_root.join("meminfo")).ok()?;
     let kib = |key: &[u8]| value(&text, key).map(|kib| kib.saturating_mul(1024));
     Some((kib(b"MemTotal:")?, kib(b"MemAvailable:")?))
 }
 
-/// `oom_kill` of `/proc/vmstat`: kills since boot, of every kind; None: this kernel does not count them.
+/// `oom_kill` of `/proc/vmstat`: all kills of the OOM killer since boot; None: this kernel does not count them.
 pub fn machine_oom_kills(proc_root: &Path) -> Option<u64> {
     value(&std::fs::read(proc_root.join("vmstat")).ok()?, b"oom_kill")
 }
@@ -115,7 +116,7 @@ fn stat_v1(text: &[u8]) -> Usage {
     let shmem = get(b"total_shmem");
     Usage {
         anon_bytes: get(b"total_rss"),
-        // The controller's "cache" has shared memory in it, which no reclaim without swap gives back.
+        // The controller's "cache" includes shared memory, which cannot be reclaimed without swap.
         file_bytes: get(b"total_cache").saturating_sub(shmem),
         shmem_bytes: shmem,
         swap_bytes: get(b"total_swap"),
@@ -126,7 +127,7 @@ fn stat_v1(text: &[u8]) -> Usage {
 fn stat_v2(text: &[u8]) -> Usage {
     let get = |key: &[u8]| value(text, key);
     let shmem = get(b"shmem").unwrap_or(0);
-    // `kernel` came with 5.18; before it, its parts.
+    // `kernel` exists since 5.18; older kernels have only its parts.
     let parts = [&b"kernel_stack"[..], b"pagetables", b"percpu", b"sock", b"slab"];
     let kernel = get(b"kernel").unwrap_or_else(|| parts.iter().filter_map(|part| get(part)).sum());
     Usage {
@@ -141,22 +142,22 @@ fn stat_v2(text: &[u8]) -> Usage {
 /// `some avg10=0.00 avg60=0.00 avg300=0.00 total=0` and the same for `full`; `total` is in µs.
 fn pressure(text: &[u8]) -> Option<Pressure> {
     let total = |line: &[u8]| {
-        let at = line.windows(6).position(|word| word == b"total=")?;
-        digits(line[at + 6..].trim_ascii())
+        let at = line.windows(6).position(|window| window == b"total=")?;
+        parse_number(line[at + 6..].trim_ascii())
     };
     let line = |kind: &[u8]| text.split(|&b| b == b'\n').find(|line| line.starts_with(kind));
     Some(Pressure { some_us: total(line(b"some ")?)?, full_us: line(b"full ").and_then(total).unwrap_or(0) })
 }
 
-/// The number after `key` at the beginning of a line.
+/// The number that follows `key` at the beginning of a line.
 fn value(text: &[u8], key: &[u8]) -> Option<u64> {
     text.split(|&b| b == b'\n').find_map(|line| {
         let rest = line.strip_prefix(key)?.strip_prefix(b" ")?;
-        digits(rest.trim_ascii().split(|&b| b == b' ').next()?)
+        parse_number(rest.trim_ascii().split(|&b| b == b' ').next()?)
     })
 }
 
-fn digits(text: &[u8]) -> Option<u64> {
+fn parse_number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_splits_usage_and_counts_its_own_events() {
+    fn v2_usage_is_split_into_parts_and_v2_counters_are_of_the_cgroup_itself() {
         let dir = dir(&[
             ("memory.current", "1000000\n"),
             ("memory.max", "2000000\n"),
@@ -199,14 +200,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_moved_is_not_read_whole() {
+    fn if_the_sum_has_not_changed_the_other_files_are_not_read() {
         let dir = dir(&[("memory.current", "1000\n"), ("memory.stat", "anon 600\n")]);
         let mut reader = MemoryFileReader::new(Version::V2);
-        let asleep = Usage { current_bytes: 1000, anon_bytes: 500, limit_bytes: Some(1), ..Usage::default() };
-        assert_eq!(reader.usage_since(dir.path(), asleep), Some(asleep));
-        let grown = reader.usage_since(dir.path(), Usage { current_bytes: 999, ..asleep }).unwrap();
+        let idle = Usage { current_bytes: 1000, anon_bytes: 500, limit_bytes: Some(1), ..Usage::default() };
+        assert_eq!(reader.usage_since(dir.path(), idle), Some(idle));
+        let grown = reader.usage_since(dir.path(), Usage { current_bytes: 999, ..idle }).unwrap();
         assert_eq!((grown.current_bytes, grown.anon_bytes), (1000, 600));
-        assert_eq!(reader.usage_since(Path::new("/nonexistent"), asleep), None, "it is gone");
+        assert_eq!(reader.usage_since(Path::new("/nonexistent"), idle), None, "it is gone");
     }
 
     #[test]
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_takes_the_whole_subtree_and_its_own_counters() {
+    fn v1_usage_is_of_the_subtree_and_v1_counters_are_of_the_cgroup_itself() {
         let dir = dir(&[
             ("memory.usage_in_bytes", "67108864\n"),
             ("memory.kmem.usage_in_bytes", "356352\n"),
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_none() {
+    fn a_cgroup_that_is_gone_gives_none() {
         let mut reader = MemoryFileReader::new(Version::V2);
         assert_eq!(reader.usage(Path::new("/nonexistent")), None);
         assert_eq!(reader.counters(Path::new("/nonexistent")), None);

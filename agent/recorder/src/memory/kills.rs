@@ -1,29 +1,29 @@
-//! CgroupKillCounts that a cgroup's own counter has, against the victims that were named as its own: the check that no kill
-//! was put down to the wrong container.
+//! Compares each cgroup's own counter of kills with the victims that were reported for it. A difference means that a kill
+//! was attributed to the wrong cgroup, or missed.
 
 use std::collections::HashMap;
 
 use podopsy_model::Losses;
 
-/// A kill is told some time after the kernel has counted it.
+/// A kill is reported some time after the kernel has counted it; only differences older than this count.
 const SETTLED_NS: u64 = 5_000_000_000;
 
-/// One account a cgroup.
+/// Counted and reported kills by cgroup id.
 #[derive(Debug, Default)]
 pub struct CgroupKillCounts {
     accounts: HashMap<u64, Account>,
-    /// What differed in cgroups that are gone.
+    /// The differences of cgroups that are gone.
     gone: Difference,
 }
 
 #[derive(Debug, Default)]
 struct Account {
-    /// What the counter had before anybody watched, and until when; None: nobody has looked yet.
+    /// The counter at the first reading, and the time of that reading (CLOCK_BOOTTIME); None: not read yet.
     start: Option<(u64, u64)>,
-    told: u64,
+    reported: u64,
     counted: u64,
-    /// CLOCK_BOOTTIME, counted, told: a look that has had time to settle.
-    before: (u64, u64, u64),
+    /// (CLOCK_BOOTTIME, counted, reported) at an earlier reading that has had time to settle.
+    settled: (u64, u64, u64),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,58 +33,62 @@ struct Difference {
 }
 
 impl CgroupKillCounts {
-    /// The counter of a cgroup. `born`: it was made while we watched, so all that it counts is ours to tell.
-    pub fn look(&mut self, id: u64, now_ns: u64, counter: u64, born: bool) {
+    /// Takes a reading of a cgroup's counter. `is_new`: the cgroup was made after the start, so that all its kills must
+    /// have been reported.
+    pub fn update(&mut self, id: u64, now_ns: u64, counter: u64, is_new: bool) {
         let account = self.accounts.entry(id).or_default();
-        let (start, _) = *account.start.get_or_insert(if born { (0, 0) } else { (counter, now_ns) });
-        if now_ns.saturating_sub(account.before.0) >= SETTLED_NS {
-            account.before = (now_ns, account.counted, account.told);
+        let (start, _) = *account.start.get_or_insert(if is_new { (0, 0) } else { (counter, now_ns) });
+        if now_ns.saturating_sub(account.settled.0) >= SETTLED_NS {
+            account.settled = (now_ns, account.counted, account.reported);
         }
         account.counted = counter.saturating_sub(start);
     }
 
-    /// So many kills at that time were told as this cgroup's.
+    /// Records that kills at this time (CLOCK_BOOTTIME) were reported for a cgroup.
     pub fn record_reported_kills(&mut self, id: u64, boot_ns: u64, kills: u64) {
         let account = self.accounts.entry(id).or_default();
-        if account.start.is_none_or(|(_, until)| boot_ns >= until) {
-            account.told += kills;
+        if account.start.is_none_or(|(_, first_reading_ns)| boot_ns >= first_reading_ns) {
+            account.reported += kills;
         }
     }
 
-    /// Closes the accounts of cgroups that `is_kept` has no more use for.
+    /// Closes the accounts of cgroups for which `is_kept` is false.
     pub fn clean(&mut self, is_kept: impl Fn(u64) -> bool) {
         self.accounts.retain(|&id, account| {
             let kept = is_kept(id);
             if !kept {
-                self.gone = self.gone.and(account.difference());
+                self.gone = self.gone.plus(account.difference());
             }
             kept
         });
     }
 
-    /// `oom_unseen_by_cgroup`: kills that a cgroup counted and nobody told as its own; `oom_uncounted_by_cgroup`:
-    /// told as a cgroup's, which did not count them.
+    /// `oom_unseen_by_cgroup`: kills that a cgroup counted and that were not reported for it; `oom_uncounted_by_cgroup`:
+    /// kills that were reported for a cgroup which did not count them.
     pub fn losses(&self) -> Losses {
-        let sum = self.accounts.values().fold(self.gone, |sum, account| sum.and(account.difference()));
+        let sum = self.accounts.values().fold(self.gone, |sum, account| sum.plus(account.difference()));
         let all = [("oom_unseen_by_cgroup", sum.unseen), ("oom_uncounted_by_cgroup", sum.uncounted)];
         all.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)).collect()
     }
 }
 
 impl Account {
-    /// What was counted, or told, by the settled look and has no counterpart to this day.
+    /// The kills that were counted or reported by the settled reading and still have no counterpart.
     fn difference(&self) -> Difference {
-        // A cgroup that was never looked at lived too briefly to be asked.
+        // A cgroup whose counter was never read was removed too quickly to be compared.
         if self.start.is_none() {
             return Difference::default();
         }
-        let (_, counted, told) = self.before;
-        Difference { unseen: counted.saturating_sub(self.told), uncounted: told.saturating_sub(self.counted) }
+        let (_, counted, reported) = self.settled;
+        Difference {
+            unseen: counted.saturating_sub(self.reported),
+            uncounted: reported.saturating_sub(self.counted),
+        }
     }
 }
 
 impl Difference {
-    fn and(self, other: Difference) -> Difference {
+    fn plus(self, other: Difference) -> Difference {
         Difference { unseen: self.unseen + other.unseen, uncounted: self.uncounted + other.uncounted }
     }
 }
@@ -102,26 +106,26 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_that_is_told_in_time_is_no_difference_and_one_that_never_is_told_is() {
+    fn a_kill_that_is_reported_in_time_is_no_difference_and_one_that_never_is_reported_is() {
         let mut kills = CgroupKillCounts::default();
-        kills.look(7, 10 * S, 3, false);
-        kills.look(7, 16 * S, 4, false);
+        kills.update(7, 10 * S, 3, false);
+        kills.update(7, 16 * S, 4, false);
         kills.record_reported_kills(7, 15 * S, 1);
-        kills.look(7, 22 * S, 5, false);
-        kills.look(7, 23 * S, 5, false);
-        assert_eq!(losses(&kills), (0, 0), "the second may still be on its way");
-        kills.look(7, 28 * S, 5, false);
+        kills.update(7, 22 * S, 5, false);
+        kills.update(7, 23 * S, 5, false);
+        assert_eq!(losses(&kills), (0, 0), "the report of the second kill may still come");
+        kills.update(7, 28 * S, 5, false);
         assert_eq!(losses(&kills), (1, 0));
         kills.clean(|_| false);
-        assert_eq!((losses(&kills), kills.accounts.len()), ((1, 0), 0), "it is remembered");
+        assert_eq!((losses(&kills), kills.accounts.len()), ((1, 0), 0), "the difference is remembered");
     }
 
     #[test]
-    fn a_kill_put_down_to_another_shows_on_both() {
+    fn a_kill_attributed_to_the_wrong_cgroup_shows_in_both_counters() {
         let mut kills = CgroupKillCounts::default();
         for at in [10, 16, 22, 28] {
-            kills.look(1, at * S, u64::from(at > 10), true);
-            kills.look(2, at * S, 0, true);
+            kills.update(1, at * S, u64::from(at > 10), true);
+            kills.update(2, at * S, 0, true);
             if at == 16 {
                 kills.record_reported_kills(2, 15 * S, 1);
             }
@@ -130,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_before_us_is_not_ours_and_what_was_never_looked_at_is_no_difference() {
+    fn kills_before_the_first_reading_and_cgroups_never_read_are_no_difference() {
         let mut kills = CgroupKillCounts::default();
-        kills.look(1, 10 * S, 5, false);
+        kills.update(1, 10 * S, 5, false);
         kills.record_reported_kills(1, 9 * S, 1);
         kills.record_reported_kills(3, 9 * S, 1);
-        kills.look(1, 20 * S, 5, false);
-        kills.look(1, 30 * S, 5, false);
+        kills.update(1, 20 * S, 5, false);
+        kills.update(1, 30 * S, 5, false);
         assert_eq!(losses(&kills), (0, 0));
     }
 }

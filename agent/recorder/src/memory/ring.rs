@@ -1,4 +1,4 @@
-//! The last minutes of one container's memory, in 40 bytes a sample, and the curve that they make.
+//! The last ten minutes of one container's memory, at 40 bytes a sample, and the memory curve made from them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use podopsy_system::clock;
 
 /// How far back a ring reaches.
 pub const REACH: Duration = Duration::from_secs(600);
-/// Samples at most, whatever the cadence.
+/// Samples at most, at any rate of sampling.
 const SAMPLES: usize = 600;
-/// Points of a curve: a terminal's width is less, and a JSON line should stay readable.
+/// Points of a curve at most: a terminal is not wider, and the JSON line should stay readable.
 const POINTS: usize = 120;
-/// Below this a slope is a guess.
+/// With fewer points than this, a slope would be a guess.
 const SLOPE_MIN: usize = 5;
 
-/// What a trend looks at.
+/// The time that a trend covers, and the points that it uses at most.
 const TREND_MS: u32 = 60_000;
 const TREND_POINTS: usize = 24;
 
-/// Where a container's memory goes.
+/// How a container's memory has changed in the last minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MemoryTrend {
-    /// What cannot be reclaimed: all but file.
+    /// The memory that cannot be reclaimed: everything but page cache.
     pub held_bytes: u64,
     /// As [`Curve::growth_bytes_per_second`], over the last minute.
     pub bytes_per_second: f64,
-    /// Its own; null: none.
+    /// The container's own limit; None: it has none.
     pub limit_bytes: Option<u64>,
 }
 
-/// KiB, so that 4 TiB fit into 32 bits; time in ms since the ring's first sample.
+/// A sample: in KiB, so that 4 TiB fit into 32 bits; the time is in ms since the ring's first sample.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     ms: u32,
@@ -39,7 +39,7 @@ struct Sample {
     file: u32,
     shmem: u32,
     kernel: u32,
-    /// PSI `some`, ms since the cgroup was made; `u32::MAX`: none.
+    /// PSI `some`: total stall time in ms since the cgroup was made; `u32::MAX`: not known.
     waited: u32,
 }
 
@@ -51,7 +51,7 @@ pub struct SampleRing {
 }
 
 impl SampleRing {
-    /// Takes a sample of `boot_ns` (CLOCK_BOOTTIME).
+    /// Adds a sample that was taken at `boot_ns` (CLOCK_BOOTTIME).
     pub fn push(&mut self, boot_ns: u64, usage: Usage) {
         if self.samples.is_empty() {
             self.base_ns = boot_ns;
@@ -81,12 +81,12 @@ impl SampleRing {
         self.samples.back().map_or(0, |last| self.base_ns + u64::from(last.ms) * 1_000_000)
     }
 
-    /// The last minute in one number; None: fewer than 5 samples.
+    /// The trend of the last minute; None: fewer than 5 samples.
     pub fn trend(&self) -> Option<MemoryTrend> {
         let last = self.samples.back()?;
         let from = last.ms.saturating_sub(TREND_MS);
         let recent = self.samples.iter().filter(|s| s.ms >= from).count();
-        // The newest first; all pairs of a few points are enough, and hundreds of containers are looked at.
+        // A few points that include the newest: their number of pairs must stay small for hundreds of containers.
         let step = recent.div_ceil(TREND_POINTS).max(1);
         let newest = self.samples.iter().rev().take(recent).step_by(step);
         let mut points: Vec<Sample> = newest.copied().collect();
@@ -100,7 +100,7 @@ impl SampleRing {
 
     pub fn curve(&self) -> Curve {
         let step = self.samples.len().div_ceil(POINTS).max(1);
-        // The last one is always in it: it is the nearest to what happened.
+        // The curve always includes the last sample, which is the nearest to the kill.
         let skip = self.samples.len().saturating_sub(1) % step;
         let points: Vec<Sample> = self.samples.iter().skip(skip).step_by(step).copied().collect();
         let column = |of: fn(&Sample) -> u32| points.iter().map(|s| u64::from(of(s)) * 1024).collect();
@@ -117,12 +117,13 @@ impl SampleRing {
     }
 }
 
-/// Theil–Sen: half of the points may be anything (a start, a pause, a collection) and it still holds.
+/// The Theil–Sen slope of the memory that cannot be reclaimed: it tolerates many outliers (a start, a pause, a garbage
+/// collection).
 fn growth(points: &[Sample]) -> Option<f64> {
     if points.len() < SLOPE_MIN {
         return None;
     }
-    // Of kernel memory some is reclaimable, too, but it is little.
+    // Some kernel memory is reclaimable, too, but not much.
     let held = |s: &Sample| f64::from(s.current.saturating_sub(s.file)) * 1024.0;
     let mut slopes = Vec::with_capacity(points.len() * (points.len() - 1) / 2);
     for (i, a) in points.iter().enumerate() {
@@ -167,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_leak_has_its_rate_although_a_third_of_the_points_lie() {
+    fn a_leak_has_the_right_rate_although_a_third_of_the_points_are_outliers() {
         let ring = filled(300, |s| if s % 3 == 0 { 50 << 20 } else { (10 << 20) + s * (1 << 20) });
         let slope = ring.curve().growth_bytes_per_second.unwrap();
         assert!((slope / f64::from(1 << 20) - 1.0).abs() < 0.1, "{slope}");
     }
 
     #[test]
-    fn a_ring_is_bounded_and_a_curve_short_with_the_last_point_in_it() {
+    fn a_ring_is_bounded_and_its_curve_is_short_and_includes_the_last_sample() {
         let ring = filled(2000, |s| s << 20);
         assert!(ring.samples.len() <= SAMPLES);
         let curve = ring.curve();
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trend_is_of_the_last_minute() {
+    fn a_trend_covers_the_last_minute() {
         let ring = filled(300, |s| if s < 200 { s << 20 } else { 200 << 20 });
         let trend = ring.trend().unwrap();
         assert_eq!((trend.bytes_per_second, trend.held_bytes, trend.limit_bytes), (0.0, 200 << 20, None));
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn few_points_have_no_slope_and_a_flat_line_none_to_speak_of() {
+    fn few_points_have_no_slope_and_a_flat_line_has_slope_zero() {
         assert_eq!(filled(4, |s| s).curve().growth_bytes_per_second, None);
         assert_eq!(filled(60, |_| 3 << 20).curve().growth_bytes_per_second, Some(0.0));
         assert_eq!(SampleRing::default().curve(), Curve::default());
