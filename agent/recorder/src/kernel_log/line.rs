@@ -1,16 +1,16 @@
-//! The OOM killer's lines (`mm/oom_kill.c`, `mm/memcontrol.c`, 5.10–7.x): text in, facts out. Pure.
+//! Parses the OOM killer's lines (`mm/oom_kill.c`, `mm/memcontrol.c`, 5.10–7.x). Pure: no I/O.
 //!
-//! Comms (15 bytes) and cgroup names are an attacker's to choose, and the lines have no quotes. So a line is
-//! known by a beginning that no comm can make, numbers are read from the end that no name can reach, and a
-//! line whose names could be read in two ways gives no names ([`Chosen::ambiguous`]).
+//! An attacker can choose comms (15 bytes) and cgroup names, and the lines quote neither. Therefore a line is recognized
+//! by a beginning that no comm can produce, numbers are read from the end, where no name can be, and a line in which a
+//! name looks like a field gives no names ([`Chosen::ambiguous`]).
 
 use std::str::FromStr;
 
-/// A line that says something of an OOM kill.
+/// A line about an OOM kill.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OomLine {
     Invoked(Invoked),
-    /// The trigger's thread id, in the line on the CPU that follows.
+    /// The trigger's thread id, from the "CPU:" line that follows.
     Trigger(u32),
     Memory(Charged),
     Swap(Charged),
@@ -20,7 +20,7 @@ pub enum OomLine {
     Killed(Killed),
     /// "Tasks in PATH are going to be killed due to memory.oom.group set".
     Group(Vec<u8>),
-    /// The victim was dying already: nothing is killed.
+    /// The victim's thread id: it was already dying, so nothing is killed.
     Exiting(u32),
 }
 
@@ -28,11 +28,11 @@ pub enum OomLine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invoked {
     pub comm: Vec<u8>,
-    /// 2^order pages were asked for.
+    /// The allocation was for 2^order pages.
     pub order: i32,
 }
 
-/// `memory: usage 65536kB, limit 65536kB, failcnt 1391`, of the cgroup whose limit was met.
+/// `memory: usage 65536kB, limit 65536kB, failcnt 1391`: the cgroup whose limit was hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charged {
     pub usage_bytes: u64,
@@ -41,14 +41,14 @@ pub struct Charged {
     pub hits: u64,
 }
 
-/// Names of the task table's columns, in the order in which this kernel prints them.
+/// The names of the task table's columns, in the order in which this kernel prints them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskColumns(Vec<String>);
 
 /// A process in the task table; memory in pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskRow {
-    /// A thread id: that of the thread that holds the memory.
+    /// The id of the thread that holds the memory.
     pub tid: u32,
     pub pid: u32,
     pub uid: u32,
@@ -61,24 +61,24 @@ pub struct TaskRow {
 /// `oom-kill:constraint=…,nodemask=…,cpuset=…,mems_allowed=…[,global_oom|,oom_memcg=…],task_memcg=…,task=…,pid=…,uid=…`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chosen {
-    /// `CONSTRAINT_MEMCG`, `_NONE`, `_CPUSET`, `_MEMORY_POLICY`, whatever comes next.
+    /// `CONSTRAINT_MEMCG`, `_NONE`, `_CPUSET`, `_MEMORY_POLICY`, or a later addition of the kernel's.
     pub constraint: String,
-    /// No cgroup's limit: the machine's (or a cpuset's, a policy's) memory.
+    /// The memory of the machine, a cpuset or a memory policy was exhausted, not a cgroup's limit.
     pub global: bool,
-    /// The cgroup whose limit was met.
+    /// The cgroup whose limit was hit.
     pub oom_memcg: Option<Vec<u8>>,
-    /// The victim's own.
+    /// The victim's cgroup.
     pub task_memcg: Option<Vec<u8>>,
     pub tid: u32,
     pub uid: u32,
-    /// Some name holds what looks like a field: constraint and numbers stand, the names are left out.
+    /// A name looks like a field: the constraint and the numbers are valid, the names are left out.
     pub ambiguous: bool,
 }
 
 /// `Memory cgroup out of memory: Killed process 2739 (python3) total-vm:179864kB, anon-rss:49792kB, …`
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Killed {
-    /// Under a cgroup's limit; false: the machine's.
+    /// Whether a cgroup's limit was hit; false: the whole machine's.
     pub in_cgroup: bool,
     pub tid: u32,
     pub comm: Vec<u8>,
@@ -88,8 +88,8 @@ pub struct Killed {
     pub oom_score_adj: Option<i32>,
 }
 
-/// Reads a line; `columns` are those of the last table's header.
-pub fn read(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
+/// Parses a line; None: it is not about an OOM kill. `columns`: the header of the last task table.
+pub fn parse(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
     if let Some(rest) = text.strip_prefix(b"oom-kill:constraint=") {
         return chosen(rest).map(OomLine::Chosen);
     }
@@ -121,12 +121,12 @@ pub fn read(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
 }
 
 fn invoked(text: &[u8]) -> Option<Invoked> {
-    const WORDS: &[u8] = b" invoked oom-killer: gfp_mask=";
+    const MARK: &[u8] = b" invoked oom-killer: gfp_mask=";
     const COMM_MAX: usize = 15;
-    let at = text.windows(WORDS.len()).take(COMM_MAX + 1).position(|window| window == WORDS)?;
+    let end = text.windows(MARK.len()).take(COMM_MAX + 1).position(|window| window == MARK)?;
     let order =
-        split(&text[at..], b", order=").and_then(|(_, rest)| number(rest.split(|&b| b == b',').next()?));
-    Some(Invoked { comm: text[..at].to_owned(), order: order.unwrap_or(0) })
+        split(&text[end..], b", order=").and_then(|(_, rest)| number(rest.split(|&b| b == b',').next()?));
+    Some(Invoked { comm: text[..end].to_owned(), order: order.unwrap_or(0) })
 }
 
 /// `USAGEkB, limit LIMITkB, failcnt N`
@@ -150,19 +150,19 @@ fn header(text: &[u8]) -> Option<TaskColumns> {
 fn row(text: &[u8], columns: &TaskColumns) -> Option<TaskRow> {
     let (tid, mut rest) = split(text.strip_prefix(b"[")?, b"]")?;
     let mut row = TaskRow { tid: number(tid.trim_ascii())?, ..TaskRow::default() };
-    // The name comes last, after numbers only: it may hold anything.
+    // The name is the last column, after numbers only; it may contain any bytes.
     let (_, numbers) = columns.0.split_last()?;
     for column in numbers {
         let begin = rest.iter().position(|&b| b != b' ')?;
         let end = begin + rest[begin..].iter().position(|&b| b == b' ')?;
-        let word = &rest[begin..end];
+        let value = &rest[begin..end];
         match column.as_str() {
-            "uid" => row.uid = number(word)?,
-            "tgid" => row.pid = number(word)?,
-            "rss" => row.rss_pages = number(word)?,
-            "swapents" => row.swap_pages = number(word)?,
-            "oom_score_adj" => row.oom_score_adj = number(word)?,
-            _ => number::<i64>(word).map(drop)?,
+            "uid" => row.uid = number(value)?,
+            "tgid" => row.pid = number(value)?,
+            "rss" => row.rss_pages = number(value)?,
+            "swapents" => row.swap_pages = number(value)?,
+            "oom_score_adj" => row.oom_score_adj = number(value)?,
+            _ => number::<i64>(value).map(drop)?,
         }
         rest = &rest[end..];
     }
@@ -171,7 +171,7 @@ fn row(text: &[u8], columns: &TaskColumns) -> Option<TaskRow> {
 }
 
 fn chosen(rest: &[u8]) -> Option<Chosen> {
-    // From the end: pid and uid are numbers that the kernel put there, behind whatever the names say.
+    // Read from the end: the kernel prints pid and uid after all names.
     let (rest, uid) = split_last(rest, b",uid=")?;
     let (rest, tid) = split_last(rest, b",pid=")?;
     let (uid, tid) = (number(uid)?, number(tid)?);
@@ -183,7 +183,7 @@ fn chosen(rest: &[u8]) -> Option<Chosen> {
     out.ambiguous =
         once.iter().any(|mark| count(mark) > 1) || count(b",oom_memcg=") + count(b",global_oom") > 1;
     if out.ambiguous {
-        // The constraint still says it: only these two are met by a cgroup's limit or by the whole machine's.
+        // The constraint alone still shows whether the whole machine's memory was exhausted.
         out.global = out.constraint == "CONSTRAINT_NONE";
         return Some(out);
     }
@@ -211,7 +211,7 @@ fn killed(rest: &[u8], in_cgroup: bool) -> Option<OomLine> {
         let end = rest.iter().position(|b| !b.is_ascii_digit() && *b != b'-').unwrap_or(rest.len());
         number::<i64>(&rest[..end])
     };
-    // Per-CPU counters may be below zero for a moment.
+    // The kernel sums up per-CPU counters, which can be negative for a moment.
     let kib = |name: &[u8]| Some(u64::try_from(field(name)?).unwrap_or(0).saturating_mul(1024));
     Some(OomLine::Killed(Killed {
         in_cgroup,
@@ -224,14 +224,16 @@ fn killed(rest: &[u8], in_cgroup: bool) -> Option<OomLine> {
     }))
 }
 
+/// The text before and after the first occurrence of `mark`.
 fn split<'a>(text: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = text.windows(mark.len()).position(|window| window == mark)?;
-    Some((&text[..at], &text[at + mark.len()..]))
+    let begin = text.windows(mark.len()).position(|window| window == mark)?;
+    Some((&text[..begin], &text[begin + mark.len()..]))
 }
 
+/// The text before and after the last occurrence of `mark`.
 fn split_last<'a>(text: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = text.windows(mark.len()).rposition(|window| window == mark)?;
-    Some((&text[..at], &text[at + mark.len()..]))
+    let begin = text.windows(mark.len()).rposition(|window| window == mark)?;
+    Some((&text[..begin], &text[begin + mark.len()..]))
 }
 
 fn number<T: FromStr>(text: &[u8]) -> Option<T> {

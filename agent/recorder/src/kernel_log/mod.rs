@@ -1,7 +1,9 @@
-//! The kernel's log (`/dev/kmsg`): what it alone says of OOM kills, and those that nobody was there to see.
+//! The kernel's log (`/dev/kmsg`): facts about OOM kills that no other source has, and kills that happened while no
+//! recorder was running.
 //!
-//! It enriches and never counts: its headers are rate limited, and its ring is short. Must not know: aya,
-//! pods, events. Needs root or CAP_SYSLOG where `kernel.dmesg_restrict` is 1.
+//! The log only adds facts to kills; it never counts them, because its headers are rate limited and its ring is short.
+//! Reading it needs root, or CAP_SYSLOG if `kernel.dmesg_restrict` is 1. This module must not depend on aya, pods or
+//! events.
 
 pub mod line;
 pub mod record;
@@ -11,32 +13,33 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::unix::AsyncFd;
 
 use podopsy_model::Losses;
+use podopsy_system::sync::lock;
 use visit::{LoggedKill, Visit, Visits};
 
-/// A record is at most so long (`PRINTKRB_RECORD_MAX`, and room).
+/// The longest record that is read: more than the kernel's `PRINTKRB_RECORD_MAX`.
 const RECORD_MAX: usize = 16 << 10;
 const PATH: &str = "/dev/kmsg";
 
-/// What the ring held when it was asked.
+/// What the log's ring held when it was read.
 #[derive(Debug, Default)]
 pub struct KernelLogBacklog {
     pub visits: Vec<Visit>,
-    /// Sequence numbers of the first and the last record that were there.
+    /// Sequence numbers of the first and the last record in the ring; None: it was empty.
     pub first: Option<u64>,
     pub last: Option<u64>,
 }
 
-/// Reads the log from `after` (None: from the oldest record on) to its end.
-pub fn backlog(after: Option<u64>) -> anyhow::Result<KernelLogBacklog> {
+/// Reads the log from the record after `after` (None: from the oldest record) to its end.
+pub fn read_backlog(after: Option<u64>) -> anyhow::Result<KernelLogBacklog> {
     let mut file = open(Path::new(PATH))?;
-    // SEEK_SET: the first record that is still there.
+    // SEEK_SET goes to the first record that is still in the ring.
     file.seek(SeekFrom::Start(0)).context("rewind /dev/kmsg")?;
     let (mut visits, mut first, mut last) = (Visits::default(), None, None);
     let mut buffer = vec![0; RECORD_MAX];
@@ -51,9 +54,10 @@ pub fn backlog(after: Option<u64>) -> anyhow::Result<KernelLogBacklog> {
     Ok(KernelLogBacklog { visits: visits.into_visits(), first, last })
 }
 
-/// The log from now on. Its task ends when it is dropped.
+/// Follows the log from now on. Its task ends when the follower is dropped.
 pub struct KernelLogFollower {
     state: Arc<Mutex<FollowerState>>,
+    /// Changes whenever records were read.
     grown: tokio::sync::watch::Receiver<u64>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -66,8 +70,8 @@ struct FollowerState {
 }
 
 impl KernelLogFollower {
-    /// From the record after `after` on (a [`KernelLogBacklog::last`]), so that nothing falls between the two. An error
-    /// says why the log cannot be read.
+    /// Starts with the record after `after` ([`KernelLogBacklog::last`]), so that no record is missed between the two.
+    /// Fails if the log cannot be read.
     pub fn start(after: Option<u64>) -> anyhow::Result<KernelLogFollower> {
         let mut file = open(Path::new(PATH))?;
         file.seek(SeekFrom::Start(0)).context("rewind /dev/kmsg")?;
@@ -79,9 +83,9 @@ impl KernelLogFollower {
         Ok(KernelLogFollower { state, grown, task })
     }
 
-    /// What the log says of the kill of this thread; waits for it until `patience` is over.
-    pub async fn kill_of(&self, tid: u32, patience: Duration) -> Option<(Visit, LoggedKill)> {
-        let deadline = tokio::time::Instant::now() + patience;
+    /// Finds the kill of this thread, and waits for it at most `max_wait`.
+    pub async fn kill_of(&self, tid: u32, max_wait: Duration) -> Option<(Visit, LoggedKill)> {
+        let deadline = tokio::time::Instant::now() + max_wait;
         let mut grown = self.grown.clone();
         loop {
             grown.mark_unchanged();
@@ -90,16 +94,16 @@ impl KernelLogFollower {
             }
             match tokio::time::timeout_at(deadline, grown.changed()).await {
                 Ok(Ok(())) => {}
-                // It may have come while nobody was awake to be told.
+                // The time is over, but the record may have arrived at the last moment.
                 _ => return lock(&self.state).visits.take(tid),
             }
         }
     }
 
-    /// What a visit has come to, by the number of its first kill: whether it killed a group, and how many kills
-    /// the kernel counts of it.
+    /// Whether a visit killed a group, and how many kills the kernel counts for it. `sequence`: the sequence number of its
+    /// first kill.
     pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
-        lock(&self.state).visits.of(sequence).map(|visit| (visit.group.is_some(), visit.counted()))
+        lock(&self.state).visits.find(sequence).map(|visit| (visit.group.is_some(), visit.counted()))
     }
 
     /// Kills that the kernel counted twice: see [`Visit::repeats`].
@@ -107,13 +111,13 @@ impl KernelLogFollower {
         lock(&self.state).visits.repeats
     }
 
-    /// The last record read.
+    /// The sequence number of the last record that was read.
     pub fn last_sequence(&self) -> Option<u64> {
         lock(&self.state).visits.last_sequence
     }
 
-    /// `kmsg_overrun`: times that the ring was faster than we were; `kmsg_ambiguous`: lines whose names could
-    /// be read in two ways; `kmsg_failed`: the log cannot be read any more.
+    /// `kmsg_overrun`: how often records were overwritten before they were read; `kmsg_ambiguous`: lines in which a name
+    /// looks like a field; `kmsg_failed`: 1 if the log can no longer be read.
     pub fn losses(&self) -> Losses {
         let state = lock(&self.state);
         let all = [
@@ -129,10 +133,6 @@ impl Drop for KernelLogFollower {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn lock(state: &Mutex<FollowerState>) -> MutexGuard<'_, FollowerState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn follow(
@@ -155,7 +155,7 @@ async fn follow(
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!("the kernel's log cannot be read any more: {error:#}");
+                    tracing::warn!("stop following the kernel's log, which can no longer be read: {error:#}");
                     lock(&state).failed = true;
                     return;
                 }
@@ -170,11 +170,14 @@ async fn follow(
 fn open(path: &Path) -> anyhow::Result<File> {
     let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     open.with_context(|| {
-        format!("open {} (in a container: privileged, or mount the host's; needs CAP_SYSLOG)", path.display())
+        format!(
+            "open {} (needs CAP_SYSLOG; in a container, also the host's device: privileged, or mounted)",
+            path.display()
+        )
     })
 }
 
-/// The next record; None: there is none yet. What the ring has overwritten is counted and passed over.
+/// Reads the next record; None: there is none yet. Overwritten records are skipped and counted in `overruns`.
 fn next<'a>(file: &mut File, buffer: &'a mut [u8], overruns: &mut u64) -> anyhow::Result<Option<&'a [u8]>> {
     loop {
         match file.read(buffer) {
@@ -184,7 +187,7 @@ fn next<'a>(file: &mut File, buffer: &'a mut [u8], overruns: &mut u64) -> anyhow
                 (ErrorKind::WouldBlock, _) => return Ok(None),
                 (ErrorKind::Interrupted, _) => {}
                 (ErrorKind::BrokenPipe, _) => *overruns += 1,
-                // Longer than any the kernel writes today: it is skipped, as a lost one.
+                // The record does not fit into the buffer. No kernel writes such records today; it counts as lost.
                 (_, Some(libc::EINVAL)) => *overruns += 1,
                 _ => return Err(error).context("read /dev/kmsg"),
             },

@@ -1,24 +1,24 @@
-//! One record of `/dev/kmsg` (Documentation/ABI/testing/dev-kmsg): header and text.
+//! Parses one record of `/dev/kmsg` (Documentation/ABI/testing/dev-kmsg): header and text.
 //!
-//! `level,sequence,µs,flags[,…];text\n KEY=value\n`. The kernel writes bytes that are not printable, and the
-//! backslash, as `\xNN`: a record's text is one line, and cannot be made to look like two.
+//! The format is `level,sequence,µs,flags[,…];text\n KEY=value\n`. The kernel writes unprintable bytes and the backslash as
+//! `\xNN`. So a record's text is always one line and cannot pose as two.
 
 /// A record that the kernel itself wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelLogRecord {
     pub sequence: u64,
-    /// The kernel's `local_clock`, in µs since boot: what dmesg shows.
+    /// The kernel's `local_clock`, in µs since boot, as dmesg shows it.
     pub time_us: u64,
-    /// It goes on with the line of the record before.
+    /// Whether it continues the line of the previous record.
     pub continues: bool,
-    /// As the kernel had it, before its escapes.
+    /// The text without the kernel's escapes.
     pub text: Vec<u8>,
 }
 
-/// Facilities above the kernel's (0) are user space's: whoever may write to /dev/kmsg never gets 0.
+/// Priorities from here on belong to user space. A process that writes to /dev/kmsg never gets the kernel's facility 0.
 const LEVELS: u64 = 8;
 
-/// None: not the kernel's, or no record.
+/// Returns None for a record that user space wrote, and for anything that is no record.
 pub fn parse(bytes: &[u8]) -> Option<KernelLogRecord> {
     let split = bytes.iter().position(|&b| b == b';')?;
     let (header, rest) = (std::str::from_utf8(&bytes[..split]).ok()?, &bytes[split + 1..]);
@@ -35,18 +35,18 @@ pub fn parse(bytes: &[u8]) -> Option<KernelLogRecord> {
 
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let hex = text[at..].strip_prefix(b"\\x").and_then(|hex| hex.get(..2));
+    let mut index = 0;
+    while index < text.len() {
+        let hex = text[index..].strip_prefix(b"\\x").and_then(|hex| hex.get(..2));
         let byte = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
         match byte {
             Some(byte) => {
                 out.push(byte);
-                at += 4;
+                index += 4;
             }
             None => {
-                out.push(text[at]);
-                at += 1;
+                out.push(text[index]);
+                index += 1;
             }
         }
     }
@@ -66,19 +66,19 @@ mod tests {
     }
 
     #[test]
-    fn what_user_space_wrote_is_not_the_kernels() {
+    fn records_written_by_user_space_are_ignored() {
         assert_eq!(parse(b"12,1,2,-;Out of memory: Killed process 1 (init)"), None);
         assert_eq!(parse(b"8,1,2,-;x"), None);
     }
 
     #[test]
-    fn escapes_are_undone_and_a_second_line_is_no_record() {
+    fn escapes_are_undone() {
         assert_eq!(parse(b"4,1,2,-;we\\x0aird ]x\\x5cy").unwrap().text, b"we\nird ]x\\y");
         assert_eq!(parse(b"4,1,2,-;a\\xzz\\x4").unwrap().text, b"a\\xzz\\x4");
     }
 
     #[test]
-    fn garbage_is_none_and_never_a_panic() {
+    fn garbage_gives_none_and_never_panics() {
         for bytes in
             [&b""[..], b";", b"a,b,c;x", b"4,1;x", b"4,1,2", b"4,99999999999999999999,2,-;x", b"\xff,1,2,-;x"]
         {

@@ -1,31 +1,31 @@
-//! Lines → visits of the OOM killer: header, table, choice and the kills that follow belong together.
+//! Lines → visits of the OOM killer: the header, the task table, the choice and the kills that follow.
 //!
-//! The kernel holds one lock (`oom_lock`) from the header to the last kill, so visits do not interleave; but
-//! headers are rate limited (10 in 5 s), and then a visit is its kill alone. Pure, bounded.
+//! The kernel holds one lock (`oom_lock`) from the header to the last kill, so visits do not interleave. Headers are rate
+//! limited (10 in 5 s); without a header, a visit has only its kill. Pure (no I/O) and bounded.
 
 use std::collections::VecDeque;
 
 use super::line::{self, Charged, Chosen, Invoked, Killed, OomLine, TaskColumns, TaskRow};
 use super::record::KernelLogRecord;
 
-/// Rows kept of one table: a fork bomb fills the log, not our memory.
+/// Rows of a task table at most: a fork bomb must not fill our memory.
 const ROWS_MAX: usize = 2048;
-/// Victims of one group kill.
+/// Victims of a group kill at most.
 const KILLS_MAX: usize = 2048;
-/// Visits kept; the oldest go first.
+/// Visits that are kept; the oldest are dropped first.
 const VISITS_MAX: usize = 512;
-/// Rows kept in all: when there are more, the oldest visits lose their tables.
-const ROWS_IN_ALL: usize = 40_000;
-/// A line that went on and on is cut here.
+/// Rows of all visits together; beyond that, the oldest visits lose their tables.
+const TOTAL_ROWS_MAX: usize = 40_000;
+/// The longest line that is assembled from several records.
 const LINE_MAX: usize = 16 << 10;
-/// Members of a group are killed in one go; what comes later without a header is another visit. Consoles can
-/// be slow, and each kill prints a line.
+/// The longest time between two kills of a group; a later kill without a header is another visit. The members are killed
+/// one right after the other, but each kill prints a line, and consoles can be slow.
 const GROUP_WITHIN_US: u64 = 1_000_000;
 
-/// One visit of the OOM killer, as far as the log has it.
+/// One visit of the OOM killer, as far as the log shows it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Visit {
-    /// Null where the header was kept back by the rate limit.
+    /// None: the rate limit suppressed the header.
     pub invoked: Option<Invoked>,
     /// The trigger's thread id.
     pub trigger_tid: Option<u32>,
@@ -34,16 +34,16 @@ pub struct Visit {
     pub rows: Vec<TaskRow>,
     pub rows_dropped: usize,
     pub chosen: Option<Chosen>,
-    /// The cgroup all of whose tasks were killed (memory.oom.group).
+    /// The cgroup whose tasks were all killed (memory.oom.group).
     pub group: Option<Vec<u8>>,
     pub kills: Vec<LoggedKill>,
-    /// Kills of a thread that was killed already: a group's first victim is a member of it, too, so that the
-    /// kernel kills, prints and counts it twice.
+    /// Second kills of the same thread: a group's first victim is also a member of the group, so the kernel kills, prints
+    /// and counts it twice.
     pub repeats: u64,
 }
 
 impl Visit {
-    /// Kills as the kernel counts them (`/proc/vmstat` oom_kill).
+    /// The kills as the kernel counts them (`oom_kill` of `/proc/vmstat`).
     pub fn counted(&self) -> u64 {
         self.kills.iter().filter(|kill| kill.killed.is_some()).count() as u64 + self.repeats
     }
@@ -53,48 +53,48 @@ impl Visit {
 pub struct LoggedKill {
     pub sequence: u64,
     pub time_us: u64,
-    /// None: it was dying already ("Skip killing the task").
+    /// None: the victim was already dying ("Skip killing the task").
     pub killed: Option<Killed>,
     pub tid: u32,
-    /// Some event of the probe has been told with it.
+    /// Whether it was matched with a kill that the probe saw.
     pub taken: bool,
 }
 
-/// Puts visits together, line by line.
+/// Assembles visits, record by record.
 #[derive(Debug, Default)]
 pub struct Visits {
     visits: VecDeque<Visit>,
-    /// What came before the first kill.
+    /// The header of a visit before its first kill.
     open: Option<Visit>,
     columns: Option<TaskColumns>,
-    /// A line that may go on in the next record.
+    /// A line that the next record may continue.
     partial: Option<Vec<u8>>,
-    /// Names that could be read in two ways, and so were not.
+    /// Lines in which a name looked like a field.
     pub ambiguous: u64,
     pub last_sequence: Option<u64>,
-    /// Of all visits.
+    /// [`Visit::repeats`] of all visits.
     pub repeats: u64,
 }
 
 impl Visits {
     pub fn push(&mut self, record: KernelLogRecord) {
         self.last_sequence = Some(record.sequence);
-        // Only this line is printed in pieces that another CPU's line may come between.
+        // The kernel prints only two kinds of lines in pieces, between which lines of other CPUs may come.
         let mut text = record.text;
         if record.continues {
-            let Some(mut whole) = self.partial.take() else { return };
-            whole.extend_from_slice(&text);
-            text = whole;
+            let Some(mut line) = self.partial.take() else { return };
+            line.extend_from_slice(&text);
+            text = line;
         }
         let pieces = [&b"oom-kill:constraint="[..], b"Tasks in "];
         if text.len() < LINE_MAX && pieces.iter().any(|begin| text.starts_with(begin)) {
             self.partial = Some(text.clone());
         }
-        let Some(line) = line::read(&text, self.columns.as_ref()) else { return };
-        self.line(line, record.sequence, record.time_us);
+        let Some(line) = line::parse(&text, self.columns.as_ref()) else { return };
+        self.add_line(line, record.sequence, record.time_us);
     }
 
-    fn line(&mut self, line: OomLine, sequence: u64, time_us: u64) {
+    fn add_line(&mut self, line: OomLine, sequence: u64, time_us: u64) {
         match line {
             OomLine::Invoked(invoked) => {
                 self.open = Some(Visit { invoked: Some(invoked), ..Visit::default() })
@@ -105,9 +105,12 @@ impl Visits {
             }
             OomLine::Memory(charged) => self.in_header(|visit| visit.memory = Some(charged)),
             OomLine::Swap(charged) => self.in_header(|visit| visit.swap = Some(charged)),
-            OomLine::TableRow(row) => self.in_header(|visit| match visit.rows.len() < ROWS_MAX {
-                true => visit.rows.push(row),
-                false => visit.rows_dropped += 1,
+            OomLine::TableRow(row) => self.in_header(|visit| {
+                if visit.rows.len() < ROWS_MAX {
+                    visit.rows.push(row);
+                } else {
+                    visit.rows_dropped += 1;
+                }
             }),
             OomLine::Chosen(chosen) => {
                 self.ambiguous += u64::from(chosen.ambiguous);
@@ -120,29 +123,31 @@ impl Visits {
             }
             OomLine::Killed(killed) => {
                 let tid = killed.tid;
-                self.kill(LoggedKill { sequence, time_us, killed: Some(killed), tid, taken: false });
+                self.add_kill(LoggedKill { sequence, time_us, killed: Some(killed), tid, taken: false });
             }
             OomLine::Exiting(tid) => {
-                self.kill(LoggedKill { sequence, time_us, killed: None, tid, taken: false })
+                self.add_kill(LoggedKill { sequence, time_us, killed: None, tid, taken: false })
             }
         }
     }
 
-    /// A header's line counts only below its first line: the same words stand in other reports.
+    /// A header's lines count only after its first line, because other kernel reports print the same lines.
     fn in_header(&mut self, change: impl FnOnce(&mut Visit)) {
-        self.open.as_mut().map(change);
+        if let Some(visit) = &mut self.open {
+            change(visit);
+        }
     }
 
-    fn kill(&mut self, kill: LoggedKill) {
-        let grouped = |visit: &&mut Visit| {
-            let near = visit
+    fn add_kill(&mut self, kill: LoggedKill) {
+        let is_same_group = |visit: &&mut Visit| {
+            let is_near = visit
                 .kills
                 .last()
                 .is_some_and(|last| kill.time_us.saturating_sub(last.time_us) < GROUP_WITHIN_US);
-            visit.group.is_some() && near && visit.kills.len() < KILLS_MAX
+            visit.group.is_some() && is_near && visit.kills.len() < KILLS_MAX
         };
         if self.open.is_none()
-            && let Some(visit) = self.visits.back_mut().filter(grouped)
+            && let Some(visit) = self.visits.back_mut().filter(is_same_group)
         {
             if visit.kills.iter().any(|known| known.tid == kill.tid) {
                 visit.repeats += 1;
@@ -157,17 +162,18 @@ impl Visits {
         if self.visits.len() >= VISITS_MAX {
             self.visits.pop_front();
         }
-        let mut rows = visit.rows.len();
+        let mut total_rows = visit.rows.len();
         for older in self.visits.iter_mut().rev() {
-            rows += older.rows.len();
-            if rows > ROWS_IN_ALL {
+            total_rows += older.rows.len();
+            if total_rows > TOTAL_ROWS_MAX {
                 older.rows_dropped += std::mem::take(&mut older.rows).len();
             }
         }
         self.visits.push_back(visit);
     }
 
-    /// The newest visit that killed this thread, if nobody has taken it: pids are used again.
+    /// The newest kill of this thread that was not taken before, with its visit. Thread ids are used again, so each kill is
+    /// taken only once.
     pub fn take(&mut self, tid: u32) -> Option<(Visit, LoggedKill)> {
         let visit =
             self.visits.iter_mut().rev().find(|v| v.kills.iter().any(|k| k.tid == tid && !k.taken))?;
@@ -177,8 +183,8 @@ impl Visits {
         Some((visit.clone(), kill))
     }
 
-    /// The visit whose first kill has this number.
-    pub fn of(&self, sequence: u64) -> Option<&Visit> {
+    /// The visit whose first kill has this sequence number.
+    pub fn find(&self, sequence: u64) -> Option<&Visit> {
         self.visits
             .iter()
             .rev()
@@ -195,17 +201,17 @@ mod tests {
     use super::*;
     use crate::kernel_log::record;
 
-    fn read(log: &str) -> Visits {
+    fn visits_of(log: &str) -> Visits {
         let mut visits = Visits::default();
         log.lines().filter_map(|line| record::parse(line.as_bytes())).for_each(|record| visits.push(record));
         visits
     }
 
-    const REAL: &str = include_str!("fixtures/6.18-v1-nested.kmsg");
+    const RECORDED: &str = include_str!("fixtures/6.18-v1-nested.kmsg");
 
     #[test]
-    fn a_real_kill_is_one_visit_with_all_its_facts() {
-        let mut visits = read(REAL);
+    fn a_recorded_kill_is_one_visit_with_all_its_facts() {
+        let mut visits = visits_of(RECORDED);
         let (visit, kill) = visits.take(2739).unwrap();
         assert_eq!((visit.kills.len(), visit.trigger_tid), (1, Some(2744)));
         assert_eq!(
@@ -216,40 +222,44 @@ mod tests {
         assert_eq!(pids, [(2720, 4620), (2739, 13231)]);
         assert_eq!(visit.chosen.unwrap().oom_memcg.unwrap(), b"/podopsy-fix-2674");
         assert_eq!((kill.sequence, kill.time_us), (28908, 11_646_256_481));
-        // Told once.
+        // It can be taken only once.
         assert!(visits.take(2739).is_none());
     }
 
     #[test]
-    fn without_a_header_a_visit_is_its_kill() {
+    fn without_a_header_a_visit_has_only_its_kill() {
         let log = "3,5,100,-;Memory cgroup out of memory: Killed process 7 (a) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, UID:0 pgtables:1kB oom_score_adj:0\n\
                    3,6,200,-;Memory cgroup out of memory: Killed process 8 (b) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB, UID:0 pgtables:1kB oom_score_adj:0\n";
-        let all = read(log).into_visits();
+        let all = visits_of(log).into_visits();
         assert_eq!(all.len(), 2);
         assert!(all.iter().all(|visit| visit.chosen.is_none() && visit.kills.len() == 1));
     }
 
     #[test]
     fn a_group_is_one_visit_with_all_its_victims() {
-        let mut visits = read(include_str!("fixtures/6.1-v2-group.kmsg"));
+        let mut visits = visits_of(include_str!("fixtures/6.1-v2-group.kmsg"));
         let (visit, _) = visits.take(1203).unwrap();
         assert_eq!(visit.group.as_deref(), Some(&b"/kubepods/burstable/pod1/c1"[..]));
-        assert_eq!((visit.repeats, visit.counted(), visits.repeats), (1, 6, 1), "the first is a member, too");
+        assert_eq!(
+            (visit.repeats, visit.counted(), visits.repeats),
+            (1, 6, 1),
+            "the first victim is a member, too"
+        );
         assert_eq!(
             visit.kills.iter().map(|kill| kill.tid).collect::<Vec<_>>(),
             [1201, 1202, 1203, 1204, 1205]
         );
-        assert_eq!(visits.into_visits().len(), 2, "the next header begins another visit");
+        assert_eq!(visits.into_visits().len(), 2, "the next header starts another visit");
     }
 
     #[test]
-    fn a_line_in_pieces_is_put_together_again() {
+    fn a_line_in_several_records_is_assembled() {
         let log = "4,1,1,-;x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n\
                    6,2,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null)\n\
                    6,3,2,-;eth0: link up\n\
                    6,4,3,c;,cpuset=/,mems_allowed=0,oom_memcg=/a,task_memcg=/a/b,task=x,pid=7,uid=0\n\
                    3,5,4,-;Memory cgroup out of memory: Killed process 7 (x) total-vm:1kB, anon-rss:2kB, file-rss:3kB, shmem-rss:4kB\n";
-        let visit = read(log).into_visits().remove(0);
+        let visit = visits_of(log).into_visits().remove(0);
         assert_eq!(visit.chosen.unwrap().task_memcg.unwrap(), b"/a/b");
     }
 

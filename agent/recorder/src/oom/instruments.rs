@@ -32,7 +32,7 @@ impl OomInstruments {
         }
         let kills_at_start = machine_oom_kills(Path::new("/proc"));
         // The backlog is read before the log is followed: lines written in between arrive by the follower.
-        let (backlog, log) = match kernel_log::backlog(None) {
+        let (backlog, log) = match kernel_log::read_backlog(None) {
             Ok(backlog) => {
                 let log = KernelLogFollower::start(backlog.last);
                 (backlog, log)

@@ -157,7 +157,7 @@ pub struct PastIncidents {
 /// Reads the kernel's log from its beginning. Fails if the log cannot be read.
 pub async fn past_incidents(pods: &Arc<Pods>, node: &str) -> anyhow::Result<PastIncidents> {
     let counted = machine_oom_kills(std::path::Path::new("/proc"));
-    let backlog = kernel_log::backlog(None)?;
+    let backlog = kernel_log::read_backlog(None)?;
     let mut builder = IncidentBuilder::new(&super::checkpoint::boot_id());
     for visit in backlog.visits {
         for (mut event, boot_ns, facts) in kill_events(pods, node, visit).await {
