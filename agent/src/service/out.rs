@@ -252,7 +252,7 @@ impl Out {
         }
         if self.store.is_some() || self.exports.takes_incidents() {
             stored.event.losses.extend(self.incidents.evicted().losses());
-            self.incidents.see(&stored.event, stored.id);
+            self.incidents.add(&stored.event, stored.id);
         }
         stored.event.losses.extend(self.exports.losses());
         stored.event.losses.extend(self.stdout.iter().flat_map(|stdout| stdout.lost().losses()));

@@ -1,7 +1,7 @@
-//! Whom to sample: containers that were OOM-killed, and those whose memory grows towards their limit.
+//! Chooses the growth candidates: containers that were OOM-killed, and containers whose memory grows towards their limit.
 //!
-//! Must not know: cgroupfs, probes. Sampling everybody with whole stacks would cost a node more than it is worth; those
-//! few who may be killed are known before, or by their first kill.
+//! Sampling all containers with complete stacks would cost a node too much. The few that may be killed are known by their
+//! memory curve, or by their first kill. This module must not depend on cgroupfs or probes.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -10,47 +10,48 @@ use crate::memory::MemoryTrend;
 
 /// Containers that are sampled at a time.
 pub const CANDIDATES_MAX: usize = 16;
-/// Containers that were killed and are remembered; past that, the one killed longest ago is forgotten.
+/// Containers that were killed and are remembered; beyond that, the one that was killed first is forgotten.
 const KILLED_MAX: usize = 256;
-/// A container that has stopped to grow stays a suspect for so long: leaks pause.
+/// A container whose memory has stopped growing stays a candidate for this time, because leaks pause.
 const LINGER: Duration = Duration::from_secs(600);
-/// Growing is: at this rate the limit is met within so long …
+/// A container grows towards its limit if it will hit the limit within this time at its present rate …
 const LIMIT_WITHIN: Duration = Duration::from_secs(1800);
-/// … and this share of it is held already, so that a start is no suspicion.
+/// … and if it uses at least this share of the limit already. Otherwise every start would count.
 const HELD_SHARE: f64 = 0.25;
 
-/// What stays the same when a container restarts: its pod's uid and its name.
+/// What stays the same when a container restarts: the pod's uid and the container's name.
 pub type ContainerKey = (String, String);
 
 /// A container that runs.
 #[derive(Clone, Debug)]
 pub struct RunningContainer {
+    /// The cgroup id.
     pub id: u64,
-    /// None: not known, or not yet.
+    /// None: not known, or not yet known.
     pub key: Option<ContainerKey>,
     pub trend: Option<MemoryTrend>,
 }
 
-/// Cgroup ids to sample from now on, and no longer.
+/// The cgroup ids that are to be sampled from now on, and those that no longer are.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CandidateChanges {
     pub added: Vec<u64>,
     pub removed: Vec<u64>,
 }
 
-/// Those who are sampled, and why.
+/// The containers that are sampled.
 #[derive(Debug, Default)]
 pub struct GrowthCandidates {
-    /// Containers that were killed, and the number of the kill.
+    /// Containers that were killed → the number of their last kill.
     killed: HashMap<ContainerKey, u64>,
     kills: u64,
-    /// Cgroup id → when it was last worth it.
+    /// Cgroup id → when the container last had a reason to be sampled.
     current: HashMap<u64, Duration>,
     left_out: u64,
 }
 
 impl GrowthCandidates {
-    /// A container was OOM-killed: its next life is sampled from the start.
+    /// Records that a container was OOM-killed: its next attempt is sampled from the start.
     pub fn killed(&mut self, key: ContainerKey) {
         self.kills += 1;
         self.killed.insert(key, self.kills);
@@ -62,7 +63,7 @@ impl GrowthCandidates {
         }
     }
 
-    /// True when names matter: without a kill, suspicion is by curve only.
+    /// Whether a kill is remembered. Without one, candidates are chosen by their curves only, and no names are needed.
     pub fn remembers_kills(&self) -> bool {
         !self.killed.is_empty()
     }
@@ -71,29 +72,30 @@ impl GrowthCandidates {
         self.current.is_empty()
     }
 
-    /// Candidates that were not sampled because there were too many: the most there were at a time.
+    /// How many candidates were not sampled because there were too many: the largest number at a time.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// Chooses among all that run, at a time since any start.
+    /// Chooses among all running containers. `now`: the time since some fixed point.
     pub fn choose(&mut self, running: &[RunningContainer], now: Duration) -> CandidateChanges {
-        // The most urgent first: killed before (by the newest kill), then by the time that is left.
+        // The most urgent come first: containers that were killed, the newest kill first; then by the time that is left.
         let mut ranked: Vec<(f64, u64)> = Vec::new();
-        for one in running {
-            let kill = one.key.as_ref().and_then(|key| self.killed.get(key));
-            let left = one.trend.as_ref().and_then(time_left);
+        for container in running {
+            let kill = container.key.as_ref().and_then(|key| self.killed.get(key));
+            let left = container.trend.as_ref().and_then(time_left);
             if kill.is_some() || left.is_some() {
-                self.current.entry(one.id).and_modify(|seen| *seen = now);
+                self.current.entry(container.id).and_modify(|last| *last = now);
             }
-            let lingers = self.current.get(&one.id).is_some_and(|seen| now.saturating_sub(*seen) < LINGER);
+            let lingers =
+                self.current.get(&container.id).is_some_and(|last| now.saturating_sub(*last) < LINGER);
             let rank = match (kill, left) {
                 (Some(kill), _) => -(*kill as f64),
                 (None, Some(left)) => left.as_secs_f64(),
                 (None, None) if lingers => f64::MAX,
                 (None, None) => continue,
             };
-            ranked.push((rank, one.id));
+            ranked.push((rank, container.id));
         }
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         self.left_out = self.left_out.max(ranked.len().saturating_sub(CANDIDATES_MAX) as u64);
@@ -115,7 +117,7 @@ impl GrowthCandidates {
     }
 }
 
-/// Until the limit is met at this rate; None: that is not in sight.
+/// The time until the limit is hit at the present rate; None: the container does not grow towards its limit.
 fn time_left(trend: &MemoryTrend) -> Option<Duration> {
     let limit = trend.limit_bytes? as f64;
     let held = trend.held_bytes as f64;
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn who_grows_towards_the_limit_is_a_suspect_and_stays_one_for_a_while() {
+    fn a_container_that_grows_towards_its_limit_is_a_candidate_and_stays_one_for_ten_minutes() {
         let mut candidates = GrowthCandidates::default();
         let young = container(1, 8, 1e6);
         let slow = container(2, 32, 100.0);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_killed_is_sampled_in_its_next_life_from_the_start() {
+    fn a_container_that_was_killed_is_sampled_from_the_start_of_its_next_attempt() {
         let mut candidates = GrowthCandidates::default();
         assert!(!candidates.remembers_kills());
         assert_eq!(
@@ -180,13 +182,13 @@ mod tests {
         assert!(candidates.remembers_kills());
         let next = candidates.choose(&[named(3, "api"), named(2, "web")], seconds(2));
         assert_eq!(next, CandidateChanges { added: vec![3], removed: vec![] });
-        // It is gone, and its successor takes its place.
+        // The next attempt replaces the one that is gone.
         let next = candidates.choose(&[named(4, "api")], seconds(3));
         assert_eq!(next, CandidateChanges { added: vec![4], removed: vec![3] });
     }
 
     #[test]
-    fn there_are_never_too_many_and_the_most_urgent_are_taken() {
+    fn the_number_of_candidates_is_bounded_and_the_most_urgent_are_chosen() {
         let mut candidates = GrowthCandidates::default();
         let mut all: Vec<_> = (1..=30).map(|id| container(id, 32, 2e4 * id as f64)).collect();
         let first = candidates.choose(&all, seconds(1));
@@ -199,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_kills_is_bounded() {
+    fn the_number_of_remembered_kills_is_bounded() {
         let mut candidates = GrowthCandidates::default();
         for number in 0..1000 {
             candidates.killed(("uid".into(), number.to_string()));

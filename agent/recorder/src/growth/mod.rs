@@ -1,10 +1,12 @@
-//! Which code makes a container's memory grow, in the minutes before it is killed: page faults, sampled, of suspects.
+//! Growth profiles: which code makes a container's memory grow in the minutes before it is OOM-killed. The page faults of
+//! growth candidates are sampled.
 //!
 //! ```text
-//! curves, kills ─ suspects ─→ cgroup ids for the kernel side; its samples ─ window ─ report ─→ GrowthProfile
+//! memory curves, kills → candidates → cgroup ids for the kernel side
+//! samples of the kernel side → window → report → GrowthProfile
 //! ```
 //!
-//! Must not know: aya, the runtime, how anything is rendered. [`crate`] puts it together.
+//! These modules must not depend on aya (except `sampling`), the runtime or rendering.
 
 mod candidates;
 mod report;
@@ -15,14 +17,14 @@ pub use candidates::{CANDIDATES_MAX, CandidateChanges, ContainerKey, GrowthCandi
 pub use report::report;
 pub use window::{GrowthSlice, GrowthStack, GrowthWindow};
 
-/// One page fault in so many is a sample: a few hundred of a leak of 50 MiB, and too few to cost a busy node anything.
+/// One page fault in so many is sampled: a leak of 50 MiB gives a few hundred samples, and a busy node pays hardly anything.
 pub const PERIOD: u64 = 32;
-/// Samples that a CPU may take in 134 ms, so that a suspect that does nothing but fault costs no more than one that
-/// leaks: some 470 a second.
+/// Samples that a CPU may take in 134 ms, about 470 a second. So a candidate that only causes page faults costs no more
+/// than one that leaks.
 pub const BUDGET: u32 = 64;
-/// Kernel memory for the tables that suspects' stacks are unwound by; those used least are dropped first.
+/// Kernel memory for the unwind tables of candidates; the least used tables are evicted first.
 pub const TABLES_BYTES: usize = 16 << 20;
-/// Files of suspects held open, so that the dead have names.
+/// Files of candidates that are held open, so that the stacks of processes that ended can still be named.
 pub const FILES: usize = 128;
-/// Symbols and debug information of theirs, while a report is made.
+/// Memory for their symbols and debug information while a report is made.
 pub const SYMBOLS_BYTES: u64 = 32 << 20;

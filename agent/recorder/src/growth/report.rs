@@ -1,4 +1,4 @@
-//! What the window has of a container, named: paths and functions by their share.
+//! Makes the growth profile of a container from its window: call paths and functions with their shares.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,14 +9,14 @@ use podopsy_stacks::aggregate::{reason, why};
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_system::page_size;
 
-/// What a report holds: the JSON of an incident should stay readable.
+/// The size of a profile: the JSON of an incident should stay readable.
 const PATHS: usize = 20;
 const FRAMES: usize = 48;
 const FUNCTIONS: usize = 10;
-/// C++ has names of kilobytes.
+/// Longer names are cut: C++ has names of several kilobytes.
 const NAME_CHARS: usize = 240;
 
-/// Names every address once. Blocks as the symbolizer does.
+/// Makes the profile. Blocks while the symbolizer reads files.
 pub fn report(slice: GrowthSlice, period: u64, symbolizer: &mut Symbolizer) -> GrowthProfile {
     let mut paths: HashMap<Vec<GrowthFrame>, u64> = HashMap::new();
     for (stack, count) in &slice.stacks {
@@ -70,16 +70,16 @@ pub fn report(slice: GrowthSlice, period: u64, symbolizer: &mut Symbolizer) -> G
     }
 }
 
-/// A stack's functions, innermost first; what is missing at its end says why.
+/// A stack's functions, innermost first. If the stack is incomplete, a remark at its end gives the reason.
 fn frames(stack: &GrowthStack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> {
     let mut out: Vec<GrowthFrame> = Vec::with_capacity(stack.places.len());
     let mut ended_in = None;
     for (depth, &place) in stack.places.iter().enumerate() {
-        let named = symbolizer.name(place);
+        let frames = symbolizer.name(place);
         if depth == stack.end_frame as usize {
-            ended_in = named.last().and_then(|frame| frame.module.clone());
+            ended_in = frames.last().and_then(|frame| frame.module.clone());
         }
-        out.extend(named.iter().map(short));
+        out.extend(frames.iter().map(shorten));
     }
     out.extend(why(stack.end, ended_in.as_deref()).map(remark));
     if stack.places.is_empty() {
@@ -88,7 +88,7 @@ fn frames(stack: &GrowthStack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> 
     out
 }
 
-fn short(frame: &Frame) -> GrowthFrame {
+fn shorten(frame: &Frame) -> GrowthFrame {
     let file = frame.module.as_deref().map(str::to_owned);
     let function = match (&frame.function, &file) {
         (Some(function), _) => function.chars().take(NAME_CHARS).collect(),
@@ -98,7 +98,7 @@ fn short(frame: &Frame) -> GrowthFrame {
     GrowthFrame { function, file }
 }
 
-/// A frame that is no function.
+/// A frame that holds a remark instead of a function.
 fn remark(text: String) -> GrowthFrame {
     GrowthFrame { function: text, file: None }
 }
@@ -126,7 +126,7 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    /// Not one of its instructions is an inlined function's.
+    /// Contains no inlined function, so that each of its addresses has one name.
     #[inline(never)]
     fn leaking_function() -> u64 {
         0x1eaf
@@ -139,17 +139,17 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_functions_have_their_shares() {
+    fn paths_and_functions_have_the_right_shares() {
         let mut symbolizer = Symbolizer::new();
         symbolizer.see_process(std::process::id());
         let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
-        let caller = own(&mut symbolizer, paths_and_functions_have_their_shares as fn() as usize as u64);
+        let caller = own(&mut symbolizer, paths_and_functions_have_the_right_shares as fn() as usize as u64);
         let stack = |places: &[Located], end| GrowthStack { places: places.into(), end, end_frame: 0 };
         let mut window = GrowthWindow::default();
         for _ in 0..60 {
             window.add(7, stack(&[leak, caller], End::Complete), S);
         }
-        // Recursion counts once.
+        // A recursive function counts once for each stack.
         for _ in 0..20 {
             window.add(7, stack(&[leak, leak, caller], End::NoRule), S);
         }
@@ -164,7 +164,7 @@ mod tests {
         let names = |frames: &[GrowthFrame]| -> Vec<String> {
             frames.iter().map(|frame| frame.function.rsplit("::").next().unwrap().to_owned()).collect()
         };
-        let (leak, caller) = ("leaking_function", "paths_and_functions_have_their_shares");
+        let (leak, caller) = ("leaking_function", "paths_and_functions_have_the_right_shares");
         assert_eq!(
             (names(&profile.paths[0].frames), profile.paths[0].share),
             (vec![leak.into(), caller.into()], 0.6)
@@ -172,15 +172,16 @@ mod tests {
         assert!(profile.paths[1].frames.last().unwrap().function.starts_with("[unwind: no rule in "));
         assert!(profile.paths[3].frames[0].function == "[no user stack]", "{:?}", profile.paths);
         let shares = |functions: &[GrowthFunction]| -> Vec<(String, f64)> {
-            let name = |one: &GrowthFunction| one.frame.function.rsplit("::").next().unwrap().to_owned();
-            functions.iter().map(|one| (name(one), one.share)).collect()
+            let name =
+                |function: &GrowthFunction| function.frame.function.rsplit("::").next().unwrap().to_owned();
+            functions.iter().map(|function| (name(function), function.share)).collect()
         };
         assert_eq!(shares(&profile.top_total), [(caller.to_owned(), 0.95), (leak.to_owned(), 0.8)]);
         assert_eq!(shares(&profile.top_self)[0], (leak.to_owned(), 0.8));
     }
 
     #[test]
-    fn a_report_is_short_and_counts_what_it_leaves_out() {
+    fn a_profile_is_short_and_counts_what_it_leaves_out() {
         let mut symbolizer = Symbolizer::new();
         let mut window = GrowthWindow::default();
         let place = |address| Located::Nowhere { address, reason: "process_unknown" };

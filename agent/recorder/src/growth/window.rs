@@ -1,8 +1,8 @@
-//! Counted stacks of the last minutes, by container.
+//! The growth window: counted stacks of the last five minutes, by container.
 //!
-//! Must not know: names, pods. A stack is places in files, which stay true when its process is gone.
-//!
-//! Bounded: containers, stacks of each, bytes of all. A sample that finds no room is counted without its stack.
+//! A stack consists of offsets in files, which stay valid when its process is gone. The number of containers, the stacks
+//! of each and the bytes of all are bounded; a sample beyond a bound is counted without its stack. This module must not
+//! depend on names or pods.
 
 use std::collections::HashMap;
 
@@ -10,10 +10,10 @@ use podopsy_wire::End;
 
 use podopsy_stacks::symbolize::Located;
 
-/// The window: so many buckets of so long. The oldest is dropped whole.
+/// The window consists of this many buckets of this length. The oldest bucket is dropped as a whole.
 const BUCKETS: usize = 10;
 const BUCKET_NS: u64 = 30_000_000_000;
-/// Containers whose samples are kept, the dead among them: more than are ever sampled at a time.
+/// Containers whose samples are kept, including those that ended: more than are ever sampled at a time.
 const CONTAINERS_MAX: usize = 64;
 const STACKS_MAX: usize = 1024;
 const BYTES_MAX: usize = 8 << 20;
@@ -23,7 +23,7 @@ const BYTES_MAX: usize = 8 << 20;
 pub struct GrowthStack {
     pub places: Box<[Located]>,
     pub end: End,
-    /// The place that the end is about.
+    /// The index of the frame at which the stack ended.
     pub end_frame: u32,
 }
 
@@ -33,22 +33,24 @@ impl GrowthStack {
     }
 }
 
-/// By bucket: that of time `t` is at `t / BUCKET_NS % BUCKETS`.
+/// Counts by bucket: the bucket of time `t` has the index `t / BUCKET_NS % BUCKETS`.
 type Counts = [u32; BUCKETS];
 
 #[derive(Debug, Default)]
-struct Container {
+struct ContainerWindow {
     stacks: HashMap<GrowthStack, Counts>,
-    /// Of all samples, those without room for their stack too.
+    /// The ends of all samples, including those without a stack.
     ends: HashMap<End, Counts>,
-    over: Counts,
-    /// When its first sample came, and the number of the bucket of its last one.
+    /// Samples that were counted without their stack.
+    without_stack: Counts,
+    /// When the first sample was taken (boot clock).
     since_ns: u64,
+    /// The number of the last sample's bucket.
     bucket: u64,
     bytes: usize,
 }
 
-/// What the window has of a container.
+/// The samples of one container in the window.
 #[derive(Debug, Default, PartialEq)]
 pub struct GrowthSlice {
     pub seconds: f64,
@@ -59,7 +61,7 @@ pub struct GrowthSlice {
 
 #[derive(Debug)]
 pub struct GrowthWindow {
-    containers: HashMap<u64, Container>,
+    containers: HashMap<u64, ContainerWindow>,
     bytes: usize,
     evicted: u64,
     max_containers: usize,
@@ -78,16 +80,16 @@ impl GrowthWindow {
         Self { containers: HashMap::new(), bytes: 0, evicted: 0, max_containers, max_stacks, max_bytes }
     }
 
-    /// Counts a sample of a container, by its cgroup's id.
+    /// Counts a sample of a container. `id`: its cgroup id.
     pub fn add(&mut self, id: u64, stack: GrowthStack, now_ns: u64) {
         let bucket = now_ns / BUCKET_NS;
         if !self.containers.contains_key(&id) {
-            self.make_room(bucket);
+            self.evict_if_full(bucket);
         }
-        let container = self.containers.entry(id).or_insert_with(|| Container {
+        let container = self.containers.entry(id).or_insert_with(|| ContainerWindow {
             since_ns: now_ns,
             bucket,
-            ..Container::default()
+            ..ContainerWindow::default()
         });
         let before = container.bytes;
         container.advance(bucket);
@@ -100,7 +102,7 @@ impl GrowthWindow {
         }
         let bytes = stack.bytes();
         if container.stacks.len() >= self.max_stacks || self.bytes + bytes > self.max_bytes {
-            container.over[slot] += 1;
+            container.without_stack[slot] += 1;
             self.evicted += 1;
             return;
         }
@@ -111,7 +113,7 @@ impl GrowthWindow {
         self.bytes += bytes;
     }
 
-    /// What is known of a container at `now_ns`; None: nothing in the window.
+    /// The samples of a container at `now_ns`; None: there are none in the window.
     pub fn slice(&mut self, id: u64, now_ns: u64) -> Option<GrowthSlice> {
         let bucket = now_ns / BUCKET_NS;
         let container = self.containers.get_mut(&id)?;
@@ -124,18 +126,19 @@ impl GrowthWindow {
             seconds: now_ns.saturating_sub(container.since_ns.max(oldest_ns)) as f64 / 1e9,
             stacks: container.stacks.iter().map(|(stack, counts)| (stack.clone(), sum(counts))).collect(),
             ends: container.ends.iter().map(|(end, counts)| (*end, sum(counts))).collect(),
-            not_kept: sum(&container.over),
+            not_kept: sum(&container.without_stack),
         };
         (!slice.ends.is_empty()).then_some(slice)
     }
 
-    /// Samples that were counted without their stack, or let go of before their time.
+    /// Samples that were counted without their stack, or dropped early.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// Lets go of containers without a sample in the window, and beyond the bound of the one sampled longest ago.
-    fn make_room(&mut self, bucket: u64) {
+    /// Drops containers without a sample in the window. If there are still too many, evicts those whose last sample is the
+    /// oldest.
+    fn evict_if_full(&mut self, bucket: u64) {
         if self.containers.len() < self.max_containers {
             return;
         }
@@ -144,30 +147,31 @@ impl GrowthWindow {
             let Some((&id, _)) = self.containers.iter().min_by_key(|(_, container)| container.bucket) else {
                 break;
             };
-            if let Some(gone) = self.containers.remove(&id) {
-                self.evicted += gone.ends.values().flatten().map(|&count| u64::from(count)).sum::<u64>();
+            if let Some(container) = self.containers.remove(&id) {
+                self.evicted += container.ends.values().flatten().map(|&count| u64::from(count)).sum::<u64>();
             }
         }
         self.bytes = self.containers.values().map(|container| container.bytes).sum();
     }
 }
 
-impl Container {
-    /// Empties the buckets that time has come round to.
+impl ContainerWindow {
+    /// Clears the buckets between the last sample and now.
     fn advance(&mut self, bucket: u64) {
         let passed = bucket.saturating_sub(self.bucket).min(BUCKETS as u64);
         if passed == 0 {
             return;
         }
-        let empty = |counts: &mut Counts| {
+        // Returns whether a count is left.
+        let clear = |counts: &mut Counts| {
             for back in 0..passed {
                 counts[(bucket - back) as usize % BUCKETS] = 0;
             }
             counts.iter().any(|&count| count > 0)
         };
-        self.stacks.retain(|_, counts| empty(counts));
-        self.ends.retain(|_, counts| empty(counts));
-        empty(&mut self.over);
+        self.stacks.retain(|_, counts| clear(counts));
+        self.ends.retain(|_, counts| clear(counts));
+        clear(&mut self.without_stack);
         self.bytes = self.stacks.keys().map(GrowthStack::bytes).sum();
         self.bucket = bucket;
     }
@@ -190,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_rolls_and_forgets_what_is_older() {
+    fn the_window_rolls_and_drops_older_samples() {
         let mut window = GrowthWindow::default();
         // One sample a second for ten minutes, of two stacks: in the first half, and in the second.
         for second in 0..600 {
@@ -202,13 +206,13 @@ mod tests {
         let new: u64 = slice.stacks.iter().filter(|(one, _)| *one == stack(1)).map(|(_, count)| count).sum();
         assert!((270..=300).contains(&new) && slice.stacks.len() == 1, "{:?}", slice.stacks.len());
         assert_eq!(slice.ends, [(End::Complete, new)]);
-        // Five minutes of silence later there is nothing, and what was dropped in its time is no loss.
+        // After five minutes without a sample the window is empty, and samples that left it in time are no loss.
         assert_eq!(window.slice(7, now + 301 * S), None);
         assert_eq!((window.bytes, window.evicted()), (0, 0));
     }
 
     #[test]
-    fn a_young_container_has_the_seconds_that_it_was_sampled() {
+    fn a_new_containers_window_is_as_long_as_it_was_sampled() {
         let mut window = GrowthWindow::default();
         window.add(7, stack(1), 1000 * S);
         window.add(7, stack(1), 1010 * S);
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_its_bounds_a_sample_is_counted_without_its_stack() {
+    fn a_sample_beyond_the_bounds_is_counted_without_its_stack() {
         let mut window = GrowthWindow::bounded(4, 10, usize::MAX);
         for offset in 0..25 {
             window.add(7, stack(offset), S);
@@ -230,13 +234,13 @@ mod tests {
         let mut window = GrowthWindow::bounded(8, 1000, stack(0).bytes() * 3);
         (0..5).for_each(|offset| window.add(offset, stack(offset), S));
         assert_eq!((window.evicted(), window.bytes), (2, stack(0).bytes() * 3));
-        // A stack that is there already needs no room.
+        // A known stack needs no more memory.
         window.add(0, stack(0), S);
         assert_eq!(window.evicted(), 2);
     }
 
     #[test]
-    fn of_too_many_containers_the_one_sampled_longest_ago_goes_and_is_counted() {
+    fn the_container_with_the_oldest_last_sample_is_evicted_and_counted() {
         let mut window = GrowthWindow::bounded(3, 10, usize::MAX);
         for id in 0..3 {
             window.add(id, stack(id), (40 * id + 1) * S);
@@ -244,7 +248,7 @@ mod tests {
         window.add(9, stack(9), 130 * S);
         assert_eq!((total(&mut window, 0, 130 * S), window.evicted()), (0, 1));
         assert_eq!([1, 2, 9].map(|id| total(&mut window, id, 130 * S)), [1, 1, 1]);
-        // One whose window has passed goes first, and is no loss.
+        // Containers without a sample in the window are dropped first, which is no loss.
         window.add(10, stack(10), 500 * S);
         assert_eq!((window.evicted(), window.containers.len()), (1, 1));
         assert_eq!(window.bytes, stack(10).bytes());

@@ -1,42 +1,43 @@
-//! Whether a pod's failed lookups and a container's memory line up in time before its kill: two curves, and numbers.
+//! Decides whether a pod's failed lookups and a container's memory line up in time before its OOM kill. Pure: no I/O.
 
 use jiff::Timestamp;
 
 use podopsy_model::memory::Curve;
 use podopsy_model::pod_incident::Correlation;
 
-/// Fewer failures, or less growth, say nothing.
+/// With fewer failures or less growth, nothing can be concluded.
 const FAILURES_MIN: u64 = 5;
 const GROWN_MIN_MIB: f64 = 1.0;
-/// Points that the curves are compared at, and how few are too few.
+/// The points at which the curves are compared: at most and at least.
 const POINTS: usize = 30;
 const POINTS_MIN: usize = 6;
-/// From here on it is called correlated.
+/// The coefficient from which on the two are called correlated.
 const COEFFICIENT_MIN: f64 = 0.9;
-/// Most of the growth must not have been there before the first failure.
+/// At least this share of the growth must come after the first failure.
 const SINCE_FIRST_MIN: f64 = 0.5;
 const MIB: f64 = (1u64 << 20) as f64;
 
-/// None: they do not line up, or too little is known. `oom` and `container` are the caller's to fill in.
+/// Correlates the times of failed lookups with a memory curve. None: they do not line up, or too little is known. The
+/// caller fills in `oom` and `container`.
 pub fn correlate(failures: &[Timestamp], curve: &Curve, kill: Timestamp) -> Option<Correlation> {
-    let held = |at: usize| -> Option<f64> {
-        // Page cache is not what a limit is met by.
-        Some(curve.current_bytes.get(at)?.saturating_sub(*curve.file_bytes.get(at)?) as f64 / MIB)
+    let held_mib = |index: usize| -> Option<f64> {
+        // Page cache does not count: it is reclaimed before a limit is hit.
+        Some(curve.current_bytes.get(index)?.saturating_sub(*curve.file_bytes.get(index)?) as f64 / MIB)
     };
     let points: Vec<(Timestamp, f64)> =
-        curve.time.iter().enumerate().filter_map(|(at, time)| Some((*time, held(at)?))).collect();
+        curve.time.iter().enumerate().filter_map(|(index, time)| Some((*time, held_mib(index)?))).collect();
     let (from, until) = (points.first()?.0, kill.max(points.last()?.0));
     let mut failures: Vec<Timestamp> =
         failures.iter().copied().filter(|time| (from..=until).contains(time)).collect();
     failures.sort_unstable();
     let first = *failures.first()?;
     let step = points.len().div_ceil(POINTS).max(1);
-    // The last one is always among them: it is the nearest to the kill.
+    // The last point is always compared: it is the nearest to the kill.
     let skip = (points.len() - 1) % step;
     let compared: Vec<(Timestamp, f64)> = points.iter().skip(skip).step_by(step).copied().collect();
     let memory: Vec<f64> = compared.iter().map(|(_, held)| *held).collect();
-    let so_far = |time: Timestamp| failures.partition_point(|failure| *failure <= time) as f64;
-    let failed: Vec<f64> = compared.iter().map(|(time, _)| so_far(*time)).collect();
+    let failures_until = |time: Timestamp| failures.partition_point(|failure| *failure <= time) as f64;
+    let failed: Vec<f64> = compared.iter().map(|(time, _)| failures_until(*time)).collect();
     let grown_mib = memory.last()? - memory.first()?;
     if compared.len() < POINTS_MIN || (failures.len() as u64) < FAILURES_MIN || grown_mib < GROWN_MIN_MIB {
         return None;
@@ -59,23 +60,25 @@ pub fn correlate(failures: &[Timestamp], curve: &Curve, kill: Timestamp) -> Opti
     })
 }
 
-fn steps(curve: &[f64]) -> Vec<f64> {
-    curve.windows(2).map(|two| two[1] - two[0]).collect()
+/// The differences between neighbours.
+fn steps(values: &[f64]) -> Vec<f64> {
+    values.windows(2).map(|pair| pair[1] - pair[0]).collect()
 }
 
-/// Pearson's r; None: one of the two does not vary.
+/// Pearson's correlation coefficient; None: one of the two series does not vary.
 pub fn pearson(a: &[f64], b: &[f64]) -> Option<f64> {
     let count = a.len().min(b.len());
     let mean = |all: &[f64]| all.iter().take(count).sum::<f64>() / count as f64;
     let (mean_a, mean_b) = (mean(a), mean(b));
-    let (mut both, mut of_a, mut of_b) = (0.0, 0.0, 0.0);
+    let (mut sum_ab, mut sum_aa, mut sum_bb) = (0.0, 0.0, 0.0);
     for (a, b) in a.iter().zip(b) {
         let (a, b) = (a - mean_a, b - mean_b);
-        both += a * b;
-        of_a += a * a;
-        of_b += b * b;
+        sum_ab += a * b;
+        sum_aa += a * a;
+        sum_bb += b * b;
     }
-    let scale = (of_a * of_b).sqrt();
-    // What is left of equal numbers by rounding is no variation.
-    (count >= 2 && of_a > 1e-9 && of_b > 1e-9 && scale.is_finite()).then(|| (both / scale).clamp(-1.0, 1.0))
+    let scale = (sum_aa * sum_bb).sqrt();
+    // The rounding errors of equal numbers are no variation.
+    let vary = count >= 2 && sum_aa > 1e-9 && sum_bb > 1e-9 && scale.is_finite();
+    vary.then(|| (sum_ab / scale).clamp(-1.0, 1.0))
 }

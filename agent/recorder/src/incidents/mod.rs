@@ -1,7 +1,7 @@
-//! Events of one pod that belong together in time become one incident.
+//! Pod incidents: events of one pod that are close together in time become one incident.
 //!
-//! Pure: it is shown events and asked, now and then, what has changed. Bounded in pods, and in what is kept of each.
-//! Must not know: the store, clocks, how anything is rendered.
+//! The caller adds events and at intervals takes the incidents that have changed. The number of pods and the memory for
+//! each are bounded. This module must not depend on the store, clocks or rendering.
 
 mod correlate;
 #[cfg(test)]
@@ -13,83 +13,88 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::{SignedDuration, Timestamp};
 
+use podopsy_model::incident::Incident;
 use podopsy_model::pod_incident::PodIncident;
 use podopsy_model::{Detail, Event, Losses};
 
-/// Silence that ends an incident.
+/// After this time without an event an incident is over.
 const QUIET: SignedDuration = SignedDuration::from_secs(120);
-/// Longer than this, what goes on is the next one.
+/// The longest incident; later events start the next one.
 const LONGEST: SignedDuration = SignedDuration::from_secs(3600);
-/// So many failed lookups in such a time are a streak.
+/// So many failed lookups within this time are a streak, which starts an incident.
 const STREAK: usize = 3;
 const STREAK_WITHIN: SignedDuration = SignedDuration::from_secs(60);
-/// Failed lookups of a pod that are remembered: their times, to be laid beside its memory.
+/// Failed lookups of a pod that are remembered, to correlate their times with the pod's memory.
 const FAILURES_MAX: usize = 1024;
 const FAILURES_WITHIN: SignedDuration = SignedDuration::from_secs(600);
-/// Pods that something is remembered of; beyond that, the one that was silent the longest is forgotten.
+/// Pods at most; beyond that, the pod whose last event is the oldest is evicted.
 const PODS_MAX: usize = 1024;
 const EVENTS_MAX: usize = 64;
 const NAMES_MAX: usize = 64;
-const NAMES_TOLD: usize = 5;
+const NAMES_SHOWN: usize = 5;
 
-/// Open incidents, and what may become one.
+/// The open incidents, and the recent events that may start one.
 #[derive(Default)]
 pub struct PodIncidents {
-    /// What ids begin with.
-    boot: String,
-    pods: HashMap<String, Pod>,
+    /// The first four digits of the boot id.
+    id_prefix: String,
+    /// By the pod's uid.
+    pods: HashMap<String, PodHistory>,
     evicted: EvictedPods,
 }
 
-/// How many pods were forgotten early because there were too many; may outlive what counts.
+/// Counts the pods that were evicted. A clone can outlive the [`PodIncidents`].
 #[derive(Clone, Default)]
 pub struct EvictedPods(Arc<AtomicU64>);
 
 impl EvictedPods {
-    /// `incidents_evicted`, if there are any.
+    /// `incidents_evicted`: pods that were evicted; empty if there are none.
     pub fn losses(&self) -> Losses {
         let count = Some(self.0.load(Relaxed)).filter(|count| *count > 0);
         count.map(|count| ("incidents_evicted".to_owned(), count)).into_iter().collect()
     }
 }
 
-/// By uid.
+/// A failed lookup: its time, its name, and its event's id in the store.
+type FailedLookup = (Timestamp, String, Option<i64>);
+
 #[derive(Default)]
-struct Pod {
-    /// When each lookup failed, its name, and its event's id.
-    failures: VecDeque<(Timestamp, String, Option<i64>)>,
-    /// Container → the attempt that was seen last.
+struct PodHistory {
+    failures: VecDeque<FailedLookup>,
+    /// Container name → its newest known attempt.
     attempts: BTreeMap<String, u32>,
     open: Option<PodIncident>,
+    /// Failed lookups of the open incident, by name.
     names: BTreeMap<String, u64>,
     changed: bool,
+    /// The time of the last event.
     last: Timestamp,
 }
 
 impl PodIncidents {
-    /// `boot_id`: of `/proc/sys/kernel/random/boot_id`.
+    /// `boot_id`: the content of `/proc/sys/kernel/random/boot_id`.
     pub fn new(boot_id: &str) -> PodIncidents {
-        PodIncidents { boot: boot_id.chars().take(4).collect(), ..PodIncidents::default() }
+        PodIncidents { id_prefix: boot_id.chars().take(4).collect(), ..PodIncidents::default() }
     }
 
-    /// Looks at an event; `id` is its own in the store.
-    pub fn see(&mut self, event: &Event, id: Option<i64>) {
+    /// Adds an event. `id`: its id in the store.
+    pub fn add(&mut self, event: &Event, id: Option<i64>) {
         let Some(owner) = &event.pod else { return };
         let failed = match &event.detail {
             Detail::Lookup(lookup) if lookup.result.is_failure() => Some(lookup.name.clone()),
             Detail::Oom(_) | Detail::Sigkill(_) => None,
             Detail::Lookup(_) | Detail::Dns(_) => return,
         };
-        self.make_room(&owner.uid);
+        self.evict_if_full(&owner.uid);
         let pod = self.pods.entry(owner.uid.clone()).or_default();
         pod.last = pod.last.max(event.time);
         let restarts = pod.restarts(event);
         if let Some(name) = &failed {
             pod.failures.push_back((event.time, name.clone(), id));
-            pod.forget(event.time);
+            pod.forget_old_failures(event.time);
         }
         if pod.open.as_ref().is_some_and(|open| is_over(open, event.time)) {
-            // Nobody asked in time: the next question has the new one only, and the old one stays as it was told.
+            // The old incident ended without a call of `changed` in between: it stays as it was last returned.
             pod.open = None;
         }
         if pod.open.is_none() {
@@ -97,11 +102,11 @@ impl PodIncidents {
             if failed.is_some() && streak.is_none() {
                 return;
             }
-            pod.begin(&self.boot, event, streak);
+            pod.open_incident(&self.id_prefix, event, streak);
         } else if let Some(name) = failed {
-            pod.count(name, id);
+            pod.count_failure(name, id);
         }
-        let Pod { open: Some(open), failures, changed, .. } = pod else { return };
+        let PodHistory { open: Some(open), failures, changed, .. } = pod else { return };
         *changed = true;
         open.until = open.until.max(event.time);
         open.restarts += restarts;
@@ -111,40 +116,28 @@ impl PodIncidents {
             open.containers.push(container.name.clone());
         }
         match (&event.incident, &event.detail) {
-            (Some(oom), _) => {
-                if !open.ooms.contains(&oom.id) {
-                    open.ooms.push(oom.id.clone());
-                }
-                let times: Vec<Timestamp> = failures.iter().map(|(time, _, _)| *time).collect();
-                let container = event.container.as_ref().map_or("", |container| &container.name);
-                let found =
-                    oom.curve.as_ref().and_then(|curve| correlate::correlate(&times, curve, event.time));
-                if let Some(mut found) = found {
-                    (found.oom, found.container) = (oom.id.clone(), container.to_owned());
-                    open.correlated = Some(found);
-                }
-            }
+            (Some(oom), _) => add_oom_incident(open, event, oom, failures),
             (None, Detail::Oom(kill)) => open.oom_kills += u64::from(!kill.already_dying),
             (None, Detail::Sigkill(_)) => open.sigkills += 1,
             (None, _) => return,
         }
-        note(open, id);
+        add_event_id(open, id);
     }
 
-    /// What has changed since the last time, as it is now.
+    /// Returns the incidents that have changed or ended since the last call.
     pub fn changed(&mut self, now: Timestamp) -> Vec<PodIncident> {
         let mut out = Vec::new();
         for pod in self.pods.values_mut() {
-            pod.forget(now);
+            pod.forget_old_failures(now);
             let Some(open) = &mut pod.open else { continue };
-            let over = is_over(open, now);
-            if over || pod.changed {
-                open.open = !over;
-                open.failed_names = most(&pod.names);
+            let is_over = is_over(open, now);
+            if is_over || pod.changed {
+                open.open = !is_over;
+                open.failed_names = most_frequent(&pod.names);
                 out.push(open.clone());
             }
             pod.changed = false;
-            if over {
+            if is_over {
                 pod.open = None;
                 pod.names.clear();
             }
@@ -157,7 +150,8 @@ impl PodIncidents {
         self.evicted.clone()
     }
 
-    fn make_room(&mut self, uid: &str) {
+    /// Evicts the pod whose last event is the oldest, if a new pod would exceed the limit.
+    fn evict_if_full(&mut self, uid: &str) {
         if self.pods.len() < PODS_MAX || self.pods.contains_key(uid) {
             return;
         }
@@ -169,13 +163,13 @@ impl PodIncidents {
     }
 }
 
-impl Pod {
-    /// How many starts there were since the last event of this container.
+impl PodHistory {
+    /// How often the event's container was restarted since its last event.
     fn restarts(&mut self, event: &Event) -> u64 {
         let Some(container) = &event.container else { return 0 };
-        // What the runtime said some seconds after it is newer than the event itself.
-        let said = event.incident.as_ref().and_then(|incident| incident.runtime.as_ref());
-        let attempt = said.map_or(container.attempt, |said| said.restarts.max(container.attempt));
+        // The runtime's report was made some seconds after the event.
+        let report = event.incident.as_ref().and_then(|incident| incident.runtime.as_ref());
+        let attempt = report.map_or(container.attempt, |report| report.restarts.max(container.attempt));
         let known = self.attempts.len();
         let before = match self.attempts.get_mut(&container.name) {
             Some(before) => std::mem::replace(before, attempt.max(*before)),
@@ -188,31 +182,30 @@ impl Pod {
         u64::from(attempt.saturating_sub(before))
     }
 
-    fn forget(&mut self, now: Timestamp) {
-        let old =
-            |(time, _, _): &(Timestamp, String, Option<i64>)| now.duration_since(*time) > FAILURES_WITHIN;
-        while self.failures.len() > FAILURES_MAX || self.failures.front().is_some_and(old) {
+    fn forget_old_failures(&mut self, now: Timestamp) {
+        let is_old = |(time, ..): &FailedLookup| now.duration_since(*time) > FAILURES_WITHIN;
+        while self.failures.len() > FAILURES_MAX || self.failures.front().is_some_and(is_old) {
             self.failures.pop_front();
         }
     }
 
-    /// How many failures are a streak that goes on now; None: there is none.
+    /// The length of the streak of failed lookups that reaches until now; None: there is no streak.
     fn streak(&self, now: Timestamp) -> Option<usize> {
-        let recent = |time: &Timestamp| now.duration_since(*time).abs() <= STREAK_WITHIN;
-        let count = self.failures.iter().rev().take_while(|(time, _, _)| recent(time)).count();
+        let is_recent = |time: &Timestamp| now.duration_since(*time).abs() <= STREAK_WITHIN;
+        let count = self.failures.iter().rev().take_while(|(time, ..)| is_recent(time)).count();
         (count >= STREAK).then_some(count)
     }
 
-    /// `streak`: failures before it that belong to it.
-    fn begin(&mut self, boot: &str, event: &Event, streak: Option<usize>) {
+    /// `streak`: how many of the last failures belong to the incident.
+    fn open_incident(&mut self, id_prefix: &str, event: &Event, streak: Option<usize>) {
         let Some(pod) = event.pod.clone() else { return };
         let skip = self.failures.len() - streak.unwrap_or(0);
         let streak: Vec<_> = self.failures.iter().skip(skip).cloned().collect();
-        let from = streak.iter().map(|(time, _, _)| *time).min().unwrap_or(event.time).min(event.time);
+        let from = streak.iter().map(|(time, ..)| *time).min().unwrap_or(event.time).min(event.time);
         let uid: String = pod.uid.chars().take(8).collect();
         self.names.clear();
         self.open = Some(PodIncident {
-            incident: format!("{boot}-i{}-{uid}", from.as_millisecond()),
+            incident: format!("{id_prefix}-i{}-{uid}", from.as_millisecond()),
             from,
             until: event.time,
             open: true,
@@ -229,28 +222,48 @@ impl Pod {
             correlated: None,
         });
         for (_, name, id) in streak {
-            self.count(name, id);
+            self.count_failure(name, id);
         }
     }
 
-    fn count(&mut self, name: String, id: Option<i64>) {
+    fn count_failure(&mut self, name: String, id: Option<i64>) {
         let Some(open) = &mut self.open else { return };
         open.failed_lookups += 1;
         if self.names.len() < NAMES_MAX || self.names.contains_key(&name) {
             *self.names.entry(name).or_default() += 1;
         }
-        note(open, id);
+        add_event_id(open, id);
     }
 }
 
-fn note(open: &mut PodIncident, id: Option<i64>) {
+/// Adds an OOM incident's id, and its correlation with the failed lookups before it, if there is one.
+fn add_oom_incident(
+    open: &mut PodIncident,
+    event: &Event,
+    oom: &Incident,
+    failures: &VecDeque<FailedLookup>,
+) {
+    if !open.ooms.contains(&oom.id) {
+        open.ooms.push(oom.id.clone());
+    }
+    let times: Vec<Timestamp> = failures.iter().map(|(time, ..)| *time).collect();
+    let correlation = oom.curve.as_ref().and_then(|curve| correlate::correlate(&times, curve, event.time));
+    if let Some(mut correlation) = correlation {
+        correlation.oom = oom.id.clone();
+        correlation.container =
+            event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default();
+        open.correlated = Some(correlation);
+    }
+}
+
+fn add_event_id(open: &mut PodIncident, id: Option<i64>) {
     if let Some(id) = id.filter(|id| open.events.len() < EVENTS_MAX && !open.events.contains(id)) {
         open.events.push(id);
     }
 }
 
-/// Whether an incident that was open when it was last told has ended since: nobody tells the end of one that was open when
-/// the agent was.
+/// Whether an incident that is stored as open has ended since. An agent that ends while an incident is open cannot store
+/// its end.
 pub fn has_ended(until: Timestamp, now: Timestamp) -> bool {
     now.duration_since(until) > QUIET * 2
 }
@@ -259,9 +272,9 @@ fn is_over(open: &PodIncident, now: Timestamp) -> bool {
     now.duration_since(open.until) > QUIET || now.duration_since(open.from) > LONGEST
 }
 
-fn most(names: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+fn most_frequent(names: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
     let mut all: Vec<_> = names.iter().map(|(name, count)| (name.clone(), *count)).collect();
     all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    all.truncate(NAMES_TOLD);
+    all.truncate(NAMES_SHOWN);
     all
 }
