@@ -1,7 +1,8 @@
-//! Chooses the growth candidates: containers that were OOM-killed, and containers whose memory grows towards their limit.
+//! Chooses the growth candidates: containers that were OOM-killed, and containers whose memory grows towards their
+//! limit.
 //!
-//! Sampling all containers with complete stacks would cost a node too much. The few that may be killed are known by their
-//! memory curve, or by their first kill. This module must not depend on cgroupfs or probes.
+//! Sampling all containers with complete stacks would cost a node too much. The few that may be killed are known by
+//! their memory curve, or by their first kill. This module must not depend on cgroupfs or probes.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -79,7 +80,8 @@ impl GrowthCandidates {
 
     /// Chooses among all running containers. `now`: the time since some fixed point.
     pub fn choose(&mut self, running: &[RunningContainer], now: Duration) -> CandidateChanges {
-        // The most urgent come first: containers that were killed, the newest kill first; then by the time that is left.
+        // The most urgent come first: containers that were killed, the newest kill first; then by the time that is
+        // left.
         let mut ranked: Vec<(f64, u64)> = Vec::new();
         for container in running {
             let kill = container.key.as_ref().and_then(|key| self.killed.get(key));

@@ -1,5 +1,5 @@
-//! Growth profiles: which code makes a container's memory grow in the minutes before it is OOM-killed. The page faults of
-//! growth candidates are sampled.
+//! Growth profiles: which code makes a container's memory grow in the minutes before it is OOM-killed. The page faults
+//! of growth candidates are sampled.
 //!
 //! ```text
 //! memory curves, kills → candidates → cgroup ids for the kernel side
@@ -17,7 +17,8 @@ pub use candidates::{CANDIDATES_MAX, CandidateChanges, ContainerKey, GrowthCandi
 pub use report::report;
 pub use window::{GrowthSlice, GrowthStack, GrowthWindow};
 
-/// One page fault in so many is sampled: a leak of 50 MiB gives a few hundred samples, and a busy node pays hardly anything.
+/// One page fault in so many is sampled: a leak of 50 MiB gives a few hundred samples, and a busy node pays hardly
+/// anything.
 pub const PERIOD: u64 = 32;
 /// Samples that a CPU may take in 134 ms, about 470 a second. So a candidate that only causes page faults costs no more
 /// than one that leaks.

@@ -1,8 +1,8 @@
 //! The growth window: counted stacks of the last five minutes, by container.
 //!
-//! A stack consists of offsets in files, which stay valid when its process is gone. The number of containers, the stacks
-//! of each and the bytes of all are bounded; a sample beyond a bound is counted without its stack. This module must not
-//! depend on names or pods.
+//! A stack consists of offsets in files, which stay valid when its process is gone. The number of containers, the
+//! stacks of each and the bytes of all are bounded; a sample beyond a bound is counted without its stack. This module
+//! must not depend on names or pods.
 
 use std::collections::HashMap;
 
@@ -136,8 +136,8 @@ impl GrowthWindow {
         self.evicted
     }
 
-    /// Drops containers without a sample in the window. If there are still too many, evicts those whose last sample is the
-    /// oldest.
+    /// Drops containers without a sample in the window. If there are still too many, evicts those whose last sample is
+    /// the oldest.
     fn evict_if_full(&mut self, bucket: u64) {
         if self.containers.len() < self.max_containers {
             return;

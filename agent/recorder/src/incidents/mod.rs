@@ -262,8 +262,8 @@ fn add_event_id(open: &mut PodIncident, id: Option<i64>) {
     }
 }
 
-/// Whether an incident that is stored as open has ended since. An agent that ends while an incident is open cannot store
-/// its end.
+/// Whether an incident that is stored as open has ended since. An agent that ends while an incident is open cannot
+/// store its end.
 pub fn has_ended(until: Timestamp, now: Timestamp) -> bool {
     now.duration_since(until) > QUIET * 2
 }

@@ -1,8 +1,8 @@
 //! Parses the OOM killer's lines (`mm/oom_kill.c`, `mm/memcontrol.c`, 5.10–7.x). Pure: no I/O.
 //!
-//! An attacker can choose comms (15 bytes) and cgroup names, and the lines quote neither. Therefore a line is recognized
-//! by a beginning that no comm can produce, numbers are read from the end, where no name can be, and a line in which a
-//! name looks like a field gives no names ([`Chosen::ambiguous`]).
+//! An attacker can choose comms (15 bytes) and cgroup names, and the lines quote neither. Therefore a line is
+//! recognized by a beginning that no comm can produce, numbers are read from the end, where no name can be, and a line
+//! in which a name looks like a field gives no names ([`Chosen::ambiguous`]).
 
 use std::str::FromStr;
 
@@ -195,7 +195,8 @@ fn chosen(rest: &[u8]) -> Option<Chosen> {
     Some(out)
 }
 
-/// `[ (oom_kill_allocating_task)]: Killed process N (COMM) total-vm:…`, or `: OOM victim N (COMM) is already exiting. …`
+/// `[ (oom_kill_allocating_task)]: Killed process N (COMM) total-vm:…`, or `: OOM victim N (COMM) is already exiting.
+/// …`
 fn killed(rest: &[u8], in_cgroup: bool) -> Option<OomLine> {
     let rest = rest.strip_prefix(b" (oom_kill_allocating_task)").unwrap_or(rest);
     if let Some(rest) = rest.strip_prefix(b": OOM victim ") {

@@ -100,8 +100,8 @@ impl KernelLogFollower {
         }
     }
 
-    /// Whether a visit killed a group, and how many kills the kernel counts for it. `sequence`: the sequence number of its
-    /// first kill.
+    /// Whether a visit killed a group, and how many kills the kernel counts for it. `sequence`: the sequence number of
+    /// its first kill.
     pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
         lock(&self.state).visits.find(sequence).map(|visit| (visit.group.is_some(), visit.counted()))
     }
@@ -116,8 +116,8 @@ impl KernelLogFollower {
         lock(&self.state).visits.last_sequence
     }
 
-    /// `kmsg_overrun`: how often records were overwritten before they were read; `kmsg_ambiguous`: lines in which a name
-    /// looks like a field; `kmsg_failed`: 1 if the log can no longer be read.
+    /// `kmsg_overrun`: how often records were overwritten before they were read; `kmsg_ambiguous`: lines in which a
+    /// name looks like a field; `kmsg_failed`: 1 if the log can no longer be read.
     pub fn losses(&self) -> Losses {
         let state = lock(&self.state);
         let all = [

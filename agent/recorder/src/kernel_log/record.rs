@@ -1,7 +1,7 @@
 //! Parses one record of `/dev/kmsg` (Documentation/ABI/testing/dev-kmsg): header and text.
 //!
-//! The format is `level,sequence,µs,flags[,…];text\n KEY=value\n`. The kernel writes unprintable bytes and the backslash as
-//! `\xNN`. So a record's text is always one line and cannot pose as two.
+//! The format is `level,sequence,µs,flags[,…];text\n KEY=value\n`. The kernel writes unprintable bytes and the
+//! backslash as `\xNN`. So a record's text is always one line and cannot pose as two.
 
 /// A record that the kernel itself wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]

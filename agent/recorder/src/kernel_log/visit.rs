@@ -1,7 +1,7 @@
 //! Lines → visits of the OOM killer: the header, the task table, the choice and the kills that follow.
 //!
-//! The kernel holds one lock (`oom_lock`) from the header to the last kill, so visits do not interleave. Headers are rate
-//! limited (10 in 5 s); without a header, a visit has only its kill. Pure (no I/O) and bounded.
+//! The kernel holds one lock (`oom_lock`) from the header to the last kill, so visits do not interleave. Headers are
+//! rate limited (10 in 5 s); without a header, a visit has only its kill. Pure (no I/O) and bounded.
 
 use std::collections::VecDeque;
 
@@ -18,8 +18,8 @@ const VISITS_MAX: usize = 512;
 const TOTAL_ROWS_MAX: usize = 40_000;
 /// The longest line that is assembled from several records.
 const LINE_MAX: usize = 16 << 10;
-/// The longest time between two kills of a group; a later kill without a header is another visit. The members are killed
-/// one right after the other, but each kill prints a line, and consoles can be slow.
+/// The longest time between two kills of a group; a later kill without a header is another visit. The members are
+/// killed one right after the other, but each kill prints a line, and consoles can be slow.
 const GROUP_WITHIN_US: u64 = 1_000_000;
 
 /// One visit of the OOM killer, as far as the log shows it.
@@ -37,8 +37,8 @@ pub struct Visit {
     /// The cgroup whose tasks were all killed (memory.oom.group).
     pub group: Option<Vec<u8>>,
     pub kills: Vec<LoggedKill>,
-    /// Second kills of the same thread: a group's first victim is also a member of the group, so the kernel kills, prints
-    /// and counts it twice.
+    /// Second kills of the same thread: a group's first victim is also a member of the group, so the kernel kills,
+    /// prints and counts it twice.
     pub repeats: u64,
 }
 
@@ -172,8 +172,8 @@ impl Visits {
         self.visits.push_back(visit);
     }
 
-    /// The newest kill of this thread that was not taken before, with its visit. Thread ids are used again, so each kill is
-    /// taken only once.
+    /// The newest kill of this thread that was not taken before, with its visit. Thread ids are used again, so each
+    /// kill is taken only once.
     pub fn take(&mut self, tid: u32) -> Option<(Visit, LoggedKill)> {
         let visit =
             self.visits.iter_mut().rev().find(|v| v.kills.iter().any(|k| k.tid == tid && !k.taken))?;

@@ -1,7 +1,7 @@
 //! Reads the memory controller's files of one cgroup, on v1 and v2.
 //!
-//! A missing file (an old kernel, a controller without swap accounting) gives None or 0, never an error, because a cgroup
-//! may disappear between two reads. This module must not depend on containers or pods.
+//! A missing file (an old kernel, a controller without swap accounting) gives None or 0, never an error, because a
+//! cgroup may disappear between two reads. This module must not depend on containers or pods.
 
 use std::fs::File;
 use std::io::Read;
@@ -43,15 +43,15 @@ impl MemoryFileReader {
         })
     }
 
-    /// As [`Self::usage`], with the last reading: if the sum has not changed, the last reading is returned. Most containers
-    /// of a node are idle, and for these one file is read instead of three or four.
+    /// As [`Self::usage`], with the last reading: if the sum has not changed, the last reading is returned. Most
+    /// containers of a node are idle, and for these one file is read instead of three or four.
     pub fn usage_since(&mut self, dir: &Path, last: Usage) -> Option<Usage> {
         let name = if self.version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
         if self.number(dir, name)? == last.current_bytes { Some(last) } else { self.usage(dir) }
     }
 
-    /// The events of the cgroup itself, without those below it; None: the cgroup is gone, or it is the root of v2, which
-    /// has no counters.
+    /// The events of the cgroup itself, without those below it; None: the cgroup is gone, or it is the root of v2,
+    /// which has no counters.
     pub fn counters(&mut self, dir: &Path) -> Option<Counters> {
         match self.version {
             Version::V1 => {

@@ -1,5 +1,5 @@
-//! Compares each cgroup's own counter of kills with the victims that were reported for it. A difference means that a kill
-//! was attributed to the wrong cgroup, or missed.
+//! Compares each cgroup's own counter of kills with the victims that were reported for it. A difference means that a
+//! kill was attributed to the wrong cgroup, or missed.
 
 use std::collections::HashMap;
 
@@ -63,8 +63,8 @@ impl CgroupKillCounts {
         });
     }
 
-    /// `oom_unseen_by_cgroup`: kills that a cgroup counted and that were not reported for it; `oom_uncounted_by_cgroup`:
-    /// kills that were reported for a cgroup which did not count them.
+    /// `oom_unseen_by_cgroup`: kills that a cgroup counted and that were not reported for it;
+    /// `oom_uncounted_by_cgroup`: kills that were reported for a cgroup which did not count them.
     pub fn losses(&self) -> Losses {
         let sum = self.accounts.values().fold(self.gone, |sum, account| sum.plus(account.difference()));
         let all = [("oom_unseen_by_cgroup", sum.unseen), ("oom_uncounted_by_cgroup", sum.uncounted)];

@@ -1,9 +1,9 @@
-//! Samples the memory of every container once a second: for the memory curve before a kill, and for the counters that show
-//! which limit was hit.
+//! Samples the memory of every container once a second: for the memory curve before a kill, and for the counters that
+//! show which limit was hit.
 //!
-//! A thread of its own reads cgroupfs, because reading may block on the kernel's bookkeeping (`memory.stat` sums up per-CPU
-//! counters). The number of samples a second and the number of curves are bounded. The curves of containers that ended are
-//! kept for ten minutes. This module must not depend on aya, records, the runtime or rendering.
+//! A thread of its own reads cgroupfs, because reading may block on the kernel's bookkeeping (`memory.stat` sums up
+//! per-CPU counters). The number of samples a second and the number of curves are bounded. The curves of containers
+//! that ended are kept for ten minutes. This module must not depend on aya, records, the runtime or rendering.
 
 pub mod files;
 mod kills;
@@ -28,15 +28,15 @@ pub use ring::MemoryTrend;
 use ring::SampleRing;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Samples a second. If there are more containers, each is read less often, in turn. A full Kubernetes node has 110 pods
-/// with about two containers each.
+/// Samples a second. If there are more containers, each is read less often, in turn. A full Kubernetes node has 110
+/// pods with about two containers each.
 const SAMPLES_PER_TICK: usize = 256;
-/// The counters of the containers and of the levels above them are read in turn, too: all of them within this many ticks.
-/// They change only when something is wrong, and only their difference over a kill is needed.
+/// The counters of the containers and of the levels above them are read in turn, too: all of them within this many
+/// ticks. They change only when something is wrong, and only their difference over a kill is needed.
 const COUNTERS_WITHIN: usize = 5;
 const COUNTERS_PER_TICK: usize = 200;
-/// One sample in so many is complete. It reads the limit, which seldom changes, and all parts of the usage even if the sum
-/// has not changed, because the parts and the pressure may have.
+/// One sample in so many is complete. It reads the limit, which seldom changes, and all parts of the usage even if the
+/// sum has not changed, because the parts and the pressure may have.
 const COMPLETE_EVERY: u64 = 10;
 /// Containers with a curve, including those that ended: 24 KiB each when full.
 const RINGS_MAX: usize = 1024;
@@ -118,8 +118,8 @@ impl MemorySampler {
         known.max_by_key(|(at, _)| *at).map(|(_, counters)| *counters)
     }
 
-    /// The memory records of all containers that have changed since the last call. Records are made only after the first
-    /// call. A record of ten minutes is returned again while it grows, with the same start.
+    /// The memory records of all containers that have changed since the last call. Records are made only after the
+    /// first call. A record of ten minutes is returned again while it grows, with the same start.
     pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
         lock(&self.state).memory_records.take(boot_now_ns())
     }
@@ -191,8 +191,8 @@ impl SamplerState {
         readings[0] = (now_ns, counters);
     }
 
-    /// The last usage, if only a part is to be read now; None: this sample is to be complete. This counts the container's
-    /// own samples, not the ticks: a container that is read every second tick would never hit an odd tick.
+    /// The last usage, if only a part is to be read now; None: this sample is to be complete. This counts the
+    /// container's own samples, not the ticks: a container that is read every second tick would never hit an odd tick.
     fn last_if_partial(&mut self, id: u64) -> Option<Usage> {
         let container = self.rings.get_mut(&id)?;
         container.samples += 1;
@@ -222,8 +222,8 @@ impl SamplerState {
         container.alive_ns = now_ns;
     }
 
-    /// Drops containers that ended ten minutes ago. If there are still too many, evicts those that ended first and counts
-    /// them.
+    /// Drops containers that ended ten minutes ago. If there are still too many, evicts those that ended first and
+    /// counts them.
     fn clean(&mut self, now_ns: u64, levels: &[Level]) {
         let alive: HashSet<u64> = levels.iter().map(|level| level.id).collect();
         for (_, container) in self.rings.iter_mut().filter(|(id, _)| alive.contains(id)) {
@@ -319,7 +319,8 @@ mod tests {
         }
     }
 
-    /// Measures the sampler's cost: `cargo test --release -p podopsy-recorder --lib -- --ignored --nocapture measure_the_sampler_cost`.
+    /// Measures the sampler's cost: `cargo test --release -p podopsy-recorder --lib -- --ignored --nocapture
+    /// measure_the_sampler_cost`.
     #[tokio::test]
     #[ignore = "a measurement, as root"]
     async fn measure_the_sampler_cost() {

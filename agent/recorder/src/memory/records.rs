@@ -1,8 +1,8 @@
-//! Memory records: the memory of containers in steps of ten seconds, for a history of hours. One sample a second would be
-//! 50 MB a day for each container.
+//! Memory records: the memory of containers in steps of ten seconds, for a history of hours. One sample a second would
+//! be 50 MB a day for each container.
 //!
-//! A record covers ten minutes. It is returned again and again while it grows, so that an agent that is killed loses only
-//! the samples since the last call.
+//! A record covers ten minutes. It is returned again and again while it grows, so that an agent that is killed loses
+//! only the samples since the last call.
 
 use std::collections::HashMap;
 use std::time::Duration;

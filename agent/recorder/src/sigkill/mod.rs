@@ -1,7 +1,7 @@
 //! SIGKILLs that no OOM killer sent: record → owners of sender and target → the runtime's report → verdict → event.
 //!
-//! Each record is handled by a task of its own, so that a slow runtime does not delay the others. The number of tasks is
-//! bounded. This module must not depend on aya or on rendering.
+//! Each record is handled by a task of its own, so that a slow runtime does not delay the others. The number of tasks
+//! is bounded. This module must not depend on aya or on rendering.
 
 mod rate_limiter;
 pub(crate) mod reader;
@@ -189,8 +189,8 @@ impl SigkillCorrelator {
 
 /// Whether the target was the container's first process; None: not known.
 ///
-/// While the container runs, the runtime knows. After its end, only the process's id in its pid namespace is left: 1 means
-/// yes, any other id means nothing, because the containers of a pod may share the namespace.
+/// While the container runs, the runtime knows. After its end, only the process's id in its pid namespace is left: 1
+/// means yes, any other id means nothing, because the containers of a pod may share the namespace.
 fn is_first_process(report: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
     let running = report.filter(|report| report.state == "running").and_then(|report| report.pid);
     match running {

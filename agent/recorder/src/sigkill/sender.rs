@@ -4,8 +4,8 @@ use podopsy_decode::SentBy;
 use podopsy_model::sigkill::Sender;
 use podopsy_model::{KnownBy, Owner};
 
-/// The names of the runtimes' processes, as the kernel keeps them (15 bytes). A name counts only for a host process: in a
-/// container, the container's owner chooses it.
+/// The names of the runtimes' processes, as the kernel keeps them (15 bytes). A name counts only for a host process: in
+/// a container, the container's owner chooses it.
 const RUNTIMES: [&str; 10] = [
     "runc",
     "crun",
@@ -40,8 +40,8 @@ pub fn sender(sent_by: SentBy, comm: &str, running: Option<&Owner>, target: &Own
     }
 }
 
-/// Whether a process of the target's own container sent it, also from a cgroup that the container made inside itself. Such
-/// SIGKILLs are counted, not reported.
+/// Whether a process of the target's own container sent it, also from a cgroup that the container made inside itself.
+/// Such SIGKILLs are counted, not reported.
 pub fn is_own_container(by: Sender, running: Option<&Owner>, target: &Owner) -> bool {
     by == Sender::SamePod && running.is_some_and(|owner| same_container(owner, target))
 }

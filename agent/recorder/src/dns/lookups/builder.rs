@@ -247,8 +247,8 @@ impl<C> LookupBuilder<C> {
         if self.closed_early.is_empty() { self.due.first().map(|due| due.0) } else { Some(0) }
     }
 
-    /// Removes and returns the lookups that are due; with `all`, every open lookup. `resolv` is called once more for the
-    /// lookups whose resolv.conf was not known yet.
+    /// Removes and returns the lookups that are due; with `all`, every open lookup. `resolv` is called once more for
+    /// the lookups whose resolv.conf was not known yet.
     pub fn take_due(
         &mut self,
         now_ns: u64,
@@ -280,8 +280,8 @@ impl<C> OpenLookup<C> {
         self.resolv = self.resolv.take().or(resolv);
         self.start_ns = self.start_ns.min(query.sent_ns);
         self.end_ns = self.end_ns.max(query.done_ns);
-        // A query can come twice: as a timeout and later with its answer, or with its answer and later with the news that
-        // the answer was dropped.
+        // A query can come twice: as a timeout and later with its answer, or with its answer and later with the news
+        // that the answer was dropped.
         let is_update_of = |before: &LookupQuery| match query.transaction.outcome {
             Outcome::Late => before.transaction.outcome == Outcome::Timeout,
             _ => query.transaction.answer_dropped,
@@ -299,8 +299,8 @@ impl<C> OpenLookup<C> {
         }
     }
 
-    /// Until when more queries can come. A query that is sent again with the same id times out that much later. Therefore
-    /// a lookup with an open question is also held for the client's further attempts.
+    /// Until when more queries can come. A query that is sent again with the same id times out that much later.
+    /// Therefore a lookup with an open question is also held for the client's further attempts.
     fn held_until(&self, hold_ns: u64) -> u64 {
         let usual = self.end_ns.saturating_add(hold_ns);
         let mut queries: Vec<&LookupQuery> = self.queries.iter().collect();
@@ -344,8 +344,8 @@ impl<C> OpenLookup<C> {
             && self.has_common_name(query, resolv)
     }
 
-    /// When an answer does not fit into its buffer, glibc at once asks for everything again with twice the buffer. Such an
-    /// answer was truncated and then fetched by TCP.
+    /// When an answer does not fit into its buffer, glibc at once asks for everything again with twice the buffer. Such
+    /// an answer was truncated, and has been or is about to be fetched by TCP.
     fn is_for_a_larger_buffer(&self, query: &LookupQuery) -> bool {
         let has_tcp_answer = self.queries.iter().any(|other| {
             other.transaction.protocol == Protocol::Tcp && other.is_answered() && other.name == query.name
@@ -385,8 +385,8 @@ impl<C> OpenLookup<C> {
     /// Whether a resolver would not ask this server so often: then the application has tried again, which is the next
     /// lookup.
     ///
-    /// glibc and musl ask again with the same id, Go with a new id each time. So a new id after a repeated one means that
-    /// the application has tried again.
+    /// glibc and musl ask again with the same id, Go with a new id each time. So a new id after a repeated one means
+    /// that the application has tried again.
     fn is_over_attempts(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         if query.transaction.outcome == Outcome::Late || query.is_final() {
             return false;

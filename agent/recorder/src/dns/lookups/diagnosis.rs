@@ -11,7 +11,8 @@ pub type Counters = BTreeMap<String, u64>;
 const NOT_SENT: [&str; 3] = ["ip_out_no_routes", "ip_out_discards", "udp_sndbuf_errors"];
 /// A datagram arrived and no application received it.
 const DROPPED: [&str; 3] = ["udp_rcvbuf_errors", "udp_in_csum_errors", "udp_mem_errors"];
-/// Dropped because there was no connection tracking entry. Two sockets that race for one entry count as `insert_failed`.
+/// Dropped because there was no connection tracking entry. Two sockets that race for one entry count as
+/// `insert_failed`.
 const CONNTRACK: [&str; 2] = ["conntrack_insert_failed", "conntrack_drop"];
 
 /// The counters that rose from `before` to `after`, and by how much.

@@ -36,8 +36,8 @@ pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, st
         _ => seen,
     };
     let start_ns = queries.first().map_or(0, |query| query.sent_ns);
-    // An answered lookup ends when all questions for the answering name have their results; the application does not wait
-    // for other names.
+    // An answered lookup ends when all questions for the answering name have their results; the application does not
+    // wait for other names.
     let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
     let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
     let is_search_path_miss = |query: &&LookupQuery| {
@@ -89,9 +89,9 @@ fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownB
     (name, known_by, last)
 }
 
-/// Whether a failure is certainly the end of a lookup, although answers are not recorded. An error ends the search in most
-/// resolvers. NXDOMAIN and NODATA end it only at the last name. NODATA for one address family is no failure as long as the
-/// other family's question was not seen to fail.
+/// Whether a failure is certainly the end of a lookup, although answers are not recorded. An error ends the search in
+/// most resolvers. NXDOMAIN and NODATA end it only at the last name. NODATA for one address family is no failure as
+/// long as the other family's question was not seen to fail.
 fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
     let has =
         |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);

@@ -14,24 +14,25 @@
 //!
 //! The rules that follow from this:
 //!
-//! - A query belongs to a lookup of the same process under three conditions. One name explains both: by the process's own
-//!   resolv.conf, or without it by nesting names (`x.a.b` and `x.b`). They are at most a second apart. And the same
+//! - A query belongs to a lookup of the same process under three conditions. One name explains both: by the process's
+//!   own resolv.conf, or without it by nesting names (`x.a.b` and `x.b`). They are at most a second apart. And the same
 //!   question had not been answered, positively or negatively, before the query was sent: otherwise it starts the next
 //!   lookup of that name.
 //! - A timeout becomes known long after the client has gone on. Therefore a lookup is reported one second after
-//!   `--dns-timeout` has passed since its last outcome: `LookupBuilder::due`. While a question is open (the last name has
-//!   not been asked for, or A without AAAA), the lookup is also held for the client's further attempts, because a query
-//!   that is sent again with the same id times out that much later.
+//!   `--dns-timeout` has passed since its last outcome: `LookupBuilder::due`. While a question is open (the last name
+//!   has not been asked for, or A without AAAA), the lookup is also held for the client's further attempts, because a
+//!   query that is sent again with the same id times out that much later.
 //! - glibc asks for both types by TCP when one answer was truncated. It then asks for everything again with twice the
-//!   buffer until an answer fits (`ERANGE`; it starts with 1 KiB, which is about 25 addresses). That is one lookup if the
-//!   answer was truncated and the next query followed within 100 ms. (A large answer that fits into a datagram makes two
-//!   lookups.)
-//! - Two threads that look up the same name at the same time make one lookup with twice the queries. One after the other
-//!   they make two lookups.
-//! - If any question was answered, the lookup was answered. Otherwise the result is the worst result of its questions, as
-//!   in glibc (Go takes the last one).
-//! - If only failures are recorded, an end that could have been an answer is `unseen` and is not reported. An error that
-//!   was followed by a successful retry looks like the end of the lookup: `saw` says that only failures were recorded.
+//!   buffer until an answer fits (`ERANGE`; it starts with 1 KiB, which is about 25 addresses). That is one lookup if
+//!   the answer was truncated and the next query followed within 100 ms. (A large answer that fits into a datagram
+//!   makes two lookups.)
+//! - Two threads that look up the same name at the same time make one lookup with twice the queries. One after the
+//!   other they make two lookups.
+//! - If any question was answered, the lookup was answered. Otherwise the result is the worst result of its questions,
+//!   as in glibc (Go takes the last one).
+//! - If only failures are recorded, an end that could have been an answer is `unseen` and is not reported. An error
+//!   that was followed by a successful retry looks like the end of the lookup: `saw` says that only failures were
+//!   recorded.
 
 mod builder;
 pub mod diagnosis;

@@ -74,8 +74,8 @@ impl ResolvConf {
 
     /// The names that a resolver asks for in turn until one is answered (in lower case, without final dots).
     ///
-    /// A name with `ndots` dots or more comes first itself (in glibc, c-ares and Go; musl tries nothing else). Any other
-    /// name comes last.
+    /// A name with `ndots` dots or more comes first itself (in glibc, c-ares and Go; musl tries nothing else). Any
+    /// other name comes last.
     fn candidates(&self, name: &str) -> Vec<String> {
         let expanded = self.search.iter().map(|domain| join(name, domain));
         let own = std::iter::once(name.to_owned());
@@ -93,8 +93,8 @@ impl ResolvConf {
         out
     }
 
-    /// The name that explains queries for these names, in this order, and whether no other name can follow the last one.
-    /// None: no single name explains them.
+    /// The name that explains queries for these names, in this order, and whether no other name can follow the last
+    /// one. None: no single name explains them.
     pub fn explain(&self, queried: &[&str]) -> Option<(String, bool)> {
         let bases = self.bases(queried.first()?);
         let find_base = |complete: bool| {
@@ -109,8 +109,8 @@ impl ResolvConf {
                 (fits && queried.len() <= candidates.len()).then(|| (base.clone(), last))
             })
         };
-        // First all queries from the first candidate on, then with some of them lost. A single query that is not the first
-        // candidate of any name was for an absolute name.
+        // First all queries from the first candidate on, then with some of them lost. A single query that is not the
+        // first candidate of any name was for an absolute name.
         find_base(true).or_else(|| find_base(false)).or_else(|| match queried {
             [name] => Some(((*name).to_owned(), true)),
             _ => None,

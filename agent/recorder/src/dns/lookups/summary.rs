@@ -1,5 +1,5 @@
-//! Lookups and queries → statistics by pod, by name and by resolver. The number of keys is bounded: further keys are summed
-//! up under `(others)`.
+//! Lookups and queries → statistics by pod, by name and by resolver. The number of keys is bounded: further keys are
+//! summed up under `(others)`.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,6 +1,7 @@
 //! Counters of a network namespace, read through a process in it: what happened to datagrams that no probe sees.
 //!
-//! Sources: `/proc/PID/net/snmp` and `snmp6` (RFC 4113), and `/proc/PID/net/stat/nf_conntrack`, which `conntrack -S` prints.
+//! Sources: `/proc/PID/net/snmp` and `snmp6` (RFC 4113), and `/proc/PID/net/stat/nf_conntrack`, which `conntrack -S`
+//! prints.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};

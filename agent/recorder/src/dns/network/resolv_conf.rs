@@ -1,7 +1,8 @@
 //! Reads a process's `/etc/resolv.conf` inside its root, which may be hostile.
 //!
-//! No symlink leads out of the root, and only a regular file of at most 64 KiB is read. A file on a file system that the
-//! container itself serves may never answer. Therefore a separate thread reads the file, and no caller waits for it.
+//! No symlink leads out of the root, and only a regular file of at most 64 KiB is read. A file on a file system that
+//! the container itself serves may never answer. Therefore a separate thread reads the file, and no caller waits for
+//! it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -127,7 +128,8 @@ impl ResolvConfCache {
     }
 }
 
-/// Reads the file through a process. With `start_ns`, only if the pid still belongs to the process with this start time.
+/// Reads the file through a process. With `start_ns`, only if the pid still belongs to the process with this start
+/// time.
 ///
 /// An error is the reason as a short name: `process_gone`, `file_out_of_reach`, `file_not_regular`, `file_too_large`.
 pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvConf, &'static str> {
