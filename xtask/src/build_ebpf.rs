@@ -23,7 +23,7 @@ const BIN: &str = "podopsy-probe";
 pub fn run(check: bool) -> Result<()> {
     let probe = sh::root().join("probe-ebpf");
     let toolchain = toolchain::find()?;
-    sh::say(format_args!("{}: rustc {}", toolchain.name, toolchain.tools.rustc));
+    sh::progress(format_args!("{}: rustc {}", toolchain.name, toolchain.tools.rustc));
     if check { check_bytes(&probe, &toolchain) } else { rebuild(&probe, &toolchain) }
 }
 
@@ -34,7 +34,7 @@ fn rebuild(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     // The object first: a stamp must never vouch for bytes that are not there.
     std::fs::write(probe.join(stamp::OBJECT), &object).context(stamp::OBJECT)?;
     std::fs::write(probe.join(stamp::STAMP), stamp.to_string()).context(stamp::STAMP)?;
-    sh::say(format_args!("probe-ebpf/{}: {} bytes, {}", stamp::OBJECT, object.len(), stamp.object));
+    sh::progress(format_args!("probe-ebpf/{}: {} bytes, {}", stamp::OBJECT, object.len(), stamp.object));
     Ok(())
 }
 
@@ -50,7 +50,7 @@ fn check_bytes(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     let scratch = Scratch(sh::root().join(format!("target/ebpf-check-{}", std::process::id())));
     let rebuilt = compile(probe, toolchain, &scratch.0, true)?;
     if rebuilt == committed {
-        sh::say(format_args!(
+        sh::progress(format_args!(
             "the committed object is what its sources give, byte for byte ({})",
             stamp.object
         ));

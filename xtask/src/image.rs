@@ -21,14 +21,14 @@ pub fn run(tag: &str) -> Result<()> {
     // A client without a daemon is common (CI, containers): ask before building.
     let engine = ["docker", "podman"].into_iter().find(|e| sh::capture(Command::new(e).arg("info")).is_ok());
     let Some(engine) = engine else {
-        sh::say(
+        sh::progress(
             "neither docker nor podman answers here, so no image; on a machine with one of them, build it with",
         );
-        sh::say(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
+        sh::progress(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
         return Ok(());
     };
     sh::run(Command::new(engine).args(["build", "-t", tag, "-f"]).arg(&dockerfile).arg(&dir))?;
-    sh::say(format_args!("image {tag}; try `{engine} run --rm {tag} --help`"));
+    sh::progress(format_args!("image {tag}; try `{engine} run --rm {tag} --help`"));
     Ok(())
 }
 
@@ -51,7 +51,7 @@ pub fn build_static() -> Result<PathBuf> {
         std::fs::copy(&built, &fresh)
             .and_then(|_| std::fs::rename(&fresh, &staged))
             .with_context(|| staged.display().to_string())?;
-        sh::say(format_args!("{} ({:.1} MB, static)", show(&staged), bytes.len() as f64 / 1e6));
+        sh::progress(format_args!("{} ({:.1} MB, static)", show(&staged), bytes.len() as f64 / 1e6));
     }
     Ok(stage)
 }

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use crate::apt::{self, Package};
 use crate::{debian13, sh, toolchain};
 
-/// What to install; none named means all.
+/// What to install. Without a name, all groups are installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Group {
     /// The compiler of the kernel side: rustc-web, LLVM 22, bpf-linker
@@ -24,9 +24,9 @@ pub enum Group {
 const EBPF: &[Package] = &[
     Package { name: "rustc-web", why: "Rust 1.96 with LLVM 22: compiles the kernel side" },
     Package { name: "rust-web-src", why: "the sources of `core`, which -Z build-std compiles for BPF" },
-    Package { name: "llvm-22", why: "llvm-objcopy: takes DWARF out of the object" },
+    Package { name: "llvm-22", why: "llvm-objcopy: removes DWARF from the object" },
     Package { name: "llvm-22-dev", why: "bpf-linker links against LLVM 22, the LLVM of that rustc" },
-    Package { name: "libpolly-22-dev", why: "llvm-config of llvm-22-dev names it" },
+    Package { name: "libpolly-22-dev", why: "llvm-config of llvm-22-dev lists it" },
     Package { name: "zlib1g-dev", why: "LLVM links it" },
     Package { name: "libzstd-dev", why: "LLVM links it" },
     Package { name: "gcc", why: "cargo links programs with it" },
@@ -37,45 +37,44 @@ const PODS: &[Package] = &[
     Package { name: "containerd", why: "runs the tests' and the demo's pods, as a private instance" },
     Package { name: "runc", why: "containerd starts containers with it" },
     Package { name: "containernetworking-plugins", why: "gives the pods their network" },
-    Package { name: "iproute2", why: "looks at and removes the pods' network" },
+    Package { name: "iproute2", why: "inspects and removes the pods' network" },
     Package { name: "iptables", why: "the CNI bridge plugin calls it" },
 ];
 
 const READERS: &[Package] = &[
     Package {
         name: "golang-go",
-        why: "`go tool pprof` must be able to read our profiles; a Go program's stacks",
+        why: "`go tool pprof` must be able to read our profiles; a test profiles a Go program",
     },
     Package { name: "graphviz", why: "draws `go tool pprof`'s web graph" },
-    Package { name: "binutils", why: "readelf is the oracle of our unwind tables" },
-    Package { name: "g++", why: "compiles programs whose stacks are known" },
-    Package { name: "python3", why: "its stacks, and a process that holds memory" },
-    Package { name: "openssl", why: "its stacks" },
-    Package { name: "xz-utils", why: "its stacks; newer kernels' modules are compressed" },
+    Package { name: "binutils", why: "readelf is what our unwind tables are compared with" },
+    Package { name: "g++", why: "compiles programs with known stacks" },
+    Package { name: "python3", why: "a test profiles it; a process that holds memory" },
+    Package { name: "openssl", why: "a test profiles it" },
+    Package { name: "xz-utils", why: "a test profiles it; newer kernels' modules are compressed" },
 ];
 
 const RESOLVERS: &[Package] = &[
-    Package { name: "musl-tools", why: "musl's resolver is not glibc's" },
-    Package { name: "bind9-dnsutils", why: "dig, a client that asks what it is told; libraries of BIND" },
+    Package { name: "musl-tools", why: "musl's resolver differs from glibc's" },
+    Package { name: "bind9-dnsutils", why: "dig, a client that sends any query" },
     Package { name: "libc-ares-dev", why: "c-ares, the resolver of Node.js, gRPC and curl" },
     Package { name: "dnsmasq-base", why: "a forwarder, without a service" },
-    Package { name: "libcap2", why: "BIND's other library" },
 ];
 
-/// Unpacked beside the system, not installed: installing them would start a service, or take another package's place.
+/// Unpacked beside the system, not installed: installing them would start a service or replace another package.
 const UNPACKED: &[Package] = &[
-    Package { name: "bind9", why: "a real server" },
-    Package { name: "busybox-static", why: "a resolver of its own" },
-    Package { name: "prometheus", why: "scrapes the agent; promtool reads its page" },
-    Package { name: "prometheus-alertmanager", why: "passes on the alerts of a real kill" },
-    Package { name: "victoria-metrics", why: "Prometheus writes to it what it scraped" },
+    Package { name: "bind9", why: "named, a real DNS server" },
+    Package { name: "busybox-static", why: "a client with its own resolver" },
+    Package { name: "prometheus", why: "scrapes the agent; promtool checks its metrics page" },
+    Package { name: "prometheus-alertmanager", why: "forwards the alerts of a real kill" },
+    Package { name: "victoria-metrics", why: "Prometheus writes to it by remote write" },
 ];
 
 const LAB: &[Package] = &[
     Package { name: "qemu-system-x86", why: "boots other kernels, without KVM" },
     Package { name: "cpio", why: "packs a machine's initramfs" },
-    Package { name: "kmod", why: "tells which module needs which, and loads them in the machines" },
-    Package { name: "debian-archive-keyring", why: "vouches for the kernels" },
+    Package { name: "kmod", why: "resolves the modules' dependencies, and loads modules in the machines" },
+    Package { name: "debian-archive-keyring", why: "verifies the kernels' signatures" },
 ];
 
 /// The command.
@@ -87,7 +86,7 @@ pub fn run(groups: &[Group]) -> Result<()> {
     install(if groups.is_empty() { &all } else { groups })
 }
 
-/// Installs the groups; the caller made sure that we are root.
+/// Installs the groups; the caller has checked that it runs as root.
 pub fn install(groups: &[Group]) -> Result<()> {
     apt::install(&packages(groups))?;
     if groups.contains(&Group::Test) {
@@ -95,7 +94,7 @@ pub fn install(groups: &[Group]) -> Result<()> {
         debian13::install(&cache_dir()?)?;
     }
     if groups.contains(&Group::Ebpf) {
-        bpf_linker()?;
+        install_bpf_linker()?;
     }
     Ok(())
 }
@@ -103,14 +102,14 @@ pub fn install(groups: &[Group]) -> Result<()> {
 fn packages(groups: &[Group]) -> Vec<Package> {
     let mut out: Vec<Package> = Vec::new();
     for group in groups {
-        let of_group: &[&[Package]] = match group {
+        let lists: &[&[Package]] = match group {
             Group::Ebpf => &[EBPF],
             Group::Test => &[PODS, READERS, RESOLVERS],
             Group::Vm => &[LAB],
             Group::Demo => &[PODS],
         };
-        for package in of_group.iter().copied().flatten() {
-            if out.iter().all(|have| have.name != package.name) {
+        for package in lists.iter().copied().flatten() {
+            if out.iter().all(|listed| listed.name != package.name) {
                 out.push(*package);
             }
         }
@@ -118,12 +117,13 @@ fn packages(groups: &[Group]) -> Vec<Package> {
     out
 }
 
-/// Our own tools: outside of target/, so that `cargo clean` and a second clone need not build them again.
+/// The folder of tools that are built here. It lies outside of target/, so that they survive `cargo clean` and serve other
+/// clones.
 pub fn tools_dir() -> Result<PathBuf> {
     Ok(cache_dir()?.join("tools"))
 }
 
-/// What is worth keeping between clones.
+/// The folder of everything that clones share.
 pub fn cache_dir() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let cache = match cache {
@@ -134,14 +134,14 @@ pub fn cache_dir() -> Result<PathBuf> {
     Ok(cache.join("podopsy"))
 }
 
-fn bpf_linker() -> Result<()> {
+fn install_bpf_linker() -> Result<()> {
     let root = tools_dir()?;
-    let have = toolchain::linker_version(&root.join("bin/bpf-linker")).ok();
-    if have.as_deref() == Some(toolchain::BPF_LINKER) {
-        sh::say(format_args!("bpf-linker {} is in {}", toolchain::BPF_LINKER, root.display()));
+    let installed = toolchain::linker_version(&root.join("bin/bpf-linker")).ok();
+    if installed.as_deref() == Some(toolchain::BPF_LINKER) {
+        sh::progress(format_args!("bpf-linker {} is in {}", toolchain::BPF_LINKER, root.display()));
         return Ok(());
     }
-    sh::say(format_args!(
+    sh::progress(format_args!(
         "building bpf-linker {} into {} (about a minute)",
         toolchain::BPF_LINKER,
         root.display()
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_package_is_asked_for_twice_and_each_says_why() {
+    fn no_package_is_listed_twice_and_each_has_a_reason() {
         let mut all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Demo]);
         all.extend_from_slice(UNPACKED);
         for (i, package) in all.iter().enumerate() {

@@ -24,7 +24,7 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
         let arguments =
             std::iter::once("test").chain(filter.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
         sh::need_root(&arguments, "loads kernel probes (`--offline-only` does not)")?;
-        sh::say("== setup");
+        sh::progress("== setup");
         setup::install(&[Group::Ebpf, Group::Test])?;
         // What every machine of the lab needs, asked for before anything is built.
         if filter.is_empty() && !this_kernel {
@@ -37,7 +37,7 @@ pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<(
         }
         summary.step("tidy", tidy::run);
     }
-    sh::say("== build");
+    sh::progress("== build");
     // No point in going on without binaries: every test would fail for the same reason. Not `cargo build`, which would build
     // the agent once more, without what its tests ask of other crates.
     sh::run(sh::cargo().args(["test", "--workspace", "--no-run"]))?;
@@ -79,7 +79,7 @@ struct Summary {
 impl Summary {
     /// Runs a check; its failure is kept for the end, so that one run shows everything that is wrong.
     fn step(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        sh::say(format_args!("== {name}"));
+        sh::progress(format_args!("== {name}"));
         let result = check();
         if let Err(e) = &result {
             eprintln!("{e:#}");
@@ -89,7 +89,7 @@ impl Summary {
 
     /// Runs programs of tests, or cargo with those of many, to the last.
     fn tests(&mut self, name: &str, commands: impl IntoIterator<Item = Command>) -> Result<()> {
-        sh::say(format_args!("== {name}"));
+        sh::progress(format_args!("== {name}"));
         let (mut success, mut output) = (true, String::new());
         for mut command in commands {
             let (ended_well, said) = run_and_read(&mut command)?;
@@ -107,7 +107,7 @@ impl Summary {
 
     /// Every kernel test on the running kernel, and on two of the lab's those that ask something of a kernel.
     fn kernels(&mut self, this_kernel: bool) -> Result<()> {
-        sh::say("== kernel tests");
+        sh::progress("== kernel tests");
         self.table("kernel tests here", &vm::table(&[vm::RUNNING.to_owned()], &[], vm::JOBS)?);
         if !this_kernel {
             let tests = vm::each_run::TESTS.map(str::to_owned);
@@ -132,7 +132,7 @@ impl Summary {
 
     fn verdict(self, filtered: bool) -> Result<()> {
         eprintln!();
-        sh::say("summary");
+        sh::progress("summary");
         for line in &self.lines {
             eprintln!("{line}");
         }
@@ -148,7 +148,7 @@ impl Summary {
 
 /// Runs the command, shows its stdout as it comes (a test's name appears before its verdict), and keeps it.
 fn run_and_read(command: &mut Command) -> Result<(bool, String)> {
-    sh::say(format_args!("$ {}", sh::show(command)));
+    sh::progress(format_args!("$ {}", sh::show(command)));
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut all = Vec::new();

@@ -34,21 +34,21 @@ pub fn run() -> Result<()> {
         &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
     );
 
-    sh::say("dependency direction");
+    sh::progress("dependency direction");
     found.extend(deps::check(&root)?);
 
-    sh::say("prebuilt/STAMP");
+    sh::progress("prebuilt/STAMP");
     found.extend(stamp::complaints(&root.join("probe-ebpf")).unwrap_or_else(|e| vec![format!("{e:#}")]));
 
     let files = rust_files(&root)?;
-    sh::say(format_args!("{} rules over {} files", rules::RULES.len(), files.len()));
+    sh::progress(format_args!("{} rules over {} files", rules::RULES.len(), files.len()));
     for path in files {
         let text = std::fs::read_to_string(root.join(&path)).with_context(|| path.display().to_string())?;
         found.extend(rules::check(&Source::new(&path.to_string_lossy(), &text)));
     }
 
     if found.is_empty() {
-        sh::say("tidy");
+        sh::progress("tidy");
         return Ok(());
     }
     for line in &found {

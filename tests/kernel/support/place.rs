@@ -100,7 +100,7 @@ impl Server {
         let config = place.file("named.conf", &config);
         // It listens at addresses that an interface has, and to lo all of 127.0.0.0/8 is the same one.
         ip(&format!("address add {address}/8 dev lo"));
-        let mut command = Command::new(unpacked("usr/sbin/named"));
+        let mut command = unpacked_command("usr/sbin/named");
         command.args(["-g", "-n", "1", "-c"]).arg(config);
         Server::real(place, command, "named", address)
     }
@@ -178,12 +178,27 @@ nodata TXT \"nothing else\"
 $GENERATE 1-90 truncated A 10.1.0.$
 ";
 
+/// A command for a program of [`unpacked`], with the libraries that were unpacked along with it: the system's may be of
+/// another version. In Debian 12, some packages still have /lib.
+fn unpacked_command(program: &str) -> Command {
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    let libraries = libraries.map(|folder| packages().join(folder).display().to_string());
+    let mut command = Command::new(unpacked(program));
+    command.env("LD_LIBRARY_PATH", libraries.join(":"));
+    command
+}
+
 /// A program of a Debian package that `cargo xtask setup test` unpacks without installing it, because installing it would
 /// start a service.
 pub fn unpacked(program: &str) -> PathBuf {
+    let path = packages().join(program);
+    assert!(path.is_file(), "{} is missing: run `cargo xtask setup test`", path.display());
+    path
+}
+
+/// The folder that `cargo xtask setup test` unpacks packages into.
+fn packages() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
-    let path = cache.unwrap_or_else(home).join("podopsy/packages").join(program);
-    assert!(path.is_file(), "{} is not there: run `cargo xtask setup test`", path.display());
-    path
+    cache.unwrap_or_else(home).join("podopsy/packages")
 }

@@ -98,7 +98,7 @@ impl Bench {
             server.args(["--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null"]);
             server.args(["--user=root", "--pid-file=", "--listen-address=127.0.0.1", "--bind-interfaces"]);
             server.args(["--address=/good.test/192.0.2.1", "--local=/bad.test/"]);
-            sh::say(format_args!("$ {}", sh::show(&server)));
+            sh::progress(format_args!("$ {}", sh::show(&server)));
             server.stdin(Stdio::null()).spawn().context("start dnsmasq")
         });
         let server = match started {

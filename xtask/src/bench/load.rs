@@ -92,7 +92,7 @@ fn cpu(pid: u32) -> Duration {
 fn compile(folder: &Path, binaries: usize) -> Result<Vec<PathBuf>> {
     let path = |index: usize| folder.join(format!("crowd-{index}"));
     let missing: Vec<usize> = (0..binaries).filter(|index| !path(*index).is_file()).collect();
-    sh::say(format_args!("compiling {} programs", missing.len()));
+    sh::progress(format_args!("compiling {} programs", missing.len()));
     for some in missing.chunks(COMPILERS) {
         let mut running = Vec::new();
         for &index in some {

@@ -35,7 +35,7 @@ pub fn run(command: &Command, folder: &Path, seconds: u64) -> Result<Cost> {
     timed.current_dir(folder);
     let said = std::fs::File::create(&output)?;
     timed.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
-    sh::say(format_args!("$ {}", sh::show(command)));
+    sh::progress(format_args!("$ {}", sh::show(command)));
     let (maps, programs) = (ids(&list("map")?), ids(&list("prog")?));
     let begun = Instant::now();
     let mut child = timed.spawn().context("start /usr/bin/time")?;

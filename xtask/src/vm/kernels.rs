@@ -108,7 +108,7 @@ pub fn fetch(kernels: &[Kernel]) -> Result<Vec<Fetched>> {
     let fetched =
         kernels.iter().map(|kernel| pinned(kernel).map_or_else(|| download(kernel, &apt, &cache), Ok));
     let fetched = fetched.collect();
-    apt.forget();
+    apt.remove();
     fetched
 }
 
@@ -123,7 +123,7 @@ fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
     fs::create_dir_all(&staging).with_context(|| format!("make {}", staging.display()))?;
     for package in kernel.packages {
         let name = format!("{package}-{release}");
-        sh::say(format_args!("fetching {name} {version}"));
+        sh::progress(format_args!("fetching {name} {version}"));
         apt.download(&[&format!("{name}={version}")], &staging)?;
     }
     unpack(&staging, &release)?;
@@ -210,7 +210,7 @@ fn available(apt: &Apt, kernel: &Kernel) -> Result<(String, String)> {
         );
     };
     let version = versions(release)?.into_iter().next().context("a package has a version")?;
-    sh::say(format_args!(
+    sh::progress(format_args!(
         "Debian's archive has no {} {} any more: taking {release} {version}; pin it in xtask/src/vm/kernels.rs",
         kernel.release, kernel.version
     ));

@@ -42,9 +42,9 @@ pub fn run(names: &[String], filter: &[String], jobs: usize) -> Result<()> {
         std::iter::once("vm").chain(names.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
     wanted(names)?;
     sh::need_root(&arguments, "loads kernel probes and starts containers")?;
-    sh::say("== setup");
+    sh::progress("== setup");
     setup::install(&[Group::Test, Group::Vm])?;
-    sh::say("== build");
+    sh::progress("== build");
     conclude(&table(names, filter, jobs)?)
 }
 
@@ -74,7 +74,7 @@ fn matrix(kernels: &[kernels::Kernel], running: bool, suite: &Suite, jobs: usize
     let folder = sh::root().join("target/vm");
     if running {
         let folder = fresh(&folder, RUNNING)?;
-        sh::say(format_args!("== {} tests on {}", suite.tests.len(), here.name));
+        sh::progress(format_args!("== {} tests on {}", suite.tests.len(), here.name));
         let job = suite.job(&here, None, |_| true);
         let mut column = Column::running(&here.name, &folder, &suite.guest, &job, TEST_LIMIT)?;
         while step(&mut column, &mut table)? == State::Running {
@@ -132,9 +132,14 @@ fn boot(kernel: &Fetched, nth: u32, folder: &Path, suite: &Suite, table: &Table)
     let job = suite.job(&heading(kernel), Some(&modules), |test| table.is_open(kernel.name, test));
     let initramfs = initramfs::write(&folder, kernel, &suite.guest, &job)?;
     if kernel.drifted {
-        sh::say(format_args!("{} is {}, not the pinned kernel", kernel.name, kernel.release));
+        sh::progress(format_args!("{} is {}, not the pinned kernel", kernel.name, kernel.release));
     }
-    sh::say(format_args!("== booting {} ({}), log in {}", kernel.name, kernel.release, folder.display()));
+    sh::progress(format_args!(
+        "== booting {} ({}), log in {}",
+        kernel.name,
+        kernel.release,
+        folder.display()
+    ));
     Column::machine(kernel, &folder, &initramfs, TEST_LIMIT)
 }
 
@@ -163,7 +168,7 @@ fn step(column: &mut Column, table: &mut Table) -> Result<State> {
         None => State::Running,
         Some(Ok(())) => State::Through,
         Some(Err(why)) => {
-            sh::say(format_args!("{}: {why}; its console: {}", column.name, column.console.display()));
+            sh::progress(format_args!("{}: {why}; its console: {}", column.name, column.console.display()));
             if let Some(test) = &column.current {
                 say(&column.name, test, &table.fail(&column.name, test, &why));
             }

@@ -93,7 +93,7 @@ pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     let mut command = sh::cargo();
     // Not of their package alone: without what the agent's own tests ask of other crates, half of them would be built anew.
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
-    sh::say(format_args!("$ {}", sh::show(&command)));
+    sh::progress(format_args!("$ {}", sh::show(&command)));
     let messages = sh::capture(&mut command)?;
     let mut found = Vec::new();
     for line in messages.lines() {

@@ -46,7 +46,7 @@ impl Load {
         command.args(["run", "--quiet", "--package", "podopsy-tests", "--bin", "podopsy-soak", "--"]);
         command.arg(containers.to_string()).env(HOME.0, HOME.1);
         command.env(Statics::Victims.variable(), victims);
-        sh::say(format_args!("$ {}", sh::show(&command)));
+        sh::progress(format_args!("$ {}", sh::show(&command)));
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -95,7 +95,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut watch =
         Watch { agent: &agent, address, state: &state, began: Instant::now(), samples: Vec::new() };
     let empty = watch.take()?;
-    sh::say(format_args!(
+    sh::progress(format_args!(
         "the agent is ready after {seconds:.1} s; starting {} containers",
         options.containers
     ));
@@ -116,7 +116,7 @@ pub fn run(options: &Options) -> Result<()> {
         write(&samples, path)?;
     }
 
-    sh::say("no more kills: waiting for the agent's last word");
+    sh::progress("no more kills: waiting for the agent's last word");
     let toll = load.settle()?;
     let seen = seen_at_last(&agent, &uids, toll, &signals)?;
     drop(watch);
