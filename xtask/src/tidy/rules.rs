@@ -1,62 +1,56 @@
-//! The rules about what a file says, as a table: where each holds, what it forbids, how to mend it.
+//! The rules about single Rust files, as a table: which files each applies to, what it forbids, how to fix it.
 
 use super::source::{Line, Source};
 
-/// A rule: its sentence, the files that it holds for, what breaks it, and the mend.
+/// A rule: its sentence, the remedy, the files that it applies to, and what violates it.
 pub struct Rule {
-    pub says: &'static str,
-    pub mend: &'static str,
-    holds_for: fn(&str) -> bool,
-    /// The lines (from 1) that break it.
-    broken_at: fn(&Source) -> Vec<usize>,
+    pub sentence: &'static str,
+    pub remedy: &'static str,
+    applies_to: fn(&str) -> bool,
+    /// The numbers of the lines that violate it, from 1.
+    violations: fn(&Source) -> Vec<usize>,
 }
 
-/// A file longer than this is two rooms.
+/// A file longer than this has more than one subject.
 const LONGEST: usize = 600;
 /// How far above `unsafe` its reason may stand.
 const SAFETY_ABOVE: usize = 5;
 
 pub const RULES: &[Rule] = &[
     Rule {
-        says: "only attach/ and ring.rs know aya",
-        mend: "move it to agent/src/attach/ or agent/src/ring.rs, and hand on plain bytes and counts",
-        holds_for: |path| ours(path) && !below(path, "agent/src/attach") && path != "agent/src/ring.rs",
-        broken_at: |source| mentions(source, &["aya::", "aya_log", "aya_obj"]),
+        sentence: "only podopsy-pods knows CRI and cgroup naming",
+        remedy: "move it to agent/pods/, and use its resolver",
+        applies_to: |path| is_shipped(path) && !below(path, "agent/pods"),
+        violations: |source| mentions(source, &["kubepods", "cri::"]),
     },
     Rule {
-        says: "only pods/ knows CRI and cgroup naming",
-        mend: "move it to agent/src/pods/, and ask its resolver",
-        holds_for: |path| ours(path) && !below(path, "agent/src/pods"),
-        broken_at: |source| mentions(source, &["kubepods", "cri::"]),
-    },
-    Rule {
-        says: "decode and model do no I/O",
-        mend: "let the caller do it, and pass the bytes in",
-        holds_for: |path| below(path, "agent/src/decode") || below(path, "agent/src/model"),
-        broken_at: |source| {
-            let doing = ["std::fs", "fs::", "tokio::", "std::process", "nix::", "inotify::"];
+        sentence: "decode and model do no I/O",
+        remedy: "do it in the caller, and pass the bytes",
+        applies_to: |path| below(path, "agent/decode") || below(path, "agent/model"),
+        violations: |source| {
+            let calls = ["std::fs", "fs::", "tokio::", "std::process", "nix::", "inotify::"];
             let sockets =
                 ["UdpSocket", "TcpStream", "TcpListener", "UnixStream", "UnixDatagram", "UnixListener"];
-            mentions(source, &[doing.as_slice(), &sockets].concat())
+            mentions(source, &[calls.as_slice(), &sockets].concat())
         },
     },
     Rule {
-        says: "the wire depends on nothing",
-        mend: "keep probe-ebpf/wire to plain #[repr(C)] types and `core`",
-        holds_for: |path| below(path, "probe-ebpf/wire/src"),
-        broken_at: |source| mentions(source, &["extern crate", "std::", "alloc::", "aya_ebpf"]),
+        sentence: "the wire depends on nothing",
+        remedy: "keep probe-ebpf/wire to plain #[repr(C)] types and `core`",
+        applies_to: |path| below(path, "probe-ebpf/wire/src"),
+        violations: |source| mentions(source, &["extern crate", "std::", "alloc::", "aya_ebpf"]),
     },
     Rule {
-        says: "every unsafe has its reason",
-        mend: "write `// SAFETY: …` (or `# Safety` in the docs of an unsafe fn) right above it",
-        holds_for: written,
-        broken_at: unexplained_unsafe,
+        sentence: "every unsafe has its reason",
+        remedy: "write `// SAFETY: …` (or `# Safety` in the docs of an unsafe fn) right above it",
+        applies_to: is_ours,
+        violations: unexplained_unsafe,
     },
     Rule {
-        says: "nothing is left for later",
-        mend: "do it now, or write an issue and delete the note",
-        holds_for: written,
-        broken_at: |source| {
+        sentence: "nothing is left for later",
+        remedy: "do it now, or write an issue and delete the note",
+        applies_to: is_ours,
+        violations: |source| {
             lines(source, |line| {
                 let code = ["todo!", "unimplemented!"].iter().any(|word| has_word(&line.code, word));
                 code || ["TODO", "FIXME", "XXX"].iter().any(|word| has_word(&line.comment, word))
@@ -64,16 +58,16 @@ pub const RULES: &[Rule] = &[
         },
     },
     Rule {
-        says: "no file is longer than 600 lines",
-        mend: "it is two rooms: split it",
-        holds_for: written,
-        broken_at: |source| if source.lines.len() > LONGEST { vec![LONGEST + 1] } else { vec![] },
+        sentence: "no file is longer than 600 lines",
+        remedy: "split it by subject",
+        applies_to: is_ours,
+        violations: |source| if source.lines.len() > LONGEST { vec![LONGEST + 1] } else { vec![] },
     },
     Rule {
-        says: "every file says what it is",
-        mend: "begin it with a `//!` line: what is in here, and what it must not know",
-        holds_for: written,
-        broken_at: |source| {
+        sentence: "every file begins with its purpose",
+        remedy: "begin it with a `//!` line: what it contains, and what it must not know",
+        applies_to: is_ours,
+        violations: |source| {
             let mut texts = source.lines.iter().map(|l| l.raw.trim());
             let first = texts.find(|t| !t.is_empty() && !t.starts_with("#!"));
             if first.is_some_and(|t| t.starts_with("//!")) { vec![] } else { vec![1] }
@@ -81,27 +75,28 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-/// Applies the table to a file; one line of text for each breach.
+/// Applies the table to a file, and returns a line for each violation.
 pub fn check(source: &Source) -> Vec<String> {
     if source.is_generated() {
         return Vec::new();
     }
     let mut out = Vec::new();
-    for rule in RULES.iter().filter(|rule| (rule.holds_for)(&source.path)) {
-        for line in (rule.broken_at)(source) {
-            out.push(format!("{}:{line}: {} → {}", source.path, rule.says, rule.mend));
+    for rule in RULES.iter().filter(|rule| (rule.applies_to)(&source.path)) {
+        for line in (rule.violations)(source) {
+            out.push(format!("{}:{line}: {} → {}", source.path, rule.sentence, rule.remedy));
         }
     }
     out
 }
 
-/// The agent and the CLI: the code that ships in user space.
-fn ours(path: &str) -> bool {
-    below(path, "agent/src") || below(path, "cli/src")
+/// The agent's crates and the CLI: the code that ships in user space.
+fn is_shipped(path: &str) -> bool {
+    let is_test = path.split('/').any(|folder| folder == "tests");
+    (below(path, "agent") || below(path, "cli/src")) && !is_test
 }
 
-/// Everything but fixtures, which are what they are.
-fn written(path: &str) -> bool {
+/// Everything but fixtures, which are copies of foreign files.
+fn is_ours(path: &str) -> bool {
     !below(path, "tests/fixtures")
 }
 
@@ -114,11 +109,11 @@ fn lines(source: &Source, breaks: impl Fn(&Line) -> bool) -> Vec<usize> {
     source.lines.iter().enumerate().filter(|(_, line)| breaks(line)).map(|(i, _)| i + 1).collect()
 }
 
-/// Lines whose code or strings say one of the words, tests apart: their fixtures look like the real thing.
+/// Lines whose code or strings contain one of the words. Tests are excluded: their fixtures look like real data.
 fn mentions(source: &Source, words: &[&str]) -> Vec<usize> {
     lines(source, |line| {
-        let says = |word: &&str| has_word(&line.code, word) || has_word(&line.strings, word);
-        !line.in_tests && words.iter().any(says)
+        let contains = |word: &&str| has_word(&line.code, word) || has_word(&line.strings, word);
+        !line.in_tests && words.iter().any(contains)
     })
 }
 
@@ -133,19 +128,19 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 fn unexplained_unsafe(source: &Source) -> Vec<usize> {
-    let explains = |line: &Line| line.comment.contains("SAFETY:") || line.comment.contains("# Safety");
+    let is_reason = |line: &Line| line.comment.contains("SAFETY:") || line.comment.contains("# Safety");
     let mut out = Vec::new();
     for (i, line) in source.lines.iter().enumerate() {
         if !opens_unsafe(&line.code) {
             continue;
         }
         let near = &source.lines[i.saturating_sub(SAFETY_ABOVE)..=i];
-        // Docs and attributes may be longer than that: all that hang together above the item count.
-        let hanging = source.lines[..i].iter().rev().take_while(|l| {
+        // Docs and attributes may be longer than that: all of them that stand right above the item count.
+        let attached = source.lines[..i].iter().rev().take_while(|l| {
             let text = l.raw.trim_start();
             text.starts_with("//") || text.starts_with("#[")
         });
-        if !near.iter().any(explains) && !hanging.into_iter().any(explains) {
+        if !near.iter().any(is_reason) && !attached.into_iter().any(is_reason) {
             out.push(i + 1);
         }
     }
@@ -167,15 +162,13 @@ fn opens_unsafe(code: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Each violating snippet, the path it stands in, and the rule that must name it, at which line.
+    /// Each violating snippet: its path, its text, the beginning of the rule that must report it, and the line.
     const CAUGHT: &[(&str, &str, &str, usize)] = &[
-        ("cli/src/cmd/watch.rs", "//! x\nuse aya::Ebpf;", "only attach/ and ring.rs", 2),
-        ("agent/src/recorder.rs", "//! x\naya_log::init();", "only attach/ and ring.rs", 2),
-        ("agent/src/recorder.rs", "//! x\nlet a = \"/kubepods/x\";", "only pods/", 2),
-        ("cli/src/cmd/pods.rs", "//! x\nuse podopsy_agent::pods::cri::Client;", "only pods/", 2),
-        ("agent/src/decode/dns.rs", "//! x\nstd::fs::read(p)", "decode and model", 2),
-        ("agent/src/decode.rs", "//! x\nuse std::net::{SocketAddr, UdpSocket};", "decode and model", 2),
-        ("agent/src/model/event.rs", "//! x\ntokio::spawn(f);", "decode and model", 2),
+        ("agent/recorder/src/lib.rs", "//! x\nlet a = \"/kubepods/x\";", "only podopsy-pods", 2),
+        ("cli/src/cmd/pods.rs", "//! x\nuse podopsy_pods::cri::Client;", "only podopsy-pods", 2),
+        ("agent/decode/src/dns.rs", "//! x\nstd::fs::read(p)", "decode and model", 2),
+        ("agent/decode/src/lib.rs", "//! x\nuse std::net::{SocketAddr, UdpSocket};", "decode and model", 2),
+        ("agent/model/src/event.rs", "//! x\ntokio::spawn(f);", "decode and model", 2),
         ("probe-ebpf/wire/src/lib.rs", "//! x\nuse std::fmt;", "the wire depends on nothing", 2),
         ("agent/src/a.rs", "//! x\nunsafe { f() }", "every unsafe", 2),
         ("agent/src/a.rs", "//! x\nlet a = unsafe {\n f() };", "every unsafe", 2),
@@ -187,23 +180,20 @@ mod tests {
         ("tests/kernel/a.rs", "//! x\nunimplemented!(\"x\")", "nothing is left", 2),
         ("tests/kernel/a.rs", "//! x\n// FIXME: later", "nothing is left", 2),
         ("xtask/src/a.rs", "//! x\n/* TODO */", "nothing is left", 2),
-        ("xtask/src/a.rs", "use std::fs;", "every file says", 1),
-        ("probe-ebpf/src/main.rs", "#![no_std]\n\n// not docs", "every file says", 1),
+        ("xtask/src/a.rs", "use std::fs;", "every file begins", 1),
+        ("probe-ebpf/src/main.rs", "#![no_std]\n\n// not docs", "every file begins", 1),
     ];
 
     const FINE: &[(&str, &str)] = &[
-        ("agent/src/attach/oom.rs", "//! x\nuse aya::Ebpf;"),
-        ("agent/src/ring.rs", "//! x\nuse aya::maps::RingBuf;"),
-        ("agent/src/recorder.rs", "//! x\n// aya::Ebpf is what attach hides\nlet malaya::x = 1;"),
-        ("agent/src/pods/paths.rs", "//! x\nconst A: &str = \"kubepods\";"),
+        ("agent/pods/src/paths.rs", "//! x\nconst A: &str = \"kubepods\";"),
         (
             "agent/src/recorder.rs",
             "//! x\n#[cfg(test)]\nmod tests {\n    const A: &str = \"/kubepods/x\";\n}",
         ),
         ("agent/src/recorder.rs", "//! x\nuse crate::describe::x; // describe ends like cri::"),
-        ("agent/src/model/event.rs", "//! x\nuse std::net::SocketAddr;"),
-        ("agent/src/a.rs", "//! x\n// SAFETY: f wants nothing.\nunsafe { f() }"),
-        ("agent/src/a.rs", "//! x\nlet a = unsafe { f() }; // SAFETY: f wants nothing."),
+        ("agent/model/src/event.rs", "//! x\nuse std::net::SocketAddr;"),
+        ("agent/src/a.rs", "//! x\n// SAFETY: f has no precondition.\nunsafe { f() }"),
+        ("agent/src/a.rs", "//! x\nlet a = unsafe { f() }; // SAFETY: f has no precondition."),
         (
             "agent/src/a.rs",
             "//! x\n/// # Safety\n/// a\n/// b\n/// c\n/// d\n/// e\n#[inline]\npub unsafe fn f() {}",
@@ -213,16 +203,16 @@ mod tests {
             "//! x\n#[unsafe(no_mangle)]\nstatic A: unsafe fn(u8) = f;\n#![forbid(unsafe_code)]",
         ),
         ("agent/src/a.rs", "//! x\nlet a = \"unsafe { todo!() } // TODO\";"),
-        ("agent/src/pods/cri/v1.rs", "// This file is @generated by prost-build.\nunsafe { todo!() }"),
+        ("agent/pods/src/cri/v1.rs", "// This file is @generated by prost-build.\nunsafe { todo!() }"),
         ("tests/fixtures/a.rs", "fn main() { unsafe { f() } }"),
         ("probe-ebpf/wire/src/lib.rs", "#![no_std]\n//! x\nuse core::mem;"),
     ];
 
     #[test]
-    fn every_violation_is_caught_at_its_line_with_its_mend() {
-        for (path, text, says, line) in CAUGHT {
+    fn every_violation_is_reported_at_its_line_with_its_remedy() {
+        for (path, text, sentence, line) in CAUGHT {
             let found = check(&Source::new(path, text));
-            let expected = format!("{path}:{line}: {says}");
+            let expected = format!("{path}:{line}: {sentence}");
             assert!(
                 found.iter().any(|f| f.starts_with(&expected) && f.contains(" → ")),
                 "{path}: {text}\n{found:?}"
@@ -231,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fine_is_left_alone() {
+    fn correct_files_have_no_violations() {
         for (path, text) in FINE {
             let found = check(&Source::new(path, text));
             assert!(found.is_empty(), "{path}: {text}\n{found:?}");
@@ -241,13 +231,13 @@ mod tests {
     #[test]
     fn every_rule_has_a_violation_in_this_test_or_is_about_length() {
         for rule in RULES {
-            let covered = CAUGHT.iter().any(|(_, _, says, _)| rule.says.starts_with(says));
-            assert!(covered || rule.says.contains("600"), "{}", rule.says);
+            let covered = CAUGHT.iter().any(|(_, _, sentence, _)| rule.sentence.starts_with(sentence));
+            assert!(covered || rule.sentence.contains("600"), "{}", rule.sentence);
         }
     }
 
     #[test]
-    fn a_long_file_is_flagged() {
+    fn a_long_file_is_reported() {
         let text = format!("//! x{}", "\nlet a = 1;".repeat(LONGEST));
         assert!(
             check(&Source::new("cli/src/a.rs", &text))[0].starts_with("cli/src/a.rs:601: no file is longer")
