@@ -88,7 +88,17 @@ pub fn run(groups: &[Group]) -> Result<()> {
 
 /// Installs the groups; the caller has checked that it runs as root.
 pub fn install(groups: &[Group]) -> Result<()> {
-    apt::install(&packages(groups))?;
+    install_packages(groups)?;
+    install_rest(groups)
+}
+
+/// The first half of [`install`]: packages of this machine.
+pub fn install_packages(groups: &[Group]) -> Result<()> {
+    apt::install(&packages(groups))
+}
+
+/// The second half: what is kept in the cache folder, beside the system.
+pub fn install_rest(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Test) {
         apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
         debian13::install(&cache_dir()?)?;

@@ -1,236 +1,146 @@
 //! `cargo xtask test [FILTER…]`: everything that CI does, in one command, and a summary at the end.
+//!
+//! ```text
+//! packages ── tidy ── build ──────────────── object ── tests of each crate ── kernel tests
+//!         └── tools, programs, kernels ──┘
+//! ```
+//!
+//! Downloads run beside tidy and the build, which need nothing of them. Packages are installed before: an upgraded linker
+//! must not be replaced while cargo links.
 
-use std::collections::BTreeSet;
-use std::fmt::Display;
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+mod summary;
 
-use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
 
 use crate::setup::{self, Group};
-use crate::{build_ebpf, sh, tidy, vm};
+use crate::vm::suite::{self, Suite};
+use crate::vm::{self, Heading};
+use crate::{build_ebpf, sh, tidy};
+use summary::Summary;
 
 /// The package whose tests use the kernel, containerd and the network: one at a time, as root.
 const SYSTEM_TESTS: &str = "podopsy-tests";
 
-/// The lab's kernels that every run has: the one with the strictest verifier, and that of Debian 12. All of them, with every
-/// test, take two hours on two cores: `cargo xtask vm all`.
-const KERNELS: [&str; 2] = ["5.10", "6.1"];
-
 /// The command.
 pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<()> {
     let mut summary = Summary::default();
-    if !offline_only {
+    let result = if offline_only {
+        run_offline(filter, &mut summary)
+    } else {
         let arguments =
             std::iter::once("test").chain(filter.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
         sh::need_root(&arguments, "loads kernel probes (`--offline-only` does not)")?;
-        sh::progress("== setup");
-        setup::install(&[Group::Ebpf, Group::Test])?;
-        // What every machine of the lab needs, asked for before anything is built.
-        if filter.is_empty() && !this_kernel {
-            setup::install(&[Group::Vm])?;
+        if filter.is_empty() {
+            run_all(!this_kernel, &mut summary)
+        } else {
+            run_filtered(filter, &mut summary)
         }
-    }
+    };
+    summary.print();
+    result?;
+    summary.conclude(!filter.is_empty())
+}
+
+/// Everything that needs neither root nor packages.
+fn run_offline(filter: &[String], summary: &mut Summary) -> Result<()> {
     if filter.is_empty() {
-        if !offline_only {
-            summary.step("build-ebpf --check", || build_ebpf::run(true));
-        }
-        summary.step("tidy", tidy::run);
+        summary.check("tidy", tidy::run);
     }
-    sh::progress("== build");
-    // No point in going on without binaries: every test would fail for the same reason. Not `cargo build`, which would build
-    // the agent once more, without what its tests ask of other crates.
-    sh::run(sh::cargo().args(["test", "--workspace", "--no-run"]))?;
+    summary.require("build", build_tests)?;
+    summary.tests("tests of each crate", [crate_tests(false, filter)])
+}
 
-    let mut unit = sh::cargo();
-    unit.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
-    // Ignored there: what needs root or a package that setup has installed by now; and measurements and runs of many
-    // minutes, which are named for being run by hand.
-    let ignored: &[&str] = if offline_only { &[] } else { &["--include-ignored", "--skip", "by_hand"] };
+fn run_filtered(filter: &[String], summary: &mut Summary) -> Result<()> {
+    summary.require("setup", || setup::install(&[Group::Ebpf, Group::Test]))?;
+    summary.require("build", build_tests)?;
+    summary.tests("tests of each crate", [crate_tests(true, filter)])?;
+    // As the workspace's build made them: see `programs`.
+    let kernel_tests = |(_, program)| {
+        let mut command = Command::new(program);
+        // They share one kernel, and count what happens in it.
+        command.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
+        command
+    };
+    summary.tests("kernel tests here", suite::programs()?.into_iter().map(kernel_tests))
+}
+
+fn run_all(with_lab: bool, summary: &mut Summary) -> Result<()> {
+    let mut groups = vec![Group::Ebpf, Group::Test];
+    if with_lab {
+        groups.push(Group::Vm);
+    }
+    summary.require("setup: packages", || setup::install_packages(&groups))?;
+    let downloads = start_downloads(groups, with_lab);
+    summary.check("tidy", tidy::run);
+    let suite = summary.require("build", || {
+        build_tests()?;
+        Suite::build(&[])
+    });
+    // The downloads first: they must not go on when a failed build ends the run.
+    let (took, downloaded) = join(downloads);
+    summary.add("setup: downloads", took, downloaded.is_ok(), "beside tidy and build");
+    downloaded?;
+    let suite = suite?;
+    summary.check("build-ebpf --check", || build_ebpf::run(true));
+    summary.tests("tests of each crate", [crate_tests(true, &[])])?;
+    kernel_tests(&suite, with_lab, summary)
+}
+
+type Downloads = JoinHandle<(Duration, Result<()>)>;
+
+/// Downloads and builds what the groups need besides packages, and the lab's kernels.
+fn start_downloads(groups: Vec<Group>, with_lab: bool) -> Downloads {
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        let result = setup::install_rest(&groups)
+            .and_then(|()| if with_lab { vm::fetch_each().map(drop) } else { Ok(()) });
+        (start.elapsed(), result)
+    })
+}
+
+fn join(downloads: Downloads) -> (Duration, Result<()>) {
+    downloads
+        .join()
+        .unwrap_or_else(|_| (Duration::ZERO, Err(anyhow!("the thread of the downloads panicked"))))
+}
+
+/// Builds every test. Without binaries every test would fail for the same reason, so a failure ends the run. It is not
+/// `cargo build`, which would build the agent once more, without the features that its tests enable.
+fn build_tests() -> Result<()> {
+    sh::run(sh::cargo().args(["test", "--workspace", "--no-run"]))
+}
+
+fn crate_tests(with_ignored: bool, filter: &[String]) -> Command {
+    let mut command = sh::cargo();
+    command.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
+    // Ignored are tests that need root or a package, which setup has installed by now; and measurements and runs of many
+    // minutes, which have `by_hand` in their names.
+    let ignored: &[&str] = if with_ignored { &["--include-ignored", "--skip", "by_hand"] } else { &[] };
     // Behind a `--`, libtest takes any number of filters.
-    unit.arg("--").args(ignored).args(filter);
-    summary.tests("tests of each crate", [unit])?;
-
-    match (offline_only, filter.is_empty()) {
-        (true, _) => {}
-        (false, true) => summary.kernels(this_kernel)?,
-        (false, false) => {
-            // As the workspace's build made them: see `programs`.
-            let test = |(_, program)| {
-                let mut command = Command::new(program);
-                // They share one kernel, and count what happens in it.
-                command.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
-                command
-            };
-            summary.tests("kernel tests here", vm::suite::programs()?.into_iter().map(test))?;
-        }
-    }
-    summary.verdict(!filter.is_empty())
+    command.arg("--").args(ignored).args(filter);
+    command
 }
 
-/// What happened so far.
-#[derive(Default)]
-struct Summary {
-    lines: Vec<String>,
-    failed: bool,
-    passed_tests: u64,
-}
-
-impl Summary {
-    /// Runs a check; its failure is kept for the end, so that one run shows everything that is wrong.
-    fn step(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        sh::progress(format_args!("== {name}"));
-        let result = check();
-        if let Err(e) = &result {
-            eprintln!("{e:#}");
-        }
-        self.note(name, result.is_ok(), if result.is_ok() { "" } else { "see above" });
+fn kernel_tests(suite: &Suite, with_lab: bool, summary: &mut Summary) -> Result<()> {
+    sh::progress("== kernel tests");
+    let start = Instant::now();
+    let table = vm::run_each(suite, with_lab)?;
+    let elapsed = start.elapsed();
+    table.print();
+    let mut add = |name: &str, is_counted: &dyn Fn(&Heading) -> bool| {
+        let counts = table.counts(is_counted);
+        summary.add_tests(name, table.time(is_counted), counts.failed == 0, counts.passed as u64, counts);
+    };
+    add("kernel tests here", &Heading::is_here);
+    if with_lab {
+        let name = format!("kernel tests on {}", vm::EACH_RUN.join(" and "));
+        add(&name, &|heading| !heading.is_here());
+        summary.add_note(format!("both kinds of kernel tests together: {}", summary::minutes(elapsed)));
     }
-
-    /// Runs programs of tests, or cargo with those of many, to the last.
-    fn tests(&mut self, name: &str, commands: impl IntoIterator<Item = Command>) -> Result<()> {
-        sh::progress(format_args!("== {name}"));
-        let (mut success, mut output) = (true, String::new());
-        for mut command in commands {
-            let (ended_well, said) = run_and_read(&mut command)?;
-            success &= ended_well;
-            output.push_str(&said);
-        }
-        let counts = Counts::read(&output);
-        self.passed_tests += counts.passed;
-        self.note(name, success, &counts);
-        for test in &counts.failures {
-            self.lines.push(format!("         {test}"));
-        }
-        Ok(())
-    }
-
-    /// Every kernel test on the running kernel, and on two of the lab's those that ask something of a kernel.
-    fn kernels(&mut self, this_kernel: bool) -> Result<()> {
-        sh::progress("== kernel tests");
-        self.table("kernel tests here", &vm::table(&[vm::RUNNING.to_owned()], &[], vm::JOBS)?);
-        if !this_kernel {
-            let tests = vm::each_run::TESTS.map(str::to_owned);
-            let table = vm::table(&KERNELS.map(str::to_owned), &tests, vm::JOBS)?;
-            self.table(&format!("kernel tests on {}", KERNELS.join(" and ")), &table);
-        }
-        Ok(())
-    }
-
-    fn table(&mut self, name: &str, table: &vm::Table) {
-        table.conclude();
-        let (passed, failed, unsupported) = table.counts();
-        self.passed_tests += passed as u64;
-        self.note(name, failed == 0, format!("{passed} passed, {failed} failed, {unsupported} unsupported"));
-    }
-
-    fn note(&mut self, name: &str, ok: bool, detail: impl Display) {
-        self.failed |= !ok;
-        let line = format!("  {:6} {name}  {detail}", if ok { "ok" } else { "FAILED" });
-        self.lines.push(line.trim_end().to_owned());
-    }
-
-    fn verdict(self, filtered: bool) -> Result<()> {
-        eprintln!();
-        sh::progress("summary");
-        for line in &self.lines {
-            eprintln!("{line}");
-        }
-        if self.failed {
-            bail!("not everything passed");
-        }
-        if filtered && self.passed_tests == 0 {
-            bail!("no test's name contains the filter; `cargo test --workspace -- --list` shows the names");
-        }
-        Ok(())
-    }
-}
-
-/// Runs the command, shows its stdout as it comes (a test's name appears before its verdict), and keeps it.
-fn run_and_read(command: &mut Command) -> Result<(bool, String)> {
-    sh::progress(format_args!("$ {}", sh::show(command)));
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
-    let mut all = Vec::new();
-    if let Some(mut from) = child.stdout.take() {
-        let mut to = std::io::stdout().lock();
-        let mut buffer = [0; 8192];
-        loop {
-            let n = from.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            all.extend_from_slice(&buffer[..n]);
-            to.write_all(&buffer[..n]).and_then(|()| to.flush())?;
-        }
-    }
-    Ok((child.wait()?.success(), String::from_utf8_lossy(&all).into_owned()))
-}
-
-/// The sums over libtest's "test result:" lines.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-    failures: BTreeSet<String>,
-}
-
-impl Counts {
-    fn read(output: &str) -> Self {
-        let mut sum = Self::default();
-        let mut in_failures = false;
-        for line in output.lines() {
-            if let Some(result) = line.strip_prefix("test result: ") {
-                for part in result.split(['.', ';']) {
-                    let (number, what) = part.trim().split_once(' ').unwrap_or_default();
-                    let number = number.parse().unwrap_or(0);
-                    match what {
-                        "passed" => sum.passed += number,
-                        "failed" => sum.failed += number,
-                        "ignored" => sum.ignored += number,
-                        _ => {}
-                    }
-                }
-            }
-            // libtest ends with a list: "failures:" and the names, indented by four spaces.
-            let name = line.strip_prefix("    ").filter(|name| !name.contains(' '));
-            match name {
-                Some(name) if in_failures => _ = sum.failures.insert(name.to_owned()),
-                _ => in_failures = line == "failures:",
-            }
-        }
-        sum
-    }
-}
-
-impl Display for Counts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} ignored", self.passed, self.failed, self.ignored)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_of_several_programs_are_summed_and_failures_named() {
-        let output = "running 2 tests\ntest a ... ok\ntest m::b ... FAILED\n\nfailures:\n\n---- m::b stdout ----\n\
-                      thread panicked\n    at somewhere else\n\nfailures:\n    m::b\n\n\
-                      test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\n\
-                      test result: ok. 40 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.23s\n";
-        let counts = Counts::read(output);
-        assert_eq!((counts.passed, counts.failed, counts.ignored), (41, 1, 3));
-        assert_eq!(counts.failures.into_iter().collect::<Vec<_>>(), ["m::b"]);
-    }
-
-    #[test]
-    fn a_failed_step_and_a_filter_that_matches_nothing_are_failures() {
-        let mut summary = Summary::default();
-        summary.step("tidy", || bail!("untidy"));
-        assert!(summary.verdict(false).is_err());
-        assert!(Summary::default().verdict(true).is_err());
-        assert!(Summary::default().verdict(false).is_ok());
-    }
+    summary.add_slowest(&table);
+    Ok(())
 }

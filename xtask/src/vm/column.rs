@@ -1,4 +1,4 @@
-//! One column of the table while it is being filled: a machine in QEMU, or this machine, that runs the job.
+//! One column of the table while it is being filled: a job that runs in QEMU or on this machine.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::kernels::Fetched;
+use super::kernels::LocalKernel;
 
-/// The kernel's report of an OOM kill is five kilobytes: on the console it would take longer than the kill.
+/// The log level keeps the kernel's reports of OOM kills off the console: a report has five kilobytes, and writing it there
+/// takes longer than the kill.
 const CMDLINE: &str = "console=ttyS0 loglevel=4 log_buf_len=4M panic=-1 oops=panic";
-/// Until the first word of a machine: its boot under emulation, with another one beside it.
+/// How long a machine may take until its first line: an emulated boot, with another one beside it.
 const BOOT: Duration = Duration::from_secs(240);
-/// What the guest may need beyond a test's own limit to say so.
+/// How long the guest may take beyond a test's own limit to report it.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A line of the guest, as tests/guest/src/suite.rs writes them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Line {
+pub enum GuestLine {
     Begin(String),
     Ok {
         test: String,
@@ -30,39 +31,39 @@ pub enum Line {
         took: Duration,
         reason: String,
     },
-    /// What a failed test printed.
-    Said(String),
+    /// A line that a failed test printed.
+    Output(String),
     End,
 }
 
-impl Line {
-    fn parse(text: &str) -> Option<Line> {
-        let (word, rest) = text.split_once(' ')?;
-        let mut words = rest.splitn(3, ' ');
-        let mut test = || Some(words.next()?.to_owned());
-        match word {
-            "|" => Some(Line::Said(rest.to_owned())),
-            "begin" => Some(Line::Begin(rest.to_owned())),
-            "end" => Some(Line::End),
-            "ok" => Some(Line::Ok { test: test()?, took: took(words.next()?)? }),
-            "fail" => Some(Line::Fail {
+impl GuestLine {
+    fn parse(text: &str) -> Option<GuestLine> {
+        let (kind, rest) = text.split_once(' ')?;
+        let mut fields = rest.splitn(3, ' ');
+        let mut test = || Some(fields.next()?.to_owned());
+        match kind {
+            "|" => Some(GuestLine::Output(rest.to_owned())),
+            "begin" => Some(GuestLine::Begin(rest.to_owned())),
+            "end" => Some(GuestLine::End),
+            "ok" => Some(GuestLine::Ok { test: test()?, took: parse_milliseconds(fields.next()?)? }),
+            "fail" => Some(GuestLine::Fail {
                 test: test()?,
-                took: took(words.next()?)?,
-                reason: words.next().unwrap_or_default().to_owned(),
+                took: parse_milliseconds(fields.next()?)?,
+                reason: fields.next().unwrap_or_default().to_owned(),
             }),
             _ => None,
         }
     }
 }
 
-fn took(text: &str) -> Option<Duration> {
+fn parse_milliseconds(text: &str) -> Option<Duration> {
     text.parse().ok().map(Duration::from_millis)
 }
 
-/// What a column said.
-pub struct Heard {
-    pub lines: Vec<Line>,
-    /// Once it is over: in order, or why not.
+/// What a column has written since it was last polled.
+pub struct Update {
+    pub lines: Vec<GuestLine>,
+    /// Set when the job is over: whether it finished, or why not.
     pub end: Option<Result<(), String>>,
 }
 
@@ -71,23 +72,23 @@ pub struct Column {
     pub name: String,
     child: Child,
     verdicts: PathBuf,
-    /// What to read when it goes wrong.
+    /// The log of the machine's console.
     pub console: PathBuf,
-    /// The test of the moment.
+    /// The test that runs now.
     pub current: Option<String>,
-    /// What it printed, should it fail.
-    pub said: Vec<String>,
+    /// What it printed, if it failed.
+    pub output: Vec<String>,
     read: u64,
-    rest: String,
-    last: Instant,
+    partial_line: String,
+    last_line_at: Instant,
     patience: Duration,
     test_limit: Duration,
 }
 
 impl Column {
-    /// Boots `kernel`; everything that it writes goes to `folder`.
+    /// Boots `kernel`. Everything that the machine writes goes to `folder`.
     pub fn machine(
-        kernel: &Fetched,
+        kernel: &LocalKernel,
         folder: &Path,
         initramfs: &Path,
         test_limit: Duration,
@@ -96,9 +97,9 @@ impl Column {
         for file in [&verdicts, &console] {
             File::create(file).with_context(|| format!("write {}", file.display()))?;
         }
-        // QEMU must not outlive us, however we end.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-name"])
+        // Tests of this machine that run beside it come first. And QEMU must not outlive us, however we end.
+        let mut qemu = Command::new("nice");
+        qemu.args(["-n", "19", "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-name"])
             .arg(format!("podopsy-lab-{}", kernel.name));
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072", "-no-reboot"]);
         qemu.args(["-display", "none", "-monitor", "none", "-nic", "none", "-kernel"]).arg(&kernel.image);
@@ -120,7 +121,7 @@ impl Column {
         Ok(Column::new(kernel.name.to_owned(), child, verdicts, console, test_limit))
     }
 
-    /// The same job on this machine's kernel.
+    /// Runs the job on this machine's kernel.
     pub fn running(
         name: &str,
         folder: &Path,
@@ -142,53 +143,52 @@ impl Column {
     }
 
     fn new(name: String, child: Child, verdicts: PathBuf, console: PathBuf, test_limit: Duration) -> Column {
-        let last = Instant::now();
         Column {
             name,
             child,
             verdicts,
             console,
             current: None,
-            said: Vec::new(),
+            output: Vec::new(),
             read: 0,
-            rest: String::new(),
-            last,
+            partial_line: String::new(),
+            last_line_at: Instant::now(),
             patience: BOOT,
             test_limit,
         }
     }
 
-    /// What was said since the last call.
-    pub fn poll(&mut self) -> Result<Heard> {
-        // Ask before reading: what it said last must not be lost.
+    /// Reads what the guest has written since the last call.
+    pub fn poll(&mut self) -> Result<Update> {
+        // Ask before reading: the last lines of a process that has just ended must not be lost.
         let ended = self.child.try_wait()?;
         let lines = self.lines()?;
         if !lines.is_empty() {
-            self.last = Instant::now();
+            self.last_line_at = Instant::now();
             self.patience = self.test_limit + GRACE;
         }
-        let in_order = lines.last() == Some(&Line::End);
+        let has_finished = lines.last() == Some(&GuestLine::End);
         let end = match ended {
-            _ if in_order => Some(Ok(())),
-            Some(status) => Some(Err(format!("it ended ({status}) in the middle"))),
-            None if self.last.elapsed() > self.patience => {
-                Some(Err(format!("nothing heard for {} s", self.patience.as_secs())))
+            _ if has_finished => Some(Ok(())),
+            Some(status) => Some(Err(format!("it ended ({status}) before the job did"))),
+            None if self.last_line_at.elapsed() > self.patience => {
+                Some(Err(format!("no line for {} s", self.patience.as_secs())))
             }
             None => None,
         };
-        Ok(Heard { lines, end })
+        Ok(Update { lines, end })
     }
 
-    fn lines(&mut self) -> Result<Vec<Line>> {
+    fn lines(&mut self) -> Result<Vec<GuestLine>> {
         let mut file = File::open(&self.verdicts).with_context(|| self.verdicts.display().to_string())?;
         file.seek(SeekFrom::Start(self.read))?;
         let mut bytes = Vec::new();
         self.read += file.read_to_end(&mut bytes)? as u64;
-        self.rest.push_str(&String::from_utf8_lossy(&bytes));
+        self.partial_line.push_str(&String::from_utf8_lossy(&bytes));
         let mut lines = Vec::new();
-        while let Some(end) = self.rest.find('\n') {
-            let line: String = self.rest.drain(..=end).collect();
-            lines.extend(Line::parse(line.trim_end_matches(['\r', '\n'])));
+        while let Some(end) = self.partial_line.find('\n') {
+            let line: String = self.partial_line.drain(..=end).collect();
+            lines.extend(GuestLine::parse(line.trim_end_matches(['\r', '\n'])));
         }
         Ok(lines)
     }
@@ -206,20 +206,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guests_lines_are_read_and_noise_is_not() {
+    fn the_guests_lines_are_parsed_and_other_output_is_skipped() {
         let ms = Duration::from_millis;
-        assert_eq!(Line::parse("begin oom::a"), Some(Line::Begin("oom::a".into())));
-        assert_eq!(Line::parse("ok oom::a 12"), Some(Line::Ok { test: "oom::a".into(), took: ms(12) }));
-        let fail = Line::Fail { test: "oom::a".into(), took: ms(3), reason: "killed by signal 9".into() };
-        assert_eq!(Line::parse("fail oom::a 3 killed by signal 9"), Some(fail));
-        assert_eq!(Line::parse("| ok oom::a 12"), Some(Line::Said("ok oom::a 12".into())));
-        assert_eq!((Line::parse("ok oom::a"), Line::parse("[ 1.0] BUG:")), (None, None));
+        assert_eq!(GuestLine::parse("begin oom::a"), Some(GuestLine::Begin("oom::a".into())));
+        assert_eq!(
+            GuestLine::parse("ok oom::a 12"),
+            Some(GuestLine::Ok { test: "oom::a".into(), took: ms(12) })
+        );
+        let fail =
+            GuestLine::Fail { test: "oom::a".into(), took: ms(3), reason: "killed by signal 9".into() };
+        assert_eq!(GuestLine::parse("fail oom::a 3 killed by signal 9"), Some(fail));
+        assert_eq!(GuestLine::parse("| ok oom::a 12"), Some(GuestLine::Output("ok oom::a 12".into())));
+        assert_eq!((GuestLine::parse("ok oom::a"), GuestLine::parse("[ 1.0] BUG:")), (None, None));
     }
 
     #[test]
     fn a_machine_that_ends_without_its_last_line_has_failed() {
         let folder = tempfile::tempdir().unwrap();
-        let say = |text: &str| {
+        let end_of = |text: &str| {
             // A shell is a guest whose job is a script.
             let mut column =
                 Column::running("t", folder.path(), Path::new("/bin/sh"), text, Duration::from_secs(1))
@@ -230,8 +234,8 @@ mod tests {
                 }
             }
         };
-        assert_eq!(say("echo begin a; echo end 1"), Ok(()));
-        let end = say("echo begin a; exit 7");
-        assert!(end.unwrap_err().contains("in the middle"));
+        assert_eq!(end_of("echo begin a; echo end 1"), Ok(()));
+        let end = end_of("echo begin a; exit 7");
+        assert!(end.unwrap_err().contains("before the job did"));
     }
 }

@@ -1,11 +1,11 @@
-//! Which tests every run of `cargo xtask test` takes to the lab's kernels. All of them are `cargo xtask vm all`.
+//! The tests that every run of `cargo xtask test` runs on the lab's kernels. `cargo xtask vm all` runs all tests there.
 //!
-//! An emulated machine is ten to twenty times slower than this one, and most of what tests ask is the same on every
-//! kernel. Here is what is not, each for at least one reason: a probe that the verifier has to accept and the kernel's own
-//! way has to feed, cgroup v2 (this machine may have v1), or what Debian's patches refuse. A new probe, or a new way of a
-//! probe that depends on the kernel, brings a line.
+//! An emulated machine is ten to twenty times slower than this one, and most of what tests check is the same on every kernel.
+//! Each test here checks something that differs between kernels: a probe that the verifier has to accept and that the kernel
+//! has to call, cgroup v2 (this machine may have v1), or a call that Debian's patches refuse. A new probe, or a new
+//! kernel-dependent way of attaching one, needs a line here.
 
-/// Parts of names; each is some test's.
+/// Parts of the tests' names; each part has to occur in at least one name.
 pub const TESTS: [&str; 29] = [
     // OOM kills: victim and trigger, threads, groups (v2), limits of every level (v2), the kernel's log.
     "oom::a_killed_host_process",
@@ -16,7 +16,7 @@ pub const TESTS: [&str; 29] = [
     "autopsy::a_victim_of_many_threads",
     "autopsy::kills_while_nobody_watched",
     "dying::",
-    // Losses are counted in the kernel; its other tests take a minute each there.
+    // Losses are counted in the kernel. The suite's other tests take a minute each on an emulated machine.
     "losses::failed_lookups",
     // SIGKILL.
     "signal::someones_kill",
@@ -37,7 +37,7 @@ pub const TESTS: [&str; 29] = [
     "growth::",
     "python::what_only_says",
     "kernel_side::",
-    // Pods on cgroup v2, and what an agent may do with what it is given, and with what it keeps.
+    // Pods on cgroup v2; the agent's capabilities, and those that it keeps.
     "daemonset::",
     "pods::a_kill_names",
     "pods::a_failed_lookup",

@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::kernels::Fetched;
+use super::kernels::LocalKernel;
 use crate::sh;
 
-/// What brings the shared root up; the rest is loaded from there.
+/// The modules that mount the shared root; the others are loaded from there.
 const MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
 /// Writes the initramfs into `folder` and returns its path.
-pub fn write(folder: &Path, kernel: &Fetched, guest: &Path, job: &str) -> Result<PathBuf> {
+pub fn write(folder: &Path, kernel: &LocalKernel, guest: &Path, job: &str) -> Result<PathBuf> {
     let stage = folder.join("initramfs");
     let _ = fs::remove_dir_all(&stage);
     for name in ["proc", "sys", "dev", "modules"] {
@@ -39,8 +39,8 @@ pub fn write(folder: &Path, kernel: &Fetched, guest: &Path, job: &str) -> Result
     Ok(archive)
 }
 
-/// Files of [`MODULES`] and of what they need, in the order to load them.
-fn modules(kernel: &Fetched) -> Result<Vec<PathBuf>> {
+/// The files of [`MODULES`] and of their dependencies, in the order to load them.
+fn modules(kernel: &LocalKernel) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for module in MODULES {
         let listing = sh::capture(
@@ -71,7 +71,7 @@ fn pack(stage: &Path, archive: &Path) -> Result<()> {
             names.push(path);
         }
     }
-    // A folder comes before what is in it.
+    // A folder has to come before its contents.
     names.sort();
     let mut cpio = Command::new("cpio")
         .args(["--create", "--format=newc", "--quiet", "--owner=0:0"])

@@ -12,18 +12,18 @@ use crate::{setup, sh};
 /// A kernel of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel {
-    /// What one calls it: the column's head.
+    /// The name that a user types, and the column's heading.
     pub name: &'static str,
     /// `uname -r`, and part of the packages' names.
     release: &'static str,
     /// The packages' version.
     version: &'static str,
-    /// Packages, but for `-RELEASE` at their end.
+    /// The packages' names, without the `-RELEASE` at their end.
     packages: &'static [&'static str],
 }
 
-/// The pins. When the archive has moved on (sid does, every few days), the newest release of the same series is taken
-/// and the run says so; then the pin wants an update here.
+/// The pins. When the archive has newer versions only (in sid, every few days), the newest release of the same series is
+/// used, and the run reports it: then the pin has to be updated here.
 pub const KERNELS: [Kernel; 5] = [
     // bullseye's last point release but one: mark_victim still passes only a thread id
     Kernel {
@@ -60,7 +60,7 @@ const SOURCES: [&str; 5] = [
     "http://deb.debian.org/debian sid main",
 ];
 
-/// Of a kernel's modules, those that a node needs: 9p and overlay for its root, the network of pods.
+/// The files of a kernel's packages that a node needs: 9p and overlay for its root, and the network of pods.
 const WANTED: [&str; 12] = [
     "*/vmlinuz*",
     "*/modules.builtin*",
@@ -78,17 +78,17 @@ const WANTED: [&str; 12] = [
 
 /// A kernel on this machine's disk.
 #[derive(Clone, Debug)]
-pub struct Fetched {
+pub struct LocalKernel {
     pub name: &'static str,
     pub release: String,
     pub image: PathBuf,
     /// Holds `lib/modules/RELEASE`.
     pub base: PathBuf,
-    /// Not the pinned one.
+    /// Whether it is another one than the pinned one.
     pub drifted: bool,
 }
 
-/// By name, as the user types it.
+/// Finds a kernel by the name that the user typed.
 pub fn by_name(name: &str) -> Result<Kernel> {
     let known = || KERNELS.map(|kernel| kernel.name).join(", ");
     KERNELS
@@ -97,25 +97,25 @@ pub fn by_name(name: &str) -> Result<Kernel> {
         .with_context(|| format!("no kernel {name} in the table; there are {}, running, and all", known()))
 }
 
-/// The kernels from the cache, or from the archive.
-pub fn fetch(kernels: &[Kernel]) -> Result<Vec<Fetched>> {
+/// Takes the kernels from the cache, or downloads them.
+pub fn fetch(kernels: &[Kernel]) -> Result<Vec<LocalKernel>> {
     let cache = setup::cache_dir()?.join("kernels");
     let pinned = |kernel: &Kernel| cached(kernel, kernel.release, kernel.version, &cache);
     if let Some(all) = kernels.iter().map(pinned).collect() {
         return Ok(all);
     }
     let apt = Apt::new(&cache.join("apt"), &SOURCES)?;
-    let fetched =
+    let local =
         kernels.iter().map(|kernel| pinned(kernel).map_or_else(|| download(kernel, &apt, &cache), Ok));
-    let fetched = fetched.collect();
+    let local = local.collect();
     apt.remove();
-    fetched
+    local
 }
 
-fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
+fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<LocalKernel> {
     let (release, version) = available(apt, kernel)?;
-    if let Some(fetched) = cached(kernel, &release, &version, cache) {
-        return Ok(fetched);
+    if let Some(local) = cached(kernel, &release, &version, cache) {
+        return Ok(local);
     }
     let folder = cache.join(format!("{release}_{version}"));
     let staging = cache.join(format!(".{release}_{version}.new"));
@@ -132,10 +132,10 @@ fn download(kernel: &Kernel, apt: &Apt, cache: &Path) -> Result<Fetched> {
     cached(kernel, &release, &version, cache).context("the packages hold no kernel")
 }
 
-fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option<Fetched> {
+fn cached(kernel: &Kernel, release: &str, version: &str, cache: &Path) -> Option<LocalKernel> {
     let base = cache.join(format!("{release}_{version}"));
     let image = base.join("vmlinuz");
-    image.is_file().then(|| Fetched {
+    image.is_file().then(|| LocalKernel {
         name: kernel.name,
         release: release.to_owned(),
         image,
@@ -175,14 +175,13 @@ fn unpack_wanted(package: &Path, folder: &Path) -> Result<()> {
     if let Some(from) = contents.stdout.take() {
         tar.stdin(from);
     }
-    // It fails when a pattern matches nothing, as some do in each package: what counts the caller
-    // looks for.
+    // tar fails when a pattern matches nothing, as some do in each package. The caller looks for the files that it needs.
     let _ = tar.stderr(Stdio::null()).status().context("start tar")?;
     contents.wait()?;
     fs::remove_file(package).with_context(|| format!("remove {}", package.display()))
 }
 
-/// The pinned release and version; where the archive has it no more, the newest of its series.
+/// The pinned release and version; if the archive no longer has it, the newest of its series.
 fn available(apt: &Apt, kernel: &Kernel) -> Result<(String, String)> {
     let last = kernel.packages.last().context("a kernel has packages")?;
     let versions = |release: &str| -> Result<Vec<String>> {
@@ -211,26 +210,26 @@ fn available(apt: &Apt, kernel: &Kernel) -> Result<(String, String)> {
     };
     let version = versions(release)?.into_iter().next().context("a package has a version")?;
     sh::progress(format_args!(
-        "Debian's archive has no {} {} any more: taking {release} {version}; pin it in xtask/src/vm/kernels.rs",
+        "Debian's archive no longer has {} {}: using {release} {version}; pin it in xtask/src/vm/kernels.rs",
         kernel.release, kernel.version
     ));
     Ok(((*release).to_owned(), version))
 }
 
-/// For every PC: neither -cloud nor -rt, no backport, not unsigned.
+/// A kernel for every PC: neither -cloud nor -rt, no backport, not unsigned.
 fn is_plain(release: &str) -> bool {
     let stem = release.strip_suffix(ARCH).and_then(|stem| stem.strip_suffix('-'));
     stem.is_some_and(|stem| {
-        !["cloud", "rt", "unsigned", "deb11", "dbg"].iter().any(|word| stem.contains(word))
+        !["cloud", "rt", "unsigned", "deb11", "dbg"].iter().any(|flavour| stem.contains(flavour))
     })
 }
 
-/// 6.1.0-57 is of 6.1; a point release has no successor; sid's series is whatever comes after 7.
+/// 6.1.0-57 belongs to 6.1. A point release has no successor. sid's series is everything from 7 on.
 fn same_series(release: &str, kernel: &Kernel) -> bool {
-    let (of, wanted) = (numbers(release), numbers(kernel.name));
+    let (release, series) = (numbers(release), numbers(kernel.name));
     match kernel.packages.len() {
-        1 => wanted.len() == 2 && of.get(..2) == wanted.get(..2),
-        _ => of.first() >= wanted.first(),
+        1 => series.len() == 2 && release.get(..2) == series.get(..2),
+        _ => release.first() >= series.first(),
     }
 }
 
@@ -243,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_series_goes_on_and_flavours_are_left_out() {
+    fn a_newer_release_of_the_series_is_accepted_and_flavours_are_not() {
         let [point, old, stable, _, sid] = KERNELS;
         assert!(same_series("5.10.0-47-amd64", &old) && !same_series("5.1.0-1-amd64", &old));
         assert!(!same_series("5.10.0-47-amd64", &point));
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_told_the_known_ones() {
+    fn the_error_about_an_unknown_name_lists_the_known_ones() {
         let error = by_name("4.19").unwrap_err().to_string();
         assert!(error.contains("5.10.218, 5.10, 6.1, 6.12, 7.2, running"), "{error}");
     }

@@ -8,14 +8,14 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::table::Heading;
-use super::unsupported::{self, Entry};
+use super::unsupported::{self, UnsupportedTest};
 use crate::sh;
 use crate::statics::{self, Statics};
 
-/// What a test may take: the slowest run of any, several times over.
+/// The time limit of a test: several times the slowest run of the slowest one.
 pub const TEST_LIMIT: Duration = Duration::from_secs(480);
 
-/// It takes all of a machine's memory: nothing comes after it but what it spoiled.
+/// The suite that runs last: it uses all of a machine's memory, and would disturb later tests.
 const LAST: &str = "node_oom";
 
 /// A test of one of the programs of tests/kernel.
@@ -27,13 +27,17 @@ pub struct Test {
 }
 
 impl Test {
-    /// `suite::name`, as verdicts have it.
+    /// `suite::name`, the name in verdicts.
     pub fn full_name(&self) -> String {
         format!("{}::{}", self.suite, self.name)
     }
+
+    fn has(&self, part: &str) -> bool {
+        self.full_name().contains(part)
+    }
 }
 
-/// What a guest needs of this machine.
+/// The tests, and the programs that a guest needs to run them.
 #[derive(Debug)]
 pub struct Suite {
     pub tests: Vec<Test>,
@@ -53,20 +57,24 @@ impl Suite {
                 tests.push(Test { suite: suite.clone(), name, program: program.clone() });
             }
         }
-        let is_of = |test: &Test, part: &String| test.full_name().contains(part.as_str());
-        // A name that was mistyped, or that a test does not have any more, must not look like a test that passed.
-        if let Some(part) = filter.iter().find(|part| !tests.iter().any(|test| is_of(test, part))) {
+        // A mistyped or outdated name must not look like a test that passed.
+        if let Some(part) = filter.iter().find(|part| !tests.iter().any(|test| test.has(part))) {
             bail!("no kernel test's name contains {part}");
         }
-        tests.retain(|test| filter.is_empty() || filter.iter().any(|part| is_of(test, part)));
+        tests.retain(|test| filter.is_empty() || filter.iter().any(|part| test.has(part)));
         let guest = victims.join("podopsy-guest");
         let environment =
             vec![(Statics::Victims.variable(), victims), (Statics::Podopsy.variable(), podopsy)];
         Ok(Suite { tests, guest, environment })
     }
 
-    /// The text that tests/guest/src/job.rs reads: those of the tests that `wanted` says.
-    pub fn job(&self, heading: &Heading, modules: Option<&Path>, wanted: impl Fn(&str) -> bool) -> String {
+    /// Whether a test's name contains `part`.
+    pub fn has(&self, part: &str) -> bool {
+        self.tests.iter().any(|test| test.has(part))
+    }
+
+    /// The text that tests/guest/src/job.rs reads: the column's tests for which `is_wanted` holds.
+    pub fn job(&self, heading: &Heading, modules: Option<&Path>, is_wanted: impl Fn(&str) -> bool) -> String {
         let mut job = String::new();
         let mut line = |text: String| job.extend([text.as_str(), "\n"]);
         if let Some(modules) = modules {
@@ -78,7 +86,9 @@ impl Suite {
         let (last, first): (Vec<_>, Vec<_>) = self.tests.iter().partition(|test| test.suite == LAST);
         for test in first.into_iter().chain(last) {
             let name = test.full_name();
-            if !wanted(&name) || unsupported::find(&name, &heading.traits).is_some_and(Entry::is_left_out) {
+            let is_left_out =
+                || unsupported::find(&name, &heading.traits).is_some_and(UnsupportedTest::is_left_out);
+            if !heading.has(&name) || !is_wanted(&name) || is_left_out() {
                 continue;
             }
             let Test { suite, name, program } = test;
@@ -91,7 +101,8 @@ impl Suite {
 /// Names and paths of the test programs whose sources lie in tests/kernel/, built.
 pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     let mut command = sh::cargo();
-    // Not of their package alone: without what the agent's own tests ask of other crates, half of them would be built anew.
+    // Of the whole workspace: without the features that other crates' tests enable, half of the dependencies would be
+    // built again.
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     sh::progress(format_args!("$ {}", sh::show(&command)));
     let messages = sh::capture(&mut command)?;
@@ -111,7 +122,7 @@ pub fn programs() -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-/// The program's tests, but for the ignored ones: those are called by others.
+/// The program's tests without the ignored ones, which other tests start.
 fn names(program: &Path) -> Result<Vec<String>> {
     let list = |more: &[&str]| -> Result<Vec<String>> {
         let text = sh::capture(Command::new(program).args(["--list", "--format", "terse"]).args(more))?;

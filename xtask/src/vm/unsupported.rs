@@ -1,12 +1,12 @@
-//! What a kernel cannot do, and why: the only place where a failing test may be no failure.
+//! Tests that a kernel cannot pass, and why: only a test that is listed here may fail without failing the run.
 //!
-//! A test that is listed by its name is run all the same: if it passes, the entry is wrong, and the table says so.
-//! What is listed with a `*` (`pods::*`) is not run: it would only take its time.
+//! A test that is listed by its full name is run all the same. If it passes, the entry is wrong, and the table reports it.
+//! Tests that are listed with a `*` (`pods::*`) are not run, to save their time.
 
-/// An entry of the list.
+/// A test, or several, that cannot pass on some machine.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// A test's full name, or how the names begin and a `*`.
+pub struct UnsupportedTest {
+    /// A test's full name, or the beginning of names and a `*`.
     pub tests: &'static str,
     /// A kernel's name, or a trait of the machine: `cgroup v1`, `emulated`.
     on: &'static str,
@@ -19,118 +19,118 @@ const NO_CONTAINERS: &str = "Debian 12's runc 1.1.5 starts no container on this 
 const COMPILERS: &str = "its programs are compiled by Go, rustc and g++ as it runs, which takes an emulated machine longer \
                          than a test may";
 
-const LIST: &[Entry] = &[
-    Entry {
+const UNSUPPORTED: &[UnsupportedTest] = &[
+    UnsupportedTest {
         tests: "autopsy::a_group_kill_is_one_incident_with_five_victims",
         on: "cgroup v1",
         why: "memory.oom.group is of cgroup v2",
     },
-    Entry { tests: "autopsy::a_silent_child*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "autopsy::the_pods_limit*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "autopsy::without_any_recorder*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "clients::*", on: "emulated", why: COMPILERS },
-    Entry { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry {
+    UnsupportedTest { tests: "autopsy::a_silent_child*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "autopsy::the_pods_limit*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "autopsy::without_any_recorder*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "clients::*", on: "emulated", why: COMPILERS },
+    UnsupportedTest { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest {
         tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
         on: "cgroup v1",
         why: "cgroup.kill is of cgroup v2",
     },
-    Entry {
+    UnsupportedTest {
         tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
         on: "5.10",
         why: "cgroup.kill is of 5.14",
     },
-    Entry {
+    UnsupportedTest {
         tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
         on: "5.10.218",
         why: "cgroup.kill is of 5.14",
     },
-    Entry { tests: "kernel_side::stacks*", on: "5.10", why: "bpf_loop came with 5.17" },
-    Entry { tests: "kernel_side::stacks*", on: "5.10.218", why: "bpf_loop came with 5.17" },
-    Entry { tests: "kernel_side::the_kernel*", on: "5.10", why: "bpf_snprintf came with 5.13" },
-    Entry { tests: "kernel_side::the_kernel*", on: "5.10.218", why: "bpf_snprintf came with 5.13" },
-    Entry { tests: "signal::a_container_that*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "signal::a_sender_in_a_pod*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "signal::a_stop_after*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "signal::someones_kill*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry {
+    UnsupportedTest { tests: "kernel_side::stacks*", on: "5.10", why: "bpf_loop came with 5.17" },
+    UnsupportedTest { tests: "kernel_side::stacks*", on: "5.10.218", why: "bpf_loop came with 5.17" },
+    UnsupportedTest { tests: "kernel_side::the_kernel*", on: "5.10", why: "bpf_snprintf came with 5.13" },
+    UnsupportedTest { tests: "kernel_side::the_kernel*", on: "5.10.218", why: "bpf_snprintf came with 5.13" },
+    UnsupportedTest { tests: "signal::a_container_that*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "signal::a_sender_in_a_pod*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "signal::a_stop_after*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "signal::someones_kill*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest {
         tests: "dns_nat::*",
         on: "emulated",
-        why: "a machine of the lab loads no module that rewrites addresses",
+        why: "a lab machine loads no module that rewrites addresses",
     },
-    Entry {
+    UnsupportedTest {
         tests: "harness::*",
         on: "emulated",
         why: "it tests the harness, which is the same on every kernel",
     },
-    Entry {
+    UnsupportedTest {
         tests: "metrics::*",
         on: "emulated",
-        why: "what it says is the same on every kernel, and Prometheus takes an emulated machine long",
+        why: "the metrics are the same on every kernel, and Prometheus is slow on an emulated machine",
     },
-    Entry {
+    UnsupportedTest {
         tests: "kubernetes_events::*",
         on: "emulated",
-        why: "what the API server gets is the same on every kernel",
+        why: "the requests to the API server are the same on every kernel",
     },
-    Entry {
+    UnsupportedTest {
         tests: "alerts::*",
         on: "emulated",
-        why: "rules and Alertmanager are the same on every kernel, and take an emulated machine long",
+        why: "rules and Alertmanager are the same on every kernel, and slow on an emulated machine",
     },
-    Entry {
+    UnsupportedTest {
         tests: "budget::*",
         on: "emulated",
-        why: "what is left out, and when, is the same on every kernel, and an emulated machine's agent is over budget by itself",
+        why: "the events that are left out are the same on every kernel, and on an emulated machine the agent is always over budget",
     },
-    Entry { tests: "exports::*", on: "emulated", why: "what destinations get is the same on every kernel" },
-    Entry {
+    UnsupportedTest { tests: "exports::*", on: "emulated", why: "the exports are the same on every kernel" },
+    UnsupportedTest {
         tests: "history::*",
         on: "emulated",
-        why: "what is kept is the same on every kernel, and naming a node's stacks takes an emulated machine long",
+        why: "the store is the same on every kernel, and symbolizing a node's stacks is slow on an emulated machine",
     },
-    Entry { tests: "oncpu::*", on: "emulated", why: COMPILERS },
-    Entry {
+    UnsupportedTest { tests: "oncpu::*", on: "emulated", why: COMPILERS },
+    UnsupportedTest {
         tests: "python::a_python_*",
         on: "emulated",
         why: "shares of time within four points are not what an emulated machine's clock keeps; that frames are read there, \
               the other test shows",
     },
-    Entry { tests: "node_oom::*", on: "running", why: "it would take all of this machine's memory" },
-    Entry { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry {
+    UnsupportedTest { tests: "node_oom::*", on: "running", why: "it would use all of this machine's memory" },
+    UnsupportedTest { tests: "daemonset::*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest {
         tests: "dns_socket::an_ephemeral_container*",
         on: "emulated",
         why: "five observers share an emulated machine with a client whose sockets are closed before any has found whose \
               they were; what the packet socket sees is tested there without containers",
     },
-    Entry {
+    UnsupportedTest {
         tests: "profile::known_functions*",
         on: "emulated",
         why: "shares of time are not what an emulated machine's clock keeps; that stacks are read there, the other tests show",
     },
-    Entry { tests: "profile::a_container_s_file*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "suspects::the_app_that_leaks*", on: "emulated", why: COMPILERS },
-    Entry { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
-    Entry { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "profile::a_container_s_file*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "suspects::the_app_that_leaks*", on: "emulated", why: COMPILERS },
+    UnsupportedTest { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
 ];
 
-impl Entry {
-    /// It need not be run.
+impl UnsupportedTest {
+    /// Whether the tests are not run at all.
     pub fn is_left_out(&self) -> bool {
         self.tests.ends_with('*')
     }
 }
 
-/// What the list has for this test on a machine with these traits.
-pub fn find(test: &str, traits: &[String]) -> Option<&'static Entry> {
-    LIST.iter().find(|entry| {
-        let named = match entry.tests.strip_suffix('*') {
+/// The list's entry for this test on a machine with these traits.
+pub fn find(test: &str, traits: &[String]) -> Option<&'static UnsupportedTest> {
+    UNSUPPORTED.iter().find(|entry| {
+        let is_listed = match entry.tests.strip_suffix('*') {
             Some(start) => test.starts_with(start),
             None => test == entry.tests,
         };
-        named && traits.iter().any(|on| on == entry.on)
+        is_listed && traits.iter().any(|on| on == entry.on)
     })
 }
 
@@ -139,9 +139,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_left_out_on_its_kernel_alone() {
+    fn a_test_is_left_out_only_on_the_listed_kernel() {
         let on = |name: &str| vec![name.to_owned(), "cgroup v2".to_owned()];
-        assert!(find("pods::a", &on("5.10.218")).is_some_and(Entry::is_left_out));
+        assert!(find("pods::a", &on("5.10.218")).is_some_and(UnsupportedTest::is_left_out));
         assert_eq!((find("pods::a", &on("5.10")), find("oom::a", &on("5.10.218"))), (None, None));
     }
 }
