@@ -1,7 +1,7 @@
 //! `cargo xtask build-ebpf [--check]`: probe-ebpf/ → probe-ebpf/prebuilt/{podopsy-probe.o, STAMP}.
 //!
 //! The same sources and tools give the same bytes in any folder and with any CARGO_HOME: paths are remapped,
-//! and what differs between machines (the linker's path) goes by environment variables, since cargo hashes
+//! and what differs between machines (the linker's path) is passed in environment variables, since cargo hashes
 //! rustflags into symbol names. DWARF is only bpf-linker's source for BTF, and is stripped afterwards.
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ fn rebuild(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     let object = compile(probe, toolchain, &probe.join("target"), false)?;
     let stamp = Stamp::of(probe, &object, toolchain.tools.clone())?;
     std::fs::create_dir_all(probe.join("prebuilt"))?;
-    // The object first: a stamp must never vouch for bytes that are not there.
+    // The object first: a stamp must never describe an object that is not written yet.
     std::fs::write(probe.join(stamp::OBJECT), &object).context(stamp::OBJECT)?;
     std::fs::write(probe.join(stamp::STAMP), stamp.to_string()).context(stamp::STAMP)?;
     sh::progress(format_args!("probe-ebpf/{}: {} bytes, {}", stamp::OBJECT, object.len(), stamp.object));
@@ -41,34 +41,34 @@ fn rebuild(probe: &Path, toolchain: &Toolchain) -> Result<()> {
 fn check_bytes(probe: &Path, toolchain: &Toolchain) -> Result<()> {
     let stamp = Stamp::read(probe)?;
     let committed = std::fs::read(probe.join(stamp::OBJECT))
-        .with_context(|| format!("{}: {}", stamp::OBJECT, stamp::MEND))?;
+        .with_context(|| format!("{}: {}", stamp::OBJECT, stamp::REMEDY))?;
     let complaints = stamp::complaints(probe)?;
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
     }
-    // A folder of its own: what an earlier build left behind must not answer for the sources.
+    // A separate folder: the result of an earlier build must not stand in for the sources.
     let scratch = Scratch(sh::root().join(format!("target/ebpf-check-{}", std::process::id())));
     let rebuilt = compile(probe, toolchain, &scratch.0, true)?;
     if rebuilt == committed {
         sh::progress(format_args!(
-            "the committed object is what its sources give, byte for byte ({})",
+            "the committed object equals a rebuild of its sources, byte for byte ({})",
             stamp.object
         ));
         return Ok(());
     }
-    let mut report = String::from("the committed object is not what its sources give here:");
+    let mut report = String::from("the committed object differs from a rebuild of its sources:");
     for line in differences(&committed, &rebuilt)? {
         report += &format!("\n  {line}");
     }
     if toolchain.tools == stamp.tools {
-        report += &format!("\nthe tools are those of STAMP, so the object is stale: {}", stamp::MEND);
+        report += &format!("\nthe tools are those of STAMP, so the object is stale: {}", stamp::REMEDY);
     } else {
         report += &format!(
             "\nthe tools are not those of STAMP, so the bytes need not agree; STAMP's:\n{}here:\n{}\
              compare with STAMP's tools (`cargo xtask setup ebpf` on Debian 12), or {}",
             stamp.tools,
             toolchain.tools,
-            stamp::MEND
+            stamp::REMEDY
         );
     }
     bail!(report)
@@ -78,7 +78,7 @@ struct Scratch(PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Best effort: it lies under target/, and `cargo clean` removes what is left.
+        // Best effort: it lies under target/, so `cargo clean` removes the rest.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -104,7 +104,7 @@ fn compile(probe: &Path, toolchain: &Toolchain, target_dir: &Path, locked: bool)
     std::fs::read(&stripped).with_context(|| stripped.display().to_string())
 }
 
-/// A cargo that sees the probe's workspace and none of what the outer cargo or the user set for other builds.
+/// A cargo for the probe's workspace, without the environment variables that the outer cargo or the user set for other builds.
 fn cargo(probe: &Path, toolchain: &Toolchain) -> Command {
     let mut command = sh::cargo();
     for (name, _) in std::env::vars_os() {
@@ -137,7 +137,7 @@ fn is_foreign(name: &str) -> bool {
     whole.contains(&name) || starts.iter().any(|start| name.starts_with(start))
 }
 
-/// The flags, separated as CARGO_ENCODED_RUSTFLAGS wants it.
+/// The flags, in the format of CARGO_ENCODED_RUSTFLAGS.
 fn rustflags(probe: &Path, toolchain: &Toolchain) -> Result<OsString> {
     let mut flags: Vec<OsString> =
         // The layout of pt_regs: of the machine that we run on, since the target "bpf" has none.
@@ -174,7 +174,7 @@ fn registries() -> Result<Vec<PathBuf>> {
     Ok(dirs)
 }
 
-/// Section by section, what differs between two objects.
+/// The differences between two objects, section by section.
 fn differences(committed: &[u8], rebuilt: &[u8]) -> Result<Vec<String>> {
     let committed = sections(committed).context("the committed object")?;
     let rebuilt = sections(rebuilt).context("the rebuilt object")?;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_set_for_other_builds_does_not_reach_the_kernel_side() {
+    fn variables_for_other_builds_do_not_reach_the_kernel_side() {
         for name in [
             "RUSTFLAGS",
             "RUSTUP_TOOLCHAIN",

@@ -9,7 +9,7 @@ use object::{Object, ObjectSection};
 use crate::sh;
 use crate::statics::{self, Statics};
 
-/// What manifests/base/ asks for.
+/// The image that manifests/base/ uses.
 pub const DEFAULT_TAG: &str = concat!("podopsy:", env!("CARGO_PKG_VERSION"));
 
 const BINARIES: [&str; 2] = ["podopsy", "podopsy-agent"];
@@ -22,7 +22,7 @@ pub fn run(tag: &str) -> Result<()> {
     let engine = ["docker", "podman"].into_iter().find(|e| sh::capture(Command::new(e).arg("info")).is_ok());
     let Some(engine) = engine else {
         sh::progress(
-            "neither docker nor podman answers here, so no image; on a machine with one of them, build it with",
+            "no image: neither docker nor podman works here. On a machine with one of them, build it with",
         );
         sh::progress(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
         return Ok(());
@@ -32,7 +32,7 @@ pub fn run(tag: &str) -> Result<()> {
     Ok(())
 }
 
-/// Builds both binaries and copies them to target/image, which is all that the image holds. Returns that folder.
+/// Builds both binaries and copies them to target/image, the image's only content. Returns that folder.
 pub fn build_static() -> Result<PathBuf> {
     let folder = statics::build(Statics::Podopsy)?;
     let stage = sh::root().join("target/image");
@@ -43,10 +43,10 @@ pub fn build_static() -> Result<PathBuf> {
         let bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
         ensure!(
             is_static(&bytes)?,
-            "{} wants a dynamic loader: it would not start FROM scratch",
+            "{} needs a dynamic loader, and would not start FROM scratch",
             built.display()
         );
-        // A copy of its own: a running agent keeps the old file ("text file busy").
+        // A new file: a running agent keeps the old one open ("text file busy").
         let fresh = stage.join(format!(".{name}.new"));
         std::fs::copy(&built, &fresh)
             .and_then(|_| std::fs::rename(&fresh, &staged))
@@ -56,7 +56,7 @@ pub fn build_static() -> Result<PathBuf> {
     Ok(stage)
 }
 
-/// A path as short as it can be said from where the user stands.
+/// The path, relative to the working directory if it lies below.
 fn show(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
@@ -72,8 +72,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dynamic_binary_is_told_from_a_static_one() {
-        // Tests are dynamic programs; the BPF object and other relocatable files have no loader.
+    fn a_dynamic_binary_is_recognised() {
+        // A test is a dynamic program.
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         assert!(!is_static(&own).unwrap());
         assert!(is_static(b"#!/bin/sh").is_err());

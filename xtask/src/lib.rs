@@ -1,18 +1,18 @@
-//! podopsy's chores, one file a command. A library, so that the offline tests can use [`stamp`] and the
+//! podopsy's build and test commands, one module each. It is a library, so that the offline tests can use [`stamp`] and the
 //! rules of [`tidy`] without building anything.
 //!
 //! | command | file | does |
 //! |---|---|---|
 //! | `setup` | [`setup`] | installs packages and bpf-linker |
 //! | `build-ebpf` | [`build_ebpf`] | probe-ebpf/ → probe-ebpf/prebuilt/ |
-//! | `demo` | [`demo`] | two real pods, recorded |
-//! | `test` | [`test`] | everything CI does |
-//! | `vm` | [`vm`] | the kernel tests on Debian's kernels |
-//! | `bench` | [`bench`] | what the probes cost |
-//! | `build-static` | [`statics`] | what goes into images |
-//! | `image` | [`image`] | static binaries, container image |
-//! | `picture` | [`picture`] | terminal output in docs/images/ → SVG |
-//! | `tidy` | [`tidy`] | the rules that a tool can check |
+//! | `demo` | [`demo`] | records two real pods |
+//! | `test` | [`test`] | runs everything that CI runs |
+//! | `vm` | [`vm`] | runs the kernel tests on Debian's kernels |
+//! | `bench` | [`bench`] | measures what the probes cost |
+//! | `build-static` | [`statics`] | builds the binaries of images |
+//! | `image` | [`image`] | builds static binaries and the container image |
+//! | `picture` | [`picture`] | draws terminal output in docs/images/ as SVG |
+//! | `tidy` | [`tidy`] | checks the rules that a tool can check |
 //!
 //! [`sh`] runs commands, [`apt`] installs packages, [`archive`] fetches those of other Debian releases ([`debian13`], the
 //! kernels of [`vm`]), [`toolchain`] finds what compiles the kernel side.

@@ -1,4 +1,4 @@
-//! `cargo xtask`: arguments in, exit code out. Each command is a file of the library.
+//! `cargo xtask`: parses the arguments and returns the exit code. Each command is a module of the library.
 //!
 //! Exit codes: 0 done; 1 something failed; 2 called in a way that cannot work (not root, bad arguments).
 
@@ -14,7 +14,12 @@ use clap::{Parser, Subcommand};
 use xtask::{bench, build_ebpf, demo, image, picture, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "podopsy's chores", version)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "podopsy's build and test commands",
+    version
+)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -22,17 +27,17 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what the other commands need (as root; all groups if none is named)
+    /// Install what the other commands need (as root; all groups by default)
     Setup { groups: Vec<setup::Group> },
     /// Build the kernel side into probe-ebpf/prebuilt/, with its STAMP
     BuildEbpf {
-        /// Change nothing: rebuild elsewhere and compare byte for byte with what is committed
+        /// Change nothing: rebuild in another folder and compare with the committed object, byte for byte
         #[arg(long)]
         check: bool,
     },
     /// Run two misbehaving pods under the recorder and show what it caught (as root)
     Demo {
-        /// Where events.jsonl, profile.pb.gz and profile.svg go
+        /// The folder for events.jsonl, profile.pb.gz and profile.svg
         #[arg(long, default_value = "demo-out")]
         out: PathBuf,
     },
@@ -43,13 +48,13 @@ enum Command {
         /// Run only what needs neither root nor packages
         #[arg(long)]
         offline_only: bool,
-        /// Boot no other kernels
+        /// Do not boot other kernels
         #[arg(long, conflicts_with = "offline_only")]
         this_kernel: bool,
     },
     /// Run the kernel tests on Debian's kernels in QEMU, and on this one; a table at the end (as root)
     Vm {
-        /// 5.10, 6.1, 6.12, 7.2, `running`, or `all` (also if none is named)
+        /// 5.10, 6.1, 6.12, 7.2, `running`, or `all` (the default)
         kernels: Vec<String>,
         /// Run only the tests whose name contains one of these
         #[arg(long, short, value_name = "FILTER")]
@@ -58,7 +63,7 @@ enum Command {
         #[arg(long, short, default_value_t = vm::JOBS as u8, value_parser = clap::value_parser!(u8).range(1..=16))]
         jobs: u8,
     },
-    /// Measure what the probes cost here (by hand: no test)
+    /// Measure what the probes cost on this machine (not part of any test)
     Bench {
         #[command(subcommand)]
         what: bench::Bench,
@@ -73,7 +78,7 @@ enum Command {
     },
     /// Draw the terminal output in docs/images/ as SVG
     Picture,
-    /// Check formatting, lints and the house rules
+    /// Check formatting, lints and the project's rules
     Tidy,
 }
 

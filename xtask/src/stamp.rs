@@ -15,10 +15,10 @@ pub const OBJECT: &str = "prebuilt/podopsy-probe.o";
 /// Where the stamp lies below probe-ebpf/.
 pub const STAMP: &str = "prebuilt/STAMP";
 
-/// What says that stamp and sources are out of step, and how to mend it.
-pub const MEND: &str = "run `cargo xtask build-ebpf` and commit probe-ebpf/prebuilt/";
+/// How to fix a stamp that does not match the sources.
+pub const REMEDY: &str = "run `cargo xtask build-ebpf` and commit probe-ebpf/prebuilt/";
 
-/// The tools' versions, as they say them.
+/// The tools' versions, as the tools print them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tools {
     pub rustc: String,
@@ -48,8 +48,8 @@ impl Stamp {
     /// Reads the committed stamp.
     pub fn read(probe: &Path) -> Result<Self> {
         let path = probe.join(STAMP);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{}: {MEND}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{}: {MEND}", path.display()))
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{}: {REMEDY}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("{}: {REMEDY}", path.display()))
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -88,14 +88,14 @@ impl Display for Tools {
     }
 }
 
-/// What is out of step between the stamp, the sources and the object of `probe`; empty when all agree.
+/// The differences between the stamp, the sources and the object of `probe`; empty if all agree.
 pub fn complaints(probe: &Path) -> Result<Vec<String>> {
     let stamp = Stamp::read(probe)?;
-    let object = std::fs::read(probe.join(OBJECT)).with_context(|| format!("{OBJECT}: {MEND}"))?;
+    let object = std::fs::read(probe.join(OBJECT)).with_context(|| format!("{OBJECT}: {REMEDY}"))?;
     let mut out = Vec::new();
     let mut compare = |what: &str, stamped: &str, now: String| {
         if stamped != now {
-            out.push(format!("{what} changed since the object was built: {MEND}"));
+            out.push(format!("{what} changed since the object was built: {REMEDY}"));
         }
     };
     compare(
@@ -108,7 +108,7 @@ pub fn complaints(probe: &Path) -> Result<Vec<String>> {
     Ok(out)
 }
 
-/// The hash over everything that decides the object, tools apart.
+/// The hash over everything that determines the object, except the tools.
 pub fn source_hash(probe: &Path) -> Result<String> {
     let mut paths: Vec<PathBuf> = ["Cargo.toml", "Cargo.lock", "wire/Cargo.toml"].map(PathBuf::from).into();
     for optional in ["build.rs", "wire/build.rs"] {
@@ -136,7 +136,7 @@ fn lock_hash(probe: &Path) -> Result<String> {
     Ok(sha256(&std::fs::read(probe.join("Cargo.lock")).context("probe-ebpf/Cargo.lock")?))
 }
 
-/// Adds the files below `dir`, as paths relative to `base`; what editors leave behind is no source.
+/// Adds the files below `dir`, as paths relative to `base`. Files that editors leave behind are skipped.
 fn files_below(base: &Path, dir: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(base.join(dir)).with_context(|| format!("{}", base.join(dir).display()))? {
         let entry = entry?;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn every_input_is_noticed_and_the_mend_is_said() {
+    fn a_change_of_any_input_is_reported_with_the_remedy() {
         for (path, expect) in [
             ("src/main.rs", "sources"),
             ("wire/src/lib.rs", "sources"),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_editors_leftovers_change_nothing() {
+    fn files_that_an_editor_leaves_behind_change_nothing() {
         let dir = probe();
         std::fs::write(dir.path().join("src/.main.rs.swp"), "other noise").unwrap();
         std::fs::write(dir.path().join("src/main.rs~"), "old").unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_garbled_stamp_says_the_mend() {
+    fn the_error_about_a_missing_or_garbled_stamp_has_the_remedy() {
         let dir = probe();
         std::fs::write(dir.path().join(STAMP), "source\n").unwrap();
         assert!(format!("{:#}", complaints(dir.path()).unwrap_err()).contains("cargo xtask build-ebpf"));

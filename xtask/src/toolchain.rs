@@ -2,7 +2,7 @@
 //!
 //! BPF needs `core` compiled from source (`-Z build-std`), so a rustc that takes unstable flags, its sources,
 //! and a bpf-linker whose LLVM is not older than the rustc's. Debian's comes first: its versions are the same
-//! on every machine, so its bytes are those that STAMP names. A nightly's object is as good, and other bytes.
+//! on every machine, so its object equals the one in STAMP. A nightly's object works as well, but its bytes differ.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,14 +25,14 @@ pub struct Toolchain {
     pub rustc: PathBuf,
     pub linker: PathBuf,
     pub objcopy: PathBuf,
-    /// Where objcopy finds its libLLVM, if not where the loader looks anyway.
+    /// The folder of objcopy's libLLVM, if the loader does not search it by default.
     pub objcopy_libraries: Option<PathBuf>,
-    /// The folder with library/core; both its names, if a symlink leads there.
+    /// The folder with library/core; two paths if one of them is a symlink.
     pub rust_src: Vec<PathBuf>,
     pub tools: Tools,
 }
 
-/// Finds a toolchain; the error says what each of the two ways lacks.
+/// Finds a toolchain. The error lists what each of the two kinds lacks.
 pub fn find() -> Result<Toolchain> {
     let debian = match debian() {
         Ok(found) => return Ok(found),
@@ -40,7 +40,7 @@ pub fn find() -> Result<Toolchain> {
     };
     nightly().map_err(|nightly| {
         anyhow!(
-            "nothing here can compile the kernel side:\n  Debian's rustc-web: {debian:#}\n    \
+            "no toolchain can compile the kernel side:\n  Debian's rustc-web: {debian:#}\n    \
              → cargo xtask setup ebpf (as root)\n  rustup's nightly: {nightly:#}\n    \
              → rustup toolchain install nightly --component rust-src && cargo install bpf-linker"
         )
@@ -93,7 +93,7 @@ fn nightly() -> Result<Toolchain> {
     })
 }
 
-/// What `bpf-linker --version` says, without the name.
+/// The version that `bpf-linker --version` prints.
 pub fn linker_version(linker: &Path) -> Result<String> {
     ensure!(linker.is_file(), "no {}", linker.display());
     let version = sh::capture(Command::new(linker).arg("--version"))?;
@@ -101,7 +101,7 @@ pub fn linker_version(linker: &Path) -> Result<String> {
 }
 
 fn cargo_version() -> Result<String> {
-    // Cargo makes the crates' hashes, which end up in symbol names.
+    // Cargo computes the crates' hashes, which become part of symbol names.
     let version = sh::capture(sh::cargo().arg("--version"))?;
     Ok(version.trim().trim_start_matches("cargo ").to_owned())
 }
@@ -110,7 +110,7 @@ fn sysroot(rustc: &Path) -> Result<PathBuf> {
     Ok(sh::capture(Command::new(rustc).args(["--print", "sysroot"]))?.trim().into())
 }
 
-/// The folder where cargo looks for library/ when it builds `core`, and the one that it stands for.
+/// The folder in which cargo looks for library/ when it builds `core`, and the folder that it resolves to.
 fn rust_src(rustc: &Path) -> Result<Vec<PathBuf>> {
     let named = sysroot(rustc)?.join("lib/rustlib/src/rust");
     if !named.join("library/core/Cargo.toml").is_file() {
@@ -122,7 +122,8 @@ fn rust_src(rustc: &Path) -> Result<Vec<PathBuf>> {
 
 fn rustc_version(verbose: &str) -> Result<String> {
     let first = verbose.lines().next().unwrap_or_default();
-    let version = first.strip_prefix("rustc ").with_context(|| format!("rustc -vV says `{first}`"))?;
+    let version =
+        first.strip_prefix("rustc ").with_context(|| format!("`rustc -vV` begins with `{first}`"))?;
     Ok(version.trim_end_matches(" (built from a source tarball)").to_owned())
 }
 
@@ -130,7 +131,7 @@ fn field<'a>(verbose: &'a str, key: &str) -> Result<&'a str> {
     verbose
         .lines()
         .find_map(|line| line.strip_prefix(key))
-        .with_context(|| format!("rustc -vV has no `{key}`"))
+        .with_context(|| format!("`rustc -vV` has no `{key}`"))
 }
 
 #[cfg(test)]
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_versions_are_read_from_what_rustc_says() {
+    fn the_versions_are_parsed_from_the_output_of_rustc() {
         let verbose = "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)\nbinary: rustc\n\
                        host: x86_64-unknown-linux-gnu\nLLVM version: 22.1.8\n";
         assert_eq!(rustc_version(verbose).unwrap(), "1.96.0 (ac68faa20 2026-05-25)");

@@ -1,4 +1,4 @@
-//! The manifests say what the code and the image need: parsed, not grepped.
+//! The manifests match the code and the image. They are parsed, not searched as text.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -135,7 +135,7 @@ fn whatever_a_kustomization_names_is_there_and_nothing_else_lies_beside_it() {
         }
         for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap()) {
             let is_named = named.contains(&entry.path()) || entry.file_name() == "kustomization.yaml";
-            assert!(is_named, "nobody takes {}", entry.path().display());
+            assert!(is_named, "no kustomization lists {}", entry.path().display());
             // It parses.
             assert!(!documents(&entry.path()).is_empty());
         }
@@ -184,7 +184,7 @@ fn events_on_pods_take_two_verbs_and_a_token_that_ends() {
         token["expirationSeconds"].as_u64().is_some_and(|seconds| (600..=3600).contains(&seconds)),
         "{token:?}"
     );
-    // Where the agent looks for them, unless told otherwise.
+    // The agent's default folder for them.
     let code = std::fs::read_to_string(sh::root().join("agent/src/service/kubernetes.rs")).unwrap();
     let folder = text(&mount["mountPath"]);
     for path in [&token["path"], &sources[1]["configMap"]["items"][0]["path"]] {

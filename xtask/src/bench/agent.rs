@@ -1,4 +1,4 @@
-//! The agent as a bench runs it: started, measured from outside, ended, and what it left.
+//! An agent under measurement: starts it, measures it from outside, ends it, and reads its output.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ pub struct Agent {
     folder: PathBuf,
 }
 
-/// What it left.
-pub struct Ended {
+/// The output of an agent that has ended.
+pub struct EndedAgent {
     stdout: String,
     pub losses: String,
     pub peak_kib: u64,
@@ -27,10 +27,10 @@ pub struct Ended {
 impl Agent {
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// `more`: arguments beyond those that every bench wants.
+    /// Starts `program`, with `more` arguments than every benchmark needs, and waits until it records.
     pub fn start(program: &Path, folder: &Path, more: &[&str]) -> Result<Agent> {
         let file = |name: &str| File::create(folder.join(name)).context("write into the bench's folder");
-        // A bench that is killed takes its agent along.
+        // If the benchmark is killed, its agent has to end, too.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "--"])
             .arg(program)
@@ -56,15 +56,15 @@ impl Agent {
         self.child.id()
     }
 
-    /// Where it answers by TCP, if it was told to.
+    /// Its TCP address, if its arguments configure one.
     pub fn address(&self) -> Result<String> {
         let log = self.log()?;
         let address = log.split_once("address=").and_then(|(_, rest)| rest.split_whitespace().next());
         Ok(address.context("the agent's log names no address")?.to_owned())
     }
 
-    /// What it has told so far.
-    pub fn told(&self) -> Result<String> {
+    /// The events that it has emitted so far.
+    pub fn events(&self) -> Result<String> {
         std::fs::read_to_string(self.folder.join("events")).context("read the agent's events")
     }
 
@@ -72,7 +72,7 @@ impl Agent {
         std::fs::read_to_string(self.folder.join("log")).context("read the agent's log")
     }
 
-    /// The user and system time of its life so far.
+    /// Its user and system time since its start.
     pub fn cpu(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
@@ -96,7 +96,7 @@ impl Agent {
             .collect())
     }
 
-    /// Another recorder on this machine has programs of the same names.
+    /// The IDs of its own programs: another recorder on this machine has programs of the same names.
     fn program_ids(&self) -> Result<Vec<u64>> {
         let folder = format!("/proc/{}/fdinfo", self.child.id());
         let mut ids = Vec::new();
@@ -110,7 +110,7 @@ impl Agent {
         Ok(ids)
     }
 
-    pub fn stop(mut self) -> Result<Ended> {
+    pub fn stop(mut self) -> Result<EndedAgent> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak_kib = peak.and_then(|text| text.split_whitespace().next()?.parse().ok()).unwrap_or(0);
@@ -119,7 +119,7 @@ impl Agent {
         let log = self.log()?;
         let losses =
             log.lines().find_map(|line| line.split_once("losses=")).map(|(_, losses)| losses.to_owned());
-        Ok(Ended {
+        Ok(EndedAgent {
             stdout: std::fs::read_to_string(self.folder.join("events"))?,
             losses: losses.with_context(|| format!("the agent did not end well:\n{log}"))?,
             peak_kib,
@@ -134,13 +134,13 @@ impl Drop for Agent {
     }
 }
 
-impl Ended {
+impl EndedAgent {
     pub fn events(&self, outcome: &str, name: &str) -> u64 {
         let outcome = format!(r#""outcome":"{outcome}""#);
         self.stdout.lines().filter(|line| line.contains(&outcome) && line.contains(name)).count() as u64
     }
 
-    /// What the losses have of records and queries.
+    /// The lost records and queries, summed over their loss counters.
     pub fn lost(&self) -> u64 {
         ["dns_throttled", "dns_ring", "recorder_queue", "dns_in_flight_evicted"]
             .iter()

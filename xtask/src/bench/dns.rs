@@ -17,24 +17,24 @@ use crate::sh;
 use crate::statics::{self, Statics};
 
 const PACKAGES: &[Package] = &[
-    Package { name: "dnsperf", why: "asks as fast as it can" },
-    Package { name: "dnsmasq-base", why: "answers" },
-    Package { name: "iproute2", why: "makes their network" },
-    Package { name: "bpftool", why: "reads what the kernel's statistics say of each program" },
+    Package { name: "dnsperf", why: "sends queries as fast as it can" },
+    Package { name: "dnsmasq-base", why: "answers the queries" },
+    Package { name: "iproute2", why: "creates their network" },
+    Package { name: "bpftool", why: "reads the kernel's statistics of each program" },
 ];
 const NETWORK: &str = "podopsy-bench";
 const CLIENT_CPU: &str = "0";
 const SERVER_CPU: &str = "1";
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
-/// Queries that nobody answers.
+/// Queries that are never answered.
 const SILENT: u32 = 100_000;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How often each side is measured
+    /// How often each configuration is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Seconds of each measurement
+    /// Duration of each measurement in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// The agent to measure, instead of one built as it ships
@@ -72,15 +72,15 @@ fn is_there(package: &str) -> bool {
     sh::which(program).is_some() || Path::new("/usr/sbin").join(program).is_file()
 }
 
-/// The network, the server and the folder with the questions; all are gone with it.
+/// The network, the server and the folder with the questions; dropping it removes all of them.
 struct Bench {
     agent: PathBuf,
     server: Child,
     folder: PathBuf,
 }
 
-/// What dnsperf says at its end.
-struct Perf {
+/// The result that dnsperf prints.
+struct DnsperfResult {
     sent: u64,
     lost: u64,
     rate: f64,
@@ -118,26 +118,27 @@ impl Bench {
         Ok(bench)
     }
 
-    fn perf(&self, questions: &str, seconds: u32) -> Result<Perf> {
+    fn perf(&self, questions: &str, seconds: u32) -> Result<DnsperfResult> {
         let file = self.folder.join(questions);
         let mut command = inside(CLIENT_CPU, "dnsperf");
         command.args(["-s", "127.0.0.1", "-c", "4", "-l", &seconds.to_string(), "-d"]).arg(file);
         let text = sh::capture(&mut command)?;
         let number = |name: &str| -> Result<f64> {
             let line = text.lines().find_map(|line| line.trim().strip_prefix(name));
-            let word = line.and_then(|rest| rest.split_whitespace().next());
-            word.and_then(|word| word.parse().ok())
-                .with_context(|| format!("dnsperf says no {name:?}\n{text}"))
+            let number = line.and_then(|rest| rest.split_whitespace().next());
+            number
+                .and_then(|number| number.parse().ok())
+                .with_context(|| format!("dnsperf's output has no {name:?}\n{text}"))
         };
-        Ok(Perf {
+        Ok(DnsperfResult {
             sent: number("Queries sent:")? as u64,
             lost: number("Queries lost:")? as u64,
             rate: number("Queries per second:")?,
         })
     }
 
-    /// Queries a second: without the agent, with one that waits for DNS at a port where there is none, and with one as it
-    /// ships, in turns. What the second one costs is the hooks' own: the kernel calls them for every packet.
+    /// Queries per second, in turns: without the agent, with an agent that expects DNS at an unused port, and with the
+    /// agent as it ships. The second one measures the hooks alone: the kernel calls them for every packet.
     fn rates(&self, options: &Options) -> Result<()> {
         const SIDES: [(&str, Option<&[&str]>); 3] = [
             ("without the agent", None),
@@ -146,7 +147,7 @@ impl Bench {
         ];
         let mut rates = [const { Vec::new() }; SIDES.len()];
         for round in 0..options.rounds as usize {
-            // The order changes, so that a machine that gets slower favours nobody.
+            // The order rotates, so that a machine that becomes slower favours none of the three.
             for step in 0..SIDES.len() {
                 let side = (round + step) % SIDES.len();
                 let agent =
@@ -156,7 +157,7 @@ impl Bench {
             }
         }
         for ((name, _), of_side) in SIDES.iter().zip(&rates) {
-            // Round by round: a machine that others use, too, is slower at one time than at another.
+            // Compared within each round: the speed of a shared machine changes over time.
             let ratios: Vec<f64> = of_side.iter().zip(&rates[0]).map(|(rate, alone)| rate / alone).collect();
             let (all, middle, ratio) = (list(of_side), median(of_side), median(&ratios));
             println!("queries a second, {name}: {all}; median {middle:.0}, {ratio:.3} of without");
@@ -164,7 +165,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Apart from the rates: the statistics themselves take time.
+    /// Measured separately from the rates: the kernel's statistics themselves cost time.
     fn costs(&self, seconds: u32) -> Result<()> {
         let before = std::fs::read_to_string(STATISTICS).context(STATISTICS)?;
         let agent = Agent::start(&self.agent, &self.folder, &[])?;
@@ -206,32 +207,36 @@ impl Bench {
             after.peak_kib
         );
         if counted < answered {
-            bail!("{} failures were neither told nor counted: {:?}", answered - counted, after.losses);
+            bail!(
+                "{} failures were neither reported nor counted as lost: {:?}",
+                answered - counted,
+                after.losses
+            );
         }
         Ok(())
     }
 
-    /// 100,000 queries in flight, which nobody answers.
+    /// 100,000 queries in flight, which are never answered.
     fn silence(&self) -> Result<()> {
         let agent = Agent::start(&self.agent, &self.folder, &[])?;
         let before = agent.cpu()?;
         let begun = Instant::now();
         let _sockets = in_network(unanswered)??;
-        // Twice the timeout, so that the last one was told.
+        // Twice the timeout, so that the last query has been reported.
         std::thread::sleep(Agent::TIMEOUT * 2 + Duration::from_secs(2));
         let busy = agent.cpu()?.saturating_sub(before);
         let took = begun.elapsed();
         let after = agent.stop()?;
-        let told = after.events("timeout", "silent.test");
+        let events = after.events("timeout", "silent.test");
         println!(
-            "silence: {SILENT} asked, {told} events and {} counted as dropped or evicted; agent's peak RSS {} KiB, {:.1} % of a CPU for {} s",
+            "silence: {SILENT} asked, {events} events and {} counted as dropped or evicted; agent's peak RSS {} KiB, {:.1} % of a CPU for {} s",
             after.lost(),
             after.peak_kib,
             100.0 * busy.as_secs_f64() / took.as_secs_f64(),
             took.as_secs()
         );
-        if told + after.lost() < u64::from(SILENT) {
-            bail!("some were neither told nor counted: {:?}", after.losses);
+        if events + after.lost() < u64::from(SILENT) {
+            bail!("some were neither reported nor counted as lost: {:?}", after.losses);
         }
         Ok(())
     }
@@ -250,14 +255,14 @@ fn remove_network() {
     let _ = Command::new("ip").args(["netns", "del", NETWORK]).status();
 }
 
-/// In the bench's network, and on this CPU: left to the scheduler, rates differ by a fifth from one time to the next.
+/// A command in the benchmark's network, pinned to this CPU: without pinning, rates differ by a fifth between runs.
 fn inside(cpu: &str, program: &str) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", NETWORK, "taskset", "--cpu-list", cpu, program]);
     command
 }
 
-/// Runs `work` on a thread in the bench's network.
+/// Runs `work` on a thread in the benchmark's network.
 fn in_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let path = format!("/run/netns/{NETWORK}");
     let network = File::open(&path).with_context(|| path)?;
@@ -265,7 +270,7 @@ fn in_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> R
     Ok(worker.join().ok().context("a thread of the bench failed")??)
 }
 
-/// Asks, and keeps the sockets: the server's is never read.
+/// Sends the queries and keeps the sockets open. The server's socket is never read.
 fn unanswered() -> Result<Vec<UdpSocket>> {
     let mut sockets = vec![UdpSocket::bind("127.0.0.5:53").context("bind 127.0.0.5:53")?];
     for first in (0..SILENT).step_by(50_000) {

@@ -1,4 +1,4 @@
-//! What the profilers are measured on: two busy programs without frame pointers, or a crowd of small ones.
+//! The load for profilers: two busy programs without frame pointers, or a crowd of small ones.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::sh;
 /// Python's interpreter is C, 20 calls deep; each takes some C frames.
 const PYTHON: &str =
     "def f(n):\n    return sum(i * i for i in range(500)) if n == 0 else f(n - 1) + 1\nwhile True: f(20)";
-/// That run at a time.
+/// How many of them run at a time.
 const COMPILERS: usize = 4;
 
-/// Running programs; they end with it.
+/// Running programs; dropping it ends them.
 pub struct Load {
     children: Vec<Child>,
 }
@@ -36,7 +36,7 @@ impl Load {
         Ok(load)
     }
 
-    /// `processes` of them, of `binaries` distinct files with code of their own; together they want one CPU.
+    /// Starts `processes` of them, from `binaries` distinct files with different code. Together they use one CPU.
     pub fn crowd(folder: &Path, processes: usize, binaries: usize) -> Result<Load> {
         let files = compile(folder, binaries)?;
         let mut load = Load { children: Vec::new() };
@@ -57,12 +57,12 @@ impl Load {
         Ok(())
     }
 
-    /// The process id of the first.
+    /// The process ID of the first program.
     pub fn first(&self) -> u32 {
         self.children.first().map_or(0, Child::id)
     }
 
-    /// The CPU time that the programs have had so far; or the first of them.
+    /// The CPU time that the programs, or the first of them, have used so far.
     pub fn cpu(&self, only_first: bool) -> Duration {
         let count = if only_first { 1 } else { self.children.len() };
         self.children.iter().take(count).map(|child| cpu(child.id())).sum()
@@ -88,7 +88,7 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Programs with 40 functions each whose frames are of other sizes in each program, so that no two share a table.
+/// Programs with 40 functions each. Frame sizes differ between programs, so that no two programs share a table.
 fn compile(folder: &Path, binaries: usize) -> Result<Vec<PathBuf>> {
     let path = |index: usize| folder.join(format!("crowd-{index}"));
     let missing: Vec<usize> = (0..binaries).filter(|index| !path(*index).is_file()).collect();
@@ -115,15 +115,15 @@ fn program(index: usize) -> Result<String> {
     text.push_str("return t.tv_sec * 1e6 + t.tv_nsec / 1e3; }\n");
     text.push_str("static int f0(double until) { int n = 0; while (now() < until) n++; return n; }\n");
     for depth in 1..=40 {
-        let room = 16 + 8 * ((index * 31 + depth * 7) % 97);
+        let size = 16 + 8 * ((index * 31 + depth * 7) % 97);
         writeln!(
             text,
-            "static int f{depth}(double until) {{ char room[{room}]; asm volatile(\"\" : : \"r\"(room) : \"memory\"); \
-             int n = f{}(until) + {index}; asm volatile(\"\" : : \"r\"(room) : \"memory\"); return n; }}",
+            "static int f{depth}(double until) {{ char buffer[{size}]; asm volatile(\"\" : : \"r\"(buffer) : \"memory\"); \
+             int n = f{}(until) + {index}; asm volatile(\"\" : : \"r\"(buffer) : \"memory\"); return n; }}",
             depth - 1
         )?;
     }
-    text.push_str("int main(int n, char **word) { int nap = n > 1 ? atoi(word[1]) : 1000; ");
+    text.push_str("int main(int n, char **arguments) { int nap = n > 1 ? atoi(arguments[1]) : 1000; ");
     text.push_str("for (;;) { f40(now() + 200); usleep(nap); } }\n");
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! What a tool takes: its CPU time and memory by `time`, its maps and programs in the kernel by bpftool.
+//! The cost of a tool: its CPU time and memory by `time`, its maps and programs in the kernel by bpftool.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,29 +12,29 @@ use crate::sh;
 
 const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
-/// What one run took.
+/// The cost of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Cost {
     pub user_seconds: f64,
     pub system_seconds: f64,
     pub peak_kib: u64,
-    /// Of maps that came with it.
+    /// Of the maps that it created.
     pub kernel_bytes: u64,
-    /// Of programs that came with it, and how often they ran.
+    /// Of the programs that it loaded, and how often they ran.
     pub bpf_seconds: f64,
     pub bpf_runs: u64,
     /// Its stdout and stderr.
-    pub said: String,
+    pub output: String,
 }
 
-/// Runs `command` for `seconds` and a while; looks into the kernel shortly before they are over.
+/// Runs `command` for `seconds` and some more; inspects the kernel shortly before `seconds` have passed.
 pub fn run(command: &Command, folder: &Path, seconds: u64) -> Result<Cost> {
     let (numbers, output) = (folder.join("time"), folder.join("output"));
     let mut timed = Command::new("/usr/bin/time");
     timed.args(["-f", "%U %S %M", "-o"]).arg(&numbers).arg(command.get_program()).args(command.get_args());
     timed.current_dir(folder);
-    let said = std::fs::File::create(&output)?;
-    timed.stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
+    let file = std::fs::File::create(&output)?;
+    timed.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     sh::progress(format_args!("$ {}", sh::show(command)));
     let (maps, programs) = (ids(&list("map")?), ids(&list("prog")?));
     let begun = Instant::now();
@@ -55,10 +55,10 @@ pub fn run(command: &Command, folder: &Path, seconds: u64) -> Result<Cost> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let numbers = std::fs::read_to_string(&numbers).context("what time says")?;
-    // A line before says so if the tool failed.
-    let words: Vec<&str> = numbers.lines().last().unwrap_or_default().split(' ').collect();
-    let [user, system, peak] = words[..] else { bail!("time says {numbers:?}") };
+    let numbers = std::fs::read_to_string(&numbers).context("read the output of time")?;
+    // If the tool failed, a line before reports it.
+    let fields: Vec<&str> = numbers.lines().last().unwrap_or_default().split(' ').collect();
+    let [user, system, peak] = fields[..] else { bail!("unexpected output of time: {numbers:?}") };
     Ok(Cost {
         user_seconds: user.parse()?,
         system_seconds: system.parse()?,
@@ -66,7 +66,7 @@ pub fn run(command: &Command, folder: &Path, seconds: u64) -> Result<Cost> {
         kernel_bytes: sum(&maps_now, &maps, "bytes_memlock"),
         bpf_seconds: sum(&programs_now, &programs, "run_time_ns") as f64 / 1e9,
         bpf_runs: sum(&programs_now, &programs, "run_cnt"),
-        said: String::from_utf8_lossy(&std::fs::read(&output)?).into_owned(),
+        output: String::from_utf8_lossy(&std::fs::read(&output)?).into_owned(),
     })
 }
 
@@ -79,7 +79,7 @@ fn ids(all: &[Value]) -> HashSet<u64> {
     all.iter().filter_map(|one| one["id"].as_u64()).collect()
 }
 
-/// The kernel's own statistics of programs, for as long as this lives; they cost some 20 ns a run.
+/// Enables the kernel's statistics of programs until it is dropped. They cost about 20 ns a run.
 pub struct Statistics(String);
 
 impl Statistics {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures, measured on this machine, now. Not part of any test: another load gives others.
+//! `cargo xtask bench`: measures costs on this machine. Not part of any test: figures depend on the machine's load.
 
 mod agent;
 pub mod dns;
@@ -13,11 +13,11 @@ use clap::Subcommand;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
-    /// What the DNS probe costs, and whether it counts to the last query, at the highest rate of dnsperf (as root)
+    /// Measure what the DNS probe costs, and check that it counts every query, at the highest rate of dnsperf (as root)
     Dns(dns::Options),
-    /// What a CPU profile costs, beside its peers on the same load: CPU, memory, whole stacks (as root)
+    /// Compare a CPU profile with its peers on the same load: CPU, memory, complete stacks (as root)
     Profile(profile::Options),
-    /// Whether the agent stays as it is for an hour, beside a node's worth of containers: CPU, memory, disk (as root)
+    /// Check for an hour that the agent does not grow, beside a node's worth of containers: CPU, memory, disk (as root)
     Soak(soak::Options),
 }
 

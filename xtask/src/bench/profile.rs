@@ -1,8 +1,8 @@
 //! `cargo xtask bench profile`: podopsy and its peers on the same load, one after the other; and podopsy on a crowd of
 //! processes, where its memory must stay within its budget.
 //!
-//! Whether a stack is complete is asked of every tool's own output in one way: it leads to the program's `_start`, or
-//! to libc's.
+//! One definition of a complete stack is applied to every tool's own output: it leads to the program's `_start`, or to
+//! libc's.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,24 +20,24 @@ use crate::sh;
 use crate::statics::{self, Statics};
 
 const PACKAGES: &[Package] = &[
-    Package { name: "bpftool", why: "reads what the kernel's statistics say of each program" },
-    Package { name: "time", why: "says what a process took" },
+    Package { name: "bpftool", why: "reads the kernel's statistics of each program" },
+    Package { name: "time", why: "measures a process's CPU time and memory" },
     Package { name: "g++", why: "compiles programs without frame pointers" },
     Package { name: "python3", why: "is one" },
     Package { name: "linux-perf", why: "is a peer" },
     Package { name: "bpftrace", why: "is another" },
 ];
 const FREQUENCY: u64 = 99;
-/// Held against each other.
+/// The two tools that are compared.
 const NODE: &str = "podopsy, whole node";
 const BEE: &str = "pbee --dwarf true";
-/// What design and issue allow: kernel memory for tables, and the agent's own.
+/// The budgets: kernel memory for tables, and the agent's own memory.
 const TABLES_MIB: f64 = 64.0;
 const RSS_MIB: f64 = 48.0;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Seconds of each run
+    /// Duration of each run in seconds
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=600))]
     seconds: u64,
     /// The podopsy to measure, instead of one built as it ships
@@ -46,13 +46,13 @@ pub struct Options {
     /// profile-bee's program; it is built by `cargo install profile-bee --locked --root target/peers`
     #[arg(long, value_name = "PATH")]
     pbee: Option<PathBuf>,
-    /// Run them all so often, in turn; podopsy's share of what profile-bee takes is that of the medians
+    /// How often all tools run, in turn; podopsy's cost relative to profile-bee's is that of the medians
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=20))]
     rounds: u64,
-    /// Run only the tools whose name begins so; several times for several
+    /// Run only the tools whose name begins with this; can be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Not against peers but by processes and binaries, up to 1,000 and 300: the curve of cost
+    /// Instead of peers, compare numbers of processes and binaries, up to 1,000 and 300
     #[arg(long)]
     crowd: bool,
 }
@@ -60,19 +60,19 @@ pub struct Options {
 /// A tool on the same load.
 struct Tool {
     name: &'static str,
-    /// None: it is not here, and this is how to get it.
+    /// Or, if it is missing, how to install it.
     command: Result<(PathBuf, Vec<String>), &'static str>,
     stacks: Stacks,
 }
 
-/// Where its stacks are.
+/// Where its output has the stacks.
 enum Stacks {
     Folded(&'static str),
     PerfData(&'static str),
     Nowhere,
 }
 
-/// Of the load's samples, those that lead to the beginning of their program.
+/// The load's samples, and those of them that lead to the beginning of their program.
 #[derive(Default)]
 struct Found {
     samples: u64,
@@ -97,7 +97,7 @@ pub fn run(options: &Options) -> Result<()> {
     done
 }
 
-/// profile-bee and bpftrace do not run without it.
+/// profile-bee and bpftrace need it.
 fn mount_tracefs() -> Result<()> {
     let at = Path::new("/sys/kernel/tracing");
     if at.join("events").exists() {
@@ -129,7 +129,7 @@ fn peers(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What one run took, and its row printed; none: it is not here, or failed.
+/// Runs a tool and prints its row. Returns its cost, or None if it is missing or failed.
 fn measured(tool: &Tool, folder: &Path, seconds: u64) -> Result<Option<Cost>> {
     let mut command = match &tool.command {
         Ok((program, arguments)) => {
@@ -165,7 +165,7 @@ fn measured(tool: &Tool, folder: &Path, seconds: u64) -> Result<Option<Cost>> {
     }
 }
 
-/// Our part of what the peer takes, by medians.
+/// podopsy's cost relative to the peer's, by medians.
 fn against(ours: &[Cost], theirs: &[Cost]) -> String {
     let part = |of: fn(&Cost) -> f64| median(ours, of) / median(theirs, of);
     let cpu = part(|cost| cost.user_seconds + cost.system_seconds);
@@ -275,7 +275,7 @@ fn tools(options: &Options, podopsy: &Path) -> Vec<Tool> {
     ]
 }
 
-/// What the tool found, and what it took to read it, where that is a command of its own.
+/// The stacks that the tool found, and the cost of reading them if that takes another command.
 fn stacks(kind: &Stacks, folder: &Path) -> Result<(Found, Option<Cost>)> {
     match kind {
         Stacks::Nowhere => Ok((Found::default(), None)),
@@ -284,7 +284,7 @@ fn stacks(kind: &Stacks, folder: &Path) -> Result<(Found, Option<Cost>)> {
             let mut script = Command::new("perf");
             script.args(["script", "-F", "comm,ip,sym", "--max-stack", "127", "-i", name]);
             let cost = measure::run(&script, folder, 1)?;
-            Ok((scripted(&cost.said), Some(Cost { said: String::new(), ..cost })))
+            Ok((scripted(&cost.output), Some(Cost { output: String::new(), ..cost })))
         }
     }
 }
@@ -356,7 +356,7 @@ fn crowd(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
         command.args(["profile", "--all", "-F", &FREQUENCY.to_string(), "-d", &duration]);
         let cost = measure::run(&command, folder, options.seconds)?;
         drop(load);
-        let complete = cost.said.lines().find_map(|line| line.strip_prefix("user stacks complete: "));
+        let complete = cost.output.lines().find_map(|line| line.strip_prefix("user stacks complete: "));
         let (rss, kernel) = (cost.peak_kib as f64 / 1024.0, cost.kernel_bytes as f64 / f64::from(1 << 20));
         println!(
             "| {processes} | {binaries} | {:.2} + {:.2} | {rss:.0} | {kernel:.1} | {:.2} ({}) | {} |",
@@ -366,7 +366,7 @@ fn crowd(options: &Options, podopsy: &Path, folder: &Path) -> Result<()> {
             cost.bpf_runs,
             complete.unwrap_or("–"),
         );
-        ensure!(complete.is_some(), "podopsy took no profile:\n{}", cost.said);
+        ensure!(complete.is_some(), "podopsy took no profile:\n{}", cost.output);
         if rss > RSS_MIB || kernel > TABLES_MIB {
             over.push(format!("{processes} processes: RSS {rss:.0} MiB, kernel {kernel:.0} MiB"));
         }

@@ -1,4 +1,5 @@
-//! Dependencies point one way: wire ← probe-ebpf; wire ← agent ← cli. Read from `cargo metadata`.
+//! Direct dependencies, those of tests and build scripts included, point one way: wire ← probe-ebpf; wire ← agent ← cli.
+//! Read from `cargo metadata`.
 
 use std::path::Path;
 
@@ -23,7 +24,7 @@ const DIRECTIONS: &[Direction] = &[
     Direction {
         package: "podopsy-probe",
         forbids: |name| name != "podopsy-wire" && !name.starts_with("aya-"),
-        why: "the kernel side knows the wire and aya's kernel crates, nothing else",
+        why: "the kernel side uses the wire and aya's kernel crates, nothing else",
     },
     Direction {
         package: "podopsy-agent",
@@ -36,21 +37,21 @@ const DIRECTIONS: &[Direction] = &[
             name.starts_with("aya")
                 || ["podopsy-wire", "podopsy-tests", "podopsy-victims", "xtask", "blazesym"].contains(&name)
         },
-        why: "the CLI renders what the agent's library gives it, and never parses kernel bytes",
+        why: "the CLI renders what the agent's crates return, and never parses kernel bytes",
     },
     Direction {
         package: "podopsy-victims",
         forbids: |name| name.starts_with("podopsy") || name == "xtask",
-        why: "a victim is a stranger to the recorder",
+        why: "a victim must not depend on the recorder",
     },
     Direction {
         package: "xtask",
         forbids: |name| name.starts_with("podopsy") || name.starts_with("aya"),
-        why: "the chores build the rest, so they must build without it",
+        why: "xtask builds the rest, so it must build without it",
     },
 ];
 
-/// What points the wrong way, in the workspace and in the kernel side's own.
+/// Every dependency in the wrong direction, in this workspace and in the kernel side's.
 pub fn check(root: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for manifest in ["Cargo.toml", "probe-ebpf/Cargo.toml"].map(|m| root.join(m)) {
@@ -75,7 +76,7 @@ fn wrong_way(metadata: &Value) -> Vec<String> {
                 let name = dependency["name"].as_str().unwrap_or_default();
                 if (direction.forbids)(name) {
                     found.push(format!(
-                        "{} depends on {name}: {} → take it out of {}",
+                        "{} depends on {name}: {} → remove it from {}",
                         direction.package,
                         direction.why,
                         package["manifest_path"].as_str().unwrap_or("its Cargo.toml")
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dependency_against_the_stream_is_caught() {
+    fn a_dependency_in_the_wrong_direction_is_reported() {
         for (package, dependency) in [
             ("podopsy-wire", "serde"),
             ("podopsy-probe", "serde"),
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn dependencies_with_the_stream_are_fine() {
+    fn dependencies_in_the_right_direction_are_accepted() {
         for (package, dependency) in [
             ("podopsy-probe", "aya-ebpf"),
             ("podopsy-probe", "podopsy-wire"),

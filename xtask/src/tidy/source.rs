@@ -1,5 +1,5 @@
-//! A Rust file, line by line, with code, strings and comments told apart: a rule about code must not stumble
-//! over a comment that explains it, nor over the text of an error message.
+//! A Rust file, line by line, with code, strings and comments separated: a rule about code must not match a comment that
+//! explains it, or the text of an error message.
 
 /// A file and its lines.
 pub struct Source {
@@ -8,22 +8,22 @@ pub struct Source {
     pub lines: Vec<Line>,
 }
 
-/// One line, numbered from 1 by its place in [`Source::lines`].
+/// One line. Its number is its index in [`Source::lines`], from 1.
 #[derive(Default)]
 pub struct Line {
-    /// As it stands in the file.
+    /// The line as it is in the file.
     pub raw: String,
-    /// The code, with comments left out and the contents of strings left out.
+    /// The code, without comments and without the contents of strings.
     pub code: String,
     /// The contents of the strings.
     pub strings: String,
     /// The text of comments, with their slashes.
     pub comment: String,
-    /// Below the file's first `#[cfg(test)]` module, where fixtures may say anything.
+    /// Whether it is below the file's first `#[cfg(test)]` module, where fixtures may contain anything.
     pub in_tests: bool,
 }
 
-enum State {
+enum LexerState {
     Code,
     /// Nested block comments.
     Block(u32),
@@ -33,7 +33,7 @@ enum State {
 
 impl Source {
     pub fn new(path: &str, text: &str) -> Self {
-        let mut state = State::Code;
+        let mut state = LexerState::Code;
         let mut lines: Vec<Line> = text.lines().map(|raw| split(raw, &mut state)).collect();
         let is_test_module = |(i, line): &(usize, &Line)| {
             let next = lines.get(i + 1).map_or("", |l| l.code.trim_start());
@@ -49,24 +49,24 @@ impl Source {
         Self { path: path.to_owned(), lines }
     }
 
-    /// Made by a program, which says so in its first lines: not for people to read.
+    /// Whether a program wrote the file: its first lines contain `@generated`.
     pub fn is_generated(&self) -> bool {
         self.lines.iter().take(5).any(|line| line.comment.contains("@generated"))
     }
 }
 
-fn split(raw: &str, state: &mut State) -> Line {
+fn split(raw: &str, state: &mut LexerState) -> Line {
     let mut line = Line { raw: raw.to_owned(), ..Line::default() };
     let chars: Vec<char> = raw.chars().collect();
     let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
     let mut i = 0;
     while i < chars.len() {
         match state {
-            State::Block(depth) => {
+            LexerState::Block(depth) => {
                 if at(i) == '*' && at(i + 1) == '/' {
                     *depth -= 1;
                     if *depth == 0 {
-                        *state = State::Code;
+                        *state = LexerState::Code;
                     }
                     i += 2;
                 } else if at(i) == '/' && at(i + 1) == '*' {
@@ -77,14 +77,14 @@ fn split(raw: &str, state: &mut State) -> Line {
                     i += 1;
                 }
             }
-            State::Str(None) if at(i) == '\\' => {
+            LexerState::Str(None) if at(i) == '\\' => {
                 line.strings.extend(&chars[i..(i + 2).min(chars.len())]);
                 i += 2;
             }
-            State::Str(raw_hashes) => {
+            LexerState::Str(raw_hashes) => {
                 let hashes = raw_hashes.unwrap_or(0);
                 if at(i) == '"' && (1..=hashes).all(|n| at(i + n) == '#') {
-                    *state = State::Code;
+                    *state = LexerState::Code;
                     line.code.push('"');
                     line.strings.push(' ');
                     i += 1 + hashes;
@@ -93,19 +93,19 @@ fn split(raw: &str, state: &mut State) -> Line {
                     i += 1;
                 }
             }
-            State::Code if at(i) == '/' && at(i + 1) == '/' => {
+            LexerState::Code if at(i) == '/' && at(i + 1) == '/' => {
                 line.comment.extend(&chars[i..]);
                 break;
             }
-            State::Code if at(i) == '/' && at(i + 1) == '*' => {
-                *state = State::Block(1);
+            LexerState::Code if at(i) == '/' && at(i + 1) == '*' => {
+                *state = LexerState::Block(1);
                 i += 2;
             }
-            State::Code => {
+            LexerState::Code => {
                 let starts_word = i == 0 || !(at(i - 1).is_alphanumeric() || at(i - 1) == '_');
                 if let Some((length, kind)) = string_start(&chars[i..], starts_word) {
                     line.code.push('"');
-                    *state = State::Str(kind);
+                    *state = LexerState::Str(kind);
                     i += length;
                 } else {
                     let length = if at(i) == '\'' { char_literal(&chars[i..]) } else { 1 };
@@ -118,7 +118,7 @@ fn split(raw: &str, state: &mut State) -> Line {
     line
 }
 
-/// The length of what opens a string (`"`, `r#"`, `b"`, `br"`, `c"`), and its kind.
+/// The length of the opening of a string (`"`, `r#"`, `b"`, `br"`, `c"`), and its kind.
 fn string_start(chars: &[char], starts_word: bool) -> Option<(usize, Option<usize>)> {
     if chars[0] == '"' {
         return Some((1, None));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn code_strings_and_comments_are_told_apart() {
+    fn code_strings_and_comments_are_separated() {
         let line = only(r#"let a = f("// no \" comment", 'x', b'\'', r"\"); // why"#);
         assert_eq!(line.code, r#"let a = f("", ', b', ""); "#);
         assert_eq!(line.comment, "// why");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn lifetimes_are_no_characters_and_identifiers_no_prefixes() {
+    fn lifetimes_are_not_characters_and_identifiers_are_not_prefixes() {
         assert_eq!(only("fn f<'a>(x: &'a str) // c").code, "fn f<'a>(x: &'a str) ");
         assert_eq!(only(r#"attr"x""#).code, r#"attr"""#);
     }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_below_the_test_module_is_test() {
+    fn every_line_below_the_test_module_is_in_tests() {
         let source = Source::new("x.rs", "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() {}\n}");
         assert_eq!(
             source.lines.iter().map(|l| l.in_tests).collect::<Vec<_>>(),

@@ -204,3 +204,53 @@ fn print_verdict(column: &str, test: &str, cell: &Cell) {
         Cell::Unsupported(entry) => println!("test {test} on {column} ... unsupported: {}", entry.why),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::super::table::Counts;
+    use super::*;
+
+    /// A guest that passes every test of its job but those named `fails`, which it runs twice.
+    const GUEST: &str = r#"#!/bin/sh
+grep '^test ' "$1" | while read -r _ _ suite name _; do
+    echo "begin $suite::$name"
+    case $name in
+        fails) echo "fail $suite::$name 1 it failed"; echo "fail $suite::$name 1 it failed again" ;;
+        *) echo "ok $suite::$name 7" ;;
+    esac
+done
+echo "end 0"
+"#;
+
+    #[test]
+    fn tests_that_run_alone_and_tests_that_run_beside_the_lab_fill_one_column() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, guest) = (folder.path().join("guest.sh"), folder.path().join("guest"));
+        fs::write(&source, GUEST).unwrap();
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: a child that another test forks meanwhile could inherit our descriptor, and a file
+        // that is open for writing cannot be executed (ETXTBSY).
+        assert!(Command::new("cp").arg(&source).arg(&guest).status().unwrap().success());
+        let suite = Suite::of_names(&[("profile", "a"), ("dns", "b"), ("oom", "fails")], guest);
+        let here = Heading { name: "here".to_owned(), traits: Vec::new(), filter: Vec::new() };
+        let tests = suite.tests.iter().map(suite::Test::full_name).collect();
+        let table = Table::new(tests, vec![here.clone()]);
+        let folder = folder.path().join("vm");
+        let mut matrix = Matrix { suite: &suite, table, folder: folder.clone(), active: Vec::new(), jobs: 1 };
+        matrix.start_here(&here, "running", |test| !beside::is_patient(test)).unwrap();
+        matrix.run_to_end(VecDeque::new()).unwrap();
+        assert_eq!(matrix.table.counts(|_| true), Counts { passed: 1, failed: 2, unsupported: 0 });
+        matrix.start_here(&here, "running-beside", beside::is_patient).unwrap();
+        matrix.run_to_end(VecDeque::new()).unwrap();
+        assert_eq!(matrix.table.counts(|_| true), Counts { passed: 2, failed: 1, unsupported: 0 });
+        let text = matrix.table.to_string();
+        assert!(text.contains("FAIL         oom::fails on here: it failed again (0.0 s)"), "{text}");
+        let jobs =
+            ["running", "running-beside"].map(|name| fs::read_to_string(folder.join(name).join("job")));
+        let jobs = jobs.map(|job| job.unwrap().matches("test ").count());
+        assert_eq!(jobs, [1, 2]);
+    }
+}

@@ -1,24 +1,24 @@
-//! A curve's line by least squares, and whether it may be called flat. Pure.
+//! Fits a line to a curve by least squares, and judges whether the curve is flat. Pure functions.
 
 /// A line through points, by least squares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
     pub mean: f64,
-    /// By the points' own unit, an hour.
+    /// In the points' unit per hour.
     pub slope: f64,
-    /// The slope's standard error, as if the points' distances from the line knew nothing of each other.
+    /// The slope's standard error, assuming that the residuals are independent.
     pub error: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Flat,
-    /// More than what is allowed, but not by two standard errors: a longer run could tell.
+    /// Above the limit, but not by two standard errors: a longer run is needed.
     Unclear,
     Grows,
 }
 
-/// Growth an hour that is called flat: this part of the mean, or the column's own slack if that is more.
+/// The growth per hour up to which a curve is flat: this part of the mean, or the column's slack if that is more.
 pub const ALLOWED: f64 = 0.02;
 
 impl Verdict {
@@ -31,7 +31,7 @@ impl Verdict {
     }
 }
 
-/// The line of (hours, value); None: fewer than three points, or all at one time.
+/// Fits a line to points (hours, value). None if there are fewer than three, or all are at one time.
 pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
     let n = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / n;
@@ -45,7 +45,7 @@ pub fn fit(points: &[(f64, f64)]) -> Option<Line> {
     Some(Line { mean: value, slope, error: (off / (n - 2.0) / spread).sqrt() })
 }
 
-/// Judges by the line of the last half. What shrinks does not grow.
+/// Judges by the line of the last half. A shrinking curve does not grow.
 pub fn judge(line: &Line, slack: f64) -> Verdict {
     let allowed = slack.max(line.mean * ALLOWED);
     if line.slope <= allowed {
@@ -95,10 +95,10 @@ mod tests {
         // 100 MiB: two of a hundred may come in an hour.
         assert_eq!(verdict(&hour(|at| 100.0 + 1.5 * at)), Verdict::Flat);
         assert_eq!(verdict(&hour(|at| 100.0 + 6.0 * at)), Verdict::Grows);
-        // What fills up in the first half and then stays is flat; what shrinks is.
+        // A curve that rises in the first half and then stays is flat, and so is one that shrinks.
         assert_eq!(verdict(&hour(|at| 50.0 + 100.0 * at.min(0.5))), Verdict::Flat);
         assert_eq!(verdict(&hour(|at| 100.0 - 20.0 * at)), Verdict::Flat);
-        // Up and down by a third: what goes up 5 an hour within that cannot be told from what does not.
+        // Up and down by a third: a growth of 5 an hour cannot be distinguished within that.
         let wild = hour(|at| 100.0 + 5.0 * at + 40.0 * (at * 7919.0).sin());
         assert_eq!(verdict(&wild), Verdict::Unclear);
         // The slack is for small numbers: two descriptors of ten are a fifth.

@@ -1,4 +1,4 @@
-//! The containers, which `podopsy-soak` of tests/ runs: orders in, a line of JSON out for each.
+//! The containers, which `podopsy-soak` of tests/ runs: it reads orders, and answers each with a line of JSON.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use serde_json::Value;
 use crate::sh;
 use crate::statics::{self, Statics};
 
-/// A lock and a state file of its own: others may test on this machine meanwhile.
+/// A separate lock and state file: other tests may run on this machine meanwhile.
 const HOME: (&str, &str) = ("PODOPSY_HARNESS_HOME", "/run/podopsy-soak");
 
-/// The running node; gone with this.
+/// The running node; dropping it ends it.
 pub struct Load {
     child: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
-/// What was killed and started again, by the kernel and the runtime.
+/// The numbers of kills and restarts, from the kernel and the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Toll {
     pub kills: u64,
@@ -30,7 +30,7 @@ pub struct Toll {
 }
 
 impl Load {
-    /// Brings the node up, still without containers; the runtime's socket.
+    /// Starts the node, without containers. Returns the runtime's socket, too.
     pub fn start(containers: usize) -> Result<(Load, PathBuf)> {
         let victims = statics::build(Statics::Victims)?;
         sh::run(sh::cargo().args([
@@ -56,14 +56,14 @@ impl Load {
         let answers = BufReader::new(child.stdout.take().context("the load has no stdout")?);
         let mut load = Load { child, orders, answers };
         let answer = load.answer()?;
-        let socket = answer["socket"].as_str().context("the load tells no socket")?;
+        let socket = answer["socket"].as_str().context("the load's answer has no socket")?;
         Ok((load, socket.into()))
     }
 
-    /// Starts the containers: how many pods, how many seconds, and the pods' uids.
+    /// Starts the containers. Returns how many pods there are, how many seconds it took, and the pods' UIDs.
     pub fn crowd(&mut self) -> Result<(u64, f64, Vec<String>)> {
         let answer = self.ask("start")?;
-        let uids = answer["uids"].as_array().context("the load tells no pods")?;
+        let uids = answer["uids"].as_array().context("the load's answer has no pods")?;
         let uids = uids.iter().filter_map(|uid| uid.as_str().map(str::to_owned)).collect();
         Ok((
             answer["pods"].as_u64().context("how many pods")?,
@@ -76,14 +76,14 @@ impl Load {
         read_toll(&self.ask("kills")?)
     }
 
-    /// No kill comes after this.
+    /// Stops the containers that are killed: no kill happens after this.
     pub fn settle(&mut self) -> Result<Toll> {
         read_toll(&self.ask("settle")?)
     }
 
     fn ask(&mut self, order: &str) -> Result<Value> {
         let orders = self.orders.as_mut().context("the load takes no orders any more")?;
-        writeln!(orders, "{order}").with_context(|| format!("tell the load to {order}"))?;
+        writeln!(orders, "{order}").with_context(|| format!("send the load the order {order}"))?;
         self.answer()
     }
 
@@ -92,14 +92,14 @@ impl Load {
         if self.answers.read_line(&mut line).context("hear the load")? == 0 {
             bail!("the load has ended: its reason stands above");
         }
-        serde_json::from_str(&line).with_context(|| format!("the load says {line:?}"))
+        serde_json::from_str(&line).with_context(|| format!("parse the load's answer {line:?}"))
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        // It clears away what it started: at a signal by killing all of it, at the end of its orders pod by pod, which
-        // takes minutes.
+        // It removes its pods: at a signal it kills all of them, at the end of its orders it stops pod by pod, which takes
+        // minutes.
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         self.orders = None;
         let _ = self.child.wait();

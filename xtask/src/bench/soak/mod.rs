@@ -1,6 +1,6 @@
 //! `cargo xtask bench soak`: a node's worth of real containers, a dozen of them in trouble, and the agent beside them for
-//! an hour. It samples what the agent takes every ten seconds, and says at the end what grew, and whether the agent saw
-//! as many kills as the kernel counted.
+//! an hour. It samples the agent's resources every ten seconds. At the end it reports what grew, and whether the agent saw as
+//! many kills as the kernel counted.
 
 mod curve;
 mod load;
@@ -28,17 +28,17 @@ use curve::Verdict;
 use load::{Load, Toll};
 use sample::Sample;
 
-/// Between samples; a Prometheus asks as often or less.
+/// The interval between samples; Prometheus scrapes as often, or less.
 const EVERY: Duration = Duration::from_secs(10);
-/// Until the agent has told the last kill: it waits for the runtime's word.
+/// How long the agent may take to report the last kill: it waits for the runtime's report.
 const SETTLED: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// How long, once all containers run
+    /// How long to measure, once all containers run
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=24 * 60))]
     minutes: u64,
-    /// How many, with one each of the dozen in trouble; two share a pod
+    /// Number of containers, a dozen of them in trouble; two share a pod
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=400))]
     containers: u64,
     /// The agent's always-on profile, samples a second and CPU
@@ -47,7 +47,7 @@ pub struct Options {
     /// The history's size: small, so that it is full early on and the rest shows how it stays at its limit
     #[arg(long, default_value = "32MiB")]
     store_bytes: String,
-    /// Every sample, as JSON lines
+    /// Write every sample to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
     /// The agent to measure, instead of one built as it ships
@@ -116,39 +116,39 @@ pub fn run(options: &Options) -> Result<()> {
         write(&samples, path)?;
     }
 
-    sh::progress("no more kills: waiting for the agent's last word");
+    sh::progress("no more kills: waiting for the agent's last report");
     let toll = load.settle()?;
-    let seen = seen_at_last(&agent, &uids, toll, &signals)?;
+    let seen = reported_kills(&agent, &uids, toll, &signals)?;
     drop(watch);
     let ended = agent.stop()?;
     let (table, verdict) = report::table(&samples);
     println!("\n{} minutes, {} containers, {} Hz\n\n{table}", options.minutes, options.containers, hz);
-    tell_counts(&samples, toll, before, seen, ended.peak_kib);
+    print_counts(&samples, toll, before, seen, ended.peak_kib);
 
-    // What a start costs where everything is there already.
+    // The cost of a start on a node that is full.
     let (again, address, seconds) = start()?;
     let mut watch =
         Watch { agent: &again, address, state: &state, began: Instant::now(), samples: Vec::new() };
     let now = watch.take()?;
     println!(
-        "started anew beside all of them: ready after {seconds:.1} s, {:.2} s of CPU, {:.1} MiB RSS",
+        "restarted beside all of them: ready after {seconds:.1} s, {:.2} s of CPU, {:.1} MiB RSS",
         now.cpu_seconds, now.rss_mib
     );
     drop(watch);
     again.stop()?;
     drop(load);
     if seen != toll.kills {
-        bail!("the agent told {seen} kills, and the kernel counted {}", toll.kills);
+        bail!("the agent reported {seen} kills, and the kernel counted {}", toll.kills);
     }
     match verdict {
         Verdict::Grows => bail!("something grows: see the table"),
-        Verdict::Unclear => println!("verdict: not clear; a longer run could tell"),
+        Verdict::Unclear => println!("verdict: not clear; a longer run would show it"),
         Verdict::Flat => println!("verdict: flat"),
     }
     Ok(())
 }
 
-/// The agent, and what it took until now.
+/// The agent, and its samples so far.
 struct Watch<'a> {
     agent: &'a Agent,
     address: String,
@@ -163,7 +163,7 @@ impl Watch<'_> {
         Sample::take(self.agent.pid(), self.state, &self.address, seconds, self.agent.cpu()?)
     }
 
-    /// Samples for so long; a line a minute.
+    /// Takes samples for this time, and prints a line each minute.
     fn run(&mut self, time: Duration, signals: &Signals) -> Result<()> {
         println!("{}", report::HEAD);
         self.began = Instant::now();
@@ -184,12 +184,12 @@ impl Watch<'_> {
     }
 }
 
-/// The agent's kills in these pods, when they are as many as they have to be, or when it had time enough.
-fn seen_at_last(agent: &Agent, uids: &[String], toll: Toll, signals: &Signals) -> Result<u64> {
+/// The number of kills that the agent has reported in these pods. Waits for the expected number, up to [`SETTLED`].
+fn reported_kills(agent: &Agent, uids: &[String], toll: Toll, signals: &Signals) -> Result<u64> {
     let uids: HashSet<&str> = uids.iter().map(String::as_str).collect();
     let end = Instant::now() + SETTLED;
     loop {
-        let seen = kills_in(&agent.told()?, &uids);
+        let seen = kills_in(&agent.events()?, &uids);
         if seen >= toll.kills || Instant::now() > end {
             return Ok(seen);
         }
@@ -197,9 +197,9 @@ fn seen_at_last(agent: &Agent, uids: &[String], toll: Toll, signals: &Signals) -
     }
 }
 
-/// Others test on this machine, too: their kills are theirs.
-fn kills_in(told: &str, uids: &HashSet<&str>) -> u64 {
-    let kills = told.lines().filter(|line| line.contains(r#""oom.kill""#));
+/// The kills in our own pods: other tests may run on this machine.
+fn kills_in(events: &str, uids: &HashSet<&str>) -> u64 {
+    let kills = events.lines().filter(|line| line.contains(r#""oom.kill""#));
     let ours = kills.filter(|line| {
         let event: Value = serde_json::from_str(line).unwrap_or_default();
         event["kind"] == "oom.kill" && event["pod"]["uid"].as_str().is_some_and(|uid| uids.contains(uid))
@@ -207,7 +207,7 @@ fn kills_in(told: &str, uids: &HashSet<&str>) -> u64 {
     ours.count() as u64
 }
 
-fn tell_counts(samples: &[Sample], toll: Toll, before: Toll, seen: u64, peak_kib: u64) {
+fn print_counts(samples: &[Sample], toll: Toll, before: Toll, seen: u64, peak_kib: u64) {
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else { return };
     println!(
         "CPU over all: {:.2} % of one; peak RSS {:.1} MiB",
@@ -223,7 +223,7 @@ fn tell_counts(samples: &[Sample], toll: Toll, before: Toll, seen: u64, peak_kib
     );
     println!("lost, by counter: {:?}", report::lost(first, last));
     println!(
-        "OOM kills in these containers: {} by the kernel and the runtime, {seen} told by the agent; restarts: {}",
+        "OOM kills in these containers: {} by the kernel and the runtime, {seen} reported by the agent; restarts: {}",
         toll.kills,
         toll.restarts - before.restarts
     );
@@ -234,7 +234,7 @@ fn write(samples: &[Sample], path: &Path) -> Result<()> {
     std::fs::write(path, lines).with_context(|| format!("write {}", path.display()))
 }
 
-/// The agent's files, gone with this.
+/// The agent's files; dropping it removes them.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -251,9 +251,9 @@ impl Drop for Folder {
     }
 }
 
-/// SIGINT and SIGTERM while we wait, which is nearly always: what was started is then ended in order. Blocked only that
-/// long, because a child inherits what is blocked. At other times they end us, and with us, by its stdin and its parent's
-/// death, what we started.
+/// Takes SIGINT and SIGTERM while the benchmark waits, which is nearly always, so that the agent and the load end in order.
+/// The signals are blocked only for that time, because a child inherits blocked signals. At other times they end this
+/// process, and the children end with it: their stdin closes and their parent dies.
 struct Signals(SigSet);
 
 impl Signals {
@@ -261,24 +261,24 @@ impl Signals {
         Signals(SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]))
     }
 
-    /// Waits; an error if it is told to end.
+    /// Waits. A signal that arrives meanwhile is an error.
     fn wait(&self, time: Duration) -> Result<()> {
         let signals = SignalFd::new(&self.0).context("take signals")?;
         self.0.thread_block().context("take signals")?;
-        let told = poll_until(&signals, Instant::now() + time);
+        let has_signal = poll_until(&signals, Instant::now() + time);
         self.0.thread_unblock().context("let signals through")?;
-        if told? {
-            bail!("interrupted; what was started is cleared away");
+        if has_signal? {
+            bail!("interrupted; the agent and the load were ended");
         }
         Ok(())
     }
 }
 
-/// True: a signal came, and is taken.
+/// Returns true if a signal arrived, and takes it.
 fn poll_until(signals: &SignalFd, end: Instant) -> Result<bool> {
     loop {
         let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(60));
-        // Rounded up: the last millisecond would be spent in a circle.
+        // Rounded up: otherwise the last millisecond would be a busy loop.
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) if Instant::now() >= end => return Ok(false),
@@ -295,11 +295,11 @@ mod tests {
 
     #[test]
     fn only_the_kills_of_our_own_pods_count() {
-        let told = r#"{"kind":"oom.kill","pod":{"uid":"a","name":"leaks"}}
+        let events = r#"{"kind":"oom.kill","pod":{"uid":"a","name":"leaks"}}
             {"kind":"oom.kill","pod":{"uid":"b"}}
             {"kind":"oom.kill","pod":null}
             {"kind":"oom.incident","pod":{"uid":"a"},"victims":["oom.kill"]}
             {"kind":"oom.kill","pod":{"uid":"a"}"#;
-        assert_eq!(kills_in(told, &HashSet::from(["a"])), 1);
+        assert_eq!(kills_in(events, &HashSet::from(["a"])), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The samples as people read them: a line a minute while it goes on, tables and verdicts at the end.
+//! Prints the samples: a line each minute during the run, tables and verdicts at the end.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use super::curve::{self, Verdict};
 use super::sample::Sample;
 
-/// What is drawn, and judged.
+/// A column of the table: a value of each sample, which is judged.
 struct Column {
     name: &'static str,
     of: fn(&Sample) -> f64,
-    /// Growth an hour that is nothing, in the column's own unit.
+    /// The growth per hour that is ignored, in the column's unit.
     slack: f64,
     decimals: usize,
 }
@@ -64,7 +64,7 @@ pub fn table(samples: &[Sample]) -> (String, Verdict) {
     let slope = curve::fit(curve::last_half(&cpu)).map_or(f64::NAN, |line| line.slope);
     let _ = writeln!(
         text,
-        "| CPU, % of one | {first:.2} | {last:.2} | {slope:+.2} | not judged: others' work is in it |"
+        "| CPU, % of one | {first:.2} | {last:.2} | {slope:+.2} | not judged: it includes other work |"
     );
     for column in COLUMNS {
         let points: Vec<_> =
@@ -95,7 +95,7 @@ pub fn table(samples: &[Sample]) -> (String, Verdict) {
     (text, worst)
 }
 
-/// What was lost between two moments, by counter.
+/// The losses between two samples, by counter.
 pub fn lost(before: &Sample, now: &Sample) -> BTreeMap<String, u64> {
     let since = |(name, count): (&String, &u64)| {
         let new = count - before.losses.get(name).copied().unwrap_or(0).min(*count);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_names_what_grows() {
+    fn the_table_marks_the_column_that_grows() {
         let (text, verdict) = table(&run(0.5));
         assert_eq!(verdict, Verdict::Flat, "{text}");
         assert!(text.contains("| CPU, % of one | 2.00 | 2.00 |"), "{text}");

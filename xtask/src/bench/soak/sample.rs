@@ -1,4 +1,4 @@
-//! What the agent takes at one moment, from outside of it: /proc, its folder, and its own /metrics.
+//! The agent's resources at one moment, read from outside: /proc, its state folder, and its /metrics.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +14,11 @@ use serde_json::json;
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
     pub seconds: f64,
-    /// User and system, of its whole life.
+    /// User and system time since its start.
     pub cpu_seconds: f64,
     pub rss_mib: f64,
     pub pss_mib: f64,
-    /// Of that what is in no file: heap and stacks.
+    /// The part that belongs to no file: heap and stacks.
     pub anonymous_mib: f64,
     /// The kernel's memory in its BPF maps.
     pub maps_mib: f64,
@@ -30,7 +30,7 @@ pub struct Sample {
     /// Lines of /metrics.
     pub series: f64,
     pub events: f64,
-    /// By counter; those that are 0 are not in.
+    /// By counter, without those that are 0.
     pub losses: BTreeMap<String, u64>,
     pub dropped: f64,
     pub shed: f64,
@@ -43,7 +43,7 @@ impl Sample {
         let process = Path::new("/proc").join(pid.to_string());
         let memory = read(&process.join("smaps_rollup"))?;
         let mib = |name| number(&memory, name).map_or(0.0, |kib| kib as f64 / 1024.0);
-        let kernel = Kernel::of(&process)?;
+        let kernel = KernelResources::of(&process)?;
         let page = get(address, "/metrics")?;
         let sum = |family: &str| values(&page, family).map(|(_, value)| value).sum();
         Ok(Sample {
@@ -93,18 +93,18 @@ impl Sample {
     }
 }
 
-/// What its descriptors hold in the kernel.
+/// The kernel resources that its descriptors hold.
 #[derive(Default)]
-struct Kernel {
+struct KernelResources {
     descriptors: usize,
     map_bytes: u64,
     watches: usize,
 }
 
-impl Kernel {
-    fn of(process: &Path) -> Result<Kernel> {
+impl KernelResources {
+    fn of(process: &Path) -> Result<KernelResources> {
         let folder = process.join("fdinfo");
-        let mut kernel = Kernel::default();
+        let mut kernel = KernelResources::default();
         let mut maps = BTreeMap::new();
         for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())?.flatten() {
             kernel.descriptors += 1;
@@ -133,13 +133,13 @@ fn number(text: &str, name: &str) -> Option<u64> {
 fn values<'a>(page: &'a str, family: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
     page.lines().filter_map(move |line| {
         let rest = line.strip_prefix(family).filter(|rest| rest.starts_with(['{', ' ']))?;
-        // A label's value may hold spaces and braces; the last word is the number.
+        // A label's value may contain spaces and braces; the number is the last field.
         let (labels, value) = rest.rsplit_once(' ')?;
         Some((labels, value.parse().ok()?))
     })
 }
 
-/// As a file system has it: what was deleted while it is open is not in.
+/// The size of all files below the folder. Deleted files that are still open do not count.
 fn bytes_below(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn series_are_read_whatever_their_labels_say() {
+    fn series_are_read_with_any_text_in_their_labels() {
         let page = "# TYPE podopsy_losses counter\npodopsy_losses_total{counter=\"a b} 7\"} 3\n\
             podopsy_losses_total{counter=\"oom_ring\"} 0\npodopsy_losses_total_more 9\npodopsy_events_total 4\n";
         let found: Vec<_> = values(page, "podopsy_losses_total").collect();
@@ -183,7 +183,7 @@ mod tests {
     fn this_process_has_memory_descriptors_and_a_folder() {
         let process = Path::new("/proc/self");
         assert!(number(&read(&process.join("smaps_rollup")).unwrap(), "Rss:").unwrap() > 100);
-        assert!(Kernel::of(process).unwrap().descriptors >= 3);
+        assert!(KernelResources::of(process).unwrap().descriptors >= 3);
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("below")).unwrap();
         fs::write(folder.path().join("below/a"), [0; 1000]).unwrap();
