@@ -33,17 +33,10 @@ impl Load {
     /// Starts the node, without containers. Returns the runtime's socket, too.
     pub fn start(containers: usize) -> Result<(Load, PathBuf)> {
         let victims = statics::build(Statics::Victims)?;
-        sh::run(sh::cargo().args([
-            "build",
-            "--quiet",
-            "--package",
-            "podopsy-tests",
-            "--bin",
-            "podopsy-soak",
-        ]))?;
+        sh::run(sh::cargo().args(["build", "--quiet", "--package", "podopsy-soak"]))?;
         let mut command = sh::cargo();
         // cargo becomes the program that it runs.
-        command.args(["run", "--quiet", "--package", "podopsy-tests", "--bin", "podopsy-soak", "--"]);
+        command.args(["run", "--quiet", "--package", "podopsy-soak", "--"]);
         command.arg(containers.to_string()).env(HOME.0, HOME.1);
         command.env(Statics::Victims.variable(), victims);
         sh::progress(format_args!("$ {}", sh::show(&command)));

@@ -33,7 +33,10 @@ fn build(what: &'static str, variable: &str, progress: &dyn Fn(&str)) -> anyhow:
     if let Some((_, folder)) = built.iter().find(|(name, _)| *name == what) {
         return Ok(folder.clone());
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace is above tests/")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .context("the workspace holds tests/harness")?;
     progress(&format!("cargo xtask build-static {what}"));
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
