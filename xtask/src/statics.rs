@@ -1,6 +1,6 @@
-//! `cargo xtask build-static <victims|podopsy>`: the static binaries that go into images, and the folder they are in.
+//! `cargo xtask build-static <victims|guest|podopsy>`: the static binaries that go into images, and the folder they are in.
 //!
-//! The one place that knows their flags: the image, the demo, the tests' harness and the lab all come here.
+//! The flags are defined here alone: the image, the demo, the tests' harness and the lab all call this module.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,47 +15,52 @@ use crate::sh;
 pub enum Statics {
     /// The programs that misbehave on purpose
     Victims,
+    /// The program that runs tests in a lab machine
+    Guest,
     /// `podopsy` and `podopsy-agent`, as they ship
     Podopsy,
 }
 
 impl Statics {
-    /// The cargo profile, which also names the target folder: other flags there would build everything anew.
+    /// The cargo profile. It also names the target folder: with other flags in the same folder, cargo would compile
+    /// everything again.
     fn profile(self) -> &'static str {
         match self {
-            Statics::Victims => "victims",
+            Statics::Victims | Statics::Guest => "victims",
             Statics::Podopsy => "dist",
         }
     }
 
     fn packages(self) -> &'static [&'static str] {
         match self {
-            Statics::Victims => &["podopsy-victims", "podopsy-guest"],
+            Statics::Victims => &["podopsy-victims"],
+            Statics::Guest => &["podopsy-guest"],
             Statics::Podopsy => &["podopsy", "podopsy-agent"],
         }
     }
 
     fn flags(self) -> &'static str {
         match self {
-            // The standard library's debug information is three quarters of a binary, and every test carries all of
-            // them into an image.
-            Statics::Victims => {
+            // The stack of an OOM kill's trigger is read by frame pointers. The debug information is compressed because
+            // the standard library's is three quarters of a binary, and each test puts all binaries into an image.
+            Statics::Victims | Statics::Guest => {
                 "-C target-feature=+crt-static -C force-frame-pointers=yes -C link-arg=-Wl,--compress-debug-sections=zlib"
             }
             Statics::Podopsy => "-C target-feature=+crt-static",
         }
     }
 
-    /// The environment variable that tells the harness the folder, so that it need not build.
+    /// The environment variable by which the harness gets the folder, so that it need not build.
     pub fn variable(self) -> &'static str {
         match self {
             Statics::Victims => "PODOPSY_VICTIMS_DIR",
+            Statics::Guest => "PODOPSY_GUEST_DIR",
             Statics::Podopsy => "PODOPSY_DIST_DIR",
         }
     }
 }
 
-/// The command: the folder on stdout, everything else on stderr.
+/// The command: prints the folder to stdout, everything else to stderr.
 pub fn run(what: Statics) -> Result<()> {
     println!("{}", build(what)?.display());
     Ok(())
@@ -66,13 +71,13 @@ pub fn build(what: Statics) -> Result<PathBuf> {
     let target = target()?;
     let folder = sh::root().join("target").join(what.profile());
     let mut command = sh::cargo();
-    // Naming the target, even though it is the host's own, keeps the flags away from build scripts and macros,
-    // which cannot be static.
+    // The explicit target, although it is the host's own, keeps the flags away from build scripts and macros, which
+    // cannot be static.
     command.args(["build", "--profile", what.profile(), "--target", &target, "--bins", "--target-dir"]);
     command.arg(&folder).args(what.packages().iter().flat_map(|name| ["-p", name]));
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", what.flags());
-    // Our stdout is for the folder.
     sh::say(format_args!("$ {}", sh::show(&command)));
+    // Our stdout is for the folder.
     let status = command.stdin(Stdio::null()).stdout(std::io::stderr()).status().context("start cargo")?;
     if !status.success() {
         bail!("{status}: {}", sh::show(&command));
@@ -80,7 +85,7 @@ pub fn build(what: Statics) -> Result<PathBuf> {
     Ok(folder.join(target).join(what.profile()))
 }
 
-/// The triple that everything static is built for.
+/// The host's triple, for which everything static is built.
 fn target() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let verbose = sh::capture(Command::new(rustc).arg("-vV").current_dir(sh::root()))?;

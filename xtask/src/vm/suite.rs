@@ -50,6 +50,7 @@ impl Suite {
     /// Builds everything and lists the tests whose name contains one of `filter` (all, if there is none).
     pub fn build(filter: &[String]) -> Result<Suite> {
         let victims = statics::build(Statics::Victims)?;
+        let guest = statics::build(Statics::Guest)?.join("podopsy-guest");
         let podopsy = statics::build(Statics::Podopsy)?;
         let mut tests = Vec::new();
         for (suite, program) in programs()? {
@@ -62,7 +63,6 @@ impl Suite {
             bail!("no kernel test's name contains {part}");
         }
         tests.retain(|test| filter.is_empty() || filter.iter().any(|part| test.has(part)));
-        let guest = victims.join("podopsy-guest");
         let environment =
             vec![(Statics::Victims.variable(), victims), (Statics::Podopsy.variable(), podopsy)];
         Ok(Suite { tests, guest, environment })
