@@ -15,7 +15,7 @@ use std::time::Duration;
 use podopsy_harness::{ContainerSpec, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, SOON, get, prometheus, until, value};
-use support::place::unpacked;
+use support::dns_sandbox::unpacked;
 use support::{Running, VICTIMS_IMAGE, node};
 
 fn manifests() -> PathBuf {

@@ -141,7 +141,7 @@ fn a_group_kill_is_one_incident_with_five_victims() {
         assert!(!sleeper.wait().expect("it ends").success(), "it was to be killed with the others");
     }
     recording.until("incident", SOON, |seen| incident_of(seen, pids[0]).is_some());
-    recording.for_a_while(Duration::from_secs(3));
+    recording.receive_for(Duration::from_secs(3));
     let (_, incident) = incident_of(&recording.seen, pids[0]).expect("just found");
     let mut victims: Vec<u32> = incident.victims.iter().map(|victim| victim.task.pid).collect();
     victims.sort_unstable();
@@ -167,7 +167,7 @@ fn a_victim_of_many_threads_is_its_leader() {
     let pid = child.id();
     let _ = child.wait();
     recording.until("incident", SOON, |seen| incident_of(seen, pid).is_some());
-    recording.for_a_while(Duration::from_secs(1));
+    recording.receive_for(Duration::from_secs(1));
     let (_, incident) = incident_of(&recording.seen, pid).expect("just found");
     assert_eq!(incident.victims.len(), 1, "threads are no victims: {:?}", incident.victims);
     let trigger = incident.trigger.as_ref().expect("the probe saw it");
@@ -205,7 +205,7 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
     );
     assert!(curve.current_bytes.iter().max() > Some(&(40 * MIB)), "{:?}", curve.current_bytes);
     // The cgroup lives on, and its own counter is compared with what was told of it.
-    recording.for_a_while(Duration::from_secs(12));
+    recording.receive_for(Duration::from_secs(12));
     let (_, losses) = recording.stop();
     let differences: Vec<_> = losses.keys().filter(|name| name.ends_with("_by_cgroup")).collect();
     assert!(differences.is_empty(), "{losses:?}");
@@ -265,7 +265,7 @@ fn a_storm_leaves_no_difference_between_the_kernels_count_and_ours() {
         })
         .collect();
     recording.until("all incidents", SOON, |seen| pids.iter().all(|&pid| incident_of(seen, pid).is_some()));
-    recording.for_a_while(Duration::from_millis(1500));
+    recording.receive_for(Duration::from_millis(1500));
     let whose = |pid: u32| incident_of(&recording.seen, pid).map(|(_, one)| one.limit.of);
     assert!(pids.iter().all(|&pid| whose(pid) == Some(Level::Slice)), "with and without a header");
     let (events, losses) = recording.stop();

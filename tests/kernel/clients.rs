@@ -16,7 +16,7 @@ use podopsy_model::lookup::LookupResult::{self, *};
 use podopsy_model::{Detail, Event, Lookup};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::{self, Client};
-use support::place::{Place, SOON, Server, in_place};
+use support::dns_sandbox::{DnsSandbox, SOON, Server, in_dns_sandbox};
 use support::{Recording, dns, node, options, pods_of};
 
 fn lookup_options() -> RecorderOptions {
@@ -87,8 +87,8 @@ struct Ran {
 }
 
 /// Runs every client with every name, all at once, against the server at `address`.
-fn run(place: &Place, address: &str, cgroup: &Path, clients: &[Client], cases: &[Case]) -> Vec<Ran> {
-    place.resolv_conf(&format!("nameserver {address}\noptions ndots:1 timeout:3 attempts:1\n"));
+fn run(sandbox: &DnsSandbox, address: &str, cgroup: &Path, clients: &[Client], cases: &[Case]) -> Vec<Ran> {
+    sandbox.resolv_conf(&format!("nameserver {address}\noptions ndots:1 timeout:3 attempts:1\n"));
     let mut children = Vec::new();
     for client in clients {
         for &(name, expected) in cases {
@@ -109,9 +109,9 @@ fn wait(recording: &mut Recording, ran: &[&[Ran]]) {
     // Not `until`: the table says which is missing.
     let end = Instant::now() + SOON;
     while !is_told(&recording.seen) && Instant::now() < end {
-        recording.for_a_while(std::time::Duration::from_millis(500));
+        recording.receive_for(std::time::Duration::from_millis(500));
     }
-    recording.for_a_while(std::time::Duration::from_millis(1500));
+    recording.receive_for(std::time::Duration::from_millis(1500));
 }
 
 /// Prints the lookups of all clients, and tells which are not as they should be.
@@ -168,14 +168,14 @@ fn every_outcome_of_every_client_is_told_once_with_its_process_and_pod() {
     let built = tempfile::tempdir().expect("a folder");
     let clients = clients::all(built.path());
     let mut recording = Recording::start(lookup_options(), pods_of(&node));
-    let ran = in_place(move |place| {
+    let ran = in_dns_sandbox(move |sandbox| {
         let _server = Server::ours(&victims);
-        let mut all = run(place, "127.0.0.1", &cgroup, &clients, &MISBEHAVING);
+        let mut all = run(sandbox, "127.0.0.1", &cgroup, &clients, &MISBEHAVING);
         // Nobody listens there. musl's socket is not connected, and never learns of it.
         let (others, connected): (Vec<Client>, Vec<Client>) =
             clients.into_iter().partition(|client| client.name == "musl");
-        all.extend(run(place, "127.0.0.9", &cgroup, &connected, &[("nobody.example.com", &[Unreachable])]));
-        all.extend(run(place, "127.0.0.9", &cgroup, &others, &[("nobody.example.com", &[Timeout])]));
+        all.extend(run(sandbox, "127.0.0.9", &cgroup, &connected, &[("nobody.example.com", &[Unreachable])]));
+        all.extend(run(sandbox, "127.0.0.9", &cgroup, &others, &[("nobody.example.com", &[Timeout])]));
         all
     });
     wait(&mut recording, &[&ran]);
@@ -194,13 +194,13 @@ fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself()
     let built = tempfile::tempdir().expect("a folder");
     let clients = clients::all(built.path());
     let mut recording = Recording::start(lookup_options(), pods_of(&node));
-    let (of_bind, of_dnsmasq, forwarded, forwarder) = in_place(move |place| {
-        let _bind = Server::bind(place, BIND);
-        let dnsmasq = Server::dnsmasq(place, DNSMASQ, BIND);
-        let of_bind = run(place, BIND, &cgroup, &clients, &REAL);
-        let of_dnsmasq = run(place, DNSMASQ, &cgroup, &clients, &REAL);
+    let (of_bind, of_dnsmasq, forwarded, forwarder) = in_dns_sandbox(move |sandbox| {
+        let _bind = Server::bind(sandbox, BIND);
+        let dnsmasq = Server::dnsmasq(sandbox, DNSMASQ, BIND);
+        let of_bind = run(sandbox, BIND, &cgroup, &clients, &REAL);
+        let of_dnsmasq = run(sandbox, DNSMASQ, &cgroup, &clients, &REAL);
         let glibc = clients.into_iter().filter(|client| client.name == "glibc").collect::<Vec<_>>();
-        let forwarded = run(place, DNSMASQ, &cgroup, &glibc, &[("forwarded.example.com", &[Answered])]);
+        let forwarded = run(sandbox, DNSMASQ, &cgroup, &glibc, &[("forwarded.example.com", &[Answered])]);
         (of_bind, of_dnsmasq, forwarded, dnsmasq.pid())
     });
     wait(&mut recording, &[&of_bind, &of_dnsmasq, &forwarded]);

@@ -52,7 +52,7 @@ fn every_rcode_is_its_own_outcome_reported_once() {
         }
     });
     recording.until("six outcomes", SOON, |seen| cases.iter().all(|case| !outcomes(seen, case.0).is_empty()));
-    recording.for_a_while(Duration::from_millis(500));
+    recording.receive_for(Duration::from_millis(500));
     for (name, flags, expected) in cases {
         let found = transactions(&recording.seen, name);
         assert_eq!(found.len(), 1, "{name}: {found:?}");
@@ -110,7 +110,7 @@ fn a_server_that_is_not_there_is_unreachable_and_no_timeout() {
         std::thread::sleep(Duration::from_millis(100));
     });
     recording.until("unreachable", SOON, |seen| !outcomes(seen, "nobody.test").is_empty());
-    recording.for_a_while(Duration::from_millis(1500));
+    recording.receive_for(Duration::from_millis(1500));
     assert_eq!(outcomes(&recording.seen, "nobody.test"), [Outcome::Unreachable]);
 }
 

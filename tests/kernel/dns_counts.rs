@@ -109,7 +109,7 @@ fn a_forwarder_that_asks_from_port_53_is_counted_once() {
     });
     recording.until("the mark", SOON, |seen| !transactions(seen, "mark.test").is_empty());
     // Past the timeout: the other end's view would be a query without an answer.
-    recording.for_a_while(Duration::from_millis(2500));
+    recording.receive_for(Duration::from_millis(2500));
     let outcomes = |name: &str| -> Vec<Outcome> {
         transactions(&recording.seen, name).iter().map(|(_, dns)| dns.outcome).collect()
     };
@@ -135,7 +135,7 @@ fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
     recording.until("the quiet one's failures", SOON, |seen| transactions(seen, "quiet.test").len() == 40);
     while flood.try_wait().expect("wait for the flood").is_none() {
         // Events are taken meanwhile, as any listener would.
-        recording.for_a_while(Duration::from_millis(50));
+        recording.receive_for(Duration::from_millis(50));
     }
     let took = begun.elapsed();
     let counts = recording.dns_counts_of(loud.id());
@@ -165,7 +165,7 @@ fn timeouts_of_an_outage_are_counted_and_do_not_flood() {
     let end = Instant::now() + SOON;
     while recording.dns_counts_of(cgroup.id()).outcome(Outcome::Timeout) < ASKED.into() {
         assert!(Instant::now() < end, "{:?}", recording.dns_counts_of(cgroup.id()));
-        recording.for_a_while(Duration::from_millis(100));
+        recording.receive_for(Duration::from_millis(100));
     }
     let counts = recording.dns_counts_of(cgroup.id());
     let (seen, losses) = recording.stop();

@@ -97,7 +97,7 @@ fn each_is_answered(mut recording: Recording, names: &[(&str, IpAddr)]) {
     let told = |seen: &[Event]| names.iter().all(|(name, _)| !of(seen, name).is_empty());
     recording.until("an outcome of each", SOON, told);
     // Longer than a timeout takes.
-    recording.for_a_while(Duration::from_millis(1500));
+    recording.receive_for(Duration::from_millis(1500));
     for &(name, server) in names {
         let found: Vec<_> = of(&recording.seen, name).iter().map(|dns| (dns.outcome, dns.server)).collect();
         assert_eq!(found, [(Outcome::Nxdomain, SocketAddr::new(server, 53))], "{name}");

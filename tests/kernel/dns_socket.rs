@@ -92,7 +92,7 @@ fn every_outcome_is_seen_once_without_bpf() {
             cases.iter().map(|case| case.0).chain(others).all(|name| !outcomes(seen, name).is_empty())
                 && outcomes(seen, "silent.test").len() > 1
         });
-        recording.for_a_while(Duration::from_millis(500));
+        recording.receive_for(Duration::from_millis(500));
         for (name, _, expected) in cases {
             let found = transactions(&recording.seen, name);
             assert_eq!(found.len(), 1, "{name}: {found:?}");

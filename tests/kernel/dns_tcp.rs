@@ -113,7 +113,7 @@ fn several_messages_in_a_segment_are_several_transactions() {
         pair.answer(&answers.collect::<Vec<_>>(), &[]);
     });
     recording.until("all of them", SOON, |seen| of(seen, "pipe.test").len() >= MESSAGES.into());
-    recording.for_a_while(Duration::from_millis(1500));
+    recording.receive_for(Duration::from_millis(1500));
     let found = of(&recording.seen, "pipe.test");
     let mut ids: Vec<u16> = found.iter().map(|dns| dns.id).collect();
     ids.sort_unstable();

@@ -54,7 +54,7 @@ fn agent(node: &Node, loki: &Destination, otlp: &Destination) -> Agent {
 /// Each line that Loki got, with its stream's labels, its time and its metadata.
 fn entries(loki: &Destination) -> Vec<(Value, Value)> {
     let mut all = Vec::new();
-    for (head, body) in loki.taken() {
+    for (head, body) in loki.received() {
         assert!(head.starts_with("post /loki/api/v1/push http/1.1\r\n"), "{head}");
         assert!(head.contains("x-scope-orgid: shop") && head.contains("content-type: application/json"));
         let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -69,7 +69,7 @@ fn entries(loki: &Destination) -> Vec<(Value, Value)> {
 /// The bodies of what the collector got at a path.
 fn posted(otlp: &Destination, path: &str) -> Vec<Vec<u8>> {
     let (mut all, known) = (Vec::new(), ["/otlp/v1/logs", "/otlp/v1/metrics"]);
-    for (head, body) in otlp.taken() {
+    for (head, body) in otlp.received() {
         let at = head.strip_prefix("post ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
         assert!(known.contains(&at), "{head}");
         assert!(head.contains("authorization: bearer of-the-test\r\n"), "{head}");
@@ -187,7 +187,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
         let wanted = ["\"oom.kill\"", "\"oom.incident\"", "\"dns.failure\""];
         wanted.iter().all(|kind| kinds().contains(*kind)).then_some(())
     });
-    until("request that the collector turned away", || otlp.turned_away.load(Relaxed).then_some(()));
+    until("request that the collector turned away", || otlp.refused.load(Relaxed).then_some(()));
     let page = until("page on which Loki has it all", || {
         let page = page_of(&agent)?;
         (sum(&page, "podopsy_export_waiting", "loki") == 0.0).then_some(page)

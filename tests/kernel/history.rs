@@ -239,7 +239,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     assert!(facts["samples"].as_u64() > Some(0) && facts["user_stacks"].as_u64() > Some(0), "{page}");
     // Pyroscope has the same, as its push API has it.
     let pushed = until("profile of the pod at Pyroscope", || {
-        let all = pyroscope.taken().into_iter().inspect(|(head, _)| {
+        let all = pyroscope.received().into_iter().inspect(|(head, _)| {
             assert!(head.starts_with("post /push.v1.pusherservice/push http/1.1\r\n"), "{head}");
         });
         let series = |(_, body): (String, Vec<u8>)| Push::decode(&*body).expect("a PushRequest").series;
@@ -255,7 +255,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     assert!(functions.iter().any(|name| name.contains("risk_desk")), "{functions:?}");
     // And so has a collector, as OTLP has it: one of its seconds has the function.
     until("profile of the pod at the collector", || {
-        let all = collector.taken().into_iter();
+        let all = collector.received().into_iter();
         let profiles = all.filter(|(head, _)| head.starts_with("post /v1development/profiles http/1.1\r\n"));
         let request =
             |(_, body): (String, Vec<u8>)| ExportProfilesServiceRequest::decode(&*body).expect("OTLP");

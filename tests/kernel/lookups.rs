@@ -13,7 +13,7 @@ use podopsy_model::{Detail, Event, Kind, Lookup};
 use podopsy_pods::Options as PodsOptions;
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::PYTHON;
-use support::place::{SOON, Server, in_place};
+use support::dns_sandbox::{SOON, Server, in_dns_sandbox};
 use support::{Recording, dns, no_runtime, options};
 
 fn lookup_options() -> RecorderOptions {
@@ -99,8 +99,8 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
     let (told, asked) = std::sync::mpsc::channel();
     let (done, go_on) = std::sync::mpsc::channel::<()>();
     let place = std::thread::spawn(move || {
-        in_place(move |place| {
-            place.resolv_conf(&resolv_conf);
+        in_dns_sandbox(move |sandbox| {
+            sandbox.resolv_conf(&resolv_conf);
             let _server = Server::ours(&victims);
             let mut glibc = Glibc::start();
             let results: Vec<String> = names.iter().map(|name| glibc.look_up(name)).collect();
@@ -111,9 +111,9 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
     });
     let (pid, results) = asked.recv().expect("the lookups were made");
     recording.until("a lookup of each name", SOON, |seen| of_process(seen, pid).len() >= names.len());
-    recording.for_a_while(Duration::from_millis(1500));
+    recording.receive_for(Duration::from_millis(1500));
     drop(done);
-    place.join().expect("the place");
+    sandbox.join().expect("the place");
     Asked { results, pid, seen: recording.seen }
 }
 

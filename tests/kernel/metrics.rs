@@ -14,7 +14,7 @@ use podopsy_agent::api::tcp::listen;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, get, prometheus, until, value};
-use support::place::{in_place, unpacked};
+use support::dns_sandbox::{in_dns_sandbox, unpacked};
 use support::{Running, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
@@ -160,7 +160,7 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
 #[test]
 fn both_families_are_answered_at_one_address_whatever_the_node_says() {
     require_root();
-    in_place(|_| {
+    in_dns_sandbox(|_| {
         // A node where [::] is of IPv6 alone, unless one asks.
         fs::write("/proc/sys/net/ipv6/bindv6only", "1").expect("our own network's setting");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -117,7 +117,7 @@ fn a_burst_of_kills_in_short_lived_pods_names_the_pod_of_each() {
         pod.remove().expect("remove the pod");
     }
     recording.until("all kills", SOON, |seen| kills(seen).len() >= pods * EACH);
-    recording.for_a_while(Duration::from_secs(1));
+    recording.receive_for(Duration::from_secs(1));
     let mut by_pod: BTreeMap<Option<String>, usize> = BTreeMap::new();
     for event in kills(&recording.seen) {
         *by_pod.entry(pod_name(event)).or_default() += 1;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
-use support::place::unpacked;
+use support::dns_sandbox::unpacked;
 use support::{Running, is_emulated, no_runtime, require_root};
 use tokio::sync::Notify;
 

@@ -1,11 +1,11 @@
-//! `podopsy-demo`: the story that podopsy tells, on real pods. Run by `cargo xtask demo`.
+//! `podopsy-demo`: an outage on real pods, recorded by podopsy. Run by `cargo xtask demo`.
 //!
 //! `finance/checkout-api` leaks a buffer on every failed DNS lookup; its resolver stops answering;
-//! `finance/pricing` burns CPU beside it. podopsy watches, and this program asserts nothing by itself: what it
-//! prints is what podopsy wrote.
+//! `finance/pricing` burns CPU beside it. podopsy records both. This program draws no
+//! conclusions of its own: it prints what podopsy wrote.
 
+mod outage;
 mod report;
-mod story;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,9 +24,9 @@ fn main() -> ExitCode {
             }
         }
     }
-    match story::run(&out) {
-        Ok(caught) => {
-            report::print(&caught, &out);
+    match outage::run(&out) {
+        Ok(recorded) => {
+            report::print(&recorded, &out);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -1,18 +1,18 @@
-//! What the demo prints: the events as they come, then the story that they make.
+//! The demo's output: the events as they come, and a summary at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use podopsy_model::{Detail, Event, OomKill, Outcome};
 
-use crate::story::Caught;
+use crate::outage::Recorded;
 
-/// A step of the demo itself.
+/// Prints the heading of a step.
 pub fn step(what: &str) {
     println!("\n\x1b[1m==> {what}\x1b[0m");
 }
 
-/// The live view: each kind of failure once, each kill, and how much was seen between them.
+/// The live view: each kind of DNS failure once, each kill, and the number of failures before it.
 #[derive(Default)]
 pub struct Live {
     seen: BTreeSet<String>,
@@ -20,7 +20,7 @@ pub struct Live {
 }
 
 impl Live {
-    /// Names in an event are escaped at their source.
+    /// Prints the event. Names need no escaping: podopsy escapes them when it makes the event.
     pub fn show(&mut self, event: &Event) {
         let pod = pod(event);
         let clock = event.time.strftime("%H:%M:%S");
@@ -33,13 +33,10 @@ impl Live {
                     println!("{clock}  dns.failure  {pod:<21} {what} after {}", span(dns.latency_ns));
                 }
             }
-            // Its queries have been shown.
+            // Its queries have been printed.
             Detail::Lookup(_) => {}
             Detail::Oom(kill) => {
-                println!(
-                    "          … {} failed queries in all since the last line of this kind",
-                    self.since_kill
-                );
+                println!("          … {} failed DNS queries in all before this kill", self.since_kill);
                 self.since_kill = 0;
                 println!(
                     "{clock}  \x1b[31moom.kill\x1b[0m     {pod:<21} victim {}[{}], rss {:.1} MiB, attempt {}",
@@ -54,11 +51,11 @@ impl Live {
     }
 }
 
-/// The end: what was caught, in the words of events.
-pub fn print(caught: &Caught, out: &Path) {
-    step("what podopsy caught");
+/// Prints the summary.
+pub fn print(recorded: &Recorded, out: &Path) {
+    step("what podopsy recorded");
     let of_checkout: Vec<&Event> =
-        caught.events.iter().filter(|event| pod(event) == "finance/checkout-api").collect();
+        recorded.events.iter().filter(|event| pod(event) == "finance/checkout-api").collect();
     let mut failures: BTreeMap<(String, &str), u64> = BTreeMap::new();
     for event in &of_checkout {
         if let Detail::Dns(dns) = &event.detail {
@@ -73,35 +70,35 @@ pub fn print(caught: &Caught, out: &Path) {
             _ => None,
         })
         .collect();
-    println!("finance/checkout-api, in {:.0} s without DNS:", caught.outage.as_secs_f64());
+    println!("finance/checkout-api, in {:.0} s without DNS:", recorded.outage.as_secs_f64());
     for ((name, outcome), count) in &failures {
         println!("  observed    {count:>3} queries for {name}: {outcome}");
     }
     for kill in &kills {
         println!(
-            "  observed    OOM kill of {}[{}] at {:.1} MiB; it was {} that asked for memory",
+            "  observed    OOM kill of {}[{}] at {:.1} MiB; triggered by {}",
             kill.victim.comm,
             kill.victim.pid,
             rss_mib(kill),
             if kill.trigger.pid == kill.victim.pid { "the victim itself" } else { "another process" }
         );
     }
-    if let Some(path) = kills.first().map(|kill| path_to(kill)).filter(|path| !path.is_empty()) {
-        println!("  observed    the last straw, from the dead process's stack: {path}");
+    if let Some(path) = kills.first().map(|kill| allocation_path(kill)).filter(|path| !path.is_empty()) {
+        println!("  observed    where it asked, from the dead process's stack: {path}");
     }
     for (number, timeouts) in (1..).zip(timeouts_before_kills(&of_checkout)) {
-        println!("  correlated  {timeouts} queries timed out on the way to kill {number}");
+        println!("  correlated  {timeouts} DNS queries timed out before kill {number}");
     }
     println!(
-        "\nand what the container runtime says of the same pods (podopsy pods -n finance):\n{}",
-        caught.pods
+        "\nthe same pods as the container runtime reports them (podopsy pods -n finance):\n{}",
+        recorded.pods
     );
     println!("finance/pricing, by podopsy profile:");
-    // The table's head and the hottest functions; the files have the rest.
-    caught.profile.lines().take(6).for_each(|line| println!("{line}"));
+    // The heading and the hottest functions; the files have all of them.
+    recorded.profile.lines().take(6).for_each(|line| println!("{line}"));
     println!();
-    println!("left in {}:", out.display());
-    println!("  events.jsonl    one JSON object an event");
+    println!("files in {}:", out.display());
+    println!("  events.jsonl    one JSON object per event");
     println!("  profile.pb.gz   go tool pprof -top {}", out.join("profile.pb.gz").display());
     println!("  profile.svg     open it in a browser");
 }
@@ -115,19 +112,19 @@ fn rss_mib(kill: &OomKill) -> f64 {
         .map_or(0.0, |rss| (rss.anon_bytes + rss.file_bytes + rss.shmem_bytes) as f64 / f64::from(1 << 20))
 }
 
-/// The trigger's functions from the allocation out to `main`, and where the innermost stands in the source.
-fn path_to(kill: &OomKill) -> String {
+/// The trigger's functions from the allocation out to `main`, and the innermost one's line in the source.
+fn allocation_path(kill: &OomKill) -> String {
     let frames = || kill.user_stack.iter().filter(|frame| !frame.inlined);
     let names: Vec<&str> = frames()
         .map_while(|frame| frame.function.as_deref())
         .take_while(|name| *name != "main")
         .take(6)
         .collect();
-    let place = frames().next().and_then(|frame| frame.source.as_ref()).map(|(file, line)| {
+    let source = frames().next().and_then(|frame| frame.source.as_ref()).map(|(file, line)| {
         let file = std::path::Path::new(file.as_ref()).file_name().unwrap_or_default();
         format!(" ({}:{line})", file.to_string_lossy())
     });
-    names.join(" ← ") + place.as_deref().unwrap_or_default()
+    names.join(" ← ") + source.as_deref().unwrap_or_default()
 }
 
 /// Timeouts before the first kill, between the first and the second, and so on.

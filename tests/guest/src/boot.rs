@@ -1,6 +1,6 @@
-//! From the initramfs to a system: modules, the host's root read-only with a memory file system over it, cgroup v2.
+//! Boots a lab machine from its initramfs: loads modules, mounts the host's root read-only with a tmpfs over it, and cgroup v2.
 //!
-//! tracefs, debugfs and bpffs are left unmounted on purpose: podopsy must not need them.
+//! tracefs, debugfs and bpffs stay unmounted on purpose: podopsy must not need them.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -13,13 +13,13 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, sethostname};
 
-/// What a login would set.
+/// The tests' environment.
 pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("HOME", "/root"),
-    // Tests that repeat themselves do it less often on an emulated machine.
+    // Tests repeat things less often on an emulated machine.
     ("PODOPSY_EMULATED", "1"),
-    // Not /tmp: the project itself may lie there. And containerd's overlays cannot lie on ours.
+    // Not /tmp: the project itself may be there, and containerd's overlays cannot be made on the root's overlay.
     ("TMPDIR", "/run/tmp"),
 ];
 
@@ -43,14 +43,14 @@ pub fn boot(modules: Option<&Path>) -> Result<()> {
     }
     fs::create_dir("/run/tmp").context("make /run/tmp")?;
     for controller in ["+cpuset", "+cpu", "+io", "+memory", "+pids"] {
-        // Whether the tests' controllers are there, the tests find out and say.
+        // Tests that need a missing controller fail and name it.
         if let Err(error) = fs::write("/sys/fs/cgroup/cgroup.subtree_control", controller) {
             eprintln!("podopsy-guest: {controller}: {error}");
         }
     }
     sethostname("lab").context("set the host's name")?;
     if let Some(modules) = modules {
-        // From here on the kernel loads what it needs (bridge, veth, nf_tables) by itself, through modprobe.
+        // From here on, the kernel loads modules (bridge, veth, nf_tables) on demand by modprobe.
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
         let release = release.trim();
         fs::create_dir_all("/lib/modules").context("make /lib/modules")?;
@@ -62,7 +62,7 @@ pub fn boot(modules: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Loads every module of the folder, in the order of their names; the host has sorted out who needs whom.
+/// Loads every module of the folder in the order of their names: the host has numbered them by dependency.
 fn load_modules(folder: &Path) -> Result<()> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .with_context(|| format!("read {}", folder.display()))?
@@ -79,12 +79,12 @@ fn load_modules(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The host's root below, memory above, and ourselves in it.
+/// Makes an overlay of the host's root (lower) and a tmpfs (upper), and changes the root to it.
 fn new_root(at: &str) -> Result<()> {
     for folder in ["/lower", "/upper", at] {
         fs::create_dir_all(folder).with_context(|| format!("make {folder}"))?;
     }
-    // Nothing changes on the host's side that a machine has to see: cache what was read.
+    // Changes on the host need not be seen by the machine: what was read may be cached.
     let share = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
     mount_at(SHARE, "9p", "/lower", MsFlags::MS_RDONLY, share)?;
     mount_at("tmpfs", "tmpfs", "/upper", MsFlags::empty(), "mode=755")?;

@@ -1,4 +1,4 @@
-//! What to run: a text of one word and its arguments a line, written by `cargo xtask vm`.
+//! The job: a text with one keyword and its arguments per line, written by `cargo xtask vm`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use anyhow::{Context, Result, bail};
 /// The job.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Job {
-    /// `modules DIR`: the kernel's modules, on the shared root.
+    /// `modules DIR`: the folder of the kernel's modules, on the shared root.
     pub modules: Option<PathBuf>,
-    /// `env NAME=VALUE`: for the tests.
+    /// `env NAME=VALUE`: the tests' environment.
     pub environment: Vec<(String, String)>,
     /// `test SECONDS SUITE NAME PROGRAM`.
     pub tests: Vec<Test>,
@@ -19,9 +19,9 @@ pub struct Job {
 /// One test of a libtest program.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Test {
-    /// More than this is a failure.
+    /// The time limit.
     pub limit: Duration,
-    /// The verdict's name is `suite::name`.
+    /// The verdict names the test `suite::name`.
     pub suite: String,
     pub name: String,
     pub program: PathBuf,
@@ -38,21 +38,21 @@ impl Job {
     }
 
     fn line(&mut self, line: &str) -> Result<()> {
-        let (word, rest) = line.split_once(' ').context("a word and its arguments")?;
-        match word {
+        let (keyword, rest) = line.split_once(' ').context("expected a keyword and its arguments")?;
+        match keyword {
             "modules" => self.modules = Some(rest.into()),
             "env" => {
-                let (name, value) = rest.split_once('=').context("NAME=VALUE")?;
+                let (name, value) = rest.split_once('=').context("expected NAME=VALUE")?;
                 self.environment.push((name.to_owned(), value.to_owned()));
             }
             "test" => {
-                let mut words = rest.splitn(4, ' ');
-                let mut next = || words.next().context("test SECONDS SUITE NAME PROGRAM");
+                let mut fields = rest.splitn(4, ' ');
+                let mut next = || fields.next().context("expected test SECONDS SUITE NAME PROGRAM");
                 let limit = Duration::from_secs(next()?.parse().context("seconds")?);
                 let (suite, name) = (next()?.to_owned(), next()?.to_owned());
                 self.tests.push(Test { limit, suite, name, program: next()?.into() });
             }
-            _ => bail!("unknown word"),
+            _ => bail!("unknown keyword"),
         }
         Ok(())
     }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_read_and_a_broken_one_is_refused_with_its_line() {
+    fn a_job_is_parsed_and_an_error_names_its_line() {
         let job = Job::parse("modules /m x\nenv A=b=c\ntest 7 oom a::b /p/q r\n").unwrap();
         assert_eq!(job.modules, Some("/m x".into()));
         assert_eq!(job.environment, [("A".to_owned(), "b=c".to_owned())]);

@@ -1,8 +1,7 @@
 //! Runs a list of tests, one process each, and writes a verdict line for every one of them.
 //!
-//! `podopsy-guest JOB` does so on the machine that it is started on. As PID 1 of a lab machine (`cargo xtask vm`)
-//! it first makes a system out of the host's root, shared read-only, and powers off in the end.
-//! It knows nothing of podopsy, nor what the tests test.
+//! `podopsy-guest JOB` runs them on this machine. As PID 1 of a lab machine (`cargo xtask vm`) it first boots a system from
+//! the host's root, shared read-only, and powers off at the end.
 
 #![forbid(unsafe_code)]
 
@@ -21,19 +20,19 @@ use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
-/// Where a lab machine's job lies in its initramfs.
+/// The job's path in a lab machine's initramfs.
 const JOB: &str = "/job";
-/// The port that carries verdicts. The console has one of its own, so that the kernel's messages cannot tear them.
+/// The serial port for verdicts. The console is another port, so that the kernel's messages do not mix with them.
 const VERDICTS: &str = "/dev/ttyS1";
 
 fn main() -> ExitCode {
     let result = match std::env::args_os().nth(1) {
         Some(job) => run(Path::new(&job), &mut std::io::stdout()),
         None if nix::unistd::getpid() == Pid::from_raw(1) => {
-            if let Err(error) = machine() {
+            if let Err(error) = run_as_init() {
                 eprintln!("podopsy-guest: {error:#}");
             }
-            // PID 1 must not end: the kernel would panic, and hide what was said.
+            // PID 1 must not end: the kernel would panic, and its report would hide the error.
             let failed = reboot(RebootMode::RB_POWER_OFF);
             eprintln!("podopsy-guest: power off: {failed:?}");
             loop {
@@ -56,8 +55,8 @@ fn run(job: &Path, verdicts: &mut dyn Write) -> Result<()> {
     suite::run(&job::Job::parse(&text)?, verdicts)
 }
 
-/// All that a lab machine does: a system, the tests in a child, and every orphan reaped meanwhile.
-fn machine() -> Result<()> {
+/// Boots the lab machine, runs the tests in a child, and reaps every orphan meanwhile.
+fn run_as_init() -> Result<()> {
     let text = std::fs::read_to_string(JOB).context("read the job in the initramfs")?;
     let job = job::Job::parse(&text)?;
     boot::boot(job.modules.as_deref())?;
@@ -65,7 +64,7 @@ fn machine() -> Result<()> {
     std::fs::write(moved, text).context("write the job to the new root")?;
     let verdicts =
         OpenOptions::new().write(true).open(VERDICTS).with_context(|| format!("open {VERDICTS}"))?;
-    // The initramfs is out of sight by now, the program that runs is not.
+    // The initramfs is no longer visible; this program can still be run by its descriptor.
     let child = Command::new("/proc/self/exe")
         .arg(moved)
         .envs(boot::ENVIRONMENT)
@@ -73,7 +72,7 @@ fn machine() -> Result<()> {
         .spawn()
         .context("start the tests")?;
     let child = Pid::from_raw(child.id() as i32);
-    // A process that nobody reaps looks alive to tests that wait for its end.
+    // To a test that waits for a process's end, an orphan that is not reaped seems to run.
     loop {
         match wait() {
             Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) if pid == child => return Ok(()),

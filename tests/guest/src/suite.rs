@@ -1,4 +1,4 @@
-//! The tests, one process and one verdict each.
+//! Runs the tests, each in its own process, and writes one verdict for each.
 //!
 //! ```text
 //! begin SUITE::NAME
@@ -8,8 +8,8 @@
 //! end COUNT
 //! ```
 //!
-//! Whoever reads knows the list: a test without a verdict has failed. One that failed is run once more at the end, and
-//! has two verdicts then.
+//! The reader has the list of tests: a test without a verdict has failed. A failed test is run once more at the end and then
+//! has two verdicts.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -24,10 +24,10 @@ use nix::unistd::Pid;
 use crate::job::{Job, Test};
 use crate::kernel_log;
 
-/// Of what a failed test printed, the last bytes are shown.
+/// The number of bytes shown of a failed test's output, from its end.
 const SHOWN: u64 = 32 << 10;
 
-/// Runs the job; an error is one of ours, never a test's.
+/// Runs the job. An error is the guest's own, never a test's.
 pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
     let mut failed = Vec::new();
     for test in &job.tests {
@@ -35,20 +35,20 @@ pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
             failed.push(test);
         }
     }
-    // A second chance, told as such: an emulated machine on a busy host misses deadlines that are not the test's subject.
+    // A second try, reported as such: an emulated machine on a busy host misses deadlines that the test is not about.
     for test in failed {
         judge(test, job, verdicts)?;
     }
     writeln!(verdicts, "end {}", job.tests.len()).context("write the verdicts")
 }
 
-/// Runs one test, and writes its verdict: whether it passed.
+/// Runs one test and writes its verdict; whether it passed.
 fn judge(test: &Test, job: &Job, verdicts: &mut dyn Write) -> Result<bool> {
     let name = format!("{}::{}", test.suite, test.name);
     writeln!(verdicts, "begin {name}")?;
     verdicts.flush()?;
     let (start, log) = (Instant::now(), kernel_log::Mark::now());
-    let outcome = one(test, job);
+    let outcome = run_test(test, job);
     let took = start.elapsed().as_millis();
     match &outcome {
         Ok(()) => writeln!(verdicts, "ok {name} {took}")?,
@@ -57,7 +57,7 @@ fn judge(test: &Test, job: &Job, verdicts: &mut dyn Write) -> Result<bool> {
                 writeln!(verdicts, "| {}", line.replace(|c: char| c.is_control() && c != '\t', "."))?;
             }
             writeln!(verdicts, "fail {name} {took} {reason}")?;
-            eprintln!("{name} failed; what the kernel said meanwhile:");
+            eprintln!("{name} failed; the kernel's log meanwhile:");
             log.since().iter().for_each(|line| eprintln!("{line}"));
         }
     }
@@ -65,8 +65,8 @@ fn judge(test: &Test, job: &Job, verdicts: &mut dyn Write) -> Result<bool> {
     Ok(outcome.is_ok())
 }
 
-/// Ok, or why not and what it printed.
-fn one(test: &Test, job: &Job) -> Result<(), (String, String)> {
+/// Runs the test's process; the error is the reason and the output.
+fn run_test(test: &Test, job: &Job) -> Result<(), (String, String)> {
     let silent = |error: std::io::Error| (format!("cannot run it: {error}"), String::new());
     let mut output = tempfile::tempfile().map_err(silent)?;
     let mut child = Command::new(&test.program)
@@ -75,14 +75,14 @@ fn one(test: &Test, job: &Job) -> Result<(), (String, String)> {
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(silent)?)
         .stderr(output.try_clone().map_err(silent)?)
-        // A test that is stopped takes its children along.
+        // At the time limit, the whole group is killed.
         .process_group(0)
         .spawn()
         .map_err(silent)?;
     let status = wait(&mut child, test.limit).map_err(silent)?;
     let text = tail(&mut output).map_err(silent)?;
     match status {
-        // Zero tests run is a success to libtest, and a wrong name to us.
+        // libtest succeeds if no test has this name.
         Some(status) if status.success() && text.contains("test result: ok. 1 passed") => Ok(()),
         Some(status) if status.success() => Err(("no test of that name ran".to_owned(), text)),
         Some(status) => Err((ended(status), text)),
@@ -90,7 +90,7 @@ fn one(test: &Test, job: &Job) -> Result<(), (String, String)> {
     }
 }
 
-/// The exit status; None: it took too long, and was killed with its process group.
+/// The exit status; None: it exceeded the limit and was killed with its process group.
 fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! What goes into images: the victims, and podopsy's own binaries, static, built once per process.
+//! The static binaries that go into images: the victims and podopsy. Built once per process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,25 +6,25 @@ use std::sync::Mutex;
 
 use anyhow::{Context, bail};
 
-/// Built already, by what it is.
+/// The folders that this process has built, by the argument of `build-static`.
 static BUILT: Mutex<Vec<(&'static str, PathBuf)>> = Mutex::new(Vec::new());
 
-/// Every victim, by the name that a container's command calls it.
+/// Every victim's program name, as a container's command calls it.
 pub const VICTIMS: [&str; 7] = ["burner", "dns-leaker", "exits", "leak", "lookup", "pause", "resolver"];
 
-/// The folder of the victims, after building them.
+/// Builds the victims and returns their folder.
 pub fn victims(progress: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
     build("victims", "PODOPSY_VICTIMS_DIR", progress)
 }
 
-/// The static `podopsy` and `podopsy-agent`, in that order, after building them (minutes the first time).
+/// Builds the static `podopsy` and `podopsy-agent` (minutes the first time) and returns their paths in that order.
 pub fn podopsy(progress: &dyn Fn(&str)) -> anyhow::Result<[PathBuf; 2]> {
     let folder = build("podopsy", "PODOPSY_DIST_DIR", progress)?;
     Ok([folder.join("podopsy"), folder.join("podopsy-agent")])
 }
 
-/// xtask knows the flags. Where it runs the tests, it has built already and says where: a lab machine has no
-/// compiler to run.
+/// Builds by xtask, which defines the flags. When xtask runs the tests, it has built already and passes the folder in
+/// `variable`: a lab machine has no compiler.
 fn build(what: &'static str, variable: &str, progress: &dyn Fn(&str)) -> anyhow::Result<PathBuf> {
     if let Some(folder) = std::env::var_os(variable) {
         return Ok(folder.into());
@@ -41,7 +41,7 @@ fn build(what: &'static str, variable: &str, progress: &dyn Fn(&str)) -> anyhow:
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(root)
         .args(["run", "--quiet", "--package", "xtask", "--", "build-static", what])
-        // What the test's own cargo set for its children is not meant for xtask.
+        // The test's own cargo has set it, and xtask would take it for its own.
         .env_remove("CARGO_MANIFEST_DIR")
         .stdin(Stdio::null())
         .output()
@@ -49,8 +49,8 @@ fn build(what: &'static str, variable: &str, progress: &dyn Fn(&str)) -> anyhow:
     if !output.status.success() {
         bail!("cargo xtask build-static {what}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let said = String::from_utf8(output.stdout).context("the folder's name")?;
-    let folder = PathBuf::from(said.trim_end());
+    let printed = String::from_utf8(output.stdout).context("read the folder that build-static printed")?;
+    let folder = PathBuf::from(printed.trim_end());
     built.push((what, folder.clone()));
     Ok(folder)
 }

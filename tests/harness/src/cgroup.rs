@@ -1,5 +1,5 @@
-//! Pods' cgroups, as a kubelet with the cgroupfs driver keeps them: `/kubepods/burstable/pod<uid>`, in every
-//! v1 hierarchy or in the one of v2. runc makes the containers' leaves; what is above them is ours.
+//! Pods' cgroups as a kubelet with the cgroupfs driver makes them: `/kubepods/burstable/pod<uid>`, in each v1 hierarchy
+//! or in the v2 hierarchy. runc makes the containers' leaves; the harness makes what is above them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,21 +42,21 @@ pub fn memory_hierarchy() -> anyhow::Result<(PathBuf, bool)> {
         .context("no cgroup hierarchy with the memory controller; mount -t cgroup2 cgroup2 /sys/fs/cgroup")
 }
 
-/// Of the parents, those that are there already: not ours to remove.
+/// The parents that exist already, which the harness must not remove.
 pub fn existing_parents() -> Vec<PathBuf> {
     let all = hierarchies();
     let paths = all.iter().flat_map(|root| PARENTS.iter().map(move |parent| root.join(parent)));
     paths.filter(|path| path.exists()).collect()
 }
 
-/// Makes a pod's cgroup (a path such as `/kubepods/burstable/pod<uid>`), with a memory limit of its own if asked.
+/// Makes a pod's cgroup (a path such as `/kubepods/burstable/pod<uid>`), with its own memory limit if there is one.
 pub fn create(cgroup: &str, memory_limit: Option<i64>) -> anyhow::Result<()> {
     let (root, v2) = memory_hierarchy()?;
     let mut at = root;
     for part in cgroup.trim_start_matches('/').split('/') {
         if v2 {
             for controller in ["+memory", "+cpu", "+pids"] {
-                // One at a time: a controller that the machine lacks must not cost the others.
+                // One at a time: a write that names a missing controller enables none.
                 let _ = std::fs::write(at.join("cgroup.subtree_control"), controller);
             }
         }
@@ -80,7 +80,7 @@ pub fn memory_directory(cgroup: &str) -> anyhow::Result<PathBuf> {
     Ok(memory_hierarchy()?.0.join(cgroup.trim_start_matches('/')))
 }
 
-/// Kills what lives below a pod's cgroup, in every hierarchy.
+/// Kills the processes in a pod's cgroup and below it, in every hierarchy.
 pub fn kill(cgroup: &str) {
     for directory in below(cgroup) {
         for process in in_cgroup(&directory) {
@@ -89,7 +89,7 @@ pub fn kill(cgroup: &str) {
     }
 }
 
-/// Removes a pod's cgroup and those below it, everywhere; returns what could not be removed.
+/// Removes a pod's cgroup and those below it in every hierarchy; returns those that could not be removed.
 pub fn remove(cgroup: &str) -> Vec<PathBuf> {
     let start = Instant::now();
     loop {
@@ -109,7 +109,7 @@ pub fn remove_parents(kept: &[PathBuf]) {
     for root in hierarchies() {
         for path in PARENTS.iter().map(|parent| root.join(parent)) {
             if !kept.contains(&path) {
-                // Fails while a pod of somebody else's is in it, as it should.
+                // Fails, as it must, while a pod that is not ours is in it.
                 let _ = std::fs::remove_dir(path);
             }
         }

@@ -1,4 +1,4 @@
-//! A private containerd: own root, state, socket, CNI and runc directories, all below the node's directory.
+//! A private containerd: its root, state, socket, CNI and runc directories are below the node's directory.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -19,7 +19,8 @@ pub const PAUSE_IMAGE: &str = "registry.podopsy.test/pause:1";
 /// Where distributions put the CNI plugins.
 const CNI: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 
-/// What has to be installed, found before anything is made; the error is the command that mends it.
+/// Checks that the required programs are installed, before anything is made. Returns the CNI plugins' folder; an error
+/// names the command that installs what is missing.
 pub fn check() -> anyhow::Result<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
         bail!("real pods need root: run this as root, e.g. with sudo -E");
@@ -66,7 +67,7 @@ impl Containerd {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
-            // Ctrl-C at a terminal goes to the whole group: teardown needs containerd to live a little longer.
+            // Ctrl-C at a terminal signals the whole group, and the teardown needs containerd for a little longer.
             .process_group(0)
             .spawn()
             .context("start containerd: apt-get install containerd")?;
@@ -77,7 +78,7 @@ impl Containerd {
     pub fn wait(&mut self, cri: &Cri) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
-            let error = match self.socket.exists().then(|| cri.ready()) {
+            let error = match self.socket.exists().then(|| cri.check_ready()) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) => format!("{error:#}"),
                 None => "no socket yet".to_owned(),
@@ -144,7 +145,7 @@ path = "{directory}/opt"
 
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{PAUSE_IMAGE}"
-# Without CAP_SYS_RESOURCE nobody may lower oom_score_adj, and no sandbox would start.
+# A process without CAP_SYS_RESOURCE may not lower oom_score_adj, and no sandbox would start.
 restrict_oom_score_adj = true
 disable_apparmor = true
 tolerate_missing_hugetlb_controller = true

@@ -1,4 +1,4 @@
-//! A pod that runs: look at it, restart its containers as a kubelet would, end it.
+//! A running pod: query it, restart its containers as a kubelet would, stop it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::cgroup;
 use crate::cri::client::{ContainerState, Cri, Status};
 use crate::cri::messages::PodSandboxConfig;
 use crate::pod::{ContainerSpec, PodSpec};
-use crate::state::Shared;
+use crate::state::SharedState;
 
-/// A running pod; clones are the same pod. It outlives its handles and ends with `remove` or with the node.
+/// A running pod. Clones refer to the same pod, which outlives its handles and ends with `remove` or with the node.
 #[derive(Debug, Clone)]
 pub struct PodHandle {
     pub namespace: String,
@@ -30,7 +30,7 @@ pub struct PodHandle {
     pub(crate) sandbox: PodSandboxConfig,
     pub(crate) logs: PathBuf,
     pub(crate) cri: Arc<Cri>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedState>,
     pub(crate) containers: Arc<Mutex<BTreeMap<String, Instance>>>,
 }
 
@@ -40,17 +40,17 @@ pub(crate) struct Instance {
     spec: ContainerSpec,
     id: String,
     attempt: u32,
-    /// The attempt before it, kept for its status as a kubelet keeps it.
+    /// The attempt before it; a kubelet keeps it, too, for its status.
     previous: Option<String>,
 }
 
 impl PodHandle {
-    /// What CRI says of the newest attempt of a container.
+    /// The CRI status of a container's newest attempt.
     pub fn status(&self, container: &str) -> anyhow::Result<Status> {
         self.cri.container(&self.instance(container)?.id)
     }
 
-    /// What CRI says of the attempt before the newest.
+    /// The CRI status of the attempt before the newest.
     pub fn previous_status(&self, container: &str) -> anyhow::Result<Status> {
         let previous = self.instance(container)?.previous;
         self.cri.container(&previous.with_context(|| format!("{container} was never restarted"))?)
@@ -67,7 +67,7 @@ impl PodHandle {
         status.pid.with_context(|| format!("{}: {container} does not run: {status:?}", self.name))
     }
 
-    /// A container's directory in the memory hierarchy; its inode number is the cgroup id podopsy sees.
+    /// A container's directory in the memory hierarchy. Its inode number is the cgroup id that podopsy reports.
     pub fn memory_cgroup(&self, container: &str) -> anyhow::Result<PathBuf> {
         Ok(cgroup::memory_directory(&self.cgroup)?.join(self.container_id(container)?))
     }
@@ -104,7 +104,10 @@ impl PodHandle {
                 return Ok(status);
             }
             if start.elapsed() > patience {
-                bail!("{}: {container} not there after {patience:?}; it is {status:?}", self.name);
+                bail!(
+                    "{}: {container} did not meet the condition within {patience:?}: {status:?}",
+                    self.name
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -122,7 +125,7 @@ impl PodHandle {
         Ok(())
     }
 
-    /// What a kubelet does after a container's end: the same again, one attempt up. Kills it if it still runs.
+    /// Starts the next attempt of a container, as a kubelet does after its end. Kills it first if it still runs.
     pub fn restart(&self, container: &str) -> anyhow::Result<Status> {
         let old = self.instance(container)?;
         if self.cri.container(&old.id)?.state == ContainerState::Running {
@@ -138,17 +141,17 @@ impl PodHandle {
         self.status(container)
     }
 
-    /// Ends a container: SIGTERM, and SIGKILL after `grace`, in whole seconds.
+    /// Stops a container: SIGTERM, then SIGKILL after `grace`, in whole seconds.
     pub fn stop_container(&self, container: &str, grace: Duration) -> anyhow::Result<()> {
         self.cri.stop_container(&self.instance(container)?.id, grace.as_secs() as i64)
     }
 
-    /// Ends the pod; its status can still be asked.
+    /// Stops the pod; CRI still reports its status.
     pub fn stop(&self) -> anyhow::Result<()> {
         self.cri.stop_sandbox(&self.sandbox_id)
     }
 
-    /// Ends and forgets the pod, with its cgroup.
+    /// Stops the pod and removes it with its cgroup.
     pub fn remove(&self) -> anyhow::Result<()> {
         self.stop()?;
         self.cri.remove_sandbox(&self.sandbox_id)?;
@@ -184,7 +187,7 @@ impl PodHandle {
     }
 }
 
-/// Restarts a pod's containers when they end, until it is dropped: the kubelet's stand-in.
+/// Restarts a pod's containers when they end, in place of a kubelet, until it is dropped.
 #[derive(Debug)]
 pub struct Keeper {
     stop: Arc<AtomicBool>,
@@ -192,24 +195,25 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// The back-off starts at 500 ms and doubles up to 10 s: a kubelet's, sped up twenty times.
+    /// The back-off starts at 500 ms and doubles up to 10 s: a kubelet's, twenty times faster.
     pub(crate) fn start(pod: PodHandle) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
-            // When a container that was found dead may start again, and the back-off after that.
-            let mut waits: BTreeMap<String, (Option<Instant>, Duration)> = BTreeMap::new();
+            // By container: when it may start again, if it has ended, and the back-off after that.
+            let mut restarts: BTreeMap<String, (Option<Instant>, Duration)> = BTreeMap::new();
             while !stopped.load(Ordering::Relaxed) {
                 let names: Vec<String> = pod.lock().keys().cloned().collect();
                 for name in names {
-                    // The pod may be going away under our hands; then there is nothing to keep.
+                    // The pod may have been removed meanwhile.
                     let Ok(status) = pod.status(&name) else { continue };
-                    let (due, wait) = waits.entry(name.clone()).or_insert((None, Duration::from_millis(500)));
+                    let (due, back_off) =
+                        restarts.entry(name.clone()).or_insert((None, Duration::from_millis(500)));
                     match (status.state == ContainerState::Exited, *due) {
-                        (true, None) => *due = Some(Instant::now() + *wait),
+                        (true, None) => *due = Some(Instant::now() + *back_off),
                         (true, Some(at)) if at <= Instant::now() => {
                             *due = None;
-                            *wait = (*wait * 2).min(Duration::from_secs(10));
+                            *back_off = (*back_off * 2).min(Duration::from_secs(10));
                             if let Err(error) = pod.restart(&name) {
                                 eprintln!("restart {name}: {error:#}");
                             }

@@ -1,4 +1,4 @@
-//! Container images from nothing: an OCI image layout (image-spec 1.0) in a tar, with one uncompressed layer.
+//! Container images made from scratch: an OCI image layout (image-spec 1.0) in a tar file, with one uncompressed layer.
 
 use std::path::{Path, PathBuf};
 
@@ -6,12 +6,12 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// What an image holds.
+/// The contents of an image.
 #[derive(Debug, Clone)]
 pub struct Image {
     name: String,
     entrypoint: Vec<String>,
-    /// Programs: where they lie in the image, and where on this machine.
+    /// Programs: the path in the image, and the path on this machine.
     binaries: Vec<(String, PathBuf)>,
     files: Vec<(String, String)>,
 }
@@ -23,7 +23,7 @@ impl Image {
             ("etc/passwd", "root:x:0:0:root:/:/bin/false\n"),
             ("etc/group", "root:x:0:\n"),
             ("etc/nsswitch.conf", "hosts: files dns\n"),
-            // The mount points of every container, so that runc need not make them.
+            // Mounted over in every container; where they exist, runc need not make them.
             ("etc/resolv.conf", ""),
             ("etc/hosts", "127.0.0.1 localhost\n"),
         ];
@@ -43,8 +43,8 @@ impl Image {
     }
 
     /// Puts a static program at a path without a leading slash.
-    pub fn binary_at(mut self, place: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        self.binaries.push((place.into(), path.into()));
+    pub fn binary_at(mut self, target: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        self.binaries.push((target.into(), path.into()));
         self
     }
 
@@ -54,9 +54,9 @@ impl Image {
         self
     }
 
-    /// What runs when a container says no command.
-    pub fn entrypoint<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
-        self.entrypoint = words.into_iter().map(Into::into).collect();
+    /// The program of a container that has no command.
+    pub fn entrypoint<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = command.into_iter().map(Into::into).collect();
         self
     }
 
@@ -75,8 +75,8 @@ impl Image {
                 "Entrypoint": self.entrypoint,
                 "Env": ["PATH=/bin"],
                 "WorkingDir": "/",
-                // An image's id is its config's digest, and CRI knows one name an id: two images of one
-                // content would be called by either's name.
+                // An image's id is its config's digest, and CRI reports one name for an id: without this label, CRI
+                // could report two images of the same content by either name.
                 "Labels": { "org.opencontainers.image.ref.name": self.name },
             },
             "rootfs": { "type": "layers", "diff_ids": [layer.digest] },
@@ -126,7 +126,7 @@ impl Image {
     }
 }
 
-/// One file, owned by root and dated 1970: nothing in an image may depend on when or by whom it was made.
+/// One file, owned by root and dated 1970, so that an image does not depend on when and by whom it was made.
 fn append(
     tar: &mut tar::Builder<impl std::io::Write>,
     path: &str,
@@ -139,7 +139,7 @@ fn append(
     tar.append_data(&mut header, path, bytes).with_context(|| format!("add {path} to an image"))
 }
 
-/// Bytes and their digest, taken once: a layer is big.
+/// Bytes and their digest, which is computed once: a layer is large.
 struct Blob {
     bytes: Vec<u8>,
     digest: String,

@@ -1,5 +1,5 @@
-//! The real-pod harness: a containerd of its own, pods as a kubelet would make them, and programs that
-//! misbehave on purpose. System tests and the demo run on it.
+//! Real pods for tests, the demo and the soak: a private containerd, pods as a kubelet would make them, and programs
+//! that misbehave on purpose (the victims).
 //!
 //! ```no_run
 //! use podopsy_harness::{ContainerSpec, Node, PodSpec};
@@ -21,12 +21,12 @@
 //! # }
 //! ```
 //!
-//! The API is synchronous: each call blocks its thread, and a small tokio runtime inside does the talking, so
-//! it works from plain threads and from within another runtime. Everything ends with [`Node`]: on drop, on
-//! panic, at SIGINT and SIGTERM; what a `kill -9` leaves behind, the next [`Node::up`] (or [`sweep`]) clears.
+//! The API is synchronous: each call blocks its thread, and a small tokio runtime inside makes the CRI calls. So it works
+//! in plain threads and within another runtime. Everything ends with [`Node`]: on drop, on panic, at SIGINT and SIGTERM.
+//! After a `kill -9`, the next [`Node::up`] (or [`sweep`]) removes what is left.
 //!
-//! What it must not do: touch the machine's own network, cgroups that it did not make, or processes that it
-//! did not start. It knows nothing of podopsy itself but the CRI channel that the agent has anyway.
+//! It must not touch the machine's own network, cgroups that it did not make, or processes that it did not start. Of
+//! podopsy it uses only the CRI channel.
 
 pub mod binaries;
 pub mod cgroup;
@@ -51,5 +51,5 @@ pub use pod::{ContainerSpec, Dns, PodSpec, Qos};
 pub use resolver::Resolver;
 pub use teardown::sweep;
 
-/// For what takes a second, and an emulated machine beside another one a minute.
+/// For operations that take a second; an emulated machine beside another one needs a minute.
 pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);

@@ -1,5 +1,5 @@
-//! A network namespace for the node: bridge, pods' veths and addresses live there, and nothing leads out of
-//! it. The machine's own network never sees them.
+//! A network namespace for the node, with the bridge, the pods' veths and their addresses. It has no way out: the
+//! machine's own network never sees them.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -11,11 +11,11 @@ use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::json;
 
-/// The bridge's address in the node: pods' gateway, and where [`crate::Resolver`]s listen.
+/// The bridge's address in the node: the pods' gateway, and the address that [`crate::Resolver`]s listen on.
 pub const GATEWAY: &str = "10.88.0.1";
 const BRIDGE: &str = "podopsy0";
 
-/// The namespace; it ends with its last process and this descriptor.
+/// The namespace. It exists until its last process has ended and this descriptor is closed.
 #[derive(Debug)]
 pub struct Network {
     namespace: File,
@@ -24,7 +24,7 @@ pub struct Network {
 impl Network {
     /// A new namespace with `lo` and the bridge up.
     pub fn up() -> anyhow::Result<Self> {
-        // A thread of its own: a namespace belongs to the thread that unshares.
+        // In a thread of its own: unshare changes the calling thread's namespace.
         let namespace = std::thread::spawn(|| -> anyhow::Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace: needs CAP_SYS_ADMIN")?;
             File::open("/proc/thread-self/ns/net").context("open the new network namespace")
@@ -39,12 +39,12 @@ impl Network {
         Ok(network)
     }
 
-    /// Another address on the bridge, such as a second resolver's. 10.88.0.2 to .15 are never pods'.
+    /// Adds an address to the bridge, such as a second resolver's. Pods never get 10.88.0.2 to 10.88.0.15.
     pub fn add_address(&self, address: &str) -> anyhow::Result<()> {
         self.ip(&["address", "add", &format!("{address}/24"), "dev", BRIDGE])
     }
 
-    /// A command that will run in the namespace.
+    /// A command that runs in the namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let descriptor = self.namespace.as_raw_fd();
@@ -59,10 +59,11 @@ impl Network {
         command
     }
 
-    fn ip(&self, words: &[&str]) -> anyhow::Result<()> {
-        let output = self.command("ip").args(words).output().context("run ip: apt-get install iproute2")?;
+    fn ip(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output =
+            self.command("ip").args(arguments).output().context("run ip: apt-get install iproute2")?;
         if !output.status.success() {
-            bail!("ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+            bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(())
     }
@@ -79,7 +80,7 @@ pub fn write_cni(directory: &Path, name: &str) -> anyhow::Result<()> {
             "type": "bridge",
             "bridge": BRIDGE,
             "isGateway": true,
-            // No way out of the namespace, so nothing to masquerade and no iptables.
+            // The namespace has no way out: nothing is masqueraded, and iptables is not needed.
             "ipMasq": false,
             "ipam": {
                 "type": "host-local",

@@ -1,4 +1,4 @@
-//! A Kubernetes node without Kubernetes: containerd, a network, images and pods, gone again when it is dropped.
+//! A Kubernetes node without Kubernetes: containerd, a network, images and pods. Dropping it removes everything.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,51 +18,51 @@ use crate::network::{self, GATEWAY, Network};
 use crate::pod::PodSpec;
 use crate::process::Process;
 use crate::resolver::Resolver;
-use crate::state::{Lock, Shared, State};
+use crate::state::{NodeLock, NodeState, SharedState};
 use crate::teardown::{self, PREFIX};
 
-/// Takes one line of progress.
-type Progress = Box<dyn Fn(&str) + Send + Sync>;
+/// Receives each line of progress.
+type ReportProgress = Box<dyn Fn(&str) + Send + Sync>;
 
-/// A node that is up. One at a time on a machine: a second one waits.
+/// A running node. A machine has one at a time: a second one waits for the first to end.
 pub struct Node {
     directory: PathBuf,
     containerd: Containerd,
     cri: Arc<Cri>,
     network: Network,
     victims: PathBuf,
-    shared: Arc<Shared>,
-    progress: Progress,
-    // Last, so that it is released after everything else is gone.
-    _lock: Lock,
+    shared: Arc<SharedState>,
+    progress: ReportProgress,
+    // The last field, so that it is released after the others are dropped.
+    _lock: NodeLock,
 }
 
 impl Node {
-    /// Brings a node up, with progress on standard error.
+    /// Brings a node up and writes progress to standard error.
     pub fn up() -> anyhow::Result<Self> {
         Self::up_with(|line| eprintln!("node: {line}"))
     }
 
-    /// Brings a node up: clears what a killed run left, builds the victims, starts containerd.
+    /// Brings a node up: removes what a killed run left, builds the victims, starts containerd.
     ///
-    /// Its directory is below `TMPDIR` (or /tmp), which must not be an overlay for speed.
+    /// Its directory is below `TMPDIR` (or /tmp). On an overlay, containerd must copy files, which is slow.
     pub fn up_with(progress: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
-        let progress: Progress = Box::new(progress);
+        let progress: ReportProgress = Box::new(progress);
         let cni = containerd::check()?;
         let victims = binaries::victims(&progress)?;
-        let lock = Lock::take(&progress)?;
+        let lock = NodeLock::take(&progress)?;
         teardown::sweep_locked(&progress);
 
         let directory =
             tempfile::Builder::new().prefix(PREFIX).tempdir().context("make the node's directory")?.keep();
-        let shared = Arc::new(Shared::new(State {
+        let shared = Arc::new(SharedState::new(NodeState {
             directory: directory.clone(),
             kept: cgroup::existing_parents(),
-            ..State::default()
+            ..NodeState::default()
         }));
         shared.get().save()?;
         teardown::guard(&shared);
-        // From here on an early return leaves things behind that only a teardown removes.
+        // From here on, an early return must tear down what was made.
         let started = Self::start(&directory, &cni, &shared, &progress);
         let (containerd, cri, network) = match started {
             Ok(parts) => parts,
@@ -92,8 +92,8 @@ impl Node {
     fn start(
         directory: &Path,
         cni: &Path,
-        shared: &Shared,
-        progress: &Progress,
+        shared: &SharedState,
+        progress: &ReportProgress,
     ) -> anyhow::Result<(Containerd, Cri, Network)> {
         let network = Network::up()?;
         let id = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -107,12 +107,12 @@ impl Node {
         Ok((containerd, cri, network))
     }
 
-    /// containerd's CRI socket, for podopsy.
+    /// The path of containerd's CRI socket.
     pub fn cri_socket(&self) -> &Path {
         &self.containerd.socket
     }
 
-    /// Where everything of the node lies.
+    /// The directory that holds all of the node's files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -122,12 +122,12 @@ impl Node {
         self.directory.join("var/log/pods")
     }
 
-    /// The folder of the victims' binaries, to look symbols up or to run one outside of a pod.
+    /// The folder of the victims' binaries.
     pub fn victims(&self) -> &Path {
         &self.victims
     }
 
-    /// The node's network: run a command in it.
+    /// The node's network namespace.
     pub fn network(&self) -> &Network {
         &self.network
     }
@@ -137,19 +137,19 @@ impl Node {
         self.containerd.child.id() as i32
     }
 
-    /// The address that pods ask by default; there is nobody until [`Node::resolver`].
+    /// The DNS server in the pods' resolv.conf. No server listens there before [`Node::resolver`] is called.
     pub fn dns_address(&self) -> &'static str {
         GATEWAY
     }
 
-    /// The cluster's DNS server, in a mode of the victim program `resolver`.
+    /// Starts the cluster's DNS server in a mode of the victim program `resolver`.
     pub fn resolver(&self, mode: &str) -> anyhow::Result<Resolver> {
         let resolver = Resolver::start(&self.victims.join("resolver"), &self.network, GATEWAY, mode)?;
         self.shared.change(|state| state.processes.extend(resolver.process()))?;
         Ok(resolver)
     }
 
-    /// Another server, at an address from 10.88.0.2 to 10.88.0.15.
+    /// Starts another DNS server, at an address from 10.88.0.2 to 10.88.0.15.
     pub fn resolver_at(&self, address: &str, mode: &str) -> anyhow::Result<Resolver> {
         self.network.add_address(address)?;
         let resolver = Resolver::start(&self.victims.join("resolver"), &self.network, address, mode)?;
@@ -157,34 +157,34 @@ impl Node {
         Ok(resolver)
     }
 
-    /// Imports an image, and returns once CRI knows it.
+    /// Imports an image, and returns its name once CRI lists it.
     pub fn load_image(&self, image: &Image) -> anyhow::Result<String> {
         (self.progress)(&format!("loading image {}", image.name()));
         let archive = tempfile::Builder::new().suffix(".tar").tempfile_in(&self.directory)?;
         image.write(archive.path())?;
         self.containerd.import(archive.path())?;
-        // CRI learns of the import through an event.
+        // CRI handles the import's event asynchronously.
         let start = Instant::now();
         while !self.cri.has_image(image.name())? {
             if start.elapsed() > PATIENCE {
-                bail!("CRI does not know {} {PATIENCE:?} after its import", image.name());
+                bail!("CRI does not list {} {PATIENCE:?} after its import", image.name());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(image.name().to_owned())
     }
 
-    /// An image of that name with all victims in `/bin`; returns the name.
+    /// Imports an image with all victims in `/bin`; returns its name.
     pub fn victims_image(&self, name: &str) -> anyhow::Result<String> {
         let image =
             VICTIMS.iter().fold(Image::new(name), |image, victim| image.binary(self.victims.join(victim)));
         self.load_image(&image)
     }
 
-    /// An image of that name with podopsy's own static binaries, which takes minutes to build the first time.
+    /// Imports an image with podopsy's static binaries, which take minutes to build the first time; returns its name.
     pub fn podopsy_image(&self, name: &str) -> anyhow::Result<String> {
         let [cli, agent] = binaries::podopsy(&self.progress)?;
-        // As manifests/Dockerfile lays it out.
+        // The same paths as in manifests/Dockerfile.
         let image = Image::new(name).binary_at("podopsy", cli).binary_at("podopsy-agent", agent);
         self.load_image(&image.entrypoint(["/podopsy-agent"]))
     }
@@ -228,7 +228,7 @@ impl Node {
         Ok(pod)
     }
 
-    /// Restarts the pod's containers when they end, for as long as the answer lives.
+    /// Restarts the pod's containers when they end, until the returned keeper is dropped.
     pub fn keep_running(&self, pod: &PodHandle) -> Keeper {
         Keeper::start(pod.clone())
     }
@@ -237,7 +237,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         (self.progress)("going down");
-        // The graceful way first: it frees addresses and lets shims report. What fails here is found below.
+        // By CRI first: it frees the pods' addresses and ends the shims. The teardown removes what this could not.
         for sandbox in self.cri.sandboxes().unwrap_or_default() {
             let stopped = self.cri.stop_sandbox(&sandbox);
             if let Err(error) = stopped.and_then(|()| self.cri.remove_sandbox(&sandbox)) {

@@ -1,11 +1,11 @@
-//! What a pod should be: builders, and their translation into the CRI requests a kubelet would send.
+//! Builders for pods and containers, and their translation into the CRI requests that a kubelet would send.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use crate::cri::messages::*;
 
-/// The quality-of-service class, which decides where under `/kubepods` a pod's cgroup lies.
+/// The quality-of-service class, which determines the pod's cgroup below `/kubepods`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Qos {
     Guaranteed,
@@ -23,7 +23,7 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// What `dnsPolicy: ClusterFirst` gives: the cluster's search domains and `ndots:5`.
+    /// The result of `dnsPolicy: ClusterFirst`: the cluster's search domains and `ndots:5`.
     pub fn cluster(server: &str, namespace: &str) -> Self {
         Self {
             servers: vec![server.to_owned()],
@@ -34,14 +34,14 @@ impl Dns {
         }
     }
 
-    /// Another option, e.g. `timeout:1`.
+    /// Adds an option, e.g. `timeout:1`.
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());
         self
     }
 }
 
-/// A pod to be.
+/// The description of a pod.
 #[derive(Debug, Clone)]
 pub struct PodSpec {
     pub(crate) namespace: String,
@@ -85,7 +85,7 @@ impl PodSpec {
         self
     }
 
-    /// Another resolv.conf than the cluster's.
+    /// Replaces the cluster's resolv.conf.
     pub fn dns(mut self, dns: Dns) -> Self {
         self.dns = Some(dns);
         self
@@ -96,7 +96,7 @@ impl PodSpec {
         self
     }
 
-    /// `hostNetwork: true`: the node's network namespace, which is the harness's and not the machine's.
+    /// `hostNetwork: true`: the node's network namespace, which the harness made; not the machine's.
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
         self
@@ -114,7 +114,7 @@ impl PodSpec {
         self
     }
 
-    /// A limit, in bytes, on the pod's own cgroup: what is hit when containers together use too much.
+    /// A limit, in bytes, on the pod's own cgroup, for all of its containers together.
     pub fn memory_limit(mut self, bytes: i64) -> Self {
         self.memory_limit = Some(bytes);
         self
@@ -185,7 +185,7 @@ impl PodSpec {
     }
 }
 
-/// A container to be.
+/// The description of a container.
 #[derive(Debug, Clone)]
 pub struct ContainerSpec {
     pub(crate) name: String,
@@ -205,7 +205,7 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// A container of an image that the node has.
+    /// A container of an image that was imported.
     pub fn new(name: impl Into<String>, image: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -225,15 +225,15 @@ impl ContainerSpec {
         }
     }
 
-    /// Instead of the image's entrypoint; victims are on PATH: `["leak", "--fast"]`.
-    pub fn command<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
-        self.command = words.into_iter().map(Into::into).collect();
+    /// Replaces the image's entrypoint; victims are on PATH: `["leak", "--fast"]`.
+    pub fn command<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.command = command.into_iter().map(Into::into).collect();
         self
     }
 
-    /// After the command, or the image's entrypoint.
-    pub fn args<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Self {
-        self.args = words.into_iter().map(Into::into).collect();
+    /// Arguments after the command or the image's entrypoint.
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args = args.into_iter().map(Into::into).collect();
         self
     }
 
@@ -282,7 +282,7 @@ impl ContainerSpec {
         self
     }
 
-    /// Without `CAP_`, e.g. `SYS_PTRACE`.
+    /// Adds a capability, written without `CAP_`, e.g. `SYS_PTRACE`.
     pub fn capability(mut self, name: impl Into<String>) -> Self {
         self.capabilities.push(name.into());
         self
@@ -294,13 +294,13 @@ impl ContainerSpec {
         self
     }
 
-    /// The kubelet's `singleProcessOOMKill: true`: on v2, too, a kill takes one process and not the container.
+    /// The kubelet's `singleProcessOOMKill: true`: on v2, too, an OOM kill ends one process and not the container.
     pub fn single_process_oom_kill(mut self) -> Self {
         self.group_kill = false;
         self
     }
 
-    /// In the PID namespace of another container of the pod: what `kubectl debug --target` makes.
+    /// Joins the PID namespace of another container of the pod, as `kubectl debug --target` does.
     pub fn target(mut self, container: impl Into<String>) -> Self {
         self.target = Some(container.into());
         self
@@ -311,7 +311,7 @@ impl ContainerSpec {
         &self.name
     }
 
-    /// The kubelet's request; `target` is the id of the container that the spec's target names.
+    /// The kubelet's request; `target` is the id of the container whose PID namespace it joins.
     pub(crate) fn config(
         &self,
         pod: &PodSpec,

@@ -1,5 +1,5 @@
-//! Processes by pid *and* start time, so that a recycled pid is never mistaken for one of ours, and signalled
-//! through a pidfd, so that it cannot be recycled in between.
+//! Processes by pid *and* start time, so that a reused pid is never taken for one of ours. They are signalled through a
+//! pidfd, so that the pid cannot be reused in between.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use serde_json::{Value, json};
 
-/// A process, as it can be told apart from every other one since boot.
+/// A process, distinguished from every other one since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
     pub pid: i32,
@@ -26,23 +26,23 @@ impl Process {
         Some(Self { pid, start })
     }
 
-    /// Does it still live? A zombie counts as dead.
-    pub fn alive(self) -> bool {
+    /// Whether it still runs; a zombie does not.
+    pub fn is_alive(self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
         Self::now(self.pid) == Some(self) && !matches!(state, Some('Z' | 'X') | None)
     }
 
-    /// Sends SIGKILL; no error if it is gone already.
+    /// Sends SIGKILL; does nothing if it has ended.
     pub fn kill(self) {
         // SAFETY: pidfd_open takes a pid and flags, and returns a descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
         if fd < 0 {
             return;
         }
-        // SAFETY: the descriptor was just opened and nobody else owns it.
+        // SAFETY: the descriptor was just opened and has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        // Only now is it certain that the descriptor and the start time belong together.
+        // Checked after the descriptor was opened: from here on, it refers to this process and no other.
         if Self::now(self.pid) != Some(self) {
             return;
         }
@@ -58,10 +58,10 @@ impl Process {
         };
     }
 
-    /// Waits for its end; false if it outlives `patience`.
-    pub fn gone_within(self, patience: Duration) -> bool {
+    /// Waits for its end; false if it still runs after `patience`.
+    pub fn ends_within(self, patience: Duration) -> bool {
         let start = Instant::now();
-        while self.alive() {
+        while self.is_alive() {
             if start.elapsed() > patience {
                 return false;
             }
@@ -81,14 +81,14 @@ impl Process {
     }
 }
 
-/// Processes with this exact argument: containerd's shims carry the address of the containerd they serve,
-/// which is a path of ours that no other process has business with.
+/// Processes with this exact argument. containerd's shims have their containerd's address as an argument: a path below
+/// the node's directory, which no other process uses.
 pub fn with_argument(argument: &str) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+        line.split(|byte| *byte == 0).any(|part| part == argument.as_bytes())
     })
     .filter_map(Process::now)
     .collect()

@@ -1,4 +1,4 @@
-//! A resolver of ours on the node's bridge: the victim program `resolver`, with a handle to switch it.
+//! A DNS server on the node's bridge: the victim program `resolver`, and a handle that switches its mode.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -12,12 +12,12 @@ use crate::PATIENCE;
 use crate::network::Network;
 use crate::process::Process;
 
-/// A running resolver; it ends with its handle.
+/// A running resolver. Dropping the handle ends it.
 #[derive(Debug)]
 pub struct Resolver {
     child: Child,
     address: String,
-    orders: Mutex<(ChildStdin, Receiver<String>)>,
+    control: Mutex<(ChildStdin, Receiver<String>)>,
     queries: Arc<Mutex<Vec<String>>>,
 }
 
@@ -47,16 +47,16 @@ impl Resolver {
                 if line.starts_with("udp ") || line.starts_with("tcp ") {
                     kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
                 } else {
-                    // The handle may be gone; the pipe is drained all the same.
+                    // If the handle was dropped, the pipe is still drained, so that the resolver does not block.
                     let _ = sender.send(line);
                 }
             }
         });
         let mut resolver =
-            Self { child, address: address.to_owned(), orders: Mutex::new((stdin, answers)), queries };
+            Self { child, address: address.to_owned(), control: Mutex::new((stdin, answers)), queries };
         let first = {
-            let orders = resolver.orders.get_mut().unwrap_or_else(PoisonError::into_inner);
-            orders.1.recv_timeout(PATIENCE)
+            let control = resolver.control.get_mut().unwrap_or_else(PoisonError::into_inner);
+            control.1.recv_timeout(PATIENCE)
         };
         if !first.is_ok_and(|line| line.starts_with("resolver: ")) {
             bail!("the resolver on {address} with mode {mode:?} did not start");
@@ -64,16 +64,16 @@ impl Resolver {
         Ok(resolver)
     }
 
-    /// Where it listens, for `PodSpec::dns`.
+    /// The address that it listens on, for `PodSpec::dns`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// `answer`, `nxdomain`, `servfail`, `silent`, `late-2000`, …; in force when this returns.
+    /// Sets the mode: `answer`, `nxdomain`, `servfail`, `silent`, `late-2000`, …; it is in force when this returns.
     pub fn set_mode(&self, mode: &str) -> anyhow::Result<()> {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(orders.0, "{mode}").context("the resolver is gone")?;
-        let answer = orders.1.recv_timeout(PATIENCE).context("the resolver is gone")?;
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(control.0, "{mode}").context("the resolver is gone")?;
+        let answer = control.1.recv_timeout(PATIENCE).context("the resolver is gone")?;
         if answer != format!("mode {mode}") {
             bail!("resolver: {answer}");
         }
@@ -85,7 +85,7 @@ impl Resolver {
         self.queries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its process, on the machine: itself a DNS server that podopsy sees the other end of.
+    /// Its pid on the machine. podopsy sees its traffic, too, from the server's end.
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }

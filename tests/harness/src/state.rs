@@ -1,5 +1,5 @@
-//! One node at a time, and what it made, on disk: a lock, and a state file that lets the next run clean up
-//! after one that was killed.
+//! A lock that allows one node at a time, and a file with what the node made, so that the next run can clean up after
+//! one that was killed.
 
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
@@ -12,31 +12,31 @@ use serde_json::{Value, json};
 
 use crate::process::Process;
 
-/// Fixed, unlike the node's own directory: the next run has to find it.
+/// The default folder. It is fixed, unlike the node's directory, because the next run has to find it.
 const HOME: &str = "/run/podopsy-harness";
-/// Another one, for a node that may be up beside others: a soak's, which would hold the lock for an hour.
-const ELSEWHERE: &str = "PODOPSY_HARNESS_HOME";
+/// The variable that names another folder, for a node that may run beside others: a soak would hold the lock for an hour.
+const HOME_VARIABLE: &str = "PODOPSY_HARNESS_HOME";
 
-/// Where the lock and the state file are.
+/// The folder of the lock and of the state file.
 fn home() -> PathBuf {
-    std::env::var_os(ELSEWHERE).map_or_else(|| HOME.into(), PathBuf::from)
+    std::env::var_os(HOME_VARIABLE).map_or_else(|| HOME.into(), PathBuf::from)
 }
 
-/// What a node made and has to unmake.
+/// What a node has made and must remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct State {
+pub struct NodeState {
     /// containerd's root, state, socket, configuration; everything that is mounted is mounted below.
     pub directory: PathBuf,
     /// containerd and the resolvers. Shims and containers are found by the directory and the cgroups.
     pub processes: Vec<Process>,
     /// Pods' cgroups, such as `/kubepods/burstable/pod<uid>`.
     pub cgroups: Vec<String>,
-    /// Parents of pods' cgroups that were there before.
+    /// Parents of pods' cgroups that existed before the node.
     pub kept: Vec<PathBuf>,
 }
 
-impl State {
-    /// Written with every change, before the change is made where that is possible.
+impl NodeState {
+    /// Writes the state file. Called at each change, before the change is made where that is possible.
     pub fn save(&self) -> anyhow::Result<()> {
         let text = json!({
             "directory": self.directory,
@@ -50,7 +50,7 @@ impl State {
         std::fs::rename(&new, &path).with_context(|| format!("write {}", path.display()))
     }
 
-    /// What an earlier run left, if it left anything.
+    /// Reads the state that a killed run left, if there is one.
     pub fn load() -> Option<Self> {
         let text = std::fs::read_to_string(home().join("node.json")).ok()?;
         let value: Value = serde_json::from_str(&text).ok()?;
@@ -71,43 +71,42 @@ impl State {
         })
     }
 
-    /// Nothing is left to clean.
-    pub fn forget() {
+    /// Removes the state file: everything has been cleaned up.
+    pub fn remove_file() {
         let _ = std::fs::remove_file(home().join("node.json"));
     }
 }
 
-/// The state of the node that is up in this process, shared by everything that adds to it and by the signal
-/// handler's thread, which tears it down.
+/// The state of this process's node, shared by its pods, which add to it, and by the signal thread, which tears it down.
 #[derive(Debug, Default)]
-pub struct Shared(Mutex<State>);
+pub struct SharedState(Mutex<NodeState>);
 
-impl Shared {
-    pub fn new(state: State) -> Self {
+impl SharedState {
+    pub fn new(state: NodeState) -> Self {
         Self(Mutex::new(state))
     }
 
-    /// Changes the state and writes it down.
-    pub fn change(&self, change: impl FnOnce(&mut State)) -> anyhow::Result<()> {
+    /// Changes the state and writes the file.
+    pub fn change(&self, change: impl FnOnce(&mut NodeState)) -> anyhow::Result<()> {
         let mut state = self.get();
         change(&mut state);
         state.save()
     }
 
-    /// The state; a panic elsewhere must not keep it from being torn down.
-    pub fn get(&self) -> MutexGuard<'_, State> {
+    /// The state. A panic elsewhere must not prevent the teardown, so a poisoned lock is taken as it is.
+    pub fn get(&self) -> MutexGuard<'_, NodeState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Held while a node is up.
+/// Held while a node runs.
 #[derive(Debug)]
-pub struct Lock {
+pub struct NodeLock {
     _file: Flock<File>,
 }
 
-impl Lock {
-    /// Waits for other nodes of this machine, in this process and in others.
+impl NodeLock {
+    /// Waits until no other node runs on this machine, in this process or in another.
     pub fn take(progress: &dyn Fn(&str)) -> anyhow::Result<Self> {
         let home = home();
         std::fs::create_dir_all(&home)
@@ -119,12 +118,12 @@ impl Lock {
             Ok(lock) => return Ok(Self { _file: lock }),
             Err((file, _)) => file,
         };
-        progress("another podopsy node is up on this machine: waiting for it to end");
+        progress("waiting for another podopsy node on this machine to end");
         let mut file = file;
         loop {
             file = match Flock::lock(file, FlockArg::LockExclusive) {
                 Ok(lock) => return Ok(Self { _file: lock }),
-                // A signal to this thread is no reason to stop waiting.
+                // A signal interrupts the wait but does not end it.
                 Err((file, Errno::EINTR)) => file,
                 Err((_, error)) => return Err(anyhow!("lock {}: {error}", path.display())),
             };

@@ -1,5 +1,5 @@
-//! The end of a node, graceful or not. It works from the state file alone and without containerd's help, so
-//! that it serves a drop, a signal and the leftovers of a killed run alike.
+//! The teardown of a node. It needs only the node's state and not containerd's help, so that it works on drop, at a
+//! signal, and for what a killed run left.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,33 +11,33 @@ use nix::sys::signal::Signal;
 
 use crate::cgroup;
 use crate::process::with_argument;
-use crate::state::{Lock, Shared, State};
+use crate::state::{NodeLock, NodeState, SharedState};
 
-/// Directories that a state file may name: a broken file must not make us remove anything else.
+/// The prefix of a node's directory. Others are not removed, even if a broken state file names them.
 pub const PREFIX: &str = "podopsy-node-";
 
-/// The node of this process, for the signal thread.
-static ACTIVE: Mutex<Option<Arc<Shared>>> = Mutex::new(None);
+/// This process's node, for the signal thread.
+static ACTIVE: Mutex<Option<Arc<SharedState>>> = Mutex::new(None);
 
-/// Clears what a killed run left, if no node is up; `Node::up` does this by itself.
+/// Removes what a killed run left, once no node runs; `Node::up` does this itself.
 pub fn sweep() -> anyhow::Result<()> {
-    let _lock = Lock::take(&|line| eprintln!("{line}"))?;
+    let _lock = NodeLock::take(&|line| eprintln!("{line}"))?;
     sweep_locked(&|line| eprintln!("{line}"));
     Ok(())
 }
 
-/// As [`sweep`], for the holder of the lock.
+/// [`sweep`] for the holder of the lock.
 pub fn sweep_locked(progress: &dyn Fn(&str)) {
-    if let Some(stale) = State::load() {
-        progress(&format!("clearing what an earlier run left in {}", stale.directory.display()));
+    if let Some(stale) = NodeState::load() {
+        progress(&format!("removing what an earlier run left in {}", stale.directory.display()));
         for problem in tear_down(&stale) {
             progress(&format!("left behind: {problem}"));
         }
     }
 }
 
-/// Ends and removes everything that the state names; returns what would not go.
-pub fn tear_down(state: &State) -> Vec<String> {
+/// Ends and removes everything that the state names; returns what could not be removed.
+pub fn tear_down(state: &NodeState) -> Vec<String> {
     let mut problems = Vec::new();
     let directory = &state.directory;
     let ours = directory.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
@@ -45,8 +45,8 @@ pub fn tear_down(state: &State) -> Vec<String> {
         return vec![format!("{}: not a node's directory, left alone", directory.display())];
     }
 
-    // containerd first, so that it does not tidy up in parallel; then the shims, so that none restarts or
-    // reports; then the containers' processes, which are those of our cgroups.
+    // containerd first, so that it does not clean up in parallel; then the shims, so that none reports an end; then the
+    // containers' processes, which are in our cgroups.
     let mut processes = state.processes.clone();
     for process in &processes {
         process.kill();
@@ -60,8 +60,8 @@ pub fn tear_down(state: &State) -> Vec<String> {
         cgroup::kill(cgroup);
     }
     for process in processes {
-        if !process.gone_within(Duration::from_secs(5)) {
-            problems.push(format!("process {} still lives", process.pid));
+        if !process.ends_within(Duration::from_secs(5)) {
+            problems.push(format!("process {} still runs", process.pid));
         }
     }
     for cgroup in &state.cgroups {
@@ -71,7 +71,7 @@ pub fn tear_down(state: &State) -> Vec<String> {
 
     remove_strays(directory);
     for mount in mounts_below(directory) {
-        // Detached: a dying process may hold it for another moment.
+        // Detached, because an ending process may still hold it.
         if let Err(error) = umount2(&mount, MntFlags::MNT_DETACH) {
             problems.push(format!("mount {}: {error}", mount.display()));
         }
@@ -86,7 +86,7 @@ pub fn tear_down(state: &State) -> Vec<String> {
         problems.push(format!("{} still has mounts, not removed", directory.display()));
     }
     if problems.is_empty() {
-        State::forget();
+        NodeState::remove_file();
     }
     problems
 }
@@ -95,13 +95,14 @@ pub fn tear_down(state: &State) -> Vec<String> {
 pub fn mounts_below(directory: &Path) -> Vec<PathBuf> {
     let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    // Later mounts lie on earlier ones, so from the last to the first.
+    // Later mounts may cover earlier ones: unmount from the last to the first.
     let mut found: Vec<PathBuf> = points.filter(|point| point.starts_with(directory)).collect();
     found.reverse();
     found
 }
 
-/// What containerd and libcni keep in fixed places whatever they are told: shims' sockets and cached results.
+/// Removes what containerd and libcni keep in fixed folders whatever their configuration: shims' sockets and cached
+/// results.
 fn remove_strays(directory: &Path) {
     let tasks = directory.join("state/io.containerd.runtime.v2.task/k8s.io");
     let sandboxes = directory.join("root/io.containerd.grpc.v1.cri/sandboxes");
@@ -117,7 +118,7 @@ fn remove_strays(directory: &Path) {
             let _ = std::fs::remove_file(socket);
         }
     }
-    // A sandbox's id is 64 hex digits: a file name that holds one can be nobody else's.
+    // A sandbox's id is 64 hex digits: a file whose name contains one is this node's.
     let mut ids = names(&sandboxes);
     ids.extend(names(&tasks));
     ids.retain(|id| id.len() == 64);
@@ -127,18 +128,18 @@ fn remove_strays(directory: &Path) {
             let _ = std::fs::remove_file(results.join(name));
         }
     }
-    // These fail, as they should, if anything else is in there.
+    // These fail, as they must, if the folder is not empty.
     for folder in ["/var/lib/cni/results", "/var/lib/cni", "/run/containerd/s", "/run/containerd"] {
         let _ = std::fs::remove_dir(folder);
     }
 }
 
-/// From now on SIGINT and SIGTERM tear this node down before they end the process.
-pub fn guard(shared: &Arc<Shared>) {
+/// From now on, SIGINT and SIGTERM tear this node down before they end the process.
+pub fn guard(shared: &Arc<SharedState>) {
     *ACTIVE.lock().unwrap_or_else(PoisonError::into_inner) = Some(shared.clone());
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // A thread of its own, for good: tokio's handler stays in place after the node is gone.
+        // The thread never ends: tokio's signal handler stays installed after the node has ended.
         let spawned = std::thread::Builder::new().name("harness-signals".into()).spawn(wait_for_signal);
         if let Err(error) = spawned {
             eprintln!("no thread for signals, Ctrl-C will leave a node behind: {error}");
@@ -146,7 +147,7 @@ pub fn guard(shared: &Arc<Shared>) {
     });
 }
 
-/// The node is gone by itself: nothing is left to guard.
+/// The node has ended: a signal needs no teardown any more.
 pub fn unguard() {
     *ACTIVE.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
@@ -165,10 +166,10 @@ fn wait_for_signal() {
             _ = terminate.recv() => Signal::SIGTERM,
         }
     });
-    // Whoever panics meanwhile must not start a second teardown, so the lock is held to the end.
+    // Held until the process ends, so that a panic meanwhile does not start a second teardown.
     let active = ACTIVE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(shared) = active.as_ref() {
-        eprintln!("{}: clearing the node away", signal.as_str());
+        eprintln!("{}: tearing the node down", signal.as_str());
         for problem in tear_down(&shared.get()) {
             eprintln!("left behind: {problem}");
         }

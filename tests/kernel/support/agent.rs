@@ -1,4 +1,4 @@
-//! The agent as a process of its own, a Prometheus that scrapes it, and what both answer.
+//! The agent in its own process, a Prometheus that scrapes it, and requests to both.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,11 +13,11 @@ use podopsy_model::Event;
 use serde_json::Value;
 
 use super::Running;
-use super::place::unpacked;
+use super::dns_sandbox::unpacked;
 
 pub const SOON: Duration = Duration::from_secs(90);
 
-/// For what has several steps, each of which takes an emulated machine long.
+/// For operations of several steps, each of which is slow on an emulated machine.
 fn patience() -> Duration {
     if super::is_emulated() { SOON * 3 } else { SOON }
 }
@@ -26,7 +26,7 @@ pub fn until<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
     wait(found).unwrap_or_else(|| panic!("no {what}"))
 }
 
-/// None: it did not come.
+/// None: it was not found in time.
 fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     loop {
@@ -38,7 +38,7 @@ fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Head and body of an answer; None: nobody answers yet.
+/// Head and body of the response; None: the server does not respond yet.
 pub fn get(address: &str, path: &str, accept: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     let head = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\n\r\n");
@@ -51,43 +51,43 @@ pub fn get(address: &str, path: &str, accept: &str) -> Option<(String, String)> 
 /// A running agent.
 pub struct Agent {
     pub process: Running,
-    /// Where it answers by TCP.
+    /// The address of its TCP listener.
     pub address: String,
     folder: PathBuf,
 }
 
 impl Agent {
-    /// Starts it, and waits until it records.
+    /// Starts the agent and waits until it records.
     pub fn start(node: &Node, arguments: &[&str]) -> Agent {
         Agent::start_in(node.directory(), node.cri_socket(), arguments)
     }
 
-    /// The same, with its output in `folder`.
+    /// As [`Agent::start`], with its output in `folder`.
     pub fn start_in(folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
         Agent::start_by(&[], folder, runtime, arguments)
     }
 
-    /// The same, by a program that then becomes it.
+    /// As [`Agent::start_in`], by a program that then executes the agent.
     pub fn start_by(by: &[&str], folder: &Path, runtime: &Path, arguments: &[&str]) -> Agent {
         let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
         let folder = folder.to_owned();
         let file = |name| fs::File::create(folder.join(name)).expect("the agent's output");
-        let mut words = by.iter().map(OsString::from).chain([program.into_os_string()]);
-        let mut command = Command::new(words.next().expect("there is one"));
-        command.args(words);
+        let mut line = by.iter().map(OsString::from).chain([program.into_os_string()]);
+        let mut command = Command::new(line.next().expect("the line has the agent's program"));
+        command.args(line);
         command.arg("--cri-socket").arg(runtime).args(["--listen", "127.0.0.1:0"]);
         command.arg("--socket").arg(folder.join("agent.sock")).args(arguments);
-        // Who wants profiles says so, by a flag: their tables take an emulated machine long.
+        // Off unless a test asks for it by a flag: unwind tables are slow to build on an emulated machine.
         command.env("PODOPSY_PROFILE_HZ", "0");
         let child = command.stdout(file("agent.out")).stderr(file("agent.log")).spawn();
         let process = Running(child.expect("start the agent"));
         let mut agent = Agent { process, address: String::new(), folder };
         let address = || {
-            let said = agent.log();
+            let log = agent.log();
             // As text, or as JSON.
-            let (_, rest) = said.split_once("address=").or_else(|| said.split_once("\"address\":\""))?;
+            let (_, rest) = log.split_once("address=").or_else(|| log.split_once("\"address\":\""))?;
             let is_end = |c: char| c.is_whitespace() || c == '"';
-            rest.split(is_end).next().filter(|_| said.contains("recording")).map(str::to_owned)
+            rest.split(is_end).next().filter(|_| log.contains("recording")).map(str::to_owned)
         };
         let found = wait(address);
         agent.address = found.unwrap_or_else(|| panic!("the agent does not record: {}", agent.log()));
@@ -102,13 +102,13 @@ impl Agent {
         fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
     }
 
-    /// What it has written so far.
+    /// The events that it has written so far.
     pub fn events(&self) -> Vec<Event> {
         written(&self.folder.join("agent.out"))
     }
 }
 
-/// The events of a file that an agent's output goes to.
+/// The events in a file with an agent's output.
 pub fn written(file: &Path) -> Vec<Event> {
     let written = fs::read_to_string(file).expect("the agent's output");
     super::whole_lines(&written).map(|line| serde_json::from_str(line).expect("an event")).collect()
@@ -122,8 +122,8 @@ impl Drop for Agent {
     }
 }
 
-/// A Prometheus that scrapes it, and where that answers. `interval`: as Prometheus writes it; `more`: lines for its
-/// configuration.
+/// Starts a Prometheus that scrapes the agent; returns it and its address. `interval` is in Prometheus's notation, `more` are
+/// lines of its configuration.
 pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Running, String) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
     let config = folder.join("prometheus.yml");
@@ -145,7 +145,7 @@ pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Ru
     (Running(child), free.to_string())
 }
 
-/// The value of the one series that a query finds.
+/// The value of the only series in a query's result.
 pub fn value(prometheus: &str, query: &str) -> Option<f64> {
     let (_, body) = get(prometheus, &format!("/api/v1/query?query={query}"), "*/*")?;
     let answer: Value = serde_json::from_str(&body).ok()?;

@@ -1,11 +1,11 @@
-//! Real clients: each is called with a name, looks it up by its own resolver, and exits.
+//! Real clients: each takes a name, looks it up by its own resolver, and exits.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::place::unpacked;
+use super::dns_sandbox::unpacked;
 
-/// Debian's own: whatever stands before it in PATH may be a wrapper that starts another process.
+/// Debian's own: an earlier one in PATH may be a wrapper that starts another process.
 pub const PYTHON: &str = "/usr/bin/python3";
 
 const MUSL: &str = r#"
@@ -28,15 +28,15 @@ const C_ARES: &str = r#"
 #include <netdb.h>
 #include <sys/select.h>
 static int status = -1;
-static void told(void *of, int result, int timeouts, struct ares_addrinfo *found) { status = result; }
+static void done(void *of, int result, int timeouts, struct ares_addrinfo *found) { status = result; }
 int main(int c, char **v) {
     ares_channel channel;
     struct ares_addrinfo_hints hints = {.ai_family = AF_UNSPEC};
     ares_library_init(ARES_LIB_INIT_ALL);
-    /* It does not read resolv.conf's: a single attempt, as the others have. */
+    /* One attempt, like the other clients: c-ares does not read this from resolv.conf. */
     struct ares_options options = {.timeout = 3000, .tries = 1};
     if (ares_init_options(&channel, &options, ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES)) return 2;
-    ares_getaddrinfo(channel, v[1], "80", &hints, told, 0);
+    ares_getaddrinfo(channel, v[1], "80", &hints, done, 0);
     for (;;) {
         fd_set in, out;
         struct timeval wait;
@@ -51,14 +51,14 @@ int main(int c, char **v) {
 
 const PYTHON_PROGRAM: &str = "import socket, sys; socket.getaddrinfo(sys.argv[1], 80)";
 
-/// A program and its arguments, to which the name comes.
+/// A program and its arguments; the name is appended.
 pub struct Client {
     pub name: &'static str,
     command: Vec<String>,
 }
 
 impl Client {
-    /// As a process of the container that this memory cgroup is of, as one that is executed in it.
+    /// Starts the client in the memory cgroup of a container, as a process that is executed in it.
     pub fn start(&self, name: &str, cgroup: &Path) -> Child {
         let mut child = Command::new("/bin/sh");
         child
@@ -75,7 +75,7 @@ impl Client {
     }
 }
 
-/// All of them, with what must be compiled compiled into `dir`.
+/// All clients; those in C and Go are compiled into `dir`.
 pub fn all(dir: &Path) -> Vec<Client> {
     let [musl, go, c_ares] =
         [("musl", "c", MUSL), ("go", "go", GO), ("c-ares", "c", C_ARES)].map(|(name, ending, text)| {
@@ -83,7 +83,7 @@ pub fn all(dir: &Path) -> Vec<Client> {
             std::fs::write(&source, text).expect("write a client's source");
             (source, program)
         });
-    // Together: Go's standard library takes a while.
+    // In parallel: Go's standard library takes long.
     let built = [
         Command::new("musl-gcc").args(["-static", "-o"]).arg(&musl.1).arg(&musl.0).spawn(),
         Command::new("gcc").arg("-o").arg(&c_ares.1).arg(&c_ares.0).arg("-lcares").spawn(),
@@ -91,7 +91,7 @@ pub fn all(dir: &Path) -> Vec<Client> {
             .args(["build", "-o"])
             .args([&go.1, &go.0])
             .env("CGO_ENABLED", "0")
-            // Kept: Go compiles its standard library for half a minute.
+            // Kept between runs: Go compiles its standard library for half a minute.
             .env("GOCACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/go-cache"))
             .env("GO111MODULE", "off")
             .spawn(),
@@ -101,8 +101,10 @@ pub fn all(dir: &Path) -> Vec<Client> {
         assert!(status.is_ok_and(|status| status.success()), "apt-get install {what}");
     }
     let program = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let client =
-        |name, words: &[&str]| Client { name, command: words.iter().map(|&word| word.to_owned()).collect() };
+    let client = |name, command: &[&str]| Client {
+        name,
+        command: command.iter().map(|&part| part.to_owned()).collect(),
+    };
     vec![
         client("glibc", &["getent", "ahosts"]),
         client("python", &[PYTHON, "-c", PYTHON_PROGRAM]),

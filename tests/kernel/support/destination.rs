@@ -1,4 +1,4 @@
-//! Takes whatever is posted to it, or says that it cannot now.
+//! An HTTP server that accepts every POST, or refuses each with 503.
 
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 /// A request's head, and its body.
 pub type Request = (String, Vec<u8>);
 
-/// Takes whatever is posted, or says that it cannot now.
+/// An HTTP server that accepts every POST while it is up, and otherwise refuses it with 503.
 pub struct Destination {
     pub address: String,
     pub up: Arc<AtomicBool>,
-    pub turned_away: Arc<AtomicBool>,
-    taken: Arc<Mutex<Vec<Request>>>,
+    pub refused: Arc<AtomicBool>,
+    received: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Destination {
@@ -23,27 +23,24 @@ impl Destination {
         let it = Destination {
             address,
             up: Arc::new(up.into()),
-            turned_away: Arc::default(),
-            taken: Arc::default(),
+            refused: Arc::default(),
+            received: Arc::default(),
         };
-        let (up, turned_away, taken) = (it.up.clone(), it.turned_away.clone(), it.taken.clone());
+        let (up, refused, received) = (it.up.clone(), it.refused.clone(), it.received.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (up, turned_away, taken) = (up.clone(), turned_away.clone(), taken.clone());
+                let (up, refused, received) = (up.clone(), refused.clone(), received.clone());
                 std::thread::spawn(move || {
                     let mut stream = BufReader::new(stream);
                     while let Some(request) = request(&mut stream) {
-                        let answer: &[u8] = match up.load(Relaxed) {
-                            true => {
-                                taken.lock().expect("its requests").push(request);
-                                b"HTTP/1.1 204 No Content\r\n\r\n"
-                            }
-                            false => {
-                                turned_away.store(true, Relaxed);
-                                b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\ndown"
-                            }
+                        let response: &[u8] = if up.load(Relaxed) {
+                            received.lock().expect("its requests").push(request);
+                            b"HTTP/1.1 204 No Content\r\n\r\n"
+                        } else {
+                            refused.store(true, Relaxed);
+                            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\ndown"
                         };
-                        let _ = stream.get_mut().write_all(answer);
+                        let _ = stream.get_mut().write_all(response);
                     }
                 });
             }
@@ -51,8 +48,8 @@ impl Destination {
         it
     }
 
-    pub fn taken(&self) -> Vec<Request> {
-        self.taken.lock().expect("its requests").clone()
+    pub fn received(&self) -> Vec<Request> {
+        self.received.lock().expect("its requests").clone()
     }
 }
 

@@ -1,12 +1,12 @@
 //! What kernel tests share: a recorder in this process, cgroups and network namespaces that clean up after themselves.
 //!
-//! These tests need root and a kernel with BTF, and fail with the command that mends it where one is missing.
+//! These tests need root and a kernel with BTF. Where something is missing, they fail with the command that installs it.
 #![allow(dead_code)]
 
 pub mod agent;
 pub mod clients;
 pub mod destination;
-pub mod place;
+pub mod dns_sandbox;
 
 use std::fs;
 use std::net::UdpSocket;
@@ -25,7 +25,7 @@ use podopsy_store::{Filter, Reader, Shelf};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
-/// Says what to do instead of failing somewhere inside.
+/// Fails with the command to run, instead of an error from somewhere inside.
 pub fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),
@@ -33,17 +33,17 @@ pub fn require_root() {
     );
 }
 
-/// The lab's guest says so; such a machine is ten times slower.
+/// Whether this is a machine of the lab, which is ten times slower; the lab's guest sets the variable.
 pub fn is_emulated() -> bool {
     std::env::var_os("PODOPSY_EMULATED").is_some()
 }
 
-/// How often to repeat what is repeated for good measure: a quarter on an emulated machine.
+/// The number of repetitions for a test that is surer with more of them: a quarter on an emulated machine.
 pub fn times(wanted: usize) -> usize {
     if is_emulated() { wanted / 4 } else { wanted }
 }
 
-/// The lines of a file that is being written: the last may be half a line.
+/// The complete lines of a file that is being written: its last line may be incomplete.
 pub fn whole_lines(text: &str) -> std::str::Lines<'_> {
     text.rsplit_once('\n').map_or("", |(whole, _)| whole).lines()
 }
@@ -69,17 +69,18 @@ impl Recording {
         Recording { runtime, recorder: Some(recorder), events, seen: Vec::new() }
     }
 
-    /// Both event probes; a timeout of one second, so that tests need not wait five.
+    /// OOM and DNS probes without a container runtime; the DNS timeout is one second, so that tests need not wait five.
     pub fn host() -> Recording {
         Recording::start(options(), no_runtime())
     }
 
-    /// Receives until `enough` says so; panics with what was seen after `limit`.
+    /// Receives events until `enough` is true of them; panics with them after `limit`.
     pub fn until(&mut self, what: &str, limit: Duration, enough: impl Fn(&[Event]) -> bool) {
         let end = Instant::now() + limit;
         while !enough(&self.seen) {
-            let left = end.saturating_duration_since(Instant::now());
-            let next = self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await });
+            let remaining = end.saturating_duration_since(Instant::now());
+            let next =
+                self.runtime.block_on(async { tokio::time::timeout(remaining, self.events.recv()).await });
             match next {
                 Ok(Some(event)) => self.seen.push(event),
                 Ok(None) => panic!("the recorder ended while waiting for {what}"),
@@ -88,36 +89,36 @@ impl Recording {
         }
     }
 
-    /// SIGKILLs within one cgroup or container so far.
+    /// The SIGKILLs within one cgroup or container so far.
     pub fn own_kills(&self) -> u64 {
         self.recorder.as_ref().map_or(0, Recorder::own_kills)
     }
 
-    /// Everything that comes within `time`.
-    pub fn for_a_while(&mut self, time: Duration) {
+    /// Receives events for `time`, to see that no others come.
+    pub fn receive_for(&mut self, time: Duration) {
         let end = Instant::now() + time;
         loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.runtime.block_on(async { tokio::time::timeout(left, self.events.recv()).await }) {
+            let remaining = end.saturating_duration_since(Instant::now());
+            match self.runtime.block_on(async { tokio::time::timeout(remaining, self.events.recv()).await }) {
                 Ok(Some(event)) => self.seen.push(event),
                 _ => return,
             }
         }
     }
 
-    /// What each container's queries came to so far.
+    /// Each container's DNS counts so far.
     pub fn dns_counts(&self) -> Vec<podopsy_model::DnsCounts> {
         let recorder = self.recorder.as_ref().expect("it runs until it is stopped");
         self.runtime.block_on(recorder.dns_counts())
     }
 
-    /// Of one memory cgroup; nothing, if it has not asked yet.
+    /// The DNS counts of one memory cgroup; zeros before its first query.
     pub fn dns_counts_of(&self, cgroup_id: u64) -> podopsy_model::DnsCounts {
         let counts = self.dns_counts().into_iter();
         counts.rev().find(|counts| counts.owner.cgroup.id == cgroup_id).unwrap_or_default()
     }
 
-    /// Stops; the final losses.
+    /// Stops the recorder; returns all events and the final loss counters.
     pub fn stop(mut self) -> (Vec<Event>, Losses) {
         let recorder = self.recorder.take().expect("it runs until it is stopped");
         let losses = self.runtime.block_on(recorder.stop()).expect("the recorder stops");
@@ -128,7 +129,7 @@ impl Recording {
     }
 }
 
-/// Failures, by the probe, with a timeout of one second.
+/// DNS failures, by the cgroup probe, with a timeout of one second.
 pub fn dns() -> DnsOptions {
     DnsOptions {
         answers: false,
@@ -153,7 +154,7 @@ pub fn options() -> RecorderOptions {
     }
 }
 
-/// Every event that a store has, each of them readable.
+/// All events of a store, which must be readable.
 pub fn stored(store: &Reader) -> Vec<Event> {
     let (mut events, mut after) = (Vec::new(), None);
     loop {
@@ -167,10 +168,10 @@ pub fn stored(store: &Reader) -> Vec<Event> {
     }
 }
 
-/// The image of [`node`]: all victims.
+/// The image of [`node`], with all victims.
 pub const VICTIMS_IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
 
-/// A process of ours; it ends with the test.
+/// A child process, killed when this is dropped.
 pub struct Running(pub Child);
 
 impl Drop for Running {
@@ -180,7 +181,7 @@ impl Drop for Running {
     }
 }
 
-/// What was told of queries for a name.
+/// The events of queries for a name.
 pub fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a DnsTransaction)> {
     let of = |event: &'a Event| match &event.detail {
         Detail::Dns(dns) if dns.name.as_deref() == Some(name) => Some((event, dns)),
@@ -189,14 +190,14 @@ pub fn transactions<'a>(events: &'a [Event], name: &str) -> Vec<(&'a Event, &'a 
     events.iter().filter_map(of).collect()
 }
 
-/// An answer with one address.
+/// A response with one address.
 pub fn fine(query: &[u8]) -> Vec<u8> {
     let mut out = respond(query, 0x8180, 1, 1);
     out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
     out
 }
 
-/// A node that is up, and the name of an image with all victims.
+/// Brings a node up and imports an image with all victims; returns both.
 pub fn node() -> (Node, String) {
     require_root();
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
@@ -204,7 +205,7 @@ pub fn node() -> (Node, String) {
     (node, image)
 }
 
-/// Pods as that node's runtime names them.
+/// Pods from that node's container runtime.
 pub fn pods_of(node: &Node) -> PodsOptions {
     PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() }
 }
@@ -214,7 +215,7 @@ pub fn no_runtime() -> PodsOptions {
     PodsOptions { cri_socket: Some("/nonexistent/podopsy-test.sock".into()), ..PodsOptions::default() }
 }
 
-/// The commonest stacks of those samples, for the message of a test that wanted others.
+/// The most frequent stacks of the samples, for a failed assertion's message.
 pub fn stacks<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
     let mut stacks: Vec<(u64, String)> = samples
         .map(|sample| {
@@ -228,7 +229,7 @@ pub fn stacks<'a>(samples: impl Iterator<Item = &'a Sample>) -> String {
     stacks.iter().take(12).map(|(count, stack)| format!("{count:6} {stack}\n")).collect()
 }
 
-/// A memory cgroup of our own; removed when dropped, with the processes that the test started in it gone by then.
+/// A memory cgroup, removed when this is dropped; the processes that the test started in it must have ended by then.
 pub struct MemoryCgroup {
     pub path: PathBuf,
 }
@@ -247,7 +248,7 @@ impl MemoryCgroup {
         fs::metadata(&self.path).expect("the cgroup is there").ino()
     }
 
-    /// A shell that joins the cgroup and then becomes `program`.
+    /// A shell that joins the cgroup and then executes `program`.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(format!("echo $$ > {}/cgroup.procs && exec {program}", self.path.display()));
@@ -257,7 +258,7 @@ impl MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // A killed process leaves its cgroup a moment after its parent has reaped it.
+        // A killed process leaves its cgroup shortly after its parent has reaped it.
         for _ in 0..100 {
             if fs::remove_dir(&self.path).is_ok() {
                 return;
@@ -268,7 +269,7 @@ impl Drop for MemoryCgroup {
     }
 }
 
-/// Runs `work` on a thread of its own, in a network namespace of its own with `lo` up.
+/// Runs `work` in a new thread with a new network namespace, in which `lo` is up.
 pub fn in_own_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own (root)");
@@ -283,7 +284,7 @@ pub fn in_own_network<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Asks a server that is not there, by a socket that is told so.
+/// Queries a server that does not exist, by a connected socket, which gets the ICMP error.
 pub fn failed_lookup(name: &str, id: u16) {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect("127.0.0.9:53").expect("connect");

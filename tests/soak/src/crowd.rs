@@ -1,4 +1,5 @@
-//! The containers: pods of two that sleep, and one pod for each trouble; who keeps them, and how often they were killed.
+//! The containers: pods with two sleeping containers, and one pod for each [`Trouble`]; their restarts, and the count of
+//! their kills.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,32 +15,32 @@ use serde_json::{Value, json};
 use crate::trouble::{Counted, TROUBLES, Trouble};
 
 const NAMESPACE: &str = "soak";
-/// Sleeping containers share pods: 200 containers are the 106 pods of a full node.
-const EACH: usize = 2;
-/// containerd starts so many at once without their waiting for each other.
+/// Sleeping containers in a pod: 200 containers are then the 106 pods of a full node.
+const SLEEPERS_PER_POD: usize = 2;
+/// containerd starts this many pods at once without delaying any of them.
 const STARTERS: usize = 3;
 /// Between a container's end and its next attempt.
 const BACK_OFF: Duration = Duration::from_secs(3);
 const SIGKILLED: i32 = 137;
 
-/// All that was started.
+/// The started containers.
 pub struct Crowd {
     in_trouble: Vec<(&'static Trouble, PodHandle)>,
     tally: Arc<Tally>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the keeper has seen.
+/// What the keeper counted.
 #[derive(Default)]
 struct Tally {
     stop: AtomicBool,
     restarts: AtomicU64,
-    /// Containers that were killed, by id: who waits for its restart at the end is seen twice.
+    /// The ids of killed containers. A set, because one that still waits for its restart at the end is noted twice.
     killed: Mutex<BTreeSet<String>>,
 }
 
 impl Crowd {
-    /// Starts `containers` of them, and says how long it took and which pods they are.
+    /// Starts `containers` containers. The JSON has the pods' uids and the time that it took.
     pub fn start(node: &Node, image: &str, containers: usize) -> anyhow::Result<(Crowd, Value)> {
         let began = Instant::now();
         let mut plans = Vec::new();
@@ -51,16 +52,16 @@ impl Crowd {
         while left > 0 {
             let name = format!("sleeps-{:03}", plans.len());
             let mut spec = PodSpec::new(NAMESPACE, name).label("app", "sleeps");
-            for n in 0..EACH.min(left) {
+            for n in 0..SLEEPERS_PER_POD.min(left) {
                 let sleeper = ContainerSpec::new(format!("app-{n}"), image).command(["pause"]);
                 spec = spec.container(sleeper.memory_limit(32 << 20));
             }
-            left -= EACH.min(left);
+            left -= SLEEPERS_PER_POD.min(left);
             plans.push((None, spec));
         }
         let pods = run(node, &plans)?;
         let uids: Vec<&str> = pods.iter().map(|(_, pod)| pod.uid.as_str()).collect();
-        let told = json!({
+        let description = json!({
             "pods": pods.len(),
             "containers": containers,
             "seconds": began.elapsed().as_secs_f64(),
@@ -75,10 +76,10 @@ impl Crowd {
             let tally = tally.clone();
             move || keep(&kept, &tally)
         });
-        Ok((Crowd { in_trouble, tally, keeper: Mutex::new(Some(keeper)) }, told))
+        Ok((Crowd { in_trouble, tally, keeper: Mutex::new(Some(keeper)) }, description))
     }
 
-    /// Kills until now, by whoever knows best.
+    /// The kills so far, counted by the kernel or the runtime as each trouble needs it.
     pub fn kills(&self) -> anyhow::Result<Value> {
         let mut kills = self.tally.killed().len() as u64;
         for (trouble, pod) in &self.in_trouble {
@@ -89,7 +90,7 @@ impl Crowd {
         Ok(json!({ "kills": kills, "restarts": self.tally.restarts.load(Ordering::SeqCst) }))
     }
 
-    /// Lifts the limits, so that what is counted from here on is final; the keeper has ended.
+    /// Ends restarts and lifts the memory limits, so that the count is final.
     pub fn settle(&self) -> anyhow::Result<Value> {
         self.tally.stop.store(true, Ordering::SeqCst);
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -98,12 +99,12 @@ impl Crowd {
         }
         for (trouble, pod) in self.in_trouble.iter().filter(|(trouble, _)| trouble.counted != Counted::Never)
         {
-            // Who died since the keeper looked has no cgroup any more, and is counted below.
+            // A container that ended since the keeper looked has no cgroup any more; it is counted below.
             if pod.status("app")?.state == ContainerState::Running {
                 lift(&pod.memory_cgroup("app")?).with_context(|| trouble.name)?;
             }
         }
-        // A kill that was on its way when the limit went is over by then, and the runtime knows.
+        // By then, a kill that had begun when the limit was lifted has ended, and the runtime reports it.
         std::thread::sleep(Duration::from_secs(2));
         for (trouble, pod) in self.in_trouble.iter().filter(|(trouble, _)| trouble.restarts) {
             let status = pod.status("app")?;
@@ -129,7 +130,7 @@ impl Tally {
         self.killed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody but the OOM killer sends SIGKILL here.
+    /// Counts an end by SIGKILL as an OOM kill: nothing else sends SIGKILL here.
     fn note(&self, trouble: &Trouble, status: &Status) {
         if trouble.counted == Counted::ByRuntime && status.exit_code == SIGKILLED {
             self.killed().insert(status.id.clone());
@@ -147,7 +148,7 @@ fn run(node: &Node, plans: &[(Option<usize>, PodSpec)]) -> anyhow::Result<Vec<(O
                 let pod = match node.run_pod(spec.clone()) {
                     Ok(pod) => pod,
                     Err(error) => {
-                        // The others need not go on.
+                        // The other threads stop, too.
                         next.store(plans.len(), Ordering::SeqCst);
                         return Err(error);
                     }
@@ -168,7 +169,7 @@ fn run(node: &Node, plans: &[(Option<usize>, PodSpec)]) -> anyhow::Result<Vec<(O
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// The kubelet's part, without its growing back-off: the rate of trouble stays the same for an hour.
+/// Restarts containers as a kubelet does, but with a constant back-off, so that the rate of kills is constant for an hour.
 fn keep(pods: &[(&'static Trouble, PodHandle)], tally: &Tally) {
     let mut due: Vec<Option<Instant>> = vec![None; pods.len()];
     while !tally.stop.load(Ordering::SeqCst) {
@@ -198,22 +199,23 @@ fn keep(pods: &[(&'static Trouble, PodHandle)], tally: &Tally) {
     }
 }
 
-/// The kernel's own count, of a memory cgroup alone.
+/// The kernel's count of OOM kills in this memory cgroup, without its children.
 fn killed_in(cgroup: &Path) -> anyhow::Result<u64> {
     let read = |name: &str| std::fs::read_to_string(cgroup.join(name));
     let text = read("memory.events").or_else(|_| read("memory.oom_control"));
     let text = text.with_context(|| format!("read the kills of {}", cgroup.display()))?;
     let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
-    count.with_context(|| format!("{} counts no kills", cgroup.display()))
+    count.with_context(|| format!("{} has no count of OOM kills", cgroup.display()))
 }
 
+/// Lifts the memory limit.
 fn lift(cgroup: &Path) -> anyhow::Result<()> {
-    // In v1 memory's own limit may not be above that of memory and swap together, if there is one.
+    // v1 refuses a limit of memory above the limit of memory and swap together, so that one is lifted first.
     let limits =
         [("memory.max", "max"), ("memory.memsw.limit_in_bytes", "-1"), ("memory.limit_in_bytes", "-1")];
-    for (file, word) in limits.map(|(name, word)| (cgroup.join(name), word)) {
+    for (file, limit) in limits.map(|(name, limit)| (cgroup.join(name), limit)) {
         if file.exists() {
-            std::fs::write(&file, word).with_context(|| format!("lift {}", file.display()))?;
+            std::fs::write(&file, limit).with_context(|| format!("lift {}", file.display()))?;
         }
     }
     Ok(())

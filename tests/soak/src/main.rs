@@ -1,17 +1,17 @@
-//! `podopsy-soak CONTAINERS`: a node's worth of real containers, some of them in trouble at a steady low rate. Run by
+//! `podopsy-soak CONTAINERS`: a node's worth of real containers, some of which fail at a steady low rate. Run by
 //! `cargo xtask bench soak`, which measures the agent beside it.
 //!
-//! Orders come by standard input, one a line, and each gets one line of JSON:
+//! Commands come on standard input, one per line, and each is answered by one line of JSON:
 //!
-//! | order | what it does | answer |
+//! | command | what it does | answer |
 //! |---|---|---|
-//! | (none) | the node comes up | `{"socket": PATH}` |
+//! | (none) | brings the node up | `{"socket": PATH}` |
 //! | `start` | starts the containers | `{"pods": N, "containers": N, "seconds": S, "uids": […]}` |
-//! | `kills` | | `{"kills": N, "restarts": N}` |
-//! | `settle` | no kill and no restart from here on | the same, for good |
+//! | `kills` | counts | `{"kills": N, "restarts": N}` |
+//! | `settle` | ends kills and restarts, then counts | the same, final |
 //!
-//! The end of its input ends it, and everything that it started. Kills are counted by the kernel and the runtime, so that
-//! the recorder's own count can be held against it.
+//! The end of its input ends it and everything that it started. Kills are counted by the kernel and the runtime, so that
+//! the recorder's count can be compared with theirs.
 
 mod crowd;
 mod trouble;
@@ -30,7 +30,7 @@ const USAGE: &str = "usage: podopsy-soak CONTAINERS";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    let (Some(Ok(containers)), None) = (args.next().map(|word| word.parse()), args.next()) else {
+    let (Some(Ok(containers)), None) = (args.next().map(|argument| argument.parse()), args.next()) else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(containers: usize) -> anyhow::Result<()> {
-    // A line a pod would be 200 lines.
+    // One line for each pod would be 200 lines.
     let node = Node::up_with(|line| {
         if !line.starts_with("running pod") {
             eprintln!("node: {line}");
@@ -52,24 +52,24 @@ fn run(containers: usize) -> anyhow::Result<()> {
     })?;
     let _resolver = node.resolver("answer")?;
     let image = node.victims_image("registry.podopsy.test/soak/app:1")?;
-    say(&json!({ "socket": node.cri_socket() }));
+    answer(&json!({ "socket": node.cri_socket() }));
     let mut crowd = None;
-    for order in std::io::stdin().lock().lines() {
-        match (order.context("read an order")?.as_str(), &crowd) {
+    for command in std::io::stdin().lock().lines() {
+        match (command.context("read a command")?.as_str(), &crowd) {
             ("start", None) => {
-                let (started, told) = Crowd::start(&node, &image, containers)?;
+                let (started, description) = Crowd::start(&node, &image, containers)?;
                 crowd = Some(Arc::new(started));
-                say(&told);
+                answer(&description);
             }
-            ("kills", Some(crowd)) => say(&crowd.kills()?),
-            ("settle", Some(crowd)) => say(&crowd.settle()?),
-            (order, _) => bail!("{order:?} is no order, or comes at the wrong time"),
+            ("kills", Some(crowd)) => answer(&crowd.kills()?),
+            ("settle", Some(crowd)) => answer(&crowd.settle()?),
+            (command, _) => bail!("{command:?} is not a command, or is not possible now"),
         }
     }
-    eprintln!("node: clearing {containers} containers away");
+    eprintln!("node: removing {containers} containers");
     Ok(())
 }
 
-fn say(answer: &Value) {
-    println!("{answer}");
+fn answer(line: &Value) {
+    println!("{line}");
 }

@@ -1,20 +1,19 @@
-//! What the containers in trouble do, as a table. Everything in it is slow on purpose: this goes on for an hour, beside
-//! whatever else the machine has to do.
+//! The failing containers, as a table. Their rates are low on purpose: a soak runs for an hour beside other work.
 
 use podopsy_harness::ContainerSpec;
 
-/// How a container's kills are known, apart from any recorder.
+/// How a container's kills are counted without podopsy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// It is never killed.
     Never,
-    /// Its first process lives on, so that its cgroup keeps the kernel's count.
+    /// Its first process survives, so its cgroup and the kernel's count remain.
     ByCgroup,
-    /// It is what is killed: the runtime tells the end of each attempt.
+    /// Its first process is killed: the runtime reports the end of each attempt.
     ByRuntime,
 }
 
-/// One kind of trouble.
+/// A way in which a container fails.
 pub struct Trouble {
     pub name: &'static str,
     command: &'static [&'static str],
@@ -33,9 +32,9 @@ const CALM: Trouble = Trouble {
     restarts: false,
 };
 
-/// One container of each; together not a kill in 20 s, some 110 DNS queries a second, and six tenths of a CPU.
+/// One container of each. Together: less than one kill in 20 s, some 110 DNS queries a second, and 0.6 CPUs.
 pub const TROUBLES: &[Trouble] = &[
-    // A worker that is killed every 50 s, in a container that runs on.
+    // A worker is killed every 50 s; its container keeps running.
     Trouble {
         name: "worker-leaks",
         command: &["leak", "--child", "--times", "1000000", "--step", "512KiB", "--every", "1000"],
@@ -43,7 +42,7 @@ pub const TROUBLES: &[Trouble] = &[
         counted: Counted::ByCgroup,
         ..CALM
     },
-    // Killed and started again every 100 s, twice.
+    // Two containers that are killed and restarted every 100 s.
     Trouble {
         name: "leaks",
         command: &["leak", "--step", "512KiB", "--every", "1000"],
@@ -79,7 +78,7 @@ pub const TROUBLES: &[Trouble] = &[
         ..CALM
     },
     Trouble {
-        name: "nobody-answers",
+        name: "server-silent",
         command: &["lookup", "silent.podopsy.test.", "--every", "15000"],
         ..CALM
     },
@@ -90,7 +89,7 @@ pub const TROUBLES: &[Trouble] = &[
 impl Trouble {
     pub fn container(&self, image: &str) -> ContainerSpec {
         let spec = ContainerSpec::new("app", image).command(self.command.iter().copied());
-        // On v2, too, the killed worker must not take its container with it.
+        // On v2, too, the kill of a worker must not end its container.
         let spec = spec.memory_limit(self.limit_mib << 20).single_process_oom_kill();
         match self.cpu_millis {
             Some(millis) => spec.cpu_limit(millis),

@@ -1,4 +1,4 @@
-// As many frames deep as the first argument says, without frame pointers.
+// Recurses as deep as the first argument, without frame pointers.
 #include <stdlib.h>
 
 volatile unsigned long sink;
@@ -12,7 +12,7 @@ __attribute__((noinline)) static int burn(void) {
 
 __attribute__((noinline)) static int descend(int depth) {
     int below = depth == 0 ? burn() : descend(depth - 1);
-    // Used behind the call, so that no loop is made of this.
+    // Used after the call, so that the compiler does not make a loop of the recursion.
     sink += below;
     return below + 1;
 }

@@ -1,4 +1,4 @@
-// Goroutines that work some frames deep, and make garbage.
+// Goroutines that work in nested calls and produce garbage.
 package main
 
 var sink []int

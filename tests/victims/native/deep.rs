@@ -11,13 +11,13 @@ struct Down;
 impl Step for Down {
     #[inline(never)]
     fn step(&self, depth: u64) -> u64 {
-        let room = black_box([depth; 7]);
+        let space = black_box([depth; 7]);
         let below = if depth == 0 { leaf_a() ^ leaf_b() } else { black_box(self as &dyn Step).step(depth - 1) };
-        below.wrapping_add(room.iter().sum())
+        below.wrapping_add(space.iter().sum())
     }
 }
 
-/// One loop for both leaves, so that it is as fast in each.
+/// One loop for both leaves, so that it is equally fast in both.
 #[inline(never)]
 fn work(rounds: u64) -> u64 {
     (0..rounds).fold(black_box(1), |x, i| black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i)))

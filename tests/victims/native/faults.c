@@ -1,5 +1,5 @@
 /*
- * Takes page faults as fast as it can, and prints what one costs: ns of user and system time.
+ * Causes page faults as fast as possible, and prints the cost of one: ns of user and system time.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,9 +17,9 @@ static double cpu(void)
 	       (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-int main(int count, char **words)
+int main(int count, char **arguments)
 {
-	long wanted = count > 1 ? atol(words[1]) : 1000000, done = 0;
+	long wanted = count > 1 ? atol(arguments[1]) : 1000000, done = 0;
 	double began = cpu();
 	while (done < wanted) {
 		volatile char *memory = mmap(0, PAGES * PAGE, PROT_READ | PROT_WRITE,

@@ -1,4 +1,5 @@
-// Looks like CPython 3.11 to whoever goes by exported names, and is none. Each thread, by its name, lies in another way.
+// Exports the symbols of CPython 3.11 but is not CPython. Each thread presents malformed interpreter state, of the kind
+// that its name says.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -28,7 +29,7 @@ static void *lie(void *which)
 {
     int own = (int)(intptr_t)which;
     pthread_setname_np(pthread_self(), names[own]);
-    // The last is in no list.
+    // The last thread is missing in the list of threads.
     if (own != THREADS)
         point(thread[own], 152, (void *)pthread_self());
     return (void *)_PyEval_EvalFrameDefault(0);
@@ -41,7 +42,7 @@ int main(void)
     point(_PyRuntime, 40, interpreter);
     point(interpreter, 16, thread[0]);
     for (int own = 0; own < THREADS; own++) {
-        // A list of threads without an end, and functions that are their own callers.
+        // An endless list of threads, and functions that are their own callers.
         point(thread[own], 8, thread[(own + 1) % THREADS]);
         point(thread[own], 56, cframe[own]);
         point(cframe[own], 8, frame[own]);

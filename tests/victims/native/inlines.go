@@ -1,4 +1,4 @@
-// Functions whose place in the source is known, one of them inlined: what a stripped binary must still say.
+// Functions at known source lines, one of them inlined: even a stripped binary has this information.
 package main
 
 import "os"

@@ -1,4 +1,4 @@
-"""Spends its CPU time in known functions by known shares, on a fast machine or a slow one, beside a thread that needs no lock."""
+"""Spends its CPU time in known functions by known shares on any machine, beside a thread that runs without the GIL."""
 
 import hashlib
 import threading
@@ -51,7 +51,7 @@ def hasher():
 
 
 def cost(function):
-    """What a call costs: the median, because a busy machine takes its time in the midst of some."""
+    """The CPU time of a call: the median, because a busy machine interrupts some calls."""
     times = []
     for _ in range(41):
         begin = time.thread_time()
@@ -69,7 +69,7 @@ def main(calls):
 
 shares = [(50, Work().plain), (30, generator), (20, native)]
 calls = [(function, share / cost(function)) for share, function in shares]
-# A round is some 200 calls: as many as it takes for a share to be right within half a point.
+# A round is some 200 calls, so that each share is right within half a percentage point.
 calls = [(function, round(200 * count / sum(count for _, count in calls))) for function, count in calls]
 threading.Thread(target=hasher, daemon=True).start()
 main(calls)

@@ -1,6 +1,6 @@
 /*
- * A leak of a known rate: RATE bytes a second by the clock, however slow the machine. It is built without frame
- * pointers; what it keeps, it touches itself, in remember_request.
+ * A leak of a known rate: RATE bytes a second by the clock, on any machine. It is built without frame pointers. The page
+ * faults are its own: remember_request touches the memory.
  */
 #include <stdlib.h>
 #include <time.h>
@@ -54,8 +54,8 @@ __attribute__((noinline)) void serve_until_killed(double rate)
 	}
 }
 
-int main(int count, char **words)
+int main(int count, char **arguments)
 {
-	serve_until_killed(count > 1 ? atof(words[1]) : 1 << 20);
+	serve_until_killed(count > 1 ? atof(arguments[1]) : 1 << 20);
 	return served == 0;
 }

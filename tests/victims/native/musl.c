@@ -1,4 +1,4 @@
-// Sorts, which is libc's code that calls the program's back, and is interrupted by a signal now and then.
+// Sorts, so that libc's code calls back into the program's, and is interrupted by a signal now and then.
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/time.h>

@@ -1,4 +1,4 @@
-// Opens the library it is given, one second after it has started, and works in it.
+// Opens the library named by its argument one second after the start, and works in it.
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <unistd.h>

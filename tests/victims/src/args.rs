@@ -1,8 +1,8 @@
-//! Arguments as `--flag VALUE`, `--switch` and plain words: the victims must stay tiny, so no clap.
+//! Arguments: `--flag VALUE`, `--switch`, and positional ones. Without clap, because the victims must stay small.
 
 use std::time::Duration;
 
-/// The arguments that nobody has asked for yet.
+/// The arguments that have not been taken yet.
 #[derive(Debug)]
 pub struct Args {
     rest: Vec<String>,
@@ -20,7 +20,7 @@ impl Args {
         Self { rest, usage }
     }
 
-    /// Is `--name` there? Takes it.
+    /// Takes `--name`; whether it was there.
     pub fn switch(&mut self, name: &str) -> bool {
         let found = self.rest.iter().position(|arg| arg == name);
         if let Some(at) = found {
@@ -29,7 +29,7 @@ impl Args {
         found.is_some()
     }
 
-    /// The value after `--name`, taken and read by `read`.
+    /// Takes `--name` and the value after it, which `read` parses.
     pub fn value<T>(&mut self, name: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         let at = self.rest.iter().position(|arg| arg == name)?;
         if at + 1 >= self.rest.len() {
@@ -43,15 +43,15 @@ impl Args {
         }
     }
 
-    /// The plain words that are left; an unknown `--flag` among them ends the program.
-    pub fn words(self) -> Vec<String> {
+    /// Takes the positional arguments, which must be all that is left; an unknown `--flag` ends the program.
+    pub fn positional(self) -> Vec<String> {
         if let Some(unknown) = self.rest.iter().find(|arg| arg.starts_with("--")) {
             self.fail(&format!("unknown argument {unknown}"));
         }
         self.rest
     }
 
-    /// Says what is wrong and how the program is used, and exits with 2.
+    /// Prints the message and the usage, and exits with 2.
     pub fn fail(&self, message: &str) -> ! {
         eprintln!("{message}\n{}", self.usage);
         std::process::exit(2);

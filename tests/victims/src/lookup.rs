@@ -1,11 +1,11 @@
-//! The C library's own name lookup, with resolv.conf, search domains, retries and all: what applications use.
+//! The C library's name lookup, which applications use: with resolv.conf, search domains and retries.
 
 use std::ffi::{CStr, CString};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Looks `name` up through `getaddrinfo`; the error is glibc's own sentence.
+/// Looks `name` up by `getaddrinfo`; the error is glibc's message.
 ///
-/// Both families are asked for, so that A and AAAA travel together as they do in real programs.
+/// Both families are requested, so that A and AAAA are sent together, as by real programs.
 #[inline(never)]
 pub fn resolve(name: &str) -> Result<Vec<IpAddr>, String> {
     let name = CString::new(name).map_err(|_| "name holds a NUL".to_owned())?;
@@ -28,12 +28,12 @@ pub fn resolve(name: &str) -> Result<Vec<IpAddr>, String> {
         let info = unsafe { &*at };
         match info.ai_family {
             libc::AF_INET => {
-                // SAFETY: the family says that ai_addr points to a sockaddr_in.
+                // SAFETY: with this family, ai_addr points to a sockaddr_in.
                 let address = unsafe { &*info.ai_addr.cast::<libc::sockaddr_in>() };
                 addresses.push(IpAddr::V4(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr))));
             }
             libc::AF_INET6 => {
-                // SAFETY: the family says that ai_addr points to a sockaddr_in6.
+                // SAFETY: with this family, ai_addr points to a sockaddr_in6.
                 let address = unsafe { &*info.ai_addr.cast::<libc::sockaddr_in6>() };
                 addresses.push(IpAddr::V6(Ipv6Addr::from(address.sin6_addr.s6_addr)));
             }

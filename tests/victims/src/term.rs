@@ -1,4 +1,4 @@
-//! Ending at SIGTERM: PID 1 of a container ignores every signal it has no handler for.
+//! Exit at SIGTERM. The kernel drops signals to PID 1 of a container that have no handler.
 
 /// Exits with 143 (128 + SIGTERM, what a shell would report) at SIGTERM or SIGINT.
 pub fn exit_on_sigterm() {

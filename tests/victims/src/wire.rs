@@ -1,5 +1,5 @@
-//! Just enough of the DNS message format (RFC 1035) for a server that misbehaves: read one question, write
-//! one answer. Our own, not a library's: a library would refuse to write what `malformed` needs.
+//! The part of the DNS message format (RFC 1035) that a misbehaving server needs: read one question, write one answer.
+//! Not a library's, because a library would refuse to write what `malformed` needs.
 
 /// Query types that get an address.
 pub const A: u16 = 1;

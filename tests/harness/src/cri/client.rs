@@ -1,4 +1,4 @@
-//! CRI calls that block: the kubelet's half of the conversation, one method a call.
+//! Blocking CRI calls, one method for each.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,18 +11,18 @@ use tonic::transport::Channel;
 
 use super::messages::*;
 
-/// No call of a harness may hang for longer: a pod that takes a minute is a failure.
+/// The time-out of a call: a pod that takes a minute is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection to a runtime.
 #[derive(Debug)]
 pub struct Cri {
-    // An Option so that drop can shut it down without waiting, which a runtime within a runtime must.
+    // An Option, so that drop can shut it down without waiting: blocking within another runtime panics.
     runtime: Option<Runtime>,
     channel: Channel,
 }
 
-/// What a container is doing.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerState {
     Created,
@@ -31,7 +31,7 @@ pub enum ContainerState {
     Unknown,
 }
 
-/// What CRI says of a container.
+/// The CRI status of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     pub id: String,
@@ -54,7 +54,7 @@ pub struct Status {
 }
 
 impl Cri {
-    /// Connects lazily: the socket need not be there yet.
+    /// Connects at the first call: the socket need not exist yet.
     pub fn new(socket: &Path) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -69,7 +69,7 @@ impl Cri {
         Ok(Self { runtime: Some(runtime), channel })
     }
 
-    /// One call, waited for on a channel: `block_on` would panic inside another runtime.
+    /// Makes one call and waits on a channel for its result: `block_on` would panic within another runtime.
     fn call<Request, Response>(&self, method: &'static str, request: Request) -> anyhow::Result<Response>
     where
         Request: prost::Message + 'static,
@@ -80,14 +80,14 @@ impl Cri {
         let runtime = self.runtime.as_ref().context("the CRI connection is closed")?;
         runtime.spawn(async move {
             let answer = tokio::time::timeout(PATIENCE, unary(&channel, method, request)).await;
-            // Nobody listens any more only if the caller's thread is gone.
+            // Fails only if the caller's thread has ended.
             let _ = sender.send(answer);
         });
         receiver.recv().context("CRI runtime ended")?.map_err(|_| anyhow!("CRI {method}: no answer"))?
     }
 
-    /// Errors until the runtime and its network are ready.
-    pub fn ready(&self) -> anyhow::Result<()> {
+    /// Fails unless the runtime and its network are ready.
+    pub fn check_ready(&self) -> anyhow::Result<()> {
         let answer: RuntimeStatusResponse = self.call("/runtime.v1.RuntimeService/Status", Empty {})?;
         let conditions = answer.status.unwrap_or_default().conditions;
         match conditions.iter().find(|condition| !condition.status) {
@@ -96,7 +96,7 @@ impl Cri {
         }
     }
 
-    /// Is there an image of that name?
+    /// Whether there is an image of that name.
     pub fn has_image(&self, name: &str) -> anyhow::Result<bool> {
         let image = Some(ImageSpec { image: name.to_owned() });
         let answer: ImageStatusResponse =
@@ -104,21 +104,21 @@ impl Cri {
         Ok(answer.image.is_some_and(|image| !image.id.is_empty()))
     }
 
-    /// The sandbox's id.
+    /// Runs a sandbox and returns its id.
     pub fn run_sandbox(&self, config: PodSandboxConfig) -> anyhow::Result<String> {
         let request = RunPodSandboxRequest { config: Some(config) };
         let answer: Id = self.call("/runtime.v1.RuntimeService/RunPodSandbox", request)?;
         Ok(answer.id)
     }
 
-    /// Kills what runs in it and frees its network.
+    /// Kills the sandbox's processes and releases its network.
     pub fn stop_sandbox(&self, id: &str) -> anyhow::Result<()> {
-        self.insist("/runtime.v1.RuntimeService/StopPodSandbox", &Id { id: id.to_owned() })
+        self.retry("/runtime.v1.RuntimeService/StopPodSandbox", &Id { id: id.to_owned() })
     }
 
-    /// As a kubelet does: containerd 1.6 answers "ttrpc: closed" when a container ends while it is being stopped, and
-    /// knows better the next time.
-    fn insist<Q: prost::Message + Clone + 'static>(
+    /// Retries a call as a kubelet does: containerd 1.6 answers "ttrpc: closed" when a container ends while it is being
+    /// stopped, and succeeds the next time.
+    fn retry<Q: prost::Message + Clone + 'static>(
         &self,
         method: &'static str,
         request: &Q,
@@ -134,13 +134,13 @@ impl Cri {
         self.call::<Q, Empty>(method, request.clone()).map(drop)
     }
 
-    /// Forgets a sandbox and its containers.
+    /// Removes a sandbox and its containers.
     pub fn remove_sandbox(&self, id: &str) -> anyhow::Result<()> {
         let _: Empty = self.call("/runtime.v1.RuntimeService/RemovePodSandbox", Id { id: id.to_owned() })?;
         Ok(())
     }
 
-    /// Ids of all sandboxes.
+    /// The ids of all sandboxes.
     pub fn sandboxes(&self) -> anyhow::Result<Vec<String>> {
         let answer: ListPodSandboxResponse =
             self.call("/runtime.v1.RuntimeService/ListPodSandbox", Empty {})?;
@@ -155,7 +155,7 @@ impl Cri {
         Ok(answer.status.and_then(|status| status.network).unwrap_or_default().ip)
     }
 
-    /// The container's id.
+    /// Creates a container and returns its id.
     pub fn create_container(
         &self,
         sandbox: &str,
@@ -179,7 +179,7 @@ impl Cri {
     /// SIGTERM, then SIGKILL after `seconds`; 0 kills at once.
     pub fn stop_container(&self, id: &str, seconds: i64) -> anyhow::Result<()> {
         let request = StopContainerRequest { container_id: id.to_owned(), timeout: seconds };
-        self.insist("/runtime.v1.RuntimeService/StopContainer", &request)
+        self.retry("/runtime.v1.RuntimeService/StopContainer", &request)
     }
 
     pub fn remove_container(&self, id: &str) -> anyhow::Result<()> {
@@ -200,7 +200,7 @@ impl Cri {
         Ok((answer.exit_code, text(answer.stdout), text(answer.stderr)))
     }
 
-    /// What CRI says of a container now.
+    /// The container's current status.
     pub fn container(&self, id: &str) -> anyhow::Result<Status> {
         let request = StatusRequest { id: id.to_owned(), verbose: true };
         let answer: ContainerStatusResponse =
@@ -212,7 +212,7 @@ impl Cri {
             2 => ContainerState::Exited,
             _ => ContainerState::Unknown,
         };
-        // containerd puts a JSON text under "info"; CRI itself has no field for the pid.
+        // CRI has no field for the pid; containerd reports it in the JSON text "info".
         let info: serde_json::Value = answer
             .info
             .get("info")

@@ -1,8 +1,8 @@
-//! CRI v1 messages (k8s.io/cri-api, `runtime/v1/api.proto`), the fields that the harness writes or reads.
-//! Written by hand; the tags are the API's field numbers, and fields that are not here are skipped.
+//! CRI v1 messages (k8s.io/cri-api, `runtime/v1/api.proto`) with the fields that the harness writes or reads. Not
+//! generated; the tags are the API's field numbers, and prost skips fields that are not listed.
 //!
-//! The agent has messages of its own, and some are alike. They stay apart on purpose: tests hold what the agent says
-//! against what the harness read, and a wrong tag in a shared message would agree with itself.
+//! podopsy-pods has its own messages, and some are alike. They are separate on purpose: tests compare what the agent
+//! reports with what the harness read, and an error in a shared message would go unnoticed.
 
 use std::collections::HashMap;
 
@@ -67,7 +67,7 @@ pub struct LinuxSandboxSecurityContext {
     pub privileged: bool,
 }
 
-/// `NamespaceMode`: whose namespace a container lives in.
+/// `NamespaceMode`: whose namespace a container joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub enum NamespaceMode {
@@ -95,14 +95,14 @@ pub struct RunPodSandboxRequest {
     pub config: Option<PodSandboxConfig>,
 }
 
-/// `StopPodSandbox`, `RemovePodSandbox` and `RunPodSandbox`'s answer: one id at tag 1.
+/// The requests of `StopPodSandbox` and `RemovePodSandbox`, and the response of `RunPodSandbox`: one id at tag 1.
 #[derive(Clone, PartialEq, Message)]
 pub struct Id {
     #[prost(string, tag = "1")]
     pub id: String,
 }
 
-/// `PodSandboxStatus`, `ContainerStatus`: an id, and whether to say all.
+/// The requests of `PodSandboxStatus` and `ContainerStatus`.
 #[derive(Clone, PartialEq, Message)]
 pub struct StatusRequest {
     #[prost(string, tag = "1")]

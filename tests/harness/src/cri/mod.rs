@@ -1,4 +1,4 @@
-//! The writing half of CRI v1: what a kubelet says to containerd. The reading half is the agent's.
+//! The CRI v1 calls that a kubelet makes to start and stop pods. The calls that only read are in podopsy-pods.
 
 pub mod client;
 pub mod messages;

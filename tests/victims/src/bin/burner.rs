@@ -4,10 +4,10 @@
 //! burner [--shares 60,30,10] [--threads N] [--busy PERCENT] [--for TIME]
 //! ```
 //!
-//! Each function has a caller of its own (`quote_desk`, `risk_desk`, `feed_desk`). The next slice always goes
+//! Each function has its own caller (`quote_desk`, `risk_desk`, `feed_desk`: desks of a trading floor). The next slice always goes
 //! to the function that is furthest behind its share of the thread's own CPU time, so the shares hold on any
-//! machine and under any load. Slices are of 1 to 3 ms, at random: equal ones would make a rhythm of 20 ms, which a sampler
-//! at 199 Hz meets at nearly the same four places each time. Prints the shares it kept every second.
+//! machine and under any load. Slices are of 1 to 3 ms, at random: equal ones would repeat every 20 ms, and a sampler
+//! at 199 Hz would hit nearly the same four places each time. Prints the shares so far every second.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -19,8 +19,8 @@ const USAGE: &str = "burner [--shares 60,30,10] [--threads N] [--busy PERCENT] [
 const SLICE: Duration = Duration::from_millis(2);
 const NAMES: [&str; 3] = ["price_options", "discount_curve", "round_ticks"];
 
-/// A desk runs its function for a number of rounds.
-type Desk = fn(u64) -> f64;
+/// Runs a function for a number of rounds.
+type Caller = fn(u64) -> f64;
 
 fn main() {
     exit_on_sigterm();
@@ -29,7 +29,7 @@ fn main() {
     let threads = args.value("--threads", number).unwrap_or(1);
     let busy = args.value("--busy", number).unwrap_or(100).clamp(1, 100) as u32;
     let until = args.value("--for", time).map(|time| Instant::now() + time);
-    args.words();
+    args.positional();
 
     let mut others = Vec::new();
     for _ in 1..threads {
@@ -47,19 +47,19 @@ fn read_shares(text: &str) -> Option<[f64; 3]> {
     shares.try_into().ok()
 }
 
-/// One thread's work: slices, each to the desk that is furthest behind its share.
+/// One thread's work: each slice goes to the function that is furthest behind its share.
 #[inline(never)]
-fn trade(shares: [f64; 3], busy: u32, until: Option<Instant>, tell: bool) {
-    let desks: [Desk; 3] = [quote_desk, risk_desk, feed_desk];
+fn trade(shares: [f64; 3], busy: u32, until: Option<Instant>, prints: bool) {
+    let callers: [Caller; 3] = [quote_desk, risk_desk, feed_desk];
     let total: f64 = shares.iter().sum();
     let mut spent = [0.0_f64; 3];
     let mut rounds = [1_000_u64; 3];
-    let mut told = Instant::now();
-    // Its own generator, so that every run is the same.
+    let mut printed = Instant::now();
+    // A generator with a fixed seed, so that every run is the same.
     let mut seed = 88_172_645_463_325_252_u64;
     while until.is_none_or(|until| Instant::now() < until) {
         let all: f64 = spent.iter().sum();
-        let behind = |desk: &usize| shares[*desk] / total * all - spent[*desk];
+        let behind = |at: &usize| shares[*at] / total * all - spent[*at];
         let next = (0..3).max_by(|a, b| behind(a).total_cmp(&behind(b))).unwrap_or(0);
 
         seed ^= seed << 13;
@@ -68,7 +68,7 @@ fn trade(shares: [f64; 3], busy: u32, until: Option<Instant>, tell: bool) {
         // Of 512 to 1535 in 1024.
         let now = (rounds[next] * (512 + (seed >> 32) % 1024) / 1024).max(1);
         let start = thread_cpu_time();
-        black_box(desks[next](now));
+        black_box(callers[next](now));
         let took = (thread_cpu_time() - start).as_secs_f64();
         spent[next] += took;
         // Half-way to the number of rounds that would have taken one slice: fast to learn, slow to jump.
@@ -78,8 +78,8 @@ fn trade(shares: [f64; 3], busy: u32, until: Option<Instant>, tell: bool) {
         if busy < 100 {
             std::thread::sleep(Duration::from_secs_f64(took * f64::from(100 - busy) / f64::from(busy)));
         }
-        if tell && told.elapsed() >= Duration::from_secs(1) {
-            told = Instant::now();
+        if prints && printed.elapsed() >= Duration::from_secs(1) {
+            printed = Instant::now();
             let all: f64 = spent.iter().sum();
             let line: Vec<String> = NAMES
                 .iter()
@@ -107,8 +107,8 @@ fn feed_desk(rounds: u64) -> f64 {
     black_box(round_ticks(rounds)) + 3.0
 }
 
-// The leaves below use operators and `while` alone: an iterator or a method would be an inlined frame of
-// the standard library, and the flat profile would show that instead of the function.
+// The functions below use only operators and `while`: an iterator or a method would be an inlined frame of the standard
+// library, and the flat profile would show that frame instead of the function.
 
 /// A chain of two divisions.
 #[inline(never)]
@@ -149,7 +149,7 @@ fn round_ticks(rounds: u64) -> f64 {
     tick as f64
 }
 
-/// CPU time of this thread: wall time would give a function the waits of a busy machine.
+/// CPU time of this thread. Wall time would include the time that other processes ran on a busy machine.
 fn thread_cpu_time() -> Duration {
     // SAFETY: an all-zero timespec is valid, and the call writes only to it.
     let now = unsafe {

@@ -1,5 +1,5 @@
-//! A payment client with a real kind of bug: every failed lookup keeps its request for a retry that never
-//! comes, so that a DNS failure ends as an OOM kill minutes later.
+//! A payment client with a realistic bug: each failed lookup keeps its request for a retry that never comes, so that a
+//! DNS failure ends in an OOM kill minutes later.
 //!
 //! ```text
 //! dns-leaker [--name NAME] [--every MS] [--leak BYTES]
@@ -29,7 +29,7 @@ fn main() {
         .unwrap_or_else(|| "payments.finance.svc.cluster.local".to_owned());
     let every = args.value("--every", time).unwrap_or(Duration::from_millis(200));
     let leak = args.value("--leak", bytes).unwrap_or(1 << 20);
-    args.words();
+    args.positional();
 
     let mut queue = RetryQueue::default();
     loop {
@@ -38,7 +38,7 @@ fn main() {
     }
 }
 
-/// One payment: find the payment service, or put the request aside.
+/// One payment: finds the payment service, or keeps the request for a retry.
 #[inline(never)]
 fn charge_card(queue: &mut RetryQueue, name: &str, leak: usize) {
     match resolve(name) {
@@ -57,7 +57,7 @@ fn schedule_retry(queue: &mut RetryQueue, leak: usize) -> usize {
     black_box(queue.requests.len())
 }
 
-/// The bug's weight: a whole request, every page of it touched.
+/// The leaked memory: a whole request, every page of it touched.
 #[inline(never)]
 fn copy_request(size: usize) -> Box<[u8]> {
     let mut request = vec![0_u8; size].into_boxed_slice();

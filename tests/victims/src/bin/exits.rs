@@ -1,11 +1,11 @@
-//! Exits with a code of choice after a while: a crash loop, or a job that ends well.
+//! Exits with a given code after a given time: a crash loop, or a job that succeeds.
 //!
 //! ```text
 //! exits [--after MS] [--code N] [--signal N]
 //! ```
 //!
-//! `--signal` raises a signal in itself instead: SIGKILL (9) is a kill that no OOM killer had a hand in. PID 1
-//! is immune to its own signals, so a child raises it and this program exits with 128 + N.
+//! `--signal` raises a signal instead: SIGKILL (9) is a kill without the OOM killer. PID 1 is immune to its own signals, so
+//! a child raises it and this program exits with 128 + N.
 
 use podopsy_victims::args::{Args, number, time};
 use podopsy_victims::term::exit_on_sigterm;
@@ -18,7 +18,7 @@ fn main() {
     let after = args.value("--after", time).unwrap_or_default();
     let code = args.value("--code", number).unwrap_or(0);
     let signal = args.value("--signal", number);
-    args.words();
+    args.positional();
     std::thread::sleep(after);
     let Some(signal) = signal else { std::process::exit(code as i32) };
     // SAFETY: one thread, so the child's copy of the process is whole; it only signals itself and exits.

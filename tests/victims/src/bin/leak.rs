@@ -1,14 +1,13 @@
-//! Leaks memory until its limit ends it: `handle_order` → `append_history` → `keep` is the path that grows.
+//! Leaks memory until the OOM killer ends it: `handle_order` → `append_history` → `keep` is the path that allocates.
 //!
 //! ```text
 //! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]
 //! ```
 //!
-//! `--fast` leaks 8 MiB steps without a pause. `--child` forks a child that leaks while PID 1 lives on:
-//! Kubernetes then shows Running. With `--times N` it is N children, one after the other, and then the program
-//! exits. `--up-to` stops growing there and holds what it has. `--hold` has so much from the start, so that a child under a
-//! close limit lives for milliseconds. `--deaf` leaves SIGTERM without a handler, and PID 1 of
-//! a container does not notice it then.
+//! `--fast` leaks in steps of 8 MiB without a pause. `--child` forks a child that leaks while PID 1 keeps running, and
+//! Kubernetes shows Running. With `--times N`, N children leak one after the other, and then the program exits. `--up-to`
+//! stops growing at that size and keeps the memory. `--hold` allocates that much at the start, so that a child under a
+//! tight limit runs for milliseconds. `--deaf` installs no handler for SIGTERM, which PID 1 of a container then ignores.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -42,7 +41,7 @@ fn main() {
     let wait = args.value("--wait", time).unwrap_or_default();
     let times = args.value("--times", number);
     let mut held = vec![0_u8; args.value("--hold", bytes).unwrap_or(0)];
-    args.words();
+    args.positional();
     keep(&mut held);
     std::thread::sleep(wait);
 
@@ -61,7 +60,7 @@ fn main() {
     }
 }
 
-/// Forks a child that leaks, says how it ended, and returns.
+/// Forks a child that leaks, and prints how it ended.
 fn watch_child(plan: &Plan) {
     // SAFETY: this process has one thread, so the child's copy of it is whole.
     let pid = unsafe { libc::fork() };
@@ -81,7 +80,7 @@ fn watch_child(plan: &Plan) {
     }
 }
 
-/// The service's loop: an order every `every`, until `up_to` bytes are held.
+/// The service's loop: one order per `every`, until `up_to` bytes are held.
 #[inline(never)]
 fn serve_orders(plan: &Plan) {
     let mut history = Vec::new();
@@ -93,7 +92,7 @@ fn serve_orders(plan: &Plan) {
             std::thread::sleep(plan.every);
         }
     }
-    // Kept for as long as the process lives: that is the leak.
+    // Never freed: that is the leak.
     std::mem::forget(black_box(history));
 }
 

@@ -1,11 +1,11 @@
-//! Looks names up through getaddrinfo and prints what came of each.
+//! Looks names up by getaddrinfo and prints each result.
 //!
 //! ```text
 //! lookup NAME… [--times N] [--every MS]
 //! ```
 //!
-//! Without `--times` it goes on forever; after the last round it exits with the number of names that failed
-//! in it (at most 100).
+//! Without `--times` it never ends. After the last round it exits with the number of names that failed in it (at most
+//! 100).
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn main() {
     let mut args = Args::new(USAGE);
     let times = args.value("--times", number);
     let every = args.value("--every", time).unwrap_or(Duration::from_secs(1));
-    let names = args.words();
+    let names = args.positional();
     let mut round = 0;
     let failed = loop {
         let failed = names.iter().filter(|name| !look_up(name)).count();
@@ -38,10 +38,10 @@ fn main() {
 fn look_up(name: &str) -> bool {
     let start = Instant::now();
     let result = resolve(name);
-    let waited = start.elapsed().as_millis();
+    let latency = start.elapsed().as_millis();
     match &result {
-        Ok(addresses) => println!("{name}: {addresses:?} after {waited} ms"),
-        Err(error) => println!("{name}: {error} after {waited} ms"),
+        Ok(addresses) => println!("{name}: {addresses:?} after {latency} ms"),
+        Err(error) => println!("{name}: {error} after {latency} ms"),
     }
     result.is_ok()
 }

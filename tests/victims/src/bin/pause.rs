@@ -1,4 +1,4 @@
-//! PID 1 of a pod's sandbox: holds its namespaces open, reaps what is orphaned there, leaves at SIGTERM.
+//! PID 1 of a pod's sandbox: keeps its namespaces open, reaps orphaned processes, exits at SIGTERM.
 
 fn main() {
     // SAFETY: an all-zero sigset_t is valid storage for sigemptyset.

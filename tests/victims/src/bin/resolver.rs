@@ -1,4 +1,4 @@
-//! A DNS server that behaves as badly as it is told, over UDP and TCP.
+//! A DNS server that misbehaves on demand, over UDP and TCP.
 //!
 //! ```text
 //! resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control]
@@ -8,14 +8,14 @@
 //! in two segments over TCP), `silent`, `late-MS`, `malformed-loop`, `malformed-short`, `malformed-long`,
 //! `malformed-question`.
 //!
-//! In `answer` mode a name's first label may ask for another mode: `servfail.podopsy.test`, `late-1500.shop.test`;
-//! `nxdomain-7.…` is `nxdomain` under a name of its own. There is a cluster's zone: under `cluster.local` only
-//! `SERVICE.NAMESPACE.svc.cluster.local` of the namespaces below exists, so search domains cost what they cost
+//! In `answer` mode, a name's first label may select another mode: `servfail.podopsy.test`, `late-1500.shop.test`;
+//! `nxdomain-7.…` is `nxdomain` under a distinct name. Under `cluster.local`, only
+//! `SERVICE.NAMESPACE.svc.cluster.local` of the namespaces below exists, so that search domains cause as many queries as
 //! in a real cluster. AAAA gets NODATA (an IPv4 cluster) unless `--ipv6`.
 //!
-//! SIGUSR1 toggles between silence and the mode. With `--control`, standard input takes a mode a line
-//! (acknowledged by `mode MODE` on standard output) and its end ends the server: it dies with whoever
-//! started it. Every query is a line on standard output unless `--quiet`.
+//! SIGUSR1 toggles between silence and the mode. With `--control`, each line of standard input sets a mode (acknowledged
+//! by `mode MODE` on standard output), and the end of the input ends the server, so that it ends with the process that
+//! started it. Each query is a line on standard output unless `--quiet`.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -32,7 +32,7 @@ const USAGE: &str =
     "resolver ADDRESS:PORT [--mode MODE] [--silent-after TIME] [--ipv6] [--quiet] [--control]";
 const NAMESPACES: [&str; 6] = ["default", "kube-system", "finance", "shop", "podopsy", "monitoring"];
 
-/// Set by SIGUSR1; a signal handler may touch little more than an atomic.
+/// Toggled by SIGUSR1. Atomic, because a signal handler may do little else.
 static SILENT: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ impl FromStr for Mode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (word, rest) = text.split_once('-').unwrap_or((text, ""));
-        Ok(match (word, rest) {
+        let (mode, rest) = text.split_once('-').unwrap_or((text, ""));
+        Ok(match (mode, rest) {
             ("answer", _) => Self::Answer,
             ("nxdomain", _) => Self::Fail(Code::NxDomain),
             ("servfail", _) => Self::Fail(Code::ServFail),
@@ -70,7 +70,7 @@ impl FromStr for Mode {
     }
 }
 
-/// What all threads share.
+/// The state that all threads share.
 struct Server {
     mode: Mutex<Mode>,
     ipv6: bool,
@@ -89,8 +89,8 @@ fn main() {
         ipv6: args.switch("--ipv6"),
         quiet: args.switch("--quiet"),
     });
-    let words = args.words();
-    let address: SocketAddr = words.first().and_then(|word| word.parse().ok()).unwrap_or_else(|| {
+    let positional = args.positional();
+    let address: SocketAddr = positional.first().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
         eprintln!("{USAGE}");
         std::process::exit(2);
     });
@@ -111,7 +111,7 @@ fn main() {
     }
     if control {
         let server = server.clone();
-        std::thread::spawn(move || take_orders(&server));
+        std::thread::spawn(move || read_modes(&server));
     }
     let tcp_server = server.clone();
     std::thread::spawn(move || {
@@ -123,7 +123,7 @@ fn main() {
     serve_udp(&server, &udp);
 }
 
-/// SIGUSR1: silent, and back.
+/// Installs the handler that toggles the silence.
 fn toggle_at_sigusr1() {
     extern "C" fn toggle(_signal: libc::c_int) {
         SILENT.fetch_xor(true, Ordering::Relaxed);
@@ -132,8 +132,8 @@ fn toggle_at_sigusr1() {
     unsafe { libc::signal(libc::SIGUSR1, toggle as extern "C" fn(libc::c_int) as libc::sighandler_t) };
 }
 
-/// A mode a line; the end of input ends the server.
-fn take_orders(server: &Server) {
+/// Sets the mode of each line of standard input, and ends the server at its end.
+fn read_modes(server: &Server) {
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         match line.trim().parse() {
             Ok(mode) => {
@@ -150,19 +150,19 @@ fn take_orders(server: &Server) {
 fn serve_udp(server: &Server, socket: &UdpSocket) {
     let mut buffer = [0; 4096];
     loop {
-        // An ICMP error of an earlier reply surfaces here: it is the client's business.
+        // recv_from also returns the ICMP error of an earlier reply, which does not matter here.
         let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
         let Some(question) = question(&buffer[..length]) else { continue };
         let mode = server.decide(&question, "udp", client);
         let Some(packet) = server.packet(&question, mode, mode == Mode::Truncated) else { continue };
         match (mode, socket.try_clone()) {
-            (Mode::Late(wait), Ok(socket)) => {
+            (Mode::Late(delay), Ok(socket)) => {
                 std::thread::spawn(move || {
-                    std::thread::sleep(wait);
+                    std::thread::sleep(delay);
                     let _ = socket.send_to(&packet, client);
                 });
             }
-            // A client that is gone is no error of the server.
+            // The client may have gone: not an error of the server.
             _ => drop(socket.send_to(&packet, client)),
         }
     }
@@ -181,10 +181,10 @@ fn serve_tcp(server: &Server, mut stream: TcpStream) {
         let Some(question) = question(&packet) else { return };
         let mode = server.decide(&question, "tcp", client);
         let Some(packet) = server.packet(&question, mode, false) else { continue };
-        if let Mode::Late(wait) = mode {
-            std::thread::sleep(wait);
+        if let Mode::Late(delay) = mode {
+            std::thread::sleep(delay);
         }
-        // In two segments, cut inside the header: whoever listens must put them together again.
+        // In two segments, cut inside the header: a reader must reassemble them.
         let mut whole = (packet.len() as u16).to_be_bytes().to_vec();
         whole.extend(packet);
         let (first, second) = whole.split_at(9.min(whole.len()));
@@ -199,7 +199,7 @@ fn serve_tcp(server: &Server, mut stream: TcpStream) {
 }
 
 impl Server {
-    /// How to treat this query; says so on standard output.
+    /// Decides how to treat this query, and prints it.
     fn decide(&self, question: &Question, transport: &str, client: SocketAddr) -> Mode {
         let set = *self.mode.lock().expect("no thread panics while it holds the mode");
         let mode = if SILENT.load(Ordering::Relaxed) {
@@ -251,7 +251,7 @@ impl Server {
     }
 }
 
-/// Does the name exist? Everything does outside `cluster.local`; inside, services of known namespaces.
+/// Whether the name exists: outside `cluster.local` every name does, inside only services of known namespaces.
 fn exists(name: &str) -> bool {
     let Some(inside) = name.strip_suffix(".cluster.local") else { return true };
     let labels: Vec<&str> = inside.split('.').collect();

@@ -1,4 +1,4 @@
-//! A place for resolvers and their clients: namespaces and a resolv.conf of its own, and the servers in it.
+//! A sandbox for DNS servers and their clients: its own namespaces and resolv.conf, and the servers in it.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -12,39 +12,38 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::query;
 
-/// A second of timeout and a second of hold come to each lookup, and clients wait three seconds of their own.
+/// A lookup is reported after a second of timeout and a second more; clients wait up to three seconds themselves.
 pub const SOON: Duration = Duration::from_secs(90);
 
-/// A thread in network and mount namespaces of its own, with a resolv.conf of its own.
-pub struct Place {
+/// A thread with its own network and mount namespaces, and its own resolv.conf.
+pub struct DnsSandbox {
     dir: tempfile::TempDir,
 }
 
-impl Place {
-    /// To be called in a thread that is the place's alone.
-    fn enter() -> Place {
+impl DnsSandbox {
+    /// Moves the calling thread, which must be used for nothing else, into new namespaces.
+    fn enter() -> DnsSandbox {
         let dir = tempfile::tempdir().expect("a folder");
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of our own (root)");
         let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .expect("keep mounts to ourselves");
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("make mounts private");
         for (file, text) in [("resolv.conf", ""), ("nsswitch.conf", "hosts: files dns\n")] {
             let ours = dir.path().join(file);
             fs::write(&ours, text).expect("write");
             let theirs = fs::canonicalize(Path::new("/etc").join(file))
-                .unwrap_or_else(|error| panic!("/etc/{file} is needed to be covered: {error}"));
-            mount(Some(&ours), &theirs, none, MsFlags::MS_BIND, none).expect("cover it");
+                .unwrap_or_else(|error| panic!("/etc/{file} must exist, to be mounted over: {error}"));
+            mount(Some(&ours), &theirs, none, MsFlags::MS_BIND, none).expect("mount over it");
         }
         ip("link set lo up");
-        Place { dir }
+        DnsSandbox { dir }
     }
 
     pub fn resolv_conf(&self, text: &str) {
-        // Written in place: another file would not be the one that is mounted.
+        // Written in sandbox: a new file would not be the mounted one.
         fs::write(self.dir.path().join("resolv.conf"), text).expect("write resolv.conf");
     }
 
-    /// A file of the place's own; gone with it.
+    /// Writes a file that is removed with the sandbox.
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::write(&path, text).expect("write");
@@ -52,9 +51,9 @@ impl Place {
     }
 }
 
-/// Runs `work` on a thread of its own in a place of its own.
-pub fn in_place<T: Send + 'static>(work: impl FnOnce(&Place) -> T + Send + 'static) -> T {
-    std::thread::spawn(move || work(&Place::enter()))
+/// Runs `work` in a new thread in a new sandbox.
+pub fn in_dns_sandbox<T: Send + 'static>(work: impl FnOnce(&DnsSandbox) -> T + Send + 'static) -> T {
+    std::thread::spawn(move || work(&DnsSandbox::enter()))
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -64,13 +63,13 @@ fn ip(arguments: &str) {
     assert!(status.is_ok_and(|status| status.success()), "`ip {arguments}` failed: apt-get install iproute2");
 }
 
-/// A server under way, ended when it is dropped.
+/// A running server, killed when this is dropped.
 pub struct Server {
     child: Child,
 }
 
 impl Server {
-    /// Ours, which misbehaves on demand, at 127.0.0.1.
+    /// The victim `resolver`, which misbehaves on demand, at 127.0.0.1.
     pub fn ours(victims: &Path) -> Server {
         let mut child = Command::new(victims.join("resolver"))
             .arg("127.0.0.1:53")
@@ -80,16 +79,15 @@ impl Server {
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
         let first = lines.next().expect("a line").expect("readable");
         assert!(first.starts_with("resolver: "), "{first}");
-        // Its log is read to the end, so that it never waits for us.
+        // Its log is drained, so that it never blocks.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Server { child }
     }
 
-    /// BIND at `address`: the zone `example.com` is its own, `broken.test` it cannot load (SERVFAIL), and whatever else
-    /// it refuses.
-    pub fn bind(place: &Place, address: &str) -> Server {
-        let folder = place.dir.path().display();
-        place.file("example.com.zone", ZONE);
+    /// BIND at `address`: it serves the zone `example.com`, cannot load `broken.test` (SERVFAIL), and refuses the rest.
+    pub fn bind(sandbox: &DnsSandbox, address: &str) -> Server {
+        let folder = sandbox.dir.path().display();
+        sandbox.file("example.com.zone", ZONE);
         let config = format!(
             "options {{ directory \"{folder}\"; listen-on {{ {address}; }}; listen-on-v6 {{ none; }}; recursion no;
                pid-file none; session-keyfile none; dnssec-validation no; }};
@@ -97,20 +95,20 @@ impl Server {
              zone \"example.com\" {{ type primary; file \"example.com.zone\"; }};
              zone \"broken.test\" {{ type primary; file \"not-there.zone\"; }};\n"
         );
-        let config = place.file("named.conf", &config);
-        // It listens at addresses that an interface has, and to lo all of 127.0.0.0/8 is the same one.
+        let config = sandbox.file("named.conf", &config);
+        // BIND listens only on addresses that an interface has. lo has one for all of 127.0.0.0/8.
         ip(&format!("address add {address}/8 dev lo"));
         let mut command = unpacked_command("usr/sbin/named");
         command.args(["-g", "-n", "1", "-c"]).arg(config);
-        Server::real(place, command, "named", address)
+        Server::start(sandbox, command, "named", address)
     }
 
-    /// dnsmasq at `address`: `example.com` is its own but for `forwarded.example.com`, which it asks `upstream` for, as it
-    /// does for `broken.test`; whatever else it refuses.
-    pub fn dnsmasq(place: &Place, address: &str, upstream: &str) -> Server {
+    /// dnsmasq at `address`: it serves `example.com`, forwards `forwarded.example.com` and `broken.test` to `upstream`, and
+    /// refuses the rest.
+    pub fn dnsmasq(sandbox: &DnsSandbox, address: &str, upstream: &str) -> Server {
         let mut hosts = "192.0.2.1 fine.example.com\n".to_owned();
         (1..=MANY).for_each(|n| hosts += &format!("10.1.0.{n} truncated.example.com\n"));
-        let hosts = place.file("dnsmasq.hosts", &hosts);
+        let hosts = sandbox.file("dnsmasq.hosts", &hosts);
         let mut command = Command::new("/usr/sbin/dnsmasq");
         command.args([
             "--keep-in-foreground",
@@ -123,12 +121,12 @@ impl Server {
         command.arg(format!("--listen-address={address}")).arg(format!("--addn-hosts={}", hosts.display()));
         command.arg("--txt-record=nodata.example.com,nothing else");
         command.arg(format!("--server=/forwarded.example.com/broken.test/{upstream}"));
-        Server::real(place, command, "dnsmasq", address)
+        Server::start(sandbox, command, "dnsmasq", address)
     }
 
-    /// Waits until it answers.
-    fn real(place: &Place, mut command: Command, name: &str, address: &str) -> Server {
-        let log = place.dir.path().join(format!("{name}.log"));
+    /// Starts a server and waits until it answers.
+    fn start(sandbox: &DnsSandbox, mut command: Command, name: &str, address: &str) -> Server {
+        let log = sandbox.dir.path().join(format!("{name}.log"));
         let to = || File::create(&log).expect("a log");
         let (out, err) = (to(), to());
         let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
@@ -166,7 +164,7 @@ impl Drop for Server {
     }
 }
 
-/// More addresses than 1232 bytes hold, which is what the clients with the largest buffers take by UDP.
+/// More addresses than fit into 1232 bytes, the largest UDP response that the clients accept.
 const MANY: u8 = 90;
 const ZONE: &str = "$TTL 60
 @ SOA ns hostmaster 1 60 60 60 60

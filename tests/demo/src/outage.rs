@@ -1,4 +1,4 @@
-//! The outage: brings pods up, lets podopsy record, takes DNS away, and waits for the kills.
+//! The outage: starts the pods and podopsy, silences the DNS server, and waits for the OOM kills.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -13,24 +13,24 @@ use podopsy_model::{Event, Kind};
 
 use crate::report;
 
-/// Kills of checkout-api that make the point.
+/// The outage ends after this many OOM kills of checkout-api.
 const KILLS: usize = 3;
-/// The outage ends here, whatever was caught.
+/// The demo fails if the kills take longer.
 const LIMIT: Duration = Duration::from_secs(120);
 const LOOKUP: &str = "payments.finance.svc.cluster.local";
 
-/// What podopsy saw, and what Kubernetes would show for the same time.
-pub struct Caught {
+/// What podopsy recorded, and what Kubernetes would show for the same time.
+pub struct Recorded {
     pub events: Vec<Event>,
     /// `podopsy pods`, after the last kill.
     pub pods: String,
-    /// `podopsy profile`'s own summary.
+    /// The summary that `podopsy profile` prints.
     pub profile: String,
-    /// From the moment the resolver fell silent to the last kill.
+    /// From the DNS server's last answer to the last kill.
     pub outage: Duration,
 }
 
-pub fn run(out: &Path) -> anyhow::Result<Caught> {
+pub fn run(out: &Path) -> anyhow::Result<Recorded> {
     fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
     let podopsy = podopsy_harness::podopsy(&|what| println!("{what}"))?;
     let podopsy = &podopsy[0];
@@ -39,7 +39,7 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
     let image = |app: &str| node.victims_image(&format!("registry.podopsy.test/finance/{app}:1.4.2"));
     let (checkout_image, pricing_image) = (image("checkout-api")?, image("pricing")?);
 
-    report::step("two pods of the namespace finance");
+    report::step("start finance/checkout-api and finance/pricing");
     let resolv = Dns::cluster(node.dns_address(), "finance").option("timeout:1").option("attempts:1");
     let checkout = node.run_pod(
         PodSpec::new("finance", "checkout-api")
@@ -55,10 +55,10 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
     let _pricing = node.run_pod(PodSpec::new("finance", "pricing").label("app", "pricing").container(
         ContainerSpec::new("engine", &pricing_image).command(["burner"]).memory_limit(64 << 20),
     ))?;
-    // The kubelet's part: start again what died, with the next attempt.
+    // As a kubelet does: a container that ended is started again, as the next attempt.
     let _keeper = node.keep_running(&checkout);
 
-    report::step("podopsy watch, podopsy profile finance/pricing -d 20s");
+    report::step("run podopsy watch and podopsy profile finance/pricing -d 20s");
     let (watch, lines) = watch(podopsy, node.cri_socket(), &out.join("events.jsonl"))?;
     let profile = Command::new(podopsy)
         .arg("--cri-socket")
@@ -73,7 +73,7 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
         .context("run podopsy profile")?;
 
     std::thread::sleep(Duration::from_secs(3));
-    report::step("the resolver stops answering; the pods stay Running");
+    report::step("silence the DNS server; Kubernetes still shows both pods as Running");
     dns.set_mode("silent")?;
     let silent = Instant::now();
     let events = follow(&lines, silent)?;
@@ -84,7 +84,7 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
     if !profile.status.success() {
         bail!("podopsy profile failed: {}", String::from_utf8_lossy(&profile.stderr));
     }
-    // The back-off of the restart passes, and the pod says Running again.
+    // After the restart's back-off, the pod is Running again.
     checkout.wait("app", Duration::from_secs(20), |status| {
         status.attempt as usize >= KILLS && status.state == ContainerState::Running
     })?;
@@ -94,8 +94,8 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
         .args(["pods", "-n", "finance"])
         .output()
         .context("run podopsy pods")?;
-    report::step("tearing the pods down");
-    Ok(Caught {
+    report::step("stop the pods");
+    Ok(Recorded {
         events,
         pods: String::from_utf8_lossy(&pods.stdout).into_owned(),
         profile: String::from_utf8_lossy(&profile.stdout).into_owned(),
@@ -103,9 +103,9 @@ pub fn run(out: &Path) -> anyhow::Result<Caught> {
     })
 }
 
-/// `podopsy watch -o json`, its lines kept in `file` and handed on.
+/// Starts `podopsy watch -o json`. Its lines are written to `file` and sent to the receiver.
 fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, mpsc::Receiver<Event>)> {
-    let mut kept = File::create(file).with_context(|| format!("create {}", file.display()))?;
+    let mut copy = File::create(file).with_context(|| format!("create {}", file.display()))?;
     let mut child = Command::new(podopsy)
         .arg("--cri-socket")
         .arg(socket)
@@ -115,12 +115,12 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
         .spawn()
         .context("run podopsy watch")?;
     let out = child.stdout.take().context("podopsy watch has no stdout")?;
-    let mut said = BufReader::new(child.stderr.take().context("podopsy watch has no stderr")?);
-    // Warnings may come first; what ends without the word has not started.
+    let mut log = BufReader::new(child.stderr.take().context("podopsy watch has no stderr")?);
+    // Warnings may come first. If it ends before it records, they are in the error.
     let mut before = String::new();
     loop {
         let mut line = String::new();
-        if said.read_line(&mut line).context("read what podopsy watch says")? == 0 {
+        if log.read_line(&mut line).context("read the log of podopsy watch")? == 0 {
             bail!("podopsy watch did not start: {}", before.trim());
         }
         if line.starts_with("recording") {
@@ -128,14 +128,14 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
         }
         before.push_str(&line);
     }
-    // Its last words come at the end; nobody may block on them.
-    std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-    let (lines_in, lines) = mpsc::channel();
+    // Drained, so that podopsy watch does not block when it writes at its end.
+    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+    let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || -> anyhow::Result<()> {
         for line in BufReader::new(out).lines() {
             let line = line?;
-            writeln!(kept, "{line}")?;
-            if lines_in.send(serde_json::from_str(&line)?).is_err() {
+            writeln!(copy, "{line}")?;
+            if sender.send(serde_json::from_str(&line)?).is_err() {
                 break;
             }
         }
@@ -144,17 +144,20 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
     Ok((child, lines))
 }
 
-/// Shows events as they come, until checkout-api has been killed often enough.
+/// Prints events as they come, until checkout-api has been killed [`KILLS`] times.
 fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<Event>> {
     let mut events = Vec::new();
     let mut kills = 0;
     let mut live = report::Live::default();
     while kills < KILLS {
-        let left = LIMIT.saturating_sub(since.elapsed());
-        let Ok(event) = lines.recv_timeout(left) else {
-            bail!("{kills} of {KILLS} kills within {LIMIT:?}; {} events were seen", events.len());
+        let remaining = LIMIT.saturating_sub(since.elapsed());
+        let Ok(event) = lines.recv_timeout(remaining) else {
+            bail!(
+                "only {kills} of {KILLS} OOM kills within {LIMIT:?}; podopsy watch wrote {} events",
+                events.len()
+            );
         };
-        // The incident says once more, with more, what its kills have said; it is in events.jsonl.
+        // An incident repeats its kills with more details; it is in events.jsonl.
         if event.kind == Kind::OomIncident {
             continue;
         }
@@ -166,7 +169,7 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<E
     Ok(events)
 }
 
-/// Asks podopsy watch to end, and waits for it.
+/// Ends podopsy watch and waits for it.
 fn end(mut watch: Child) -> anyhow::Result<()> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(watch.id())?);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("end podopsy watch")?;
