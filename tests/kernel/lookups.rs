@@ -98,7 +98,7 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
     let mut recording = Recording::start(lookup_options(), no_runtime());
     let (told, asked) = std::sync::mpsc::channel();
     let (done, go_on) = std::sync::mpsc::channel::<()>();
-    let place = std::thread::spawn(move || {
+    let sandbox = std::thread::spawn(move || {
         in_dns_sandbox(move |sandbox| {
             sandbox.resolv_conf(&resolv_conf);
             let _server = Server::ours(&victims);
@@ -113,7 +113,7 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
     recording.until("a lookup of each name", SOON, |seen| of_process(seen, pid).len() >= names.len());
     recording.receive_for(Duration::from_millis(1500));
     drop(done);
-    sandbox.join().expect("the place");
+    sandbox.join().expect("the sandbox");
     Asked { results, pid, seen: recording.seen }
 }
 
