@@ -1,5 +1,5 @@
-//! The rules, the dashboard and the manifests around them: promtool's word on each alert, every name on a real agent's page, and
-//! a real kill that goes through Prometheus and Alertmanager to a webhook.
+//! The rules, the dashboard and their manifests: promtool checks each alert, each metric name is on a real agent's page, and
+//! a real kill goes through Prometheus and Alertmanager to a webhook.
 
 mod support;
 
@@ -35,11 +35,11 @@ fn promtool(arguments: &[&str]) {
     let mut promtool = Command::new(unpacked("usr/bin/promtool"));
     let done =
         promtool.args(arguments).current_dir(manifests().join("prometheus")).output().expect("promtool");
-    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-    assert!(done.status.success(), "{arguments:?}: {said}");
+    let output = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(done.status.success(), "{arguments:?}: {output}");
 }
 
-/// Our names in a text, as Prometheus stores them.
+/// The names of podopsy's metrics in a text, as Prometheus stores them.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
     words.filter(|word| word.starts_with("podopsy_")).map(str::to_owned).collect()
@@ -71,7 +71,7 @@ fn promtool_agrees_and_each_alert_has_a_test() {
         let tested = format!("alertname: {alert}\n        exp_alerts:\n");
         assert!(tests.contains(&tested), "no test in which {alert} fires");
     }
-    // Two forms, one text.
+    // Both files must have the same rules.
     assert_eq!(yaml("components/prometheus-operator/prometheusrule.yaml")["spec"]["groups"], rules["groups"]);
 }
 
@@ -96,7 +96,7 @@ fn the_pod_monitor_finds_the_pods_and_alertmanager_reads_its_example() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&[done.stdout, done.stderr].concat()));
 }
 
-/// Bodies of what is posted to it.
+/// Starts a webhook; returns its address and the posted bodies.
 fn webhook() -> (SocketAddr, mpsc::Receiver<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind the webhook");
     let address = listener.local_addr().expect("its address");
@@ -120,7 +120,7 @@ fn webhook() -> (SocketAddr, mpsc::Receiver<Value>) {
     (address, posted)
 }
 
-/// An Alertmanager that waits for nothing, and where it answers.
+/// Starts an Alertmanager without group delays; returns it and its address.
 fn alertmanager(folder: &Path, webhook: SocketAddr) -> (Running, String) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
     let config = folder.join("alertmanager.yml");
@@ -166,7 +166,7 @@ fn a_kill_that_kubernetes_does_not_show_reaches_the_webhook() {
     let series = "podopsy_oom_silent_kills_total%7Bpod=%22basket%22%7D";
     until("series before the kill", || value(&prometheus, series).filter(|kills| *kills == 0.0));
 
-    // The container runs on: only who was started in it is killed.
+    // The container keeps running: only the process that is started in it is killed.
     let _ = pod.exec("api", ["leak", "--fast"]);
     let mut alerts = BTreeMap::new();
     let end = std::time::Instant::now() + SOON;
@@ -190,7 +190,7 @@ fn a_kill_that_kubernetes_does_not_show_reaches_the_webhook() {
     let known = on_page(&page);
     for file in ["prometheus/podopsy.rules.yaml", "grafana/podopsy.json"] {
         let used = names(&read(file));
-        // A file in which nothing is found is not checked by this.
+        // If few names are found, the file was not parsed.
         assert!(used.len() >= 8, "{file}: {used:?}");
         let unknown: Vec<_> = used
             .into_iter()
@@ -201,5 +201,5 @@ fn a_kill_that_kubernetes_does_not_show_reaches_the_webhook() {
     serde_json::from_str::<Value>(&read("grafana/podopsy.json")).expect("the dashboard is JSON");
 }
 
-/// Without a value for it the page has no such name: nobody has asked, nothing has a state folder.
+/// Names that this agent's page lacks, because the agent has no state folder.
 const PROSE: [&str; 1] = ["podopsy_state_bytes"];

@@ -1,4 +1,5 @@
-//! The autopsy of OOM kills: whose limit, all victims of one visit, what Kubernetes makes of it, what was missed.
+//! The autopsy of OOM kills: whose limit was hit, all victims of one visit of the OOM killer, Kubernetes' view of it, and
+//! kills without a running recorder.
 
 mod support;
 
@@ -45,21 +46,21 @@ fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&
     })
 }
 
-/// The kernel keeps headers back when it is busy (10 in 5 s, of everybody's kills), and then whose limit it
-/// was is inferred on v1 and observed on v2: either is right, and each says how it is known.
-fn assert_known(incident: &Incident) {
+/// The kernel limits the headers of OOM reports to 10 in 5 s for all kills. Without a header, whose limit it was is inferred
+/// on v1 and observed on v2. Either is correct, and the incident must have the right source.
+fn assert_limit_source(incident: &Incident) {
     let by = incident.limit.by.as_str();
     match incident.limit.how {
         How::Observed => assert!(["kernel log", "memory.events.local"].contains(&by), "{by}"),
-        How::Inferred => assert!(incident.constraint.is_none(), "the log said it: {:?}", incident.limit),
+        How::Inferred => assert!(incident.constraint.is_none(), "the log has a header: {:?}", incident.limit),
     }
 }
 
-/// A process that runs until it is killed, once it has said that it is ready.
+/// Starts a process that runs until it is killed, and waits until it has printed `ready`.
 fn ready(mut command: std::process::Command) -> Child {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
     let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it speaks");
+    BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it prints ready");
     assert_eq!(line.trim(), "ready");
     child
 }
@@ -85,10 +86,10 @@ fn a_leaf_limit_with_every_level_and_the_table() {
         (Level::Slice, Some(path.as_str()), Some(32 * MIB))
     );
     assert!(!kill.already_dying && !kill.recovered);
-    let (told, incident) = incident_of(&recording.seen, pid).expect("just found");
-    assert_eq!((told.kind, kill.incident.as_deref()), (Kind::OomIncident, Some(incident.id.as_str())));
-    assert_eq!((told.time, &told.process), (event.time, &event.process));
-    assert_known(incident);
+    let (report, incident) = incident_of(&recording.seen, pid).expect("just found");
+    assert_eq!((report.kind, kill.incident.as_deref()), (Kind::OomIncident, Some(incident.id.as_str())));
+    assert_eq!((report.time, &report.process), (event.time, &event.process));
+    assert_limit_source(incident);
     assert_eq!(incident.victims.len(), 1);
     assert_eq!(incident.trigger.as_ref().map(|trigger| trigger.pid), Some(pid));
     let levels: Vec<_> = incident.levels.iter().map(|level| (level.of, level.path.as_str())).collect();
@@ -120,7 +121,7 @@ fn the_pods_limit_is_not_taken_for_the_containers() {
         "{:?}",
         incident.limit
     );
-    assert_known(incident);
+    assert_limit_source(incident);
     let levels: Vec<_> = incident.levels.iter().map(|level| level.of).collect();
     assert_eq!(levels, [Level::Container, Level::Pod, Level::Slice, Level::Slice, Level::Node]);
     assert_eq!(incident.qos.as_deref(), Some("Burstable"));
@@ -138,7 +139,7 @@ fn a_group_kill_is_one_incident_with_five_victims() {
     let pids: Vec<u32> = sleepers.iter().map(Child::id).chain([glutton.id()]).collect();
     let _ = glutton.wait();
     for mut sleeper in sleepers {
-        assert!(!sleeper.wait().expect("it ends").success(), "it was to be killed with the others");
+        assert!(!sleeper.wait().expect("it ends").success(), "it must be killed with the others");
     }
     recording.until("incident", SOON, |seen| incident_of(seen, pids[0]).is_some());
     recording.receive_for(Duration::from_secs(3));
@@ -169,16 +170,16 @@ fn a_victim_of_many_threads_is_its_leader() {
     recording.until("incident", SOON, |seen| incident_of(seen, pid).is_some());
     recording.receive_for(Duration::from_secs(1));
     let (_, incident) = incident_of(&recording.seen, pid).expect("just found");
-    assert_eq!(incident.victims.len(), 1, "threads are no victims: {:?}", incident.victims);
+    assert_eq!(incident.victims.len(), 1, "threads are not victims: {:?}", incident.victims);
     let trigger = incident.trigger.as_ref().expect("the probe saw it");
     assert_eq!(trigger.pid, pid);
-    assert_ne!(trigger.tid, pid, "it was a thread that asked");
+    assert_ne!(trigger.tid, pid, "the trigger is a thread");
     let kills = recording.seen.iter().filter(|event| event.kind == Kind::OomKill && event.process.pid == pid);
     assert_eq!(kills.count(), 1);
 }
 
 #[test]
-fn a_silent_child_is_said_loudly_with_its_curve() {
+fn a_silent_child_kill_is_reported_with_the_memory_curve() {
     let (node, image) = node();
     let mut recording = watching(&node);
     let leaker = ContainerSpec::new("api", &image)
@@ -192,19 +193,19 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
     assert_eq!(incident.verdicts, [Verdict::SilentChildKill]);
     let view = incident.runtime.as_ref().expect("containerd answers");
     assert_eq!((view.state.as_str(), view.exit_code), ("running", None));
-    assert_eq!(view.pid.map(|pid| pid as i32), pod.pid("api").ok(), "PID 1 lives on");
+    assert_eq!(view.pid.map(|pid| pid as i32), pod.pid("api").ok(), "PID 1 keeps running");
     assert_ne!(view.pid, Some(event.process.pid));
     assert_eq!((incident.limit.of, incident.limit.limit_bytes), (Level::Container, Some(64 * MIB)));
     let curve = incident.curve.as_ref().expect("it grew for a dozen seconds");
     let slope = curve.growth_bytes_per_second.expect("enough points");
-    let rate = rate(&pod.log("api").expect("it says how much it holds"));
+    let rate = rate(&pod.log("api").expect("its log has its size"));
     assert!(
         (slope / rate - 1.0).abs() < 0.1,
         "{slope} instead of {rate} bytes/s over {:.0} s",
         curve.seconds()
     );
     assert!(curve.current_bytes.iter().max() > Some(&(40 * MIB)), "{:?}", curve.current_bytes);
-    // The cgroup lives on, and its own counter is compared with what was told of it.
+    // The cgroup still exists, and its counter is compared with the kills that were reported for it; twice, 5 s apart.
     recording.receive_for(Duration::from_secs(12));
     let (_, losses) = recording.stop();
     let differences: Vec<_> = losses.keys().filter(|name| name.ends_with("_by_cgroup")).collect();
@@ -212,7 +213,7 @@ fn a_silent_child_is_said_loudly_with_its_curve() {
 }
 
 #[test]
-fn kills_while_nobody_watched_are_told_by_the_next_start() {
+fn kills_without_a_running_recorder_are_reported_by_the_next_start() {
     let state = tempfile::tempdir().expect("a folder");
     let remembering = || RecorderOptions { state_dir: Some(state.path().to_owned()), ..oom_only() };
     Recording::start(remembering(), no_runtime()).stop();
@@ -235,17 +236,17 @@ fn kills_while_nobody_watched_are_told_by_the_next_start() {
         assert_eq!(event.process.comm, "tail");
         let (_, incident) = incident_of(&recording.seen, pid).expect("just found");
         assert!(incident.recovered);
-        // With a header, the log knows whose it was although nobody watched.
+        // With a header, the log has the cgroup.
         assert!(incident.constraint.is_none() || event.known_by == KnownBy::Host, "{event:?}");
     }
     assert!(kill_of(&recording.seen, seen_live).is_some_and(|(_, kill)| !kill.recovered));
     let (events, losses) = recording.stop();
-    let twice =
+    let reported =
         events.iter().filter(|event| event.kind == Kind::OomKill && missed.contains(&event.process.pid));
-    assert_eq!(twice.count(), 3, "each is told once");
-    assert_eq!(losses.get("oom_missed_while_down"), None, "the log knew them all: {losses:?}");
+    assert_eq!(reported.count(), 3, "each is reported once");
+    assert_eq!(losses.get("oom_missed_while_down"), None, "the log has all of them: {losses:?}");
 
-    // And a third start has nothing to tell.
+    // A third start has nothing to report.
     let (events, _) = Recording::start(remembering(), no_runtime()).stop();
     let again =
         events.iter().filter(|event| missed.contains(&event.process.pid) || event.process.pid == seen_live);
@@ -271,12 +272,12 @@ fn a_storm_leaves_no_difference_between_the_kernels_count_and_ours() {
     let (events, losses) = recording.stop();
     let ids: std::collections::BTreeSet<_> =
         events.iter().filter_map(|e| Some(&e.incident.as_ref()?.id)).collect();
-    assert!(ids.len() >= kills, "each visit has an id of its own");
+    assert!(ids.len() >= kills, "each visit has its own id");
     assert_eq!((losses.get("oom_unseen"), losses.get("oom_uncounted")), (None, None), "{losses:?}");
 }
 
 #[test]
-fn without_any_recorder_the_log_and_the_runtime_still_tell() {
+fn without_any_recorder_the_kernel_log_and_the_runtime_explain_a_kill() {
     let (node, image) = node();
     let leaker = ContainerSpec::new("api", &image).command(["leak", "--fast"]).memory_limit(32 * MIB as i64);
     let pod = node.run_pod(PodSpec::new("shop", "ledger").container(leaker)).expect("run the pod");
@@ -287,11 +288,11 @@ fn without_any_recorder_the_log_and_the_runtime_still_tell() {
         recover::past_incidents(&pods, "test-node").await.expect("read the kernel's log")
     });
     let found = incident_in(&past.incidents, "shop", "ledger");
-    // The one thing that cannot be told without a header is the pod.
+    // Without a header, the log does not have the pod.
     let Some((event, incident)) = found else {
         let last =
             past.incidents.last().and_then(|event| event.incident.as_deref()).expect("the kill is there");
-        assert!(last.constraint.is_none(), "the log said whose it was: {last:?}");
+        assert!(last.constraint.is_none(), "the log has a header: {last:?}");
         return;
     };
     assert_eq!((event.known_by, incident.recovered), (KnownBy::Cri, true));
@@ -300,15 +301,15 @@ fn without_any_recorder_the_log_and_the_runtime_still_tell() {
     assert!(incident.runtime.as_ref().is_some_and(|view| view.state == "exited"));
 }
 
-/// What a leaker's log says of its growth, in bytes a second: `<time> stdout F leak: <n> KiB`.
+/// The growth by a leaker's log, in bytes a second: `<time> stdout F leak: <n> KiB`.
 fn rate(log: &str) -> f64 {
     let point = |line: &str| {
-        let (time, said) = line.split_once(' ')?;
-        let kib: f64 = said.strip_prefix("stdout F leak: ")?.strip_suffix(" KiB")?.parse().ok()?;
+        let (time, text) = line.split_once(' ')?;
+        let kib: f64 = text.strip_prefix("stdout F leak: ")?.strip_suffix(" KiB")?.parse().ok()?;
         Some((time.parse::<jiff::Timestamp>().ok()?, kib * 1024.0))
     };
     let points: Vec<_> = log.lines().filter_map(point).collect();
-    let (first, last) = (points.first().expect("it spoke"), points.last().expect("it spoke"));
+    let (first, last) = (points.first().expect("a line"), points.last().expect("a line"));
     (last.1 - first.1) / last.0.duration_since(first.0).as_secs_f64()
 }
 
@@ -316,7 +317,7 @@ fn watching(node: &Node) -> Recording {
     Recording::start(oom_only(), pods_of(node))
 }
 
-/// Ends a process of this test's own.
+/// Ends a child process.
 fn end(mut child: Child) {
     let _ = child.kill();
     let _ = child.wait();

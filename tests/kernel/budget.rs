@@ -1,4 +1,4 @@
-//! A flood of DNS makes the agent leave out events, in the order of its table, and never an OOM kill or a count.
+//! In a flood of DNS, the agent leaves out events in the order of its table, but never an OOM kill or a count.
 
 mod support;
 
@@ -12,10 +12,10 @@ use podopsy_model::{Detail, Event, Kind};
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, fine, in_own_network, query, require_root, respond};
 
-/// Nobody else's DNS is on this port.
+/// A port that no other DNS traffic uses.
 const PORT: u16 = 15_353;
 const BUDGET: u64 = 20;
-/// Of each kind a second, on a machine that keeps up.
+/// Queries of each kind per second, on a machine that is fast enough.
 const FLOOD: u64 = 50;
 
 /// The value of a sample on the agent's page.
@@ -62,7 +62,7 @@ fn failures(events: &[Event]) -> usize {
 }
 
 #[test]
-fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
+fn a_flood_drops_events_in_order_but_no_kill_and_no_count() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let (port, config) = (PORT.to_string(), folder.path().join("agent.toml"));
@@ -97,18 +97,19 @@ fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
 
     until("all of DNS left out", || shedding(&agent, "dns_failures").filter(|on| *on));
     let log = agent.log();
-    let told_at = |what: &str| log.find(&format!("left out from now on: {what}"));
-    let order = ["dns_answers", "dns_slow", "dns_failures"].map(|what| told_at(what).expect("it is told"));
+    let reported_at = |what: &str| log.find(&format!("left out from now on: {what}"));
+    let order =
+        ["dns_answers", "dns_slow", "dns_failures"].map(|what| reported_at(what).expect("it is reported"));
     assert!(order.is_sorted(), "{order:?}: {log}");
     assert_eq!(shedding(&agent, "growth"), Some(false), "events are not what growth costs");
     // Failures went on while the other two were left out already.
     let events = agent.events();
-    let last = |of: &dyn Fn(&Event) -> bool| events.iter().rposition(of).expect("some were told");
+    let last = |of: &dyn Fn(&Event) -> bool| events.iter().rposition(of).expect("some were reported");
     let slow = last(&|event| matches!(&event.detail, Detail::Dns(dns) if dns.slow));
     let failed = last(&|event| event.kind == Kind::DnsFailure);
     assert!(slow < failed, "slow answers were left out before failures: {slow}, {failed}");
 
-    // A kill is told meanwhile.
+    // A kill is still reported.
     let cgroup = MemoryCgroup::new("budget", 16 << 20);
     let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
     let kill = until("kill while DNS is left out", || {
@@ -118,20 +119,20 @@ fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
     assert!(kill.losses.get("shed_dns_failures").is_some_and(|count| *count > 0), "{:?}", kill.losses);
     assert_eq!(shedding(&agent, "dns_failures"), Some(true));
 
-    // With the flood it ends: last out, first back.
+    // After the flood, what was left out last comes back first.
     stop.store(true, Relaxed);
     flood.join().expect("the flood ends");
     let asked = asked.load(Relaxed);
-    // What the kernel counted is exact, told or not.
+    // The kernel's counts are exact, whether events were reported or not.
     let of_host = "namespace=\"\",pod=\"\",container=\"\"";
     for (outcome, each) in [("noerror", 2), ("nxdomain", 1)] {
         let name = format!("podopsy_dns_outcomes_total{{{of_host},outcome=\"{outcome}\"}}");
         until("every query in the counts", || sample(&agent, &name).filter(|count| *count == each * asked));
     }
-    until("room", || shedding(&agent, "dns_failures").filter(|on| !on));
+    until("failures within the budget again", || shedding(&agent, "dns_failures").filter(|on| !on));
     assert_eq!(shedding(&agent, "dns_answers"), Some(true), "one step at a time");
     assert!(agent.log().contains("back: dns_failures"), "{}", agent.log());
-    // A reload takes what it can, says what it cannot, and a budget that is none leaves nothing out.
+    // A reload applies what it can and reports the rest; without a budget, nothing is left out.
     set("events-budget = 0\nloki-url = \"http://127.0.0.1:9\"\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid() as i32), nix::sys::signal::SIGHUP)
         .expect("SIGHUP");
@@ -143,17 +144,17 @@ fn a_flood_costs_events_in_order_and_never_a_kill_or_a_count() {
     );
     let before = failures(&agent.events());
     in_own_network(move || ask(server(), 7, "no.test"));
-    until("failure, told as before", || Some(()).filter(|()| failures(&agent.events()) > before));
+    until("failure, reported as before", || Some(()).filter(|()| failures(&agent.events()) > before));
     let shed = sample(&agent, "podopsy_shed_total{what=\"dns_failures\"}").expect("a count");
     assert!(shed > 0 && shed < asked && before as u64 + shed == asked, "{before} + {shed} of {asked}");
 }
 
 #[test]
-fn the_profile_is_the_first_to_go_and_a_kill_is_told_all_the_same() {
+fn the_profile_is_given_up_first_and_a_kill_is_still_reported() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().join("state").display().to_string();
-    // Nobody keeps to that: it is less than a clock tick in ten seconds.
+    // No agent stays within it: it is less than a clock tick in ten seconds.
     let agent = Agent::start_in(
         folder.path(),
         Path::new("/nonexistent/podopsy-test.sock"),
@@ -165,9 +166,9 @@ fn the_profile_is_the_first_to_go_and_a_kill_is_told_all_the_same() {
     );
     until("profile left out", || shedding(&agent, "profile").filter(|on| *on));
     let log = agent.log();
-    let first = log.find("left out from now on: ").expect("it is told");
+    let first = log.find("left out from now on: ").expect("it is reported");
     assert!(log[first..].starts_with("left out from now on: profile"), "{log}");
-    // Minute by minute it is counted, and no other comes.
+    // Each minute is counted, and no profile is kept.
     until("minutes in the count", || {
         sample(&agent, "podopsy_shed_total{what=\"profile\"}").filter(|n| *n >= 2)
     });

@@ -1,9 +1,9 @@
-//! Real clients and real servers: each lookup is told once, with its process, its pod and what the application got.
+//! Real clients and real servers: each lookup is reported once, with its process, its pod and the application's result.
 //!
 //! The clients are the machine's own programs, as processes of a real pod's container: they have its cgroups, and a
 //! network and a resolv.conf that the servers are in, too.
 //!
-//! Each test prints a table, client by outcome: what was told, and of how many queries.
+//! Each test prints a table of clients by outcome: the reported lookups and their queries.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn lookup_options() -> RecorderOptions {
     }
 }
 
-fn told(events: &[Event], pid: u32) -> impl Iterator<Item = (&Event, &Lookup)> {
+fn lookups_of(events: &[Event], pid: u32) -> impl Iterator<Item = (&Event, &Lookup)> {
     events.iter().filter(move |event| event.process.pid == pid).filter_map(|event| match &event.detail {
         Detail::Lookup(lookup) => Some((event, lookup.as_ref())),
         _ => None,
@@ -35,10 +35,10 @@ fn told(events: &[Event], pid: u32) -> impl Iterator<Item = (&Event, &Lookup)> {
 }
 
 fn of_process(events: &[Event], pid: u32) -> Vec<&Lookup> {
-    told(events, pid).map(|(_, lookup)| lookup).collect()
+    lookups_of(events, pid).map(|(_, lookup)| lookup).collect()
 }
 
-/// The pod that the clients are of.
+/// Runs the pod in whose container the clients are started.
 fn clients_pod(node: &Node, image: &str) -> PodHandle {
     let container = ContainerSpec::new("app", image).command(["pause"]);
     node.run_pod(PodSpec::new("shop", "clients").container(container)).expect("run the pod")
@@ -50,10 +50,10 @@ fn pod_of(event: &Event) -> String {
     pod.unwrap_or_default() + event.container.as_ref().map_or("", |container| &container.name)
 }
 
-/// A name, and what a lookup of it comes to; several: it depends on the client.
+/// A name and the results that are correct for it, which depend on the client.
 type Case = (&'static str, &'static [LookupResult]);
 
-/// What our own server makes of a name by its first label.
+/// The results that the victim `resolver` causes, by the name's first label.
 const MISBEHAVING: [Case; 10] = [
     ("fine.example.com", &[Answered]),
     ("nxdomain-2.example.com", &[Nxdomain]),
@@ -68,7 +68,7 @@ const MISBEHAVING: [Case; 10] = [
     ("malformed-loop.example.com", &[Malformed, Timeout]),
 ];
 
-/// The same of real ones, as far as they can be brought to it.
+/// The results that real servers can be made to cause.
 const REAL: [Case; 6] = [
     ("fine.example.com", &[Answered]),
     ("nxdomain.example.com", &[Nxdomain]),
@@ -102,30 +102,30 @@ fn run(sandbox: &DnsSandbox, address: &str, cgroup: &Path, clients: &[Client], c
     children.into_iter().map(ended).collect()
 }
 
-/// Waits for the lookups of all clients, and for what should not follow.
+/// Waits for the lookups of all clients, and a little longer for others that must not follow.
 fn wait(recording: &mut Recording, ran: &[&[Ran]]) {
-    let is_told =
+    let is_reported =
         |seen: &[Event]| ran.iter().copied().flatten().all(|ran| !of_process(seen, ran.pid).is_empty());
-    // Not `until`: the table says which is missing.
+    // Not `until`: the table shows which one is missing.
     let end = Instant::now() + SOON;
-    while !is_told(&recording.seen) && Instant::now() < end {
+    while !is_reported(&recording.seen) && Instant::now() < end {
         recording.receive_for(std::time::Duration::from_millis(500));
     }
     recording.receive_for(std::time::Duration::from_millis(1500));
 }
 
-/// Prints the lookups of all clients, and tells which are not as they should be.
+/// Prints the lookups of all clients; returns those that are wrong.
 fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
     let mut table: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
     let mut wrong = Vec::new();
     for Ran { client, name, expected, pid } in ran {
         let found = of_process(seen, *pid);
-        let words: Vec<&str> = found.iter().map(|it| it.result.as_str()).collect();
+        let results: Vec<&str> = found.iter().map(|it| it.result.as_str()).collect();
         let queries: u32 = found.iter().map(|it| it.queries).sum();
-        for (event, _) in told(seen, *pid).filter(|(event, _)| pod_of(event) != "shop/clients/app") {
+        for (event, _) in lookups_of(seen, *pid).filter(|(event, _)| pod_of(event) != "shop/clients/app") {
             wrong.push(format!("{title}: {client} {name}: of pod {:?}", pod_of(event)));
         }
-        table.entry(name).or_default().insert(client, format!("{} ({queries})", words.join("+")));
+        table.entry(name).or_default().insert(client, format!("{} ({queries})", results.join("+")));
         let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
         // busybox asks again after two and a half seconds, which is longer than the recorder waits in these tests.
         // Between glibc's attempts with larger buffers there may be more time on a busy machine than the recorder allows.
@@ -143,11 +143,11 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
             };
             let steps: Vec<String> = found.iter().map(steps).collect();
             wrong.push(format!(
-                "{title}: {client} {name}: {words:?} instead of one of {expected:?}; {steps:?}"
+                "{title}: {client} {name}: {results:?} instead of one of {expected:?}; {steps:?}"
             ));
         }
     }
-    println!("{title}: lookups told, and the queries of each");
+    println!("{title}: the reported lookups, and the queries of each");
     let clients: std::collections::BTreeSet<&str> = ran.iter().map(|ran| ran.client).collect();
     let line = |first: &str, cells: Vec<&str>| {
         let cells: String = cells.iter().map(|cell| format!(" {cell:16}")).collect();
@@ -161,7 +161,7 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
 }
 
 #[test]
-fn every_outcome_of_every_client_is_told_once_with_its_process_and_pod() {
+fn every_outcome_of_every_client_is_reported_once_with_its_process_and_pod() {
     let (node, image) = node();
     let (victims, pod) = (node.victims().to_owned(), clients_pod(&node, &image));
     let cgroup = pod.memory_cgroup("app").expect("its cgroup");
@@ -171,11 +171,11 @@ fn every_outcome_of_every_client_is_told_once_with_its_process_and_pod() {
     let ran = in_dns_sandbox(move |sandbox| {
         let _server = Server::ours(&victims);
         let mut all = run(sandbox, "127.0.0.1", &cgroup, &clients, &MISBEHAVING);
-        // Nobody listens there. musl's socket is not connected, and never learns of it.
+        // No server listens there. musl's socket is not connected and gets no ICMP error.
         let (others, connected): (Vec<Client>, Vec<Client>) =
             clients.into_iter().partition(|client| client.name == "musl");
-        all.extend(run(sandbox, "127.0.0.9", &cgroup, &connected, &[("nobody.example.com", &[Unreachable])]));
-        all.extend(run(sandbox, "127.0.0.9", &cgroup, &others, &[("nobody.example.com", &[Timeout])]));
+        all.extend(run(sandbox, "127.0.0.9", &cgroup, &connected, &[("closed.example.com", &[Unreachable])]));
+        all.extend(run(sandbox, "127.0.0.9", &cgroup, &others, &[("closed.example.com", &[Timeout])]));
         all
     });
     wait(&mut recording, &[&ran]);
@@ -209,7 +209,7 @@ fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself()
     wrong.extend(compare(&seen, "dnsmasq", &of_dnsmasq));
     wrong.extend(compare(&seen, "dnsmasq, which asks BIND", &forwarded));
     assert!(wrong.is_empty(), "{}; losses: {losses:?}", wrong.join("\n"));
-    // The same question goes from server to server: it is the forwarder's own there, and nobody else's.
+    // The forwarder sends the same question to BIND: that is a lookup of its own, and no other process has it.
     let of_name = |name: &str, events: &[Event]| -> Vec<(u32, LookupResult, String)> {
         let pids: std::collections::BTreeSet<u32> = events.iter().map(|event| event.process.pid).collect();
         let facts = |pid: u32| {
@@ -227,7 +227,7 @@ fn real_servers_get_the_same_from_every_client_and_a_forwarder_asks_for_itself()
             (forwarder, Answered, format!("[{BIND}:53]"))
         ]
     );
-    // Of what it answers by itself it asks nobody.
+    // It forwards nothing that it can answer itself.
     assert!(
         of_process(&seen, forwarder)
             .iter()

@@ -1,4 +1,4 @@
-//! The DaemonSet's pod spec, read from manifests/ and run as it stands: its agent must record another pod's kill.
+//! The DaemonSet's pod spec, read from manifests/ and run unchanged: its agent must record another pod's kill.
 
 mod support;
 
@@ -31,8 +31,7 @@ fn pod_of(file: &str) -> Value {
     manifest["spec"]["template"]["spec"].clone()
 }
 
-/// The rights of a container, by its security context. Where the context asks for no filter of system calls, a containerd
-/// that was not told of one has none.
+/// Applies a container's security context. An unconfined seccomp profile needs nothing: containerd has no filter by default.
 fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
     if security["privileged"] == true {
         return spec.privileged();
@@ -40,16 +39,16 @@ fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
     let capabilities = &security["capabilities"];
     assert_eq!(capabilities["drop"][0], "ALL");
     assert_eq!(security["seccompProfile"]["type"], "Unconfined");
-    // A machine that is a container itself may lack it, and a runtime gives nothing that it has not.
+    // This machine may be a container that lacks it, and a runtime can only grant what it has.
     let lacks =
         |name: &&str| *name == "SYS_RESOURCE" && !Capabilities::effective().has(Capability::SysResource);
     let added = list(&capabilities["add"], "add").iter().map(|name| text(name, "a capability"));
     added.filter(|name| !lacks(name)).fold(spec.no_capabilities(), ContainerSpec::capability)
 }
 
-/// What a kubelet would make of the manifest: image, command, mounts, host namespaces, security context; of a patch to it,
-/// if there is one, the security context; and how often it keeps what it samples, for who does not wait for a minute.
-/// The one thing that differs here is where the runtime's socket lies below /run's stand-in.
+/// The pod that a kubelet would make of the manifest: image, command, mounts, host namespaces, security context. A patch
+/// replaces the security context. `keep_every` is how often profiles are kept, for a test that does not wait a minute.
+/// Only the path of the runtime's socket differs.
 fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> PodSpec {
     let pod = &pod_of("base/daemonset.yaml");
     let container = &pod["containers"][0];
@@ -65,7 +64,7 @@ fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> 
     let mib: i64 = limit.strip_suffix("Mi").and_then(|n| n.parse().ok()).expect("a limit in Mi");
     let mut spec = ContainerSpec::new(text(&container["name"], "name"), image)
         .command(command)
-        // The fieldRef of the manifest, and the socket's place on this node.
+        // The fieldRef of the manifest, and the socket's path on this node.
         .env("NODE_NAME", "node-of-the-manifest")
         .env("PODOPSY_CRI_SOCKET", node.cri_socket().display().to_string())
         .env("PODOPSY_KEEP_EVERY", keep_every)
@@ -78,7 +77,7 @@ fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> 
             list(&pod["volumes"], "volumes").iter().find(|v| &v["name"] == name).expect("its volume");
         let (host, inside) =
             (text(&volume["hostPath"]["path"], "path"), text(&mount["mountPath"], "mountPath"));
-        // What a kubelet keeps there lies in the node's folder here.
+        // The harness keeps these in the node's directory.
         let host = match host {
             "/var/log/pods" => node.pod_logs(),
             "/var/lib/podopsy" => node.directory().join("podopsy"),
@@ -111,7 +110,7 @@ fn events(agent: &PodHandle) -> Vec<Event> {
         .collect()
 }
 
-/// Of a process that does not come on: what each of its threads waits for, in the kernel's words.
+/// What each thread of a stuck process waits for: its state, system call and kernel stack.
 fn threads(pid: i32) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let of = |task: std::fs::DirEntry| {
@@ -158,7 +157,7 @@ fn records(agent: &PodHandle) {
     until(agent, "sign of recording", || log().contains("recording").then_some(()));
 }
 
-/// What the agent's API answers, by its socket in the state folder that it shares with the node.
+/// The response of the agent's API, by its socket in the state folder, which is on the node.
 fn api(node: &Node, path: &str) -> serde_json::Value {
     let mut stream = UnixStream::connect(node.directory().join("podopsy/agent.sock")).expect("connect");
     stream.set_read_timeout(Some(SOON)).expect("a timeout");
@@ -169,7 +168,7 @@ fn api(node: &Node, path: &str) -> serde_json::Value {
     serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
 }
 
-/// SIGTERM ends it in order, with its last words.
+/// Ends the agent by SIGTERM, and checks that it exits in order.
 fn stop(agent: &PodHandle) {
     agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
     let end = agent.wait_exited("agent", SOON).expect("it ends");
@@ -182,8 +181,8 @@ fn is_kill(event: &Event) -> bool {
     event.kind == Kind::OomKill
 }
 
-/// A pod that leaks until it is killed, and what the agent said of that.
-fn a_kill(node: &Node, victims: &str, agent: &PodHandle) -> (PodHandle, Event) {
+/// Runs a pod that leaks until it is killed; returns it and the agent's event.
+fn kill_a_pod(node: &Node, victims: &str, agent: &PodHandle) -> (PodHandle, Event) {
     let leaker = ContainerSpec::new("api", victims).command(["leak", "--fast"]).memory_limit(32 << 20);
     let pod =
         node.run_pod(PodSpec::new("shop", "orders").label("app", "orders").container(leaker)).expect("run");
@@ -201,7 +200,7 @@ fn a_kill(node: &Node, victims: &str, agent: &PodHandle) -> (PodHandle, Event) {
 #[test]
 fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     let (node, victims, agent) = recording(None, "60s");
-    let (pod, kill) = a_kill(&node, &victims, &agent);
+    let (pod, kill) = kill_a_pod(&node, &victims, &agent);
     // What was printed is in the store, with the pod; the pod is among the pods; and it became an incident.
     let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
     let pids: Vec<_> =
@@ -215,7 +214,7 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     });
     stop(&agent);
 
-    // Its state outlives it: the next one tells what happened meanwhile, once.
+    // Its state is kept: the next agent reports, once, what happened meanwhile.
     pod.restart("api").expect("restart the leaker");
     pod.wait_exited("api", SOON).expect("it is killed again");
     agent.restart("agent").expect("restart the agent");
@@ -226,7 +225,7 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
         })
     });
     assert!(matches!(missed.detail, Detail::Oom(kill) if kill.recovered), "{:?}", missed.process);
-    // The time without it is a gap, and both lives are in one history.
+    // The time without an agent is a gap, and both attempts are in one history.
     let gaps = api(&node, "/api/v1/gaps")["gaps"].clone();
     assert_eq!((&gaps[0]["reason"], &gaps[1]), (&"stopped".into(), &serde_json::Value::Null), "{gaps}");
     let kills = api(&node, "/api/v1/events?kind=oom.kill&pod=orders")["events"].clone();
@@ -235,13 +234,13 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
 }
 
 #[test]
-fn with_rights_by_name_it_lacks_the_kernels_log_and_says_so() {
-    // An emulated machine that names a node's stacks does nothing else, and its agent is over its budget.
+fn with_explicit_capabilities_the_missing_kernel_log_is_reported() {
+    // On an emulated machine, symbolizing a node's stacks takes all CPU time, and the agent exceeds its budget.
     let profiles = !support::is_emulated();
     let keep_every = if profiles { "3s" } else { "60s" };
     let patch = "components/explicit-capabilities/daemonset.yaml";
     let (node, victims, agent) = recording(Some(patch), keep_every);
-    let (_pod, kill) = a_kill(&node, &victims, &agent);
+    let (_pod, kill) = kill_a_pod(&node, &victims, &agent);
     let Detail::Oom(kill) = &kill.detail else { panic!("no kill's facts: {kill:?}") };
     assert!(kill.rss.is_some() && !kill.kernel_stack.is_empty(), "{kill:?}");
     let ready = api(&node, "/readyz");

@@ -1,4 +1,4 @@
-//! DNS queries of host processes, each outcome once, against a server of ours in a network namespace of its own.
+//! DNS queries of host processes, each outcome once, to the test's own server in its own network namespace.
 
 mod support;
 
@@ -70,8 +70,8 @@ fn every_rcode_is_its_own_outcome_reported_once() {
 #[test]
 fn silence_is_a_timeout_and_an_answer_after_it_is_late() {
     let mut recording = Recording::host();
-    let (asked, told) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
-    let (said, go_on) = (asked.0, told.1);
+    let (asked, resume) = (std::sync::mpsc::channel::<()>(), std::sync::mpsc::channel::<()>());
+    let (notify, go_on) = (asked.0, resume.1);
     let network = std::thread::spawn(move || {
         in_own_network(move || {
             let server = UdpSocket::bind("127.0.0.1:53").expect("bind");
@@ -81,7 +81,7 @@ fn silence_is_a_timeout_and_an_answer_after_it_is_late() {
             client.send(&query(9, "silent.test", AAAA)).expect("ask again, same id");
             let mut buffer = [0; 1500];
             let (len, from) = server.recv_from(&mut buffer).expect("the query");
-            said.send(()).expect("the test listens");
+            notify.send(()).expect("the test listens");
             go_on.recv().expect("the test goes on");
             server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer at last");
             client.recv(&mut buffer).expect("the late answer");
@@ -89,7 +89,7 @@ fn silence_is_a_timeout_and_an_answer_after_it_is_late() {
     });
     asked.1.recv().expect("the query was sent");
     recording.until("timeout", SOON, |seen| outcomes(seen, "silent.test") == [Outcome::Timeout]);
-    told.0.send(()).expect("the network thread waits");
+    resume.0.send(()).expect("the network thread waits");
     network.join().expect("the network thread");
     recording.until("late answer", SOON, |seen| {
         outcomes(seen, "silent.test") == [Outcome::Timeout, Outcome::Late]
@@ -106,12 +106,12 @@ fn a_server_that_is_not_there_is_unreachable_and_no_timeout() {
     in_own_network(|| {
         let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
         client.connect("127.0.0.1:53").expect("connect");
-        client.send(&query(11, "nobody.test", A)).expect("ask");
+        client.send(&query(11, "closed.test", A)).expect("ask");
         std::thread::sleep(Duration::from_millis(100));
     });
-    recording.until("unreachable", SOON, |seen| !outcomes(seen, "nobody.test").is_empty());
+    recording.until("unreachable", SOON, |seen| !outcomes(seen, "closed.test").is_empty());
     recording.receive_for(Duration::from_millis(1500));
-    assert_eq!(outcomes(&recording.seen, "nobody.test"), [Outcome::Unreachable]);
+    assert_eq!(outcomes(&recording.seen, "closed.test"), [Outcome::Unreachable]);
 }
 
 #[test]

@@ -32,14 +32,15 @@ struct Asks {
 /// Runs `asks` in `cgroup`, with a server of its own in a network of its own.
 fn ask_in(cgroup: &MemoryCgroup, asks: &Asks) -> std::process::Child {
     let this: PathBuf = std::env::current_exe().expect("this test's own program");
-    let mut command = cgroup.command(&format!("{} --ignored --exact asks_for_another_test", this.display()));
+    let mut command =
+        cgroup.command(&format!("{} --ignored --exact asker_process_for_other_tests", this.display()));
     command.env("PODOPSY_ASKS", format!("{} {} {}", asks.name, asks.count, asks.flags));
     command.stdout(std::process::Stdio::null()).spawn().expect("start ourselves again")
 }
 
 #[test]
 #[ignore = "called by others, in a memory cgroup of their own"]
-fn asks_for_another_test() {
+fn asker_process_for_other_tests() {
     let Ok(asks) = std::env::var("PODOPSY_ASKS") else { return };
     let words: Vec<&str> = asks.split(' ').collect();
     let (name, count, flags) = (words[0].to_owned(), words[1].parse::<u32>().unwrap(), words[2].to_owned());
@@ -122,7 +123,7 @@ fn a_forwarder_that_asks_from_port_53_is_counted_once() {
 }
 
 #[test]
-fn a_flood_of_one_cgroup_is_counted_and_costs_another_no_failure() {
+fn a_flood_of_one_cgroup_is_counted_and_drops_no_failure_of_another() {
     let flood_of = support::times(20_000) as u32;
     let (loud, quiet) = (MemoryCgroup::new("loud", MEMORY), MemoryCgroup::new("quiet", MEMORY));
     let mut recording = Recording::host();
@@ -169,8 +170,8 @@ fn timeouts_of_an_outage_are_counted_and_do_not_flood() {
     }
     let counts = recording.dns_counts_of(cgroup.id());
     let (seen, losses) = recording.stop();
-    let told = transactions(&seen, "outage.test").len() as u64;
-    assert_eq!(told + counts.events_dropped, u64::from(ASKED), "{losses:?}");
+    let reported = transactions(&seen, "outage.test").len() as u64;
+    assert_eq!(reported + counts.events_dropped, u64::from(ASKED), "{losses:?}");
     assert_eq!(counts.outcome(Outcome::Timeout), u64::from(ASKED));
     assert_eq!(losses.get("dns_throttled").copied().unwrap_or(0), counts.events_dropped);
     assert_eq!(losses.get("dns_in_flight_evicted"), None, "{losses:?}");
@@ -203,7 +204,7 @@ fn slow_answers_are_shipped_and_others_are_not() {
     let (event, dns) = transactions(&recording.seen, "slow.test")[0];
     assert_eq!((event.kind, dns.outcome, dns.slow), (Kind::DnsAnswer, Outcome::Noerror, true));
     assert!(Duration::from_nanos(dns.latency_ns) >= slow_over);
-    // An emulated machine may be slow with the other as well; then it says so.
+    // An emulated machine may be slow with the other, too; then it is reported.
     assert!(transactions(&recording.seen, "quick.test").iter().all(|(_, dns)| dns.slow));
 }
 
@@ -219,7 +220,7 @@ fn every_success_is_a_sample_of_one_in_one() {
 }
 
 #[test]
-fn other_ports_carry_dns_if_they_are_said_to() {
+fn other_ports_carry_dns_if_configured() {
     let dns = DnsOptions { ports: [5300, 53, 0, 0], answers: true, ..dns() };
     let options = RecorderOptions { dns: Some(dns), ..options() };
     let mut recording = Recording::start(options, no_runtime());

@@ -1,4 +1,4 @@
-//! Why nobody got an answer, provoked: what the recorder says of it.
+//! Causes of a missing answer, provoked, and the diagnosis of each.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::{MemoryCgroup, Recording, dns, fine, no_runtime, options, query, tr
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
-/// No limit that a test would meet.
+/// A limit that no test reaches.
 const MEMORY: u64 = 1 << 30;
 
 fn lookups<'a>(events: &'a [Event], name: &str) -> Vec<&'a Lookup> {
@@ -30,7 +30,8 @@ fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
     transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
-/// A process that asks by a socket which reads nothing, in a network of its own: this test's own program, called again.
+/// A child process that sends queries by a socket which it does not read, in its own network namespace. It is this test's own
+/// program.
 struct Asker {
     child: Child,
     orders: Option<ChildStdin>,
@@ -39,8 +40,9 @@ struct Asker {
 impl Asker {
     fn start(cgroup: &MemoryCgroup, address: &str) -> Asker {
         let this = std::env::current_exe().expect("this test's own program");
-        // The network of the whole process: its counters are read by its number.
-        let this = format!("unshare --net {} --ignored --exact asks_for_another_test", this.display());
+        // A namespace of the whole process, because its counters are read by its pid.
+        let this =
+            format!("unshare --net {} --ignored --exact asker_process_for_other_tests", this.display());
         let mut command = cgroup.command(&this);
         command.env("PODOPSY_ASKS_AT", address).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().expect("start ourselves again: apt-get install util-linux");
@@ -62,7 +64,7 @@ impl Drop for Asker {
 
 #[test]
 #[ignore = "called by others, in a network of its own"]
-fn asks_for_another_test() {
+fn asker_process_for_other_tests() {
     let Ok(address) = std::env::var("PODOPSY_ASKS_AT") else { return };
     let mut orders = std::io::stdin().lock().lines();
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
@@ -77,12 +79,12 @@ fn asks_for_another_test() {
         let (len, from) = server.recv_from(&mut buffer).expect("the query");
         (fine(&buffer[..len]), from)
     };
-    // There is room for this one.
-    let (answer, from) = asked(7, "room.test");
+    // This answer fits into the receive buffer.
+    let (answer, from) = asked(7, "fits.test");
     server.send_to(&answer, from).expect("answer");
     let _ = orders.next();
-    // Others take it.
-    let (answer, from) = asked(8, "no-room.test");
+    // Other datagrams fill it before this answer.
+    let (answer, from) = asked(8, "dropped.test");
     for _ in 0..100 {
         server.send_to(&[0; 600], from).expect("fill the buffer up");
     }
@@ -94,7 +96,7 @@ fn asks_for_another_test() {
 }
 
 #[test]
-fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
+fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_with_this_diagnosis() {
     let options = RecorderOptions {
         oom: false,
         dns: Some(DnsOptions { answers: true, lookups: true, ..dns() }),
@@ -103,16 +105,16 @@ fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
     let cgroup = MemoryCgroup::new("reads-not", MEMORY);
     let mut recording = Recording::start(options, no_runtime());
     let mut asker = Asker::start(&cgroup, "127.0.0.1");
-    // With it the counters are read for the first time.
-    recording.until("the first answer", SOON, |seen| !of(seen, "room.test").is_empty());
+    // Before this event, the recorder has read the counters for the first time.
+    recording.until("the first answer", SOON, |seen| !of(seen, "fits.test").is_empty());
     asker.go_on();
     recording.until("both lookups", SOON, |seen| {
-        !lookups(seen, "room.test").is_empty() && !lookups(seen, "no-room.test").is_empty()
+        !lookups(seen, "fits.test").is_empty() && !lookups(seen, "dropped.test").is_empty()
     });
     let results = |name| lookups(&recording.seen, name).iter().map(|it| it.result).collect::<Vec<_>>();
-    assert_eq!(results("room.test"), [LookupResult::Answered]);
-    assert_eq!(results("no-room.test"), [LookupResult::Timeout]);
-    let it = lookups(&recording.seen, "no-room.test")[0];
+    assert_eq!(results("fits.test"), [LookupResult::Answered]);
+    assert_eq!(results("dropped.test"), [LookupResult::Timeout]);
+    let it = lookups(&recording.seen, "dropped.test")[0];
     let diagnosis = it.diagnosis.as_ref().expect("a timeout has one");
     assert_eq!(diagnosis.verdict, Verdict::AnswerDropped, "{diagnosis:?}");
     assert!(diagnosis.text.contains("receive buffer was full"), "{diagnosis:?}");
@@ -121,16 +123,16 @@ fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_that_says_so() {
 }
 
 #[test]
-fn where_only_failures_are_told_such_an_answer_is_one_and_the_counts_agree() {
+fn with_failures_alone_such_an_answer_is_reported_and_the_counts_agree() {
     let cgroup = MemoryCgroup::new("reads-not-either", MEMORY);
     let mut recording = Recording::host();
     let mut asker = Asker::start(&cgroup, "127.0.0.1");
     asker.go_on();
-    recording.until("a timeout", SOON, |seen| !of(seen, "no-room.test").is_empty());
-    let found = of(&recording.seen, "no-room.test");
+    recording.until("a timeout", SOON, |seen| !of(seen, "dropped.test").is_empty());
+    let found = of(&recording.seen, "dropped.test");
     let facts: Vec<_> = found.iter().map(|dns| (dns.outcome, dns.answer_dropped)).collect();
     assert_eq!(facts, [(Outcome::Timeout, true)]);
-    assert!(of(&recording.seen, "room.test").is_empty());
+    assert!(of(&recording.seen, "fits.test").is_empty());
     let counts = recording.dns_counts_of(cgroup.id());
     let outcomes = (counts.outcome(Outcome::Noerror), counts.outcome(Outcome::Timeout));
     assert_eq!((counts.queries, outcomes, counts.latency.count()), (2, (1, 1), 1), "{counts:?}");

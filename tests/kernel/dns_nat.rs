@@ -21,12 +21,12 @@ fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
 
 fn run(program: &str, arguments: &str) {
     let output = Command::new(program).args(arguments.split(' ')).output();
-    let said = output
+    let stderr = output
         .as_ref()
         .map_or_else(ToString::to_string, |output| String::from_utf8_lossy(&output.stderr).into_owned());
     assert!(
         output.is_ok_and(|output| output.status.success()),
-        "{program} {arguments}: {said}; apt-get install iptables iproute2"
+        "{program} {arguments}: {stderr}; apt-get install iptables iproute2"
     );
 }
 
@@ -94,8 +94,8 @@ fn connected(service: &Service) -> UdpSocket {
 
 /// Each of the names has one outcome, of the server that was named, and nothing follows: no timeout.
 fn each_is_answered(mut recording: Recording, names: &[(&str, IpAddr)]) {
-    let told = |seen: &[Event]| names.iter().all(|(name, _)| !of(seen, name).is_empty());
-    recording.until("an outcome of each", SOON, told);
+    let is_reported = |seen: &[Event]| names.iter().all(|(name, _)| !of(seen, name).is_empty());
+    recording.until("an outcome of each", SOON, is_reported);
     // Longer than a timeout takes.
     recording.receive_for(Duration::from_millis(1500));
     for &(name, server) in names {

@@ -73,11 +73,11 @@ fn every_outcome_is_seen_once_without_bpf() {
         let answer = respond(&asked, 0x8182, 1, 0);
         stream.write_all(&[&(answer.len() as u16).to_be_bytes()[..], &answer].concat()).expect("answer");
         client.read_exact(&mut buffer).expect("the answer");
-        // Nobody listens: the kernel says so by ICMP.
-        let nobody = UdpSocket::bind("127.0.0.1:0").expect("a client");
-        nobody.connect("127.0.0.1:53").expect("connect");
-        nobody.send(&query(11, "nobody.test", A)).expect("ask");
-        // Someone listens and says nothing, until its timeout has been told.
+        // No server listens: the kernel sends an ICMP error.
+        let to_closed_port = UdpSocket::bind("127.0.0.1:0").expect("a client");
+        to_closed_port.connect("127.0.0.1:53").expect("connect");
+        to_closed_port.send(&query(11, "closed.test", A)).expect("ask");
+        // A server that is silent until the timeout has been reported.
         let silent = UdpSocket::bind("127.0.0.2:53").expect("bind");
         let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
         client.connect("127.0.0.2:53").expect("connect");
@@ -88,7 +88,7 @@ fn every_outcome_is_seen_once_without_bpf() {
         let (len, from) = silent.recv_from(&mut buffer).expect("the query");
         silent.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from).expect("answer at last");
         recording.until("all", SOON, |seen| {
-            let others = ["six.test", "tcp.test", "nobody.test"];
+            let others = ["six.test", "tcp.test", "closed.test"];
             cases.iter().map(|case| case.0).chain(others).all(|name| !outcomes(seen, name).is_empty())
                 && outcomes(seen, "silent.test").len() > 1
         });
@@ -105,7 +105,7 @@ fn every_outcome_is_seen_once_without_bpf() {
         let of = |name| outcomes(&recording.seen, name);
         assert_eq!(of("six.test"), [Outcome::Nxdomain]);
         assert_eq!(of("tcp.test"), [Outcome::Servfail]);
-        assert_eq!(of("nobody.test"), [Outcome::Unreachable]);
+        assert_eq!(of("closed.test"), [Outcome::Unreachable]);
         assert_eq!(of("silent.test"), [Outcome::Timeout, Outcome::Late]);
         assert_eq!(transactions(&recording.seen, "silent.test")[0].1.sends, 2);
         let counts = recording.dns_counts();
@@ -176,7 +176,7 @@ fn hostile_messages_have_a_reason_or_a_count() {
 }
 
 #[test]
-fn frames_that_nobody_reads_in_time_are_counted() {
+fn frames_that_are_not_read_in_time_are_counted() {
     in_own_network(|| {
         support::require_root();
         let mut socket = Socket::open(&[53]).expect("a packet socket");
@@ -199,8 +199,8 @@ fn frames_that_nobody_reads_in_time_are_counted() {
     });
 }
 
-/// What a container wrote as JSON, a line each; a kubelet's log line is `time stdout F text`.
-fn said(pod: &PodHandle, container: &str) -> Vec<serde_json::Value> {
+/// The JSON lines that a container wrote; a kubelet's log line is `time stdout F text`.
+fn json_lines(pod: &PodHandle, container: &str) -> Vec<serde_json::Value> {
     let log = pod.log(container).unwrap_or_default();
     let lines = log.lines().filter(|line| line.contains(" stdout F "));
     lines.filter_map(|line| serde_json::from_str(line.split_once(" F ")?.1).ok()).collect()
@@ -270,7 +270,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     let log = pod.log("restricted").unwrap_or_default();
     assert!(refused.exit_code == 2 && log.contains("NET_RAW") && log.contains("--profile=netadmin"), "{log}");
 
-    // Nobody is missed and nobody invented: whose socket it is may be unknown (it is closed at once), never wrong.
+    // No process is missed or wrong: the socket's owner may be unknown (it is closed at once).
     let of_pod = |event: &serde_json::Value| {
         assert_eq!(
             (&event["pod"]["namespace"], &event["pod"]["name"]),
@@ -283,7 +283,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     for profile in ["legacy", "general", "sysadmin"] {
         let lookup = |name: &str, result: &str| {
             until(&pod, profile, name, || {
-                said(&pod, profile).into_iter().find(|event| {
+                json_lines(&pod, profile).into_iter().find(|event| {
                     event["lookup"]["name"] == name
                         && event["lookup"]["result"] == result
                         && event["process"]["comm"] == "lookup"
@@ -300,7 +300,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
         }
     }
     let failure = until(&pod, "netadmin", "failure", || {
-        let mut all = said(&pod, "netadmin").into_iter();
+        let mut all = json_lines(&pod, "netadmin").into_iter();
         all.find(|event| event["dns"]["outcome"] == "nxdomain")
     });
     of_pod(&failure);
@@ -309,7 +309,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     let pid = pod.pid("web").expect("it runs");
     in_network_of(pid, || hostile(|| {}));
     let malformed = until(&pod, "netadmin", "malformed message", || {
-        said(&pod, "netadmin").into_iter().find(|event| event["dns"]["name"] == "nothing.test")
+        json_lines(&pod, "netadmin").into_iter().find(|event| event["dns"]["name"] == "nothing.test")
     });
     assert_eq!(
         (&malformed["dns"]["outcome"], &malformed["process"]["pid"]),
@@ -318,7 +318,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     of_pod(&malformed);
     assert!(malformed["losses"]["dns_asker"].as_u64() > Some(0), "{malformed}");
 
-    // The doctor says what there is instead.
+    // The doctor reports the packet socket instead.
     let (_, report, _) = pod.exec("legacy", ["/podopsy", "doctor", "-o", "json"]).expect("run the doctor");
     let report: serde_json::Value = serde_json::from_str(&report).expect("its report");
     let check = |name: &str| {
@@ -332,7 +332,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
         let ended = pod.wait_exited(profile, SOON).expect("it ends");
         let log = pod.log(profile).unwrap_or_default();
         assert!(ended.exit_code == 0 && log.contains("in this network namespace only"), "{log}");
-        let all = said(&pod, profile);
+        let all = json_lines(&pod, profile);
         let last = all.last().expect("a summary");
         assert_eq!(last["kind"], "dns.summary", "{last}");
         assert!(last["seen"].as_str().is_some_and(|seen| seen.contains(reason)), "{last}");

@@ -129,7 +129,7 @@ fn a_large_answer_over_many_segments_is_skipped_by_its_length() {
         let asked = query(1, "large.test", A);
         pair.ask(&framed(&asked), &[]);
         let mut answer = respond(&asked, 0x8183, 1, 0);
-        // What follows would be a message for whoever took a segment's beginning for one.
+        // The rest would be taken for a message by a parser that starts at a segment's beginning.
         answer.resize(60_000, 0x11);
         let cuts: Vec<usize> = (1..60).map(|n| n * 1000).collect();
         pair.answer(&framed(&answer), &cuts);
@@ -145,7 +145,7 @@ fn a_large_answer_over_many_segments_is_skipped_by_its_length() {
 }
 
 #[test]
-fn what_is_no_message_is_counted() {
+fn bytes_that_are_no_message_are_counted() {
     let recording = Recording::host();
     in_own_network(|| {
         let mut pair = Pair::new();

@@ -113,10 +113,11 @@ fn a_victim_that_was_dying_already_is_marked() {
     let marked = kill_of(&recording.seen, pid).expect("the mark comes first");
     assert!(marked.already_dying, "{marked:?}");
     assert_ne!(marked.trigger.pid, pid);
-    let told = recording.seen.iter().find(|event| incident(event)).and_then(|event| event.incident.as_ref());
-    let told = told.expect("just found");
-    assert_eq!((told.kernel_kills, told.victims[0].already_dying), (0, true));
-    // What did kill it is told as what it was.
+    let report =
+        recording.seen.iter().find(|event| incident(event)).and_then(|event| event.incident.as_ref());
+    let report = report.expect("just found");
+    assert_eq!((report.kernel_kills, report.victims[0].already_dying), (0, true));
+    // The signal that did kill it is reported, too.
     let sent = |event: &Event| event.sigkill().is_some() && event.process.pid == pid;
     recording.until("SIGKILL", SOON, |seen| seen.iter().any(sent));
     let sender = recording.seen.iter().find(|event| sent(event)).and_then(Event::sigkill);

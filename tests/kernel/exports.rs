@@ -1,5 +1,5 @@
-//! What arrives at Loki and at an OpenTelemetry collector of a real OOM kill and a real DNS failure: decoded by others'
-//! means, and held against stdout. The collector is down until the agent ends; nothing is lost, and /metrics adds up.
+//! A real OOM kill and a real DNS failure at Loki and at an OpenTelemetry collector: decoded by other crates and compared
+//! with stdout. The collector is down until the agent ends; nothing is lost, and the counts of /metrics add up.
 
 mod support;
 
@@ -30,15 +30,15 @@ use support::{Running, VICTIMS_IMAGE, failed_lookup, node};
 
 const MIB: i64 = 1 << 20;
 
-/// Asked of a server that is not there.
+/// Looked up at a server that does not exist.
 const NAME: &str = "exports.podopsy.test";
 
-/// Its page of metrics; None: nobody answers yet.
+/// The agent's page of metrics; None: it does not respond yet.
 fn page_of(agent: &Agent) -> Option<String> {
     get(&agent.address, "/metrics", "*/*").map(|(_, page)| page)
 }
 
-/// An agent that exports to both.
+/// Starts an agent that exports to both.
 fn agent(node: &Node, loki: &Destination, otlp: &Destination) -> Agent {
     let token = node.directory().join("token");
     fs::write(&token, "Bearer of-the-test\n").expect("write a token");
@@ -51,7 +51,7 @@ fn agent(node: &Node, loki: &Destination, otlp: &Destination) -> Agent {
     Agent::start(node, &arguments)
 }
 
-/// Each line that Loki got, with its stream's labels, its time and its metadata.
+/// Each line that Loki got: its stream's labels, and the value with time, line and metadata.
 fn entries(loki: &Destination) -> Vec<(Value, Value)> {
     let mut all = Vec::new();
     for (head, body) in loki.received() {
@@ -66,7 +66,7 @@ fn entries(loki: &Destination) -> Vec<(Value, Value)> {
     all
 }
 
-/// The bodies of what the collector got at a path.
+/// The bodies that were posted to the collector at a path.
 fn posted(otlp: &Destination, path: &str) -> Vec<Vec<u8>> {
     let (mut all, known) = (Vec::new(), ["/otlp/v1/logs", "/otlp/v1/metrics"]);
     for (head, body) in otlp.received() {
@@ -81,7 +81,7 @@ fn posted(otlp: &Destination, path: &str) -> Vec<Vec<u8>> {
     all
 }
 
-/// The points of a metric of one container, page after page.
+/// The points of a container's metric, in the order of the requests.
 fn points(otlp: &Destination, name: &str, container: &str) -> Vec<NumberDataPoint> {
     let mut all = Vec::new();
     for body in posted(otlp, "/otlp/v1/metrics") {
@@ -124,13 +124,13 @@ fn string(text: &str) -> Option<Any> {
 
 /// The sum of a metric's samples for a destination.
 fn sum(page: &str, name: &str, destination: &str) -> f64 {
-    let ours = format!("{name}{{destination=\"{destination}\"");
-    let samples = page.lines().filter(|line| line.starts_with(&ours));
+    let prefix = format!("{name}{{destination=\"{destination}\"");
+    let samples = page.lines().filter(|line| line.starts_with(&prefix));
     samples.map(|line| line.rsplit_once(' ').expect("a value").1.parse::<f64>().expect("a number")).sum()
 }
 
 #[test]
-fn a_silent_resolver_does_not_hold_up_the_end() {
+fn a_silent_resolver_does_not_delay_the_exit() {
     support::require_root();
     let dir = tempfile::tempdir().expect("a folder");
     let silent = UdpSocket::bind("127.0.0.77:53").expect("a resolver's address");
@@ -149,9 +149,9 @@ fn a_silent_resolver_does_not_hold_up_the_end() {
     silent.set_read_timeout(Some(SOON)).expect("a timeout");
     silent.recv(&mut [0; 512]).expect("it asks");
     let began = Instant::now();
-    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("ask it to end");
+    kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).expect("send SIGTERM");
     assert!(agent.0.wait().expect("its end").success());
-    // The resolver's patience is two and a half minutes.
+    // The C library's lookup would take two and a half minutes.
     assert!(
         began.elapsed() < SOON,
         "{:?}: {}",
@@ -161,7 +161,7 @@ fn a_silent_resolver_does_not_hold_up_the_end() {
 }
 
 #[test]
-fn loki_and_a_collector_have_what_stdout_has() {
+fn loki_and_a_collector_get_the_events_of_stdout() {
     let (node, _) = node();
     let (loki, otlp) = (Destination::start(true), Destination::start(false));
     let mut agent = agent(&node, &loki, &otlp);
@@ -169,10 +169,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
     for zero in ["delivered_total", "retries_total", "lost_total", "queue_bytes"] {
         for destination in ["loki", "otlp_logs"] {
             let line = format!("podopsy_export_{zero}{{destination=\"{destination}\"");
-            assert!(
-                page.lines().any(|one| one.starts_with(&line)),
-                "{line} is not there before anything is:\n{page}"
-            );
+            assert!(page.lines().any(|one| one.starts_with(&line)), "the first page lacks {line}:\n{page}");
         }
     }
     failed_lookup(NAME, 7);
@@ -187,7 +184,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
         let wanted = ["\"oom.kill\"", "\"oom.incident\"", "\"dns.failure\""];
         wanted.iter().all(|kind| kinds().contains(*kind)).then_some(())
     });
-    until("request that the collector turned away", || otlp.refused.load(Relaxed).then_some(()));
+    until("request that the collector refused", || otlp.refused.load(Relaxed).then_some(()));
     let page = until("page on which Loki has it all", || {
         let page = page_of(&agent)?;
         (sum(&page, "podopsy_export_waiting", "loki") == 0.0).then_some(page)
@@ -199,14 +196,14 @@ fn loki_and_a_collector_have_what_stdout_has() {
     }
     assert!(sum(&page, "podopsy_export_queue_bytes", "otlp_logs") > 0.0, "{page}");
 
-    // What waits for the collector goes out at the end, because it is there again.
+    // The collector is up again: queued events are sent at the end.
     otlp.up.store(true, Relaxed);
-    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGTERM).expect("ask it to end");
+    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGTERM).expect("send SIGTERM");
     assert!(agent.process.0.wait().expect("its end").success());
     let log = agent.log();
     assert!(!log.contains("of-the-test") && log.contains("export closed"), "{log}");
 
-    // Each line of stdout is there, once, and nothing else is.
+    // Each line of stdout arrived once, and nothing else did.
     let printed = fs::read_to_string(node.directory().join("agent.out")).expect("its events");
     let mut printed: Vec<&str> = printed.lines().collect();
     printed.sort_unstable();
@@ -226,7 +223,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
     of_the_lookup(&entries, &records);
 
     let kills = points(&otlp, "podopsy_oom_kills", "api");
-    let last = kills.last().expect("the kill is counted there, too");
+    let last = kills.last().expect("the kill is counted");
     assert_eq!(last.value, Some(Number::AsInt(1)), "{kills:?}");
     assert!(last.start_time_unix_nano < last.time_unix_nano, "{last:?}");
     let of = attributes(&last.attributes);
@@ -239,7 +236,7 @@ fn loki_and_a_collector_have_what_stdout_has() {
 }
 
 #[test]
-fn a_reload_sends_what_waits_to_where_the_destination_is_now() {
+fn a_reload_sends_queued_events_to_the_new_address() {
     support::require_root();
     let dir = tempfile::tempdir().expect("a folder");
     let (loki, config) = (Destination::start(true), dir.path().join("agent.toml"));
@@ -252,12 +249,12 @@ fn a_reload_sends_what_waits_to_where_the_destination_is_now() {
     let nowhere = Path::new("/nonexistent/podopsy-test.sock");
     let agent = Agent::start_in(dir.path(), nowhere, &["--config", &file]);
     failed_lookup(NAME, 7);
-    until("event that waits", || {
+    until("queued event", || {
         let waits = sum(&page_of(&agent)?, "podopsy_export_waiting", "loki") > 0.0;
         (waits && agent.log().contains("not delivered, tried again")).then_some(())
     });
     set(&loki.address);
-    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGHUP).expect("have it read that");
+    kill(Pid::from_raw(agent.pid() as i32), Signal::SIGHUP).expect("send SIGHUP");
     until("failed lookup at the new address", || {
         entries(&loki).iter().any(|(labels, _)| labels["kind"] == "dns.failure").then_some(())
     });
@@ -267,7 +264,7 @@ fn a_reload_sends_what_waits_to_where_the_destination_is_now() {
 }
 
 #[test]
-fn what_had_not_been_sent_when_the_agent_was_killed_is_sent_by_the_next() {
+fn events_unsent_when_the_agent_was_killed_are_sent_by_the_next() {
     let (node, _) = node();
     let (loki, otlp) = (Destination::start(true), Destination::start(false));
     let mut killed = agent(&node, &loki, &otlp);
@@ -280,10 +277,10 @@ fn what_had_not_been_sent_when_the_agent_was_killed_is_sent_by_the_next() {
         entries(&loki).iter().filter(is_ours).count()
     };
     until("failed lookup at Loki", || (at_loki() > 0).then_some(()));
-    until("place of each destination on disk", || {
+    until("position of each destination on disk", || {
         let text = fs::read_to_string(node.directory().join("state/exports.json")).ok()?;
-        let places: BTreeMap<String, i64> = serde_json::from_str(&text).ok()?;
-        (places.get("loki")? > places.get("otlp_logs")?).then_some(())
+        let positions: BTreeMap<String, i64> = serde_json::from_str(&text).ok()?;
+        (positions.get("loki")? > positions.get("otlp_logs")?).then_some(())
     });
     killed.process.0.kill().expect("kill it");
     killed.process.0.wait().expect("its end");
@@ -292,9 +289,9 @@ fn what_had_not_been_sent_when_the_agent_was_killed_is_sent_by_the_next() {
     until("failed lookup at the collector", || {
         records(&otlp).iter().any(|(_, record)| record.event_name == "podopsy.dns.failure").then_some(())
     });
-    // It would have come by now.
+    // A duplicate would have arrived by then.
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(at_loki(), 1, "Loki had it");
+    assert_eq!(at_loki(), 1, "Loki must not get it again");
 }
 
 fn of_the_kill(uid: &str, entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, LogRecord)]) {
@@ -340,7 +337,7 @@ fn of_the_lookup(entries: &[(Value, Value)], records: &[(BTreeMap<String, Any>, 
         |value: &Value| value[2]["dns_name"].as_str().is_some_and(|it| it.trim_end_matches('.') == NAME);
     let (labels, value) = entries.iter().find(|(_, value)| is_ours(value)).expect("the lookup");
     assert!(labels["kind"].as_str().is_some_and(|kind| kind.starts_with("dns.")), "{labels}");
-    assert_eq!(labels.get("namespace"), None, "we are no pod");
+    assert_eq!(labels.get("namespace"), None, "this process is in no pod");
     assert_eq!(value[2]["outcome"], "unreachable");
     let (resource, record) = records
         .iter()

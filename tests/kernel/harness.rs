@@ -1,6 +1,6 @@
-//! The harness keeps its promises: pods are real, they end as CRI says, and nothing of them is left.
+//! The harness itself: its pods are real, CRI reports their ends, and nothing of them is left.
 //!
-//! Needs root and containerd; fails with the command that mends it.
+//! Needs root and containerd; fails with the command that installs what is missing.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use podopsy_harness::{ContainerSpec, ContainerState, Node, PodSpec, cgroup};
 const IMAGE: &str = "registry.podopsy.test/finance/checkout-api:1.4.2";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An orphan that is dead but not yet reaped by the machine's PID 1 does not count.
-fn lives(pid: i32) -> bool {
-    Process::now(pid).is_some_and(Process::alive)
+/// Whether the process runs. An orphan that has ended but is not yet reaped by the machine's PID 1 does not.
+fn is_running(pid: i32) -> bool {
+    Process::now(pid).is_some_and(Process::is_alive)
 }
 
 #[test]
-fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
+fn a_running_pod_has_the_requested_identity_in_cri() -> anyhow::Result<()> {
     let node = Node::up()?;
     let image = node.victims_image(IMAGE)?;
     let pod = node.run_pod(
@@ -54,7 +54,7 @@ fn a_pod_runs_and_cri_tells_whose_it_is() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_privileged_pod_of_the_host_is_where_a_daemonset_would_be() -> anyhow::Result<()> {
+fn a_privileged_host_pod_has_the_namespaces_of_a_daemonsets_pod() -> anyhow::Result<()> {
     let node = Node::up()?;
     let image = node.victims_image(IMAGE)?;
     let agent = ContainerSpec::new("agent", &image)
@@ -99,7 +99,7 @@ fn a_leak_ends_as_oom_killed_and_a_restart_is_the_next_attempt() -> anyhow::Resu
 }
 
 #[test]
-fn a_child_is_killed_while_its_container_lives_on() -> anyhow::Result<()> {
+fn a_child_is_killed_while_its_container_keeps_running() -> anyhow::Result<()> {
     let node = Node::up()?;
     let image = node.victims_image(IMAGE)?;
     let spec =
@@ -113,7 +113,7 @@ fn a_child_is_killed_while_its_container_lives_on() -> anyhow::Result<()> {
     }
     assert_eq!(pod.status("app")?.state, ContainerState::Running);
 
-    // On v2 the kubelet's default, memory.oom.group, takes the whole container.
+    // On v2 the kubelet's default, memory.oom.group, ends the whole container.
     if cgroup::memory_hierarchy()?.1 {
         let pod = node.run_pod(PodSpec::new("finance", "group").container(spec))?;
         assert_eq!(pod.wait_exited("app", PATIENCE)?.exit_code, 137);
@@ -122,7 +122,7 @@ fn a_child_is_killed_while_its_container_lives_on() -> anyhow::Result<()> {
 }
 
 #[test]
-fn lookups_of_a_pod_reach_our_resolver_and_get_what_it_is_told() -> anyhow::Result<()> {
+fn a_pods_lookups_reach_the_resolver_and_get_the_answer_of_its_mode() -> anyhow::Result<()> {
     let node = Node::up()?;
     let resolver = node.resolver("answer")?;
     let image = node.victims_image(IMAGE)?;
@@ -176,16 +176,16 @@ fn nothing_is_left_of_a_node() -> anyhow::Result<()> {
     drop(resolver);
     drop(node);
     for pid in pids {
-        assert!(!lives(pid), "process {pid} outlives its node");
+        assert!(!is_running(pid), "process {pid} still runs after its node");
     }
-    assert!(with_argument(&socket).is_empty(), "a shim outlives its node");
+    assert!(with_argument(&socket).is_empty(), "a shim still runs after its node");
     assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
     assert_eq!(mounts_below(&directory), Vec::<PathBuf>::new());
     assert!(!directory.exists());
     Ok(())
 }
 
-/// Not a test: the victim of the two below, which run it in a process of its own.
+/// Not a test: the two below run it in a child process and kill it.
 #[test]
 #[ignore = "run by the tests that kill it"]
 fn a_node_that_waits_to_be_killed() -> anyhow::Result<()> {
@@ -206,33 +206,33 @@ fn killed_by(signal: Signal) -> anyhow::Result<(PathBuf, String, i32)> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines().map_while(Result::ok);
-    // The test runner writes words of its own before ours on the same line.
+    // The test runner may write to the same line before it.
     let ready = lines.find_map(|line| line.split_once("ready ").map(|(_, rest)| rest.to_owned()));
     let ready = ready.context("the child's node did not come up")?;
     kill(Pid::from_raw(child.id() as i32), signal)?;
     child.wait()?;
-    let mut words = ready.split(' ').map(str::to_owned);
-    let mut next = || words.next().context("three words");
+    let mut fields = ready.split(' ').map(str::to_owned);
+    let mut next = || fields.next().context("expected three fields");
     Ok((PathBuf::from(next()?), next()?, next()?.parse()?))
 }
 
 #[test]
-fn sigterm_takes_the_node_along() -> anyhow::Result<()> {
+fn sigterm_tears_the_node_down() -> anyhow::Result<()> {
     let (directory, cgroup, pid) = killed_by(Signal::SIGTERM)?;
     assert!(!directory.exists());
     assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
-    assert!(!lives(pid), "the pod outlives its node");
+    assert!(!is_running(pid), "the pod still runs after its node");
     Ok(())
 }
 
 #[test]
-fn what_kill_9_leaves_is_swept() -> anyhow::Result<()> {
+fn the_remains_of_kill_9_are_swept() -> anyhow::Result<()> {
     let (directory, cgroup, pid) = killed_by(Signal::SIGKILL)?;
-    // The lock is free: another test's `Node::up` may sweep before this does, which is as good.
+    // Another test's `Node::up` may have swept already, which has the same result.
     podopsy_harness::sweep()?;
     assert_eq!(mounts_below(&directory), Vec::<PathBuf>::new());
     assert!(!directory.exists());
     assert_eq!(cgroup::below(&cgroup), Vec::<PathBuf>::new());
-    assert!(!lives(pid), "the pod outlives its node");
+    assert!(!is_running(pid), "the pod still runs after its node");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the agent keeps of real pods, read by the command line and through the API: after the fact.
+//! The history that the agent keeps of real pods, read by the CLI and through the API.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{Running, node};
 
 const MIB: i64 = 1 << 20;
 
-/// An agent with a history, whose minutes are a second.
+/// An agent with a history, which keeps profiles each second instead of each minute.
 struct Agent {
     process: Running,
     state: PathBuf,
@@ -34,19 +34,19 @@ impl Agent {
         let (log, state) = (node.directory().join("agent.log"), node.directory().join("state"));
         let mut command = Command::new(program);
         command.arg("--cri-socket").arg(node.cri_socket()).arg("--state-dir").arg(&state);
-        // Who wants profiles says so, by a flag.
+        // Profiles are off unless a test asks for them by a flag.
         command.args(["--keep-every", "1s"]).args(more).env("PODOPSY_PROFILE_HZ", "0");
         let child = command.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("its log")).spawn();
         let process = Running(child.expect("start the agent"));
         until("agent that records", || {
-            let said = fs::read_to_string(&log).ok()?;
-            assert!(!said.contains("podopsy-agent: "), "{said}");
-            said.contains("recording").then_some(())
+            let text = fs::read_to_string(&log).ok()?;
+            assert!(!text.contains("podopsy-agent: "), "{text}");
+            text.contains("recording").then_some(())
         });
         Agent { process, state }
     }
 
-    /// SIGTERM, and its end.
+    /// Sends SIGTERM and waits for its end.
     fn stop(mut self) -> PathBuf {
         kill(Pid::from_raw(self.process.0.id() as i32), Signal::SIGTERM).expect("signal it");
         assert!(self.process.0.wait().expect("it ends").success());
@@ -72,17 +72,17 @@ fn podopsy(node: &Node, state: &Path, args: &[&str]) -> Output {
     command.output().expect("run podopsy")
 }
 
-fn said(output: &Output) -> String {
+fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
-fn who_was_killed_while_its_pod_says_running_is_one_command() {
+fn a_kill_in_a_running_pod_is_found_by_one_command() {
     let (node, image) = node();
     let agent = Agent::start(&node, &[]);
     let state = agent.state.clone();
     let nothing = podopsy(&node, &state, &["oom", "--silent", "--since", "1s", "-n", "shop"]);
-    assert_eq!(nothing.status.code(), Some(1), "{}", said(&nothing));
+    assert_eq!(nothing.status.code(), Some(1), "{}", stderr_of(&nothing));
     let container = ContainerSpec::new("api", &image)
         .command(["leak", "--child", "--step", "1MiB", "--every", "50"])
         .memory_limit(64 * MIB)
@@ -91,13 +91,13 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
     let pod = PodSpec::new("shop", "orders").label("app", "orders").container(container);
     let _pod = node.run_pod(pod).expect("run the pod");
     let silent = ["oom", "--silent", "--since", "1h", "-n", "shop", "-o", "json"];
-    let (known, words) = until("silent kill", || {
+    let (known, stderr) = until("silent kill", || {
         let output = podopsy(&node, &state, &silent);
         let known: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         (output.status.success() && !known["incidents"].as_array()?.is_empty())
-            .then(|| (known, said(&output)))
+            .then(|| (known, stderr_of(&output)))
     });
-    assert!(words.contains(&format!("the agent at {}", state.join("agent.sock").display())), "{words}");
+    assert!(stderr.contains(&format!("the agent at {}", state.join("agent.sock").display())), "{stderr}");
     let incident = &known["incidents"][0];
     assert_eq!((&incident["pod"]["name"], &incident["kind"]), (&"orders".into(), &"oom.incident".into()));
     assert!(incident["incident"]["verdicts"].to_string().contains("silent"), "{incident}");
@@ -119,7 +119,7 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
             "json",
         ],
     ] {
-        // The kernel's log has told of it already; the agent's own word on it takes some seconds.
+        // The kernel's log has it already; the agent's event takes some seconds.
         let kinds = until("kill and incident", || {
             let output = podopsy(&node, &state, args);
             let text = String::from_utf8(output.stdout).expect("text");
@@ -129,8 +129,8 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
         });
         assert_eq!(kinds, ["oom.kill", "oom.incident"], "{args:?}");
     }
-    let none = podopsy(&node, &state, &["events", "shop/nobody"]);
-    assert!(none.status.code() == Some(1) && none.stdout.is_empty(), "{}", said(&none));
+    let none = podopsy(&node, &state, &["events", "shop/nothing"]);
+    assert!(none.status.code() == Some(1) && none.stdout.is_empty(), "{}", stderr_of(&none));
 
     // Its memory up to then, in steps, by the API.
     let memory = until("memory of the pod", || {
@@ -148,22 +148,22 @@ fn who_was_killed_while_its_pod_says_running_is_one_command() {
         assert_eq!(length(column), length("step"), "{column} of {memory}");
     }
 
-    // Without the agent its store still tells it, and that is said; events are not made up.
+    // Without the agent, incidents come from its store, and the CLI says so; events need the agent.
     let state = agent.stop();
     let output = podopsy(&node, &state, &silent);
-    let words = said(&output);
+    let stderr = stderr_of(&output);
     assert!(
-        output.status.success() && words.contains("the store in") && !words.contains("the agent at"),
-        "{words}"
+        output.status.success() && stderr.contains("the store in") && !stderr.contains("the agent at"),
+        "{stderr}"
     );
     let left: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(left["incidents"][0]["incident"]["id"], incident["incident"]["id"]);
     let output = podopsy(&node, &state, &["events"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said(&output).contains("no agent answers") && said(&output).contains("--state-dir"),
+        stderr_of(&output).contains("no agent answers") && stderr_of(&output).contains("--state-dir"),
         "{}",
-        said(&output)
+        stderr_of(&output)
     );
 }
 
@@ -202,7 +202,7 @@ impl Series {
     }
 }
 
-/// What ran in the container `desk`, by the samples of a request.
+/// The functions of the container `desk` in the samples of a request.
 fn functions_of_the_desk(request: ExportProfilesServiceRequest) -> Vec<String> {
     let tables = request.dictionary.expect("tables");
     let desks =
@@ -210,14 +210,15 @@ fn functions_of_the_desk(request: ExportProfilesServiceRequest) -> Vec<String> {
     let profiles = desks.flat_map(|one| &one.scope_profiles).flat_map(|scope| &scope.profiles);
     let stacks =
         profiles.flat_map(|one| &one.samples).map(|one| &tables.stack_table[one.stack_index as usize]);
-    let places = stacks.flat_map(|one| &one.location_indices).map(|&at| &tables.location_table[at as usize]);
-    let functions = places.flat_map(|place| &place.lines).map(|line| line.function_index as usize);
+    let locations =
+        stacks.flat_map(|one| &one.location_indices).map(|&at| &tables.location_table[at as usize]);
+    let functions = locations.flat_map(|location| &location.lines).map(|line| line.function_index as usize);
     let names = functions.map(|at| tables.function_table[at].name_strindex as usize);
     names.map(|at| tables.string_table[at].clone()).collect()
 }
 
 #[test]
-fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
+fn a_pods_past_profile_is_kept_without_a_request() {
     let (node, image) = node();
     let pyroscope = Destination::start(true);
     let url = format!("http://{}", pyroscope.address);
@@ -237,7 +238,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let facts = &page["profiles"][1]["facts"];
     assert_eq!(facts["frequency_hz"], 97);
     assert!(facts["samples"].as_u64() > Some(0) && facts["user_stacks"].as_u64() > Some(0), "{page}");
-    // Pyroscope has the same, as its push API has it.
+    // Pyroscope got the same by its push API.
     let pushed = until("profile of the pod at Pyroscope", || {
         let all = pyroscope.received().into_iter().inspect(|(head, _)| {
             assert!(head.starts_with("post /push.v1.pusherservice/push http/1.1\r\n"), "{head}");
@@ -253,7 +254,7 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
     let read = podopsy_profiles::import::pprof::read(&*pushed.samples[0].raw_profile, Some("samples"));
     let functions = read.unwrap_or_else(|error| panic!("what was pushed: {error}")).functions;
     assert!(functions.iter().any(|name| name.contains("risk_desk")), "{functions:?}");
-    // And so has a collector, as OTLP has it: one of its seconds has the function.
+    // A collector got it by OTLP: the profile of one second has the function.
     until("profile of the pod at the collector", || {
         let all = collector.received().into_iter();
         let profiles = all.filter(|(head, _)| head.starts_with("post /v1development/profiles http/1.1\r\n"));
@@ -262,37 +263,41 @@ fn where_a_pod_spent_its_time_is_known_although_nobody_had_asked() {
         let names: BTreeSet<String> = profiles.map(request).flat_map(functions_of_the_desk).collect();
         names.iter().any(|name| name.contains("risk_desk")).then_some(())
     });
-    // It is dead and gone, and its profile is not.
+    // The pod is removed; its profile is still there.
     pod.remove().expect("remove the pod");
     let output = ["profile", "finance/pricing", "--since", "10m", "-o", file.to_str().expect("a name")];
     let output = podopsy(&node, &state, &output);
-    let (table, words) = (String::from_utf8_lossy(&output.stdout).into_owned(), said(&output));
-    assert!(output.status.success() && words.contains("97 Hz of finance/pricing"), "{words}");
+    let (table, stderr) = (String::from_utf8_lossy(&output.stdout).into_owned(), stderr_of(&output));
+    assert!(output.status.success() && stderr.contains("97 Hz of finance/pricing"), "{stderr}");
     let line = table.lines().find(|line| line.contains("price_options"));
     let share = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    // It is told its shares: 60 of 100 go there. The rest of the room is for few samples.
-    assert!(share.is_some_and(|share| (30.0..90.0).contains(&share)), "{table}\n{words}");
+    // Its share is 60 %. The tolerance is for few samples.
+    assert!(share.is_some_and(|share| (30.0..90.0).contains(&share)), "{table}\n{stderr}");
     let read = podopsy_profiles::import::pprof::read(fs::File::open(&file).expect("it"), Some("samples"));
     let read = read.unwrap_or_else(|error| panic!("the file: {error}"));
     assert!(read.functions.iter().any(|name| name.contains("risk_desk")), "{:?}", read.functions);
-    // Of another pod there is none, and that is said.
-    let none = podopsy(&node, &state, &["profile", "finance/nobody", "--since", "10m"]);
-    assert!(none.status.code() == Some(1) && said(&none).contains("no profile of"), "{}", said(&none));
+    // There is no profile of another pod, and the CLI says so.
+    let none = podopsy(&node, &state, &["profile", "finance/nothing", "--since", "10m"]);
+    assert!(
+        none.status.code() == Some(1) && stderr_of(&none).contains("no profile of"),
+        "{}",
+        stderr_of(&none)
+    );
     agent.stop();
 }
 
 #[test]
-fn the_minute_that_has_begun_is_kept_when_the_agent_is_ended() {
+fn the_current_minute_is_kept_when_the_agent_stops() {
     support::require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().join("state");
-    // Its minute is an hour: there is no other than the one that has begun.
+    // A profile is kept each hour: only the current one exists.
     let hour = ["--profile-hz", "97", "--keep-every", "1h", "--growth", "off", "--state-dir"];
     let arguments = [&hour[..], &[state.to_str().expect("a name")]].concat();
     let nowhere = Path::new("/nonexistent/podopsy-test.sock");
     let mut agent = support::agent::Agent::start_in(folder.path(), nowhere, &arguments);
     until("agent that samples", || agent.log().contains("keeps a profile of each container").then_some(()));
-    // Work that a CPU is seen at, of a program whose symbols are few: a second of it is some hundred samples.
+    // A busy program with few symbols: one second is some hundred samples.
     let busy = Running(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("start sh"));
     until("CPU time for it", || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", busy.0.id())).ok()?;

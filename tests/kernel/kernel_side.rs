@@ -42,7 +42,7 @@ fn the_kernel_names_its_addresses_as_kallsyms_does() {
     let all = kallsyms();
     let chosen: Vec<(u64, &BTreeSet<String>)> =
         all.iter().step_by(97).map(|(&address, names)| (address, names)).collect();
-    assert!(chosen.len() > 300 && chosen[0].0 != 0, "kallsyms tells no addresses: {}", chosen.len());
+    assert!(chosen.len() > 300 && chosen[0].0 != 0, "kallsyms has no addresses: {}", chosen.len());
     let mut asked: BTreeSet<u64> = chosen.iter().map(|(address, _)| *address).collect();
     // No kernel has code there.
     asked.insert(0xffff_7000_0000_0000);

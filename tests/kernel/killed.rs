@@ -1,5 +1,5 @@
-//! The agent, killed by SIGKILL at any moment, again and again, under load: what it told is there, once, and what happened
-//! without it is told by the next.
+//! The agent is killed by SIGKILL at random moments under load. Events that it reported are in the store once, and the next
+//! agent reports what happened meanwhile.
 
 mod support;
 
@@ -22,7 +22,7 @@ use support::{MemoryCgroup, Running, failed_lookup, require_root, stored};
 /// Its memory is full within some milliseconds.
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 
-/// Moments that are the same in each run: a failure can be had again.
+/// Random moments, the same in each run, so that a failure can be reproduced.
 struct Moments(fastrand::Rng);
 
 impl Moments {
@@ -35,7 +35,7 @@ impl Moments {
     }
 }
 
-/// OOM kills one after the other, and failing lookups, until it is ended: the pids that the kernel's killer took.
+/// OOM kills one after the other and failing lookups, until `end`, which returns the pids of the killed processes.
 struct Load {
     goes_on: Arc<AtomicBool>,
     kills: JoinHandle<Vec<u32>>,
@@ -75,8 +75,8 @@ impl Load {
     }
 }
 
-/// What makes an event one that is told once.
-fn name_of(event: &Event) -> Option<String> {
+/// The identity of an event, which must be reported once.
+fn identity(event: &Event) -> Option<String> {
     match (&event.detail, &event.incident) {
         (_, Some(incident)) if event.kind == Kind::OomIncident => Some(format!("incident {}", incident.id)),
         (Detail::Oom(kill), _) => Some(format!("kill of {}", kill.victim.pid)),
@@ -90,20 +90,20 @@ fn name_of(event: &Event) -> Option<String> {
 
 fn count(events: impl IntoIterator<Item = Event>) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
-    for name in events.into_iter().filter_map(|event| name_of(&event)) {
+    for name in events.into_iter().filter_map(|event| identity(&event)) {
         *counts.entry(name).or_default() += 1;
     }
     counts
 }
 
 #[test]
-fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twice() {
+fn reported_events_survive_a_hundred_kills_of_the_agent_and_none_is_duplicated() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let state = folder.path().join("state");
     let arguments = ["--state-dir", &state.display().to_string(), "--growth", "off", "--cpu-budget", "0"];
     let nowhere = Path::new("/nonexistent/podopsy-test.sock");
-    // The first one's start is where the count of kills begins.
+    // The count of kills begins with the first agent.
     let mut first = Agent::start_in(folder.path(), nowhere, &arguments);
     let load = Load::start();
     thread::sleep(Duration::from_secs(1));
@@ -114,7 +114,7 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
 
     let [_, program] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
     let mut moments = Moments::new(11);
-    // Some while they start: to be ready takes half a second, and an emulated machine ten times that.
+    // Some are killed while they start, which takes half a second, and ten times that on an emulated machine.
     let is_emulated = support::is_emulated();
     let (times, longest) = if is_emulated { (12, 8000) } else { (100, 1500) };
     for round in 0..times {
@@ -131,53 +131,56 @@ fn what_an_agent_told_survives_its_kill_a_hundred_times_and_nothing_is_told_twic
     }
     let pids = load.end();
 
-    // The last one is told to end, once it has told all.
+    // The last one is ended once all kills have been reported.
     let mut last = Agent::start_in(folder.path(), nowhere, &arguments);
     let all = || {
-        let told = count(files.iter().flat_map(|file| written(file)).chain(last.events()));
+        let reported = count(files.iter().flat_map(|file| written(file)).chain(last.events()));
         let missing: Vec<_> =
-            pids.iter().filter(|pid| !told.contains_key(&format!("kill of {pid}"))).collect();
+            pids.iter().filter(|pid| !reported.contains_key(&format!("kill of {pid}"))).collect();
         (missing.is_empty() || stored_kills(&state, &missing)).then_some(())
     };
-    until("word of every kill", all);
+    until("report of every kill", all);
     let pid = nix::unistd::Pid::from_raw(last.pid() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("end it");
     assert!(last.process.0.wait().expect("its end").success(), "{}", last.log());
     files.push(folder.path().join("agent.out"));
 
     let all = stored(&Reader::of(&state));
-    let told = count(files.iter().flat_map(|file| written(file)));
+    let reported = count(files.iter().flat_map(|file| written(file)));
     let stored = count(all.iter().cloned());
     let gaps = Reader::of(&state).gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
     let died = gaps.iter().filter(|gap| gap.reason == GapReason::Died).count();
     eprintln!(
-        "{times} times killed: {} kills by the kernel, {} events told, {} in the store, {died} of {} gaps",
+        "{times} times killed: {} kills by the kernel, {} events reported, {} in the store, {died} of {} gaps",
         pids.len(),
-        told.len(),
+        reported.len(),
         stored.len(),
         gaps.len()
     );
-    let twice: Vec<_> = told.iter().chain(&stored).filter(|(_, count)| **count > 1).collect();
-    for event in all.iter().filter(|event| name_of(event).is_some_and(|name| stored[&name] > 1)) {
+    let duplicated: Vec<_> = reported.iter().chain(&stored).filter(|(_, count)| **count > 1).collect();
+    for event in all.iter().filter(|event| identity(event).is_some_and(|name| stored[&name] > 1)) {
         let Detail::Oom(kill) = &event.detail else { continue };
         eprintln!("{}: {:?}, recovered: {}, {:?}", event.time, kill.victim, kill.recovered, kill.incident);
     }
-    assert!(twice.is_empty(), "more than once: {twice:?}");
-    let lost: Vec<_> = told.keys().filter(|name| !stored.contains_key(*name)).collect();
-    assert!(lost.is_empty(), "told and not in the store: {lost:?}");
+    assert!(duplicated.is_empty(), "more than once: {duplicated:?}");
+    let lost: Vec<_> = reported.keys().filter(|name| !stored.contains_key(*name)).collect();
+    assert!(lost.is_empty(), "reported and not in the store: {lost:?}");
     let unknown: Vec<_> = pids.iter().filter(|pid| !stored.contains_key(&format!("kill of {pid}"))).collect();
-    assert!(unknown.is_empty(), "kills that nobody told: {unknown:?} of {}", pids.len());
-    // Each life that began to record ended without a word.
+    assert!(unknown.is_empty(), "kills that were not reported: {unknown:?} of {}", pids.len());
+    // Each agent that began to record was killed: its gap has that reason.
     assert!(died * 4 > times && died == gaps.len(), "{died} of {gaps:?}");
-    assert!(told.keys().filter(|name| name.starts_with("dns")).count() > times, "too little load: {told:?}");
+    assert!(
+        reported.keys().filter(|name| name.starts_with("dns")).count() > times,
+        "too little load: {reported:?}"
+    );
 
     let file = Connection::open_with_flags(state.join("store.db"), OpenFlags::SQLITE_OPEN_READ_ONLY)
         .expect("open it");
-    let word: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a word");
-    assert_eq!(word, "ok");
+    let result: String = file.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a result");
+    assert_eq!(result, "ok");
 }
 
-/// Whether the store has all of these kills: a life may have been ended between the disk and its stdout.
+/// Whether the store has all of these kills: an agent may have been killed after it wrote to disk and before its stdout.
 fn stored_kills(state: &Path, pids: &[&u32]) -> bool {
     let stored = count(stored(&Reader::of(state)));
     pids.iter().all(|pid| stored.contains_key(&format!("kill of {pid}")))

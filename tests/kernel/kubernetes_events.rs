@@ -38,7 +38,7 @@ fn a_kill_that_kubernetes_does_not_show_and_failing_lookups_are_on_the_pod() {
         node.run_pod(PodSpec::new("shop", "basket").dns(dns).container(container)).expect("run the pod");
     let names = ["nxdomain-1.example.com", "nxdomain-2.example.com"];
     pod.exec("api", ["lookup", names[0], names[1], "--times", "4", "--every", "1"]).expect("look up");
-    // The container runs on: only who was started in it is killed.
+    // The container keeps running: only the process that is started in it is killed.
     let _ = pod.exec("api", ["leak", "--fast"]);
 
     let wait = |reason: &str| {
@@ -77,7 +77,7 @@ fn a_kill_that_kubernetes_does_not_show_and_failing_lookups_are_on_the_pod() {
         let count = page.lines().find_map(|line| line.strip_prefix(delivered)?.parse::<f64>().ok());
         count.filter(|count| *count >= 2.0)
     });
-    // The last word of a series comes at the end.
+    // A series' last event is written at the end.
     kill(Pid::from_raw(agent.pid() as i32), Signal::SIGTERM).expect("ask it to end");
     assert!(agent.process.0.wait().expect("its end").success());
     assert_eq!(events(&stub, "PodopsyOOMKilledWhileRunning").len(), 1, "one incident is one Event");

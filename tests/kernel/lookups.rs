@@ -1,4 +1,4 @@
-//! Lookups of real clients against a server of ours: each is told once, with what the application got.
+//! Lookups of real clients to the victim `resolver`: each is reported once, with the application's result.
 
 mod support;
 
@@ -32,7 +32,7 @@ fn of_process(events: &[Event], pid: u32) -> Vec<&Lookup> {
     lookups(events).filter(|(event, _)| event.process.pid == pid).map(|(_, lookup)| lookup).collect()
 }
 
-/// glibc through Python: names in, results out, one a line, as long as we like.
+/// glibc's resolver, by a Python process that reads names and prints results, one per line.
 struct Glibc {
     child: Child,
     names: Option<ChildStdin>,
@@ -79,7 +79,7 @@ fn victims() -> PathBuf {
 const CLUSTER: &str =
     "nameserver 127.0.0.1\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n";
 
-/// What glibc said of some names, and what was told of it.
+/// glibc's results for some names, and the recorded events.
 struct Asked {
     results: Vec<String>,
     pid: u32,
@@ -92,11 +92,11 @@ impl Asked {
     }
 }
 
-/// Looks names up, one after the other, by a process of glibc's in a place with this resolv.conf and our server.
+/// Looks names up by glibc, one after the other, in a sandbox with this resolv.conf and the victim `resolver`.
 fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
     let victims = victims();
     let mut recording = Recording::start(lookup_options(), no_runtime());
-    let (told, asked) = std::sync::mpsc::channel();
+    let (results_sender, asked) = std::sync::mpsc::channel();
     let (done, go_on) = std::sync::mpsc::channel::<()>();
     let sandbox = std::thread::spawn(move || {
         in_dns_sandbox(move |sandbox| {
@@ -104,7 +104,7 @@ fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
             let _server = Server::ours(&victims);
             let mut glibc = Glibc::start();
             let results: Vec<String> = names.iter().map(|name| glibc.look_up(name)).collect();
-            told.send((glibc.child.id(), results)).expect("the test listens");
+            results_sender.send((glibc.child.id(), results)).expect("the test listens");
             // The process stays, as applications do, so that its resolv.conf can be read.
             let _ = go_on.recv();
         });
@@ -129,7 +129,7 @@ fn glibcs_search_for_an_external_name_is_one_lookup_with_its_search_path_misses(
     );
     let all = asked.lookups();
     assert_eq!(all.len(), 3, "{all:#?}");
-    // In which order they are told depends on how long each was held.
+    // Their order depends on how long each was held back.
     let facts = |name: &str| {
         let it = all.iter().find(|it| it.name == name).unwrap_or_else(|| panic!("{name}: {all:#?}"));
         (it.result, it.queries, it.search_path_misses.queries, it.search_path_misses.names.len())
@@ -197,14 +197,14 @@ fn a_pods_lookup_is_one_with_its_pods_name_and_its_own_search_list() {
 }
 
 #[test]
-fn a_search_that_ends_in_silence_is_one_timeout_and_says_what_was_seen_around_it() {
+fn a_search_that_ends_in_silence_is_one_timeout_with_a_diagnosis() {
     // The search domains answer, and the name itself does not: it is asked for twice, with the same id.
     let asked = ask_by_glibc(format!("{CLUSTER}options timeout:1 attempts:2\n"), &["silent.example.com"]);
     assert!(asked.results[0].starts_with("error"), "{:?}", asked.results);
     let all = asked.lookups();
     assert_eq!(all.len(), 1, "{all:#?}");
     let it = all[0];
-    // What is sent again just after it counted as a timeout (a second, for both) is a query of its own.
+    // A query that is sent again just after its timeout (one second, for client and recorder) is a new query.
     assert!((8..=10).contains(&it.queries), "{it:#?}");
     assert_eq!((it.search_path_misses.queries, it.sends), (6, 10), "{it:#?}");
     assert_eq!((it.name.as_str(), it.result), ("silent.example.com", LookupResult::Timeout));

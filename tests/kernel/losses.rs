@@ -1,4 +1,4 @@
-//! Rings that nobody empties: what did not fit is counted, to the last record.
+//! Rings that are not drained: records that did not fit are counted exactly.
 
 mod support;
 
@@ -10,7 +10,7 @@ use podopsy_probes::ring::Ring;
 use podopsy_probes::{DnsProbeOptions, ProbeOptions, Probes, Rate};
 use support::{MemoryCgroup, in_own_network, query, require_root, respond};
 
-/// Loads the probes, lets `work` happen while nobody reads, and returns how many records were in the ring after it,
+/// Loads the probes, runs `work` without draining the rings, and returns how many records were in the ring after it,
 /// and all losses.
 fn unread(
     options: ProbeOptions,

@@ -1,5 +1,5 @@
-//! The agent's metrics as a real Prometheus has them, of a real pod that is OOM-killed, and as a real VictoriaMetrics has
-//! them, from there by remote write or from the agent by OTLP; and promtool's word on the page.
+//! The agent's metrics of a real OOM-killed pod in a real Prometheus, and in a real VictoriaMetrics, by Prometheus' remote
+//! write or by the agent's OTLP; and promtool's check of the page.
 
 mod support;
 
@@ -19,14 +19,14 @@ use support::{Running, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
 
-/// A VictoriaMetrics, and where it answers.
+/// Starts a VictoriaMetrics; returns it and its address.
 fn victoria_metrics(folder: &Path, program: &str, more: &[&str]) -> (Running, String) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
     let mut command = Command::new(unpacked(program));
     command.args(more);
     command.arg(format!("-httpListenAddr={free}"));
     command.arg(format!("-storageDataPath={}", folder.join("victoria-metrics").display()));
-    // What has just come is asked for, and its caches are a share of the machine's memory.
+    // Queries must find samples at once, and by default its caches take a share of the machine's memory.
     command.args(["-search.latencyOffset=0s", "-search.disableCache", "-memory.allowedBytes=64MB"]);
     let log = fs::File::create(folder.join("victoria-metrics.log")).expect("its log");
     let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("start VictoriaMetrics");
@@ -36,7 +36,7 @@ fn victoria_metrics(folder: &Path, program: &str, more: &[&str]) -> (Running, St
 #[test]
 fn prometheus_has_the_zero_the_kill_and_the_incident() {
     let (node, _) = node();
-    // Nobody listens there: that changes nothing, and promtool sees what is said of it.
+    // No server listens there: the page then has the exports' metrics, which promtool checks.
     let agent = Agent::start(&node, &["--loki-url", "http://127.0.0.1:9"]);
     let address = agent.address.clone();
     let (_victoria, victoria) = victoria_metrics(node.directory(), "usr/bin/victoria-metrics", &[]);
@@ -44,17 +44,19 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
     let (_prometheus, prometheus) = prometheus(node.directory(), &address, "1s", &write);
     let _dns = node.resolver("answer").expect("a resolver");
     let container = ContainerSpec::new("api", VICTIMS_IMAGE)
-        .command(["leak", "--fast", "--wait", "15000"])
-        .memory_limit(32 * MIB);
+        .command(["pause"])
+        .memory_limit(32 * MIB)
+        .single_process_oom_kill();
     let asks =
         ContainerSpec::new("asks", VICTIMS_IMAGE).command(["lookup", "api.example.com", "--every", "300"]);
     let dns = Dns::cluster(node.dns_address(), "shop");
     let pod = PodSpec::new("shop", "basket").dns(dns).container(container).container(asks);
-    let _pod = node.run_pod(pod).expect("run the pod");
+    let pod = node.run_pod(pod).expect("run the pod");
 
     let series = "podopsy_oom_kills_total%7Bnamespace=%22shop%22,pod=%22basket%22,container=%22api%22%7D";
     // First a zero, so that the first kill is an increase.
     until("series before the kill", || value(&prometheus, series).filter(|kills| *kills == 0.0));
+    let _ = pod.exec("api", ["leak", "--fast"]);
     until("kill", || value(&prometheus, series).filter(|kills| *kills == 1.0));
     let increase = format!("increase({series}[5m])");
     until("increase", || value(&prometheus, &increase).filter(|kills| *kills > 0.0));
@@ -89,12 +91,12 @@ fn prometheus_has_the_zero_the_kill_and_the_incident() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("start promtool");
-    promtool.stdin.take().expect("piped").write_all(page.as_bytes()).expect("hand it the page");
+    promtool.stdin.take().expect("piped").write_all(page.as_bytes()).expect("write the page to it");
     let zero = "podopsy_export_lost_total{destination=\"loki\",reason=\"queue_full\"} 0\n";
     assert!(page.contains(zero), "{page}");
-    let said = promtool.wait_with_output().expect("promtool ends");
-    let words = [said.stdout, said.stderr].concat();
-    assert!(said.status.success() && words.is_empty(), "{}\n{page}", String::from_utf8_lossy(&words));
+    let checked = promtool.wait_with_output().expect("promtool ends");
+    let output = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success() && output.is_empty(), "{}\n{page}", String::from_utf8_lossy(&output));
 }
 
 /// The names of all series on a page of metrics.
@@ -104,7 +106,7 @@ fn names_on(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn who_takes_otlp_has_the_names_that_a_scrape_has() {
+fn otlp_metrics_have_the_names_of_a_scrape() {
     let (node, _) = node();
     // Debian 12's takes no OTLP, and Debian 13's Prometheus is built without.
     let (program, naming) = ("../debian-13/usr/bin/victoria-metrics", "-opentelemetry.usePrometheusNaming");
@@ -113,15 +115,16 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
     let agent = Agent::start(&node, &["--node", "n1", &url, "--otlp-metrics-every=1s"]);
     let _dns = node.resolver("answer").expect("a resolver");
     let container = ContainerSpec::new("api", VICTIMS_IMAGE)
-        .command(["leak", "--fast", "--wait", "15000"])
-        .memory_limit(32 * MIB);
-    // It outlives the kill, so that no family is on an earlier page alone.
+        .command(["pause"])
+        .memory_limit(32 * MIB)
+        .single_process_oom_kill();
+    // It still runs after the kill, so that each family of the page is also on a later page.
     let asks = ContainerSpec::new("asks", VICTIMS_IMAGE)
         .command(["lookup", "api.example.com", "--every", "300"])
         .memory_limit(64 * MIB);
     let dns = Dns::cluster(node.dns_address(), "shop");
     let pod = PodSpec::new("shop", "basket").dns(dns).container(container).container(asks);
-    let _pod = node.run_pod(pod).expect("run the pod");
+    let pod = node.run_pod(pod).expect("run the pod");
 
     let of = |container: &str| {
         format!(
@@ -131,6 +134,7 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
     };
     let kills = format!("podopsy_oom_kills_total{}", of("api"));
     until("series before the kill", || value(&victoria, &kills).filter(|kills| *kills == 0.0));
+    let _ = pod.exec("api", ["leak", "--fast"]);
     until("kill", || value(&victoria, &kills).filter(|kills| *kills == 1.0));
     let quantile = format!(
         "histogram_quantile(0.5,sum(increase(podopsy_dns_latency_seconds_bucket{}[5m]))by(le))",
@@ -140,7 +144,7 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
         until("median of DNS latency", || value(&victoria, &quantile).filter(|median| *median > 0.0));
     assert!(median > 1e-6 && median < 5.0, "{median} s");
 
-    // A rule finds the same names, whichever way they came.
+    // A rule finds the same names by either way.
     let (_, page) = get(&agent.address, "/metrics", "text/plain").expect("a page");
     let names = names_on(&page);
     let there = until("series of each name that the page has", || {
@@ -158,10 +162,10 @@ fn who_takes_otlp_has_the_names_that_a_scrape_has() {
 }
 
 #[test]
-fn both_families_are_answered_at_one_address_whatever_the_node_says() {
+fn the_listener_accepts_ipv4_and_ipv6_even_with_bindv6only() {
     require_root();
     in_dns_sandbox(|_| {
-        // A node where [::] is of IPv6 alone, unless one asks.
+        // With this setting, [::] accepts only IPv6 unless the socket asks for both.
         fs::write("/proc/sys/net/ipv6/bindv6only", "1").expect("our own network's setting");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _entered = runtime.enter();

@@ -1,4 +1,4 @@
-//! The machine's own memory runs out. In the lab's machines only: here it would be this machine's.
+//! The machine's memory runs out. Only in the lab's machines: here it would be this machine's memory.
 
 mod support;
 
@@ -12,27 +12,27 @@ use podopsy_recorder::RecorderOptions;
 use support::{Recording, no_runtime, options};
 
 const PATIENCE: Duration = Duration::from_secs(240);
-/// What the glutton finds: to write to all of a machine's memory takes an emulated one many minutes.
+/// The free memory that is left for the glutton: writing to all memory takes an emulated machine many minutes.
 const LEFT_KIB: u64 = 640 << 10;
 
-/// Most of the machine's memory, kept as huge pages that nobody uses; given back when dropped.
-struct SetAside;
+/// Most of the machine's memory, reserved as unused huge pages; released when this is dropped.
+struct Reserved;
 
-impl SetAside {
+impl Reserved {
     const PAGES: &str = "/proc/sys/vm/nr_hugepages";
 
-    fn all_but(left_kib: u64) -> SetAside {
+    fn all_but(left_kib: u64) -> Reserved {
         let (page, free) = (meminfo("Hugepagesize"), meminfo("MemAvailable"));
         let pages = free.saturating_sub(left_kib) / page.max(1);
-        // A kernel without them takes longer.
-        let _ = fs::write(SetAside::PAGES, pages.to_string());
-        SetAside
+        // On a kernel without huge pages, the test takes longer.
+        let _ = fs::write(Reserved::PAGES, pages.to_string());
+        Reserved
     }
 }
 
-impl Drop for SetAside {
+impl Drop for Reserved {
     fn drop(&mut self) {
-        let _ = fs::write(SetAside::PAGES, "0");
+        let _ = fs::write(Reserved::PAGES, "0");
     }
 }
 
@@ -44,15 +44,15 @@ fn meminfo(name: &str) -> u64 {
 }
 
 #[test]
-fn a_machine_without_memory_is_said_to_be_one() {
+fn a_kill_for_want_of_the_machines_memory_is_a_node_oom() {
     if !support::is_emulated() {
         eprintln!("not run: `cargo xtask vm 6.1 --test node_oom` runs it in a machine of its own");
         return;
     }
     let mut recording = Recording::start(RecorderOptions { dns: None, ..options() }, no_runtime());
-    let _aside = SetAside::all_but(LEFT_KIB);
+    let _reserved = Reserved::all_but(LEFT_KIB);
     let left = meminfo("MemAvailable") << 10;
-    // The first to go, whatever else is large: the runner must live to tell.
+    // oom_score_adj makes it the first victim: the test runner must survive.
     let mut glutton = Command::new("/bin/sh")
         .args(["-c", "echo 1000 > /proc/self/oom_score_adj && exec /usr/bin/tail /dev/zero"])
         .stdout(Stdio::null())
@@ -67,13 +67,13 @@ fn a_machine_without_memory_is_said_to_be_one() {
     let kill = recording.seen.iter().find(is_it(Kind::OomKill)).expect("the kill comes first");
     let Detail::Oom(detail) = &kill.detail else { panic!("{kill:?}") };
     assert_eq!(detail.oom_score_adj, Some(1000));
-    let told = recording.seen.iter().find(is_it(Kind::OomIncident)).expect("just found");
-    let incident = told.incident.as_deref().expect("it has one");
+    let report = recording.seen.iter().find(is_it(Kind::OomIncident)).expect("just found");
+    let incident = report.incident.as_deref().expect("it has one");
     assert_eq!((incident.limit.of, incident.constraint.as_deref()), (Level::Node, Some("none")));
     assert_eq!(incident.verdicts, [Verdict::NodeOom]);
     let node = incident.levels.last().expect("the machine is a level");
     assert_eq!(node.of, Level::Node);
-    let anon = detail.rss.map(|rss| rss.anon_bytes).expect("this kernel says");
+    let anon = detail.rss.map(|rss| rss.anon_bytes).expect("this kernel reports it");
     assert!(node.limit_bytes.is_some_and(|all| all > left) && anon > left / 2, "{anon} of {left}, {node:?}");
     let table = incident.processes.as_ref().expect("the killer's table");
     let victim = table.rows.iter().find(|row| row.pid == pid).expect("the victim is in it");

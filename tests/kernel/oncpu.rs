@@ -67,7 +67,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The program may have forked: what is in the cgroup is ours.
+        // The program may have forked: every process in the cgroup belongs to it.
         for _ in 0..100 {
             let pids = std::fs::read_to_string(self.cgroup.path.join("cgroup.procs")).unwrap_or_default();
             let pids: Vec<i32> = pids.lines().filter_map(|pid| pid.parse().ok()).collect();
@@ -171,7 +171,7 @@ fn a_deep_program_without_frame_pointers_is_complete_and_its_shares_are_true() {
 }
 
 #[test]
-fn of_a_whole_node_what_runs_is_complete_and_what_starts_later_soon_is() {
+fn on_a_whole_node_running_programs_are_complete_and_later_ones_soon_are() {
     let program = compile(CXX, "deep.cc", "deep");
     let running = Running::start("node", &program);
     let later = compile(&[CXX, &["-DLATER"]].concat(), "deep.cc", "later");
@@ -236,7 +236,7 @@ fn a_stripped_static_binary_is_complete() {
     complete("static, stripped", &Running::start("static", &program).profile(), 99.5);
 }
 
-/// musl's libc says nothing about its code, and every program of it begins, ends and allocates there.
+/// musl's libc has no unwind information, and every program that uses it starts, ends and allocates in it.
 #[test]
 fn programs_of_musl_are_complete() {
     let how = ["musl-gcc", "-O2", "-fomit-frame-pointer"];
@@ -280,7 +280,7 @@ fn go_tool_pprof(profile: &Profile, options: &[&str]) -> String {
 }
 
 #[test]
-fn a_go_program_is_complete_and_says_what_is_inlined_even_when_it_is_stripped() {
+fn a_go_program_is_complete_and_has_its_inlined_functions_even_when_stripped() {
     for (name, flags) in [("Go", "-ldflags="), ("Go, stripped", "-ldflags=-s -w")] {
         let program = compile(&["go", "build", flags], "deep.go", "deep-go");
         let profile = Running::start("go", &program).profile();
@@ -301,7 +301,7 @@ fn a_go_program_is_complete_and_says_what_is_inlined_even_when_it_is_stripped() 
 }
 
 #[test]
-fn a_stack_is_followed_to_127_frames_and_what_is_deeper_says_so() {
+fn a_stack_is_followed_to_127_frames_and_a_deeper_one_is_marked() {
     let program = compile(
         &["gcc", "-O1", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-g1"],
         "abyss.c",
@@ -318,7 +318,7 @@ fn a_stack_is_followed_to_127_frames_and_what_is_deeper_says_so() {
         "{whole} of {user} whole, {deep} too deep: {:?}",
         profile.quality
     );
-    let says = |sample: &Sample| {
+    let is_marked = |sample: &Sample| {
         let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
         last == Some("[unwind: deeper than 127 frames]")
             && sample
@@ -328,7 +328,7 @@ fn a_stack_is_followed_to_127_frames_and_what_is_deeper_says_so() {
                 .count()
                 > 120
     };
-    assert!(profile.samples.iter().any(says), "{:?}", profile.samples.first());
+    assert!(profile.samples.iter().any(is_marked), "{:?}", profile.samples.first());
 }
 
 #[test]

@@ -17,7 +17,7 @@ fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {
     })
 }
 
-/// Fills memory by a shell's own means: no program of ours needed.
+/// Fills memory with a program that every machine has.
 const GLUTTON: &str = "/usr/bin/tail /dev/zero";
 
 #[test]
@@ -44,7 +44,7 @@ fn a_killed_host_process_is_named_with_its_cgroup_and_memory() {
     let first = kill.kernel_stack.first().and_then(|frame| frame.function.as_deref());
     assert!(first.is_some_and(|name| name.contains("oom")), "kernel stack starts at {first:?}");
     let (_, mut losses) = recording.stop();
-    // There is no runtime here, and the recorder says so.
+    // There is no container runtime here, and the recorder counts that.
     losses.remove("cri_errors");
     assert!(losses.is_empty(), "{losses:?}");
 }
@@ -60,22 +60,23 @@ fn the_trigger_is_not_taken_for_the_victim() {
         cgroup.command(hold).stdout(std::process::Stdio::piped()).spawn().expect("start the victim");
     let mut line = String::new();
     let out = victim.stdout.as_mut().expect("piped");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).expect("the victim speaks");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line)
+        .expect("the victim prints held");
     assert_eq!(line.trim(), "held");
     let [anon, file] = rss_by_proc(victim.id());
     let want = "/usr/bin/python3 -c 'import time; x = bytearray(40 << 20); time.sleep(0.2)'";
     let mut trigger = cgroup.command(want).spawn().expect("start the trigger");
     let (victim_pid, trigger_pid) = (victim.id(), trigger.id());
     let _ = trigger.wait();
-    assert!(!victim.wait().expect("it ends").success(), "the victim was to be killed");
+    assert!(!victim.wait().expect("it ends").success(), "the victim must be killed");
     recording.until("OOM kill", SOON, |seen| kill_of(seen, victim_pid).is_some());
     let (event, kill) = kill_of(&recording.seen, victim_pid).expect("just found");
     assert_eq!(event.process.pid, victim_pid);
     assert_eq!(kill.trigger.pid, trigger_pid);
     assert_eq!(kill.oom_score_adj, Some(1000));
     assert_eq!(kill.victim.comm, "python3");
-    // It slept: its own memory is what /proc said a moment before. Of its file pages the kernel may have taken some
-    // back before it killed.
+    // It slept, so its memory is what /proc showed a moment before. The kernel may have reclaimed some of its file pages
+    // before the kill.
     let rss = kill.rss.expect("rss by kind");
     let error = (rss.anon_bytes as f64 / anon as f64 - 1.0).abs();
     assert!(error < 0.05, "RssAnon: {anon} bytes by /proc, {} by the probe", rss.anon_bytes);

@@ -1,4 +1,4 @@
-//! The spine, end to end: real pods in a real containerd, real kills and lookups, and the pod's name on each.
+//! End to end: real pods in a real containerd, real kills and lookups, and the pod's name on each.
 
 mod support;
 
@@ -19,7 +19,7 @@ const MIB: i64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
 fn watching(node: &Node) -> Recording {
-    // Growth is of another suite: short lives cost it samples, and that is counted.
+    // Growth is tested elsewhere: it loses samples of short-lived processes, and counts that.
     Recording::start(RecorderOptions { growth: GrowthMode::Off, ..options() }, pods_of(node))
 }
 
@@ -40,9 +40,10 @@ fn podopsy(node: &Node, args: &[&str]) -> Value {
         .args(args)
         .output()
         .expect("run podopsy");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "podopsy {args:?}: {said}");
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("podopsy {args:?}: {error}; {said}"))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "podopsy {args:?}: {stderr}");
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("podopsy {args:?}: {error}; {stderr}"))
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn a_burst_of_kills_in_short_lived_pods_names_the_pod_of_each() {
                 ),
             )
             .expect("run the pod");
-        // PID 1 outlives its children: CRI never says OOMKilled of it (or says it of a clean exit).
+        // PID 1 outlives its children: CRI does not report OOMKilled for it (or does so for a clean exit).
         let ended = pod.wait_exited("forker", SOON).expect("it ends by itself");
         assert_eq!(ended.exit_code, 0);
         pod.remove().expect("remove the pod");

@@ -1,4 +1,4 @@
-//! Python's functions in the stack: a program with known shares, and one that only says that it is Python.
+//! Python's functions in the stack: a program with known shares, and an impostor that only exports CPython's symbols.
 //!
 //! `PODOPSY_PYTHON=/path/to/python3.x` runs the first with another interpreter than the distribution's.
 
@@ -95,7 +95,7 @@ fn a_python_programs_functions_have_their_shares_in_order_beside_the_native_ones
 }
 
 #[test]
-fn a_python_that_tells_its_own_offsets_is_read_in_a_root_of_its_own() {
+fn a_python_with_its_own_offsets_is_read_in_its_own_root() {
     let root = unpacked("../debian-13/usr/bin/python3.13");
     let root = root.ancestors().nth(3).expect("where it is unpacked");
     std::fs::copy(source("known.py"), root.join("known.py")).expect("copy the program into the root");
@@ -154,7 +154,7 @@ fn is_known(running: &Running) {
         nearly_all(callee, count(apart), count(called.iter().copied()), &profile);
     }
 
-    // A thread that has let go of the lock has its own functions, and nobody else has them.
+    // A thread that has released the GIL has its own functions, and no other thread has them.
     let hashing = count(others.iter().copied().filter(|sample| has(sample, "known.hashes")));
     let hashed = others.iter().filter(|sample| has(sample, "known.hasher"));
     assert!(hashing > 0 && hashed.clone().all(|sample| !has(sample, "known.main")), "threads are mixed up");
@@ -162,7 +162,7 @@ fn is_known(running: &Running) {
     let share = hashing as f64 / count(others.iter().copied()) as f64;
     assert!(share > 0.97, "only {share:.2} of the other thread's samples are named");
 
-    // Where it fails it says so, and it hardly ever does.
+    // A failure is marked, and rare.
     let failed = profile
         .samples
         .iter()
@@ -172,7 +172,7 @@ fn is_known(running: &Running) {
 }
 
 #[test]
-fn what_only_says_that_it_is_python_is_read_with_bounds_and_escaped() {
+fn an_impostor_of_python_is_read_with_bounds_and_escaped() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = folder.path().join("impostor");
     let built = Command::new("gcc")
@@ -197,7 +197,7 @@ fn what_only_says_that_it_is_python_is_read_with_bounds_and_escaped() {
             .collect();
         assert!(!evaluating.is_empty(), "{lie}: no sample in the function that it runs in");
         for sample in evaluating {
-            assert!(has(sample, text), "{lie}: nothing says that frames are missing: {:?}", sample.stack);
+            assert!(has(sample, text), "{lie}: no mark that frames are missing: {:?}", sample.stack);
             assert!(sample.stack.len() < 300, "{lie}: {} frames", sample.stack.len());
             for name in sample.stack.iter().map(function) {
                 assert!(!name.contains('\x1b') && name.len() < 8192, "{lie}: {} bytes", name.len());

@@ -1,5 +1,5 @@
-//! What the agent gives up of itself: by what the kernel says of each of its threads, by what it is refused from then on, and
-//! by what it does all the same.
+//! The capabilities and system calls that the agent gives up: by the kernel's status of each thread, by what is refused from
+//! then on, and by what still works.
 
 mod support;
 
@@ -78,13 +78,13 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
     let me = std::env::current_exe().expect("this program");
     let mut command = Command::new(me);
     let done = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().expect("run it");
-    let said = [done.stdout, done.stderr].concat();
-    assert!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&said));
+    let output = [done.stdout, done.stderr].concat();
+    assert!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&output));
 }
 
 #[test]
-fn every_thread_is_refused_what_is_never_needed() {
-    in_a_process_of_its_own("every_thread_is_refused_what_is_never_needed", || {
+fn every_thread_is_refused_what_the_agent_never_needs() {
+    in_a_process_of_its_own("every_thread_is_refused_what_the_agent_never_needs", || {
         // It ends with our end of the pipe: from here on we could not kill it.
         let mut cat = Command::new("cat");
         let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
@@ -108,7 +108,7 @@ fn every_thread_is_refused_what_is_never_needed() {
                 let _ = std::thread::spawn(|| ()).join();
             }
         });
-        // One that is asked many times and has answered one when nobody asks any more: sigsuspend takes a single signal.
+        // A thread that gets many signals and has handled one when the last was sent: sigsuspend takes a single signal.
         let (blocked, is_blocked) = std::sync::mpsc::channel();
         let (finished, is_finished) = std::sync::mpsc::channel::<()>();
         let slow = std::thread::spawn(move || {
@@ -220,7 +220,7 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
 const NO_DNS: &str = "--bounding-set=-sys_admin,-net_admin";
 
 #[test]
-fn what_cannot_attach_is_said_aloud_and_the_rest_is_recorded() {
+fn a_probe_that_cannot_attach_is_reported_and_the_others_record() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let nowhere = Path::new("/nonexistent/podopsy-test.sock");
@@ -232,17 +232,19 @@ fn what_cannot_attach_is_said_aloud_and_the_rest_is_recorded() {
     let (_, ready) = get(&agent.address, "/readyz", "*/*").expect("an answer");
     let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
     assert!(!ready["waiting_for"].to_string().contains("probes"), "{ready}");
-    let said = ready["degraded"].as_array().expect("a list");
-    assert!(said.iter().any(|one| one.as_str().is_some_and(|one| one.starts_with("no DNS query is seen"))));
+    let degraded = ready["degraded"].as_array().expect("a list");
+    assert!(
+        degraded.iter().any(|one| one.as_str().is_some_and(|one| one.starts_with("no DNS query is seen")))
+    );
     let (_, page) = get(&agent.address, "/metrics", "text/plain").expect("a page");
     let has = |line: &str| page.lines().any(|one| one == line);
-    assert!(has(&format!("podopsy_degraded {}.0", said.len())), "{ready} {page}");
+    assert!(has(&format!("podopsy_degraded {}.0", degraded.len())), "{ready} {page}");
     assert!(has("podopsy_probe_attached{probe=\"dns\"} 0"), "{page}");
     assert!(has("podopsy_probe_attached{probe=\"oom\"} 1"), "{page}");
-    // And a kill is told as ever.
+    // A kill is still reported.
     let cgroup = MemoryCgroup::new("degraded", 16 << 20);
     let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
-    let kill = until("kill, told without DNS", || {
+    let kill = until("kill, reported without DNS", || {
         agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
     });
     assert_eq!(kill.cgroup.id, cgroup.id());

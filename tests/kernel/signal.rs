@@ -1,4 +1,4 @@
-//! SIGKILLs that no OOM killer sent: who sent them, to whom, and what Kubernetes makes of it.
+//! SIGKILLs that the OOM killer did not send: the sender, the target, and Kubernetes' view.
 
 mod support;
 
@@ -48,7 +48,7 @@ fn shell(name: &str, what: &str) -> u32 {
     child.id()
 }
 
-/// A process that is to be killed; a test that fails leaves none behind.
+/// A process that the test kills; if the test fails, it is killed on drop.
 struct Doomed(Child);
 
 impl Doomed {
@@ -68,7 +68,7 @@ impl Drop for Doomed {
     }
 }
 
-/// A process that has said something, to show that it is where it should be.
+/// Starts a process and waits until it has printed `ready`.
 fn ready(mut command: Command) -> Doomed {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("start it");
     let mut line = String::new();
@@ -133,7 +133,7 @@ fn a_stop_after_the_grace_period_is_the_runtimes() {
     assert_eq!(event.pod.as_ref().map(|pod| pod.name.as_str()), Some("deaf"));
     assert_eq!((sigkill.by, sigkill.first_process), (Sender::Runtime, Some(true)), "{sigkill:?}");
     assert_eq!(sigkill.verdict, Some(SigkillVerdict::SigkillNoOom));
-    // The end of the sandbox is nobody's kill.
+    // The end of the sandbox is not reported as a kill.
     pod.stop().expect("stop the pod");
     let (events, _) = recording.stop();
     let of_pod = events.iter().filter(|event| {
@@ -142,7 +142,7 @@ fn a_stop_after_the_grace_period_is_the_runtimes() {
     assert_eq!(of_pod.count(), 1);
 }
 
-/// Whose a sender is goes by its memory cgroup: a shell that joins a container's is that container's.
+/// A sender's owner is found by its memory cgroup: a shell that joins a container's cgroup belongs to that container.
 #[test]
 fn a_sender_in_a_pod_is_named_with_its_pod() {
     let (node, image) = node();
@@ -169,13 +169,13 @@ fn a_sender_in_a_pod_is_named_with_its_pod() {
         let pod = party.pod.as_ref().expect("its pod is named");
         assert_eq!((sigkill.by, pod.namespace.as_str(), pod.name.as_str()), (by, namespace, name));
         assert_eq!(party.container.as_ref().map(|one| one.name.as_str()), Some(container));
-        // Anyone in a pod may be called so: it is not believed.
+        // A process in a pod may take this name: it is not believed.
         assert_eq!(party.process.comm, "kubelet");
     }
 }
 
 #[test]
-fn a_container_that_kills_its_own_process_is_counted_and_not_told() {
+fn a_container_that_kills_its_own_process_is_counted_and_not_reported() {
     let (node, image) = node();
     let mut recording = watching(&node);
     let own = ContainerSpec::new("own", &image).command(["exits", "--signal", "9", "--after", "500"]);
@@ -186,21 +186,21 @@ fn a_container_that_kills_its_own_process_is_counted_and_not_told() {
         std::thread::sleep(Duration::from_millis(50));
     }
     pod.wait_exited("own", SOON).expect("it ends");
-    // What comes after it has been told, so it would have been, too.
+    // A later kill has been reported, so this one would have been, too.
     let api = ContainerSpec::new("api", &image).command(["leak", "--up-to", "1KiB"]);
     let later = node.run_pod(PodSpec::new("shop", "later").container(api)).expect("run the pod");
     let pid = later.pid("api").expect("it runs") as u32;
     shell("evictor", &format!("kill -9 {pid}"));
     recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
-    let told = recording
+    let reported = recording
         .seen
         .iter()
         .any(|event| event.kind == Kind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "own"));
-    assert!(!told, "{:#?}", recording.seen);
+    assert!(!reported, "{:#?}", recording.seen);
 }
 
 #[test]
-fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_told() {
+fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_reported() {
     let kills = support::times(40) as u64;
     let (cgroup, other) =
         (MemoryCgroup::new("signal-own", 64 * MIB), MemoryCgroup::new("signal-other", 64 * MIB));
@@ -220,12 +220,12 @@ fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_told() {
     recording.until("both SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
     [parent, fence].into_iter().for_each(Doomed::reap);
     let id = cgroup.id();
-    let told = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
-    assert_eq!(told.count(), 1, "only the parent's, which came from outside");
+    let reported = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
+    assert_eq!(reported.count(), 1, "only the parent's, which came from outside");
 }
 
 #[test]
-fn an_oom_kill_is_never_told_as_a_sigkill_and_the_kernels_other_kills_are() {
+fn an_oom_kill_is_never_reported_as_a_sigkill_and_the_kernels_other_kills_are() {
     let cgroup = MemoryCgroup::new("signal-oom", 16 * MIB);
     let mut recording = everywhere();
     let gluttons: Vec<u32> = (0..support::times(20))
@@ -235,23 +235,23 @@ fn an_oom_kill_is_never_told_as_a_sigkill_and_the_kernels_other_kills_are() {
             glutton.id()
         })
         .collect();
-    // The kernel's, too, and later: what it waited for, the others would have been told by.
+    // A later kill by the kernel: when it has been reported, the earlier ones would have been, too.
     let spender = spend_cpu_time(&cgroup);
     recording.until("the kernel's SIGKILL", SOON, |seen| killed(seen, spender).is_some());
     recording.until("every OOM kill", SOON, |seen| gluttons.iter().all(|&pid| oom_incident(seen, pid)));
     let (_, sigkill) = killed(&recording.seen, spender).expect("just found");
     assert_eq!((sigkill.by, sigkill.si_code), (Sender::Kernel, Some(128)));
     for pid in gluttons {
-        assert_eq!(count(&recording.seen, pid), 0, "an OOM kill was told as a SIGKILL");
+        assert_eq!(count(&recording.seen, pid), 0, "an OOM kill was reported as a SIGKILL");
     }
     let (_, losses) = recording.stop();
     assert_eq!((losses.get("sigkill_ring"), losses.get("sigkill_by_kernel")), (None, None), "{losses:?}");
 }
 
-/// The kernel kills whoever shares a victim's memory along with it, and marks only the victim: posix_spawn's child
+/// The kernel also kills each process that shares the victim's memory, and marks only the victim: posix_spawn's child
 /// shares its parent's until it runs the program, which the opening of a FIFO without a writer holds up.
 #[test]
-fn who_shares_an_oom_victims_memory_is_not_told_either() {
+fn a_process_that_shares_an_oom_victims_memory_is_not_reported_either() {
     let cgroup = MemoryCgroup::new("signal-shared", 64 * MIB);
     let folder = tempfile::tempdir().expect("a folder");
     let fifo = folder.path().join("fifo");
@@ -275,7 +275,7 @@ fn who_shares_an_oom_victims_memory_is_not_told_either() {
         std::thread::sleep(Duration::from_millis(20));
     };
     let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
-    // It may be killed as well: the victim is gone a moment before its memory is.
+    // It may be killed as well: the victim ends shortly before its memory is freed.
     cgroup.command(want).status().expect("run the trigger");
     parent.reap();
     let spender = spend_cpu_time(&cgroup);
@@ -308,7 +308,7 @@ fn many_threads_are_one_process_and_one_event() {
     let tids: Vec<String> =
         tasks.filter_map(|task| Some(task.ok()?.file_name().to_string_lossy().into_owned())).collect();
     assert_eq!(tids.len(), 7);
-    // Once it is dying there may be nobody left to signal.
+    // Once it is dying, there may be no thread left to signal.
     shell("evictor", &format!("for n in 1 2 3; do kill -9 {} 2>/dev/null; done; true", tids.join(" ")));
     child.reap();
     let fence = sleeper(&cgroup);
@@ -322,7 +322,7 @@ fn many_threads_are_one_process_and_one_event() {
 }
 
 #[test]
-fn a_cgroup_that_is_killed_whole_names_who_did_it() {
+fn a_cgroup_that_is_killed_whole_names_the_sender() {
     let cgroup = MemoryCgroup::new("signal-cgroup-kill", 64 * MIB);
     let mut recording = everywhere();
     let sleepers: Vec<Doomed> = (0..3).map(|_| sleeper(&cgroup)).collect();

@@ -1,4 +1,4 @@
-//! The store on a disk that is full or read-only, and the API's socket in front of another user: both need root.
+//! The store on a full and on a read-only disk, and the API's socket used by another user: both need root.
 
 mod support;
 
@@ -39,14 +39,14 @@ fn event(name: &str) -> Event {
     Event::new(Timestamp::now(), Kind::DnsFailure, "n", owner, process, detail, Losses::new())
 }
 
-/// Puts many in, and waits until all are told; whether the last one was kept.
-fn put(store: &Store, told: &mut Told, count: usize) -> bool {
+/// Puts `count` events, and waits until all are returned; whether the last one was kept.
+fn put(store: &Store, returned: &mut Told, count: usize) -> bool {
     for n in 0..count {
-        // What compresses badly, so that the disk is full soon.
+        // Names that compress badly fill the disk soon.
         let name: String = (0..30).map(|at| format!("{:x}.", (n * 7919 + at * 104_729) % 65_521)).collect();
-        store.put(event(&name)).unwrap_or_else(|_| panic!("the queue has room"));
+        store.put(event(&name)).unwrap_or_else(|_| panic!("the queue is full"));
     }
-    (0..count).fold(false, |_, _| told.recv_blocking().expect("each is told").id.is_some())
+    (0..count).fold(false, |_, _| returned.recv_blocking().expect("each is returned").id.is_some())
 }
 
 fn until(what: &str, mut true_now: impl FnMut() -> bool) {
@@ -56,7 +56,7 @@ fn until(what: &str, mut true_now: impl FnMut() -> bool) {
     }
 }
 
-/// A disk of our own; unmounted when dropped.
+/// A tmpfs, unmounted when this is dropped.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -80,7 +80,7 @@ impl Drop for Disk {
     }
 }
 
-/// Nothing kept is lost, and what was not kept is a gap with its number.
+/// Asserts that no kept event is lost, and that the gaps count those that were not kept.
 fn account(store: &Store, kept: usize) {
     let found = support::stored(&store.reader()).len();
     assert!(found >= kept, "{found} of {kept} that were kept");
@@ -92,23 +92,23 @@ fn account(store: &Store, kept: usize) {
 }
 
 #[test]
-fn a_full_disk_costs_the_history_and_not_the_events() {
+fn a_full_disk_interrupts_the_history_but_not_the_events() {
     support::require_root();
     let disk = Disk::new("3m");
     let ballast = disk.0.path().join("ballast");
     std::fs::write(&ballast, vec![1; 2 << 20]).expect("half of the disk");
-    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
     let mut kept = 0;
     until("full disk", || {
-        let all = put(&store, &mut told, 100);
+        let all = put(&store, &mut returned, 100);
         kept += if all { 100 } else { 0 };
         !all
     });
-    let trouble = store.trouble().expect("it says why");
+    let trouble = store.trouble().expect("it has a reason");
     assert!(trouble.contains("full"), "{trouble}");
-    // Others' files go: it goes on by itself.
-    std::fs::remove_file(&ballast).expect("room");
-    until("store that is written again", || put(&store, &mut told, 1));
+    // When there is space again, the store continues by itself.
+    std::fs::remove_file(&ballast).expect("free some space");
+    until("store that is written again", || put(&store, &mut returned, 1));
     account(&store, kept);
 }
 
@@ -116,17 +116,17 @@ fn a_full_disk_costs_the_history_and_not_the_events() {
 fn a_disk_that_turns_read_only_is_survived() {
     support::require_root();
     let disk = Disk::new("8m");
-    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
-    assert!(put(&store, &mut told, 10));
-    // A file that is open to be written keeps the kernel from it: the store's own are closed, and opened again in vain.
-    drop((store, told));
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    assert!(put(&store, &mut returned, 10));
+    // The kernel refuses the remount while a file is open for writing: the store is closed, and fails to open its files again.
+    drop((store, returned));
     disk.read_only(true).expect("remount it");
-    let (store, mut told) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
-    assert!(!put(&store, &mut told, 10));
-    let trouble = store.trouble().expect("it says why");
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    assert!(!put(&store, &mut returned, 10));
+    let trouble = store.trouble().expect("it has a reason");
     assert!(trouble.to_lowercase().contains("read-only"), "{trouble}");
     disk.read_only(false).expect("remount it");
-    until("store that is written again", || put(&store, &mut told, 1));
+    until("store that is written again", || put(&store, &mut returned, 1));
     let gaps = store.reader().gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
     let mut reasons: Vec<_> = gaps.iter().map(|gap| gap.reason).collect();
     reasons.sort_by_key(|reason| reason.as_str());
@@ -134,7 +134,7 @@ fn a_disk_that_turns_read_only_is_survived() {
     assert_eq!(gaps.iter().map(|gap| gap.lost).sum::<u64>(), store.losses()["store_not_written"]);
 }
 
-/// A program that everyone has, as somebody else: it connects, asks, and shows what it gets.
+/// A client that runs as the user nobody: it connects, sends a request, and prints the response.
 fn as_nobody(socket: &Path) -> (String, String) {
     let script = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); \
                   s.sendall(b'GET /api/v1/events HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'); \
@@ -152,9 +152,9 @@ fn no_other_user_reads_anything_through_the_socket() {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let _guard = runtime.enter();
     let dir = tempfile::tempdir().expect("a folder");
-    let (store, mut told) = Store::start(dir.path(), "boot", Limits::default()).expect("start");
-    store.put(event("secret.test")).unwrap_or_else(|_| panic!("the queue has room"));
-    told.recv_blocking().expect("it is told");
+    let (store, mut returned) = Store::start(dir.path(), "boot", Limits::default()).expect("start");
+    store.put(event("secret.test")).unwrap_or_else(|_| panic!("the queue is full"));
+    returned.recv_blocking().expect("it is returned");
     let pods = runtime.block_on(Pods::start(support::no_runtime())).expect("the pods");
     let (live, _) = tokio::sync::broadcast::channel(1);
     let sources = Sources {
@@ -173,7 +173,7 @@ fn no_other_user_reads_anything_through_the_socket() {
     }
     let (got, error) = as_nobody(&socket);
     assert!(got.is_empty() && error.contains("Permission denied"), "{got} {error}");
-    // Even where somebody opened its mode: who asks is known by the kernel.
+    // Even if its mode allows everyone: the agent asks the kernel for the peer's user.
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).expect("open it");
     let (got, error) = as_nobody(&socket);
     assert!(got.starts_with("HTTP/1.1 403") && !got.contains("secret"), "{got} {error}");

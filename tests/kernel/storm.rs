@@ -1,4 +1,4 @@
-//! A storm: a thousand kills within a minute over fifty containers, told one by one by the agent that ships.
+//! A storm: a thousand OOM kills within a minute over fifty containers, each reported by the agent that ships.
 
 mod support;
 
@@ -14,17 +14,17 @@ use podopsy_model::{Detail, Event, Kind};
 
 const MIB: i64 = 1 << 20;
 const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
-/// Containers whose PID 1 lives on while its children are killed, and how many each loses.
+/// Containers whose PID 1 keeps running while its children are killed, and the number of children.
 const PARENTS: usize = 40;
 const CHILDREN: usize = 24;
-/// Containers that are killed whole, and how often each is started.
+/// Containers that are killed whole, and the number of attempts of each.
 const LEAKERS: usize = 10;
-const LIVES: usize = 4;
-/// What the manifest requests for the agent: it may not need more.
+const ATTEMPTS: usize = 4;
+/// The agent's memory request in the manifest, which it must not exceed.
 const MEMORY_BUDGET_KIB: u64 = 96 << 10;
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// `podopsy-agent`, its events as they come.
+/// `podopsy-agent` and its events.
 struct Agent {
     child: Child,
     events: Receiver<Event>,
@@ -53,15 +53,15 @@ impl Agent {
             }
         });
         let began = Instant::now();
-        while !fs::read_to_string(&log).is_ok_and(|said| said.contains("recording")) {
+        while !fs::read_to_string(&log).is_ok_and(|log| log.contains("recording")) {
             assert!(began.elapsed() < PATIENCE, "the agent does not record: {:?}", fs::read_to_string(&log));
             std::thread::sleep(Duration::from_millis(50));
         }
         Agent { child, events, seen: Vec::new() }
     }
 
-    /// `else_say`: what the pods themselves say of it, should it not come.
-    fn until(&mut self, what: &str, enough: impl Fn(&[Event]) -> bool, else_say: impl Fn() -> String) {
+    /// Receives events until `enough` is true of them. At the time-out, it panics with `explain`, the pods' view.
+    fn until(&mut self, what: &str, enough: impl Fn(&[Event]) -> bool, explain: impl Fn() -> String) {
         let end = Instant::now() + PATIENCE;
         while !enough(&self.seen) {
             match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -70,14 +70,14 @@ impl Agent {
                     "no {what}; kills by pod: {:?}; losses: {:?}; {}",
                     by_pod(&self.seen),
                     self.seen.last().map(|event| &event.losses),
-                    else_say()
+                    explain()
                 ),
                 Err(RecvTimeoutError::Disconnected) => panic!("the agent ended before {what}"),
             }
         }
     }
 
-    /// User and system time so far.
+    /// The user and system time so far.
     fn cpu(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
         let fields = stat.rsplit_once(')').expect("its comm").1.split_whitespace();
@@ -85,7 +85,7 @@ impl Agent {
         Duration::from_millis(ticks * 10)
     }
 
-    /// The most that it ever had resident.
+    /// Its peak resident memory.
     fn peak_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
@@ -113,7 +113,7 @@ fn by_pod(events: &[Event]) -> BTreeMap<String, usize> {
     sums
 }
 
-/// A pod that begins `wait` from now.
+/// Runs a pod that begins to leak `wait` from now.
 fn pod(node: &Node, name: &str, wait: Duration, more: &[&str], limit: i64) -> PodHandle {
     let wait = wait.as_millis().to_string();
     let command = [&["leak", "--fast", "--wait", &wait], more].concat();
@@ -122,7 +122,7 @@ fn pod(node: &Node, name: &str, wait: Duration, more: &[&str], limit: i64) -> Po
     node.run_pod(PodSpec::new("storm", name).container(container)).expect("run the pod")
 }
 
-/// Of parents whose children did not all end by SIGKILL: their state, and the end of their log.
+/// The parents whose children did not all end by SIGKILL: their status and the end of their log.
 fn others(parents: &[PodHandle]) -> String {
     let of = |(n, pod): (usize, &PodHandle)| {
         let log = pod.log("api").unwrap_or_else(|error| format!("{error:#}"));
@@ -144,12 +144,12 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     let (parents, leakers) = (support::times(support::times(PARENTS)).max(4), support::times(LEAKERS));
     let mut agent = Agent::start(&node);
 
-    // All begin together, when the last one is there.
+    // All begin together, when the last one runs.
     let begin = Instant::now() + Duration::from_millis(600) * (parents + leakers) as u32;
     let wait = || begin.saturating_duration_since(Instant::now());
     let times = CHILDREN.to_string();
     let children = ["--child", "--times", &times];
-    // Three in four have little room: their children live for milliseconds, if a CPU is free.
+    // Three in four have a tight limit: their children run for milliseconds, if a CPU is free.
     let brief = [&children[..], &["--hold", "12MiB"]].concat();
     let shape = |n: usize| if n.is_multiple_of(4) { &children[..] } else { &brief[..] };
     let families: Vec<_> =
@@ -161,46 +161,46 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     std::thread::scope(|threads| {
         for pod in &whole {
             threads.spawn(|| {
-                for life in 1..=LIVES {
+                for attempt in 1..=ATTEMPTS {
                     pod.wait_exited("api", PATIENCE).expect("it is killed");
-                    if life < LIVES {
+                    if attempt < ATTEMPTS {
                         pod.restart("api").expect("restart");
                     }
                 }
             });
         }
     });
-    let all = parents * CHILDREN + leakers * LIVES;
+    let all = parents * CHILDREN + leakers * ATTEMPTS;
     agent.until("all kills", |seen| kills(seen).count() >= all, || others(&families));
     let incidents = |seen: &[Event]| seen.iter().filter(|event| event.incident.is_some()).count();
     agent.until("all incidents", |seen| incidents(seen) >= all, String::new);
 
     let cpu = agent.cpu() - cpu;
     let mut expected: BTreeMap<_, _> = (0..parents).map(|n| (format!("parent-{n}"), CHILDREN)).collect();
-    expected.extend((0..leakers).map(|n| (format!("leaker-{n}"), LIVES)));
+    expected.extend((0..leakers).map(|n| (format!("leaker-{n}"), ATTEMPTS)));
     assert_eq!(by_pod(&agent.seen), expected);
-    assert_eq!(incidents(&agent.seen), all, "each kill is an incident of its own");
+    assert_eq!(incidents(&agent.seen), all, "each kill is its own incident");
     for event in kills(&agent.seen) {
         let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
         assert!(kill.limit.is_some() && event.container.is_some(), "{event:?}");
     }
     let last = agent.seen.last().expect("there are events");
-    // How many suspects are sampled for growth, and how often, is bounded; kills are not.
+    // The number of growth candidates and of their samples is bounded; the number of kills is not.
     let of_growth =
         |name: &str| name.starts_with("growth_") || name.starts_with("unwind_") || name == "sample_throttled";
     let lost: Vec<_> = last.losses.iter().filter(|(name, _)| !of_growth(name)).collect();
-    assert!(lost.is_empty(), "nothing is lost, no difference is left: {lost:?}");
+    assert!(lost.is_empty(), "nothing is lost, and all counts agree: {lost:?}");
     let peak = agent.peak_kib();
     assert!(peak <= MEMORY_BUDGET_KIB, "{peak} KiB resident");
 
     let mut times: Vec<_> = kills(&agent.seen).map(|event| event.time).collect();
     times.sort_unstable();
-    let lives = kills(&agent.seen)
+    let lifetimes = kills(&agent.seen)
         .filter_map(|event| Some(event.time.duration_since(event.process.start_time?).as_millis()));
     println!(
-        "{all} kills within {:.1} s, {} of processes that lived less than 10 ms; the agent: {:.2} ms of CPU a kill, {peak} KiB at most",
+        "{all} kills within {:.1} s, {} of processes that ran for less than 10 ms; the agent: {:.2} ms of CPU a kill, {peak} KiB at most",
         times[all - 1].duration_since(times[0]).as_secs_f64(),
-        lives.filter(|&ms| ms < 10).count(),
+        lifetimes.filter(|&ms| ms < 10).count(),
         cpu.as_secs_f64() * 1e3 / all as f64,
     );
 }

@@ -33,7 +33,7 @@ fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
         match found() {
             Some(found) => return Some(found),
             None if began.elapsed() > patience() => return None,
-            None => std::thread::sleep(Duration::from_millis(200)),
+            None => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }

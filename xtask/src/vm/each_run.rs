@@ -14,7 +14,7 @@ pub const TESTS: [&str; 29] = [
     "autopsy::a_group_kill",
     "autopsy::a_leaf_limit",
     "autopsy::a_victim_of_many_threads",
-    "autopsy::kills_while_nobody_watched",
+    "autopsy::kills_without_a_running_recorder",
     "dying::",
     // Losses are counted in the kernel. The suite's other tests take a minute each on an emulated machine.
     "losses::failed_lookups",
@@ -35,7 +35,7 @@ pub const TESTS: [&str; 29] = [
     // Stacks: on CPU, of page faults, Python's, by bpf_loop.
     "profile::work_in_the_kernel",
     "growth::",
-    "python::what_only_says",
+    "python::an_impostor",
     "kernel_side::",
     // Pods on cgroup v2; the agent's capabilities, and those that it keeps.
     "daemonset::",

@@ -31,17 +31,17 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
     UnsupportedTest { tests: "clients::*", on: "emulated", why: COMPILERS },
     UnsupportedTest { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest {
-        tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
+        tests: "signal::a_cgroup_that_is_killed_whole_names_the_sender",
         on: "cgroup v1",
         why: "cgroup.kill is of cgroup v2",
     },
     UnsupportedTest {
-        tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
+        tests: "signal::a_cgroup_that_is_killed_whole_names_the_sender",
         on: "5.10",
         why: "cgroup.kill is of 5.14",
     },
     UnsupportedTest {
-        tests: "signal::a_cgroup_that_is_killed_whole_names_who_did_it",
+        tests: "signal::a_cgroup_that_is_killed_whole_names_the_sender",
         on: "5.10.218",
         why: "cgroup.kill is of 5.14",
     },
@@ -110,8 +110,8 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
         why: "shares of time are not what an emulated machine's clock keeps; that stacks are read there, the other tests show",
     },
     UnsupportedTest { tests: "profile::a_container_s_file*", on: "5.10.218", why: NO_CONTAINERS },
-    UnsupportedTest { tests: "suspects::the_app_that_leaks*", on: "emulated", why: COMPILERS },
-    UnsupportedTest { tests: "suspects::*", on: "5.10.218", why: NO_CONTAINERS },
+    UnsupportedTest { tests: "growth_candidates::the_app_that_leaks*", on: "emulated", why: COMPILERS },
+    UnsupportedTest { tests: "growth_candidates::*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest { tests: "pods::*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest { tests: "storm::*", on: "5.10.218", why: NO_CONTAINERS },
 ];

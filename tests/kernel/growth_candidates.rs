@@ -1,4 +1,4 @@
-//! An OOM kill's report tells which code the memory grew by: a leak without frame pointers, in a real pod, killed twice.
+//! An OOM incident names the code by which the memory grew: a leak without frame pointers in a real pod, killed twice.
 
 mod support;
 
@@ -17,13 +17,13 @@ use support::{Recording, options};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 48 * MIB;
-/// What the leak keeps, bytes a second.
+/// The leak, in bytes a second.
 const RATE: u64 = 4 * MIB;
 const IMAGE: &str = "registry.podopsy.test/shop/leaker:1.0";
-/// A life is 12 s; an emulated machine takes its time to start containers.
+/// An attempt takes 12 s, and an emulated machine needs long to start containers.
 const LONG: Duration = Duration::from_secs(150);
 
-/// Compiles a source of tests/victims/native as distributions compile.
+/// Compiles a source of tests/victims/native with the flags of distributions.
 fn compile(folder: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("victims/native/{name}.c"));
     let output = folder.join(name);
@@ -40,12 +40,12 @@ fn incidents<'a>(events: &'a [Event], pod: &str) -> Vec<&'a Incident> {
     ours.filter_map(|event| event.incident.as_deref()).collect()
 }
 
-/// Runs the leak until it was killed that often.
+/// Runs the leak until it has been killed `times` times.
 fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_model::Losses) {
     support::require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
-    // In the image, and so on an overlay, as programs of containers are.
+    // In the image, and so on an overlay, like the programs of containers.
     let image =
         node.load_image(&Image::new(IMAGE).binary(compile(folder.path(), "leaker"))).expect("load the image");
     let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
@@ -64,13 +64,17 @@ fn killed(times: usize, mode: GrowthMode) -> (Vec<Event>, podopsy_model::Losses)
 fn the_function_that_leaks_is_on_top_without_frame_pointers() {
     let (events, losses) = killed(2, GrowthMode::Auto);
     let all = incidents(&events, "notes");
-    for (life, incident) in all.iter().enumerate() {
+    for (attempt, incident) in all.iter().enumerate() {
         let growth = incident.growth.as_ref();
-        eprintln!("life {life}: {}", growth.map_or("not sampled".to_owned(), |growth| sum(growth, incident)));
+        eprintln!(
+            "attempt {attempt}: {}",
+            growth.map_or("not sampled".to_owned(), |growth| sum(growth, incident))
+        );
     }
     eprintln!("{losses:?}");
     let incident = all[1];
-    let growth = incident.growth.as_ref().expect("a container that was killed is a suspect from then on");
+    let growth =
+        incident.growth.as_ref().expect("a container that was killed is a growth candidate from then on");
     assert!(growth.samples >= 50, "{growth:#?}");
 
     let share = |name: &str| -> f64 {
@@ -83,14 +87,14 @@ fn the_function_that_leaks_is_on_top_without_frame_pointers() {
         "{names:?}"
     );
     assert!(growth.paths[0].frames[0].file.as_deref() == Some("/bin/leaker"), "{:?}", growth.paths[0]);
-    // The allocator touches a page of each request before the function that asked for it does.
+    // The allocator touches one page of each request before its caller does.
     assert!(growth.paths[0].share > 0.6 && share("remember_request") > 0.9, "{growth:#?}");
     assert_eq!(growth.top_self[0].frame.function, "remember_request");
     assert!(growth.complete * 10 >= growth.samples * 9, "{:?}", growth.incomplete);
-    // Nothing is given back, so that the estimate is of what it held, but for what was before the first look.
+    // Nothing is freed, so the estimate is what it held, without what it had before sampling began.
     let held = growth.estimated_bytes as f64 / LIMIT as f64;
     assert!((0.4..=1.2).contains(&held), "{} of {LIMIT} bytes", growth.estimated_bytes);
-    assert!(growth.window_seconds < 60.0, "of this life alone: {} s", growth.window_seconds);
+    assert!(growth.window_seconds < 60.0, "of this attempt alone: {} s", growth.window_seconds);
 
     let slope = incident.curve.as_ref().and_then(|curve| curve.growth_bytes_per_second).expect("a slope");
     assert!((slope / RATE as f64 - 1.0).abs() < 0.1, "{slope} instead of {RATE} bytes a second");
@@ -109,28 +113,28 @@ fn leaker_without_frame_pointers(folder: &Path) -> PathBuf {
     folder.join(&host).join("victims/dns-leaker")
 }
 
-/// What the leaker's log says of its growth, in bytes a second: `<time> stdout F …; <n> requests wait for a retry`.
+/// The growth by the leaker's log, in bytes a second: `<time> stdout F …; <n> requests wait for a retry`.
 fn leak_rate(log: &str, each: u64) -> f64 {
     let point = |line: &str| {
-        let (time, said) = line.split_once(' ')?;
+        let (time, text) = line.split_once(' ')?;
         let waiting: u64 =
-            said.strip_suffix(" requests wait for a retry")?.rsplit(' ').next()?.parse().ok()?;
+            text.strip_suffix(" requests wait for a retry")?.rsplit(' ').next()?.parse().ok()?;
         Some((time.parse::<jiff::Timestamp>().ok()?, waiting * each))
     };
     let points: Vec<_> = log.lines().filter_map(point).collect();
-    let (first, last) = (points.first().expect("it spoke"), points.last().expect("it spoke"));
+    let (first, last) = (points.first().expect("a line"), points.last().expect("a line"));
     (last.1 - first.1) as f64 / last.0.duration_since(first.0).as_secs_f64()
 }
 
 #[test]
-fn the_app_that_leaks_on_failed_lookups_is_told_by_its_code_and_its_rate() {
+fn the_app_that_leaks_on_failed_lookups_is_explained_by_its_code_and_its_rate() {
     const EACH: u64 = 512 << 10;
     support::require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let node = Node::up().unwrap_or_else(|error| panic!("bring the node up: {error:#}"));
     let leaker = leaker_without_frame_pointers(folder.path());
     let image = node.load_image(&Image::new(IMAGE).binary(leaker)).expect("load the image");
-    let _resolver = node.resolver("nxdomain").expect("a resolver that knows nobody");
+    let _resolver = node.resolver("nxdomain").expect("start a resolver");
     let pods = PodsOptions { cri_socket: Some(node.cri_socket().to_owned()), ..PodsOptions::default() };
     let mut recording = Recording::start(RecorderOptions { growth: GrowthMode::Auto, ..options() }, pods);
     let container = ContainerSpec::new("app", &image)
@@ -162,14 +166,14 @@ fn the_app_that_leaks_on_failed_lookups_is_told_by_its_code_and_its_rate() {
 }
 
 #[test]
-fn nobody_is_sampled_when_nobody_is_asked_for() {
+fn with_growth_off_no_container_is_sampled() {
     let (events, losses) = killed(1, GrowthMode::Off);
     assert!(incidents(&events, "notes").iter().all(|incident| incident.growth.is_none()));
     assert!(losses.keys().all(|name| !name.starts_with("growth")), "{losses:?}");
 }
 
-/// What it costs while there is a suspect, on a machine that does nothing but fault:
-/// `cargo test -p podopsy-tests --test suspects -- --ignored --nocapture growth_costs_by_hand`.
+/// Measures the cost while there is a growth candidate, on a machine that does nothing but fault:
+/// `cargo test -p podopsy-tests --test growth_candidates -- --ignored --nocapture growth_costs_by_hand`.
 #[test]
 #[ignore = "a measurement of two minutes"]
 fn growth_costs_by_hand() {
@@ -191,10 +195,10 @@ fn growth_costs_by_hand() {
             .memory_limit(512 * MIB as i64);
         let name = format!("notes-{}", std::process::id());
         let pod = node.run_pod(PodSpec::new("shop", name).container(container)).expect("run the pod");
-        // A quarter of its limit makes it a suspect.
+        // At a quarter of its limit it becomes a growth candidate.
         std::thread::sleep(Duration::from_secs(20));
         let (before, began) = ((own_cpu(), programs(), page_faults()), std::time::Instant::now());
-        // One that touches memory as fast as it can, and many short ones, on each CPU.
+        // A process that touches memory as fast as it can, and many short processes, on each CPU.
         let load: Vec<_> = (0..2).map(|_| Command::new(&faults).arg("2000000").output()).collect();
         let shorts = Command::new("sh")
             .args(["-c", "i=0; while [ $i -lt 3000 ]; do /bin/true; i=$((i+1)); done"])
@@ -202,7 +206,7 @@ fn growth_costs_by_hand() {
         let (seconds, own) = (began.elapsed().as_secs_f64(), own_cpu() - before.0);
         let (programs, faulted) = (programs(), page_faults() - before.2);
         assert!(shorts.is_ok_and(|status| status.success()));
-        let said = load
+        let costs = load
             .iter()
             .map(|out| String::from_utf8_lossy(&out.as_ref().expect("run it").stdout).trim().to_owned());
         let (time, count) = (programs.0 - before.1.0, programs.1 - before.1.1);
@@ -215,7 +219,7 @@ fn growth_costs_by_hand() {
             time as f64 / 1e7 / seconds,
             own * 100.0 / seconds,
             idle * 20.0,
-            said.collect::<Vec<_>>().join(", "),
+            costs.collect::<Vec<_>>().join(", "),
         );
         pod.remove().expect("remove the pod");
         let (_, losses) = recording.stop();
