@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -113,12 +114,11 @@ fn by_pod(events: &[Event]) -> BTreeMap<String, usize> {
     sums
 }
 
-/// Runs a pod that begins to leak `wait` from now.
-fn pod(node: &Node, name: &str, wait: Duration, more: &[&str], limit: i64) -> PodHandle {
-    let wait = wait.as_millis().to_string();
-    let command = [&["leak", "--fast", "--wait", &wait], more].concat();
-    let container =
-        ContainerSpec::new("api", IMAGE).command(command).memory_limit(limit).single_process_oom_kill();
+/// Runs a pod that begins to leak when `gate` has a file `open`.
+fn pod(node: &Node, name: &str, gate: &Path, more: &[&str], limit: i64) -> PodHandle {
+    let command = [&["leak", "--fast", "--when", "/gate/open"], more].concat();
+    let container = ContainerSpec::new("api", IMAGE).command(command).mount_read_only(gate, "/gate");
+    let container = container.memory_limit(limit).single_process_oom_kill();
     node.run_pod(PodSpec::new("storm", name).container(container)).expect("run the pod")
 }
 
@@ -145,19 +145,19 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     let mut agent = Agent::start(&node);
 
     // All begin together, when the last one runs.
-    let begin = Instant::now() + Duration::from_millis(600) * (parents + leakers) as u32;
-    let wait = || begin.saturating_duration_since(Instant::now());
+    let gate = node.directory().join("gate");
+    fs::create_dir(&gate).expect("a folder for the gate");
     let times = CHILDREN.to_string();
     let children = ["--child", "--times", &times];
     // Three in four have a tight limit: their children run for milliseconds, if a CPU is free.
     let brief = [&children[..], &["--hold", "12MiB"]].concat();
     let shape = |n: usize| if n.is_multiple_of(4) { &children[..] } else { &brief[..] };
     let families: Vec<_> =
-        (0..parents).map(|n| pod(&node, &format!("parent-{n}"), wait(), shape(n), 16 * MIB)).collect();
+        (0..parents).map(|n| pod(&node, &format!("parent-{n}"), &gate, shape(n), 16 * MIB)).collect();
     let whole: Vec<_> =
-        (0..leakers).map(|n| pod(&node, &format!("leaker-{n}"), wait(), &[], 24 * MIB)).collect();
-    std::thread::sleep(wait());
+        (0..leakers).map(|n| pod(&node, &format!("leaker-{n}"), &gate, &[], 24 * MIB)).collect();
     let cpu = agent.cpu();
+    fs::write(gate.join("open"), "").expect("open the gate");
     std::thread::scope(|threads| {
         for pod in &whole {
             threads.spawn(|| {

@@ -1,21 +1,23 @@
 //! Leaks memory until the OOM killer ends it: `handle_order` → `append_history` → `keep` is the path that allocates.
 //!
 //! ```text
-//! leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]
+//! leak [--step BYTES] [--every MS] [--wait MS] [--when FILE] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]
 //! ```
 //!
-//! `--fast` leaks in steps of 8 MiB without a pause. `--child` forks a child that leaks while PID 1 keeps running, and
-//! Kubernetes shows Running. With `--times N`, N children leak one after the other, and then the program exits. `--up-to`
-//! stops growing at that size and keeps the memory. `--hold` allocates that much at the start, so that a child under a
-//! tight limit runs for milliseconds. `--deaf` installs no handler for SIGTERM, which PID 1 of a container then ignores.
+//! `--wait` delays the leak, and `--when` holds it back until the file exists. `--fast` leaks in steps of 8 MiB without a
+//! pause. `--child` forks a child that leaks while PID 1 keeps running, and Kubernetes shows Running. With `--times N`, N
+//! children leak one after the other, and then the program exits. `--up-to` stops growing at that size and keeps the
+//! memory. `--hold` allocates that much at the start, so that a child under a tight limit runs for milliseconds. `--deaf`
+//! installs no handler for SIGTERM, which PID 1 of a container then ignores.
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use podopsy_victims::args::{Args, bytes, number, time};
 use podopsy_victims::term::exit_on_sigterm;
 
-const USAGE: &str = "leak [--step BYTES] [--every MS] [--wait MS] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]";
+const USAGE: &str = "leak [--step BYTES] [--every MS] [--wait MS] [--when FILE] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]";
 const PAGE: usize = 4096;
 
 /// How to leak.
@@ -39,11 +41,15 @@ fn main() {
         up_to: args.value("--up-to", bytes).unwrap_or(usize::MAX),
     };
     let wait = args.value("--wait", time).unwrap_or_default();
+    let gate = args.value("--when", |text| Some(PathBuf::from(text)));
     let times = args.value("--times", number);
     let mut held = vec![0_u8; args.value("--hold", bytes).unwrap_or(0)];
     args.positional();
     keep(&mut held);
     std::thread::sleep(wait);
+    while gate.as_ref().is_some_and(|gate| !gate.exists()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
 
     if child {
         for _ in 0..times.unwrap_or(1) {
