@@ -1,5 +1,5 @@
-//! The rules, the dashboard and their manifests: promtool checks each alert, each metric name is on a real agent's page, and
-//! a real kill goes through Prometheus and Alertmanager to a webhook.
+//! The rules, the dashboard and their manifests: promtool checks each alert, each metric name is on a real agent's
+//! page, and a real kill goes through Prometheus and Alertmanager to a webhook.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The autopsy of OOM kills: whose limit was hit, all victims of one visit of the OOM killer, Kubernetes' view of it, and
-//! kills without a running recorder.
+//! The autopsy of OOM kills: whose limit was hit, all victims of one visit of the OOM killer, Kubernetes' view of it,
+//! and kills without a running recorder.
 
 mod support;
 
@@ -46,8 +46,8 @@ fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&
     })
 }
 
-/// The kernel limits the headers of OOM reports to 10 in 5 s for all kills. Without a header, whose limit it was is inferred
-/// on v1 and observed on v2. Either is correct, and the incident must have the right source.
+/// The kernel limits the headers of OOM reports to 10 in 5 s for all kills. Without a header, whose limit it was is
+/// inferred on v1 and observed on v2. Either is correct, and the incident must have the right source.
 fn assert_limit_source(incident: &Incident) {
     let by = incident.limit.by.as_str();
     match incident.limit.how {

@@ -128,7 +128,8 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
         table.entry(name).or_default().insert(client, format!("{} ({queries})", results.join("+")));
         let fits = |it: &&Lookup| it.name == *name && expected.contains(&it.result);
         // busybox asks again after two and a half seconds, which is longer than the recorder waits in these tests.
-        // Between glibc's attempts with larger buffers there may be more time on a busy machine than the recorder allows.
+        // Between glibc's attempts with larger buffers there may be more time on a busy machine than the recorder
+        // allows.
         let twice = match *client {
             "busybox" => name.starts_with("silent"),
             "glibc" | "python" => name.starts_with("truncated"),

@@ -31,7 +31,8 @@ fn pod_of(file: &str) -> Value {
     manifest["spec"]["template"]["spec"].clone()
 }
 
-/// Applies a container's security context. An unconfined seccomp profile needs nothing: containerd has no filter by default.
+/// Applies a container's security context. An unconfined seccomp profile needs nothing: containerd has no filter by
+/// default.
 fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
     if security["privileged"] == true {
         return spec.privileged();
@@ -46,9 +47,9 @@ fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
     added.filter(|name| !lacks(name)).fold(spec.no_capabilities(), ContainerSpec::capability)
 }
 
-/// The pod that a kubelet would make of the manifest: image, command, mounts, host namespaces, security context. A patch
-/// replaces the security context. `keep_every` is how often profiles are kept, for a test that does not wait a minute.
-/// Only the path of the runtime's socket differs.
+/// The pod that a kubelet would make of the manifest: image, command, mounts, host namespaces, security context. A
+/// patch replaces the security context. `keep_every` is how often profiles are kept, for a test that does not wait a
+/// minute. Only the path of the runtime's socket differs.
 fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> PodSpec {
     let pod = &pod_of("base/daemonset.yaml");
     let container = &pod["containers"][0];

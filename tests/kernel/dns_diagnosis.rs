@@ -30,8 +30,8 @@ fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
     transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
-/// A child process that sends queries by a socket which it does not read, in its own network namespace. It is this test's own
-/// program.
+/// A child process that sends queries by a socket which it does not read, in its own network namespace. It is this
+/// test's own program.
 struct Asker {
     child: Child,
     orders: Option<ChildStdin>,

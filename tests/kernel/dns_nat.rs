@@ -1,5 +1,5 @@
-//! Queries to a Service, whose address is rewritten on the way: the server is whom the application named, and its answer
-//! is recognised.
+//! Queries to a Service, whose address is rewritten on the way: the server is whom the application named, and its
+//! answer is recognised.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! DNS by a packet socket: what an ephemeral container sees of its pod, with the capabilities that `kubectl debug` gives.
+//! DNS by a packet socket: what an ephemeral container sees of its pod, with the capabilities that `kubectl debug`
+//! gives.
 
 mod support;
 

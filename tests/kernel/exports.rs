@@ -1,5 +1,6 @@
-//! A real OOM kill and a real DNS failure at Loki and at an OpenTelemetry collector: decoded by other crates and compared
-//! with stdout. The collector is down until the agent ends; nothing is lost, and the counts of /metrics add up.
+//! A real OOM kill and a real DNS failure at Loki and at an OpenTelemetry collector: decoded by other crates and
+//! compared with stdout. The collector is down until the agent ends; nothing is lost, and the counts of /metrics add
+//! up.
 
 mod support;
 

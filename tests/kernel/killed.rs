@@ -1,5 +1,5 @@
-//! The agent is killed by SIGKILL at random moments under load. Events that it reported are in the store once, and the next
-//! agent reports what happened meanwhile.
+//! The agent is killed by SIGKILL at random moments under load. Events that it reported are in the store once, and the
+//! next agent reports what happened meanwhile.
 
 mod support;
 
@@ -180,7 +180,8 @@ fn reported_events_survive_a_hundred_kills_of_the_agent_and_none_is_duplicated()
     assert_eq!(result, "ok");
 }
 
-/// Whether the store has all of these kills: an agent may have been killed after it wrote to disk and before its stdout.
+/// Whether the store has all of these kills: an agent may have been killed after it wrote to disk and before its
+/// stdout.
 fn stored_kills(state: &Path, pids: &[&u32]) -> bool {
     let stored = count(stored(&Reader::of(state)));
     pids.iter().all(|pid| stored.contains_key(&format!("kill of {pid}")))

@@ -1,5 +1,5 @@
-//! A real kill and a real streak of failed lookups as Events on their pod, at a stub of the API server that validates them as
-//! upstream does (Debian 12 has no kube-apiserver).
+//! A real kill and a real streak of failed lookups as Events on their pod, at a stub of the API server that validates
+//! them as upstream does (Debian 12 has no kube-apiserver).
 
 mod support;
 

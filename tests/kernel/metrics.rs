@@ -1,5 +1,5 @@
-//! The agent's metrics of a real OOM-killed pod in a real Prometheus, and in a real VictoriaMetrics, by Prometheus' remote
-//! write or by the agent's OTLP; and promtool's check of the page.
+//! The agent's metrics of a real OOM-killed pod in a real Prometheus, and in a real VictoriaMetrics, by Prometheus'
+//! remote write or by the agent's OTLP; and promtool's check of the page.
 
 mod support;
 

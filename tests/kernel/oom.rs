@@ -75,8 +75,8 @@ fn the_trigger_is_not_taken_for_the_victim() {
     assert_eq!(kill.trigger.pid, trigger_pid);
     assert_eq!(kill.oom_score_adj, Some(1000));
     assert_eq!(kill.victim.comm, "python3");
-    // It slept, so its memory is what /proc showed a moment before. The kernel may have reclaimed some of its file pages
-    // before the kill.
+    // It slept, so its memory is what /proc showed a moment before. The kernel may have reclaimed some of its file
+    // pages before the kill.
     let rss = kill.rss.expect("rss by kind");
     let error = (rss.anon_bytes as f64 / anon as f64 - 1.0).abs();
     assert!(error < 0.05, "RssAnon: {anon} bytes by /proc, {} by the probe", rss.anon_bytes);

@@ -45,8 +45,8 @@ impl Running {
     }
 }
 
-/// An emulated machine takes longer for a walk of hundreds of threads than there is between two samples at 997 Hz, and then
-/// does nothing else.
+/// An emulated machine takes longer for a walk of hundreds of threads than there is between two samples at 997 Hz, and
+/// then does nothing else.
 fn frequency() -> u64 {
     if is_emulated() { 97 } else { 997 }
 }

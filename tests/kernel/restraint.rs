@@ -1,5 +1,5 @@
-//! The capabilities and system calls that the agent gives up: by the kernel's status of each thread, by what is refused from
-//! then on, and by what still works.
+//! The capabilities and system calls that the agent gives up: by the kernel's status of each thread, by what is refused
+//! from then on, and by what still works.
 
 mod support;
 

@@ -118,7 +118,8 @@ fn a_disk_that_turns_read_only_is_survived() {
     let disk = Disk::new("8m");
     let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
     assert!(put(&store, &mut returned, 10));
-    // The kernel refuses the remount while a file is open for writing: the store is closed, and fails to open its files again.
+    // The kernel refuses the remount while a file is open for writing: the store is closed, and fails to open its files
+    // again.
     drop((store, returned));
     disk.read_only(true).expect("remount it");
     let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");

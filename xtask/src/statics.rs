@@ -1,4 +1,5 @@
-//! `cargo xtask build-static <victims|guest|podopsy>`: the static binaries that go into images, and the folder they are in.
+//! `cargo xtask build-static <victims|guest|podopsy>`: the static binaries that go into images, and the folder they are
+//! in.
 //!
 //! The flags are defined here alone: the image, the demo, the tests' harness and the lab all call this module.
 

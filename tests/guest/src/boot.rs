@@ -1,4 +1,5 @@
-//! Boots a lab machine from its initramfs: loads modules, mounts the host's root read-only with a tmpfs over it, and cgroup v2.
+//! Boots a lab machine from its initramfs: loads modules, mounts the host's root read-only with a tmpfs over it, and
+//! cgroup v2.
 //!
 //! tracefs, debugfs and bpffs stay unmounted on purpose: podopsy must not need them.
 

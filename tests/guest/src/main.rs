@@ -1,7 +1,7 @@
 //! Runs a list of tests, one process each, and writes a verdict line for every one of them.
 //!
-//! `podopsy-guest JOB` runs them on this machine. As PID 1 of a lab machine (`cargo xtask vm`) it first boots a system from
-//! the host's root, shared read-only, and powers off at the end.
+//! `podopsy-guest JOB` runs them on this machine. As PID 1 of a lab machine (`cargo xtask vm`) it first boots a system
+//! from the host's root, shared read-only, and powers off at the end.
 
 #![forbid(unsafe_code)]
 

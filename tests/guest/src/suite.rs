@@ -8,8 +8,8 @@
 //! end COUNT
 //! ```
 //!
-//! The reader has the list of tests: a test without a verdict has failed. A failed test is run once more at the end and then
-//! has two verdicts.
+//! The reader has the list of tests: a test without a verdict has failed. A failed test is run once more at the end and
+//! then has two verdicts.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

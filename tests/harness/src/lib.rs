@@ -21,9 +21,9 @@
 //! # }
 //! ```
 //!
-//! The API is synchronous: each call blocks its thread, and a small tokio runtime inside makes the CRI calls. So it works
-//! in plain threads and within another runtime. Everything ends with [`Node`]: on drop, on panic, at SIGINT and SIGTERM.
-//! After a `kill -9`, the next [`Node::up`] (or [`sweep`]) removes what is left.
+//! The API is synchronous: each call blocks its thread, and a small tokio runtime inside makes the CRI calls. So it
+//! works in plain threads and within another runtime. Everything ends with [`Node`]: on drop, on panic, at SIGINT and
+//! SIGTERM. After a `kill -9`, the next [`Node::up`] (or [`sweep`]) removes what is left.
 //!
 //! It must not touch the machine's own network, cgroups that it did not make, or processes that it did not start. Of
 //! podopsy it uses only the CRI channel.

@@ -14,7 +14,8 @@ use crate::process::Process;
 
 /// The default folder. It is fixed, unlike the node's directory, because the next run has to find it.
 const HOME: &str = "/run/podopsy-harness";
-/// The variable that names another folder, for a node that may run beside others: a soak would hold the lock for an hour.
+/// The variable that names another folder, for a node that may run beside others: a soak would hold the lock for an
+/// hour.
 const HOME_VARIABLE: &str = "PODOPSY_HARNESS_HOME";
 
 /// The folder of the lock and of the state file.
@@ -77,7 +78,8 @@ impl NodeState {
     }
 }
 
-/// The state of this process's node, shared by its pods, which add to it, and by the signal thread, which tears it down.
+/// The state of this process's node, shared by its pods, which add to it, and by the signal thread, which tears it
+/// down.
 #[derive(Debug, Default)]
 pub struct SharedState(Mutex<NodeState>);
 

@@ -122,8 +122,8 @@ impl Drop for Agent {
     }
 }
 
-/// Starts a Prometheus that scrapes the agent; returns it and its address. `interval` is in Prometheus's notation, `more` are
-/// lines of its configuration.
+/// Starts a Prometheus that scrapes the agent; returns it and its address. `interval` is in Prometheus's notation,
+/// `more` are lines of its configuration.
 pub fn prometheus(folder: &Path, agent: &str, interval: &str, more: &str) -> (Running, String) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its number");
     let config = folder.join("prometheus.yml");

@@ -103,8 +103,8 @@ impl Server {
         Server::start(sandbox, command, "named", address)
     }
 
-    /// dnsmasq at `address`: it serves `example.com`, forwards `forwarded.example.com` and `broken.test` to `upstream`, and
-    /// refuses the rest.
+    /// dnsmasq at `address`: it serves `example.com`, forwards `forwarded.example.com` and `broken.test` to `upstream`,
+    /// and refuses the rest.
     pub fn dnsmasq(sandbox: &DnsSandbox, address: &str, upstream: &str) -> Server {
         let mut hosts = "192.0.2.1 fine.example.com\n".to_owned();
         (1..=MANY).for_each(|n| hosts += &format!("10.1.0.{n} truncated.example.com\n"));

@@ -1,6 +1,7 @@
 //! What kernel tests share: a recorder in this process, cgroups and network namespaces that clean up after themselves.
 //!
-//! These tests need root and a kernel with BTF. Where something is missing, they fail with the command that installs it.
+//! These tests need root and a kernel with BTF. Where something is missing, they fail with the command that installs
+//! it.
 #![allow(dead_code)]
 
 pub mod agent;

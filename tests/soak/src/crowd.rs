@@ -1,5 +1,5 @@
-//! The containers: pods with two sleeping containers, and one pod for each [`Trouble`]; their restarts, and the count of
-//! their kills.
+//! The containers: pods with two sleeping containers, and one pod for each [`Trouble`]; their restarts, and the count
+//! of their kills.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -169,7 +169,8 @@ fn run(node: &Node, plans: &[(Option<usize>, PodSpec)]) -> anyhow::Result<Vec<(O
     Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Restarts containers as a kubelet does, but with a constant back-off, so that the rate of kills is constant for an hour.
+/// Restarts containers as a kubelet does, but with a constant back-off, so that the rate of kills is constant for an
+/// hour.
 fn keep(pods: &[(&'static Trouble, PodHandle)], tally: &Tally) {
     let mut due: Vec<Option<Instant>> = vec![None; pods.len()];
     while !tally.stop.load(Ordering::SeqCst) {

@@ -10,8 +10,8 @@
 //! | `kills` | counts | `{"kills": N, "restarts": N}` |
 //! | `settle` | ends kills and restarts, then counts | the same, final |
 //!
-//! The end of its input ends it and everything that it started. Kills are counted by the kernel and the runtime, so that
-//! the recorder's count can be compared with theirs.
+//! The end of its input ends it and everything that it started. Kills are counted by the kernel and the runtime, so
+//! that the recorder's count can be compared with theirs.
 
 mod crowd;
 mod trouble;

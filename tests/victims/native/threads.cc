@@ -2,8 +2,8 @@
 #include <thread>
 #include <vector>
 
-// One loop for both leaves. Of two copies, one may end at a 32-byte boundary and be a tenth slower on many Intel processors
-// (the "JCC erratum"): one machine twice measured 57 % instead of 60 %.
+// One loop for both leaves. Of two copies, one may end at a 32-byte boundary and be a tenth slower on many Intel
+// processors (the "JCC erratum"): one machine twice measured 57 % instead of 60 %.
 __attribute__((noinline)) unsigned long work(unsigned long seed, int rounds) {
     for (int i = 0; i < rounds; i++) seed = seed * 6364136223846793005UL + i;
     return seed;

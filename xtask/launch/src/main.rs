@@ -1,7 +1,7 @@
 //! What `cargo xtask` runs: compiles xtask and becomes it.
 //!
-//! xtask's dependencies take most of a minute to compile. This program has none: it runs seconds after a fresh clone, and
-//! announces a first demo before anything long begins.
+//! xtask's dependencies take most of a minute to compile. This program has none: it runs seconds after a fresh clone,
+//! and announces a first demo before anything long begins.
 
 use std::env;
 use std::os::unix::process::CommandExt;

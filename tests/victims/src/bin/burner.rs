@@ -4,10 +4,10 @@
 //! burner [--shares 60,30,10] [--threads N] [--busy PERCENT] [--for TIME]
 //! ```
 //!
-//! Each function has its own caller (`quote_desk`, `risk_desk`, `feed_desk`: desks of a trading floor). The next slice always goes
-//! to the function that is furthest behind its share of the thread's own CPU time, so the shares hold on any
-//! machine and under any load. Slices are of 1 to 3 ms, at random: equal ones would repeat every 20 ms, and a sampler
-//! at 199 Hz would hit nearly the same four places each time. Prints the shares so far every second.
+//! Each function has its own caller (`quote_desk`, `risk_desk`, `feed_desk`: desks of a trading floor). The next slice
+//! always goes to the function that is furthest behind its share of the thread's own CPU time, so the shares hold on
+//! any machine and under any load. Slices are of 1 to 3 ms, at random: equal ones would repeat every 20 ms, and a
+//! sampler at 199 Hz would hit nearly the same four places each time. Prints the shares so far every second.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -4,8 +4,8 @@
 //! exits [--after MS] [--code N] [--signal N]
 //! ```
 //!
-//! `--signal` raises a signal instead: SIGKILL (9) is a kill without the OOM killer. PID 1 is immune to its own signals, so
-//! a child raises it and this program exits with 128 + N.
+//! `--signal` raises a signal instead: SIGKILL (9) is a kill without the OOM killer. PID 1 is immune to its own
+//! signals, so a child raises it and this program exits with 128 + N.
 
 use podopsy_victims::args::{Args, number, time};
 use podopsy_victims::term::exit_on_sigterm;

@@ -1,14 +1,15 @@
 //! Leaks memory until the OOM killer ends it: `handle_order` → `append_history` → `keep` is the path that allocates.
 //!
 //! ```text
-//! leak [--step BYTES] [--every MS] [--wait MS] [--when FILE] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child [--times N]]
+//! leak [--step BYTES] [--every MS] [--wait MS] [--when FILE] [--up-to BYTES] [--hold BYTES] [--fast] [--deaf] [--child
+//! [--times N]]
 //! ```
 //!
-//! `--wait` delays the leak, and `--when` holds it back until the file exists. `--fast` leaks in steps of 8 MiB without a
-//! pause. `--child` forks a child that leaks while PID 1 keeps running, and Kubernetes shows Running. With `--times N`, N
-//! children leak one after the other, and then the program exits. `--up-to` stops growing at that size and keeps the
-//! memory. `--hold` allocates that much at the start, so that a child under a tight limit runs for milliseconds. `--deaf`
-//! installs no handler for SIGTERM, which PID 1 of a container then ignores.
+//! `--wait` delays the leak, and `--when` holds it back until the file exists. `--fast` leaks in steps of 8 MiB without
+//! a pause. `--child` forks a child that leaks while PID 1 keeps running, and Kubernetes shows Running. With `--times
+//! N`, N children leak one after the other, and then the program exits. `--up-to` stops growing at that size and keeps
+//! the memory. `--hold` allocates that much at the start, so that a child under a tight limit runs for milliseconds.
+//! `--deaf` installs no handler for SIGTERM, which PID 1 of a container then ignores.
 
 use std::hint::black_box;
 use std::path::PathBuf;

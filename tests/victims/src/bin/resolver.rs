@@ -10,12 +10,12 @@
 //!
 //! In `answer` mode, a name's first label may select another mode: `servfail.podopsy.test`, `late-1500.shop.test`;
 //! `nxdomain-7.…` is `nxdomain` under a distinct name. Under `cluster.local`, only
-//! `SERVICE.NAMESPACE.svc.cluster.local` of the namespaces below exists, so that search domains cause as many queries as
-//! in a real cluster. AAAA gets NODATA (an IPv4 cluster) unless `--ipv6`.
+//! `SERVICE.NAMESPACE.svc.cluster.local` of the namespaces below exists, so that search domains cause as many queries
+//! as in a real cluster. AAAA gets NODATA (an IPv4 cluster) unless `--ipv6`.
 //!
-//! SIGUSR1 toggles between silence and the mode. With `--control`, each line of standard input sets a mode (acknowledged
-//! by `mode MODE` on standard output), and the end of the input ends the server, so that it ends with the process that
-//! started it. Each query is a line on standard output unless `--quiet`.
+//! SIGUSR1 toggles between silence and the mode. With `--control`, each line of standard input sets a mode
+//! (acknowledged by `mode MODE` on standard output), and the end of the input ends the server, so that it ends with the
+//! process that started it. Each query is a line on standard output unless `--quiet`.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
