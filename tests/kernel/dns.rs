@@ -19,7 +19,7 @@ fn outcomes(events: &[Event], name: &str) -> Vec<Outcome> {
     transactions(events, name).iter().map(|(_, dns)| dns.outcome).collect()
 }
 
-/// One exchange on a connected socket: the server sends what `answer` makes of the query.
+/// One exchange on a connected socket: the server sends the result of `answer` for the query.
 fn exchange(ip: IpAddr, name: &str, answer: impl Fn(&[u8]) -> Vec<u8>) {
     let server = UdpSocket::bind(SocketAddr::new(ip, 53)).expect("bind port 53 in our own namespace");
     let client = UdpSocket::bind(SocketAddr::new(ip, 0)).expect("a client");
@@ -165,7 +165,7 @@ fn answers_are_shipped_only_when_asked_for() {
 fn malformed_messages_are_reported_with_a_reason_and_nothing_crashes() {
     let mut recording = Recording::host();
     in_own_network(|| {
-        // Responses that are none: a pointer to itself, another question, answers that are not there.
+        // Invalid responses: a pointer to itself, another question, fewer answers than the header says.
         exchange(localhost(), "loop.test", |query| {
             let mut out = respond(query, 0x8180, 1, 1);
             out.truncate(12);
@@ -174,7 +174,7 @@ fn malformed_messages_are_reported_with_a_reason_and_nothing_crashes() {
         });
         exchange(localhost(), "other.test", |_| respond(&query(7, "evil.test", A), 0x8183, 1, 0));
         exchange(localhost(), "nothing.test", |query| respond(query, 0x8180, 1, 9));
-        // Queries that are none: cut off, a 255+ byte name, a loop, shorter than a header.
+        // Invalid queries: cut off, a name of more than 255 bytes, a loop, shorter than a header.
         let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
         let server = UdpSocket::bind("127.0.0.1:53").expect("bind");
         client.connect("127.0.0.1:53").expect("connect");

@@ -1,4 +1,4 @@
-//! What the kernel side counts of each container's queries, what it ships of them, and what it does not.
+//! The kernel side's counts of each container's queries, and which queries become events.
 
 mod support;
 
@@ -14,14 +14,14 @@ use support::{
 
 const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
-/// No limit that a test would meet.
+/// A limit that no test reaches.
 const MEMORY: u64 = 1 << 30;
 
 fn nxdomain(query: &[u8]) -> Vec<u8> {
     respond(query, 0x8183, 1, 0)
 }
 
-/// What a process does in a memory cgroup: this test's own program, called again.
+/// The work of a child process in a memory cgroup; the child is this test's own program.
 #[derive(Clone)]
 struct Asks {
     name: &'static str,
@@ -29,7 +29,7 @@ struct Asks {
     flags: &'static str,
 }
 
-/// Runs `asks` in `cgroup`, with a server of its own in a network of its own.
+/// Runs `asks` in `cgroup`, with its own server in its own network namespace.
 fn ask_in(cgroup: &MemoryCgroup, asks: &Asks) -> std::process::Child {
     let this: PathBuf = std::env::current_exe().expect("this test's own program");
     let mut command =
@@ -77,7 +77,7 @@ fn successes_are_counted_to_the_last_one_for_the_client_alone() {
     ask(&other, "few.test", 30, "fine");
     ask(&other, "none.test", 4, "nxdomain");
     recording.until("the failures", SOON, |seen| transactions(seen, "none.test").len() == 4);
-    // Client and server are of the same cgroup, and see both ends of the same packets over loopback.
+    // Client and server are in the same cgroup, whose hooks see both ends of the same packets over loopback.
     let (one, other) = (recording.dns_counts_of(one.id()), recording.dns_counts_of(other.id()));
     assert_eq!((one.queries, one.outcome(Outcome::Noerror), one.resends), (1000, 1000, 0), "{one:?}");
     assert_eq!((other.queries, other.outcome(Outcome::Noerror)), (34, 30), "{other:?}");
@@ -97,7 +97,7 @@ fn a_forwarder_that_asks_from_port_53_is_counted_once() {
         no_runtime(),
     );
     in_own_network(|| {
-        // Both ports are a DNS server's: each packet goes by the ports of both hooks, at both ends.
+        // Both ports are DNS ports: at both ends, both hooks take each packet for DNS.
         let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
         let forwarder = UdpSocket::bind("127.0.0.2:53").expect("bind the other port 53");
         let mut buffer = [0; 1500];
@@ -109,7 +109,7 @@ fn a_forwarder_that_asks_from_port_53_is_counted_once() {
         }
     });
     recording.until("the mark", SOON, |seen| !transactions(seen, "mark.test").is_empty());
-    // Past the timeout: the other end's view would be a query without an answer.
+    // Until after the timeout: the other end's view would be a query without an answer.
     recording.receive_for(Duration::from_millis(2500));
     let outcomes = |name: &str| -> Vec<Outcome> {
         transactions(&recording.seen, name).iter().map(|(_, dns)| dns.outcome).collect()
@@ -135,7 +135,7 @@ fn a_flood_of_one_cgroup_is_counted_and_drops_no_failure_of_another() {
     }
     recording.until("the quiet one's failures", SOON, |seen| transactions(seen, "quiet.test").len() == 40);
     while flood.try_wait().expect("wait for the flood").is_none() {
-        // Events are taken meanwhile, as any listener would.
+        // Events are received meanwhile, as by a real reader.
         recording.receive_for(Duration::from_millis(50));
     }
     let took = begun.elapsed();
@@ -151,7 +151,7 @@ fn a_flood_of_one_cgroup_is_counted_and_drops_no_failure_of_another() {
     let (seen, losses) = recording.stop();
     assert_eq!(transactions(&seen, "flood.test").len() as u64, due);
     if due < u64::from(flood_of) {
-        // On a machine that reads too slowly the ring takes its share, too: each is counted.
+        // If the machine drains the ring too slowly, events are dropped there, too, and counted.
         let lost = ["dns_throttled", "dns_ring"].map(|name| losses.get(name).copied().unwrap_or(0));
         assert_eq!(lost.iter().sum::<u64>(), counts.events_dropped, "{losses:?}");
     }
@@ -242,7 +242,7 @@ fn encrypted_lookups_are_counted_as_not_visible() {
     let sum = || mine().fold((0, 0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
     let before = sum();
     in_own_network(|| {
-        // Addresses of ours only in this namespace: 9.9.9.9 is known to answer by HTTPS, 127.0.0.1 is not.
+        // Local addresses in this namespace only: 9.9.9.9 is a known HTTPS resolver, 127.0.0.1 is not.
         let add = ["addr", "add", "9.9.9.9/32", "dev", "lo"];
         assert!(std::process::Command::new("ip").args(add).status().is_ok_and(|status| status.success()));
         for address in ["127.0.0.1:853", "9.9.9.9:443", "[::1]:853", "127.0.0.1:443"] {
@@ -251,6 +251,6 @@ fn encrypted_lookups_are_counted_as_not_visible() {
         }
     });
     let after = sum();
-    // Others on this machine may use them, too, but not from within our namespace: at least these.
+    // Other processes on this machine may use encrypted DNS, too, so there are at least these.
     assert!(after.0 >= before.0 + 2 && after.1 > before.1, "{before:?} {after:?}");
 }

@@ -1,5 +1,5 @@
-//! Queries to a Service, whose address is rewritten on the way: the server is whom the application named, and its
-//! answer is recognised.
+//! Queries to a Service, whose address is rewritten on the way: the reported server is the address that the application
+//! used, and its answer is recognised.
 
 mod support;
 
@@ -92,11 +92,11 @@ fn connected(service: &Service) -> UdpSocket {
     client
 }
 
-/// Each of the names has one outcome, of the server that was named, and nothing follows: no timeout.
+/// Each of the names has one outcome, of the server that the application used, and no timeout follows.
 fn each_is_answered(mut recording: Recording, names: &[(&str, IpAddr)]) {
     let is_reported = |seen: &[Event]| names.iter().all(|(name, _)| !of(seen, name).is_empty());
     recording.until("an outcome of each", SOON, is_reported);
-    // Longer than a timeout takes.
+    // Longer than the timeout.
     recording.receive_for(Duration::from_millis(1500));
     for &(name, server) in names {
         let found: Vec<_> = of(&recording.seen, name).iter().map(|dns| (dns.outcome, dns.server)).collect();
@@ -111,7 +111,7 @@ fn a_service_address_that_the_node_rewrites_is_the_server_that_was_asked() {
         V4.make();
         V6.make();
         V4.ask(&connected(&V4), &["connected.test"]);
-        // As musl, dnsmasq and many a library do; twice by the same socket.
+        // As musl, dnsmasq and many libraries do; twice by the same socket.
         V4.ask(&unconnected(&V4), &["unconnected.test", "once-more.test"]);
         V6.ask(&connected(&V6), &["connected-six.test"]);
         V6.ask(&unconnected(&V6), &["unconnected-six.test"]);
@@ -147,7 +147,7 @@ fn one_socket_asks_two_services_at_once_and_threads_share_it() {
         services.iter().for_each(Service::make);
         let servers = services.each_ref().map(|service| UdpSocket::bind((service.pod, 53)).expect("bind"));
         let client = UdpSocket::bind("0.0.0.0:0").expect("a client");
-        // The same id for both, as musl has it; each by a thread of its own.
+        // The same id for both, as musl does, each in its own thread.
         std::thread::scope(|scope| {
             for (service, name) in services.iter().zip(names) {
                 let client = &client;
@@ -171,7 +171,7 @@ fn an_answer_that_is_not_rewritten_back_is_recognised_too() {
     let recording = Recording::host();
     in_own_network(|| {
         OTHER.make();
-        // What a load balancer does that rewrites in the socket: for our hook the answer comes from the pod.
+        // As by a load balancer that rewrites in the socket: at podopsy's hook, the answer comes from the pod.
         run("iptables", "-w -t raw -A OUTPUT -p udp -s 10.1.0.2 --sport 53 -j CT --notrack");
         OTHER.ask(&unconnected(&OTHER), &["not-back.test", "not-back-again.test"]);
     });

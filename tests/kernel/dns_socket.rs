@@ -30,7 +30,7 @@ fn localhost() -> IpAddr {
     IpAddr::V4(Ipv4Addr::LOCALHOST)
 }
 
-/// One exchange on a connected socket, which stays open until `open` is dropped: whose it is can be found out.
+/// One exchange on a connected socket, which stays open until `open` is dropped, so that its owner can be found.
 fn exchange(ip: IpAddr, name: &str, open: &mut Vec<UdpSocket>, answer: impl Fn(&[u8]) -> Vec<u8>) {
     let server = UdpSocket::bind(SocketAddr::new(ip, 53)).expect("bind port 53 in our own namespace");
     let client = UdpSocket::bind(SocketAddr::new(ip, 0)).expect("a client");
@@ -60,7 +60,7 @@ fn every_outcome_is_seen_once_without_bpf() {
         }
         let six = IpAddr::V6(Ipv6Addr::LOCALHOST);
         exchange(six, "six.test", &mut open, |query| respond(query, 0x8183, 1, 0));
-        // By TCP, with the prefix, half of the message, and the rest in segments of their own.
+        // By TCP, with the prefix, half of the message and the rest in separate segments.
         let server = TcpListener::bind("127.0.0.1:53").expect("bind");
         let mut client = TcpStream::connect("127.0.0.1:53").expect("connect");
         client.set_nodelay(true).expect("segments as we write them");
@@ -117,7 +117,7 @@ fn every_outcome_is_seen_once_without_bpf() {
     });
 }
 
-/// What servers and clients should not send; `seen` is called before the sockets close.
+/// Sends malformed messages from servers and clients; `seen` is called before the sockets close.
 fn hostile(seen: impl FnOnce()) {
     let mut open = Vec::new();
     exchange(localhost(), "loop.test", &mut open, |query| {
@@ -138,7 +138,7 @@ fn hostile(seen: impl FnOnce()) {
     for bad in [&query(20, "cut.test", A)[..15], &long, &looped, b"tiny", b""] {
         client.send(bad).expect("send");
     }
-    // A stream that is none.
+    // A stream that is not DNS.
     let listener = TcpListener::bind("127.0.0.1:53").expect("bind");
     let mut stream = TcpStream::connect("127.0.0.1:53").expect("connect");
     stream.write_all(&[0, 3, 1, 2, 3, 0xff]).expect("send");
@@ -219,7 +219,7 @@ fn until<T>(pod: &PodHandle, container: &str, what: &str, found: impl Fn() -> Op
     }
 }
 
-/// In the network of a container's process, but not in its pid namespace.
+/// Runs `work` in the network namespace of a container's process, but not in its pid namespace.
 fn in_network_of<T: Send + 'static>(pid: i32, work: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::spawn(move || {
         let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("the pod's network");
@@ -235,7 +235,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     let (node, victims) = node();
     let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
     let _dns = node.resolver("answer").expect("a resolver");
-    // What the kubelet mounts into each container, by which its name can be known.
+    // The kubelet mounts this into each container; podopsy reads the container's name from its path.
     let uid = "5d3f2a10-7c1e-4b6f-9f57-0c6a1e2b3c4d";
     let folder = node.directory().join(format!("pods/{uid}/containers/web"));
     std::fs::create_dir_all(&folder).expect("the kubelet's folder");
@@ -245,7 +245,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     let web = ContainerSpec::new("web", &victims)
         .command(["lookup", names[0], names[1], "--every", "500"])
         .mount(&log, "/dev/termination-log");
-    // As where something is privileged: or containerd refuses --profile=sysadmin.
+    // One container must be privileged, or containerd refuses --profile=sysadmin.
     let idle = ContainerSpec::new("idle", &victims).command(["pause"]).privileged();
     let pod = PodSpec::new("shop", "cart").dns(Dns::cluster(node.dns_address(), "shop"));
     let pod = node.run_pod(pod.container(web).container(idle)).expect("run the pod");
@@ -288,7 +288,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
                     event["lookup"]["name"] == name
                         && event["lookup"]["result"] == result
                         && event["process"]["comm"] == "lookup"
-                        // It may have begun before we looked.
+                        // An earlier one may have begun before the recorder started.
                         && event["lookup"]["futile"]["queries"] == 6
                 })
             })
@@ -306,7 +306,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
     });
     of_pod(&failure);
 
-    // What is wrong with packets does no harm here either; these processes are in no pid namespace that we see.
+    // Malformed packets do no harm here either. Their processes are in no pid namespace that podopsy sees.
     let pid = pod.pid("web").expect("it runs");
     in_network_of(pid, || hostile(|| {}));
     let malformed = until(&pod, "netadmin", "malformed message", || {

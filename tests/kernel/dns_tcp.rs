@@ -16,7 +16,7 @@ fn of<'a>(events: &'a [Event], name: &str) -> Vec<&'a DnsTransaction> {
     transactions(events, name).into_iter().map(|(_, dns)| dns).collect()
 }
 
-/// The message with its length before it.
+/// The message after its two-byte length.
 fn framed(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u16).to_be_bytes()[..], message].concat()
 }
@@ -149,9 +149,9 @@ fn bytes_that_are_no_message_are_counted() {
     let recording = Recording::host();
     in_own_network(|| {
         let mut pair = Pair::new();
-        // A length that no message has.
+        // A length that is too short for a message.
         pair.ask(&[0, 3, 1, 2, 3], &[]);
-        // From now on it has to look like one.
+        // From now on, the parser accepts only bytes that look like a message.
         pair.ask(&[0, 200, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[]);
     });
     let (_, losses) = recording.stop();

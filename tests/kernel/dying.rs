@@ -19,10 +19,10 @@ use support::{MemoryCgroup, Recording, no_runtime, options};
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
-/// The freezer of cgroup v1, which holds back even a SIGKILL. It can be had beside cgroup v2.
+/// The freezer of cgroup v1, which delays even a SIGKILL. It can be mounted beside cgroup v2.
 struct Freezer {
     path: PathBuf,
-    /// Where it had to be mounted.
+    /// The mount point, if this test mounted it.
     mounted: Option<tempfile::TempDir>,
 }
 
@@ -91,7 +91,7 @@ fn a_victim_that_was_dying_already_is_marked() {
     let freezer = Freezer::new();
     let options = RecorderOptions { dns: None, sigkill: SigkillScope::AllProcesses, ..options() };
     let mut recording = Recording::start(options, no_runtime());
-    // It holds most of the limit and volunteers; frozen, it cannot act on the SIGKILL that it is sent.
+    // It holds most of the limit, and its oom_score_adj makes it the victim. Frozen, it does not act on the SIGKILL.
     let hold = "/usr/bin/python3 -c 'import time; open(\"/proc/self/oom_score_adj\", \"w\").write(\"1000\"); \
                 x = bytearray(40 << 20); print(\"ready\", flush=True); time.sleep(600)'";
     let mut victim = cgroup.command(hold).stdout(Stdio::piped()).spawn().expect("start the victim");
@@ -102,9 +102,9 @@ fn a_victim_that_was_dying_already_is_marked() {
     freezer.freeze(pid);
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("kill it");
     assert!(victim.try_wait().expect("look at it").is_none(), "the freezer was to hold it");
-    // Now someone needs more than is left; the OOM killer chooses the largest, and finds that it is dying.
+    // Another process needs more than is left. The OOM killer chooses the largest, and finds that it is dying.
     let want = "/usr/bin/python3 -c 'x = bytearray(40 << 20)'";
-    // It may be killed as well: the victim is gone a moment before its memory is.
+    // It may be killed as well: the victim ends shortly before its memory is freed.
     cgroup.command(want).status().expect("run the trigger");
     assert!(!victim.wait().expect("it ends").success());
 

@@ -1,4 +1,4 @@
-//! A growth profile of a host process: the code path that makes the resident set grow, without a look at the allocator.
+//! A growth profile of a host process: the code path by which the resident set grows, without hooks in the allocator.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::{no_runtime, require_root};
 fn the_function_that_touches_new_memory_is_on_top() {
     require_root();
     let victims = podopsy_harness::victims(&|what| eprintln!("{what}")).expect("build the victims");
-    // It begins when the sampler runs, and ends by itself: 64 MiB, in steps that no huge page fits into.
+    // The process begins when the sampler runs, and ends by itself: 64 MiB, in steps smaller than a huge page.
     let leak = ["--wait", "3000", "--step", "256KiB", "--every", "20", "--up-to", "64MiB"];
     let child = Command::new(victims.join("leak")).args(leak).stdout(Stdio::null()).spawn();
     let mut child = child.expect("start the leak");

@@ -1,4 +1,4 @@
-//! What newer kernels do better for a profile: each test fails where the older way is taken instead.
+//! Features of newer kernels that profiles use: each test fails if the older fallback is used instead.
 
 mod support;
 
@@ -44,7 +44,7 @@ fn the_kernel_names_its_addresses_as_kallsyms_does() {
         all.iter().step_by(97).map(|(&address, names)| (address, names)).collect();
     assert!(chosen.len() > 300 && chosen[0].0 != 0, "kallsyms has no addresses: {}", chosen.len());
     let mut asked: BTreeSet<u64> = chosen.iter().map(|(address, _)| *address).collect();
-    // No kernel has code there.
+    // An address without kernel code.
     asked.insert(0xffff_7000_0000_0000);
     let named: BTreeMap<u64, Vec<u8>> = probes().kernel_names(&asked).into_iter().collect();
     assert_eq!(named.len(), asked.len(), "each address has an answer");

@@ -29,7 +29,7 @@ fn unread(
     (read, losses.read())
 }
 
-/// Kills by the OOM killer since boot, by the kernel's own count.
+/// The kernel's count of OOM kills since boot.
 fn kills_by_vmstat() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").expect("/proc/vmstat");
     let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -84,7 +84,7 @@ fn sigkills_that_did_not_fit_are_counted_to_the_last_one() {
     );
     let lost = losses.get("sigkill_ring").copied().unwrap_or(0);
     assert!(lost > 0, "the ring was to be filled: {read} read");
-    // Others' kills may be among them.
+    // Kills by other processes may be among them.
     assert!(read + lost >= KILLS && read + lost < KILLS + 100, "{read} read, {losses:?}");
 }
 

@@ -1,6 +1,6 @@
-//! Stacks of programs without frame pointers: how many are complete, and whether they are true.
+//! Stacks of programs without frame pointers: the share of complete ones, and whether they are correct.
 //!
-//! Each program runs in a memory cgroup of its own, so that its forks are sampled with it, and other work is not.
+//! Each program runs in its own memory cgroup, so that its forks are sampled, and other processes are not.
 
 mod support;
 
@@ -16,12 +16,12 @@ use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 use support::{MemoryCgroup, no_runtime, require_root};
 use tokio::sync::Notify;
 
-/// Enough for a share of one half to be right within 2 points, 19 times of 20, and more often than that.
+/// With so many samples, a share of one half is right within 2 percentage points in more than 19 of 20 runs.
 const ENOUGH: u64 = 4000;
 const LONGEST: Duration = Duration::from_secs(20);
 const FREQUENCY: u64 = 997;
 
-/// A running program, ended with its cgroup.
+/// A running program; dropping this ends it and removes its cgroup.
 struct Running {
     cgroup: MemoryCgroup,
     child: Child,
@@ -37,7 +37,7 @@ impl Running {
         Running { cgroup, child }
     }
 
-    /// Samples it until there are enough.
+    /// Samples it until there are [`ENOUGH`] samples.
     fn profile(&self) -> Profile {
         self.profile_of(Scope::Cgroups(vec![self.cgroup.id()]), ENOUGH)
     }
@@ -87,7 +87,7 @@ impl Drop for Running {
     }
 }
 
-/// Where what is compiled for these tests lies.
+/// The folder of the compiled programs.
 fn folder() -> &'static Path {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path()
@@ -112,7 +112,7 @@ fn has(sample: &Sample, function: &str) -> bool {
     sample.stack.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.contains(function)))
 }
 
-/// Share of samples whose stack has the function, in percent of those with a user stack.
+/// The share of samples whose stack has the function, in percent of those with a user stack.
 fn share(profile: &Profile, function: &str) -> f64 {
     let (user, _) = profile.complete();
     let found: u64 =
@@ -142,7 +142,7 @@ fn complete(name: &str, profile: &Profile, least: f64) {
     assert!(percent >= least, "{name}: only {percent:.2} % of its stacks are complete");
 }
 
-/// Known from the sources: 60,000 rounds of the same loop, and 40,000.
+/// By the sources, `leaf_a` has 60,000 rounds of the same loop and `leaf_b` 40,000.
 fn leaves_have_their_shares(name: &str, profile: &Profile) {
     for (leaf, truth) in [("leaf_a", 60.0), ("leaf_b", 40.0)] {
         let found = share(profile, leaf);
@@ -156,7 +156,7 @@ fn a_deep_program_without_frame_pointers_is_complete_and_its_shares_are_true() {
     let profile = running.profile();
     complete("deep C++", &profile, 99.5);
     leaves_have_their_shares("deep C++", &profile);
-    // Every stack that is in a leaf has all that are above it, in order.
+    // Every stack with a leaf has all of its callers, in order.
     for sample in profile.samples.iter().filter(|sample| has(sample, "leaf_")) {
         let depths: Vec<String> = sample
             .stack
@@ -249,7 +249,7 @@ fn programs_of_musl_are_complete() {
         if name == "stripped musl" {
             continue;
         }
-        // From libc's own code, which calls back, to the program's.
+        // The stack leads through libc, which calls back into the program.
         for function in ["compare", "handler"] {
             assert!(share(&profile, function) > 2.0, "{name}: no sample in {function}");
             for sample in profile.samples.iter().filter(|sample| has(sample, function)) {
@@ -268,7 +268,7 @@ fn a_rust_program_is_complete() {
     leaves_have_their_shares("Rust", &profile);
 }
 
-/// What `go tool pprof` prints of a profile.
+/// The output of `go tool pprof` for a profile.
 fn go_tool_pprof(profile: &Profile, options: &[&str]) -> String {
     let file = folder().join("go.pb.gz");
     let out = std::fs::File::create(&file).expect("a file for the profile");
@@ -307,12 +307,12 @@ fn a_stack_is_followed_to_127_frames_and_a_deeper_one_is_marked() {
         "abyss.c",
         "abyss",
     );
-    // Behind `burn`: 1 + depth of `descend`, main, and two or three of libc and _start.
+    // Above `burn`: 1 + depth of `descend`, main, and two or three of libc and _start.
     complete("120 frames", &Running::start("abyss", &format!("{program} 115")).profile(), 99.5);
     let profile = Running::start("abyss", &format!("{program} 200")).profile();
     let (user, whole) = profile.complete();
     let deep: u64 = profile.quality.iter().filter_map(|quality| quality.incomplete.get("too_deep")).sum();
-    // On its way down or up it is not as deep, for a moment.
+    // While it descends or returns, it is briefly less deep.
     assert!(
         whole * 100 <= user && deep * 100 >= user * 99,
         "{whole} of {user} whole, {deep} too deep: {:?}",
@@ -342,6 +342,6 @@ fn many_threads_are_complete() {
 #[test]
 fn a_shell_that_forks_without_end_is_complete() {
     let profile = Running::start("forks", "sh -c 'while :; do (:); /bin/true; done'").profile();
-    // A few are in the midst of exec or exit.
+    // A few samples are during exec or exit.
     complete("fork and exec", &profile, 99.0);
 }

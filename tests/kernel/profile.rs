@@ -12,10 +12,10 @@ use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
 use support::{Running, no_runtime, require_root};
 use tokio::sync::Notify;
 
-/// Until there are enough samples; on an emulated machine that takes a while.
+/// The longest time to wait for enough samples; an emulated machine is slow.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A process's stacks by tables, until there are `enough` samples.
+/// Profiles a process by unwind tables until there are `enough` samples.
 fn by_tables(pid: u32, enough: u64) -> Profile {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let options = ProfileOptions {
@@ -38,7 +38,7 @@ fn by_tables(pid: u32, enough: u64) -> Profile {
     taken.unwrap_or_else(|error| panic!("take a profile: {error:#}"))
 }
 
-/// Copies zeros in pieces as small as that: most of its time is the kernel's.
+/// Copies zeros in pieces so small that most of its time is in the kernel.
 fn copier(program: &Path) -> Running {
     let mut command = Command::new(program);
     command.args(["if=/dev/zero", "of=/dev/null", "bs=64k"]);
@@ -130,7 +130,7 @@ fn work_in_the_kernel_leads_back_to_the_program_that_asked_for_it() {
     );
 }
 
-/// An overlay without an upper layer, so that it can lie on any file system; gone with it.
+/// An overlay without an upper layer, which can be mounted on any file system; unmounted when this is dropped.
 struct Overlay(tempfile::TempDir);
 
 impl Drop for Overlay {

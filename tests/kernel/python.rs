@@ -21,7 +21,7 @@ impl Running {
         Running(command.stdout(Stdio::null()).spawn().expect("start the program"))
     }
 
-    /// Samples it until there are enough.
+    /// Samples it until there are enough samples.
     fn profile(&self, enough: u64, longest: Duration) -> Profile {
         let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
         let profile = runtime.block_on(async {
@@ -82,7 +82,7 @@ fn between<'a>(sample: &'a Sample, callee: &str, caller: &str) -> Option<&'a [Fr
     sample.stack.get(position(callee)? + 1..position(caller)?)
 }
 
-/// An interrupt may come in the midst of a call, when the interpreter's list of frames is not in order; hardly ever.
+/// Rarely, an interrupt comes during a call, when the interpreter's list of frames is inconsistent.
 fn nearly_all(what: &str, right: u64, all: u64, profile: &Profile) {
     eprintln!("{what}: {right} of {all} are right");
     assert!(right * 50 >= all * 49, "{what}: {right} of {all} are right; lost: {:?}", profile.losses);
@@ -102,7 +102,7 @@ fn a_python_with_its_own_offsets_is_read_in_its_own_root() {
     is_known(&Running::start(Command::new("chroot").arg(root).args(["/usr/bin/python3.13", "/known.py"])));
 }
 
-/// Runs known.py: what is known of that is found.
+/// Profiles known.py, whose functions and shares are known.
 fn is_known(running: &Running) {
     let profile = running.profile(6000, Duration::from_secs(20));
     let (user, complete) = profile.complete();
@@ -115,7 +115,7 @@ fn is_known(running: &Running) {
     let in_main: Vec<_> = main.into_iter().filter(|sample| has(sample, "known.main")).collect();
     let all = count(in_main.iter().copied());
     for (name, truth) in [("known.Work.plain", 50.0), ("known.generator", 30.0), ("known.native", 20.0)] {
-        // Releases before 3.11 know no qualified names.
+        // Releases before 3.11 have no qualified names.
         let short = name.replace("Work.", "");
         let found = count(in_main.iter().copied().filter(|sample| has(sample, name) || has(sample, &short)));
         let found = found as f64 * 100.0 / all as f64;
@@ -143,7 +143,7 @@ fn is_known(running: &Running) {
     }
     assert!(count(burning.iter().copied()) * 10 > all * 4, "hardly a sample in the function at the bottom");
 
-    // What Python calls back from native code has that code between.
+    // Between a Python function that native code called and its caller is that native code.
     for (callee, caller) in [("known.squares", "known.generator"), ("known.negate", "known.native")] {
         let called: Vec<_> = in_main.iter().copied().filter(|sample| has(sample, callee)).collect();
         assert!(count(called.iter().copied()) * 50 > all, "hardly a sample in {callee}");

@@ -24,7 +24,7 @@ use support::{MemoryCgroup, VICTIMS_IMAGE, node, require_root};
 
 const MIB: i64 = 1 << 20;
 
-/// A line of /proc/PID/task/TID/status for every thread, by the thread's name.
+/// A field of /proc/PID/task/TID/status of each thread, with the thread's name.
 fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
     let line = |text: &str, field: &str| {
@@ -39,7 +39,7 @@ fn mask(kept: &[Kept]) -> String {
     format!("{:016x}", kept.iter().fold(0u64, |all, kept| all | 1 << kept.capability as u32))
 }
 
-/// Every thread of a process has this, and there are several.
+/// Asserts that the process has several threads and that the field of each has this value.
 fn all_have(pid: u32, field: &str, wanted: &str) {
     let threads = of_threads(pid, field);
     assert!(threads.len() > 2, "{threads:?}");
@@ -61,14 +61,14 @@ fn is_restrained(pid: u32, kept: &[Kept]) {
 const MAP_LOOKUP_ELEM: i64 = 1;
 const PROG_LOAD: i64 = 5;
 
-/// With attributes that the kernel does not take.
+/// Calls bpf(2) with attributes that the kernel rejects.
 fn bpf(command: i64) -> nix::Result<i64> {
     let attributes = [0xffu8; 32];
     // SAFETY: bpf(2) reads so many bytes, which live over the call, and refuses them.
     Errno::result(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), attributes.len()) })
 }
 
-/// It cannot be taken back: so in a process of its own, this program once more.
+/// Runs `work` in a child process, this program again, because a restraint cannot be undone.
 fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
     const INSIDE: &str = "PODOPSY_RESTRAINED";
     require_root();
@@ -85,12 +85,12 @@ fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
 #[test]
 fn every_thread_is_refused_what_the_agent_never_needs() {
     in_a_process_of_its_own("every_thread_is_refused_what_the_agent_never_needs", || {
-        // It ends with our end of the pipe: from here on we could not kill it.
+        // It ends when our end of the pipe is closed: from here on, this process may not kill it.
         let mut cat = Command::new("cat");
         let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
         assert_eq!(restraint::begin(), [""; 0]);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        // Threads of every kind: idle workers, one that blocks in the kernel, one that never rests.
+        // Threads of every kind: idle workers, one that blocks in the kernel, one that is always busy.
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (answer, answered) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -103,7 +103,7 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
             }
         });
         std::thread::spawn(|| {
-            // Threads that come and go while it happens.
+            // Threads that start and end meanwhile.
             loop {
                 let _ = std::thread::spawn(|| ()).join();
             }
@@ -128,19 +128,19 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         is_restrained(std::process::id(), &wanted);
         finished.send(()).expect("it waits");
         slow.join().expect("it lives");
-        // The test harness's own thread was there before.
+        // The test harness's thread existed before.
         let bounding = of_threads(std::process::id(), "CapBnd");
         let whole = bounding.iter().filter(|(_, set)| *set != "0".repeat(16)).count();
         assert!(whole <= 1, "{bounding:?}");
 
-        // A thread that was there before, and one that comes after.
+        // A thread that existed before, and one that starts later.
         ask.send(()).expect("it waits");
         let refused = Err(ErrorKind::PermissionDenied);
         assert_eq!(answered.recv().expect("its answer"), refused);
         let later = std::thread::spawn(|| Command::new("/bin/true").status().map_err(|error| error.kind()));
         assert_eq!(later.join().expect("it ends"), refused);
 
-        // By the filter, not for want of a capability: each would be another error without it.
+        // By the filter, and not by a missing capability: without the filter, each call returns a different error.
         let (nothing, nowhere) = (None::<&str>, "/nonexistent/podopsy");
         assert_eq!(
             mount(Some("tmpfs"), nowhere, Some("tmpfs"), MsFlags::empty(), nothing),
@@ -154,7 +154,7 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         // No probe can be loaded any more.
         let probes = runtime.block_on(podopsy_probes::check());
         assert!(!probes.is_empty() && probes.iter().all(|probe| probe.outcome.is_err()), "{probes:#?}");
-        // What it works with is as before.
+        // What the agent needs still works.
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("file"), "text").expect("write a file");
         std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
@@ -168,7 +168,7 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
     });
 }
 
-/// What systemd gives it, by the unit that we ship.
+/// The capabilities in the systemd unit that ships.
 fn unit_s_rights() -> String {
     let unit = include_str!("../../manifests/systemd/podopsy-agent.service");
     let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a set");
@@ -194,7 +194,7 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
         .command(["leak", "--step", "524288", "--every", "50"])
         .memory_limit(32 * MIB);
     let pod = node.run_pod(PodSpec::new("shop", "basket").container(leaker)).expect("run the pod");
-    // Killed twice: then it is a suspect, for which maps are filled and perf events opened.
+    // After the first kill it is a growth candidate, for which maps are filled and perf events opened.
     let _keeper = node.keep_running(&pod);
     let incident = until("incident with a growth profile", || {
         let events = agent.events().into_iter();
@@ -205,14 +205,14 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     });
     let (event, growth) = incident;
     assert_eq!(event.pod.expect("a name").name, "basket");
-    // By tables, and with names out of a file inside the container.
+    // Unwound by tables, with names from a file inside the container.
     let names = growth.paths.iter().flat_map(|path| &path.frames).map(|frame| frame.function.as_str());
     let names: Vec<&str> = names.collect();
     assert!(names.iter().any(|name| name.contains("append_history")), "{names:?}");
     assert!(growth.complete * 2 > growth.samples, "{growth:#?}");
     let log = agent.log();
     assert!(!log.contains("lack the growth profile") && !log.contains("not permitted"), "{log}");
-    // Threads have come and gone; none has more.
+    // Threads have started and ended meanwhile; none has more capabilities.
     is_restrained(agent.pid(), &wanted);
 }
 
@@ -225,10 +225,10 @@ fn a_probe_that_cannot_attach_is_reported_and_the_others_record() {
     let folder = tempfile::tempdir().expect("a folder");
     let nowhere = Path::new("/nonexistent/podopsy-test.sock");
     let agent = Agent::start_by(&["setpriv", NO_DNS], folder.path(), nowhere, &["--growth", "off"]);
-    // In the log, to the kubelet, and to Prometheus.
+    // It is in the log, in the readiness response, and in the metrics.
     let log = agent.log();
     assert!(log.contains("WARN") && log.contains("no DNS query is seen: "), "{log}");
-    // Of a runtime there is none here, and that is waited for; not of a probe.
+    // There is no container runtime here, which may start later; a probe is not retried.
     let (_, ready) = get(&agent.address, "/readyz", "*/*").expect("an answer");
     let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
     assert!(!ready["waiting_for"].to_string().contains("probes"), "{ready}");
