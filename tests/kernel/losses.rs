@@ -46,7 +46,7 @@ fn kills_that_did_not_fit_are_counted_to_the_last_one() {
         ProbeOptions { oom: true, ..ProbeOptions::default() },
         |probes| Ok(probes.oom_maps()?.events),
         || {
-            // One shell outside of the cgroup, and a child a kill inside.
+            // One shell outside of the cgroup, and one child per kill inside.
             let script = format!(
                 "for n in $(seq {KILLS}); do sh -c 'echo $$ > {}/cgroup.procs; exec tail /dev/zero'; done",
                 cgroup.path.display()
@@ -73,7 +73,7 @@ fn sigkills_that_did_not_fit_are_counted_to_the_last_one() {
         ProbeOptions { sigkill: true, ..ProbeOptions::default() },
         |probes| Ok(probes.sigkill_maps()?.events),
         || {
-            // The killer stays outside of the cgroup: otherwise it would be its own business.
+            // The killer is outside of the cgroup: kills within a cgroup are not reported.
             for _ in 0..KILLS {
                 let mut victim =
                     std::process::Command::new("/bin/sleep").arg("600").spawn().expect("start it");
@@ -92,7 +92,7 @@ fn sigkills_that_did_not_fit_are_counted_to_the_last_one() {
 fn failed_lookups_that_did_not_fit_are_counted_to_the_last_one() {
     // The ring holds 1,149 of them.
     const FAILURES: u16 = 2000;
-    // Without a bound on what one container may ship: that is another loss, and `dns_counts` has its test.
+    // Without the limit of events per container: that is another loss, which `dns_counts` tests.
     let dns = Some(DnsProbeOptions { rate: Rate { a_second: 0, burst: 0 }, ..DnsProbeOptions::default() });
     let (read, losses) = unread(
         ProbeOptions { dns, ..ProbeOptions::default() },
