@@ -13,7 +13,7 @@ use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, T
 
 use crate::btf::Btf;
 use crate::program::take_map;
-use podopsy_stacks::unwind::Kernel;
+use podopsy_stacks::unwind::KernelMaps;
 
 /// `BPF_F_MMAPABLE` (`<linux/bpf.h>`).
 const MMAPABLE: u32 = 1 << 10;
@@ -81,7 +81,7 @@ impl Drop for Mapped {
     }
 }
 
-impl Kernel for KernelTables {
+impl KernelMaps for KernelTables {
     fn add_slab(&mut self) -> anyhow::Result<()> {
         let slab = Slab::create(1, MMAPABLE).context("create a slab for unwind tables")?;
         let index = self.open.len();

@@ -25,9 +25,9 @@ use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
 use podopsy_stacks::aggregate::Aggregator;
-use podopsy_stacks::python::Codes;
+use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
-use podopsy_stacks::unwind::{self, Builder, Of};
+use podopsy_stacks::unwind::{self, PrebuildScope, TableBuilder};
 
 /// Distinct stacks in a minute: 30 CPUs at 19 Hz take no more samples. Samples beyond it are counted, and keep their owner.
 const STACKS: usize = 32_768;
@@ -94,13 +94,16 @@ impl AlwaysOn {
         let kernel_losses = probes.losses()?;
         let builder = match probes.by_tables {
             true => {
-                let start = move || Builder::start(kernel, unwind::MAX_BYTES, &Of::Node { samples: 0 });
+                let start = move || {
+                    TableBuilder::start(kernel, unwind::MAX_BYTES, &PrebuildScope::Node { samples: 0 })
+                };
                 Some(tokio::task::spawn_blocking(start).await??)
             }
             false => None,
         };
         probes.start_sampling()?;
-        let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+        let codes =
+            PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
         let files_for = FILES_FOR * options.every;
         std::thread::Builder::new()
@@ -153,7 +156,7 @@ struct Running {
     ring: podopsy_probes::ring::Ring,
     requests: podopsy_probes::ring::Ring,
     kernel_losses: podopsy_probes::ring::LossCounters,
-    builder: Option<Builder>,
+    builder: Option<TableBuilder>,
     queue: std::sync::mpsc::SyncSender<Message>,
     minutes: mpsc::Sender<Profile>,
     /// Losses that were counted here since the start.
@@ -252,7 +255,7 @@ impl Running {
     /// Losses since the previous minute.
     fn losses(&mut self, named: Option<&Named>) -> Losses {
         let mut all = self.kernel_losses.read();
-        all.extend(self.builder.as_ref().map(Builder::losses).unwrap_or_default());
+        all.extend(self.builder.as_ref().map(TableBuilder::losses).unwrap_or_default());
         all.extend(self.lost.clone());
         all.extend(named.map(|named| named.losses.clone()).unwrap_or_default());
         let since = |(name, count): (&String, &u64)| {
@@ -337,7 +340,7 @@ fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> 
 }
 
 /// Until the other end is gone.
-fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: Codes, files_for: Duration) {
+fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: PythonFunctions, files_for: Duration) {
     let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
     let mut aggregator = Aggregator::with_limit(STACKS);
     let mut over = Aggregator::with_limit(STACKS);

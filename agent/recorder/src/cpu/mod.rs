@@ -20,9 +20,9 @@ use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
 use podopsy_stacks::aggregate::{Aggregator, RawSample};
-use podopsy_stacks::python::Codes;
+use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
-use podopsy_stacks::unwind::{self, Builder, Of};
+use podopsy_stacks::unwind::{self, PrebuildScope, TableBuilder};
 
 pub use podopsy_probes::Scope;
 
@@ -62,7 +62,7 @@ pub async fn profile(
     // Tables are made first, so that the first sample finds them. That reads files, so it runs on a thread that may block.
     let builder = if probes.by_tables {
         let of = table_scope(&options, &pods).await;
-        let start = move || Builder::start(kernel, unwind::MAX_BYTES, &of);
+        let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of);
         Some(tokio::task::spawn_blocking(start).await??)
     } else {
         None
@@ -73,7 +73,7 @@ pub async fn profile(
     // The aggregator reads /proc and opens files when it first meets a process, so it has a thread of its own.
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
-    let codes = Codes::new(builder.as_ref().map(Builder::interpreters).unwrap_or_default());
+    let codes = PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
     let aggregation = aggregate(received, counted.clone(), codes)?;
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
@@ -148,7 +148,7 @@ pub async fn profile(
 }
 
 /// The files whose tables are made before the first sample.
-async fn table_scope(options: &ProfileOptions, pods: &Pods) -> Of {
+async fn table_scope(options: &ProfileOptions, pods: &Pods) -> PrebuildScope {
     match &options.scope {
         Scope::Node => {
             let seconds = options.duration.min(PREPARED_FOR).as_secs();
@@ -156,25 +156,25 @@ async fn table_scope(options: &ProfileOptions, pods: &Pods) -> Of {
                 Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
                 Sampling::Growth { .. } => 0,
             };
-            Of::Node { samples }
+            PrebuildScope::Node { samples }
         }
-        Scope::Process(pid) => Of::Process(*pid),
+        Scope::Process(pid) => PrebuildScope::Process(*pid),
         Scope::Cgroups(ids) => {
             let mut paths = Vec::new();
             for id in ids {
                 paths.extend(pods.owner_of_cgroup(*id).await.cgroup.path);
             }
-            Of::Cgroups(paths)
+            PrebuildScope::Cgroups(paths)
         }
     }
 }
 
-type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer, Codes)>;
+type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer, PythonFunctions)>;
 
 fn aggregate(
     samples: mpsc::Receiver<Stack>,
     counted: Arc<AtomicU64>,
-    mut codes: Codes,
+    mut codes: PythonFunctions,
 ) -> anyhow::Result<Aggregation> {
     std::thread::Builder::new()
         .name("aggregate".into())
@@ -190,7 +190,7 @@ fn aggregate(
 }
 
 /// A sample as the aggregator takes it, with the names of Python's frames.
-fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
+fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut PythonFunctions) -> RawSample<'a> {
     let Stack { task, kernel, user, end, end_frame, python } = stack;
     RawSample {
         pid: task.pid,
@@ -201,7 +201,7 @@ fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut Codes) -> RawSample<'a> {
         user,
         end: *end,
         end_frame: *end_frame,
-        python: codes.words(task, python),
+        python: codes.pack_frames(task, python),
         python_end: python.end,
     }
 }

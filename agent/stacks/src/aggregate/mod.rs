@@ -25,7 +25,7 @@ pub use incomplete::{reason, why};
 use names::Names;
 use stack::{head, kernel_addresses, user_addresses};
 
-use crate::python::{self, Codes};
+use crate::python::{PackedFrame, PythonFunctions};
 use crate::symbolize::{Symbolizer, looked_up_at};
 use podopsy_model::owner::Owner;
 use podopsy_model::profile::{Frame, Mapping, Quality, Sample};
@@ -56,7 +56,7 @@ pub struct RawSample<'a> {
     pub end: End,
     pub end_frame: u32,
     /// Python's frames, innermost first, and how the walk over them ended.
-    pub python: &'a [python::Word],
+    pub python: &'a [PackedFrame],
     pub python_end: PythonEnd,
 }
 
@@ -196,7 +196,7 @@ impl Aggregator {
     pub fn finish(
         &mut self,
         symbolizer: &mut Symbolizer,
-        codes: &mut Codes,
+        functions: &mut PythonFunctions,
         owners: impl Fn(u64) -> Arc<Owner>,
     ) -> (Vec<Sample>, Vec<Mapping>) {
         let mut stacks: Vec<&[u64]> = vec![&[]; self.stacks.len()];
@@ -210,7 +210,7 @@ impl Aggregator {
         let kernel = whole.iter().flat_map(|(_, stack)| kernel_addresses(stack));
         symbolizer.look_up(kernel, whole.iter().flat_map(|&(pid, stack)| user_addresses(pid, stack)));
         drop(whole);
-        let mut names = Names { symbolizer, codes, user: HashMap::new(), texts: HashMap::new() };
+        let mut names = Names { symbolizer, functions, user: HashMap::new(), texts: HashMap::new() };
         let mut samples: Vec<Sample> = self
             .counts
             .iter()

@@ -8,7 +8,7 @@ use podopsy_wire::End;
 use super::incomplete::why;
 use super::stack::{Parts, kernel_addresses, parts, split, user_addresses};
 use super::{Comm, says};
-use crate::python::{self, Codes, Merge};
+use crate::python::{CallFrames, PythonFunctions, PythonStack, is_interpreter_frame};
 use crate::symbolize::{Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;
@@ -16,7 +16,7 @@ use podopsy_model::text;
 /// Addresses to frames and comms to text, each looked up once.
 pub(super) struct Names<'a> {
     pub symbolizer: &'a mut Symbolizer,
-    pub codes: &'a mut Codes,
+    pub functions: &'a mut PythonFunctions,
     pub user: HashMap<UserAddress, Arc<[Frame]>>,
     pub texts: HashMap<Comm, Arc<str>>,
 }
@@ -39,11 +39,17 @@ impl Names<'_> {
         let native: Vec<Arc<[Frame]>> = user_addresses(pid, stack).map(named).collect();
         let ended_in =
             native.get(end_frame).and_then(|named| named.last()).and_then(|frame| frame.module.clone());
-        let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(python::is_interpreter);
+        let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(is_interpreter_frame);
         let calls = native.iter().filter(|named| is_interpreter(named)).count();
-        let (mut merge, lost) = Merge::new(self.codes, python, python_end, calls, end == End::Complete);
-        if let Some(reason) = lost {
-            self.codes.lose(reason, count);
+        let python = PythonStack {
+            frames: python,
+            end: python_end,
+            native_calls: calls,
+            is_native_complete: end == End::Complete,
+        };
+        let (mut call_frames, loss) = CallFrames::new(self.functions, &python);
+        if let Some(reason) = loss {
+            self.functions.count_loss(reason, count);
         }
         for named in &native {
             match named.split_last() {
@@ -51,7 +57,7 @@ impl Names<'_> {
                 Some((interpreter, inlined)) if is_interpreter(named) => {
                     let from = frames.len();
                     frames.extend_from_slice(inlined);
-                    let python = merge.next();
+                    let python = call_frames.next();
                     if !python.is_empty()
                         && let Some(last) = frames[from..].last_mut()
                     {

@@ -38,7 +38,7 @@ fn equal_stacks_are_counted_together_and_named() {
     }
     aggregator.add(&sample(2, &[]), &mut symbolizer);
     assert_eq!((aggregator.total(), aggregator.cgroups()), (4, BTreeSet::from([7])));
-    let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
+    let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut PythonFunctions::default(), nobody);
     let counts: Vec<_> = samples.iter().map(|sample| (sample.count, sample.tid)).collect();
     assert_eq!(counts, [(3, 1), (1, 2)]);
     for frame in &samples[0].stack {
@@ -61,7 +61,7 @@ fn stacks_over_the_bound_are_counted_all_the_same() {
     aggregator.add(&sample(1, &[0]), &mut symbolizer);
     assert_eq!(aggregator.losses(), BTreeMap::from([("stacks_evicted".to_string(), 8)]));
     assert_eq!(aggregator.total(), 11);
-    let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
+    let (samples, _) = aggregator.finish(&mut symbolizer, &mut PythonFunctions::default(), nobody);
     let over = samples.iter().find(|sample| sample.stack[0].function.as_deref() == Some("[too many stacks]"));
     assert_eq!(over.map(|sample| (sample.count, sample.pid)), Some((8, std::process::id())));
     assert_eq!(samples.iter().map(|sample| sample.count).sum::<u64>(), 11);
@@ -79,7 +79,7 @@ fn an_incomplete_stack_says_why_and_is_counted() {
     let quality = aggregator.quality(nobody);
     assert_eq!((quality.len(), quality[0].samples, quality[0].complete), (1, 2, 1));
     assert_eq!(quality[0].incomplete, BTreeMap::from([("no_table_yet".to_string(), 1)]));
-    let (samples, _) = aggregator.finish(&mut symbolizer, &mut Codes::default(), nobody);
+    let (samples, _) = aggregator.finish(&mut symbolizer, &mut PythonFunctions::default(), nobody);
     let ends = |sample: &&Sample| {
         let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
         last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_agent"))

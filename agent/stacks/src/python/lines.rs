@@ -1,14 +1,14 @@
-//! An instruction → its source line, by the two formats of `co_linetable`.
+//! Finds the source line of an instruction in the two formats of `co_linetable`.
 //!
-//! Must not know: processes. The tables are the process's: bytes that may say anything.
+//! Must not depend on: processes. The tables come from the process and can hold any bytes.
 
-/// The line of the instruction at byte `at` of a function that begins at line `first`; none: it has none, as code has
-/// that the compiler added.
-pub(super) fn line(table: &[u8], first: u32, at: u32, has_locations: bool) -> Option<u32> {
+/// The line of the instruction at byte `at` of a function that begins at line `first`. None if it has no line, as is the
+/// case for code that the compiler added.
+pub(super) fn line_at(table: &[u8], first: u32, at: u32, has_locations: bool) -> Option<u32> {
     let (mut line, mut start) = (i64::from(first), 0u64);
     let mut rest = table;
     loop {
-        let entry = if has_locations { location(&mut rest)? } else { distance(&mut rest)? };
+        let entry = if has_locations { next_location(&mut rest)? } else { next_line_delta(&mut rest)? };
         if let Some(lines) = entry.lines {
             line = line.checked_add(lines)?;
         }
@@ -19,31 +19,32 @@ pub(super) fn line(table: &[u8], first: u32, at: u32, has_locations: bool) -> Op
     }
 }
 
-/// What holds for the next instructions.
-struct Entry {
-    /// Of instructions, in bytes.
+/// One entry of a table: a run of instructions with one line.
+struct LineEntry {
+    /// Bytes of instructions.
     length: u64,
-    /// From the line before; none: these have no line.
+    /// Distance from the entry's line before. None if these instructions have no line.
     lines: Option<i64>,
 }
 
-/// Since 3.11 (`Objects/locations.md`): a byte with its highest bit set, four bits of a form, three of the length in
-/// 2-byte units less 1; then what the form says, in bytes without that bit.
-fn location(rest: &mut &[u8]) -> Option<Entry> {
+/// Reads an entry of a location table, the format since 3.11 (`Objects/locations.md`). The first byte has its highest bit
+/// set, then four bits for the form and three for the length in 2-byte units less 1. The bytes that belong to the form
+/// follow, all with their highest bit clear.
+fn next_location(rest: &mut &[u8]) -> Option<LineEntry> {
     let (&head, tail) = rest.split_first()?;
     let len = tail.iter().position(|byte| byte & 0x80 != 0).unwrap_or(tail.len());
-    let (inside, behind) = tail.split_at(len);
-    *rest = behind;
+    let (inside, after) = tail.split_at(len);
+    *rest = after;
     let lines = match head >> 3 & 15 {
         form @ 0..=12 => Some(i64::from(form.saturating_sub(10))),
-        13 | 14 => Some(signed(inside)?),
+        13 | 14 => Some(signed_varint(inside)?),
         _ => None,
     };
-    Some(Entry { length: u64::from(head & 7) * 2 + 2, lines })
+    Some(LineEntry { length: u64::from(head & 7) * 2 + 2, lines })
 }
 
-/// Six bits a byte, lowest first, while bit 6 is set; the lowest of them is the sign.
-fn signed(bytes: &[u8]) -> Option<i64> {
+/// A number of six bits a byte, lowest first; bit 6 means that another byte follows. The lowest bit of all is the sign.
+fn signed_varint(bytes: &[u8]) -> Option<i64> {
     let mut number = 0u64;
     for (index, byte) in bytes.iter().enumerate().take(8) {
         number |= u64::from(byte & 63) << (6 * index);
@@ -55,31 +56,32 @@ fn signed(bytes: &[u8]) -> Option<i64> {
     None
 }
 
-/// 3.10 (PEP 626): the distance in bytes, and in lines; -128 is no line.
-fn distance(rest: &mut &[u8]) -> Option<Entry> {
-    let (&[bytes, lines], behind) = rest.split_first_chunk()?;
-    *rest = behind;
+/// Reads an entry of the format of 3.10 (PEP 626): the distance in bytes, then the distance in lines. -128 stands for no
+/// line.
+fn next_line_delta(rest: &mut &[u8]) -> Option<LineEntry> {
+    let (&[bytes, lines], after) = rest.split_first_chunk()?;
+    *rest = after;
     let lines = lines as i8;
-    Some(Entry { length: u64::from(bytes), lines: (lines != i8::MIN).then_some(i64::from(lines)) })
+    Some(LineEntry { length: u64::from(bytes), lines: (lines != i8::MIN).then_some(i64::from(lines)) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What an interpreter itself says: `list(f.__code__.co_lines())` of functions, with their tables.
-    fn agrees(table: &[u8], first: u32, lines: &[(u32, u32, Option<u32>)], has_locations: bool) {
+    /// Compares a table with what the interpreter itself gives for it: `list(f.__code__.co_lines())`.
+    fn assert_lines(table: &[u8], first: u32, lines: &[(u32, u32, Option<u32>)], has_locations: bool) {
         for &(start, end, expected) in lines {
             for at in (start..end).step_by(2) {
-                assert_eq!(line(table, first, at, has_locations), expected, "at {at}");
+                assert_eq!(line_at(table, first, at, has_locations), expected, "at {at}");
             }
         }
-        let behind = lines.last().map_or(0, |&(_, end, _)| end);
-        assert_eq!(line(table, first, behind, has_locations), None);
+        let after = lines.last().map_or(0, |&(_, end, _)| end);
+        assert_eq!(line_at(table, first, after, has_locations), None);
     }
 
     #[test]
-    fn python_3_10_by_its_own_word() {
+    fn lines_of_python_3_10_are_those_of_its_interpreter() {
         let table = b"\x02\x80\x04\x01\x06\x01\x02\x01\x06\xff\x0a\x03\x06\x01\x02\x01\x04\xff\x12\xff\x02\x07\x02\x01\
             \x04\xff\x00\x7f\x02\x4c\x00\x81\x14\xad\x0e\x03\x02\x02\x02\xff\x08\x80\x02\xff\x02\xfd\x02\x07\
             \x02\x01\x04\xff\x00\x7f\x02\x4c\x00\x81\x02\xb4\x02\x01\x04\xff\x00\x7f\x02\x4c\x14\x01";
@@ -115,11 +117,11 @@ mod tests {
             (138, 140, Some(218)),
             (140, 160, Some(219)),
         ];
-        agrees(table, 3, &lines, false);
+        assert_lines(table, 3, &lines, false);
     }
 
     #[test]
-    fn python_3_11_by_its_own_word() {
+    fn lines_of_python_3_11_are_those_of_its_interpreter() {
         let table = b"\xe8\x00\xe8\x00\x80\x00\xf0\x02\x56\x03\x05\x0d\xf0\x02\x02\x0d\x13\xf0\x00\x02\x0d\x13\xd8\x16\
             \x17\xf0\x03\x02\x0d\x13\xf1\x00\x02\x0d\x13\xf4\x00\x02\x0d\x13\x88\x01\xf5\x06\x00\x0e\x12\x90\
             \x21\x89\x57\x8c\x57\xf0\x00\x02\x09\x1a\x98\x01\xdd\x13\x14\x90\x51\x98\x01\xd8\x17\x18\xf0\x03\
@@ -172,11 +174,11 @@ mod tests {
             (284, 292, Some(218)),
             (292, 314, Some(219)),
         ];
-        agrees(table, 3, &lines, true);
+        assert_lines(table, 3, &lines, true);
     }
 
     #[test]
-    fn python_3_12_by_its_own_word() {
+    fn lines_of_python_3_12_are_those_of_its_interpreter() {
         let table = b"\xe8\x00\xf8\x80\x00\xf0\x02\x56\x03\x05\x0d\xe0\x16\x17\xf6\x03\x02\x0d\x13\xd8\x11\x12\xd9\x10\
             \x11\xf2\x05\x00\x0e\x0f\xf0\x00\x02\x0d\x13\x88\x01\xf0\x00\x02\x0d\x13\xf4\x06\x00\x0e\x12\x90\
             \x21\x8b\x57\xf0\x00\x02\x09\x1a\x98\x01\xdc\x13\x14\x90\x51\x98\x01\xd8\x17\x18\xf4\x03\x01\x14\
@@ -231,11 +233,11 @@ mod tests {
             (266, 290, Some(219)),
             (290, 294, None),
         ];
-        agrees(table, 3, &lines, true);
+        assert_lines(table, 3, &lines, true);
     }
 
     #[test]
-    fn python_3_13_by_its_own_word() {
+    fn lines_of_python_3_13_are_those_of_its_interpreter() {
         let table = b"\xe9\x00\x80\x00\xf0\x02\x56\x03\x05\x0d\xe1\x16\x17\xf3\x03\x02\x0d\x13\xd9\x16\x17\x90\x11\xdc\
             \x10\x11\xf7\x05\x00\x0e\x0f\xd9\x16\x17\xf0\x03\x00\x09\x0a\xf0\x00\x02\x0d\x13\xf4\x06\x00\x0e\
             \x12\x90\x21\x8c\x57\x98\x01\xdc\x13\x14\x90\x51\xd8\x17\x18\xf1\x03\x01\x14\x1a\xf7\x03\x00\x0e\
@@ -287,16 +289,16 @@ mod tests {
             (286, 312, Some(219)),
             (312, 316, None),
         ];
-        agrees(table, 3, &lines, true);
+        assert_lines(table, 3, &lines, true);
     }
 
     #[test]
-    fn whatever_a_table_says_ends() {
+    fn random_tables_are_read_to_an_end() {
         let mut random = fastrand::Rng::with_seed(1);
         for round in 0..2000 {
             let bytes: Vec<u8> = (0..round % 97).map(|_| random.u8(..)).collect();
             for at in [0, 2, 500, u32::MAX] {
-                line(&bytes, u32::MAX, at, round % 2 == 0);
+                line_at(&bytes, u32::MAX, at, round % 2 == 0);
             }
         }
     }

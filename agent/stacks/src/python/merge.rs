@@ -1,17 +1,19 @@
-//! Python's frames among the native ones: each call of the interpreter runs those up to its entry frame.
+//! Places Python's frames among the native ones: each native call of the interpreter runs the Python frames up to an entry
+//! frame.
 //!
-//! Must not know: processes, memory. Both stacks are innermost first.
+//! Must not depend on: processes, memory. Both stacks are innermost first.
 
 use podopsy_wire::PythonEnd;
 
-use super::codes::{Codes, Word};
+use super::functions::{PackedFrame, PythonFunctions};
+use crate::StackLossReason;
 use podopsy_model::profile::Frame;
 
-/// The function that runs Python's functions; its name may have an end that the compiler added (`.cold`).
+/// The function that runs Python's functions. The compiler may have added a suffix to its name (`.cold`).
 const INTERPRETER: &str = "_PyEval_EvalFrameDefault";
 
-/// A frame of a call of the interpreter.
-pub(crate) fn is_interpreter(frame: &Frame) -> bool {
+/// True for a native frame that is a call of the interpreter.
+pub(crate) fn is_interpreter_frame(frame: &Frame) -> bool {
     frame
         .function
         .as_deref()
@@ -19,75 +21,40 @@ pub(crate) fn is_interpreter(frame: &Frame) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// Hands out, for each native call of the interpreter from the innermost on, the Python frames that it runs.
-pub(crate) struct Merge(std::vec::IntoIter<Vec<Frame>>);
+/// The Python part of a sample, and what has to be known of its native part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PythonStack<'a> {
+    pub frames: &'a [PackedFrame],
+    /// How the walk over the Python frames ended.
+    pub end: PythonEnd,
+    /// Calls of the interpreter in the native stack.
+    pub native_calls: usize,
+    pub is_native_complete: bool,
+}
 
-impl Merge {
-    /// `natives`: how many calls of the interpreter are in the native stack. `whole`: that stack is complete.
-    /// Gives what is to be counted as lost, by counter name.
+/// The Python frames of each native call of the interpreter, from the innermost call on.
+pub(crate) struct CallFrames(std::vec::IntoIter<Vec<Frame>>);
+
+impl CallFrames {
+    /// Divides the Python frames between the native calls. Also returns the reason if some of them are missing.
     pub fn new(
-        codes: &mut Codes,
-        words: &[Word],
-        end: PythonEnd,
-        natives: usize,
-        whole: bool,
-    ) -> (Merge, Option<&'static str>) {
-        let none = Merge(Vec::new().into_iter());
-        if natives == 0 {
-            return (none, None);
+        functions: &mut PythonFunctions,
+        stack: &PythonStack<'_>,
+    ) -> (CallFrames, Option<StackLossReason>) {
+        // `PythonEnd::None`: the unwinder had no reason to walk Python's frames here.
+        if stack.native_calls == 0 || stack.end == PythonEnd::None {
+            return (CallFrames(Vec::new().into_iter()), None);
         }
-        let why = match end {
-            PythonEnd::Complete => None,
-            // The unwinder had no reason to call it: there is nothing that walks Python's frames here.
-            PythonEnd::None => return (none, None),
-            PythonEnd::NoThread => Some(("python_no_thread", "[python: the runtime knows no such thread]")),
-            PythonEnd::ManyThreads => Some(("python_many_threads", "[python: more than 256 threads]")),
-            PythonEnd::Unreadable => Some(("python_unreadable", "[python: frames not readable]")),
-            PythonEnd::Truncated => Some(("python_too_deep", "[python: deeper than 128 frames]")),
+        let mut calls = split_at_entries(functions, stack);
+        let loss = match incomplete_walk(stack.end) {
+            Some((reason, text)) => {
+                push_explanation(&mut calls, stack.frames, text);
+                Some(reason)
+            }
+            None if stack.is_native_complete => match_outermost(&mut calls, stack.native_calls),
+            None => None,
         };
-        let mut calls: Vec<Vec<Frame>> = words
-            .split_inclusive(|word| Codes::is_entry(*word))
-            .map(|call| call.iter().filter_map(|&word| codes.frame(word)).collect())
-            .collect();
-        // A call that has just begun marks its frame as its entry a few machine instructions after it shows the frame.
-        let unmarked = |word: &&Word| Codes::is_new(**word) && !Codes::is_entry(**word);
-        if calls.len() < natives
-            && words.first().filter(unmarked).is_some()
-            && let Some(first) = calls.first_mut()
-            && first.len() > 1
-        {
-            let frame = first.remove(0);
-            calls.insert(0, vec![frame]);
-        }
-        let mut lost = None;
-        if let Some((name, text)) = why {
-            lost = Some(name);
-            // The rest of the last call, or the next, is what is not there.
-            let says = Frame { function: Some(text.into()), ..Frame::default() };
-            match (calls.last_mut(), words.last()) {
-                (Some(call), Some(last)) if !Codes::is_entry(*last) => call.push(says),
-                _ => calls.push(vec![says]),
-            }
-        } else if whole && calls.len() < natives {
-            // Both end at the outermost: an innermost call has just begun, or just ended, and has no frame.
-            let without = natives - calls.len();
-            calls.splice(0..0, std::iter::repeat_n(Vec::new(), without));
-            if without > 1 {
-                lost = Some("python_calls_unmatched");
-            }
-        } else if whole && calls.len() > natives {
-            // Calls whose native frame has another name, or none: theirs go to the innermost that is known.
-            let over = calls.len() - natives;
-            let rest = calls.split_off(over);
-            let mut inner: Vec<Frame> = calls.into_iter().flatten().collect();
-            calls = rest;
-            if let Some(first) = calls.first_mut() {
-                inner.append(first);
-                *first = inner;
-            }
-            lost = Some("python_calls_unmatched");
-        }
-        (Merge(calls.into_iter()), lost)
+        (CallFrames(calls.into_iter()), loss)
     }
 
     /// The Python frames of the next call, innermost first.
@@ -96,73 +63,155 @@ impl Merge {
     }
 }
 
+/// Why a walk over Python's frames ended early: the reason, and the text of the frame that stands for the rest.
+fn incomplete_walk(end: PythonEnd) -> Option<(StackLossReason, &'static str)> {
+    match end {
+        PythonEnd::Complete | PythonEnd::None => None,
+        PythonEnd::NoThread => {
+            Some((StackLossReason::PythonNoThread, "[python: the runtime knows no such thread]"))
+        }
+        PythonEnd::ManyThreads => {
+            Some((StackLossReason::PythonManyThreads, "[python: more than 256 threads]"))
+        }
+        PythonEnd::Unreadable => Some((StackLossReason::PythonUnreadable, "[python: frames not readable]")),
+        PythonEnd::Truncated => Some((StackLossReason::PythonTooDeep, "[python: deeper than 128 frames]")),
+    }
+}
+
+fn split_at_entries(functions: &mut PythonFunctions, stack: &PythonStack<'_>) -> Vec<Vec<Frame>> {
+    let mut calls: Vec<Vec<Frame>> = stack
+        .frames
+        .split_inclusive(|packed| PythonFunctions::is_entry(*packed))
+        .map(|call| call.iter().filter_map(|&packed| functions.frame(packed)).collect())
+        .collect();
+    // A call that has just begun links its frame a few machine instructions before it marks that frame as its entry.
+    let is_unmarked = |packed: &&PackedFrame| {
+        PythonFunctions::is_not_started(**packed) && !PythonFunctions::is_entry(**packed)
+    };
+    if calls.len() < stack.native_calls
+        && stack.frames.first().filter(is_unmarked).is_some()
+        && let Some(first) = calls.first_mut()
+        && first.len() > 1
+    {
+        let frame = first.remove(0);
+        calls.insert(0, vec![frame]);
+    }
+    calls
+}
+
+/// Adds the frame that explains where the rest of an incomplete walk is: in the last call, or in the call after it if the
+/// last one has its entry.
+fn push_explanation(calls: &mut Vec<Vec<Frame>>, frames: &[PackedFrame], text: &str) {
+    let explanation = Frame { function: Some(text.into()), ..Frame::default() };
+    match (calls.last_mut(), frames.last()) {
+        (Some(call), Some(last)) if !PythonFunctions::is_entry(*last) => call.push(explanation),
+        _ => calls.push(vec![explanation]),
+    }
+}
+
+/// Makes as many calls as there are native ones. Both stacks are complete, so their outermost calls belong together.
+fn match_outermost(calls: &mut Vec<Vec<Frame>>, native_calls: usize) -> Option<StackLossReason> {
+    if calls.len() < native_calls {
+        // An innermost call that has just begun, or is just ending, has no frame. More than one such call is a mismatch.
+        let without_frame = native_calls - calls.len();
+        calls.splice(0..0, std::iter::repeat_n(Vec::new(), without_frame));
+        return (without_frame > 1).then_some(StackLossReason::PythonCallsUnmatched);
+    }
+    if calls.len() > native_calls {
+        // The native frames of some calls have another name, or none. Their Python frames go to the innermost native call.
+        let surplus = calls.len() - native_calls;
+        let matched = calls.split_off(surplus);
+        let mut innermost: Vec<Frame> = std::mem::replace(calls, matched).into_iter().flatten().collect();
+        if let Some(first) = calls.first_mut() {
+            innermost.append(first);
+            *first = innermost;
+        }
+        return Some(StackLossReason::PythonCallsUnmatched);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Words without a function: only how many frames each call gets can be seen, by what stands for them.
-    const PLAIN: Word = 1 << 32;
-    const ENTRY: Word = 1 << 32 | 1 << 31;
-    const NEW: Word = 1 << 32 | 1 << 30;
+    /// Frames of an unreadable function: only the number of frames that each call gets can be seen.
+    const PLAIN: PackedFrame = 1 << 32;
+    const ENTRY: PackedFrame = 1 << 32 | 1 << 31;
+    const NOT_STARTED: PackedFrame = 1 << 32 | 1 << 30;
 
+    /// The number of frames of each native call, and the reason if some are missing.
     fn calls(
-        words: &[Word],
+        frames: &[PackedFrame],
         end: PythonEnd,
-        natives: usize,
-        whole: bool,
-    ) -> (Vec<usize>, Option<&'static str>) {
-        let mut codes = Codes::with_a_function();
-        let (mut merge, lost) = Merge::new(&mut codes, words, end, natives, whole);
-        ((0..natives).map(|_| merge.next().len()).collect(), lost)
+        native_calls: usize,
+        is_native_complete: bool,
+    ) -> (Vec<usize>, Option<StackLossReason>) {
+        let mut functions = PythonFunctions::with_unreadable_function();
+        let stack = PythonStack { frames, end, native_calls, is_native_complete };
+        let (mut calls, loss) = CallFrames::new(&mut functions, &stack);
+        ((0..native_calls).map(|_| calls.next().len()).collect(), loss)
     }
 
     #[test]
     fn each_call_of_the_interpreter_gets_the_frames_up_to_its_entry() {
-        let words = [PLAIN, PLAIN, ENTRY, ENTRY];
-        assert_eq!(calls(&words, PythonEnd::Complete, 2, true), (vec![3, 1], None));
-        assert_eq!(calls(&words, PythonEnd::None, 2, true), (vec![0, 0], None));
-        assert_eq!(calls(&words, PythonEnd::Complete, 0, true), (vec![], None));
+        let frames = [PLAIN, PLAIN, ENTRY, ENTRY];
+        assert_eq!(calls(&frames, PythonEnd::Complete, 2, true), (vec![3, 1], None));
+        assert_eq!(calls(&frames, PythonEnd::None, 2, true), (vec![0, 0], None));
+        assert_eq!(calls(&frames, PythonEnd::Complete, 0, true), (vec![], None));
     }
 
     #[test]
     fn a_call_that_has_just_begun_has_no_frame_yet() {
         assert_eq!(calls(&[PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 3, true), (vec![0, 2, 1], None));
-        // It has one, without its mark …
-        assert_eq!(calls(&[NEW, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 3, true), (vec![1, 2, 1], None));
-        // … or was called by a Python function in the same call of the interpreter.
-        assert_eq!(calls(&[NEW, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 2, true), (vec![3, 1], None));
-        let lost = Some("python_calls_unmatched");
-        assert_eq!(calls(&[ENTRY], PythonEnd::Complete, 3, true), (vec![0, 0, 1], lost));
+        // The new call has a frame that is not marked as its entry yet …
+        assert_eq!(
+            calls(&[NOT_STARTED, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 3, true),
+            (vec![1, 2, 1], None)
+        );
+        // … or a Python function called it within the same call of the interpreter.
+        assert_eq!(
+            calls(&[NOT_STARTED, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 2, true),
+            (vec![3, 1], None)
+        );
+        let loss = Some(StackLossReason::PythonCallsUnmatched);
+        assert_eq!(calls(&[ENTRY], PythonEnd::Complete, 3, true), (vec![0, 0, 1], loss));
     }
 
     #[test]
-    fn frames_whose_call_was_not_recognised_are_not_dropped() {
-        let lost = Some("python_calls_unmatched");
-        assert_eq!(calls(&[PLAIN, ENTRY, ENTRY, ENTRY], PythonEnd::Complete, 2, true), (vec![3, 1], lost));
+    fn frames_of_an_unrecognised_call_go_to_the_innermost_native_call() {
+        let loss = Some(StackLossReason::PythonCallsUnmatched);
+        assert_eq!(calls(&[PLAIN, ENTRY, ENTRY, ENTRY], PythonEnd::Complete, 2, true), (vec![3, 1], loss));
     }
 
     #[test]
-    fn a_native_stack_that_is_cut_is_matched_from_its_innermost() {
+    fn an_incomplete_native_stack_is_matched_from_its_innermost_call() {
         assert_eq!(calls(&[PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 1, false), (vec![2], None));
     }
 
     #[test]
-    fn what_is_missing_says_why() {
-        assert_eq!(calls(&[], PythonEnd::NoThread, 2, true), (vec![1, 0], Some("python_no_thread")));
+    fn a_frame_explains_why_python_frames_are_missing() {
+        assert_eq!(
+            calls(&[], PythonEnd::NoThread, 2, true),
+            (vec![1, 0], Some(StackLossReason::PythonNoThread))
+        );
         assert_eq!(
             calls(&[ENTRY], PythonEnd::Unreadable, 3, true),
-            (vec![1, 1, 0], Some("python_unreadable"))
+            (vec![1, 1, 0], Some(StackLossReason::PythonUnreadable))
         );
         assert_eq!(
             calls(&[ENTRY, PLAIN], PythonEnd::Truncated, 2, true),
-            (vec![1, 2], Some("python_too_deep"))
+            (vec![1, 2], Some(StackLossReason::PythonTooDeep))
         );
     }
 
     #[test]
-    fn the_interpreter_is_known_by_its_name() {
-        let named = |name: &str| is_interpreter(&Frame { function: Some(name.into()), ..Frame::default() });
-        assert!(named("_PyEval_EvalFrameDefault") && named("_PyEval_EvalFrameDefault.cold"));
-        assert!(!named("_PyEval_EvalFrameDefaultish") && !named("_PyEval_EvalFrame"));
+    fn the_interpreter_is_recognised_by_its_name() {
+        let is_interpreter =
+            |name: &str| is_interpreter_frame(&Frame { function: Some(name.into()), ..Frame::default() });
+        assert!(
+            is_interpreter("_PyEval_EvalFrameDefault") && is_interpreter("_PyEval_EvalFrameDefault.cold")
+        );
+        assert!(!is_interpreter("_PyEval_EvalFrameDefaultish") && !is_interpreter("_PyEval_EvalFrame"));
     }
 }

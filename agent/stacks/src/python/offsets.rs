@@ -1,13 +1,15 @@
-//! Where each CPython keeps what is read: by its own word since 3.13, by its published headers before.
+//! The layouts of CPython's structures for each release that podopsy reads.
 //!
-//! 3.13 and later begin `_PyRuntime` with a table of offsets, made for debuggers (`Include/internal/pycore_runtime.h`,
-//! `_Py_DebugOffsets`). 3.10 to 3.12 have none: theirs are those of the release's headers on 64-bit machines, which do
-//! not change between the patches of a release. A build with other structures (`--with-trace-refs`) shows as code
-//! objects that are not of the type for code.
+//! 3.13 and later begin `_PyRuntime` with a table of offsets for debuggers (`Include/internal/pycore_runtime.h`,
+//! `_Py_DebugOffsets`). 3.10 to 3.12 have no such table: their offsets are those of the release's headers on 64-bit
+//! machines, which do not change between the patch releases. In a build with other structures (`--with-trace-refs`) the
+//! code objects do not have the type for code, and are counted as such.
 
 use podopsy_wire::{ABSENT, INSTRUCTION_INDEX, INSTRUCTION_POINTER, PythonLayout};
 
-/// Where a code object and the texts of it keep what is read by user space.
+use crate::StackLossReason;
+
+/// Offsets in a code object and in its `str` and `bytes` objects, for reading from user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CodeLayout {
     pub object_type: usize,
@@ -16,32 +18,37 @@ pub(super) struct CodeLayout {
     pub name: usize,
     pub first_line: usize,
     pub line_table: usize,
-    /// Where the instructions begin, that frames point into.
+    /// Where the instructions begin. Frames point into them.
     pub instructions: u32,
-    /// `co_linetable` is a location table (3.11); else pairs of distances (PEP 626).
+    /// True if `co_linetable` is a location table (3.11); otherwise it holds pairs of distances (PEP 626).
     pub has_locations: bool,
     pub bytes_size: usize,
     pub bytes_data: usize,
     pub text_length: usize,
     pub text_state: usize,
-    /// Where an ASCII text begins, and any other.
+    /// Where the characters of an ASCII text begin.
     pub text_ascii: usize,
+    /// Where the characters of any other text begin.
     pub text_other: usize,
-    /// An entry frame stands for the call from C, and is no function's own (3.12).
+    /// True if an entry frame stands for the call from C and belongs to no function (3.12).
     pub entry_is_shim: bool,
 }
 
 /// `FRAME_OWNED_BY_CSTACK` (3.12, 3.13).
 const OWNED_BY_C: u32 = 3;
 
-/// The offsets of a release; `runtime`: the first bytes of `_PyRuntime` in the file.
-pub(super) fn offsets(version: (u8, u8), runtime: &[u8]) -> Result<(PythonLayout, CodeLayout), &'static str> {
+/// The layouts of a release, for the kernel side and for user space. `runtime` holds the first [`DEBUG_OFFSETS_LEN`] bytes
+/// of `_PyRuntime` in the file.
+pub(super) fn layouts_for_version(
+    version: (u8, u8),
+    runtime: &[u8],
+) -> Result<(PythonLayout, CodeLayout), StackLossReason> {
     match version {
         (3, 10) => Ok(python_3_10()),
         (3, 11) => Ok(python_3_11()),
         (3, 12) => Ok(python_3_12()),
-        (3, 13) => python_3_13(runtime).ok_or("python_offsets"),
-        _ => Err("python_version"),
+        (3, 13) => python_3_13(runtime).ok_or(StackLossReason::PythonOffsets),
+        _ => Err(StackLossReason::PythonVersion),
     }
 }
 
@@ -54,13 +61,13 @@ fn python_3_10() -> (PythonLayout, CodeLayout) {
         thread_frame: 24,
         indirect_frame: ABSENT,
         indirect_previous: ABSENT,
-        // Up to f_lasti.
+        // Up to `f_lasti`.
         frame_bytes: 104,
         frame_code: 32,
         frame_previous: 24,
         frame_instruction: 96,
         instruction_is: INSTRUCTION_INDEX,
-        // Each frame has a call of the interpreter of its own.
+        // In 3.10 each frame is a call of the interpreter of its own, so every frame is an entry.
         frame_marker: 0,
         marker_mask: 0,
         marker_value: 0,
@@ -88,13 +95,13 @@ fn python_3_11() -> (PythonLayout, CodeLayout) {
         thread_id: 152,
         thread_frame: 56,
         indirect_frame: 8,
-        // Up to the owner; behind it are the function's locals.
+        // Up to the owner; the function's locals follow it.
         frame_bytes: 72,
         frame_code: 32,
         frame_previous: 48,
         frame_instruction: 56,
         instruction_is: INSTRUCTION_POINTER,
-        // is_entry
+        // `is_entry`.
         frame_marker: 68,
         marker_mask: 0xff,
         marker_value: 1,
@@ -143,55 +150,58 @@ fn python_3_12() -> (PythonLayout, CodeLayout) {
     (layout, code)
 }
 
-/// As many bytes of `_PyRuntime` as are looked at.
-pub(super) const DEBUG_OFFSETS: usize = 584;
+/// The bytes of `_PyRuntime` that are read.
+pub(super) const DEBUG_OFFSETS_LEN: usize = 584;
 
-/// No structure of an interpreter is as large.
+/// No structure of an interpreter is this large.
 const MAX_OFFSET: u64 = 1 << 20;
 
 fn python_3_13(runtime: &[u8]) -> Option<(PythonLayout, CodeLayout)> {
     if !runtime.starts_with(b"xdebugpy") {
         return None;
     }
-    let wide = |at: usize| {
+    // An offset in a structure that the kernel side walks.
+    let offset = |at: usize| {
         let word = u64::from_le_bytes(runtime.get(at..at + 8)?.try_into().ok()?);
         (word < MAX_OFFSET).then_some(word as u32)
     };
-    let near = |at: usize| wide(at).filter(|offset| *offset < 512).map(|offset| offset as usize);
+    // An offset in an object whose first bytes are read in user space.
+    let object_offset = |at: usize| offset(at).filter(|offset| *offset < 512).map(|offset| offset as usize);
     let (layout, code) = python_3_12();
     let layout = PythonLayout {
-        interpreters: wide(40)?,
-        interpreter_next: wide(64)?,
-        interpreter_threads: wide(72)?,
-        thread_next: wide(168)?,
-        thread_frame: wide(184)?,
-        thread_id: wide(192)?,
+        interpreters: offset(40)?,
+        interpreter_next: offset(64)?,
+        interpreter_threads: offset(72)?,
+        thread_next: offset(168)?,
+        thread_frame: offset(184)?,
+        thread_id: offset(192)?,
         indirect_frame: ABSENT,
         indirect_previous: ABSENT,
-        frame_previous: wide(232)?,
-        frame_code: wide(240)?,
-        frame_instruction: wide(248)?,
-        frame_marker: wide(264)?,
+        frame_previous: offset(232)?,
+        frame_code: offset(240)?,
+        frame_instruction: offset(248)?,
+        frame_marker: offset(264)?,
         ..layout
     };
-    let inside = [layout.frame_previous, layout.frame_code, layout.frame_instruction, layout.frame_marker];
-    if inside.iter().any(|at| *at >= layout.frame_bytes) {
+    let frame_offsets =
+        [layout.frame_previous, layout.frame_code, layout.frame_instruction, layout.frame_marker];
+    if frame_offsets.iter().any(|at| *at >= layout.frame_bytes) {
         return None;
     }
-    let text_ascii = near(560)?;
+    let text_ascii = object_offset(560)?;
     let code = CodeLayout {
-        file_name: near(280)?,
-        name: near(296)?,
-        line_table: near(304)?,
-        first_line: near(312)?,
-        instructions: wide(344)?,
-        object_type: near(360)?,
-        bytes_size: near(520)?,
-        bytes_data: near(528)?,
-        text_state: near(544)?,
-        text_length: near(552)?,
+        file_name: object_offset(280)?,
+        name: object_offset(296)?,
+        line_table: object_offset(304)?,
+        first_line: object_offset(312)?,
+        instructions: offset(344)?,
+        object_type: object_offset(360)?,
+        bytes_size: object_offset(520)?,
+        bytes_data: object_offset(528)?,
+        text_state: object_offset(544)?,
+        text_length: object_offset(552)?,
         text_ascii,
-        // Two words, the UTF-8 form's length and place, are between.
+        // The length and the place of the UTF-8 form lie between: two words.
         text_other: text_ascii + 16,
         ..code
     };
@@ -203,27 +213,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_known_is_walked() {
+    fn only_known_releases_have_layouts() {
         for minor in 10..=12 {
-            assert!(offsets((3, minor), &[]).is_ok());
+            assert!(layouts_for_version((3, minor), &[]).is_ok());
         }
-        assert_eq!(offsets((3, 9), &[]).err(), Some("python_version"));
-        assert_eq!(offsets((3, 14), &[]).err(), Some("python_version"));
+        assert_eq!(layouts_for_version((3, 9), &[]).err(), Some(StackLossReason::PythonVersion));
+        assert_eq!(layouts_for_version((3, 14), &[]).err(), Some(StackLossReason::PythonVersion));
     }
 
     #[test]
-    fn offsets_that_lead_out_of_a_frame_are_refused() {
-        let mut runtime = vec![0; DEBUG_OFFSETS];
-        assert_eq!(offsets((3, 13), &runtime).err(), Some("python_offsets"));
+    fn offsets_outside_a_frame_are_rejected() {
+        let mut runtime = vec![0; DEBUG_OFFSETS_LEN];
+        assert_eq!(layouts_for_version((3, 13), &runtime).err(), Some(StackLossReason::PythonOffsets));
         runtime[..8].copy_from_slice(b"xdebugpy");
         runtime[232] = 8;
         runtime[248] = 56;
         runtime[264] = 70;
-        let (layout, _) = offsets((3, 13), &runtime).unwrap();
+        let (layout, _) = layouts_for_version((3, 13), &runtime).unwrap();
         assert_eq!((layout.frame_instruction, layout.frame_marker), (56, 70));
         runtime[264] = 72;
-        assert_eq!(offsets((3, 13), &runtime).err(), Some("python_offsets"));
+        assert_eq!(layouts_for_version((3, 13), &runtime).err(), Some(StackLossReason::PythonOffsets));
         runtime[264..272].fill(0xff);
-        assert_eq!(offsets((3, 13), &runtime).err(), Some("python_offsets"));
+        assert_eq!(layouts_for_version((3, 13), &runtime).err(), Some(StackLossReason::PythonOffsets));
     }
 }

@@ -124,8 +124,8 @@ impl Files {
                 None => (None, Layout::default(), Symbols::None("file_not_elf")),
             },
             Err(reason) => {
-                losses.add(reason);
-                (None, Layout::default(), Symbols::None(reason))
+                losses.add(reason.as_str());
+                (None, Layout::default(), Symbols::None(reason.as_str()))
             }
         };
         let name: Arc<str> = escape_bytes(area.file_path()).into();

@@ -16,17 +16,19 @@ use std::path::Path;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::maps::{Area, Ground};
+use crate::StackLossReason;
 
 /// The largest file that is looked into. The biggest shared libraries with debug information are near 2 GB.
 const MAX_FILE: u64 = 4 << 30;
 
-/// Why not, where that is so of the file for good: of the others the process may have ended, or mapped something else.
-pub const FOR_GOOD: [&str; 3] = ["file_on_fuse", "file_not_regular", "file_too_large"];
+/// The reasons that will not change for this file. For the others, the process may have ended or mapped something else.
+pub const PERMANENT: [StackLossReason; 3] =
+    [StackLossReason::FileOnFuse, StackLossReason::FileNotRegular, StackLossReason::FileTooLarge];
 
-/// Opens the very inode behind `area`, which lies on `ground`, or says by counter name why not.
-pub fn mapped_file(pid: u32, area: &Area, ground: Ground) -> Result<File, &'static str> {
+/// Opens the very inode behind `area`, which lies on `ground`, or returns the reason why not.
+pub fn mapped_file(pid: u32, area: &Area, ground: Ground) -> Result<File, StackLossReason> {
     if ground == Ground::Fuse {
-        return Err("file_on_fuse");
+        return Err(StackLossReason::FileOnFuse);
     }
     let named = match by_map_files(pid, area) {
         Ok(file) => file,
@@ -43,13 +45,13 @@ fn by_map_files(pid: u32, area: &Area) -> io::Result<File> {
 }
 
 /// By the path inside the process's root, if that is still the mapped file.
-fn by_path(pid: u32, area: &Area) -> Result<File, &'static str> {
-    let root = name(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| "file_out_of_reach")?;
-    let file = inside(&root, area.file_path()).map_err(|_| "file_out_of_reach")?;
-    let meta = file.metadata().map_err(|_| "file_out_of_reach")?;
+fn by_path(pid: u32, area: &Area) -> Result<File, StackLossReason> {
+    let root = name(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| StackLossReason::FileOutOfReach)?;
+    let file = inside(&root, area.file_path()).map_err(|_| StackLossReason::FileOutOfReach)?;
+    let meta = file.metadata().map_err(|_| StackLossReason::FileOutOfReach)?;
     let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
     if (device, meta.ino()) != (area.device, area.inode) {
-        return Err("file_replaced");
+        return Err(StackLossReason::FileReplaced);
     }
     Ok(file)
 }
@@ -70,20 +72,20 @@ pub fn name(path: &Path) -> io::Result<File> {
 }
 
 /// Opens for reading what an `O_PATH` descriptor names, if that is a regular file of a sane size.
-pub fn readable(named: &File) -> Result<File, &'static str> {
-    let meta = named.metadata().map_err(|_| "file_out_of_reach")?;
+pub fn readable(named: &File) -> Result<File, StackLossReason> {
+    let meta = named.metadata().map_err(|_| StackLossReason::FileOutOfReach)?;
     if !meta.is_file() {
-        return Err("file_not_regular");
+        return Err(StackLossReason::FileNotRegular);
     }
     if meta.len() > MAX_FILE {
-        return Err("file_too_large");
+        return Err(StackLossReason::FileTooLarge);
     }
     // O_NONBLOCK: a write lease (F_SETLEASE) held by the container would block the open for lease-break-time (45 s).
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
         .open(format!("/proc/self/fd/{}", named.as_raw_fd()))
-        .map_err(|_| "file_out_of_reach")
+        .map_err(|_| StackLossReason::FileOutOfReach)
 }
 
 #[cfg(test)]
@@ -96,8 +98,11 @@ mod tests {
         let fifo = dir.path().join("libtrap.so");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         // Would block for ever if it were opened.
-        assert_eq!(readable(&name(&fifo).unwrap()).unwrap_err(), "file_not_regular");
-        assert_eq!(readable(&name(Path::new("/dev/zero")).unwrap()).unwrap_err(), "file_not_regular");
+        assert_eq!(readable(&name(&fifo).unwrap()).unwrap_err(), StackLossReason::FileNotRegular);
+        assert_eq!(
+            readable(&name(Path::new("/dev/zero")).unwrap()).unwrap_err(),
+            StackLossReason::FileNotRegular
+        );
     }
 
     #[test]
@@ -107,9 +112,9 @@ mod tests {
         assert!(by_map_files(std::process::id(), &own).is_ok() || !nix::unistd::geteuid().is_root());
         assert!(by_path(std::process::id(), &own).is_ok());
         let swapped = Area { inode: own.inode ^ 1, ..own };
-        assert_eq!(by_path(std::process::id(), &swapped).unwrap_err(), "file_replaced");
+        assert_eq!(by_path(std::process::id(), &swapped).unwrap_err(), StackLossReason::FileReplaced);
         let gone = Area { path: b"/no/such/file".to_vec(), ..swapped };
-        assert_eq!(by_path(std::process::id(), &gone).unwrap_err(), "file_out_of_reach");
+        assert_eq!(by_path(std::process::id(), &gone).unwrap_err(), StackLossReason::FileOutOfReach);
     }
 
     #[test]
@@ -133,6 +138,6 @@ mod tests {
     fn a_hole_of_a_terabyte_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 40).unwrap();
-        assert_eq!(readable(&name(file.path()).unwrap()).unwrap_err(), "file_too_large");
+        assert_eq!(readable(&name(file.path()).unwrap()).unwrap_err(), StackLossReason::FileTooLarge);
     }
 }

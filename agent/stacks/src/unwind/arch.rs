@@ -1,25 +1,33 @@
-//! What is particular to a machine: numbers of registers, and where they lie.
+//! The registers of an architecture, by their DWARF numbers.
 //!
-//! Must not know: files, tables. Another machine is another `mod` here, and another one in `probe-ebpf/src/arch.rs`.
+//! Must not depend on: files, tables. To support another architecture, add a constant here and a module to
+//! `probe-ebpf/src/arch.rs`.
 
 use object::elf;
 
-/// DWARF numbers (psABI, "DWARF Register Number Mapping").
+/// DWARF register numbers (psABI, "DWARF Register Number Mapping").
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Machine {
-    /// `e_machine`.
-    pub elf: elf::Machine,
-    pub stack: u16,
-    pub frame: u16,
-    pub ra: u16,
-    /// Registers that the kernel side has of the innermost frame: below this number.
-    pub registers: u16,
-    /// The instruction pointer's number in expressions.
-    pub ip: u16,
+pub(crate) struct Architecture {
+    /// `e_machine` of its ELF files.
+    pub elf_machine: elf::Machine,
+    pub stack_pointer: u16,
+    pub frame_pointer: u16,
+    pub return_address: u16,
+    /// The kernel side has the registers below this number, for the innermost frame.
+    pub register_count: u16,
+    /// The instruction pointer, as DWARF expressions name it.
+    pub instruction_pointer: u16,
 }
 
 /// System V ABI, AMD64 supplement, figure 3.36.
-const AMD64: Machine = Machine { elf: elf::EM_X86_64, stack: 7, frame: 6, ra: 16, registers: 16, ip: 16 };
+const AMD64: Architecture = Architecture {
+    elf_machine: elf::EM_X86_64,
+    stack_pointer: 7,
+    frame_pointer: 6,
+    return_address: 16,
+    register_count: 16,
+    instruction_pointer: 16,
+};
 
-/// The machine that we run on: tables of other machines' files are of no use.
-pub(crate) const HERE: Machine = AMD64;
+/// The architecture that podopsy runs on. Files for another one get no tables.
+pub(crate) const NATIVE: Architecture = AMD64;

@@ -1,6 +1,6 @@
-//! Room in slabs: extents of words, first fit, given back in pieces and merged again.
+//! Allocates extents of words in slabs: first fit, with neighbours merged when they are released.
 //!
-//! Must not know: what is in them.
+//! Must not depend on: the content of the slabs.
 
 use podopsy_wire::SLAB_WORDS;
 
@@ -12,38 +12,38 @@ pub(super) struct Extent {
     pub len: usize,
 }
 
-/// What is free, ascending by slab and place.
 #[derive(Debug, Default)]
-pub(super) struct Arena {
+pub(super) struct SlabArena {
+    /// Ascending by slab and place; no two are adjacent.
     free: Vec<Extent>,
     slabs: usize,
 }
 
-impl Arena {
+impl SlabArena {
     pub fn slabs(&self) -> usize {
         self.slabs
     }
 
-    /// One more slab is there.
-    pub fn grow(&mut self) {
+    /// Adds one slab.
+    pub fn add_slab(&mut self) {
         self.free.push(Extent { slab: self.slabs, first: 0, len: SLAB_WORDS });
         self.slabs += 1;
     }
 
-    /// `len` words, at an even place: directories are of u64.
-    pub fn take(&mut self, len: usize) -> Option<Extent> {
+    /// Takes `len` words at an even place, because directories consist of u64. None if no free extent is large enough.
+    pub fn allocate(&mut self, len: usize) -> Option<Extent> {
         let len = len.next_multiple_of(2);
         let index = self.free.iter().position(|extent| extent.len >= len)?;
         let from = &mut self.free[index];
-        let taken = Extent { len, ..*from };
+        let allocated = Extent { len, ..*from };
         (from.first, from.len) = (from.first + len, from.len - len);
         if from.len == 0 {
             self.free.remove(index);
         }
-        Some(taken)
+        Some(allocated)
     }
 
-    pub fn give_back(&mut self, extent: Extent) {
+    pub fn release(&mut self, extent: Extent) {
         let at = self.free.partition_point(|other| (other.slab, other.first) < (extent.slab, extent.first));
         self.free.insert(at, extent);
         for index in [at + 1, at] {
@@ -58,8 +58,8 @@ impl Arena {
         }
     }
 
-    /// Words in use.
-    pub fn used(&self) -> usize {
+    /// Words that are allocated.
+    pub fn used_words(&self) -> usize {
         self.slabs * SLAB_WORDS - self.free.iter().map(|extent| extent.len).sum::<usize>()
     }
 }
@@ -69,27 +69,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_back_is_one_piece_again() {
-        let mut arena = Arena::default();
-        assert_eq!(arena.take(2), None);
-        arena.grow();
-        arena.grow();
-        let taken: Vec<_> = (1..150).map(|len| arena.take(len * 7).unwrap()).collect();
-        assert!(taken.iter().all(|extent| extent.first % 2 == 0));
-        let used = taken.iter().map(|extent| extent.len).sum::<usize>();
-        assert_eq!(arena.used(), used);
-        // No two overlap.
-        let mut sorted = taken.clone();
+    fn released_extents_are_merged() {
+        let mut arena = SlabArena::default();
+        assert_eq!(arena.allocate(2), None);
+        arena.add_slab();
+        arena.add_slab();
+        let extents: Vec<_> = (1..150).map(|len| arena.allocate(len * 7).unwrap()).collect();
+        assert!(extents.iter().all(|extent| extent.first % 2 == 0));
+        let used = extents.iter().map(|extent| extent.len).sum::<usize>();
+        assert_eq!(arena.used_words(), used);
+        // No two extents overlap.
+        let mut sorted = extents.clone();
         sorted.sort_by_key(|extent| (extent.slab, extent.first));
         assert!(
             sorted
                 .windows(2)
                 .all(|two| two[0].slab < two[1].slab || two[0].first + two[0].len <= two[1].first)
         );
-        // Back in an order of its own.
-        let (odd, even): (Vec<_>, Vec<_>) = taken.into_iter().partition(|extent| extent.len % 4 == 0);
-        odd.into_iter().rev().chain(even).for_each(|extent| arena.give_back(extent));
+        // They are released in another order than they were allocated.
+        let (odd, even): (Vec<_>, Vec<_>) = extents.into_iter().partition(|extent| extent.len % 4 == 0);
+        for extent in odd.into_iter().rev().chain(even) {
+            arena.release(extent);
+        }
         assert_eq!(arena.free.len(), 2);
-        assert_eq!((arena.used(), arena.take(SLAB_WORDS).map(|extent| extent.len)), (0, Some(SLAB_WORDS)));
+        assert_eq!(
+            (arena.used_words(), arena.allocate(SLAB_WORDS).map(|extent| extent.len)),
+            (0, Some(SLAB_WORDS))
+        );
     }
 }

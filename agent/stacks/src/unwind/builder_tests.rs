@@ -1,17 +1,22 @@
-//! The thread's queue, full; and requests that say what is not so.
+//! A full queue of requests, requests with a false key, and requests for programs that have ended.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use podopsy_wire::{PythonLayout, Rule, SLAB_WORDS, TABLE_ASKED, Table};
 
 use super::*;
+use crate::symbolize::maps;
+use crate::unwind::scan::{file_key, open_file};
 
-/// The kernel side's map of files; taking one out waits for the gate.
+/// The kernel side's map of files. Removing a file waits for the gate.
 #[derive(Clone, Default)]
-struct Gated {
+struct GatedMaps {
     tables: Arc<Mutex<HashMap<FileKey, Table>>>,
     gate: Arc<Mutex<()>>,
 }
 
-impl Kernel for Gated {
+impl KernelMaps for GatedMaps {
     fn add_slab(&mut self) -> anyhow::Result<()> {
         Ok(())
     }
@@ -41,59 +46,63 @@ impl Kernel for Gated {
 }
 
 #[test]
-fn a_file_whose_request_was_dropped_can_be_asked_for_again() {
-    let kernel = Gated::default();
-    let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
-    let shut = kernel.gate.lock().unwrap();
-    let asked = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
-    for inode in 1..=QUEUE as u64 + 50 {
+fn a_file_whose_request_was_dropped_can_be_requested_again() {
+    let kernel = GatedMaps::default();
+    let builder =
+        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
+    let closed_gate = kernel.gate.lock().unwrap();
+    let requested =
+        Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
+    for inode in 1..=REQUEST_QUEUE as u64 + 50 {
         let key = FileKey { inode, ..FileKey::VDSO };
-        kernel.tables.lock().unwrap().insert(key, asked);
-        // No process has this number: whoever is answered is forgotten, too.
+        kernel.tables.lock().unwrap().insert(key, requested);
+        // No process has this pid, so requests that are handled are forgotten, too.
         builder.request(TableRequest { key, address: 4096, pid: u32::MAX, unused: 0 });
     }
-    drop(shut);
+    drop(closed_gate);
     let begin = Instant::now();
     let left = || kernel.tables.lock().unwrap().values().filter(|table| table.state == TABLE_ASKED).count();
     while left() > 0 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{} are asked for ever", left());
+        assert!(begin.elapsed() < Duration::from_secs(60), "{} files wait for ever", left());
         std::thread::sleep(Duration::from_millis(10));
     }
     let losses = builder.stop().losses;
     assert!((49..=50).contains(&losses["unwind_queue"]), "{losses:?}");
-    assert!(losses["unwind_process_gone"] >= QUEUE as u64);
+    assert!(losses["unwind_process_gone"] >= REQUEST_QUEUE as u64);
 }
 
 #[test]
-fn another_file_where_one_was_met_gets_no_table_in_its_name() {
+fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
     let own = std::process::id();
     let areas = maps::read(own).unwrap().areas;
     let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
-    let key = key(&open_file(own, &area).unwrap(), &area).unwrap();
-    let kernel = Gated::default();
-    let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+    let key = file_key(&open_file(own, &area).unwrap(), &area).unwrap();
+    let kernel = GatedMaps::default();
+    let builder =
+        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
     let request =
         |key: FileKey| builder.request(TableRequest { key, address: area.start, pid: own, unused: 0 });
-    let lie = FileKey { changed: key.changed ^ 1, ..key };
-    request(lie);
+    let false_key = FileKey { changed: key.changed ^ 1, ..key };
+    request(false_key);
     request(key);
     let begin = Instant::now();
     while kernel.table(&key).is_none() {
         assert!(begin.elapsed() < Duration::from_secs(60), "no table for libc");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(kernel.table(&lie), None);
+    assert_eq!(kernel.table(&false_key), None);
     assert_eq!(builder.stop().losses["unwind_file_replaced"], 1);
 }
 
 #[test]
-fn a_program_that_has_just_started_gets_its_table_and_one_that_is_gone_is_told_again() {
+fn the_start_of_a_program_is_handled_again_if_its_first_process_had_ended() {
     let own = std::process::id();
     let areas = maps::read(own).unwrap().areas;
     let area = areas.iter().find(|area| area.is_file()).unwrap();
-    let key = key(&open_file(own, area).unwrap(), area).unwrap();
-    let kernel = Gated::default();
-    let builder = Builder::start(kernel.clone(), SLAB_WORDS * 4, &Of::Cgroups(Vec::new())).unwrap();
+    let key = file_key(&open_file(own, area).unwrap(), area).unwrap();
+    let kernel = GatedMaps::default();
+    let builder =
+        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
     for pid in [u32::MAX, own] {
         builder.request(TableRequest { key, address: 0, pid, unused: 0 });
     }

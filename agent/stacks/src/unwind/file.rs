@@ -1,6 +1,6 @@
-//! An ELF file → [`Rows`]: where its call frame information is, read in pieces of bounded size.
+//! Finds the unwind information of an ELF file and reads it into [`FileRows`]. Every piece that is read has a bound.
 //!
-//! Must not know: processes, tables.
+//! Must not depend on: processes, tables.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,50 +8,57 @@ use std::io::Read;
 use flate2::read::ZlibDecoder;
 use object::{LittleEndian as LE, elf};
 
-use super::arch::HERE;
-use super::code::Code;
-use super::golang;
-use super::rows::{self, Frames, Functions, Rows, Section};
-use crate::symbolize::elf::{Layout, Segment, header, layout, offset_in, read_at, sections};
+use super::arch::NATIVE;
+use super::code::UndescribedCode;
+use super::golang::GoTables;
+use super::rows::{self, DescribedFunctions, FileRows, FrameSections, LoadedSection};
+use crate::StackLossReason;
+use crate::symbolize::elf::{Layout, Section, Segment, header, layout, offset_in, read_at, sections};
 
-/// Of one section: libLLVM's `.eh_frame` has 5 MB, Chromium's 30.
+/// Bytes of one section. libLLVM's `.eh_frame` has 5 MB, Chromium's 30 MB.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 
-/// What a file says about unwinding, as it stands there. Two files with the same hash have the same rows, whatever
-/// else is in them: a build id would say so, too, but it is the container's to choose.
+/// The unwind information of a file, as it is stored there. Two files with the same hash have the same rows, whatever else
+/// is in them. A build id is not used for this, because the container chooses it.
 #[derive(Debug, Hash)]
-pub(super) struct Source {
-    frames: Frames,
-    functions: Functions,
-    go: Option<golang::Tables>,
-    code: Option<Code>,
+pub(super) struct UnwindSource {
+    frames: FrameSections,
+    functions: DescribedFunctions,
+    go: Option<GoTables>,
+    code: Option<UndescribedCode>,
     segments: Vec<Segment>,
     entry: u64,
 }
 
-impl Source {
-    /// Reads it, or gives the reason, a counter's name, why it says nothing.
-    pub fn rows(&self) -> Result<Rows, &'static str> {
-        let to_offset = |address| offset_in(&self.segments, address);
-        let (go, code) = (self.go.as_ref(), self.code.as_ref());
-        let rows = rows::read(&self.frames, &self.functions, go, code, self.entry, to_offset);
-        if rows.rows.is_empty() { Err("unwind_no_information") } else { Ok(rows) }
+impl UnwindSource {
+    /// Reads the rows. An error is the reason why there are none.
+    pub fn read_rows(&self) -> Result<FileRows, StackLossReason> {
+        let input = rows::RowInput {
+            frames: &self.frames,
+            functions: &self.functions,
+            go: self.go.as_ref(),
+            code: self.code.as_ref(),
+            entry: self.entry,
+        };
+        let rows = rows::read(&input, |address| offset_in(&self.segments, address));
+        if rows.rows.is_empty() { Err(StackLossReason::NoInformation) } else { Ok(rows) }
     }
 }
 
-/// A whole file's rows.
+/// The rows of a file.
 #[cfg(test)]
-pub(super) fn rows(file: &File) -> Result<Rows, &'static str> {
-    source(file, MAX_BYTES)?.rows()
+pub(super) fn rows(file: &File) -> Result<FileRows, StackLossReason> {
+    find_source(file, MAX_BYTES)?.read_rows()
 }
 
-/// Finds what `file` says about unwinding, if that has at most `max` bytes, or gives the reason, a counter's name.
-pub(super) fn source(file: &File, max: u64) -> Result<Source, &'static str> {
-    let head = header(file).ok_or("unwind_not_elf")?;
-    if head.e_machine.get(LE) != HERE.elf {
-        return Err("unwind_other_machine");
+/// Finds the unwind information of a file, of which no section may have more than `max_bytes`. An error is the reason why
+/// there is none.
+pub(super) fn find_source(file: &File, max_bytes: u64) -> Result<UnwindSource, StackLossReason> {
+    let head = header(file).ok_or(StackLossReason::NotElf)?;
+    if head.e_machine.get(LE) != NATIVE.elf_machine {
+        return Err(StackLossReason::OtherMachine);
     }
-    let layout = layout(file).ok_or("unwind_not_elf")?;
+    let layout = layout(file).ok_or(StackLossReason::NotElf)?;
     let table = sections(file);
     let find = |name: &[u8]| {
         table
@@ -60,72 +67,78 @@ pub(super) fn source(file: &File, max: u64) -> Result<Source, &'static str> {
     };
     let text = find(b".text").map_or(0, |section| section.address);
     let eh_frame = match find(b".eh_frame") {
-        Some(section) => Some(load(file, section, max)?),
-        // A file without a section table still tells the program's own unwinder.
-        None => by_program_header(file, &layout, max)?,
+        Some(section) => Some(load_section(file, section, max_bytes)?),
+        // In a file without a section table, the program's own unwinder finds it by the program header.
+        None => eh_frame_by_program_header(file, &layout, max_bytes)?,
     };
-    let debug_frame = find(b".debug_frame").map(|section| load(file, section, max)).transpose()?;
-    // Stripped of `.debug_frame`, Go programs still have what that is made of.
-    let tables = table.iter().find(|section| debug_frame.is_none() && section.name.ends_with(b".gopclntab"));
-    let go = tables.map(|section| golang::Tables::new(file, section, max)).transpose()?;
-    let frames = Frames { eh_frame, debug_frame, text };
+    let debug_frame =
+        find(b".debug_frame").map(|section| load_section(file, section, max_bytes)).transpose()?;
+    // A Go program that was stripped of `.debug_frame` still has the tables that it was made from.
+    let pclntab = table.iter().find(|section| debug_frame.is_none() && section.name.ends_with(b".gopclntab"));
+    let go = pclntab.map(|section| GoTables::new(file, section, max_bytes)).transpose()?;
+    let frames = FrameSections { eh_frame, debug_frame, text };
     let functions = frames.functions(|address| offset_in(&layout.segments, address));
     let entry = head.e_entry.get(LE);
-    // Go's own tables hold whatever of its code they describe.
+    // Go's own tables describe all of its code.
     let code = match go {
         Some(_) => None,
-        None => Code::new(file, &layout, &table, &functions.all, entry),
+        None => UndescribedCode::find(file, &layout, &table, &functions.all, entry),
     };
     if frames.eh_frame.is_none() && frames.debug_frame.is_none() && go.is_none() && code.is_none() {
-        return Err("unwind_no_information");
+        return Err(StackLossReason::NoInformation);
     }
-    Ok(Source { frames, functions, go, code, segments: layout.segments, entry })
+    Ok(UnwindSource { frames, functions, go, code, segments: layout.segments, entry })
 }
 
-pub(super) fn load(
+/// Reads a section, and decompresses it if need be.
+pub(super) fn load_section(
     file: &File,
-    section: &crate::symbolize::elf::Section,
-    max: u64,
-) -> Result<Section, &'static str> {
-    if section.size > max {
-        return Err("unwind_too_large");
+    section: &Section,
+    max_bytes: u64,
+) -> Result<LoadedSection, StackLossReason> {
+    if section.size > max_bytes {
+        return Err(StackLossReason::SectionTooLarge);
     }
-    let size = usize::try_from(section.size).map_err(|_| "unwind_too_large")?;
-    let bytes = read_at(file, section.offset, size).map_err(|_| "unwind_unreadable")?;
-    let bytes = if section.flags & elf::SHF_COMPRESSED.0 == 0 { bytes } else { unpack(&bytes)? };
-    Ok(Section { bytes, address: section.address })
+    let size = usize::try_from(section.size).map_err(|_| StackLossReason::SectionTooLarge)?;
+    let bytes = read_at(file, section.offset, size).map_err(|_| StackLossReason::SectionUnreadable)?;
+    let bytes = if section.flags & elf::SHF_COMPRESSED.0 == 0 { bytes } else { decompress(&bytes)? };
+    Ok(LoadedSection { bytes, address: section.address })
 }
 
-/// An `SHF_COMPRESSED` section: Go compresses its `.debug_frame`.
-fn unpack(packed: &[u8]) -> Result<Vec<u8>, &'static str> {
+/// Decompresses an `SHF_COMPRESSED` section. Go compresses its `.debug_frame`.
+fn decompress(compressed: &[u8]) -> Result<Vec<u8>, StackLossReason> {
     // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
-    let data = match packed.split_at_checked(24) {
+    let data = match compressed.split_at_checked(24) {
         Some((head, data)) if head.starts_with(&elf::ELFCOMPRESS_ZLIB.0.to_le_bytes()) => data,
-        _ => return Err("unwind_packed"),
+        _ => return Err(StackLossReason::SectionCompressed),
     };
     let mut bytes = Vec::new();
     let read = ZlibDecoder::new(data).take(MAX_BYTES + 1).read_to_end(&mut bytes);
     match read {
         Ok(_) if bytes.len() as u64 <= MAX_BYTES => Ok(bytes),
-        Ok(_) => Err("unwind_too_large"),
-        Err(_) => Err("unwind_packed"),
+        Ok(_) => Err(StackLossReason::SectionTooLarge),
+        Err(_) => Err(StackLossReason::SectionCompressed),
     }
 }
 
-/// `.eh_frame_hdr` (LSB, "Exception Frame Header") points to `.eh_frame`, which ends in a terminator: how long it is at most
-/// the segment says.
-fn by_program_header(file: &File, layout: &Layout, max: u64) -> Result<Option<Section>, &'static str> {
-    let Some((offset, size, address)) = beyond_header(file, layout) else { return Ok(None) };
-    if size > max {
-        return Err("unwind_too_large");
+/// Reads `.eh_frame` where `.eh_frame_hdr` points to it (LSB, "Exception Frame Header"). It ends in a terminator; its
+/// length is at most the rest of its segment.
+fn eh_frame_by_program_header(
+    file: &File,
+    layout: &Layout,
+    max_bytes: u64,
+) -> Result<Option<LoadedSection>, StackLossReason> {
+    let Some((offset, size, address)) = eh_frame_location(file, layout) else { return Ok(None) };
+    if size > max_bytes {
+        return Err(StackLossReason::SectionTooLarge);
     }
-    let size = usize::try_from(size).map_err(|_| "unwind_too_large")?;
+    let size = usize::try_from(size).map_err(|_| StackLossReason::SectionTooLarge)?;
     let bytes = read_at(file, offset, size).ok();
-    Ok(bytes.map(|bytes| Section { bytes, address }))
+    Ok(bytes.map(|bytes| LoadedSection { bytes, address }))
 }
 
-/// Where in the file what the header points to begins, how far its segment goes on, and its address.
-fn beyond_header(file: &File, layout: &Layout) -> Option<(u64, u64, u64)> {
+/// The file offset that `.eh_frame_hdr` points to, the bytes from there to the end of the segment, and the address.
+fn eh_frame_location(file: &File, layout: &Layout) -> Option<(u64, u64, u64)> {
     const PCREL_SDATA4: u8 = 0x1b;
     if layout.eh_frame_hdr == 0 {
         return None;
@@ -167,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_written_over_a_library_costs_no_panic() {
+    fn a_library_with_random_bytes_written_over_it_causes_no_panic() {
         let whole = std::fs::read("/lib64/ld-linux-x86-64.so.2").unwrap();
         let write = |bytes: &[u8]| {
             let file = tempfile::tempfile().unwrap();
@@ -177,13 +190,13 @@ mod tests {
         let table = sections(&write(&whole));
         let eh_frame = table.iter().find(|section| section.name == b".eh_frame").unwrap();
         let (from, len) = (eh_frame.offset as usize, eh_frame.size as usize);
-        // The same each time: a failure can be had again.
+        // The seed is fixed, so that a failure can be repeated.
         let mut numbers = fastrand::Rng::with_seed(1);
         let mut random = |below: usize| numbers.usize(..below);
         for round in 0..150 {
             let mut bytes = whole.clone();
             for _ in 0..1 + round {
-                // Mostly in the section itself, and now and then in the headers.
+                // Mostly in the section itself, sometimes in the headers.
                 let at = if random(8) == 0 { random(1024) } else { from + random(len) };
                 bytes[at] = random(256) as u8;
             }
@@ -198,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn other_files_say_why_they_have_none() {
-        assert_eq!(rows(&File::open("/etc/passwd").unwrap()).err(), Some("unwind_not_elf"));
+    fn a_file_that_is_not_elf_has_no_rows() {
+        assert_eq!(rows(&File::open("/etc/passwd").unwrap()).err(), Some(StackLossReason::NotElf));
     }
 
-    fn go(folder: &std::path::Path, name: &str, flags: &[&str]) -> File {
+    fn build_go(folder: &std::path::Path, name: &str, flags: &[&str]) -> File {
         File::open(crate::symbolize::go::tests::build(folder, "inlines.go", name, flags)).unwrap()
     }
 
@@ -211,27 +224,31 @@ mod tests {
     fn a_stripped_go_program_has_the_rows_that_its_debug_frame_had() {
         let folder = tempfile::tempdir().unwrap();
         for flags in [&[][..], &["-buildmode=pie"]] {
-            let whole = go(folder.path(), "whole", flags);
-            let stripped = go(folder.path(), "stripped", &[flags, &["-ldflags=-s -w"]].concat());
+            let whole = build_go(folder.path(), "whole", flags);
+            let stripped = build_go(folder.path(), "stripped", &[flags, &["-ldflags=-s -w"]].concat());
             let text = |file: &File| {
                 let text = sections(file).into_iter().find(|section| section.name == b".text").unwrap();
                 (text.offset, read_at(file, text.offset, text.size as usize).unwrap())
             };
             let (offset, code) = text(&whole);
-            assert_eq!((offset, code.len()), (text(&stripped).0, text(&stripped).1.len()), "another layout");
+            assert_eq!(
+                (offset, code.len()),
+                (text(&stripped).0, text(&stripped).1.len()),
+                "the two builds have different layouts"
+            );
             let (by_debug_frame, by_go) = (rows(&whole).unwrap(), rows(&stripped).unwrap());
-            assert!(by_go.problems.is_empty(), "{:?}", by_go.problems);
+            assert!(by_go.losses.is_empty(), "{:?}", by_go.losses);
             let (mut same, mut different, mut outermost) = (0, 0, 0);
             for at in (offset..offset + code.len() as u64).map(|at| u32::try_from(at).unwrap()) {
                 let (expected, found) = (by_debug_frame.at(at), by_go.at(at));
-                // Between two functions there is padding, of which `.debug_frame` says nothing.
+                // `.debug_frame` does not describe the padding between two functions.
                 if expected.kind == KIND_NONE {
                     continue;
                 }
                 if expected == found {
                     same += 1;
                 } else if found.kind == KIND_STOP {
-                    // Go 1.19's `.debug_frame` does not say who has no caller.
+                    // Go 1.19's `.debug_frame` does not mark the functions that have no caller.
                     outermost += 1;
                 } else {
                     if different % 40 == 0 {

@@ -1,71 +1,72 @@
-//! Rows of Go's functions, by Go's own tables, beside those that call frame information gives.
+//! Adds rows for Go's functions, read from Go's own tables, to those from call frame information.
 //!
-//! Must not know: how Go's tables are laid out ([`crate::symbolize::go`] does).
+//! Must not depend on: the layout of Go's tables, which [`crate::symbolize::go`] reads.
 
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 
 use podopsy_wire::{KIND_REGISTER, RULE_NONE, RULE_STOP, Rule};
 
-use super::arch::HERE;
-use super::rows::{Collector, Function, MAX_ROWS, Row};
+use super::arch::NATIVE;
+use super::rows::{DescribedFunction, MAX_ROWS, RowCollector, UnwindRow};
+use crate::StackLossReason;
 use crate::symbolize::elf::{Section, layout, read_at};
 use crate::symbolize::go::{self, Stack};
 
-/// A part of the tables, when they are hashed.
-const PART: u64 = 64 << 10;
+/// Bytes of the tables that are read at a time when they are hashed.
+const CHUNK: u64 = 64 << 10;
 
-/// A stripped Go program: what its `.debug_frame` was made of is still there.
+/// The tables of a stripped Go program, from which its `.debug_frame` was made.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(super) struct GoTables {
     file: File,
     offset: u64,
     size: u64,
 }
 
-/// By what the tables say, as far as they can be read: nobody reads what cannot be.
-impl Hash for Tables {
+/// Hashes the bytes of the tables, up to the first that cannot be read: rows cannot come from those behind it either.
+impl Hash for GoTables {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.size.hash(state);
-        for at in (0..self.size).step_by(PART as usize) {
-            let len = PART.min(self.size - at) as usize;
+        for at in (0..self.size).step_by(CHUNK as usize) {
+            let len = CHUNK.min(self.size - at) as usize;
             let Ok(bytes) = read_at(&self.file, self.offset + at, len) else { return };
             state.write(&bytes);
         }
     }
 }
 
-impl Tables {
-    /// None: the file cannot be held, or its tables lie outside of it.
-    pub fn new(file: &File, section: &Section, max: u64) -> Result<Tables, &'static str> {
-        if section.size > max {
-            return Err("unwind_too_large");
+impl GoTables {
+    /// Keeps a descriptor of the file. An error means that the tables are too large or cannot be read.
+    pub fn new(file: &File, section: &Section, max_bytes: u64) -> Result<GoTables, StackLossReason> {
+        if section.size > max_bytes {
+            return Err(StackLossReason::SectionTooLarge);
         }
-        section.offset.checked_add(section.size).ok_or("unwind_unreadable")?;
-        let file = file.try_clone().map_err(|_| "unwind_unreadable")?;
-        Ok(Tables { file, offset: section.offset, size: section.size })
+        section.offset.checked_add(section.size).ok_or(StackLossReason::SectionUnreadable)?;
+        let file = file.try_clone().map_err(|_| StackLossReason::SectionUnreadable)?;
+        Ok(GoTables { file, offset: section.offset, size: section.size })
     }
 }
 
-impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
-    /// Adds the functions that `described` has not; those are in the order of addresses.
-    pub fn golang(&mut self, tables: &Tables, described: &[Function]) {
+impl<F: Fn(u64) -> Option<u64>> RowCollector<'_, F> {
+    /// Adds the functions that are not in `described`, which is in the order of addresses.
+    pub fn add_go_functions(&mut self, tables: &GoTables, described: &[DescribedFunction]) {
         let by_frames = std::mem::take(&mut self.rows);
         let read = match layout(&tables.file) {
-            Some(layout) => go::stacks(&tables.file, &layout, |stack| self.stack(stack, described)),
-            None => Err("unwind_unreadable"),
+            Some(layout) => go::stacks(&tables.file, &layout, |stack| self.add_go_function(stack, described)),
+            None => Err(StackLossReason::SectionUnreadable),
         };
         if let Err(reason) = read {
-            self.problem(reason);
+            self.count_loss(reason);
         }
         let by_go = std::mem::replace(&mut self.rows, by_frames);
         self.rows.extend(by_go);
-        self.in_order();
+        self.sort_rows();
     }
 
-    /// A function whose calls leave their return address on the stack and keep no frame pointer that matters. False: no
-    /// more, please.
-    fn stack(&mut self, stack: &Stack, described: &[Function]) -> bool {
+    /// Adds the rows of one function. Its return address is on the stack, and its rules need no frame pointer. False if the
+    /// bounds are reached and no more functions are to be added.
+    fn add_go_function(&mut self, stack: &Stack, described: &[DescribedFunction]) -> bool {
         let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
         let (Some(start), Some(last)) = (offset(stack.start), offset(stack.end - 1)) else { return true };
         let end = last.saturating_add(1);
@@ -74,15 +75,15 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
             return true;
         }
         if self.rows.len() >= MAX_ROWS {
-            self.problem("unwind_too_many_rows");
+            self.count_loss(StackLossReason::TooManyRows);
             return false;
         }
         if !self.budget.spend(16 + 8 * stack.steps.len() as u64) {
-            self.problem("unwind_too_slow");
+            self.count_loss(StackLossReason::TooSlow);
             return false;
         }
         if stack.is_outermost {
-            self.push(start, RULE_STOP);
+            self.push_row(start, RULE_STOP);
         } else {
             for &(address, grown) in &stack.steps {
                 let into = u32::try_from(address - stack.start).unwrap_or(u32::MAX);
@@ -93,16 +94,16 @@ impl<F: Fn(u64) -> Option<u64>> Collector<'_, F> {
                     break;
                 };
                 let rule = Rule {
-                    base: HERE.stack as u8,
+                    base: NATIVE.stack_pointer as u8,
                     cfa_offset,
                     ra_offset: -8,
                     ..Rule::of_kind(KIND_REGISTER)
                 };
-                let rule = self.id(rule);
-                self.push(offset, rule);
+                let rule = self.rule_index(rule);
+                self.push_row(offset, rule);
             }
         }
-        self.rows.push(Row { offset: end, rule: RULE_NONE });
+        self.rows.push(UnwindRow { offset: end, rule: RULE_NONE });
         true
     }
 }

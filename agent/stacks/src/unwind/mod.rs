@@ -1,13 +1,14 @@
-//! Unwind tables for the kernel side: what executables say about their stacks, made small.
+//! Unwind tables for the kernel side: the call frame information of executables in a compact form.
 //!
-//! Must not know: aya, pods, symbols' names.
+//! Must not depend on: aya, pods, names of symbols.
 //!
 //! ```text
-//! file ─ rows (call frame information; else the code itself) ─→ rule a row ─→ pages ─ arena (slabs in the kernel) ─→ TABLES
+//! file ─ rows (from call frame information, otherwise from the code itself) ─→ a rule for each row
+//!      ─→ pages ─ slabs in the kernel's memory ─→ map TABLES
 //! ```
 //!
-//! The kernel side finds mappings by itself (`probe-ebpf/src/mapping.rs`): processes are not followed here, only files
-//! that have no table yet.
+//! The kernel side finds mappings by itself (`probe-ebpf/src/mapping.rs`). This module does not follow processes; it
+//! builds tables for files that have none yet.
 
 mod arch;
 mod arena;
@@ -15,19 +16,18 @@ mod builder;
 mod code;
 mod file;
 mod golang;
-mod numbers;
-#[cfg(test)]
-mod oracle;
 mod rows;
 mod rule;
+mod rule_numbers;
+mod scan;
 mod tables;
 #[cfg(test)]
-mod truth;
-#[cfg(test)]
-mod walk;
+mod tests;
+mod worker;
 
-pub use builder::{Builder, Built, Of};
-pub use tables::Kernel;
+pub use builder::{TableBuilder, TableBuilderReport};
+pub use scan::PrebuildScope;
+pub use tables::KernelMaps;
 
-/// Kernel memory for tables, unless somebody says otherwise.
+/// The default bound for kernel memory that holds tables.
 pub const MAX_BYTES: usize = 64 << 20;

@@ -1,9 +1,10 @@
-//! Call frame information (`.eh_frame`, `.debug_frame`) → rows: from this file offset on, that rule.
+//! Reads call frame information (`.eh_frame`, `.debug_frame`) into rows, each of which gives the rule from one file offset
+//! on.
 //!
-//! Must not know: pages, slabs, processes. The bytes are a container's: every size and the time are bounded, and what
-//! is damaged is counted and costs its own rows only.
+//! Must not depend on: pages, slabs, processes. The bytes come from a container: every size and the time are bounded, and
+//! a damaged entry is counted and costs only its own rows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
@@ -14,57 +15,59 @@ use gimli::{
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
 
-use super::code::Code;
-use super::golang;
-use super::rule::rule;
+use super::code::UndescribedCode;
+use super::golang::GoTables;
+use super::rule::rule_for_row;
+use crate::{StackLossReason, StackLosses};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
-/// The largest library with them at hand (librustc_driver) has 1.04 M.
+/// Rows of one file. The largest library that was measured (librustc_driver) has 1.04 M.
 pub(super) const MAX_ROWS: usize = 4 << 20;
-/// Distinct rules of one file; libLLVM has some 900. A file that wants more is after our table of rules.
+/// Distinct rules of one file. libLLVM has some 900; a file with more than this is made to fill the kernel side's rules.
 const MAX_RULES: usize = 2048;
-/// A common entry's instructions run again for every function: a file can be made to take for ever.
+/// CPU time for one file. The instructions of a common entry run again for every function, so a file can be made to take
+/// for ever.
 const MAX_TIME: Duration = Duration::from_secs(10);
-/// Instructions of one function, with the common ones; a real one has some 100 bytes.
-const MAX_INSTRUCTIONS: usize = 1 << 20;
-/// Bytes of instructions between looks at the clock: some milliseconds at the worst.
-const LOOK: u64 = 64 << 10;
+/// Bytes of instructions of one function, with those of its common entry. Real functions have some 100.
+const MAX_INSTRUCTION_BYTES: usize = 1 << 20;
+/// Bytes of instructions between two reads of the clock: some milliseconds at worst.
+const CLOCK_INTERVAL: u64 = 64 << 10;
 
-/// From `offset` on, until the next row.
+/// The rule from `offset` on, until the next row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Row {
-    /// In the file, not in memory.
+pub(super) struct UnwindRow {
+    /// Offset in the file.
     pub offset: u32,
-    /// Into [`Rows::rules`].
+    /// Index into [`FileRows::rules`].
     pub rule: u16,
 }
 
-/// What a file says about unwinding.
+/// The unwind information of a file.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Rows {
-    /// Ascending; neighbours differ. Empty: it says nothing.
-    pub(super) rows: Vec<Row>,
-    /// The first three are the ones with numbers of their own.
+pub(crate) struct FileRows {
+    /// Ascending; the rules of neighbours differ. Empty if the file has no unwind information.
+    pub(super) rows: Vec<UnwindRow>,
+    /// The first three are the special rules (`RULE_NONE`, `RULE_STOP`, `RULE_UNSUPPORTED`).
     pub(super) rules: Vec<Rule>,
-    /// What could not be used, by reason.
-    pub(super) problems: BTreeMap<&'static str, u64>,
+    /// What could not be used.
+    pub(super) losses: StackLosses,
 }
 
-impl Rows {
-    /// Makes the entry point outermost, if nothing is said about it: ld.so and musl say nothing.
-    fn begin_at(&mut self, entry: Option<u32>) {
+impl FileRows {
+    /// Makes the entry point outermost if no row describes it. ld.so and musl do not describe theirs.
+    fn mark_entry_outermost(&mut self, entry: Option<u32>) {
         let Some(entry) = entry.filter(|entry| *entry > 0 && !self.rows.is_empty()) else { return };
         let after = self.rows.partition_point(|row| row.offset <= entry);
-        let holds = after.checked_sub(1).map_or(RULE_NONE, |before| self.rows[before].rule);
-        if holds != RULE_NONE {
+        let current = after.checked_sub(1).map_or(RULE_NONE, |before| self.rows[before].rule);
+        if current != RULE_NONE {
             return;
         }
-        let end = entry.saturating_add(MAX_ENTRY);
+        let end = entry.saturating_add(MAX_ENTRY_CODE);
         if self.rows.get(after).is_none_or(|next| next.offset > end) {
-            self.rows.insert(after, Row { offset: end, rule: RULE_NONE });
+            self.rows.insert(after, UnwindRow { offset: end, rule: RULE_NONE });
         }
-        self.rows.insert(after, Row { offset: entry, rule: RULE_STOP });
+        self.rows.insert(after, UnwindRow { offset: entry, rule: RULE_STOP });
     }
 
     /// The rule at a file offset.
@@ -76,46 +79,48 @@ impl Rows {
     }
 }
 
-/// A section's bytes and address.
+/// The bytes and the address of a section.
 #[derive(Debug, Hash)]
-pub(super) struct Section {
+pub(super) struct LoadedSection {
     pub bytes: Vec<u8>,
     pub address: u64,
 }
 
-/// Where a function is, and where it is described.
+/// A function that call frame information describes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Function {
+pub(super) struct DescribedFunction {
+    /// Offset in the file.
     pub start: u32,
     pub end: u32,
-    /// Of its entry, in its section.
+    /// Offset of its entry in the section.
     entry: u32,
+    /// The entry is in `.debug_frame`; otherwise it is in `.eh_frame`.
     is_debug: bool,
 }
 
-/// What reading may still cost.
-pub(super) struct Budget {
-    /// Bytes of instructions until the next look at the clock.
-    until_look: u64,
+/// The CPU time that is left for reading a file.
+pub(super) struct TimeBudget {
+    /// Bytes of instructions until the next read of the clock.
+    until_clock: u64,
     until: Duration,
 }
 
-impl Budget {
-    pub fn new() -> Budget {
-        Budget::of(MAX_TIME)
+impl TimeBudget {
+    pub fn new() -> TimeBudget {
+        TimeBudget::with_limit(MAX_TIME)
     }
 
-    pub fn of(time: Duration) -> Budget {
-        Budget { until_look: LOOK, until: thread_time() + time }
+    pub fn with_limit(time: Duration) -> TimeBudget {
+        TimeBudget { until_clock: CLOCK_INTERVAL, until: thread_time() + time }
     }
 
-    /// False: it is used up.
+    /// Accounts for work, in bytes of instructions. False if the budget is used up.
     pub fn spend(&mut self, bytes: u64) -> bool {
-        match self.until_look.checked_sub(bytes) {
-            Some(left) => self.until_look = left,
-            // A look is a system call.
+        match self.until_clock.checked_sub(bytes) {
+            Some(left) => self.until_clock = left,
+            // Reading the clock is a system call.
             None => {
-                self.until_look = LOOK;
+                self.until_clock = CLOCK_INTERVAL;
                 return thread_time() < self.until;
             }
         }
@@ -123,40 +128,40 @@ impl Budget {
     }
 }
 
-/// CPU time of this thread: a busy machine is no reason to give a file up.
+/// CPU time of this thread: a file is not abandoned because the machine is busy.
 fn thread_time() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
     now.map_or(Duration::ZERO, Duration::from)
 }
 
-/// How far the code of an entry point may reach that has no entry of its own: ld.so's is some 40 bytes.
-const MAX_ENTRY: u32 = 256;
+/// The bytes of code at the entry point that are taken for one function if no row describes them. ld.so has some 40.
+const MAX_ENTRY_CODE: u32 = 256;
 
-/// Call frame information, as it stands in a file.
+/// The sections of a file that hold call frame information.
 #[derive(Debug, Hash)]
-pub(super) struct Frames {
-    pub eh_frame: Option<Section>,
-    pub debug_frame: Option<Section>,
-    /// Where code begins, for pointers that are relative to that.
+pub(super) struct FrameSections {
+    pub eh_frame: Option<LoadedSection>,
+    pub debug_frame: Option<LoadedSection>,
+    /// The address of `.text`, for pointers that are relative to it.
     pub text: u64,
 }
 
-/// The functions that are described, in the order of addresses, and what could not be read.
+/// The functions that call frame information describes, in the order of addresses, and what could not be read.
 #[derive(Debug)]
-pub(super) struct Functions {
-    pub all: Vec<Function>,
-    problems: BTreeMap<&'static str, u64>,
+pub(super) struct DescribedFunctions {
+    pub all: Vec<DescribedFunction>,
+    losses: StackLosses,
 }
 
-/// They follow from the frames and the segments, which are hashed.
-impl Hash for Functions {
+/// Hashes nothing: the functions follow from the sections and the segments, which are hashed.
+impl Hash for DescribedFunctions {
     fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
-impl Frames {
+impl FrameSections {
     fn parsed<'a, S>(
         &self,
-        section: &'a Section,
+        section: &'a LoadedSection,
         new: fn(&'a [u8], LittleEndian) -> S,
     ) -> (S, BaseAddresses) {
         let bases = BaseAddresses::default().set_eh_frame(section.address).set_text(self.text);
@@ -175,17 +180,17 @@ impl Frames {
         Some(parsed)
     }
 
-    /// Where functions are; `to_offset` gives the file offset of a virtual address that is loaded.
-    pub fn functions(&self, to_offset: impl Fn(u64) -> Option<u64>) -> Functions {
-        let mut collector = Collector::new(&to_offset);
+    /// Finds the described functions. `to_offset` maps a virtual address to its file offset, if it is loaded.
+    pub fn functions(&self, to_offset: impl Fn(u64) -> Option<u64>) -> DescribedFunctions {
+        let mut collector = RowCollector::new(&to_offset);
         let mut all = Vec::new();
         if let Some((section, bases)) = &self.eh_frame() {
-            collector.index(section, bases, false, &mut all);
+            collector.find_functions(section, bases, false, &mut all);
         }
-        // Where both sections describe a function, `.eh_frame` is what the program itself relies on.
+        // If both sections describe a function, `.eh_frame` wins, because the program itself relies on it.
         if let Some((section, bases)) = &self.debug_frame() {
             let mut debug = Vec::new();
-            collector.index(section, bases, true, &mut debug);
+            collector.find_functions(section, bases, true, &mut debug);
             all.sort_by_key(|function| function.start);
             debug.retain(|function| {
                 let after = all.partition_point(|other| other.start < function.end);
@@ -194,83 +199,103 @@ impl Frames {
             all.append(&mut debug);
         }
         all.sort_by_key(|function| function.start);
-        Functions { all, problems: collector.problems }
+        DescribedFunctions { all, losses: collector.losses }
     }
 }
 
-/// Reads the rows of `functions`, in the order of addresses, and what Go's own tables and the code say of functions that are
-/// not among them; `entry` is where programs begin, and nobody has called that. Only the result is ever whole in memory.
-pub(super) fn read(
-    frames: &Frames,
-    functions: &Functions,
-    go: Option<&golang::Tables>,
-    code: Option<&Code>,
-    entry: u64,
-    to_offset: impl Fn(u64) -> Option<u64>,
-) -> Rows {
-    let mut collector = Collector::new(&to_offset);
-    collector.problems.clone_from(&functions.problems);
+/// The parts of a file that rows are read from.
+pub(super) struct RowInput<'a> {
+    pub frames: &'a FrameSections,
+    pub functions: &'a DescribedFunctions,
+    /// Go's own tables, for functions that `functions` lacks.
+    pub go: Option<&'a GoTables>,
+    /// Code that `functions` lacks.
+    pub code: Option<&'a UndescribedCode>,
+    /// The address of the entry point, which has no caller.
+    pub entry: u64,
+}
+
+/// Reads the rows of a file. `to_offset` maps a virtual address to its file offset, if it is loaded. Only the result is
+/// ever completely in memory; the entries are read one by one.
+pub(super) fn read(input: &RowInput<'_>, to_offset: impl Fn(u64) -> Option<u64>) -> FileRows {
+    let RowInput { frames, functions, .. } = *input;
+    let mut collector = RowCollector::new(&to_offset);
+    collector.losses.clone_from(&functions.losses);
     let (eh_frame, debug_frame) = (frames.eh_frame(), frames.debug_frame());
     let mut context = UnwindContext::new();
     let (mut eh_common, mut debug_common) = (None, None);
     for (index, function) in functions.all.iter().enumerate() {
         let next = functions.all.get(index + 1).map_or(u32::MAX, |next| next.start);
-        let goes_on = match (function.is_debug, &eh_frame, &debug_frame) {
+        let has_budget = match (function.is_debug, &eh_frame, &debug_frame) {
             (false, Some((section, bases)), _) => {
-                collector.function(*function, next, section, bases, &mut context, &mut eh_common)
+                let entries = FrameEntries { section, bases, context: &mut context, common: &mut eh_common };
+                collector.add_function(*function, next, entries)
             }
             (true, _, Some((section, bases))) => {
-                collector.function(*function, next, section, bases, &mut context, &mut debug_common)
+                let entries =
+                    FrameEntries { section, bases, context: &mut context, common: &mut debug_common };
+                collector.add_function(*function, next, entries)
             }
             _ => true,
         };
-        if !goes_on {
+        if !has_budget {
             break;
         }
     }
-    if let Some(tables) = go {
-        collector.golang(tables, &functions.all);
+    if let Some(tables) = input.go {
+        collector.add_go_functions(tables, &functions.all);
     }
-    if let Some(code) = code {
-        collector.code(code);
+    if let Some(code) = input.code {
+        collector.add_undescribed_code(code);
     }
-    let entry = to_offset(entry).and_then(|offset| u32::try_from(offset).ok());
+    let entry = to_offset(input.entry).and_then(|offset| u32::try_from(offset).ok());
     let mut rows = collector.finish();
-    rows.begin_at(entry);
+    rows.mark_entry_outermost(entry);
     rows
 }
 
-pub(super) struct Collector<'a, F> {
+/// Collects rows from several sources, with their rules numbered and the time bounded.
+pub(super) struct RowCollector<'a, F> {
     pub to_offset: &'a F,
-    pub budget: Budget,
-    pub rows: Vec<Row>,
+    pub budget: TimeBudget,
+    pub rows: Vec<UnwindRow>,
     rules: Vec<Rule>,
-    /// Asked for each row: the default hash took a sixth of the time. Colliding rules cost no more than [`MAX_RULES`] looks.
-    ids: HashMap<Rule, u16, RandomState>,
-    problems: BTreeMap<&'static str, u64>,
+    /// Looked up for each row: the default hasher took a sixth of the time. Rules made to collide cost at most
+    /// [`MAX_RULES`] comparisons.
+    indexes: HashMap<Rule, u16, RandomState>,
+    losses: StackLosses,
 }
 
-type Common<'a, O> = Option<(O, CommonInformationEntry<Bytes<'a>>)>;
+/// The common entry that was read last, with its offset.
+type CachedCommonEntry<'a, O> = Option<(O, CommonInformationEntry<Bytes<'a>>)>;
 
-impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
+/// A section of entries, with what reading them reuses.
+struct FrameEntries<'a, 's, S: UnwindSection<Bytes<'s>>> {
+    section: &'a S,
+    bases: &'a BaseAddresses,
+    context: &'a mut UnwindContext<usize>,
+    common: &'a mut CachedCommonEntry<'s, S::Offset>,
+}
+
+impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
     fn new(to_offset: &'a F) -> Self {
         let rules = [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].map(Rule::of_kind).to_vec();
-        let ids = rules.iter().zip(0..).map(|(&rule, id)| (rule, id)).collect();
-        let (rows, problems) = (Vec::new(), BTreeMap::new());
-        Collector { to_offset, budget: Budget::new(), rows, rules, ids, problems }
+        let indexes = rules.iter().zip(0..).map(|(&rule, index)| (rule, index)).collect();
+        let losses = StackLosses::default();
+        RowCollector { to_offset, budget: TimeBudget::new(), rows: Vec::new(), rules, indexes, losses }
     }
 
-    pub fn problem(&mut self, reason: &'static str) {
-        *self.problems.entry(reason).or_default() += 1;
+    pub fn count_loss(&mut self, reason: StackLossReason) {
+        self.losses.add(reason, 1);
     }
 
-    /// Where a section's functions are.
-    fn index<'s, S: UnwindSection<Bytes<'s>>>(
+    /// Finds the functions that a section describes.
+    fn find_functions<'s, S: UnwindSection<Bytes<'s>>>(
         &mut self,
         section: &S,
         bases: &BaseAddresses,
         is_debug: bool,
-        functions: &mut Vec<Function>,
+        functions: &mut Vec<DescribedFunction>,
     ) {
         let mut common = None;
         let mut entries = section.entries(bases);
@@ -279,160 +304,169 @@ impl<'a, F: Fn(u64) -> Option<u64>> Collector<'a, F> {
                 Ok(Some(CieOrFde::Fde(partial))) => partial,
                 Ok(Some(CieOrFde::Cie(_))) => continue,
                 Ok(None) => return,
-                Err(_) => return self.problem("unwind_entry_damaged"),
+                Err(_) => return self.count_loss(StackLossReason::EntryDamaged),
             };
             if functions.len() >= MAX_ROWS / 4 {
-                return self.problem("unwind_too_many_rows");
+                return self.count_loss(StackLossReason::TooManyRows);
             }
-            match partial.parse(|section, bases, at| remembered(&mut common, section, bases, at)) {
-                Ok(entry) => functions.extend(self.place(&entry, is_debug)),
-                Err(_) => self.problem("unwind_entry_damaged"),
+            match partial.parse(|section, bases, at| common_entry(&mut common, section, bases, at)) {
+                Ok(entry) => functions.extend(self.locate(&entry, is_debug)),
+                Err(_) => self.count_loss(StackLossReason::EntryDamaged),
             }
         }
     }
 
-    fn place(&mut self, entry: &FrameDescriptionEntry<Bytes<'_>>, is_debug: bool) -> Option<Function> {
-        // The linker leaves entries of functions that it dropped: at address 0, or empty.
+    fn locate(
+        &mut self,
+        entry: &FrameDescriptionEntry<Bytes<'_>>,
+        is_debug: bool,
+    ) -> Option<DescribedFunction> {
+        // The linker leaves the entries of functions that it dropped: empty, or at address 0.
         if entry.len() == 0 {
             return None;
         }
         let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
         let found = offset(entry.initial_address()).and_then(|start| {
             let end = start.checked_add(u32::try_from(entry.len()).ok()?)?;
-            Some(Function { start, end, entry: u32::try_from(entry.offset()).ok()?, is_debug })
+            Some(DescribedFunction { start, end, entry: u32::try_from(entry.offset()).ok()?, is_debug })
         });
         if found.is_none() {
-            self.problem("unwind_not_loaded");
+            self.count_loss(StackLossReason::EntryNotLoaded);
         }
         found
     }
 
-    /// Adds a function's rows, up to where the next one begins; false: there is no more room or time.
-    fn function<'s, S: UnwindSection<Bytes<'s>>>(
+    /// Adds the rows of a function, up to `next`, where the next one begins. False if there may be no more rows, or no time
+    /// is left.
+    fn add_function<'s, S: UnwindSection<Bytes<'s>>>(
         &mut self,
-        function: Function,
+        function: DescribedFunction,
         next: u32,
-        section: &S,
-        bases: &BaseAddresses,
-        context: &mut UnwindContext<usize>,
-        common: &mut Common<'s, S::Offset>,
+        entries: FrameEntries<'_, 's, S>,
     ) -> bool {
+        let FrameEntries { section, bases, context, common } = entries;
         if self.rows.len() >= MAX_ROWS {
-            self.problem("unwind_too_many_rows");
+            self.count_loss(StackLossReason::TooManyRows);
             return false;
         }
         let parsed =
             section.fde_from_offset(bases, S::Offset::from(function.entry as usize), |section, bases, at| {
-                remembered(common, section, bases, at)
+                common_entry(common, section, bases, at)
             });
         let Ok(entry) = parsed else {
-            self.problem("unwind_entry_damaged");
+            self.count_loss(StackLossReason::EntryDamaged);
             return true;
         };
         let bytes = entry.entry_len().saturating_add(entry.cie().entry_len());
-        if bytes > MAX_INSTRUCTIONS {
-            self.problem("unwind_entry_damaged");
-            self.push(function.start, RULE_UNSUPPORTED);
+        if bytes > MAX_INSTRUCTION_BYTES {
+            self.count_loss(StackLossReason::EntryDamaged);
+            self.push_row(function.start, RULE_UNSUPPORTED);
         } else if !self.budget.spend(bytes as u64) {
-            self.problem("unwind_too_slow");
+            self.count_loss(StackLossReason::TooSlow);
             return false;
-        } else if self.instructions(function, next, &entry, section, bases, context).is_none() {
-            self.problem("unwind_entry_damaged");
-            self.forget(function.start);
-            self.push(function.start, RULE_UNSUPPORTED);
+        } else if self
+            .add_rows_of_entry(function, next, &entry, FrameEntries { section, bases, context, common })
+            .is_none()
+        {
+            self.count_loss(StackLossReason::EntryDamaged);
+            self.remove_rows_from(function.start);
+            self.push_row(function.start, RULE_UNSUPPORTED);
         }
         if function.end < next {
-            self.push(function.end, RULE_NONE);
+            self.push_row(function.end, RULE_NONE);
         }
         true
     }
 
-    /// None: they are damaged. What they said so far may hold until there, but there is not known.
-    fn instructions<'s, S: UnwindSection<Bytes<'s>>>(
+    /// Adds a row for each row of the entry. None if its instructions are damaged: the rows before that place may be right,
+    /// but the place itself is not known.
+    fn add_rows_of_entry<'s, S: UnwindSection<Bytes<'s>>>(
         &mut self,
-        function: Function,
+        function: DescribedFunction,
         next: u32,
         entry: &FrameDescriptionEntry<Bytes<'s>>,
-        section: &S,
-        bases: &BaseAddresses,
-        context: &mut UnwindContext<usize>,
+        entries: FrameEntries<'_, 's, S>,
     ) -> Option<()> {
+        let FrameEntries { section, bases, context, .. } = entries;
         let is_signal = entry.is_signal_trampoline();
         let mut table = entry.rows(section, bases, context).ok()?;
         while let Some(row) = table.next_row().ok()? {
             let into = row.start_address().wrapping_sub(entry.initial_address());
             let Ok(into) = u32::try_from(into) else { break };
-            // Two that overlap: the later one begins where it says.
+            // If two functions overlap, the later one counts from its start.
             if into >= function.end - function.start || function.start + into >= next {
                 break;
             }
             if self.rows.len() >= MAX_ROWS {
                 break;
             }
-            let rule = self.id(rule(row, section, is_signal));
-            self.push(function.start + into, rule);
+            let rule = self.rule_index(rule_for_row(row, section, is_signal));
+            self.push_row(function.start + into, rule);
         }
         Some(())
     }
 
-    /// No row that only repeats the one before.
-    pub fn push(&mut self, offset: u32, rule: u16) {
+    /// Adds a row, unless it only repeats the rule of the row before.
+    pub fn push_row(&mut self, offset: u32, rule: u16) {
         match self.rows.last_mut() {
             Some(last) if last.offset == offset => last.rule = rule,
             Some(last) if last.rule == rule => {}
-            _ => self.rows.push(Row { offset, rule }),
+            _ => self.rows.push(UnwindRow { offset, rule }),
         }
     }
 
-    /// Brings rows that were added out of order into it.
-    pub fn in_order(&mut self) {
-        // Where one function ends another may begin: what is said wins over that nothing is.
+    /// Sorts rows that were added out of order.
+    pub fn sort_rows(&mut self) {
+        // Another function may begin where one ends: its rule wins over the `RULE_NONE` of the end.
         self.rows.sort_by_key(|row| (row.offset, row.rule != RULE_NONE));
         let all = std::mem::take(&mut self.rows);
-        all.into_iter().for_each(|row| self.push(row.offset, row.rule));
+        for row in all {
+            self.push_row(row.offset, row.rule);
+        }
     }
 
-    /// Takes back all rows from an offset on.
-    fn forget(&mut self, offset: u32) {
+    /// Removes all rows from an offset on.
+    fn remove_rows_from(&mut self, offset: u32) {
         while self.rows.last().is_some_and(|last| last.offset >= offset) {
             self.rows.pop();
         }
     }
 
-    pub fn id(&mut self, rule: Rule) -> u16 {
-        if let Some(&id) = self.ids.get(&rule) {
-            return id;
+    /// The index of a rule in [`FileRows::rules`], or [`RULE_UNSUPPORTED`] if there are too many.
+    pub fn rule_index(&mut self, rule: Rule) -> u16 {
+        if let Some(&index) = self.indexes.get(&rule) {
+            return index;
         }
         if self.rules.len() >= MAX_RULES {
-            self.problem("unwind_too_many_rules");
+            self.count_loss(StackLossReason::TooManyRules);
             return RULE_UNSUPPORTED;
         }
-        let id = u16::try_from(self.rules.len()).unwrap_or(RULE_UNSUPPORTED);
+        let index = u16::try_from(self.rules.len()).unwrap_or(RULE_UNSUPPORTED);
         self.rules.push(rule);
-        self.ids.insert(rule, id);
-        id
+        self.indexes.insert(rule, index);
+        index
     }
 
-    fn finish(mut self) -> Rows {
+    fn finish(mut self) -> FileRows {
         self.rows.shrink_to_fit();
         debug_assert_eq!(self.rules[usize::from(RULE_STOP)].kind, KIND_STOP);
-        Rows { rows: self.rows, rules: self.rules, problems: self.problems }
+        FileRows { rows: self.rows, rules: self.rules, losses: self.losses }
     }
 }
 
-/// Neighbours share their common entry, mostly.
-fn remembered<'s, S: UnwindSection<Bytes<'s>>>(
-    known: &mut Common<'s, S::Offset>,
+/// Reads a common entry, unless it is the one that was read last: neighbours mostly share theirs.
+fn common_entry<'s, S: UnwindSection<Bytes<'s>>>(
+    cached: &mut CachedCommonEntry<'s, S::Offset>,
     section: &S,
     bases: &BaseAddresses,
     at: S::Offset,
 ) -> gimli::Result<CommonInformationEntry<Bytes<'s>>> {
-    if let Some((known, entry)) = known
-        && *known == at
+    if let Some((offset, entry)) = cached
+        && *offset == at
     {
         return Ok(entry.clone());
     }
     let entry = section.cie_from_offset(bases, at)?;
-    *known = Some((at, entry.clone()));
+    *cached = Some((at, entry.clone()));
     Ok(entry)
 }

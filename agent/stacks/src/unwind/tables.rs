@@ -1,9 +1,10 @@
-//! Rows → pages in the kernel's memory, shared between all files that say the same, evicted by use.
+//! Writes rows as pages into the kernel's memory. Files with equal content share a table; the least used are evicted.
 //!
-//! Must not know: aya, processes, where rows come from.
+//! Must not depend on: aya, processes, the source of the rows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use podopsy_wire::{
@@ -11,15 +12,16 @@ use podopsy_wire::{
     SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
 };
 
-use super::arena::{Arena, Extent};
-use super::numbers::Rules;
-use super::rows::Rows;
+use super::arena::{Extent, SlabArena};
+use super::rows::{FileRows, UnwindRow};
+use super::rule_numbers::RuleNumbers;
+use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::UnwindCost;
 
-/// The kernel side's maps.
-pub trait Kernel: Send + 'static {
+/// The kernel side's maps that hold unwind tables.
+pub trait KernelMaps: Send + 'static {
     fn add_slab(&mut self) -> anyhow::Result<()>;
-    /// Writes `words` to a slab, from its word `first` on; they fit.
+    /// Writes `words` to a slab, from its word `first` on. The words must fit.
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()>;
     fn max_slabs(&self) -> usize;
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()>;
@@ -29,203 +31,176 @@ pub trait Kernel: Send + 'static {
     fn table(&self, key: &FileKey) -> Option<Table>;
 }
 
-/// How long a program that still reads what was taken away could take: microseconds, in truth.
+/// The time after which no BPF program can still be reading a table that was removed. They take microseconds.
 const GRACE: Duration = Duration::from_millis(5);
-/// In the units of [`Table::used`]: what a stack went through as lately as that is not evicted, or tables that do not
-/// all fit would be made and thrown away without end.
+/// In the units of [`Table::used`]. A table that a stack went through this recently is not evicted; otherwise tables that
+/// do not all fit would be built and discarded without end.
 const IN_USE: u32 = 4;
-/// In the same units: a file that there was no room for is not looked at for so long.
-const REFUSED: u32 = 60;
-/// A round of eviction frees this part of all room at least: each costs a look at all tables, and a wait.
-const ROUND: usize = 16;
+/// In the same units: the time until a file that did not fit may be requested again.
+const RETRY_REFUSED_AFTER: u32 = 60;
+/// One eviction frees at least this fraction of all memory, because each eviction looks at all tables and sleeps.
+const EVICTION_FRACTION: usize = 16;
 
-/// Names what a file says about unwinding: its hash by a key that nobody can guess.
+/// Identifies the unwind information of a file: its hash under a key that cannot be guessed.
 pub(super) type Digest = u64;
 
+/// The table of one file, or of several files with the same unwind information.
 #[derive(Debug)]
-struct Loaded {
+struct UnwindTable {
     extents: Vec<Extent>,
     table: Table,
     rows: usize,
-    /// Numbers of the rules that it uses.
+    /// The numbers of the rules that it uses.
     rules: Vec<u16>,
     keys: Vec<FileKey>,
 }
 
-pub struct Tables<K> {
+/// All tables, with the kernel memory that they lie in.
+pub struct UnwindTables<K> {
     kernel: K,
-    arena: Arena,
-    rules: Rules,
-    loaded: HashMap<Digest, Loaded>,
-    /// Files that the kernel side has an answer for; none: it has no table.
-    known: HashMap<FileKey, Option<Digest>>,
-    /// Files that there was no room for, and when.
+    arena: SlabArena,
+    rules: RuleNumbers,
+    tables: HashMap<Digest, UnwindTable>,
+    /// Files that the kernel side has an answer for. None if the answer is that the file has no table.
+    answers: HashMap<FileKey, Option<Digest>>,
+    /// Files whose table did not fit, and the time of the attempt.
     refused: Vec<(u32, FileKey)>,
     hasher: RandomState,
     max_slabs: usize,
-    losses: BTreeMap<&'static str, u64>,
+    losses: StackLosses,
 }
 
-impl<K: Kernel> Tables<K> {
-    /// At most `max_bytes` of the kernel's memory for rows and directories.
+impl<K: KernelMaps> UnwindTables<K> {
+    /// Uses at most `max_bytes` of the kernel's memory for rows and directories.
     pub fn new(mut kernel: K, max_bytes: usize) -> anyhow::Result<Self> {
-        let rules = Rules::new(&mut kernel)?;
+        let rules = RuleNumbers::new(&mut kernel)?;
         let max_slabs = (max_bytes / (SLAB_WORDS * 4)).clamp(1, kernel.max_slabs());
         Ok(Self {
             kernel,
-            arena: Arena::default(),
+            arena: SlabArena::default(),
             rules,
-            loaded: HashMap::new(),
-            known: HashMap::new(),
+            tables: HashMap::new(),
+            answers: HashMap::new(),
             refused: Vec::new(),
             hasher: RandomState::new(),
             max_slabs,
-            losses: BTreeMap::new(),
+            losses: StackLosses::default(),
         })
     }
 
-    /// True when the kernel side has an answer for this file.
-    pub fn knows(&self, key: &FileKey) -> bool {
-        self.known.contains_key(key)
+    /// True when the kernel side has an answer for this file: a table, or that there is none.
+    pub fn has_answer(&self, key: &FileKey) -> bool {
+        self.answers.contains_key(key)
     }
 
-    pub(super) fn digest(&self, of: &impl Hash) -> Digest {
-        self.hasher.hash_one(of)
+    pub(super) fn digest(&self, content: &impl Hash) -> Digest {
+        self.hasher.hash_one(content)
     }
 
-    /// Tells the kernel side of an interpreter, by the number that its file's table will have.
+    /// Passes an interpreter's layout to the kernel side, under the number that its file's table will carry.
     pub(super) fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()> {
         self.kernel.set_python(number, layout)
     }
 
-    /// Gives the file a table, or says that it has none. `rows` are read only if no other file says the same.
-    /// `python`: the interpreter that the file is; 0: none.
+    /// Gives the file a table, or records that it has none. `rows` is called only if no other file has the same digest.
+    /// `python` is the number of the interpreter that the file is, or 0.
     pub(super) fn load(
         &mut self,
         key: &FileKey,
         python: u32,
         digest: Digest,
-        rows: impl FnOnce() -> Result<Rows, &'static str>,
+        rows: impl FnOnce() -> Result<FileRows, StackLossReason>,
     ) -> anyhow::Result<()> {
-        self.keep_room_for_files();
-        if let Some(loaded) = self.loaded.get_mut(&digest) {
-            if !loaded.keys.contains(key) {
-                loaded.keys.push(*key);
+        self.limit_files();
+        if let Some(found) = self.tables.get_mut(&digest) {
+            if !found.keys.contains(key) {
+                found.keys.push(*key);
             }
-            let table = Table { python, ..loaded.table };
-            return self.answer(key, Some(digest), &table);
+            let table = Table { python, ..found.table };
+            return self.set_answer(key, Some(digest), &table);
         }
         match rows() {
             Ok(rows) => {
-                for (reason, count) in &rows.problems {
-                    *self.losses.entry(reason).or_default() += count;
-                }
-                match self.table(key, digest, &rows)? {
-                    Some(table) => self.answer(key, Some(digest), &Table { python, ..table }),
+                self.losses.add_all(&rows.losses);
+                match self.add_table(key, digest, &rows)? {
+                    Some(table) => self.set_answer(key, Some(digest), &Table { python, ..table }),
                     None => self.refuse(key, python),
                 }
             }
-            Err(reason) => self.has_none(key, python, reason),
+            Err(reason) => self.set_no_table(key, python, reason),
         }
     }
 
-    /// Says for good that the file has no table.
-    pub(super) fn has_none(
+    /// Records that the file has no table and never will have one.
+    pub(super) fn set_no_table(
         &mut self,
         key: &FileKey,
         python: u32,
-        reason: &'static str,
+        reason: StackLossReason,
     ) -> anyhow::Result<()> {
-        self.lose(reason);
-        self.keep_room_for_files();
-        self.answer(key, None, &Table { python, ..NONE })
+        self.count_loss(reason);
+        self.limit_files();
+        self.set_answer(key, None, &Table { python, ..NO_TABLE })
     }
 
-    fn answer(&mut self, key: &FileKey, digest: Option<Digest>, table: &Table) -> anyhow::Result<()> {
-        self.known.insert(*key, digest);
+    fn set_answer(&mut self, key: &FileKey, digest: Option<Digest>, table: &Table) -> anyhow::Result<()> {
+        self.answers.insert(*key, digest);
         self.kernel.set_table(key, &Table { used: now(), ..*table })
     }
 
-    /// Says that it has none until there may be room again.
+    /// Records that the file has no table until there may be memory for it.
     fn refuse(&mut self, key: &FileKey, python: u32) -> anyhow::Result<()> {
-        self.lose("unwind_no_room");
+        self.count_loss(StackLossReason::NoTableMemory);
         self.refused.push((now(), *key));
-        self.answer(key, None, &Table { python, ..NONE })
+        self.set_answer(key, None, &Table { python, ..NO_TABLE })
     }
 
-    /// Takes back that the file was asked for, so that it can be asked for again.
-    pub(super) fn forget(&mut self, key: &FileKey, reason: &'static str) {
-        self.lose(reason);
-        self.take_back(key);
-    }
-
-    /// The same of one that nobody looked at.
-    pub(super) fn take_back(&mut self, key: &FileKey) {
-        self.known.remove(key);
+    /// Removes what the kernel side has for a file, so that it requests a table again.
+    pub(super) fn forget(&mut self, key: &FileKey) {
+        self.answers.remove(key);
         self.kernel.remove_table(key);
     }
 
     /// Why rows or files have no table, by counter name.
     pub fn losses(&self) -> BTreeMap<String, u64> {
-        self.losses.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+        self.losses.by_name()
     }
 
     pub fn cost(&self) -> UnwindCost {
         UnwindCost {
-            tables: self.loaded.len(),
-            files: self.loaded.values().map(|loaded| loaded.keys.len()).sum(),
-            rows: self.loaded.values().map(|loaded| loaded.rows).sum(),
+            tables: self.tables.len(),
+            files: self.tables.values().map(|table| table.keys.len()).sum(),
+            rows: self.tables.values().map(|table| table.rows).sum(),
             rules: self.rules.len(),
             kernel_bytes: self.arena.slabs() * SLAB_WORDS * 4,
-            used_bytes: self.arena.used() * 4,
+            used_bytes: self.arena.used_words() * 4,
         }
     }
 
-    pub(super) fn lose(&mut self, reason: &'static str) {
-        *self.losses.entry(reason).or_default() += 1;
+    pub(super) fn count_loss(&mut self, reason: StackLossReason) {
+        self.losses.add(reason, 1);
     }
 
-    /// None: it does not fit, whatever is evicted.
-    fn table(&mut self, key: &FileKey, digest: Digest, rows: &Rows) -> anyhow::Result<Option<Table>> {
+    /// Writes a table. None if it does not fit, even after evictions.
+    fn add_table(&mut self, key: &FileKey, digest: Digest, rows: &FileRows) -> anyhow::Result<Option<Table>> {
         let Some((first, last)) = rows.rows.first().zip(rows.rows.last()) else { return Ok(None) };
         let (first_page, last_page) = (first.offset >> PAGE_BITS, last.offset >> PAGE_BITS);
         let pages = (last_page - first_page + 1) as usize;
         if pages * 2 > SLAB_WORDS {
             return Ok(None);
         }
-        let Some(numbers) = self.rule_numbers(rows)? else { return Ok(None) };
-        let mut made = Loaded { extents: Vec::new(), table: NONE, rows: 0, rules: numbers, keys: vec![*key] };
-        let mut directory = Vec::with_capacity(pages * 2);
-        let (mut page, mut next, mut holds) = (Vec::new(), 0, RULE_NONE);
-        for number in first_page..=last_page {
-            // Every page begins with what holds at its start.
-            page.clear();
-            page.push(u32::from(holds));
-            while let Some(row) = rows.rows.get(next).filter(|row| row.offset >> PAGE_BITS == number) {
-                let inside = row.offset & 0xffff;
-                if inside == 0 {
-                    page.clear();
-                }
-                holds = made.rules[usize::from(row.rule)];
-                page.push(inside << 16 | u32::from(holds));
-                next += 1;
-            }
-            // One row that says "none" needs no room.
-            let entry = if page.iter().all(|row| row & 0xffff == u32::from(RULE_NONE)) {
-                0
-            } else {
-                let Some(extent) = self.put(&page)? else { return Ok(self.give_up(made)) };
-                made.extents.push(extent);
-                made.rows += page.len();
-                (extent.slab as u64) << DIRECTORY_SLAB_SHIFT
-                    | (extent.first as u64) << DIRECTORY_FIRST_SHIFT
-                    | page.len() as u64
-            };
-            directory.extend([entry as u32, (entry >> 32) as u32]);
-        }
-        let Some(place) = self.put(&directory)? else { return Ok(self.give_up(made)) };
-        made.extents.push(place);
-        made.table = Table {
+        let Some(rules) = self.number_rules(rows)? else { return Ok(None) };
+        let mut new = UnwindTable { extents: Vec::new(), table: NO_TABLE, rows: 0, rules, keys: vec![*key] };
+        let Some(directory) = self.write_pages(&mut new, &rows.rows, first_page..=last_page)? else {
+            self.discard(&new);
+            return Ok(None);
+        };
+        let Some(place) = self.write_words(&directory)? else {
+            self.discard(&new);
+            return Ok(None);
+        };
+        new.extents.push(place);
+        new.table = Table {
             state: TABLE_READY,
             slab: u32::try_from(place.slab)?,
             first: u32::try_from(place.first / 2)?,
@@ -234,123 +209,165 @@ impl<K: Kernel> Tables<K> {
             used: now(),
             python: 0,
         };
-        let table = made.table;
-        self.loaded.insert(digest, made);
+        let table = new.table;
+        self.tables.insert(digest, new);
         Ok(Some(table))
     }
 
-    fn give_up(&mut self, made: Loaded) -> Option<Table> {
-        made.extents.into_iter().for_each(|extent| self.arena.give_back(extent));
-        self.rules.give_back(&made.rules);
-        None
+    /// Writes the rows of all `pages`, and returns the words of the directory. None if they do not fit.
+    fn write_pages(
+        &mut self,
+        table: &mut UnwindTable,
+        rows: &[UnwindRow],
+        pages: RangeInclusive<u32>,
+    ) -> anyhow::Result<Option<Vec<u32>>> {
+        let mut directory = Vec::with_capacity(pages.clone().count() * 2);
+        let mut page: Vec<u32> = Vec::new();
+        let mut next = 0;
+        // The rule that holds at the current offset.
+        let mut current = RULE_NONE;
+        for number in pages {
+            // The first row of every page is at its start.
+            page.clear();
+            page.push(u32::from(current));
+            while let Some(row) = rows.get(next).filter(|row| row.offset >> PAGE_BITS == number) {
+                let in_page = row.offset & 0xffff;
+                if in_page == 0 {
+                    page.clear();
+                }
+                current = table.rules[usize::from(row.rule)];
+                page.push(in_page << 16 | u32::from(current));
+                next += 1;
+            }
+            // A page without any rule is an empty entry of the directory and takes no memory.
+            let entry = if page.iter().all(|row| row & 0xffff == u32::from(RULE_NONE)) {
+                0
+            } else {
+                let Some(extent) = self.write_words(&page)? else { return Ok(None) };
+                table.extents.push(extent);
+                table.rows += page.len();
+                (extent.slab as u64) << DIRECTORY_SLAB_SHIFT
+                    | (extent.first as u64) << DIRECTORY_FIRST_SHIFT
+                    | page.len() as u64
+            };
+            directory.extend([entry as u32, (entry >> 32) as u32]);
+        }
+        Ok(Some(directory))
     }
 
-    /// The kernel's numbers of the file's rules, those that it does not know yet being added; none: they do not fit.
-    fn rule_numbers(&mut self, rows: &Rows) -> anyhow::Result<Option<Vec<u16>>> {
+    /// Releases the memory and the rules of a table that the kernel side does not read.
+    fn discard(&mut self, table: &UnwindTable) {
+        for &extent in &table.extents {
+            self.arena.release(extent);
+        }
+        self.rules.release(&table.rules);
+    }
+
+    /// The kernel side's numbers for the rules of a file; rules that are new are added. None if they do not fit.
+    fn number_rules(&mut self, rows: &FileRows) -> anyhow::Result<Option<Vec<u16>>> {
         loop {
-            if let Some(numbers) = self.rules.take(&mut self.kernel, &rows.rules)? {
+            if let Some(numbers) = self.rules.acquire(&mut self.kernel, &rows.rules)? {
                 return Ok(Some(numbers));
             }
             if !self.evict(0) {
-                self.lose("unwind_rules_full");
+                self.count_loss(StackLossReason::RulesFull);
                 return Ok(None);
             }
         }
     }
 
-    /// Room with these words in it: free, new, or somebody else's who has not been seen for longest.
-    fn put(&mut self, words: &[u32]) -> anyhow::Result<Option<Extent>> {
+    /// Writes words into free memory, into a new slab, or into the memory of evicted tables. None if none of it suffices.
+    fn write_words(&mut self, words: &[u32]) -> anyhow::Result<Option<Extent>> {
         if words.len() > SLAB_WORDS {
             return Ok(None);
         }
         loop {
-            if let Some(extent) = self.arena.take(words.len()) {
+            if let Some(extent) = self.arena.allocate(words.len()) {
                 self.kernel.write(extent.slab, extent.first, words)?;
                 return Ok(Some(extent));
             }
             if self.arena.slabs() < self.max_slabs {
                 self.kernel.add_slab()?;
-                self.arena.grow();
+                self.arena.add_slab();
             } else if !self.evict(words.len()) {
                 return Ok(None);
             }
         }
     }
 
-    /// Drops the tables that no stack went through for longest; false: there is none to drop.
+    /// Evicts the tables that were used least recently. False if there is none to evict.
     fn evict(&mut self, words: usize) -> bool {
-        let now = now();
-        let last_used = |loaded: &Loaded| {
-            loaded
-                .keys
-                .iter()
-                .filter_map(|key| self.kernel.table(key))
-                .map(|table| table.used)
-                .max()
-                .unwrap_or(0)
-        };
-        let mut all: Vec<_> =
-            self.loaded.iter().map(|(digest, loaded)| (last_used(loaded), *digest)).collect();
-        all.retain(|(used, _)| now.saturating_sub(*used) >= IN_USE);
-        all.sort_unstable();
-        let wanted = words.max(self.max_slabs * SLAB_WORDS / ROUND);
-        let (mut gone, mut freed) = (Vec::new(), 0);
-        for (_, digest) in all {
+        let wanted = words.max(self.max_slabs * SLAB_WORDS / EVICTION_FRACTION);
+        let (mut evicted, mut freed) = (Vec::new(), 0);
+        for digest in self.least_recently_used() {
             if freed >= wanted {
                 break;
             }
-            let Some(loaded) = self.loaded.remove(&digest) else { continue };
-            loaded.keys.iter().for_each(|key| self.take_back(key));
-            freed += loaded.extents.iter().map(|extent| extent.len).sum::<usize>();
-            gone.push(loaded);
-            self.lose("unwind_evicted");
+            let Some(table) = self.tables.remove(&digest) else { continue };
+            for key in &table.keys {
+                self.forget(key);
+            }
+            freed += table.extents.iter().map(|extent| extent.len).sum::<usize>();
+            evicted.push(table);
+            self.count_loss(StackLossReason::TableEvicted);
         }
-        if gone.is_empty() {
+        if evicted.is_empty() {
             return false;
         }
         std::thread::sleep(GRACE);
-        for loaded in gone {
-            loaded.extents.into_iter().for_each(|extent| self.arena.give_back(extent));
-            self.rules.give_back(&loaded.rules);
+        for table in &evicted {
+            self.discard(table);
         }
-        // Whoever was refused may try again.
-        self.readmit(u32::MAX);
+        // There is free memory now.
+        self.allow_retries(u32::MAX);
         true
     }
 
-    /// Lets files be asked for again that were refused before `until`.
-    fn readmit(&mut self, until: u32) {
-        let (again, still) = std::mem::take(&mut self.refused).into_iter().partition(|(at, _)| *at <= until);
-        self.refused = still;
-        let again: Vec<(u32, FileKey)> = again;
-        again.iter().for_each(|(_, key)| self.take_back(key));
+    /// The tables that may be evicted, the least recently used first.
+    fn least_recently_used(&self) -> Vec<Digest> {
+        let now = now();
+        let last_used = |table: &UnwindTable| {
+            let entries = table.keys.iter().filter_map(|key| self.kernel.table(key));
+            entries.map(|entry| entry.used).max().unwrap_or(0)
+        };
+        let mut all: Vec<_> = self.tables.iter().map(|(digest, table)| (last_used(table), *digest)).collect();
+        all.retain(|(used, _)| now.saturating_sub(*used) >= IN_USE);
+        all.sort_unstable();
+        all.into_iter().map(|(_, digest)| digest).collect()
     }
 
-    /// The map of files is bounded, too: a quarter of it is emptied when it is nearly full.
-    fn keep_room_for_files(&mut self) {
-        self.readmit(now().saturating_sub(REFUSED));
-        if self.known.len() < TABLES_MAX / 8 * 7 {
+    /// Lets the kernel side request the files again that were refused up to `until`.
+    fn allow_retries(&mut self, until: u32) {
+        let due: Vec<(u32, FileKey)> = self.refused.extract_if(.., |(at, _)| *at <= until).collect();
+        for (_, key) in &due {
+            self.forget(key);
+        }
+    }
+
+    /// Removes a quarter of the kernel side's map of files when it is nearly full.
+    fn limit_files(&mut self) {
+        self.allow_retries(now().saturating_sub(RETRY_REFUSED_AFTER));
+        if self.answers.len() < TABLES_MAX / 8 * 7 {
             return;
         }
         let used = |key: &FileKey| self.kernel.table(key).map_or(0, |table| table.used);
-        let mut all: Vec<(u32, FileKey)> = self.known.keys().map(|key| (used(key), *key)).collect();
+        let mut all: Vec<(u32, FileKey)> = self.answers.keys().map(|key| (used(key), *key)).collect();
         all.sort_unstable_by_key(|(used, _)| *used);
         for (_, key) in &all[..all.len() / 4] {
-            if let Some(loaded) =
-                self.known.get(key).copied().flatten().and_then(|digest| self.loaded.get_mut(&digest))
-            {
-                loaded.keys.retain(|other| other != key);
+            let digest = self.answers.get(key).copied().flatten();
+            if let Some(table) = digest.and_then(|digest| self.tables.get_mut(&digest)) {
+                table.keys.retain(|other| other != key);
             }
-            self.take_back(key);
-            self.lose("unwind_files_forgotten");
+            self.forget(key);
+            self.count_loss(StackLossReason::FilesForgotten);
         }
     }
 }
 
-const NONE: Table =
+const NO_TABLE: Table =
     Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
 
-/// As the kernel side writes [`Table::used`].
+/// The current time in the units of [`Table::used`], which the kernel side writes.
 fn now() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     now.map_or(0, |now| ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> 30) as u32)

@@ -25,7 +25,7 @@ use podopsy_model::{Event, Losses};
 use podopsy_pods::Pods;
 use podopsy_probes::ring::Ring;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes, Scope};
-use podopsy_stacks::unwind::{Builder, Of};
+use podopsy_stacks::unwind::{PrebuildScope, TableBuilder};
 use podopsy_system::sync::lock;
 use watch::Watch;
 
@@ -90,7 +90,7 @@ impl Drop for Inner {
 /// What the task, the thread and callers share.
 struct SamplerState {
     candidates: Mutex<GrowthCandidates>,
-    builder: Builder,
+    builder: TableBuilder,
     bad_records: AtomicU64,
     queue_full: AtomicU64,
     evicted: AtomicU64,
@@ -115,7 +115,8 @@ impl GrowthMaps {
     ) -> anyhow::Result<Growth> {
         let CpuMaps { samples, table_requests, tables, targets } = self.0;
         // Reads the vDSO, so it runs on a thread that may block.
-        let start = move || Builder::start(tables, growth::TABLES_BYTES, &Of::Cgroups(Vec::new()));
+        let start =
+            move || TableBuilder::start(tables, growth::TABLES_BYTES, &PrebuildScope::Cgroups(Vec::new()));
         let builder = tokio::task::spawn_blocking(start).await??;
         let shared = Arc::new(SamplerState {
             candidates: Mutex::default(),

@@ -8,6 +8,7 @@ use std::fs::File;
 use super::super::elf::{Layout, read_at};
 use super::find::Table;
 use super::image::Image;
+use crate::StackLossReason;
 
 /// kubelet's tables have 25 MB.
 const MAX_BYTES: u64 = 64 << 20;
@@ -26,30 +27,30 @@ pub(crate) struct Stack {
     pub steps: Vec<(u64, u32)>,
 }
 
-/// Gives every function to `each`, in order, until that says false; an error is a counter's name.
+/// Gives every function to `each`, in order, until that returns false. An error is the reason why they cannot be read.
 pub(crate) fn stacks(
     file: &File,
     layout: &Layout,
     mut each: impl FnMut(&Stack) -> bool,
-) -> Result<(), &'static str> {
+) -> Result<(), StackLossReason> {
     let Some(table) = Table::find(&Image::new(file, layout), file) else {
-        return Err("unwind_no_information");
+        return Err(StackLossReason::NoInformation);
     };
     let range = table.range();
     let size = range.end - range.start;
     if size > MAX_BYTES {
-        return Err("unwind_too_large");
+        return Err(StackLossReason::SectionTooLarge);
     }
-    let offset = layout.offset_of(range.start).ok_or("unwind_unreadable")?;
+    let offset = layout.offset_of(range.start).ok_or(StackLossReason::SectionUnreadable)?;
     let bytes = usize::try_from(size).ok().and_then(|size| read_at(file, offset, size).ok());
-    let bytes = bytes.ok_or("unwind_unreadable")?;
+    let bytes = bytes.ok_or(StackLossReason::SectionUnreadable)?;
     let image = Image::Memory(range.start, &bytes);
     let (mut stack, mut left) = (Stack::default(), MAX_STEPS);
     for index in 0..table.functions {
         if read(&table, &image, index, &mut stack, &mut left).is_none() {
             // It costs this function alone.
             if left == 0 {
-                return Err("unwind_too_slow");
+                return Err(StackLossReason::TooSlow);
             }
             continue;
         }

@@ -1,58 +1,64 @@
-//! Code followed from where functions begin, along all paths whose jumps are known: where the caller's frame is at each
-//! instruction.
+//! Follows code from the starts of functions along all paths whose jumps are known, and finds the place of the caller's
+//! frame at each instruction.
 //!
-//! Must not know: files, machines' instructions ([`amd64`] reads them). What is met first at an address holds there.
+//! Must not depend on: files, the instructions of an architecture ([`amd64`] decodes them). The first path that reaches an
+//! instruction decides.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use podopsy_wire::{FP_AT_CFA, FP_SAME, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, Rule};
 
-use super::amd64::{self, Effect, Flow};
-use super::starts::Starts;
-use super::{Code, gap_at};
-use crate::unwind::arch::HERE;
-use crate::unwind::rows::Budget;
+use super::amd64::{self, Flow, StackEffect};
+use super::starts::FunctionStarts;
+use super::{UndescribedCode, gap_at};
+use crate::unwind::arch::NATIVE;
+use crate::unwind::rows::TimeBudget;
 
-/// Beside a call, where the stack pointer is with nothing pushed: the return address has 8 bytes.
-const CALLED: i32 = 8;
-/// A frame of more is none: a step that grows it for ever is the file's to write.
+/// The distance from the CFA down to the stack pointer at the start of a function: the return address has 8 bytes.
+const RETURN_ADDRESS: i32 = 8;
+/// Bytes of one frame. A file can contain code that grows its frame for ever.
 const MAX_FRAME: i32 = 1 << 24;
-/// Runs of one file; musl's libc has 11,000.
+/// Runs of one file. musl's libc has 11,000.
 const MAX_RUNS: usize = 256 << 10;
-/// Paths that wait to be followed: code can be made of nothing but branches.
+/// Paths that wait to be followed. Code can consist of nothing but branches.
 const MAX_WAITING: usize = 128 << 10;
-/// What an instruction takes of a budget, in bytes of call frame information that take as long.
-const COST: u64 = 32;
+/// The cost of an instruction, in bytes of call frame information that take the same time.
+const INSTRUCTION_COST: u64 = 32;
 
-/// Code with one rule.
+/// A range of code with one rule.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
-    /// In the file, with its end.
+pub(super) struct RuleRun {
+    /// Offset in the file.
     pub offset: u64,
     pub end: u64,
-    /// None: not known there.
+    /// None if the rule is not known.
     pub rule: Option<Rule>,
 }
 
-/// Where things are, in relation to the canonical frame address (CFA), which is 8 above where a function's return address
-/// is.
+/// The places of registers relative to the canonical frame address (CFA), which is 8 above the function's return address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
-    /// The stack pointer, so far below.
+struct FrameState {
+    /// Distance from the CFA down to the stack pointer.
     stack: Option<i32>,
-    /// The frame pointer, so far below; none: it has another value.
+    /// Distance from the CFA down to the frame pointer. None if the register has another value.
     frame: Option<i32>,
-    /// The caller's frame pointer is kept, so far below.
-    kept: Option<i32>,
-    /// The caller's frame pointer is in neither place.
+    /// Distance from the CFA down to the slot where the caller's frame pointer is saved.
+    saved: Option<i32>,
+    /// The caller's frame pointer is neither in its register nor in a known slot.
     is_lost: bool,
     is_outermost: bool,
 }
 
-impl State {
-    const START: State =
-        State { stack: Some(CALLED), frame: None, kept: None, is_lost: false, is_outermost: false };
+impl FrameState {
+    /// The state at the first instruction of a function.
+    const START: FrameState = FrameState {
+        stack: Some(RETURN_ADDRESS),
+        frame: None,
+        saved: None,
+        is_lost: false,
+        is_outermost: false,
+    };
 
     fn rule(&self) -> Option<Rule> {
         if self.is_outermost {
@@ -61,18 +67,19 @@ impl State {
         if self.is_lost {
             return None;
         }
-        // A frame pointer that points to its caller's is one: what is called may take its arguments off the stack itself.
-        let is_kept = self.frame.is_some() && self.frame == self.kept;
+        // A frame pointer that points to the saved one is a real frame pointer. It is preferred to the stack pointer, because
+        // a called function may remove its arguments from the stack itself.
+        let has_frame = self.frame.is_some() && self.frame == self.saved;
         let (base, below) = match (self.stack, self.frame) {
-            (Some(below), _) if !is_kept => (HERE.stack, below),
-            (_, Some(below)) => (HERE.frame, below),
+            (Some(below), _) if !has_frame => (NATIVE.stack_pointer, below),
+            (_, Some(below)) => (NATIVE.frame_pointer, below),
             _ => return None,
         };
-        // Whoever has taken the return address off the stack has it elsewhere.
-        if below < CALLED {
+        // The code has taken the return address off the stack: it is at an unknown place.
+        if below < RETURN_ADDRESS {
             return None;
         }
-        let (fp, fp_offset) = match self.kept {
+        let (fp, fp_offset) = match self.saved {
             Some(below) => (FP_AT_CFA, i16::try_from(-below).ok()?),
             None => (FP_SAME, 0),
         };
@@ -80,35 +87,37 @@ impl State {
         Some(Rule { base, cfa_offset: below, ra_offset: -8, fp, fp_offset, ..Rule::of_kind(KIND_REGISTER) })
     }
 
-    /// After an instruction; none: nothing is known any more.
-    fn after(mut self, effect: Effect) -> Option<State> {
+    /// The state after an instruction. None if neither register has a known place any more.
+    fn after(mut self, effect: StackEffect) -> Option<FrameState> {
         let above = |stack: Option<i32>, by: i32| stack.and_then(|below| below.checked_sub(by));
         match effect {
-            Effect::Nothing => {}
-            Effect::Grows(by) => self.grow(by),
-            Effect::PushesFrame => {
+            StackEffect::Nothing => {}
+            StackEffect::Grows(by) => self.grow(by),
+            StackEffect::PushesFrame => {
                 self.grow(8);
-                self.keep(self.stack);
+                self.save(self.stack);
             }
-            Effect::PopsFrame => {
+            StackEffect::PopsFrame => {
                 self.restore(self.stack);
                 self.grow(-8);
             }
-            Effect::Keeps(by) => self.keep(above(self.stack, by)),
-            Effect::Restores(by) => self.restore(above(self.stack, by)),
-            Effect::FramePoints(by) => {
+            StackEffect::Saves(by) => self.save(above(self.stack, by)),
+            StackEffect::Restores(by) => self.restore(above(self.stack, by)),
+            StackEffect::FramePoints(by) => {
                 self.overwrite();
                 self.frame = above(self.stack, by);
             }
-            Effect::StackPoints(by) => self.stack = above(self.frame, by),
-            Effect::Leaves => {
+            StackEffect::StackPoints(by) => self.stack = above(self.frame, by),
+            StackEffect::Leaves => {
                 self.stack = self.frame;
                 self.restore(self.stack);
                 self.grow(-8);
             }
-            Effect::Outermost if self.kept.is_none() && self.frame.is_none() => self.is_outermost = true,
-            Effect::Outermost | Effect::FrameLost => self.overwrite(),
-            Effect::StackLost => self.stack = None,
+            StackEffect::Outermost if self.saved.is_none() && self.frame.is_none() => {
+                self.is_outermost = true
+            }
+            StackEffect::Outermost | StackEffect::FrameLost => self.overwrite(),
+            StackEffect::StackLost => self.stack = None,
         }
         let is_known = self.is_outermost || self.stack.or(self.frame).is_some_and(|below| below < MAX_FRAME);
         is_known.then_some(self)
@@ -118,17 +127,17 @@ impl State {
         self.stack = self.stack.and_then(|below| below.checked_add(by));
     }
 
-    /// The frame pointer is written to a slot: the caller's is, once.
-    fn keep(&mut self, slot: Option<i32>) {
-        if self.kept.is_none() && self.frame.is_none() && !self.is_lost {
-            self.kept = slot;
+    /// The frame pointer is written to a slot. Only the first write of the caller's value counts.
+    fn save(&mut self, slot: Option<i32>) {
+        if self.saved.is_none() && self.frame.is_none() && !self.is_lost {
+            self.saved = slot;
         }
     }
 
     /// The frame pointer is read from a slot.
     fn restore(&mut self, slot: Option<i32>) {
-        if slot.is_some() && slot == self.kept {
-            (self.kept, self.frame) = (None, None);
+        if slot.is_some() && slot == self.saved {
+            (self.saved, self.frame) = (None, None);
         } else {
             self.overwrite();
         }
@@ -136,100 +145,118 @@ impl State {
 
     fn overwrite(&mut self) {
         self.frame = None;
-        self.is_lost |= self.kept.is_none();
+        self.is_lost |= self.saved.is_none();
     }
 }
 
-/// A path that is still to be followed.
+/// A path that is still to be followed, from an address on.
 #[derive(Clone, Copy)]
-struct Path {
+struct CodePath {
     address: u64,
-    state: State,
+    state: FrameState,
 }
 
-struct Paths<'a> {
-    code: &'a Code,
-    budget: &'a mut Budget,
-    reader: amd64::Reader,
-    room: usize,
-    /// Those that are found on the way are added.
-    starts: Starts,
-    /// Where functions begin, as far as that is taken for sure by now.
-    begins: BTreeSet<u64>,
-    /// Bytes that are part of an instruction that was met, by gap.
-    met: Vec<Vec<bool>>,
-    runs: Vec<Run>,
-    todo: Vec<Path>,
-    /// Jumps to an address that is computed.
-    jumps: Vec<Path>,
-    /// Behind a call and padding: a loop begins there, or the call does not come back and it is another function.
-    doubtful: Vec<Path>,
+struct PathFollower<'a> {
+    code: &'a UndescribedCode,
+    budget: &'a mut TimeBudget,
+    decoder: amd64::InstructionDecoder,
+    max_rows: usize,
+    /// Starts that are found on the way are added.
+    starts: FunctionStarts,
+    /// Starts that are taken for sure by now.
+    sure_starts: BTreeSet<u64>,
+    /// By gap: the bytes that are part of an instruction which was reached.
+    reached: Vec<Vec<bool>>,
+    runs: Vec<RuleRun>,
+    todo: Vec<CodePath>,
+    /// Jumps to a computed address.
+    computed_jumps: Vec<CodePath>,
+    /// Code after a call and padding. Either a loop begins there, or the call does not return and another function begins.
+    doubtful: Vec<CodePath>,
 }
 
-/// What is known of the code, in the order in which it was met, and whether all of it was followed: there may be no more time
-/// or no room for more, `room` rows among it.
-pub(super) fn follow(code: &Code, budget: &mut Budget, room: usize) -> (Vec<Run>, bool) {
-    // What is called is known when all has been followed once: a call that does not come back is followed by another
-    // function, and it has to be known where that begins.
-    let mut first = Paths::new(code, code.starts.clone(), budget, room);
-    if !first.all_functions() {
+/// The rules of the code, in the order in which it was reached, for at most `max_rows` rows. False if the bounds were
+/// reached before all of it was followed.
+pub(super) fn follow(
+    code: &UndescribedCode,
+    budget: &mut TimeBudget,
+    max_rows: usize,
+) -> (Vec<RuleRun>, bool) {
+    // The code is followed twice. After a call that does not return, another function begins, and only the first pass finds
+    // all functions that are called.
+    let mut first = PathFollower::new(code, code.starts.clone(), budget, max_rows);
+    if !first.follow_all() {
         return (first.runs, false);
     }
     let mut starts = first.starts;
-    starts.in_order();
-    let mut second = Paths::new(code, starts, budget, room);
-    let is_whole = second.all_functions();
-    (second.runs, is_whole)
+    starts.sort();
+    let mut second = PathFollower::new(code, starts, budget, max_rows);
+    let is_complete = second.follow_all();
+    (second.runs, is_complete)
 }
 
-impl<'a> Paths<'a> {
-    fn new(code: &'a Code, starts: Starts, budget: &'a mut Budget, room: usize) -> Paths<'a> {
-        Paths {
+impl<'a> PathFollower<'a> {
+    fn new(
+        code: &'a UndescribedCode,
+        starts: FunctionStarts,
+        budget: &'a mut TimeBudget,
+        max_rows: usize,
+    ) -> PathFollower<'a> {
+        PathFollower {
             code,
             budget,
-            reader: amd64::Reader::new(),
-            room,
-            begins: starts.sure.iter().copied().collect(),
+            decoder: amd64::InstructionDecoder::new(),
+            max_rows,
+            sure_starts: starts.sure.iter().copied().collect(),
             starts,
-            met: code.gaps.iter().map(|gap| vec![false; gap.bytes.len()]).collect(),
+            reached: code.gaps.iter().map(|gap| vec![false; gap.bytes.len()]).collect(),
             runs: Vec::new(),
             todo: Vec::new(),
-            jumps: Vec::new(),
+            computed_jumps: Vec::new(),
             doubtful: Vec::new(),
         }
     }
 
-    fn all_functions(&mut self) -> bool {
-        self.signals();
-        self.functions() && self.tables() && self.rest()
+    /// False if the bounds are reached; so it is for all functions below that return a bool.
+    fn follow_all(&mut self) -> bool {
+        self.add_signal_returns();
+        self.follow_functions() && self.follow_switch_cases() && self.follow_rest()
     }
 
-    /// What signal handlers return to. Nobody calls it: the address before it is looked up, and that is another function's.
-    fn signals(&mut self) {
+    /// Adds the code that signal handlers return to. No call leads there, so the address before it is looked up, which
+    /// belongs to another function: its last byte gets the rule, too.
+    fn add_signal_returns(&mut self) {
         let rule = Some(Rule::of_kind(KIND_SIGNAL));
-        for (gap, met) in self.code.gaps.iter().zip(&mut self.met) {
+        for (gap, reached) in self.code.gaps.iter().zip(&mut self.reached) {
             for at in memchr::memmem::find_iter(&gap.bytes, &amd64::SIGRETURN) {
                 let (from, to) = (at.saturating_sub(1), at + amd64::SIGRETURN.len());
-                met[from..to].fill(true);
-                self.runs.push(Run { offset: gap.offset + from as u64, end: gap.offset + to as u64, rule });
+                reached[from..to].fill(true);
+                self.runs.push(RuleRun {
+                    offset: gap.offset + from as u64,
+                    end: gap.offset + to as u64,
+                    rule,
+                });
             }
         }
     }
 
-    /// Functions that are called, and then those that something points to. A pointer into the midst of a function is none.
-    fn functions(&mut self) -> bool {
+    /// Follows the functions that are called, then those that a pointer leads to, unless it leads into another function.
+    fn follow_functions(&mut self) -> bool {
         let (sure, labels) = (self.starts.sure.clone(), self.starts.labels.clone());
         for address in sure {
             let is_outermost = address == self.code.entry;
-            if !self.all(Path { address, state: State { is_outermost, ..State::START } }) {
+            if !self.follow_with_branches(CodePath {
+                address,
+                state: FrameState { is_outermost, ..FrameState::START },
+            }) {
                 return false;
             }
         }
         for address in labels {
             let Some(is_within) = self.is_within(address) else { return false };
             if !is_within {
-                self.begins.insert(address);
-                if !self.all(Path { address, state: State::START }) {
+                self.sure_starts.insert(address);
+                if !self.follow_with_branches(CodePath { address, state: FrameState::START }) {
                     return false;
                 }
             }
@@ -237,150 +264,157 @@ impl<'a> Paths<'a> {
         true
     }
 
-    /// Whether a function goes on behind an address that it was not met at; none: there is no more time.
+    /// True if code of a known function was reached between the address and the next start. None if no time is left.
     fn is_within(&mut self, address: u64) -> Option<bool> {
         let Some(index) = gap_at(&self.code.gaps, address) else { return Some(true) };
         let gap = &self.code.gaps[index];
-        let end = self.next(address).min(gap.end());
+        let end = self.next_start(address).min(gap.end());
         let (from, to) = ((address - gap.address) as usize, (end - gap.address) as usize);
         Some(self.find(index, from, to, true)? < to)
     }
 
-    /// Where in a gap the first byte is that was met, or was not; `to`: nowhere before. None: there is no more time.
-    fn find(&mut self, index: usize, from: usize, to: usize, met: bool) -> Option<usize> {
-        let rest = self.met[index].get(from..to).unwrap_or_default();
-        let len = rest.iter().position(|byte| *byte == met).unwrap_or(rest.len());
-        // Code can be made to have many places of which each is looked for from far away.
+    /// The first byte of a gap in `from..to` that was reached, or was not reached, and `to` if there is no such byte. None if
+    /// no time is left.
+    fn find(&mut self, index: usize, from: usize, to: usize, is_reached: bool) -> Option<usize> {
+        let rest = self.reached[index].get(from..to).unwrap_or_default();
+        let len = rest.iter().position(|byte| *byte == is_reached).unwrap_or(rest.len());
+        // Code can contain many such places, each far away from where its search begins.
         self.budget.spend(len as u64 / 16).then_some(from + len)
     }
 
-    /// Where the next function begins.
-    fn next(&self, address: u64) -> u64 {
-        let mut behind = self.begins.range((Bound::Excluded(address), Bound::Unbounded));
-        behind.next().copied().unwrap_or(u64::MAX)
+    /// The start of the next function after an address.
+    fn next_start(&self, address: u64) -> u64 {
+        let mut after = self.sure_starts.range((Bound::Excluded(address), Bound::Unbounded));
+        after.next().copied().unwrap_or(u64::MAX)
     }
 
-    /// What is left, where nothing better is known.
-    fn rest(&mut self) -> bool {
+    /// Follows the doubtful code that no other path has reached.
+    fn follow_rest(&mut self) -> bool {
         let doubtful = std::mem::take(&mut self.doubtful);
-        let labels =
-            self.starts.labels.clone().into_iter().map(|address| Path { address, state: State::START });
-        doubtful.into_iter().chain(labels).all(|path| self.all(path))
+        let labels = self
+            .starts
+            .labels
+            .clone()
+            .into_iter()
+            .map(|address| CodePath { address, state: FrameState::START });
+        doubtful.into_iter().chain(labels).all(|path| self.follow_with_branches(path))
     }
 
-    /// Follows a path with all that branch off it; false: there is no more time or room.
-    fn all(&mut self, path: Path) -> bool {
+    /// Follows a path, and all paths that branch off it.
+    fn follow_with_branches(&mut self, path: CodePath) -> bool {
         self.todo.push(path);
         while let Some(path) = self.todo.pop() {
-            if !self.path(path) {
+            if !self.follow_path(path) {
                 return false;
             }
         }
         true
     }
 
-    fn has_room(&self) -> bool {
-        let waiting = self.todo.len() + self.jumps.len() + self.doubtful.len();
-        waiting < MAX_WAITING && self.runs.len() < MAX_RUNS.min(self.room / 2)
+    fn has_capacity(&self) -> bool {
+        let waiting = self.todo.len() + self.computed_jumps.len() + self.doubtful.len();
+        waiting < MAX_WAITING && self.runs.len() < MAX_RUNS.min(self.max_rows / 2)
     }
 
-    /// Follows a path to its end, or to code that was met.
-    fn path(&mut self, Path { address, mut state }: Path) -> bool {
+    /// Follows a path to its end, or to code that was reached before.
+    fn follow_path(&mut self, CodePath { address, mut state }: CodePath) -> bool {
         let Some(index) = gap_at(&self.code.gaps, address) else { return true };
         let gap = &self.code.gaps[index];
         let mut at = (address - gap.address) as usize;
-        let mut run = Run { offset: gap.offset + at as u64, end: gap.offset + at as u64, rule: state.rule() };
-        let mut called = false;
+        let mut run =
+            RuleRun { offset: gap.offset + at as u64, end: gap.offset + at as u64, rule: state.rule() };
+        let mut is_after_call = false;
         loop {
             let now = gap.address + at as u64;
-            // A call that does not come back is followed by another function.
-            let is_next = now != address && self.begins.contains(&now);
-            if is_next || at >= gap.bytes.len() {
+            // Another function begins here: the call before does not return.
+            let is_other_function = now != address && self.sure_starts.contains(&now);
+            if is_other_function || at >= gap.bytes.len() {
                 break;
             }
-            let Some(step) = self.reader.step(&gap.bytes[at..], now) else { break };
-            if self.met[index][at..at + step.len].contains(&true) {
+            let Some(instruction) = self.decoder.decode(&gap.bytes[at..], now) else { break };
+            if self.reached[index][at..at + instruction.len].contains(&true) {
                 break;
             }
-            if !self.budget.spend(COST) || !self.has_room() {
-                self.end(run);
+            if !self.budget.spend(INSTRUCTION_COST) || !self.has_capacity() {
+                self.add_run(run);
                 return false;
             }
-            if called && step.flow == Flow::Pads {
-                self.doubtful.push(Path { address: now, state });
+            if is_after_call && instruction.flow == Flow::Pads {
+                self.doubtful.push(CodePath { address: now, state });
                 break;
             }
-            called = matches!(step.flow, Flow::Calls(_));
-            if let Some(to) = step.points {
-                self.starts.point(&self.code.gaps, now, to);
+            is_after_call = matches!(instruction.flow, Flow::Calls(_));
+            if let Some(to) = instruction.pointer {
+                self.starts.add_pointer(&self.code.gaps, now, to);
             }
-            self.met[index][at..at + step.len].fill(true);
+            self.reached[index][at..at + instruction.len].fill(true);
             let rule = state.rule();
             if rule != run.rule {
-                self.end(run);
-                run = Run { offset: run.end, end: run.end, rule };
+                self.add_run(run);
+                run = RuleRun { offset: run.end, end: run.end, rule };
             }
-            at += step.len;
-            run.end += step.len as u64;
-            let Some(after) = state.after(step.effect) else { break };
+            at += instruction.len;
+            run.end += instruction.len as u64;
+            let Some(after) = state.after(instruction.effect) else { break };
             state = after;
-            match step.flow {
-                Flow::On | Flow::Pads | Flow::Calls(None) => {}
+            match instruction.flow {
+                Flow::Continues | Flow::Pads | Flow::Calls(None) => {}
                 Flow::Calls(Some(to)) => {
-                    if self.starts.call(&self.code.gaps, to) && self.begins.insert(to) {
-                        self.todo.push(Path { address: to, state: State::START });
+                    if self.starts.add_sure(&self.code.gaps, to) && self.sure_starts.insert(to) {
+                        self.todo.push(CodePath { address: to, state: FrameState::START });
                     }
                 }
                 Flow::Ends => break,
                 Flow::Jumps(to) => {
-                    self.todo.push(Path { address: to, state });
+                    self.todo.push(CodePath { address: to, state });
                     break;
                 }
-                Flow::Branches(to) => self.todo.push(Path { address: to, state }),
-                Flow::Anywhere => {
-                    self.jumps.push(Path { address: now, state });
+                Flow::Branches(to) => self.todo.push(CodePath { address: to, state }),
+                Flow::JumpsComputed => {
+                    self.computed_jumps.push(CodePath { address: now, state });
                     break;
                 }
             }
         }
-        self.end(run);
+        self.add_run(run);
         true
     }
 
-    fn end(&mut self, run: Run) {
+    fn add_run(&mut self, run: RuleRun) {
         if run.end > run.offset {
             self.runs.push(run);
         }
     }
 
-    /// What a `switch` jumps to by a table: code behind the jump that nothing else leads to, before the next function
-    /// begins. There the stack is as it was at the jump, the nearest one. With nothing on it a jump is another function's call,
-    /// more likely.
-    fn tables(&mut self) -> bool {
-        while !self.jumps.is_empty() {
-            let mut jumps = std::mem::take(&mut self.jumps);
-            jumps.sort_by_key(|jump| (jump.state == State::START, std::cmp::Reverse(jump.address)));
-            if !jumps.into_iter().all(|jump| self.holes(jump)) {
+    /// Follows the cases of `switch` statements, which are reached by a table of addresses: code after a computed jump that
+    /// no other path reaches, up to the start of the next function. There the stack is as it was at the nearest jump. Jumps
+    /// with nothing on the stack come last, because they are more likely tail calls of another function.
+    fn follow_switch_cases(&mut self) -> bool {
+        while !self.computed_jumps.is_empty() {
+            let mut jumps = std::mem::take(&mut self.computed_jumps);
+            jumps.sort_by_key(|jump| (jump.state == FrameState::START, std::cmp::Reverse(jump.address)));
+            if !jumps.into_iter().all(|jump| self.follow_unreached_after(jump)) {
                 return false;
             }
         }
         true
     }
 
-    fn holes(&mut self, Path { address, state }: Path) -> bool {
+    /// Follows all unreached code between a computed jump and the next start, with the jump's state.
+    fn follow_unreached_after(&mut self, CodePath { address, state }: CodePath) -> bool {
         let Some(index) = gap_at(&self.code.gaps, address) else { return true };
         let gap = &self.code.gaps[index];
-        let end = self.next(address).min(gap.end());
+        let end = self.next_start(address).min(gap.end());
         let (mut at, end) = ((address - gap.address) as usize, (end - gap.address) as usize);
         loop {
             let Some(hole) = self.find(index, at, end, false) else { return false };
             if hole >= end {
                 return true;
             }
-            if !self.all(Path { address: gap.address + hole as u64, state }) {
+            if !self.follow_with_branches(CodePath { address: gap.address + hole as u64, state }) {
                 return false;
             }
-            // What is no code from its beginning is none from its second byte.
+            // Bytes that do not decode from the first one are not tried from the second one.
             let Some(next) = self.find(index, hole, end, true) else { return false };
             at = next;
         }

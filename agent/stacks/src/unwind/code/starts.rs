@@ -1,114 +1,116 @@
-//! Where functions begin in code that nobody describes: at the entry, at symbols, where data points, where code calls.
+//! Finds the starts of functions in undescribed code: the entry, symbols, and what data and other code point to or call.
 //!
-//! Must not know: what instructions do.
+//! Must not depend on: the effects of instructions.
 
 use std::fs::File;
 
 use object::{LittleEndian as LE, elf};
 
-use super::{Gap, amd64, gap_at};
+use super::{CodeGap, amd64, gap_at};
 use crate::symbolize::elf::{Section, Segment, header, read_at};
 
-/// Of symbols, relocations and data, each; a static program of musl's has some 100 KiB.
+/// Bytes of each section of symbols, relocations or data. A program that is linked statically with musl has some 100 KiB.
 const MAX_BYTES: u64 = 4 << 20;
-/// Names of symbols, looked through for a few; node's have 8 MiB.
+/// Bytes of symbol names that are searched. node has 8 MiB.
 const MAX_NAMES: u64 = 64 << 20;
-/// More functions than this are after our memory.
+/// Starts of one file. A file with more is made to use up memory.
 const MAX_STARTS: usize = 64 << 10;
-/// Code, or names, that are looked through at a time.
-const PART: u64 = 256 << 10;
-/// Described code that is looked through for calls.
+/// Bytes of code or names that are searched at a time.
+const CHUNK: u64 = 256 << 10;
+/// Bytes of described code that are searched for calls.
 const MAX_CODE: u64 = 128 << 20;
 
-/// Where functions begin: each list ascending, and none of it in the other.
+/// Addresses where functions begin. Each list is ascending, and no address is in both.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Starts {
-    /// They are named or called, or another function points there.
+pub(super) struct FunctionStarts {
+    /// Addresses that are named or called, or that another function points to.
     pub sure: Vec<u64>,
-    /// Something points there that may be of the same function: to a function, or to a label.
+    /// Addresses that may be a function or a label, because the pointer to them may lie in the same function.
     pub labels: Vec<u64>,
-    /// Pointers in code: from where, and where to.
-    made: Vec<(u64, u64)>,
+    /// Pointers in code that are not sorted into the two lists yet: their place, and their target.
+    pointers: Vec<(u64, u64)>,
 }
 
-impl Starts {
-    /// A function begins there; false: not in the gaps, or there is no room.
-    pub fn call(&mut self, gaps: &[Gap], to: u64) -> bool {
-        let is_ours = gap_at(gaps, to).is_some() && self.sure.len() < MAX_STARTS;
-        if is_ours {
+impl FunctionStarts {
+    /// Adds an address where a function surely begins. False if it lies in no gap, or if there are too many.
+    pub fn add_sure(&mut self, gaps: &[CodeGap], to: u64) -> bool {
+        let is_added = gap_at(gaps, to).is_some() && self.sure.len() < MAX_STARTS;
+        if is_added {
             self.sure.push(to);
         }
-        is_ours
+        is_added
     }
 
-    /// Code points there.
-    pub fn point(&mut self, gaps: &[Gap], from: u64, to: u64) {
-        if gap_at(gaps, to).is_some() && self.made.len() < MAX_STARTS {
-            self.made.push((from, to));
+    /// Adds the target of a pointer at `from`.
+    pub fn add_pointer(&mut self, gaps: &[CodeGap], from: u64, to: u64) {
+        if gap_at(gaps, to).is_some() && self.pointers.len() < MAX_STARTS {
+            self.pointers.push((from, to));
         }
     }
 
-    /// When all are there, so far.
-    pub fn in_order(&mut self) {
-        sort(&mut self.sure);
+    /// Sorts the lists, and the pointers into them: a pointer from within the same function leads to a label.
+    pub fn sort(&mut self) {
+        sort_unique(&mut self.sure);
         let before = |address| self.sure.partition_point(|start| *start <= address);
         let (labels, others): (Vec<_>, Vec<_>) =
-            self.made.iter().partition(|(from, to)| before(*from) == before(*to));
+            self.pointers.iter().partition(|(from, to)| before(*from) == before(*to));
         self.sure.extend(others.into_iter().map(|(_, to)| to));
         self.labels.extend(labels.into_iter().map(|(_, to)| to));
-        sort(&mut self.sure);
-        sort(&mut self.labels);
+        sort_unique(&mut self.sure);
+        sort_unique(&mut self.labels);
         self.labels.retain(|address| self.sure.binary_search(address).is_err());
     }
 }
 
-fn sort(list: &mut Vec<u64>) {
+fn sort_unique(list: &mut Vec<u64>) {
     list.sort_unstable();
     list.dedup();
 }
 
-/// Names of code that is jumped to with a frame of somebody else's: V8's handlers of bytecodes, GHC's closures. Where such code
-/// begins says nothing of the stack, and frame pointers (V8 has them) or no word at all are better.
+/// Names that mark code which is jumped to with the frame of other code on the stack: V8's bytecode handlers, GHC's
+/// closures. At the start of such code the stack is not known. Frame pointers (V8 has them) or no rule are better.
 const JUMPED_TO: [&[u8]; 2] = [b"\0Builtins_", b"\0stg_upd_frame_info"];
 
-/// Whether the file has such names.
-pub(super) fn are_jumped_to(file: &File, table: &[Section]) -> bool {
+/// True if the file has names of [`JUMPED_TO`].
+pub(super) fn has_jumped_to_code(file: &File, table: &[Section]) -> bool {
     let names = table.iter().filter(|section| section.kind == elf::SHT_STRTAB);
     names.into_iter().any(|section| {
-        (0..section.size.min(MAX_NAMES)).step_by(PART as usize).any(|at| {
-            // A name may begin in one part and end in the next.
-            let len = (section.size - at).min(PART + 32) as usize;
-            let part = section.offset.checked_add(at).and_then(|offset| read_at(file, offset, len).ok());
-            part.is_some_and(|part| JUMPED_TO.iter().any(|name| memchr::memmem::find(&part, name).is_some()))
+        (0..section.size.min(MAX_NAMES)).step_by(CHUNK as usize).any(|at| {
+            // A name may begin in one chunk and end in the next.
+            let len = (section.size - at).min(CHUNK + 32) as usize;
+            let chunk = section.offset.checked_add(at).and_then(|offset| read_at(file, offset, len).ok());
+            chunk.is_some_and(|chunk| {
+                JUMPED_TO.iter().any(|name| memchr::memmem::find(&chunk, name).is_some())
+            })
         })
     })
 }
 
-/// By what the file says.
-pub(super) fn of_file(file: &File, table: &[Section], gaps: &[Gap], starts: &mut Starts) {
+/// Adds the starts that symbols, relocations and data name.
+pub(super) fn add_from_file(file: &File, table: &[Section], gaps: &[CodeGap], starts: &mut FunctionStarts) {
     let bytes = |section: &Section| {
         let size = usize::try_from(section.size.min(MAX_BYTES)).unwrap_or(0);
         read_at(file, section.offset, size).unwrap_or_default()
     };
-    // Without relocations that say where, addresses lie in the data themselves; small numbers look like those of a
-    // program that can be loaded anywhere.
+    // In these files the data itself holds addresses, and no relocation gives their places. In other programs that can be
+    // loaded anywhere, small numbers would look like addresses.
     let is_fixed = header(file).is_some_and(|header| header.e_type.get(LE) == elf::ET_EXEC);
     let is_packed = table.iter().any(|section| section.kind == elf::SHT_RELR);
     for section in table {
         match section.kind {
             elf::SHT_SYMTAB | elf::SHT_DYNSYM => symbols(&bytes(section), |to| {
-                starts.call(gaps, to);
+                starts.add_sure(gaps, to);
             }),
             elf::SHT_RELA => relocations(&bytes(section), |to| {
-                starts.call(gaps, to);
+                starts.add_sure(gaps, to);
             }),
             elf::SHT_PROGBITS | elf::SHT_INIT_ARRAY | elf::SHT_FINI_ARRAY
                 if section.flags & elf::SHF_WRITE.0 != 0 && (is_fixed || is_packed) =>
             {
                 for word in bytes(section).as_chunks::<8>().0 {
                     let to = u64::from_le_bytes(*word);
-                    // A table of labels is made of such words, too.
-                    starts.point(gaps, to, to);
+                    // The word may also belong to a table of labels.
+                    starts.add_pointer(gaps, to, to);
                 }
             }
             _ => {}
@@ -121,42 +123,47 @@ fn symbols(bytes: &[u8], mut add: impl FnMut(u64)) {
     for symbol in bytes.as_chunks::<24>().0 {
         let kind = symbol[4] & 15;
         if kind == elf::STT_FUNC.0 || kind == elf::STT_GNU_IFUNC.0 || kind == elf::STT_NOTYPE.0 {
-            add(word(symbol, 8));
+            add(u64_at(symbol, 8));
         }
     }
 }
 
 fn relocations(bytes: &[u8], mut add: impl FnMut(u64)) {
-    // Elf64_Rela: offset, info (its lower half the type), addend.
+    // Elf64_Rela: offset, info (the type is its lower half), addend.
     for relocation in bytes.as_chunks::<24>().0 {
-        if amd64::IS_ADDRESS.contains(&(word(relocation, 8) as u32)) {
-            add(word(relocation, 16));
+        if amd64::ADDRESS_RELOCATIONS.contains(&(u64_at(relocation, 8) as u32)) {
+            add(u64_at(relocation, 16));
         }
     }
 }
 
-fn word(bytes: &[u8; 24], at: usize) -> u64 {
+fn u64_at(bytes: &[u8; 24], at: usize) -> u64 {
     bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
 }
 
-/// By what described code calls, jumps to and points to, as it seems.
-pub(super) fn of_code(file: &File, segments: &[Segment], gaps: &[Gap], starts: &mut Starts) {
+/// Adds the starts that described code seems to call, jump to or point to.
+pub(super) fn add_from_code(
+    file: &File,
+    segments: &[Segment],
+    gaps: &[CodeGap],
+    starts: &mut FunctionStarts,
+) {
     let mut left = MAX_CODE;
     for segment in segments.iter().filter(|segment| segment.is_code) {
         let size = segment.size.min(left);
         left -= size;
-        for at in (0..size).step_by(PART as usize) {
-            // An instruction may begin in one part and end in the next.
-            let len = (size - at).min(PART + amd64::LONGEST as u64 - 1) as usize;
+        for at in (0..size).step_by(CHUNK as usize) {
+            // An instruction may begin in one chunk and end in the next.
+            let len = (size - at).min(CHUNK + amd64::LONGEST_REFERENCE as u64 - 1) as usize;
             let bytes = segment.offset.checked_add(at).and_then(|offset| read_at(file, offset, len).ok());
             let Some(bytes) = bytes else { break };
-            amd64::references(&bytes, segment.address.wrapping_add(at), |from, to, is_pointer| {
-                // Undescribed code is followed, and what it calls is known for sure then.
-                let is_new = gap_at(gaps, from).is_none();
-                if is_new && is_pointer {
-                    starts.point(gaps, from, to);
-                } else if is_new {
-                    starts.call(gaps, to);
+            amd64::find_references(&bytes, segment.address.wrapping_add(at), |from, to, is_pointer| {
+                // Undescribed code is followed later, which finds its calls for sure.
+                let is_described = gap_at(gaps, from).is_none();
+                if is_described && is_pointer {
+                    starts.add_pointer(gaps, from, to);
+                } else if is_described {
+                    starts.add_sure(gaps, to);
                 }
             });
         }

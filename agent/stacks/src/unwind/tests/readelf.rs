@@ -1,4 +1,4 @@
-//! Every row against `readelf --debug-dump=frames-interp`, which reads the same bytes by code of its own.
+//! Compares every row with `readelf --debug-dump=frames-interp`, an independent reader of the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,47 +10,54 @@ use podopsy_wire::{
     Rule,
 };
 
-use super::file;
-use crate::symbolize::elf::layout;
+use crate::symbolize::elf::{Layout, layout};
+use crate::unwind::file;
+use crate::unwind::rows::FileRows;
 
-/// What readelf's columns say of a row, as far as a rule can.
+/// The columns of readelf that a rule has an equivalent for.
 #[derive(Debug, Clone)]
-struct Said {
+struct ReadelfRow {
     cfa: String,
-    frame: String,
-    ra: String,
+    frame_pointer: String,
+    return_address: String,
 }
 
-/// By file offset.
-type SaidRows = Vec<(u32, Said)>;
+/// A function as readelf prints it, in file offsets.
+struct ReadelfFunction {
+    start: u32,
+    end: u32,
+    rows: Vec<(u32, ReadelfRow)>,
+}
 
 /// readelf's names of registers, by DWARF number.
-const NAMES: [&str; 16] = [
+const REGISTER_NAMES: [&str; 16] = [
     "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
 ];
 
-/// Whether a rule says what readelf says; readelf writes any expression as `exp` (CFA) or `exp`/`vexp`.
-fn agrees(rule: &Rule, said: &Said) -> bool {
-    let ra_is_offset = |offset: i16| said.ra == format!("c{offset:+}");
-    let undefined = said.ra == "u";
+/// True if a rule agrees with readelf, which prints any expression as `exp` (CFA) or `exp`/`vexp`.
+fn agrees(rule: &Rule, row: &ReadelfRow) -> bool {
+    let ra_is_offset = |offset: i16| row.return_address == format!("c{offset:+}");
+    let is_undefined = row.return_address == "u";
     match rule.kind {
-        KIND_STOP => undefined,
-        KIND_SIGNAL => said.cfa == "exp",
+        KIND_STOP => is_undefined,
+        KIND_SIGNAL => row.cfa == "exp",
         KIND_REGISTER | KIND_DEREF | KIND_INDEXED | KIND_PLT => {
             let cfa = if rule.kind == KIND_REGISTER {
-                said.cfa == format!("{}{:+}", NAMES[usize::from(rule.base)], rule.cfa_offset)
+                row.cfa == format!("{}{:+}", REGISTER_NAMES[usize::from(rule.base)], rule.cfa_offset)
             } else {
-                said.cfa == "exp"
+                row.cfa == "exp"
             };
             let ra = match rule.ra {
                 RA_AT_CFA => ra_is_offset(rule.ra_offset),
-                register => said.ra == NAMES[usize::from(register - 1)],
+                register => row.return_address == REGISTER_NAMES[usize::from(register - 1)],
             };
             let frame = match rule.fp {
-                FP_SAME => said.frame.is_empty() || said.frame == "u" || said.frame == "s",
-                FP_AT_CFA => said.frame == format!("c{:+}", rule.fp_offset),
-                _ => said.frame == "exp",
+                FP_SAME => {
+                    row.frame_pointer.is_empty() || row.frame_pointer == "u" || row.frame_pointer == "s"
+                }
+                FP_AT_CFA => row.frame_pointer == format!("c{:+}", rule.fp_offset),
+                _ => row.frame_pointer == "exp",
             };
             cfa && ra && frame
         }
@@ -60,28 +67,34 @@ fn agrees(rule: &Rule, said: &Said) -> bool {
 
 /// Rows compared, and the differences by cause.
 #[derive(Debug, Default)]
-struct Verdict {
+struct RowComparison {
     compared: u64,
     unsupported: u64,
     differences: BTreeMap<String, u64>,
     first: Option<String>,
 }
 
-fn compare(path: &Path) -> Option<Verdict> {
-    let open = File::open(path).ok()?;
-    let rows = file::rows(&open).ok()?;
-    let layout = layout(&open)?;
+fn compare(path: &Path) -> Option<RowComparison> {
+    let file = File::open(path).ok()?;
+    let rows = file::rows(&file).ok()?;
+    let layout = layout(&file)?;
     let dump = Command::new("readelf").args(["-W", "--debug-dump=frames-interp"]).arg(path).output().ok()?;
-    let text = String::from_utf8_lossy(&dump.stdout);
+    let functions = parse_dump(&String::from_utf8_lossy(&dump.stdout), &layout)?;
+    Some(compare_rows(&rows, &functions))
+}
+
+/// The functions in readelf's output, in the order of their starts.
+fn parse_dump(text: &str, layout: &Layout) -> Option<Vec<ReadelfFunction>> {
     let to_offset = |address: u64| {
         let segment = layout.segments.iter().find(|s| address.wrapping_sub(s.address) < s.size)?;
         u32::try_from(segment.offset + (address - segment.address)).ok()
     };
-    let mut verdict = Verdict::default();
-    // Functions of readelf's, each with its rows; the later one of two that overlap counts from its start.
-    let mut functions: Vec<(u32, u32, SaidRows)> = Vec::new();
-    let (mut columns, mut common): (Vec<String>, BTreeMap<String, Said>) = Default::default();
-    let (mut entry, mut is_function) = (String::new(), false);
+    let mut functions: Vec<ReadelfFunction> = Vec::new();
+    let mut columns: Vec<String> = Vec::new();
+    // The rows of common entries, by the entry's offset.
+    let mut common: BTreeMap<String, ReadelfRow> = BTreeMap::new();
+    let mut entry = String::new();
+    let mut is_function = false;
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if line.contains("section") && line.contains("Contents of") && !line.contains(".eh_frame") {
@@ -97,9 +110,10 @@ fn compare(path: &Path) -> Option<Verdict> {
             let (from, to) = (from.hex()?, to.hex()?);
             match to_offset(from) {
                 Some(start) if to > from => {
-                    // Without a table of its own, the common entry's row holds.
-                    let rows = default.into_iter().map(|said| (start, said.clone())).collect();
-                    functions.push((start, start + u32::try_from(to - from).ok()?, rows));
+                    // If the entry has no rows of its own, the common entry's row holds.
+                    let rows = default.into_iter().map(|row| (start, row.clone())).collect();
+                    let end = start + u32::try_from(to - from).ok()?;
+                    functions.push(ReadelfFunction { start, end, rows });
                 }
                 _ => is_function = false,
             }
@@ -109,41 +123,46 @@ fn compare(path: &Path) -> Option<Verdict> {
             let column = |name: &str| {
                 columns.iter().position(|c| c == name).map(|i| words[i].to_string()).unwrap_or_default()
             };
-            let said = Said { cfa: column("CFA"), frame: column("rbp"), ra: column("ra") };
+            let row =
+                ReadelfRow { cfa: column("CFA"), frame_pointer: column("rbp"), return_address: column("ra") };
             if !is_function {
-                common.insert(entry.without_zeros(), said);
-            } else if let Some((start, end, rows)) = functions.last_mut()
+                common.insert(entry.without_zeros(), row);
+            } else if let Some(ReadelfFunction { start, end, rows }) = functions.last_mut()
                 && let Some(offset) = to_offset(words[0].hex()?)
                 && (*start..*end).contains(&offset)
             {
                 if rows.last().is_some_and(|(last, _)| *last == offset) {
                     rows.pop();
                 }
-                rows.push((offset, said));
+                rows.push((offset, row));
             }
         }
     }
-    functions.sort_by_key(|function| function.0);
-    for (index, (_, end, said)) in functions.iter().enumerate() {
-        let next = functions.get(index + 1).map_or(u32::MAX, |next| next.0);
-        for (offset, said) in said {
-            if *offset >= next || *offset >= *end {
+    functions.sort_by_key(|function| function.start);
+    Some(functions)
+}
+
+fn compare_rows(rows: &FileRows, functions: &[ReadelfFunction]) -> RowComparison {
+    let mut comparison = RowComparison::default();
+    for (index, function) in functions.iter().enumerate() {
+        // The later one of two functions that overlap counts from its start.
+        let next = functions.get(index + 1).map_or(u32::MAX, |next| next.start);
+        for (offset, row) in &function.rows {
+            if *offset >= next || *offset >= function.end {
                 continue;
             }
-            verdict.compared += 1;
+            comparison.compared += 1;
             let rule = rows.at(*offset);
             if rule.kind == podopsy_wire::KIND_UNSUPPORTED {
-                verdict.unsupported += 1;
-            } else if !agrees(&rule, said) {
-                *verdict
-                    .differences
-                    .entry(format!("kind {}, readelf {}", rule.kind, said.cfa))
-                    .or_default() += 1;
-                verdict.first.get_or_insert_with(|| format!("{offset:#x}: {rule:?} but readelf {said:?}"));
+                comparison.unsupported += 1;
+            } else if !agrees(&rule, row) {
+                let difference = format!("kind {}, readelf {}", rule.kind, row.cfa);
+                *comparison.differences.entry(difference).or_default() += 1;
+                comparison.first.get_or_insert_with(|| format!("{offset:#x}: {rule:?} but readelf {row:?}"));
             }
         }
     }
-    Some(verdict)
+    comparison
 }
 
 trait Hex {
@@ -161,20 +180,20 @@ impl Hex for str {
     }
 }
 
-/// Compares all of `paths`, prints a line each, and fails on a difference.
+/// Compares all of `paths`, prints a summary, and fails on a difference.
 fn compare_all(paths: impl Iterator<Item = PathBuf>) -> (u64, u64) {
     let (mut compared, mut unsupported, mut files, mut wrong) = (0, 0, 0, Vec::new());
     for path in paths {
-        let Some(verdict) = compare(&path) else { continue };
+        let Some(comparison) = compare(&path) else { continue };
         files += 1;
-        compared += verdict.compared;
-        unsupported += verdict.unsupported;
-        if !verdict.differences.is_empty() {
-            wrong.push(format!("{}: {verdict:?}", path.display()));
+        compared += comparison.compared;
+        unsupported += comparison.unsupported;
+        if !comparison.differences.is_empty() {
+            wrong.push(format!("{}: {comparison:?}", path.display()));
         }
     }
     eprintln!(
-        "{files} files, {compared} rows, {unsupported} of them not followed, {} files differ",
+        "{files} files, {compared} rows, {unsupported} of them not supported, {} files differ",
         wrong.len()
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -184,7 +203,7 @@ fn compare_all(paths: impl Iterator<Item = PathBuf>) -> (u64, u64) {
 
 #[test]
 #[ignore = "needs binutils, python3 and openssl: cargo xtask setup test"]
-fn rows_are_those_that_readelf_reads() {
+fn rows_agree_with_readelf() {
     let names = [
         "/lib/x86_64-linux-gnu/libc.so.6",
         "/lib64/ld-linux-x86-64.so.2",
@@ -196,12 +215,12 @@ fn rows_are_those_that_readelf_reads() {
         "/usr/bin/bash",
     ];
     let (compared, unsupported) = compare_all(names.iter().map(PathBuf::from));
-    assert!(unsupported * 10_000 <= compared, "{unsupported} of {compared} rows are not followed");
+    assert!(unsupported * 10_000 <= compared, "{unsupported} of {compared} rows are not supported");
 }
 
 #[test]
 #[ignore = "takes six minutes: every library of the distribution (the oracle is readelf, from binutils)"]
-fn rows_of_the_whole_distribution_are_those_that_readelf_reads_by_hand() {
+fn rows_of_the_whole_distribution_agree_with_readelf_by_hand() {
     let mut found = Vec::new();
     let mut todo = vec![PathBuf::from("/usr/lib"), PathBuf::from("/usr/bin")];
     while let Some(folder) = todo.pop() {

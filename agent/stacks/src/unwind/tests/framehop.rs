@@ -1,7 +1,7 @@
-//! Whole stacks against framehop's, which reads the same files and the same memory by code of its own.
+//! Compares whole stacks with framehop's, an independent unwinder for the same files and the same memory.
 //!
-//! A running program is stopped at random points, by ptrace; its registers and stack are walked by our rules (`walk`) and
-//! by framehop, and the two lists of addresses are compared, address by address.
+//! A running program is stopped at random points by ptrace. Its stack is walked by our rules (`walk`) and by framehop, and
+//! the two lists are compared, address by address.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -19,59 +19,60 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use podopsy_wire::{End, FRAMES_MAX, KIND_DEREF};
 
-use super::file;
-use super::rows::Rows;
-use super::walk::{Place, Thread, walk};
+use super::walk::{MappedCode, StoppedThread, walk};
 use crate::symbolize::elf::{layout, sections};
 use crate::symbolize::maps::{self, Area, Areas};
+use crate::unwind::file;
+use crate::unwind::rows::FileRows;
 
-/// Stops of each program.
+/// How often each program is stopped.
 const STOPS: usize = 250;
 
-/// What one program came to.
+/// The stacks of one program, counted by the result of the comparison.
 #[derive(Debug, Default)]
-struct Verdict {
+struct StackComparison {
     stops: usize,
     same: usize,
-    /// Stacks that framehop says it has followed to their end, and how many of them are ours too.
-    whole: usize,
-    whole_same: usize,
+    /// Stacks that framehop reports as followed to their end.
+    complete: usize,
+    /// Of them, those that are the same here.
+    complete_same: usize,
     frames: usize,
-    /// Stacks that cannot both be right, or that we do not follow as far.
+    /// Stacks that differ in an address, or that are shorter here.
     worse: usize,
-    /// Stacks that framehop cannot follow, and that we follow to their end.
+    /// Stacks that framehop cannot follow, and that are followed to their end here.
     beyond: usize,
     causes: BTreeMap<String, usize>,
 }
 
-/// A program that is stopped now and then.
-struct Victim {
+/// A running program that is stopped by ptrace.
+struct TracedProgram {
     child: Child,
     memory: File,
     areas: Areas,
-    /// Rows by the start of the mapping; none: the file has no table.
-    tables: HashMap<u64, Option<Rc<Rows>>>,
-    by_path: HashMap<Vec<u8>, Option<Rc<Rows>>>,
+    /// Rows by the start of the mapping. None if the file has no unwind information.
+    tables: HashMap<u64, Option<Rc<FileRows>>>,
+    by_path: HashMap<Vec<u8>, Option<Rc<FileRows>>>,
     unwinder: UnwinderX86_64<Vec<u8>>,
     cache: CacheX86_64,
 }
 
-impl Drop for Victim {
+impl Drop for TracedProgram {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-impl Victim {
+impl TracedProgram {
     fn start(program: &[&str]) -> Self {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|error| panic!("{program:?}: {error}"));
-        // Until it has its libraries: what it maps later is met at a stop.
+        // Wait until it has mapped its libraries. What it maps later is found at the next stop.
         std::thread::sleep(Duration::from_millis(400));
         let memory = File::open(format!("/proc/{}/mem", child.id())).expect("its memory: root");
-        let mut victim = Self {
+        let mut traced = Self {
             child,
             memory,
             areas: Areas::default(),
@@ -80,8 +81,8 @@ impl Victim {
             unwinder: UnwinderX86_64::new(),
             cache: CacheX86_64::new(),
         };
-        victim.read_maps();
-        victim
+        traced.read_maps();
+        traced
     }
 
     fn read_maps(&mut self) {
@@ -103,7 +104,7 @@ impl Victim {
         self.areas = areas;
     }
 
-    /// The file behind a mapping; of the vDSO, a copy.
+    /// The file of a mapping, or a copy of the vDSO.
     fn file(&self, area: &Area) -> Option<File> {
         if !area.is_vdso() {
             return area
@@ -117,14 +118,14 @@ impl Victim {
         Some(copy)
     }
 
-    fn place(&self, address: u64) -> Place {
-        let Some(area) = self.areas.find(address) else { return Place::Nowhere };
+    fn mapped_code(&self, address: u64) -> MappedCode {
+        let Some(area) = self.areas.find(address) else { return MappedCode::Unmapped };
         let offset = address - area.start + if area.is_vdso() { 0 } else { area.offset };
         match self.tables.get(&area.start) {
-            None => Place::Anonymous,
-            Some(None) => Place::NoTable,
+            None => MappedCode::Anonymous,
+            Some(None) => MappedCode::NoTable,
             Some(Some(rows)) => {
-                u32::try_from(offset).map_or(Place::Nowhere, |offset| Place::Rule(rows.at(offset)))
+                u32::try_from(offset).map_or(MappedCode::Unmapped, |offset| MappedCode::Rule(rows.at(offset)))
             }
         }
     }
@@ -142,14 +143,14 @@ impl Victim {
     }
 
     /// Stops a thread, walks its stack both ways, and lets it go on.
-    fn stop(&mut self, tid: Pid, verdict: &mut Verdict) -> nix::Result<()> {
+    fn stop(&mut self, tid: Pid, comparison: &mut StackComparison) -> nix::Result<()> {
         ptrace::seize(tid, ptrace::Options::empty())?;
-        let judged = self.judge(tid, verdict);
+        let judged = self.compare(tid, comparison);
         ptrace::detach(tid, None)?;
         judged
     }
 
-    fn judge(&mut self, tid: Pid, verdict: &mut Verdict) -> nix::Result<()> {
+    fn compare(&mut self, tid: Pid, comparison: &mut StackComparison) -> nix::Result<()> {
         ptrace::interrupt(tid)?;
         loop {
             match waitpid(tid, Some(WaitPidFlag::__WALL))? {
@@ -171,13 +172,14 @@ impl Victim {
             self.memory.read_exact_at(&mut bytes, address).ok().map(|()| u64::from_le_bytes(bytes))
         };
         let path = RefCell::new(Vec::new());
-        let place = |address| {
-            let place = self.place(address);
-            path.borrow_mut().push(place);
-            place
+        let mapped_code = |address| {
+            let found = self.mapped_code(address);
+            path.borrow_mut().push(found);
+            found
         };
         let in_syscall = r.orig_rax.cast_signed() >= 0;
-        let (ours, end) = walk(&Thread { ip: r.rip, registers, in_syscall, word: &word, place: &place });
+        let (ours, end) =
+            walk(&StoppedThread { ip: r.rip, registers, in_syscall, word: &word, mapped_code: &mapped_code });
 
         let mut read = |address| word(address).ok_or(());
         let registers = UnwindRegsX86_64::new(r.rip, r.rsp, r.rbp);
@@ -191,43 +193,43 @@ impl Victim {
                 Err(error) => break format!("{error:?}").chars().take(60).collect(),
             }
         };
-        verdict.stops += 1;
-        verdict.frames += ours.len();
-        let is_whole = their_end == "complete" || their_end == "as deep as ours";
-        verdict.whole += usize::from(is_whole);
+        comparison.stops += 1;
+        comparison.frames += ours.len();
+        let is_complete = their_end == "complete" || their_end == "as deep as ours";
+        comparison.complete += usize::from(is_complete);
         if ours == theirs {
-            verdict.same += 1;
-            verdict.whole_same += usize::from(is_whole);
+            comparison.same += 1;
+            comparison.complete_same += usize::from(is_complete);
             return Ok(());
         }
         let first = ours.iter().zip(&theirs).take_while(|(a, b)| a == b).count();
-        let rule = path.borrow().get(first.saturating_sub(1)).map(|place| match place {
-            Place::Rule(rule) => format!("rule kind {}", rule.kind),
+        let rule = path.borrow().get(first.saturating_sub(1)).map(|code| match code {
+            MappedCode::Rule(rule) => format!("rule kind {}", rule.kind),
             other => format!("{other:?}"),
         });
         let rule = rule.unwrap_or_default();
-        verdict.worse += usize::from(first < theirs.len());
-        // A frame whose caller's stack pointer lies in memory is where framehop ends, whatever is behind it, and says that
-        // it is done: which of a library's functions run there depends on the processor.
-        let stored = |place: &Place| matches!(place, Place::Rule(rule) if rule.kind == KIND_DEREF);
+        comparison.worse += usize::from(first < theirs.len());
+        // framehop always ends at a frame whose caller's stack pointer is in memory, and reports the stack as complete. It
+        // depends on the processor which of a library's functions with such frames run.
+        let stored = |code: &MappedCode| matches!(code, MappedCode::Rule(rule) if rule.kind == KIND_DEREF);
         if first == theirs.len()
             && end == End::Complete
             && path.borrow().get(first.saturating_sub(1)).is_some_and(stored)
         {
-            verdict.beyond += 1;
-            verdict.whole -= usize::from(is_whole);
+            comparison.beyond += 1;
+            comparison.complete -= usize::from(is_complete);
         }
         let cause = if first == ours.len() {
             format!("ours ends first: {end:?}, at {rule}; theirs {their_end}")
         } else if first == theirs.len() {
             format!("theirs ends first: {their_end}, at {rule}; ours {end:?}")
         } else {
-            format!("another caller, by {rule}; ours {end:?}, theirs {their_end}")
+            format!("different caller, by {rule}; ours {end:?}, theirs {their_end}")
         };
-        if !verdict.causes.contains_key(&cause) {
+        if !comparison.causes.contains_key(&cause) {
             eprintln!("  {cause}: {:x?} but {:x?} (frame {first})", tail(&ours, first), tail(&theirs, first));
         }
-        *verdict.causes.entry(cause).or_default() += 1;
+        *comparison.causes.entry(cause).or_default() += 1;
         Ok(())
     }
 }
@@ -236,18 +238,18 @@ fn tail(frames: &[u64], first: usize) -> &[u64] {
     &frames[first.saturating_sub(1).min(frames.len())..frames.len().min(first + 3)]
 }
 
-/// A mapping's file as framehop wants it.
+/// The file of a mapping in the form that framehop takes.
 fn module(area: &Area, file: &File) -> Option<Module<Vec<u8>>> {
     let layout = layout(file)?;
     let offset = if area.is_vdso() { 0 } else { area.offset };
-    // A segment begins anywhere in its first page, and the mapping at that page's beginning, where the segment before may
-    // have its last bytes.
+    // A mapping begins at the start of a page. Its segment may begin anywhere in that page, after the last bytes of the
+    // segment before.
     let segment = layout.segments.iter().rfind(|s| s.offset & !0xfff == offset)?;
     let address = (segment.address & !0xfff) + (offset - (segment.offset & !0xfff));
     let table = sections(file);
     let find = |name: &[u8]| table.iter().find(|section| section.name == name && section.size > 0);
     let range = |name: &[u8]| find(name).map(|section| section.address..section.address + section.size);
-    let bytes = |name: &[u8]| Some(file::load(file, find(name)?, file::MAX_BYTES).ok()?.bytes);
+    let bytes = |name: &[u8]| Some(file::load_section(file, find(name)?, file::MAX_BYTES).ok()?.bytes);
     Some(Module::new(
         String::from_utf8_lossy(&area.path).into_owned(),
         area.start..area.end,
@@ -267,23 +269,28 @@ fn module(area: &Area, file: &File) -> Option<Module<Vec<u8>>> {
     ))
 }
 
-fn judge(name: &str, program: &[&str]) -> Verdict {
-    let (mut victim, mut verdict) = (Victim::start(program), Verdict::default());
+fn compare(name: &str, program: &[&str]) -> StackComparison {
+    let (mut traced, mut comparison) = (TracedProgram::start(program), StackComparison::default());
     let until = Instant::now() + Duration::from_secs(120);
-    // The distances between stops have no rhythm.
+    // The times between stops are random, so that they do not follow a rhythm of the program.
     let mut random = fastrand::Rng::with_seed(1);
-    while verdict.stops < STOPS && Instant::now() < until {
+    while comparison.stops < STOPS && Instant::now() < until {
         std::thread::sleep(Duration::from_micros(random.u64(200..3200)));
-        let threads = victim.threads();
+        let threads = traced.threads();
         let Some(&tid) = random.choice(&threads) else { continue };
-        // A thread may end just now.
-        let _ = victim.stop(tid, &mut verdict);
+        // The thread may have ended meanwhile.
+        let _ = traced.stop(tid, &mut comparison);
     }
     eprintln!(
         "{name}: {} of {} stacks the same ({} frames); of {} that framehop calls complete, {}; {:?}",
-        verdict.same, verdict.stops, verdict.frames, verdict.whole, verdict.whole_same, verdict.causes
+        comparison.same,
+        comparison.stops,
+        comparison.frames,
+        comparison.complete,
+        comparison.complete_same,
+        comparison.causes
     );
-    verdict
+    comparison
 }
 
 fn compile(folder: &Path, how: &[&str], source: &str) -> String {
@@ -299,7 +306,7 @@ fn compile(folder: &Path, how: &[&str], source: &str) -> String {
 
 #[test]
 #[ignore = "needs root, g++, go, python3, openssl and xz: cargo xtask setup test"]
-fn stacks_are_those_that_framehop_finds() {
+fn stacks_agree_with_framehop() {
     let folder = tempfile::tempdir().unwrap();
     let cxx = ["g++", "-O2", "-fomit-frame-pointer", "-g1", "-pthread"];
     let c = ["gcc", "-O2", "-fomit-frame-pointer", "-g1"];
@@ -311,7 +318,7 @@ fn stacks_are_those_that_framehop_finds() {
     let rust = compile(folder.path(), &rust, "deep.rs");
     let python =
         "def f(n):\n    return sum(i * i for i in range(500)) if n == 0 else f(n - 1) + 1\nwhile True: f(20)";
-    let mut all = Verdict::default();
+    let mut all = StackComparison::default();
     for (name, program) in [
         ("deep C++", &[deep.as_str()][..]),
         ("threads", &[&threads]),
@@ -322,23 +329,23 @@ fn stacks_are_those_that_framehop_finds() {
         ("Rust", &[&rust]),
         ("Go", &[&go]),
     ] {
-        let verdict = judge(name, program);
-        assert!(verdict.stops >= STOPS / 2, "{name}: only {} stops", verdict.stops);
-        all.stops += verdict.stops;
-        all.same += verdict.same;
-        all.whole += verdict.whole;
-        all.whole_same += verdict.whole_same;
-        all.worse += verdict.worse;
-        all.beyond += verdict.beyond;
+        let comparison = compare(name, program);
+        assert!(comparison.stops >= STOPS / 2, "{name}: only {} stops", comparison.stops);
+        all.stops += comparison.stops;
+        all.same += comparison.same;
+        all.complete += comparison.complete;
+        all.complete_same += comparison.complete_same;
+        all.worse += comparison.worse;
+        all.beyond += comparison.beyond;
     }
     eprintln!(
         "all: {} of {} stacks the same; of {} that framehop can follow to their end, {}; {} go on where it cannot; {} on \
          which ours is worse or other",
-        all.same, all.stops, all.whole, all.whole_same, all.beyond, all.worse
+        all.same, all.stops, all.complete, all.complete_same, all.beyond, all.worse
     );
-    assert!(all.stops >= 1000 && all.whole >= 1000, "{all:?}");
+    assert!(all.stops >= 1000 && all.complete >= 1000, "{all:?}");
     assert!(all.worse * 1000 <= all.stops * 5, "{all:?}");
-    // framehop knows three registers and follows no stack downwards: handlers on a stack of their own (`sigaltstack`) end
-    // early there, some of them "complete".
-    assert!(all.whole_same * 1000 >= all.whole * 990, "{all:?}");
+    // framehop knows three registers, and does not follow a stack that leads to lower addresses: the stacks of handlers on
+    // a stack of their own (`sigaltstack`) end early there, and some of them are reported as complete.
+    assert!(all.complete_same * 1000 >= all.complete * 990, "{all:?}");
 }

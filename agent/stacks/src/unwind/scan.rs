@@ -1,0 +1,125 @@
+//! Finds the files that processes have mapped, and names them as the kernel side does.
+//!
+//! Must not depend on: tables, rows. The files belong to containers: they are opened as [`crate::symbolize`] opens them.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+
+use podopsy_wire::FileKey;
+
+use super::file;
+use crate::StackLossReason;
+use crate::symbolize::maps::{self, Area, Ground, Mounts};
+use crate::symbolize::open;
+
+/// The processes whose files get tables before the first sample requests them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrebuildScope {
+    Process(u32),
+    /// Processes that run at the moment, and those that have used so much CPU time since they started that one of `samples`
+    /// samples of a CPU is expected to meet them. A node has more programs than are ever seen on a CPU; the tables of the
+    /// others are built on request.
+    Node {
+        samples: u64,
+    },
+    /// Processes in these cgroups, given by paths below the root of their hierarchy.
+    Cgroups(Vec<String>),
+}
+
+/// A file whose table has not been requested.
+pub(super) struct PendingFile {
+    /// A process that has the file mapped.
+    pub pid: u32,
+    pub area: Area,
+    /// A table is built only if the call frame information has at most this many bytes.
+    pub max_bytes: u64,
+}
+
+/// The files that the processes of a scope have mapped, each once, in the order of [`smallest_last`].
+pub(super) fn files_in_scope(scope: &PrebuildScope) -> Vec<PendingFile> {
+    let mut files = HashMap::new();
+    for pid in pids_in_scope(scope) {
+        for area in mapped_files(pid) {
+            let id = (area.device, area.inode);
+            files.entry(id).or_insert(PendingFile { pid, area, max_bytes: file::MAX_BYTES });
+        }
+    }
+    smallest_last(files.into_values().collect())
+}
+
+fn pids_in_scope(scope: &PrebuildScope) -> Vec<u32> {
+    let mut pids = match scope {
+        PrebuildScope::Process(pid) => return vec![*pid],
+        PrebuildScope::Cgroups(paths) if paths.is_empty() => return Vec::new(),
+        PrebuildScope::Node { .. } | PrebuildScope::Cgroups(_) => all_pids(),
+    };
+    let uptime = maps::uptime();
+    pids.retain(|pid| match scope {
+        PrebuildScope::Cgroups(paths) => is_in_cgroups(*pid, paths),
+        PrebuildScope::Node { samples } => {
+            maps::stat(*pid).is_ok_and(|stat| stat.is_met_by(*samples, uptime))
+        }
+        PrebuildScope::Process(_) => true,
+    });
+    pids
+}
+
+fn all_pids() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    // Each line is `hierarchy:controllers:path`.
+    let mut own_paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    own_paths.any(|own| paths.iter().any(|path| path == own))
+}
+
+/// The mappings of a process that belong to a file. Files on FUSE are left out: opening one asks a daemon of the
+/// container, which may never answer.
+pub(super) fn mapped_files(pid: u32) -> Vec<Area> {
+    let mut areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+    areas.retain(Area::is_file);
+    let mounts = Mounts::below(pid, &areas);
+    areas.retain(|area| mounts.ground(area.device) != Ground::Fuse);
+    areas
+}
+
+/// Opens the file behind a mapping, unless a daemon of the container would have to answer the open.
+pub(super) fn open_file(pid: u32, area: &Area) -> Result<File, StackLossReason> {
+    let ground = Mounts::below(pid, std::slice::from_ref(area)).ground(area.device);
+    open::mapped_file(pid, area, ground)
+}
+
+/// Sorts by size, descending: the last file is the smallest, and is the first one to be popped.
+pub(super) fn smallest_last(mut files: Vec<PendingFile>) -> Vec<PendingFile> {
+    files.sort_by_key(|file| Reverse(file.area.end - file.area.start));
+    files
+}
+
+/// True if `file` has the size and the change time of `key`. The inode and the device are not compared, because an overlay
+/// may show others. A process can have mapped another file since.
+pub(super) fn is_file_of_key(file: &File, key: &FileKey) -> bool {
+    file.metadata().is_ok_and(|meta| (meta.size(), meta.ctime() as u32) == (key.size, key.changed))
+}
+
+/// True if a mapping has the inode and the device of `key`.
+pub(super) fn is_area_of_key(area: &Area, key: &FileKey) -> bool {
+    (area.inode, kernel_device(area)) == (key.inode, key.device)
+}
+
+/// A device number as the kernel stores it: 12 bits of major number, 20 of minor (`<linux/kdev_t.h>`).
+fn kernel_device(area: &Area) -> u32 {
+    area.device.0 << 20 | area.device.1
+}
+
+/// The key that the kernel side has for a file, as far as user space can tell. The device is the mapping's, which is that
+/// of the inode itself.
+pub(super) fn file_key(file: &File, area: &Area) -> std::io::Result<FileKey> {
+    let meta = file.metadata()?;
+    let changed = meta.ctime() as u32;
+    Ok(FileKey { inode: area.inode, size: meta.size(), device: kernel_device(area), changed })
+}

@@ -1,0 +1,369 @@
+//! Builds tables on a thread of its own: requested files first, then the files of processes that were seen.
+//!
+//! Must not depend on: aya, symbols. Files belong to containers; [`super::scan`] opens them.
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::Hash;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
+
+use super::builder::{BuilderState, TableBuilderReport};
+use super::file::{self, UnwindSource};
+use super::scan::{
+    PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
+    open_file, smallest_last,
+};
+use super::tables::{KernelMaps, UnwindTables};
+use crate::StackLossReason;
+use crate::python::{self, Interpreter};
+use crate::symbolize::elf::read_at;
+use crate::symbolize::maps::{self, Area};
+use crate::symbolize::open;
+use podopsy_system::heap;
+use podopsy_system::sync::lock;
+
+/// Requested files that are held open.
+const MAX_OPEN_REQUESTS: usize = 64;
+/// Files that wait for a table without a request.
+const MAX_BACKLOG: usize = 4096;
+/// The dynamic loader maps a new program's libraries in its first milliseconds, so the process is scanned again after this.
+const RESCAN_AFTER: Duration = Duration::from_millis(10);
+/// Started programs that are scanned in one second. The others get their tables when their first sample requests them.
+const MAX_SCANS_PER_SECOND: u32 = 200;
+/// The start waits this long for tables of running processes. The rest is built while samples come, after requested files.
+const PREBUILD_TIME: Duration = Duration::from_secs(10);
+/// On a node-wide profile, a file gets a table without a request if its call frame information has at most this many
+/// bytes. libc's has 150 KB.
+const MAX_UNREQUESTED_BYTES: u64 = 512 << 10;
+/// The time until a file that could not be opened may be requested again. Otherwise each of its samples would request it.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const IDLE_WAIT: Duration = Duration::from_secs(3600);
+const VDSO_BYTES: u64 = 1 << 20;
+
+/// A file that a stack went through and that has no table yet.
+struct RequestedFile {
+    key: FileKey,
+    pid: u32,
+    file: File,
+    /// Bytes of code. The more there are, the longer its table takes.
+    size: u64,
+    /// A table is built only if the call frame information has at most this many bytes.
+    max_bytes: u64,
+}
+
+/// The scans of started programs in the current second.
+struct ScanRate {
+    since: Instant,
+    scans: u32,
+}
+
+impl ScanRate {
+    /// Counts a scan. False if this second has had its share.
+    fn allow(&mut self) -> bool {
+        if self.since.elapsed() > Duration::from_secs(1) {
+            *self = ScanRate { since: Instant::now(), scans: 0 };
+        }
+        self.scans += 1;
+        self.scans <= MAX_SCANS_PER_SECOND
+    }
+}
+
+pub(super) struct TableWorker<K> {
+    tables: UnwindTables<K>,
+    /// The last one is the smallest, and the next to be read.
+    requested: Vec<RequestedFile>,
+    /// Files to read when none is requested.
+    backlog: Vec<PendingFile>,
+    /// Processes to scan again, and when.
+    rescans: Vec<(Instant, u32)>,
+    /// Files that may be requested again, and when.
+    retries: Vec<(Instant, FileKey)>,
+    scan_rate: ScanRate,
+    /// Processes that were scanned because one of their files was requested.
+    scanned: HashSet<u32>,
+    /// Programs whose start has been handled.
+    started: HashSet<FileKey>,
+    /// A file gets a table without a request if its call frame information has at most this many bytes.
+    max_unrequested_bytes: u64,
+    state: Arc<BuilderState>,
+}
+
+impl<K: KernelMaps> TableWorker<K> {
+    pub fn new(
+        kernel: K,
+        max_bytes: usize,
+        scope: &PrebuildScope,
+        state: Arc<BuilderState>,
+    ) -> anyhow::Result<Self> {
+        let is_node = matches!(scope, PrebuildScope::Node { .. });
+        Ok(Self {
+            tables: UnwindTables::new(kernel, max_bytes)?,
+            requested: Vec::new(),
+            backlog: files_in_scope(scope),
+            rescans: Vec::new(),
+            retries: Vec::new(),
+            scan_rate: ScanRate { since: Instant::now(), scans: 0 },
+            scanned: HashSet::new(),
+            started: HashSet::new(),
+            max_unrequested_bytes: if is_node { MAX_UNREQUESTED_BYTES } else { file::MAX_BYTES },
+            state,
+        })
+    }
+
+    /// Builds the tables of the vDSO and of the backlog, for at most [`PREBUILD_TIME`].
+    pub fn prebuild(&mut self) {
+        self.load_vdso();
+        let until = Instant::now() + PREBUILD_TIME;
+        while Instant::now() < until && self.build_next_pending() {}
+    }
+
+    /// Serves requests until their sender is dropped.
+    pub fn run(mut self, received: &Receiver<TableRequest>) -> TableBuilderReport {
+        let mut has_built = true;
+        loop {
+            let idle = self.backlog.is_empty() && self.requested.is_empty();
+            // Reading a large program's rows takes tens of MB, which are not needed any more.
+            if idle && std::mem::take(&mut has_built) {
+                heap::give_back();
+            }
+            has_built |= !idle;
+            let wait = if idle { self.time_to_next_event() } else { Duration::ZERO };
+            match received.recv_timeout(wait) {
+                Ok(request) => self.handle(&request),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while self.requested.len() < MAX_OPEN_REQUESTS
+                && let Ok(request) = received.try_recv()
+            {
+                self.handle(&request);
+            }
+            self.allow_retries();
+            if let Some(requested) = self.requested.pop() {
+                self.build_requested(&requested);
+            } else {
+                self.rescan_due_processes();
+                self.build_next_pending();
+            }
+            self.publish_losses();
+        }
+        TableBuilderReport { losses: self.tables.losses(), cost: self.tables.cost() }
+    }
+
+    fn time_to_next_event(&self) -> Duration {
+        let rescans = self.rescans.iter().map(|(at, _)| at);
+        let next = rescans.chain(self.retries.iter().map(|(at, _)| at)).min();
+        next.map_or(IDLE_WAIT, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Lets the kernel side request files again whose requests were dropped, or whose time to wait has passed.
+    fn allow_retries(&mut self) {
+        let mut keys = std::mem::take(&mut *lock(&self.state.dropped));
+        let now = Instant::now();
+        keys.extend(self.retries.extract_if(.., |(at, _)| *at <= now).map(|(_, key)| key));
+        for key in &keys {
+            if !self.tables.has_answer(key) {
+                self.tables.forget(key);
+            }
+        }
+    }
+
+    fn rescan_due_processes(&mut self) {
+        let now = Instant::now();
+        let due: Vec<(Instant, u32)> = self.rescans.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, pid) in due {
+            self.scan_process(pid);
+        }
+    }
+
+    fn publish_losses(&self) {
+        *lock(&self.state.losses) = self.tables.losses();
+    }
+
+    /// Builds the next table of the backlog. False if the backlog is empty.
+    fn build_next_pending(&mut self) -> bool {
+        let Some(pending) = self.backlog.pop() else { return false };
+        if let Ok(file) = open_file(pending.pid, &pending.area)
+            && let Ok(key) = file_key(&file, &pending.area)
+            && !self.tables.has_answer(&key)
+        {
+            self.build(&key, &file, pending.max_bytes);
+        }
+        true
+    }
+
+    fn handle(&mut self, request: &TableRequest) {
+        if request.address == 0 {
+            self.handle_new_program(request);
+        } else {
+            self.handle_file_without_table(request);
+        }
+    }
+
+    /// A stack went through a file that has no table.
+    fn handle_file_without_table(&mut self, request: &TableRequest) {
+        let areas = maps::read(request.pid).unwrap_or_default();
+        let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
+            // The process ended before its file could be opened. The next process with that file may request it again.
+            self.tables.count_loss(StackLossReason::ProcessGone);
+            return self.tables.forget(&request.key);
+        };
+        // Opened now, because the process may have ended when it is this file's turn.
+        match open_file(request.pid, area) {
+            Ok(file) if is_file_of_key(&file, &request.key) => {
+                self.queue(request.key, request.pid, area, file, file::MAX_BYTES);
+            }
+            Ok(file) => {
+                // The table must not be stored under the requested key, which other containers may share. It is stored under
+                // the key of the file itself, where it is found if an overlay has more than one inode for the file
+                // (metacopy, composefs).
+                if let Ok(own_key) = file_key(&file, area)
+                    && own_key != request.key
+                    && !self.tables.has_answer(&own_key)
+                {
+                    self.queue(own_key, request.pid, area, file, file::MAX_BYTES);
+                }
+                self.retry_later(request.key, StackLossReason::MappedFileReplaced);
+            }
+            Err(reason) if open::PERMANENT.contains(&reason) && is_area_of_key(area, &request.key) => {
+                self.load(&request.key, Err(reason), 0);
+            }
+            // The process may have ended just now, or have mapped another file at the address.
+            Err(reason) => self.retry_later(request.key, reason),
+        }
+    }
+
+    /// A process has started a program, or is to be scanned before its first sample.
+    fn handle_new_program(&mut self, request: &TableRequest) {
+        // On overlayfs, the start of a program may carry another inode than its mapping. It is reported only once anyway.
+        if request.key != FileKey::VDSO && self.started.contains(&request.key) {
+            return;
+        }
+        if !self.scan_rate.allow() {
+            return;
+        }
+        let areas = self.scan_process(request.pid);
+        self.rescans.push((Instant::now() + RESCAN_AFTER, request.pid));
+        // The program itself is opened at once, because many programs live for less time than a table takes. Its file is the
+        // lowest mapping.
+        let program = areas.iter().find(|area| is_area_of_key(area, &request.key)).or(areas.first());
+        if let Some(area) = program
+            && let Ok(file) = open_file(request.pid, area)
+            && let Ok(key) = file_key(&file, area)
+        {
+            // Only now: the start of a program that ended before it could be opened is handled again next time.
+            insert_bounded(&mut self.started, request.key);
+            if !self.tables.has_answer(&key) {
+                self.queue(key, request.pid, area, file, self.max_unrequested_bytes);
+            }
+        }
+    }
+
+    fn queue(&mut self, key: FileKey, pid: u32, area: &Area, file: File, max_bytes: u64) {
+        self.requested.push(RequestedFile { key, pid, file, size: area.end - area.start, max_bytes });
+        self.requested.sort_by_key(|requested| Reverse(requested.size));
+    }
+
+    /// Lets the kernel side request a file again after [`RETRY_AFTER`].
+    fn retry_later(&mut self, key: FileKey, reason: StackLossReason) {
+        self.tables.count_loss(reason);
+        self.retries.push((Instant::now() + RETRY_AFTER, key));
+    }
+
+    fn build_requested(&mut self, requested: &RequestedFile) {
+        self.build(&requested.key, &requested.file, requested.max_bytes);
+        // A process that was sampled once will be sampled again, in other files that it has mapped.
+        if insert_bounded(&mut self.scanned, requested.pid) {
+            self.scan_process(requested.pid);
+        }
+    }
+
+    /// Adds the files that a process has mapped to the backlog, and returns their mappings.
+    fn scan_process(&mut self, pid: u32) -> Vec<Area> {
+        let areas = mapped_files(pid);
+        // The new files are read after those that wait already. If the backlog is full, they have to be requested.
+        if self.backlog.len() < MAX_BACKLOG {
+            let max_bytes = self.max_unrequested_bytes;
+            let files = areas.iter().map(|area| PendingFile { pid, area: area.clone(), max_bytes });
+            self.backlog.splice(0..0, smallest_last(files.collect()));
+        }
+        areas
+    }
+
+    /// Builds a file's table if its call frame information has at most `max_bytes`. If it has more, the file gets no answer
+    /// unless `max_bytes` is the largest bound, so that it can still be requested.
+    fn build(&mut self, key: &FileKey, file: &File, max_bytes: u64) {
+        let source = file::find_source(file, max_bytes);
+        if max_bytes < file::MAX_BYTES && matches!(source, Err(StackLossReason::SectionTooLarge)) {
+            return;
+        }
+        let python = match python::detect_interpreter(file) {
+            Ok(None) => 0,
+            Ok(Some(interpreter)) => self.register_interpreter(&interpreter),
+            Err(reason) => {
+                self.tables.count_loss(reason);
+                0
+            }
+        };
+        self.load(key, source, python);
+    }
+
+    /// The number that the kernel side has for the interpreter, or 0 if it cannot have one.
+    fn register_interpreter(&mut self, interpreter: &Interpreter) -> u32 {
+        let Some(number) = self.state.interpreters.number(interpreter) else {
+            self.tables.count_loss(StackLossReason::PythonInterpretersFull);
+            return 0;
+        };
+        match self.tables.set_python(number, &interpreter.layout) {
+            Ok(()) => number,
+            Err(error) => {
+                tracing::warn!("cannot show Python frames of an interpreter: {error:#}");
+                0
+            }
+        }
+    }
+
+    fn load(&mut self, key: &FileKey, source: Result<UnwindSource, StackLossReason>, python: u32) {
+        let loaded = match source {
+            Ok(source) => {
+                let digest = self.tables.digest(&source);
+                self.tables.load(key, python, digest, move || source.read_rows())
+            }
+            Err(reason) => self.tables.set_no_table(key, python, reason),
+        };
+        if let Err(error) = loaded {
+            tracing::warn!("cannot write an unwind table into the kernel's maps: {error:#}");
+        }
+    }
+
+    /// Builds the table of the vDSO from our own copy, which is the same in every 64-bit process.
+    fn load_vdso(&mut self) {
+        let image = || {
+            let areas = maps::read(std::process::id()).ok()?;
+            let area = areas.areas.iter().find(|area| area.is_vdso())?;
+            let len = usize::try_from((area.end - area.start).min(VDSO_BYTES)).ok()?;
+            let bytes = read_at(&File::open("/proc/self/mem").ok()?, area.start, len).ok()?;
+            let mut copy = File::from(memfd_create("podopsy-vdso", MFdFlags::MFD_CLOEXEC).ok()?);
+            copy.write_all(&bytes).ok()?;
+            Some(copy)
+        };
+        let source =
+            image().ok_or(StackLossReason::Vdso).and_then(|file| file::find_source(&file, file::MAX_BYTES));
+        self.load(&FileKey::VDSO, source, 0);
+    }
+}
+
+/// True if `value` is new. The set is emptied when it is full.
+fn insert_bounded<T: Eq + Hash>(set: &mut HashSet<T>, value: T) -> bool {
+    if set.len() >= TABLES_MAX {
+        set.clear();
+    }
+    set.insert(value)
+}
