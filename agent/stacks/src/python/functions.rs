@@ -155,7 +155,7 @@ impl PythonFunctions {
         }
     }
 
-    /// Marks the frame that the interpreter was called for, when its shim frame was met.
+    /// Marks the frame that the interpreter was called for, when its shim frame is reached.
     fn mark_entry(&mut self) {
         match self.packed.last_mut() {
             Some(last) if *last & ENTRY == 0 => *last |= ENTRY,

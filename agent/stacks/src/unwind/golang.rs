@@ -24,7 +24,7 @@ pub(super) struct GoTables {
     size: u64,
 }
 
-/// Hashes the bytes of the tables, up to the first that cannot be read: rows cannot come from those behind it either.
+/// Hashes the bytes of the tables, up to the first that cannot be read: no row can come from the bytes after it either.
 impl Hash for GoTables {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.size.hash(state);

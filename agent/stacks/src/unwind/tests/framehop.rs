@@ -130,7 +130,7 @@ impl TracedProgram {
         }
     }
 
-    /// Threads that run now; a sleeping one says the same at every stop.
+    /// The threads that run now. The stack of a sleeping one is the same at every stop.
     fn threads(&self) -> Vec<Pid> {
         let folder = format!("/proc/{}/task", self.child.id());
         let tids = std::fs::read_dir(folder).into_iter().flatten().flatten();
