@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod heap;
 pub mod node;
 pub mod small_file;
+pub mod sync;
 
 /// The bytes per page that the kernel counts in.
 pub fn page_size() -> u64 {
