@@ -26,7 +26,7 @@ pub struct Events {
     pub since: Duration,
 
     /// Only events of this kind; may be repeated
-    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::word)))]
+    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::as_str)))]
     pub kinds: Vec<String>,
 
     /// Only events of pods in this namespace
