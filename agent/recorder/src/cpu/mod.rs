@@ -107,7 +107,7 @@ pub async fn profile(
         })?;
     symbolizer.learn_kernel(probes.kernel_names(&aggregator.kernel_addresses()));
     drop(probes);
-    let stop = move || builder.map(Builder::stop).unwrap_or_default();
+    let stop = move || builder.map(TableBuilder::stop).unwrap_or_default();
     let built = tokio::task::spawn_blocking(stop).await?;
 
     let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();

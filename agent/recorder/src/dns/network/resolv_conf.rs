@@ -146,7 +146,7 @@ pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvC
 
 fn read_inside(root: &File) -> Result<ResolvConf, &'static str> {
     let path = open::inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
-    let file = open::readable(&path)?;
+    let file = open::readable(&path).map_err(|reason| reason.as_str())?;
     let mut bytes = Vec::new();
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|_| "file_out_of_reach")?;
     if bytes.len() as u64 > BYTES_MAX {
