@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_client::{Client, Events, Gap, Query, RUN, SOCKET, Unanswered};
+use podopsy_client::{
+    AgentClient, ClientError, EventList, HistoryGap, QueryParameters, RUN_DIR, SOCKET_NAME,
+};
 use podopsy_model::Kind;
 use podopsy_store::{DIR, FILE, Filter, ITEMS_MAX, Reader, Refused, Shelf};
 
@@ -13,14 +15,14 @@ use crate::render::units;
 use crate::terminal::note;
 
 /// An agent that answers; None: there is none, and none was named. An error: the one that was named does not.
-pub async fn agent(args: &HistoryDir) -> anyhow::Result<Option<Client>> {
+pub async fn agent(args: &HistoryDir) -> anyhow::Result<Option<AgentClient>> {
     let (sockets, named) = sockets(args);
     for socket in sockets {
-        let client = Client::new(&socket);
+        let client = AgentClient::new(&socket);
         match client.get("/healthz", &Vec::new()).await {
             Ok(_) => return Ok(Some(client)),
             // It is there: what is wrong with it will be said when it is asked.
-            Err(Unanswered::Refused(_)) => return Ok(Some(client)),
+            Err(ClientError::Refused(_)) => return Ok(Some(client)),
             Err(error) if named => bail!("{error}; --socket names the agent's socket"),
             Err(error) => tracing::debug!("{error}"),
         }
@@ -33,10 +35,10 @@ fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
     if let Some(socket) = &args.socket {
         return (vec![socket.clone()], true);
     }
-    let mut sockets = vec![args.state_dir.join(SOCKET)];
+    let mut sockets = vec![args.state_dir.join(SOCKET_NAME)];
     // Whoever names a state folder means that agent.
     if args.state_dir == Path::new(DIR) {
-        sockets.push(Path::new(RUN).join(SOCKET));
+        sockets.push(Path::new(RUN_DIR).join(SOCKET_NAME));
     }
     (sockets, false)
 }
@@ -48,14 +50,14 @@ pub fn left(
     kinds: &[Kind],
     most: usize,
     from: Timestamp,
-) -> Result<Option<(Events, Vec<Gap>)>, Refused> {
+) -> Result<Option<(EventList, Vec<HistoryGap>)>, Refused> {
     if !dir.join(FILE).exists() {
         return Ok(None);
     }
     let reader = Reader::of(dir);
     let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
     let mut filter = Filter { kinds, newest_first: true, ..Filter::all(Shelf::Events) };
-    let mut left = Events::default();
+    let mut left = EventList::default();
     loop {
         filter.items = ITEMS_MAX.min(most - left.events.len());
         let page = reader.page(&filter)?;
@@ -75,13 +77,13 @@ pub fn left(
     left.events.reverse();
     let gaps = reader.gaps(from, Timestamp::now())?.into_iter().map(|gap| {
         let (from, until) = gap.span();
-        Gap { from, until, reason: gap.reason.as_str().to_owned(), lost: gap.lost }
+        HistoryGap { from, until, reason: gap.reason.as_str().to_owned(), lost: gap.lost }
     });
     Ok(Some((left, gaps.collect())))
 }
 
 /// The parameters that ask for one pod's, or one container's.
-pub fn of_pod(namespace: &str, pod: &str, container: Option<&str>) -> Query {
+pub fn of_pod(namespace: &str, pod: &str, container: Option<&str>) -> QueryParameters {
     let mut query = vec![("namespace", namespace.to_owned()), ("pod", pod.to_owned())];
     query.extend(container.map(|container| ("container", container.to_owned())));
     query
@@ -94,7 +96,7 @@ pub fn ago(since: std::time::Duration) -> Timestamp {
 }
 
 /// Says of which times not all is known. An answer without this would look like nothing had happened.
-pub async fn note_gaps(client: &Client, from: Timestamp) {
+pub async fn note_gaps(client: &AgentClient, from: Timestamp) {
     match client.gaps(from).await {
         Ok(gaps) => say_gaps(&gaps, from),
         Err(error) => note(&format!("whether the agent ran all the time is not known: {error}")),
@@ -102,14 +104,14 @@ pub async fn note_gaps(client: &Client, from: Timestamp) {
 }
 
 /// The last of them.
-pub fn say_gaps(gaps: &[Gap], from: Timestamp) {
+pub fn say_gaps(gaps: &[HistoryGap], from: Timestamp) {
     gaps.iter().rev().take(GAPS).rev().for_each(|gap| note(&say(gap, from)));
 }
 
 /// Gaps that are said, the last ones; more of them are noise.
 const GAPS: usize = 5;
 
-fn say(gap: &Gap, from: Timestamp) -> String {
+fn say(gap: &HistoryGap, from: Timestamp) -> String {
     let what = match gap.reason.as_str() {
         "stopped" => "no agent ran (it was stopped)",
         "died" => "no agent ran (it had died)",
@@ -144,7 +146,7 @@ mod tests {
     #[test]
     fn a_gap_is_said_as_far_as_it_was_asked_for() {
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
-        let gap = Gap {
+        let gap = HistoryGap {
             from: Timestamp::UNIX_EPOCH,
             until: time("2026-01-02T03:04:05Z"),
             reason: "not-written".into(),

@@ -252,7 +252,7 @@ fn a_reload_sends_queued_events_to_the_new_address() {
     failed_lookup(NAME, 7);
     until("queued event", || {
         let waits = sum(&page_of(&agent)?, "podopsy_export_waiting", "loki") > 0.0;
-        (waits && agent.log().contains("not delivered, tried again")).then_some(())
+        (waits && agent.log().contains("cannot deliver, retrying")).then_some(())
     });
     set(&loki.address);
     kill(Pid::from_raw(agent.pid() as i32), Signal::SIGHUP).expect("send SIGHUP");

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
-use podopsy_client::Client;
+use podopsy_client::AgentClient;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_store::{Filter, Limits, Shelf, Store};
 use prost::Message;
@@ -55,7 +55,7 @@ impl Agent {
 
     fn ask(&self, path: &str) -> Value {
         let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-        let client = Client::new(self.state.join("agent.sock"));
+        let client = AgentClient::new(self.state.join("agent.sock"));
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let query = query.split('&').filter_map(|pair| pair.split_once('='));
         // The names are this test's own.

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podopsy_deliver::testing::kubernetes_stub::Stub;
+use podopsy_deliver::testing::api_server_stub::ApiServerStub;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, SOON, get, until};
 use support::{VICTIMS_IMAGE, node};
 
 /// The Events with this reason.
-fn events(stub: &Stub, reason: &str) -> Vec<Value> {
+fn events(stub: &ApiServerStub, reason: &str) -> Vec<Value> {
     let state = stub.state();
     state.events.values().filter(|event| event["reason"] == reason).cloned().collect()
 }
@@ -25,7 +25,7 @@ fn a_kill_that_kubernetes_does_not_show_and_failing_lookups_are_on_the_pod() {
     let _dns = node.resolver("answer").expect("a resolver");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let stub = runtime.block_on(Stub::start(node.directory()));
+    let stub = runtime.block_on(ApiServerStub::start(node.directory()));
     let file = |path: &std::path::Path| path.display().to_string();
     let (token, authority) = (file(&stub.token), file(&stub.authority));
     let mut arguments = vec!["--node", "n1", "--kubernetes-events", "--kubernetes-api", &stub.url];

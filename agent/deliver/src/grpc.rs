@@ -1,7 +1,8 @@
-//! gRPC (unary calls) over the client that posts, too: one trust, one time limit and the same headers, as metadata.
+//! Unary gRPC calls over the same HTTP client that sends POSTs: the same certificates, the same timeout, and the same
+//! headers, as metadata.
 //!
-//! tonic frames messages and reads statuses; its own channel is not used, because it would have certificates, time limits
-//! and words for what went wrong of its own. Must not know: what a message says.
+//! tonic frames the messages and reads the statuses. Its own channel is not used, because it has its own handling of
+//! certificates, timeouts and errors. This module must not depend on the content of a message.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -23,8 +24,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::Service;
 
-use super::worker::{ANSWER, Answer, SHOWN};
-use super::{Settings, trust};
+use super::worker::{MAX_LOGGED_BYTES, MAX_RESPONSE_BYTES, SendOutcome};
+use super::{DestinationSettings, http_client};
 use podopsy_model::text;
 
 /// Calls one method at one destination.
@@ -35,70 +36,78 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// `method`: `/PACKAGE.SERVICE/METHOD`. An error says what of the settings cannot be.
-    pub fn new(client: reqwest::Client, settings: &Settings, method: &'static str) -> anyhow::Result<Grpc> {
-        let url = trust::url(&settings.url)?;
+    /// `method` is `/PACKAGE.SERVICE/METHOD`. Fails if the URL is invalid.
+    pub fn new(
+        client: reqwest::Client,
+        settings: &DestinationSettings,
+        method: &'static str,
+    ) -> anyhow::Result<Grpc> {
+        let url = http_client::parse_url(&settings.url)?;
         ensure!(
             url.path() == "/" && url.query().is_none(),
-            "a gRPC address has no path: it is {}, or --otlp-protocol is http/protobuf",
+            "a gRPC URL has no path: use {}, or set --otlp-protocol to http/protobuf",
             url.origin().ascii_serialization()
         );
         let origin: Uri = url.as_str().parse()?;
         let inner = tonic::client::Grpc::with_origin(Transport(client), origin);
-        let inner = inner.max_decoding_message_size(ANSWER);
+        let inner = inner.max_decoding_message_size(MAX_RESPONSE_BYTES);
         Ok(Grpc { inner, method: PathAndQuery::from_static(method), timeout: settings.timeout })
     }
 
-    /// One attempt; what a success answered is its message's bytes.
-    pub async fn call(&self, headers: HeaderMap, message: Bytes) -> Result<Bytes, Answer> {
+    /// Makes one attempt. Returns the bytes of the response message.
+    pub async fn call(&self, headers: HeaderMap, message: Bytes) -> Result<Bytes, SendOutcome> {
         let mut request = tonic::Request::new(message);
         *request.metadata_mut() = MetadataMap::from_headers(headers);
-        // Whoever is slow may as well stop when nobody waits any more.
+        // Sent to the server, so that it can stop when we no longer wait.
         request.set_timeout(self.timeout);
         let mut inner = self.inner.clone();
-        let call = inner.unary(request, self.method.clone(), Raw);
+        let call = inner.unary(request, self.method.clone(), RawCodec);
         match tokio::time::timeout(self.timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(answer(&status)),
-            Err(_) => Err(Answer::Later(format!("no answer within {:?}", self.timeout), None)),
+            Ok(Err(status)) => Err(outcome(&status)),
+            Err(_) => Err(SendOutcome::Retry(format!("no answer within {:?}", self.timeout), None)),
         }
     }
 }
 
-/// OTLP 1.x, "Failures": which codes may pass. RESOURCE_EXHAUSTED does if it says when.
-fn answer(status: &Status) -> Answer {
-    if status.source().is_some_and(|error| error.is::<OnTheWay>()) {
-        return Answer::Later(status.message().to_owned(), None);
+/// OTLP 1.x, "Failures", lists the retryable codes. RESOURCE_EXHAUSTED is retryable only with a retry delay.
+fn outcome(status: &Status) -> SendOutcome {
+    if status.source().is_some_and(|error| error.is::<TransportFailed>()) {
+        return SendOutcome::Retry(status.message().to_owned(), None);
     }
-    let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let requested_delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
     let message = status.message().as_bytes();
-    let shown = text::escape_bytes(&message[..message.len().min(SHOWN)]);
-    let said = format!("{:?}: {shown}", status.code());
+    let shown = text::escape_bytes(&message[..message.len().min(MAX_LOGGED_BYTES)]);
+    let description = format!("{:?}: {shown}", status.code());
     match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => Answer::Later(said, asked),
-        Code::ResourceExhausted if asked.is_some() => Answer::Later(said, asked),
-        Code::Unimplemented => {
-            Answer::Never(format!("{said}; it may lack this signal, or a proxy before it may not know gRPC"))
+        | Code::DataLoss => SendOutcome::Retry(description, requested_delay),
+        Code::ResourceExhausted if requested_delay.is_some() => {
+            SendOutcome::Retry(description, requested_delay)
         }
-        _ => Answer::Never(format!("{said}; its address and its headers are in the configuration")),
+        Code::Unimplemented => SendOutcome::Refused(format!(
+            "{description}; the server may not support this signal, or a proxy in front of it may not support gRPC"
+        )),
+        _ => SendOutcome::Refused(format!(
+            "{description}; check the destination's URL and headers in the configuration"
+        )),
     }
 }
 
-/// reqwest's client as tonic wants one. What fails on the way is UNAVAILABLE: the server has said nothing.
+/// Adapts reqwest's client for tonic. A transport error becomes UNAVAILABLE, marked as [`TransportFailed`].
 #[derive(Clone)]
 struct Transport(reqwest::Client);
 
-type Answered = http::Response<UnsyncBoxBody<Bytes, Status>>;
+type HttpResponse = http::Response<UnsyncBoxBody<Bytes, Status>>;
 
 impl Service<http::Request<Body>> for Transport {
-    type Response = Answered;
+    type Response = HttpResponse;
     type Error = Status;
-    type Future = Pin<Box<dyn Future<Output = Result<Answered, Status>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, Status>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
         Poll::Ready(Ok(()))
@@ -108,49 +117,52 @@ impl Service<http::Request<Body>> for Transport {
         let client = self.0.clone();
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            // One message, in memory already.
+            // A unary call has one message, which is in memory already.
             let body = body.collect().await?.to_bytes();
-            let request =
-                reqwest::Request::try_from(http::Request::from_parts(head, body)).map_err(failed)?;
-            let response = client.execute(request).await.map_err(failed)?;
+            let request = reqwest::Request::try_from(http::Request::from_parts(head, body))
+                .map_err(transport_failed)?;
+            let response = client.execute(request).await.map_err(transport_failed)?;
             let status = response.status();
             if status != StatusCode::OK {
-                return Err(Status::new(of_http(status), format!("HTTP {status}, as a proxy says it")));
+                return Err(Status::new(
+                    code_of_http_status(status),
+                    format!("HTTP {status}, probably from a proxy"),
+                ));
             }
             let response: http::Response<reqwest::Body> = response.into();
-            Ok(response.map(|body| body.map_err(failed).boxed_unsync()))
+            Ok(response.map(|body| body.map_err(transport_failed).boxed_unsync()))
         })
     }
 }
 
-/// No server's word.
+/// Marks a status that did not come from the server.
 #[derive(Debug, thiserror::Error)]
-#[error("on the way")]
-struct OnTheWay;
+#[error("the transport failed")]
+struct TransportFailed;
 
-fn failed(error: reqwest::Error) -> Status {
-    let said = trust::said(error);
-    let hint = hint(&said).map_or_else(String::new, |hint| format!("; {hint}"));
-    let mut status = Status::unavailable(said + &hint);
-    status.set_source(Arc::new(OnTheWay));
+fn transport_failed(error: reqwest::Error) -> Status {
+    let description = http_client::describe_error(error);
+    let remedy = remedy(&description).map_or_else(String::new, |remedy| format!("; {remedy}"));
+    let mut status = Status::unavailable(description + &remedy);
+    status.set_source(Arc::new(TransportFailed));
     status
 }
 
-/// HTTP/2 keeps of an error below it no more than its words.
-fn hint(said: &str) -> Option<&'static str> {
-    // "HTTP" in the place of a frame's length.
-    if said.contains("frame with invalid size") {
+/// Goes by the error's text: the HTTP/2 layer keeps only the text of an error from below.
+fn remedy(description: &str) -> Option<&'static str> {
+    // An HTTP/1.1 response begins with "HTTP", which is read as the length of a frame.
+    if description.contains("frame with invalid size") {
         return Some(
-            "it does not speak HTTP/2 there: a port for HTTP (4318) wants --otlp-protocol http/protobuf",
+            "the server does not speak HTTP/2: a port for HTTP (4318) needs --otlp-protocol http/protobuf",
         );
     }
     let alerts = ["CertificateRequired", "HandshakeFailure", "UnknownCA", "BadCertificate"];
-    let asks = alerts.iter().any(|alert| said.ends_with(&format!("fatal alert: {alert}")));
-    asks.then_some(trust::WHO_ARE_WE)
+    let is_alert = alerts.iter().any(|alert| description.ends_with(&format!("fatal alert: {alert}")));
+    is_alert.then_some(http_client::CLIENT_CERTIFICATE_REMEDY)
 }
 
-/// gRPC's own table ("HTTP to gRPC Status Code Mapping").
-fn of_http(status: StatusCode) -> Code {
+/// gRPC's documentation, "HTTP to gRPC Status Code Mapping".
+fn code_of_http_status(status: StatusCode) -> Code {
     match status.as_u16() {
         400 => Code::Internal,
         401 => Code::Unauthenticated,
@@ -161,39 +173,39 @@ fn of_http(status: StatusCode) -> Code {
     }
 }
 
-/// Messages are written before, and read after.
-struct Raw;
+/// A codec that passes bytes through: the caller encodes and decodes the messages.
+struct RawCodec;
 
-impl Codec for Raw {
+impl Codec for RawCodec {
     type Encode = Bytes;
     type Decode = Bytes;
-    type Encoder = Raw;
-    type Decoder = Raw;
+    type Encoder = RawCodec;
+    type Decoder = RawCodec;
 
-    fn encoder(&mut self) -> Raw {
-        Raw
+    fn encoder(&mut self) -> RawCodec {
+        RawCodec
     }
 
-    fn decoder(&mut self) -> Raw {
-        Raw
+    fn decoder(&mut self) -> RawCodec {
+        RawCodec
     }
 }
 
-impl Encoder for Raw {
+impl Encoder for RawCodec {
     type Item = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, message: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put(message);
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
         Ok(())
     }
 }
 
-impl Decoder for Raw {
+impl Decoder for RawCodec {
     type Item = Bytes;
     type Error = Status;
 
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }

@@ -1,28 +1,29 @@
-//! Events and profiles to where people already look: one file a destination.
+//! Sends events, metrics and profiles to the systems that people already run: one module per kind of destination.
 //!
-//! Each destination has a queue and a worker of its own, so that one that hangs changes nothing for the others or for
-//! the recorder: [`Courier::offer`] never waits. Delivery is at least once: a batch whose answer was lost is sent again,
-//! and what a run had not sent its next one can ([`Courier::resume`]). What is given up is counted, by reason. Must not
-//! know: where anything comes from, the store, configuration files.
+//! Each destination has its own bounded queue and its own worker, so one that hangs affects neither the others nor the
+//! recorder: [`Destination::offer`] never waits. Delivery is at least once: a batch whose response was lost is sent again,
+//! and the next run can send what this run did not ([`Destination::catch_up`]). Every dropped item has an
+//! [`ExportLossReason`] and is counted. This crate must not depend on the store, on configuration files, or on where the
+//! items come from.
 
+mod backoff;
+mod checkpoint;
+mod client;
+mod counters;
+mod encoded_event;
 mod grpc;
 mod header;
+mod http_client;
 pub mod kubernetes;
 pub mod loki;
 pub mod otlp;
 mod otlp_dictionary;
 pub mod otlp_metrics;
 pub mod otlp_profiles;
-mod patience;
-mod progress;
 pub mod pyroscope;
 pub mod queue;
 mod request;
-mod route;
-mod tally;
-mod trust;
 mod worker;
-pub mod written;
 
 #[cfg(test)]
 mod grpc_tests;
@@ -41,43 +42,44 @@ use reqwest::StatusCode;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::header::Header;
-pub use self::progress::{Progress, Resume};
-use self::queue::{Queue, Weigh};
-pub use self::request::Request;
-pub use self::route::Route;
-pub use self::tally::Counts;
-use self::tally::{Fate, Tally};
-pub use self::trust::url;
+pub use self::checkpoint::{CatchUp, DeliveryCheckpoint};
+pub use self::client::DestinationClient;
+use self::counters::{DeliveryCounters, ItemOutcome};
+pub use self::counters::{DeliveryCounts, ExportLossReason};
+pub use self::encoded_event::{EncodedEvent, to_json_line};
+pub use self::header::ExportHeader;
+pub use self::http_client::parse_url;
+use self::queue::{Queue, QueueItem};
+pub use self::request::DeliveryRequest;
 
-/// How a destination is reached, whatever it is.
+/// How to reach a destination of any kind, and how much work and memory it may cost.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// `http://` or `https://`, with the path that the destination wants (none, for gRPC).
+pub struct DestinationSettings {
+    /// `http://` or `https://`, with the path that the destination expects (no path for gRPC).
     pub url: String,
-    /// The gRPC method that takes a batch, `/PACKAGE.SERVICE/METHOD`; None: it is posted.
+    /// The gRPC method that takes a batch, `/PACKAGE.SERVICE/METHOD`. None: batches are sent by HTTP POST.
     pub method: Option<&'static str>,
-    /// Sent with every request: authorization, a tenant.
-    pub headers: Vec<Header>,
-    /// PEM; None: the system's.
+    /// Sent with every request, for example an authorization or a tenant.
+    pub headers: Vec<ExportHeader>,
+    /// A PEM file. None: the system's authorities.
     pub certificate_authority: Option<PathBuf>,
-    /// PEM, certificate and key in one file, where the destination wants to know who we are.
+    /// A PEM file with the client's certificate and its key, for destinations that ask for one.
     pub identity: Option<PathBuf>,
-    /// Longest time from connecting to the last byte of the answer.
+    /// The longest time from connecting to the last byte of the response.
     pub timeout: Duration,
-    /// How long a batch waits for company.
+    /// How long the first item of a batch waits for others.
     pub linger: Duration,
-    /// How long a batch is tried again before it is given up.
-    pub patience: Duration,
-    /// What may wait, in bytes.
+    /// How long a batch is retried before it is dropped.
+    pub retry_for: Duration,
+    /// The capacity of the queue.
     pub queue_bytes: usize,
     pub batch_items: usize,
     pub batch_bytes: usize,
 }
 
-impl Settings {
-    pub fn new(url: &str) -> Settings {
-        Settings {
+impl DestinationSettings {
+    pub fn new(url: &str) -> DestinationSettings {
+        DestinationSettings {
             url: url.to_owned(),
             method: None,
             headers: Vec::new(),
@@ -85,7 +87,7 @@ impl Settings {
             identity: None,
             timeout: Duration::from_secs(10),
             linger: Duration::from_secs(1),
-            patience: Duration::from_secs(600),
+            retry_for: Duration::from_secs(600),
             queue_bytes: 8 << 20,
             batch_items: 500,
             batch_bytes: 1 << 20,
@@ -93,112 +95,114 @@ impl Settings {
     }
 }
 
-/// A destination's own words.
-pub trait Format: Send + Sync + 'static {
-    type Item: Weigh + Send + 'static;
+/// How one kind of destination encodes a batch and how it answers.
+pub trait DestinationFormat: Send + Sync + 'static {
+    type Item: QueueItem + Send + 'static;
 
-    /// Of what is posted; gRPC has its own.
+    /// The content type of a POST; gRPC sets its own.
     fn content_type(&self) -> &'static str;
 
     /// The body of one request.
-    fn body(&self, batch: &[Self::Item]) -> anyhow::Result<Vec<u8>>;
+    fn encode(&self, batch: &[Self::Item]) -> anyhow::Result<Vec<u8>>;
 
-    /// What a batch is sent as.
-    fn request(&self, batch: &[Self::Item]) -> anyhow::Result<Request> {
-        Ok(Request::post(self.content_type(), self.body(batch)?))
+    /// The request that carries a batch.
+    fn request(&self, batch: &[Self::Item]) -> anyhow::Result<DeliveryRequest> {
+        Ok(DeliveryRequest::post(self.content_type(), self.encode(batch)?))
     }
 
-    /// How many of a batch a destination refused although its answer was a success.
-    fn refused(&self, _answer: &[u8]) -> u64 {
+    /// The number of items that the destination rejected although it reported success.
+    fn rejected(&self, _response: &[u8]) -> u64 {
         0
     }
 
-    /// Whether whoever refuses so may have taken some of the batch.
-    fn takes_some(&self, _status: StatusCode) -> bool {
+    /// Whether the destination may have accepted a part of a batch that it rejects with this status.
+    fn may_accept_part(&self, _status: StatusCode) -> bool {
         false
     }
 
-    /// Whether what such an answer refuses may be taken later.
-    fn passes(&self, status: StatusCode) -> bool {
+    /// Whether a request that failed with this status may succeed later.
+    fn is_retryable(&self, status: StatusCode) -> bool {
         status.is_server_error()
             || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
     }
 
-    /// What would mend a refusal; None: the worker's own words.
-    fn mends(&self, _status: StatusCode, _answer: &[u8]) -> Option<&'static str> {
+    /// What the user can do about a rejection. None: the worker adds a general remedy.
+    fn remedy(&self, _status: StatusCode, _response: &[u8]) -> Option<&'static str> {
         None
     }
 }
 
-/// What became of what was offered to a destination; it may outlive the courier.
+/// Reads a destination's counters; it may outlive the destination.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct DestinationStats {
     pub destination: &'static str,
-    tally: Arc<Tally>,
+    counters: Arc<DeliveryCounters>,
 }
 
-impl Ledger {
-    pub fn counts(&self) -> Counts {
-        self.tally.counts()
+impl DestinationStats {
+    pub fn counts(&self) -> DeliveryCounts {
+        self.counters.counts()
     }
 
-    /// What is lost, by counter name.
+    /// The destination's loss counter: its name, and the sum over all reasons.
     pub fn loss(&self) -> (String, u64) {
         (format!("export_{}", self.destination), self.counts().lost_sum())
     }
 
-    /// How many answers were no success, by status.
-    pub fn answers(&self) -> Vec<(u16, u64)> {
-        self.tally.answers()
+    /// The number of unsuccessful responses by HTTP status.
+    pub fn failed_responses(&self) -> Vec<(u16, u64)> {
+        self.counters.failed_responses()
     }
 }
 
-/// A courier's way in, for whoever offers on its own time.
-pub struct Inlet<T>(Arc<Queue<T>>);
+/// Puts items into a destination's queue, for tasks that run on their own.
+pub struct QueueSender<T>(Arc<Queue<T>>);
 
-impl<T: Weigh> Inlet<T> {
+impl<T: QueueItem> QueueSender<T> {
     /// Never waits.
     pub fn offer(&self, item: T) {
         self.0.push(item);
     }
 }
 
-/// Takes items to one destination.
-pub struct Courier<T> {
+/// One place that items are sent to: its queue and its running worker.
+pub struct Destination<T> {
     name: &'static str,
-    route: watch::Sender<Arc<Route>>,
+    client: watch::Sender<Arc<DestinationClient>>,
     queue: Arc<Queue<T>>,
-    tally: Arc<Tally>,
-    progress: Arc<Progress>,
+    counters: Arc<DeliveryCounters>,
+    checkpoint: Arc<DeliveryCheckpoint>,
     closing: watch::Sender<bool>,
     worker: JoinHandle<()>,
 }
 
-impl<T: Weigh + Send + 'static> Courier<T> {
-    /// An error says what of the settings cannot be; whether the destination is there shows later.
-    pub fn start<F: Format<Item = T>>(
+impl<T: QueueItem + Send + 'static> Destination<T> {
+    /// Fails if the settings are invalid. Whether the destination can be reached shows later.
+    pub fn start<F: DestinationFormat<Item = T>>(
         name: &'static str,
-        settings: Settings,
+        settings: DestinationSettings,
         format: F,
-    ) -> anyhow::Result<Courier<T>> {
-        let first = Arc::new(Route::new(name, settings)?);
-        let queue_bytes = first.settings.queue_bytes;
-        let (route, routes) = watch::channel(first.clone());
-        let tally = Arc::new(Tally::default());
-        let progress = Arc::new(Progress::default());
-        let queue = Arc::new(Queue::new(queue_bytes, tally.clone(), progress.clone()));
+    ) -> anyhow::Result<Destination<T>> {
+        let first_client = Arc::new(DestinationClient::new(name, settings)?);
+        let queue_bytes = first_client.settings.queue_bytes;
+        let (client, new_clients) = watch::channel(first_client.clone());
+        let counters = Arc::new(DeliveryCounters::default());
+        let checkpoint = Arc::new(DeliveryCheckpoint::default());
+        let queue = Arc::new(Queue::new(queue_bytes, counters.clone(), checkpoint.clone()));
         let (closing, closed) = watch::channel(false);
-        let worker = worker::Worker {
+        let worker = worker::DeliveryWorker {
             name,
-            route: first,
-            routes,
+            client: first_client,
+            new_clients,
             format: Arc::new(format),
             queue: queue.clone(),
-            tally: tally.clone(),
-            progress: progress.clone(),
+            counters: counters.clone(),
+            checkpoint: checkpoint.clone(),
             closed,
+            is_failing: false,
         };
-        Ok(Courier { name, route, queue, tally, progress, closing, worker: tokio::spawn(worker.run()) })
+        let worker = tokio::spawn(worker.run());
+        Ok(Destination { name, client, queue, counters, checkpoint, closing, worker })
     }
 
     pub fn name(&self) -> &'static str {
@@ -206,50 +210,51 @@ impl<T: Weigh + Send + 'static> Courier<T> {
     }
 
     pub fn url(&self) -> String {
-        self.route.borrow().settings.url.clone()
+        self.client.borrow().settings.url.clone()
     }
 
-    /// From now on it is reached so, for what waits already, too; how much may wait stays as it is.
-    pub fn turn(&self, route: Route) {
-        self.route.send_replace(Arc::new(route));
+    /// Uses `client` from now on, also for the items that already wait. The queue keeps its capacity.
+    pub fn replace_client(&self, client: DestinationClient) {
+        self.client.send_replace(Arc::new(client));
     }
 
     /// Never waits.
     pub fn offer(&self, item: T) {
-        if !item.id().is_some_and(|id| self.progress.passes_over(id)) {
+        if !item.store_id().is_some_and(|id| self.checkpoint.defers(id)) {
             self.queue.push(item);
         }
     }
 
-    pub fn inlet(&self) -> Inlet<T> {
-        Inlet(self.queue.clone())
+    pub fn sender(&self) -> QueueSender<T> {
+        QueueSender(self.queue.clone())
     }
 
-    /// How far it has come in the store; it may outlive the courier.
-    pub fn progress(&self) -> Arc<Progress> {
-        self.progress.clone()
+    /// How much of the store this destination has finished; it may outlive the destination.
+    pub fn checkpoint(&self) -> Arc<DeliveryCheckpoint> {
+        self.checkpoint.clone()
     }
 
-    /// What comes first: all that the store has behind `done`. Call before anything is offered.
-    pub fn resume(&self, done: i64) -> Resume<T> {
-        Resume::begin(done, self.queue.clone(), self.progress.clone(), self.tally.clone())
+    /// Starts with everything that the store has after the id `done`. Call this before the first [`Self::offer`].
+    pub fn catch_up(&self, done: i64) -> CatchUp<T> {
+        CatchUp::begin(done, self.queue.clone(), self.checkpoint.clone(), self.counters.clone())
     }
 
-    pub fn ledger(&self) -> Ledger {
-        Ledger { destination: self.name, tally: self.tally.clone() }
+    pub fn stats(&self) -> DestinationStats {
+        DestinationStats { destination: self.name, counters: self.counters.clone() }
     }
 
-    /// Tries to deliver what waits, each batch once more, within `time`; the rest is counted as abandoned.
-    pub async fn close(self, time: Duration) -> Counts {
+    /// Tries to deliver the items that wait, each batch once more, within `time`. Counts the rest as abandoned.
+    pub async fn close(self, time: Duration) -> DeliveryCounts {
         let _ = self.closing.send(true);
         let mut worker = self.worker;
         if tokio::time::timeout(time, &mut worker).await.is_err() {
             worker.abort();
             let _ = worker.await;
         }
-        let left = self.queue.take(usize::MAX, usize::MAX);
-        let bytes: usize = left.iter().map(Weigh::bytes).sum();
-        self.tally.settled(Fate::Abandoned, left.len() as u64, bytes as u64);
-        self.tally.counts()
+        let abandoned = self.queue.take(usize::MAX, usize::MAX);
+        let bytes: usize = abandoned.iter().map(QueueItem::bytes).sum();
+        let outcome = ItemOutcome::Lost(ExportLossReason::Abandoned);
+        self.counters.settle(outcome, abandoned.len() as u64, bytes as u64);
+        self.counters.counts()
     }
 }

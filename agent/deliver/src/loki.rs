@@ -1,7 +1,7 @@
-//! Loki's push API, as JSON: `POST /loki/api/v1/push` (Grafana Loki 2.9 or newer, for structured metadata).
+//! Sends events to Loki's push API as JSON: `POST /loki/api/v1/push` (Grafana Loki 2.9 or newer, for structured metadata).
 //!
-//! Labels are few and of few values (node, namespace, kind), because each combination is a stream; all else that one
-//! would filter by is structured metadata; the line is the event as it stands on stdout.
+//! Each combination of labels is a stream, so there are few labels with few values (node, namespace, kind). The other
+//! fields that users filter by are structured metadata. The log line is the event's JSON line, as on stdout.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use anyhow::Context;
 use reqwest::StatusCode;
 use serde::Serialize;
 
-use super::Format;
-use super::written::Written;
+use super::DestinationFormat;
+use super::EncodedEvent;
 use podopsy_model::{Detail, Event};
 
 #[derive(Debug, Default)]
@@ -25,32 +25,32 @@ struct Push<'a> {
 #[derive(Serialize)]
 struct Stream<'a> {
     stream: BTreeMap<&'static str, &'a str>,
-    /// Nanoseconds since the epoch as a string, the line, its metadata.
+    /// Nanoseconds since the epoch as a string, the log line, its metadata.
     values: Vec<(String, &'a str, BTreeMap<&'static str, String>)>,
 }
 
-impl Format for Loki {
-    type Item = Arc<Written>;
+impl DestinationFormat for Loki {
+    type Item = Arc<EncodedEvent>;
 
     fn content_type(&self) -> &'static str {
         "application/json"
     }
 
-    fn body(&self, batch: &[Arc<Written>]) -> anyhow::Result<Vec<u8>> {
+    fn encode(&self, batch: &[Arc<EncodedEvent>]) -> anyhow::Result<Vec<u8>> {
         let mut streams: BTreeMap<BTreeMap<&'static str, &str>, Vec<_>> = BTreeMap::new();
-        for written in batch {
-            let event = &written.event;
-            let value = (event.time.as_nanosecond().to_string(), written.line.as_str(), metadata(event));
+        for encoded in batch {
+            let event = &encoded.event;
+            let value = (event.time.as_nanosecond().to_string(), encoded.line.as_str(), metadata(event));
             streams.entry(labels(event)).or_default().push(value);
         }
         let streams = streams.into_iter().map(|(stream, values)| Stream { stream, values }).collect();
-        serde_json::to_vec(&Push { streams }).context("write events for Loki")
+        serde_json::to_vec(&Push { streams }).context("encode events for Loki")
     }
 
-    /// Loki keeps the entries that it finds valid, and answers 400 for the others (too old, too long, out of order), with
-    /// words that differ from release to release and name some of them. Sending fewer would not tell which: what it has
-    /// would be there twice.
-    fn takes_some(&self, status: StatusCode) -> bool {
+    /// Loki keeps the entries that it finds valid, and answers 400 for the others (too old, too long, out of order). The
+    /// message names some of them, in a form that differs between releases. Smaller batches would not help to find them:
+    /// the entries that Loki has already would be duplicated.
+    fn may_accept_part(&self, status: StatusCode) -> bool {
         status == StatusCode::BAD_REQUEST
     }
 }
@@ -64,7 +64,7 @@ fn labels(event: &Event) -> BTreeMap<&'static str, &str> {
     if let Some(pod) = &event.pod {
         labels.insert("namespace", &pod.namespace);
     }
-    // Loki refuses a stream for an empty value.
+    // Loki rejects a stream with an empty label value.
     labels.retain(|_, value| !value.is_empty());
     labels
 }
@@ -109,28 +109,28 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::testing::collector::until;
-    use crate::testing::hostile::{Act, Server};
-    use crate::testing::{lookup, of_the_host};
-    use crate::{Courier, Header, Settings};
+    use crate::testing::hostile_server::{Behavior, HostileServer};
+    use crate::testing::wait_until;
+    use crate::testing::{host_lookup, lookup};
+    use crate::{Destination, DestinationSettings, ExportHeader};
 
     #[tokio::test]
-    async fn a_batch_of_which_loki_took_some_is_counted_as_that() {
-        const TOO_OLD: Act = Act::Say(
+    async fn a_batch_that_loki_accepts_in_part_is_counted_as_refused_in_part() {
+        const TOO_OLD: Behavior = Behavior::Respond(
             "HTTP/1.1 400 Bad Request\r\nContent-Length: 60\r\n\r\n\
              1 errors like: entry for stream '{kind=\"x\"}' has too old time",
         );
         for (events, wanted) in [(3, (0, 3)), (1, (1, 0))] {
-            let server = Server::start(&[TOO_OLD]).await;
-            let settings = Settings {
-                headers: vec![Header::parse("X-Scope-OrgID=shop").unwrap()],
+            let server = HostileServer::start(&[TOO_OLD]).await;
+            let settings = DestinationSettings {
+                headers: vec![ExportHeader::parse("X-Scope-OrgID=shop").unwrap()],
                 linger: Duration::from_millis(20),
-                ..Settings::new(&server.url)
+                ..DestinationSettings::new(&server.url)
             };
-            let courier = Courier::start("loki", settings, Loki).unwrap();
-            (0..events).for_each(|n| courier.offer(lookup("a.example", n)));
-            until("settled", || courier.ledger().counts().waiting == 0).await;
-            let counts = courier.close(Duration::from_secs(60)).await;
+            let destination = Destination::start("loki", settings, Loki).unwrap();
+            (0..events).for_each(|n| destination.offer(lookup("a.example", n)));
+            wait_until("every event has an outcome", || destination.stats().counts().waiting == 0).await;
+            let counts = destination.close(Duration::from_secs(60)).await;
             assert_eq!((counts.refused, counts.refused_in_part), wanted, "{counts:?}");
             assert_eq!(
                 (counts.offered, counts.lost_sum(), counts.delivered),
@@ -138,14 +138,14 @@ mod tests {
             );
             assert_eq!(server.requests(), 1, "it is not sent again");
         }
-        assert!(!Loki.takes_some(StatusCode::UNAUTHORIZED));
+        assert!(!Loki.may_accept_part(StatusCode::UNAUTHORIZED));
     }
 
     #[test]
-    fn labels_are_few_and_the_rest_is_metadata() {
+    fn node_namespace_and_kind_are_labels_and_the_other_fields_are_metadata() {
         let (first, second) = (lookup("a.example", 1), lookup("b\"\n.example", 2));
-        let batch = [first.clone(), second, of_the_host(3)];
-        let body: Value = serde_json::from_slice(&Loki.body(&batch).unwrap()).unwrap();
+        let batch = [first.clone(), second, host_lookup(3)];
+        let body: Value = serde_json::from_slice(&Loki.encode(&batch).unwrap()).unwrap();
         let streams = body["streams"].as_array().unwrap();
         assert_eq!(streams.len(), 2, "{body}");
         let pod = streams.iter().find(|stream| stream["stream"]["namespace"] == "shop").unwrap();
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(values[1][2]["dns_name"], "b\"\n.example");
         let host = streams.iter().find(|stream| stream["stream"].get("namespace").is_none()).unwrap();
         assert!(host["values"][0][2].get("pod").is_none(), "{host}");
-        // Whoever reads the line gets the event back.
+        // The line decodes to the same event.
         let line = values[0][1].as_str().unwrap();
         assert_eq!(serde_json::from_str::<Event>(line).unwrap(), first.event);
     }

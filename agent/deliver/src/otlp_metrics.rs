@@ -1,8 +1,9 @@
-//! OpenTelemetry: the families of `/metrics` as OTLP metrics by HTTP (`POST /v1/metrics`) or gRPC (`MetricsService`).
+//! Sends the metric families of `/metrics` as OTLP metrics by HTTP (`POST /v1/metrics`) or gRPC (`MetricsService`).
 //!
-//! Names stay as Prometheus has them, without `_total`: what turns OTLP into Prometheus adds that, and a family has one name
-//! however it comes there (`tests/kernel/metrics.rs` asks a VictoriaMetrics). Labels that name a container are the semantic
-//! conventions' attributes, `k8s_pod_name` there for a scrape's `pod`. Must not know: what is counted.
+//! Names are those of Prometheus without `_total`: a converter from OTLP to Prometheus adds it, so a family has one name on
+//! both ways (`tests/kernel/metrics.rs` checks this with VictoriaMetrics). Labels that name a container become attributes
+//! of the semantic conventions, so Prometheus shows `k8s_pod_name` where a scrape has `pod`. This module must not depend on
+//! what is counted.
 
 use jiff::Timestamp;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
@@ -19,69 +20,69 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 use reqwest::StatusCode;
 
-use super::Format;
-use super::otlp::{passes, scope, text};
-use super::queue::Weigh;
+use super::DestinationFormat;
+use super::otlp::{is_retryable, scope, string_attribute};
+use super::queue::QueueItem;
 use podopsy_model::metric::{self, Family, Kind, Labels, Sample, Value};
 
 #[derive(Debug, Default)]
-pub struct Metrics;
+pub struct OtlpMetrics;
 
-/// All families at one time, written already: a fifth of what they take in memory.
+/// All families at one time, already encoded, which takes a fifth of the memory.
 #[derive(Debug)]
-pub struct Page(Vec<u8>);
+pub struct MetricsSnapshot(Vec<u8>);
 
-impl Page {
-    /// `start`: since when is counted.
-    pub fn new(node: &str, families: &[Family], start: Timestamp, now: Timestamp) -> Page {
+impl MetricsSnapshot {
+    /// Counters count since `start`.
+    pub fn new(node: &str, families: &[Family], start: Timestamp, now: Timestamp) -> MetricsSnapshot {
         let times = (nanoseconds(start), nanoseconds(now));
         let metrics = families.iter().filter(|family| !family.samples.is_empty());
         let metrics = metrics.map(|family| metric(family, times)).collect();
         let attributes = vec![
-            text("service.name", "podopsy"),
-            text("service.instance.id", node),
-            text("k8s.node.name", node),
+            string_attribute("service.name", "podopsy"),
+            string_attribute("service.instance.id", node),
+            string_attribute("k8s.node.name", node),
         ];
         let metrics = ResourceMetrics {
             resource: Some(Resource { attributes, ..Resource::default() }),
             scope_metrics: vec![ScopeMetrics { scope: Some(scope()), metrics, ..ScopeMetrics::default() }],
             schema_url: String::new(),
         };
-        Page(ExportMetricsServiceRequest { resource_metrics: vec![metrics] }.encode_to_vec())
+        MetricsSnapshot(ExportMetricsServiceRequest { resource_metrics: vec![metrics] }.encode_to_vec())
     }
 }
 
-impl Weigh for Page {
+impl QueueItem for MetricsSnapshot {
     fn bytes(&self) -> usize {
-        self.0.len() + size_of::<Page>()
+        self.0.len() + size_of::<MetricsSnapshot>()
     }
 }
 
-impl Format for Metrics {
-    type Item = Page;
+impl DestinationFormat for OtlpMetrics {
+    type Item = MetricsSnapshot;
 
     fn content_type(&self) -> &'static str {
         "application/x-protobuf"
     }
 
-    /// Requests one after the other are one request that has what all of them have: so protocol buffers are merged.
-    fn body(&self, batch: &[Page]) -> anyhow::Result<Vec<u8>> {
-        Ok(batch.iter().flat_map(|page| &page.0).copied().collect())
+    /// Concatenated protobuf messages decode as one message with the repeated fields of all of them.
+    fn encode(&self, batch: &[MetricsSnapshot]) -> anyhow::Result<Vec<u8>> {
+        Ok(batch.iter().flat_map(|snapshot| &snapshot.0).copied().collect())
     }
 
-    /// Points, not pages, are refused: where some were, a page is counted.
-    fn refused(&self, answer: &[u8]) -> u64 {
+    /// A receiver rejects points, not snapshots. If it rejected any, one snapshot is counted.
+    fn rejected(&self, answer: &[u8]) -> u64 {
         let answer = ExportMetricsServiceResponse::decode(answer).ok();
         let partial = answer.and_then(|answer| answer.partial_success);
         u64::from(partial.is_some_and(|partial| partial.rejected_data_points > 0))
     }
 
-    fn passes(&self, status: StatusCode) -> bool {
-        passes(status)
+    fn is_retryable(&self, status: StatusCode) -> bool {
+        is_retryable(status)
     }
 }
 
-/// Since when, and when.
+/// Start and end of the counted time, in nanoseconds since the epoch.
 type Times = (u64, u64);
 
 fn metric(family: &Family, times: Times) -> Metric {
@@ -148,7 +149,7 @@ fn histogram(sample: &Sample, (start, now): Times) -> Option<HistogramDataPoint>
 fn exemplar(exemplar: &metric::Exemplar) -> Exemplar {
     Exemplar {
         filtered_attributes: attributes(&exemplar.labels),
-        // A float's 53 bits have microseconds of this century.
+        // The 53 bits of a float are enough for microseconds in this century.
         time_unix_nano: (exemplar.time * 1e6) as u64 * 1000,
         value: Some(exemplar::Value::AsDouble(exemplar.value)),
         ..Exemplar::default()
@@ -163,7 +164,7 @@ fn attributes(labels: &Labels) -> Vec<KeyValue> {
         "incident_id" => "podopsy.incident.id",
         other => other,
     };
-    labels.iter().map(|(label, value)| text(name(label), value)).collect()
+    labels.iter().map(|(label, value)| string_attribute(name(label), value)).collect()
 }
 
 fn nanoseconds(time: Timestamp) -> u64 {
@@ -193,22 +194,26 @@ mod tests {
     }
 
     #[test]
-    fn families_are_metrics_and_pages_one_request() {
+    fn families_become_metrics_and_snapshots_become_one_request() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let pages = [60, 120].map(|second| Page::new("n1", &families(), at(1), at(second)));
-        let body = Metrics.body(&pages).unwrap();
+        let snapshots = [60, 120].map(|second| MetricsSnapshot::new("n1", &families(), at(1), at(second)));
+        let body = OtlpMetrics.encode(&snapshots).unwrap();
         let request = ExportMetricsServiceRequest::decode(body.as_slice()).unwrap();
         assert_eq!(request.resource_metrics.len(), 2);
         let resource = request.resource_metrics[0].resource.clone().unwrap().attributes;
-        assert!(resource.contains(&text("k8s.node.name", "n1")), "{resource:?}");
-        let of = |page: usize| request.resource_metrics[page].scope_metrics[0].metrics.clone();
+        assert!(resource.contains(&string_attribute("k8s.node.name", "n1")), "{resource:?}");
+        let of = |snapshot: usize| request.resource_metrics[snapshot].scope_metrics[0].metrics.clone();
         let names: Vec<_> = of(0).iter().map(|metric| (metric.name.clone(), metric.unit.clone())).collect();
         let wanted = [
             ("podopsy_oom_kills", ""),
             ("podopsy_dns_latency_seconds", "s"),
             ("process_resident_memory_bytes", "By"),
         ];
-        assert_eq!(names, wanted.map(|(name, unit)| (name.to_owned(), unit.to_owned())), "and no empty one");
+        assert_eq!(
+            names,
+            wanted.map(|(name, unit)| (name.to_owned(), unit.to_owned())),
+            "a family without samples is left out"
+        );
 
         let Some(Data::Sum(kills)) = of(1)[0].data.clone() else { panic!("{:?}", of(1)[0]) };
         assert!(kills.is_monotonic);
@@ -216,8 +221,14 @@ mod tests {
         let point = &kills.data_points[0];
         assert_eq!(point.value, Some(Number::AsInt(3)));
         assert_eq!((point.start_time_unix_nano, point.time_unix_nano), (1_000_000_000, 120_000_000_000));
-        assert_eq!(point.attributes, [text("k8s.namespace.name", "shop"), text("k8s.container.name", "api")]);
-        assert_eq!(point.exemplars[0].filtered_attributes, [text("podopsy.incident.id", "aaac-7")]);
+        assert_eq!(
+            point.attributes,
+            [string_attribute("k8s.namespace.name", "shop"), string_attribute("k8s.container.name", "api")]
+        );
+        assert_eq!(
+            point.exemplars[0].filtered_attributes,
+            [string_attribute("podopsy.incident.id", "aaac-7")]
+        );
         assert_eq!(point.exemplars[0].time_unix_nano, 1_700_000_000_250_000_000);
         let Some(Data::Histogram(latency)) = of(0)[1].data.clone() else { panic!("{:?}", of(0)[1]) };
         let point = &latency.data_points[0];
@@ -231,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_was_refused_in_part_is_counted() {
+    fn a_snapshot_that_was_rejected_in_part_is_counted_once() {
         let answer = |rejected| {
             let partial =
                 ExportMetricsPartialSuccess { rejected_data_points: rejected, error_message: "".into() };
             ExportMetricsServiceResponse { partial_success: Some(partial) }.encode_to_vec()
         };
         assert_eq!(
-            (Metrics.refused(&answer(12)), Metrics.refused(&answer(0)), Metrics.refused(b"")),
+            (OtlpMetrics.rejected(&answer(12)), OtlpMetrics.rejected(&answer(0)), OtlpMetrics.rejected(b"")),
             (1, 0, 0)
         );
     }

@@ -1,26 +1,33 @@
-//! A batch as it is sent.
+//! The request that carries a batch.
 
 use bytes::Bytes;
 use reqwest::{Method, StatusCode};
 
-/// What most destinations want is [`Request::post`].
+/// One HTTP request to a destination. Most destinations need no more than [`DeliveryRequest::post`].
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct DeliveryRequest {
     pub method: Method,
-    /// Comes after the destination's URL.
+    /// Appended to the destination's URL.
     pub path: String,
     pub content_type: &'static str,
     pub body: Bytes,
-    /// An answer with this status says that the destination has it already: the answer to the first try was lost.
-    pub there_by: Option<StatusCode>,
-    /// What is sent in its place, once an answer has this status.
-    pub otherwise: Option<(StatusCode, Box<Request>)>,
+    /// A response with this status means that the destination has the batch already: the response to an earlier attempt
+    /// was lost.
+    pub duplicate_status: Option<StatusCode>,
+    /// The request that replaces this one after a response with this status.
+    pub fallback: Option<(StatusCode, Box<DeliveryRequest>)>,
 }
 
-impl Request {
-    /// To the destination's own address.
-    pub fn post(content_type: &'static str, body: impl Into<Bytes>) -> Request {
-        let (method, path) = (Method::POST, String::new());
-        Request { method, path, content_type, body: body.into(), there_by: None, otherwise: None }
+impl DeliveryRequest {
+    /// A POST to the destination's own URL.
+    pub fn post(content_type: &'static str, body: impl Into<Bytes>) -> DeliveryRequest {
+        DeliveryRequest {
+            method: Method::POST,
+            path: String::new(),
+            content_type,
+            body: body.into(),
+            duplicate_status: None,
+            fallback: None,
+        }
     }
 }

@@ -1,192 +1,195 @@
-//! Couriers against destinations that misbehave; every item must be accounted for.
+//! Delivery to destinations that misbehave; every item must be accounted for.
 
 use std::time::Duration;
 
-use super::queue::Weigh;
-use super::{Counts, Courier, Format, Header, Route, Settings};
-use crate::testing::hostile::{Act, BUSY, ELSEWHERE, OK, Server};
+use super::queue::QueueItem;
+use super::{
+    DeliveryCounts, Destination, DestinationClient, DestinationFormat, DestinationSettings, ExportHeader,
+};
+use crate::testing::hostile_server::{BUSY, Behavior, HostileServer, OK, REDIRECT};
+use crate::testing::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-struct Line(String);
+struct LineItem(String);
 
-impl Weigh for Line {
+impl QueueItem for LineItem {
     fn bytes(&self) -> usize {
         self.0.len()
     }
 }
 
-struct Lines;
+struct LineFormat;
 
-impl Format for Lines {
-    type Item = Line;
+impl DestinationFormat for LineFormat {
+    type Item = LineItem;
 
     fn content_type(&self) -> &'static str {
         "text/plain"
     }
 
-    fn body(&self, batch: &[Line]) -> anyhow::Result<Vec<u8>> {
+    fn encode(&self, batch: &[LineItem]) -> anyhow::Result<Vec<u8>> {
         Ok(batch.iter().flat_map(|line| format!("{}\n", line.0).into_bytes()).collect())
     }
 
-    fn refused(&self, answer: &[u8]) -> u64 {
+    fn rejected(&self, answer: &[u8]) -> u64 {
         u64::from(answer.starts_with(b"but one"))
     }
 }
 
-fn settings(url: &str) -> Settings {
-    Settings {
-        headers: vec![Header::parse("X-Scope-OrgID=shop").unwrap()],
+fn settings(url: &str) -> DestinationSettings {
+    DestinationSettings {
+        headers: vec![ExportHeader::parse("X-Scope-OrgID=shop").unwrap()],
         linger: Duration::from_millis(20),
         timeout: Duration::from_millis(400),
-        ..Settings::new(url)
+        ..DestinationSettings::new(url)
     }
 }
 
-fn courier(settings: Settings) -> Courier<Line> {
-    Courier::start("test", settings, Lines).unwrap()
+fn destination(settings: DestinationSettings) -> Destination<LineItem> {
+    Destination::start("test", settings, LineFormat).unwrap()
 }
 
-fn lines(server: &Server) -> usize {
-    server.taken().iter().map(|body| body.lines().count()).sum()
+fn lines(server: &HostileServer) -> usize {
+    server.accepted().iter().map(|body| body.lines().count()).sum()
 }
 
-/// Nothing is missing, and nothing waits.
-fn exact(counts: Counts, offered: u64) -> Counts {
+/// Asserts that every item was delivered or lost, and none waits.
+fn assert_accounted(counts: DeliveryCounts, offered: u64) -> DeliveryCounts {
     assert_eq!((counts.offered, counts.waiting, counts.waiting_bytes), (offered, 0, 0), "{counts:?}");
     assert_eq!(counts.delivered + counts.lost_sum(), offered, "{counts:?}");
     counts
 }
 
-/// Ten lines, and what became of them: delivered, refused, expired, abandoned, retries.
-async fn ten(acts: &'static [Act], change: impl Fn(&mut Settings)) -> (Server, [u64; 5]) {
-    let server = Server::start(acts).await;
+/// Sends ten lines. Returns the counts: delivered, refused, expired, abandoned, retries.
+async fn send_ten(
+    behaviors: &'static [Behavior],
+    change: impl Fn(&mut DestinationSettings),
+) -> (HostileServer, [u64; 5]) {
+    let server = HostileServer::start(behaviors).await;
     let mut settings = settings(&server.url);
     change(&mut settings);
-    let courier = courier(settings);
-    (0..10).for_each(|n| courier.offer(Line(format!("line {n}"))));
-    let settled = async {
-        loop {
-            if courier.ledger().counts().waiting == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(SOON, settled).await.expect("not settled");
-    let counts = exact(courier.close(SOON).await, 10);
+    let destination = destination(settings);
+    (0..10).for_each(|n| destination.offer(LineItem(format!("line {n}"))));
+    wait_until("every line has an outcome", || destination.stats().counts().waiting == 0).await;
+    let counts = assert_accounted(destination.close(SOON).await, 10);
     (server, [counts.delivered, counts.refused, counts.expired, counts.abandoned, counts.retries])
 }
 
 #[tokio::test]
-async fn what_fails_for_now_is_tried_again_and_arrives_once() {
-    const AT_ONCE: Act =
-        Act::Say("HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 4\r\n\r\nslow");
-    let (server, counts) = ten(&[BUSY, AT_ONCE, Act::Reset, Act::Hang, Act::Drip, OK], |_| {}).await;
+async fn a_batch_that_fails_temporarily_is_retried_and_arrives_once() {
+    const AT_ONCE: Behavior = Behavior::Respond(
+        "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 4\r\n\r\nslow",
+    );
+    let (server, counts) =
+        send_ten(&[BUSY, AT_ONCE, Behavior::Reset, Behavior::Hang, Behavior::RespondSlowly, OK], |_| {})
+            .await;
     assert_eq!(counts, [10, 0, 0, 0, 5]);
     let lines: String = (0..10).map(|n| format!("line {n}\n")).collect();
-    assert_eq!(*server.taken(), [lines]);
+    assert_eq!(*server.accepted(), [lines]);
 }
 
 #[tokio::test]
-async fn what_is_refused_for_good_is_counted_and_not_tried_again() {
-    const NO: Act = Act::Say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nwho");
-    let (server, counts) = ten(&[NO], |_| {}).await;
+async fn a_batch_that_is_refused_permanently_is_counted_and_not_retried() {
+    const NO: Behavior = Behavior::Respond("HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nwho");
+    let (server, counts) = send_ten(&[NO], |_| {}).await;
     assert_eq!(counts, [0, 10, 0, 0, 0]);
     assert_eq!(server.requests(), 1);
-    // A redirect is no way to choose another destination.
-    assert_eq!(ten(&[ELSEWHERE], |_| {}).await.1, [0, 10, 0, 0, 0]);
+    // Redirects are not followed.
+    assert_eq!(send_ten(&[REDIRECT], |_| {}).await.1, [0, 10, 0, 0, 0]);
 }
 
 #[tokio::test]
-async fn a_success_may_have_refused_some() {
-    const BUT_ONE: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nbut one");
-    assert_eq!(ten(&[BUT_ONE], |_| {}).await.1, [9, 1, 0, 0, 0]);
+async fn items_that_a_success_reports_as_rejected_are_counted_as_refused() {
+    const BUT_ONE: Behavior = Behavior::Respond("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nbut one");
+    assert_eq!(send_ten(&[BUT_ONE], |_| {}).await.1, [9, 1, 0, 0, 0]);
 }
 
 #[tokio::test]
-async fn patience_ends() {
-    let (_, counts) = ten(&[Act::Reset], |settings| settings.patience = Duration::from_millis(300)).await;
+async fn a_batch_expires_after_retry_for() {
+    let (_, counts) =
+        send_ten(&[Behavior::Reset], |settings| settings.retry_for = Duration::from_millis(300)).await;
     assert_eq!(counts[..4], [0, 0, 10, 0]);
 }
 
 #[tokio::test]
-async fn one_that_hangs_costs_a_bounded_queue_and_nobody_else() {
-    let (hung, well) = (Server::start(&[Act::Hang]).await, Server::start(&[OK]).await);
-    let slow = Settings { queue_bytes: 1000, batch_items: 10, timeout: SOON, ..settings(&hung.url) };
-    let (slow, fast) = (courier(slow), courier(settings(&well.url)));
-    // The first batch is under way when the others come, so that what is dropped can be told exactly.
-    (0..10).for_each(|_| slow.offer(Line("0123456789".into())));
+async fn a_destination_that_hangs_has_a_bounded_queue_and_does_not_affect_others() {
+    let (hung, well) = (HostileServer::start(&[Behavior::Hang]).await, HostileServer::start(&[OK]).await);
+    let slow =
+        DestinationSettings { queue_bytes: 1000, batch_items: 10, timeout: SOON, ..settings(&hung.url) };
+    let (slow, fast) = (destination(slow), destination(settings(&well.url)));
+    // Wait until the first batch is being sent, so that the number of dropped items is exact.
+    (0..10).for_each(|_| slow.offer(LineItem("0123456789".into())));
     while hung.requests() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for n in 0..5000 {
-        slow.offer(Line(format!("{n:010}")));
-        fast.offer(Line(format!("{n:010}")));
+        slow.offer(LineItem(format!("{n:010}")));
+        fast.offer(LineItem(format!("{n:010}")));
     }
-    while fast.ledger().counts().delivered < 5000 {
+    while fast.stats().counts().delivered < 5000 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(lines(&well), 5000);
-    let counts = slow.ledger().counts();
+    let counts = slow.stats().counts();
     assert_eq!(
         (counts.offered, counts.queue_full, counts.waiting, counts.waiting_bytes),
         (5010, 4900, 110, 1100)
     );
-    let counts = exact(slow.close(Duration::from_millis(50)).await, 5010);
-    assert_eq!((counts.delivered, counts.abandoned), (0, 110), "what was under way and what waited");
+    let counts = assert_accounted(slow.close(Duration::from_millis(50)).await, 5010);
+    assert_eq!((counts.delivered, counts.abandoned), (0, 110), "the batch in flight and the queue");
 }
 
 #[tokio::test]
-async fn closing_delivers_what_waits() {
-    let server = Server::start(&[OK]).await;
-    let patient = Settings { linger: SOON, ..settings(&server.url) };
-    let courier = courier(patient);
-    (0..2000).for_each(|n| courier.offer(Line(n.to_string())));
-    assert_eq!(exact(courier.close(SOON).await, 2000).delivered, 2000);
+async fn closing_delivers_the_items_that_wait() {
+    let server = HostileServer::start(&[OK]).await;
+    let patient = DestinationSettings { linger: SOON, ..settings(&server.url) };
+    let destination = destination(patient);
+    (0..2000).for_each(|n| destination.offer(LineItem(n.to_string())));
+    assert_eq!(assert_accounted(destination.close(SOON).await, 2000).delivered, 2000);
     assert_eq!(lines(&server), 2000);
 }
 
 #[tokio::test]
-async fn what_waits_goes_where_the_destination_has_moved_to() {
-    // Nobody would come before that, but to another address.
-    const IN_TEN_MINUTES: Act =
-        Act::Say("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n");
-    let (old, new) = (Server::start(&[IN_TEN_MINUTES]).await, Server::start(&[OK]).await);
-    let courier = courier(settings(&old.url));
-    (0..10).for_each(|n| courier.offer(Line(n.to_string())));
+async fn waiting_items_are_sent_to_the_destinations_new_address() {
+    // The requested delay holds for this address, but not for another one.
+    const IN_TEN_MINUTES: Behavior = Behavior::Respond(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n",
+    );
+    let (old, new) = (HostileServer::start(&[IN_TEN_MINUTES]).await, HostileServer::start(&[OK]).await);
+    let destination = destination(settings(&old.url));
+    (0..10).for_each(|n| destination.offer(LineItem(n.to_string())));
     while old.requests() == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    courier.turn(Route::new("test", settings(&new.url)).unwrap());
-    assert_eq!(courier.url(), new.url);
-    let moved = async {
-        while courier.ledger().counts().waiting > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(SOON, moved).await.expect("it still waits for the old one");
-    courier.offer(Line("10".into()));
-    assert_eq!(exact(courier.close(SOON).await, 11).delivered, 11);
+    destination.replace_client(DestinationClient::new("test", settings(&new.url)).unwrap());
+    assert_eq!(destination.url(), new.url);
+    wait_until("the items are sent to the new address", || destination.stats().counts().waiting == 0).await;
+    destination.offer(LineItem("10".into()));
+    assert_eq!(assert_accounted(destination.close(SOON).await, 11).delivered, 11);
     assert_eq!((lines(&new), old.requests()), (11, 1));
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_are_told_at_the_start() {
-    let error = |settings: Settings| format!("{:#}", Courier::start("loki", settings, Lines).err().unwrap());
-    let of = |url: &str| error(Settings::new(url));
+async fn invalid_settings_are_an_error_at_the_start() {
+    let error = |settings: DestinationSettings| {
+        format!("{:#}", Destination::start("loki", settings, LineFormat).err().unwrap())
+    };
+    let of = |url: &str| error(DestinationSettings::new(url));
     assert!(of("loki:3100").contains("must begin with http:// or https://"), "{}", of("loki:3100"));
     assert!(of("nonsense").contains("is no URL"));
-    assert!(of("https://ann:hunter2@a/").contains("go into a header"));
+    assert!(of("https://ann:hunter2@a/").contains("put them into a header"));
     for hidden in ["https://ann:hunter2@a/", "ann:hunter2@a", "https:/ann:hunter2@[a/"] {
         assert!(!of(hidden).contains("hunter2"), "{}", of(hidden));
     }
-    let headers = vec![Header::parse("Authorization=Bearer \x01").unwrap()];
+    let headers = vec![ExportHeader::parse("Authorization=Bearer \x01").unwrap()];
     assert!(
-        error(Settings { headers, ..Settings::new("http://a/") }).contains("bytes that no header may have")
+        error(DestinationSettings { headers, ..DestinationSettings::new("http://a/") })
+            .contains("bytes that a header must not have")
     );
     let ca = Some("/nonexistent".into());
-    let missing = error(Settings { certificate_authority: ca, ..Settings::new("https://a/") });
+    let missing =
+        error(DestinationSettings { certificate_authority: ca, ..DestinationSettings::new("https://a/") });
     assert!(missing.contains("read /nonexistent"), "{missing}");
 }

@@ -1,5 +1,5 @@
-//! Destinations behind TLS, with authorities of the tests' own: who is believed, who we say that we are, and what is said
-//! when it is somebody else.
+//! Destinations behind TLS, with the tests' own authorities: which servers are trusted, which client certificate is sent,
+//! and how errors are described.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::grpc::Grpc;
+use super::http_client;
 use super::loki::Loki;
-use super::trust::{client, said};
-use super::worker::Answer;
-use super::{Courier, Route, Settings};
-use crate::testing::collector::{Collector, Say};
+use super::worker::SendOutcome;
+use super::{Destination, DestinationClient, DestinationSettings};
+use crate::testing::collector::{Collector, Reply};
 use crate::testing::lookup;
 
-/// An authority, and what it has signed.
+/// A certificate authority that can sign certificates.
 struct Authority {
     file: PathBuf,
     certificate: rcgen::Certificate,
@@ -54,7 +54,7 @@ impl Authority {
 
 const NOW: (i32, i32) = (2020, 4000);
 
-/// What accepts whoever it believes.
+/// A TLS acceptor that trusts client certificates of `clients`.
 fn acceptor(
     signed: (rcgen::Certificate, KeyPair),
     clients: Option<&Authority>,
@@ -76,9 +76,9 @@ fn acceptor(
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// A destination that says 204 to whoever it believes; the URL's host is `localhost`.
+/// A destination that answers 204 to clients that it trusts. The URL's host is `localhost`.
 async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> String {
-    // Both: a post stays what it was before there was gRPC.
+    // The server offers both protocols; a POST must still use HTTP/1.1.
     let acceptor = acceptor(signed, clients, &[b"h2", b"http/1.1"]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/push", listener.local_addr().unwrap().port());
@@ -98,46 +98,50 @@ async fn destination(signed: (rcgen::Certificate, KeyPair), clients: Option<&Aut
     url
 }
 
-/// What a request comes to: a status, or what is said of it.
-async fn post(settings: Settings) -> Result<u16, String> {
+/// Sends a request. Returns its status, or the description of the error.
+async fn post(settings: DestinationSettings) -> Result<u16, String> {
     let url = settings.url.clone();
-    let settings = Settings { timeout: Duration::from_secs(60), ..settings };
-    let answer = client(&settings).unwrap().post(url).body("x").send().await;
-    answer.map(|answer| answer.status().as_u16()).map_err(said)
+    let settings = DestinationSettings { timeout: Duration::from_secs(60), ..settings };
+    let answer = http_client::build(&settings).unwrap().post(url).body("x").send().await;
+    answer.map(|answer| answer.status().as_u16()).map_err(http_client::describe_error)
 }
 
-fn by(url: &str, authority: &Authority) -> Settings {
-    Settings { certificate_authority: Some(authority.file.clone()), ..Settings::new(url) }
+fn settings_with_authority(url: &str, authority: &Authority) -> DestinationSettings {
+    DestinationSettings {
+        certificate_authority: Some(authority.file.clone()),
+        ..DestinationSettings::new(url)
+    }
 }
 
 #[tokio::test]
-async fn the_right_authority_is_believed_and_no_other() {
+async fn only_the_configured_authority_is_trusted() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
     let url = destination(ours.sign("localhost", NOW), None).await;
-    assert_eq!(post(by(&url, &ours)).await, Ok(204));
-    // A bundle has many.
+    assert_eq!(post(settings_with_authority(&url, &ours)).await, Ok(204));
+    // A bundle with several authorities.
     let bundle = dir.path().join("bundle.pem");
     let text = [&other.file, &ours.file].map(|file| std::fs::read_to_string(file).unwrap()).concat();
     std::fs::write(&bundle, text).unwrap();
-    let settings = Settings { certificate_authority: Some(bundle), ..Settings::new(&url) };
+    let settings =
+        DestinationSettings { certificate_authority: Some(bundle), ..DestinationSettings::new(&url) };
     assert_eq!(post(settings).await, Ok(204));
 
-    let wrong = post(by(&url, &other)).await.unwrap_err();
-    assert!(wrong.contains("UnknownIssuer") && wrong.contains("--export-ca names the PEM file"), "{wrong}");
+    let wrong = post(settings_with_authority(&url, &other)).await.unwrap_err();
+    assert!(wrong.contains("UnknownIssuer") && wrong.contains("set --export-ca to the PEM file"), "{wrong}");
     assert!(!wrong.contains("localhost"), "the URL may have a password: {wrong}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_certificate_is_said_with_what_mends_it() {
+async fn the_description_of_a_certificate_error_has_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let ours = Authority::new(dir.path(), "ours");
     let elsewhere = destination(ours.sign("loki.example", NOW), None).await;
-    let wrong = post(by(&elsewhere, &ours)).await.unwrap_err();
+    let wrong = post(settings_with_authority(&elsewhere, &ours)).await.unwrap_err();
     assert!(wrong.contains("use that name in the URL"), "{wrong}");
     let expired = destination(ours.sign("localhost", (2001, 2002)), None).await;
-    let wrong = post(by(&expired, &ours)).await.unwrap_err();
-    assert!(wrong.contains("has to be renewed"), "{wrong}");
+    let wrong = post(settings_with_authority(&expired, &ours)).await.unwrap_err();
+    assert!(wrong.contains("has expired: renew it"), "{wrong}");
     let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", plain.local_addr().unwrap());
     tokio::spawn(async move {
@@ -145,12 +149,12 @@ async fn what_is_wrong_with_a_certificate_is_said_with_what_mends_it() {
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         std::future::pending::<()>().await;
     });
-    let wrong = post(by(&url, &ours)).await.unwrap_err();
-    assert!(wrong.contains("is http:// meant?"), "{wrong}");
+    let wrong = post(settings_with_authority(&url, &ours)).await.unwrap_err();
+    assert!(wrong.contains("use http:// in the URL"), "{wrong}");
 }
 
 #[tokio::test]
-async fn a_destination_that_asks_is_told_who_we_are() {
+async fn a_destination_that_asks_gets_our_client_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
     let url = destination(ours.sign("localhost", NOW), Some(&ours)).await;
@@ -160,67 +164,72 @@ async fn a_destination_that_asks_is_told_who_we_are() {
         std::fs::write(&file, format!("{}{}", certificate.pem(), key.serialize_pem())).unwrap();
         Some(file)
     };
-    let settings = Settings { identity: identity(&ours), ..by(&url, &ours) };
+    let settings = DestinationSettings { identity: identity(&ours), ..settings_with_authority(&url, &ours) };
     assert_eq!(post(settings).await, Ok(204));
-    for nobody in [None, identity(&other)] {
-        let wrong = post(Settings { identity: nobody, ..by(&url, &ours) }).await.unwrap_err();
-        assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
+    for untrusted in [None, identity(&other)] {
+        let wrong = post(DestinationSettings { identity: untrusted, ..settings_with_authority(&url, &ours) })
+            .await
+            .unwrap_err();
+        assert!(wrong.contains("set --export-identity to a PEM file"), "{wrong}");
     }
 }
 
-/// Secrets and authorities of pods are exchanged under them.
+/// Kubernetes replaces the secrets and authorities of pods while they run.
 #[tokio::test]
-async fn certificates_that_are_exchanged_are_read_again() {
+async fn replaced_certificates_are_read_again() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
     let url = destination(ours.sign("localhost", NOW), None).await;
     let file = dir.path().join("ca.pem");
-    let exchange = |text: &str| {
+    let replace_file = |text: &str| {
         let new = dir.path().join("new.pem");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(&new, &file).unwrap();
     };
-    exchange(&other.certificate.pem());
-    let settings = Settings { certificate_authority: Some(file.clone()), ..Settings::new(&url) };
-    let route = Arc::new(Route::new("test", settings).unwrap());
-    let believed = async |route: &Route| {
-        let answer = route.client.post(&url).body("x").send().await;
+    replace_file(&other.certificate.pem());
+    let settings =
+        DestinationSettings { certificate_authority: Some(file.clone()), ..DestinationSettings::new(&url) };
+    let client = Arc::new(DestinationClient::new("test", settings).unwrap());
+    let is_trusted = async |client: &DestinationClient| {
+        let answer = client.http.post(&url).body("x").send().await;
         answer.is_ok_and(|answer| answer.status() == 204)
     };
-    assert!(!believed(&route).await);
-    assert!(route.renewed("test").await.is_none(), "nothing has changed");
-    exchange("half of one");
-    assert!(route.renewed("test").await.is_none(), "it cannot be used");
-    exchange(&ours.certificate.pem());
-    let renewed = route.renewed("test").await.expect("it has changed");
-    assert!(believed(&renewed).await);
+    assert!(!is_trusted(&client).await);
+    assert!(client.renewed("test").await.is_none(), "nothing has changed");
+    replace_file("half of one");
+    assert!(client.renewed("test").await.is_none(), "the new certificate is unusable");
+    replace_file(&ours.certificate.pem());
+    let renewed = client.renewed("test").await.expect("it has changed");
+    assert!(is_trusted(&renewed).await);
     assert!(Arc::new(renewed).renewed("test").await.is_none());
 
-    // Whoever waits for it delivers.
-    exchange(&other.certificate.pem());
-    let settings = Settings {
+    // A destination that waits for the new certificate delivers.
+    replace_file(&other.certificate.pem());
+    let settings = DestinationSettings {
         certificate_authority: Some(file.clone()),
         linger: Duration::from_millis(20),
-        ..Settings::new(&url)
+        ..DestinationSettings::new(&url)
     };
-    let courier = Courier::start("test", settings, Loki).unwrap();
-    courier.offer(lookup("a.example", 1));
-    while courier.ledger().counts().retries == 0 {
+    let destination = Destination::start("test", settings, Loki).unwrap();
+    destination.offer(lookup("a.example", 1));
+    while destination.stats().counts().retries == 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    exchange(&ours.certificate.pem());
+    replace_file(&ours.certificate.pem());
     let delivered = async {
-        while courier.ledger().counts().delivered == 0 {
+        while destination.stats().counts().delivered == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), delivered).await.expect("it goes by the old one");
+    tokio::time::timeout(Duration::from_secs(60), delivered)
+        .await
+        .expect("delivery still uses the old certificate");
 }
 
-/// A collector by gRPC behind TLS.
+/// A gRPC collector behind TLS.
 async fn collector(signed: (rcgen::Certificate, KeyPair), clients: Option<&Authority>) -> Collector {
     let acceptor = acceptor(signed, clients, &[b"h2"]);
-    let (listener, collector) = Collector::bind("https://localhost", &[Say::Take]).await;
+    let (listener, collector) = Collector::bind("https://localhost", &[Reply::Accept]).await;
     let it = collector.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -235,32 +244,35 @@ async fn collector(signed: (rcgen::Certificate, KeyPair), clients: Option<&Autho
     collector
 }
 
-/// What a call comes to.
-async fn call(settings: Settings) -> Result<(), String> {
+/// Makes one call. The error is its description.
+async fn call(settings: DestinationSettings) -> Result<(), String> {
     let method = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
-    let settings = Settings { timeout: Duration::from_secs(60), method: Some(method), ..settings };
-    let grpc = Grpc::new(client(&settings).unwrap(), &settings, method).unwrap();
+    let settings = DestinationSettings { timeout: Duration::from_secs(60), method: Some(method), ..settings };
+    let grpc = Grpc::new(http_client::build(&settings).unwrap(), &settings, method).unwrap();
     match grpc.call(HeaderMap::new(), Bytes::new()).await {
         Ok(_) => Ok(()),
-        Err(Answer::Later(said, _)) => Err(said),
-        Err(_) => unreachable!("what is wrong with a certificate may be mended"),
+        Err(SendOutcome::Retry(reason, _)) => Err(reason),
+        Err(_) => unreachable!("a certificate error is retryable"),
     }
 }
 
 #[tokio::test]
-async fn a_collector_by_grpc_is_believed_by_the_same() {
+async fn grpc_uses_the_same_authority_and_client_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let (ours, other) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "other"));
     let open = collector(ours.sign("localhost", NOW), None).await;
-    assert_eq!(call(by(&open.url, &ours)).await, Ok(()));
-    let wrong = call(by(&open.url, &other)).await.unwrap_err();
-    assert!(wrong.contains("--export-ca names the PEM file") && !wrong.contains("localhost"), "{wrong}");
+    assert_eq!(call(settings_with_authority(&open.url, &ours)).await, Ok(()));
+    let wrong = call(settings_with_authority(&open.url, &other)).await.unwrap_err();
+    assert!(wrong.contains("set --export-ca to the PEM file") && !wrong.contains("localhost"), "{wrong}");
     let asks = collector(ours.sign("localhost", NOW), Some(&ours)).await;
     let (certificate, key) = ours.sign("node-1", NOW);
     let file = dir.path().join("identity.pem");
     std::fs::write(&file, format!("{}{}", certificate.pem(), key.serialize_pem())).unwrap();
-    assert_eq!(call(Settings { identity: Some(file), ..by(&asks.url, &ours) }).await, Ok(()));
-    let wrong = call(by(&asks.url, &ours)).await.unwrap_err();
-    assert!(wrong.contains("--export-identity names a PEM file"), "{wrong}");
+    assert_eq!(
+        call(DestinationSettings { identity: Some(file), ..settings_with_authority(&asks.url, &ours) }).await,
+        Ok(())
+    );
+    let wrong = call(settings_with_authority(&asks.url, &ours)).await.unwrap_err();
+    assert!(wrong.contains("set --export-identity to a PEM file"), "{wrong}");
     assert_eq!((open.logs().len(), asks.logs().len()), (1, 1));
 }

@@ -1,5 +1,6 @@
-//! One destination's loop: batch, send, try again.
+//! The loop that serves one destination: take a batch, send it, retry it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,256 +9,286 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::patience;
-use super::progress::Progress;
-use super::queue::{Queue, Weigh};
-use super::tally::{Fate, Tally};
-use super::{Format, Request, Route, trust};
+use super::checkpoint::DeliveryCheckpoint;
+use super::client::DestinationClient;
+use super::counters::{DeliveryCounters, ExportLossReason, ItemOutcome};
+use super::queue::{Queue, QueueItem};
+use super::{DeliveryRequest, DestinationFormat, backoff, http_client};
 use podopsy_model::text;
 
-/// Bytes of an answer that are looked at.
-pub const ANSWER: usize = 64 << 10;
-/// Of an answer, in the log.
-pub const SHOWN: usize = 200;
+/// The number of bytes of a response that are read.
+pub const MAX_RESPONSE_BYTES: usize = 64 << 10;
+/// The number of bytes of a response that are logged.
+pub const MAX_LOGGED_BYTES: usize = 200;
 
-pub struct Worker<F: Format> {
+pub struct DeliveryWorker<F: DestinationFormat> {
     pub name: &'static str,
-    pub route: Arc<Route>,
-    /// Where another comes from.
-    pub routes: watch::Receiver<Arc<Route>>,
+    pub client: Arc<DestinationClient>,
+    /// Replacements for `client`.
+    pub new_clients: watch::Receiver<Arc<DestinationClient>>,
     pub format: Arc<F>,
     pub queue: Arc<Queue<F::Item>>,
-    pub tally: Arc<Tally>,
-    pub progress: Arc<Progress>,
+    pub counters: Arc<DeliveryCounters>,
+    pub checkpoint: Arc<DeliveryCheckpoint>,
     pub closed: watch::Receiver<bool>,
+    /// A failure was logged, and no batch was delivered since.
+    pub is_failing: bool,
 }
 
-/// What one request came to.
-pub enum Answer {
-    /// Taken, but for so many.
-    Taken(u64),
-    /// It never will be.
-    Never(String),
-    /// Some of it may be; the rest never will.
-    Partly(String),
-    Later(String, Option<Duration>),
-    /// Not this way.
-    Otherwise,
+/// The result of one request.
+pub enum SendOutcome {
+    /// The destination accepted the batch, except for this number of items.
+    Accepted(u64),
+    /// The destination will never accept the batch.
+    Refused(String),
+    /// The destination may have accepted a part of the batch, and will never accept the rest.
+    RefusedInPart(String),
+    /// The request may succeed later. The destination may have requested a delay.
+    Retry(String, Option<Duration>),
+    /// The fallback request must be sent instead.
+    UseFallback,
 }
 
-/// Items that are neither delivered nor given up: abandoned, if the worker ends here.
-struct Pending {
+/// Items that are neither delivered nor dropped. They count as abandoned if the worker ends here.
+struct BatchInFlight {
     items: u64,
     bytes: u64,
     ids: Vec<i64>,
-    tally: Arc<Tally>,
-    progress: Arc<Progress>,
+    counters: Arc<DeliveryCounters>,
+    checkpoint: Arc<DeliveryCheckpoint>,
 }
 
-impl Pending {
-    fn settle(&mut self, fate: Fate) {
-        // What was abandoned is for the next start.
-        if fate != Fate::Abandoned {
-            self.progress.settled(std::mem::take(&mut self.ids));
+impl BatchInFlight {
+    fn settle(&mut self, outcome: ItemOutcome) {
+        // Abandoned items stay open, so that the next run sends them.
+        if outcome != ItemOutcome::Lost(ExportLossReason::Abandoned) {
+            self.checkpoint.settled(std::mem::take(&mut self.ids));
         }
-        self.tally.settled(fate, std::mem::take(&mut self.items), std::mem::take(&mut self.bytes));
+        self.counters.settle(outcome, std::mem::take(&mut self.items), std::mem::take(&mut self.bytes));
     }
 }
 
-impl Drop for Pending {
+impl Drop for BatchInFlight {
     fn drop(&mut self) {
-        self.settle(Fate::Abandoned);
+        self.settle(ItemOutcome::Lost(ExportLossReason::Abandoned));
     }
 }
 
-impl<F: Format> Worker<F> {
+impl<F: DestinationFormat> DeliveryWorker<F> {
     pub async fn run(mut self) {
-        let mut troubled = false;
         loop {
-            let closing = self.closing();
-            if !closing {
-                self.wait().await;
+            let is_closing = self.is_closing();
+            if !is_closing {
+                self.wait_for_batch().await;
             }
-            let settings = &self.route.settings;
+            let settings = &self.client.settings;
             let batch = self.queue.take(settings.batch_items, settings.batch_bytes);
             if !batch.is_empty() {
-                self.deliver(batch, &mut troubled).await;
-            } else if closing {
+                self.deliver(batch).await;
+            } else if is_closing {
                 return;
             }
         }
     }
 
-    /// How the destination is reached now.
-    async fn route(&mut self) -> Arc<Route> {
-        if self.routes.has_changed().unwrap_or(false) {
-            self.route = self.routes.borrow_and_update().clone();
+    /// The client to use now: a replacement if there is one, with the certificates as they are now.
+    async fn current_client(&mut self) -> Arc<DestinationClient> {
+        if self.new_clients.has_changed().unwrap_or(false) {
+            self.client = self.new_clients.borrow_and_update().clone();
         }
-        if let Some(renewed) = self.route.renewed(self.name).await {
-            self.route = Arc::new(renewed);
+        if let Some(renewed) = self.client.renewed(self.name).await {
+            self.client = Arc::new(renewed);
         }
-        self.route.clone()
+        self.client.clone()
     }
 
-    /// Whoever could ask us to close may be gone, too.
-    fn closing(&self) -> bool {
+    /// Also true if the destination was dropped without being closed.
+    fn is_closing(&self) -> bool {
         *self.closed.borrow() || self.closed.has_changed().is_err()
     }
 
-    /// Until a batch is full, or has waited long enough, or there will be no more.
-    async fn wait(&mut self) {
+    /// Waits until a batch is full, has lingered long enough, or is the last one.
+    async fn wait_for_batch(&mut self) {
         tokio::select! {
-            () = self.queue.filled() => {}
+            () = self.queue.wait_for_item() => {}
             _ = self.closed.changed() => return,
         }
-        let settings = &self.route.settings;
+        let settings = &self.client.settings;
         tokio::select! {
             () = sleep(settings.linger) => {}
-            () = self.queue.holds(settings.batch_items, settings.batch_bytes) => {}
+            () = self.queue.wait_for_batch(settings.batch_items, settings.batch_bytes) => {}
             _ = self.closed.changed() => {}
         }
     }
 
-    async fn deliver(&mut self, batch: Vec<F::Item>, troubled: &mut bool) {
-        let bytes: usize = batch.iter().map(Weigh::bytes).sum();
-        let mut pending = Pending {
+    async fn deliver(&mut self, batch: Vec<F::Item>) {
+        let bytes: usize = batch.iter().map(QueueItem::bytes).sum();
+        let mut in_flight = BatchInFlight {
             items: batch.len() as u64,
             bytes: bytes as u64,
-            ids: batch.iter().filter_map(Weigh::id).collect(),
-            tally: self.tally.clone(),
-            progress: self.progress.clone(),
+            ids: batch.iter().filter_map(QueueItem::store_id).collect(),
+            counters: self.counters.clone(),
+            checkpoint: self.checkpoint.clone(),
         };
-        // It may take milliseconds: not among those who must not wait.
+        // Encoding can take milliseconds, which must not block the runtime's threads.
         let format = self.format.clone();
-        let made = tokio::task::spawn_blocking(move || format.request(&batch)).await;
-        let mut request = match made.map_err(anyhow::Error::from).flatten() {
+        let encoded = tokio::task::spawn_blocking(move || format.request(&batch)).await;
+        let mut request = match encoded.map_err(anyhow::Error::from).flatten() {
             Ok(request) => request,
-            Err(error) => return self.refused(&mut pending, &format!("{error:#}"), troubled),
+            Err(error) => return self.drop_refused(&mut in_flight, &format!("{error:#}")),
         };
-        let begun = Instant::now();
+        let started = Instant::now();
         for attempt in 0.. {
-            let route = self.route().await;
-            match self.send(&route, &request).await {
-                Answer::Taken(refused) => {
-                    let refused = refused.min(pending.items);
-                    self.tally.settled(Fate::Refused, refused, 0);
-                    pending.items -= refused;
-                    pending.settle(Fate::Delivered);
-                    if std::mem::take(troubled) {
-                        tracing::info!(destination = self.name, "delivers again");
-                    }
-                    return;
+            let client = self.current_client().await;
+            match self.send(&client, &request).await {
+                SendOutcome::Accepted(rejected) => return self.accept(&mut in_flight, rejected),
+                SendOutcome::UseFallback => {
+                    let Some((_, fallback)) = request.fallback.take() else { continue };
+                    request = *fallback;
                 }
-                Answer::Otherwise => {
-                    let Some((_, other)) = request.otherwise.take() else { continue };
-                    request = *other;
+                SendOutcome::Refused(reason) => return self.drop_refused(&mut in_flight, &reason),
+                SendOutcome::RefusedInPart(reason) => {
+                    return self.drop_refused_in_part(&mut in_flight, &reason);
                 }
-                Answer::Never(why) => return self.refused(&mut pending, &why, troubled),
-                Answer::Partly(why) => return self.refused_in_part(&mut pending, &why, troubled),
-                Answer::Later(why, asked) => {
-                    if !std::mem::replace(troubled, true) {
-                        tracing::warn!(destination = self.name, "not delivered, tried again: {why}");
+                SendOutcome::Retry(reason, requested_delay) => {
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        tracing::warn!(destination = self.name, "cannot deliver, retrying: {reason}");
                     }
-                    // It was tried once more, and nobody waits any longer.
-                    if self.closing() {
+                    let delay = backoff::delay(attempt, requested_delay, fastrand::f64());
+                    let is_expired = started.elapsed() + delay > client.settings.retry_for;
+                    if self.wait_to_retry(&mut in_flight, delay, is_expired).await.is_break() {
                         return;
                     }
-                    let pause = patience::pause(attempt, asked, fastrand::f64());
-                    let over = begun.elapsed() + pause > route.settings.patience;
-                    if over {
-                        pending.settle(Fate::Expired);
-                    }
-                    // The next batch is no reason to come before the destination wants us; another destination is.
-                    tokio::select! {
-                        () = sleep(pause) => {}
-                        Ok(()) = self.routes.changed() => self.route = self.routes.borrow().clone(),
-                        _ = self.closed.changed() => {}
-                    }
-                    if over {
-                        return;
-                    }
-                    self.tally.retried();
+                    self.counters.count_retry();
                 }
             }
         }
     }
 
-    fn refused(&self, pending: &mut Pending, why: &str, troubled: &mut bool) {
-        let count = pending.items;
-        pending.settle(Fate::Refused);
-        if !std::mem::replace(troubled, true) {
-            tracing::warn!(destination = self.name, "refused for good, {count} items given up: {why}");
+    /// Waits until the request can be sent again. Break: it must not be.
+    async fn wait_to_retry(
+        &mut self,
+        in_flight: &mut BatchInFlight,
+        delay: Duration,
+        is_expired: bool,
+    ) -> ControlFlow<()> {
+        // The batch has had its one more attempt after closing began.
+        if self.is_closing() {
+            return ControlFlow::Break(());
+        }
+        if is_expired {
+            in_flight.settle(ItemOutcome::Lost(ExportLossReason::Expired));
+        }
+        // The delay holds for the next batch, too: it is no reason to come back before the destination wants us. A new
+        // address for the destination is.
+        tokio::select! {
+            () = sleep(delay) => {}
+            Ok(()) = self.new_clients.changed() => self.client = self.new_clients.borrow().clone(),
+            _ = self.closed.changed() => {}
+        }
+        if is_expired { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn accept(&mut self, in_flight: &mut BatchInFlight, rejected: u64) {
+        let rejected = rejected.min(in_flight.items);
+        self.counters.settle(ItemOutcome::Lost(ExportLossReason::Refused), rejected, 0);
+        in_flight.items -= rejected;
+        in_flight.settle(ItemOutcome::Delivered);
+        if std::mem::take(&mut self.is_failing) {
+            tracing::info!(destination = self.name, "delivers again");
         }
     }
 
-    fn refused_in_part(&self, pending: &mut Pending, why: &str, troubled: &mut bool) {
-        let count = pending.items;
-        // One has no parts.
+    fn drop_refused(&mut self, in_flight: &mut BatchInFlight, reason: &str) {
+        let count = in_flight.items;
+        in_flight.settle(ItemOutcome::Lost(ExportLossReason::Refused));
+        if !std::mem::replace(&mut self.is_failing, true) {
+            tracing::warn!(destination = self.name, "dropped {count} items that were refused: {reason}");
+        }
+    }
+
+    fn drop_refused_in_part(&mut self, in_flight: &mut BatchInFlight, reason: &str) {
+        let count = in_flight.items;
+        // A single item cannot be accepted in part.
         if count == 1 {
-            return self.refused(pending, why, troubled);
+            return self.drop_refused(in_flight, reason);
         }
-        pending.settle(Fate::RefusedInPart);
-        if !std::mem::replace(troubled, true) {
-            tracing::warn!(destination = self.name, "of {count} items some, or all, refused for good: {why}");
+        in_flight.settle(ItemOutcome::Lost(ExportLossReason::RefusedInPart));
+        if !std::mem::replace(&mut self.is_failing, true) {
+            tracing::warn!(
+                destination = self.name,
+                "dropped a batch of {count} items of which some or all were refused: {reason}"
+            );
         }
     }
 
-    async fn send(&self, route: &Route, it: &Request) -> Answer {
-        let headers = match route.headers.now().await {
+    async fn send(&self, client: &DestinationClient, request: &DeliveryRequest) -> SendOutcome {
+        let headers = match client.headers.read().await {
             Ok(headers) => headers,
-            Err(error) => return Answer::Later(format!("{error:#}"), None),
+            Err(error) => return SendOutcome::Retry(format!("{error:#}"), None),
         };
-        if let Some(grpc) = &route.grpc {
-            let called = grpc.call(headers, it.body.clone()).await;
-            return called.map_or_else(|answer| answer, |said| Answer::Taken(self.format.refused(&said)));
+        if let Some(grpc) = &client.grpc {
+            let response = grpc.call(headers, request.body.clone()).await;
+            return response.map_or_else(
+                |outcome| outcome,
+                |message| SendOutcome::Accepted(self.format.rejected(&message)),
+            );
         }
-        let url = format!("{}{}", route.settings.url, it.path);
-        let request = route.client.request(it.method.clone(), url).headers(headers);
-        let request = request.header(CONTENT_TYPE, it.content_type).body(it.body.clone());
-        let response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => return Answer::Later(trust::said(error), None),
-        };
-        let status = response.status();
-        let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let asked = patience::asked(header);
-        let answer = answer(response).await;
-        if !status.is_success() {
-            self.tally.answered(status.as_u16());
-        }
-        match status {
-            _ if status.is_success() => Answer::Taken(self.format.refused(&answer)),
-            _ if it.there_by == Some(status) => Answer::Taken(0),
-            _ if it.otherwise.as_ref().is_some_and(|(by, _)| *by == status) => Answer::Otherwise,
-            _ if self.format.passes(status) => Answer::Later(self.said(status, &answer), asked),
-            _ if self.format.takes_some(status) => Answer::Partly(self.said(status, &answer)),
-            _ => Answer::Never(self.said(status, &answer)),
+        let url = format!("{}{}", client.settings.url, request.path);
+        let http_request = client.http.request(request.method.clone(), url).headers(headers);
+        let http_request = http_request.header(CONTENT_TYPE, request.content_type).body(request.body.clone());
+        match http_request.send().await {
+            Ok(response) => self.outcome(request, response).await,
+            Err(error) => SendOutcome::Retry(http_client::describe_error(error), None),
         }
     }
 
-    /// What it answered, and what would mend it.
-    fn said(&self, status: StatusCode, answer: &[u8]) -> String {
-        let shown = text::escape_bytes(&answer[..answer.len().min(SHOWN)]);
-        let ours = "its address and its headers are in the configuration";
-        match self.format.mends(status, answer) {
-            Some(mends) => format!("{status}: {shown}; {mends}"),
-            None if self.format.passes(status) || self.format.takes_some(status) => {
+    async fn outcome(&self, request: &DeliveryRequest, response: Response) -> SendOutcome {
+        let status = response.status();
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let requested_delay = backoff::parse_retry_after(retry_after);
+        let body = read_body(response).await;
+        if status.is_success() {
+            return SendOutcome::Accepted(self.format.rejected(&body));
+        }
+        self.counters.count_failed_response(status.as_u16());
+        if request.duplicate_status == Some(status) {
+            SendOutcome::Accepted(0)
+        } else if request.fallback.as_ref().is_some_and(|(trigger, _)| *trigger == status) {
+            SendOutcome::UseFallback
+        } else if self.format.is_retryable(status) {
+            SendOutcome::Retry(self.describe_failure(status, &body), requested_delay)
+        } else if self.format.may_accept_part(status) {
+            SendOutcome::RefusedInPart(self.describe_failure(status, &body))
+        } else {
+            SendOutcome::Refused(self.describe_failure(status, &body))
+        }
+    }
+
+    /// The status, the beginning of the body, and what the user can do.
+    fn describe_failure(&self, status: StatusCode, body: &[u8]) -> String {
+        let shown = text::escape_bytes(&body[..body.len().min(MAX_LOGGED_BYTES)]);
+        match self.format.remedy(status, body) {
+            Some(remedy) => format!("{status}: {shown}; {remedy}"),
+            None if self.format.is_retryable(status) || self.format.may_accept_part(status) => {
                 format!("{status}: {shown}")
             }
-            None => format!("{status}: {shown}; {ours}"),
+            None => {
+                format!("{status}: {shown}; check the destination's URL and headers in the configuration")
+            }
         }
     }
 }
 
-/// As much of an answer as comes within the request's time, bounded.
-async fn answer(mut response: Response) -> Vec<u8> {
-    let mut answer = Vec::new();
+/// Reads a response up to [`MAX_RESPONSE_BYTES`], or as much as arrives before the request times out.
+async fn read_body(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
-        let room = ANSWER - answer.len();
-        answer.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if answer.len() == ANSWER {
+        let left = MAX_RESPONSE_BYTES - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
+        if body.len() == MAX_RESPONSE_BYTES {
             break;
         }
     }
-    answer
+    body
 }

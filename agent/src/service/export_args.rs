@@ -1,7 +1,7 @@
-//! Where events, metrics and profiles are to go, as flags have it; `agent/src/config` has it from the environment and the
-//! file, too.
+//! The flags of all exports, and the settings of each destination that follow from them. `agent/src/config` also reads them
+//! from the environment and from the file.
 //!
-//! Must not know: how anything is written or sent.
+//! This module must not depend on how anything is encoded or sent.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,81 +9,81 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use super::endpoint::{LOGS, METRICS, OtlpProtocol, PROFILES, at};
+use super::destination_url::{LOGS, METRICS, OtlpProtocol, PROFILES, with_default_path};
 use super::kubernetes::KubernetesArgs;
-use podopsy_deliver::{Header, Settings};
+use podopsy_deliver::{DestinationSettings, ExportHeader};
 use podopsy_model::{bytes, duration};
 
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(
-    next_help_heading = "Exports: every event, once it is stored, and profiles; a destination that is down costs nothing else (SIGHUP changes where they go, with what headers and certificates; which there are takes a restart)"
+    next_help_heading = "Exports of events, metrics and profiles; a destination that is down affects nothing else (SIGHUP applies new URLs, headers and certificates; adding or removing a destination takes a restart)"
 )]
 pub struct ExportArgs {
-    /// Push events to Grafana Loki (2.9 or newer): http://HOST:3100; a path other than /loki/api/v1/push stands in the URL
+    /// Push events to Grafana Loki (2.9 or newer): http://HOST:3100. Add the path if it is not /loki/api/v1/push
     #[arg(long, value_name = "URL")]
     loki_url: Option<String>,
-    /// A header for Loki, NAME=VALUE; NAME=@FILE for a password, read again for each request. Commas part headers
+    /// A header for Loki, NAME=VALUE, or NAME=@FILE for a password, read for each request. Separate headers by commas
     #[arg(long = "loki-header", value_name = "HEADER", hide_env_values = true)]
     loki_headers: Vec<String>,
-    /// Send events as OpenTelemetry logs (OTLP): http://HOST:4318, and /v1/logs is added; for gRPC http://HOST:4317
+    /// Send events as OpenTelemetry logs (OTLP): http://HOST:4318, to which /v1/logs is added; for gRPC http://HOST:4317
     #[arg(long, value_name = "URL")]
     otlp_url: Option<String>,
-    /// What --otlp-url speaks, by OpenTelemetry's names
+    /// The protocol of --otlp-url, by OpenTelemetry's names
     #[arg(long, value_enum, value_name = "PROTOCOL", default_value = "http/protobuf")]
     otlp_protocol: OtlpProtocol,
-    /// A header for OTLP (metadata, for gRPC), as --loki-header
+    /// A header for OTLP (metadata for gRPC), like --loki-header
     #[arg(long = "otlp-header", value_name = "HEADER", hide_env_values = true)]
     otlp_headers: Vec<String>,
-    /// Send what /metrics has to --otlp-url, too, each so often (60s), by HTTP to /v1/metrics. For who cannot scrape
+    /// Also send the metrics of /metrics to --otlp-url at this interval (60s), by HTTP to /v1/metrics. For users who cannot
+    /// scrape
     #[arg(long, value_name = "TIME", value_parser = duration::parse_interval)]
     otlp_metrics_every: Option<Duration>,
-    /// Send that elsewhere, each minute unless --otlp-metrics-every says otherwise, by HTTP to this very address: Prometheus'
+    /// Send the metrics to this URL instead, by HTTP, at --otlp-metrics-every or once a minute: Prometheus'
     /// http://HOST:9090/api/v1/otlp/v1/metrics, Mimir's http://HOST:8080/otlp/v1/metrics
     #[arg(long, value_name = "URL")]
     otlp_metrics_url: Option<String>,
-    /// A header for --otlp-metrics-url, which those of --otlp-header do not go to
+    /// A header for --otlp-metrics-url, which does not get those of --otlp-header
     #[arg(long = "otlp-metrics-header", value_name = "HEADER", hide_env_values = true)]
     otlp_metrics_headers: Vec<String>,
-    /// Send the profiles of --profile-hz to --otlp-url, too, by HTTP to /v1development/profiles. In OpenTelemetry this signal
-    /// is still in development: the receiver must speak opentelemetry-proto 1.10 (a Collector needs its feature gate
+    /// Also send the profiles of --profile-hz to --otlp-url, by HTTP to /v1development/profiles. OpenTelemetry still
+    /// develops this signal: the receiver must support opentelemetry-proto 1.10 (a Collector needs the feature gate
     /// service.profilesSupport)
     #[arg(long)]
     otlp_profiles: bool,
-    /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040; a path other than
-    /// /push.v1.PusherService/Push stands in the URL
+    /// Push the profiles of --profile-hz to Grafana Pyroscope: http://HOST:4040. Add the path if it is not
+    /// /push.v1.PusherService/Push
     #[arg(long, value_name = "URL")]
     pyroscope_url: Option<String>,
-    /// A header for Pyroscope, as --loki-header
+    /// A header for Pyroscope, like --loki-header
     #[arg(long = "pyroscope-header", value_name = "HEADER", hide_env_values = true)]
     pyroscope_headers: Vec<String>,
     #[command(flatten)]
     kubernetes: KubernetesArgs,
-    /// The certificate authorities (PEM) that https:// destinations are believed by; the system's otherwise. The image has
-    /// none
+    /// The certificate authorities (PEM) for https:// destinations. The default are the system's, and the image has none
     #[arg(long, value_name = "FILE")]
     export_ca: Option<PathBuf>,
-    /// Who we are, for destinations that ask: PEM, the certificate and its key in one file; read again when it has changed, as
-    /// is --export-ca
+    /// The client certificate and its key (PEM, in one file) for destinations that ask for one. A changed file is read
+    /// again, like that of --export-ca
     #[arg(long, value_name = "FILE")]
     export_identity: Option<PathBuf>,
-    /// What may wait for each destination, in memory; the oldest leave first, and are counted
+    /// The size of the queue in memory for each destination. If it is full, the oldest items are dropped and counted
     #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = bytes::parse_queue)]
     export_queue_bytes: u64,
-    /// How long a batch is tried again before it is given up
+    /// How long a batch is retried before it is dropped
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration::parse_patience)]
     export_patience: Duration,
 }
 
-/// Of pprof, which is several times as much when it is sent; collectors take 4 MiB by gRPC unless told otherwise.
-const PROFILES_BATCH: usize = 256 << 10;
-/// How often metrics go to an address of their own, unless that is said.
-const METRICS_EVERY: Duration = Duration::from_secs(60);
+/// Bytes of pprof, which are several times as many when sent as OTLP. By default, collectors accept 4 MiB by gRPC.
+const PROFILES_BATCH_BYTES: usize = 256 << 10;
+/// The interval for `--otlp-metrics-url` without `--otlp-metrics-every`.
+const DEFAULT_METRICS_EVERY: Duration = Duration::from_secs(60);
 
-/// How each destination that is wanted is reached, by its name in /metrics.
-pub type Destinations = BTreeMap<&'static str, Settings>;
+/// The settings of all configured destinations, by the destination's name in `/metrics`.
+pub type SettingsByDestination = BTreeMap<&'static str, DestinationSettings>;
 
-/// The destinations that a setting may change while the agent runs (none: all of them); None: it takes a restart.
-pub fn changes(setting: &str) -> Option<&'static [&'static str]> {
+/// The destinations for which a setting can change while the agent runs; an empty list means all. None: it takes a restart.
+pub fn destinations_changed_by(setting: &str) -> Option<&'static [&'static str]> {
     let destinations: &[&str] = match setting {
         "loki-url" | "loki-header" => &["loki"],
         "otlp-url" | "otlp-header" | "otlp-protocol" => &["otlp_logs", "otlp_metrics", "otlp_profiles"],
@@ -97,92 +97,100 @@ pub fn changes(setting: &str) -> Option<&'static [&'static str]> {
 }
 
 impl ExportArgs {
-    /// An error says which setting cannot be.
-    pub(super) fn destinations(&self) -> anyhow::Result<Destinations> {
-        let mut to = Destinations::new();
+    /// Fails if a setting is invalid.
+    pub(super) fn settings_by_destination(&self) -> anyhow::Result<SettingsByDestination> {
+        let mut all = SettingsByDestination::new();
         if let Some(loki) = self.settings("loki", self.loki_url.as_deref(), &self.loki_headers)? {
-            to.insert("loki", at(loki, "/loki/api/v1/push", false).context("loki-url")?);
+            all.insert("loki", with_default_path(loki, "/loki/api/v1/push").context("loki-url")?);
         }
         let otlp = self.settings("otlp", self.otlp_url.as_deref(), &self.otlp_headers)?;
         if let Some(metrics) = self.metrics(otlp.as_ref())? {
-            to.insert("otlp_metrics", metrics);
+            all.insert("otlp_metrics", metrics);
         }
-        let no_url = "otlp-profiles is set, and otlp-url is not: set both, or neither";
-        ensure!(otlp.is_some() || !self.otlp_profiles, no_url);
+        ensure!(
+            otlp.is_some() || !self.otlp_profiles,
+            "otlp-profiles is set, and otlp-url is not: set both, or neither"
+        );
         if let Some(otlp) = otlp {
-            if let Some(doubt) = self.otlp_protocol.doubt(&otlp.url) {
-                tracing::warn!("{doubt}");
+            if let Some(warning) = self.otlp_protocol.port_warning(&otlp.url) {
+                tracing::warn!("{warning}");
             }
             if self.otlp_profiles {
-                let profiles = self.otlp_protocol.at(&otlp, &PROFILES)?;
-                to.insert("otlp_profiles", Settings { batch_bytes: PROFILES_BATCH, ..profiles });
+                let profiles = self.otlp_protocol.settings(&otlp, &PROFILES)?;
+                all.insert(
+                    "otlp_profiles",
+                    DestinationSettings { batch_bytes: PROFILES_BATCH_BYTES, ..profiles },
+                );
             }
-            to.insert("otlp_logs", self.otlp_protocol.at(&otlp, &LOGS)?);
+            all.insert("otlp_logs", self.otlp_protocol.settings(&otlp, &LOGS)?);
         }
         let pyroscope = self.settings("pyroscope", self.pyroscope_url.as_deref(), &self.pyroscope_headers)?;
         if let Some(pyroscope) = pyroscope {
-            let pyroscope = at(pyroscope, "/push.v1.PusherService/Push", false).context("pyroscope-url")?;
-            to.insert("pyroscope", pyroscope);
+            let pyroscope =
+                with_default_path(pyroscope, "/push.v1.PusherService/Push").context("pyroscope-url")?;
+            all.insert("pyroscope", pyroscope);
         }
         if let Some(kubernetes) = self.kubernetes.settings(self.common(""))? {
-            to.insert("kubernetes_events", kubernetes);
+            all.insert("kubernetes_events", kubernetes);
         }
-        Ok(to)
+        Ok(all)
     }
 
-    /// An address of their own, or that of logs (`otlp`); None: nobody wants them.
-    fn metrics(&self, otlp: Option<&Settings>) -> anyhow::Result<Option<Settings>> {
+    /// The settings of the metrics' destination: their own URL, or that of `otlp`. None: metrics are not sent.
+    fn metrics(&self, otlp: Option<&DestinationSettings>) -> anyhow::Result<Option<DestinationSettings>> {
         let url = self.otlp_metrics_url.as_deref();
         let own = self.settings("otlp-metrics", url, &self.otlp_metrics_headers)?;
         Ok(Some(match (own, self.otlp_metrics_every, otlp) {
             (None, None, _) => return Ok(None),
-            (Some(own), _, _) => METRICS.alone(own).context("otlp-metrics-url")?,
-            (None, Some(_), Some(otlp)) => self.otlp_protocol.at(otlp, &METRICS)?,
+            (Some(own), _, _) => METRICS.own_url(own).context("otlp-metrics-url")?,
+            (None, Some(_), Some(otlp)) => self.otlp_protocol.settings(otlp, &METRICS)?,
             (None, Some(_), None) => {
-                bail!("otlp-metrics-every is set, and neither otlp-url nor otlp-metrics-url is: where to?")
+                bail!(
+                    "otlp-metrics-every is set, and neither otlp-url nor otlp-metrics-url is: set one of them"
+                )
             }
         }))
     }
 
     pub(super) fn metrics_every(&self) -> Duration {
-        self.otlp_metrics_every.unwrap_or(METRICS_EVERY)
+        self.otlp_metrics_every.unwrap_or(DEFAULT_METRICS_EVERY)
     }
 
-    /// Some destination wants profiles.
+    /// Whether a destination for profiles is configured.
     pub fn takes_profiles(&self) -> bool {
         self.otlp_profiles || self.pyroscope_url.as_ref().is_some_and(|url| !url.is_empty())
     }
 
-    /// None: no such destination is wanted.
+    /// The settings of one destination with a URL and headers. None: it is not configured.
     fn settings(
         &self,
         name: &str,
         url: Option<&str>,
         headers: &[String],
-    ) -> anyhow::Result<Option<Settings>> {
-        // An empty variable is how a pod's manifest says no.
+    ) -> anyhow::Result<Option<DestinationSettings>> {
+        // A manifest can set the variable to an empty value to disable the destination.
         let Some(url) = url.filter(|url| !url.is_empty()) else {
             ensure!(headers.is_empty(), "{name}-header is set, and {name}-url is not: set both, or neither");
             return Ok(None);
         };
-        let headers: Vec<Header> = headers
+        let headers: Vec<ExportHeader> = headers
             .iter()
-            .map(|header| Header::parse(header).with_context(|| format!("{name}-header")))
+            .map(|header| ExportHeader::parse(header).with_context(|| format!("{name}-header")))
             .collect::<anyhow::Result<_>>()?;
-        if url.starts_with("http://") && headers.iter().any(Header::is_secret) {
-            tracing::warn!("{name}-header goes over the network in the clear: {name}-url is http://");
+        if url.starts_with("http://") && headers.iter().any(ExportHeader::is_secret) {
+            tracing::warn!("sends {name}-header without encryption, because {name}-url is http://");
         }
-        Ok(Some(Settings { headers, ..self.common(url) }))
+        Ok(Some(DestinationSettings { headers, ..self.common(url) }))
     }
 
-    /// What holds for each destination.
-    fn common(&self, url: &str) -> Settings {
-        Settings {
+    /// The settings that are the same for all destinations.
+    fn common(&self, url: &str) -> DestinationSettings {
+        DestinationSettings {
             certificate_authority: self.export_ca.clone(),
             identity: self.export_identity.clone(),
-            patience: self.export_patience,
+            retry_for: self.export_patience,
             queue_bytes: usize::try_from(self.export_queue_bytes).unwrap_or(usize::MAX),
-            ..Settings::new(url)
+            ..DestinationSettings::new(url)
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Whether Kubernetes Events are made, and where the API server is: as each pod is told, or as one is told by flags.
+//! The flags for Kubernetes Events, the address of the API server, and the export itself.
+//!
+//! The API server's address comes from the environment that Kubernetes sets in each pod, or from a flag.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,42 +9,47 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 
-use podopsy_deliver::kubernetes::{Call, Dropped, Recorder, of_event, of_incident};
-use podopsy_deliver::{self as deliver, Courier, Header, Settings};
+use podopsy_deliver::kubernetes::{
+    DroppedEvents, EventWrite, PodNotice, SeriesTracker, notice_from_event, notices_from_incident,
+};
+use podopsy_deliver::{Destination, DestinationSettings, ExportHeader, parse_url};
 use podopsy_model::metric::Family;
 use podopsy_model::{Event, Losses, PodIncident};
 
-/// Where the kubelet puts a service account's files.
+/// The files of the service account, as the kubelet mounts them.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct KubernetesArgs {
-    /// Tell OOM kills, streaks of failed lookups, and what lines up with them as Kubernetes Events on the pod, where kubectl
-    /// describe pod shows them. Needs rights: manifests/components/kubernetes-events
+    /// Report OOM kills, streaks of failed lookups, and correlations as Kubernetes Events on the pod, where kubectl describe
+    /// pod shows them. Needs permissions: manifests/components/kubernetes-events
     #[arg(long)]
     kubernetes_events: bool,
-    /// The API server, where this is no pod: https://HOST:6443
+    /// The API server, if the agent does not run in a pod: https://HOST:6443
     #[arg(long, value_name = "URL")]
     kubernetes_api: Option<String>,
-    /// The file with the token for it, read again for each request; the service account's otherwise
+    /// The file with the token for the API server, read for each request. The default is the service account's
     #[arg(long, value_name = "FILE")]
     kubernetes_token: Option<PathBuf>,
-    /// The certificate authorities (PEM) that it is believed by; the service account's otherwise
+    /// The certificate authorities (PEM) for the API server. The default are the service account's
     #[arg(long, value_name = "FILE")]
     kubernetes_ca: Option<PathBuf>,
 }
 
-/// Events on pods, under way.
-pub struct Kubernetes {
-    courier: Courier<Call>,
-    recorder: Recorder,
-    dropped: Arc<Dropped>,
+/// The running export of Kubernetes Events.
+pub struct KubernetesExport {
+    destination: Destination<EventWrite>,
+    tracker: SeriesTracker,
+    dropped: Arc<DroppedEvents>,
 }
 
 impl KubernetesArgs {
-    /// None: it is not wanted. `common`: what holds for each destination.
-    pub(super) fn settings(&self, common: Settings) -> anyhow::Result<Option<Settings>> {
+    /// The destination's settings. None: Kubernetes Events are not enabled. `common` are the settings of all destinations.
+    pub(super) fn settings(
+        &self,
+        common: DestinationSettings,
+    ) -> anyhow::Result<Option<DestinationSettings>> {
         if !self.kubernetes_events {
             let given = [
                 ("api", self.kubernetes_api.as_ref().is_some_and(|api| !api.is_empty())),
@@ -61,105 +68,110 @@ impl KubernetesArgs {
         let url = match self.kubernetes_api.as_ref().filter(|api| !api.is_empty()) {
             Some(api) => api.clone(),
             None => {
-                let hint = "kubernetes-events is set, and this is no pod (there is no KUBERNETES_SERVICE_HOST): \
-                            kubernetes-api names the API server";
-                let host = variable("KUBERNETES_SERVICE_HOST").context(hint)?;
+                let host = variable("KUBERNETES_SERVICE_HOST").context(
+                    "kubernetes-events is set, and the agent does not run in a pod (KUBERNETES_SERVICE_HOST is not \
+                     set): set kubernetes-api to the API server's URL",
+                )?;
                 let port = variable("KUBERNETES_SERVICE_PORT_HTTPS").or(variable("KUBERNETES_SERVICE_PORT"));
-                in_cluster(&host, port.as_deref().unwrap_or("443"))
+                in_cluster_url(&host, port.as_deref().unwrap_or("443"))
             }
         };
-        let parsed = deliver::url(&url).context("kubernetes-api")?;
+        let parsed = parse_url(&url).context("kubernetes-api")?;
         ensure!(
             parsed.query().is_none() && parsed.fragment().is_none(),
-            "kubernetes-api: paths are added to it, so it has neither ? nor #"
+            "kubernetes-api: paths are appended to the URL, so it must have neither ? nor #"
         );
         if parsed.scheme() == "http" {
-            tracing::warn!("the token goes over the network in the clear: kubernetes-api is http://");
+            tracing::warn!("sends the token without encryption, because kubernetes-api is http://");
         }
         let token = self.kubernetes_token.clone().unwrap_or_else(|| TOKEN.into());
         ensure!(
             token.exists(),
-            "there is no token at {}: manifests/components/kubernetes-events mounts the service account's, or \
-             kubernetes-token names another file",
+            "there is no token at {}: apply manifests/components/kubernetes-events, which mounts the service account's, \
+             or set kubernetes-token to another file",
             token.display()
         );
         let standard = Path::new(AUTHORITY);
         let authority = self.kubernetes_ca.clone().or_else(|| standard.exists().then(|| standard.into()));
-        Ok(Some(Settings {
+        Ok(Some(DestinationSettings {
             url: url.trim_end_matches('/').to_owned(),
-            headers: vec![Header::bearer(&token)],
+            headers: vec![ExportHeader::bearer(&token)],
             certificate_authority: authority,
-            // Others' certificates are not the API server's business.
+            // The client certificate is for the other destinations only.
             identity: None,
-            // There is no request for many.
+            // The API has no request for several Events.
             batch_items: 1,
             ..common
         }))
     }
 }
 
-fn in_cluster(host: &str, port: &str) -> String {
-    // An IPv6 address.
+fn in_cluster_url(host: &str, port: &str) -> String {
+    // An IPv6 address needs brackets.
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     format!("https://{host}:{port}")
 }
 
-impl Kubernetes {
-    pub fn new(courier: Courier<Call>, node: &str) -> Kubernetes {
-        let recorder = Recorder::new(node);
-        let dropped = recorder.dropped();
-        Kubernetes { courier, recorder, dropped }
+impl KubernetesExport {
+    pub fn new(destination: Destination<EventWrite>, node: &str) -> KubernetesExport {
+        let tracker = SeriesTracker::new(node);
+        let dropped = tracker.dropped();
+        KubernetesExport { destination, tracker, dropped }
     }
 
-    pub fn courier(&self) -> &Courier<Call> {
-        &self.courier
+    pub fn destination(&self) -> &Destination<EventWrite> {
+        &self.destination
     }
 
-    pub fn event(&mut self, event: &Event) {
-        let call = of_event(event).and_then(|saying| self.recorder.see(saying, Timestamp::now()));
-        call.into_iter().for_each(|call| self.courier.offer(call));
-    }
-
-    pub fn incident(&mut self, incident: &PodIncident) {
-        for saying in of_incident(incident) {
-            if let Some(call) = self.recorder.see(saying, Timestamp::now()) {
-                self.courier.offer(call);
-            }
+    pub fn offer_event(&mut self, event: &Event) {
+        if let Some(notice) = notice_from_event(event) {
+            self.offer_notice(notice);
         }
     }
 
-    /// Time has passed.
-    pub fn round(&mut self) {
-        self.recorder.due(Timestamp::now()).into_iter().for_each(|call| self.courier.offer(call));
+    pub fn offer_incident(&mut self, incident: &PodIncident) {
+        notices_from_incident(incident).into_iter().for_each(|notice| self.offer_notice(notice));
     }
 
-    /// There will be no more; what is left is to be delivered.
-    pub fn finish(mut self) -> Courier<Call> {
-        self.recorder.finish(Timestamp::now()).into_iter().for_each(|call| self.courier.offer(call));
-        self.courier
+    fn offer_notice(&mut self, notice: PodNotice) {
+        if let Some(write) = self.tracker.add(notice, Timestamp::now()) {
+            self.destination.offer(write);
+        }
     }
 
-    pub fn dropped(&self) -> Arc<Dropped> {
+    /// Call this once a second. Offers the updates that are due.
+    pub fn tick(&mut self) {
+        self.tracker.due(Timestamp::now()).into_iter().for_each(|write| self.destination.offer(write));
+    }
+
+    /// Offers the final updates. The caller must close the destination.
+    pub fn finish(mut self) -> Destination<EventWrite> {
+        self.tracker.finish(Timestamp::now()).into_iter().for_each(|write| self.destination.offer(write));
+        self.destination
+    }
+
+    pub fn dropped(&self) -> Arc<DroppedEvents> {
         self.dropped.clone()
     }
 
     pub fn losses(&self) -> Losses {
-        let dropped = by_reason(&self.dropped);
+        let dropped = dropped_by_reason(&self.dropped);
         let dropped = dropped.map(|(reason, count)| (format!("kubernetes_events_{reason}"), count));
-        std::iter::once(self.courier.ledger().loss()).chain(dropped).filter(|(_, count)| *count > 0).collect()
+        let export = std::iter::once(self.destination.stats().loss());
+        export.chain(dropped).filter(|(_, count)| *count > 0).collect()
     }
 }
 
-fn by_reason(dropped: &Dropped) -> [(&'static str, u64); 2] {
+fn dropped_by_reason(dropped: &DroppedEvents) -> [(&'static str, u64); 2] {
     [("limited", dropped.limited.load(Relaxed)), ("unnamed", dropped.unnamed.load(Relaxed))]
 }
 
-/// What was never offered to the API server.
-pub fn family(dropped: &Dropped) -> Family {
+/// The counter of Kubernetes Events that were never offered to the API server.
+pub fn family(dropped: &DroppedEvents) -> Family {
     let help =
-        "Kubernetes Events that are not made: a pod's requests were used up, or its name is not known.";
+        "Kubernetes Events that were not written: the pod had no requests left, or its name is not known.";
     let mut family = Family::counter("podopsy_kubernetes_events_dropped", help);
-    for (reason, count) in by_reason(dropped) {
+    for (reason, count) in dropped_by_reason(dropped) {
         family.count(vec![("reason", reason.to_owned())], count);
     }
     family
@@ -170,26 +182,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_api_server_is_where_a_pod_is_told() {
-        assert_eq!(in_cluster("10.96.0.1", "443"), "https://10.96.0.1:443");
-        assert_eq!(in_cluster("fd00::1", "6443"), "https://[fd00::1]:6443");
+    fn the_api_servers_url_is_built_from_the_pods_environment() {
+        assert_eq!(in_cluster_url("10.96.0.1", "443"), "https://10.96.0.1:443");
+        assert_eq!(in_cluster_url("fd00::1", "6443"), "https://[fd00::1]:6443");
     }
 
     #[test]
-    fn settings_that_cannot_be_say_what_would_mend_them() {
-        let of = |args: &KubernetesArgs| args.settings(Settings::new(""));
+    fn the_error_of_an_invalid_setting_has_a_remedy() {
+        let of = |args: &KubernetesArgs| args.settings(DestinationSettings::new(""));
         let on = KubernetesArgs { kubernetes_events: true, ..Default::default() };
         let api = |url: &str| KubernetesArgs { kubernetes_api: Some(url.into()), ..on.clone() };
         assert!(of(&KubernetesArgs::default()).unwrap().is_none());
         let off = KubernetesArgs { kubernetes_events: false, ..api("https://a") };
-        for (args, words) in [
+        for (args, message) in [
             (off, "kubernetes-events is not"),
             (api("a:6443"), "must begin with http"),
             (api("https://a/?b"), "neither ? nor #"),
-            (api("https://a"), "manifests/components/kubernetes-events mounts"),
+            (api("https://a"), "apply manifests/components/kubernetes-events"),
         ] {
-            let said = format!("{:#}", of(&args).unwrap_err());
-            assert!(said.contains(words), "{said}");
+            let error = format!("{:#}", of(&args).unwrap_err());
+            assert!(error.contains(message), "{error}");
         }
         let token = tempfile::NamedTempFile::new().unwrap();
         let args = KubernetesArgs { kubernetes_token: Some(token.path().into()), ..api("https://a/") };

@@ -1,23 +1,24 @@
-//! What becomes of an event in the agent: stored, then printed, streamed and exported; and whom the agent tells how it is.
+//! What the agent does with an event: it stores it, prints it, streams it and exports it. Also reports the agent's own
+//! state to systemd.
 //!
-//! Must not know: how events are made.
+//! This module must not depend on how events are made.
 
+mod always_on;
 mod catch_up;
-mod endpoint;
+mod delivery_metrics;
+mod destination_url;
 mod export_args;
 mod exports;
 #[cfg(test)]
 mod exports_tests;
-mod keep;
 mod kubernetes;
-mod ledgers;
-mod measures;
-mod out;
-mod profiles;
+mod memory_records;
+mod metrics_export;
+mod outputs;
 mod stdout;
 mod systemd;
 
-pub use export_args::{ExportArgs, changes};
+pub use export_args::{ExportArgs, destinations_changed_by};
 pub use exports::Exports;
-pub use out::{Out, Paths};
-pub use systemd::Systemd;
+pub use outputs::{OutputOptions, Outputs};
+pub use systemd::SystemdNotifier;

@@ -1,4 +1,4 @@
-//! Events on stdout, a line each: written by a thread of its own, for whoever reads may stop reading, and a disk may be full.
+//! Writes events to stdout, one JSON line each, from a separate thread: the reader may stop reading, and a disk may be full.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -7,79 +7,84 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::profiles::NotKept;
+use super::always_on::LossCounters;
 
-/// Lines that wait for the reader, in bytes; what does not fit is counted and left out.
-const WAITING: usize = 8 << 20;
-/// Between two looks at whether all is written.
-const LEFT: Duration = Duration::from_millis(5);
+/// The bound on lines that wait to be written. Lines that do not fit are dropped and counted.
+const MAX_WAITING_BYTES: usize = 8 << 20;
+/// Between two checks whether all lines are written.
+const FINISHED_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The way to stdout.
-pub struct Stdout {
+/// The queue of lines, and the thread that writes them.
+pub struct StdoutWriter {
     lines: Sender<String>,
-    /// Bytes of them.
+    /// The number of bytes in the queue.
     waiting: Arc<AtomicUsize>,
-    /// `stdout_queue_full`: whoever reads it is too slow, or has stopped. `stdout_not_written`: it cannot be written, as when
-    /// nobody reads it any more.
-    lost: NotKept,
+    losses: LossCounters,
     writer: JoinHandle<()>,
 }
 
+/// Loss counter: the reader of stdout is too slow, or has stopped reading.
 const QUEUE_FULL: &str = "stdout_queue_full";
+/// Loss counter: a write failed, for example because the reader has closed the pipe.
 const NOT_WRITTEN: &str = "stdout_not_written";
 
-impl Stdout {
-    pub fn start() -> io::Result<Stdout> {
-        Stdout::to(io::stdout())
+impl StdoutWriter {
+    pub fn start() -> io::Result<StdoutWriter> {
+        StdoutWriter::to(io::stdout())
     }
 
-    fn to(mut out: impl Write + Send + 'static) -> io::Result<Stdout> {
+    fn to(mut out: impl Write + Send + 'static) -> io::Result<StdoutWriter> {
         let (lines, received) = channel();
-        let (waiting, lost) = (Arc::<AtomicUsize>::default(), NotKept::default());
-        let (of_writer, counts) = (waiting.clone(), lost.clone());
-        let run = move || write(&mut out, &received, &of_writer, &counts);
+        let waiting = Arc::<AtomicUsize>::default();
+        let losses = LossCounters::default();
+        let run = {
+            let (waiting, losses) = (waiting.clone(), losses.clone());
+            move || write_lines(&mut out, &received, &waiting, &losses)
+        };
         let writer = std::thread::Builder::new().name("stdout".into()).spawn(run)?;
-        Ok(Stdout { lines, waiting, lost, writer })
+        Ok(StdoutWriter { lines, waiting, losses, writer })
     }
 
     /// Never waits.
-    pub fn line(&self, line: String) {
+    pub fn write_line(&self, line: String) {
         let bytes = line.len() + 1;
-        if self.waiting.fetch_add(bytes, Relaxed) + bytes > WAITING {
+        if self.waiting.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING_BYTES {
             self.waiting.fetch_sub(bytes, Relaxed);
-            self.lost.add(QUEUE_FULL);
+            self.losses.add(QUEUE_FULL);
         } else if self.lines.send(line).is_err() {
-            self.lost.add(NOT_WRITTEN);
+            self.losses.add(NOT_WRITTEN);
         }
     }
 
-    /// What is not written, counted; it may outlive this.
-    pub fn lost(&self) -> NotKept {
-        self.lost.clone()
+    /// The counters of lines that were not written. They may outlive the writer.
+    pub fn losses(&self) -> LossCounters {
+        self.losses.clone()
     }
 
-    /// Waits until what is in line is written, or until then.
+    /// Waits until all lines are written, but not longer than `end`.
     pub async fn close(self, end: Instant) {
         drop(self.lines);
         while !self.writer.is_finished() && Instant::now() < end {
-            tokio::time::sleep(LEFT).await;
+            tokio::time::sleep(FINISHED_CHECK_INTERVAL).await;
         }
     }
 }
 
-fn write(out: &mut impl Write, lines: &Receiver<String>, waiting: &AtomicUsize, lost: &NotKept) {
-    let mut said = false;
+fn write_lines(out: &mut impl Write, lines: &Receiver<String>, waiting: &AtomicUsize, losses: &LossCounters) {
+    let mut is_failing = false;
     while let Ok(mut line) = lines.recv() {
         line.push('\n');
-        // Flushed: whoever reads has it at once.
+        // Flushed, so that the reader gets each line at once.
         let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
         waiting.fetch_sub(line.len(), Relaxed);
         match written {
-            Ok(()) => said = false,
+            Ok(()) => is_failing = false,
             Err(error) => {
-                lost.add(NOT_WRITTEN);
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!("events are not written to stdout: {error}; they go everywhere else");
+                losses.add(NOT_WRITTEN);
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::warn!(
+                        "cannot write events to stdout: {error}; the store and the exports still get them"
+                    );
                 }
             }
         }
@@ -90,7 +95,7 @@ fn write(out: &mut impl Write, lines: &Receiver<String>, waiting: &AtomicUsize, 
 mod tests {
     use super::*;
 
-    /// A reader that has stopped.
+    /// A reader that has stopped reading.
     struct Stuck(Receiver<()>);
 
     impl Write for Stuck {
@@ -105,30 +110,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_does_not_read_costs_lines_that_are_counted_and_no_time() {
+    async fn a_reader_that_stops_causes_counted_losses_and_no_delay() {
         let (_go_on, wait) = channel();
-        let stdout = Stdout::to(Stuck(wait)).unwrap();
+        let stdout = StdoutWriter::to(Stuck(wait)).unwrap();
         let began = Instant::now();
         let line = "x".repeat((1 << 20) - 1);
-        (0..20).for_each(|_| stdout.line(line.clone()));
-        assert_eq!(stdout.lost().losses(), [("stdout_queue_full".to_owned(), 12)].into());
+        (0..20).for_each(|_| stdout.write_line(line.clone()));
+        assert_eq!(stdout.losses().snapshot(), [("stdout_queue_full".to_owned(), 12)].into());
         stdout.close(Instant::now() + Duration::from_millis(50)).await;
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
-    async fn a_full_disk_is_counted_and_what_was_in_line_is_written_at_the_end() {
+    async fn failed_writes_are_counted_and_waiting_lines_are_written_when_closing() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let stdout = Stdout::to(full).unwrap();
-        let lost = stdout.lost();
-        stdout.line("{}".into());
-        stdout.line("{}".into());
+        let stdout = StdoutWriter::to(full).unwrap();
+        let losses = stdout.losses();
+        stdout.write_line("{}".into());
+        stdout.write_line("{}".into());
         stdout.close(Instant::now() + Duration::from_secs(10)).await;
-        assert_eq!(lost.losses(), [("stdout_not_written".to_owned(), 2)].into());
+        assert_eq!(losses.snapshot(), [("stdout_not_written".to_owned(), 2)].into());
 
         let (mut read, write) = io::pipe().unwrap();
-        let stdout = Stdout::to(write).unwrap();
-        (0..100).for_each(|n| stdout.line(n.to_string()));
+        let stdout = StdoutWriter::to(write).unwrap();
+        (0..100).for_each(|n| stdout.write_line(n.to_string()));
         stdout.close(Instant::now() + Duration::from_secs(10)).await;
         let mut all = String::new();
         io::Read::read_to_string(&mut read, &mut all).unwrap();

@@ -1,26 +1,26 @@
-//! Tells systemd how the agent is, where it is a unit with `Type=notify`; elsewhere all of this is nothing.
+//! Reports the agent's state to systemd, if the agent runs as a unit with `Type=notify`. Otherwise it does nothing.
 
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-/// The unit that this is, if it is one.
-pub struct Systemd {
-    /// How often it wants a sign of life: half of what it waits for.
+/// Sends the unit's notifications.
+pub struct SystemdNotifier {
+    /// The interval of watchdog notifications: half of systemd's timeout.
     watchdog: Option<Duration>,
     last: Instant,
 }
 
-impl Systemd {
-    /// The probes are attached.
-    pub fn start() -> Systemd {
+impl SystemdNotifier {
+    /// Reports that the agent is ready. Call this when the probes are attached.
+    pub fn start() -> SystemdNotifier {
         let watchdog = sd_notify::watchdog_enabled().map(|within| within / 2);
         notify(&[NotifyState::Ready]);
-        Systemd { watchdog, last: Instant::now() }
+        SystemdNotifier { watchdog, last: Instant::now() }
     }
 
-    /// A round of the pipeline: if it stands still, the watchdog goes without its sign.
-    pub fn round(&mut self) {
+    /// Call this from the main loop: if the loop is stuck, the watchdog gets no notification.
+    pub fn tick(&mut self) {
         if self.watchdog.is_some_and(|every| self.last.elapsed() >= every) {
             self.last = Instant::now();
             notify(&[NotifyState::Watchdog]);
@@ -44,6 +44,6 @@ impl Systemd {
 
 fn notify(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!("systemd does not hear: {error}");
+        tracing::warn!("cannot notify systemd: {error}");
     }
 }

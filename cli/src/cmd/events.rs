@@ -3,7 +3,7 @@
 use std::io;
 
 use anyhow::bail;
-use podopsy_client::Query;
+use podopsy_client::QueryParameters;
 use podopsy_model::{Event, Target};
 
 use crate::args::Events;
@@ -18,11 +18,11 @@ pub async fn run(context: &Context, args: Events) -> anyhow::Result<Verdict> {
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
              or see what happens from now on with podopsy watch",
-            args.history.state_dir.join(podopsy_client::SOCKET).display()
+            args.history.state_dir.join(podopsy_client::SOCKET_NAME).display()
         );
     };
     let from = history::ago(args.since);
-    let mut query: Query = vec![("from", from.to_string())];
+    let mut query: QueryParameters = vec![("from", from.to_string())];
     query.extend(args.kinds.iter().map(|kind| ("kind", kind.clone())));
     let whose = Whose::of(context, args.target.as_ref()).await?;
     query.extend(whose.query());
@@ -93,7 +93,7 @@ impl Whose {
         })
     }
 
-    fn query(&self) -> Query {
+    fn query(&self) -> QueryParameters {
         match self {
             Whose::Pods { namespace, pod, container } => {
                 history::of_pod(namespace, pod, container.as_deref())

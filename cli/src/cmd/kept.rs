@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use podopsy_client::{Client, Query, Unanswered};
+use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_model::profile::{Profile as Sampled, Sampling};
 use podopsy_model::{Target, text};
 use podopsy_profiles::export::Format;
@@ -30,7 +30,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of \
              one that runs), or sample from now on, without --since",
-            args.history.state_dir.join(podopsy_client::SOCKET).display()
+            args.history.state_dir.join(podopsy_client::SOCKET_NAME).display()
         );
     };
     let from = history::ago(since);
@@ -88,7 +88,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
 }
 
 /// What to ask for. Profiles are kept by container.
-async fn whose(context: &Context, target: &Target) -> anyhow::Result<Query> {
+async fn whose(context: &Context, target: &Target) -> anyhow::Result<QueryParameters> {
     Ok(match target {
         Target::All => Vec::new(),
         Target::Pod { namespace, pod, container } => history::of_pod(namespace, pod, container.as_deref()),
@@ -132,7 +132,7 @@ impl Numbers {
     }
 }
 
-async fn numbers(agent: &Client, query: &Query) -> Result<Numbers, Unanswered> {
+async fn numbers(agent: &AgentClient, query: &QueryParameters) -> Result<Numbers, ClientError> {
     #[derive(Deserialize)]
     struct Page {
         profiles: Vec<One>,

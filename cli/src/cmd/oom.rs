@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use jiff::Timestamp;
-use podopsy_client::{Events, Query};
+use podopsy_client::{EventList, QueryParameters};
 use podopsy_model::incident::Verdict as Said;
 use podopsy_model::{Event, Incident, Kind};
 use podopsy_pods::Pods;
@@ -129,10 +129,13 @@ async fn gather(
 }
 
 /// All OOM incidents and SIGKILLs that were kept, since the kernel's count is compared with them; and who has kept them.
-async fn kept(from: &HistoryDir, gaps_since: Option<Timestamp>) -> anyhow::Result<(Events, Option<String>)> {
+async fn kept(
+    from: &HistoryDir,
+    gaps_since: Option<Timestamp>,
+) -> anyhow::Result<(EventList, Option<String>)> {
     const KINDS: [Kind; 2] = [Kind::OomIncident, Kind::Sigkill];
     if let Some(agent) = agent(from).await? {
-        let query: Query = KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into();
+        let query: QueryParameters = KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into();
         match agent.events(&query, MOST).await {
             Ok(kept) => {
                 if let Some(since) = gaps_since {
@@ -152,10 +155,10 @@ async fn kept(from: &HistoryDir, gaps_since: Option<Timestamp>) -> anyhow::Resul
             say_gaps(&gaps, since);
             (kept, Some(by))
         }
-        Ok(None) => (Events::default(), None),
+        Ok(None) => (EventList::default(), None),
         Err(error) => {
             note(&format!("{by} tells nothing: {error}"));
-            (Events::default(), None)
+            (EventList::default(), None)
         }
     })
 }

@@ -1,137 +1,138 @@
-//! Kubernetes Events on the pod that something happened to, where `kubectl describe pod` shows them: `events.k8s.io/v1`.
+//! Writes Kubernetes Events (`events.k8s.io/v1`) on the pod that they are about, where `kubectl describe pod` shows them.
 //!
-//! Two requests, POST and PATCH, which is all that the service account may do. An Event that repeats is one object whose
-//! `series` grows, as client-go's recorder has it; its note cannot change any more. Not the `kube` crate: it brings a
-//! second HTTP stack and every type of Kubernetes, and the queue, the retries and the tally are the courier's anyway.
+//! Data flows from an event or an incident to a [`PodNotice`], by [`SeriesTracker`] to an [`EventWrite`], and from there to
+//! a POST or a PATCH, which are the only two requests that the service account is allowed. An Event that repeats is one
+//! object whose `series` is updated, as in client-go's recorder; its note cannot change. Why not the `kube` crate: it brings
+//! a second HTTP stack and all types of Kubernetes, while [`crate::Destination`] already has the queue, the retries and the
+//! counters.
 
-mod bucket;
+mod notice;
 mod object;
-mod recorder;
+mod rate_limit;
+mod series;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-pub use self::object::Object;
-use self::object::micro;
-pub use self::recorder::{Dropped, Recorder};
-pub use self::words::{Count, Saying, of_event, of_incident};
-use super::queue::Weigh;
-use super::{Format, Request};
+pub use self::notice::{NoticeCount, PodNotice, notice_from_event, notices_from_incident};
+pub use self::object::EventObject;
+pub use self::series::{DroppedEvents, SeriesTracker};
+use super::queue::QueueItem;
+use super::{DeliveryRequest, DestinationFormat};
 
-/// How the API server is spoken to.
+/// The API server as a destination.
 #[derive(Debug, Default)]
-pub struct Kubernetes;
+pub struct KubernetesEvents;
 
-/// An Event to be made, or one that happened again.
+/// The creation of an Event, or an update of its series.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Call {
-    pub object: Object,
-    pub again: bool,
+pub struct EventWrite {
+    pub object: EventObject,
+    pub is_update: bool,
 }
 
-impl Weigh for Call {
+impl QueueItem for EventWrite {
     fn bytes(&self) -> usize {
-        size_of::<Call>() + self.object.bytes()
+        size_of::<EventWrite>() + self.object.bytes()
     }
 }
 
 const JSON: &str = "application/json";
 
-impl Call {
-    fn create(&self) -> anyhow::Result<Request> {
+impl EventWrite {
+    fn create(&self) -> anyhow::Result<DeliveryRequest> {
         let namespace = &self.object.metadata.namespace;
-        Ok(Request {
+        Ok(DeliveryRequest {
             path: format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events"),
-            // Its name is made of what happened: nobody else has taken it.
-            there_by: Some(StatusCode::CONFLICT),
-            ..Request::post(JSON, serde_json::to_vec(&self.object)?)
+            // The name is derived from the notice, so an Event with this name is this Event.
+            duplicate_status: Some(StatusCode::CONFLICT),
+            ..DeliveryRequest::post(JSON, serde_json::to_vec(&self.object)?)
         })
     }
 
-    /// Of the object, what may change.
-    fn repeat(&self) -> anyhow::Result<Request> {
+    /// Patches the series, which is the only part that may change.
+    fn update(&self) -> anyhow::Result<DeliveryRequest> {
         let create = self.create()?;
         let body = serde_json::to_vec(&json!({ "series": &self.object.series }))?;
-        Ok(Request {
+        Ok(DeliveryRequest {
             method: Method::PATCH,
             path: format!("{}/{}", create.path, self.object.metadata.name),
-            // The server forgets Events after an hour, and its first request may have been given up.
-            otherwise: Some((StatusCode::NOT_FOUND, Box::new(create))),
-            ..Request::post("application/merge-patch+json", body)
+            // The server deletes Events after an hour, and the request that creates the Event may have been dropped.
+            fallback: Some((StatusCode::NOT_FOUND, Box::new(create))),
+            ..DeliveryRequest::post("application/merge-patch+json", body)
         })
     }
 }
 
-impl Format for Kubernetes {
-    /// One at a time: there is no request for many.
-    type Item = Call;
+impl DestinationFormat for KubernetesEvents {
+    /// The API has no request for several Events, so a batch is one item.
+    type Item = EventWrite;
 
     fn content_type(&self) -> &'static str {
         JSON
     }
 
-    fn body(&self, batch: &[Call]) -> anyhow::Result<Vec<u8>> {
+    fn encode(&self, batch: &[EventWrite]) -> anyhow::Result<Vec<u8>> {
         Ok(self.request(batch)?.body.into())
     }
 
-    fn request(&self, batch: &[Call]) -> anyhow::Result<Request> {
+    fn request(&self, batch: &[EventWrite]) -> anyhow::Result<DeliveryRequest> {
         match batch {
-            [one] if one.again => one.repeat(),
-            [one] => one.create(),
-            _ => anyhow::bail!("{} Events at once: the API takes one", batch.len()),
+            [write] if write.is_update => write.update(),
+            [write] => write.create(),
+            _ => anyhow::bail!("encode {} Events: the API takes one per request", batch.len()),
         }
     }
 
-    fn passes(&self, status: StatusCode) -> bool {
+    fn is_retryable(&self, status: StatusCode) -> bool {
         status.is_server_error()
             || matches!(
                 status,
                 StatusCode::REQUEST_TIMEOUT
                     | StatusCode::TOO_MANY_REQUESTS
-                    // The token is read again for each try, and the kubelet may have been late with a new one.
+                    // The token is read again for each attempt, and the kubelet may write the new one late.
                     | StatusCode::UNAUTHORIZED
-                    // Somebody changed the object in the same moment.
+                    // The object was changed concurrently.
                     | StatusCode::CONFLICT
             )
     }
 
-    fn mends(&self, status: StatusCode, answer: &[u8]) -> Option<&'static str> {
-        let says = |words: &str| answer.windows(words.len()).any(|part| part == words.as_bytes());
+    fn remedy(&self, status: StatusCode, response: &[u8]) -> Option<&'static str> {
+        let contains = |text: &str| response.windows(text.len()).any(|part| part == text.as_bytes());
         Some(match status {
             StatusCode::UNAUTHORIZED => {
-                "the API server does not know the token: --kubernetes-token names the file that the kubelet keeps fresh"
+                "the API server rejects the token: set --kubernetes-token to the file that the kubelet renews"
             }
-            StatusCode::FORBIDDEN if says("being terminated") => "the pod's namespace is being deleted",
+            StatusCode::FORBIDDEN if contains("being terminated") => "the pod's namespace is being deleted",
             StatusCode::FORBIDDEN => {
-                "the service account may not create events: apply manifests/components/kubernetes-events"
+                "the service account must not create events: apply manifests/components/kubernetes-events"
             }
             StatusCode::NOT_FOUND => {
-                "the pod's namespace is gone, or --kubernetes-api is no API server of Kubernetes 1.19 or newer"
+                "the pod's namespace is gone, or --kubernetes-api is not an API server of Kubernetes 1.19 or newer"
             }
             StatusCode::UNPROCESSABLE_ENTITY => {
-                "the API server takes no such Event: please report this with the words above"
+                "the API server rejects this Event as invalid: please report this message"
             }
             _ => return None,
         })
     }
 }
 
-/// What the API server takes as a namespace's name: it stands in the path of a request.
+/// Whether the API server accepts it as a namespace's name (DNS label), which is a part of a request's path.
 fn is_label(name: &str) -> bool {
-    name.len() <= 63 && is_word(name)
+    name.len() <= 63 && has_label_syntax(name)
 }
 
-/// And as a pod's: words with dots between them.
+/// Whether the API server accepts it as a pod's name (DNS subdomain): labels with dots between them.
 fn is_subdomain(name: &str) -> bool {
-    name.len() <= 253 && name.split('.').all(is_word)
+    name.len() <= 253 && name.split('.').all(has_label_syntax)
 }
 
-fn is_word(text: &str) -> bool {
-    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !text.is_empty() && text.bytes().all(known) && !text.starts_with('-') && !text.ends_with('-')
+fn has_label_syntax(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(is_allowed) && !text.starts_with('-') && !text.ends_with('-')
 }

@@ -1,9 +1,9 @@
-//! What is said on a pod, how often, and that the API server would take it.
+//! Which Events are written on a pod, how often, and that the API server's validation would accept them.
 
 use serde_json::Value;
 
 use super::*;
-use crate::testing::{kubernetes_validation as validation, lookup, oom};
+use crate::testing::{event_validation as validation, lookup, oom_incident};
 use jiff::Timestamp;
 use podopsy_model::event::Kind;
 use podopsy_model::incident::{Level, Verdict};
@@ -19,7 +19,7 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-/// The incident's event of an OOM kill in `shop/basket`.
+/// A pod incident of `shop/basket` with failed lookups.
 pub fn streak(failures: u64, until: i64) -> PodIncident {
     PodIncident {
         incident: "3f2a-i1-uid-bask".into(),
@@ -40,43 +40,43 @@ pub fn streak(failures: u64, until: i64) -> PodIncident {
     }
 }
 
-fn said(recorder: &mut Recorder, event: &Event, second: i64) -> Option<Call> {
-    recorder.see(of_event(event).unwrap(), at(second))
+fn add(tracker: &mut SeriesTracker, event: &Event, second: i64) -> Option<EventWrite> {
+    tracker.add(notice_from_event(event).unwrap(), at(second))
 }
 
-fn requests(call: &Call) -> Request {
-    Kubernetes.request(std::slice::from_ref(call)).unwrap()
+fn request(write: &EventWrite) -> DeliveryRequest {
+    KubernetesEvents.request(std::slice::from_ref(write)).unwrap()
 }
 
-fn body(request: &Request) -> Value {
+fn body(request: &DeliveryRequest) -> Value {
     serde_json::from_slice(&request.body).unwrap()
 }
 
-/// As the API server would look at it.
-fn valid(call: &Call) -> Request {
-    let request = requests(call);
-    let (sent, namespace) = (body(&request), call.object.metadata.namespace.as_str());
-    let create = if call.again {
-        assert_eq!(validation::of_patch(&sent), [""; 0], "{sent}");
-        *request.otherwise.clone().unwrap().1
+/// The request of a write, which must pass the API server's validation.
+fn valid_request(write: &EventWrite) -> DeliveryRequest {
+    let request = request(write);
+    let (sent, namespace) = (body(&request), write.object.metadata.namespace.as_str());
+    let create = if write.is_update {
+        assert_eq!(validation::errors_in_patch(&sent), [""; 0], "{sent}");
+        *request.fallback.clone().unwrap().1
     } else {
         request.clone()
     };
-    assert_eq!(validation::of_new(&body(&create), namespace), [""; 0], "{}", body(&create));
+    assert_eq!(validation::errors_in_new(&body(&create), namespace), [""; 0], "{}", body(&create));
     request
 }
 
 #[test]
-fn an_incident_is_one_event_with_the_verdicts_words() {
-    let mut recorder = Recorder::new("n1");
-    let event = oom(0, |it| {
+fn an_oom_incident_is_one_event_whose_note_explains_the_verdicts() {
+    let mut tracker = SeriesTracker::new("n1");
+    let event = oom_incident(0, |it| {
         it.victims.push(it.victims[0].clone());
         it.victims.push(it.victims[0].clone());
         it.verdicts = vec![Verdict::SilentChildKill];
         it.advice = Some("grew by 3.0 MiB a minute".into());
     });
-    let call = said(&mut recorder, &event, 0).unwrap();
-    let request = valid(&call);
+    let write = add(&mut tracker, &event, 0).unwrap();
+    let request = valid_request(&write);
     assert_eq!(
         (&request.method, request.path.as_str()),
         (&Method::POST, "/apis/events.k8s.io/v1/namespaces/shop/events")
@@ -97,32 +97,34 @@ fn an_incident_is_one_event_with_the_verdicts_words() {
     );
     assert_eq!(sent.get("series"), None);
 
-    let node = oom(0, |it| (it.limit.of, it.verdicts) = (Level::Node, vec![Verdict::NodeOom]));
-    assert_eq!(of_event(&node).unwrap().reason, "PodopsyNodeOOMKilled");
-    // Each victim's own event, one that was dying anyway, and a host process are not worth one.
-    assert!(of_event(&Event { kind: Kind::OomKill, incident: None, ..node.clone() }).is_none());
-    assert!(of_event(&oom(0, |it| it.victims[0].already_dying = true)).is_none());
-    assert!(of_event(&Event { pod: None, ..node }).is_none());
-    assert!(of_event(&lookup("a", 1).event).is_none());
+    let node = oom_incident(0, |it| (it.limit.of, it.verdicts) = (Level::Node, vec![Verdict::NodeOom]));
+    assert_eq!(notice_from_event(&node).unwrap().reason, "PodopsyNodeOOMKilled");
+    // No notice for a single victim, for an incident that killed nothing, for a host process, and for a lookup.
+    assert!(notice_from_event(&Event { kind: Kind::OomKill, incident: None, ..node.clone() }).is_none());
+    assert!(notice_from_event(&oom_incident(0, |it| it.victims[0].already_dying = true)).is_none());
+    assert!(notice_from_event(&Event { pod: None, ..node }).is_none());
+    assert!(notice_from_event(&lookup("a", 1).event).is_none());
 }
 
 #[test]
-fn repetitions_are_a_series_told_now_and_then_and_at_its_end() {
-    let mut recorder = Recorder::new("n1");
-    let told = |call: Option<Call>| {
-        call.map(|call| {
-            valid(&call);
-            (call.again, call.object.series.map_or(1, |series| series.count))
+fn repetitions_update_a_series_at_intervals_and_when_it_ends() {
+    let mut tracker = SeriesTracker::new("n1");
+    let update_and_count = |write: Option<EventWrite>| {
+        write.map(|write| {
+            valid_request(&write);
+            (write.is_update, write.object.series.map_or(1, |series| series.count))
         })
     };
-    let kill = |recorder: &mut Recorder, second| told(said(recorder, &oom(second, |_| ()), second));
-    assert_eq!(kill(&mut recorder, 0), Some((false, 1)));
-    assert_eq!(kill(&mut recorder, 10), Some((true, 2)), "that it repeats is told at once");
-    assert_eq!((kill(&mut recorder, 30), kill(&mut recorder, 70)), (None, None));
-    assert!(recorder.due(at(309)).is_empty());
-    let [due] = &recorder.due(at(310))[..] else { panic!("nothing is due") };
-    assert_eq!(told(Some(due.clone())), Some((true, 4)));
-    let request = requests(due);
+    let kill = |tracker: &mut SeriesTracker, second| {
+        update_and_count(add(tracker, &oom_incident(second, |_| ()), second))
+    };
+    assert_eq!(kill(&mut tracker, 0), Some((false, 1)));
+    assert_eq!(kill(&mut tracker, 10), Some((true, 2)), "the first repetition is sent at once");
+    assert_eq!((kill(&mut tracker, 30), kill(&mut tracker, 70)), (None, None));
+    assert!(tracker.due(at(309)).is_empty());
+    let [due] = &tracker.due(at(310))[..] else { panic!("nothing is due") };
+    assert_eq!(update_and_count(Some(due.clone())), Some((true, 4)));
+    let request = request(due);
     assert_eq!(
         request.path,
         format!("/apis/events.k8s.io/v1/namespaces/shop/events/{}", due.object.metadata.name)
@@ -132,36 +134,38 @@ fn repetitions_are_a_series_told_now_and_then_and_at_its_end() {
         body(&request),
         json!({"series": {"count": 4, "lastObservedTime": "2027-01-15T08:01:10.000000Z"}})
     );
-    // Its last word comes once it is over, and what comes then is a new one.
-    assert_eq!(kill(&mut recorder, 400), None);
-    let [last] = &recorder.due(at(761))[..] else { panic!("no last word") };
-    assert_eq!(told(Some(last.clone())), Some((true, 5)));
-    assert_eq!(kill(&mut recorder, 800), Some((false, 1)));
-    assert_eq!(kill(&mut recorder, 801), Some((true, 2)));
-    kill(&mut recorder, 802);
-    let [end] = &recorder.finish(at(803))[..] else { panic!("nothing at the end") };
-    assert_eq!(told(Some(end.clone())), Some((true, 3)));
-    assert!(recorder.finish(at(804)).is_empty());
-    assert_eq!(recorder.dropped().limited.load(Relaxed), 0);
+    // The final update is sent once the series has ended, and the next kill begins a new one.
+    assert_eq!(kill(&mut tracker, 400), None);
+    let [last] = &tracker.due(at(761))[..] else { panic!("no final update") };
+    assert_eq!(update_and_count(Some(last.clone())), Some((true, 5)));
+    assert_eq!(kill(&mut tracker, 800), Some((false, 1)));
+    assert_eq!(kill(&mut tracker, 801), Some((true, 2)));
+    kill(&mut tracker, 802);
+    let [end] = &tracker.finish(at(803))[..] else { panic!("nothing at the end") };
+    assert_eq!(update_and_count(Some(end.clone())), Some((true, 3)));
+    assert!(tracker.finish(at(804)).is_empty());
+    assert_eq!(tracker.dropped().limited.load(Relaxed), 0);
 }
 
 #[test]
-fn a_streak_and_what_lines_up_are_an_event_each() {
-    let mut recorder = Recorder::new("n1");
-    assert!(of_incident(&streak(2, 5)).is_empty());
-    let mut see = |incident: &PodIncident, second| -> Vec<Call> {
-        let all = of_incident(incident).into_iter();
-        all.filter_map(|saying| recorder.see(saying, at(second))).inspect(|call| drop(valid(call))).collect()
+fn a_streak_of_failed_lookups_and_a_correlation_are_one_event_each() {
+    let mut tracker = SeriesTracker::new("n1");
+    assert!(notices_from_incident(&streak(2, 5)).is_empty());
+    let mut add_all = |incident: &PodIncident, second| -> Vec<EventWrite> {
+        let all = notices_from_incident(incident).into_iter();
+        all.filter_map(|notice| tracker.add(notice, at(second)))
+            .inspect(|write| drop(valid_request(write)))
+            .collect()
     };
-    let [first] = &see(&streak(3, 5), 5)[..] else { panic!("nothing") };
-    assert_eq!((first.object.reason, first.again), ("PodopsyDNSLookupsFailing", false));
+    let [first] = &add_all(&streak(3, 5), 5)[..] else { panic!("nothing") };
+    assert_eq!((first.object.reason, first.is_update), ("PodopsyDNSLookupsFailing", false));
     assert_eq!(
         first.object.note,
         "DNS lookups of this pod fail: 3 so far, most often db.shop.svc (2), a\\x1b (1) (incident 3f2a-i1-uid-bask)."
     );
     assert_eq!(first.object.series.as_ref().unwrap().count, 3);
     assert_eq!(first.object.regarding.field_path, None);
-    assert!(see(&streak(9, 20), 20).is_empty(), "not each second");
+    assert!(add_all(&streak(9, 20), 20).is_empty(), "not updated each second");
     let correlated = Correlation {
         oom: "3f2a-7".into(),
         container: "api".into(),
@@ -175,41 +179,48 @@ fn a_streak_and_what_lines_up_are_an_event_each() {
         points: 30,
     };
     let it = PodIncident { correlated: Some(correlated), ..streak(12, 40) };
-    let [call] = &see(&it, 41)[..] else { panic!("nothing") };
-    assert_eq!(call.object.reason, "PodopsyCorrelated");
-    assert!(call.object.note.contains("31.0 MiB") && call.object.note.contains("names no cause"));
-    assert!(see(&it, 42).is_empty(), "once");
-    let [due] = &see(&it, 306)[..] else { panic!("nothing is due") };
-    assert_eq!((due.again, due.object.series.as_ref().unwrap().count), (true, 12));
+    let [write] = &add_all(&it, 41)[..] else { panic!("nothing") };
+    assert_eq!(write.object.reason, "PodopsyCorrelated");
+    assert!(write.object.note.contains("31.0 MiB") && write.object.note.contains("names no cause"));
+    assert!(add_all(&it, 42).is_empty(), "only once");
+    let [due] = &add_all(&it, 306)[..] else { panic!("nothing is due") };
+    assert_eq!((due.is_update, due.object.series.as_ref().unwrap().count), (true, 12));
 }
 
 #[test]
-fn a_pod_has_so_many_requests_and_what_is_dropped_is_counted() {
-    let mut recorder = Recorder::new("n1");
+fn requests_are_limited_for_each_pod_and_dropped_notices_are_counted() {
+    let mut tracker = SeriesTracker::new("n1");
     let mut sent = 0;
-    // A pod that makes a new incident each time.
+    // Each is a new incident of the same pod.
     for n in 0..100 {
         let it = PodIncident { incident: format!("i{n}"), ..streak(3, n) };
-        sent += of_incident(&it).into_iter().filter_map(|saying| recorder.see(saying, at(n))).count();
+        sent +=
+            notices_from_incident(&it).into_iter().filter_map(|notice| tracker.add(notice, at(n))).count();
     }
-    assert_eq!((sent, recorder.dropped().limited.load(Relaxed)), (25, 75));
+    assert_eq!((sent, tracker.dropped().limited.load(Relaxed)), (25, 75));
     let other = PodIncident { pod: pod("till"), ..streak(3, 1) };
-    assert!(recorder.see(of_incident(&other).remove(0), at(100)).is_some(), "another pod has its own");
-    // Repetitions that nobody hears of any more are counted, too.
+    assert!(
+        tracker.add(notices_from_incident(&other).remove(0), at(100)).is_some(),
+        "another pod has its own limit"
+    );
+    // Repetitions that are never sent are counted, too.
     let it = PodIncident { incident: "i3".into(), ..streak(10, 101) };
-    assert!(recorder.see(of_incident(&it).remove(0), at(101)).is_none());
-    assert!(recorder.finish(at(102)).is_empty());
-    assert_eq!(recorder.dropped().limited.load(Relaxed), 75 + 7);
+    assert!(tracker.add(notices_from_incident(&it).remove(0), at(101)).is_none());
+    assert!(tracker.finish(at(102)).is_empty());
+    assert_eq!(tracker.dropped().limited.load(Relaxed), 75 + 7);
 }
 
 #[test]
-fn hostile_names_make_no_request_and_long_words_fit() {
-    let mut recorder = Recorder::new(&"n".repeat(300));
-    let mut call = |namespace: &str, name: &str, uid: &str| {
+fn invalid_names_cause_no_request_and_long_texts_are_truncated() {
+    let mut tracker = SeriesTracker::new(&"n".repeat(300));
+    let mut write = |namespace: &str, name: &str, uid: &str| {
         let pod =
             PodRef { namespace: namespace.into(), name: name.into(), uid: uid.into(), labels: [].into() };
-        let saying = of_event(&Event { pod: Some(pod), ..oom(0, |it| it.advice = Some("é".repeat(2000))) });
-        recorder.see(saying.unwrap(), at(0))
+        let notice = notice_from_event(&Event {
+            pod: Some(pod),
+            ..oom_incident(0, |it| it.advice = Some("é".repeat(2000)))
+        });
+        tracker.add(notice.unwrap(), at(0))
     };
     for (namespace, name) in [
         ("", "a"),
@@ -224,18 +235,18 @@ fn hostile_names_make_no_request_and_long_words_fit() {
         ("shop", "a/b"),
         ("shop", "\\x1b[2J"),
     ] {
-        assert!(call(namespace, name, "u").is_none(), "{namespace} {name}");
+        assert!(write(namespace, name, "u").is_none(), "{namespace} {name}");
     }
-    assert!(call("shop", "a", "").is_none());
-    let long = call("shop", &format!("{}.b", "a".repeat(251)), "u").unwrap();
-    valid(&long);
+    assert!(write("shop", "a", "").is_none());
+    let long = write("shop", &format!("{}.b", "a".repeat(251)), "u").unwrap();
+    valid_request(&long);
     assert!(long.object.note.len() > 1000 && long.object.metadata.name.len() <= 253);
-    assert_eq!(recorder.dropped().unnamed.load(Relaxed), 12);
+    assert_eq!(tracker.dropped().unnamed.load(Relaxed), 12);
 }
 
 #[test]
-fn the_stubs_validation_refuses_what_the_api_server_would() {
-    let good = body(&requests(&said(&mut Recorder::new("n1"), &oom(0, |_| ()), 0).unwrap()));
+fn the_stubs_validation_rejects_what_the_api_server_rejects() {
+    let good = body(&request(&add(&mut SeriesTracker::new("n1"), &oom_incident(0, |_| ()), 0).unwrap()));
     for (field, value) in [
         ("eventTime", json!("2026-01-01T00:00:00Z")),
         ("reportingController", json!("")),
@@ -250,7 +261,7 @@ fn the_stubs_validation_refuses_what_the_api_server_would() {
     ] {
         let mut bad = good.clone();
         bad[field] = value;
-        assert_eq!(validation::of_new(&bad, "shop").len(), 1, "{field}");
+        assert_eq!(validation::errors_in_new(&bad, "shop").len(), 1, "{field}");
     }
-    assert_eq!(validation::of_patch(&json!({"note": "x", "series": {"count": 2}})).len(), 2);
+    assert_eq!(validation::errors_in_patch(&json!({"note": "x", "series": {"count": 2}})).len(), 2);
 }

@@ -1,5 +1,5 @@
-//! OpenTelemetry collectors by gRPC, for tests: tonic's own server side with opentelemetry-proto's services, and servers
-//! that go wrong below it.
+//! OpenTelemetry collectors by gRPC for tests: tonic's server with opentelemetry-proto's services, and servers that break
+//! the protocol below it.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -39,34 +39,33 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tower::Service;
 
-/// What to do with the nth call (from 0); the last one goes on.
+/// How a collector replies to a call. A collector has a list: one reply for each call, and the last one for all others.
 #[derive(Clone, Copy, Debug)]
-pub enum Say {
-    Take,
-    /// Take all but so many.
-    TakeBut(i64),
-    No(Code, Option<Duration>),
+pub enum Reply {
+    Accept,
+    /// Accept the batch, and report this number of items as rejected.
+    AcceptBut(i64),
+    /// This status, with a retry delay or without.
+    Reject(Code, Option<Duration>),
     Hang,
-    /// Take it after a while.
-    Slowly(Duration),
-    /// Begin an answer, and reset the stream.
-    Reset,
-    /// Begin an answer, and never end it.
+    AcceptAfter(Duration),
+    /// Begin a response, and reset the stream.
+    ResetStream,
+    /// Begin a response, and never end it.
     Stall,
-    /// Messages without an end.
+    /// Send messages without an end.
     Endless,
-    /// A proxy's word.
-    Http(u16),
-    /// A success without a status.
-    Wordless,
-    /// Reset the connection.
-    Cut,
-    /// Another protocol.
+    /// This HTTP status, as a proxy would send it.
+    HttpStatus(u16),
+    /// A success without a gRPC status.
+    NoStatus,
+    ResetConnection,
+    /// Reply by HTTP/1.1.
     Http1,
 }
 
 #[derive(Default)]
-struct Taken {
+struct Received {
     logs: Mutex<Vec<(MetadataMap, ExportLogsServiceRequest)>>,
     metrics: Mutex<Vec<ExportMetricsServiceRequest>>,
     profiles: Mutex<Vec<ExportProfilesServiceRequest>>,
@@ -76,54 +75,54 @@ struct Taken {
 #[derive(Clone)]
 pub struct Collector {
     pub url: String,
-    says: &'static [Say],
-    taken: Arc<Taken>,
+    replies: &'static [Reply],
+    received: Arc<Received>,
 }
 
 impl Collector {
-    pub async fn start(says: &'static [Say]) -> Collector {
-        let (listener, collector) = Collector::bind("http://127.0.0.1", says).await;
-        let it = collector.clone();
+    pub async fn start(replies: &'static [Reply]) -> Collector {
+        let (listener, collector) = Collector::bind("http://127.0.0.1", replies).await;
+        let shared = collector.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(it.clone().connection(stream));
+                tokio::spawn(shared.clone().connection(stream));
             }
         });
         collector
     }
 
-    /// Nobody listens there.
+    /// A collector at a port that refuses connections.
     pub async fn refusing() -> Collector {
         Collector::bind("http://127.0.0.1", &[]).await.1
     }
 
-    /// Whoever accepts hands its connections to `serve`; `host`: with the scheme.
-    pub async fn bind(host: &str, says: &'static [Say]) -> (TcpListener, Collector) {
+    /// The caller accepts connections and passes them to [`Collector::serve`]. `host` includes the scheme.
+    pub async fn bind(host: &str, replies: &'static [Reply]) -> (TcpListener, Collector) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("{host}:{}", listener.local_addr().unwrap().port());
-        (listener, Collector { url, says, taken: Arc::default() })
+        (listener, Collector { url, replies, received: Arc::default() })
     }
 
     pub fn logs(&self) -> MutexGuard<'_, Vec<(MetadataMap, ExportLogsServiceRequest)>> {
-        self.taken.logs.lock().unwrap()
+        self.received.logs.lock().unwrap()
     }
 
     pub fn metrics(&self) -> MutexGuard<'_, Vec<ExportMetricsServiceRequest>> {
-        self.taken.metrics.lock().unwrap()
+        self.received.metrics.lock().unwrap()
     }
 
     pub fn profiles(&self) -> MutexGuard<'_, Vec<ExportProfilesServiceRequest>> {
-        self.taken.profiles.lock().unwrap()
+        self.received.profiles.lock().unwrap()
     }
 
     pub fn calls(&self) -> usize {
-        self.taken.calls.load(Relaxed)
+        self.received.calls.load(Relaxed)
     }
 
     async fn connection(self, mut stream: TcpStream) {
-        match self.says {
-            [Say::Cut] => drop(stream.set_zero_linger()),
-            [Say::Http1] => {
+        match self.replies {
+            [Reply::ResetConnection] => drop(stream.set_zero_linger()),
+            [Reply::Http1] => {
                 let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
                 pending::<()>().await;
             }
@@ -137,30 +136,35 @@ impl Collector {
         let _ = server.serve_connection(TokioIo::new(stream), service).await;
     }
 
-    async fn answer(self, request: http::Request<Incoming>) -> Result<http::Response<Sent>, Infallible> {
-        let nth = self.taken.calls.fetch_add(1, Relaxed);
-        let say = self.says[nth.min(self.says.len() - 1)];
-        let grpc = |body: Sent| {
+    async fn answer(
+        self,
+        request: http::Request<Incoming>,
+    ) -> Result<http::Response<ResponseBody>, Infallible> {
+        let nth = self.received.calls.fetch_add(1, Relaxed);
+        let reply = self.replies[nth.min(self.replies.len() - 1)];
+        let grpc = |body: ResponseBody| {
             let answer = http::Response::builder().header("content-type", "application/grpc");
             Ok(answer.body(body).unwrap())
         };
-        match say {
-            Say::Reset | Say::Stall | Say::Endless => grpc(Ragged(say, true).boxed_unsync()),
-            Say::Http(status) => {
+        match reply {
+            Reply::ResetStream | Reply::Stall | Reply::Endless => {
+                grpc(BrokenBody(reply, true).boxed_unsync())
+            }
+            Reply::HttpStatus(status) => {
                 let body = Full::new(Bytes::from("<html>busy</html>")).map_err(|never| match never {});
                 Ok(http::Response::builder().status(status).body(body.boxed_unsync()).unwrap())
             }
-            Say::Wordless => {
+            Reply::NoStatus => {
                 let body = Full::new(Bytes::from_static(&[0; 5])).map_err(|never| match never {});
                 grpc(body.boxed_unsync())
             }
             _ => {
-                let said = Said { say, taken: self.taken.clone() };
+                let service = CollectorService { reply, received: self.received.clone() };
                 let path = request.uri().path().to_owned();
                 let response = match path.split('.').nth(3) {
-                    Some("logs") => LogsServiceServer::new(said).call(request).await?,
-                    Some("metrics") => MetricsServiceServer::new(said).call(request).await?,
-                    _ => ProfilesServiceServer::new(said).call(request).await?,
+                    Some("logs") => LogsServiceServer::new(service).call(request).await?,
+                    Some("metrics") => MetricsServiceServer::new(service).call(request).await?,
+                    _ => ProfilesServiceServer::new(service).call(request).await?,
                 };
                 Ok(response.map(|body| body.map_err(std::io::Error::other).boxed_unsync()))
             }
@@ -168,12 +172,12 @@ impl Collector {
     }
 }
 
-type Sent = UnsyncBoxBody<Bytes, std::io::Error>;
+type ResponseBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// Half a message, and then; or whole ones without an end.
-struct Ragged(Say, bool);
+/// Half a message, followed by an error or by nothing; or complete messages without an end.
+struct BrokenBody(Reply, bool);
 
-impl Body for Ragged {
+impl Body for BrokenBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
@@ -183,32 +187,32 @@ impl Body for Ragged {
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         let first = std::mem::take(&mut self.1);
         match self.0 {
-            Say::Endless => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 4000]))))),
+            Reply::Endless => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 4000]))))),
             _ if first => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0, 0, 0, 0, 9, 1]))))),
-            Say::Reset => Poll::Ready(Some(Err(std::io::Error::other("reset")))),
+            Reply::ResetStream => Poll::Ready(Some(Err(std::io::Error::other("reset")))),
             _ => Poll::Pending,
         }
     }
 }
 
-struct Said {
-    say: Say,
-    taken: Arc<Taken>,
+struct CollectorService {
+    reply: Reply,
+    received: Arc<Received>,
 }
 
-impl Said {
+impl CollectorService {
     async fn decide(&self) -> Result<Option<i64>, Status> {
-        match self.say {
-            Say::TakeBut(few) => return Ok(Some(few)),
-            Say::No(code, delay) => {
+        match self.reply {
+            Reply::AcceptBut(rejected) => return Ok(Some(rejected)),
+            Reply::Reject(code, delay) => {
                 let details = delay.map(|delay| ErrorDetails::with_retry_info(Some(delay)));
                 return Err(match details {
                     Some(details) => Status::with_error_details(code, "not\u{1b}now", details),
                     None => Status::new(code, "no\u{1b}"),
                 });
             }
-            Say::Hang => pending().await,
-            Say::Slowly(time) => tokio::time::sleep(time).await,
+            Reply::Hang => pending().await,
+            Reply::AcceptAfter(time) => tokio::time::sleep(time).await,
             _ => {}
         }
         Ok(None)
@@ -216,15 +220,15 @@ impl Said {
 }
 
 #[tonic::async_trait]
-impl LogsService for Said {
+impl LogsService for CollectorService {
     async fn export(
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let few = self.decide().await?;
+        let rejected = self.decide().await?;
         let (metadata, _, request) = request.into_parts();
-        self.taken.logs.lock().unwrap().push((metadata, request));
-        let partial_success = few.map(|rejected_log_records| ExportLogsPartialSuccess {
+        self.received.logs.lock().unwrap().push((metadata, request));
+        let partial_success = rejected.map(|rejected_log_records| ExportLogsPartialSuccess {
             rejected_log_records,
             error_message: "too old".to_owned(),
         });
@@ -233,35 +237,25 @@ impl LogsService for Said {
 }
 
 #[tonic::async_trait]
-impl MetricsService for Said {
+impl MetricsService for CollectorService {
     async fn export(
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
         self.decide().await?;
-        self.taken.metrics.lock().unwrap().push(request.into_inner());
+        self.received.metrics.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
 #[tonic::async_trait]
-impl ProfilesService for Said {
+impl ProfilesService for CollectorService {
     async fn export(
         &self,
         request: Request<ExportProfilesServiceRequest>,
     ) -> Result<Response<ExportProfilesServiceResponse>, Status> {
         self.decide().await?;
-        self.taken.profiles.lock().unwrap().push(request.into_inner());
+        self.received.profiles.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExportProfilesServiceResponse::default()))
     }
-}
-
-/// Until it holds.
-pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("not {what}"));
 }

@@ -1,11 +1,12 @@
-//! Destinations and examples, for the tests of this crate and of others (feature `testing`).
+//! Test destinations and example events, for the tests of this crate and of others (feature `testing`).
 
+pub mod api_server_stub;
 pub mod collector;
-pub mod hostile;
-pub mod kubernetes_stub;
-pub mod kubernetes_validation;
+pub mod event_validation;
+pub mod hostile_server;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use podopsy_model::event::{Detail, Event, Kind, ProcessRef};
@@ -13,37 +14,35 @@ use podopsy_model::lookup::{Lookup, LookupResult, NameKnownBy, Saw, SearchPathMi
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use podopsy_model::{Incident, Losses};
 
-use crate::written::Written;
+use crate::EncodedEvent;
 
 /// A lookup of `shop/basket` that timed out.
-pub fn lookup(name: &str, second: i64) -> Arc<Written> {
+pub fn lookup(name: &str, second: i64) -> Arc<EncodedEvent> {
     let labels = [("app".to_owned(), "shop".to_owned())].into();
     let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "uid-1".into(), labels };
     let container = ContainerRef { name: "api".into(), id: "c1".into(), image: "shop:1".into(), attempt: 4 };
     let owner =
         Owner { pod: Some(pod), container: Some(container), known_by: KnownBy::Cri, ..Owner::default() };
-    written(owner, name, second)
+    encode_lookup(owner, name, second)
 }
 
-pub fn of_the_host(second: i64) -> Arc<Written> {
-    written(Owner { known_by: KnownBy::Host, ..Owner::default() }, "host.example", second)
+/// A lookup of a host process that timed out.
+pub fn host_lookup(second: i64) -> Arc<EncodedEvent> {
+    encode_lookup(Owner { known_by: KnownBy::Host, ..Owner::default() }, "host.example", second)
 }
 
-/// An OOM incident of `shop/basket`, changed by `change`.
-pub fn oom(second: i64, change: impl FnOnce(&mut Incident)) -> Event {
+/// The event of an OOM incident of `shop/basket`, modified by `change`.
+pub fn oom_incident(second: i64, change: impl FnOnce(&mut Incident)) -> Event {
     let mut event = lookup("a", 1).event.clone();
     let mut incident = podopsy_model::testing::incident();
     change(&mut incident);
-    (event.kind, event.time, event.pod) = (
-        Kind::OomIncident,
-        Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second),
-        lookup("a", 1).event.pod.clone(),
-    );
+    event.kind = Kind::OomIncident;
+    event.time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
     event.incident = Some(Box::new(incident));
     event
 }
 
-fn written(owner: Owner, name: &str, second: i64) -> Arc<Written> {
+fn encode_lookup(owner: Owner, name: &str, second: i64) -> Arc<EncodedEvent> {
     let time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
     let lookup = Lookup {
         name: name.to_owned(),
@@ -65,5 +64,16 @@ fn written(owner: Owner, name: &str, second: i64) -> Arc<Written> {
     let process = ProcessRef { pid: 77, comm: "checkout".into(), start_time: None };
     let detail = Detail::Lookup(Box::new(lookup));
     let event = Event::new(time, Kind::DnsLookup, "n1", owner, process, detail, Losses::new());
-    Written::new(event, None).unwrap()
+    EncodedEvent::new(event, None).unwrap()
+}
+
+/// Waits until `condition` holds. Panics after a minute.
+pub async fn wait_until(description: &str, mut condition: impl FnMut() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    waited.unwrap_or_else(|_| panic!("waited a minute until {description}"));
 }

@@ -1,4 +1,4 @@
-//! `podopsy-agent`: the recorder as a service; events go to stdout, one JSON object a line.
+//! `podopsy-agent`: the recorder as a service. Events go to stdout, one JSON object per line.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -9,31 +9,38 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use args::{Args, Growth, LogFormat, SelfRestraint};
+use args::{AgentArgs, GrowthSetting, LogFormat, SelfRestraint};
 use podopsy_agent::budget;
 use podopsy_agent::config::{self, Setting};
 use podopsy_agent::restraint::{self, Needs};
-use podopsy_agent::service::{Exports, Out, Paths, Systemd};
+use podopsy_agent::service::{Exports, OutputOptions, Outputs, SystemdNotifier};
+use podopsy_model::{Event, Losses};
 use podopsy_pods::{self as pods, Pods};
-use podopsy_recorder::options::{dns_ports, https_resolvers};
-use podopsy_recorder::sigkill::SigkillScope;
-use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
-use podopsy_system::{descriptors, heap};
+use podopsy_probes::{dns_ports, https_resolvers};
+use podopsy_recorder::sigkill::Scope;
+use podopsy_recorder::{DnsHook, DnsOptions, Options, Recorder};
+use podopsy_system::{descriptors, heap, node};
 use reload::reload;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
-/// Rounds of the pipeline: a sign of life for whoever watches it.
-const ROUND: Duration = Duration::from_secs(1);
-/// What is under way is written out within this; a DaemonSet's pod has 15 s.
-const END_WITHIN: Duration = Duration::from_secs(12);
-/// Of that, for saying how it ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// The interval of the main loop's periodic work. Liveness checks expect it to go on.
+const TICK: Duration = Duration::from_secs(1);
+/// The time to write pending events at the end. A DaemonSet's pod has 15 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(12);
+/// The part of [`STOP_TIMEOUT`] that is reserved for logging the result.
+const RESERVED_FOR_RESULT: Duration = Duration::from_secs(1);
+/// The bound on threads for blocking work (tokio's own is 512). Each ends after 10 idle seconds.
+///
+/// An export whose resolver does not respond must not delay anything else. glibc's resolver retries for up to 210 s (three
+/// servers, six search domains), while a destination retries after 10 s and a delay that doubles. That is up to eight
+/// threads for each of six destinations. The API uses four; scans, state and formats use a handful.
+const MAX_BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
     heap::keep_small();
     let argv: Vec<OsString> = std::env::args_os().collect();
-    let config::Loaded { mut args, settings } = match config::load::<Args>(&argv) {
+    let config::Loaded { mut args, settings } = match config::load::<AgentArgs>(&argv) {
         Ok(loaded) => loaded,
         Err(config::Error::Usage(error)) => error.exit(),
         Err(config::Error::File(error)) => {
@@ -46,25 +53,17 @@ fn main() -> ExitCode {
         print!("{}", config::print(&settings));
         return ExitCode::SUCCESS;
     }
-    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
-    let log = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")));
-    match args.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+    start_log(args.log_format);
     if let Some(descriptors) = descriptors::raise() {
         tracing::warn!(
             descriptors,
-            "may open few files, and cannot raise that: on a full node stacks of the dead stay without names; give it \
-             more (LimitNOFILE=8192, or the runtime's limit)"
+            "cannot raise the low limit of open files: on a full node, stacks of processes that have ended stay without \
+             names; set a higher limit (LimitNOFILE=8192, or the runtime's limit)"
         );
     }
-    // Before the runtime's threads, which inherit it.
-    let begun = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
+    // Before the runtime starts its threads, because they inherit the restrictions.
+    let begun_restraint = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
+    let startup = Startup { args, settings, argv, begun_restraint };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -72,56 +71,173 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(start(args, settings, &argv, begun));
-    // Not dropped: that would wait for whoever still asks a resolver that is silent for the address of an export.
+    let code = runtime.block_on(run(startup));
+    // Not dropped: a drop would wait for threads that still resolve the address of an export.
     runtime.shutdown_background();
     code
 }
 
-/// Threads for what may block, at most, and each ends when it had nothing to do for 10 s; tokio's own bound is 512. Nobody
-/// waits behind an export whose resolver is silent: glibc's asks for up to 210 s (three servers, six search domains), and
-/// meanwhile a destination tries anew after 10 s and a pause that doubles. That is eight of them for each of six
-/// destinations; the API takes four, and scans, state and formats a handful.
-const BLOCKING: usize = 64;
-
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING).build()
+fn start_log(format: LogFormat) {
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    // The level of the probes' log is set in the kernel (PODOPSY_PROBE_LOG), so everything that arrives is wanted.
+    let log = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!("{filter},podopsy_probe=trace")));
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
 }
 
-async fn start(
-    args: Args,
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().max_blocking_threads(MAX_BLOCKING_THREADS).build()
+}
+
+/// What `main` has prepared for the agent.
+struct Startup {
+    args: AgentArgs,
     settings: Vec<Setting>,
-    argv: &[OsString],
-    begun: Option<Vec<String>>,
-) -> ExitCode {
-    let exports = match Exports::start(&args.exports, &podopsy_system::node::name(args.node.as_deref())) {
+    argv: Vec<OsString>,
+    /// The failures of [`restraint::begin`]. None: the agent must not restrain itself.
+    begun_restraint: Option<Vec<String>>,
+}
+
+async fn run(startup: Startup) -> ExitCode {
+    let args = &startup.args;
+    let exports = match Exports::start(&args.exports, &node::name(args.node.as_deref())) {
         Ok(exports) => exports,
         Err(error) => {
             eprintln!("podopsy-agent: {error:#}");
             return ExitCode::from(2);
         }
     };
-    match run(args, settings, argv, begun, exports).await {
+    let result = async {
+        let mut agent = Agent::start(startup, exports).await?;
+        agent.record_until_signal().await?;
+        agent.stop().await
+    };
+    match result.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The chain in one line: a backtrace helps nobody who has only the pod's log.
+            // The chain of causes in one line. A backtrace does not help a reader of the pod's log.
             eprintln!("podopsy-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(
-    args: Args,
-    mut settings: Vec<Setting>,
-    argv: &[OsString],
-    begun: Option<Vec<String>>,
-    exports: Exports,
-) -> anyhow::Result<()> {
-    let (budgets, kept) = watch::channel(args.budgets());
-    let limits = args.store_limits();
-    let pods = Pods::start(pods::Options { cri_socket: args.cri_socket, ..Default::default() }).await?;
-    let options = RecorderOptions {
+/// The running agent.
+struct Agent {
+    recorder: Recorder,
+    events: mpsc::Receiver<Event>,
+    outputs: Outputs,
+    signals: Signals,
+    systemd: SystemdNotifier,
+    budgets: watch::Sender<budget::Limits>,
+    settings: Vec<Setting>,
+    argv: Vec<OsString>,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl Agent {
+    /// Opens the outputs, attaches the probes, drops what recording does not need, and reports that the agent is ready.
+    async fn start(startup: Startup, exports: Exports) -> anyhow::Result<Agent> {
+        let Startup { args, settings, argv, begun_restraint } = startup;
+        let (budgets, budget_changes) = watch::channel(args.budgets());
+        let pods_options = pods::Options { cri_socket: args.cri_socket.clone(), ..Default::default() };
+        let pods = Pods::start(pods_options).await?;
+        let recorder_options = recorder_options(&args)?;
+        let output_options = output_options(&args, &recorder_options.node);
+        let mut outputs = Outputs::start(output_options, args.store_limits(), exports, pods.clone()).await?;
+        // Before anything shows that the agent runs, because then it may already be sent a signal.
+        let signals = Signals::new()?;
+        let (recorder, events) = Recorder::start(recorder_options, pods.clone()).await?;
+        let status = pods.status();
+        outputs.attached(&recorder);
+        // Frees the kernel's types (BTF), which are only needed to load the probes.
+        heap::give_back();
+        if let Some(begun) = begun_restraint {
+            finish_restraint(&args, begun, &mut outputs);
+        }
+        tokio::spawn(budget::keep(budget_changes, recorder.shed()));
+        let systemd = SystemdNotifier::start();
+        tracing::info!(
+            runtime = status.runtime.as_deref().unwrap_or("none"),
+            containers = status.containers_known,
+            "recording"
+        );
+        Ok(Agent { recorder, events, outputs, signals, systemd, budgets, settings, argv })
+    }
+
+    /// The main loop. Returns on SIGTERM and SIGINT.
+    async fn record_until_signal(&mut self) -> anyhow::Result<()> {
+        let mut ticks = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => self.outputs.record(event)?,
+                    None => anyhow::bail!("the recorder ended unexpectedly; the log above has the reason"),
+                },
+                stored = self.outputs.next_stored() => self.outputs.report(stored)?,
+                _ = ticks.tick() => {
+                    self.outputs.tick();
+                    self.systemd.tick();
+                }
+                _ = self.signals.hangup.recv() => {
+                    self.systemd.reloading();
+                    reload(&mut self.settings, &self.argv, &self.outputs, &self.budgets);
+                    self.systemd.reloaded();
+                }
+                _ = self.signals.terminate.recv() => return Ok(()),
+                _ = self.signals.interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+
+    /// Stops the recorder, and writes and sends pending events within [`STOP_TIMEOUT`].
+    async fn stop(self) -> anyhow::Result<()> {
+        let Agent { recorder, mut events, mut outputs, systemd, .. } = self;
+        systemd.stopping();
+        outputs.begin_stopping();
+        let own_kills = recorder.own_kills();
+        let deadline = Instant::now() + STOP_TIMEOUT - RESERVED_FOR_RESULT;
+        let stop = async {
+            let losses: Losses = recorder.stop().await?;
+            while let Some(event) = events.recv().await {
+                outputs.record(event)?;
+            }
+            outputs.close(deadline).await?;
+            anyhow::Ok(losses)
+        };
+        let mut losses = tokio::time::timeout(STOP_TIMEOUT, stop).await.unwrap_or_else(|_| {
+            anyhow::bail!("could not write all pending events within {STOP_TIMEOUT:?}")
+        })?;
+        losses.extend(outputs.losses());
+        // SIGKILLs within one cgroup are counted and not reported.
+        tracing::info!(?losses, own_kills, "stopped");
+        Ok(())
+    }
+}
+
+fn recorder_options(args: &AgentArgs) -> anyhow::Result<Options> {
+    Ok(Options {
         oom: true,
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
         dns: Some(DnsOptions {
@@ -134,84 +250,38 @@ async fn run(
             https: https_resolvers(&args.doh_resolvers)?,
             hook: DnsHook::Cgroup,
         }),
-        node: podopsy_system::node::name(args.node.as_deref()),
+        node: node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
-    };
-    let (samples, folder) =
-        (matches!(args.growth, Growth::Auto) || args.profile_hz > 0, args.state_dir.clone());
-    let (keep_every, profile_hz, node) = (args.keep_every, args.profile_hz, options.node.clone());
-    let (state_dir, socket, listen) = (args.state_dir, args.socket, args.listen);
-    let paths = Paths { state_dir, socket, listen, keep_every, profile_hz, node };
-    let mut out = Out::start(paths, limits, exports, pods.clone()).await?;
-    // Before anything shows that we run: who sees it may ask us to end, or to read our configuration again.
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    let (recorder, mut events) = Recorder::start(options, pods.clone()).await?;
-    let status = pods.status();
-    out.attached(&recorder);
-    // The kernel's types were read for the probes.
-    heap::give_back();
-    if let Some(begun) = begun {
-        let restrain = move || {
-            // The folder was made by now, if it was not there.
-            let foreign_folder = folder.is_some_and(|folder| !restraint::own_folder(&folder));
-            restraint::finish(&Needs { samples, foreign_folder }).log(&begun);
-        };
-        match out.settling() {
-            Some(settled) => drop(tokio::spawn(async move {
-                let _ = settled.await;
-                restrain();
-            })),
-            None => restrain(),
-        }
-    }
-    tokio::spawn(budget::keep(kept, recorder.shed()));
-    let mut systemd = Systemd::start();
-    tracing::info!(
-        runtime = status.runtime.as_deref().unwrap_or("none"),
-        containers = status.containers_known,
-        "recording"
-    );
+    })
+}
 
-    let mut round = tokio::time::interval(ROUND);
-    loop {
-        tokio::select! {
-            event = events.recv() => match event {
-                Some(event) => out.take(event)?,
-                None => anyhow::bail!("the recorder ended by itself; the log above says why"),
-            },
-            stored = out.stored() => out.tell(stored)?,
-            _ = round.tick() => {
-                out.round();
-                systemd.round();
-            }
-            _ = hangup.recv() => {
-                systemd.reloading();
-                reload(&mut settings, argv, &out, &budgets);
-                systemd.reloaded();
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-        }
+fn output_options(args: &AgentArgs, node: &str) -> OutputOptions {
+    OutputOptions {
+        state_dir: args.state_dir.clone(),
+        socket: args.socket.clone(),
+        listen: args.listen,
+        keep_every: args.keep_every,
+        profile_hz: args.profile_hz,
+        node: node.to_owned(),
     }
-    systemd.stopping();
-    out.stopping();
-    let own_kills = recorder.own_kills();
-    let deadline = Instant::now() + END_WITHIN - LAST_WORDS;
-    let end = async {
-        let losses = recorder.stop().await?;
-        while let Some(event) = events.recv().await {
-            out.take(event)?;
-        }
-        out.close(deadline).await?;
-        anyhow::Ok(losses)
+}
+
+/// Drops the capabilities and system calls that recording does not need: now, or when the always-on profile's probes are
+/// loaded.
+fn finish_restraint(args: &AgentArgs, begun: Vec<String>, outputs: &mut Outputs) {
+    let samples = matches!(args.growth, GrowthSetting::Auto) || args.profile_hz > 0;
+    let state_dir = args.state_dir.clone();
+    let restrain = move || {
+        // Checked only now, because the store has created the folder if it did not exist.
+        let foreign_folder = state_dir.is_some_and(|dir| !restraint::own_folder(&dir));
+        restraint::finish(&Needs { samples, foreign_folder }).log(&begun);
     };
-    let mut losses = tokio::time::timeout(END_WITHIN, end)
-        .await
-        .unwrap_or_else(|_| anyhow::bail!("what was under way could not be written within {END_WITHIN:?}"))?;
-    losses.extend(out.losses());
-    // SIGKILLs within one cgroup are counted and not told.
-    tracing::info!(?losses, own_kills, "stopped");
-    Ok(())
+    match outputs.probes_loaded() {
+        Some(loaded) => drop(tokio::spawn(async move {
+            let _ = loaded.await;
+            restrain();
+        })),
+        None => restrain(),
+    }
 }

@@ -1,51 +1,56 @@
-//! SIGHUP: the configuration is read again.
+//! SIGHUP: reads the configuration again and applies the settings that can change while the agent runs.
 
 use std::ffi::OsString;
 
 use podopsy_agent::budget;
 use podopsy_agent::config::{self, Setting};
-use podopsy_agent::service::{Out, changes};
+use podopsy_agent::service::{Outputs, destinations_changed_by};
 use tokio::sync::watch;
 
-use super::args::Args;
+use super::args::AgentArgs;
 
-/// What SIGHUP can change, but for how exports are reached (`service::changes`).
-const RELOADED: [&str; 5] = ["store-bytes", "store-age", "cpu-budget", "memory-budget", "events-budget"];
+/// The settings that SIGHUP applies, in addition to those of exports ([`destinations_changed_by`]).
+const RELOADABLE: [&str; 5] = ["store-bytes", "store-age", "cpu-budget", "memory-budget", "events-budget"];
 
-/// Takes over what can be changed while it runs, and says what cannot; a file that is wrong changes nothing.
+/// Applies the settings that can change, and logs those that cannot. An invalid configuration changes nothing.
 pub fn reload(
     settings: &mut [Setting],
     argv: &[OsString],
-    out: &Out,
+    outputs: &Outputs,
     budgets: &watch::Sender<budget::Limits>,
 ) {
-    let loaded = match config::load::<Args>(argv) {
+    let loaded = match config::load::<AgentArgs>(argv) {
         Ok(loaded) => loaded,
-        Err(error) => return tracing::warn!("nothing is changed: {}", error.to_string().trim_end()),
+        Err(error) => {
+            return tracing::warn!("cannot reload, nothing is changed: {}", error.to_string().trim_end());
+        }
     };
-    let reached = match out.reroute(&loaded.args.exports) {
+    let reconfigured = match outputs.reconfigure_exports(&loaded.args.exports) {
         Ok(destinations) => destinations,
-        Err(error) => return tracing::warn!("nothing is changed: {error:#}"),
+        Err(error) => return tracing::warn!("cannot reload, nothing is changed: {error:#}"),
     };
-    out.set_limits(loaded.args.store_limits());
-    // Whoever keeps to them may be gone; then nothing is left out any more.
+    outputs.set_limits(loaded.args.store_limits());
+    // An error means that the task that enforces the budgets has ended; then nothing is shed any more.
     let _ = budgets.send(loaded.args.budgets());
-    let is_taken = |one: &Setting| {
-        let name = one.name.as_str();
-        let is_reached = |of: &[&str]| of.is_empty() || of.iter().any(|one| reached.contains(one));
-        RELOADED.contains(&name) || changes(name).is_some_and(is_reached)
+    let is_applied = |setting: &Setting| {
+        let name = setting.name.as_str();
+        let is_reconfigured = |destinations: &[&str]| {
+            destinations.is_empty() || destinations.iter().any(|name| reconfigured.contains(name))
+        };
+        RELOADABLE.contains(&name) || destinations_changed_by(name).is_some_and(is_reconfigured)
     };
     let changed = config::changed(settings, &loaded.settings).into_iter().cloned();
-    let (taken, left): (Vec<Setting>, Vec<Setting>) = changed.partition(is_taken);
-    for one in &taken {
-        settings.iter_mut().filter(|old| old.name == one.name).for_each(|old| *old = one.clone());
+    let (applied, pending): (Vec<Setting>, Vec<Setting>) = changed.partition(is_applied);
+    for new in &applied {
+        settings.iter_mut().filter(|old| old.name == new.name).for_each(|old| *old = new.clone());
     }
-    let names = |all: &[Setting]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
+    let names =
+        |settings: &[Setting]| settings.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
     tracing::info!(
         "read the configuration again; changed: {}",
-        if taken.is_empty() { "nothing".to_owned() } else { names(&taken) }
+        if applied.is_empty() { "nothing".to_owned() } else { names(&applied) }
     );
-    if !left.is_empty() {
-        tracing::warn!("changed in the configuration, and not here: {}: restart the agent", names(&left));
+    if !pending.is_empty() {
+        tracing::warn!("cannot apply without a restart of the agent: {}", names(&pending));
     }
 }

@@ -1,10 +1,12 @@
-//! A stub of the API server: TLS by an authority of its own, a token, and events.k8s.io/v1 with upstream's validation. A
-//! stub, because no kube-apiserver is in Debian 12 (only etcd is); the kernel tests have it, too.
+//! A stub of the API server: TLS with its own authority, a token, and events.k8s.io/v1 with upstream's validation.
+//!
+//! It is a stub because Debian 12 has no kube-apiserver (only etcd). The kernel tests use it, too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use podopsy_system::sync::lock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -12,40 +14,40 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::kubernetes_validation as validation;
+use super::event_validation as validation;
 
-/// What to do with a request in the place of what is right.
+/// What to do with a request instead of the right thing.
 #[derive(Clone, Copy, Debug)]
-pub enum Act {
-    /// This status, with a body of Kubernetes' kind.
-    Say(u16),
-    /// Do it, and reset before anyone is told.
-    LoseTheAnswer,
+pub enum StubAction {
+    /// Answer with this status and a `Status` object.
+    Respond(u16),
+    /// Do what was requested, and close the connection without a response.
+    LoseResponse,
 }
 
 #[derive(Debug, Default)]
-pub struct State {
+pub struct StubState {
     pub token: String,
     pub namespaces: Vec<String>,
     /// By namespace and name.
     pub events: BTreeMap<(String, String), Value>,
-    pub next: VecDeque<Act>,
+    pub next: VecDeque<StubAction>,
     /// Method and status of each request.
     pub log: Vec<(String, u16)>,
 }
 
-pub struct Stub {
+pub struct ApiServerStub {
     pub url: String,
     /// PEM.
     pub authority: PathBuf,
-    /// What a client reads its token from.
+    /// The file from which a client reads its token.
     pub token: PathBuf,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<StubState>>,
 }
 
-impl Stub {
-    /// With one namespace, `shop`; its files are in `dir`.
-    pub async fn start(dir: &Path) -> Stub {
+impl ApiServerStub {
+    /// Starts a stub with one namespace, `shop`, and its files in `dir`.
+    pub async fn start(dir: &Path) -> ApiServerStub {
         let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
         let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
         let (authority, token) = (dir.join("kube-ca.crt"), dir.join("kube-token"));
@@ -57,8 +59,11 @@ impl Stub {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("https://localhost:{}", listener.local_addr().expect("its number").port());
-        let known =
-            State { token: "first-token".into(), namespaces: vec!["shop".into()], ..State::default() };
+        let known = StubState {
+            token: "first-token".into(),
+            namespaces: vec!["shop".into()],
+            ..StubState::default()
+        };
         let state = Arc::new(Mutex::new(known));
         let shared = state.clone();
         tokio::spawn(async move {
@@ -68,15 +73,16 @@ impl Stub {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let mut stream = BufReader::new(stream);
                     while let Some(request) = request(&mut stream).await {
-                        let act = locked(&state).next.pop_front();
-                        let (status, body) = match act {
-                            Some(Act::Say(status)) => {
-                                (status, json!({"kind": "Status", "message": "as told", "code": status}))
-                            }
-                            _ => answer(&mut locked(&state), &request),
+                        let action = lock(&state).next.pop_front();
+                        let (status, body) = match action {
+                            Some(StubAction::Respond(status)) => (
+                                status,
+                                json!({"kind": "Status", "message": "requested by the test", "code": status}),
+                            ),
+                            _ => answer(&mut lock(&state), &request),
                         };
-                        locked(&state).log.push((request.method, status));
-                        if matches!(act, Some(Act::LoseTheAnswer)) {
+                        lock(&state).log.push((request.method, status));
+                        if matches!(action, Some(StubAction::LoseResponse)) {
                             return;
                         }
                         let (body, again) =
@@ -88,27 +94,23 @@ impl Stub {
                 });
             }
         });
-        Stub { url, authority, token, state }
+        ApiServerStub { url, authority, token, state }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+    pub fn state(&self) -> MutexGuard<'_, StubState> {
+        lock(&self.state)
     }
-}
-
-fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 struct Request {
     method: String,
     path: String,
     token: String,
-    kind: String,
+    content_type: String,
     body: Value,
 }
 
-/// None: the connection is over.
+/// None: the connection was closed.
 async fn request(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request> {
     let (mut first, mut headers) = (String::new(), BTreeMap::new());
     stream.read_line(&mut first).await.ok().filter(|read| *read > 0)?;
@@ -126,52 +128,53 @@ async fn request(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request>
         method: words.next()?,
         path: words.next()?,
         token: header("authorization"),
-        kind: header("content-type"),
+        content_type: header("content-type"),
         body: serde_json::from_slice(&body).ok()?,
     })
 }
 
-/// What the API server does, and says.
-fn answer(state: &mut State, request: &Request) -> (u16, Value) {
-    let no = |code: u16, message: String| (code, json!({"kind": "Status", "message": message, "code": code}));
+/// Does what the API server does with a request. Returns the status and the body of its response.
+fn answer(state: &mut StubState, request: &Request) -> (u16, Value) {
+    let error =
+        |code: u16, message: String| (code, json!({"kind": "Status", "message": message, "code": code}));
     if request.token != format!("Bearer {}", state.token) {
-        return no(401, "Unauthorized".to_owned());
+        return error(401, "Unauthorized".to_owned());
     }
     let rest = request.path.strip_prefix("/apis/events.k8s.io/v1/namespaces/").unwrap_or_default();
     let parts: Vec<&str> = rest.split('/').collect();
     let (namespace, name) = match parts.as_slice() {
         [namespace, "events"] => (*namespace, None),
         [namespace, "events", name] => (*namespace, Some(*name)),
-        _ => return no(404, "404 page not found".to_owned()),
+        _ => return error(404, "404 page not found".to_owned()),
     };
     if !state.namespaces.iter().any(|known| known == namespace) {
-        return no(404, format!("namespaces \"{namespace}\" not found"));
+        return error(404, format!("namespaces \"{namespace}\" not found"));
     }
-    match (request.method.as_str(), name, request.kind.as_str()) {
+    match (request.method.as_str(), name, request.content_type.as_str()) {
         ("POST", None, "application/json") => {
-            let wrong = validation::of_new(&request.body, namespace);
-            if !wrong.is_empty() {
-                return no(422, wrong.join(", "));
+            let errors = validation::errors_in_new(&request.body, namespace);
+            if !errors.is_empty() {
+                return error(422, errors.join(", "));
             }
             let name = request.body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let key = (namespace.to_owned(), name);
             if state.events.contains_key(&key) {
-                return no(409, format!("events.events.k8s.io \"{}\" already exists", key.1));
+                return error(409, format!("events.events.k8s.io \"{}\" already exists", key.1));
             }
             state.events.insert(key, request.body.clone());
             (201, request.body.clone())
         }
         ("PATCH", Some(name), "application/merge-patch+json") => {
-            let wrong = validation::of_patch(&request.body);
-            if !wrong.is_empty() {
-                return no(422, wrong.join(", "));
+            let errors = validation::errors_in_patch(&request.body);
+            if !errors.is_empty() {
+                return error(422, errors.join(", "));
             }
             let Some(event) = state.events.get_mut(&(namespace.to_owned(), name.to_owned())) else {
-                return no(404, format!("events.events.k8s.io \"{name}\" not found"));
+                return error(404, format!("events.events.k8s.io \"{name}\" not found"));
             };
             event["series"] = request.body["series"].clone();
             (200, event.clone())
         }
-        _ => no(405, format!("{} {}", request.method, request.kind)),
+        _ => error(405, format!("{} {}", request.method, request.content_type)),
     }
 }

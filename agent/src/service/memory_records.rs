@@ -1,7 +1,7 @@
-//! Once a minute: what was sampled of every container, with its owner, into the store.
+//! Writes the memory samples of every container, with their owners, into the store once a minute.
 //!
-//! A task of its own, since naming an owner may wait for the container runtime. Must not know: how anything is sampled,
-//! stored or shown.
+//! This is a separate task, because finding an owner may wait for the container runtime. It must not depend on how memory
+//! is sampled, stored or rendered.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,46 +14,46 @@ use podopsy_pods::Pods;
 use podopsy_recorder::Scraper;
 use podopsy_store::{Keeper, MemoryRecord};
 
-/// How long the end may take: what is not kept then is a minute at most.
-const END_WITHIN: Duration = Duration::from_secs(3);
+/// How long the end may take. At most one minute of samples is lost after that.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The running task.
-pub struct Keep {
+pub struct MemoryRecordTask {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Keep {
-    pub fn start(every: Duration, scraper: Scraper, pods: Arc<Pods>, keeper: Keeper) -> Keep {
+impl MemoryRecordTask {
+    pub fn start(every: Duration, scraper: Scraper, pods: Arc<Pods>, keeper: Keeper) -> MemoryRecordTask {
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
-            // The first look says that there is someone who keeps it.
-            scraper.memory_records();
+            // The first call makes the scraper keep samples for us from now on.
+            scraper.stretches();
             let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let last = tokio::select! {
+                let is_last = tokio::select! {
                     _ = ticks.tick() => false,
                     _ = &mut stopped => true,
                 };
                 for (id, steps) in scraper.memory_records() {
                     let mut owner = pods.owner_of_cgroup(id).await;
-                    // Of a stretch the name may come later: it stays the same one.
+                    // Set even if the owner is not known: a later record of the same cgroup can name it.
                     owner.cgroup.id = id;
                     keeper.put_memory(&MemoryRecord { owner, steps });
                 }
-                if last {
+                if is_last {
                     return;
                 }
             }
         });
-        Keep { stop, task }
+        MemoryRecordTask { stop, task }
     }
 
-    /// Keeps what is there, and ends.
+    /// Writes the samples that are left, and ends.
     pub async fn end(mut self) {
         let _ = self.stop.send(());
-        if tokio::time::timeout(END_WITHIN, &mut self.task).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, &mut self.task).await.is_err() {
             self.task.abort();
         }
     }
