@@ -139,7 +139,8 @@ fn a_flood_drops_events_in_order_but_no_kill_and_no_count() {
     until("answers without a budget", || shedding(&agent, "dns_answers").filter(|on| !on));
     let log = agent.log();
     assert!(
-        log.contains("changed: events-budget") && log.contains("cannot apply without a restart of the agent: loki-url"),
+        log.contains("changed: events-budget")
+            && log.contains("cannot apply without a restart of the agent: loki-url"),
         "{log}"
     );
     let before = failures(&agent.events());

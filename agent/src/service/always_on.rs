@@ -18,7 +18,7 @@ use podopsy_model::Losses;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
 use podopsy_profiles::export;
-use podopsy_recorder::cpu::always::{Always, MINUTES_NOT_NAMED, Options, PROFILES_NOT_KEPT};
+use podopsy_recorder::cpu::always::{AlwaysOn, AlwaysOptions, MINUTES_NOT_NAMED, PROFILES_NOT_KEPT};
 use podopsy_recorder::shed::Shed;
 use podopsy_store::{Keeper, ProfileFacts, ProfileRecord};
 use podopsy_system::heap;
@@ -68,7 +68,7 @@ impl ProfileSinks {
 
 /// What the profiler needs to start.
 pub struct ProfilerInputs {
-    pub options: Options,
+    pub options: AlwaysOptions,
     pub shed: Arc<Shed>,
     pub pods: Arc<Pods>,
 }
@@ -101,7 +101,7 @@ impl AlwaysOnTask {
         let task = tokio::spawn(async move {
             let losses = sinks.losses.clone();
             let ProfilerInputs { options, shed, pods } = inputs;
-            let started = Always::start(options, pods, shed, move |name| losses.add(name)).await;
+            let started = AlwaysOn::start(options, pods, shed, move |name| losses.add(name)).await;
             let _ = report_loaded.send(());
             match started {
                 Ok((always, profiles)) => keep_until_stopped(always, profiles, sinks, status, stopped).await,

@@ -28,7 +28,7 @@ impl MemoryRecordTask {
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             // The first call makes the scraper keep samples for us from now on.
-            scraper.stretches();
+            scraper.memory_records();
             let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {

@@ -23,8 +23,8 @@ use podopsy_model::{Event, Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::always;
 use podopsy_recorder::incidents::Incidents;
-use podopsy_recorder::oom::state::boot_id;
-use podopsy_recorder::{Progress, Recorder};
+use podopsy_recorder::oom::checkpoint::boot_id;
+use podopsy_recorder::{Confirmations, Recorder};
 use podopsy_store::{Keeper, Limits, Store, Stored, Told};
 
 /// The number of events that a live stream may lag behind. The stream counts the events that it misses.
@@ -66,12 +66,12 @@ pub struct Outputs {
     pods: Arc<Pods>,
     memory_records: Option<MemoryRecordTask>,
     /// Its interval is also that of the memory records.
-    always_on_options: always::Options,
+    always_on_options: always::AlwaysOptions,
     always_on: Option<AlwaysOnTask>,
     /// Profiles that were lost.
     profile_losses: LossCounters,
     /// The recorder's checkpoint, which must know which kills are stored.
-    recovery: Option<Arc<Progress>>,
+    recovery: Option<Arc<Confirmations>>,
     /// The sequence numbers of the kills that the store has not written yet.
     unstored_kills: VecDeque<u64>,
     _socket: Option<Listening>,
@@ -117,7 +117,7 @@ impl Outputs {
             export_checkpoints,
             pods,
             memory_records: None,
-            always_on_options: always::Options {
+            always_on_options: always::AlwaysOptions {
                 frequency_hz: options.profile_hz,
                 every: options.keep_every,
                 node: options.node.clone(),
@@ -163,8 +163,8 @@ impl Outputs {
     /// Call this when the recorder runs. The agent is ready from now on, except for what the recorder reports as degraded.
     pub fn attached(&mut self, recorder: &Recorder) {
         if let Some((store, _)) = &self.store {
-            let recovery = recorder.progress();
-            recovery.await_keeper();
+            let recovery = recorder.confirmations();
+            recovery.await_store();
             self.recovery = Some(recovery);
             self.memory_records = Some(MemoryRecordTask::start(
                 self.always_on_options.every,
@@ -229,7 +229,7 @@ impl Outputs {
         let Some((store, _)) = &self.store else {
             return self.report(Stored { id: None, event });
         };
-        let is_recoverable = Progress::is_recoverable(&event);
+        let is_recoverable = Confirmations::is_recoverable(&event);
         let put = store.put(event);
         if is_recoverable {
             self.unstored_kills.push_back(store.passed().0);

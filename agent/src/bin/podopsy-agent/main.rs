@@ -16,9 +16,9 @@ use podopsy_agent::restraint::{self, Needs};
 use podopsy_agent::service::{Exports, OutputOptions, Outputs, SystemdNotifier};
 use podopsy_model::{Event, Losses};
 use podopsy_pods::{self as pods, Pods};
-use podopsy_probes::{dns_ports, https_resolvers};
-use podopsy_recorder::sigkill::Scope;
-use podopsy_recorder::{DnsHook, DnsOptions, Options, Recorder};
+use podopsy_recorder::options::{dns_ports, https_resolvers};
+use podopsy_recorder::sigkill::SigkillScope;
+use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
 use podopsy_system::{descriptors, heap, node};
 use reload::reload;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -236,8 +236,8 @@ impl Agent {
     }
 }
 
-fn recorder_options(args: &AgentArgs) -> anyhow::Result<Options> {
-    Ok(Options {
+fn recorder_options(args: &AgentArgs) -> anyhow::Result<RecorderOptions> {
+    Ok(RecorderOptions {
         oom: true,
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
         dns: Some(DnsOptions {
