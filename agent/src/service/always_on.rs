@@ -140,7 +140,7 @@ impl AlwaysOnTask {
 }
 
 async fn keep_until_stopped(
-    always: Always,
+    always: AlwaysOn,
     profiles: mpsc::Receiver<Profile>,
     sinks: ProfileSinks,
     status: AlwaysOnStatus,

@@ -22,7 +22,7 @@ use podopsy_deliver::{EncodedEvent, to_json_line};
 use podopsy_model::{Event, Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::always;
-use podopsy_recorder::incidents::Incidents;
+use podopsy_recorder::incidents::PodIncidents;
 use podopsy_recorder::oom::checkpoint::boot_id;
 use podopsy_recorder::{Confirmations, Recorder};
 use podopsy_store::{Keeper, Limits, Store, Stored, Told};
@@ -55,7 +55,7 @@ pub struct OutputOptions {
 /// Everything that an event passes through after the recorder.
 pub struct Outputs {
     store: Option<(Store, Told)>,
-    incidents: Incidents,
+    incidents: PodIncidents,
     live: broadcast::Sender<Arc<Stored>>,
     stdout: Option<StdoutWriter>,
     health: Arc<Health>,
@@ -108,7 +108,7 @@ impl Outputs {
         };
         let mut outputs = Outputs {
             store,
-            incidents: Incidents::new(&boot),
+            incidents: PodIncidents::new(&boot),
             live,
             stdout: Some(stdout),
             health,
@@ -263,7 +263,7 @@ impl Outputs {
     pub fn report(&mut self, mut stored: Stored) -> anyhow::Result<()> {
         self.add_losses(&mut stored.event.losses);
         if self.store.is_some() || self.exports.takes_incidents() {
-            self.incidents.see(&stored.event, stored.id);
+            self.incidents.add(&stored.event, stored.id);
         }
         let line = if self.exports.has_event_destinations() {
             let encoded = EncodedEvent::new(stored.event.clone(), stored.id)?;
