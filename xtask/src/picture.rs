@@ -29,7 +29,7 @@ pub fn run() -> Result<()> {
         if path.extension().is_some_and(|extension| extension == "txt") {
             let picture = path.with_extension("svg");
             fs::write(&picture, draw(&path)?).with_context(|| picture.display().to_string())?;
-            sh::say(format_args!("{}", picture.display()));
+            sh::progress(format_args!("{}", picture.display()));
         }
     }
     Ok(())

@@ -27,9 +27,6 @@ pub fn progress(what: impl Display) {
     eprintln!("[{:6.1} s] {what}", START.get_or_init(Instant::now).elapsed().as_secs_f64());
 }
 
-/// The former name of [`progress`].
-pub use progress as say;
-
 /// The cargo that runs xtask, in the workspace's root.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

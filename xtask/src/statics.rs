@@ -77,7 +77,7 @@ pub fn build(what: Statics) -> Result<PathBuf> {
     command.args(["build", "--profile", what.profile(), "--target", &target, "--bins", "--target-dir"]);
     command.arg(&folder).args(what.packages().iter().flat_map(|name| ["-p", name]));
     command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", what.flags());
-    sh::say(format_args!("$ {}", sh::show(&command)));
+    sh::progress(format_args!("$ {}", sh::show(&command)));
     // Our stdout is for the folder.
     let status = command.stdin(Stdio::null()).stdout(std::io::stderr()).status().context("start cargo")?;
     if !status.success() {

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn stacks_of_the_load_are_counted_and_told_complete() {
+    fn complete_stacks_of_the_load_are_counted() {
         let text = "host;deep;_start;__libc_start_main_alias_1;main;leaf_a(int) 60\n\
             host;deep;[unwind: no table yet for deep];leaf_a(int) 3\nhost;sleep;_start;main 9\ngarbage\n";
         let found = folded(text);
