@@ -3,7 +3,7 @@
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use super::Args;
+use super::AgentArgs;
 
 #[path = "../../../../../tests/docs/commands.rs"]
 mod commands;
@@ -15,7 +15,7 @@ fn every_command_in_the_documentation_parses() {
     let mut wrong = Vec::new();
     for call in calls {
         let line = std::iter::once("podopsy-agent").chain(call.arguments.iter().map(String::as_str));
-        match Args::try_parse_from(line) {
+        match AgentArgs::try_parse_from(line) {
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {}
             Err(error) => wrong.push(format!("{}: {}\n{error}", call.at, call.arguments.join(" "))),
@@ -28,7 +28,7 @@ fn every_command_in_the_documentation_parses() {
 fn every_setting_is_documented() {
     let docs = [include_str!("../../../../../docs/agent.md"), include_str!("../../../../../docs/exports.md")]
         .concat();
-    let command = Args::command();
+    let command = AgentArgs::command();
     let settings = command.get_arguments().filter(|one| !one.is_hide_set()).filter_map(|one| one.get_long());
     let missing: Vec<&str> = settings
         .filter(|name| !matches!(*name, "help" | "version"))
