@@ -1,6 +1,6 @@
-//! What is particular to a machine: the registers of a task, and what a signal leaves on its stack.
+//! What depends on the machine: the registers of a task, and the frame that a signal leaves on the stack.
 //!
-//! Another machine is another `mod` here, and another one in `agent/src/unwind/arch.rs`.
+//! Support for another machine is another `mod` here, and one in `agent/stacks/src/unwind/arch.rs`.
 
 use core::ptr::{addr_of, read_volatile};
 
@@ -24,17 +24,17 @@ pub const FRAME: u8 = 6;
 const USER32_CS: u64 = 0x23;
 const USER_RPL: u64 = 3;
 
-/// `mov $15, %rax; syscall`, but for its last byte: what libcs put behind a signal handler. Debuggers know it by this,
-/// too, where there is no `.eh_frame` for it.
+/// `mov $15, %rax; syscall` without its last byte: the code that a signal handler of a libc returns to. Debuggers recognise
+/// it by these bytes, too, where there is no `.eh_frame` for it.
 pub const SIGRETURN: u64 = 0x0f00_0000_0fc0_c748;
 
-/// Offsets from the stack pointer behind a handler, which is at `struct ucontext` (`<asm/ucontext.h>`, 40 bytes before
-/// `struct sigcontext`).
+/// Offsets from the stack pointer after a handler has returned. It then points to `struct ucontext` (`<asm/ucontext.h>`),
+/// which begins 40 bytes before `struct sigcontext`.
 pub const SIGNAL_FP: u64 = 120;
 pub const SIGNAL_SP: u64 = 160;
 pub const SIGNAL_IP: u64 = 168;
 
-/// A call has left its return address on top of the stack at a function's first instruction.
+/// At a function's first instruction the return address is on top of the stack.
 pub const ENTRY_CFA: i32 = 8;
 pub const ENTRY_RA: i16 = -8;
 
@@ -48,25 +48,27 @@ pub struct Registers {
     pub ip: u64,
 }
 
-/// What the sampled task's user registers are.
+/// What the sampled task did in user mode, and whether its user registers are known.
 pub enum User {
-    /// It ran when the sample was taken.
+    /// It was in user mode when the sample was taken.
     Running,
-    /// It was interrupted, and the kernel works since.
+    /// It was interrupted (an interrupt or a fault), and is in the kernel since.
     Interrupted,
-    /// It asked the kernel for something: it stands behind the instruction of a system call.
+    /// It is in a system call: its instruction pointer is behind the instruction.
     InSyscall,
+    /// A 32-bit process.
     Compat,
+    /// There are none: a kernel thread, or a process that is exiting.
     None,
-    /// Nobody has said where this kernel saves them.
+    /// It is not known where this kernel saves them.
     Unknown,
 }
 
-/// Takes the current task's user registers.
+/// Copies the current task's user registers to `out`.
 #[inline(always)]
 pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out: &mut Registers) -> User {
-    // SAFETY: the context's registers are readable at their fixed offsets; volatile, so that no load is merged or
-    // moved behind arithmetic on the context's pointer, which the verifier refuses.
+    // SAFETY: the context's registers are readable at their fixed offsets. Volatile, so that LLVM does not merge loads or
+    // do arithmetic on the context's pointer first, which the verifier refuses.
     let segment = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.cs)) };
     if segment & USER_RPL == USER_RPL {
         if segment == USER32_CS {
@@ -105,17 +107,17 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
     }
 }
 
-/// What `pthread_self` returns in the current thread; 0: not known. glibc and musl keep it where FS begins.
+/// The value of `pthread_self` in the current thread; 0: not known. In glibc and musl it is the FS base.
 #[inline(always)]
 pub fn thread_id(task: u64, at: &UnwindLayout) -> u64 {
     task::number(task, at.task_fsbase)
 }
 
-/// What the kernel saved on its entry from user mode: at the end of the task's kernel stack.
+/// The registers that the kernel saved when it was entered from user mode: at the end of the task's kernel stack.
 #[inline(always)]
 fn saved_registers(task: u64, at: &UnwindLayout) -> Option<pt_regs> {
     let saved = if at.has_task_pt_regs != 0 {
-        // SAFETY: both helpers have no preconditions; the branch is gone where the kernel lacks them.
+        // SAFETY: both helpers have no preconditions; the verifier removes the branch where the kernel lacks them.
         unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as u64 }
     } else {
         let stack = task::read::<u64>(task, at.task_stack)?;

@@ -1,8 +1,8 @@
 //! DNS: cgroup_skb both ways, at the root of the v2 hierarchy.
 //!
-//! A query is remembered on its way out, in its asker's context; its answer finds it by socket,
-//! server and transaction id. On the way in, the current task is whoever was interrupted: it is
-//! never asked. User space turns what stays in `DNS_IN_FLIGHT` too long into timeouts.
+//! A query is stored when it leaves, in the context of its asker. Its answer finds it by socket, server and transaction
+//! id. When a packet comes in, the current task is the one that was interrupted, so it is never used for attribution. User
+//! space reports what stays in `DNS_IN_FLIGHT` too long as timeouts.
 
 use aya_ebpf::{
     EbpfContext,
@@ -11,70 +11,71 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use podopsy_wire::{
-    DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, Task, WHY_ANSWER,
-    WHY_SAMPLE, WHY_SLOW,
+    DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, Task,
+    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
 };
 
 use crate::{
-    dns_counts, dns_named, dns_socket,
+    dns_counts,
+    dns_message::{Bytes, HEADER, InMemory, InPacket, Message},
+    dns_packet::{self, Direction, TCP, UDP},
+    dns_sendmsg, dns_socket,
+    dns_stream::{self, MessageBytes},
     maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
-    message::{Bytes, HEADER, Header, Held, InPacket, Message},
-    packet::{self, Direction, TCP, UDP},
-    stream::{self, Place},
     task,
 };
 
-/// What a new entry of `DNS_IN_FLIGHT` starts from; too big for the BPF stack.
+/// The initial value of an entry of `DNS_IN_FLIGHT`; too big for the BPF stack.
 static EMPTY: DnsPending = DnsPending::EMPTY;
-/// cgroup_skb's verdict: let it pass. podopsy never drops anyone's packet.
+/// The verdict of cgroup_skb: let the packet pass. podopsy never drops a packet.
 const PASS: i32 = 1;
 const BPF_NOEXIST: u64 = 1;
 
 #[cgroup_skb]
 pub fn dns_egress(ctx: SkBuffContext) -> i32 {
-    let _ = packet(&ctx, Direction::Query);
+    let _ = handle_packet(&ctx, Direction::Query);
     PASS
 }
 
 #[cgroup_skb]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
-    let _ = packet(&ctx, Direction::Answer);
+    let _ = handle_packet(&ctx, Direction::Answer);
     PASS
 }
 
-/// Called by [`stream`] for each message of a segment.
+/// Tail-called by [`dns_stream`] for each message of a segment that leaves.
 #[cgroup_skb]
 pub fn dns_tcp_egress(ctx: SkBuffContext) -> i32 {
-    let _ = tcp_message(&ctx, Direction::Query);
+    let _ = handle_tcp_message(&ctx, Direction::Query);
     PASS
 }
 
-/// The same for segments that come in.
+/// Tail-called by [`dns_stream`] for each message of a segment that comes in.
 #[cgroup_skb]
 pub fn dns_tcp_ingress(ctx: SkBuffContext) -> i32 {
-    let _ = tcp_message(&ctx, Direction::Answer);
+    let _ = handle_tcp_message(&ctx, Direction::Answer);
     PASS
 }
 
 #[inline(always)]
-fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
-    let mut packet = packet::parse(ctx, direction)?;
+fn handle_packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
+    let mut packet = dns_packet::parse(ctx, direction)?;
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if direction == Direction::Query {
-        match packet::peer(ctx) {
+        match dns_packet::peer(ctx) {
             Some(peer) => packet.server = peer,
-            None if packet.protocol == UDP => dns_named::of_query(&mut packet, cookie),
+            None if packet.protocol == UDP => dns_sendmsg::replace_server(&mut packet, cookie),
             None => {}
         }
     }
     if packet.protocol == TCP {
-        return stream::begin(ctx, &packet, cookie, direction);
+        return dns_stream::begin(ctx, &packet, cookie, direction);
     }
     if direction == Direction::Answer {
-        dns_socket::next_datagram();
+        dns_socket::start_datagram();
     }
-    let (at, size, available) = packet::datagram(ctx, &packet)?;
+    let (at, size, available) = dns_packet::datagram(ctx, &packet)?;
     if available < HEADER {
         count(Loss::DnsShort);
         return None;
@@ -89,60 +90,61 @@ fn packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
         bytes: InPacket { ctx, at },
     };
     let header = message.header()?;
-    take(&message, &header, direction)
+    handle_message(&message, &header, direction)
 }
 
 #[inline(always)]
-fn tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
+fn handle_tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let stream = stream::current(cookie, direction)?;
+    let stream = dns_stream::current(cookie, direction)?;
     // SAFETY: a map value; an eviction recycles the slot, it does not unmap it.
     let stream = unsafe { &mut *stream };
-    let found = stream::next(ctx, stream, direction)?;
+    let found = dns_stream::next(ctx, stream, direction)?;
     let (server, port, protocol) = (stream.server, stream.port as u16, TCP);
     let (size, available) = (found.size, found.available);
-    match found.place {
-        Place::Packet(at) => {
+    match found.bytes {
+        MessageBytes::InPacket(at) => {
             let bytes = InPacket { ctx, at };
             let message = Message { server, port, protocol, cookie, size, available, bytes };
             let header = message.header()?;
-            if stream::believe(stream, direction, header.flags, header.questions) {
-                let _ = take(&message, &header, direction);
+            if dns_stream::accept(stream, direction, &header) {
+                let _ = handle_message(&message, &header, direction);
             }
         }
-        Place::Held(at) => {
-            let message = Message { server, port, protocol, cookie, size, available, bytes: Held(at) };
+        MessageBytes::InMemory(at) => {
+            let bytes = InMemory(at);
+            let message = Message { server, port, protocol, cookie, size, available, bytes };
             let header = message.header()?;
-            if stream::believe(stream, direction, header.flags, header.questions) {
-                let _ = take(&message, &header, direction);
+            if dns_stream::accept(stream, direction, &header) {
+                let _ = handle_message(&message, &header, direction);
             }
         }
     }
-    stream::go_on(ctx, stream, direction);
+    dns_stream::continue_segment(ctx, stream, direction);
     None
 }
 
-/// Only queries go to a server and only responses come from one; what a server on this node sends and gets is the
-/// other end of the same packets, and goes by the ports of its clients.
+/// Only queries go to a server and only responses come from one. What a server on this node receives and sends is the
+/// other end of the same packets, and has the ports of its clients.
 #[inline(always)]
-fn take<B: Bytes>(message: &Message<B>, header: &Header, direction: Direction) -> Option<()> {
+fn handle_message<B: Bytes>(message: &Message<B>, header: &DnsHeader, direction: Direction) -> Option<()> {
     match direction {
-        Direction::Query if !header.is_response() => query(message, header),
-        Direction::Answer if header.is_response() => answer(message, header),
+        Direction::Query if !header.is_response() => handle_query(message, header),
+        Direction::Answer if header.is_response() => handle_answer(message, header),
         _ => None,
     }
 }
 
-/// Remembers a query. Logs nothing: the log's calls must not be where tail calls are (`task::comm`).
+/// Stores a query. It must not log: a program that makes tail calls may not make the log's calls (`task::comm`).
 #[inline(always)]
-fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
+fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()> {
     let key = message.key(header.id);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // Known before there is an entry: the sweep in user space must not find one that is still to be filled for long.
+    // Identified before the entry is inserted: the sweep in user space must not find an entry that stays unfilled for long.
     let asker = asker(&key);
-    // Inserted first, and looked at if that was refused: most queries are new ones.
+    // Insert first and look up only if that is refused: most queries are new.
     let mut inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     if !inserted && let Some(pending) = DNS_IN_FLIGHT.get_ptr_mut(key) {
         // SAFETY: a map value; a concurrent eviction recycles the slot, it does not unmap it.
@@ -150,13 +152,13 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
             if (*pending).state == STATE_WAITING {
                 (*pending).sends += 1;
                 (*pending).last_sent_ns = now;
-                if let Some(counters) = dns_counts::of((*pending).asker.cgroup_id, now) {
+                if let Some(counters) = dns_counts::find_or_insert((*pending).asker.cgroup_id, now) {
                     dns_counts::add(&raw mut (*counters).resends);
                 }
                 return Some(());
             }
         }
-        // Its timeout has been told: this is a new try, and a new transaction.
+        // Its timeout has been reported: this is a new attempt, and a new transaction.
         let _ = DNS_IN_FLIGHT.remove(key);
         count(Loss::DnsRemoved);
         inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
@@ -167,7 +169,7 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
     }
     count(Loss::DnsInserted);
     let pending = DNS_IN_FLIGHT.get_ptr_mut(key)?;
-    let room = (message.available - HEADER).min(DNS_QUESTION_MAX as u32);
+    let len = (message.available - HEADER).min(DNS_QUESTION_MAX as u32);
     // SAFETY: a map value, as above; `copy` writes at most the size of `question` into it.
     unsafe {
         (*pending).asker = asker;
@@ -177,20 +179,20 @@ fn query<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         (*pending).flags = header.flags;
         (*pending).questions = header.questions;
         let question = (&raw mut (*pending).question).cast();
-        (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, room);
+        (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, len);
     }
     if asker.pid == 0 {
         count(Loss::DnsAsker);
     }
-    if let Some(counters) = dns_counts::of(asker.cgroup_id, now) {
+    if let Some(counters) = dns_counts::find_or_insert(asker.cgroup_id, now) {
         // SAFETY: a map value.
         dns_counts::add(unsafe { &raw mut (*counters).queries });
     }
     Some(())
 }
 
-/// UDP is sent in its sender's context. TCP may be sent by a softirq, so that the task that
-/// connected is asked for first.
+/// The task that sent a query. UDP is sent in its sender's context. TCP may be sent by a softirq, so the task that
+/// connected the socket is preferred.
 #[inline(always)]
 fn asker(key: &DnsKey) -> Task {
     if key.protocol == TCP
@@ -202,14 +204,14 @@ fn asker(key: &DnsKey) -> Task {
     task::identify(task::current(), &CONFIG.load().layout)
 }
 
-/// Finds the query that a response answers, counts it, and ships the pair unless it is a plain success.
+/// Finds the query of a response, counts the answer, and ships both unless it is a plain success.
 #[inline(always)]
-fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
+fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()> {
     let mut key = message.key(header.id);
     let pending = match DNS_IN_FLIGHT.get_ptr(key) {
         Some(pending) => pending,
         None if message.protocol == UDP => {
-            key = dns_named::of_answer(&key)?;
+            key = dns_sendmsg::original_key(&key)?;
             DNS_IN_FLIGHT.get_ptr(key)?
         }
         None => return None,
@@ -221,51 +223,46 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         ((*pending).state, (*pending).question_len, (*pending).first_sent_ns, (*pending).asker.cgroup_id)
     };
     let latency_ns = now.saturating_sub(sent_ns);
-    // Of a datagram only what is here counts; a segment may end before its message does.
+    // Of a datagram only the bytes in this skb count; a segment may end before its message does.
     let size = if message.protocol == TCP { message.size } else { message.available };
-    // A success that has room for what it must hold: header, what stood behind the query's header,
-    // and an answer of at least a pointer and the fixed fields (12 bytes). Anything shorter (and the
-    // rare honest one whose server left the query's EDNS out) goes to user space to be judged.
-    let plain = state == STATE_WAITING
-        && header.rcode() == 0
-        && header.answers > 0
-        && header.questions == 1
-        && !header.is_truncated()
-        && question_len > 0
-        && size >= HEADER + question_len + 12;
+    let is_plain = header.is_plain_success(state, question_len, size);
     let slow_ns = dns_setting!(slow_us) as u64 * 1000;
     let mut why = 0;
     if slow_ns != 0 && latency_ns >= slow_ns {
         why |= WHY_SLOW;
     }
-    if plain {
+    if is_plain {
         let sample = dns_setting!(sample);
         // SAFETY: the helper has no preconditions.
         if sample != 0 && unsafe { bpf_get_prandom_u32() } % sample == 0 {
             why |= WHY_SAMPLE;
         }
     }
-    // Also of what is not plain: user space may find that it is a success after all.
+    // Also set if it is not plain: user space may find that it is a success after all.
     if dns_setting!(answers) != 0 {
         why |= WHY_ANSWER;
     }
-    let is_due = !plain || why != 0;
-    let class = dns_counts::class(header.rcode(), header.answers, header.is_truncated());
-    match dns_counts::of(cgroup_id, now) {
+    let is_due = !is_plain || why != 0;
+    let class = header.answer_class();
+    match dns_counts::find_or_insert(cgroup_id, now) {
         Some(counters) => {
             if state == STATE_WAITING {
-                dns_counts::answered(counters, class, latency_ns, 1);
+                dns_counts::count_answer(counters, class, latency_ns, 1);
             } else {
                 // SAFETY: a map value.
                 dns_counts::add(unsafe { &raw mut (*counters).late });
             }
-            // A bucket of their own: successes that someone wants to see must not cost a failure.
-            // SAFETY: a map value.
-            let paid = match plain {
-                true => unsafe { &raw mut (*counters).paid_answers_ns },
-                false => unsafe { &raw mut (*counters).paid_failures_ns },
+            // Successes have a bucket of their own, so that they cannot displace failures.
+            let paid = if is_plain {
+                // SAFETY: a map value.
+                unsafe { &raw mut (*counters).paid_answers_ns }
+            } else {
+                // SAFETY: a map value.
+                unsafe { &raw mut (*counters).paid_failures_ns }
             };
-            if is_due && dns_counts::may_ship(counters, paid, now) && !ship(message, &key, pending, now, why)
+            if is_due
+                && dns_counts::take_token(counters, paid, now)
+                && !ship(message, &key, pending, now, why)
             {
                 // SAFETY: a map value.
                 dns_counts::add(unsafe { &raw mut (*counters).ring_full });
@@ -277,7 +274,7 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
         None => {}
     }
     if message.protocol == UDP && state == STATE_WAITING {
-        dns_socket::handed_over(&key, pending, class, now);
+        dns_socket::keep_answered(&key, pending, class, now);
     }
     if DNS_IN_FLIGHT.remove(key).is_ok() {
         count(Loss::DnsRemoved);
@@ -285,7 +282,7 @@ fn answer<B: Bytes>(message: &Message<B>, header: &Header) -> Option<()> {
     Some(())
 }
 
-/// False: there is no room.
+/// Writes the record of an answered query; false: the ring is full.
 #[inline(always)]
 fn ship<B: Bytes>(
     message: &Message<B>,
@@ -300,7 +297,7 @@ fn ship<B: Bytes>(
     };
     let record = entry.as_mut_ptr();
     // SAFETY: `record` is the reserved entry, written whole before the submit but for the bytes of
-    // `message` past `message_len`, which nobody reads; `pending` is a map value.
+    // `message` past `message_len`, which are not read; `pending` is a map value.
     unsafe {
         (*record).key = *key;
         // One helper call instead of a loop over 336 bytes.
@@ -313,8 +310,8 @@ fn ship<B: Bytes>(
         (*record).why = why;
         (*record).unused = 0;
         let to = (&raw mut (*record).message).cast();
-        let room = message.available.min(DNS_MESSAGE_MAX as u32);
-        (*record).message_len = message.bytes.copy::<DNS_MESSAGE_MAX>(0, to, room);
+        let len = message.available.min(DNS_MESSAGE_MAX as u32);
+        (*record).message_len = message.bytes.copy::<DNS_MESSAGE_MAX>(0, to, len);
     }
     entry.submit(0);
     true
@@ -322,20 +319,20 @@ fn ship<B: Bytes>(
 
 #[cgroup_sock_addr(connect4)]
 pub fn dns_connect4(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, dns_named::ipv4);
+    handle_connect(&ctx, dns_sendmsg::ipv4);
     PASS
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn dns_connect6(ctx: SockAddrContext) -> i32 {
-    connect(&ctx, dns_named::ipv6);
+    handle_connect(&ctx, dns_sendmsg::ipv6);
     PASS
 }
 
-/// TCP to a DNS server: who connects is remembered. DNS over TLS (RFC 7858) or HTTPS: it is counted, because what
-/// is asked there cannot be seen.
+/// A TCP connection to a DNS server: stores the task that connects. One for DNS over TLS (RFC 7858) or HTTPS is counted,
+/// because its queries cannot be seen.
 #[inline(always)]
-fn connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
+fn handle_connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
     const TLS: u16 = 853;
     const HTTPS: u16 = 443;
     // SAFETY: the context is this program's own; the fields are readable in connect hooks.
@@ -344,7 +341,7 @@ fn connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
     if protocol != TCP {
         return;
     }
-    let is_dns = packet::is_dns(port);
+    let is_dns = dns_packet::is_dns(port);
     if !is_dns && port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address(ctx)).is_none()) {
         return;
     }
@@ -358,7 +355,7 @@ fn connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
         return;
     }
     // SAFETY: the helper has no preconditions.
-    if let Some(counters) = dns_counts::of(task.cgroup_id, unsafe { bpf_ktime_get_boot_ns() }) {
+    if let Some(counters) = dns_counts::find_or_insert(task.cgroup_id, unsafe { bpf_ktime_get_boot_ns() }) {
         // SAFETY: a map value.
         dns_counts::add(match port {
             TLS => unsafe { &raw mut (*counters).tls },

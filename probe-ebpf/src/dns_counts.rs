@@ -1,28 +1,26 @@
-//! Each container's counts, and its token bucket: what is not shipped is counted, and nobody floods the ring.
+//! The DNS counters of each container, and its token buckets. What is not shipped is still counted, and no container can
+//! flood the ring.
 
 use core::arch::asm;
 
-use podopsy_wire::{
-    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
-    ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_LATENCY_BUCKETS, DnsCounters, Loss,
-};
+use podopsy_wire::{ANSWERS, DNS_LATENCY_BUCKETS, DnsCounters, Loss, TokenBucket, latency_bucket};
 
 use crate::maps::{DNS_COUNTERS, count, dns_setting};
 
-/// What a new entry starts from; too big for the BPF stack.
+/// The initial value of an entry; too big for the BPF stack.
 static EMPTY: DnsCounters = DnsCounters::EMPTY;
 const BPF_NOEXIST: u64 = 1;
 
-/// The counters of a memory cgroup (0: not known, which has its own); None: there is no room, and that is counted.
+/// The counters of a memory cgroup (0, not known, has counters of its own). None: the map is full, which is counted.
 #[inline(always)]
-pub fn of(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
+pub fn find_or_insert(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
     if let Some(counters) = DNS_COUNTERS.get_ptr_mut(cgroup_id) {
         return Some(counters);
     }
     let inserted = DNS_COUNTERS.insert(cgroup_id, &EMPTY, BPF_NOEXIST).is_ok();
     let counters = DNS_COUNTERS.get_ptr_mut(cgroup_id);
     match counters {
-        // Another CPU may have been faster: then the time is its to set.
+        // If another CPU was faster, that CPU sets the time.
         // SAFETY: a map value.
         Some(counters) if inserted => unsafe { (*counters).since_ns = now },
         Some(_) => {}
@@ -31,73 +29,50 @@ pub fn of(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
     counters
 }
 
-/// Adds one, atomically: every CPU has lookups of the same container. Written out, because an atomic addition whose
-/// result may be asked for is of 5.12, and core has none for this target.
+/// Adds one, atomically: several CPUs handle queries of the same container. It is written in assembly because an atomic
+/// addition that returns its result needs 5.12, and core has no other one for this target.
 #[inline(always)]
 pub fn add(counter: *mut u64) {
-    add_some(counter, 1);
+    add_number(counter, 1);
 }
 
 #[inline(always)]
-fn add_some(counter: *mut u64, by: u64) {
+fn add_number(counter: *mut u64, number: u64) {
     // SAFETY: a word of a map value, 8-byte aligned.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by, options(nostack)) };
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) number, options(nostack)) };
 }
 
-/// Which of `DnsCounters::answers` a header belongs to.
+/// Counts an answer that came in time. `number` is 1, or the two's complement of 1, which takes it back.
 #[inline(always)]
-pub fn class(rcode: u16, answers: u16, is_truncated: bool) -> usize {
-    if is_truncated {
-        return ANSWER_TRUNCATED;
-    }
-    match rcode {
-        0 if answers == 0 => ANSWER_NODATA,
-        0 => ANSWER_NOERROR,
-        1 => ANSWER_FORMERR,
-        2 => ANSWER_SERVFAIL,
-        3 => ANSWER_NXDOMAIN,
-        5 => ANSWER_REFUSED,
-        _ => ANSWER_OTHER,
-    }
-}
-
-/// Counts an answer in time. `by`: one, or the two's complement of one, which takes it back.
-#[inline(always)]
-pub fn answered(counters: *mut DnsCounters, class: usize, latency_ns: u64, by: u64) {
+pub fn count_answer(counters: *mut DnsCounters, class: usize, latency_ns: u64, number: u64) {
     let us = latency_ns / 1000;
-    let bucket = (64 - us.leading_zeros()).min(DNS_LATENCY_BUCKETS as u32 - 1);
-    // As in `dns::copy`: the verifier must see the bound on the register that is used.
+    // As in `dns_message::copy`: the verifier must see the bound on the register that is used.
     let class = core::hint::black_box(class as u64);
-    let bucket = core::hint::black_box(bucket as u64);
+    let bucket = core::hint::black_box(latency_bucket(us) as u64);
     if class >= ANSWERS as u64 || bucket >= DNS_LATENCY_BUCKETS as u64 {
         return;
     }
     // SAFETY: within the arrays, by the check above.
     unsafe {
-        add_some((&raw mut (*counters).answers).cast::<u64>().add(class as usize), by);
-        add_some((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize), by);
-        add_some(&raw mut (*counters).latency_us, us.wrapping_mul(by));
+        add_number((&raw mut (*counters).answers).cast::<u64>().add(class as usize), number);
+        add_number((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize), number);
+        add_number(&raw mut (*counters).latency_us, us.wrapping_mul(number));
     }
 }
 
-/// Takes a token; false: there is none. The bucket is the time by which what was shipped is paid for: two CPUs at
-/// the same moment may pay once for two records, which costs nobody anything.
+/// Takes a token from the bucket `paid`; false: it is empty, which is counted. Two CPUs at the same moment may pay once
+/// for two records: one record more than allowed does no harm.
 #[inline(always)]
-pub fn may_ship(counters: *mut DnsCounters, paid: *mut u64, now: u64) -> bool {
-    let interval = dns_setting!(interval_us) as u64 * 1000;
-    if interval == 0 {
-        return true;
-    }
-    let room = interval * dns_setting!(burst) as u64;
+pub fn take_token(counters: *mut DnsCounters, paid: *mut u64, now: u64) -> bool {
+    let bucket = TokenBucket::new(dns_setting!(interval_us), dns_setting!(burst));
     // SAFETY: a word of a map value.
-    let due = unsafe { *paid }.max(now) + interval;
-    if due > now + room {
+    let Some(paid_until) = bucket.take(unsafe { *paid }, now) else {
         count(Loss::DnsThrottled);
         // SAFETY: a word of a map value.
         add(unsafe { &raw mut (*counters).throttled });
         return false;
-    }
+    };
     // SAFETY: as above.
-    unsafe { *paid = due };
+    unsafe { *paid = paid_until };
     true
 }

@@ -1,7 +1,7 @@
-//! What a socket learns that no packet tells: its server cannot be reached, or an answer found its receive buffer full.
+//! What a socket learns and no packet shows: its server cannot be reached, or an answer found the receive buffer full.
 //!
-//! cgroup_skb sees an answer just before it is put into its socket's queue. If there is no room, the kernel says so at
-//! once, on the same CPU: then the query is in flight again, as its application sees it.
+//! cgroup_skb sees an answer just before it is put into its socket's queue. If the queue is full, the kernel reports that
+//! at once, on the same CPU. The query is then put back in flight, because its application has not received an answer.
 
 use core::mem::offset_of;
 
@@ -14,14 +14,14 @@ use aya_ebpf::{
 use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError};
 
 use crate::{
-    dns_counts,
+    dns_counts, dns_packet,
     maps::{CONFIG, DNS_EVENTS, DNS_IN_FLIGHT, count},
-    packet, task,
+    task,
 };
 
-/// From cgroup_skb to the socket's queue: what is dropped later is another datagram of the same socket, from a port that
-/// is not watched.
-const HAND_OVER_NS: u64 = 1_000_000;
+/// The longest time from cgroup_skb to the socket's queue. What is dropped later is another datagram of the same socket,
+/// from a port that is not watched.
+const ENQUEUE_NS: u64 = 1_000_000;
 const BPF_NOEXIST: u64 = 1;
 
 /// An answered query.
@@ -33,31 +33,31 @@ pub struct Answered {
     class: u64,
 }
 
-/// The last one of each CPU; no cookie: it was dropped, and is in flight again.
+/// The last answered query of each CPU; cookie 0: there is none, or it is in flight again.
 #[map]
 static DNS_ANSWERED: PerCpuArray<Answered> = PerCpuArray::with_max_entries(1, 0);
 
-/// A datagram from a DNS port comes in on this CPU: the one before it has reached its socket.
+/// A datagram from a DNS port comes in on this CPU, so the one before it has reached its socket.
 #[inline(always)]
-pub fn next_datagram() {
+pub fn start_datagram() {
     if let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own.
         unsafe { (*answered).key.cookie = 0 };
     }
 }
 
-/// Keeps a query that was answered, and counted as `class`, for the moment that its answer may still be dropped in.
+/// Keeps a query that was answered and counted as `class`, for the moment in which its answer may still be dropped.
 #[inline(always)]
-pub fn handed_over(key: &DnsKey, pending: *const DnsPending, class: usize, now: u64) {
+pub fn keep_answered(key: &DnsKey, pending: *const DnsPending, class: usize, now: u64) {
     let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) else { return };
     // SAFETY: the slot is this CPU's own, and `pending` a map value; what is read is at most its size.
     unsafe {
         (*answered).key = *key;
         (*answered).time_ns = now;
         (*answered).class = class as u64;
-        // Another CPU has just written it: each line that is left alone is one that need not come over from there.
+        // Another CPU has just written it: each cache line that is not read need not be fetched from there.
         let size = offset_of!(DnsPending, question) as u32 + (*pending).question_len;
-        // As in `message::copy`: the verifier must see the bound on the register that is used.
+        // As in `dns_message::copy`: the verifier must see the bound on the register that is used.
         let last = core::hint::black_box(size.wrapping_sub(1) as u64);
         if last < size_of::<DnsPending>() as u64 {
             let to = (&raw mut (*answered).pending).cast();
@@ -66,7 +66,7 @@ pub fn handed_over(key: &DnsKey, pending: *const DnsPending, class: usize, now: 
     }
 }
 
-/// A datagram found no room: `(int rc, struct sock *sk, …)`.
+/// A datagram found the receive buffer full: `(int rc, struct sock *sk, …)`.
 #[raw_tracepoint(tracepoint = "udp_fail_queue_rcv_skb")]
 pub fn dns_answer_dropped(ctx: RawTracePointContext) -> i32 {
     answer_dropped(ctx.arg(1));
@@ -82,31 +82,31 @@ fn answer_dropped(sock: u64) -> Option<()> {
     // SAFETY: the slot is this CPU's own.
     unsafe {
         let (key, time_ns, class) = ((*answered).key, (*answered).time_ns, (*answered).class);
-        if cookie == 0 || key.cookie != cookie || now.saturating_sub(time_ns) > HAND_OVER_NS {
+        if cookie == 0 || key.cookie != cookie || now.saturating_sub(time_ns) > ENQUEUE_NS {
             return None;
         }
         (*answered).key.cookie = 0;
         (*answered).pending.drops += 1;
-        // Unless it has been asked again meanwhile.
+        // Not if the same query has been sent again meanwhile.
         DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
         count(Loss::DnsInserted);
         let (cgroup_id, sent_ns) = ((*answered).pending.asker.cgroup_id, (*answered).pending.first_sent_ns);
-        // The other side of what `dns::answer` has counted.
-        let counters = dns_counts::of(cgroup_id, now)?;
-        dns_counts::answered(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);
+        // Takes back what `dns::handle_answer` has counted.
+        let counters = dns_counts::find_or_insert(cgroup_id, now)?;
+        dns_counts::count_answer(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);
     }
     Some(())
 }
 
-/// The network's word that a server cannot be reached: the socket learns it, and so do we.
+/// The network reports to a socket that its server cannot be reached.
 #[raw_tracepoint(tracepoint = "inet_sk_error_report")]
 pub fn dns_socket_error(ctx: RawTracePointContext) -> i32 {
     socket_error(ctx.arg(0));
     0
 }
 
-/// The same for kernels before 5.13, which have no such tracepoint: `sock_def_error_report` (net/core/sock.c) is
-/// what they call instead.
+/// The same for kernels before 5.13, which have no such tracepoint: they call `sock_def_error_report`
+/// (net/core/sock.c) instead.
 #[kprobe]
 pub fn dns_socket_error_probe(ctx: ProbeContext) -> u32 {
     if let Some(sock) = ctx.arg(0) {
@@ -119,7 +119,7 @@ pub fn dns_socket_error_probe(ctx: ProbeContext) -> u32 {
 fn socket_error(sock: u64) {
     let at = &CONFIG.load().layout;
     let port = task::read::<u16>(sock, at.sock_dport).unwrap_or(0);
-    if !packet::is_dns(u16::from_be(port)) {
+    if !dns_packet::is_dns(u16::from_be(port)) {
         return;
     }
     let cookie = task::read::<u64>(sock, at.sock_cookie).unwrap_or(0);

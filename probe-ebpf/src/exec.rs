@@ -1,7 +1,7 @@
-//! Programs that start: raw tracepoint `sched_process_exec`, once a file.
+//! Programs that start: raw tracepoint `sched_process_exec`, once for each file.
 //!
-//! User space opens the file while the process lives, so that the stacks of one that dies in its first
-//! second have names.
+//! User space opens the file while the process lives, so that the stacks of a process that dies within its first second
+//! have names.
 
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
@@ -20,7 +20,7 @@ use crate::{
 #[map]
 static EXECS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// A file, as its file system names it.
+/// A file, by device and inode number.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Executable {
@@ -28,7 +28,7 @@ pub struct Executable {
     device: u64,
 }
 
-/// Files that user space has been told of. LRU: one that was pushed out is told again, which does no harm.
+/// Files that were reported to user space. LRU: a file that was evicted is reported again, which does no harm.
 #[map]
 static EXECUTABLES: LruHashMap<Executable, u8> = LruHashMap::with_max_entries(4096, 0);
 

@@ -1,7 +1,7 @@
-//! What the kernel calls an address of its own.
+//! The kernel's symbol for one of its addresses.
 //!
-//! Nothing triggers this program: user space runs it itself (`BPF_PROG_TEST_RUN`), once for each address. To read
-//! /proc/kallsyms for a few hundred names is to have the kernel print all of its 120,000.
+//! No event triggers this program: user space runs it (`BPF_PROG_TEST_RUN`), once for each address. Reading /proc/kallsyms
+//! for a few hundred names would make the kernel print all of its 120,000.
 
 use aya_ebpf::{
     helpers::generated::bpf_snprintf,
@@ -11,21 +11,22 @@ use aya_ebpf::{
 };
 use podopsy_wire::KERNEL_NAME_BYTES;
 
-/// The answer, and a zero.
+/// The symbol, NUL-terminated.
 #[map]
 static KERNEL_NAME: Array<[u8; KERNEL_NAME_BYTES]> = Array::with_max_entries(1, 0);
 
-/// `name`, or `name [module]`, or the address where there is none (Documentation/core-api/printk-formats.rst). In a
-/// read-only map, as the helper wants it.
+/// Prints `name`, or `name [module]`, or the address if there is no symbol (Documentation/core-api/printk-formats.rst).
+/// The helper requires that the format is in a read-only map.
 #[unsafe(no_mangle)]
 static KERNEL_NAME_FORMAT: [u8; 4] = *b"%ps\0";
 
-/// Its length with the zero; what is longer was cut. Since 5.13; elsewhere it cannot be loaded.
+/// Returns the length of the symbol with its NUL; a longer one than the map's value was cut. The helper is there since 5.13;
+/// before, the program cannot be loaded.
 #[raw_tracepoint]
 pub fn kernel_name(ctx: RawTracePointContext) -> i32 {
     let address: u64 = ctx.arg(0);
     let Some(name) = KERNEL_NAME.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the helper writes no more than the element has, and reads one number.
+    // SAFETY: the helper writes at most the size of the value, and reads one number.
     unsafe {
         bpf_snprintf(
             name.cast(),

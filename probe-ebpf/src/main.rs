@@ -1,29 +1,29 @@
-//! podopsy's kernel side: one probe a file, each named like its room in the agent.
+//! podopsy's kernel side: one probe a file, named by its subject.
 //!
-//! Nothing here decides what an event means. Probes filter, take what will be gone in a moment
-//! (identity, stacks, clocks), and hand it over; what cannot be handed over is counted.
+//! Programs filter, record what is gone a moment later (identity, stacks, clocks), and pass it to user space; what cannot
+//! be passed on is counted by its reason ([`podopsy_wire::Loss`]). What an event means is decided in user space.
 #![no_std]
 #![no_main]
-// `dns_counts::add`, `packet::word`.
+// For `dns_counts::add` and `dns_packet::word`.
 #![feature(asm_experimental_arch)]
 
 mod arch;
+mod bpf_loop;
 mod dns;
 mod dns_counts;
-mod dns_named;
+mod dns_message;
+mod dns_packet;
+mod dns_sendmsg;
 mod dns_socket;
+mod dns_stream;
 mod exec;
 mod kernel_name;
 mod mapping;
 mod maps;
-mod message;
 mod oncpu;
 mod oom;
-mod packet;
 mod python;
-mod repeat;
-mod signal;
-mod stream;
+mod sigkill;
 mod task;
 mod unwind;
 

@@ -1,8 +1,8 @@
-//! What an address of the current process is mapped to: the kernel's own tree of mappings, read in place.
+//! Finds what an address of the current process is mapped to, in the kernel's own tree of mappings.
 //!
-//! A copy of it in a map would have to follow every exec, fork, mmap and exit, and would be late for each. The tree is
-//! read without its lock: reads cannot fault, a stale answer is checked against the mapping's own bounds, and the
-//! interrupted CPU holds back the grace period that would free the nodes.
+//! A copy of the tree in a map would have to follow every exec, fork, mmap and exit, and would be late for each. The tree
+//! is read without its lock: reads cannot fault, a stale result is checked against the mapping's own bounds, and the
+//! interrupted CPU delays the grace period after which the nodes are freed.
 
 use core::hint::black_box;
 
@@ -22,11 +22,12 @@ use crate::{
     unwind::UNWIND_LAYOUT,
 };
 
-/// Words of a maple node, and of those the parent's (`<linux/maple_tree.h>`).
+/// Words of a maple node (`<linux/maple_tree.h>`).
 const NODE_WORDS: usize = 32;
+/// The word at which a node's pivots begin: the first word points to the parent.
 const PIVOTS: usize = 1;
-/// FMODE_BACKING was bit 25, and has been bit 24 since 6.14. On another file the bit means something else, and what is
-/// then read behind it is the name of no file that has a table.
+/// FMODE_BACKING: bit 25, since 6.14 bit 24. On another file the bit means something else; the key that is then read behind
+/// it is that of no file with a table.
 const MAY_BE_BACKING: u32 = 3 << 24;
 /// A tree of 16-way leaves and 10-way nodes this high holds 160,000 mappings; `vm.max_map_count` is 65,530.
 const MAPLE_LEVELS: usize = 6;
@@ -45,18 +46,19 @@ pub static TABLES: HashMap<FileKey, Table> = HashMap::with_max_entries(TABLES_MA
 #[map]
 pub static TABLE_REQUESTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// What lies in a mapping.
-pub const PLACE_FILE: u32 = 0;
-pub const PLACE_ANONYMOUS: u32 = 1;
+/// `Mapping::mapped`: code of a file or of the vDSO, or memory without a file.
+pub const MAPPED_FILE: u32 = 0;
+pub const MAPPED_ANONYMOUS: u32 = 1;
 
-/// A mapping that was looked at; in per-CPU memory, filled in place.
+/// The mapping that was found last; in per-CPU memory, filled in place.
 #[repr(C)]
 pub struct Mapping {
     pub start: u64,
     pub end: u64,
     /// Address + this = offset in the file.
     pub to_offset: u64,
-    pub place: u32,
+    /// `MAPPED_*`.
+    pub mapped: u32,
     pub table: Table,
     node: [u64; NODE_WORDS],
     request: TableRequest,
@@ -73,7 +75,7 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     let start = read::<u64>(vma, at.vma_start).unwrap_or(u64::MAX);
     let end = read::<u64>(vma, at.vma_end).unwrap_or(0);
     if address < start || address >= end {
-        // Nothing is in an empty mapping, so that the next address is looked for anew.
+        // An empty mapping contains no address, so that the next one is searched for again.
         (out.start, out.end) = (0, 0);
         return false;
     }
@@ -81,7 +83,7 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     let file = read::<u64>(vma, at.vma_file).unwrap_or(0);
     if file != 0 {
         out.request.key = key(file, at);
-        // A kernel without such files has no table by that name.
+        // A kernel without backing files has no table under the key of a stacked one.
         if at.backing_dentry != ABSENT
             && TABLES.get_ptr(&out.request.key).is_none()
             && number::<u32>(file, at.file_mode) & MAY_BE_BACKING != 0
@@ -96,20 +98,20 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     } else {
         let vdso = read::<u64>(mm, at.mm_vdso).unwrap_or(0);
         if vdso < start || vdso >= end {
-            out.place = PLACE_ANONYMOUS;
+            out.mapped = MAPPED_ANONYMOUS;
             return true;
         }
         out.request.key = FileKey::VDSO;
         out.to_offset = 0u64.wrapping_sub(start);
     }
-    out.place = PLACE_FILE;
+    out.mapped = MAPPED_FILE;
     out.request.address = address;
     out.request.pid = pid;
-    table(out);
+    find_table(out);
     true
 }
 
-/// What names a `struct file`'s file.
+/// The key of the file behind a `struct file`.
 #[inline(always)]
 fn key(file: u64, at: &UnwindLayout) -> FileKey {
     inode_key(number(file, at.file_inode), at)
@@ -126,21 +128,21 @@ fn inode_key(inode: u64, at: &UnwindLayout) -> FileKey {
     }
 }
 
-/// What user space calls a file that lies behind a stacked one, as on overlayfs: the stacked one, which is in
-/// `/proc/PID/maps`. All containers of an image share the file below, so that this has the better name; but whoever
-/// makes tables before the first sample cannot know it.
+/// The key that user space has for a file behind a stacked one, as on overlayfs: that of the stacked file, which is in
+/// `/proc/PID/maps`. All containers of an image share the file below, so the key of that is the better one; but user space
+/// cannot know it when it builds tables before the first sample.
 #[inline(always)]
 fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
     let dentry: u64 = number(file, at.backing_dentry);
     inode_key(number(dentry, at.dentry_inode), at)
 }
 
-/// A process has a new program: if its file has no table, user space gets to know before the first sample. Others'
-/// tables, of libraries, are asked for when a stack first meets them.
+/// A process starts a program. If the file has no table, one is requested before the first sample. Tables of libraries are
+/// requested when a stack first meets them.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
-    // Nobody else's programs are of interest: a node starts hundreds a second.
+    // Programs out of scope are skipped: a node may start hundreds a second.
     if !oncpu::is_wanted(current(), &CONFIG.load()) {
         return 0;
     }
@@ -157,9 +159,9 @@ pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The table of the mapping's file; asks for it if there is none.
+/// Finds the table of the mapping's file, and requests one if there is none.
 #[inline(always)]
-fn table(out: &mut Mapping) {
+fn find_table(out: &mut Mapping) {
     if let Some(table) = TABLES.get_ptr_mut(&out.request.key) {
         // SAFETY: the element stays where it is while this program runs; user space replaces whole elements.
         unsafe {
@@ -172,7 +174,7 @@ fn table(out: &mut Mapping) {
         return;
     }
     out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
-    // Only one of all CPUs asks.
+    // The CPU that inserts the entry requests the table; the others do not.
     if let Err(error) = TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64) {
         if error != EEXIST {
             count(Loss::UnwindRequest);
@@ -186,11 +188,12 @@ fn table(out: &mut Mapping) {
     }
 }
 
-/// Since 6.1: a B-tree of ranges. The node's type is in bits 3 to 6 of what points to it.
+/// Finds the `vm_area_struct` of an address since 6.1: a B-tree of ranges. A node's type is in bits 3 to 6 of the pointer to
+/// it.
 #[inline(always)]
 fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &UnwindLayout) -> u64 {
     let mut entry = read::<u64>(mm, at.mm_maple_root).unwrap_or(0);
-    // `xa_is_node`: anything else at the root is a tree without nodes. Below the root nobody sets that bit.
+    // `xa_is_node`: anything else at the root is a tree without nodes. Below the root that bit is not set.
     if entry & 3 != 2 || entry <= 4096 {
         return 0;
     }
@@ -206,8 +209,9 @@ fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &Unwin
         }
         // maple_dense 0, maple_leaf_64 1, maple_range_64 2, maple_arange_64 3.
         let slots = (if kind == 3 { at.maple_arange_slot } else { at.maple_range_slot } / 8) as usize;
-        // The slot whose pivot is the first not below the address: as many as are below it. Pivots behind the node's end
-        // are 0, which less 1 is above all. By arithmetic: a branch for each would be 2^15 paths to verify.
+        // The slot of the first pivot that is not below the address: its index is the number of pivots below the address.
+        // Pivots behind the node's end are 0, and 0 - 1 is above all addresses. It is computed by arithmetic, because a
+        // branch for each pivot would give the verifier 2^15 paths.
         let mut index = 0;
         for pivot in 0..15 {
             if pivot + PIVOTS < slots {
@@ -223,7 +227,7 @@ fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &Unwin
     0
 }
 
-/// Before 6.1.
+/// Finds the `vm_area_struct` of an address before 6.1.
 #[inline(always)]
 fn in_red_black_tree(mm: u64, address: u64, at: &UnwindLayout) -> u64 {
     let mut node = read::<u64>(mm, at.mm_rb_root).unwrap_or(0);
@@ -244,7 +248,7 @@ fn in_red_black_tree(mm: u64, address: u64, at: &UnwindLayout) -> u64 {
     0
 }
 
-/// The current task's memory; 0: a kernel thread's.
+/// The `mm_struct` of the current task; 0: a kernel thread.
 #[inline(always)]
 pub fn memory(task_mm: u32) -> u64 {
     read::<u64>(current(), task_mm).unwrap_or(0)

@@ -1,4 +1,4 @@
-//! What the probes share: configuration, rings, counters.
+//! Globals, rings and maps that several probes share, and the loss counters.
 
 use aya_ebpf::{
     Global,
@@ -6,8 +6,7 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use podopsy_wire::{
-    Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, LOSSES as NAMES, Layout, Loss,
-    SCOPE_NODE, Task,
+    Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss, SCOPE_NODE, Task,
 };
 
 /// Set by user space before the load.
@@ -26,10 +25,10 @@ pub static DNS: Global<DnsConfig> = Global::new(DnsConfig {
     burst: 0,
 });
 
-/// One field of the global `DNS`: `Global::load` copies all of it, and this runs for every packet of the node.
+/// One field of the global `DNS`. `Global::load` would copy all of it, and this runs for every packet of the node.
 macro_rules! dns_setting {
     ($field:ident) => {
-        // SAFETY: a `Global` is its value and nothing else, and nobody writes it once the probes are loaded.
+        // SAFETY: a `Global` consists of its value, and nothing writes it after the load.
         unsafe {
             core::ptr::read_volatile(
                 &raw const (*(&raw const $crate::maps::DNS).cast::<podopsy_wire::DnsConfig>()).$field,
@@ -39,12 +38,12 @@ macro_rules! dns_setting {
 }
 pub(crate) use dns_setting;
 
-/// [`podopsy_wire::OomRecord`]s. A storm of 145 kills fits before anyone reads.
+/// [`podopsy_wire::OomRecord`]s. 145 kills fit before user space has to read.
 #[map]
 pub static OOM_EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, told apart by their size. A
-/// ring of its own, so that an outage of DNS cannot crowd out a kill.
+/// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, distinguished by their size. DNS has a ring of its own,
+/// so that an outage of DNS cannot displace a kill.
 #[map]
 pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
@@ -53,21 +52,22 @@ pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 pub static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);
 pub const SAMPLES_BYTES: u32 = 1024 * 1024;
 
+/// Loss counters, by [`Loss`].
 #[map]
-pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(NAMES.len() as u32, 0);
+pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
 
-/// Queries without their answer. LRU: an outage pushes out the oldest, and the counters
-/// `DnsInserted` and `DnsRemoved` tell how many.
+/// Queries in flight. LRU: in an outage the oldest are evicted; how many follows from the counters `DnsInserted` and
+/// `DnsRemoved`.
 #[map]
 pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_entries(16384, 0);
 
-/// Who connected a TCP socket to a DNS server, by socket cookie: segments may be sent by a softirq.
+/// The task that connected a TCP socket to a DNS server, by socket cookie. Segments may be sent by a softirq, whose current
+/// task is not the sender.
 #[map]
 pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
 
-/// What is counted of each container's lookups, by memory cgroup id. Not per CPU and no LRU on purpose: on a
-/// machine of many CPUs the first is large, and the second evicts before it is full. User space takes out those
-/// that have long been idle.
+/// Counters of each container, by memory cgroup id. It is neither per CPU nor LRU on purpose: on a machine with many CPUs
+/// the first is large, and the second evicts before it is full. User space removes entries that have been idle for long.
 #[map]
 pub static DNS_COUNTERS: HashMap<u64, DnsCounters> = HashMap::with_max_entries(DNS_CONTAINERS_MAX, 0);
 
@@ -79,11 +79,12 @@ pub static DNS_HTTPS: HashMap<[u32; 4], u8> = HashMap::with_max_entries(64, 0);
 #[map]
 pub static TARGETS: HashMap<u64, u8> = HashMap::with_max_entries(1024, 0);
 
+/// Adds one to a loss counter.
 #[inline(always)]
 pub fn count(loss: Loss) {
     if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
-        // SAFETY: the slot is this CPU's own; an interrupt between load and store can only be
-        // another probe of this file's, and then one count in billions is late, not memory.
+        // SAFETY: the slot is this CPU's own. Only another probe can interrupt between load and store; then one count is
+        // lost, in billions, and no memory is corrupted.
         unsafe { *counter += 1 };
     }
 }

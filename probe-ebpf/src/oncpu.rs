@@ -1,4 +1,4 @@
-//! On-CPU stacks: a software cpu-clock perf event per CPU.
+//! On-CPU stacks: a software cpu-clock perf event on each CPU.
 
 use aya_ebpf::{
     EbpfContext,
@@ -18,19 +18,19 @@ use crate::{
 };
 
 const STACK_BYTES: usize = FRAMES_MAX * 8;
-/// Room for both stacks and for Python's frames: a power of two, so that a mask keeps an index inside.
+/// Capacity for both stacks and for Python's frames: a power of two, so that a mask keeps an index within bounds.
 pub const ADDRESSES: usize = 512;
 
-/// A sample while it is put together: too big for the BPF stack. One event a CPU, and its handler does not interrupt
-/// itself, so the CPU's slot is free.
+/// A sample while it is assembled; too big for the BPF stack. There is one event on each CPU, and its handler does not
+/// interrupt itself, so the CPU's slot is free.
 #[repr(C)]
-pub struct Record {
+pub struct SampleBuffer {
     pub head: Sample,
     /// Kernel addresses, then user ones, then Python's frames.
     pub addresses: [u64; ADDRESSES],
 }
 
-impl Record {
+impl SampleBuffer {
     #[inline(always)]
     pub fn kernel_frames(&self) -> u32 {
         if self.head.kernel_len < 0 { 0 } else { self.head.kernel_len as u32 / 8 }
@@ -38,24 +38,24 @@ impl Record {
 }
 
 #[map]
-pub static RECORD: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
+pub static RECORD: PerCpuArray<SampleBuffer> = PerCpuArray::with_max_entries(1, 0);
 
-/// What a CPU has taken of its budget: the time in units of 2^[`BUDGET_SHIFT`] ns, and the samples in it.
+/// How much of its budget a CPU has used: the current period, in units of 2^[`BUDGET_SHIFT`] ns, and the samples in it.
 #[repr(C)]
-struct Spent {
+struct BudgetUse {
     period: u64,
     samples: u64,
 }
 
 #[map]
-static SPENT: PerCpuArray<Spent> = PerCpuArray::with_max_entries(1, 0);
+static SPENT: PerCpuArray<BudgetUse> = PerCpuArray::with_max_entries(1, 0);
 
-/// A process is young for so long: it may be gone in a moment, and its mappings with it.
+/// A process is young for this long: it may exit in a moment, and its mappings with it.
 const YOUNG_NS: u64 = 1 << 30;
 
-/// Takes a sample from this CPU's budget; false: it is used up.
+/// Takes a sample from this CPU's budget; false: the budget is used up.
 #[inline(always)]
-fn afford(budget: u32) -> bool {
+fn take_from_budget(budget: u32) -> bool {
     if budget == 0 {
         return true;
     }
@@ -71,7 +71,7 @@ fn afford(budget: u32) -> bool {
     }
 }
 
-/// Whether the task is one of those that were asked for.
+/// Whether the task is in the scope that is sampled.
 #[inline(always)]
 pub fn is_wanted(task: u64, config: &Config) -> bool {
     let key = match config.scope {
@@ -87,23 +87,22 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
     let current = task::current();
-    // Whose sample it is comes before any work on it: profiling one pod costs the others a lookup.
+    // First of all: tasks that are not in scope cost one map lookup, and use up no budget.
     if !is_wanted(current, &config) {
         return 0;
     }
-    // Those who are not asked for cost a lookup, and use up nobody's budget.
-    if !afford(config.sample_budget) {
+    if !take_from_budget(config.sample_budget) {
         count(Loss::SampleThrottled);
         return 0;
     }
     let identity = task::identify_sampled(current, at);
-    // Pid 0 is the idle task: a CPU at rest is no work of anyone's.
+    // Pid 0 is the idle task.
     if identity.pid == 0 {
         return 0;
     }
     let Some(record) = RECORD.get_ptr_mut(0) else { return 0 };
-    // SAFETY: `record` is this CPU's own slot; the helpers are given room that is inside it: the kernel part is at most
-    // STACK_BYTES, and the user part starts there at the latest.
+    // SAFETY: `record` is this CPU's own slot, and the helpers write inside it: the kernel part is at most STACK_BYTES, and
+    // the user part starts there at the latest.
     unsafe {
         let record = &mut *record;
         let addresses = record.addresses.as_mut_ptr().cast::<u8>();
@@ -146,21 +145,21 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
     0
 }
 
-/// Sends a record with that many user frames, which ended at the last.
+/// Sends a sample whose user stack ended by `end` at the last of its `frames`.
 #[inline(always)]
-pub fn send(record: &mut Record, frames: u32, end: End) {
+pub fn send(record: &mut SampleBuffer, frames: u32, end: End) {
     send_ended(record, frames, end as u32, frames.saturating_sub(1));
 }
 
-/// Sends a record with that many user frames, which ended by `end` at `end_frame`.
+/// Sends a sample with `frames` user frames, whose stack ended by `end` at `end_frame`.
 #[inline(always)]
-pub fn send_ended(record: &mut Record, frames: u32, end: u32, end_frame: u32) {
+pub fn send_ended(record: &mut SampleBuffer, frames: u32, end: u32, end_frame: u32) {
     if end == End::Truncated as u32 {
         count(Loss::OncpuTruncated);
     }
     record.head.user_len = frames as i32 * 8;
     (record.head.end, record.head.end_frame) = (end, end_frame);
-    // The black box keeps the comparison on the number that the length is then made of: the verifier wants it so.
+    // The black box keeps the comparison on the number that the length is computed from, which the verifier requires.
     let words = core::hint::black_box(
         record.kernel_frames() as u64 + frames as u64 + record.head.python_len as u64 / 8,
     );
@@ -168,15 +167,15 @@ pub fn send_ended(record: &mut Record, frames: u32, end: u32, end_frame: u32) {
         return;
     }
     let len = size_of::<Sample>() + words as usize * 8;
-    // SAFETY: `len` is inside the record, as has just been asked.
+    // SAFETY: `len` is inside the buffer, by the check above.
     let bytes = unsafe { core::slice::from_raw_parts((&raw const *record).cast::<u8>(), len) };
     if SAMPLES.output::<[u8]>(bytes, wakeup(record.head.task.start_ns)).is_err() {
         count(Loss::OncpuRing);
     }
 }
 
-/// Whether user space is to look at once: for a process that is young, or a ring that fills up. Others' samples wait for its
-/// next round: to be woken for each of them cost it more than all that it does with them.
+/// Whether to wake user space at once: for a process that is young, or a ring that fills up. Other samples wait for its next
+/// round, because a wake-up for each of them costs more than all processing of the sample.
 #[inline(always)]
 fn wakeup(start_ns: u64) -> u64 {
     // SAFETY: the helper has no preconditions.

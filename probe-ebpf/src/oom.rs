@@ -1,9 +1,9 @@
-//! OOM kills: raw tracepoint `mark_victim` (`mm/oom_kill.c`), once a victim.
+//! OOM kills: raw tracepoint `mark_victim` (`mm/oom_kill.c`), once for each victim.
 //!
-//! The current task is the *trigger*, which asked for memory; the victim is an argument: its task on
-//! newer kernels, only its thread id on older ones. But the kernel sends SIGKILL just before it marks
-//! a victim, in the same context, and the signal's tracepoint has the task on every kernel. A victim
-//! that is marked without a signal was dying already: that is no kill.
+//! The current task is the *trigger*, whose allocation met the limit. The victim is an argument: its task on newer kernels,
+//! only its thread id on older ones. But the kernel sends SIGKILL just before it marks a victim, in the same context, and
+//! the signal's tracepoint has the task on every kernel. A victim that is marked without a signal was already dying; that
+//! is not a kill.
 
 use aya_ebpf::{
     EbpfContext,
@@ -26,21 +26,21 @@ use crate::{
 const SIGKILL: u64 = 9;
 /// `SEND_SIG_PRIV` (`include/linux/signal.h`): the kernel itself sends.
 const FROM_KERNEL: u64 = 1;
-/// A signal that is older has nothing to do with the victim.
+/// A signal that is older than this has nothing to do with the victim.
 const TOGETHER_NS: u64 = 1_000_000_000;
 
-/// A SIGKILL on its way.
+/// A task that was sent SIGKILL.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Signalled {
     time_ns: u64,
-    /// Address of its `task_struct`.
+    /// Address of the `task_struct`.
     task: u64,
     /// Thread id.
     tid: u64,
 }
 
-/// The last task that a thread sent the kernel's SIGKILL to, by the sender's thread id.
+/// The last task that the kernel sent SIGKILL to in the context of a thread, by that thread's id.
 #[map]
 static OOM_SIGNALLED: LruHashMap<u64, Signalled> = LruHashMap::with_max_entries(1024, 0);
 
@@ -54,28 +54,28 @@ pub fn oom_signal(ctx: RawTracePointContext) -> i32 {
     let tid = task::read::<u32>(victim, config.layout.task_pid).unwrap_or(0) as u64;
     // SAFETY: the helper has no preconditions.
     let time_ns = unsafe { bpf_ktime_get_boot_ns() };
-    // Room is made by pushing out the oldest, so that this does not fail; if it did, the victim would
-    // be counted as known by its id only, or told as dying.
-    let _ = OOM_SIGNALLED.insert(sender(), Signalled { time_ns, task: victim, tid }, 0);
+    // An LRU map evicts the oldest entry, so this does not fail. If it did, the victim would be counted as known by its id
+    // only, or reported as already dying.
+    let _ = OOM_SIGNALLED.insert(current_tid(), Signalled { time_ns, task: victim, tid }, 0);
     0
 }
 
 /// Thread id of the current task.
 #[inline(always)]
-fn sender() -> u64 {
+fn current_tid() -> u64 {
     bpf_get_current_pid_tgid() as u32 as u64
 }
 
-/// The `task_struct` that was marked, 0 if it is not known; and whether it got its SIGKILL just now.
+/// The `task_struct` of the victim (0: not known), and whether it was sent SIGKILL just now.
 #[inline(always)]
-fn marked(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64, bool) {
+fn find_victim(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64, bool) {
     let given: u64 = ctx.arg(0);
     let tid = if victim_is_task {
         task::read::<u32>(given, at.task_pid).unwrap_or(0) as u64
     } else {
         given as u32 as u64
     };
-    let sender = sender();
+    let sender = current_tid();
     let mut signalled = None;
     if let Some(entry) = OOM_SIGNALLED.get_ptr(sender) {
         // SAFETY: a map value of plain integers, and a helper without preconditions.
@@ -88,22 +88,22 @@ fn marked(ctx: &RawTracePointContext, victim_is_task: bool, at: &Layout) -> (u64
     let task = match signalled {
         _ if victim_is_task => given,
         Some(task) => task,
-        // Dying, and asking for memory on its way out.
+        // Already dying: the trigger itself, which needs memory to exit.
         None if tid == sender => task::current(),
         None => 0,
     };
     (task, signalled.is_some())
 }
 
-/// Writes the names from `node` up to the root.
+/// Writes the names of cgroups from `node` up to the root.
 #[inline(always)]
-fn path(out: &mut [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS], node: u64, at: &Layout) {
+fn write_path(out: &mut [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS], node: u64, at: &Layout) {
     let mut node = node;
     for name in out {
         name[0] = 0;
         let parent = task::read::<u64>(node, at.kernfs_node_parent).unwrap_or(0);
         let from = task::read::<u64>(node, at.kernfs_node_name).unwrap_or(0);
-        // The root's name is empty and has no parent: the rest stays empty.
+        // The root has an empty name and no parent: the remaining levels stay empty.
         if parent != 0 {
             // SAFETY: the helper writes at most the name's own bytes, and fails on a bad address.
             unsafe {
@@ -128,7 +128,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     unsafe {
         (*record).time_ns = bpf_ktime_get_boot_ns();
         (*record).trigger = task::identify(task::current(), at);
-        let (victim, killed) = marked(&ctx, config.victim_is_task != 0, at);
+        let (victim, killed) = find_victim(&ctx, config.victim_is_task != 0, at);
         (*record).already_dying = !killed as u32;
         if victim != 0 {
             (*record).victim = task::identify(victim, at);
@@ -149,7 +149,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
             (*record).oom_score_adj = i32::MIN;
             count(Loss::OomVictimByPid);
         }
-        path(&mut (*record).cgroup, task::memory_kernfs_node(victim, at), at);
+        write_path(&mut (*record).cgroup, task::memory_kernfs_node(victim, at), at);
         (*record).kernel_len = bpf_get_stack(
             ctx.as_ptr(),
             (&raw mut (*record).kernel).cast(),

@@ -1,10 +1,10 @@
-//! Python's frames: the interpreter's own list of them, read where it stands.
+//! Python's frames: the interpreter's own list of them, read in the process's memory.
 //!
-//! Called last, when the native stack is whole: the interpreter is then known by its file, and where its runtime is
-//! follows from where the file is mapped. The thread state is found by what `pthread_self` returns in the thread, which
-//! is the same number in every pid namespace: a thread that has released the interpreter's lock gets its own frames, and
-//! never those of the lock's holder. All of it is the process's memory, and may say anything: reads may fail, lists may
-//! be circles, and what is handed over are numbers.
+//! The program is called last, when the native stack is complete. The interpreter is then known by its file, and the
+//! address of its runtime follows from the file's mapping. The thread state is found by the value of `pthread_self` in the
+//! thread, which is the same in every pid namespace: a thread that has released the interpreter's lock gets its own frames,
+//! and never those of the lock's holder. All of this is the process's memory and may hold anything: reads may fail and
+//! lists may be circular; only numbers are passed on.
 
 use core::{ffi::c_void, hint::black_box};
 
@@ -21,63 +21,63 @@ use podopsy_wire::{
 
 use crate::{
     arch,
-    oncpu::{self, ADDRESSES, Record},
-    repeat::{LAST, repeat},
+    bpf_loop::{LAST, repeat},
+    oncpu::{self, ADDRESSES, SampleBuffer},
     task::{self, user_number},
-    unwind::{State, UNWIND_LAYOUT, places},
+    unwind::{UNWIND_LAYOUT, UnwindState, buffers},
 };
 
 /// By [`podopsy_wire::Table::python`].
 #[map]
 static PYTHONS: Array<PythonLayout> = Array::with_max_entries(PYTHONS_MAX as u32, 0);
 
-/// Where the walk is.
+/// The state of the walk over Python's frames.
 #[repr(C)]
-pub struct Walk {
-    /// What `pthread_self` returned in the sampled thread.
+pub struct PythonWalk {
+    /// The value of `pthread_self` in the sampled thread.
     own: u64,
     interpreter: u64,
-    /// The thread state to look at, and then the sampled thread's.
+    /// The thread state that is checked next, and finally the sampled thread's.
     thread: u64,
     /// 1: `thread` is the sampled thread's.
     found: u64,
-    /// The frame that comes next.
+    /// Address of the next frame.
     next: u64,
-    /// Not 0: something could not be read.
+    /// Not 0: a read failed.
     failed: u64,
     /// The frame that was read last.
     frame: [u64; PYTHON_FRAME_BYTES / 8],
 }
 
-/// By the kernel's own loop (5.17). Each part asks for its own places: a step writes them, too.
+/// Walks with `bpf_loop` (5.17). Each part gets the buffers again, because the steps write to them, too.
 #[perf_event]
 pub fn python_loop(_: PerfEventContext) -> i32 {
     if begin() {
-        repeat(PYTHON_THREADS_MAX as u32, look_step);
+        repeat(PYTHON_THREADS_MAX as u32, check_thread_step);
         if innermost() {
-            repeat(PYTHON_FRAMES_MAX as u32, note_step);
+            repeat(PYTHON_FRAMES_MAX as u32, add_frame_step);
         }
     }
     finish()
 }
 
-extern "C" fn look_step(_: u32, _: *mut c_void) -> i64 {
+extern "C" fn check_thread_step(_: u32, _: *mut c_void) -> i64 {
     let Some((state, _, at)) = all() else { return LAST };
-    look(&mut state.python, at) as i64
+    check_thread(&mut state.python, at) as i64
 }
 
-extern "C" fn note_step(_: u32, _: *mut c_void) -> i64 {
+extern "C" fn add_frame_step(_: u32, _: *mut c_void) -> i64 {
     let Some((state, record, at)) = all() else { return LAST };
-    note(state, record, at) as i64
+    add_frame(state, record, at) as i64
 }
 
-/// By loops of which the verifier follows every round.
+/// Walks with loops of which the verifier follows every iteration.
 #[perf_event]
 pub fn python_frames(_: PerfEventContext) -> i32 {
     if begin() {
         if let Some((state, _, at)) = all() {
             for _ in 0..PYTHON_THREADS_MAX {
-                if look(&mut state.python, at) {
+                if check_thread(&mut state.python, at) {
                     break;
                 }
             }
@@ -86,7 +86,7 @@ pub fn python_frames(_: PerfEventContext) -> i32 {
             && let Some((state, record, at)) = all()
         {
             for _ in 0..PYTHON_FRAMES_MAX {
-                if note(state, record, at) {
+                if add_frame(state, record, at) {
                     break;
                 }
             }
@@ -96,16 +96,16 @@ pub fn python_frames(_: PerfEventContext) -> i32 {
 }
 
 #[inline(always)]
-fn all() -> Option<(&'static mut State, &'static mut Record, &'static PythonLayout)> {
-    let (state, record) = places()?;
+fn all() -> Option<(&'static mut UnwindState, &'static mut SampleBuffer, &'static PythonLayout)> {
+    let (state, record) = buffers()?;
     let at = PYTHONS.get(record.head.python)?;
     Some((state, record, at))
 }
 
-/// Goes to the first thread of the first interpreter; false: there is nothing to walk.
+/// Moves to the first thread of the first interpreter; false: there is nothing to walk.
 #[inline(always)]
 fn begin() -> bool {
-    let Some((state, record)) = places() else { return false };
+    let Some((state, record)) = buffers() else { return false };
     let walk = &mut state.python;
     (walk.found, walk.failed) = (0, 0);
     let Some(at) = PYTHONS.get(record.head.python) else { return false };
@@ -120,10 +120,10 @@ fn begin() -> bool {
     true
 }
 
-/// Whether this thread state is the sampled thread's; true: it is, or there are no more.
+/// Checks whether this thread state is the sampled thread's, and moves to the next one. True: it is, or there are no more.
 #[inline(always)]
-fn look(walk: &mut Walk, at: &PythonLayout) -> bool {
-    // The last of an interpreter: on to the next interpreter.
+fn check_thread(walk: &mut PythonWalk, at: &PythonLayout) -> bool {
+    // After the last thread of an interpreter comes the next interpreter.
     if walk.thread == 0 {
         walk.interpreter = user_number(walk.interpreter, at.interpreter_next, &mut walk.failed);
         if walk.interpreter == 0 || walk.failed != 0 {
@@ -139,7 +139,7 @@ fn look(walk: &mut Walk, at: &PythonLayout) -> bool {
     false
 }
 
-/// Goes to the thread's innermost frame; false: the thread was not found, and the record says why.
+/// Moves to the thread's innermost frame; false: the thread was not found, and the sample has the reason.
 #[inline(always)]
 fn innermost() -> bool {
     let Some((state, record, at)) = all() else { return false };
@@ -153,13 +153,13 @@ fn innermost() -> bool {
         record.head.python_end = end as u32;
         return false;
     }
-    // What was met on the way to it is of no interest any more.
+    // Failed reads on the way to the thread do not matter any more.
     walk.failed = 0;
     walk.next = user_number(walk.thread, at.thread_frame, &mut walk.failed);
     if at.indirect_frame != ABSENT {
         let holder = walk.next;
         walk.next = user_number(holder, at.indirect_frame, &mut walk.failed);
-        // A call of the interpreter that has just begun has not set it: there is what the stack held before.
+        // A call of the interpreter that has just begun has not set it yet: it holds what was on the stack before.
         let mut unset = 0;
         user_number(walk.next, at.frame_code, &mut unset);
         if walk.next != 0 && unset != 0 {
@@ -167,14 +167,14 @@ fn innermost() -> bool {
             walk.next = user_number(before, at.indirect_frame, &mut walk.failed);
         }
     }
-    // For now: the steps go on from here.
+    // Preliminary: `finish` replaces it if the walk fails.
     record.head.python_end = PythonEnd::Complete as u32;
     true
 }
 
-/// Puts the next frame behind the record's addresses; true: there is none.
+/// Appends the next frame to the sample's addresses; true: there is none.
 #[inline(always)]
-fn note(state: &mut State, record: &mut Record, at: &PythonLayout) -> bool {
+fn add_frame(state: &mut UnwindState, record: &mut SampleBuffer, at: &PythonLayout) -> bool {
     let first = record.kernel_frames() + state.frames;
     let walk = &mut state.python;
     if walk.next == 0 || walk.failed != 0 {
@@ -200,13 +200,13 @@ fn note(state: &mut State, record: &mut Record, at: &PythonLayout) -> bool {
     false
 }
 
-/// Says how the walk ended, and sends the sample.
+/// Records how the walk ended, and sends the sample.
 #[inline(always)]
 fn finish() -> i32 {
-    let Some((state, record)) = places() else { return 0 };
+    let Some((state, record)) = buffers() else { return 0 };
     if state.python.found != 0 {
         if state.python.failed != 0 {
-            // The last is one that was not read.
+            // The last frame is the one that could not be read.
             record.head.python_len = record.head.python_len.saturating_sub(16);
             record.head.python_end = PythonEnd::Unreadable as u32;
         } else if state.python.next != 0 {
@@ -217,8 +217,8 @@ fn finish() -> i32 {
     0
 }
 
-/// The word of the frame that was read last which the byte at `offset` is in.
+/// The word of the last frame that contains the byte at `offset`.
 #[inline(always)]
-fn word(walk: &Walk, offset: u32) -> u64 {
+fn word(walk: &PythonWalk, offset: u32) -> u64 {
     walk.frame[(offset / 8) as usize & (PYTHON_FRAME_BYTES / 8 - 1)]
 }

@@ -1,4 +1,4 @@
-//! Reading `task_struct` by the offsets that user space found in BTF.
+//! Reads `task_struct` and other kernel structures by the offsets that user space found in BTF.
 
 use core::ffi::c_void;
 
@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
 use podopsy_wire::{ABSENT, Layout, Task};
 
-/// Reads a `T` at `base + offset` in kernel memory; None where this kernel has no such member.
+/// Reads a `T` at `base + offset` in kernel memory. None: this kernel has no such member, or the address cannot be read.
 #[inline(always)]
 pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     if offset == ABSENT || base == 0 {
@@ -18,20 +18,20 @@ pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T).ok() }
 }
 
-/// The same number, or 0 where it cannot be read. Without a branch: a chain of reads that each may fail has a path for
-/// every combination, and the verifier of 5.10 walks them all.
+/// Reads a number at `base + offset` in kernel memory; 0 where it cannot be read. There is no branch: a chain of reads that
+/// may each fail has a path for every combination, and the verifier of 5.10 walks all of them.
 #[inline(always)]
 pub fn number<T: Number>(base: u64, offset: u32) -> T {
     let mut value = T::ZERO;
     if offset != ABSENT {
         let from = base.wrapping_add(offset as u64) as *const c_void;
-        // SAFETY: `value` is ours to write; the helper checks the address, and writes zeros where it fails.
+        // SAFETY: `value` is a local variable; the helper checks the address, and writes zeros if it fails.
         unsafe { bpf_probe_read_kernel_raw((&raw mut value).cast(), size_of::<T>() as u32, from) };
     }
     value
 }
 
-/// An integer: any bytes are one.
+/// An integer, for which any bytes are a valid value.
 pub trait Number: Copy {
     const ZERO: Self;
 }
@@ -48,7 +48,7 @@ impl Number for [u64; 2] {
     const ZERO: [u64; 2] = [0; 2];
 }
 
-/// [`number`] in the current task's memory; adds to `failed` where it cannot be read.
+/// Reads a number at `base + offset` in the current task's user memory; if it cannot be read, sets bits in `failed`.
 #[inline(always)]
 pub fn user_number(base: u64, offset: u32, failed: &mut u64) -> u64 {
     let mut value = 0u64;
@@ -59,7 +59,7 @@ pub fn user_number(base: u64, offset: u32, failed: &mut u64) -> u64 {
     value
 }
 
-/// Reads a `T` in the current task's memory; None where there is none.
+/// Reads a `T` in the current task's user memory; None: the address cannot be read.
 #[inline(always)]
 pub fn read_user<T: Copy>(address: u64) -> Option<T> {
     // SAFETY: bpf_probe_read_user checks the address and fails instead of faulting.
@@ -88,14 +88,14 @@ pub fn memory_kernfs_node(task: u64, at: &Layout) -> u64 {
     number(cgroup, at.cgroup_kn)
 }
 
-/// Identity of `task`, with its leader's name and start time.
+/// The identity of `task`, with its leader's name and start time.
 #[inline(always)]
 pub fn identify(task: u64, at: &Layout) -> Task {
     let leader = number(task, at.task_group_leader);
     Task { comm: comm(leader, at), ..identify_thread(task, leader, at) }
 }
 
-/// Identity of `task`, with the thread's own name.
+/// The identity of `task`, with the thread's own name and its leader's start time.
 #[inline(always)]
 pub fn identify_sampled(task: u64, at: &Layout) -> Task {
     let leader = number(task, at.task_group_leader);

@@ -1,8 +1,8 @@
-//! User stacks by tables: from frame to frame, as each function's rule says.
+//! User stacks by unwind tables: from frame to frame, by the rule at each address.
 //!
-//! Where the kernel has a loop of its own, [`unwind_loop`] is what is loaded; elsewhere [`unwind_frames`], a few frames a
-//! call and then a tail call for the next few, which every verifier since 5.10 takes. Stack memory is read as it is; what
-//! cannot be followed ends the stack, and the sample says why.
+//! Where the kernel has `bpf_loop`, [`unwind_loop`] is loaded. Elsewhere it is [`unwind_frames`], which unwinds a few frames
+//! and then tail-calls itself for the next few; every verifier since 5.10 accepts that. Stack memory is read as it is. What
+//! cannot be followed ends the stack, and the sample carries the reason.
 
 use core::ffi::c_void;
 
@@ -22,11 +22,11 @@ use podopsy_wire::{
 
 use crate::{
     arch::{self, Registers, User},
-    mapping::{self, Mapping, PLACE_ANONYMOUS, PLACE_FILE},
+    bpf_loop::{LAST, repeat},
+    mapping::{self, MAPPED_ANONYMOUS, MAPPED_FILE, Mapping},
     maps::CONFIG,
-    oncpu::{self, ADDRESSES, Record},
-    python::Walk,
-    repeat::{LAST, repeat},
+    oncpu::{self, ADDRESSES, SampleBuffer},
+    python::PythonWalk,
     task::read_user,
 };
 
@@ -36,30 +36,30 @@ pub static UNWIND_LAYOUT: Global<UnwindLayout> = Global::new(UnwindLayout::OFF);
 
 type Slab = btf_maps::Array<[u32; SLAB_WORDS], 1, { BPF_F_MMAPABLE as usize }>;
 
-/// Slabs, which user space adds as it needs them and writes by mmap.
+/// Slabs. User space adds them as needed and writes them by mmap.
 #[btf_map]
 static SLABS: ArrayOfMaps<Slab, SLABS_MAX> = ArrayOfMaps::new();
 
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(RULES_MAX as u32, 0);
 
-/// At 0 [`unwind_loop`], or [`unwind_frames`], which calls itself; at [`PYTHON`] what they call last, where that could be
-/// loaded.
+/// At 0 [`unwind_loop`], or [`unwind_frames`], which calls itself; at [`PYTHON`] the program that they call last, if it could
+/// be loaded.
 #[map]
 static UNWINDER: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
-/// [`crate::python`]'s program.
+/// The slot of [`crate::python`]'s program.
 const PYTHON: u32 = 1;
 
-/// 32 tail calls are allowed, the sampler's included: four frames each are enough for [`FRAMES_MAX`], and the fewer they
-/// are the less is there to verify.
+/// 32 tail calls are allowed, the sampler's included. Four frames in each are enough for [`FRAMES_MAX`]; the fewer frames,
+/// the less the verifier has to check.
 const FRAMES_A_CALL: u32 = 4;
 
 const _: () = assert!(FRAMES_MAX as u32 <= 32 * FRAMES_A_CALL);
 
-/// Where the unwinder is; too big for the BPF stack, and shared between its calls.
+/// The state of the unwinder; too big for the BPF stack, and shared between its calls.
 #[repr(C)]
-pub struct State {
+pub struct UnwindState {
     registers: Registers,
     ip: u64,
     sp: u64,
@@ -67,32 +67,32 @@ pub struct State {
     mm: u64,
     pid: u32,
     pub frames: u32,
-    /// 1: `ip` is where it stood; 0: it is a return address, and the call is before it.
+    /// 1: `ip` is the address of the current instruction; 0: it is a return address, and the call is before it.
     exact: u32,
-    /// 1: the innermost frame stands behind the instruction of a system call.
+    /// 1: the innermost frame's `ip` is behind the instruction of a system call.
     in_syscall: u32,
-    /// [`End`]: why a frame pointer had to be trusted first; 0: not yet.
+    /// [`End`]: why a frame pointer had to be used for the first time; 0: none was used yet.
     guessed: u32,
-    /// The frame that this was at.
+    /// The frame at which that happened.
     guessed_frame: u32,
     /// 1: all registers are the frame's own; 0: only stack and frame pointer.
     innermost: u32,
     /// 1: the sample was taken in the kernel, on the process's behalf.
     in_kernel: u32,
-    /// How it ended, for whoever sends the sample.
+    /// Why and at which frame the stack ended, for the program that sends the sample.
     pub end: u32,
     pub end_frame: u32,
     mapping: Mapping,
-    pub python: Walk,
+    pub python: PythonWalk,
 }
 
 #[map]
-pub static STATE: PerCpuArray<State> = PerCpuArray::with_max_entries(1, 0);
+pub static STATE: PerCpuArray<UnwindState> = PerCpuArray::with_max_entries(1, 0);
 
-/// Unwinds the current task's user stack behind what `record` holds, and sends it. False: it cannot, and the caller
-/// still has the sample to send.
+/// Unwinds the current task's user stack into `record` behind the kernel's stack, and sends the sample. False: it cannot,
+/// and the caller has to send the sample.
 #[inline(always)]
-pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) -> bool {
+pub fn start(ctx: &PerfEventContext, record: &mut SampleBuffer, task: u64) -> bool {
     let at = UNWIND_LAYOUT.load();
     if at.on == 0 {
         return false;
@@ -134,26 +134,26 @@ pub fn start(ctx: &PerfEventContext, record: &mut Record, task: u64) -> bool {
     false
 }
 
-/// The whole stack, by the kernel's own loop (5.17).
+/// Unwinds the whole stack with `bpf_loop` (5.17).
 #[perf_event]
 pub fn unwind_loop(ctx: PerfEventContext) -> i32 {
-    // One more, which ends what is too deep.
+    // One more step than frames: it ends a stack that is too deep.
     repeat(FRAMES_MAX as u32 + 1, step);
-    if let Some((state, record)) = places() {
+    if let Some((state, record)) = buffers() {
         finish(&ctx, state, record);
     }
     0
 }
 
 extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
-    let Some((state, record)) = places() else { return LAST };
+    let Some((state, record)) = buffers() else { return LAST };
     advance(state, record, &UNWIND_LAYOUT.load()) as i64
 }
 
-/// A few frames, and the rest by calling itself.
+/// Unwinds a few frames, and the rest by tail-calling itself.
 #[perf_event]
 pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
-    let Some((state, record)) = places() else { return 0 };
+    let Some((state, record)) = buffers() else { return 0 };
     let at = UNWIND_LAYOUT.load();
     for _ in 0..FRAMES_A_CALL {
         if advance(state, record, &at) {
@@ -167,19 +167,19 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
     0
 }
 
-/// This CPU's own: where the unwinder is, and the sample that it adds to.
+/// This CPU's state of the unwinder, and the sample that it adds to.
 #[inline(always)]
-pub fn places() -> Option<(&'static mut State, &'static mut Record)> {
+pub fn buffers() -> Option<(&'static mut UnwindState, &'static mut SampleBuffer)> {
     let (state, record) = (STATE.get_ptr_mut(0)?, oncpu::RECORD.get_ptr_mut(0)?);
-    // SAFETY: this CPU's own slots; the handler does not interrupt itself, and each program or step asks once.
+    // SAFETY: this CPU's own slots; the handler does not interrupt itself, and each program or step calls this once.
     unsafe { Some((&mut *state, &mut *record)) }
 }
 
-/// Goes on by one frame; true: there it ends, and `state` says why.
+/// Advances by one frame; true: the stack ends there, and `state` has the reason.
 #[inline(always)]
-fn advance(state: &mut State, record: &mut Record, at: &UnwindLayout) -> bool {
+fn advance(state: &mut UnwindState, record: &mut SampleBuffer, at: &UnwindLayout) -> bool {
     let Err(end) = frame(state, record, at) else { return false };
-    // What went wrong is where a frame pointer was trusted, not where that led to.
+    // The failure is where a frame pointer was used first, not where that led to.
     (state.end, state.end_frame) = if end as u32 != End::Complete as u32 && state.guessed != 0 {
         (state.guessed, state.guessed_frame)
     } else {
@@ -190,7 +190,7 @@ fn advance(state: &mut State, record: &mut Record, at: &UnwindLayout) -> bool {
 
 /// Sends the sample, with Python's frames if an interpreter was in the stack.
 #[inline(always)]
-fn finish(ctx: &PerfEventContext, state: &mut State, record: &mut Record) {
+fn finish(ctx: &PerfEventContext, state: &mut UnwindState, record: &mut SampleBuffer) {
     if record.head.python != 0 {
         // SAFETY: the program there is of the same type.
         unsafe { UNWINDER.tail_call(ctx, PYTHON) };
@@ -198,32 +198,32 @@ fn finish(ctx: &PerfEventContext, state: &mut State, record: &mut Record) {
     oncpu::send_ended(record, state.frames, state.end, state.end_frame);
 }
 
-/// Notes the frame that `state` is at, and goes on to its caller.
+/// Records the current frame, and moves on to its caller.
 #[inline(always)]
-fn frame(state: &mut State, record: &mut Record, at: &UnwindLayout) -> Result<(), End> {
+fn frame(state: &mut UnwindState, record: &mut SampleBuffer, at: &UnwindLayout) -> Result<(), End> {
     if state.frames >= FRAMES_MAX as u32 {
         return Err(End::Truncated);
     }
     let slot = (record.kernel_frames() + state.frames) as usize & (ADDRESSES - 1);
     record.addresses[slot] = state.ip;
     state.frames += 1;
-    // Behind a call that does not return there may be another function.
+    // A call that does not return may be the last instruction of its function, so the return address may be in the next one.
     let address = if state.exact != 0 { state.ip } else { state.ip.wrapping_sub(1) };
     if (address < state.mapping.start || address >= state.mapping.end)
         && !mapping::find(&mut state.mapping, state.mm, address, state.pid, at)
     {
-        // In the midst of exec or exit the registers are those of memory that is gone: there is no stack to lose.
+        // In the middle of exec or exit the registers refer to memory that is gone: there is no stack.
         if state.innermost != 0 && state.in_kernel != 0 {
             state.frames = 0;
             return Err(End::NoUser);
         }
         return Err(End::NoMapping);
     }
-    if state.mapping.place == PLACE_FILE && state.mapping.table.python != 0 {
+    if state.mapping.mapped == MAPPED_FILE && state.mapping.table.python != 0 {
         record.head.python = state.mapping.table.python;
         record.head.python_to_offset = state.mapping.to_offset;
     }
-    if state.mapping.place == PLACE_ANONYMOUS {
+    if state.mapping.mapped == MAPPED_ANONYMOUS {
         return without_rule(state, End::Anonymous);
     }
     match state.mapping.table.state {
@@ -257,7 +257,7 @@ fn rule_number(mapping: &Mapping, offset: u64) -> u32 {
     let key = (offset as u32) << 16 | 0xffff;
     let mut first = (entry >> DIRECTORY_FIRST_SHIFT) as u32 & 0xff_ffff;
     let mut count = entry as u32 & 0xff_ffff;
-    // The row looked for is one of `count` from `first` on, and the page's first row is never behind the key.
+    // Invariant: the wanted row is one of the `count` rows from `first` on. The page's first row is never behind the key.
     for _ in 0..16 {
         if count <= 1 {
             break;
@@ -275,7 +275,7 @@ fn rule_number(mapping: &Mapping, offset: u64) -> u32 {
 }
 
 #[inline(always)]
-fn follow(state: &mut State, rule: &Rule) -> Result<(), End> {
+fn follow(state: &mut UnwindState, rule: &Rule) -> Result<(), End> {
     match rule.kind {
         KIND_STOP => return Err(End::Complete),
         KIND_NONE => return without_rule(state, End::NoRule),
@@ -309,13 +309,13 @@ fn follow(state: &mut State, rule: &Rule) -> Result<(), End> {
     caller(state, ra, cfa)
 }
 
-/// Goes on at `ip` with the stack at `sp`.
+/// Moves to the caller at `ip` with the stack at `sp`.
 #[inline(always)]
-fn caller(state: &mut State, ip: u64, sp: u64) -> Result<(), End> {
+fn caller(state: &mut UnwindState, ip: u64, sp: u64) -> Result<(), End> {
     if sp < state.sp || (sp == state.sp && state.innermost == 0) {
         return Err(End::NoProgress);
     }
-    // Whoever starts a thread leaves no address to return to.
+    // The code that starts a thread leaves a return address of 0.
     if ip == 0 {
         return Err(End::Complete);
     }
@@ -324,20 +324,21 @@ fn caller(state: &mut State, ip: u64, sp: u64) -> Result<(), End> {
     Ok(())
 }
 
-/// No rule here: a signal's trampoline, a function that libc leaves without one, or else the frame pointer.
+/// Follows a frame without a rule: a signal's trampoline, a function that libc leaves without one, or else by its frame
+/// pointer.
 #[inline(always)]
-fn without_rule(state: &mut State, why: End) -> Result<(), End> {
+fn without_rule(state: &mut UnwindState, why: End) -> Result<(), End> {
     if read_user::<u64>(state.ip) == Some(arch::SIGRETURN) {
         return signal(state);
     }
-    // glibc's clone ends its rules at the system call, where the child's stack begins: in the parent they would hold.
+    // glibc's clone ends its rules at the system call, where the child's stack begins. In the parent they would still hold.
     if state.in_syscall != 0 && state.innermost != 0 {
         let cfa = state.sp.wrapping_add(arch::ENTRY_CFA as u64);
         let ra = word(cfa.wrapping_add(arch::ENTRY_RA as u64))?;
         return caller(state, ra, cfa);
     }
     if state.fp == 0 {
-        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. The innermost one may have any number there.
+        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. The innermost frame may have any value there.
         return Err(if state.innermost == 0 { End::Complete } else { why });
     }
     if state.guessed == 0 {
@@ -353,13 +354,13 @@ fn without_rule(state: &mut State, why: End) -> Result<(), End> {
     caller(state, ra, sp)
 }
 
-/// The interrupted code's registers are on the stack.
+/// Follows a signal frame: the interrupted code's registers are on the stack.
 #[inline(always)]
-fn signal(state: &mut State) -> Result<(), End> {
+fn signal(state: &mut UnwindState) -> Result<(), End> {
     let at = state.sp;
     state.ip = word(at.wrapping_add(arch::SIGNAL_IP))?;
     state.fp = word(at.wrapping_add(arch::SIGNAL_FP))?;
-    // The handler may have had a stack of its own, anywhere.
+    // The handler may have had a stack of its own, at any address.
     state.sp = word(at.wrapping_add(arch::SIGNAL_SP))?;
     (state.exact, state.innermost) = (1, 0);
     Ok(())
@@ -367,7 +368,7 @@ fn signal(state: &mut State) -> Result<(), End> {
 
 /// A register's value in this frame, if it is still known.
 #[inline(always)]
-fn register(state: &State, number: u8) -> Result<u64, End> {
+fn register(state: &UnwindState, number: u8) -> Result<u64, End> {
     match number {
         arch::STACK => Ok(state.sp),
         arch::FRAME => Ok(state.fp),

@@ -1,24 +1,26 @@
-//! What user space tells the probes at load time. Constant from then on, so that the verifier
-//! removes the branches that this kernel does not need.
+//! Settings that user space writes into the probes' read-only globals before the load. They are constant from then on,
+//! so that the verifier removes the branches that this kernel does not need.
+
+use bytemuck::{Pod, Zeroable};
 
 use crate::dns::DNS_PORTS_MAX;
 
-/// An offset that this kernel does not have.
+/// The offset of a member that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Sample every process.
+/// `Config::scope`: sample every process.
 pub const SCOPE_NODE: u32 = 0;
 /// Sample the memory cgroups in the map `TARGETS`.
 pub const SCOPE_CGROUPS: u32 = 1;
 /// Sample the process ids in the map `TARGETS`.
 pub const SCOPE_PROCESS: u32 = 2;
 
-/// `Config::sample_budget` is for 2^this ns: 134 ms.
+/// `Config::sample_budget` is per 2^this ns: 134 ms.
 pub const BUDGET_SHIFT: u32 = 27;
 
-/// Byte offsets in kernel structures, from BTF; [`ABSENT`] where there is no such member.
+/// Byte offsets in kernel structures, from BTF; [`ABSENT`] where this kernel has no such member.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Layout {
     pub task_pid: u32,
     pub task_tgid: u32,
@@ -34,13 +36,13 @@ pub struct Layout {
     pub cgroup_kn: u32,
     pub kernfs_node_id: u32,
     pub signal_oom_score_adj: u32,
-    /// The counter of MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES in `mm_struct`.
+    /// The counters MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES in `mm_struct`.
     pub mm_rss: [u32; 4],
     /// `sock.sk_err`, `sock.__sk_common.skc_cookie`, `.skc_dport`.
     pub sock_err: u32,
     pub sock_cookie: u32,
     pub sock_dport: u32,
-    /// Of a `struct linux_binprm` to what names its file.
+    /// From `struct linux_binprm` to the device and inode number of its file.
     pub binprm_file: u32,
     pub file_inode: u32,
     pub inode_ino: u32,
@@ -51,51 +53,27 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// No member known: every read by offset is left out.
-    pub const EMPTY: Layout = Layout {
-        task_pid: ABSENT,
-        task_tgid: ABSENT,
-        task_comm: ABSENT,
-        task_group_leader: ABSENT,
-        task_start_boottime: ABSENT,
-        task_cgroups: ABSENT,
-        task_mm: ABSENT,
-        task_signal: ABSENT,
-        css_set_memory: ABSENT,
-        css_cgroup: ABSENT,
-        cgroup_kn: ABSENT,
-        kernfs_node_id: ABSENT,
-        signal_oom_score_adj: ABSENT,
-        mm_rss: [ABSENT; 4],
-        sock_err: ABSENT,
-        sock_cookie: ABSENT,
-        sock_dport: ABSENT,
-        binprm_file: ABSENT,
-        file_inode: ABSENT,
-        inode_ino: ABSENT,
-        inode_sb: ABSENT,
-        super_block_dev: ABSENT,
-        kernfs_node_name: ABSENT,
-        kernfs_node_parent: ABSENT,
-    };
+    /// No member is known: every read by offset is skipped.
+    pub const EMPTY: Layout = bytemuck::must_cast([ABSENT; size_of::<Layout>() / 4]);
 }
 
 /// The probes' read-only global `CONFIG`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Config {
     pub layout: Layout,
-    /// 1: `mark_victim` passes the task (6.9, and stable kernels that took it); 0: only its pid.
+    /// 1: `mark_victim` passes the task (6.9, and stable kernels with the backport); 0: only its thread id.
     pub victim_is_task: u32,
     /// `SCOPE_*`.
     pub scope: u32,
-    /// Samples that a CPU may take in a [`BUDGET_SHIFT`] of time; 0: as many as come.
+    /// Samples that a CPU may take in each period of 2^[`BUDGET_SHIFT`] ns; 0: no limit.
     pub sample_budget: u32,
 }
 
-/// The probes' read-only global `DNS`: apart, because every packet of the node asks for the ports.
+/// The probes' read-only global `DNS`. It is separate from `CONFIG` because the ports are read for every packet of the
+/// node.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsConfig {
     /// Server ports that carry DNS, host byte order; 0: unused slot.
     pub ports: [u16; DNS_PORTS_MAX],
@@ -103,11 +81,11 @@ pub struct DnsConfig {
     pub answers: u32,
     /// Ship answers that took this long (µs) even if they are successes; 0: do not.
     pub slow_us: u32,
-    /// Ship one success in so many; 0: none.
+    /// Ship one success in this many; 0: none.
     pub sample: u32,
-    /// Token bucket of each container: µs for one record to be paid for (0: no limit) …
+    /// Token bucket of each container: µs after which one more record is allowed (0: no limit), at most 1,000,000.
     pub interval_us: u32,
-    /// … and how many may come at once.
+    /// Token bucket of each container: records that may be shipped at once.
     pub burst: u32,
 }
 

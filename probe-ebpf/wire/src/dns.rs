@@ -1,4 +1,6 @@
-//! A DNS query in flight, and what became of it (RFC 1035).
+//! A DNS query in flight, and the record of its answer (RFC 1035).
+
+use bytemuck::{Pod, Zeroable};
 
 use crate::Task;
 
@@ -9,22 +11,22 @@ pub const DNS_MESSAGE_MAX: usize = 512;
 /// How many server ports can be watched.
 pub const DNS_PORTS_MAX: usize = 4;
 
-/// The query waits for its answer.
+/// `DnsPending::state`: the query waits for its answer.
 pub const STATE_WAITING: u32 = 0;
-/// User space has reported its timeout; an answer is late from now on.
+/// User space has reported the timeout; an answer is late from now on.
 pub const STATE_TIMED_OUT: u32 = 1;
 
-/// Why a success was shipped: all were asked for …
+/// `DnsRecord::why`: all answers were requested (`DnsConfig::answers`).
 pub const WHY_ANSWER: u32 = 1;
-/// … it took longer than `DnsConfig::slow_us` (of a failure, too) …
+/// It took longer than `DnsConfig::slow_us`; also set for failures.
 pub const WHY_SLOW: u32 = 2;
-/// … it was drawn, one in `DnsConfig::sample`. None of them: it is no plain success.
+/// It was drawn, one success in `DnsConfig::sample`. With no bit set it is not a plain success.
 pub const WHY_SAMPLE: u32 = 4;
 
 /// What makes an answer belong to a query. The server is part of it: some clients send one id to
 /// several servers from one socket.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DnsKey {
     /// Socket cookie.
     pub cookie: u64,
@@ -40,7 +42,7 @@ pub struct DnsKey {
 
 /// A query in flight.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsPending {
     pub asker: Task,
     pub first_sent_ns: u64,
@@ -54,36 +56,26 @@ pub struct DnsPending {
     pub flags: u16,
     /// QDCOUNT, host byte order.
     pub questions: u16,
-    /// Answers that came and found their socket's receive buffer full.
+    /// Answers that arrived and found the socket's receive buffer full.
     pub drops: u32,
-    /// The bytes behind the query's header. Last: a copy may end where it ends.
+    /// The bytes after the query's header. It is the last field, so that a copy can stop after `question_len` bytes.
     pub question: [u8; DNS_QUESTION_MAX],
 }
 
 impl DnsPending {
-    pub const EMPTY: DnsPending = DnsPending {
-        asker: Task::UNKNOWN,
-        first_sent_ns: 0,
-        last_sent_ns: 0,
-        sends: 0,
-        state: STATE_WAITING,
-        question_len: 0,
-        flags: 0,
-        questions: 0,
-        drops: 0,
-        question: [0; DNS_QUESTION_MAX],
-    };
+    /// A query that waits, with nothing filled in.
+    pub const EMPTY: DnsPending = bytemuck::zeroed();
 }
 
-/// A query that met its response.
+/// A query together with its response.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsRecord {
     pub key: DnsKey,
     pub pending: DnsPending,
     /// When the response came in.
     pub time_ns: u64,
-    /// Length of the DNS message as the network carried it (for TCP: as its length prefix says).
+    /// Length of the DNS message as the network carried it (for TCP: as its length prefix gives it).
     pub message_size: u32,
     /// Valid bytes in `message`.
     pub message_len: u32,
@@ -96,7 +88,7 @@ pub struct DnsRecord {
 
 /// A socket that the network reported an error to (tracepoint `sock:inet_sk_error_report`).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SocketError {
     pub cookie: u64,
     pub time_ns: u64,

@@ -1,8 +1,10 @@
-//! A process that has just become a program (kernel: `fs/exec.c`).
+//! A process that has just started a program (kernel: `fs/exec.c`).
 
-/// The program's file was not seen before, or long ago.
+use bytemuck::{Pod, Zeroable};
+
+/// Sent when the program's file was not seen before, or not for a long time.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Exec {
     /// Process id.
     pub pid: u32,

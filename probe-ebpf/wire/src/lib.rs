@@ -1,13 +1,20 @@
-//! The records that cross the kernel boundary. `#[repr(C)]`, integers only, no padding, no
-//! dependencies; the kernel side writes them, `agent/src/decode` reads them.
+//! What the kernel side and the agent share: the records that cross the kernel boundary, the settings that go the other
+//! way, and the pure DNS rules that both sides apply.
 //!
-//! Times are nanoseconds of CLOCK_BOOTTIME. Pids are those of the initial pid namespace.
+//! Records are `#[repr(C)]`, integers only, without padding; the derive of [`bytemuck::Pod`] checks that. The kernel side
+//! writes them, `agent/decode` reads them with [`bytemuck`], so that the order of fields is written once, here. Enums are
+//! carried as integers, because a record may hold any bit pattern.
+//!
+//! Times are nanoseconds of CLOCK_BOOTTIME. Process ids are those of the initial pid namespace.
+//!
+//! Must not depend on: anything but `core` and `bytemuck`.
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod config;
 mod dns;
 mod dns_counters;
+mod dns_rules;
 mod exec;
 mod loss;
 mod oncpu;
@@ -26,6 +33,7 @@ pub use dns_counters::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
     ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DnsCounters,
 };
+pub use dns_rules::{DNS_HEADER_BYTES, DnsHeader, TokenBucket, latency_bucket};
 pub use exec::Exec;
 pub use loss::{LOSSES, Loss};
 pub use oncpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};

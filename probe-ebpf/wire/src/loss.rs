@@ -1,81 +1,114 @@
-//! Losses, counted where they happen: one per-CPU counter each, in the map `LOSSES`.
+//! Loss counters of the kernel side: one per-CPU counter for each reason, in the map `LOSSES`.
 
-/// Index into the map `LOSSES`.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// A kill found the ring `OOM_EVENTS` full.
-    OomRing = 0,
-    /// The kernel passed only a thread id, and no signal told whose: the victim's cgroup is not known.
-    OomVictimByPid = 1,
-    /// A DNS record found the ring `DNS_EVENTS` full.
-    DnsRing = 2,
-    /// A query could not be put into `DNS_IN_FLIGHT`.
-    DnsInFlight = 3,
-    /// A message on a DNS port was shorter than a DNS header.
-    DnsShort = 4,
-    /// Where a DNS message begins in a TCP stream was not known: a gap in it, no length that could be one, or more
-    /// messages in a segment than are followed.
-    DnsTcpUnparsed = 5,
-    /// The first fragment of a fragmented answer: its length is not known.
-    DnsFragment = 6,
-    /// The asker was not known at the time of the query.
-    DnsAsker = 7,
-    /// A sample found the ring `SAMPLES` full.
-    OncpuRing = 8,
-    /// A user stack could not be read at all.
-    OncpuUserStack = 9,
-    /// A stack was deeper than `FRAMES_MAX`.
-    OncpuTruncated = 10,
-    /// Who connected a TCP socket could not be put into `DNS_CONNECTED`.
-    DnsConnected = 11,
-    /// Not a loss but its measure: queries put into `DNS_IN_FLIGHT` …
-    DnsInserted = 12,
-    /// … and taken out of it by the kernel side. The difference that is not there was evicted.
-    DnsRemoved = 13,
-    /// A new program's file found the ring `EXECS` full: it is opened when a kill first names it, if it is still there.
-    ExecRing = 14,
-    /// A wish for an unwind table found the ring `TABLE_REQUESTS` or the map `TABLES` full.
-    UnwindRequest = 15,
-    /// A SIGKILL found the ring `SIGNAL_EVENTS` full.
-    SigkillRing = 16,
-    /// A SIGKILL of the kernel's found the map `SIGKILL_BY_KERNEL` full.
-    SigkillByKernel = 17,
-    /// Not a loss but a measure: SIGKILLs that processes of one memory cgroup sent each other, which are not told.
-    SigkillOwn = 18,
-    /// A sample was over the CPU's budget (`Config::sample_budget`).
-    SampleThrottled = 19,
-    /// A DNS record that was due found its container's token bucket empty; `DnsCounters` says whose.
-    DnsThrottled = 20,
-    /// A container found no place in the map `DNS_COUNTERS`: its lookups are not in the counts.
-    DnsCounters = 21,
-    /// Whom a query's application named could not be noted: behind address translation its answer is not recognised.
-    DnsNamed = 22,
+/// Defines [`Loss`] from one list, so that a reason, its explanation and its counter's name stand together.
+macro_rules! loss_reasons {
+    ($($(#[$doc:meta])* $reason:ident = $name:literal,)*) => {
+        /// Why the kernel side dropped something, or could not record a part of it. The value is the index into the map
+        /// `LOSSES`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Loss {
+            $($(#[$doc])* $reason,)*
+        }
+
+        impl Loss {
+            /// All reasons, by index.
+            pub const ALL: &[Loss] = &[$(Loss::$reason),*];
+
+            /// The counter's name in events, metrics and reports.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Loss::$reason => $name,)*
+                }
+            }
+        }
+    };
 }
 
-/// Names of the counters as events, metrics and reports show them, by index.
-pub const LOSSES: [&str; 23] = [
-    "oom_ring",
-    "oom_victim_by_pid",
-    "dns_ring",
-    "dns_in_flight",
-    "dns_short",
-    "dns_tcp_unparsed",
-    "dns_fragment",
-    "dns_asker",
-    "oncpu_ring",
-    "oncpu_user_stack",
-    "oncpu_truncated",
-    "dns_connected",
-    "dns_inserted",
-    "dns_removed",
-    "exec_ring",
-    "unwind_request",
-    "sigkill_ring",
-    "sigkill_by_kernel",
-    "sigkill_own",
-    "sample_throttled",
-    "dns_throttled",
-    "dns_counters_full",
-    "dns_named",
-];
+loss_reasons! {
+    /// An OOM kill, because the ring `OOM_EVENTS` was full when the kernel marked the victim.
+    OomRing = "oom_ring",
+    /// The identity of a victim: the kernel passed only a thread id, and no SIGKILL to that thread was seen just before.
+    /// The kill is reported without the victim's cgroup.
+    OomVictimByPid = "oom_victim_by_pid",
+    /// A DNS record (a query with its answer, or a socket error), because the ring `DNS_EVENTS` was full.
+    DnsRing = "dns_ring",
+    /// A query, because it could not be inserted into the map `DNS_IN_FLIGHT`. Its answer or timeout is not seen.
+    DnsInFlight = "dns_in_flight",
+    /// A datagram on a DNS port that is shorter than a DNS header.
+    DnsShort = "dns_short",
+    /// The messages of a TCP stream up to the next one that can be recognised. The place where a message begins was lost:
+    /// a gap in the stream, an impossible length, a full map `DNS_STREAMS`, or more messages in one segment than tail
+    /// calls are allowed.
+    DnsTcpUnparsed = "dns_tcp_unparsed",
+    /// The rest of a fragmented datagram: only its first fragment was seen, so the message is not whole.
+    DnsFragment = "dns_fragment",
+    /// The asker of a query: the current task could not be identified when the query was sent.
+    DnsAsker = "dns_asker",
+    /// A sample, because the ring `SAMPLES` was full.
+    OncpuRing = "oncpu_ring",
+    /// Not counted any more: a sample without a user stack carries the reason itself ([`crate::End`]).
+    OncpuUserStack = "oncpu_user_stack",
+    /// The outer frames of a stack that is deeper than `FRAMES_MAX`.
+    OncpuTruncated = "oncpu_truncated",
+    /// The task that connected a TCP socket to a DNS server, because it could not be inserted into the map
+    /// `DNS_CONNECTED`. Queries of that socket may have the wrong asker.
+    DnsConnected = "dns_connected",
+    /// A measure, not a loss: queries inserted into `DNS_IN_FLIGHT`. Inserted less removed less present is the number of
+    /// queries that the LRU map evicted.
+    DnsInserted = "dns_inserted",
+    /// A measure, not a loss: queries that the kernel side removed from `DNS_IN_FLIGHT`.
+    DnsRemoved = "dns_removed",
+    /// The notice of a program that starts, because the ring `EXECS` was full. Its file is opened when a kill first needs
+    /// a name from it, if the file is still there.
+    ExecRing = "exec_ring",
+    /// A request for an unwind table, because the ring `TABLE_REQUESTS` or the map `TABLES` was full.
+    UnwindRequest = "unwind_request",
+    /// A SIGKILL, because the ring `SIGNAL_EVENTS` was full.
+    SigkillRing = "sigkill_ring",
+    /// A SIGKILL that the kernel sent, because the map `SIGKILL_BY_KERNEL` was full.
+    SigkillByKernel = "sigkill_by_kernel",
+    /// A measure, not a loss: SIGKILLs between processes of one memory cgroup, which are not reported.
+    SigkillOwn = "sigkill_own",
+    /// A sample, because the CPU had used up its budget (`Config::sample_budget`).
+    SampleThrottled = "sample_throttled",
+    /// A DNS record that was due, because its container's token bucket was empty. `DnsCounters::throttled` has the same
+    /// count for each container.
+    DnsThrottled = "dns_throttled",
+    /// The counts of a container's queries, because the map `DNS_COUNTERS` was full.
+    DnsCounters = "dns_counters_full",
+    /// The server address that an application gave to sendmsg, because it could not be inserted into a map. Behind address
+    /// translation the answer to that query is not recognised.
+    DnsNamed = "dns_named",
+}
+
+/// The counters' names, by index.
+pub const LOSSES: [&str; Loss::ALL.len()] = {
+    let mut names = [""; Loss::ALL.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = Loss::ALL[index].as_str();
+        index += 1;
+    }
+    names
+};
+
+impl Loss {
+    /// Whether the counter only measures, so that it does not belong in a list of losses.
+    pub const fn is_measure(self) -> bool {
+        matches!(self, Loss::DnsInserted | Loss::DnsRemoved | Loss::SigkillOwn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_is_at_its_index_and_has_a_name_of_its_own() {
+        for (index, loss) in Loss::ALL.iter().enumerate() {
+            assert_eq!(*loss as usize, index);
+            assert!(Loss::ALL[..index].iter().all(|other| other.as_str() != loss.as_str()), "{loss:?}");
+        }
+    }
+}

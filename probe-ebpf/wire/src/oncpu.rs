@@ -1,18 +1,20 @@
 //! A sample of a CPU.
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::Task;
 
-/// The kernel's name of one of its addresses, with its module and a zero (KSYM_NAME_LEN is 512, and names have some 30).
+/// The kernel's name of one of its addresses, with its module and a NUL (KSYM_NAME_LEN is 512; most names have about 30).
 pub const KERNEL_NAME_BYTES: usize = 256;
 
 /// Deepest stack, kernel and user each.
 pub const FRAMES_MAX: usize = 127;
 
-/// The head of a sample; `kernel_len` bytes of kernel addresses follow, then `user_len` of user ones, then
-/// `python_len` of Python frames, two words each: the code object's address, and where in the code it stands with
-/// [`crate::PYTHON_ENTRY`]; innermost first all of them.
+/// The head of a sample. `kernel_len` bytes of kernel addresses follow, then `user_len` bytes of user addresses, then
+/// `python_len` bytes of Python frames; all of them innermost first. A Python frame is two words: the address of the code
+/// object, and the position in the code with [`crate::PYTHON_ENTRY`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sample {
     pub task: Task,
     /// Bytes, or a negative errno: no kernel stack (the CPU was in user mode).
@@ -21,7 +23,7 @@ pub struct Sample {
     pub user_len: i32,
     /// [`crate::End`]: why the user stack ended.
     pub end: u32,
-    /// The user frame, counted from the innermost, that this is about.
+    /// The user frame that `end` is about, counted from the innermost.
     pub end_frame: u32,
     /// Bytes.
     pub python_len: u32,
@@ -30,7 +32,7 @@ pub struct Sample {
     /// The interpreter's file: [`crate::Table::python`].
     pub python: u32,
     pub unused: u32,
-    /// `Mapping::to_offset` of that file's code.
+    /// Added to an address in that file's code it gives the offset in the file (`Mapping::to_offset`).
     pub python_to_offset: u64,
 }
 

@@ -1,5 +1,7 @@
 //! A victim of the OOM killer (kernel: `mm/oom_kill.c`).
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::Task;
 
 /// Deepest kernel stack of the trigger.
@@ -7,14 +9,14 @@ pub const OOM_KERNEL_FRAMES: usize = 64;
 /// Deepest user stack of the trigger.
 pub const OOM_USER_FRAMES: usize = 64;
 
-/// Levels of the victim's cgroup path that are kept; kind nests kubelets' cgroups in a container's.
+/// Levels of the victim's cgroup path that are kept; kind nests a kubelet's cgroups inside a container's.
 pub const CGROUP_LEVELS: usize = 8;
 /// Bytes of a cgroup's name, with its NUL; `cri-containerd-<64 digits>.scope` has 86.
 pub const CGROUP_NAME_MAX: usize = 96;
 
 /// `struct bpf_stack_build_id` (`<linux/bpf.h>`).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BuildIdFrame {
     /// 0: empty; 1: `build_id` and a file offset; 2: `offset` is an address.
     pub status: i32,
@@ -22,11 +24,12 @@ pub struct BuildIdFrame {
     pub offset: u64,
 }
 
+/// A victim and the trigger, taken when the kernel marks the victim.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct OomRecord {
     pub time_ns: u64,
-    /// Where the kernel passed only a thread id and nothing told the task: `pid` holds that id, the rest is unknown.
+    /// Where the kernel passed only a thread id and no signal gave the task, `pid` holds that id and the rest is unknown.
     pub victim: Task,
     pub trigger: Task,
     /// Pages: file, anonymous, swapped, shared; `u64::MAX`: not known.
@@ -37,12 +40,12 @@ pub struct OomRecord {
     pub kernel_len: i32,
     /// Bytes in `user`, or a negative errno.
     pub user_len: i32,
-    /// 1: marked without a SIGKILL of its own. The kernel only let it into the reserves, to end sooner.
+    /// 1: marked without a SIGKILL of its own. The kernel only gave it access to memory reserves, so that it ends sooner.
     pub already_dying: u32,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],
-    /// Names on the way from the victim's memory cgroup to the root, which has none: the path of a cgroup
-    /// that is gone before anyone has looked.
+    /// Names from the victim's memory cgroup up to the root, which has an empty name. The cgroup may be removed before
+    /// user space can look at it.
     pub cgroup: [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS],
 }
 

@@ -1,33 +1,35 @@
-//! Where CPython keeps its threads' frames, as user space tells the kernel side for each file that is an interpreter,
-//! and what the kernel side hands back.
+//! Where CPython keeps its threads' frames: user space writes a layout for each file that is an interpreter, and the
+//! kernel side walks the frames by it.
 //!
 //! ```text
 //! Table.python ─→ PYTHONS[n] ─→ _PyRuntime ─→ interpreters ─→ thread states ─→ the one of this thread ─→ its frames
 //! ```
 
-/// Interpreters' files that are known at a time; 0 is no interpreter.
+use bytemuck::{Pod, Zeroable};
+
+/// Size of the map `PYTHONS`: interpreters' files that are known at a time. Index 0 means no interpreter.
 pub const PYTHONS_MAX: usize = 64;
-/// Python frames of a sample.
+/// Most Python frames in a sample.
 pub const PYTHON_FRAMES_MAX: usize = 128;
-/// Thread states that are looked at for the one of the sampled thread.
+/// Most thread states that are searched for the one of the sampled thread.
 pub const PYTHON_THREADS_MAX: usize = 256;
 /// The longest `PythonLayout::frame_bytes`.
 pub const PYTHON_FRAME_BYTES: usize = 128;
 
-/// The frame's instruction is a pointer into its code.
+/// `PythonLayout::instruction_is`: the frame's instruction is a pointer into its code.
 pub const INSTRUCTION_POINTER: u32 = 0;
-/// … is an index of 16-bit units into its code, an `int` (3.10).
+/// The frame's instruction is an index of 16-bit units into its code, an `int` (3.10).
 pub const INSTRUCTION_INDEX: u32 = 1;
 
-/// In the second word of a frame: the marker says that this frame begins, or stands for, a call of the interpreter
-/// from C. The instruction's distance is in the lower half.
+/// A bit of a frame's second word: by its marker, the frame begins (or stands for) a call of the interpreter from C. The
+/// lower half of the word is the instruction's distance from the start of the code.
 pub const PYTHON_ENTRY: u64 = 1 << 63;
 
 /// One interpreter's file: byte offsets in its structures.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PythonLayout {
-    /// `_PyRuntime` is at this less `Mapping::to_offset`, for the mapping that the interpreter's code lies in.
+    /// The address of `_PyRuntime` is this minus `Mapping::to_offset` of the mapping that holds the interpreter's code.
     pub runtime: u64,
     /// `_PyRuntime.interpreters.head`.
     pub interpreters: u32,
@@ -36,11 +38,11 @@ pub struct PythonLayout {
     pub thread_next: u32,
     /// What `pthread_self` returned in the thread.
     pub thread_id: u32,
-    /// The innermost frame, or what points to it …
+    /// In the thread state: the pointer to the innermost frame, or to a structure that points to it.
     pub thread_frame: u32,
-    /// … here; [`crate::ABSENT`]: it is the frame.
+    /// In that structure: the pointer to the innermost frame. [`crate::ABSENT`]: `thread_frame` points to the frame itself.
     pub indirect_frame: u32,
-    /// How much of a frame is read: no more than the smallest has.
+    /// How many bytes of a frame are read: no more than the smallest frame has.
     pub frame_bytes: u32,
     pub frame_code: u32,
     pub frame_previous: u32,
@@ -51,7 +53,8 @@ pub struct PythonLayout {
     pub frame_marker: u32,
     pub marker_mask: u32,
     pub marker_value: u32,
-    /// What points to the innermost frame has another such thing before it, which this leads to; [`crate::ABSENT`]: no.
+    /// In the structure that points to the innermost frame: the pointer to the structure before it. [`crate::ABSENT`]: there
+    /// is none.
     pub indirect_previous: u32,
 }
 
@@ -59,14 +62,14 @@ pub struct PythonLayout {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PythonEnd {
-    /// No interpreter is in the stack, or there is nothing that walks its frames.
+    /// No interpreter is in the stack, or the program that walks its frames could not be loaded.
     #[default]
     None = 0,
-    /// At the outermost frame.
+    /// The walk reached the outermost frame.
     Complete = 1,
-    /// The runtime knows no such thread.
+    /// The runtime has no thread state for this thread.
     NoThread = 2,
-    /// More threads than are looked at.
+    /// The thread state was not among the first [`PYTHON_THREADS_MAX`].
     ManyThreads = 3,
     /// Memory of the runtime or of a frame could not be read.
     Unreadable = 4,

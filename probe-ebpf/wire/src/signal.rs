@@ -1,5 +1,7 @@
 //! A SIGKILL that was sent (kernel: `kernel/signal.c`).
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::{ABSENT, Task};
 
 /// `SI_USER`, `SI_KERNEL`, `SI_QUEUE`, `SI_TKILL` (`<asm-generic/siginfo.h>`).
@@ -10,19 +12,19 @@ pub const SI_TKILL: i32 = -6;
 /// The signal's `siginfo` could not be read.
 pub const SI_UNREAD: i32 = i32::MIN;
 
-/// The first SIGKILL of a process; what comes after it changes nothing.
+/// The first SIGKILL of a process. Later ones have no effect.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SignalRecord {
     pub time_ns: u64,
-    /// The task that was running when the signal was sent. It is the sender where `si_code` says that a process sent.
+    /// The task that was running when the signal was sent. It is the sender if `si_code` names a process as the source.
     pub sender: Task,
     pub target: Task,
     /// `siginfo.si_code`; [`SI_UNREAD`]: not known.
     pub si_code: i32,
-    /// 1: the kernel sent it on its own account (`SEND_SIG_PRIV`).
+    /// 1: the kernel itself sent it (`SEND_SIG_PRIV`).
     pub from_kernel: u32,
-    /// 1: to the process; 0: to one of its threads, which ends all of them just so.
+    /// 1: to the process; 0: to one of its threads, which ends all of them as well.
     pub to_process: u32,
     /// The process's id in its own pid namespace, so that PID 1 is 1; 0: not known.
     pub namespace_pid: u32,
@@ -30,38 +32,26 @@ pub struct SignalRecord {
 
 const _: () = assert!(size_of::<SignalRecord>() == 8 + 2 * 40 + 4 * 4);
 
-/// Byte offsets that only this probe needs; [`ABSENT`] where this kernel has no such member.
+/// The probes' read-only global `SIGNAL_LAYOUT`: byte offsets that only the sigkill probe needs; [`ABSENT`] where this
+/// kernel has no such member.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SignalLayout {
     pub siginfo_code: u32,
     pub task_flags: u32,
     pub task_thread_pid: u32,
-    /// Of a `signal_struct` to the number of its threads that live.
+    /// `signal_struct.live`: the number of threads that are alive.
     pub signal_live: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
 }
 
 impl SignalLayout {
-    pub const EMPTY: SignalLayout = SignalLayout {
-        siginfo_code: ABSENT,
-        task_flags: ABSENT,
-        task_thread_pid: ABSENT,
-        signal_live: ABSENT,
-        pid_level: ABSENT,
-        pid_numbers: ABSENT,
-    };
+    /// No member is known.
+    pub const EMPTY: SignalLayout = bytemuck::must_cast([ABSENT; size_of::<SignalLayout>() / 4]);
 
-    /// In memory order.
-    pub const fn words(&self) -> [u32; 6] {
-        [
-            self.siginfo_code,
-            self.task_flags,
-            self.task_thread_pid,
-            self.signal_live,
-            self.pid_level,
-            self.pid_numbers,
-        ]
+    /// Its words, in memory order.
+    pub const fn words(&self) -> [u32; size_of::<SignalLayout>() / 4] {
+        bytemuck::must_cast(*self)
     }
 }

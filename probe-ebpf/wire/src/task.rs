@@ -1,8 +1,10 @@
-//! A task, as every record names one.
+//! The identity of a task, as every record carries it.
 
-/// Identity of a task. The cgroup says whose it is; pid and start time say which process.
+use bytemuck::{Pod, Zeroable};
+
+/// Identity of a task. The cgroup id gives the owner; pid and start time give the process.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Task {
     /// kernfs id of its memory cgroup (`css_set.subsys[memory]->cgroup->kn->id`); 0: not known.
     pub cgroup_id: u64,
@@ -17,8 +19,8 @@ pub struct Task {
 }
 
 impl Task {
-    /// Nothing known.
-    pub const UNKNOWN: Task = Task { cgroup_id: 0, start_ns: 0, pid: 0, tid: 0, comm: [0; 16] };
+    /// Nothing is known.
+    pub const UNKNOWN: Task = bytemuck::zeroed();
 }
 
 const _: () = assert!(size_of::<Task>() == 40);

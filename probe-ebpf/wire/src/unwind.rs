@@ -1,4 +1,4 @@
-//! Unwind tables as user space lays them out in slabs and the kernel side reads them, and why a stack ended.
+//! Unwind tables, which user space writes into slabs and the kernel side reads, and the reasons why a stack ends.
 //!
 //! ```text
 //! FileKey ─ map TABLES ─→ Table ─→ directory: a u64 a page ─→ rows: a u32 each ─→ map RULES ─→ Rule
@@ -7,22 +7,24 @@
 //! A *page* is 64 KiB of a file: a row is `offset in the page << 16 | rule`, ascending, and holds until the next. The
 //! first row of a page is at its offset 0. Directories and rows lie in slabs, the elements of the map `SLABS`.
 
+use bytemuck::{Pod, Zeroable};
+
 /// Words (u32) of a slab: 256 KiB.
 pub const SLAB_WORDS: usize = 65_536;
-/// Slabs that there may ever be: 64 MiB, the default cap, and as much again for a larger one.
+/// Most slabs: 64 MiB, the default limit, and as much again for a larger setting.
 pub const SLABS_MAX: usize = 512;
-/// Files whose tables, or whose lack of one, are known at a time.
+/// Most files in the map `TABLES`, with a table or with the note that they have none.
 pub const TABLES_MAX: usize = 4096;
 /// Distinct rules. All of Debian's libraries together have some 5,000.
 pub const RULES_MAX: usize = 12_288;
 /// Bits of a file offset that are inside a page.
 pub const PAGE_BITS: u32 = 16;
 
-/// A file as the kernel side sees it behind a mapping. Time and size tell a new file that got the number of an old one, and a
-/// file that was written over. The time is the one that no program can set: by it user space knows that the file which it
-/// opened is the one that was met, also where an overlay gives that another number.
+/// A file as the kernel side sees it behind a mapping. Time and size distinguish a new file that got the inode number of an
+/// old one, and a file that was overwritten. The time is the one that no program can set. By it user space checks that the
+/// file it opened is the mapped one, also where an overlay shows that file under another inode number.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FileKey {
     pub inode: u64,
     pub size: u64,
@@ -33,32 +35,33 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    /// The vDSO, which is no file.
+    /// Stands for the vDSO, which is no file.
     pub const VDSO: FileKey = FileKey { inode: 0, size: 0, device: u32::MAX, changed: 0 };
 }
 
-/// No table yet: user space has been asked for one.
+/// `Table::state`: no table yet; user space has been asked for one.
 pub const TABLE_ASKED: u32 = 0;
 /// There is a table.
 pub const TABLE_READY: u32 = 1;
-/// There is none and will be none: the file has no unwind information, or could not be read.
+/// There is none and there will be none: the file has no unwind information, or could not be read.
 pub const TABLE_NONE: u32 = 2;
 
-/// Where the directory of a file is.
+/// Where the directory of a file is; a value of the map `TABLES`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Table {
     /// `TABLE_*`.
     pub state: u32,
     pub slab: u32,
     /// Index of the directory's first entry, in u64 units.
     pub first: u32,
-    /// The file's page that the first entry is for, and how many there are.
+    /// The page of the file that the first entry is for.
     pub first_page: u32,
+    /// Number of entries.
     pub pages: u32,
-    /// When a stack last went through it, in units of 2^30 ns of CLOCK_MONOTONIC: the kernel side writes it.
+    /// When a stack last went through the file, in units of 2^30 ns of CLOCK_MONOTONIC; the kernel side writes it.
     pub used: u32,
-    /// The file is a Python interpreter's: number of its [`crate::PythonLayout`]; 0: it is none.
+    /// Number of the file's [`crate::PythonLayout`]; 0: it is no Python interpreter.
     pub python: u32,
 }
 
@@ -66,19 +69,18 @@ pub struct Table {
 pub const DIRECTORY_SLAB_SHIFT: u32 = 48;
 pub const DIRECTORY_FIRST_SHIFT: u32 = 24;
 
-/// Asks user space for a table: a file was met that has none.
+/// Asks user space for the table of a file: a stack met the file, and the map `TABLES` has no entry for it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableRequest {
     pub key: FileKey,
-    /// An address inside the file's mapping …
+    /// An address inside the file's mapping in the process `pid`; 0: the process has started this file as its program.
     pub address: u64,
-    /// … in this process. With address 0: the process has a new program.
     pub pid: u32,
     pub unused: u32,
 }
 
-/// The rules that have a number of their own.
+/// The rules with fixed numbers, the first ones of the map `RULES`.
 pub const RULE_NONE: u16 = 0;
 pub const RULE_STOP: u16 = 1;
 pub const RULE_UNSUPPORTED: u16 = 2;
@@ -87,7 +89,7 @@ pub const RULE_UNSUPPORTED: u16 = 2;
 pub const KIND_NONE: u8 = 0;
 /// The outermost frame: its return address is undefined.
 pub const KIND_STOP: u8 = 1;
-/// Something that no kind below can say.
+/// Something that no other kind can express.
 pub const KIND_UNSUPPORTED: u8 = 2;
 /// CFA = base + cfa_offset.
 pub const KIND_REGISTER: u8 = 3;
@@ -111,7 +113,7 @@ pub const FP_AT_SP: u8 = 3;
 
 /// How to get from a frame to its caller. Registers by their DWARF numbers.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Rule {
     pub kind: u8,
     pub base: u8,
@@ -126,7 +128,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that is nothing but its kind.
+    /// A rule that consists of its kind only.
     pub const fn of_kind(kind: u8) -> Rule {
         Rule {
             kind,
@@ -143,29 +145,29 @@ impl Rule {
     }
 }
 
-/// Why a user stack ended where it ended.
+/// Why a user stack ended.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum End {
-    /// At the outermost frame.
+    /// It reached the outermost frame.
     Complete = 0,
-    /// There is no user stack: a kernel thread, or a process on its way out.
+    /// There is no user stack: a kernel thread, or a process that is exiting.
     NoUser = 1,
-    /// It was not unwound by tables; the frames are the frame pointers'.
+    /// It was not unwound by tables; its frames come from frame pointers.
     FramePointers = 2,
     /// A 32-bit process.
     Compat = 3,
     /// The address is in no mapping.
     NoMapping = 4,
-    /// No table for the file, not yet.
+    /// There is no table for the file yet.
     TableAsked = 5,
-    /// No table for the file, for good.
+    /// There is no table for the file, permanently.
     TableNone = 6,
     /// Code without a file, and its frame pointer leads nowhere.
     Anonymous = 7,
-    /// The file's table says nothing about this address.
+    /// The file's table has no rule for this address.
     NoRule = 8,
-    /// The rule there is one that podopsy does not follow, or needs a register that is lost.
+    /// The rule is of a kind that podopsy does not follow, or it needs a register whose value is not known any more.
     Unsupported = 9,
     /// Stack memory could not be read.
     Unreadable = 10,
@@ -196,14 +198,15 @@ impl End {
 
 /// The probes' read-only global `UNWIND_LAYOUT`: byte offsets from BTF, [`crate::ABSENT`] where this kernel has none.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct UnwindLayout {
     /// 1: tables are used; 0: frame pointers.
     pub on: u32,
     /// 1: this kernel has the helper `bpf_task_pt_regs` (5.15).
     pub has_task_pt_regs: u32,
-    /// Where it has not: `task_struct.stack`, and THREAD_SIZE; 0: not known, and the kernel's own walk has to do.
+    /// `task_struct.stack`, for kernels without that helper.
     pub task_stack: u32,
+    /// THREAD_SIZE, for kernels without that helper; 0: not known, so that the kernel walks frame pointers instead.
     pub thread_size: u32,
     /// `mm_struct.mm_mt.ma_root` (6.1); where it is absent, `mm_struct.mm_rb.rb_node`.
     pub mm_maple_root: u32,
@@ -235,72 +238,18 @@ pub struct UnwindLayout {
     pub task_fsbase: u32,
 }
 
-/// How many words [`UnwindLayout`] has.
-pub const UNWIND_LAYOUT_WORDS: usize = size_of::<UnwindLayout>() / 4;
-
 impl UnwindLayout {
     /// Frame pointers only.
     pub const OFF: UnwindLayout = UnwindLayout {
         on: 0,
         has_task_pt_regs: 0,
-        task_stack: crate::ABSENT,
         thread_size: 0,
-        mm_maple_root: crate::ABSENT,
-        mm_rb_root: crate::ABSENT,
-        mm_vdso: crate::ABSENT,
-        maple_range_slot: crate::ABSENT,
-        maple_arange_slot: crate::ABSENT,
-        vma_start: crate::ABSENT,
-        vma_end: crate::ABSENT,
-        vma_pgoff: crate::ABSENT,
-        vma_file: crate::ABSENT,
-        vma_rb: crate::ABSENT,
-        rb_left: crate::ABSENT,
-        rb_right: crate::ABSENT,
-        file_inode: crate::ABSENT,
-        inode_number: crate::ABSENT,
-        inode_size: crate::ABSENT,
-        inode_changed: crate::ABSENT,
-        inode_super: crate::ABSENT,
-        super_device: crate::ABSENT,
-        exec_file: crate::ABSENT,
-        file_mode: crate::ABSENT,
-        backing_dentry: crate::ABSENT,
-        dentry_inode: crate::ABSENT,
-        task_fsbase: crate::ABSENT,
+        ..bytemuck::must_cast([crate::ABSENT; size_of::<UnwindLayout>() / 4])
     };
 
-    /// The words that it is made of, in memory order.
-    pub const fn words(&self) -> [u32; UNWIND_LAYOUT_WORDS] {
-        [
-            self.on,
-            self.has_task_pt_regs,
-            self.task_stack,
-            self.thread_size,
-            self.mm_maple_root,
-            self.mm_rb_root,
-            self.mm_vdso,
-            self.maple_range_slot,
-            self.maple_arange_slot,
-            self.vma_start,
-            self.vma_end,
-            self.vma_pgoff,
-            self.vma_file,
-            self.vma_rb,
-            self.rb_left,
-            self.rb_right,
-            self.file_inode,
-            self.inode_number,
-            self.inode_size,
-            self.inode_changed,
-            self.inode_super,
-            self.super_device,
-            self.exec_file,
-            self.file_mode,
-            self.backing_dentry,
-            self.dentry_inode,
-            self.task_fsbase,
-        ]
+    /// Its words, in memory order.
+    pub const fn words(&self) -> [u32; size_of::<UnwindLayout>() / 4] {
+        bytemuck::must_cast(*self)
     }
 }
 

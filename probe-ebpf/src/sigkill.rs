@@ -1,12 +1,13 @@
-//! SIGKILL, and who sent it: raw tracepoint `signal_generate` (`kernel/signal.c`), once a process.
+//! SIGKILLs and their senders: raw tracepoint `signal_generate` (`kernel/signal.c`), once for each process.
 //!
 //! - Only a signal that takes effect counts: one to a process that is dying already, or that its pid namespace
 //!   protects, has another `result`. exit_group, execve and a core dump end threads without this tracepoint.
 //! - `info` is a pointer, or 0 (`SEND_SIG_NOINFO`: a process sends, through the kernel: cgroup.kill, PDEATHSIG), or 1
-//!   (`SEND_SIG_PRIV`: the kernel sends). `si_pid` is not asked: sigqueue lets the sender choose it.
+//!   (`SEND_SIG_PRIV`: the kernel sends). `si_pid` is not used: with sigqueue the sender chooses it.
 //! - The OOM killer's SIGKILLs are `SEND_SIG_PRIV`, and `mark_victim` follows in the same context. So the kernel's
-//!   SIGKILLs wait in a map, from which `mark_victim` takes its own; user space reads what is left a second later.
-//! - A process that kills another of its own memory cgroup minds its own business: counted, not shipped.
+//!   SIGKILLs wait in a map, from which `mark_victim` removes those of the OOM killer; user space reads the rest a second
+//!   later.
+//! - A SIGKILL to a process of the sender's own memory cgroup is counted and not shipped.
 
 use aya_ebpf::{
     Global,
@@ -28,31 +29,33 @@ use crate::{
 #[unsafe(no_mangle)]
 pub static SIGNAL_LAYOUT: Global<SignalLayout> = Global::new(SignalLayout::EMPTY);
 
-/// [`SignalRecord`]s. 585 of them fit before anyone reads.
+/// [`SignalRecord`]s. 585 of them fit before user space has to read.
 #[map]
 static SIGNAL_EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// What the kernel sent, by the thread id that it was sent to; user space takes out what is a second old.
+/// SIGKILLs that the kernel sent, by the thread id of the target. User space removes those that are a second old.
 #[map]
 static SIGKILL_BY_KERNEL: HashMap<u64, SignalRecord> = HashMap::with_max_entries(1024, 0);
 
-/// When a thread last marked a victim of the OOM killer: processes that share the victim's memory are killed after
-/// it, and are not marked.
+/// When a thread last marked a victim of the OOM killer, by thread id. Processes that share the victim's memory are killed
+/// after it and are not marked.
 #[map]
 static OOM_AT_WORK: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
 
 const SIGKILL: u32 = 9;
 /// `TRACE_SIGNAL_DELIVERED` (`<trace/events/signal.h>`).
 const DELIVERED: u32 = 0;
+/// `SEND_SIG_NOINFO`, `SEND_SIG_PRIV`.
 const NO_INFO: u64 = 0;
 const FROM_KERNEL: u64 = 1;
-/// A mark that is older has nothing to do with the signal.
+/// A mark that is older than this has nothing to do with the signal.
 const TOGETHER_NS: u64 = 1_000_000_000;
-/// The task is on its way through do_exit (`<linux/sched.h>`).
+/// The task is in do_exit (`<linux/sched.h>`).
 const PF_EXITING: u32 = 4;
-/// `MAX_PID_NS_LEVEL`, and the size of a `struct upid`, which begins with the number.
+/// `MAX_PID_NS_LEVEL`.
 const LEVELS: u32 = 32;
-const UPID: u64 = 16;
+/// Size of a `struct upid`, which begins with the number.
+const UPID_BYTES: u64 = 16;
 
 #[raw_tracepoint(tracepoint = "signal_generate")]
 pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
@@ -64,7 +67,7 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
     let more = SIGNAL_LAYOUT.load();
     let (at, more) = (&config.layout, &more);
-    if is_over(target, at, more) {
+    if is_dead(target, at, more) {
         return 0;
     }
     let sender = task::current();
@@ -73,7 +76,7 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
         FROM_KERNEL => SI_KERNEL,
         _ => task::read(info, more.siginfo_code).unwrap_or(SI_UNREAD),
     };
-    if is_own_business(sender, target, info, si_code, at, more) {
+    if is_within_cgroup(sender, target, info, si_code, at, more) {
         count(Loss::SigkillOwn);
         return 0;
     }
@@ -102,19 +105,20 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A victim's SIGKILL, which came just before, is the OOM killer's.
+/// The SIGKILL that a victim got just before it was marked is the OOM killer's: it is removed.
 #[raw_tracepoint(tracepoint = "mark_victim")]
 pub fn sigkill_by_oom(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
     let given: u64 = ctx.arg(0);
-    let victim = match config.victim_is_task != 0 {
-        true => task::read::<u32>(given, config.layout.task_pid).unwrap_or(0),
-        false => given as u32,
+    let victim = if config.victim_is_task != 0 {
+        task::read::<u32>(given, config.layout.task_pid).unwrap_or(0)
+    } else {
+        given as u32
     };
     let _ = SIGKILL_BY_KERNEL.remove(victim as u64);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // Room is made by pushing out the oldest.
+    // An LRU map evicts the oldest entry, so this does not fail.
     let _ = OOM_AT_WORK.insert(current_tid(), now, 0);
     0
 }
@@ -124,15 +128,17 @@ fn current_tid() -> u64 {
     bpf_get_current_pid_tgid() as u32 as u64
 }
 
-/// Older kernels call a signal to a zombie delivered, too. A leader may be one while its threads live.
+/// Whether all threads of the target's process have ended. Older kernels report a signal to a zombie as delivered, too; a
+/// thread group leader may be a zombie while its threads live.
 #[inline(always)]
-fn is_over(target: u64, at: &Layout, more: &SignalLayout) -> bool {
+fn is_dead(target: u64, at: &Layout, more: &SignalLayout) -> bool {
     let signal: u64 = task::number(target, at.task_signal);
     task::read::<u32>(signal, more.signal_live) == Some(0)
 }
 
+/// Whether a process ends another one of its own memory cgroup.
 #[inline(always)]
-fn is_own_business(
+fn is_within_cgroup(
     sender: u64,
     target: u64,
     info: u64,
@@ -144,15 +150,16 @@ fn is_own_business(
     if cgroup == 0 || cgroup != task::memory_cgroup(sender, at) {
         return false;
     }
-    // PID 1 of a pid namespace takes the others with it, and a tracer its tracees. What the kernel sends for other
-    // reasons is told, and so is what was sent in an interrupt: then the current task is anyone.
-    let on_its_end = info == FROM_KERNEL
+    // When PID 1 of a pid namespace exits, the kernel kills the others, and when a tracer exits, its tracees. What the
+    // kernel sends for other reasons is reported, and so is what was sent in an interrupt: there the current task has
+    // nothing to do with it.
+    let at_exit = info == FROM_KERNEL
         && task::number::<u32>(sender, more.task_flags) & PF_EXITING != 0
         && task::number::<u32>(sender, at.task_tgid) != task::number(target, at.task_tgid);
-    on_its_end || si_code == SI_USER || si_code == SI_QUEUE || si_code == SI_TKILL
+    at_exit || si_code == SI_USER || si_code == SI_QUEUE || si_code == SI_TKILL
 }
 
-/// Whether this thread has marked a victim just now.
+/// Whether this thread has just marked a victim, so that it is the OOM killer.
 #[inline(always)]
 fn is_oom_killer(now: u64) -> bool {
     match OOM_AT_WORK.get_ptr(current_tid()) {
@@ -162,6 +169,7 @@ fn is_oom_killer(now: u64) -> bool {
     }
 }
 
+/// The process's id in its own pid namespace; 0: not known.
 #[inline(always)]
 fn namespace_pid(target: u64, at: &Layout, more: &SignalLayout) -> u32 {
     let leader: u64 = task::number(target, at.task_group_leader);
@@ -170,5 +178,5 @@ fn namespace_pid(target: u64, at: &Layout, more: &SignalLayout) -> u32 {
     if pid == 0 || level > LEVELS {
         return 0;
     }
-    task::number(pid + level as u64 * UPID, more.pid_numbers)
+    task::number(pid + level as u64 * UPID_BYTES, more.pid_numbers)
 }

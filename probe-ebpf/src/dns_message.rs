@@ -1,4 +1,4 @@
-//! A DNS message on its way, wherever its bytes are: in a packet, or put together from several.
+//! A DNS message, whose bytes are in a packet or were assembled from several TCP segments.
 
 use core::ffi::c_void;
 
@@ -9,17 +9,17 @@ use aya_ebpf::{
     },
     programs::SkBuffContext,
 };
-use podopsy_wire::DnsKey;
+use podopsy_wire::{DNS_HEADER_BYTES, DnsHeader, DnsKey};
 
 /// Length of the fixed header, RFC 1035 §4.1.1.
-pub const HEADER: u32 = 12;
+pub const HEADER: u32 = DNS_HEADER_BYTES as u32;
 
-/// Where a message's bytes are.
+/// Access to a message's bytes.
 pub trait Bytes {
     /// The first words of the header, RFC 1035 §4.1.1.
     fn start(&self) -> Option<[u8; 8]>;
 
-    /// Copies `len` bytes from `offset` on to `to`; the number copied.
+    /// Copies `len` bytes from `offset` on to `to`; returns the number copied.
     ///
     /// # Safety
     /// `to` points to at least `N` writable bytes of a map value or ring entry.
@@ -47,10 +47,10 @@ impl Bytes for InPacket<'_> {
     }
 }
 
-/// In kernel memory, put together from several segments.
-pub struct Held(pub *const u8);
+/// In kernel memory at this address, assembled from several segments.
+pub struct InMemory(pub *const u8);
 
-impl Bytes for Held {
+impl Bytes for InMemory {
     #[inline(always)]
     fn start(&self) -> Option<[u8; 8]> {
         // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
@@ -73,54 +73,24 @@ impl Bytes for Held {
     }
 }
 
-/// A DNS message on its way.
+/// A DNS message.
 pub struct Message<B> {
     /// As in `DnsKey`.
     pub server: [u32; 4],
     pub port: u16,
     pub protocol: u32,
     pub cookie: u64,
-    /// Its length as the network says, and how much of it is here: at least a header.
+    /// Its length, by the UDP header or the TCP length prefix.
     pub size: u32,
+    /// How many bytes of it are at hand: at least a header.
     pub available: u32,
     pub bytes: B,
 }
 
-/// The fixed header, RFC 1035 §4.1.1.
-pub struct Header {
-    pub id: u16,
-    pub flags: u16,
-    pub questions: u16,
-    pub answers: u16,
-}
-
-impl Header {
-    #[inline(always)]
-    pub fn is_response(&self) -> bool {
-        self.flags & 0x8000 != 0
-    }
-
-    #[inline(always)]
-    pub fn rcode(&self) -> u16 {
-        self.flags & 0x000f
-    }
-
-    #[inline(always)]
-    pub fn is_truncated(&self) -> bool {
-        self.flags & 0x0200 != 0
-    }
-}
-
 impl<B: Bytes> Message<B> {
     #[inline(always)]
-    pub fn header(&self) -> Option<Header> {
-        let raw = self.bytes.start()?;
-        Some(Header {
-            id: u16::from_be_bytes([raw[0], raw[1]]),
-            flags: u16::from_be_bytes([raw[2], raw[3]]),
-            questions: u16::from_be_bytes([raw[4], raw[5]]),
-            answers: u16::from_be_bytes([raw[6], raw[7]]),
-        })
+    pub fn header(&self) -> Option<DnsHeader> {
+        Some(DnsHeader::from_start(self.bytes.start()?))
     }
 
     #[inline(always)]
@@ -129,14 +99,14 @@ impl<B: Bytes> Message<B> {
     }
 }
 
-/// Copies `len` bytes at `offset` to `to`, which has room for `N`; the number copied.
+/// Copies `len` bytes at `offset` to `to`, which has a capacity of `N` bytes; returns the number copied.
 ///
 /// # Safety
 /// `to` points to at least `N` writable bytes of a map value or ring entry.
 #[inline(always)]
 pub unsafe fn copy<const N: usize>(ctx: &SkBuffContext, offset: u32, to: *mut c_void, len: u32) -> u32 {
-    // The verifier wants to see both bounds on the register that it finds in the helper's hands, and
-    // LLVM likes to check a copy of it: the black box leaves it only one value to check.
+    // The verifier must see both bounds on the register that is passed to the helper, but LLVM tends to check a copy of it.
+    // The black box leaves only one value to check.
     let last = core::hint::black_box(len.wrapping_sub(1) as u64);
     if last >= N as u64 {
         return 0;

@@ -1,25 +1,25 @@
-//! DNS over TCP (RFC 7766): messages with a length before each, cut into segments as it pleases the sender.
+//! DNS over TCP (RFC 7766): messages, each behind its length, which the sender may cut into segments anywhere.
 //!
-//! A stream is followed by a few words for each socket and direction. What nobody needs is skipped by its length;
-//! only a query, and an answer's header, are put together when they come in pieces. One call of the program reads
-//! one message, and calls itself for the next: the kernel allows 33 of them for a segment.
+//! A stream is followed by a few words for each socket and direction. Bytes that are not needed are skipped by the length;
+//! only a query, and the header of an answer, are assembled when they come in pieces. One call of the program reads one
+//! message and tail-calls itself for the next; the kernel allows 33 calls for a segment.
 
 use aya_ebpf::{
     macros::map,
     maps::{LruHashMap, ProgramArray},
     programs::SkBuffContext,
 };
-use podopsy_wire::{DNS_QUESTION_MAX, Loss};
+use podopsy_wire::{DNS_QUESTION_MAX, DnsHeader, Loss};
 
 use crate::{
+    dns_message::{self, HEADER},
+    dns_packet::{self, Direction, Packet},
     maps::count,
-    message::HEADER,
-    packet::{self, Direction, Packet},
 };
 
-/// The length before a message.
+/// Size of the length before a message.
 const PREFIX: u32 = 2;
-/// What is kept of a query: its header and question.
+/// Bytes of a query that are kept: header and question.
 const QUERY: u32 = HEADER + DNS_QUESTION_MAX as u32;
 /// The last offset in `bytes` that is ever written to.
 const LAST: u64 = (PREFIX + QUERY - 1) as u64;
@@ -39,21 +39,21 @@ pub struct Stream {
     pub port: u32,
     /// Sequence number of the next byte.
     next: u32,
-    /// Bytes of a message still to come that nobody needs.
+    /// Bytes of the current message that are still to come and are not needed.
     skip: u32,
     /// Bytes in `bytes`: the prefix, then the beginning of a message.
     held: u32,
-    /// The segment under way: how far it was read, and its end.
+    /// How far the current segment was read, and where it ends: offsets in the skb.
     at: u32,
     end: u32,
-    /// 1: seen from its middle, so that a message has to look like one to be believed.
+    /// 1: the position is a guess (the stream was first seen in its middle), so that a message must be plausible.
     is_unsure: u32,
     unused: u32,
-    /// Twice as large as need be: the verifier adds the largest offset to the largest length.
+    /// Twice as large as needed: the verifier adds the largest offset to the largest length.
     bytes: [u8; (2 * QUERY + 8) as usize],
 }
 
-/// What a new entry starts from; too big for the BPF stack.
+/// The initial value of an entry; too big for the BPF stack.
 static EMPTY: Stream = Stream {
     server: [0; 4],
     port: 0,
@@ -67,7 +67,7 @@ static EMPTY: Stream = Stream {
     bytes: [0; (2 * QUERY + 8) as usize],
 };
 
-/// LRU: an idle connection's stream may go; what follows is then looked at as if seen from its middle.
+/// LRU: the stream of an idle connection may be evicted; what follows is then treated as seen from its middle.
 #[map]
 static DNS_STREAMS: LruHashMap<StreamKey, Stream> = LruHashMap::with_max_entries(2048, 0);
 
@@ -80,10 +80,10 @@ fn key(cookie: u64, direction: Direction) -> StreamKey {
     StreamKey { cookie, direction: direction as u64 }
 }
 
-/// Notes what is new in a segment, and calls the program that reads it; returns if there is nothing to read.
+/// Finds what is new in a segment, and tail-calls the program that reads it; returns only if there is nothing to read.
 #[inline(always)]
 pub fn begin(ctx: &SkBuffContext, packet: &Packet, cookie: u64, direction: Direction) -> Option<()> {
-    let segment = packet::segment(ctx, packet)?;
+    let segment = dns_packet::segment(ctx, packet)?;
     let length = segment.end.saturating_sub(segment.at);
     if length == 0 && !segment.is_first {
         return None;
@@ -109,7 +109,7 @@ pub fn begin(ctx: &SkBuffContext, packet: &Packet, cookie: u64, direction: Direc
         (stream.server, stream.port) = (packet.server, packet.port as u32);
         (stream.skip, stream.held, stream.is_unsure) = (0, 0, !segment.is_first as u32);
     } else {
-        // Segments are sent again, and come in any order.
+        // Segments may be retransmitted and may come in any order.
         let seen = stream.next.wrapping_sub(sequence);
         if seen < 1 << 31 {
             if seen >= length {
@@ -121,7 +121,7 @@ pub fn begin(ctx: &SkBuffContext, packet: &Packet, cookie: u64, direction: Direc
             if gap <= stream.skip {
                 stream.skip -= gap;
             } else {
-                lose(stream);
+                lose_position(stream);
             }
         }
     }
@@ -130,41 +130,42 @@ pub fn begin(ctx: &SkBuffContext, packet: &Packet, cookie: u64, direction: Direc
     if length > 0 {
         // SAFETY: the program there is of the same type.
         unsafe { DNS_TCP.tail_call(ctx, direction as u32) };
-        lose(stream);
+        lose_position(stream);
     }
     None
 }
 
-/// Where the next message begins is not known.
+/// Counts that the beginning of the next message is not known, and starts over with the next segment.
 #[inline(always)]
-fn lose(stream: &mut Stream) {
+fn lose_position(stream: &mut Stream) {
     count(Loss::DnsTcpUnparsed);
     (stream.skip, stream.held, stream.is_unsure) = (0, 0, 1);
 }
 
 /// A message, or as much of it as is needed.
-pub struct Found {
+pub struct FoundMessage {
     pub size: u32,
     pub available: u32,
-    pub place: Place,
+    pub bytes: MessageBytes,
 }
 
-pub enum Place {
-    /// An offset in the skb.
-    Packet(u32),
-    /// It was put together: an address in kernel memory.
-    Held(*const u8),
+/// Where the bytes of a message are.
+pub enum MessageBytes {
+    /// In the packet: an offset in the skb.
+    InPacket(u32),
+    /// Assembled from several segments: an address in kernel memory.
+    InMemory(*const u8),
 }
 
-/// The stream of the segment under way.
+/// The stream of the current segment.
 #[inline(always)]
 pub fn current(cookie: u64, direction: Direction) -> Option<*mut Stream> {
     DNS_STREAMS.get_ptr_mut(key(cookie, direction))
 }
 
-/// The next message of the segment under way. None: it is at its end, or in the middle of a message.
+/// The next message of the current segment. None: the segment is at its end, or ends in the middle of a message.
 #[inline(always)]
-pub fn next(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) -> Option<Found> {
+pub fn next(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) -> Option<FoundMessage> {
     let skipped = stream.skip.min(stream.end.saturating_sub(stream.at));
     stream.skip -= skipped;
     stream.at += skipped;
@@ -173,7 +174,7 @@ pub fn next(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) -> O
     }
     let size = u16::from_be_bytes([stream.bytes[0], stream.bytes[1]]) as u32;
     if size < HEADER {
-        lose(stream);
+        lose_position(stream);
         stream.at = stream.end;
         return None;
     }
@@ -190,7 +191,7 @@ pub fn next(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) -> O
         let available = left.min(size);
         stream.at += available;
         (stream.skip, stream.held) = (size - available, 0);
-        return Some(Found { size, available, place: Place::Packet(at) });
+        return Some(FoundMessage { size, available, bytes: MessageBytes::InPacket(at) });
     }
     let taken = (needed + PREFIX).saturating_sub(stream.held).min(left);
     hold(ctx, stream, taken)?;
@@ -199,10 +200,10 @@ pub fn next(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) -> O
     }
     (stream.skip, stream.held) = (size - needed, 0);
     let message = (&raw const stream.bytes).cast::<u8>().wrapping_add(PREFIX as usize);
-    Some(Found { size, available: needed, place: Place::Held(message) })
+    Some(FoundMessage { size, available: needed, bytes: MessageBytes::InMemory(message) })
 }
 
-/// Both bytes of the length, or the first if there is no more. None: it is not whole.
+/// Reads both bytes of the length, or the first one if there are no more. None: the length is not complete.
 #[inline(always)]
 fn take_prefix(ctx: &SkBuffContext, stream: &mut Stream) -> Option<()> {
     let left = stream.end.saturating_sub(stream.at);
@@ -228,7 +229,7 @@ fn take_prefix(ctx: &SkBuffContext, stream: &mut Stream) -> Option<()> {
     Some(())
 }
 
-/// Puts `count` bytes of the packet behind those that are held.
+/// Appends `count` bytes of the packet to those that are held.
 #[inline(always)]
 fn hold(ctx: &SkBuffContext, stream: &mut Stream, count: u32) -> Option<()> {
     let offset = core::hint::black_box(stream.held as u64);
@@ -236,8 +237,8 @@ fn hold(ctx: &SkBuffContext, stream: &mut Stream, count: u32) -> Option<()> {
         return None;
     }
     let to = (&raw mut stream.bytes).cast::<u8>().wrapping_add(offset as usize);
-    // SAFETY: behind the largest offset there is room for `QUERY` bytes.
-    let copied = unsafe { crate::message::copy::<{ QUERY as usize }>(ctx, stream.at, to.cast(), count) };
+    // SAFETY: `QUERY` bytes fit behind the largest offset.
+    let copied = unsafe { dns_message::copy::<{ QUERY as usize }>(ctx, stream.at, to.cast(), count) };
     if copied == 0 {
         return None;
     }
@@ -246,14 +247,11 @@ fn hold(ctx: &SkBuffContext, stream: &mut Stream, count: u32) -> Option<()> {
     Some(())
 }
 
-/// Whether a message is to be believed, by the flags and the number of questions in its header.
+/// Whether bytes are accepted as a message: where the position is a guess, the header must be plausible.
 #[inline(always)]
-pub fn believe(stream: &mut Stream, direction: Direction, flags: u16, questions: u16) -> bool {
-    let is_response = flags & 0x8000 != 0;
-    let right_way = is_response == (direction == Direction::Answer);
-    // Opcodes: query to update, RFC 2136.
-    if stream.is_unsure != 0 && !(right_way && (flags >> 11) & 0x0f <= 5 && questions <= 1) {
-        lose(stream);
+pub fn accept(stream: &mut Stream, direction: Direction, header: &DnsHeader) -> bool {
+    if stream.is_unsure != 0 && !header.is_plausible(direction == Direction::Answer) {
+        lose_position(stream);
         stream.at = stream.end;
         return false;
     }
@@ -261,12 +259,12 @@ pub fn believe(stream: &mut Stream, direction: Direction, flags: u16, questions:
     true
 }
 
-/// Calls the program again if the segment has more; returns if it has not.
+/// Tail-calls the program again if the segment has more bytes; returns only if it has not.
 #[inline(always)]
-pub fn go_on(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) {
+pub fn continue_segment(ctx: &SkBuffContext, stream: &mut Stream, direction: Direction) {
     if stream.at < stream.end {
         // SAFETY: the program there is of the same type.
         unsafe { DNS_TCP.tail_call(ctx, direction as u32) };
-        lose(stream);
+        lose_position(stream);
     }
 }

@@ -1,6 +1,6 @@
-//! From an skb at the network layer to a datagram or segment of DNS: IPv4, IPv6, UDP, TCP.
+//! Parses an skb at the network layer down to a datagram or segment of DNS: IPv4, IPv6, UDP, TCP.
 //!
-//! Runs for every packet of the node, so everything that is not DNS leaves after one load (IPv4) or two (IPv6).
+//! It runs for every packet of the node, so a packet that is not DNS is passed after one load (IPv4) or two (IPv6).
 
 use core::{arch::asm, mem::offset_of, ptr::read_volatile};
 
@@ -21,7 +21,7 @@ pub struct Packet {
     pub protocol: u32,
     /// Offset of the UDP or TCP header in the skb.
     pub transport: u32,
-    /// What stands where UDP has its length; 0: not read yet.
+    /// The bytes where UDP has its length; 0: not read yet.
     pub length: u32,
 }
 
@@ -33,13 +33,12 @@ pub enum Direction {
     Answer,
 }
 
-/// The shortest IPv4 header and a UDP header: no packet that carries anything is shorter. Aligned, so that it is read
-/// by words.
+/// The shortest IPv4 header and a UDP header: no packet with a payload is shorter. Aligned, so that it is read by words.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
 struct Head([u8; 28]);
 
-/// None: not DNS.
+/// Parses up to the ports; None: not DNS.
 #[inline(always)]
 pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
     let Head(head) = ctx.load(0).ok()?;
@@ -64,7 +63,7 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
         (_, Direction::Query) => ctx.load(24).ok()?,
         (_, Direction::Answer) => ctx.load(8).ok()?,
     };
-    // The UDP length, where it is at hand already.
+    // The UDP length, if it was loaded already.
     let length = match (version, transport) {
         (4, 20) => u16::from_be_bytes([head[24], head[25]]) as u32,
         _ => 0,
@@ -72,9 +71,10 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
     Some(Packet { server, port, protocol, transport, length })
 }
 
-/// Whom a socket is connected to, as it knows it; None: to nobody. A packet that leaves the node's own network
-/// namespace has had its address rewritten by then (kube-proxy's DNAT of a Service), and its answer's has been
-/// rewritten back before it is seen: the socket's view is what both have in common, and what was asked for.
+/// The address that the packet's socket is connected to; None: it is not connected. When a packet leaves the node's own
+/// network namespace, kube-proxy's DNAT of a Service has rewritten its address already, and that of its answer has been
+/// rewritten back before cgroup_skb sees it. The socket's own address is the same for both, and it is the one that the
+/// application asked for.
 #[inline(always)]
 pub fn peer(ctx: &SkBuffContext) -> Option<[u32; 4]> {
     const IPV4: u32 = 2;
@@ -98,12 +98,12 @@ pub fn peer(ctx: &SkBuffContext) -> Option<[u32; 4]> {
     (peer[3] != 0).then_some(peer)
 }
 
-/// A word of a socket that was checked not to be null. Written out: the verifier takes no pointer into a socket, and LLVM
-/// likes to make one.
+/// A word of a socket that was checked not to be null. In assembly, because the verifier accepts no pointer into the middle
+/// of a socket, and LLVM tends to make one.
 #[inline(always)]
 fn word<const OFFSET: usize>(sk: *mut bpf_sock) -> u32 {
     let word: u64;
-    // SAFETY: the kernel turns it into a read of the socket's own field.
+    // SAFETY: the kernel rewrites it into a read of the socket's own field.
     unsafe {
         asm!("{0} = *(u32 *)({1} + {2})", out(reg) word, in(reg) sk, const OFFSET, options(nostack));
     }
@@ -143,7 +143,7 @@ fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28]) -> Option<Transport> {
     Some((protocol, offset, ports))
 }
 
-/// Skips up to two extension headers (RFC 8200 §4); more than that, on a DNS packet, nobody sends.
+/// Skips up to two extension headers (RFC 8200 §4). No DNS packet in practice has more.
 #[inline(always)]
 fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
     let mut next = first;
@@ -175,7 +175,7 @@ fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
     Some((protocol, offset, ctx.load(offset as usize).ok()?))
 }
 
-/// Where the message of a datagram begins, its size, and how much of it is in this skb.
+/// The message of a datagram: its offset in the skb, its size, and how many bytes of it are in this skb.
 #[inline(always)]
 pub fn datagram(ctx: &SkBuffContext, packet: &Packet) -> Option<(u32, u32, u32)> {
     let length = match packet.length {
@@ -196,7 +196,7 @@ pub struct Segment {
     /// Sequence number of its first byte, or of the SYN.
     pub sequence: u32,
     pub is_first: bool,
-    /// Offset of its payload in the skb, and where that ends.
+    /// Where its payload begins and ends in the skb.
     pub at: u32,
     pub end: u32,
 }
