@@ -1,4 +1,4 @@
-//! Outcomes, names, and a corpus of messages that are none.
+//! Outcomes, names, and malformed messages.
 
 use super::*;
 use podopsy_wire::{DNS_MESSAGE_MAX, STATE_WAITING, Task};
@@ -71,7 +71,7 @@ fn every_rcode_has_its_outcome() {
 }
 
 #[test]
-fn the_transaction_says_who_was_asked_what_and_for_how_long() {
+fn a_transaction_has_name_type_server_and_latency() {
     let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
     let transaction = answered_by(STATE_WAITING, &message);
     assert_eq!(transaction.name.as_deref(), Some("payments.finance.svc"));
@@ -87,19 +87,19 @@ fn an_answer_after_the_timeout_is_late() {
 }
 
 #[test]
-fn the_case_of_a_name_does_not_make_it_another_question() {
+fn a_question_that_differs_only_in_case_is_the_same() {
     let shouted: Vec<u8> = NAME.iter().map(u8::to_ascii_uppercase).collect();
     assert_eq!(outcome(0x8183, 0, &[&shouted[..], A_IN].concat()), Outcome::Nxdomain);
 }
 
 #[test]
-fn refusals_may_leave_the_question_out() {
+fn an_error_response_may_leave_the_question_out() {
     let message = response(0x8181, [0, 0, 0, 0], &[]);
     assert_eq!(answered_by(STATE_WAITING, &message).outcome, Outcome::Formerr);
 }
 
 #[test]
-fn malformed_responses_are_told_with_their_reason() {
+fn a_malformed_response_is_reported_with_its_reason() {
     let question = [NAME, A_IN].concat();
     let self_pointer = [0xc0, 12, 0, 1, 0, 1];
     let other = [b"\x05other\x00".as_slice(), A_IN].concat();
@@ -111,7 +111,7 @@ fn malformed_responses_are_told_with_their_reason() {
         ("pointer to itself", response(0x8180, [1, 1, 0, 0], &self_pointer)),
         ("another question", response(0x8183, [1, 0, 0, 0], &other)),
         ("name runs out of the message", response(0x8183, [1, 0, 0, 0], &long_label)),
-        ("answers that are not there", response(0x8180, [1, 9, 0, 0], &question)),
+        ("answers that are missing", response(0x8180, [1, 9, 0, 0], &question)),
         ("question cut off", response(0x8183, [1, 0, 0, 0], &question[..question.len() - 3])),
     ];
     for (what, message) in cases {
@@ -122,7 +122,7 @@ fn malformed_responses_are_told_with_their_reason() {
 }
 
 #[test]
-fn a_query_that_is_none_keeps_its_outcome_and_says_why() {
+fn a_malformed_query_keeps_its_outcome_and_has_a_reason() {
     let label = [b"\x3f".as_slice(), &[b'a'; 63]].concat();
     let too_long = [label.repeat(5), vec![0, 0, 1, 0, 1]].concat();
     let self_pointer = vec![0xc0, 12, 0, 1, 0, 1];
@@ -141,14 +141,14 @@ fn a_query_that_is_none_keeps_its_outcome_and_says_why() {
 #[test]
 fn names_cannot_carry_control_sequences() {
     let question = [b"\x06\x1b[2J\xff\n\x03com\x00".as_slice(), A_IN].concat();
-    let name = read_question(&[&[0; HEADER][..], &question].concat()).unwrap().name;
+    let name = read_question(&[&[0; DNS_HEADER_BYTES][..], &question].concat()).unwrap().name;
     assert!(name.is_ascii() && !name.contains('\x1b') && !name.contains('\n'), "{name}");
 }
 
-/// Bounded and repeatable: every cut, every changed byte, and 200,000 random messages. Whatever comes out is an outcome,
-/// and each malformed one is counted by its reason.
+/// Bounded and repeatable: a message cut at every length, with every byte changed to every value, and 200,000 random
+/// messages. Each one has an outcome, and each malformed one has a reason.
 #[test]
-fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
+fn no_message_makes_the_decoder_panic_and_every_malformed_one_has_a_reason() {
     let whole = response(
         0x8180,
         [1, 1, 0, 0],
@@ -161,7 +161,7 @@ fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
         assert_eq!(it.malformed.is_some(), it.outcome == Outcome::Malformed, "{it:?}");
         let reason = it.malformed.unwrap_or_else(|| it.outcome.as_str().to_owned());
         assert!(reason.len() < 600 && reason.chars().all(|c| !c.is_control()), "{reason}");
-        // Numbers and quotations apart, reasons are few.
+        // Without numbers and quotations there are few reasons.
         let kind = reason.split(|c: char| c.is_ascii_digit()).next().unwrap_or_default().to_owned();
         *by_reason.entry(kind).or_default() += 1;
         fed += 1;
@@ -183,7 +183,7 @@ fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
     };
     for round in 0..200_000 {
         let mut message = whole.clone();
-        // Longer, shorter, and changed in up to four places.
+        // Shorter, longer, or of the same length, and changed in up to four places.
         match round % 4 {
             0 => message.truncate(random() as usize % whole.len()),
             1 => message.extend((0..random() % 600).map(|byte| byte as u8)),
@@ -206,10 +206,13 @@ fn no_message_can_make_the_decoder_panic_and_each_is_counted_by_reason() {
 }
 
 #[test]
-fn records_are_told_apart_by_size_and_short_ones_refused() {
+fn records_are_distinguished_by_size_and_other_sizes_are_refused() {
     assert!(matches!(record(&[1; size_of::<SocketError>()]), Ok(DnsMessage::SocketError(_))));
     assert!(matches!(record(&[1; size_of::<DnsRecord>()]), Ok(DnsMessage::Answered(_))));
-    assert!(record(&[1; 11]).is_err());
+    for size in [0, 11, size_of::<SocketError>() + 1, size_of::<DnsRecord>() - 1, size_of::<DnsRecord>() + 1]
+    {
+        assert!(record(&vec![1; size]).is_err(), "{size}");
+    }
 }
 
 #[test]
@@ -217,17 +220,17 @@ fn a_segment_that_ends_within_the_question_is_not_malformed() {
     let whole = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
     for len in [12, 13, 20, whole.len()] {
         let mut record = record_of(STATE_WAITING, &whole[..len]);
-        // So much more was to come.
+        // The rest of the message is in later segments.
         record.message_size = 900;
         let transaction = answered(&record);
         assert_eq!((transaction.outcome, transaction.malformed), (Outcome::Nxdomain, None), "{len}");
     }
-    // A message that is whole has no excuse.
+    // A complete message must be well-formed.
     assert_eq!(answered(&record_of(STATE_WAITING, &whole[..20])).outcome, Outcome::Malformed);
 }
 
 #[test]
-fn what_the_kernel_side_found_slow_is_slow() {
+fn an_answer_that_the_kernel_side_marked_slow_is_slow() {
     let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
     let mut record = record_of(STATE_WAITING, &message);
     assert!(!answered(&record).slow);

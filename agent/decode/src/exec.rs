@@ -1,8 +1,10 @@
 //! Programs that start.
 
-use super::fields::{BadRecord, Fields};
+use podopsy_wire::Exec;
 
-/// The process id of an [`podopsy_wire::Exec`].
+use super::read::{self, BadRecord};
+
+/// Returns the process id of an [`Exec`].
 pub fn exec(bytes: &[u8]) -> Result<u32, BadRecord> {
-    Fields::new("exec", bytes).u32()
+    read::whole::<Exec>("exec", bytes).map(|exec| exec.pid)
 }

@@ -1,18 +1,20 @@
-//! Bytes → records, one probe a file. Pure: no I/O, no clock, no panic on any input.
+//! Decodes the records of the kernel side: bytes → typed records, one probe a file. `dns` also decodes the DNS messages that
+//! a record carries.
 //!
-//! Must not know: aya, pods, output.
+//! Everything is pure: no I/O, no clock, and no panic on any input. Records are read as the types of `podopsy_wire`, by
+//! their derives. Must not depend on: aya, pods, output.
 
 pub mod dns;
 mod exec;
-mod fields;
 mod oncpu;
 mod oom;
+mod read;
 mod signal;
-
-pub use exec::exec;
-pub use fields::BadRecord;
-pub use oncpu::{Python, Stack, sample, table_request};
-pub use oom::{OomDecoded, oom};
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+pub use exec::exec;
+pub use oncpu::{Python, Stack, sample, table_request};
+pub use oom::{OomDecoded, oom};
+pub use read::BadRecord;
 pub use signal::{SentBy, SigkillDecoded, sigkill, sigkill_record};

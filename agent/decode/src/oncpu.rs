@@ -1,69 +1,79 @@
-//! Samples: a task and its two stacks.
+//! Samples (a task, its kernel stack and its user stack) and requests for unwind tables.
 
-use podopsy_wire::{End, FRAMES_MAX, FileKey, PYTHON_FRAMES_MAX, PythonEnd, TableRequest, Task};
+use podopsy_wire::{End, FRAMES_MAX, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
 
-use super::fields::{BadRecord, Fields};
+use super::read::{self, BadRecord};
 
-/// A sample as the kernel took it; addresses innermost first.
+/// A sample as the kernel side took it; addresses innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
     pub task: Task,
     pub kernel: Vec<u64>,
     pub user: Vec<u64>,
-    /// Why the user stack ended, and the frame of it that this is about.
+    /// Why the user stack ended.
     pub end: End,
+    /// The user frame that `end` is about, counted from the innermost.
     pub end_frame: u32,
     pub python: Python,
 }
 
-/// Python's frames, as the interpreter lists them.
+/// Python's frames, from the interpreter's own list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Python {
     pub end: PythonEnd,
-    /// The interpreter's file, and what leads from an address in its code to the offset in it.
+    /// The interpreter's file: [`podopsy_wire::Table::python`].
     pub number: u32,
+    /// Added to an address in that file's code it gives the offset in the file.
     pub to_offset: u64,
-    /// Innermost first: the code object's address, and where it stands with [`podopsy_wire::PYTHON_ENTRY`].
+    /// Innermost first: the code object's address, and the position in the code with [`podopsy_wire::PYTHON_ENTRY`].
     pub frames: Vec<(u64, u64)>,
 }
 
-/// Reads a [`podopsy_wire::Sample`] and the stacks behind it.
+/// Reads a [`Sample`] and the stacks that follow it.
 pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
-    let mut fields = Fields::new("oncpu", bytes);
-    let task = fields.task()?;
-    let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
-    let (end, end_frame) = (fields.u32()?, fields.u32()?);
-    let end = End::ALL.get(end as usize).copied().ok_or_else(|| fields.bad())?;
-    let (python_len, python_end) = (fields.u32()?, fields.u32()?);
-    let (number, _) = (fields.u32()?, fields.u32()?);
-    let to_offset = fields.u64()?;
-    let kernel = addresses(&mut fields, kernel_len)?;
-    let user = addresses(&mut fields, user_len)?;
-    let python_end = PythonEnd::ALL.get(python_end as usize).copied().ok_or_else(|| fields.bad())?;
-    if python_len % 16 != 0 || python_len as usize > PYTHON_FRAMES_MAX * 16 {
-        return Err(fields.bad());
+    let bad = || BadRecord { record: "oncpu", len: bytes.len() };
+    let (head, mut rest) = read::head::<Sample>("oncpu", bytes)?;
+    let end = End::ALL.get(head.end as usize).copied().ok_or_else(bad)?;
+    let python_end = PythonEnd::ALL.get(head.python_end as usize).copied().ok_or_else(bad)?;
+    let kernel = addresses(&mut rest, head.kernel_len).ok_or_else(bad)?;
+    let user = addresses(&mut rest, head.user_len).ok_or_else(bad)?;
+    let frames = python_frames(&mut rest, head.python_len).ok_or_else(bad)?;
+    if !rest.is_empty() {
+        return Err(bad());
     }
-    let frames =
-        (0..python_len / 16).map(|_| Ok((fields.u64()?, fields.u64()?))).collect::<Result<_, _>>()?;
-    let python = Python { end: python_end, number, to_offset, frames };
-    Ok(Stack { task, kernel, user, end, end_frame, python })
+    let python = Python { end: python_end, number: head.python, to_offset: head.python_to_offset, frames };
+    Ok(Stack { task: head.task, kernel, user, end, end_frame: head.end_frame, python })
 }
 
-/// Reads a [`podopsy_wire::TableRequest`].
+/// Reads a [`TableRequest`].
 pub fn table_request(bytes: &[u8]) -> Result<TableRequest, BadRecord> {
-    let mut fields = Fields::new("table request", bytes);
-    let key =
-        FileKey { inode: fields.u64()?, size: fields.u64()?, device: fields.u32()?, changed: fields.u32()? };
-    Ok(TableRequest { key, address: fields.u64()?, pid: fields.u32()?, unused: fields.u32()? })
+    read::whole("table request", bytes)
 }
 
-/// `len`: bytes, or a negative errno where there was no stack.
-fn addresses(fields: &mut Fields<'_>, len: i32) -> Result<Vec<u64>, BadRecord> {
-    let Ok(len) = usize::try_from(len) else { return Ok(Vec::new()) };
-    if len % 8 != 0 || len > FRAMES_MAX * 8 {
-        return Err(fields.bad());
+/// Takes a stack off the front of `rest`. `len` is in bytes; a negative errno means that there is no stack. None: the length
+/// is not possible.
+fn addresses(rest: &mut &[u8], len: i32) -> Option<Vec<u64>> {
+    let Ok(len) = usize::try_from(len) else { return Some(Vec::new()) };
+    if len > FRAMES_MAX * 8 {
+        return None;
     }
-    (0..len / 8).map(|_| fields.u64()).collect()
+    words(rest, len)
+}
+
+/// Takes Python's frames off the front of `rest`: `len` bytes, two words for each frame. None: the length is not possible.
+fn python_frames(rest: &mut &[u8], len: u32) -> Option<Vec<(u64, u64)>> {
+    let len = len as usize;
+    if len % 16 != 0 || len > PYTHON_FRAMES_MAX * 16 {
+        return None;
+    }
+    let words = words(rest, len)?;
+    Some(words.as_chunks().0.iter().map(|&[code, position]| (code, position)).collect())
+}
+
+/// Takes `len` bytes of words off the front of `rest`. None: there are fewer, or the last word is not whole.
+fn words(rest: &mut &[u8], len: usize) -> Option<Vec<u64>> {
+    let (words, remainder) = rest.split_off(..len)?.as_chunks();
+    remainder.is_empty().then(|| words.iter().copied().map(u64::from_ne_bytes).collect())
 }
 
 #[cfg(test)]
@@ -83,35 +93,35 @@ mod tests {
     }
 
     #[test]
-    fn both_stacks_come_out_in_order() {
+    fn both_stacks_are_read_in_order() {
         let stack = sample(&bytes(8, 16, &[1, 2, 3])).unwrap();
         assert_eq!((stack.end, stack.end_frame), (End::NoRule, 1));
         assert_eq!((stack.task.pid, stack.kernel, stack.user), (77, vec![1], vec![2, 3]));
     }
 
     #[test]
-    fn an_errno_is_no_stack() {
+    fn a_negative_errno_means_that_there_is_no_stack() {
         let stack = sample(&bytes(-14, 8, &[9])).unwrap();
         assert_eq!((stack.kernel, stack.user), (vec![], vec![9]));
     }
 
     #[test]
-    fn python_frames_come_behind_the_stacks() {
+    fn python_frames_follow_the_stacks() {
         let mut sampled = bytes(0, 8, &[9, 0x1000, 4, 0x2000, 6]);
         sampled[56..60].copy_from_slice(&32u32.to_ne_bytes());
         sampled[60..64].copy_from_slice(&(PythonEnd::Truncated as u32).to_ne_bytes());
         let stack = sample(&sampled).unwrap();
         assert_eq!((stack.user, stack.python.end), (vec![9], PythonEnd::Truncated));
         assert_eq!(stack.python.frames, [(0x1000, 4), (0x2000, 6)]);
-        for lie in [8u32, 48, u32::MAX - 15] {
-            sampled[56..60].copy_from_slice(&lie.to_ne_bytes());
-            assert!(sample(&sampled).is_err(), "{lie}");
+        for wrong in [8u32, 48, u32::MAX - 15] {
+            sampled[56..60].copy_from_slice(&wrong.to_ne_bytes());
+            assert!(sample(&sampled).is_err(), "{wrong}");
         }
         assert!(PythonEnd::ALL.iter().zip(0..).all(|(end, index)| *end as u32 == index));
     }
 
     #[test]
-    fn a_request_names_file_address_and_process() {
+    fn a_request_has_file_address_and_process() {
         let mut bytes: Vec<u8> = [7u64, 4096].iter().flat_map(|n| n.to_ne_bytes()).collect();
         bytes.extend([8u32, 9].iter().flat_map(|n| n.to_ne_bytes()));
         bytes.extend(0x7f00_0000_1000_u64.to_ne_bytes());
@@ -123,8 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_refused() {
+    fn a_sample_with_impossible_lengths_is_refused() {
         assert!(sample(&bytes(16, 0, &[1])).is_err());
+        assert!(sample(&bytes(8, 0, &[1, 2])).is_err(), "trailing bytes");
         assert!(sample(&bytes(7, 0, &[1])).is_err());
         assert!(sample(&bytes(i32::MAX, 0, &[1])).is_err());
         assert!(sample(&[0; 10]).is_err());

@@ -1,77 +1,63 @@
 //! OOM kills.
 
-use podopsy_wire::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, Task};
+use podopsy_wire::{BuildIdFrame, CGROUP_NAME_MAX, OomRecord, Task};
 
-use super::fields::{BadRecord, Fields};
+use super::read::{self, BadRecord};
 
-/// A [`podopsy_wire::OomRecord`] with its stacks cut to their lengths.
+/// An [`OomRecord`] with its stacks cut to their lengths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OomDecoded {
     pub time_ns: u64,
     pub victim: Task,
     pub trigger: Task,
-    /// Pages: file, anonymous, swapped, shared; None: this kernel did not say.
+    /// Pages: file, anonymous, swapped, shared; None: not known on this kernel.
     pub rss_pages: Option<[u64; 4]>,
+    /// None: not known on this kernel.
     pub oom_score_adj: Option<i16>,
-    /// It was dying before it was marked: no kill.
+    /// The victim was dying before it was marked, so this is not a kill.
     pub already_dying: bool,
+    /// The trigger's stacks, innermost frame first.
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
-    /// Path of the victim's memory cgroup from the hierarchy's root, as the kernel has it; None: not known, or deeper
-    /// than the record. Names are the container's to choose: escape before showing.
+    /// Path of the victim's memory cgroup from the root of the hierarchy, as the kernel has it. None: not known, or deeper
+    /// than the record. The container chooses names in it, so it must be escaped before it is shown.
     pub cgroup_path: Option<String>,
 }
 
+/// Decodes an [`OomRecord`].
 pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
-    let mut fields = Fields::new("oom", bytes);
-    let time_ns = fields.u64()?;
-    let victim = fields.task()?;
-    let trigger = fields.task()?;
-    let mut pages = [0; 4];
-    for slot in &mut pages {
-        *slot = fields.u64()?;
-    }
-    let adj = fields.i32()?;
-    let (kernel_len, user_len) = (fields.i32()?, fields.i32()?);
-    let already_dying = fields.u32()? != 0;
-    let mut kernel = Vec::with_capacity(OOM_KERNEL_FRAMES);
-    for _ in 0..OOM_KERNEL_FRAMES {
-        kernel.push(fields.u64()?);
-    }
-    let mut user = Vec::with_capacity(OOM_USER_FRAMES);
-    for _ in 0..OOM_USER_FRAMES {
-        user.push(BuildIdFrame { status: fields.i32()?, build_id: fields.array()?, offset: fields.u64()? });
-    }
-    let mut names = Vec::with_capacity(CGROUP_LEVELS);
-    for _ in 0..CGROUP_LEVELS {
-        names.push(fields.bytes(CGROUP_NAME_MAX)?);
-    }
-    kernel.truncate(frames(kernel_len, 8));
-    user.truncate(frames(user_len, size_of::<BuildIdFrame>()));
+    let record: OomRecord = read::whole("oom", bytes)?;
+    let pages = record.rss_pages;
+    let score = i16::try_from(record.oom_score_adj).ok();
     Ok(OomDecoded {
-        time_ns,
-        victim,
-        trigger,
+        time_ns: record.time_ns,
+        victim: record.victim,
+        trigger: record.trigger,
         rss_pages: (!pages.contains(&u64::MAX)).then(|| pages.map(clamp)),
-        oom_score_adj: i16::try_from(adj).ok().filter(|adj| (-1000..=1000).contains(adj)),
-        already_dying,
-        kernel,
-        user,
-        cgroup_path: cgroup_path(&names),
+        oom_score_adj: score.filter(|score| (-1000..=1000).contains(score)),
+        already_dying: record.already_dying != 0,
+        kernel: stack(&record.kernel, record.kernel_len),
+        user: stack(&record.user, record.user_len),
+        cgroup_path: cgroup_path(&record.cgroup),
     })
 }
 
-/// From the names on the way up, each NUL-terminated. The last must be empty, or the root was not reached.
-fn cgroup_path(names: &[&[u8]]) -> Option<String> {
-    let mut path = String::new();
-    let ended =
-        |name: &[u8]| Some(String::from_utf8_lossy(&name[..name.iter().position(|&b| b == 0)?]).into_owned());
-    let names: Vec<String> = names.iter().map(|name| ended(name)).collect::<Option<_>>()?;
+/// The valid frames of a stack. `len` is in bytes; a negative errno means that there is no stack.
+fn stack<F: Copy>(frames: &[F], len: i32) -> Vec<F> {
+    let count = usize::try_from(len).unwrap_or(0) / size_of::<F>();
+    frames[..count.min(frames.len())].to_vec()
+}
+
+/// Joins the NUL-terminated names on the way from a cgroup up to the root, whose name is empty. None: a name is cut, or the
+/// root was not reached.
+fn cgroup_path(names: &[[u8; CGROUP_NAME_MAX]]) -> Option<String> {
+    let text = |name: &[u8; CGROUP_NAME_MAX]| {
+        let end = name.iter().position(|&byte| byte == 0)?;
+        Some(String::from_utf8_lossy(&name[..end]).into_owned())
+    };
+    let names: Vec<String> = names.iter().map(text).collect::<Option<_>>()?;
     let depth = names.iter().position(String::is_empty)?;
-    for name in names[..depth].iter().rev() {
-        path.push('/');
-        path.push_str(name);
-    }
+    let path: String = names[..depth].iter().rev().flat_map(|name| ["/", name.as_str()]).collect();
     (!path.is_empty()).then_some(path)
 }
 
@@ -80,16 +66,14 @@ fn clamp(pages: u64) -> u64 {
     if pages > i64::MAX as u64 { 0 } else { pages }
 }
 
-fn frames(len: i32, size: usize) -> usize {
-    usize::try_from(len).unwrap_or(0) / size
-}
-
 #[cfg(test)]
 mod tests {
+    use podopsy_wire::CGROUP_LEVELS;
+
     use super::*;
 
     fn record() -> Vec<u8> {
-        let mut out = vec![0; size_of::<podopsy_wire::OomRecord>()];
+        let mut out = vec![0; size_of::<OomRecord>()];
         out[0..8].copy_from_slice(&5u64.to_ne_bytes());
         out[8 + 16..8 + 20].copy_from_slice(&42u32.to_ne_bytes());
         out[48 + 16..48 + 20].copy_from_slice(&43u32.to_ne_bytes());
@@ -105,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_did_not_say_stays_unknown() {
+    fn what_the_kernel_did_not_pass_stays_unknown() {
         let mut bytes = record();
         bytes[88..96].copy_from_slice(&u64::MAX.to_ne_bytes());
         bytes[120..124].copy_from_slice(&i32::MIN.to_ne_bytes());
@@ -115,22 +99,32 @@ mod tests {
 
     #[test]
     fn a_path_that_does_not_reach_the_root_is_none() {
-        let name = |text: &str| {
-            [text.as_bytes(), &[0; 90]].concat()[..CGROUP_NAME_MAX.min(text.len() + 90)].to_vec()
-        };
         let all = |names: &[&str]| {
-            let mut names: Vec<_> = names.iter().map(|text| name(text)).collect();
-            names.resize(CGROUP_LEVELS, name(""));
-            cgroup_path(&names.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            let mut levels = [[0; CGROUP_NAME_MAX]; CGROUP_LEVELS];
+            for (level, name) in levels.iter_mut().zip(names) {
+                level[..name.len()].copy_from_slice(name.as_bytes());
+            }
+            cgroup_path(&levels)
         };
         assert_eq!(all(&["c0ffee", "pod7", "kubepods"]).as_deref(), Some("/kubepods/pod7/c0ffee"));
         assert_eq!((all(&[]), all(&["a"; CGROUP_LEVELS])), (None, None));
-        assert_eq!(cgroup_path(&[&[b'x'; CGROUP_NAME_MAX]]), None);
+        assert_eq!(cgroup_path(&[[b'x'; CGROUP_NAME_MAX]]), None);
     }
 
     #[test]
-    fn a_short_record_is_an_error() {
+    fn frames_beyond_the_lengths_are_cut_off() {
+        let mut bytes = record();
+        // `kernel_len` of two frames, `user_len` of more than there are.
+        bytes[124..128].copy_from_slice(&16i32.to_ne_bytes());
+        bytes[128..132].copy_from_slice(&i32::MAX.to_ne_bytes());
+        let decoded = oom(&bytes).unwrap();
+        assert_eq!((decoded.kernel.len(), decoded.user.len()), (2, 64));
+    }
+
+    #[test]
+    fn a_record_of_another_length_is_an_error() {
         let whole = record();
+        assert!(oom(&[whole.as_slice(), &[0]].concat()).is_err(), "trailing bytes");
         for cut in [0, 7, 100, whole.len() - 1] {
             assert!(oom(&whole[..cut]).is_err());
         }

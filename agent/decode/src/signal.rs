@@ -2,51 +2,46 @@
 
 use podopsy_wire::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalRecord, Task};
 
-use super::fields::{BadRecord, Fields};
+use super::read::{self, BadRecord};
 
-/// Who sent it, as far as the signal itself tells.
+/// The kind of sender, as far as it follows from the signal itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SentBy {
-    /// The task that was running.
+    /// The running task sent it.
     Task,
-    /// The kernel; the task that was running had a part in it at most.
+    /// The kernel sent it; the running task may have caused that.
     Kernel,
-    /// A timer, or a file that became ready, or nobody knows: then the running task was anyone.
+    /// A timer, a file that became ready, or a code that could not be read: the running task may have nothing to do with it.
     Unknown,
 }
 
+/// A [`SignalRecord`], with the facts that are not known left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigkillDecoded {
     pub time_ns: u64,
+    /// The task that was running when the signal was sent.
     pub running: Task,
     pub target: Task,
     pub sent_by: SentBy,
     /// None: it could not be read.
     pub si_code: Option<i32>,
+    /// To the process; false: to one of its threads.
     pub to_process: bool,
-    /// In the process's own pid namespace.
+    /// The process's id in its own pid namespace; None: not known.
     pub namespace_pid: Option<u32>,
 }
 
+/// Decodes a [`SignalRecord`] from the ring.
 pub fn sigkill(bytes: &[u8]) -> Result<SigkillDecoded, BadRecord> {
-    let mut fields = Fields::new("sigkill", bytes);
-    Ok(sigkill_record(&SignalRecord {
-        time_ns: fields.u64()?,
-        sender: fields.task()?,
-        target: fields.task()?,
-        si_code: fields.i32()?,
-        from_kernel: fields.u32()?,
-        to_process: fields.u32()?,
-        namespace_pid: fields.u32()?,
-    }))
+    read::whole("sigkill", bytes).map(|record| sigkill_record(&record))
 }
 
-/// One that waited in a map.
+/// Decodes a [`SignalRecord`] that was read from a map.
 pub fn sigkill_record(record: &SignalRecord) -> SigkillDecoded {
     let sent_by = match record.si_code {
         _ if record.from_kernel != 0 => SentBy::Kernel,
         SI_KERNEL => SentBy::Kernel,
-        // A process may choose any other code below 0 for itself, so that one of those says nothing.
+        // A process may choose any other code below 0 for itself, so such a code is no evidence.
         SI_USER | SI_QUEUE | SI_TKILL => SentBy::Task,
         _ => SentBy::Unknown,
     };
@@ -81,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_running_task_is_the_sender_only_where_the_code_says_that_a_process_sent() {
+    fn the_running_task_is_the_sender_only_if_the_code_is_that_of_a_process() {
         let by = |code| sigkill_record(&record(code)).sent_by;
         assert_eq!([SI_USER, SI_QUEUE, SI_TKILL].map(by), [SentBy::Task; 3]);
         // SI_TIMER, POLL_IN, what could not be read.
