@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, KnownBy, Outcome};
-use podopsy_packets::socket::Socket;
+use podopsy_packets::socket::PacketSocket;
 use podopsy_recorder::{DnsHook, DnsOptions, RecorderOptions};
 use support::{Recording, dns, in_own_network, no_runtime, node, options, query, respond, transactions};
 
@@ -180,7 +180,7 @@ fn hostile_messages_have_a_reason_or_a_count() {
 fn frames_that_are_not_read_in_time_are_counted() {
     in_own_network(|| {
         support::require_root();
-        let mut socket = Socket::open(&[53]).expect("a packet socket");
+        let mut socket = PacketSocket::open(&[53]).expect("a packet socket");
         let server = UdpSocket::bind("127.0.0.1:53").expect("bind");
         let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
         let asked = query(7, "flood.test", A);

@@ -1,4 +1,4 @@
-//! The classic BPF program (Documentation/networking/filter.rst) that leaves packets in the kernel which are no DNS.
+//! The classic BPF program (Documentation/networking/filter.rst) that keeps packets that are not DNS in the kernel.
 
 use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET,
@@ -10,12 +10,13 @@ const SKF_AD_OFF: i32 = -0x1000;
 const SKF_AD_PROTOCOL: i32 = 0;
 const SKF_AD_PKTTYPE: i32 = 4;
 const OUTGOING: u32 = libc::PACKET_OUTGOING as u32;
-/// All of a packet.
+/// Accept all bytes of a packet.
 const WHOLE: u32 = 0x0004_0000;
 
-/// Where a test goes on; always further down.
+/// A jump target; always further down.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum To {
+enum Label {
+    /// The next instruction.
     Next,
     Ipv4,
     Ipv6,
@@ -30,100 +31,105 @@ enum To {
     Drop,
 }
 
-enum Step {
-    Here(To),
-    /// Code and operand.
-    Do(u32, u32),
-    /// Code, operand, where to go if it holds and if not.
-    Test(u32, u32, To, To),
+/// A line of the program before labels are resolved.
+enum Line {
+    /// The label of the next instruction.
+    At(Label),
+    /// An instruction without a jump: code and operand.
+    Op(u32, u32),
+    /// A conditional jump: code, operand, target if it is true, target if it is false.
+    Jump(u32, u32, Label, Label),
 }
 
-/// Takes queries that leave, answers that come in, and ICMP errors that come in; IPv6 packets with extension headers are
-/// left to user space. On a socket of type SOCK_DGRAM packets begin at the network header.
+/// A filter that accepts queries that leave, answers that come in, and ICMP errors that come in. It also accepts IPv6
+/// packets with extension headers, which user space parses. On a socket of type SOCK_DGRAM packets begin at the network
+/// header.
 pub(super) fn program(ports: &[u16]) -> Vec<sock_filter> {
-    use Step::{Do, Here, Test};
-    use To::*;
+    use Label::*;
+    use Line::{At, Jump, Op};
     const EQ: u32 = BPF_JMP | BPF_JEQ | BPF_K;
-    let special = |what: i32| Do(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + what) as u32);
-    let byte = |at: u32| Do(BPF_LD | BPF_B | BPF_ABS, at);
-    let half = |at: u32| Do(BPF_LD | BPF_H | BPF_ABS, at);
-    let mut steps = vec![
-        special(SKF_AD_PROTOCOL),
-        Test(EQ, libc::ETH_P_IP as u32, Ipv4, Next),
-        Test(EQ, libc::ETH_P_IPV6 as u32, Ipv6, Drop),
-        Here(Ipv4),
+    let property = |what: i32| Op(BPF_LD | BPF_W | BPF_ABS, (SKF_AD_OFF + what) as u32);
+    let byte = |at: u32| Op(BPF_LD | BPF_B | BPF_ABS, at);
+    let half = |at: u32| Op(BPF_LD | BPF_H | BPF_ABS, at);
+    let mut lines = vec![
+        property(SKF_AD_PROTOCOL),
+        Jump(EQ, libc::ETH_P_IP as u32, Ipv4, Next),
+        Jump(EQ, libc::ETH_P_IPV6 as u32, Ipv6, Drop),
+        At(Ipv4),
         byte(9),
-        Test(EQ, 17, Ports4, Next),
-        Test(EQ, 6, Ports4, Next),
-        Test(EQ, 1, Icmp4, Drop),
-        Here(Ports4),
+        Jump(EQ, 17, Ports4, Next),
+        Jump(EQ, 6, Ports4, Next),
+        Jump(EQ, 1, Icmp4, Drop),
+        At(Ports4),
         // A later fragment has no ports.
         half(6),
-        Test(BPF_JMP | BPF_JSET | BPF_K, 0x1fff, Drop, Next),
-        Do(BPF_LDX | BPF_B | BPF_MSH, 0),
-        special(SKF_AD_PKTTYPE),
-        Test(EQ, OUTGOING, Out4, Next),
-        Do(BPF_LD | BPF_H | BPF_IND, 0),
-        Test(EQ, 0, Compare, Compare),
-        Here(Out4),
-        Do(BPF_LD | BPF_H | BPF_IND, 2),
-        Test(EQ, 0, Compare, Compare),
-        Here(Icmp4),
-        special(SKF_AD_PKTTYPE),
-        Test(EQ, OUTGOING, Drop, Next),
-        Do(BPF_LDX | BPF_B | BPF_MSH, 0),
-        Do(BPF_LD | BPF_B | BPF_IND, 0),
-        Test(EQ, 3, Accept, Drop),
-        Here(Ipv6),
+        Jump(BPF_JMP | BPF_JSET | BPF_K, 0x1fff, Drop, Next),
+        Op(BPF_LDX | BPF_B | BPF_MSH, 0),
+        property(SKF_AD_PKTTYPE),
+        Jump(EQ, OUTGOING, Out4, Next),
+        Op(BPF_LD | BPF_H | BPF_IND, 0),
+        Jump(EQ, 0, Compare, Compare),
+        At(Out4),
+        Op(BPF_LD | BPF_H | BPF_IND, 2),
+        Jump(EQ, 0, Compare, Compare),
+        At(Icmp4),
+        property(SKF_AD_PKTTYPE),
+        Jump(EQ, OUTGOING, Drop, Next),
+        Op(BPF_LDX | BPF_B | BPF_MSH, 0),
+        Op(BPF_LD | BPF_B | BPF_IND, 0),
+        Jump(EQ, 3, Accept, Drop),
+        At(Ipv6),
         byte(6),
-        Test(EQ, 17, Ports6, Next),
-        Test(EQ, 6, Ports6, Next),
-        Test(EQ, 58, Icmp6, Next),
-        Test(EQ, 0, Accept, Next),
-        Test(EQ, 43, Accept, Next),
-        Test(EQ, 44, Accept, Next),
-        Test(EQ, 60, Accept, Drop),
-        Here(Ports6),
-        special(SKF_AD_PKTTYPE),
-        Test(EQ, OUTGOING, Out6, Next),
+        Jump(EQ, 17, Ports6, Next),
+        Jump(EQ, 6, Ports6, Next),
+        Jump(EQ, 58, Icmp6, Next),
+        Jump(EQ, 0, Accept, Next),
+        Jump(EQ, 43, Accept, Next),
+        Jump(EQ, 44, Accept, Next),
+        Jump(EQ, 60, Accept, Drop),
+        At(Ports6),
+        property(SKF_AD_PKTTYPE),
+        Jump(EQ, OUTGOING, Out6, Next),
         half(40),
-        Test(EQ, 0, Compare, Compare),
-        Here(Out6),
+        Jump(EQ, 0, Compare, Compare),
+        At(Out6),
         half(42),
-        Test(EQ, 0, Compare, Compare),
-        Here(Icmp6),
-        special(SKF_AD_PKTTYPE),
-        Test(EQ, OUTGOING, Drop, Next),
+        Jump(EQ, 0, Compare, Compare),
+        At(Icmp6),
+        property(SKF_AD_PKTTYPE),
+        Jump(EQ, OUTGOING, Drop, Next),
         byte(40),
-        Test(EQ, 1, Accept, Drop),
-        Here(Compare),
+        Jump(EQ, 1, Accept, Drop),
+        At(Compare),
     ];
-    steps.extend(ports.iter().filter(|&&port| port != 0).map(|&port| Test(EQ, port.into(), Accept, Next)));
-    steps.extend([Here(Drop), Do(BPF_RET | BPF_K, 0), Here(Accept), Do(BPF_RET | BPF_K, WHOLE)]);
-    assemble(&steps)
+    lines.extend(ports.iter().filter(|&&port| port != 0).map(|&port| Jump(EQ, port.into(), Accept, Next)));
+    lines.extend([At(Drop), Op(BPF_RET | BPF_K, 0), At(Accept), Op(BPF_RET | BPF_K, WHOLE)]);
+    assemble(&lines)
 }
 
-fn assemble(steps: &[Step]) -> Vec<sock_filter> {
-    let mut places = Vec::new();
+/// Resolves the labels.
+fn assemble(lines: &[Line]) -> Vec<sock_filter> {
+    let mut labels = Vec::new();
     let mut length = 0u8;
-    for step in steps {
-        match step {
-            Step::Here(label) => places.push((*label, length)),
+    for line in lines {
+        match line {
+            Line::At(label) => labels.push((*label, length)),
             _ => length += 1,
         }
     }
-    let place = |to: To, next: u8| match to {
-        To::Next => 0,
-        _ => places.iter().find(|(label, _)| *label == to).map_or(0, |(_, at)| at.saturating_sub(next)),
+    // Jumps count from the instruction after the jump.
+    let offset = |target: Label, next: u8| match target {
+        Label::Next => 0,
+        _ => labels.iter().find(|(label, _)| *label == target).map_or(0, |(_, at)| at.saturating_sub(next)),
     };
     let mut program: Vec<sock_filter> = Vec::new();
-    for step in steps {
+    for line in lines {
         let next = program.len() as u8 + 1;
-        match *step {
-            Step::Here(_) => {}
-            Step::Do(code, k) => program.push(sock_filter { code: code as u16, jt: 0, jf: 0, k }),
-            Step::Test(code, k, yes, no) => {
-                let (jt, jf) = (place(yes, next), place(no, next));
+        match *line {
+            Line::At(_) => {}
+            Line::Op(code, k) => program.push(sock_filter { code: code as u16, jt: 0, jf: 0, k }),
+            Line::Jump(code, k, yes, no) => {
+                let (jt, jf) = (offset(yes, next), offset(no, next));
                 program.push(sock_filter { code: code as u16, jt, jf, k });
             }
         }

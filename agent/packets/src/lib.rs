@@ -1,19 +1,15 @@
-//! DNS by a packet socket: what `probe-ebpf` does in the kernel for the node, done here for one network namespace.
+//! DNS by a packet socket: does for one network namespace what `probe-ebpf` does in the kernel for the node.
 //!
-//! For where BPF may not be loaded, or the root cgroup is out of reach: `kubectl debug`'s ephemeral containers. All that
-//! it needs is CAP_NET_RAW, which containerd gives every container. Packets that are no DNS are left in the kernel, by a
-//! classic filter; what comes out are the wire's own records, so that the stages behind cannot tell the difference.
+//! It is used where BPF may not be loaded, or the root cgroup is out of reach: in `kubectl debug`'s ephemeral containers. It
+//! needs only CAP_NET_RAW, which containerd gives every container. A classic filter keeps packets that are not DNS in the
+//! kernel. The results are the records of `podopsy_wire`, and the rules are those of `podopsy_wire`, so that the later stages
+//! cannot tell the difference.
 //!
-//! | file | does |
-//! |---|---|
-//! | `filter` | the classic filter, as instructions |
-//! | [`socket`] | opens the socket; frames with their direction and the kernel's time; counts what did not fit |
-//! | [`parse`] | a frame to a datagram, a segment, or a router's word that there is no way; pure |
-//! | [`stream`] | segments to messages; pure |
-//! | [`table`] | queries in flight, answers, counts; pure |
-//! | [`asker`] | the process behind a socket, by /proc |
+//! Data flows from [`socket`] (frames) through [`parse`] (datagrams and segments) and [`stream`] (messages) to [`table`]
+//! (queries, answers, counters); [`asker`] finds the process behind a client's address. `parse`, `stream` and `table` are
+//! pure.
 //!
-//! Must not know: aya, pods, events.
+//! Must not depend on: aya, pods, events.
 
 pub mod asker;
 mod filter;
@@ -30,16 +26,17 @@ use std::sync::{Arc, Mutex};
 
 use podopsy_wire::DnsCounters;
 
-/// Each container's counts, as the kernel side keeps them: written here, read by whoever sums them up.
-pub type Counters = Arc<Mutex<HashMap<u64, DnsCounters>>>;
+/// Each container's counters by memory cgroup id, as in the kernel side's map `DNS_COUNTERS`. [`table`] writes them, the
+/// recorder reads them.
+pub type SharedCounters = Arc<Mutex<HashMap<u64, DnsCounters>>>;
 
-/// What cannot be seen from here, in words, beside why it is seen from here.
+/// What a packet socket cannot see, as text for users. It is printed with the reason why a packet socket is used.
 pub const SCOPE: &str = "by a packet socket, in this network namespace only: lookups of other pods, and the process \
 behind a socket that is closed at once or is another user's, are not seen; those over TLS and HTTPS are not counted";
 
-/// Whether such a socket can be had, for `podopsy doctor`.
+/// Tries to open a packet socket, for `podopsy doctor`. Returns what it can do, or why it cannot be opened.
 pub fn check() -> Result<String, String> {
-    match socket::Socket::open(&[53]) {
+    match socket::PacketSocket::open(&[53]) {
         Ok(_) => {
             Ok("a packet socket sees this network namespace's lookups where the dns probe cannot".to_owned())
         }
@@ -47,33 +44,34 @@ pub fn check() -> Result<String, String> {
     }
 }
 
-/// What was lost, by counter name. Where the kernel side counts the same, the name is the same.
+/// Loss counters. Where the kernel side counts the same, the name is the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lost {
-    /// Frames that did not fit into the socket's buffer.
+pub struct PacketLosses {
+    /// Frames that found the socket's buffer full.
     pub frames: u64,
-    /// Frames whose headers do not add up, or with more IPv6 extension headers than are followed.
+    /// Frames whose headers are inconsistent, or that have more IPv6 extension headers than are followed.
     pub unparsed: u64,
     /// Messages shorter than a DNS header.
     pub short: u64,
     /// First fragments: the rest of the message is in others.
     pub fragments: u64,
-    /// Places in a TCP stream where the next message's beginning was not known.
+    /// Times that the beginning of the next message in a TCP stream was not known.
     pub tcp_unparsed: u64,
-    /// Streams that were dropped because there were too many.
+    /// Streams that were evicted because there were too many.
     pub streams: u64,
-    /// Queries pushed out by others while they waited.
+    /// Queries in flight that were evicted, because there were too many or because frames were lost.
     pub evicted: u64,
-    /// Queries whose process could not be told.
+    /// Queries whose process was not found.
     pub askers: u64,
     /// Records that were due and found the token bucket empty.
     pub throttled: u64,
-    /// Containers without a place in the counts.
+    /// Queries and answers of containers that have no counters, because there are too many containers.
     pub uncounted: u64,
 }
 
-impl Lost {
-    pub fn named(&self) -> [(&'static str, u64); 10] {
+impl PacketLosses {
+    /// The counters by the names that users see.
+    pub fn by_name(&self) -> [(&'static str, u64); 10] {
         [
             ("dns_socket_full", self.frames),
             ("dns_unparsed", self.unparsed),

@@ -1,4 +1,4 @@
-//! The packet socket: frames as they pass, with the kernel's own time.
+//! The packet socket: frames with their direction and the kernel's timestamp.
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -15,41 +15,42 @@ use super::filter;
 use super::parse::Frame;
 use podopsy_system::clock::boot_now_ns;
 
-/// The largest packet of IPv4, and of IPv6 without jumbograms. Longer ones (a sender's offload may make some) are cut.
+/// The largest packet of IPv4, and of IPv6 without jumbograms. Longer ones, which a sender's offload may make, are cut.
 const FRAME_MAX: usize = 65_535;
-/// What is asked for to hold frames until they are read; the kernel gives what net.core.rmem_max allows.
+/// Requested size of the receive buffer; without CAP_NET_ADMIN the kernel gives at most net.core.rmem_max.
 const BUFFER: usize = 8 << 20;
 
-/// Sees every packet that enters or leaves this network namespace, of which the filter keeps DNS.
+/// A socket that receives every DNS packet that enters or leaves a network namespace.
 #[derive(Debug)]
-pub struct Socket {
+pub struct PacketSocket {
     fd: OwnedFd,
     buffer: Vec<u8>,
     control: Vec<u8>,
 }
 
-impl Socket {
-    /// In the network namespace of the calling thread.
-    pub fn open(ports: &[u16]) -> anyhow::Result<Socket> {
-        // Protocol 0 receives nothing: not a packet comes by before the filter is there.
+impl PacketSocket {
+    /// Opens a socket in the network namespace of the calling thread.
+    pub fn open(ports: &[u16]) -> anyhow::Result<PacketSocket> {
+        // Protocol 0 receives nothing, so that no packet arrives before the filter is attached.
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: takes no pointers.
         let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(explain)?;
-        // SAFETY: a new descriptor, which nobody else has.
+        // SAFETY: a new descriptor, which is owned by nothing else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        attach_filter(&fd, ports).context("filter the packet socket")?;
+        attach_filter(&fd, ports).context("attach the filter to the packet socket")?;
         setsockopt(&fd, sockopt::ReceiveTimestampns, &true)
-            .context("ask for the kernel's time of packets")?;
-        // Without CAP_NET_ADMIN it is a wish, and what does not fit is counted.
+            .context("enable the kernel's timestamps of packets")?;
+        // Without CAP_NET_ADMIN the buffer may be smaller than requested; frames that do not fit are counted.
         if setsockopt(&fd, sockopt::RcvBufForce, &BUFFER).is_err() {
-            setsockopt(&fd, sockopt::RcvBuf, &BUFFER).context("size the packet socket's buffer")?;
+            setsockopt(&fd, sockopt::RcvBuf, &BUFFER)
+                .context("set the size of the packet socket's buffer")?;
         }
         bind(&fd).context("bind the packet socket")?;
         let control = nix::cmsg_space!(TimeSpec);
-        Ok(Socket { fd, buffer: vec![0; FRAME_MAX], control })
+        Ok(PacketSocket { fd, buffer: vec![0; FRAME_MAX], control })
     }
 
-    /// Waits until there is a frame; false: there is none yet.
+    /// Waits until there is a frame, at most `limit`; false: there is none yet.
     pub fn wait(&self, limit: Duration) -> anyhow::Result<bool> {
         let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
@@ -60,11 +61,11 @@ impl Socket {
         }
     }
 
-    /// The next one; None: there is none now.
+    /// Reads the next frame; None: there is none now.
     pub fn frame(&mut self) -> anyhow::Result<Option<Frame<'_>>> {
         let fd = self.fd.as_raw_fd();
         let mut parts = [IoSliceMut::new(&mut self.buffer)];
-        // MSG_TRUNC: the length is that of the packet, also where the buffer is shorter.
+        // MSG_TRUNC: the result is the length of the packet, even if the buffer is shorter.
         let received = recvmsg::<LinkAddr>(fd, &mut parts, Some(&mut self.control), MsgFlags::MSG_TRUNC);
         let (len, from, time_ns) = match received {
             Ok(message) => {
@@ -76,7 +77,7 @@ impl Socket {
                 }
                 (message.bytes, message.address, time_ns.unwrap_or_else(boot_now_ns))
             }
-            // An interface that went down tells it once.
+            // An interface that goes down is reported once (ENETDOWN).
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENETDOWN) => return Ok(None),
             Err(error) => return Err(anyhow!(error).context("read the packet socket")),
         };
@@ -91,11 +92,11 @@ impl Socket {
         }))
     }
 
-    /// Frames since the last call that found the buffer full.
+    /// Number of frames since the last call that found the buffer full.
     pub fn dropped(&self) -> u64 {
         let mut statistics = [0u32; 2];
         let mut size = size_of_val(&statistics) as libc::socklen_t;
-        // SAFETY: `struct tpacket_stats` is two words, and `size` says how much room there is.
+        // SAFETY: `struct tpacket_stats` is two words, and `size` is the size of the array.
         let result = unsafe {
             libc::getsockopt(
                 self.fd.as_raw_fd(),
@@ -125,9 +126,9 @@ fn attach_filter(fd: &OwnedFd, ports: &[u16]) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// To all interfaces, and all protocols: only then are packets seen that leave.
+/// Binds to all interfaces and all protocols: a socket for one protocol does not receive packets that leave.
 fn bind(fd: &OwnedFd) -> Result<(), Errno> {
-    // SAFETY: plain integers, for which zero is a value.
+    // SAFETY: plain integers, for which zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
@@ -138,17 +139,18 @@ fn bind(fd: &OwnedFd) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// Packets have wall-clock times.
+/// Converts the wall-clock time of a packet to CLOCK_BOOTTIME.
 fn to_boot_clock(at: &TimeSpec) -> u64 {
     let nanos = |time: &TimeSpec| i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
     let (boot, Ok(wall)) = (boot_now_ns(), clock_gettime(ClockId::CLOCK_REALTIME)) else {
         return boot_now_ns();
     };
-    // A clock that is set meanwhile makes no time travel of it.
+    // If the wall clock is set meanwhile, the packet is still neither in the future nor older than 10 s.
     let ago = u64::try_from(nanos(&wall) - nanos(at)).unwrap_or(0).min(10_000_000_000);
     boot.saturating_sub(ago)
 }
 
+/// Adds to the error what to do about it.
 fn explain(error: Errno) -> anyhow::Error {
     let open = anyhow!(error).context("open a packet socket");
     match error {

@@ -1,73 +1,85 @@
-//! TCP segments to DNS messages (RFC 1035 §4.2.2): as `probe-ebpf/src/stream.rs`, with the same bounds.
+//! Assembles DNS messages from TCP segments (RFC 1035 §4.2.2), as `probe-ebpf/src/dns_stream.rs` does, with the same bounds.
+//! Pure.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Lost;
-use super::parse::Ends;
+use podopsy_wire::{DNS_HEADER_BYTES, DNS_MESSAGE_MAX, DnsHeader};
 
-/// What of a message is kept: as much as a record carries.
-pub const KEPT: usize = podopsy_wire::DNS_MESSAGE_MAX;
+use super::PacketLosses;
+use super::parse::Flow;
+
+/// Bytes of a message that are kept: as many as a record carries.
+const KEPT: usize = DNS_MESSAGE_MAX;
 const STREAMS_MAX: usize = 2048;
+/// Size of the length before a message.
 const PREFIX: usize = 2;
-const HEADER: usize = 12;
 
-/// One direction of a connection.
-type Key = (Ends, bool);
+/// One direction of a connection: whether it goes out, to the server.
+type StreamKey = (Flow, bool);
+
+/// A piece of a TCP stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment<'a> {
+    pub flow: Flow,
+    pub is_outgoing: bool,
+    /// Sequence number of the first byte, or of the SYN.
+    pub sequence: u32,
+    /// It has a SYN.
+    pub is_first: bool,
+    /// The captured part, which begins with the segment's first byte.
+    pub bytes: &'a [u8],
+    pub len: u32,
+}
 
 #[derive(Debug, Default)]
 struct Stream {
     /// Sequence number of the next byte.
     next: u32,
-    /// Bytes of a message still to come that nobody needs.
+    /// Bytes of the current message that are still to come and are not needed.
     skip: u32,
     /// The prefix and the beginning of a message.
     held: Vec<u8>,
-    /// Seen from its middle: a message has to look like one to be believed.
+    /// The position is a guess (the stream was first seen in its middle), so that a message must be plausible.
     is_unsure: bool,
 }
 
-/// A message; `size` is what its prefix says, of which `bytes` is the beginning.
+/// A message of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct StreamMessage {
+    /// Its length, by its prefix.
     pub size: u32,
+    /// Its beginning.
     pub bytes: Vec<u8>,
 }
 
 /// All connections that are followed.
 #[derive(Debug, Default)]
 pub struct Streams {
-    streams: HashMap<Key, Stream>,
-    /// In the order in which they came.
-    order: VecDeque<Key>,
+    streams: HashMap<StreamKey, Stream>,
+    /// Oldest first.
+    order: VecDeque<StreamKey>,
 }
 
 impl Streams {
-    /// The messages that a segment ends (or shows enough of). `len` is its length, of which `bytes` is the beginning.
-    pub fn segment(
-        &mut self,
-        ends: Ends,
-        is_outgoing: bool,
-        (sequence, is_first): (u32, bool),
-        bytes: &[u8],
-        len: u32,
-        lost: &mut Lost,
-    ) -> Vec<Message> {
+    /// Adds a segment; returns the messages that are complete with it (or of which enough is known).
+    pub fn add(&mut self, segment: &Segment<'_>, losses: &mut PacketLosses) -> Vec<StreamMessage> {
+        let Segment { flow, is_outgoing, is_first, bytes, len, .. } = *segment;
         if len == 0 && !is_first {
             return Vec::new();
         }
-        let key = (ends, is_outgoing);
+        let key = (flow, is_outgoing);
         let is_new = is_first || !self.streams.contains_key(&key);
         if !self.streams.contains_key(&key) {
-            self.make_room(lost);
+            self.evict_oldest(losses);
             self.order.push_back(key);
         }
         let stream = self.streams.entry(key).or_default();
-        let sequence = sequence.wrapping_add(u32::from(is_first));
+        let sequence = segment.sequence.wrapping_add(u32::from(is_first));
         let mut from = 0;
         if is_new {
             *stream = Stream { is_unsure: !is_first, ..Stream::default() };
         } else {
-            // Segments are sent again, and come in any order.
+            // Segments may be retransmitted and may come in any order.
             let seen = stream.next.wrapping_sub(sequence);
             if seen < 1 << 31 {
                 if seen >= len {
@@ -75,47 +87,56 @@ impl Streams {
                 }
                 from = seen;
             } else {
-                stream.jump(seen.wrapping_neg(), lost);
+                stream.skip_gap(seen.wrapping_neg(), losses);
             }
         }
         stream.next = sequence.wrapping_add(len);
-        let there = bytes.get(from as usize..).unwrap_or_default();
+        let captured = bytes.get(from as usize..).unwrap_or_default();
         let mut found = Vec::new();
-        stream.read(there, is_outgoing, &mut found, lost);
-        // What was cut off the frame's end.
-        let missing = (len - from).saturating_sub(there.len() as u32);
+        stream.read(captured, is_outgoing, &mut found, losses);
+        // The end of the frame may have been cut off.
+        let missing = (len - from).saturating_sub(captured.len() as u32);
         if missing > 0 {
-            stream.jump(missing, lost);
+            stream.skip_gap(missing, losses);
         }
         found
     }
 
-    fn make_room(&mut self, lost: &mut Lost) {
+    /// Evicts streams until a new one fits.
+    fn evict_oldest(&mut self, losses: &mut PacketLosses) {
         while self.streams.len() >= STREAMS_MAX {
             let Some(oldest) = self.order.pop_front() else { return };
             self.streams.remove(&oldest);
-            lost.streams += 1;
+            losses.streams += 1;
         }
     }
 }
 
 impl Stream {
-    /// Bytes that nobody saw.
-    fn jump(&mut self, gap: u32, lost: &mut Lost) {
-        match gap <= self.skip {
-            true => self.skip -= gap,
-            false => self.lose(lost),
+    /// Moves past bytes that were not seen: harmless if they are not needed.
+    fn skip_gap(&mut self, gap: u32, losses: &mut PacketLosses) {
+        if gap <= self.skip {
+            self.skip -= gap;
+        } else {
+            self.lose_position(losses);
         }
     }
 
-    /// Where the next message begins is not known.
-    fn lose(&mut self, lost: &mut Lost) {
-        lost.tcp_unparsed += 1;
+    /// Counts that the beginning of the next message is not known, and starts over with the next segment.
+    fn lose_position(&mut self, losses: &mut PacketLosses) {
+        losses.tcp_unparsed += 1;
         self.held.clear();
         (self.skip, self.is_unsure) = (0, true);
     }
 
-    fn read(&mut self, mut bytes: &[u8], is_query: bool, found: &mut Vec<Message>, lost: &mut Lost) {
+    /// Reads messages; what is not complete stays in `held`.
+    fn read(
+        &mut self,
+        mut bytes: &[u8],
+        is_query: bool,
+        found: &mut Vec<StreamMessage>,
+        losses: &mut PacketLosses,
+    ) {
         while !bytes.is_empty() {
             let skipped = (self.skip as usize).min(bytes.len());
             self.skip -= skipped as u32;
@@ -127,8 +148,8 @@ impl Stream {
                 }
             }
             let size = usize::from(u16::from_be_bytes([self.held[0], self.held[1]]));
-            if size < HEADER {
-                return self.lose(lost);
+            if size < DNS_HEADER_BYTES {
+                return self.lose_position(losses);
             }
             let needed = size.min(KEPT);
             self.take(&mut bytes, PREFIX + needed);
@@ -138,26 +159,19 @@ impl Stream {
             let message = self.held.split_off(PREFIX);
             self.held.clear();
             self.skip = (size - needed) as u32;
-            if self.is_unsure && !looks_like_one(&message, is_query) {
-                return self.lose(lost);
+            let header = DnsHeader::from_message(&message);
+            if self.is_unsure && !header.is_some_and(|header| header.is_plausible(!is_query)) {
+                return self.lose_position(losses);
             }
             self.is_unsure = false;
-            found.push(Message { size: size as u32, bytes: message });
+            found.push(StreamMessage { size: size as u32, bytes: message });
         }
     }
 
-    /// Until `wanted` bytes are held, or there are no more.
+    /// Moves bytes to `held` until it has `wanted` bytes, or there are no more.
     fn take(&mut self, bytes: &mut &[u8], wanted: usize) {
         let count = wanted.saturating_sub(self.held.len()).min(bytes.len());
         self.held.extend_from_slice(&bytes[..count]);
         *bytes = &bytes[count..];
     }
-}
-
-/// Right way, a known opcode (query to update, RFC 2136), one question at most.
-fn looks_like_one(message: &[u8], is_query: bool) -> bool {
-    let Some(header) = message.first_chunk::<HEADER>() else { return false };
-    let is_response = header[2] & 0x80 != 0;
-    let questions = u16::from_be_bytes([header[4], header[5]]);
-    is_response != is_query && (header[2] >> 3) & 0x0f <= 5 && questions <= 1
 }

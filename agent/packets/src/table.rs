@@ -1,92 +1,64 @@
-//! Queries in flight and what becomes of them: as `probe-ebpf/src/dns.rs`, with the same records and counts.
+//! Queries in flight and their answers, as `probe-ebpf/src/dns.rs` handles them, with the same records and counters. Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use podopsy_wire::{
-    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
-    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DNS_MESSAGE_MAX,
-    DNS_QUESTION_MAX, DnsCounters, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT, STATE_WAITING, Task,
-    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    DNS_CONTAINERS_MAX, DNS_HEADER_BYTES, DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsCounters, DnsHeader, DnsKey,
+    DnsPending, DnsRecord, STATE_TIMED_OUT, STATE_WAITING, Task, TokenBucket, WHY_ANSWER, WHY_SAMPLE,
+    WHY_SLOW, latency_bucket,
 };
 
-use super::parse::{Ends, TCP};
-use super::{Counters, Lost};
+use super::parse::{Flow, TCP};
+use super::{PacketLosses, SharedCounters};
+use podopsy_system::sync;
 
-/// As many as the kernel side keeps.
+/// As many queries as the kernel side keeps.
 pub const PENDING_MAX: usize = 16_384;
-/// How long an answer may come after its timeout and still be called late.
+/// How long after its timeout an answer is still reported as late.
 const LATE_NS: u64 = 30_000_000_000;
-const HEADER: usize = 12;
 
-/// What is to be told of answers.
+/// Which answers become records.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct AnswerSettings {
+    /// All answers.
     pub answers: bool,
-    /// 0: no answer is slow.
+    /// Answers that took this long; 0: no answer is slow.
     pub slow_ns: u64,
-    /// One success in so many; 0: none.
+    /// One success in this many; 0: none.
     pub sample: u32,
-    /// Token bucket of each container: what a record has to wait for (0: nothing), and how many may come at once.
-    pub interval_ns: u64,
-    pub burst: u64,
+    /// The rate of each container.
+    pub bucket: TokenBucket,
     pub timeout_ns: u64,
 }
 
-/// The fixed header, RFC 1035 §4.1.1.
-struct Header {
-    id: u16,
-    flags: u16,
-    questions: u16,
-    answers: u16,
-}
-
-impl Header {
-    fn read(message: &[u8]) -> Option<Header> {
-        let head: &[u8; HEADER] = message.first_chunk()?;
-        let word = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        Some(Header { id: word(0), flags: word(2), questions: word(4), answers: word(6) })
-    }
-
-    fn is_response(&self) -> bool {
-        self.flags & 0x8000 != 0
-    }
-
-    fn is_truncated(&self) -> bool {
-        self.flags & 0x0200 != 0
-    }
-
-    fn rcode(&self) -> u16 {
-        self.flags & 0x000f
-    }
-}
-
-/// A message as it passed.
+/// A DNS message that was seen.
 #[derive(Clone, Copy, Debug)]
-pub struct Passed<'a> {
-    pub ends: Ends,
+pub struct SeenMessage<'a> {
+    pub flow: Flow,
     pub is_outgoing: bool,
-    /// What the network says its length is; `bytes` is its beginning.
+    /// Its length, by the UDP header or the TCP length prefix; `bytes` is its beginning.
     pub size: u32,
     pub bytes: &'a [u8],
     pub time_ns: u64,
 }
 
-/// The queries that wait, and those whose answer would be late.
-pub struct Table {
-    settings: Settings,
+/// The queries that wait for an answer, and those whose answer would be late.
+pub struct QueryTable {
+    settings: AnswerSettings,
     pending: HashMap<DnsKey, DnsPending>,
-    /// Keys and `first_sent_ns`, oldest first; some have gone.
+    /// Keys and `first_sent_ns`, oldest first; some are no longer in `pending`.
     order: VecDeque<(DnsKey, u64)>,
-    counters: Counters,
-    /// Makes a client's end the number that the kernel's socket cookie is elsewhere; nobody outside can make two the same.
+    counters: SharedCounters,
+    /// Hashes a client's address to a number that stands for the socket cookie of the kernel side. The hash has a random
+    /// key, so no one outside can make two clients collide.
     hasher: RandomState,
     successes: u64,
 }
 
-impl Table {
-    pub fn new(settings: Settings, counters: Counters) -> Table {
-        Table {
+impl QueryTable {
+    pub fn new(settings: AnswerSettings, counters: SharedCounters) -> QueryTable {
+        QueryTable {
             settings,
             pending: HashMap::new(),
             order: VecDeque::new(),
@@ -96,69 +68,63 @@ impl Table {
         }
     }
 
-    /// Takes a message; the record that is due, if one is. Only queries go to a server and only responses come from one:
-    /// what a server in this network sends and gets is the other end of the same messages.
-    pub fn see(
+    /// Handles a message, and returns the record that is due, if any. Only queries go to a server and only responses come
+    /// from one: what a server in this network receives and sends is the other end of the same messages.
+    pub fn handle(
         &mut self,
-        passed: &Passed<'_>,
+        message: &SeenMessage<'_>,
         asker: impl FnOnce() -> Task,
-        lost: &mut Lost,
+        losses: &mut PacketLosses,
     ) -> Option<Box<DnsRecord>> {
-        let Some(header) = Header::read(passed.bytes) else {
-            lost.short += 1;
+        let Some(header) = DnsHeader::from_message(message.bytes) else {
+            losses.short += 1;
             return None;
         };
-        let key = self.key(&passed.ends, header.id);
-        match (passed.is_outgoing, header.is_response()) {
+        match (message.is_outgoing, header.is_response()) {
             (true, false) => {
-                self.query(key, &header, passed, asker, lost);
+                self.add_query(&header, message, asker, losses);
                 None
             }
-            (false, true) => self.answer(key, &header, passed, lost),
+            (false, true) => self.add_answer(&header, message, losses),
             _ => None,
         }
     }
 
-    fn key(&self, ends: &Ends, id: u16) -> DnsKey {
-        let (words, _) = ends.server.address.as_chunks::<4>();
+    fn key(&self, flow: &Flow, id: u16) -> DnsKey {
+        let (words, _) = flow.server.address.as_chunks::<4>();
         DnsKey {
-            cookie: self.cookie(ends),
+            cookie: self.hasher.hash_one((flow.client, flow.protocol)),
             server: [0, 1, 2, 3].map(|word| u32::from_ne_bytes(words[word])),
-            port: ends.server.port,
+            port: flow.server.port,
             id,
-            protocol: ends.protocol,
+            protocol: flow.protocol,
         }
     }
 
-    fn cookie(&self, ends: &Ends) -> u64 {
-        self.hasher.hash_one((ends.client, ends.protocol))
-    }
-
-    fn query(
+    fn add_query(
         &mut self,
-        key: DnsKey,
-        header: &Header,
-        passed: &Passed<'_>,
+        header: &DnsHeader,
+        message: &SeenMessage<'_>,
         asker: impl FnOnce() -> Task,
-        lost: &mut Lost,
+        losses: &mut PacketLosses,
     ) {
-        let now = passed.time_ns;
+        let (key, now) = (self.key(&message.flow, header.id), message.time_ns);
         if let Some(pending) = self.pending.get_mut(&key) {
             if pending.state == STATE_WAITING {
                 pending.sends = pending.sends.saturating_add(1);
                 pending.last_sent_ns = now;
                 let cgroup = pending.asker.cgroup_id;
-                self.count(cgroup, now, lost, |counters| counters.resends += 1);
+                self.count(cgroup, now, losses, |counters| counters.resends += 1);
                 return;
             }
-            // Its timeout has been told: this is a new try, and a new transaction.
+            // Its timeout has been reported: this is a new attempt, and a new transaction.
             self.pending.remove(&key);
         }
         let asker = asker();
-        lost.askers += u64::from(asker.pid == 0);
-        self.count(asker.cgroup_id, now, lost, |counters| counters.queries += 1);
-        self.make_room(lost);
-        let question = passed.bytes.get(HEADER..).unwrap_or_default();
+        losses.askers += u64::from(asker.pid == 0);
+        self.count(asker.cgroup_id, now, losses, |counters| counters.queries += 1);
+        self.evict_oldest(losses);
+        let question = message.bytes.get(DNS_HEADER_BYTES..).unwrap_or_default();
         let len = question.len().min(DNS_QUESTION_MAX);
         let mut pending = DnsPending {
             asker,
@@ -175,7 +141,8 @@ impl Table {
         self.order.push_back((key, now));
     }
 
-    fn make_room(&mut self, lost: &mut Lost) {
+    /// Evicts queries until a new one fits.
+    fn evict_oldest(&mut self, losses: &mut PacketLosses) {
         if self.order.len() >= 2 * PENDING_MAX {
             let pending = &self.pending;
             self.order
@@ -185,38 +152,62 @@ impl Table {
             let Some((oldest, sent)) = self.order.pop_front() else { return };
             if self.pending.get(&oldest).is_some_and(|found| found.first_sent_ns == sent) {
                 self.pending.remove(&oldest);
-                lost.evicted += 1;
+                losses.evicted += 1;
             }
         }
     }
 
-    fn answer(
+    fn add_answer(
         &mut self,
-        key: DnsKey,
-        header: &Header,
-        passed: &Passed<'_>,
-        lost: &mut Lost,
+        header: &DnsHeader,
+        message: &SeenMessage<'_>,
+        losses: &mut PacketLosses,
     ) -> Option<Box<DnsRecord>> {
+        let (key, now) = (self.key(&message.flow, header.id), message.time_ns);
         let pending = self.pending.remove(&key)?;
-        let now = passed.time_ns;
         let latency_ns = now.saturating_sub(pending.first_sent_ns);
-        let (protocol, question_len) = (key.protocol, pending.question_len as usize);
-        // Of a datagram only what is here counts; a segment may end before its message does.
-        let size = if protocol == TCP { passed.size as usize } else { passed.bytes.len() };
-        // As in the kernel: a success that has room for what it must hold. Anything else is judged by its bytes.
-        let plain = pending.state == STATE_WAITING
-            && header.rcode() == 0
-            && header.answers > 0
-            && header.questions == 1
-            && !header.is_truncated()
-            && question_len > 0
-            && size >= HEADER + question_len + 12;
-        let Settings { answers, slow_ns, sample, .. } = self.settings;
+        // Of a datagram only the captured bytes count; a segment may end before its message does.
+        let size = if key.protocol == TCP { message.size } else { message.bytes.len() as u32 };
+        let is_plain = header.is_plain_success(pending.state, pending.question_len, size);
+        let why = self.reasons(is_plain, latency_ns);
+        let is_due = !is_plain || why != 0;
+        let bucket = self.settings.bucket;
+        let may_ship = self.count(pending.asker.cgroup_id, now, losses, |counters| {
+            if pending.state == STATE_WAITING {
+                let latency_us = latency_ns / 1000;
+                counters.answers[header.answer_class()] += 1;
+                counters.latency[latency_bucket(latency_us)] += 1;
+                counters.latency_us += latency_us;
+            } else {
+                counters.late += 1;
+            }
+            if !is_due {
+                return true;
+            }
+            // Successes have a bucket of their own, so that they cannot displace failures.
+            let paid = if is_plain { &mut counters.paid_answers_ns } else { &mut counters.paid_failures_ns };
+            let Some(paid_until) = bucket.take(*paid, now) else {
+                counters.throttled += 1;
+                return false;
+            };
+            *paid = paid_until;
+            true
+        });
+        losses.throttled += u64::from(may_ship == Some(false));
+        if !is_due || may_ship == Some(false) {
+            return None;
+        }
+        Some(record(key, pending, message, why))
+    }
+
+    /// The `WHY_*` bits of an answer.
+    fn reasons(&mut self, is_plain: bool, latency_ns: u64) -> u32 {
+        let AnswerSettings { answers, slow_ns, sample, .. } = self.settings;
         let mut why = 0;
         if slow_ns != 0 && latency_ns >= slow_ns {
             why |= WHY_SLOW;
         }
-        if plain && sample != 0 {
+        if is_plain && sample != 0 {
             self.successes += 1;
             if self.successes.is_multiple_of(sample.into()) {
                 why |= WHY_SAMPLE;
@@ -225,128 +216,80 @@ impl Table {
         if answers {
             why |= WHY_ANSWER;
         }
-        let is_due = !plain || why != 0;
-        let class = class(header);
-        let Settings { interval_ns, burst, .. } = self.settings;
-        let may_ship = self.count(pending.asker.cgroup_id, now, lost, |counters| {
-            if pending.state == STATE_WAITING {
-                counters.answers[class] += 1;
-                counters.latency[bucket(latency_ns)] += 1;
-                counters.latency_us += latency_ns / 1000;
-            } else {
-                counters.late += 1;
-            }
-            // A bucket of their own: successes that someone wants to see must not cost a failure.
-            let paid = if plain { &mut counters.paid_answers_ns } else { &mut counters.paid_failures_ns };
-            let may = !is_due || take_token(paid, now, interval_ns, burst);
-            counters.throttled += u64::from(!may);
-            may
-        });
-        lost.throttled += u64::from(may_ship == Some(false));
-        if !is_due || may_ship == Some(false) {
-            return None;
-        }
-        let len = passed.bytes.len().min(DNS_MESSAGE_MAX);
-        let mut record = Box::new(DnsRecord {
-            key,
-            pending,
-            time_ns: now,
-            message_size: passed.size,
-            message_len: len as u32,
-            why,
-            unused: 0,
-            message: [0; DNS_MESSAGE_MAX],
-        });
-        record.message[..len].copy_from_slice(&passed.bytes[..len]);
-        Some(record)
+        why
     }
 
-    /// Queries that have just become timeouts; an answer to them is late from now on.
+    /// Returns the queries that have just timed out; an answer to them is late from now on.
     pub fn sweep(&mut self, now_ns: u64) -> Vec<(DnsKey, DnsPending)> {
         let timeout_ns = self.settings.timeout_ns;
-        let mut ended = Vec::new();
+        let mut timed_out = Vec::new();
         self.pending.retain(|key, pending| {
             let age = now_ns.saturating_sub(pending.last_sent_ns);
             if pending.state == STATE_WAITING && age >= timeout_ns {
-                ended.push((*key, *pending));
+                timed_out.push((*key, *pending));
                 pending.state = STATE_TIMED_OUT;
             }
             pending.state == STATE_WAITING || age <= timeout_ns.saturating_add(LATE_NS)
         });
-        ended.sort_unstable_by_key(|(_, pending)| pending.first_sent_ns);
-        ended
+        timed_out.sort_unstable_by_key(|(_, pending)| pending.first_sent_ns);
+        timed_out
     }
 
-    /// Frames were lost: the answers of all that wait may have been among them. To call their silence a timeout would be
-    /// a guess, so they are counted, and no more is said of them.
-    pub fn doubt(&mut self, lost: &mut Lost) {
+    /// Drops all queries that wait, after frames were lost: their answers may have been among these frames. Reporting a
+    /// timeout would be a guess, so they are counted as evicted.
+    pub fn drop_waiting(&mut self, losses: &mut PacketLosses) {
         let before = self.pending.len();
         self.pending.retain(|_, pending| pending.state != STATE_WAITING);
-        lost.evicted += (before - self.pending.len()) as u64;
+        losses.evicted += (before - self.pending.len()) as u64;
     }
 
-    /// Queries that wait for this server at this socket, which the network says cannot be reached.
-    pub fn unreachable(&mut self, ends: &Ends) -> Vec<(DnsKey, DnsPending)> {
-        let wanted = self.key(ends, 0);
+    /// Takes out the queries of this client that wait for this server, after the network has reported the server as
+    /// unreachable.
+    pub fn unreachable(&mut self, flow: &Flow) -> Vec<(DnsKey, DnsPending)> {
+        let wanted = self.key(flow, 0);
         let found = self
             .pending
             .iter()
             .filter(|(key, pending)| pending.state == STATE_WAITING && DnsKey { id: 0, ..**key } == wanted);
-        let ended: Vec<_> = found.map(|(key, pending)| (*key, *pending)).collect();
-        for (key, _) in &ended {
+        let unreachable: Vec<_> = found.map(|(key, pending)| (*key, *pending)).collect();
+        for (key, _) in &unreachable {
             self.pending.remove(key);
         }
-        ended
+        unreachable
     }
 
-    /// Does it to the counters of a container; None: there is no place for them.
+    /// Applies `update` to the counters of a container. None: there are counters for too many containers, which is counted.
     fn count<T>(
         &self,
         cgroup: u64,
         now: u64,
-        lost: &mut Lost,
-        add: impl FnOnce(&mut DnsCounters) -> T,
+        losses: &mut PacketLosses,
+        update: impl FnOnce(&mut DnsCounters) -> T,
     ) -> Option<T> {
-        let mut counters = self.counters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counters = sync::lock(&self.counters);
         if counters.len() >= DNS_CONTAINERS_MAX as usize && !counters.contains_key(&cgroup) {
-            lost.uncounted += 1;
+            losses.uncounted += 1;
             return None;
         }
         let counters =
             counters.entry(cgroup).or_insert(DnsCounters { since_ns: now.max(1), ..DnsCounters::EMPTY });
-        Some(add(counters))
+        Some(update(counters))
     }
 }
 
-/// The bucket is the time by which what was shipped is paid for.
-fn take_token(paid_ns: &mut u64, now: u64, interval_ns: u64, burst: u64) -> bool {
-    if interval_ns == 0 {
-        return true;
-    }
-    let due = (*paid_ns).max(now).saturating_add(interval_ns);
-    let may = due <= now.saturating_add(interval_ns.saturating_mul(burst));
-    if may {
-        *paid_ns = due;
-    }
-    may
-}
-
-fn class(header: &Header) -> usize {
-    if header.is_truncated() {
-        return ANSWER_TRUNCATED;
-    }
-    match header.rcode() {
-        0 if header.answers == 0 => ANSWER_NODATA,
-        0 => ANSWER_NOERROR,
-        1 => ANSWER_FORMERR,
-        2 => ANSWER_SERVFAIL,
-        3 => ANSWER_NXDOMAIN,
-        5 => ANSWER_REFUSED,
-        _ => ANSWER_OTHER,
-    }
-}
-
-fn bucket(latency_ns: u64) -> usize {
-    let us = latency_ns / 1000;
-    (64 - us.leading_zeros() as usize).min(DNS_LATENCY_BUCKETS - 1)
+/// The record of an answered query, as the kernel side writes it.
+fn record(key: DnsKey, pending: DnsPending, message: &SeenMessage<'_>, why: u32) -> Box<DnsRecord> {
+    let len = message.bytes.len().min(DNS_MESSAGE_MAX);
+    let mut record = Box::new(DnsRecord {
+        key,
+        pending,
+        time_ns: message.time_ns,
+        message_size: message.size,
+        message_len: len as u32,
+        why,
+        unused: 0,
+        message: [0; DNS_MESSAGE_MAX],
+    });
+    record.message[..len].copy_from_slice(&message.bytes[..len]);
+    record
 }

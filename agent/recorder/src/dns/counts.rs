@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use podopsy_wire::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
-    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DnsCounters,
+    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DnsCounters, TokenBucket,
 };
 
 use podopsy_model::dns::{DnsCounts, Latencies, NotVisible};
 use podopsy_model::{KnownBy, Outcome, Owner};
-use podopsy_packets as packets;
+use podopsy_packets::SharedCounters;
 use podopsy_pods::Pods;
 use podopsy_probes::{KernelCounts, Rate};
 use podopsy_system::sync::lock;
@@ -31,7 +31,7 @@ pub(crate) type InsideOwners = Arc<Mutex<HashMap<u64, Owner>>>;
 pub(crate) enum CounterSource {
     Kernel(KernelCounts),
     /// The packet socket's thread, and the owners that are known inside the pod.
-    PacketSocket(packets::Counters, Option<InsideOwners>),
+    PacketSocket(SharedCounters, Option<InsideOwners>),
 }
 
 impl CounterSource {
@@ -80,7 +80,7 @@ struct Account {
     timeouts: u64,
     unreachable: u64,
     throttled: u64,
-    /// The token bucket, as in `probe-ebpf/src/dns_counts.rs`.
+    /// The state of the token bucket of timeouts: see [`TokenBucket`].
     paid_ns: u64,
     changed: u64,
     /// The last known owner: counts outlive what the pods crate remembers of dead containers.
@@ -142,8 +142,7 @@ impl ContainerCounts {
 
     /// Counts a query without an answer; true: it is within its container's bound of events.
     pub fn unanswered(&mut self, cgroup_id: u64, outcome: Outcome, now_ns: u64) -> bool {
-        let interval = u64::from(self.rate.interval_us()) * 1000;
-        let room = interval * u64::from(self.rate.burst.max(1));
+        let bucket = TokenBucket::new(self.rate.interval_us(), self.rate.burst.max(1));
         let looks = self.looks;
         let account = self.account(cgroup_id);
         account.changed = looks;
@@ -151,9 +150,8 @@ impl ContainerCounts {
             Outcome::Unreachable => account.unreachable += 1,
             _ => account.timeouts += 1,
         }
-        let due = account.paid_ns.max(now_ns).saturating_add(interval);
-        if due <= now_ns.saturating_add(room) {
-            account.paid_ns = due;
+        if let Some(paid_ns) = bucket.take(account.paid_ns, now_ns) {
+            account.paid_ns = paid_ns;
             return true;
         }
         account.throttled += 1;

@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use podopsy_decode::dns::{answered, unanswered};
 use podopsy_model::{Losses, Outcome, Owner};
-use podopsy_packets::asker::Askers;
-use podopsy_packets::parse::{self, Ends, Packet};
-use podopsy_packets::socket::Socket;
+use podopsy_packets::asker::AskerFinder;
+use podopsy_packets::parse::{Flow, Packet, parse};
+use podopsy_packets::socket::PacketSocket;
 use podopsy_packets::stream::Streams;
-use podopsy_packets::table::{Passed, Settings, Table};
-use podopsy_packets::{self as packets, Lost, SCOPE};
+use podopsy_packets::table::{AnswerSettings, QueryTable, SeenMessage};
+use podopsy_packets::{PacketLosses, SCOPE, SharedCounters};
 use podopsy_pods::Pods;
 use podopsy_pods::inside::Inside;
 use podopsy_probes::Rate;
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
-use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, DnsRecord, Task};
+use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, DnsRecord, Task, TokenBucket};
 use tokio::sync::{mpsc, oneshot};
 
 use super::counts::{ContainerCounts, CounterSource, InsideOwners, SharedCounts};
@@ -42,7 +42,7 @@ pub(crate) type TapLosses = Arc<Mutex<Losses>>;
 
 /// An open socket, and why it is used.
 pub(crate) struct OpenTap {
-    socket: Socket,
+    socket: PacketSocket,
     pub description: String,
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn instead_of_probe(options: &DnsOptions, error: anyhow::Error) -> an
 }
 
 fn open(options: &DnsOptions, why: &str) -> anyhow::Result<OpenTap> {
-    let socket = Socket::open(&options.ports)
+    let socket = PacketSocket::open(&options.ports)
         .with_context(|| format!("DNS is not seen by the root cgroup ({why}), nor by a packet socket"))?;
     Ok(OpenTap { socket, description: format!("{SCOPE} ({why})") })
 }
@@ -109,7 +109,7 @@ impl Drop for TapHandle {
 /// Starts the thread, which stays in the calling thread's network namespace.
 pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) -> anyhow::Result<TapHandle> {
     let rate = Rate::default();
-    let counters = packets::Counters::default();
+    let counters = SharedCounters::default();
     let owners = InsideOwners::default();
     let inside = Inside::here();
     let source = CounterSource::PacketSocket(counters.clone(), inside.is_some().then(|| owners.clone()));
@@ -117,11 +117,11 @@ pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) ->
     let mut tap = Tap {
         socket: open.socket,
         ports: options.ports,
-        table: Table::new(settings(options, rate), counters),
+        table: QueryTable::new(settings(options, rate), counters),
         streams: Streams::default(),
         outlet: Outlet {
             owners: SocketOwners {
-                askers: Askers::new(Path::new("/proc")),
+                askers: AskerFinder::new(Path::new("/proc")),
                 inside,
                 owners,
                 numbers: HashMap::new(),
@@ -131,7 +131,7 @@ pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) ->
             counts: counts.clone(),
             queue_full: 0,
         },
-        lost: Lost::default(),
+        losses: PacketLosses::default(),
     };
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
@@ -144,25 +144,24 @@ pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) ->
     Ok(TapHandle { stop, done, counts })
 }
 
-fn settings(options: &DnsOptions, rate: Rate) -> Settings {
+fn settings(options: &DnsOptions, rate: Rate) -> AnswerSettings {
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    Settings {
+    AnswerSettings {
         answers: options.answers,
         slow_ns: options.slow_over.map_or(0, |over| nanos(over).max(1)),
         sample: options.sample,
-        interval_ns: u64::from(rate.interval_us()) * 1000,
-        burst: rate.burst.max(1).into(),
+        bucket: TokenBucket::new(rate.interval_us(), rate.burst.max(1)),
         timeout_ns: nanos(options.timeout),
     }
 }
 
 struct Tap {
-    socket: Socket,
+    socket: PacketSocket,
     ports: [u16; 4],
-    table: Table,
+    table: QueryTable,
     streams: Streams,
     outlet: Outlet,
-    lost: Lost,
+    losses: PacketLosses,
 }
 
 impl Tap {
@@ -176,7 +175,7 @@ impl Tap {
             let may_have_more = self.read()?;
             if Instant::now() >= next_sweep || is_last {
                 self.sweep();
-                self.outlet.sum_losses(&self.lost);
+                self.outlet.sum_losses(&self.losses);
                 next_sweep = Instant::now() + TICK;
             }
             if is_last && !may_have_more {
@@ -191,26 +190,26 @@ impl Tap {
             let Some(frame) = self.socket.frame()? else { return Ok(false) };
             let is_outgoing = frame.is_outgoing;
             let time_ns = frame.time_ns;
-            match parse::packet(&frame, &self.ports, &mut self.lost) {
+            match parse(&frame, &self.ports, &mut self.losses) {
                 None => {}
-                Some(Packet::Datagram { ends, message, size }) => {
-                    let passed = Passed { ends, is_outgoing, size, bytes: message, time_ns };
-                    let record = self.table.see(&passed, || self.outlet.owners.asker(&ends), &mut self.lost);
+                Some(Packet::Datagram { flow, message, size }) => {
+                    let message = SeenMessage { flow, is_outgoing, size, bytes: message, time_ns };
+                    let asker = || self.outlet.owners.asker(&flow);
+                    let record = self.table.handle(&message, asker, &mut self.losses);
                     self.outlet.answered(record);
                 }
-                Some(Packet::Segment { ends, sequence, is_first, bytes, len }) => {
-                    let position = (sequence, is_first);
-                    let found = self.streams.segment(ends, is_outgoing, position, bytes, len, &mut self.lost);
-                    for message in found {
-                        let passed =
-                            Passed { ends, is_outgoing, size: message.size, bytes: &message.bytes, time_ns };
-                        let record =
-                            self.table.see(&passed, || self.outlet.owners.asker(&ends), &mut self.lost);
+                Some(Packet::Segment(segment)) => {
+                    let flow = segment.flow;
+                    for found in self.streams.add(&segment, &mut self.losses) {
+                        let (size, bytes) = (found.size, found.bytes.as_slice());
+                        let message = SeenMessage { flow, is_outgoing, size, bytes, time_ns };
+                        let asker = || self.outlet.owners.asker(&flow);
+                        let record = self.table.handle(&message, asker, &mut self.losses);
                         self.outlet.answered(record);
                     }
                 }
-                Some(Packet::Unreachable { ends }) => {
-                    for ended in self.table.unreachable(&ends) {
+                Some(Packet::Unreachable { flow }) => {
+                    for ended in self.table.unreachable(&flow) {
                         self.outlet.unanswered(ended, Outcome::Unreachable, time_ns);
                     }
                 }
@@ -222,8 +221,8 @@ impl Tap {
     fn sweep(&mut self) {
         let dropped = self.socket.dropped();
         if dropped > 0 {
-            self.lost.frames += dropped;
-            self.table.doubt(&mut self.lost);
+            self.losses.frames += dropped;
+            self.table.drop_waiting(&mut self.losses);
         }
         let now = boot_now_ns();
         for ended in self.table.sweep(now) {
@@ -267,8 +266,8 @@ impl Outlet {
         self.queue_full += u64::from(self.context.records.try_send(record).is_err());
     }
 
-    fn sum_losses(&self, lost: &Lost) {
-        let mut sum: Losses = lost.named().map(|(name, count)| (name.to_owned(), count)).into();
+    fn sum_losses(&self, losses: &PacketLosses) {
+        let mut sum: Losses = losses.by_name().map(|(name, count)| (name.to_owned(), count)).into();
         add(&mut sum, lock(&self.counts).losses());
         add(&mut sum, [("recorder_queue".to_owned(), self.queue_full)]);
         if let Some(totals) = &self.context.totals {
@@ -282,7 +281,7 @@ impl Outlet {
 
 /// Finds the process of a socket, and the container of the process.
 struct SocketOwners {
-    askers: Askers,
+    askers: AskerFinder,
     /// None: host processes are visible, and the pods crate finds their containers.
     inside: Option<Inside>,
     owners: InsideOwners,
@@ -293,8 +292,8 @@ struct SocketOwners {
 
 impl SocketOwners {
     /// The process that asked, with the id of its memory cgroup, or the number that stands for it inside a pod.
-    fn asker(&mut self, ends: &Ends) -> Task {
-        let task = self.askers.find(ends);
+    fn asker(&mut self, flow: &Flow) -> Task {
+        let task = self.askers.find(flow);
         if task.pid == 0 {
             return task;
         }
