@@ -19,6 +19,7 @@ mod layout;
 mod load;
 mod loader;
 pub mod oom;
+mod pod;
 mod program;
 mod refusal;
 pub mod ring;

@@ -2,6 +2,7 @@
 
 use anyhow::anyhow;
 use aya::Ebpf;
+use bytemuck::bytes_of;
 use podopsy_wire::{Config, Layout, SCOPE_NODE, UnwindLayout};
 
 use crate::btf::Btf;
@@ -111,19 +112,16 @@ fn load_object(options: &ProbeOptions, types: &KernelTypes) -> anyhow::Result<Eb
         scope: options.cpu.as_ref().map_or(SCOPE_NODE, |cpu| cpu.scope.code()),
         sample_budget: options.cpu.as_ref().map_or(0, |cpu| cpu.budget),
     };
-    let config = config_words(&config);
-    let signal = types.signal.words();
-    let unwind = types.unwind.words();
-    let dns = dns::config_words(options.dns.as_ref());
+    let dns = dns::config(options.dns.as_ref());
     let level = crate::log_level();
     let mut loader = loader::new();
     dns::size_maps(&mut loader);
     sizes::shrink(options, &mut loader);
     loader
-        .override_global("CONFIG", config.as_slice(), true)
-        .override_global("SIGNAL_LAYOUT", signal.as_slice(), true)
-        .override_global("DNS", dns.as_slice(), true)
-        .override_global("UNWIND_LAYOUT", unwind.as_slice(), true)
+        .override_global("CONFIG", bytes_of(&config), true)
+        .override_global("SIGNAL_LAYOUT", bytes_of(&types.signal), true)
+        .override_global("DNS", bytes_of(&dns), true)
+        .override_global("UNWIND_LAYOUT", bytes_of(&types.unwind), true)
         .override_global(aya_log::LEVEL, &level, true)
         .load(OBJECT)
         .map_err(|error| explain(anyhow!(error), "load the probes"))
@@ -186,44 +184,6 @@ fn attach_sampler(
 
 fn no_tables(error: &anyhow::Error) -> String {
     format!("stacks by tables: {error:#}; stacks are what frame pointers give")
-}
-
-/// `Config` as the words that it is made of, in memory order.
-fn config_words(config: &Config) -> [u32; size_of::<Config>() / 4] {
-    let Config { layout: at, victim_is_task, scope, sample_budget } = *config;
-    let Layout { mm_rss, .. } = at;
-    [
-        at.task_pid,
-        at.task_tgid,
-        at.task_comm,
-        at.task_group_leader,
-        at.task_start_boottime,
-        at.task_cgroups,
-        at.task_mm,
-        at.task_signal,
-        at.css_set_memory,
-        at.css_cgroup,
-        at.cgroup_kn,
-        at.kernfs_node_id,
-        at.signal_oom_score_adj,
-        mm_rss[0],
-        mm_rss[1],
-        mm_rss[2],
-        mm_rss[3],
-        at.sock_err,
-        at.sock_cookie,
-        at.sock_dport,
-        at.binprm_file,
-        at.file_inode,
-        at.inode_ino,
-        at.inode_sb,
-        at.super_block_dev,
-        at.kernfs_node_name,
-        at.kernfs_node_parent,
-        victim_is_task,
-        scope,
-        sample_budget,
-    ]
 }
 
 /// Before 5.11 maps are charged to RLIMIT_MEMLOCK. Without CAP_SYS_RESOURCE this fails, which newer kernels do not need:

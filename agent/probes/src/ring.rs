@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
-use podopsy_wire::{LOSSES, Loss};
+use podopsy_wire::Loss;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -95,14 +95,11 @@ impl LossCounters {
 
     /// All losses above 0, by name. Counters that only measure (the in-flight map, kills within a container) are left out.
     pub fn read(&self) -> Losses {
-        let measures = [Loss::DnsInserted, Loss::DnsRemoved, Loss::SigkillOwn].map(|loss| loss as usize);
-        (0u32..)
-            .zip(LOSSES)
-            .filter(|(index, _)| !measures.contains(&(*index as usize)))
-            .filter_map(|(index, name)| {
-                let count: u64 = self.map.get(&index, 0).ok()?.iter().sum();
-                (count > 0).then(|| (name.to_owned(), count))
-            })
+        Loss::ALL
+            .iter()
+            .filter(|loss| !loss.is_measure())
+            .map(|loss| (loss.as_str().to_owned(), self.get(*loss)))
+            .filter(|(_, count)| *count > 0)
             .collect()
     }
 }

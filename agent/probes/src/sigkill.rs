@@ -6,6 +6,7 @@ use aya::maps::{HashMap, Map, MapData};
 use podopsy_wire::{ABSENT, SignalLayout, SignalRecord};
 
 use crate::btf::Btf;
+use crate::pod::Pod;
 use crate::program::{raw_tracepoint, take_map};
 use crate::ring::Ring;
 
@@ -48,14 +49,8 @@ pub(crate) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<String> {
 
 /// The map `SIGKILL_BY_KERNEL`: SIGKILLs sent by the kernel that the OOM killer may still claim.
 pub struct KernelKills {
-    map: HashMap<MapData, u64, Pod>,
+    map: HashMap<MapData, u64, Pod<SignalRecord>>,
 }
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Pod(SignalRecord);
-// SAFETY: `#[repr(C)]`, integers only, no padding (asserted in the wire crate).
-unsafe impl aya::Pod for Pod {}
 
 /// The OOM killer marks its victim right after the signal: a signal older than this was not its own.
 const UNCLAIMED_NS: u64 = 1_000_000_000;

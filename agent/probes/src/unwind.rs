@@ -12,24 +12,12 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use podopsy_wire::{ABSENT, FileKey, PythonLayout, Rule, SLAB_WORDS, SLABS_MAX, Table, UnwindLayout};
 
 use crate::btf::Btf;
+use crate::pod::Pod;
 use crate::program::take_map;
 use podopsy_stacks::unwind::KernelMaps;
 
 /// `BPF_F_MMAPABLE` (`<linux/bpf.h>`).
 const MMAPABLE: u32 = 1 << 10;
-
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Pod<T>(T);
-
-// SAFETY: integers without padding (`wire/src/unwind.rs`), so that any bytes are one.
-unsafe impl aya::Pod for Pod<FileKey> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Pod<Table> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Pod<Rule> {}
-// SAFETY: as above.
-unsafe impl aya::Pod for Pod<PythonLayout> {}
 
 type Slab = Array<MapData, [u32; SLAB_WORDS]>;
 

@@ -35,7 +35,7 @@ pub use dns_counters::{
 };
 pub use dns_rules::{DNS_HEADER_BYTES, DnsHeader, TokenBucket, latency_bucket};
 pub use exec::Exec;
-pub use loss::{LOSSES, Loss};
+pub use loss::Loss;
 pub use oncpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use python::*;

@@ -82,17 +82,6 @@ loss_reasons! {
     DnsNamed = "dns_named",
 }
 
-/// The counters' names, by index.
-pub const LOSSES: [&str; Loss::ALL.len()] = {
-    let mut names = [""; Loss::ALL.len()];
-    let mut index = 0;
-    while index < names.len() {
-        names[index] = Loss::ALL[index].as_str();
-        index += 1;
-    }
-    names
-};
-
 impl Loss {
     /// Whether the counter only measures, so that it does not belong in a list of losses.
     pub const fn is_measure(self) -> bool {

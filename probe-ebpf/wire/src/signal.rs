@@ -49,9 +49,4 @@ pub struct SignalLayout {
 impl SignalLayout {
     /// No member is known.
     pub const EMPTY: SignalLayout = bytemuck::must_cast([ABSENT; size_of::<SignalLayout>() / 4]);
-
-    /// Its words, in memory order.
-    pub const fn words(&self) -> [u32; size_of::<SignalLayout>() / 4] {
-        bytemuck::must_cast(*self)
-    }
 }

@@ -246,11 +246,6 @@ impl UnwindLayout {
         thread_size: 0,
         ..bytemuck::must_cast([crate::ABSENT; size_of::<UnwindLayout>() / 4])
     };
-
-    /// Its words, in memory order.
-    pub const fn words(&self) -> [u32; size_of::<UnwindLayout>() / 4] {
-        bytemuck::must_cast(*self)
-    }
 }
 
 const _: () = assert!(size_of::<FileKey>() == 24);

@@ -18,8 +18,8 @@ struct Direction {
 const DIRECTIONS: &[Direction] = &[
     Direction {
         package: "podopsy-wire",
-        forbids: |_| true,
-        why: "both sides of the kernel boundary compile it: it depends on nothing",
+        forbids: |name| name != "bytemuck",
+        why: "both sides of the kernel boundary compile it: it needs only the derives of bytemuck",
     },
     Direction {
         package: "podopsy-probe",
@@ -119,6 +119,7 @@ mod tests {
     #[test]
     fn dependencies_in_the_right_direction_are_accepted() {
         for (package, dependency) in [
+            ("podopsy-wire", "bytemuck"),
             ("podopsy-probe", "aya-ebpf"),
             ("podopsy-probe", "podopsy-wire"),
             ("podopsy-agent", "podopsy-wire"),

@@ -4,15 +4,11 @@ use anyhow::Context;
 use aya::maps::{HashMap, Map, MapData};
 use podopsy_wire::DnsCounters;
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct CountersPod(DnsCounters);
-// SAFETY: `#[repr(C)]`, integers only, no padding (asserted in the wire crate).
-unsafe impl aya::Pod for CountersPod {}
+use crate::pod::Pod;
 
 /// The map `DNS_COUNTERS`, seen from user space.
 pub struct KernelCounts {
-    map: HashMap<MapData, u64, CountersPod>,
+    map: HashMap<MapData, u64, Pod<DnsCounters>>,
 }
 
 impl KernelCounts {
@@ -23,7 +19,7 @@ impl KernelCounts {
     /// Every memory cgroup's counters. An entry that is being created (`since_ns` is 0) is left to the next call.
     pub fn entries(&self) -> Vec<(u64, DnsCounters)> {
         let entries = self.map.iter().filter_map(Result::ok);
-        entries.map(|(id, CountersPod(counters))| (id, counters)).filter(|(_, c)| c.since_ns != 0).collect()
+        entries.map(|(id, Pod(counters))| (id, counters)).filter(|(_, c)| c.since_ns != 0).collect()
     }
 
     /// Removes an entry. Counts made since the last [`Self::entries`] are lost, so remove only entries that are idle.

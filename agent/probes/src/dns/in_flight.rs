@@ -7,25 +7,13 @@ use aya::maps::{HashMap, Map, MapData};
 use podopsy_wire::{DnsKey, DnsPending, STATE_TIMED_OUT};
 
 use crate::batch;
+use crate::pod::Pod;
 
 /// The map `DNS_IN_FLIGHT`, seen from user space.
 pub struct InFlight {
-    map: HashMap<MapData, KeyPod, PendingPod>,
+    map: HashMap<MapData, Pod<DnsKey>, Pod<DnsPending>>,
     fd: OwnedFd,
 }
-
-// The orphan rule: aya's `Pod` cannot be put on the wire's types from here.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct KeyPod(DnsKey);
-// SAFETY: `#[repr(C)]`, integers only, no padding (asserted in the wire crate).
-unsafe impl aya::Pod for KeyPod {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct PendingPod(DnsPending);
-// SAFETY: as above.
-unsafe impl aya::Pod for PendingPod {}
 
 impl InFlight {
     pub(super) fn new(map: Map) -> anyhow::Result<InFlight> {
@@ -38,31 +26,25 @@ impl InFlight {
 
     /// All queries in the map. The kernel side writes meanwhile: an entry that one sweep misses is found by the next.
     pub fn entries(&self) -> Vec<(DnsKey, DnsPending)> {
-        match batch::entries::<KeyPod, PendingPod>(self.fd.as_fd()) {
-            Some(entries) => {
-                entries.into_iter().map(|(KeyPod(key), PendingPod(pending))| (key, pending)).collect()
-            }
+        match batch::entries::<Pod<DnsKey>, Pod<DnsPending>>(self.fd.as_fd()) {
+            Some(entries) => entries.into_iter().map(|(Pod(key), Pod(pending))| (key, pending)).collect(),
             None => self.entries_one_by_one(),
         }
     }
 
     fn entries_one_by_one(&self) -> Vec<(DnsKey, DnsPending)> {
-        self.map
-            .iter()
-            .filter_map(Result::ok)
-            .map(|(KeyPod(key), PendingPod(pending))| (key, pending))
-            .collect()
+        self.map.iter().filter_map(Result::ok).map(|(Pod(key), Pod(pending))| (key, pending)).collect()
     }
 
     /// Marks a query as timed out; false: its answer arrived in between and is reported instead.
     pub fn mark_timed_out(&mut self, key: DnsKey, pending: DnsPending) -> bool {
         const BPF_EXIST: u64 = 2;
         let marked = DnsPending { state: STATE_TIMED_OUT, ..pending };
-        self.map.insert(KeyPod(key), PendingPod(marked), BPF_EXIST).is_ok()
+        self.map.insert(Pod(key), Pod(marked), BPF_EXIST).is_ok()
     }
 
     /// Removes a query; false: the kernel side removed it first.
     pub fn remove(&mut self, key: &DnsKey) -> bool {
-        self.map.remove(&KeyPod(*key)).is_ok()
+        self.map.remove(&Pod(*key)).is_ok()
     }
 }

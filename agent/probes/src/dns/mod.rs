@@ -41,25 +41,18 @@ impl DnsMaps {
     }
 }
 
-/// `DnsConfig` as the words that it is made of, in memory order.
-pub(crate) fn config_words(wanted: Option<&DnsProbeOptions>) -> [u32; size_of::<DnsConfig>() / 4] {
+/// The probes' global `DNS`; None: the defaults.
+pub(crate) fn config(options: Option<&DnsProbeOptions>) -> DnsConfig {
     let off = DnsProbeOptions::default();
-    let wanted = wanted.unwrap_or(&off);
-    let pair = |low: u16, high: u16| {
-        let ([a, b], [c, d]) = (low.to_ne_bytes(), high.to_ne_bytes());
-        u32::from_ne_bytes([a, b, c, d])
-    };
-    let slow_us = wanted.slow_over.map_or(0, |over| over.as_micros().clamp(1, u32::MAX.into()) as u32);
-    let [a, b, c, d] = wanted.ports;
-    [
-        pair(a, b),
-        pair(c, d),
-        wanted.answers.into(),
-        slow_us,
-        wanted.sample,
-        wanted.rate.interval_us(),
-        wanted.rate.burst.max(1),
-    ]
+    let options = options.unwrap_or(&off);
+    DnsConfig {
+        ports: options.ports,
+        answers: options.answers.into(),
+        slow_us: options.slow_over.map_or(0, |over| over.as_micros().clamp(1, u32::MAX.into()) as u32),
+        sample: options.sample,
+        interval_us: options.rate.interval_us(),
+        burst: options.rate.burst.max(1),
+    }
 }
 
 /// An LRU map keeps up to 128 free places for each CPU, and evicts when only those are left.
@@ -169,13 +162,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_words_in_memory_order() {
+    fn settings_fill_the_global_of_the_probes() {
         let slow_over = Some(Duration::from_millis(200));
         let wanted =
             DnsProbeOptions { slow_over, sample: 7, ports: [53, 0, 0, 5353], ..DnsProbeOptions::default() };
-        let words = config_words(Some(&wanted));
-        assert_eq!(words[..2], [53, 5353 << 16].map(u32::from_le));
-        assert_eq!(words[2..], [0, 200_000, 7, 2000, 500]);
+        let expected = DnsConfig {
+            ports: [53, 0, 0, 5353],
+            answers: 0,
+            slow_us: 200_000,
+            sample: 7,
+            interval_us: 2000,
+            burst: 500,
+        };
+        assert_eq!(config(Some(&wanted)), expected);
         assert_eq!(Rate { a_second: 0, burst: 9 }.interval_us(), 0, "no bound");
         assert_eq!(Rate { a_second: 2_000_000, burst: 9 }.interval_us(), 1);
     }
