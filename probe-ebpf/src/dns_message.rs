@@ -39,7 +39,7 @@ impl Bytes for InPacket<'_> {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As for `copy` of the trait.
     #[inline(always)]
     unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
         // SAFETY: by the trait's contract.
@@ -58,7 +58,7 @@ impl Bytes for InMemory {
     }
 
     /// # Safety
-    /// As the trait says.
+    /// As for `copy` of the trait.
     #[inline(always)]
     unsafe fn copy<const N: usize>(&self, offset: u32, to: *mut c_void, len: u32) -> u32 {
         // As in the function `copy`.

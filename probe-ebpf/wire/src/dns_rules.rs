@@ -188,7 +188,7 @@ mod tests {
     fn a_plain_success_is_in_time_and_long_enough_for_its_answer() {
         let success = header(0x8180, 1, 1);
         assert!(success.is_plain_success(STATE_WAITING, 20, 44));
-        assert!(!success.is_plain_success(STATE_WAITING, 20, 43), "no room for an answer record");
+        assert!(!success.is_plain_success(STATE_WAITING, 20, 43), "too short for an answer record");
         assert!(!success.is_plain_success(STATE_WAITING, 0, 512), "a query without a question");
         assert!(!success.is_plain_success(STATE_TIMED_OUT, 20, 44), "late");
         for other in [(0x8183, 1, 1), (0x8180, 1, 0), (0x8180, 0, 1), (0x8180, 2, 1), (0x8380, 1, 1)] {
