@@ -24,12 +24,12 @@ pub const FRAME: u8 = 6;
 const USER32_CS: u64 = 0x23;
 const USER_RPL: u64 = 3;
 
-/// `mov $15, %rax; syscall` without its last byte: the code that a signal handler of a libc returns to. Debuggers recognise
-/// it by these bytes, too, where there is no `.eh_frame` for it.
+/// `mov $15, %rax; syscall` without its last byte: the code that a signal handler of a libc returns to. Debuggers
+/// recognise it by these bytes, too, where there is no `.eh_frame` for it.
 pub const SIGRETURN: u64 = 0x0f00_0000_0fc0_c748;
 
-/// Offsets from the stack pointer after a handler has returned. It then points to `struct ucontext` (`<asm/ucontext.h>`),
-/// which begins 40 bytes before `struct sigcontext`.
+/// Offsets from the stack pointer after a handler has returned. It then points to `struct ucontext`
+/// (`<asm/ucontext.h>`), which begins 40 bytes before `struct sigcontext`.
 pub const SIGNAL_FP: u64 = 120;
 pub const SIGNAL_SP: u64 = 160;
 pub const SIGNAL_IP: u64 = 168;
@@ -67,8 +67,8 @@ pub enum User {
 /// Copies the current task's user registers to `out`.
 #[inline(always)]
 pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out: &mut Registers) -> User {
-    // SAFETY: the context's registers are readable at their fixed offsets. Volatile, so that LLVM does not merge loads or
-    // do arithmetic on the context's pointer first, which the verifier refuses.
+    // SAFETY: the context's registers are readable at their fixed offsets. Volatile, so that LLVM does not merge loads
+    // or do arithmetic on the context's pointer first, which the verifier refuses.
     let segment = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.cs)) };
     if segment & USER_RPL == USER_RPL {
         if segment == USER32_CS {

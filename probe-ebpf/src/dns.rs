@@ -1,8 +1,8 @@
 //! DNS: cgroup_skb both ways, at the root of the v2 hierarchy.
 //!
 //! A query is stored when it leaves, in the context of its asker. Its answer finds it by socket, server and transaction
-//! id. When a packet comes in, the current task is the one that was interrupted, so it is never used for attribution. User
-//! space reports what stays in `DNS_IN_FLIGHT` too long as timeouts.
+//! id. When a packet comes in, the current task is the one that was interrupted, so it is never used for attribution.
+//! User space reports what stays in `DNS_IN_FLIGHT` too long as timeouts.
 
 use aya_ebpf::{
     EbpfContext,
@@ -142,7 +142,8 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
     let key = message.key(header.id);
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // Identified before the entry is inserted: the sweep in user space must not find an entry that stays unfilled for long.
+    // Identified before the entry is inserted: the sweep in user space must not find an entry that stays unfilled for
+    // long.
     let asker = asker(&key);
     // Insert first and look up only if that is refused: most queries are new.
     let mut inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
@@ -329,8 +330,8 @@ pub fn dns_connect6(ctx: SockAddrContext) -> i32 {
     PASS
 }
 
-/// A TCP connection to a DNS server: stores the task that connects. One for DNS over TLS (RFC 7858) or HTTPS is counted,
-/// because its queries cannot be seen.
+/// A TCP connection to a DNS server: stores the task that connects. One for DNS over TLS (RFC 7858) or HTTPS is
+/// counted, because its queries cannot be seen.
 #[inline(always)]
 fn handle_connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
     const TLS: u16 = 853;

@@ -1,5 +1,5 @@
-//! The DNS counters of each container, and its token buckets. What is not shipped is still counted, and no container can
-//! flood the ring.
+//! The DNS counters of each container, and its token buckets. What is not shipped is still counted, and no container
+//! can flood the ring.
 
 use core::arch::asm;
 

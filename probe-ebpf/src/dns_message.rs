@@ -105,8 +105,8 @@ impl<B: Bytes> Message<B> {
 /// `to` points to at least `N` writable bytes of a map value or ring entry.
 #[inline(always)]
 pub unsafe fn copy<const N: usize>(ctx: &SkBuffContext, offset: u32, to: *mut c_void, len: u32) -> u32 {
-    // The verifier must see both bounds on the register that is passed to the helper, but LLVM tends to check a copy of it.
-    // The black box leaves only one value to check.
+    // The verifier must see both bounds on the register that is passed to the helper, but LLVM tends to check a copy of
+    // it. The black box leaves only one value to check.
     let last = core::hint::black_box(len.wrapping_sub(1) as u64);
     if last >= N as u64 {
         return 0;

@@ -33,7 +33,8 @@ pub enum Direction {
     Answer,
 }
 
-/// The shortest IPv4 header and a UDP header: no packet with a payload is shorter. Aligned, so that it is read by words.
+/// The shortest IPv4 header and a UDP header: no packet with a payload is shorter. Aligned, so that it is read by
+/// words.
 #[derive(Clone, Copy)]
 #[repr(C, align(4))]
 struct Head([u8; 28]);
@@ -98,8 +99,8 @@ pub fn peer(ctx: &SkBuffContext) -> Option<[u32; 4]> {
     (peer[3] != 0).then_some(peer)
 }
 
-/// A word of a socket that was checked not to be null. In assembly, because the verifier accepts no pointer into the middle
-/// of a socket, and LLVM tends to make one.
+/// A word of a socket that was checked not to be null. In assembly, because the verifier accepts no pointer into the
+/// middle of a socket, and LLVM tends to make one.
 #[inline(always)]
 fn word<const OFFSET: usize>(sk: *mut bpf_sock) -> u32 {
     let word: u64;

@@ -1,10 +1,10 @@
 //! The server address that an application gives to sendmsg on a socket that is not connected.
 //!
-//! The packet may carry another address. kube-proxy's DNAT rewrites what a process in the node's network sends to a Service
-//! before cgroup_skb sees it, and rewrites the answer back before cgroup_skb sees that: the answer comes from the address
-//! that the application gave. Other load balancers (Cilium's) replace the address in the same hook as this one: the answer
-//! then comes from the address that the packet went to. So a query is keyed by the address that the application gave, and
-//! the address in its packet is stored as an alias of it.
+//! The packet may carry another address. kube-proxy's DNAT rewrites what a process in the node's network sends to a
+//! Service before cgroup_skb sees it, and rewrites the answer back before cgroup_skb sees that: the answer comes from
+//! the address that the application gave. Other load balancers (Cilium's) replace the address in the same hook as this
+//! one: the answer then comes from the address that the packet went to. So a query is keyed by the address that the
+//! application gave, and the address in its packet is stored as an alias of it.
 
 use aya_ebpf::{
     EbpfContext,

@@ -1,7 +1,8 @@
 //! What a socket learns and no packet shows: its server cannot be reached, or an answer found the receive buffer full.
 //!
-//! cgroup_skb sees an answer just before it is put into its socket's queue. If the queue is full, the kernel reports that
-//! at once, on the same CPU. The query is then put back in flight, because its application has not received an answer.
+//! cgroup_skb sees an answer just before it is put into its socket's queue. If the queue is full, the kernel reports
+//! that at once, on the same CPU. The query is then put back in flight, because its application has not received an
+//! answer.
 
 use core::mem::offset_of;
 
@@ -19,8 +20,8 @@ use crate::{
     task,
 };
 
-/// The longest time from cgroup_skb to the socket's queue. What is dropped later is another datagram of the same socket,
-/// from a port that is not watched.
+/// The longest time from cgroup_skb to the socket's queue. What is dropped later is another datagram of the same
+/// socket, from a port that is not watched.
 const ENQUEUE_NS: u64 = 1_000_000;
 const BPF_NOEXIST: u64 = 1;
 

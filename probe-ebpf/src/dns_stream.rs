@@ -1,8 +1,8 @@
 //! DNS over TCP (RFC 7766): messages, each behind its length, which the sender may cut into segments anywhere.
 //!
-//! A stream is followed by a few words for each socket and direction. Bytes that are not needed are skipped by the length;
-//! only a query, and the header of an answer, are assembled when they come in pieces. One call of the program reads one
-//! message and tail-calls itself for the next; the kernel allows 33 calls for a segment.
+//! A stream is followed by a few words for each socket and direction. Bytes that are not needed are skipped by the
+//! length; only a query, and the header of an answer, are assembled when they come in pieces. One call of the program
+//! reads one message and tail-calls itself for the next; the kernel allows 33 calls for a segment.
 
 use aya_ebpf::{
     macros::map,

@@ -1,7 +1,7 @@
 //! The kernel's symbol for one of its addresses.
 //!
-//! No event triggers this program: user space runs it (`BPF_PROG_TEST_RUN`), once for each address. Reading /proc/kallsyms
-//! for a few hundred names would make the kernel print all of its 120,000.
+//! No event triggers this program: user space runs it (`BPF_PROG_TEST_RUN`), once for each address. Reading
+//! /proc/kallsyms for a few hundred names would make the kernel print all of its 120,000.
 
 use aya_ebpf::{
     helpers::generated::bpf_snprintf,
@@ -20,8 +20,8 @@ static KERNEL_NAME: Array<[u8; KERNEL_NAME_BYTES]> = Array::with_max_entries(1, 
 #[unsafe(no_mangle)]
 static KERNEL_NAME_FORMAT: [u8; 4] = *b"%ps\0";
 
-/// Returns the length of the symbol with its NUL; a longer one than the map's value was cut. The helper is there since 5.13;
-/// before, the program cannot be loaded.
+/// Returns the length of the symbol with its NUL; a longer one than the map's value was cut. The helper is there since
+/// 5.13; before, the program cannot be loaded.
 #[raw_tracepoint]
 pub fn kernel_name(ctx: RawTracePointContext) -> i32 {
     let address: u64 = ctx.arg(0);

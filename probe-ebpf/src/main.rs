@@ -1,7 +1,7 @@
 //! podopsy's kernel side: one probe a file, named by its subject.
 //!
-//! Programs filter, record what is gone a moment later (identity, stacks, clocks), and pass it to user space; what cannot
-//! be passed on is counted by its reason ([`podopsy_wire::Loss`]). What an event means is decided in user space.
+//! Programs filter, record what is gone a moment later (identity, stacks, clocks), and pass it to user space; what
+//! cannot be passed on is counted by its reason ([`podopsy_wire::Loss`]). What an event means is decided in user space.
 #![no_std]
 #![no_main]
 // For `dns_counts::add` and `dns_packet::word`.

@@ -1,8 +1,8 @@
 //! Finds what an address of the current process is mapped to, in the kernel's own tree of mappings.
 //!
-//! A copy of the tree in a map would have to follow every exec, fork, mmap and exit, and would be late for each. The tree
-//! is read without its lock: reads cannot fault, a stale result is checked against the mapping's own bounds, and the
-//! interrupted CPU delays the grace period after which the nodes are freed.
+//! A copy of the tree in a map would have to follow every exec, fork, mmap and exit, and would be late for each. The
+//! tree is read without its lock: reads cannot fault, a stale result is checked against the mapping's own bounds, and
+//! the interrupted CPU delays the grace period after which the nodes are freed.
 
 use core::hint::black_box;
 
@@ -26,8 +26,8 @@ use crate::{
 const NODE_WORDS: usize = 32;
 /// The word at which a node's pivots begin: the first word points to the parent.
 const PIVOTS: usize = 1;
-/// FMODE_BACKING: bit 25, since 6.14 bit 24. On another file the bit means something else; the key that is then read behind
-/// it is that of no file with a table.
+/// FMODE_BACKING: bit 25, since 6.14 bit 24. On another file the bit means something else; the key that is then read
+/// behind it is that of no file with a table.
 const MAY_BE_BACKING: u32 = 3 << 24;
 /// A tree of 16-way leaves and 10-way nodes this high holds 160,000 mappings; `vm.max_map_count` is 65,530.
 const MAPLE_LEVELS: usize = 6;
@@ -129,16 +129,16 @@ fn inode_key(inode: u64, at: &UnwindLayout) -> FileKey {
 }
 
 /// The key that user space has for a file behind a stacked one, as on overlayfs: that of the stacked file, which is in
-/// `/proc/PID/maps`. All containers of an image share the file below, so the key of that is the better one; but user space
-/// cannot know it when it builds tables before the first sample.
+/// `/proc/PID/maps`. All containers of an image share the file below, so the key of that is the better one; but user
+/// space cannot know it when it builds tables before the first sample.
 #[inline(always)]
 fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
     let dentry: u64 = number(file, at.backing_dentry);
     inode_key(number(dentry, at.dentry_inode), at)
 }
 
-/// A process starts a program. If the file has no table, one is requested before the first sample. Tables of libraries are
-/// requested when a stack first meets them.
+/// A process starts a program. If the file has no table, one is requested before the first sample. Tables of libraries
+/// are requested when a stack first meets them.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
@@ -188,8 +188,8 @@ fn find_table(out: &mut Mapping) {
     }
 }
 
-/// Finds the `vm_area_struct` of an address since 6.1: a B-tree of ranges. A node's type is in bits 3 to 6 of the pointer to
-/// it.
+/// Finds the `vm_area_struct` of an address since 6.1: a B-tree of ranges. A node's type is in bits 3 to 6 of the
+/// pointer to it.
 #[inline(always)]
 fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &UnwindLayout) -> u64 {
     let mut entry = read::<u64>(mm, at.mm_maple_root).unwrap_or(0);
@@ -209,9 +209,9 @@ fn in_maple_tree(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &Unwin
         }
         // maple_dense 0, maple_leaf_64 1, maple_range_64 2, maple_arange_64 3.
         let slots = (if kind == 3 { at.maple_arange_slot } else { at.maple_range_slot } / 8) as usize;
-        // The slot of the first pivot that is not below the address: its index is the number of pivots below the address.
-        // Pivots behind the node's end are 0, and 0 - 1 is above all addresses. It is computed by arithmetic, because a
-        // branch for each pivot would give the verifier 2^15 paths.
+        // The slot of the first pivot that is not below the address: its index is the number of pivots below the
+        // address. Pivots behind the node's end are 0, and 0 - 1 is above all addresses. It is computed by arithmetic,
+        // because a branch for each pivot would give the verifier 2^15 paths.
         let mut index = 0;
         for pivot in 0..15 {
             if pivot + PIVOTS < slots {

@@ -42,8 +42,8 @@ pub(crate) use dns_setting;
 #[map]
 pub static OOM_EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, distinguished by their size. DNS has a ring of its own,
-/// so that an outage of DNS cannot displace a kill.
+/// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, distinguished by their size. DNS has a ring of its
+/// own, so that an outage of DNS cannot displace a kill.
 #[map]
 pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
@@ -61,13 +61,14 @@ pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.le
 #[map]
 pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_entries(16384, 0);
 
-/// The task that connected a TCP socket to a DNS server, by socket cookie. Segments may be sent by a softirq, whose current
-/// task is not the sender.
+/// The task that connected a TCP socket to a DNS server, by socket cookie. Segments may be sent by a softirq, whose
+/// current task is not the sender.
 #[map]
 pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
 
-/// Counters of each container, by memory cgroup id. It is neither per CPU nor LRU on purpose: on a machine with many CPUs
-/// the first is large, and the second evicts before it is full. User space removes entries that have been idle for long.
+/// Counters of each container, by memory cgroup id. It is neither per CPU nor LRU on purpose: on a machine with many
+/// CPUs the first is large, and the second evicts before it is full. User space removes entries that have been idle for
+/// long.
 #[map]
 pub static DNS_COUNTERS: HashMap<u64, DnsCounters> = HashMap::with_max_entries(DNS_CONTAINERS_MAX, 0);
 
@@ -83,8 +84,8 @@ pub static TARGETS: HashMap<u64, u8> = HashMap::with_max_entries(1024, 0);
 #[inline(always)]
 pub fn count(loss: Loss) {
     if let Some(counter) = LOSSES.get_ptr_mut(loss as u32) {
-        // SAFETY: the slot is this CPU's own. Only another probe can interrupt between load and store; then one count is
-        // lost, in billions, and no memory is corrupted.
+        // SAFETY: the slot is this CPU's own. Only another probe can interrupt between load and store; then one count
+        // is lost, in billions, and no memory is corrupted.
         unsafe { *counter += 1 };
     }
 }

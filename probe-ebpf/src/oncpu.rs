@@ -101,8 +101,8 @@ pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
         return 0;
     }
     let Some(record) = RECORD.get_ptr_mut(0) else { return 0 };
-    // SAFETY: `record` is this CPU's own slot, and the helpers write inside it: the kernel part is at most STACK_BYTES, and
-    // the user part starts there at the latest.
+    // SAFETY: `record` is this CPU's own slot, and the helpers write inside it: the kernel part is at most STACK_BYTES,
+    // and the user part starts there at the latest.
     unsafe {
         let record = &mut *record;
         let addresses = record.addresses.as_mut_ptr().cast::<u8>();
@@ -174,8 +174,8 @@ pub fn send_ended(record: &mut SampleBuffer, frames: u32, end: u32, end_frame: u
     }
 }
 
-/// Whether to wake user space at once: for a process that is young, or a ring that fills up. Other samples wait for its next
-/// round, because a wake-up for each of them costs more than all processing of the sample.
+/// Whether to wake user space at once: for a process that is young, or a ring that fills up. Other samples wait for its
+/// next round, because a wake-up for each of them costs more than all processing of the sample.
 #[inline(always)]
 fn wakeup(start_ns: u64) -> u64 {
     // SAFETY: the helper has no preconditions.

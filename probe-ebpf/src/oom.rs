@@ -1,9 +1,9 @@
 //! OOM kills: raw tracepoint `mark_victim` (`mm/oom_kill.c`), once for each victim.
 //!
-//! The current task is the *trigger*, whose allocation met the limit. The victim is an argument: its task on newer kernels,
-//! only its thread id on older ones. But the kernel sends SIGKILL just before it marks a victim, in the same context, and
-//! the signal's tracepoint has the task on every kernel. A victim that is marked without a signal was already dying; that
-//! is not a kill.
+//! The current task is the *trigger*, whose allocation met the limit. The victim is an argument: its task on newer
+//! kernels, only its thread id on older ones. But the kernel sends SIGKILL just before it marks a victim, in the same
+//! context, and the signal's tracepoint has the task on every kernel. A victim that is marked without a signal was
+//! already dying; that is not a kill.
 
 use aya_ebpf::{
     EbpfContext,
@@ -54,8 +54,8 @@ pub fn oom_signal(ctx: RawTracePointContext) -> i32 {
     let tid = task::read::<u32>(victim, config.layout.task_pid).unwrap_or(0) as u64;
     // SAFETY: the helper has no preconditions.
     let time_ns = unsafe { bpf_ktime_get_boot_ns() };
-    // An LRU map evicts the oldest entry, so this does not fail. If it did, the victim would be counted as known by its id
-    // only, or reported as already dying.
+    // An LRU map evicts the oldest entry, so this does not fail. If it did, the victim would be counted as known by its
+    // id only, or reported as already dying.
     let _ = OOM_SIGNALLED.insert(current_tid(), Signalled { time_ns, task: victim, tid }, 0);
     0
 }

@@ -1,10 +1,10 @@
 //! Python's frames: the interpreter's own list of them, read in the process's memory.
 //!
 //! The program is called last, when the native stack is complete. The interpreter is then known by its file, and the
-//! address of its runtime follows from the file's mapping. The thread state is found by the value of `pthread_self` in the
-//! thread, which is the same in every pid namespace: a thread that has released the interpreter's lock gets its own frames,
-//! and never those of the lock's holder. All of this is the process's memory and may hold anything: reads may fail and
-//! lists may be circular; only numbers are passed on.
+//! address of its runtime follows from the file's mapping. The thread state is found by the value of `pthread_self` in
+//! the thread, which is the same in every pid namespace: a thread that has released the interpreter's lock gets its own
+//! frames, and never those of the lock's holder. All of this is the process's memory and may hold anything: reads may
+//! fail and lists may be circular; only numbers are passed on.
 
 use core::{ffi::c_void, hint::black_box};
 
@@ -120,7 +120,8 @@ fn begin() -> bool {
     true
 }
 
-/// Checks whether this thread state is the sampled thread's, and moves to the next one. True: it is, or there are no more.
+/// Checks whether this thread state is the sampled thread's, and moves to the next one. True: it is, or there are no
+/// more.
 #[inline(always)]
 fn check_thread(walk: &mut PythonWalk, at: &PythonLayout) -> bool {
     // After the last thread of an interpreter comes the next interpreter.

@@ -5,8 +5,8 @@
 //! - `info` is a pointer, or 0 (`SEND_SIG_NOINFO`: a process sends, through the kernel: cgroup.kill, PDEATHSIG), or 1
 //!   (`SEND_SIG_PRIV`: the kernel sends). `si_pid` is not used: with sigqueue the sender chooses it.
 //! - The OOM killer's SIGKILLs are `SEND_SIG_PRIV`, and `mark_victim` follows in the same context. So the kernel's
-//!   SIGKILLs wait in a map, from which `mark_victim` removes those of the OOM killer; user space reads the rest a second
-//!   later.
+//!   SIGKILLs wait in a map, from which `mark_victim` removes those of the OOM killer; user space reads the rest a
+//!   second later.
 //! - A SIGKILL to a process of the sender's own memory cgroup is counted and not shipped.
 
 use aya_ebpf::{
@@ -37,8 +37,8 @@ static SIGNAL_EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 #[map]
 static SIGKILL_BY_KERNEL: HashMap<u64, SignalRecord> = HashMap::with_max_entries(1024, 0);
 
-/// When a thread last marked a victim of the OOM killer, by thread id. Processes that share the victim's memory are killed
-/// after it and are not marked.
+/// When a thread last marked a victim of the OOM killer, by thread id. Processes that share the victim's memory are
+/// killed after it and are not marked.
 #[map]
 static OOM_AT_WORK: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
 
@@ -128,8 +128,8 @@ fn current_tid() -> u64 {
     bpf_get_current_pid_tgid() as u32 as u64
 }
 
-/// Whether all threads of the target's process have ended. Older kernels report a signal to a zombie as delivered, too; a
-/// thread group leader may be a zombie while its threads live.
+/// Whether all threads of the target's process have ended. Older kernels report a signal to a zombie as delivered, too;
+/// a thread group leader may be a zombie while its threads live.
 #[inline(always)]
 fn is_dead(target: u64, at: &Layout, more: &SignalLayout) -> bool {
     let signal: u64 = task::number(target, at.task_signal);

@@ -8,7 +8,8 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user};
 use podopsy_wire::{ABSENT, Layout, Task};
 
-/// Reads a `T` at `base + offset` in kernel memory. None: this kernel has no such member, or the address cannot be read.
+/// Reads a `T` at `base + offset` in kernel memory. None: this kernel has no such member, or the address cannot be
+/// read.
 #[inline(always)]
 pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     if offset == ABSENT || base == 0 {
@@ -18,8 +19,8 @@ pub fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base + offset as u64) as *const T).ok() }
 }
 
-/// Reads a number at `base + offset` in kernel memory; 0 where it cannot be read. There is no branch: a chain of reads that
-/// may each fail has a path for every combination, and the verifier of 5.10 walks all of them.
+/// Reads a number at `base + offset` in kernel memory; 0 where it cannot be read. There is no branch: a chain of reads
+/// that may each fail has a path for every combination, and the verifier of 5.10 walks all of them.
 #[inline(always)]
 pub fn number<T: Number>(base: u64, offset: u32) -> T {
     let mut value = T::ZERO;

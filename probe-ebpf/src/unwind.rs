@@ -1,8 +1,8 @@
 //! User stacks by unwind tables: from frame to frame, by the rule at each address.
 //!
-//! Where the kernel has `bpf_loop`, [`unwind_loop`] is loaded. Elsewhere it is [`unwind_frames`], which unwinds a few frames
-//! and then tail-calls itself for the next few; every verifier since 5.10 accepts that. Stack memory is read as it is. What
-//! cannot be followed ends the stack, and the sample carries the reason.
+//! Where the kernel has `bpf_loop`, [`unwind_loop`] is loaded. Elsewhere it is [`unwind_frames`], which unwinds a few
+//! frames and then tail-calls itself for the next few; every verifier since 5.10 accepts that. Stack memory is read as
+//! it is. What cannot be followed ends the stack, and the sample carries the reason.
 
 use core::ffi::c_void;
 
@@ -43,16 +43,16 @@ static SLABS: ArrayOfMaps<Slab, SLABS_MAX> = ArrayOfMaps::new();
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(RULES_MAX as u32, 0);
 
-/// At 0 [`unwind_loop`], or [`unwind_frames`], which calls itself; at [`PYTHON`] the program that they call last, if it could
-/// be loaded.
+/// At 0 [`unwind_loop`], or [`unwind_frames`], which calls itself; at [`PYTHON`] the program that they call last, if it
+/// could be loaded.
 #[map]
 static UNWINDER: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
 /// The slot of [`crate::python`]'s program.
 const PYTHON: u32 = 1;
 
-/// 32 tail calls are allowed, the sampler's included. Four frames in each are enough for [`FRAMES_MAX`]; the fewer frames,
-/// the less the verifier has to check.
+/// 32 tail calls are allowed, the sampler's included. Four frames in each are enough for [`FRAMES_MAX`]; the fewer
+/// frames, the less the verifier has to check.
 const FRAMES_A_CALL: u32 = 4;
 
 const _: () = assert!(FRAMES_MAX as u32 <= 32 * FRAMES_A_CALL);
@@ -89,8 +89,8 @@ pub struct UnwindState {
 #[map]
 pub static STATE: PerCpuArray<UnwindState> = PerCpuArray::with_max_entries(1, 0);
 
-/// Unwinds the current task's user stack into `record` behind the kernel's stack, and sends the sample. False: it cannot,
-/// and the caller has to send the sample.
+/// Unwinds the current task's user stack into `record` behind the kernel's stack, and sends the sample. False: it
+/// cannot, and the caller has to send the sample.
 #[inline(always)]
 pub fn start(ctx: &PerfEventContext, record: &mut SampleBuffer, task: u64) -> bool {
     let at = UNWIND_LAYOUT.load();
@@ -207,7 +207,8 @@ fn frame(state: &mut UnwindState, record: &mut SampleBuffer, at: &UnwindLayout) 
     let slot = (record.kernel_frames() + state.frames) as usize & (ADDRESSES - 1);
     record.addresses[slot] = state.ip;
     state.frames += 1;
-    // A call that does not return may be the last instruction of its function, so the return address may be in the next one.
+    // A call that does not return may be the last instruction of its function, so the return address may be in the next
+    // one.
     let address = if state.exact != 0 { state.ip } else { state.ip.wrapping_sub(1) };
     if (address < state.mapping.start || address >= state.mapping.end)
         && !mapping::find(&mut state.mapping, state.mm, address, state.pid, at)
@@ -257,7 +258,8 @@ fn rule_number(mapping: &Mapping, offset: u64) -> u32 {
     let key = (offset as u32) << 16 | 0xffff;
     let mut first = (entry >> DIRECTORY_FIRST_SHIFT) as u32 & 0xff_ffff;
     let mut count = entry as u32 & 0xff_ffff;
-    // Invariant: the wanted row is one of the `count` rows from `first` on. The page's first row is never behind the key.
+    // Invariant: the wanted row is one of the `count` rows from `first` on. The page's first row is never behind the
+    // key.
     for _ in 0..16 {
         if count <= 1 {
             break;
@@ -331,7 +333,8 @@ fn without_rule(state: &mut UnwindState, why: End) -> Result<(), End> {
     if read_user::<u64>(state.ip) == Some(arch::SIGRETURN) {
         return signal(state);
     }
-    // glibc's clone ends its rules at the system call, where the child's stack begins. In the parent they would still hold.
+    // glibc's clone ends its rules at the system call, where the child's stack begins. In the parent they would still
+    // hold.
     if state.in_syscall != 0 && state.innermost != 0 {
         let cfa = state.sp.wrapping_add(arch::ENTRY_CFA as u64);
         let ra = word(cfa.wrapping_add(arch::ENTRY_RA as u64))?;

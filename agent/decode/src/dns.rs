@@ -1,7 +1,7 @@
 //! DNS: decodes a query and its response, and derives the outcome (RFC 1035, RFC 2308).
 //!
-//! The network chooses the bytes of both messages. hickory-proto parses them, within the bounds of the wire records; what it
-//! cannot parse is `malformed`, with the reason.
+//! The network chooses the bytes of both messages. hickory-proto parses them, within the bounds of the wire records;
+//! what it cannot parse is `malformed`, with the reason.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 

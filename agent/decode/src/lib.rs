@@ -1,5 +1,5 @@
-//! Decodes the records of the kernel side: bytes → typed records, one probe a file. `dns` also decodes the DNS messages that
-//! a record carries.
+//! Decodes the records of the kernel side: bytes → typed records, one probe a file. `dns` also decodes the DNS messages
+//! that a record carries.
 //!
 //! Everything is pure: no I/O, no clock, and no panic on any input. Records are read as the types of `podopsy_wire`, by
 //! their derives. Must not depend on: aya, pods, output.

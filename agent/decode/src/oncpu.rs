@@ -50,8 +50,8 @@ pub fn table_request(bytes: &[u8]) -> Result<TableRequest, BadRecord> {
     read::whole("table request", bytes)
 }
 
-/// Takes a stack off the front of `rest`. `len` is in bytes; a negative errno means that there is no stack. None: the length
-/// is not possible.
+/// Takes a stack off the front of `rest`. `len` is in bytes; a negative errno means that there is no stack. None: the
+/// length is not possible.
 fn addresses(rest: &mut &[u8], len: i32) -> Option<Vec<u64>> {
     let Ok(len) = usize::try_from(len) else { return Some(Vec::new()) };
     if len > FRAMES_MAX * 8 {
@@ -60,7 +60,8 @@ fn addresses(rest: &mut &[u8], len: i32) -> Option<Vec<u64>> {
     words(rest, len)
 }
 
-/// Takes Python's frames off the front of `rest`: `len` bytes, two words for each frame. None: the length is not possible.
+/// Takes Python's frames off the front of `rest`: `len` bytes, two words for each frame. None: the length is not
+/// possible.
 fn python_frames(rest: &mut &[u8], len: u32) -> Option<Vec<(u64, u64)>> {
     let len = len as usize;
     if len % 16 != 0 || len > PYTHON_FRAMES_MAX * 16 {

@@ -19,8 +19,8 @@ pub struct OomDecoded {
     /// The trigger's stacks, innermost frame first.
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
-    /// Path of the victim's memory cgroup from the root of the hierarchy, as the kernel has it. None: not known, or deeper
-    /// than the record. The container chooses names in it, so it must be escaped before it is shown.
+    /// Path of the victim's memory cgroup from the root of the hierarchy, as the kernel has it. None: not known, or
+    /// deeper than the record. The container chooses names in it, so it must be escaped before it is shown.
     pub cgroup_path: Option<String>,
 }
 
@@ -48,8 +48,8 @@ fn stack<F: Copy>(frames: &[F], len: i32) -> Vec<F> {
     frames[..count.min(frames.len())].to_vec()
 }
 
-/// Joins the NUL-terminated names on the way from a cgroup up to the root, whose name is empty. None: a name is cut, or the
-/// root was not reached.
+/// Joins the NUL-terminated names on the way from a cgroup up to the root, whose name is empty. None: a name is cut, or
+/// the root was not reached.
 fn cgroup_path(names: &[[u8; CGROUP_NAME_MAX]]) -> Option<String> {
     let text = |name: &[u8; CGROUP_NAME_MAX]| {
         let end = name.iter().position(|&byte| byte == 0)?;

@@ -11,7 +11,8 @@ pub enum SentBy {
     Task,
     /// The kernel sent it; the running task may have caused that.
     Kernel,
-    /// A timer, a file that became ready, or a code that could not be read: the running task may have nothing to do with it.
+    /// A timer, a file that became ready, or a code that could not be read: the running task may have nothing to do
+    /// with it.
     Unknown,
 }
 

@@ -1,8 +1,8 @@
 //! Finds the process behind a socket: address → /proc/net → inode number → the process that has this file open.
 //!
-//! The search runs while the query is on its way. A socket that is closed at once is gone by then, and the open files of
-//! another user's process cannot be read without CAP_SYS_PTRACE. Such a query is counted as one with an unknown asker;
-//! no guess is made.
+//! The search runs while the query is on its way. A socket that is closed at once is gone by then, and the open files
+//! of another user's process cannot be read without CAP_SYS_PTRACE. Such a query is counted as one with an unknown
+//! asker; no guess is made.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -120,8 +120,8 @@ impl AskerFinder {
         })
     }
 
-    /// The process that has the socket open, and the path of the open file. Processes that were found lately are searched
-    /// first; the others only until the deadline.
+    /// The process that has the socket open, and the path of the open file. Processes that were found lately are
+    /// searched first; the others only until the deadline.
     fn holder(&self, inode: u64, deadline: Instant) -> Option<(u32, PathBuf)> {
         let holds = |pid: u32| {
             let files = fs::read_dir(self.proc_root.join(format!("{pid}/fd"))).ok()?;

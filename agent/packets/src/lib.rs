@@ -1,13 +1,13 @@
 //! DNS by a packet socket: does for one network namespace what `probe-ebpf` does in the kernel for the node.
 //!
-//! It is used where BPF may not be loaded, or the root cgroup is out of reach: in `kubectl debug`'s ephemeral containers. It
-//! needs only CAP_NET_RAW, which containerd gives every container. A classic filter keeps packets that are not DNS in the
-//! kernel. The results are the records of `podopsy_wire`, and the rules are those of `podopsy_wire`, so that the later stages
-//! cannot tell the difference.
+//! It is used where BPF may not be loaded, or the root cgroup is out of reach: in `kubectl debug`'s ephemeral
+//! containers. It needs only CAP_NET_RAW, which containerd gives every container. A classic filter keeps packets that
+//! are not DNS in the kernel. The results are the records of `podopsy_wire`, and the rules are those of `podopsy_wire`,
+//! so that the later stages cannot tell the difference.
 //!
-//! Data flows from [`socket`] (frames) through [`parse`] (datagrams and segments) and [`stream`] (messages) to [`table`]
-//! (queries, answers, counters); [`asker`] finds the process behind a client's address. `parse`, `stream` and `table` are
-//! pure.
+//! Data flows from [`socket`] (frames) through [`parse`] (datagrams and segments) and [`stream`] (messages) to
+//! [`table`] (queries, answers, counters); [`asker`] finds the process behind a client's address. `parse`, `stream` and
+//! `table` are pure.
 //!
 //! Must not depend on: aya, pods, events.
 
@@ -26,8 +26,8 @@ use std::sync::{Arc, Mutex};
 
 use podopsy_wire::DnsCounters;
 
-/// Each container's counters by memory cgroup id, as in the kernel side's map `DNS_COUNTERS`. [`table`] writes them, the
-/// recorder reads them.
+/// Each container's counters by memory cgroup id, as in the kernel side's map `DNS_COUNTERS`. [`table`] writes them,
+/// the recorder reads them.
 pub type SharedCounters = Arc<Mutex<HashMap<u64, DnsCounters>>>;
 
 /// What a packet socket cannot see, as text for users. It is printed with the reason why a packet socket is used.

@@ -1,4 +1,5 @@
-//! Parses a frame down to a DNS datagram or segment, as `probe-ebpf/src/dns_packet.rs` does, with all bytes at hand. Pure.
+//! Parses a frame down to a DNS datagram or segment, as `probe-ebpf/src/dns_packet.rs` does, with all bytes at hand.
+//! Pure.
 
 use super::PacketLosses;
 use super::stream::Segment;
@@ -225,8 +226,8 @@ fn ipv6(bytes: &[u8], len: usize) -> Result<IpPacket<'_>, SkipReason> {
     Err(SkipReason::Inconsistent)
 }
 
-/// Parses an ICMP error, which quotes the packet that it is about from its network header on (RFC 792, RFC 4443 §3.1). The
-/// quoted packet was a query from here, so its destination is the server.
+/// Parses an ICMP error, which quotes the packet that it is about from its network header on (RFC 792, RFC 4443 §3.1).
+/// The quoted packet was a query from here, so its destination is the server.
 fn unreachable<'a>(
     ip: &IpPacket<'a>,
     kind: u8,

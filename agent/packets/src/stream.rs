@@ -1,5 +1,5 @@
-//! Assembles DNS messages from TCP segments (RFC 1035 §4.2.2), as `probe-ebpf/src/dns_stream.rs` does, with the same bounds.
-//! Pure.
+//! Assembles DNS messages from TCP segments (RFC 1035 §4.2.2), as `probe-ebpf/src/dns_stream.rs` does, with the same
+//! bounds. Pure.
 
 use std::collections::{HashMap, VecDeque};
 

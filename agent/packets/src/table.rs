@@ -1,4 +1,5 @@
-//! Queries in flight and their answers, as `probe-ebpf/src/dns.rs` handles them, with the same records and counters. Pure.
+//! Queries in flight and their answers, as `probe-ebpf/src/dns.rs` handles them, with the same records and counters.
+//! Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -50,8 +51,8 @@ pub struct QueryTable {
     /// Keys and `first_sent_ns`, oldest first; some are no longer in `pending`.
     order: VecDeque<(DnsKey, u64)>,
     counters: SharedCounters,
-    /// Hashes a client's address to a number that stands for the socket cookie of the kernel side. The hash has a random
-    /// key, so no one outside can make two clients collide.
+    /// Hashes a client's address to a number that stands for the socket cookie of the kernel side. The hash has a
+    /// random key, so no one outside can make two clients collide.
     hasher: RandomState,
     successes: u64,
 }
@@ -68,8 +69,8 @@ impl QueryTable {
         }
     }
 
-    /// Handles a message, and returns the record that is due, if any. Only queries go to a server and only responses come
-    /// from one: what a server in this network receives and sends is the other end of the same messages.
+    /// Handles a message, and returns the record that is due, if any. Only queries go to a server and only responses
+    /// come from one: what a server in this network receives and sends is the other end of the same messages.
     pub fn handle(
         &mut self,
         message: &SeenMessage<'_>,
@@ -258,7 +259,8 @@ impl QueryTable {
         unreachable
     }
 
-    /// Applies `update` to the counters of a container. None: there are counters for too many containers, which is counted.
+    /// Applies `update` to the counters of a container. None: there are counters for too many containers, which is
+    /// counted.
     fn count<T>(
         &self,
         cgroup: u64,

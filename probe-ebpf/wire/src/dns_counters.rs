@@ -25,8 +25,8 @@ pub const ANSWERS: usize = 8;
 
 /// The DNS queries and answers of one memory cgroup since `since_ns`. Words, added to atomically.
 ///
-/// The map keeps the key just before the value, so the fields that are seldom written come first. The fields that queries
-/// write and those that answers write (often on another CPU) are a cache line apart.
+/// The map keeps the key just before the value, so the fields that are seldom written come first. The fields that
+/// queries write and those that answers write (often on another CPU) are a cache line apart.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsCounters {

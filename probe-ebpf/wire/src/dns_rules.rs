@@ -1,5 +1,5 @@
-//! Pure DNS rules. The kernel side applies them to packets of the whole node, `agent/packets` to those of a packet socket,
-//! and `agent/decode` to the bytes of a record; a rule that stood on each side could drift apart.
+//! Pure DNS rules. The kernel side applies them to packets of the whole node, `agent/packets` to those of a packet
+//! socket, and `agent/decode` to the bytes of a record; a rule that stood on each side could drift apart.
 //!
 //! Everything is inlined into the BPF programs: no recursion, no 128-bit arithmetic (so no `saturating_mul` of `u64`).
 
@@ -82,8 +82,8 @@ impl DnsHeader {
     }
 
     /// Whether an answer needs no look at its bytes: it came in time and reports success, and its `size` can hold the
-    /// header, the bytes after the query's header (`question_len`) and one answer record. A shorter message (and the rare
-    /// honest one whose server left out the query's EDNS record) is decoded in user space.
+    /// header, the bytes after the query's header (`question_len`) and one answer record. A shorter message (and the
+    /// rare honest one whose server left out the query's EDNS record) is decoded in user space.
     #[inline(always)]
     pub const fn is_plain_success(&self, state: u32, question_len: u32, size: u32) -> bool {
         state == STATE_WAITING

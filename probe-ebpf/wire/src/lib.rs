@@ -1,9 +1,9 @@
 //! What the kernel side and the agent share: the records that cross the kernel boundary, the settings that go the other
 //! way, and the pure DNS rules that both sides apply.
 //!
-//! Records are `#[repr(C)]`, integers only, without padding; the derive of [`bytemuck::Pod`] checks that. The kernel side
-//! writes them, `agent/decode` reads them with [`bytemuck`], so that the order of fields is written once, here. Enums are
-//! carried as integers, because a record may hold any bit pattern.
+//! Records are `#[repr(C)]`, integers only, without padding; the derive of [`bytemuck::Pod`] checks that. The kernel
+//! side writes them, `agent/decode` reads them with [`bytemuck`], so that the order of fields is written once, here.
+//! Enums are carried as integers, because a record may hold any bit pattern.
 //!
 //! Times are nanoseconds of CLOCK_BOOTTIME. Process ids are those of the initial pid namespace.
 //!

@@ -28,8 +28,8 @@ macro_rules! loss_reasons {
 loss_reasons! {
     /// An OOM kill, because the ring `OOM_EVENTS` was full when the kernel marked the victim.
     OomRing = "oom_ring",
-    /// The identity of a victim: the kernel passed only a thread id, and no SIGKILL to that thread was seen just before.
-    /// The kill is reported without the victim's cgroup.
+    /// The identity of a victim: the kernel passed only a thread id, and no SIGKILL to that thread was seen just
+    /// before. The kill is reported without the victim's cgroup.
     OomVictimByPid = "oom_victim_by_pid",
     /// A DNS record (a query with its answer, or a socket error), because the ring `DNS_EVENTS` was full.
     DnsRing = "dns_ring",
@@ -37,9 +37,9 @@ loss_reasons! {
     DnsInFlight = "dns_in_flight",
     /// A datagram on a DNS port that is shorter than a DNS header.
     DnsShort = "dns_short",
-    /// The messages of a TCP stream up to the next one that can be recognised. The place where a message begins was lost:
-    /// a gap in the stream, an impossible length, a full map `DNS_STREAMS`, or more messages in one segment than tail
-    /// calls are allowed.
+    /// The messages of a TCP stream up to the next one that can be recognised. The place where a message begins was
+    /// lost: a gap in the stream, an impossible length, a full map `DNS_STREAMS`, or more messages in one segment than
+    /// tail calls are allowed.
     DnsTcpUnparsed = "dns_tcp_unparsed",
     /// The rest of a fragmented datagram: only its first fragment was seen, so the message is not whole.
     DnsFragment = "dns_fragment",
@@ -54,13 +54,13 @@ loss_reasons! {
     /// The task that connected a TCP socket to a DNS server, because it could not be inserted into the map
     /// `DNS_CONNECTED`. Queries of that socket may have the wrong asker.
     DnsConnected = "dns_connected",
-    /// A measure, not a loss: queries inserted into `DNS_IN_FLIGHT`. Inserted less removed less present is the number of
-    /// queries that the LRU map evicted.
+    /// A measure, not a loss: queries inserted into `DNS_IN_FLIGHT`. Inserted less removed less present is the number
+    /// of queries that the LRU map evicted.
     DnsInserted = "dns_inserted",
     /// A measure, not a loss: queries that the kernel side removed from `DNS_IN_FLIGHT`.
     DnsRemoved = "dns_removed",
-    /// The notice of a program that starts, because the ring `EXECS` was full. Its file is opened when a kill first needs
-    /// a name from it, if the file is still there.
+    /// The notice of a program that starts, because the ring `EXECS` was full. Its file is opened when a kill first
+    /// needs a name from it, if the file is still there.
     ExecRing = "exec_ring",
     /// A request for an unwind table, because the ring `TABLE_REQUESTS` or the map `TABLES` was full.
     UnwindRequest = "unwind_request",
@@ -77,8 +77,8 @@ loss_reasons! {
     DnsThrottled = "dns_throttled",
     /// The counts of a container's queries, because the map `DNS_COUNTERS` was full.
     DnsCounters = "dns_counters_full",
-    /// The server address that an application gave to sendmsg, because it could not be inserted into a map. Behind address
-    /// translation the answer to that query is not recognised.
+    /// The server address that an application gave to sendmsg, because it could not be inserted into a map. Behind
+    /// address translation the answer to that query is not recognised.
     DnsNamed = "dns_named",
 }
 

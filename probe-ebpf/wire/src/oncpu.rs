@@ -4,15 +4,16 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::Task;
 
-/// The kernel's name of one of its addresses, with its module and a NUL (KSYM_NAME_LEN is 512; most names have about 30).
+/// The kernel's name of one of its addresses, with its module and a NUL (KSYM_NAME_LEN is 512; most names have about
+/// 30).
 pub const KERNEL_NAME_BYTES: usize = 256;
 
 /// Deepest stack, kernel and user each.
 pub const FRAMES_MAX: usize = 127;
 
 /// The head of a sample. `kernel_len` bytes of kernel addresses follow, then `user_len` bytes of user addresses, then
-/// `python_len` bytes of Python frames; all of them innermost first. A Python frame is two words: the address of the code
-/// object, and the position in the code with [`crate::PYTHON_ENTRY`].
+/// `python_len` bytes of Python frames; all of them innermost first. A Python frame is two words: the address of the
+/// code object, and the position in the code with [`crate::PYTHON_ENTRY`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sample {

@@ -29,7 +29,8 @@ pub struct BuildIdFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct OomRecord {
     pub time_ns: u64,
-    /// Where the kernel passed only a thread id and no signal gave the task, `pid` holds that id and the rest is unknown.
+    /// Where the kernel passed only a thread id and no signal gave the task, `pid` holds that id and the rest is
+    /// unknown.
     pub victim: Task,
     pub trigger: Task,
     /// Pages: file, anonymous, swapped, shared; `u64::MAX`: not known.
@@ -40,7 +41,8 @@ pub struct OomRecord {
     pub kernel_len: i32,
     /// Bytes in `user`, or a negative errno.
     pub user_len: i32,
-    /// 1: marked without a SIGKILL of its own. The kernel only gave it access to memory reserves, so that it ends sooner.
+    /// 1: marked without a SIGKILL of its own. The kernel only gave it access to memory reserves, so that it ends
+    /// sooner.
     pub already_dying: u32,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],

@@ -21,8 +21,8 @@ pub const INSTRUCTION_POINTER: u32 = 0;
 /// The frame's instruction is an index of 16-bit units into its code, an `int` (3.10).
 pub const INSTRUCTION_INDEX: u32 = 1;
 
-/// A bit of a frame's second word: by its marker, the frame begins (or stands for) a call of the interpreter from C. The
-/// lower half of the word is the instruction's distance from the start of the code.
+/// A bit of a frame's second word: by its marker, the frame begins (or stands for) a call of the interpreter from C.
+/// The lower half of the word is the instruction's distance from the start of the code.
 pub const PYTHON_ENTRY: u64 = 1 << 63;
 
 /// One interpreter's file: byte offsets in its structures.
@@ -40,7 +40,8 @@ pub struct PythonLayout {
     pub thread_id: u32,
     /// In the thread state: the pointer to the innermost frame, or to a structure that points to it.
     pub thread_frame: u32,
-    /// In that structure: the pointer to the innermost frame. [`crate::ABSENT`]: `thread_frame` points to the frame itself.
+    /// In that structure: the pointer to the innermost frame. [`crate::ABSENT`]: `thread_frame` points to the frame
+    /// itself.
     pub indirect_frame: u32,
     /// How many bytes of a frame are read: no more than the smallest frame has.
     pub frame_bytes: u32,
@@ -53,8 +54,8 @@ pub struct PythonLayout {
     pub frame_marker: u32,
     pub marker_mask: u32,
     pub marker_value: u32,
-    /// In the structure that points to the innermost frame: the pointer to the structure before it. [`crate::ABSENT`]: there
-    /// is none.
+    /// In the structure that points to the innermost frame: the pointer to the structure before it. [`crate::ABSENT`]:
+    /// there is none.
     pub indirect_previous: u32,
 }
 

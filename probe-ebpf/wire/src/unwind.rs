@@ -20,9 +20,9 @@ pub const RULES_MAX: usize = 12_288;
 /// Bits of a file offset that are inside a page.
 pub const PAGE_BITS: u32 = 16;
 
-/// A file as the kernel side sees it behind a mapping. Time and size distinguish a new file that got the inode number of an
-/// old one, and a file that was overwritten. The time is the one that no program can set. By it user space checks that the
-/// file it opened is the mapped one, also where an overlay shows that file under another inode number.
+/// A file as the kernel side sees it behind a mapping. Time and size distinguish a new file that got the inode number
+/// of an old one, and a file that was overwritten. The time is the one that no program can set. By it user space checks
+/// that the file it opened is the mapped one, also where an overlay shows that file under another inode number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FileKey {
