@@ -24,12 +24,12 @@ impl Output {
     /// In `format`, or as the ending says.
     pub fn new(path: PathBuf, format: Option<Format>) -> Result<Self, Refused> {
         let name = path.file_name().unwrap_or_default().as_bytes();
-        match format.or_else(|| Format::of_file(name)) {
+        match format.or_else(|| Format::from_file_name(name)) {
             Some(format) if !name.is_empty() => Ok(Output { path, format }),
             _ => Err(Refused(format!(
                 "{}: the ending says the format: {}; for another ending, say --format",
                 shown(&path),
-                Format::ALL.map(|format| format!("{} ({})", format.ending(), what(format))).join(", ")
+                Format::ALL.map(|format| format!("{} ({})", format.extension(), what(format))).join(", ")
             ))),
         }
     }
@@ -142,7 +142,8 @@ fn what(format: Format) -> &'static str {
 
 /// For clap: a format by its name.
 pub fn format(name: &str) -> Result<Format, String> {
-    Format::named(name).ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::name).join(", ")))
+    Format::from_name(name)
+        .ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::as_str).join(", ")))
 }
 
 fn shown(path: &Path) -> String {
@@ -180,7 +181,7 @@ mod tests {
         let said = Output::new("a.json".into(), Some(Format::Speedscope)).map(|output| output.format);
         assert_eq!(said.ok(), Some(Format::Speedscope));
         let error = Output::new("a.json".into(), None).unwrap_err().to_string();
-        assert!(Format::ALL.iter().all(|format| error.contains(format.ending())), "{error}");
+        assert!(Format::ALL.iter().all(|format| error.contains(format.extension())), "{error}");
     }
 
     #[test]

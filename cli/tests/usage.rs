@@ -226,10 +226,14 @@ fn two_profiles_are_compared_without_privileges() {
     assert_eq!((&old["self"]["before"], &old["self"]["after"]), (&1000.into(), &0.into()));
 
     for (args, code, word) in [
-        (&["profile", "diff", &before, "/etc/passwd"][..], 1, "is no pprof profile"),
+        (&["profile", "diff", &before, "/etc/passwd"][..], 1, "is not a pprof profile"),
         (&["profile", "diff", &before, "/nonexistent"], 1, "cannot open /nonexistent"),
         (&["profile", "diff", &empty, &after], 1, "no samples"),
-        (&["profile", "diff", &before, &after, "--value", "heap"], 1, "has no values called heap, but cpu"),
+        (
+            &["profile", "diff", &before, &after, "--value", "heap"],
+            1,
+            "has no values of type heap; it has cpu",
+        ),
         (&["profile", "diff", &before, &after, "-w", "x.pb.gz"], 2, ".folded or .svg"),
         (&["profile", "diff", &before], 2, "AFTER"),
     ] {

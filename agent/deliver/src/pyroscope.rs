@@ -126,7 +126,7 @@ impl DestinationFormat for Pyroscope {
 mod tests {
     use super::*;
     use podopsy_model::owner::{ContainerRef, PodRef};
-    use podopsy_profiles::import::wire::{Fields, Value};
+    use podopsy_profiles::import::wire::{Fields, WireValue};
 
     fn owner(name: &str) -> Owner {
         let pod = PodRef { namespace: "shop".into(), name: name.into(), uid: "u".into(), labels: [].into() };
@@ -183,7 +183,7 @@ mod tests {
         std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(field(samples[0], 1)[0]), &mut plain)
             .unwrap();
         let time = Fields(&plain).map(|field| field.unwrap()).find(|(at, _)| *at == 9).unwrap().1;
-        assert_eq!(time, Value::Number(profile.start.as_nanosecond() as u64));
+        assert_eq!(time, WireValue::Number(profile.start.as_nanosecond() as u64));
     }
 
     #[test]

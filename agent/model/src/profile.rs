@@ -1,5 +1,6 @@
 //! Profiles: stacks, counts, and who they belong to.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +13,18 @@ use super::owner::Owner;
 
 /// The module of a Python function's frame.
 pub const PYTHON_MODULE: &str = "[python]";
+/// What stands for the module of a frame that lies in no known mapping.
+pub const NO_MAPPING: &str = "[no mapping]";
+
+/// The last component of a module's path; a module that is no path (`[kernel]`) stays as it is.
+pub fn file_name(module: &str) -> &str {
+    module.rsplit('/').next().unwrap_or(module)
+}
+
+/// The name of a frame without a function: `file+0xoffset`.
+pub fn unnamed_frame(module: &str, offset: u64) -> String {
+    format!("{}+{offset:#x}", file_name(module))
+}
 
 /// One frame of a stack, symbolized as far as it could be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +45,16 @@ pub struct Frame {
     /// True for a function inlined into the frame that follows it.
     #[serde(default)]
     pub inlined: bool,
+}
+
+impl Frame {
+    /// The name that a frame is shown with. A frame without a function is shown by module and offset, never hidden.
+    pub fn display_name(&self) -> Cow<'_, str> {
+        match &self.function {
+            Some(function) => Cow::Borrowed(function),
+            None => Cow::Owned(unnamed_frame(self.module.as_deref().unwrap_or(NO_MAPPING), self.offset)),
+        }
+    }
 }
 
 /// A file or area that frames lie in.

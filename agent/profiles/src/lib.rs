@@ -1,7 +1,7 @@
-//! Profiles as files: [`export`] has one file a format, [`import`] reads pprof files of any origin, [`compare`] says what
-//! changed between two.
+//! Profiles as files: [`export`] writes each format, [`import`] reads pprof files of any origin, and [`compare`] lists the
+//! changes between two profiles.
 //!
-//! Must not know: processes, pods, where a profile comes from.
+//! Must not depend on: processes, pods, how a profile was recorded.
 
 pub mod compare;
 pub mod export;

@@ -3,7 +3,7 @@
 use hyper::StatusCode;
 
 use super::answer::Refusal;
-use podopsy_profiles::export::merge::Merged;
+use podopsy_profiles::export::merge::ProfileMerger;
 use podopsy_store::{Filter, ITEMS_MAX, ProfileFacts, Reader};
 
 /// Profiles of one sum: two hundred containers of half an hour.
@@ -13,7 +13,7 @@ const PARTS_MAX: u64 = 6000;
 pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
     let too_large = |why: String| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why);
     let unavailable = |why: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why);
-    let (mut merged, mut facts, mut unreadable) = (Merged::default(), ProfileFacts::default(), 0u64);
+    let (mut merged, mut facts, mut unreadable) = (ProfileMerger::default(), ProfileFacts::default(), 0u64);
     filter.items = ITEMS_MAX;
     loop {
         let page = store.page(&filter).map_err(|error| unavailable(error.to_string()))?;

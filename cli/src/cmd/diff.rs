@@ -7,9 +7,9 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use podopsy_model::text;
-use podopsy_profiles::compare::{self, By};
+use podopsy_profiles::compare::{self, ComparisonBasis};
 use podopsy_profiles::export::differential;
-use podopsy_profiles::import::{Imported, pprof};
+use podopsy_profiles::import::{ImportedProfile, pprof};
 
 use crate::args::{Diff, DiffFormat};
 use crate::context::Context;
@@ -34,7 +34,7 @@ pub fn run(context: &Context, args: &Diff) -> anyhow::Result<Verdict> {
             return Ok(Verdict::Nothing);
         }
     }
-    let by = if args.absolute { By::Value } else { By::Share };
+    let by = if args.absolute { ComparisonBasis::Value } else { ComparisonBasis::Share };
     let compared = compare::compare(&before, &after, by);
 
     // Files before the table: a reader of stdout that has left must not cost them.
@@ -65,18 +65,19 @@ pub fn run(context: &Context, args: &Diff) -> anyhow::Result<Verdict> {
 
 fn outputs(args: &Diff) -> Result<Vec<Output>, Refused> {
     let outputs = args.write.iter().map(|path| {
-        let output = Output::new(path.clone(), None).ok().filter(|output| differential::takes(output.format));
+        let output =
+            Output::new(path.clone(), None).ok().filter(|output| differential::is_supported(output.format));
         output.ok_or_else(|| Refused(format!("{}: a difference is written as .folded or .svg", shown(path))))
     });
     outputs.collect()
 }
 
-fn read(path: &Path, args: &Diff) -> anyhow::Result<Imported> {
+fn read(path: &Path, args: &Diff) -> anyhow::Result<ImportedProfile> {
     let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
     pprof::read(file, args.value.as_deref()).with_context(|| shown(path))
 }
 
-fn kind(profile: &Imported) -> String {
+fn kind(profile: &ImportedProfile) -> String {
     format!("{} in {}", profile.kind, profile.unit)
 }
 

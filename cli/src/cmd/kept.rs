@@ -48,7 +48,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
     let (_, packed) = agent.get("/api/v1/profiles/merged", &query).await?;
     let read = import::pprof::read(&*packed, Some("samples")).context("the agent's profile")?;
     let facts = &numbers.facts;
-    let profile = read.profile(Sampled {
+    let profile = read.to_profile(Sampled {
         start: numbers.begin.unwrap_or(from),
         duration: numbers.lasted(),
         sampling: Sampling::Cpu { frequency_hz: facts.frequency_hz },

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use podopsy_profiles::compare::{By, Comparison, Pair, share};
+use podopsy_profiles::compare::{BeforeAfter, Comparison, ComparisonBasis, share};
 
 use super::table::Table;
 use super::units;
@@ -15,7 +15,7 @@ pub fn print(
     compared: &Comparison,
     count: usize,
 ) -> io::Result<()> {
-    let Pair { before, after } = compared.total;
+    let BeforeAfter { before, after } = compared.total;
     let value = |value| amount(value, &compared.unit);
     writeln!(out, "{}: {} before, {} after", compared.kind, value(before), value(after))?;
     let mut table = Table::new(&[
@@ -29,7 +29,7 @@ pub fn print(
     ]);
     let count = if count == 0 { usize::MAX } else { count };
     let changed = || {
-        let no_change = |pair: Pair| compared.change(pair).abs() < f64::EPSILON;
+        let no_change = |pair: BeforeAfter| compared.change(pair).abs() < f64::EPSILON;
         compared
             .functions
             .iter()
@@ -62,15 +62,15 @@ pub fn print(
 /// A value or its share, right-aligned below its title.
 fn side(compared: &Comparison, part: u64, total: u64) -> String {
     match compared.by {
-        By::Share => format!("{:8.2} %", share(part, total)),
-        By::Value => format!("{:>10}", amount(part, &compared.unit)),
+        ComparisonBasis::Share => format!("{:8.2} %", share(part, total)),
+        ComparisonBasis::Value => format!("{:>10}", amount(part, &compared.unit)),
     }
 }
 
-fn change(compared: &Comparison, pair: Pair) -> String {
+fn change(compared: &Comparison, pair: BeforeAfter) -> String {
     match compared.by {
-        By::Share => format!("{:+7.2} %", compared.change(pair)),
-        By::Value => {
+        ComparisonBasis::Share => format!("{:+7.2} %", compared.change(pair)),
+        ComparisonBasis::Value => {
             let sign = if pair.after < pair.before { '-' } else { '+' };
             format!("{:>10}", format!("{sign}{}", amount(pair.after.abs_diff(pair.before), &compared.unit)))
         }
@@ -88,21 +88,21 @@ fn amount(value: u64, unit: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use podopsy_profiles::compare::Function;
+    use podopsy_profiles::compare::FunctionChange;
 
     use super::*;
 
-    fn compared(by: By) -> Comparison {
-        let function = |name: &str, own: (u64, u64), sum: (u64, u64)| Function {
+    fn compared(by: ComparisonBasis) -> Comparison {
+        let function = |name: &str, own: (u64, u64), sum: (u64, u64)| FunctionChange {
             function: name.to_owned(),
-            own: Pair { before: own.0, after: own.1 },
-            cumulative: Pair { before: sum.0, after: sum.1 },
+            own: BeforeAfter { before: own.0, after: own.1 },
+            cumulative: BeforeAfter { before: sum.0, after: sum.1 },
         };
         Comparison {
             kind: "cpu".into(),
             unit: "nanoseconds".into(),
             by,
-            total: Pair { before: 1_000_000_000, after: 2_000_000_000 },
+            total: BeforeAfter { before: 1_000_000_000, after: 2_000_000_000 },
             functions: vec![
                 function("copy", (0, 500_000_000), (0, 500_000_000)),
                 function("hash\u{1b}[2J", (600_000_000, 900_000_000), (600_000_000, 900_000_000)),
@@ -111,7 +111,7 @@ mod tests {
         }
     }
 
-    fn printed(by: By, count: usize) -> String {
+    fn printed(by: ComparisonBasis, count: usize) -> String {
         let mut out = Vec::new();
         print(&mut out, Terminal::PLAIN, &compared(by), count).unwrap();
         String::from_utf8(out).unwrap()
@@ -124,12 +124,12 @@ mod tests {
  +25.00 %      0.00 %      25.00 %   +25.00 %       0.00 %     25.00 %  copy
  -15.00 %     60.00 %      45.00 %   -15.00 %      60.00 %     45.00 %  hash\\x1b[2J
 ";
-        assert_eq!(printed(By::Share, 0), expected, "main did not change");
+        assert_eq!(printed(ComparisonBasis::Share, 0), expected, "main did not change");
     }
 
     #[test]
     fn values_and_what_is_left_out() {
-        let text = printed(By::Value, 1);
+        let text = printed(ComparisonBasis::Value, 1);
         assert!(text.contains(" +500.0 ms") && text.contains("copy"), "{text}");
         assert!(text.ends_with("… and 2 functions with smaller changes: --top 0 lists all\n"), "{text}");
     }

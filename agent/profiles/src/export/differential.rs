@@ -1,17 +1,17 @@
-//! Two profiles as one picture: folded stacks with two counts, and a flame graph in red (more) and blue (less).
+//! Writes the difference of two profiles: folded stacks with two counts, or a flame graph in red (more) and blue (less).
 //!
-//! Must not know: pprof, how profiles are compared. The widths are those of the profile after.
+//! Must not depend on: pprof, how profiles are compared. The widths in the flame graph are those of the later profile.
 
 use std::io::Write;
 
 use inferno::flamegraph::{self, Options};
 
 use super::Format;
-use super::folded::push;
-use crate::compare::Pair;
+use super::folded::{escape_trailing_number, push_escaped};
+use crate::compare::BeforeAfter;
 
-/// Can it be written in this format?
-pub fn takes(format: Format) -> bool {
+/// True for the formats that a difference can be written in.
+pub fn is_supported(format: Format) -> bool {
     matches!(format, Format::Folded | Format::Svg)
 }
 
@@ -19,10 +19,11 @@ pub fn takes(format: Format) -> bool {
 pub fn write<'a>(
     format: Format,
     title: &str,
-    stacks: impl Iterator<Item = (&'a [&'a str], Pair)>,
+    stacks: impl Iterator<Item = (&'a [&'a str], BeforeAfter)>,
     mut out: impl Write,
 ) -> anyhow::Result<()> {
-    let lines = stacks.map(|(stack, Pair { before, after })| format!("{} {before} {after}", line(stack)));
+    let lines =
+        stacks.map(|(stack, BeforeAfter { before, after })| format!("{} {before} {after}", line(stack)));
     match format {
         Format::Folded => {
             for line in lines {
@@ -40,7 +41,7 @@ pub fn write<'a>(
             options.deterministic = true;
             flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)?;
         }
-        other => anyhow::bail!("a difference cannot be written as {}: take .folded or .svg", other.name()),
+        other => anyhow::bail!("a difference cannot be written as {}: use .folded or .svg", other.as_str()),
     }
     Ok(())
 }
@@ -51,16 +52,12 @@ fn line(stack: &[&str]) -> String {
         if index > 0 {
             line.push(';');
         }
-        push(&mut line, name);
+        push_escaped(&mut line, name);
     }
     if line.is_empty() {
         line.push_str("[no stack]");
     }
-    // ` 5` at the end of a name would be read as a count, and so would the two before.
-    match line.rsplit_once(' ') {
-        Some((head, last)) if last.starts_with(|c: char| c.is_ascii_digit()) => format!("{head}\\x20{last}"),
-        _ => line,
-    }
+    escape_trailing_number(line)
 }
 
 #[cfg(test)]
@@ -70,10 +67,10 @@ mod tests {
     const HOSTILE: &str = "</text><script>alert(1)</script>;\n& 5";
 
     fn written(format: Format) -> String {
-        let stacks: [(&[&str], Pair); 3] = [
-            (&["main", "hash"], Pair { before: 10, after: 40 }),
-            (&["main", "gone"], Pair { before: 30, after: 0 }),
-            (&["main", HOSTILE], Pair { before: 5, after: 5 }),
+        let stacks: [(&[&str], BeforeAfter); 3] = [
+            (&["main", "hash"], BeforeAfter { before: 10, after: 40 }),
+            (&["main", "gone"], BeforeAfter { before: 30, after: 0 }),
+            (&["main", HOSTILE], BeforeAfter { before: 5, after: 5 }),
         ];
         let mut out = Vec::new();
         write(format, "<b>", stacks.into_iter(), &mut out).unwrap();
@@ -81,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn folded_lines_have_two_counts_and_as_many_frames_as_there_are() {
+    fn a_folded_line_has_two_counts_and_one_field_per_frame() {
         let text = written(Format::Folded);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
@@ -90,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_is_whole_and_says_how_much_more() {
+    fn the_flame_graph_is_well_formed_and_shows_the_change_of_each_function() {
         let svg = written(Format::Svg);
         let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
         let document = roxmltree::Document::parse_with_options(&svg, options).unwrap();
@@ -103,12 +100,12 @@ mod tests {
             titles.iter().any(|title| title.starts_with("hash (40 samples") && title.contains('+')),
             "{titles:?}"
         );
-        assert_eq!(svg.matches("<script").count(), 1, "inferno's own");
+        assert_eq!(svg.matches("<script").count(), 1, "only inferno's script may be there");
     }
 
     #[test]
-    fn other_formats_are_refused() {
-        assert!(!takes(Format::Pprof));
+    fn a_difference_is_not_written_in_other_formats() {
+        assert!(!is_supported(Format::Pprof));
         assert!(write(Format::Pprof, "", std::iter::empty(), Vec::new()).is_err());
     }
 }

@@ -1,6 +1,7 @@
-//! The profile that the formats' tests write: one pod with inlining, kernel frames and hostile names, one host process.
+//! The profile that the tests of the formats write: one pod with inlining, kernel frames and hostile names, and one host
+//! process.
 //!
-//! Must not know: any format.
+//! Must not depend on: any format.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,27 +1,28 @@
-//! The Firefox Profiler's processed format: what <https://profiler.firefox.com> reads, in the browser, from a file.
+//! Writes the Firefox Profiler's processed format. <https://profiler.firefox.com> reads such a file in the browser.
 //!
-//! Must not know: pprof, SVG, folded stacks.
+//! Must not depend on: pprof, SVG, folded stacks.
 //!
-//! The format is made for samples with times; a profile of ours has counted stacks. Each stack is one sample whose weight
-//! is its count, and a thread's samples follow each other, most frequent first: lengths are true, and the order is not
-//! that of time. Modules are subcategories, because the crate's frames have no other place for them.
+//! The format is made for samples with times, but podopsy's profiles have counted stacks. Each stack becomes one sample
+//! whose weight is its count, and a thread's samples follow each other, most frequent first. So lengths are true, but the
+//! order is not that of time. Modules are written as subcategories, because the crate's frames have no field for them.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::time::Duration;
 
 use fxprof_processed_profile::{
-    CategoryColor, CategoryHandle, CategoryPairHandle, CpuDelta, Frame as Place, FrameFlags, FrameInfo,
-    ProcessHandle, Profile as Tracks, ReferenceTimestamp, SamplingInterval, ThreadHandle, Timestamp,
-    WeightType,
+    CategoryColor, CategoryHandle, CategoryPairHandle, CpuDelta, Frame as FirefoxFrame, FrameFlags,
+    FrameInfo, ProcessHandle, Profile as FirefoxProfile, ReferenceTimestamp, SamplingInterval, ThreadHandle,
+    Timestamp, WeightType,
 };
 
-use super::{frame_name, is_kernel, owner_name, period, title};
-use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
+use super::{is_kernel, owner_path, sample_value, title};
+use podopsy_model::profile::{Frame, Profile, Sample, Sampling, file_name};
 
-/// Threads with a track of their own; a browser chokes on more. The rest share one, so that sums stay true.
+/// Threads with a track of their own; a browser cannot handle many more. The other threads share one track, so that sums
+/// stay true.
 const MAX_TRACKS: usize = 256;
-/// Modules with a name of their own. The crate panics at 65,536.
+/// Modules with a subcategory of their own. The crate panics at 65,536.
 const MAX_MODULES: usize = 4096;
 
 /// Writes `profile`; weights are samples.
@@ -31,19 +32,19 @@ pub fn write(profile: &Profile, mut out: impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tracks(profile: &Profile) -> Tracks {
+fn tracks(profile: &Profile) -> FirefoxProfile {
     let start = Duration::from_millis(u64::try_from(profile.start.as_millisecond()).unwrap_or(0));
     let every = match profile.sampling {
-        Sampling::Cpu { .. } => period(profile.sampling),
-        // There is no time between page faults: a millisecond each, so that a track can be looked at.
+        Sampling::Cpu { .. } => sample_value(profile.sampling),
+        // Page faults have no duration. One millisecond each makes the track readable.
         Sampling::Growth { .. } => 1_000_000,
     };
-    let mut writer = Writer::new(Tracks::new(
+    let mut writer = FirefoxWriter::new(FirefoxProfile::new(
         &title(profile),
         ReferenceTimestamp::from_duration_since_unix_epoch(start),
         SamplingInterval::from_nanos(every.max(1)),
     ));
-    // By samples: those with most get a track.
+    // The threads with most samples get tracks.
     let mut counts: HashMap<(u32, u32), u64> = HashMap::new();
     for sample in &profile.samples {
         *counts.entry((sample.pid, sample.tid)).or_default() += sample.count;
@@ -51,33 +52,33 @@ fn tracks(profile: &Profile) -> Tracks {
     let mut threads: Vec<((u32, u32), u64)> = counts.into_iter().collect();
     threads.sort_by_key(|&(thread, count)| (std::cmp::Reverse(count), thread));
     let shared: Vec<_> = threads.drain(threads.len().min(MAX_TRACKS)..).map(|(thread, _)| thread).collect();
-    let rest = (!shared.is_empty()).then(|| writer.rest(shared.len()));
+    let shared_track = (!shared.is_empty()).then(|| writer.add_shared_track(shared.len()));
     let own: HashSet<(u32, u32)> = threads.into_iter().map(|(thread, _)| thread).collect();
     for sample in &profile.samples {
-        let track = match rest {
-            Some(rest) if !own.contains(&(sample.pid, sample.tid)) => rest,
+        let track = match shared_track {
+            Some(shared) if !own.contains(&(sample.pid, sample.tid)) => shared,
             _ => writer.track(sample),
         };
-        writer.sample(track, sample, every);
+        writer.add_sample(track, sample, every);
     }
-    // Names are in the file: the site is not to look for symbols.
+    // The file contains the names: the site must not look for symbols.
     writer.tracks.set_symbolicated(true);
     writer.tracks
 }
 
-struct Writer {
-    tracks: Tracks,
+struct FirefoxWriter {
+    tracks: FirefoxProfile,
     user: CategoryHandle,
     kernel: CategoryHandle,
     modules: HashMap<(bool, String), CategoryPairHandle>,
     processes: HashMap<(u32, String), ProcessHandle>,
     threads: HashMap<(u32, u32, String), ThreadHandle>,
-    /// Nanoseconds of samples that a track has so far.
+    /// Where each track ends so far, in nanoseconds.
     ends: HashMap<ThreadHandle, u64>,
 }
 
-impl Writer {
-    fn new(mut tracks: Tracks) -> Self {
+impl FirefoxWriter {
+    fn new(mut tracks: FirefoxProfile) -> Self {
         tracks.set_os_name("Linux");
         let user = tracks.add_category("User", CategoryColor::Yellow);
         let kernel = tracks.add_category("Kernel", CategoryColor::Orange);
@@ -92,8 +93,8 @@ impl Writer {
         }
     }
 
-    /// The track of all threads that have none.
-    fn rest(&mut self, threads: usize) -> ThreadHandle {
+    /// The track for all threads without one of their own.
+    fn add_shared_track(&mut self, threads: usize) -> ThreadHandle {
         let zero = Timestamp::from_nanos_since_reference(0);
         let process = self.tracks.add_process(&format!("{threads} threads with fewer samples"), 0, zero);
         let thread = self.tracks.add_thread(process, 0, zero, true);
@@ -101,8 +102,9 @@ impl Writer {
         thread
     }
 
+    /// The track of a sample's thread, added on first use.
     fn track(&mut self, sample: &Sample) -> ThreadHandle {
-        let name = format!("{} {}", owner_name(&sample.owner), sample.comm);
+        let name = format!("{} {}", owner_path(&sample.owner), sample.comm);
         let key = (sample.pid, sample.tid, format!("{name} {}", sample.thread));
         if let Some(&thread) = self.threads.get(&key) {
             return thread;
@@ -123,11 +125,11 @@ impl Writer {
         thread
     }
 
-    fn sample(&mut self, track: ThreadHandle, sample: &Sample, every: u64) {
+    fn add_sample(&mut self, track: ThreadHandle, sample: &Sample, every: u64) {
         let mut stack = None;
         for frame in sample.stack.iter().rev() {
-            let name = self.tracks.intern_string(&frame_name(frame));
-            let (frame, category_pair) = (Place::Label(name), self.category(frame));
+            let name = self.tracks.intern_string(&frame.display_name());
+            let (frame, category_pair) = (FirefoxFrame::Label(name), self.category(frame));
             let frame = self
                 .tracks
                 .intern_frame(track, FrameInfo { frame, category_pair, flags: FrameFlags::empty() });
@@ -146,11 +148,12 @@ impl Writer {
         }
     }
 
+    /// The subcategory of a frame's module, below `User` or `Kernel`.
     fn category(&mut self, frame: &Frame) -> CategoryPairHandle {
         let is_kernel = is_kernel(frame);
         let category = if is_kernel { self.kernel } else { self.user };
         let Some(module) = frame.module.as_deref() else { return category.into() };
-        let module = module.rsplit('/').next().unwrap_or(module);
+        let module = file_name(module);
         if let Some(&known) = self.modules.get(&(is_kernel, module.to_owned())) {
             return known;
         }
@@ -182,7 +185,7 @@ mod tests {
         table[name].as_array().unwrap_or_else(|| panic!("no column {name} in {table}"))
     }
 
-    /// A stack's names, innermost first, as the site follows them: stack → frame → function → string.
+    /// A stack's names, innermost first, found as the site finds them: stack → frame → function → string.
     fn names(thread: &Value, mut stack: Option<u64>) -> Vec<String> {
         let (stacks, frames) = (&thread["stackTable"], &thread["frameTable"]);
         let mut names = Vec::new();
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn stacks_read_back_with_threads_weights_and_modules() {
+    fn a_written_profile_has_the_stacks_threads_weights_and_modules() {
         let file = read(&example::profile());
         assert_eq!(file["meta"]["product"], "On-CPU: 2 workloads on node-1");
         assert_eq!(file["meta"]["symbolicated"], true);
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fork_bomb_has_no_more_tracks_than_a_browser_can_draw_and_all_its_samples() {
+    fn tracks_are_bounded_and_the_samples_of_all_threads_are_written() {
         let mut profile = example::profile();
         let one = profile.samples[0].clone();
         profile.samples = (0..5000).map(|pid| Sample { pid, tid: pid, count: 2, ..one.clone() }).collect();

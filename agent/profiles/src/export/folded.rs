@@ -1,17 +1,17 @@
-//! Folded stacks: `owner;comm;outermost;…;innermost count`, one line a stack, as flamegraph.pl made them common.
+//! Folded stacks: `owner;comm;outermost;…;innermost count`, one line per stack, as introduced by flamegraph.pl.
 //!
-//! Must not know: SVG, pprof.
+//! Must not depend on: SVG, pprof.
 //!
-//! Kernel frames end in `_[k]` and inlined ones in `_[i]` (flame graph tools colour by it). A `;` or control character
-//! in a name is written `\x3b`, so that every line has the frames it should have.
+//! Kernel frames end in `_[k]` and inlined ones in `_[i]`; flame graph tools colour by these suffixes. A `;` or a control
+//! character in a name is escaped (`\x3b`), so that a name cannot add frames to a line.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use super::{frame_name, is_kernel, owner_name};
+use super::{is_kernel, owner_path};
 use podopsy_model::profile::{Frame, Profile, Sample};
 
-/// Writes `profile` as folded stacks, one line a stack, sorted. Threads of a process are counted together.
+/// Writes `profile` as folded stacks, one line per stack, sorted. Threads of a process are counted together.
 pub fn write(profile: &Profile, mut out: impl Write) -> anyhow::Result<()> {
     for (stack, count) in fold(profile) {
         writeln!(out, "{stack} {count}")?;
@@ -28,21 +28,18 @@ pub(super) fn fold(profile: &Profile) -> BTreeMap<String, u64> {
     folded
 }
 
+/// The stack of a sample as a folded line without its count.
 fn line(sample: &Sample) -> String {
     let mut line = String::new();
-    push(&mut line, &owner_name(&sample.owner));
+    push_escaped(&mut line, &owner_path(&sample.owner));
     line.push(';');
-    push(&mut line, &sample.comm);
+    push_escaped(&mut line, &sample.comm);
     for frame in sample.stack.iter().rev() {
         line.push(';');
-        push(&mut line, &frame_name(frame));
+        push_escaped(&mut line, &frame.display_name());
         line.push_str(suffix(frame));
     }
-    // ` 5` at the end of a name would be read as a count.
-    match line.rsplit_once(' ') {
-        Some((head, last)) if last.starts_with(|c: char| c.is_ascii_digit()) => format!("{head}\\x20{last}"),
-        _ => line,
-    }
+    escape_trailing_number(line)
 }
 
 fn suffix(frame: &Frame) -> &'static str {
@@ -53,12 +50,20 @@ fn suffix(frame: &Frame) -> &'static str {
     }
 }
 
-/// Appends a name that no reader can take for two, or for a count.
-pub(super) fn push(line: &mut String, name: &str) {
+/// Escapes the space before a number at the end of a stack: a reader would take it for a count.
+pub(super) fn escape_trailing_number(stack: String) -> String {
+    match stack.rsplit_once(' ') {
+        Some((head, last)) if last.starts_with(|c: char| c.is_ascii_digit()) => format!("{head}\\x20{last}"),
+        _ => stack,
+    }
+}
+
+/// Appends a frame's name. A reader cannot take it for two frames, nor for a comment.
+pub(super) fn push_escaped(line: &mut String, name: &str) {
     let starts_line = line.is_empty();
     for (index, c) in name.chars().enumerate() {
         match c {
-            // `# ` at the start of a line makes it a comment.
+            // `#` at the start of a line makes it a comment.
             '#' if starts_line && index == 0 => line.push_str("\\x23"),
             ';' => line.push_str("\\x3b"),
             c if c.is_control() => line.extend(c.escape_default()),
@@ -73,7 +78,7 @@ mod tests {
     use crate::export::example;
 
     #[test]
-    fn lines_read_back_as_the_stacks_they_were() {
+    fn folded_lines_read_back_as_the_original_stacks() {
         let mut text = Vec::new();
         write(&example::profile(), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
@@ -96,7 +101,7 @@ mod tests {
         ];
         assert_eq!((stack.as_slice(), *count), (frames.map(String::from).as_slice(), 30));
         assert!(text.contains("host;systemd;[no mapping]+0x7f00 3\n"));
-        // One frame in spite of its `;`, its newline, and the number that it ends with.
+        // The name contains `;` and a newline and ends in a number. It must still be one frame.
         let hostile = lines.iter().find(|(stack, _)| stack[1].starts_with("ev")).unwrap();
         assert_eq!((hostile.0.len(), hostile.1), (4, 12), "{text}");
         assert!(hostile.0[3].ends_with("&\\x205"), "{text}");

@@ -1,4 +1,4 @@
-//! Which formats there are, and what they are called: by the endings of files, and by name.
+//! The formats, with their names and their file extensions.
 
 use std::io::Write;
 
@@ -19,7 +19,7 @@ impl Format {
     pub const ALL: [Format; 5] =
         [Format::Pprof, Format::Folded, Format::Svg, Format::Speedscope, Format::Firefox];
 
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Format::Pprof => "pprof",
             Format::Folded => "folded",
@@ -29,8 +29,8 @@ impl Format {
         }
     }
 
-    /// How a file ends that is in this format.
-    pub fn ending(self) -> &'static str {
+    /// The ending of file names in this format, with the dot.
+    pub fn extension(self) -> &'static str {
         match self {
             Format::Pprof => ".pb.gz",
             Format::Folded => ".folded",
@@ -40,17 +40,17 @@ impl Format {
         }
     }
 
-    /// The format that a file's name asks for by its ending. A name that is nothing but an ending (`.svg`) is a hidden
-    /// file without one.
-    pub fn of_file(name: &[u8]) -> Option<Format> {
+    /// The format that the extension of a file name selects. A name that is only an extension (`.svg`) is a hidden file
+    /// without one.
+    pub fn from_file_name(name: &[u8]) -> Option<Format> {
         Self::ALL.into_iter().find(|format| {
-            let ending = format.ending().as_bytes();
-            name.len() > ending.len() && name.ends_with(ending)
+            let extension = format.extension().as_bytes();
+            name.len() > extension.len() && name.ends_with(extension)
         })
     }
 
-    pub fn named(name: &str) -> Option<Format> {
-        Self::ALL.into_iter().find(|format| format.name() == name)
+    pub fn from_name(name: &str) -> Option<Format> {
+        Self::ALL.into_iter().find(|format| format.as_str() == name)
     }
 
     pub fn write(self, profile: &Profile, out: impl Write) -> anyhow::Result<()> {

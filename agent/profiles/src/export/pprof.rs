@@ -1,9 +1,10 @@
-//! pprof's profile.proto, gzipped: what `go tool pprof`, Pyroscope, Parca and Grafana read.
+//! Writes pprof's profile.proto, gzipped: the format that `go tool pprof`, Pyroscope, Parca and Grafana read.
 //!
-//! Must not know: SVG, folded stacks; where frames come from.
+//! Must not depend on: SVG, folded stacks, where frames come from.
 //!
-//! Format: <https://github.com/google/pprof/blob/main/proto/profile.proto>. The types are the `pprof` crate's, which has
-//! a prost of its own: they are encoded through the `Message` that it exports, and never meet the prost of CRI.
+//! Format: <https://github.com/google/pprof/blob/main/proto/profile.proto>. The types come from the `pprof` crate, which
+//! has its own version of prost. They are encoded through the `Message` trait that this crate exports, and never mix with
+//! the prost of CRI.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -14,10 +15,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use pprof::protos::{self, Message};
 
-use super::{frame_name, loss_lines, period, quality_lines};
+use super::{completeness_lines, loss_lines, sample_value};
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 
-/// Writes `profile` as gzipped profile.proto. Values are samples, and CPU nanoseconds or page faults (samples × period).
+/// Writes `profile` as gzipped profile.proto. The values of a sample are its count, and CPU nanoseconds or page faults
+/// (count × period).
 pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
     let mut encoder = GzEncoder::new(out, Compression::default());
     encoder.write_all(&encode(profile).encode_to_vec())?;
@@ -26,16 +28,16 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
 }
 
 fn encode(profile: &Profile) -> protos::Profile {
-    let mut tables = Tables::new();
+    let mut tables = PprofTables::new();
     let (name, unit) = match profile.sampling {
         Sampling::Cpu { .. } => ("cpu", "nanoseconds"),
         Sampling::Growth { .. } => ("page_faults", "count"),
     };
-    let period = i64::try_from(period(profile.sampling)).unwrap_or(i64::MAX);
+    let period = i64::try_from(sample_value(profile.sampling)).unwrap_or(i64::MAX);
     for mapping in &profile.mappings {
         let id = tables.mapping(&mapping.name, mapping.build_id.as_ref());
         let known = &mut tables.mappings[id as usize - 1];
-        // One name may have two files behind it; the first stands for both.
+        // Two files may have the same name and build id. The first stands for both.
         if known.memory_limit == 0 {
             (known.memory_start, known.memory_limit) = (mapping.start, mapping.end);
             known.file_offset = mapping.file_offset;
@@ -56,7 +58,7 @@ fn encode(profile: &Profile) -> protos::Profile {
         keep_frames: 0,
         time_nanos: i64::try_from(profile.start.as_nanosecond()).unwrap_or(0),
         duration_nanos: i64::try_from(profile.duration.as_nanos()).unwrap_or(i64::MAX),
-        // Units and all: value = samples × period.
+        // The second value is count × period, in the same unit.
         period_type: Some(value.clone()),
         period,
         comment,
@@ -64,7 +66,7 @@ fn encode(profile: &Profile) -> protos::Profile {
     }
 }
 
-/// What was taken, how much of it has a name, and what is missing.
+/// The number of samples, the share of frames with a name, completeness and losses.
 fn comments(profile: &Profile) -> Vec<String> {
     let frames = || profile.samples.iter().flat_map(|sample| &sample.stack);
     let named = frames().filter(|frame| frame.function.is_some()).count();
@@ -72,16 +74,16 @@ fn comments(profile: &Profile) -> Vec<String> {
         format!("podopsy: {} samples {} on {}", profile.total(), profile.sampling, profile.node),
         format!("frames with a name: {named} of {}", frames().count()),
     ];
-    comments.extend(quality_lines(profile));
+    comments.extend(completeness_lines(profile));
     comments.extend(loss_lines(profile));
     comments
 }
 
-/// Mapping, address, and (function, line) of each frame there.
+/// Mapping id, address, and (function id, line) of each frame at the address.
 type LocationKey = (u64, u64, Vec<(u64, i64)>);
 
-/// The tables that samples point into; ids are positions + 1, because 0 says "none".
-struct Tables {
+/// The tables that samples refer to. An id is the index + 1, because 0 means "none".
+struct PprofTables {
     texts: Vec<String>,
     text_ids: HashMap<Arc<str>, i64>,
     mappings: Vec<protos::Mapping>,
@@ -92,7 +94,7 @@ struct Tables {
     location_ids: HashMap<LocationKey, u64>,
 }
 
-/// The id of `key`, made by `new` at first sight.
+/// The id of `key`; on first use `new` makes its entry.
 fn intern<K: Eq + Hash, T>(
     ids: &mut HashMap<K, u64>,
     all: &mut Vec<T>,
@@ -106,10 +108,10 @@ fn intern<K: Eq + Hash, T>(
     })
 }
 
-impl Tables {
+impl PprofTables {
     fn new() -> Self {
         Self {
-            // The format wants the empty string first.
+            // The format requires the empty string first.
             texts: vec![String::new()],
             text_ids: HashMap::from([(Arc::from(""), 0)]),
             mappings: Vec::new(),
@@ -142,14 +144,14 @@ impl Tables {
     }
 
     fn function(&mut self, frame: &Frame) -> u64 {
-        let name = self.text(&frame_name(frame));
+        let name = self.text(&frame.display_name());
         let filename = self.text(frame.source.as_ref().map_or("", |(file, _)| file));
         let new = |id| protos::Function { id, name, system_name: name, filename, start_line: 0 };
         intern(&mut self.function_ids, &mut self.functions, (name, filename), new)
     }
 
     fn sample(&mut self, sample: &Sample, period: i64, node: &str) -> protos::Sample {
-        // Inlined frames share the location of the frame that they are in, innermost first, as the format has it.
+        // Inlined frames share the location of their enclosing function, innermost first, as the format requires.
         let location_id = sample
             .stack
             .split_inclusive(|frame| !frame.inlined)
@@ -175,7 +177,7 @@ impl Tables {
             mapping.has_filenames |= frames.iter().any(|frame| frame.source.is_some());
             mapping.has_line_numbers = mapping.has_filenames;
             mapping.has_inline_frames |= frames.len() > 1;
-            // Frames have file offsets; the format wants addresses inside the mapping.
+            // Frames have file offsets, but the format requires addresses inside the mapping.
             let inside = address.wrapping_sub(mapping.file_offset);
             if inside < mapping.memory_limit.saturating_sub(mapping.memory_start) {
                 address = mapping.memory_start + inside;
@@ -188,7 +190,7 @@ impl Tables {
         intern(&mut self.location_ids, &mut self.locations, (mapping_id, address, lines), new)
     }
 
-    /// Labels say what is known and leave out what is not.
+    /// The labels of a sample: those that are known. A label with an unknown value is left out.
     fn labels(&mut self, sample: &Sample, node: &str) -> Vec<protos::Label> {
         let (pod, container) = (sample.owner.pod.as_ref(), sample.owner.container.as_ref());
         let texts = [
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn values_period_and_times_are_in_nanoseconds() {
+    fn values_period_and_times_are_written_in_nanoseconds() {
         let read = round_trip();
         let types: Vec<_> =
             read.sample_type.iter().map(|t| (text(&read, t.ty), text(&read, t.unit))).collect();
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_name_the_pod_and_leave_out_what_is_not_known() {
+    fn labels_name_the_pod_and_unknown_labels_are_left_out() {
         let read = round_trip();
         let labels = |index: usize| -> HashMap<&str, String> {
             let value = |label: &protos::Label| match label.str {
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn inlined_functions_are_lines_of_one_location_innermost_first() {
+    fn inlined_functions_become_lines_of_one_location_innermost_first() {
         let read = round_trip();
         let locations: Vec<_> = read.sample[0]
             .location_id

@@ -1,9 +1,9 @@
-//! speedscope's own format: what <https://www.speedscope.app> reads, from a file, without sending it anywhere.
+//! Writes speedscope's own format. <https://www.speedscope.app> reads such a file without sending it anywhere.
 //!
-//! Must not know: pprof, SVG, folded stacks.
+//! Must not depend on: pprof, SVG, folded stacks.
 //!
-//! Format: <https://www.speedscope.app/file-format-schema.json>. Each process of a container is a profile of its own in
-//! the file's menu, the one with most samples first; its threads are counted together.
+//! Format: <https://www.speedscope.app/file-format-schema.json>. Each process of a container becomes a profile in the
+//! file's menu, the one with most samples first. The threads of a process are counted together.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{frame_name, owner_name, period, title};
+use super::{owner_path, sample_value, title};
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 
 /// Writes `profile`; weights are CPU nanoseconds or page faults (samples × period), as in pprof.
@@ -23,25 +23,25 @@ pub fn write(profile: &Profile, mut out: impl Write) -> anyhow::Result<()> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct File {
+struct SpeedscopeFile {
     #[serde(rename = "$schema")]
     schema: &'static str,
     exporter: String,
     name: String,
     active_profile_index: usize,
-    shared: Shared,
-    profiles: Vec<Sampled>,
+    shared: SharedFrames,
+    profiles: Vec<SampledProfile>,
 }
 
 #[derive(Serialize)]
-struct Shared {
-    frames: Vec<Named>,
+struct SharedFrames {
+    frames: Vec<SpeedscopeFrame>,
 }
 
 #[derive(Serialize)]
-struct Named {
+struct SpeedscopeFrame {
     name: String,
-    /// Source file; without one, the module.
+    /// The source file, or the module if the source is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,48 +50,48 @@ struct Named {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Sampled {
+struct SampledProfile {
     #[serde(rename = "type")]
     kind: &'static str,
     name: String,
     unit: &'static str,
     start_value: u64,
     end_value: u64,
-    /// Outermost first; numbers of [`Shared::frames`].
+    /// Outermost frame first; indices into [`SharedFrames::frames`].
     samples: Vec<Vec<usize>>,
     weights: Vec<u64>,
 }
 
-fn file(profile: &Profile) -> File {
-    let period = period(profile.sampling);
-    let mut frames = Frames::default();
-    let mut of_process: HashMap<String, usize> = HashMap::new();
-    let mut profiles: Vec<Sampled> = Vec::new();
+fn file(profile: &Profile) -> SpeedscopeFile {
+    let period = sample_value(profile.sampling);
+    let mut frames = FrameTable::default();
+    let mut by_process: HashMap<String, usize> = HashMap::new();
+    let mut profiles: Vec<SampledProfile> = Vec::new();
     for sample in &profile.samples {
-        let name = format!("{} {}", owner_name(&sample.owner), sample.comm);
-        let index = *of_process.entry(name.clone()).or_insert_with(|| {
-            profiles.push(Sampled::new(name, profile.sampling));
+        let name = format!("{} {}", owner_path(&sample.owner), sample.comm);
+        let index = *by_process.entry(name.clone()).or_insert_with(|| {
+            profiles.push(SampledProfile::new(name, profile.sampling));
             profiles.len() - 1
         });
         profiles[index].add(frames.stack(sample), sample.count.saturating_mul(period));
     }
-    // Names last, so that equal ones do not change places between runs.
+    // Profiles with equal values are sorted by name, so that the order is the same in each run.
     profiles.sort_by(|a, b| b.end_value.cmp(&a.end_value).then_with(|| a.name.cmp(&b.name)));
     if profiles.is_empty() {
-        // speedscope refuses a file without a profile, and an idle pod is an answer.
-        profiles.push(Sampled::new("(no samples)".to_owned(), profile.sampling));
+        // speedscope rejects a file without a profile, and the profile of an idle pod may be empty.
+        profiles.push(SampledProfile::new("(no samples)".to_owned(), profile.sampling));
     }
-    File {
+    SpeedscopeFile {
         schema: "https://www.speedscope.app/file-format-schema.json",
         exporter: format!("podopsy {}", env!("CARGO_PKG_VERSION")),
         name: title(profile),
         active_profile_index: 0,
-        shared: Shared { frames: frames.all },
+        shared: SharedFrames { frames: frames.all },
         profiles,
     }
 }
 
-impl Sampled {
+impl SampledProfile {
     fn new(name: String, sampling: Sampling) -> Self {
         let unit = match sampling {
             Sampling::Cpu { .. } => "nanoseconds",
@@ -115,28 +115,29 @@ impl Sampled {
     }
 }
 
-type Place = (String, Option<Arc<str>>, Option<u32>);
+/// Name, file and line.
+type FrameKey = (String, Option<Arc<str>>, Option<u32>);
 
+/// The distinct frames of all profiles.
 #[derive(Default)]
-struct Frames {
-    all: Vec<Named>,
-    /// By name, file and line.
-    known: HashMap<Place, usize>,
+struct FrameTable {
+    all: Vec<SpeedscopeFrame>,
+    indices: HashMap<FrameKey, usize>,
 }
 
-impl Frames {
+impl FrameTable {
     fn stack(&mut self, sample: &Sample) -> Vec<usize> {
-        sample.stack.iter().rev().map(|frame| self.id(frame)).collect()
+        sample.stack.iter().rev().map(|frame| self.index(frame)).collect()
     }
 
-    fn id(&mut self, frame: &Frame) -> usize {
+    fn index(&mut self, frame: &Frame) -> usize {
         let (file, line) = match &frame.source {
             Some((file, line)) => (Some(Arc::clone(file)), Some(*line)),
             None => (frame.module.clone(), None),
         };
-        let name = frame_name(frame).into_owned();
-        *self.known.entry((name.clone(), file.clone(), line)).or_insert_with(|| {
-            self.all.push(Named { name, file, line });
+        let name = frame.display_name().into_owned();
+        *self.indices.entry((name.clone(), file.clone(), line)).or_insert_with(|| {
+            self.all.push(SpeedscopeFrame { name, file, line });
             self.all.len() - 1
         })
     }
@@ -155,7 +156,7 @@ mod tests {
         serde_json::from_slice(&bytes).unwrap()
     }
 
-    /// What speedscope's schema demands of a file with sampled profiles, by hand.
+    /// Checks what speedscope's schema demands of a file with sampled profiles.
     fn check(file: &Value) {
         assert_eq!(file["$schema"], "https://www.speedscope.app/file-format-schema.json");
         let frames = file["shared"]["frames"].as_array().unwrap();
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_as_the_schema_demands_with_stacks_from_the_outermost_frame_on() {
+    fn the_file_follows_the_schema_and_stacks_begin_with_the_outermost_frame() {
         let file = read(&example::profile());
         check(&file);
         assert_eq!(file["name"], "On-CPU: 2 workloads on node-1");
@@ -209,14 +210,14 @@ mod tests {
     }
 
     #[test]
-    fn without_samples_there_is_an_empty_profile() {
+    fn a_profile_without_samples_is_written_as_an_empty_profile() {
         let file = read(&Profile { samples: Vec::new(), ..example::profile() });
         check(&file);
         assert_eq!(file["profiles"].as_array().unwrap().len(), 1);
     }
 
     #[test]
-    fn growth_is_counted_in_page_faults() {
+    fn a_growth_profile_is_weighted_in_page_faults() {
         let file = read(&Profile { sampling: Sampling::Growth { every: 16 }, ..example::profile() });
         check(&file);
         assert_eq!(

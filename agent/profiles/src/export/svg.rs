@@ -1,7 +1,6 @@
-//! A flame graph: one SVG file that opens in a browser, with search and zoom.
+//! Writes a flame graph: one SVG file that opens in a browser, with search and zoom.
 //!
-//! Must not know: addresses, pprof. Names are the containers' to choose: inferno escapes them for XML, and a test
-//! holds it to that.
+//! Must not depend on: addresses, pprof. Containers choose the names. inferno escapes them for XML, and a test checks that.
 
 use std::io::Write;
 
@@ -16,12 +15,12 @@ pub fn write(profile: &Profile, out: impl Write) -> anyhow::Result<()> {
     options.title = printable(&title(profile));
     options.subtitle = Some(printable(&subtitle(profile)));
     options.notes = printable(&loss_lines(profile).join("; "));
-    // Colours by the suffixes that folded lines have: kernel, inlined.
+    // This palette colours by the suffixes of folded lines: kernel, inlined.
     options.colors = Palette::Multi(MultiPalette::Java);
     options.deterministic = true;
     let folded = folded::fold(profile);
     if folded.is_empty() {
-        // inferno refuses to draw nothing, and a profile of an idle pod is an answer.
+        // inferno rejects an empty profile, and the profile of an idle pod may be empty.
         flamegraph::from_lines(&mut options, ["(no samples) 1"], out)?;
         return Ok(());
     }
@@ -36,7 +35,7 @@ fn subtitle(profile: &Profile) -> String {
     format!("{start:.0}, {seconds:.1} s, {total} samples {sampling}; {}", loss_lines(profile).join(", "))
 }
 
-/// XML has no escape for control characters: without them.
+/// Replaces control characters: XML cannot escape them.
 pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_names_are_text_and_not_script() {
+    fn hostile_names_are_written_as_text_and_never_as_script() {
         let mut profile = example::profile();
         profile.node = example::HOSTILE.to_string();
         let svg = draw(&profile);
@@ -67,7 +66,7 @@ mod tests {
         let scripts =
             document.descendants().filter(|node| node.has_tag_name(("http://www.w3.org/2000/svg", "script")));
         let scripts: Vec<_> = scripts.filter_map(|node| node.text()).collect();
-        assert_eq!(scripts.len(), 1, "inferno's own, and no other");
+        assert_eq!(scripts.len(), 1, "only inferno's script may be there");
         assert!(!scripts[0].contains("alert(1)"));
         assert!(!svg.contains("<script>alert"));
         let titles: Vec<_> = document
@@ -80,16 +79,16 @@ mod tests {
     }
 
     #[test]
-    fn it_can_be_searched_and_zoomed_and_fetches_nothing() {
+    fn the_flame_graph_has_search_and_zoom_and_fetches_nothing() {
         let svg = draw(&example::profile());
         let document = parse(&svg);
         let script = document.descendants().find(|node| node.tag_name().name() == "script").unwrap();
         let script = script.text().unwrap();
         for function in ["function zoom(", "function search(", "function search_prompt("] {
-            assert!(script.contains(function), "{function} is not in the picture's script");
+            assert!(script.contains(function), "{function} is not in the flame graph's script");
         }
         assert!(document.descendants().any(|node| node.attribute("id") == Some("search")));
-        // Opened from a disk on an aeroplane: nothing in it may ask a server.
+        // The file must work offline: nothing in it may contact a server.
         for node in document.descendants() {
             for attribute in node.attributes() {
                 let value = attribute.value();
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_says_what_when_and_what_is_missing() {
+    fn the_flame_graph_shows_owners_time_and_losses() {
         let svg = draw(&example::profile());
         let document = parse(&svg);
         let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).collect();
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_profile_without_samples_is_a_picture_too() {
+    fn a_profile_without_samples_is_drawn_too() {
         let svg = draw(&Profile { samples: Vec::new(), ..example::profile() });
         assert!(parse(&svg).descendants().any(|node| node.text() == Some("On-CPU: nothing ran on node-1")));
     }

@@ -1,7 +1,8 @@
-//! Profiles that were written before, by podopsy or by any other program.
+//! Reads profiles from files, written by podopsy or by any other program.
 //!
-//! Must not know: processes, pods, how a profile is made or rendered. A file is whoever's sent it: every size is bounded
-//! before memory is taken for it, and what is over a bound is refused with the bound, never cut off in silence.
+//! A file is untrusted: every size is checked before memory is allocated for it. A file over a bound is refused with an
+//! error that names the bound, and never truncated silently. Must not depend on: processes, pods, how a profile is recorded
+//! or rendered.
 
 pub mod pprof;
 pub mod wire;
@@ -11,61 +12,65 @@ use std::sync::Arc;
 use podopsy_model::Owner;
 use podopsy_model::profile::{Frame, Profile, Sample};
 
-/// A profile as far as comparing needs it: stacks of functions, and one value each.
+/// A profile reduced to what a comparison needs: stacks of functions, and one value for each.
 #[derive(Debug, Default)]
-pub struct Imported {
-    /// What the values are: `cpu` in `nanoseconds`.
+pub struct ImportedProfile {
+    /// The type of the values and its unit, such as `cpu` in `nanoseconds`.
     pub kind: String,
     pub unit: String,
-    /// Names, escaped; a frame without a function is `module+0xaddress`.
+    /// Function names, escaped; a frame without a function is `module+0xaddress`.
     pub functions: Vec<Arc<str>>,
-    /// Innermost first, as numbers of [`Imported::functions`], one stack after the other.
+    /// The frames of all stacks, one stack after the other, innermost first: indices into
+    /// [`ImportedProfile::functions`].
     frames: Vec<u32>,
-    stacks: Vec<Stack>,
+    stacks: Vec<ImportedStack>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Stack {
-    /// In [`Imported::frames`].
+struct ImportedStack {
+    /// Range in [`ImportedProfile::frames`].
     start: usize,
     end: usize,
     value: u64,
 }
 
-impl Imported {
-    /// Stacks, innermost first, with their values.
+impl ImportedProfile {
+    /// The stacks, innermost frame first, with their values.
     pub fn stacks(&self) -> impl Iterator<Item = (&[u32], u64)> {
         self.stacks.iter().map(|stack| (&self.frames[stack.start..stack.end], stack.value))
     }
 
-    /// As a profile of so many samples: functions by name alone, of nobody in particular.
-    pub fn profile(&self, of: Profile) -> Profile {
+    /// Converts to a profile whose values are sample counts. Frames have a function only, and samples no owner and no
+    /// process. All other fields come from `base`.
+    pub fn to_profile(&self, base: Profile) -> Profile {
         let frame = |&number: &u32| Frame {
             function: self.functions.get(number as usize).cloned(),
             ..Frame::default()
         };
-        let (nobody, nothing) = (Arc::new(Owner::default()), Arc::<str>::from(""));
+        let (unknown_owner, no_name) = (Arc::new(Owner::default()), Arc::<str>::from(""));
         let sample = |(stack, count): (&[u32], u64)| Sample {
             stack: stack.iter().map(frame).collect(),
             count,
             pid: 0,
             tid: 0,
-            thread: nothing.clone(),
-            comm: nothing.clone(),
-            owner: nobody.clone(),
+            thread: no_name.clone(),
+            comm: no_name.clone(),
+            owner: unknown_owner.clone(),
         };
-        Profile { samples: self.stacks().map(sample).collect(), ..of }
+        Profile { samples: self.stacks().map(sample).collect(), ..base }
     }
 
+    /// The sum of all values.
     pub fn total(&self) -> u64 {
         self.stacks.iter().fold(0, |sum, stack| sum.saturating_add(stack.value))
     }
 }
 
-/// Stacks of names, innermost first.
+/// A profile of stacks of names, innermost first.
 #[cfg(test)]
-pub(crate) fn example(stacks: &[(&[&str], u64)]) -> Imported {
-    let mut imported = Imported { kind: "cpu".into(), unit: "nanoseconds".into(), ..Imported::default() };
+pub(crate) fn example(stacks: &[(&[&str], u64)]) -> ImportedProfile {
+    let mut imported =
+        ImportedProfile { kind: "cpu".into(), unit: "nanoseconds".into(), ..ImportedProfile::default() };
     for (stack, value) in stacks {
         let start = imported.frames.len();
         for name in *stack {
@@ -76,7 +81,7 @@ pub(crate) fn example(stacks: &[(&[&str], u64)]) -> Imported {
             });
             imported.frames.push(u32::try_from(number).unwrap());
         }
-        imported.stacks.push(Stack { start, end: imported.frames.len(), value: *value });
+        imported.stacks.push(ImportedStack { start, end: imported.frames.len(), value: *value });
     }
     imported
 }

@@ -1,6 +1,6 @@
-//! Reads pprof's profile.proto, gzipped or not.
+//! Reads pprof's profile.proto, gzipped or not, in two passes: the tables of functions and locations, then the samples.
 //!
-//! Must not know: how we write it. Two ways through the bytes: what functions and places there are, then the samples.
+//! Must not depend on: how podopsy writes the format.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
@@ -8,101 +8,113 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::wire::{Damaged, Fields, Value};
-use super::{Imported, Stack};
+use super::wire::{Fields, WireError, WireValue};
+use super::{ImportedProfile, ImportedStack};
+use podopsy_model::profile::{NO_MAPPING, file_name, unnamed_frame};
 use podopsy_model::text::escape_bytes;
 
-/// What a file may cost.
+/// Bounds of a file.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// Bytes, unpacked. A minute of a large node has 2 MB.
+struct ImportLimits {
+    /// Unpacked bytes. A minute of a large node has 2 MB.
     bytes: u64,
-    /// Texts, functions, mappings, places and samples, each.
+    /// Texts, functions, mappings, locations and samples, each.
     entries: usize,
     /// Frames of all stacks together, inlined ones included.
     frames: usize,
 }
 
-const LIMITS: Limits = Limits { bytes: 256 << 20, entries: 2 << 20, frames: 16 << 20 };
-/// Longest name shown.
+const LIMITS: ImportLimits = ImportLimits { bytes: 256 << 20, entries: 2 << 20, frames: 16 << 20 };
+/// Bytes of a name that are kept.
 const MAX_NAME: usize = 1024;
 
-/// Why a file is no profile that can be compared.
+/// Why a file cannot be imported. The texts follow the file's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
+pub enum ImportError {
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    #[error("is no pprof profile (profile.proto, gzipped or not)")]
+    #[error("is not a pprof profile (profile.proto, gzipped or not)")]
     Damaged,
     #[error("has more than {0}: too large to compare")]
     TooLarge(String),
-    #[error("has no values called {wanted}, but {}", has.join(", "))]
+    #[error("has no values of type {wanted}; it has {}", has.join(", "))]
     NoSuchValue { wanted: String, has: Vec<String> },
-    #[error("has values below zero: it is a difference already")]
+    #[error("has negative values: it is a difference of profiles, not a profile")]
     Negative,
 }
 
-impl From<Damaged> for Unusable {
-    fn from(Damaged: Damaged) -> Self {
-        Unusable::Damaged
+impl From<WireError> for ImportError {
+    fn from(_: WireError) -> Self {
+        ImportError::Damaged
     }
 }
 
-/// Reads a profile. `value`: which of its values; else the file's default, else its last, as `go tool pprof` has it.
-pub fn read(from: impl Read, value: Option<&str>) -> Result<Imported, Unusable> {
+/// Reads a profile. `value` is the type of the values to read. Without it, the file's default type is read, or else its
+/// last, as `go tool pprof` does.
+pub fn read(from: impl Read, value: Option<&str>) -> Result<ImportedProfile, ImportError> {
     read_within(from, value, LIMITS)
 }
 
-fn read_within(from: impl Read, value: Option<&str>, limits: Limits) -> Result<Imported, Unusable> {
+fn read_within(
+    from: impl Read,
+    value: Option<&str>,
+    limits: ImportLimits,
+) -> Result<ImportedProfile, ImportError> {
     let bytes = unpack(from, limits)?;
-    let tables = Tables::read(&bytes, limits)?;
+    let tables = ProfileTables::read(&bytes, limits)?;
     let column = tables.column(value)?;
     let (kind, unit) = tables.kinds[column];
-    let mut imported = Imported { kind: tables.name(kind), unit: tables.name(unit), ..Imported::default() };
-    let mut names =
-        Names { tables: &tables, known: HashMap::new(), by_text: HashMap::new(), functions: Vec::new() };
+    let mut imported =
+        ImportedProfile { kind: tables.name(kind), unit: tables.name(unit), ..ImportedProfile::default() };
+    let mut names = FunctionNames {
+        tables: &tables,
+        locations: HashMap::new(),
+        by_text: HashMap::new(),
+        functions: Vec::new(),
+    };
     for field in Fields(&bytes) {
         let (2, value) = field? else { continue };
-        sample(value.bytes()?, column, &mut names, &mut imported, limits)?;
+        read_sample(value.bytes()?, column, &mut names, &mut imported, limits)?;
     }
     imported.functions = names.functions;
     Ok(imported)
 }
 
-fn unpack(from: impl Read, limits: Limits) -> Result<Vec<u8>, Unusable> {
+fn unpack(from: impl Read, limits: ImportLimits) -> Result<Vec<u8>, ImportError> {
     let mut from = BufReader::new(from);
-    let unreadable = |error: std::io::Error| Unusable::Unreadable(error.to_string());
+    let unreadable = |error: std::io::Error| ImportError::Unreadable(error.to_string());
     let is_gzip = from.fill_buf().map_err(unreadable)?.starts_with(&[0x1f, 0x8b]);
     let mut bytes = Vec::new();
-    let read = match is_gzip {
-        true => MultiGzDecoder::new(from).take(limits.bytes + 1).read_to_end(&mut bytes),
-        false => from.take(limits.bytes + 1).read_to_end(&mut bytes),
+    let read = if is_gzip {
+        MultiGzDecoder::new(from).take(limits.bytes + 1).read_to_end(&mut bytes)
+    } else {
+        from.take(limits.bytes + 1).read_to_end(&mut bytes)
     };
     read.map_err(unreadable)?;
     if bytes.len() as u64 > limits.bytes {
-        return Err(Unusable::TooLarge(format!("{} MiB", limits.bytes >> 20)));
+        return Err(ImportError::TooLarge(format!("{} MiB", limits.bytes >> 20)));
     }
     Ok(bytes)
 }
 
-/// What samples refer to. Texts are parts of the file.
+/// The tables that samples refer to. Texts are slices of the file.
 #[derive(Default)]
-struct Tables<'a> {
+struct ProfileTables<'a> {
     texts: Vec<&'a [u8]>,
-    /// Type and unit of each value.
+    /// Type and unit of each value, as indices of texts.
     kinds: Vec<(u64, u64)>,
     default_kind: u64,
-    /// Function id → text of its name.
+    /// Function id → index of its name.
     functions: HashMap<u64, u64>,
-    /// Mapping id → text of its file's name.
+    /// Mapping id → index of its file's name.
     mappings: HashMap<u64, u64>,
-    /// Location id → its message, read when a sample needs it.
+    /// Location id → its message, which is read when a sample needs it.
     locations: HashMap<u64, &'a [u8]>,
 }
 
-impl<'a> Tables<'a> {
-    fn read(bytes: &'a [u8], limits: Limits) -> Result<Self, Unusable> {
-        let mut tables = Tables::default();
+impl<'a> ProfileTables<'a> {
+    fn read(bytes: &'a [u8], limits: ImportLimits) -> Result<Self, ImportError> {
+        let mut tables = ProfileTables::default();
         for field in Fields(bytes) {
             let (number, value) = field?;
             match number {
@@ -120,7 +132,7 @@ impl<'a> Tables<'a> {
                 }
                 5 => {
                     let function = numbers::<4>(value.bytes()?)?;
-                    // The name, or what the linker calls it.
+                    // The name, or else the name in the symbol table.
                     let name = if function[2] != 0 { function[2] } else { function[3] };
                     tables.functions.insert(function[1], name);
                 }
@@ -136,13 +148,13 @@ impl<'a> Tables<'a> {
                 (tables.kinds.len().saturating_mul(limits.entries / 64), "kinds of values"),
             ] {
                 if len > limits.entries {
-                    return Err(Unusable::TooLarge(format!("{} {what}", limits.entries)));
+                    return Err(ImportError::TooLarge(format!("{} {what}", limits.entries)));
                 }
             }
         }
-        // An empty file is a valid message, and no profile: the format wants "" as its first text.
+        // An empty file is a valid message, but not a profile: the format requires "" as its first text.
         if tables.kinds.is_empty() || tables.texts.first().is_none_or(|first| !first.is_empty()) {
-            return Err(Unusable::Damaged);
+            return Err(ImportError::Damaged);
         }
         Ok(tables)
     }
@@ -160,12 +172,12 @@ impl<'a> Tables<'a> {
         name
     }
 
-    /// Which of a sample's values to take.
-    fn column(&self, wanted: Option<&str>) -> Result<usize, Unusable> {
+    /// The index of the value to read from each sample.
+    fn column(&self, wanted: Option<&str>) -> Result<usize, ImportError> {
         let find = |name: &[u8]| self.kinds.iter().position(|&(kind, _)| self.text(kind) == name);
         let last = self.kinds.len() - 1;
         match wanted {
-            Some(wanted) => find(wanted.as_bytes()).ok_or_else(|| Unusable::NoSuchValue {
+            Some(wanted) => find(wanted.as_bytes()).ok_or_else(|| ImportError::NoSuchValue {
                 wanted: wanted.to_owned(),
                 has: self.kinds.iter().map(|&(kind, _)| self.name(kind)).collect(),
             }),
@@ -174,11 +186,11 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// The number of each field below `N`; of a field that comes twice, the last.
-fn numbers<const N: usize>(message: &[u8]) -> Result<[u64; N], Damaged> {
+/// The numbers of the fields below `N`; if a field comes twice, the last one counts.
+fn numbers<const N: usize>(message: &[u8]) -> Result<[u64; N], WireError> {
     let mut found = [0; N];
     for field in Fields(message) {
-        if let (number, Value::Number(value)) = field?
+        if let (number, WireValue::Number(value)) = field?
             && let Some(slot) = usize::try_from(number).ok().and_then(|number| found.get_mut(number))
         {
             *slot = value;
@@ -187,25 +199,25 @@ fn numbers<const N: usize>(message: &[u8]) -> Result<[u64; N], Damaged> {
     Ok(found)
 }
 
-/// Names of functions, each once, whatever number of functions and places have it.
-struct Names<'t, 'a> {
-    tables: &'t Tables<'a>,
-    /// Location id → its functions, innermost first.
-    known: HashMap<u64, Box<[u32]>>,
+/// Distinct function names; several functions and locations may share one.
+struct FunctionNames<'t, 'a> {
+    tables: &'t ProfileTables<'a>,
+    /// Location id → indices of its function names, innermost first.
+    locations: HashMap<u64, Box<[u32]>>,
     by_text: HashMap<Arc<str>, u32>,
     functions: Vec<Arc<str>>,
 }
 
-impl Names<'_, '_> {
-    fn location(&mut self, id: u64) -> Result<&[u32], Unusable> {
-        if !self.known.contains_key(&id) {
-            let frames = self.look(id)?;
-            self.known.insert(id, frames);
+impl FunctionNames<'_, '_> {
+    fn location(&mut self, id: u64) -> Result<&[u32], ImportError> {
+        if !self.locations.contains_key(&id) {
+            let frames = self.read_location(id)?;
+            self.locations.insert(id, frames);
         }
-        Ok(&self.known[&id])
+        Ok(&self.locations[&id])
     }
 
-    fn look(&mut self, id: u64) -> Result<Box<[u32]>, Unusable> {
+    fn read_location(&mut self, id: u64) -> Result<Box<[u32]>, ImportError> {
         let message = self.tables.locations.get(&id).copied().unwrap_or_default();
         let [_, _, mapping, address] = numbers::<4>(message)?;
         let mut frames = Vec::new();
@@ -214,22 +226,22 @@ impl Names<'_, '_> {
             let function = numbers::<2>(line.bytes()?)?[1];
             let name = self.tables.functions.get(&function).copied().unwrap_or(0);
             if !self.tables.text(name).is_empty() {
-                frames.push(self.number(self.tables.name(name))?);
+                frames.push(self.index(self.tables.name(name))?);
             }
         }
         if frames.is_empty() {
             let file = self.tables.name(self.tables.mappings.get(&mapping).copied().unwrap_or(0));
-            let file = file.rsplit('/').next().filter(|file| !file.is_empty()).unwrap_or("[no mapping]");
-            frames.push(self.number(format!("{file}+{address:#x}"))?);
+            let file = if file_name(&file).is_empty() { NO_MAPPING } else { &file };
+            frames.push(self.index(unnamed_frame(file, address))?);
         }
         Ok(frames.into())
     }
 
-    fn number(&mut self, name: String) -> Result<u32, Unusable> {
+    fn index(&mut self, name: String) -> Result<u32, ImportError> {
         if let Some(&number) = self.by_text.get(&*name) {
             return Ok(number);
         }
-        let number = u32::try_from(self.functions.len()).map_err(|_| Unusable::Damaged)?;
+        let number = u32::try_from(self.functions.len()).map_err(|_| ImportError::Damaged)?;
         let name = Arc::<str>::from(name);
         self.functions.push(Arc::clone(&name));
         self.by_text.insert(name, number);
@@ -237,13 +249,14 @@ impl Names<'_, '_> {
     }
 }
 
-fn sample(
+/// Adds a sample's stack and its value to `imported`; a value of 0 adds nothing.
+fn read_sample(
     message: &[u8],
     column: usize,
-    names: &mut Names<'_, '_>,
-    imported: &mut Imported,
-    limits: Limits,
-) -> Result<(), Unusable> {
+    names: &mut FunctionNames<'_, '_>,
+    imported: &mut ImportedProfile,
+    limits: ImportLimits,
+) -> Result<(), ImportError> {
     let start = imported.frames.len();
     let (mut seen, mut value) = (0, 0);
     for field in Fields(message) {
@@ -252,7 +265,7 @@ fn sample(
                 for id in ids.numbers() {
                     let frames = names.location(id?)?;
                     if imported.frames.len() + frames.len() > limits.frames {
-                        return Err(Unusable::TooLarge(format!("{} frames", limits.frames)));
+                        return Err(ImportError::TooLarge(format!("{} frames", limits.frames)));
                     }
                     imported.frames.extend_from_slice(frames);
                 }
@@ -261,7 +274,7 @@ fn sample(
                 for number in values.numbers() {
                     let number = number?;
                     if seen == column {
-                        value = u64::try_from(number.cast_signed()).map_err(|_| Unusable::Negative)?;
+                        value = u64::try_from(number.cast_signed()).map_err(|_| ImportError::Negative)?;
                     }
                     seen += 1;
                 }
@@ -274,9 +287,9 @@ fn sample(
         return Ok(());
     }
     if imported.stacks.len() >= limits.entries {
-        return Err(Unusable::TooLarge(format!("{} samples", limits.entries)));
+        return Err(ImportError::TooLarge(format!("{} samples", limits.entries)));
     }
-    imported.stacks.push(Stack { start, end: imported.frames.len(), value });
+    imported.stacks.push(ImportedStack { start, end: imported.frames.len(), value });
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Profiles of ours, of others, damaged ones, and bombs.
+//! Tests with podopsy's own profiles, with damaged ones, and with small files that unpack to huge ones.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::export;
 use podopsy_model::profile::{Frame, Profile, Sample};
 
-fn stacks(imported: &Imported) -> Vec<(Vec<&str>, u64)> {
+fn stacks(imported: &ImportedProfile) -> Vec<(Vec<&str>, u64)> {
     let name = |&id: &u32| &*imported.functions[id as usize];
     imported.stacks().map(|(stack, value)| (stack.iter().map(name).collect(), value)).collect()
 }
@@ -55,7 +55,7 @@ fn unpacked(packed: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_we_write_reads_back_gzipped_or_not() {
+fn a_profile_written_by_podopsy_reads_back_gzipped_or_not() {
     for bytes in [ours(), unpacked(&ours())] {
         let read = read(bytes.as_slice(), None).unwrap();
         assert_eq!((read.kind.as_str(), read.unit.as_str()), ("cpu", "nanoseconds"));
@@ -68,18 +68,18 @@ fn what_we_write_reads_back_gzipped_or_not() {
     let samples = read(ours().as_slice(), Some("samples")).unwrap();
     assert_eq!((samples.total(), samples.unit.as_str()), (5, "count"));
     let error = read(ours().as_slice(), Some("heap")).unwrap_err().to_string();
-    assert_eq!(error, "has no values called heap, but samples, cpu");
+    assert_eq!(error, "has no values of type heap; it has samples, cpu");
 }
 
 #[test]
-fn damage_is_an_error_and_never_a_panic() {
-    assert_eq!(read(&[][..], None).unwrap_err(), Unusable::Damaged);
-    assert_eq!(read(&b"{\"profile\": 1}"[..], None).unwrap_err(), Unusable::Damaged);
+fn a_damaged_profile_is_an_error_and_never_a_panic() {
+    assert_eq!(read(&[][..], None).unwrap_err(), ImportError::Damaged);
+    assert_eq!(read(&b"{\"profile\": 1}"[..], None).unwrap_err(), ImportError::Damaged);
     let whole = unpacked(&ours());
     for len in 0..whole.len() {
         let _ = read(&whole[..len], None);
     }
-    // The same each time: a failure can be had again.
+    // A fixed seed makes a failure reproducible.
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..3000 {
         let mut broken = whole.clone();
@@ -89,20 +89,20 @@ fn damage_is_an_error_and_never_a_panic() {
         }
         let _ = read(broken.as_slice(), None);
     }
-    assert!(matches!(read(&ours()[..40], None), Err(Unusable::Unreadable(_))));
+    assert!(matches!(read(&ours()[..40], None), Err(ImportError::Unreadable(_))));
 }
 
-/// `count` times the same field.
+/// A profile with the same field `count` times.
 fn repeated(field: &[u8], count: usize) -> Vec<u8> {
-    // A kind of values and the empty text first, as in any profile.
+    // A type of values and the empty text come first, as in any profile.
     let mut bytes = vec![0x0a, 2, 8, 0, 0x32, 0];
     bytes.extend(field.iter().copied().cycle().take(field.len() * count));
     bytes
 }
 
 #[test]
-fn bombs_are_refused_by_what_they_would_cost() {
-    let limits = Limits { bytes: 1 << 20, entries: 1000, frames: 10_000 };
+fn a_file_that_would_take_too_much_memory_is_refused_with_its_bound() {
+    let limits = ImportLimits { bytes: 1 << 20, entries: 1000, frames: 10_000 };
     let mut packed = GzEncoder::new(Vec::new(), Compression::best());
     let zeros = vec![0; 1 << 20];
     for _ in 0..64 {
@@ -111,11 +111,11 @@ fn bombs_are_refused_by_what_they_would_cost() {
     let bomb = packed.finish().unwrap();
     assert!(bomb.len() < 1 << 19, "a bomb is small");
     let too_large = |bytes: &[u8]| match read_within(bytes, None, limits).unwrap_err() {
-        Unusable::TooLarge(what) => what,
+        ImportError::TooLarge(what) => what,
         other => panic!("{other}"),
     };
     assert_eq!(too_large(&bomb), "1 MiB");
-    // Empty texts; functions and locations with numbers of their own; samples with a value; kinds of values.
+    // Empty texts, functions and locations with ids of their own, samples with a value, types of values.
     assert_eq!(too_large(&repeated(&[0x32, 0], 2000)), "1000 texts");
     let numbered = |tag: u8| -> Vec<u8> {
         (0..2000_u32).flat_map(|id| [tag, 3, 8, (id & 0x7f | 0x80) as u8, (id >> 7) as u8]).collect()
@@ -124,7 +124,7 @@ fn bombs_are_refused_by_what_they_would_cost() {
     assert_eq!(too_large(&repeated(&numbered(0x22), 1)), "1000 locations");
     assert_eq!(too_large(&repeated(&[0x12, 2, 0x10, 1], 2000)), "1000 samples");
     assert_eq!(too_large(&repeated(&[0x0a, 0], 2000)), "1000 kinds of values");
-    // One location of 100 lines, in one sample 200 times: a file of 700 bytes with 20,000 frames.
+    // A location of 100 lines, 200 times in one sample: a file of 700 bytes with 20,000 frames.
     let mut location = vec![8, 1];
     location.extend([0x22, 2, 8, 1].iter().copied().cycle().take(400));
     let mut bytes = repeated(&[0x2a, 4, 8, 1, 0x10, 1], 1);
@@ -139,7 +139,7 @@ fn bombs_are_refused_by_what_they_would_cost() {
 
 #[test]
 fn names_are_escaped_and_negative_values_are_refused() {
-    // Function 1 is called ESC[2J; location 1 is it; a sample of 7.
+    // Function 1 has the name ESC[2J, location 1 is in it, and a sample has the value 7.
     let mut bytes = repeated(&[0x32, 4, 0x1b, b'[', b'2', b'J'], 1);
     bytes.extend([0x2a, 4, 8, 1, 0x10, 1, 0x22, 6, 8, 1, 0x22, 2, 8, 1]);
     let sample = [0x12, 4, 8, 1, 0x10, 7];
@@ -149,5 +149,5 @@ fn names_are_escaped_and_negative_values_are_refused() {
     negative.extend([0xff; 9]);
     negative.push(1);
     let error = super::read([bytes.as_slice(), &negative].concat().as_slice(), None).unwrap_err();
-    assert_eq!(error, Unusable::Negative);
+    assert_eq!(error, ImportError::Negative);
 }

@@ -1,40 +1,41 @@
-//! Protocol buffers' wire format, read in place: numbers and slices, nothing is copied.
+//! Reads the wire format of protocol buffers in place: numbers and slices, without copies.
 //!
-//! Must not know: profiles. Why not prost: it makes a structure of every message, and an empty message has two bytes. A
-//! file of 100 MB could ask for 4 GB before anyone can count.
+//! prost is not used because it makes a structure of every message, and an empty message takes two bytes: a file of
+//! 100 MB could allocate 4 GB before a bound is checked. Must not depend on: profiles.
 //!
 //! Format: <https://protobuf.dev/programming-guides/encoding/>.
 
-/// What is no protocol buffer, or ends in the middle of one.
+/// The bytes are not a protocol buffer, or end in the middle of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Damaged;
+pub struct WireError;
 
+/// The value of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
+pub enum WireValue<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
-impl<'a> Value<'a> {
-    pub fn bytes(self) -> Result<&'a [u8], Damaged> {
+impl<'a> WireValue<'a> {
+    pub fn bytes(self) -> Result<&'a [u8], WireError> {
         match self {
-            Value::Bytes(bytes) => Ok(bytes),
-            Value::Number(_) => Err(Damaged),
+            WireValue::Bytes(bytes) => Ok(bytes),
+            WireValue::Number(_) => Err(WireError),
         }
     }
 
-    pub fn number(self) -> Result<u64, Damaged> {
+    pub fn number(self) -> Result<u64, WireError> {
         match self {
-            Value::Number(number) => Ok(number),
-            Value::Bytes(_) => Err(Damaged),
+            WireValue::Number(number) => Ok(number),
+            WireValue::Bytes(_) => Err(WireError),
         }
     }
 
-    /// A repeated number: packed, or one of many fields.
-    pub fn numbers(self) -> impl Iterator<Item = Result<u64, Damaged>> {
+    /// The numbers of a repeated field: all of a packed field, or the one of an unpacked field.
+    pub fn numbers(self) -> impl Iterator<Item = Result<u64, WireError>> {
         let (one, mut rest) = match self {
-            Value::Number(number) => (Some(Ok(number)), &[][..]),
-            Value::Bytes(bytes) => (None, bytes),
+            WireValue::Number(number) => (Some(Ok(number)), &[][..]),
+            WireValue::Bytes(bytes) => (None, bytes),
         };
         one.into_iter().chain(std::iter::from_fn(move || {
             if rest.is_empty() {
@@ -49,12 +50,12 @@ impl<'a> Value<'a> {
     }
 }
 
-/// A message's fields, in order.
+/// The fields of a message with their numbers, in order. After an error there are no more.
 #[derive(Clone, Debug)]
 pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<(u64, Value<'a>), Damaged>;
+    type Item = Result<(u64, WireValue<'a>), WireError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
@@ -69,25 +70,25 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn field(&mut self) -> Result<(u64, Value<'a>), Damaged> {
+    fn field(&mut self) -> Result<(u64, WireValue<'a>), WireError> {
         let tag = varint(&mut self.0)?;
         let value = match tag & 7 {
-            0 => Value::Number(varint(&mut self.0)?),
-            1 => Value::Number(fixed::<8>(self.take(8)?)),
+            0 => WireValue::Number(varint(&mut self.0)?),
+            1 => WireValue::Number(fixed::<8>(self.take(8)?)),
             2 => {
                 let len = varint(&mut self.0)?;
-                Value::Bytes(self.take(len)?)
+                WireValue::Bytes(self.take(len)?)
             }
-            5 => Value::Number(fixed::<4>(self.take(4)?)),
-            // Groups are from before 2008, and no profile has any.
-            _ => return Err(Damaged),
+            5 => WireValue::Number(fixed::<4>(self.take(4)?)),
+            // Groups (types 3 and 4) are deprecated since 2008; no profile uses them.
+            _ => return Err(WireError),
         };
         Ok((tag >> 3, value))
     }
 
-    fn take(&mut self, len: u64) -> Result<&'a [u8], Damaged> {
-        let len = usize::try_from(len).map_err(|_| Damaged)?;
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(Damaged)?;
+    fn take(&mut self, len: u64) -> Result<&'a [u8], WireError> {
+        let len = usize::try_from(len).map_err(|_| WireError)?;
+        let (taken, rest) = self.0.split_at_checked(len).ok_or(WireError)?;
         self.0 = rest;
         Ok(taken)
     }
@@ -97,7 +98,7 @@ fn fixed<const N: usize>(bytes: &[u8]) -> u64 {
     bytes.iter().take(N).rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
-fn varint(bytes: &mut &[u8]) -> Result<u64, Damaged> {
+fn varint(bytes: &mut &[u8]) -> Result<u64, WireError> {
     let mut number = 0_u64;
     for (index, &byte) in bytes.iter().enumerate().take(10) {
         number |= u64::from(byte & 0x7f) << (7 * index);
@@ -106,7 +107,7 @@ fn varint(bytes: &mut &[u8]) -> Result<u64, Damaged> {
             return Ok(number);
         }
     }
-    Err(Damaged)
+    Err(WireError)
 }
 
 #[cfg(test)]
@@ -114,19 +115,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_every_kind() {
+    fn fields_of_every_type_are_read() {
         // 1: varint 300; 2: fixed64 1; 3: "ab"; 4: fixed32 2.
         let bytes = [8, 0xac, 2, 0x11, 1, 0, 0, 0, 0, 0, 0, 0, 0x1a, 2, b'a', b'b', 0x25, 2, 0, 0, 0];
         let fields: Vec<_> = Fields(&bytes).map(Result::unwrap).collect();
-        let expected =
-            [(1, Value::Number(300)), (2, Value::Number(1)), (3, Value::Bytes(b"ab")), (4, Value::Number(2))];
+        let expected = [
+            (1, WireValue::Number(300)),
+            (2, WireValue::Number(1)),
+            (3, WireValue::Bytes(b"ab")),
+            (4, WireValue::Number(2)),
+        ];
         assert_eq!(fields, expected);
-        let packed: Vec<_> = Value::Bytes(&[1, 0xac, 2]).numbers().map(Result::unwrap).collect();
+        let packed: Vec<_> = WireValue::Bytes(&[1, 0xac, 2]).numbers().map(Result::unwrap).collect();
         assert_eq!(packed, [1, 300]);
     }
 
     #[test]
-    fn what_is_cut_off_ends_in_one_error() {
+    fn truncated_bytes_end_in_one_error() {
         for bytes in [
             &[0x80][..],
             &[8],
@@ -135,9 +140,9 @@ mod tests {
             &[0x0b],
         ] {
             let fields: Vec<_> = Fields(bytes).take(3).collect();
-            assert_eq!(fields, [Err(Damaged)], "{bytes:?}");
+            assert_eq!(fields, [Err(WireError)], "{bytes:?}");
         }
-        let numbers: Vec<_> = Value::Bytes(&[1, 0x80]).numbers().take(5).collect();
-        assert_eq!(numbers, [Ok(1), Err(Damaged)]);
+        let numbers: Vec<_> = WireValue::Bytes(&[1, 0x80]).numbers().take(5).collect();
+        assert_eq!(numbers, [Ok(1), Err(WireError)]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::window::{GrowthSlice, GrowthStack};
 use podopsy_model::growth::{GrowthFrame, GrowthFunction, GrowthPath, GrowthProfile};
-use podopsy_model::profile::Frame;
+use podopsy_model::profile::{Frame, unnamed_frame};
 use podopsy_stacks::aggregate::{reason, why};
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_system::page_size;
@@ -92,7 +92,7 @@ fn shorten(frame: &Frame) -> GrowthFrame {
     let file = frame.module.as_deref().map(str::to_owned);
     let function = match (&frame.function, &file) {
         (Some(function), _) => function.chars().take(NAME_CHARS).collect(),
-        (None, Some(file)) => format!("{}+{:#x}", file.rsplit('/').next().unwrap_or(file), frame.offset),
+        (None, Some(file)) => unnamed_frame(file, frame.offset),
         (None, None) => format!("{:#x}", frame.offset),
     };
     GrowthFrame { function, file }
