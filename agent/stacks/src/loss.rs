@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 /// Defines the enum with the name of each reason's counter, so that every name is written once.
 macro_rules! loss_reasons {
     ($($(#[$doc:meta])+ $variant:ident = $name:literal,)+) => {
-        /// Why a file has no unwind table, a row no rule, or a sample no Python function.
+        /// Why an address has no name, a file no unwind table, a row no rule, or a sample no Python function.
         ///
-        /// One count is one file, entry, function or sample, as the variant says.
+        /// One count is one address, file, entry, function or sample, as the variant says.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum StackLossReason {
             $($(#[$doc])+ $variant,)+
@@ -40,6 +40,65 @@ loss_reasons! {
     FileOutOfReach = "file_out_of_reach",
     /// Another file stands at the path of the mapping now.
     FileReplaced = "file_replaced",
+
+    /// The file was written to after its segments were read, so its symbols cannot be trusted.
+    FileChanged = "file_changed",
+    /// The file's descriptor was closed before its symbols were read.
+    FileEvicted = "file_evicted",
+    /// The file's entry was removed from the table of files before the address was looked up.
+    FileForgotten = "file_forgotten",
+    /// A mapped file is not an ELF file of this kind of machine (64 bits, little-endian).
+    FileNotElf = "file_not_elf",
+    /// The file has neither symbols nor debug information, and no debug file of the host belongs to it.
+    FileWithoutSymbols = "file_without_symbols",
+    /// A descriptor was closed because too many files are held open.
+    FilesEvicted = "files_evicted",
+    /// A file's entry was removed because the table of files is full.
+    FileEntriesForgotten = "files_forgotten",
+    /// A copy of a file's symbols was freed because the copies take too much memory.
+    SymbolsEvicted = "symbols_evicted",
+    /// A symbol table is larger than its bound; it was left out.
+    SymbolsTooLarge = "symbols_too_large",
+    /// The debug information is larger than its bound; it was left out.
+    DebugInfoTooLarge = "debug_info_too_large",
+    /// A section of debug information is compressed in an unknown way, is damaged, or would be too large.
+    DebugInfoPacked = "debug_info_packed",
+    /// The debug information nests too deep, or cannot be read to its end; it was left out.
+    DebugInfoTooDeep = "debug_info_too_deep",
+    /// The offset lies in no loaded segment of the file.
+    OffsetOutsideSegments = "offset_outside_segments",
+    /// The file has symbols, but none for the address.
+    SymbolNotFound = "symbol_not_found",
+    /// blazesym panicked on the file.
+    SymbolizerPanicked = "symbolizer_panicked",
+    /// blazesym did not answer in time.
+    SymbolizerTimedOut = "symbolizer_timed_out",
+    /// Too many blazesym threads that did not answer still run, or no thread could be started.
+    SymbolizerStuck = "symbolizer_stuck",
+    /// No file with the build id is held open.
+    BuildIdUnknown = "build_id_unknown",
+    /// The process had ended before its mappings could be read.
+    MappingsProcessGone = "process_gone",
+    /// The address is of a process whose mappings were never read.
+    ProcessUnknown = "process_unknown",
+    /// A process's entry was removed because the table of processes is full.
+    ProcessesForgotten = "processes_forgotten",
+    /// Another process had the pid before.
+    PidReused = "pid_reused",
+    /// The process has more executable mappings than are kept.
+    MappingsTruncated = "mappings_truncated",
+    /// The address lies in no executable mapping of its process.
+    NoMapping = "no_mapping",
+    /// The address lies in code made at run time, and no perf map names it.
+    AnonymousCode = "anonymous_code",
+    /// The vDSO's image could not be read.
+    VdsoUnreadable = "vdso_unreadable",
+    /// The kernel hides its addresses (`kptr_restrict`, or CAP_SYSLOG is missing).
+    KernelAddressesHidden = "kernel_addresses_hidden",
+    /// The kernel address lies in no function of `/proc/kallsyms`.
+    KernelSymbolNotFound = "kernel_symbol_not_found",
+    /// A sample was counted without its stack because there are too many distinct stacks.
+    StacksEvicted = "stacks_evicted",
 
     /// The file is not an ELF file.
     NotElf = "unwind_not_elf",

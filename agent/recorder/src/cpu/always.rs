@@ -341,7 +341,7 @@ fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> 
 
 /// Until the other end is gone.
 fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: PythonFunctions, files_for: Duration) {
-    let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
+    let mut symbolizer = Symbolizer::with_limits(FILES, SYMBOLS_BYTES);
     let mut aggregator = Aggregator::with_limit(STACKS);
     let mut over = Aggregator::with_limit(STACKS);
     for message in messages {
@@ -357,14 +357,14 @@ fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: PythonFunctio
             Message::Name(owners, reply) => {
                 let began = Instant::now();
                 let owner = |id: u64| owners.get(&id).cloned().unwrap_or_default();
-                let (quality, mut losses) = (over.quality(owner), over.losses());
+                let (quality, mut losses) = (over.completeness(owner), over.losses());
                 let (samples, mappings) = over.finish(&mut symbolizer, &mut codes, owner);
                 losses.extend(symbolizer.losses());
                 losses.extend(codes.losses());
                 symbolizer.trim();
                 // None: the machine has not been up for so long.
                 let since = std::time::Instant::now().checked_sub(files_for);
-                since.into_iter().for_each(|since| symbolizer.let_go(since));
+                since.into_iter().for_each(|since| symbolizer.close_unused_since(since));
                 tracing::debug!(samples = samples.len(), took = ?began.elapsed(), "named a minute");
                 let _ = reply.send(Named { samples, mappings, quality, losses });
             }

@@ -105,7 +105,7 @@ pub async fn profile(
         tokio::task::spawn_blocking(move || aggregation.join()).await?.map_err(|_| {
             anyhow::anyhow!("the aggregator's thread panicked, which is a bug in podopsy: please report it")
         })?;
-    symbolizer.learn_kernel(probes.kernel_names(&aggregator.kernel_addresses()));
+    symbolizer.add_kernel_names(probes.kernel_names(&aggregator.kernel_addresses()));
     drop(probes);
     let stop = move || builder.map(TableBuilder::stop).unwrap_or_default();
     let built = tokio::task::spawn_blocking(stop).await?;
@@ -121,7 +121,7 @@ pub async fn profile(
     let (samples, mappings, quality, named) = tokio::task::spawn_blocking(move || {
         let unknown = Arc::new(Owner::default());
         let owner = |id: u64| owners.get(&id).unwrap_or(&unknown).clone();
-        let quality = aggregator.quality(owner);
+        let quality = aggregator.completeness(owner);
         let (samples, mappings) = aggregator.finish(&mut symbolizer, &mut codes, owner);
         let mut losses = symbolizer.losses();
         losses.extend(codes.losses());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::window::{GrowthSlice, GrowthStack};
 use podopsy_model::growth::{GrowthFrame, GrowthFunction, GrowthPath, GrowthProfile};
 use podopsy_model::profile::{Frame, unnamed_frame};
-use podopsy_stacks::aggregate::{reason, why};
+use podopsy_stacks::aggregate::{incomplete_reason, missing_part};
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_system::page_size;
 
@@ -36,7 +36,7 @@ pub fn report(slice: GrowthSlice, period: u64, symbolizer: &mut Symbolizer) -> G
 
     let (mut complete, mut incomplete) = (0, BTreeMap::new());
     for (end, count) in &slice.ends {
-        match (end, reason(*end)) {
+        match (end, incomplete_reason(*end)) {
             (podopsy_wire::End::NoUser, _) => {
                 *incomplete.entry("no_user_stack".to_owned()).or_default() += count
             }
@@ -75,13 +75,13 @@ fn frames(stack: &GrowthStack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> 
     let mut out: Vec<GrowthFrame> = Vec::with_capacity(stack.places.len());
     let mut ended_in = None;
     for (depth, &place) in stack.places.iter().enumerate() {
-        let frames = symbolizer.name(place);
+        let frames = symbolizer.frames_at(place);
         if depth == stack.end_frame as usize {
             ended_in = frames.last().and_then(|frame| frame.module.clone());
         }
         out.extend(frames.iter().map(shorten));
     }
-    out.extend(why(stack.end, ended_in.as_deref()).map(remark));
+    out.extend(missing_part(stack.end, ended_in.as_deref()).map(remark));
     if stack.places.is_empty() {
         out.insert(0, remark("[no user stack]".to_owned()));
     }
@@ -122,7 +122,8 @@ mod tests {
 
     use super::*;
     use crate::growth::GrowthWindow;
-    use podopsy_stacks::symbolize::{Located, UserAddress};
+    use podopsy_stacks::StackLossReason;
+    use podopsy_stacks::symbolize::{CodeLocation, UserAddress};
 
     const S: u64 = 1_000_000_000;
 
@@ -132,19 +133,19 @@ mod tests {
         0x1eaf
     }
 
-    fn own(symbolizer: &mut Symbolizer, address: u64) -> Located {
+    fn own(symbolizer: &mut Symbolizer, address: u64) -> CodeLocation {
         let place = symbolizer.locate(UserAddress { pid: std::process::id(), address, is_return: false });
-        assert!(matches!(place, Located::File { .. }), "{place:?}");
+        assert!(matches!(place, CodeLocation::File { .. }), "{place:?}");
         place
     }
 
     #[test]
     fn paths_and_functions_have_the_right_shares() {
         let mut symbolizer = Symbolizer::new();
-        symbolizer.see_process(std::process::id());
+        symbolizer.add_process(std::process::id());
         let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
         let caller = own(&mut symbolizer, paths_and_functions_have_the_right_shares as fn() as usize as u64);
-        let stack = |places: &[Located], end| GrowthStack { places: places.into(), end, end_frame: 0 };
+        let stack = |places: &[CodeLocation], end| GrowthStack { places: places.into(), end, end_frame: 0 };
         let mut window = GrowthWindow::default();
         for _ in 0..60 {
             window.add(7, stack(&[leak, caller], End::Complete), S);
@@ -184,7 +185,7 @@ mod tests {
     fn a_profile_is_short_and_counts_what_it_leaves_out() {
         let mut symbolizer = Symbolizer::new();
         let mut window = GrowthWindow::default();
-        let place = |address| Located::Nowhere { address, reason: "process_unknown" };
+        let place = |address| CodeLocation::Unmapped { address, reason: StackLossReason::ProcessUnknown };
         for number in 0..50 {
             let places: Box<[_]> = (0..100).map(|depth| place(number * 1000 + depth)).collect();
             let stack = GrowthStack { places, end: End::Truncated, end_frame: 99 };

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use podopsy_wire::End;
 
-use podopsy_stacks::symbolize::Located;
+use podopsy_stacks::symbolize::CodeLocation;
 
 /// The window consists of this many buckets of this length. The oldest bucket is dropped as a whole.
 const BUCKETS: usize = 10;
@@ -21,7 +21,7 @@ const BYTES_MAX: usize = 8 << 20;
 /// A user stack, innermost first, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GrowthStack {
-    pub places: Box<[Located]>,
+    pub places: Box<[CodeLocation]>,
     pub end: End,
     /// The index of the frame at which the stack ended.
     pub end_frame: u32,
@@ -184,7 +184,7 @@ mod tests {
     const S: u64 = 1_000_000_000;
 
     fn stack(offset: u64) -> GrowthStack {
-        let places = [Located::File { id: 1, offset }, Located::File { id: 1, offset: 7 }];
+        let places = [CodeLocation::File { id: 1, offset }, CodeLocation::File { id: 1, offset: 7 }];
         GrowthStack { places: places.into(), end: End::Complete, end_frame: 1 }
     }
 

@@ -69,7 +69,7 @@ impl KillStacks {
 }
 
 fn run(requests: &mpsc::Receiver<Request>) {
-    let mut symbolizer = Symbolizer::holding(FILES, SYMBOLS_BYTES);
+    let mut symbolizer = Symbolizer::with_limits(FILES, SYMBOLS_BYTES);
     let mut named: Option<Instant> = None;
     // Running processes are scanned when no request waits.
     let mut running: VecDeque<u32> = pids().collect();
@@ -84,7 +84,7 @@ fn run(requests: &mpsc::Receiver<Request>) {
         }
         if running.is_empty() && scanned.elapsed() >= SCAN_INTERVAL {
             // The scan is complete: each running process was seen in it.
-            symbolizer.let_go(scanned);
+            symbolizer.close_unused_since(scanned);
             scanned = Instant::now();
             running.extend(pids());
         }
@@ -107,7 +107,7 @@ fn run(requests: &mpsc::Receiver<Request>) {
             }
             Err(RecvTimeoutError::Timeout) => match running.pop_front() {
                 Some(pid) if scanned == started => symbolizer.hold_files(pid),
-                Some(pid) => symbolizer.revisit_files(pid),
+                Some(pid) => symbolizer.refresh_files(pid),
                 None => {
                     if let Some((_, pid)) = young.pop_front() {
                         symbolizer.hold_files(pid);
@@ -129,23 +129,27 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
     // Reading a dying process's mappings delays the release of its memory while its cgroup is at the limit. So it is done
     // only for files that were not opened when the process started.
     let is_new = |frame: &BuildIdFrame| match frame.status {
-        1 => !symbolizer.holds(&frame.build_id),
+        1 => !symbolizer.holds_build_id(&frame.build_id),
         status => status == 2,
     };
     if stack.user.iter().any(is_new) {
-        symbolizer.see_process(stack.pid);
+        symbolizer.add_process(stack.pid);
     }
     symbolizer.look_up_kernel(stack.kernel.iter().enumerate().map(|(i, &address)| (address, i > 0)));
     let (mut kernel, mut user) = (Vec::new(), Vec::new());
     for (i, &address) in stack.kernel.iter().enumerate() {
-        kernel.extend_from_slice(&symbolizer.kernel(address, i > 0));
+        kernel.extend_from_slice(&symbolizer.kernel_frames(address, i > 0));
     }
     kernel.drain(..kernel.iter().take_while(|frame| is_probe(frame)).count());
     for (i, frame) in stack.user.iter().enumerate() {
         let (address, is_return) = (frame.offset, i > 0);
         match frame.status {
-            1 => user.extend_from_slice(&symbolizer.build_id(&frame.build_id, address, is_return)),
-            2 => user.extend_from_slice(&symbolizer.user(UserAddress { pid: stack.pid, address, is_return })),
+            1 => user.extend_from_slice(&symbolizer.build_id_frames(&frame.build_id, address, is_return)),
+            2 => user.extend_from_slice(&symbolizer.user_frames(UserAddress {
+                pid: stack.pid,
+                address,
+                is_return,
+            })),
             _ => {}
         }
     }

@@ -1,9 +1,10 @@
-//! How an incomplete user stack says so: by a counter's name, and in a frame of its own.
+//! How an incomplete user stack is reported: by a counter's name, and by a frame for the missing part.
 
+use podopsy_model::profile::file_name;
 use podopsy_wire::End;
 
-/// The counter's name for an incomplete stack; none for a complete one.
-pub fn reason(end: End) -> Option<&'static str> {
+/// The counter's name for an incomplete stack; none for a complete one, and for a thread without a user stack.
+pub fn incomplete_reason(end: End) -> Option<&'static str> {
     Some(match end {
         End::Complete | End::NoUser => return None,
         End::FramePointers => "frame_pointers_only",
@@ -20,9 +21,9 @@ pub fn reason(end: End) -> Option<&'static str> {
     })
 }
 
-/// The frame that stands for the part of the stack that is not there.
-pub fn why(end: End, module: Option<&str>) -> Option<String> {
-    let module = module.map_or("an unknown file", |module| module.rsplit('/').next().unwrap_or(module));
+/// The text of the frame that stands for the missing part of a stack. `module` is the file where the stack ended.
+pub fn missing_part(end: End, module: Option<&str>) -> Option<String> {
+    let module = module.map_or("an unknown file", file_name);
     let text = match end {
         End::Complete | End::NoUser | End::FramePointers => return None,
         End::Compat => "32-bit process".to_owned(),

@@ -1,39 +1,39 @@
-//! Stacks of numbers → stacks of frames.
+//! Turns stacks of numbers into stacks of frames.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use podopsy_wire::End;
 
-use super::incomplete::why;
-use super::stack::{Parts, kernel_addresses, parts, split, user_addresses};
-use super::{Comm, says};
+use super::incomplete::missing_part;
+use super::stack::{StackParts, kernel_addresses, parts, split, user_addresses};
+use super::{Comm, marker_frame};
 use crate::python::{CallFrames, PythonFunctions, PythonStack, is_interpreter_frame};
 use crate::symbolize::{Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;
 
-/// Addresses to frames and comms to text, each looked up once.
-pub(super) struct Names<'a> {
+/// Finds the frames of addresses and the texts of comms, each of them once.
+pub(super) struct FrameNames<'a> {
     pub symbolizer: &'a mut Symbolizer,
     pub functions: &'a mut PythonFunctions,
     pub user: HashMap<UserAddress, Arc<[Frame]>>,
     pub texts: HashMap<Comm, Arc<str>>,
 }
 
-impl Names<'_> {
-    /// `stack` is `[head, kernel…, user…, python…]`, and was sampled `count` times.
+impl FrameNames<'_> {
+    /// The frames of a stack `[head, kernel…, user…, python…]` that was sampled `count` times.
     pub fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
-        let Some((&head, addresses)) = stack.split_first() else { return vec![says("[no stack]")] };
+        let Some((&head, addresses)) = stack.split_first() else { return vec![marker_frame("[no stack]")] };
         let parts = parts(head);
         let [.., python] = split(&parts, addresses);
-        let Parts { end, python_end, end_frame, .. } = parts;
+        let StackParts { end, python_end, end_frame, .. } = parts;
         let mut frames = Vec::with_capacity(addresses.len());
         for (address, is_return) in kernel_addresses(stack) {
-            frames.extend_from_slice(&self.symbolizer.kernel(address, is_return));
+            frames.extend_from_slice(&self.symbolizer.kernel_frames(address, is_return));
         }
         let named = |address| {
-            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user(address));
+            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user_frames(address));
             Arc::clone(named)
         };
         let native: Vec<Arc<[Frame]>> = user_addresses(pid, stack).map(named).collect();
@@ -53,7 +53,7 @@ impl Names<'_> {
         }
         for named in &native {
             match named.split_last() {
-                // What was inlined into the interpreter is called from the Python function that it runs.
+                // Functions that were inlined into the interpreter are called by the Python function that it runs.
                 Some((interpreter, inlined)) if is_interpreter(named) => {
                     let from = frames.len();
                     frames.extend_from_slice(inlined);
@@ -69,9 +69,9 @@ impl Names<'_> {
                 _ => frames.extend_from_slice(named),
             }
         }
-        frames.extend(why(end, ended_in.as_deref()).map(|why| says(&why)));
+        frames.extend(missing_part(end, ended_in.as_deref()).map(|text| marker_frame(&text)));
         if frames.is_empty() {
-            frames.push(says("[no stack]"));
+            frames.push(marker_frame("[no stack]"));
         }
         frames
     }

@@ -1,12 +1,12 @@
-//! A stack as it is counted: `[head, kernel…, user…, python…]`, so that one slice is the key.
+//! A stack as it is counted: one slice of numbers, `[head, kernel…, user…, python…]`, which is the key of a map.
 
 use podopsy_wire::{End, PythonEnd};
 
 use super::RawSample;
 use crate::symbolize::UserAddress;
 
-/// A stack's first word: how many of its addresses are the kernel's and the user's, at most 127 each, and how both the
-/// user part and Python's ended.
+/// The first number of a stack: how many of its addresses are of the kernel and of user space (at most 127 each), and how
+/// the user part and Python's part ended.
 pub(super) fn head(sample: &RawSample<'_>) -> u64 {
     sample.kernel.len() as u64
         | (sample.user.len() as u64) << 8
@@ -15,8 +15,8 @@ pub(super) fn head(sample: &RawSample<'_>) -> u64 {
         | u64::from(sample.end_frame) << 32
 }
 
-/// What a head says.
-pub(super) struct Parts {
+/// The fields of a head.
+pub(super) struct StackParts {
     pub kernel: usize,
     pub user: usize,
     pub end: End,
@@ -24,9 +24,9 @@ pub(super) struct Parts {
     pub end_frame: usize,
 }
 
-pub(super) fn parts(head: u64) -> Parts {
+pub(super) fn parts(head: u64) -> StackParts {
     let byte = |shift: u32| (head >> shift) as usize & 0xff;
-    Parts {
+    StackParts {
         kernel: byte(0),
         user: byte(8),
         end: End::ALL.get(byte(16)).copied().unwrap_or(End::Complete),
@@ -35,25 +35,27 @@ pub(super) fn parts(head: u64) -> Parts {
     }
 }
 
-/// The three parts of a stack behind its head.
-pub(super) fn split<'a>(parts: &Parts, addresses: &'a [u64]) -> [&'a [u64]; 3] {
+/// Splits the numbers after the head into the kernel's, the user's and Python's part.
+pub(super) fn split<'a>(parts: &StackParts, addresses: &'a [u64]) -> [&'a [u64]; 3] {
     let (kernel, rest) = addresses.split_at(parts.kernel.min(addresses.len()));
     let (user, python) = rest.split_at(parts.user.min(rest.len()));
     [kernel, user, python]
 }
 
-fn halves(stack: &[u64]) -> [&[u64]; 2] {
+/// The kernel's and the user's addresses of a stack.
+fn native_parts(stack: &[u64]) -> [&[u64]; 2] {
     let Some((&head, addresses)) = stack.split_first() else { return [&[]; 2] };
     let [kernel, user, _] = split(&parts(head), addresses);
     [kernel, user]
 }
 
-/// Each with whether it is where a call will return to: the innermost is where it stood.
+/// The kernel's addresses, each with whether it is a return address: all but the innermost are.
 pub(super) fn kernel_addresses(stack: &[u64]) -> impl Iterator<Item = (u64, bool)> {
-    halves(stack)[0].iter().enumerate().map(|(depth, &address)| (address, depth > 0))
+    native_parts(stack)[0].iter().enumerate().map(|(depth, &address)| (address, depth > 0))
 }
 
+/// The user's addresses.
 pub(super) fn user_addresses(pid: u32, stack: &[u64]) -> impl Iterator<Item = UserAddress> {
     let at = move |(depth, &address): (usize, &u64)| UserAddress { pid, address, is_return: depth > 0 };
-    halves(stack)[1].iter().enumerate().map(at)
+    native_parts(stack)[1].iter().enumerate().map(at)
 }

@@ -1,87 +1,100 @@
-//! The frames of addresses in files, kept from one profile to the next: a node does much the same each minute, and a name
-//! costs the reading of a file's symbols.
+//! Caches the frames of addresses in files from one profile to the next. A node runs much the same code each minute, and a
+//! name costs the reading of a file's symbols.
 //!
-//! Must not know: files, ELF, processes. A file's number is never given to another file.
+//! Must not depend on: files, ELF, processes. The id of a file is never given to another file.
 
 use std::collections::HashMap;
 use std::mem::size_of;
 use std::sync::Arc;
 
 use super::files::FileId;
+use crate::StackLossReason;
 use podopsy_model::profile::Frame;
 
-/// Rounds that an entry stays without being asked for.
-const KEEP: u32 = 10;
-/// An entry beside its frames: the map's own, and the allocator's.
+/// Rounds (profiles) after which an unused entry is removed.
+const MAX_IDLE_ROUNDS: u32 = 10;
+/// Bytes of an entry besides its frames: for the map and the allocator.
 const OVERHEAD: usize = 96;
 
 #[derive(Debug)]
-struct Entry {
+struct CachedFrames {
     frames: Arc<[Frame]>,
-    /// Why there is no name: a counter's.
-    lacks: Option<&'static str>,
+    /// Why there is no name.
+    missing: Option<StackLossReason>,
+    /// The round of the last use.
     round: u32,
 }
 
-/// Bounded by bytes.
+/// Frames by file and offset, bounded by bytes.
 #[derive(Debug)]
-pub(super) struct Cache {
-    entries: HashMap<(FileId, u64), Entry>,
+pub(super) struct FrameCache {
+    entries: HashMap<(FileId, u64), CachedFrames>,
     bytes: usize,
     max_bytes: usize,
     round: u32,
 }
 
-impl Cache {
+impl FrameCache {
     pub fn with_limit(max_bytes: usize) -> Self {
         Self { entries: HashMap::new(), bytes: 0, max_bytes, round: 0 }
     }
 
-    /// The frames; and why they have no name, where this round has not been told yet.
-    pub fn get(&mut self, file: FileId, offset: u64) -> Option<(Arc<[Frame]>, Option<&'static str>)> {
+    /// The frames at an offset. The reason for a missing name comes with the first use in a round, so that it is counted
+    /// once per round.
+    pub fn get(&mut self, file: FileId, offset: u64) -> Option<(Arc<[Frame]>, Option<StackLossReason>)> {
         let entry = self.entries.get_mut(&(file, offset))?;
-        let lacks = entry.lacks.filter(|_| entry.round != self.round);
+        let missing = entry.missing.filter(|_| entry.round != self.round);
         entry.round = self.round;
-        Some((Arc::clone(&entry.frames), lacks))
+        Some((Arc::clone(&entry.frames), missing))
     }
 
-    /// Whether [`Cache::get`] would find it.
-    pub fn knows(&self, file: FileId, offset: u64) -> bool {
+    /// True if [`FrameCache::get`] would find the offset.
+    pub fn contains(&self, file: FileId, offset: u64) -> bool {
         self.entries.contains_key(&(file, offset))
     }
 
-    pub fn put(&mut self, file: FileId, offset: u64, frames: Arc<[Frame]>, lacks: Option<&'static str>) {
-        let new = bytes(&frames);
-        if self.bytes + new > self.max_bytes {
-            // What this round has not asked for goes first; then all.
+    pub fn insert(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        frames: Arc<[Frame]>,
+        missing: Option<StackLossReason>,
+    ) {
+        let new_bytes = bytes(&frames);
+        if self.bytes + new_bytes > self.max_bytes {
+            // Entries that were not used in this round are removed first, and then all.
             let round = self.round;
             self.retain(|entry| entry.round == round);
-            if self.bytes + new > self.max_bytes / 2 {
+            if self.bytes + new_bytes > self.max_bytes / 2 {
                 self.retain(|_| false);
             }
         }
-        self.bytes += new;
-        let entry = Entry { frames, lacks, round: self.round };
+        self.bytes += new_bytes;
+        let entry = CachedFrames { frames, missing, round: self.round };
         if let Some(old) = self.entries.insert((file, offset), entry) {
             self.bytes -= bytes(&old.frames);
         }
     }
 
-    /// A profile is done: what was not asked for in the last ones goes, and what could not be looked at is tried again.
-    /// `lasting`: of a reason, whether it is the file's own.
-    pub fn turn(&mut self, lasting: impl Fn(&str) -> bool) {
+    /// Ends a round, after a profile. Removes entries that were not used in the last rounds, and those without a name whose
+    /// reason is not `permanent`, so that they are looked up again.
+    pub fn end_round(&mut self, is_permanent: impl Fn(StackLossReason) -> bool) {
         let round = self.round;
-        self.retain(|entry| round.wrapping_sub(entry.round) < KEEP && entry.lacks.is_none_or(&lasting));
+        self.retain(|entry| {
+            round.wrapping_sub(entry.round) < MAX_IDLE_ROUNDS && entry.missing.is_none_or(&is_permanent)
+        });
         self.entries.shrink_to_fit();
         self.round = self.round.wrapping_add(1);
     }
 
-    fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
+    fn retain(&mut self, keep: impl Fn(&CachedFrames) -> bool) {
         let left = &mut self.bytes;
         self.entries.retain(|_, entry| {
-            let keep = keep(entry);
-            *left -= if keep { 0 } else { bytes(&entry.frames) };
-            keep
+            let is_kept = keep(entry);
+            if !is_kept {
+                *left -= bytes(&entry.frames);
+            }
+            is_kept
         });
     }
 
@@ -91,13 +104,13 @@ impl Cache {
     }
 }
 
-/// Names of files are shared, and not counted.
+/// The bytes of an entry. Names of files are shared, and not counted.
 fn bytes(frames: &[Frame]) -> usize {
-    let of = |frame: &Frame| {
+    let frame_bytes = |frame: &Frame| {
         let source = frame.source.as_ref().map_or(0, |(path, _)| path.len() + 16);
         size_of::<Frame>() + frame.function.as_ref().map_or(0, |name| name.len() + 16) + source
     };
-    OVERHEAD + frames.iter().map(of).sum::<usize>()
+    OVERHEAD + frames.iter().map(frame_bytes).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -109,41 +122,43 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_stays_and_the_rest_goes_after_some_rounds() {
-        let mut cache = Cache::with_limit(1 << 20);
-        cache.put(1, 1, frames("often"), None);
-        cache.put(1, 2, frames("once"), None);
-        for _ in 0..=KEEP {
+    fn used_entries_stay_and_unused_ones_are_removed_after_some_rounds() {
+        let mut cache = FrameCache::with_limit(1 << 20);
+        cache.insert(1, 1, frames("often"), None);
+        cache.insert(1, 2, frames("once"), None);
+        for _ in 0..=MAX_IDLE_ROUNDS {
             assert!(cache.get(1, 1).is_some());
-            cache.turn(|_| true);
+            cache.end_round(|_| true);
         }
-        assert!(cache.knows(1, 1) && !cache.knows(1, 2) && cache.len() == 1);
+        assert!(cache.contains(1, 1) && !cache.contains(1, 2) && cache.len() == 1);
         assert_eq!(cache.bytes, bytes(&frames("often")));
     }
 
     #[test]
-    fn a_missing_name_is_told_once_a_round_and_what_may_come_is_looked_for_again() {
-        let mut cache = Cache::with_limit(1 << 20);
-        cache.put(1, 1, frames(""), Some("symbol_not_found"));
-        cache.put(1, 2, frames(""), Some("file_evicted"));
-        // Whoever put it in has told it.
+    fn a_missing_name_is_reported_once_a_round_and_looked_up_again_if_it_may_come() {
+        let mut cache = FrameCache::with_limit(1 << 20);
+        cache.insert(1, 1, frames(""), Some(StackLossReason::SymbolNotFound));
+        cache.insert(1, 2, frames(""), Some(StackLossReason::FileEvicted));
+        // The caller of `insert` has counted it.
         assert_eq!(cache.get(1, 1).unwrap().1, None);
-        cache.turn(|reason| reason == "symbol_not_found");
-        assert!(!cache.knows(1, 2));
-        assert_eq!(cache.get(1, 1).unwrap().1, Some("symbol_not_found"));
+        cache.end_round(|reason| reason == StackLossReason::SymbolNotFound);
+        assert!(!cache.contains(1, 2));
+        assert_eq!(cache.get(1, 1).unwrap().1, Some(StackLossReason::SymbolNotFound));
         assert_eq!(cache.get(1, 1).unwrap().1, None);
     }
 
     #[test]
-    fn it_holds_no_more_than_its_bytes_and_the_older_go_first() {
+    fn the_cache_stays_within_its_bytes_and_older_entries_go_first() {
         let one = bytes(&frames("0000"));
-        let mut cache = Cache::with_limit(100 * one);
-        (0..40).for_each(|offset| cache.put(1, offset, frames("0000"), None));
-        cache.turn(|_| true);
-        (0..1000).for_each(|offset| {
-            cache.put(2, offset, frames("0000"), None);
+        let mut cache = FrameCache::with_limit(100 * one);
+        for offset in 0..40 {
+            cache.insert(1, offset, frames("0000"), None);
+        }
+        cache.end_round(|_| true);
+        for offset in 0..1000 {
+            cache.insert(2, offset, frames("0000"), None);
             assert!(cache.bytes <= 100 * one && cache.bytes == cache.len() * one);
-            assert!(offset < 60 || !cache.knows(1, 0));
-        });
+            assert!(offset < 60 || !cache.contains(1, 0));
+        }
     }
 }

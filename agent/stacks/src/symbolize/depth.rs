@@ -1,16 +1,14 @@
-//! How deep debug information nests.
+//! Checks how deep debug information nests. It gets bytes, and must not depend on files or on blazesym.
 //!
-//! Must not know: files, blazesym. Bytes in, verdict out.
-//!
-//! blazesym descends into inlined functions by recursion. A hostile `.debug_info` nests as deep as it has bytes, which
-//! would overflow the stack, and that ends the whole process: no handler catches it.
+//! blazesym descends into inlined functions by recursion. A hostile `.debug_info` can nest as deep as it has bytes, which
+//! would overflow the stack. That ends the whole process: no handler catches it.
 
 use gimli::{DebugAbbrev, DebugInfo, LittleEndian};
 
 /// Real programs stay below 100.
 const MAX_DEPTH: isize = 1024;
 
-/// False when any unit nests too deep, or cannot be walked to its end.
+/// False if any unit nests too deep, or cannot be read to its end.
 pub(super) fn is_sane(info: &[u8], abbrev: &[u8]) -> bool {
     deepest(info, abbrev).is_ok_and(|depth| depth <= MAX_DEPTH)
 }
@@ -19,7 +17,7 @@ fn deepest(info: &[u8], abbrev: &[u8]) -> gimli::Result<isize> {
     let (info, abbrev) = (DebugInfo::new(info, LittleEndian), DebugAbbrev::new(abbrev, LittleEndian));
     let mut deepest = 0;
     let mut units = info.units();
-    // Units mostly share their abbreviations with the unit before, or have their own.
+    // A unit mostly shares its abbreviations with the previous unit, or has its own.
     let mut abbreviations = None;
     while let Some(unit) = units.next()? {
         let at = unit.debug_abbrev_offset();
@@ -46,7 +44,7 @@ fn deepest(info: &[u8], abbrev: &[u8]) -> gimli::Result<isize> {
 mod tests {
     use super::*;
 
-    /// One unit (DWARF 4, 32-bit) whose entries are `depth` inlined functions inside each other, none closed.
+    /// One unit (DWARF 4, 32-bit) with `depth` inlined functions inside each other, none of them closed.
     fn nested(depth: usize) -> Vec<u8> {
         let mut unit = vec![4, 0, 0, 0, 0, 0, 8];
         unit.extend(std::iter::repeat_n(1, depth));
@@ -59,13 +57,13 @@ mod tests {
     const ABBREV: [u8; 6] = [1, 0x1d, 1, 0, 0, 0];
 
     #[test]
-    fn nesting_without_end_is_refused() {
+    fn debug_information_that_nests_too_deep_is_refused() {
         assert!(is_sane(&nested(100), &ABBREV));
         assert!(!is_sane(&nested(5_000_000), &ABBREV));
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn damaged_debug_information_is_refused() {
         assert!(!is_sane(&[0xff; 100], &ABBREV));
         assert!(!is_sane(&nested(3), &[]));
         assert!(is_sane(&[], &[]));

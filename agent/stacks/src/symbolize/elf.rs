@@ -1,7 +1,7 @@
-//! The parts of an ELF file that say where things are: segments, build id, section table.
+//! Reads the parts of an ELF file that describe its layout: segments, build id, section table.
 //!
-//! Must not know: processes, paths, symbols. Reads by `pread`, in pieces of bounded size, and never by mmap: the file
-//! belongs to a container, which may truncate it meanwhile, and a mapping would turn that into SIGBUS.
+//! It reads with `pread`, in pieces of bounded size, and never with mmap: the file belongs to a container, which may truncate
+//! it meanwhile, and with a mapping that would cause SIGBUS. Must not depend on: processes, paths, symbols.
 
 use std::fs::File;
 use std::io;
@@ -35,17 +35,17 @@ pub(crate) struct Segment {
     pub offset: u64,
     pub size: u64,
     pub address: u64,
-    /// Loaded to be run.
+    /// Loaded as executable.
     pub is_code: bool,
 }
 
-/// What is kept of every file seen.
+/// The layout of a file. It is kept for every file that was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub segments: Vec<Segment>,
-    /// Where the binary search table of `.eh_frame` is in memory (`PT_GNU_EH_FRAME`); 0: it has none.
+    /// The virtual address of the binary search table of `.eh_frame` (`PT_GNU_EH_FRAME`); 0 if there is none.
     pub eh_frame_hdr: u64,
-    /// The GNU build id, usually 20 bytes; empty: none.
+    /// The GNU build id, usually 20 bytes; empty if there is none.
     pub build_id: Vec<u8>,
 }
 
@@ -63,14 +63,15 @@ impl Layout {
     }
 }
 
-/// The same, where nothing but the segments was kept.
+/// The file offset of a virtual address, for callers that kept only the segments.
 pub(crate) fn offset_in(segments: &[Segment], address: u64) -> Option<u64> {
     let segment =
         segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.size))?;
     segment.offset.checked_add(address - segment.address)
 }
 
-/// The file header, if this is ELF, 64-bit and little-endian (x86-64, aarch64, riscv64): the machines that podopsy runs on.
+/// The file header, if the file is ELF, 64-bit and little-endian. All machines that podopsy runs on are (x86-64, aarch64,
+/// riscv64).
 pub(crate) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
     let bytes = read_at(file, 0, HEADER).ok()?;
     let header = *object::pod::from_bytes::<elf::FileHeader64<LE>>(&bytes).ok()?.0;
@@ -79,7 +80,7 @@ pub(crate) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
         .then_some(header)
 }
 
-/// Reads the layout; none when it is no such ELF file. Whatever is odd inside is left out.
+/// Reads the layout. Returns none if [`header`] does; damaged parts are left out.
 pub(crate) fn layout(file: &File) -> Option<Layout> {
     let header = header(file)?;
     let count = usize::from(header.e_phnum.get(LE)).min(MAX_SEGMENTS);
@@ -117,7 +118,7 @@ fn build_id(file: &File, program: &elf::ProgramHeader64<LE>) -> Option<Vec<u8>> 
         .flatten()
         .find(|note| note.name() == elf::ELF_NOTE_GNU && note.n_type(LE) == elf::NT_GNU_BUILD_ID)
         .map(|note| note.desc())
-        // More than SHA-512 is nobody's build id.
+        // No build id is longer than a SHA-512 sum.
         .filter(|id| (1..=64).contains(&id.len()))
         .map(<[u8]>::to_vec)
 }
@@ -130,11 +131,11 @@ pub(crate) struct Section {
     pub flags: u64,
     pub offset: u64,
     pub size: u64,
-    /// Virtual address; 0: not loaded.
+    /// Virtual address; 0 if it is not loaded.
     pub address: u64,
 }
 
-/// The section table, in order; empty when there is none or it makes no sense.
+/// The section table, in order; empty if there is none or if it is damaged.
 pub(crate) fn sections(file: &File) -> Vec<Section> {
     read_sections(file).unwrap_or_default()
 }
@@ -148,7 +149,7 @@ fn read_sections(file: &File) -> Option<Vec<Section>> {
     let read = |count: usize| read_at(file, table, count * SECTION_HEADER).ok();
     let first = read(1)?;
     let first = object::pod::from_bytes::<elf::SectionHeader64<LE>>(&first).ok()?.0;
-    // Counts that do not fit their 16 bits are in section 0 (ELF specification, "Special Sections").
+    // Counts that do not fit into 16 bits are in section 0 (ELF specification, "Special Sections").
     let count = match u64::from(header.e_shnum.get(LE)) {
         0 => first.sh_size.get(LE),
         count => count,

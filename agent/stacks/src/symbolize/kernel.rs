@@ -1,39 +1,39 @@
-//! Kernel addresses, from what the kernel itself has said of them, or else from /proc/kallsyms.
+//! Finds the functions at kernel addresses: from names that the kernel printed for them, or else from /proc/kallsyms.
 //!
-//! Must not know: processes, files, vmlinux: the running kernel's own table is the one that is right.
+//! The table is read once for all addresses that are looked up together, and never kept: it is 5 MB of text, three times
+//! that when parsed, and reading it takes 0.05 s. The results are cached, except for modules and BPF programs: others may be
+//! at the same addresses the next time.
 //!
-//! The table is read once for all addresses that are asked for together, and never held: it is 5 MB of text, three times
-//! that when it is parsed, and reading it takes 0.05 s. What is found is kept, but for modules and BPF programs: others
-//! may be at their addresses the next time.
+//! Must not depend on: processes, files, vmlinux. Only the running kernel's own table is certain to be right.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::sync::Arc;
 
-use super::losses::Losses;
 use super::resolver::shorten;
+use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::Frame;
 use podopsy_model::text::escape_bytes;
 
-/// The kernel has some 100,000 functions; stacks meet a few thousand of their addresses.
+/// The kernel has some 100,000 functions; stacks contain a few thousand distinct addresses in them.
 const MAX_CACHED: usize = 16_384;
 
 #[derive(Debug)]
-struct Known {
+struct CachedAddress {
     frames: Arc<[Frame]>,
-    /// In the kernel's own image, whose functions do not move; and with a name.
-    stays: bool,
+    /// True if the address has a name and lies in the kernel's own image, whose functions do not move.
+    is_fixed: bool,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Kernel {
-    cache: HashMap<u64, Known>,
+pub(super) struct KernelSymbols {
+    cache: HashMap<u64, CachedAddress>,
 }
 
-impl Kernel {
-    /// Looks many addresses up in one pass; [`Kernel::frames`] has them then.
-    pub fn look_up(&mut self, mut addresses: BTreeSet<u64>, losses: &mut Losses) {
+impl KernelSymbols {
+    /// Looks up many addresses in one pass over the table, and caches them for [`KernelSymbols::frames`].
+    pub fn look_up(&mut self, mut addresses: BTreeSet<u64>, losses: &mut StackLosses) {
         addresses.retain(|address| !self.cache.contains_key(address));
         if addresses.is_empty() {
             return;
@@ -47,86 +47,102 @@ impl Kernel {
         let found = file.and_then(|table| search(table, &addresses)).unwrap_or_default();
         for (at, &address) in addresses.iter().enumerate() {
             let symbol = match &found {
-                None => Err("kernel_addresses_hidden"),
-                Some(found) => found[at].as_ref().ok_or("kernel_symbol_not_found"),
+                None => Err(StackLossReason::KernelAddressesHidden),
+                Some(found) => found[at].as_ref().ok_or(StackLossReason::KernelSymbolNotFound),
             };
-            let symbol = symbol.map_err(|reason| losses.add(reason)).ok();
-            let stays = symbol.is_some_and(|symbol| symbol.module.is_none());
-            self.cache.insert(address, Known { frames: frame(address, symbol), stays });
+            let symbol = symbol.map_err(|reason| losses.add(reason, 1)).ok();
+            let is_fixed = symbol.is_some_and(|symbol| symbol.module.is_none());
+            self.cache.insert(address, CachedAddress { frames: frame(address, symbol), is_fixed });
         }
     }
 
-    /// What the kernel has written for `%ps` of these addresses. An address without a name is left to [`Kernel::look_up`].
-    pub fn learn(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
+    /// Adds the names that the kernel printed for addresses by `%ps`. An address without a name is left to
+    /// [`KernelSymbols::look_up`].
+    pub fn add_names(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
         for (address, text) in names.into_iter().take(MAX_CACHED) {
-            if let Some(symbol) = said(&text) {
-                // Where the image ends it does not say, so that any may be a module's or a program's.
-                self.cache.insert(address, Known { frames: frame(address, Some(&symbol)), stays: false });
+            if let Some(symbol) = parse_printed_name(&text) {
+                // The text does not show whether the address is in the image, so it may be of a module or of a program.
+                self.cache.insert(
+                    address,
+                    CachedAddress { frames: frame(address, Some(&symbol)), is_fixed: false },
+                );
             }
         }
     }
 
-    pub fn frames(&mut self, address: u64, losses: &mut Losses) -> Arc<[Frame]> {
+    /// The frame at an address, which is looked up if it is not cached.
+    pub fn frames(&mut self, address: u64, losses: &mut StackLosses) -> Arc<[Frame]> {
         self.look_up(BTreeSet::from([address]), losses);
         self.cache.get(&address).map(|known| Arc::clone(&known.frames)).unwrap_or_default()
     }
 
-    /// Between two profiles.
+    /// Removes what may have changed. Call between two profiles.
     pub fn trim(&mut self) {
-        self.cache.retain(|_, known| known.stays);
+        self.cache.retain(|_, known| known.is_fixed);
         self.cache.shrink_to_fit();
     }
 }
 
-/// A line of the table.
+/// A name in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Symbol {
+struct KernelSymbol {
     name: String,
-    /// Or `bpf`.
+    /// The module, or `bpf` for a BPF program.
     module: Option<String>,
 }
 
-/// What each address (in ascending order) lies in: the nearest symbol that does not begin after it, if that is code. None:
-/// the table tells no addresses.
-fn search(mut table: impl BufRead, addresses: &[u64]) -> io::Result<Option<Vec<Option<Symbol>>>> {
-    // Of each address, the last of those symbols that begin after the address before it.
-    let mut best: Vec<Option<Start>> = vec![None; addresses.len()];
-    let (mut line, mut tells) = (Vec::new(), false);
+/// The symbol that each address (in ascending order) lies in: the nearest symbol that does not begin after it, if that is
+/// code. Returns none if the table hides its addresses.
+fn search(mut table: impl BufRead, addresses: &[u64]) -> io::Result<Option<Vec<Option<KernelSymbol>>>> {
+    // For each address, the last of the symbols that begin after the previous address and not after this one.
+    let mut best: Vec<Option<SymbolStart>> = vec![None; addresses.len()];
+    let mut line = Vec::new();
+    let mut has_addresses = false;
     while table.read_until(b'\n', &mut line)? > 0 {
-        if let Some((start, is_code, name)) = parse(&line) {
-            tells |= start != 0;
-            let at = addresses.partition_point(|&address| address < start);
-            // Of those that begin at one place the kernel names the first.
-            if let Some(one) = best.get_mut(at) {
-                let one = one.get_or_insert_default();
-                if one.name.is_empty() || one.at < start || (one.at == start && !one.is_code && is_code) {
-                    (one.at, one.is_code) = (start, is_code);
-                    one.name.clear();
-                    one.name.extend_from_slice(name);
-                }
+        if let Some((start, is_code, name)) = parse_line(&line) {
+            has_addresses |= start != 0;
+            let index = addresses.partition_point(|&address| address < start);
+            if let Some(best) = best.get_mut(index) {
+                best.get_or_insert_default().improve(start, is_code, name);
             }
         }
         line.clear();
     }
     let mut nearest = None;
-    let found = best.into_iter().map(|one| {
-        // Those of later addresses begin later.
-        nearest = one.or(nearest.take());
-        nearest.as_ref().filter(|one| one.is_code).map(|one| symbol(&one.name))
+    let found = best.into_iter().map(|best| {
+        // If no symbol begins between the previous address and this one, the nearest is the same.
+        nearest = best.or(nearest.take());
+        nearest.as_ref().filter(|start| start.is_code).map(|start| parse_table_name(&start.name))
     });
-    Ok(tells.then(|| found.collect()))
+    Ok(has_addresses.then(|| found.collect()))
 }
 
 /// Where a symbol begins, and the rest of its line.
 #[derive(Clone, Debug, Default)]
-struct Start {
-    at: u64,
+struct SymbolStart {
+    address: u64,
     is_code: bool,
     name: Vec<u8>,
 }
 
-/// `ffffffff81000000 T name`, and a tab and `[module]` for some. Per-CPU variables stand at zero in an honest table, too.
-fn parse(line: &[u8]) -> Option<(u64, bool, &[u8])> {
+impl SymbolStart {
+    /// Takes another symbol if it begins later, or if it is the first code at the same address. Of several symbols at one
+    /// address, the kernel prints the first.
+    fn improve(&mut self, address: u64, is_code: bool, name: &[u8]) {
+        if self.name.is_empty()
+            || self.address < address
+            || (self.address == address && !self.is_code && is_code)
+        {
+            (self.address, self.is_code) = (address, is_code);
+            self.name.clear();
+            self.name.extend_from_slice(name);
+        }
+    }
+}
+
+/// Parses `ffffffff81000000 T name`; a tab and `[module]` may follow. Per-CPU variables have the address zero even if
+/// addresses are not hidden.
+fn parse_line(line: &[u8]) -> Option<(u64, bool, &[u8])> {
     let (start, rest) = line.trim_ascii_end().split_at_checked(16)?;
     let start = u64::from_str_radix(str::from_utf8(start).ok()?, 16).ok()?;
     match rest {
@@ -137,7 +153,7 @@ fn parse(line: &[u8]) -> Option<(u64, bool, &[u8])> {
     }
 }
 
-fn frame(address: u64, symbol: Option<&Symbol>) -> Arc<[Frame]> {
+fn frame(address: u64, symbol: Option<&KernelSymbol>) -> Arc<[Frame]> {
     let module = symbol.and_then(|symbol| symbol.module.as_deref());
     Arc::from([Frame {
         function: symbol.map(|symbol| Arc::from(&*symbol.name)),
@@ -147,9 +163,9 @@ fn frame(address: u64, symbol: Option<&Symbol>) -> Arc<[Frame]> {
     }])
 }
 
-/// `name`, `name [module]`; an address without a name is its number. A BPF program has no module here: its name is
-/// `bpf_prog_`, its tag, and perhaps its own name.
-fn said(text: &[u8]) -> Option<Symbol> {
+/// Parses `name` or `name [module]`. For an address without a name the kernel prints the number. A BPF program has no
+/// module here: its name is `bpf_prog_`, its tag, and perhaps its own name.
+fn parse_printed_name(text: &[u8]) -> Option<KernelSymbol> {
     if text.is_empty() || text.starts_with(b"0x") {
         return None;
     }
@@ -159,14 +175,15 @@ fn said(text: &[u8]) -> Option<Symbol> {
     let tag = name.strip_prefix(b"bpf_prog_").and_then(|rest| rest.get(..16));
     let is_program = tag.is_some_and(|tag| tag.iter().all(u8::is_ascii_hexdigit));
     let module = module.or(is_program.then_some(b"bpf"));
-    Some(Symbol { name: shorten(escape_bytes(name)), module: module.map(escape_bytes) })
+    Some(KernelSymbol { name: shorten(escape_bytes(name)), module: module.map(escape_bytes) })
 }
 
-fn symbol(name: &[u8]) -> Symbol {
+/// Parses the name and the module in a line of the table.
+fn parse_table_name(name: &[u8]) -> KernelSymbol {
     let mut words = name.splitn(2, |&byte| byte == b'\t');
     let name = shorten(escape_bytes(words.next().unwrap_or_default()));
     let module = words.next().and_then(|word| word.strip_prefix(b"[")?.strip_suffix(b"]"));
-    Symbol { name, module: module.map(escape_bytes) }
+    KernelSymbol { name, module: module.map(escape_bytes) }
 }
 
 #[cfg(test)]
@@ -184,12 +201,12 @@ ffffffffc0000000 t in_module\t[nf_conntrack]
 ffffffffa0000000 t bpf_prog_6deef7357e7b4530_oom\x1b\t[bpf]
 ";
 
-    fn found(table: &str, addresses: &[u64]) -> Option<Vec<Option<Symbol>>> {
+    fn found(table: &str, addresses: &[u64]) -> Option<Vec<Option<KernelSymbol>>> {
         search(table.as_bytes(), addresses).unwrap()
     }
 
     #[test]
-    fn an_address_is_in_the_nearest_code_before_it_and_not_in_a_variable() {
+    fn an_address_lies_in_the_nearest_code_before_it_and_never_in_a_variable() {
         let addresses = [
             0xffff_ffff_8000_0000,
             0xffff_ffff_8100_0000,
@@ -221,8 +238,8 @@ ffffffffa0000000 t bpf_prog_6deef7357e7b4530_oom\x1b\t[bpf]
     }
 
     #[test]
-    fn the_kernels_own_word_is_taken_where_it_has_one() {
-        let mut kernel = Kernel::default();
+    fn a_name_printed_by_the_kernel_is_used() {
+        let mut kernel = KernelSymbols::default();
         let names = [
             "do_syscall_64",
             "nf_hook [nf_conntrack]",
@@ -230,29 +247,29 @@ ffffffffa0000000 t bpf_prog_6deef7357e7b4530_oom\x1b\t[bpf]
             "bpf_prog_run",
             "0x12",
         ];
-        kernel.learn((1..).zip(names.map(|name| name.as_bytes().to_vec())));
-        let of = |address: u64| {
+        kernel.add_names((1..).zip(names.map(|name| name.as_bytes().to_vec())));
+        let names_at = |address: u64| {
             let frame = &kernel.cache.get(&address)?.frames[0];
             Some((frame.function.as_deref()?, frame.module.as_deref()?))
         };
-        assert_eq!(of(1), Some(("do_syscall_64", "[kernel]")));
-        assert_eq!(of(2), Some(("nf_hook", "[nf_conntrack]")));
-        assert_eq!(of(3), Some(("bpf_prog_6deef7357e7b4530_oom\\x1b", "[bpf]")));
-        assert_eq!(of(4), Some(("bpf_prog_run", "[kernel]")));
-        assert_eq!(of(5), None);
+        assert_eq!(names_at(1), Some(("do_syscall_64", "[kernel]")));
+        assert_eq!(names_at(2), Some(("nf_hook", "[nf_conntrack]")));
+        assert_eq!(names_at(3), Some(("bpf_prog_6deef7357e7b4530_oom\\x1b", "[bpf]")));
+        assert_eq!(names_at(4), Some(("bpf_prog_run", "[kernel]")));
+        assert_eq!(names_at(5), None);
     }
 
     #[test]
-    fn hidden_addresses_are_said_to_be_hidden() {
+    fn a_table_with_hidden_addresses_is_recognised() {
         let hidden = "0000000000000000 A fixed_percpu_data\n0000000000000000 T _stext\n";
         assert_eq!(found(hidden, &[1]), None);
         assert_eq!(found("no table\n\nffffffff8100000 T short", &[1]), None);
     }
 
     #[test]
-    fn what_may_move_is_looked_for_again() {
-        let known = |stays| Known { frames: Arc::from([Frame::default()]), stays };
-        let mut kernel = Kernel { cache: HashMap::from([(1, known(true)), (2, known(false))]) };
+    fn only_addresses_in_the_kernel_image_stay_cached() {
+        let known = |is_fixed| CachedAddress { frames: Arc::from([Frame::default()]), is_fixed };
+        let mut kernel = KernelSymbols { cache: HashMap::from([(1, known(true)), (2, known(false))]) };
         kernel.trim();
         assert_eq!(kernel.cache.keys().collect::<Vec<_>>(), [&1]);
     }

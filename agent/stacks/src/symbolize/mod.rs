@@ -1,33 +1,32 @@
-//! Address → function, for the living and the dead.
-//!
-//! Must not know: aya, CRI, pods, Kubernetes. Reads /proc and ELF files.
+//! Finds the function at an address, for processes that live and for those that have ended.
 //!
 //! ```text
-//! pid, address ─ processes (maps) ─→ file, offset ─ files (held fd) ─→ copy of its symbols ─ resolver ─→ frames
+//! pid, address ─ processes (mappings) ─→ file, offset ─ files (open descriptor) ─→ copy of its symbols ─ resolver ─→ frames
 //! ```
 //!
-//! A file is opened when its process is first seen (`open`: it is the container's, and hostile), and held, so that
-//! its symbols can be read when the process is long dead. Its symbols are copied (`snapshot`) when the first address
-//! in it is asked for.
+//! An executable is opened (`open`) when its process is first seen, and held open, so that its symbols can be read after
+//! the process has ended. The file belongs to a container and may be hostile. Its symbols are copied (`symbol_copy`) when
+//! the first address in it is looked up.
 //!
-//! [`Symbolizer`] is `Send`, and blocks: on files for milliseconds, at a large file's first address for up to seconds.
+//! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds at the first address in a large file.
 //! Use it from `spawn_blocking` or a thread, not from an async task.
+//!
+//! Must not depend on: aya, CRI, pods, Kubernetes. Reads /proc and ELF files.
 
 mod cache;
+mod debug_file;
 mod depth;
+mod descriptors;
 pub mod elf;
 mod files;
 pub mod go;
-mod held;
 mod kernel;
-mod losses;
 pub mod maps;
 pub mod open;
 mod perf_map;
 mod processes;
 mod resolver;
-mod separate;
-mod snapshot;
+mod symbol_copy;
 #[cfg(test)]
 mod tests;
 mod vdso;
@@ -36,17 +35,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use cache::Cache;
-use files::{FileId, Files};
-use kernel::Kernel;
-use losses::Losses;
+use cache::FrameCache;
+use files::{FileId, FileTable};
+use kernel::KernelSymbols;
 use podopsy_model::profile::{Frame, Mapping};
-use processes::{Opening, Place, Processes};
-use resolver::{Resolver, Symbol};
+use processes::{FileOpener, ProcessTable};
+use resolver::{Resolver, Symbol, SymbolFunction};
 
-/// Bytes of frames that are kept: some 65,000 addresses of C++. A recorder that is always on keeps a part.
-const CACHED: usize = 32 << 20;
-const CACHED_ALWAYS: usize = 6 << 20;
+use crate::{StackLossReason, StackLosses};
+
+/// Bytes of cached frames: some 65,000 addresses of C++.
+const CACHED_BYTES: usize = 32 << 20;
+/// The same for a recorder that always runs.
+const CACHED_BYTES_ALWAYS_ON: usize = 6 << 20;
 
 /// A user-space address in a process, before symbolization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,14 +59,15 @@ pub struct UserAddress {
     pub is_return: bool,
 }
 
-/// Where an address of a stack is looked up: a return address may be the next function's first, and its call is before it.
-pub fn looked_up_at(address: u64, is_return: bool) -> u64 {
+/// The address to look up for an address of a stack. A return address can be the first one of the next function, while the
+/// call stands before it.
+pub fn lookup_address(address: u64, is_return: bool) -> u64 {
     address.saturating_sub(u64::from(is_return))
 }
 
-/// An address that was looked up in its process, and can be named without it.
+/// Where an address lies in its process. It can be symbolized later, without the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Located {
+pub enum CodeLocation {
     /// In a file that the symbolizer knows.
     File {
         id: u32,
@@ -74,33 +76,33 @@ pub enum Located {
     Vdso {
         offset: u64,
     },
-    /// Code made at run time.
+    /// In executable memory without a file: code made at run time.
     Anonymous {
         pid: u32,
         address: u64,
     },
-    /// In no known mapping: the counter's name.
-    Nowhere {
+    /// In no known executable mapping.
+    Unmapped {
         address: u64,
-        reason: &'static str,
+        reason: StackLossReason,
     },
 }
 
-/// Symbolizes; remembers each process's mappings and holds its files open from first sight.
+/// Symbolizes addresses. Remembers each process's mappings, and holds its files open from first sight.
 #[derive(Debug)]
 pub struct Symbolizer {
-    processes: Processes,
-    files: Files,
+    processes: ProcessTable,
+    files: FileTable,
     resolver: Resolver,
-    kernel: Kernel,
+    kernel: KernelSymbols,
     vdso: vdso::Vdso,
-    cache: Cache,
-    losses: Losses,
+    cache: FrameCache,
+    losses: StackLosses,
 }
 
 impl Default for Symbolizer {
     fn default() -> Self {
-        Self::with(Files::default(), CACHED)
+        Self::from_parts(FileTable::default(), CACHED_BYTES)
     }
 }
 
@@ -109,208 +111,200 @@ impl Symbolizer {
         Self::default()
     }
 
-    fn with(files: Files, cached: usize) -> Self {
+    /// For a recorder that always runs. Holds at most `files` files open at a time, and `bytes` bytes of their symbols and
+    /// debug information. A single file may need more, while it is the only one.
+    pub fn with_limits(files: usize, bytes: u64) -> Self {
+        Self::from_parts(FileTable::with_limits(files, bytes), CACHED_BYTES_ALWAYS_ON)
+    }
+
+    fn from_parts(files: FileTable, cached_bytes: usize) -> Self {
         Self {
-            processes: Processes::default(),
+            processes: ProcessTable::default(),
             files,
             resolver: Resolver::default(),
-            kernel: Kernel::default(),
+            kernel: KernelSymbols::default(),
             vdso: vdso::Vdso::default(),
-            cache: Cache::with_limit(cached),
-            losses: Losses::default(),
+            cache: FrameCache::with_limit(cached_bytes),
+            losses: StackLosses::default(),
         }
     }
 
-    /// For a recorder that is always on: holds no more than so many files open at a time, and so many bytes of their
-    /// symbols and debug information (one file may need more, while it is the only one).
-    pub fn holding(files: usize, bytes: u64) -> Self {
-        Self::with(Files::holding(files, bytes), CACHED_ALWAYS)
+    /// Reads a process's mappings and opens its executables while it lives. Call on first sight of a process, and when it
+    /// has exec'd (its comm changed). A pid with another start time than before is a new process.
+    pub fn add_process(&mut self, pid: u32) {
+        let (processes, mut opener) = self.processes_and_opener();
+        processes.add(pid, &mut opener);
     }
 
-    /// Call on first sight of a process, and when it has exec'd (its comm changed): reads its mappings and opens its
-    /// executables while it lives. A pid that now is another process (another start time) is seen anew.
-    pub fn see_process(&mut self, pid: u32) {
-        let (processes, mut opening) = self.opening();
-        processes.see(pid, &mut opening);
-    }
-
-    /// Opens the executables of a process and remembers them alone: for [`Symbolizer::build_id`], when it is dead.
+    /// Opens the executables of a process without remembering its mappings: for [`Symbolizer::build_id_frames`], which
+    /// works after the process has ended.
     pub fn hold_files(&mut self, pid: u32) {
-        let (_, mut opening) = self.opening();
-        Processes::hold(pid, &mut opening);
+        let (_, mut opener) = self.processes_and_opener();
+        ProcessTable::hold_files(pid, &mut opener);
     }
 
-    /// The same of one that has been seen before: its files are wanted still. See [`Symbolizer::let_go`].
-    pub fn revisit_files(&mut self, pid: u32) {
-        let (_, mut opening) = self.opening();
-        Processes::revisit(pid, &mut opening);
+    /// Marks the executables of a known process as used. See [`Symbolizer::close_unused_since`].
+    pub fn refresh_files(&mut self, pid: u32) {
+        let (_, mut opener) = self.processes_and_opener();
+        ProcessTable::refresh_files(pid, &mut opener);
     }
 
-    /// Closes files that nobody has been seen with since, dead or alive. They are opened again when they are seen again.
-    pub fn let_go(&mut self, since: Instant) {
-        self.files.let_go(since);
+    /// Closes files that were last used before `since`, by a live process or by a lookup. A file is opened again when it is
+    /// next seen.
+    pub fn close_unused_since(&mut self, since: Instant) {
+        self.files.close_unused_since(since);
     }
 
-    /// Call with each new stack while the process may still live: addresses outside of every known mapping (dlopen)
-    /// have the mappings read again, rate-limited per process.
-    pub fn notice(&mut self, pid: u32, addresses: &[u64]) {
-        let (processes, mut opening) = self.opening();
-        processes.notice(pid, addresses, &mut opening);
+    /// Reads the mappings again if one of `addresses` is in none of them (dlopen), rate-limited per process. Call with each
+    /// new stack while the process may still live.
+    pub fn refresh_mappings(&mut self, pid: u32, addresses: &[u64]) {
+        let (processes, mut opener) = self.processes_and_opener();
+        processes.refresh(pid, addresses, &mut opener);
     }
 
-    /// Innermost first; one address gives several frames where functions were inlined, at least one always.
+    /// The frames at an address, innermost first: at least one, and several where functions were inlined.
     ///
-    /// [`Frame::offset`] is of the address looked up: of a return address, the last byte of the call.
-    pub fn user(&mut self, address: UserAddress) -> Arc<[Frame]> {
-        let at = looked_up_at(address.address, address.is_return);
-        self.notice(address.pid, &[at]);
-        let located = self.locate(address);
-        self.name(located)
+    /// [`Frame::offset`] is the offset that was looked up: for a return address, the last byte of the call.
+    pub fn user_frames(&mut self, address: UserAddress) -> Arc<[Frame]> {
+        self.refresh_mappings(address.pid, &[lookup_address(address.address, address.is_return)]);
+        let location = self.locate(address);
+        self.frames_at(location)
     }
 
-    /// Where an address is, by the mappings that are known now: to be named later, when the process may be gone and
-    /// its pid another's.
-    pub fn locate(&mut self, address: UserAddress) -> Located {
-        let UserAddress { pid, address, is_return } = address;
-        let address = looked_up_at(address, is_return);
-        match self.processes.find(pid, address) {
-            Place::File { id, offset } => Located::File { id, offset },
-            Place::Vdso { offset } => Located::Vdso { offset },
-            Place::Anonymous => Located::Anonymous { pid, address },
-            Place::Nowhere(reason) => Located::Nowhere { address, reason },
-        }
+    /// Where an address lies by the mappings that are known now. The location can be symbolized later, when the process
+    /// may have ended and its pid may belong to another.
+    pub fn locate(&mut self, address: UserAddress) -> CodeLocation {
+        self.processes.find(address.pid, lookup_address(address.address, address.is_return))
     }
 
-    /// The frames of what [`Symbolizer::locate`] found.
-    pub fn name(&mut self, located: Located) -> Arc<[Frame]> {
-        let bare = |module: Option<&str>, offset| {
-            Arc::from([Frame { module: module.map(Arc::from), offset, ..Frame::default() }])
-        };
-        match located {
-            Located::File { id, offset } => self.in_file(id, offset),
-            Located::Vdso { offset } => match self.vdso.file(&mut self.files) {
-                Some(id) => self.in_file(id, offset),
+    /// The frames at a location that [`Symbolizer::locate`] found.
+    pub fn frames_at(&mut self, location: CodeLocation) -> Arc<[Frame]> {
+        match location {
+            CodeLocation::File { id, offset } => self.file_frames(id, offset),
+            CodeLocation::Vdso { offset } => match self.vdso.file(&mut self.files) {
+                Some(id) => self.file_frames(id, offset),
                 None => {
-                    self.losses.add("vdso_unreadable");
-                    bare(Some("[vdso]"), offset)
+                    self.losses.add(StackLossReason::VdsoUnreadable, 1);
+                    unnamed(Some("[vdso]"), offset)
                 }
             },
-            Located::Anonymous { pid, address } => {
-                if let Some(name) = self.processes.name_of_anonymous(pid, address) {
+            CodeLocation::Anonymous { pid, address } => {
+                if let Some(name) = self.processes.anonymous_name(pid, address) {
                     let (function, module) = (Some(name.into()), Some(Arc::from("[anonymous]")));
                     return Arc::from([Frame { function, module, offset: address, ..Frame::default() }]);
                 }
-                self.losses.add("anonymous_code");
-                bare(Some("[anonymous]"), address)
+                self.losses.add(StackLossReason::AnonymousCode, 1);
+                unnamed(Some("[anonymous]"), address)
             }
-            Located::Nowhere { address, reason } => {
-                self.losses.add(reason);
-                bare(None, address)
+            CodeLocation::Unmapped { address, reason } => {
+                self.losses.add(reason, 1);
+                unnamed(None, address)
             }
         }
     }
 
-    /// Looks many addresses up at once: first the kernel's, then file by file, so that one file's symbols are in memory at
-    /// a time and not those of all. What is found is cached for [`Symbolizer::user`] and [`Symbolizer::kernel`].
-    pub fn look_up(
+    /// Looks up many addresses: first those of the kernel, then the others file by file, so that only one file's symbols are
+    /// in memory at a time. The results are cached for [`Symbolizer::user_frames`] and [`Symbolizer::kernel_frames`].
+    pub fn look_up_all(
         &mut self,
         kernel: impl IntoIterator<Item = (u64, bool)>,
         user: impl IntoIterator<Item = UserAddress>,
     ) {
         self.look_up_kernel(kernel);
-        let mut files: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
+        let mut offsets: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
         for address in user {
-            let at = looked_up_at(address.address, address.is_return);
-            self.notice(address.pid, &[at]);
-            if let Located::File { id, offset } = self.locate(address)
-                && !self.cache.knows(id, offset)
+            self.refresh_mappings(address.pid, &[lookup_address(address.address, address.is_return)]);
+            if let CodeLocation::File { id, offset } = self.locate(address)
+                && !self.cache.contains(id, offset)
             {
-                files.entry(id).or_default().insert(offset);
+                offsets.entry(id).or_default().insert(offset);
             }
         }
-        // Files that are the same one are neighbours: their symbols are read once.
-        let mut files: Vec<(Option<Arc<str>>, FileId, BTreeSet<u64>)> = files
+        // Sorted by build id, so that several entries of the same file follow each other and its symbols are read once.
+        let mut files: Vec<(Option<Arc<str>>, FileId, BTreeSet<u64>)> = offsets
             .into_iter()
             .map(|(id, offsets)| (self.files.name(id).and_then(|(_, build_id)| build_id), id, offsets))
             .collect();
         files.sort_unstable();
-        let mut before: Option<Arc<str>> = None;
+        let mut previous: Option<Arc<str>> = None;
         for (build_id, id, offsets) in files {
-            if build_id.is_none() || build_id != before {
-                self.files.forget_copies(&mut self.resolver);
+            if build_id.is_none() || build_id != previous {
+                self.files.drop_copies(&mut self.resolver);
             }
             for offset in offsets {
-                self.in_file(id, offset);
+                self.file_frames(id, offset);
             }
-            before = build_id;
+            previous = build_id;
         }
-        self.files.forget_copies(&mut self.resolver);
+        self.files.drop_copies(&mut self.resolver);
     }
 
-    /// Kernel addresses at once: their table is read for all of them together.
+    /// Looks up many kernel addresses (address, is it a return address) with one pass over the kernel's table.
     pub fn look_up_kernel(&mut self, addresses: impl IntoIterator<Item = (u64, bool)>) {
-        let at = addresses.into_iter().map(|(address, is_return)| looked_up_at(address, is_return));
-        self.kernel.look_up(at.collect(), &mut self.losses);
+        let addresses = addresses.into_iter().map(|(address, is_return)| lookup_address(address, is_return));
+        self.kernel.look_up(addresses.collect(), &mut self.losses);
     }
 
-    /// Takes the kernel's own word for what is at some of its addresses: `name`, or `name [module]`.
-    pub fn learn_kernel(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
-        self.kernel.learn(names);
+    /// Adds names that the kernel itself printed for addresses: `name`, or `name [module]`.
+    pub fn add_kernel_names(&mut self, names: impl IntoIterator<Item = (u64, Vec<u8>)>) {
+        self.kernel.add_names(names);
     }
 
-    /// A kernel address.
-    pub fn kernel(&mut self, address: u64, is_return: bool) -> Arc<[Frame]> {
-        self.kernel.frames(looked_up_at(address, is_return), &mut self.losses)
+    /// The frame at a kernel address.
+    pub fn kernel_frames(&mut self, address: u64, is_return: bool) -> Arc<[Frame]> {
+        self.kernel.frames(lookup_address(address, is_return), &mut self.losses)
     }
 
-    /// A file with this build id is open.
-    pub fn holds(&self, build_id: &[u8; 20]) -> bool {
+    /// True if names can be had from a file with this build id.
+    pub fn holds_build_id(&self, build_id: &[u8; 20]) -> bool {
         self.files.by_build_id(build_id).is_some_and(|id| self.files.is_held(id))
     }
 
-    /// By build id and file offset, from any file held open (`bpf_stack_build_id` in `<linux/bpf.h>`).
-    pub fn build_id(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Arc<[Frame]> {
-        let offset = looked_up_at(offset, is_return);
+    /// The frames at an offset of the file with a build id, if that file is held open (`bpf_stack_build_id` in
+    /// `<linux/bpf.h>`).
+    pub fn build_id_frames(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Arc<[Frame]> {
+        let offset = lookup_address(offset, is_return);
         match self.files.by_build_id(build_id) {
-            Some(id) => self.in_file(id, offset),
+            Some(id) => self.file_frames(id, offset),
             None => {
-                self.losses.add("build_id_unknown");
-                let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
-                Arc::from([Frame { build_id: Some(hex.into()), offset, ..Frame::default() }])
+                self.losses.add(StackLossReason::BuildIdUnknown, 1);
+                Arc::from([Frame { build_id: Some(files::hex(build_id).into()), offset, ..Frame::default() }])
             }
         }
     }
 
-    /// Executable mappings seen so far, one a file.
+    /// The executable mappings seen so far, one per file.
     pub fn mappings(&self) -> Vec<Mapping> {
         self.files.mappings()
     }
 
-    /// Why addresses stayed without a name, by counter name. An address counts once between two [`Symbolizer::trim`]s while
-    /// its frames are cached, and not once a sample.
+    /// Why addresses have no name, by counter name. While its frames are cached, an address counts once between two calls of
+    /// [`Symbolizer::trim`], and not once per sample.
     pub fn losses(&self) -> BTreeMap<String, u64> {
-        self.losses.all()
+        self.losses.by_name()
     }
 
-    /// Frees symbol tables and debug information; held files and known processes stay, and names that were asked for in
-    /// the last profiles. For a recorder that is always on, between two profiles.
+    /// Frees symbol tables and debug information. Open files, known processes and the names of recent profiles stay. A
+    /// recorder that always runs calls it between two profiles.
     pub fn trim(&mut self) {
         self.resolver.reset();
-        self.files.forget_copies(&mut self.resolver);
-        // Another reason may be the moment's: a file that is not held open now will be when it is seen again.
-        self.cache.turn(|reason| reason == "symbol_not_found");
+        self.files.drop_copies(&mut self.resolver);
+        // The other reasons can be temporary: a file that is not open now is opened when it is next seen.
+        self.cache.end_round(|reason| reason == StackLossReason::SymbolNotFound);
         self.kernel.trim();
         self.processes.trim();
     }
 
-    fn opening(&mut self) -> (&mut Processes, Opening<'_>) {
+    fn processes_and_opener(&mut self) -> (&mut ProcessTable, FileOpener<'_>) {
         let Self { processes, files, resolver, losses, .. } = self;
-        (processes, Opening { files, resolver, losses })
+        (processes, FileOpener { files, resolver, losses })
     }
 
-    fn in_file(&mut self, id: FileId, offset: u64) -> Arc<[Frame]> {
-        if let Some((frames, lacks)) = self.cache.get(id, offset) {
-            lacks.into_iter().for_each(|reason| self.losses.add(reason));
+    fn file_frames(&mut self, id: FileId, offset: u64) -> Arc<[Frame]> {
+        if let Some((frames, missing)) = self.cache.get(id, offset) {
+            if let Some(reason) = missing {
+                self.losses.add(reason, 1);
+            }
             return frames;
         }
         let symbol = self.files.symbol(id, offset, &mut self.resolver, &mut self.losses);
@@ -318,26 +312,33 @@ impl Symbolizer {
             Some((name, build_id)) => (Some(name), build_id),
             None => (None, None),
         };
-        // A line without a name is worth showing, and is a name missed.
-        let lacks = match &symbol {
+        // A source line without a name is shown, but the name counts as missing.
+        let missing = match &symbol {
             Err(reason) => Some(*reason),
-            Ok(symbol) if !symbol.has_name() => Some("symbol_not_found"),
+            Ok(symbol) if !symbol.has_name() => Some(StackLossReason::SymbolNotFound),
             Ok(_) => None,
         };
-        lacks.into_iter().for_each(|reason| self.losses.add(reason));
-        let frames = frames(symbol.ok(), &Frame { module, build_id, offset, ..Frame::default() });
-        self.cache.put(id, offset, Arc::clone(&frames), lacks);
+        if let Some(reason) = missing {
+            self.losses.add(reason, 1);
+        }
+        let frames = to_frames(symbol.ok(), &Frame { module, build_id, offset, ..Frame::default() });
+        self.cache.insert(id, offset, Arc::clone(&frames), missing);
         frames
     }
 }
 
-/// A symbol's functions as frames, all at the place of `at`; without a symbol, `at` itself.
-fn frames(symbol: Option<Symbol>, at: &Frame) -> Arc<[Frame]> {
+/// A frame without a function.
+fn unnamed(module: Option<&str>, offset: u64) -> Arc<[Frame]> {
+    Arc::from([Frame { module: module.map(Arc::from), offset, ..Frame::default() }])
+}
+
+/// A symbol's functions as frames, all at the location of `at`; without a symbol, `at` itself.
+fn to_frames(symbol: Option<Symbol>, at: &Frame) -> Arc<[Frame]> {
     let Some(symbol) = symbol else { return Arc::from([at.clone()]) };
     let last = symbol.functions.len().saturating_sub(1);
-    let frame = |(index, named): (usize, resolver::Named)| Frame {
-        function: (!named.function.is_empty()).then(|| named.function.into()),
-        source: named.source,
+    let frame = |(index, function): (usize, SymbolFunction)| Frame {
+        function: (!function.name.is_empty()).then(|| function.name.into()),
+        source: function.source,
         inlined: index < last,
         ..at.clone()
     };

@@ -1,9 +1,10 @@
-//! Opens the file behind a mapping, which is the container's to choose: a symlink, a FIFO, a device, a huge hole.
+//! Opens the file behind a mapping safely. The container chooses the file: it can be a symlink, a FIFO, a device, or a huge
+//! sparse file.
 //!
-//! Must not know: ELF, caches. Nothing here reads the file's content.
+//! A path is first resolved to a reference (`O_PATH`), which does not open the file and has no side effects on devices and
+//! FIFOs. Then the reference is checked, and only a regular file is opened for reading.
 //!
-//! First the file is named without opening it (`O_PATH` has no side effects on devices and FIFOs), then looked at,
-//! and only a regular file is opened for reading.
+//! Must not depend on: ELF, caches. Nothing here reads the content of a file.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -15,39 +16,40 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
-use super::maps::{Area, Ground};
+use super::maps::{Area, FilesystemKind};
 use crate::StackLossReason;
 
-/// The largest file that is looked into. The biggest shared libraries with debug information are near 2 GB.
+/// The largest file that is opened. The biggest shared libraries with debug information are near 2 GB.
 const MAX_FILE: u64 = 4 << 30;
 
 /// The reasons that will not change for this file. For the others, the process may have ended or mapped something else.
 pub const PERMANENT: [StackLossReason; 3] =
     [StackLossReason::FileOnFuse, StackLossReason::FileNotRegular, StackLossReason::FileTooLarge];
 
-/// Opens the very inode behind `area`, which lies on `ground`, or returns the reason why not.
-pub fn mapped_file(pid: u32, area: &Area, ground: Ground) -> Result<File, StackLossReason> {
-    if ground == Ground::Fuse {
+/// Opens the very inode behind `area`, which lies on `filesystem`.
+pub fn mapped_file(pid: u32, area: &Area, filesystem: FilesystemKind) -> Result<File, StackLossReason> {
+    if filesystem == FilesystemKind::Fuse {
         return Err(StackLossReason::FileOnFuse);
     }
-    let named = match by_map_files(pid, area) {
+    let reference = match by_map_files(pid, area) {
         Ok(file) => file,
-        // No CAP_SYS_ADMIN and no CAP_CHECKPOINT_RESTORE, or the mapping has moved.
+        // Without CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE, or when the mapping has changed.
         Err(_) => by_path(pid, area)?,
     };
-    readable(&named)
+    regular_file(&reference)
 }
 
-/// /proc/PID/map_files/START-END is a magic link to the mapped inode itself: right for deleted files, for other
-/// mount namespaces, and whatever was put at the path since.
+/// /proc/PID/map_files/START-END is a magic link to the mapped inode itself. It is right for deleted files, in other mount
+/// namespaces, and when another file has been put at the path.
 fn by_map_files(pid: u32, area: &Area) -> io::Result<File> {
-    name(Path::new(&format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end)))
+    reference(Path::new(&format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end)))
 }
 
-/// By the path inside the process's root, if that is still the mapped file.
+/// Resolves the path inside the process's root, and checks that it is still the mapped file.
 fn by_path(pid: u32, area: &Area) -> Result<File, StackLossReason> {
-    let root = name(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| StackLossReason::FileOutOfReach)?;
-    let file = inside(&root, area.file_path()).map_err(|_| StackLossReason::FileOutOfReach)?;
+    let root =
+        reference(Path::new(&format!("/proc/{pid}/root"))).map_err(|_| StackLossReason::FileOutOfReach)?;
+    let file = reference_inside(&root, area.file_path()).map_err(|_| StackLossReason::FileOutOfReach)?;
     let meta = file.metadata().map_err(|_| StackLossReason::FileOutOfReach)?;
     let device = (libc::major(meta.dev()), libc::minor(meta.dev()));
     if (device, meta.ino()) != (area.device, area.inode) {
@@ -56,24 +58,24 @@ fn by_path(pid: u32, area: &Area) -> Result<File, StackLossReason> {
     Ok(file)
 }
 
-/// A reference to what `path` names for a process with this root, without opening it: no symlink leads out, and no
+/// Resolves `path` as a process with this root does, without opening the file. No symlink leads out of the root, and no
 /// magic link is followed.
-pub fn inside(root: &File, path: &[u8]) -> io::Result<File> {
-    // openat2 refuses any further flag beside O_PATH, where openat would ignore it.
+pub fn reference_inside(root: &File, path: &[u8]) -> io::Result<File> {
+    // openat2 fails with any other flag besides O_PATH; openat would ignore it.
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     Ok(File::from(openat2(root.as_fd(), Path::new(OsStr::from_bytes(path)), how)?))
 }
 
-/// A reference to what `path` names, without opening it.
-pub fn name(path: &Path) -> io::Result<File> {
+/// Resolves `path` without opening the file.
+pub fn reference(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)
 }
 
-/// Opens for reading what an `O_PATH` descriptor names, if that is a regular file of a sane size.
-pub fn readable(named: &File) -> Result<File, StackLossReason> {
-    let meta = named.metadata().map_err(|_| StackLossReason::FileOutOfReach)?;
+/// Opens the file of a reference for reading, if it is a regular file within the size limit.
+pub fn regular_file(reference: &File) -> Result<File, StackLossReason> {
+    let meta = reference.metadata().map_err(|_| StackLossReason::FileOutOfReach)?;
     if !meta.is_file() {
         return Err(StackLossReason::FileNotRegular);
     }
@@ -84,7 +86,7 @@ pub fn readable(named: &File) -> Result<File, StackLossReason> {
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(format!("/proc/self/fd/{}", named.as_raw_fd()))
+        .open(format!("/proc/self/fd/{}", reference.as_raw_fd()))
         .map_err(|_| StackLossReason::FileOutOfReach)
 }
 
@@ -97,10 +99,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("libtrap.so");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // Would block for ever if it were opened.
-        assert_eq!(readable(&name(&fifo).unwrap()).unwrap_err(), StackLossReason::FileNotRegular);
+        // Opening it would block forever.
+        assert_eq!(regular_file(&reference(&fifo).unwrap()).unwrap_err(), StackLossReason::FileNotRegular);
         assert_eq!(
-            readable(&name(Path::new("/dev/zero")).unwrap()).unwrap_err(),
+            regular_file(&reference(Path::new("/dev/zero")).unwrap()).unwrap_err(),
             StackLossReason::FileNotRegular
         );
     }
@@ -122,22 +124,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("lib.so")).unwrap();
         std::os::unix::fs::symlink("../../../../etc/passwd", dir.path().join("up.so")).unwrap();
-        let root = name(dir.path()).unwrap();
+        let root = reference(dir.path()).unwrap();
         for path in [&b"/lib.so"[..], b"/up.so"] {
-            assert_eq!(inside(&root, path).unwrap_err().kind(), io::ErrorKind::NotFound, "{path:?}");
+            assert_eq!(
+                reference_inside(&root, path).unwrap_err().kind(),
+                io::ErrorKind::NotFound,
+                "{path:?}"
+            );
         }
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         std::fs::write(dir.path().join("etc/passwd"), "inside").unwrap();
         for path in [&b"/lib.so"[..], b"/up.so", b"etc/passwd"] {
-            let file = readable(&inside(&root, path).unwrap()).unwrap();
+            let file = regular_file(&reference_inside(&root, path).unwrap()).unwrap();
             assert_eq!(io::read_to_string(file).unwrap(), "inside", "{path:?}");
         }
     }
 
     #[test]
-    fn a_hole_of_a_terabyte_is_refused() {
+    fn a_sparse_file_of_a_terabyte_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1 << 40).unwrap();
-        assert_eq!(readable(&name(file.path()).unwrap()).unwrap_err(), StackLossReason::FileTooLarge);
+        assert_eq!(
+            regular_file(&reference(file.path()).unwrap()).unwrap_err(),
+            StackLossReason::FileTooLarge
+        );
     }
 }

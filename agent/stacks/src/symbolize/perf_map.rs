@@ -1,10 +1,11 @@
-//! Names of code made at run time, where the runtime writes them down: `/tmp/perf-PID.map`
+//! Names of code made at run time, from the perf map that the language runtime writes: `/tmp/perf-PID.map`
 //! (`tools/perf/Documentation/jit-interface.txt` in the kernel's tree).
 //!
-//! Must not know: ELF, mappings, frames.
+//! The file belongs to the container: it lies in the container's mount namespace, under the pid that the process has in
+//! its own pid namespace. It is held open from first sight, like executables. It grows while the process lives, and is read
+//! when an address is looked up.
 //!
-//! The file is the container's, in its mount namespace, under the pid that the process has in its own pid namespace.
-//! It is held open from first sight, as executables are: it grows while the process lives, and is read when asked.
+//! Must not depend on: ELF, mappings, frames.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,29 +21,29 @@ const MAX_NAME: usize = 512;
 #[derive(Debug)]
 pub(super) struct PerfMap {
     file: File,
-    /// How much of the file is in `entries`; a larger file has grown since.
+    /// The length of the file when `entries` was read. A longer file has grown since.
     read: u64,
-    /// Ascending by start; of equal starts the later one was written later.
-    entries: Vec<Entry>,
+    /// Ascending by start. Of equal starts, the later entry was written later.
+    entries: Vec<PerfMapEntry>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+struct PerfMapEntry {
     start: u64,
     end: u64,
     name: Box<[u8]>,
 }
 
 impl PerfMap {
-    /// Opens the map of a living process; none when it writes none, or it cannot be opened safely.
+    /// Opens the map of a live process. Returns none if there is no map, or if it cannot be opened safely.
     pub fn open(pid: u32) -> Option<Self> {
-        // Walking into a FUSE mount asks the container's daemon, which may never answer.
-        if maps::Mounts::of(pid).has_fuse() {
+        // A path lookup in a FUSE mount asks the container's daemon, which may never answer.
+        if maps::Mounts::read(pid).has_fuse() {
             return None;
         }
-        let root = open::name(Path::new(&format!("/proc/{pid}/root"))).ok()?;
-        let path = format!("/tmp/perf-{}.map", own_pid(pid)?);
-        let file = open::readable(&open::inside(&root, path.as_bytes()).ok()?).ok()?;
+        let root = open::reference(Path::new(&format!("/proc/{pid}/root"))).ok()?;
+        let path = format!("/tmp/perf-{}.map", namespace_pid(pid)?);
+        let file = open::regular_file(&open::reference_inside(&root, path.as_bytes()).ok()?).ok()?;
         Some(Self { file, read: 0, entries: Vec::new() })
     }
 
@@ -52,12 +53,12 @@ impl PerfMap {
             self.load().ok()?;
         }
         let after = self.entries.partition_point(|entry| entry.start <= address);
-        // The nearest entry that reaches this far; older code below it may have been replaced in part.
+        // The nearest entry that contains the address. An entry with a nearer start may be older code that ends before.
         let mut near = self.entries[..after].iter().rev().take(16);
         near.find(|entry| address < entry.end).map(|entry| escape_bytes(&entry.name))
     }
 
-    /// Frees the table; it is read again when asked.
+    /// Frees the table. The next lookup reads it again.
     pub fn trim(&mut self) {
         self.read = 0;
         self.entries = Vec::new();
@@ -74,8 +75,8 @@ impl PerfMap {
     }
 }
 
-/// `START SIZE name with spaces`, the numbers in hex without or with `0x`.
-fn parse(line: &[u8]) -> Option<Entry> {
+/// Parses `START SIZE name with spaces`; the numbers are hex, with or without `0x`.
+fn parse(line: &[u8]) -> Option<PerfMapEntry> {
     let mut fields = line.splitn(3, |&b| b == b' ');
     let mut hex = || {
         let digits = std::str::from_utf8(fields.next()?).ok()?;
@@ -83,12 +84,12 @@ fn parse(line: &[u8]) -> Option<Entry> {
     };
     let (start, size) = (hex()?, hex()?);
     let name = fields.next()?;
-    Some(Entry { start, end: start.checked_add(size)?, name: name[..name.len().min(MAX_NAME)].into() })
+    Some(PerfMapEntry { start, end: start.checked_add(size)?, name: name[..name.len().min(MAX_NAME)].into() })
 }
 
 /// The pid that the process has in its own pid namespace: the last one in NSpid.
-fn own_pid(pid: u32) -> Option<u32> {
-    // The first line is the comm, which may be any bytes.
+fn namespace_pid(pid: u32) -> Option<u32> {
+    // Bytes, not a string: the first line is the comm, which may be any bytes.
     let mut status = Vec::new();
     File::open(format!("/proc/{pid}/status")).ok()?.take(64 << 10).read_to_end(&mut status).ok()?;
     let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"))?;
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_as_the_runtime_writes_them_and_again_when_it_has_written_more() {
+    fn a_perf_map_is_parsed_and_read_again_after_it_has_grown() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"7f00 10 LazyCompile:~handler /app/index.js:3\ngarbage\n0x7f20 0x8 a\x1bb\nffffffffffffffff 2 x\n")
             .unwrap();
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_process_without_a_map_has_none() {
-        assert_eq!(own_pid(std::process::id()), Some(std::process::id()));
+        assert_eq!(namespace_pid(std::process::id()), Some(std::process::id()));
         assert!(PerfMap::open(std::process::id()).is_none());
     }
 }

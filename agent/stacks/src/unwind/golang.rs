@@ -11,7 +11,7 @@ use super::arch::NATIVE;
 use super::rows::{DescribedFunction, MAX_ROWS, RowCollector, UnwindRow};
 use crate::StackLossReason;
 use crate::symbolize::elf::{Section, layout, read_at};
-use crate::symbolize::go::{self, Stack};
+use crate::symbolize::go::{self, GoStack};
 
 /// Bytes of the tables that are read at a time when they are hashed.
 const CHUNK: u64 = 64 << 10;
@@ -53,7 +53,9 @@ impl<F: Fn(u64) -> Option<u64>> RowCollector<'_, F> {
     pub fn add_go_functions(&mut self, tables: &GoTables, described: &[DescribedFunction]) {
         let by_frames = std::mem::take(&mut self.rows);
         let read = match layout(&tables.file) {
-            Some(layout) => go::stacks(&tables.file, &layout, |stack| self.add_go_function(stack, described)),
+            Some(layout) => {
+                go::read_stacks(&tables.file, &layout, |stack| self.add_go_function(stack, described))
+            }
             None => Err(StackLossReason::SectionUnreadable),
         };
         if let Err(reason) = read {
@@ -66,7 +68,7 @@ impl<F: Fn(u64) -> Option<u64>> RowCollector<'_, F> {
 
     /// Adds the rows of one function. Its return address is on the stack, and its rules need no frame pointer. False if the
     /// bounds are reached and no more functions are to be added.
-    fn add_go_function(&mut self, stack: &Stack, described: &[DescribedFunction]) -> bool {
+    fn add_go_function(&mut self, stack: &GoStack, described: &[DescribedFunction]) -> bool {
         let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
         let (Some(start), Some(last)) = (offset(stack.start), offset(stack.end - 1)) else { return true };
         let end = last.saturating_add(1);

@@ -11,7 +11,7 @@ use podopsy_wire::FileKey;
 
 use super::file;
 use crate::StackLossReason;
-use crate::symbolize::maps::{self, Area, Ground, Mounts};
+use crate::symbolize::maps::{self, Area, FilesystemKind, Mounts};
 use crate::symbolize::open;
 
 /// The processes whose files get tables before the first sample requests them.
@@ -59,7 +59,7 @@ fn pids_in_scope(scope: &PrebuildScope) -> Vec<u32> {
     pids.retain(|pid| match scope {
         PrebuildScope::Cgroups(paths) => is_in_cgroups(*pid, paths),
         PrebuildScope::Node { samples } => {
-            maps::stat(*pid).is_ok_and(|stat| stat.is_met_by(*samples, uptime))
+            maps::stat(*pid).is_ok_and(|stat| stat.is_expected_in(*samples, uptime))
         }
         PrebuildScope::Process(_) => true,
     });
@@ -83,15 +83,15 @@ fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {
 pub(super) fn mapped_files(pid: u32) -> Vec<Area> {
     let mut areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
     areas.retain(Area::is_file);
-    let mounts = Mounts::below(pid, &areas);
-    areas.retain(|area| mounts.ground(area.device) != Ground::Fuse);
+    let mounts = Mounts::for_areas(pid, &areas);
+    areas.retain(|area| mounts.filesystem(area.device) != FilesystemKind::Fuse);
     areas
 }
 
 /// Opens the file behind a mapping, unless a daemon of the container would have to answer the open.
 pub(super) fn open_file(pid: u32, area: &Area) -> Result<File, StackLossReason> {
-    let ground = Mounts::below(pid, std::slice::from_ref(area)).ground(area.device);
-    open::mapped_file(pid, area, ground)
+    let filesystem = Mounts::for_areas(pid, std::slice::from_ref(area)).filesystem(area.device);
+    open::mapped_file(pid, area, filesystem)
 }
 
 /// Sorts by size, descending: the last file is the smallest, and is the first one to be popped.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use procfs::FromRead;
 
 use crate::dns::lookups::ResolvConf;
+use podopsy_stacks::StackLossReason;
 use podopsy_stacks::symbolize::open;
 use podopsy_system::sync::lock;
 
@@ -134,7 +135,7 @@ impl ResolvConfCache {
 /// An error is the reason as a short name: `process_gone`, `file_out_of_reach`, `file_not_regular`, `file_too_large`.
 pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvConf, &'static str> {
     let dir = proc_root.join(pid.to_string());
-    let root = open::name(&dir.join("root")).map_err(|_| "process_gone")?;
+    let root = open::reference(&dir.join("root")).map_err(|_| "process_gone")?;
     if let Some(start_ns) = start_ns.filter(|&start| start > 0) {
         let stat = procfs::process::Stat::from_file(dir.join("stat")).map_err(|_| "process_gone")?;
         if stat.starttime.abs_diff(start_ns / TICK_NS) > 1 {
@@ -145,8 +146,8 @@ pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvC
 }
 
 fn read_inside(root: &File) -> Result<ResolvConf, &'static str> {
-    let path = open::inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
-    let file = open::readable(&path).map_err(|reason| reason.as_str())?;
+    let path = open::reference_inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
+    let file = open::regular_file(&path).map_err(StackLossReason::as_str)?;
     let mut bytes = Vec::new();
     file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|_| "file_out_of_reach")?;
     if bytes.len() as u64 > BYTES_MAX {
@@ -163,7 +164,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         make(&dir.path().join("etc/resolv.conf"));
-        let result = read_inside(&open::name(dir.path()).unwrap());
+        let result = read_inside(&open::reference(dir.path()).unwrap());
         (dir, result)
     }
 

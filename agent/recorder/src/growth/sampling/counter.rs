@@ -27,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(5);
 pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &SamplerState) {
     let mut counter = Counter {
         window: GrowthWindow::default(),
-        symbolizer: Symbolizer::holding(growth::FILES, growth::SYMBOLS_BYTES),
+        symbolizer: Symbolizer::with_limits(growth::FILES, growth::SYMBOLS_BYTES),
         seen: HashMap::new(),
     };
     let mut reported: Option<Instant> = None;
@@ -63,7 +63,7 @@ impl Counter {
     fn add(&mut self, stack: &decode::Stack) {
         self.see(&stack.task);
         let pid = stack.task.pid;
-        self.symbolizer.notice(pid, &stack.user);
+        self.symbolizer.refresh_mappings(pid, &stack.user);
         let place = |(depth, &address): (usize, &u64)| {
             self.symbolizer.locate(UserAddress { pid, address, is_return: depth > 0 })
         };
@@ -80,7 +80,7 @@ impl Counter {
         let (name, looks) = self.seen.entry((task.pid, task.start_ns)).or_insert((task.comm, 0));
         if *looks == 0 || (task.pid == task.tid && *name != task.comm && *looks < LOOKS_MAX) {
             (*name, *looks) = (task.comm, *looks + 1);
-            self.symbolizer.see_process(task.pid);
+            self.symbolizer.add_process(task.pid);
         }
     }
 

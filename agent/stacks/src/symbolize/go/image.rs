@@ -1,6 +1,6 @@
-//! A file as it lies in memory: reads by virtual address, in small pieces, and never outside of what the file has.
+//! Reads a file by virtual address, in small pieces, and never outside of its loaded segments.
 //!
-//! Must not know: Go.
+//! Must not depend on: the formats of Go.
 
 use std::fs::File;
 use std::ops::Range;
@@ -8,17 +8,17 @@ use std::os::unix::fs::FileExt;
 
 use super::super::elf::{Layout, read_at};
 
-/// Bytes that a stream reads at a time: most functions' tables are shorter.
+/// Bytes that a stream reads at a time. The tables of most functions are shorter.
 const PIECE: usize = 256;
 
 #[derive(Clone, Copy)]
-pub(super) enum Image<'a> {
+pub(super) enum FileImage<'a> {
     File(&'a File, &'a Layout),
-    /// A part that is in memory already, and its address: for whoever reads all of it.
+    /// The address of a part that was read into memory, and its bytes: for a caller that needs all of it.
     Memory(u64, &'a [u8]),
 }
 
-impl<'a> Image<'a> {
+impl<'a> FileImage<'a> {
     pub fn new(file: &'a File, layout: &'a Layout) -> Self {
         Self::File(file, layout)
     }
@@ -26,41 +26,42 @@ impl<'a> Image<'a> {
     /// `len` bytes at an address; the caller bounds `len`.
     pub fn bytes(&self, address: u64, len: usize) -> Option<Vec<u8>> {
         match self {
-            Image::File(file, layout) => {
-                let (offset, left) = place(layout, address)?;
+            FileImage::File(file, layout) => {
+                let (offset, left) = offset_and_rest(layout, address)?;
                 (len as u64 <= left).then(|| read_at(file, offset, len).ok())?
             }
-            Image::Memory(start, bytes) => {
+            FileImage::Memory(start, bytes) => {
                 let from = usize::try_from(address.checked_sub(*start)?).ok()?;
                 Some(bytes.get(from..from.checked_add(len)?)?.to_vec())
             }
         }
     }
 
-    /// The same, if all of it lies in `range`.
+    /// `len` bytes at an address, if all of them lie in `range`.
     pub fn within(&self, range: Range<u64>, address: u64, len: usize) -> Option<Vec<u8>> {
         let end = address.checked_add(len as u64)?;
         (range.start <= address && end <= range.end).then(|| self.bytes(address, len))?
     }
 
+    /// The 32-bit number at an address.
     pub fn word(&self, address: u64) -> Option<u32> {
         Some(u32::from_le_bytes(self.bytes(address, 4)?.try_into().ok()?))
     }
 
-    /// Bytes one after the other, as far as `range` goes.
-    pub fn stream(&self, range: Range<u64>, address: u64) -> Stream<'a> {
-        Stream { image: *self, address, end: range.end, piece: Vec::new(), at: 0 }
+    /// Reads byte by byte from an address to the end of `range`.
+    pub fn stream(&self, range: Range<u64>, address: u64) -> ByteStream<'a> {
+        ByteStream { image: *self, address, end: range.end, piece: Vec::new(), at: 0 }
     }
 
-    /// As many of `piece`'s bytes as there are from an address on.
+    /// Reads into `piece` from an address on. Returns the number of bytes, which is smaller at the end of the segment.
     fn fill(&self, address: u64, piece: &mut [u8]) -> Option<usize> {
         match self {
-            Image::File(file, layout) => {
-                let (offset, left) = place(layout, address)?;
+            FileImage::File(file, layout) => {
+                let (offset, left) = offset_and_rest(layout, address)?;
                 let len = usize::try_from(left).unwrap_or(piece.len()).min(piece.len());
                 file.read_at(&mut piece[..len], offset).ok()
             }
-            Image::Memory(start, bytes) => {
+            FileImage::Memory(start, bytes) => {
                 let rest = bytes.get(usize::try_from(address.checked_sub(*start)?).ok()?..)?;
                 let len = rest.len().min(piece.len());
                 piece[..len].copy_from_slice(&rest[..len]);
@@ -70,23 +71,23 @@ impl<'a> Image<'a> {
     }
 }
 
-/// The file offset of an address, and how many bytes of its segment follow.
-fn place(layout: &Layout, address: u64) -> Option<(u64, u64)> {
+/// The file offset of an address, and the number of bytes of its segment from there on.
+fn offset_and_rest(layout: &Layout, address: u64) -> Option<(u64, u64)> {
     let segment =
         layout.segments.iter().find(|s| address.checked_sub(s.address).is_some_and(|into| into < s.size))?;
     let into = address - segment.address;
     Some((segment.offset.checked_add(into)?, segment.size - into))
 }
 
-pub(super) struct Stream<'a> {
-    image: Image<'a>,
+pub(super) struct ByteStream<'a> {
+    image: FileImage<'a>,
     address: u64,
     end: u64,
     piece: Vec<u8>,
     at: usize,
 }
 
-impl Stream<'_> {
+impl ByteStream<'_> {
     pub fn byte(&mut self) -> Option<u8> {
         if self.at >= self.piece.len() {
             self.fill()?;
@@ -96,7 +97,7 @@ impl Stream<'_> {
         Some(byte)
     }
 
-    /// Seven bits a byte, the lowest first.
+    /// A number with seven bits per byte, the lowest first.
     pub fn varint(&mut self) -> Option<u32> {
         let mut number = 0_u32;
         for shift in (0..35).step_by(7) {

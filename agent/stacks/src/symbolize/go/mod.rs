@@ -1,73 +1,74 @@
-//! Names and lines of Go programs, from the tables that Go's own tracebacks use: they stay when a binary is stripped.
+//! Names and lines of Go programs, from the tables that Go's own tracebacks use. `strip` does not remove them.
 //!
-//! Must not know: processes, blazesym. The tables are the container's: each read is small and bounded, nothing is kept
-//! but where things are, and what makes no sense is no name.
+//! The tables belong to a container and may be hostile. Each read is small and bounded, only the addresses of the tables are
+//! kept, and a lookup in a damaged table finds no name. Must not depend on: processes, blazesym.
 //!
 //! ```text
-//! address ─ functab (binary search) ─→ function ─ pctab ─→ file, line, place in the tree of inlined calls ─→ names
+//! address ─ functab (binary search) ─→ function ─ pctab ─→ file, line, node in the tree of inlined calls ─→ names
 //! ```
 //!
-//! The formats are those that Go 1.16, 1.18 and 1.20 brought (`runtime/symtab.go`, `runtime.pcHeader`); 1.20's is the
-//! newest as of Go 1.25.
+//! The formats of Go 1.16, 1.18 and 1.20 are read (`runtime/symtab.go`, `runtime.pcHeader`). Go 1.25 still uses that of
+//! 1.20.
 
-mod find;
 mod image;
 mod stack;
+mod table;
 
 use std::cell::Cell;
 use std::fs::File;
 
-use self::find::Table;
-use self::image::Image;
-pub(crate) use self::stack::{Stack, stacks};
+use self::image::FileImage;
+pub(crate) use self::stack::{GoStack, read_stacks};
+use self::table::GoTable;
 use super::elf::Layout;
-use super::resolver::{Named, Symbol, shorten};
+use super::resolver::{Symbol, SymbolFunction, shorten};
 use podopsy_model::text::escape_bytes;
 
-/// Steps that one file may cost for good, some seconds: a lookup takes some hundred. A hostile table is as long as it
-/// likes, and there are as many addresses to look up as there are samples.
+/// Steps for all lookups in one file together: some seconds. One lookup takes some hundred steps, but a hostile table can be
+/// of any length, and there are as many addresses to look up as samples.
 const MAX_STEPS: u32 = 1 << 27;
-/// Go's compiler inlines some ten deep.
+/// Inlined calls at one address. Go's compiler inlines about ten deep.
 const MAX_INLINED: usize = 64;
 const MAX_NAME: usize = 1024;
 
-/// Numbers that compiler and runtime agree on (`internal/abi`): the same since 1.16.
+/// Numbers that the compiler and the runtime share (`internal/abi`); the same since 1.16.
 const PCDATA_INLINED: u32 = 2;
 const FUNCDATA_INLINED: u32 = 3;
 
-/// The tables of one file.
+/// Looks up symbols in the tables of one file.
 #[derive(Debug)]
-pub(super) struct Go {
-    table: Table,
+pub(super) struct GoSymbols {
+    table: GoTable,
     steps_left: Cell<u32>,
 }
 
-/// A function as the table describes it. Addresses are the file's own.
+/// A function as the table describes it. Addresses are virtual addresses of the file.
 #[derive(Clone, Copy, Debug)]
-struct Function {
+struct GoFunction {
     entry: u64,
     name: u32,
-    /// Where in `pctab` the numbers of files and lines are.
+    /// Offsets in `pctab` of the tables of files and lines.
     files: u32,
     lines: u32,
-    /// The first entry of its compilation unit in `cutab`.
+    /// Index in `cutab` of the first file of its compilation unit.
     unit: u32,
-    /// Where its own numbers of `pctab` are: how many, and at what address; then those of other data.
+    /// The number of its own tables in `pctab` (PCDATA), and the address of the list of their offsets.
     tables: u32,
     tables_at: u64,
+    /// The number of its FUNCDATA entries, which follow that list.
     data: u32,
 }
 
-impl Go {
-    /// None: no Go program, or one from before 1.16.
+impl GoSymbols {
+    /// Finds the tables of a file. Returns none if it is not a Go program, or of a version before 1.16.
     pub fn find(file: &File, layout: &Layout) -> Option<Self> {
-        let table = Table::find(&Image::new(file, layout), file)?;
+        let table = GoTable::find(&FileImage::new(file, layout), file)?;
         Some(Self { table, steps_left: Cell::new(MAX_STEPS) })
     }
 
-    /// The functions at an address, inlined ones first.
+    /// The functions at a virtual address, inlined ones first.
     pub fn symbol(&self, file: &File, layout: &Layout, address: u64) -> Option<Symbol> {
-        let image = Image::new(file, layout);
+        let image = FileImage::new(file, layout);
         let function = self.function(&image, address)?;
         let mut functions = Vec::new();
         let mut at = address;
@@ -77,15 +78,15 @@ impl Go {
             && let Some(index) = self.inlined(&image, &function, at)
         {
             let Some((name, parent)) = self.table.inlined_call(&image, tree, index) else { break };
-            functions.push(self.named(&image, &function, name, at)?);
+            functions.push(self.symbol_function(&image, &function, name, at)?);
             at = function.entry.checked_add(u64::from(parent))?;
         }
-        functions.push(self.named(&image, &function, function.name, at)?);
+        functions.push(self.symbol_function(&image, &function, function.name, at)?);
         Some(Symbol { functions })
     }
 
-    /// The function that an address is in.
-    fn function(&self, image: &Image<'_>, address: u64) -> Option<Function> {
+    /// The function that contains an address.
+    fn function(&self, image: &FileImage<'_>, address: u64) -> Option<GoFunction> {
         let table = &self.table;
         let (mut low, mut high) = (0, table.functions);
         if address < table.entry(image, 0)?.0 || address >= table.entry(image, high)?.0 {
@@ -98,14 +99,14 @@ impl Go {
         }
         let (entry, offset) = table.entry(image, low)?;
         let at = table.pcln.checked_add(offset)?;
-        let shape = table.version.function();
+        let shape = table.version.function_layout();
         let bytes = image.within(table.range(), at, shape.len)?;
         let word = |at: usize| {
             bytes.get(at..at + 4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
         };
-        // Everything after the name stands at the same distance from it.
+        // The fields after the name have the same distance from it in all versions.
         let name = shape.name;
-        Some(Function {
+        Some(GoFunction {
             entry,
             name: word(name)?,
             files: word(name + 16)?,
@@ -117,9 +118,9 @@ impl Go {
         })
     }
 
-    /// The number that a table of `pctab` has for an address.
-    fn value(&self, image: &Image<'_>, table: u32, function: &Function, address: u64) -> Option<u32> {
-        // Offset 0 says that there is no such table.
+    /// The value that a table of `pctab` has for an address.
+    fn value(&self, image: &FileImage<'_>, table: u32, function: &GoFunction, address: u64) -> Option<u32> {
+        // Offset 0 means that there is no such table.
         if table == 0 {
             return None;
         }
@@ -142,21 +143,28 @@ impl Go {
         }
     }
 
-    /// Where the function's tree of inlined calls is.
-    fn tree(&self, image: &Image<'_>, function: &Function) -> Option<u64> {
+    /// The address of the function's tree of inlined calls.
+    fn tree(&self, image: &FileImage<'_>, function: &GoFunction) -> Option<u64> {
         (function.tables > PCDATA_INLINED && function.data > FUNCDATA_INLINED).then_some(())?;
         let tables = function.tables_at.checked_add(u64::from(function.tables).checked_mul(4)?)?;
         self.table.data(image, tables, FUNCDATA_INLINED)
     }
 
-    /// The inlined call that an address is in.
-    fn inlined(&self, image: &Image<'_>, function: &Function, address: u64) -> Option<u32> {
+    /// The index of the inlined call that contains an address.
+    fn inlined(&self, image: &FileImage<'_>, function: &GoFunction, address: u64) -> Option<u32> {
         let at = function.tables_at + u64::from(PCDATA_INLINED) * 4;
         let table = image.word(at)?;
         self.value(image, table, function, address)
     }
 
-    fn named(&self, image: &Image<'_>, function: &Function, name: u32, at: u64) -> Option<Named> {
+    /// A function by its name, with the source line at `at`.
+    fn symbol_function(
+        &self,
+        image: &FileImage<'_>,
+        function: &GoFunction,
+        name: u32,
+        at: u64,
+    ) -> Option<SymbolFunction> {
         let name = self.table.text(image, self.table.names, name, MAX_NAME)?;
         let source = || {
             let line = self.value(image, function.lines, function, at)?;
@@ -165,7 +173,7 @@ impl Go {
             let path = self.table.text(image, self.table.files, file, MAX_NAME)?;
             Some((shorten(escape_bytes(&path)).into(), line))
         };
-        Some(Named { function: shorten(escape_bytes(&name)), source: source() })
+        Some(SymbolFunction { name: shorten(escape_bytes(&name)), source: source() })
     }
 }
 

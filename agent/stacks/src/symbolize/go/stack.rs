@@ -1,39 +1,40 @@
-//! How far each function's stack has grown at each of its addresses: what Go's garbage collector walks by, and what
-//! `.debug_frame` is made of before `strip` takes it.
+//! Reads how far the stack of each function has grown at each of its addresses. Go's garbage collector unwinds by this table,
+//! and the linker makes `.debug_frame` from it, which `strip` removes.
 //!
-//! Must not know: rules, tables for the kernel side. All of it is read at once, from memory.
+//! All of it is read into memory at once. Must not depend on: rules, unwind tables.
 
 use std::fs::File;
 
 use super::super::elf::{Layout, read_at};
-use super::find::Table;
-use super::image::Image;
+use super::image::FileImage;
+use super::table::GoTable;
 use crate::StackLossReason;
 
-/// kubelet's tables have 25 MB.
+/// The largest table that is read. That of kubelet has 25 MB.
 const MAX_BYTES: u64 = 64 << 20;
 const MAX_STEPS: usize = 16 << 20;
-/// Whose caller is nobody. The flag that says so (`abi.FuncFlagTopFrame`) is on others, too, that are worth following: a
-/// signal's trampoline leads to the code that it interrupted, and `cgocallback` to the goroutine that has called C.
+/// Functions without a caller. Go's own flag for them (`abi.FuncFlagTopFrame`) is not used, because functions that can be
+/// unwound have it too: a signal's trampoline leads to the code that it interrupted, and `cgocallback` to the goroutine that
+/// called C.
 const OUTERMOST: [&[u8]; 3] = [b"runtime.rt0_go", b"runtime.mstart", b"runtime.goexit"];
 
-/// A function's stack. Addresses are the file's own.
+/// The stack of a function. Addresses are virtual addresses of the file.
 #[derive(Debug, Default)]
-pub(crate) struct Stack {
+pub(crate) struct GoStack {
     pub start: u64,
     pub end: u64,
     pub is_outermost: bool,
-    /// From this address on, so many bytes lie between the stack pointer and the return address.
+    /// (address, bytes): from this address on, so many bytes lie between the stack pointer and the return address.
     pub steps: Vec<(u64, u32)>,
 }
 
-/// Gives every function to `each`, in order, until that returns false. An error is the reason why they cannot be read.
-pub(crate) fn stacks(
+/// Passes every function to `each`, in order, until `each` returns false.
+pub(crate) fn read_stacks(
     file: &File,
     layout: &Layout,
-    mut each: impl FnMut(&Stack) -> bool,
+    mut each: impl FnMut(&GoStack) -> bool,
 ) -> Result<(), StackLossReason> {
-    let Some(table) = Table::find(&Image::new(file, layout), file) else {
+    let Some(table) = GoTable::find(&FileImage::new(file, layout), file) else {
         return Err(StackLossReason::NoInformation);
     };
     let range = table.range();
@@ -44,11 +45,11 @@ pub(crate) fn stacks(
     let offset = layout.offset_of(range.start).ok_or(StackLossReason::SectionUnreadable)?;
     let bytes = usize::try_from(size).ok().and_then(|size| read_at(file, offset, size).ok());
     let bytes = bytes.ok_or(StackLossReason::SectionUnreadable)?;
-    let image = Image::Memory(range.start, &bytes);
-    let (mut stack, mut left) = (Stack::default(), MAX_STEPS);
+    let image = FileImage::Memory(range.start, &bytes);
+    let (mut stack, mut left) = (GoStack::default(), MAX_STEPS);
     for index in 0..table.functions {
         if read(&table, &image, index, &mut stack, &mut left).is_none() {
-            // It costs this function alone.
+            // Only this function is skipped, unless the steps are used up.
             if left == 0 {
                 return Err(StackLossReason::TooSlow);
             }
@@ -61,12 +62,18 @@ pub(crate) fn stacks(
     Ok(())
 }
 
-fn read(table: &Table, image: &Image<'_>, index: u64, stack: &mut Stack, left: &mut usize) -> Option<()> {
+fn read(
+    table: &GoTable,
+    image: &FileImage<'_>,
+    index: u64,
+    stack: &mut GoStack,
+    left: &mut usize,
+) -> Option<()> {
     let (start, place) = table.entry(image, index)?;
     let (end, _) = table.entry(image, index + 1)?;
-    let shape = table.version.function();
+    let shape = table.version.function_layout();
     let bytes = image.within(table.range(), table.pcln.checked_add(place)?, shape.len)?;
-    // Behind the name: arguments, deferreturn, and then where in `pctab` this is.
+    // After the name follow the arguments, deferreturn, and then the offset in `pctab`.
     let steps = u32::from_le_bytes(bytes.get(shape.name + 12..shape.name + 16)?.try_into().ok()?);
     (start < end && steps != 0).then_some(())?;
     (stack.start, stack.end) = (start, end);

@@ -1,16 +1,16 @@
-//! Go's tables against what the same program's DWARF says, and under attack.
+//! Compares Go's tables with the DWARF of the same program, and reads damaged tables.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::super::elf::{layout, sections};
 use super::super::resolver::Resolver;
-use super::super::snapshot;
+use super::super::symbol_copy;
 use super::*;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/");
 
-/// A Go program of `tests/victims/native`.
+/// Builds a Go program of `tests/victims/native`.
 pub(crate) fn build(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {
     let program = folder.join(name);
     let mut command = Command::new("go");
@@ -26,13 +26,14 @@ fn text_of(file: &File) -> (u64, u64) {
     (text.address, text.size)
 }
 
-/// Every 7th byte of all code: the function, the functions inlined there, and their lines, by two ways that share no
-/// code: Go's tables here, DWARF by blazesym.
-fn agreement(program: &Path) -> (u32, u32, u32) {
+/// Compares the functions, the inlined functions and their lines at every 7th byte of the code. The two sources share no
+/// code: Go's tables, read here, and DWARF, read by blazesym. Returns the number of addresses that agree, that differ, and
+/// that agree and have inlined functions.
+fn compare_with_dwarf(program: &Path) -> (u32, u32, u32) {
     let file = File::open(program).unwrap();
     let layout = layout(&file).unwrap();
-    let go = Go::find(&file, &layout).expect("a Go program");
-    let copy = snapshot::take(&file, snapshot::Author::Container).unwrap().unwrap();
+    let go = GoSymbols::find(&file, &layout).expect("a Go program");
+    let copy = symbol_copy::copy_symbols(&file, symbol_copy::FileAuthor::Container).unwrap().unwrap();
     assert!(copy.has_debug_info);
     let mut resolver = Resolver::default();
     let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&copy.memory)));
@@ -40,35 +41,34 @@ fn agreement(program: &Path) -> (u32, u32, u32) {
     let (mut same, mut different, mut inlined) = (0, 0, 0);
     for address in (start..start + size).step_by(7) {
         let (Some(own), Ok(Some(dwarf))) =
-            (go.symbol(&file, &layout, address), resolver.elf(&path, true, address))
+            (go.symbol(&file, &layout, address), resolver.resolve(&path, true, address))
         else {
             continue;
         };
         let shape = |symbol: &Symbol| -> Vec<(String, Option<u32>)> {
-            let line = |named: &Named| named.source.as_ref().map(|(_, line)| *line);
-            symbol.functions.iter().map(|named| (named.function.clone(), line(named))).collect()
+            let line = |function: &SymbolFunction| function.source.as_ref().map(|(_, line)| *line);
+            symbol.functions.iter().map(|function| (function.name.clone(), line(function))).collect()
         };
-        // Without lines from DWARF (assembly's padding) only the function can be compared.
         if shape(&own) == shape(&dwarf) {
             same += 1;
             inlined += u32::from(own.functions.len() > 1);
         } else {
             if different < 8 {
-                eprintln!("{address:#x}: {:?} but DWARF {:?}", shape(&own), shape(&dwarf));
+                eprintln!("{address:#x}: {:?}, but DWARF has {:?}", shape(&own), shape(&dwarf));
             }
             different += 1;
         }
     }
-    eprintln!("{}: {same} the same, {inlined} of them inlined, {different} different", program.display());
+    eprintln!("{}: {same} agree, {inlined} of them inlined, {different} differ", program.display());
     (same, different, inlined)
 }
 
 #[test]
 #[ignore = "needs go: apt-get install golang-go"]
-fn go_tables_say_what_dwarf_says_with_inlined_functions_and_lines() {
+fn go_tables_agree_with_dwarf_about_functions_inlined_calls_and_lines() {
     let folder = tempfile::tempdir().unwrap();
     for (name, flags) in [("plain", &["-ldflags=-compressdwarf=false"][..]), ("pie", &["-buildmode=pie"])] {
-        let (same, different, inlined) = agreement(&build(folder.path(), "inlines.go", name, flags));
+        let (same, different, inlined) = compare_with_dwarf(&build(folder.path(), "inlines.go", name, flags));
         assert!(same > 10_000 && inlined > 1000, "{name}: {same} and {inlined}");
         assert!(different * 50 < same, "{name}: {different} of {}", same + different);
     }
@@ -83,18 +83,18 @@ fn a_stripped_go_program_has_functions_files_lines_and_inlined_calls() {
     {
         let file = File::open(build(folder.path(), "inlines.go", name, flags)).unwrap();
         assert!(
-            snapshot::take(&file, snapshot::Author::Container)
+            symbol_copy::copy_symbols(&file, symbol_copy::FileAuthor::Container)
                 .unwrap()
                 .is_none_or(|copy| !copy.has_debug_info)
         );
         let layout = layout(&file).unwrap();
-        let go = Go::find(&file, &layout).unwrap();
+        let go = GoSymbols::find(&file, &layout).unwrap();
         let (start, size) = text_of(&file);
-        // Go's linker puts the program's own functions last.
+        // Go's linker puts the functions of the main package last.
         let symbols = (start..start + size).rev().filter_map(|address| go.symbol(&file, &layout, address));
         let calls = |symbol: &Symbol| -> Vec<(String, u32)> {
-            let line = |named: &Named| named.source.as_ref().map_or(0, |(_, line)| *line);
-            symbol.functions.iter().map(|named| (named.function.clone(), line(named))).collect()
+            let line = |function: &SymbolFunction| function.source.as_ref().map_or(0, |(_, line)| *line);
+            symbol.functions.iter().map(|function| (function.name.clone(), line(function))).collect()
         };
         let inlined = [("main.mixed".to_owned(), 10), ("main.outer".to_owned(), 18)];
         let found = symbols.filter(|symbol| calls(symbol) == inlined).take(4).count();
@@ -106,7 +106,7 @@ fn a_stripped_go_program_has_functions_files_lines_and_inlined_calls() {
 
 #[test]
 #[ignore = "needs go: apt-get install golang-go"]
-fn whatever_is_written_over_the_tables_costs_no_panic_and_no_time() {
+fn damaged_tables_cause_no_panic_and_no_hang() {
     let folder = tempfile::tempdir().unwrap();
     let program = build(folder.path(), "inlines.go", "hostile", &["-ldflags=-s -w"]);
     let whole = std::fs::read(&program).unwrap();
@@ -117,17 +117,17 @@ fn whatever_is_written_over_the_tables_costs_no_panic_and_no_time() {
     let broken = tempfile::tempfile().unwrap();
     std::os::unix::fs::FileExt::write_all_at(&broken, &whole, 0).unwrap();
     let layout = layout(&broken).unwrap();
-    // The same each time: a failure can be had again.
+    // A fixed seed makes a failure reproducible.
     let mut numbers = fastrand::Rng::with_seed(1);
     let mut random = |below: usize| numbers.usize(..below);
     let began = std::time::Instant::now();
     let mut named = 0;
     for round in 0..300 {
-        // Mostly the header and the first functions, where everything else hangs on.
+        // Half of the damage is in the header, which everything else depends on.
         let at = from + if round % 2 == 0 { random(72) } else { random(len) };
         let bytes = [random(256) as u8, 0xff, 0xff, random(256) as u8];
         std::os::unix::fs::FileExt::write_all_at(&broken, &bytes[..1 + random(4)], at as u64).unwrap();
-        if let Some(go) = Go::find(&broken, &layout) {
+        if let Some(go) = GoSymbols::find(&broken, &layout) {
             for _ in 0..20 {
                 let address = start + random(size as usize) as u64;
                 named += usize::from(go.symbol(&broken, &layout, address).is_some());

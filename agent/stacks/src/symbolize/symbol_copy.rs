@@ -1,11 +1,12 @@
-//! A private copy of a file's symbols, that the symbolizing library can be trusted with.
+//! Makes a private copy of a file's symbols that is safe to give to blazesym.
 //!
-//! Must not know: processes, blazesym.
+//! The file is held open, but it cannot be given to blazesym directly, for two reasons. blazesym maps what it reads, and a
+//! container that truncates its file would kill podopsy with SIGBUS. blazesym also follows `.gnu_debuglink`,
+//! `.gnu_debugaltlink` and `.debug_sup` to any absolute path, as root: that can be a FIFO that never answers, or
+//! /dev/watchdog. So only the sections with symbols are written into an ELF file in a memfd, with names from [`SECTIONS`]
+//! and not from the file.
 //!
-//! Why a copy, when the file is held open? blazesym maps what it reads, and the file belongs to a container: truncating
-//! it would kill us with SIGBUS. It also follows `.gnu_debuglink`, `.gnu_debugaltlink` and `.debug_sup` to whatever
-//! absolute path they name, as root: a FIFO that never answers, or /dev/watchdog. So the sections that hold symbols,
-//! and no others, are laid out anew in a memfd, under names from [`SECTIONS`] and not from the file.
+//! Must not depend on: processes, blazesym.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,8 +17,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use object::elf;
 
 use super::elf::{HEADER, SECTION_HEADER, Section, header, read_at, sections};
+use crate::StackLossReason;
 
-/// Everything that blazesym reads for names and lines, symbols first.
+/// The sections that blazesym reads for names and lines: two tables of symbols with their strings, then debug information.
 const SECTIONS: [&str; 14] = [
     ".symtab",
     ".strtab",
@@ -35,69 +37,50 @@ const SECTIONS: [&str; 14] = [
     ".debug_str_offsets",
 ];
 
-/// Bytes of symbol tables, and of debug information, that one file may cost us in memory.
+/// Bytes of each symbol table with its strings, and of debug information, that are copied of one file.
 const MAX_SYMBOLS: u64 = 96 << 20;
 const MAX_DEBUG: u64 = 128 << 20;
+/// Bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
 
-/// A file's symbols in memory.
+/// The symbols of a file in memory.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct SymbolCopy {
     /// An ELF file without segments: look up by virtual address.
     pub memory: File,
     pub bytes: u64,
     pub has_debug_info: bool,
-    /// What was left out because of its size or its nesting.
-    pub lost: Option<&'static str>,
+    /// Why a part was left out: because of its size, its compression or its nesting.
+    pub loss: Option<StackLossReason>,
 }
 
-/// Who wrote a file.
+/// The author of a file, which decides how far it is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Author {
-    /// Perhaps an attacker.
+pub(super) enum FileAuthor {
+    /// Possibly an attacker.
     Container,
-    /// Root, below the host's folder of debug files: how deep it nests is not asked, which takes as long as to read it.
+    /// Root, in the host's folder of debug files. Its nesting is not checked, which would take as long as reading it.
     Host,
 }
 
-/// Copies the symbols of `file`; none when it has none.
-pub(super) fn take(file: &File, author: Author) -> io::Result<Option<Snapshot>> {
+/// Copies the symbols of `file`. Returns none if it has none.
+pub(super) fn copy_symbols(file: &File, author: FileAuthor) -> io::Result<Option<SymbolCopy>> {
     let Some(original) = header(file) else { return Ok(None) };
     let table = sections(file);
-    let mut lost = None;
-    let mut kept: Vec<Option<&Section>> =
-        SECTIONS.iter().map(|name| table.iter().find(|section| wanted(section, name))).collect();
-    let size = |kept: &[Option<&Section>]| {
-        kept.iter().flatten().fold(0_u64, |sum, section| sum.saturating_add(section.size))
-    };
-    if size(&kept[..2]) > MAX_SYMBOLS {
-        kept[..2].fill(None);
-        lost = Some("symbols_too_large");
-    }
-    if size(&kept[2..4]) > MAX_SYMBOLS {
-        kept[2..4].fill(None);
-        lost = Some("symbols_too_large");
-    }
-    if size(&kept[4..]) > MAX_DEBUG {
-        kept[4..].fill(None);
-        lost = Some("debug_info_too_large");
-    }
-    // Compressed sections tell their size only when unpacked: they get what is left.
-    let mut room = MAX_DEBUG.saturating_sub(size(&kept[4..]));
-
-    let mut out = Layouter::new()?;
-    for (name, section) in SECTIONS.iter().zip(&kept) {
+    let Selection { sections: selected, mut unpack_limit, mut loss } = Selection::from_table(&table);
+    let mut out = ElfWriter::new()?;
+    for (name, section) in SECTIONS.iter().zip(&selected) {
         let Some(section) = section else { continue };
         if section.flags & elf::SHF_COMPRESSED.0 != 0 {
-            match unpack(file, section, room) {
+            match unpack(file, section, unpack_limit) {
                 Ok(data) => {
-                    room -= data.len() as u64;
+                    unpack_limit -= data.len() as u64;
                     out.add(name, |to| to.write_all(&data))?;
                 }
-                Err(_) => lost = Some("debug_info_packed"),
+                Err(_) => loss = Some(StackLossReason::DebugInfoPacked),
             }
         } else {
-            out.add(name, |to| copy(file, section, to))?;
+            out.add(name, |to| copy_section(file, section, to))?;
         }
     }
     let has = |name| out.sections.iter().any(|section| section.name == name);
@@ -106,21 +89,55 @@ pub(super) fn take(file: &File, author: Author) -> io::Result<Option<Snapshot>> 
     }
     let mut has_debug_info = has(".debug_info") && has(".debug_abbrev");
     if has_debug_info
-        && author == Author::Container
+        && author == FileAuthor::Container
         && !super::depth::is_sane(&out.read(".debug_info")?, &out.read(".debug_abbrev")?)
     {
         has_debug_info = false;
-        lost = Some("debug_info_too_deep");
+        loss = Some(StackLossReason::DebugInfoTooDeep);
     }
     let (memory, bytes) = out.finish(&original)?;
-    Ok(Some(Snapshot { memory, bytes, has_debug_info, lost }))
+    Ok(Some(SymbolCopy { memory, bytes, has_debug_info, loss }))
 }
 
-fn wanted(section: &Section, name: &str) -> bool {
+/// The sections to copy.
+struct Selection<'a> {
+    /// In the order of [`SECTIONS`]; none if the file lacks a section or it is too large.
+    sections: Vec<Option<&'a Section>>,
+    /// Bytes that compressed sections may take, all together. Their size is known only when they are unpacked.
+    unpack_limit: u64,
+    loss: Option<StackLossReason>,
+}
+
+impl<'a> Selection<'a> {
+    fn from_table(table: &'a [Section]) -> Self {
+        let find = |name: &&str| table.iter().find(|section| is_section(section, name));
+        let mut sections: Vec<Option<&Section>> = SECTIONS.iter().map(find).collect();
+        let mut loss = None;
+        for (range, limit, reason) in [
+            (0..2, MAX_SYMBOLS, StackLossReason::SymbolsTooLarge),
+            (2..4, MAX_SYMBOLS, StackLossReason::SymbolsTooLarge),
+            (4..SECTIONS.len(), MAX_DEBUG, StackLossReason::DebugInfoTooLarge),
+        ] {
+            let group = &mut sections[range];
+            if total_size(group) > limit {
+                group.fill(None);
+                loss = Some(reason);
+            }
+        }
+        let unpack_limit = MAX_DEBUG.saturating_sub(total_size(&sections[4..]));
+        Self { sections, unpack_limit, loss }
+    }
+}
+
+fn total_size(sections: &[Option<&Section>]) -> u64 {
+    sections.iter().flatten().fold(0_u64, |sum, section| sum.saturating_add(section.size))
+}
+
+fn is_section(section: &Section, name: &str) -> bool {
     section.name == name.as_bytes() && section.kind != elf::SHT_NOBITS && section.size > 0
 }
 
-fn copy(file: &File, section: &Section, to: &mut impl Write) -> io::Result<()> {
+fn copy_section(file: &File, section: &Section, to: &mut impl Write) -> io::Result<()> {
     let (mut at, mut left) = (section.offset, section.size);
     while left > 0 {
         let piece = read_at(file, at, usize::try_from(left).unwrap_or(PIECE).min(PIECE))?;
@@ -131,8 +148,8 @@ fn copy(file: &File, section: &Section, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// An `SHF_COMPRESSED` section (gABI, "Section Compression") of at most `room` bytes when unpacked.
-fn unpack(file: &File, section: &Section, room: u64) -> io::Result<Vec<u8>> {
+/// Unpacks an `SHF_COMPRESSED` section (gABI, "Section Compression") of at most `limit` unpacked bytes.
+fn unpack(file: &File, section: &Section, limit: u64) -> io::Result<Vec<u8>> {
     let size = usize::try_from(section.size).map_err(io::Error::other)?;
     let packed = read_at(file, section.offset, size)?;
     // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
@@ -142,25 +159,26 @@ fn unpack(file: &File, section: &Section, room: u64) -> io::Result<Vec<u8>> {
     if kind != u32::to_le_bytes(elf::ELFCOMPRESS_ZLIB.0) {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let mut data_out = Vec::new();
-    ZlibDecoder::new(data).take(room + 1).read_to_end(&mut data_out)?;
-    if data_out.len() as u64 > room { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(data_out) }
+    let mut unpacked = Vec::new();
+    ZlibDecoder::new(data).take(limit + 1).read_to_end(&mut unpacked)?;
+    if unpacked.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(unpacked) }
 }
 
-struct Placed {
+/// A section in the copy.
+struct WrittenSection {
     name: &'static str,
     offset: u64,
     size: u64,
 }
 
-/// Writes an ELF file: header, sections, their names, their table.
-struct Layouter {
+/// Writes an ELF file into a memfd: header, sections, section names, section table.
+struct ElfWriter {
     memory: File,
     at: u64,
-    sections: Vec<Placed>,
+    sections: Vec<WrittenSection>,
 }
 
-impl Layouter {
+impl ElfWriter {
     fn new() -> io::Result<Self> {
         let memory = File::from(memfd_create("podopsy-symbols", MFdFlags::MFD_CLOEXEC)?);
         let mut out = Self { memory, at: 0, sections: Vec::new() };
@@ -173,11 +191,11 @@ impl Layouter {
         name: &'static str,
         content: impl FnOnce(&mut Self) -> io::Result<()>,
     ) -> io::Result<()> {
-        // blazesym reads arrays of structures in place.
+        // blazesym reads arrays of structures in place, which must be aligned.
         self.align()?;
         let offset = self.at;
         content(self)?;
-        self.sections.push(Placed { name, offset, size: self.at - offset });
+        self.sections.push(WrittenSection { name, offset, size: self.at - offset });
         Ok(())
     }
 
@@ -217,7 +235,7 @@ impl Layouter {
         }
         let names_at = self.at;
         entry(".shstrtab", names_at, 0, &mut table);
-        // Its size is known only now that its own name is in it: sh_size is at 32 in the last entry.
+        // The size of .shstrtab is known only now, with its own name in it. sh_size is at offset 32 of the last entry.
         let size_at = table.len() - SECTION_HEADER + 32;
         table[size_at..size_at + 8].copy_from_slice(&(names.len() as u64).to_le_bytes());
         self.write_all(&names)?;
@@ -239,7 +257,7 @@ impl Layouter {
     }
 }
 
-impl Write for Layouter {
+impl Write for ElfWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.memory.write(bytes)?;
         self.at += written as u64;
@@ -256,11 +274,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sections_of_ours_are_in_the_copy() {
-        let snapshot = take(&File::open("/proc/self/exe").unwrap(), Author::Container).unwrap().unwrap();
-        assert!(snapshot.has_debug_info, "{:?}", snapshot.lost);
-        let names: Vec<_> =
-            sections(&snapshot.memory).into_iter().skip(1).map(|section| section.name).collect();
+    fn the_copy_has_only_listed_sections() {
+        let copy =
+            copy_symbols(&File::open("/proc/self/exe").unwrap(), FileAuthor::Container).unwrap().unwrap();
+        assert!(copy.has_debug_info, "{:?}", copy.loss);
+        let names: Vec<_> = sections(&copy.memory).into_iter().skip(1).map(|section| section.name).collect();
         assert!(names.contains(&b".symtab".to_vec()) && names.contains(&b".debug_line".to_vec()));
         assert!(
             names
@@ -270,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_elf_file_has_no_symbols() {
-        assert!(take(&File::open("/etc/passwd").unwrap(), Author::Container).unwrap().is_none());
+    fn a_file_that_is_not_elf_has_no_symbols() {
+        assert!(copy_symbols(&File::open("/etc/passwd").unwrap(), FileAuthor::Container).unwrap().is_none());
     }
 }

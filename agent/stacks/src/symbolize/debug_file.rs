@@ -1,6 +1,7 @@
-//! Debug information in a file of its own: by build id, or by `.gnu_debuglink`'s name and checksum.
+//! Finds the separate debug file of an executable: by build id, or by the name and the checksum in `.gnu_debuglink`.
 //!
-//! Must not know: caches, blazesym. Only the host's folder of debug files is looked into, whatever a container's file says.
+//! Only the host's folder of debug files is searched, whatever path a container's file contains. Must not depend on: caches,
+//! blazesym.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,39 +14,41 @@ use super::open;
 
 /// Where distributions put separate debug information.
 const FOLDER: &str = "/usr/lib/debug";
-/// A checksum is over the whole file.
+/// The largest file whose checksum is computed: a checksum covers the whole file.
 const MAX_CHECKED: u64 = 1 << 30;
-/// `.gnu_debuglink`: a file's name, padded to four bytes, and a checksum.
+/// Bytes of `.gnu_debuglink`: a file name, padded to four bytes, and a checksum.
 const MAX_LINK: usize = 1024;
 
-/// The debug file of an executable that was mapped from `path`.
+/// Opens the debug file of an executable that was mapped from `path`.
 pub(super) fn find(file: &File, layout: &Layout, path: &str) -> Option<File> {
     by_build_id(Path::new(FOLDER), &layout.build_id).or_else(|| by_link(Path::new(FOLDER), file, path))
 }
 
-/// The id is hex by the time it is a path, so that it leads nowhere else.
+/// Opens `.build-id/XX/YYYY.debug`. The id is written in hex, so that it cannot lead to another folder.
 fn by_build_id(folder: &Path, build_id: &[u8]) -> Option<File> {
     let (first, rest) = build_id.split_first()?;
     let rest: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
     let path = folder.join(format!(".build-id/{first:02x}/{rest}.debug"));
-    let file = open::readable(&open::name(&path).ok()?).ok()?;
-    // Debug files keep the build id's note: the right name with another content is no use.
+    let file = open::regular_file(&open::reference(&path).ok()?).ok()?;
+    // A debug file contains the build id too. A file with the right name but another id is not the right one.
     (elf::layout(&file)?.build_id == build_id).then_some(file)
 }
 
-/// In a folder like the executable's own, below `folder`.
+/// Opens the linked file in the executable's own folder below `folder`.
 fn by_link(folder: &Path, file: &File, path: &str) -> Option<File> {
     let section = sections(file).into_iter().find(|section| section.name == b".gnu_debuglink")?;
     let link = read_at(file, section.offset, usize::try_from(section.size).ok()?.min(MAX_LINK)).ok()?;
     let name = std::str::from_utf8(&link[..link.iter().position(|&byte| byte == 0)?]).ok()?;
     let sum = link.get((name.len() + 1).next_multiple_of(4)..)?.get(..4)?;
-    // A name, and not a way to another folder.
+    // The link must be a plain file name, and no path to another folder.
     if name.is_empty() || name.contains('/') || name == ".." {
         return None;
     }
     let below: PathBuf = Path::new(path).parent()?.join(name);
-    let root = open::name(folder).ok()?;
-    let found = open::readable(&open::inside(&root, below.as_os_str().as_encoded_bytes()).ok()?).ok()?;
+    let root = open::reference(folder).ok()?;
+    let found =
+        open::regular_file(&open::reference_inside(&root, below.as_os_str().as_encoded_bytes()).ok()?)
+            .ok()?;
     (checksum(&found)? == u32::from_le_bytes(sum.try_into().ok()?)).then_some(found)
 }
 
@@ -67,7 +70,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::symbolize::snapshot;
+    use crate::symbolize::symbol_copy;
 
     fn run(program: &str, args: &[&str]) {
         let done =
@@ -75,10 +78,10 @@ mod tests {
         assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// A stripped program, its debug file, and a folder as /usr/lib/debug is.
+    /// A stripped program, its debug file, and a folder like /usr/lib/debug.
     #[test]
     #[ignore = "needs g++ and binutils: cargo xtask setup test"]
-    fn debug_files_are_found_by_build_id_and_by_link_and_only_if_they_are_the_right_ones() {
+    fn a_debug_file_is_found_by_build_id_or_by_link_only_if_it_belongs_to_the_executable() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir_all(path("debug/opt/shop")).unwrap();
@@ -90,13 +93,18 @@ mod tests {
             run("objcopy", &["--strip-all", &format!("--add-gnu-debuglink={debug}"), &program]);
             let file = File::open(&program).unwrap();
             assert!(
-                snapshot::take(&file, snapshot::Author::Container)
+                symbol_copy::copy_symbols(&file, symbol_copy::FileAuthor::Container)
                     .unwrap()
                     .is_none_or(|copy| !copy.has_debug_info)
             );
             let found = by_link(Path::new(&path("debug")), &file, "/opt/shop/checkout").unwrap();
-            assert!(snapshot::take(&found, snapshot::Author::Container).unwrap().unwrap().has_debug_info);
-            // Another folder; a way out of the folder; another content.
+            assert!(
+                symbol_copy::copy_symbols(&found, symbol_copy::FileAuthor::Container)
+                    .unwrap()
+                    .unwrap()
+                    .has_debug_info
+            );
+            // Another folder, and a path that leads out of the folder.
             assert!(by_link(Path::new(&path("debug")), &file, "/opt/other/checkout").is_none());
             assert!(by_link(Path::new(&path("debug")), &file, "/../../opt/other/checkout").is_none());
             if !build_id.ends_with("none") {
@@ -105,7 +113,7 @@ mod tests {
                 std::fs::copy(&debug, path("debug/.build-id/c0/ffee00c0ffee00.debug")).unwrap();
                 assert!(by_build_id(Path::new(&path("debug")), &id).is_some());
                 std::fs::copy("/bin/true", path("debug/.build-id/c0/ffee00c0ffee00.debug")).unwrap();
-                assert!(by_build_id(Path::new(&path("debug")), &id).is_none(), "another program's");
+                assert!(by_build_id(Path::new(&path("debug")), &id).is_none(), "a file of another program");
             }
             std::fs::write(&debug, "replaced").unwrap();
             assert!(by_link(Path::new(&path("debug")), &file, "/opt/shop/checkout").is_none());

@@ -1,0 +1,155 @@
+//! Open descriptors of files, shared between all containers of an image.
+//!
+//! Each container has an overlay of its own, which shows the same lower file under another device and inode. A descriptor
+//! for each would be thousands on a full node, and would keep the overlays of ended containers mounted.
+//!
+//! Must not depend on: processes, symbols, where a file is mapped.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+use super::elf::Layout;
+use super::maps::FilesystemKind;
+use crate::StackLossReason;
+
+/// Identifies an open file. Ids are not used twice.
+type DescriptorId = u64;
+
+/// What overlays show of a lower file, as its own file system stores it.
+///
+/// A container cannot choose the change time (ctime): the kernel sets it whenever content, size or modification time
+/// change. A file that a container has written to is a copy with a ctime of its own, under the inode number that it had
+/// before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct LowerFile {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl LowerFile {
+    fn from_file(file: &File) -> io::Result<LowerFile> {
+        let meta = file.metadata()?;
+        Ok(LowerFile {
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// None if the file is on no overlay, and so never shared.
+    lower: Option<LowerFile>,
+    layout: Layout,
+    /// None if the file is pinned.
+    last_used: Option<Instant>,
+}
+
+/// A reference to an open file. The file may have been closed since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor {
+    id: DescriptorId,
+    /// True if the file was opened by the very device and inode that were asked for. While it is open, no other file can
+    /// have them.
+    pub is_exact: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Descriptors {
+    open: HashMap<DescriptorId, OpenFile>,
+    by_lower: HashMap<LowerFile, DescriptorId>,
+    next: DescriptorId,
+}
+
+impl Descriptors {
+    /// Holds `file` open. If the same lower file is open by another overlay and has not changed, that descriptor is shared
+    /// and `file` is closed.
+    pub fn hold(&mut self, file: File, layout: &Layout, filesystem: FilesystemKind) -> Descriptor {
+        let is_overlay = filesystem == FilesystemKind::Overlay;
+        let lower = is_overlay.then(|| LowerFile::from_file(&file).ok()).flatten();
+        if let Some(lower) = lower
+            && let Some(&id) = self.by_lower.get(&lower)
+            && let Some(open) = self.open.get_mut(&id)
+            && open.layout == *layout
+            && LowerFile::from_file(&open.file).is_ok_and(|now| now == lower)
+        {
+            open.last_used = Some(Instant::now());
+            return Descriptor { id, is_exact: false };
+        }
+        self.insert(OpenFile { file, lower, layout: layout.clone(), last_used: Some(Instant::now()) })
+    }
+
+    /// Holds a file that is never closed.
+    pub fn pin(&mut self, file: File, layout: &Layout) -> Descriptor {
+        self.insert(OpenFile { file, lower: None, layout: layout.clone(), last_used: None })
+    }
+
+    fn insert(&mut self, open: OpenFile) -> Descriptor {
+        let id = self.next;
+        self.next += 1;
+        if let Some(lower) = open.lower {
+            self.by_lower.insert(lower, id);
+        }
+        self.open.insert(id, open);
+        Descriptor { id, is_exact: true }
+    }
+
+    /// The file, if it is still open.
+    pub fn file(&self, descriptor: Descriptor) -> Option<&File> {
+        self.open.get(&descriptor.id).map(|open| &open.file)
+    }
+
+    /// The file for reading its content. A shared file must not have changed since it was opened.
+    pub fn content(&self, descriptor: Descriptor) -> Result<&File, StackLossReason> {
+        let open = self.open.get(&descriptor.id).ok_or(StackLossReason::FileEvicted)?;
+        let is_unchanged =
+            descriptor.is_exact || LowerFile::from_file(&open.file).is_ok_and(|now| Some(now) == open.lower);
+        if is_unchanged { Ok(&open.file) } else { Err(StackLossReason::FileChanged) }
+    }
+
+    /// Marks the file as used. Returns false if it is not open any more.
+    pub fn touch(&mut self, descriptor: Descriptor) -> bool {
+        let Some(open) = self.open.get_mut(&descriptor.id) else { return false };
+        open.last_used = open.last_used.map(|_| Instant::now());
+        true
+    }
+
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Closes the least recently used file, but not `newest` and no pinned one. Returns false if there is none.
+    pub fn evict(&mut self, newest: Option<Descriptor>) -> bool {
+        let others = self.open.iter().filter(|(id, _)| newest.is_none_or(|descriptor| descriptor.id != **id));
+        let used = others.filter_map(|(&id, open)| Some((open.last_used?, id)));
+        let Some((_, id)) = used.min() else { return false };
+        self.close(id);
+        true
+    }
+
+    /// Closes the files that were last used before `since`.
+    pub fn close_unused_since(&mut self, since: Instant) {
+        let is_unused = |open: &OpenFile| open.last_used.is_some_and(|used| used < since);
+        let unused = self.open.iter().filter(|(_, open)| is_unused(open));
+        let unused: Vec<DescriptorId> = unused.map(|(&id, _)| id).collect();
+        for id in unused {
+            self.close(id);
+        }
+    }
+
+    fn close(&mut self, id: DescriptorId) {
+        if let Some(lower) = self.open.remove(&id).and_then(|open| open.lower)
+            && self.by_lower.get(&lower) == Some(&id)
+        {
+            self.by_lower.remove(&lower);
+        }
+    }
+}
