@@ -83,7 +83,7 @@ fn an_incomplete_stack_has_a_frame_with_the_reason_and_is_counted() {
     let (samples, _) = aggregator.finish(&mut symbolizer, &mut PythonFunctions::default(), unknown_owner);
     let ends = |sample: &&Sample| {
         let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
-        last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_agent"))
+        last.is_some_and(|name| name.starts_with("[unwind: no table yet for podopsy_stacks"))
     };
     assert_eq!(samples.iter().filter(ends).count(), 1, "{samples:?}");
     assert!(End::ALL.iter().zip(0..).all(|(end, index)| *end as u32 == index));
