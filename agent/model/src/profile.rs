@@ -37,8 +37,8 @@ pub struct Frame {
     pub module: Option<Arc<str>>,
     /// The module's build id, hex; null: it has none, or the file could not be read.
     pub build_id: Option<Arc<str>>,
-    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). Of a return address, the
-    /// last byte of the call: that is what was looked up.
+    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). Of a return address,
+    /// the last byte of the call: that is what was looked up.
     pub offset: u64,
     /// Source file and line where debug information has them.
     pub source: Option<(Arc<str>, u32)>,

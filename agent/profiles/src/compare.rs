@@ -103,8 +103,8 @@ fn count<'a>(
     side: fn(&mut BeforeAfter) -> &mut u64,
     found: &mut HashMap<&'a str, (BeforeAfter, BeforeAfter)>,
 ) {
-    // Sums are kept by index and names are looked up at the end: a profile has millions of frames, but only thousands of
-    // functions.
+    // Sums are kept by index and names are looked up at the end: a profile has millions of frames, but only thousands
+    // of functions.
     let mut sums = vec![(0_u64, 0_u64); profile.functions.len()];
     let mut last_stack = vec![usize::MAX; profile.functions.len()];
     for (index, (stack, value)) in profile.stacks().enumerate() {

@@ -1,5 +1,5 @@
-//! Profiles as files: [`export`] writes each format, [`import`] reads pprof files of any origin, and [`compare`] lists the
-//! changes between two profiles.
+//! Profiles as files: [`export`] writes each format, [`import`] reads pprof files of any origin, and [`compare`] lists
+//! the changes between two profiles.
 //!
 //! Must not depend on: processes, pods, how a profile was recorded.
 

@@ -1,4 +1,5 @@
-//! Writes the difference of two profiles: folded stacks with two counts, or a flame graph in red (more) and blue (less).
+//! Writes the difference of two profiles: folded stacks with two counts, or a flame graph in red (more) and blue
+//! (less).
 //!
 //! Must not depend on: pprof, how profiles are compared. The widths in the flame graph are those of the later profile.
 

@@ -1,5 +1,5 @@
-//! The profile that the tests of the formats write: one pod with inlining, kernel frames and hostile names, and one host
-//! process.
+//! The profile that the tests of the formats write: one pod with inlining, kernel frames and hostile names, and one
+//! host process.
 //!
 //! Must not depend on: any format.
 

@@ -3,8 +3,9 @@
 //! Must not depend on: pprof, SVG, folded stacks.
 //!
 //! The format is made for samples with times, but podopsy's profiles have counted stacks. Each stack becomes one sample
-//! whose weight is its count, and a thread's samples follow each other, most frequent first. So lengths are true, but the
-//! order is not that of time. Modules are written as subcategories, because the crate's frames have no field for them.
+//! whose weight is its count, and a thread's samples follow each other, most frequent first. So lengths are true, but
+//! the order is not that of time. Modules are written as subcategories, because the crate's frames have no field for
+//! them.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -19,8 +20,8 @@ use fxprof_processed_profile::{
 use super::{is_kernel, owner_path, sample_value, title};
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling, file_name};
 
-/// Threads with a track of their own; a browser cannot handle many more. The other threads share one track, so that sums
-/// stay true.
+/// Threads with a track of their own; a browser cannot handle many more. The other threads share one track, so that
+/// sums stay true.
 const MAX_TRACKS: usize = 256;
 /// Modules with a subcategory of their own. The crate panics at 65,536.
 const MAX_MODULES: usize = 4096;

@@ -2,8 +2,8 @@
 //!
 //! Must not depend on: SVG, pprof.
 //!
-//! Kernel frames end in `_[k]` and inlined ones in `_[i]`; flame graph tools colour by these suffixes. A `;` or a control
-//! character in a name is escaped (`\x3b`), so that a name cannot add frames to a line.
+//! Kernel frames end in `_[k]` and inlined ones in `_[i]`; flame graph tools colour by these suffixes. A `;` or a
+//! control character in a name is escaped (`\x3b`), so that a name cannot add frames to a line.
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! Adds several of podopsy's pprof files up to one: a time range of the always-on profile.
 //!
-//! Files, functions and locations of the parts are kept, each once, and the values of equal stacks are added up. Nothing
-//! is symbolized again. The result is bounded: a sum that would be too large is refused, so that the caller can ask for
-//! less.
+//! Files, functions and locations of the parts are kept, each once, and the values of equal stacks are added up.
+//! Nothing is symbolized again. The result is bounded: a sum that would be too large is refused, so that the caller can
+//! ask for less.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -98,7 +98,8 @@ impl ProfileHeader {
 }
 
 impl ProfileMerger {
-    /// Adds a gzipped part. Returns false, and adds nothing, if it is not a profile; fails if the sum would be too large.
+    /// Adds a gzipped part. Returns false, and adds nothing, if it is not a profile; fails if the sum would be too
+    /// large.
     pub fn add(&mut self, packed: &[u8]) -> anyhow::Result<bool> {
         let Ok(part) = unpack(packed) else { return Ok(false) };
         self.add_part(&part).map(|()| true)

@@ -17,8 +17,8 @@ pub use format::Format;
 use podopsy_model::owner::{KnownBy, Owner};
 use podopsy_model::profile::{Frame, Profile, Quality, Sampling};
 
-/// True for frames of the kernel and of its modules. Their modules are in brackets, like those of the process's own areas
-/// without a file, which are listed here.
+/// True for frames of the kernel and of its modules. Their modules are in brackets, like those of the process's own
+/// areas without a file, which are listed here.
 fn is_kernel(frame: &Frame) -> bool {
     let in_process = ["[vdso]", "[vsyscall]", "[anonymous]", podopsy_model::profile::PYTHON_MODULE];
     frame.module.as_deref().is_some_and(|module| module.starts_with('[') && !in_process.contains(&module))

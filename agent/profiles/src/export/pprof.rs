@@ -2,9 +2,9 @@
 //!
 //! Must not depend on: SVG, folded stacks, where frames come from.
 //!
-//! Format: <https://github.com/google/pprof/blob/main/proto/profile.proto>. The types come from the `pprof` crate, which
-//! has its own version of prost. They are encoded through the `Message` trait that this crate exports, and never mix with
-//! the prost of CRI.
+//! Format: <https://github.com/google/pprof/blob/main/proto/profile.proto>. The types come from the `pprof` crate,
+//! which has its own version of prost. They are encoded through the `Message` trait that this crate exports, and never
+//! mix with the prost of CRI.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,6 +1,7 @@
 //! Writes a flame graph: one SVG file that opens in a browser, with search and zoom.
 //!
-//! Must not depend on: addresses, pprof. Containers choose the names. inferno escapes them for XML, and a test checks that.
+//! Must not depend on: addresses, pprof. Containers choose the names. inferno escapes them for XML, and a test checks
+//! that.
 
 use std::io::Write;
 

@@ -1,8 +1,8 @@
 //! Reads profiles from files, written by podopsy or by any other program.
 //!
 //! A file is untrusted: every size is checked before memory is allocated for it. A file over a bound is refused with an
-//! error that names the bound, and never truncated silently. Must not depend on: processes, pods, how a profile is recorded
-//! or rendered.
+//! error that names the bound, and never truncated silently. Must not depend on: processes, pods, how a profile is
+//! recorded or rendered.
 
 pub mod pprof;
 pub mod wire;

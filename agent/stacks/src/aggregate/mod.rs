@@ -1,7 +1,7 @@
 //! Counts raw samples by their stacks, and makes [`Sample`]s of them.
 //!
-//! Samples are counted as numbers while they arrive, and addresses are symbolized once, at the end. Only what would be too
-//! late then is done at once: the process is added to the symbolizer while it lives, and its name is read.
+//! Samples are counted as numbers while they arrive, and addresses are symbolized once, at the end. Only what would be
+//! too late then is done at once: the process is added to the symbolizer while it lives, and its name is read.
 //!
 //! Memory is bounded by the number of distinct stacks. A sample over the bound keeps its process and owner, and has the
 //! frame `[too many stacks]` instead of its stack, so that totals stay true.

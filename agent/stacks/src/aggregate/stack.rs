@@ -5,8 +5,8 @@ use podopsy_wire::{End, PythonEnd};
 use super::RawSample;
 use crate::symbolize::UserAddress;
 
-/// The first number of a stack: how many of its addresses are of the kernel and of user space (at most 127 each), and how
-/// the user part and Python's part ended.
+/// The first number of a stack: how many of its addresses are of the kernel and of user space (at most 127 each), and
+/// how the user part and Python's part ended.
 pub(super) fn head(sample: &RawSample<'_>) -> u64 {
     sample.kernel.len() as u64
         | (sample.user.len() as u64) << 8

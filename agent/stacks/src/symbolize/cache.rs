@@ -1,5 +1,5 @@
-//! Caches the frames of addresses in files from one profile to the next. A node runs much the same code each minute, and a
-//! name costs the reading of a file's symbols.
+//! Caches the frames of addresses in files from one profile to the next. A node runs much the same code each minute,
+//! and a name costs the reading of a file's symbols.
 //!
 //! Must not depend on: files, ELF, processes. The id of a file is never given to another file.
 
@@ -39,8 +39,8 @@ impl FrameCache {
         Self { entries: HashMap::new(), bytes: 0, max_bytes, round: 0 }
     }
 
-    /// The frames at an offset. The reason for a missing name comes with the first use in a round, so that it is counted
-    /// once per round.
+    /// The frames at an offset. The reason for a missing name comes with the first use in a round, so that it is
+    /// counted once per round.
     pub fn get(&mut self, file: FileId, offset: u64) -> Option<(Arc<[Frame]>, Option<StackLossReason>)> {
         let entry = self.entries.get_mut(&(file, offset))?;
         let missing = entry.missing.filter(|_| entry.round != self.round);
@@ -76,8 +76,8 @@ impl FrameCache {
         }
     }
 
-    /// Ends a round, after a profile. Removes entries that were not used in the last rounds, and those without a name whose
-    /// reason is not `permanent`, so that they are looked up again.
+    /// Ends a round, after a profile. Removes entries that were not used in the last rounds, and those without a name
+    /// whose reason is not `permanent`, so that they are looked up again.
     pub fn end_round(&mut self, is_permanent: impl Fn(StackLossReason) -> bool) {
         let round = self.round;
         self.retain(|entry| {

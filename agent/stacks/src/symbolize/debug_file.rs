@@ -1,7 +1,7 @@
 //! Finds the separate debug file of an executable: by build id, or by the name and the checksum in `.gnu_debuglink`.
 //!
-//! Only the host's folder of debug files is searched, whatever path a container's file contains. Must not depend on: caches,
-//! blazesym.
+//! Only the host's folder of debug files is searched, whatever path a container's file contains. Must not depend on:
+//! caches, blazesym.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,7 +1,7 @@
 //! Checks how deep debug information nests. It gets bytes, and must not depend on files or on blazesym.
 //!
-//! blazesym descends into inlined functions by recursion. A hostile `.debug_info` can nest as deep as it has bytes, which
-//! would overflow the stack. That ends the whole process: no handler catches it.
+//! blazesym descends into inlined functions by recursion. A hostile `.debug_info` can nest as deep as it has bytes,
+//! which would overflow the stack. That ends the whole process: no handler catches it.
 
 use gimli::{DebugAbbrev, DebugInfo, LittleEndian};
 

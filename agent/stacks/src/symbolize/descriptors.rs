@@ -1,7 +1,7 @@
 //! Open descriptors of files, shared between all containers of an image.
 //!
-//! Each container has an overlay of its own, which shows the same lower file under another device and inode. A descriptor
-//! for each would be thousands on a full node, and would keep the overlays of ended containers mounted.
+//! Each container has an overlay of its own, which shows the same lower file under another device and inode. A
+//! descriptor for each would be thousands on a full node, and would keep the overlays of ended containers mounted.
 //!
 //! Must not depend on: processes, symbols, where a file is mapped.
 
@@ -57,8 +57,8 @@ struct OpenFile {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Descriptor {
     id: DescriptorId,
-    /// True if the file was opened by the very device and inode that were asked for. While it is open, no other file can
-    /// have them.
+    /// True if the file was opened by the very device and inode that were asked for. While it is open, no other file
+    /// can have them.
     pub is_exact: bool,
 }
 
@@ -70,8 +70,8 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Holds `file` open. If the same lower file is open by another overlay and has not changed, that descriptor is shared
-    /// and `file` is closed.
+    /// Holds `file` open. If the same lower file is open by another overlay and has not changed, that descriptor is
+    /// shared and `file` is closed.
     pub fn hold(&mut self, file: File, layout: &Layout, filesystem: FilesystemKind) -> Descriptor {
         let is_overlay = filesystem == FilesystemKind::Overlay;
         let lower = is_overlay.then(|| LowerFile::from_file(&file).ok()).flatten();

@@ -1,7 +1,7 @@
 //! Reads the parts of an ELF file that describe its layout: segments, build id, section table.
 //!
-//! It reads with `pread`, in pieces of bounded size, and never with mmap: the file belongs to a container, which may truncate
-//! it meanwhile, and with a mapping that would cause SIGBUS. Must not depend on: processes, paths, symbols.
+//! It reads with `pread`, in pieces of bounded size, and never with mmap: the file belongs to a container, which may
+//! truncate it meanwhile, and with a mapping that would cause SIGBUS. Must not depend on: processes, paths, symbols.
 
 use std::fs::File;
 use std::io;
@@ -70,8 +70,8 @@ pub(crate) fn offset_in(segments: &[Segment], address: u64) -> Option<u64> {
     segment.offset.checked_add(address - segment.address)
 }
 
-/// The file header, if the file is ELF, 64-bit and little-endian. All machines that podopsy runs on are (x86-64, aarch64,
-/// riscv64).
+/// The file header, if the file is ELF, 64-bit and little-endian. All machines that podopsy runs on are (x86-64,
+/// aarch64, riscv64).
 pub(crate) fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
     let bytes = read_at(file, 0, HEADER).ok()?;
     let header = *object::pod::from_bytes::<elf::FileHeader64<LE>>(&bytes).ok()?.0;

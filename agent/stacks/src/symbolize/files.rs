@@ -1,7 +1,8 @@
-//! The executables that were seen. Each is held open from first sight, so that it can be read after its process has ended.
+//! The executables that were seen. Each is held open from first sight, so that it can be read after its process has
+//! ended.
 //!
-//! Descriptors, copies of symbols and entries are each bounded, and the least recently used goes first. The caller can also
-//! close the files that have not been used for a while.
+//! Descriptors, copies of symbols and entries are each bounded, and the least recently used goes first. The caller can
+//! also close the files that have not been used for a while.
 //!
 //! Must not depend on: processes (beyond the mapping that a file was found by), kernel addresses, frames.
 
@@ -77,8 +78,8 @@ struct KnownFile {
     key: FileKey,
 }
 
-/// Device and inode, as the kernel shows them for a mapping. While podopsy holds the file open by them, no other file can
-/// get the same.
+/// Device and inode, as the kernel shows them for a mapping. While podopsy holds the file open by them, no other file
+/// can get the same.
 type FileKey = ((u32, u32), u64);
 
 #[derive(Debug, Default)]
@@ -221,8 +222,8 @@ impl FileTable {
         self.known.get(&id).map(|known| (Arc::clone(&known.name), known.build_id.clone()))
     }
 
-    /// The file with this build id; of several, one whose symbols are copied or that is open. `bpf_stack_build_id` has 20
-    /// bytes: shorter ids are padded with zeros.
+    /// The file with this build id; of several, one whose symbols are copied or that is open. `bpf_stack_build_id` has
+    /// 20 bytes: shorter ids are padded with zeros.
     pub fn by_build_id(&self, build_id: &[u8; 20]) -> Option<FileId> {
         let is_same = |known: &KnownFile| {
             let id = &known.layout.build_id;
@@ -260,8 +261,8 @@ impl FileTable {
         self.descriptors.close_unused_since(since);
     }
 
-    /// Another entry for the same file whose symbols are copied already. Every container has its own device and inode for
-    /// the same file of an image.
+    /// Another entry for the same file whose symbols are copied already. Every container has its own device and inode
+    /// for the same file of an image.
     fn twin(&self, id: FileId) -> Option<FileId> {
         let own = self.known.get(&id)?;
         if !matches!(own.symbols, FileSymbols::NotRead) || own.layout.build_id.is_empty() {
@@ -405,8 +406,8 @@ impl KnownFile {
             }
             FileSymbols::Copied { own, debug_file } => (own, debug_file),
         };
-        // First debug information from either file, because it has lines. Then Go's own tables, which have lines too. Then
-        // symbol tables.
+        // First debug information from either file, because it has lines. Then Go's own tables, which have lines too.
+        // Then symbol tables.
         let paths = |has_debug_info| {
             let copies = debug_file.iter().chain(own);
             let matching = copies.filter(move |copy| copy.has_debug_info == has_debug_info);

@@ -1,8 +1,8 @@
 //! Finds the functions at kernel addresses: from names that the kernel printed for them, or else from /proc/kallsyms.
 //!
-//! The table is read once for all addresses that are looked up together, and never kept: it is 5 MB of text, three times
-//! that when parsed, and reading it takes 0.05 s. The results are cached, except for modules and BPF programs: others may be
-//! at the same addresses the next time.
+//! The table is read once for all addresses that are looked up together, and never kept: it is 5 MB of text, three
+//! times that when parsed, and reading it takes 0.05 s. The results are cached, except for modules and BPF programs:
+//! others may be at the same addresses the next time.
 //!
 //! Must not depend on: processes, files, vmlinux. Only the running kernel's own table is certain to be right.
 
@@ -91,8 +91,8 @@ struct KernelSymbol {
     module: Option<String>,
 }
 
-/// The symbol that each address (in ascending order) lies in: the nearest symbol that does not begin after it, if that is
-/// code. Returns none if the table hides its addresses.
+/// The symbol that each address (in ascending order) lies in: the nearest symbol that does not begin after it, if that
+/// is code. Returns none if the table hides its addresses.
 fn search(mut table: impl BufRead, addresses: &[u64]) -> io::Result<Option<Vec<Option<KernelSymbol>>>> {
     // For each address, the last of the symbols that begin after the previous address and not after this one.
     let mut best: Vec<Option<SymbolStart>> = vec![None; addresses.len()];
@@ -126,8 +126,8 @@ struct SymbolStart {
 }
 
 impl SymbolStart {
-    /// Takes another symbol if it begins later, or if it is the first code at the same address. Of several symbols at one
-    /// address, the kernel prints the first.
+    /// Takes another symbol if it begins later, or if it is the first code at the same address. Of several symbols at
+    /// one address, the kernel prints the first.
     fn improve(&mut self, address: u64, is_code: bool, name: &[u8]) {
         if self.name.is_empty()
             || self.address < address

@@ -1,7 +1,7 @@
 //! Reads a process's executable mappings from /proc/PID/maps (`fs/proc/task_mmu.c`), its stat, and its mounts.
 //!
-//! It does not use the procfs crate: a container can put any bytes into a path, and that crate requires UTF-8, fails on the
-//! whole file at the first unexpected line, and panics on a file named `/SYSV`.
+//! It does not use the procfs crate: a container can put any bytes into a path, and that crate requires UTF-8, fails on
+//! the whole file at the first unexpected line, and panics on a file named `/SYSV`.
 //!
 //! Must not depend on: ELF, symbols, the content of files. It opens only /proc.
 
@@ -92,8 +92,8 @@ fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
     Ok(found)
 }
 
-/// Parses `start-end perms offset major:minor inode   path`. Returns none for a mapping that is not executable, and for any
-/// other line.
+/// Parses `start-end perms offset major:minor inode   path`. Returns none for a mapping that is not executable, and for
+/// any other line.
 fn parse_line(line: &[u8]) -> Option<Area> {
     let mut fields = line.splitn(6, |&b| b == b' ');
     let mut text = || std::str::from_utf8(fields.next()?).ok();
@@ -146,8 +146,8 @@ pub struct ProcessStat {
 }
 
 impl ProcessStat {
-    /// True if at least one of `samples` samples of a CPU is expected to hit the process, by its share of CPU time since it
-    /// started. `uptime` comes from [`uptime`].
+    /// True if at least one of `samples` samples of a CPU is expected to hit the process, by its share of CPU time
+    /// since it started. `uptime` comes from [`uptime`].
     pub fn is_expected_in(self, samples: u64, uptime: u64) -> bool {
         let age = uptime.saturating_sub(self.start_time).max(1);
         // Ticks are rounded down: the process may have run for nearly one more.
@@ -223,8 +223,8 @@ impl Mounts {
         mounts
     }
 
-    /// Reads the mount table only if one of these mappings needs it. Devices with major 0 are virtual file systems, such as
-    /// FUSE and overlays. The exception is fuseblk, which only the node's root can mount.
+    /// Reads the mount table only if one of these mappings needs it. Devices with major 0 are virtual file systems,
+    /// such as FUSE and overlays. The exception is fuseblk, which only the node's root can mount.
     pub fn for_areas(pid: u32, areas: &[Area]) -> Mounts {
         let is_virtual = |area: &Area| area.is_file() && area.device.0 == 0;
         if areas.iter().any(is_virtual) { Mounts::read(pid) } else { Mounts::default() }

@@ -1,15 +1,15 @@
 //! Finds the function at an address, for processes that live and for those that have ended.
 //!
 //! ```text
-//! pid, address ─ processes (mappings) ─→ file, offset ─ files (open descriptor) ─→ copy of its symbols ─ resolver ─→ frames
+//! pid, address ─ processes (mappings) ─→ file, offset ─ files (descriptor) ─→ copy of symbols ─ resolver ─→ frames
 //! ```
 //!
-//! An executable is opened (`open`) when its process is first seen, and held open, so that its symbols can be read after
-//! the process has ended. The file belongs to a container and may be hostile. Its symbols are copied (`symbol_copy`) when
-//! the first address in it is looked up.
+//! An executable is opened (`open`) when its process is first seen, and held open, so that its symbols can be read
+//! after the process has ended. The file belongs to a container and may be hostile. Its symbols are copied
+//! (`symbol_copy`) when the first address in it is looked up.
 //!
-//! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds at the first address in a large file.
-//! Use it from `spawn_blocking` or a thread, not from an async task.
+//! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds at the first address in a large
+//! file. Use it from `spawn_blocking` or a thread, not from an async task.
 //!
 //! Must not depend on: aya, CRI, pods, Kubernetes. Reads /proc and ELF files.
 
@@ -59,8 +59,8 @@ pub struct UserAddress {
     pub is_return: bool,
 }
 
-/// The address to look up for an address of a stack. A return address can be the first one of the next function, while the
-/// call stands before it.
+/// The address to look up for an address of a stack. A return address can be the first one of the next function, while
+/// the call stands before it.
 pub fn lookup_address(address: u64, is_return: bool) -> u64 {
     address.saturating_sub(u64::from(is_return))
 }
@@ -111,8 +111,8 @@ impl Symbolizer {
         Self::default()
     }
 
-    /// For a recorder that always runs. Holds at most `files` files open at a time, and `bytes` bytes of their symbols and
-    /// debug information. A single file may need more, while it is the only one.
+    /// For a recorder that always runs. Holds at most `files` files open at a time, and `bytes` bytes of their symbols
+    /// and debug information. A single file may need more, while it is the only one.
     pub fn with_limits(files: usize, bytes: u64) -> Self {
         Self::from_parts(FileTable::with_limits(files, bytes), CACHED_BYTES_ALWAYS_ON)
     }
@@ -129,8 +129,8 @@ impl Symbolizer {
         }
     }
 
-    /// Reads a process's mappings and opens its executables while it lives. Call on first sight of a process, and when it
-    /// has exec'd (its comm changed). A pid with another start time than before is a new process.
+    /// Reads a process's mappings and opens its executables while it lives. Call on first sight of a process, and when
+    /// it has exec'd (its comm changed). A pid with another start time than before is a new process.
     pub fn add_process(&mut self, pid: u32) {
         let (processes, mut opener) = self.processes_and_opener();
         processes.add(pid, &mut opener);
@@ -149,14 +149,14 @@ impl Symbolizer {
         ProcessTable::refresh_files(pid, &mut opener);
     }
 
-    /// Closes files that were last used before `since`, by a live process or by a lookup. A file is opened again when it is
-    /// next seen.
+    /// Closes files that were last used before `since`, by a live process or by a lookup. A file is opened again when
+    /// it is next seen.
     pub fn close_unused_since(&mut self, since: Instant) {
         self.files.close_unused_since(since);
     }
 
-    /// Reads the mappings again if one of `addresses` is in none of them (dlopen), rate-limited per process. Call with each
-    /// new stack while the process may still live.
+    /// Reads the mappings again if one of `addresses` is in none of them (dlopen), rate-limited per process. Call with
+    /// each new stack while the process may still live.
     pub fn refresh_mappings(&mut self, pid: u32, addresses: &[u64]) {
         let (processes, mut opener) = self.processes_and_opener();
         processes.refresh(pid, addresses, &mut opener);
@@ -203,8 +203,9 @@ impl Symbolizer {
         }
     }
 
-    /// Looks up many addresses: first those of the kernel, then the others file by file, so that only one file's symbols are
-    /// in memory at a time. The results are cached for [`Symbolizer::user_frames`] and [`Symbolizer::kernel_frames`].
+    /// Looks up many addresses: first those of the kernel, then the others file by file, so that only one file's
+    /// symbols are in memory at a time. The results are cached for [`Symbolizer::user_frames`] and
+    /// [`Symbolizer::kernel_frames`].
     pub fn look_up_all(
         &mut self,
         kernel: impl IntoIterator<Item = (u64, bool)>,
@@ -278,8 +279,8 @@ impl Symbolizer {
         self.files.mappings()
     }
 
-    /// Why addresses have no name, by counter name. While its frames are cached, an address counts once between two calls of
-    /// [`Symbolizer::trim`], and not once per sample.
+    /// Why addresses have no name, by counter name. While its frames are cached, an address counts once between two
+    /// calls of [`Symbolizer::trim`], and not once per sample.
     pub fn losses(&self) -> BTreeMap<String, u64> {
         self.losses.by_name()
     }

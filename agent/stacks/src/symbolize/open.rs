@@ -1,8 +1,8 @@
-//! Opens the file behind a mapping safely. The container chooses the file: it can be a symlink, a FIFO, a device, or a huge
-//! sparse file.
+//! Opens the file behind a mapping safely. The container chooses the file: it can be a symlink, a FIFO, a device, or a
+//! huge sparse file.
 //!
-//! A path is first resolved to a reference (`O_PATH`), which does not open the file and has no side effects on devices and
-//! FIFOs. Then the reference is checked, and only a regular file is opened for reading.
+//! A path is first resolved to a reference (`O_PATH`), which does not open the file and has no side effects on devices
+//! and FIFOs. Then the reference is checked, and only a regular file is opened for reading.
 //!
 //! Must not depend on: ELF, caches. Nothing here reads the content of a file.
 
@@ -39,8 +39,8 @@ pub fn mapped_file(pid: u32, area: &Area, filesystem: FilesystemKind) -> Result<
     regular_file(&reference)
 }
 
-/// /proc/PID/map_files/START-END is a magic link to the mapped inode itself. It is right for deleted files, in other mount
-/// namespaces, and when another file has been put at the path.
+/// /proc/PID/map_files/START-END is a magic link to the mapped inode itself. It is right for deleted files, in other
+/// mount namespaces, and when another file has been put at the path.
 fn by_map_files(pid: u32, area: &Area) -> io::Result<File> {
     reference(Path::new(&format!("/proc/{pid}/map_files/{:x}-{:x}", area.start, area.end)))
 }

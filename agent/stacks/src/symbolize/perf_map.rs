@@ -2,8 +2,8 @@
 //! (`tools/perf/Documentation/jit-interface.txt` in the kernel's tree).
 //!
 //! The file belongs to the container: it lies in the container's mount namespace, under the pid that the process has in
-//! its own pid namespace. It is held open from first sight, like executables. It grows while the process lives, and is read
-//! when an address is looked up.
+//! its own pid namespace. It is held open from first sight, like executables. It grows while the process lives, and is
+//! read when an address is looked up.
 //!
 //! Must not depend on: ELF, mappings, frames.
 

@@ -56,7 +56,8 @@ pub(super) struct FileOpener<'a> {
 }
 
 impl ProcessTable {
-    /// Reads the mappings of a process that is new, has exec'd, or has another start time than the known one of that pid.
+    /// Reads the mappings of a process that is new, has exec'd, or has another start time than the known one of that
+    /// pid.
     pub fn add(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
         let Ok(ProcessStat { start_time, is_kernel_thread, .. }) = maps::stat(pid) else {
             if !self.known.contains_key(&pid) {
@@ -92,8 +93,8 @@ impl ProcessTable {
         self.open_perf_map(pid);
     }
 
-    /// Opens the files of a process without remembering its mappings. A process that has ended is not a loss here: none of
-    /// its samples asked for the files.
+    /// Opens the files of a process without remembering its mappings. A process that has ended is not a loss here: none
+    /// of its samples asked for the files.
     pub fn hold_files(pid: u32, opener: &mut FileOpener<'_>) {
         if let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) {
             read_mappings(pid, start_time, opener);

@@ -1,8 +1,8 @@
 //! The thread that runs blazesym. It gets paths that are safe to open, and addresses.
 //!
-//! blazesym has a thread of its own for four reasons: it is not `Send`; a panic in it ends this thread and not the recorder,
-//! and it parses what containers wrote; an input that takes it forever costs a timeout, after which the thread is given up;
-//! and the thread can have a large stack, because blazesym recurses into debug information.
+//! blazesym has a thread of its own for four reasons: it is not `Send`; a panic in it ends this thread and not the
+//! recorder, and it parses what containers wrote; an input that takes it forever costs a timeout, after which the
+//! thread is given up; and the thread can have a large stack, because blazesym recurses into debug information.
 //!
 //! Must not depend on: processes, mappings, containers.
 
@@ -175,8 +175,8 @@ fn handle(blazesym: &mut symbolize::Symbolizer, request: Request) -> Response {
 
 /// Adds the name of the symbol table to lines from debug information without names.
 ///
-/// Broken debug information must not hide the symbol table. Names can also be in another file (dwz, `.gnu_debugaltlink`),
-/// which is not followed: then the lines are good, and the name is in the symbol table.
+/// Broken debug information must not hide the symbol table. Names can also be in another file (dwz,
+/// `.gnu_debugaltlink`), which is not followed: then the lines are good, and the name is in the symbol table.
 fn add_plain_name(lines: Option<Symbol>, plain: Option<Symbol>) -> Option<Symbol> {
     match (lines, plain) {
         (Some(mut lines), Some(mut plain)) => {

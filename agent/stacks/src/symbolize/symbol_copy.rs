@@ -1,10 +1,10 @@
 //! Makes a private copy of a file's symbols that is safe to give to blazesym.
 //!
-//! The file is held open, but it cannot be given to blazesym directly, for two reasons. blazesym maps what it reads, and a
-//! container that truncates its file would kill podopsy with SIGBUS. blazesym also follows `.gnu_debuglink`,
+//! The file is held open, but it cannot be given to blazesym directly, for two reasons. blazesym maps what it reads,
+//! and a container that truncates its file would kill podopsy with SIGBUS. blazesym also follows `.gnu_debuglink`,
 //! `.gnu_debugaltlink` and `.debug_sup` to any absolute path, as root: that can be a FIFO that never answers, or
-//! /dev/watchdog. So only the sections with symbols are written into an ELF file in a memfd, with names from [`SECTIONS`]
-//! and not from the file.
+//! /dev/watchdog. So only the sections with symbols are written into an ELF file in a memfd, with names from
+//! [`SECTIONS`] and not from the file.
 //!
 //! Must not depend on: processes, blazesym.
 
@@ -19,7 +19,8 @@ use object::elf;
 use super::elf::{HEADER, SECTION_HEADER, Section, header, read_at, sections};
 use crate::StackLossReason;
 
-/// The sections that blazesym reads for names and lines: two tables of symbols with their strings, then debug information.
+/// The sections that blazesym reads for names and lines: two tables of symbols with their strings, then debug
+/// information.
 const SECTIONS: [&str; 14] = [
     ".symtab",
     ".strtab",

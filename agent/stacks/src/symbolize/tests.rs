@@ -70,7 +70,8 @@ fn a_function_of_a_living_process_has_its_name_line_offset_and_build_id() {
     let build_id = frame.build_id.clone().unwrap();
     assert!(symbolizer.mappings().iter().any(|mapping| mapping.build_id.as_ref() == Some(&build_id)));
 
-    // A return address is looked up one byte before: the second byte of the function is still inside as a return address.
+    // A return address is looked up one byte before: the second byte of the function is still inside as a return
+    // address.
     let back = symbolizer.user_frames(UserAddress { pid, address: own_address() + 1, is_return: true });
     assert_eq!(back, frames);
 
@@ -121,8 +122,8 @@ fn inlined_functions_come_before_the_one_they_are_in() {
     assert!(inner.source.as_ref().unwrap().1 < outer.source.as_ref().unwrap().1, "{frames:?}");
 }
 
-/// Copies in a process of its own. A child that another test starts meanwhile would inherit the descriptor, and a file that
-/// is open for writing cannot be executed (ETXTBSY).
+/// Copies in a process of its own. A child that another test starts meanwhile would inherit the descriptor, and a file
+/// that is open for writing cannot be executed (ETXTBSY).
 fn copy(program: &Path, to: &Path) {
     let copied = Command::new("cp").arg(program).arg(to).status().unwrap();
     assert!(copied.success(), "{copied}");
@@ -429,7 +430,8 @@ fn an_address_has_the_same_frames_after_a_trim() {
     assert_eq!(symbolizer.user_frames(at(pid, own_address())), before);
 }
 
-/// No hostile ELF file may cause a panic or a hang. The files are the same in each run, so that a failure can be reproduced.
+/// No hostile ELF file may cause a panic or a hang. The files are the same in each run, so that a failure can be
+/// reproduced.
 #[test]
 fn hostile_elf_files_cause_no_panic_and_no_hang() {
     let valid = {

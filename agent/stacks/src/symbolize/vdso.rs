@@ -1,7 +1,7 @@
 //! Reads the image of the vDSO, code that the kernel maps into every process.
 //!
-//! It must not depend on other processes: podopsy's own has the same image. A 32-bit process has another image. Its frames
-//! lie outside of the segments of this one, or have only the name `[vdso]`, so they get no wrong names.
+//! It must not depend on other processes: podopsy's own has the same image. A 32-bit process has another image. Its
+//! frames lie outside of the segments of this one, or have only the name `[vdso]`, so they get no wrong names.
 
 use std::fs::File;
 use std::io::Write;

@@ -44,7 +44,7 @@ impl<'a> FileImage<'a> {
     }
 
     /// The 32-bit number at an address.
-    pub fn word(&self, address: u64) -> Option<u32> {
+    pub fn u32_at(&self, address: u64) -> Option<u32> {
         Some(u32::from_le_bytes(self.bytes(address, 4)?.try_into().ok()?))
     }
 

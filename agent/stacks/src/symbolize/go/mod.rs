@@ -1,7 +1,7 @@
 //! Names and lines of Go programs, from the tables that Go's own tracebacks use. `strip` does not remove them.
 //!
-//! The tables belong to a container and may be hostile. Each read is small and bounded, only the addresses of the tables are
-//! kept, and a lookup in a damaged table finds no name. Must not depend on: processes, blazesym.
+//! The tables belong to a container and may be hostile. Each read is small and bounded, only the addresses of the
+//! tables are kept, and a lookup in a damaged table finds no name. Must not depend on: processes, blazesym.
 //!
 //! ```text
 //! address ─ functab (binary search) ─→ function ─ pctab ─→ file, line, node in the tree of inlined calls ─→ names
@@ -24,8 +24,8 @@ use super::elf::Layout;
 use super::resolver::{Symbol, SymbolFunction, shorten};
 use podopsy_model::text::escape_bytes;
 
-/// Steps for all lookups in one file together: some seconds. One lookup takes some hundred steps, but a hostile table can be
-/// of any length, and there are as many addresses to look up as samples.
+/// Steps for all lookups in one file together: some seconds. One lookup takes some hundred steps, but a hostile table
+/// can be of any length, and there are as many addresses to look up as samples.
 const MAX_STEPS: u32 = 1 << 27;
 /// Inlined calls at one address. Go's compiler inlines about ten deep.
 const MAX_INLINED: usize = 64;
@@ -153,7 +153,7 @@ impl GoSymbols {
     /// The index of the inlined call that contains an address.
     fn inlined(&self, image: &FileImage<'_>, function: &GoFunction, address: u64) -> Option<u32> {
         let at = function.tables_at + u64::from(PCDATA_INLINED) * 4;
-        let table = image.word(at)?;
+        let table = image.u32_at(at)?;
         self.value(image, table, function, address)
     }
 

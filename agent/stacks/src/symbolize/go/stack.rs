@@ -1,5 +1,5 @@
-//! Reads how far the stack of each function has grown at each of its addresses. Go's garbage collector unwinds by this table,
-//! and the linker makes `.debug_frame` from it, which `strip` removes.
+//! Reads how far the stack of each function has grown at each of its addresses. Go's garbage collector unwinds by this
+//! table, and the linker makes `.debug_frame` from it, which `strip` removes.
 //!
 //! All of it is read into memory at once. Must not depend on: rules, unwind tables.
 
@@ -13,9 +13,9 @@ use crate::StackLossReason;
 /// The largest table that is read. That of kubelet has 25 MB.
 const MAX_BYTES: u64 = 64 << 20;
 const MAX_STEPS: usize = 16 << 20;
-/// Functions without a caller. Go's own flag for them (`abi.FuncFlagTopFrame`) is not used, because functions that can be
-/// unwound have it too: a signal's trampoline leads to the code that it interrupted, and `cgocallback` to the goroutine that
-/// called C.
+/// Functions without a caller. Go's own flag for them (`abi.FuncFlagTopFrame`) is not used, because functions that can
+/// be unwound have it too: a signal's trampoline leads to the code that it interrupted, and `cgocallback` to the
+/// goroutine that called C.
 const OUTERMOST: [&[u8]; 3] = [b"runtime.rt0_go", b"runtime.mstart", b"runtime.goexit"];
 
 /// The stack of a function. Addresses are virtual addresses of the file.

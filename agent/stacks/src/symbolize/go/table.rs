@@ -1,7 +1,7 @@
 //! Finds the tables of a Go program, and reads their entries.
 //!
-//! In a position-independent program, the linker leaves base addresses to the loader. They are read from the relocations.
-//! Must not depend on: how functions and lines are looked up.
+//! In a position-independent program, the linker leaves base addresses to the loader. They are read from the
+//! relocations. Must not depend on: how functions and lines are looked up.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,8 +24,8 @@ pub(super) enum TableVersion {
     Go120,
 }
 
-/// The layout of `runtime._func`: its length without the tables that follow, and the offset of the name. Its last byte is
-/// the number of FUNCDATA entries.
+/// The layout of `runtime._func`: its length without the tables that follow, and the offset of the name. Its last byte
+/// is the number of FUNCDATA entries.
 pub(super) struct FunctionLayout {
     pub len: usize,
     pub name: usize,
@@ -113,8 +113,8 @@ impl GoTable {
         self.start..self.end
     }
 
-    /// The first address of a function, and the offset of its description from [`GoTable::pcln`]. The entry after the last
-    /// function is the end of the text.
+    /// The first address of a function, and the offset of its description from [`GoTable::pcln`]. The entry after the
+    /// last function is the end of the text.
     pub fn entry(&self, image: &FileImage<'_>, index: u64) -> Option<(u64, u64)> {
         let last = index == self.functions;
         let size = if self.version == TableVersion::Go116 { 8 } else { 4 };
@@ -151,7 +151,7 @@ impl GoTable {
             let at = tables.checked_next_multiple_of(8)?.checked_add(u64::from(kind) * 8)?;
             return quad(image, at).filter(|&address| address != 0);
         }
-        let offset = image.word(tables.checked_add(u64::from(kind) * 4)?)?;
+        let offset = image.u32_at(tables.checked_add(u64::from(kind) * 4)?)?;
         self.data?.checked_add(u64::from(offset)).filter(|_| offset != u32::MAX)
     }
 
@@ -160,10 +160,11 @@ impl GoTable {
         let (size, name, parent) =
             if self.version == TableVersion::Go120 { (16, 4, 8) } else { (20, 12, 16) };
         let at = tree.checked_add(u64::from(index) * size)?;
-        Some((image.word(at.checked_add(name)?)?, image.word(at.checked_add(parent)?)?))
+        Some((image.u32_at(at.checked_add(name)?)?, image.u32_at(at.checked_add(parent)?)?))
     }
 
-    /// Finds `runtime.firstmoduledata`, which begins with the address of the table, and reads the base addresses from it.
+    /// Finds `runtime.firstmoduledata`, which begins with the address of the table, and reads the base addresses from
+    /// it.
     fn read_module(&mut self, image: &FileImage<'_>, file: &File, sections: &[Section]) -> Option<()> {
         if self.version == TableVersion::Go116 {
             return None;
@@ -183,7 +184,8 @@ impl GoTable {
                 own.map(|(index, _)| section.address + index as u64 * 8).find(is_module)
             })
         })?;
-        // moduledata.text and moduledata.gofunc; the latter stands two words further since 1.20 added coverage counters.
+        // moduledata.text and moduledata.gofunc; the latter stands two words further since 1.20 added coverage
+        // counters.
         let data = if self.version == TableVersion::Go118 { 304 } else { 320 };
         self.text = pointer(module.checked_add(176)?)?;
         self.data = pointer(module.checked_add(data)?);

@@ -26,9 +26,9 @@ fn text_of(file: &File) -> (u64, u64) {
     (text.address, text.size)
 }
 
-/// Compares the functions, the inlined functions and their lines at every 7th byte of the code. The two sources share no
-/// code: Go's tables, read here, and DWARF, read by blazesym. Returns the number of addresses that agree, that differ, and
-/// that agree and have inlined functions.
+/// Compares the functions, the inlined functions and their lines at every 7th byte of the code. The two sources share
+/// no code: Go's tables, read here, and DWARF, read by blazesym. Returns the number of addresses that agree, that
+/// differ, and that agree and have inlined functions.
 fn compare_with_dwarf(program: &Path) -> (u32, u32, u32) {
     let file = File::open(program).unwrap();
     let layout = layout(&file).unwrap();
