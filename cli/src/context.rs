@@ -27,8 +27,8 @@ impl Context {
 
     /// Opens the room that names pods. A runtime that is absent or broken is no error there.
     pub async fn pods(&self) -> anyhow::Result<Arc<Pods>> {
-        let defaults = pods::Options::default();
-        let options = pods::Options {
+        let defaults = pods::PodsOptions::default();
+        let options = pods::PodsOptions {
             cri_socket: self.global.cri_socket.clone(),
             cri_timeout: self.global.cri_timeout,
             ..defaults

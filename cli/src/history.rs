@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 use podopsy_client::{
     AgentClient, ClientError, EventList, HistoryGap, QueryParameters, RUN_DIR, SOCKET_NAME,
 };
-use podopsy_model::Kind;
-use podopsy_store::{DIR, FILE, Filter, ITEMS_MAX, Reader, Refused, Shelf};
+use podopsy_model::EventKind;
+use podopsy_store::{Collection, DIR, FILE, Filter, ITEMS_MAX, ReadError, Reader};
 
 use crate::args::HistoryDir;
 use crate::render::units;
@@ -47,16 +47,16 @@ fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
 /// None: it has left none. Waits for the disk: not for an async task.
 pub fn left(
     dir: &Path,
-    kinds: &[Kind],
+    kinds: &[EventKind],
     most: usize,
     from: Timestamp,
-) -> Result<Option<(EventList, Vec<HistoryGap>)>, Refused> {
+) -> Result<Option<(EventList, Vec<HistoryGap>)>, ReadError> {
     if !dir.join(FILE).exists() {
         return Ok(None);
     }
-    let reader = Reader::of(dir);
+    let reader = Reader::open(dir);
     let kinds = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
-    let mut filter = Filter { kinds, newest_first: true, ..Filter::all(Shelf::Events) };
+    let mut filter = Filter { kinds, newest_first: true, ..Filter::all(Collection::Events) };
     let mut left = EventList::default();
     loop {
         filter.items = ITEMS_MAX.min(most - left.events.len());

@@ -10,8 +10,8 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
-use podopsy_model::incident::{How, Incident, Level, Verdict};
-use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill};
+use podopsy_model::incident::{Evidence, Level, OomIncident, Verdict};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, OomKill};
 use podopsy_pods::Pods;
 use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::oom::recover;
@@ -26,20 +26,20 @@ fn oom_only() -> RecorderOptions {
 }
 
 fn kill_of(events: &[Event], pid: u32) -> Option<(&Event, &OomKill)> {
-    events.iter().filter(|event| event.kind == Kind::OomKill).find_map(|event| match &event.detail {
+    events.iter().filter(|event| event.kind == EventKind::OomKill).find_map(|event| match &event.detail {
         Detail::Oom(kill) if kill.victim.pid == pid => Some((event, kill)),
         _ => None,
     })
 }
 
-fn incident_of(events: &[Event], pid: u32) -> Option<(&Event, &Incident)> {
+fn incident_of(events: &[Event], pid: u32) -> Option<(&Event, &OomIncident)> {
     events.iter().find_map(|event| {
         let incident = event.incident.as_deref()?;
         incident.victims.iter().any(|victim| victim.task.pid == pid).then_some((event, incident))
     })
 }
 
-fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&'a Event, &'a Incident)> {
+fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&'a Event, &'a OomIncident)> {
     events.iter().find_map(|event| {
         let of = event.pod.as_ref()?;
         (of.namespace == namespace && of.name == pod).then_some((event, event.incident.as_deref()?))
@@ -48,11 +48,13 @@ fn incident_in<'a>(events: &'a [Event], namespace: &str, pod: &str) -> Option<(&
 
 /// The kernel limits the headers of OOM reports to 10 in 5 s for all kills. Without a header, whose limit it was is
 /// inferred on v1 and observed on v2. Either is correct, and the incident must have the right source.
-fn assert_limit_source(incident: &Incident) {
+fn assert_limit_source(incident: &OomIncident) {
     let by = incident.limit.by.as_str();
     match incident.limit.how {
-        How::Observed => assert!(["kernel log", "memory.events.local"].contains(&by), "{by}"),
-        How::Inferred => assert!(incident.constraint.is_none(), "the log has a header: {:?}", incident.limit),
+        Evidence::Observed => assert!(["kernel log", "memory.events.local"].contains(&by), "{by}"),
+        Evidence::Inferred => {
+            assert!(incident.constraint.is_none(), "the log has a header: {:?}", incident.limit)
+        }
     }
 }
 
@@ -87,7 +89,7 @@ fn a_leaf_limit_with_every_level_and_the_table() {
     );
     assert!(!kill.already_dying && !kill.recovered);
     let (report, incident) = incident_of(&recording.seen, pid).expect("just found");
-    assert_eq!((report.kind, kill.incident.as_deref()), (Kind::OomIncident, Some(incident.id.as_str())));
+    assert_eq!((report.kind, kill.incident.as_deref()), (EventKind::OomIncident, Some(incident.id.as_str())));
     assert_eq!((report.time, &report.process), (event.time, &event.process));
     assert_limit_source(incident);
     assert_eq!(incident.victims.len(), 1);
@@ -174,7 +176,8 @@ fn a_victim_of_many_threads_is_its_leader() {
     let trigger = incident.trigger.as_ref().expect("the probe saw it");
     assert_eq!(trigger.pid, pid);
     assert_ne!(trigger.tid, pid, "the trigger is a thread");
-    let kills = recording.seen.iter().filter(|event| event.kind == Kind::OomKill && event.process.pid == pid);
+    let kills =
+        recording.seen.iter().filter(|event| event.kind == EventKind::OomKill && event.process.pid == pid);
     assert_eq!(kills.count(), 1);
 }
 
@@ -242,7 +245,7 @@ fn kills_without_a_running_recorder_are_reported_by_the_next_start() {
     assert!(kill_of(&recording.seen, seen_live).is_some_and(|(_, kill)| !kill.recovered));
     let (events, losses) = recording.stop();
     let reported =
-        events.iter().filter(|event| event.kind == Kind::OomKill && missed.contains(&event.process.pid));
+        events.iter().filter(|event| event.kind == EventKind::OomKill && missed.contains(&event.process.pid));
     assert_eq!(reported.count(), 3, "each is reported once");
     assert_eq!(losses.get("oom_missed_while_down"), None, "the log has all of them: {losses:?}");
 
@@ -296,7 +299,7 @@ fn without_any_recorder_the_kernel_log_and_the_runtime_explain_a_kill() {
         return;
     };
     assert_eq!((event.known_by, incident.recovered), (KnownBy::Cri, true));
-    assert_eq!((incident.limit.of, incident.limit.how), (Level::Container, How::Observed));
+    assert_eq!((incident.limit.of, incident.limit.how), (Level::Container, Evidence::Observed));
     assert!(incident.processes.as_ref().is_some_and(|table| table.rows.iter().any(|row| row.victim)));
     assert!(incident.runtime.as_ref().is_some_and(|view| view.state == "exited"));
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use podopsy_model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, EventKind};
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, fine, in_own_network, query, require_root, respond};
 
@@ -58,7 +58,7 @@ fn ask(server: std::net::SocketAddr, id: u16, name: &str) {
 }
 
 fn failures(events: &[Event]) -> usize {
-    events.iter().filter(|event| event.kind == Kind::DnsFailure).count()
+    events.iter().filter(|event| event.kind == EventKind::DnsFailure).count()
 }
 
 #[test]
@@ -106,14 +106,14 @@ fn a_flood_drops_events_in_order_but_no_kill_and_no_count() {
     let events = agent.events();
     let last = |of: &dyn Fn(&Event) -> bool| events.iter().rposition(of).expect("some were reported");
     let slow = last(&|event| matches!(&event.detail, Detail::Dns(dns) if dns.slow));
-    let failed = last(&|event| event.kind == Kind::DnsFailure);
+    let failed = last(&|event| event.kind == EventKind::DnsFailure);
     assert!(slow < failed, "slow answers were left out before failures: {slow}, {failed}");
 
     // A kill is still reported.
     let cgroup = MemoryCgroup::new("budget", 16 << 20);
     let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
     let kill = until("kill while DNS is left out", || {
-        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+        agent.events().into_iter().find(|event| event.kind == EventKind::OomKill)
     });
     assert_eq!(kill.cgroup.id, cgroup.id());
     assert!(kill.losses.get("shed_dns_failures").is_some_and(|count| *count > 0), "{:?}", kill.losses);
@@ -176,7 +176,7 @@ fn the_profile_is_given_up_first_and_a_kill_is_still_reported() {
     let cgroup = MemoryCgroup::new("budget-profile", 16 << 20);
     let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
     let kill = until("kill while the profile is left out", || {
-        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+        agent.events().into_iter().find(|event| event.kind == EventKind::OomKill)
     });
     assert_eq!(kill.cgroup.id, cgroup.id());
     assert!(kill.losses.get("shed_profile").is_some_and(|count| *count > 0), "{:?}", kill.losses);

@@ -137,7 +137,7 @@ fn compare(seen: &[Event], title: &str, ran: &[Ran]) -> Vec<String> {
         };
         if found.is_empty() || found.len() > 1 + usize::from(twice) || !found.iter().all(fits) {
             let steps = |it: &&Lookup| {
-                let step = |step: &podopsy_model::lookup::Step| {
+                let step = |step: &podopsy_model::lookup::LookupTransaction| {
                     format!("{:?} {:?} {:?}", step.qtype, step.outcome, step.protocol)
                 };
                 format!("{} {:?}", it.name, it.transactions.iter().map(step).collect::<Vec<_>>())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use podopsy_doctor::capability::{Capabilities, Capability};
 use podopsy_harness::{ContainerSpec, ContainerState, Node, PodHandle, PodSpec};
-use podopsy_model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, EventKind};
 use serde_yaml_ng::Value;
 
 /// An emulated machine needs most of it.
@@ -179,7 +179,7 @@ fn stop(agent: &PodHandle) {
 }
 
 fn is_kill(event: &Event) -> bool {
-    event.kind == Kind::OomKill
+    event.kind == EventKind::OomKill
 }
 
 /// Runs a pod that leaks until it is killed; returns it and the agent's event.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::time::Duration;
 
 use podopsy_model::event::Protocol;
-use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, Outcome};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{Recording, dns, in_own_network, no_runtime, options, query, respond, transactions};
 
@@ -57,7 +57,7 @@ fn every_rcode_is_its_own_outcome_reported_once() {
         let found = transactions(&recording.seen, name);
         assert_eq!(found.len(), 1, "{name}: {found:?}");
         let (event, dns) = found[0];
-        assert_eq!((event.kind, event.known_by), (Kind::DnsFailure, KnownBy::Host));
+        assert_eq!((event.kind, event.known_by), (EventKind::DnsFailure, KnownBy::Host));
         assert_eq!(event.process.pid, std::process::id(), "{name}");
         assert_eq!((dns.outcome, dns.rcode), (expected, Some((flags & 15) as u8)), "{name}");
         assert_eq!((dns.qtype.as_deref(), dns.protocol), (Some("A"), Protocol::Udp));

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use podopsy_model::{Kind, Outcome};
+use podopsy_model::{EventKind, Outcome};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{
     MemoryCgroup, Recording, dns, fine, in_own_network, no_runtime, options, query, respond, transactions,
@@ -202,7 +202,7 @@ fn slow_answers_are_shipped_and_others_are_not() {
     });
     recording.until("the slow answer", SOON, |seen| !transactions(seen, "slow.test").is_empty());
     let (event, dns) = transactions(&recording.seen, "slow.test")[0];
-    assert_eq!((event.kind, dns.outcome, dns.slow), (Kind::DnsAnswer, Outcome::Noerror, true));
+    assert_eq!((event.kind, dns.outcome, dns.slow), (EventKind::DnsAnswer, Outcome::Noerror, true));
     assert!(Duration::from_nanos(dns.latency_ns) >= slow_over);
     // An emulated machine may be slow with the other, too; then it is reported.
     assert!(transactions(&recording.seen, "quick.test").iter().all(|(_, dns)| dns.slow));

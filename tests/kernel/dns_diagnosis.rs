@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use podopsy_model::lookup::{LookupResult, Verdict};
+use podopsy_model::lookup::{DiagnosisVerdict, LookupResult};
 use podopsy_model::{Detail, DnsTransaction, Event, Lookup, Outcome};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{MemoryCgroup, Recording, dns, fine, no_runtime, options, query, transactions};
@@ -116,7 +116,7 @@ fn an_answer_that_finds_a_full_receive_buffer_is_a_timeout_with_this_diagnosis()
     assert_eq!(results("dropped.test"), [LookupResult::Timeout]);
     let it = lookups(&recording.seen, "dropped.test")[0];
     let diagnosis = it.diagnosis.as_ref().expect("a timeout has one");
-    assert_eq!(diagnosis.verdict, Verdict::AnswerDropped, "{diagnosis:?}");
+    assert_eq!(diagnosis.verdict, DiagnosisVerdict::AnswerDropped, "{diagnosis:?}");
     assert!(diagnosis.text.contains("receive buffer was full"), "{diagnosis:?}");
     // The kernel's own counter agrees.
     assert!(diagnosis.counters.get("udp_rcvbuf_errors").is_some_and(|&grown| grown > 0), "{diagnosis:?}");

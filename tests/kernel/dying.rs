@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podopsy_model::{Detail, Event, Kind, OomKill};
+use podopsy_model::{Detail, Event, EventKind, OomKill};
 use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::sigkill::SigkillScope;
 use support::{MemoryCgroup, Recording, no_runtime, options};
@@ -79,7 +79,7 @@ fn mounted_freezer() -> Option<PathBuf> {
 }
 
 fn kill_of(events: &[Event], pid: u32) -> Option<&OomKill> {
-    events.iter().filter(|event| event.kind == Kind::OomKill).find_map(|event| match &event.detail {
+    events.iter().filter(|event| event.kind == EventKind::OomKill).find_map(|event| match &event.detail {
         Detail::Oom(kill) if kill.victim.pid == pid => Some(kill),
         _ => None,
     })

@@ -10,8 +10,8 @@ use std::time::Duration;
 use podopsy_harness::{ContainerSpec, Image, Node, PodSpec};
 use podopsy_model::Event;
 use podopsy_model::growth::GrowthProfile;
-use podopsy_model::incident::Incident;
-use podopsy_pods::Options as PodsOptions;
+use podopsy_model::incident::OomIncident;
+use podopsy_pods::PodsPodsOptions;
 use podopsy_recorder::{GrowthMode, RecorderOptions};
 use support::{Recording, options};
 
@@ -35,7 +35,7 @@ fn compile(folder: &Path, name: &str) -> PathBuf {
     output
 }
 
-fn incidents<'a>(events: &'a [Event], pod: &str) -> Vec<&'a Incident> {
+fn incidents<'a>(events: &'a [Event], pod: &str) -> Vec<&'a OomIncident> {
     let ours = events.iter().filter(|event| event.pod.as_ref().is_some_and(|of| of.name == pod));
     ours.filter_map(|event| event.incident.as_deref()).collect()
 }
@@ -259,7 +259,7 @@ fn page_faults() -> u64 {
     text.lines().find_map(|line| line.strip_prefix("pgfault ")).and_then(|n| n.parse().ok()).expect("pgfault")
 }
 
-fn sum(growth: &GrowthProfile, incident: &Incident) -> String {
+fn sum(growth: &GrowthProfile, incident: &OomIncident) -> String {
     let path: Vec<&str> = growth
         .paths
         .first()

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::profiles::v1development::ExportProfilesServiceRequest;
 use podopsy_client::AgentClient;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
-use podopsy_store::{Filter, Limits, Shelf, Store};
+use podopsy_store::{Collection, Filter, Store, StoreLimits};
 use prost::Message;
 use serde_json::Value;
 use support::agent::until;
@@ -309,9 +309,9 @@ fn the_current_minute_is_kept_when_the_agent_stops() {
     assert!(agent.process.0.wait().expect("it ends").success(), "{}", agent.log());
     let log = agent.log();
     assert!(!log.contains("profile_minutes_not_named") && !log.contains("not kept"), "{log}");
-    let (store, _told) = Store::start(&state, "the test's", Limits::default()).expect("its store");
+    let (store, _told) = Store::start(&state, "the test's", StoreLimits::default()).expect("its store");
     let kept = until("profile in the store", || {
-        let page = store.reader().page(&Filter::all(Shelf::Profiles)).ok()?;
+        let page = store.reader().page(&Filter::all(Collection::Profiles)).ok()?;
         page.items.into_iter().next()
     });
     let facts = kept.facts.expect("facts");

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use podopsy_model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, EventKind};
 use podopsy_store::{GapReason, Reader};
 use rusqlite::{Connection, OpenFlags};
 use support::agent::{Agent, until, written};
@@ -78,7 +78,9 @@ impl Load {
 /// The identity of an event, which must be reported once.
 fn identity(event: &Event) -> Option<String> {
     match (&event.detail, &event.incident) {
-        (_, Some(incident)) if event.kind == Kind::OomIncident => Some(format!("incident {}", incident.id)),
+        (_, Some(incident)) if event.kind == EventKind::OomIncident => {
+            Some(format!("incident {}", incident.id))
+        }
         (Detail::Oom(kill), _) => Some(format!("kill of {}", kill.victim.pid)),
         (Detail::Dns(dns), _) => {
             let name = dns.name.as_ref().filter(|name| name.ends_with("killed.podopsy.test"))?;
@@ -145,10 +147,10 @@ fn reported_events_survive_a_hundred_kills_of_the_agent_and_none_is_duplicated()
     assert!(last.process.0.wait().expect("its end").success(), "{}", last.log());
     files.push(folder.path().join("agent.out"));
 
-    let all = stored(&Reader::of(&state));
+    let all = stored(&Reader::open(&state));
     let reported = count(files.iter().flat_map(|file| written(file)));
     let stored = count(all.iter().cloned());
-    let gaps = Reader::of(&state).gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
+    let gaps = Reader::open(&state).gaps(Timestamp::UNIX_EPOCH, Timestamp::MAX).expect("the gaps");
     let died = gaps.iter().filter(|gap| gap.reason == GapReason::Died).count();
     eprintln!(
         "{times} times killed: {} kills by the kernel, {} events reported, {} in the store, {died} of {} gaps",
@@ -183,6 +185,6 @@ fn reported_events_survive_a_hundred_kills_of_the_agent_and_none_is_duplicated()
 /// Whether the store has all of these kills: an agent may have been killed after it wrote to disk and before its
 /// stdout.
 fn stored_kills(state: &Path, pids: &[&u32]) -> bool {
-    let stored = count(stored(&Reader::of(state)));
+    let stored = count(stored(&Reader::open(state)));
     pids.iter().all(|pid| stored.contains_key(&format!("kill of {pid}")))
 }

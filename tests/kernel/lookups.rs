@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
 use podopsy_model::lookup::{LookupResult, NameKnownBy};
-use podopsy_model::{Detail, Event, Kind, Lookup};
-use podopsy_pods::Options as PodsOptions;
+use podopsy_model::{Detail, Event, EventKind, Lookup};
+use podopsy_pods::PodsPodsOptions;
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::PYTHON;
 use support::dns_sandbox::{SOON, Server, in_dns_sandbox};
@@ -182,7 +182,7 @@ fn a_pods_lookup_is_one_with_its_pods_name_and_its_own_search_list() {
             .enumerate()
     {
         let (event, it) = &all[index];
-        assert_eq!((event.kind, event.process.comm.as_str()), (Kind::DnsLookup, "lookup"));
+        assert_eq!((event.kind, event.process.comm.as_str()), (EventKind::DnsLookup, "lookup"));
         assert_eq!(event.container.as_ref().map(|container| container.name.as_str()), Some("web"));
         assert_eq!(
             (it.name.as_str(), it.result, it.queries, it.search_path_misses.queries),

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use podopsy_model::incident::{Level, Verdict};
-use podopsy_model::{Detail, Kind};
+use podopsy_model::{Detail, EventKind};
 use podopsy_recorder::RecorderOptions;
 use support::{Recording, no_runtime, options};
 
@@ -61,13 +61,13 @@ fn a_kill_for_want_of_the_machines_memory_is_a_node_oom() {
     let pid = glutton.id();
     let _ = glutton.wait();
     recording.until("incident", PATIENCE, |seen| {
-        seen.iter().any(|event| event.kind == Kind::OomIncident && event.process.pid == pid)
+        seen.iter().any(|event| event.kind == EventKind::OomIncident && event.process.pid == pid)
     });
     let is_it = |kind| move |event: &&podopsy_model::Event| event.kind == kind && event.process.pid == pid;
-    let kill = recording.seen.iter().find(is_it(Kind::OomKill)).expect("the kill comes first");
+    let kill = recording.seen.iter().find(is_it(EventKind::OomKill)).expect("the kill comes first");
     let Detail::Oom(detail) = &kill.detail else { panic!("{kill:?}") };
     assert_eq!(detail.oom_score_adj, Some(1000));
-    let report = recording.seen.iter().find(is_it(Kind::OomIncident)).expect("just found");
+    let report = recording.seen.iter().find(is_it(EventKind::OomIncident)).expect("just found");
     let incident = report.incident.as_deref().expect("it has one");
     assert_eq!((incident.limit.of, incident.constraint.as_deref()), (Level::Node, Some("none")));
     assert_eq!(incident.verdicts, [Verdict::NodeOom]);

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, OomKill};
 use support::{MemoryCgroup, Recording};
 
 const MIB: u64 = 1 << 20;
@@ -32,7 +32,7 @@ fn a_killed_host_process_is_named_with_its_cgroup_and_memory() {
     drop(cgroup);
 
     let (event, kill) = kill_of(&recording.seen, pid).expect("just found");
-    assert_eq!(event.kind, Kind::OomKill);
+    assert_eq!(event.kind, EventKind::OomKill);
     assert_eq!((event.process.pid, event.process.comm.as_str()), (pid, "tail"));
     assert_eq!((event.cgroup.id, event.known_by, &event.pod), (id, KnownBy::Host, &None));
     let path = event.cgroup.path.as_deref().expect("the cgroup was seen while it lived");
@@ -113,6 +113,6 @@ fn a_storm_of_kills_loses_none() {
     });
     assert_eq!(named.count(), all, "every dead cgroup is remembered");
     let (events, losses) = recording.stop();
-    let kills = events.iter().filter(|event| event.kind == Kind::OomKill).count();
+    let kills = events.iter().filter(|event| event.kind == EventKind::OomKill).count();
     assert_eq!((kills, losses.get("oom_ring")), (all, None));
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
 use podopsy_model::profile::Frame;
-use podopsy_model::{Detail, Event, Kind, KnownBy, Outcome};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, Outcome};
 use podopsy_recorder::{GrowthMode, RecorderOptions};
 use serde_json::Value;
 use support::{Recording, VICTIMS_IMAGE, node, options, pods_of};
@@ -24,7 +24,7 @@ fn watching(node: &Node) -> Recording {
 }
 
 fn kills(events: &[Event]) -> Vec<&Event> {
-    events.iter().filter(|event| event.kind == Kind::OomKill).collect()
+    events.iter().filter(|event| event.kind == EventKind::OomKill).collect()
 }
 
 fn pod_name(event: &Event) -> Option<String> {
@@ -152,7 +152,9 @@ fn a_failed_lookup_in_a_pod_names_the_pod_and_the_process() {
     recording.until("nxdomain", SOON, |seen| of(seen, Outcome::Nxdomain));
     dns.set_mode("silent").expect("switch");
     recording.until("timeout", SOON, |seen| of(seen, Outcome::Timeout));
-    for event in recording.seen.iter().filter(|event| event.kind == Kind::DnsFailure && event.pod.is_some()) {
+    for event in
+        recording.seen.iter().filter(|event| event.kind == EventKind::DnsFailure && event.pod.is_some())
+    {
         assert_eq!(pod_name(event).as_deref(), Some("shop/cart"), "{event:?}");
         assert_eq!(event.process.comm, "lookup");
         let Detail::Dns(dns) = &event.detail else { continue };

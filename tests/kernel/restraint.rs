@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Pid, setuid};
 use podopsy_agent::restraint::{self, Kept, Needs};
 use podopsy_harness::{ContainerSpec, PodSpec};
-use podopsy_model::Kind;
+use podopsy_model::EventKind;
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, VICTIMS_IMAGE, node, require_root};
 
@@ -198,7 +198,7 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     let _keeper = node.keep_running(&pod);
     let incident = until("incident with a growth profile", || {
         let events = agent.events().into_iter();
-        events.rev().filter(|event| event.kind == Kind::OomIncident).find_map(|event| {
+        events.rev().filter(|event| event.kind == EventKind::OomIncident).find_map(|event| {
             let growth = event.incident.as_ref()?.growth.clone()?;
             (growth.samples > 0).then_some((event, growth))
         })
@@ -245,7 +245,7 @@ fn a_probe_that_cannot_attach_is_reported_and_the_others_record() {
     let cgroup = MemoryCgroup::new("degraded", 16 << 20);
     let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
     let kill = until("kill, reported without DNS", || {
-        agent.events().into_iter().find(|event| event.kind == Kind::OomKill)
+        agent.events().into_iter().find(|event| event.kind == EventKind::OomKill)
     });
     assert_eq!(kill.cgroup.id, cgroup.id());
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
-use podopsy_model::{Event, Kind, KnownBy};
+use podopsy_model::{Event, EventKind, KnownBy};
 use podopsy_recorder::RecorderOptions;
 use podopsy_recorder::sigkill::SigkillScope;
 use support::{MemoryCgroup, Recording, no_runtime, node, options, pods_of};
@@ -30,7 +30,7 @@ fn killed(events: &[Event], pid: u32) -> Option<(&Event, &Sigkill)> {
 }
 
 fn count(events: &[Event], pid: u32) -> usize {
-    events.iter().filter(|event| event.kind == Kind::Sigkill && event.process.pid == pid).count()
+    events.iter().filter(|event| event.kind == EventKind::Sigkill && event.process.pid == pid).count()
 }
 
 fn oom_incident(events: &[Event], pid: u32) -> bool {
@@ -105,7 +105,7 @@ fn someones_kill_of_a_pods_first_process_is_named_and_called_no_oom() {
     recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
 
     let (event, sigkill) = killed(&recording.seen, pid).expect("just found");
-    assert_eq!((event.kind, event.known_by), (Kind::Sigkill, KnownBy::Cri));
+    assert_eq!((event.kind, event.known_by), (EventKind::Sigkill, KnownBy::Cri));
     let named = event.pod.as_ref().expect("the pod is named");
     assert_eq!((named.namespace.as_str(), named.name.as_str()), ("shop", "orders"));
     assert_eq!(event.container.as_ref().map(|one| one.name.as_str()), Some("api"));
@@ -137,7 +137,7 @@ fn a_stop_after_the_grace_period_is_the_runtimes() {
     pod.stop().expect("stop the pod");
     let (events, _) = recording.stop();
     let of_pod = events.iter().filter(|event| {
-        event.kind == Kind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "deaf")
+        event.kind == EventKind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "deaf")
     });
     assert_eq!(of_pod.count(), 1);
 }
@@ -192,10 +192,9 @@ fn a_container_that_kills_its_own_process_is_counted_and_not_reported() {
     let pid = later.pid("api").expect("it runs") as u32;
     shell("evictor", &format!("kill -9 {pid}"));
     recording.until("SIGKILL", SOON, |seen| killed(seen, pid).is_some());
-    let reported = recording
-        .seen
-        .iter()
-        .any(|event| event.kind == Kind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "own"));
+    let reported = recording.seen.iter().any(|event| {
+        event.kind == EventKind::Sigkill && event.pod.as_ref().is_some_and(|pod| pod.name == "own")
+    });
     assert!(!reported, "{:#?}", recording.seen);
 }
 
@@ -220,7 +219,8 @@ fn a_process_that_kills_its_children_is_counted_to_the_last_and_not_reported() {
     recording.until("both SIGKILLs", SOON, |seen| pids.iter().all(|&pid| killed(seen, pid).is_some()));
     [parent, fence].into_iter().for_each(Doomed::reap);
     let id = cgroup.id();
-    let reported = recording.seen.iter().filter(|event| event.kind == Kind::Sigkill && event.cgroup.id == id);
+    let reported =
+        recording.seen.iter().filter(|event| event.kind == EventKind::Sigkill && event.cgroup.id == id);
     assert_eq!(reported.count(), 1, "only the parent's, which came from outside");
 }
 

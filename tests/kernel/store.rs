@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use podopsy_agent::api::{self, Health, Sources};
 use podopsy_model::event::{ProcessRef, Protocol};
-use podopsy_model::{Detail, DnsTransaction, Event, Kind, Losses, Outcome, Owner};
+use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, Outcome, Owner};
 use podopsy_pods::Pods;
-use podopsy_store::{GapReason, Limits, Store, Told};
+use podopsy_store::{GapReason, Store, StoreLimits, StoreReceiver};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -36,11 +36,11 @@ fn event(name: &str) -> Event {
     };
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     let (owner, detail) = (Owner::default(), Detail::Dns(detail));
-    Event::new(Timestamp::now(), Kind::DnsFailure, "n", owner, process, detail, Losses::new())
+    Event::new(Timestamp::now(), EventKind::DnsFailure, "n", owner, process, detail, Losses::new())
 }
 
 /// Puts `count` events, and waits until all are returned; whether the last one was kept.
-fn put(store: &Store, returned: &mut Told, count: usize) -> bool {
+fn put(store: &Store, returned: &mut StoreReceiver, count: usize) -> bool {
     for n in 0..count {
         // Names that compress badly fill the disk soon.
         let name: String = (0..30).map(|at| format!("{:x}.", (n * 7919 + at * 104_729) % 65_521)).collect();
@@ -97,7 +97,7 @@ fn a_full_disk_interrupts_the_history_but_not_the_events() {
     let disk = Disk::new("3m");
     let ballast = disk.0.path().join("ballast");
     std::fs::write(&ballast, vec![1; 2 << 20]).expect("half of the disk");
-    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", StoreLimits::default()).expect("start");
     let mut kept = 0;
     until("full disk", || {
         let all = put(&store, &mut returned, 100);
@@ -116,13 +116,13 @@ fn a_full_disk_interrupts_the_history_but_not_the_events() {
 fn a_disk_that_turns_read_only_is_survived() {
     support::require_root();
     let disk = Disk::new("8m");
-    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", StoreLimits::default()).expect("start");
     assert!(put(&store, &mut returned, 10));
     // The kernel refuses the remount while a file is open for writing: the store is closed, and fails to open its files
     // again.
     drop((store, returned));
     disk.read_only(true).expect("remount it");
-    let (store, mut returned) = Store::start(disk.0.path(), "boot", Limits::default()).expect("start");
+    let (store, mut returned) = Store::start(disk.0.path(), "boot", StoreLimits::default()).expect("start");
     assert!(!put(&store, &mut returned, 10));
     let trouble = store.trouble().expect("it has a reason");
     assert!(trouble.to_lowercase().contains("read-only"), "{trouble}");
@@ -153,7 +153,7 @@ fn no_other_user_reads_anything_through_the_socket() {
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let _guard = runtime.enter();
     let dir = tempfile::tempdir().expect("a folder");
-    let (store, mut returned) = Store::start(dir.path(), "boot", Limits::default()).expect("start");
+    let (store, mut returned) = Store::start(dir.path(), "boot", StoreLimits::default()).expect("start");
     store.put(event("secret.test")).unwrap_or_else(|_| panic!("the queue is full"));
     returned.recv_blocking().expect("it is returned");
     let pods = runtime.block_on(Pods::start(support::no_runtime())).expect("the pods");

@@ -11,7 +11,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
-use podopsy_model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, EventKind};
 
 const MIB: i64 = 1 << 20;
 const IMAGE: &str = "registry.podopsy.test/shop/victims:2.0";
@@ -102,7 +102,7 @@ impl Drop for Agent {
 }
 
 fn kills(events: &[Event]) -> impl Iterator<Item = &Event> {
-    events.iter().filter(|event| event.kind == Kind::OomKill)
+    events.iter().filter(|event| event.kind == EventKind::OomKill)
 }
 
 fn by_pod(events: &[Event]) -> BTreeMap<String, usize> {

@@ -21,7 +21,7 @@ use super::DestinationFormat;
 use super::EncodedEvent;
 use podopsy_model::event::Protocol;
 use podopsy_model::owner::{ContainerRef, PodRef};
-use podopsy_model::{Detail, Event, Kind};
+use podopsy_model::{Detail, Event, EventKind};
 
 /// Log records for an OpenTelemetry Collector, or any other OTLP receiver.
 #[derive(Debug, Default)]
@@ -134,13 +134,13 @@ fn record(encoded: &EncodedEvent) -> LogRecord {
 
 fn severity(event: &Event) -> (SeverityNumber, &'static str) {
     match event.kind {
-        Kind::OomKill | Kind::OomIncident => (SeverityNumber::Error, "ERROR"),
-        Kind::Sigkill | Kind::DnsFailure => (SeverityNumber::Warn, "WARN"),
-        Kind::DnsLookup => match &event.detail {
+        EventKind::OomKill | EventKind::OomIncident => (SeverityNumber::Error, "ERROR"),
+        EventKind::Sigkill | EventKind::DnsFailure => (SeverityNumber::Warn, "WARN"),
+        EventKind::DnsLookup => match &event.detail {
             Detail::Lookup(lookup) if lookup.result.is_failure() => (SeverityNumber::Warn, "WARN"),
             _ => (SeverityNumber::Info, "INFO"),
         },
-        Kind::DnsAnswer => (SeverityNumber::Info, "INFO"),
+        EventKind::DnsAnswer => (SeverityNumber::Info, "INFO"),
     }
 }
 
@@ -173,7 +173,7 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
             };
             attributes.push(string_attribute("network.transport", transport));
             attributes.push(double_attribute("podopsy.dns.duration", dns.latency_ns as f64 / 1e9));
-            if event.kind == Kind::DnsFailure {
+            if event.kind == EventKind::DnsFailure {
                 attributes.push(string_attribute("error.type", dns.outcome.as_str()));
             }
         }

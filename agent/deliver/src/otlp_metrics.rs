@@ -23,7 +23,7 @@ use reqwest::StatusCode;
 use super::DestinationFormat;
 use super::otlp::{is_retryable, scope, string_attribute};
 use super::queue::QueueItem;
-use podopsy_model::metric::{self, Family, Kind, Labels, Sample, Value};
+use podopsy_model::metric::{self, Labels, MetricFamily, MetricKind, MetricSample, MetricValue};
 
 #[derive(Debug, Default)]
 pub struct OtlpMetrics;
@@ -34,7 +34,7 @@ pub struct MetricsSnapshot(Vec<u8>);
 
 impl MetricsSnapshot {
     /// Counters count since `start`.
-    pub fn new(node: &str, families: &[Family], start: Timestamp, now: Timestamp) -> MetricsSnapshot {
+    pub fn new(node: &str, families: &[MetricFamily], start: Timestamp, now: Timestamp) -> MetricsSnapshot {
         let times = (nanoseconds(start), nanoseconds(now));
         let metrics = families.iter().filter(|family| !family.samples.is_empty());
         let metrics = metrics.map(|family| metric(family, times)).collect();
@@ -85,15 +85,15 @@ impl DestinationFormat for OtlpMetrics {
 /// Start and end of the counted time, in nanoseconds since the epoch.
 type Times = (u64, u64);
 
-fn metric(family: &Family, times: Times) -> Metric {
+fn metric(family: &MetricFamily, times: Times) -> Metric {
     let temporality = AggregationTemporality::Cumulative.into();
     let points = || family.samples.iter().filter_map(|sample| point(sample, times)).collect();
     let data = match family.kind {
-        Kind::Counter => {
+        MetricKind::Counter => {
             Data::Sum(Sum { data_points: points(), aggregation_temporality: temporality, is_monotonic: true })
         }
-        Kind::Gauge => Data::Gauge(Gauge { data_points: points() }),
-        Kind::Histogram => {
+        MetricKind::Gauge => Data::Gauge(Gauge { data_points: points() }),
+        MetricKind::Histogram => {
             let points = family.samples.iter().filter_map(|sample| histogram(sample, times));
             Data::Histogram(Histogram { data_points: points.collect(), aggregation_temporality: temporality })
         }
@@ -113,12 +113,12 @@ fn metric(family: &Family, times: Times) -> Metric {
     }
 }
 
-fn point(sample: &Sample, (start, now): Times) -> Option<NumberDataPoint> {
+fn point(sample: &MetricSample, (start, now): Times) -> Option<NumberDataPoint> {
     let value = match &sample.value {
         // OTLP's integers are signed.
-        Value::Count(count) => Number::AsInt(i64::try_from(*count).unwrap_or(i64::MAX)),
-        Value::Number(number) => Number::AsDouble(*number),
-        Value::Histogram(_) => return None,
+        MetricValue::Count(count) => Number::AsInt(i64::try_from(*count).unwrap_or(i64::MAX)),
+        MetricValue::Number(number) => Number::AsDouble(*number),
+        MetricValue::Histogram(_) => return None,
     };
     Some(NumberDataPoint {
         attributes: attributes(&sample.labels),
@@ -130,8 +130,8 @@ fn point(sample: &Sample, (start, now): Times) -> Option<NumberDataPoint> {
     })
 }
 
-fn histogram(sample: &Sample, (start, now): Times) -> Option<HistogramDataPoint> {
-    let Value::Histogram(histogram) = &sample.value else { return None };
+fn histogram(sample: &MetricSample, (start, now): Times) -> Option<HistogramDataPoint> {
+    let MetricValue::Histogram(histogram) = &sample.value else { return None };
     let counts = histogram.buckets.iter().map(|(_, count)| *count).chain([histogram.above]);
     let counts: Vec<u64> = counts.collect();
     Some(HistogramDataPoint {
@@ -177,20 +177,24 @@ mod tests {
 
     use super::*;
 
-    fn families() -> Vec<Family> {
+    fn families() -> Vec<MetricFamily> {
         let labels = || vec![("namespace", "shop".to_owned()), ("container", "api".to_owned())];
-        let mut kills = Family::counter("podopsy_oom_kills", "Kills.");
+        let mut kills = MetricFamily::counter("podopsy_oom_kills", "Kills.");
         kills.count(labels(), 3);
         kills.samples[0].exemplar = Some(metric::Exemplar {
             labels: vec![("incident_id", "aaac-7".to_owned())],
             value: 1.0,
             time: 1_700_000_000.25,
         });
-        let mut latency = Family::new("podopsy_dns_latency_seconds", "Waits.", Kind::Histogram);
+        let mut latency = MetricFamily::new("podopsy_dns_latency_seconds", "Waits.", MetricKind::Histogram);
         let value = metric::Histogram { buckets: vec![(0.5, 2), (1.0, 1)], above: 4, sum: None };
-        latency.samples.push(Sample { labels: labels(), value: Value::Histogram(value), exemplar: None });
-        let rss = Family::gauge("process_resident_memory_bytes", "Memory.").single(4096.5);
-        vec![kills, Family::counter("podopsy_sigkills", "None yet."), latency, rss]
+        latency.samples.push(MetricSample {
+            labels: labels(),
+            value: MetricValue::Histogram(value),
+            exemplar: None,
+        });
+        let rss = MetricFamily::gauge("process_resident_memory_bytes", "Memory.").single(4096.5);
+        vec![kills, MetricFamily::counter("podopsy_sigkills", "None yet."), latency, rss]
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! What this machine, kernel and set of capabilities allow, and what would mend the rest.
+//! Checks what this machine, its kernel and the capabilities of this process allow, and gives a remedy for the rest.
 //!
-//! | file | asks |
+//! | module | question |
 //! |---|---|
-//! | `machine` | reads files below a root, so that tests can stand up another machine |
+//! | `machine` | reads files below a root folder, so that tests can use a fake machine |
 //! | [`capability`] | what may this process do? |
 //! | `kernel` | what was the kernel built and configured for? |
 //! | `mount` | which filesystems and namespaces can be seen from here? |
-//! | here | did the probes load, does a runtime answer? and the report |
+//! | this one | did the probes load, does a runtime answer? It also builds the report. |
 //!
-//! Must not know: aya (a probe's outcome is handed in), CRI, how a report is rendered.
+//! This crate must not depend on aya (the results of the probes are passed in), CRI or rendering.
 //!
-//! Every check that is not `ok` says what would mend it. `missing` is said only of what events or
-//! profiles cannot do without; what merely costs names or accuracy is `degraded`.
+//! Every check that is not `ok` has a remedy. `missing` is used only for what events or profiles need; what only affects
+//! names or accuracy is `degraded`.
 
 pub mod capability;
 mod kernel;
@@ -24,21 +24,21 @@ use machine::Machine;
 use podopsy_model::probe::ProbeCheck;
 use podopsy_pods as pods;
 
-/// How one thing stands.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum CheckStatus {
     Ok,
-    /// podopsy works, with less to say: the finding tells what is lost.
+    /// podopsy works with less detail; the finding names what is lost.
     Degraded,
-    /// Something that podopsy is for does not work.
+    /// A main function of podopsy does not work.
     Missing,
 }
 
-/// Where a check belongs.
+/// The section of the report that a check belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Group {
+pub enum CheckGroup {
     Kernel,
     Capability,
     Mount,
@@ -46,56 +46,65 @@ pub enum Group {
     Runtime,
 }
 
-/// One thing that was looked at.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     pub name: String,
-    pub group: Group,
-    pub status: Status,
-    /// What was found, in words.
+    pub group: CheckGroup,
+    pub status: CheckStatus,
+    /// The finding as text.
     pub found: String,
-    /// The command or manifest line that would mend it; null: nothing to mend, or nothing can.
-    pub mend: Option<String>,
+    /// The command or manifest line that solves the problem; null: there is no problem, or no remedy. JSON: `mend`.
+    #[serde(rename = "mend")]
+    pub remedy: Option<String>,
 }
 
 impl Check {
-    fn ok(group: Group, name: &str, found: impl Into<String>) -> Self {
-        Check { name: name.to_owned(), group, status: Status::Ok, found: found.into(), mend: None }
+    fn ok(group: CheckGroup, name: &str, found: impl Into<String>) -> Self {
+        Check { name: name.to_owned(), group, status: CheckStatus::Ok, found: found.into(), remedy: None }
     }
 
-    fn degraded(group: Group, name: &str, found: impl Into<String>, mend: &str) -> Self {
-        Check { status: Status::Degraded, mend: Some(mend.to_owned()), ..Check::ok(group, name, found) }
+    fn degraded(group: CheckGroup, name: &str, found: impl Into<String>, remedy: &str) -> Self {
+        Check {
+            status: CheckStatus::Degraded,
+            remedy: Some(remedy.to_owned()),
+            ..Check::ok(group, name, found)
+        }
     }
 
-    fn missing(group: Group, name: &str, found: impl Into<String>, mend: &str) -> Self {
-        Check { status: Status::Missing, mend: Some(mend.to_owned()), ..Check::ok(group, name, found) }
+    fn missing(group: CheckGroup, name: &str, found: impl Into<String>, remedy: &str) -> Self {
+        Check {
+            status: CheckStatus::Missing,
+            remedy: Some(remedy.to_owned()),
+            ..Check::ok(group, name, found)
+        }
     }
 }
 
-/// Everything that was looked at, in the order in which it is best mended.
+/// All checks, in the order in which their problems are best solved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub checks: Vec<Check>,
 }
 
 impl Report {
-    /// How many checks have this status.
-    pub fn count(&self, status: Status) -> usize {
+    /// The number of checks with this status.
+    pub fn count(&self, status: CheckStatus) -> usize {
         self.checks.iter().filter(|check| check.status == status).count()
     }
 
-    /// True if nothing load-bearing is missing.
+    /// Whether no check is `missing`.
     pub fn is_sound(&self) -> bool {
-        self.count(Status::Missing) == 0
+        self.count(CheckStatus::Missing) == 0
     }
 }
 
-/// Looks at the machine, and puts that beside what the probes and the runtime said.
-pub fn report(probes: Vec<ProbeCheck>, pods: &pods::Status) -> Report {
+/// Checks the machine, and adds the results of the probes and of the runtime.
+pub fn report(probes: Vec<ProbeCheck>, pods: &pods::PodsStatus) -> Report {
     report_on(&Machine::host(), probes, pods)
 }
 
-fn report_on(machine: &Machine, probes: Vec<ProbeCheck>, pods: &pods::Status) -> Report {
+fn report_on(machine: &Machine, probes: Vec<ProbeCheck>, pods: &pods::PodsStatus) -> Report {
     let capabilities = machine.capabilities();
     let mut checks = kernel::checks(machine, capabilities);
     checks.extend(capability::checks(machine, capabilities));
@@ -105,22 +114,22 @@ fn report_on(machine: &Machine, probes: Vec<ProbeCheck>, pods: &pods::Status) ->
     Report { checks }
 }
 
-/// Why the dns probe cannot see pods from here; None: nothing speaks against it.
+/// Why the DNS probe cannot see pods from here. None: no reason was found.
 pub fn dns_out_of_reach() -> Option<String> {
     mount::dns_out_of_reach(&Machine::host())
 }
 
 fn probe_check(probe: ProbeCheck) -> Check {
-    let (status, found, mend) = match probe.outcome {
-        Ok(found) => (Status::Ok, found, None),
-        Err(found) => (Status::Missing, found, probe.mend),
+    let (status, found, remedy) = match probe.outcome {
+        Ok(found) => (CheckStatus::Ok, found, None),
+        Err(found) => (CheckStatus::Missing, found, probe.remedy),
     };
-    Check { name: probe.name, group: Group::Probe, status, found, mend }
+    Check { name: probe.name, group: CheckGroup::Probe, status, found, remedy }
 }
 
 /// Without a runtime podopsy still records the host's processes, so nothing here is ever `missing`.
-fn runtime_checks(machine: &Machine, pods: &pods::Status) -> Vec<Check> {
-    let group = Group::Runtime;
+fn runtime_checks(machine: &Machine, pods: &pods::PodsStatus) -> Vec<Check> {
+    let group = CheckGroup::Runtime;
     let socket = pods.cri_socket.as_deref().map(machine::shown);
     let cri = match (socket, &pods.runtime) {
         (Some(socket), Some(runtime)) => Check::ok(group, "cri", format!("{runtime} at {socket}")),
@@ -171,45 +180,49 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_fails_is_missing_and_keeps_its_mend() {
+    fn a_probe_that_fails_is_missing_and_has_a_remedy() {
         let probes = vec![
-            ProbeCheck { name: "oom".into(), outcome: Ok("oom:mark_victim".into()), mend: Some("x".into()) },
-            ProbeCheck { name: "dns".into(), outcome: Err("EPERM".into()), mend: Some("mend it".into()) },
+            ProbeCheck {
+                name: "oom".into(),
+                outcome: Ok("oom:mark_victim".into()),
+                remedy: Some("x".into()),
+            },
+            ProbeCheck { name: "dns".into(), outcome: Err("EPERM".into()), remedy: Some("fix it".into()) },
         ];
-        let report = report_on(&Machine::at("/nonexistent"), probes, &pods::Status::default());
-        assert_eq!(find(&report, "oom").status, Status::Ok);
-        assert_eq!(find(&report, "oom").mend, None);
-        assert_eq!(find(&report, "dns").status, Status::Missing);
-        assert_eq!(find(&report, "dns").mend.as_deref(), Some("mend it"));
+        let report = report_on(&Machine::at("/nonexistent"), probes, &pods::PodsStatus::default());
+        assert_eq!(find(&report, "oom").status, CheckStatus::Ok);
+        assert_eq!(find(&report, "oom").remedy, None);
+        assert_eq!(find(&report, "dns").status, CheckStatus::Missing);
+        assert_eq!(find(&report, "dns").remedy.as_deref(), Some("fix it"));
         assert!(!report.is_sound());
     }
 
     #[test]
-    fn an_empty_machine_gives_a_report_and_every_gap_has_its_mend() {
-        let report = report_on(&Machine::at("/nonexistent"), Vec::new(), &pods::Status::default());
-        for check in report.checks.iter().filter(|check| check.status == Status::Missing) {
-            assert!(check.mend.is_some(), "{check:?}");
+    fn on_an_empty_machine_every_missing_check_has_a_remedy() {
+        let report = report_on(&Machine::at("/nonexistent"), Vec::new(), &pods::PodsStatus::default());
+        for check in report.checks.iter().filter(|check| check.status == CheckStatus::Missing) {
+            assert!(check.remedy.is_some(), "{check:?}");
         }
-        assert!(report.count(Status::Missing) > 3);
+        assert!(report.count(CheckStatus::Missing) > 3);
     }
 
     #[test]
-    fn a_silent_runtime_is_degraded_never_missing() {
-        let status = pods::Status {
+    fn a_runtime_that_does_not_answer_is_degraded() {
+        let status = pods::PodsStatus {
             cri_socket: Some("/run/containerd/containerd.sock".into()),
             cri_error: Some("timed out after 2 s".into()),
             ..Default::default()
         };
         let report = report_on(&Machine::at("/nonexistent"), Vec::new(), &status);
         let cri = find(&report, "cri");
-        assert_eq!(cri.status, Status::Degraded);
+        assert_eq!(cri.status, CheckStatus::Degraded);
         assert!(cri.found.contains("timed out after 2 s"), "{}", cri.found);
     }
 
     #[test]
-    fn the_shape_of_the_json() {
+    fn the_json_has_its_documented_fields() {
         let report = Report {
-            checks: vec![Check::missing(Group::Mount, "tracefs", "not mounted", "mount -t tracefs …")],
+            checks: vec![Check::missing(CheckGroup::Mount, "tracefs", "not mounted", "mount -t tracefs …")],
         };
         assert_eq!(
             serde_json::to_string(&report).unwrap(),

@@ -1,6 +1,4 @@
-//! Reads the machine's own files, below a root that tests can choose.
-//!
-//! Everything here is bounded: a file is read to [`LIMIT`] bytes and no further.
+//! Reads the machine's files, below a root folder that tests can choose. At most [`LIMIT`] bytes of a file are read.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::capability::Capabilities;
 use podopsy_model::text;
 
-/// More than any file that a check needs (mountinfo of a node with 110 pods is about 200 KiB).
+/// The most that is read of a file: more than any check needs (mountinfo of a node with 110 pods is about 200 KiB).
 const LIMIT: u64 = 4 << 20;
 
 #[derive(Clone, Debug)]
@@ -20,11 +18,11 @@ pub(super) struct Machine {
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)), as far as the checks need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
-    /// The folder of the filesystem that is mounted, relative to this cgroup namespace's root for cgroups.
+    /// The mounted folder of the filesystem; for cgroups, relative to the root of this cgroup namespace.
     pub fs_root: String,
     pub point: String,
     pub fs_type: String,
-    /// Per-superblock options: on cgroup v1 they name the controllers.
+    /// The options of the superblock: on cgroup v1 they contain the controllers.
     pub super_options: String,
 }
 
@@ -45,7 +43,7 @@ impl Machine {
         self.path(path).exists()
     }
 
-    /// The file's text without the newline at its end; what is not UTF-8 is replaced.
+    /// The text of a file without trailing whitespace. Invalid UTF-8 is replaced.
     pub fn read(&self, path: &str) -> io::Result<String> {
         self.read_up_to(path, LIMIT)
     }
@@ -57,7 +55,7 @@ impl Machine {
     }
 
     pub fn file_len(&self, path: &str) -> io::Result<u64> {
-        // Opened, not only stat'ed: what counts is whether this process may read it.
+        // Opened instead of stat'ed, because this process must be able to read it.
         Ok(File::open(self.path(path))?.metadata()?.len())
     }
 
@@ -67,7 +65,7 @@ impl Machine {
         link.to_str()?.split_once('[')?.1.strip_suffix(']')?.parse().ok()
     }
 
-    /// A line of `/proc/self/status`, without its key.
+    /// The value of a line in `/proc/self/status`.
     pub fn status_field(&self, key: &str) -> Option<String> {
         let status = self.read("/proc/self/status").ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -79,12 +77,12 @@ impl Machine {
         Capabilities::from_hex(&field).unwrap_or_default()
     }
 
-    /// The effective user id; None if /proc does not say.
+    /// The effective user id. None: it cannot be read from /proc.
     pub fn euid(&self) -> Option<u32> {
         self.status_field("Uid")?.split_whitespace().nth(1)?.parse().ok()
     }
 
-    /// (major, minor) of the kernel's release.
+    /// The kernel's version as (major, minor).
     pub fn kernel_version(&self) -> Option<(u32, u32)> {
         let release = self.read("/proc/sys/kernel/osrelease").ok()?;
         let mut parts = release.split(|c: char| !c.is_ascii_digit());
@@ -98,7 +96,7 @@ impl Machine {
 }
 
 fn mount(line: &str) -> Option<Mount> {
-    // Optional fields stand between the mount options and a lone dash.
+    // Optional fields are between the mount options and a single dash.
     let (front, back) = line.split_once(" - ")?;
     let mut front = front.split(' ').skip(3);
     let mut back = back.split(' ');
@@ -110,7 +108,7 @@ fn mount(line: &str) -> Option<Mount> {
     })
 }
 
-/// A path, safe to print.
+/// A path, escaped for printing.
 pub(super) fn shown(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     text::escape_bytes(path.as_os_str().as_bytes())
@@ -120,7 +118,7 @@ pub(super) fn shown(path: &Path) -> String {
 pub(super) mod tests {
     use super::*;
 
-    /// A machine made of these files; links are written as `-> target`.
+    /// A fake machine with these files. A content of `-> target` creates a symbolic link.
     pub fn with(files: &[(&str, &str)]) -> (tempfile::TempDir, Machine) {
         let dir = tempfile::tempdir().unwrap();
         for (path, content) in files {

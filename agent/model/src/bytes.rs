@@ -1,9 +1,10 @@
 //! Amounts of memory and disk as people type them: `512MiB`, `2GiB`, `300M`.
 
-/// The smallest history that is worth keeping: SQLite and its log take a part of it.
+/// The smallest useful size of a store: SQLite and its log take a part of it.
 pub const STORE_MIN: u64 = 4 << 20;
 
-/// Reads an amount; without a unit it is bytes. K, M and G are Kubernetes' (thousands), KiB and Ki are 1024.
+/// Parses an amount; without a unit it is in bytes. As in Kubernetes, K, M and G are powers of 1000; Ki (KiB) and so on are
+/// powers of 1024.
 pub fn parse(text: &str) -> Result<u64, String> {
     let grammar = || "use a number with a unit, like 64MiB, 512Mi, 2GiB or 1G".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -22,18 +23,18 @@ pub fn parse(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(grammar)
 }
 
-/// [`parse`], within reason for a history.
+/// Like [`parse`], within the range for a store.
 pub fn parse_store(text: &str) -> Result<u64, String> {
     let bytes = parse(text)?;
     let within = (STORE_MIN..=64 << 30).contains(&bytes);
-    if within { Ok(bytes) } else { Err("it must lie between 4MiB and 64GiB".to_owned()) }
+    if within { Ok(bytes) } else { Err("it must be between 4MiB and 64GiB".to_owned()) }
 }
 
-/// [`parse`], within reason for what waits in memory.
+/// Like [`parse`], within the range for a queue in memory.
 pub fn parse_queue(text: &str) -> Result<u64, String> {
     let bytes = parse(text)?;
     let within = (64 << 10..=1 << 30).contains(&bytes);
-    if within { Ok(bytes) } else { Err("it must lie between 64KiB and 1GiB".to_owned()) }
+    if within { Ok(bytes) } else { Err("it must be between 64KiB and 1GiB".to_owned()) }
 }
 
 #[cfg(test)]
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_type_and_refuses_the_rest() {
+    fn usual_amounts_are_parsed_and_others_rejected() {
         for (text, bytes) in
             [("0", 0), ("7B", 7), ("3k", 0), ("512MiB", 512 << 20), ("2Gi", 2 << 30), ("1 M", 1_000_000)]
         {

@@ -1,4 +1,4 @@
-//! What a container's DNS queries came to, counted since the recorder started.
+//! Counts of a container's DNS queries and their outcomes since the recorder started.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,28 +8,27 @@ use serde::{Deserialize, Serialize};
 use super::event::Outcome;
 use super::owner::Owner;
 
-/// The counts of one container, or of a memory cgroup that is no container's.
+/// The counts of one container, or of a memory cgroup that belongs to no container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DnsCounts {
     #[serde(flatten)]
     pub owner: Owner,
-    /// Queries, each once, however often it was sent; a new id is a new query.
+    /// Queries. A query that was sent several times counts once; a new id is a new query.
     pub queries: u64,
     /// Queries sent again with the same id from the same socket.
     pub resends: u64,
-    /// What became of them; an outcome that has not been is left out. An answer is counted by what its header says:
-    /// `malformed` is never here, and a late answer's query has been counted as a timeout, too.
+    /// Queries by outcome; an outcome without queries is left out. An answer is counted by its header, so `malformed` never
+    /// appears here. A query with a late answer has been counted as a timeout, too.
     pub outcomes: BTreeMap<Outcome, u64>,
-    /// Of answers in time, whatever they said.
+    /// Latencies of all answers that came in time, whatever their response code.
     pub latency: Latencies,
-    /// Events that were due and not made, because the container had too many of them: they are in `outcomes` all the
-    /// same.
+    /// Events that were dropped because the container had too many of them. The queries are counted in `outcomes`.
     pub events_dropped: u64,
     pub not_visible: NotVisible,
 }
 
-/// TCP connections to resolvers whose queries are encrypted. Without them a container that asks nobody else looks as if
-/// it asked nothing.
+/// TCP connections to resolvers with encrypted queries. Without these counts, a container that uses only such resolvers
+/// would look as if it made no queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotVisible {
     /// DNS over TLS (RFC 7858): port 853.
@@ -38,24 +37,24 @@ pub struct NotVisible {
     pub https: u64,
 }
 
-/// Latencies in buckets of powers of two: the nth counts those below 2^n µs that no lower one counts; the last has no
-/// upper bound.
+/// A histogram of latencies. Bucket n counts those from 2^(n-1) up to 2^n µs (the first: below 1 µs); the last has no upper
+/// bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latencies {
     pub buckets: Vec<u64>,
-    /// All of them added up, in µs.
+    /// The sum of all latencies, in µs.
     #[serde(default)]
     pub sum_us: u64,
 }
 
 impl Latencies {
-    /// How many there are.
+    /// The number of latencies.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// The upper bound of the bucket that the given share (0.5, 0.99) of latencies lies in: a latency of that rank was
-    /// shorter, and at least half as long. None: there are none, or it lies in the last bucket, which has no bound.
+    /// The upper bound of the bucket that contains the given percentile (0.5, 0.99). The real latency of that rank is shorter,
+    /// and at least half as long. None: there are no latencies, or it is in the last bucket, which has no bound.
     pub fn percentile(&self, share: f64) -> Option<Duration> {
         let rank = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
         let mut below = 0;
@@ -77,13 +76,13 @@ impl Latencies {
     }
 }
 
-/// What every latency of the bucket is shorter than, but for the last one.
+/// The exclusive upper bound of a bucket, except the last one, which has none.
 pub fn upper_bound(bucket: usize) -> Duration {
     Duration::from_micros(1u64.checked_shl(u32::try_from(bucket).unwrap_or(u32::MAX)).unwrap_or(u64::MAX))
 }
 
 impl DnsCounts {
-    /// How many queries ended so.
+    /// The number of queries with this outcome.
     pub fn outcome(&self, outcome: Outcome) -> u64 {
         self.outcomes.get(&outcome).copied().unwrap_or(0)
     }

@@ -1,10 +1,10 @@
-//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`. Both binaries read them so.
+//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`. Both binaries use this.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
 
-/// Reads a duration above 0. A bare number is refused: 30 of what?
+/// Parses a duration above 0. A number without a unit is rejected as ambiguous.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let grammar = "use a number with a unit, like 500ms, 30s, 5m, 1h or 1h30m";
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -17,38 +17,38 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// [`parse`], at most a day: how long a profile may take.
+/// Like [`parse`], within the range for the length of a profile.
 pub fn parse_sampling(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(100), Duration::from_secs(24 * 3600), "100ms", "24h")
 }
 
-/// [`parse`], within reason for a resolver: how long a query may stay unanswered.
+/// Like [`parse`], within the range for a DNS query timeout.
 pub fn parse_dns_timeout(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(300), "10ms", "5m")
 }
 
-/// [`parse`], within reason for an answer that is called slow.
+/// Like [`parse`], within the range for the latency above which an answer is slow.
 pub fn parse_dns_slow(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(1), Duration::from_secs(3600), "1ms", "1h")
 }
 
-/// [`parse`], within reason for what is sent again and again.
+/// Like [`parse`], within the range for an interval between exports.
 pub fn parse_interval(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_secs(1), Duration::from_secs(3600), "1s", "1h")
 }
 
-/// [`parse`], within reason for trying again.
+/// Like [`parse`], within the range for how long an export is retried.
 pub fn parse_patience(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_secs(1), Duration::from_secs(24 * 3600), "1s", "24h")
 }
 
-/// [`parse`], within reason for a call to the runtime.
+/// Like [`parse`], within the range for the timeout of a call to the runtime.
 pub fn parse_cri_timeout(text: &str) -> Result<Duration, String> {
     bounded(parse(text)?, Duration::from_millis(10), Duration::from_secs(60), "10ms", "60s")
 }
 
 fn bounded(d: Duration, min: Duration, max: Duration, low: &str, high: &str) -> Result<Duration, String> {
-    if (min..=max).contains(&d) { Ok(d) } else { Err(format!("it must lie between {low} and {high}")) }
+    if (min..=max).contains(&d) { Ok(d) } else { Err(format!("it must be between {low} and {high}")) }
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_people_type() {
+    fn usual_durations_are_parsed() {
         for (text, ms) in [
             ("500ms", 500),
             ("30s", 30_000),
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_with_what_would_do() {
+    fn other_texts_are_rejected_with_an_example() {
         for text in ["", "30", "s", "-5s", "0s", "5 parsecs", "1d1x", "99999999999999999999h"] {
             assert!(parse(text).is_err(), "{text}");
         }
@@ -78,8 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_named() {
-        assert_eq!(parse_sampling("25h").unwrap_err(), "it must lie between 100ms and 24h");
+    fn the_error_names_the_bounds() {
+        assert_eq!(parse_sampling("25h").unwrap_err(), "it must be between 100ms and 24h");
         assert!(parse_dns_timeout("1ms").is_err());
         assert_eq!(parse_dns_timeout("5s"), Ok(Duration::from_secs(5)));
     }

@@ -1,4 +1,4 @@
-//! Events: one JSON object a line, with a stable core that later versions only add to.
+//! Events: one JSON object per line. Later versions only add fields.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,51 +6,51 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::incident::{Incident, Limit};
+use super::incident::{LimitHit, OomIncident};
 use super::lookup::Lookup;
 use super::owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 use super::profile::Frame;
 use super::sigkill::Sigkill;
 
-/// The version of the event's shape; it changes only if a field changes its meaning.
+/// The version of the event's schema. It changes only if the meaning of a field changes.
 pub const SCHEMA: u32 = 1;
 
 /// Losses since the recorder started, by counter name (`oom_ring`, `dns_in_flight`, …).
-/// A counter at 0 is left out: `{}` says that nothing was lost.
+/// A counter at 0 is left out: `{}` means that nothing was lost.
 pub type Losses = BTreeMap<String, u64>;
 
-/// What happened, to whom.
+/// One event, with the process, the container and the pod that it happened to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub schema: u32,
-    /// When the kernel saw it (wall clock, RFC 3339, ns).
+    /// When it happened, taken in the kernel (wall clock, RFC 3339, ns).
     pub time: Timestamp,
-    pub kind: Kind,
+    pub kind: EventKind,
     /// The node's name.
     pub node: String,
-    /// Null: the process was in no pod, or its pod could not be named (see `known_by`).
+    /// Null: the process was in no pod, or its pod is not known (see `known_by`).
     pub pod: Option<PodRef>,
     pub container: Option<ContainerRef>,
-    /// How pod and container are known.
+    /// The source of the pod and the container.
     pub known_by: KnownBy,
     /// The process that it happened to: the victim of a kill, the asker of a lookup.
     pub process: ProcessRef,
     /// That process's memory cgroup.
     pub cgroup: CgroupRef,
-    /// The kind's own object, under `oom`, `dns`, `lookup` or `sigkill`; in an `oom.incident` it is the first kill's.
+    /// The details, under `oom`, `dns`, `lookup` or `sigkill` by kind; an `oom.incident` has those of its first kill.
     #[serde(flatten)]
     pub detail: Detail,
-    /// In an `oom.incident` only.
+    /// Only in an `oom.incident`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub incident: Option<Box<Incident>>,
+    pub incident: Option<Box<OomIncident>>,
     pub losses: Losses,
 }
 
 impl Event {
-    /// Puts an attributed record together.
+    /// Builds the event for an attributed record.
     pub fn new(
         time: Timestamp,
-        kind: Kind,
+        kind: EventKind,
         node: &str,
         owner: Owner,
         process: ProcessRef,
@@ -75,40 +75,46 @@ impl Event {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
+pub enum EventKind {
     /// The kernel's OOM killer chose a victim.
     #[serde(rename = "oom.kill")]
     OomKill,
-    /// All of one OOM, some seconds later: its victims, whose limit, what Kubernetes makes of it.
+    /// A whole visit of the OOM killer, some seconds later: its victims, the limit, the verdicts.
     #[serde(rename = "oom.incident")]
     OomIncident,
     /// A DNS query had any outcome but an answer.
     #[serde(rename = "dns.failure")]
     DnsFailure,
-    /// A DNS query was answered (only when asked for: `watch dns --all`, or `--slow-over` and it was slow).
+    /// A DNS query was answered. Only with `watch dns --all`, or with `--slow-over` if it was slow.
     #[serde(rename = "dns.answer")]
     DnsAnswer,
-    /// A process of a container was sent SIGKILL, by anyone but the OOM killer and its own container.
+    /// A process of a container was sent SIGKILL from outside of the container, and not by the OOM killer.
     #[serde(rename = "process.sigkill")]
     Sigkill,
-    /// What an application asked for, with all the queries that it took.
+    /// A lookup of an application, with all its queries.
     #[serde(rename = "dns.lookup")]
     DnsLookup,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 6] =
-        [Kind::OomKill, Kind::OomIncident, Kind::DnsFailure, Kind::DnsAnswer, Kind::DnsLookup, Kind::Sigkill];
+impl EventKind {
+    pub const ALL: [EventKind; 6] = [
+        EventKind::OomKill,
+        EventKind::OomIncident,
+        EventKind::DnsFailure,
+        EventKind::DnsAnswer,
+        EventKind::DnsLookup,
+        EventKind::Sigkill,
+    ];
 
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::OomKill => "oom.kill",
-            Kind::OomIncident => "oom.incident",
-            Kind::DnsFailure => "dns.failure",
-            Kind::DnsAnswer => "dns.answer",
-            Kind::Sigkill => "process.sigkill",
-            Kind::DnsLookup => "dns.lookup",
+            EventKind::OomKill => "oom.kill",
+            EventKind::OomIncident => "oom.incident",
+            EventKind::DnsFailure => "dns.failure",
+            EventKind::DnsAnswer => "dns.answer",
+            EventKind::Sigkill => "process.sigkill",
+            EventKind::DnsLookup => "dns.lookup",
         }
     }
 }
@@ -128,7 +134,7 @@ pub struct ProcessRef {
     pub pid: u32,
     /// `task_struct.comm` of the leader, at most 15 bytes.
     pub comm: String,
-    /// When it started; null: not known. With `pid` it names one process for good.
+    /// The start time; null: not known. Together with `pid` it identifies the process permanently.
     pub start_time: Option<Timestamp>,
 }
 
@@ -137,7 +143,7 @@ pub struct ProcessRef {
 pub struct OomTask {
     /// Process id (thread group leader).
     pub pid: u32,
-    /// The thread that was marked, or that asked for memory.
+    /// The thread that was chosen (victim), or that allocated memory (trigger).
     pub tid: u32,
     pub comm: String,
 }
@@ -150,24 +156,24 @@ pub struct OomKill {
     pub trigger: OomTask,
     /// The trigger's own memory cgroup.
     pub trigger_cgroup: CgroupRef,
-    /// The victim's resident memory when it was chosen; null: this kernel did not say.
+    /// The victim's resident memory when it was chosen; null: this kernel does not report it.
     pub rss: Option<Rss>,
-    /// -1000..=1000; null: this kernel did not say.
+    /// -1000..=1000; null: this kernel does not report it.
     pub oom_score_adj: Option<i16>,
     /// Kernel stack of the trigger, innermost frame first.
     pub kernel_stack: Vec<Frame>,
     /// User stack of the trigger, innermost frame first (frame pointers only, so it may be short).
     pub user_stack: Vec<Frame>,
-    /// The incident that it is a part of; its own event follows.
+    /// The id of the incident that the kill belongs to. The event of the incident follows.
     #[serde(default)]
     pub incident: Option<String>,
-    /// Whose limit was met; null: an older recorder's event.
+    /// The limit that was met; null: the event is from an older recorder.
     #[serde(default)]
-    pub limit: Option<Limit>,
-    /// It was dying before: the kernel counted no kill.
+    pub limit: Option<LimitHit>,
+    /// The victim was dying already, so the kernel counted no kill.
     #[serde(default)]
     pub already_dying: bool,
-    /// Nobody watched: this is what the kernel's log has of it, and its trigger is known by name at most.
+    /// Read from the kernel's log because no recorder was running. The trigger is known by its name at most.
     #[serde(default)]
     pub recovered: bool,
 }
@@ -182,7 +188,7 @@ pub struct Rss {
     pub swap_bytes: u64,
 }
 
-/// What became of a query.
+/// The outcome of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -193,22 +199,22 @@ pub enum Outcome {
     Formerr,
     /// NOERROR without an answer record.
     Nodata,
-    /// TC was set: the client has to ask again by TCP.
+    /// The TC bit was set: the client has to repeat the query over TCP.
     Truncated,
-    /// Nothing came back in time.
+    /// No answer came in time.
     Timeout,
     /// An answer came after the timeout had been reported.
     Late,
-    /// The network said that the server could not be reached (ICMP, ICMPv6).
+    /// The network reported that the server cannot be reached (ICMP, ICMPv6).
     Unreachable,
     /// The query or its answer is not a DNS message (RFC 1035).
     Malformed,
-    /// Any other rcode; the number stands in `rcode`.
+    /// Any other response code; the number is in `rcode`.
     Other,
 }
 
 impl Outcome {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Noerror => "noerror",
@@ -227,7 +233,7 @@ impl Outcome {
     }
 }
 
-/// One DNS query and what became of it.
+/// One DNS query and its outcome.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DnsTransaction {
     /// The name asked for, absolute, in presentation form (RFC 1035 §5.1, `\DDD` escapes); null: malformed.
@@ -240,19 +246,19 @@ pub struct DnsTransaction {
     pub protocol: Protocol,
     /// DNS transaction id.
     pub id: u16,
-    /// Query sent → outcome, in ns, both taken in the kernel; for a timeout, the time waited.
+    /// Query sent → outcome, in ns, both taken in the kernel; for a timeout, the time until the timeout.
     pub latency_ns: u64,
     pub outcome: Outcome,
     /// The response's rcode (RFC 1035 §4.1.1); null: there was none.
     pub rcode: Option<u8>,
     /// How often the query was sent with the same id on the same socket.
     pub sends: u32,
-    /// Why it is called malformed; null otherwise.
+    /// Why the message is malformed; null otherwise.
     pub malformed: Option<String>,
-    /// It took longer than was asked for as slow; never true if nobody asked.
+    /// The latency is above `--slow-over`. Always false without that flag.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slow: bool,
-    /// An answer came to the node, and was dropped because its socket's receive buffer was full.
+    /// An answer reached the node and was dropped because the receive buffer of the socket was full.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
 }
@@ -269,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outcomes_use_the_words_of_the_json() {
+    fn as_str_gives_the_values_of_the_json() {
         use Outcome::*;
         for outcome in [
             Noerror,
@@ -288,12 +294,12 @@ mod tests {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.as_str()));
         }
         for k in [
-            Kind::OomKill,
-            Kind::OomIncident,
-            Kind::DnsFailure,
-            Kind::DnsAnswer,
-            Kind::DnsLookup,
-            Kind::Sigkill,
+            EventKind::OomKill,
+            EventKind::OomIncident,
+            EventKind::DnsFailure,
+            EventKind::DnsAnswer,
+            EventKind::DnsLookup,
+            EventKind::Sigkill,
         ] {
             assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.as_str()));
         }

@@ -1,4 +1,4 @@
-//! Which code made a container's memory grow: page faults, sampled, by stack.
+//! The code that made a container's memory grow: sampled page faults by stack.
 
 use std::collections::BTreeMap;
 
@@ -10,26 +10,26 @@ pub struct GrowthProfile {
     /// From the first of its samples that is still kept to the kill.
     pub window_seconds: f64,
     pub samples: u64,
-    /// A sample stands for so many page faults.
+    /// The number of page faults that one sample represents.
     pub period: u64,
     pub page_bytes: u64,
-    /// Estimate of the memory that was touched: samples × period × page size. What was given back meanwhile is in
-    /// it, and a huge page counts as one page.
+    /// Estimate of the memory that was touched: samples × period × page size. It includes memory that was freed meanwhile,
+    /// and a huge page counts as one page.
     pub estimated_bytes: u64,
-    /// Samples whose stack goes to its outermost frame.
+    /// Samples whose stack reaches its outermost frame.
     pub complete: u64,
-    /// The others, by reason.
+    /// Samples with an incomplete stack, by reason.
     pub incomplete: BTreeMap<String, u64>,
-    /// Samples that are in no path: there was no room for one more distinct stack.
+    /// Samples that are in no path, because the table of distinct stacks was full.
     pub not_kept: u64,
     /// The paths that touched the most, the hottest first.
     pub paths: Vec<GrowthPath>,
-    /// Distinct paths that are left out, and their samples' share of all.
+    /// The number of paths that are left out, and the share of all samples that they have.
     pub other_paths: usize,
     pub other_share: f64,
-    /// Functions by the faults that they took themselves, most first.
+    /// Functions by their own faults, most first.
     pub top_self: Vec<GrowthFunction>,
-    /// Functions by the faults that they and what they called took, most first.
+    /// Functions by the faults of themselves and of all that they called, most first.
     pub top_total: Vec<GrowthFunction>,
 }
 
@@ -41,15 +41,15 @@ pub struct GrowthPath {
     pub samples: u64,
     /// Innermost first.
     pub frames: Vec<GrowthFrame>,
-    /// Outer frames that are left out.
+    /// The number of outer frames that are left out.
     pub frames_left_out: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GrowthFrame {
-    /// The function's name; `file+0x…` where it has none; `[…]` says why there is no frame.
+    /// The function's name, or `file+0x…` if it has none, or `[…]` with the reason why there is no frame.
     pub function: String,
-    /// The file that it is in, as the container names it; null: none.
+    /// The path of its file in the container; null: none.
     pub file: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! An OOM incident: one visit of the OOM killer, with all its victims and all that is known of it.
+//! An OOM incident: one visit of the OOM killer, with all its victims and everything that is known about it.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -11,22 +11,22 @@ use super::owner::{CgroupRef, ContainerRef};
 /// How a statement is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum How {
-    /// The kernel or the runtime said so, of this very event.
+pub enum Evidence {
+    /// The kernel or the runtime reported it, for this very event.
     Observed,
-    /// It follows from what was observed, if nothing else happened in the same moment.
+    /// It follows from what was observed, provided that nothing else happened at the same moment.
     Inferred,
 }
 
-/// A level of the memory hierarchy, from the inside out; whose limit it was.
+/// A level of the memory hierarchy, from the innermost to the outermost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// A cgroup that the container made inside of itself.
+    /// A cgroup that the container created inside of its own.
     InsideContainer,
     Container,
     Pod,
-    /// A cgroup above pods, or one of the host's own.
+    /// A cgroup above pods, or a cgroup of the host.
     Slice,
     /// The machine's memory.
     Node,
@@ -39,7 +39,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Level::InsideContainer => "inside-container",
@@ -54,34 +54,34 @@ impl Level {
     }
 }
 
-/// Whose limit was met.
+/// The limit that was met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limit {
+pub struct LimitHit {
     pub of: Level,
-    pub how: How,
-    /// What says so: `kernel log`, `memory.events.local`, `memory.failcnt`, `headroom`, …
+    pub how: Evidence,
+    /// The source: `kernel log`, `memory.events.local`, `memory.failcnt`, `headroom`, …
     pub by: String,
-    /// The cgroup's path, where it is one.
+    /// The path of the cgroup, if the level is a cgroup.
     pub path: Option<String>,
     pub limit_bytes: Option<u64>,
     /// At the time of the kill.
     pub usage_bytes: Option<u64>,
 }
 
-/// A cgroup from the victim's up to the root, as it was just after the kill (before: by the last sample,
-/// where it was gone by then). The root stands for the machine.
+/// A cgroup on the path from the victim's up to the root, read just after the kill; if it was gone by then, from the last
+/// sample before. The root represents the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LevelState {
     pub of: Level,
     pub path: String,
     pub usage_bytes: Option<u64>,
-    /// Null: no limit of its own.
+    /// Null: the cgroup has no limit of its own.
     pub limit_bytes: Option<u64>,
     pub swap_bytes: Option<u64>,
     /// Limit less usage; null: no limit.
     pub headroom_bytes: Option<u64>,
-    /// Charges that met this limit, kills in this cgroup, since the last look before the kill (or, where there
-    /// was none, since the cgroup was made); null: not known.
+    /// Charges that met this limit, and below it kills in this cgroup, since the last reading before the kill (if there was
+    /// none, since the cgroup was created); null: not known.
     pub limit_hits: Option<u64>,
     pub oom_kills: Option<u64>,
 }
@@ -93,13 +93,13 @@ pub struct Victim {
     pub task: OomTask,
     pub rss: Option<Rss>,
     pub oom_score_adj: Option<i16>,
-    /// It was dying before: the kernel only gave it access to reserves, and counted no kill.
+    /// It was dying already: the kernel only gave it access to memory reserves, and counted no kill.
     pub already_dying: bool,
     pub container: Option<ContainerRef>,
     pub cgroup: CgroupRef,
 }
 
-/// A process of the limited cgroup when the choice was made.
+/// A process of the limited cgroup at the moment of the choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessRow {
     pub pid: u32,
@@ -107,7 +107,7 @@ pub struct ProcessRow {
     pub rss_bytes: u64,
     pub swap_bytes: u64,
     pub oom_score_adj: i32,
-    /// Of what was charged to the limited cgroup, 0..=1; null: that is not known. Shared pages count in each.
+    /// Its share of the memory charged to the limited cgroup, 0..=1; null: not known. Shared pages count for each process.
     pub share: Option<f64>,
     pub victim: bool,
 }
@@ -115,15 +115,15 @@ pub struct ProcessRow {
 /// The processes of the limited cgroup, the largest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessTable {
-    /// `kernel log`: as the killer saw them; `/proc`: those that were left a moment later.
+    /// `kernel log`: the processes that the OOM killer considered; `/proc`: those that remained a moment later.
     pub source: String,
     pub rows: Vec<ProcessRow>,
-    /// Smaller ones that are left out, and what they held together.
+    /// The number of smaller processes that are left out, and their total RSS.
     pub others: u32,
     pub others_rss_bytes: u64,
 }
 
-/// What the container runtime says, and so Kubernetes.
+/// The state of a container as the runtime reports it, and with it Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuntimeView {
     /// CRI's ContainerState: `created`, `running`, `exited`, `unknown`.
@@ -136,26 +136,26 @@ pub struct RuntimeView {
     pub finished_at: Option<Timestamp>,
     /// The container's PID 1 in the host's pid namespace, while it runs.
     pub pid: Option<u32>,
-    /// When it was asked.
+    /// When the runtime was asked.
     pub asked_at: Timestamp,
 }
 
-/// Where the kernel's facts and Kubernetes' word part.
+/// The result of comparing the kernel's facts with the runtime's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// PID 1 lives on and the pod is Running: Kubernetes shows nothing.
+    /// PID 1 lives on and the pod is Running, so Kubernetes shows nothing.
     SilentChildKill,
-    /// The container ended, and the runtime gives another reason than OOMKilled.
+    /// The container ended, and the runtime reports a reason other than OOMKilled.
     RuntimeDisagrees,
-    /// The machine's memory was short, not a container's.
+    /// The machine ran out of memory, not a container.
     NodeOom,
-    /// Runtime and kernel say the same.
+    /// The runtime and the kernel agree.
     Agrees,
 }
 
 impl Verdict {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Verdict::SilentChildKill => "silent-child-kill",
@@ -166,48 +166,48 @@ impl Verdict {
     }
 }
 
-/// From a container's start to its OOM kill.
+/// A container instance that ended by an OOM kill, and how long it ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     pub attempt: u32,
     pub seconds: f64,
 }
 
-/// One visit of the OOM killer. It stands under `incident` in an event whose pod, container, process and
-/// `oom` (with the trigger's stacks) are the first victim's.
+/// One visit of the OOM killer. It is the field `incident` of an event whose pod, container, process and `oom` (with the
+/// trigger's stacks) are those of the first victim.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Incident {
+pub struct OomIncident {
     /// `<boot>-<number>`: the first 4 digits of the boot id, and the kernel log's number of the first kill; or
-    /// `<boot>-t<thread>-<ms since boot>`, where the log says nothing of it.
+    /// `<boot>-t<thread>-<ms since boot>` if the log has no line for it.
     pub id: String,
     pub victims: Vec<Victim>,
-    /// Who asked for memory; null: not known (a kill that only the log tells of).
+    /// The task whose allocation met the limit; null: not known, because the kill was read from the log.
     pub trigger: Option<OomTask>,
     pub trigger_cgroup: CgroupRef,
-    /// All of a cgroup's processes were killed together (`memory.oom.group`).
+    /// Whether all processes of a cgroup were killed together (`memory.oom.group`).
     pub group: bool,
-    /// How many kills the kernel counts of it (`/proc/vmstat` oom_kill): none for a victim that was dying
-    /// already, and two for the first victim of a group, which is killed as a member once more.
+    /// The number of kills that the kernel counts for it (`/proc/vmstat` oom_kill): none for a victim that was dying already,
+    /// and two for the first victim of a group kill, which the kernel kills once more as a member of the group.
     pub kernel_kills: u64,
-    /// The kernel's CONSTRAINT_*, in small letters; null: the log did not say.
+    /// The kernel's CONSTRAINT_*, in lower case; null: not in the log.
     pub constraint: Option<String>,
-    pub limit: Limit,
-    /// From the victim's cgroup up.
+    pub limit: LimitHit,
+    /// The levels from the victim's cgroup upwards.
     pub levels: Vec<LevelState>,
     pub processes: Option<ProcessTable>,
     pub curve: Option<Curve>,
-    /// Which code the memory grew by; null: it was not sampled (`podopsy-agent --growth`).
+    /// The code that made the memory grow; null: it was not sampled (`podopsy-agent --growth`).
     pub growth: Option<GrowthProfile>,
-    /// Kubernetes' QoS class, by the cgroup's path.
+    /// Kubernetes' QoS class, from the cgroup's path.
     pub qos: Option<String>,
-    /// What the runtime says of the first victim's container; null: it is no container's, or nobody answered.
+    /// The runtime's report of the first victim's container; null: it was in no container, or no runtime answered.
     pub runtime: Option<RuntimeView>,
     pub verdicts: Vec<Verdict>,
-    /// This container's lives that ended by an OOM kill of PID 1, this one last, as far as they were seen.
+    /// The recorded instances of this container that ended by an OOM kill of PID 1, this one last.
     #[serde(rename = "lives")]
     pub attempts: Vec<Attempt>,
-    /// One line that the numbers carry, phrased as what was seen.
+    /// One line of advice that the numbers support, phrased as an observation.
     pub advice: Option<String>,
-    /// Nobody watched: this is what the kernel's log has of it.
+    /// Read from the kernel's log because no recorder was running.
     pub recovered: bool,
 }

@@ -1,7 +1,7 @@
-//! What podopsy says: events, owners, targets, profiles. Serde types, no I/O.
+//! The data model that all crates share: events, owners, targets, profiles. Serde types without I/O.
 //!
-//! Strings in here that came from a container, a kernel or a packet have already been through
-//! [`text`], so that no renderer can be made to emit a control sequence.
+//! Strings that came from a container, the kernel or a packet have been escaped by [`text`] before they are stored in these
+//! types, so that no renderer can be made to emit a control sequence.
 
 pub mod bytes;
 pub mod dns;
@@ -25,8 +25,8 @@ pub mod text;
 pub mod verdict;
 
 pub use dns::DnsCounts;
-pub use event::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, ProcessRef};
-pub use incident::Incident;
+pub use event::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, ProcessRef};
+pub use incident::OomIncident;
 pub use lookup::Lookup;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 pub use pod_incident::PodIncident;

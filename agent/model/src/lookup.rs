@@ -1,4 +1,4 @@
-//! A lookup as the application made it, whatever number of queries that took.
+//! A lookup as the application made it, with all the queries that it caused.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Outcome;
 use super::event::Protocol;
 
-/// One call of `getaddrinfo` or its like: search-path expansion, A and AAAA, retries, other servers and TCP in one.
+/// One call of `getaddrinfo` or a similar function, with all queries by search path, for A and AAAA, by retry, to other
+/// servers and over TCP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lookup {
     /// The name as the application asked for it, without a final dot.
@@ -23,23 +24,23 @@ pub struct Lookup {
     pub wait_ns: u64,
     /// When the first query was sent.
     pub start: Timestamp,
-    /// Transactions; one that was sent again with the same id counts once here, and in `sends` as often as it was sent.
+    /// The number of transactions. One that was sent again with the same id counts once here, and each time in `sends`.
     pub queries: u32,
     pub sends: u32,
-    /// Queries for names that only the search path made.
+    /// Unanswered queries for names that exist only because a search domain was appended.
     #[serde(rename = "futile")]
     pub search_path_misses: SearchPathMisses,
-    /// Every server that was asked, in that order; at most 8.
+    /// The servers that were asked, in that order; at most 8.
     pub resolvers: Vec<SocketAddr>,
     /// The first 32 transactions, in the order in which they were sent; `queries` counts all.
-    pub transactions: Vec<Step>,
+    pub transactions: Vec<LookupTransaction>,
     /// The search path of the asker's resolv.conf; null: it could not be read.
-    pub search: Option<Search>,
-    pub saw: Saw,
-    /// For a timeout: what was seen around it.
+    pub search: Option<SearchList>,
+    pub saw: SeenOutcomes,
+    /// For a timeout: what the network counters showed around it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnosis: Option<Diagnosis>,
-    /// It was given up to make room while more could have come (counter `lookups_evicted`).
+    /// The lookup was evicted from a full table before it was complete (counter `lookups_evicted`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut_short: bool,
 }
@@ -48,11 +49,11 @@ pub struct Lookup {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NameKnownBy {
-    /// Its queries are what the asker's own resolv.conf makes of that name.
+    /// The queries are those that the asker's own resolv.conf produces for that name.
     ResolvConf,
-    /// The search list is not known: it is what its queries' names have in common.
+    /// The search list is not known; the name is the common part of the queries' names.
     Inferred,
-    /// The name of the queries themselves.
+    /// The name is that of the queries themselves.
     Query,
 }
 
@@ -69,15 +70,15 @@ pub enum LookupResult {
     Refused,
     Servfail,
     Unreachable,
-    /// An answer came after the time that counts as a timeout; whether anyone still waited cannot be told.
+    /// An answer came after the timeout. Whether the application still waited is not known.
     Late,
     Timeout,
-    /// Only failures are seen here, and none of them is the end of it: most likely the rest was answered.
+    /// Only failures are recorded here, and none of them ends the lookup: most likely another query was answered.
     Unseen,
 }
 
 impl LookupResult {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             LookupResult::Answered => "answered",
@@ -127,26 +128,26 @@ pub struct SearchPathMisses {
     pub names: Vec<String>,
 }
 
-/// What resolv.conf says of searching.
+/// The search settings of resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Search {
+pub struct SearchList {
     pub domains: Vec<String>,
     pub ndots: u32,
 }
 
-/// What there was to see.
+/// Which outcomes were recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Saw {
+pub enum SeenOutcomes {
     /// Answers and failures.
     All,
-    /// Failures only, as an agent records them: such a lookup is told when it failed for sure.
+    /// Failures only, as the agent records them: such a lookup is reported only if it certainly failed.
     Failures,
 }
 
 /// One transaction of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub struct LookupTransaction {
     pub name: String,
     #[serde(rename = "type")]
     pub qtype: String,
@@ -154,40 +155,41 @@ pub struct Step {
     pub protocol: Protocol,
     pub outcome: Outcome,
     pub rcode: Option<u8>,
-    /// After the lookup's start.
+    /// The time since the start of the lookup.
     pub sent_after_ns: u64,
     pub latency_ns: u64,
     pub sends: u32,
-    /// As in the transaction.
+    /// See [`DnsTransaction::answer_dropped`](crate::DnsTransaction::answer_dropped).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
 }
 
-/// What was seen around a timeout. Counters are of the asker's network namespace, but for `node_conntrack_*`.
+/// What the network counters showed around a timeout. They belong to the asker's network namespace, except
+/// `node_conntrack_*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
-    pub verdict: Verdict,
-    /// The verdict and its numbers, in words.
+    pub verdict: DiagnosisVerdict,
+    /// The verdict and its numbers as a sentence.
     pub text: String,
-    /// How far back the counters were compared; null: there was no earlier look, and nothing to compare with.
+    /// The time span over which the counters were compared; null: there was no earlier reading to compare with.
     pub window_ns: Option<u64>,
-    /// What grew in that time, by name; what did not is left out.
+    /// The increase of each counter in that time; a counter that did not increase is left out.
     pub counters: BTreeMap<String, u64>,
 }
 
-/// Correlated, not proven: counters tell of all traffic of a namespace.
+/// The likely cause of a timeout. It is correlated, not proven: the counters cover all traffic of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The query did not leave: no route, or the kernel discarded it.
+pub enum DiagnosisVerdict {
+    /// The query was not sent: there was no route, or the kernel discarded it.
     NotSent,
-    /// An answer came, and was dropped on this node.
+    /// An answer came and was dropped on this node.
     AnswerDropped,
-    /// Connection tracking dropped packets on this node: query or answer may be among them.
+    /// Connection tracking dropped packets on this node; the query or the answer may be among them.
     DroppedByConntrack,
-    /// It came, too late.
+    /// The answer came too late.
     AnsweredLate,
-    /// It was sent, and no answer came to this namespace.
+    /// The query was sent, and no answer came to this namespace.
     Unanswered,
 }
 
@@ -196,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_use_the_words_of_the_json() {
+    fn as_str_gives_the_values_of_the_json() {
         for outcome in [Outcome::Noerror, Outcome::Timeout, Outcome::Late, Outcome::Servfail, Outcome::Other]
         {
             let result = LookupResult::from(outcome);

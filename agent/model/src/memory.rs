@@ -1,12 +1,12 @@
-//! Memory of a cgroup: what is charged, what its counters say, and its curve.
+//! The memory of a cgroup: its usage, its event counters, and both over time.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// What is charged to a cgroup and those below it, in bytes (v2: `memory.current`, `memory.stat`; v1:
+/// The memory charged to a cgroup and those below it, in bytes (v2: `memory.current`, `memory.stat`; v1:
 /// `memory.usage_in_bytes`, `memory.stat`'s `total_*`, `memory.kmem.usage_in_bytes`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
+pub struct MemoryUsage {
     pub current_bytes: u64,
     pub anon_bytes: u64,
     /// Page cache without shared memory.
@@ -17,31 +17,31 @@ pub struct Usage {
     pub swap_bytes: u64,
     /// Null: no limit.
     pub limit_bytes: Option<u64>,
-    /// Null: this kernel has none for this cgroup (v1).
+    /// Null: not available for this cgroup (v1).
     pub pressure: Option<Pressure>,
 }
 
-/// Time in which tasks waited for memory, in µs since the cgroup was made (`memory.pressure`, `total=`).
+/// Time in which tasks waited for memory, in µs since the cgroup was created (`memory.pressure`, `total=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pressure {
     pub some_us: u64,
     pub full_us: u64,
 }
 
-/// A cgroup's own events since it was made (v2 `memory.events.local`; v1 `memory.failcnt`, `memory.oom_control`).
+/// The events of a cgroup itself since it was created (v2 `memory.events.local`; v1 `memory.failcnt`, `memory.oom_control`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Charges that met this cgroup's limit; most are mended by reclaim.
+pub struct MemoryCounters {
+    /// Charges that met this cgroup's limit. Most of them succeed after reclaim.
     pub limit_hits: u64,
-    /// Times that usage went over `memory.high`; 0 on v1.
+    /// How often the usage exceeded `memory.high`; 0 on v1.
     pub high: u64,
-    /// Times that this cgroup's limit was out of reach of reclaim; null: v1 does not count them.
+    /// How often reclaim could not get below this cgroup's limit; null: v1 does not count it.
     pub ooms: Option<u64>,
-    /// Processes of this very cgroup that the OOM killer chose.
+    /// Processes of this cgroup itself that the OOM killer chose.
     pub oom_kills: u64,
 }
 
-/// The memory of a container over time, oldest first; columns of one length.
+/// The memory of a container over time, oldest first. All columns have the same length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     pub time: Vec<Timestamp>,
@@ -50,15 +50,15 @@ pub struct Curve {
     pub file_bytes: Vec<u64>,
     pub shmem_bytes: Vec<u64>,
     pub kernel_bytes: Vec<u64>,
-    /// How fast that which cannot be reclaimed (all but file) grew: the median of the slopes between any two
-    /// points (Theil–Sen), bytes a second; null: fewer than 5 points.
+    /// Growth of the memory that cannot be reclaimed (all but `file`): the median of the slopes between any two points
+    /// (Theil–Sen), in bytes per second; null: fewer than 5 points.
     pub growth_bytes_per_second: Option<f64>,
     /// Share of the time in which some task waited for memory (PSI), 0..=1, over the curve; null: v1.
     pub pressure: Option<f64>,
 }
 
 impl Curve {
-    /// From its first to its last point.
+    /// The time from the first to the last point, in seconds.
     pub fn seconds(&self) -> f64 {
         match (self.time.first(), self.time.last()) {
             (Some(first), Some(last)) => last.duration_since(*first).as_secs_f64(),
@@ -67,13 +67,13 @@ impl Curve {
     }
 }
 
-/// The memory of a container over minutes, in steps of some seconds; columns of one length.
+/// The memory of a container over minutes, in steps of some seconds. All columns have the same length.
 ///
-/// What happened within a step is kept by its smallest and its largest sample; all other columns are of its last one.
+/// A step has the smallest and the largest sample of `current`; all other columns hold the step's last sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Steps {
+pub struct MemorySteps {
     pub from: Timestamp,
-    /// Of the last sample.
+    /// The time of the last sample.
     pub until: Timestamp,
     pub step_seconds: u32,
     /// Which steps since `from` have samples; the first is 0.
@@ -86,8 +86,8 @@ pub struct Steps {
     pub file_bytes: Vec<u64>,
     pub shmem_bytes: Vec<u64>,
     pub kernel_bytes: Vec<u64>,
-    /// Time in which some task waited for memory since the step before, ms (PSI); empty: this kernel has none (v1).
+    /// Time in which some task waited for memory since the step before, ms (PSI); empty: not available (v1).
     pub waited_ms: Vec<u64>,
-    /// At the last sample; null: none.
+    /// The limit at the last sample; null: none.
     pub limit_bytes: Option<u64>,
 }

@@ -1,51 +1,51 @@
-//! What a page of metrics is made of, whatever format it is written in.
+//! Metrics, independent of the format in which they are written.
 
-/// Names and values; names are our own, values are escaped when they are written.
+/// Label names and values. Names are constants; values are escaped when they are written.
 pub type Labels = Vec<(&'static str, String)>;
 
-/// Samples of one name.
+/// All samples with the same metric name.
 #[derive(Clone, Debug)]
-pub struct Family {
-    /// Without a counter's `_total`, which the formats put in different places.
+pub struct MetricFamily {
+    /// The name without the `_total` of a counter, which each format puts in a different place.
     pub name: &'static str,
     pub help: &'static str,
-    pub kind: Kind,
-    pub samples: Vec<Sample>,
+    pub kind: MetricKind,
+    pub samples: Vec<MetricSample>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
 #[derive(Clone, Debug)]
-pub struct Sample {
+pub struct MetricSample {
     pub labels: Labels,
-    pub value: Value,
-    /// Of a counter; OpenMetrics alone can say it.
+    pub value: MetricValue,
+    /// Only for a counter, and only written in the OpenMetrics format.
     pub exemplar: Option<Exemplar>,
 }
 
 #[derive(Clone, Debug)]
-pub enum Value {
+pub enum MetricValue {
     Count(u64),
     Number(f64),
     Histogram(Histogram),
 }
 
-/// Counts by upper bound, not cumulated.
+/// Counts by upper bound, not cumulative.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    /// Each is above the one before it, in seconds; what is above all of them is counted in `above`.
+    /// (upper bound in seconds, count), in ascending order. Values above the last bound are counted in `above`.
     pub buckets: Vec<(f64, u64)>,
     pub above: u64,
-    /// Seconds; None: nobody added them up, and then the formats leave it out.
+    /// The sum in seconds. None: not known; it is then left out of the output.
     pub sum: Option<f64>,
 }
 
-/// An instance of what was counted, to be looked up elsewhere.
+/// An example of a counted event, with labels that identify it elsewhere.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exemplar {
     pub labels: Labels,
@@ -54,29 +54,29 @@ pub struct Exemplar {
     pub time: f64,
 }
 
-impl Family {
-    pub fn new(name: &'static str, help: &'static str, kind: Kind) -> Family {
-        Family { name, help, kind, samples: Vec::new() }
+impl MetricFamily {
+    pub fn new(name: &'static str, help: &'static str, kind: MetricKind) -> MetricFamily {
+        MetricFamily { name, help, kind, samples: Vec::new() }
     }
 
-    pub fn counter(name: &'static str, help: &'static str) -> Family {
-        Family::new(name, help, Kind::Counter)
+    pub fn counter(name: &'static str, help: &'static str) -> MetricFamily {
+        MetricFamily::new(name, help, MetricKind::Counter)
     }
 
-    pub fn gauge(name: &'static str, help: &'static str) -> Family {
-        Family::new(name, help, Kind::Gauge)
+    pub fn gauge(name: &'static str, help: &'static str) -> MetricFamily {
+        MetricFamily::new(name, help, MetricKind::Gauge)
     }
 
     pub fn count(&mut self, labels: Labels, count: u64) {
-        self.samples.push(Sample { labels, value: Value::Count(count), exemplar: None });
+        self.samples.push(MetricSample { labels, value: MetricValue::Count(count), exemplar: None });
     }
 
     pub fn number(&mut self, labels: Labels, number: f64) {
-        self.samples.push(Sample { labels, value: Value::Number(number), exemplar: None });
+        self.samples.push(MetricSample { labels, value: MetricValue::Number(number), exemplar: None });
     }
 
-    /// The same, where there is nothing to tell apart.
-    pub fn single(mut self, number: f64) -> Family {
+    /// Adds a number without labels and returns the family.
+    pub fn single(mut self, number: f64) -> MetricFamily {
         self.number(Vec::new(), number);
         self
     }

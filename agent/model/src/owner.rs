@@ -1,10 +1,10 @@
-//! Who was behind it: cgroup, container, pod.
+//! The owner of a process or an event: cgroup, container, pod.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A pod, as CRI's `PodSandboxMetadata` and sandbox labels give it.
+/// A pod, from CRI's `PodSandboxMetadata` and the labels of the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRef {
     pub namespace: String,
@@ -14,47 +14,47 @@ pub struct PodRef {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A container, as CRI's `ContainerStatus` gives it.
+/// A container, from CRI's `ContainerStatus`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRef {
     pub name: String,
     /// The runtime's full id (64 hex digits for containerd and CRI-O).
     pub id: String,
-    /// The image by the name that the pod's spec used.
+    /// The image as the pod's spec names it.
     pub image: String,
-    /// CRI's `ContainerMetadata.attempt`: 0 for the first start, then one more a restart.
+    /// CRI's `ContainerMetadata.attempt`: 0 for the first start, then one more for each restart.
     pub attempt: u32,
 }
 
 /// The memory cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupRef {
-    /// kernfs id: the inode number of the cgroup's directory; 0 when the kernel could not tell.
+    /// kernfs id: the inode number of the cgroup's directory; 0 if the kernel did not report it.
     pub id: u64,
-    /// Path below the hierarchy's root, `/` first; null when the cgroup was gone before it was seen.
+    /// Path below the hierarchy's root, `/` first; null if the cgroup was gone before it was seen.
     pub path: Option<String>,
 }
 
-/// Where an [`Owner`]'s names come from, best first.
+/// The source of an [`Owner`]'s names, best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KnownBy {
-    /// The container runtime said so (CRI v1).
+    /// The container runtime (CRI v1).
     Cri,
-    /// `/var/log/pods/<namespace>_<pod>_<uid>/` said so; labels and image are unknown.
+    /// `/var/log/pods/<namespace>_<pod>_<uid>/`; labels and image are not known.
     LogDirectory,
-    /// The cgroup's path gave a pod uid or container id, and nothing could put a name to it.
+    /// The cgroup's path, which gave a pod uid or a container id; the names are not known.
     CgroupPath,
-    /// The pod itself said so, to podopsy inside of it: the host's name, resolv.conf, mounts and cgroup paths.
+    /// The pod itself, with podopsy running inside of it: host name, resolv.conf, mounts and cgroup paths.
     Inside,
-    /// No container at all: a process of the host.
+    /// The process is in no container: it is a process of the host.
     Host,
     /// The cgroup is not known (gone before it was seen, or the id is 0).
     #[default]
     Unknown,
 }
 
-/// Everything that is known of the owner of a cgroup.
+/// Everything that is known about the owner of a cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub pod: Option<PodRef>,

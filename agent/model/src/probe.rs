@@ -1,10 +1,11 @@
-//! What became of trying a probe.
+//! The result of a trial of a probe.
 
-/// A probe that was loaded and attached on trial.
+/// The result of loading and attaching a probe as a trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeCheck {
     pub name: String,
-    /// What it attached to, or why it could not.
+    /// What it attached to, or the error.
     pub outcome: Result<String, String>,
-    pub mend: Option<String>,
+    /// What to do about the error.
+    pub remedy: Option<String>,
 }

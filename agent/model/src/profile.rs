@@ -1,4 +1,4 @@
-//! Profiles: stacks, counts, and who they belong to.
+//! Profiles: stacks with their counts and owners.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,10 +13,10 @@ use super::owner::Owner;
 
 /// The module of a Python function's frame.
 pub const PYTHON_MODULE: &str = "[python]";
-/// What stands for the module of a frame that lies in no known mapping.
+/// The module that is shown for a frame without a known mapping.
 pub const NO_MAPPING: &str = "[no mapping]";
 
-/// The last component of a module's path; a module that is no path (`[kernel]`) stays as it is.
+/// The last component of a module's path. A module that is not a path (`[kernel]`) is returned unchanged.
 pub fn file_name(module: &str) -> &str {
     module.rsplit('/').next().unwrap_or(module)
 }
@@ -26,21 +26,21 @@ pub fn unnamed_frame(module: &str, offset: u64) -> String {
     format!("{}+{offset:#x}", file_name(module))
 }
 
-/// One frame of a stack, symbolized as far as it could be.
+/// One frame of a stack, symbolized as far as possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
-    /// Demangled function name; null: no symbol (the module and offset still say where). Shared, as files' names are: a
-    /// profile has a frame a thousand times.
+    /// Demangled function name; null: no symbol; module and offset are still known. Shared, like module names,
+    /// because a profile contains the same frame thousands of times.
     pub function: Option<Arc<str>>,
     /// File name of the mapping in the process's own mount namespace (`/usr/bin/python3.11`), `[kernel]`, `[vdso]`, or
     /// `[anonymous]` for code made at run time, `[python]` for a function of the program's own; null: no mapping.
     pub module: Option<Arc<str>>,
     /// The module's build id, hex; null: it has none, or the file could not be read.
     pub build_id: Option<Arc<str>>,
-    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). Of a return address,
-    /// the last byte of the call: that is what was looked up.
+    /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). For a return address it is
+    /// the last byte of the call instruction, which is what is symbolized.
     pub offset: u64,
-    /// Source file and line where debug information has them.
+    /// Source file and line, if debug information has them.
     pub source: Option<(Arc<str>, u32)>,
     /// True for a function inlined into the frame that follows it.
     #[serde(default)]
@@ -78,49 +78,49 @@ pub struct Sample {
     pub tid: u32,
     /// Thread name (`comm`).
     pub thread: Arc<str>,
-    /// Process name (leader's `comm`), where known; else the thread's.
+    /// Process name (`comm` of the leader) if known, else that of the thread.
     pub comm: Arc<str>,
     pub owner: Arc<Owner>,
 }
 
-/// How whole the user stacks of an owner are.
+/// How many user stacks of an owner are complete.
 #[derive(Clone, Debug)]
-pub struct Quality {
+pub struct Completeness {
     pub owner: Arc<Owner>,
     /// Samples that have a user stack.
     pub samples: u64,
-    /// Those whose stack goes to its outermost frame.
+    /// Those whose stack reaches its outermost frame.
     pub complete: u64,
-    /// The others, by reason.
+    /// Samples with an incomplete stack, by reason.
     pub incomplete: BTreeMap<String, u64>,
 }
 
-impl Quality {
-    /// Nothing sampled yet.
-    pub fn of(owner: Arc<Owner>) -> Self {
+impl Completeness {
+    /// Creates an empty count.
+    pub fn new(owner: Arc<Owner>) -> Self {
         Self { owner, samples: 0, complete: 0, incomplete: BTreeMap::new() }
     }
 }
 
-/// What the tables that stacks were unwound by cost.
+/// The size of the unwind tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnwindCost {
-    /// Files with a table, and distinct tables.
+    /// The number of files with a table, and of distinct tables.
     pub files: usize,
     pub tables: usize,
     pub rows: usize,
     pub rules: usize,
-    /// Kernel memory set aside for them, and what of it they fill.
+    /// Kernel memory allocated for them, and how much of it they use.
     pub kernel_bytes: usize,
     pub used_bytes: usize,
 }
 
-/// What a sample is taken of, on each CPU.
+/// What is sampled on each CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampling {
-    /// CPU time, so many times a second.
+    /// CPU time, at this frequency.
     Cpu { frequency_hz: u64 },
-    /// Memory that is touched for the first time: one page fault in so many. A huge page is one fault.
+    /// Memory that is touched for the first time: one page fault of every `every`. A huge page is one fault.
     Growth { every: u64 },
 }
 
@@ -144,19 +144,19 @@ pub struct Profile {
     pub mappings: Vec<Mapping>,
     /// Why user stacks are incomplete, or samples are missing, by counter name.
     pub losses: BTreeMap<String, u64>,
-    /// By owner.
-    pub quality: Vec<Quality>,
+    /// The completeness of stacks for each owner.
+    pub quality: Vec<Completeness>,
     pub unwind: UnwindCost,
 }
 
 impl Profile {
-    /// Samples with a user stack, and those whose stack is complete.
+    /// The number of samples with a user stack, and of those whose stack is complete.
     pub fn complete(&self) -> (u64, u64) {
-        let sum = |count: fn(&Quality) -> u64| self.quality.iter().map(count).sum();
+        let sum = |count: fn(&Completeness) -> u64| self.quality.iter().map(count).sum();
         (sum(|quality| quality.samples), sum(|quality| quality.complete))
     }
 
-    /// All samples taken.
+    /// The number of all samples.
     pub fn total(&self) -> u64 {
         self.samples.iter().map(|sample| sample.count).sum()
     }

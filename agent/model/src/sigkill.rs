@@ -6,31 +6,31 @@ use super::event::{Detail, Event, ProcessRef};
 use super::incident::RuntimeView;
 use super::owner::{CgroupRef, ContainerRef, KnownBy, PodRef};
 
-/// What sent it, by what was seen: the sender's cgroup, and a host process's name.
+/// The sender, derived from its cgroup and, for a host process, from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sender {
-    /// A host process called as container runtimes are (runc, crun, containerd-shim, conmon, …): a stop whose grace
+    /// A host process with the name of a container runtime (runc, crun, containerd-shim, conmon, …): a stop whose grace
     /// period was over, or that had none.
     Runtime,
     Kubelet,
     SystemdOomd,
-    /// Host process `systemd`: it stops a unit or a scope.
+    /// The host process `systemd`, which stops a unit or a scope.
     Systemd,
     /// Any other host process.
     HostProcess,
     /// Another container of the same pod.
     SamePod,
-    /// Another pod, or a container of no pod.
+    /// Another pod, or a container that belongs to no pod.
     OtherPod,
-    /// The kernel itself, and not its OOM killer: PID 1 of the pid namespace ended, RLIMIT_CPU, a tracer's end, ….
+    /// The kernel itself, but not its OOM killer: PID 1 of the pid namespace ended, RLIMIT_CPU, a tracer that exited, ….
     Kernel,
-    /// The signal does not tell, or the sender's cgroup is not known.
+    /// The signal does not show it, or the sender's cgroup is not known.
     Unknown,
 }
 
 impl Sender {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Sender::Runtime => "runtime",
@@ -46,7 +46,7 @@ impl Sender {
     }
 }
 
-/// A process and whose it is.
+/// A process and its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
     pub process: ProcessRef,
@@ -56,20 +56,20 @@ pub struct Party {
     pub known_by: KnownBy,
 }
 
-/// What Kubernetes makes of it.
+/// The result of comparing the SIGKILL with the runtime's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SigkillVerdict {
     /// The container ended, by a SIGKILL that no OOM killer sent.
     SigkillNoOom,
-    /// The runtime says OOMKilled, but this process is none that the OOM killer chose.
+    /// The runtime reports OOMKilled, but the OOM killer did not choose this process.
     RuntimeSaysOom,
-    /// A process was killed, and the container runs on: Kubernetes shows nothing.
+    /// A process was killed and the container continues to run, so Kubernetes shows nothing.
     ContainerRunsOn,
 }
 
 impl SigkillVerdict {
-    /// The word that stands in the JSON.
+    /// The value in the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             SigkillVerdict::SigkillNoOom => "sigkill-no-oom",
@@ -79,24 +79,25 @@ impl SigkillVerdict {
     }
 }
 
-/// A process was sent its first SIGKILL, from outside of its own container. It stands under `sigkill` in an event
+/// The first SIGKILL that a process received from outside of its own container. It is the field `sigkill` of an event
 /// whose pod, container and process are the target's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sigkill {
     /// `<boot>-k<process>-<ms since boot>`.
     pub id: String,
     pub by: Sender,
-    /// The process that sent it; by `kernel` and `unknown` the one that was running then, null where that means nothing.
+    /// The process that sent it. For `kernel` and `unknown` it is the process that was running at that moment; null if that
+    /// has no meaning.
     pub sender: Option<Party>,
-    /// Whether it was the container's PID 1; null: not known.
+    /// Whether the target was the container's PID 1; null: not known.
     pub first_process: Option<bool>,
     /// 0 kill, -6 tgkill, -1 sigqueue, 128 the kernel; null: not known.
     pub si_code: Option<i32>,
-    /// To the process as a whole; false: to one of its threads, which ends them all just so.
+    /// Whether it was sent to the process as a whole. If false, to one of its threads, which also ends the process.
     pub to_process: bool,
-    /// What the runtime says of the container a moment later; null: it is no container's, or nobody answered.
+    /// The runtime's report of the container a moment later; null: it is in no container, or no runtime answered.
     pub runtime: Option<RuntimeView>,
-    /// Null: nothing is known of the container's end.
+    /// Null: it is not known whether the container ended.
     pub verdict: Option<SigkillVerdict>,
 }
 
@@ -108,7 +109,7 @@ impl Event {
         }
     }
 
-    /// Its id, if it is kept in the history: of an incident, or of a SIGKILL.
+    /// The id under which the history stores it: that of an OOM incident or of a SIGKILL.
     pub fn kept_id(&self) -> Option<&str> {
         let incident = self.incident.as_ref().map(|incident| incident.id.as_str());
         incident.or_else(|| Some(self.sigkill()?.id.as_str()))
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_those_of_the_json() {
+    fn as_str_gives_the_values_of_the_json() {
         use Sender::*;
         for by in [Runtime, Kubelet, SystemdOomd, Systemd, HostProcess, SamePod, OtherPod, Kernel, Unknown] {
             assert_eq!(serde_json::to_string(&by).unwrap(), format!("{:?}", by.as_str()));

@@ -1,10 +1,10 @@
-//! What Kubernetes makes of a SIGKILL. Pure.
+//! The verdict on a SIGKILL, from the runtime's report. Pure functions.
 
 use crate::incident::RuntimeView;
 use crate::sigkill::{Sender, Sigkill, SigkillVerdict};
 use crate::verdict::container_state;
 
-/// None: nothing is known of the container.
+/// The verdict. None: nothing is known about the container.
 pub fn verdict(view: Option<&RuntimeView>) -> Option<SigkillVerdict> {
     let view = view?;
     match view.state.as_str() {
@@ -15,14 +15,14 @@ pub fn verdict(view: Option<&RuntimeView>) -> Option<SigkillVerdict> {
     }
 }
 
-/// In one line for people: `Error (137) in Kubernetes, but no OOM: SIGKILL from kubelet[812]`.
+/// One line for people: `Error (137) in Kubernetes, but no OOM: SIGKILL from kubelet[812]`.
 pub fn explain(sigkill: &Sigkill) -> String {
     let from = format!("SIGKILL from {}", from(sigkill));
-    let said = sigkill.runtime.as_ref().map(container_state).unwrap_or_default();
+    let state = sigkill.runtime.as_ref().map(container_state).unwrap_or_default();
     match sigkill.verdict {
-        Some(SigkillVerdict::SigkillNoOom) => format!("{said} in Kubernetes, but no OOM: {from}"),
+        Some(SigkillVerdict::SigkillNoOom) => format!("{state} in Kubernetes, but no OOM: {from}"),
         Some(SigkillVerdict::RuntimeSaysOom) => {
-            format!("{said} in Kubernetes, but the OOM killer did not choose this process: {from}")
+            format!("{state} in Kubernetes, but the OOM killer did not choose this process: {from}")
         }
         Some(SigkillVerdict::ContainerRunsOn) => {
             format!("the container runs on, and Kubernetes shows nothing; no OOM: {from}")
@@ -31,7 +31,7 @@ pub fn explain(sigkill: &Sigkill) -> String {
     }
 }
 
-/// `runc[812] (runtime)`, `the kernel, as pause[7] ended`, ….
+/// The sender in words: `runc[812] (runtime)`, `the kernel, on behalf of pause[7]`, ….
 pub fn from(sigkill: &Sigkill) -> String {
     let name = |party: &crate::sigkill::Party| format!("{}[{}]", party.process.comm, party.process.pid);
     match (sigkill.by, &sigkill.sender) {
@@ -39,12 +39,12 @@ pub fn from(sigkill: &Sigkill) -> String {
         (Sender::Kernel, None) => "the kernel".to_owned(),
         (_, None) => "an unknown sender".to_owned(),
         (Sender::OtherPod | Sender::SamePod, Some(party)) => {
-            let whose = match (&party.pod, &party.container) {
+            let owner = match (&party.pod, &party.container) {
                 (Some(pod), Some(container)) => format!("{}/{}/{}", pod.namespace, pod.name, container.name),
                 (Some(pod), None) => format!("{}/{}", pod.namespace, pod.name),
                 (None, _) => "a container of no pod".to_owned(),
             };
-            format!("{} ({} {whose})", name(party), sigkill.by.as_str())
+            format!("{} ({} {owner})", name(party), sigkill.by.as_str())
         }
         (by, Some(party)) if by.as_str() == party.process.comm => name(party),
         (by, Some(party)) => format!("{} ({})", name(party), by.as_str()),
@@ -93,7 +93,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_line_says_what_kubernetes_says_and_who_it_was() {
+    fn the_line_names_the_state_in_kubernetes_and_the_sender() {
         let error = || Some(view("exited", "Error", Some(137)));
         for (one, line) in [
             (

@@ -13,22 +13,22 @@ pub enum Target {
     Pid(u32),
     /// `cgroup:PATH`, below the memory hierarchy's root.
     Cgroup(String),
-    /// A bare word: a container id prefix (4 hex digits or more) or a pod's name, in that order.
-    Word(String),
+    /// A name alone: a container id prefix (4 hex digits or more) or a pod's name, tried in that order.
+    Name(String),
 }
 
-/// Why a TARGET could not be read; the text says what would have been accepted.
+/// The error for an invalid TARGET. The text shows what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot read TARGET {0:?}: {1}; use namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N or cgroup:PATH"
 )]
-pub struct BadTarget(String, &'static str);
+pub struct TargetError(String, &'static str);
 
 impl FromStr for Target {
-    type Err = BadTarget;
+    type Err = TargetError;
 
-    fn from_str(text: &str) -> Result<Self, BadTarget> {
-        let bad = |why| BadTarget(text.to_owned(), why);
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let bad = |why| TargetError(text.to_owned(), why);
         if text.is_empty() {
             return Err(bad("it is empty"));
         }
@@ -49,7 +49,7 @@ impl FromStr for Target {
             return Err(bad("a part of it is empty"));
         }
         match parts[..] {
-            [word] => Ok(Target::Word(word.to_owned())),
+            [name] => Ok(Target::Name(name.to_owned())),
             [namespace, pod] => {
                 Ok(Target::Pod { namespace: namespace.to_owned(), pod: pod.to_owned(), container: None })
             }
@@ -71,7 +71,7 @@ impl fmt::Display for Target {
             Target::Pod { namespace, pod, container: Some(c) } => write!(f, "{namespace}/{pod}/{c}"),
             Target::Pid(pid) => write!(f, "pid:{pid}"),
             Target::Cgroup(path) => write!(f, "cgroup:{path}"),
-            Target::Word(word) => write!(f, "{word}"),
+            Target::Name(name) => write!(f, "{name}"),
         }
     }
 }
@@ -81,14 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_prints() {
+    fn display_and_parse_are_inverse() {
         for text in ["finance/pricing", "finance/pricing/app", "pid:1", "cgroup:/a/b", "3f2a9c"] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn refuses_with_what_would_do() {
+    fn the_error_shows_what_is_accepted() {
         for text in ["", "pid:0", "pid:x", "pid:-1", "a//b", "a/b/c/d", "cgroup:x", "cgroup:/a/../b"] {
             let error = text.parse::<Target>().unwrap_err().to_string();
             assert!(error.contains("namespace/pod"), "{text}: {error}");

@@ -3,8 +3,10 @@
 use jiff::Timestamp;
 
 use crate::event::{OomTask, ProcessRef, Protocol};
-use crate::incident::{How, Incident, Level, Limit, Victim};
-use crate::{ContainerRef, Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, Owner, PodRef};
+use crate::incident::{Evidence, Level, LimitHit, OomIncident, Victim};
+use crate::{
+    ContainerRef, Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, Owner, PodRef,
+};
 
 pub fn owner(namespace: &str, pod: &str, labels: &[(&str, &str)]) -> Owner {
     Owner {
@@ -24,7 +26,7 @@ pub fn owner(namespace: &str, pod: &str, labels: &[(&str, &str)]) -> Owner {
     }
 }
 
-fn event(kind: Kind, time: Timestamp, owner: Owner, detail: Detail) -> Event {
+fn event(kind: EventKind, time: Timestamp, owner: Owner, detail: Detail) -> Event {
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     Event::new(time, kind, "n", owner, process, detail, Losses::new())
 }
@@ -44,7 +46,7 @@ pub fn dns(time: Timestamp, owner: Owner, name: &str) -> Event {
         slow: false,
         answer_dropped: false,
     };
-    event(Kind::DnsFailure, time, owner, Detail::Dns(detail))
+    event(EventKind::DnsFailure, time, owner, Detail::Dns(detail))
 }
 
 pub fn kill(time: Timestamp, owner: Owner, incident: &str, tid: u32, recovered: bool) -> Event {
@@ -62,13 +64,13 @@ pub fn kill(time: Timestamp, owner: Owner, incident: &str, tid: u32, recovered: 
         already_dying: false,
         recovered,
     };
-    event(Kind::OomKill, time, owner, Detail::Oom(kill))
+    event(EventKind::OomKill, time, owner, Detail::Oom(kill))
 }
 
 /// A container of 64 MiB whose process 42 was killed.
-pub fn incident() -> Incident {
+pub fn incident() -> OomIncident {
     let task = OomTask { pid: 42, tid: 42, comm: "leak".into() };
-    Incident {
+    OomIncident {
         id: "3f2a-7".into(),
         victims: vec![Victim {
             task: task.clone(),
@@ -83,9 +85,9 @@ pub fn incident() -> Incident {
         group: false,
         kernel_kills: 1,
         constraint: None,
-        limit: Limit {
+        limit: LimitHit {
             of: Level::Container,
-            how: How::Observed,
+            how: Evidence::Observed,
             by: "kernel log".into(),
             path: None,
             limit_bytes: Some(64 << 20),

@@ -1,7 +1,7 @@
 //! Untrusted bytes to printable text.
 //!
-//! comms, labels, paths and DNS names are the attacker's to choose; terminals act on what they print.
-//! Everything that is not plainly printable becomes `\xNN` (a byte) or `\u{NNNN}` (a character).
+//! An attacker can choose comms, labels, paths and DNS names, and a terminal executes the control sequences that it prints.
+//! So everything that is not plainly printable becomes `\xNN` (a byte) or `\u{NNNN}` (a character).
 
 /// Escapes untrusted bytes: valid, printable UTF-8 stays, the rest becomes `\xNN` or `\u{N}`.
 /// A backslash is doubled, so that the escape cannot be forged.
@@ -16,14 +16,14 @@ pub fn escape_bytes(raw: &[u8]) -> String {
     out
 }
 
-/// [`escape_bytes`] for text that is UTF-8 already (CRI fields).
+/// [`escape_bytes`] for text that is UTF-8 already, such as CRI fields.
 pub fn escape(raw: &str) -> String {
     let mut out = String::with_capacity(raw.len());
     push_escaped(&mut out, raw);
     out
 }
 
-/// A fixed-size, NUL-padded kernel string such as `task_struct.comm`.
+/// Escapes a fixed-size, NUL-padded kernel string such as `task_struct.comm`.
 pub fn from_kernel(raw: &[u8]) -> String {
     let end = raw.iter().position(|&b| b == 0).unwrap_or(raw.len());
     escape_bytes(&raw[..end])
@@ -41,8 +41,8 @@ fn push_escaped(out: &mut String, text: &str) {
     }
 }
 
-/// Beyond ASCII: letters and digits of any script are plain; controls, bidirectional overrides,
-/// joiners, private use and everything else that can deceive a reader are not.
+/// Whether a character beyond ASCII is printed as it is: letters and digits of any script are. Controls, bidirectional
+/// overrides, joiners, private use and everything else that can deceive a reader are not.
 fn is_plain(c: char) -> bool {
     c.is_alphanumeric()
 }

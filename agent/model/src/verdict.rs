@@ -1,20 +1,20 @@
-//! Where the kernel's facts and Kubernetes' word part, and the one line that the numbers carry. Pure.
+//! The verdicts on an OOM incident, and the one line of advice that its numbers support. Pure functions.
 
-use crate::incident::{Incident, Level, RuntimeView, Verdict};
+use crate::incident::{Level, OomIncident, RuntimeView, Verdict};
 use crate::memory::Curve;
 
-/// SIGKILL's exit code, as shells and runtimes count.
+/// The exit code of a process killed by SIGKILL: 128 + 9.
 const KILLED: i32 = 137;
 
-/// What to call it; empty where nothing is known of the container.
-pub fn verdicts(incident: &Incident) -> Vec<Verdict> {
+/// The verdicts. Empty if nothing is known about the container.
+pub fn verdicts(incident: &OomIncident) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     if matches!(incident.limit.of, Level::Node | Level::Cpuset | Level::MemoryPolicy) {
         verdicts.push(Verdict::NodeOom);
     }
     if let Some(view) = &incident.runtime {
         verdicts.extend(match view.state.as_str() {
-            "running" if !was_first(incident, view) => Some(Verdict::SilentChildKill),
+            "running" if !killed_pid_1(incident, view) => Some(Verdict::SilentChildKill),
             "exited" if view.reason == "OOMKilled" => Some(Verdict::Agrees),
             "exited" => Some(Verdict::RuntimeDisagrees),
             _ => None,
@@ -23,16 +23,16 @@ pub fn verdicts(incident: &Incident) -> Vec<Verdict> {
     verdicts
 }
 
-/// Whether the runtime can be believed to have noticed: a container whose PID 1 was killed must have ended.
-pub fn settled(incident: &Incident) -> bool {
-    incident.runtime.as_ref().is_none_or(|view| view.state != "running" || !was_first(incident, view))
+/// Whether the runtime's report is up to date: a container whose PID 1 was killed must have ended.
+pub fn is_settled(incident: &OomIncident) -> bool {
+    incident.runtime.as_ref().is_none_or(|view| view.state != "running" || !killed_pid_1(incident, view))
 }
 
-fn was_first(incident: &Incident, view: &RuntimeView) -> bool {
+fn killed_pid_1(incident: &OomIncident, view: &RuntimeView) -> bool {
     view.pid.is_none_or(|first| incident.victims.iter().any(|victim| victim.task.pid == first))
 }
 
-/// Kubernetes' word in few words: `Running`, `OOMKilled (137)`, `Error (137)`, `Completed (0)`.
+/// The container's state in Kubernetes: `Running`, `OOMKilled (137)`, `Error (137)`, `Completed (0)`.
 pub fn container_state(view: &RuntimeView) -> String {
     match (view.state.as_str(), view.exit_code) {
         ("running", _) => "Running".to_owned(),
@@ -42,15 +42,15 @@ pub fn container_state(view: &RuntimeView) -> String {
     }
 }
 
-/// Share of the table from which one process is the whole story.
+/// The share of the memory in the process table from which one process is named as the cause.
 const MOST: f64 = 0.6;
-/// Points of a curve from which its slope is worth a word.
+/// The least number of points of a curve for advice from its slope.
 const POINTS_MIN: usize = 20;
-/// A curve that grew less than this part of the limit over its whole length was steady.
+/// A curve that grew by less than this part of the limit over its whole length is steady.
 const STEADY: f64 = 0.05;
 
-/// One line, phrased as what was seen; None: the numbers carry none.
-pub fn advice(incident: &Incident) -> Option<String> {
+/// One line of advice, phrased as an observation. None: the numbers support none.
+pub fn advice(incident: &OomIncident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
     if let Some(line) = growth(incident, limit).or_else(|| attempts(incident)) {
         return Some(line);
@@ -83,7 +83,7 @@ pub fn advice(incident: &Incident) -> Option<String> {
     })
 }
 
-fn growth(incident: &Incident, limit: u64) -> Option<String> {
+fn growth(incident: &OomIncident, limit: u64) -> Option<String> {
     let curve = incident.curve.as_ref().filter(|curve| curve.time.len() >= POINTS_MIN)?;
     let (slope, seconds) = (curve.growth_bytes_per_second?, curve.seconds());
     let grown = slope * seconds;
@@ -114,7 +114,7 @@ fn growth(incident: &Incident, limit: u64) -> Option<String> {
     })
 }
 
-fn attempts(incident: &Incident) -> Option<String> {
+fn attempts(incident: &OomIncident) -> Option<String> {
     let all = &incident.attempts;
     let shortest = all.iter().map(|attempt| attempt.seconds).min_by(f64::total_cmp)?;
     let longest = all.iter().map(|attempt| attempt.seconds).max_by(f64::total_cmp)?;
@@ -128,11 +128,11 @@ fn attempts(incident: &Incident) -> Option<String> {
     })
 }
 
-/// Lives from which they are a pattern.
+/// The least number of attempts that form a pattern.
 const ATTEMPTS_MIN: usize = 3;
 
-/// The last sample was far from the limit: the curve has not seen what happened after it.
-fn jump(incident: &Incident, curve: &Curve, limit: u64) -> Option<String> {
+/// Advice for a last sample far below the limit: memory jumped after it, between two samples.
+fn jump(incident: &OomIncident, curve: &Curve, limit: u64) -> Option<String> {
     let last = *curve.current_bytes.last()?;
     let full = incident.limit.usage_bytes.is_some_and(|usage| usage as f64 >= JUMP_TO * limit as f64);
     let of_container = matches!(incident.limit.of, Level::Container);
@@ -153,13 +153,13 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// Parts of the limit between which memory jumped.
+/// The parts of the limit from which and to which memory has to rise for a jump.
 const JUMP_FROM: f64 = 0.7;
 const JUMP_TO: f64 = 0.95;
 
-/// What a verdict means, in one line for people.
-pub fn explain(verdict: Verdict, incident: &Incident) -> String {
-    let said = incident.runtime.as_ref().map(container_state).unwrap_or_default();
+/// The meaning of a verdict, in one line for people.
+pub fn explain(verdict: Verdict, incident: &OomIncident) -> String {
+    let state = incident.runtime.as_ref().map(container_state).unwrap_or_default();
     match verdict {
         Verdict::SilentChildKill => {
             "silent child kill: PID 1 lives on and the pod is Running, so Kubernetes shows no OOMKilled"
@@ -168,15 +168,15 @@ pub fn explain(verdict: Verdict, incident: &Incident) -> String {
         Verdict::RuntimeDisagrees
             if incident.runtime.as_ref().and_then(|view| view.exit_code) == Some(KILLED) =>
         {
-            format!("the runtime says {said}, the kernel says OOM")
+            format!("the runtime says {state}, the kernel says OOM")
         }
         Verdict::RuntimeDisagrees => {
-            format!("the container ended as {said}: its PID 1 was not the victim, and no OOMKilled is shown")
+            format!("the container ended as {state}: its PID 1 was not the victim, and no OOMKilled is shown")
         }
         Verdict::NodeOom => {
             "node OOM: no container's limit was met, the machine's memory was short".to_owned()
         }
-        Verdict::Agrees => format!("the runtime says {said}, as the kernel does"),
+        Verdict::Agrees => format!("the runtime says {state}, as the kernel does"),
     }
 }
 

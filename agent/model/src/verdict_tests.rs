@@ -1,4 +1,4 @@
-//! Verdicts and advice, on incidents made up for it.
+//! Verdicts and advice for example incidents.
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -21,12 +21,12 @@ fn view(state: &str, reason: &str, code: Option<i32>, pid: Option<u32>) -> Optio
 }
 
 #[test]
-fn each_verdict_from_what_the_runtime_says() {
+fn each_runtime_report_gives_its_verdict() {
     let mut one = incident();
     assert_eq!(verdicts(&one), []);
     for (runtime, expected) in [
         (view("running", "", None, Some(7)), Some(Verdict::SilentChildKill)),
-        // The runtime lags behind: it must have ended.
+        // The report is outdated: the container must have ended.
         (view("running", "", None, Some(42)), None),
         (view("exited", "OOMKilled", Some(137), None), Some(Verdict::Agrees)),
         (view("exited", "Error", Some(137), None), Some(Verdict::RuntimeDisagrees)),
@@ -34,7 +34,7 @@ fn each_verdict_from_what_the_runtime_says() {
     ] {
         one.runtime = runtime;
         assert_eq!(verdicts(&one).first().copied(), expected, "{:?}", one.runtime);
-        assert_eq!(settled(&one), expected.is_some(), "{:?}", one.runtime);
+        assert_eq!(is_settled(&one), expected.is_some(), "{:?}", one.runtime);
     }
     one.runtime = view("exited", "Error", Some(137), None);
     assert_eq!(explain(Verdict::RuntimeDisagrees, &one), "the runtime says Error (137), the kernel says OOM");
@@ -57,7 +57,7 @@ fn curve(points: i64, bytes: impl Fn(i64) -> u64, slope: f64) -> Option<Curve> {
 }
 
 #[test]
-fn advice_says_what_was_seen_and_nothing_more() {
+fn advice_states_only_what_was_observed() {
     let mut one = incident();
     assert_eq!(advice(&one), None);
     one.curve = curve(61, |s| (s as u64) << 20, f64::from(1 << 20));
@@ -72,10 +72,10 @@ fn advice_says_what_was_seen_and_nothing_more() {
     assert!(
         advice(&one).unwrap().starts_with("went from 30 MiB, where it had stayed, to the limit of 64 MiB")
     );
-    // A leak whose last sample is old is a leak all the same.
+    // A leak is reported even if its last sample is old.
     one.curve = curve(31, |s| (s as u64) << 20, f64::from(1 << 20));
     assert!(advice(&one).unwrap().starts_with("grew by 60.0 MiB"));
-    // Too few points to speak of.
+    // Too few points for a slope.
     one.curve = curve(5, |s| (s as u64) << 20, f64::from(1 << 20));
     assert_eq!(advice(&one), None);
     one.attempts =
@@ -84,7 +84,7 @@ fn advice_says_what_was_seen_and_nothing_more() {
 }
 
 #[test]
-fn one_process_among_many_is_named() {
+fn a_dominant_process_is_named() {
     let row = |pid: u32, mib: u64, victim: bool| ProcessRow {
         pid,
         comm: format!("p{pid}"),

@@ -1,6 +1,6 @@
-//! Memory cgroup id → path → names: what is known now, bounded, the dead included.
+//! The bounded cache from memory cgroup id to path to names, dead cgroups included.
 //!
-//! Pure bookkeeping: must not know CRI, inotify or the file system; time is passed in.
+//! It only keeps books: it must not depend on CRI, inotify or the file system, and the time is passed in.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -10,95 +10,95 @@ use std::time::{Duration, Instant};
 use super::paths::{self, CgroupName};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
 
-/// Bounds: containers may be allowed to make cgroups, and a node must survive what they make.
+/// The bounds of the cache. Containers may be allowed to create cgroups, so their number must be limited.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Living cgroups in all.
+pub struct CacheLimits {
+    /// Living cgroups in total.
     pub live: usize,
     /// Living cgroups in and below one container.
     pub per_container: usize,
-    /// Dead cgroups remembered at most, even within `remember_dead`.
+    /// Dead cgroups, even within `remember_dead`.
     pub dead: usize,
     pub remember_dead: Duration,
 }
 
-impl Limits {
-    pub fn new(remember_dead: Duration) -> Limits {
-        Limits { live: 65_536, per_container: 4096, dead: 16_384, remember_dead }
+impl CacheLimits {
+    pub fn new(remember_dead: Duration) -> CacheLimits {
+        CacheLimits { live: 65_536, per_container: 4096, dead: 16_384, remember_dead }
     }
 }
 
 /// The names behind a cgroup.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub struct ResolvedNames {
     pub pod: Option<Arc<PodRef>>,
-    /// None: the pod's sandbox, or no container.
+    /// None: it is the pod's sandbox, or not a container.
     pub container: Option<ContainerRef>,
     pub known_by: KnownBy,
 }
 
-/// How far the search for the names has come.
+/// The progress of the search for names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// Nobody has asked yet (a pod's own level is asked for on demand).
+pub enum SearchState {
+    /// Not started (the names of a pod's own cgroup are searched on demand).
     Idle,
-    /// Under way: an owner is worth waiting for.
+    /// Running: it is worth waiting for.
     Running,
-    /// The runtime knows it: nothing more to learn.
+    /// The runtime gave the names, which are final.
     Done,
-    /// No runtime answered; to be tried again when one does.
+    /// No runtime answered; the search is repeated when one does.
     Down,
-    /// The runtime knows nothing of it; asked again on demand after this time.
+    /// The runtime does not know the container. Asked again on demand after this time.
     Absent(Instant),
 }
 
 #[derive(Debug)]
-pub struct Entry {
+pub struct CgroupEntry {
     /// Relative to the hierarchy's mount.
     pub path: PathBuf,
     pub name: Arc<CgroupName>,
-    /// Key into the names; None: a cgroup of the host.
+    /// The key of its [`KnownContainer`]. None: it is a cgroup of the host.
     pub key: Option<Arc<str>>,
     pub watched: bool,
     pub dead: Option<Instant>,
 }
 
 #[derive(Debug)]
-pub struct Known {
+pub struct KnownContainer {
     pub name: Arc<CgroupName>,
-    pub names: Names,
-    pub search: Search,
-    /// Entries that point here, and how many of them live.
+    pub names: ResolvedNames,
+    pub search: SearchState,
+    /// The number of entries with this key, and how many of them are alive.
     entries: usize,
     live: usize,
 }
 
-impl Known {
-    pub fn alive(&self) -> bool {
+impl KnownContainer {
+    pub fn is_alive(&self) -> bool {
         self.live > 0
     }
 }
 
-/// What [`Cache::insert`] did.
+/// What [`CgroupCache::insert`] did.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Inserted {
-    /// It was known; false: and has no watch yet.
+pub enum InsertOutcome {
+    /// The directory was known; `watched` tells whether it has a watch.
     Old {
         watched: bool,
     },
     New,
-    /// A container's (or a pod's) that nobody has asked about: `key`.
+    /// The first directory of a new container, with its key; its names have to be searched.
     NewContainer(Arc<str>),
-    /// Not taken: see `over_limit`.
+    /// Not added, and counted in `over_limit`.
     Refused,
 }
 
 #[derive(Debug)]
-pub struct Cache {
-    limits: Limits,
-    entries: HashMap<u64, Entry>,
+pub struct CgroupCache {
+    limits: CacheLimits,
+    entries: HashMap<u64, CgroupEntry>,
     by_path: HashMap<PathBuf, u64>,
-    known: HashMap<Arc<str>, Known>,
+    known: HashMap<Arc<str>, KnownContainer>,
     /// Living cgroups by outermost container.
     per_container: HashMap<String, usize>,
     dead: VecDeque<(Instant, u64)>,
@@ -106,9 +106,9 @@ pub struct Cache {
     pub over_limit: u64,
 }
 
-impl Cache {
-    pub fn new(limits: Limits) -> Cache {
-        Cache {
+impl CgroupCache {
+    pub fn new(limits: CacheLimits) -> CgroupCache {
+        CgroupCache {
             limits,
             entries: HashMap::new(),
             by_path: HashMap::new(),
@@ -120,7 +120,7 @@ impl Cache {
         }
     }
 
-    pub fn entry(&self, id: u64) -> Option<&Entry> {
+    pub fn entry(&self, id: u64) -> Option<&CgroupEntry> {
         self.entries.get(&id)
     }
 
@@ -128,52 +128,52 @@ impl Cache {
         self.by_path.get(path).copied()
     }
 
-    pub fn known(&self, key: &str) -> Option<&Known> {
+    pub fn known(&self, key: &str) -> Option<&KnownContainer> {
         self.known.get(key)
     }
 
-    /// Living entries, in no order.
-    pub fn live(&self) -> impl Iterator<Item = (u64, &Entry)> {
+    /// Living entries, in no particular order.
+    pub fn live(&self) -> impl Iterator<Item = (u64, &CgroupEntry)> {
         self.by_path.values().filter_map(|id| Some((*id, self.entries.get(id)?)))
     }
 
-    pub fn all_known(&self) -> impl Iterator<Item = (&Arc<str>, &Known)> {
+    pub fn all_known(&self) -> impl Iterator<Item = (&Arc<str>, &KnownContainer)> {
         self.known.iter()
     }
 
-    /// A directory was seen. `absolute` is its path below the hierarchy's root, for [`paths::parse`].
-    pub fn insert(&mut self, id: u64, path: &Path, absolute: &[u8], now: Instant) -> Inserted {
+    /// Adds a directory that was seen. `absolute` is its path below the hierarchy's root, for [`paths::parse`].
+    pub fn insert(&mut self, id: u64, path: &Path, absolute: &[u8], now: Instant) -> InsertOutcome {
         if let Some(entry) = self.entries.get(&id) {
             if entry.dead.is_none() && entry.path == path {
-                return Inserted::Old { watched: entry.watched };
+                return InsertOutcome::Old { watched: entry.watched };
             }
-            // Moved, revived, or (not in cgroupfs) the number was used again.
+            // It was moved or revived, or (not in cgroupfs) the inode number was used again.
             self.forget(id);
         }
         if let Some(before) = self.by_path.get(path).copied() {
             self.bury(before, now);
         }
         let name = Arc::new(paths::parse(absolute));
-        let outermost = name.containers.first().map(|place| place.container_id.clone());
+        let outermost = name.containers.first().map(|container| container.container_id.clone());
         let taken = outermost.as_ref().and_then(|id| self.per_container.get(id)).copied().unwrap_or(0);
         if self.by_path.len() >= self.limits.live || taken >= self.limits.per_container {
             self.over_limit += 1;
-            return Inserted::Refused;
+            return InsertOutcome::Refused;
         }
         if let Some(outermost) = outermost {
             *self.per_container.entry(outermost).or_default() += 1;
         }
         let key = key(&name);
-        let mut outcome = Inserted::New;
+        let mut outcome = InsertOutcome::New;
         if let Some(key) = &key {
             let known = self.known.entry(key.clone()).or_insert_with(|| {
                 if !name.containers.is_empty() {
-                    outcome = Inserted::NewContainer(key.clone());
+                    outcome = InsertOutcome::NewContainer(key.clone());
                 }
-                Known {
+                KnownContainer {
                     name: name.clone(),
-                    names: Names::default(),
-                    search: if name.containers.is_empty() { Search::Idle } else { Search::Running },
+                    names: ResolvedNames::default(),
+                    search: if name.containers.is_empty() { SearchState::Idle } else { SearchState::Running },
                     entries: 0,
                     live: 0,
                 }
@@ -182,7 +182,7 @@ impl Cache {
             known.live += 1;
         }
         self.by_path.insert(path.to_owned(), id);
-        self.entries.insert(id, Entry { path: path.to_owned(), name, key, watched: false, dead: None });
+        self.entries.insert(id, CgroupEntry { path: path.to_owned(), name, key, watched: false, dead: None });
         outcome
     }
 
@@ -192,7 +192,7 @@ impl Cache {
         }
     }
 
-    /// Its directory is gone: it stays, among the dead.
+    /// Marks a cgroup as dead because its directory is gone. The entry stays.
     pub fn bury(&mut self, id: u64, now: Instant) {
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.dead.is_none()) else { return };
         entry.dead = Some(now);
@@ -206,7 +206,7 @@ impl Cache {
         self.prune(now);
     }
 
-    /// Lets go of the dead whose time is over, and of the oldest beyond the bound (those are counted).
+    /// Drops dead entries whose time is over, and the oldest ones beyond the bound, which are counted.
     pub fn prune(&mut self, now: Instant) {
         while let Some(&(since, id)) = self.dead.front() {
             let expired = now.duration_since(since) > self.limits.remember_dead;
@@ -215,7 +215,7 @@ impl Cache {
                 break;
             }
             self.dead.pop_front();
-            // Revived or forgotten since.
+            // Skip an entry that was revived or dropped since.
             if self.entries.get(&id).is_some_and(|entry| entry.dead == Some(since)) {
                 self.dead_evicted += u64::from(!expired);
                 self.forget(id);
@@ -223,8 +223,8 @@ impl Cache {
         }
     }
 
-    /// What the search found, and how it ended. Better names are not replaced by worse ones.
-    pub fn settle(&mut self, key: &str, names: Option<Names>, search: Search) {
+    /// Records the result of a search. Names of a better source are not replaced by those of a worse one.
+    pub fn settle(&mut self, key: &str, names: Option<ResolvedNames>, search: SearchState) {
         let Some(known) = self.known.get_mut(key) else { return };
         known.search = search;
         if let Some(names) = names
@@ -234,10 +234,10 @@ impl Cache {
         }
     }
 
-    /// (living, dead) containers, sandboxes included.
+    /// The number of (living, dead) containers, sandboxes included.
     pub fn counts(&self) -> (usize, usize) {
         let containers = self.known.values().filter(|known| !known.name.containers.is_empty());
-        let (live, dead): (Vec<_>, Vec<_>) = containers.partition(|known| known.alive());
+        let (live, dead): (Vec<_>, Vec<_>) = containers.partition(|known| known.is_alive());
         (live.len(), dead.len())
     }
 
@@ -274,12 +274,12 @@ impl Cache {
     }
 }
 
-/// The container ids of a path, outermost first; for a pod's own level its uid; None for the host.
+/// The key for a path: its container ids, outermost first, or the uid for a pod's own cgroup. None: it is the host's.
 fn key(name: &CgroupName) -> Option<Arc<str>> {
     if name.containers.is_empty() {
         return name.pod_uid.as_ref().map(|uid| format!("pod:{uid}").into());
     }
-    let ids: Vec<_> = name.containers.iter().map(|place| place.container_id.as_str()).collect();
+    let ids: Vec<_> = name.containers.iter().map(|container| container.container_id.as_str()).collect();
     Some(ids.join("/").into())
 }
 
@@ -300,16 +300,21 @@ mod tests {
 
     const A: &str = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
 
-    fn add(cache: &mut Cache, id: u64, path: &str, now: Instant) -> Inserted {
+    fn add(cache: &mut CgroupCache, id: u64, path: &str, now: Instant) -> InsertOutcome {
         cache.insert(id, Path::new(path), format!("/{path}").as_bytes(), now)
     }
 
-    fn small() -> Cache {
-        Cache::new(Limits { live: 10, per_container: 3, dead: 2, remember_dead: Duration::from_secs(600) })
+    fn small() -> CgroupCache {
+        CgroupCache::new(CacheLimits {
+            live: 10,
+            per_container: 3,
+            dead: 2,
+            remember_dead: Duration::from_secs(600),
+        })
     }
 
     #[test]
-    fn the_dead_stay_and_evictions_are_counted() {
+    fn dead_cgroups_are_remembered_and_evictions_are_counted() {
         let (mut cache, now) = (small(), Instant::now());
         for id in 1..=3 {
             add(&mut cache, id, &format!("docker/{A}/{id}"), now);
@@ -319,7 +324,7 @@ mod tests {
         }
         assert!(cache.entry(1).is_none() && cache.entry(2).is_some() && cache.entry(3).is_some());
         assert_eq!((cache.dead_evicted, cache.counts()), (1, (0, 1)));
-        // Their time over, they go uncounted, and their names with them.
+        // Once their time is over they are dropped uncounted, and their names with them.
         cache.prune(now + Duration::from_secs(601));
         assert!(cache.entry(3).is_none());
         assert_eq!((cache.dead_evicted, cache.counts()), (1, (0, 0)));
@@ -333,29 +338,29 @@ mod tests {
             add(&mut cache, id, &format!("docker/{A}/{id}"), now);
         }
         assert_eq!(cache.over_limit, 6);
-        assert_eq!(add(&mut cache, 100, "system.slice", now), Inserted::New);
+        assert_eq!(add(&mut cache, 100, "system.slice", now), InsertOutcome::New);
     }
 
     #[test]
-    fn a_path_used_again_buries_the_one_before() {
+    fn a_new_cgroup_at_a_path_replaces_the_one_before() {
         let (mut cache, now) = (small(), Instant::now());
-        assert!(matches!(add(&mut cache, 1, &format!("docker/{A}"), now), Inserted::NewContainer(_)));
-        assert_eq!(add(&mut cache, 1, &format!("docker/{A}"), now), Inserted::Old { watched: false });
-        assert_eq!(add(&mut cache, 2, &format!("docker/{A}"), now), Inserted::New);
+        assert!(matches!(add(&mut cache, 1, &format!("docker/{A}"), now), InsertOutcome::NewContainer(_)));
+        assert_eq!(add(&mut cache, 1, &format!("docker/{A}"), now), InsertOutcome::Old { watched: false });
+        assert_eq!(add(&mut cache, 2, &format!("docker/{A}"), now), InsertOutcome::New);
         assert!(cache.entry(1).is_some_and(|entry| entry.dead.is_some()));
         assert_eq!(cache.id_at(Path::new(&format!("docker/{A}"))), Some(2));
-        // A late rmdir event of the first does not touch the second.
+        // A late rmdir event for the first one does not affect the second.
         cache.bury(1, now);
         assert_eq!(cache.counts(), (1, 0));
     }
 
     #[test]
-    fn names_only_get_better() {
+    fn names_are_only_replaced_by_those_of_a_better_source() {
         let (mut cache, now) = (small(), Instant::now());
         add(&mut cache, 1, &format!("docker/{A}"), now);
-        let names = |known_by| Some(Names { known_by, ..Names::default() });
-        cache.settle(A, names(KnownBy::Cri), Search::Done);
-        cache.settle(A, names(KnownBy::CgroupPath), Search::Down);
+        let names = |known_by| Some(ResolvedNames { known_by, ..ResolvedNames::default() });
+        cache.settle(A, names(KnownBy::Cri), SearchState::Done);
+        cache.settle(A, names(KnownBy::CgroupPath), SearchState::Down);
         assert_eq!(cache.known(A).map(|k| k.names.known_by), Some(KnownBy::Cri));
     }
 }

@@ -1,7 +1,7 @@
 //! CRI v1 over a Unix socket (k8s.io/cri-api, `runtime/v1/api.proto`): the calls and fields podopsy uses.
 //!
-//! The messages are written by hand with prost's derive: a dozen messages of a 2,000-line API, no
-//! `protoc` on the machine, and unknown fields are skipped as protobuf defines.
+//! The messages are written manually with prost's derive: it is a dozen messages of a 2,000-line API, no `protoc` is
+//! needed to build, and unknown fields are skipped, as protobuf defines.
 
 pub mod messages;
 
@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// Bytes of one answer. tonic's own bound is 4 MiB, which a node full of pods with long annotations passes.
+/// The largest answer, in bytes. tonic's default is 4 MiB, which a node full of pods with long annotations exceeds.
 const MESSAGE_MAX: usize = 16 << 20;
 
-/// A channel to the runtime's socket; connects on first use and again after the runtime restarts.
+/// A channel to the runtime's socket. It connects on first use, and again after the runtime restarts.
 pub fn channel(socket: &Path) -> Channel {
     let path = socket.to_owned();
     Endpoint::from_static("http://cri.invalid").connect_with_connector_lazy(tower::service_fn(

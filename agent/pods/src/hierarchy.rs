@@ -1,8 +1,8 @@
-//! The memory hierarchy: where it is mounted, and what one of its directories says.
+//! The cgroup hierarchy that accounts memory: where it is mounted, and how its directories are read.
 //!
-//! Knows cgroup v1, v2 and hybrid (then memory is on v1). Must not know: containers, pods, CRI.
-//! Paths in here are relative to the mount, raw bytes, without a leading `/`; [`Hierarchy::shown`] turns
-//! one into the text that the kernel would print for it.
+//! Handles cgroup v1, v2 and hybrid (then memory is on v1). Must not depend on containers, pods or CRI.
+//! Paths in this module are relative to the mount, raw bytes, without a leading `/`; [`Hierarchy::shown`] turns one into
+//! the text that the kernel would print for it.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +16,7 @@ use procfs::process::MountInfos;
 use podopsy_model::text;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum CgroupVersion {
     V1,
     V2,
 }
@@ -24,20 +24,20 @@ pub enum Version {
 /// The mounted hierarchy that memory is accounted in.
 #[derive(Clone, Debug)]
 pub struct Hierarchy {
-    pub version: Version,
-    /// Where it is mounted.
+    pub version: CgroupVersion,
+    /// The mount point.
     pub dir: PathBuf,
-    /// The directory of the hierarchy that is mounted there: `/` unless we sit in a container.
+    /// The directory of the hierarchy that is mounted there: `/`, unless this process runs in a container.
     root: PathBuf,
-    /// v1's `cpu` controller, for quotas; on v2 the same as `dir`.
+    /// The mount of v1's `cpu` controller, for quotas; on v2 the same as `dir`.
     cpu_dir: Option<PathBuf>,
-    /// Our cgroup namespace's root, relative to `dir`: what `/` means in `/proc/<pid>/cgroup`.
+    /// The root of this process's cgroup namespace, relative to `dir`: what `/` means in `/proc/<pid>/cgroup`.
     namespace: PathBuf,
 }
 
 impl Hierarchy {
-    /// Finds it in `<proc>/self/mountinfo`, among the mounts below `cgroup_root`; where that says nothing
-    /// (another mount namespace's tree, a test's folder) by what lies in `cgroup_root`.
+    /// Finds it in `<proc>/self/mountinfo`, among the mounts below `cgroup_root`. If there is none (the tree of another
+    /// mount namespace, or a test's folder), detects it by the files in `cgroup_root`.
     pub fn find(proc_root: &Path, cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
         let mounts = MountInfos::from_file(proc_root.join("self/mountinfo")).map(|m| m.0).unwrap_or_default();
         let below: Vec<_> = mounts.iter().filter(|m| m.mount_point.starts_with(cgroup_root)).collect();
@@ -46,9 +46,9 @@ impl Hierarchy {
         };
         let mut found = if let Some(mount) = v1("memory") {
             let cpu_dir = v1("cpu").map(|m| m.mount_point.clone());
-            Hierarchy::at(Version::V1, &mount.mount_point, &mount.root, cpu_dir)
+            Hierarchy::at(CgroupVersion::V1, &mount.mount_point, &mount.root, cpu_dir)
         } else if let Some(mount) = below.iter().find(|m| m.fs_type == "cgroup2") {
-            Hierarchy::at(Version::V2, &mount.mount_point, &mount.root, Some(mount.mount_point.clone()))
+            Hierarchy::at(CgroupVersion::V2, &mount.mount_point, &mount.root, Some(mount.mount_point.clone()))
         } else {
             Hierarchy::by_layout(cgroup_root)?
         };
@@ -56,17 +56,17 @@ impl Hierarchy {
         Ok(found)
     }
 
-    fn at(version: Version, dir: &Path, root: &str, cpu_dir: Option<PathBuf>) -> Hierarchy {
+    fn at(version: CgroupVersion, dir: &Path, root: &str, cpu_dir: Option<PathBuf>) -> Hierarchy {
         Hierarchy { version, dir: dir.into(), root: root.into(), cpu_dir, namespace: PathBuf::new() }
     }
 
     fn by_layout(cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
         if cgroup_root.join("memory").is_dir() {
             let cpu = Some(cgroup_root.join("cpu")).filter(|dir| dir.is_dir());
-            return Ok(Hierarchy::at(Version::V1, &cgroup_root.join("memory"), "/", cpu));
+            return Ok(Hierarchy::at(CgroupVersion::V1, &cgroup_root.join("memory"), "/", cpu));
         }
         if cgroup_root.join("cgroup.controllers").exists() {
-            return Ok(Hierarchy::at(Version::V2, cgroup_root, "/", Some(cgroup_root.into())));
+            return Ok(Hierarchy::at(CgroupVersion::V2, cgroup_root, "/", Some(cgroup_root.into())));
         }
         bail!("no cgroup memory hierarchy is mounted below {}", cgroup_root.display())
     }
@@ -82,50 +82,50 @@ impl Hierarchy {
         meta.is_dir().then(|| meta.ino())
     }
 
-    /// Below the hierarchy's root, `/` first, escaped: what goes into `CgroupRef.path`.
+    /// The path below the hierarchy's root, with a leading `/`, escaped: the value of `CgroupRef.path`.
     pub fn shown(&self, path: &Path) -> String {
         text::escape_bytes(&self.absolute(path))
     }
 
     /// The raw bytes of [`Hierarchy::shown`].
     pub fn absolute(&self, path: &Path) -> Vec<u8> {
-        // `..` in a mount's root means "above our cgroup namespace": no name is known for what is there.
+        // `..` in the root of a mount stands for a directory above our cgroup namespace, whose name is not known.
         let named = self.root.components().all(|c| c != Component::ParentDir);
         let base = if named { self.root.as_path() } else { Path::new("/") };
         let whole = if path.as_os_str().is_empty() { base.to_owned() } else { base.join(path) };
         whole.as_os_str().as_bytes().to_owned()
     }
 
-    /// The reverse of [`Hierarchy::absolute`]; None: it lies outside of what is mounted.
+    /// The reverse of [`Hierarchy::absolute`]. None: the path lies outside of the mount.
     pub fn from_absolute(&self, absolute: &[u8]) -> Option<PathBuf> {
         let path = Path::new(std::ffi::OsStr::from_bytes(absolute));
         let relative = path.strip_prefix(&self.root).ok()?;
         relative.components().all(|c| matches!(c, Component::Normal(_))).then(|| relative.to_owned())
     }
 
-    /// Reads a `/proc/<pid>/cgroup` and gives the memory cgroup's path relative to the mount; None: it has
-    /// none, or it lies outside of what is mounted. Raw bytes, since a container may choose the name.
+    /// The path of the memory cgroup in the content of a `/proc/<pid>/cgroup`, relative to the mount. None: it has none, or
+    /// the path lies outside of the mount. The content is raw bytes, since a container may choose the name.
     pub fn of_proc(&self, proc_cgroup: &[u8]) -> Option<PathBuf> {
         self.relative(self.line(proc_cgroup)?)
     }
 
-    /// The path in the line of this hierarchy (`cgroups(7)`: `id:controllers:path`).
+    /// The path in the line for this hierarchy (`cgroups(7)`: `id:controllers:path`).
     fn line<'a>(&self, proc_cgroup: &'a [u8]) -> Option<&'a [u8]> {
         proc_cgroup.split(|&b| b == b'\n').find_map(|line| {
             let mut fields = line.splitn(3, |&b| b == b':');
             let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             let ours = match self.version {
-                Version::V1 => controllers.split(|&b| b == b',').any(|c| c == b"memory"),
-                Version::V2 => id == b"0" && controllers.is_empty(),
+                CgroupVersion::V1 => controllers.split(|&b| b == b',').any(|c| c == b"memory"),
+                CgroupVersion::V2 => id == b"0" && controllers.is_empty(),
             };
-            // The kernel marks the cgroup of a zombie that way once the directory is gone.
+            // The kernel adds this suffix for a zombie's cgroup once the directory is gone.
             ours.then(|| path.strip_suffix(b" (deleted)").unwrap_or(path))
         })
     }
 
     fn relative(&self, path: &[u8]) -> Option<PathBuf> {
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        // A mount that shows a part of the hierarchy (docker on v1) while paths count from its root.
+        // The mount shows a part of the hierarchy (docker on v1), while the path counts from the hierarchy's root.
         let path = match path.strip_prefix(&self.root) {
             Ok(rest) if self.root != Path::new("/") => rest,
             _ => path,
@@ -141,8 +141,8 @@ impl Hierarchy {
         Some(out)
     }
 
-    /// In a cgroup namespace, `/proc/<pid>/cgroup` counts from its root and not from the mount's. Our own
-    /// process tells the two apart: it is listed in the directory that is really its own.
+    /// The root of this process's cgroup namespace. In a cgroup namespace, `/proc/<pid>/cgroup` counts from the root of the
+    /// namespace and not of the mount. To find the difference, look for the directory whose `cgroup.procs` lists us.
     fn own_namespace(&self, proc_root: &Path) -> PathBuf {
         let none = PathBuf::new();
         let Ok(own) = fs::read(proc_root.join("self/cgroup")) else { return none };
@@ -170,8 +170,8 @@ impl Hierarchy {
         self.procs(path).contains(&pid)
     }
 
-    /// Every directory from `from` on, parents first; `visit` says whether to go below. A directory that
-    /// goes away meanwhile is passed over.
+    /// Visits `from` and all directories below it, parents first; `visit` returns whether to descend. A directory that is
+    /// removed meanwhile is skipped.
     pub fn walk(&self, from: &Path, visit: &mut dyn FnMut(&Path) -> bool) {
         let mut pending = vec![from.to_owned()];
         while let Some(path) = pending.pop() {
@@ -181,7 +181,7 @@ impl Hierarchy {
         }
     }
 
-    /// The directories right below one.
+    /// The child directories of a path.
     pub fn children(&self, path: &Path) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.join(path)) else { return Vec::new() };
         entries
@@ -191,7 +191,7 @@ impl Hierarchy {
             .collect()
     }
 
-    /// `cgroup.procs`: pids as our pid namespace numbers them; those outside of it (0) are left out.
+    /// The pids in `cgroup.procs`, in our pid namespace. Processes outside of it, shown as 0, are left out.
     pub fn procs(&self, path: &Path) -> Vec<u32> {
         let text = fs::read_to_string(self.join(path).join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.trim().parse().ok()).filter(|&pid| pid != 0).collect()
@@ -200,7 +200,7 @@ impl Hierarchy {
     /// The limit in bytes (`memory.max`, `memory.limit_in_bytes`); None: no limit, or not readable.
     pub fn memory_limit(&self, path: &Path) -> Option<u64> {
         let limit = self.number(path, "memory.limit_in_bytes", "memory.max")?;
-        // v1 says "no limit" as the largest multiple of the page size.
+        // v1 shows "no limit" as the largest multiple of the page size.
         (limit < 1 << 62).then_some(limit)
     }
 
@@ -213,26 +213,26 @@ impl Hierarchy {
     pub fn cpu_limit_millis(&self, path: &Path) -> Option<u64> {
         let dir = self.cpu_dir.as_ref()?.join(path);
         let (quota, period) = match self.version {
-            Version::V1 => {
+            CgroupVersion::V1 => {
                 (read(&dir.join("cpu.cfs_quota_us")).ok()?, read(&dir.join("cpu.cfs_period_us")).ok()?)
             }
-            Version::V2 => {
+            CgroupVersion::V2 => {
                 let text = read(&dir.join("cpu.max")).ok()?;
                 let (quota, period) = text.split_once(' ')?;
                 (quota.to_owned(), period.to_owned())
             }
         };
-        // "max" and -1 are no numbers of this kind, and mean no limit.
+        // "max" (v2) and -1 (v1) mean no limit, and do not parse as u64.
         millis(quota.parse().ok()?, period.parse().ok()?)
     }
 
     fn number(&self, path: &Path, v1: &str, v2: &str) -> Option<u64> {
-        let name = if self.version == Version::V1 { v1 } else { v2 };
+        let name = if self.version == CgroupVersion::V1 { v1 } else { v2 };
         read(&self.join(path).join(name)).ok()?.parse().ok()
     }
 }
 
-/// `quota` µs of CPU time every `period` µs → thousandths of a core.
+/// Converts `quota` µs of CPU time in every `period` µs to thousandths of a core.
 pub fn millis(quota: u64, period: u64) -> Option<u64> {
     quota.checked_mul(1000)?.checked_div(period)
 }

@@ -26,7 +26,7 @@ fn tree(mounts: &[(&str, &str, &str, &str)], own: &str) -> (tempfile::TempDir, H
 }
 
 #[test]
-fn hybrid_takes_memory_from_v1() {
+fn a_hybrid_node_uses_v1_for_memory() {
     let (_dir, h) = tree(
         &[
             ("cpu", "/", "cgroup", "rw,cpu"),
@@ -35,7 +35,7 @@ fn hybrid_takes_memory_from_v1() {
         ],
         "4:memory:/\n0::/\n",
     );
-    assert_eq!((h.version, h.dir.ends_with("memory")), (Version::V1, true));
+    assert_eq!((h.version, h.dir.ends_with("memory")), (CgroupVersion::V1, true));
     write(&h.join(Path::new("a/memory.limit_in_bytes")), "67108864\n");
     write(&h.join(Path::new("a/memory.usage_in_bytes")), "4096\n");
     write(&h.join(Path::new("b/memory.limit_in_bytes")), "9223372036854771712\n");
@@ -53,7 +53,7 @@ fn hybrid_takes_memory_from_v1() {
 }
 
 #[test]
-fn unified_reads_max() {
+fn v2_limits_are_read() {
     let (_dir, h) = tree(&[("", "/", "cgroup2", "rw")], "0::/\n");
     write(&h.join(Path::new("a/memory.max")), "max\n");
     write(&h.join(Path::new("b/memory.max")), "1048576\n");
@@ -72,7 +72,7 @@ fn unified_reads_max() {
 }
 
 #[test]
-fn a_cgroup_namespace_is_seen_through() {
+fn paths_in_a_cgroup_namespace_are_translated() {
     let dir = tempfile::tempdir().unwrap();
     let real = "cg/kubepods/pod1/agent";
     write(&dir.path().join("cg/cgroup.controllers"), "memory\n");
@@ -86,7 +86,7 @@ fn a_cgroup_namespace_is_seen_through() {
 }
 
 #[test]
-fn a_mount_of_a_part_keeps_the_whole_path() {
+fn a_mount_of_a_part_of_the_hierarchy_keeps_the_whole_path() {
     let (_dir, h) = tree(&[("memory", "/docker/abc", "cgroup", "rw,memory")], "4:memory:/docker/abc\n");
     assert_eq!(h.of_proc(b"4:memory:/docker/abc/x"), Some("x".into()));
     assert_eq!(h.shown(Path::new("x")), "/docker/abc/x");
@@ -94,7 +94,7 @@ fn a_mount_of_a_part_keeps_the_whole_path() {
 }
 
 #[test]
-fn nothing_mounted_is_an_error_with_the_place() {
+fn without_a_hierarchy_the_error_names_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     let error = Hierarchy::find(dir.path(), dir.path()).unwrap_err().to_string();
     assert!(error.contains(&dir.path().display().to_string()), "{error}");

@@ -1,7 +1,8 @@
-//! What a process in a pod can find out about its own pod, without the node: for an ephemeral container.
+//! What a process in a pod can find out about its own pod without access to the node; used in an ephemeral container.
 //!
-//! The host's name is the pod's; the first search domain has its namespace; paths of cgroups and of the kubelet's mounts
-//! have its uid and its containers. All of it is in reach of whoever runs there: it is told as `inside`, and is no proof.
+//! The host name is the pod's name, the first search domain contains its namespace, and the paths of cgroups and of the
+//! kubelet's mounts contain its uid and its containers. Any process of the pod can change these, so they are reported as
+//! `inside` and prove nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,35 +12,35 @@ use std::path::{Path, PathBuf};
 use super::paths;
 use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef, text};
 
-/// Files of /proc and /etc that are read.
+/// How much of a file in /proc or /etc is read.
 const BYTES_MAX: u64 = 1 << 20;
 /// The host's pid namespace (`<linux/proc_ns.h>`, PROC_PID_INIT_INO).
-const HOSTS_PIDS: &str = "pid:[4026531836]";
+const HOST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// One pod, seen from within.
+/// The pod that this process runs in.
 #[derive(Debug)]
-pub struct Inside {
+pub struct OwnPod {
     proc_root: PathBuf,
     pod: Option<PodRef>,
     hasher: RandomState,
 }
 
-impl Inside {
-    /// None: this is the host, or a pod that sees the host's processes, where the runtime is the one to ask.
-    pub fn here() -> Option<Inside> {
+impl OwnPod {
+    /// Detects the pod. None: this is the host, or a pod with the host's pid namespace, where the runtime is asked instead.
+    pub fn detect() -> Option<OwnPod> {
         let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-        if namespace.to_str() == Some(HOSTS_PIDS) {
+        if namespace.to_str() == Some(HOST_PID_NAMESPACE) {
             return None;
         }
         let name = nix::unistd::gethostname().ok()?.to_string_lossy().into_owned();
-        Some(Inside::new(Path::new("/proc"), &name, &read(Path::new("/etc/resolv.conf"))))
+        Some(OwnPod::new(Path::new("/proc"), &name, &read(Path::new("/etc/resolv.conf"))))
     }
 
-    fn new(proc_root: &Path, host: &str, resolv_conf: &str) -> Inside {
+    fn new(proc_root: &Path, host: &str, resolv_conf: &str) -> OwnPod {
         let of_own = |file: &str| read(&proc_root.join("self").join(file));
         let uid = uid(&of_own("cgroup"), &of_own("mountinfo")).unwrap_or_default();
         let namespace = namespace(resolv_conf).unwrap_or_default();
-        // Without either it is any namespace of pids: a developer's container, say.
+        // Without a uid and a namespace this is some other pid namespace, for example a developer's container.
         let is_pod = !uid.is_empty() || !namespace.is_empty();
         let pod = is_pod.then(|| PodRef {
             namespace: text::escape(&namespace),
@@ -47,20 +48,20 @@ impl Inside {
             uid: text::escape(&uid),
             labels: BTreeMap::new(),
         });
-        Inside { proc_root: proc_root.to_owned(), pod, hasher: RandomState::new() }
+        OwnPod { proc_root: proc_root.to_owned(), pod, hasher: RandomState::new() }
     }
 
     pub fn pod(&self) -> Option<&PodRef> {
         self.pod.as_ref()
     }
 
-    /// A process's owner, and a number that stands for its container while this runs (not 0).
+    /// The owner of a process, and a number other than 0 that identifies its container as long as this value lives.
     pub fn owner(&self, pid: u32) -> (u64, Owner) {
         let dir = self.proc_root.join(pid.to_string());
         let path = memory_path(&read(&dir.join("cgroup")));
         let number = self.hasher.hash_one(&path).max(1);
         let id = path.as_deref().and_then(|path| {
-            paths::parse(path.as_bytes()).container().map(|place| place.container_id.clone())
+            paths::parse(path.as_bytes()).container().map(|container| container.container_id.clone())
         });
         let name = container_name(&read(&dir.join("mountinfo")));
         let container = (id.is_some() || name.is_some()).then(|| ContainerRef {
@@ -69,13 +70,13 @@ impl Inside {
             image: String::new(),
             attempt: 0,
         });
-        // The kernel's id of the cgroup is not known: its directory is not mounted here.
+        // The cgroup's id is not known, because its directory is not mounted here.
         let cgroup = CgroupRef { id: 0, path: path.as_deref().map(text::escape) };
         (number, Owner { pod: self.pod.clone(), container, cgroup, known_by: KnownBy::Inside })
     }
 
-    /// Of a lookup whose process is not known.
-    pub fn nobody(&self) -> Owner {
+    /// The owner of a lookup whose process is not known.
+    pub fn unknown_process(&self) -> Owner {
         Owner { pod: self.pod.clone(), known_by: KnownBy::Inside, ..Owner::default() }
     }
 }
@@ -87,7 +88,7 @@ fn read(file: &Path) -> String {
     opened.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The path in the memory controller's hierarchy, else the v2 one's, of `/proc/PID/cgroup`.
+/// The path in `/proc/PID/cgroup` for the memory controller's hierarchy, else for the v2 hierarchy.
 fn memory_path(cgroup: &str) -> Option<String> {
     let lines = || cgroup.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let memory = lines().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
@@ -113,7 +114,7 @@ fn container_name(mountinfo: &str) -> Option<String> {
     })
 }
 
-/// What the kubelet mounts into every container: the folder within its file system, and where it is.
+/// The mounts that the kubelet adds to every container, as (folder within its file system, mount point).
 fn kubelet_mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(3);
@@ -122,7 +123,7 @@ fn kubelet_mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
     mounts.filter(|(_, point)| ["/etc/hosts", "/dev/termination-log"].contains(point))
 }
 
-/// The component behind that one.
+/// The component that follows the given one.
 fn after<'a>(path: &'a str, component: &str) -> Option<&'a str> {
     let mut components = path.split('/');
     components.find(|one| *one == component)?;
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_cgroup_namespace_leaves_the_kubelets_mounts() {
+    fn with_a_private_cgroup_namespace_the_kubelets_mounts_name_the_pod() {
         let id = "4e".repeat(32);
         let mounts = format!(
             "9 8 8:1 /var/lib/kubelet/pods/{UID}/etc-hosts /etc/hosts rw - ext4 /dev/x rw\n\
@@ -172,7 +173,7 @@ mod tests {
             ("7/cgroup", format!("0::/../cri-containerd-{id}.scope\n")),
             ("7/mountinfo", mounts),
         ]);
-        let inside = Inside::new(dir.path(), "cart-7c9f", RESOLV);
+        let inside = OwnPod::new(dir.path(), "cart-7c9f", RESOLV);
         let pod = inside.pod().unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "cart-7c9f", UID));
         let (number, owner) = inside.owner(7);
@@ -183,18 +184,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_path_has_uid_and_container_and_hostile_names_are_escaped() {
+    fn a_cgroup_path_gives_uid_and_container_and_hostile_names_are_escaped() {
         let id = "a1".repeat(32);
         let dir = proc(&[
             ("self/cgroup", format!("12:memory:/kubepods/burstable/pod{UID}/{id}\n0::/\n")),
             ("self/mountinfo", String::new()),
         ]);
-        let inside = Inside::new(dir.path(), "x\u{1b}[31m", "search none.such\n");
+        let inside = OwnPod::new(dir.path(), "x\u{1b}[31m", "search none.such\n");
         let pod = inside.pod().unwrap();
         assert_eq!((pod.namespace.as_str(), pod.uid.as_str()), ("", UID));
         assert!(!pod.name.contains('\u{1b}'));
         assert_eq!(inside.owner(99).1.container, None, "a process that is gone");
         let dir = proc(&[("self/cgroup", "0::/\n".into())]);
-        assert_eq!(Inside::new(dir.path(), "laptop", "nameserver 1.1.1.1\n").pod(), None);
+        assert_eq!(OwnPod::new(dir.path(), "laptop", "nameserver 1.1.1.1\n").pod(), None);
     }
 }

@@ -1,6 +1,9 @@
-//! Memory cgroup id ↔ process ↔ container ↔ pod. The only room that knows Kubernetes.
+//! Maps a memory cgroup id or a process to its container and its pod, and back. The only crate that knows Kubernetes.
 //!
-//! Must not know: aya, the wire's records, symbols, how anything is rendered.
+//! inotify and scans find the cgroups (module `watch`), their paths give ids ([`paths`]), and the container runtime or the log
+//! folders give the names for the ids (`names`). `state` holds what is known, the dead included.
+//!
+//! This crate must not depend on aya, on the kernel side's records, on symbols or on rendering.
 
 mod cache;
 pub mod cri;
@@ -12,8 +15,8 @@ mod names;
 pub mod paths;
 pub mod proc;
 mod resolve;
-mod room;
 mod runtime;
+mod state;
 mod text;
 mod watch;
 
@@ -32,22 +35,22 @@ use podopsy_model::incident::RuntimeView;
 use podopsy_model::{ContainerRef, Owner, PodRef, Target};
 
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// CRI v1 socket; None: probe the usual paths.
+pub struct PodsOptions {
+    /// The CRI v1 socket. None: probe the usual paths.
     pub cri_socket: Option<PathBuf>,
-    /// Longest wait for one CRI call.
+    /// The timeout of one CRI call.
     pub cri_timeout: Duration,
-    /// How long the dead are remembered (at least).
+    /// How long cgroups are remembered after they were removed, at least.
     pub remember_dead: Duration,
-    /// `/proc`, `/sys/fs/cgroup`, `/var/log/pods`: other places in tests.
+    /// `/proc`, `/sys/fs/cgroup` and `/var/log/pods`; tests use other folders.
     pub proc_root: PathBuf,
     pub cgroup_root: PathBuf,
     pub log_pods: PathBuf,
 }
 
-impl Default for Options {
+impl Default for PodsOptions {
     fn default() -> Self {
-        Options {
+        PodsOptions {
             cri_socket: None,
             cri_timeout: Duration::from_secs(2),
             remember_dead: Duration::from_secs(600),
@@ -60,7 +63,7 @@ impl Default for Options {
 
 /// A pod sandbox and its containers, as `podopsy pods` lists them and `podopsy inspect` shows them.
 #[derive(Clone, Debug, Serialize)]
-pub struct Pod {
+pub struct PodDetails {
     pub pod: PodRef,
     pub sandbox_id: String,
     /// CRI's PodSandboxState: `ready` or `notready`.
@@ -68,13 +71,13 @@ pub struct Pod {
     pub created_at: Option<Timestamp>,
     /// Pod IPs, from PodSandboxStatus.network.
     pub ips: Vec<String>,
-    /// `/proc/<pid>/ns/net` style path or null for the host's network.
+    /// The path of its network namespace, like `/proc/<pid>/ns/net`; null for the host's network.
     pub netns: Option<String>,
-    pub containers: Vec<Container>,
+    pub containers: Vec<ContainerDetails>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Container {
+pub struct ContainerDetails {
     pub container: ContainerRef,
     /// CRI's ContainerState: `created`, `running`, `exited`, `unknown`.
     pub state: String,
@@ -86,7 +89,7 @@ pub struct Container {
     pub restarts: u32,
     /// PID 1 of the container in the host's pid namespace, while it runs.
     pub pid: Option<u32>,
-    /// All of its processes, host pids.
+    /// All of its processes, as host pids.
     pub pids: Vec<u32>,
     /// Namespace inode numbers of PID 1 by kind (`net`, `mnt`, `pid`, …).
     pub namespaces: BTreeMap<String, u64>,
@@ -100,8 +103,8 @@ pub struct Container {
     pub cpu_limit_millis: Option<u64>,
 }
 
-impl Container {
-    /// The runtime's word, as it stands beside the kernel's.
+impl ContainerDetails {
+    /// The part that the runtime reports, for comparison with the kernel's facts.
     pub fn view(self) -> RuntimeView {
         RuntimeView {
             state: self.state,
@@ -116,109 +119,111 @@ impl Container {
     }
 }
 
-/// How the room is doing, for `doctor` and for losses.
+/// The health of the runtime connection and of the cgroup cache, for `doctor` and for losses.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Status {
+pub struct PodsStatus {
     pub cri_socket: Option<PathBuf>,
     /// RuntimeName and RuntimeVersion of CRI's Version call.
     pub runtime: Option<String>,
-    /// The last CRI error, in words.
+    /// The text of the last CRI error.
     pub cri_error: Option<String>,
     pub containers_known: usize,
     pub containers_remembered_dead: usize,
-    /// Counters by name; one at 0 is left out. `cri_errors`: calls that failed. `cgroups_unknown`: owners
-    /// that could not be told, each time that one is asked for: the cgroup was gone before anyone read it, or
-    /// has been dead for longer than it is remembered, or the kernel side gave none.
-    /// `cgroups_missed`: directories gone before they were read.
-    /// `cgroups_over_limit`, `dead_evicted`, `labels_dropped`: beyond this room's bounds.
-    /// `watches_refused`: directories without a watch (then the tree is read every second).
-    /// `watch_overflows`: events lost by the kernel (then the tree is read at once).
+    /// Counters by name; one at 0 is left out.
+    ///
+    /// - `cri_errors`: calls that failed.
+    /// - `cgroups_unknown`: requests for an owner that could not be found, because the cgroup was gone before it was
+    ///   read, has been dead for longer than it is remembered, or was not given by the kernel side.
+    /// - `cgroups_missed`: directories that were gone before they were read.
+    /// - `cgroups_over_limit`, `dead_evicted`, `labels_dropped`: what exceeded the bounds of the cache.
+    /// - `watches_refused`: directories without a watch; the tree is then read every second.
+    /// - `watch_overflows`: times that the kernel dropped events; the tree is then read at once.
     pub losses: BTreeMap<String, u64>,
 }
 
-/// What a [`Target`] turned out to be.
+/// What a [`Target`] refers to on this node.
 #[derive(Clone, Debug)]
 pub enum Resolved {
     Node,
-    /// These containers (all of a pod's, or one), with their pod.
-    Containers(PodRef, Vec<Container>),
-    /// A process in no container.
+    /// All containers of a pod, or one of them, with their pod.
+    Containers(PodRef, Vec<ContainerDetails>),
+    /// A process that is in no container.
     Process(u32),
-    /// A memory cgroup that is no container's: its ids.
+    /// The ids of a memory cgroup that belongs to no container, and of those below it.
     Cgroups(Vec<u64>),
 }
 
-/// A living memory cgroup that is a container's own, or lies above one.
+/// A living memory cgroup: a container's own, or an ancestor of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Level {
+pub struct MemoryCgroup {
     pub id: u64,
     /// Relative to the hierarchy's mount.
     pub path: PathBuf,
-    /// A container's own: no sandbox, and not a pod's or a slice's.
+    /// Whether it is a container's own cgroup, and not a sandbox's, a pod's or a slice's.
     pub container: bool,
 }
 
-/// Where a cgroup lies: itself and those above it, the root last.
+/// A cgroup and its ancestors, the root last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    pub steps: Vec<Step>,
-    /// Kubernetes' word for the class, by the path; None: no pod's.
+pub struct CgroupLineage {
+    pub levels: Vec<LineageLevel>,
+    /// Kubernetes' QoS class, from the path. None: it belongs to no pod.
     pub qos: Option<&'static str>,
 }
 
-/// One cgroup of a [`Place`].
+/// One cgroup of a [`CgroupLineage`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// None: it is not known, or gone.
+pub struct LineageLevel {
+    /// None: the cgroup is not known, or is gone.
     pub id: Option<u64>,
     /// Relative to the hierarchy's mount.
     pub path: PathBuf,
-    /// As the kernel prints it, escaped.
+    /// The path as the kernel prints it, escaped.
     pub shown: String,
     pub level: podopsy_model::incident::Level,
 }
 
-/// The room's door. Its tasks end when it is dropped.
+/// The resolver of owners and targets. Its background tasks end when it is dropped.
 #[derive(Debug)]
 pub struct Pods {
-    room: Arc<room::Room>,
+    state: Arc<state::PodsState>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Pods {
-    /// Lists what is there, starts to watch, and returns; a missing or broken CRI is no error but a [`Status`].
-    /// An error: no cgroup memory hierarchy is mounted.
-    pub async fn start(options: Options) -> anyhow::Result<Arc<Pods>> {
-        let limits = cache::Limits::new(options.remember_dead);
+    /// Reads the existing cgroups and starts to watch for changes. A missing or broken runtime is not an error: see
+    /// [`PodsStatus`]. Returns an error if no cgroup memory hierarchy is mounted.
+    pub async fn start(options: PodsOptions) -> anyhow::Result<Arc<Pods>> {
+        let limits = cache::CacheLimits::new(options.remember_dead);
         Pods::start_within(options, limits, None).await
     }
 
     async fn start_within(
-        options: Options,
-        limits: cache::Limits,
+        options: PodsOptions,
+        limits: cache::CacheLimits,
         max_watches: Option<usize>,
     ) -> anyhow::Result<Arc<Pods>> {
-        let room = room::Room::new(options, limits, max_watches)?;
-        // First, so that `status` has its answer, and the searches below do not each wait for it.
-        if let Err(error) = room.runtime.connect().await {
-            tracing::warn!(%error, "no container runtime: pods are named by their log folders");
+        let state = state::PodsState::new(options, limits, max_watches)?;
+        // Connect first, so that `status` has the result and the searches below do not each wait for it.
+        if let Err(error) = state.runtime.connect().await {
+            tracing::warn!(%error, "found no container runtime: pods are named by their log folders");
         }
-        let inotify = room.open_watch();
-        room.rescan().await;
-        let mut tasks = vec![tokio::spawn(watch::maintain(room.clone()))];
+        let inotify = state.open_watch();
+        state.rescan().await;
+        let mut tasks = vec![tokio::spawn(watch::maintain(state.clone()))];
         if let Some(inotify) = inotify {
-            tasks.push(tokio::spawn(watch::follow(room.clone(), inotify)));
+            tasks.push(tokio::spawn(watch::follow(state.clone(), inotify)));
         }
-        Ok(Arc::new(Pods { room, tasks }))
+        Ok(Arc::new(Pods { state, tasks }))
     }
 
-    /// The owner of a memory cgroup, dead or alive. Waits (bounded by `cri_timeout`) if its names are being fetched.
+    /// The owner of a memory cgroup, dead or alive. Waits for at most `cri_timeout` if its names are being fetched.
     pub async fn owner_of_cgroup(&self, id: u64) -> Owner {
-        self.room.owner_of_cgroup(id).await
+        self.state.owner_of_cgroup(id).await
     }
 
-    /// Of a task as the kernel side names it: by cgroup; by process only where this kernel gave no cgroup, and then only
-    /// while it lives.
+    /// The owner of a task that the kernel side reported: by its cgroup, or by its pid if this kernel gave no cgroup. The
+    /// latter works only while the process lives.
     pub async fn owner_of_task(&self, cgroup_id: u64, pid: u32) -> Owner {
         if cgroup_id == 0 && pid != 0 {
             return self.owner_of_pid(pid).await.unwrap_or_default();
@@ -228,90 +233,91 @@ impl Pods {
 
     /// The id of a living process's memory cgroup.
     pub fn cgroup_of_pid(&self, pid: u32) -> Option<u64> {
-        let room = &self.room;
-        let path = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid)?;
-        let known = room.cache().id_at(&path);
-        known.or_else(|| room.id_of_path(&path))
+        let state = &self.state;
+        let path = proc::cgroup(&state.options.proc_root, &state.hierarchy, pid)?;
+        let known = state.cache().id_at(&path);
+        known.or_else(|| state.id_of_path(&path))
     }
 
     /// The owner of a living process.
     pub async fn owner_of_pid(&self, pid: u32) -> anyhow::Result<Owner> {
-        let room = &self.room;
-        let path = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid).ok_or_else(|| {
+        let state = &self.state;
+        let path = proc::cgroup(&state.options.proc_root, &state.hierarchy, pid).ok_or_else(|| {
             anyhow::anyhow!("process {pid} is gone, or its memory cgroup is not mounted here")
         })?;
-        // A zombie's cgroup may be gone while its path still says which it was: 0 is Unknown.
-        let known = room.cache().id_at(&path);
-        let id = known.or_else(|| room.id_of_path(&path)).unwrap_or(0);
-        Ok(room.owner_of_cgroup(id).await)
+        // A zombie's cgroup may be gone while /proc still shows its path. Id 0 gives an unknown owner.
+        let known = state.cache().id_at(&path);
+        let id = known.or_else(|| state.id_of_path(&path)).unwrap_or(0);
+        Ok(state.owner_of_cgroup(id).await)
     }
 
-    /// Living containers, as far as their names are known now; nothing is asked.
+    /// Living containers whose names are known now. Does not call the runtime.
     pub fn living(&self) -> Vec<Owner> {
-        self.room.living()
+        self.state.living()
     }
 
-    /// The cgroups of living containers and of what lies above them, as far as they are known now.
-    pub fn memory_levels(&self) -> Vec<Level> {
-        self.room.memory_levels()
+    /// The cgroups of living containers and their ancestors, as far as they are known now.
+    pub fn memory_cgroups(&self) -> Vec<MemoryCgroup> {
+        self.state.memory_cgroups()
     }
 
-    /// Where a cgroup lies, dead or alive; None: it is not known.
-    pub fn place(&self, id: u64) -> Option<Place> {
-        let path = self.room.cache().entry(id).map(|entry| entry.path.clone())?;
-        Some(self.room.place(&path))
+    /// A cgroup and its ancestors, dead or alive. None: it is not known.
+    pub fn lineage(&self, id: u64) -> Option<CgroupLineage> {
+        let path = self.state.cache().entry(id).map(|entry| entry.path.clone())?;
+        Some(self.state.lineage(&path))
     }
 
-    /// The same by a path as the kernel prints it, for a cgroup that may be long gone.
-    pub fn place_of(&self, absolute: &[u8]) -> Option<Place> {
-        Some(self.room.place(&self.room.hierarchy.from_absolute(absolute)?))
+    /// The same for a path as the kernel prints it. The cgroup may be long gone.
+    pub fn lineage_of_path(&self, absolute: &[u8]) -> Option<CgroupLineage> {
+        Some(self.state.lineage(&self.state.hierarchy.from_absolute(absolute)?))
     }
 
-    /// The processes in a cgroup itself, as far as it is known and alive.
+    /// The processes in a cgroup itself, without those below it. Empty if it is not known or dead.
     pub fn pids(&self, cgroup: u64) -> Vec<u32> {
-        let path = self.room.cache().entry(cgroup).map(|entry| entry.path.clone());
-        path.map(|path| self.room.hierarchy.procs(&path)).unwrap_or_default()
+        let path = self.state.cache().entry(cgroup).map(|entry| entry.path.clone());
+        path.map(|path| self.state.hierarchy.procs(&path)).unwrap_or_default()
     }
 
-    /// The owner of a cgroup by its path, which may be long gone; the runtime may still know the container.
+    /// The owner of the cgroup at a path. The cgroup may be long gone; the runtime may still know the container.
     pub async fn owner_of_path(&self, absolute: &[u8]) -> Owner {
-        self.room.owner_of_path(absolute).await
+        self.state.owner_of_path(absolute).await
     }
 
-    /// What the runtime says of a container; None: it does not know it, or does not answer.
-    pub async fn container(&self, id: &str) -> Option<Container> {
-        list::by_id(&self.room, id).await
+    /// The runtime's report of a container. None: the runtime does not know it, or does not answer.
+    pub async fn container(&self, id: &str) -> Option<ContainerDetails> {
+        list::by_id(&self.state, id).await
     }
 
-    /// When a living process started: with its pid, one process for good.
+    /// The start time of a living process. Together with the pid it identifies the process permanently.
     pub fn start_time(&self, pid: u32) -> Option<Timestamp> {
-        proc::start_time(&self.room.options.proc_root, pid)
+        proc::start_time(&self.state.options.proc_root, pid)
     }
 
-    /// Every pod that the runtime knows; without a runtime, those that cgroups and log folders show.
-    /// An error only if there is neither.
-    pub async fn list(&self) -> anyhow::Result<Vec<Pod>> {
-        list::list(&self.room).await
+    /// All pods that the runtime knows; without a runtime, those that cgroups and log folders show.
+    /// Returns an error if neither source has any.
+    pub async fn list(&self) -> anyhow::Result<Vec<PodDetails>> {
+        list::list(&self.state).await
     }
 
-    /// Errors name the target and what is there instead (close names, or that no runtime answers).
+    /// Finds what a target refers to. The error names the target and what exists instead: similar names, or that no
+    /// runtime answers.
     pub async fn resolve(&self, target: &Target) -> anyhow::Result<Resolved> {
-        resolve::resolve(&self.room, target).await
+        resolve::resolve(&self.state, target).await
     }
 
-    pub fn status(&self) -> Status {
-        self.room.status()
+    pub fn status(&self) -> PodsStatus {
+        self.state.status()
     }
 
     /// The memory hierarchy in use: version and mount point.
     pub fn hierarchy(&self) -> &hierarchy::Hierarchy {
-        &self.room.hierarchy
+        &self.state.hierarchy
     }
 }
 
 impl Drop for Pods {
     fn drop(&mut self) {
-        self.room.closing.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.state.closing.store(true, std::sync::atomic::Ordering::Relaxed);
         for task in &self.tasks {
             task.abort();
         }

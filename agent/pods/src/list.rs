@@ -1,6 +1,7 @@
-//! Pods as `podopsy pods` and `podopsy inspect` show them: the runtime's lists, joined with cgroups and /proc.
+//! Lists pods for `podopsy pods` and `podopsy inspect`: the runtime's lists, joined with cgroups and /proc. Without a
+//! runtime, the list comes from cgroups and log folders.
 //!
-//! Must not know: targets, or how any of it is shown. Without a runtime, what cgroups and log folders say.
+//! This module must not depend on targets or on rendering.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -10,86 +11,86 @@ use jiff::Timestamp;
 use tokio::task::JoinSet;
 
 use super::cri::messages::{self as cri, *};
-use super::room::Room;
 use super::runtime::CallError;
+use super::state::PodsState;
 use super::text::field;
-use super::{Container, Pod, hierarchy, names, proc};
+use super::{ContainerDetails, PodDetails, hierarchy, names, proc};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
 
 type Cgroups = HashMap<String, Vec<(PathBuf, u64)>>;
 
-/// Every pod, by namespace and name.
-pub(super) async fn list(room: &Arc<Room>) -> anyhow::Result<Vec<Pod>> {
-    let cgroups = room.cgroups_by_container();
-    let mut pods = match from_runtime(room, &cgroups).await {
+/// All pods, sorted by namespace and name.
+pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
+    let cgroups = state.cgroups_by_container();
+    let mut pods = match from_runtime(state, &cgroups).await {
         Ok(pods) => pods,
         Err(error) => {
-            let pods = from_cgroups(room, &cgroups);
+            let pods = from_cgroups(state, &cgroups);
             anyhow::ensure!(
                 !pods.is_empty(),
-                "no container runtime answered, and no cgroup is a pod's: {error}"
+                "no container runtime answered, and no cgroup belongs to a pod: {error}"
             );
             pods
         }
     };
-    let key = |pod: &Pod| (pod.pod.namespace.clone(), pod.pod.name.clone(), pod.created_at);
+    let key = |pod: &PodDetails| (pod.pod.namespace.clone(), pod.pod.name.clone(), pod.created_at);
     pods.sort_by_cached_key(key);
     for pod in &mut pods {
         // The latest attempt first.
-        let order = |c: &Container| (c.container.name.clone(), u32::MAX - c.container.attempt);
+        let order = |c: &ContainerDetails| (c.container.name.clone(), u32::MAX - c.container.attempt);
         pod.containers.sort_by_cached_key(order);
     }
     Ok(pods)
 }
 
-async fn from_runtime(room: &Arc<Room>, cgroups: &Cgroups) -> Result<Vec<Pod>, CallError> {
+async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<PodDetails>, CallError> {
     let (sandboxes, containers) = tokio::join!(
-        room.runtime.call::<_, ListPodSandboxResponse>(LIST_POD_SANDBOX, ListPodSandboxRequest::default()),
-        room.runtime.call::<_, ListContainersResponse>(LIST_CONTAINERS, ListContainersRequest::default()),
+        state.runtime.call::<_, ListPodSandboxResponse>(LIST_POD_SANDBOX, ListPodSandboxRequest::default()),
+        state.runtime.call::<_, ListContainersResponse>(LIST_CONTAINERS, ListContainersRequest::default()),
     );
     let (sandboxes, containers) = (sandboxes?.items, containers?.containers);
-    // A detail that fails leaves its pod shorter, not the list: the list's own fields stand in.
+    // If a status call fails, the pod is still listed, with the fields that the list itself has.
     let mut details = JoinSet::new();
     for sandbox in &sandboxes {
-        let (room, id) = (room.clone(), sandbox.id.clone());
+        let (state, id) = (state.clone(), sandbox.id.clone());
         details.spawn(async move {
             let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
-            (id, room.runtime.call::<_, PodSandboxStatusResponse>(POD_SANDBOX_STATUS, request).await.ok())
+            (id, state.runtime.call::<_, PodSandboxStatusResponse>(POD_SANDBOX_STATUS, request).await.ok())
         });
     }
     let mut statuses = JoinSet::new();
     for container in &containers {
-        let (room, id) = (room.clone(), container.id.clone());
+        let (state, id) = (state.clone(), container.id.clone());
         statuses.spawn(async move {
             let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
-            (id, room.runtime.call::<_, ContainerStatusResponse>(CONTAINER_STATUS, request).await.ok())
+            (id, state.runtime.call::<_, ContainerStatusResponse>(CONTAINER_STATUS, request).await.ok())
         });
     }
     let details: HashMap<_, _> = details.join_all().await.into_iter().collect();
     let mut statuses: HashMap<_, _> = statuses.join_all().await.into_iter().collect();
 
-    let mut by_sandbox: HashMap<String, Vec<Container>> = HashMap::new();
+    let mut by_sandbox: HashMap<String, Vec<ContainerDetails>> = HashMap::new();
     for container in containers {
         let status = statuses.remove(&container.id).flatten();
         let sandbox = container.pod_sandbox_id.clone();
-        by_sandbox.entry(sandbox).or_default().push(joined(room, container, status, cgroups));
+        by_sandbox.entry(sandbox).or_default().push(join(state, container, status, cgroups));
     }
     Ok(sandboxes
         .into_iter()
         .map(|sandbox| {
             let containers = by_sandbox.remove(&sandbox.id).unwrap_or_default();
             let detail = details.get(&sandbox.id).cloned().flatten();
-            pod(room, sandbox, detail, containers)
+            pod(state, sandbox, detail, containers)
         })
         .collect())
 }
 
 fn pod(
-    room: &Room,
+    state: &PodsState,
     sandbox: PodSandbox,
     detail: Option<PodSandboxStatusResponse>,
-    containers: Vec<Container>,
-) -> Pod {
+    containers: Vec<ContainerDetails>,
+) -> PodDetails {
     let detail = detail.unwrap_or_default();
     let info = names::info(&detail.info);
     let status = detail.status.unwrap_or_default();
@@ -101,15 +102,15 @@ fn pod(
     const NODE: i32 = 2;
     let options = status.linux.and_then(|linux| linux.namespaces?.options);
     let host_network = options.is_some_and(|options| options.network == NODE);
-    // CRI-O can do without a sandbox process: any of the pod's is in the same network.
+    // CRI-O can work without a sandbox process. Any process of the pod is in the same network namespace.
     let pause = info.get("pid").and_then(|v| v.as_u64()).and_then(|pid| u32::try_from(pid).ok());
-    let pause = pause.filter(|&pid| pid > 0 && proc::exists(&room.options.proc_root, pid));
+    let pause = pause.filter(|&pid| pid > 0 && proc::exists(&state.options.proc_root, pid));
     let pid = pause.or_else(|| containers.iter().find_map(|container| container.pid));
     let netns = pid
         .filter(|_| !host_network)
-        .map(|pid| room.options.proc_root.join(format!("{pid}/ns/net")).display().to_string());
-    Pod {
-        pod: (*names::pod_ref(room, &sandbox.metadata.unwrap_or_default(), &sandbox.labels)).clone(),
+        .map(|pid| state.options.proc_root.join(format!("{pid}/ns/net")).display().to_string());
+    PodDetails {
+        pod: (*names::pod_ref(state, &sandbox.metadata.unwrap_or_default(), &sandbox.labels)).clone(),
         sandbox_id: field(&sandbox.id),
         state: if sandbox.state == 0 { "ready" } else { "notready" }.to_owned(),
         created_at: time(sandbox.created_at),
@@ -119,12 +120,12 @@ fn pod(
     }
 }
 
-fn joined(
-    room: &Room,
+fn join(
+    state: &PodsState,
     listed: cri::Container,
     answer: Option<ContainerStatusResponse>,
     cgroups: &Cgroups,
-) -> Container {
+) -> ContainerDetails {
     let answer = answer.unwrap_or_default();
     let info = names::info(&answer.info);
     let status = answer.status.unwrap_or_else(|| ContainerStatus {
@@ -137,7 +138,7 @@ fn joined(
     });
     const RUNNING: i32 = 1;
     const EXITED: i32 = 2;
-    let state = match status.state {
+    let status_name = match status.state {
         0 => "created",
         RUNNING => "running",
         EXITED => "exited",
@@ -146,11 +147,11 @@ fn joined(
     let reference = names::container_ref(&listed.id, status.metadata.as_ref(), names::image(&status, &info));
     let restarts = status.annotations.get("io.kubernetes.container.restartCount");
     let restarts = restarts.and_then(|n| n.parse().ok()).unwrap_or(reference.attempt);
-    let mut container = bare(room, reference, cgroups.get(&listed.id).map_or(&[], Vec::as_slice));
-    // In kind, the runtime counts pids as its node does: believe it only if the kernel agrees.
-    let said = info.get("pid").and_then(|v| v.as_u64()).and_then(|pid| u32::try_from(pid).ok());
-    if let Some(pid) = said.filter(|pid| container.pids.contains(pid)) {
-        set_pid(room, &mut container, pid);
+    let mut container = from_kernel(state, reference, cgroups.get(&listed.id).map_or(&[], Vec::as_slice));
+    // In kind, the runtime reports pids of its node's pid namespace: use the pid only if the cgroup contains it.
+    let reported = info.get("pid").and_then(|v| v.as_u64()).and_then(|pid| u32::try_from(pid).ok());
+    if let Some(pid) = reported.filter(|pid| container.pids.contains(pid)) {
+        set_pid(state, &mut container, pid);
     }
     let quota =
         |at: &str| info.pointer(&format!("/runtimeSpec/linux/resources/{at}")).and_then(|v| v.as_u64());
@@ -158,7 +159,7 @@ fn joined(
     container.memory_limit_bytes = container.memory_limit_bytes.or(limit);
     let cpu = quota("cpu/quota").zip(quota("cpu/period")).and_then(|(q, p)| hierarchy::millis(q, p));
     container.cpu_limit_millis = container.cpu_limit_millis.or(cpu.filter(|&millis| millis > 0));
-    container.state = state.to_owned();
+    container.state = status_name.to_owned();
     container.reason = field(&status.reason);
     container.exit_code = (status.state == EXITED).then_some(status.exit_code);
     container.started_at = time(status.started_at);
@@ -167,12 +168,12 @@ fn joined(
     container
 }
 
-/// What the kernel alone says of a container.
-fn bare(room: &Room, container: ContainerRef, cgroups: &[(PathBuf, u64)]) -> Container {
-    let hierarchy = &room.hierarchy;
+/// A container with the kernel's facts only.
+fn from_kernel(state: &PodsState, container: ContainerRef, cgroups: &[(PathBuf, u64)]) -> ContainerDetails {
+    let hierarchy = &state.hierarchy;
     let own = cgroups.first().map(|(path, _)| path);
     let pids: Vec<u32> = cgroups.iter().flat_map(|(path, _)| hierarchy.procs(path)).collect();
-    let mut all = Container {
+    let mut all = ContainerDetails {
         restarts: container.attempt,
         container,
         state: if pids.is_empty() { "unknown" } else { "running" }.to_owned(),
@@ -189,59 +190,60 @@ fn bare(room: &Room, container: ContainerRef, cgroups: &[(PathBuf, u64)]) -> Con
         memory_usage_bytes: own.and_then(|path| hierarchy.memory_usage(path)),
         cpu_limit_millis: own.and_then(|path| hierarchy.cpu_limit_millis(path)),
     };
-    if let Some(pid) = proc::first_of(&room.options.proc_root, &all.pids) {
-        set_pid(room, &mut all, pid);
+    if let Some(pid) = proc::first_of(&state.options.proc_root, &all.pids) {
+        set_pid(state, &mut all, pid);
     }
     all
 }
 
-fn set_pid(room: &Room, container: &mut Container, pid: u32) {
+fn set_pid(state: &PodsState, container: &mut ContainerDetails, pid: u32) {
     container.pid = Some(pid);
-    container.namespaces = proc::namespaces(&room.options.proc_root, pid);
+    container.namespaces = proc::namespaces(&state.options.proc_root, pid);
 }
 
-/// One container, by the runtime's full id.
-pub(super) async fn by_id(room: &Arc<Room>, id: &str) -> Option<Container> {
+/// One container by the runtime's full id. None: the runtime does not know it, or does not answer.
+pub(super) async fn by_id(state: &Arc<PodsState>, id: &str) -> Option<ContainerDetails> {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-    let answer: ContainerStatusResponse = room.runtime.call(CONTAINER_STATUS, request).await.ok()?;
+    let answer: ContainerStatusResponse = state.runtime.call(CONTAINER_STATUS, request).await.ok()?;
     let listed = cri::Container { id: id.to_owned(), ..Default::default() };
     answer.status.as_ref()?;
-    Some(joined(room, listed, Some(answer), &room.cgroups_by_container()))
+    Some(join(state, listed, Some(answer), &state.cgroups_by_container()))
 }
 
-/// One container that no list has: its names as the room remembers them.
-pub(super) fn one(room: &Room, container: ContainerRef) -> Container {
-    let cgroups = room.cgroups_by_container();
+/// A container that is in no list, with the names that are remembered for it.
+pub(super) fn unlisted(state: &PodsState, container: ContainerRef) -> ContainerDetails {
+    let cgroups = state.cgroups_by_container();
     let own = cgroups.get(&container.id).cloned().unwrap_or_default();
-    bare(room, container, &own)
+    from_kernel(state, container, &own)
 }
 
-fn from_cgroups(room: &Room, cgroups: &Cgroups) -> Vec<Pod> {
+fn from_cgroups(state: &PodsState, cgroups: &Cgroups) -> Vec<PodDetails> {
     let known: Vec<_> = {
-        let cache = room.cache();
-        let alive = cache.all_known().filter(|(_, known)| known.alive());
+        let cache = state.cache();
+        let alive = cache.all_known().filter(|(_, known)| known.is_alive());
         alive.map(|(_, known)| (known.name.clone(), known.names.clone())).collect()
     };
-    let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
+    let mut pods: BTreeMap<String, PodDetails> = BTreeMap::new();
     for (name, kept) in known {
-        let kept = if kept.known_by == KnownBy::Unknown { names::fallback(room, &name) } else { kept };
+        let kept = if kept.known_by == KnownBy::Unknown { names::fallback(state, &name) } else { kept };
         let Some(pod) = kept.pod else { continue };
         let pod = pods.entry(pod.uid.clone()).or_insert_with(|| without_runtime((*pod).clone()));
         let Some(container) = kept.container else { continue };
         if pod.containers.iter().all(|other| other.container.id != container.id) {
             let own = cgroups.get(&container.id).map_or(&[][..], Vec::as_slice);
-            pod.containers.push(bare(room, container, own));
+            pod.containers.push(from_kernel(state, container, own));
         }
     }
     for pod in pods.values_mut() {
         let pid = pod.containers.iter().find_map(|container| container.pid);
-        pod.netns = pid.map(|pid| room.options.proc_root.join(format!("{pid}/ns/net")).display().to_string());
+        pod.netns =
+            pid.map(|pid| state.options.proc_root.join(format!("{pid}/ns/net")).display().to_string());
     }
     pods.into_values().collect()
 }
 
-fn without_runtime(pod: PodRef) -> Pod {
-    Pod {
+fn without_runtime(pod: PodRef) -> PodDetails {
+    PodDetails {
         pod,
         sandbox_id: String::new(),
         state: "ready".to_owned(),

@@ -1,35 +1,35 @@
 //! Names without a runtime: `/var/log/pods/<namespace>_<pod>_<uid>/<container>/<attempt>.log`.
 //!
-//! The kubelet makes these folders, whichever runtime is below. Must not know: cgroups, CRI.
+//! The kubelet creates these folders with any runtime. This module must not depend on cgroups or CRI.
 
 use std::fs;
 use std::path::Path;
 
 use super::text::field;
 
-/// What the folder of a pod says.
+/// What the log folder of a pod shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogDir {
+pub struct PodLogFolder {
     pub namespace: String,
     pub pod: String,
-    /// The container that was asked for, and its attempt: known when a log is a link that carries the id
-    /// (cri-dockerd), or when the pod has one container.
+    /// The name and the attempt of the container that was asked for: known if a log is a link whose target contains the id
+    /// (cri-dockerd), or if the pod has one container.
     pub container: Option<(String, u32)>,
 }
 
-/// Folders read at most: a node has some hundred pods, and leftovers.
+/// The largest number of folders that are read: a node has some hundred pods, and leftovers of others.
 const FOLDERS_MAX: usize = 10_000;
 
-/// Looks a pod up by uid, and in it the container `id`.
-pub fn find(root: &Path, uid: &str, id: Option<&str>) -> Option<LogDir> {
+/// Finds a pod by its uid, and in it the container `id`.
+pub fn find(root: &Path, uid: &str, id: Option<&str>) -> Option<PodLogFolder> {
     let suffix = format!("_{uid}");
     let entries = fs::read_dir(root).ok()?;
     entries.flatten().take(FOLDERS_MAX).find_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        // Neither namespaces nor pod names hold an underscore (RFC 1123), so this is not ambiguous.
+        // Neither namespaces nor pod names contain an underscore (RFC 1123), so this is unambiguous.
         let (namespace, pod) = name.strip_suffix(&suffix)?.split_once('_')?;
         let container = id.and_then(|id| container(&entry.path(), id));
-        Some(LogDir { namespace: field(namespace), pod: field(pod), container })
+        Some(PodLogFolder { namespace: field(namespace), pod: field(pod), container })
     })
 }
 
@@ -49,7 +49,7 @@ fn container(pod: &Path, id: &str) -> Option<(String, u32)> {
         }
         only = Some((field(&name), last));
     }
-    // With several containers the folder does not say which is which, and a guess would pass for a fact.
+    // With several containers the folder does not show which one has the id, and a guess would look like a fact.
     only.filter(|_| folders.len() == 1)
 }
 
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_carries_the_id() {
+    fn the_target_of_a_link_identifies_the_container() {
         let dir = tempfile::tempdir().unwrap();
         let pod = dir.path().join(format!("a_b_{UID}"));
         for (name, id) in [("app", "1111"), ("sidecar", "2222")] {

@@ -1,13 +1,13 @@
-//! A cgroup's path → pod uid and container ids. Pure: text in, names out.
+//! Parses a cgroup's path into the pod uid and the container ids. Pure functions.
 //!
-//! Knows how the kubelet and the runtimes name directories (systemd and cgroupfs drivers; containerd,
-//! CRI-O, cri-dockerd, k3s, kind, podman). Must not know: the file system, CRI, whether a path exists.
-//! A container can be allowed to make cgroups of its own, so every component is hostile input: an id or
-//! uid that is taken over from here is made of letters, digits and dashes only, and bounded in length.
+//! The rules are how the kubelet and the runtimes name directories (systemd and cgroupfs drivers; containerd, CRI-O,
+//! cri-dockerd, k3s, kind, podman). This module must not depend on the file system or on CRI.
+//! A container can be allowed to create cgroups, so every component is hostile input: the ids and uids returned here consist
+//! of letters, digits and dashes only and are bounded in length.
 
 use podopsy_model::incident::Level;
 
-/// Kubernetes' quality of service class, as the kubelet spells it into the path.
+/// Kubernetes' quality of service class, as the kubelet writes it into the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
     Guaranteed,
@@ -26,7 +26,7 @@ impl Qos {
     }
 }
 
-/// What a path is to Kubernetes.
+/// The level of the memory hierarchy that a path belongs to.
 pub fn level(path: &[u8]) -> Level {
     let name = parse(path);
     if path.iter().all(|&b| b == b'/') {
@@ -42,33 +42,33 @@ pub fn level(path: &[u8]) -> Level {
     }
 }
 
-/// The program that named the container's directory; `None` in [`Place`]: a bare id says nothing.
+/// The runtime that named the container's directory. `None` in [`PathContainer`]: a bare id does not show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runtime {
+pub enum RuntimeKind {
     Containerd,
     CriO,
     Docker,
     Podman,
 }
 
-/// One container of a path. Paths nest: in kind, a node's container holds the pods' containers.
+/// One container in a path. Containers nest: in kind, a node's container holds the pods' containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The pod that encloses it; None: no Kubernetes (plain docker, podman, a kind node).
+pub struct PathContainer {
+    /// The uid of the pod around it. None: it is not in Kubernetes (plain docker, podman, a kind node).
     pub pod_uid: Option<String>,
     /// 64 lower-case hex digits.
     pub container_id: String,
-    pub runtime: Option<Runtime>,
-    /// How many components of the path name it: `/a/b/<id>` → 3.
+    pub runtime: Option<RuntimeKind>,
+    /// The number of path components up to and including its own: 3 for `/a/b/<id>`.
     pub depth: usize,
 }
 
-/// What a path says.
+/// The parsed path of a cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupName {
-    /// Outermost first. The innermost wins, unless a source of names knows one further out: see
-    /// [`super::names`] for why that order keeps a container from posing as another.
-    pub containers: Vec<Place>,
+    /// Outermost first. The innermost is used, unless a source of names knows one further out; [`super::names`] explains how
+    /// that keeps a container from impersonating another.
+    pub containers: Vec<PathContainer>,
     /// The innermost pod.
     pub pod_uid: Option<String>,
     pub qos: Option<Qos>,
@@ -78,19 +78,19 @@ pub struct CgroupName {
 
 impl CgroupName {
     /// The innermost container.
-    pub fn container(&self) -> Option<&Place> {
+    pub fn container(&self) -> Option<&PathContainer> {
         self.containers.last()
     }
 }
 
-/// Docker and containerd take 64 hex digits for an id, CRI-O and podman too.
+/// The length of a container id in Docker, containerd, CRI-O and podman, in hex digits.
 const ID_LEN: usize = 64;
-/// A uid is 36 characters, or 32 for a static pod; a manifest may set its own, which is bounded here.
+/// The longest pod uid. It has 36 characters, or 32 for a static pod, but a manifest may set its own.
 const UID_MAX: usize = 64;
-/// Containers in containers that are followed: kind in docker needs 2.
+/// The deepest nesting of containers that is parsed. kind in docker needs 2.
 const NESTED_MAX: usize = 4;
 
-/// Reads a path below the memory hierarchy's root (raw bytes: the kernel forbids only `/` and newline).
+/// Parses a path below the memory hierarchy's root. It is raw bytes: the kernel forbids only `/` and newline in names.
 pub fn parse(path: &[u8]) -> CgroupName {
     let mut name = CgroupName::default();
     let mut in_kubepods = false;
@@ -98,7 +98,7 @@ pub fn parse(path: &[u8]) -> CgroupName {
     for component in path.split(|&b| b == b'/').filter(|c| !c.is_empty()) {
         depth += 1;
         name.below = !name.containers.is_empty();
-        // Every name looked for is ASCII, so a component that is no UTF-8 names nothing.
+        // All names that are recognised are ASCII, so a component that is not UTF-8 is skipped.
         let Ok(component) = std::str::from_utf8(component) else { continue };
         // `<slice>:cri-containerd:<id>`: a systemd cgroups path under a cgroupfs runc.
         let (slice, joined) = match component.split_once(":cri-containerd:") {
@@ -114,32 +114,32 @@ pub fn parse(path: &[u8]) -> CgroupName {
             name.pod_uid = Some(uid);
         } else if let Some((id, runtime)) = container_id(joined, component) {
             push(&mut name, id, runtime, depth);
-            // What follows is inside the container: it has to name its own kubepods and pod.
+            // What follows is inside the container and needs its own kubepods and pod components.
             in_kubepods = false;
             continue;
         }
         if let Some(id) = joined.filter(|id| is_id(id)) {
-            push(&mut name, id, Some(Runtime::Containerd), depth);
+            push(&mut name, id, Some(RuntimeKind::Containerd), depth);
             in_kubepods = false;
         }
     }
-    if name.containers.last().is_some_and(|place| place.depth == depth) {
+    if name.containers.last().is_some_and(|container| container.depth == depth) {
         name.below = false;
     }
     name
 }
 
-fn push(name: &mut CgroupName, id: &str, runtime: Option<Runtime>, depth: usize) {
+fn push(name: &mut CgroupName, id: &str, runtime: Option<RuntimeKind>, depth: usize) {
     // The pod of an outer container is not the pod of the inner one unless a pod lies between them.
     let pod_uid = name.pod_uid.clone();
-    let place = Place { pod_uid, container_id: id.to_owned(), runtime, depth };
+    let container = PathContainer { pod_uid, container_id: id.to_owned(), runtime, depth };
     if name.containers.len() == NESTED_MAX {
         name.containers.pop();
     }
-    name.containers.push(place);
+    name.containers.push(container);
 }
 
-/// `Some` for the kubelet's own levels; the inner value is the class where the level names one.
+/// `Some` for a level that the kubelet creates; the inner value is the class if the level names one.
 fn kubepods_level(component: &str) -> Option<Option<Qos>> {
     match component {
         "kubepods" => return Some(None),
@@ -148,7 +148,7 @@ fn kubepods_level(component: &str) -> Option<Option<Qos>> {
         _ => {}
     }
     let slice = component.strip_suffix(".slice")?;
-    // kind: `kubelet-kubepods-burstable-pod<uid>.slice`; a --cgroup-root of one's own does the same.
+    // kind: `kubelet-kubepods-burstable-pod<uid>.slice`; a custom --cgroup-root has the same effect.
     let (before, rest) = slice.split_once("kubepods")?;
     if !(before.is_empty() || before.ends_with('-')) {
         return None;
@@ -172,12 +172,12 @@ fn pod_uid(component: &str, in_kubepods: bool) -> Option<String> {
         None if in_kubepods => component.strip_prefix("pod")?,
         None => return None,
     };
-    let good = (1..=UID_MAX).contains(&raw.len())
+    let is_valid = (1..=UID_MAX).contains(&raw.len())
         && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    good.then(|| raw.replace('_', "-"))
+    is_valid.then(|| raw.replace('_', "-"))
 }
 
-fn container_id<'a>(joined: Option<&str>, component: &'a str) -> Option<(&'a str, Option<Runtime>)> {
+fn container_id<'a>(joined: Option<&str>, component: &'a str) -> Option<(&'a str, Option<RuntimeKind>)> {
     if joined.is_some() {
         return None;
     }
@@ -185,7 +185,7 @@ fn container_id<'a>(joined: Option<&str>, component: &'a str) -> Option<(&'a str
         Some(stem) => (stem, true),
         None => (component, false),
     };
-    // The id is all after the last dash, so that `crio-conmon-<id>` has the prefix `crio-conmon`.
+    // The id is everything after the last dash, so that `crio-conmon-<id>` has the prefix `crio-conmon`.
     let (prefix, id) = match stem.rsplit_once('-') {
         Some((prefix, id)) => (prefix, id),
         None => ("", stem),
@@ -194,12 +194,12 @@ fn container_id<'a>(joined: Option<&str>, component: &'a str) -> Option<(&'a str
         return None;
     }
     match prefix {
-        "cri-containerd" | "nerdctl" => Some((id, Some(Runtime::Containerd))),
-        "crio" => Some((id, Some(Runtime::CriO))),
-        "docker" => Some((id, Some(Runtime::Docker))),
-        "libpod" => Some((id, Some(Runtime::Podman))),
+        "cri-containerd" | "nerdctl" => Some((id, Some(RuntimeKind::Containerd))),
+        "crio" => Some((id, Some(RuntimeKind::CriO))),
+        "docker" => Some((id, Some(RuntimeKind::Docker))),
+        "libpod" => Some((id, Some(RuntimeKind::Podman))),
         "" if !scope => Some((id, None)),
-        // `crio-conmon`, `libpod-conmon`: the container's minder, outside of it.
+        // `crio-conmon`, `libpod-conmon`: the monitor process of the container, which is outside of it.
         _ => None,
     }
 }

@@ -17,12 +17,12 @@ fn fill(text: &str) -> String {
         .replace("{S}", STATIC)
 }
 
-struct Case(&'static str, Option<&'static str>, Option<&'static str>, Option<Qos>, Option<Runtime>, bool);
+struct Case(&'static str, Option<&'static str>, Option<&'static str>, Option<Qos>, Option<RuntimeKind>, bool);
 
 #[test]
-fn real_paths() {
+fn paths_of_real_nodes_are_parsed() {
     use Qos::*;
-    use Runtime::*;
+    use RuntimeKind::*;
     // path, innermost pod, innermost container, class, runtime, below the container
     let cases = [
         // systemd driver, v2 and v1 alike
@@ -241,7 +241,7 @@ fn size_is_bounded() {
 }
 
 #[test]
-fn levels_of_both_drivers() {
+fn both_drivers_give_the_same_levels() {
     let id = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
     let uid = "8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
     let slice = format!(

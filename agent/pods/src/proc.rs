@@ -1,6 +1,6 @@
-//! Processes: what `/proc/<pid>` says about where one belongs.
+//! Reads cgroup, start time, name and namespaces of a process from `/proc/<pid>`.
 //!
-//! Must not know: containers, CRI. A process may be gone at any moment: that is `None`, never an error.
+//! This module must not depend on containers or CRI. A process may exit at any moment: that is `None`, never an error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,8 +21,8 @@ pub fn exists(proc_root: &Path, pid: u32) -> bool {
     dir(proc_root, pid).exists()
 }
 
-/// When it started, to a clock tick (10 ms): `/proc/<pid>/stat` field 22 after `/proc/stat`'s btime (s).
-/// With the pid it names one process for good.
+/// The start time, to a clock tick (10 ms): `/proc/<pid>/stat` field 22 after `/proc/stat`'s btime (s).
+/// Together with the pid it identifies the process permanently.
 pub fn start_time(proc_root: &Path, pid: u32) -> Option<Timestamp> {
     let stat = fs::read_to_string(proc_root.join("stat")).ok()?;
     let boot: u64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
@@ -32,12 +32,12 @@ pub fn start_time(proc_root: &Path, pid: u32) -> Option<Timestamp> {
     Timestamp::from_nanosecond(i128::try_from(nanos).ok()?).ok()
 }
 
-/// When it started, in clock ticks since boot.
+/// The start time in clock ticks since boot.
 pub fn start_ticks(proc_root: &Path, pid: u32) -> Option<u64> {
     Some(procfs::process::Stat::from_file(dir(proc_root, pid).join("stat")).ok()?.starttime)
 }
 
-/// The leader's name, raw.
+/// The name (`comm`) of the thread group leader, as raw bytes.
 pub fn comm(proc_root: &Path, pid: u32) -> Option<Vec<u8>> {
     fs::read(dir(proc_root, pid).join("comm")).ok()
 }
@@ -50,8 +50,8 @@ pub fn namespaces(proc_root: &Path, pid: u32) -> BTreeMap<String, u64> {
     all.0.values().map(|ns| (ns.ns_type.to_string_lossy().into_owned(), ns.identifier)).collect()
 }
 
-/// Which of a container's processes is its PID 1: the one that its own pid namespace calls 1; in a shared
-/// namespace the oldest.
+/// The PID 1 of a container among its processes: the one with pid 1 in its own pid namespace, or in a shared namespace the
+/// oldest.
 pub fn first_of(proc_root: &Path, pids: &[u32]) -> Option<u32> {
     let numbered_one = |&&pid: &&u32| {
         let status = procfs::process::Status::from_file(dir(proc_root, pid).join("status")).ok();
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_its_own_process() {
+    fn reads_its_own_process() {
         let root = Path::new("/proc");
         let me = std::process::id();
         let started = start_time(root, me).unwrap();
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_none() {
+    fn an_exited_process_gives_none() {
         let root = Path::new("/proc");
         assert_eq!(start_time(root, u32::MAX), None);
         assert!(namespaces(root, u32::MAX).is_empty());

@@ -1,53 +1,53 @@
-//! TARGET → what it is on this node, or an error that says what is there instead.
+//! Resolves a TARGET to what it refers to on this node. The error names what exists instead.
 //!
-//! Must not know: how targets are spelled (see `model::target`), or how pods are listed.
+//! This module must not depend on the syntax of targets (see `model::target`) or on how pods are listed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::bail;
 
-use super::room::Room;
-use super::{Container, Pod, Resolved, list, proc};
+use super::state::PodsState;
+use super::{ContainerDetails, PodDetails, Resolved, list, proc};
 use podopsy_model::{PodRef, Target};
 
-/// Suggestions in one error.
+/// The largest number of suggestions in one error.
 const SUGGESTIONS: usize = 5;
-/// Hex digits from which a word can be a container's id.
+/// The least number of hex digits for a container id prefix.
 const PREFIX_MIN: usize = 4;
 
-pub(super) async fn resolve(room: &Arc<Room>, target: &Target) -> anyhow::Result<Resolved> {
+pub(super) async fn resolve(state: &Arc<PodsState>, target: &Target) -> anyhow::Result<Resolved> {
     match target {
         Target::All => Ok(Resolved::Node),
-        Target::Pid(pid) => of_pid(room, *pid).await,
-        Target::Cgroup(path) => of_cgroup(room, path).await,
+        Target::Pid(pid) => of_pid(state, *pid).await,
+        Target::Cgroup(path) => of_cgroup(state, path).await,
         Target::Pod { namespace, pod, container } => {
-            let pods = pods(room).await?;
-            let same = |p: &&Pod| p.pod.namespace == *namespace && p.pod.name == *pod;
+            let pods = pods(state).await?;
+            let same = |p: &&PodDetails| p.pod.namespace == *namespace && p.pod.name == *pod;
             match newest(pods.iter().filter(same)) {
                 Some(found) => in_pod(found.clone(), container.as_deref()),
                 None => {
                     let wanted = format!("{namespace}/{pod}");
-                    bail!("no pod {wanted} on this node{}", hint(room, &wanted, pods.iter().map(full_name)))
+                    bail!("no pod {wanted} on this node{}", hint(state, &wanted, pods.iter().map(full_name)))
                 }
             }
         }
-        Target::Word(word) => of_word(room, word).await,
+        Target::Name(name) => of_name(state, name).await,
     }
 }
 
-async fn pods(room: &Arc<Room>) -> anyhow::Result<Vec<Pod>> {
-    list::list(room).await
+async fn pods(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
+    list::list(state).await
 }
 
-/// A pod keeps its name over its sandboxes (a node's restart leaves old ones): the ready, then the newest.
-fn newest<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<&'a Pod> {
+/// Chooses among the sandboxes of a pod (a restart of the node leaves old ones): a ready one first, then the newest.
+fn newest<'a>(pods: impl Iterator<Item = &'a PodDetails>) -> Option<&'a PodDetails> {
     pods.max_by_key(|pod| (pod.state == "ready", pod.created_at))
 }
 
-fn in_pod(pod: Pod, container: Option<&str>) -> anyhow::Result<Resolved> {
+fn in_pod(pod: PodDetails, container: Option<&str>) -> anyhow::Result<Resolved> {
     let Some(name) = container else { return Ok(Resolved::Containers(pod.pod, pod.containers)) };
-    // Of several attempts, the latest: list() puts it first.
+    // Of several attempts take the latest, which list() puts first.
     match pod.containers.iter().position(|c| c.container.name == name) {
         Some(at) => {
             let mut containers = pod.containers;
@@ -66,9 +66,9 @@ fn in_pod(pod: Pod, container: Option<&str>) -> anyhow::Result<Resolved> {
     }
 }
 
-async fn of_word(room: &Arc<Room>, word: &str) -> anyhow::Result<Resolved> {
-    let pods = pods(room).await?;
-    let prefix = word.to_ascii_lowercase();
+async fn of_name(state: &Arc<PodsState>, name: &str) -> anyhow::Result<Resolved> {
+    let pods = pods(state).await?;
+    let prefix = name.to_ascii_lowercase();
     if prefix.len() >= PREFIX_MIN && prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
         let all = pods.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
         let found: Vec<_> = all.filter(|(_, c)| c.container.id.starts_with(&prefix)).collect();
@@ -81,74 +81,78 @@ async fn of_word(room: &Arc<Room>, word: &str) -> anyhow::Result<Resolved> {
                 let shown: Vec<_> = found.iter().take(SUGGESTIONS).map(|(pod, c)| describe(pod, c)).collect();
                 let more = found.len() - shown.len();
                 let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                bail!("container id prefix {word} is ambiguous: {}{more}", shown.join(", "))
+                bail!("container id prefix {name} is ambiguous: {}{more}", shown.join(", "))
             }
         }
     }
-    let same: Vec<_> = pods.iter().filter(|pod| pod.pod.name == word).collect();
+    let same: Vec<_> = pods.iter().filter(|pod| pod.pod.name == name).collect();
     let mut namespaces: Vec<_> = same.iter().map(|pod| full_name(pod)).collect();
     namespaces.dedup();
     if namespaces.len() > 1 {
-        bail!("pod name {word} is ambiguous: {}", namespaces.join(", "));
+        bail!("pod name {name} is ambiguous: {}", namespaces.join(", "));
     }
     match newest(same.into_iter()) {
         Some(pod) => in_pod(pod.clone(), None),
         None => {
             let names = pods.iter().map(|pod| pod.pod.name.clone());
-            bail!("no container id begins with {word}, and no pod has that name{}", hint(room, word, names))
+            bail!("no container id begins with {name}, and no pod has that name{}", hint(state, name, names))
         }
     }
 }
 
-fn describe(pod: &Pod, container: &Container) -> String {
+fn describe(pod: &PodDetails, container: &ContainerDetails) -> String {
     let id: String = container.container.id.chars().take(13).collect();
     format!("{id} ({}/{})", full_name(pod), container.container.name)
 }
 
-fn full_name(pod: &Pod) -> String {
+fn full_name(pod: &PodDetails) -> String {
     format!("{}/{}", pod.pod.namespace, pod.pod.name)
 }
 
-async fn of_pid(room: &Arc<Room>, pid: u32) -> anyhow::Result<Resolved> {
-    let Some(path) = proc::cgroup(&room.options.proc_root, &room.hierarchy, pid) else {
-        if proc::exists(&room.options.proc_root, pid) {
-            bail!("process {pid}: its memory cgroup lies outside of what is mounted here");
+async fn of_pid(state: &Arc<PodsState>, pid: u32) -> anyhow::Result<Resolved> {
+    let Some(path) = proc::cgroup(&state.options.proc_root, &state.hierarchy, pid) else {
+        if proc::exists(&state.options.proc_root, pid) {
+            bail!("process {pid}: its memory cgroup is outside of what is mounted here");
         }
         bail!("no process {pid} (pids are those of the host's pid namespace)");
     };
-    let Some(id) = room.id_of_path(&path) else { bail!("process {pid} is going away") };
-    let owner = room.owner_of_cgroup(id).await;
+    let Some(id) = state.id_of_path(&path) else { bail!("process {pid} is exiting") };
+    let owner = state.owner_of_cgroup(id).await;
     let Some(container) = owner.container else { return Ok(Resolved::Process(pid)) };
     match owner.pod {
-        Some(pod) => Ok(of_container(room, pod, container).await),
-        // A container of no pod (docker, podman): what is known of it is its cgroups.
-        None => Ok(Resolved::Cgroups(list::one(room, container).cgroup_ids)),
+        Some(pod) => Ok(of_container(state, pod, container).await),
+        // A container outside of Kubernetes (docker, podman): only its cgroups are known.
+        None => Ok(Resolved::Cgroups(list::unlisted(state, container).cgroup_ids)),
     }
 }
 
-async fn of_container(room: &Arc<Room>, pod: PodRef, container: podopsy_model::ContainerRef) -> Resolved {
-    let listed = pods(room).await.unwrap_or_default().into_iter().flat_map(|pod| pod.containers);
+async fn of_container(
+    state: &Arc<PodsState>,
+    pod: PodRef,
+    container: podopsy_model::ContainerRef,
+) -> Resolved {
+    let listed = pods(state).await.unwrap_or_default().into_iter().flat_map(|pod| pod.containers);
     let found = listed.into_iter().find(|c| c.container.id == container.id);
-    Resolved::Containers(pod, vec![found.unwrap_or_else(|| list::one(room, container))])
+    Resolved::Containers(pod, vec![found.unwrap_or_else(|| list::unlisted(state, container))])
 }
 
-async fn of_cgroup(room: &Arc<Room>, shown: &str) -> anyhow::Result<Resolved> {
-    room.rescan().await;
+async fn of_cgroup(state: &Arc<PodsState>, shown: &str) -> anyhow::Result<Resolved> {
+    state.rescan().await;
     let wanted = if shown == "/" { shown } else { shown.trim_end_matches('/') };
     let below = format!("{}/", wanted.trim_end_matches('/'));
     let mut found: Vec<(String, PathBuf, u64)> = {
-        let cache = room.cache();
-        let all = cache.live().map(|(id, e)| (room.hierarchy.shown(&e.path), e.path.clone(), id));
+        let cache = state.cache();
+        let all = cache.live().map(|(id, e)| (state.hierarchy.shown(&e.path), e.path.clone(), id));
         all.filter(|(path, ..)| path == wanted || path.starts_with(&below)).collect()
     };
     found.sort();
     let Some((first, _, id)) = found.first().filter(|(path, ..)| path == wanted).cloned() else {
-        bail!("no memory cgroup {shown} below {}", room.hierarchy.dir.display())
+        bail!("no memory cgroup {shown} below {}", state.hierarchy.dir.display())
     };
-    let owner = room.owner_of_cgroup(id).await;
+    let owner = state.owner_of_cgroup(id).await;
     if let (Some(pod), Some(container)) = (owner.pod, owner.container)
-        && let Resolved::Containers(pod, containers) = of_container(room, pod, container).await
-        // Below a container's own, the user means that part and not the whole.
+        && let Resolved::Containers(pod, containers) = of_container(state, pod, container).await
+        // A path below a container's own cgroup means that part and not the whole container.
         && containers.iter().any(|c| c.cgroup_path.as_ref() == Some(&first))
     {
         return Ok(Resolved::Containers(pod, containers));
@@ -156,8 +160,8 @@ async fn of_cgroup(room: &Arc<Room>, shown: &str) -> anyhow::Result<Resolved> {
     Ok(Resolved::Cgroups(found.into_iter().map(|(.., id)| id).collect()))
 }
 
-/// What may have been meant, and whether the runtime was there to ask.
-fn hint(room: &Room, wanted: &str, names: impl Iterator<Item = String>) -> String {
+/// Suggestions for the error: similar names, and the error of the runtime if it did not answer.
+fn hint(state: &PodsState, wanted: &str, names: impl Iterator<Item = String>) -> String {
     let mut close: Vec<(usize, String)> = names
         .map(|name| {
             let related = name.contains(wanted) || wanted.contains(name.as_str());
@@ -172,13 +176,13 @@ fn hint(room: &Room, wanted: &str, names: impl Iterator<Item = String>) -> Strin
     if !close.is_empty() {
         text = format!("; did you mean {}?", close.join(", "));
     }
-    if let (_, _, Some(error)) = room.runtime.about() {
+    if let (_, _, Some(error)) = state.runtime.about() {
         text += &format!("; the container runtime did not answer ({error}): --cri-socket names its socket");
     }
     text
 }
 
-/// Levenshtein's distance, in characters.
+/// The Levenshtein distance in characters.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -199,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
+    fn distance_is_levenshteins() {
         for (a, b, far) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("pricing", "pircing", 2)] {
             assert_eq!(distance(a, b), far, "{a} {b}");
         }

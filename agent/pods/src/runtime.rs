@@ -1,7 +1,7 @@
-//! The container runtime as a client sees it: found by probing, every call bounded, every failure counted.
+//! The client of the container runtime: finds it by probing, bounds every call and counts every failure.
 //!
-//! Must not know: cgroups, or what the answers mean. An absent, hung or lying runtime costs its callers
-//! at most `cri_timeout`, and after that nothing until its back-off is over.
+//! It must not depend on cgroups or on the meaning of the answers. An absent, hung or misbehaving runtime delays a caller
+//! by at most `cri_timeout`; after that calls fail at once until the back-off is over.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,9 @@ use tonic::transport::Channel;
 use super::cri;
 use super::cri::messages::{VERSION, VersionRequest, VersionResponse};
 use super::text::field;
+use podopsy_system::sync::lock;
 
-/// Where runtimes listen, the likeliest first.
+/// The usual sockets of runtimes, the most likely first.
 const SOCKETS: &[&str] = &[
     "/run/containerd/containerd.sock",
     "/run/k3s/containerd/containerd.sock",
@@ -29,38 +30,38 @@ const SOCKETS: &[&str] = &[
     "/var/run/containerd/containerd.sock",
     "/var/run/crio/crio.sock",
 ];
-/// Calls under way at once: the kubelet needs the runtime more than we do.
+/// Concurrent calls: few, because the kubelet needs the runtime more.
 const CONCURRENT: usize = 4;
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// Why a call brought nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The runtime works and knows no such thing.
+    /// The runtime works and does not know the object.
     #[error("not found")]
     NotFound,
-    /// The runtime works and refused this call.
+    /// The runtime works and returned an error.
     #[error("{0}")]
     Refused(String),
-    /// It does not work, or did not a moment ago (then this call was not made).
+    /// The runtime does not work, or did not a moment ago, in which case the call was not made.
     #[error("{0}")]
     Down(String),
 }
 
 #[derive(Debug)]
-pub struct Runtime {
+pub struct RuntimeClient {
     explicit: Option<PathBuf>,
     timeout: Duration,
     slots: Semaphore,
-    state: Mutex<State>,
-    /// Held while probing, so that a storm of callers probes once.
+    state: Mutex<ConnectionState>,
+    /// Held while probing, so that many concurrent callers cause one probe.
     probing: tokio::sync::Mutex<()>,
     errors: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ConnectionState {
     channel: Option<Channel>,
     socket: Option<PathBuf>,
     version: Option<String>,
@@ -69,15 +70,15 @@ struct State {
     not_before: Option<Instant>,
 }
 
-impl Runtime {
-    /// Calls nobody yet.
-    pub fn new(socket: Option<PathBuf>, timeout: Duration) -> Runtime {
+impl RuntimeClient {
+    /// Creates the client; does not connect yet.
+    pub fn new(socket: Option<PathBuf>, timeout: Duration) -> RuntimeClient {
         // crictl and the kubelet write `unix:///path`.
         let plain = |path: PathBuf| match path.to_str().and_then(|p| p.strip_prefix("unix://")) {
             Some(rest) => PathBuf::from(rest),
             None => path,
         };
-        Runtime {
+        RuntimeClient {
             explicit: socket.map(plain),
             timeout,
             slots: Semaphore::new(CONCURRENT),
@@ -87,7 +88,7 @@ impl Runtime {
         }
     }
 
-    /// Socket, `name version`, last error.
+    /// The socket, `name version` of the runtime, and the last error.
     pub fn about(&self) -> (Option<PathBuf>, Option<String>, Option<String>) {
         let state = self.lock();
         (state.socket.clone().or(self.explicit.clone()), state.version.clone(), state.error.clone())
@@ -97,14 +98,14 @@ impl Runtime {
         self.errors.load(Relaxed)
     }
 
-    /// A call made now would be made, not refused by the back-off.
-    pub fn ready(&self) -> bool {
+    /// Whether the back-off is over, so that a call would be made.
+    pub fn is_ready(&self) -> bool {
         self.lock().not_before.is_none_or(|at| Instant::now() >= at)
     }
 
-    /// Finds the runtime if it is not known; its error is kept for [`Runtime::about`].
+    /// Finds and connects to the runtime if that was not done yet. The error is kept for [`RuntimeClient::about`].
     pub async fn connect(&self) -> Result<Channel, CallError> {
-        let _one = self.probing.lock().await;
+        let _guard = self.probing.lock().await;
         {
             let state = self.lock();
             if let Some(channel) = &state.channel {
@@ -119,11 +120,11 @@ impl Runtime {
             None => SOCKETS.iter().map(PathBuf::from).filter(|path| is_socket(path)).collect(),
         };
         if candidates.is_empty() {
-            // A node without a runtime is no error of the runtime's.
+            // A node without a runtime is not counted as an error.
             let why = "no container runtime: none of the usual CRI sockets exists";
             return Err(self.failed(why.to_owned(), false));
         }
-        // All at once, so that several hung sockets cost one timeout; the order of preference stays.
+        // Probe all at once, so that several hung sockets cost one timeout. The order of preference is kept.
         let probes: Vec<_> = candidates
             .into_iter()
             .map(|path| (path.clone(), tokio::spawn(probe(path, self.timeout))))
@@ -133,16 +134,16 @@ impl Runtime {
             match task.await.unwrap_or_else(|panic| Err(panic.to_string())) {
                 Ok((channel, version)) => {
                     let mut state = self.lock();
-                    *state = State {
+                    *state = ConnectionState {
                         channel: Some(channel.clone()),
                         socket: Some(path),
                         version: Some(version),
-                        ..State::default()
+                        ..ConnectionState::default()
                     };
                     return Ok(channel);
                 }
                 Err(error) => {
-                    // A runtime is there, and its pods are not known; but not Docker's containerd, which is no CRI.
+                    // Remember the socket of a runtime that failed, except Docker's containerd, which does not implement CRI.
                     if !error.contains("not implemented") {
                         self.lock().socket.get_or_insert_with(|| path.clone());
                     }
@@ -153,7 +154,7 @@ impl Runtime {
         Err(self.failed(errors.join("; "), true))
     }
 
-    /// One call, within the timeout, its turn included.
+    /// Makes one call within the timeout.
     pub async fn call<Request, Response>(
         &self,
         method: &'static str,
@@ -163,15 +164,15 @@ impl Runtime {
         Request: prost::Message + 'static,
         Response: prost::Message + Default + 'static,
     {
-        if !self.ready() {
+        if !self.is_ready() {
             return Err(CallError::Down(self.lock().error.clone().unwrap_or_default()));
         }
         let channel = self.connect().await?;
         let Ok(_slot) = self.slots.acquire().await else {
             return Err(CallError::Down("shutting down".into()));
         };
-        // The turn may have come after the runtime failed others.
-        if !self.ready() {
+        // The runtime may have failed other calls while this one waited for a slot.
+        if !self.is_ready() {
             return Err(CallError::Down(self.lock().error.clone().unwrap_or_default()));
         }
         match tokio::time::timeout(self.timeout, cri::unary(&channel, method, request)).await {
@@ -180,22 +181,22 @@ impl Runtime {
                 (state.failures, state.not_before, state.error) = (0, None, None);
                 Ok(response)
             }
-            Ok(Err(error)) => Err(self.judge(&error)),
+            Ok(Err(error)) => Err(self.classify(&error)),
             Err(_) => Err(self.failed(format!("CRI {method}: no answer in {:?}", self.timeout), true)),
         }
     }
 
-    fn judge(&self, error: &anyhow::Error) -> CallError {
+    fn classify(&self, error: &anyhow::Error) -> CallError {
         let text = field(&format!("{error:#}"));
         let Some(status) = error.downcast_ref::<tonic::Status>() else {
             return self.failed(text, true);
         };
-        // The server said it, and not our own transport on its behalf.
+        // The status comes from the server, not from our own transport.
         let answered = std::error::Error::source(status).is_none();
         match status.code() {
             tonic::Code::NotFound => return CallError::NotFound,
-            // cri-dockerd has no codes of its own.
-            tonic::Code::Unknown if answered && says_absent(status.message()) => return CallError::NotFound,
+            // cri-dockerd sends no specific codes.
+            tonic::Code::Unknown if answered && means_absent(status.message()) => return CallError::NotFound,
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => {}
             _ if answered => {
                 self.errors.fetch_add(1, Relaxed);
@@ -215,20 +216,20 @@ impl Runtime {
         state.not_before = Some(Instant::now() + wait.min(BACKOFF_MAX));
         state.error = Some(error.clone());
         if state.failures > 3 {
-            // It may have come back elsewhere (an upgrade from one runtime to another).
+            // Probe again: the runtime may now listen on another socket (an upgrade from one runtime to another).
             state.channel = None;
         }
         CallError::Down(error)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, ConnectionState> {
+        lock(&self.state)
     }
 }
 
 async fn probe(path: PathBuf, timeout: Duration) -> Result<(Channel, String), String> {
     if !is_socket(&path) {
-        return Err("no Unix socket is there".into());
+        return Err("there is no Unix socket".into());
     }
     let channel = cri::channel(&path);
     let request = VersionRequest { version: "v1".into() };
@@ -246,7 +247,7 @@ fn is_socket(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-fn says_absent(message: &str) -> bool {
+fn means_absent(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    ["not found", "no such", "does not exist"].iter().any(|words| message.contains(words))
+    ["not found", "no such", "does not exist"].iter().any(|text| message.contains(text))
 }

@@ -1,4 +1,4 @@
-//! The whole room against a folder of cgroups and a runtime that the test plays, the broken ones included.
+//! The whole crate on a folder of cgroups and with a fake runtime, broken runtimes included.
 
 mod fake;
 
@@ -17,7 +17,7 @@ fn app_path() -> String {
     format!("kubepods/burstable/pod{UID}/{APP}")
 }
 
-/// Until it holds, for two seconds.
+/// Waits up to two seconds until the condition holds.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..200 {
         if holds() {
@@ -25,7 +25,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("never: {what}");
+    panic!("not within two seconds: {what}");
 }
 
 fn is_pricing(owner: &Owner) {
@@ -43,7 +43,7 @@ fn is_pricing(owner: &Owner) {
 
 #[tokio::test]
 async fn a_container_is_known_before_and_after_its_death() {
-    let node = Node::new();
+    let node = FakeNode::new();
     let fake = serve(&node.at("cri.sock"));
     let early = node.mkdir(&app_path());
     let host = node.mkdir("system.slice/sshd.service");
@@ -51,12 +51,12 @@ async fn a_container_is_known_before_and_after_its_death() {
     is_pricing(&pods.owner_of_cgroup(early).await);
     assert_eq!(pods.owner_of_cgroup(host).await.known_by, KnownBy::Host);
 
-    // Made later, and inside of it: noticed by inotify, nobody asks.
+    // A cgroup created later inside the container is noticed by inotify, without a request.
     let inner = node.mkdir(&format!("{}/a/b", app_path()));
-    eventually("inner noticed", || pods.room.cache().entry(inner).is_some_and(|e| e.watched)).await;
+    eventually("inner noticed", || pods.state.cache().entry(inner).is_some_and(|e| e.watched)).await;
     let calls = fake.calls.load(Relaxed);
     node.rmdir(&format!("{}/a/b", app_path()));
-    eventually("inner dead", || pods.room.cache().entry(inner).is_some_and(|e| e.dead.is_some())).await;
+    eventually("inner dead", || pods.state.cache().entry(inner).is_some_and(|e| e.dead.is_some())).await;
     let owner = pods.owner_of_cgroup(inner).await;
     is_pricing(&owner);
     assert_eq!(owner.cgroup.path, Some(format!("/{}/a/b", app_path())));
@@ -71,8 +71,8 @@ async fn a_container_is_known_before_and_after_its_death() {
 }
 
 #[tokio::test]
-async fn a_sandbox_is_waited_for_until_the_runtime_knows_it() {
-    let node = Node::new();
+async fn a_sandbox_that_the_runtime_does_not_know_yet_is_asked_for_again() {
+    let node = FakeNode::new();
     let fake = serve(&node.at("cri.sock"));
     fake.hidden.lock().unwrap().push(PAUSE);
     let pods = Pods::start(node.options()).await.unwrap();
@@ -82,20 +82,20 @@ async fn a_sandbox_is_waited_for_until_the_runtime_knows_it() {
     let owner = pods.owner_of_cgroup(id).await;
     assert_eq!((owner.known_by, owner.container), (KnownBy::Cri, None));
     assert_eq!(owner.pod.unwrap().name, "pricing-7f9c");
-    // The pod's own level is asked for on demand.
+    // The names of the pod's own cgroup are searched on demand.
     let level = node.mkdir(&format!("kubepods/burstable/pod{UID}"));
     let owner = pods.owner_of_cgroup(level).await;
     assert_eq!((owner.known_by, owner.pod.unwrap().name.as_str()), (KnownBy::Cri, "pricing-7f9c"));
 }
 
 #[tokio::test]
-async fn a_container_cannot_pose_as_another_by_making_cgroups() {
-    let node = Node::new();
+async fn a_container_cannot_impersonate_another_by_creating_cgroups() {
+    let node = FakeNode::new();
     let _fake = serve(&node.at("cri.sock"));
     let pods = Pods::start(node.options()).await.unwrap();
     let id = node.mkdir(&format!("{}/kubepods/podvictim/{FAKE}", app_path()));
     is_pricing(&pods.owner_of_cgroup(id).await);
-    // kind: the outer one is docker's, which this runtime has never heard of.
+    // In kind the outer container is docker's, which this runtime does not know.
     let id = node.mkdir(&format!("docker/{FAKE}/kubelet/{}", app_path()));
     let mut owner = pods.owner_of_cgroup(id).await;
     for _ in 0..100 {
@@ -108,9 +108,9 @@ async fn a_container_cannot_pose_as_another_by_making_cgroups() {
 }
 
 #[tokio::test]
-async fn broken_runtimes_cost_a_bounded_wait_and_are_counted() {
+async fn a_broken_runtime_causes_a_bounded_wait_and_is_counted() {
     for kind in ["absent", "hang", "garbage", "closed"] {
-        let node = Node::new();
+        let node = FakeNode::new();
         std::fs::create_dir_all(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app"))).unwrap();
         std::fs::write(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app/2.log")), "").unwrap();
         if kind != "absent" {
@@ -150,8 +150,8 @@ async fn broken_runtimes_cost_a_bounded_wait_and_are_counted() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_comes_late_is_found() {
-    let node = Node::new();
+async fn a_runtime_that_starts_later_is_found() {
+    let node = FakeNode::new();
     let id = node.mkdir(&app_path());
     let pods = Pods::start(node.options()).await.unwrap();
     assert_eq!(pods.owner_of_cgroup(id).await.known_by, KnownBy::CgroupPath);
@@ -167,20 +167,20 @@ async fn a_runtime_that_comes_late_is_found() {
 }
 
 #[tokio::test]
-async fn refused_watches_are_counted_and_scans_take_their_place() {
-    let node = Node::new();
-    let limits = cache::Limits::new(Duration::from_secs(600));
+async fn refused_watches_are_counted_and_replaced_by_scans() {
+    let node = FakeNode::new();
+    let limits = cache::CacheLimits::new(Duration::from_secs(600));
     let pods = Pods::start_within(node.options(), limits, Some(1)).await.unwrap();
     let deep = node.mkdir("a/b/c");
-    eventually("scan", || pods.room.cache().entry(deep).is_some()).await;
+    eventually("scan", || pods.state.cache().entry(deep).is_some()).await;
     assert!(pods.status().losses["watches_refused"] >= 1);
     node.rmdir("a/b/c");
-    eventually("gone", || pods.room.cache().entry(deep).is_some_and(|e| e.dead.is_some())).await;
+    eventually("gone", || pods.state.cache().entry(deep).is_some_and(|e| e.dead.is_some())).await;
 }
 
 #[tokio::test]
-async fn unknown_ids_are_said_and_counted_without_a_scan_each() {
-    let node = Node::new();
+async fn unknown_ids_are_reported_and_counted_without_a_scan_for_each() {
+    let node = FakeNode::new();
     let pods = Pods::start(node.options()).await.unwrap();
     let began = Instant::now();
     for _ in 0..1000 {
@@ -193,8 +193,8 @@ async fn unknown_ids_are_said_and_counted_without_a_scan_each() {
 }
 
 #[tokio::test]
-async fn lists_and_resolves() {
-    let node = Node::new();
+async fn pods_are_listed_and_targets_resolved() {
+    let node = FakeNode::new();
     let _fake = serve(&node.at("cri.sock"));
     let id = node.mkdir(&app_path());
     let below = node.mkdir(&format!("{}/x", app_path()));
@@ -222,7 +222,7 @@ async fn lists_and_resolves() {
         (list[0].state.as_str(), &list[0].ips[..]),
         ("ready", &["10.0.0.7".into(), "fd00::7".into()][..])
     );
-    // The sandbox's pid is not alive here: its place is taken by a container's.
+    // The sandbox's process does not exist here, so a container's process is used instead.
     assert_eq!(list[0].netns, Some(node.at("proc/17/ns/net").display().to_string()));
     let [app, old] = &list[0].containers[..] else { panic!("{list:?}") };
     assert_eq!(
@@ -246,7 +246,7 @@ async fn lists_and_resolves() {
     assert!(matches!(resolve("cgroup:/system.slice").await, Ok(Resolved::Cgroups(ids)) if ids == [slice]));
     let part = format!("cgroup:/{}/x", app_path());
     assert!(matches!(resolve(&part).await, Ok(Resolved::Cgroups(ids)) if ids == [below]));
-    for (text, says) in [
+    for (text, expected) in [
         ("3f2a", "ambiguous"),
         ("3f2a", "finance/pricing-7f9c/app"),
         ("pricing", "did you mean pricing-7f9c"),
@@ -256,15 +256,15 @@ async fn lists_and_resolves() {
         ("cgroup:/nowhere", "no memory cgroup /nowhere"),
     ] {
         let error = resolve(text).await.unwrap_err().to_string();
-        assert!(error.contains(says), "{text}: {error}");
+        assert!(error.contains(expected), "{text}: {error}");
     }
 }
 
-/// `cargo test -p podopsy-agent pods -- --ignored`: as root, where a memory hierarchy can be written to.
+/// Run it with `cargo test -p podopsy-pods -- --ignored` as root, on a machine with a writable memory hierarchy.
 #[tokio::test]
-#[ignore = "makes a cgroup of the real kernel: needs root"]
+#[ignore = "creates a cgroup in the real kernel: needs root"]
 async fn the_kernels_own_cgroups_are_noticed() {
-    let pods = Pods::start(Options::default()).await.unwrap();
+    let pods = Pods::start(PodsOptions::default()).await.unwrap();
     let name = format!("podopsy-test-{}", std::process::id());
     let dir = pods.hierarchy().dir.join(&name);
     std::fs::create_dir(&dir).unwrap();
@@ -272,11 +272,11 @@ async fn the_kernels_own_cgroups_are_noticed() {
     let mut seen = false;
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_millis(5)).await;
-        seen |= pods.room.cache().entry(id).is_some_and(|e| e.watched);
+        seen |= pods.state.cache().entry(id).is_some_and(|e| e.watched);
     }
     std::fs::remove_dir(&dir).unwrap();
     assert!(seen, "mkdir was not noticed");
-    eventually("rmdir", || pods.room.cache().entry(id).is_some_and(|e| e.dead.is_some())).await;
+    eventually("rmdir", || pods.state.cache().entry(id).is_some_and(|e| e.dead.is_some())).await;
     let owner = pods.owner_of_cgroup(id).await;
     assert_eq!((owner.known_by, owner.cgroup.path), (KnownBy::Host, Some(format!("/{name}"))));
     assert_eq!(pods.owner_of_pid(std::process::id()).await.unwrap().known_by, KnownBy::Host);

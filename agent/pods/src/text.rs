@@ -1,16 +1,16 @@
-//! Strings from a runtime, a folder's name, a label: escaped and bounded before anyone keeps them.
+//! Escapes and bounds strings from a runtime, a folder's name or a label before they are stored.
 
 use std::collections::BTreeMap;
 
 use podopsy_model::text::escape;
 
-/// Characters kept of one string. Kubernetes allows 253 for a name and 317 for a label's key; an image
-/// reference may be longer, and a hostile image's surely is.
+/// The longest string, in characters. Kubernetes allows 253 for a name and 317 for a label's key; an image reference may be
+/// longer, and a hostile one is.
 pub const FIELD_MAX: usize = 512;
-/// Labels kept of one pod.
+/// The largest number of labels of one pod.
 pub const LABELS_MAX: usize = 128;
 
-/// Escaped, and cut at [`FIELD_MAX`] characters (then it ends in `...`).
+/// Escapes the text and cuts it at [`FIELD_MAX`] characters; a cut text ends in `...`.
 pub fn field(raw: &str) -> String {
     let cut = raw.char_indices().nth(FIELD_MAX).map(|(at, _)| at);
     match cut {
@@ -19,7 +19,7 @@ pub fn field(raw: &str) -> String {
     }
 }
 
-/// A pod's own labels, without the kubelet's `io.kubernetes.*`; and how many were left out by the bound.
+/// A pod's own labels, without the kubelet's `io.kubernetes.*`, and the number of labels that the bound dropped.
 pub fn labels<'a>(
     raw: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> (BTreeMap<String, String>, u64) {

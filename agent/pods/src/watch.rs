@@ -1,73 +1,75 @@
-//! Notices cgroups as they come and go: inotify on every directory, scans where that does not reach.
+//! Finds cgroups as they are created and removed: inotify on every directory, and scans where that does not suffice.
 //!
-//! Only directories matter here. Must not know: what their names mean, who answers for them.
-//! The races: a watch is set before its directory is read, so that a child made in between is seen twice
-//! rather than never; an event is only a hint to look again, so that old ones do no harm.
+//! This module handles directories only. It must not depend on the meaning of their names or on the source of pod names.
+//!
+//! Races: a watch is set before its directory is read, so that a child created in between is seen twice rather than never.
+//! An event only causes another look at the directory, so an outdated event does no harm.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio_stream::StreamExt;
 
-use super::cache::Inserted;
+use super::cache::InsertOutcome;
 use super::names;
-use super::room::Room;
+use super::state::PodsState;
+use podopsy_system::sync::lock;
 
-/// Watches at most; and never more than half of what the kernel grants to root, since the kubelet and
-/// the runtime live on the same account.
+/// The largest number of watches. Also, never more than half of root's limit is used, because the kubelet and the runtime
+/// share it.
 const WATCHES_MAX: usize = 32_768;
-/// How often the tree is read where inotify does not reach all of it.
+/// How often the tree is read while some directory has no watch.
 const RESCAN_EVERY: Duration = Duration::from_secs(1);
-/// How often the dead are pruned and open questions asked again.
+/// How often expired dead cgroups are dropped.
 const CLEAN_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Watch {
-    state: Mutex<State>,
+pub(super) struct CgroupWatch {
+    state: Mutex<WatchState>,
     limit: usize,
     refused: AtomicU64,
     overflows: AtomicU64,
     missed: AtomicU64,
-    /// Some directory has no watch: read the tree from time to time.
+    /// Some directory has no watch, so the tree is read at intervals.
     degraded: AtomicBool,
 }
 
 #[derive(Default)]
-struct State {
+struct WatchState {
     watches: Option<Watches>,
     paths: HashMap<WatchDescriptor, PathBuf>,
-    /// The same from the other side.
+    /// The reverse of `paths`.
     at: HashMap<PathBuf, WatchDescriptor>,
 }
 
-impl State {
-    /// The kernel (6.18) does not end a watch of cgroupfs with its directory: one for each container that ever ran would
-    /// stay, with the inode, until none is left to be had.
-    fn end(&mut self, wd: WatchDescriptor) {
+impl WatchState {
+    /// Removes a watch. The kernel (6.18) does not end a watch in cgroupfs when the directory is removed: without this, one
+    /// watch and its inode would remain for each container that ever ran, until the limit is reached.
+    fn remove(&mut self, wd: WatchDescriptor) {
         self.paths.remove(&wd);
         if let Some(watches) = &mut self.watches {
-            // Where the kernel was first it is an error, and done.
+            // This fails if the kernel has removed the watch already.
             let _ = watches.remove(wd);
         }
     }
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for WatchState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} watches", self.paths.len())
     }
 }
 
-impl Watch {
-    pub fn new(proc_root: &Path, limit: Option<usize>) -> Watch {
+impl CgroupWatch {
+    pub fn new(proc_root: &Path, limit: Option<usize>) -> CgroupWatch {
         let granted = std::fs::read_to_string(proc_root.join("sys/fs/inotify/max_user_watches"));
         let granted = granted.ok().and_then(|text| text.trim().parse::<usize>().ok());
         let limit = limit.unwrap_or_else(|| granted.map_or(WATCHES_MAX, |n| WATCHES_MAX.min(n / 2)));
-        Watch {
+        CgroupWatch {
             state: Mutex::default(),
             limit,
             refused: AtomicU64::new(0),
@@ -77,12 +79,12 @@ impl Watch {
         }
     }
 
-    /// Directories that got no watch.
+    /// Directories for which no watch could be set.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
 
-    /// Times that the kernel's queue was full.
+    /// How often the kernel's queue overflowed.
     pub fn overflows(&self) -> u64 {
         self.overflows.load(Relaxed)
     }
@@ -92,11 +94,11 @@ impl Watch {
         self.missed.load(Relaxed)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, WatchState> {
+        lock(&self.state)
     }
 
-    /// True if the directory is watched now.
+    /// Watches a directory. Returns whether it is watched now.
     fn add(&self, dir: &Path, path: &Path) -> bool {
         let mut state = self.lock();
         let full = state.paths.len() >= self.limit;
@@ -108,9 +110,9 @@ impl Watch {
         match added {
             Ok(wd) => {
                 state.paths.insert(wd.clone(), path.to_owned());
-                // Gone and made again, and only the second was noticed.
+                // The directory was removed and created again, and the removal was not noticed.
                 if let Some(old) = state.at.insert(path.to_owned(), wd.clone()).filter(|old| *old != wd) {
-                    state.end(old);
+                    state.remove(old);
                 }
                 true
             }
@@ -124,17 +126,17 @@ impl Watch {
     }
 }
 
-impl Watch {
-    /// The directory is gone.
+impl CgroupWatch {
+    /// Ends the watch of a directory that is gone.
     fn end(&self, path: &Path) {
         let mut state = self.lock();
         if let Some(wd) = state.at.remove(path) {
-            state.end(wd);
+            state.remove(wd);
         }
     }
 
-    /// The kernel has ended it.
-    fn ended(&self, wd: &WatchDescriptor) {
+    /// Forgets a watch that the kernel has ended.
+    fn forget(&self, wd: &WatchDescriptor) {
         let mut state = self.lock();
         if let Some(path) = state.paths.remove(wd)
             && state.at.get(&path) == Some(wd)
@@ -144,24 +146,24 @@ impl Watch {
     }
 }
 
-impl Room {
-    /// Takes in a directory and all below it.
-    pub fn observe(self: &Arc<Room>, from: &Path) {
+impl PodsState {
+    /// Adds a directory and all directories below it.
+    pub fn observe(self: &Arc<PodsState>, from: &Path) {
         self.hierarchy.walk(from, &mut |path| self.observe_one(path, &mut HashSet::new()));
     }
 
-    /// False: gone, or more than we keep; nothing below it is looked at.
-    fn observe_one(self: &Arc<Room>, path: &Path, seen: &mut HashSet<u64>) -> bool {
+    /// Adds one directory. Returns false if it is gone or exceeds a bound; what is below it is then skipped.
+    fn observe_one(self: &Arc<PodsState>, path: &Path, seen: &mut HashSet<u64>) -> bool {
         let Some(id) = self.hierarchy.id(path) else { return false };
         seen.insert(id);
         let inserted = self.cache().insert(id, path, &self.hierarchy.absolute(path), Instant::now());
         match inserted {
-            Inserted::Refused => return false,
-            Inserted::Old { watched: true } => return true,
-            // Refused before: counted once, and not asked for again at every scan.
-            Inserted::Old { watched: false } if self.watch.degraded.load(Relaxed) => return true,
-            Inserted::NewContainer(key) => names::spawn(self, key),
-            Inserted::Old { .. } | Inserted::New => {}
+            InsertOutcome::Refused => return false,
+            InsertOutcome::Old { watched: true } => return true,
+            // A watch was refused before. That was counted once; it is not requested again at every scan.
+            InsertOutcome::Old { watched: false } if self.watch.degraded.load(Relaxed) => return true,
+            InsertOutcome::NewContainer(key) => names::spawn(self, key),
+            InsertOutcome::Old { .. } | InsertOutcome::New => {}
         }
         if self.watch.add(&self.hierarchy.join(path), path) {
             self.cache().set_watched(id);
@@ -169,8 +171,8 @@ impl Room {
         true
     }
 
-    /// Reads the whole tree: what is new, and what is gone without an event.
-    pub fn scan_all(self: &Arc<Room>) {
+    /// Reads the whole tree: adds new directories, and marks those as dead that are gone without an event.
+    pub fn scan_all(self: &Arc<PodsState>) {
         let mut seen = HashSet::new();
         self.hierarchy.walk(Path::new(""), &mut |path| self.observe_one(path, &mut seen));
         let unseen: Vec<(u64, PathBuf)> = {
@@ -178,19 +180,20 @@ impl Room {
             cache.live().filter(|(id, _)| !seen.contains(id)).map(|(id, e)| (id, e.path.clone())).collect()
         };
         for (id, path) in unseen {
-            // It may have been made behind the scan's back.
+            // It may have been created after the scan had passed.
             let now = self.hierarchy.id(&path);
             if now != Some(id) {
                 self.cache().bury(id, Instant::now());
             }
-            // Another directory of that name has a watch of its own.
+            // A new directory at the same path has its own watch, which stays.
             if now.is_none() {
                 self.watch.end(&path);
             }
         }
     }
 
-    fn gone(&self, path: &Path) {
+    /// Marks the cgroup at a path as dead, if it is really gone.
+    fn remove(&self, path: &Path) {
         let id = self.cache().id_at(path);
         if let Some(id) = id
             && self.hierarchy.id(path) != Some(id)
@@ -200,7 +203,7 @@ impl Room {
         }
     }
 
-    /// Starts inotify; from here on [`Room::observe`] sets watches. None: no inotify to be had.
+    /// Starts inotify; from here on [`PodsState::observe`] sets watches. None: inotify is not available.
     pub fn open_watch(&self) -> Option<Inotify> {
         match Inotify::init() {
             Ok(inotify) => {
@@ -208,7 +211,7 @@ impl Room {
                 Some(inotify)
             }
             Err(error) => {
-                tracing::warn!(%error, "no inotify: cgroups are found by reading the tree every second");
+                tracing::warn!(%error, "could not start inotify: cgroups are found by reading the tree every second");
                 self.watch.degraded.store(true, Relaxed);
                 None
             }
@@ -216,59 +219,59 @@ impl Room {
     }
 }
 
-/// Reads events until the room closes.
-pub(super) async fn follow(room: Arc<Room>, inotify: Inotify) {
-    let lost = |error: std::io::Error| {
-        tracing::warn!(%error, "inotify cannot be read: cgroups are found by reading the tree every second");
-        room.watch.degraded.store(true, Relaxed);
+/// Reads inotify events until the task is aborted.
+pub(super) async fn follow(state: Arc<PodsState>, inotify: Inotify) {
+    let give_up = |error: std::io::Error| {
+        tracing::warn!(%error, "could not read inotify: cgroups are found by reading the tree every second");
+        state.watch.degraded.store(true, Relaxed);
     };
     let mut events = match inotify.into_event_stream(vec![0; 64 * 1024]) {
         Ok(events) => events,
-        Err(error) => return lost(error),
+        Err(error) => return give_up(error),
     };
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
-            Err(error) => return lost(error),
+            Err(error) => return give_up(error),
         };
         if event.mask.contains(EventMask::Q_OVERFLOW) {
-            room.watch.overflows.fetch_add(1, Relaxed);
-            room.rescan().await;
+            state.watch.overflows.fetch_add(1, Relaxed);
+            state.rescan().await;
             continue;
         }
         if event.mask.contains(EventMask::IGNORED) {
-            room.watch.ended(&event.wd);
+            state.watch.forget(&event.wd);
             continue;
         }
         let Some(name) = event.name.filter(|_| event.mask.contains(EventMask::ISDIR)) else { continue };
-        let Some(parent) = room.watch.lock().paths.get(&event.wd).cloned() else { continue };
+        let Some(parent) = state.watch.lock().paths.get(&event.wd).cloned() else { continue };
         let path = parent.join(name);
         if event.mask.contains(EventMask::CREATE) {
-            if room.hierarchy.id(&path).is_none() {
-                room.watch.missed.fetch_add(1, Relaxed);
+            if state.hierarchy.id(&path).is_none() {
+                state.watch.missed.fetch_add(1, Relaxed);
             }
-            room.observe(&path);
+            state.observe(&path);
         } else if event.mask.contains(EventMask::DELETE) {
-            room.gone(&path);
+            state.remove(&path);
         }
     }
 }
 
-/// The slow rounds: scans where watches are missing, pruning, open questions.
-pub(super) async fn maintain(room: Arc<Room>) {
+/// Periodic work: scans while watches are missing, dropping expired dead cgroups, repeating unanswered searches.
+pub(super) async fn maintain(state: Arc<PodsState>) {
     let mut tick = tokio::time::interval(RESCAN_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut cleaned = Instant::now();
     loop {
         tick.tick().await;
-        if room.watch.degraded.load(Relaxed) {
-            room.rescan().await;
+        if state.watch.degraded.load(Relaxed) {
+            state.rescan().await;
         }
         if cleaned.elapsed() >= CLEAN_EVERY {
             cleaned = Instant::now();
-            room.cache().prune(cleaned);
+            state.cache().prune(cleaned);
         }
-        names::retry_down(&room);
+        names::retry_down(&state);
     }
 }
 
@@ -277,12 +280,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_ends_with_its_directory_even_where_the_kernel_keeps_it() {
+    fn a_watch_ends_with_its_directory_even_if_the_kernel_keeps_it() {
         let root = tempfile::tempdir().unwrap();
         let inotify = Inotify::init().unwrap();
-        let watch = Watch::new(Path::new("/proc"), None);
+        let watch = CgroupWatch::new(Path::new("/proc"), None);
         watch.lock().watches = Some(inotify.watches());
-        let count = |watch: &Watch| {
+        let count = |watch: &CgroupWatch| {
             let state = watch.lock();
             (state.paths.len(), state.at.len())
         };
@@ -290,16 +293,16 @@ mod tests {
             std::fs::create_dir(root.path().join(name)).unwrap();
             assert!(watch.add(&root.path().join(name), Path::new(name)));
         }
-        // The directories stay: nothing comes from the kernel.
+        // The directories still exist, so no event comes from the kernel.
         watch.end(Path::new("a"));
         assert_eq!(count(&watch), (1, 1));
         watch.end(Path::new("a"));
-        assert_eq!(count(&watch), (1, 1), "it had none any more");
-        // Another directory in the place of the second, of which nobody heard.
+        assert_eq!(count(&watch), (1, 1), "it had no watch any more");
+        // Another directory replaces the second one, without an event.
         assert!(watch.add(root.path(), Path::new("b")));
         assert_eq!(count(&watch), (1, 1));
         let wd = watch.lock().at[Path::new("b")].clone();
-        watch.ended(&wd);
+        watch.forget(&wd);
         assert_eq!(count(&watch), (0, 0));
     }
 }

@@ -25,7 +25,7 @@ pub async fn check() -> Vec<ProbeCheck> {
 
 fn outcome(name: &str, options: &ProbeOptions) -> ProbeCheck {
     let tried = Probes::load(options).and_then(|mut probes| probes.start_sampling().map(|()| probes));
-    let (outcome, mend) = match tried {
+    let (outcome, remedy) = match tried {
         Ok(probes) if probes.degraded.is_empty() => (Ok(probes.hooks.join("; ")), None),
         Ok(probes) => {
             let (hooks, left_out) = (probes.hooks.join("; "), probes.degraded.join("; "));
@@ -36,5 +36,5 @@ fn outcome(name: &str, options: &ProbeOptions) -> ProbeCheck {
             (Err(format!("{error:#}")), Some(remedy.to_owned()))
         }
     };
-    ProbeCheck { name: name.to_owned(), outcome, mend }
+    ProbeCheck { name: name.to_owned(), outcome, remedy }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podopsy_decode::{OomDecoded, SigkillDecoded};
-use podopsy_model::{Detail, DnsTransaction, Event, Kind, Losses, Owner, ProcessRef, text};
+use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, Owner, ProcessRef, text};
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 use podopsy_wire::Task;
@@ -55,7 +55,7 @@ impl EventContext {
     }
 
     /// An event at `time_ns` (CLOCK_BOOTTIME) of the process that `task` belongs to.
-    pub fn event(&self, time_ns: u64, kind: Kind, owner: Owner, task: &Task, detail: Detail) -> Event {
+    pub fn event(&self, time_ns: u64, kind: EventKind, owner: Owner, task: &Task, detail: Detail) -> Event {
         let process = ProcessRef {
             pid: task.pid,
             comm: text::from_kernel(&task.comm),

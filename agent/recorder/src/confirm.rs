@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use crate::oom::checkpoint::RecoveryCheckpoint;
-use podopsy_model::{Event, Kind};
+use podopsy_model::{Event, EventKind};
 use podopsy_system::sync::lock;
 
 /// What attribution and the store know of each other: counts of events.
@@ -31,7 +31,7 @@ pub struct Confirmations {
 impl Confirmations {
     /// Whether a restart could find this event in the kernel's log.
     pub fn is_recoverable(event: &Event) -> bool {
-        matches!(event.kind, Kind::OomKill | Kind::OomIncident)
+        matches!(event.kind, EventKind::OomKill | EventKind::OomIncident)
     }
 
     /// The store will report what it has kept. Without a store, an event counts as kept when it is sent.

@@ -8,7 +8,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 
 use podopsy_model::Event;
-use podopsy_store::{Filter, Stored};
+use podopsy_store::{Filter, StoredEvent};
 
 /// Lines between here and the socket; before them the broadcast has its own bound.
 const LINES: usize = 16;
@@ -17,7 +17,7 @@ const BEAT: Duration = Duration::from_secs(15);
 
 /// Starts a stream of what matches from now on; it ends with the connection, or the agent.
 pub fn stream(
-    mut live: broadcast::Receiver<Arc<Stored>>,
+    mut live: broadcast::Receiver<Arc<StoredEvent>>,
     filter: Filter,
     place: OwnedSemaphorePermit,
 ) -> mpsc::Receiver<Bytes> {

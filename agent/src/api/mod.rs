@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, broadcast};
 
 pub use health::Health;
 use podopsy_pods::Pods;
-use podopsy_store::{Reader, Stored};
+use podopsy_store::{Reader, StoredEvent};
 pub use route::{Parameter, ROUTES, Route};
 pub use scrape::Pages;
 
@@ -63,7 +63,7 @@ pub struct Sources {
     pub pods: Arc<Pods>,
     /// None: the agent keeps no history.
     pub store: Option<Reader>,
-    pub live: broadcast::Sender<Arc<Stored>>,
+    pub live: broadcast::Sender<Arc<StoredEvent>>,
     pub health: Arc<Health>,
     pub pages: Arc<Pages>,
 }

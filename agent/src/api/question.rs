@@ -6,8 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::answer::Refusal;
 use super::route::Parameter;
-use podopsy_model::{Kind, text};
-use podopsy_store::{Filter, ITEMS_MAX, Shelf};
+use podopsy_model::{EventKind, text};
+use podopsy_store::{Collection, Filter, ITEMS_MAX};
 
 /// Items of a page unless told otherwise.
 const ITEMS: usize = 100;
@@ -16,8 +16,8 @@ const PAIRS_MAX: usize = 64;
 const VALUE_MAX: usize = 1024;
 
 /// Reads a query string by the parameters that its route takes.
-pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, Refusal> {
-    let mut filter = Filter { items: ITEMS, ..Filter::all(shelf) };
+pub fn filter(collection: Collection, query: &str, takes: &[Parameter]) -> Result<Filter, Refusal> {
+    let mut filter = Filter { items: ITEMS, ..Filter::all(collection) };
     let now = Timestamp::now();
     let mut seen = Vec::new();
     for (at, (name, value)) in form_urlencoded::parse(query.as_bytes()).enumerate() {
@@ -41,8 +41,8 @@ pub fn filter(shelf: Shelf, query: &str, takes: &[Parameter]) -> Result<Filter, 
             Parameter::From => filter.from = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Until => filter.until = time(&value, now).ok_or_else(|| refuse(TIME))?,
             Parameter::Kind => {
-                if !Kind::ALL.iter().any(|kind| kind.as_str() == value) {
-                    let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+                if !EventKind::ALL.iter().any(|kind| kind.as_str() == value) {
+                    let all: Vec<&str> = EventKind::ALL.iter().map(|kind| kind.as_str()).collect();
                     return Err(refuse(&format!("use one of {}", all.join(", "))));
                 }
                 filter.kinds.push(value.into_owned());

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::answer::{self, Answer, Refusal};
 use super::{Peer, Room, live, merged, question};
 use crate::metrics::text::Format;
-use podopsy_pods::Pod;
+use podopsy_pods::PodDetails;
 use podopsy_recorder::incidents;
-use podopsy_store::{Filter, Item, Page, Reader, Refused, Shelf, Stored};
+use podopsy_store::{Collection, Filter, ReadError, Reader, StoreItem, StorePage, StoredEvent};
 
 /// How long the runtime may take to list pods.
 const PODS_WITHIN: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ impl Parameter {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum To {
-    Shelf(Shelf, &'static str),
+    Collection(Collection, &'static str),
     Profile,
     Merged,
     Live,
@@ -90,11 +90,11 @@ const EVENTS: &[Parameter] =
     &[From, Until, Kind, Order, Limit, Cursor, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
 
 pub const ROUTES: &[Route] = &[
-    Route { path: "/api/v1/events", takes: EVENTS, to: To::Shelf(Shelf::Events, "events") },
+    Route { path: "/api/v1/events", takes: EVENTS, to: To::Collection(Collection::Events, "events") },
     Route { path: "/api/v1/events/live", takes: &[Kind, Namespace, Pod, Container, Label], to: To::Live },
-    Route { path: "/api/v1/incidents", takes: PAGED, to: To::Shelf(Shelf::Incidents, "incidents") },
-    Route { path: "/api/v1/memory", takes: PAGED, to: To::Shelf(Shelf::Memory, "memory") },
-    Route { path: "/api/v1/profiles", takes: PAGED, to: To::Shelf(Shelf::Profiles, "profiles") },
+    Route { path: "/api/v1/incidents", takes: PAGED, to: To::Collection(Collection::Incidents, "incidents") },
+    Route { path: "/api/v1/memory", takes: PAGED, to: To::Collection(Collection::Memory, "memory") },
+    Route { path: "/api/v1/profiles", takes: PAGED, to: To::Collection(Collection::Profiles, "profiles") },
     Route { path: "/api/v1/profiles/merged", takes: WINDOW, to: To::Merged },
     Route { path: "/api/v1/profiles/{id}", takes: &[], to: To::Profile },
     Route { path: "/api/v1/gaps", takes: &[From, Until], to: To::Gaps },
@@ -172,16 +172,16 @@ async fn go(
     streams: &AtomicBool,
 ) -> Result<Answer, Refusal> {
     let sources = &room.sources;
-    let shelf = match route.to {
-        To::Shelf(shelf, _) => shelf,
-        To::Profile | To::Merged => Shelf::Profiles,
-        _ => Shelf::Events,
+    let collection = match route.to {
+        To::Collection(collection, _) => collection,
+        To::Profile | To::Merged => Collection::Profiles,
+        _ => Collection::Events,
     };
-    let mut filter = question::filter(shelf, query, route.takes)?;
+    let mut filter = question::filter(collection, query, route.takes)?;
     match route.to {
-        To::Shelf(shelf, name) => {
+        To::Collection(collection, name) => {
             let page = ask(room, move |store| store.page(&filter)).await?;
-            Ok(answer::text("application/json", listed(shelf, name, &page).into_bytes()))
+            Ok(answer::text("application/json", listed(collection, name, &page).into_bytes()))
         }
         To::Profile => {
             (filter.id, filter.items) = (id, 1);
@@ -259,7 +259,7 @@ fn ready(room: &Room) -> super::health::Ready {
 /// Asks the store where waiting is allowed, a few at a time.
 async fn ask<T: Send + 'static>(
     room: &Arc<Room>,
-    question: impl FnOnce(&Reader) -> Result<T, Refused> + Send + 'static,
+    question: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, Refusal> {
     let Some(store) = room.sources.store.clone() else {
         let reason = "this agent keeps no history: start it with --state-dir";
@@ -276,13 +276,13 @@ async fn ask<T: Send + 'static>(
     }
 }
 
-async fn pods(room: &Room, filter: &Filter) -> Result<Vec<Pod>, Refusal> {
+async fn pods(room: &Room, filter: &Filter) -> Result<Vec<PodDetails>, Refusal> {
     let unavailable = |reason: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
     let listed = tokio::time::timeout(PODS_WITHIN, room.sources.pods.list()).await;
     let listed = listed
         .map_err(|_| unavailable(format!("no answer from the container runtime in {PODS_WITHIN:?}")))?;
     let mut pods = listed.map_err(|error| unavailable(format!("{error:#}")))?;
-    pods.retain(|Pod { pod, .. }| {
+    pods.retain(|PodDetails { pod, .. }| {
         filter.namespace.as_ref().is_none_or(|namespace| pod.namespace == *namespace)
             && filter.pod.as_ref().is_none_or(|name| pod.name == *name || pod.uid == *name)
             && filter.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
@@ -291,13 +291,13 @@ async fn pods(room: &Room, filter: &Filter) -> Result<Vec<Pod>, Refusal> {
 }
 
 /// The page as JSON. What lies in the store is JSON already: it is put in as it is, with its id before it.
-fn listed(shelf: Shelf, name: &str, page: &Page) -> String {
+fn listed(collection: Collection, name: &str, page: &StorePage) -> String {
     let (mut out, now) = (format!("{{\"{name}\":["), Timestamp::now());
     for (at, item) in page.items.iter().enumerate() {
         out += if at == 0 { "" } else { "," };
-        match shelf {
-            Shelf::Profiles => out += &profile(item).to_string(),
-            Shelf::Incidents if incidents::has_ended(item.end, now) => {
+        match collection {
+            Collection::Profiles => out += &profile(item).to_string(),
+            Collection::Incidents if incidents::has_ended(item.end, now) => {
                 // A text's own quotes are escaped: this is the key.
                 let closed = item.json().unwrap_or_default().replacen("\"open\":true", "\"open\":false", 1);
                 out += &with_id(item.id, &closed);
@@ -310,7 +310,7 @@ fn listed(shelf: Shelf, name: &str, page: &Page) -> String {
     out
 }
 
-fn profile(item: &Item) -> Value {
+fn profile(item: &StoreItem) -> Value {
     json!({
         "id": item.id,
         "from": item.begin,
@@ -334,7 +334,7 @@ fn with_id(id: i64, object: &str) -> String {
 }
 
 /// An event as a stream has it: with its id, or null, where it was not kept.
-pub fn event_line(stored: &Stored) -> Option<Bytes> {
+pub fn event_line(stored: &StoredEvent) -> Option<Bytes> {
     let event = serde_json::to_string(&stored.event).ok()?;
     let mut line = match stored.id {
         Some(id) => with_id(id, &event),

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 
 use crate::metrics::Metrics;
 use crate::metrics::text::{Format, page};
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 use podopsy_recorder::Scraper;
 
 /// How old a page may be that is given once more.
@@ -50,7 +50,7 @@ impl Pages {
     }
 
     /// What is known now.
-    pub async fn families(&self) -> Vec<Family> {
+    pub async fn families(&self) -> Vec<MetricFamily> {
         // Where it does not come in time, what was taken over before stands: series that come and go look like restarts.
         if let Some(scraper) = self.scraper.get()
             && let Ok(scrape) = tokio::time::timeout(WITHIN, scraper.scrape()).await

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use podopsy_model::Owner;
 use podopsy_model::testing::{dns, kill, owner};
-use podopsy_store::{Limits, ProfileRecord, Store, Told};
+use podopsy_store::{ProfileRecord, Store, StoreLimits, StoreReceiver};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -19,7 +19,7 @@ struct Agent {
     runtime: Runtime,
     dir: TempDir,
     store: Store,
-    told: Told,
+    told: StoreReceiver,
     sources: Sources,
     listening: Option<Listening>,
 }
@@ -29,8 +29,9 @@ impl Agent {
         let runtime = Runtime::new().unwrap();
         let _guard = runtime.enter();
         let dir = tempdir().unwrap();
-        let (store, told) = Store::start(dir.path(), "boot", Limits::default()).unwrap();
-        let pods = podopsy_pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
+        let (store, told) = Store::start(dir.path(), "boot", StoreLimits::default()).unwrap();
+        let pods =
+            podopsy_pods::PodsOptions { cri_socket: Some("/nonexistent".into()), ..Default::default() };
         let pods = runtime.block_on(Pods::start(pods)).unwrap();
         let (live, _) = broadcast::channel(16);
         let health = Arc::new(Health::default());
@@ -110,7 +111,7 @@ fn events_are_found_paged_and_whole() {
     assert_eq!((both, &second["next"]), (vec![stored[2], stored[1], stored[0]], &Value::Null));
 
     let bytes = b"\x1f\x8b pprof".to_vec();
-    agent.store.keeper().put_profile(ProfileRecord {
+    agent.store.sender().put_profile(ProfileRecord {
         owner: shop(),
         begin: now,
         end: now,
@@ -128,7 +129,7 @@ fn events_are_found_paged_and_whole() {
     let mut one = Vec::new();
     podopsy_profiles::export::pprof::write(&podopsy_profiles::export::example::profile(), &mut one).unwrap();
     let whole = ProfileRecord { owner: shop(), begin: now, end: now, pprof: one, facts: Default::default() };
-    agent.store.keeper().put_profile(whole);
+    agent.store.sender().put_profile(whole);
     agent.put(dns(now, shop(), "later.test"));
     let (status, sum) = agent.raw(get("/api/v1/profiles/merged?namespace=shop&from=1h").as_bytes());
     let sum = podopsy_profiles::import::pprof::read(&*sum, Some("samples")).unwrap();

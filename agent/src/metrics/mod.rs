@@ -24,20 +24,22 @@ use podopsy_model::dns::{Latencies, upper_bound};
 use podopsy_model::event::{Detail, Losses};
 use podopsy_model::incident::{Level, Verdict};
 use podopsy_model::lookup::LookupResult;
-use podopsy_model::metric::{Exemplar, Family, Histogram, Kind as FamilyKind, Labels, Sample, Value};
+use podopsy_model::metric::{
+    Exemplar, Histogram, Labels, MetricFamily, MetricKind, MetricSample, MetricValue,
+};
 use podopsy_model::sigkill::Sender;
-use podopsy_model::{Event, Kind, Outcome};
+use podopsy_model::{Event, EventKind, Outcome};
 use podopsy_recorder::Scrape;
 use podopsy_recorder::shed::Tally;
 
 /// Families that another room counts.
-type Others = Box<dyn Fn() -> Vec<Family> + Send + Sync>;
+type Others = Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>;
 
 /// What is counted from events, over the agent's life.
 #[derive(Default)]
 pub struct Metrics {
     book: Mutex<Book>,
-    events: Mutex<BTreeMap<Kind, u64>>,
+    events: Mutex<BTreeMap<EventKind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
     others: OnceLock<Others>,
@@ -75,7 +77,7 @@ impl Metrics {
         let (mut book, now) = (lock(&self.book), Instant::now());
         let key = Key::new(event.pod.as_ref(), event.container.as_ref());
         match (event.kind, &event.detail) {
-            (Kind::OomKill, Detail::Oom(kill)) if !kill.already_dying => {
+            (EventKind::OomKill, Detail::Oom(kill)) if !kill.already_dying => {
                 let series = book.series(key, now);
                 series.oom_kills += 1;
                 let exemplar = |id: &String| Exemplar {
@@ -85,16 +87,16 @@ impl Metrics {
                 };
                 series.last_kill = kill.incident.as_ref().map(exemplar);
             }
-            (Kind::OomIncident, _) => {
+            (EventKind::OomIncident, _) => {
                 let Some(incident) = &event.incident else { return };
                 let series = book.series(key, now);
                 *series.incidents.entry(incident.limit.of).or_default() += 1;
                 series.silent += u64::from(incident.verdicts.contains(&Verdict::SilentChildKill));
             }
-            (Kind::Sigkill, Detail::Sigkill(sigkill)) => {
+            (EventKind::Sigkill, Detail::Sigkill(sigkill)) => {
                 *book.series(key, now).sigkills.entry(sigkill.by).or_default() += 1;
             }
-            (Kind::DnsLookup, Detail::Lookup(lookup)) => {
+            (EventKind::DnsLookup, Detail::Lookup(lookup)) => {
                 let series = book.series(key, now);
                 series.search_path_misses += u64::from(lookup.search_path_misses.queries);
                 if lookup.result.is_failure() {
@@ -107,7 +109,7 @@ impl Metrics {
     }
 
     /// Asked for each page; told once.
-    pub fn also(&self, others: impl Fn() -> Vec<Family> + Send + Sync + 'static) {
+    pub fn also(&self, others: impl Fn() -> Vec<MetricFamily> + Send + Sync + 'static) {
         let _ = self.others.set(Box::new(others));
     }
 
@@ -149,7 +151,7 @@ impl Metrics {
     }
 
     /// All that is known, with the sums as they were last taken over.
-    pub fn families(&self) -> Vec<Family> {
+    pub fn families(&self) -> Vec<MetricFamily> {
         let book = lock(&self.book);
         let mut families = of_kills(&book);
         families.extend(of_dns(&book));
@@ -161,22 +163,22 @@ impl Metrics {
         families
     }
 
-    fn of_agent(&self, refused: u64) -> Vec<Family> {
-        let mut events = Family::counter("podopsy_events", "Events written, by kind.");
+    fn of_agent(&self, refused: u64) -> Vec<MetricFamily> {
+        let mut events = MetricFamily::counter("podopsy_events", "Events written, by kind.");
         let counted = lock(&self.events).clone();
         for kind in [
-            Kind::OomKill,
-            Kind::OomIncident,
-            Kind::Sigkill,
-            Kind::DnsFailure,
-            Kind::DnsAnswer,
-            Kind::DnsLookup,
+            EventKind::OomKill,
+            EventKind::OomIncident,
+            EventKind::Sigkill,
+            EventKind::DnsFailure,
+            EventKind::DnsAnswer,
+            EventKind::DnsLookup,
         ] {
             let count = counted.get(&kind).copied().unwrap_or(0);
             events.count(vec![("kind", kind.as_str().to_owned())], count);
         }
         let mut losses =
-            Family::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
+            MetricFamily::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
         for (name, count) in lock(&self.losses).iter() {
             losses.count(vec![("counter", name.clone())], *count);
         }
@@ -184,15 +186,16 @@ impl Metrics {
             losses.count(vec![("counter", name)], count);
         }
         losses.count(vec![("counter", "metrics_series_refused".to_owned())], refused);
-        let mut own_kills = Family::counter(
+        let mut own_kills = MetricFamily::counter(
             "podopsy_sigkills_within_container",
             "SIGKILLs that processes of one container sent each other; no events.",
         );
         own_kills.count(Vec::new(), self.own_kills.load(Relaxed));
-        let mut build = Family::gauge("podopsy_build_info", "Always 1; the version is a label.");
+        let mut build = MetricFamily::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
-        let mut shed = Family::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
-        let mut shedding = Family::gauge("podopsy_shedding", "1: this is left out at the moment.");
+        let mut shed =
+            MetricFamily::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
+        let mut shedding = MetricFamily::gauge("podopsy_shedding", "1: this is left out at the moment.");
         for tally in lock(&self.shed).iter() {
             let what = || vec![("what", tally.step.as_str().to_owned())];
             shed.count(what(), tally.count);
@@ -200,10 +203,10 @@ impl Metrics {
         }
         let help = "Things that this kernel or this machine does not allow; /readyz says which.";
         let degraded = self.degraded.get().map_or(0, |count| count()) as f64;
-        let degraded = Family::gauge("podopsy_degraded", help).single(degraded);
+        let degraded = MetricFamily::gauge("podopsy_degraded", help).single(degraded);
         let help =
             "1: the probe is attached. 0: it could not be, and its events are missing; /readyz says why.";
-        let mut probes = Family::gauge("podopsy_probe_attached", help);
+        let mut probes = MetricFamily::gauge("podopsy_probe_attached", help);
         for (name, attached) in lock(&self.probes).iter() {
             probes.count(vec![("probe", (*name).to_owned())], u64::from(*attached));
         }
@@ -211,19 +214,24 @@ impl Metrics {
     }
 }
 
-fn of_kills(book: &Book) -> Vec<Family> {
-    let mut kills = Family::counter("podopsy_oom_kills", "Processes that the kernel's OOM killer ended.");
-    let mut silent = Family::counter(
+fn of_kills(book: &Book) -> Vec<MetricFamily> {
+    let mut kills =
+        MetricFamily::counter("podopsy_oom_kills", "Processes that the kernel's OOM killer ended.");
+    let mut silent = MetricFamily::counter(
         "podopsy_oom_silent_kills",
         "OOM incidents after which the container runs on: Kubernetes shows nothing.",
     );
     let mut incidents =
-        Family::counter("podopsy_oom_incidents", "Visits of the OOM killer, by whose limit was met.");
+        MetricFamily::counter("podopsy_oom_incidents", "Visits of the OOM killer, by whose limit was met.");
     let mut sigkills =
-        Family::counter("podopsy_sigkills", "SIGKILLs that were no OOM kills, by who sent them.");
+        MetricFamily::counter("podopsy_sigkills", "SIGKILLs that were no OOM kills, by who sent them.");
     for (key, series) in book.iter() {
         let exemplar = series.last_kill.clone();
-        kills.samples.push(Sample { labels: labels(key), value: Value::Count(series.oom_kills), exemplar });
+        kills.samples.push(MetricSample {
+            labels: labels(key),
+            value: MetricValue::Count(series.oom_kills),
+            exemplar,
+        });
         silent.count(labels(key), series.silent);
         for (level, count) in from_zero(&LEVELS, &series.incidents) {
             incidents.count(and(key, "limit", level.as_str()), count);
@@ -235,29 +243,30 @@ fn of_kills(book: &Book) -> Vec<Family> {
     vec![kills, silent, incidents, sigkills]
 }
 
-fn of_dns(book: &Book) -> Vec<Family> {
-    let mut queries = Family::counter(
+fn of_dns(book: &Book) -> Vec<MetricFamily> {
+    let mut queries = MetricFamily::counter(
         "podopsy_dns_queries",
         "DNS queries sent, each once, however often it was sent again.",
     );
-    let mut resends = Family::counter("podopsy_dns_resends", "DNS queries sent again with the same id.");
-    let mut outcomes = Family::counter("podopsy_dns_outcomes", "What became of DNS queries.");
-    let mut latency = Family::new(
+    let mut resends =
+        MetricFamily::counter("podopsy_dns_resends", "DNS queries sent again with the same id.");
+    let mut outcomes = MetricFamily::counter("podopsy_dns_outcomes", "What became of DNS queries.");
+    let mut latency = MetricFamily::new(
         "podopsy_dns_latency_seconds",
         "From query to answer, taken in the kernel; answers in time only.",
-        FamilyKind::Histogram,
+        MetricKind::Histogram,
     );
     let mut failed =
-        Family::counter("podopsy_dns_lookups_failed", "Lookups as applications make them that failed.");
-    let mut search_path_misses = Family::counter(
+        MetricFamily::counter("podopsy_dns_lookups_failed", "Lookups as applications make them that failed.");
+    let mut search_path_misses = MetricFamily::counter(
         "podopsy_dns_futile_queries",
         "Queries of failed lookups for names that only the search list made.",
     );
-    let mut hidden = Family::counter(
+    let mut hidden = MetricFamily::counter(
         "podopsy_dns_not_visible",
         "Connections to resolvers whose queries are encrypted: nothing is known of them.",
     );
-    let mut dropped = Family::counter(
+    let mut dropped = MetricFamily::counter(
         "podopsy_dns_events_dropped",
         "Events that were due and not made; the counts are exact all the same.",
     );
@@ -277,25 +286,25 @@ fn of_dns(book: &Book) -> Vec<Family> {
         hidden.count(and(key, "protocol", "doh"), dns.not_visible.https);
         // Two dozen lines each: who never asked has none.
         if let Some(histogram) = histogram(&dns.latency) {
-            let value = Value::Histogram(histogram);
-            latency.samples.push(Sample { labels: labels(key), value, exemplar: None });
+            let value = MetricValue::Histogram(histogram);
+            latency.samples.push(MetricSample { labels: labels(key), value, exemplar: None });
         }
     }
     vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped]
 }
 
-fn of_growth(book: &Book) -> [Family; 3] {
-    let mut growth = Family::gauge(
+fn of_growth(book: &Book) -> [MetricFamily; 3] {
+    let mut growth = MetricFamily::gauge(
         "podopsy_memory_growth_bytes_per_second",
         "How fast memory that cannot be reclaimed grew in the last minute (Theil-Sen).",
     );
     let known = book.iter().filter_map(|(key, series)| Some((key, series.growth?)));
-    let mut held = Family::gauge(
+    let mut held = MetricFamily::gauge(
         "podopsy_memory_held_bytes",
         "Memory that cannot be reclaimed; of containers whose growth is known.",
     );
     let mut limit =
-        Family::gauge("podopsy_memory_limit_bytes", "The container's own memory limit, of the same.");
+        MetricFamily::gauge("podopsy_memory_limit_bytes", "The container's own memory limit, of the same.");
     for (key, trend) in known {
         growth.number(labels(key), trend.bytes_per_second);
         held.number(labels(key), trend.held_bytes as f64);

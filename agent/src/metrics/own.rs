@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 
 /// Of this process, from /proc/self; what cannot be read is left out.
-pub fn families(state_dir: Option<&Path>) -> Vec<Family> {
+pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
     let Ok(me) = procfs::process::Process::myself() else { return Vec::new() };
     let mut families = Vec::new();
     if let Ok(stat) = me.stat() {
@@ -16,30 +16,32 @@ pub fn families(state_dir: Option<&Path>) -> Vec<Family> {
         let cpu = (stat.utime + stat.stime) as f64 / ticks;
         let rss = stat.rss as f64 * procfs::page_size() as f64;
         let help = "User and system CPU time of the agent.";
-        families.push(Family::counter("process_cpu_seconds", help).single(cpu));
+        families.push(MetricFamily::counter("process_cpu_seconds", help).single(cpu));
         families.push(
-            Family::gauge("process_resident_memory_bytes", "Resident memory of the agent.").single(rss),
+            MetricFamily::gauge("process_resident_memory_bytes", "Resident memory of the agent.").single(rss),
         );
         let help = "Virtual memory of the agent; most of it is never touched.";
-        families.push(Family::gauge("process_virtual_memory_bytes", help).single(stat.vsize as f64));
+        families.push(MetricFamily::gauge("process_virtual_memory_bytes", help).single(stat.vsize as f64));
         if let Ok(boot) = procfs::boot_time_secs() {
             let start = boot as f64 + stat.starttime as f64 / ticks;
             let help = "When the agent started, since the epoch.";
-            families.push(Family::gauge("process_start_time_seconds", help).single(start));
+            families.push(MetricFamily::gauge("process_start_time_seconds", help).single(start));
         }
     }
     if let Ok(open) = me.fd_count() {
         families.push(
-            Family::gauge("process_open_fds", "Open file descriptors of the agent.").single(open as f64),
+            MetricFamily::gauge("process_open_fds", "Open file descriptors of the agent.")
+                .single(open as f64),
         );
     }
     if let Some(bytes) = bpf_memory() {
         let help = "Memory of the kernel in the probes' maps, by fdinfo.";
-        families.push(Family::gauge("podopsy_bpf_memory_bytes", help).single(bytes as f64));
+        families.push(MetricFamily::gauge("podopsy_bpf_memory_bytes", help).single(bytes as f64));
     }
     if let Some(dir) = state_dir {
         let help = "Bytes of the files in the agent's state folder; --store-bytes bounds the history's.";
-        families.push(Family::gauge("podopsy_state_bytes", help).single(bytes_below(dir, DEPTH) as f64));
+        families
+            .push(MetricFamily::gauge("podopsy_state_bytes", help).single(bytes_below(dir, DEPTH) as f64));
     }
     families
 }

@@ -9,7 +9,7 @@ use super::text::{Format, page};
 use super::{Metrics, Scrape};
 use podopsy_model::incident::Verdict;
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
-use podopsy_model::{Detail, DnsCounts, Event, Kind, Losses, Outcome};
+use podopsy_model::{Detail, DnsCounts, Event, EventKind, Losses, Outcome};
 use podopsy_recorder::memory::MemoryTrend;
 use podopsy_recorder::shed::{Step, Tally};
 
@@ -21,14 +21,14 @@ fn owner(name: &str) -> Owner {
 }
 
 /// A kill, or the incident that it is a part of.
-fn oom(kind: Kind, already_dying: bool) -> Event {
+fn oom(kind: EventKind, already_dying: bool) -> Event {
     let mut incident = podopsy_model::testing::incident();
     incident.verdicts = vec![Verdict::SilentChildKill];
     let mut event = podopsy_model::testing::kill(Timestamp::UNIX_EPOCH, owner("api"), "3f2a-7", 9, false);
     event.kind = kind;
     let Detail::Oom(kill) = &mut event.detail else { unreachable!("it is a kill") };
     kill.already_dying = already_dying;
-    event.incident = (kind == Kind::OomIncident).then(|| Box::new(incident));
+    event.incident = (kind == EventKind::OomIncident).then(|| Box::new(incident));
     event
 }
 
@@ -54,9 +54,9 @@ fn scrape() -> Scrape {
 #[test]
 fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
     let metrics = Metrics::default();
-    metrics.observe(&oom(Kind::OomKill, false));
-    metrics.observe(&oom(Kind::OomKill, true));
-    metrics.observe(&oom(Kind::OomIncident, false));
+    metrics.observe(&oom(EventKind::OomKill, false));
+    metrics.observe(&oom(EventKind::OomKill, true));
+    metrics.observe(&oom(EventKind::OomIncident, false));
     metrics.take(scrape());
     let text = page(&metrics.families(), Format::OpenMetrics);
     let api = "namespace=\"shop\",pod=\"basket\",container=\"api\"";
@@ -98,7 +98,7 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
 #[test]
 fn a_second_scrape_counts_nothing_twice() {
     let metrics = Metrics::default();
-    metrics.observe(&oom(Kind::OomKill, false));
+    metrics.observe(&oom(EventKind::OomKill, false));
     metrics.take(scrape());
     let first = page(&metrics.families(), Format::Prometheus);
     metrics.take(scrape());

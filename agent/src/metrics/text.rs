@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use podopsy_model::metric::{Exemplar, Family, Histogram, Kind, Sample, Value};
+use podopsy_model::metric::{Exemplar, Histogram, MetricFamily, MetricKind, MetricSample, MetricValue};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -32,7 +32,7 @@ impl Format {
 }
 
 /// The whole page. A family without samples still has its HELP and TYPE.
-pub fn page(families: &[Family], format: Format) -> String {
+pub fn page(families: &[MetricFamily], format: Format) -> String {
     let mut out = String::new();
     for family in families {
         write_family(&mut out, family, format);
@@ -43,11 +43,11 @@ pub fn page(families: &[Family], format: Format) -> String {
     out
 }
 
-fn write_family(out: &mut String, family: &Family, format: Format) {
+fn write_family(out: &mut String, family: &MetricFamily, format: Format) {
     let (kind, total) = match family.kind {
-        Kind::Counter => ("counter", "_total"),
-        Kind::Gauge => ("gauge", ""),
-        Kind::Histogram => ("histogram", ""),
+        MetricKind::Counter => ("counter", "_total"),
+        MetricKind::Gauge => ("gauge", ""),
+        MetricKind::Histogram => ("histogram", ""),
     };
     // The one names a counter's family as its samples are, the other without their suffix.
     let suffix = if format == Format::Prometheus { total } else { "" };
@@ -57,14 +57,21 @@ fn write_family(out: &mut String, family: &Family, format: Format) {
     let _ = writeln!(out, "# TYPE {name}{suffix} {kind}");
     for sample in &family.samples {
         match &sample.value {
-            Value::Histogram(histogram) => write_histogram(out, name, sample, histogram),
-            Value::Count(count) => write_sample(out, name, total, sample, &count.to_string(), format),
-            Value::Number(value) => write_sample(out, name, total, sample, &number(*value), format),
+            MetricValue::Histogram(histogram) => write_histogram(out, name, sample, histogram),
+            MetricValue::Count(count) => write_sample(out, name, total, sample, &count.to_string(), format),
+            MetricValue::Number(value) => write_sample(out, name, total, sample, &number(*value), format),
         }
     }
 }
 
-fn write_sample(out: &mut String, name: &str, suffix: &str, sample: &Sample, value: &str, format: Format) {
+fn write_sample(
+    out: &mut String,
+    name: &str,
+    suffix: &str,
+    sample: &MetricSample,
+    value: &str,
+    format: Format,
+) {
     let _ = write!(out, "{name}{suffix}");
     write_labels(out, &sample.labels, None);
     let _ = write!(out, " {value}");
@@ -80,7 +87,7 @@ fn write_exemplar(out: &mut String, exemplar: &Exemplar) {
     let _ = write!(out, "}} {} {}", number(exemplar.value), exemplar.time);
 }
 
-fn write_histogram(out: &mut String, name: &str, sample: &Sample, histogram: &Histogram) {
+fn write_histogram(out: &mut String, name: &str, sample: &MetricSample, histogram: &Histogram) {
     let mut below = 0;
     let infinity = [(f64::INFINITY, histogram.above)];
     for (bound, count) in histogram.buckets.iter().chain(&infinity) {
@@ -146,22 +153,22 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn families() -> Vec<Family> {
-        let mut kills = Family::counter("podopsy_oom_kills", "Processes killed.\nAll of \\them.");
+    fn families() -> Vec<MetricFamily> {
+        let mut kills = MetricFamily::counter("podopsy_oom_kills", "Processes killed.\nAll of \\them.");
         kills.count(vec![("pod", "a\"b\\c\nd".to_owned())], 3);
         kills.samples[0].exemplar = Some(Exemplar {
             labels: vec![("incident_id", "aaac-33051".to_owned())],
             value: 1.0,
             time: 1_700_000_000.25,
         });
-        let mut latency = Family::new("podopsy_wait_seconds", "Waits.", Kind::Histogram);
+        let mut latency = MetricFamily::new("podopsy_wait_seconds", "Waits.", MetricKind::Histogram);
         let histogram = Histogram { buckets: vec![(0.5, 2), (1.0, 1)], above: 4, sum: Some(12.25) };
-        latency.samples.push(Sample {
+        latency.samples.push(MetricSample {
             labels: vec![("pod", "p".to_owned())],
-            value: Value::Histogram(histogram),
+            value: MetricValue::Histogram(histogram),
             exemplar: None,
         });
-        vec![kills, latency, Family::gauge("podopsy_up", "Up.").single(1.0)]
+        vec![kills, latency, MetricFamily::gauge("podopsy_up", "Up.").single(1.0)]
     }
 
     #[test]

@@ -20,7 +20,7 @@ use podopsy_pods::Pods;
 use podopsy_profiles::export;
 use podopsy_recorder::cpu::always::{AlwaysOn, AlwaysOptions, MINUTES_NOT_NAMED, PROFILES_NOT_KEPT};
 use podopsy_recorder::shed::Shed;
-use podopsy_store::{Keeper, ProfileFacts, ProfileRecord};
+use podopsy_store::{ProfileFacts, ProfileRecord, StoreSender};
 use podopsy_system::heap;
 use podopsy_system::sync::lock;
 
@@ -40,7 +40,7 @@ impl LossCounters {
 
 /// The receivers of profiles.
 pub struct ProfileSinks {
-    pub store: Option<Keeper>,
+    pub store: Option<StoreSender>,
     pub pyroscope: Option<QueueSender<PyroscopeProfile>>,
     pub otlp: Option<QueueSender<OtlpProfile>>,
     /// The node's name, for a label.

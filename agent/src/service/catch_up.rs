@@ -157,12 +157,12 @@ mod tests {
     use podopsy_deliver::testing::hostile_server::{BUSY, Behavior, HostileServer, OK};
     use podopsy_deliver::testing::lookup;
     use podopsy_deliver::{DeliveryCounts, Destination, DestinationSettings, ExportHeader};
-    use podopsy_store::{Limits, Store, Told};
+    use podopsy_store::{Store, StoreLimits, StoreReceiver};
 
     /// A run of the agent, reduced to the parts under test.
     struct Run {
         store: Store,
-        told: Told,
+        told: StoreReceiver,
         exports: Exports,
         checkpoints: ExportCheckpoints,
         server: HostileServer,
@@ -170,7 +170,7 @@ mod tests {
 
     impl Run {
         async fn start(dir: &Path, acts: &'static [Behavior]) -> Run {
-            let (store, told) = Store::start(dir, "boot", Limits::default()).unwrap();
+            let (store, told) = Store::start(dir, "boot", StoreLimits::default()).unwrap();
             let server = HostileServer::start(acts).await;
             let settings = DestinationSettings {
                 headers: vec![ExportHeader::parse("X-Scope-OrgID=shop").unwrap()],

@@ -3,26 +3,27 @@
 use super::kubernetes;
 use podopsy_deliver::DestinationStats;
 use podopsy_deliver::kubernetes::DroppedEvents;
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 
 /// In each snapshot, offered = delivered + lost + waiting.
-pub fn families(destinations: &[DestinationStats], dropped: Option<&DroppedEvents>) -> Vec<Family> {
-    let mut offered = Family::counter(
+pub fn families(destinations: &[DestinationStats], dropped: Option<&DroppedEvents>) -> Vec<MetricFamily> {
+    let mut offered = MetricFamily::counter(
         "podopsy_export_offered",
         "Items (events, profiles, snapshots of metrics) offered to a destination.",
     );
-    let mut delivered = Family::counter("podopsy_export_delivered", "Items that a destination accepted.");
-    let mut lost = Family::counter(
+    let mut delivered =
+        MetricFamily::counter("podopsy_export_delivered", "Items that a destination accepted.");
+    let mut lost = MetricFamily::counter(
         "podopsy_export_lost",
         "Items that a destination will not get, by reason; it may have some of those refused_in_part.",
     );
     let mut retries =
-        Family::counter("podopsy_export_retries", "Requests to a destination that were sent again.");
+        MetricFamily::counter("podopsy_export_retries", "Requests to a destination that were sent again.");
     let mut waiting =
-        Family::gauge("podopsy_export_waiting", "Items that are neither delivered nor lost yet.");
+        MetricFamily::gauge("podopsy_export_waiting", "Items that are neither delivered nor lost yet.");
     let mut bytes =
-        Family::gauge("podopsy_export_queue_bytes", "The approximate memory of the items that wait.");
-    let mut answers = Family::counter(
+        MetricFamily::gauge("podopsy_export_queue_bytes", "The approximate memory of the items that wait.");
+    let mut answers = MetricFamily::counter(
         "podopsy_export_answers",
         "Unsuccessful responses of a destination, by HTTP status (0: all statuses after the first sixteen).",
     );

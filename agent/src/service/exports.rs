@@ -24,7 +24,7 @@ use podopsy_deliver::{
     DeliveryCheckpoint, DeliveryCounts, Destination, DestinationClient, DestinationFormat, DestinationStats,
     EncodedEvent, QueueSender,
 };
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 use podopsy_model::{Event, Losses, PodIncident};
 use podopsy_store::Reader;
 
@@ -198,7 +198,7 @@ impl Exports {
 
     /// Tries to deliver the items that wait, to all destinations at the same time, within `time`. `final_families` are the
     /// last metrics.
-    pub async fn close(self, time: Duration, final_families: &[Family]) {
+    pub async fn close(self, time: Duration, final_families: &[MetricFamily]) {
         // The next run sends what they have not read.
         self.catching_up.iter().for_each(JoinHandle::abort);
         let mut closing: Vec<_> =
@@ -246,7 +246,7 @@ mod tests {
         assert!(arguments.takes_profiles());
         let exports = Exports::start(&arguments, "n1").unwrap();
         exports.offer(&lookup("a.example", 1));
-        let kills = Family::counter("podopsy_oom_kills", "Kills.").single(3.0);
+        let kills = MetricFamily::counter("podopsy_oom_kills", "Kills.").single(3.0);
         exports.metrics.as_ref().unwrap().offer(&[kills]);
         let mut pprof = Vec::new();
         podopsy_profiles::export::pprof::write(&podopsy_profiles::export::example::profile(), &mut pprof)

@@ -13,7 +13,7 @@ use podopsy_deliver::kubernetes::{
     DroppedEvents, EventWrite, PodNotice, SeriesTracker, notice_from_event, notices_from_incident,
 };
 use podopsy_deliver::{Destination, DestinationSettings, ExportHeader, parse_url};
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 use podopsy_model::{Event, Losses, PodIncident};
 
 /// The files of the service account, as the kubelet mounts them.
@@ -167,10 +167,10 @@ fn dropped_by_reason(dropped: &DroppedEvents) -> [(&'static str, u64); 2] {
 }
 
 /// The counter of Kubernetes Events that were never offered to the API server.
-pub fn family(dropped: &DroppedEvents) -> Family {
+pub fn family(dropped: &DroppedEvents) -> MetricFamily {
     let help =
         "Kubernetes Events that were not written: the pod had no requests left, or its name is not known.";
-    let mut family = Family::counter("podopsy_kubernetes_events_dropped", help);
+    let mut family = MetricFamily::counter("podopsy_kubernetes_events_dropped", help);
     for (reason, count) in dropped_by_reason(dropped) {
         family.count(vec![("reason", reason.to_owned())], count);
     }

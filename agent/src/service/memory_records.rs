@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use podopsy_pods::Pods;
 use podopsy_recorder::Scraper;
-use podopsy_store::{Keeper, MemoryRecord};
+use podopsy_store::{MemoryRecord, StoreSender};
 
 /// How long the end may take. At most one minute of samples is lost after that.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,7 +24,12 @@ pub struct MemoryRecordTask {
 }
 
 impl MemoryRecordTask {
-    pub fn start(every: Duration, scraper: Scraper, pods: Arc<Pods>, keeper: Keeper) -> MemoryRecordTask {
+    pub fn start(
+        every: Duration,
+        scraper: Scraper,
+        pods: Arc<Pods>,
+        keeper: StoreSender,
+    ) -> MemoryRecordTask {
         let (stop, mut stopped) = oneshot::channel();
         let task = tokio::spawn(async move {
             // The first call makes the scraper keep samples for us from now on.

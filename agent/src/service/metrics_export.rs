@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::api::Pages;
 use podopsy_deliver::Destination;
 use podopsy_deliver::otlp_metrics::MetricsSnapshot;
-use podopsy_model::metric::Family;
+use podopsy_model::metric::MetricFamily;
 
 pub struct MetricsExport {
     pub(super) destination: Destination<MetricsSnapshot>,
@@ -29,7 +29,7 @@ struct Origin {
 }
 
 impl Origin {
-    fn snapshot(&self, families: &[Family]) -> MetricsSnapshot {
+    fn snapshot(&self, families: &[MetricFamily]) -> MetricsSnapshot {
         MetricsSnapshot::new(&self.node, families, self.since, Timestamp::now())
     }
 }
@@ -54,12 +54,12 @@ impl MetricsExport {
         }));
     }
 
-    pub fn offer(&self, families: &[Family]) {
+    pub fn offer(&self, families: &[MetricFamily]) {
         self.destination.offer(self.origin.snapshot(families));
     }
 
     /// Ends the task, and offers the final values if it ran. The caller must close the destination.
-    pub fn end(self, final_families: &[Family]) -> Destination<MetricsSnapshot> {
+    pub fn end(self, final_families: &[MetricFamily]) -> Destination<MetricsSnapshot> {
         if let Some(task) = &self.task {
             task.abort();
             self.offer(final_families);

@@ -25,7 +25,7 @@ use podopsy_recorder::cpu::always;
 use podopsy_recorder::incidents::PodIncidents;
 use podopsy_recorder::oom::checkpoint::boot_id;
 use podopsy_recorder::{Confirmations, Recorder};
-use podopsy_store::{Keeper, Limits, Store, Stored, Told};
+use podopsy_store::{Store, StoreLimits, StoreReceiver, StoreSender, StoredEvent};
 
 /// The number of events that a live stream may lag behind. The stream counts the events that it misses.
 const LIVE_CAPACITY: usize = 256;
@@ -54,9 +54,9 @@ pub struct OutputOptions {
 
 /// Everything that an event passes through after the recorder.
 pub struct Outputs {
-    store: Option<(Store, Told)>,
+    store: Option<(Store, StoreReceiver)>,
     incidents: PodIncidents,
-    live: broadcast::Sender<Arc<Stored>>,
+    live: broadcast::Sender<Arc<StoredEvent>>,
     stdout: Option<StdoutWriter>,
     health: Arc<Health>,
     pages: Arc<Pages>,
@@ -84,7 +84,7 @@ impl Outputs {
     /// path or address that cannot be used is an error.
     pub async fn start(
         options: OutputOptions,
-        limits: Limits,
+        limits: StoreLimits,
         mut exports: Exports,
         pods: Arc<Pods>,
     ) -> anyhow::Result<Outputs> {
@@ -141,13 +141,13 @@ impl Outputs {
         if let Some(dir) = state_dir {
             metrics.keeps_in(dir);
         }
-        let keeper = self.store.as_ref().map(|(store, _)| store.keeper());
+        let keeper = self.store.as_ref().map(|(store, _)| store.sender());
         let health = self.health.clone();
         metrics.degraded(move || {
-            let store_trouble = keeper.as_ref().and_then(Keeper::trouble);
+            let store_trouble = keeper.as_ref().and_then(StoreSender::trouble);
             health.ready(None, store_trouble).degraded.len()
         });
-        let keeper = self.store.as_ref().map(|(store, _)| store.keeper());
+        let keeper = self.store.as_ref().map(|(store, _)| store.sender());
         let profiles = self.profile_losses.clone();
         let stdout = self.stdout.as_ref().map(StdoutWriter::losses);
         let incidents = self.incidents.evicted();
@@ -155,7 +155,7 @@ impl Outputs {
             let mut losses = profiles.snapshot();
             losses.extend(stdout.iter().flat_map(LossCounters::snapshot));
             losses.extend(incidents.losses());
-            losses.extend(keeper.iter().flat_map(Keeper::losses));
+            losses.extend(keeper.iter().flat_map(StoreSender::losses));
             losses
         });
     }
@@ -170,7 +170,7 @@ impl Outputs {
                 self.always_on_options.every,
                 recorder.scraper(),
                 self.pods.clone(),
-                store.keeper(),
+                store.sender(),
             ));
         }
         self.pages.attached(recorder.scraper());
@@ -185,7 +185,7 @@ impl Outputs {
     fn start_always_on(&mut self, recorder: &Recorder) {
         let (pyroscope, otlp) = self.exports.profile_senders();
         let sinks = ProfileSinks {
-            store: self.store.as_ref().map(|(store, _)| store.keeper()),
+            store: self.store.as_ref().map(|(store, _)| store.sender()),
             pyroscope,
             otlp,
             node: self.always_on_options.node.clone(),
@@ -227,30 +227,30 @@ impl Outputs {
     /// or if the store cannot take it, the event is reported at once.
     pub fn record(&mut self, event: Event) -> anyhow::Result<()> {
         let Some((store, _)) = &self.store else {
-            return self.report(Stored { id: None, event });
+            return self.report(StoredEvent { id: None, event });
         };
         let is_recoverable = Confirmations::is_recoverable(&event);
         let put = store.put(event);
         if is_recoverable {
-            self.unstored_kills.push_back(store.passed().0);
+            self.unstored_kills.push_back(store.event_counts().0);
         }
         match put {
             Ok(()) => Ok(()),
-            Err(event) => self.report(Stored { id: None, event: *event }),
+            Err(event) => self.report(StoredEvent { id: None, event: *event }),
         }
     }
 
     /// Tells the recorder's checkpoint which kills are stored, so that a restart does not report them again.
     fn acknowledge_kills(&mut self) {
         let (Some((store, _)), Some(recovery)) = (&self.store, &self.recovery) else { return };
-        let (_, done) = store.passed();
+        let (_, done) = store.event_counts();
         let stored = self.unstored_kills.iter().take_while(|sequence| **sequence <= done).count();
         self.unstored_kills.drain(..stored);
         recovery.kept(stored as u64);
     }
 
     /// The next event that the store has written. Never completes if there is no store.
-    pub async fn next_stored(&mut self) -> Stored {
+    pub async fn next_stored(&mut self) -> StoredEvent {
         if let Some((_, told)) = &mut self.store
             && let Some(stored) = told.recv().await
         {
@@ -260,7 +260,7 @@ impl Outputs {
     }
 
     /// Prints an event, exports it, and sends it to the live streams.
-    pub fn report(&mut self, mut stored: Stored) -> anyhow::Result<()> {
+    pub fn report(&mut self, mut stored: StoredEvent) -> anyhow::Result<()> {
         self.add_losses(&mut stored.event.losses);
         if self.store.is_some() || self.exports.takes_incidents() {
             self.incidents.add(&stored.event, stored.id);
@@ -299,7 +299,7 @@ impl Outputs {
         self.exports.reconfigure(args)
     }
 
-    pub fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: StoreLimits) {
         if let Some((store, _)) = &self.store {
             store.set_limits(limits);
         }

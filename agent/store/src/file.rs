@@ -1,57 +1,62 @@
-//! The open file, to write: records in, the oldest out, and the life of this run.
+//! The open file, for writing: stores records, deletes the oldest ones, and records the start and end of this run.
 
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, Result, params};
 
-use super::row::{Row, Share};
-use super::schema::{self, Unusable};
-use super::{Gap, GapReason, Limits};
+use super::row::{Share, StoreRow};
+use super::schema::{self, OpenError};
+use super::{Gap, GapReason, StoreLimits};
 
-/// Records that leave in one step, at most: a few milliseconds.
-const LEAVE: i64 = 128;
-/// Pages given back to the disk in one step, at most: a megabyte.
-const GIVE_BACK: i64 = 256;
-/// Gaps are a line each, and go back as far as kills do; nobody asks for more of them.
+/// Records deleted in one step, at most: a few milliseconds.
+const DELETE_MAX: i64 = 128;
+/// Pages returned to the file system in one step, at most: a megabyte.
+const VACUUM_PAGES: i64 = 256;
+/// A gap is one small row and is kept as long as kills are; more than this is of no use to a reader.
 const GAPS_MAX: i64 = 10_000;
 
-/// This process, as a run of the agent.
+/// One run of the agent: this process.
 #[derive(Clone, Debug)]
-pub(super) struct Run {
+pub(super) struct AgentRun {
     pub boot: String,
     pub began_ns: i64,
 }
 
-/// What became of a row.
+/// What a write did with a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// Under this id.
-    As(i64),
-    /// It is there already.
-    Before,
+pub(super) enum WriteOutcome {
+    /// It is in the file, under this id.
+    Stored(i64),
+    /// A record with its key is in the file already.
+    Duplicate,
 }
 
 pub(super) struct File {
     connection: Connection,
-    run: Run,
-    limits: Limits,
+    run: AgentRun,
+    limits: StoreLimits,
     page: i64,
 }
 
 impl File {
-    /// Opens it, or begins it, and enters this run: what lies between the last run and this one is a gap.
-    pub fn open(path: &Path, run: Run, limits: Limits, now_ns: i64) -> std::result::Result<File, Unusable> {
+    /// Opens the file, or creates it, and records this run. The time between the last run and this one becomes a gap.
+    pub fn open(
+        path: &Path,
+        run: AgentRun,
+        limits: StoreLimits,
+        now_ns: i64,
+    ) -> std::result::Result<File, OpenError> {
         let connection = schema::open(path, |page| limits.file_bytes() / page)?;
         let page = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
         let file = File { connection, run, limits, page };
         file.bound_log()?;
-        file.enter(now_ns)?;
+        file.record_run(now_ns)?;
         Ok(file)
     }
 
-    fn enter(&self, now_ns: i64) -> std::result::Result<(), Unusable> {
+    fn record_run(&self, now_ns: i64) -> std::result::Result<(), OpenError> {
         let last = "SELECT boot, began_ns, alive_ns, ended FROM run ORDER BY id DESC LIMIT 1";
-        let of = |row: &rusqlite::Row| {
+        let columns = |row: &rusqlite::Row| {
             Ok((
                 row.get::<_, String>(0)?,
                 row.get::<_, i64>(1)?,
@@ -59,7 +64,7 @@ impl File {
                 row.get::<_, bool>(3)?,
             ))
         };
-        let last = self.connection.query_row(last, [], of).optional()?;
+        let last = self.connection.query_row(last, [], columns).optional()?;
         if last.as_ref().is_some_and(|last| (&last.0, last.1) == (&self.run.boot, self.run.began_ns)) {
             return Ok(());
         }
@@ -73,7 +78,7 @@ impl File {
                 (true, false) => GapReason::Died,
                 (false, _) => GapReason::Rebooted,
             };
-            // A clock that was set back leaves no gap that ends before it begins.
+            // If the clock was set back, the gap must still not end before it begins.
             let begin_ns = alive_ns.min(self.run.began_ns);
             self.gap(Gap { begin_ns, end_ns: self.run.began_ns, reason, lost: 0 })?;
             self.connection.execute("DELETE FROM run", [])?;
@@ -86,8 +91,8 @@ impl File {
         Ok(())
     }
 
-    /// Writes all of them or none, and says what became of each. When it returns, they are on the disk.
-    pub fn write(&mut self, rows: &[Row], gap: Option<Gap>, now_ns: i64) -> Result<Vec<Kept>> {
+    /// Writes all rows or none, and returns the outcome for each. When it returns, they are on the disk.
+    pub fn write(&mut self, rows: &[StoreRow], gap: Option<Gap>, now_ns: i64) -> Result<Vec<WriteOutcome>> {
         let transaction = self.connection.transaction()?;
         let mut kept = Vec::with_capacity(rows.len());
         {
@@ -117,11 +122,11 @@ impl File {
                     row.key,
                     row.bytes() as i64,
                     row.body,
-                    !row.hearsay,
+                    !row.from_log,
                     row.facts,
                 ];
                 let id = insert.query_row(values, |row| row.get(0)).optional()?;
-                kept.push(id.map_or(Kept::Before, Kept::As));
+                kept.push(id.map_or(WriteOutcome::Duplicate, WriteOutcome::Stored));
             }
             transaction.execute("UPDATE run SET alive_ns = ?1", [now_ns])?;
         }
@@ -136,77 +141,79 @@ impl File {
         insert_gap(&self.connection, gap)
     }
 
-    /// A clean end.
+    /// Records a clean shutdown and closes the file.
     pub fn end(self, now_ns: i64) -> Result<()> {
         self.connection.execute("UPDATE run SET alive_ns = ?1, ended = 1", [now_ns])?;
         self.connection.close().map_err(|(_, error)| error)
     }
 
-    /// Pages in use and in the file, in bytes.
+    /// The size of the pages in use, and of the whole file, in bytes.
     pub fn sizes(&self) -> Result<(i64, i64)> {
         let pages = |name| self.connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (all, free) = (pages("page_count")?, pages("freelist_count")?);
         Ok(((all - free) * self.page, all * self.page))
     }
 
-    /// One step towards the limits; true: there is more to do. No step takes longer than a commit or two.
+    /// Takes one step towards the limits and returns whether there is more to do. No step takes longer than a commit or
+    /// two.
     pub fn tidy(&mut self, now_ns: i64) -> Result<bool> {
         let age_ns = i64::try_from(self.limits.age.as_nanos()).unwrap_or(i64::MAX);
         let too_old = now_ns.saturating_sub(age_ns);
-        let mut gone = 0;
-        for share in Share::ALL.into_iter().filter(|share| share.ages()) {
-            gone += self.connection.execute(
+        let mut deleted = 0;
+        for share in Share::ALL.into_iter().filter(|share| share.expires()) {
+            deleted += self.connection.execute(
                 "DELETE FROM record WHERE id IN (SELECT id FROM record WHERE share = ?1 AND begin_ns < ?2 \
                  ORDER BY begin_ns LIMIT ?3)",
-                params![share as i64, too_old, self.leave_at_once()],
+                params![share as i64, too_old, self.delete_batch()],
             )?;
         }
         let (used, file) = self.sizes()?;
-        let room = self.limits.file_bytes();
-        // A little below the limit, so that a commit has room without waiting for a step.
-        if used > room - room / 16 {
-            gone += self.leave()?;
+        let capacity = self.limits.file_bytes();
+        // A little below the limit, so that a commit has space without waiting for a step.
+        if used > capacity - capacity / 16 {
+            deleted += self.delete_oldest()?;
         }
-        if file > room || (file - used > file / 4 && file - used > GIVE_BACK * self.page) {
-            let pages = GIVE_BACK.min(self.limits.log_bytes() / 4 / self.page);
+        if file > capacity || (file - used > file / 4 && file - used > VACUUM_PAGES * self.page) {
+            let pages = VACUUM_PAGES.min(self.limits.log_bytes() / 4 / self.page);
             let mut statement = self.connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
             let mut rows = statement.query([])?;
             while rows.next()?.is_some() {}
             return Ok(true);
         }
-        Ok(gone > 0)
+        Ok(deleted > 0)
     }
 
-    /// The oldest of the one that is furthest over its share.
-    pub fn leave(&mut self) -> Result<usize> {
+    /// Deletes the oldest records of the share that is furthest over its quota, and returns how many.
+    pub fn delete_oldest(&mut self) -> Result<usize> {
         let mut statement = self.connection.prepare("SELECT share, bytes FROM share WHERE records > 0")?;
         let all = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
         let all: Vec<(i64, i64)> = all.collect::<Result<_>>()?;
         drop(statement);
         let over = |&(share, bytes): &(i64, i64)| {
-            let known = Share::ALL.into_iter().find(|one| *one as i64 == share);
-            bytes.saturating_mul(100) / known.map_or(1, |share| share.percent() as i64)
+            let share = Share::ALL.into_iter().find(|one| *one as i64 == share);
+            bytes.saturating_mul(100) / share.map_or(1, |share| share.percent() as i64)
         };
         let Some(&(share, _)) = all.iter().max_by_key(|one| over(one)) else { return Ok(0) };
         self.connection.execute(
             "DELETE FROM record WHERE id IN (SELECT id FROM record WHERE share = ?1 ORDER BY begin_ns LIMIT ?2)",
-            params![share, self.leave_at_once()],
+            params![share, self.delete_batch()],
         )
     }
 
-    /// Whether every page makes sense.
-    pub fn check(&self) -> std::result::Result<(), Unusable> {
+    /// Checks that every page of the file is valid.
+    pub fn check(&self) -> std::result::Result<(), OpenError> {
         schema::check(&self.connection)
     }
 
-    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
+    pub fn set_limits(&mut self, limits: StoreLimits) -> Result<()> {
         self.limits = limits;
         let pages = limits.file_bytes() / self.page;
         self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
         self.bound_log()
     }
 
-    /// Has the log written back early enough for what comes on top of that, and what was above it cut off.
+    /// Sets the size of the write-ahead log at which SQLite writes it back, with space for what is still added on top
+    /// of that, and the size to which it is then truncated.
     fn bound_log(&self) -> Result<()> {
         let log = self.limits.log_bytes();
         self.connection
@@ -214,8 +221,8 @@ impl File {
         self.connection.pragma_update_and_check(None, "journal_size_limit", log / 2, |_| Ok(()))
     }
 
-    fn leave_at_once(&self) -> i64 {
-        LEAVE.min(self.limits.commit_records())
+    fn delete_batch(&self) -> i64 {
+        DELETE_MAX.min(self.limits.commit_records())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Questions to the store: filtered, in pages, bounded in time and size.
+//! Queries: filtered, in pages, bounded in time and size.
 
 use std::fmt::{self, Write as _};
 use std::path::PathBuf;
@@ -12,48 +12,48 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::row::{self, Share, Shelf, label, ns, time};
-use super::{Gap, GapReason, Message, Shared, schema};
-use podopsy_model::{Event, Kind, Losses};
+use super::row::{self, Collection, Share, label, ns, time};
+use super::{Gap, GapReason, StoreState, WriterMessage, schema};
+use podopsy_model::{Event, EventKind, Losses};
 
-/// Longer than this no question is worked on.
-const WITHIN: Duration = Duration::from_secs(3);
-/// Instructions of SQLite's between two looks at the clock.
-const LOOK_EVERY: i32 = 10_000;
-/// Of one page.
+/// The longest time that one query may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// SQLite instructions between two checks of the time.
+const PROGRESS_EVERY: i32 = 10_000;
+/// Records in one page, at most.
 pub const ITEMS_MAX: usize = 1000;
 const BYTES_MAX: usize = 8 << 20;
 const GAPS_MAX: usize = 1000;
 
-/// What is asked for. A record belongs to a time that it has a part of.
+/// Selects records. A record belongs to a time span if it overlaps it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Filter {
-    pub shelf: Shelf,
-    /// This one alone.
+    pub collection: Collection,
+    /// Only the record with this id.
     pub id: Option<i64>,
     pub from: Timestamp,
-    /// Not included.
+    /// The end of the span, exclusive.
     pub until: Timestamp,
-    /// Any of these; empty: all.
+    /// Records of any of these kinds; empty: all.
     pub kinds: Vec<String>,
     pub namespace: Option<String>,
     /// By name or by uid.
     pub pod: Option<String>,
     pub container: Option<String>,
-    /// All of these.
+    /// Records of pods that have all of these labels.
     pub labels: Vec<(String, String)>,
     pub newest_first: bool,
-    /// Where the page before ended.
+    /// Where the previous page ended.
     pub after: Option<Cursor>,
-    /// Of a page; [`ITEMS_MAX`] at most.
+    /// Records in a page; [`ITEMS_MAX`] at most.
     pub items: usize,
 }
 
 impl Filter {
-    /// All of a shelf, from its beginning.
-    pub fn all(shelf: Shelf) -> Filter {
+    /// Everything in a collection, oldest first.
+    pub fn all(collection: Collection) -> Filter {
         Filter {
-            shelf,
+            collection,
             id: None,
             from: Timestamp::UNIX_EPOCH,
             until: Timestamp::MAX,
@@ -69,7 +69,7 @@ impl Filter {
     }
 }
 
-/// A place between two records: by time, and by id among those of one time.
+/// A position between two records, ordered by time and then by id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     begin_ns: i64,
@@ -87,17 +87,16 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Cursor, ()> {
         let (begin, id) = text.split_once('-').ok_or(())?;
-        let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
-            true => text.parse().map_err(drop),
-            false => Err(()),
+        let number = |text: &str| {
+            if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().map_err(drop) } else { Err(()) }
         };
         Ok(Cursor { begin_ns: number(begin)?, id: number(id)? })
     }
 }
 
-/// A record as it was found.
+/// A record that a query found.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Item {
+pub struct StoreItem {
     pub id: i64,
     pub begin: Timestamp,
     pub end: Timestamp,
@@ -105,14 +104,14 @@ pub struct Item {
     pub pod: Option<String>,
     pub container: Option<String>,
     pub container_id: Option<String>,
-    /// What is known of a profile without reading it: JSON.
+    /// For a profile: its [`super::ProfileFacts`] as JSON.
     pub facts: Option<String>,
-    /// A profile as it was put in; anything else is compressed or plain JSON: [`Item::json`].
+    /// A profile in pprof format, as it was stored; anything else is compressed or plain JSON, see [`StoreItem::json`].
     pub body: Vec<u8>,
 }
 
-impl Item {
-    /// The JSON object that it is.
+impl StoreItem {
+    /// The body as a JSON object.
     pub fn json(&self) -> anyhow::Result<String> {
         let json = row::unpack(&self.body)?;
         serde_json::from_slice::<IgnoredAny>(&json)?;
@@ -125,62 +124,65 @@ impl Item {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Page {
-    pub items: Vec<Item>,
-    /// Where the next page begins; None: this is the last.
+pub struct StorePage {
+    pub items: Vec<StoreItem>,
+    /// Where the next page begins. None: this is the last page.
     pub next: Option<Cursor>,
-    /// Records whose bytes make no sense, and are passed over.
+    /// Records that were skipped because their bytes are invalid.
     pub unreadable: u64,
 }
 
-/// How much of what there is.
+/// The size of the store and the time that it covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Summary {
-    /// Of its files.
+pub struct StoreSummary {
+    /// The size of the file and of its log.
     pub bytes: u64,
     pub records: u64,
     pub oldest: Option<Timestamp>,
     pub newest: Option<Timestamp>,
 }
 
-/// Why there is no answer.
+/// Why a query failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    #[error("it takes longer than {WITHIN:?}: ask for less time, or for one pod")]
-    TooLong,
+pub enum ReadError {
+    #[error("the query takes longer than {QUERY_TIMEOUT:?}: ask for less time, or for one pod")]
+    Timeout,
     #[error("the store cannot be read: {0}")]
-    Broken(String),
+    Failed(String),
 }
 
-/// Asks the store; from this process or another one.
+/// Queries the store, from the process that writes it or from another one.
 #[derive(Clone)]
 pub struct Reader {
     path: PathBuf,
-    writer: Option<(mpsc::Sender<Message>, Arc<Shared>)>,
+    writer: Option<(mpsc::Sender<WriterMessage>, Arc<StoreState>)>,
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf, writer: Option<(mpsc::Sender<Message>, Arc<Shared>)>) -> Reader {
+    pub(super) fn new(
+        path: PathBuf,
+        writer: Option<(mpsc::Sender<WriterMessage>, Arc<StoreState>)>,
+    ) -> Reader {
         Reader { path, writer }
     }
 
-    /// Of a store that another process writes, or that nobody does.
-    pub fn of(dir: &std::path::Path) -> Reader {
+    /// Opens a store in `dir` that this process does not write.
+    pub fn open(dir: &std::path::Path) -> Reader {
         Reader::new(dir.join(super::FILE), None)
     }
 
-    /// Why nothing is written now; None: all is well, or another process writes.
+    /// Why nothing is written at the moment. None: writing works, or another process writes.
     pub fn trouble(&self) -> Option<String> {
         self.writer.as_ref().and_then(|(_, shared)| shared.trouble())
     }
 
-    /// As [`super::Store::losses`]; empty, where another process writes.
+    /// Like [`super::Store::losses`]; empty if another process writes.
     pub fn losses(&self) -> Losses {
         self.writer.as_ref().map(|(_, shared)| shared.losses()).unwrap_or_default()
     }
 
-    /// One page. Waits for the disk: not for an async task.
-    pub fn page(&self, filter: &Filter) -> Result<Page, Refused> {
+    /// Reads one page. It blocks on the disk, so do not call it on an async thread.
+    pub fn page(&self, filter: &Filter) -> Result<StorePage, ReadError> {
         self.ask(|connection| page(connection, filter)).inspect(|page| {
             if let Some((_, shared)) = &self.writer {
                 shared.unreadable.fetch_add(page.unreadable, Relaxed);
@@ -188,12 +190,13 @@ impl Reader {
         })
     }
 
-    /// Events that were kept after the one with this number, in that order, so many at most; None for one whose bytes make
-    /// no sense. Waits for the disk.
-    pub fn after(&self, id: i64, most: usize) -> Result<Vec<(i64, Option<Event>)>, Refused> {
+    /// At most `most` events that were stored after the event with this id, in that order. None instead of an event: its
+    /// bytes are invalid. Blocks on the disk.
+    pub fn after(&self, id: i64, most: usize) -> Result<Vec<(i64, Option<Event>)>, ReadError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let bodies = self.ask(|connection| {
-            // As the index record_event is written: by another one it would look through all that is no event.
+            // The condition is written as in the partial index record_event, or SQLite would not use it and would scan all
+            // other records.
             let mut statement = connection.prepare(
                 "SELECT id, body FROM record INDEXED BY record_event \
                  WHERE shelf = 1 AND id > ?1 ORDER BY id LIMIT ?2",
@@ -209,8 +212,8 @@ impl Reader {
         Ok(events)
     }
 
-    /// Times of which nothing, or not all, is known; oldest first.
-    pub fn gaps(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Gap>, Refused> {
+    /// The gaps of the history in this span, oldest first.
+    pub fn gaps(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Gap>, ReadError> {
         self.ask(|connection| {
             let mut statement = connection.prepare(
                 "SELECT begin_ns, end_ns, reason, lost FROM gap WHERE end_ns >= ?1 AND begin_ns < ?2 \
@@ -218,7 +221,7 @@ impl Reader {
             )?;
             let gaps = statement.query_map((ns(from), ns(until), GAPS_MAX as i64), |row| {
                 let reason: String = row.get(2)?;
-                let reason = GapReason::ALL.into_iter().find(|one| one.as_str() == reason);
+                let reason = GapReason::ALL.into_iter().find(|known| known.as_str() == reason);
                 let lost = row.get::<_, i64>(3)?.unsigned_abs();
                 Ok(reason.map(|reason| (row.get(0), row.get(1), reason, lost)))
             })?;
@@ -232,7 +235,7 @@ impl Reader {
         })
     }
 
-    pub fn summary(&self) -> Result<Summary, Refused> {
+    pub fn summary(&self) -> Result<StoreSummary, ReadError> {
         let size = |with: &str| {
             let mut path = self.path.as_os_str().to_owned();
             path.push(with);
@@ -243,56 +246,59 @@ impl Reader {
             let records: i64 =
                 connection.query_row("SELECT coalesce(sum(records), 0) FROM share", [], |row| row.get(0))?;
             let (mut oldest, mut newest): (Option<i64>, Option<i64>) = (None, None);
-            for shelf in [Shelf::Events, Shelf::Incidents, Shelf::Memory, Shelf::Profiles] {
-                let end = |of: &str| -> rusqlite::Result<Option<i64>> {
-                    let sql = format!("SELECT {of}(begin_ns) FROM record WHERE shelf = ?1");
-                    connection.query_row(&sql, [shelf as i64], |row| row.get(0))
+            for collection in
+                [Collection::Events, Collection::Incidents, Collection::Memory, Collection::Profiles]
+            {
+                let extreme = |function: &str| -> rusqlite::Result<Option<i64>> {
+                    let sql = format!("SELECT {function}(begin_ns) FROM record WHERE shelf = ?1");
+                    connection.query_row(&sql, [collection as i64], |row| row.get(0))
                 };
-                oldest = oldest.into_iter().chain(end("min")?).min();
-                newest = newest.into_iter().chain(end("max")?).max();
+                oldest = oldest.into_iter().chain(extreme("min")?).min();
+                newest = newest.into_iter().chain(extreme("max")?).max();
             }
             let records = records.unsigned_abs();
-            Ok(Summary { bytes, records, oldest: oldest.map(time), newest: newest.map(time) })
+            Ok(StoreSummary { bytes, records, oldest: oldest.map(time), newest: newest.map(time) })
         })
     }
 
+    /// Runs a query on a connection of its own, bounded in time.
     pub(super) fn ask<T>(
         &self,
-        question: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, Refused> {
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, ReadError> {
         let ask = || {
             let mut connection = schema::open_to_read(&self.path)?;
-            let end = Instant::now() + WITHIN;
-            connection.progress_handler(LOOK_EVERY, Some(move || Instant::now() > end))?;
-            question(&connection)
+            let end = Instant::now() + QUERY_TIMEOUT;
+            connection.progress_handler(PROGRESS_EVERY, Some(move || Instant::now() > end))?;
+            query(&connection)
         };
         ask().map_err(|error| {
             if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) {
-                return Refused::TooLong;
+                return ReadError::Timeout;
             }
             if schema::is_damage(&error)
                 && let Some((writer, _)) = &self.writer
             {
-                let _ = writer.send(Message::Suspect);
+                let _ = writer.send(WriterMessage::CheckFile);
             }
-            Refused::Broken(error.to_string())
+            ReadError::Failed(error.to_string())
         })
     }
 }
 
-fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
+fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<StorePage> {
     let (sql, values) = query(filter);
     let mut statement = connection.prepare(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let most = filter.items.clamp(1, ITEMS_MAX);
-    let (mut page, mut bytes, mut last, mut seen) = (Page::default(), 0, None, 0);
+    let (mut page, mut bytes, mut last, mut seen) = (StorePage::default(), 0, None, 0);
     while let Some(row) = rows.next()? {
-        // The one beyond the page says that there is a next one.
+        // A record beyond the page shows that there is a next page.
         if seen == most || bytes > BYTES_MAX {
             page.next = last;
             break;
         }
-        let item = Item {
+        let item = StoreItem {
             id: row.get(0)?,
             begin: time(row.get(1)?),
             end: time(row.get(2)?),
@@ -306,7 +312,7 @@ fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
         last = Some(Cursor { begin_ns: row.get(1)?, id: item.id });
         seen += 1;
         bytes += item.body.len();
-        if filter.shelf != Shelf::Profiles && item.json().is_err() {
+        if filter.collection != Collection::Profiles && item.json().is_err() {
             page.unreadable += 1;
             continue;
         }
@@ -315,10 +321,10 @@ fn page(connection: &Connection, filter: &Filter) -> rusqlite::Result<Page> {
     Ok(page)
 }
 
-/// Where all of these kinds of events are.
+/// The share that all of these event kinds belong to, if it is one.
 fn share_of(kinds: &[String]) -> Option<Share> {
     let share =
-        |word: &String| Kind::ALL.into_iter().find(|kind| kind.as_str() == word.as_str()).map(Share::of);
+        |name: &String| EventKind::ALL.into_iter().find(|kind| kind.as_str() == name.as_str()).map(Share::of);
     let first = kinds.first().and_then(share)?;
     kinds.iter().all(|kind| share(kind) == Some(first)).then_some(first)
 }
@@ -333,19 +339,20 @@ fn query(filter: &Filter) -> (String, Vec<Value>) {
     let mut sql =
         "SELECT id, begin_ns, end_ns, namespace, pod, container, container_id, facts, body FROM record WHERE "
             .to_owned();
-    // Kills are few among a node's failed lookups, and lie together; the plus keeps it from looking through the shelf.
+    // Kills are few among a node's failed lookups, and the index on `share` finds them. The unary plus keeps SQLite from
+    // using the index on `shelf`, which would scan all events.
     match share_of(&filter.kinds) {
         Some(share) => {
             let _ = write!(sql, "share = {} AND +shelf = ", value(Value::Integer(share as i64)));
         }
         None => sql += "shelf = ",
     }
-    sql += &value(Value::Integer(filter.shelf as i64));
+    sql += &value(Value::Integer(filter.collection as i64));
     if let Some(id) = filter.id {
         let _ = write!(sql, " AND id = {}", value(Value::Integer(id)));
     }
-    // An event has no length: then the index finds where to begin.
-    let from = if filter.shelf == Shelf::Events { "begin_ns" } else { "end_ns" };
+    // An event has no duration, so the index on begin_ns can find the start of the span.
+    let from = if filter.collection == Collection::Events { "begin_ns" } else { "end_ns" };
     let _ = write!(sql, " AND {from} >= {}", value(Value::Integer(ns(filter.from))));
     let _ = write!(sql, " AND begin_ns < {}", value(Value::Integer(ns(filter.until))));
     if !filter.kinds.is_empty() {
@@ -362,8 +369,8 @@ fn query(filter: &Filter) -> (String, Vec<Value>) {
     if let Some(container) = &filter.container {
         let _ = write!(sql, " AND container = {}", value(text(container)));
     }
-    for (key, word) in &filter.labels {
-        let label = value(text(&format!("\n{}\n", label(key, word))));
+    for (key, label_value) in &filter.labels {
+        let label = value(text(&format!("\n{}\n", label(key, label_value))));
         let _ = write!(sql, " AND instr(labels, {label}) > 0");
     }
     let (order, beyond) = if filter.newest_first { ("DESC", "<") } else { ("ASC", ">") };

@@ -1,4 +1,4 @@
-//! What is stored, as a row: columns to find it by, and a body to give back.
+//! Turns what is stored into a row: columns that queries filter by, and a body that is returned to the reader.
 
 use std::io::{Read, Write};
 
@@ -10,47 +10,49 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use podopsy_model::memory::Steps;
-use podopsy_model::{Detail, Event, Kind, Losses, Owner};
+use podopsy_model::memory::MemorySteps;
+use podopsy_model::{Detail, Event, EventKind, Losses, Owner};
 
 /// A body that is shorter is not worth compressing.
 const COMPRESS_FROM: usize = 400;
-/// Of a body that says it is longer something is wrong.
+/// The largest uncompressed body. A larger one is damaged.
 const BODY_MAX: u64 = 16 << 20;
 
-/// What is asked for together.
+/// The kind of records that one query reads. Stored in the column `shelf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Shelf {
+pub enum Collection {
     Events = 1,
     Incidents = 2,
     Memory = 3,
     Profiles = 4,
 }
 
-/// What has a part of the room of its own: who can make many of one cannot push out another.
+/// A class of records with its own part of the store's capacity, so that a flood of one class cannot evict another.
+/// Stored in the column `share`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Share {
-    /// OOM kills, other SIGKILLs: few, and the ones that matter.
+    /// OOM kills and other SIGKILLs: few records, and the most important ones.
     Kills = 1,
     Dns = 2,
     Memory = 3,
     Profiles = 4,
-    /// Of pods: a name that does not resolve begins one every few minutes.
+    /// Pod incidents: one name that does not resolve can cause one every few minutes.
     Incidents = 5,
 }
 
 impl Share {
     pub const ALL: [Share; 5] = [Share::Kills, Share::Dns, Share::Memory, Share::Profiles, Share::Incidents];
 
-    /// Where an event belongs.
-    pub fn of(kind: Kind) -> Share {
+    /// The share that an event of this kind belongs to.
+    pub fn of(kind: EventKind) -> Share {
         match kind {
-            Kind::OomKill | Kind::OomIncident | Kind::Sigkill => Share::Kills,
-            Kind::DnsFailure | Kind::DnsAnswer | Kind::DnsLookup => Share::Dns,
+            EventKind::OomKill | EventKind::OomIncident | EventKind::Sigkill => Share::Kills,
+            EventKind::DnsFailure | EventKind::DnsAnswer | EventKind::DnsLookup => Share::Dns,
         }
     }
 
-    /// Of the store's room, in hundredths. It may take what others leave free, and gives it back first.
+    /// The share's quota, in percent of the store's capacity. A share may use space that others leave free; its records
+    /// are then the first to be deleted.
     pub fn percent(self) -> u64 {
         match self {
             Share::Kills => 25,
@@ -61,63 +63,65 @@ impl Share {
         }
     }
 
-    /// Whether it leaves by age, too. Who asks after a pod that dies once a week asks for kills of last week.
-    pub fn ages(self) -> bool {
+    /// Whether its records are also deleted by age. Kills are not: a pod that dies once a week is investigated with last
+    /// week's kills.
+    pub fn expires(self) -> bool {
         self != Share::Kills
     }
 }
 
-/// A container's memory over a while; put in again as it grows.
+/// A container's memory over up to ten minutes. It is stored again, under the same key, as it grows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRecord {
     #[serde(flatten)]
     pub owner: Owner,
     #[serde(flatten)]
-    pub steps: Steps,
+    pub steps: MemorySteps,
 }
 
-/// How much a profile has, and what it lacks.
+/// The counts of a profile: its samples, how complete their stacks are, and what was lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProfileFacts {
-    /// On each CPU, in a second.
+    /// Samples per second on each CPU.
     pub frequency_hz: u64,
     pub samples: u64,
-    /// Those with a user stack, and of them those whose stack is complete.
+    /// Samples with a user stack, and those of them whose stack is complete.
     pub user_stacks: u64,
     pub complete: u64,
-    /// The others, by reason.
+    /// Samples whose user stack is incomplete, by reason.
     pub incomplete: Losses,
-    /// Lost on the whole node in this while, by counter name.
+    /// Losses on the whole node during the profile, by counter name.
     pub lost: Losses,
 }
 
 impl ProfileFacts {
-    /// Adds another's numbers but for what was lost: that is the node's, and each container of a minute has it.
-    pub fn add(&mut self, one: &ProfileFacts) {
-        self.frequency_hz = one.frequency_hz;
-        self.samples += one.samples;
-        self.user_stacks += one.user_stacks;
-        self.complete += one.complete;
-        for (reason, count) in &one.incomplete {
+    /// Adds another profile's counts, except `lost`: those losses are the node's, and every container's profile of the
+    /// same minute carries them.
+    pub fn add(&mut self, other: &ProfileFacts) {
+        self.frequency_hz = other.frequency_hz;
+        self.samples += other.samples;
+        self.user_stacks += other.user_stacks;
+        self.complete += other.complete;
+        for (reason, count) in &other.incomplete {
             *self.incomplete.entry(reason.clone()).or_default() += count;
         }
     }
 }
 
-/// What one container's CPUs did in a while.
+/// A CPU profile of one container.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProfileRecord {
     pub owner: Owner,
     pub begin: Timestamp,
     pub end: Timestamp,
-    /// A pprof profile, compressed as pprof files are.
+    /// The profile in pprof format, gzip-compressed like a pprof file.
     pub pprof: Vec<u8>,
     pub facts: ProfileFacts,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Row {
-    pub shelf: Shelf,
+pub(super) struct StoreRow {
+    pub shelf: Collection,
     pub share: Share,
     pub kind: &'static str,
     pub begin_ns: i64,
@@ -128,15 +132,15 @@ pub(super) struct Row {
     pub container: Option<String>,
     pub container_id: Option<String>,
     pub labels: Option<String>,
-    /// What may come again, under one name: it is stored once.
+    /// Identifies a record that can be written more than once; the file holds one record for each key.
     pub key: Option<String>,
-    /// It is what the kernel's log has of it: what was seen with one's own eyes stays.
-    pub hearsay: bool,
+    /// The record was recovered from the kernel's log. It never replaces a record that a probe observed.
+    pub from_log: bool,
     pub facts: Option<String>,
     pub body: Vec<u8>,
 }
 
-/// Nanoseconds of 1970 to 2262.
+/// Nanoseconds since the epoch, limited to the years 1970 to 2262.
 pub(super) fn ns(time: Timestamp) -> i64 {
     i64::try_from(time.as_nanosecond()).unwrap_or(if time < Timestamp::UNIX_EPOCH { 0 } else { i64::MAX })
 }
@@ -145,8 +149,8 @@ pub(super) fn time(ns: i64) -> Timestamp {
     Timestamp::from_nanosecond(ns.into()).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-impl Row {
-    pub fn of_event(event: &Event) -> anyhow::Result<Row> {
+impl StoreRow {
+    pub fn from_event(event: &Event) -> anyhow::Result<StoreRow> {
         let share = Share::of(event.kind);
         let owner = Owner {
             pod: event.pod.clone(),
@@ -155,9 +159,15 @@ impl Row {
             known_by: event.known_by,
         };
         let body = pack(&serde_json::to_vec(event).context("write an event as JSON")?)?;
-        let mut row =
-            Row::new(Shelf::Events, share, event.kind.as_str(), (event.time, event.time), &owner, body);
-        (row.key, row.hearsay) = match (&event.incident, &event.detail) {
+        let mut row = StoreRow::new(
+            Collection::Events,
+            share,
+            event.kind.as_str(),
+            (event.time, event.time),
+            &owner,
+            body,
+        );
+        (row.key, row.from_log) = match (&event.incident, &event.detail) {
             (Some(incident), _) => (Some(format!("oom/{}", incident.id)), incident.recovered),
             (None, Detail::Oom(kill)) => {
                 let key = kill.incident.as_ref().map(|id| format!("kill/{id}/{}", kill.victim.tid));
@@ -169,48 +179,55 @@ impl Row {
         Ok(row)
     }
 
-    pub fn of_memory(memory: &MemoryRecord) -> anyhow::Result<Row> {
-        let Steps { from, until, step, .. } = &memory.steps;
-        ensure!(!step.is_empty(), "a history without a sample");
+    pub fn from_memory(memory: &MemoryRecord) -> anyhow::Result<StoreRow> {
+        let MemorySteps { from, until, step, .. } = &memory.steps;
+        ensure!(!step.is_empty(), "the memory record has no sample");
         let json = serde_json::to_vec(memory).context("write a container's memory as JSON")?;
-        // Columns of numbers: worth the time, since there are few of them a minute and they take the most room.
+        // Best compression is worth its time here: there are few memory records a minute, and they take the most space.
         let body = compress(&json, Compression::best())?;
-        let mut row = Row::new(Shelf::Memory, Share::Memory, "memory", (*from, *until), &memory.owner, body);
+        let mut row =
+            StoreRow::new(Collection::Memory, Share::Memory, "memory", (*from, *until), &memory.owner, body);
         row.key = Some(format!("memory/{}/{}", memory.owner.cgroup.id, row.begin_ns));
         Ok(row)
     }
 
-    pub fn of_profile(profile: ProfileRecord) -> Row {
+    pub fn from_profile(profile: ProfileRecord) -> StoreRow {
         let span = (profile.begin, profile.end);
-        let mut row =
-            Row::new(Shelf::Profiles, Share::Profiles, "profile", span, &profile.owner, profile.pprof);
+        let mut row = StoreRow::new(
+            Collection::Profiles,
+            Share::Profiles,
+            "profile",
+            span,
+            &profile.owner,
+            profile.pprof,
+        );
         row.facts = serde_json::to_string(&profile.facts).ok();
         row
     }
 
-    /// An incident of one pod; told again as it goes on.
-    pub fn of_incident(
+    /// A pod incident. It is stored again, under the same key, each time that it changes.
+    pub fn from_incident(
         id: &str,
         span: (Timestamp, Timestamp),
         owner: &Owner,
         body: &impl Serialize,
-    ) -> anyhow::Result<Row> {
+    ) -> anyhow::Result<StoreRow> {
         let body = pack(&serde_json::to_vec(body).context("write an incident as JSON")?)?;
-        let mut row = Row::new(Shelf::Incidents, Share::Incidents, "incident", span, owner, body);
+        let mut row = StoreRow::new(Collection::Incidents, Share::Incidents, "incident", span, owner, body);
         row.key = Some(format!("incident/{id}"));
         Ok(row)
     }
 
     fn new(
-        shelf: Shelf,
+        shelf: Collection,
         share: Share,
         kind: &'static str,
         span: (Timestamp, Timestamp),
         owner: &Owner,
         body: Vec<u8>,
-    ) -> Row {
+    ) -> StoreRow {
         let (pod, container) = (owner.pod.as_ref(), owner.container.as_ref());
-        Row {
+        StoreRow {
             shelf,
             share,
             kind,
@@ -222,17 +239,17 @@ impl Row {
             container: container.map(|container| container.name.clone()),
             container_id: container.map(|container| container.id.clone()),
             labels: pod.filter(|pod| !pod.labels.is_empty()).map(|pod| {
-                // Between line ends, which escaped text has none of: one label is found by one search.
+                // Each label stands between newlines, which escaped text cannot contain, so one substring search finds it.
                 pod.labels.iter().fold("\n".to_owned(), |all, (key, value)| all + &label(key, value) + "\n")
             }),
             key: None,
-            hearsay: false,
+            from_log: false,
             facts: None,
             body,
         }
     }
 
-    /// What it takes, roughly: its columns, its entries in the indices, and its body.
+    /// Its approximate size in the file: columns, index entries and body.
     pub fn bytes(&self) -> usize {
         let texts = [&self.namespace, &self.pod, &self.pod_uid, &self.container, &self.container_id];
         let texts: usize =
@@ -241,17 +258,17 @@ impl Row {
     }
 }
 
-/// A label as it stands in its column.
+/// A label as the column `labels` holds it.
 pub(super) fn label(key: &str, value: &str) -> String {
     format!("{key}={value}")
 }
 
-/// `{` and JSON, or zlib's first byte and the same compressed.
+/// Plain JSON (first byte `{`) if it is short, else zlib-compressed JSON (first byte as zlib defines).
 fn pack(json: &[u8]) -> anyhow::Result<Vec<u8>> {
     if json.len() < COMPRESS_FROM {
         return Ok(json.to_vec());
     }
-    // Level 1 of zlib-rs packs with fixed codes, whatever the text.
+    // Level 1 of zlib-rs uses fixed Huffman codes for any text, so it compresses badly.
     compress(json, Compression::new(3))
 }
 
@@ -268,7 +285,7 @@ pub(super) fn unpack(body: &[u8]) -> anyhow::Result<Vec<u8>> {
     }
     let mut json = Vec::new();
     ZlibDecoder::new(body).take(BODY_MAX + 1).read_to_end(&mut json).context("decompress")?;
-    ensure!(json.len() as u64 <= BODY_MAX, "longer than {BODY_MAX} bytes");
+    ensure!(json.len() as u64 <= BODY_MAX, "the body is longer than {BODY_MAX} bytes");
     Ok(json)
 }
 
@@ -279,25 +296,25 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Limits;
+    use crate::StoreLimits;
     use podopsy_model::testing::owner;
 
-    /// 200 containers of 24 h have to fit beside everything else: a stretch of ten minutes for each of them is written once
-    /// a minute, and 28,800 of them are there at a time.
+    /// The memory of 200 containers over 24 h has to fit beside everything else. Each container has one record for ten
+    /// minutes, rewritten once a minute: 28,800 records at a time.
     #[test]
     fn a_day_of_two_hundred_containers_fits_into_its_share() {
         let now = Timestamp::now();
         let noise = |seed: u64| {
             let mut random = fastrand::Rng::with_seed(seed);
             let mut bytes = 100 << 20;
-            // A container that is busy: every number differs from the one before it.
+            // A busy container: each value differs from the one before it.
             let next = move |_| {
                 bytes += random.u64(..2048) * 4096;
                 bytes
             };
             (0..60).map(next).collect::<Vec<u64>>()
         };
-        let steps = Steps {
+        let steps = MemorySteps {
             from: now,
             until: now,
             step_seconds: 10,
@@ -313,19 +330,19 @@ mod tests {
             waited_ms: vec![0; 60],
             limit_bytes: Some(1 << 30),
         };
-        let mut whose = owner(
+        let mut owner = owner(
             "finance",
             "pricing-7d9c5b6f4-x2x7p",
             &[("app", "pricing"), ("pod-template-hash", "7d9c5b6f4")],
         );
-        whose.cgroup = podopsy_model::CgroupRef {
+        owner.cgroup = podopsy_model::CgroupRef {
             id: 77,
             path: Some(format!("/kubepods/burstable/pod{:036}/{:064}", 1, 2)),
         };
-        let row = Row::of_memory(&MemoryRecord { owner: whose, steps }).unwrap();
-        let room = Limits::default().bytes * Share::Memory.percent() / 100;
+        let row = StoreRow::from_memory(&MemoryRecord { owner, steps }).unwrap();
+        let quota = StoreLimits::default().bytes * Share::Memory.percent() / 100;
         let day = row.bytes() as u64 * 200 * 24 * 6;
-        eprintln!("{} bytes a stretch, {} MiB a day, of {} MiB", row.bytes(), day >> 20, room >> 20);
-        assert!(day < room, "{} bytes a stretch: {day} of {room}", row.bytes());
+        eprintln!("{} bytes a record, {} MiB a day, of {} MiB", row.bytes(), day >> 20, quota >> 20);
+        assert!(day < quota, "{} bytes a record: {day} of {quota}", row.bytes());
     }
 }

@@ -1,18 +1,19 @@
-//! The file's shape: its tables, and how a file of an earlier version becomes today's.
+//! The schema of the file, and the migration of files of earlier versions.
 
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Result};
 
-/// "podo" in the file's header: no other program's file is ours to write.
+/// "podo", in the file's header: a file of another program is never written.
 const APPLICATION: i32 = 0x706f_646f;
-/// What a connection waits for another one's lock: only the checkpoint of a start takes one.
+/// How long a connection waits for another one's lock. Only the checkpoint at a start takes one.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// A step for each version, none of which is ever changed: a file's `user_version` says how many it has had.
+/// One migration for each version. A step is never changed once it was released: a file's `user_version` is the number of
+/// steps that it has had.
 pub(super) const STEPS: &[&str] = &[
-    // 1: everything that happened is a record; what it is lies in its body.
+    // 1: everything that happened is a record; its details are in its body.
     "CREATE TABLE record (
          id INTEGER PRIMARY KEY AUTOINCREMENT,
          shelf INTEGER NOT NULL,
@@ -56,14 +57,14 @@ pub(super) const STEPS: &[&str] = &[
          reason TEXT NOT NULL,
          lost INTEGER NOT NULL
      ) STRICT;",
-    // 2: a pod's labels and uid are asked for, and a pod's records are found without looking at all others.
+    // 2: queries can filter by a pod's labels and uid, and find a pod's records by an index.
     "ALTER TABLE record ADD COLUMN pod_uid TEXT;
      ALTER TABLE record ADD COLUMN labels TEXT;
      CREATE INDEX record_pod ON record (namespace, pod, shelf, begin_ns, id) WHERE pod IS NOT NULL;
      CREATE INDEX gap_time ON gap (end_ns);",
-    // 3: what a profile's numbers are, without reading it.
+    // 3: a profile's counts can be read without its body.
     "ALTER TABLE record ADD COLUMN facts TEXT;",
-    // 4: pods' incidents have a part of the room of their own; events are found by the order in which they were kept.
+    // 4: pod incidents have a share of their own; an index finds events in the order in which they were stored.
     "UPDATE record SET share = 5 WHERE shelf = 2;
      DELETE FROM share;
      INSERT INTO share SELECT share, sum(bytes), count(*) FROM record GROUP BY share;
@@ -72,33 +73,34 @@ pub(super) const STEPS: &[&str] = &[
 
 /// Why a file cannot be used as it is.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unusable {
-    #[error("it is of version {0}, written by a newer podopsy; this one knows versions up to {known}", known = STEPS.len())]
+pub(super) enum OpenError {
+    #[error("the file has version {0} and was written by a newer podopsy; this one reads versions up to {known}", known = STEPS.len())]
     Newer(i64),
-    #[error("it is another program's")]
+    #[error("the file belongs to another program")]
     Foreign,
-    #[error("its check found: {0}")]
+    #[error("the check of the file found: {0}")]
     Damaged(String),
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
 }
 
-impl Unusable {
-    /// The file itself is at fault: it is put aside, and a new one begun. Otherwise the disk is, and it may mend.
-    pub fn is_the_files(&self) -> bool {
+impl OpenError {
+    /// Whether the file itself is at fault; it is then quarantined and a new one is created. Otherwise the disk is at
+    /// fault, and may work again later.
+    pub fn is_file_fault(&self) -> bool {
         match self {
-            Unusable::Newer(_) | Unusable::Foreign | Unusable::Damaged(_) => true,
-            Unusable::Sqlite(error) => is_damage(error),
+            OpenError::Newer(_) | OpenError::Foreign | OpenError::Damaged(_) => true,
+            OpenError::Sqlite(error) => is_damage(error),
         }
     }
 }
 
-/// The file's bytes make no sense, or its tables do not.
+/// Whether the error means that the file's bytes or its tables are damaged.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase, SchemaChanged, TypeMismatch, Unknown};
     let damage = [DatabaseCorrupt, NotADatabase, SchemaChanged, TypeMismatch];
     match error {
-        // "no such table", "no such column": SQL that has run a thousand times fails because the schema's page is damaged.
+        // "no such table" or "no such column" for SQL that worked before: the page with the schema is damaged.
         rusqlite::Error::SqliteFailure(failure, _) => {
             damage.contains(&failure.code) || failure.code == Unknown
         }
@@ -108,13 +110,16 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
-/// No room: on the disk, or below the bound that was set.
+/// Whether the disk is full, or the file has reached its limit.
 pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
-/// Opens the file to write, and brings it up to today's version.
-pub(super) fn open(path: &Path, pages_max: impl Fn(i64) -> i64) -> std::result::Result<Connection, Unusable> {
+/// Opens the file for writing, and migrates it to the current version.
+pub(super) fn open(
+    path: &Path,
+    pages_max: impl Fn(i64) -> i64,
+) -> std::result::Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
@@ -125,22 +130,22 @@ pub(super) fn open(path: &Path, pages_max: impl Fn(i64) -> i64) -> std::result::
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if application != APPLICATION && (application, version, tables) != (0, 0, 0) {
-        return Err(Unusable::Foreign);
+        return Err(OpenError::Foreign);
     }
     if version < 0 || version as usize > STEPS.len() {
-        return Err(Unusable::Newer(version));
+        return Err(OpenError::Newer(version));
     }
     if tables == 0 {
-        // Only an empty file takes it: what is deleted can be given back to the disk in small steps.
+        // Lets deleted pages be returned to the file system in small steps. It can only be set in an empty file.
         connection.pragma_update(None, "auto_vacuum", "incremental")?;
     }
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-    // A commit is on the disk when it returns, not only in the kernel: nodes that run out of memory are reset.
+    // A commit is on the disk when it returns, not only in the page cache: a node that runs out of memory may be reset.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cache_size", -2048)?;
     connection.pragma_update(None, "trusted_schema", false)?;
-    // Cells are looked at as they are read: damage is an error here, and not a wrong answer.
+    // Checks cells as they are read, so that damage is an error instead of a wrong result.
     connection.pragma_update(None, "cell_size_check", true)?;
     let page: i64 = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
     connection.pragma_update_and_check(None, "max_page_count", pages_max(page), |_| Ok(()))?;
@@ -148,14 +153,14 @@ pub(super) fn open(path: &Path, pages_max: impl Fn(i64) -> i64) -> std::result::
     Ok(connection)
 }
 
-/// Each step in one transaction with its number: a crash leaves the version before it or after it.
+/// Runs each step and sets its number in one transaction, so that a crash leaves either version but nothing between.
 pub(super) fn migrate(connection: &mut Connection, version: usize, steps: &[&str]) -> Result<()> {
     for (at, step) in steps.iter().enumerate().skip(version) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(step)?;
         if at == 0 {
             transaction.pragma_update(None, "application_id", APPLICATION)?;
-            // Ids go on rising if a file is put aside: they begin at the time in ms.
+            // Ids start at the time in ms, so that they still increase after a file was quarantined.
             let now = jiff::Timestamp::now().as_millisecond();
             transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('record', ?1)", [now])?;
         }
@@ -165,17 +170,17 @@ pub(super) fn migrate(connection: &mut Connection, version: usize, steps: &[&str
     Ok(())
 }
 
-/// Reads every page; after an end that was no clean one.
-pub(super) fn check(connection: &Connection) -> std::result::Result<(), Unusable> {
-    let said: String =
+/// Reads and checks every page; used after an unclean shutdown.
+pub(super) fn check(connection: &Connection) -> std::result::Result<(), OpenError> {
+    let result: String =
         connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(|error| {
-            if is_damage(&error) { Unusable::Damaged(error.to_string()) } else { error.into() }
+            if is_damage(&error) { OpenError::Damaged(error.to_string()) } else { error.into() }
         })?;
-    if said == "ok" { Ok(()) } else { Err(Unusable::Damaged(podopsy_model::text::escape(&said))) }
+    if result == "ok" { Ok(()) } else { Err(OpenError::Damaged(podopsy_model::text::escape(&result))) }
 }
 
-/// Opens the file to read it only; each query has a connection of its own, so that a file that is put aside meanwhile
-/// is let go of.
+/// Opens the file read-only. Each query has a connection of its own, so that a file that is quarantined meanwhile is
+/// closed.
 pub(super) fn open_to_read(path: &Path) -> Result<Connection> {
     // READ_WRITE, because a reader of a file with a log takes locks in its index; query_only keeps it from writing.
     let flags =

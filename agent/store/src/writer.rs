@@ -1,104 +1,106 @@
-//! The one thread that writes: many records a commit, one step of tidying between two commits, and what to do when the
-//! disk says no.
+//! The one thread that writes: many records in one commit, one step of tidying between two commits, and recovery when the
+//! disk fails.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::file::{File, Kept, Run};
-use super::row::{Row, ns};
-use super::schema::{self, Unusable};
-use super::{Gap, GapReason, Limits, Message, Shared, Stored, aside, size};
+use super::file::{AgentRun, File, WriteOutcome};
+use super::row::{StoreRow, ns};
+use super::schema::{self, OpenError};
+use super::{Gap, GapReason, StoreLimits, StoreState, StoredEvent, WriterMessage, event_bytes, quarantine};
 use podopsy_model::Event;
+use podopsy_system::sync::lock;
 
-/// Records of one commit, at most; with a small store fewer (see [`Limits`]).
-const TOGETHER: usize = 512;
-/// A sync is the dear part of a commit: no more than fifty a second, whatever comes.
-const APART: Duration = Duration::from_millis(20);
-/// A sign of life, where there is nothing else to write: a gap is known this exactly.
+/// Records in one commit, at most; fewer with a small store (see [`StoreLimits`]).
+const COMMIT_RECORDS_MAX: usize = 512;
+/// The least time between two commits: the sync is their expensive part, so there are at most fifty a second.
+const COMMIT_INTERVAL: Duration = Duration::from_millis(20);
+/// How often the run is marked as alive when there is nothing else to write. It is the precision of gaps.
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// Between two looks at the limits, while nothing is over them.
+/// How often the limits are checked while nothing exceeds them.
 const TIDY_EVERY: Duration = Duration::from_secs(5);
-/// Between two tries to open a file that could not be opened or written.
-const AGAIN: Duration = Duration::from_secs(5);
-/// A file is put aside once in so long: if the next one is bad too, it is not the file.
-const ASIDE_EVERY: Duration = Duration::from_secs(60);
-/// A check reads the whole file: not more often than this, however many readers complain.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Steps of emptying when a commit finds no room.
-const ROOM_STEPS: usize = 8;
+/// The time between two attempts to open a file that could not be opened or written.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// The least time between two quarantines: if the next file is bad too, the file is not the cause.
+const QUARANTINE_EVERY: Duration = Duration::from_secs(60);
+/// The least time between two checks, which read the whole file, however many readers report damage.
+const CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Deletion steps when a commit finds the file full.
+const DELETE_STEPS_MAX: usize = 8;
 
 pub(super) struct Writer {
     path: PathBuf,
-    run: Run,
-    limits: Limits,
-    shared: Arc<Shared>,
-    told: UnboundedSender<(Stored, usize)>,
+    run: AgentRun,
+    limits: StoreLimits,
+    shared: Arc<StoreState>,
+    stored: UnboundedSender<(StoredEvent, usize)>,
     file: Option<File>,
-    /// Since when nothing is written, and how many were lost so.
+    /// Since when nothing is written, and how many records were lost by that.
     missing: Option<(i64, u64)>,
-    try_again: Instant,
-    put_aside: Option<Instant>,
-    looked: Option<Instant>,
-    /// Lost with a file that was put aside: told in the next one.
+    retry_at: Instant,
+    quarantined_at: Option<Instant>,
+    checked_at: Option<Instant>,
+    /// The time covered by a file that was quarantined, to be recorded in the next file.
     gap: Option<Gap>,
 }
 
-struct Waiting {
-    row: Row,
+struct PendingRow {
+    row: StoreRow,
     event: Option<(Box<Event>, usize)>,
-    /// As it was counted in the queue.
+    /// Its size as it was counted in the queue.
     bytes: usize,
 }
 
 impl Writer {
     pub fn new(
         path: PathBuf,
-        run: Run,
-        limits: Limits,
-        shared: Arc<Shared>,
-        told: UnboundedSender<(Stored, usize)>,
+        run: AgentRun,
+        limits: StoreLimits,
+        shared: Arc<StoreState>,
+        stored: UnboundedSender<(StoredEvent, usize)>,
     ) -> Writer {
-        let (file, try_again) = (None, Instant::now());
         Writer {
             path,
             run,
             limits,
             shared,
-            told,
-            file,
+            stored,
+            file: None,
             missing: None,
-            try_again,
-            put_aside: None,
-            looked: None,
+            retry_at: Instant::now(),
+            quarantined_at: None,
+            checked_at: None,
             gap: None,
         }
     }
 
-    /// Until it is closed, or every sender is gone.
-    pub fn run(mut self, messages: &Receiver<Message>) {
+    /// Runs until the store is closed or every sender is gone.
+    pub fn run(mut self, messages: &Receiver<WriterMessage>) {
         self.open();
         let (mut last_commit, mut last_tidy, mut tidying) = (Instant::now(), Instant::now(), false);
         let mut open = true;
         while open {
-            let wait = match tidying {
-                true => Duration::ZERO,
-                false if self.file.is_none() => AGAIN,
-                false => ALIVE_EVERY.min(TIDY_EVERY),
+            let wait = if tidying {
+                Duration::ZERO
+            } else if self.file.is_none() {
+                RETRY_EVERY
+            } else {
+                ALIVE_EVERY.min(TIDY_EVERY)
             };
             let mut waiting = Vec::new();
             match messages.recv_timeout(wait) {
                 Ok(first) => {
-                    std::thread::sleep(APART.saturating_sub(last_commit.elapsed()));
+                    std::thread::sleep(COMMIT_INTERVAL.saturating_sub(last_commit.elapsed()));
                     open = self.take(first, &mut waiting);
-                    let together =
-                        usize::try_from(self.limits.commit_records()).map_or(1, |n| n.min(TOGETHER));
-                    let rows = |some: &[Waiting]| some.iter().map(|one| one.row.bytes()).sum::<usize>();
+                    let together = usize::try_from(self.limits.commit_records())
+                        .map_or(1, |n| n.min(COMMIT_RECORDS_MAX));
+                    let rows = |some: &[PendingRow]| some.iter().map(|one| one.row.bytes()).sum::<usize>();
                     let mut bytes = rows(&waiting);
                     while open && waiting.len() < together && bytes < self.limits.commit_bytes() {
                         let Ok(next) = messages.try_recv() else { break };
@@ -110,12 +112,12 @@ impl Writer {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
-            if self.file.is_none() && self.try_again <= Instant::now() {
+            if self.file.is_none() && self.retry_at <= Instant::now() {
                 self.open();
             }
-            // A file that is open again shows by the gap that it takes.
-            let back = self.missing.is_some() && self.file.is_some();
-            if !waiting.is_empty() || last_commit.elapsed() >= ALIVE_EVERY || back {
+            // Commit at once after the file was opened again: this records the gap.
+            let is_back = self.missing.is_some() && self.file.is_some();
+            if !waiting.is_empty() || last_commit.elapsed() >= ALIVE_EVERY || is_back {
                 self.commit(waiting);
                 last_commit = Instant::now();
             }
@@ -127,47 +129,47 @@ impl Writer {
         if let Some(file) = self.file.take()
             && let Err(error) = file.end(now())
         {
-            tracing::warn!("the store could not be closed in order: {error}");
+            tracing::warn!("could not close the store cleanly: {error}");
         }
     }
 
-    /// False: it is to be closed.
-    fn take(&mut self, message: Message, waiting: &mut Vec<Waiting>) -> bool {
+    /// Handles one message. Returns false if the store is to be closed.
+    fn take(&mut self, message: WriterMessage, waiting: &mut Vec<PendingRow>) -> bool {
         match message {
-            Message::Event(event) => {
-                let bytes = size(&event);
-                match Row::of_event(&event) {
-                    Ok(row) => waiting.push(Waiting { row, event: Some((event, bytes)), bytes }),
+            WriterMessage::Event(event) => {
+                let bytes = event_bytes(&event);
+                match StoreRow::from_event(&event) {
+                    Ok(row) => waiting.push(PendingRow { row, event: Some((event, bytes)), bytes }),
                     Err(error) => {
-                        tracing::warn!("an event is not kept: {error:#}");
+                        tracing::warn!("could not store an event: {error:#}");
                         self.lose(1);
-                        let _ = self.told.send((Stored { id: None, event: *event }, bytes));
+                        let _ = self.stored.send((StoredEvent { id: None, event: *event }, bytes));
                         self.shared.events_done.fetch_add(1, Relaxed);
                     }
                 }
             }
-            Message::Row(row) => {
+            WriterMessage::Row(row) => {
                 let bytes = row.body.len();
-                waiting.push(Waiting { row: *row, event: None, bytes });
+                waiting.push(PendingRow { row: *row, event: None, bytes });
             }
-            Message::Suspect => self.look(),
-            Message::Limits(limits) => {
+            WriterMessage::CheckFile => self.check_file(),
+            WriterMessage::Limits(limits) => {
                 self.limits = limits;
                 if let Some(Err(error)) = self.file.as_mut().map(|file| file.set_limits(limits)) {
-                    tracing::warn!("the store keeps its old limits: {error}");
+                    tracing::warn!("could not change the limits of the store: {error}");
                 }
             }
-            Message::Close => return false,
+            WriterMessage::Close => return false,
         }
         true
     }
 
     fn open(&mut self) {
-        self.try_again = Instant::now() + AGAIN;
+        self.retry_at = Instant::now() + RETRY_EVERY;
         let result = self.try_open();
         let result = match result {
-            Err(error) if error.is_the_files() => {
-                if self.set_aside(&error.to_string()) {
+            Err(error) if error.is_file_fault() => {
+                if self.quarantine_file(&error.to_string()) {
                     self.try_open()
                 } else {
                     return;
@@ -177,12 +179,12 @@ impl Writer {
         };
         match result {
             Ok(file) => self.file = Some(file),
-            Err(error) => self.leave(&error.to_string()),
+            Err(error) => self.suspend(&error.to_string()),
         }
     }
 
-    fn try_open(&self) -> Result<File, Unusable> {
-        // SQLite makes its other files with the rights of this one.
+    fn try_open(&self) -> Result<File, OpenError> {
+        // SQLite creates its other files with the mode of this one.
         use std::os::unix::fs::OpenOptionsExt;
         let made = std::fs::OpenOptions::new()
             .create(true)
@@ -192,14 +194,14 @@ impl Writer {
             .open(&self.path);
         if let Err(error) = made {
             let error = std::io::Error::new(error.kind(), format!("{}: {error}", self.path.display()));
-            return Err(Unusable::Sqlite(rusqlite::Error::ToSqlConversionFailure(error.into())));
+            return Err(OpenError::Sqlite(rusqlite::Error::ToSqlConversionFailure(error.into())));
         }
         File::open(&self.path, self.run.clone(), self.limits, now())
     }
 
-    /// Writes, tells, and counts what could not be written.
-    fn commit(&mut self, waiting: Vec<Waiting>) {
-        let rows: Vec<Row> = waiting.iter().map(|one| one.row.clone()).collect();
+    /// Writes the rows, passes the events on, and counts what could not be written.
+    fn commit(&mut self, waiting: Vec<PendingRow>) {
+        let rows: Vec<StoreRow> = waiting.iter().map(|one| one.row.clone()).collect();
         let kept = self.write(&rows);
         if kept.is_none() {
             self.lose(waiting.len() as u64);
@@ -207,9 +209,9 @@ impl Writer {
         let events = waiting.iter().filter(|one| one.event.is_some()).count();
         for (at, one) in waiting.into_iter().enumerate() {
             let id = match kept.as_ref().map(|kept| kept[at]) {
-                Some(Kept::As(id)) => Some(id),
-                // The run before told it; here it ends.
-                Some(Kept::Before) => {
+                Some(WriteOutcome::Stored(id)) => Some(id),
+                // An earlier run passed it on already.
+                Some(WriteOutcome::Duplicate) => {
                     self.done(one.bytes);
                     continue;
                 }
@@ -217,7 +219,7 @@ impl Writer {
             };
             match one.event {
                 Some((event, bytes)) => {
-                    let _ = self.told.send((Stored { id, event: *event }, bytes));
+                    let _ = self.stored.send((StoredEvent { id, event: *event }, bytes));
                 }
                 None => self.done(one.bytes),
             }
@@ -230,23 +232,23 @@ impl Writer {
         self.shared.waiting_bytes.fetch_sub(bytes, Relaxed);
     }
 
-    /// None: they are not in the file.
-    fn write(&mut self, rows: &[Row]) -> Option<Vec<Kept>> {
+    /// Returns the outcome for each row. None: the rows are not in the file.
+    fn write(&mut self, rows: &[StoreRow]) -> Option<Vec<WriteOutcome>> {
         for _ in 0..2 {
             let Some(file) = &mut self.file else { return None };
-            let away = self.missing.map(|(begin_ns, lost)| Gap {
+            let outage = self.missing.map(|(begin_ns, lost)| Gap {
                 begin_ns,
                 end_ns: now(),
                 reason: GapReason::NotWritten,
                 lost,
             });
-            let gap = away.or(self.gap);
-            match write_with_room(file, rows, gap) {
+            let gap = outage.or(self.gap);
+            match write_or_evict(file, rows, gap) {
                 Ok(kept) => {
-                    if away.is_some() {
+                    if outage.is_some() {
                         self.missing = None;
-                        if let Some(why) = self.away().take() {
-                            tracing::warn!("the store is written again (it was not: {why})");
+                        if let Some(why) = self.trouble().take() {
+                            tracing::warn!("store is written again (it was not: {why})");
                         }
                     } else {
                         self.gap = None;
@@ -254,13 +256,13 @@ impl Writer {
                     return Some(kept);
                 }
                 Err(error) if schema::is_damage(&error) => {
-                    if !self.set_aside(&error.to_string()) {
+                    if !self.quarantine_file(&error.to_string()) {
                         return None;
                     }
                     self.open();
                 }
                 Err(error) => {
-                    self.leave(&error.to_string());
+                    self.suspend(&error.to_string());
                     return None;
                 }
             }
@@ -273,72 +275,72 @@ impl Writer {
         match file.tidy(now()) {
             Ok(more) => more,
             Err(error) if schema::is_damage(&error) => {
-                if self.set_aside(&error.to_string()) {
+                if self.quarantine_file(&error.to_string()) {
                     self.open();
                 }
                 false
             }
             Err(error) => {
-                tracing::warn!("the store could not be made smaller: {error}");
+                tracing::warn!("could not shrink the store: {error}");
                 false
             }
         }
     }
 
-    /// A reader says that the file is damaged.
-    fn look(&mut self) {
+    /// Checks the file after a reader reported damage.
+    fn check_file(&mut self) {
         let Some(file) = &self.file else { return };
-        if self.looked.is_some_and(|last| last.elapsed() < LOOK_EVERY) {
+        if self.checked_at.is_some_and(|last| last.elapsed() < CHECK_EVERY) {
             return;
         }
-        self.looked = Some(Instant::now());
+        self.checked_at = Some(Instant::now());
         if let Err(error) = file.check()
-            && error.is_the_files()
-            && self.set_aside(&error.to_string())
+            && error.is_file_fault()
+            && self.quarantine_file(&error.to_string())
         {
             self.open();
         }
     }
 
-    /// True: there is room for a new file.
-    fn set_aside(&mut self, why: &str) -> bool {
+    /// Quarantines the file. Returns whether a new one may be created in its place.
+    fn quarantine_file(&mut self, why: &str) -> bool {
         self.file = None;
-        if self.put_aside.is_some_and(|last| last.elapsed() < ASIDE_EVERY) {
-            self.leave(&format!("{why} (and the file before it was put aside just now)"));
+        if self.quarantined_at.is_some_and(|last| last.elapsed() < QUARANTINE_EVERY) {
+            self.suspend(&format!("{why} (and the file before it was quarantined just now)"));
             return false;
         }
-        match aside::put(&self.path) {
+        match quarantine::quarantine(&self.path) {
             Ok(to) => {
                 tracing::warn!(
-                    "the store cannot be used: {why}. It was put aside as {}; a new one is begun",
+                    "cannot use the store: {why}. Renamed it to {} and created a new one",
                     to.display()
                 );
-                self.shared.put_aside.fetch_add(1, Relaxed);
-                self.put_aside = Some(Instant::now());
+                self.shared.quarantined.fetch_add(1, Relaxed);
+                self.quarantined_at = Some(Instant::now());
                 let now = now();
-                self.gap = Some(Gap { begin_ns: 0, end_ns: now, reason: GapReason::PutAside, lost: 0 });
+                self.gap = Some(Gap { begin_ns: 0, end_ns: now, reason: GapReason::Quarantined, lost: 0 });
                 true
             }
             Err(error) => {
-                self.leave(&format!("{why}; and it cannot be put aside: {error}"));
+                self.suspend(&format!("{why}; and it cannot be quarantined: {error}"));
                 false
             }
         }
     }
 
-    /// Goes on without; the file is tried again.
-    fn leave(&mut self, why: &str) {
+    /// Continues without a file, which is tried again later.
+    fn suspend(&mut self, why: &str) {
         self.file = None;
-        self.try_again = Instant::now() + AGAIN;
+        self.retry_at = Instant::now() + RETRY_EVERY;
         self.missing.get_or_insert((now(), 0));
-        let mut away = self.away();
-        if away.is_none() {
+        let mut trouble = self.trouble();
+        if trouble.is_none() {
             tracing::warn!(
-                "events are told and not kept, {} cannot be written: {why} (tried again every {AGAIN:?})",
+                "cannot write {}: {why}. Events are emitted but not stored; trying again every {RETRY_EVERY:?}",
                 self.path.display()
             );
         }
-        *away = Some(why.to_owned());
+        *trouble = Some(why.to_owned());
     }
 
     fn lose(&mut self, count: u64) {
@@ -348,17 +350,21 @@ impl Writer {
         }
     }
 
-    fn away(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.shared.away.lock().unwrap_or_else(PoisonError::into_inner)
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        lock(&self.shared.trouble)
     }
 }
 
-/// Where there is no room, the oldest leave first.
-fn write_with_room(file: &mut File, rows: &[Row], gap: Option<Gap>) -> rusqlite::Result<Vec<Kept>> {
-    for _ in 0..ROOM_STEPS {
+/// Writes the rows. If the file is full, deletes the oldest records first.
+fn write_or_evict(
+    file: &mut File,
+    rows: &[StoreRow],
+    gap: Option<Gap>,
+) -> rusqlite::Result<Vec<WriteOutcome>> {
+    for _ in 0..DELETE_STEPS_MAX {
         match file.write(rows, gap, now()) {
             Err(error) if schema::is_full(&error) => {
-                if file.leave()? == 0 {
+                if file.delete_oldest()? == 0 {
                     return Err(error);
                 }
             }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use podopsy_model::event::{OomTask, ProcessRef, Protocol};
-use podopsy_model::{Detail, DnsTransaction, Event, Kind, Losses, OomKill, Outcome, Owner};
-use podopsy_store::{Filter, GapReason, Limits, Reader, Shelf, Store};
+use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, Owner};
+use podopsy_store::{Collection, Filter, GapReason, Reader, Store, StoreLimits};
 
 const RUNS: u64 = 100;
-/// What makes this test's program the one that is killed.
+/// Environment variables that make this test's program the process that is killed.
 const DIR: &str = "PODOPSY_TEST_STORE";
 const RUN: &str = "PODOPSY_TEST_RUN";
 
@@ -34,10 +34,18 @@ fn lookup(name: &str) -> Event {
     };
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     let owner = Owner::default();
-    Event::new(Timestamp::now(), Kind::DnsFailure, "n", owner, process, Detail::Dns(detail), Losses::new())
+    Event::new(
+        Timestamp::now(),
+        EventKind::DnsFailure,
+        "n",
+        owner,
+        process,
+        Detail::Dns(detail),
+        Losses::new(),
+    )
 }
 
-/// A kill that every run tells again, as a restart does with what the kernel's log has.
+/// A kill that every run stores again, as a restart does with the kills in the kernel's log.
 fn kill(number: u64, recovered: bool) -> Event {
     let task = OomTask { pid: 9, tid: 9, comm: "app".into() };
     let kill = OomKill {
@@ -53,16 +61,16 @@ fn kill(number: u64, recovered: bool) -> Event {
         already_dying: false,
         recovered,
     };
-    Event { kind: Kind::OomKill, detail: Detail::Oom(kill), ..lookup("") }
+    Event { kind: EventKind::OomKill, detail: Detail::Oom(kill), ..lookup("") }
 }
 
-/// One run: says each event that may be told, until it is killed.
+/// One run: prints each event that comes out of the store, until it is killed.
 #[test]
-#[ignore = "it is run, and killed, by the test below"]
-fn a_run_that_writes_until_it_is_killed() {
+#[ignore = "run and killed by the test below"]
+fn writer_that_is_killed() {
     let (Ok(dir), Ok(run)) = (std::env::var(DIR), std::env::var(RUN)) else { return };
     let run: u64 = run.parse().expect("a number");
-    let (store, mut told) = Store::start(Path::new(&dir), "boot", Limits::default()).expect("start");
+    let (store, mut receiver) = Store::start(Path::new(&dir), "boot", StoreLimits::default()).expect("start");
     std::thread::spawn(move || {
         let _ = store.put(kill(run, false));
         for before in 0..run {
@@ -77,43 +85,44 @@ fn a_run_that_writes_until_it_is_killed() {
             }
         }
     });
-    while let Some(stored) = told.recv_blocking() {
+    while let Some(stored) = receiver.recv_blocking() {
         let (Some(id), Detail::Dns(lookup)) = (stored.id, &stored.event.detail) else { continue };
-        let line = format!("told {id} {} {}\n", lookup.name.as_deref().unwrap_or(""), stored.event.time);
-        std::io::stderr().write_all(line.as_bytes()).expect("say it");
+        let line = format!("stored {id} {} {}\n", lookup.name.as_deref().unwrap_or(""), stored.event.time);
+        std::io::stderr().write_all(line.as_bytes()).expect("print it");
     }
 }
 
 #[test]
-fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
+fn a_hundred_kills_lose_and_repeat_no_event_that_came_out() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut seed = 0x2545_f491_4f6c_dd1du64;
-    let mut told: BTreeMap<i64, (String, Timestamp)> = BTreeMap::new();
+    let mut stored: BTreeMap<i64, (String, Timestamp)> = BTreeMap::new();
     for run in 0..RUNS {
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "a_run_that_writes_until_it_is_killed", "--ignored", "--nocapture"])
+            .args(["--exact", "writer_that_is_killed", "--ignored", "--nocapture"])
             .env(DIR, dir.path())
             .env(RUN, run.to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .expect("run it");
-        let said = BufReader::new(child.stderr.take().expect("its words"));
+        let output = BufReader::new(child.stderr.take().expect("its output"));
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
-        let (mut begun, life) = (None, Duration::from_micros(seed % 60_000));
-        // What it said before it was killed is read to the last whole line.
-        for line in said.split(b'\n').map_while(Result::ok) {
+        let mut begun = None;
+        let lifetime = Duration::from_micros(seed % 60_000);
+        // Read what it printed before it was killed, up to the last whole line.
+        for line in output.split(b'\n').map_while(Result::ok) {
             let text = String::from_utf8_lossy(&line);
-            let Some(words) = text.strip_prefix("told ") else { continue };
-            let words: Vec<&str> = words.split(' ').collect();
-            let [id, name, time] = words[..] else { break };
+            let Some(fields) = text.strip_prefix("stored ") else { continue };
+            let fields: Vec<&str> = fields.split(' ').collect();
+            let [id, name, time] = fields[..] else { break };
             let (Ok(id), Ok(time)) = (id.parse(), time.parse()) else { break };
-            assert!(told.insert(id, (name.to_owned(), time)).is_none(), "an id that was given twice: {id}");
+            assert!(stored.insert(id, (name.to_owned(), time)).is_none(), "an id was given twice: {id}");
             let since = *begun.get_or_insert_with(Instant::now);
-            if since.elapsed() >= life {
-                // SIGKILL; some lines may still lie in the pipe.
+            if since.elapsed() >= lifetime {
+                // SIGKILL. Some lines may still be in the pipe.
                 let _ = child.kill();
             }
         }
@@ -122,16 +131,16 @@ fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
     }
 
     let file = dir.path().join("store.db");
-    let check = |with: &str| -> String {
+    let check = |pragma: &str| -> String {
         let connection = rusqlite::Connection::open(&file).expect("open it");
-        connection.query_row(&format!("PRAGMA {with}"), [], |row| row.get(0)).expect("check it")
+        connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0)).expect("check it")
     };
     assert_eq!(check("integrity_check"), "ok");
 
-    let reader = Reader::of(dir.path());
+    let reader = Reader::open(dir.path());
     let (mut names, mut kills, mut after) = (BTreeMap::new(), BTreeSet::new(), None);
     loop {
-        let page = reader.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+        let page = reader.page(&Filter { after, ..Filter::all(Collection::Events) }).expect("a page");
         assert_eq!(page.unreadable, 0);
         for item in page.items {
             match item.parse::<Event>().expect("an event").detail {
@@ -140,7 +149,7 @@ fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
                     assert!(names.insert(name, item.id).is_none(), "stored twice: {}", item.id);
                 }
                 Detail::Oom(kill) => {
-                    assert!(!kill.recovered, "what was seen stays: {:?}", kill.incident);
+                    assert!(!kill.recovered, "an observed kill was replaced: {:?}", kill.incident);
                     assert!(kills.insert(kill.incident.clone()), "stored twice: {:?}", kill.incident);
                 }
                 other => panic!("{other:?}"),
@@ -151,9 +160,9 @@ fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
             break;
         }
     }
-    assert!(told.len() as u64 > RUNS * 10, "{} were told: too few to say anything", told.len());
-    for (id, (name, _)) in &told {
-        assert_eq!(names.get(name), Some(id), "told and not in the file: {name}");
+    assert!(stored.len() as u64 > RUNS * 10, "{} events came out: too few for this test", stored.len());
+    for (id, (name, _)) in &stored {
+        assert_eq!(names.get(name), Some(id), "came out and is not in the file: {name}");
     }
     assert_eq!(kills.len() as u64, RUNS);
 
@@ -162,11 +171,16 @@ fn a_hundred_kills_lose_nothing_that_was_told_and_repeat_nothing() {
     for gap in &gaps {
         assert_eq!(gap.reason, GapReason::Died);
         assert!(gap.begin_ns <= gap.end_ns);
-        let inside = told.values().find(|(_, time)| {
+        let inside = stored.values().find(|(_, time)| {
             let ns = time.as_nanosecond();
             ns > i128::from(gap.begin_ns) && ns < i128::from(gap.end_ns)
         });
-        assert_eq!(inside, None, "told of a time that is said to be a gap: {gap:?}");
+        assert_eq!(inside, None, "an event lies in a gap: {gap:?}");
     }
-    println!("{RUNS} runs killed: {} told, {} in the file, {} gaps", told.len(), names.len(), gaps.len());
+    println!(
+        "{RUNS} runs killed: {} came out, {} in the file, {} gaps",
+        stored.len(),
+        names.len(),
+        gaps.len()
+    );
 }

@@ -1,32 +1,32 @@
-//! What the allocator holds of memory that was freed, given back to the kernel.
+//! Returns freed memory from the allocator to the kernel.
 //!
-//! glibc keeps freed memory in arenas, as many as eight a CPU, and each as large as its threads' work once made it: tables
-//! are made, BTF is read and symbols are looked up in bursts, on threads of their own, and an agent that is always on would
-//! hold the sum of all bursts for good (60 MiB of 100). So there is one arena, what is large lies outside of it, and
-//! whoever has just put down a lot says so.
+//! glibc keeps freed memory in arenas, up to eight per CPU, and an arena stays as large as its largest use. Building tables,
+//! reading BTF and symbolizing happen in bursts on separate threads, so an agent that is always on would permanently hold
+//! the sum of all bursts (60 MiB of 100 MiB). So there is one arena, large blocks are mapped outside of it, and code that
+//! has just freed a lot of memory calls [`give_back`].
 
-/// Of all threads: they allocate little at the same time, and two of them held 2 MiB more.
+/// One arena for all threads: they rarely allocate at the same time, and a second arena held 2 MiB more.
 #[cfg(target_env = "gnu")]
 const ARENAS: libc::c_int = 1;
-/// From this size on memory is mapped for its own, and is the kernel's again when it is freed. glibc would raise it each time
-/// that something larger is freed, up to 32 MiB.
+/// From this size on, a block gets a mapping of its own, which is unmapped when it is freed. Without a fixed value glibc
+/// raises the threshold whenever a larger block is freed, up to 32 MiB.
 #[cfg(target_env = "gnu")]
 const MAPPED_FROM: libc::c_int = 256 << 10;
 
-/// Call first thing: threads that are there already have their arenas.
+/// Call this first in `main`: threads that exist already keep their arenas.
 pub fn keep_small() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes two integers, and is called by any thread at any time (mallopt(3)); what it refuses stays as it was.
+    // SAFETY: takes two integers and may be called by any thread at any time (mallopt(3)); on failure nothing changes.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
     }
 }
 
-/// Call after a burst; takes a few milliseconds, and holds up who allocates meanwhile.
+/// Call this after a burst. It takes a few milliseconds, in which other threads wait to allocate.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: touches only what is free, under the allocator's own locks (malloc_trim(3)).
+    // SAFETY: touches only free memory, under the allocator's own locks (malloc_trim(3)).
     unsafe {
         libc::malloc_trim(0);
     }
@@ -43,10 +43,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_freed_between_what_is_kept_is_the_kernels_again() {
+    fn memory_freed_between_live_blocks_returns_to_the_kernel() {
         const SIZE: usize = 16 << 10;
         let mut all: Vec<Option<Vec<u8>>> = (0..4096).map(|at| Some(vec![at as u8 | 1; SIZE])).collect();
-        // What stays keeps the arena's end where it is: without a word nothing of this is given back.
+        // The live blocks keep the end of the arena in place, so nothing is returned without the call.
         all.iter_mut().enumerate().filter(|(at, _)| at % 16 != 15).for_each(|(_, one)| *one = None);
         let before = resident();
         give_back();

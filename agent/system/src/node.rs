@@ -1,10 +1,10 @@
-//! The node's own name, for both binaries.
+//! The name of this node, for both binaries.
 
 use std::os::unix::ffi::OsStrExt;
 
 use podopsy_model::text;
 
-/// Safe to print: as given, else the host's. A manifest's NODE_NAME may be there and empty.
+/// The given name, else the host name, escaped for printing. A manifest may set NODE_NAME to an empty string.
 pub fn name(given: Option<&str>) -> String {
     match given.filter(|name| !name.is_empty()) {
         Some(name) => text::escape(name),
@@ -19,7 +19,7 @@ mod tests {
     use super::name;
 
     #[test]
-    fn an_empty_name_is_none_and_a_hostile_one_is_escaped() {
+    fn an_empty_name_is_ignored_and_a_hostile_one_is_escaped() {
         assert_eq!(name(Some("")), name(None));
         assert!(!name(None).is_empty());
         assert_eq!(name(Some("a\x1b[2J")), "a\\x1b[2J");

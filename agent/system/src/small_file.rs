@@ -1,11 +1,11 @@
-//! A small file that is replaced whole: a reader, or a crash, finds the old one or the new one.
+//! Replaces a small file atomically: a reader, also after a crash, finds the old or the new content.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Writes `bytes` as `dir`/`name`, on the disk when it returns; makes the folder, if there is none. What happens in pods is
-/// not every local user's business: the file is its owner's.
+/// Writes `bytes` to `dir`/`name`; they are on the disk when it returns. Creates the folder if it does not exist. Only the
+/// owner may read the file, because it can show what happens in pods.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     fs::create_dir_all(dir)?;
@@ -14,11 +14,11 @@ pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes)?;
     out.sync_data()?;
     fs::rename(&draft, dir.join(name))?;
-    // The new name is the folder's.
+    // The rename is stored in the folder, so sync that, too.
     fs::File::open(dir)?.sync_all()
 }
 
-/// None: there is none.
+/// The content of the file. None: it does not exist.
 pub fn read(dir: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
     match fs::read(dir.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_last_is_read_and_nothing_is_left_over() {
+    fn the_last_content_is_read_and_no_draft_remains() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("a/b");
         assert_eq!(read(&deep, "x.json").unwrap(), None);

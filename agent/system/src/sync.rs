@@ -1,11 +1,11 @@
-//! How a poisoned lock is handled, in one place.
+//! Handles poisoned locks in one place.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks `mutex`, also after a thread panicked while it held it.
 ///
-/// What our mutexes guard is valid after each statement (counters, maps, queues), so a panic elsewhere is no reason to
-/// stop recording.
+/// The data behind our mutexes (counters, maps, queues) is valid after each statement, so recording can continue after a
+/// panic elsewhere.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use podopsy_model::duration;
-use podopsy_model::{Kind, Target};
+use podopsy_model::{EventKind, Target};
 
 use super::ListFormat;
 use crate::selector::Selector;
@@ -26,7 +26,7 @@ pub struct Events {
     pub since: Duration,
 
     /// Only events of this kind; may be repeated
-    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(Kind::ALL.map(Kind::as_str)))]
+    #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(EventKind::ALL.map(EventKind::as_str)))]
     pub kinds: Vec<String>,
 
     /// Only events of pods in this namespace

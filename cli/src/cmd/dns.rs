@@ -236,7 +236,7 @@ impl Scope {
             Resolved::Containers(pod, containers) => {
                 let one = match (target, &containers[..]) {
                     (Target::Pod { container: None, .. }, _) => None,
-                    (Target::Word(word), [_]) if *word == pod.name => None,
+                    (Target::Name(word), [_]) if *word == pod.name => None,
                     (_, [one]) => Some(one.container.name.clone()),
                     _ => None,
                 };

@@ -1,4 +1,4 @@
-//! `podopsy doctor`: what works on this machine, probe by probe, and what would mend the rest.
+//! `podopsy doctor`: what works on this machine, probe by probe, and what would remedy the rest.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
     probes.push(ProbeCheck {
         name: "dns-socket".to_owned(),
         outcome: packets::check(),
-        mend: Some(
+        remedy: Some(
             "kubectl debug --profile=netadmin; securityContext.capabilities.add: [\"NET_RAW\"]".to_owned(),
         ),
     });
@@ -32,13 +32,13 @@ pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
     Ok(if report.is_sound() { Verdict::Fine } else { Verdict::Nothing })
 }
 
-async fn runtime(context: &Context) -> pods::Status {
+async fn runtime(context: &Context) -> pods::PodsStatus {
     match context.pods().await {
         Ok(pods) => {
             // The answer is in the status: asking is what makes it current.
             let _ = pods.list().await;
             pods.status()
         }
-        Err(error) => pods::Status { cri_error: Some(format!("{error:#}")), ..Default::default() },
+        Err(error) => pods::PodsStatus { cri_error: Some(format!("{error:#}")), ..Default::default() },
     }
 }

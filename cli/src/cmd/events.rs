@@ -79,7 +79,7 @@ impl Whose {
         Ok(match target.cloned() {
             None | Some(Target::All) => Whose::Everybodys,
             Some(Target::Pod { namespace, pod, container }) => Whose::Pods { namespace, pod, container },
-            Some(Target::Word(word)) => Whose::Word(word),
+            Some(Target::Name(word)) => Whose::Word(word),
             Some(Target::Cgroup(path)) => Whose::Cgroup(path),
             // A process that lives: events are of those that ran where it runs.
             Some(Target::Pid(pid)) => {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use podopsy_model::{Owner, PodRef, Target};
-use podopsy_pods::{Container, Pod, Pods, Resolved};
+use podopsy_pods::{ContainerDetails, PodDetails, Pods, Resolved};
 use serde::Serialize;
 
 use crate::args::{Inspect, ReportFormat};
@@ -24,20 +24,20 @@ enum Found {
         pod: PodRef,
         /// Null: the runtime does not list the pod.
         sandbox: Option<Sandbox>,
-        containers: Vec<Container>,
+        containers: Vec<ContainerDetails>,
     },
     Process {
         process: Process,
         owner: Owner,
         /// The container that it lies in, where the runtime lists it.
-        container: Option<Container>,
+        container: Option<ContainerDetails>,
     },
     Cgroups {
         cgroups: Vec<Owner>,
     },
 }
 
-/// A [`Pod`] without what stands beside it.
+/// A [`PodDetails`] without what stands beside it.
 #[derive(Debug, Serialize)]
 struct Sandbox {
     id: String,
@@ -61,7 +61,7 @@ pub async fn run(context: &Context, args: Inspect) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-async fn find(pods: &Arc<Pods>, target: &Target, listed: &[Pod]) -> anyhow::Result<Found> {
+async fn find(pods: &Arc<Pods>, target: &Target, listed: &[PodDetails]) -> anyhow::Result<Found> {
     // A pid inside a container resolves to that container; who asks for a pid wants the process first.
     if let Target::Pid(pid) = *target {
         return process(pods, pid, listed).await;
@@ -89,7 +89,7 @@ async fn find(pods: &Arc<Pods>, target: &Target, listed: &[Pod]) -> anyhow::Resu
     })
 }
 
-async fn process(pods: &Arc<Pods>, pid: u32, listed: &[Pod]) -> anyhow::Result<Found> {
+async fn process(pods: &Arc<Pods>, pid: u32, listed: &[PodDetails]) -> anyhow::Result<Found> {
     let process = Process::read(pid)?;
     let owner = pods.owner_of_pid(pid).await?;
     let container = owner.container.as_ref().and_then(|owner| {
@@ -100,11 +100,11 @@ async fn process(pods: &Arc<Pods>, pid: u32, listed: &[Pod]) -> anyhow::Result<F
 }
 
 /// By uid: a pod that was made again has the name of the old one.
-fn sandbox_of<'a>(pod: &PodRef, listed: &'a [Pod]) -> Option<&'a Pod> {
+fn sandbox_of<'a>(pod: &PodRef, listed: &'a [PodDetails]) -> Option<&'a PodDetails> {
     listed.iter().find(|candidate| candidate.pod.uid == pod.uid)
 }
 
-fn print(out: &mut impl Write, terminal: Terminal, found: &Found, listed: &[Pod]) -> io::Result<()> {
+fn print(out: &mut impl Write, terminal: Terminal, found: &Found, listed: &[PodDetails]) -> io::Result<()> {
     let mut sheet = Sheet::new(out, terminal);
     match found {
         Found::Containers { pod, containers, .. } => {

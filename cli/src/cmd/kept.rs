@@ -92,10 +92,10 @@ async fn whose(context: &Context, target: &Target) -> anyhow::Result<QueryParame
     Ok(match target {
         Target::All => Vec::new(),
         Target::Pod { namespace, pod, container } => history::of_pod(namespace, pod, container.as_deref()),
-        Target::Word(_) | Target::Pid(_) | Target::Cgroup(_) => {
+        Target::Name(_) | Target::Pid(_) | Target::Cgroup(_) => {
             // A container that lives has a name; of the dead, the pod's name is asked for.
             let word = || match target {
-                Target::Word(word) => Some(vec![("pod", word.clone())]),
+                Target::Name(word) => Some(vec![("pod", word.clone())]),
                 _ => None,
             };
             let owner = match target {

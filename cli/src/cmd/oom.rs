@@ -9,7 +9,7 @@ use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_model::incident::Verdict as Said;
-use podopsy_model::{Event, Incident, Kind};
+use podopsy_model::{Event, EventKind, OomIncident};
 use podopsy_pods::Pods;
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
@@ -133,7 +133,7 @@ async fn kept(
     from: &HistoryDir,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<(EventList, Option<String>)> {
-    const KINDS: [Kind; 2] = [Kind::OomIncident, Kind::Sigkill];
+    const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
     if let Some(agent) = agent(from).await? {
         let query: QueryParameters = KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into();
         match agent.events(&query, MOST).await {
@@ -172,7 +172,7 @@ fn is_silent(event: &Event) -> bool {
 /// Incidents and SIGKILLs that are looked at; the store holds fewer, unless someone makes them.
 const MOST: usize = 10_000;
 
-fn incident(event: &Event) -> Option<&Incident> {
+fn incident(event: &Event) -> Option<&OomIncident> {
     event.incident.as_deref()
 }
 

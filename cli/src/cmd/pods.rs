@@ -2,7 +2,7 @@
 
 use std::io;
 
-use podopsy_pods::Pod;
+use podopsy_pods::PodDetails;
 
 use crate::args::{ListFormat, Pods};
 use crate::context::Context;
@@ -34,8 +34,8 @@ pub async fn run(context: &Context, args: Pods) -> anyhow::Result<Verdict> {
     Ok(Verdict::Nothing)
 }
 
-fn select(pods: Vec<Pod>, namespace: Option<&str>, selector: Option<&Selector>) -> Vec<Pod> {
-    let mut pods: Vec<Pod> = pods
+fn select(pods: Vec<PodDetails>, namespace: Option<&str>, selector: Option<&Selector>) -> Vec<PodDetails> {
+    let mut pods: Vec<PodDetails> = pods
         .into_iter()
         .filter(|pod| namespace.is_none_or(|namespace| pod.pod.namespace == namespace))
         .filter(|pod| selector.is_none_or(|selector| selector.matches(&pod.pod.labels)))
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn filters_and_sorts() {
         let all = || vec![pod("pricing", vec![]), pod("checkout-api", vec![])];
-        let names = |pods: Vec<Pod>| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>();
+        let names = |pods: Vec<PodDetails>| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>();
         assert_eq!(names(select(all(), None, None)), ["checkout-api", "pricing"]);
         assert_eq!(names(select(all(), Some("finance"), Some(&"app=pricing".parse().unwrap()))), ["pricing"]);
         assert!(select(all(), Some("shop"), None).is_empty());

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podopsy_model::{Event, Kind, Losses};
+use podopsy_model::{Event, EventKind, Losses};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
@@ -194,7 +194,7 @@ impl Watched {
         }
         self.lines.print(&mut io::stdout().lock(), event)?;
         // An incident is the second word on kills that have been counted.
-        if event.kind != Kind::OomIncident {
+        if event.kind != EventKind::OomIncident {
             self.counts.add(event.kind);
         }
         Ok(())
@@ -202,10 +202,10 @@ impl Watched {
 }
 
 #[derive(Debug, Default)]
-struct Counts(BTreeMap<Kind, u64>);
+struct Counts(BTreeMap<EventKind, u64>);
 
 impl Counts {
-    fn add(&mut self, kind: Kind) {
+    fn add(&mut self, kind: EventKind) {
         *self.0.entry(kind).or_default() += 1;
     }
 
@@ -238,7 +238,7 @@ mod tests {
             counts.summary(Duration::from_millis(31_900), &Losses::new()),
             "0 events in 31 s; nothing lost"
         );
-        for kind in [Kind::DnsFailure, Kind::OomKill, Kind::DnsFailure] {
+        for kind in [EventKind::DnsFailure, EventKind::OomKill, EventKind::DnsFailure] {
             counts.add(kind);
         }
         assert_eq!(

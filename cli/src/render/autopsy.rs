@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use podopsy_model::event::OomTask;
-use podopsy_model::incident::{Incident, Level, LevelState, ProcessTable, Victim};
+use podopsy_model::incident::{Level, LevelState, OomIncident, ProcessTable, Victim};
 use podopsy_model::memory::Curve;
 use podopsy_model::profile::Frame;
 use podopsy_model::verdict;
@@ -50,7 +50,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("losses", &losses(event, incident))
 }
 
-fn whose(incident: &Incident) -> String {
+fn whose(incident: &OomIncident) -> String {
     let limit = &incident.limit;
     let constraint =
         incident.constraint.as_ref().map(|word| format!(", constraint {word}")).unwrap_or_default();
@@ -74,7 +74,7 @@ fn task(task: &OomTask) -> String {
     format!("{}[{}]{thread}", task.comm, task.pid)
 }
 
-fn victims(incident: &Incident) -> String {
+fn victims(incident: &OomIncident) -> String {
     let line = |victim: &Victim| {
         let mut text = task(&victim.task);
         if let Some(rss) = &victim.rss {
@@ -104,7 +104,7 @@ fn victims(incident: &Incident) -> String {
     lines.join("\n")
 }
 
-fn trigger(incident: &Incident) -> String {
+fn trigger(incident: &OomIncident) -> String {
     match &incident.trigger {
         None => "not known: the kernel's log has no header of this kill".to_owned(),
         Some(one) if incident.victims.iter().any(|victim| victim.task.pid == one.pid) => {
@@ -120,13 +120,13 @@ fn trigger(incident: &Incident) -> String {
     }
 }
 
-fn container(event: &Event, incident: &Incident) -> String {
+fn container(event: &Event, incident: &OomIncident) -> String {
     let Some(container) = &event.container else { return String::new() };
     let qos = incident.qos.as_ref().map(|qos| format!(", QoS {qos}")).unwrap_or_default();
     format!("{}, attempt {}{qos}", container.image, container.attempt)
 }
 
-fn runtime(event: &Event, incident: &Incident) -> String {
+fn runtime(event: &Event, incident: &OomIncident) -> String {
     let Some(view) = &incident.runtime else { return String::new() };
     let after = view.asked_at.duration_since(event.time).as_secs_f64();
     let mut text = format!(
@@ -146,7 +146,7 @@ fn runtime(event: &Event, incident: &Incident) -> String {
 }
 
 /// The curve in eighths of the limit, where that is the container's; else of its own height.
-fn memory(curve: &Curve, incident: &Incident) -> String {
+fn memory(curve: &Curve, incident: &OomIncident) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let (Some(first), Some(last)) = (curve.current_bytes.first(), curve.current_bytes.last()) else {
         return String::new();
@@ -295,7 +295,7 @@ fn stack(event: &Event) -> String {
     format!("of the trigger ({whose}): {}{more}", frames.join(" ← "))
 }
 
-fn losses(event: &Event, incident: &Incident) -> String {
+fn losses(event: &Event, incident: &OomIncident) -> String {
     if incident.recovered {
         return "nobody watched: this is what the kernel's log, its counters and the runtime still know"
             .to_owned();

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use podopsy_model::dns::NotVisible;
 use podopsy_model::event::Protocol;
-use podopsy_model::lookup::{LookupResult, NameKnownBy, Step};
+use podopsy_model::lookup::{LookupResult, LookupTransaction, NameKnownBy};
 use podopsy_model::{DnsCounts, Event, Lookup};
 use podopsy_recorder::dns::lookups::summary::{LookupSummary, Percentiles};
 
@@ -96,7 +96,7 @@ pub fn told(lookup: &Lookup) -> String {
     )
 }
 
-fn query(step: &Step) -> String {
+fn query(step: &LookupTransaction) -> String {
     let protocol = if step.protocol == Protocol::Tcp { "tcp" } else { "udp" };
     let sends = if step.sends > 1 { format!(", {} sends", step.sends) } else { String::new() };
     format!(
@@ -232,14 +232,14 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use podopsy_model::event::ProcessRef;
-    use podopsy_model::lookup::{Diagnosis, Saw, SearchPathMisses, Verdict};
-    use podopsy_model::{Detail, Kind, KnownBy, Outcome, Owner};
+    use podopsy_model::lookup::{Diagnosis, DiagnosisVerdict, SearchPathMisses, SeenOutcomes};
+    use podopsy_model::{Detail, EventKind, KnownBy, Outcome, Owner};
     use podopsy_recorder::dns::lookups::summary::LookupStatistics;
 
     use super::*;
 
     fn lookup(result: LookupResult, wait_ns: u64) -> Lookup {
-        let step = Step {
+        let step = LookupTransaction {
             name: "api.example.com".into(),
             qtype: "A".into(),
             server: "10.96.0.10:53".parse().unwrap(),
@@ -264,7 +264,7 @@ mod tests {
             resolvers: vec!["10.96.0.10:53".parse().unwrap()],
             transactions: vec![step],
             search: None,
-            saw: Saw::All,
+            saw: SeenOutcomes::All,
             diagnosis: None,
             cut_short: false,
         }
@@ -275,7 +275,7 @@ mod tests {
         let process = ProcessRef { pid: 7, comm: "curl".into(), start_time: None };
         let detail = Detail::Lookup(Box::new(lookup.clone()));
         let event =
-            Event::new(lookup.start, Kind::DnsLookup, "n", owner, process, detail, Default::default());
+            Event::new(lookup.start, EventKind::DnsLookup, "n", owner, process, detail, Default::default());
         let mut out = Vec::new();
         Lines::new(format, Terminal::PLAIN, queries).print(&mut out, &event, &lookup).unwrap();
         String::from_utf8(out).unwrap()
@@ -285,7 +285,7 @@ mod tests {
     fn a_lookup_is_one_line_with_its_queries_below() {
         let mut it = lookup(LookupResult::Timeout, 5_000_000_000);
         it.diagnosis = Some(Diagnosis {
-            verdict: Verdict::Unanswered,
+            verdict: DiagnosisVerdict::Unanswered,
             text: "sent 2 times".into(),
             window_ns: None,
             counters: Default::default(),
@@ -311,7 +311,7 @@ mod tests {
     fn json_is_the_event() {
         let text = printed(lookup(LookupResult::Answered, 1), ListFormat::Json, true);
         let event: Event = serde_json::from_str(&text).unwrap();
-        assert_eq!(event.kind, Kind::DnsLookup);
+        assert_eq!(event.kind, EventKind::DnsLookup);
         assert!(matches!(event.detail, Detail::Lookup(it) if it.result == LookupResult::Answered));
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use podopsy_doctor::{Check, Group, Report, Status};
+use podopsy_doctor::{Check, CheckGroup, CheckStatus, Report};
 
 use super::table::{cut, pad};
 use super::units::plural;
@@ -24,14 +24,14 @@ pub fn print(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::R
 
 fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -> io::Result<()> {
     let (word, colour) = match check.status {
-        Status::Ok => ("ok", Colour::Green),
-        Status::Degraded => ("degraded", Colour::Yellow),
-        Status::Missing => ("missing", Colour::Red),
+        CheckStatus::Ok => ("ok", Colour::Green),
+        CheckStatus::Degraded => ("degraded", Colour::Yellow),
+        CheckStatus::Missing => ("missing", Colour::Red),
     };
     let status = terminal.paint(colour, &pad(word, 8));
     // Findings that are fine may be cut; those that are not, and mends, are there to be read and copied.
     let room = match check.status {
-        Status::Ok => terminal.width.map(|columns| columns.saturating_sub(width + 14).max(20)),
+        CheckStatus::Ok => terminal.width.map(|columns| columns.saturating_sub(width + 14).max(20)),
         _ => None,
     };
     writeln!(
@@ -40,24 +40,24 @@ fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -
         pad(&visible(&check.name), width),
         cut(&visible(&check.found), room)
     )?;
-    if let Some(mend) = &check.mend {
-        writeln!(out, "  {}  mend: {}", " ".repeat(8), visible(mend))?;
+    if let Some(remedy) = &check.remedy {
+        writeln!(out, "  {}  fix: {}", " ".repeat(8), visible(remedy))?;
     }
     Ok(())
 }
 
-fn title(group: Group) -> &'static str {
+fn title(group: CheckGroup) -> &'static str {
     match group {
-        Group::Kernel => "Kernel",
-        Group::Capability => "Capabilities",
-        Group::Mount => "Mounts and namespaces",
-        Group::Probe => "Probes",
-        Group::Runtime => "Container runtime",
+        CheckGroup::Kernel => "Kernel",
+        CheckGroup::Capability => "Capabilities",
+        CheckGroup::Mount => "Mounts and namespaces",
+        CheckGroup::Probe => "Probes",
+        CheckGroup::Runtime => "Container runtime",
     }
 }
 
 fn verdict(report: &Report) -> String {
-    match (report.count(Status::Missing), report.count(Status::Degraded)) {
+    match (report.count(CheckStatus::Missing), report.count(CheckStatus::Degraded)) {
         (0, 0) => "All that podopsy can use is here.".to_owned(),
         (0, degraded) => {
             format!("All that podopsy needs is here; {} degraded.", plural(degraded as u64, "thing"))
@@ -72,17 +72,23 @@ fn verdict(report: &Report) -> String {
 mod tests {
     use super::*;
 
-    fn check(name: &str, group: Group, status: Status, found: &str, mend: Option<&str>) -> Check {
-        Check { name: name.into(), group, status, found: found.into(), mend: mend.map(str::to_owned) }
+    fn check(name: &str, group: CheckGroup, status: CheckStatus, found: &str, remedy: Option<&str>) -> Check {
+        Check { name: name.into(), group, status, found: found.into(), remedy: remedy.map(str::to_owned) }
     }
 
     #[test]
     fn groups_statuses_and_mends() {
         let report = Report {
             checks: vec![
-                check("btf", Group::Kernel, Status::Ok, "/sys/kernel/btf/vmlinux", None),
-                check("tracefs", Group::Mount, Status::Missing, "not mounted", Some("mount it")),
-                check("cri", Group::Runtime, Status::Degraded, "no\x1b socket", Some("--cri-socket PATH")),
+                check("btf", CheckGroup::Kernel, CheckStatus::Ok, "/sys/kernel/btf/vmlinux", None),
+                check("tracefs", CheckGroup::Mount, CheckStatus::Missing, "not mounted", Some("mount it")),
+                check(
+                    "cri",
+                    CheckGroup::Runtime,
+                    CheckStatus::Degraded,
+                    "no\x1b socket",
+                    Some("--cri-socket PATH"),
+                ),
             ],
         };
         let mut out = Vec::new();
@@ -95,11 +101,11 @@ Kernel
 
 Mounts and namespaces
   missing   tracefs  not mounted
-            mend: mount it
+            fix: mount it
 
 Container runtime
   degraded  cri      no\\x1b socket
-            mend: --cri-socket PATH
+            fix: --cri-socket PATH
 
 1 thing missing, 1 degraded.
 "

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use podopsy_model::event::{OomKill, OomTask, Protocol};
-use podopsy_model::{Detail, DnsTransaction, Event, Kind, KnownBy, Outcome, PodRef};
+use podopsy_model::{Detail, DnsTransaction, Event, EventKind, KnownBy, Outcome, PodRef};
 
 use super::table::fixed;
 use super::units;
@@ -75,14 +75,14 @@ impl Lines {
         );
         // The colour is put in afterwards: it has no width. The kind stands where it is the only such word.
         let line = match event.kind {
-            Kind::OomKill => line.replacen("oom.kill", &self.terminal.paint(Colour::Red, "oom.kill"), 1),
-            Kind::DnsFailure => {
+            EventKind::OomKill => line.replacen("oom.kill", &self.terminal.paint(Colour::Red, "oom.kill"), 1),
+            EventKind::DnsFailure => {
                 line.replacen("dns.failure", &self.terminal.paint(Colour::Yellow, "dns.failure"), 1)
             }
-            Kind::Sigkill => {
+            EventKind::Sigkill => {
                 line.replacen("process.sigkill", &self.terminal.paint(Colour::Red, "process.sigkill"), 1)
             }
-            Kind::OomIncident | Kind::DnsAnswer | Kind::DnsLookup => line,
+            EventKind::OomIncident | EventKind::DnsAnswer | EventKind::DnsLookup => line,
         };
         writeln!(out, "{line}")?;
         out.flush()
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    fn event(kind: Kind, owner: Owner, detail: Detail) -> Event {
+    fn event(kind: EventKind, owner: Owner, detail: Detail) -> Event {
         let process = ProcessRef { pid: 123, comm: "leak".into(), start_time: None };
         let time = "2026-03-01T03:04:05.678Z".parse().unwrap();
         Event::new(time, kind, "n1", owner, process, detail, Default::default())
@@ -242,7 +242,8 @@ mod tests {
     #[test]
     fn the_table_in_a_file_is_whole() {
         let host = Owner { known_by: KnownBy::Host, ..Owner::default() };
-        let events = [event(Kind::OomKill, owner(), kill(123)), event(Kind::DnsFailure, host, timeout())];
+        let events =
+            [event(EventKind::OomKill, owner(), kill(123)), event(EventKind::DnsFailure, host, timeout())];
         assert_eq!(
             printed(ListFormat::Table, Terminal::PLAIN, &events),
             "\
@@ -255,7 +256,7 @@ TIME           KIND             POD                                   CONTAINER 
 
     #[test]
     fn a_terminal_cuts_and_wide_does_not() {
-        let events = [event(Kind::OomKill, owner(), kill(5))];
+        let events = [event(EventKind::OomKill, owner(), kill(5))];
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
             printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
@@ -266,7 +267,8 @@ TIME           KIND             POD                                   CONTAINER 
 
     #[test]
     fn json_is_one_object_a_line_and_has_no_header() {
-        let events = [event(Kind::OomKill, owner(), kill(5)), event(Kind::DnsFailure, owner(), timeout())];
+        let events =
+            [event(EventKind::OomKill, owner(), kill(5)), event(EventKind::DnsFailure, owner(), timeout())];
         let text = printed(ListFormat::Json, Terminal { width: Some(20), colour: true }, &events);
         let read: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(read, events);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use podopsy_model::{KnownBy, Owner, PodRef};
-use podopsy_pods::{Container, Pod};
+use podopsy_pods::{ContainerDetails, PodDetails};
 
 use super::pods::reason;
 use super::table::field;
@@ -41,7 +41,7 @@ impl<'a, W: Write> Sheet<'a, W> {
     }
 
     /// The pod; `sandbox` is what the runtime says of it, where it says anything.
-    pub fn pod(&mut self, pod: &PodRef, sandbox: Option<&Pod>) -> io::Result<()> {
+    pub fn pod(&mut self, pod: &PodRef, sandbox: Option<&PodDetails>) -> io::Result<()> {
         self.head("Pod", &format!("{}/{}", pod.namespace, pod.name))?;
         self.field("uid", &pod.uid)?;
         self.field("labels", &labels(&pod.labels))?;
@@ -53,7 +53,7 @@ impl<'a, W: Write> Sheet<'a, W> {
         self.field("netns", sandbox.netns.as_deref().unwrap_or("the host's"))
     }
 
-    pub fn container(&mut self, container: &Container) -> io::Result<()> {
+    pub fn container(&mut self, container: &ContainerDetails) -> io::Result<()> {
         self.head("Container", &container.container.name)?;
         self.field("id", &container.container.id)?;
         self.field("image", &container.container.image)?;
@@ -112,7 +112,7 @@ fn known_by(how: KnownBy) -> &'static str {
     }
 }
 
-fn state(container: &Container) -> String {
+fn state(container: &ContainerDetails) -> String {
     let when = match container.state.as_str() {
         "running" => container.started_at.map(|time| format!(" since {}", units::date(time))),
         "exited" => container.finished_at.map(|time| format!(" at {}", units::date(time))),
@@ -125,7 +125,7 @@ fn state(container: &Container) -> String {
     format!("{}{}{reason}", container.state, when.unwrap_or_default())
 }
 
-fn memory(container: &Container) -> String {
+fn memory(container: &ContainerDetails) -> String {
     let limit = container
         .memory_limit_bytes
         .map_or_else(|| "no limit".to_owned(), |l| format!("limit {}", units::bytes(l)));

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use podopsy_model::event::Rss;
-use podopsy_model::incident::{How, Level, Limit, Verdict, Victim};
+use podopsy_model::incident::{Evidence, Level, LimitHit, Verdict, Victim};
 use podopsy_model::verdict;
-use podopsy_model::{Event, Incident, KnownBy};
+use podopsy_model::{Event, KnownBy, OomIncident};
 
 use super::table::Table;
 use super::units;
@@ -67,7 +67,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
 }
 
 /// One line of a live table.
-pub fn summary(incident: &Incident) -> String {
+pub fn summary(incident: &OomIncident) -> String {
     let mut text = format!("{}: limit {}, victim {}", incident.id, whose(&incident.limit), victims(incident));
     for said in incident.verdicts.iter().map(|verdict| verdict::explain(*verdict, incident)) {
         text += "; ";
@@ -77,7 +77,7 @@ pub fn summary(incident: &Incident) -> String {
 }
 
 /// `container 64.0 MiB (observed)`.
-pub fn whose(limit: &Limit) -> String {
+pub fn whose(limit: &LimitHit) -> String {
     let size = limit.limit_bytes.map(|bytes| format!(" {}", units::bytes(bytes))).unwrap_or_default();
     match limit.of {
         Level::Unknown => "unknown".to_owned(),
@@ -98,10 +98,10 @@ pub fn level(level: Level) -> &'static str {
     }
 }
 
-pub fn how(how: How) -> &'static str {
+pub fn how(how: Evidence) -> &'static str {
     match how {
-        How::Observed => "observed",
-        How::Inferred => "inferred",
+        Evidence::Observed => "observed",
+        Evidence::Inferred => "inferred",
     }
 }
 
@@ -110,8 +110,9 @@ pub fn resident(rss: &Rss) -> u64 {
     rss.anon_bytes.saturating_add(rss.file_bytes).saturating_add(rss.shmem_bytes)
 }
 
-fn short(limit: &Limit) -> String {
-    let guess = if limit.how == How::Inferred && limit.of != Level::Unknown { " (inferred)" } else { "" };
+fn short(limit: &LimitHit) -> String {
+    let guess =
+        if limit.how == Evidence::Inferred && limit.of != Level::Unknown { " (inferred)" } else { "" };
     format!("{}{guess}", level(limit.of))
 }
 
@@ -124,14 +125,14 @@ pub fn pod(event: &Event) -> String {
     }
 }
 
-fn restarts(event: &Event, incident: &Incident) -> String {
+fn restarts(event: &Event, incident: &OomIncident) -> String {
     let said = incident.runtime.as_ref().map(|view| view.restarts);
     said.or(event.container.as_ref().map(|container| container.attempt))
         .map(|n| n.to_string())
         .unwrap_or_default()
 }
 
-fn victims(incident: &Incident) -> String {
+fn victims(incident: &OomIncident) -> String {
     let name = |victim: &Victim| format!("{}[{}]", victim.task.comm, victim.task.pid);
     match &incident.victims[..] {
         [] => String::new(),
@@ -140,13 +141,13 @@ fn victims(incident: &Incident) -> String {
     }
 }
 
-fn rss_of_limit(incident: &Incident) -> String {
+fn rss_of_limit(incident: &OomIncident) -> String {
     let rss: Option<u64> = incident.victims.iter().map(|victim| victim.rss.as_ref().map(resident)).sum();
     let side = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), units::bytes);
     format!("{} / {}", side(rss), side(incident.limit.limit_bytes))
 }
 
-fn kubernetes(incident: &Incident) -> String {
+fn kubernetes(incident: &OomIncident) -> String {
     let Some(view) = &incident.runtime else { return String::new() };
     let word = verdict::container_state(view);
     let remark = incident.verdicts.iter().find_map(|verdict| match verdict {
@@ -164,7 +165,7 @@ pub mod tests {
     use podopsy_model::incident::{LevelState, ProcessRow, ProcessTable, RuntimeView};
     use podopsy_model::memory::Curve;
     use podopsy_model::profile::Frame;
-    use podopsy_model::{CgroupRef, ContainerRef, Detail, Kind, OomKill, Owner, PodRef};
+    use podopsy_model::{CgroupRef, ContainerRef, Detail, EventKind, OomKill, Owner, PodRef};
 
     use super::*;
 
@@ -203,7 +204,7 @@ pub mod tests {
         let mut rows: Vec<_> = (1..=40).map(row).collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.rss_bytes));
         let column = |of: &dyn Fn(u64) -> u64| (0..60).map(of).collect::<Vec<u64>>();
-        let incident = Incident {
+        let incident = OomIncident {
             id: id.into(),
             victims: vec![Victim {
                 task: task.clone(),
@@ -218,9 +219,9 @@ pub mod tests {
             group: false,
             kernel_kills: 1,
             constraint: Some("memcg".into()),
-            limit: Limit {
+            limit: LimitHit {
                 of: Level::Container,
-                how: How::Observed,
+                how: Evidence::Observed,
                 by: "kernel log".into(),
                 path: cgroup.path.clone(),
                 limit_bytes: Some(64 * MIB),
@@ -291,8 +292,15 @@ pub mod tests {
             already_dying: false,
             recovered: false,
         };
-        let mut event =
-            Event::new(time, Kind::OomIncident, "n", owner, process, Detail::Oom(kill), Default::default());
+        let mut event = Event::new(
+            time,
+            EventKind::OomIncident,
+            "n",
+            owner,
+            process,
+            Detail::Oom(kill),
+            Default::default(),
+        );
         event.incident = Some(Box::new(incident));
         event
     }
@@ -306,7 +314,7 @@ pub mod tests {
         (host.pod, host.container, host.known_by) = (None, None, KnownBy::Host);
         if let Some(incident) = &mut host.incident {
             incident.runtime = None;
-            incident.limit.how = How::Inferred;
+            incident.limit.how = Evidence::Inferred;
             incident.victims[0].rss = None;
         }
         let mut out = Vec::new();

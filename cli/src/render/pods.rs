@@ -2,14 +2,14 @@
 
 use std::io::{self, Write};
 
-use podopsy_pods::{Container, Pod};
+use podopsy_pods::{ContainerDetails, PodDetails};
 
 use super::table::Table;
 use super::units;
 use crate::terminal::Terminal;
 
 /// One row for each container name: its newest attempt, with the reason why the one before it ended.
-pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[Pod], wide: bool) -> io::Result<()> {
+pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodDetails], wide: bool) -> io::Result<()> {
     let mut header =
         vec!["NAMESPACE", "POD", "CONTAINER", "STATE", "RESTARTS", "LAST REASON", "PID", "MEMORY"];
     if wide {
@@ -48,10 +48,10 @@ pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[Pod], wide: bool)
 }
 
 /// Each container by name, newest attempt, with the attempt before it.
-fn newest(containers: &[Container]) -> Vec<(&Container, Option<&Container>)> {
-    let mut sorted: Vec<&Container> = containers.iter().collect();
+fn newest(containers: &[ContainerDetails]) -> Vec<(&ContainerDetails, Option<&ContainerDetails>)> {
+    let mut sorted: Vec<&ContainerDetails> = containers.iter().collect();
     sorted.sort_by(|a, b| {
-        let key = |c: &Container| (c.container.attempt, c.started_at);
+        let key = |c: &ContainerDetails| (c.container.attempt, c.started_at);
         a.container.name.cmp(&b.container.name).then_with(|| key(b).cmp(&key(a)))
     });
     sorted
@@ -60,13 +60,13 @@ fn newest(containers: &[Container]) -> Vec<(&Container, Option<&Container>)> {
         .collect()
 }
 
-fn last_reason(container: &Container, before: Option<&Container>) -> String {
+fn last_reason(container: &ContainerDetails, before: Option<&ContainerDetails>) -> String {
     let ended = if container.state == "exited" { Some(container) } else { before };
     ended.map(reason).unwrap_or_default()
 }
 
 /// `OOMKilled (137)`, as CRI gives it.
-pub fn reason(container: &Container) -> String {
+pub fn reason(container: &ContainerDetails) -> String {
     match (container.reason.as_str(), container.exit_code) {
         ("", None) => String::new(),
         ("", Some(code)) => format!("exit code {code}"),
@@ -76,7 +76,7 @@ pub fn reason(container: &Container) -> String {
 }
 
 /// `61.2 MiB / 64.0 MiB`.
-fn memory(container: &Container) -> String {
+fn memory(container: &ContainerDetails) -> String {
     let side = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), units::bytes);
     match (container.memory_usage_bytes, container.memory_limit_bytes) {
         (None, None) => String::new(),
@@ -95,8 +95,8 @@ pub mod tests {
 
     use super::*;
 
-    pub fn container(name: &str, attempt: u32, state: &str) -> Container {
-        Container {
+    pub fn container(name: &str, attempt: u32, state: &str) -> ContainerDetails {
+        ContainerDetails {
             container: ContainerRef {
                 name: name.into(),
                 id: "3f2a9c0123456789".into(),
@@ -120,8 +120,8 @@ pub mod tests {
         }
     }
 
-    pub fn pod(name: &str, containers: Vec<Container>) -> Pod {
-        Pod {
+    pub fn pod(name: &str, containers: Vec<ContainerDetails>) -> PodDetails {
+        PodDetails {
             pod: PodRef {
                 namespace: "finance".into(),
                 name: name.into(),

@@ -127,7 +127,7 @@ fn code(si_code: Option<i32>) -> String {
 pub mod tests {
     use podopsy_model::incident::RuntimeView;
     use podopsy_model::sigkill::Party;
-    use podopsy_model::{Detail, Kind, ProcessRef};
+    use podopsy_model::{Detail, EventKind, ProcessRef};
 
     use super::*;
 
@@ -157,7 +157,7 @@ pub mod tests {
             }),
             verdict: Some(SigkillVerdict::SigkillNoOom),
         };
-        Event { kind: Kind::Sigkill, detail: Detail::Sigkill(sigkill), incident: None, ..oom }
+        Event { kind: EventKind::Sigkill, detail: Detail::Sigkill(sigkill), incident: None, ..oom }
     }
 
     #[test]

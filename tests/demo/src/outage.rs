@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodSpec};
-use podopsy_model::{Event, Kind};
+use podopsy_model::{Event, EventKind};
 
 use crate::report;
 
@@ -158,12 +158,12 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<E
             );
         };
         // An incident repeats its kills with more details; it is in events.jsonl.
-        if event.kind == Kind::OomIncident {
+        if event.kind == EventKind::OomIncident {
             continue;
         }
         live.show(&event);
         let is_checkout = event.pod.as_ref().is_some_and(|pod| pod.name == "checkout-api");
-        kills += usize::from(event.kind == Kind::OomKill && is_checkout);
+        kills += usize::from(event.kind == EventKind::OomKill && is_checkout);
         events.push(event);
     }
     Ok(events)

@@ -20,9 +20,9 @@ use nix::sched::{CloneFlags, unshare};
 use podopsy_harness::Node;
 use podopsy_model::profile::{Frame, Sample};
 use podopsy_model::{Detail, DnsTransaction, Event, Losses};
-use podopsy_pods::{Options as PodsOptions, Pods};
+use podopsy_pods::{Pods, PodsOptions};
 use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Recorder, RecorderOptions};
-use podopsy_store::{Filter, Reader, Shelf};
+use podopsy_store::{Collection, Filter, Reader};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -159,7 +159,7 @@ pub fn options() -> RecorderOptions {
 pub fn stored(store: &Reader) -> Vec<Event> {
     let (mut events, mut after) = (Vec::new(), None);
     loop {
-        let page = store.page(&Filter { after, ..Filter::all(Shelf::Events) }).expect("a page");
+        let page = store.page(&Filter { after, ..Filter::all(Collection::Events) }).expect("a page");
         assert_eq!(page.unreadable, 0);
         events.extend(page.items.iter().map(|item| item.parse::<Event>().expect("an event")));
         after = page.next;

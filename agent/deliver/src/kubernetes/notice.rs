@@ -6,9 +6,9 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use podopsy_model::incident::{Level, Limit, Verdict};
+use podopsy_model::incident::{Level, LimitHit, Verdict};
 use podopsy_model::verdict::explain;
-use podopsy_model::{Event, Incident, Kind, PodIncident, PodRef};
+use podopsy_model::{Event, EventKind, OomIncident, PodIncident, PodRef};
 
 /// What an Event on a pod reports.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub fn notice_from_event(event: &Event) -> Option<PodNotice> {
     let pod = event.pod.as_ref()?;
     let incident = event.incident.as_ref()?;
     let has_killed = incident.victims.iter().any(|victim| !victim.already_dying);
-    (event.kind == Kind::OomIncident && has_killed).then(|| PodNotice {
+    (event.kind == EventKind::OomIncident && has_killed).then(|| PodNotice {
         pod: pod.clone(),
         container: event.container.as_ref().map(|container| container.name.clone()),
         reason: oom_reason(incident),
@@ -91,7 +91,7 @@ pub fn notices_from_incident(incident: &PodIncident) -> Vec<PodNotice> {
     lookups.into_iter().chain(correlated).collect()
 }
 
-fn oom_reason(incident: &Incident) -> &'static str {
+fn oom_reason(incident: &OomIncident) -> &'static str {
     if incident.verdicts.contains(&Verdict::NodeOom) {
         "PodopsyNodeOOMKilled"
     } else if incident.verdicts.contains(&Verdict::SilentChildKill) {
@@ -101,7 +101,7 @@ fn oom_reason(incident: &Incident) -> &'static str {
     }
 }
 
-fn oom_note(incident: &Incident) -> String {
+fn oom_note(incident: &OomIncident) -> String {
     let killed: Vec<_> = incident.victims.iter().filter(|victim| !victim.already_dying).collect();
     let mut note = match killed.first() {
         Some(first) => format!("The kernel's OOM killer killed {}[{}]", first.task.comm, first.task.pid),
@@ -125,7 +125,7 @@ fn oom_note(incident: &Incident) -> String {
     note + &format!(" podopsy oom show {}", incident.id)
 }
 
-fn limit_sentence(limit: &Limit) -> Cow<'static, str> {
+fn limit_sentence(limit: &LimitHit) -> Cow<'static, str> {
     let level = match limit.of {
         Level::InsideContainer => "the limit of a cgroup inside the container",
         Level::Container => "the container's limit",

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::*;
 use crate::testing::{event_validation as validation, lookup, oom_incident};
 use jiff::Timestamp;
-use podopsy_model::event::Kind;
+use podopsy_model::event::EventKind;
 use podopsy_model::incident::{Level, Verdict};
 use podopsy_model::pod_incident::Correlation;
 use podopsy_model::{Event, PodIncident, PodRef};
@@ -100,7 +100,7 @@ fn an_oom_incident_is_one_event_whose_note_explains_the_verdicts() {
     let node = oom_incident(0, |it| (it.limit.of, it.verdicts) = (Level::Node, vec![Verdict::NodeOom]));
     assert_eq!(notice_from_event(&node).unwrap().reason, "PodopsyNodeOOMKilled");
     // No notice for a single victim, for an incident that killed nothing, for a host process, and for a lookup.
-    assert!(notice_from_event(&Event { kind: Kind::OomKill, incident: None, ..node.clone() }).is_none());
+    assert!(notice_from_event(&Event { kind: EventKind::OomKill, incident: None, ..node.clone() }).is_none());
     assert!(notice_from_event(&oom_incident(0, |it| it.victims[0].already_dying = true)).is_none());
     assert!(notice_from_event(&Event { pod: None, ..node }).is_none());
     assert!(notice_from_event(&lookup("a", 1).event).is_none());

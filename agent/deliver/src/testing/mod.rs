@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use podopsy_model::event::{Detail, Event, Kind, ProcessRef};
-use podopsy_model::lookup::{Lookup, LookupResult, NameKnownBy, Saw, SearchPathMisses};
+use podopsy_model::event::{Detail, Event, EventKind, ProcessRef};
+use podopsy_model::lookup::{Lookup, LookupResult, NameKnownBy, SearchPathMisses, SeenOutcomes};
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
-use podopsy_model::{Incident, Losses};
+use podopsy_model::{Losses, OomIncident};
 
 use crate::EncodedEvent;
 
@@ -32,11 +32,11 @@ pub fn host_lookup(second: i64) -> Arc<EncodedEvent> {
 }
 
 /// The event of an OOM incident of `shop/basket`, modified by `change`.
-pub fn oom_incident(second: i64, change: impl FnOnce(&mut Incident)) -> Event {
+pub fn oom_incident(second: i64, change: impl FnOnce(&mut OomIncident)) -> Event {
     let mut event = lookup("a", 1).event.clone();
     let mut incident = podopsy_model::testing::incident();
     change(&mut incident);
-    event.kind = Kind::OomIncident;
+    event.kind = EventKind::OomIncident;
     event.time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
     event.incident = Some(Box::new(incident));
     event
@@ -57,13 +57,13 @@ fn encode_lookup(owner: Owner, name: &str, second: i64) -> Arc<EncodedEvent> {
         resolvers: Vec::new(),
         transactions: Vec::new(),
         search: None,
-        saw: Saw::Failures,
+        saw: SeenOutcomes::Failures,
         diagnosis: None,
         cut_short: false,
     };
     let process = ProcessRef { pid: 77, comm: "checkout".into(), start_time: None };
     let detail = Detail::Lookup(Box::new(lookup));
-    let event = Event::new(time, Kind::DnsLookup, "n1", owner, process, detail, Losses::new());
+    let event = Event::new(time, EventKind::DnsLookup, "n1", owner, process, detail, Losses::new());
     EncodedEvent::new(event, None).unwrap()
 }
 

@@ -1,5 +1,5 @@
 //! CRI v1 messages, as far as podopsy reads them: field numbers of k8s.io/cri-api
-//! `pkg/apis/runtime/v1/api.proto` (package `runtime.v1`). prost skips the fields left out.
+//! `pkg/apis/runtime/v1/api.proto` (package `runtime.v1`). prost skips all other fields.
 
 use std::collections::HashMap;
 
@@ -70,7 +70,7 @@ pub struct PodSandbox {
     /// 0 ready, 1 not ready.
     #[prost(int32, tag = "3")]
     pub state: i32,
-    /// ns since the epoch, like every time here.
+    /// Nanoseconds since the epoch, like all times in these messages.
     #[prost(int64, tag = "4")]
     pub created_at: i64,
     #[prost(map = "string, string", tag = "5")]
@@ -89,7 +89,7 @@ pub struct PodSandboxStatusRequest {
 pub struct PodSandboxStatusResponse {
     #[prost(message, optional, tag = "1")]
     pub status: Option<PodSandboxStatus>,
-    /// With `verbose`: the runtime's own, JSON under `info`.
+    /// With `verbose`: details specific to the runtime, as JSON under `info`.
     #[prost(map = "string, string", tag = "2")]
     pub info: HashMap<String, String>,
 }
@@ -177,7 +177,7 @@ pub struct ContainerMetadata {
 pub struct ImageSpec {
     #[prost(string, tag = "1")]
     pub image: String,
-    /// Since Kubernetes 1.28; what the pod's spec said.
+    /// The image name in the pod's spec; since Kubernetes 1.28.
     #[prost(string, tag = "18")]
     pub user_specified_image: String,
 }

@@ -1,4 +1,4 @@
-//! A node in a folder, and a runtime that the test plays over a Unix socket.
+//! A fake node in a folder, and a fake runtime on a Unix socket.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,7 +13,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixListener;
 use tonic::codegen::http;
 
-use crate::Options;
+use crate::PodsOptions;
 use crate::cri::messages::{self as cri, *};
 
 pub const APP: &str = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
@@ -22,14 +22,14 @@ pub const PAUSE: &str = "00112233445566778899aabbccddeeff00112233445566778899aab
 pub const FAKE: &str = "ffff2233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 pub const UID: &str = "8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
 
-/// A node in a folder: `cg` is a v2 hierarchy, `proc`, `logs`, and where the socket goes.
-pub struct Node {
+/// A fake node: a folder with `cg` (a v2 hierarchy), `proc`, `logs` and the socket.
+pub struct FakeNode {
     dir: tempfile::TempDir,
 }
 
-impl Node {
-    pub fn new() -> Node {
-        let node = Node { dir: tempfile::tempdir().unwrap() };
+impl FakeNode {
+    pub fn new() -> FakeNode {
+        let node = FakeNode { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir_all(node.at("cg")).unwrap();
         std::fs::create_dir_all(node.at("proc/self")).unwrap();
         std::fs::write(node.at("cg/cgroup.controllers"), "memory").unwrap();
@@ -40,7 +40,7 @@ impl Node {
         self.dir.path().join(path)
     }
 
-    /// Makes a cgroup, and gives its id.
+    /// Creates a cgroup and returns its id.
     pub fn mkdir(&self, path: &str) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let dir = self.at("cg").join(path);
@@ -52,8 +52,8 @@ impl Node {
         std::fs::remove_dir(self.at("cg").join(path)).unwrap();
     }
 
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> PodsOptions {
+        PodsOptions {
             cri_socket: Some(self.at("cri.sock")),
             cri_timeout: Duration::from_millis(600),
             remember_dead: Duration::from_secs(600),
@@ -68,16 +68,16 @@ pub fn strings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
-/// A runtime with one pod: its calls by method, and which ids it does not know yet.
+/// A runtime with one pod: the number of its calls, and the ids that it does not know yet.
 #[derive(Default)]
-pub struct Fake {
+pub struct FakeRuntime {
     pub calls: AtomicUsize,
     pub hidden: Mutex<Vec<&'static str>>,
 }
 
 type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
 
-impl Fake {
+impl FakeRuntime {
     fn knows(&self, id: &str, known: &[&str]) -> Result<(), tonic::Status> {
         let hidden = self.hidden.lock().unwrap().contains(&id);
         if hidden || !known.contains(&id) { Err(tonic::Status::not_found("no such")) } else { Ok(()) }
@@ -100,9 +100,9 @@ impl Fake {
         };
         let status = PodSandboxStatus {
             id: PAUSE.into(),
-            metadata: Fake::meta(),
+            metadata: FakeRuntime::meta(),
             network: Some(network),
-            labels: Fake::labels(),
+            labels: FakeRuntime::labels(),
             ..Default::default()
         };
         let info = strings(&[("info", r#"{"pid": 4242}"#)]);
@@ -171,8 +171,8 @@ impl Fake {
             _ => unary!(ListPodSandboxRequest, |_| Ok(tonic::Response::new(ListPodSandboxResponse {
                 items: vec![PodSandbox {
                     id: PAUSE.into(),
-                    metadata: Fake::meta(),
-                    labels: Fake::labels(),
+                    metadata: FakeRuntime::meta(),
+                    labels: FakeRuntime::labels(),
                     ..Default::default()
                 }]
             }))),
@@ -180,8 +180,8 @@ impl Fake {
     }
 }
 
-pub fn serve(socket: &Path) -> Arc<Fake> {
-    let fake = Arc::new(Fake::default());
+pub fn serve(socket: &Path) -> Arc<FakeRuntime> {
+    let fake = Arc::new(FakeRuntime::default());
     let listener = UnixListener::bind(socket).unwrap();
     let runtime = fake.clone();
     tokio::spawn(async move {

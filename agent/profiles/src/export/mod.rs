@@ -15,7 +15,7 @@ pub mod svg;
 pub use format::Format;
 
 use podopsy_model::owner::{KnownBy, Owner};
-use podopsy_model::profile::{Frame, Profile, Quality, Sampling};
+use podopsy_model::profile::{Completeness, Frame, Profile, Sampling};
 
 /// True for frames of the kernel and of its modules. Their modules are in brackets, like those of the process's own
 /// areas without a file, which are listed here.
@@ -78,7 +78,7 @@ fn loss_lines(profile: &Profile) -> Vec<String> {
 
 /// The completeness of the user stacks: one line per owner, with the reasons for incomplete stacks.
 fn completeness_lines(profile: &Profile) -> Vec<String> {
-    let line = |quality: &Quality| {
+    let line = |quality: &Completeness| {
         let reasons: String =
             quality.incomplete.iter().map(|(reason, count)| format!(", {reason} {count}")).collect();
         let (owner, samples) = (owner_path(&quality.owner), quality.samples);

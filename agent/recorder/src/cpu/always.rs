@@ -20,7 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::{QUEUE, Scope, raw_sample};
 use crate::shed::{Shed, Step};
 use podopsy_decode::{self as decode, Stack};
-use podopsy_model::profile::{Mapping, Profile, Quality, Sample, Sampling};
+use podopsy_model::profile::{Completeness, Mapping, Profile, Sample, Sampling};
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
@@ -72,7 +72,7 @@ enum Message {
 struct Named {
     samples: Vec<Sample>,
     mappings: Vec<Mapping>,
-    quality: Vec<Quality>,
+    quality: Vec<Completeness>,
     losses: Losses,
 }
 
@@ -314,12 +314,12 @@ async fn send(queue: &std::sync::mpsc::SyncSender<Message>, mut message: Message
 }
 
 /// Samples, mappings and completeness of each container, and of all host processes together.
-fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> {
+fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Completeness>)> {
     let key = |owner: &Owner| match &owner.container {
         Some(container) => container.id.clone(),
         None => owner.pod.as_ref().map(|pod| pod.uid.clone()).unwrap_or_default(),
     };
-    let mut all: BTreeMap<String, (Vec<Sample>, Vec<Quality>)> = BTreeMap::new();
+    let mut all: BTreeMap<String, (Vec<Sample>, Vec<Completeness>)> = BTreeMap::new();
     for sample in named.samples {
         all.entry(key(&sample.owner)).or_default().0.push(sample);
     }
@@ -328,7 +328,7 @@ fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Quality>)> 
             own.push(quality);
         }
     }
-    let split = |(samples, quality): (Vec<Sample>, Vec<Quality>)| {
+    let split = |(samples, quality): (Vec<Sample>, Vec<Completeness>)| {
         let frames = samples.iter().flat_map(|sample| &sample.stack);
         let used: BTreeSet<_> =
             frames.filter_map(|frame| Some((frame.module.as_ref()?, &frame.build_id))).collect();

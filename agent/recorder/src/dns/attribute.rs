@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use podopsy_model::{Detail, DnsTransaction, Event, Kind, Outcome, Owner};
+use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Outcome, Owner};
 use podopsy_pods::Pods;
 use podopsy_wire::Task;
 use tokio::time::Instant;
@@ -35,8 +35,8 @@ impl DnsAttribution {
             None => context.owner(asker).await,
         };
         let kind = match transaction.outcome {
-            Outcome::Noerror => Kind::DnsAnswer,
-            _ => Kind::DnsFailure,
+            Outcome::Noerror => EventKind::DnsAnswer,
+            _ => EventKind::DnsFailure,
         };
         let event = context.event(time_ns, kind, owner, asker, Detail::Dns(transaction));
         if let Some(lookups) = &mut self.lookups {

@@ -301,7 +301,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use podopsy_pods::Options;
+    use podopsy_pods::PodsOptions;
 
     /// Counts of these cgroups, as the packet socket's thread makes them.
     fn counts(ids: &[u64]) -> SharedCounts {
@@ -316,13 +316,13 @@ mod tests {
         let cgroups = folder.path().join("cgroup");
         std::fs::create_dir_all(cgroups.join("system.slice")).unwrap();
         std::fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
-        let options = Options {
+        let options = PodsOptions {
             cri_socket: Some(folder.path().join("absent.sock")),
             remember_dead: Duration::ZERO,
             proc_root: folder.path().join("proc"),
             cgroup_root: cgroups.clone(),
             log_pods: folder.path().join("logs"),
-            ..Options::default()
+            ..PodsOptions::default()
         };
         let pods = Pods::start(options).await.unwrap();
         let id = std::fs::metadata(cgroups.join("system.slice")).unwrap().ino();
@@ -340,11 +340,11 @@ mod tests {
         for other in others {
             std::fs::remove_dir(other).unwrap();
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if pods.place(id).is_none() {
+            if pods.lineage(id).is_none() {
                 break;
             }
         }
-        assert!(pods.place(id).is_none(), "never forgotten");
+        assert!(pods.lineage(id).is_none(), "never forgotten");
         let before = pods.status().losses.get("cgroups_unknown").copied().unwrap_or(0);
         for _ in 0..10 {
             assert_eq!(path().await.as_deref(), Some("/system.slice"));

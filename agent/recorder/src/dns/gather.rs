@@ -12,8 +12,8 @@ use crate::dns::lookups::{ClosedLookup, LookupBuilder, LookupQuery, ProcessKey};
 use crate::dns::network::counters::CounterHistory;
 use crate::dns::network::resolv_conf::{NetworkView, ResolvConfCache};
 use crate::options::DnsOptions;
-use podopsy_model::lookup::{LookupResult, Saw};
-use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Outcome, Owner, ProcessRef};
+use podopsy_model::lookup::{LookupResult, SeenOutcomes};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, Losses, Outcome, Owner, ProcessRef};
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 
@@ -30,12 +30,12 @@ pub struct Lookups {
     resolv: ResolvConfCache,
     counters: CounterHistory,
     pods: Arc<Pods>,
-    saw: Saw,
+    saw: SeenOutcomes,
 }
 
 impl Lookups {
     pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> Lookups {
-        let saw = if options.answers { Saw::All } else { Saw::Failures };
+        let saw = if options.answers { SeenOutcomes::All } else { SeenOutcomes::Failures };
         let timeout_ns = options.timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         let proc_root = Path::new("/proc");
         Lookups {
@@ -98,8 +98,9 @@ impl Lookups {
         let resolv = &self.resolv;
         let known = |context: &LookupContext| resolv.get(context.of, context.process.pid, 0, Vec::new);
         let closed = self.builder.take_due(clock::boot_now_ns(), all, known);
-        let reported =
-            closed.into_iter().filter(|closed| self.saw == Saw::All || closed.lookup.result.is_failure());
+        let reported = closed
+            .into_iter()
+            .filter(|closed| self.saw == SeenOutcomes::All || closed.lookup.result.is_failure());
         reported.map(|closed| self.event(closed, node, losses)).collect()
     }
 
@@ -118,6 +119,6 @@ impl Lookups {
         }
         let detail = Detail::Lookup(Box::new(lookup));
         let time = clock::wall(end_ns);
-        Event::new(time, Kind::DnsLookup, node, context.owner, context.process, detail, losses.clone())
+        Event::new(time, EventKind::DnsLookup, node, context.owner, context.process, detail, losses.clone())
     }
 }

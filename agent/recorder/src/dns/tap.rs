@@ -19,7 +19,7 @@ use podopsy_packets::stream::Streams;
 use podopsy_packets::table::{AnswerSettings, QueryTable, SeenMessage};
 use podopsy_packets::{PacketLosses, SCOPE, SharedCounters};
 use podopsy_pods::Pods;
-use podopsy_pods::inside::Inside;
+use podopsy_pods::inside::OwnPod;
 use podopsy_probes::Rate;
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
@@ -111,7 +111,7 @@ pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) ->
     let rate = Rate::default();
     let counters = SharedCounters::default();
     let owners = InsideOwners::default();
-    let inside = Inside::here();
+    let inside = OwnPod::detect();
     let source = CounterSource::PacketSocket(counters.clone(), inside.is_some().then(|| owners.clone()));
     let counts = Arc::new(Mutex::new(ContainerCounts::new(source, rate)));
     let mut tap = Tap {
@@ -283,7 +283,7 @@ impl Outlet {
 struct SocketOwners {
     askers: AskerFinder,
     /// None: host processes are visible, and the pods crate finds their containers.
-    inside: Option<Inside>,
+    inside: Option<OwnPod>,
     owners: InsideOwners,
     /// (pid, start time) → the container's number.
     numbers: HashMap<(u32, u64), u64>,
@@ -321,6 +321,6 @@ impl SocketOwners {
         let inside = self.inside.as_ref()?;
         let owners = lock(&self.owners);
         let known = owners.get(&asker.cgroup_id).cloned();
-        Some(Box::new(known.unwrap_or_else(|| inside.nobody())))
+        Some(Box::new(known.unwrap_or_else(|| inside.unknown_process())))
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::{SignedDuration, Timestamp};
 
-use podopsy_model::incident::Incident;
+use podopsy_model::incident::OomIncident;
 use podopsy_model::pod_incident::PodIncident;
 use podopsy_model::{Detail, Event, Losses};
 
@@ -240,7 +240,7 @@ impl PodHistory {
 fn add_oom_incident(
     open: &mut PodIncident,
     event: &Event,
-    oom: &Incident,
+    oom: &OomIncident,
     failures: &VecDeque<FailedLookup>,
 ) {
     if !open.ooms.contains(&oom.id) {

@@ -5,7 +5,7 @@ use super::*;
 use podopsy_model::event::ProcessRef;
 use podopsy_model::memory::Curve;
 use podopsy_model::testing::{kill, owner};
-use podopsy_model::{Kind, Lookup};
+use podopsy_model::{EventKind, Lookup};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -20,7 +20,7 @@ fn failed(second: i64, pod: &str, name: &str) -> Event {
     .unwrap();
     let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
     let (owner, detail) = (owner("shop", pod, &[]), Detail::Lookup(Box::new(lookup)));
-    Event::new(at(second), Kind::DnsLookup, "n", owner, process, detail, Losses::new())
+    Event::new(at(second), EventKind::DnsLookup, "n", owner, process, detail, Losses::new())
 }
 
 fn killed(second: i64, pod: &str, id: &str) -> Event {
@@ -31,7 +31,7 @@ fn killed(second: i64, pod: &str, id: &str) -> Event {
 fn incident(second: i64, pod: &str, id: &str, curve: Curve) -> Event {
     let mut oom = podopsy_model::testing::incident();
     (oom.id, oom.curve, oom.runtime) = (id.into(), Some(curve), None);
-    Event { kind: Kind::OomIncident, incident: Some(Box::new(oom)), ..killed(second, pod, id) }
+    Event { kind: EventKind::OomIncident, incident: Some(Box::new(oom)), ..killed(second, pod, id) }
 }
 
 /// A curve with a point each second: `held` is in MiB, by second.

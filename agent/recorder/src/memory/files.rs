@@ -7,66 +7,66 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use podopsy_model::memory::{Counters, Pressure, Usage};
-use podopsy_pods::hierarchy::Version;
+use podopsy_model::memory::{MemoryCounters, MemoryUsage, Pressure};
+use podopsy_pods::hierarchy::CgroupVersion;
 
 /// The largest of these files (`memory.stat`) has about 2 KiB on 6.18.
 const BUFFER: usize = 16 << 10;
 
 /// Reads files of cgroups into one buffer, with one open and one read for each.
 pub struct MemoryFileReader {
-    version: Version,
+    version: CgroupVersion,
     buffer: Vec<u8>,
 }
 
 impl MemoryFileReader {
-    pub fn new(version: Version) -> MemoryFileReader {
+    pub fn new(version: CgroupVersion) -> MemoryFileReader {
         MemoryFileReader { version, buffer: vec![0; BUFFER] }
     }
 
     /// What is charged to a cgroup and everything below it, without its limit; None: the cgroup is gone.
-    pub fn usage(&mut self, dir: &Path) -> Option<Usage> {
+    pub fn usage(&mut self, dir: &Path) -> Option<MemoryUsage> {
         Some(match self.version {
-            Version::V1 => {
+            CgroupVersion::V1 => {
                 let current = self.number(dir, "memory.usage_in_bytes")?;
                 let kernel = self.number(dir, "memory.kmem.usage_in_bytes").unwrap_or(0);
                 let stat = self.read(dir, "memory.stat").map(stat_v1).unwrap_or_default();
-                Usage { current_bytes: current, kernel_bytes: kernel, ..stat }
+                MemoryUsage { current_bytes: current, kernel_bytes: kernel, ..stat }
             }
-            Version::V2 => {
+            CgroupVersion::V2 => {
                 let current = self.number(dir, "memory.current")?;
                 let swap = self.number(dir, "memory.swap.current").unwrap_or(0);
                 let stat = self.read(dir, "memory.stat").map(stat_v2).unwrap_or_default();
                 let pressure = self.read(dir, "memory.pressure").and_then(pressure);
-                Usage { current_bytes: current, swap_bytes: swap, pressure, ..stat }
+                MemoryUsage { current_bytes: current, swap_bytes: swap, pressure, ..stat }
             }
         })
     }
 
     /// As [`Self::usage`], with the last reading: if the sum has not changed, the last reading is returned. Most
     /// containers of a node are idle, and for these one file is read instead of three or four.
-    pub fn usage_since(&mut self, dir: &Path, last: Usage) -> Option<Usage> {
-        let name = if self.version == Version::V1 { "memory.usage_in_bytes" } else { "memory.current" };
+    pub fn usage_since(&mut self, dir: &Path, last: MemoryUsage) -> Option<MemoryUsage> {
+        let name = if self.version == CgroupVersion::V1 { "memory.usage_in_bytes" } else { "memory.current" };
         if self.number(dir, name)? == last.current_bytes { Some(last) } else { self.usage(dir) }
     }
 
     /// The events of the cgroup itself, without those below it; None: the cgroup is gone, or it is the root of v2,
     /// which has no counters.
-    pub fn counters(&mut self, dir: &Path) -> Option<Counters> {
+    pub fn counters(&mut self, dir: &Path) -> Option<MemoryCounters> {
         match self.version {
-            Version::V1 => {
+            CgroupVersion::V1 => {
                 let limit_hits = self.number(dir, "memory.failcnt")?;
                 let control = self.read(dir, "memory.oom_control")?;
-                Some(Counters {
+                Some(MemoryCounters {
                     limit_hits,
                     oom_kills: value(control, b"oom_kill").unwrap_or(0),
-                    ..Counters::default()
+                    ..MemoryCounters::default()
                 })
             }
-            Version::V2 => {
+            CgroupVersion::V2 => {
                 let text = self.read(dir, "memory.events.local")?;
                 let get = |key: &[u8]| value(text, key).unwrap_or(0);
-                Some(Counters {
+                Some(MemoryCounters {
                     limit_hits: get(b"max"),
                     high: get(b"high"),
                     ooms: Some(get(b"oom")),
@@ -78,12 +78,12 @@ impl MemoryFileReader {
 
     /// `memory.oom.group`; always false on v1, which does not have this file.
     pub fn kills_as_group(&mut self, dir: &Path) -> bool {
-        self.version == Version::V2 && self.number(dir, "memory.oom.group") == Some(1)
+        self.version == CgroupVersion::V2 && self.number(dir, "memory.oom.group") == Some(1)
     }
 
     /// The limit in bytes; None: no limit.
     pub fn limit(&mut self, dir: &Path) -> Option<u64> {
-        let name = if self.version == Version::V1 { "memory.limit_in_bytes" } else { "memory.max" };
+        let name = if self.version == CgroupVersion::V1 { "memory.limit_in_bytes" } else { "memory.max" };
         // "No limit" is the largest multiple of the page size on v1, and "max" on v2.
         self.number(dir, name).filter(|&limit| limit < 1 << 62)
     }
@@ -111,31 +111,31 @@ pub fn machine_oom_kills(proc_root: &Path) -> Option<u64> {
     value(&std::fs::read(proc_root.join("vmstat")).ok()?, b"oom_kill")
 }
 
-fn stat_v1(text: &[u8]) -> Usage {
+fn stat_v1(text: &[u8]) -> MemoryUsage {
     let get = |key: &[u8]| value(text, key).unwrap_or(0);
     let shmem = get(b"total_shmem");
-    Usage {
+    MemoryUsage {
         anon_bytes: get(b"total_rss"),
         // The controller's "cache" includes shared memory, which cannot be reclaimed without swap.
         file_bytes: get(b"total_cache").saturating_sub(shmem),
         shmem_bytes: shmem,
         swap_bytes: get(b"total_swap"),
-        ..Usage::default()
+        ..MemoryUsage::default()
     }
 }
 
-fn stat_v2(text: &[u8]) -> Usage {
+fn stat_v2(text: &[u8]) -> MemoryUsage {
     let get = |key: &[u8]| value(text, key);
     let shmem = get(b"shmem").unwrap_or(0);
     // `kernel` exists since 5.18; older kernels have only its parts.
     let parts = [&b"kernel_stack"[..], b"pagetables", b"percpu", b"sock", b"slab"];
     let kernel = get(b"kernel").unwrap_or_else(|| parts.iter().filter_map(|part| get(part)).sum());
-    Usage {
+    MemoryUsage {
         anon_bytes: get(b"anon").unwrap_or(0),
         file_bytes: get(b"file").unwrap_or(0).saturating_sub(shmem),
         shmem_bytes: shmem,
         kernel_bytes: kernel,
-        ..Usage::default()
+        ..MemoryUsage::default()
     }
 }
 
@@ -188,24 +188,29 @@ mod tests {
             ("memory.events.local", "low 0\nhigh 4\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n"),
             ("memory.oom.group", "1\n"),
         ]);
-        let mut reader = MemoryFileReader::new(Version::V2);
+        let mut reader = MemoryFileReader::new(CgroupVersion::V2);
         let usage = reader.usage(dir.path()).unwrap();
         assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (600_000, 200_000, 100_000));
         assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (90_000, 7, None));
         assert_eq!(usage.pressure, Some(Pressure { some_us: 1234, full_us: 99 }));
         assert_eq!(reader.limit(dir.path()), Some(2_000_000));
         let counters = reader.counters(dir.path()).unwrap();
-        assert_eq!(counters, Counters { limit_hits: 12, high: 4, ooms: Some(2), oom_kills: 1 });
+        assert_eq!(counters, MemoryCounters { limit_hits: 12, high: 4, ooms: Some(2), oom_kills: 1 });
         assert!(reader.kills_as_group(dir.path()));
     }
 
     #[test]
     fn if_the_sum_has_not_changed_the_other_files_are_not_read() {
         let dir = dir(&[("memory.current", "1000\n"), ("memory.stat", "anon 600\n")]);
-        let mut reader = MemoryFileReader::new(Version::V2);
-        let idle = Usage { current_bytes: 1000, anon_bytes: 500, limit_bytes: Some(1), ..Usage::default() };
+        let mut reader = MemoryFileReader::new(CgroupVersion::V2);
+        let idle = MemoryUsage {
+            current_bytes: 1000,
+            anon_bytes: 500,
+            limit_bytes: Some(1),
+            ..MemoryUsage::default()
+        };
         assert_eq!(reader.usage_since(dir.path(), idle), Some(idle));
-        let grown = reader.usage_since(dir.path(), Usage { current_bytes: 999, ..idle }).unwrap();
+        let grown = reader.usage_since(dir.path(), MemoryUsage { current_bytes: 999, ..idle }).unwrap();
         assert_eq!((grown.current_bytes, grown.anon_bytes), (1000, 600));
         assert_eq!(reader.usage_since(Path::new("/nonexistent"), idle), None, "it is gone");
     }
@@ -231,19 +236,19 @@ mod tests {
             ("memory.failcnt", "1391\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
         ]);
-        let mut reader = MemoryFileReader::new(Version::V1);
+        let mut reader = MemoryFileReader::new(CgroupVersion::V1);
         let usage = reader.usage(dir.path()).unwrap();
         assert_eq!((usage.anon_bytes, usage.file_bytes, usage.shmem_bytes), (66_748_416, 4000, 96));
         assert_eq!((usage.kernel_bytes, usage.swap_bytes, usage.limit_bytes), (356_352, 5, None));
         assert_eq!(reader.limit(dir.path()), None);
         let counters = reader.counters(dir.path()).unwrap();
-        assert_eq!(counters, Counters { limit_hits: 1391, oom_kills: 3, ..Counters::default() });
+        assert_eq!(counters, MemoryCounters { limit_hits: 1391, oom_kills: 3, ..MemoryCounters::default() });
         assert!(!reader.kills_as_group(dir.path()));
     }
 
     #[test]
     fn a_cgroup_that_is_gone_gives_none() {
-        let mut reader = MemoryFileReader::new(Version::V2);
+        let mut reader = MemoryFileReader::new(CgroupVersion::V2);
         assert_eq!(reader.usage(Path::new("/nonexistent")), None);
         assert_eq!(reader.counters(Path::new("/nonexistent")), None);
     }

@@ -18,8 +18,8 @@ use std::time::Duration;
 use files::MemoryFileReader;
 use kills::CgroupKillCounts;
 use podopsy_model::Losses;
-use podopsy_model::memory::{Counters, Curve, Usage};
-use podopsy_pods::{Level, Pods};
+use podopsy_model::memory::{Curve, MemoryCounters, MemoryUsage};
+use podopsy_pods::{MemoryCgroup, Pods};
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
 pub use records::CgroupMemoryRecord;
@@ -55,7 +55,7 @@ struct SamplerState {
     /// By cgroup id, as all the maps below.
     rings: HashMap<u64, ContainerSamples>,
     /// (CLOCK_BOOTTIME, counters), newest first; 0: no reading yet.
-    counters: HashMap<u64, [(u64, Counters); READINGS]>,
+    counters: HashMap<u64, [(u64, MemoryCounters); READINGS]>,
     kills: CgroupKillCounts,
     memory_records: MemoryRecords,
     /// The cgroups that existed at the first tick: their earlier kills were not recorded.
@@ -105,14 +105,14 @@ impl MemorySampler {
     }
 
     /// The last sample and its CLOCK_BOOTTIME.
-    pub fn last(&self, id: u64) -> Option<(u64, Usage)> {
+    pub fn last(&self, id: u64) -> Option<(u64, MemoryUsage)> {
         let state = lock(&self.state);
         let ring = &state.rings.get(&id)?.ring;
         Some((ring.last_ns(), ring.last?))
     }
 
     /// A cgroup's counters as they were before `boot_ns`; None: not known.
-    pub fn before(&self, id: u64, boot_ns: u64) -> Option<Counters> {
+    pub fn before(&self, id: u64, boot_ns: u64) -> Option<MemoryCounters> {
         let state = lock(&self.state);
         let known = state.counters.get(&id)?.iter().filter(|(at, _)| *at > 0 && *at < boot_ns);
         known.max_by_key(|(at, _)| *at).map(|(_, counters)| *counters)
@@ -153,7 +153,7 @@ impl Drop for MemorySampler {
 
 /// One round. The state is locked for each entry only, so that no caller waits for cgroupfs.
 fn tick(state: &Mutex<SamplerState>, reader: &mut MemoryFileReader, pods: &Pods) {
-    let levels = pods.memory_levels();
+    let levels = pods.memory_cgroups();
     let hierarchy = pods.hierarchy();
     lock(state).at_start.get_or_insert_with(|| levels.iter().map(|level| level.id).collect());
     let (begin, count) = lock(state).take_counters_turn(levels.len());
@@ -163,7 +163,7 @@ fn tick(state: &Mutex<SamplerState>, reader: &mut MemoryFileReader, pods: &Pods)
             lock(state).add_counters(level.id, boot_now_ns(), counters);
         }
     }
-    let containers: Vec<&Level> = levels.iter().filter(|level| level.container).collect();
+    let containers: Vec<&MemoryCgroup> = levels.iter().filter(|level| level.container).collect();
     let (begin, count) = lock(state).take_turn(containers.len());
     for offset in 0..count {
         let level = containers[(begin + offset) % containers.len()];
@@ -171,7 +171,7 @@ fn tick(state: &Mutex<SamplerState>, reader: &mut MemoryFileReader, pods: &Pods)
         let last = lock(state).last_if_partial(level.id);
         let usage = match last {
             Some(last) => reader.usage_since(&dir, last),
-            None => reader.usage(&dir).map(|usage| Usage { limit_bytes: reader.limit(&dir), ..usage }),
+            None => reader.usage(&dir).map(|usage| MemoryUsage { limit_bytes: reader.limit(&dir), ..usage }),
         };
         let Some(mut usage) = usage else { continue };
         if let Some(last) = last {
@@ -183,7 +183,7 @@ fn tick(state: &Mutex<SamplerState>, reader: &mut MemoryFileReader, pods: &Pods)
 }
 
 impl SamplerState {
-    fn add_counters(&mut self, id: u64, now_ns: u64, counters: Counters) {
+    fn add_counters(&mut self, id: u64, now_ns: u64, counters: MemoryCounters) {
         let is_new = self.at_start.as_ref().is_some_and(|old| !old.contains(&id));
         self.kills.update(id, now_ns, counters.oom_kills, is_new);
         let readings = self.counters.entry(id).or_default();
@@ -193,7 +193,7 @@ impl SamplerState {
 
     /// The last usage, if only a part is to be read now; None: this sample is to be complete. This counts the
     /// container's own samples, not the ticks: a container that is read every second tick would never hit an odd tick.
-    fn last_if_partial(&mut self, id: u64) -> Option<Usage> {
+    fn last_if_partial(&mut self, id: u64) -> Option<MemoryUsage> {
         let container = self.rings.get_mut(&id)?;
         container.samples += 1;
         container.ring.last.filter(|_| container.samples % COMPLETE_EVERY != id % COMPLETE_EVERY)
@@ -215,7 +215,7 @@ impl SamplerState {
         (begin, count)
     }
 
-    fn add_sample(&mut self, id: u64, now_ns: u64, usage: Usage) {
+    fn add_sample(&mut self, id: u64, now_ns: u64, usage: MemoryUsage) {
         self.memory_records.push(id, now_ns, &usage);
         let container = self.rings.entry(id).or_default();
         container.ring.push(now_ns, usage);
@@ -224,7 +224,7 @@ impl SamplerState {
 
     /// Drops containers that ended ten minutes ago. If there are still too many, evicts those that ended first and
     /// counts them.
-    fn clean(&mut self, now_ns: u64, levels: &[Level]) {
+    fn clean(&mut self, now_ns: u64, levels: &[MemoryCgroup]) {
         let alive: HashSet<u64> = levels.iter().map(|level| level.id).collect();
         for (_, container) in self.rings.iter_mut().filter(|(id, _)| alive.contains(id)) {
             container.alive_ns = now_ns;
@@ -249,8 +249,8 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn level(id: u64) -> Level {
-        Level { id, path: format!("c{id}").into(), container: true }
+    fn level(id: u64) -> MemoryCgroup {
+        MemoryCgroup { id, path: format!("c{id}").into(), container: true }
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
         let mut state = SamplerState::default();
         assert_eq!(state.last_if_partial(1), None, "never sampled");
         for id in 0..20 {
-            state.add_sample(id, S, Usage { current_bytes: id, ..Usage::default() });
+            state.add_sample(id, S, MemoryUsage { current_bytes: id, ..MemoryUsage::default() });
         }
         let complete =
             |state: &mut SamplerState, id| (0..30).filter(|_| state.last_if_partial(id).is_none()).count();
@@ -285,7 +285,11 @@ mod tests {
     fn the_newest_counters_before_the_given_time_are_returned() {
         let sampler = MemorySampler { state: Arc::default(), stop: Arc::default() };
         for at in 1..=6 {
-            lock(&sampler.state).add_counters(7, at * S, Counters { oom_kills: at, ..Counters::default() });
+            lock(&sampler.state).add_counters(
+                7,
+                at * S,
+                MemoryCounters { oom_kills: at, ..MemoryCounters::default() },
+            );
         }
         let before = |ns| sampler.before(7, ns).map(|counters| counters.oom_kills);
         assert_eq!((before(6 * S + 1), before(6 * S), before(5 * S)), (Some(6), Some(5), Some(4)));
@@ -296,14 +300,14 @@ mod tests {
     #[test]
     fn containers_that_ended_are_kept_for_ten_minutes_and_their_number_is_bounded() {
         let mut state = SamplerState::default();
-        state.add_sample(1, S, Usage::default());
-        state.add_sample(2, S, Usage::default());
+        state.add_sample(1, S, MemoryUsage::default());
+        state.add_sample(2, S, MemoryUsage::default());
         state.clean(600 * S, &[level(2)]);
         assert_eq!(state.rings.len(), 2);
         state.clean(602 * S, &[level(2)]);
         assert!(state.rings.contains_key(&2) && !state.rings.contains_key(&1));
         for id in 0..RINGS_MAX as u64 + 5 {
-            state.add_sample(100 + id, 700 * S + id, Usage::default());
+            state.add_sample(100 + id, 700 * S + id, MemoryUsage::default());
         }
         state.clean(701 * S, &[level(2)]);
         assert_eq!((state.rings.len(), state.evicted), (RINGS_MAX, 6));
@@ -326,7 +330,7 @@ mod tests {
     async fn measure_the_sampler_cost() {
         use nix::sys::resource::{UsageWho, getrusage};
         let options =
-            || podopsy_pods::Options { cri_socket: Some("/nonexistent".into()), ..Default::default() };
+            || podopsy_pods::PodsOptions { cri_socket: Some("/nonexistent".into()), ..Default::default() };
         let root = Pods::start(options()).await.unwrap().hierarchy().dir.join("podopsy-sampler");
         for count in [10, 100, 200] {
             let mut tree = Tree(vec![root.clone()]);

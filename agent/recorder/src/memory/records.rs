@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use podopsy_model::memory::{Steps, Usage};
+use podopsy_model::memory::{MemorySteps, MemoryUsage};
 use podopsy_system::clock;
 
 pub const STEP: Duration = Duration::from_secs(10);
@@ -21,7 +21,7 @@ const COMPLETE_MAX: usize = 3 * OPEN_MAX;
 const ENDS_AFTER: Duration = Duration::from_secs(60);
 
 /// A container's cgroup id and memory record.
-pub type CgroupMemoryRecord = (u64, Steps);
+pub type CgroupMemoryRecord = (u64, MemorySteps);
 
 #[derive(Default)]
 pub struct MemoryRecords {
@@ -38,14 +38,14 @@ struct OpenRecord {
     last_ns: u64,
     /// PSI `some` in µs at the end of the previous step.
     waited_us: Option<u64>,
-    steps: Steps,
+    steps: MemorySteps,
     /// Whether it has changed since it was last returned.
     changed: bool,
 }
 
 impl MemoryRecords {
     /// Adds a sample that was taken at `boot_ns` (CLOCK_BOOTTIME).
-    pub fn push(&mut self, id: u64, boot_ns: u64, usage: &Usage) {
+    pub fn push(&mut self, id: u64, boot_ns: u64, usage: &MemoryUsage) {
         if !self.wanted {
             return;
         }
@@ -81,7 +81,7 @@ impl MemoryRecords {
         self.lost
     }
 
-    fn add_complete(&mut self, id: u64, steps: Steps) {
+    fn add_complete(&mut self, id: u64, steps: MemorySteps) {
         if self.complete.len() < COMPLETE_MAX {
             self.complete.push((id, steps));
         } else {
@@ -91,9 +91,10 @@ impl MemoryRecords {
 }
 
 impl OpenRecord {
-    fn new(boot_ns: u64, usage: &Usage) -> OpenRecord {
+    fn new(boot_ns: u64, usage: &MemoryUsage) -> OpenRecord {
         let from = clock::wall(boot_ns);
-        let steps = Steps { from, until: from, step_seconds: STEP.as_secs() as u32, ..Steps::default() };
+        let steps =
+            MemorySteps { from, until: from, step_seconds: STEP.as_secs() as u32, ..MemorySteps::default() };
         let waited_us = usage.pressure.map(|psi| psi.some_us);
         OpenRecord { begin_ns: boot_ns, last_ns: boot_ns, waited_us, steps, changed: true }
     }
@@ -103,7 +104,7 @@ impl OpenRecord {
         boot_ns.saturating_sub(self.begin_ns) / STEP.as_nanos() as u64
     }
 
-    fn push(&mut self, boot_ns: u64, usage: &Usage) {
+    fn push(&mut self, boot_ns: u64, usage: &MemoryUsage) {
         let number = self.step_at(boot_ns) as u32;
         if self.steps.step.last() != Some(&number) {
             self.begin_step(number, usage.current_bytes);
@@ -171,8 +172,13 @@ mod tests {
 
     const S: u64 = 1_000_000_000;
 
-    fn usage(bytes: u64) -> Usage {
-        Usage { current_bytes: bytes, anon_bytes: bytes / 2, limit_bytes: Some(100), ..Usage::default() }
+    fn usage(bytes: u64) -> MemoryUsage {
+        MemoryUsage {
+            current_bytes: bytes,
+            anon_bytes: bytes / 2,
+            limit_bytes: Some(100),
+            ..MemoryUsage::default()
+        }
     }
 
     fn wanted() -> MemoryRecords {
@@ -222,7 +228,7 @@ mod tests {
             [(0, 5_000_000), (5, 5_200_000), (10, 5_300_000), (20, 5_300_000), (21, 5_301_500)]
         {
             let pressure = Some(Pressure { some_us, full_us: 0 });
-            records.push(7, S + second * S, &Usage { pressure, ..usage(1) });
+            records.push(7, S + second * S, &MemoryUsage { pressure, ..usage(1) });
         }
         assert_eq!(records.take(30 * S)[0].1.waited_ms, [200, 100, 1]);
     }

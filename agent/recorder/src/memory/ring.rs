@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use podopsy_model::memory::{Curve, Usage};
+use podopsy_model::memory::{Curve, MemoryUsage};
 use podopsy_system::clock;
 
 /// How far back a ring reaches.
@@ -47,12 +47,12 @@ struct Sample {
 pub struct SampleRing {
     base_ns: u64,
     samples: VecDeque<Sample>,
-    pub last: Option<Usage>,
+    pub last: Option<MemoryUsage>,
 }
 
 impl SampleRing {
     /// Adds a sample that was taken at `boot_ns` (CLOCK_BOOTTIME).
-    pub fn push(&mut self, boot_ns: u64, usage: Usage) {
+    pub fn push(&mut self, boot_ns: u64, usage: MemoryUsage) {
         if self.samples.is_empty() {
             self.base_ns = boot_ns;
         }
@@ -155,12 +155,12 @@ mod tests {
         for second in 0..seconds {
             let anon_bytes = anon(second);
             let pressure = Some(Pressure { some_us: second * 250_000, full_us: 0 });
-            let usage = Usage {
+            let usage = MemoryUsage {
                 current_bytes: anon_bytes + (5 << 20),
                 anon_bytes,
                 file_bytes: 5 << 20,
                 pressure,
-                ..Usage::default()
+                ..MemoryUsage::default()
             };
             ring.push(7 * S + second * S, usage);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use podopsy_decode::OomDecoded;
 use podopsy_model::event::{OomTask, Rss};
-use podopsy_model::{Detail, Event, Kind, KnownBy, OomKill, Owner, text};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, OomKill, Owner, text};
 use podopsy_system::page_size;
 use podopsy_wire::Task;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -60,7 +60,7 @@ impl OomAttribution {
         let trigger_owner = context.owner(&kill.trigger).await;
         let names = names(context, stacks).await;
         let detail = Detail::Oom(detail(&kill, trigger_owner, names));
-        let mut event = context.event(time_ns, Kind::OomKill, owner, &kill.victim, detail);
+        let mut event = context.event(time_ns, EventKind::OomKill, owner, &kill.victim, detail);
         self.add(&mut event, time_ns, facts);
         event
     }

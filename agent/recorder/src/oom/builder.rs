@@ -14,9 +14,9 @@ use podopsy_model::verdict;
 use super::OomFacts;
 use podopsy_model::event::Detail;
 use podopsy_model::growth::GrowthProfile;
-use podopsy_model::incident::{Attempt, Incident, Victim};
-use podopsy_model::{Event, Kind, Losses, OomKill};
-use podopsy_pods::{Container, Pods};
+use podopsy_model::incident::{Attempt, OomIncident, Victim};
+use podopsy_model::{Event, EventKind, Losses, OomKill};
+use podopsy_pods::{ContainerDetails, Pods};
 use podopsy_system::sync::lock;
 
 /// The kills of one visit follow each other within this time. The runtime needs about as long to notice an exit.
@@ -44,7 +44,7 @@ pub struct IncidentBuilder {
 type AttemptsByContainer = Arc<Mutex<HashMap<(String, String), VecDeque<Attempt>>>>;
 
 struct OpenIncident {
-    incident: Incident,
+    incident: OomIncident,
     /// The event of the first kill: the incident takes its owner from there.
     event: Event,
     /// The log's sequence number of the first kill.
@@ -166,14 +166,14 @@ impl OpenIncident {
     }
 }
 
-fn new_incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomFacts) -> Incident {
+fn new_incident(id: String, kill: &OomKill, victim: Victim, group: bool, facts: OomFacts) -> OomIncident {
     let already_dying = kill.already_dying;
     let kernel_kills = facts.visit.as_ref().map_or(u64::from(!already_dying), |visit| visit.counted());
     let constraint = facts.visit.as_ref().and_then(|visit| visit.chosen.as_ref()).map(|chosen| {
         let name = chosen.constraint.strip_prefix("CONSTRAINT_").unwrap_or(&chosen.constraint);
         podopsy_model::text::escape(&name.to_ascii_lowercase())
     });
-    Incident {
+    OomIncident {
         id,
         victims: vec![victim],
         trigger: Some(kill.trigger.clone()).filter(|trigger| trigger.tid != 0),
@@ -247,8 +247,8 @@ impl PendingIncident {
         let id = self.open.event.container.as_ref().map(|container| container.id.clone());
         for retry in 0..=RETRIES {
             let Some(id) = &id else { break };
-            self.open.incident.runtime = pods.container(id).await.map(Container::view);
-            if verdict::settled(&self.open.incident) || retry == RETRIES || *closing.borrow() {
+            self.open.incident.runtime = pods.container(id).await.map(ContainerDetails::view);
+            if verdict::is_settled(&self.open.incident) || retry == RETRIES || *closing.borrow() {
                 break;
             }
             let _ = tokio::time::timeout(SETTLE, closing.wait_for(|&now| now)).await;
@@ -258,12 +258,12 @@ impl PendingIncident {
         incident.attempts = remember_attempt(&attempts, &event, &incident);
         incident.advice = verdict::advice(&incident);
         let losses = lock(losses).clone();
-        Event { kind: Kind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }
+        Event { kind: EventKind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }
     }
 }
 
 /// Adds this attempt of the container, if it has ended, and returns all attempts that are known.
-fn remember_attempt(attempts: &AttemptsByContainer, event: &Event, incident: &Incident) -> Vec<Attempt> {
+fn remember_attempt(attempts: &AttemptsByContainer, event: &Event, incident: &OomIncident) -> Vec<Attempt> {
     let (Some(pod), Some(container)) = (&event.pod, &event.container) else { return Vec::new() };
     let mut all = lock(attempts);
     let key = (pod.uid.clone(), container.name.clone());
@@ -292,14 +292,14 @@ mod tests {
     use super::*;
     use crate::kernel_log::visit::{LoggedKill, Visit};
     use podopsy_model::event::{OomTask, ProcessRef};
-    use podopsy_model::incident::{How, Level, Limit};
+    use podopsy_model::incident::{Evidence, Level, LimitHit};
     use podopsy_model::{CgroupRef, Owner};
 
     fn facts(sequence: Option<u64>) -> OomFacts {
         let kill = |sequence| LoggedKill { sequence, time_us: 1, killed: None, tid: 1, taken: true };
-        let limit = Limit {
+        let limit = LimitHit {
             of: Level::Container,
-            how: How::Observed,
+            how: Evidence::Observed,
             by: String::new(),
             path: None,
             limit_bytes: None,
@@ -334,7 +334,7 @@ mod tests {
         let process = ProcessRef { pid, comm: "x".into(), start_time: None };
         Event::new(
             jiff::Timestamp::UNIX_EPOCH,
-            Kind::OomKill,
+            EventKind::OomKill,
             "n",
             Owner::default(),
             process,

@@ -7,9 +7,9 @@ use crate::kernel_log::visit::Visit;
 use crate::memory::MemorySampler;
 use crate::memory::files::{self, MemoryFileReader};
 use podopsy_model::incident::{Level, LevelState, ProcessRow, ProcessTable};
-use podopsy_model::memory::Counters;
+use podopsy_model::memory::MemoryCounters;
 use podopsy_model::text;
-use podopsy_pods::{Place, Pods, proc};
+use podopsy_pods::{CgroupLineage, Pods, proc};
 use podopsy_system::page_size;
 
 use super::limit::LevelReading;
@@ -29,10 +29,10 @@ pub enum Baseline<'a> {
 }
 
 /// Reads each level as it is now, from the victim's cgroup up.
-pub fn read(pods: &Pods, place: &Place, baseline: &Baseline) -> Vec<LevelReading> {
+pub fn read(pods: &Pods, place: &CgroupLineage, baseline: &Baseline) -> Vec<LevelReading> {
     let hierarchy = pods.hierarchy();
     let mut reader = MemoryFileReader::new(hierarchy.version);
-    let steps = place.steps.iter().map(|step| {
+    let steps = place.levels.iter().map(|step| {
         let dir = hierarchy.join(&step.path);
         let sampler = match baseline {
             Baseline::BeforeKill(sampler, _) => *sampler,
@@ -73,8 +73,8 @@ pub fn read(pods: &Pods, place: &Place, baseline: &Baseline) -> Vec<LevelReading
     steps.collect()
 }
 
-fn difference(after: Counters, before: Counters) -> Counters {
-    Counters {
+fn difference(after: MemoryCounters, before: MemoryCounters) -> MemoryCounters {
+    MemoryCounters {
         limit_hits: after.limit_hits.saturating_sub(before.limit_hits),
         high: after.high.saturating_sub(before.high),
         ooms: after.ooms.map(|ooms| ooms.saturating_sub(before.ooms.unwrap_or(0))),

@@ -2,8 +2,8 @@
 //! Pure: no I/O.
 
 use crate::kernel_log::visit::Visit;
-use podopsy_model::incident::{How, Level, LevelState, Limit};
-use podopsy_model::memory::Counters;
+use podopsy_model::incident::{Evidence, Level, LevelState, LimitHit};
+use podopsy_model::memory::MemoryCounters;
 
 /// One level above the victim as it was read after the kill.
 #[derive(Clone, Debug)]
@@ -12,7 +12,7 @@ pub struct LevelReading {
     /// The cgroup's path as the kernel prints it.
     pub kernel_path: Vec<u8>,
     /// By how much the counters rose since before the kill; None: not known.
-    pub since: Option<Counters>,
+    pub since: Option<MemoryCounters>,
 }
 
 /// A cgroup at least this full may have hit its limit: the kernel charges in batches of 64 pages a CPU, so that usage
@@ -21,13 +21,13 @@ const FULL: f64 = 0.95;
 
 /// `visit`: the visit as the kernel's log has it. `in_cgroup`: whether the kill's line says that a cgroup's limit was
 /// hit; None: there is no such line. `levels`: from the victim's cgroup up.
-pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> Limit {
+pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> LimitHit {
     let mut limit = by_log(visit, in_cgroup, levels)
         .or_else(|| by_counters(in_cgroup, levels))
         .or_else(|| by_headroom(in_cgroup, levels))
-        .unwrap_or(Limit {
+        .unwrap_or(LimitHit {
             of: Level::Unknown,
-            how: How::Inferred,
+            how: Evidence::Inferred,
             by: "neither the kernel log nor the counters nor the headroom show it".into(),
             path: None,
             limit_bytes: None,
@@ -41,42 +41,44 @@ pub fn decide(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelRea
     limit
 }
 
-fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
+fn by_log(visit: Option<&Visit>, in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<LimitHit> {
     const LOG: &str = "kernel log";
     let Some(chosen) = visit.and_then(|visit| visit.chosen.as_ref()) else {
         // The kill's own line is not rate limited. It begins with "Out of memory:" if no cgroup's limit was hit.
         return (in_cgroup == Some(false))
-            .then(|| machine(Level::Node, How::Inferred, "kernel log: the kill's line", levels));
+            .then(|| machine(Level::Node, Evidence::Inferred, "kernel log: the kill's line", levels));
     };
     match (chosen.constraint.as_str(), &chosen.oom_memcg) {
-        ("CONSTRAINT_CPUSET", _) => Some(machine(Level::Cpuset, How::Observed, LOG, levels)),
-        ("CONSTRAINT_MEMORY_POLICY", _) => Some(machine(Level::MemoryPolicy, How::Observed, LOG, levels)),
+        ("CONSTRAINT_CPUSET", _) => Some(machine(Level::Cpuset, Evidence::Observed, LOG, levels)),
+        ("CONSTRAINT_MEMORY_POLICY", _) => {
+            Some(machine(Level::MemoryPolicy, Evidence::Observed, LOG, levels))
+        }
         (_, Some(path)) => Some(match levels.iter().find(|level| level.kernel_path == *path) {
-            Some(level) => limit_of(level, How::Observed, LOG),
-            None => Limit {
+            Some(level) => limit_of(level, Evidence::Observed, LOG),
+            None => LimitHit {
                 of: podopsy_pods::paths::level(path),
-                how: How::Observed,
+                how: Evidence::Observed,
                 by: LOG.into(),
                 path: Some(podopsy_model::text::escape_bytes(path)),
                 limit_bytes: None,
                 usage_bytes: None,
             },
         }),
-        (_, None) if chosen.global => Some(machine(Level::Node, How::Observed, LOG, levels)),
+        (_, None) if chosen.global => Some(machine(Level::Node, Evidence::Observed, LOG, levels)),
         // The line is ambiguous: a name in it looks like a field.
         _ => None,
     }
 }
 
-fn by_counters(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
-    let rose = |counter: fn(&Counters) -> u64| -> Vec<&LevelReading> {
+fn by_counters(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<LimitHit> {
+    let rose = |counter: fn(&MemoryCounters) -> u64| -> Vec<&LevelReading> {
         levels.iter().filter(|level| level.since.is_some_and(|since| counter(&since) > 0)).collect()
     };
     // cgroup v2 counts an OOM at the cgroup whose limit was hit.
     match rose(|since| since.ooms.unwrap_or(0))[..] {
         [] => {}
-        [level] => return Some(limit_of(level, How::Observed, "memory.events.local")),
-        [first, ..] => return Some(limit_of(first, How::Inferred, "memory.events.local, of several")),
+        [level] => return Some(limit_of(level, Evidence::Observed, "memory.events.local")),
+        [first, ..] => return Some(limit_of(first, Evidence::Inferred, "memory.events.local, of several")),
     }
     // cgroup v1 counts the charges that hit a limit; reclaim resolves most of them.
     let limited: Vec<_> = rose(|since| since.limit_hits)
@@ -85,10 +87,10 @@ fn by_counters(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit
         .collect();
     match limited[..] {
         [] => {}
-        [level] => return Some(limit_of(level, How::Inferred, "memory.failcnt")),
+        [level] => return Some(limit_of(level, Evidence::Inferred, "memory.failcnt")),
         _ => {
             let fullest = limited.iter().max_by(|a, b| fullness(a).total_cmp(&fullness(b)))?;
-            return Some(limit_of(fullest, How::Inferred, "memory.failcnt and headroom"));
+            return Some(limit_of(fullest, Evidence::Inferred, "memory.failcnt and headroom"));
         }
     }
     // On v2, if the counters of all cgroups were read and none counted an OOM, it was the whole machine.
@@ -97,16 +99,16 @@ fn by_counters(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit
             .iter()
             .all(|level| level.since.is_some_and(|since| since.ooms == Some(0)));
     (none_counted_an_oom && in_cgroup != Some(true))
-        .then(|| machine(Level::Node, How::Inferred, "memory.events.local of no level rose", levels))
+        .then(|| machine(Level::Node, Evidence::Inferred, "memory.events.local of no level rose", levels))
 }
 
-fn by_headroom(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<Limit> {
+fn by_headroom(in_cgroup: Option<bool>, levels: &[LevelReading]) -> Option<LimitHit> {
     if let Some(full) = levels.iter().find(|level| fullness(level) >= FULL) {
-        return Some(limit_of(full, How::Inferred, "headroom"));
+        return Some(limit_of(full, Evidence::Inferred, "headroom"));
     }
     let mut limited = levels.iter().filter(|level| level.state.limit_bytes.is_some());
     let only = limited.next().filter(|_| limited.next().is_none() && in_cgroup == Some(true))?;
-    Some(limit_of(only, How::Inferred, "the only limit there is"))
+    Some(limit_of(only, Evidence::Inferred, "the only limit there is"))
 }
 
 /// Usage divided by the limit; 0 without a limit.
@@ -117,8 +119,8 @@ fn fullness(level: &LevelReading) -> f64 {
     }
 }
 
-fn limit_of(level: &LevelReading, how: How, by: &str) -> Limit {
-    Limit {
+fn limit_of(level: &LevelReading, how: Evidence, by: &str) -> LimitHit {
+    LimitHit {
         of: level.state.of,
         how,
         by: by.into(),
@@ -129,9 +131,9 @@ fn limit_of(level: &LevelReading, how: How, by: &str) -> Limit {
 }
 
 /// The limit of the whole machine, a cpuset or a memory policy: none of them is a cgroup, so the path is None.
-fn machine(of: Level, how: How, by: &str, levels: &[LevelReading]) -> Limit {
+fn machine(of: Level, how: Evidence, by: &str, levels: &[LevelReading]) -> LimitHit {
     let node = levels.last().filter(|level| level.state.of == Level::Node).map(|level| &level.state);
-    Limit {
+    LimitHit {
         of,
         how,
         by: by.into(),
@@ -148,7 +150,13 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn level(of: Level, path: &str, usage: u64, limit: Option<u64>, since: Option<Counters>) -> LevelReading {
+    fn level(
+        of: Level,
+        path: &str,
+        usage: u64,
+        limit: Option<u64>,
+        since: Option<MemoryCounters>,
+    ) -> LevelReading {
         let state = LevelState {
             of,
             path: path.into(),
@@ -165,7 +173,7 @@ mod tests {
     fn levels(v2: bool, rose: Option<usize>) -> Vec<LevelReading> {
         let counters = |at: usize| {
             let rose = u64::from(rose == Some(at));
-            Some(Counters { limit_hits: rose, ooms: v2.then_some(rose), ..Counters::default() })
+            Some(MemoryCounters { limit_hits: rose, ooms: v2.then_some(rose), ..MemoryCounters::default() })
         };
         vec![
             level(Level::Container, "/k/pod1/c", 20, Some(64), counters(0)),
@@ -188,7 +196,7 @@ mod tests {
             ..Chosen::default()
         };
         let limit = decide(Some(&visit(chosen.clone())), Some(true), &levels(true, Some(0)));
-        assert_eq!((limit.of, limit.how, limit.by.as_str()), (Level::Pod, How::Observed, "kernel log"));
+        assert_eq!((limit.of, limit.how, limit.by.as_str()), (Level::Pod, Evidence::Observed, "kernel log"));
         assert_eq!((limit.usage_bytes, limit.limit_bytes), (Some(64 * MIB), Some(64 * MIB)));
         // The levels may be gone: then the path alone decides.
         let limit = decide(Some(&visit(chosen)), Some(true), &[]);
@@ -204,7 +212,7 @@ mod tests {
         ] {
             let chosen = Chosen { constraint: constraint.into(), global: true, ..Chosen::default() };
             let limit = decide(Some(&visit(chosen)), Some(false), &levels(true, None));
-            assert_eq!((limit.of, limit.how), (expected, How::Observed));
+            assert_eq!((limit.of, limit.how), (expected, Evidence::Observed));
             assert_eq!(limit.limit_bytes, Some(1000 * MIB), "the machine's, not a cgroup's");
         }
     }
@@ -212,11 +220,11 @@ mod tests {
     #[test]
     fn without_a_header_v2_counters_are_observed_and_v1_counters_are_inferred() {
         let limit = decide(None, Some(true), &levels(true, Some(1)));
-        assert_eq!((limit.of, limit.how), (Level::Pod, How::Observed));
+        assert_eq!((limit.of, limit.how), (Level::Pod, Evidence::Observed));
         let limit = decide(None, Some(true), &levels(false, Some(0)));
         assert_eq!(
             (limit.of, limit.how, limit.by.as_str()),
-            (Level::Container, How::Inferred, "memory.failcnt")
+            (Level::Container, Evidence::Inferred, "memory.failcnt")
         );
         let mut both = levels(false, Some(0));
         both[1].since = both[0].since;
@@ -227,7 +235,7 @@ mod tests {
     #[test]
     fn if_no_cgroup_counted_an_oom_it_was_the_node() {
         let limit = decide(None, None, &levels(true, None));
-        assert_eq!((limit.of, limit.how), (Level::Node, How::Inferred));
+        assert_eq!((limit.of, limit.how), (Level::Node, Evidence::Inferred));
         assert_eq!(decide(None, Some(false), &levels(false, None)).of, Level::Node);
     }
 

@@ -23,7 +23,7 @@ use crate::kernel_log::KernelLogFollower;
 use crate::kernel_log::visit::{LoggedKill, Visit};
 use crate::memory::{CgroupMemoryRecord, MemorySampler, MemoryTrend};
 use podopsy_decode::OomDecoded;
-use podopsy_model::incident::{How, Level, LevelState, Limit, ProcessTable};
+use podopsy_model::incident::{Evidence, Level, LevelState, LimitHit, ProcessTable};
 use podopsy_model::memory::Curve;
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
@@ -43,7 +43,7 @@ const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(300);
 pub struct OomFacts {
     /// The visit as the kernel's log has it, with all kills of that visit; None: the log has nothing about this kill.
     pub visit: Option<Arc<Visit>>,
-    pub limit: Limit,
+    pub limit: LimitHit,
     pub levels: Vec<LevelState>,
     pub processes: Option<ProcessTable>,
     pub curve: Option<Curve>,
@@ -105,7 +105,7 @@ impl OomExaminer {
         if levels.is_empty()
             && let Some(path) =
                 found.as_ref().and_then(|(visit, _)| visit.chosen.as_ref()?.task_memcg.as_ref())
-            && let Some(place) = self.pods.place_of(path)
+            && let Some(place) = self.pods.lineage_of_path(path)
         {
             levels =
                 levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill.time_ns));
@@ -117,7 +117,7 @@ impl OomExaminer {
         facts.curve = self.curve(owner);
         facts.already_dying = kill.already_dying;
         if facts.processes.is_none()
-            && facts.limit.how == How::Observed
+            && facts.limit.how == Evidence::Observed
             && let Some(path) = self.path_of_limit(&facts.limit, owner)
         {
             facts.processes = levels::survivors(&self.pods, &path, facts.limit.usage_bytes);
@@ -126,7 +126,7 @@ impl OomExaminer {
     }
 
     fn levels(&self, id: u64, kill_ns: u64) -> Vec<limit::LevelReading> {
-        let Some(place) = self.pods.place(id) else { return Vec::new() };
+        let Some(place) = self.pods.lineage(id) else { return Vec::new() };
         levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill_ns))
     }
 
@@ -141,13 +141,13 @@ impl OomExaminer {
     }
 
     fn qos(&self, id: u64) -> Option<String> {
-        self.pods.place(id)?.qos.map(str::to_owned)
+        self.pods.lineage(id)?.qos.map(str::to_owned)
     }
 
     /// The container's curve, also if the victim was in a cgroup inside the container.
     fn curve(&self, owner: &Owner) -> Option<Curve> {
-        let place = self.pods.place(owner.cgroup.id)?;
-        let container = place.steps.iter().find(|step| step.level == Level::Container)?;
+        let place = self.pods.lineage(owner.cgroup.id)?;
+        let container = place.levels.iter().find(|step| step.level == Level::Container)?;
         self.sampler.as_ref()?.curve(container.id.unwrap_or(owner.cgroup.id))
     }
 
@@ -162,9 +162,9 @@ impl OomExaminer {
     }
 
     /// The path of the cgroup whose limit was hit, below the hierarchy's root.
-    fn path_of_limit(&self, limit: &Limit, owner: &Owner) -> Option<std::path::PathBuf> {
-        let place = self.pods.place(owner.cgroup.id)?;
-        place.steps.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
+    fn path_of_limit(&self, limit: &LimitHit, owner: &Owner) -> Option<std::path::PathBuf> {
+        let place = self.pods.lineage(owner.cgroup.id)?;
+        place.levels.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
     }
 
     /// Whether a visit killed a group, and how many kills the kernel counts for it; see

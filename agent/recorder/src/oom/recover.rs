@@ -9,7 +9,7 @@ use crate::kernel_log::visit::{LoggedKill, Visit};
 use crate::kernel_log::{self, KernelLogBacklog};
 use crate::memory::files::machine_oom_kills;
 use podopsy_model::event::{OomTask, ProcessRef, Rss};
-use podopsy_model::{Detail, Event, Kind, Losses, OomKill, Owner, text};
+use podopsy_model::{Detail, Event, EventKind, Losses, OomKill, Owner, text};
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 
@@ -90,7 +90,7 @@ pub async fn kill_events(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u
             Some(path) => pods.owner_of_path(path).await,
             None => Owner::default(),
         };
-        let place = path.and_then(|path| pods.place_of(path));
+        let place = path.and_then(|path| pods.lineage_of_path(path));
         let levels =
             place.as_ref().map(|place| levels::read(pods, place, &Baseline::None)).unwrap_or_default();
         let mut facts = combine(Some(visit.clone()), Some(kill), levels);
@@ -141,7 +141,15 @@ fn event(node: &str, visit: &Visit, kill: &LoggedKill, owner: Owner, boot_ns: u6
         recovered: true,
     };
     let process = ProcessRef { pid, comm, start_time: None };
-    Event::new(clock::wall(boot_ns), Kind::OomKill, node, owner, process, Detail::Oom(detail), Losses::new())
+    Event::new(
+        clock::wall(boot_ns),
+        EventKind::OomKill,
+        node,
+        owner,
+        process,
+        Detail::Oom(detail),
+        Losses::new(),
+    )
 }
 
 /// The incidents that the kernel's log still has, without a recorder.

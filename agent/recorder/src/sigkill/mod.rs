@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use podopsy_decode::{SentBy, SigkillDecoded};
 use podopsy_model::incident::RuntimeView;
 use podopsy_model::sigkill::{Party, Sigkill};
-use podopsy_model::{Detail, Event, Kind, KnownBy, Losses, Owner, ProcessRef, text};
-use podopsy_pods::{Container, Pods};
+use podopsy_model::{Detail, Event, EventKind, KnownBy, Losses, Owner, ProcessRef, text};
+use podopsy_pods::{ContainerDetails, Pods};
 use podopsy_system::clock;
 use podopsy_system::sync::lock;
 use rate_limiter::RateLimiter;
@@ -151,7 +151,7 @@ impl SigkillCorrelator {
         let losses = lock(losses).clone();
         Some(Event::new(
             clock::wall(record.time_ns),
-            Kind::Sigkill,
+            EventKind::Sigkill,
             &self.node,
             target,
             process(&record.target),
@@ -180,7 +180,7 @@ impl SigkillCorrelator {
             let lags =
                 is_first != Some(false) && report.as_ref().is_some_and(|report| report.state == "running");
             if !lags || retry == RETRIES || *closing.borrow() {
-                return (is_first, report.map(Container::view));
+                return (is_first, report.map(ContainerDetails::view));
             }
         }
         (is_first, None)
@@ -191,7 +191,7 @@ impl SigkillCorrelator {
 ///
 /// While the container runs, the runtime knows. After its end, only the process's id in its pid namespace is left: 1
 /// means yes, any other id means nothing, because the containers of a pod may share the namespace.
-fn is_first_process(report: Option<&Container>, record: &SigkillDecoded) -> Option<bool> {
+fn is_first_process(report: Option<&ContainerDetails>, record: &SigkillDecoded) -> Option<bool> {
     let running = report.filter(|report| report.state == "running").and_then(|report| report.pid);
     match running {
         Some(pid) => Some(pid == record.target.pid),
@@ -214,8 +214,8 @@ mod tests {
     use podopsy_decode::sigkill_record;
     use podopsy_decode::testing::sigkill as record;
 
-    fn container(state: &str, pid: Option<u32>) -> Container {
-        Container {
+    fn container(state: &str, pid: Option<u32>) -> ContainerDetails {
+        ContainerDetails {
             container: podopsy_model::ContainerRef {
                 name: String::new(),
                 id: String::new(),

@@ -15,7 +15,7 @@ use podopsy_agent::service::ExportArgs;
 use podopsy_model::{bytes, duration};
 use podopsy_recorder::GrowthMode;
 use podopsy_recorder::options::{dns_ports, https_resolvers};
-use podopsy_store::Limits;
+use podopsy_store::StoreLimits;
 
 /// Records OOM kills, other SIGKILLs and failed DNS lookups of every pod on this node, and writes them to stdout as
 /// JSON lines.
@@ -152,8 +152,8 @@ impl AgentArgs {
         }
     }
 
-    pub fn store_limits(&self) -> Limits {
-        Limits { bytes: self.store_bytes, age: self.store_age }
+    pub fn store_limits(&self) -> StoreLimits {
+        StoreLimits { bytes: self.store_bytes, age: self.store_age }
     }
 }
 

@@ -161,7 +161,7 @@ impl Agent {
     async fn start(startup: Startup, exports: Exports) -> anyhow::Result<Agent> {
         let Startup { args, settings, argv, begun_restraint } = startup;
         let (budgets, budget_changes) = watch::channel(args.budgets());
-        let pods_options = pods::Options { cri_socket: args.cri_socket.clone(), ..Default::default() };
+        let pods_options = pods::PodsOptions { cri_socket: args.cri_socket.clone(), ..Default::default() };
         let pods = Pods::start(pods_options).await?;
         let recorder_options = recorder_options(&args)?;
         let output_options = output_options(&args, &recorder_options.node);

@@ -29,7 +29,7 @@ use crate::StackLossReason;
 use crate::python::{PackedFrame, PythonFunctions};
 use crate::symbolize::{Symbolizer, lookup_address};
 use podopsy_model::owner::Owner;
-use podopsy_model::profile::{Frame, Mapping, Quality, Sample};
+use podopsy_model::profile::{Completeness, Frame, Mapping, Sample};
 
 /// Distinct (thread, owner, stack) that are counted. At 127 frames per stack, the worst case is about 40 MB.
 const MAX_STACKS: usize = 32_768;
@@ -183,14 +183,14 @@ impl Aggregator {
     }
 
     /// The completeness of the user stacks by owner. Call before [`Aggregator::finish`].
-    pub fn completeness(&self, owners: impl Fn(u64) -> Arc<Owner>) -> Vec<Quality> {
-        let mut all: BTreeMap<u64, Quality> = BTreeMap::new();
+    pub fn completeness(&self, owners: impl Fn(u64) -> Arc<Owner>) -> Vec<Completeness> {
+        let mut all: BTreeMap<u64, Completeness> = BTreeMap::new();
         for (&(cgroup, end), &count) in &self.ends {
             // A kernel thread has no user stack that could be incomplete.
             if end == End::NoUser {
                 continue;
             }
-            let quality = all.entry(cgroup).or_insert_with(|| Quality::of(owners(cgroup)));
+            let quality = all.entry(cgroup).or_insert_with(|| Completeness::new(owners(cgroup)));
             quality.samples += count;
             match incomplete_reason(end) {
                 None => quality.complete += count,

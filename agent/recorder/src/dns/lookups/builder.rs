@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::judge;
 use super::search::{self, ResolvConf};
 use podopsy_model::event::Protocol;
-use podopsy_model::lookup::Saw;
+use podopsy_model::lookup::SeenOutcomes;
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
 /// The longest time between an outcome and the next query of the same lookup. A resolver takes microseconds, on a busy
@@ -112,7 +112,7 @@ pub(super) struct OpenLookup<C> {
 pub struct LookupBuilder<C> {
     /// How long a lookup is held after its last outcome.
     hold_ns: u64,
-    saw: Saw,
+    saw: SeenOutcomes,
     limits: LookupLimits,
     wall: fn(u64) -> Timestamp,
     next_id: u64,
@@ -131,7 +131,7 @@ impl<C> LookupBuilder<C> {
     /// `timeout_ns`: after which time a query without an answer is a timeout. `wall`: converts boot time to wall time.
     pub fn new(
         timeout_ns: u64,
-        saw: Saw,
+        saw: SeenOutcomes,
         limits: LookupLimits,
         wall: fn(u64) -> Timestamp,
     ) -> LookupBuilder<C> {

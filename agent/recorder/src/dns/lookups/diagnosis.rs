@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use podopsy_model::lookup::{Diagnosis, Verdict};
+use podopsy_model::lookup::{Diagnosis, DiagnosisVerdict};
 
 /// Counters by name, as `network::counters` returns them.
 pub type Counters = BTreeMap<String, u64>;
@@ -49,27 +49,30 @@ pub fn diagnose(
     let (not_sent, dropped, conntrack) = (risen(&NOT_SENT), risen(&DROPPED), risen(&CONNTRACK));
     let sent = if sends == 1 { "sent once".to_owned() } else { format!("sent {sends} times") };
     let (verdict, finding) = if late {
-        (Verdict::AnsweredLate, format!("{sent}, and answered late"))
+        (DiagnosisVerdict::AnsweredLate, format!("{sent}, and answered late"))
     } else if dropped_at_socket {
         let why = "an answer came and was dropped, because its socket's receive buffer was full";
-        (Verdict::AnswerDropped, format!("{sent}; {why}"))
+        (DiagnosisVerdict::AnswerDropped, format!("{sent}; {why}"))
     } else if !dropped.is_empty() {
         (
-            Verdict::AnswerDropped,
+            DiagnosisVerdict::AnswerDropped,
             format!(
                 "{sent}; datagrams were dropped in the receiver's network namespace ({})",
                 dropped.join(", ")
             ),
         )
     } else if !not_sent.is_empty() {
-        (Verdict::NotSent, format!("the kernel discarded packets before they left ({})", not_sent.join(", ")))
+        (
+            DiagnosisVerdict::NotSent,
+            format!("the kernel discarded packets before they left ({})", not_sent.join(", ")),
+        )
     } else if !conntrack.is_empty() {
         (
-            Verdict::DroppedByConntrack,
+            DiagnosisVerdict::DroppedByConntrack,
             format!("{sent}; connection tracking dropped packets on this node ({})", conntrack.join(", ")),
         )
     } else {
-        (Verdict::Unanswered, format!("{sent}, and no answer was seen to come"))
+        (DiagnosisVerdict::Unanswered, format!("{sent}, and no answer was seen to come"))
     };
     let traffic = match window_ns {
         None => "there was no earlier reading of the counters to compare with".to_owned(),
@@ -103,7 +106,7 @@ mod tests {
         all.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
     }
 
-    fn verdict(grown: &[(&str, u64)]) -> (Verdict, String) {
+    fn verdict(grown: &[(&str, u64)]) -> (DiagnosisVerdict, String) {
         let it = diagnose(false, false, 2, Some((5_000_000_000, counters(grown))));
         (it.verdict, it.text)
     }
@@ -111,38 +114,38 @@ mod tests {
     #[test]
     fn the_counters_that_rose_decide_and_are_named() {
         let (what, text) = verdict(&[]);
-        assert_eq!(what, Verdict::Unanswered);
+        assert_eq!(what, DiagnosisVerdict::Unanswered);
         assert_eq!(
             text,
             "sent 2 times, and no answer was seen to come; in 5.0 s no UDP datagram was delivered in its network namespace"
         );
         let (what, text) = verdict(&[("udp_rcvbuf_errors", 3), ("udp_in_datagrams", 9)]);
         assert!(
-            what == Verdict::AnswerDropped
+            what == DiagnosisVerdict::AnswerDropped
                 && text.contains("udp_rcvbuf_errors +3")
                 && text.contains("9 other UDP"),
             "{text}"
         );
         let (what, text) = verdict(&[("node_conntrack_insert_failed", 1), ("udp_no_ports", 2)]);
         assert!(
-            what == Verdict::DroppedByConntrack
+            what == DiagnosisVerdict::DroppedByConntrack
                 && text.contains("insert_failed +1")
                 && text.contains("2 came to closed"),
             "{text}"
         );
-        assert_eq!(verdict(&[("ip_out_no_routes", 1)]).0, Verdict::NotSent);
+        assert_eq!(verdict(&[("ip_out_no_routes", 1)]).0, DiagnosisVerdict::NotSent);
     }
 
     #[test]
     fn without_an_earlier_reading_nothing_is_claimed() {
         let it = diagnose(false, false, 1, None);
-        assert_eq!((it.verdict, it.window_ns), (Verdict::Unanswered, None));
+        assert_eq!((it.verdict, it.window_ns), (DiagnosisVerdict::Unanswered, None));
         assert!(it.text.contains("sent once") && it.text.contains("no earlier reading"), "{}", it.text);
-        assert_eq!(diagnose(true, false, 1, None).verdict, Verdict::AnsweredLate);
+        assert_eq!(diagnose(true, false, 1, None).verdict, DiagnosisVerdict::AnsweredLate);
         // The kernel side saw the drop, so no counter is needed.
         let it = diagnose(false, true, 1, None);
         assert!(
-            it.verdict == Verdict::AnswerDropped && it.text.contains("receive buffer was full"),
+            it.verdict == DiagnosisVerdict::AnswerDropped && it.text.contains("receive buffer was full"),
             "{it:?}"
         );
     }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::builder::LookupQuery;
 use super::search::{self, ResolvConf};
-use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw, SearchPathMisses, Step};
+use podopsy_model::lookup::{LookupResult, LookupTransaction, NameKnownBy, SearchPathMisses, SeenOutcomes};
 use podopsy_model::{Lookup, Outcome};
 
 const STEPS_MAX: usize = 32;
@@ -20,7 +20,12 @@ struct Question<'a> {
 }
 
 /// Makes the lookup. `queries`: at least one, in the order in which they were sent.
-pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, start: Timestamp) -> Lookup {
+pub fn lookup(
+    queries: &[LookupQuery],
+    resolv: Option<&ResolvConf>,
+    saw: SeenOutcomes,
+    start: Timestamp,
+) -> Lookup {
     let names = distinct(queries.iter().map(|query| query.name.as_str()));
     let (name, name_known_by, at_the_end) = asked_for(&names, resolv);
     let questions = questions(queries);
@@ -32,7 +37,7 @@ pub fn lookup(queries: &[LookupQuery], resolv: Option<&ResolvConf>, saw: Saw, st
         None => worst.unwrap_or(LookupResult::Other),
     };
     let result = match saw {
-        Saw::Failures if !is_sure(seen, &questions, at_the_end) => LookupResult::Unseen,
+        SeenOutcomes::Failures if !is_sure(seen, &questions, at_the_end) => LookupResult::Unseen,
         _ => seen,
     };
     let start_ns = queries.first().map_or(0, |query| query.sent_ns);
@@ -148,9 +153,9 @@ fn as_written(queries: &[LookupQuery], name: &str) -> String {
         .to_owned()
 }
 
-fn step(query: &LookupQuery, start_ns: u64) -> Step {
+fn step(query: &LookupQuery, start_ns: u64) -> LookupTransaction {
     let transaction = &query.transaction;
-    Step {
+    LookupTransaction {
         name: transaction.name.clone().unwrap_or_default(),
         qtype: transaction.qtype.clone().unwrap_or_default(),
         server: transaction.server,

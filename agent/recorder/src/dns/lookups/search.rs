@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use podopsy_model::lookup::{NameKnownBy, Search};
+use podopsy_model::lookup::{NameKnownBy, SearchList};
 use podopsy_model::text;
 
 /// Search domains at most. glibc has had no limit since 2.26; musl takes 256 bytes of them.
@@ -68,8 +68,11 @@ impl ResolvConf {
     }
 
     /// The search path as events show it.
-    pub fn to_search(&self) -> Search {
-        Search { domains: self.search.iter().map(|domain| text::escape(domain)).collect(), ndots: self.ndots }
+    pub fn to_search(&self) -> SearchList {
+        SearchList {
+            domains: self.search.iter().map(|domain| text::escape(domain)).collect(),
+            ndots: self.ndots,
+        }
     }
 
     /// The names that a resolver asks for in turn until one is answered (in lower case, without final dots).

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use podopsy_model::lookup::{LookupResult, Search, Step};
+use podopsy_model::lookup::{LookupResult, LookupTransaction, SearchList};
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
 /// Pods, names and resolvers with an entry of their own, each.
@@ -131,7 +131,7 @@ struct PodTotals {
     search_path_misses: u64,
     /// Search-path misses of lookups in which the name itself was asked for, too: a trailing dot would have saved them.
     savable: u64,
-    search: Option<Search>,
+    search: Option<SearchList>,
     /// The fewest dots in such a name.
     dots: u32,
 }
@@ -171,7 +171,7 @@ impl LookupStatistics {
         of_pod.search_path_misses += u64::from(lookup.search_path_misses.queries);
         if lookup.search_path_misses.queries > 0 {
             of_pod.search = lookup.search.clone().or(of_pod.search.take());
-            let is_name_itself = |step: &Step| step.name.eq_ignore_ascii_case(&lookup.name);
+            let is_name_itself = |step: &LookupTransaction| step.name.eq_ignore_ascii_case(&lookup.name);
             if lookup.transactions.iter().any(is_name_itself) {
                 let dots = super::search::dots(&lookup.name);
                 of_pod.dots = if of_pod.savable == 0 { dots } else { of_pod.dots.min(dots) };

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::builder::LookupLimits;
 use super::*;
 use podopsy_model::event::Protocol;
-use podopsy_model::lookup::{LookupResult, NameKnownBy, Saw};
+use podopsy_model::lookup::{LookupResult, NameKnownBy, SeenOutcomes};
 use podopsy_model::{DnsTransaction, Lookup, Outcome};
 
 const MS: u64 = 1_000_000;
@@ -55,12 +55,16 @@ fn both(name: &str, sent: u64, outcome: Outcome) -> Vec<LookupQuery> {
     vec![query(name, "A", sent, MS, outcome), query(name, "AAAA", sent, MS + 10, aaaa)]
 }
 
-fn new(saw: Saw) -> LookupBuilder<()> {
+fn new(saw: SeenOutcomes) -> LookupBuilder<()> {
     LookupBuilder::new(5 * S, saw, LookupLimits::default(), |_| Timestamp::UNIX_EPOCH)
 }
 
 /// All lookups that these queries make, added in the order in which their outcomes were known.
-fn lookups_with(saw: Saw, resolv: Option<Arc<ResolvConf>>, mut queries: Vec<LookupQuery>) -> Vec<Lookup> {
+fn lookups_with(
+    saw: SeenOutcomes,
+    resolv: Option<Arc<ResolvConf>>,
+    mut queries: Vec<LookupQuery>,
+) -> Vec<Lookup> {
     queries.sort_by_key(|query| query.done_ns);
     let mut builder = new(saw);
     for query in queries {
@@ -70,7 +74,7 @@ fn lookups_with(saw: Saw, resolv: Option<Arc<ResolvConf>>, mut queries: Vec<Look
 }
 
 fn lookups(queries: Vec<LookupQuery>) -> Vec<Lookup> {
-    lookups_with(Saw::All, cluster(), queries)
+    lookups_with(SeenOutcomes::All, cluster(), queries)
 }
 
 fn one(queries: Vec<LookupQuery>) -> Lookup {
@@ -118,7 +122,7 @@ fn a_search_that_fails_at_every_name_is_one_failure() {
 
 #[test]
 fn without_the_search_list_the_name_is_inferred() {
-    let all = lookups_with(Saw::All, None, external(Outcome::Noerror));
+    let all = lookups_with(SeenOutcomes::All, None, external(Outcome::Noerror));
     assert_eq!(all.len(), 1, "{all:#?}");
     assert_eq!((all[0].name.as_str(), all[0].name_known_by), ("api.example.com", NameKnownBy::Inferred));
     assert_eq!(
@@ -244,7 +248,7 @@ fn an_answer_that_the_full_socket_dropped_is_no_answer() {
 
 #[test]
 fn a_search_without_an_answer_is_held_for_the_clients_further_attempts() {
-    let mut builder = new(Saw::All);
+    let mut builder = new(SeenOutcomes::All);
     let mut queries = external(Outcome::Timeout);
     for query in &mut queries[6..] {
         // Sent again after five seconds, with the same id.
@@ -329,7 +333,7 @@ fn the_same_name_again_is_the_next_lookup_and_two_threads_at_once_make_one() {
 
 #[test]
 fn another_process_is_another_lookup() {
-    let mut builder = new(Saw::All);
+    let mut builder = new(SeenOutcomes::All);
     for pid in 1..=3 {
         let process = ProcessKey { pid, start_ns: 9 };
         builder.add(process, 1, query("a.org", "A", 0, MS, Outcome::Nxdomain), cluster(), || ());
@@ -342,7 +346,7 @@ fn if_only_failures_are_recorded_only_certain_failures_are_reported() {
     let failures = |queries: Vec<LookupQuery>| -> Vec<LookupResult> {
         let only =
             queries.into_iter().filter(|query| query.transaction.outcome != Outcome::Noerror).collect();
-        lookups_with(Saw::Failures, cluster(), only).iter().map(|it| it.result).collect()
+        lookups_with(SeenOutcomes::Failures, cluster(), only).iter().map(|it| it.result).collect()
     };
     assert_eq!(failures(external(Outcome::Noerror)), [LookupResult::Unseen]);
     assert_eq!(failures(external(Outcome::Nxdomain)), [LookupResult::Nxdomain]);
@@ -352,7 +356,7 @@ fn if_only_failures_are_recorded_only_certain_failures_are_reported() {
 
 #[test]
 fn lookups_are_held_until_a_timeout_would_be_known() {
-    let mut builder = new(Saw::All);
+    let mut builder = new(SeenOutcomes::All);
     for (qtype, due) in [("A", 12), ("AAAA", 7)] {
         // After A alone, AAAA may still be in flight for another attempt of five seconds.
         builder.add(ONE, 1, query("a.org", qtype, 0, S, Outcome::Noerror), None, || ());
@@ -370,7 +374,7 @@ fn lookups_are_held_until_a_timeout_would_be_known() {
 fn a_flood_evicts_its_own_containers_lookups_first_and_is_counted() {
     let limits = LookupLimits { total: 60, per_container: 50 };
     let mut builder: LookupBuilder<u64> =
-        LookupBuilder::new(5 * S, Saw::All, limits, |_| Timestamp::UNIX_EPOCH);
+        LookupBuilder::new(5 * S, SeenOutcomes::All, limits, |_| Timestamp::UNIX_EPOCH);
     builder.add(ONE, 1, query("quiet.org", "A", 0, MS, Outcome::Nxdomain), None, || 1);
     for i in 0..1000 {
         let flood = query(&format!("x{i}.org"), "A", i * MS, MS, Outcome::Nxdomain);

@@ -10,7 +10,7 @@ use crate::memory::MemoryTrend;
 use crate::oom::OomExaminer;
 use crate::shed::Step;
 use podopsy_model::KnownBy;
-use podopsy_pods::{Level, Pods};
+use podopsy_pods::{MemoryCgroup, Pods};
 use podopsy_probes::{Probes, Targets};
 use podopsy_system::sync::lock;
 
@@ -74,15 +74,15 @@ impl Watch {
     }
 
     async fn look(&mut self) {
-        let mut levels = self.pods.memory_levels();
+        let mut levels = self.pods.memory_cgroups();
         levels.retain(|level| level.container);
         self.learn_names(&levels).await;
         if self.trends_at.is_none_or(|at| at.elapsed() >= TRENDS_EVERY) {
             self.trends_at = Some(Instant::now());
-            let trend = |level: &Level| Some((level.id, self.examiner.trend(level.id)?));
+            let trend = |level: &MemoryCgroup| Some((level.id, self.examiner.trend(level.id)?));
             self.trends = levels.iter().filter_map(trend).collect();
         }
-        let candidate = |level: &Level| RunningContainer {
+        let candidate = |level: &MemoryCgroup| RunningContainer {
             id: level.id,
             key: self.keys.get(&level.id).cloned().flatten(),
             trend: self.trends.get(&level.id).copied(),
@@ -110,7 +110,7 @@ impl Watch {
     }
 
     /// Learns the names of containers. They are needed only after a kill.
-    async fn learn_names(&mut self, levels: &[Level]) {
+    async fn learn_names(&mut self, levels: &[MemoryCgroup]) {
         if !self.shared.candidates().remembers_kills() {
             return;
         }
@@ -129,7 +129,7 @@ impl Watch {
     }
 
     /// Has the unwind tables of new candidates made. Reads cgroupfs on a thread that may block.
-    async fn make_tables(&self, levels: Vec<Level>) {
+    async fn make_tables(&self, levels: Vec<MemoryCgroup>) {
         if levels.is_empty() {
             return;
         }

@@ -1,33 +1,34 @@
-//! What the room's parts share, and the answer to "whose cgroup is this?".
+//! The state that the parts of this crate share, and the lookup of a cgroup's owner.
 //!
-//! Must not know: inotify (see [`super::watch`]), or how names are found (see [`super::names`]).
+//! This module must not depend on inotify (see [`super::watch`]) or on the sources of names (see [`super::names`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::cache::{Cache, Entry, Limits, Names, Search};
+use super::cache::{CacheLimits, CgroupCache, CgroupEntry, ResolvedNames, SearchState};
 use super::hierarchy::Hierarchy;
-use super::runtime::Runtime;
-use super::watch::Watch;
-use super::{Level, Options, Place, Status, Step, names, paths};
+use super::runtime::RuntimeClient;
+use super::watch::CgroupWatch;
+use super::{CgroupLineage, LineageLevel, MemoryCgroup, PodsOptions, PodsStatus, names, paths};
 use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef, text};
+use podopsy_system::sync::lock;
 
-/// Between two scans for ids that nobody knows; who asks meanwhile waits for the next one.
+/// The least time between two scans for unknown ids. Requests that come meanwhile wait for the next scan.
 const RESCAN_EVERY: Duration = Duration::from_millis(200);
-/// An id that a scan did not find is not searched again for so long.
+/// How long an id that a scan did not find is not searched for again.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 const UNKNOWN_MAX: usize = 4096;
 
 #[derive(Debug)]
-pub(super) struct Room {
-    pub options: Options,
+pub(super) struct PodsState {
+    pub options: PodsOptions,
     pub hierarchy: Hierarchy,
-    pub runtime: Runtime,
-    pub watch: Watch,
-    cache: Mutex<Cache>,
-    /// Counts the searches that ended: those who wait for names look again.
+    pub runtime: RuntimeClient,
+    pub watch: CgroupWatch,
+    cache: Mutex<CgroupCache>,
+    /// The number of searches that have ended. A change wakes those who wait for names.
     pub settled: tokio::sync::watch::Sender<u64>,
     pub sandboxes: Mutex<std::collections::HashMap<String, Arc<PodRef>>>,
     pub labels_dropped: AtomicU64,
@@ -37,15 +38,19 @@ pub(super) struct Room {
     pub closing: AtomicBool,
 }
 
-impl Room {
-    pub fn new(options: Options, limits: Limits, max_watches: Option<usize>) -> anyhow::Result<Arc<Room>> {
+impl PodsState {
+    pub fn new(
+        options: PodsOptions,
+        limits: CacheLimits,
+        max_watches: Option<usize>,
+    ) -> anyhow::Result<Arc<PodsState>> {
         let hierarchy = Hierarchy::find(&options.proc_root, &options.cgroup_root)?;
-        Ok(Arc::new(Room {
-            runtime: Runtime::new(options.cri_socket.clone(), options.cri_timeout),
-            watch: Watch::new(&options.proc_root, max_watches),
+        Ok(Arc::new(PodsState {
+            runtime: RuntimeClient::new(options.cri_socket.clone(), options.cri_timeout),
+            watch: CgroupWatch::new(&options.proc_root, max_watches),
             hierarchy,
             options,
-            cache: Mutex::new(Cache::new(limits)),
+            cache: Mutex::new(CgroupCache::new(limits)),
             settled: tokio::sync::watch::Sender::new(0),
             sandboxes: Mutex::default(),
             labels_dropped: AtomicU64::new(0),
@@ -56,12 +61,12 @@ impl Room {
         }))
     }
 
-    /// Never held across an await.
-    pub fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the cache. The guard must not be held across an await.
+    pub fn cache(&self) -> MutexGuard<'_, CgroupCache> {
+        lock(&self.cache)
     }
 
-    pub async fn owner_of_cgroup(self: &Arc<Room>, id: u64) -> Owner {
+    pub async fn owner_of_cgroup(self: &Arc<PodsState>, id: u64) -> Owner {
         if id == 0 {
             self.unknown.fetch_add(1, Relaxed);
             return Owner::default();
@@ -82,8 +87,8 @@ impl Room {
         }
     }
 
-    /// The owner as far as it is known, and whether more is on its way.
-    fn look(self: &Arc<Room>, id: u64) -> Option<(Owner, bool)> {
+    /// The owner as far as it is known, and whether a search for its names is running.
+    fn look(self: &Arc<PodsState>, id: u64) -> Option<(Owner, bool)> {
         let (mut owner, names, search, key, name) = {
             let cache = self.cache();
             let entry = cache.entry(id)?;
@@ -93,15 +98,17 @@ impl Room {
             let known = cache.known(&key)?;
             (owner, known.names.clone(), known.search, key, known.name.clone())
         };
-        // What was searched in vain is searched again without keeping anyone waiting (and what no runtime
-        // answered, by `names::retry_down`): a broken runtime costs each container one wait, not each event.
+        // A failed search is repeated in the background, without making the caller wait (and a search that no runtime
+        // answered is repeated by `names::retry_down`). So a broken runtime costs one wait per container, not per event.
         let searching =
-            names.known_by == KnownBy::Unknown && matches!(search, Search::Idle | Search::Running);
-        if search == Search::Idle || matches!(search, Search::Absent(after) if Instant::now() >= after) {
+            names.known_by == KnownBy::Unknown && matches!(search, SearchState::Idle | SearchState::Running);
+        if search == SearchState::Idle
+            || matches!(search, SearchState::Absent(after) if Instant::now() >= after)
+        {
             names::spawn(self, key);
         }
         let names = match names.known_by {
-            // Nothing yet: what lies on the node itself.
+            // Nothing is known yet: use the sources on the node itself.
             KnownBy::Unknown => names::fallback(self, &name),
             _ => names,
         };
@@ -111,8 +118,8 @@ impl Room {
         Some((owner, searching))
     }
 
-    /// Looks through the hierarchy for an id that no event told of; one scan serves all who wait.
-    async fn scan_for(self: &Arc<Room>, id: u64) {
+    /// Scans the hierarchy for an id that no inotify event reported. One scan serves all callers that wait.
+    async fn scan_for(self: &Arc<PodsState>, id: u64) {
         let recently = |at: &Instant| at.elapsed() < UNKNOWN_FOR;
         if self.not_found().get(&id).is_some_and(recently) {
             return;
@@ -140,30 +147,30 @@ impl Room {
     }
 
     fn not_found(&self) -> MutexGuard<'_, std::collections::HashMap<u64, Instant>> {
-        self.not_found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.not_found)
     }
 
-    /// Reads the whole tree again, off the async threads.
-    pub async fn rescan(self: &Arc<Room>) {
-        let room = self.clone();
+    /// Reads the whole tree again, on a blocking thread.
+    pub async fn rescan(self: &Arc<PodsState>) {
+        let state = self.clone();
         let runtime = tokio::runtime::Handle::current();
         let scan = move || {
             let _guard = runtime.enter();
-            room.scan_all();
+            state.scan_all();
         };
         if let Err(error) = tokio::task::spawn_blocking(scan).await {
-            tracing::warn!(%error, "scan of the cgroups failed");
+            tracing::warn!(%error, "could not scan the cgroups");
         }
     }
 
-    /// The id of a directory, which is remembered from now on.
-    pub fn id_of_path(self: &Arc<Room>, path: &Path) -> Option<u64> {
+    /// The id of the directory at a path, which is also added to the cache.
+    pub fn id_of_path(self: &Arc<PodsState>, path: &Path) -> Option<u64> {
         let id = self.hierarchy.id(path)?;
         self.observe(path);
         Some(id)
     }
 
-    /// Living cgroups of each container by its id: (path, id), the container's own first.
+    /// Living cgroups by container id, as (path, cgroup id), the container's own first.
     pub fn cgroups_by_container(&self) -> std::collections::HashMap<String, Vec<(PathBuf, u64)>> {
         let mut all: std::collections::HashMap<String, Vec<(PathBuf, u64)>> = Default::default();
         let cache = self.cache();
@@ -180,23 +187,23 @@ impl Room {
         all
     }
 
-    /// Each cgroup from `path` up, by what its path says.
-    pub fn place(&self, path: &Path) -> Place {
+    /// The cgroup at `path` and its ancestors, with the level that each path shows.
+    pub fn lineage(&self, path: &Path) -> CgroupLineage {
         let name = paths::parse(&self.hierarchy.absolute(path));
-        let steps = path.ancestors().map(|path| {
+        let levels = path.ancestors().map(|path| {
             let absolute = self.hierarchy.absolute(path);
-            Step {
+            LineageLevel {
                 id: self.cache().id_at(path),
                 shown: self.hierarchy.shown(path),
                 level: paths::level(&absolute),
                 path: path.to_owned(),
             }
         });
-        Place { steps: steps.collect(), qos: name.qos.map(paths::Qos::as_str) }
+        CgroupLineage { levels: levels.collect(), qos: name.qos.map(paths::Qos::as_str) }
     }
 
-    /// By the path of a cgroup that may be gone.
-    pub async fn owner_of_path(self: &Arc<Room>, absolute: &[u8]) -> Owner {
+    /// The owner of the cgroup at a path. The cgroup may be gone.
+    pub async fn owner_of_path(self: &Arc<PodsState>, absolute: &[u8]) -> Owner {
         let relative = self.hierarchy.from_absolute(absolute);
         let id = relative.and_then(|path| self.cache().id_at(&path).or_else(|| self.id_of_path(&path)));
         if let Some(id) = id {
@@ -207,7 +214,7 @@ impl Room {
         if name.containers.is_empty() && name.pod_uid.is_none() {
             return Owner { cgroup, known_by: KnownBy::Host, ..Owner::default() };
         }
-        let names = names::now(self, &name).await;
+        let names = names::find_once(self, &name).await;
         Owner {
             pod: names.pod.as_deref().cloned(),
             container: names.container,
@@ -216,33 +223,33 @@ impl Room {
         }
     }
 
-    /// Living containers' own cgroups, each followed by those above it (once each).
-    pub fn memory_levels(&self) -> Vec<Level> {
+    /// The own cgroups of living containers, each followed by its ancestors. Each ancestor appears once.
+    pub fn memory_cgroups(&self) -> Vec<MemoryCgroup> {
         let cache = self.cache();
-        let mut above = std::collections::HashSet::new();
+        let mut ancestors = std::collections::HashSet::new();
         let mut levels = Vec::new();
         for (id, entry) in cache.live().filter(|(_, e)| !e.name.below && !e.name.containers.is_empty()) {
             let Some(known) = entry.key.as_ref().and_then(|key| cache.known(key)) else { continue };
             if container_id(&known.names, known).is_none() {
                 continue;
             }
-            levels.push(Level { id, path: entry.path.clone(), container: true });
+            levels.push(MemoryCgroup { id, path: entry.path.clone(), container: true });
             for path in entry.path.ancestors().skip(1) {
-                if !above.insert(path.to_owned()) {
+                if !ancestors.insert(path.to_owned()) {
                     break;
                 }
                 let id = cache.id_at(path);
-                levels.extend(id.map(|id| Level { id, path: path.to_owned(), container: false }));
+                levels.extend(id.map(|id| MemoryCgroup { id, path: path.to_owned(), container: false }));
             }
         }
         levels
     }
 
-    /// Owners of living containers' own cgroups.
+    /// The owners of the own cgroups of living containers.
     pub fn living(&self) -> Vec<Owner> {
         let cache = self.cache();
         let own = cache.live().filter(|(_, entry)| !entry.name.below);
-        let owner = |(id, entry): (u64, &Entry)| {
+        let owner = |(id, entry): (u64, &CgroupEntry)| {
             let names = &cache.known(entry.key.as_ref()?)?.names;
             Some(Owner {
                 pod: names.pod.as_deref().cloned(),
@@ -254,7 +261,7 @@ impl Room {
         own.filter_map(owner).collect()
     }
 
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> PodsStatus {
         let (cri_socket, runtime, cri_error) = self.runtime.about();
         let cache = self.cache();
         let (containers_known, containers_remembered_dead) = cache.counts();
@@ -268,7 +275,7 @@ impl Room {
             ("dead_evicted", cache.dead_evicted),
             ("labels_dropped", self.labels_dropped.load(Relaxed)),
         ];
-        Status {
+        PodsStatus {
             cri_socket,
             runtime,
             cri_error,
@@ -279,12 +286,12 @@ impl Room {
     }
 }
 
-/// The container that the names speak of, else the innermost of the path.
-fn container_id(names: &Names, known: &super::cache::Known) -> Option<String> {
+/// The id of the container in the resolved names, else of the innermost container in the path.
+fn container_id(names: &ResolvedNames, known: &super::cache::KnownContainer) -> Option<String> {
     match (&names.container, names.known_by) {
         (Some(ContainerRef { id, .. }), _) => Some(id.clone()),
-        // The runtime says that it is a sandbox.
+        // The runtime reported that it is a sandbox.
         (None, KnownBy::Cri) => None,
-        (None, _) => known.name.container().map(|place| place.container_id.clone()),
+        (None, _) => known.name.container().map(|container| container.container_id.clone()),
     }
 }

@@ -1,25 +1,25 @@
-//! A file that cannot be used is put aside, never deleted at once: it may be evidence. One is kept.
+//! Renames a store file that cannot be used, and keeps it as evidence. One such file is kept; an older one is deleted.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// SQLite's files beside the file itself.
-const WITH: [&str; 3] = ["", "-wal", "-shm"];
+/// The suffixes of SQLite's files: the database, its write-ahead log, and the log's index.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 const MARK: &str = ".aside-";
 
-/// Renames the file and its log, and deletes those that were put aside before; the new name.
-pub(super) fn put(path: &Path) -> io::Result<PathBuf> {
+/// Renames the file and its log, deletes the files that were quarantined before, and returns the new path.
+pub(super) fn quarantine(path: &Path) -> io::Result<PathBuf> {
     remove_older(path);
     let now = jiff::Timestamp::now().as_millisecond();
     let to = sibling(path, &format!("{MARK}{now}"));
-    for with in WITH {
-        match fs::rename(sibling(path, with), sibling(&to, with)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !with.is_empty() => {}
+    for suffix in SUFFIXES {
+        match fs::rename(sibling(path, suffix), sibling(&to, suffix)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !suffix.is_empty() => {}
             result => result?,
         }
     }
-    // Its log's index is of no use to whoever looks at it.
+    // SQLite rebuilds the log's index when the file is opened.
     let _ = fs::remove_file(sibling(&to, "-shm"));
     Ok(to)
 }
@@ -36,8 +36,8 @@ fn remove_older(path: &Path) {
     }
 }
 
-fn sibling(path: &Path, with: &str) -> PathBuf {
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(with);
+    name.push(suffix);
     name.into()
 }
