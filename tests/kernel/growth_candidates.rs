@@ -11,7 +11,7 @@ use podopsy_harness::{ContainerSpec, Image, Node, PodSpec};
 use podopsy_model::Event;
 use podopsy_model::growth::GrowthProfile;
 use podopsy_model::incident::OomIncident;
-use podopsy_pods::PodsPodsOptions;
+use podopsy_pods::PodsOptions;
 use podopsy_recorder::{GrowthMode, RecorderOptions};
 use support::{Recording, options};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
 use podopsy_model::lookup::{LookupResult, NameKnownBy};
 use podopsy_model::{Detail, Event, EventKind, Lookup};
-use podopsy_pods::PodsPodsOptions;
+use podopsy_pods::PodsOptions;
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::clients::PYTHON;
 use support::dns_sandbox::{SOON, Server, in_dns_sandbox};
