@@ -1,4 +1,4 @@
-//! The command line. Values are read here, so that a bad one is refused before anything starts.
+//! The command line. All values are parsed here, so that a wrong one is refused before anything starts.
 
 #[cfg(test)]
 mod docs_tests;
@@ -16,59 +16,61 @@ use podopsy_model::Target;
 use podopsy_model::duration;
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 
-use crate::exit::Said;
+use crate::exit::AlreadyPrinted;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
-pub use history::{Events, HistoryDir};
-pub use live::{Diff, DiffFormat, Dns, Hook, Profile, ProfileCommand, Stacks, Watch, WatchKind};
+pub use history::{EventsArgs, HistoryArgs};
+pub use live::{
+    DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, WatchArgs, WatchKind,
+};
 
 const AFTER_HELP: &str = "\
 Examples:
   podopsy watch                         live OOM kills, other SIGKILLs and failed lookups, with their pods
-  podopsy watch dns -n shop -o json     one namespace's failed lookups, a JSON object a line
-  podopsy dns shop/cart                 what a pod looks up, what it gets, and how long it waits
+  podopsy watch dns -n shop -o json     one namespace's failed lookups, one JSON object per line
+  podopsy dns shop/cart                 what a pod looks up, with results and latencies
   podopsy profile shop/cart -o cart.svg where a pod spends its CPU time, as a flame graph
   podopsy profile -a -o node.pb.gz      the whole node, for go tool pprof
-  podopsy profile --since 10m shop/cart where it spent it in the last ten minutes, if the agent kept that
-  podopsy profile diff a.pb.gz b.pb.gz  what takes more CPU time than before
-  podopsy oom                           OOM kills of the last day, those that Kubernetes does not show too
+  podopsy profile --since 10m shop/cart the last ten minutes, from the agent's stored profiles
+  podopsy profile diff a.pb.gz b.pb.gz  which functions take more CPU time than before
+  podopsy oom                           OOM kills of the last day, including those that Kubernetes does not show
   podopsy watch sigkill                 who sends SIGKILL to containers: kubelet, systemd-oomd, someone's kill -9
-  podopsy oom --silent --since 1h       who was killed in the last hour, while its pod says Running?
+  podopsy oom --silent --since 1h       OOM kills of the last hour that Kubernetes does not show
   podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
-  podopsy oom show 3f2a-28908           the autopsy of one of them
+  podopsy oom show 3f2a-28908           the autopsy of one OOM kill
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   podopsy inspect pid:4242              which pod does this process belong to?
-  podopsy doctor                        what works here, and what would mend the rest
+  podopsy doctor                        what works here, and how to fix the rest
 
-TARGET is one grammar everywhere:
+TARGET has the same syntax in every command:
   namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N, cgroup:PATH
 
 Exit codes:
-  0  done (also after Ctrl-C, and when the reader of a pipe has gone)
+  0  done (also after Ctrl-C, and when the reader of a pipe has closed it)
   1  nothing was found, or something failed
   2  wrong usage, or a missing privilege";
 
 /// Flight recorder and autopsy kit for Kubernetes nodes: what happened to this pod, and where in the code?
 ///
-/// Runs on the node, as root; needs no agent and no API server. Events and profiles name the pod by its
-/// memory cgroup, so that they can do so after it has died.
+/// Runs on the node, as root, without an agent and without the API server. Events and profiles are attributed by
+/// memory cgroup, so they name the pod even after it is gone.
 #[derive(Debug, Parser)]
 #[command(name = "podopsy", version, after_help = AFTER_HELP, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    pub global: GlobalArgs,
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
-pub struct Global {
+pub struct GlobalArgs {
     /// The container runtime's CRI v1 socket [default: the usual paths are tried]
     #[arg(long, global = true, value_name = "PATH", env = "PODOPSY_CRI_SOCKET", value_parser = PathBufValueParser::new().map(socket_path))]
     pub cri_socket: Option<PathBuf>,
 
-    /// Longest wait for an answer of the container runtime
+    /// How long to wait for an answer of the container runtime
     #[arg(long, global = true, value_name = "TIME", default_value = "2s", value_parser = duration::parse_cri_timeout)]
     pub cri_timeout: Duration,
 
@@ -76,38 +78,38 @@ pub struct Global {
     #[arg(long, global = true, value_name = "NAME", env = "NODE_NAME")]
     pub node: Option<String>,
 
-    /// Say on stderr what is being done; twice or three times for more
+    /// Log to stderr what podopsy does; -vv and -vvv log more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Watch(Watch),
-    Dns(Dns),
-    Profile(Profile),
-    Oom(Oom),
-    Events(Events),
-    Pods(Pods),
-    Inspect(Inspect),
-    Doctor(Doctor),
+    Watch(WatchArgs),
+    Dns(DnsArgs),
+    Profile(ProfileArgs),
+    Oom(OomArgs),
+    Events(EventsArgs),
+    Pods(PodsArgs),
+    Inspect(InspectArgs),
+    Doctor(DoctorArgs),
 }
 
-/// List OOM kills: whose limit, who was killed, and whether Kubernetes noticed; and SIGKILLs that were no OOM
+/// List OOM kills: which limit was hit, what was killed, whether Kubernetes shows it; and SIGKILLs without an OOM
 ///
-/// Asks the agent, if one runs, or reads the store that it has left (--state-dir); and what the kernel's log still has of
-/// kills that no agent saw. Says on stderr which of them answered. Exits 1 if there are none.
+/// Asks the agent, if one runs, or reads the store that it left (--state-dir). The kernel's log adds the kills that
+/// happened while no agent ran. Lists its sources on stderr. Exits 1 if there are no kills.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Oom {
+pub struct OomArgs {
     #[command(subcommand)]
     pub show: Option<OomCommand>,
 
-    /// Only kills since so long ago
+    /// Only kills of the last TIME, such as 30m or 24h
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     pub since: Duration,
 
-    /// Only kills that Kubernetes does not show: the container runs on, or ended with another reason than OOMKilled
+    /// Only kills that Kubernetes does not show: the container still runs, or ended with another reason than OOMKilled
     #[arg(long)]
     pub silent: bool,
 
@@ -119,26 +121,26 @@ pub struct Oom {
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<Selector>,
 
-    /// wide: with trigger, QoS class, how it is known, and image
+    /// wide: also the trigger, the QoS class, the source of the limit, and the image
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = OomFormat::Table)]
     pub output: OomFormat,
 
     #[command(flatten)]
-    pub history: HistoryDir,
+    pub history: HistoryArgs,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum OomCommand {
-    /// The autopsy of one OOM, or of another SIGKILL: all that is known of it, on one screen
+    /// Show the autopsy of one OOM kill or other SIGKILL on one screen
     Show {
-        /// As `podopsy oom` lists it, or its beginning
+        /// The id from `podopsy oom`, or the beginning of it
         id: String,
 
         #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = SheetFormat::Text)]
         output: SheetFormat,
 
         #[command(flatten)]
-        history: HistoryDir,
+        history: HistoryArgs,
     },
 }
 
@@ -160,7 +162,7 @@ pub enum SheetFormat {
 
 /// List pods and containers with state, restarts, memory and limits
 #[derive(Debug, Args)]
-pub struct Pods {
+pub struct PodsArgs {
     /// Only pods in this namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
@@ -169,14 +171,14 @@ pub struct Pods {
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<Selector>,
 
-    /// wide: with image, pod IP and container id
+    /// wide: also the image, the pod IP and the container id
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
     pub output: ListFormat,
 }
 
-/// Show what is known of a pod, container, process or cgroup, in both directions
+/// Show a pod with its containers and processes, or the pod of a process, container or cgroup
 #[derive(Debug, Args)]
-pub struct Inspect {
+pub struct InspectArgs {
     /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
     pub target: Target,
 
@@ -184,11 +186,11 @@ pub struct Inspect {
     pub output: ReportFormat,
 }
 
-/// Say what works on this machine, and the command or manifest line that would mend the rest
+/// Check what works on this machine, with the command or manifest line that fixes the rest
 ///
-/// Exits 0 if nothing load-bearing is missing, 1 if something is, 2 if that is for want of privilege.
+/// Exits 0 if nothing essential is missing, 1 if something is, 2 if privileges are missing.
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub struct DoctorArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
     pub output: ReportFormat,
 }
@@ -207,7 +209,7 @@ pub enum ReportFormat {
     Json,
 }
 
-/// The kubelet and crictl write sockets as URLs.
+/// Accepts `unix://` URLs, which the kubelet and crictl use for sockets.
 fn socket_path(path: PathBuf) -> PathBuf {
     match path.to_str().and_then(|text| text.strip_prefix("unix://")) {
         Some(plain) => PathBuf::from(plain),
@@ -215,23 +217,23 @@ fn socket_path(path: PathBuf) -> PathBuf {
     }
 }
 
-/// Reads this process's arguments; help, version and usage errors are said here.
+/// Parses this process's arguments. Prints help, version and usage errors.
 pub fn parse() -> anyhow::Result<Cli> {
     let args: Vec<OsString> = std::env::args_os().collect();
     read(&args).map_err(|error| {
-        // clap repeats arguments as they are: without colours, if any of them could command a terminal.
-        let tame = args.iter().all(|arg| arg.to_str().is_some_and(|text| visible(text) == text));
-        if tame {
+        // clap repeats arguments unescaped: print without colours and escaped if one has control characters.
+        let is_harmless = args.iter().all(|arg| arg.to_str().is_some_and(|text| visible(text) == text));
+        if is_harmless {
             let _ = error.print();
         } else {
             let text = error.render().to_string();
             note(&text.trim_end().split('\n').map(visible).collect::<Vec<_>>().join("\n"));
         }
-        Said(u8::try_from(error.exit_code()).unwrap_or(2)).into()
+        AlreadyPrinted(u8::try_from(error.exit_code()).unwrap_or(2)).into()
     })
 }
 
-/// What clap reads, if the probes can do it.
+/// Parses the arguments with clap, and checks the limits of the probes.
 fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(args)?;
     let (ports, resolvers) = match &cli.command {
@@ -254,12 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn clap_finds_no_contradiction() {
+    fn the_definition_of_the_arguments_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn the_lines_of_the_readme() {
+    fn valid_command_lines_are_accepted() {
         for line in [
             "podopsy watch",
             "podopsy watch oom dns --all --dns-timeout 500ms --count 3 -d 30s -n finance -o json",
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_before_anything_starts() {
+    fn wrong_command_lines_are_refused() {
         for line in [
             "podopsy profile",
             "podopsy profile -a finance/pricing",

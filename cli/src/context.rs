@@ -1,31 +1,31 @@
-//! What every command is given: the global options, and the terminals.
+//! What every command gets: the global options and the terminals.
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use podopsy_pods::{self as pods, Pods};
 
-use crate::args::Global;
+use crate::args::GlobalArgs;
 use crate::terminal::Terminal;
 
 #[derive(Clone, Debug)]
 pub struct Context {
-    pub global: Global,
+    pub global: GlobalArgs,
     pub stdout: Terminal,
     pub stderr: Terminal,
 }
 
 impl Context {
-    pub fn new(global: Global) -> Self {
+    pub fn new(global: GlobalArgs) -> Self {
         Context { global, stdout: Terminal::stdout(), stderr: Terminal::stderr() }
     }
 
-    /// The node's name, safe to print: as given, else the host's.
+    /// The node's name, safe to print: `--node`, or else the host's name.
     pub fn node(&self) -> String {
         podopsy_system::node::name(self.global.node.as_deref())
     }
 
-    /// Opens the room that names pods. A runtime that is absent or broken is no error there.
+    /// Starts the lookup of pods. An absent or broken runtime is not an error: pods are then named by their log folders.
     pub async fn pods(&self) -> anyhow::Result<Arc<Pods>> {
         let defaults = pods::PodsOptions::default();
         let options = pods::PodsOptions {

@@ -1,4 +1,4 @@
-//! Where a command finds an agent that has kept what happened, and what it says of its answers.
+//! The agent's history: finding a running agent or the store that it left, and reporting the gaps on stderr.
 
 use std::path::{Path, PathBuf};
 
@@ -10,41 +10,43 @@ use podopsy_client::{
 use podopsy_model::EventKind;
 use podopsy_store::{Collection, DIR, FILE, Filter, ITEMS_MAX, ReadError, Reader};
 
-use crate::args::HistoryDir;
+use crate::args::HistoryArgs;
 use crate::render::units;
 use crate::terminal::note;
 
-/// An agent that answers; None: there is none, and none was named. An error: the one that was named does not.
-pub async fn agent(args: &HistoryDir) -> anyhow::Result<Option<AgentClient>> {
+/// Finds an agent that answers. None: there is none. An error: the agent at `--socket` does not answer.
+pub async fn agent(args: &HistoryArgs) -> anyhow::Result<Option<AgentClient>> {
     let (sockets, named) = sockets(args);
     for socket in sockets {
         let client = AgentClient::new(&socket);
         match client.get("/healthz", &Vec::new()).await {
             Ok(_) => return Ok(Some(client)),
-            // It is there: what is wrong with it will be said when it is asked.
+            // An agent answers; its error is reported by the command's own request.
             Err(ClientError::Refused(_)) => return Ok(Some(client)),
-            Err(error) if named => bail!("{error}; --socket names the agent's socket"),
+            Err(error) if named => {
+                bail!("{error}; check that the agent runs and that --socket is its socket")
+            }
             Err(error) => tracing::debug!("{error}"),
         }
     }
     Ok(None)
 }
 
-/// Where to look, and whether that was named: then nothing else will do.
-fn sockets(args: &HistoryDir) -> (Vec<PathBuf>, bool) {
+/// The sockets to try, and whether the user gave the socket: then a failure is an error.
+fn sockets(args: &HistoryArgs) -> (Vec<PathBuf>, bool) {
     if let Some(socket) = &args.socket {
         return (vec![socket.clone()], true);
     }
     let mut sockets = vec![args.state_dir.join(SOCKET_NAME)];
-    // Whoever names a state folder means that agent.
+    // With an explicit state folder only that folder's agent is meant.
     if args.state_dir == Path::new(DIR) {
         sockets.push(Path::new(RUN_DIR).join(SOCKET_NAME));
     }
     (sockets, false)
 }
 
-/// Events of these kinds in the store that an agent has left, the newest `most`, oldest first, and the gaps since `from`;
-/// None: it has left none. Waits for the disk: not for an async task.
+/// Reads the store that an agent left: the newest `most` events of these kinds, oldest first, and the gaps since `from`.
+/// None: there is no store. Blocks on the disk, so an async task must not call it.
 pub fn left(
     dir: &Path,
     kinds: &[EventKind],
@@ -82,43 +84,47 @@ pub fn left(
     Ok(Some((left, gaps.collect())))
 }
 
-/// The parameters that ask for one pod's, or one container's.
+/// The query parameters for one pod, or for one of its containers.
 pub fn of_pod(namespace: &str, pod: &str, container: Option<&str>) -> QueryParameters {
     let mut query = vec![("namespace", namespace.to_owned()), ("pod", pod.to_owned())];
     query.extend(container.map(|container| ("container", container.to_owned())));
     query
 }
 
-/// The time that lies so long ago.
+/// The time `since` before now, and not before 1970.
 pub fn ago(since: std::time::Duration) -> Timestamp {
     let ago = SignedDuration::try_from(since).unwrap_or(SignedDuration::MAX);
     Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH).max(Timestamp::UNIX_EPOCH)
 }
 
-/// Says of which times not all is known. An answer without this would look like nothing had happened.
+/// Reports the gaps in the agent's history on stderr. Without them an empty answer would look like a quiet time.
 pub async fn note_gaps(client: &AgentClient, from: Timestamp) {
     match client.gaps(from).await {
-        Ok(gaps) => say_gaps(&gaps, from),
-        Err(error) => note(&format!("whether the agent ran all the time is not known: {error}")),
+        Ok(gaps) => print_gaps(&gaps, from),
+        Err(error) => {
+            note(&format!("cannot ask the agent for gaps in its history, so events may be missing: {error}"))
+        }
     }
 }
 
-/// The last of them.
-pub fn say_gaps(gaps: &[HistoryGap], from: Timestamp) {
-    gaps.iter().rev().take(GAPS).rev().for_each(|gap| note(&say(gap, from)));
+/// Prints the last gaps on stderr.
+pub fn print_gaps(gaps: &[HistoryGap], from: Timestamp) {
+    for gap in &gaps[gaps.len().saturating_sub(GAPS_PRINTED)..] {
+        note(&describe_gap(gap, from));
+    }
 }
 
-/// Gaps that are said, the last ones; more of them are noise.
-const GAPS: usize = 5;
+/// How many gaps are printed; more of them would hide the answer.
+const GAPS_PRINTED: usize = 5;
 
-fn say(gap: &HistoryGap, from: Timestamp) -> String {
+fn describe_gap(gap: &HistoryGap, from: Timestamp) -> String {
     let what = match gap.reason.as_str() {
         "stopped" => "no agent ran (it was stopped)",
         "died" => "no agent ran (it had died)",
-        "rebooted" => "no agent ran (the machine was started anew)",
+        "rebooted" => "no agent ran (the machine was rebooted)",
         "not-written" => "the store could not be written",
-        "put-aside" => "the store was damaged and put aside",
-        _ => "not all is known",
+        "put-aside" => "the store was damaged; the agent quarantined it and began a new one",
+        _ => "events may be missing",
     };
     let lost =
         if gap.lost > 0 { format!("; {} lost", units::plural(gap.lost, "record")) } else { String::new() };
@@ -130,8 +136,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_is_named_is_meant() {
-        let args = |dir: &str, socket: Option<&str>| HistoryDir {
+    fn an_explicit_folder_or_socket_excludes_the_default_sockets() {
+        let args = |dir: &str, socket: Option<&str>| HistoryArgs {
             state_dir: dir.into(),
             socket: socket.map(PathBuf::from),
         };
@@ -144,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_said_as_far_as_it_was_asked_for() {
+    fn a_gap_begins_at_the_time_that_was_asked_for() {
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
         let gap = HistoryGap {
             from: Timestamp::UNIX_EPOCH,
@@ -153,7 +159,7 @@ mod tests {
             lost: 2,
         };
         assert_eq!(
-            say(&gap, time("2026-01-02T03:00:00Z")),
+            describe_gap(&gap, time("2026-01-02T03:00:00Z")),
             "2026-01-02 03:00:00Z to 2026-01-02 03:04:05Z: the store could not be written; 2 records lost"
         );
     }

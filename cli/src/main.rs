@@ -1,16 +1,16 @@
 //! `podopsy`: what happened to this pod, and where in the code?
 //!
-//! | room | does |
+//! | module | does |
 //! |---|---|
-//! | [`args`] | the command line, as clap reads it |
-//! | [`cmd`] | one file a command: asks the recorder's library, hands the answer to a renderer |
-//! | [`render`] | answers to text; no I/O but the writer it is given |
-//! | [`exit`] | the one place that decides the exit code |
+//! | [`args`] | parses the command line with clap |
+//! | [`cmd`] | one file per command: calls the libraries and passes the result to a renderer |
+//! | [`render`] | formats results as text; writes only to the writer that it gets |
+//! | [`exit`] | decides the exit code |
 //!
-//! The rest are tools of those: [`context`] (global options), [`history`] (what an agent has kept), [`privilege`], [`signals`], [`output`]
-//! (files), [`process`] (/proc), [`selector`], [`terminal`].
+//! The others are helpers: [`context`] (global options), [`history`] (the agent's history), [`log`], [`privilege`], [`signals`],
+//! [`output`] (files), [`process`] (/proc), [`selector`], [`terminal`].
 //!
-//! Must not know: aya, the wire's records, CRI, how cgroups are named.
+//! Must not depend on: aya, the wire format of kernel records, CRI, the naming of cgroups.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -18,6 +18,7 @@ mod cmd;
 mod context;
 mod exit;
 mod history;
+mod log;
 mod output;
 mod privilege;
 mod process;
@@ -31,23 +32,23 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use args::{Cli, Command};
 use context::Context;
-use exit::Verdict;
+use exit::CommandOutcome;
 
 fn main() -> ExitCode {
     exit::panics_in_one_line();
     exit::code(|| {
         let cli = args::parse()?;
-        // What the doctor tries in vain stands in its report.
-        terminal::log_to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)));
+        // The doctor's report has everything that warnings would repeat.
+        log::to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)));
         let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
         let verdict = runtime.block_on(run(cli));
-        // A runtime's call that hangs must not hold up the end.
+        // A call to the container runtime that hangs must not delay the exit.
         runtime.shutdown_background();
         verdict
     })
 }
 
-async fn run(cli: Cli) -> anyhow::Result<Verdict> {
+async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
     let context = Context::new(cli.global);
     match cli.command {
         Command::Watch(args) => cmd::watch::run(&context, args).await,

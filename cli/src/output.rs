@@ -1,4 +1,4 @@
-//! Files that a profile is written to: whole or not at all, and never through a link.
+//! The files that a profile is written to. A file is written completely or not at all, and never through a link.
 
 use std::fs::{self, Permissions};
 use std::io::{BufWriter, Write as _};
@@ -11,9 +11,9 @@ use podopsy_model::{profile::Profile, text};
 use podopsy_profiles::export::Format;
 use tempfile::NamedTempFile;
 
-use crate::exit::Refused;
+use crate::exit::Refusal;
 
-/// A file to be written, and its format.
+/// A file to write, and its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
     pub path: PathBuf,
@@ -21,15 +21,17 @@ pub struct Output {
 }
 
 impl Output {
-    /// In `format`, or as the ending says.
-    pub fn new(path: PathBuf, format: Option<Format>) -> Result<Self, Refused> {
+    /// Takes the format from the file name's extension, unless `format` is given.
+    pub fn new(path: PathBuf, format: Option<Format>) -> Result<Self, Refusal> {
         let name = path.file_name().unwrap_or_default().as_bytes();
         match format.or_else(|| Format::from_file_name(name)) {
             Some(format) if !name.is_empty() => Ok(Output { path, format }),
-            _ => Err(Refused(format!(
-                "{}: the ending says the format: {}; for another ending, say --format",
+            _ => Err(Refusal(format!(
+                "{}: the file name's extension selects the format: {}; for another extension, give --format",
                 shown(&path),
-                Format::ALL.map(|format| format!("{} ({})", format.extension(), what(format))).join(", ")
+                Format::ALL
+                    .map(|format| format!("{} ({})", format.extension(), format_name(format)))
+                    .join(", ")
             ))),
         }
     }
@@ -39,7 +41,7 @@ impl Output {
         shown(&self.path)
     }
 
-    /// How to look at it.
+    /// How to open the file, for a message.
     pub fn open_with(&self) -> String {
         let file = self.shown();
         match self.format {
@@ -52,16 +54,16 @@ impl Output {
     }
 }
 
-/// Outputs whose folder took a temporary file, so that no sampling is in vain.
+/// Outputs with an open temporary file each, so that a folder that cannot be written fails before the sampling.
 #[derive(Debug)]
 pub struct Pending(Vec<(Output, NamedTempFile)>);
 
-/// Opens a temporary file beside each output. What could not be written is refused now, not in 30 s.
+/// Opens a temporary file next to each output. An output that cannot be written is refused now, not after the sampling.
 pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
     let mut pending: Vec<(Output, NamedTempFile)> = Vec::new();
     for output in outputs {
         if pending.iter().any(|(other, _)| other.path == output.path) {
-            return Err(Refused(format!("{} is given twice", output.shown())).into());
+            return Err(Refusal(format!("{} is given twice", output.shown())).into());
         }
         refuse_links(&output.path)?;
         let folder = match output.path.parent() {
@@ -70,7 +72,7 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
         };
         let temporary = tempfile::Builder::new()
             .prefix(".podopsy-")
-            // As any program makes its files: what the umask leaves of it.
+            // The umask reduces this, as for any file that a program creates.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
             .with_context(|| format!("cannot write {}", output.shown()))?;
@@ -80,13 +82,13 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
 }
 
 impl Pending {
-    /// Writes `profile` to each and gives it its name; an error leaves what was there before, and costs
-    /// no other output: the samples cannot be taken again.
+    /// Writes `profile` to each temporary file and renames it. After an error the former file is still there, and the
+    /// other outputs are written all the same: the samples cannot be taken again.
     pub fn finish(self, profile: &Profile) -> Vec<(Output, anyhow::Result<()>)> {
         self.finish_with(|format, out| format.write(profile, out))
     }
 
-    /// The same for what is no profile; the format is the caller's to understand.
+    /// Like [`finish`](Self::finish), but `write` produces the content in the format that it is given.
     pub fn finish_with(
         self,
         write: impl Fn(Format, &mut dyn std::io::Write) -> anyhow::Result<()>,
@@ -109,28 +111,28 @@ fn finish_one(
     write(output.format, &mut out)?;
     out.flush()?;
     drop(out);
-    // Without it a crash could leave the name with nothing behind it.
+    // Without this, the name could refer to an empty file after a crash.
     temporary.as_file().sync_all()?;
     refuse_links(&output.path)?;
     temporary.persist(&output.path).map_err(|error| error.error)?;
     Ok(())
 }
 
-/// A rename would put the profile in the place of a link, a device or a pipe, which nobody can have meant.
+/// Refuses links, devices and pipes: the rename would replace them by the profile.
 fn refuse_links(path: &Path) -> anyhow::Result<()> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
     let kind = metadata.file_type();
     if kind.is_symlink() {
-        return Err(Refused(format!("{} is a symbolic link: name the file itself", shown(path))).into());
+        return Err(Refusal(format!("{} is a symbolic link: name the file itself", shown(path))).into());
     }
     if !kind.is_file() {
-        bail!(Refused(format!("{} is there and is no regular file", shown(path))));
+        bail!(Refusal(format!("{} exists and is not a regular file: choose another name", shown(path))));
     }
     Ok(())
 }
 
-/// What a format is, in a word or two.
-fn what(format: Format) -> &'static str {
+/// The format's name in messages.
+fn format_name(format: Format) -> &'static str {
     match format {
         Format::Pprof => "pprof",
         Format::Folded => "folded stacks",
@@ -140,7 +142,7 @@ fn what(format: Format) -> &'static str {
     }
 }
 
-/// For clap: a format by its name.
+/// Parses a format's name, for clap.
 pub fn format(name: &str) -> Result<Format, String> {
     Format::from_name(name)
         .ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::as_str).join(", ")))
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ending_says_the_format() {
+    fn the_extension_selects_the_format() {
         let format = |path: &str| Output::new(path.into(), None).map(|output| output.format).ok();
         assert_eq!(format("a.pb.gz"), Some(Format::Pprof));
         assert_eq!(format("/x/y.folded"), Some(Format::Folded));
@@ -178,14 +180,14 @@ mod tests {
         for path in ["", "a", "a.gz", "a.json", ".svg", "dir/", "a.SVG"] {
             assert!(format(path).is_none(), "{path}");
         }
-        let said = Output::new("a.json".into(), Some(Format::Speedscope)).map(|output| output.format);
-        assert_eq!(said.ok(), Some(Format::Speedscope));
+        let explicit = Output::new("a.json".into(), Some(Format::Speedscope)).map(|output| output.format);
+        assert_eq!(explicit.ok(), Some(Format::Speedscope));
         let error = Output::new("a.json".into(), None).unwrap_err().to_string();
         assert!(Format::ALL.iter().all(|format| error.contains(format.extension())), "{error}");
     }
 
     #[test]
-    fn a_file_appears_whole_and_replaces_the_old_one() {
+    fn a_file_is_replaced_only_by_a_complete_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.svg");
         fs::write(&path, "old").unwrap();
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_the_old_file_and_no_litter_and_spares_the_others() {
+    fn a_failed_output_keeps_the_old_file_and_the_other_outputs_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.svg");
         fs::write(&path, "old").unwrap();
@@ -215,19 +217,19 @@ mod tests {
     }
 
     #[test]
-    fn links_and_pipes_are_refused_and_left_alone() {
+    fn links_and_folders_are_refused_and_stay_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("target");
         fs::write(&target, "precious").unwrap();
         let link = dir.path().join("link.svg");
         std::os::unix::fs::symlink(&target, &link).unwrap();
         let error = prepare(output(link.clone())).unwrap_err();
-        assert!(error.is::<Refused>() && error.to_string().contains("symbolic link"), "{error}");
+        assert!(error.is::<Refusal>() && error.to_string().contains("symbolic link"), "{error}");
         let folder = dir.path().join("folder.svg");
         fs::create_dir(&folder).unwrap();
-        assert!(prepare(output(folder)).unwrap_err().is::<Refused>());
+        assert!(prepare(output(folder)).unwrap_err().is::<Refusal>());
 
-        // Also when it is put there while we sample.
+        // The link can also be created during the sampling.
         let late = dir.path().join("late.svg");
         let pending = prepare(output(late.clone())).unwrap();
         std::os::unix::fs::symlink(&target, &late).unwrap();
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_is_said_before_sampling() {
+    fn a_missing_folder_is_reported_before_the_sampling() {
         let error = prepare(output("/nonexistent/a.svg".into())).unwrap_err();
         assert!(format!("{error:#}").contains("cannot write /nonexistent/a.svg"), "{error:#}");
         let twice = [output("/tmp/x.svg".into()), output("/tmp/x.svg".into())].concat();

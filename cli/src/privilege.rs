@@ -1,4 +1,4 @@
-//! What a command may not do without, asked before it starts, said in one line.
+//! The privileges that a command needs, checked before it starts; a missing one is a one-line error.
 
 use std::path::Path;
 
@@ -6,26 +6,26 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 
 use crate::args::Hook;
-use crate::exit::Refused;
+use crate::exit::Refusal;
 
-/// To load the probes and to read what they sample.
+/// Needed to load the probes and to read their samples.
 pub const SAMPLE: &[Capability] = &[Capability::Bpf, Capability::Perfmon];
-/// The same, and to attach to the root cgroup's packets.
+/// Needed to load the probes and to attach to the root cgroup's packets.
 pub const SAMPLE_PACKETS: &[Capability] = &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin];
 
-/// Fails with what is missing for `command`.
-pub fn require(command: &str, needed: &[Capability]) -> Result<(), Refused> {
+/// Fails with the missing capabilities of `command`.
+pub fn require(command: &str, needed: &[Capability]) -> Result<(), Refusal> {
     match lacking(Capabilities::effective(), in_initial_user_namespace(), needed) {
         None => Ok(()),
-        Some(why) => Err(Refused(format!("{command}: {why}"))),
+        Some(why) => Err(Refusal(format!("{command}: {why}"))),
     }
 }
 
-/// DNS can be seen with less: a packet socket needs CAP_NET_RAW of whatever user namespace its network belongs to.
-pub fn require_dns(command: &str, hook: Hook) -> Result<(), Refused> {
+/// DNS needs less: a packet socket needs CAP_NET_RAW in the user namespace that owns its network namespace.
+pub fn require_dns(command: &str, hook: Hook) -> Result<(), Refusal> {
     match refused_dns(Capabilities::effective(), in_initial_user_namespace(), hook) {
         None => Ok(()),
-        Some(why) => Err(Refused(format!("{command}: {why}"))),
+        Some(why) => Err(Refusal(format!("{command}: {why}"))),
     }
 }
 
@@ -48,25 +48,25 @@ fn refused_dns(held: Capabilities, initial_namespace: bool, hook: Hook) -> Optio
     }
 }
 
-/// Fails unless this user can reach the runtime: root, or a socket that was named and is open to them.
-pub fn require_runtime(command: &str, socket: Option<&Path>) -> Result<(), Refused> {
+/// Fails unless this user can reach the runtime: as root, or by a `--cri-socket` that the user may write to.
+pub fn require_runtime(command: &str, socket: Option<&Path>) -> Result<(), Refusal> {
     let may = geteuid().is_root()
         || Capabilities::effective().has(Capability::DacOverride)
         || socket.is_some_and(|socket| access(socket, AccessFlags::W_OK).is_ok());
     if may {
         return Ok(());
     }
-    Err(Refused(format!(
+    Err(Refusal(format!(
         "{command}: needs root (or CAP_DAC_OVERRIDE) to ask the container runtime and to read other users' /proc; \
-         run it as root on the node, or name a socket that is open to you with --cri-socket"
+         run it as root on the node, or give a socket that you may write to with --cri-socket"
     )))
 }
 
-/// What is lacking, in one line; None: nothing.
+/// What is missing, in one line; None: nothing.
 fn lacking(held: Capabilities, initial_namespace: bool, needed: &[Capability]) -> Option<String> {
     if !initial_namespace {
         return Some(
-            "this is a user namespace of its own, where capabilities do not reach the kernel; \
+            "this is not the initial user namespace, and its capabilities do not count for the kernel; \
              set hostUsers: true, or run it as the node's root"
                 .to_owned(),
         );
@@ -79,7 +79,7 @@ fn lacking(held: Capabilities, initial_namespace: bool, needed: &[Capability]) -
     let adds: Vec<_> = lacking.iter().map(|capability| format!("{:?}", capability.name())).collect();
     Some(format!(
         "needs {}; run it as root on the node, or in a pod set securityContext.capabilities.add: [{}] \
-         (podopsy doctor says what else is missing)",
+         (podopsy doctor lists what else is missing)",
         names.join(", "),
         adds.join(", ")
     ))
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_only_what_is_lacking() {
+    fn only_missing_capabilities_are_named() {
         let perfmon = Capabilities::from_hex("4000000000").unwrap();
         let why = lacking(perfmon, true, SAMPLE_PACKETS).unwrap();
         assert!(why.starts_with("needs CAP_BPF, CAP_NET_ADMIN; run it as root"), "{why}");
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pods_lookups_need_a_raw_socket_and_nothing_else() {
+    fn lookups_of_one_pod_need_cap_net_raw_alone() {
         let raw = Capabilities::from_hex("2000").unwrap();
         let none = Capabilities::from_hex("0").unwrap();
         assert_eq!(refused_dns(raw, false, Hook::Auto), None);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn root_lacks_nothing_and_a_namespaces_root_lacks_everything() {
+    fn root_lacks_nothing_and_root_of_a_user_namespace_lacks_everything() {
         let all = Capabilities::from_hex("1ffffffffff").unwrap();
         assert_eq!(lacking(all, true, SAMPLE_PACKETS), None);
         assert!(lacking(all, false, SAMPLE).unwrap().contains("hostUsers: true"));

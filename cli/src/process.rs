@@ -1,4 +1,4 @@
-//! A living process, as /proc tells it (proc(5)).
+//! A running process, read from /proc (proc(5)).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,26 +10,26 @@ use nix::unistd::{SysconfVar, sysconf};
 use podopsy_model::text;
 use serde::Serialize;
 
-/// What `inspect pid:N` shows of the process itself.
+/// The facts of a process that `inspect pid:N` shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Process {
-    /// Process id in this /proc.
+pub struct ProcessDetails {
+    /// ProcessDetails id in this /proc.
     pub pid: u32,
     pub comm: String,
     pub start_time: Option<Timestamp>,
     pub parent_pid: Option<u32>,
     /// Effective user id, as this user namespace sees it.
     pub uid: Option<u32>,
-    /// The process's ids in each pid namespace from ours inwards: the last is what a container sees.
+    /// The process's id in each pid namespace, from ours inwards; the last is the id inside the container.
     pub pid_in_namespaces: Vec<u32>,
     pub threads: Option<u32>,
     /// VmRSS, in bytes; null for kernel threads.
     pub rss_bytes: Option<u64>,
-    /// Namespace inode numbers by kind; empty without the right to look (CAP_SYS_PTRACE).
+    /// Namespace inode numbers by kind; empty without CAP_SYS_PTRACE.
     pub namespaces: BTreeMap<String, u64>,
 }
 
-impl Process {
+impl ProcessDetails {
     pub fn read(pid: u32) -> anyhow::Result<Self> {
         Self::read_in(Path::new("/proc"), pid)
     }
@@ -41,11 +41,15 @@ impl Process {
         let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         let number = |key: &str| field(key)?.split_whitespace().next()?.parse::<u64>().ok();
         let numbers = |key: &str| -> Vec<u32> {
-            field(key).unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok()).collect()
+            field(key)
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|number| number.parse().ok())
+                .collect()
         };
-        // Not from `status`, which escapes some bytes in its own way.
+        // Not from `status`: the kernel escapes some bytes there.
         let comm = fs::read(dir.join("comm")).unwrap_or_default();
-        Ok(Process {
+        Ok(ProcessDetails {
             pid,
             comm: text::escape_bytes(comm.strip_suffix(b"\n").unwrap_or(&comm)),
             start_time: start_time(proc, &dir),
@@ -78,7 +82,7 @@ fn namespaces(dir: PathBuf) -> BTreeMap<String, u64> {
             let kind = entry.file_name().into_string().ok()?;
             let link = fs::read_link(entry.path()).ok()?;
             let inode = link.to_str()?.split_once('[')?.1.strip_suffix(']')?.parse().ok()?;
-            // The two `_for_children` links say nothing of the process itself.
+            // The two `_for_children` links describe future children, not the process itself.
             (!kind.ends_with("_for_children")).then_some((kind, inode))
         })
         .collect()
@@ -89,8 +93,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_itself() {
-        let process = Process::read(std::process::id()).unwrap();
+    fn a_process_can_read_itself() {
+        let process = ProcessDetails::read(std::process::id()).unwrap();
         assert_eq!(process.pid_in_namespaces.first(), Some(&process.pid));
         assert!(
             process.namespaces.contains_key("net") && !process.namespaces.contains_key("pid_for_children")
@@ -109,15 +113,15 @@ mod tests {
         let zeros = "0 ".repeat(18);
         fs::write(proc.join("7/stat"), format!("7 (a) R 9\x1b[2J) S {zeros}300 0")).unwrap();
         fs::write(proc.join("stat"), "cpu 1\nbtime 1000\n").unwrap();
-        let process = Process::read_in(proc, 7).unwrap();
+        let process = ProcessDetails::read_in(proc, 7).unwrap();
         assert_eq!(process.comm, "a) R 9\\x1b[2J");
         assert_eq!(process.start_time, Some(Timestamp::from_second(1003).unwrap()));
         assert_eq!((process.uid, process.pid_in_namespaces), (Some(5), vec![7, 1]));
     }
 
     #[test]
-    fn the_dead_are_said_to_be_gone() {
-        let error = Process::read(u32::MAX).unwrap_err();
+    fn a_missing_process_is_an_error_with_its_pid() {
+        let error = ProcessDetails::read(u32::MAX).unwrap_err();
         assert!(format!("{error:#}").starts_with("no process 4294967295 here"), "{error:#}");
     }
 }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selects_as_kubectl_does() {
+    fn a_selector_matches_as_in_kubectl() {
         let labels: BTreeMap<_, _> =
             [("app", "web"), ("tier", "front")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         for (selector, expected) in [
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_selector() {
+    fn other_text_is_refused() {
         for text in ["", ",", "=x", "a b", "app in (x)", "a=b,,c=d"] {
             assert!(text.parse::<Selector>().unwrap_err().contains("key=value"), "{text}");
         }

@@ -1,13 +1,13 @@
-//! Ctrl-C and SIGTERM: the first asks a command to finish, the second ends it at once.
+//! Ctrl-C and SIGTERM: the first signal asks a command to finish, the second ends podopsy at once.
 
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// From now on signals no longer kill; what is returned resolves at the first one.
+/// Catches the signals from now on; the returned future resolves at the first one.
 ///
-/// Called when a command has something to finish: until then a signal ends podopsy as it ends any program.
+/// A command calls this when it has something to finish; until then a signal ends podopsy like any program.
 pub fn stop() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -22,7 +22,7 @@ pub fn stop() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
         };
         signalled().await;
         first.notify_one();
-        // What is being written may take its time, or hang: the second signal means it.
+        // Writing the results may take long or hang: the second signal does not wait for it.
         std::process::exit(signalled().await);
     });
     Ok(async move { waiter.notified().await })

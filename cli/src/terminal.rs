@@ -1,14 +1,15 @@
-//! Terminals: how wide, whether in colour, and what may be sent to one.
+//! Terminals: their width and colours, and the characters that may be sent to one.
 
 use std::io::{IsTerminal, Write};
 
 use console::Term;
-use tracing_subscriber::filter::EnvFilter;
 
-/// What is known of an output.
+use crate::log;
+
+/// The properties of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terminal {
-    /// Columns; None: not a terminal, so that nothing is cut off.
+    /// Columns; None: not a terminal, so lines are not cut.
     pub width: Option<usize>,
     pub colour: bool,
 }
@@ -51,21 +52,27 @@ pub enum Colour {
     Yellow = 33,
 }
 
-/// <https://no-color.org>: set and not empty means no.
+/// No colour if `NO_COLOR` is set and not empty (<https://no-color.org>).
 fn colour_wanted() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// A line on stderr. What cannot be written there has no other place to go, and `eprintln!` would panic.
+/// Prints a line on stderr, after the warnings that [`log`] holds. Ignores errors, where `eprintln!` would panic.
 pub fn note(line: &str) {
+    log::release_held(line);
+    write_line(line);
+}
+
+/// Writes a line to stderr. An error is ignored: there is no other place to report it.
+pub fn write_line(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// The last gate before a terminal: controls and characters that reorder or hide text become escapes.
+/// Escapes control characters, and characters that reorder or hide text. The last check before a terminal.
 ///
-/// Untrusted strings have been through `model::text` at their source; this one leaves alone what that
-/// has made, and our own arrows and dots.
+/// Untrusted strings have already been escaped by `model::text` at their source. Those escapes, and podopsy's own arrows
+/// and dots, stay as they are.
 pub fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -86,31 +93,12 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// `-v` shows what podopsy is doing, `-vv` in detail, `-vvv` its libraries too.
-///
-/// `quiet`: without `-v` not even warnings, for a command whose answer says all that they would.
-pub fn log_to_stderr(verbose: u8, quiet: bool) {
-    let filter = match verbose {
-        0 if quiet => "off",
-        0 => "warn",
-        1 => "warn,podopsy=info,podopsy_agent=info",
-        2 => "info,podopsy=debug,podopsy_agent=debug",
-        _ => "debug,podopsy=trace,podopsy_agent=trace",
-    };
-    // The probes' own log has its level in the kernel (PODOPSY_PROBE_LOG): what arrives was asked for.
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(format!("{filter},podopsy_probe=trace")))
-        .with_writer(std::io::stderr)
-        .with_ansi(Terminal::stderr().colour)
-        .init();
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn nothing_reaches_a_terminal_but_text() {
+    fn control_and_invisible_characters_are_escaped() {
         assert_eq!(visible("a\x1b[2J\u{9b}\u{202e}b\u{7f}"), "a\\x1b[2J\\u{9b}\\u{202e}b\\x7f");
         assert_eq!(visible("leak[1] → 5.0 µs … \\x1b café"), "leak[1] → 5.0 µs … \\x1b café");
     }

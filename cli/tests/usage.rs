@@ -1,4 +1,4 @@
-//! The binary's face: help, usage errors, and what it says to those who may not.
+//! The binary from outside: help, usage errors, and errors about missing privileges.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -20,7 +20,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-fn assert_calm(output: &Output) {
+fn assert_no_panic(output: &Output) {
     for stream in [&output.stdout, &output.stderr] {
         let text = text(stream);
         for word in ["panicked", "backtrace", "stack backtrace", "this is a bug"] {
@@ -30,7 +30,7 @@ fn assert_calm(output: &Output) {
 }
 
 #[test]
-fn help_mentions_each_command_the_grammar_and_the_exit_codes() {
+fn help_has_each_command_the_target_syntax_and_the_exit_codes() {
     let output = podopsy(&["--help"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
@@ -47,27 +47,27 @@ fn help_mentions_each_command_the_grammar_and_the_exit_codes() {
 }
 
 #[test]
-fn a_bad_target_is_answered_with_the_grammar() {
+fn the_error_for_a_wrong_target_explains_the_syntax() {
     for args in [&["inspect", "a//b"][..], &["profile", "pid:x"], &["inspect", "a/b/c/d"]] {
         let output = podopsy(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         let error = text(&output.stderr);
         assert!(error.contains("namespace/pod/container") && error.contains("pid:N"), "{error}");
-        assert_calm(&output);
+        assert_no_panic(&output);
     }
 }
 
 #[test]
-fn an_ending_that_names_no_format_is_refused_before_sampling() {
+fn an_unknown_file_extension_is_refused_before_sampling() {
     let output = podopsy(&["profile", "-a", "-o", "profile.json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let error = text(&output.stderr);
     assert!([".pb.gz", ".folded", ".svg"].iter().all(|ending| error.contains(ending)), "{error}");
 }
 
-/// Needs the right to sample, as the whole suite does: it is run by root.
+/// Needs the privileges to sample: the suite runs as root.
 #[test]
-fn a_link_is_refused_before_sampling_and_left_alone() {
+fn a_link_is_refused_before_sampling_and_its_file_is_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let precious = dir.path().join("precious");
     fs::write(&precious, "precious").unwrap();
@@ -81,14 +81,14 @@ fn a_link_is_refused_before_sampling_and_left_alone() {
 }
 
 #[test]
-fn arguments_cannot_command_the_terminal() {
+fn control_characters_in_arguments_are_escaped() {
     let output = podopsy(&["inspect", "a//\u{1b}[2J\u{9b}31m\u{202e}"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let error = text(&output.stderr);
     assert!(!error.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{error:?}");
 }
 
-/// The binary where every user can run it: the build's own folder may be root's.
+/// A copy of the binary that every user can run: the build folder may belong to root.
 struct Public {
     _dir: tempfile::TempDir,
     binary: PathBuf,
@@ -102,14 +102,14 @@ impl Public {
             .unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let binary = dir.path().join("podopsy");
-        // In a process of its own: a child that another test starts meanwhile would inherit our descriptor, and what is open
-        // for writing is not run (ETXTBSY).
+        // Copied by another process: a child that another test starts meanwhile would inherit our write descriptor, and a
+        // file that is open for writing cannot be executed (ETXTBSY).
         let copied = Command::new("install").args(["-m", "755", PODOPSY]).arg(&binary).status().unwrap();
         assert!(copied.success(), "{copied}");
         Public { _dir: dir, binary }
     }
 
-    /// As `nobody`; when the tests themselves are not root's, as their user, who has no more rights.
+    /// Runs the binary as the unprivileged user 65534, or as the tests' own user if that is not root.
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(&self.binary);
         command.args(args).current_dir("/").env("RUST_BACKTRACE", "1");
@@ -122,7 +122,7 @@ impl Public {
 }
 
 #[test]
-fn without_privileges_each_command_says_so_in_one_line() {
+fn missing_privileges_are_a_one_line_error_of_each_command() {
     let public = Public::new();
     for args in [
         &["watch"][..],
@@ -144,12 +144,12 @@ fn without_privileges_each_command_says_so_in_one_line() {
         let start = format!("podopsy: {}", args[0]);
         assert!(error.starts_with(&start), "{args:?}: {error}");
         assert!(error.contains(" needs ") && error.contains("root"), "{args:?}: {error}");
-        assert_calm(&output);
+        assert_no_panic(&output);
     }
 }
 
 #[test]
-fn without_privileges_the_doctor_still_reports() {
+fn the_doctor_reports_without_privileges() {
     let public = Public::new();
     let output = public.run(&["doctor", "-o", "json"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -163,25 +163,25 @@ fn without_privileges_the_doctor_still_reports() {
 }
 
 #[test]
-fn no_colour_where_nobody_looks() {
+fn output_to_a_pipe_has_no_colour() {
     let output = podopsy(&["doctor"]).env("TERM", "xterm-256color").output().unwrap();
     assert!(!output.stdout.contains(&0x1b));
-    assert_calm(&output);
+    assert_no_panic(&output);
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure() {
+fn a_closed_pipe_is_not_a_failure() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = podopsy(&["--help"]).stdout(writer.try_clone().unwrap()).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert_calm(&output);
+    assert_no_panic(&output);
     let child = podopsy(&["doctor"]).stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
 }
 
-/// Two small profiles of other programs' making, in profile.proto: `main` calls `old` or `new`.
+/// A small profile in the format of profile.proto, as another program would write it, with one function.
 fn pprof(function: &[u8]) -> Vec<u8> {
     // sample_type {1, 2}; texts "", cpu, nanoseconds, the function; function 1 is text 3; location 1 is function 1.
     let mut bytes = vec![0x0a, 4, 8, 1, 0x10, 2, 0x32, 0, 0x32, 3];
@@ -241,6 +241,6 @@ fn two_profiles_are_compared_without_privileges() {
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {error}");
         assert!(error.contains(word), "{args:?}: {error}");
-        assert_calm(&output);
+        assert_no_panic(&output);
     }
 }

@@ -23,7 +23,7 @@ fn every_command_in_the_documentation_parses() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Subcommands without arguments.
+/// Whether the arguments are names of subcommands only.
 fn is_name(arguments: &[String]) -> bool {
-    arguments.iter().all(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()))
+    arguments.iter().all(|argument| argument.bytes().all(|byte| byte.is_ascii_lowercase()))
 }

@@ -1,4 +1,4 @@
-//! Arguments of the commands that ask for the past.
+//! Arguments of the commands that read the agent's history.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use podopsy_model::{EventKind, Target};
 use super::ListFormat;
 use crate::selector::Selector;
 
-/// List what happened, oldest first, from the agent's history: kills, failed lookups
+/// List past events from the agent's history, oldest first: kills, failed lookups
 ///
-/// Needs an agent that runs with --state-dir; without one, `podopsy oom` still finds kills, and `podopsy watch` shows what
-/// happens from now on. Times when no agent ran, or its store could not be written, are said on stderr.
+/// Needs an agent that runs with --state-dir. Without one, `podopsy oom` still finds kills, and `podopsy watch` shows new
+/// events. Gaps in the history, when no agent ran or its store could not be written, are listed on stderr.
 /// Exits 1 if there are no events.
 #[derive(Debug, Args)]
-pub struct Events {
-    /// Whose: namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH; everybody's if left out
+pub struct EventsArgs {
+    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH [default: the whole node]
     pub target: Option<Target>,
 
-    /// Only events since so long ago
+    /// Only events of the last TIME, such as 10m or 24h
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
     pub since: Duration,
 
@@ -37,21 +37,21 @@ pub struct Events {
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<Selector>,
 
-    /// The newest so many
+    /// At most the newest N events of the node
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub most: u32,
 
-    /// wide: nothing is cut off; json: one event object a line
+    /// wide: without cutting lines; json: one event object per line
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
     pub output: ListFormat,
 
     #[command(flatten)]
-    pub history: HistoryDir,
+    pub history: HistoryArgs,
 }
 
-/// Where an agent has kept what happened.
+/// Where to find an agent's history.
 #[derive(Clone, Debug, Args)]
-pub struct HistoryDir {
+pub struct HistoryArgs {
     /// The agent's --state-dir
     #[arg(long, value_name = "DIR", env = "PODOPSY_STATE_DIR", default_value = podopsy_store::DIR)]
     pub state_dir: PathBuf,

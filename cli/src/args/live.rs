@@ -11,22 +11,22 @@ use podopsy_model::profile::Sampling;
 use podopsy_profiles::export::Format;
 use podopsy_recorder::DnsHook;
 
-use super::{HistoryDir, ListFormat};
-use crate::exit::Refused;
+use super::{HistoryArgs, ListFormat};
+use crate::exit::Refusal;
 use crate::output::{self, Output};
-use crate::render::dns::Shown;
+use crate::render::dns::LookupFilter;
 use crate::selector::Selector;
 
 /// Show OOM kills, other SIGKILLs and failed DNS lookups as they happen, each with its pod
 ///
-/// A SIGKILL is told some seconds later, with what Kubernetes made of it; those that a container's processes send each
-/// other are counted and not shown.
+/// A SIGKILL is shown some seconds later, with the container's state in Kubernetes. SIGKILLs between processes of one
+/// container are counted and not shown.
 ///
-/// Says on stderr when it is recording; ends by Ctrl-C, --count or --duration, with a summary on stderr.
+/// Prints a line on stderr when it records. Ends by Ctrl-C, --count or --duration, with a summary on stderr.
 /// Exits 1 if --duration ends before --count events were seen.
 #[derive(Debug, Args)]
-pub struct Watch {
-    /// What to watch; all if left out
+pub struct WatchArgs {
+    /// What to watch [default: all]
     #[arg(value_enum, value_name = "KIND")]
     pub kinds: Vec<WatchKind>,
 
@@ -34,19 +34,19 @@ pub struct Watch {
     #[arg(long)]
     pub all: bool,
 
-    /// Show SIGKILLs of host processes too, not only of containers'
+    /// Show SIGKILLs to host processes, too, not only to processes of containers
     #[arg(long)]
     pub host: bool,
 
-    /// A lookup without an answer for this long is a timeout
+    /// A query without an answer for this long is a timeout
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration::parse_dns_timeout)]
     pub dns_timeout: Duration,
 
-    /// Show answered lookups that took longer, too
+    /// Show answered lookups that took longer than this, too
     #[arg(long, value_name = "TIME", value_parser = duration::parse_dns_slow)]
     pub slow_over: Option<Duration>,
 
-    /// Show one answered lookup in so many, too
+    /// Show one in N answered lookups, too
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub sample: u32,
 
@@ -78,7 +78,7 @@ pub struct Watch {
     pub output: ListFormat,
 }
 
-impl Watch {
+impl WatchArgs {
     pub fn wants(&self, kind: WatchKind) -> bool {
         self.kinds.is_empty() || self.kinds.contains(&kind)
     }
@@ -94,14 +94,14 @@ pub enum WatchKind {
     Dns,
 }
 
-/// Where DNS is seen.
+/// Where DNS is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Hook {
-    /// cgroup; where that is out of reach (an ephemeral container), socket
+    /// cgroup, or socket where the root cgroup is out of reach (an ephemeral container)
     Auto,
-    /// Every pod of the node: needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and the node's root cgroup
+    /// All pods of the node: needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and the node's root cgroup
     Cgroup,
-    /// This network namespace alone: needs CAP_NET_RAW, no BPF
+    /// Only this network namespace: needs CAP_NET_RAW, no BPF
     Socket,
 }
 
@@ -115,18 +115,17 @@ impl From<Hook> for DnsHook {
     }
 }
 
-/// Show what applications look up, what they get and how long they wait; a summary by pod, name and resolver at the end
+/// Show DNS lookups with their results and wait times, and a summary by pod, name and resolver at the end
 ///
-/// A lookup is what the application asked for: search domains, A and AAAA, retries, other servers and TCP are its queries.
-/// Shows failed lookups and those over --over, unless --failed, --slow or --all says otherwise; the summary counts all.
-/// Each is told when no more of it can come: the time of --dns-timeout and a second after its end, and longer while a part
-/// of it may be unanswered.
-/// DNS over TLS and HTTPS is encrypted, and not seen.
+/// A lookup is what the application asked for. Its queries include search domains, A and AAAA, retries, other servers and
+/// TCP. Without --failed, --slow or --all, shows lookups that failed or took longer than --over; the summary counts all.
+/// A lookup is reported one second after --dns-timeout has passed since its last query.
+/// DNS over TLS and HTTPS is encrypted and cannot be seen.
 ///
-/// In an ephemeral container (kubectl debug), --dns-hook socket sees the lookups of that pod, and needs CAP_NET_RAW alone.
+/// In an ephemeral container (kubectl debug), --dns-hook socket shows the lookups of that pod and needs only CAP_NET_RAW.
 #[derive(Debug, Args)]
-pub struct Dns {
-    /// Whose: namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH; everybody's if left out
+pub struct DnsArgs {
+    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH [default: the whole node]
     pub target: Option<Target>,
 
     /// Show lookups that failed
@@ -141,7 +140,7 @@ pub struct Dns {
     #[arg(long, conflicts_with_all = ["failed", "slow"])]
     pub all: bool,
 
-    /// From what time on a lookup is slow
+    /// A lookup that takes at least this long is slow
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = duration::parse)]
     pub over: Duration,
 
@@ -180,29 +179,29 @@ pub struct Dns {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
 
-    /// wide: nothing is cut off; json: one event object a line, the summary last (kind dns.summary)
+    /// wide: without cutting lines; json: one event object per line, the summary last (kind dns.summary)
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
     pub output: ListFormat,
 }
 
-impl Dns {
-    pub fn shown(&self) -> Shown {
-        let usual = !self.failed && !self.slow;
+impl DnsArgs {
+    pub fn lookup_filter(&self) -> LookupFilter {
+        let is_default = !self.failed && !self.slow;
         let over = u64::try_from(self.over.as_nanos()).unwrap_or(u64::MAX);
-        Shown {
+        LookupFilter {
             all: self.all,
-            failed: self.failed || usual,
-            slow_over_ns: (self.slow || usual).then_some(over),
+            failed: self.failed || is_default,
+            slow_over_ns: (self.slow || is_default).then_some(over),
         }
     }
 }
 
 /// Sample where a pod, a process or the node spends its CPU time
 ///
-/// Ctrl-C ends the sampling early; what was sampled until then is still written.
+/// Ctrl-C ends the sampling early; the samples until then are still written.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct Profile {
+pub struct ProfileArgs {
     #[command(subcommand)]
     pub diff: Option<ProfileCommand>,
 
@@ -214,7 +213,7 @@ pub struct Profile {
     #[arg(short, long)]
     pub all: bool,
 
-    /// Not from now on, but what the agent has kept since so long ago (its --profile-hz is not 0)
+    /// Read the agent's stored profiles of the last TIME instead of sampling now (its --profile-hz must not be 0)
     #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with_all = ["duration", "frequency", "growth", "stacks"])]
     pub since: Option<Duration>,
 
@@ -226,26 +225,26 @@ pub struct Profile {
     #[arg(short = 'F', long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub frequency: u64,
 
-    /// Not CPU time but memory: the code paths that touch pages for the first time, and so make the resident set grow
+    /// Sample memory instead of CPU time: the code that touches pages for the first time and so makes the resident set grow
     #[arg(long, conflicts_with = "frequency")]
     pub growth: bool,
 
-    /// With --growth: a sample every N page faults on each CPU (a huge page is one fault)
+    /// With --growth: one sample per N page faults on each CPU (a huge page is one fault)
     #[arg(long, value_name = "N", default_value_t = 16, requires = "growth", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub every: u64,
 
-    /// How to follow user stacks: by unwind tables, which are made of programs' files as they are met, or by the frame
-    /// pointers that programs were compiled with (most distributions' are not). A kernel that cannot unwind by tables
-    /// gets frame pointers, and podopsy says so
+    /// How to unwind user stacks: by unwind tables, which podopsy builds from the programs' files, or by frame pointers,
+    /// which most distributions' programs do not have. On a kernel that cannot unwind by tables, podopsy falls back to
+    /// frame pointers with a warning
     #[arg(long, value_name = "HOW", default_value = "tables")]
     pub stacks: Stacks,
 
-    /// Where to write it, by ending: .pb.gz (pprof), .folded, .svg (flame graph), .speedscope.json, .firefox.json
-    /// (profiler.firefox.com); may be repeated
+    /// The file to write; its extension selects the format: .pb.gz (pprof), .folded, .svg (flame graph),
+    /// .speedscope.json, .firefox.json (profiler.firefox.com); may be repeated
     #[arg(short, long = "output", value_name = "FILE")]
     pub outputs: Vec<PathBuf>,
 
-    /// The files' format, whatever their endings: pprof, folded, svg, speedscope, firefox
+    /// The files' format, whatever their extensions: pprof, folded, svg, speedscope, firefox
     #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = output::format)]
     pub format: Option<Format>,
 
@@ -254,28 +253,28 @@ pub struct Profile {
     pub top: usize,
 
     #[command(flatten)]
-    pub history: HistoryDir,
+    pub history: HistoryArgs,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum ProfileCommand {
-    Diff(Diff),
+    Diff(DiffArgs),
 }
 
-/// Compare two profiles, function by function: what takes more after, and what less
+/// Compare two profiles function by function: which take more than before, and which take less
 ///
-/// Takes pprof files of any program, gzipped or not. Shares of each profile's total are compared, so that profiles of
-/// different lengths and loads can be; --absolute compares the values as they are.
+/// Takes pprof files of any program, gzipped or not. Compares shares of each profile's total, so that profiles of
+/// different durations and loads are comparable; --absolute compares the values.
 /// Needs no privilege. Exits 0 if they were compared, 1 if one has no samples or cannot be read, 2 for wrong usage.
 #[derive(Debug, Args)]
-pub struct Diff {
+pub struct DiffArgs {
     /// The profile before: a pprof file (.pb.gz)
     pub before: PathBuf,
 
     /// The profile after
     pub after: PathBuf,
 
-    /// Compare values as they are, and not shares of the total
+    /// Compare values instead of shares of the total
     #[arg(long)]
     pub absolute: bool,
 
@@ -287,7 +286,7 @@ pub struct Diff {
     #[arg(long, value_name = "N", default_value_t = 30)]
     pub top: usize,
 
-    /// Where to write both as one picture, by ending: .folded (two counts a line) or .svg (red: more, blue: less)
+    /// Write both profiles to one file: .folded (two counts per line) or .svg (red: more, blue: less)
     #[arg(short, long, value_name = "FILE")]
     pub write: Vec<PathBuf>,
 
@@ -299,33 +298,34 @@ pub struct Diff {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DiffFormat {
     Table,
-    /// Nothing is cut off
+    /// Without cutting lines
     Wide,
     Json,
 }
 
-/// How user stacks are followed.
+/// How user stacks are unwound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stacks {
     FramePointers,
     Tables,
 }
 
-impl Profile {
+impl ProfileArgs {
     pub fn sampling(&self) -> Sampling {
-        match self.growth {
-            true => Sampling::Growth { every: self.every },
-            false => Sampling::Cpu { frequency_hz: self.frequency },
+        if self.growth {
+            Sampling::Growth { every: self.every }
+        } else {
+            Sampling::Cpu { frequency_hz: self.frequency }
         }
     }
 
     /// The files to write, each with its format.
-    pub fn outputs(&self) -> Result<Vec<Output>, Refused> {
+    pub fn outputs(&self) -> Result<Vec<Output>, Refusal> {
         self.outputs.iter().map(|path| Output::new(path.clone(), self.format)).collect()
     }
 
     pub fn target(&self) -> &Target {
-        // Without a target clap insists on --all.
+        // clap requires --all where there is no target.
         self.target.as_ref().unwrap_or(&Target::All)
     }
 }

@@ -1,4 +1,4 @@
-//! `podopsy profile diff`: two pprof files, function by function.
+//! `podopsy profile diff`: compares two pprof files function by function.
 
 use std::fs::File;
 use std::io;
@@ -11,33 +11,33 @@ use podopsy_profiles::compare::{self, ComparisonBasis};
 use podopsy_profiles::export::differential;
 use podopsy_profiles::import::{ImportedProfile, pprof};
 
-use crate::args::{Diff, DiffFormat};
+use crate::args::{DiffArgs, DiffFormat};
 use crate::context::Context;
-use crate::exit::{Refused, Verdict};
+use crate::exit::{CommandOutcome, Refusal};
 use crate::output::{self, Output};
 use crate::render;
 use crate::terminal::{Terminal, note};
 
-pub fn run(context: &Context, args: &Diff) -> anyhow::Result<Verdict> {
+pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(outputs(args)?)?;
     let (before, after) = (read(&args.before, args)?, read(&args.after, args)?);
     if before.unit != after.unit {
         let (a, b) = (kind(&before), kind(&after));
-        return Err(Refused(format!(
-            "the first has {a}, the second {b}: choose one that both have by --value"
+        return Err(Refusal(format!(
+            "cannot compare: the first file has {a}, the second {b}; choose a value type that both have with --value"
         ))
         .into());
     }
     for (path, profile) in [(&args.before, &before), (&args.after, &after)] {
         if profile.total() == 0 {
             note(&format!("{} has no samples: there is nothing to compare", shown(path)));
-            return Ok(Verdict::Nothing);
+            return Ok(CommandOutcome::NothingFound);
         }
     }
     let by = if args.absolute { ComparisonBasis::Value } else { ComparisonBasis::Share };
     let compared = compare::compare(&before, &after, by);
 
-    // Files before the table: a reader of stdout that has left must not cost them.
+    // Files before the table: they must be written even if the reader of stdout has closed the pipe.
     let stacks = compare::stacks(&before, &after, by);
     let title = format!("{} → {}", shown(&args.before), shown(&args.after));
     let mut failed = None;
@@ -60,19 +60,19 @@ pub fn run(context: &Context, args: &Diff) -> anyhow::Result<Verdict> {
             render::diff::print(&mut out, wide, &compared, args.top)?;
         }
     }
-    failed.map_or(Ok(Verdict::Fine), Err)
+    failed.map_or(Ok(CommandOutcome::Success), Err)
 }
 
-fn outputs(args: &Diff) -> Result<Vec<Output>, Refused> {
+fn outputs(args: &DiffArgs) -> Result<Vec<Output>, Refusal> {
     let outputs = args.write.iter().map(|path| {
         let output =
             Output::new(path.clone(), None).ok().filter(|output| differential::is_supported(output.format));
-        output.ok_or_else(|| Refused(format!("{}: a difference is written as .folded or .svg", shown(path))))
+        output.ok_or_else(|| Refusal(format!("{}: a difference is written as .folded or .svg", shown(path))))
     });
     outputs.collect()
 }
 
-fn read(path: &Path, args: &Diff) -> anyhow::Result<ImportedProfile> {
+fn read(path: &Path, args: &DiffArgs) -> anyhow::Result<ImportedProfile> {
     let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
     pprof::read(file, args.value.as_deref()).with_context(|| shown(path))
 }

@@ -1,4 +1,4 @@
-//! `podopsy dns`: lookups as applications made them, until Ctrl-C or `--for`, with figures at the end.
+//! `podopsy dns`: prints DNS lookups until Ctrl-C or `--for`, and a summary at the end.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,38 +12,38 @@ use podopsy_recorder::sigkill;
 use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use serde::Serialize;
 
-use super::watch::{ended, reader_is_gone};
-use crate::args::{Dns, Hook, ListFormat};
+use super::watch::{reader_is_gone, until_end};
+use crate::args::{DnsArgs, Hook, ListFormat};
 use crate::context::Context;
-use crate::exit::Verdict;
-use crate::render::dns::{Lines, Shown};
+use crate::exit::CommandOutcome;
+use crate::render::dns::{LookupFilter, LookupPrinter};
 use crate::render::{self, losses, units};
 use crate::terminal::note;
 use crate::{privilege, signals};
 
-/// How long the end waits for lookups whose pods are being asked for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// At the end: how long to wait for lookups whose pods the runtime is still looking up.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The last line of `-o json`.
 #[derive(Debug, Serialize)]
-struct Last<'a> {
+struct SummaryLine<'a> {
     kind: &'static str,
     seconds: f64,
     #[serde(flatten)]
     summary: &'a LookupSummary,
-    /// What the kernel side counted, whether it was told or not.
+    /// The kernel side's counts, which include queries that were dropped before they were reported.
     counts: &'a [DnsCounts],
     losses: &'a Losses,
-    /// How it was seen, in words; null: by the node's root cgroup.
+    /// Where DNS was recorded, as text; null: at the node's root cgroup.
     seen: Option<&'a str>,
 }
 
-pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutcome> {
     privilege::require_dns("dns", args.dns_hook)?;
     let pods = context.pods().await?;
     let scope = Scope::of(&pods, &args).await.map_err(|error| match doctor::dns_out_of_reach() {
         Some(_) if args.dns_hook != Hook::Cgroup => error.context(
-            "pods cannot be looked up from here, and by a packet socket there is one pod to see: leave TARGET out",
+            "pods cannot be looked up from here, and a packet socket sees only this pod: leave TARGET out",
         ),
         _ => error,
     })?;
@@ -65,26 +65,26 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         state_dir: None,
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
-    let stop = ended(signals::stop()?, args.for_);
-    let whose = args
+    let stop = until_end(signals::stop()?, args.for_);
+    let target = args
         .target
         .as_ref()
         .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
-    let shown = args.shown();
+    let filter = args.lookup_filter();
     let seen_from = recorder.dns_hook().map(str::to_owned);
     if let Some(seen) = &seen_from {
         note(&format!("DNS is seen {seen}"));
     }
     note(&format!(
-        "recording DNS lookups{whose}; each is told {} after its end or later, when no more of it can come; Ctrl-C ends",
+        "recording DNS lookups{target}; each is reported {} after its last query; Ctrl-C ends",
         units::duration(args.dns_timeout + Duration::from_secs(1))
     ));
-    let mut seen = Seen {
+    let mut recording = LookupRecording {
         scope,
         seen_from,
         args: &args,
-        shown,
-        lines: Lines::new(args.output, context.stdout, args.queries),
+        filter,
+        lines: LookupPrinter::new(args.output, context.stdout, args.queries),
         tally: LookupStatistics::default(),
         lookups: 0,
         failed: 0,
@@ -96,25 +96,25 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => seen.see(&event)?,
-                None => anyhow::bail!("the recorder ended by itself; podopsy -v dns may say why"),
+                Some(event) => recording.handle(&event)?,
+                None => anyhow::bail!("the recorder stopped unexpectedly; run podopsy -v dns for its log"),
             },
             () = &mut stop => break,
-            _ = reader_check.tick() => if reader_is_gone() { return Ok(Verdict::Fine) },
+            _ = reader_check.tick() => if reader_is_gone() { return Ok(CommandOutcome::Success) },
         }
     }
-    let elapsed = seen.since.elapsed();
+    let elapsed = recording.since.elapsed();
     let mut counts = recorder.dns_counts().await;
-    counts.retain(|of| seen.has_counts(&of.owner));
-    // The channel is emptied while the recorder ends: it holds back the lookups under way until there is room.
+    counts.retain(|counts| recording.has_counts(&counts.owner));
+    // Drain the channel while the recorder stops: it waits for capacity in the channel to send the last lookups.
     let mut ending = std::pin::pin!(recorder.stop());
     let mut lost = None;
-    let end = tokio::time::Instant::now() + LAST_WORDS;
+    let end = tokio::time::Instant::now() + DRAIN_TIMEOUT;
     loop {
         tokio::select! {
             stopped = &mut ending, if lost.is_none() => lost = Some(stopped?),
             event = tokio::time::timeout_at(end, events.recv()) => match event {
-                Ok(Some(event)) => seen.see(&event)?,
+                Ok(Some(event)) => recording.handle(&event)?,
                 Ok(None) => break,
                 Err(_) => {
                     note("some lookups were still waiting for the container runtime, and are not shown");
@@ -127,27 +127,27 @@ pub async fn run(context: &Context, args: Dns) -> anyhow::Result<Verdict> {
         Some(lost) => lost,
         None => ending.await?,
     };
-    seen.finish(context, elapsed, &counts, &lost)?;
-    Ok(Verdict::Fine)
+    recording.finish(context, elapsed, &counts, &lost)?;
+    Ok(CommandOutcome::Success)
 }
 
-/// What was seen so far.
-struct Seen<'a> {
+/// The state of a recording: what to show, and the counts so far.
+struct LookupRecording<'a> {
     scope: Scope,
-    /// How, in words, where that is not by the node's root cgroup.
+    /// Where DNS is recorded, as text; None: at the node's root cgroup.
     seen_from: Option<String>,
-    args: &'a Dns,
-    shown: Shown,
-    lines: Lines,
+    args: &'a DnsArgs,
+    filter: LookupFilter,
+    lines: LookupPrinter,
     tally: LookupStatistics,
     lookups: u64,
     failed: u64,
     since: Instant,
 }
 
-impl Seen<'_> {
-    fn see(&mut self, event: &Event) -> io::Result<()> {
-        if !self.scope.has(event) || !self.is_of(event.pod.as_ref()) {
+impl LookupRecording<'_> {
+    fn handle(&mut self, event: &Event) -> io::Result<()> {
+        if !self.scope.has(event) || !self.has_pod(event.pod.as_ref()) {
             return Ok(());
         }
         match &event.detail {
@@ -156,7 +156,7 @@ impl Seen<'_> {
                 self.tally.add_lookup(&render::event::pod(event), lookup);
                 self.lookups += 1;
                 self.failed += u64::from(lookup.result.is_failure());
-                if self.shown.shows(lookup) {
+                if self.filter.matches(lookup) {
                     self.lines.print(&mut io::stdout().lock(), event, lookup)?;
                 }
             }
@@ -165,18 +165,18 @@ impl Seen<'_> {
         Ok(())
     }
 
-    /// The namespace and the labels that were asked for.
-    fn is_of(&self, pod: Option<&PodRef>) -> bool {
-        let Dns { namespace, selector, .. } = self.args;
-        let of_it = |pod: &PodRef| {
+    /// Whether the pod has the namespace and the labels that were asked for.
+    fn has_pod(&self, pod: Option<&PodRef>) -> bool {
+        let DnsArgs { namespace, selector, .. } = self.args;
+        let matches = |pod: &PodRef| {
             namespace.as_ref().is_none_or(|name| *name == pod.namespace)
                 && selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
         };
-        (namespace.is_none() && selector.is_none()) || pod.is_some_and(of_it)
+        (namespace.is_none() && selector.is_none()) || pod.is_some_and(matches)
     }
 
     fn has_counts(&self, owner: &Owner) -> bool {
-        self.scope.has_owner(owner) && self.is_of(owner.pod.as_ref())
+        self.scope.has_owner(owner) && self.has_pod(owner.pod.as_ref())
     }
 
     fn finish(
@@ -191,12 +191,13 @@ impl Seen<'_> {
         if self.args.output == ListFormat::Json {
             let seconds = elapsed.as_secs_f64();
             let seen = self.seen_from.as_deref();
-            let last = Last { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost, seen };
-            serde_json::to_writer(&mut out, &last)?;
+            let line =
+                SummaryLine { kind: "dns.summary", seconds, summary: &summary, counts, losses: lost, seen };
+            serde_json::to_writer(&mut out, &line)?;
             io::Write::write_all(&mut out, b"\n")?;
         } else {
             render::dns::summary(&mut out, context.stdout, &summary)?;
-            render::dns::unseen(&mut out, counts)?;
+            render::dns::not_shown(&mut out, counts)?;
         }
         drop(out);
         note(&format!(
@@ -210,10 +211,10 @@ impl Seen<'_> {
     }
 }
 
-/// Whose lookups.
+/// The lookups that are shown, by owner.
 enum Scope {
     All,
-    /// A pod by its uid, and of it a container by its name: restarts are the same one.
+    /// A pod by uid, or one of its containers by name, with all its restarts.
     Pod {
         uid: String,
         container: Option<String>,
@@ -223,7 +224,7 @@ enum Scope {
 }
 
 impl Scope {
-    async fn of(pods: &std::sync::Arc<Pods>, args: &Dns) -> anyhow::Result<Scope> {
+    async fn of(pods: &std::sync::Arc<Pods>, args: &DnsArgs) -> anyhow::Result<Scope> {
         let Some(target) = &args.target else { return Ok(Scope::All) };
         if let Target::Pid(pid) = *target {
             pods.owner_of_pid(pid).await?;
@@ -253,7 +254,7 @@ impl Scope {
         }
     }
 
-    /// Of a single process nothing is counted in the kernel.
+    /// Never true for a single process: the kernel side counts by cgroup.
     fn has_owner(&self, owner: &Owner) -> bool {
         let (pod, container) = (owner.pod.as_ref(), owner.container.as_ref());
         self.has_container(pod, container, owner.known_by, owner.cgroup.id)

@@ -7,12 +7,12 @@ use podopsy_model::probe::ProbeCheck;
 use podopsy_packets as packets;
 use podopsy_pods as pods;
 
-use crate::args::{Doctor, ReportFormat};
+use crate::args::{DoctorArgs, ReportFormat};
 use crate::context::Context;
-use crate::exit::Verdict;
+use crate::exit::CommandOutcome;
 use crate::{privilege, render};
 
-pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: DoctorArgs) -> anyhow::Result<CommandOutcome> {
     let mut probes = podopsy_probes::check().await;
     probes.push(ProbeCheck {
         name: "dns-socket".to_owned(),
@@ -27,15 +27,15 @@ pub async fn run(context: &Context, args: Doctor) -> anyhow::Result<Verdict> {
         ReportFormat::Json => render::json(&mut out, &report)?,
         ReportFormat::Text => render::doctor::print(&mut out, context.stdout, &report)?,
     }
-    // The report is for those who lack privileges above all, so it comes first; the exit code still says it.
+    // The report helps most where privileges are missing, so it is printed before they are checked.
     privilege::require("doctor", privilege::SAMPLE_PACKETS)?;
-    Ok(if report.is_sound() { Verdict::Fine } else { Verdict::Nothing })
+    Ok(if report.is_sound() { CommandOutcome::Success } else { CommandOutcome::NothingFound })
 }
 
 async fn runtime(context: &Context) -> pods::PodsStatus {
     match context.pods().await {
         Ok(pods) => {
-            // The answer is in the status: asking is what makes it current.
+            // Listing updates the status; its result is not needed.
             let _ = pods.list().await;
             pods.status()
         }

@@ -7,18 +7,18 @@ use podopsy_model::{Owner, PodRef, Target};
 use podopsy_pods::{ContainerDetails, PodDetails, Pods, Resolved};
 use serde::Serialize;
 
-use crate::args::{Inspect, ReportFormat};
+use crate::args::{InspectArgs, ReportFormat};
 use crate::context::Context;
-use crate::exit::{Refused, Verdict};
+use crate::exit::{CommandOutcome, Refusal};
 use crate::privilege;
-use crate::process::Process;
+use crate::process::ProcessDetails;
 use crate::render::{self, inspect::Sheet};
 use crate::terminal::Terminal;
 
-/// What was found; the JSON is this.
+/// The answer; `-o json` prints it as it is.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+#[expect(clippy::large_enum_variant, reason = "only one value exists")]
 enum Found {
     Containers {
         pod: PodRef,
@@ -27,9 +27,9 @@ enum Found {
         containers: Vec<ContainerDetails>,
     },
     Process {
-        process: Process,
+        process: ProcessDetails,
         owner: Owner,
-        /// The container that it lies in, where the runtime lists it.
+        /// The process's container, if the runtime lists it.
         container: Option<ContainerDetails>,
     },
     Cgroups {
@@ -47,10 +47,10 @@ struct Sandbox {
     netns: Option<String>,
 }
 
-pub async fn run(context: &Context, args: Inspect) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: InspectArgs) -> anyhow::Result<CommandOutcome> {
     privilege::require_runtime("inspect", context.global.cri_socket.as_deref())?;
     let pods = context.pods().await?;
-    // A runtime that does not answer costs details, not the command: cgroups and /proc may know enough.
+    // Without an answer of the runtime the details are missing; cgroups and /proc may still have enough.
     let listed = pods.list().await.unwrap_or_default();
     let found = find(&pods, &args.target, &listed).await?;
     let mut out = io::stdout().lock();
@@ -58,11 +58,11 @@ pub async fn run(context: &Context, args: Inspect) -> anyhow::Result<Verdict> {
         ReportFormat::Json => render::json(&mut out, &found)?,
         ReportFormat::Text => print(&mut out, context.stdout, &found, &listed)?,
     }
-    Ok(Verdict::Fine)
+    Ok(CommandOutcome::Success)
 }
 
 async fn find(pods: &Arc<Pods>, target: &Target, listed: &[PodDetails]) -> anyhow::Result<Found> {
-    // A pid inside a container resolves to that container; who asks for a pid wants the process first.
+    // `resolve` turns a pid inside a container into the container; here the process itself is shown first.
     if let Target::Pid(pid) = *target {
         return process(pods, pid, listed).await;
     }
@@ -85,12 +85,12 @@ async fn find(pods: &Arc<Pods>, target: &Target, listed: &[PodDetails]) -> anyho
             }
             Found::Cgroups { cgroups }
         }
-        Resolved::Node => return Err(Refused("inspect: name a pod, a container or a process".into()).into()),
+        Resolved::Node => return Err(Refusal("inspect: name a pod, a container or a process".into()).into()),
     })
 }
 
 async fn process(pods: &Arc<Pods>, pid: u32, listed: &[PodDetails]) -> anyhow::Result<Found> {
-    let process = Process::read(pid)?;
+    let process = ProcessDetails::read(pid)?;
     let owner = pods.owner_of_pid(pid).await?;
     let container = owner.container.as_ref().and_then(|owner| {
         let mut containers = listed.iter().flat_map(|pod| &pod.containers);
@@ -99,7 +99,7 @@ async fn process(pods: &Arc<Pods>, pid: u32, listed: &[PodDetails]) -> anyhow::R
     Ok(Found::Process { process, owner, container })
 }
 
-/// By uid: a pod that was made again has the name of the old one.
+/// By uid: a pod that was created again has the same name as the old one.
 fn sandbox_of<'a>(pod: &PodRef, listed: &'a [PodDetails]) -> Option<&'a PodDetails> {
     listed.iter().find(|candidate| candidate.pod.uid == pod.uid)
 }
@@ -129,7 +129,7 @@ mod tests {
     use crate::render::pods::tests::{container, pod};
 
     #[test]
-    fn the_json_of_a_pod_has_pod_and_containers() {
+    fn the_json_of_a_pod_has_the_pod_and_its_containers() {
         let found = Found::Containers {
             pod: pod("pricing", vec![]).pod,
             sandbox: None,

@@ -1,4 +1,4 @@
-//! `podopsy profile --since`: what the agent has kept of a target's CPU time, added up.
+//! `podopsy profile --since`: merges the profiles of a target that the agent has stored.
 
 use std::io;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use podopsy_profiles::import;
 use podopsy_store::ProfileFacts;
 use serde::Deserialize;
 
-use crate::args::Profile;
+use crate::args::ProfileArgs;
 use crate::context::Context;
-use crate::exit::Verdict;
+use crate::exit::CommandOutcome;
 use crate::history;
 use crate::output;
 use crate::render::{losses, top, units};
 use crate::terminal::note;
 
-/// Profiles whose numbers are asked for at a time.
-const LIMIT: &str = "1000";
+/// Profiles per page of the list.
+const PAGE_SIZE: &str = "1000";
 
-pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(args.outputs()?)?;
     let Some(agent) = history::agent(&args.history).await? else {
         bail!(
@@ -34,23 +34,23 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
         );
     };
     let from = history::ago(since);
-    let mut query = whose(context, args.target()).await?;
+    let mut query = target_query(context, args.target()).await?;
     query.push(("from", from.to_string()));
-    let numbers = numbers(&agent, &query).await?;
+    let totals = sum_profiles(&agent, &query).await?;
     let shown = text::escape(&args.target().to_string());
-    if numbers.profiles == 0 {
+    if totals.profiles == 0 {
         note(&format!(
-            "the agent has kept no profile of {shown} since {}: it runs with --profile-hz 0, or nothing ran",
+            "the agent has no profile of {shown} since {}: either it runs with --profile-hz 0, or the target used no CPU",
             units::date(from)
         ));
-        return Ok(Verdict::Nothing);
+        return Ok(CommandOutcome::NothingFound);
     }
     let (_, packed) = agent.get("/api/v1/profiles/merged", &query).await?;
     let read = import::pprof::read(&*packed, Some("samples")).context("the agent's profile")?;
-    let facts = &numbers.facts;
+    let facts = &totals.facts;
     let profile = read.to_profile(Sampled {
-        start: numbers.begin.unwrap_or(from),
-        duration: numbers.lasted(),
+        start: totals.begin.unwrap_or(from),
+        duration: totals.duration(),
         sampling: Sampling::Cpu { frequency_hz: facts.frequency_hz },
         node: context.node(),
         samples: Vec::new(),
@@ -63,7 +63,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
         "{} at {} Hz of {shown}, kept by the agent in {}; on the node {}",
         units::plural(profile.total(), "sample"),
         facts.frequency_hz,
-        units::plural(numbers.profiles, "profile"),
+        units::plural(totals.profiles, "profile"),
         losses(&facts.lost)
     ));
     if facts.user_stacks > 0 {
@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
         note(&format!("user stacks complete: {} of {} ({share:.2} %)", facts.complete, facts.user_stacks));
     }
     let mut failed = None;
-    // The agent's own file as it is: it has all that podopsy knows.
+    // pprof is written as the agent sent it: it has every detail.
     let written = pending.finish_with(|format, out| match format {
         Format::Pprof => Ok(out.write_all(&packed)?),
         format => format.write(&profile, out),
@@ -84,16 +84,16 @@ pub async fn run(context: &Context, args: &Profile, since: Duration) -> anyhow::
     }
     top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
     history::note_gaps(&agent, from).await;
-    failed.map_or(Ok(Verdict::Fine), Err)
+    failed.map_or(Ok(CommandOutcome::Success), Err)
 }
 
-/// What to ask for. Profiles are kept by container.
-async fn whose(context: &Context, target: &Target) -> anyhow::Result<QueryParameters> {
+/// The query parameters for the target. The agent stores profiles by container.
+async fn target_query(context: &Context, target: &Target) -> anyhow::Result<QueryParameters> {
     Ok(match target {
         Target::All => Vec::new(),
         Target::Pod { namespace, pod, container } => history::of_pod(namespace, pod, container.as_deref()),
         Target::Name(_) | Target::Pid(_) | Target::Cgroup(_) => {
-            // A container that lives has a name; of the dead, the pod's name is asked for.
+            // A running process leads to its container's name; a name alone is taken as the pod's, which may be gone.
             let word = || match target {
                 Target::Name(word) => Some(vec![("pod", word.clone())]),
                 _ => None,
@@ -102,67 +102,69 @@ async fn whose(context: &Context, target: &Target) -> anyhow::Result<QueryParame
                 Target::Pid(pid) => Some(context.pods().await?.owner_of_pid(*pid).await?),
                 _ => None,
             };
-            let named = owner.and_then(|owner| Some((owner.pod?, owner.container?)));
-            match (named, word()) {
+            let container = owner.and_then(|owner| Some((owner.pod?, owner.container?)));
+            match (container, word()) {
                 (Some((pod, container)), _) => {
                     history::of_pod(&pod.namespace, &pod.name, Some(&container.name))
                 }
                 (None, Some(query)) => query,
                 (None, None) => {
-                    bail!("the agent keeps profiles by container: name a pod, or namespace/pod/container")
+                    bail!(
+                        "the agent stores profiles by container: give a pod name, or namespace/pod/container"
+                    )
                 }
             }
         }
     })
 }
 
-/// What the profiles of a window have, and lack.
+/// The sum of the profiles of a time window.
 #[derive(Default)]
-struct Numbers {
+struct ProfileTotals {
     profiles: u64,
     begin: Option<Timestamp>,
     end: Option<Timestamp>,
     facts: ProfileFacts,
 }
 
-impl Numbers {
-    fn lasted(&self) -> Duration {
+impl ProfileTotals {
+    fn duration(&self) -> Duration {
         let span = self.begin.zip(self.end).map(|(begin, end)| end.duration_since(begin));
         span.and_then(|span| Duration::try_from(span).ok()).unwrap_or_default()
     }
 }
 
-async fn numbers(agent: &AgentClient, query: &QueryParameters) -> Result<Numbers, ClientError> {
+async fn sum_profiles(agent: &AgentClient, query: &QueryParameters) -> Result<ProfileTotals, ClientError> {
     #[derive(Deserialize)]
-    struct Page {
-        profiles: Vec<One>,
+    struct ProfilePage {
+        profiles: Vec<ProfileEntry>,
         next: Option<String>,
     }
     #[derive(Deserialize)]
-    struct One {
+    struct ProfileEntry {
         from: Timestamp,
         until: Timestamp,
         facts: Option<ProfileFacts>,
     }
-    let (mut sum, mut cursor) = (Numbers::default(), None);
-    // What is lost is lost on the node: each minute counts once, however many containers have it.
+    let mut sum = ProfileTotals::default();
+    let mut cursor = None;
+    // Losses are counted per node and repeated in each container's profile: count each minute once.
     let mut minutes = std::collections::BTreeSet::new();
     loop {
-        let mut asked = query.clone();
-        asked.push(("limit", LIMIT.to_owned()));
-        asked.extend(cursor.map(|cursor| ("cursor", cursor)));
-        let page: Page = agent.json("/api/v1/profiles", &asked).await?;
-        for one in page.profiles {
+        let mut page_query = query.clone();
+        page_query.push(("limit", PAGE_SIZE.to_owned()));
+        page_query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let page: ProfilePage = agent.json("/api/v1/profiles", &page_query).await?;
+        for profile in page.profiles {
             sum.profiles += 1;
-            sum.begin = Some(sum.begin.map_or(one.from, |begin| begin.min(one.from)));
-            sum.end = sum.end.max(Some(one.until));
-            let Some(facts) = one.facts else { continue };
+            sum.begin = Some(sum.begin.map_or(profile.from, |begin| begin.min(profile.from)));
+            sum.end = sum.end.max(Some(profile.until));
+            let Some(facts) = profile.facts else { continue };
             sum.facts.add(&facts);
-            if minutes.insert(one.from) {
-                facts
-                    .lost
-                    .into_iter()
-                    .for_each(|(name, count)| *sum.facts.lost.entry(name).or_default() += count);
+            if minutes.insert(profile.from) {
+                for (name, count) in facts.lost {
+                    *sum.facts.lost.entry(name).or_default() += count;
+                }
             }
         }
         cursor = page.next;

@@ -1,4 +1,4 @@
-//! One file a command. Each asks for its privileges first, then the library, then a renderer.
+//! One file per command. Each checks its privileges, calls the libraries and passes the result to a renderer.
 
 pub mod diff;
 pub mod dns;

@@ -1,4 +1,5 @@
-//! `podopsy oom`: OOM kills of the past, those that Kubernetes does not show too, and SIGKILLs that were no OOM; `podopsy oom show`: one of them.
+//! `podopsy oom` lists past OOM kills, including those that Kubernetes does not show, and SIGKILLs without an OOM.
+//! `podopsy oom show` prints the autopsy of one of them.
 
 use std::collections::HashSet;
 use std::io;
@@ -8,39 +9,39 @@ use std::time::Duration;
 use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
-use podopsy_model::incident::Verdict as Said;
+use podopsy_model::incident::Verdict as OomVerdict;
 use podopsy_model::{Event, EventKind, OomIncident};
 use podopsy_pods::Pods;
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
-use crate::args::{HistoryDir, Oom, OomCommand, OomFormat, SheetFormat};
+use crate::args::{HistoryArgs, OomArgs, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
-use crate::exit::Verdict;
-use crate::history::{agent, ago, left, note_gaps, say_gaps};
+use crate::exit::CommandOutcome;
+use crate::history::{agent, ago, left, note_gaps, print_gaps};
 use crate::render::{self, units};
 use crate::terminal::note;
 use crate::{privilege, selector::Selector};
 
-/// What is known; the JSON is this. SIGKILLs that were no OOM stand among the incidents.
+/// The answer; `-o json` prints it as it is. The incidents include SIGKILLs without an OOM.
 #[derive(Debug, Serialize)]
-struct Known {
+struct OomReport {
     incidents: Vec<Event>,
-    /// Kills since boot by the kernel's own count; null: it does not say.
+    /// Kills since boot, as the kernel counts them; null: the kernel gives no count.
     kills_since_boot: Option<u64>,
-    /// How many of them neither the agent nor the kernel's log knows more of; null: it cannot be told.
+    /// How many of them are neither in the agent's history nor in the kernel's log; null: not known.
     kills_unknown: Option<u64>,
-    /// Who answered, in words.
+    /// The sources of the answer, as text.
     known_by: Vec<String>,
 }
 
-pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutcome> {
     privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
     let pods = context.pods().await?;
     let mut out = io::stdout();
     if let Some(OomCommand::Show { id, output, history }) = args.show {
-        let known = gather(&pods, &context.node(), &history, None).await?;
-        let event = find(&known.incidents, &id)?;
+        let report = gather(&pods, &context.node(), &history, None).await?;
+        let event = find(&report.incidents, &id)?;
         match output {
             SheetFormat::Json => render::json(&mut out, event)?,
             SheetFormat::Yaml => render::yaml(&mut out, event)?,
@@ -49,52 +50,52 @@ pub async fn run(context: &Context, args: Oom) -> anyhow::Result<Verdict> {
                 None => render::autopsy::print(&mut out, context.stdout, event)?,
             },
         }
-        return Ok(Verdict::Fine);
+        return Ok(CommandOutcome::Success);
     }
-    let mut known = gather(&pods, &context.node(), &args.history, Some(ago(args.since))).await?;
-    select(&mut known.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
+    let mut report = gather(&pods, &context.node(), &args.history, Some(ago(args.since))).await?;
+    select(&mut report.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
     if args.silent {
-        known.incidents.retain(is_silent);
+        report.incidents.retain(is_silent);
     }
     match args.output {
-        OomFormat::Json => render::json(&mut out, &known)?,
-        OomFormat::Yaml => render::yaml(&mut out, &known)?,
-        _ if known.incidents.is_empty() => {}
-        format => render::oom::print(&mut out, context.stdout, &known.incidents, format == OomFormat::Wide)?,
+        OomFormat::Json => render::json(&mut out, &report)?,
+        OomFormat::Yaml => render::yaml(&mut out, &report)?,
+        _ if report.incidents.is_empty() => {}
+        format => render::oom::print(&mut out, context.stdout, &report.incidents, format == OomFormat::Wide)?,
     }
-    if let Some(unknown) = known.kills_unknown.filter(|&unknown| unknown > 0) {
+    if let Some(unknown) = report.kills_unknown.filter(|&unknown| unknown > 0) {
         note(&format!(
-            "{} since boot are known by their number only: no agent ran, and the kernel's log no longer has them",
+            "{} since boot without details: no agent ran then, and the kernel's log no longer has them",
             units::plural(unknown, "kill")
         ));
     }
-    if !known.known_by.is_empty() {
-        note(&format!("known by {}", known.known_by.join(", ")));
+    if !report.known_by.is_empty() {
+        note(&format!("sources: {}", report.known_by.join(", ")));
     }
-    if known.incidents.is_empty() && args.silent {
+    if report.incidents.is_empty() && args.silent {
         note("no OOM kill that Kubernetes does not show matches");
-        return Ok(Verdict::Nothing);
+        return Ok(CommandOutcome::NothingFound);
     }
-    if known.incidents.is_empty() {
+    if report.incidents.is_empty() {
         note("no OOM kills and no other SIGKILLs match");
-        return Ok(Verdict::Nothing);
+        return Ok(CommandOutcome::NothingFound);
     }
-    Ok(Verdict::Fine)
+    Ok(CommandOutcome::Success)
 }
 
-/// What the agent kept, from itself or from the store that it has left, and of the rest what the kernel's log has; oldest
-/// first. With the times since then of which not all is known, on stderr.
+/// Merges the agent's history (from the agent, or from the store that it left) with the kernel's log, oldest first.
+/// Prints gaps in the history after `gaps_since` on stderr.
 async fn gather(
     pods: &Arc<Pods>,
     node: &str,
-    from: &HistoryDir,
+    from: &HistoryArgs,
     gaps_since: Option<Timestamp>,
-) -> anyhow::Result<Known> {
+) -> anyhow::Result<OomReport> {
     let (kept, by) = kept(from, gaps_since).await?;
     let mut known_by: Vec<String> = by.into_iter().collect();
     let mut incidents = kept.events;
     if kept.more {
-        note(&format!("only the newest {MOST} that were kept are known"));
+        note(&format!("only the newest {MOST} records of the history are read"));
     }
     if kept.unreadable > 0 {
         note(&format!("{} in the store cannot be read", units::plural(kept.unreadable, "record")));
@@ -102,13 +103,15 @@ async fn gather(
     let past = match recover::past_incidents(pods, node).await {
         Ok(past) => past,
         Err(error) => {
-            note(&format!("only what the agent kept is known: {error:#}"));
+            note(&format!(
+                "cannot read past kills from the kernel's log: {error:#}; only the agent's history is listed"
+            ));
             recover::PastIncidents { incidents: Vec::new(), boot: String::new(), counted: None }
         }
     };
     let kept: HashSet<String> = incidents.iter().filter_map(incident).map(|one| one.id.clone()).collect();
     let boot = past.boot.clone();
-    // The history reaches back over boots, the kernel's count does not.
+    // The history covers earlier boots; the kernel's count starts at boot.
     let of_this_boot =
         |event: &&Event| incident(event).is_some_and(|one| one.id.starts_with(&format!("{boot}-")));
     let kills = |event: &Event| incident(event).map_or(0, |one| one.kernel_kills);
@@ -125,12 +128,12 @@ async fn gather(
     }
     incidents.extend(new);
     incidents.sort_by_key(|event| event.time);
-    Ok(Known { incidents, kills_since_boot: past.counted, kills_unknown, known_by })
+    Ok(OomReport { incidents, kills_since_boot: past.counted, kills_unknown, known_by })
 }
 
-/// All OOM incidents and SIGKILLs that were kept, since the kernel's count is compared with them; and who has kept them.
+/// All OOM incidents and SIGKILLs in the history, because the kernel's count is compared with them; and the source.
 async fn kept(
-    from: &HistoryDir,
+    from: &HistoryArgs,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<(EventList, Option<String>)> {
     const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
@@ -143,8 +146,10 @@ async fn kept(
                 }
                 return Ok((kept, Some(format!("the agent at {}", agent.socket().display()))));
             }
-            // It runs without a store, or cannot read it.
-            Err(error) => note(&format!("{error}; the store is read instead, if there is one")),
+            // The agent runs without a store, or cannot read it.
+            Err(error) => {
+                note(&format!("{error}; reading the store in {} instead", from.state_dir.display()))
+            }
         }
     }
     let (dir, since) = (from.state_dir.clone(), gaps_since.unwrap_or(Timestamp::MAX));
@@ -152,24 +157,24 @@ async fn kept(
     let by = format!("the store in {}", from.state_dir.display());
     Ok(match read {
         Ok(Some((kept, gaps))) => {
-            say_gaps(&gaps, since);
+            print_gaps(&gaps, since);
             (kept, Some(by))
         }
         Ok(None) => (EventList::default(), None),
         Err(error) => {
-            note(&format!("{by} tells nothing: {error}"));
+            note(&format!("cannot read {by}: {error}"));
             (EventList::default(), None)
         }
     })
 }
 
-/// Kubernetes says nothing of it, or something else.
+/// Whether Kubernetes does not show the kill, or gives another reason.
 fn is_silent(event: &Event) -> bool {
-    let silent = [Said::SilentChildKill, Said::RuntimeDisagrees];
-    incident(event).is_some_and(|one| one.verdicts.iter().any(|said| silent.contains(said)))
+    let silent = [OomVerdict::SilentChildKill, OomVerdict::RuntimeDisagrees];
+    incident(event).is_some_and(|one| one.verdicts.iter().any(|verdict| silent.contains(verdict)))
 }
 
-/// Incidents and SIGKILLs that are looked at; the store holds fewer, unless someone makes them.
+/// How many incidents and SIGKILLs are read at most; more are not expected in a store.
 const MOST: usize = 10_000;
 
 fn incident(event: &Event) -> Option<&OomIncident> {
@@ -186,7 +191,7 @@ fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, 
     });
 }
 
-/// By its id or the beginning of one.
+/// Finds the event with this id, or the only one whose id begins with it.
 fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
     let with = |of: &dyn Fn(&str) -> bool| -> Vec<&'a Event> {
         incidents.iter().filter(|event| event.kept_id().is_some_and(of)).collect()
@@ -195,8 +200,11 @@ fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
     let found = if exact.is_empty() { with(&|one| one.starts_with(id)) } else { exact };
     match found[..] {
         [one] => Ok(one),
-        [] => bail!("no OOM {id} is known: podopsy oom --since 720h lists those that are"),
-        _ => bail!("{} begin with {id}: give more of it", units::plural(found.len() as u64, "OOM")),
+        [] => bail!("no OOM has the id {id}: podopsy oom --since 720h lists all ids"),
+        _ => bail!(
+            "{} begin with {id}: give more characters of the id",
+            units::plural(found.len() as u64, "OOM")
+        ),
     }
 }
 
@@ -206,7 +214,7 @@ mod tests {
     use crate::render::oom::tests::event;
 
     #[test]
-    fn filters_by_time_namespace_and_labels() {
+    fn kills_are_filtered_by_time_namespace_and_labels() {
         let all = || vec![event("3f2a-1", 10), event("3f2a-2", 7200)];
         let ids = |since: u64, namespace: Option<&str>, selector: Option<&str>| -> Vec<String> {
             let mut events = all();
@@ -220,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_or_its_beginning_is_enough_if_it_is_one_ones() {
+    fn an_id_or_an_unambiguous_prefix_finds_the_event() {
         let events = [event("3f2a-1", 1), event("3f2a-12", 1), event("3f2a-2", 1)];
         let found = |id| find(&events, id).map(|event| incident(event).unwrap().id.clone());
         assert_eq!(found("3f2a-1").unwrap(), "3f2a-1");

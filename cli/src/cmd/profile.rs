@@ -1,4 +1,4 @@
-//! `podopsy profile`: samples a target's stacks, writes them, and lists the functions that took the time.
+//! `podopsy profile`: samples a target's stacks, writes them to files, and lists the functions that took the time.
 
 use std::io;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use podopsy_model::{Target, text};
 use podopsy_pods::{Pods, Resolved};
 use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 
-use crate::args::{Profile, ProfileCommand, Stacks};
+use crate::args::{ProfileArgs, ProfileCommand, Stacks};
 use crate::context::Context;
-use crate::exit::Verdict;
+use crate::exit::CommandOutcome;
 use crate::render::{losses, top, units};
 use crate::terminal::note;
 use crate::{output, privilege, signals};
 
-pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<CommandOutcome> {
     if let Some(ProfileCommand::Diff(args)) = &args.diff {
         return super::diff::run(context, args);
     }
@@ -35,7 +35,7 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     let options = ProfileOptions { scope, duration: args.duration, sampling, unwind, node: context.node() };
 
     let stop = signals::stop()?;
-    let meter = Meter::start(context, &target, args.duration, sampling);
+    let meter = ProgressMeter::start(context, &target, args.duration, sampling);
     let result = cpu::profile(options, pods, stop, |samples| meter.show(samples)).await;
     meter.end();
     let profile = result?;
@@ -59,14 +59,14 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     }
     if total == 0 {
         note(match sampling {
-            Sampling::Cpu { .. } => "nothing ran on a CPU while it was sampled: no file is written",
+            Sampling::Cpu { .. } => "the target used no CPU during the sampling: no file is written",
             Sampling::Growth { .. } => {
-                "too few pages were touched for the first time: no file is written; try --every 1"
+                "the target touched too few new pages for a sample: no file is written; try --every 1"
             }
         });
-        return Ok(Verdict::Nothing);
+        return Ok(CommandOutcome::NothingFound);
     }
-    // Files before the table: a reader of stdout that has left must not cost them.
+    // Files before the table: they must be written even if the reader of stdout has closed the pipe.
     let mut failed = None;
     for (output, result) in pending.finish(&profile) {
         match result {
@@ -77,13 +77,13 @@ pub async fn run(context: &Context, args: Profile) -> anyhow::Result<Verdict> {
     let listed = top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top);
     match failed {
         Some(error) => Err(error),
-        None => Ok(listed.map(|()| Verdict::Fine)?),
+        None => Ok(listed.map(|()| CommandOutcome::Success)?),
     }
 }
 
-/// Whose stacks to take.
+/// Resolves the target to what is sampled.
 async fn scope(pods: &Arc<Pods>, target: &Target) -> anyhow::Result<Scope> {
-    // Whoever names a process means that one, whether or not it lies in a container.
+    // A pid selects only that process, also when it is in a container.
     if let Target::Pid(pid) = *target {
         pods.owner_of_pid(pid).await?;
         return Ok(Scope::Process(pid));
@@ -106,30 +106,30 @@ async fn scope(pods: &Arc<Pods>, target: &Target) -> anyhow::Result<Scope> {
     })
 }
 
-/// Progress on stderr: a bar on a terminal, a line at the start otherwise.
-struct Meter {
+/// Progress on stderr: a bar on a terminal, otherwise one line at the start.
+struct ProgressMeter {
     bar: Option<ProgressBar>,
     since: Instant,
 }
 
-impl Meter {
+impl ProgressMeter {
     fn start(context: &Context, target: &Target, duration: Duration, sampling: Sampling) -> Self {
         let target = text::escape(&target.to_string());
         let for_how_long = units::duration(duration);
         let since = Instant::now();
         if !context.stderr.is_terminal() {
             note(&format!("profiling {target} for {for_how_long}, samples {sampling}"));
-            return Meter { bar: None, since };
+            return ProgressMeter { bar: None, since };
         }
         let length = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-        // The name cannot break the template: it is the prefix, not a part of it.
+        // The target is set as the prefix and not put into the template, so that braces in it do no harm.
         if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {elapsed} {msg}") {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(format!("{target}, {for_how_long}"));
         bar.set_message("0 samples; Ctrl-C ends early");
-        Meter { bar: Some(bar), since }
+        ProgressMeter { bar: Some(bar), since }
     }
 
     fn show(&self, samples: u64) {

@@ -1,4 +1,4 @@
-//! `podopsy watch`: live events until Ctrl-C, `--count` or `--duration`.
+//! `podopsy watch`: prints events as they happen, until Ctrl-C, `--count` or `--duration`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,15 +12,15 @@ use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use tokio::sync::mpsc;
 
-use crate::args::{Watch, WatchKind};
+use crate::args::{WatchArgs, WatchKind};
 use crate::context::Context;
-use crate::exit::Verdict;
-use crate::render::event::Lines;
+use crate::exit::CommandOutcome;
+use crate::render::event::EventPrinter;
 use crate::render::{losses, units};
 use crate::terminal::note;
 use crate::{privilege, signals};
 
-pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
+pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOutcome> {
     let (oom, dns) = (args.wants(WatchKind::Oom), args.wants(WatchKind::Dns));
     match (dns, oom || args.wants(WatchKind::Sigkill)) {
         (true, false) => privilege::require_dns("watch dns", args.dns_hook)?,
@@ -56,74 +56,79 @@ pub async fn run(context: &Context, args: Watch) -> anyhow::Result<Verdict> {
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 
-    let stop = ended(signals::stop()?, args.duration);
+    let stop = until_end(signals::stop()?, args.duration);
     if let Some(seen) = recorder.dns_hook() {
         note(&format!("DNS is seen {seen}"));
     }
     note(&format!("recording {}; Ctrl-C ends", subject(&args)));
 
-    let mut watched = Watched::new(context, &args);
-    if follow(&mut events, stop, &mut watched).await? == Ended::ReaderGone {
-        return Ok(Verdict::Fine);
+    let mut watched = WatchSession::new(context, &args);
+    if follow(&mut events, stop, &mut watched).await? == FollowEnd::ReaderGone {
+        return Ok(CommandOutcome::Success);
     }
     let own_kills = recorder.own_kills();
     let lost = recorder.stop().await?;
-    // What had been recorded before the end is still told.
-    let told = async {
+    // Events that were recorded before the end are still printed.
+    let drain = async {
         while !watched.is_full()
             && let Some(event) = events.recv().await
         {
-            watched.see(&event)?;
+            watched.handle(&event)?;
         }
         io::Result::Ok(())
     };
-    match tokio::time::timeout(LAST_WORDS, told).await {
-        Ok(told) => told?,
+    match tokio::time::timeout(DRAIN_TIMEOUT, drain).await {
+        Ok(result) => result?,
         Err(_) => note("some events were still waiting for the container runtime, and are not shown"),
     }
     note(&watched.counts.summary(watched.since.elapsed(), &lost));
     if own_kills > 0 {
         note(&format!(
-            "{} among a container's own processes (or a cgroup's) not shown",
+            "not shown: {} between processes of one container or cgroup",
             units::plural(own_kills, "SIGKILL")
         ));
     }
     let short = args.duration.is_some() && args.count.is_some_and(|count| watched.counts.total() < count);
-    Ok(if short && !watched.interrupted(args.duration) { Verdict::Nothing } else { Verdict::Fine })
+    Ok(if short && !watched.interrupted(args.duration) {
+        CommandOutcome::NothingFound
+    } else {
+        CommandOutcome::Success
+    })
 }
 
-/// How long the end waits for events whose pods are being asked for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// At the end: how long to wait for events whose pods the runtime is still looking up.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why [`follow`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
-    AsAsked,
+enum FollowEnd {
+    Requested,
     ReaderGone,
 }
 
-/// Shows events until the end.
+/// Prints events until a signal, the duration or the count ends it.
 async fn follow(
     events: &mut mpsc::Receiver<Event>,
     stop: impl Future<Output = ()>,
-    watched: &mut Watched,
-) -> anyhow::Result<Ended> {
+    watched: &mut WatchSession,
+) -> anyhow::Result<FollowEnd> {
     let mut stop = std::pin::pin!(stop);
     let mut reader_check = tokio::time::interval(Duration::from_millis(500));
     while !watched.is_full() {
         tokio::select! {
             event = events.recv() => match event {
-                Some(event) => watched.see(&event)?,
-                None => anyhow::bail!("the recorder ended by itself; podopsy -v watch may say why"),
+                Some(event) => watched.handle(&event)?,
+                None => anyhow::bail!("the recorder stopped unexpectedly; run podopsy -v watch for its log"),
             },
             () = &mut stop => break,
-            _ = reader_check.tick() => if reader_is_gone() { return Ok(Ended::ReaderGone) },
+            _ = reader_check.tick() => if reader_is_gone() { return Ok(FollowEnd::ReaderGone) },
         }
     }
-    Ok(Ended::AsAsked)
+    Ok(FollowEnd::Requested)
 }
 
 /// Resolves at a signal, or when `duration` is over.
-pub async fn ended(stop: impl Future<Output = ()>, duration: Option<Duration>) {
+pub async fn until_end(stop: impl Future<Output = ()>, duration: Option<Duration>) {
     match duration {
         Some(duration) => tokio::select! {
             () = stop => {}
@@ -143,34 +148,34 @@ pub fn reader_is_gone() -> bool {
 }
 
 /// `OOM kills, SIGKILLs and DNS lookups`.
-fn subject(args: &Watch) -> String {
+fn subject(args: &WatchArgs) -> String {
     let all =
         [(WatchKind::Oom, "OOM kills"), (WatchKind::Sigkill, "SIGKILLs"), (WatchKind::Dns, "DNS lookups")];
-    let words: Vec<&str> =
-        all.into_iter().filter(|(kind, _)| args.wants(*kind)).map(|(_, word)| word).collect();
-    match words.split_last() {
+    let names: Vec<&str> =
+        all.into_iter().filter(|(kind, _)| args.wants(*kind)).map(|(_, name)| name).collect();
+    match names.split_last() {
         Some((last, [])) => (*last).to_owned(),
         Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
         None => String::new(),
     }
 }
 
-/// What has been seen so far.
-struct Watched {
-    lines: Lines,
+/// The state of a watch: what to print, and the counts so far.
+struct WatchSession {
+    lines: EventPrinter,
     namespace: Option<String>,
     limit: Option<u64>,
-    counts: Counts,
+    counts: EventCounts,
     since: Instant,
 }
 
-impl Watched {
-    fn new(context: &Context, args: &Watch) -> Self {
-        Watched {
-            lines: Lines::new(args.output, context.stdout),
+impl WatchSession {
+    fn new(context: &Context, args: &WatchArgs) -> Self {
+        WatchSession {
+            lines: EventPrinter::new(args.output, context.stdout),
             namespace: args.namespace.clone(),
             limit: args.count,
-            counts: Counts::default(),
+            counts: EventCounts::default(),
             since: Instant::now(),
         }
     }
@@ -179,12 +184,12 @@ impl Watched {
         self.limit.is_some_and(|limit| self.counts.total() >= limit)
     }
 
-    /// True if it ended before its time.
+    /// Whether the watch ended before `duration` was over.
     fn interrupted(&self, duration: Option<Duration>) -> bool {
         duration.is_some_and(|duration| self.since.elapsed() < duration)
     }
 
-    fn see(&mut self, event: &Event) -> io::Result<()> {
+    fn handle(&mut self, event: &Event) -> io::Result<()> {
         let wanted = match &self.namespace {
             Some(namespace) => event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace),
             None => true,
@@ -193,7 +198,7 @@ impl Watched {
             return Ok(());
         }
         self.lines.print(&mut io::stdout().lock(), event)?;
-        // An incident is the second word on kills that have been counted.
+        // An incident repeats kills that have been counted.
         if event.kind != EventKind::OomIncident {
             self.counts.add(event.kind);
         }
@@ -202,9 +207,9 @@ impl Watched {
 }
 
 #[derive(Debug, Default)]
-struct Counts(BTreeMap<EventKind, u64>);
+struct EventCounts(BTreeMap<EventKind, u64>);
 
-impl Counts {
+impl EventCounts {
     fn add(&mut self, kind: EventKind) {
         *self.0.entry(kind).or_default() += 1;
     }
@@ -231,8 +236,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_summary_counts_by_kind_and_says_what_was_lost() {
-        let mut counts = Counts::default();
+    fn the_summary_counts_by_kind_and_lists_losses() {
+        let mut counts = EventCounts::default();
         let lost = [("dns_ring".to_owned(), 4)].into();
         assert_eq!(
             counts.summary(Duration::from_millis(31_900), &Losses::new()),

@@ -1,4 +1,4 @@
-//! One OOM on one screen (100 columns, 40 lines): the answer first, then what it rests on.
+//! The autopsy of one OOM kill on one screen (100 columns, 40 lines): the verdict first, then the evidence.
 
 use std::io::{self, Write};
 
@@ -15,7 +15,7 @@ use super::table::{cut, field, pad};
 use super::units;
 use crate::terminal::{Colour, Terminal, visible};
 
-/// Rows of each part: what is left out is counted, and stands in the JSON.
+/// How many rows each section shows; the others are counted, and the JSON has them.
 const VICTIMS: usize = 3;
 const PROCESSES: usize = 8;
 const FRAMES: usize = 5;
@@ -37,7 +37,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
         put("verdict", &verdict::explain(*one, incident))?;
     }
     put("seen", incident.advice.as_deref().unwrap_or_default())?;
-    put("whose limit", &whose(incident))?;
+    put("whose limit", &limit_hit(incident))?;
     put("victim", &victims(incident))?;
     put("trigger", &trigger(incident))?;
     put("container", &container(event, incident))?;
@@ -50,10 +50,13 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("losses", &losses(event, incident))
 }
 
-fn whose(incident: &OomIncident) -> String {
+fn limit_hit(incident: &OomIncident) -> String {
     let limit = &incident.limit;
-    let constraint =
-        incident.constraint.as_ref().map(|word| format!(", constraint {word}")).unwrap_or_default();
+    let constraint = incident
+        .constraint
+        .as_ref()
+        .map(|constraint| format!(", constraint {constraint}"))
+        .unwrap_or_default();
     let fill = match (limit.usage_bytes, limit.limit_bytes) {
         (Some(usage), Some(max)) => format!(": {} of {}", units::bytes(usage), units::bytes(max)),
         (None, Some(max)) => format!(": {}", units::bytes(max)),
@@ -106,16 +109,16 @@ fn victims(incident: &OomIncident) -> String {
 
 fn trigger(incident: &OomIncident) -> String {
     match &incident.trigger {
-        None => "not known: the kernel's log has no header of this kill".to_owned(),
+        None => "not known: the kernel's log has no header for this kill".to_owned(),
         Some(one) if incident.victims.iter().any(|victim| victim.task.pid == one.pid) => {
             format!("{}: it asked for memory itself", task(one))
         }
         Some(one) => {
-            let place = incident.trigger_cgroup.path.as_ref().filter(|path| {
+            let location = incident.trigger_cgroup.path.as_ref().filter(|path| {
                 incident.victims.first().is_some_and(|victim| victim.cgroup.path.as_ref() != Some(path))
             });
-            let place = place.map(|path| format!(", in {path}")).unwrap_or_default();
-            format!("{} asked for memory, and is not the victim{place}", task(one))
+            let location = location.map(|path| format!(", in {path}")).unwrap_or_default();
+            format!("{} asked for memory, and is not the victim{location}", task(one))
         }
     }
 }
@@ -145,7 +148,7 @@ fn runtime(event: &Event, incident: &OomIncident) -> String {
     text
 }
 
-/// The curve in eighths of the limit, where that is the container's; else of its own height.
+/// The memory curve as a sparkline: in eighths of the container's limit if that was hit, otherwise of its maximum.
 fn memory(curve: &Curve, incident: &OomIncident) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let (Some(first), Some(last)) = (curve.current_bytes.first(), curve.current_bytes.last()) else {
@@ -157,7 +160,7 @@ fn memory(curve: &Curve, incident: &OomIncident) -> String {
     let width = SPARKS.min(count);
     let bars: String = (0..width)
         .map(|at| {
-            // Of the points that share a column, the highest.
+            // The highest of the points that share a column.
             let points = &curve.current_bytes
                 [at * count / width..((at + 1) * count / width).max(at * count / width + 1)];
             let high = points.iter().copied().max().unwrap_or(0);
@@ -189,7 +192,7 @@ fn memory(curve: &Curve, incident: &OomIncident) -> String {
     text
 }
 
-/// The last two parts of a path name it: the whole of one would fill the screen.
+/// The last part of a path; whole cgroup paths are wider than the screen.
 fn tail(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match parts[..] {
@@ -243,15 +246,15 @@ fn columns(cells: &[&str], widths: &[usize]) -> String {
 fn processes(table: &ProcessTable) -> String {
     let count = table.rows.len() + table.others as usize;
     let source = match table.source.as_str() {
-        "kernel log" => "as the killer saw them",
-        _ => "those left a moment later, by /proc",
+        "kernel log" => "as the OOM killer listed them",
+        _ => "still running shortly after the kill, from /proc",
     };
     let mut lines = vec![format!(
         "{}, {source}",
         units::plural(count as u64, "process").replace("processs", "processes")
     )];
     lines.push(columns(&["PID", "COMM", "RSS", "SHARE", "SWAP", "ADJ"], PROCESS_WIDTHS));
-    // The largest, and the victims however small they were.
+    // The largest processes, and all victims.
     let shown: Vec<usize> = (0..table.rows.len())
         .filter(|&at| at < PROCESSES || table.rows[at].victim)
         .take(PROCESSES + VICTIMS)
@@ -289,15 +292,15 @@ fn stack(event: &Event) -> String {
     if known.is_empty() {
         return String::new();
     }
-    let whose = if kill.user_stack.is_empty() { "kernel" } else { "user" };
+    let kind = if kill.user_stack.is_empty() { "kernel" } else { "user" };
     let frames: Vec<String> = known.iter().take(FRAMES).map(name).collect();
     let more = if known.len() > FRAMES { " ← …" } else { "" };
-    format!("of the trigger ({whose}): {}{more}", frames.join(" ← "))
+    format!("of the trigger ({kind}): {}{more}", frames.join(" ← "))
 }
 
 fn losses(event: &Event, incident: &OomIncident) -> String {
     if incident.recovered {
-        return "nobody watched: this is what the kernel's log, its counters and the runtime still know"
+        return "recovered: podopsy was not running; the facts are from the kernel's log and counters and the runtime"
             .to_owned();
     }
     super::losses(&event.losses)
@@ -321,7 +324,7 @@ mod tests {
         for line in text.lines() {
             assert!(console::measure_text_width(line) <= 100, "{line}");
         }
-        for words in [
+        for part in [
             "OOM 3f2a-28908 of shop/orders/api",
             "verdict      silent child kill: PID 1 lives on",
             "whose limit  container: 64.0 MiB of 64.0 MiB (observed: kernel log, constraint memcg)",
@@ -331,16 +334,16 @@ mod tests {
             "+1.0 MiB/s",
             "growth       remember_request took 94 % of the page faults itself (/bin/leaker)",
             " 94 % remember_request ← handle_request ← serve_until_killed ← main",
-            "40 processes, as the killer saw them",
+            "40 processes, as the OOM killer listed them",
             "← victim",
             "and 32 more with 32.0 MiB together",
         ] {
-            assert!(text.contains(words), "no {words:?} in\n{text}");
+            assert!(text.contains(part), "no {part:?} in\n{text}");
         }
     }
 
     #[test]
-    fn what_is_not_known_takes_no_line() {
+    fn unknown_facts_are_left_out() {
         let mut one = event("3f2a-1", 5);
         if let Some(incident) = &mut one.incident {
             (incident.curve, incident.processes, incident.runtime, incident.trigger) =
@@ -353,7 +356,7 @@ mod tests {
             !text.contains("memory  ") && !text.contains("levels") && !text.contains("runtime  "),
             "{text}"
         );
-        assert!(text.contains("nobody watched"), "{text}");
+        assert!(text.contains("recovered: podopsy was not running"), "{text}");
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::io::{self, Write};
 
 use podopsy_profiles::compare::{BeforeAfter, Comparison, ComparisonBasis, share};
 
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
-/// Prints the totals, and the `count` functions (0: all) that changed most; the name comes last: some are a screen wide.
+/// Prints the totals and the `count` functions (0: all) that changed most. The name is the last column, because some are
+/// wider than the screen.
 pub fn print(
     out: &mut impl Write,
     terminal: Terminal,
@@ -18,7 +19,7 @@ pub fn print(
     let BeforeAfter { before, after } = compared.total;
     let value = |value| amount(value, &compared.unit);
     writeln!(out, "{}: {} before, {} after", compared.kind, value(before), value(after))?;
-    let mut table = Table::new(&[
+    let mut table = TextTable::new(&[
         "   CHANGE",
         "SELF BEFORE",
         "SELF AFTER",
@@ -59,7 +60,7 @@ pub fn print(
     Ok(())
 }
 
-/// A value or its share, right-aligned below its title.
+/// A value or its share of the total, right-aligned below the column's title.
 fn side(compared: &Comparison, part: u64, total: u64) -> String {
     match compared.by {
         ComparisonBasis::Share => format!("{:8.2} %", share(part, total)),
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_with_the_largest_change_first() {
+    fn shares_are_listed_with_the_largest_change_first() {
         let expected = "cpu: 1.0 s before, 2.0 s after
    CHANGE  SELF BEFORE  SELF AFTER  CUM CHANGE  CUM BEFORE  CUM AFTER   FUNCTION
  +25.00 %      0.00 %      25.00 %   +25.00 %       0.00 %     25.00 %  copy
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn values_and_what_is_left_out() {
+    fn values_are_listed_and_the_rest_is_counted() {
         let text = printed(ComparisonBasis::Value, 1);
         assert!(text.contains(" +500.0 ms") && text.contains("copy"), "{text}");
         assert!(text.ends_with("… and 2 functions with smaller changes: --top 0 lists all\n"), "{text}");

@@ -1,4 +1,4 @@
-//! Lookups as they happen, one line each, and the figures at the end.
+//! Lookups as they happen, one line each, and the summary at the end.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,26 +10,26 @@ use podopsy_model::{DnsCounts, Event, Lookup};
 use podopsy_recorder::dns::lookups::summary::{LookupSummary, Percentiles};
 
 use super::event::{owner, pod};
-use super::table::{Table, fixed};
+use super::table::{TextTable, fixed};
 use super::units;
 use crate::args::ListFormat;
 use crate::terminal::{Colour, Terminal, visible};
 
 const HEADER: [&str; 4] = ["TIME", "POD", "PROCESS", "LOOKUP"];
 
-/// Writes lookups as they are told; every line is flushed, for whoever reads it live.
+/// Prints lookups as they are reported. Flushes each line, so that a reader sees it at once.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LookupPrinter {
     format: ListFormat,
     terminal: Terminal,
     queries: bool,
     header_printed: bool,
 }
 
-impl Lines {
+impl LookupPrinter {
     pub fn new(format: ListFormat, terminal: Terminal, queries: bool) -> Self {
         let width = if format == ListFormat::Wide { None } else { terminal.width };
-        Lines { format, terminal: Terminal { width, ..terminal }, queries, header_printed: false }
+        LookupPrinter { format, terminal: Terminal { width, ..terminal }, queries, header_printed: false }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event, lookup: &Lookup) -> io::Result<()> {
@@ -49,15 +49,12 @@ impl Lines {
             writeln!(out, "{}", self.terminal.paint(Colour::Bold, &header))?;
         }
         let process = format!("{}[{}]", event.process.comm, event.process.pid);
-        let cells = [&units::clock(lookup.start), &pod(event), &process, &told(lookup)];
+        let cells = [&units::clock(lookup.start), &pod(event), &process, &describe(lookup)];
         let line = fixed(&cells.map(String::as_str), &widths, self.terminal.width);
-        let line = match lookup.result.is_failure() {
-            true => self.terminal.paint(Colour::Yellow, &line),
-            false => line,
-        };
+        let line = if lookup.result.is_failure() { self.terminal.paint(Colour::Yellow, &line) } else { line };
         writeln!(out, "{line}")?;
         if let Some(diagnosis) = &lookup.diagnosis {
-            writeln!(out, "{:15}seen around it: {}", "", visible(&diagnosis.text))?;
+            writeln!(out, "{:15}diagnosis: {}", "", visible(&diagnosis.text))?;
         }
         if self.queries {
             for step in &lookup.transactions {
@@ -72,26 +69,28 @@ impl Lines {
     }
 }
 
-/// `api.example.com (A, AAAA) → answered after 3.2 ms, 8 queries, 6 of them futile (10.96.0.10:53)`.
-pub fn told(lookup: &Lookup) -> String {
+/// `api.example.com (A, AAAA) → answered after 3.2 ms, 8 queries, 6 of them search-path misses (10.96.0.10:53)`.
+pub fn describe(lookup: &Lookup) -> String {
     let inferred = match lookup.name_known_by {
         NameKnownBy::Inferred => ", name inferred",
         NameKnownBy::ResolvConf | NameKnownBy::Query => "",
     };
-    let futile = match lookup.search_path_misses.queries {
+    let misses = match lookup.search_path_misses.queries {
         0 => String::new(),
-        futile => format!(", {futile} of them futile"),
+        1 => ", 1 of them a search-path miss".to_owned(),
+        misses => format!(", {misses} of them search-path misses"),
     };
     let again = lookup.sends.saturating_sub(lookup.queries);
     let again = if again > 0 { format!(", {again} sent again") } else { String::new() };
     let resolvers: Vec<String> = lookup.resolvers.iter().map(ToString::to_string).collect();
-    let (queries, one) = (u64::from(lookup.queries), if lookup.queries == 1 { "query" } else { "queries" });
+    let noun = if lookup.queries == 1 { "query" } else { "queries" };
     format!(
-        "{} ({}{inferred}) → {} after {}, {queries} {one}{futile}{again} ({})",
+        "{} ({}{inferred}) → {} after {}, {} {noun}{misses}{again} ({})",
         lookup.name,
         lookup.types.join(", "),
         lookup.result.as_str(),
         units::nanoseconds(lookup.wait_ns),
+        lookup.queries,
         resolvers.join(", ")
     )
 }
@@ -110,22 +109,22 @@ fn query(step: &LookupTransaction) -> String {
     )
 }
 
-/// What was not told, or could not be seen: nothing if there is none of it.
-pub fn unseen(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
+/// Prints the counts of encrypted DNS and of queries that were not reported; nothing if both are zero.
+pub fn not_shown(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
     for of in counts {
         let NotVisible { tls, https } = of.not_visible;
-        let whose = owner(of.owner.pod.as_ref(), of.owner.known_by);
+        let owner = owner(of.owner.pod.as_ref(), of.owner.known_by);
         if tls + https > 0 {
             let (tls, https) = (units::plural(tls, "connection"), units::plural(https, "connection"));
             writeln!(
                 out,
-                "\n{whose}: {tls} by DNS over TLS and {https} by DNS over HTTPS; what was asked there cannot be seen"
+                "\n{owner}: {tls} by DNS over TLS and {https} by DNS over HTTPS; the queries in them are encrypted"
             )?;
         }
         if of.events_dropped > 0 {
             writeln!(
                 out,
-                "\n{whose}: {} of {} were too many to be told one by one; -o json has the counts",
+                "\n{owner}: {} of {} were dropped and are only counted; -o json has the counts",
                 of.events_dropped,
                 units::plural(of.queries, "outcome")
             )?;
@@ -134,10 +133,10 @@ pub fn unseen(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
     Ok(())
 }
 
-/// The figures at the end.
+/// Prints the summary: tables by pod, by failing name and by resolver.
 pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary) -> io::Result<()> {
     if !summary.pods.is_empty() {
-        let mut table = Table::new(&[
+        let mut table = TextTable::new(&[
             "POD",
             "LOOKUPS",
             "FAILED",
@@ -145,7 +144,7 @@ pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary
             "P90",
             "P99",
             "QUERIES",
-            "FUTILE",
+            "MISSES",
             "BY OUTCOME",
         ]);
         for of in &summary.pods {
@@ -167,7 +166,7 @@ pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary
         table.print(out, terminal)?;
     }
     if !summary.names.is_empty() {
-        let mut table = Table::new(&["FAILING NAME", "LOOKUPS", "FAILED"]);
+        let mut table = TextTable::new(&["FAILING NAME", "LOOKUPS", "FAILED"]);
         for of in &summary.names {
             table.row(vec![of.name.clone(), of.lookups.to_string(), outcomes(&of.failed)]);
         }
@@ -175,8 +174,16 @@ pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary
         table.print(out, terminal)?;
     }
     if !summary.resolvers.is_empty() {
-        let mut table =
-            Table::new(&["RESOLVER", "QUERIES", "ANSWERED", "TIMEOUTS", "UNREACHABLE", "LATE", "P50", "P99"]);
+        let mut table = TextTable::new(&[
+            "RESOLVER",
+            "QUERIES",
+            "ANSWERED",
+            "TIMEOUTS",
+            "UNREACHABLE",
+            "LATE",
+            "P50",
+            "P99",
+        ]);
         for of in &summary.resolvers {
             let [p50, _, p99] = percentiles(&of.latency);
             table.row(vec![
@@ -209,20 +216,20 @@ fn percentiles(of: &Percentiles) -> [String; 3] {
 
 /// `3 nxdomain, 1 timeout`.
 fn outcomes(of: &BTreeMap<&'static str, u64>) -> String {
-    of.iter().map(|(word, count)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+    of.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect::<Vec<_>>().join(", ")
 }
 
-/// Which lookups are shown.
+/// Selects the lookups to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct LookupFilter {
     pub all: bool,
     pub failed: bool,
-    /// Those that took at least this long.
+    /// Lookups that took at least this long.
     pub slow_over_ns: Option<u64>,
 }
 
-impl Shown {
-    pub fn shows(&self, lookup: &Lookup) -> bool {
+impl LookupFilter {
+    pub fn matches(&self, lookup: &Lookup) -> bool {
         let slow = self.slow_over_ns.is_some_and(|over| lookup.wait_ns >= over);
         let failed = self.failed && lookup.result.is_failure() && lookup.result != LookupResult::Unseen;
         self.all || failed || slow
@@ -277,12 +284,12 @@ mod tests {
         let event =
             Event::new(lookup.start, EventKind::DnsLookup, "n", owner, process, detail, Default::default());
         let mut out = Vec::new();
-        Lines::new(format, Terminal::PLAIN, queries).print(&mut out, &event, &lookup).unwrap();
+        LookupPrinter::new(format, Terminal::PLAIN, queries).print(&mut out, &event, &lookup).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn a_lookup_is_one_line_with_its_queries_below() {
+    fn a_lookup_is_one_line_followed_by_its_queries() {
         let mut it = lookup(LookupResult::Timeout, 5_000_000_000);
         it.diagnosis = Some(Diagnosis {
             verdict: DiagnosisVerdict::Unanswered,
@@ -295,11 +302,11 @@ mod tests {
         assert!(lines[1].starts_with("03:04:05.678Z  (host)"), "{text}");
         assert!(
             lines[1].ends_with(
-                "api.example.com (A, AAAA) → timeout after 5.0 s, 8 queries, 6 of them futile, 1 sent again (10.96.0.10:53)"
+                "api.example.com (A, AAAA) → timeout after 5.0 s, 8 queries, 6 of them search-path misses, 1 sent again (10.96.0.10:53)"
             ),
             "{text}"
         );
-        assert_eq!(lines[2].trim(), "seen around it: sent 2 times");
+        assert_eq!(lines[2].trim(), "diagnosis: sent 2 times");
         assert_eq!(
             lines[3].trim(),
             "+2.0 ms api.example.com A → timeout after 5.0 s (10.96.0.10:53 udp, 2 sends)"
@@ -308,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_the_event() {
+    fn json_is_the_event_itself() {
         let text = printed(lookup(LookupResult::Answered, 1), ListFormat::Json, true);
         let event: Event = serde_json::from_str(&text).unwrap();
         assert_eq!(event.kind, EventKind::DnsLookup);
@@ -316,17 +323,17 @@ mod tests {
     }
 
     #[test]
-    fn failed_and_slow_ones_are_shown_and_others_if_asked_for() {
-        let usual = Shown { all: false, failed: true, slow_over_ns: Some(1000) };
+    fn failed_and_slow_lookups_are_shown_and_others_only_on_request() {
+        let default = LookupFilter { all: false, failed: true, slow_over_ns: Some(1000) };
         assert!(
-            usual.shows(&lookup(LookupResult::Nxdomain, 1))
-                && usual.shows(&lookup(LookupResult::Answered, 1000))
+            default.matches(&lookup(LookupResult::Nxdomain, 1))
+                && default.matches(&lookup(LookupResult::Answered, 1000))
         );
         assert!(
-            !usual.shows(&lookup(LookupResult::Answered, 999))
-                && !usual.shows(&lookup(LookupResult::Unseen, 1))
+            !default.matches(&lookup(LookupResult::Answered, 999))
+                && !default.matches(&lookup(LookupResult::Unseen, 1))
         );
-        assert!(Shown { all: true, ..usual }.shows(&lookup(LookupResult::Answered, 1)));
+        assert!(LookupFilter { all: true, ..default }.matches(&lookup(LookupResult::Answered, 1)));
     }
 
     #[test]

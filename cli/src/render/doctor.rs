@@ -1,4 +1,4 @@
-//! The doctor's report.
+//! The doctor's report, by group.
 
 use std::io::{self, Write};
 
@@ -23,14 +23,14 @@ pub fn print(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::R
 }
 
 fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -> io::Result<()> {
-    let (word, colour) = match check.status {
+    let (label, colour) = match check.status {
         CheckStatus::Ok => ("ok", Colour::Green),
         CheckStatus::Degraded => ("degraded", Colour::Yellow),
         CheckStatus::Missing => ("missing", Colour::Red),
     };
-    let status = terminal.paint(colour, &pad(word, 8));
-    // Findings that are fine may be cut; those that are not, and mends, are there to be read and copied.
-    let room = match check.status {
+    let status = terminal.paint(colour, &pad(label, 8));
+    // Only findings that are ok are cut on a narrow terminal; the others, and remedies, are needed in full.
+    let width_left = match check.status {
         CheckStatus::Ok => terminal.width.map(|columns| columns.saturating_sub(width + 14).max(20)),
         _ => None,
     };
@@ -38,7 +38,7 @@ fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -
         out,
         "  {status}  {}  {}",
         pad(&visible(&check.name), width),
-        cut(&visible(&check.found), room)
+        cut(&visible(&check.found), width_left)
     )?;
     if let Some(remedy) = &check.remedy {
         writeln!(out, "  {}  fix: {}", " ".repeat(8), visible(remedy))?;
@@ -58,12 +58,15 @@ fn title(group: CheckGroup) -> &'static str {
 
 fn verdict(report: &Report) -> String {
     match (report.count(CheckStatus::Missing), report.count(CheckStatus::Degraded)) {
-        (0, 0) => "All that podopsy can use is here.".to_owned(),
+        (0, 0) => "Everything that podopsy can use is available.".to_owned(),
         (0, degraded) => {
-            format!("All that podopsy needs is here; {} degraded.", plural(degraded as u64, "thing"))
+            format!(
+                "Everything that podopsy needs is available; {} degraded.",
+                plural(degraded as u64, "check")
+            )
         }
         (missing, degraded) => {
-            format!("{} missing, {degraded} degraded.", plural(missing as u64, "thing"))
+            format!("{} missing, {degraded} degraded.", plural(missing as u64, "check"))
         }
     }
 }
@@ -77,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_statuses_and_mends() {
+    fn the_report_has_groups_statuses_and_remedies() {
         let report = Report {
             checks: vec![
                 check("btf", CheckGroup::Kernel, CheckStatus::Ok, "/sys/kernel/btf/vmlinux", None),
@@ -107,7 +110,7 @@ Container runtime
   degraded  cri      no\\x1b socket
             fix: --cri-socket PATH
 
-1 thing missing, 1 degraded.
+1 check missing, 1 degraded.
 "
         );
     }

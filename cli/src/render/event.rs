@@ -1,4 +1,4 @@
-//! Live events: one line each, as a table or as JSON.
+//! Events, one line each, as a table or as JSON.
 
 use std::io::{self, Write};
 
@@ -12,18 +12,18 @@ use crate::terminal::{Colour, Terminal};
 
 const HEADER: [&str; 6] = ["TIME", "KIND", "POD", "CONTAINER", "PROCESS", "DETAIL"];
 
-/// Writes events as they come; every line is flushed, for whoever reads it live.
+/// Prints events as they come. Flushes each line, so that a reader sees it at once.
 #[derive(Debug)]
-pub struct Lines {
+pub struct EventPrinter {
     format: ListFormat,
     terminal: Terminal,
     widths: [usize; 5],
     header_printed: bool,
-    /// With the day: of the past.
+    /// Print the date too: the events are from the history.
     dated: bool,
 }
 
-impl Lines {
+impl EventPrinter {
     pub fn new(format: ListFormat, terminal: Terminal) -> Self {
         let names = match terminal.width {
             Some(0..120) => [18, 10, 14],
@@ -34,7 +34,7 @@ impl Lines {
             ListFormat::Wide => Terminal { width: None, ..terminal },
             _ => terminal,
         };
-        Lines {
+        EventPrinter {
             format,
             terminal,
             widths: [13, 15, names[0], names[1], names[2]],
@@ -43,11 +43,11 @@ impl Lines {
         }
     }
 
-    /// For events of the past, which may be of another day.
+    /// For past events, which may be from another day.
     pub fn dated(format: ListFormat, terminal: Terminal) -> Self {
         let mut lines = Self::new(format, terminal);
         lines.widths[0] = units::date(jiff::Timestamp::UNIX_EPOCH).len();
-        Lines { dated: true, ..lines }
+        EventPrinter { dated: true, ..lines }
     }
 
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
@@ -73,7 +73,8 @@ impl Lines {
             &self.widths,
             self.terminal.width,
         );
-        // The colour is put in afterwards: it has no width. The kind stands where it is the only such word.
+        // Colour codes would count as width, so they are inserted last. The kind's column comes before any free text, so
+        // the first match is the kind.
         let line = match event.kind {
             EventKind::OomKill => line.replacen("oom.kill", &self.terminal.paint(Colour::Red, "oom.kill"), 1),
             EventKind::DnsFailure => {
@@ -89,12 +90,12 @@ impl Lines {
     }
 }
 
-/// `namespace/name`, or what it was instead.
+/// `namespace/name`, `(host)` or `(unknown)`.
 pub fn pod(event: &Event) -> String {
     owner(event.pod.as_ref(), event.known_by)
 }
 
-/// The same of an owner.
+/// Like [`pod`], for an owner.
 pub fn owner(pod: Option<&PodRef>, known_by: KnownBy) -> String {
     match (pod, known_by) {
         (Some(pod), _) => format!("{}/{}", pod.namespace, pod.name),
@@ -111,7 +112,7 @@ fn detail(event: &Event) -> String {
         Detail::Oom(kill) => oom(kill),
         Detail::Dns(transaction) => dns(transaction),
         Detail::Sigkill(sigkill) => super::sigkill::line(sigkill),
-        Detail::Lookup(lookup) => super::dns::told(lookup),
+        Detail::Lookup(lookup) => super::dns::describe(lookup),
     }
 }
 
@@ -119,7 +120,7 @@ fn oom(kill: &OomKill) -> String {
     let task = |task: &OomTask| format!("{}[{}]", task.comm, task.pid);
     let mut text = format!("victim {}", task(&kill.victim));
     if let Some(rss) = kill.rss {
-        // The sum that the kernel itself goes by (get_mm_rss): swap is no resident memory.
+        // The kernel's own sum (get_mm_rss); swap is not resident memory.
         let resident = rss.anon_bytes.saturating_add(rss.file_bytes).saturating_add(rss.shmem_bytes);
         text += &format!(" rss {}", units::bytes(resident));
     }
@@ -129,7 +130,7 @@ fn oom(kill: &OomKill) -> String {
         text += &format!(", trigger {}", task(&kill.trigger));
     }
     if let Some(limit) = &kill.limit {
-        text += &format!(", limit {}", super::oom::whose(limit));
+        text += &format!(", limit {}", super::oom::limit_hit(limit));
     }
     if kill.already_dying {
         text += ", was dying already";
@@ -141,7 +142,7 @@ fn oom(kill: &OomKill) -> String {
 }
 
 fn dns(transaction: &DnsTransaction) -> String {
-    let asked = match (&transaction.name, &transaction.qtype) {
+    let question = match (&transaction.name, &transaction.qtype) {
         (Some(name), Some(qtype)) => format!("{name} {qtype}"),
         (Some(name), None) => name.clone(),
         (None, _) => "(unreadable)".to_owned(),
@@ -150,7 +151,7 @@ fn dns(transaction: &DnsTransaction) -> String {
         Protocol::Udp => "udp",
         Protocol::Tcp => "tcp",
     };
-    let became = match (&transaction.malformed, transaction.outcome, transaction.rcode) {
+    let outcome = match (&transaction.malformed, transaction.outcome, transaction.rcode) {
         (Some(why), ..) => format!("malformed: {why}"),
         (None, Outcome::Other, Some(rcode)) => format!("rcode {rcode}"),
         (None, outcome, _) => outcome.as_str().to_owned(),
@@ -158,7 +159,7 @@ fn dns(transaction: &DnsTransaction) -> String {
     let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };
     let slow = if transaction.slow { ", slow" } else { "" };
     format!(
-        "{asked} → {became} after {} ({} {protocol}{sends}{slow})",
+        "{question} → {outcome} after {} ({} {protocol}{sends}{slow})",
         units::nanoseconds(transaction.latency_ns),
         transaction.server
     )
@@ -232,7 +233,7 @@ mod tests {
 
     fn printed(format: ListFormat, terminal: Terminal, events: &[Event]) -> String {
         let mut out = Vec::new();
-        let mut lines = Lines::new(format, terminal);
+        let mut lines = EventPrinter::new(format, terminal);
         for event in events {
             lines.print(&mut out, event).unwrap();
         }
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_in_a_file_is_whole() {
+    fn lines_in_a_file_are_not_cut() {
         let host = Owner { known_by: KnownBy::Host, ..Owner::default() };
         let events =
             [event(EventKind::OomKill, owner(), kill(123)), event(EventKind::DnsFailure, host, timeout())];
@@ -255,7 +256,7 @@ TIME           KIND             POD                                   CONTAINER 
     }
 
     #[test]
-    fn a_terminal_cuts_and_wide_does_not() {
+    fn lines_are_cut_on_a_terminal_but_not_with_wide() {
         let events = [event(EventKind::OomKill, owner(), kill(5))];
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
@@ -266,7 +267,7 @@ TIME           KIND             POD                                   CONTAINER 
     }
 
     #[test]
-    fn json_is_one_object_a_line_and_has_no_header() {
+    fn json_is_one_object_per_line_without_a_header() {
         let events =
             [event(EventKind::OomKill, owner(), kill(5)), event(EventKind::DnsFailure, owner(), timeout())];
         let text = printed(ListFormat::Json, Terminal { width: Some(20), colour: true }, &events);
@@ -279,7 +280,7 @@ TIME           KIND             POD                                   CONTAINER 
     }
 
     #[test]
-    fn a_malformed_query_says_why() {
+    fn a_malformed_query_shows_the_reason() {
         let Detail::Dns(mut transaction) = timeout() else { unreachable!() };
         transaction.name = None;
         transaction.malformed = Some("a pointer loop".into());

@@ -1,16 +1,16 @@
-//! Which code a container's memory grew by, in a few lines.
+//! The code that made a container's memory grow, in a few lines.
 
 use podopsy_model::growth::{GrowthFrame, GrowthPath, GrowthProfile};
 
 use super::table::cut;
 use super::units;
 
-/// What is left out stands in the JSON.
+/// How many paths and frames are shown; the JSON has all.
 const PATHS: usize = 3;
 const FRAMES: usize = 8;
-/// Templates have names of a screen.
+/// The longest function name; names of C++ templates can fill a screen.
 const NAME: usize = 48;
-/// A path with less is noise.
+/// Paths with a smaller share are not shown.
 const SHARE_MIN: f64 = 0.02;
 
 pub fn text(growth: &GrowthProfile) -> String {
@@ -45,7 +45,7 @@ pub fn text(growth: &GrowthProfile) -> String {
     lines.join("\n")
 }
 
-/// Where stacks are not whole, or not there; nothing when all are.
+/// The share of complete stacks and the reasons for the others; None when all are complete.
 fn quality(growth: &GrowthProfile) -> Option<String> {
     let mut reasons: Vec<(&str, u64)> =
         growth.incomplete.iter().map(|(reason, count)| (reason.as_str(), *count)).collect();
@@ -53,10 +53,11 @@ fn quality(growth: &GrowthProfile) -> Option<String> {
     let mut parts: Vec<String> =
         reasons.iter().map(|(reason, count)| format!("{} {count}", reason.replace('_', " "))).collect();
     if growth.not_kept > 0 {
-        parts.push(format!("no room for the stack {}", growth.not_kept));
+        parts.push(format!("stack not stored {}", growth.not_kept));
     }
-    let whole = growth.complete as f64 / growth.samples.max(1) as f64;
-    (!parts.is_empty()).then(|| format!("{} of the stacks are whole; {}", percent(whole), parts.join(", ")))
+    let complete = growth.complete as f64 / growth.samples.max(1) as f64;
+    (!parts.is_empty())
+        .then(|| format!("{} of the stacks are complete; {}", percent(complete), parts.join(", ")))
 }
 
 fn frames(path: &GrowthPath) -> String {
@@ -69,7 +70,7 @@ fn name(frame: &GrowthFrame) -> String {
     cut(&frame.function, Some(NAME))
 }
 
-/// Whole percents, and never 100 for what is not all.
+/// A whole percentage; less than everything is at most 99 %.
 fn percent(share: f64) -> String {
     let whole = (share * 100.0).round();
     let whole = if share < 1.0 && whole >= 100.0 { 99.0 } else { whole };
@@ -120,7 +121,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_hottest_path_is_told_first_and_what_is_left_out_is_counted() {
+    fn the_hottest_path_comes_first_and_the_paths_left_out_are_counted() {
         let text = text(&profile());
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -130,19 +131,19 @@ pub mod tests {
                 " 94 % remember_request ← handle_request ← serve_until_killed ← main",
                 "  5 % level_0 ← level_1 ← level_2 ← level_3 ← level_4 ← level_5 ← level_6 ← level_7 ← …",
                 "385 samples in 12 s, one page fault in 32: about 48.1 MiB touched (an estimate); and 5 other paths",
-                "99 % of the stacks are whole; no table yet 1",
+                "99 % of the stacks are complete; no table yet 1",
             ]
         );
     }
 
     #[test]
-    fn whole_stacks_need_no_word_and_a_long_name_is_cut() {
+    fn complete_stacks_are_not_mentioned_and_a_long_name_is_cut() {
         let mut one = profile();
         (one.complete, one.incomplete) = (385, BTreeMap::new());
         one.paths[0].frames[0].function = "x".repeat(500);
         let text = text(&one);
-        assert!(!text.contains("whole") && !text.contains(&"x".repeat(49)), "{text}");
-        // Nothing was sampled but the count.
+        assert!(!text.contains("complete") && !text.contains(&"x".repeat(49)), "{text}");
+        // An empty profile has only the count.
         let none = GrowthProfile::default();
         assert_eq!(
             super::text(&none),

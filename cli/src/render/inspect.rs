@@ -1,4 +1,4 @@
-//! What is known of a pod, a container or a process, as a sheet.
+//! The facts of a pod, a container or a process, as a sheet.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -9,10 +9,10 @@ use podopsy_pods::{ContainerDetails, PodDetails};
 use super::pods::reason;
 use super::table::field;
 use super::units;
-use crate::process::Process;
+use crate::process::ProcessDetails;
 use crate::terminal::Terminal;
 
-/// A writer with its terminal: every line of a sheet goes through here.
+/// Writes the sheet: sections with a heading, each with lines of keys and values.
 #[derive(Debug)]
 pub struct Sheet<'a, W> {
     out: &'a mut W,
@@ -32,7 +32,7 @@ impl<'a, W: Write> Sheet<'a, W> {
         field(self.out, self.terminal, kind, name)
     }
 
-    /// A line, unless there is nothing to say.
+    /// Writes a line, unless the value is empty.
     fn field(&mut self, key: &str, value: &str) -> io::Result<()> {
         if value.is_empty() {
             return Ok(());
@@ -40,7 +40,7 @@ impl<'a, W: Write> Sheet<'a, W> {
         field(self.out, self.terminal, &format!("  {key}"), value)
     }
 
-    /// The pod; `sandbox` is what the runtime says of it, where it says anything.
+    /// Writes the pod. `sandbox` is the runtime's report of it, if there is one.
     pub fn pod(&mut self, pod: &PodRef, sandbox: Option<&PodDetails>) -> io::Result<()> {
         self.head("Pod", &format!("{}/{}", pod.namespace, pod.name))?;
         self.field("uid", &pod.uid)?;
@@ -69,12 +69,12 @@ impl<'a, W: Write> Sheet<'a, W> {
         self.field("namespaces", &namespaces(&container.namespaces))
     }
 
-    pub fn process(&mut self, process: &Process) -> io::Result<()> {
+    pub fn process(&mut self, process: &ProcessDetails) -> io::Result<()> {
         self.head("Process", &format!("{}[{}]", process.comm, process.pid))?;
         self.field("started", &process.start_time.map(units::date).unwrap_or_default())?;
         self.field("parent", &process.parent_pid.map(|pid| pid.to_string()).unwrap_or_default())?;
         self.field("uid", &process.uid.map(|uid| uid.to_string()).unwrap_or_default())?;
-        // Only worth a line if some namespace knows the process by another number.
+        // With one entry, no inner namespace gives the process another id.
         if process.pid_in_namespaces.len() > 1 {
             self.field("inside as", &list(&process.pid_in_namespaces[1..]))?;
         }
@@ -83,7 +83,7 @@ impl<'a, W: Write> Sheet<'a, W> {
         self.field("namespaces", &namespaces(&process.namespaces))
     }
 
-    /// Whose it is, and how that is known.
+    /// Writes the owner, and the source of its names.
     pub fn owner(&mut self, owner: &Owner) -> io::Result<()> {
         let container = owner.container.as_ref().map(|container| format!("/{}", container.name));
         let name = match (&owner.pod, owner.known_by) {
@@ -105,9 +105,9 @@ fn known_by(how: KnownBy) -> &'static str {
     match how {
         KnownBy::Cri => "the container runtime (CRI)",
         KnownBy::LogDirectory => "the log directory's name; labels and image are not known",
-        KnownBy::CgroupPath => "the cgroup's path; nothing could put a name to it",
+        KnownBy::CgroupPath => "the cgroup's path; no source has its names",
         KnownBy::Inside => "the pod itself: its host name, resolv.conf, mounts and cgroup paths",
-        KnownBy::Host => "the cgroup's path, which is no container's",
+        KnownBy::Host => "the cgroup's path, which belongs to no container",
         KnownBy::Unknown => "nothing: the cgroup is not known",
     }
 }
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_and_its_container() {
+    fn a_sheet_shows_a_pod_and_its_container() {
         let mut running = container("api", 1, "running");
         running.started_at = Some("2026-03-01T03:04:05Z".parse().unwrap());
         let pod = pod("checkout-api", vec![running]);
@@ -192,8 +192,8 @@ Container    api
     }
 
     #[test]
-    fn a_process_of_the_host() {
-        let process = Process {
+    fn a_sheet_shows_a_host_process() {
+        let process = ProcessDetails {
             pid: 7,
             comm: "sshd".into(),
             start_time: None,
@@ -219,13 +219,13 @@ Process      sshd[7]
   rss        2.0 KiB
 
 Owner        the host: in no container
-  known by   the cgroup's path, which is no container's
+  known by   the cgroup's path, which belongs to no container
 "
         );
     }
 
     #[test]
-    fn the_dead_say_how_they_ended() {
+    fn the_state_of_an_exited_container_has_its_reason() {
         let mut dead = container("api", 0, "exited");
         dead.reason = "OOMKilled".into();
         dead.exit_code = Some(137);

@@ -1,4 +1,4 @@
-//! Answers to text. No I/O but the writer that is handed in, so that a test can compare literal strings.
+//! Formats results as text. Writes only to the writer that it gets, so that tests can compare literal strings.
 
 pub mod autopsy;
 pub mod diff;
@@ -19,19 +19,19 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-/// One JSON document, indented, and a newline.
+/// Writes one indented JSON document and a newline.
 pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
 }
 
-/// One YAML document.
+/// Writes one YAML document.
 pub fn yaml(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     let text = serde_yaml_ng::to_string(value).map_err(io::Error::other)?;
     out.write_all(text.as_bytes())
 }
 
-/// Loss counters in words; the same everywhere.
+/// The loss counters as text, in the same form for every command.
 pub fn losses(losses: &BTreeMap<String, u64>) -> String {
     let lost: Vec<String> = losses
         .iter()
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn losses_of_nothing_are_said_too() {
+    fn zero_losses_are_reported_as_nothing_lost() {
         assert_eq!(losses(&BTreeMap::new()), "nothing lost");
         let some = [("dns_ring".to_owned(), 3), ("oom_ring".to_owned(), 0)].into();
         assert_eq!(losses(&some), "lost: dns_ring 3");

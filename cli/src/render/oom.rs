@@ -1,4 +1,4 @@
-//! OOM incidents and other SIGKILLs as a list: the outages that nobody was told of.
+//! OOM incidents and other SIGKILLs as a list, with what Kubernetes shows of each.
 
 use std::io::{self, Write};
 
@@ -7,11 +7,11 @@ use podopsy_model::incident::{Evidence, Level, LimitHit, Verdict, Victim};
 use podopsy_model::verdict;
 use podopsy_model::{Event, KnownBy, OomIncident};
 
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
-/// Oldest first, as logs are. `wide`: how it is known, by whom it was triggered, and what it ran.
+/// Prints the list, oldest first. `wide` adds the source of the limit, the trigger, the QoS class and the image.
 pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide: bool) -> io::Result<()> {
     let mut header = vec![
         "WHEN",
@@ -27,7 +27,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
     if wide {
         header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for (event, more) in super::sigkill::grouped(incidents) {
         if let Some(sigkill) = event.sigkill() {
             let mut row = vec![
@@ -54,8 +54,8 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
             kubernetes(incident),
         ];
         if wide {
-            let alone = if incident.recovered { ", nobody watched" } else { "" };
-            row.push(format!("{}{alone}", incident.limit.by));
+            let recovered = if incident.recovered { ", recovered" } else { "" };
+            row.push(format!("{}{recovered}", incident.limit.by));
             row.push(incident.trigger.as_ref().map(|t| format!("{}[{}]", t.comm, t.pid)).unwrap_or_default());
             row.push(incident.qos.clone().unwrap_or_default());
             row.push(event.container.as_ref().map(|container| container.image.clone()).unwrap_or_default());
@@ -68,16 +68,17 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
 
 /// One line of a live table.
 pub fn summary(incident: &OomIncident) -> String {
-    let mut text = format!("{}: limit {}, victim {}", incident.id, whose(&incident.limit), victims(incident));
-    for said in incident.verdicts.iter().map(|verdict| verdict::explain(*verdict, incident)) {
+    let mut text =
+        format!("{}: limit {}, victim {}", incident.id, limit_hit(&incident.limit), victims(incident));
+    for verdict in &incident.verdicts {
         text += "; ";
-        text += &said;
+        text += &verdict::explain(*verdict, incident);
     }
     text
 }
 
 /// `container 64.0 MiB (observed)`.
-pub fn whose(limit: &LimitHit) -> String {
+pub fn limit_hit(limit: &LimitHit) -> String {
     let size = limit.limit_bytes.map(|bytes| format!(" {}", units::bytes(bytes))).unwrap_or_default();
     match limit.of {
         Level::Unknown => "unknown".to_owned(),
@@ -105,7 +106,7 @@ pub fn how(how: Evidence) -> &'static str {
     }
 }
 
-/// The sum that the kernel itself goes by (get_mm_rss): swap is no resident memory.
+/// The kernel's own sum (get_mm_rss); swap is not resident memory.
 pub fn resident(rss: &Rss) -> u64 {
     rss.anon_bytes.saturating_add(rss.file_bytes).saturating_add(rss.shmem_bytes)
 }
@@ -126,10 +127,9 @@ pub fn pod(event: &Event) -> String {
 }
 
 fn restarts(event: &Event, incident: &OomIncident) -> String {
-    let said = incident.runtime.as_ref().map(|view| view.restarts);
-    said.or(event.container.as_ref().map(|container| container.attempt))
-        .map(|n| n.to_string())
-        .unwrap_or_default()
+    let reported = incident.runtime.as_ref().map(|view| view.restarts);
+    let restarts = reported.or(event.container.as_ref().map(|container| container.attempt));
+    restarts.map(|count| count.to_string()).unwrap_or_default()
 }
 
 fn victims(incident: &OomIncident) -> String {
@@ -149,13 +149,13 @@ fn rss_of_limit(incident: &OomIncident) -> String {
 
 fn kubernetes(incident: &OomIncident) -> String {
     let Some(view) = &incident.runtime else { return String::new() };
-    let word = verdict::container_state(view);
+    let state = verdict::container_state(view);
     let remark = incident.verdicts.iter().find_map(|verdict| match verdict {
         Verdict::SilentChildKill => Some("silent"),
         Verdict::RuntimeDisagrees => Some("no OOM"),
         _ => None,
     });
-    remark.map_or(word.clone(), |remark| format!("{word}: {remark}"))
+    remark.map_or(state.clone(), |remark| format!("{state}: {remark}"))
 }
 
 #[cfg(test)]
@@ -171,7 +171,7 @@ pub mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A silent child kill in shop/orders, so many seconds ago, with 40 processes and a curve.
+    /// A silent child kill in shop/orders, `seconds_ago`, with 40 processes and a memory curve.
     pub fn event(id: &str, seconds_ago: i64) -> Event {
         let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
         let task = OomTask { pid: 1202, tid: 1202, comm: "leak".into() };
@@ -306,7 +306,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_list_says_what_kubernetes_does_not() {
+    fn the_list_marks_silent_kills_and_inferred_limits() {
         let mut one = event("3f2a-28908", 0);
         one.time = "2026-03-01T03:04:05.678Z".parse().unwrap();
         let mut host = event("3f2a-t9-100", 0);
@@ -330,7 +330,7 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
     }
 
     #[test]
-    fn a_live_line_carries_the_verdict() {
+    fn a_live_line_has_the_verdict() {
         let incident = event("3f2a-1", 0).incident.unwrap();
         let line = summary(&incident);
         assert!(

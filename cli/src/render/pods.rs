@@ -1,21 +1,21 @@
-//! Pods and their containers, a row each.
+//! Pods and their containers, one row per container.
 
 use std::io::{self, Write};
 
 use podopsy_pods::{ContainerDetails, PodDetails};
 
-use super::table::Table;
+use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
-/// One row for each container name: its newest attempt, with the reason why the one before it ended.
+/// Prints one row per container: its newest attempt, with the reason why the attempt before it ended.
 pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodDetails], wide: bool) -> io::Result<()> {
     let mut header =
         vec!["NAMESPACE", "POD", "CONTAINER", "STATE", "RESTARTS", "LAST REASON", "PID", "MEMORY"];
     if wide {
         header.extend(["IP", "CONTAINER ID", "IMAGE"]);
     }
-    let mut table = Table::new(&header);
+    let mut table = TextTable::new(&header);
     for pod in pods {
         let names = [pod.pod.namespace.clone(), pod.pod.name.clone()];
         if pod.containers.is_empty() {
@@ -47,7 +47,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodDetails], wide
     table.print(out, terminal)
 }
 
-/// Each container by name, newest attempt, with the attempt before it.
+/// The newest attempt of each container, with the attempt before it.
 fn newest(containers: &[ContainerDetails]) -> Vec<(&ContainerDetails, Option<&ContainerDetails>)> {
     let mut sorted: Vec<&ContainerDetails> = containers.iter().collect();
     sorted.sort_by(|a, b| {
@@ -65,7 +65,7 @@ fn last_reason(container: &ContainerDetails, before: Option<&ContainerDetails>) 
     ended.map(reason).unwrap_or_default()
 }
 
-/// `OOMKilled (137)`, as CRI gives it.
+/// `OOMKilled (137)`: CRI's reason and exit code.
 pub fn reason(container: &ContainerDetails) -> String {
     match (container.reason.as_str(), container.exit_code) {
         ("", None) => String::new(),
@@ -138,7 +138,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_newest_attempt_with_the_reason_of_the_one_before() {
+    fn a_row_has_the_newest_attempt_and_the_reason_of_the_one_before() {
         let mut dead = container("api", 0, "exited");
         dead.reason = "OOMKilled".into();
         dead.exit_code = Some(137);

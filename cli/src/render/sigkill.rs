@@ -1,4 +1,4 @@
-//! SIGKILLs that no OOM killer sent: a live line, rows of the list, one on a sheet.
+//! SIGKILLs that no OOM killer sent: the live line, the rows of the list, and the sheet of one SIGKILL.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use super::table::{cut, field};
 use super::{losses, units};
 use crate::terminal::{Colour, Terminal, visible};
 
-/// A container that is stopped takes its processes with it within so long: they are one row.
+/// SIGKILLs from one sender to one container within this time are one row: stopping a container kills all its processes.
 const TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 
 /// One line of a live table.
@@ -23,18 +23,18 @@ pub fn line(sigkill: &Sigkill) -> String {
     format!("{first}{}", sigkill_verdict::explain(sigkill))
 }
 
-/// What the list shows: OOM incidents as they are; of a container's processes that were killed together the first, or
-/// its PID 1, and how many more there were.
+/// The rows of the list, each with the number of further kills that it stands for. OOM incidents are never grouped. Of a
+/// container's processes that were killed together, the row shows PID 1, or else the first.
 pub fn grouped(events: &[Event]) -> Vec<(&Event, u64)> {
     let mut rows: Vec<(&Event, u64)> = Vec::new();
-    let mut open: HashMap<(&str, Sender), usize> = HashMap::new();
+    let mut groups: HashMap<(&str, Sender), usize> = HashMap::new();
     for event in events {
         let (Some(sigkill), Some(container)) = (event.sigkill(), &event.container) else {
             rows.push((event, 0));
             continue;
         };
         let key = (container.id.as_str(), sigkill.by);
-        match open.get(&key).map(|&at| &mut rows[at]) {
+        match groups.get(&key).map(|&at| &mut rows[at]) {
             Some((shown, more)) if event.time.duration_since(shown.time) < TOGETHER => {
                 *more += 1;
                 if sigkill.first_process == Some(true) {
@@ -42,7 +42,7 @@ pub fn grouped(events: &[Event]) -> Vec<(&Event, u64)> {
                 }
             }
             _ => {
-                open.insert(key, rows.len());
+                groups.insert(key, rows.len());
                 rows.push((event, 0));
             }
         }
@@ -50,7 +50,7 @@ pub fn grouped(events: &[Event]) -> Vec<(&Event, u64)> {
     rows
 }
 
-/// The list's columns from RESTARTS on.
+/// The cells from the column RESTARTS on.
 pub fn cells(event: &Event, sigkill: &Sigkill, more: u64) -> Vec<String> {
     let restarts = sigkill.runtime.as_ref().map(|view| view.restarts);
     let restarts = restarts.or(event.container.as_ref().map(|container| container.attempt));
@@ -66,16 +66,16 @@ pub fn cells(event: &Event, sigkill: &Sigkill, more: u64) -> Vec<String> {
 
 /// `Error (137): SIGKILL, no OOM: kubelet[812]`.
 fn short(sigkill: &Sigkill) -> String {
-    let said =
+    let state =
         sigkill.runtime.as_ref().map(|view| format!("{}: ", container_state(view))).unwrap_or_default();
-    let what = match sigkill.verdict {
+    let kind = match sigkill.verdict {
         Some(SigkillVerdict::ContainerRunsOn) => "silent SIGKILL, no OOM",
         _ => "SIGKILL, no OOM",
     };
-    format!("{said}{what}: {}", sigkill_verdict::from(sigkill))
+    format!("{state}{kind}: {}", sigkill_verdict::from(sigkill))
 }
 
-/// All of one on a sheet.
+/// Prints all facts of one SIGKILL.
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &Sigkill) -> io::Result<()> {
     let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
     let title = format!("SIGKILL {} of {}{name} at {}", sigkill.id, pod(event), units::date(event.time));
@@ -117,7 +117,7 @@ fn code(si_code: Option<i32>) -> String {
         Some(0) => "kill (si_code 0)".to_owned(),
         Some(-6) => "tgkill (si_code -6)".to_owned(),
         Some(-1) => "sigqueue (si_code -1)".to_owned(),
-        Some(0x80) => "of the kernel's (si_code 128)".to_owned(),
+        Some(0x80) => "sent by the kernel (si_code 128)".to_owned(),
         Some(code) => format!("si_code {code}"),
         None => String::new(),
     }
@@ -131,7 +131,7 @@ pub mod tests {
 
     use super::*;
 
-    /// PID 1 of shop/orders/api, killed by the kubelet so many seconds ago.
+    /// PID 1 of shop/orders/api, killed by the kubelet `seconds_ago`.
     pub fn event(id: &str, seconds_ago: i64) -> Event {
         let oom = crate::render::oom::tests::event(id, seconds_ago);
         let runtime = oom.incident.as_ref().and_then(|incident| incident.runtime.clone()).unwrap();
@@ -161,7 +161,7 @@ pub mod tests {
     }
 
     #[test]
-    fn a_stopped_container_is_one_row_and_pid_1_speaks_for_it() {
+    fn the_kills_of_a_stopped_container_are_one_row_that_shows_pid_1() {
         let mut events: Vec<Event> = (0..4).map(|n| event(&format!("3f2a-k{n}-1"), 20)).collect();
         for (n, one) in events.iter_mut().enumerate() {
             let Detail::Sigkill(sigkill) = &mut one.detail else { unreachable!() };

@@ -1,4 +1,4 @@
-//! Columns, and key-value sheets.
+//! Tables with aligned columns, and sheets of keys and values.
 
 use std::io::{self, Write};
 
@@ -9,16 +9,16 @@ use crate::terminal::{Colour, Terminal, visible};
 /// Between two columns.
 const GAP: &str = "  ";
 
-/// Rows that are all known before the first is printed: each column as wide as its widest cell.
+/// A table whose rows are all known before it is printed: each column is as wide as its widest cell.
 #[derive(Debug)]
-pub struct Table {
+pub struct TextTable {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
-impl Table {
+impl TextTable {
     pub fn new(header: &[&'static str]) -> Self {
-        Table { header: header.to_vec(), rows: Vec::new() }
+        TextTable { header: header.to_vec(), rows: Vec::new() }
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -28,7 +28,7 @@ impl Table {
         );
     }
 
-    /// On a terminal a line that is too long is cut off; in a file nothing is.
+    /// Prints the table. Lines that are too long for a terminal are cut; in a file nothing is.
     pub fn print(&self, out: &mut impl Write, terminal: Terminal) -> io::Result<()> {
         let widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
@@ -51,7 +51,7 @@ impl Table {
     }
 }
 
-/// A row of a live table: column widths are fixed beforehand, and the last column takes what is left.
+/// A row of a live table: the column widths are fixed, and the last column takes the rest of the line.
 pub fn fixed(cells: &[&str], widths: &[usize], total: Option<usize>) -> String {
     let mut line = String::new();
     for (&cell, &width) in cells.iter().zip(widths) {
@@ -62,13 +62,13 @@ pub fn fixed(cells: &[&str], widths: &[usize], total: Option<usize>) -> String {
     }
     let used = measure_text_width(&line);
     let rest: String = cells[widths.len()..].iter().map(|cell| visible(cell)).collect();
-    // A terminal too narrow for the last column gets it wrapped: it is the one that matters.
-    let room = total.and_then(|total| total.checked_sub(used)).filter(|&room| room >= 30);
-    line.push_str(&cut(&rest, room));
+    // With less than 30 columns left, the terminal wraps the last cell: it is the most important one and is not cut.
+    let width = total.and_then(|total| total.checked_sub(used)).filter(|&width| width >= 30);
+    line.push_str(&cut(&rest, width));
     line.trim_end().to_owned()
 }
 
-/// `key   value` with the keys in a column of their own; a value of several lines stays in its column.
+/// Writes `key   value`, with the keys in the first column; further lines of a value are indented to the second.
 pub fn field(out: &mut impl Write, terminal: Terminal, key: &str, value: &str) -> io::Result<()> {
     const KEYS: usize = 13;
     for (index, line) in value.split('\n').enumerate() {
@@ -93,7 +93,7 @@ pub fn cut(text: &str, width: Option<usize>) -> String {
 mod tests {
     use super::*;
 
-    fn printed(table: &Table, width: Option<usize>) -> String {
+    fn printed(table: &TextTable, width: Option<usize>) -> String {
         let mut out = Vec::new();
         table.print(&mut out, Terminal { width, colour: false }).unwrap();
         String::from_utf8(out).unwrap()
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let mut table = Table::new(&["POD", "STATE"]);
+        let mut table = TextTable::new(&["POD", "STATE"]);
         table.row(vec!["checkout".into(), "running".into()]);
         table.row(vec!["東京".into(), String::new()]);
         assert_eq!(printed(&table, None), "POD       STATE\ncheckout  running\n東京      -\n");
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_cell_cannot_break_out_of_its_line() {
-        let mut table = Table::new(&["A"]);
+        let mut table = TextTable::new(&["A"]);
         table.row(vec!["x\n\x1b[31m".into()]);
         assert_eq!(printed(&table, None), "A\nx\\x0a\\x1b[31m\n");
     }

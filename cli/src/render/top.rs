@@ -1,36 +1,37 @@
-//! The functions that take the time, most first.
+//! The functions that take the most time, largest first.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 
 use podopsy_model::profile::{Frame, Profile};
 
-use super::table::Table;
+use super::table::TextTable;
 use crate::terminal::Terminal;
 
 /// A function's share of a profile, in samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Share {
+struct FunctionShare {
     name: String,
     module: String,
-    /// Samples in which it ran itself.
+    /// Samples in which the function itself ran.
     own: u64,
-    /// Samples in which it, or what it called, ran; a recursion counts once.
+    /// Samples in which it or a callee ran; a recursion counts once.
     total: u64,
 }
 
-/// Prints the `count` functions with most samples of their own; the name comes last: some are a screen wide.
+/// Prints the `count` functions with the most samples of their own. The name is the last column, because some are wider
+/// than the screen.
 pub fn print(out: &mut impl Write, terminal: Terminal, profile: &Profile, count: usize) -> io::Result<()> {
     let all = profile.total().max(1);
     let percent = |samples: u64| format!("{:5.1} %", samples as f64 * 100.0 / all as f64);
-    let mut table = Table::new(&["   SELF", "  TOTAL", "MODULE", "FUNCTION"]);
+    let mut table = TextTable::new(&["   SELF", "  TOTAL", "MODULE", "FUNCTION"]);
     for share in shares(profile).into_iter().take(count) {
         table.row(vec![percent(share.own), percent(share.total), share.module, share.name]);
     }
     table.print(out, terminal)
 }
 
-fn shares(profile: &Profile) -> Vec<Share> {
+fn shares(profile: &Profile) -> Vec<FunctionShare> {
     let mut shares: HashMap<(String, String), (u64, u64)> = HashMap::new();
     for sample in &profile.samples {
         let keys: Vec<_> = sample.stack.iter().map(|frame| (name(frame), module(frame))).collect();
@@ -41,15 +42,17 @@ fn shares(profile: &Profile) -> Vec<Share> {
             shares.entry(key).or_default().1 += sample.count;
         }
     }
-    let mut shares: Vec<Share> =
-        shares.into_iter().map(|((name, module), (own, total))| Share { name, module, own, total }).collect();
-    // Names last, so that equal shares do not change places between runs.
+    let mut shares: Vec<FunctionShare> = shares
+        .into_iter()
+        .map(|((name, module), (own, total))| FunctionShare { name, module, own, total })
+        .collect();
+    // By name in the end, so that equal shares keep their order between runs.
     shares.sort_by(|a, b| (b.own, b.total).cmp(&(a.own, a.total)).then_with(|| a.name.cmp(&b.name)));
     shares
 }
 
 fn name(frame: &Frame) -> String {
-    // Unknown frames are shown, not hidden: module and offset can still be looked up.
+    // Frames without a function name are shown, too: module and offset can still be looked up.
     frame.function.as_deref().map_or_else(|| format!("0x{:x}", frame.offset), str::to_owned)
 }
 
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn self_is_the_innermost_and_recursion_counts_once() {
+    fn self_counts_the_innermost_frame_and_a_recursion_counts_once() {
         let profile =
             profile(&[(&["hash", "price", "price", "main"], 60), (&["price", "main"], 30), (&["0x"], 10)]);
         let mut out = Vec::new();
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn no_samples_divide_by_nothing() {
+    fn a_profile_without_samples_is_printed() {
         print(&mut Vec::new(), Terminal::PLAIN, &profile(&[]), 10).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Quantities as people read them. JSON has the exact ones.
+//! Rounded quantities with units, for people. JSON has the exact values.
 
 use std::time::Duration;
 
@@ -42,12 +42,12 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
-/// The time of day, UTC, in ms: nodes are spread over the world, and logs beside this are in UTC.
+/// The time of day in UTC, with milliseconds: nodes are in many time zones, and their logs are in UTC.
 pub fn clock(time: Timestamp) -> String {
     time.strftime("%H:%M:%S.%3fZ").to_string()
 }
 
-/// The whole time, UTC, in seconds.
+/// Date and time in UTC, to the second.
 pub fn date(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn durations_and_times_have_one_unit_or_two() {
         for (ns, text) in
             [(850, "850 ns"), (12_345, "12 µs"), (3_400_000, "3.4 ms"), (5_000_100_000, "5.0 s")]
         {
