@@ -1,5 +1,5 @@
-//! The service around the recorder: settings, API, metrics, budget, restraint. The recorder itself and everything that
-//! needs no service are crates of their own, in the folders beside this one.
+//! The service around the recorder: settings, API, metrics, budgets, self-restraint. The recorder and everything that
+//! works without the service are separate crates, in the other folders of `agent/`.
 
 pub mod api;
 pub mod budget;

@@ -131,7 +131,7 @@ fn a_flood_drops_events_in_order_but_no_kill_and_no_count() {
     }
     until("failures within the budget again", || shedding(&agent, "dns_failures").filter(|on| !on));
     assert_eq!(shedding(&agent, "dns_answers"), Some(true), "one step at a time");
-    assert!(agent.log().contains("back: dns_failures"), "{}", agent.log());
+    assert!(agent.log().contains("resumed: dns_failures"), "{}", agent.log());
     // A reload applies what it can and reports the rest; without a budget, nothing is left out.
     set("events-budget = 0\nloki-url = \"http://127.0.0.1:9\"\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(agent.pid() as i32), nix::sys::signal::SIGHUP)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::dns::counts;
 use crate::memory::{CgroupMemoryRecord, MemoryTrend};
 use crate::oom::OomExaminer;
-use crate::shed::{Shed, Tally};
+use crate::shed::{Shed, ShedCount};
 use crate::totals::Totals;
 use podopsy_model::{DnsCounts, Losses, Owner};
 use podopsy_pods::Pods;
@@ -22,7 +22,7 @@ pub struct Scrape {
     /// SIGKILLs within one container, which are counted and not reported.
     pub own_kills: u64,
     /// What is left out to keep to a budget.
-    pub shed: Vec<Tally>,
+    pub shed: Vec<ShedCount>,
 }
 
 /// Reads sums without stopping the pipeline.
@@ -51,7 +51,7 @@ impl Scraper {
             dns: self.dns_counts().await,
             losses: self.losses(),
             own_kills: self.own_kills(),
-            shed: self.totals.shed.tally(),
+            shed: self.totals.shed.counts(),
         }
     }
 

@@ -1,13 +1,13 @@
-//! What the agent leaves out when it costs more than it may. The node comes first.
+//! The switches for optional work that the agent sheds when it exceeds a budget. The node comes first.
 //!
-//! [`Shed`] is asked where the work would be done, and counts there. When each step is taken is the budget's to decide, in
-//! the service: here is only the switch. Must not know: what an event holds, pods, aya.
+//! The code that would do the work asks [`Shed`], which counts what is shed. The service decides when to set each switch:
+//! see `podopsy_agent::budget`. This module must not depend on events, pods or aya.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// What can be left out, in the order of the table.
+/// Work that can be shed, in the order of the table in `podopsy_agent::budget`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub enum ShedStep {
     Profile,
     Growth,
     DnsAnswers,
@@ -15,87 +15,89 @@ pub enum Step {
     DnsFailures,
 }
 
-impl Step {
-    pub const ALL: [Step; 5] =
-        [Step::Profile, Step::Growth, Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures];
+impl ShedStep {
+    pub const ALL: [ShedStep; 5] =
+        [ShedStep::Profile, ShedStep::Growth, ShedStep::DnsAnswers, ShedStep::DnsSlow, ShedStep::DnsFailures];
 
-    /// In metrics, losses and the log.
+    /// The step's name in metrics, loss counters and the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Step::Profile => "profile",
-            Step::Growth => "growth",
-            Step::DnsAnswers => "dns_answers",
-            Step::DnsSlow => "dns_slow",
-            Step::DnsFailures => "dns_failures",
+            ShedStep::Profile => "profile",
+            ShedStep::Growth => "growth",
+            ShedStep::DnsAnswers => "dns_answers",
+            ShedStep::DnsSlow => "dns_slow",
+            ShedStep::DnsFailures => "dns_failures",
         }
     }
 }
 
-/// What is left out at the moment, and how often that was so; asked by whoever would do the work.
+/// Which steps are shed at the moment, and how often each was shed.
 #[derive(Debug, Default)]
 pub struct Shed {
-    steps: [One; Step::ALL.len()],
-    /// Events that were due, left out or not.
-    offered: AtomicU64,
+    steps: [StepState; ShedStep::ALL.len()],
+    /// Events that were due, shed or not.
+    events_due: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct One {
+struct StepState {
     on: AtomicBool,
     count: AtomicU64,
 }
 
-/// A step as metrics have it.
+/// A step's state for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
-    pub step: Step,
+pub struct ShedCount {
+    pub step: ShedStep,
+    /// The step is shed at the moment.
     pub on: bool,
+    /// How often it was shed since the start.
     pub count: u64,
 }
 
 impl Shed {
-    /// Whether to leave this out, which is counted; `due`: an event.
-    pub fn leaves_out(&self, step: Step) -> bool {
-        let one = self.one(step);
-        let on = one.on.load(Relaxed);
-        one.count.fetch_add(u64::from(on), Relaxed);
+    /// Whether to shed this piece of work. Counts it if so.
+    pub fn should_shed(&self, step: ShedStep) -> bool {
+        let state = self.state(step);
+        let on = state.on.load(Relaxed);
+        state.count.fetch_add(u64::from(on), Relaxed);
         on
     }
 
-    /// Whether this is left out at the moment; not counted.
-    pub fn is_left_out(&self, step: Step) -> bool {
-        self.one(step).on.load(Relaxed)
+    /// Whether the step is shed at the moment. Counts nothing.
+    pub fn is_shedding(&self, step: ShedStep) -> bool {
+        self.state(step).on.load(Relaxed)
     }
 
-    /// An event is due, whatever becomes of it.
-    pub fn offered(&self) {
-        self.offered.fetch_add(1, Relaxed);
+    /// Counts an event that is due, shed or not.
+    pub fn count_due_event(&self) {
+        self.events_due.fetch_add(1, Relaxed);
     }
 
-    /// Events that were due so far, left out or not.
-    pub fn offers(&self) -> u64 {
-        self.offered.load(Relaxed)
+    /// Events that were due since the start, shed or not.
+    pub fn events_due(&self) -> u64 {
+        self.events_due.load(Relaxed)
     }
 
-    fn one(&self, step: Step) -> &One {
+    fn state(&self, step: ShedStep) -> &StepState {
         &self.steps[step as usize]
     }
 
-    pub fn set(&self, step: Step, on: bool) {
-        self.one(step).on.store(on, Relaxed);
+    pub fn set(&self, step: ShedStep, on: bool) {
+        self.state(step).on.store(on, Relaxed);
     }
 
-    /// Each step, in order.
-    pub fn tally(&self) -> Vec<Tally> {
-        let tally = |step| {
-            let one = self.one(step);
-            Tally { step, on: one.on.load(Relaxed), count: one.count.load(Relaxed) }
+    /// All steps, in order.
+    pub fn counts(&self) -> Vec<ShedCount> {
+        let count = |step| {
+            let state = self.state(step);
+            ShedCount { step, on: state.on.load(Relaxed), count: state.count.load(Relaxed) }
         };
-        Step::ALL.into_iter().map(tally).collect()
+        ShedStep::ALL.into_iter().map(count).collect()
     }
 
-    /// By loss counter.
+    /// Counts by name of the loss counter (`shed_<step>`).
     pub fn losses(&self) -> impl Iterator<Item = (String, u64)> {
-        self.tally().into_iter().map(|tally| (format!("shed_{}", tally.step.as_str()), tally.count))
+        self.counts().into_iter().map(|shed| (format!("shed_{}", shed.step.as_str()), shed.count))
     }
 }

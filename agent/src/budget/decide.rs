@@ -1,17 +1,18 @@
-//! What is used against what may be used → what to leave out; pure.
+//! Decides from usage and limits which work to shed. Pure: it reads no clock and no file.
 //!
-//! Each budget has a ladder of its own. It goes up a step where it is exceeded for a while, and down a step where there has
-//! been room for longer. Room is less than the budget, or what comes back would be over it again; and a step that had to be
-//! taken soon after it was given back waits twice as long the next time.
+//! Each budget has its own ladder of steps. A ladder goes up one step when the budget was exceeded for [`OVER`]. It goes
+//! down one step when usage stayed below the headroom mark for longer than that. The mark is below the budget, because the
+//! resumed work would otherwise exceed it again. When a step must be shed again soon after it was resumed, the next wait
+//! before resuming it is twice as long.
 
 use std::time::Duration;
 
-use super::Step;
+use super::ShedStep;
 
-/// What may be used; None: as much as it takes.
+/// What the agent may use. None: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
-    /// Of one CPU: 0.5 is half of one.
+pub struct BudgetLimits {
+    /// In CPUs: 0.5 is half of one CPU.
     pub cpu: Option<f64>,
     /// Resident memory in bytes.
     pub memory: Option<u64>,
@@ -19,16 +20,18 @@ pub struct Limits {
     pub events: Option<u64>,
 }
 
-/// What is used, over the last moments.
+/// What the agent used over the last seconds.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
+pub struct BudgetUsage {
+    /// In CPUs.
     pub cpu: f64,
+    /// Resident memory in bytes.
     pub memory: u64,
-    /// That were due, left out or not.
+    /// Events a second that were due, shed or not.
     pub events: f64,
 }
 
-/// A budget.
+/// A resource with a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
     Cpu,
@@ -37,7 +40,8 @@ pub enum Budget {
 }
 
 impl Budget {
-    pub fn words(self) -> &'static str {
+    /// The budget for the log: the resource and its setting.
+    pub fn description(self) -> &'static str {
         match self {
             Budget::Cpu => "CPU time (--cpu-budget)",
             Budget::Events => "events a second (--events-budget)",
@@ -45,17 +49,17 @@ impl Budget {
         }
     }
 
-    /// What is left out, first to last.
-    pub fn ladder(self) -> &'static [Step] {
+    /// The steps to shed, first to last.
+    pub fn ladder(self) -> &'static [ShedStep] {
         match self {
-            Budget::Cpu => &Step::ALL,
-            Budget::Events => &[Step::DnsAnswers, Step::DnsSlow, Step::DnsFailures],
-            Budget::Memory => &[Step::Profile, Step::Growth, Step::DnsAnswers, Step::DnsSlow],
+            Budget::Cpu => &ShedStep::ALL,
+            Budget::Events => &[ShedStep::DnsAnswers, ShedStep::DnsSlow, ShedStep::DnsFailures],
+            Budget::Memory => &[ShedStep::Profile, ShedStep::Growth, ShedStep::DnsAnswers, ShedStep::DnsSlow],
         }
     }
 
-    /// Used and allowed; None: there is no such budget.
-    fn of(self, limits: &Limits, usage: &Usage) -> Option<(f64, f64)> {
+    /// What is used and what is allowed. None: this budget has no limit.
+    fn used_and_allowed(self, limits: &BudgetLimits, usage: &BudgetUsage) -> Option<(f64, f64)> {
         match self {
             Budget::Cpu => Some((usage.cpu, limits.cpu?)),
             Budget::Events => Some((usage.events, limits.events? as f64)),
@@ -63,9 +67,9 @@ impl Budget {
         }
     }
 
-    /// Below this share of the budget there is room. What is left out has no part in CPU time and memory any more, and
-    /// would come on top; events are counted whether they are left out or not.
-    fn room(self) -> f64 {
+    /// A step may be resumed while usage is below this share of the budget. Shed work no longer uses CPU time and memory
+    /// and would add to them when resumed. Events are counted whether they are shed or not.
+    fn headroom_share(self) -> f64 {
         match self {
             Budget::Cpu => 0.5,
             Budget::Events => 0.9,
@@ -74,106 +78,117 @@ impl Budget {
     }
 }
 
-/// A step taken or given back.
+/// A step that is shed or resumed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Change {
+pub struct ShedChange {
     pub budget: Budget,
-    pub step: Step,
+    pub step: ShedStep,
+    /// True: shed from now on. False: resumed.
     pub on: bool,
     pub used: f64,
     pub allowed: f64,
 }
 
-/// How long it is exceeded before a step is taken: one burst is nobody's business.
+/// How long a budget is exceeded before a step is shed. A single burst sheds nothing.
 pub const OVER: Duration = Duration::from_secs(3);
-/// How long there has been room before one is given back, at first and at most.
-pub const ROOM: Duration = Duration::from_secs(10);
-pub const ROOM_MAX: Duration = Duration::from_secs(320);
-/// A step taken within this after the last one was given back was given back too early.
+/// How long usage stays below the headroom mark before a step is resumed: at first, and at most.
+pub const RESUME_AFTER: Duration = Duration::from_secs(10);
+pub const RESUME_AFTER_MAX: Duration = Duration::from_secs(320);
+/// A step that must be shed within this time after the last one was resumed: it was resumed too early.
 const EARLY: Duration = Duration::from_secs(60);
 
 /// One budget's ladder.
 #[derive(Debug)]
 struct Ladder {
     budget: Budget,
-    /// Steps taken.
-    taken: usize,
+    /// How many steps are shed.
+    shed: usize,
     over_since: Option<Duration>,
-    room_since: Option<Duration>,
-    wait: Duration,
-    given_back: Option<Duration>,
+    headroom_since: Option<Duration>,
+    /// How long usage must stay below the headroom mark before the next step is resumed.
+    resume_after: Duration,
+    resumed_at: Option<Duration>,
 }
 
 impl Ladder {
     fn new(budget: Budget) -> Ladder {
-        let (over_since, room_since, given_back) = (None, None, None);
-        Ladder { budget, taken: 0, over_since, room_since, wait: ROOM, given_back }
+        Ladder {
+            budget,
+            shed: 0,
+            over_since: None,
+            headroom_since: None,
+            resume_after: RESUME_AFTER,
+            resumed_at: None,
+        }
     }
 
-    fn look(&mut self, now: Duration, limits: &Limits, usage: &Usage) -> Option<Change> {
-        let (used, allowed) = self.budget.of(limits, usage)?;
-        let change = |step, on| Change { budget: self.budget, step, on, used, allowed };
+    /// At most one step is shed or resumed at a time.
+    fn update(&mut self, now: Duration, limits: &BudgetLimits, usage: &BudgetUsage) -> Option<ShedChange> {
+        let (used, allowed) = self.budget.used_and_allowed(limits, usage)?;
+        let change = |step, on| ShedChange { budget: self.budget, step, on, used, allowed };
         let ladder = self.budget.ladder();
         if used > allowed {
-            self.room_since = None;
+            self.headroom_since = None;
             let since = *self.over_since.get_or_insert(now);
-            let next = *ladder.get(self.taken).filter(|_| now.saturating_sub(since) >= OVER)?;
+            let next = *ladder.get(self.shed).filter(|_| now.saturating_sub(since) >= OVER)?;
             self.over_since = None;
-            self.taken += 1;
-            match self.given_back.take() {
-                Some(at) if now.saturating_sub(at) < EARLY => self.wait = (self.wait * 2).min(ROOM_MAX),
-                Some(_) => self.wait = ROOM,
+            self.shed += 1;
+            match self.resumed_at.take() {
+                Some(resumed_at) if now.saturating_sub(resumed_at) < EARLY => {
+                    self.resume_after = (self.resume_after * 2).min(RESUME_AFTER_MAX)
+                }
+                Some(_) => self.resume_after = RESUME_AFTER,
                 None => {}
             }
             return Some(change(next, true));
         }
         self.over_since = None;
-        if used > allowed * self.budget.room() || self.taken == 0 {
-            self.room_since = None;
+        if used > allowed * self.budget.headroom_share() || self.shed == 0 {
+            self.headroom_since = None;
             return None;
         }
-        let since = *self.room_since.get_or_insert(now);
-        if now.saturating_sub(since) < self.wait {
+        let since = *self.headroom_since.get_or_insert(now);
+        if now.saturating_sub(since) < self.resume_after {
             return None;
         }
-        self.room_since = None;
-        self.taken -= 1;
-        self.given_back = Some(now);
-        Some(change(ladder[self.taken], false))
+        self.headroom_since = None;
+        self.shed -= 1;
+        self.resumed_at = Some(now);
+        Some(change(ladder[self.shed], false))
     }
 }
 
-/// All ladders; `now` is any clock that does not go back.
+/// The ladders of all budgets. `now` comes from a clock that does not go back.
 #[derive(Debug)]
-pub struct Decider {
-    limits: Limits,
+pub struct ShedDecider {
+    limits: BudgetLimits,
     ladders: [Ladder; 3],
 }
 
-impl Decider {
-    pub fn new(limits: Limits) -> Decider {
-        Decider { limits, ladders: [Budget::Cpu, Budget::Events, Budget::Memory].map(Ladder::new) }
+impl ShedDecider {
+    pub fn new(limits: BudgetLimits) -> ShedDecider {
+        ShedDecider { limits, ladders: [Budget::Cpu, Budget::Events, Budget::Memory].map(Ladder::new) }
     }
 
-    /// From now on. What no budget asks for any more is back at once.
-    pub fn set_limits(&mut self, limits: Limits) {
+    /// Replaces the limits. A budget whose limit was removed resumes all its steps at once.
+    pub fn set_limits(&mut self, limits: BudgetLimits) {
         self.limits = limits;
         for ladder in &mut self.ladders {
-            if ladder.budget.of(&limits, &Usage::default()).is_none() {
+            if ladder.budget.used_and_allowed(&limits, &BudgetUsage::default()).is_none() {
                 *ladder = Ladder::new(ladder.budget);
             }
         }
     }
 
-    /// What changes now.
-    pub fn look(&mut self, now: Duration, usage: &Usage) -> Vec<Change> {
-        let Decider { limits, ladders } = self;
-        ladders.iter_mut().filter_map(|ladder| ladder.look(now, limits, usage)).collect()
+    /// Returns the steps to shed or resume now.
+    pub fn update(&mut self, now: Duration, usage: &BudgetUsage) -> Vec<ShedChange> {
+        let ShedDecider { limits, ladders } = self;
+        ladders.iter_mut().filter_map(|ladder| ladder.update(now, limits, usage)).collect()
     }
 
-    /// Whether any budget wants this left out.
-    pub fn leaves_out(&self, step: Step) -> bool {
-        self.ladders.iter().any(|ladder| ladder.budget.ladder()[..ladder.taken].contains(&step))
+    /// Whether any budget sheds this step.
+    pub fn is_shed(&self, step: ShedStep) -> bool {
+        self.ladders.iter().any(|ladder| ladder.budget.ladder()[..ladder.shed].contains(&step))
     }
 }
 
@@ -181,92 +196,99 @@ impl Decider {
 mod tests {
     use super::*;
 
-    const CPU: Limits = Limits { cpu: Some(0.5), memory: None, events: None };
+    const CPU: BudgetLimits = BudgetLimits { cpu: Some(0.5), memory: None, events: None };
 
-    /// Looks once a second; what changed, with the second.
-    fn run(decider: &mut Decider, seconds: std::ops::Range<u64>, usage: Usage) -> Vec<(u64, Step, bool)> {
-        let look = |second| {
-            let changes = decider.look(Duration::from_secs(second), &usage);
+    /// Updates the decider once a second. Returns each change with its second.
+    fn run(
+        decider: &mut ShedDecider,
+        seconds: std::ops::Range<u64>,
+        usage: BudgetUsage,
+    ) -> Vec<(u64, ShedStep, bool)> {
+        let update = |second| {
+            let changes = decider.update(Duration::from_secs(second), &usage);
             changes.into_iter().map(move |change| (second, change.step, change.on)).collect::<Vec<_>>()
         };
-        seconds.flat_map(look).collect()
+        seconds.flat_map(update).collect()
     }
 
-    fn cpu(cpu: f64) -> Usage {
-        Usage { cpu, ..Usage::default() }
-    }
-
-    #[test]
-    fn steps_are_taken_in_the_order_of_the_table_and_given_back_in_reverse() {
-        let mut decider = Decider::new(CPU);
-        let taken = run(&mut decider, 0..60, cpu(0.9));
-        assert_eq!(taken.iter().map(|(_, step, _)| *step).collect::<Vec<_>>(), Step::ALL);
-        assert!(taken.iter().all(|(_, _, on)| *on) && taken[0].0 == OVER.as_secs(), "{taken:?}");
-        assert!(Step::ALL.into_iter().all(|step| decider.leaves_out(step)));
-        let given = run(&mut decider, 60..180, cpu(0.1));
-        let reverse: Vec<Step> = Step::ALL.into_iter().rev().collect();
-        assert_eq!(given.iter().map(|(_, step, _)| *step).collect::<Vec<_>>(), reverse);
-        assert!(!Step::ALL.into_iter().any(|step| decider.leaves_out(step)));
+    fn cpu(cpu: f64) -> BudgetUsage {
+        BudgetUsage { cpu, ..BudgetUsage::default() }
     }
 
     #[test]
-    fn one_burst_changes_nothing_and_between_room_and_budget_nothing_moves() {
-        let mut decider = Decider::new(CPU);
+    fn steps_are_shed_in_the_order_of_the_table_and_resumed_in_reverse() {
+        let mut decider = ShedDecider::new(CPU);
+        let shed = run(&mut decider, 0..60, cpu(0.9));
+        assert_eq!(shed.iter().map(|(_, step, _)| *step).collect::<Vec<_>>(), ShedStep::ALL);
+        assert!(shed.iter().all(|(_, _, on)| *on) && shed[0].0 == OVER.as_secs(), "{shed:?}");
+        assert!(ShedStep::ALL.into_iter().all(|step| decider.is_shed(step)));
+        let resumed = run(&mut decider, 60..180, cpu(0.1));
+        let reverse: Vec<ShedStep> = ShedStep::ALL.into_iter().rev().collect();
+        assert_eq!(resumed.iter().map(|(_, step, _)| *step).collect::<Vec<_>>(), reverse);
+        assert!(!ShedStep::ALL.into_iter().any(|step| decider.is_shed(step)));
+    }
+
+    #[test]
+    fn a_burst_sheds_nothing_and_usage_between_headroom_and_budget_changes_nothing() {
+        let mut decider = ShedDecider::new(CPU);
         for second in (0..100).step_by(4) {
             assert_eq!(run(&mut decider, second..second + 2, cpu(2.0)), []);
             assert_eq!(run(&mut decider, second + 2..second + 4, cpu(0.4)), []);
         }
-        assert_eq!(run(&mut decider, 100..104, cpu(0.6)), [(103, Step::Profile, true)]);
+        assert_eq!(run(&mut decider, 100..104, cpu(0.6)), [(103, ShedStep::Profile, true)]);
         assert_eq!(run(&mut decider, 104..400, cpu(0.4)), []);
     }
 
     #[test]
-    fn what_was_given_back_too_early_is_given_back_later_the_next_time() {
-        let mut decider = Decider::new(CPU);
+    fn a_step_that_was_resumed_too_early_is_resumed_later_the_next_time() {
+        let mut decider = ShedDecider::new(CPU);
         let (mut now, mut waits) = (0, Vec::new());
         for _ in 0..8 {
-            let taken = run(&mut decider, now..now + 4, cpu(0.9));
-            assert_eq!(taken.len(), 1, "{taken:?}");
+            let shed = run(&mut decider, now..now + 4, cpu(0.9));
+            assert_eq!(shed.len(), 1, "{shed:?}");
             now += 4;
-            let given = run(&mut decider, now..now + 600, cpu(0.1));
-            waits.push(given[0].0 - now);
-            now = given[0].0 + 1;
+            let resumed = run(&mut decider, now..now + 600, cpu(0.1));
+            waits.push(resumed[0].0 - now);
+            now = resumed[0].0 + 1;
         }
         assert_eq!(waits, [10, 20, 40, 80, 160, 320, 320, 320]);
-        // What lasted is forgiven.
+        // A resume that lasted resets the wait.
         assert_eq!(run(&mut decider, now..now + 100, cpu(0.1)), []);
         assert_eq!(run(&mut decider, now + 100..now + 104, cpu(0.9)).len(), 1);
         assert_eq!(run(&mut decider, now + 104..now + 120, cpu(0.1))[0].0, now + 114);
     }
 
     #[test]
-    fn memory_leaves_failures_alone_and_no_budget_is_no_step() {
-        let usage = Usage { cpu: 9.0, memory: 2 << 30, events: 1e6 };
-        let mut decider = Decider::new(Limits { memory: Some(1 << 20), ..Limits::default() });
+    fn the_memory_budget_never_sheds_failures_and_no_limit_sheds_nothing() {
+        let usage = BudgetUsage { cpu: 9.0, memory: 2 << 30, events: 1e6 };
+        let mut decider = ShedDecider::new(BudgetLimits { memory: Some(1 << 20), ..BudgetLimits::default() });
         assert_eq!(run(&mut decider, 0..100, usage).len(), 4);
-        assert!(!decider.leaves_out(Step::DnsFailures) && decider.leaves_out(Step::Growth));
-        assert_eq!(run(&mut Decider::new(Limits::default()), 0..100, usage), []);
+        assert!(!decider.is_shed(ShedStep::DnsFailures) && decider.is_shed(ShedStep::Growth));
+        assert_eq!(run(&mut ShedDecider::new(BudgetLimits::default()), 0..100, usage), []);
     }
 
     #[test]
-    fn limits_change_under_way() {
-        let mut decider = Decider::new(CPU);
+    fn limits_can_change_at_any_time() {
+        let mut decider = ShedDecider::new(CPU);
         assert_eq!(run(&mut decider, 0..8, cpu(0.9)).len(), 2);
-        decider.set_limits(Limits { cpu: Some(4.0), ..CPU });
-        assert!(decider.leaves_out(Step::Profile), "a budget that is larger gives back step by step");
-        assert_eq!(run(&mut decider, 8..19, cpu(0.9)), [(18, Step::Growth, false)]);
-        decider.set_limits(Limits::default());
-        assert!(!Step::ALL.into_iter().any(|step| decider.leaves_out(step)), "none leaves nothing out");
+        decider.set_limits(BudgetLimits { cpu: Some(4.0), ..CPU });
+        assert!(decider.is_shed(ShedStep::Profile), "a larger budget resumes one step at a time");
+        assert_eq!(run(&mut decider, 8..19, cpu(0.9)), [(18, ShedStep::Growth, false)]);
+        decider.set_limits(BudgetLimits::default());
+        assert!(
+            !ShedStep::ALL.into_iter().any(|step| decider.is_shed(step)),
+            "without limits nothing is shed"
+        );
         assert_eq!(run(&mut decider, 19..60, cpu(9.0)), []);
         decider.set_limits(CPU);
-        assert_eq!(run(&mut decider, 60..64, cpu(0.9)), [(63, Step::Profile, true)]);
+        assert_eq!(run(&mut decider, 60..64, cpu(0.9)), [(63, ShedStep::Profile, true)]);
     }
 
     #[test]
-    fn a_step_is_back_only_when_no_budget_wants_it_left_out() {
-        let mut decider = Decider::new(Limits { events: Some(10), ..CPU });
-        run(&mut decider, 0..30, Usage { cpu: 0.9, events: 100.0, memory: 0 });
-        run(&mut decider, 30..200, Usage { cpu: 0.0, events: 100.0, memory: 0 });
-        assert!(!decider.leaves_out(Step::Growth) && decider.leaves_out(Step::DnsFailures));
+    fn a_step_is_resumed_only_when_no_budget_sheds_it() {
+        let mut decider = ShedDecider::new(BudgetLimits { events: Some(10), ..CPU });
+        run(&mut decider, 0..30, BudgetUsage { cpu: 0.9, events: 100.0, memory: 0 });
+        run(&mut decider, 30..200, BudgetUsage { cpu: 0.0, events: 100.0, memory: 0 });
+        assert!(!decider.is_shed(ShedStep::Growth) && decider.is_shed(ShedStep::DnsFailures));
     }
 }

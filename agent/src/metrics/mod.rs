@@ -30,7 +30,7 @@ use podopsy_model::metric::{
 use podopsy_model::sigkill::Sender;
 use podopsy_model::{Event, EventKind, Outcome};
 use podopsy_recorder::Scrape;
-use podopsy_recorder::shed::Tally;
+use podopsy_recorder::shed::ShedCount;
 
 /// Families that another room counts.
 type Others = Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>;
@@ -43,7 +43,7 @@ pub struct Metrics {
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
     others: OnceLock<Others>,
-    shed: Mutex<Vec<Tally>>,
+    shed: Mutex<Vec<ShedCount>>,
     state_dir: OnceLock<PathBuf>,
     degraded: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
     lost_beside: OnceLock<Box<dyn Fn() -> Losses + Send + Sync>>,

@@ -11,7 +11,7 @@ use podopsy_model::incident::Verdict;
 use podopsy_model::owner::{ContainerRef, KnownBy, Owner, PodRef};
 use podopsy_model::{Detail, DnsCounts, Event, EventKind, Losses, Outcome};
 use podopsy_recorder::memory::MemoryTrend;
-use podopsy_recorder::shed::{Step, Tally};
+use podopsy_recorder::shed::{ShedCount, ShedStep};
 
 fn owner(name: &str) -> Owner {
     let pod = PodRef { namespace: "shop".into(), name: "basket".into(), uid: "u".into(), labels: [].into() };
@@ -47,7 +47,7 @@ fn scrape() -> Scrape {
         )],
         losses: [("oom_ring".to_owned(), 3)].into(),
         own_kills: 8,
-        shed: vec![Tally { step: Step::DnsSlow, on: true, count: 7 }],
+        shed: vec![ShedCount { step: ShedStep::DnsSlow, on: true, count: 7 }],
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{QUEUE, Scope, raw_sample};
-use crate::shed::{Shed, Step};
+use crate::shed::{Shed, ShedStep};
 use podopsy_decode::{self as decode, Stack};
 use podopsy_model::profile::{Completeness, Mapping, Profile, Sample, Sampling};
 use podopsy_model::{Losses, Owner};
@@ -202,8 +202,8 @@ impl Running {
                 _ = looks.tick() => look = true,
                 _ = &mut stopped => cut = Some(true),
             }
-            let leave_out = look && self.shed.is_left_out(Step::Profile);
-            if self.is_sampling && (cut == Some(true) || leave_out) {
+            let is_shed = look && self.shed.is_shedding(ShedStep::Profile);
+            if self.is_sampling && (cut == Some(true) || is_shed) {
                 self.probes.stop_sampling()?;
                 self.ring.drain_now(&mut take);
                 self.is_sampling = false;
@@ -214,7 +214,7 @@ impl Running {
             if let Some((named, span)) = named {
                 self.emit(named, span);
             }
-            if look && !leave_out && !self.is_sampling {
+            if look && !is_shed && !self.is_sampling {
                 // The minute goes on, or a new one starts if all of it was left out.
                 self.probes.start_sampling()?;
                 self.is_sampling = true;
@@ -225,7 +225,7 @@ impl Running {
             }
             let Some(last) = cut else { continue };
             if !self.is_sampling && !last {
-                self.shed.leaves_out(Step::Profile);
+                self.shed.should_shed(ShedStep::Profile);
             }
             let duration =
                 if self.is_sampling { began.elapsed() } else { sampled.take().unwrap_or_default() };

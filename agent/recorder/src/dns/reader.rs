@@ -13,7 +13,7 @@ use super::counts::SharedCounts;
 use super::flight::{EndedQuery, QueriesInFlight};
 use crate::attribute::Record;
 use crate::reader::{Outbox, ProbeReader};
-use crate::shed::{Shed, Step};
+use crate::shed::{Shed, ShedStep};
 
 /// Ticks between two looks at the counts. The kernel side may need the place of an idle cgroup, so they are read also
 /// where no one asks for them.
@@ -39,9 +39,9 @@ impl DnsReader {
             return;
         }
         let step = match (transaction.outcome, transaction.slow) {
-            (Outcome::Noerror, false) => Step::DnsAnswers,
-            (Outcome::Noerror, true) => Step::DnsSlow,
-            _ => Step::DnsFailures,
+            (Outcome::Noerror, false) => ShedStep::DnsAnswers,
+            (Outcome::Noerror, true) => ShedStep::DnsSlow,
+            _ => ShedStep::DnsFailures,
         };
         if self.is_shed(step) {
             return;
@@ -55,17 +55,17 @@ impl DnsReader {
         for EndedQuery { pending, time_ns, transaction } in ended {
             let asker = pending.asker;
             let is_within_rate = lock(&self.counts).unanswered(asker.cgroup_id, transaction.outcome, time_ns);
-            if !is_within_rate || self.is_shed(Step::DnsFailures) {
+            if !is_within_rate || self.is_shed(ShedStep::DnsFailures) {
                 continue;
             }
             self.out.pass_on(Record::Dns { asker, owner: None, time_ns, transaction });
         }
     }
 
-    /// Whether an event that is due is left out.
-    fn is_shed(&self, step: Step) -> bool {
-        self.shed.offered();
-        self.shed.leaves_out(step)
+    /// Whether to shed an event that is due. Counts the event.
+    fn is_shed(&self, step: ShedStep) -> bool {
+        self.shed.count_due_event();
+        self.shed.should_shed(step)
     }
 }
 

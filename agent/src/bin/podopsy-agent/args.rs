@@ -144,8 +144,8 @@ impl AgentArgs {
     }
 
     /// The budgets. 0 means none.
-    pub fn budgets(&self) -> budget::Limits {
-        budget::Limits {
+    pub fn budgets(&self) -> budget::BudgetLimits {
+        budget::BudgetLimits {
             cpu: Some(self.cpu_budget).filter(|share| *share > 0.0),
             memory: Some(self.memory_budget).filter(|bytes| *bytes > 0),
             events: Some(self.events_budget).filter(|events| *events > 0),

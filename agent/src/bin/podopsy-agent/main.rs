@@ -135,7 +135,7 @@ struct Agent {
     outputs: Outputs,
     signals: Signals,
     systemd: SystemdNotifier,
-    budgets: watch::Sender<budget::Limits>,
+    budgets: watch::Sender<budget::BudgetLimits>,
     settings: Vec<Setting>,
     argv: Vec<OsString>,
 }
@@ -176,7 +176,7 @@ impl Agent {
         if let Some(begun) = begun_restraint {
             finish_restraint(&args, begun, &mut outputs);
         }
-        tokio::spawn(budget::keep(budget_changes, recorder.shed()));
+        tokio::spawn(budget::enforce(budget_changes, recorder.shed()));
         let systemd = SystemdNotifier::start();
         tracing::info!(
             runtime = status.runtime.as_deref().unwrap_or("none"),

@@ -17,7 +17,7 @@ pub fn reload(
     settings: &mut [Setting],
     argv: &[OsString],
     outputs: &Outputs,
-    budgets: &watch::Sender<budget::Limits>,
+    budgets: &watch::Sender<budget::BudgetLimits>,
 ) {
     let loaded = match config::load::<AgentArgs>(argv) {
         Ok(loaded) => loaded,

@@ -8,7 +8,7 @@ use super::SamplerState;
 use crate::growth::{ContainerKey, RunningContainer};
 use crate::memory::MemoryTrend;
 use crate::oom::OomExaminer;
-use crate::shed::Step;
+use crate::shed::ShedStep;
 use podopsy_model::KnownBy;
 use podopsy_pods::{MemoryCgroup, Pods};
 use podopsy_probes::{Probes, Targets};
@@ -103,7 +103,7 @@ impl Watch {
         self.make_tables(levels.into_iter().filter(|level| changes.added.contains(&level.id)).collect())
             .await;
         // Only looks with a candidate are counted.
-        let idle = none || self.shared.shed.leaves_out(Step::Growth);
+        let idle = none || self.shared.shed.should_shed(ShedStep::Growth);
         if self.sampling == idle {
             self.switch(!idle).await;
         }
