@@ -1,4 +1,4 @@
-//! The agent's binary before it touches a kernel: where settings come from, and what it says to those who got one wrong.
+//! The agent's binary before it touches the kernel: the sources of settings, and the errors for wrong ones.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn agent(args: &[&str]) -> Command {
     command
 }
 
-fn said(output: &Output) -> (Option<i32>, String, String) {
+fn result(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -28,13 +28,13 @@ fn config(dir: &Path, text: &str) -> String {
 }
 
 #[test]
-fn the_configuration_says_where_each_value_comes_from() {
+fn print_config_shows_the_source_of_each_value() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = config(dir.path(), "store-bytes = \"1GiB\"\nstore-age = \"2h\"\ndns-timeout = \"3s\"\n");
     let mut command = agent(&["--print-config", "--store-age", "3h"]);
     command.env("PODOPSY_CONFIG", &file).env("PODOPSY_DNS_TIMEOUT", "4s").env("NODE_NAME", "n1");
     command.env("PODOPSY_DNS_PORT", "53,5353").env("PODOPSY_DNS_ANSWERS", "yes");
-    let (code, out, error) = said(&command.output().expect("run it"));
+    let (code, out, error) = result(&command.output().expect("run it"));
     assert_eq!((code, error.as_str()), (Some(0), ""));
     for line in [
         &format!("store-bytes = \"1GiB\" # {file}:1"),
@@ -47,12 +47,12 @@ fn the_configuration_says_where_each_value_comes_from() {
         "# listen is not set",
     ] {
         let line = line.replace("= yes", "= \"yes\"");
-        assert!(out.lines().any(|one| one == line), "{line} is not in:\n{out}");
+        assert!(out.lines().any(|shown| shown == line), "{line} is not in:\n{out}");
     }
-    // What it prints is a file that says the same.
+    // The output is a configuration file with the same settings.
     let again = config(dir.path(), &out);
     let (code, second, error) =
-        said(&agent(&["--print-config", "--config", &again]).output().expect("run it"));
+        result(&agent(&["--print-config", "--config", &again]).output().expect("run it"));
     assert_eq!((code, error.as_str()), (Some(0), ""));
     let values = |text: &str| -> Vec<String> {
         text.lines().map(|line| line.rsplit_once(" # ").map_or(line, |(value, _)| value).to_owned()).collect()
@@ -61,10 +61,10 @@ fn the_configuration_says_where_each_value_comes_from() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_anything_is_attached() {
+fn wrong_settings_end_the_start_before_anything_is_attached() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = config(dir.path(), "node = \"a\"\nstore-byte = 1\n");
-    let (code, out, error) = said(&agent(&["--config", &file]).output().expect("run it"));
+    let (code, out, error) = result(&agent(&["--config", &file]).output().expect("run it"));
     assert_eq!((code, out.as_str()), (Some(2), ""));
     assert_eq!(
         error,
@@ -73,18 +73,18 @@ fn what_is_wrong_is_said_before_anything_is_attached() {
              podopsy-agent --print-config lists them\n"
         )
     );
-    let (code, _, error) = said(&agent(&["--store-bytes", "1MiB"]).output().expect("run it"));
+    let (code, _, error) = result(&agent(&["--store-bytes", "1MiB"]).output().expect("run it"));
     assert!(code == Some(2) && error.contains("between 4MiB and 64GiB"), "{error}");
-    let (code, _, error) = said(&agent(&[]).env("PODOPSY_STORE_AGE", "24").output().expect("run it"));
+    let (code, _, error) = result(&agent(&[]).env("PODOPSY_STORE_AGE", "24").output().expect("run it"));
     assert!(code == Some(2) && error.contains("no unit"), "{error}");
 }
 
 #[test]
-fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
+fn a_wrong_export_ends_the_start_and_shows_no_password() {
     let dir = tempfile::tempdir().expect("a folder");
     let file =
         config(dir.path(), "loki-url = \"http://loki:3100\"\nloki-header = [\"Authorization=hunter2\"]\n");
-    let (code, out, error) = said(&agent(&["--print-config", "--config", &file]).output().expect("run it"));
+    let (code, out, error) = result(&agent(&["--print-config", "--config", &file]).output().expect("run it"));
     assert_eq!((code, error.as_str()), (Some(0), ""));
     let lines = [
         format!("loki-url = \"http://loki:3100\" # {file}:1"),
@@ -93,12 +93,12 @@ fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
         "# otlp-url is not set".to_owned(),
     ];
     for line in lines {
-        assert!(out.lines().any(|one| one == line), "{line} is not in:\n{out}");
+        assert!(out.lines().any(|shown| shown == line), "{line} is not in:\n{out}");
     }
     assert!(!out.contains("hunter2"), "{out}");
 
     let long = "--loki-header=Authorization: hunter2";
-    for (args, words) in [
+    for (args, expected) in [
         (vec!["--loki-url", "loki:3100"], "loki-url: \"loki:3100\" must begin with http:// or https://"),
         (vec!["--otlp-url", "https://ann:hunter2@c"], "otlp-url: a URL is shown in logs"),
         (vec!["--loki-header", "X-Scope-OrgID=hunter2"], "loki-header is set, and loki-url is not"),
@@ -119,12 +119,12 @@ fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
         (vec!["--otlp-metrics-every", "60s"], "neither otlp-url nor otlp-metrics-url is"),
         (vec!["--export-queue-bytes", "1"], "between 64KiB and 1GiB"),
     ] {
-        let (code, out, error) = said(&agent(&args).output().expect("run it"));
+        let (code, out, error) = result(&agent(&args).output().expect("run it"));
         assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {error}");
-        assert!(error.contains(words) && !error.contains("hunter2"), "{args:?}: {error}");
+        assert!(error.contains(expected) && !error.contains("hunter2"), "{args:?}: {error}");
     }
-    // Where the system has no authorities (an image from scratch), that matters to https:// alone.
-    let (code, _, error) = said(
+    // A system without certificate authorities (an image from scratch) is an error only for https:// URLs.
+    let (code, _, error) = result(
         &agent(&["--otlp-url", "https://c", "--node", "n"])
             .env("SSL_CERT_FILE", "/nonexistent")
             .env("SSL_CERT_DIR", "/nonexistent")
@@ -133,32 +133,32 @@ fn an_export_that_cannot_be_ends_the_start_and_shows_no_password() {
     );
     assert!(code == Some(2) && error.contains("--export-ca"), "{code:?} {error}");
     let help = agent(&["--help"]).env("PODOPSY_LOKI_HEADER", "A=hunter2").output().expect("run it");
-    assert!(!said(&help).1.contains("hunter2"));
+    assert!(!result(&help).1.contains("hunter2"));
 }
 
 #[test]
 fn help_names_the_settings() {
-    let (code, help, _) = said(&agent(&["--help"]).output().expect("run it"));
+    let (code, help, _) = result(&agent(&["--help"]).output().expect("run it"));
     assert_eq!(code, Some(0));
-    for word in
+    for expected in
         ["--store-bytes", "PODOPSY_STORE_BYTES", "--socket", "--listen", "/etc/podopsy/agent.toml", "SIGHUP"]
     {
-        assert!(help.contains(word), "{word} is not in:\n{help}");
+        assert!(help.contains(expected), "{expected} is not in:\n{help}");
     }
 }
 
 #[test]
-fn profiles_that_nobody_takes_and_takers_without_profiles_are_wrong_usage() {
-    for (args, says) in [
+fn profiles_without_a_destination_and_a_destination_without_profiles_are_wrong_usage() {
+    for (args, expected) in [
         (&["--profile-hz", "19"][..], "set state-dir, pyroscope-url or otlp-profiles"),
         (&["--profile-hz", "0", "--pyroscope-url", "http://127.0.0.1:9"], "set profile-hz to 19, or neither"),
     ] {
-        let (code, _, error) = said(&agent(args).output().expect("run it"));
-        assert!(code == Some(2) && error.contains(says), "{code:?} {error}");
+        let (code, _, error) = result(&agent(args).output().expect("run it"));
+        assert!(code == Some(2) && error.contains(expected), "{code:?} {error}");
     }
-    // It is on where somebody takes them, and nobody need say so.
+    // The always-on profile is on by default if there is a destination or a store for it.
     for args in [&["--pyroscope-url", "http://127.0.0.1:9", "--print-config"][..], &["--print-config"]] {
-        let (code, out, error) = said(&agent(args).output().expect("run it"));
+        let (code, out, error) = result(&agent(args).output().expect("run it"));
         assert!(code == Some(0) && out.contains("profile-hz = 19 # default"), "{out}{error}");
     }
 }

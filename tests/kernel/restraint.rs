@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, kill};
 use nix::unistd::{Pid, setuid};
-use podopsy_agent::restraint::{self, Kept, Needs};
+use podopsy_agent::restraint::{self, KeptCapability, Needs};
 use podopsy_harness::{ContainerSpec, PodSpec};
 use podopsy_model::EventKind;
 use support::agent::{Agent, get, until};
@@ -35,7 +35,7 @@ fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
     statuses.map(|status| (line(&status, "Name"), line(&status, field))).collect()
 }
 
-fn mask(kept: &[Kept]) -> String {
+fn mask(kept: &[KeptCapability]) -> String {
     format!("{:016x}", kept.iter().fold(0u64, |all, kept| all | 1 << kept.capability as u32))
 }
 
@@ -47,7 +47,7 @@ fn all_have(pid: u32, field: &str, wanted: &str) {
     assert!(others.is_empty(), "{field} is not {wanted}: {others:?}");
 }
 
-fn is_restrained(pid: u32, kept: &[Kept]) {
+fn is_restrained(pid: u32, kept: &[KeptCapability]) {
     let (held, nothing) = (mask(kept), "0".repeat(16));
     for (field, wanted) in [("CapEff", &held), ("CapPrm", &held), ("CapInh", &nothing), ("CapAmb", &nothing)]
     {

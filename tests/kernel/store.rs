@@ -163,7 +163,7 @@ fn no_other_user_reads_anything_through_the_socket() {
         store: Some(store.reader()),
         live,
         health: Arc::new(Health::default()),
-        pages: Arc::default(),
+        metrics_page: Arc::default(),
     };
     let socket = dir.path().join("agent.sock");
     let listening = api::listen(&socket, sources).expect("listen");

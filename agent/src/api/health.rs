@@ -1,18 +1,19 @@
-//! How the agent is doing: for probes of the kubelet and of systemd.
+//! The agent's health, for the probes of the kubelet and of systemd.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use podopsy_system::sync::lock;
 use serde::Serialize;
 
-/// The pipeline says that it lives more often than this.
+/// The event pipeline is alive if it reported within this time.
 pub const ALIVE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Said by the pipeline, asked by probes.
+/// Written by the pipeline, read by `/healthz` and `/readyz`.
 pub struct Health {
     began: Instant,
-    /// Since `began`, in ms.
+    /// When the pipeline last reported, in ms since `began`.
     alive_ms: AtomicU64,
     attached: AtomicBool,
     stopping: AtomicBool,
@@ -21,11 +22,11 @@ pub struct Health {
 
 /// The answer to `/readyz`.
 #[derive(Debug, Serialize)]
-pub struct Ready {
+pub struct Readiness {
     pub ready: bool,
-    /// What is waited for; empty: nothing.
+    /// What the agent waits for. Empty if it is ready.
     pub waiting_for: Vec<String>,
-    /// What this kernel or this machine does not allow: the rest works.
+    /// Features that do not work on this machine, with the reasons. Everything else works.
     pub degraded: Vec<String>,
 }
 
@@ -42,20 +43,20 @@ impl Default for Health {
 }
 
 impl Health {
-    /// The pipeline has come round once more.
+    /// Records that the pipeline finished a round.
     pub fn alive(&self) {
         self.alive_ms.store(self.began.elapsed().as_millis() as u64, Relaxed);
     }
 
-    /// The probes are attached, but for these.
+    /// Records that the probes are attached, except for the degraded features.
     pub fn attached(&self, degraded: Vec<String>) {
-        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).extend(degraded);
+        lock(&self.degraded).extend(degraded);
         self.attached.store(true, Relaxed);
     }
 
-    /// One feature is not there, or no more; the rest works.
+    /// Records that a feature does not work, or has stopped working. Everything else works.
     pub fn degrade(&self, what: String) {
-        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+        lock(&self.degraded).push(what);
     }
 
     pub fn stopping(&self) {
@@ -67,8 +68,8 @@ impl Health {
         self.began.elapsed().saturating_sub(alive) < ALIVE_WITHIN
     }
 
-    /// `cri_error`: why pods have no names yet.
-    pub fn ready(&self, cri_error: Option<String>, store_trouble: Option<String>) -> Ready {
+    /// `cri_error`: why pods have no names yet. `store_trouble`: why the store cannot be written.
+    pub fn readiness(&self, cri_error: Option<String>, store_trouble: Option<String>) -> Readiness {
         let mut waiting_for = Vec::new();
         if !self.attached.load(Relaxed) {
             waiting_for.push("probes are not attached yet".to_owned());
@@ -77,8 +78,8 @@ impl Health {
             waiting_for.push("the agent is being stopped".to_owned());
         }
         waiting_for.extend(cri_error.map(|error| format!("the container runtime does not answer: {error}")));
-        let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        degraded.extend(store_trouble.map(|why| format!("the store is not written: {why}")));
-        Ready { ready: waiting_for.is_empty(), waiting_for, degraded }
+        let mut degraded = lock(&self.degraded).clone();
+        degraded.extend(store_trouble.map(|reason| format!("the store is not written: {reason}")));
+        Readiness { ready: waiting_for.is_empty(), waiting_for, degraded }
     }
 }

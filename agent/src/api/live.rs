@@ -1,4 +1,5 @@
-//! Events as they happen: one JSON object a line. Whoever reads too slowly is told how many were left out.
+//! The live stream: events as they happen, one JSON object a line. A client that reads too slowly gets a line with the
+//! number of events that were dropped for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,42 +10,44 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 
 use podopsy_model::Event;
 use podopsy_store::{Filter, StoredEvent};
+use serde_json::json;
 
-/// Lines between here and the socket; before them the broadcast has its own bound.
+/// Lines that wait for the socket. The broadcast channel in front of them has its own bound.
 const LINES: usize = 16;
-/// An empty line now and then shows that the other end is gone.
-const BEAT: Duration = Duration::from_secs(15);
+/// How often an empty line is sent. Writing it fails if the client has gone.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Starts a stream of what matches from now on; it ends with the connection, or the agent.
+/// Starts a stream of the events that match from now on. It ends with the connection or with the agent, and releases
+/// `permit` then.
 pub fn stream(
     mut live: broadcast::Receiver<Arc<StoredEvent>>,
     filter: Filter,
-    place: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 ) -> mpsc::Receiver<Bytes> {
-    let (to, lines) = mpsc::channel(LINES);
+    let (sender, lines) = mpsc::channel(LINES);
     tokio::spawn(async move {
-        // So that a reader knows that it has begun.
+        // The first line shows the client that the stream has begun.
         let mut line = Some(Bytes::from_static(b"\n"));
         loop {
             if let Some(line) = line.take()
-                && to.send(line).await.is_err()
+                && sender.send(line).await.is_err()
             {
                 break;
             }
-            line = match tokio::time::timeout(BEAT, live.recv()).await {
+            line = match tokio::time::timeout(KEEPALIVE, live.recv()).await {
                 Err(_) => Some(Bytes::from_static(b"\n")),
-                Ok(Ok(stored)) if matches(&filter, &stored.event) => super::route::event_line(&stored),
+                Ok(Ok(stored)) if matches(&filter, &stored.event) => super::body::event_line(&stored),
                 Ok(Ok(_)) => None,
-                Ok(Err(RecvError::Lagged(lost))) => Some(format!("{{\"lost\":{lost}}}\n").into()),
+                Ok(Err(RecvError::Lagged(lost))) => Some(format!("{}\n", json!({ "lost": lost })).into()),
                 Ok(Err(RecvError::Closed)) => break,
             };
         }
-        drop(place);
+        drop(permit);
     });
     lines
 }
 
-/// What the store's query says, said of an event in memory.
+/// Applies the same conditions as the store's query to an event in memory.
 pub fn matches(filter: &Filter, event: &Event) -> bool {
     let pod = event.pod.as_ref();
     let is = |wanted: &Option<String>, has: Option<&String>| {

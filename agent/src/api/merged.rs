@@ -1,18 +1,18 @@
-//! The profiles of a window as one: what a pod's CPUs did in the last ten minutes.
+//! Merges the profiles of a time window into one, for example those of a pod's last ten minutes.
 
 use hyper::StatusCode;
 
-use super::answer::Refusal;
+use super::response::ApiError;
 use podopsy_profiles::export::merge::ProfileMerger;
 use podopsy_store::{Filter, ITEMS_MAX, ProfileFacts, Reader};
 
-/// Profiles of one sum: two hundred containers of half an hour.
+/// Profiles in one merge: half an hour of two hundred containers.
 const PARTS_MAX: u64 = 6000;
 
-/// All that match, added up. Blocks, for some milliseconds a profile.
-pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
-    let too_large = |why: String| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why);
-    let unavailable = |why: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why);
+/// Merges all profiles that match into one pprof file. Blocks for some milliseconds a profile.
+pub fn merge(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, ApiError> {
+    let too_large = |why: String| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, why);
+    let unavailable = |why: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why);
     let (mut merged, mut facts, mut unreadable) = (ProfileMerger::default(), ProfileFacts::default(), 0u64);
     filter.items = ITEMS_MAX;
     loop {
@@ -27,7 +27,9 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
                 continue;
             }
             let own = item.facts.as_ref().and_then(|facts| serde_json::from_str::<ProfileFacts>(facts).ok());
-            own.iter().for_each(|own| facts.add(own));
+            if let Some(own) = own {
+                facts.add(&own);
+            }
         }
         match page.next {
             Some(next) => filter.after = Some(next),
@@ -35,8 +37,8 @@ pub fn of(store: &Reader, mut filter: Filter) -> Result<Vec<u8>, Refusal> {
         }
     }
     if merged.parts() == 0 {
-        let why = "no profile of that: the agent keeps one a container and minute, unless it runs with --profile-hz 0";
-        return Err(Refusal::new(StatusCode::NOT_FOUND, why));
+        let why = "no profile matches: the agent keeps one for each container and minute, unless it runs with --profile-hz 0";
+        return Err(ApiError::new(StatusCode::NOT_FOUND, why));
     }
     let mut comments = vec![format!(
         "podopsy: {} samples at {} Hz, of {} profiles; unreadable: {unreadable}",

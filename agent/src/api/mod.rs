@@ -1,18 +1,19 @@
 //! The agent's local API: HTTP and JSON over a Unix socket, for root and the agent's own user; health over TCP.
 //!
 //! ```text
-//! accept ─ who is it? ─ limits ─ route ─ question ─→ store, pods, live events ─→ JSON
+//! accept ─ check the peer ─ limits ─ route ─ parse the query ─→ store, pods, live events ─→ JSON
 //! ```
 //!
-//! Whoever asks may be slow, wrong or hostile: connections, headers, time and answers are bounded, and nothing here
-//! is waited for by the recorder. Must not know: aya, SQL, how anything is rendered.
+//! A client may be slow, faulty or hostile: connections, headers, times and responses are bounded, and the recorder never
+//! waits for the API. This module must not depend on aya, on SQL or on how the command line renders its answers.
 
-mod answer;
-mod crowd;
+mod body;
+mod connections;
 mod health;
 mod live;
 mod merged;
-mod question;
+mod query;
+mod response;
 mod route;
 mod scrape;
 pub mod tcp;
@@ -39,25 +40,25 @@ pub use health::Health;
 use podopsy_pods::Pods;
 use podopsy_store::{Reader, StoredEvent};
 pub use route::{Parameter, ROUTES, Route};
-pub use scrape::Pages;
+pub use scrape::MetricsPage;
 
-/// The description of all this, as it is served.
+/// The OpenAPI description of this API, as it is served.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
-/// Connections at a time, on each of the two. On the socket whoever is one too many waits to be accepted; by TCP, where anyone
-/// may come, somebody makes room.
+/// Connections at a time, on the socket and by TCP each. On the socket, one too many waits to be accepted. By TCP, where
+/// any host may connect, an older connection is closed.
 const CONNECTIONS: usize = 64;
-/// Questions to the store at a time.
-const QUESTIONS: usize = 4;
+/// Queries of the store at a time.
+const STORE_QUERIES: usize = 4;
 /// Live streams at a time.
 const STREAMS: usize = 16;
-/// A request's line and headers together, and how long they may take.
+/// The size of a request's line and headers together, and how long they may take to arrive.
 const HEAD_BYTES: usize = 16 << 10;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// A connection that streams nothing ends after this, whatever it does.
+/// A connection without a live stream is closed after this time.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(60);
 
-/// What there is to ask.
+/// The sources of the API's answers.
 #[derive(Clone)]
 pub struct Sources {
     pub pods: Arc<Pods>,
@@ -65,44 +66,44 @@ pub struct Sources {
     pub store: Option<Reader>,
     pub live: broadcast::Sender<Arc<StoredEvent>>,
     pub health: Arc<Health>,
-    pub pages: Arc<Pages>,
+    pub metrics_page: Arc<MetricsPage>,
 }
 
-/// What all connections share.
-struct Room {
+/// The state that all connections share.
+struct ApiState {
     sources: Sources,
-    questions: Semaphore,
+    store_queries: Semaphore,
     streams: Arc<Semaphore>,
 }
 
-/// Who is on the other end.
+/// The client at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peer {
     /// Root, or the agent's own user.
     Trusted,
-    /// Anyone else on this machine: gets nothing, and is told so.
+    /// Any other user of this machine. Gets an error and nothing else.
     Stranger,
-    /// TCP: is told whether all is well, and what is counted; no events.
+    /// Any TCP client. Gets health and metrics, no events.
     Anyone,
 }
 
-/// A socket that is listened on; it is removed when this is dropped.
-pub struct Listening {
+/// The listening Unix socket. Dropping it removes the socket.
+pub struct ApiListener {
     path: PathBuf,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Listening {
+impl Drop for ApiListener {
     fn drop(&mut self) {
         self.task.abort();
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Listens on a Unix socket. An error says why it cannot be and what would mend it.
-pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<Listening> {
+/// Listens on a Unix socket. An error gives the reason and the remedy.
+pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
     let listener = bind(path)?;
-    let room = Room::new(sources);
+    let state = ApiState::new(sources);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let own = nix::unistd::geteuid().as_raw();
     let task = tokio::spawn(async move {
@@ -111,89 +112,97 @@ pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<Listening> {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!("the API's socket: {error}");
+                    tracing::warn!("could not accept a connection on the API's socket: {error}");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     continue;
                 }
             };
             let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
             let peer = if trusted { Peer::Trusted } else { Peer::Stranger };
-            let room = room.clone();
+            let state = state.clone();
             tokio::spawn(async move {
-                serve(stream, peer, room).await;
+                serve(stream, peer, state).await;
                 drop(slot);
             });
         }
     });
-    Ok(Listening { path: path.to_owned(), task })
+    Ok(ApiListener { path: path.to_owned(), task })
 }
 
 fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     let shown = path.display();
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("make {} (--socket)", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| format!("create {} (--socket)", dir.display()))?;
     }
     if let Ok(meta) = std::fs::symlink_metadata(path) {
         use std::os::unix::fs::FileTypeExt;
         if !meta.file_type().is_socket() {
-            bail!("{shown} is there and no socket: remove it, or name another one (--socket)");
+            bail!("{shown} exists and is no socket: remove it, or name another path (--socket)");
         }
         if StdStream::connect(path).is_ok() {
-            bail!("another agent listens on {shown}: name another one (--socket)");
+            bail!("another agent listens on {shown}: name another path (--socket)");
         }
-        // Left by one that was killed.
+        // An agent that was killed left it.
         std::fs::remove_file(path).with_context(|| format!("remove the old {shown}"))?;
     }
-    // Nobody can connect between its making and its mode: until `listen` it refuses, and bind makes it by the umask.
+    // No other user can connect before the mode is set: bind(2) creates the socket with the umask, and the kernel refuses
+    // connections until listen(2).
     let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     nix::sys::stat::umask(before);
-    let listener = listener.with_context(|| format!("listen on {shown} (--socket names another one)"))?;
+    let listener = listener.with_context(|| format!("listen on {shown} (--socket names another path)"))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// `/metrics`, `/healthz` and `/readyz` for whoever can reach the address; the address that it got.
+/// Serves `/metrics`, `/healthz` and `/readyz` by TCP to any client. Returns the address with the actual port.
 pub async fn listen_health(
     address: SocketAddr,
     sources: Sources,
 ) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
     let listener = tcp::listen(address);
-    let listener = listener.with_context(|| format!("listen on {address} (--listen names another one)"))?;
+    let listener =
+        listener.with_context(|| format!("listen on {address} (--listen names another address)"))?;
     let address = listener.local_addr()?;
-    let room = Room::new(sources);
-    let mut crowd = crowd::Crowd::new(CONNECTIONS);
+    let state = ApiState::new(sources);
+    let mut connections = connections::TcpConnections::new(CONNECTIONS);
     let task = tokio::spawn(async move {
         loop {
             let Ok((stream, from)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
-            crowd.make_room(from.ip());
-            let served = tokio::spawn(serve(stream, Peer::Anyone, room.clone()));
-            crowd.add(from.ip(), served.abort_handle());
+            connections.close_excess(from.ip());
+            let served = tokio::spawn(serve(stream, Peer::Anyone, state.clone()));
+            connections.add(from.ip(), served.abort_handle());
         }
     });
     Ok((address, task))
 }
 
-impl Room {
-    fn new(sources: Sources) -> Arc<Room> {
+impl ApiState {
+    fn new(sources: Sources) -> Arc<ApiState> {
         let streams = Arc::new(Semaphore::new(STREAMS));
-        Arc::new(Room { sources, questions: Semaphore::new(QUESTIONS), streams })
+        Arc::new(ApiState { sources, store_queries: Semaphore::new(STORE_QUERIES), streams })
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, room: Arc<Room>) {
-    let streams = Arc::new(AtomicBool::new(false));
-    let told = streams.clone();
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    state: Arc<ApiState>,
+) {
+    let is_streaming = Arc::new(AtomicBool::new(false));
+    let sets_streaming = is_streaming.clone();
     let service = service_fn(move |request| {
-        let (room, streams) = (room.clone(), told.clone());
-        async move { Ok::<_, std::convert::Infallible>(route::answer(&room, peer, &request, &streams).await) }
+        let (state, is_streaming) = (state.clone(), sets_streaming.clone());
+        async move {
+            Ok::<_, std::convert::Infallible>(route::answer(&state, peer, &request, &is_streaming).await)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        // Some say with their end that the question is complete (nc, socat).
+        // Some clients (nc, socat) close their sending side after the request.
         .half_close(true)
         .header_read_timeout(HEAD_WITHIN)
         .max_buf_size(HEAD_BYTES)
@@ -201,10 +210,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pee
     tokio::pin!(connection);
     loop {
         tokio::select! {
-            // Whatever the other end did wrong is its own business.
+            // An error here is a fault of the client, or the client has gone: there is nothing to report.
             _ = &mut connection => return,
             () = tokio::time::sleep(CONNECTION_WITHIN) => {
-                if !streams.load(Relaxed) {
+                if !is_streaming.load(Relaxed) {
                     return;
                 }
             }

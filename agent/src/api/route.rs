@@ -1,29 +1,26 @@
-//! Every path that there is, what it takes, and who answers it.
+//! The routes: every path, the parameters that it accepts, and the code that answers it.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use hyper::body::{Body, Bytes, Incoming};
+use hyper::body::{Body, Incoming};
 use hyper::header::ACCEPT;
 use hyper::{Method, Request, StatusCode};
-use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::answer::{self, Answer, Refusal};
-use super::{Peer, Room, live, merged, question};
+use super::response::{self, ApiError, ApiResponse};
+use super::{ApiState, Peer, body, live, merged, query};
 use crate::metrics::text::Format;
 use podopsy_pods::PodDetails;
-use podopsy_recorder::incidents;
-use podopsy_store::{Collection, Filter, ReadError, Reader, StoreItem, StorePage, StoredEvent};
+use podopsy_store::{Collection, Filter, ReadError, Reader};
 
 /// How long the runtime may take to list pods.
 const PODS_WITHIN: Duration = Duration::from_secs(10);
-/// How long a question waits for its turn.
+/// How long a request waits for its turn at the store.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 
-/// A parameter of a query.
+/// A parameter of a query string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
     From,
@@ -54,13 +51,15 @@ impl Parameter {
         }
     }
 
-    pub fn repeats(self) -> bool {
+    /// Whether a query string may have it more than once.
+    pub fn can_repeat(self) -> bool {
         matches!(self, Parameter::Kind | Parameter::Label)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum To {
+/// What a route returns.
+enum Endpoint {
     Collection(Collection, &'static str),
     Profile,
     Merged,
@@ -74,65 +73,85 @@ enum To {
     Readyz,
 }
 
-/// A path, and what it takes; `{id}` stands for a number.
+/// A path and its parameters. `{id}` in the path stands for a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Route {
     pub path: &'static str,
-    pub takes: &'static [Parameter],
-    to: To,
+    pub parameters: &'static [Parameter],
+    endpoint: Endpoint,
 }
 
 use Parameter::*;
-const WHOSE: [Parameter; 4] = [Namespace, Pod, Container, Label];
-const PAGED: &[Parameter] = &[From, Until, Order, Limit, Cursor, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
-const WINDOW: &[Parameter] = &[From, Until, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
+/// The parameters that select an owner.
+const OWNER: [Parameter; 4] = [Namespace, Pod, Container, Label];
+const PAGED: &[Parameter] = &[From, Until, Order, Limit, Cursor, OWNER[0], OWNER[1], OWNER[2], OWNER[3]];
+const WINDOW: &[Parameter] = &[From, Until, OWNER[0], OWNER[1], OWNER[2], OWNER[3]];
 const EVENTS: &[Parameter] =
-    &[From, Until, Kind, Order, Limit, Cursor, WHOSE[0], WHOSE[1], WHOSE[2], WHOSE[3]];
+    &[From, Until, Kind, Order, Limit, Cursor, OWNER[0], OWNER[1], OWNER[2], OWNER[3]];
 
 pub const ROUTES: &[Route] = &[
-    Route { path: "/api/v1/events", takes: EVENTS, to: To::Collection(Collection::Events, "events") },
-    Route { path: "/api/v1/events/live", takes: &[Kind, Namespace, Pod, Container, Label], to: To::Live },
-    Route { path: "/api/v1/incidents", takes: PAGED, to: To::Collection(Collection::Incidents, "incidents") },
-    Route { path: "/api/v1/memory", takes: PAGED, to: To::Collection(Collection::Memory, "memory") },
-    Route { path: "/api/v1/profiles", takes: PAGED, to: To::Collection(Collection::Profiles, "profiles") },
-    Route { path: "/api/v1/profiles/merged", takes: WINDOW, to: To::Merged },
-    Route { path: "/api/v1/profiles/{id}", takes: &[], to: To::Profile },
-    Route { path: "/api/v1/gaps", takes: &[From, Until], to: To::Gaps },
-    Route { path: "/api/v1/pods", takes: &[Namespace, Pod, Label], to: To::Pods },
-    Route { path: "/api/v1/status", takes: &[], to: To::Status },
-    Route { path: "/api/v1/openapi.json", takes: &[], to: To::Openapi },
-    Route { path: "/metrics", takes: &[], to: To::Metrics },
-    Route { path: "/healthz", takes: &[], to: To::Healthz },
-    Route { path: "/readyz", takes: &[], to: To::Readyz },
+    Route {
+        path: "/api/v1/events",
+        parameters: EVENTS,
+        endpoint: Endpoint::Collection(Collection::Events, "events"),
+    },
+    Route {
+        path: "/api/v1/events/live",
+        parameters: &[Kind, Namespace, Pod, Container, Label],
+        endpoint: Endpoint::Live,
+    },
+    Route {
+        path: "/api/v1/incidents",
+        parameters: PAGED,
+        endpoint: Endpoint::Collection(Collection::Incidents, "incidents"),
+    },
+    Route {
+        path: "/api/v1/memory",
+        parameters: PAGED,
+        endpoint: Endpoint::Collection(Collection::Memory, "memory"),
+    },
+    Route {
+        path: "/api/v1/profiles",
+        parameters: PAGED,
+        endpoint: Endpoint::Collection(Collection::Profiles, "profiles"),
+    },
+    Route { path: "/api/v1/profiles/merged", parameters: WINDOW, endpoint: Endpoint::Merged },
+    Route { path: "/api/v1/profiles/{id}", parameters: &[], endpoint: Endpoint::Profile },
+    Route { path: "/api/v1/gaps", parameters: &[From, Until], endpoint: Endpoint::Gaps },
+    Route { path: "/api/v1/pods", parameters: &[Namespace, Pod, Label], endpoint: Endpoint::Pods },
+    Route { path: "/api/v1/status", parameters: &[], endpoint: Endpoint::Status },
+    Route { path: "/api/v1/openapi.json", parameters: &[], endpoint: Endpoint::Openapi },
+    Route { path: "/metrics", parameters: &[], endpoint: Endpoint::Metrics },
+    Route { path: "/healthz", parameters: &[], endpoint: Endpoint::Healthz },
+    Route { path: "/readyz", parameters: &[], endpoint: Endpoint::Readyz },
 ];
 
-/// Never fails: what cannot be answered is answered with the reason.
+/// Answers a request. An error becomes a response with its status and reason.
 pub async fn answer(
-    room: &Arc<Room>,
+    state: &Arc<ApiState>,
     peer: Peer,
     request: &Request<Incoming>,
-    streams: &AtomicBool,
-) -> Answer {
+    is_streaming: &AtomicBool,
+) -> ApiResponse {
     let has_body = !request.body().is_end_stream();
-    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-    let result = found(peer, request.method(), has_body, path);
-    let result = match result {
-        Ok((route, id)) => go(room, route, id, query, format(request), streams).await,
-        Err(refusal) => Err(refusal),
+    let query = request.uri().query().unwrap_or_default();
+    let result = match find(peer, request.method(), has_body, request.uri().path()) {
+        Ok((route, id)) => respond(state, route, id, query, format(request), is_streaming).await,
+        Err(error) => Err(error),
     };
-    result.unwrap_or_else(Refusal::answer)
+    result.unwrap_or_else(ApiError::into_response)
 }
 
-/// Which route, and the number in it.
-fn found(
+/// Finds the route, and the number in its path.
+fn find(
     peer: Peer,
     method: &Method,
-    body: bool,
+    has_body: bool,
     path: &str,
-) -> Result<(&'static Route, Option<i64>), Refusal> {
+) -> Result<(&'static Route, Option<i64>), ApiError> {
     if peer == Peer::Stranger {
-        let reason = "only root and the agent's own user may ask";
-        return Err(Refusal::new(StatusCode::FORBIDDEN, reason));
+        let reason = "only root and the agent's own user may use this socket";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, reason));
     }
     let matching = ROUTES.iter().find_map(|route| {
         let Some(start) = route.path.strip_suffix("{id}") else {
@@ -142,143 +161,152 @@ fn found(
         let digits = (1..=18).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
         Some((route, Some(number.parse().ok().filter(|_| digits)?)))
     });
-    let allowed =
-        |route: &Route| peer == Peer::Trusted || matches!(route.to, To::Metrics | To::Healthz | To::Readyz);
+    let allowed = |route: &Route| {
+        peer == Peer::Trusted
+            || matches!(route.endpoint, Endpoint::Metrics | Endpoint::Healthz | Endpoint::Readyz)
+    };
     let Some((route, id)) = matching.filter(|(route, _)| allowed(route)) else {
         let all: Vec<&str> = ROUTES.iter().filter(|route| allowed(route)).map(|route| route.path).collect();
-        return Err(Refusal::new(
+        return Err(ApiError::new(
             StatusCode::NOT_FOUND,
             format!("there is no such path; there are: {}", all.join(", ")),
         ));
     };
     if method != Method::GET && method != Method::HEAD {
-        return Err(Refusal::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD: nothing can be changed here",
-        ));
+        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD: the API is read-only"));
     }
-    if body {
-        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "a question has no body"));
+    if has_body {
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "a request must not have a body"));
     }
     Ok((route, id))
 }
 
-async fn go(
-    room: &Arc<Room>,
+async fn respond(
+    state: &Arc<ApiState>,
     route: &Route,
     id: Option<i64>,
     query: &str,
     format: Format,
-    streams: &AtomicBool,
-) -> Result<Answer, Refusal> {
-    let sources = &room.sources;
-    let collection = match route.to {
-        To::Collection(collection, _) => collection,
-        To::Profile | To::Merged => Collection::Profiles,
+    is_streaming: &AtomicBool,
+) -> Result<ApiResponse, ApiError> {
+    let sources = &state.sources;
+    let collection = match route.endpoint {
+        Endpoint::Collection(collection, _) => collection,
+        Endpoint::Profile | Endpoint::Merged => Collection::Profiles,
         _ => Collection::Events,
     };
-    let mut filter = question::filter(collection, query, route.takes)?;
-    match route.to {
-        To::Collection(collection, name) => {
-            let page = ask(room, move |store| store.page(&filter)).await?;
-            Ok(answer::text("application/json", listed(collection, name, &page).into_bytes()))
+    let mut filter = query::parse(collection, query, route.parameters)?;
+    match route.endpoint {
+        Endpoint::Collection(collection, name) => {
+            let page = query_store(state, move |store| store.page(&filter)).await?;
+            Ok(response::json(&body::page(collection, name, &page)))
         }
-        To::Profile => {
-            (filter.id, filter.items) = (id, 1);
-            let page = ask(room, move |store| store.page(&filter)).await?;
-            let none = || Refusal::new(StatusCode::NOT_FOUND, "no such profile, or it is too old and gone");
+        Endpoint::Profile => {
+            filter.id = id;
+            filter.items = 1;
+            let page = query_store(state, move |store| store.page(&filter)).await?;
+            let none = || {
+                ApiError::new(
+                    StatusCode::NOT_FOUND,
+                    "there is no such profile; the store may have deleted it",
+                )
+            };
             let item = page.items.into_iter().next().ok_or_else(none)?;
-            Ok(answer::text("application/vnd.google.protobuf+gzip", item.body))
+            Ok(response::bytes("application/vnd.google.protobuf+gzip", item.body))
         }
-        To::Merged => {
-            let merged = ask(room, move |store| Ok(merged::of(store, filter))).await?;
-            Ok(answer::text("application/vnd.google.protobuf+gzip", merged?))
+        Endpoint::Merged => {
+            let merged = query_store(state, move |store| Ok(merged::merge(store, filter))).await?;
+            Ok(response::bytes("application/vnd.google.protobuf+gzip", merged?))
         }
-        To::Live => {
-            let place = room.streams.clone().try_acquire_owned();
-            let place = place.map_err(|_| {
-                Refusal::new(
+        Endpoint::Live => {
+            let permit = state.streams.clone().try_acquire_owned();
+            let permit = permit.map_err(|_| {
+                ApiError::new(
                     StatusCode::TOO_MANY_REQUESTS,
                     format!("{} streams are open already", super::STREAMS),
                 )
             })?;
-            streams.store(true, Relaxed);
-            Ok(answer::lines(live::stream(sources.live.subscribe(), filter, place)))
+            is_streaming.store(true, Relaxed);
+            Ok(response::lines(live::stream(sources.live.subscribe(), filter, permit)))
         }
-        To::Gaps => {
-            let gaps = ask(room, move |store| store.gaps(filter.from, filter.until)).await?;
-            Ok(answer::json(&json!({ "gaps": gaps })))
+        Endpoint::Gaps => {
+            let gaps = query_store(state, move |store| store.gaps(filter.from, filter.until)).await?;
+            Ok(response::json(&json!({ "gaps": gaps })))
         }
-        To::Pods => Ok(answer::json(&json!({ "pods": pods(room, &filter).await? }))),
-        To::Status => {
+        Endpoint::Pods => Ok(response::json(&json!({ "pods": pods(state, &filter).await? }))),
+        Endpoint::Status => {
             let summary = match &sources.store {
-                Some(_) => ask(room, Reader::summary).await.ok(),
+                Some(_) => query_store(state, Reader::summary).await.ok(),
                 None => None,
             };
             let status = sources.pods.status();
-            Ok(answer::json(&json!({
+            Ok(response::json(&json!({
                 "version": env!("CARGO_PKG_VERSION"),
                 "store": summary,
                 "store_trouble": sources.store.as_ref().and_then(Reader::trouble),
                 "store_losses": sources.store.as_ref().map(Reader::losses),
-                "ready": ready(room),
+                "ready": readiness(state),
                 "runtime": status.runtime,
                 "containers": status.containers_known,
             })))
         }
-        To::Openapi => Ok(answer::text("application/json", super::OPENAPI.as_bytes().to_vec())),
-        To::Metrics => {
-            let page = sources.pages.page(format).await;
-            Ok(answer::text(format.content_type(), page.as_bytes().to_vec()))
+        Endpoint::Openapi => Ok(response::bytes("application/json", super::OPENAPI.as_bytes().to_vec())),
+        Endpoint::Metrics => {
+            let page = sources.metrics_page.render(format).await;
+            Ok(response::bytes(format.content_type(), page.as_bytes().to_vec()))
         }
-        To::Healthz if sources.health.is_alive() => Ok(answer::json(&json!({ "alive": true }))),
-        To::Healthz => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the event pipeline stands still")),
-        To::Readyz => {
-            let ready = ready(room);
-            let mut answer = answer::json(&ready);
+        Endpoint::Healthz if sources.health.is_alive() => Ok(response::json(&json!({ "alive": true }))),
+        Endpoint::Healthz => {
+            Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the event pipeline has stopped"))
+        }
+        Endpoint::Readyz => {
+            let ready = readiness(state);
+            let mut response = response::json(&ready);
             if !ready.ready {
-                *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
-            Ok(answer)
+            Ok(response)
         }
     }
 }
 
-/// What whoever scrapes can read.
+/// The format that the client accepts.
 fn format(request: &Request<Incoming>) -> Format {
     Format::accepted(request.headers().get(ACCEPT).and_then(|value| value.to_str().ok()))
 }
 
-fn ready(room: &Room) -> super::health::Ready {
-    let status = room.sources.pods.status();
+fn readiness(state: &ApiState) -> super::health::Readiness {
+    let status = state.sources.pods.status();
     // A machine without a runtime has no pods to wait for.
     let cri_error = status.cri_error.filter(|_| status.cri_socket.is_some());
-    room.sources.health.ready(cri_error, room.sources.store.as_ref().and_then(Reader::trouble))
+    state.sources.health.readiness(cri_error, state.sources.store.as_ref().and_then(Reader::trouble))
 }
 
-/// Asks the store where waiting is allowed, a few at a time.
-async fn ask<T: Send + 'static>(
-    room: &Arc<Room>,
-    question: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
-) -> Result<T, Refusal> {
-    let Some(store) = room.sources.store.clone() else {
+/// Runs a query of the store on a thread that may block. At most [`super::STORE_QUERIES`] run at a time.
+async fn query_store<T: Send + 'static>(
+    state: &Arc<ApiState>,
+    run: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let Some(store) = state.sources.store.clone() else {
         let reason = "this agent keeps no history: start it with --state-dir";
-        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason));
     };
-    let busy = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many questions at a time: ask again");
-    let turn = tokio::time::timeout(TURN_WITHIN, room.questions.acquire()).await;
+    let busy = || {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests to the store at a time: try again")
+    };
+    let turn = tokio::time::timeout(TURN_WITHIN, state.store_queries.acquire()).await;
     let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
-    let answered = tokio::task::spawn_blocking(move || question(&store)).await;
-    match answered {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(refused)) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string())),
-        Err(_) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the question could not be worked on")),
+    let result = tokio::task::spawn_blocking(move || run(&store)).await;
+    match result {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(refused)) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string())),
+        Err(_) => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the query of the store panicked")),
     }
 }
 
-async fn pods(room: &Room, filter: &Filter) -> Result<Vec<PodDetails>, Refusal> {
-    let unavailable = |reason: String| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
-    let listed = tokio::time::timeout(PODS_WITHIN, room.sources.pods.list()).await;
+async fn pods(state: &ApiState, filter: &Filter) -> Result<Vec<PodDetails>, ApiError> {
+    let unavailable = |reason: String| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason);
+    let listed = tokio::time::timeout(PODS_WITHIN, state.sources.pods.list()).await;
     let listed = listed
         .map_err(|_| unavailable(format!("no answer from the container runtime in {PODS_WITHIN:?}")))?;
     let mut pods = listed.map_err(|error| unavailable(format!("{error:#}")))?;
@@ -288,58 +316,4 @@ async fn pods(room: &Room, filter: &Filter) -> Result<Vec<PodDetails>, Refusal> 
             && filter.labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
     });
     Ok(pods)
-}
-
-/// The page as JSON. What lies in the store is JSON already: it is put in as it is, with its id before it.
-fn listed(collection: Collection, name: &str, page: &StorePage) -> String {
-    let (mut out, now) = (format!("{{\"{name}\":["), Timestamp::now());
-    for (at, item) in page.items.iter().enumerate() {
-        out += if at == 0 { "" } else { "," };
-        match collection {
-            Collection::Profiles => out += &profile(item).to_string(),
-            Collection::Incidents if incidents::has_ended(item.end, now) => {
-                // A text's own quotes are escaped: this is the key.
-                let closed = item.json().unwrap_or_default().replacen("\"open\":true", "\"open\":false", 1);
-                out += &with_id(item.id, &closed);
-            }
-            _ => out += &with_id(item.id, &item.json().unwrap_or_default()),
-        }
-    }
-    let next = page.next.map(|next| next.to_string());
-    let _ = write!(out, "],\"next\":{},\"unreadable\":{}}}", json!(next), page.unreadable);
-    out
-}
-
-fn profile(item: &StoreItem) -> Value {
-    json!({
-        "id": item.id,
-        "from": item.begin,
-        "until": item.end,
-        "namespace": item.namespace,
-        "pod": item.pod,
-        "container": item.container,
-        "container_id": item.container_id,
-        "bytes": item.body.len(),
-        // Null: of before there were any.
-        "facts": item.facts.as_ref().and_then(|facts| serde_json::from_str::<Value>(facts).ok()),
-    })
-}
-
-/// `{"id":N,` and the rest of an object.
-fn with_id(id: i64, object: &str) -> String {
-    match object.strip_prefix('{') {
-        Some("}") | None => format!("{{\"id\":{id}}}"),
-        Some(rest) => format!("{{\"id\":{id},{rest}"),
-    }
-}
-
-/// An event as a stream has it: with its id, or null, where it was not kept.
-pub fn event_line(stored: &StoredEvent) -> Option<Bytes> {
-    let event = serde_json::to_string(&stored.event).ok()?;
-    let mut line = match stored.id {
-        Some(id) => with_id(id, &event),
-        None => event.replacen('{', "{\"id\":null,", 1),
-    };
-    line.push('\n');
-    Some(line.into())
 }

@@ -1,4 +1,4 @@
-//! `/metrics`: a page for Prometheus, made anew once a second at most, whoever asks how often.
+//! `/metrics`: the page for Prometheus. It is rendered at most once a second, however often clients ask for it.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -10,37 +10,38 @@ use crate::metrics::text::{Format, page};
 use podopsy_model::metric::MetricFamily;
 use podopsy_recorder::Scraper;
 
-/// How old a page may be that is given once more.
-const FRESH: Duration = Duration::from_secs(1);
-/// How long the container runtime may take to name those who are new; then the page goes without what waits for it.
-const WITHIN: Duration = Duration::from_secs(5);
+/// How old a page may be to be served again.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// How long the container runtime may take to name new containers. After that the page is rendered with the sums of the
+/// last scrape.
+const SCRAPE_WITHIN: Duration = Duration::from_secs(5);
 
-/// What is counted, and where the rest is asked for.
+/// The metrics, and the source of the sums that only the recorder has.
 #[derive(Default)]
-pub struct Pages {
+pub struct MetricsPage {
     metrics: Metrics,
     /// None: the probes are not attached yet.
     scraper: OnceLock<Scraper>,
     last: Mutex<Option<(Instant, Format, Arc<str>)>>,
 }
 
-impl Pages {
-    /// Where events are counted.
+impl MetricsPage {
+    /// The metrics that count events.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// The recorder runs.
+    /// Sets the source of the recorder's sums, once the recorder runs.
     pub fn attached(&self, scraper: Scraper) {
         let _ = self.scraper.set(scraper);
     }
 
-    /// The page as it is now, or was a moment ago; who comes meanwhile waits for the same one.
-    pub async fn page(&self, format: Format) -> Arc<str> {
+    /// Returns the current page, or one that is at most [`MAX_AGE`] old. Concurrent callers wait for the same page.
+    pub async fn render(&self, format: Format) -> Arc<str> {
         let mut last = self.last.lock().await;
         if let Some((at, had, text)) = last.as_ref()
             && *had == format
-            && at.elapsed() < FRESH
+            && at.elapsed() < MAX_AGE
         {
             return text.clone();
         }
@@ -49,13 +50,13 @@ impl Pages {
         text
     }
 
-    /// What is known now.
+    /// All families, after a scrape of the recorder.
     pub async fn families(&self) -> Vec<MetricFamily> {
-        // Where it does not come in time, what was taken over before stands: series that come and go look like restarts.
+        // If the scrape takes too long, the sums of the last one stay: series that disappear and return look like restarts.
         if let Some(scraper) = self.scraper.get()
-            && let Ok(scrape) = tokio::time::timeout(WITHIN, scraper.scrape()).await
+            && let Ok(scrape) = tokio::time::timeout(SCRAPE_WITHIN, scraper.scrape()).await
         {
-            self.metrics.take(scrape);
+            self.metrics.apply_scrape(scrape);
         }
         self.metrics.families()
     }

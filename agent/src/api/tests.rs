@@ -1,4 +1,4 @@
-//! The API over real sockets: what it answers, what it refuses, and whom.
+//! The API over real sockets: what it answers, and what it rejects.
 
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -15,36 +15,36 @@ use podopsy_store::{ProfileRecord, Store, StoreLimits, StoreReceiver};
 
 const SOON: Duration = Duration::from_secs(60);
 
-struct Agent {
+struct TestAgent {
     runtime: Runtime,
     dir: TempDir,
     store: Store,
-    told: StoreReceiver,
+    stored_events: StoreReceiver,
     sources: Sources,
-    listening: Option<Listening>,
+    listening: Option<ApiListener>,
 }
 
-impl Agent {
-    fn start() -> Agent {
+impl TestAgent {
+    fn start() -> TestAgent {
         let runtime = Runtime::new().unwrap();
         let _guard = runtime.enter();
         let dir = tempdir().unwrap();
-        let (store, told) = Store::start(dir.path(), "boot", StoreLimits::default()).unwrap();
+        let (store, stored_events) = Store::start(dir.path(), "boot", StoreLimits::default()).unwrap();
         let pods =
             podopsy_pods::PodsOptions { cri_socket: Some("/nonexistent".into()), ..Default::default() };
         let pods = runtime.block_on(Pods::start(pods)).unwrap();
         let (live, _) = broadcast::channel(16);
         let health = Arc::new(Health::default());
-        let pages = Arc::new(super::Pages::default());
-        let sources = Sources { pods, store: Some(store.reader()), live, health, pages };
+        let metrics_page = Arc::new(super::MetricsPage::default());
+        let sources = Sources { pods, store: Some(store.reader()), live, health, metrics_page };
         let listening = Some(listen(&dir.path().join("agent.sock"), sources.clone()).unwrap());
         drop(_guard);
-        Agent { runtime, dir, store, told, sources, listening }
+        TestAgent { runtime, dir, store, stored_events, sources, listening }
     }
 
     fn put(&mut self, event: podopsy_model::Event) -> i64 {
-        self.store.put(event).unwrap_or_else(|_| panic!("the queue has room"));
-        let stored = self.told.recv_blocking().unwrap();
+        self.store.put(event).unwrap_or_else(|_| panic!("the queue is not full"));
+        let stored = self.stored_events.recv_blocking().unwrap();
         let _ = self.sources.live.send(Arc::new(stored.clone()));
         stored.id.unwrap()
     }
@@ -53,11 +53,11 @@ impl Agent {
         self.dir.path().join("agent.sock")
     }
 
-    /// Sends these bytes as they are; the status and what follows the head.
+    /// Sends the bytes as they are. Returns the status and the body.
     fn raw(&self, request: &[u8]) -> (u16, Vec<u8>) {
         let mut stream = StdStream::connect(self.socket()).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        // It may be refused before all of it is sent.
+        // The agent may reject the request before all of it is sent.
         let _ = stream.write_all(request);
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut all = Vec::new();
@@ -88,8 +88,8 @@ fn ids(page: &Value, name: &str) -> Vec<i64> {
 }
 
 #[test]
-fn events_are_found_paged_and_whole() {
-    let mut agent = Agent::start();
+fn events_are_filtered_paged_and_complete() {
+    let mut agent = TestAgent::start();
     let shop = || owner("shop", "orders", &[("app", "orders")]);
     let now = Timestamp::now();
     let stored = [
@@ -123,7 +123,7 @@ fn events_are_found_paged_and_whole() {
     let id = ids(&profiles, "profiles")[0];
     assert_eq!(agent.raw(get(&format!("/api/v1/profiles/{id}")).as_bytes()), (200, bytes));
     assert_eq!(agent.get("/api/v1/profiles/1").0, 404);
-    // Bytes that are no profile are passed over, and of none there is no sum.
+    // Bytes that are no profile are skipped. A merge of no profiles is an error.
     let (status, none) = agent.get("/api/v1/profiles/merged?pod=orders");
     assert!(status == 404 && none.to_string().contains("--profile-hz"), "{none}");
     let mut one = Vec::new();
@@ -143,8 +143,8 @@ fn events_are_found_paged_and_whole() {
 }
 
 #[test]
-fn what_is_wrong_is_refused_with_a_reason() {
-    let mut agent = Agent::start();
+fn a_wrong_request_is_rejected_with_a_reason() {
+    let mut agent = TestAgent::start();
     agent.put(dns(Timestamp::now(), Owner::default(), "x.test"));
     let long = "x".repeat(1025);
     for (path, status, reason) in [
@@ -152,7 +152,7 @@ fn what_is_wrong_is_refused_with_a_reason() {
         ("/api/v1/events?limit=%2B5", 400, "limit=+5: use a number"),
         ("/api/v1/events?limit=1001", 400, "limit=1001: use a number"),
         ("/api/v1/events?from=yesterday", 400, "from=yesterday: use a time"),
-        ("/api/v1/events?from=1m&until=2m", 400, "from lies after until"),
+        ("/api/v1/events?from=1m&until=2m", 400, "from is not before until"),
         ("/api/v1/events?kind=oom", 400, "kind=oom: use one of oom.kill"),
         ("/api/v1/events?cursor=1%20OR%201", 400, "cursor=1 OR 1: use the `next`"),
         ("/api/v1/events?label=app", 400, "label=app: use key=value"),
@@ -170,11 +170,11 @@ fn what_is_wrong_is_refused_with_a_reason() {
         ("/", 404, "/api/v1/events"),
     ] {
         let (got, body) = agent.get(path);
-        let said = body["error"]["reason"].as_str().unwrap_or_default();
-        assert_eq!((got, &body["error"]["status"]), (status, &Value::from(status)), "{path}: {said}");
-        assert!(said.contains(reason) && !said.contains('\u{1b}'), "{path}: {said}");
+        let reason_sent = body["error"]["reason"].as_str().unwrap_or_default();
+        assert_eq!((got, &body["error"]["status"]), (status, &Value::from(status)), "{path}: {reason_sent}");
+        assert!(reason_sent.contains(reason) && !reason_sent.contains('\u{1b}'), "{path}: {reason_sent}");
     }
-    // Neither is a reason to fall over.
+    // Hostile input is handled like any other.
     assert!(agent.get("/api/v1/events?pod=%27%3B%20DROP%20TABLE%20record%3B--").0 == 200);
     let (status, body) = agent
         .raw(b"POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -189,14 +189,14 @@ fn what_is_wrong_is_refused_with_a_reason() {
 }
 
 #[test]
-fn events_come_live_to_whom_they_concern() {
-    let mut agent = Agent::start();
+fn a_live_stream_has_only_the_events_that_match() {
+    let mut agent = TestAgent::start();
     let mut stream = StdStream::connect(agent.socket()).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(get("/api/v1/events/live?namespace=shop").as_bytes()).unwrap();
     let mut seen = Vec::new();
-    let mut until = |word: &str| {
-        while !String::from_utf8_lossy(&seen).contains(word) {
+    let mut until = |text: &str| {
+        while !String::from_utf8_lossy(&seen).contains(text) {
             let mut buffer = [0; 4096];
             let count = stream.read(&mut buffer).unwrap();
             assert!(count > 0, "it ended: {}", String::from_utf8_lossy(&seen));
@@ -204,7 +204,7 @@ fn events_come_live_to_whom_they_concern() {
         }
         String::from_utf8_lossy(&seen).into_owned()
     };
-    // The first line: it listens.
+    // The first, empty line: the stream has begun.
     until("\r\n\r\n1\r\n\n");
     agent.put(dns(Timestamp::now(), owner("other", "web", &[]), "not-this.test"));
     let id = agent.put(dns(Timestamp::now(), owner("shop", "orders", &[]), "this.test"));
@@ -213,17 +213,17 @@ fn events_come_live_to_whom_they_concern() {
 }
 
 #[test]
-fn connections_that_say_nothing_do_not_keep_others_out_for_good() {
-    let agent = Agent::start();
+fn silent_connections_do_not_keep_others_out_permanently() {
+    let agent = TestAgent::start();
     let silent: Vec<_> = (0..CONNECTIONS + 10).map(|_| StdStream::connect(agent.socket()).unwrap()).collect();
-    // They lose their places when the time for a head is over.
+    // They are closed when the time for a request's head is over.
     assert_eq!(agent.get("/healthz").0, 200);
     drop(silent);
 }
 
 #[test]
-fn tcp_says_whether_all_is_well_and_nothing_else() {
-    let agent = Agent::start();
+fn tcp_serves_health_but_no_events() {
+    let agent = TestAgent::start();
     let health = agent.sources.health.clone();
     let any = "127.0.0.1:0".parse().unwrap();
     let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
@@ -238,11 +238,11 @@ fn tcp_says_whether_all_is_well_and_nothing_else() {
     assert_eq!(ask("/healthz").0, 200);
     let (status, body) = ask("/readyz");
     assert!(status == 503 && body.contains("probes are not attached yet"), "{body}");
-    health.attached(vec!["nobody sees DNS".into()]);
+    health.attached(vec!["DNS is not visible".into()]);
     let ready: Value = serde_json::from_str(&ask("/readyz").1).unwrap();
     let waiting = ready["waiting_for"].to_string();
     assert!(waiting.contains("/nonexistent") || waiting.contains("container runtime"), "{ready}");
-    assert_eq!(ready["degraded"][0], "nobody sees DNS");
+    assert_eq!(ready["degraded"][0], "DNS is not visible");
     for route in ROUTES.iter().filter(|route| route.path.starts_with("/api")) {
         assert_eq!(ask(route.path).0, 404, "{}", route.path);
     }
@@ -250,10 +250,10 @@ fn tcp_says_whether_all_is_well_and_nothing_else() {
 }
 
 #[test]
-fn metrics_come_in_the_format_that_is_accepted_and_count_what_was_told() {
-    let agent = Agent::start();
+fn metrics_come_in_the_accepted_format_and_count_observed_events() {
+    let agent = TestAgent::start();
     let kill = kill(Timestamp::now(), owner("shop", "orders", &[]), "b-1", 9, false);
-    agent.sources.pages.metrics().observe(&kill);
+    agent.sources.metrics_page.metrics().observe(&kill);
     let any = "127.0.0.1:0".parse().unwrap();
     let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
     let ask = |accept: &str| {
@@ -282,8 +282,8 @@ fn metrics_come_in_the_format_that_is_accepted_and_count_what_was_told() {
 }
 
 #[test]
-fn a_socket_that_was_left_is_taken_over_and_one_in_use_is_not() {
-    let mut agent = Agent::start();
+fn a_socket_left_by_a_dead_agent_is_replaced_and_one_in_use_is_not() {
+    let mut agent = TestAgent::start();
     let path = agent.socket();
     let _guard = agent.runtime.enter();
     let error = listen(&path, agent.sources.clone()).err().unwrap().to_string();
@@ -299,12 +299,12 @@ fn a_socket_that_was_left_is_taken_over_and_one_in_use_is_not() {
     agent.listening = None;
     std::fs::write(&path, "precious").unwrap();
     let error = listen(&path, agent.sources.clone()).err().unwrap().to_string();
-    assert!(error.contains("no socket"), "{error}");
+    assert!(error.contains("is no socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
 #[test]
-fn the_description_is_that_of_the_routes() {
+fn the_openapi_description_matches_the_routes() {
     let openapi: Value = serde_json::from_str(OPENAPI).unwrap();
     let paths = openapi["paths"].as_object().unwrap();
     let described: Vec<&str> = paths.keys().map(String::as_str).collect();
@@ -316,16 +316,18 @@ fn the_description_is_that_of_the_routes() {
     for route in ROUTES {
         let get = &paths[route.path]["get"];
         let parameters = get["parameters"].as_array().unwrap().iter();
-        let mut described: Vec<&str> =
-            parameters.filter(|one| one["in"] == "query").map(|one| one["name"].as_str().unwrap()).collect();
-        let mut takes: Vec<&str> = route.takes.iter().map(|one| one.as_str()).collect();
+        let mut described: Vec<&str> = parameters
+            .filter(|parameter| parameter["in"] == "query")
+            .map(|parameter| parameter["name"].as_str().unwrap())
+            .collect();
+        let mut accepted: Vec<&str> = route.parameters.iter().map(|parameter| parameter.as_str()).collect();
         described.sort_unstable();
-        takes.sort_unstable();
-        assert_eq!(described, takes, "{}", route.path);
+        accepted.sort_unstable();
+        assert_eq!(described, accepted, "{}", route.path);
         assert!(get["responses"]["200"].is_object() && get["responses"]["400"].is_object());
     }
-    // And what is answered has the fields that are promised.
-    let mut agent = Agent::start();
+    // Each response has the fields that the description requires.
+    let mut agent = TestAgent::start();
     agent.put(dns(Timestamp::now(), owner("shop", "orders", &[]), "x.test"));
     for route in ROUTES.iter().filter(|route| {
         !route.path.contains('{') && !route.path.ends_with("/live") && route.path != "/metrics"
@@ -334,7 +336,7 @@ fn the_description_is_that_of_the_routes() {
         let (status, body) = agent.get(route.path);
         let required = schema["required"].as_array().cloned().unwrap_or_default();
         let promised = required.iter().all(|field| body.get(field.as_str().unwrap()).is_some());
-        // There is no runtime here, and no pod either.
+        // The test has no container runtime: `/pods` and `/readyz` return 503.
         assert!(status == 503 || promised, "{}: {body}", route.path);
     }
     let event = agent.get("/api/v1/events").1["events"][0].clone();

@@ -1,4 +1,4 @@
-//! The file: TOML, one level, each value with its line.
+//! Reads the configuration file: TOML with one level. Each value keeps its line for error messages.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -8,22 +8,22 @@ use std::path::Path;
 use toml::Spanned;
 use toml::Value;
 
-/// A file that is longer is no configuration.
-const MOST: u64 = 1 << 20;
+/// The size limit of the file, in bytes.
+const BYTES_MAX: u64 = 1 << 20;
 
-/// A line of the file.
+/// A setting in the file.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct FileEntry {
     pub name: String,
     pub values: Vec<String>,
     /// From 1.
     pub line: usize,
 }
 
-/// None: there is no such file. An error names the file, the line and what is wrong.
-pub fn read(path: &Path) -> Result<Option<Vec<Entry>>, String> {
+/// Reads the file. None: there is no such file. An error has the path, the line and the reason.
+pub fn read(path: &Path) -> Result<Option<Vec<FileEntry>>, String> {
     let shown = path.display();
-    // Not to wait for the writer of a pipe.
+    // O_NONBLOCK: opening a named pipe must not wait for a writer.
     let opened = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path);
     let file = match opened {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -33,14 +33,14 @@ pub fn read(path: &Path) -> Result<Option<Vec<Entry>>, String> {
         return Err(format!("{shown}: it is no regular file"));
     }
     let mut text = String::new();
-    file.take(MOST + 1).read_to_string(&mut text).map_err(|error| format!("{shown}: {error}"))?;
-    if text.len() as u64 > MOST {
-        return Err(format!("{shown}: it is longer than {MOST} bytes"));
+    file.take(BYTES_MAX + 1).read_to_string(&mut text).map_err(|error| format!("{shown}: {error}"))?;
+    if text.len() as u64 > BYTES_MAX {
+        return Err(format!("{shown}: it is longer than {BYTES_MAX} bytes"));
     }
     parse(&text).map(Some).map_err(|(line, why)| format!("{shown}:{line}: {why}"))
 }
 
-pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, String)> {
+pub fn parse(text: &str) -> Result<Vec<FileEntry>, (usize, String)> {
     let line_at = |at: usize| text.as_bytes().iter().take(at).filter(|&&byte| byte == b'\n').count() + 1;
     type Table = std::collections::BTreeMap<Spanned<String>, Spanned<Value>>;
     let table: Table = toml::from_str(text).map_err(|error| {
@@ -56,8 +56,8 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, (usize, String)> {
             one => scalar(&one).map(|one| vec![one]),
         };
         let shown = podopsy_model::text::escape(&name);
-        let why = format!("{shown} takes a text, a number, true or false, or a list of them");
-        out.push(Entry { name, values: values.ok_or((line, why))?, line });
+        let why = format!("{shown} must be a string, a number, true or false, or a list of them");
+        out.push(FileEntry { name, values: values.ok_or((line, why))?, line });
     }
     out.sort_by_key(|entry| entry.line);
     Ok(out)

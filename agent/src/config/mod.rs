@@ -1,7 +1,8 @@
 //! One list of settings, four places to set them: flag, environment (`PODOPSY_*`), file, default; in that order.
 //!
 //! The list is the command line's: each flag `--dns-timeout` is also `PODOPSY_DNS_TIMEOUT` and, in the file,
-//! `dns-timeout`. What the file says is read by the flag's own parser. Must not know: what any of them means.
+//! `dns-timeout`. The flag's own parser reads the values of the file. This module must not depend on the meaning of any
+//! setting.
 
 mod file;
 #[cfg(test)]
@@ -15,48 +16,48 @@ use clap::builder::BoolishValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use file::Entry;
+use file::FileEntry;
 
-/// Read if it is there and nothing else is named.
+/// The file that is read if it exists and `--config` names no other.
 pub const FILE: &str = "/etc/podopsy/agent.toml";
-/// Not settings, but about them.
-const ABOUT: [&str; 4] = ["config", "print_config", "help", "version"];
+/// Flags that are not settings.
+const NOT_SETTINGS: [&str; 4] = ["config", "print_config", "help", "version"];
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Flag,
     Environment(String),
-    /// And the line, from 1.
+    /// The path and the line, from 1.
     File(PathBuf, usize),
     Default,
 }
 
-/// A setting as it stands.
+/// A setting with its current values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// As in the file.
+    /// The name in the file.
     pub name: String,
-    /// None: it is not set.
+    /// Empty: it is not set.
     pub values: Vec<String>,
-    /// It takes any number of values.
+    /// Whether it accepts any number of values.
     pub list: bool,
-    /// It may hold a password: it is used, and never shown.
+    /// Whether it may contain a password. Such a value is never shown.
     pub secret: bool,
     pub origin: Origin,
 }
 
-/// All settings, and the arguments that they make.
+/// All settings, and the arguments parsed from them.
 #[derive(Debug)]
-pub struct Loaded<A> {
+pub struct LoadedConfig<A> {
     pub args: A,
     pub settings: Vec<Setting>,
 }
 
-/// Why there is no configuration.
+/// Why the configuration could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The command line's own, or a request for help.
+pub enum ConfigError {
+    /// An error in the command line, or a request for help.
     #[error("{0}")]
     Usage(#[from] clap::Error),
     #[error("{0}")]
@@ -64,23 +65,23 @@ pub enum Error {
 }
 
 /// Reads the command line (`argv[0]` first), the environment and the file.
-pub fn load<A: CommandFactory + FromArgMatches>(argv: &[OsString]) -> Result<Loaded<A>, Error> {
-    let command = everywhere(A::command());
+pub fn load<A: CommandFactory + FromArgMatches>(argv: &[OsString]) -> Result<LoadedConfig<A>, ConfigError> {
+    let command = with_environment(A::command());
     let matches = command.clone().try_get_matches_from(argv)?;
     let (mut argv, mut from_file) = (argv.to_vec(), Vec::new());
     if let Some((path, entries)) = read_file(&matches)? {
         for entry in entries {
-            let arg = known(&command, &path, &entry)?;
+            let arg = find_setting(&command, &path, &entry)?;
             if !matches!(matches.value_source(arg.get_id().as_str()), None | Some(ValueSource::DefaultValue))
             {
                 continue;
             }
             let flags: Vec<OsString> =
                 entry.values.iter().map(|value| format!("--{}={value}", entry.name).into()).collect();
-            // Alone first: an error is this line's.
+            // Parse this line without the other lines first, so that an error belongs to it.
             let alone = command.clone().ignore_errors(false).try_get_matches_from(argv.iter().chain(&flags));
             if let Err(error) = alone {
-                return Err(Error::File(said_of(&path, &entry, &error)));
+                return Err(ConfigError::File(line_error(&path, &entry, &error)));
             }
             argv.extend(flags);
             from_file.push((arg.get_id().to_string(), path.clone(), entry.line));
@@ -90,11 +91,12 @@ pub fn load<A: CommandFactory + FromArgMatches>(argv: &[OsString]) -> Result<Loa
     let args = A::from_arg_matches(&matches)?;
     let settings = command.get_arguments().filter(|arg| is_setting(arg));
     let settings = settings.map(|arg| setting(arg, &matches, &from_file)).collect();
-    Ok(Loaded { args, settings })
+    Ok(LoadedConfig { args, settings })
 }
 
-/// Gives each flag its variable, and those that are on or off a value: what a file turns on, a flag can turn off.
-fn everywhere(command: Command) -> Command {
+/// Gives each flag its environment variable. A boolean flag accepts a value, so that a flag can turn off what the file
+/// turns on.
+fn with_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(name) =
             arg.get_long().map(str::to_owned).filter(|_| is_setting(&arg) || arg.get_id() == "config")
@@ -103,7 +105,7 @@ fn everywhere(command: Command) -> Command {
         };
         let arg = match arg.get_env() {
             Some(_) => arg,
-            // Once for each flag of the program: there is no other owner for it.
+            // Leaked once for each flag: clap needs a static string.
             None => arg.env(&*format!("PODOPSY_{}", name.to_uppercase().replace('-', "_")).leak()),
         };
         match arg.get_action() {
@@ -124,21 +126,21 @@ fn everywhere(command: Command) -> Command {
 }
 
 fn is_setting(arg: &Arg) -> bool {
-    arg.get_long().is_some() && !ABOUT.contains(&arg.get_id().as_str())
+    arg.get_long().is_some() && !NOT_SETTINGS.contains(&arg.get_id().as_str())
 }
 
-fn read_file(matches: &ArgMatches) -> Result<Option<(PathBuf, Vec<Entry>)>, Error> {
+fn read_file(matches: &ArgMatches) -> Result<Option<(PathBuf, Vec<FileEntry>)>, ConfigError> {
     let named = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
     let path = named.clone().unwrap_or_else(|| FILE.into());
     match file::read(&path) {
         Ok(None) if named.is_none() => Ok(None),
-        Ok(None) => Err(Error::File(format!("there is no {} (--config)", path.display()))),
+        Ok(None) => Err(ConfigError::File(format!("there is no {} (--config)", path.display()))),
         Ok(Some(entries)) => Ok(Some((path, entries))),
-        Err(error) => Err(Error::File(error)),
+        Err(error) => Err(ConfigError::File(error)),
     }
 }
 
-fn known<'a>(command: &'a Command, path: &Path, entry: &Entry) -> Result<&'a Arg, Error> {
+fn find_setting<'a>(command: &'a Command, path: &Path, entry: &FileEntry) -> Result<&'a Arg, ConfigError> {
     let mut settings = command.get_arguments().filter(|arg| is_setting(arg));
     settings.find(|arg| arg.get_long() == Some(&entry.name)).ok_or_else(|| {
         let dashed = entry.name.replace('_', "-").to_ascii_lowercase();
@@ -152,22 +154,22 @@ fn known<'a>(command: &'a Command, path: &Path, entry: &Entry) -> Result<&'a Arg
             None => String::new(),
         };
         let key = podopsy_model::text::escape(&entry.name);
-        let place = place(path, entry.line);
-        Error::File(format!(
-            "{place}: there is no setting {key}; {hint}podopsy-agent --print-config lists them"
+        let position = position(path, entry.line);
+        ConfigError::File(format!(
+            "{position}: there is no setting {key}; {hint}podopsy-agent --print-config lists them"
         ))
     })
 }
 
-fn place(path: &Path, line: usize) -> String {
+fn position(path: &Path, line: usize) -> String {
     format!("{}:{line}", path.display())
 }
 
-/// clap's words without its usage lines.
-fn said_of(path: &Path, entry: &Entry, error: &clap::Error) -> String {
-    let said = error.to_string();
-    let first = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    format!("{}: {}: {first}", place(path, entry.line), entry.name)
+/// clap's message without its usage lines.
+fn line_error(path: &Path, entry: &FileEntry, error: &clap::Error) -> String {
+    let message = error.to_string();
+    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    format!("{}: {}: {first}", position(path, entry.line), entry.name)
 }
 
 fn setting(arg: &Arg, matches: &ArgMatches, from_file: &[(String, PathBuf, usize)]) -> Setting {
@@ -184,19 +186,19 @@ fn setting(arg: &Arg, matches: &ArgMatches, from_file: &[(String, PathBuf, usize
     };
     let name = arg.get_long().unwrap_or_default().to_owned();
     let list = matches!(arg.get_action(), ArgAction::Append);
-    // clap does not show it in --help for the same reason.
+    // The same flag of clap hides the value in --help.
     let secret = arg.is_hide_env_values_set();
     Setting { name, values: values.collect(), list, secret, origin }
 }
 
-/// As a file that says the same, with where each value comes from.
+/// Renders the settings as a configuration file, with the source of each value as a comment.
 pub fn print(settings: &[Setting]) -> String {
     let mut out = String::new();
     for Setting { name, values, list, secret, origin } in settings {
         let from = match origin {
             Origin::Flag => "a flag".to_owned(),
             Origin::Environment(variable) => variable.clone(),
-            Origin::File(path, line) => place(path, *line),
+            Origin::File(path, line) => position(path, *line),
             Origin::Default => "default".to_owned(),
         };
         let quoted: Vec<String> = values.iter().map(|value| quote(value)).collect();
@@ -211,7 +213,7 @@ pub fn print(settings: &[Setting]) -> String {
     out
 }
 
-/// Numbers and booleans as they are; a JSON string is a TOML string.
+/// Leaves numbers and booleans as they are. Anything else becomes a JSON string, which is also a TOML string.
 fn quote(value: &str) -> String {
     let number = !value.is_empty() && value.len() < 16 && value.bytes().all(|byte| byte.is_ascii_digit());
     if value == "true" || value == "false" || (number && (value == "0" || !value.starts_with('0'))) {
@@ -220,7 +222,7 @@ fn quote(value: &str) -> String {
     serde_json::Value::from(value).to_string()
 }
 
-/// Settings that differ, by name: what a reload has to do.
+/// The settings of `after` whose values differ from `before`.
 pub fn changed<'a>(before: &[Setting], after: &'a [Setting]) -> Vec<&'a Setting> {
     let same = |one: &&Setting| before.iter().any(|old| old.name == one.name && old.values == one.values);
     after.iter().filter(|one| !same(one)).collect()

@@ -1,4 +1,4 @@
-//! Precedence, origins, and what is said of a file that is wrong. The environment: `agent/tests/service.rs`.
+//! Precedence, origins, and the errors for a wrong file. `agent/tests/service.rs` tests the environment.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use tempfile::tempdir;
 use super::*;
 
 #[derive(Debug, Parser)]
-struct Args {
+struct TestArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[arg(long, default_value = "5s", value_parser = podopsy_model::duration::parse_dns_timeout)]
@@ -23,7 +23,7 @@ struct Args {
     token: Vec<String>,
 }
 
-fn loaded(file: &str, flags: &[&str]) -> Result<Loaded<Args>, String> {
+fn loaded(file: &str, flags: &[&str]) -> Result<LoadedConfig<TestArgs>, String> {
     let dir = tempdir().unwrap();
     let path = dir.path().join("a.toml");
     fs::write(&path, file).unwrap();
@@ -34,8 +34,8 @@ fn loaded(file: &str, flags: &[&str]) -> Result<Loaded<Args>, String> {
     })
 }
 
-fn origin(loaded: &Loaded<Args>, name: &str) -> Origin {
-    loaded.settings.iter().find(|one| one.name == name).unwrap().origin.clone()
+fn origin(loaded: &LoadedConfig<TestArgs>, name: &str) -> Origin {
+    loaded.settings.iter().find(|setting| setting.name == name).unwrap().origin.clone()
 }
 
 #[test]
@@ -56,15 +56,15 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
-fn what_is_wrong_with_the_file_is_said_with_its_line() {
-    for (file, said) in [
+fn an_error_in_the_file_names_its_line() {
+    for (file, expected) in [
         (
             "\ndns_timeout = \"3s\"",
             "a.toml:2: there is no setting dns_timeout; is dns-timeout meant? podopsy-agent",
         ),
         ("zzz = 1", "a.toml:1: there is no setting zzz; podopsy-agent --print-config"),
         ("config = \"b.toml\"", "a.toml:1: there is no setting config"),
-        ("[dns]\ntimeout = \"3s\"", "a.toml:1: dns takes a text"),
+        ("[dns]\ntimeout = \"3s\"", "a.toml:1: dns must be a string"),
         ("node = \"a\"\ndns-timeout = \"3\"", "a.toml:2: dns-timeout: invalid value '3'"),
         ("dns-timeout = [\"3s\", \"4s\"]", "a.toml:1: dns-timeout:"),
         ("dns-answers = \"maybe\"", "a.toml:1: dns-answers: invalid value 'maybe'"),
@@ -74,12 +74,13 @@ fn what_is_wrong_with_the_file_is_said_with_its_line() {
         ("\"\\u001b[2J\" = 1", "a.toml:1: there is no setting \\x1b[2J;"),
     ] {
         let error = loaded(file, &[]).unwrap_err();
-        assert!(error.starts_with(said), "{file:?}: {error}");
+        assert!(error.starts_with(expected), "{file:?}: {error}");
         assert!(!error.contains('\u{1b}'), "{error:?}");
     }
-    let missing = load::<Args>(&["a".into(), "--config=/nonexistent.toml".into()]).unwrap_err().to_string();
+    let missing =
+        load::<TestArgs>(&["a".into(), "--config=/nonexistent.toml".into()]).unwrap_err().to_string();
     assert_eq!(missing, "there is no /nonexistent.toml (--config)");
-    let no_file = load::<Args>(&["a".into(), "--config=/dev/zero".into()]).unwrap_err().to_string();
+    let no_file = load::<TestArgs>(&["a".into(), "--config=/dev/zero".into()]).unwrap_err().to_string();
     assert_eq!(no_file, "/dev/zero: it is no regular file");
 }
 
@@ -93,13 +94,13 @@ fn a_secret_is_used_and_not_printed() {
         "{printed}"
     );
     assert!(!printed.contains("hunter2"), "{printed}");
-    // A reload sees that it is another one, all the same.
+    // A reload still detects a changed secret.
     let other = loaded("token = [\"hunter3\"]", &[]).unwrap();
     assert_eq!(changed(&it.settings, &other.settings).len(), 1);
 }
 
 #[test]
-fn what_is_printed_can_be_read_again_and_says_the_same() {
+fn the_printed_configuration_loads_to_the_same_settings() {
     let it = loaded("dns-port = [53, 5353]\nnode = \"a \\\"b\\\" \\\\ 007\"", &["--dns-answers"]).unwrap();
     let printed = print(&it.settings);
     assert!(printed.contains("dns-timeout = \"5s\" # default\n"), "{printed}");
@@ -108,6 +109,7 @@ fn what_is_printed_can_be_read_again_and_says_the_same() {
     assert!(changed(&it.settings, &again.settings).is_empty(), "{printed}");
     assert_eq!((again.args.node, again.args.dns_ports), (it.args.node, it.args.dns_ports));
     let other = loaded("node = \"c\"", &[]).unwrap();
-    let names: Vec<_> = changed(&it.settings, &other.settings).iter().map(|one| one.name.clone()).collect();
+    let names: Vec<_> =
+        changed(&it.settings, &other.settings).iter().map(|setting| setting.name.clone()).collect();
     assert_eq!(names, ["dns-answers", "dns-port", "node"]);
 }

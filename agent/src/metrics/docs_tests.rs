@@ -1,4 +1,4 @@
-//! Every metric family must be in the documentation.
+//! Compares the metric families with `docs/metrics.md`.
 
 use super::Metrics;
 
@@ -7,7 +7,7 @@ fn every_family_is_documented() {
     let docs = include_str!("../../../docs/metrics.md");
     let state_dir = tempfile::tempdir().unwrap();
     let metrics = Metrics::default();
-    metrics.keeps_in(state_dir.path());
+    metrics.set_state_dir(state_dir.path());
     let families = metrics.families();
     assert!(families.len() > 25, "only {} families", families.len());
     let missing: Vec<&str> = families

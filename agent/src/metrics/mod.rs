@@ -1,8 +1,8 @@
-//! Metrics: what was counted of each container, the recorder's losses, and what the agent costs.
+//! Metrics: the counts of each container, the recorder's losses, and the agent's own cost.
 //!
-//! Events flow in ([`Metrics::observe`]); a scrape takes what is only known as sums ([`Scrape`]) and writes a page.
-//! Must not know: HTTP, aya, the runtime. Label values are names of containers and our own words, never names that were
-//! looked up, pids or paths: there are as many series as there are containers, up to a bound.
+//! [`Metrics::observe`] counts events. A scrape adds the recorder's sums ([`Scrape`]) before the page is rendered.
+//! This module must not depend on HTTP, aya or the container runtime. Label values are container names and podopsy's own
+//! terms, never DNS names, pids or paths: the number of series is that of the containers, up to a bound.
 
 mod own;
 mod series;
@@ -16,10 +16,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
-use self::series::{Book, Key};
+use self::series::{SeriesKey, SeriesTable};
 use podopsy_model::dns::{Latencies, upper_bound};
 use podopsy_model::event::{Detail, Losses};
 use podopsy_model::incident::{Level, Verdict};
@@ -31,26 +31,27 @@ use podopsy_model::sigkill::Sender;
 use podopsy_model::{Event, EventKind, Outcome};
 use podopsy_recorder::Scrape;
 use podopsy_recorder::shed::ShedCount;
+use podopsy_system::sync::lock;
 
-/// Families that another room counts.
-type Others = Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>;
+/// Returns the families that another module counts.
+type FamilySource = Box<dyn Fn() -> Vec<MetricFamily> + Send + Sync>;
 
-/// What is counted from events, over the agent's life.
+/// The counts since the agent's start.
 #[derive(Default)]
 pub struct Metrics {
-    book: Mutex<Book>,
+    table: Mutex<SeriesTable>,
     events: Mutex<BTreeMap<EventKind, u64>>,
     losses: Mutex<Losses>,
     own_kills: AtomicU64,
-    others: OnceLock<Others>,
+    other_families: OnceLock<FamilySource>,
     shed: Mutex<Vec<ShedCount>>,
     state_dir: OnceLock<PathBuf>,
     degraded: OnceLock<Box<dyn Fn() -> usize + Send + Sync>>,
-    lost_beside: OnceLock<Box<dyn Fn() -> Losses + Send + Sync>>,
+    other_losses: OnceLock<Box<dyn Fn() -> Losses + Send + Sync>>,
     probes: Mutex<BTreeMap<&'static str, bool>>,
 }
 
-/// Outcomes that are there from the start, at 0: an alert on the first timeout needs them.
+/// Outcomes that have a series from the start, at 0: an alert on the first timeout needs it.
 const OUTCOMES: [Outcome; 11] = [
     Outcome::Noerror,
     Outcome::Nxdomain,
@@ -65,20 +66,21 @@ const OUTCOMES: [Outcome; 11] = [
     Outcome::Other,
 ];
 
-/// The same, of what is rare in its other forms: those come with the first of them, and a page stays a page.
+/// The same for results, levels and senders. The rare ones get a series with their first count, so that the page stays
+/// small.
 const RESULTS: [LookupResult; 3] = [LookupResult::Nxdomain, LookupResult::Servfail, LookupResult::Timeout];
 const LEVELS: [Level; 3] = [Level::Container, Level::Pod, Level::Node];
 const SENDERS: [Sender; 2] = [Sender::Runtime, Sender::Kubelet];
 
 impl Metrics {
-    /// Counts an event; each must be shown once.
+    /// Counts an event. Each event must be passed once.
     pub fn observe(&self, event: &Event) {
         *lock(&self.events).entry(event.kind).or_default() += 1;
-        let (mut book, now) = (lock(&self.book), Instant::now());
-        let key = Key::new(event.pod.as_ref(), event.container.as_ref());
+        let (mut table, now) = (lock(&self.table), Instant::now());
+        let key = SeriesKey::new(event.pod.as_ref(), event.container.as_ref());
         match (event.kind, &event.detail) {
             (EventKind::OomKill, Detail::Oom(kill)) if !kill.already_dying => {
-                let series = book.series(key, now);
+                let series = table.series(key, now);
                 series.oom_kills += 1;
                 let exemplar = |id: &String| Exemplar {
                     labels: vec![("incident_id", id.clone())],
@@ -89,15 +91,15 @@ impl Metrics {
             }
             (EventKind::OomIncident, _) => {
                 let Some(incident) = &event.incident else { return };
-                let series = book.series(key, now);
+                let series = table.series(key, now);
                 *series.incidents.entry(incident.limit.of).or_default() += 1;
                 series.silent += u64::from(incident.verdicts.contains(&Verdict::SilentChildKill));
             }
             (EventKind::Sigkill, Detail::Sigkill(sigkill)) => {
-                *book.series(key, now).sigkills.entry(sigkill.by).or_default() += 1;
+                *table.series(key, now).sigkills.entry(sigkill.by).or_default() += 1;
             }
             (EventKind::DnsLookup, Detail::Lookup(lookup)) => {
-                let series = book.series(key, now);
+                let series = table.series(key, now);
                 series.search_path_misses += u64::from(lookup.search_path_misses.queries);
                 if lookup.result.is_failure() {
                     *series.lookups_failed.entry(lookup.result).or_default() += 1;
@@ -108,62 +110,62 @@ impl Metrics {
         }
     }
 
-    /// Asked for each page; told once.
-    pub fn also(&self, others: impl Fn() -> Vec<MetricFamily> + Send + Sync + 'static) {
-        let _ = self.others.set(Box::new(others));
+    /// Sets the source of other modules' families. It is read for each page; only the first call counts.
+    pub fn set_family_source(&self, source: impl Fn() -> Vec<MetricFamily> + Send + Sync + 'static) {
+        let _ = self.other_families.set(Box::new(source));
     }
 
-    /// How many things this kernel or this machine does not allow: asked for each page, since some are known late; told
-    /// once.
-    pub fn degraded(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
+    /// Sets the count of degraded features. It is read for each page, because some are detected late; only the first call
+    /// counts.
+    pub fn set_degraded_count(&self, count: impl Fn() -> usize + Send + Sync + 'static) {
         let _ = self.degraded.set(Box::new(count));
     }
 
-    /// What is lost beside the recorder, by counter name: asked for each page; told once.
-    pub fn lost_beside(&self, losses: impl Fn() -> Losses + Send + Sync + 'static) {
-        let _ = self.lost_beside.set(Box::new(losses));
+    /// Sets the source of losses outside the recorder, by counter name. It is read for each page; only the first call counts.
+    pub fn set_loss_source(&self, losses: impl Fn() -> Losses + Send + Sync + 'static) {
+        let _ = self.other_losses.set(Box::new(losses));
     }
 
-    /// Where the agent keeps what it keeps.
-    pub fn keeps_in(&self, state_dir: &Path) {
+    /// Sets the state folder, whose size is a metric.
+    pub fn set_state_dir(&self, state_dir: &Path) {
         let _ = self.state_dir.set(state_dir.to_owned());
     }
 
-    /// Takes over what others know now.
-    pub fn take(&self, scrape: Scrape) {
+    /// Replaces the sums by those of a scrape.
+    pub fn apply_scrape(&self, scrape: Scrape) {
         let now = Instant::now();
-        let mut book = lock(&self.book);
-        book.alive(&scrape.alive, now);
-        book.dns(&scrape.dns, now);
-        book.clear_growth();
+        let mut table = lock(&self.table);
+        table.set_alive(&scrape.alive, now);
+        table.add_dns(&scrape.dns, now);
+        table.clear_growth();
         for (owner, growth) in &scrape.growth {
-            let key = Key::new(owner.pod.as_ref(), owner.container.as_ref());
-            book.series(key, now).growth = Some(*growth);
+            let key = SeriesKey::new(owner.pod.as_ref(), owner.container.as_ref());
+            table.series(key, now).growth = Some(*growth);
         }
         *lock(&self.losses) = scrape.losses;
         *lock(&self.shed) = scrape.shed;
         self.own_kills.store(scrape.own_kills, Relaxed);
     }
 
-    /// Says of a probe that was wanted whether it is attached.
-    pub fn probe(&self, name: &'static str, attached: bool) {
+    /// Sets whether a requested probe is attached.
+    pub fn set_probe_attached(&self, name: &'static str, attached: bool) {
         lock(&self.probes).insert(name, attached);
     }
 
-    /// All that is known, with the sums as they were last taken over.
+    /// All families, with the sums of the last scrape.
     pub fn families(&self) -> Vec<MetricFamily> {
-        let book = lock(&self.book);
-        let mut families = of_kills(&book);
-        families.extend(of_dns(&book));
-        families.extend(of_growth(&book));
-        families.extend(self.of_agent(book.refused));
-        drop(book);
-        families.extend(self.others.get().into_iter().flat_map(|others| others()));
+        let table = lock(&self.table);
+        let mut families = kill_families(&table);
+        families.extend(dns_families(&table));
+        families.extend(growth_families(&table));
+        families.extend(self.agent_families(table.refused));
+        drop(table);
+        families.extend(self.other_families.get().into_iter().flat_map(|source| source()));
         families.extend(own::families(self.state_dir.get().map(PathBuf::as_path)));
         families
     }
 
-    fn of_agent(&self, refused: u64) -> Vec<MetricFamily> {
+    fn agent_families(&self, refused: u64) -> Vec<MetricFamily> {
         let mut events = MetricFamily::counter("podopsy_events", "Events written, by kind.");
         let counted = lock(&self.events).clone();
         for kind in [
@@ -177,12 +179,14 @@ impl Metrics {
             let count = counted.get(&kind).copied().unwrap_or(0);
             events.count(vec![("kind", kind.as_str().to_owned())], count);
         }
-        let mut losses =
-            MetricFamily::counter("podopsy_losses", "What was lost, by the counter that is in events, too.");
+        let mut losses = MetricFamily::counter(
+            "podopsy_losses",
+            "Dropped records, by the loss counter that events carry.",
+        );
         for (name, count) in lock(&self.losses).iter() {
             losses.count(vec![("counter", name.clone())], *count);
         }
-        for (name, count) in self.lost_beside.get().map(|losses| losses()).unwrap_or_default() {
+        for (name, count) in self.other_losses.get().map(|losses| losses()).unwrap_or_default() {
             losses.count(vec![("counter", name)], count);
         }
         losses.count(vec![("counter", "metrics_series_refused".to_owned())], refused);
@@ -194,18 +198,17 @@ impl Metrics {
         let mut build = MetricFamily::gauge("podopsy_build_info", "Always 1; the version is a label.");
         build.number(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0);
         let mut shed =
-            MetricFamily::counter("podopsy_shed", "What was left out to keep to the agent's budgets.");
-        let mut shedding = MetricFamily::gauge("podopsy_shedding", "1: this is left out at the moment.");
-        for tally in lock(&self.shed).iter() {
-            let what = || vec![("what", tally.step.as_str().to_owned())];
-            shed.count(what(), tally.count);
-            shedding.number(what(), f64::from(u8::from(tally.on)));
+            MetricFamily::counter("podopsy_shed", "Work that was shed to keep to the agent's budgets.");
+        let mut shedding = MetricFamily::gauge("podopsy_shedding", "1: this work is shed at the moment.");
+        for count in lock(&self.shed).iter() {
+            let what = || vec![("what", count.step.as_str().to_owned())];
+            shed.count(what(), count.count);
+            shedding.number(what(), f64::from(u8::from(count.on)));
         }
-        let help = "Things that this kernel or this machine does not allow; /readyz says which.";
+        let help = "Features that do not work on this machine; /readyz lists them.";
         let degraded = self.degraded.get().map_or(0, |count| count()) as f64;
         let degraded = MetricFamily::gauge("podopsy_degraded", help).single(degraded);
-        let help =
-            "1: the probe is attached. 0: it could not be, and its events are missing; /readyz says why.";
+        let help = "1: the probe is attached. 0: attaching failed, and its events are missing; /readyz has the reason.";
         let mut probes = MetricFamily::gauge("podopsy_probe_attached", help);
         for (name, attached) in lock(&self.probes).iter() {
             probes.count(vec![("probe", (*name).to_owned())], u64::from(*attached));
@@ -214,18 +217,20 @@ impl Metrics {
     }
 }
 
-fn of_kills(book: &Book) -> Vec<MetricFamily> {
+fn kill_families(table: &SeriesTable) -> Vec<MetricFamily> {
     let mut kills =
         MetricFamily::counter("podopsy_oom_kills", "Processes that the kernel's OOM killer ended.");
     let mut silent = MetricFamily::counter(
         "podopsy_oom_silent_kills",
         "OOM incidents after which the container runs on: Kubernetes shows nothing.",
     );
-    let mut incidents =
-        MetricFamily::counter("podopsy_oom_incidents", "Visits of the OOM killer, by whose limit was met.");
+    let mut incidents = MetricFamily::counter(
+        "podopsy_oom_incidents",
+        "Visits of the OOM killer, by the level whose limit was met.",
+    );
     let mut sigkills =
-        MetricFamily::counter("podopsy_sigkills", "SIGKILLs that were no OOM kills, by who sent them.");
-    for (key, series) in book.iter() {
+        MetricFamily::counter("podopsy_sigkills", "SIGKILLs that were no OOM kills, by sender.");
+    for (key, series) in table.iter() {
         let exemplar = series.last_kill.clone();
         kills.samples.push(MetricSample {
             labels: labels(key),
@@ -234,57 +239,55 @@ fn of_kills(book: &Book) -> Vec<MetricFamily> {
         });
         silent.count(labels(key), series.silent);
         for (level, count) in from_zero(&LEVELS, &series.incidents) {
-            incidents.count(and(key, "limit", level.as_str()), count);
+            incidents.count(labels_with(key, "limit", level.as_str()), count);
         }
         for (sender, count) in from_zero(&SENDERS, &series.sigkills) {
-            sigkills.count(and(key, "sender", sender.as_str()), count);
+            sigkills.count(labels_with(key, "sender", sender.as_str()), count);
         }
     }
     vec![kills, silent, incidents, sigkills]
 }
 
-fn of_dns(book: &Book) -> Vec<MetricFamily> {
+fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
     let mut queries = MetricFamily::counter(
         "podopsy_dns_queries",
-        "DNS queries sent, each once, however often it was sent again.",
+        "DNS queries, each counted once, however often it was sent.",
     );
     let mut resends =
         MetricFamily::counter("podopsy_dns_resends", "DNS queries sent again with the same id.");
-    let mut outcomes = MetricFamily::counter("podopsy_dns_outcomes", "What became of DNS queries.");
+    let mut outcomes = MetricFamily::counter("podopsy_dns_outcomes", "Outcomes of DNS queries.");
     let mut latency = MetricFamily::new(
         "podopsy_dns_latency_seconds",
-        "From query to answer, taken in the kernel; answers in time only.",
+        "Time from query to answer, taken in the kernel; only answers in time.",
         MetricKind::Histogram,
     );
     let mut failed =
-        MetricFamily::counter("podopsy_dns_lookups_failed", "Lookups as applications make them that failed.");
-    let mut search_path_misses = MetricFamily::counter(
-        "podopsy_dns_futile_queries",
-        "Queries of failed lookups for names that only the search list made.",
-    );
+        MetricFamily::counter("podopsy_dns_lookups_failed", "Failed lookups, as applications make them.");
+    let mut search_path_misses =
+        MetricFamily::counter("podopsy_dns_futile_queries", "Search-path misses of failed lookups.");
     let mut hidden = MetricFamily::counter(
         "podopsy_dns_not_visible",
-        "Connections to resolvers whose queries are encrypted: nothing is known of them.",
+        "Connections to resolvers with encrypted queries, which cannot be seen.",
     );
     let mut dropped = MetricFamily::counter(
         "podopsy_dns_events_dropped",
-        "Events that were due and not made; the counts are exact all the same.",
+        "Events that were due and were dropped; the counts are exact all the same.",
     );
-    for (key, series) in book.iter() {
+    for (key, series) in table.iter() {
         let dns = &series.dns;
         queries.count(labels(key), dns.queries);
         resends.count(labels(key), dns.resends);
         for outcome in OUTCOMES {
-            outcomes.count(and(key, "outcome", outcome.as_str()), dns.outcome(outcome));
+            outcomes.count(labels_with(key, "outcome", outcome.as_str()), dns.outcome(outcome));
         }
         for (result, count) in from_zero(&RESULTS, &series.lookups_failed) {
-            failed.count(and(key, "result", result.as_str()), count);
+            failed.count(labels_with(key, "result", result.as_str()), count);
         }
         search_path_misses.count(labels(key), series.search_path_misses);
         dropped.count(labels(key), dns.events_dropped);
-        hidden.count(and(key, "protocol", "dot"), dns.not_visible.tls);
-        hidden.count(and(key, "protocol", "doh"), dns.not_visible.https);
-        // Two dozen lines each: who never asked has none.
+        hidden.count(labels_with(key, "protocol", "dot"), dns.not_visible.tls);
+        hidden.count(labels_with(key, "protocol", "doh"), dns.not_visible.https);
+        // A histogram is two dozen lines: a container without queries has none.
         if let Some(histogram) = histogram(&dns.latency) {
             let value = MetricValue::Histogram(histogram);
             latency.samples.push(MetricSample { labels: labels(key), value, exemplar: None });
@@ -293,18 +296,18 @@ fn of_dns(book: &Book) -> Vec<MetricFamily> {
     vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped]
 }
 
-fn of_growth(book: &Book) -> [MetricFamily; 3] {
+fn growth_families(table: &SeriesTable) -> [MetricFamily; 3] {
     let mut growth = MetricFamily::gauge(
         "podopsy_memory_growth_bytes_per_second",
         "How fast memory that cannot be reclaimed grew in the last minute (Theil-Sen).",
     );
-    let known = book.iter().filter_map(|(key, series)| Some((key, series.growth?)));
+    let known = table.iter().filter_map(|(key, series)| Some((key, series.growth?)));
     let mut held = MetricFamily::gauge(
         "podopsy_memory_held_bytes",
-        "Memory that cannot be reclaimed; of containers whose growth is known.",
+        "Memory that cannot be reclaimed, of containers whose growth is known.",
     );
     let mut limit =
-        MetricFamily::gauge("podopsy_memory_limit_bytes", "The container's own memory limit, of the same.");
+        MetricFamily::gauge("podopsy_memory_limit_bytes", "The memory limit of the same containers.");
     for (key, trend) in known {
         growth.number(labels(key), trend.bytes_per_second);
         held.number(labels(key), trend.held_bytes as f64);
@@ -328,23 +331,19 @@ fn histogram(latency: &Latencies) -> Option<Histogram> {
     })
 }
 
-/// What was counted, and a zero for each of `always` that was not.
+/// The counts, with a zero for each of `always` that has none.
 fn from_zero<T: Copy + Ord>(always: &[T], counted: &BTreeMap<T, u64>) -> BTreeMap<T, u64> {
     let mut all: BTreeMap<T, u64> = always.iter().map(|&one| (one, 0)).collect();
     all.extend(counted);
     all
 }
 
-fn labels(key: &Key) -> Labels {
+fn labels(key: &SeriesKey) -> Labels {
     vec![("namespace", key.namespace.clone()), ("pod", key.pod.clone()), ("container", key.container.clone())]
 }
 
-fn and(key: &Key, name: &'static str, word: &str) -> Labels {
+fn labels_with(key: &SeriesKey, name: &'static str, value: &str) -> Labels {
     let mut labels = labels(key);
-    labels.push((name, word.to_owned()));
+    labels.push((name, value.to_owned()));
     labels
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! What the agent itself costs: of the process, under the names that every Prometheus client library uses; of the kernel's
-//! memory and of the disk, under our own.
+//! The agent's own cost. The process metrics have the names that every Prometheus client library uses; the kernel memory
+//! and the disk usage have podopsy's own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use podopsy_model::metric::MetricFamily;
 
-/// Of this process, from /proc/self; what cannot be read is left out.
+/// The families of this process, from /proc/self. A value that cannot be read has no family.
 pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
     let Ok(me) = procfs::process::Process::myself() else { return Vec::new() };
     let mut families = Vec::new();
@@ -35,21 +35,21 @@ pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
         );
     }
     if let Some(bytes) = bpf_memory() {
-        let help = "Memory of the kernel in the probes' maps, by fdinfo.";
+        let help = "Kernel memory of the probes' maps, from fdinfo.";
         families.push(MetricFamily::gauge("podopsy_bpf_memory_bytes", help).single(bytes as f64));
     }
     if let Some(dir) = state_dir {
-        let help = "Bytes of the files in the agent's state folder; --store-bytes bounds the history's.";
+        let help = "Bytes of the files in the agent's state folder; --store-bytes bounds the history in it.";
         families
             .push(MetricFamily::gauge("podopsy_state_bytes", help).single(bytes_below(dir, DEPTH) as f64));
     }
     families
 }
 
-/// Folders below the state folder that are looked into.
+/// Levels of folders below the state folder that are counted.
 const DEPTH: u32 = 2;
 
-/// Each map once, however often it is open; None: it cannot be told.
+/// Bytes of all BPF maps; a map with several descriptors counts once. None: /proc/self/fd cannot be read.
 fn bpf_memory() -> Option<u64> {
     let mut maps = BTreeMap::new();
     for fd in fs::read_dir("/proc/self/fd").ok()?.flatten() {
@@ -61,7 +61,7 @@ fn bpf_memory() -> Option<u64> {
     Some(maps.into_values().sum())
 }
 
-/// Id and bytes of a map, out of its fdinfo.
+/// Reads the id and the bytes of a map from its fdinfo.
 fn map_memory(info: &str) -> Option<(u64, u64)> {
     let field = |name: &str| {
         info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folders_files_are_added_up_two_folders_deep() {
+    fn files_are_counted_two_folders_deep() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b/c")).unwrap();
         for (name, bytes) in [("x", 10), ("a/x", 20), ("a/b/x", 40), ("a/b/c/x", 80)] {

@@ -1,4 +1,4 @@
-//! Events in, a page out.
+//! Tests from events to the rendered page.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,7 +20,7 @@ fn owner(name: &str) -> Owner {
     Owner { pod: Some(pod), container: Some(container), known_by: KnownBy::Cri, ..Owner::default() }
 }
 
-/// A kill, or the incident that it is a part of.
+/// An event of a kill, or of the incident that contains it.
 fn oom(kind: EventKind, already_dying: bool) -> Event {
     let mut incident = podopsy_model::testing::incident();
     incident.verdicts = vec![Verdict::SilentChildKill];
@@ -52,17 +52,17 @@ fn scrape() -> Scrape {
 }
 
 #[test]
-fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
+fn observed_events_are_on_the_page_and_series_start_at_zero() {
     let metrics = Metrics::default();
     metrics.observe(&oom(EventKind::OomKill, false));
     metrics.observe(&oom(EventKind::OomKill, true));
     metrics.observe(&oom(EventKind::OomIncident, false));
-    metrics.take(scrape());
+    metrics.apply_scrape(scrape());
     let text = page(&metrics.families(), Format::OpenMetrics);
     let api = "namespace=\"shop\",pod=\"basket\",container=\"api\"";
     let idle = "namespace=\"shop\",pod=\"basket\",container=\"idle\"";
     for line in [
-        // Who was dying already is no kill.
+        // A victim that was already dying counts no kill.
         format!("podopsy_oom_kills_total{{{api}}} 1 # {{incident_id=\"3f2a-7\"}} 1.0 0"),
         format!("podopsy_oom_kills_total{{{idle}}} 0"),
         format!("podopsy_oom_silent_kills_total{{{api}}} 1"),
@@ -89,7 +89,7 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
         "podopsy_shed_total{what=\"dns_slow\"} 7".to_owned(),
         "podopsy_shedding{what=\"dns_slow\"} 1.0".to_owned(),
     ] {
-        assert!(text.lines().any(|there| there == line), "{line} is not in\n{text}");
+        assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
     assert!(text.contains("process_resident_memory_bytes "), "{text}");
     assert!(!text.contains(&format!("podopsy_dns_latency_seconds_bucket{{{idle}")), "{text}");
@@ -99,9 +99,9 @@ fn what_was_seen_is_on_the_page_and_zeros_are_there_before() {
 fn a_second_scrape_counts_nothing_twice() {
     let metrics = Metrics::default();
     metrics.observe(&oom(EventKind::OomKill, false));
-    metrics.take(scrape());
+    metrics.apply_scrape(scrape());
     let first = page(&metrics.families(), Format::Prometheus);
-    metrics.take(scrape());
+    metrics.apply_scrape(scrape());
     let again = page(&metrics.families(), Format::Prometheus);
     let ours = |page: &str| {
         page.lines().filter(|l| l.starts_with("podopsy_")).map(str::to_owned).collect::<Vec<_>>()
@@ -111,25 +111,25 @@ fn a_second_scrape_counts_nothing_twice() {
 }
 
 #[test]
-fn a_probe_that_is_not_attached_is_a_zero_and_one_that_nobody_wants_is_absent() {
+fn a_probe_that_failed_to_attach_is_zero_and_one_not_requested_is_absent() {
     let metrics = Metrics::default();
-    metrics.probe("oom", true);
-    metrics.probe("dns", false);
+    metrics.set_probe_attached("oom", true);
+    metrics.set_probe_attached("dns", false);
     let text = page(&metrics.families(), Format::Prometheus);
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("podopsy_probe_attached")).collect();
     assert_eq!(lines, ["podopsy_probe_attached{probe=\"dns\"} 0", "podopsy_probe_attached{probe=\"oom\"} 1"]);
 }
 
 #[test]
-fn what_is_degraded_or_lost_later_is_on_the_next_page() {
+fn later_degradations_and_losses_are_on_the_next_page() {
     let (metrics, late) = (Metrics::default(), Arc::new(AtomicU64::new(0)));
     let (degraded, lost) = (late.clone(), late.clone());
-    metrics.degraded(move || degraded.load(Relaxed) as usize);
-    metrics.lost_beside(move || Losses::from([("profiles_not_kept".to_owned(), lost.load(Relaxed))]));
+    metrics.set_degraded_count(move || degraded.load(Relaxed) as usize);
+    metrics.set_loss_source(move || Losses::from([("profiles_not_kept".to_owned(), lost.load(Relaxed))]));
     for count in [0, 2] {
         late.store(count, Relaxed);
         let page = page(&metrics.families(), Format::Prometheus);
-        let has = |line: String| assert!(page.lines().any(|one| one == line), "{line}: {page}");
+        let has = |line: String| assert!(page.lines().any(|shown| shown == line), "{line}: {page}");
         has(format!("podopsy_degraded {count}.0"));
         has(format!("podopsy_losses_total{{counter=\"profiles_not_kept\"}} {count}"));
     }

@@ -1,6 +1,7 @@
-//! Families as text: Prometheus' format 0.0.4, which everything reads, and OpenMetrics 1.0.0, which has exemplars.
+//! Renders families as text: Prometheus' format 0.0.4, which every scraper reads, and OpenMetrics 1.0.0, which has
+//! exemplars. No crate writes both formats.
 //!
-//! Must not know: what is counted. Written here because no crate writes both.
+//! This module must not depend on what is counted.
 
 use std::fmt::Write;
 
@@ -15,7 +16,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What the reader asked for, by its `Accept` header: OpenMetrics only if it is named.
+    /// Chooses the format by the client's `Accept` header: OpenMetrics only if the header names it.
     pub fn accepted(accept: Option<&str>) -> Format {
         match accept {
             Some(accept) if accept.contains("application/openmetrics-text") => Format::OpenMetrics,
@@ -31,7 +32,7 @@ impl Format {
     }
 }
 
-/// The whole page. A family without samples still has its HELP and TYPE.
+/// Renders the whole page. A family without samples still has its HELP and TYPE.
 pub fn page(families: &[MetricFamily], format: Format) -> String {
     let mut out = String::new();
     for family in families {
@@ -49,10 +50,10 @@ fn write_family(out: &mut String, family: &MetricFamily, format: Format) {
         MetricKind::Gauge => ("gauge", ""),
         MetricKind::Histogram => ("histogram", ""),
     };
-    // The one names a counter's family as its samples are, the other without their suffix.
+    // Prometheus names a counter's family like its samples, OpenMetrics without the suffix.
     let suffix = if format == Format::Prometheus { total } else { "" };
     let name = family.name;
-    // A String takes whatever is written to it.
+    // Writing to a String cannot fail.
     let _ = writeln!(out, "# HELP {name}{suffix} {}", escaped(family.help, false));
     let _ = writeln!(out, "# TYPE {name}{suffix} {kind}");
     for sample in &family.samples {
@@ -143,7 +144,7 @@ fn number(value: f64) -> String {
         value if value.is_nan() => "NaN".to_owned(),
         f64::INFINITY => "+Inf".to_owned(),
         f64::NEG_INFINITY => "-Inf".to_owned(),
-        // OpenMetrics wants a bound to look like a float.
+        // OpenMetrics requires a bound to be written as a float.
         value if value == value.trunc() && value.abs() < 1e15 => format!("{value:.1}"),
         value => format!("{value}"),
     }
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn prometheus_names_counters_whole_and_knows_no_exemplars() {
+    fn prometheus_counters_have_their_suffix_and_no_exemplars() {
         assert_eq!(
             page(&families(), Format::Prometheus),
             "# HELP podopsy_oom_kills_total Processes killed.\\nAll of \\\\them.\n\
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn openmetrics_has_exemplars_and_an_end() {
+    fn openmetrics_has_exemplars_and_an_end_marker() {
         let page = page(&families(), Format::OpenMetrics);
         assert!(page.starts_with("# HELP podopsy_oom_kills Processes killed.\\nAll of \\\\them.\n# TYPE podopsy_oom_kills counter\n"));
         assert!(page.contains(
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reader_chooses() {
+    fn the_accept_header_chooses_the_format() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2";
         assert_eq!(Format::accepted(Some(prometheus)), Format::OpenMetrics);
         assert_eq!(Format::accepted(Some("*/*")), Format::Prometheus);

@@ -1,7 +1,7 @@
-//! Which capabilities the agent still needs once it records, and for what; pure but for the sets that threads inherit.
+//! Chooses the capabilities that the agent still needs once it records. Pure, except for [`drop_bounding_and_ambient`].
 //!
-//! By what each part does later: tests run the agent with these alone on the lab's kernels. Where unprivileged BPF
-//! is off, older kernels refuse bpf(2) even a look into a map without CAP_BPF.
+//! The list follows from what each part does later. Tests run the agent with exactly these on the lab's kernels. Where
+//! unprivileged BPF is off, older kernels reject every bpf(2) call without CAP_BPF, even the lookup in a map.
 
 use std::fmt;
 
@@ -9,42 +9,42 @@ use anyhow::Context;
 
 use podopsy_doctor::capability::{Capabilities, Capability};
 
-/// What the agent will do later that needs a right of its own.
+/// What the agent will do later that needs an additional capability.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
-    /// Opens and closes perf events: as suspects come and go, or for the profile that is always on.
+    /// Opens and closes perf events: for growth candidates, or for the always-on profile.
     pub samples: bool,
-    /// Writes into a folder that is not its own user's.
+    /// Writes into a folder that belongs to another user.
     pub foreign_folder: bool,
 }
 
-/// A capability that is kept, and what for.
+/// A capability that is kept, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptCapability {
     pub capability: Capability,
     pub why: &'static str,
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for KeptCapability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.capability, self.why)
     }
 }
 
-/// The bits of what is kept, as the kernel has them.
-pub fn bits(kept: &[Kept]) -> u64 {
+/// The kept capabilities as the kernel's bit mask.
+pub fn bits(kept: &[KeptCapability]) -> u64 {
     kept.iter().fold(0, |all, kept| all | 1 << kept.capability as u32)
 }
 
-/// What to keep of what is held.
-pub fn keep(held: Capabilities, needs: &Needs) -> Vec<Kept> {
+/// Chooses the capabilities to keep out of those that are held.
+pub fn keep(held: Capabilities, needs: &Needs) -> Vec<KeptCapability> {
     use Capability::*;
     let table = [
         (Bpf, true, "reads and writes the probes' maps"),
         (
             Perfmon,
             needs.samples,
-            "samples page faults when there is a suspect, and CPU time where that is on",
+            "samples page faults while there is a growth candidate, and CPU time if that is on",
         ),
         (SysPtrace, true, "looks into containers by /proc/PID"),
         (CheckpointRestore, true, "opens programs by /proc/PID/map_files"),
@@ -54,20 +54,20 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<Kept> {
     ];
     let mut kept = Vec::new();
     for (capability, needed, why) in table {
-        // Where CAP_SYS_ADMIN stands in for one, it is what has to be kept.
+        // If CAP_SYS_ADMIN stands in for a missing capability, CAP_SYS_ADMIN has to be kept.
         let (capability, why) = match (held.has(capability), held.allows(capability)) {
             (true, _) => (capability, why),
             (false, true) => (SysAdmin, "stands in for CAP_BPF, CAP_PERFMON or CAP_CHECKPOINT_RESTORE"),
             (false, false) => continue,
         };
-        if needed && kept.iter().all(|kept: &Kept| kept.capability != capability) {
-            kept.push(Kept { capability, why });
+        if needed && kept.iter().all(|kept: &KeptCapability| kept.capability != capability) {
+            kept.push(KeptCapability { capability, why });
         }
     }
     kept
 }
 
-/// Of this thread, and of those that it will start.
+/// Empties both sets of this thread, and so of the threads that it will start.
 pub fn drop_bounding_and_ambient() -> anyhow::Result<()> {
     if caps::runtime::ambient_set_supported().is_ok() {
         caps::clear(None, caps::CapSet::Ambient).context("the ambient set")?;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn of_everything_six_are_kept_and_no_more_than_is_held() {
+    fn six_of_all_capabilities_are_kept_and_none_that_is_not_held() {
         let everything = "000001ffffffffff";
         let six = ["BPF", "PERFMON", "SYS_PTRACE", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "SYSLOG"];
         assert_eq!(names(everything, Needs { samples: true, ..Needs::default() }), six);
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn sys_admin_is_kept_only_where_it_stands_in_for_another() {
         assert_eq!(names("280000", Needs { samples: true, ..Needs::default() }), ["SYS_ADMIN", "SYS_PTRACE"]);
-        // With CAP_BPF, PERFMON and CHECKPOINT_RESTORE beside it, it goes.
+        // It is dropped if CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE are held too.
         assert!(!names("1c000200000", Needs { samples: true, ..Needs::default() }).contains(&"SYS_ADMIN"));
     }
 }

@@ -1,8 +1,9 @@
-//! Which system calls the agent will never make again; the kernel refuses them from here on, on every thread, for good.
+//! The filter of system calls that the agent never makes once it records. The kernel rejects them on every thread,
+//! permanently.
 //!
-//! A list of what is refused, not of what is allowed: a libc or a kernel that is newer than us uses calls that nobody could
-//! list, and an agent that cannot write its store after an update is worse than none. Refused is EPERM, not death, for the
-//! same reason; the kernel's audit log has each refusal (`SECCOMP_FILTER_FLAG_LOG`).
+//! The filter lists what is rejected, not what is allowed: a newer libc or kernel uses calls that no list of today has, and
+//! an agent that cannot write its store after an update is worse than none. For the same reason a rejected call returns
+//! EPERM instead of killing the agent. The kernel's audit log records each one (`SECCOMP_FILTER_FLAG_LOG`).
 
 use std::collections::BTreeMap;
 
@@ -12,11 +13,11 @@ use seccompiler::{
     sock_filter,
 };
 
-/// For the log.
-pub const WORDS: &str = "system calls that start programs, trace or signal others, mount, change namespaces, \
+/// A summary for the log.
+pub const SUMMARY: &str = "system calls that start programs, trace or signal others, mount, change namespaces, \
                          identities or the kernel, or load BPF programs, are refused";
 
-/// Never, whatever their arguments are.
+/// Calls that are rejected with any arguments.
 const REFUSED: &[libc::c_long] = &[
     // Programs, and other processes.
     libc::SYS_execve,
@@ -74,7 +75,7 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_fanotify_init,
-    // Who it is.
+    // The identity of the process.
     libc::SYS_capset,
     libc::SYS_setuid,
     libc::SYS_setgid,
@@ -93,15 +94,15 @@ const REFUSED_HERE: &[libc::c_long] =
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[libc::c_long] = &[];
 
-/// What bpf(2) may still do (`enum bpf_cmd`): make, read and write maps, attach a program that is loaded, ask about one. Not
-/// load one, not open another's by its number, not pin.
+/// The commands of bpf(2) (`enum bpf_cmd`) that stay allowed: create, read and write maps, attach a loaded program, get
+/// information about one. Not allowed: to load a program, to open an object by its id, to pin.
 const BPF: [u64; 12] = [
     0,  // MAP_CREATE: tables of the unwinder
     1,  // MAP_LOOKUP_ELEM
     2,  // MAP_UPDATE_ELEM
     3,  // MAP_DELETE_ELEM
     4,  // MAP_GET_NEXT_KEY
-    9,  // PROG_DETACH: where links are missing
+    9,  // PROG_DETACH: on kernels without links
     15, // OBJ_GET_INFO_BY_FD
     21, // MAP_LOOKUP_AND_DELETE_ELEM
     22, // MAP_FREEZE
@@ -110,11 +111,11 @@ const BPF: [u64; 12] = [
     34, // LINK_DETACH
 ];
 
-/// x32's calls have this bit, and the number of another call below it: none is ever ours.
+/// Calls of the x32 ABI have this bit set above the number of an ordinary call. The agent never makes one.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
-/// `SECCOMP_FILTER_FLAG_LOG` beside `TSYNC`.
+/// `TSYNC` installs the filter on all threads; `LOG` sends each rejected call to the audit log.
 const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
 
 fn compile() -> anyhow::Result<BpfProgram> {
@@ -124,12 +125,12 @@ fn compile() -> anyhow::Result<BpfProgram> {
     let rule = |conditions| SeccompRule::new(conditions).context("a rule");
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         REFUSED.iter().chain(REFUSED_HERE).map(|number| (*number, Vec::new())).collect();
-    let others = BPF.iter().map(|command| equal(0, SeccompCmpOp::Ne, *command));
-    rules.insert(libc::SYS_bpf, vec![rule(others.collect::<anyhow::Result<_>>()?)?]);
-    // Its own threads it may signal: that is how a panic aborts.
+    let not_allowed = BPF.iter().map(|command| equal(0, SeccompCmpOp::Ne, *command));
+    rules.insert(libc::SYS_bpf, vec![rule(not_allowed.collect::<anyhow::Result<_>>()?)?]);
+    // The agent may signal its own threads: abort(3) after a panic needs it.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![rule(vec![equal(0, SeccompCmpOp::Ne, own)?])?]);
-    // Its own limits it may read.
+    // The agent may read its own limits (pid 0).
     rules.insert(libc::SYS_prlimit64, vec![rule(vec![equal(0, SeccompCmpOp::Ne, 0)?])?]);
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let arch = std::env::consts::ARCH.try_into().context("no filter for this processor")?;
@@ -143,7 +144,7 @@ fn compile() -> anyhow::Result<BpfProgram> {
 fn without_x32(program: BpfProgram) -> BpfProgram {
     let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
     let first = [
-        // The number is the first word of what a filter sees.
+        // The call's number is the first field of `struct seccomp_data`.
         sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: 0 },
         sock_filter { code: (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16, jt: 0, jf: 1, k: X32 },
         sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: refuse },
@@ -156,10 +157,10 @@ fn without_x32(program: BpfProgram) -> BpfProgram {
     program
 }
 
-/// On every thread, with no-new-privs, for good.
+/// Installs the filter on every thread, permanently, and sets no-new-privs.
 pub fn install() -> anyhow::Result<()> {
     let program = compile()?;
-    // Without it the kernel wants CAP_SYS_ADMIN for a filter; the other threads get it with the filter.
+    // Without no-new-privs the kernel requires CAP_SYS_ADMIN to install a filter. TSYNC also sets it on the other threads.
     nix::sys::prctl::set_no_new_privs().context("no-new-privs")?;
     let mut steps: Vec<libc::sock_filter> = program
         .iter()
@@ -167,11 +168,14 @@ pub fn install() -> anyhow::Result<()> {
         .collect();
     let len = u16::try_from(steps.len()).context("the filter is too long")?;
     let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
-    // SAFETY: the program names so many steps, which live over the call; the kernel copies them.
+    // SAFETY: the program has `len` steps, which live until the call returns; the kernel copies them.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
     ensure!(result >= 0, "seccomp(2): {}", std::io::Error::last_os_error());
-    ensure!(result == 0, "thread {result} has a filter of its own that ours does not fit to");
+    ensure!(
+        result == 0,
+        "thread {result} has another seccomp filter, so that this one cannot be synchronized to it"
+    );
     Ok(())
 }
 
@@ -180,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filter_compiles_and_fits() {
+    fn the_filter_compiles_and_is_short_enough() {
         let program = compile().unwrap();
         assert!(program.len() < 1000, "{}", program.len());
         #[cfg(target_arch = "x86_64")]
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn no_call_is_refused_twice() {
+    fn no_call_is_listed_twice() {
         let mut all: Vec<_> = REFUSED.iter().chain(REFUSED_HERE).collect();
         let before = all.len();
         all.sort();

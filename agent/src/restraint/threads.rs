@@ -1,7 +1,8 @@
-//! Capabilities of every thread: the kernel lets each change only its own, so each is asked by a signal.
+//! Reduces the capabilities of every thread. The kernel lets a thread change only its own, so each one does it in a signal
+//! handler.
 //!
-//! libcap's psx does the same. A thread that is started meanwhile has what its parent had at that moment, so that the list of
-//! threads is read again until nobody is left over, twice in a row.
+//! libcap's psx does the same. A thread that starts meanwhile has the capabilities that its parent had at that moment. So
+//! the list of threads is read until every thread is done, twice in a row.
 
 use std::fs;
 use std::mem;
@@ -11,21 +12,22 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use podopsy_system::sync::lock;
 
-/// A thread in an uninterruptible wait answers when that is over.
+/// How long all threads may take. A thread in an uninterruptible wait handles the signal only after the wait.
 const WITHIN: Duration = Duration::from_secs(10);
-const AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// `_LINUX_CAPABILITY_VERSION_3` (`<linux/capability.h>`).
 const VERSION: u32 = 0x2008_0522;
 
-/// What the signal leaves to a thread.
+/// The capabilities that the signal handler keeps.
 static KEEP: AtomicU64 = AtomicU64::new(0);
-/// One at a time: there is one [`KEEP`], and one handler.
+/// Serializes calls of [`narrow`]: there is one [`KEEP`] and one signal handler.
 static NARROWING: Mutex<()> = Mutex::new(());
 
 /// `struct __user_cap_header_struct`.
 #[repr(C)]
-struct Header {
+struct CapUserHeader {
     version: u32,
     pid: i32,
 }
@@ -33,39 +35,46 @@ struct Header {
 /// `struct __user_cap_data_struct`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Data {
+struct CapUserData {
     effective: u32,
     permitted: u32,
     inheritable: u32,
 }
 
-/// Leaves `keep` to every thread, permitted and effective; nothing is inherited. Returns when all are so.
+/// Reduces the permitted and effective sets of every thread to `keep` and empties the inheritable set. Returns when every
+/// thread is done.
 pub fn narrow(keep: u64) -> anyhow::Result<()> {
-    let _one = NARROWING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = lock(&NARROWING);
     KEEP.store(keep, SeqCst);
     let number = libc::SIGRTMAX() - 1;
-    handle(number, on_signal as *const () as libc::sighandler_t, libc::SA_RESTART)?;
-    ask_all(number, keep)?;
-    // A thread that was asked again before it had come to answer has more of them in line, and may come to those later. What
-    // was in place before us, the default, would end the process then.
-    handle(number, libc::SIG_IGN, 0)
+    set_handler(number, on_signal as *const () as libc::sighandler_t, libc::SA_RESTART)?;
+    signal_all(number, keep)?;
+    // A thread that got the signal again before it handled the first one has more of them pending, and may handle those
+    // later. The previous disposition, the default, would then end the process.
+    set_handler(number, libc::SIG_IGN, 0)
 }
 
-fn ask_all(number: libc::c_int, keep: u64) -> anyhow::Result<()> {
-    let (end, mut clean) = (Instant::now() + WITHIN, 0);
+fn signal_all(number: libc::c_int, keep: u64) -> anyhow::Result<()> {
+    let end = Instant::now() + WITHIN;
+    let mut clean = 0;
     while clean < 2 {
         let left: Vec<i32> = threads()?
             .into_iter()
-            .filter(|tid| state(*tid).is_some_and(|is| is != [0, keep, keep]))
+            .filter(|tid| capability_sets(*tid).is_some_and(|sets| sets != [0, keep, keep]))
             .collect();
         clean = if left.is_empty() { clean + 1 } else { 0 };
-        ensure!(Instant::now() < end, "{} threads still have others after {WITHIN:?}", left.len());
+        ensure!(
+            Instant::now() < end,
+            "{} threads still have other capabilities after {WITHIN:?}",
+            left.len()
+        );
         for tid in &left {
-            // SAFETY: tgkill takes three integers; a thread of ours that has ended is an error, and no other's.
+            // SAFETY: tgkill takes three integers; if the thread has ended, the call fails; it never reaches
+            // another process.
             unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), *tid, number) };
         }
         if !left.is_empty() {
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
     Ok(())
@@ -77,7 +86,7 @@ fn threads() -> anyhow::Result<Vec<i32>> {
 }
 
 /// Inheritable, permitted and effective set of a thread; None: it has ended.
-fn state(tid: i32) -> Option<[u64; 3]> {
+fn capability_sets(tid: i32) -> Option<[u64; 3]> {
     let status = fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
     let field = |name: &str| {
         let digits = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -86,26 +95,26 @@ fn state(tid: i32) -> Option<[u64; 3]> {
     Some([field("CapInh:")?, field("CapPrm:")?, field("CapEff:")?])
 }
 
-/// Puts a handler in place.
-fn handle(number: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) -> anyhow::Result<()> {
+/// Installs a signal handler.
+fn set_handler(number: libc::c_int, handler: libc::sighandler_t, flags: libc::c_int) -> anyhow::Result<()> {
     // SAFETY: all zeros is a sigaction without a handler, an empty mask and no flags.
     let mut new: libc::sigaction = unsafe { mem::zeroed() };
     new.sa_sigaction = handler;
     new.sa_flags = flags;
-    // SAFETY: it lives over the call, and the handler calls nothing that a signal handler may not.
+    // SAFETY: `new` lives until the call returns, and the handler is async-signal-safe.
     if unsafe { libc::sigaction(number, &raw const new, ptr::null_mut()) } != 0 {
-        bail!("handle signal {number}: {}", std::io::Error::last_os_error());
+        bail!("install a handler for signal {number}: {}", std::io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// In the thread itself: one system call, no allocation, no lock. What it comes to is read from /proc.
+/// Runs in each thread: one system call, no allocation, no lock. The result is read from /proc.
 extern "C" fn on_signal(_: libc::c_int) {
     let keep = KEEP.load(SeqCst);
-    let half = |bits: u64| Data { effective: bits as u32, permitted: bits as u32, inheritable: 0 };
-    let (header, data) = (Header { version: VERSION, pid: 0 }, [half(keep), half(keep >> 32)]);
-    // SAFETY: errno is this thread's own, and is put back for the code that was interrupted; capset reads the two
-    // structures, which are the kernel's and live over the call.
+    let half = |bits: u64| CapUserData { effective: bits as u32, permitted: bits as u32, inheritable: 0 };
+    let (header, data) = (CapUserHeader { version: VERSION, pid: 0 }, [half(keep), half(keep >> 32)]);
+    // SAFETY: errno is thread-local and is restored for the interrupted code. capset reads the two structures, which have
+    // the kernel's layout and live until the call returns.
     unsafe {
         let errno = libc::__errno_location();
         let before = ptr::read(errno);

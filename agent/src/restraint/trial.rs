@@ -1,7 +1,8 @@
-//! Whether the kernel opens perf events for what would be kept: tried, because no version tells.
+//! Tests whether the kernel opens perf events with the capabilities that would be kept. The kernel's version does not show
+//! it.
 //!
 //! Upstream, CAP_PERFMON is enough. Debian's and Ubuntu's kernels carry a patch by which `kernel.perf_event_paranoid`
-//! above 2, their default, asks for CAP_SYS_ADMIN in its place.
+//! above 2, their default, requires CAP_SYS_ADMIN instead.
 
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::thread;
@@ -9,13 +10,13 @@ use std::thread;
 use caps::{CapSet, CapsHashSet};
 use nix::errno::Errno;
 
-use super::{Kept, capabilities};
+use super::{KeptCapability, capabilities};
 
-/// False: refused for want of a right. Any other error is not about rights.
-pub fn opens_perf_events(kept: &[Kept]) -> bool {
+/// False: the kernel rejected it for lack of a capability. Any other error is not about capabilities and counts as true.
+pub fn opens_perf_events(kept: &[KeptCapability]) -> bool {
     let keep = capabilities::bits(kept);
     let refused = |error| matches!(error, Errno::EACCES | Errno::EPERM);
-    // A thread's effective set is its own, and ends with it.
+    // Only this thread's effective set changes, and the thread ends after the trial.
     let trial = thread::Builder::new().name("trial".to_owned()).spawn(move || {
         let all = caps::all().into_iter();
         let keep: CapsHashSet = all.filter(|capability| keep & 1 << capability.index() != 0).collect();
@@ -24,9 +25,9 @@ pub fn opens_perf_events(kept: &[Kept]) -> bool {
     trial.ok().and_then(|trial| trial.join().ok()).unwrap_or(true)
 }
 
-/// `struct perf_event_attr` of `PERF_ATTR_SIZE_VER0` (`<linux/perf_event.h>`), as far as it is used here.
+/// `struct perf_event_attr` of `PERF_ATTR_SIZE_VER0` (`<linux/perf_event.h>`), with only the fields used here named.
 #[repr(C)]
-struct Attributes {
+struct PerfEventAttr {
     kind: u32,
     size: u32,
     config: u64,
@@ -35,7 +36,7 @@ struct Attributes {
     more: [u64; 2],
 }
 
-/// Opens what a growth profile opens, stopped, and closes it.
+/// Opens a perf event like that of a growth profile, disabled, and closes it.
 fn open() -> Result<(), Errno> {
     const SOFTWARE: u32 = 1;
     const PAGE_FAULTS: u64 = 2;
@@ -45,15 +46,15 @@ fn open() -> Result<(), Errno> {
     const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
     const CPU: libc::c_int = 0;
     const NO_GROUP: libc::c_int = -1;
-    let attributes = Attributes {
+    let attributes = PerfEventAttr {
         kind: SOFTWARE,
-        size: size_of::<Attributes>() as u32,
+        size: size_of::<PerfEventAttr>() as u32,
         config: PAGE_FAULTS,
         unused: [0; 3],
         flags: DISABLED,
         more: [0; 2],
     };
-    // SAFETY: the kernel reads `size` bytes of the structure, which lives over the call; the rest are integers.
+    // SAFETY: the kernel reads `size` bytes of the structure, which lives until the call returns; the rest are integers.
     let opened = Errno::result(unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
@@ -64,7 +65,7 @@ fn open() -> Result<(), Errno> {
             CLOSE_ON_EXEC,
         )
     })?;
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     drop(unsafe { OwnedFd::from_raw_fd(opened as RawFd) });
     Ok(())
 }
@@ -76,12 +77,12 @@ mod tests {
 
     #[test]
     #[ignore = "needs root"]
-    fn nothing_at_all_is_too_little_and_sys_admin_is_enough_everywhere() {
+    fn no_capability_is_too_little_and_sys_admin_is_always_enough() {
         let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
-        let of = |capability| Kept { capability, why: "" };
+        let kept = |capability| KeptCapability { capability, why: "" };
         assert_eq!(opens_perf_events(&[]), paranoid.trim().parse::<i32>().unwrap() < 1);
-        assert!(opens_perf_events(&[of(Capability::SysAdmin)]));
-        // The trial's thread took what it gave up with it.
+        assert!(opens_perf_events(&[kept(Capability::SysAdmin)]));
+        // The trial changed only its own thread.
         assert!(Capabilities::effective().has(Capability::SysAdmin));
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::api::{Health, Pages};
+use crate::api::{Health, MetricsPage};
 use podopsy_deliver::QueueSender;
 use podopsy_deliver::otlp_profiles::OtlpProfile;
 use podopsy_deliver::pyroscope::PyroscopeProfile;
@@ -76,12 +76,12 @@ pub struct ProfilerInputs {
 /// Where the task reports whether it works.
 pub struct AlwaysOnStatus {
     pub health: Arc<Health>,
-    pub pages: Arc<Pages>,
+    pub pages: Arc<MetricsPage>,
 }
 
 impl AlwaysOnStatus {
     fn set_attached(&self, is_attached: bool) {
-        self.pages.metrics().probe("oncpu", is_attached);
+        self.pages.metrics().set_probe_attached("oncpu", is_attached);
     }
 }
 

@@ -12,7 +12,7 @@ use super::catch_up::{ExportCheckpoints, catch_up};
 use super::export_args::{ExportArgs, SettingsByDestination};
 use super::kubernetes::KubernetesExport;
 use super::metrics_export::MetricsExport;
-use crate::api::Pages;
+use crate::api::MetricsPage;
 use podopsy_deliver::kubernetes::{DroppedEvents, KubernetesEvents};
 use podopsy_deliver::loki::Loki;
 use podopsy_deliver::otlp::OtlpLogs;
@@ -179,7 +179,7 @@ impl Exports {
     }
 
     /// Sends the metrics at their interval from now on.
-    pub fn begin_metrics(&mut self, pages: Arc<Pages>) {
+    pub fn begin_metrics(&mut self, pages: Arc<MetricsPage>) {
         if let Some(metrics) = &mut self.metrics {
             metrics.begin(pages);
         }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::api::Pages;
+use crate::api::MetricsPage;
 use podopsy_deliver::Destination;
 use podopsy_deliver::otlp_metrics::MetricsSnapshot;
 use podopsy_model::metric::MetricFamily;
@@ -41,7 +41,7 @@ impl MetricsExport {
     }
 
     /// Sends a snapshot of `pages` at each interval from now on.
-    pub fn begin(&mut self, pages: Arc<Pages>) {
+    pub fn begin(&mut self, pages: Arc<MetricsPage>) {
         let sender = self.destination.sender();
         let origin = Arc::clone(&self.origin);
         let mut ticks = interval(self.every);

@@ -16,7 +16,7 @@ use super::catch_up::ExportCheckpoints;
 use super::memory_records::MemoryRecordTask;
 use super::stdout::StdoutWriter;
 use super::{ExportArgs, Exports, delivery_metrics};
-use crate::api::{self, Health, Listening, Pages, Sources};
+use crate::api::{self, ApiListener, Health, MetricsPage, Sources};
 use podopsy_client::{RUN_DIR, SOCKET_NAME};
 use podopsy_deliver::{EncodedEvent, to_json_line};
 use podopsy_model::{Event, Losses, Owner};
@@ -59,7 +59,7 @@ pub struct Outputs {
     live: broadcast::Sender<Arc<StoredEvent>>,
     stdout: Option<StdoutWriter>,
     health: Arc<Health>,
-    pages: Arc<Pages>,
+    pages: Arc<MetricsPage>,
     exports: Exports,
     /// How much of the store each destination has finished.
     export_checkpoints: Option<ExportCheckpoints>,
@@ -74,7 +74,7 @@ pub struct Outputs {
     recovery: Option<Arc<Confirmations>>,
     /// The sequence numbers of the kills that the store has not written yet.
     unstored_kills: VecDeque<u64>,
-    _socket: Option<Listening>,
+    _socket: Option<ApiListener>,
 }
 
 impl Outputs {
@@ -98,13 +98,13 @@ impl Outputs {
         }
         let (live, _) = broadcast::channel(LIVE_CAPACITY);
         let health = Arc::new(Health::default());
-        let pages = Arc::new(Pages::default());
+        let pages = Arc::new(MetricsPage::default());
         let sources = Sources {
             pods: pods.clone(),
             store: store.as_ref().map(|(store, _)| store.reader()),
             live: live.clone(),
             health: health.clone(),
-            pages: pages.clone(),
+            metrics_page: pages.clone(),
         };
         let mut outputs = Outputs {
             store,
@@ -137,21 +137,21 @@ impl Outputs {
     fn register_metrics(&self, state_dir: Option<&Path>) {
         let metrics = self.pages.metrics();
         let (destinations, dropped) = (self.exports.stats(), self.exports.dropped());
-        metrics.also(move || delivery_metrics::families(&destinations, dropped.as_deref()));
+        metrics.set_family_source(move || delivery_metrics::families(&destinations, dropped.as_deref()));
         if let Some(dir) = state_dir {
-            metrics.keeps_in(dir);
+            metrics.set_state_dir(dir);
         }
         let keeper = self.store.as_ref().map(|(store, _)| store.sender());
         let health = self.health.clone();
-        metrics.degraded(move || {
+        metrics.set_degraded_count(move || {
             let store_trouble = keeper.as_ref().and_then(StoreSender::trouble);
-            health.ready(None, store_trouble).degraded.len()
+            health.readiness(None, store_trouble).degraded.len()
         });
         let keeper = self.store.as_ref().map(|(store, _)| store.sender());
         let profiles = self.profile_losses.clone();
         let stdout = self.stdout.as_ref().map(StdoutWriter::losses);
         let incidents = self.incidents.evicted();
-        metrics.lost_beside(move || {
+        metrics.set_loss_source(move || {
             let mut losses = profiles.snapshot();
             losses.extend(stdout.iter().flat_map(LossCounters::snapshot));
             losses.extend(incidents.losses());
@@ -177,7 +177,7 @@ impl Outputs {
         self.exports.begin_metrics(self.pages.clone());
         self.start_always_on(recorder);
         for &(name, is_attached) in recorder.attached() {
-            self.pages.metrics().probe(name, is_attached);
+            self.pages.metrics().set_probe_attached(name, is_attached);
         }
         self.health.attached(recorder.degraded().to_vec());
     }
@@ -361,7 +361,7 @@ impl Outputs {
 }
 
 /// Starts the API on its socket, and `/metrics` and the like on the TCP address, if there is one.
-async fn listen(options: &OutputOptions, sources: Sources) -> anyhow::Result<Option<Listening>> {
+async fn listen(options: &OutputOptions, sources: Sources) -> anyhow::Result<Option<ApiListener>> {
     let dir = options.state_dir.as_deref().unwrap_or(Path::new(RUN_DIR));
     let socket = options.socket.clone().unwrap_or_else(|| dir.join(SOCKET_NAME));
     let listening = match api::listen(&socket, sources.clone()) {

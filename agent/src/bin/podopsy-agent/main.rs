@@ -40,10 +40,10 @@ const MAX_BLOCKING_THREADS: usize = 64;
 fn main() -> ExitCode {
     heap::keep_small();
     let argv: Vec<OsString> = std::env::args_os().collect();
-    let config::Loaded { mut args, settings } = match config::load::<AgentArgs>(&argv) {
+    let config::LoadedConfig { mut args, settings } = match config::load::<AgentArgs>(&argv) {
         Ok(loaded) => loaded,
-        Err(config::Error::Usage(error)) => error.exit(),
-        Err(config::Error::File(error)) => {
+        Err(config::ConfigError::Usage(error)) => error.exit(),
+        Err(config::ConfigError::File(error)) => {
             eprintln!("podopsy-agent: {error}");
             return ExitCode::from(2);
         }

@@ -1,49 +1,53 @@
-//! A query string to a [`Filter`]: whatever is not understood is refused with what would be.
+//! Parses a query string into a [`Filter`]. Anything unknown is rejected with a list of what is accepted.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::answer::Refusal;
+use super::response::ApiError;
 use super::route::Parameter;
 use podopsy_model::{EventKind, text};
 use podopsy_store::{Collection, Filter, ITEMS_MAX};
 
-/// Items of a page unless told otherwise.
+/// Items of a page by default.
 const ITEMS: usize = 100;
-/// Of one question.
+/// Parameters of one request, and bytes of one value.
 const PAIRS_MAX: usize = 64;
 const VALUE_MAX: usize = 1024;
 
-/// Reads a query string by the parameters that its route takes.
-pub fn filter(collection: Collection, query: &str, takes: &[Parameter]) -> Result<Filter, Refusal> {
+/// Parses a query string with the parameters that its route accepts.
+pub fn parse(collection: Collection, query: &str, accepted: &[Parameter]) -> Result<Filter, ApiError> {
     let mut filter = Filter { items: ITEMS, ..Filter::all(collection) };
     let now = Timestamp::now();
     let mut seen = Vec::new();
     for (at, (name, value)) in form_urlencoded::parse(query.as_bytes()).enumerate() {
         if at >= PAIRS_MAX {
-            return Err(Refusal::bad(format!("more than {PAIRS_MAX} parameters")));
+            return Err(ApiError::bad_request(format!("more than {PAIRS_MAX} parameters")));
         }
-        let Some(&parameter) = takes.iter().find(|one| one.as_str() == name) else {
-            let known: Vec<&str> = takes.iter().map(|one| one.as_str()).collect();
+        let Some(&parameter) = accepted.iter().find(|parameter| parameter.as_str() == name) else {
+            let known: Vec<&str> = accepted.iter().map(|parameter| parameter.as_str()).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(Refusal::bad(format!("{}: no such parameter; there are: {known}", shown(&name))));
+            return Err(ApiError::bad_request(format!(
+                "{}: no such parameter; there are: {known}",
+                shown(&name)
+            )));
         };
-        let refuse = |why: &str| Refusal::bad(format!("{}={}: {why}", parameter.as_str(), shown(&value)));
+        let reject =
+            |why: &str| ApiError::bad_request(format!("{}={}: {why}", parameter.as_str(), shown(&value)));
         if value.is_empty() || value.len() > VALUE_MAX || value.contains('\0') {
-            return Err(refuse("empty, longer than 1024 bytes, or with a NUL"));
+            return Err(reject("empty, longer than 1024 bytes, or with a NUL"));
         }
-        if !parameter.repeats() && seen.contains(&parameter) {
-            return Err(refuse("given twice"));
+        if !parameter.can_repeat() && seen.contains(&parameter) {
+            return Err(reject("given twice"));
         }
         seen.push(parameter);
         match parameter {
-            Parameter::From => filter.from = time(&value, now).ok_or_else(|| refuse(TIME))?,
-            Parameter::Until => filter.until = time(&value, now).ok_or_else(|| refuse(TIME))?,
+            Parameter::From => filter.from = time(&value, now).ok_or_else(|| reject(TIME))?,
+            Parameter::Until => filter.until = time(&value, now).ok_or_else(|| reject(TIME))?,
             Parameter::Kind => {
                 if !EventKind::ALL.iter().any(|kind| kind.as_str() == value) {
                     let all: Vec<&str> = EventKind::ALL.iter().map(|kind| kind.as_str()).collect();
-                    return Err(refuse(&format!("use one of {}", all.join(", "))));
+                    return Err(reject(&format!("use one of {}", all.join(", "))));
                 }
                 filter.kinds.push(value.into_owned());
             }
@@ -51,35 +55,35 @@ pub fn filter(collection: Collection, query: &str, takes: &[Parameter]) -> Resul
             Parameter::Pod => filter.pod = Some(value.into_owned()),
             Parameter::Container => filter.container = Some(value.into_owned()),
             Parameter::Label => {
-                let (key, word) = value.split_once('=').ok_or_else(|| refuse("use key=value"))?;
-                filter.labels.push((key.to_owned(), word.to_owned()));
+                let (key, value) = value.split_once('=').ok_or_else(|| reject("use key=value"))?;
+                filter.labels.push((key.to_owned(), value.to_owned()));
             }
             Parameter::Order => match &*value {
                 "newest" => filter.newest_first = true,
                 "oldest" => filter.newest_first = false,
-                _ => return Err(refuse("use newest or oldest")),
+                _ => return Err(reject("use newest or oldest")),
             },
             Parameter::Limit => {
                 let number = Some(&value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
                 let number = number.and_then(|value| value.parse().ok());
                 let number = number.filter(|number| (1..=ITEMS_MAX).contains(number));
-                filter.items = number.ok_or_else(|| refuse("use a number from 1 to 1000"))?;
+                filter.items = number.ok_or_else(|| reject("use a number from 1 to 1000"))?;
             }
             Parameter::Cursor => {
-                let cursor = value.parse().map_err(|()| refuse("use the `next` of the page before"))?;
+                let cursor = value.parse().map_err(|()| reject("use the `next` of the page before"))?;
                 filter.after = Some(cursor);
             }
         }
     }
     if filter.from >= filter.until {
-        return Err(Refusal::bad("from lies after until"));
+        return Err(ApiError::bad_request("from is not before until"));
     }
     Ok(filter)
 }
 
 const TIME: &str = "use a time (2026-01-31T23:59:00Z) or how long ago (15m, 2h)";
 
-/// A time, or how long ago.
+/// Parses a time (RFC 3339), or how long ago it was.
 fn time(value: &str, now: Timestamp) -> Option<Timestamp> {
     if let Ok(time) = value.parse() {
         return Some(time);
@@ -88,7 +92,7 @@ fn time(value: &str, now: Timestamp) -> Option<Timestamp> {
     now.checked_sub(SignedDuration::try_from(ago).ok()?).ok()
 }
 
-/// Of what somebody sent, so much as a reason needs.
+/// The start of a value from the client, escaped, for an error message.
 fn shown(value: &str) -> String {
     let short: String = value.chars().take(64).collect();
     text::escape(&short)
