@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
-use tonic::transport::Channel;
 
-use super::cri;
+use super::cri::grpc::GrpcError;
 use super::cri::messages::{VERSION, VersionRequest, VersionResponse};
+use super::cri::status::GrpcCode;
+use super::cri::{self, Channel};
 use super::text::field;
 use podopsy_system::sync::lock;
 
@@ -131,7 +132,7 @@ impl RuntimeClient {
             .collect();
         let mut errors = Vec::new();
         for (path, task) in probes {
-            match task.await.unwrap_or_else(|panic| Err(panic.to_string())) {
+            match task.await.unwrap_or_else(|panic| Err(panic.into())) {
                 Ok((channel, version)) => {
                     let mut state = self.lock();
                     *state = ConnectionState {
@@ -144,10 +145,10 @@ impl RuntimeClient {
                 }
                 Err(error) => {
                     // Remember the socket of a runtime that failed, except Docker's containerd, which does not implement CRI.
-                    if !error.contains("not implemented") {
+                    if !is_unimplemented(&error) {
                         self.lock().socket.get_or_insert_with(|| path.clone());
                     }
-                    errors.push(format!("{}: {error}", path.display()));
+                    errors.push(format!("{}: {}", path.display(), field(&format!("{error:#}"))));
                 }
             }
         }
@@ -188,24 +189,20 @@ impl RuntimeClient {
 
     fn classify(&self, error: &anyhow::Error) -> CallError {
         let text = field(&format!("{error:#}"));
-        let Some(status) = error.downcast_ref::<tonic::Status>() else {
+        let Some(GrpcError::Status(status)) = error.downcast_ref() else {
             return self.failed(text, true);
         };
-        // The status comes from the server, not from our own transport.
-        let answered = std::error::Error::source(status).is_none();
-        match status.code() {
-            tonic::Code::NotFound => return CallError::NotFound,
-            // cri-dockerd sends no specific codes.
-            tonic::Code::Unknown if answered && means_absent(status.message()) => return CallError::NotFound,
-            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => {}
-            _ if answered => {
+        match status.code {
+            GrpcCode::NOT_FOUND => CallError::NotFound,
+            // cri-dockerd returns UNKNOWN for every error.
+            GrpcCode::UNKNOWN if means_absent(&status.message) => CallError::NotFound,
+            GrpcCode::UNAVAILABLE | GrpcCode::DEADLINE_EXCEEDED => self.failed(text, true),
+            _ => {
                 self.errors.fetch_add(1, Relaxed);
                 self.lock().error = Some(text.clone());
-                return CallError::Refused(text);
+                CallError::Refused(text)
             }
-            _ => {}
         }
-        self.failed(text, true)
     }
 
     fn failed(&self, error: String, count: bool) -> CallError {
@@ -227,10 +224,8 @@ impl RuntimeClient {
     }
 }
 
-async fn probe(path: PathBuf, timeout: Duration) -> Result<(Channel, String), String> {
-    if !is_socket(&path) {
-        return Err("there is no Unix socket".into());
-    }
+async fn probe(path: PathBuf, timeout: Duration) -> anyhow::Result<(Channel, String)> {
+    anyhow::ensure!(is_socket(&path), "there is no Unix socket");
     let channel = cri::channel(&path);
     let request = VersionRequest { version: "v1".into() };
     let call = cri::unary::<_, VersionResponse>(&channel, VERSION, request);
@@ -238,9 +233,13 @@ async fn probe(path: PathBuf, timeout: Duration) -> Result<(Channel, String), St
         Ok(Ok(answer)) => {
             Ok((channel, format!("{} {}", field(&answer.runtime_name), field(&answer.runtime_version))))
         }
-        Ok(Err(error)) => Err(field(&format!("{error:#}"))),
-        Err(_) => Err(format!("no answer in {timeout:?}")),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(anyhow::anyhow!("no answer in {timeout:?}")),
     }
+}
+
+fn is_unimplemented(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(GrpcError::Status(status)) if status.code == GrpcCode::UNIMPLEMENTED)
 }
 
 fn is_socket(path: &Path) -> bool {
@@ -250,4 +249,37 @@ fn is_socket(path: &Path) -> bool {
 fn means_absent(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     ["not found", "no such", "does not exist"].iter().any(|text| message.contains(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::status::GrpcStatus;
+
+    #[test]
+    fn an_error_that_the_runtime_returns_starts_no_back_off() {
+        for (code, message, expected) in [
+            (GrpcCode::NOT_FOUND, "x", "absent"),
+            (GrpcCode::UNKNOWN, "Error: No such container: x", "absent"),
+            (GrpcCode::UNKNOWN, "x", "refused"),
+            (GrpcCode::UNIMPLEMENTED, "not found", "refused"),
+            (GrpcCode::OUT_OF_RANGE, "x", "refused"),
+            (GrpcCode::UNAVAILABLE, "not found", "down"),
+            (GrpcCode::DEADLINE_EXCEEDED, "x", "down"),
+        ] {
+            let runtime = RuntimeClient::new(None, Duration::from_secs(1));
+            let status = GrpcStatus { code, message: message.into() };
+            let error = anyhow::Error::from(GrpcError::from(status)).context("CRI method");
+            let result = match runtime.classify(&error) {
+                CallError::NotFound => "absent",
+                CallError::Refused(_) => "refused",
+                CallError::Down(_) => "down",
+            };
+            assert_eq!(result, expected, "{error:#}");
+            assert_eq!(runtime.is_ready(), expected != "down", "{error:#}");
+        }
+        let runtime = RuntimeClient::new(None, Duration::from_secs(1));
+        let error = GrpcError::Connect(std::io::Error::other("not found"));
+        assert!(matches!(runtime.classify(&error.into()), CallError::Down(_)) && !runtime.is_ready());
+    }
 }

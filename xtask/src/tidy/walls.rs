@@ -94,7 +94,7 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         package: "podopsy",
-        unreachable: &["reqwest", "rustls", "opentelemetry-proto", "podopsy-agent", "podopsy-deliver"],
+        unreachable: &["reqwest", "rustls", "tonic", "opentelemetry-proto", "podopsy-agent", "podopsy-deliver"],
         why: "the CLI links no exporter",
     },
 ];

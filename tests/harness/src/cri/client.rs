@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use podopsy_pods::cri::{channel, unary};
+use podopsy_pods::cri::{Channel, channel, unary};
 use tokio::runtime::Runtime;
-use tonic::transport::Channel;
 
 use super::messages::*;
 
@@ -62,11 +61,7 @@ impl Cri {
             .enable_all()
             .build()
             .context("start a runtime for CRI calls")?;
-        let channel = {
-            let _inside = runtime.enter();
-            channel(socket)
-        };
-        Ok(Self { runtime: Some(runtime), channel })
+        Ok(Self { runtime: Some(runtime), channel: channel(socket) })
     }
 
     /// Makes one call and waits on a channel for its result: `block_on` would panic within another runtime.
