@@ -94,7 +94,14 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         package: "podopsy",
-        unreachable: &["reqwest", "rustls", "tonic", "opentelemetry-proto", "podopsy-agent", "podopsy-deliver"],
+        unreachable: &[
+            "reqwest",
+            "rustls",
+            "tonic",
+            "opentelemetry-proto",
+            "podopsy-agent",
+            "podopsy-deliver",
+        ],
         why: "the CLI links no exporter",
     },
 ];
