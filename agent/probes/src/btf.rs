@@ -49,7 +49,7 @@ struct Type<'a> {
     tail: &'a [u8],
 }
 
-/// FNV-1a: the names are the kernel's own, and nobody's to choose.
+/// FNV-1a: the names are the kernel's own, so no one can choose them to collide.
 fn hash(name: &[u8], kind: u32) -> u32 {
     name.iter().fold(0x811c_9dc5 ^ kind, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

@@ -162,7 +162,7 @@ mod tests {
     /// A run of the agent, reduced to the parts under test.
     struct Run {
         store: Store,
-        told: StoreReceiver,
+        stored_events: StoreReceiver,
         exports: Exports,
         checkpoints: ExportCheckpoints,
         server: HostileServer,
@@ -170,7 +170,7 @@ mod tests {
 
     impl Run {
         async fn start(dir: &Path, acts: &'static [Behavior]) -> Run {
-            let (store, told) = Store::start(dir, "boot", StoreLimits::default()).unwrap();
+            let (store, stored_events) = Store::start(dir, "boot", StoreLimits::default()).unwrap();
             let server = HostileServer::start(acts).await;
             let settings = DestinationSettings {
                 headers: vec![ExportHeader::parse("X-Scope-OrgID=shop").unwrap()],
@@ -181,7 +181,7 @@ mod tests {
             exports.events.push(Destination::start("loki", settings, Loki).unwrap());
             let checkpoints = ExportCheckpoints::open(dir, exports.checkpoints());
             exports.catch_up(&checkpoints, &store.reader());
-            Run { store, told, exports, checkpoints, server }
+            Run { store, stored_events, exports, checkpoints, server }
         }
 
         async fn report(&mut self, names: std::ops::Range<usize>) {
@@ -190,7 +190,7 @@ mod tests {
                 // The store deletes events that are a day old.
                 event.time = jiff::Timestamp::now();
                 self.store.put(event).unwrap();
-                let stored = self.told.recv().await.unwrap();
+                let stored = self.stored_events.recv().await.unwrap();
                 self.exports.offer(&EncodedEvent::new(stored.event, stored.id).unwrap());
             }
         }

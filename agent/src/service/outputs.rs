@@ -251,8 +251,8 @@ impl Outputs {
 
     /// The next event that the store has written. Never completes if there is no store.
     pub async fn next_stored(&mut self) -> StoredEvent {
-        if let Some((_, told)) = &mut self.store
-            && let Some(stored) = told.recv().await
+        if let Some((_, stored_events)) = &mut self.store
+            && let Some(stored) = stored_events.recv().await
         {
             return stored;
         }
@@ -352,9 +352,9 @@ impl Outputs {
         if let Some(Err(error)) = self.recovery.take().map(|recovery| recovery.save_last()) {
             tracing::warn!("cannot save which kills were reported, a restart will repeat them: {error:#}");
         }
-        if let Some((store, mut told)) = self.store.take() {
+        if let Some((store, mut stored_events)) = self.store.take() {
             store.close();
-            while told.recv().await.is_some() {}
+            while stored_events.recv().await.is_some() {}
         }
         Ok(())
     }

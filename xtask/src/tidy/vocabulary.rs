@@ -5,7 +5,7 @@
 use super::source::Source;
 
 /// Whether a former word makes `cargo xtask tidy` fail; otherwise it is counted.
-pub const IS_ENFORCED: bool = false;
+pub const IS_ENFORCED: bool = true;
 
 /// A former word, and what to write.
 struct Former {
@@ -58,6 +58,16 @@ const ALLOWED: &[(&str, &str)] = &[
     ("xtask/src/tidy/vocabulary.rs", "*"),
     // It records former names with their aliases.
     ("CHANGELOG.md", "*"),
+    // JSON fields keep their names.
+    ("agent/doctor/src/lib.rs", "mend"),
+    ("cli/tests/usage.rs", "mend"),
+    ("agent/model/src/lookup.rs", "futile"),
+    ("agent/recorder/src/incidents/tests.rs", "futile"),
+    ("tests/kernel/dns_socket.rs", "futile"),
+    ("docs/events.md", "futile"),
+    ("docs/glossary.md", "futile"),
+    // A user's name.
+    ("tests/kernel/store.rs", "nobody"),
 ];
 
 /// A line for each former word in the file.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Names are looked up at the minute's end, while most of what ran still runs; the files of the others were opened when
-//! they were first seen. Then the symbols are let go of: between two minutes only numbers are held.
+//! they were first seen. Then the symbols are dropped: between two minutes only numbers are held.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
