@@ -2,7 +2,7 @@
 //! bounded, and each event is accounted for at every moment.
 //!
 //! The time is compressed: a request has 0.4 s instead of 10 s, and a batch is retried for 2 s instead of 10 minutes. For
-//! the real times: `cargo test -p podopsy-agent --lib exports_at_real_pace -- --ignored --nocapture`.
+//! the real times: `cargo test -p podopsy-agent --lib exports_at_real_pace_by_hand -- --ignored --nocapture`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -166,7 +166,7 @@ async fn bad_destinations_do_not_affect_the_good_ones() {
 /// More than ten minutes, with the default settings. Also checks the resident memory, because no other test runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "it takes 13 minutes"]
-async fn exports_at_real_pace() {
+async fn exports_at_real_pace_by_hand() {
     let before = resident();
     all_at_once(Pace {
         timeout: Duration::from_secs(10),

@@ -324,10 +324,10 @@ mod tests {
     }
 
     /// Measures the sampler's cost: `cargo test --release -p podopsy-recorder --lib -- --ignored --nocapture
-    /// measure_the_sampler_cost`.
+    /// sampler_costs_by_hand`.
     #[tokio::test]
     #[ignore = "a measurement, as root"]
-    async fn measure_the_sampler_cost() {
+    async fn sampler_costs_by_hand() {
         use nix::sys::resource::{UsageWho, getrusage};
         let options =
             || podopsy_pods::PodsOptions { cri_socket: Some("/nonexistent".into()), ..Default::default() };
