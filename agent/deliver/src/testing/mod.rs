@@ -31,13 +31,19 @@ pub fn host_lookup(second: i64) -> Arc<EncodedEvent> {
     encode_lookup(Owner { known_by: KnownBy::Host, ..Owner::default() }, "host.example", second)
 }
 
-/// The event of an OOM incident of `shop/basket`, modified by `change`.
+/// The event of an OOM incident of `shop/basket`, modified by `change`, so many seconds after 2027-01-15T08:00:00Z.
 pub fn oom_incident(second: i64, change: impl FnOnce(&mut OomIncident)) -> Event {
     let mut event = lookup("a", 1).event.clone();
     let mut incident = podopsy_model::testing::incident();
     change(&mut incident);
     event.kind = EventKind::OomIncident;
-    event.time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(second);
+    event.time = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_800_000_000 + second);
+    event.pod = Some(PodRef {
+        namespace: "shop".into(),
+        name: "basket".into(),
+        uid: "uid-basket".into(),
+        labels: [].into(),
+    });
     event.incident = Some(Box::new(incident));
     event
 }
