@@ -309,7 +309,8 @@ fn the_current_minute_is_kept_when_the_agent_stops() {
     assert!(agent.process.0.wait().expect("it ends").success(), "{}", agent.log());
     let log = agent.log();
     assert!(!log.contains("profile_minutes_not_named") && !log.contains("not kept"), "{log}");
-    let (store, _stored_events) = Store::start(&state, "the test's", StoreLimits::default()).expect("its store");
+    let (store, _stored_events) =
+        Store::start(&state, "the test's", StoreLimits::default()).expect("its store");
     let kept = until("profile in the store", || {
         let page = store.reader().page(&Filter::all(Collection::Profiles)).ok()?;
         page.items.into_iter().next()

@@ -64,7 +64,7 @@ fn addresses(rest: &mut &[u8], len: i32) -> Option<Vec<u64>> {
 /// possible.
 fn python_frames(rest: &mut &[u8], len: u32) -> Option<Vec<(u64, u64)>> {
     let len = len as usize;
-    if len % 16 != 0 || len > PYTHON_FRAMES_MAX * 16 {
+    if !len.is_multiple_of(16) || len > PYTHON_FRAMES_MAX * 16 {
         return None;
     }
     let words = words(rest, len)?;

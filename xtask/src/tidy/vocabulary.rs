@@ -30,7 +30,7 @@ const IN_TEXT: &[Former] = &[
     Former { word: "told twice", instead: "duplicated" },
     Former { word: "futile", instead: "search-path miss" },
     Former { word: "named rights", instead: "explicit capabilities" },
-    Former { word: "fn word(", instead: "as_str()" },
+    Former { word: "fn word(self", instead: "as_str()" },
 ];
 
 /// Parts of identifiers, split at underscores and capitals.
@@ -65,6 +65,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent/recorder/src/incidents/tests.rs", "futile"),
     ("tests/kernel/dns_socket.rs", "futile"),
     ("docs/events.md", "futile"),
+    ("agent/recorder/src/dns/lookups/summary.rs", "futile"),
+    // A metric keeps its name.
+    ("agent/src/metrics/mod.rs", "futile"),
+    ("docs/metrics.md", "futile"),
     ("docs/glossary.md", "futile"),
     // A user's name.
     ("tests/kernel/store.rs", "nobody"),
@@ -152,7 +156,7 @@ mod tests {
         for (path, text, word) in [
             ("agent/a.rs", "// Compiled anew.", "anew"),
             ("agent/a.rs", "let message = \"mend the file\";", "mend"),
-            ("agent/a.rs", "fn word(self) -> &'static str {", "fn word("),
+            ("agent/a.rs", "fn word(self) -> &'static str {", "fn word(self"),
             ("agent/a.rs", "let times_told = 1;", "told"),
             ("agent/a.rs", "struct TimesTold;", "told"),
             ("agent/a.rs", "struct Desk {", "Desk"),
