@@ -102,7 +102,7 @@ fn a_wrong_export_ends_the_start_and_shows_no_password() {
         (vec!["--loki-url", "loki:3100"], "loki-url: \"loki:3100\" must begin with http:// or https://"),
         (vec!["--otlp-url", "https://ann:hunter2@c"], "otlp-url: a URL is logged"),
         (vec!["--loki-header", "X-Scope-OrgID=hunter2"], "loki-header is set, and loki-url is not"),
-        (vec!["--loki-url", "http://l", long], "loki-header: a header is NAME=VALUE, or NAME=@FILE"),
+        (vec!["--loki-url", "http://l", long], "loki-header: use NAME=VALUE, or NAME=@FILE"),
         (
             vec!["--loki-url", "http://l", "--loki-header=A=@/nonexistent"],
             "header a: read /nonexistent: No such",

@@ -85,7 +85,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir_all(path("debug/opt/shop")).unwrap();
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/signals.c");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/victims/native/signals.c");
         let (program, debug) = (path("checkout"), path("debug/opt/shop/checkout.debug"));
         for build_id in ["-Wl,--build-id=0xc0ffee00c0ffee00", "-Wl,--build-id=none"] {
             run("gcc", &["-g", build_id, "-o", &program, source]);

@@ -8,7 +8,7 @@ use super::super::resolver::Resolver;
 use super::super::symbol_copy;
 use super::*;
 
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/victims/native/");
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/victims/native/");
 
 /// Builds a Go program of `tests/victims/native`.
 pub(crate) fn build(folder: &Path, source: &str, name: &str, flags: &[&str]) -> PathBuf {

@@ -297,7 +297,7 @@ fn compile(folder: &Path, how: &[&str], source: &str) -> String {
     let output: PathBuf = folder.join(source.replace('.', "-"));
     let mut command = Command::new(how[0]);
     command.args(&how[1..]).arg("-o").arg(&output);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/victims/native").join(source));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/victims/native").join(source));
     command.env("GOCACHE", folder.join("go-cache")).env("GOFLAGS", "-mod=mod");
     let done = command.output().unwrap_or_else(|error| panic!("run {}: {error}", how[0]));
     assert!(done.status.success(), "{how:?} {source}: {}", String::from_utf8_lossy(&done.stderr));
