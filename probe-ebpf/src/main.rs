@@ -9,6 +9,7 @@
 
 mod arch;
 mod bpf_loop;
+mod cpu;
 mod dns;
 mod dns_counts;
 mod dns_message;
@@ -20,7 +21,6 @@ mod exec;
 mod kernel_name;
 mod mapping;
 mod maps;
-mod oncpu;
 mod oom;
 mod python;
 mod sigkill;

@@ -16,8 +16,8 @@ use aya_ebpf::{
 use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
 
 use crate::{
+    cpu,
     maps::{CONFIG, count},
-    oncpu,
     task::{current, number, read},
     unwind::UNWIND_LAYOUT,
 };
@@ -143,7 +143,7 @@ fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
     // Programs out of scope are skipped: a node may start hundreds a second.
-    if !oncpu::is_wanted(current(), &CONFIG.load()) {
+    if !cpu::is_wanted(current(), &CONFIG.load()) {
         return 0;
     }
     let file = read::<u64>(ctx.arg(2), at.exec_file).unwrap_or(0);

@@ -22,7 +22,7 @@ use podopsy_wire::{
 use crate::{
     arch,
     bpf_loop::{LAST, repeat},
-    oncpu::{self, ADDRESSES, SampleBuffer},
+    cpu::{self, ADDRESSES, SampleBuffer},
     task::{self, user_number},
     unwind::{UNWIND_LAYOUT, UnwindState, buffers},
 };
@@ -214,7 +214,7 @@ fn finish() -> i32 {
             record.head.python_end = PythonEnd::Truncated as u32;
         }
     }
-    oncpu::send_ended(record, state.frames, state.end, state.end_frame);
+    cpu::send_ended(record, state.frames, state.end, state.end_frame);
     0
 }
 

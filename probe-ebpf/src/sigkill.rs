@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use podopsy_wire::{
-    Layout, Loss, SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalLayout, SignalRecord,
+    Layout, Loss, SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SigkillLayout, SigkillRecord,
 };
 
 use crate::{
@@ -27,15 +27,15 @@ use crate::{
 
 /// Set by user space before the load.
 #[unsafe(no_mangle)]
-pub static SIGNAL_LAYOUT: Global<SignalLayout> = Global::new(SignalLayout::EMPTY);
+pub static SIGKILL_LAYOUT: Global<SigkillLayout> = Global::new(SigkillLayout::EMPTY);
 
-/// [`SignalRecord`]s. 585 of them fit before user space has to read.
+/// [`SigkillRecord`]s. 585 of them fit before user space has to read.
 #[map]
-static SIGNAL_EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
+static SIGKILL_EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
 /// SIGKILLs that the kernel sent, by the thread id of the target. User space removes those that are a second old.
 #[map]
-static SIGKILL_BY_KERNEL: HashMap<u64, SignalRecord> = HashMap::with_max_entries(1024, 0);
+static SIGKILL_BY_KERNEL: HashMap<u64, SigkillRecord> = HashMap::with_max_entries(1024, 0);
 
 /// When a thread last marked a victim of the OOM killer, by thread id. Processes that share the victim's memory are
 /// killed after it and are not marked.
@@ -65,7 +65,7 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
     }
     let (info, target, group): (u64, u64, u64) = (ctx.arg(1), ctx.arg(2), ctx.arg(3));
     let config = CONFIG.load();
-    let more = SIGNAL_LAYOUT.load();
+    let more = SIGKILL_LAYOUT.load();
     let (at, more) = (&config.layout, &more);
     if is_dead(target, at, more) {
         return 0;
@@ -80,7 +80,7 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
         count(Loss::SigkillOwn);
         return 0;
     }
-    let record = SignalRecord {
+    let record = SigkillRecord {
         // SAFETY: the helper has no preconditions.
         time_ns: unsafe { bpf_ktime_get_boot_ns() },
         sender: task::identify(sender, at),
@@ -99,7 +99,7 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
         }
         return 0;
     }
-    if SIGNAL_EVENTS.output::<SignalRecord>(record, 0).is_err() {
+    if SIGKILL_EVENTS.output::<SigkillRecord>(record, 0).is_err() {
         count(Loss::SigkillRing);
     }
     0
@@ -131,7 +131,7 @@ fn current_tid() -> u64 {
 /// Whether all threads of the target's process have ended. Older kernels report a signal to a zombie as delivered, too;
 /// a thread group leader may be a zombie while its threads live.
 #[inline(always)]
-fn is_dead(target: u64, at: &Layout, more: &SignalLayout) -> bool {
+fn is_dead(target: u64, at: &Layout, more: &SigkillLayout) -> bool {
     let signal: u64 = task::number(target, at.task_signal);
     task::read::<u32>(signal, more.signal_live) == Some(0)
 }
@@ -144,7 +144,7 @@ fn is_within_cgroup(
     info: u64,
     si_code: i32,
     at: &Layout,
-    more: &SignalLayout,
+    more: &SigkillLayout,
 ) -> bool {
     let cgroup = task::memory_cgroup(target, at);
     if cgroup == 0 || cgroup != task::memory_cgroup(sender, at) {
@@ -171,7 +171,7 @@ fn is_oom_killer(now: u64) -> bool {
 
 /// The process's id in its own pid namespace; 0: not known.
 #[inline(always)]
-fn namespace_pid(target: u64, at: &Layout, more: &SignalLayout) -> u32 {
+fn namespace_pid(target: u64, at: &Layout, more: &SigkillLayout) -> u32 {
     let leader: u64 = task::number(target, at.task_group_leader);
     let pid: u64 = task::number(leader, more.task_thread_pid);
     let level = task::read::<u32>(pid, more.pid_level).unwrap_or(LEVELS + 1);

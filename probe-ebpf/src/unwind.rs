@@ -23,9 +23,9 @@ use podopsy_wire::{
 use crate::{
     arch::{self, Registers, User},
     bpf_loop::{LAST, repeat},
+    cpu::{self, ADDRESSES, SampleBuffer},
     mapping::{self, MAPPED_ANONYMOUS, MAPPED_FILE, Mapping},
     maps::CONFIG,
-    oncpu::{self, ADDRESSES, SampleBuffer},
     python::PythonWalk,
     task::read_user,
 };
@@ -110,11 +110,11 @@ pub fn start(ctx: &PerfEventContext, record: &mut SampleBuffer, task: u64) -> bo
         User::Interrupted => (true, false),
         User::InSyscall => (true, true),
         User::Compat => {
-            oncpu::send(record, 0, End::Compat);
+            cpu::send(record, 0, End::Compat);
             return true;
         }
         User::None => {
-            oncpu::send(record, 0, End::NoUser);
+            cpu::send(record, 0, End::NoUser);
             return true;
         }
         User::Unknown => return false,
@@ -163,14 +163,14 @@ pub fn unwind_frames(ctx: PerfEventContext) -> i32 {
     }
     // SAFETY: the program there is this one.
     unsafe { UNWINDER.tail_call(&ctx, 0) };
-    oncpu::send(record, state.frames, End::Truncated);
+    cpu::send(record, state.frames, End::Truncated);
     0
 }
 
 /// This CPU's state of the unwinder, and the sample that it adds to.
 #[inline(always)]
 pub fn buffers() -> Option<(&'static mut UnwindState, &'static mut SampleBuffer)> {
-    let (state, record) = (STATE.get_ptr_mut(0)?, oncpu::RECORD.get_ptr_mut(0)?);
+    let (state, record) = (STATE.get_ptr_mut(0)?, cpu::RECORD.get_ptr_mut(0)?);
     // SAFETY: this CPU's own slots; the handler does not interrupt itself, and each program or step calls this once.
     unsafe { Some((&mut *state, &mut *record)) }
 }
@@ -195,7 +195,7 @@ fn finish(ctx: &PerfEventContext, state: &mut UnwindState, record: &mut SampleBu
         // SAFETY: the program there is of the same type.
         unsafe { UNWINDER.tail_call(ctx, PYTHON) };
     }
-    oncpu::send_ended(record, state.frames, state.end, state.end_frame);
+    cpu::send_ended(record, state.frames, state.end, state.end_frame);
 }
 
 /// Records the current frame, and moves on to its caller.

@@ -42,3 +42,16 @@ fn every_relative_link_leads_to_a_file() {
     }
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
+
+#[test]
+fn a_subject_has_the_same_name_in_every_stage_as_architecture_md_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for subject in ["oom", "sigkill", "dns", "cpu"] {
+        for stage in ["probe-ebpf/src", "probe-ebpf/wire/src", "agent/probes/src", "agent/decode/src"] {
+            let file = root.join(stage).join(format!("{subject}.rs"));
+            let folder = root.join(stage).join(subject);
+            assert!(file.is_file() || folder.is_dir(), "{stage} has neither {subject}.rs nor {subject}/");
+        }
+        assert!(root.join("agent/recorder/src").join(subject).is_dir(), "{subject}");
+    }
+}

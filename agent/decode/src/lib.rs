@@ -4,17 +4,17 @@
 //! Everything is pure: no I/O, no clock, and no panic on any input. Records are read as the types of `podopsy_wire`, by
 //! their derives. Must not depend on: aya, pods, output.
 
+mod cpu;
 pub mod dns;
 mod exec;
-mod oncpu;
 mod oom;
 mod read;
-mod signal;
+mod sigkill;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use cpu::{Python, Stack, sample, table_request};
 pub use exec::exec;
-pub use oncpu::{Python, Stack, sample, table_request};
 pub use oom::{OomDecoded, oom};
 pub use read::BadRecord;
-pub use signal::{SentBy, SigkillDecoded, sigkill, sigkill_record};
+pub use sigkill::{SentBy, SigkillDecoded, sigkill, sigkill_record};

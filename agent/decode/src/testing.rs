@@ -1,9 +1,9 @@
 //! Example records, for the tests of this crate and of others (feature `testing`).
 
-use podopsy_wire::{SignalRecord, Task};
+use podopsy_wire::{SigkillRecord, Task};
 
 /// A SIGKILL that task 42 sent to task 43, with this `si_code`.
-pub fn sigkill(si_code: i32) -> SignalRecord {
+pub fn sigkill(si_code: i32) -> SigkillRecord {
     let task = |pid, cgroup_id| Task {
         cgroup_id,
         start_ns: 5,
@@ -11,7 +11,7 @@ pub fn sigkill(si_code: i32) -> SignalRecord {
         tid: pid,
         comm: *b"app\0\0\0\0\0\0\0\0\0\0\0\0\0",
     };
-    SignalRecord {
+    SigkillRecord {
         time_ns: 9,
         sender: task(42, 1),
         target: task(43, 7),

@@ -1,4 +1,4 @@
-//! The `oncpu` probe: a software perf event on every CPU, cpu-clock or page-faults.
+//! The `cpu` probe (users see it as `oncpu`): a software perf event on every CPU, cpu-clock or page-faults.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub struct CpuProbeOptions {
     pub budget: u32,
 }
 
-/// What the oncpu probe hands to user space.
+/// What the cpu probe hands to user space.
 pub struct CpuMaps {
     /// A record for each sample.
     pub samples: Ring,
@@ -87,7 +87,7 @@ pub(crate) fn load(ebpf: &mut Ebpf, options: &CpuProbeOptions) -> anyhow::Result
     for key in options.scope.keys() {
         targets.insert(key, 1, 0).context("put a target into the map TARGETS (at most 1,024 fit)")?;
     }
-    program(ebpf)?.load().context("load oncpu_sample")?;
+    program(ebpf)?.load().context("load cpu_sample")?;
     Ok(format!("cpu-clock perf event on {} CPUs", cpus()?.len()))
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn detach(ebpf: &mut Ebpf, links: Vec<PerfEventLinkId>) -> anyhow::Re
 }
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut PerfEvent> {
-    Ok(ebpf.program_mut("oncpu_sample").context("no program oncpu_sample")?.try_into()?)
+    Ok(ebpf.program_mut("cpu_sample").context("no program cpu_sample")?.try_into()?)
 }
 
 fn cpus() -> anyhow::Result<Vec<u32>> {

@@ -16,7 +16,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../probe-ebpf/prebuilt
 struct KernelTypes {
     layout: Layout,
     victim_is_task: bool,
-    signal: podopsy_wire::SignalLayout,
+    signal: podopsy_wire::SigkillLayout,
     unwind: UnwindLayout,
     has_loop: bool,
 }
@@ -119,7 +119,7 @@ fn load_object(options: &ProbeOptions, types: &KernelTypes) -> anyhow::Result<Eb
     sizes::shrink(options, &mut loader);
     loader
         .override_global("CONFIG", bytes_of(&config), true)
-        .override_global("SIGNAL_LAYOUT", bytes_of(&types.signal), true)
+        .override_global("SIGKILL_LAYOUT", bytes_of(&types.signal), true)
         .override_global("DNS", bytes_of(&dns), true)
         .override_global("UNWIND_LAYOUT", bytes_of(&types.unwind), true)
         .override_global(aya_log::LEVEL, &level, true)

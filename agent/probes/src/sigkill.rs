@@ -3,7 +3,7 @@
 use anyhow::Context;
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
-use podopsy_wire::{ABSENT, SignalLayout, SignalRecord};
+use podopsy_wire::{ABSENT, SigkillLayout, SigkillRecord};
 
 use crate::btf::Btf;
 use crate::pod::Pod;
@@ -20,16 +20,16 @@ pub struct SigkillMaps {
 impl SigkillMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> anyhow::Result<SigkillMaps> {
         Ok(SigkillMaps {
-            events: Ring::new("SIGNAL_EVENTS", take_map(ebpf, "SIGNAL_EVENTS")?)?,
+            events: Ring::new("SIGKILL_EVENTS", take_map(ebpf, "SIGKILL_EVENTS")?)?,
             kernel_kills: KernelKills::new(take_map(ebpf, "SIGKILL_BY_KERNEL")?)?,
         })
     }
 }
 
 /// The offsets that the probe reads; a member that this kernel lacks is [`ABSENT`], and its fact stays unknown.
-pub(crate) fn layout(btf: &Btf) -> SignalLayout {
+pub(crate) fn layout(btf: &Btf) -> SigkillLayout {
     let optional = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(ABSENT);
-    SignalLayout {
+    SigkillLayout {
         siginfo_code: optional("kernel_siginfo", "si_code"),
         task_flags: optional("task_struct", "flags"),
         task_thread_pid: optional("task_struct", "thread_pid"),
@@ -44,12 +44,12 @@ pub(crate) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<String> {
     // The program that removes the OOM killer's signals attaches before the one that adds them.
     raw_tracepoint(ebpf, "sigkill_by_oom", "mark_victim")?;
     raw_tracepoint(ebpf, "sigkill_sent", "signal_generate")?;
-    Ok("raw tracepoint signal_generate; mark_victim tells the OOM killer's SIGKILLs from others".to_owned())
+    Ok("raw tracepoint signal_generate; mark_victim, to leave out the OOM killer's SIGKILLs".to_owned())
 }
 
 /// The map `SIGKILL_BY_KERNEL`: SIGKILLs sent by the kernel that the OOM killer may still claim.
 pub struct KernelKills {
-    map: HashMap<MapData, u64, Pod<SignalRecord>>,
+    map: HashMap<MapData, u64, Pod<SigkillRecord>>,
 }
 
 /// The OOM killer marks its victim right after the signal: a signal older than this was not its own.
@@ -61,8 +61,8 @@ impl KernelKills {
     }
 
     /// Removes and returns the signals that no OOM killer has claimed; `now_ns` is CLOCK_BOOTTIME.
-    pub fn take(&mut self, now_ns: u64) -> Vec<SignalRecord> {
-        let old = |record: &SignalRecord| now_ns.saturating_sub(record.time_ns) >= UNCLAIMED_NS;
+    pub fn take(&mut self, now_ns: u64) -> Vec<SigkillRecord> {
+        let old = |record: &SigkillRecord| now_ns.saturating_sub(record.time_ns) >= UNCLAIMED_NS;
         let all = self.map.iter().filter_map(Result::ok).map(|(tid, Pod(record))| (tid, record));
         let mut found: Vec<_> = all.filter(|(_, record)| old(record)).collect();
         // An entry that is gone was claimed in the meantime.

@@ -26,7 +26,7 @@ pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
     let rings = [
         ("OOM_EVENTS", options.oom),
         ("EXECS", options.oom),
-        ("SIGNAL_EVENTS", options.sigkill),
+        ("SIGKILL_EVENTS", options.sigkill),
         ("DNS_EVENTS", options.dns.is_some()),
         ("SAMPLES", options.cpu.is_some()),
         ("TABLE_REQUESTS", by_tables),

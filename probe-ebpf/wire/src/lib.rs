@@ -12,19 +12,20 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod cpu;
 mod dns;
 mod dns_counters;
 mod dns_rules;
 mod exec;
 mod loss;
-mod oncpu;
 mod oom;
 mod python;
-mod signal;
+mod sigkill;
 mod task;
 mod unwind;
 
 pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+pub use cpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use dns::{
     DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
     STATE_WAITING, SocketError, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
@@ -36,9 +37,8 @@ pub use dns_counters::{
 pub use dns_rules::{DNS_HEADER_BYTES, DnsHeader, TokenBucket, latency_bucket};
 pub use exec::Exec;
 pub use loss::Loss;
-pub use oncpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};
 pub use python::*;
-pub use signal::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalLayout, SignalRecord};
+pub use sigkill::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SigkillLayout, SigkillRecord};
 pub use task::Task;
 pub use unwind::*;

@@ -64,7 +64,7 @@ loss_reasons! {
     ExecRing = "exec_ring",
     /// A request for an unwind table, because the ring `TABLE_REQUESTS` or the map `TABLES` was full.
     UnwindRequest = "unwind_request",
-    /// A SIGKILL, because the ring `SIGNAL_EVENTS` was full.
+    /// A SIGKILL, because the ring `SIGKILL_EVENTS` was full.
     SigkillRing = "sigkill_ring",
     /// A SIGKILL that the kernel sent, because the map `SIGKILL_BY_KERNEL` was full.
     SigkillByKernel = "sigkill_by_kernel",

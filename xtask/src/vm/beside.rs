@@ -21,7 +21,7 @@ const SUITES: [&str; 14] = [
     "kubernetes_events",
     "metrics",
     "oom",
-    "signal",
+    "sigkill",
     "systemd",
 ];
 

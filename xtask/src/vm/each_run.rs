@@ -19,10 +19,10 @@ pub const TESTS: [&str; 29] = [
     // Losses are counted in the kernel. The suite's other tests take a minute each on an emulated machine.
     "losses::failed_lookups",
     // SIGKILL.
-    "signal::someones_kill",
-    "signal::an_oom_kill",
-    "signal::many_threads",
-    "signal::a_cgroup_that_is_killed_whole",
+    "sigkill::someones_kill",
+    "sigkill::an_oom_kill",
+    "sigkill::many_threads",
+    "sigkill::a_cgroup_that_is_killed_whole",
     // DNS: cgroup hooks, TCP, receive buffers, and the packet socket.
     "dns::every_rcode",
     "dns::silence",

@@ -83,7 +83,7 @@ pub fn is_wanted(task: u64, config: &Config) -> bool {
 }
 
 #[perf_event]
-pub fn oncpu_sample(ctx: PerfEventContext) -> i32 {
+pub fn cpu_sample(ctx: PerfEventContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
     let current = task::current();

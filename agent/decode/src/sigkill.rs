@@ -1,6 +1,6 @@
 //! SIGKILLs.
 
-use podopsy_wire::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SignalRecord, Task};
+use podopsy_wire::{SI_KERNEL, SI_QUEUE, SI_TKILL, SI_UNREAD, SI_USER, SigkillRecord, Task};
 
 use super::read::{self, BadRecord};
 
@@ -16,7 +16,7 @@ pub enum SentBy {
     Unknown,
 }
 
-/// A [`SignalRecord`], with the facts that are not known left out.
+/// A [`SigkillRecord`], with the facts that are not known left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SigkillDecoded {
     pub time_ns: u64,
@@ -32,13 +32,13 @@ pub struct SigkillDecoded {
     pub namespace_pid: Option<u32>,
 }
 
-/// Decodes a [`SignalRecord`] from the ring.
+/// Decodes a [`SigkillRecord`] from the ring.
 pub fn sigkill(bytes: &[u8]) -> Result<SigkillDecoded, BadRecord> {
     read::whole("sigkill", bytes).map(|record| sigkill_record(&record))
 }
 
-/// Decodes a [`SignalRecord`] that was read from a map.
-pub fn sigkill_record(record: &SignalRecord) -> SigkillDecoded {
+/// Decodes a [`SigkillRecord`] that was read from a map.
+pub fn sigkill_record(record: &SigkillRecord) -> SigkillDecoded {
     let sent_by = match record.si_code {
         _ if record.from_kernel != 0 => SentBy::Kernel,
         SI_KERNEL => SentBy::Kernel,
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn sender_and_target_are_not_mixed_up_and_a_short_record_is_an_error() {
-        let mut bytes = vec![0; size_of::<SignalRecord>()];
+        let mut bytes = vec![0; size_of::<SigkillRecord>()];
         bytes[0..8].copy_from_slice(&5u64.to_ne_bytes());
         bytes[8 + 16..8 + 20].copy_from_slice(&42u32.to_ne_bytes());
         bytes[48 + 16..48 + 20].copy_from_slice(&43u32.to_ne_bytes());
@@ -83,6 +83,6 @@ mod tests {
         // SI_TIMER, POLL_IN, what could not be read.
         assert_eq!([-2, 1, SI_UNREAD].map(by), [SentBy::Unknown; 3]);
         assert_eq!(by(SI_KERNEL), SentBy::Kernel);
-        assert_eq!(sigkill_record(&SignalRecord { from_kernel: 1, ..record(0) }).sent_by, SentBy::Kernel);
+        assert_eq!(sigkill_record(&SigkillRecord { from_kernel: 1, ..record(0) }).sent_by, SentBy::Kernel);
     }
 }

@@ -15,7 +15,7 @@ pub const SI_UNREAD: i32 = i32::MIN;
 /// The first SIGKILL of a process. Later ones have no effect.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct SignalRecord {
+pub struct SigkillRecord {
     pub time_ns: u64,
     /// The task that was running when the signal was sent. It is the sender if `si_code` names a process as the source.
     pub sender: Task,
@@ -30,13 +30,13 @@ pub struct SignalRecord {
     pub namespace_pid: u32,
 }
 
-const _: () = assert!(size_of::<SignalRecord>() == 8 + 2 * 40 + 4 * 4);
+const _: () = assert!(size_of::<SigkillRecord>() == 8 + 2 * 40 + 4 * 4);
 
-/// The probes' read-only global `SIGNAL_LAYOUT`: byte offsets that only the sigkill probe needs; [`ABSENT`] where this
+/// The probes' read-only global `SIGKILL_LAYOUT`: byte offsets that only the sigkill probe needs; [`ABSENT`] where this
 /// kernel has no such member.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct SignalLayout {
+pub struct SigkillLayout {
     pub siginfo_code: u32,
     pub task_flags: u32,
     pub task_thread_pid: u32,
@@ -46,7 +46,7 @@ pub struct SignalLayout {
     pub pid_numbers: u32,
 }
 
-impl SignalLayout {
+impl SigkillLayout {
     /// No member is known.
-    pub const EMPTY: SignalLayout = bytemuck::must_cast([ABSENT; size_of::<SignalLayout>() / 4]);
+    pub const EMPTY: SigkillLayout = bytemuck::must_cast([ABSENT; size_of::<SigkillLayout>() / 4]);
 }
