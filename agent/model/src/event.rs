@@ -74,49 +74,42 @@ impl Event {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum EventKind {
-    /// The kernel's OOM killer chose a victim.
-    #[serde(rename = "oom.kill")]
-    OomKill,
-    /// A whole visit of the OOM killer, some seconds later: its victims, the limit, the verdicts.
-    #[serde(rename = "oom.incident")]
-    OomIncident,
-    /// A DNS query had any outcome but an answer.
-    #[serde(rename = "dns.failure")]
-    DnsFailure,
-    /// A DNS query was answered. Only with `watch dns --all`, or with `--slow-over` if it was slow.
-    #[serde(rename = "dns.answer")]
-    DnsAnswer,
-    /// A process of a container was sent SIGKILL from outside of the container, and not by the OOM killer.
-    #[serde(rename = "process.sigkill")]
-    Sigkill,
-    /// A lookup of an application, with all its queries.
-    #[serde(rename = "dns.lookup")]
-    DnsLookup,
+/// Defines [`EventKind`] from one list, so that a kind, its explanation and its value in the JSON stand together.
+macro_rules! event_kinds {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        /// The type of an event.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum EventKind {
+            $($(#[$doc])* #[serde(rename = $name)] $kind,)*
+        }
+
+        impl EventKind {
+            /// All kinds, in the order of the list.
+            pub const ALL: [EventKind; [$(EventKind::$kind),*].len()] = [$(EventKind::$kind),*];
+
+            /// The value in the JSON.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(EventKind::$kind => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl EventKind {
-    pub const ALL: [EventKind; 6] = [
-        EventKind::OomKill,
-        EventKind::OomIncident,
-        EventKind::DnsFailure,
-        EventKind::DnsAnswer,
-        EventKind::DnsLookup,
-        EventKind::Sigkill,
-    ];
-
-    /// The value in the JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            EventKind::OomKill => "oom.kill",
-            EventKind::OomIncident => "oom.incident",
-            EventKind::DnsFailure => "dns.failure",
-            EventKind::DnsAnswer => "dns.answer",
-            EventKind::Sigkill => "process.sigkill",
-            EventKind::DnsLookup => "dns.lookup",
-        }
-    }
+event_kinds! {
+    /// The kernel's OOM killer chose a victim.
+    OomKill = "oom.kill",
+    /// A whole visit of the OOM killer, some seconds later: its victims, the limit, the verdicts.
+    OomIncident = "oom.incident",
+    /// A DNS query had any outcome but an answer.
+    DnsFailure = "dns.failure",
+    /// A DNS query was answered. Only with `watch dns --all`, or with `--slow-over` if it was slow.
+    DnsAnswer = "dns.answer",
+    /// A lookup of an application, with all its queries.
+    DnsLookup = "dns.lookup",
+    /// A process of a container was sent SIGKILL from outside of the container, and not by the OOM killer.
+    Sigkill = "process.sigkill",
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -293,15 +286,8 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("{:?}", outcome.as_str()));
         }
-        for k in [
-            EventKind::OomKill,
-            EventKind::OomIncident,
-            EventKind::DnsFailure,
-            EventKind::DnsAnswer,
-            EventKind::DnsLookup,
-            EventKind::Sigkill,
-        ] {
-            assert_eq!(serde_json::to_string(&k).unwrap(), format!("{:?}", k.as_str()));
+        for kind in EventKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("{:?}", kind.as_str()));
         }
     }
 }

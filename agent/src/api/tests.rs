@@ -9,8 +9,8 @@ use tempfile::{TempDir, tempdir};
 use tokio::runtime::Runtime;
 
 use super::*;
-use podopsy_model::Owner;
 use podopsy_model::testing::{dns, kill, owner};
+use podopsy_model::{EventKind, Owner};
 use podopsy_store::{ProfileRecord, Store, StoreLimits, StoreReceiver};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -301,6 +301,17 @@ fn a_socket_left_by_a_dead_agent_is_replaced_and_one_in_use_is_not() {
     let error = listen(&path, agent.sources.clone()).err().unwrap().to_string();
     assert!(error.contains("is no socket"), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn the_openapi_description_lists_every_kind_of_event() {
+    let openapi: Value = serde_json::from_str(OPENAPI).unwrap();
+    let kinds: Vec<&str> = EventKind::ALL.into_iter().map(EventKind::as_str).collect();
+    for path in ["/api/v1/events", "/api/v1/events/live"] {
+        let parameters = openapi["paths"][path]["get"]["parameters"].as_array().unwrap();
+        let kind = parameters.iter().find(|parameter| parameter["name"] == "kind").unwrap();
+        assert_eq!(kind["schema"]["items"]["enum"], Value::from(kinds.clone()), "{path}");
+    }
 }
 
 #[test]

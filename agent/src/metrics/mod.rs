@@ -168,14 +168,7 @@ impl Metrics {
     fn agent_families(&self, refused: u64) -> Vec<MetricFamily> {
         let mut events = MetricFamily::counter("podopsy_events", "Events written, by kind.");
         let counted = lock(&self.events).clone();
-        for kind in [
-            EventKind::OomKill,
-            EventKind::OomIncident,
-            EventKind::Sigkill,
-            EventKind::DnsFailure,
-            EventKind::DnsAnswer,
-            EventKind::DnsLookup,
-        ] {
+        for kind in EventKind::ALL {
             let count = counted.get(&kind).copied().unwrap_or(0);
             events.count(vec![("kind", kind.as_str().to_owned())], count);
         }
