@@ -1,13 +1,13 @@
-//! A whole hash map in a few system calls: `BPF_MAP_LOOKUP_BATCH` (5.6), which aya has not.
+//! Reads a whole hash map in a few system calls: `BPF_MAP_LOOKUP_BATCH` (5.6), which aya lacks.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `<linux/bpf.h>`.
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-/// Entries a call. The kernel refuses a call that has no room for all of one hash bucket: there are as many buckets as
-/// entries, so that none comes near it.
+/// Entries that one call may return. The kernel refuses a call whose buffers cannot hold one whole hash bucket. A map has
+/// at least as many buckets as entries, so no bucket comes near this number.
 const ENTRIES: usize = 512;
-/// Calls after which a map that changes all the time is left for the next look.
+/// The largest number of calls for one reading, because a map that changes all the time might never end.
 const CALLS_MAX: usize = 4096;
 
 /// The part of `union bpf_attr` that batches use.
@@ -23,16 +23,16 @@ struct Attributes {
     flags: u64,
 }
 
-/// Everything in the map; None: this kernel does not know how, and one entry after the other will do.
+/// Returns all entries of the map. None: this kernel lacks the call, and the caller has to read entry by entry.
 ///
-/// `K` and `V` must be of the sizes that the map was made with.
+/// `K` and `V` must have the sizes that the map was created with.
 pub fn entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> Option<Vec<(K, V)>> {
     let mut keys: Vec<K> = Vec::with_capacity(ENTRIES);
-    // The kernel rounds values up to 8 bytes: all of ours are such.
+    // The kernel rounds the size of a value up to 8 bytes, so `V` must be a multiple of that.
     const { assert!(size_of::<V>().is_multiple_of(8)) };
     let mut values: Vec<V> = Vec::with_capacity(ENTRIES);
     let mut all = Vec::new();
-    // The bucket to go on with: a hash map's cursor is 4 bytes.
+    // The bucket to continue with. The cursor of a hash map has 4 bytes.
     let (mut from, mut to) = (0u64, 0u64);
     for call in 0..CALLS_MAX {
         let mut attributes = Attributes {
@@ -45,7 +45,7 @@ pub fn entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> Option<Vec<(K, 
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the attributes name buffers with room for `count` entries, which live until the call is over.
+        // SAFETY: the attributes point to buffers with a capacity of `count` entries, which outlive the call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size_of::<Attributes>())
         };
@@ -54,7 +54,7 @@ pub fn entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>) -> Option<Vec<(K, 
             return None;
         }
         let count = (attributes.count as usize).min(ENTRIES);
-        // SAFETY: the kernel has written so many of each, and of `Pod` any bytes are one.
+        // SAFETY: the kernel has written `count` keys and values, and any bytes are a valid `Pod`.
         unsafe {
             keys.set_len(count);
             values.set_len(count);

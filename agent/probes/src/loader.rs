@@ -1,22 +1,23 @@
-//! aya's loader, without the kernel's types.
+//! Creates aya's loader without the kernel's types.
 //!
-//! `EbpfLoader::new` of aya 0.14 reads all of `/sys/kernel/btf/vmlinux` before anyone can say that nothing is to be relocated
-//! by it: 12 ms, and 30 MB while it lasts. So it is made by a thread whose root is a folder without such a file.
+//! `EbpfLoader::new` of aya 0.14 reads all of `/sys/kernel/btf/vmlinux`, and only then can the caller switch relocation
+//! off. That takes 12 ms, and 30 MB meanwhile. So a thread whose root folder has no such file creates the loader.
 
 use aya::EbpfLoader;
 use nix::sched::{CloneFlags, unshare};
 
-/// Where there is nothing else than the kernel's types.
+/// A folder that exists on every node and has no `sys/kernel/btf/vmlinux` below it.
 const ROOT: &str = "/sys/kernel/btf";
 
 pub(crate) fn new() -> EbpfLoader<'static> {
-    let aside = std::thread::Builder::new().name("loader".to_owned()).spawn(|| {
-        // The root is this thread's alone from here on. Where that is not allowed it only takes longer.
+    let thread = std::thread::Builder::new().name("loader".to_owned()).spawn(|| {
+        // From here on the root belongs to this thread alone. If that is not permitted, the types are read, which only
+        // takes longer.
         let _ = unshare(CloneFlags::CLONE_FS).and_then(|()| nix::unistd::chroot(ROOT));
         EbpfLoader::new()
     });
-    let made = aside.ok().and_then(|aside| aside.join().ok());
-    let mut loader = made.unwrap_or_default();
+    let created = thread.ok().and_then(|thread| thread.join().ok());
+    let mut loader = created.unwrap_or_default();
     loader.btf(None);
     loader
 }
