@@ -156,7 +156,12 @@ fn response_outcome(message: &[u8], is_whole: bool, asked: Option<&Question>) ->
     if is_whole {
         Message::from_vec(message).map_err(|error| escape_error(&error.to_string()))?;
     }
-    Ok(match header.answer_class() {
+    Ok(answer_outcome(header.answer_class()))
+}
+
+/// The outcome of an answer of this class, an index into `DnsCounters::answers`.
+pub fn answer_outcome(class: usize) -> Outcome {
+    match class {
         ANSWER_NOERROR => Outcome::Noerror,
         ANSWER_NODATA => Outcome::Nodata,
         ANSWER_TRUNCATED => Outcome::Truncated,
@@ -165,7 +170,7 @@ fn response_outcome(message: &[u8], is_whole: bool, asked: Option<&Question>) ->
         ANSWER_NXDOMAIN => Outcome::Nxdomain,
         ANSWER_REFUSED => Outcome::Refused,
         _ => Outcome::Other,
-    })
+    }
 }
 
 /// Checks that a response repeats the question of its query. A server may leave the question out of an error response

@@ -4,10 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
-use podopsy_wire::{
-    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
-    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_CONTAINERS_MAX, DnsCounters, TokenBucket,
-};
+use podopsy_decode::dns::answer_outcome;
+use podopsy_wire::{DNS_CONTAINERS_MAX, DnsCounters, TokenBucket};
 
 use podopsy_model::dns::{DnsCounts, Latencies, NotVisible};
 use podopsy_model::{KnownBy, Outcome, Owner};
@@ -241,23 +239,13 @@ impl Account {
 
 /// The wire's counters as the model has them.
 fn read(counters: &DnsCounters) -> DnsCounts {
-    let answers = &counters.answers;
-    let outcomes = [
-        (Outcome::Noerror, answers[ANSWER_NOERROR]),
-        (Outcome::Nodata, answers[ANSWER_NODATA]),
-        (Outcome::Truncated, answers[ANSWER_TRUNCATED]),
-        (Outcome::Formerr, answers[ANSWER_FORMERR]),
-        (Outcome::Servfail, answers[ANSWER_SERVFAIL]),
-        (Outcome::Nxdomain, answers[ANSWER_NXDOMAIN]),
-        (Outcome::Refused, answers[ANSWER_REFUSED]),
-        (Outcome::Other, answers[ANSWER_OTHER]),
-        (Outcome::Late, counters.late),
-    ];
+    let answers = counters.answers.iter().enumerate().map(|(class, count)| (answer_outcome(class), *count));
+    let outcomes = answers.chain([(Outcome::Late, counters.late)]);
     DnsCounts {
         owner: Owner::default(),
         queries: counters.queries,
         resends: counters.resends,
-        outcomes: outcomes.into_iter().filter(|(_, count)| *count > 0).collect(),
+        outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
         latency: Latencies { buckets: counters.latency.to_vec(), sum_us: counters.latency_us },
         events_dropped: counters.throttled + counters.ring_full,
         not_visible: NotVisible { tls: counters.tls, https: counters.https },

@@ -4,39 +4,30 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use podopsy_decode::SigkillDecoded;
+use podopsy_wire::TokenBucket;
 
-/// The rate for one container: dozens of processes that are stopped at once are all reported.
-const PER_CGROUP: Bucket = Bucket { tokens: 64.0, at_ns: 0, most: 64.0, per_second: 1.0 };
-/// The rate for all containers together.
-const TOTAL: Bucket = Bucket { tokens: 512.0, at_ns: 0, most: 512.0, per_second: 32.0 };
-/// Cgroups whose buckets are kept; a full bucket need not be kept.
+/// One a second for one container, and 64 at once: dozens of processes that are stopped together are all reported.
+const PER_CGROUP: TokenBucket = TokenBucket::new(1_000_000, 64);
+/// 32 a second for all containers together, and 512 at once.
+const TOTAL: TokenBucket = TokenBucket::new(1_000_000 / 32, 512);
+/// Cgroups whose buckets are kept. A full bucket need not be kept.
 const CGROUPS_MAX: usize = 4096;
 /// Processes that are remembered as reported: duplicates follow within moments.
 const REPORTED_MAX: usize = 1024;
 
 /// Admits or drops records. Pure: the time is taken from the records.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RateLimiter {
-    cgroups: HashMap<u64, Bucket>,
-    total: Bucket,
+    /// The time until which each cgroup's bucket is paid for.
+    cgroups: HashMap<u64, u64>,
+    /// The same for the bucket of all containers.
+    total_paid_ns: u64,
     /// Pid and start time of the processes that were reported.
     reported: HashSet<(u32, u64)>,
     /// The same, oldest first.
     order: VecDeque<(u32, u64)>,
     /// Records that were dropped because there were too many.
     pub throttled: u64,
-}
-
-impl Default for RateLimiter {
-    fn default() -> Self {
-        RateLimiter {
-            cgroups: HashMap::new(),
-            total: TOTAL,
-            reported: HashSet::new(),
-            order: VecDeque::new(),
-            throttled: 0,
-        }
-    }
 }
 
 impl RateLimiter {
@@ -54,44 +45,25 @@ impl RateLimiter {
             self.reported.remove(&oldest);
         }
         if self.cgroups.len() >= CGROUPS_MAX && !self.cgroups.contains_key(&target.cgroup_id) {
-            self.cgroups.retain(|_, bucket| !bucket.is_full(record.time_ns));
+            self.cgroups.retain(|_, paid_ns| *paid_ns > record.time_ns);
             if self.cgroups.len() >= CGROUPS_MAX {
                 self.cgroups.clear();
             }
         }
-        let full = Bucket { at_ns: record.time_ns, ..PER_CGROUP };
-        let cgroup = self.cgroups.entry(target.cgroup_id).or_insert(full);
+        let cgroup = self.cgroups.entry(target.cgroup_id).or_default();
         // The cgroup's bucket comes first, so that a flood in one container takes no tokens from the others.
-        let admitted = cgroup.take(record.time_ns) && self.total.take(record.time_ns);
+        let admitted =
+            take(PER_CGROUP, cgroup, record.time_ns) && take(TOTAL, &mut self.total_paid_ns, record.time_ns);
         self.throttled += u64::from(!admitted);
         admitted
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    at_ns: u64,
-    most: f64,
-    per_second: f64,
-}
-
-impl Bucket {
-    fn level(&self, now_ns: u64) -> f64 {
-        let seconds = now_ns.saturating_sub(self.at_ns) as f64 / 1e9;
-        (self.tokens + seconds * self.per_second).min(self.most)
-    }
-
-    fn is_full(&self, now_ns: u64) -> bool {
-        self.level(now_ns) >= self.most
-    }
-
-    fn take(&mut self, now_ns: u64) -> bool {
-        (self.tokens, self.at_ns) = (self.level(now_ns), self.at_ns.max(now_ns));
-        let has_token = self.tokens >= 1.0;
-        self.tokens -= if has_token { 1.0 } else { 0.0 };
-        has_token
-    }
+/// Takes a token from a bucket that is paid until `paid_ns`. False: it is empty.
+fn take(bucket: TokenBucket, paid_ns: &mut u64, now_ns: u64) -> bool {
+    let Some(paid) = bucket.take(*paid_ns, now_ns) else { return false };
+    *paid_ns = paid;
+    true
 }
 
 #[cfg(test)]
