@@ -12,39 +12,21 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use podopsy_agent::api::{self, Health, Sources};
-use podopsy_model::event::{ProcessRef, Protocol};
-use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, Outcome, Owner};
+use podopsy_model::Owner;
+use podopsy_model::testing::dns;
 use podopsy_pods::Pods;
 use podopsy_store::{GapReason, Store, StoreLimits, StoreReceiver};
 
 const SOON: Duration = Duration::from_secs(60);
-
-fn event(name: &str) -> Event {
-    let detail = DnsTransaction {
-        name: Some(name.into()),
-        qtype: Some("A".into()),
-        server: ([10, 0, 0, 10], 53).into(),
-        protocol: Protocol::Udp,
-        id: 1,
-        latency_ns: 5,
-        outcome: Outcome::Servfail,
-        rcode: Some(2),
-        sends: 1,
-        malformed: None,
-        slow: false,
-        answer_dropped: false,
-    };
-    let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
-    let (owner, detail) = (Owner::default(), Detail::Dns(detail));
-    Event::new(Timestamp::now(), EventKind::DnsFailure, "n", owner, process, detail, Losses::new())
-}
 
 /// Puts `count` events, and waits until all are returned; whether the last one was kept.
 fn put(store: &Store, returned: &mut StoreReceiver, count: usize) -> bool {
     for n in 0..count {
         // Names that compress badly fill the disk soon.
         let name: String = (0..30).map(|at| format!("{:x}.", (n * 7919 + at * 104_729) % 65_521)).collect();
-        store.put(event(&name)).unwrap_or_else(|_| panic!("the queue is full"));
+        store
+            .put(dns(Timestamp::now(), Owner::default(), &name))
+            .unwrap_or_else(|_| panic!("the queue is full"));
     }
     (0..count).fold(false, |_, _| returned.recv_blocking().expect("each is returned").id.is_some())
 }
@@ -154,7 +136,9 @@ fn no_other_user_reads_anything_through_the_socket() {
     let _guard = runtime.enter();
     let dir = tempfile::tempdir().expect("a folder");
     let (store, mut returned) = Store::start(dir.path(), "boot", StoreLimits::default()).expect("start");
-    store.put(event("secret.test")).unwrap_or_else(|_| panic!("the queue is full"));
+    store
+        .put(dns(Timestamp::now(), Owner::default(), "secret.test"))
+        .unwrap_or_else(|_| panic!("the queue is full"));
     returned.recv_blocking().expect("it is returned");
     let pods = runtime.block_on(Pods::start(support::no_runtime())).expect("the pods");
     let (live, _) = tokio::sync::broadcast::channel(1);

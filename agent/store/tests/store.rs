@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use podopsy_model::event::{OomTask, ProcessRef, Protocol};
-use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, Owner};
+use podopsy_model::testing::{dns, kill};
+use podopsy_model::{Detail, Event, Owner};
 use podopsy_store::{Collection, Filter, GapReason, Reader, Store, StoreLimits};
 
 const RUNS: u64 = 100;
@@ -17,51 +17,9 @@ const RUNS: u64 = 100;
 const DIR: &str = "PODOPSY_TEST_STORE";
 const RUN: &str = "PODOPSY_TEST_RUN";
 
-fn lookup(name: &str) -> Event {
-    let detail = DnsTransaction {
-        name: Some(name.into()),
-        qtype: Some("A".into()),
-        server: ([10, 0, 0, 10], 53).into(),
-        protocol: Protocol::Udp,
-        id: 1,
-        latency_ns: 5,
-        outcome: Outcome::Servfail,
-        rcode: Some(2),
-        sends: 1,
-        malformed: None,
-        slow: false,
-        answer_dropped: false,
-    };
-    let process = ProcessRef { pid: 7, comm: "app".into(), start_time: None };
-    let owner = Owner::default();
-    Event::new(
-        Timestamp::now(),
-        EventKind::DnsFailure,
-        "n",
-        owner,
-        process,
-        Detail::Dns(detail),
-        Losses::new(),
-    )
-}
-
 /// A kill that every run stores again, as a restart does with the kills in the kernel's log.
-fn kill(number: u64, recovered: bool) -> Event {
-    let task = OomTask { pid: 9, tid: 9, comm: "app".into() };
-    let kill = OomKill {
-        victim: task.clone(),
-        trigger: task,
-        trigger_cgroup: Default::default(),
-        rss: None,
-        oom_score_adj: None,
-        kernel_stack: Vec::new(),
-        user_stack: Vec::new(),
-        incident: Some(format!("boot-{number}")),
-        limit: None,
-        already_dying: false,
-        recovered,
-    };
-    Event { kind: EventKind::OomKill, detail: Detail::Oom(kill), ..lookup("") }
+fn repeated_kill(number: u64, recovered: bool) -> Event {
+    kill(Timestamp::now(), Owner::default(), &format!("boot-{number}"), 9, recovered)
 }
 
 /// One run: prints each event that comes out of the store, until it is killed.
@@ -72,12 +30,12 @@ fn writer_that_is_killed() {
     let run: u64 = run.parse().expect("a number");
     let (store, mut receiver) = Store::start(Path::new(&dir), "boot", StoreLimits::default()).expect("start");
     std::thread::spawn(move || {
-        let _ = store.put(kill(run, false));
+        let _ = store.put(repeated_kill(run, false));
         for before in 0..run {
-            let _ = store.put(kill(before, true));
+            let _ = store.put(repeated_kill(before, true));
         }
         for n in 0u64.. {
-            if store.put(lookup(&format!("{run}.{n}"))).is_err() {
+            if store.put(dns(Timestamp::now(), Owner::default(), &format!("{run}.{n}"))).is_err() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             if n % 16 == 0 {
