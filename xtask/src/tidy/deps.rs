@@ -28,14 +28,15 @@ const DIRECTIONS: &[Direction] = &[
     },
     Direction {
         package: "podopsy-agent",
-        forbids: |name| ["podopsy", "podopsy-tests", "podopsy-victims", "xtask"].contains(&name),
+        forbids: |name| name == "podopsy" || is_above_the_products(name),
         why: "the agent is below the CLI and the tests",
     },
     Direction {
         package: "podopsy",
         forbids: |name| {
             name.starts_with("aya")
-                || ["podopsy-wire", "podopsy-tests", "podopsy-victims", "xtask", "blazesym"].contains(&name)
+                || ["podopsy-wire", "blazesym"].contains(&name)
+                || is_above_the_products(name)
         },
         why: "the CLI renders what the agent's crates return, and never parses kernel bytes",
     },
@@ -45,11 +46,54 @@ const DIRECTIONS: &[Direction] = &[
         why: "a victim must not depend on the recorder",
     },
     Direction {
+        package: "podopsy-harness",
+        forbids: |name| (name.starts_with("podopsy") && name != "podopsy-pods") || name.starts_with("xtask"),
+        why: "the harness starts pods without the recorder: it only shares the client of the container runtime",
+    },
+    Direction {
+        package: "podopsy-demo",
+        forbids: |name| {
+            (name.starts_with("podopsy") && !["podopsy-harness", "podopsy-model"].contains(&name))
+                || name.starts_with("xtask")
+        },
+        why: "the demo runs the binaries that users run, and reads the events that they print",
+    },
+    Direction {
+        package: "podopsy-soak",
+        forbids: |name| {
+            (name.starts_with("podopsy") && name != "podopsy-harness") || name.starts_with("xtask")
+        },
+        why: "the soak's load must not depend on the recorder that it measures",
+    },
+    Direction {
+        package: "podopsy-guest",
+        forbids: |name| name.starts_with("podopsy") || name.starts_with("xtask"),
+        why: "the lab's init runs the tests, and must build without them",
+    },
+    Direction {
+        package: "xtask-launch",
+        forbids: |_| true,
+        why: "it starts xtask within seconds of a fresh clone, so it has no dependencies",
+    },
+    Direction {
         package: "xtask",
         forbids: |name| name.starts_with("podopsy") || name.starts_with("aya"),
         why: "xtask builds the rest, so it must build without it",
     },
 ];
+
+/// Packages that test, measure or build the agent and the CLI.
+fn is_above_the_products(name: &str) -> bool {
+    const TESTS: [&str; 6] = [
+        "podopsy-tests",
+        "podopsy-harness",
+        "podopsy-demo",
+        "podopsy-soak",
+        "podopsy-guest",
+        "podopsy-victims",
+    ];
+    TESTS.contains(&name) || name.starts_with("xtask")
+}
 
 /// Every dependency in the wrong direction, in this workspace and in the kernel side's.
 pub fn check(root: &Path) -> Result<Vec<String>> {
@@ -105,6 +149,14 @@ mod tests {
             ("podopsy-probe", "serde"),
             ("podopsy-agent", "podopsy"),
             ("podopsy-agent", "podopsy-tests"),
+            ("podopsy-agent", "podopsy-harness"),
+            ("podopsy-agent", "xtask-launch"),
+            ("podopsy", "podopsy-demo"),
+            ("podopsy-harness", "podopsy-recorder"),
+            ("podopsy-demo", "podopsy-recorder"),
+            ("podopsy-soak", "podopsy-model"),
+            ("podopsy-guest", "podopsy-harness"),
+            ("xtask-launch", "anyhow"),
             ("podopsy", "aya"),
             ("podopsy", "aya-log"),
             ("podopsy", "podopsy-wire"),
@@ -126,6 +178,10 @@ mod tests {
             ("podopsy-agent", "aya"),
             ("podopsy", "podopsy-agent"),
             ("podopsy-tests", "podopsy-agent"),
+            ("podopsy-harness", "podopsy-pods"),
+            ("podopsy-demo", "podopsy-harness"),
+            ("podopsy-demo", "podopsy-model"),
+            ("podopsy-soak", "podopsy-harness"),
         ] {
             let found = found(package, dependency);
             assert!(found.is_empty(), "{found:?}");
