@@ -105,7 +105,7 @@ pub struct OomArgs {
     #[command(subcommand)]
     pub show: Option<OomCommand>,
 
-    /// Only kills of the last TIME, such as 30m or 24h
+    /// Only kills of the last TIME, such as 30m, 24h or 7d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     pub since: Duration,
 
@@ -283,6 +283,9 @@ mod tests {
             "podopsy oom",
             "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
             "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",
+            "podopsy oom --since 7d",
+            "podopsy events --since 2w",
+            "podopsy profile --since 1d12h shop/cart -o x.svg",
             "podopsy oom --silent --since 1h --socket /run/podopsy/agent.sock",
             "podopsy events",
             "podopsy events --since 10m -n shop -l app=web --kind oom.kill --kind dns.failure -o json shop/cart",

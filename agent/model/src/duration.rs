@@ -1,16 +1,18 @@
-//! Durations as people type them: `500ms`, `30s`, `5m`, `1h`, `1h30m`. Both binaries use this.
+//! Durations as people type them: `500ms`, `30s`, `5m`, `1h30m`, `7d`, `2w`. Both binaries use this.
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{Span, SpanRelativeTo};
 
-/// Parses a duration above 0. A number without a unit is rejected as ambiguous.
+/// Parses a duration above 0. A day has 24 hours and a week seven days. A number without a unit is rejected as ambiguous.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let grammar = "use a number with a unit, like 500ms, 30s, 5m, 1h or 1h30m";
+    let grammar = "use a number with a unit, like 500ms, 30s, 5m, 1h30m, 7d or 2w";
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("no unit; {grammar}"));
     }
-    let signed: SignedDuration = text.parse().map_err(|_| grammar.to_owned())?;
+    let span: Span = text.parse().map_err(|_| grammar.to_owned())?;
+    // Months and years have no fixed length, which is an error here.
+    let signed = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| grammar.to_owned())?;
     match Duration::try_from(signed) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("it must be longer than 0".to_owned()),
@@ -64,6 +66,9 @@ mod tests {
             ("1h", 3_600_000),
             ("1h30m", 5_400_000),
             ("1.5s", 1500),
+            ("7d", 7 * 86_400_000),
+            ("2w", 14 * 86_400_000),
+            ("1d12h", 36 * 3_600_000),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn other_texts_are_rejected_with_an_example() {
-        for text in ["", "30", "s", "-5s", "0s", "5 parsecs", "1d1x", "99999999999999999999h"] {
+        for text in ["", "30", "s", "-5s", "0s", "5 parsecs", "1d1x", "1mo", "1y", "99999999999999999999h"] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("30").unwrap_err().contains("30s"));

@@ -81,7 +81,7 @@ pub fn parse(collection: Collection, query: &str, accepted: &[Parameter]) -> Res
     Ok(filter)
 }
 
-const TIME: &str = "use a time (2026-01-31T23:59:00Z) or how long ago (15m, 2h)";
+const TIME: &str = "use a time (2026-01-31T23:59:00Z) or how long ago (15m, 2h, 7d)";
 
 /// Parses a time (RFC 3339), or how long ago it was.
 fn time(value: &str, now: Timestamp) -> Option<Timestamp> {

@@ -21,7 +21,7 @@ pub struct EventsArgs {
     /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH [default: the whole node]
     pub target: Option<Target>,
 
-    /// Only events of the last TIME, such as 10m or 24h
+    /// Only events of the last TIME, such as 10m, 24h or 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
     pub since: Duration,
 
