@@ -19,7 +19,7 @@ use crate::{
     dns_counts,
     dns_message::{Bytes, HEADER, InMemory, InPacket, Message},
     dns_packet::{self, Direction, TCP, UDP},
-    dns_sendmsg, dns_socket,
+    dns_sendmsg, dns_share, dns_socket,
     dns_stream::{self, MessageBytes},
     maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
     task,
@@ -145,10 +145,12 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
     // Identified before the entry is inserted: the sweep in user space must not find an entry that stays unfilled for
     // long.
     let asker = asker(&key);
+    let counters = dns_counts::find_or_insert(asker.cgroup_id, now);
+    let has_share = dns_share::has_share(counters, asker.cgroup_id);
     // Insert first and look up only if that is refused: most queries are new.
-    let mut inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
+    let mut inserted = has_share && DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     if !inserted && let Some(pending) = DNS_IN_FLIGHT.get_ptr_mut(key) {
-        // SAFETY: a map value; a concurrent eviction recycles the slot, it does not unmap it.
+        // SAFETY: a map value; a concurrent removal recycles the slot, it does not unmap it.
         unsafe {
             if (*pending).state == STATE_WAITING {
                 (*pending).sends += 1;
@@ -159,16 +161,26 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
                 return Some(());
             }
         }
-        // Its timeout has been reported: this is a new attempt, and a new transaction.
-        let _ = DNS_IN_FLIGHT.remove(key);
-        count(Loss::DnsRemoved);
+        // Its timeout has been reported: this is a new attempt, and a new transaction. It takes the place of the old
+        // one, and needs no share.
+        if DNS_IN_FLIGHT.remove(key).is_ok() {
+            dns_share::count_removed(counters);
+        }
         inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     }
+    if let Some(counters) = counters {
+        // SAFETY: a map value.
+        dns_counts::add(unsafe { &raw mut (*counters).queries });
+    }
     if !inserted {
-        count(Loss::DnsInFlight);
+        count(if has_share { Loss::DnsInFlight } else { Loss::DnsOverShare });
+        if let Some(counters) = counters {
+            // SAFETY: a map value.
+            dns_counts::add(unsafe { &raw mut (*counters).untracked });
+        }
         return None;
     }
-    count(Loss::DnsInserted);
+    dns_share::count_inserted(counters);
     let pending = DNS_IN_FLIGHT.get_ptr_mut(key)?;
     let len = (message.available - HEADER).min(DNS_QUESTION_MAX as u32);
     // SAFETY: a map value, as above; `copy` writes at most the size of `question` into it.
@@ -184,10 +196,6 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
     }
     if asker.pid == 0 {
         count(Loss::DnsAsker);
-    }
-    if let Some(counters) = dns_counts::find_or_insert(asker.cgroup_id, now) {
-        // SAFETY: a map value.
-        dns_counts::add(unsafe { &raw mut (*counters).queries });
     }
     Some(())
 }
@@ -245,7 +253,8 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
     }
     let is_due = !is_plain || why != 0;
     let class = header.answer_class();
-    match dns_counts::find_or_insert(cgroup_id, now) {
+    let counters = dns_counts::find_or_insert(cgroup_id, now);
+    match counters {
         Some(counters) => {
             if state == STATE_WAITING {
                 dns_counts::count_answer(counters, class, latency_ns, 1);
@@ -278,7 +287,7 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
         dns_socket::keep_answered(&key, pending, class, now);
     }
     if DNS_IN_FLIGHT.remove(key).is_ok() {
-        count(Loss::DnsRemoved);
+        dns_share::count_removed(counters);
     }
     Some(())
 }

@@ -3,13 +3,17 @@
 
 use core::arch::asm;
 
-use podopsy_wire::{ANSWERS, DNS_LATENCY_BUCKETS, DnsCounters, Loss, TokenBucket, latency_bucket};
+use podopsy_wire::{
+    ANSWERS, DNS_LATENCY_BUCKETS, DnsCounters, Loss, TokenBucket, latency_bucket, token_price,
+};
 
-use crate::maps::{DNS_COUNTERS, count, dns_setting};
+use crate::maps::{DNS_COUNTERS, DNS_EVENTS, DNS_EVENTS_BYTES, count, dns_setting};
 
 /// The initial value of an entry; too big for the BPF stack.
 static EMPTY: DnsCounters = DnsCounters::EMPTY;
 const BPF_NOEXIST: u64 = 1;
+/// `bpf_ringbuf_query`: bytes that user space has not read.
+const BPF_RB_AVAIL_DATA: u64 = 0;
 
 /// The counters of a memory cgroup (0, not known, has counters of its own). None: the map is full, which is counted.
 #[inline(always)]
@@ -60,13 +64,14 @@ pub fn count_answer(counters: *mut DnsCounters, class: usize, latency_ns: u64, n
     }
 }
 
-/// Takes a token from the bucket `paid`; false: it is empty, which is counted. Two CPUs at the same moment may pay once
+/// Takes tokens for a record from the bucket `paid`; false: it has too few, which is counted. Two CPUs at the same moment may pay once
 /// for two records: one record more than allowed does no harm.
 #[inline(always)]
 pub fn take_token(counters: *mut DnsCounters, paid: *mut u64, now: u64) -> bool {
     let bucket = TokenBucket::new(dns_setting!(interval_us), dns_setting!(burst));
+    let price = token_price(DNS_EVENTS.query(BPF_RB_AVAIL_DATA), DNS_EVENTS_BYTES as u64);
     // SAFETY: a word of a map value.
-    let Some(paid_until) = bucket.take(unsafe { *paid }, now) else {
+    let Some(paid_until) = bucket.take(unsafe { *paid }, now, price) else {
         count(Loss::DnsThrottled);
         // SAFETY: a word of a map value.
         add(unsafe { &raw mut (*counters).throttled });

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError};
 
 use crate::{
-    dns_counts, dns_packet,
+    dns_counts, dns_packet, dns_share,
     maps::{CONFIG, DNS_EVENTS, DNS_IN_FLIGHT, count},
     task,
 };
@@ -90,11 +90,13 @@ fn answer_dropped(sock: u64) -> Option<()> {
         (*answered).key.cookie = 0;
         (*answered).pending.drops += 1;
         // Not if the same query has been sent again meanwhile.
-        DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
-        count(Loss::DnsInserted);
         let (cgroup_id, sent_ns) = ((*answered).pending.asker.cgroup_id, (*answered).pending.first_sent_ns);
+        // It had a place a moment ago, so no share is asked for.
+        DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
+        let counters = dns_counts::find_or_insert(cgroup_id, now);
+        dns_share::count_inserted(counters);
         // Takes back what `dns::handle_answer` has counted.
-        let counters = dns_counts::find_or_insert(cgroup_id, now)?;
+        let counters = counters?;
         dns_counts::count_answer(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);
     }
     Some(())

@@ -15,6 +15,7 @@ mod dns_counts;
 mod dns_message;
 mod dns_packet;
 mod dns_sendmsg;
+mod dns_share;
 mod dns_socket;
 mod dns_stream;
 mod exec;

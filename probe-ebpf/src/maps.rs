@@ -3,10 +3,11 @@
 use aya_ebpf::{
     Global,
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use podopsy_wire::{
-    Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss, SCOPE_NODE, Task,
+    CacheLine, Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss, SCOPE_NODE, Task,
+    USED_COUNTERS,
 };
 
 /// Set by user space before the load.
@@ -23,6 +24,7 @@ pub static DNS: Global<DnsConfig> = Global::new(DnsConfig {
     sample: 0,
     interval_us: 0,
     burst: 0,
+    in_flight_max: 0,
 });
 
 /// One field of the global `DNS`. `Global::load` would copy all of it, and this runs for every packet of the node.
@@ -45,7 +47,8 @@ pub static OOM_EVENTS: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 /// [`podopsy_wire::DnsRecord`]s and [`podopsy_wire::SocketError`]s, distinguished by their size. DNS has a ring of its
 /// own, so that an outage of DNS cannot displace a kill.
 #[map]
-pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
+pub static DNS_EVENTS: RingBuf = RingBuf::with_byte_size(DNS_EVENTS_BYTES, 0);
+pub const DNS_EVENTS_BYTES: u32 = 1024 * 1024;
 
 /// [`podopsy_wire::Sample`]s.
 #[map]
@@ -56,10 +59,19 @@ pub const SAMPLES_BYTES: u32 = 1024 * 1024;
 #[map]
 pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() as u32, 0);
 
-/// Queries in flight. LRU: in an outage the oldest are evicted; how many follows from the counters `DnsInserted` and
-/// `DnsRemoved`.
+/// Queries in flight. It is not LRU on purpose: such a map evicts the oldest entries, whichever cgroup fills it. Each
+/// cgroup has a share instead (`dns_share`), and user space removes what has timed out.
 #[map]
-pub static DNS_IN_FLIGHT: LruHashMap<DnsKey, DnsPending> = LruHashMap::with_max_entries(16384, 0);
+pub static DNS_IN_FLIGHT: HashMap<DnsKey, DnsPending> = HashMap::with_max_entries(16384, 0);
+
+/// How many entries `DNS_IN_FLIGHT` has: counters by `USED_*`, each in a cache line of its own.
+#[map]
+pub static DNS_IN_FLIGHT_USED: Array<CacheLine> = Array::with_max_entries(USED_COUNTERS, 0);
+
+/// How many entries of each cgroup user space has removed from `DNS_IN_FLIGHT`. Only user space writes it; it cannot add to
+/// a value of `DNS_COUNTERS` while the kernel side does.
+#[map]
+pub static DNS_SWEPT: HashMap<u64, u64> = HashMap::with_max_entries(DNS_CONTAINERS_MAX, 0);
 
 /// The task that connected a TCP socket to a DNS server, by socket cookie. Segments may be sent by a softirq, whose
 /// current task is not the sender.

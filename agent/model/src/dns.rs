@@ -17,6 +17,9 @@ pub struct DnsCounts {
     pub queries: u64,
     /// Queries sent again with the same id from the same socket.
     pub resends: u64,
+    /// Queries whose outcome was not seen, because the container had its share of queries in flight already.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub untracked: u64,
     /// Queries by outcome; an outcome without queries is left out. An answer is counted by its header, so `malformed` never
     /// appears here. A query with a late answer has been counted as a timeout, too.
     pub outcomes: BTreeMap<Outcome, u64>,
@@ -25,6 +28,10 @@ pub struct DnsCounts {
     /// Events that were dropped because the container had too many of them. The queries are counted in `outcomes`.
     pub events_dropped: u64,
     pub not_visible: NotVisible,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// TCP connections to resolvers with encrypted queries. Without these counts, a container that uses only such resolvers
@@ -91,6 +98,7 @@ impl DnsCounts {
     pub fn add(&mut self, other: &DnsCounts) {
         self.queries += other.queries;
         self.resends += other.resends;
+        self.untracked += other.untracked;
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(*outcome).or_default() += count;
         }

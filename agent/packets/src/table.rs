@@ -187,7 +187,7 @@ impl QueryTable {
             }
             // Successes have a bucket of their own, so that they cannot displace failures.
             let paid = if is_plain { &mut counters.paid_answers_ns } else { &mut counters.paid_failures_ns };
-            let Some(paid_until) = bucket.take(*paid, now) else {
+            let Some(paid_until) = bucket.take(*paid, now, 1) else {
                 counters.throttled += 1;
                 return false;
             };

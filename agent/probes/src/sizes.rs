@@ -14,6 +14,7 @@ pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
         ("DNS_CONNECTED", options.dns.is_some()),
         ("DNS_STREAMS", options.dns.is_some()),
         ("DNS_COUNTERS", options.dns.is_some()),
+        ("DNS_SWEPT", options.dns.is_some()),
         ("EXECUTABLES", options.oom),
         ("TABLES", by_tables),
         ("RULES", by_tables),

@@ -32,6 +32,7 @@ pub mod sigkill;
 mod attribute;
 mod collect;
 mod confirm;
+mod fair;
 mod pipeline;
 mod reader;
 mod recorder;

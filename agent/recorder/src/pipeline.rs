@@ -18,6 +18,7 @@ use crate::dns::attribute::DnsAttribution;
 use crate::dns::counts::{ContainerCounts, CounterSource, SharedCounts};
 use crate::dns::flight::QueriesInFlight;
 use crate::dns::reader::DnsReader;
+use crate::dns::shares::EventShares;
 use crate::dns::tap::{self, OpenTap, TapContext, TapHandle, TapLosses};
 use crate::growth::sampling::{self, Growth, GrowthMaps};
 use crate::oom::IncidentBuilder;
@@ -206,8 +207,8 @@ fn read_probes(
         events: dns_maps.events,
         in_flight: QueriesInFlight::new(dns_maps.in_flight, dns.timeout),
         counts: counts.clone(),
-        kernel: kernel.clone(),
         shed: shared.totals.shed.clone(),
+        shares: EventShares::default(),
         out: out.clone(),
         messages: Vec::new(),
         ticks: 0,

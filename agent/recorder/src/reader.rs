@@ -53,6 +53,13 @@ impl Outbox {
         }
     }
 
+    /// How many tokens of its container's bucket a record costs: more as the queue fills, so that a flood of many
+    /// containers does not displace the records of others.
+    pub fn price(&self) -> u64 {
+        let (size, free) = (self.records.max_capacity(), self.records.capacity());
+        podopsy_wire::token_price((size - free) as u64, size as u64)
+    }
+
     /// Counts a record that could not be decoded.
     pub fn reject(&self, _: &BadRecord) {
         self.counters.bad_records.fetch_add(1, Relaxed);

@@ -3,7 +3,7 @@
 //! The code that would do the work asks [`Shed`], which counts what is shed. The service decides when to set each switch:
 //! see `podopsy_agent::budget`. This module must not depend on events, pods or aya.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 /// Work that can be shed, in the order of the table in `podopsy_agent::budget`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,18 +31,40 @@ impl ShedStep {
     }
 }
 
+/// What of a step's work is shed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShedMode {
+    #[default]
+    Off,
+    /// The events of the containers that have more than their share of [`Shed::events_allowed`].
+    LargestUsers,
+    All,
+}
+
 /// Which steps are shed at the moment, and how often each was shed.
 #[derive(Debug, Default)]
 pub struct Shed {
     steps: [StepState; ShedStep::ALL.len()],
     /// Events that were due, shed or not.
     events_due: AtomicU64,
+    events_allowed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct StepState {
-    on: AtomicBool,
+    /// A [`ShedMode`].
+    mode: AtomicU8,
     count: AtomicU64,
+}
+
+impl StepState {
+    fn mode(&self) -> ShedMode {
+        match self.mode.load(Relaxed) {
+            mode if mode == ShedMode::LargestUsers as u8 => ShedMode::LargestUsers,
+            mode if mode == ShedMode::All as u8 => ShedMode::All,
+            _ => ShedMode::Off,
+        }
+    }
 }
 
 /// A step's state for metrics.
@@ -58,15 +80,35 @@ pub struct ShedCount {
 impl Shed {
     /// Whether to shed this piece of work. Counts it if so.
     pub fn should_shed(&self, step: ShedStep) -> bool {
-        let state = self.state(step);
-        let on = state.on.load(Relaxed);
-        state.count.fetch_add(u64::from(on), Relaxed);
+        let on = self.is_shedding(step);
+        if on {
+            self.count_shed(step);
+        }
         on
     }
 
     /// Whether the step is shed at the moment. Counts nothing.
     pub fn is_shedding(&self, step: ShedStep) -> bool {
-        self.state(step).on.load(Relaxed)
+        self.mode(step) != ShedMode::Off
+    }
+
+    /// What of the step's work is shed at the moment. Counts nothing.
+    pub fn mode(&self, step: ShedStep) -> ShedMode {
+        self.state(step).mode()
+    }
+
+    /// Counts a piece of work that is shed.
+    pub fn count_shed(&self, step: ShedStep) {
+        self.state(step).count.fetch_add(1, Relaxed);
+    }
+
+    /// Events a second that all containers together may have, where [`ShedMode::LargestUsers`] is set.
+    pub fn events_allowed(&self) -> u64 {
+        self.events_allowed.load(Relaxed)
+    }
+
+    pub fn set_events_allowed(&self, a_second: u64) {
+        self.events_allowed.store(a_second, Relaxed);
     }
 
     /// Counts an event that is due, shed or not.
@@ -83,15 +125,15 @@ impl Shed {
         &self.steps[step as usize]
     }
 
-    pub fn set(&self, step: ShedStep, on: bool) {
-        self.state(step).on.store(on, Relaxed);
+    pub fn set(&self, step: ShedStep, mode: ShedMode) {
+        self.state(step).mode.store(mode as u8, Relaxed);
     }
 
     /// All steps, in order.
     pub fn counts(&self) -> Vec<ShedCount> {
         let count = |step| {
             let state = self.state(step);
-            ShedCount { step, on: state.on.load(Relaxed), count: state.count.load(Relaxed) }
+            ShedCount { step, on: state.mode() != ShedMode::Off, count: state.count.load(Relaxed) }
         };
         ShedStep::ALL.into_iter().map(count).collect()
     }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::ShedStep;
+use super::{ShedMode, ShedStep};
 
 /// What the agent may use. None: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,6 +96,9 @@ pub const RESUME_AFTER: Duration = Duration::from_secs(10);
 pub const RESUME_AFTER_MAX: Duration = Duration::from_secs(320);
 /// A step that must be shed within this time after the last one was resumed: it was resumed too early.
 const EARLY: Duration = Duration::from_secs(60);
+
+/// Failures a second that are still reported when the CPU budget sheds them: they cost less than a hundredth of a CPU.
+pub const EVENTS_OVER_CPU: u64 = 50;
 
 /// One budget's ladder.
 #[derive(Debug)]
@@ -188,7 +191,29 @@ impl ShedDecider {
 
     /// Whether any budget sheds this step.
     pub fn is_shed(&self, step: ShedStep) -> bool {
-        self.ladders.iter().any(|ladder| ladder.budget.ladder()[..ladder.shed].contains(&step))
+        self.mode(step) != ShedMode::Off
+    }
+
+    /// What of this step's work is shed. The events budget takes events from the largest users only. So does the CPU budget
+    /// with failures: a container that costs the agent CPU time must not make the failures of its neighbours disappear.
+    pub fn mode(&self, step: ShedStep) -> ShedMode {
+        let is_shed = |budget| {
+            let mut ladders = self.ladders.iter().filter(|ladder| ladder.budget == budget);
+            ladders.any(|ladder| ladder.budget.ladder()[..ladder.shed].contains(&step))
+        };
+        let is_over_cpu = is_shed(Budget::Cpu);
+        if is_shed(Budget::Memory) || is_over_cpu && step != ShedStep::DnsFailures {
+            return ShedMode::All;
+        }
+        if is_over_cpu || is_shed(Budget::Events) { ShedMode::LargestUsers } else { ShedMode::Off }
+    }
+
+    /// Events a second that all containers share while events are shed from the largest users.
+    pub fn events_allowed(&self) -> u64 {
+        let allowed = self.limits.events.unwrap_or(u64::MAX);
+        let mut ladders = self.ladders.iter().filter(|ladder| ladder.budget == Budget::Cpu);
+        let is_over_cpu = ladders.any(|ladder| ladder.shed == ladder.budget.ladder().len());
+        if is_over_cpu { allowed.min(EVENTS_OVER_CPU) } else { allowed }
     }
 }
 
@@ -265,6 +290,25 @@ mod tests {
         assert_eq!(run(&mut decider, 0..100, usage).len(), 4);
         assert!(!decider.is_shed(ShedStep::DnsFailures) && decider.is_shed(ShedStep::Growth));
         assert_eq!(run(&mut ShedDecider::new(BudgetLimits::default()), 0..100, usage), []);
+    }
+
+    #[test]
+    fn the_events_budget_sheds_the_largest_users_and_others_all() {
+        let mut decider = ShedDecider::new(BudgetLimits { events: Some(1000), ..CPU });
+        assert_eq!(decider.events_allowed(), 1000);
+        run(&mut decider, 0..30, BudgetUsage { cpu: 0.0, events: 2000.0, memory: 0 });
+        let modes = |decider: &ShedDecider| ShedStep::ALL.map(|step| decider.mode(step));
+        let (off, all, largest) = (ShedMode::Off, ShedMode::All, ShedMode::LargestUsers);
+        assert_eq!(modes(&decider), [off, off, largest, largest, largest]);
+        assert_eq!(decider.events_allowed(), 1000);
+        run(&mut decider, 30..60, BudgetUsage { cpu: 0.9, events: 2000.0, memory: 0 });
+        assert_eq!(modes(&decider), [all, all, all, all, largest]);
+        assert_eq!(decider.events_allowed(), EVENTS_OVER_CPU);
+        decider.set_limits(CPU);
+        assert_eq!(
+            (decider.mode(ShedStep::DnsFailures), decider.events_allowed()),
+            (largest, EVENTS_OVER_CPU)
+        );
     }
 
     #[test]

@@ -59,8 +59,9 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
         for change in decider.update(began.elapsed(), &usage) {
             log(&change);
         }
+        shed.set_events_allowed(decider.events_allowed());
         for step in ShedStep::ALL {
-            shed.set(step, decider.is_shed(step));
+            shed.set(step, decider.mode(step));
         }
     }
 }

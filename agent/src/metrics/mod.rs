@@ -266,6 +266,10 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         "podopsy_dns_events_dropped",
         "Events that were due and were dropped; the counts are exact all the same.",
     );
+    let mut untracked = MetricFamily::counter(
+        "podopsy_dns_queries_untracked",
+        "DNS queries without an outcome: the container had its share of queries in flight already.",
+    );
     for (key, series) in table.iter() {
         let dns = &series.dns;
         queries.count(labels(key), dns.queries);
@@ -278,6 +282,7 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         }
         search_path_misses.count(labels(key), series.search_path_misses);
         dropped.count(labels(key), dns.events_dropped);
+        untracked.count(labels(key), dns.untracked);
         hidden.count(labels_with(key, "protocol", "dot"), dns.not_visible.tls);
         hidden.count(labels_with(key, "protocol", "doh"), dns.not_visible.https);
         // A histogram is two dozen lines: a container without queries has none.
@@ -286,7 +291,7 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
             latency.samples.push(MetricSample { labels: labels(key), value, exemplar: None });
         }
     }
-    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped]
+    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped, untracked]
 }
 
 fn growth_families(table: &SeriesTable) -> [MetricFamily; 3] {

@@ -143,6 +143,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
     let mut grown = DnsCounts {
         queries: increase(now.queries, before.queries),
         resends: increase(now.resends, before.resends),
+        untracked: increase(now.untracked, before.untracked),
         events_dropped: increase(now.events_dropped, before.events_dropped),
         ..DnsCounts::default()
     };

@@ -121,6 +121,13 @@ pub fn not_shown(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
                 "\n{owner}: {tls} by DNS over TLS and {https} by DNS over HTTPS; the queries in them are encrypted"
             )?;
         }
+        if of.untracked > 0 {
+            writeln!(
+                out,
+                "\n{owner}: {} of {} queries have no outcome: too many were in flight at a time",
+                of.untracked, of.queries
+            )?;
+        }
         if of.events_dropped > 0 {
             writeln!(
                 out,

@@ -87,7 +87,9 @@ pub struct DnsConfig {
     pub interval_us: u32,
     /// Token bucket of each container: records that may be shipped at once.
     pub burst: u32,
+    /// How many entries the map `DNS_IN_FLIGHT` has.
+    pub in_flight_max: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4);
-const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 5 * 4);
+const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 6 * 4);

@@ -16,6 +16,21 @@ pub const STATE_WAITING: u32 = 0;
 /// User space has reported the timeout; an answer is late from now on.
 pub const STATE_TIMED_OUT: u32 = 1;
 
+/// Indices into the map `DNS_IN_FLIGHT_USED`: entries that the kernel side inserted into `DNS_IN_FLIGHT`, entries that it
+/// removed, and entries that user space removed. Only user space writes the last one.
+pub const USED_INSERTED: u32 = 0;
+pub const USED_REMOVED: u32 = 1;
+pub const USED_SWEPT: u32 = 2;
+pub const USED_COUNTERS: u32 = 3;
+
+/// A counter that shares its cache line with no other one: several CPUs add to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct CacheLine {
+    pub count: u64,
+    pub unused: [u64; 7],
+}
+
 /// `DnsRecord::why`: all answers were requested (`DnsConfig::answers`).
 pub const WHY_ANSWER: u32 = 1;
 /// It took longer than `DnsConfig::slow_us`; also set for failures.
@@ -97,6 +112,7 @@ pub struct SocketError {
     pub unused: u32,
 }
 
+const _: () = assert!(size_of::<CacheLine>() == 64);
 const _: () = assert!(size_of::<DnsKey>() == 32);
 const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 4 + 264);
 const _: () = assert!(size_of::<DnsRecord>() == 32 + 336 + 24 + 512);

@@ -50,13 +50,20 @@ pub struct DnsCounters {
     pub queries: u64,
     /// The same query sent again: same socket, server and id.
     pub resends: u64,
-    pub unused: [u64; 6],
+    /// Entries that the kernel side inserted into `DNS_IN_FLIGHT` for this cgroup: see [`crate::in_flight`].
+    pub inserted: u64,
+    /// Queries that were not inserted into `DNS_IN_FLIGHT`: the cgroup had its share of it, or it was full. They are
+    /// counted in `queries`, and their outcomes are not seen.
+    pub untracked: u64,
+    pub unused: [u64; 4],
     /// Answers that came before their timeout was reported, by `ANSWER_*`.
     pub answers: [u64; ANSWERS],
     /// The latencies of these answers, by bucket.
     pub latency: [u64; DNS_LATENCY_BUCKETS],
     /// The sum of these latencies, each rounded down to µs.
     pub latency_us: u64,
+    /// Entries of this cgroup that the kernel side removed from `DNS_IN_FLIGHT`.
+    pub removed: u64,
 }
 
 impl DnsCounters {
@@ -64,7 +71,7 @@ impl DnsCounters {
     pub const EMPTY: DnsCounters = bytemuck::zeroed();
 }
 
-const _: () = assert!(size_of::<DnsCounters>() == 8 * (8 + 8 + ANSWERS + DNS_LATENCY_BUCKETS + 1));
+const _: () = assert!(size_of::<DnsCounters>() == 8 * (8 + 8 + ANSWERS + DNS_LATENCY_BUCKETS + 2));
 const _: () = assert!(core::mem::offset_of!(DnsCounters, queries) >= 64);
 const _: () =
     assert!(core::mem::offset_of!(DnsCounters, answers) >= core::mem::offset_of!(DnsCounters, queries) + 64);

@@ -110,6 +110,40 @@ pub const fn latency_bucket(latency_us: u64) -> usize {
     if bits < DNS_LATENCY_BUCKETS { bits } else { DNS_LATENCY_BUCKETS - 1 }
 }
 
+/// How many entries of `DNS_IN_FLIGHT` are in use, or in use by one cgroup: those that the kernel side inserted less those
+/// that it and user space removed. The three are counted at different moments, so that the difference may be negative for
+/// a short time; then it is 0.
+#[inline(always)]
+pub const fn in_flight(inserted: u64, removed: u64, removed_by_user: u64) -> u64 {
+    let number = inserted.wrapping_sub(removed).wrapping_sub(removed_by_user);
+    if number > i64::MAX as u64 { 0 } else { number }
+}
+
+/// How many queries each cgroup may have in flight, while `used` of `max` entries are in use: half as many as there are
+/// free entries.
+///
+/// This is a dynamic threshold (Choudhury and Hahne, 1998), which is fair without counting the cgroups: with n of them at
+/// their share, each has max / (n + 2) entries, and 2 max / (n + 2) stay free for those that have fewer. One alone gets a
+/// third of the map, eight a tenth each, and two hundred 81 entries each of 16,384.
+#[inline(always)]
+pub const fn in_flight_share(used: u64, max: u64) -> u64 {
+    max.saturating_sub(used) / 2
+}
+
+/// How many tokens a record costs while `used` of `size` are in use in the buffer that it goes to: 1 until the buffer is half
+/// full, then as many as half of the buffer is larger than what is free.
+///
+/// Each container has a bucket of the same size, so that in a flood of many containers those with few records go on, and
+/// those with many get fewer through.
+#[inline(always)]
+pub const fn token_price(used: u64, size: u64) -> u64 {
+    let (half, free) = (size / 2, size.saturating_sub(used));
+    if free >= half {
+        return 1;
+    }
+    if free == 0 { half } else { half / free }
+}
+
 /// A token bucket whose whole state is one number: the time until which the shipped records are paid for. Each record
 /// moves it on by `interval_ns`, and it may be `depth_ns` ahead of the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,15 +163,15 @@ impl TokenBucket {
         TokenBucket { interval_ns, depth_ns: interval_ns.wrapping_mul(burst as u64) }
     }
 
-    /// Takes a token at `now_ns` from a bucket that is paid until `paid_ns`. Returns what it is paid until afterwards;
-    /// None: it is empty.
+    /// Takes `price` tokens ([`token_price`]) at `now_ns` from a bucket that is paid until `paid_ns`. Returns what it is
+    /// paid until afterwards; None: it has too few.
     #[inline(always)]
-    pub const fn take(&self, paid_ns: u64, now_ns: u64) -> Option<u64> {
+    pub const fn take(&self, paid_ns: u64, now_ns: u64, price: u64) -> Option<u64> {
         if self.interval_ns == 0 {
             return Some(paid_ns);
         }
         let start_ns = if paid_ns > now_ns { paid_ns } else { now_ns };
-        let due_ns = start_ns.saturating_add(self.interval_ns);
+        let due_ns = start_ns.saturating_add(self.interval_ns.wrapping_mul(price));
         if due_ns > now_ns.saturating_add(self.depth_ns) { None } else { Some(due_ns) }
     }
 }
@@ -219,12 +253,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_flight_is_never_negative() {
+        assert_eq!(in_flight(10, 3, 2), 5);
+        assert_eq!(in_flight(10, 8, 3), 0);
+        assert_eq!(in_flight(0, 1, 0), 0);
+        assert_eq!(in_flight(2, u64::MAX, 0), 3, "the counters may wrap");
+    }
+
+    /// Lets each cgroup insert in turn, until none may.
+    fn fill(each: &mut [u64], max: u64) {
+        loop {
+            let mut is_full = true;
+            for at in 0..each.len() {
+                let used = each.iter().sum();
+                if each[at] < in_flight_share(used, max) {
+                    each[at] += 1;
+                    is_full = false;
+                }
+            }
+            if is_full {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn cgroups_that_take_all_they_may_have_equal_shares_and_leave_twice_as_much_to_others() {
+        const MAX: u64 = 16_384;
+        for n in [1, 2, 3, 8, 64, 200, 1000] {
+            let mut all = [0; 1000];
+            let each = &mut all[..n];
+            fill(each, MAX);
+            let share = MAX / (n as u64 + 2);
+            assert!(each.iter().all(|has| has.abs_diff(share) <= 1), "{n}: {share}, {each:?}");
+            let left = in_flight_share(each.iter().sum(), MAX);
+            assert!(left + 1 >= share && left >= 10, "{n}: a newcomer has {left}");
+        }
+    }
+
+    #[test]
+    fn a_full_map_has_no_share_for_any_cgroup() {
+        assert_eq!((in_flight_share(16_384, 16_384), in_flight_share(20_000, 16_384)), (0, 0));
+    }
+
+    #[test]
     fn a_burst_passes_at_once_and_then_one_record_an_interval() {
         let bucket = TokenBucket::new(2000, 3);
         assert_eq!(bucket, TokenBucket { interval_ns: 2_000_000, depth_ns: 6_000_000 });
         let (mut paid_ns, mut shipped) = (0, 0);
         let mut ship = |now_ns| {
-            let Some(paid) = bucket.take(paid_ns, now_ns) else { return false };
+            let Some(paid) = bucket.take(paid_ns, now_ns, 1) else { return false };
             paid_ns = paid;
             shipped += 1;
             true
@@ -237,13 +315,30 @@ mod tests {
     }
 
     #[test]
+    fn a_record_costs_more_as_the_buffer_fills() {
+        let prices = [0, 512, 600, 768, 924, 1014, 1024, 2000].map(|used| token_price(used, 1024));
+        assert_eq!(prices, [1, 1, 1, 2, 5, 51, 512, 512]);
+    }
+
+    #[test]
+    fn a_container_with_few_records_gets_them_through_a_buffer_that_others_fill() {
+        let bucket = TokenBucket::new(2000, 500);
+        // At the price of 40 a burst of 12 passes where one of 500 passes otherwise.
+        let burst = |price| {
+            let mut paid_ns = 0;
+            (0..).take_while(|_| bucket.take(paid_ns, 1, price).map(|paid| paid_ns = paid).is_some()).count()
+        };
+        assert_eq!((burst(1), burst(2), burst(40), burst(500), burst(501)), (500, 250, 12, 1, 0));
+    }
+
+    #[test]
     fn a_bucket_without_an_interval_has_no_limit() {
         let bucket = TokenBucket::new(0, 1);
-        assert_eq!(bucket.take(5, 3), Some(5));
+        assert_eq!(bucket.take(5, 3, 9), Some(5));
         assert_eq!(
-            TokenBucket::new(1_000_000, u32::MAX).take(0, u64::MAX >> 1),
+            TokenBucket::new(1_000_000, u32::MAX).take(0, u64::MAX >> 1, 1),
             Some((u64::MAX >> 1) + 1_000_000_000)
         );
-        assert_eq!(TokenBucket::new(1, 1).take(u64::MAX, 3), None, "no overflow");
+        assert_eq!(TokenBucket::new(1, 1).take(u64::MAX, 3, 1), None, "no overflow");
     }
 }

@@ -27,14 +27,17 @@ mod unwind;
 pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use cpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use dns::{
-    DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord, STATE_TIMED_OUT,
-    STATE_WAITING, SocketError, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    CacheLine, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord,
+    STATE_TIMED_OUT, STATE_WAITING, SocketError, USED_COUNTERS, USED_INSERTED, USED_REMOVED, USED_SWEPT,
+    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
 };
 pub use dns_counters::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
     ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DnsCounters,
 };
-pub use dns_rules::{DNS_HEADER_BYTES, DnsHeader, TokenBucket, latency_bucket};
+pub use dns_rules::{
+    DNS_HEADER_BYTES, DnsHeader, TokenBucket, in_flight, in_flight_share, latency_bucket, token_price,
+};
 pub use exec::Exec;
 pub use loss::Loss;
 pub use oom::{BuildIdFrame, CGROUP_LEVELS, CGROUP_NAME_MAX, OOM_KERNEL_FRAMES, OOM_USER_FRAMES, OomRecord};

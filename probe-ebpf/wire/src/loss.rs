@@ -34,6 +34,7 @@ loss_reasons! {
     /// A DNS record (a query with its answer, or a socket error), because the ring `DNS_EVENTS` was full.
     DnsRing = "dns_ring",
     /// A query, because it could not be inserted into the map `DNS_IN_FLIGHT`. Its answer or timeout is not seen.
+    /// `DnsCounters::untracked` has the sum of this and of `DnsOverShare` for each container.
     DnsInFlight = "dns_in_flight",
     /// A datagram on a DNS port that is shorter than a DNS header.
     DnsShort = "dns_short",
@@ -54,11 +55,6 @@ loss_reasons! {
     /// The task that connected a TCP socket to a DNS server, because it could not be inserted into the map
     /// `DNS_CONNECTED`. Queries of that socket may have the wrong asker.
     DnsConnected = "dns_connected",
-    /// A measure, not a loss: queries inserted into `DNS_IN_FLIGHT`. Inserted less removed less present is the number
-    /// of queries that the LRU map evicted.
-    DnsInserted = "dns_inserted",
-    /// A measure, not a loss: queries that the kernel side removed from `DNS_IN_FLIGHT`.
-    DnsRemoved = "dns_removed",
     /// The notice of a program that starts, because the ring `EXECS` was full. Its file is opened when a kill first
     /// needs a name from it, if the file is still there.
     ExecRing = "exec_ring",
@@ -80,12 +76,15 @@ loss_reasons! {
     /// The server address that an application gave to sendmsg, because it could not be inserted into a map. Behind
     /// address translation the answer to that query is not recognised.
     DnsNamed = "dns_named",
+    /// A query, because its container already had its share of the map `DNS_IN_FLIGHT`. Its answer or timeout is not
+    /// seen.
+    DnsOverShare = "dns_over_share",
 }
 
 impl Loss {
     /// Whether the counter only measures, so that it does not belong in a list of losses.
     pub const fn is_measure(self) -> bool {
-        matches!(self, Loss::DnsInserted | Loss::DnsRemoved | Loss::SigkillOwn)
+        matches!(self, Loss::SigkillOwn)
     }
 }
 

@@ -142,7 +142,7 @@ impl EndedAgent {
 
     /// The lost records and queries, summed over their loss counters.
     pub fn lost(&self) -> u64 {
-        ["dns_throttled", "dns_ring", "recorder_queue", "dns_in_flight_evicted"]
+        ["dns_throttled", "dns_ring", "recorder_queue", "dns_over_share", "dns_in_flight"]
             .iter()
             .filter_map(|name| {
                 let (_, rest) = self.losses.split_once(&format!("\"{name}\": "))?;

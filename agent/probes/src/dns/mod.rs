@@ -35,10 +35,21 @@ impl DnsMaps {
     pub(crate) fn take(ebpf: &mut Ebpf) -> anyhow::Result<DnsMaps> {
         Ok(DnsMaps {
             events: Ring::new("DNS_EVENTS", take_map(ebpf, "DNS_EVENTS")?)?,
-            in_flight: InFlight::new(take_map(ebpf, "DNS_IN_FLIGHT")?)?,
+            in_flight: InFlight::take(ebpf)?,
             counts: KernelCounts::new(take_map(ebpf, "DNS_COUNTERS")?)?,
         })
     }
+}
+
+/// Entries of `DNS_IN_FLIGHT`: 16,384, and more on machines with more than 64 CPUs, which run more containers.
+pub(crate) fn in_flight_max() -> u32 {
+    spare_of_lru().saturating_mul(2).max(16_384)
+}
+
+/// An LRU map keeps up to 128 free places for each CPU, and evicts when only those are left.
+fn spare_of_lru() -> u32 {
+    let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
+    cpus.saturating_mul(128)
 }
 
 /// The probes' global `DNS`; None: the defaults.
@@ -52,21 +63,16 @@ pub(crate) fn config(options: Option<&DnsProbeOptions>) -> DnsConfig {
         sample: options.sample,
         interval_us: options.rate.interval_us(),
         burst: options.rate.burst.max(1),
+        in_flight_max: in_flight_max(),
     }
 }
 
-/// An LRU map keeps up to 128 free places for each CPU, and evicts when only those are left.
 pub(crate) fn size_maps(loader: &mut EbpfLoader<'_>) {
-    let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
-    let spare = cpus.saturating_mul(128);
-    for (name, least) in [
-        ("DNS_IN_FLIGHT", 16_384),
-        ("DNS_CONNECTED", 4096),
-        ("DNS_STREAMS", 2048),
-        ("DNS_NAMED", 4096),
-        ("DNS_ALIASES", 1024),
-    ] {
-        loader.map_max_entries(name, spare.saturating_mul(2).max(least));
+    loader.map_max_entries("DNS_IN_FLIGHT", in_flight_max());
+    for (name, least) in
+        [("DNS_CONNECTED", 4096), ("DNS_STREAMS", 2048), ("DNS_NAMED", 4096), ("DNS_ALIASES", 1024)]
+    {
+        loader.map_max_entries(name, spare_of_lru().saturating_mul(2).max(least));
     }
 }
 
@@ -173,6 +179,7 @@ mod tests {
             sample: 7,
             interval_us: 2000,
             burst: 500,
+            in_flight_max: in_flight_max(),
         };
         assert_eq!(config(Some(&wanted)), expected);
         assert_eq!(Rate { a_second: 0, burst: 9 }.interval_us(), 0, "no bound");

@@ -1,7 +1,7 @@
 //! Each container's DNS counts: those of the kernel side, those that only user space knows (timeouts), and the bound on the
 //! events of both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use podopsy_decode::dns::answer_outcome;
@@ -78,8 +78,13 @@ struct Account {
     timeouts: u64,
     unreachable: u64,
     throttled: u64,
-    /// The state of the token bucket of timeouts: see [`TokenBucket`].
+    /// Events that were left out to keep to a budget.
+    shed: u64,
+    /// Queries that user space removed to make place for those of other cgroups.
+    untracked: u64,
+    /// The token buckets of timeouts and of answers: see [`TokenBucket`].
     paid_ns: u64,
+    paid_answered_ns: u64,
     changed: u64,
     /// The last known owner: counts outlive what the pods crate remembers of dead containers.
     owner: Option<Box<Owner>>,
@@ -100,12 +105,12 @@ impl ContainerCounts {
         ContainerCounts { source, rate, accounts: HashMap::new(), throttled: 0, forgotten: 0, looks: 0 }
     }
 
-    /// Reads the counts of the source, and removes idle entries if few are free.
-    pub fn look(&mut self) {
+    /// Reads and returns the counts of the source, and removes idle entries if few are free.
+    pub fn look(&mut self) -> Vec<(u64, DnsCounters)> {
         self.looks += 1;
-        let entries = self.source.entries();
+        let mut entries = self.source.entries();
         let scarce = entries.len() > DNS_CONTAINERS_MAX as usize / 4 * 3;
-        for (id, counters) in entries {
+        for &(id, counters) in &entries {
             let looks = self.looks;
             let account = self.account(id);
             if account.now.is_some_and(|now| now.since_ns != counters.since_ns) {
@@ -116,12 +121,14 @@ impl ContainerCounts {
             }
         }
         if scarce {
-            self.remove_idle();
+            let removed = self.remove_idle();
+            entries.retain(|(id, _)| !removed.contains(id));
         }
+        entries
     }
 
-    /// Removes the entries that have been idle longest, a quarter of all; their counts are kept here.
-    fn remove_idle(&mut self) {
+    /// Removes the entries that have been idle longest, a quarter of all, and returns their ids; their counts are kept here.
+    fn remove_idle(&mut self) -> HashSet<u64> {
         let mut idle: Vec<(u64, u64)> = self
             .accounts
             .iter()
@@ -129,18 +136,22 @@ impl ContainerCounts {
             .map(|(id, account)| (account.changed, *id))
             .collect();
         idle.sort_unstable();
+        let mut removed = HashSet::new();
         for (_, id) in idle.into_iter().take(DNS_CONTAINERS_MAX as usize / 4) {
             if self.source.remove(id)
                 && let Some(account) = self.accounts.get_mut(&id)
             {
                 account.close();
+                removed.insert(id);
             }
         }
+        removed
     }
 
-    /// Counts a query without an answer; true: it is within its container's bound of events.
-    pub fn unanswered(&mut self, cgroup_id: u64, outcome: Outcome, now_ns: u64) -> bool {
-        let bucket = TokenBucket::new(self.rate.interval_us(), self.rate.burst.max(1));
+    /// Counts a query without an answer; true: it is within its container's bound of events. `price`: see
+    /// [`podopsy_wire::token_price`].
+    pub fn unanswered(&mut self, cgroup_id: u64, outcome: Outcome, now_ns: u64, price: u64) -> bool {
+        let bucket = self.bucket();
         let looks = self.looks;
         let account = self.account(cgroup_id);
         account.changed = looks;
@@ -148,13 +159,40 @@ impl ContainerCounts {
             Outcome::Unreachable => account.unreachable += 1,
             _ => account.timeouts += 1,
         }
-        if let Some(paid_ns) = bucket.take(account.paid_ns, now_ns) {
+        if let Some(paid_ns) = bucket.take(account.paid_ns, now_ns, price) {
             account.paid_ns = paid_ns;
             return true;
         }
         account.throttled += 1;
         self.throttled += 1;
         false
+    }
+
+    /// Counts an event of this cgroup that was shed.
+    pub fn shed_event(&mut self, cgroup_id: u64) {
+        self.account(cgroup_id).shed += 1;
+    }
+
+    /// Counts queries of this cgroup whose outcome will not be seen.
+    pub fn untracked(&mut self, cgroup_id: u64, count: u64) {
+        self.account(cgroup_id).untracked += count;
+    }
+
+    /// Whether an answer that the kernel side shipped is within its container's bound at this price; counts it if not.
+    pub fn may_queue_answered(&mut self, cgroup_id: u64, now_ns: u64, price: u64) -> bool {
+        let bucket = self.bucket();
+        let account = self.account(cgroup_id);
+        if let Some(paid_ns) = bucket.take(account.paid_answered_ns, now_ns, price) {
+            account.paid_answered_ns = paid_ns;
+            return true;
+        }
+        account.throttled += 1;
+        self.throttled += 1;
+        false
+    }
+
+    fn bucket(&self) -> TokenBucket {
+        TokenBucket::new(self.rate.interval_us(), self.rate.burst.max(1))
     }
 
     fn account(&mut self, id: u64) -> &mut Account {
@@ -232,7 +270,8 @@ impl Account {
                 *total.outcomes.entry(outcome).or_default() += count;
             }
         }
-        total.events_dropped += self.throttled;
+        total.events_dropped += self.throttled + self.shed;
+        total.untracked += self.untracked;
         total
     }
 }
@@ -245,6 +284,7 @@ fn read(counters: &DnsCounters) -> DnsCounts {
         owner: Owner::default(),
         queries: counters.queries,
         resends: counters.resends,
+        untracked: counters.untracked,
         outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
         latency: Latencies { buckets: counters.latency.to_vec(), sum_us: counters.latency_us },
         events_dropped: counters.throttled + counters.ring_full,

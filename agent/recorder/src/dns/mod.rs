@@ -9,4 +9,5 @@ pub(crate) mod counts;
 pub(crate) mod flight;
 pub(crate) mod gather;
 pub(crate) mod reader;
+pub(crate) mod shares;
 pub(crate) mod tap;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use podopsy_decode::BadRecord;
 use podopsy_decode::dns::{self as decode, DnsMessage};
 use podopsy_model::{Losses, Outcome};
-use podopsy_probes::ring::{LossCounters, Ring};
+use podopsy_probes::ring::Ring;
 use podopsy_system::sync::lock;
 use podopsy_wire::DnsRecord;
 
 use super::counts::SharedCounts;
 use super::flight::{EndedQuery, QueriesInFlight};
+use super::shares::EventShares;
 use crate::attribute::Record;
 use crate::reader::{Outbox, ProbeReader};
-use crate::shed::{Shed, ShedStep};
+use crate::shed::{Shed, ShedMode, ShedStep};
 
 /// Ticks between two looks at the counts. The kernel side may need the place of an idle cgroup, so they are read also
 /// where no one asks for them.
@@ -23,8 +24,8 @@ pub(crate) struct DnsReader {
     pub events: Ring,
     pub in_flight: QueriesInFlight,
     pub counts: SharedCounts,
-    pub kernel: Arc<LossCounters>,
     pub shed: Arc<Shed>,
+    pub shares: EventShares,
     pub out: Outbox,
     /// Decoded and not yet handed over.
     pub messages: Vec<Result<DnsMessage, BadRecord>>,
@@ -32,10 +33,16 @@ pub(crate) struct DnsReader {
 }
 
 impl DnsReader {
-    fn answered(&self, record: &DnsRecord) {
+    fn answered(&mut self, record: &DnsRecord) {
         let transaction = decode::answered(record);
         // The kernel side ships what it cannot judge: some of it turns out to be a plain success.
         if transaction.outcome == Outcome::Noerror && record.why == 0 {
+            return;
+        }
+        let asker = record.pending.asker;
+        // The kernel side bounds what each container has in the ring. In the queue, records of many containers meet.
+        let price = self.out.price();
+        if price > 1 && !lock(&self.counts).may_queue_answered(asker.cgroup_id, record.time_ns, price) {
             return;
         }
         let step = match (transaction.outcome, transaction.slow) {
@@ -43,29 +50,45 @@ impl DnsReader {
             (Outcome::Noerror, true) => ShedStep::DnsSlow,
             _ => ShedStep::DnsFailures,
         };
-        if self.is_shed(step) {
+        if self.is_shed(step, asker.cgroup_id, record.time_ns) {
             return;
         }
-        let asker = record.pending.asker;
         self.out.pass_on(Record::Dns { asker, owner: None, time_ns: record.time_ns, transaction });
     }
 
     /// Counts queries that ended without an answer, and passes on those within their container's bound.
-    fn unanswered(&self, ended: Vec<EndedQuery>) {
+    fn unanswered(&mut self, ended: Vec<EndedQuery>) {
         for EndedQuery { pending, time_ns, transaction } in ended {
             let asker = pending.asker;
-            let is_within_rate = lock(&self.counts).unanswered(asker.cgroup_id, transaction.outcome, time_ns);
-            if !is_within_rate || self.is_shed(ShedStep::DnsFailures) {
+            let is_within_rate = lock(&self.counts).unanswered(
+                asker.cgroup_id,
+                transaction.outcome,
+                time_ns,
+                self.out.price(),
+            );
+            if !is_within_rate || self.is_shed(ShedStep::DnsFailures, asker.cgroup_id, time_ns) {
                 continue;
             }
             self.out.pass_on(Record::Dns { asker, owner: None, time_ns, transaction });
         }
     }
 
-    /// Whether to shed an event that is due. Counts the event.
-    fn is_shed(&self, step: ShedStep) -> bool {
+    /// Whether to shed an event that is due. Counts the event, and what is shed on its container.
+    fn is_shed(&mut self, step: ShedStep, cgroup_id: u64, now_ns: u64) -> bool {
         self.shed.count_due_event();
-        self.shed.should_shed(step)
+        let is_within = self.shares.admit(cgroup_id, step, now_ns, self.shed.events_allowed());
+        let is_shed = match self.shed.mode(step) {
+            ShedMode::Off => false,
+            ShedMode::LargestUsers => !is_within,
+            ShedMode::All => true,
+        };
+        if is_shed {
+            self.shed.count_shed(step);
+            lock(&self.counts).shed_event(cgroup_id);
+        } else if !is_within {
+            self.shares.take(cgroup_id);
+        }
+        is_shed
     }
 }
 
@@ -91,12 +114,15 @@ impl ProbeReader for DnsReader {
     }
 
     fn tick(&mut self, is_last: bool) {
-        let ended =
-            if is_last { self.in_flight.look(&self.kernel) } else { self.in_flight.sweep(&self.kernel) };
+        let ended = if is_last { self.in_flight.look() } else { self.in_flight.sweep() };
+        for (cgroup_id, count) in self.in_flight.take_untracked() {
+            lock(&self.counts).untracked(cgroup_id, count);
+        }
         self.unanswered(ended);
         self.ticks += 1;
         if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
-            lock(&self.counts).look();
+            let counters = lock(&self.counts).look();
+            self.in_flight.correct(&counters);
         }
     }
 

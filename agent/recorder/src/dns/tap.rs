@@ -254,7 +254,7 @@ impl Outlet {
 
     fn unanswered(&mut self, (key, pending): (DnsKey, DnsPending), outcome: Outcome, time_ns: u64) {
         let asker = pending.asker;
-        if !lock(&self.counts).unanswered(asker.cgroup_id, outcome, time_ns) {
+        if !lock(&self.counts).unanswered(asker.cgroup_id, outcome, time_ns, 1) {
             return;
         }
         let transaction = unanswered(&key, &pending, outcome, time_ns);

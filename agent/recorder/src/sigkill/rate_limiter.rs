@@ -61,7 +61,7 @@ impl RateLimiter {
 
 /// Takes a token from a bucket that is paid until `paid_ns`. False: it is empty.
 fn take(bucket: TokenBucket, paid_ns: &mut u64, now_ns: u64) -> bool {
-    let Some(paid) = bucket.take(*paid_ns, now_ns) else { return false };
+    let Some(paid) = bucket.take(*paid_ns, now_ns, 1) else { return false };
     *paid_ns = paid;
     true
 }

@@ -1,0 +1,270 @@
+//! A container that floods DNS takes nothing from its neighbour: not its place among the queries in flight, not its place in
+//! the rings and queues, not its share of the events. What the flood loses is counted on the container that floods.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use podopsy_model::{DnsCounts, Outcome};
+use podopsy_recorder::{DnsOptions, RecorderOptions};
+use support::{
+    MemoryCgroup, Recording, dns, in_own_network, no_runtime, options, query, respond, transactions,
+};
+
+const SOON: Duration = Duration::from_secs(60);
+const A: u16 = 1;
+/// A limit that no test reaches.
+const MEMORY: u64 = 1 << 30;
+/// Queries a second of a flood: with the default timeout, more than twice as many as the map of queries in flight holds.
+const FLOOD: u32 = 8000;
+const SECONDS: u32 = 12;
+/// The neighbour's queries.
+const ASKED: usize = 10;
+
+/// The work of a child process, which is this test's own program.
+struct Work<'a> {
+    kind: &'static str,
+    rate: u32,
+    seconds: u32,
+    /// The child works in these cgroups in turn.
+    cgroups: &'a [MemoryCgroup],
+}
+
+impl Work<'_> {
+    fn start(&self) -> Child {
+        let this: PathBuf = std::env::current_exe().expect("this test's own program");
+        let paths: Vec<String> =
+            self.cgroups.iter().map(|cgroup| cgroup.path.display().to_string()).collect();
+        let mut command = self.cgroups[0]
+            .command(&format!("{} --ignored --exact process_for_other_tests --nocapture", this.display()));
+        command
+            .env("PODOPSY_WORK", format!("{} {} {} {}", self.kind, self.rate, self.seconds, paths.join(" ")));
+        command.stdout(Stdio::piped()).spawn().expect("start ourselves again")
+    }
+}
+
+/// Waits for a flood's end; returns how many queries it has sent.
+fn sent(mut flood: Child) -> u64 {
+    let mut text = String::new();
+    flood.stdout.take().expect("its output").read_to_string(&mut text).expect("its text");
+    let status = flood.wait().expect("wait for ourselves");
+    assert!(status.success(), "{status}: {text}");
+    let line = text.lines().find_map(|line| line.split_once("sent ")).expect("the number of queries");
+    line.1.trim().parse().expect("a number")
+}
+
+#[test]
+#[ignore = "called by others, in a memory cgroup of their own"]
+fn process_for_other_tests() {
+    let Ok(work) = std::env::var("PODOPSY_WORK") else { return };
+    in_own_network(move || {
+        let words: Vec<&str> = work.split(' ').collect();
+        let (rate, seconds) = (words[1].parse().unwrap(), words[2].parse().unwrap());
+        // It never reads: a query stays without an answer.
+        let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
+        let pace = Pace { rate, seconds, cgroups: words[3..].iter().map(PathBuf::from).collect() };
+        let sent = match words[0] {
+            "udp" => pace.run(|client, n| client.send(&query(n as u16, "flood.test", A)).is_ok()),
+            "names" => {
+                pace.run(|client, n| client.send(&query(n as u16, &format!("n{n}.flood.test"), A)).is_ok())
+            }
+            "nxdomain" => {
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 512];
+                    while let Ok((len, from)) = server.recv_from(&mut buffer) {
+                        let _ = server.send_to(&respond(&buffer[..len], 0x8183, 1, 0), from);
+                    }
+                });
+                // Every query is answered, so that the count is exact.
+                pace.run(|client, n| {
+                    client.send(&query(n as u16, "flood.test", A)).is_ok()
+                        && client.recv(&mut [0; 512]).is_ok()
+                })
+            }
+            "tcp" => {
+                let listener = TcpListener::bind("127.0.0.1:53").expect("listen on port 53");
+                let mut stream = TcpStream::connect("127.0.0.1:53").expect("connect");
+                stream.set_nodelay(true).expect("a segment for each message");
+                let (mut accepted, _) = listener.accept().expect("accept");
+                std::thread::spawn(move || while accepted.read(&mut [0; 65_536]).is_ok_and(|len| len > 0) {});
+                pace.run(|_, n| {
+                    let message = query(n as u16, "flood.test", A);
+                    let prefix = (message.len() as u16).to_be_bytes();
+                    stream.write_all(&[&prefix[..], &message].concat()).is_ok()
+                })
+            }
+            _ => unreachable!("{work}"),
+        };
+        println!("\nsent {sent}");
+    });
+}
+
+/// How fast a flood asks, for how long, and in which cgroups.
+struct Pace {
+    rate: u32,
+    seconds: u32,
+    cgroups: Vec<PathBuf>,
+}
+
+impl Pace {
+    /// Calls `ask` for each query, with a new socket for each 60,000 of them, so that no transaction id is used twice.
+    fn run(&self, mut ask: impl FnMut(&UdpSocket, u32) -> bool) -> u64 {
+        let began = Instant::now();
+        let (mut sent, mut clients) = (0, Vec::new());
+        // Each turn in one cgroup.
+        let turn = (self.rate / 20).max(1);
+        for n in 0.. {
+            if n % turn == 0 && self.cgroups.len() > 1 {
+                let cgroup = &self.cgroups[(n / turn) as usize % self.cgroups.len()];
+                std::fs::write(cgroup.join("cgroup.procs"), "0").expect("move to the next cgroup");
+            }
+            if n % 60_000 == 0 {
+                let client = UdpSocket::bind("127.0.0.1:0").expect("a client");
+                client.connect("127.0.0.1:53").expect("connect");
+                clients.push(client);
+            }
+            sent += u64::from(ask(clients.last().expect("a client"), n));
+            if began.elapsed() > Duration::from_secs(self.seconds.into()) {
+                break;
+            }
+            let due = Duration::from_secs_f64(f64::from(n) / f64::from(self.rate));
+            std::thread::sleep(due.saturating_sub(began.elapsed()));
+        }
+        sent
+    }
+}
+
+/// The recorder with the default timeout, within which a flood fills the map.
+fn recording() -> Recording {
+    let dns = DnsOptions { timeout: Duration::from_secs(5), ..dns() };
+    Recording::start(RecorderOptions { dns: Some(dns), ..options() }, no_runtime())
+}
+
+fn cgroups(name: &str, count: usize) -> Vec<MemoryCgroup> {
+    (0..count).map(|n| MemoryCgroup::new(&format!("{name}{n}"), MEMORY)).collect()
+}
+
+/// The counts of all these cgroups together.
+fn counts(recording: &Recording, cgroups: &[MemoryCgroup]) -> DnsCounts {
+    let all = recording.dns_counts();
+    let mut sum = DnsCounts::default();
+    for cgroup in cgroups {
+        let id = cgroup.id();
+        all.iter().filter(|counts| counts.owner.cgroup.id == id).for_each(|counts| sum.add(counts));
+    }
+    sum
+}
+
+/// Runs a flood that nothing answers beside a neighbour whose queries are not answered either.
+fn silent_flood(kind: &'static str, attackers: usize) {
+    let (loud, quiet) = (cgroups(kind, attackers), cgroups("quiet", 1));
+    let mut recording = recording();
+    let mut flood = Work { kind, rate: FLOOD, seconds: SECONDS, cgroups: &loud }.start();
+    // The map is full of the flood's queries, as far as it may be.
+    let end = Instant::now() + SOON;
+    while counts(&recording, &loud).untracked == 0 {
+        assert!(Instant::now() < end, "the flood does not reach its share: {:?}", counts(&recording, &loud));
+        recording.receive_for(Duration::from_millis(100));
+    }
+    let mut neighbour = Work { kind: "names", rate: 5, seconds: 2, cgroups: &quiet }.start();
+    while flood.try_wait().expect("wait for the flood").is_none() {
+        recording.receive_for(Duration::from_millis(50));
+    }
+    assert!(neighbour.try_wait().expect("wait for the neighbour").is_some(), "it is done before the flood");
+    let (asked, sent) = (sent(neighbour), sent(flood));
+    assert!(asked >= ASKED as u64, "{asked}");
+    // The kernel may put several messages into one segment, of which only 33 are read.
+    let is_seen = |queries: u64| if kind == "tcp" { queries > sent / 10 * 9 } else { queries == sent };
+    let timeouts = |counts: &DnsCounts| counts.outcome(Outcome::Timeout);
+    let end = Instant::now() + SOON;
+    loop {
+        let (loud, quiet) = (counts(&recording, &loud), counts(&recording, &quiet));
+        if timeouts(&quiet) >= asked && timeouts(&loud) + loud.untracked >= loud.queries {
+            break;
+        }
+        assert!(Instant::now() < end, "sent {sent}, asked {asked}: {loud:?} {quiet:?}");
+        recording.receive_for(Duration::from_millis(200));
+    }
+    let (loud_counts, quiet_counts) = (counts(&recording, &loud), counts(&recording, &quiet));
+    let id = quiet[0].id();
+    let (seen, losses) = recording.stop();
+    let reported = seen.iter().filter(|event| event.cgroup.id == id).count() as u64;
+    println!(
+        "{kind}, {attackers} cgroups: {sent} sent, {} untracked; neighbour {reported} of {asked}; {losses:?}",
+        loud_counts.untracked
+    );
+    assert_eq!(
+        (reported, timeouts(&quiet_counts), quiet_counts.queries),
+        (asked, asked, asked),
+        "{losses:?}"
+    );
+    assert_eq!((quiet_counts.untracked, quiet_counts.events_dropped), (0, 0));
+    // Each query of the flood is counted once, and its outcome once, or that it has none.
+    assert!(is_seen(loud_counts.queries), "{sent} sent, {loud_counts:?}");
+    assert_eq!(timeouts(&loud_counts) + loud_counts.untracked, loud_counts.queries, "{loud_counts:?}");
+    assert_eq!(losses.get("dns_over_share"), Some(&loud_counts.untracked), "{losses:?}");
+    assert_eq!(losses.get("dns_in_flight"), None, "the map is never full: {losses:?}");
+}
+
+#[test]
+fn a_flood_of_unanswered_queries_leaves_a_neighbour_its_timeouts() {
+    silent_flood("udp", 1);
+}
+
+#[test]
+fn a_flood_of_different_names_leaves_a_neighbour_its_timeouts() {
+    silent_flood("names", 1);
+}
+
+#[test]
+fn a_flood_of_many_cgroups_leaves_a_neighbour_its_timeouts() {
+    silent_flood("udp", 64);
+}
+
+#[test]
+fn a_flood_over_tcp_leaves_a_neighbour_its_timeouts() {
+    silent_flood("tcp", 1);
+}
+
+/// The ring holds 1,100 records, and each cgroup may ship 500 at once.
+#[test]
+fn a_flood_of_failures_from_many_cgroups_leaves_a_neighbour_its_events() {
+    let (loud, quiet) = (cgroups("failing", 64), cgroups("quiet", 1));
+    let mut recording = recording();
+    let mut flood = Work { kind: "nxdomain", rate: 50_000, seconds: 6, cgroups: &loud }.start();
+    let end = Instant::now() + SOON;
+    while counts(&recording, &loud).outcome(Outcome::Nxdomain) < 5000 {
+        assert!(Instant::now() < end, "{:?}", counts(&recording, &loud));
+        recording.receive_for(Duration::from_millis(100));
+    }
+    let neighbour = Work { kind: "nxdomain", rate: 10, seconds: 1, cgroups: &quiet }.start();
+    while flood.try_wait().expect("wait for the flood").is_none() {
+        recording.receive_for(Duration::from_millis(50));
+    }
+    let (asked, sent) = (sent(neighbour), sent(flood));
+    let (id, loud_ids) = (quiet[0].id(), loud.iter().map(MemoryCgroup::id).collect::<Vec<_>>());
+    recording.until("the neighbour's failures", SOON, |seen| {
+        seen.iter().filter(|event| event.cgroup.id == id).count() as u64 == asked
+    });
+    let due = sent - counts(&recording, &loud).events_dropped;
+    recording.until("the flood's other failures", SOON, |seen| {
+        seen.iter().filter(|event| loud_ids.contains(&event.cgroup.id)).count() as u64 >= due
+    });
+    let (loud, quiet) = (counts(&recording, &loud), counts(&recording, &quiet));
+    let (seen, losses) = recording.stop();
+    println!(
+        "64 cgroups: {sent} failures, {} events dropped; neighbour {asked} of {asked}; {losses:?}",
+        loud.events_dropped
+    );
+    assert_eq!((quiet.events_dropped, quiet.outcome(Outcome::Nxdomain)), (0, asked), "{losses:?}");
+    assert_eq!(loud.outcome(Outcome::Nxdomain), sent);
+    assert_eq!(
+        transactions(&seen, "flood.test").len() as u64,
+        asked + sent - loud.events_dropped,
+        "{losses:?}"
+    );
+}
