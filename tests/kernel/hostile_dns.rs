@@ -10,6 +10,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use podopsy_model::{DnsCounts, Outcome};
+use podopsy_recorder::shed::{ShedMode, ShedStep};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{
     MemoryCgroup, Recording, dns, in_own_network, no_runtime, options, query, respond, transactions,
@@ -267,4 +268,52 @@ fn a_flood_of_failures_from_many_cgroups_leaves_a_neighbour_its_events() {
         asked + sent - loud.events_dropped,
         "{losses:?}"
     );
+}
+
+/// Failures of several cgroups that are over the budget of events together, beside a neighbour with a few.
+fn failures_over_budget(works: &[(u32, usize)], allowed: u64) {
+    let quiet = cgroups("quiet", 1);
+    let mut recording = recording();
+    let shed = recording.shed();
+    shed.set_events_allowed(allowed);
+    shed.set(ShedStep::DnsFailures, ShedMode::LargestUsers);
+    let loud: Vec<Vec<MemoryCgroup>> =
+        works.iter().enumerate().map(|(at, (_, count))| cgroups(&format!("loud{at}-"), *count)).collect();
+    let floods: Vec<Child> = works
+        .iter()
+        .zip(&loud)
+        .map(|((rate, _), cgroups)| Work { kind: "nxdomain", rate: *rate, seconds: 8, cgroups }.start())
+        .collect();
+    recording.receive_for(Duration::from_secs(4));
+    let mut neighbour = Work { kind: "nxdomain", rate: 5, seconds: 2, cgroups: &quiet }.start();
+    while neighbour.try_wait().expect("wait for the neighbour").is_none() {
+        recording.receive_for(Duration::from_millis(50));
+    }
+    let asked = sent(neighbour);
+    recording.receive_for(Duration::from_secs(3));
+    let sent: u64 = floods.into_iter().map(sent).sum();
+    recording.receive_for(Duration::from_secs(1));
+    let loud: Vec<MemoryCgroup> = loud.into_iter().flatten().collect();
+    let (loud_counts, quiet_counts) = (counts(&recording, &loud), counts(&recording, &quiet[..]));
+    let (id, loud_ids) = (quiet[0].id(), loud.iter().map(MemoryCgroup::id).collect::<Vec<_>>());
+    let (seen, losses) = recording.stop();
+    let reported = seen.iter().filter(|event| event.cgroup.id == id).count() as u64;
+    let of_loud = seen.iter().filter(|event| loud_ids.contains(&event.cgroup.id)).count() as u64;
+    println!("{works:?}: {of_loud} of {sent} reported; neighbour {reported} of {asked}; {losses:?}");
+    assert_eq!((reported, quiet_counts.events_dropped), (asked, 0), "{losses:?}");
+    // What they lose is counted on them.
+    assert_eq!(of_loud + loud_counts.events_dropped, sent, "{losses:?}");
+    assert!(losses.get("shed_dns_failures").is_some_and(|shed| *shed > 0), "{losses:?}");
+    // The burst, and what is allowed in each of the seconds.
+    assert!(of_loud <= allowed * (8 + 2 + 3), "{of_loud} reported");
+}
+
+#[test]
+fn three_cgroups_over_the_budget_lose_their_own_events() {
+    failures_over_budget(&[(350, 1), (350, 1), (350, 1)], 200);
+}
+
+#[test]
+fn many_cgroups_over_the_budget_lose_their_own_events() {
+    failures_over_budget(&[(1000, 12), (1000, 12)], 200);
 }

@@ -5,10 +5,11 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use podopsy_agent::api::tcp::listen;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
@@ -159,6 +160,79 @@ fn otlp_metrics_have_the_names_of_a_scrape() {
         .filter(|line| line.starts_with("podopsy_export_lost_total{destination=\"otlp_metrics\""));
     let lost: Vec<_> = lost.collect();
     assert!(!lost.is_empty() && lost.iter().all(|line| line.ends_with(" 0")), "{lost:?}");
+}
+
+/// CPU seconds of a process so far.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the agent runs");
+    let (_, fields) = stat.rsplit_once(") ").expect("the program's name");
+    let ticks: f64 = fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().expect("a number")).sum();
+    ticks / 100.0
+}
+
+/// Asks by eight connections, each of which asks again when it has its answer, for a while; returns the number of answers.
+fn ask_without_end(address: &str, request: &'static str, time: Duration) -> usize {
+    let end = Instant::now() + time;
+    let threads: Vec<_> = (0..8)
+        .map(|at| {
+            let address = address.to_owned();
+            std::thread::spawn(move || {
+                let mut stream = BufReader::new(TcpStream::connect(address).expect("connect"));
+                let mut answers = 0;
+                while Instant::now() < end {
+                    let format = if (answers + at) % 2 == 0 { "text/plain" } else { "application/openmetrics-text" };
+                    let request = request.replace("FORMAT", format);
+                    stream.get_mut().write_all(request.as_bytes()).expect("ask");
+                    let mut length = 0;
+                    loop {
+                        let mut line = String::new();
+                        stream.read_line(&mut line).expect("a header");
+                        if let Some(text) = line.to_lowercase().strip_prefix("content-length:") {
+                            length = text.trim().parse().expect("a length");
+                        }
+                        if line.trim().is_empty() {
+                            break;
+                        }
+                    }
+                    stream.read_exact(&mut vec![0; length]).expect("the page");
+                    answers += 1;
+                }
+                answers
+            })
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().expect("it ends")).sum()
+}
+
+#[test]
+fn clients_that_ask_without_end_cost_a_fiftieth_of_a_cpu() {
+    require_root();
+    const TIME: Duration = Duration::from_secs(10);
+    let folder = tempfile::tempdir().expect("a folder");
+    let runtime = Path::new("/nonexistent/podopsy-test.sock");
+    let agent = Agent::start_in(folder.path(), runtime, &["--growth", "off"]);
+    let mut used = |work: &mut dyn FnMut()| {
+        let (began, before) = (Instant::now(), cpu_seconds(agent.pid()));
+        work();
+        (cpu_seconds(agent.pid()) - before) / began.elapsed().as_secs_f64()
+    };
+    // The start's own work is over.
+    std::thread::sleep(Duration::from_secs(3));
+    let at_rest = used(&mut || std::thread::sleep(TIME));
+    let requests = [
+        ("both formats", "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: FORMAT\r\n\r\n"),
+        ("health", "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("no such path", "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ];
+    for (what, request) in requests {
+        let mut answers = 0;
+        let with = used(&mut || answers = ask_without_end(&agent.address, request, TIME));
+        println!("{what}: {answers} answers in {TIME:?}, {with:.3} CPU, {at_rest:.3} at rest");
+        assert!(with - at_rest < 0.02, "{what}: {with} CPU, {at_rest} at rest");
+        assert!(answers > 50, "{what}: {answers}");
+    }
+    let (_, page) = get(&agent.address, "/metrics", "text/plain").expect("a page");
+    assert!(page.contains("podopsy_shedding{what=\"dns_failures\"} 0"), "{page}");
 }
 
 #[test]

@@ -200,6 +200,31 @@ fn the_clusters_dns_is_asked_only_where_a_component_says_so() {
 }
 
 #[test]
+fn the_network_policy_admits_prometheus_to_the_port_of_the_agent_alone() {
+    let path = sh::root().join("manifests/components/network-policy/networkpolicy.yaml");
+    let policy = &documents(&path)[0]["spec"];
+    let daemonset = yaml("daemonset.yaml");
+    assert_eq!(policy["podSelector"], daemonset["spec"]["selector"], "it selects the agent's pods");
+    assert_eq!(list(&policy["policyTypes"]), ["Ingress"], "exports leave as before");
+    let [rule] = list(&policy["ingress"]) else { panic!("one rule") };
+    let [from] = list(&rule["from"]) else { panic!("one source, or the two selectors would be alternatives") };
+    assert!(from["namespaceSelector"]["matchLabels"].is_mapping() && from["podSelector"]["matchLabels"].is_mapping());
+    let [port] = list(&rule["ports"]) else { panic!("one port") };
+    assert_eq!(port["port"], container()["ports"][0]["name"]);
+}
+
+#[test]
+fn the_metrics_token_is_mounted_where_the_agent_reads_it() {
+    let pod = change("metrics-token");
+    let container = &pod["containers"][0];
+    let (variable, mount) = (&container["env"][0], &container["volumeMounts"][0]);
+    assert_eq!(variable["name"], "PODOPSY_METRICS_TOKEN_FILE");
+    assert_eq!(text(&variable["value"]), format!("{}/token", text(&mount["mountPath"])));
+    assert_eq!((&mount["name"], &mount["readOnly"]), (&pod["volumes"][0]["name"], &Value::Bool(true)));
+    assert_eq!(pod["volumes"][0]["secret"]["secretName"], "podopsy-metrics-token");
+}
+
+#[test]
 fn explicit_capabilities_replace_privileged_and_are_those_of_the_unit() {
     let security = change("explicit-capabilities")["containers"][0]["securityContext"].clone();
     assert_eq!(

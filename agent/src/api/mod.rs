@@ -12,6 +12,7 @@ mod connections;
 mod health;
 mod live;
 mod merged;
+mod pace;
 mod query;
 mod response;
 mod route;
@@ -19,12 +20,13 @@ mod scrape;
 pub mod tcp;
 #[cfg(test)]
 mod tests;
+mod token;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -39,8 +41,10 @@ use tokio::sync::{Semaphore, broadcast};
 pub use health::Health;
 use podopsy_pods::Pods;
 use podopsy_store::{Reader, StoredEvent};
+use pace::Pace;
 pub use route::{Parameter, ROUTES, Route};
 pub use scrape::MetricsPage;
+pub use token::MetricsToken;
 
 /// The OpenAPI description of this API, as it is served.
 pub const OPENAPI: &str = include_str!("openapi.json");
@@ -74,6 +78,9 @@ struct ApiState {
     sources: Sources,
     store_queries: Semaphore,
     streams: Arc<Semaphore>,
+    pace: Mutex<Pace>,
+    /// What a TCP client has to send for `/metrics`. None: nothing.
+    metrics_token: Option<MetricsToken>,
 }
 
 /// The client at the other end of a connection.
@@ -83,8 +90,8 @@ enum Peer {
     Trusted,
     /// Any other user of this machine. Gets an error and nothing else.
     Stranger,
-    /// Any TCP client. Gets health and metrics, no events.
-    Anyone,
+    /// Any TCP client, by its address. Gets health and metrics, no events, and not faster than `pace` allows.
+    Anyone(IpAddr),
 }
 
 /// The listening Unix socket. Dropping it removes the socket.
@@ -103,7 +110,7 @@ impl Drop for ApiListener {
 /// Listens on a Unix socket. An error gives the reason and the remedy.
 pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
     let listener = bind(path)?;
-    let state = ApiState::new(sources);
+    let state = ApiState::new(sources, None);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let own = nix::unistd::geteuid().as_raw();
     let task = tokio::spawn(async move {
@@ -155,16 +162,18 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves `/metrics`, `/healthz` and `/readyz` by TCP to any client. Returns the address with the actual port.
+/// Serves `/metrics`, `/healthz` and `/readyz` by TCP to any client; `/metrics` only with the token, if there is one. Returns
+/// the address with the actual port.
 pub async fn listen_health(
     address: SocketAddr,
     sources: Sources,
+    metrics_token: Option<MetricsToken>,
 ) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
     let listener = tcp::listen(address);
     let listener =
         listener.with_context(|| format!("listen on {address} (--listen names another address)"))?;
     let address = listener.local_addr()?;
-    let state = ApiState::new(sources);
+    let state = ApiState::new(sources, metrics_token);
     let mut connections = connections::TcpConnections::new(CONNECTIONS);
     let task = tokio::spawn(async move {
         loop {
@@ -172,18 +181,24 @@ pub async fn listen_health(
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             };
-            connections.close_excess(from.ip());
-            let served = tokio::spawn(serve(stream, Peer::Anyone, state.clone()));
-            connections.add(from.ip(), served.abort_handle());
+            let client = pace::client(from.ip());
+            connections.close_excess(client);
+            let served = tokio::spawn(serve(stream, Peer::Anyone(client), state.clone()));
+            connections.add(client, served.abort_handle());
         }
     });
     Ok((address, task))
 }
 
 impl ApiState {
-    fn new(sources: Sources) -> Arc<ApiState> {
-        let streams = Arc::new(Semaphore::new(STREAMS));
-        Arc::new(ApiState { sources, store_queries: Semaphore::new(STORE_QUERIES), streams })
+    fn new(sources: Sources, metrics_token: Option<MetricsToken>) -> Arc<ApiState> {
+        Arc::new(ApiState {
+            sources,
+            store_queries: Semaphore::new(STORE_QUERIES),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            pace: Mutex::default(),
+            metrics_token,
+        })
     }
 }
 

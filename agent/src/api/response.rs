@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
@@ -72,6 +72,9 @@ impl ApiError {
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response
     }
 }
@@ -87,7 +90,7 @@ pub fn json(body: &impl Serialize) -> ApiResponse {
     }
 }
 
-pub fn bytes(content_type: &'static str, bytes: Vec<u8>) -> ApiResponse {
+pub fn bytes(content_type: &'static str, bytes: impl Into<Bytes>) -> ApiResponse {
     with_headers(content_type, ResponseBody::Whole(Some(bytes.into())))
 }
 

@@ -1,19 +1,22 @@
 //! The routes: every path, the parameters that it accepts, and the code that answers it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
-use hyper::header::ACCEPT;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
+use super::pace::Work;
 use super::response::{self, ApiError, ApiResponse};
 use super::{ApiState, Peer, body, live, merged, query};
 use crate::metrics::text::Format;
 use podopsy_pods::PodDetails;
 use podopsy_store::{Collection, Filter, ReadError, Reader};
+use podopsy_system::sync::lock;
 
 /// How long the runtime may take to list pods.
 const PODS_WITHIN: Duration = Duration::from_secs(10);
@@ -135,11 +138,38 @@ pub async fn answer(
 ) -> ApiResponse {
     let has_body = !request.body().is_end_stream();
     let query = request.uri().query().unwrap_or_default();
-    let result = match find(peer, request.method(), has_body, request.uri().path()) {
+    let found = find(peer, request.method(), has_body, request.uri().path());
+    let found = match peer {
+        Peer::Anyone(address) => paced(state, address, request, found).await,
+        Peer::Trusted | Peer::Stranger => found,
+    };
+    let result = match found {
         Ok((route, id)) => respond(state, route, id, query, format(request), is_streaming).await,
         Err(error) => Err(error),
     };
     result.unwrap_or_else(ApiError::into_response)
+}
+
+/// Waits until the client may have the next answer. A page of metrics may need a token.
+async fn paced<T>(
+    state: &ApiState,
+    address: IpAddr,
+    request: &Request<Incoming>,
+    found: Result<(&'static Route, T), ApiError>,
+) -> Result<(&'static Route, T), ApiError> {
+    let is_page = matches!(&found, Ok((route, _)) if route.endpoint == Endpoint::Metrics);
+    let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let is_refused = is_page && state.metrics_token.as_ref().is_some_and(|token| !token.is_in(authorization));
+    let work = if is_page && !is_refused { Work::Page } else { Work::Other };
+    let delay = lock(&state.pace).delay(address, work, Instant::now());
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    if is_refused {
+        let reason = "/metrics needs the token of --metrics-token-file, in the header Authorization: Bearer TOKEN";
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, reason));
+    }
+    found
 }
 
 /// Finds the route, and the number in its path.
@@ -253,7 +283,7 @@ async fn respond(
         Endpoint::Openapi => Ok(response::bytes("application/json", super::OPENAPI.as_bytes().to_vec())),
         Endpoint::Metrics => {
             let page = sources.metrics_page.render(format).await;
-            Ok(response::bytes(format.content_type(), page.as_bytes().to_vec()))
+            Ok(response::bytes(format.content_type(), page))
         }
         Endpoint::Healthz if sources.health.is_alive() => Ok(response::json(&json!({ "alive": true }))),
         Endpoint::Healthz => {

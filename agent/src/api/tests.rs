@@ -226,7 +226,7 @@ fn tcp_serves_health_but_no_events() {
     let agent = TestAgent::start();
     let health = agent.sources.health.clone();
     let any = "127.0.0.1:0".parse().unwrap();
-    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone(), None)).unwrap();
     let ask = |path: &str| {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         stream.write_all(get(path).as_bytes()).unwrap();
@@ -255,7 +255,7 @@ fn metrics_come_in_the_accepted_format_and_count_observed_events() {
     let kill = kill(Timestamp::now(), owner("shop", "orders", &[]), "b-1", 9, false);
     agent.sources.metrics_page.metrics().observe(&kill);
     let any = "127.0.0.1:0".parse().unwrap();
-    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone())).unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone(), None)).unwrap();
     let ask = |accept: &str| {
         let mut stream = std::net::TcpStream::connect(address).unwrap();
         let head =
@@ -278,6 +278,90 @@ fn metrics_come_in_the_accepted_format_and_count_observed_events() {
             && body.ends_with("# EOF\n"),
         "{body}"
     );
+    task.abort();
+}
+
+#[test]
+fn metrics_by_tcp_need_the_token_if_there_is_one() {
+    let agent = TestAgent::start();
+    let file = agent.dir.path().join("token");
+    std::fs::write(&file, "s3cret\n").unwrap();
+    let token = Some(MetricsToken::load(&file).unwrap());
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone(), token)).unwrap();
+    let ask = |path: &str, more: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{more}Connection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap();
+        all
+    };
+    for wrong in ["", "Authorization: Bearer s3cre\r\n", "Authorization: Basic s3cret\r\n"] {
+        let answer = ask("/metrics", wrong);
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("www-authenticate: Bearer"), "{answer}");
+        assert!(answer.contains("--metrics-token-file") && !answer.contains("podopsy_"), "{answer}");
+    }
+    assert!(ask("/metrics", "Authorization: Bearer s3cret\r\n").contains("podopsy_build_info"));
+    assert!(ask("/healthz", "").starts_with("HTTP/1.1 200 "));
+    // The socket is for root and the agent's user: no token.
+    assert_eq!(agent.raw(get("/metrics").as_bytes()).0, 200);
+    task.abort();
+}
+
+#[test]
+fn a_client_that_asks_without_end_gets_ten_pages_a_second_and_others_do_not_wait() {
+    let agent = TestAgent::start();
+    let any = "[::]:0".parse().unwrap();
+    let (address, task) = agent.runtime.block_on(listen_health(any, agent.sources.clone(), None)).unwrap();
+    let until = Instant::now() + Duration::from_secs(3);
+    // As many connections as one address may have, each of which asks again at once, in turns for both formats.
+    let flood: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let mut stream = std::net::TcpStream::connect(("127.0.0.1", address.port())).unwrap();
+                stream.set_read_timeout(Some(SOON)).unwrap();
+                let mut pages = 0;
+                while Instant::now() < until {
+                    let accept = if pages % 2 == 0 { "text/plain" } else { "application/openmetrics-text" };
+                    let head = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
+                    stream.write_all(head.as_bytes()).unwrap();
+                    let (mut all, mut buffer) = (Vec::new(), [0; 65_536]);
+                    let length = |all: &[u8]| {
+                        let text = String::from_utf8_lossy(all).to_lowercase();
+                        let (head, _) = text.split_once("\r\n\r\n")?;
+                        let (_, rest) = head.split_once("content-length: ")?;
+                        Some(head.len() + 4 + rest.split("\r\n").next()?.parse::<usize>().ok()?)
+                    };
+                    while length(&all).is_none_or(|length| all.len() < length) {
+                        let read = stream.read(&mut buffer).unwrap();
+                        assert!(read > 0, "the connection was closed");
+                        all.extend(&buffer[..read]);
+                    }
+                    pages += 1;
+                }
+                pages
+            })
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(500));
+        // Another address of this machine.
+        let socket = std::net::TcpStream::connect(("::1", address.port())).or_else(|_| {
+            std::net::TcpStream::connect(("127.0.0.1", address.port()))
+        });
+        let (mut stream, began) = (socket.unwrap(), Instant::now());
+        stream.write_all(get("/healthz").as_bytes()).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(split(&all).0, 200);
+        slowest = slowest.max(began.elapsed());
+    }
+    let pages: u32 = flood.into_iter().map(|thread| thread.join().unwrap()).sum();
+    // Ten a second, the burst, and one that each connection still waits for.
+    assert!((20..=30 + 3 + 8 + 2).contains(&pages), "{pages} pages in three seconds");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     task.abort();
 }
 

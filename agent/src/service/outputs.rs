@@ -16,7 +16,7 @@ use super::catch_up::ExportCheckpoints;
 use super::memory_records::MemoryRecordTask;
 use super::stdout::StdoutWriter;
 use super::{ExportArgs, Exports, delivery_metrics};
-use crate::api::{self, ApiListener, Health, MetricsPage, Sources};
+use crate::api::{self, ApiListener, Health, MetricsPage, MetricsToken, Sources};
 use podopsy_client::{RUN_DIR, SOCKET_NAME};
 use podopsy_deliver::{EncodedEvent, to_json_line};
 use podopsy_model::{Event, Losses, Owner};
@@ -45,6 +45,8 @@ pub struct OutputOptions {
     pub state_dir: Option<PathBuf>,
     pub socket: Option<PathBuf>,
     pub listen: Option<SocketAddr>,
+    /// The file with the token that `/metrics` needs by TCP.
+    pub metrics_token_file: Option<PathBuf>,
     /// The interval at which samples are written to the store.
     pub keep_every: Duration,
     /// The always-on profile's samples per second on each CPU. 0: no profile.
@@ -373,7 +375,8 @@ async fn listen(options: &OutputOptions, sources: Sources) -> anyhow::Result<Opt
         }
     };
     if let Some(address) = options.listen {
-        let (address, _) = api::listen_health(address, sources).await?;
+        let token = options.metrics_token_file.as_deref().map(MetricsToken::load).transpose()?;
+        let (address, _) = api::listen_health(address, sources, token).await?;
         tracing::info!(%address, "answers /metrics, /healthz and /readyz");
     }
     Ok(listening)

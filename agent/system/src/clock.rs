@@ -1,6 +1,7 @@
-//! Converts the kernel's boot clock to wall-clock time.
+//! Converts the kernel's boot clock to wall-clock time, and reads a thread's CPU time.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
@@ -9,6 +10,11 @@ use nix::time::{ClockId, clock_gettime};
 pub fn boot_now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
     (now.tv_sec() as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec() as u64)
+}
+
+/// The CPU time of the calling thread.
+pub fn thread_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The wall-clock time of `boot_ns`. The offset is read on each call, so that a correction of the clock takes effect.

@@ -107,6 +107,11 @@ impl Recording {
         }
     }
 
+    /// The switches of what is left out over a budget.
+    pub fn shed(&self) -> std::sync::Arc<podopsy_recorder::shed::Shed> {
+        self.recorder.as_ref().expect("it runs until it is stopped").shed()
+    }
+
     /// Each container's DNS counts so far.
     pub fn dns_counts(&self) -> Vec<podopsy_model::DnsCounts> {
         let recorder = self.recorder.as_ref().expect("it runs until it is stopped");

@@ -79,6 +79,10 @@ pub struct AgentArgs {
     /// The TCP address for /metrics, /healthz and /readyz (127.0.0.1:9464). By default, there is none
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
+    /// A file with the token that clients have to send for /metrics by TCP (Authorization: Bearer TOKEN). It is read at the
+    /// start. By default, /metrics is open to all that reach the address
+    #[arg(long, value_name = "FILE")]
+    pub metrics_token_file: Option<PathBuf>,
     /// The samples per second on each CPU for the always-on profile, which is one profile per container and minute; 0: no
     /// profile. Nothing is sampled without --state-dir (for podopsy profile --since), --pyroscope-url or --otlp-profiles
     ///

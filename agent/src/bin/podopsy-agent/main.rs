@@ -261,6 +261,7 @@ fn output_options(args: &AgentArgs, node: &str) -> OutputOptions {
         state_dir: args.state_dir.clone(),
         socket: args.socket.clone(),
         listen: args.listen,
+        metrics_token_file: args.metrics_token_file.clone(),
         keep_every: args.keep_every,
         profile_hz: args.profile_hz,
         node: node.to_owned(),
