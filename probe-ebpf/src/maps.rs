@@ -6,8 +6,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use podopsy_wire::{
-    CacheLine, Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss, SCOPE_NODE, Task,
-    USED_COUNTERS,
+    CacheLine, Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss,
+    SCOPE_NODE, Task, USED_COUNTERS,
 };
 
 /// Set by user space before the load.

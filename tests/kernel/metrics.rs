@@ -166,7 +166,8 @@ fn otlp_metrics_have_the_names_of_a_scrape() {
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the agent runs");
     let (_, fields) = stat.rsplit_once(") ").expect("the program's name");
-    let ticks: f64 = fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().expect("a number")).sum();
+    let ticks: f64 =
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().expect("a number")).sum();
     ticks / 100.0
 }
 
@@ -180,7 +181,8 @@ fn ask_without_end(address: &str, request: &'static str, time: Duration) -> usiz
                 let mut stream = BufReader::new(TcpStream::connect(address).expect("connect"));
                 let mut answers = 0;
                 while Instant::now() < end {
-                    let format = if (answers + at) % 2 == 0 { "text/plain" } else { "application/openmetrics-text" };
+                    let format =
+                        if (answers + at) % 2 == 0 { "text/plain" } else { "application/openmetrics-text" };
                     let request = request.replace("FORMAT", format);
                     stream.get_mut().write_all(request.as_bytes()).expect("ask");
                     let mut length = 0;
@@ -211,7 +213,7 @@ fn clients_that_ask_without_end_cost_a_fiftieth_of_a_cpu() {
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = Path::new("/nonexistent/podopsy-test.sock");
     let agent = Agent::start_in(folder.path(), runtime, &["--growth", "off"]);
-    let mut used = |work: &mut dyn FnMut()| {
+    let used = |work: &mut dyn FnMut()| {
         let (began, before) = (Instant::now(), cpu_seconds(agent.pid()));
         work();
         (cpu_seconds(agent.pid()) - before) / began.elapsed().as_secs_f64()

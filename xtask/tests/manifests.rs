@@ -207,8 +207,13 @@ fn the_network_policy_admits_prometheus_to_the_port_of_the_agent_alone() {
     assert_eq!(policy["podSelector"], daemonset["spec"]["selector"], "it selects the agent's pods");
     assert_eq!(list(&policy["policyTypes"]), ["Ingress"], "exports leave as before");
     let [rule] = list(&policy["ingress"]) else { panic!("one rule") };
-    let [from] = list(&rule["from"]) else { panic!("one source, or the two selectors would be alternatives") };
-    assert!(from["namespaceSelector"]["matchLabels"].is_mapping() && from["podSelector"]["matchLabels"].is_mapping());
+    let [from] = list(&rule["from"]) else {
+        panic!("one source, or the two selectors would be alternatives")
+    };
+    assert!(
+        from["namespaceSelector"]["matchLabels"].is_mapping()
+            && from["podSelector"]["matchLabels"].is_mapping()
+    );
     let [port] = list(&rule["ports"]) else { panic!("one port") };
     assert_eq!(port["port"], container()["ports"][0]["name"]);
 }

@@ -26,8 +26,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -39,9 +39,9 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, broadcast};
 
 pub use health::Health;
+use pace::Pace;
 use podopsy_pods::Pods;
 use podopsy_store::{Reader, StoredEvent};
-use pace::Pace;
 pub use route::{Parameter, ROUTES, Route};
 pub use scrape::MetricsPage;
 pub use token::MetricsToken;

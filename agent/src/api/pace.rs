@@ -67,7 +67,9 @@ impl Pace {
         client.last = now;
         match work {
             Work::Page => client.last_page = Some(now),
-            Work::Other => return take(&mut client.others_paid, now, OTHER_INTERVAL, OTHER_BURST, OTHER_WAIT_MAX),
+            Work::Other => {
+                return take(&mut client.others_paid, now, OTHER_INTERVAL, OTHER_BURST, OTHER_WAIT_MAX);
+            }
         }
         let is_active = |client: &&Client| client.last_page.is_some_and(|at| now.duration_since(at) < ACTIVE);
         let active = self.clients.values().filter(is_active).count() as u32;
@@ -82,7 +84,8 @@ impl Pace {
         }
         self.clients.retain(|_, client| now.duration_since(client.last) < ACTIVE);
         if self.clients.len() >= CLIENTS_MAX
-            && let Some(oldest) = self.clients.iter().min_by_key(|(_, client)| client.last).map(|(from, _)| *from)
+            && let Some(oldest) =
+                self.clients.iter().min_by_key(|(_, client)| client.last).map(|(from, _)| *from)
         {
             self.clients.remove(&oldest);
         }
@@ -90,7 +93,13 @@ impl Pace {
 }
 
 /// Takes one answer from a token bucket that is paid until `paid`; returns how long to wait for it.
-fn take(paid: &mut Option<Instant>, now: Instant, interval: Duration, burst: u32, most: Duration) -> Duration {
+fn take(
+    paid: &mut Option<Instant>,
+    now: Instant,
+    interval: Duration,
+    burst: u32,
+    most: Duration,
+) -> Duration {
     let earliest = now.checked_sub(interval * burst).unwrap_or(now);
     let due = paid.map_or(earliest, |paid| paid.max(earliest)) + interval;
     // The debt is bounded, too: requests whose connection was closed meanwhile have added to it.

@@ -166,7 +166,8 @@ async fn paced<T>(
         tokio::time::sleep(delay).await;
     }
     if is_refused {
-        let reason = "/metrics needs the token of --metrics-token-file, in the header Authorization: Bearer TOKEN";
+        let reason =
+            "/metrics needs the token of --metrics-token-file, in the header Authorization: Bearer TOKEN";
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, reason));
     }
     found

@@ -135,7 +135,11 @@ mod tests {
                 asked += 1;
             }
         }
-        assert_eq!((made.load(std::sync::atomic::Ordering::Relaxed), different.len()), (1, 2), "{asked} pages");
+        assert_eq!(
+            (made.load(std::sync::atomic::Ordering::Relaxed), different.len()),
+            (1, 2),
+            "{asked} pages"
+        );
     }
 
     #[test]

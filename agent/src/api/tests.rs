@@ -299,7 +299,10 @@ fn metrics_by_tcp_need_the_token_if_there_is_one() {
     };
     for wrong in ["", "Authorization: Bearer s3cre\r\n", "Authorization: Basic s3cret\r\n"] {
         let answer = ask("/metrics", wrong);
-        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("www-authenticate: Bearer"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 401 ") && answer.contains("www-authenticate: Bearer"),
+            "{answer}"
+        );
         assert!(answer.contains("--metrics-token-file") && !answer.contains("podopsy_"), "{answer}");
     }
     assert!(ask("/metrics", "Authorization: Bearer s3cret\r\n").contains("podopsy_build_info"));
@@ -348,9 +351,8 @@ fn a_client_that_asks_without_end_gets_ten_pages_a_second_and_others_do_not_wait
     for _ in 0..4 {
         std::thread::sleep(Duration::from_millis(500));
         // Another address of this machine.
-        let socket = std::net::TcpStream::connect(("::1", address.port())).or_else(|_| {
-            std::net::TcpStream::connect(("127.0.0.1", address.port()))
-        });
+        let socket = std::net::TcpStream::connect(("::1", address.port()))
+            .or_else(|_| std::net::TcpStream::connect(("127.0.0.1", address.port())));
         let (mut stream, began) = (socket.unwrap(), Instant::now());
         stream.write_all(get("/healthz").as_bytes()).unwrap();
         let mut all = Vec::new();

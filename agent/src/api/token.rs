@@ -33,7 +33,8 @@ impl MetricsToken {
 
     /// Whether an `Authorization` header has this token.
     pub fn is_in(&self, authorization: Option<&[u8]>) -> bool {
-        let Some((scheme, token)) = authorization.and_then(|value| value.split_at_checked(BEARER.len())) else {
+        let Some((scheme, token)) = authorization.and_then(|value| value.split_at_checked(BEARER.len()))
+        else {
             return false;
         };
         scheme.eq_ignore_ascii_case(BEARER) && is_equal(token.trim_ascii(), &self.0)
@@ -60,7 +61,15 @@ mod tests {
         let token = MetricsToken::load(&file).unwrap();
         let is_in = |value: &str| token.is_in(Some(value.as_bytes()));
         assert!(is_in("Bearer s3cret-token") && is_in("bearer  s3cret-token"));
-        for wrong in ["", "Bearer", "Bearer ", "Bearer s3cret-toke", "Bearer s3cret-tokenx", "Basic s3cret-token", "s3cret-token"] {
+        for wrong in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer s3cret-toke",
+            "Bearer s3cret-tokenx",
+            "Basic s3cret-token",
+            "s3cret-token",
+        ] {
             assert!(!is_in(wrong), "{wrong}");
         }
         assert!(!token.is_in(None));

@@ -141,7 +141,10 @@ pub const fn token_price(used: u64, size: u64) -> u64 {
     if free >= half {
         return 1;
     }
-    if free == 0 { half } else { half / free }
+    match half.checked_div(free) {
+        Some(price) => price,
+        None => half,
+    }
 }
 
 /// A token bucket whose whole state is one number: the time until which the shipped records are paid for. Each record
