@@ -113,6 +113,8 @@ impl SeriesTable {
             let key = SeriesKey::new(owner.pod.as_ref(), owner.container.as_ref());
             let grown = difference(counts, &before);
             if grown.queries
+                + grown.untracked
+                + grown.events_dropped
                 + grown.outcomes.values().sum::<u64>()
                 + grown.not_visible.tls
                 + grown.not_visible.https
@@ -189,6 +191,17 @@ mod tests {
         table.add_dns(&[counts(owner("a", "2"), 6, 1)], now);
         let dns = &table.series(key("a"), now).dns;
         assert_eq!((dns.queries, dns.outcome(Outcome::Timeout)), (18, 3));
+    }
+
+    #[test]
+    fn what_a_container_loses_is_counted_without_further_queries() {
+        let (mut table, now) = (SeriesTable::default(), Instant::now());
+        table.add_dns(&[counts(owner("a", "1"), 10, 2)], now);
+        let lost = DnsCounts { untracked: 3, events_dropped: 4, ..counts(owner("a", "1"), 10, 2) };
+        table.add_dns(&[lost.clone()], now);
+        table.add_dns(&[lost], now);
+        let dns = &table.series(key("a"), now).dns;
+        assert_eq!((dns.queries, dns.untracked, dns.events_dropped), (10, 3, 4));
     }
 
     #[test]

@@ -54,6 +54,11 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
     UnsupportedTest { tests: "sigkill::a_stop_after*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest { tests: "sigkill::someones_kill*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest {
+        tests: "hostile_dns::*",
+        on: "emulated",
+        why: "an emulated machine does not send 8,000 queries a second",
+    },
+    UnsupportedTest {
         tests: "dns_nat::*",
         on: "emulated",
         why: "a lab machine loads no module that rewrites addresses",
