@@ -198,8 +198,8 @@ mod tests {
         let (mut table, now) = (SeriesTable::default(), Instant::now());
         table.add_dns(&[counts(owner("a", "1"), 10, 2)], now);
         let lost = DnsCounts { untracked: 3, events_dropped: 4, ..counts(owner("a", "1"), 10, 2) };
-        table.add_dns(&[lost.clone()], now);
-        table.add_dns(&[lost], now);
+        table.add_dns(std::slice::from_ref(&lost), now);
+        table.add_dns(std::slice::from_ref(&lost), now);
         let dns = &table.series(key("a"), now).dns;
         assert_eq!((dns.queries, dns.untracked, dns.events_dropped), (10, 3, 4));
     }
