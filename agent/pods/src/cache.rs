@@ -124,6 +124,15 @@ impl CgroupCache {
         self.entries.get(&id)
     }
 
+    /// The id of the outermost container that a cgroup is in, or the key of its pod.
+    pub fn outermost(&self, id: u64) -> Option<Arc<str>> {
+        let entry = self.entries.get(&id)?;
+        match entry.name.containers.first() {
+            Some(container) => Some(container.container_id.as_str().into()),
+            None => entry.key.clone(),
+        }
+    }
+
     pub fn id_at(&self, path: &Path) -> Option<u64> {
         self.by_path.get(path).copied()
     }

@@ -231,6 +231,23 @@ impl Pods {
         self.owner_of_cgroup(cgroup_id).await
     }
 
+    /// The owner of a task as far as it is known now, and whether [`Pods::owner_of_task`] would wait to learn more.
+    pub fn owner_now(&self, cgroup_id: u64, pid: u32) -> (Owner, bool) {
+        if cgroup_id == 0 && pid != 0 {
+            return match self.cgroup_of_pid(pid) {
+                Some(id) => self.state.owner_now(id),
+                None => (Owner::default(), false),
+            };
+        }
+        self.state.owner_now(cgroup_id)
+    }
+
+    /// What identifies the container that a cgroup is in, or else its pod: the same for all cgroups that the container
+    /// creates. None: the cgroup is not known, or is the host's.
+    pub fn container_key(&self, cgroup_id: u64) -> Option<Arc<str>> {
+        self.state.cache().outermost(cgroup_id)
+    }
+
     /// The id of a living process's memory cgroup.
     pub fn cgroup_of_pid(&self, pid: u32) -> Option<u64> {
         let state = &self.state;
@@ -281,6 +298,11 @@ impl Pods {
     /// The owner of the cgroup at a path. The cgroup may be long gone; the runtime may still know the container.
     pub async fn owner_of_path(&self, absolute: &[u8]) -> Owner {
         self.state.owner_of_path(absolute).await
+    }
+
+    /// The same as far as it is known now. Does not ask the runtime.
+    pub fn owner_of_path_now(&self, absolute: &[u8]) -> Owner {
+        self.state.owner_of_path_now(absolute)
     }
 
     /// The runtime's report of a container. None: the runtime does not know it, or does not answer.

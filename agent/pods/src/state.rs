@@ -87,6 +87,18 @@ impl PodsState {
         }
     }
 
+    /// The owner as far as it is known now, and whether [`PodsState::owner_of_cgroup`] would wait for more.
+    pub fn owner_now(self: &Arc<PodsState>, id: u64) -> (Owner, bool) {
+        match self.look(id) {
+            Some(found) => found,
+            None => {
+                let is_final = id == 0 || self.was_not_found(id);
+                self.unknown.fetch_add(is_final.into(), Relaxed);
+                (Owner { cgroup: CgroupRef { id, path: None }, ..Owner::default() }, !is_final)
+            }
+        }
+    }
+
     /// The owner as far as it is known, and whether a search for its names is running.
     fn look(self: &Arc<PodsState>, id: u64) -> Option<(Owner, bool)> {
         let (mut owner, names, search, key, name) = {
@@ -120,8 +132,7 @@ impl PodsState {
 
     /// Scans the hierarchy for an id that no inotify event reported. One scan serves all callers that wait.
     async fn scan_for(self: &Arc<PodsState>, id: u64) {
-        let recently = |at: &Instant| at.elapsed() < UNKNOWN_FOR;
-        if self.not_found().get(&id).is_some_and(recently) {
+        if self.was_not_found(id) {
             return;
         }
         let asked = Instant::now();
@@ -138,12 +149,17 @@ impl PodsState {
         if self.cache().entry(id).is_none() {
             let mut not_found = self.not_found();
             if not_found.len() >= UNKNOWN_MAX {
-                not_found.retain(|_, at| recently(at));
+                not_found.retain(|_, at| at.elapsed() < UNKNOWN_FOR);
             }
             if not_found.len() < UNKNOWN_MAX {
                 not_found.insert(id, Instant::now());
             }
         }
+    }
+
+    /// Whether a recent scan did not find this id.
+    fn was_not_found(&self, id: u64) -> bool {
+        self.not_found().get(&id).is_some_and(|at| at.elapsed() < UNKNOWN_FOR)
     }
 
     fn not_found(&self) -> MutexGuard<'_, std::collections::HashMap<u64, Instant>> {
@@ -209,18 +225,21 @@ impl PodsState {
         if let Some(id) = id {
             return self.owner_of_cgroup(id).await;
         }
-        let cgroup = CgroupRef { id: 0, path: Some(text::escape_bytes(absolute)) };
         let name = paths::parse(absolute);
-        if name.containers.is_empty() && name.pod_uid.is_none() {
-            return Owner { cgroup, known_by: KnownBy::Host, ..Owner::default() };
+        let is_host = name.containers.is_empty() && name.pod_uid.is_none();
+        let names = if is_host { None } else { Some(names::find_once(self, &name).await) };
+        gone_owner(absolute, names)
+    }
+
+    /// The owner of the cgroup at a path as far as it is known now. Does not ask the runtime.
+    pub fn owner_of_path_now(self: &Arc<PodsState>, absolute: &[u8]) -> Owner {
+        let relative = self.hierarchy.from_absolute(absolute);
+        if let Some(id) = relative.and_then(|path| self.cache().id_at(&path)) {
+            return self.owner_now(id).0;
         }
-        let names = names::find_once(self, &name).await;
-        Owner {
-            pod: names.pod.as_deref().cloned(),
-            container: names.container,
-            known_by: names.known_by,
-            cgroup,
-        }
+        let name = paths::parse(absolute);
+        let is_host = name.containers.is_empty() && name.pod_uid.is_none();
+        gone_owner(absolute, (!is_host).then(|| names::fallback(self, &name)))
     }
 
     /// The own cgroups of living containers, each followed by its ancestors. Each ancestor appears once.
@@ -284,6 +303,14 @@ impl PodsState {
             losses: losses.into_iter().filter(|(_, n)| *n > 0).map(|(k, n)| (k.to_owned(), n)).collect(),
         }
     }
+}
+
+/// The owner of a cgroup that is gone. `names`: None for a cgroup of the host.
+fn gone_owner(absolute: &[u8], names: Option<ResolvedNames>) -> Owner {
+    let cgroup = CgroupRef { id: 0, path: Some(text::escape_bytes(absolute)) };
+    let Some(names) = names else { return Owner { cgroup, known_by: KnownBy::Host, ..Owner::default() } };
+    let pod = names.pod.as_deref().cloned();
+    Owner { pod, container: names.container, known_by: names.known_by, cgroup }
 }
 
 /// The id of the container in the resolved names, else of the innermost container in the path.

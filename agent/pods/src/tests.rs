@@ -282,3 +282,29 @@ async fn the_kernels_own_cgroups_are_noticed() {
     assert_eq!(pods.owner_of_pid(std::process::id()).await.unwrap().known_by, KnownBy::Host);
     assert!(pods.start_time(std::process::id()).is_some());
 }
+
+#[tokio::test]
+async fn what_is_known_now_needs_no_runtime_and_no_wait() {
+    let node = FakeNode::new();
+    // It accepts and never responds.
+    let _listener = UnixListener::bind(node.at("cri.sock")).unwrap();
+    let host = node.mkdir("system.slice");
+    let pods = Pods::start(node.options()).await.unwrap();
+    let began = Instant::now();
+    let (owner, is_incomplete) = pods.owner_now(host, 1);
+    assert_eq!((owner.known_by, is_incomplete), (KnownBy::Host, false));
+    // No scan has looked for this id yet.
+    let (owner, is_incomplete) = pods.owner_now(u64::MAX, 1);
+    assert_eq!((owner.cgroup.id, owner.known_by, is_incomplete), (u64::MAX, KnownBy::Unknown, true));
+    let owner = pods.owner_of_path_now(format!("/{}", app_path()).as_bytes());
+    assert_eq!((owner.known_by, owner.pod.unwrap().uid.as_str()), (KnownBy::CgroupPath, UID));
+    assert_eq!(owner.container.unwrap().id, APP);
+    assert!(began.elapsed() < node.options().cri_timeout, "{:?}", began.elapsed());
+
+    pods.owner_of_cgroup(u64::MAX).await;
+    assert!(!pods.owner_now(u64::MAX, 1).1, "a scan did not find it");
+    // All cgroups that a container creates are the container's.
+    let inner = node.mkdir(&format!("{}/a/b", app_path()));
+    eventually("inner noticed", || pods.container_key(inner).is_some()).await;
+    assert_eq!((pods.container_key(inner).as_deref(), pods.container_key(host)), (Some(APP), None));
+}
