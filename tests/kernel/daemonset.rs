@@ -242,7 +242,11 @@ fn with_explicit_capabilities_the_missing_kernel_log_is_reported() {
     let patch = "components/explicit-capabilities/daemonset.yaml";
     let (node, victims, agent) = recording(Some(patch), keep_every);
     let (_pod, kill) = kill_a_pod(&node, &victims, &agent);
-    let Detail::Oom(kill) = &kill.detail else { panic!("no kill's facts: {kill:?}") };
+    // The frames' names follow in the incident.
+    let is_its_incident =
+        |event: &Event| event.kind == EventKind::OomIncident && event.process == kill.process;
+    let incident = until(&agent, "incident", || events(&agent).into_iter().find(is_its_incident));
+    let Detail::Oom(kill) = &incident.detail else { panic!("no kill's facts: {incident:?}") };
     assert!(kill.rss.is_some() && !kill.kernel_stack.is_empty(), "{kill:?}");
     let ready = api(&node, "/readyz");
     assert_eq!(

@@ -28,7 +28,8 @@ fn a_killed_host_process_is_named_with_its_cgroup_and_memory() {
     let mut child = cgroup.command(GLUTTON).spawn().expect("start the glutton");
     let pid = child.id();
     assert!(!child.wait().expect("it ends").success());
-    recording.until("OOM kill", SOON, |seen| kill_of(seen, pid).is_some());
+    let is_incident = |event: &Event| event.kind == EventKind::OomIncident && event.process.pid == pid;
+    recording.until("OOM kill and its incident", SOON, |seen| seen.iter().any(is_incident));
     drop(cgroup);
 
     let (event, kill) = kill_of(&recording.seen, pid).expect("just found");
@@ -41,7 +42,11 @@ fn a_killed_host_process_is_named_with_its_cgroup_and_memory() {
     let rss = kill.rss.expect("this kernel has rss by kind");
     assert!((28 * MIB..=33 * MIB).contains(&rss.anon_bytes), "{rss:?}");
     assert_eq!(kill.oom_score_adj, Some(0));
-    let first = kill.kernel_stack.first().and_then(|frame| frame.function.as_deref());
+    assert!(kill.kernel_stack.is_empty() && kill.user_stack.is_empty(), "a kill does not wait for names");
+    // The incident has the names.
+    let incident = recording.seen.iter().find(|event| is_incident(event)).expect("just found");
+    let Detail::Oom(named) = &incident.detail else { panic!("{incident:?}") };
+    let first = named.kernel_stack.first().and_then(|frame| frame.function.as_deref());
     assert!(first.is_some_and(|name| name.contains("oom")), "kernel stack starts at {first:?}");
     let (_, mut losses) = recording.stop();
     // There is no container runtime here, and the recorder counts that.

@@ -65,6 +65,8 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
     recording.until("kill", SOON, |seen| !kills(seen).is_empty());
     pod.restart("api").expect("restart");
     recording.until("second kill", SOON, |seen| kills(seen).len() == 2);
+    let incidents = |seen: &[Event]| seen.iter().filter(|event| event.incident.is_some()).count();
+    recording.until("both incidents", SOON, |seen| incidents(seen) == 2);
     pod.remove().expect("remove the pod");
 
     for (attempt, event) in (0..).zip(kills(&recording.seen)) {
@@ -79,7 +81,12 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
         assert_eq!((container.name.as_str(), container.image.as_str()), ("api", VICTIMS_IMAGE));
         assert_eq!((container.attempt, event.known_by), (attempt, KnownBy::Cri));
         assert_eq!(event.process.comm, "leak");
-        let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
+        assert!(matches!(&event.detail, Detail::Oom(kill) if kill.user_stack.is_empty()), "{event:?}");
+        // The names of the frames follow in the incident.
+        let is_its_incident =
+            |other: &&Event| other.kind == EventKind::OomIncident && other.process == event.process;
+        let incident = recording.seen.iter().find(is_its_incident).expect("each kill has an incident");
+        let Detail::Oom(kill) = &incident.detail else { panic!("{incident:?}") };
         for function in ["keep", "append_history", "handle_order", "serve_orders"] {
             let is_it = |frame: &&Frame| frame.function.as_deref() == Some(function);
             let found = kill.user_stack.iter().find(is_it);

@@ -153,9 +153,11 @@ pub struct OomKill {
     pub rss: Option<Rss>,
     /// -1000..=1000; null: this kernel does not report it.
     pub oom_score_adj: Option<i16>,
-    /// Kernel stack of the trigger, innermost frame first.
+    /// Kernel stack of the trigger, innermost frame first. Empty in an `oom.kill`, which does not wait for names: the
+    /// `oom.incident` has them.
     pub kernel_stack: Vec<Frame>,
-    /// User stack of the trigger, innermost frame first (frame pointers only, so it may be short).
+    /// User stack of the trigger, innermost frame first (frame pointers only, so it may be short). In an `oom.incident`
+    /// only, like the kernel stack.
     pub user_stack: Vec<Frame>,
     /// The id of the incident that the kill belongs to. The event of the incident follows.
     #[serde(default)]

@@ -1,7 +1,11 @@
 //! Records → events: adds the owner, the time and the losses to what the probe saw.
+//!
+//! No record waits for another one's owner or facts. A record whose owner is known becomes an event at once. Lookups that
+//! have to wait (for the container runtime, for the kernel's log) run in tasks of their own, each with a time limit.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use podopsy_decode::{OomDecoded, SigkillDecoded};
@@ -9,25 +13,28 @@ use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Losses, Owner, Pro
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 use podopsy_wire::Task;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::confirm::{CheckpointSaver, Confirmations};
 use crate::dns::attribute::DnsAttribution;
-use crate::oom::attribute::OomAttribution;
+use crate::dns::waiting::Accepted;
+use crate::oom::attribute::{ExaminedKill, OomAttribution};
 use crate::oom::checkpoint::RecoveryCheckpoint;
 use crate::oom::recover::{MissedKills, RecoveredKills};
-use crate::oom::stacks::NamedStacks;
+use crate::oom::stack_queue::NamesReceiver;
 use crate::sigkill::SigkillCorrelator;
 use crate::totals::Totals;
 
 /// How often the checkpoint is considered: it is written one to two of these after it was taken.
 const SAVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a stop waits for kills that are being read from the kernel's log. A restart reads the others again.
+const MISSED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A decoded record that waits for its owner.
 pub(crate) enum Record {
     /// With the names of its stacks, once they are known.
-    Oom(Box<OomDecoded>, Option<oneshot::Receiver<NamedStacks>>),
+    Oom(Box<OomDecoded>, Option<NamesReceiver>),
     Dns {
         asker: Task,
         /// Where it is known already, from inside the pod.
@@ -38,6 +45,14 @@ pub(crate) enum Record {
     Sigkill(Box<SigkillDecoded>),
 }
 
+/// The parts of [`Record::Dns`].
+pub(crate) struct DnsQuery {
+    pub asker: Task,
+    pub owner: Option<Box<Owner>>,
+    pub time_ns: u64,
+    pub transaction: DnsTransaction,
+}
+
 /// What every event needs.
 pub(crate) struct EventContext {
     pub node: String,
@@ -46,10 +61,6 @@ pub(crate) struct EventContext {
 }
 
 impl EventContext {
-    pub async fn owner(&self, task: &Task) -> Owner {
-        self.pods.owner_of_task(task.cgroup_id, task.pid).await
-    }
-
     pub fn losses(&self) -> Losses {
         self.totals.losses()
     }
@@ -68,9 +79,9 @@ impl EventContext {
 /// The receiver of the events is gone, so the pipeline ends.
 struct ReceiverGone;
 
-/// Attributes records one after the other, in the order in which they happened.
+/// Attributes records. Those of one cgroup become events in the order in which they happened.
 pub(crate) struct Attribution {
-    pub context: EventContext,
+    pub context: Arc<EventContext>,
     pub oom: OomAttribution,
     pub dns: DnsAttribution,
     pub sigkills: Arc<SigkillCorrelator>,
@@ -85,8 +96,25 @@ struct Outlet {
     closing: watch::Receiver<bool>,
 }
 
+/// Kills that were missed while down, as they are read and attributed.
+struct Recovery {
+    /// So that the probe's records of them are not reported again.
+    known: RecoveredKills,
+    /// None: all have been received.
+    kills: Option<mpsc::Receiver<ExaminedKill>>,
+}
+
+impl Recovery {
+    async fn next(&mut self) -> Option<ExaminedKill> {
+        match &mut self.kills {
+            Some(kills) => kills.recv().await,
+            None => None,
+        }
+    }
+}
+
 impl Attribution {
-    /// Runs until the records end or the receiver of the events is gone. Kills that were missed while down come first.
+    /// Runs until the records end or the receiver of the events is gone.
     pub async fn run(
         mut self,
         missed: Option<MissedKills>,
@@ -105,7 +133,7 @@ impl Attribution {
     ) -> Result<(), ReceiverGone> {
         let (close, closing) = watch::channel(false);
         let outlet = Outlet { events, closing };
-        let recovered = self.send_missed(missed, &outlet).await?;
+        let mut recovery = self.recover(missed);
         let mut save = tokio::time::interval(SAVE_INTERVAL);
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -113,37 +141,69 @@ impl Attribution {
             let lookup_due = self.dns.due();
             tokio::select! {
                 record = records.recv() => match record {
-                    Some(record) => self.attribute(record, &recovered, &outlet).await?,
+                    Some(record) => self.attribute(record, &recovery.known, &outlet).await?,
                     None => break,
                 },
-                () = until(incident_due) => self.oom.settle(&self.context, &outlet.events, &outlet.closing, false),
+                kill = self.oom.next_examined() => self.send_kill(kill, &outlet).await?,
+                (queries, owner) = self.dns.waiting.next(), if !self.dns.waiting.is_empty() => {
+                    for query in queries {
+                        self.send_query(query, owner.clone(), &outlet).await?;
+                    }
+                }
+                kill = recovery.next(), if recovery.kills.is_some() => match kill {
+                    Some(kill) => self.send_kill(kill, &outlet).await?,
+                    None => recovery.kills = None,
+                },
+                () = until(incident_due) => self.settle(&outlet, false),
                 () = until(lookup_due) => self.send_lookups(&outlet, false).await?,
-                _ = save.tick() => self.save_checkpoint(records.is_empty()).await,
+                _ = save.tick() => {
+                    let is_idle = records.is_empty() && recovery.kills.is_none();
+                    self.save_checkpoint(is_idle).await;
+                }
             }
         }
         // From here on a slow runtime is not waited for.
         let _ = close.send(true);
-        self.send_lookups(&outlet, true).await?;
-        self.oom.settle(&self.context, &outlet.events, &outlet.closing, true);
-        let now = self.oom.checkpoint();
-        write_checkpoint(self.saver.take().and_then(|saver| saver.end(now))).await;
+        self.finish(recovery, &outlet).await
+    }
+
+    /// Sends what is under way, and writes the last checkpoint.
+    async fn finish(&mut self, mut recovery: Recovery, outlet: &Outlet) -> Result<(), ReceiverGone> {
+        while let Some(kill) = self.oom.next_examined_of_all().await {
+            self.send_kill(kill, outlet).await?;
+        }
+        for (queries, owner) in self.dns.waiting.take_all() {
+            for query in queries {
+                self.send_query(query, owner.clone(), outlet).await?;
+            }
+        }
+        let end = Instant::now() + MISSED_TIMEOUT;
+        let mut has_all_missed = true;
+        while recovery.kills.is_some() {
+            match tokio::time::timeout_at(end, recovery.next()).await {
+                Ok(Some(kill)) => self.send_kill(kill, outlet).await?,
+                Ok(None) => recovery.kills = None,
+                Err(_) => {
+                    has_all_missed = false;
+                    break;
+                }
+            }
+        }
+        self.send_lookups(outlet, true).await?;
+        self.settle(outlet, true);
+        if has_all_missed {
+            let now = self.oom.checkpoint();
+            write_checkpoint(self.saver.take().and_then(|saver| saver.end(now))).await;
+        }
         Ok(())
     }
 
-    /// Kills that the kernel's log has and no run has reported; returns them, so that the probe's are not duplicated.
-    async fn send_missed(
-        &mut self,
-        missed: Option<MissedKills>,
-        outlet: &Outlet,
-    ) -> Result<RecoveredKills, ReceiverGone> {
-        let mut recovered = RecoveredKills::default();
-        for visit in missed.into_iter().flat_map(|missed| missed.visits) {
-            for (event, boot_ns) in self.oom.missed_kills(&self.context, visit).await {
-                recovered.add(&event, boot_ns);
-                self.send(event, outlet).await?;
-            }
-        }
-        Ok(recovered)
+    /// Starts to attribute the kills that the kernel's log has and no run has reported. Live kills do not wait for them.
+    fn recover(&self, missed: Option<MissedKills>) -> Recovery {
+        let Some(missed) = missed else { return Recovery { known: RecoveredKills::default(), kills: None } };
+        let known = RecoveredKills::new(&missed.visits);
+        let kills = self.oom.missed_kills(self.context.clone(), missed.visits);
+        Recovery { known, kills: Some(kills) }
     }
 
     async fn attribute(
@@ -152,20 +212,47 @@ impl Attribution {
         recovered: &RecoveredKills,
         outlet: &Outlet,
     ) -> Result<(), ReceiverGone> {
-        let event = match record {
+        match record {
             Record::Sigkill(signal) => {
                 let (events, closing) = (outlet.events.clone(), outlet.closing.clone());
                 self.sigkills.report(*signal, events, closing, self.context.totals.losses.clone());
-                return Ok(());
+                Ok(())
             }
             Record::Oom(kill, _) if recovered.contains(kill.victim.pid, kill.victim.tid, kill.time_ns) => {
-                return Ok(());
+                Ok(())
             }
-            Record::Oom(kill, stacks) => self.oom.kill(&self.context, *kill, stacks).await,
+            Record::Oom(kill, names) => {
+                self.oom.examine(&self.context, kill, names);
+                Ok(())
+            }
             Record::Dns { asker, owner, time_ns, transaction } => {
-                self.dns.transaction(&self.context, &asker, owner, time_ns, transaction).await
+                match self.dns.waiting.accept(DnsQuery { asker, owner, time_ns, transaction }) {
+                    Accepted::Known(known) => {
+                        let (query, owner) = *known;
+                        self.send_query(query, owner, outlet).await
+                    }
+                    Accepted::Waits => Ok(()),
+                    Accepted::Dropped => {
+                        self.context.totals.dns_waiting_dropped.fetch_add(1, Relaxed);
+                        Ok(())
+                    }
+                }
             }
-        };
+        }
+    }
+
+    async fn send_kill(&mut self, kill: ExaminedKill, outlet: &Outlet) -> Result<(), ReceiverGone> {
+        let event = self.oom.add(kill, self.context.losses());
+        self.send(event, outlet).await
+    }
+
+    async fn send_query(
+        &mut self,
+        query: DnsQuery,
+        owner: Owner,
+        outlet: &Outlet,
+    ) -> Result<(), ReceiverGone> {
+        let event = self.dns.transaction(&self.context, query, owner);
         self.send(event, outlet).await
     }
 
@@ -181,9 +268,13 @@ impl Attribution {
         outlet.events.send(event).await.map_err(|_| ReceiverGone)
     }
 
-    /// `is_idle`: no record waits.
+    fn settle(&mut self, outlet: &Outlet, all: bool) {
+        self.oom.settle(&self.context, &outlet.events, &outlet.closing, all);
+    }
+
+    /// `is_idle`: no record waits, and no kill is being read from the kernel's log.
     async fn save_checkpoint(&mut self, is_idle: bool) {
-        let is_quiet = is_idle && self.oom.incident_builder.due().is_none();
+        let is_quiet = is_idle && self.oom.is_quiet();
         let oom = &self.oom;
         let due = self.saver.as_mut().and_then(|saver| saver.round(is_quiet, || oom.checkpoint()));
         write_checkpoint(due).await;
@@ -204,3 +295,7 @@ async fn until(due: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+#[path = "attribute_tests.rs"]
+mod tests;

@@ -96,7 +96,7 @@ impl Collector {
         }
         add(&mut sum, totals.shed.losses());
         add(&mut sum, lock(&sources.tap).clone());
-        add(&mut sum, [("lookups_evicted".to_owned(), totals.lookups_evicted.load(Relaxed))]);
+        add(&mut sum, totals.attribution_losses());
         sum.retain(|_, count| *count > 0);
         *lock(&totals.losses) = sum;
         totals.own_kills.store(self.sigkill.own_kills(), Relaxed);

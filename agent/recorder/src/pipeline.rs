@@ -1,7 +1,7 @@
 //! Puts the stages together: probes (or a packet socket) → readers → attribution → events.
 //!
-//! Two tasks: the collector empties the rings and must never wait; attribution may wait for the container runtime. The
-//! queue between them is bounded, and what does not fit is counted.
+//! Two tasks: the collector empties the rings and must never wait; attribution starts a task for each record that has to
+//! wait, for example for the container runtime. The queue between them is bounded, and what does not fit is counted.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +10,7 @@ use podopsy_model::Event;
 use podopsy_pods::Pods;
 use podopsy_probes::{Probes, Rate};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::attribute::{Attribution, EventContext, Record};
 use crate::collect::{Collector, LossSources};
@@ -69,12 +70,17 @@ pub(crate) async fn start(
         .map(|dir| CheckpointSaver::new(dir, confirmations.clone(), instruments.missed.is_none()));
     let examiner = instruments.examiner;
     let attribution = Attribution {
-        context: EventContext { node: options.node, pods: pods.clone(), totals: shared.totals.clone() },
+        context: Arc::new(EventContext {
+            node: options.node,
+            pods: pods.clone(),
+            totals: shared.totals.clone(),
+        }),
         oom: OomAttribution {
             examiner: examiner.clone(),
             incident_builder: IncidentBuilder::new(&boot_id()),
             growth,
             confirmations: confirmations.clone(),
+            examining: JoinSet::new(),
         },
         dns: DnsAttribution::new(&dns, pods.clone()),
         sigkills: shared.sigkills.clone(),
@@ -202,7 +208,13 @@ fn read_probes(
     let dns_maps = probes.dns_maps()?;
     let source = CounterSource::Kernel(dns_maps.counts);
     let counts = Arc::new(Mutex::new(ContainerCounts::new(source, Rate::default())));
-    let oom = OomReader::new(probes.oom_maps()?, instruments, out.clone(), shared.totals.clone())?;
+    let oom = OomReader::new(
+        probes.oom_maps()?,
+        instruments,
+        out.clone(),
+        shared.totals.clone(),
+        shared.pods.clone(),
+    )?;
     let dns = DnsReader {
         events: dns_maps.events,
         in_flight: QueriesInFlight::new(dns_maps.in_flight, dns.timeout),

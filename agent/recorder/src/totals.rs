@@ -17,6 +17,8 @@ pub(crate) struct Totals {
     pub own_kills: AtomicU64,
     /// Stacks of kills that got no names in time.
     pub stacks_unnamed: AtomicU64,
+    /// Failed queries that were dropped because too many waited for the names of their container.
+    pub dns_waiting_dropped: AtomicU64,
     /// Lookups that were dropped because too many were open.
     pub lookups_evicted: AtomicU64,
     pub shed: Arc<Shed>,
@@ -25,6 +27,14 @@ pub(crate) struct Totals {
 impl Totals {
     pub fn losses(&self) -> Losses {
         lock(&self.losses).clone()
+    }
+
+    /// What attribution dropped, by counter name.
+    pub fn attribution_losses(&self) -> [(String, u64); 2] {
+        [
+            ("lookups_evicted".to_owned(), self.lookups_evicted.load(Relaxed)),
+            ("dns_waiting_dropped".to_owned(), self.dns_waiting_dropped.load(Relaxed)),
+        ]
     }
 
     pub fn own_kills(&self) -> u64 {

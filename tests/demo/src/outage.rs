@@ -22,6 +22,8 @@ const LOOKUP: &str = "payments.finance.svc.cluster.local";
 /// What podopsy recorded, and what Kubernetes would show for the same time.
 pub struct Recorded {
     pub events: Vec<Event>,
+    /// The incidents, which have the stacks of the kills.
+    pub incidents: Vec<Event>,
     /// `podopsy pods`, after the last kill.
     pub pods: String,
     /// The summary that `podopsy profile` prints.
@@ -76,7 +78,7 @@ pub fn run(out: &Path) -> anyhow::Result<Recorded> {
     report::step("silence the DNS server; Kubernetes still shows both pods as Running");
     dns.set_mode("silent")?;
     let silent = Instant::now();
-    let events = follow(&lines, silent)?;
+    let (events, incidents) = follow(&lines, silent)?;
     let outage = silent.elapsed();
 
     end(watch)?;
@@ -97,6 +99,7 @@ pub fn run(out: &Path) -> anyhow::Result<Recorded> {
     report::step("stop the pods");
     Ok(Recorded {
         events,
+        incidents,
         pods: String::from_utf8_lossy(&pods.stdout).into_owned(),
         profile: String::from_utf8_lossy(&profile.stdout).into_owned(),
         outage,
@@ -144,9 +147,9 @@ fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, m
     Ok((child, lines))
 }
 
-/// Prints events as they come, until checkout-api has been killed [`KILLS`] times.
-fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<Event>> {
-    let mut events = Vec::new();
+/// Prints events as they come, until checkout-api has been killed [`KILLS`] times. Returns them, and the incidents so far.
+fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<(Vec<Event>, Vec<Event>)> {
+    let (mut events, mut incidents) = (Vec::new(), Vec::new());
     let mut kills = 0;
     let mut live = report::Live::default();
     while kills < KILLS {
@@ -159,6 +162,7 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<E
         };
         // An incident repeats its kills with more details; it is in events.jsonl.
         if event.kind == EventKind::OomIncident {
+            incidents.push(event);
             continue;
         }
         live.show(&event);
@@ -166,7 +170,7 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<Vec<E
         kills += usize::from(event.kind == EventKind::OomKill && is_checkout);
         events.push(event);
     }
-    Ok(events)
+    Ok((events, incidents))
 }
 
 /// Ends podopsy watch and waits for it.

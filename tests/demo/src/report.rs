@@ -83,7 +83,13 @@ pub fn print(recorded: &Recorded, out: &Path) {
             if kill.trigger.pid == kill.victim.pid { "the victim itself" } else { "another process" }
         );
     }
-    if let Some(path) = kills.first().map(|kill| allocation_path(kill)).filter(|path| !path.is_empty()) {
+    let of_checkout_incidents =
+        recorded.incidents.iter().filter(|event| pod(event) == "finance/checkout-api");
+    let paths = of_checkout_incidents.filter_map(|event| match &event.detail {
+        Detail::Oom(kill) => Some(allocation_path(kill)),
+        _ => None,
+    });
+    if let Some(path) = paths.into_iter().find(|path| !path.is_empty()) {
         println!("  observed    where it asked, from the dead process's stack: {path}");
     }
     for (number, timeouts) in (1..).zip(timeouts_before_kills(&of_checkout)) {

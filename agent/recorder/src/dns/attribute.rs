@@ -3,44 +3,37 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use podopsy_model::{Detail, DnsTransaction, Event, EventKind, Outcome, Owner};
+use podopsy_model::{Detail, Event, EventKind, Outcome, Owner};
 use podopsy_pods::Pods;
-use podopsy_wire::Task;
 use tokio::time::Instant;
 
 use super::gather::Lookups;
-use crate::attribute::EventContext;
+use super::waiting::WaitingQueries;
+use crate::attribute::{DnsQuery, EventContext};
 use crate::options::DnsOptions;
 
 pub(crate) struct DnsAttribution {
     /// None: lookups are not wanted.
     lookups: Option<Lookups>,
+    pub waiting: WaitingQueries,
 }
 
 impl DnsAttribution {
     pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> DnsAttribution {
-        DnsAttribution { lookups: options.lookups.then(|| Lookups::new(options, pods)) }
+        let lookups = options.lookups.then(|| Lookups::new(options, pods.clone()));
+        DnsAttribution { lookups, waiting: WaitingQueries::new(pods) }
     }
 
-    pub async fn transaction(
-        &mut self,
-        context: &EventContext,
-        asker: &Task,
-        owner: Option<Box<Owner>>,
-        time_ns: u64,
-        transaction: DnsTransaction,
-    ) -> Event {
-        let owner = match owner {
-            Some(owner) => *owner,
-            None => context.owner(asker).await,
-        };
+    /// The event of a query whose owner is known.
+    pub fn transaction(&mut self, context: &EventContext, query: DnsQuery, owner: Owner) -> Event {
+        let DnsQuery { asker, time_ns, transaction, .. } = query;
         let kind = match transaction.outcome {
             Outcome::Noerror => EventKind::DnsAnswer,
             _ => EventKind::DnsFailure,
         };
-        let event = context.event(time_ns, kind, owner, asker, Detail::Dns(transaction));
+        let event = context.event(time_ns, kind, owner, &asker, Detail::Dns(transaction));
         if let Some(lookups) = &mut self.lookups {
-            lookups.add(&event, asker, time_ns);
+            lookups.add(&event, &asker, time_ns);
         }
         event
     }

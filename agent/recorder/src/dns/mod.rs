@@ -11,3 +11,4 @@ pub(crate) mod gather;
 pub(crate) mod reader;
 pub(crate) mod shares;
 pub(crate) mod tap;
+pub(crate) mod waiting;

@@ -271,7 +271,7 @@ impl Outlet {
         add(&mut sum, lock(&self.counts).losses());
         add(&mut sum, [("recorder_queue".to_owned(), self.queue_full)]);
         if let Some(totals) = &self.context.totals {
-            add(&mut sum, [("lookups_evicted".to_owned(), totals.lookups_evicted.load(Relaxed))]);
+            add(&mut sum, totals.attribution_losses());
             add(&mut sum, self.context.pods.status().losses);
         }
         sum.retain(|_, count| *count > 0);

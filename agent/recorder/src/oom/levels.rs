@@ -18,6 +18,8 @@ use super::limit::LevelReading;
 const ROWS_MAX: usize = 64;
 /// Processes that are read from /proc after the kill, if the log has no task table.
 const PROCS_MAX: usize = 256;
+/// Cgroups in which they are looked for.
+const CGROUPS_MAX: usize = 256;
 const PROC: &str = "/proc";
 
 /// What a level's counters are compared with.
@@ -103,10 +105,15 @@ pub fn table(visit: &Visit, usage: Option<u64>) -> Option<ProcessTable> {
 /// The processes that are left in a cgroup and below it, read from /proc; None: there are none.
 pub fn survivors(pods: &Pods, path: &Path, usage: Option<u64>) -> Option<ProcessTable> {
     let hierarchy = pods.hierarchy();
-    let mut pids = Vec::new();
+    let (mut pids, mut cgroups) = (Vec::new(), 0);
+    // A container may have made thousands of cgroups.
     hierarchy.walk(path, &mut |path| {
-        pids.extend(hierarchy.procs(path));
-        pids.len() < PROCS_MAX
+        cgroups += 1;
+        let is_within = pids.len() < PROCS_MAX && cgroups <= CGROUPS_MAX;
+        if is_within {
+            pids.extend(hierarchy.procs(path));
+        }
+        is_within
     });
     let (root, page) = (Path::new(PROC), page_size());
     let rows = pids.into_iter().take(PROCS_MAX).filter_map(|pid| {

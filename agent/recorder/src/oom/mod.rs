@@ -1,7 +1,7 @@
 //! OOM kills: adds the kernel's log, the cgroups' counters, the memory curve and the runtime's report to each kill that
 //! the probe recorded.
 //!
-//! Kill → [`OomExaminer::examine`] → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
+//! Kill → [`OomExaminer`] → event, and → [`IncidentBuilder`] (all kills of one visit make one incident) → verdict → event.
 //! This module must not depend on aya or on rendering.
 
 pub(crate) mod attribute;
@@ -13,6 +13,7 @@ mod limit;
 pub(crate) mod reader;
 pub mod reconcile;
 pub mod recover;
+pub(crate) mod stack_queue;
 pub(crate) mod stacks;
 
 use std::sync::Arc;
@@ -23,20 +24,28 @@ use crate::kernel_log::KernelLogFollower;
 use crate::kernel_log::visit::{LoggedKill, Visit};
 use crate::memory::{CgroupMemoryRecord, MemorySampler, MemoryTrend};
 use podopsy_decode::OomDecoded;
-use podopsy_model::incident::{Evidence, Level, LevelState, LimitHit, ProcessTable};
+use podopsy_model::incident::{Evidence, Level, LimitHit, ProcessTable};
 use podopsy_model::memory::Curve;
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_system::clock::boot_now_ns;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 pub use builder::{IncidentBuilder, PendingIncident};
 use levels::Baseline;
+pub use limit::LevelReading;
 
-/// How long after a kill its line in the kernel's log may arrive. The OOM killer writes the line right after the probe
-/// has fired. But a machine without free memory is slow, and so is a serial console that prints the task table.
-const LOG_WITHIN: Duration = Duration::from_secs(3);
+/// How long after a kill its event waits for the kill's line in the kernel's log. The OOM killer writes the line right
+/// after the probe has fired, and a reader is woken at the next tick of the clock.
+const LOG_WITHIN: Duration = Duration::from_millis(100);
 /// The same after a line did not arrive: a log that lost one line must not delay all later kills.
-const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(300);
+const LOG_WITHIN_AFTER_A_MISS: Duration = Duration::from_millis(40);
+/// How long after a kill its incident waits for the line. A machine without free memory is slow, and so is a serial
+/// console that prints the task table.
+const LATE_LOG_WITHIN: Duration = Duration::from_secs(3);
+/// Tables of surviving processes that are read at a time.
+const SURVIVOR_READERS: usize = 2;
 
 /// What is known about one kill beside the probe's record of it.
 #[derive(Clone, Debug)]
@@ -44,11 +53,18 @@ pub struct OomFacts {
     /// The visit as the kernel's log has it, with all kills of that visit; None: the log has nothing about this kill.
     pub visit: Option<Arc<Visit>>,
     pub limit: LimitHit,
-    pub levels: Vec<LevelState>,
+    pub levels: Vec<LevelReading>,
     pub processes: Option<ProcessTable>,
     pub curve: Option<Curve>,
     pub qos: Option<String>,
     pub already_dying: bool,
+}
+
+impl OomFacts {
+    /// The path of the victim's cgroup, as the kernel's log has it.
+    fn victim_cgroup(&self) -> Option<&Vec<u8>> {
+        self.visit.as_ref()?.chosen.as_ref()?.task_memcg.as_ref()
+    }
 }
 
 /// Collects the facts about each kill.
@@ -60,6 +76,7 @@ pub struct OomExaminer {
     already_dying: AtomicU64,
     /// Whether the log had no line for the last kill that needed one.
     log_missed: AtomicBool,
+    survivor_readers: Arc<Semaphore>,
 }
 
 /// Why the kernel's count of kills differs from the number of victims that the probe saw.
@@ -93,15 +110,42 @@ impl OomExaminer {
             log,
             already_dying: AtomicU64::new(0),
             log_missed: AtomicBool::new(false),
+            survivor_readers: Arc::new(Semaphore::new(SURVIVOR_READERS)),
         }
     }
 
-    /// Reads the levels at once, while they still exist, then waits up to 3 s for the kernel's log.
-    pub async fn examine(&self, kill: &OomDecoded, owner: &Owner) -> OomFacts {
-        let mut levels = self.levels(owner.cgroup.id, kill.time_ns);
+    /// Reads each level as it is now, if the cgroup is known.
+    fn levels(&self, id: u64, kill_ns: u64) -> Vec<LevelReading> {
+        let Some(place) = self.pods.lineage(id) else { return Vec::new() };
+        levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill_ns))
+    }
+
+    /// Waits a moment for the kill's line in the kernel's log.
+    async fn find_in_log(&self, kill: &OomDecoded) -> Option<(Visit, LoggedKill)> {
         // The kernel writes no "Killed process" line for a victim that was already dying.
-        let found =
-            if kill.already_dying { None } else { self.find_in_log(kill.victim.tid, kill.time_ns).await };
+        if kill.already_dying {
+            return None;
+        }
+        let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
+        // If this task is late, the task that reads the log may be late, too: it gets at least a third of the time.
+        let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill.time_ns));
+        let patience = within.saturating_sub(late).max(within / 3);
+        let found = self.log.as_ref()?.kill_of(kill.victim.tid, patience).await;
+        self.log_missed.store(found.is_none(), Relaxed);
+        found
+    }
+
+    /// Combines what is known of a kill. `levels`: read right after it; empty if its cgroup was not known then.
+    fn facts(
+        &self,
+        kill: &OomDecoded,
+        owner: &Owner,
+        mut levels: Vec<LevelReading>,
+        found: Option<(Visit, LoggedKill)>,
+    ) -> OomFacts {
+        if levels.is_empty() {
+            levels = self.levels(owner.cgroup.id, kill.time_ns);
+        }
         if levels.is_empty()
             && let Some(path) =
                 found.as_ref().and_then(|(visit, _)| visit.chosen.as_ref()?.task_memcg.as_ref())
@@ -116,28 +160,38 @@ impl OomExaminer {
         facts.qos = self.qos(owner.cgroup.id);
         facts.curve = self.curve(owner);
         facts.already_dying = kill.already_dying;
-        if facts.processes.is_none()
-            && facts.limit.how == Evidence::Observed
-            && let Some(path) = self.path_of_limit(&facts.limit, owner)
-        {
-            facts.processes = levels::survivors(&self.pods, &path, facts.limit.usage_bytes);
-        }
         facts
     }
 
-    fn levels(&self, id: u64, kill_ns: u64) -> Vec<limit::LevelReading> {
-        let Some(place) = self.pods.lineage(id) else { return Vec::new() };
-        levels::read(&self.pods, &place, &Baseline::BeforeKill(self.sampler.as_ref(), kill_ns))
+    /// Adds what the kernel's log has by now: lines that came after their kills were reported, and the line about the
+    /// group, which follows the first kill.
+    async fn add_late_lines(&self, incident: &mut PendingIncident) {
+        let Some(log) = &self.log else { return };
+        for (tid, kill_ns) in incident.take_unlogged() {
+            let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns));
+            if let Some((visit, line)) = log.kill_of(tid, LATE_LOG_WITHIN.saturating_sub(late)).await {
+                self.log_missed.store(false, Relaxed);
+                incident.add_late_line(visit, &line);
+            }
+        }
+        if let Some((group, kills)) = incident.sequence().and_then(|first| log.visit_outcome(first)) {
+            incident.update_from_log(group, kills);
+        }
     }
 
-    async fn find_in_log(&self, tid: u32, kill_ns: u64) -> Option<(Visit, LoggedKill)> {
-        let within = if self.log_missed.load(Relaxed) { LOG_WITHIN_AFTER_A_MISS } else { LOG_WITHIN };
-        // If this task is late, the task that reads the log may be late, too: it gets at least a third of the time.
-        let late = Duration::from_nanos(boot_now_ns().saturating_sub(kill_ns));
-        let patience = within.saturating_sub(late).max(within / 3);
-        let found = self.log.as_ref()?.kill_of(tid, patience).await;
-        self.log_missed.store(found.is_none(), Relaxed);
-        found
+    /// Reads the processes that are left in the cgroup whose limit was hit; None: that is not known for sure.
+    fn survivors(&self, limit: &LimitHit, victim_cgroup: u64) -> Option<JoinHandle<Option<ProcessTable>>> {
+        if limit.how != Evidence::Observed {
+            return None;
+        }
+        let place = self.pods.lineage(victim_cgroup)?;
+        let step = place.levels.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref())?;
+        let (pods, readers, usage) = (self.pods.clone(), self.survivor_readers.clone(), limit.usage_bytes);
+        Some(tokio::spawn(async move {
+            let _permit = readers.acquire_owned().await.ok()?;
+            let read = move || levels::survivors(&pods, &step.path, usage);
+            tokio::task::spawn_blocking(read).await.ok().flatten()
+        }))
     }
 
     fn qos(&self, id: u64) -> Option<String> {
@@ -159,18 +213,6 @@ impl OomExaminer {
     /// The memory records that have changed since the last call, of all containers; empty if memory is not sampled.
     pub fn memory_records(&self) -> Vec<CgroupMemoryRecord> {
         self.sampler.as_ref().map(MemorySampler::memory_records).unwrap_or_default()
-    }
-
-    /// The path of the cgroup whose limit was hit, below the hierarchy's root.
-    fn path_of_limit(&self, limit: &LimitHit, owner: &Owner) -> Option<std::path::PathBuf> {
-        let place = self.pods.lineage(owner.cgroup.id)?;
-        place.levels.into_iter().find(|step| Some(&step.shown) == limit.path.as_ref()).map(|step| step.path)
-    }
-
-    /// Whether a visit killed a group, and how many kills the kernel counts for it; see
-    /// [`KernelLogFollower::visit_outcome`].
-    pub fn visit_outcome(&self, sequence: u64) -> Option<(bool, u64)> {
-        self.log.as_ref()?.visit_outcome(sequence)
     }
 
     /// The known reasons for a difference between the kernel's count and the victims that the probe saw.
@@ -210,7 +252,7 @@ fn combine(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::L
     OomFacts {
         processes,
         limit,
-        levels: levels.into_iter().map(|level| level.state).collect(),
+        levels,
         visit: visit.map(Arc::new),
         curve: None,
         qos: None,

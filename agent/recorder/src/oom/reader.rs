@@ -15,6 +15,7 @@ use super::stacks::{KillStacks, UnnamedStack};
 use crate::attribute::Record;
 use crate::reader::{Outbox, ProbeReader};
 use crate::totals::Totals;
+use podopsy_pods::Pods;
 
 pub(crate) struct OomReader {
     maps: OomMaps,
@@ -23,6 +24,7 @@ pub(crate) struct OomReader {
     reconciler: KillReconciler,
     out: Outbox,
     totals: Arc<Totals>,
+    pods: Arc<Pods>,
     /// Decoded and not yet handed over.
     kills: Vec<Result<OomDecoded, BadRecord>>,
     execs: Vec<Result<u32, BadRecord>>,
@@ -39,6 +41,7 @@ impl OomReader {
         instruments: &OomInstruments,
         out: Outbox,
         totals: Arc<Totals>,
+        pods: Arc<Pods>,
     ) -> anyhow::Result<OomReader> {
         Ok(OomReader {
             maps,
@@ -47,6 +50,7 @@ impl OomReader {
             reconciler: KillReconciler::new(instruments.kills_at_start),
             out,
             totals,
+            pods,
             kills: Vec::new(),
             execs: Vec::new(),
             kills_seen: 0,
@@ -60,19 +64,22 @@ impl OomReader {
         !self.kills.is_empty()
     }
 
-    /// Asks for the stack's names, which follow later, and passes the kill on.
+    /// Asks for the stack's names, which follow in the incident, and passes the kill on.
     fn pass_on(&mut self, mut kill: OomDecoded) {
         self.kills_seen += 1;
         let stack = UnnamedStack {
             pid: kill.trigger.pid,
+            start_ns: kill.trigger.start_ns,
             kernel: std::mem::take(&mut kill.kernel),
             user: std::mem::take(&mut kill.user),
         };
-        let named = self.stacks.ask(stack);
-        if named.is_none() {
+        let cgroup = kill.trigger.cgroup_id;
+        let container = self.pods.container_key(cgroup).unwrap_or_else(|| format!("cgroup:{cgroup}").into());
+        let names = self.stacks.ask(container, stack);
+        if names.is_none() {
             self.totals.stacks_unnamed.fetch_add(1, Relaxed);
         }
-        self.out.pass_on(Record::Oom(Box::new(kill), named));
+        self.out.pass_on(Record::Oom(Box::new(kill), names));
     }
 }
 

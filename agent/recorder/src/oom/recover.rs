@@ -59,24 +59,28 @@ pub fn find_missed(
 }
 
 /// The kills that were read from the log at the start. The probes are attached before the log is read, so that no kill
-/// is missed. A kill in between is therefore seen twice: in the log and by the probe.
+/// is missed. A kill in between is therefore seen twice: in the log and by the probe. Each has its pid, its thread id and
+/// its CLOCK_BOOTTIME in ns.
 #[derive(Debug, Default)]
-pub struct RecoveredKills(Vec<(OomTask, u64)>);
+pub struct RecoveredKills(Vec<(u32, u32, u64)>);
 
 impl RecoveredKills {
     /// How far the log's clock and the probes' clock may differ. The same pid is not given to another victim so soon.
     const CLOCK_DIFFERENCE_NS: u64 = 10_000_000_000;
 
-    pub fn add(&mut self, event: &Event, boot_ns: u64) {
-        if let Detail::Oom(kill) = &event.detail {
-            self.0.push((kill.victim.clone(), boot_ns));
-        }
+    /// The kills that [`kill_events`] makes of these visits.
+    pub fn new(visits: &[Visit]) -> RecoveredKills {
+        let kills = visits.iter().flat_map(|visit| {
+            let reported = visit.kills.iter().take(KILLS_MAX);
+            reported.map(|kill| (pid_of(visit, kill), kill.tid, boot_ns(kill)))
+        });
+        RecoveredKills(kills.collect())
     }
 
     /// Whether a kill that a probe saw was also read from the log.
     pub fn contains(&self, pid: u32, tid: u32, boot_ns: u64) -> bool {
-        self.0.iter().any(|(victim, at)| {
-            (victim.pid == pid || victim.tid == tid) && at.abs_diff(boot_ns) < Self::CLOCK_DIFFERENCE_NS
+        self.0.iter().any(|&(known_pid, known_tid, at)| {
+            (known_pid == pid || known_tid == tid) && at.abs_diff(boot_ns) < Self::CLOCK_DIFFERENCE_NS
         })
     }
 }
@@ -96,7 +100,7 @@ pub async fn kill_events(pods: &Pods, node: &str, visit: Visit) -> Vec<(Event, u
         let mut facts = combine(Some(visit.clone()), Some(kill), levels);
         facts.qos = place.and_then(|place| place.qos).map(str::to_owned);
         facts.already_dying = kill.killed.is_none();
-        let boot_ns = kill.time_us.saturating_mul(1000);
+        let boot_ns = boot_ns(kill);
         out.push((event(node, &visit, kill, owner, boot_ns), boot_ns, facts));
     }
     out
@@ -108,10 +112,18 @@ fn cgroup_of_victim<'a>(visit: &'a Visit, kill: &LoggedKill) -> Option<&'a Vec<u
     chosen.and_then(|chosen| chosen.task_memcg.as_ref()).or(visit.group.as_ref())
 }
 
+/// The kill's line has the id of the thread that holds the memory. The task table, if there is one, has its process.
+fn pid_of(visit: &Visit, kill: &LoggedKill) -> u32 {
+    visit.rows.iter().find(|row| row.tid == kill.tid).map_or(kill.tid, |row| row.pid)
+}
+
+fn boot_ns(kill: &LoggedKill) -> u64 {
+    kill.time_us.saturating_mul(1000)
+}
+
 fn event(node: &str, visit: &Visit, kill: &LoggedKill, owner: Owner, boot_ns: u64) -> Event {
     let row = visit.rows.iter().find(|row| row.tid == kill.tid);
-    // The kill's line has the id of the thread that holds the memory. The task table, if there is one, has its process.
-    let pid = row.map_or(kill.tid, |row| row.pid);
+    let pid = pid_of(visit, kill);
     let killed = kill.killed.as_ref();
     let comm = killed.map(|killed| text::escape_bytes(&killed.comm)).unwrap_or_default();
     let task = OomTask { pid, tid: kill.tid, comm: comm.clone() };
@@ -169,14 +181,15 @@ pub async fn past_incidents(pods: &Arc<Pods>, node: &str) -> anyhow::Result<Past
     let mut builder = IncidentBuilder::new(&super::checkpoint::boot_id());
     for visit in backlog.visits {
         for (mut event, boot_ns, facts) in kill_events(pods, node, visit).await {
-            builder.add(&mut event, boot_ns, facts);
+            builder.add(&mut event, boot_ns, facts, None);
         }
     }
     // The kills are long past: waiting for the runtime would change nothing.
     let (_closing, closing) = tokio::sync::watch::channel(true);
     let mut incidents = Vec::new();
-    for incident in builder.take_due(true) {
-        incidents.push(incident.settle(pods, closing.clone(), &Mutex::default()).await);
+    for mut incident in builder.take_due(true) {
+        incident.ask_runtime(pods, closing.clone()).await;
+        incidents.push(incident.into_event(&Mutex::default()));
     }
     Ok(PastIncidents { incidents, boot: builder.id_prefix().to_owned(), counted })
 }
@@ -223,10 +236,8 @@ mod tests {
 
     #[test]
     fn a_kill_that_was_read_from_the_log_is_recognized_when_a_probe_reports_it() {
-        let mut recovered = RecoveredKills::default();
-        let visit = Visit::default();
         let kill = LoggedKill { sequence: 1, time_us: 60_000_000, killed: None, tid: 7, taken: false };
-        recovered.add(&event("n", &visit, &kill, Owner::default(), 60_000_000_000), 60_000_000_000);
+        let recovered = RecoveredKills::new(&[Visit { kills: vec![kill], ..Visit::default() }]);
         // The two clocks differ a little; another thread of the process; a kernel that passes only a thread id.
         assert!(
             recovered.contains(7, 7, 60_500_000_000)

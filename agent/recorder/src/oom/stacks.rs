@@ -1,18 +1,16 @@
 //! Names of the stacks of kills, looked up by a thread of its own: the symbolizer blocks on files, the pipeline must not.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podopsy_wire::BuildIdFrame;
-use tokio::sync::oneshot;
 
+use super::stack_queue::{NamesReceiver, NoRequest, Request, StackQueue};
 use podopsy_model::profile::Frame;
 use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
 use podopsy_system::heap;
 
-/// Stacks that wait for their names. When the queue is full, a stack has no names; its kill is reported all the same.
-const QUEUE: usize = 256;
 /// Files held open, and bytes of their symbols: kills are few, and seldom of many programs at once.
 const FILES: usize = 512;
 const SYMBOLS_BYTES: u64 = 32 << 20;
@@ -22,10 +20,17 @@ const IDLE: Duration = Duration::from_secs(5);
 const SCAN_INTERVAL: Duration = Duration::from_secs(300);
 /// At exec only the program and its loader are mapped; after this time its libraries are, too.
 const SECOND_VISIT: Duration = Duration::from_secs(1);
+/// Processes that wait for their second visit.
+const YOUNG_MAX: usize = 256;
+/// The same stack of the same process within this time is one visit of the OOM killer, which kills a group.
+const SAME_VISIT: Duration = Duration::from_secs(1);
 
 /// A stack as the kernel took it, innermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnnamedStack {
     pub pid: u32,
+    /// When the process started: the pid alone may be used again.
+    pub start_ns: u64,
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
 }
@@ -37,38 +42,47 @@ pub(crate) struct NamedStacks {
     pub user: Vec<Frame>,
 }
 
-enum Request {
-    Name(UnnamedStack, oneshot::Sender<NamedStacks>),
-    /// A new program: its files will be needed when it is dead.
-    Hold(u32),
-}
-
 /// Sends requests to the thread, which ends when this is dropped.
 pub(crate) struct KillStacks {
-    queue: mpsc::SyncSender<Request>,
+    queue: Arc<StackQueue>,
+    last: Option<(Instant, UnnamedStack, NamesReceiver)>,
 }
 
 impl KillStacks {
     /// Starts the thread, which opens the files of running processes first.
     pub fn start() -> std::io::Result<KillStacks> {
-        let (queue, requests) = mpsc::sync_channel(QUEUE);
+        let queue = Arc::<StackQueue>::default();
+        let requests = queue.clone();
         std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests))?;
-        Ok(KillStacks { queue })
+        Ok(KillStacks { queue, last: None })
     }
 
-    /// Asks for names; None: the queue is full.
-    pub fn ask(&self, stack: UnnamedStack) -> Option<oneshot::Receiver<NamedStacks>> {
-        let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Request::Name(stack, reply)).ok().map(|()| answer)
+    /// Asks for names; None: the queue is full. Kills of one visit share the answer. `container`: whose turn it is.
+    pub fn ask(&mut self, container: Arc<str>, stack: UnnamedStack) -> Option<NamesReceiver> {
+        if let Some((when, last, names)) = &self.last
+            && when.elapsed() < SAME_VISIT
+            && *last == stack
+        {
+            return Some(names.clone());
+        }
+        let names = self.queue.push_stack(container, stack.clone())?;
+        self.last = Some((Instant::now(), stack, names.clone()));
+        Some(names)
     }
 
     /// Has the files of a new process opened; false: the queue is full.
     pub fn hold(&self, pid: u32) -> bool {
-        self.queue.try_send(Request::Hold(pid)).is_ok()
+        self.queue.push_program(pid)
     }
 }
 
-fn run(requests: &mpsc::Receiver<Request>) {
+impl Drop for KillStacks {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+fn run(requests: &StackQueue) {
     let mut symbolizer = Symbolizer::with_limits(FILES, SYMBOLS_BYTES);
     let mut named: Option<Instant> = None;
     // Running processes are scanned when no request waits.
@@ -93,19 +107,19 @@ fn run(requests: &mpsc::Receiver<Request>) {
             Some((when, _)) => when.saturating_duration_since(Instant::now()),
             None => IDLE,
         };
-        match requests.recv_timeout(timeout) {
+        match requests.next(timeout) {
             // The receiver may be gone; dropping the names is correct.
-            Ok(Request::Name(stack, reply)) => {
-                let _ = reply.send(name(&mut symbolizer, &stack));
+            Ok(Request::Name(stack, names)) => {
+                let _ = names.send(Some(Arc::new(name(&mut symbolizer, &stack))));
                 named = Some(Instant::now());
             }
             Ok(Request::Hold(pid)) => {
                 symbolizer.hold_files(pid);
-                if young.len() < QUEUE {
+                if young.len() < YOUNG_MAX {
                     young.push_back((Instant::now() + SECOND_VISIT, pid));
                 }
             }
-            Err(RecvTimeoutError::Timeout) => match running.pop_front() {
+            Err(NoRequest::TimedOut) => match running.pop_front() {
                 Some(pid) if scanned == started => symbolizer.hold_files(pid),
                 Some(pid) => symbolizer.refresh_files(pid),
                 None => {
@@ -114,7 +128,7 @@ fn run(requests: &mpsc::Receiver<Request>) {
                     }
                 }
             },
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(NoRequest::Closed) => return,
         }
     }
 }
