@@ -8,6 +8,8 @@ pub mod agent;
 pub mod clients;
 pub mod destination;
 pub mod dns_sandbox;
+pub mod hostile;
+pub mod stdout;
 
 use std::fs;
 use std::net::UdpSocket;
