@@ -9,8 +9,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
+use podopsy_model::incident::Level;
 use podopsy_model::profile::Frame;
 use podopsy_model::{Detail, Event, EventKind, KnownBy, Outcome};
+use podopsy_pods::Pods;
 use podopsy_recorder::{GrowthMode, RecorderOptions};
 use serde_json::Value;
 use support::{Recording, VICTIMS_IMAGE, node, options, pods_of};
@@ -99,6 +101,110 @@ fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
     }
     let (_, losses) = recording.stop();
     assert!(losses.is_empty(), "{losses:?}");
+}
+
+/// A cgroup at the top of the hierarchy, removed with all below it when this is dropped.
+struct TopCgroup(String);
+
+impl TopCgroup {
+    fn named(name: &str) -> TopCgroup {
+        TopCgroup(format!("/podopsy-{name}-{}", std::process::id()))
+    }
+}
+
+impl Drop for TopCgroup {
+    fn drop(&mut self) {
+        let left = podopsy_harness::cgroup::remove(&self.0);
+        if !left.is_empty() {
+            eprintln!("could not remove {left:?}");
+        }
+    }
+}
+
+#[test]
+fn a_kill_in_a_cgroup_that_only_looks_like_a_pods_is_not_that_pods() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let idle = ContainerSpec::new("api", &image).command(["leak", "--up-to", "1KiB"]);
+    let doomed =
+        ContainerSpec::new("hog", &image).command(["leak", "--fast", "--wait", "500"]).memory_limit(32 * MIB);
+    let pod =
+        node.run_pod(PodSpec::new("shop", "orders").container(idle).container(doomed)).expect("run the pod");
+    let real = pod.status("api").expect("CRI answers").id;
+
+    // The pod's uid and the container's id, at another place.
+    let slice = TopCgroup::named("user.slice");
+    let imitation = format!("{}/kubepods/burstable/pod{}/{real}", slice.0, pod.uid);
+    podopsy_harness::cgroup::create(&imitation, Some(24 * MIB)).expect("create the imitation");
+    let dir = podopsy_harness::cgroup::memory_directory(&imitation).expect("its directory");
+    let id = std::fs::metadata(&dir).expect("it is there").ino();
+    let join = format!("echo $$ > {}/cgroup.procs && exec /usr/bin/tail /dev/zero", dir.display());
+    let ended = Command::new("/bin/sh").args(["-c", &join]).status().expect("run the glutton");
+    assert!(!ended.success(), "it was to be killed");
+
+    let in_imitation = |event: &&Event| event.cgroup.id == id;
+    recording.until("both kills and their incidents", SOON, |seen| {
+        let incident = |event: &&Event| event.kind == EventKind::OomIncident;
+        kills(seen).len() >= 2 && seen.iter().filter(incident).count() >= 2
+    });
+    let imitated: Vec<&Event> = recording.seen.iter().filter(in_imitation).collect();
+    assert_eq!(imitated.len(), 2, "a kill and its incident: {:#?}", recording.seen);
+    for event in imitated {
+        assert_eq!(
+            (&event.pod, &event.container, event.known_by),
+            (&None, &None, KnownBy::Host),
+            "{event:#?}"
+        );
+        assert_eq!(event.cgroup.path.as_deref(), Some(imitation.as_str()));
+        if let Some(incident) = &event.incident {
+            assert_eq!((incident.limit.of, incident.qos.as_deref()), (Level::Slice, None), "{incident:#?}");
+        }
+    }
+    let genuine: Vec<&Event> =
+        kills(&recording.seen).into_iter().filter(|event| event.cgroup.id != id).collect();
+    assert_eq!(genuine.len(), 1, "{genuine:#?}");
+    assert_eq!((pod_name(genuine[0]).as_deref(), genuine[0].known_by), (Some("shop/orders"), KnownBy::Cri));
+    assert_eq!(genuine[0].container.as_ref().map(|container| container.name.as_str()), Some("hog"));
+
+    // The imitation adds nothing to the real container either.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let listed =
+        runtime.block_on(async { Pods::start(pods_of(&node)).await?.list().await }).expect("the pods");
+    let containers: Vec<_> = listed.iter().flat_map(|pod| &pod.containers).collect();
+    let api = containers.iter().find(|container| container.container.id == real).expect("it is listed");
+    assert!(!api.cgroup_ids.is_empty() && !api.cgroup_ids.contains(&id), "{api:#?}");
+}
+
+#[test]
+fn a_pod_below_a_custom_cgroup_root_is_named_because_the_runtime_put_it_there() {
+    let (node, image) = node();
+    let mut recording = watching(&node);
+    let root = TopCgroup::named("root");
+    let hog =
+        ContainerSpec::new("hog", &image).command(["leak", "--fast", "--wait", "500"]).memory_limit(32 * MIB);
+    let pod = node
+        .run_pod(PodSpec::new("shop", "orders").cgroup_root(&root.0).container(hog))
+        .expect("run the pod");
+    recording.until("kill and incident", SOON, |seen| {
+        seen.iter().any(|event| event.kind == EventKind::OomIncident)
+    });
+    for event in &recording.seen {
+        assert_eq!(
+            (pod_name(event).as_deref(), event.known_by),
+            (Some("shop/orders"), KnownBy::Cri),
+            "{event:#?}"
+        );
+        assert!(event.cgroup.path.as_ref().is_some_and(|path| path.starts_with(&root.0)), "{event:#?}");
+        if let Some(incident) = &event.incident {
+            assert_eq!(
+                (incident.limit.of, incident.qos.as_deref()),
+                (Level::Container, Some("Burstable")),
+                "{incident:#?}"
+            );
+        }
+    }
+    assert!(!kills(&recording.seen).is_empty());
+    pod.remove().expect("remove the pod");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::paths::{self, CgroupName};
+use super::trust;
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
 
 /// The bounds of the cache. Containers may be allowed to create cgroups, so their number must be limited.
@@ -57,8 +58,11 @@ pub struct CgroupEntry {
     /// Relative to the hierarchy's mount.
     pub path: PathBuf,
     pub name: Arc<CgroupName>,
-    /// The key of its [`KnownContainer`]. None: it is a cgroup of the host.
-    pub key: Option<Arc<str>>,
+    /// The key of its [`KnownContainer`]: the absolute path of the innermost container's directory, or of the pod's own.
+    /// Not the id: another cgroup may claim the same one. None: it is a cgroup of the host.
+    pub key: Option<Arc<Path>>,
+    /// The directory of the outermost container, to which it counts.
+    outermost: Option<PathBuf>,
     pub watched: bool,
     pub dead: Option<Instant>,
 }
@@ -88,7 +92,7 @@ pub enum InsertOutcome {
     },
     New,
     /// The first directory of a new container, with its key; its names have to be searched.
-    NewContainer(Arc<str>),
+    NewContainer(Arc<Path>),
     /// Not added, and counted in `over_limit`.
     Refused,
 }
@@ -98,9 +102,9 @@ pub struct CgroupCache {
     limits: CacheLimits,
     entries: HashMap<u64, CgroupEntry>,
     by_path: HashMap<PathBuf, u64>,
-    known: HashMap<Arc<str>, KnownContainer>,
-    /// Living cgroups by outermost container.
-    per_container: HashMap<String, usize>,
+    known: HashMap<Arc<Path>, KnownContainer>,
+    /// Living cgroups by the directory of the outermost container.
+    per_container: HashMap<PathBuf, usize>,
     dead: VecDeque<(Instant, u64)>,
     pub dead_evicted: u64,
     pub over_limit: u64,
@@ -129,7 +133,7 @@ impl CgroupCache {
         let entry = self.entries.get(&id)?;
         match entry.name.containers.first() {
             Some(container) => Some(container.container_id.as_str().into()),
-            None => entry.key.clone(),
+            None => Some(entry.key.as_ref()?.to_string_lossy().into()),
         }
     }
 
@@ -137,7 +141,7 @@ impl CgroupCache {
         self.by_path.get(path).copied()
     }
 
-    pub fn known(&self, key: &str) -> Option<&KnownContainer> {
+    pub fn known(&self, key: &Path) -> Option<&KnownContainer> {
         self.known.get(key)
     }
 
@@ -146,7 +150,7 @@ impl CgroupCache {
         self.by_path.values().filter_map(|id| Some((*id, self.entries.get(id)?)))
     }
 
-    pub fn all_known(&self) -> impl Iterator<Item = (&Arc<str>, &KnownContainer)> {
+    pub fn all_known(&self) -> impl Iterator<Item = (&Arc<Path>, &KnownContainer)> {
         self.known.iter()
     }
 
@@ -163,16 +167,16 @@ impl CgroupCache {
             self.bury(before, now);
         }
         let name = Arc::new(paths::parse(absolute));
-        let outermost = name.containers.first().map(|container| container.container_id.clone());
-        let taken = outermost.as_ref().and_then(|id| self.per_container.get(id)).copied().unwrap_or(0);
+        let outermost = name.containers.first().map(|container| trust::prefix(absolute, container.depth));
+        let taken = outermost.as_ref().and_then(|dir| self.per_container.get(dir)).copied().unwrap_or(0);
         if self.by_path.len() >= self.limits.live || taken >= self.limits.per_container {
             self.over_limit += 1;
             return InsertOutcome::Refused;
         }
-        if let Some(outermost) = outermost {
-            *self.per_container.entry(outermost).or_default() += 1;
+        if let Some(outermost) = &outermost {
+            *self.per_container.entry(outermost.clone()).or_default() += 1;
         }
-        let key = key(&name);
+        let key = key(absolute, &name);
         let mut outcome = InsertOutcome::New;
         if let Some(key) = &key {
             let known = self.known.entry(key.clone()).or_insert_with(|| {
@@ -191,7 +195,8 @@ impl CgroupCache {
             known.live += 1;
         }
         self.by_path.insert(path.to_owned(), id);
-        self.entries.insert(id, CgroupEntry { path: path.to_owned(), name, key, watched: false, dead: None });
+        let path = path.to_owned();
+        self.entries.insert(id, CgroupEntry { path, name, key, outermost, watched: false, dead: None });
         outcome
     }
 
@@ -206,11 +211,11 @@ impl CgroupCache {
         let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.dead.is_none()) else { return };
         entry.dead = Some(now);
         entry.watched = false;
-        let (path, key, name) = (entry.path.clone(), entry.key.clone(), entry.name.clone());
+        let (path, key, outermost) = (entry.path.clone(), entry.key.clone(), entry.outermost.clone());
         if self.by_path.get(&path) == Some(&id) {
             self.by_path.remove(&path);
         }
-        self.release(key, &name);
+        self.release(key, outermost);
         self.dead.push_back((now, id));
         self.prune(now);
     }
@@ -232,12 +237,13 @@ impl CgroupCache {
         }
     }
 
-    /// Records the result of a search. Names of a better source are not replaced by those of a worse one.
-    pub fn settle(&mut self, key: &str, names: Option<ResolvedNames>, search: SearchState) {
+    /// Records the result of a search. Names of a better source are not replaced by those of a worse one. The runtime's
+    /// answer replaces all: it may be that the cgroup only looks like a container's.
+    pub fn settle(&mut self, key: &Path, names: Option<ResolvedNames>, search: SearchState) {
         let Some(known) = self.known.get_mut(key) else { return };
         known.search = search;
         if let Some(names) = names
-            && rank(names.known_by) <= rank(known.names.known_by)
+            && (search == SearchState::Done || rank(names.known_by) <= rank(known.names.known_by))
         {
             known.names = names;
         }
@@ -256,7 +262,7 @@ impl CgroupCache {
             if self.by_path.get(&entry.path) == Some(&id) {
                 self.by_path.remove(&entry.path);
             }
-            self.release(entry.key.clone(), &entry.name);
+            self.release(entry.key.clone(), entry.outermost);
         }
         if let Some(key) = entry.key
             && let Some(known) = self.known.get_mut(&key)
@@ -268,28 +274,27 @@ impl CgroupCache {
         }
     }
 
-    fn release(&mut self, key: Option<Arc<str>>, name: &CgroupName) {
+    fn release(&mut self, key: Option<Arc<Path>>, outermost: Option<PathBuf>) {
         if let Some(known) = key.and_then(|key| self.known.get_mut(&key)) {
             known.live = known.live.saturating_sub(1);
         }
-        if let Some(outermost) = name.containers.first()
-            && let Some(count) = self.per_container.get_mut(&outermost.container_id)
+        if let Some(outermost) = outermost
+            && let Some(count) = self.per_container.get_mut(&outermost)
         {
             *count -= 1;
             if *count == 0 {
-                self.per_container.remove(&outermost.container_id);
+                self.per_container.remove(&outermost);
             }
         }
     }
 }
 
-/// The key for a path: its container ids, outermost first, or the uid for a pod's own cgroup. None: it is the host's.
-fn key(name: &CgroupName) -> Option<Arc<str>> {
-    if name.containers.is_empty() {
-        return name.pod_uid.as_ref().map(|uid| format!("pod:{uid}").into());
-    }
-    let ids: Vec<_> = name.containers.iter().map(|container| container.container_id.as_str()).collect();
-    Some(ids.join("/").into())
+/// The key for a path: the directory of its innermost container, or the path itself if it only names a pod. None: it is
+/// the host's.
+fn key(absolute: &[u8], name: &CgroupName) -> Option<Arc<Path>> {
+    let depth = name.container().map(|container| container.depth);
+    let depth = depth.or_else(|| name.pod_uid.is_some().then_some(name.depth));
+    depth.map(|depth| trust::prefix(absolute, depth).into())
 }
 
 fn rank(known_by: KnownBy) -> u8 {
@@ -367,9 +372,34 @@ mod tests {
     fn names_are_only_replaced_by_those_of_a_better_source() {
         let (mut cache, now) = (small(), Instant::now());
         add(&mut cache, 1, &format!("docker/{A}"), now);
+        let key = PathBuf::from(format!("/docker/{A}"));
         let names = |known_by| Some(ResolvedNames { known_by, ..ResolvedNames::default() });
-        cache.settle(A, names(KnownBy::Cri), SearchState::Done);
-        cache.settle(A, names(KnownBy::CgroupPath), SearchState::Down);
-        assert_eq!(cache.known(A).map(|k| k.names.known_by), Some(KnownBy::Cri));
+        cache.settle(&key, names(KnownBy::Cri), SearchState::Done);
+        cache.settle(&key, names(KnownBy::CgroupPath), SearchState::Down);
+        assert_eq!(cache.known(&key).map(|k| k.names.known_by), Some(KnownBy::Cri));
+    }
+
+    #[test]
+    fn the_runtimes_answer_that_a_cgroup_is_no_containers_is_final() {
+        let (mut cache, now) = (small(), Instant::now());
+        add(&mut cache, 1, &format!("docker/{A}"), now);
+        let key = PathBuf::from(format!("/docker/{A}"));
+        let names = |known_by| Some(ResolvedNames { known_by, ..ResolvedNames::default() });
+        cache.settle(&key, names(KnownBy::CgroupPath), SearchState::Down);
+        cache.settle(&key, names(KnownBy::Host), SearchState::Done);
+        assert_eq!(cache.known(&key).map(|k| k.names.known_by), Some(KnownBy::Host));
+    }
+
+    #[test]
+    fn a_cgroup_that_claims_a_containers_id_shares_neither_its_names_nor_its_bound() {
+        let (mut cache, now) = (small(), Instant::now());
+        add(&mut cache, 1, &format!("kubepods/podx/{A}"), now);
+        for id in 2..=9 {
+            add(&mut cache, id, &format!("user.slice/kubepods/podx/{A}/{id}"), now);
+        }
+        assert_eq!(cache.over_limit, 5);
+        assert_eq!(add(&mut cache, 10, &format!("kubepods/podx/{A}/y"), now), InsertOutcome::New);
+        let key = |id| cache.entry(id).and_then(|entry| entry.key.clone());
+        assert!(key(1) == key(10) && key(1) != key(2));
     }
 }

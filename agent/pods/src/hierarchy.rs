@@ -60,6 +60,21 @@ impl Hierarchy {
         Hierarchy { version, dir: dir.into(), root: root.into(), cpu_dir, namespace: PathBuf::new() }
     }
 
+    /// Both versions, with and without a namespace.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn examples() -> [Hierarchy; 4] {
+        let hierarchy = |version, root: &str, namespace: &str| Hierarchy {
+            namespace: namespace.into(),
+            ..Hierarchy::at(version, Path::new("/sys/fs/cgroup"), root, None)
+        };
+        [
+            hierarchy(CgroupVersion::V1, "/", ""),
+            hierarchy(CgroupVersion::V1, "/docker/node", ""),
+            hierarchy(CgroupVersion::V2, "/", ""),
+            hierarchy(CgroupVersion::V2, "/", "system.slice/podopsy.service"),
+        ]
+    }
+
     fn by_layout(cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
         if cgroup_root.join("memory").is_dir() {
             let cpu = Some(cgroup_root.join("cpu")).filter(|dir| dir.is_dir());
@@ -69,6 +84,26 @@ impl Hierarchy {
             return Ok(Hierarchy::at(CgroupVersion::V2, cgroup_root, "/", Some(cgroup_root.into())));
         }
         bail!("no cgroup memory hierarchy is mounted below {}", cgroup_root.display())
+    }
+
+    /// The root of the hierarchy that another process sees, as an absolute path here. It is `/`, unless that process runs in
+    /// a container. None: the process is gone, or its root is not below ours.
+    pub fn root_seen_by(&self, proc_root: &Path, pid: u32) -> Option<PathBuf> {
+        // The kernel writes the roots of mounts relative to the cgroup namespace of the reader, which is this process.
+        let mounts = MountInfos::from_file(proc_root.join(format!("{pid}/mountinfo"))).ok()?.0;
+        let mut mounts = mounts.iter().filter(|mount| mount.mount_point.starts_with("/sys/fs/cgroup"));
+        let mount = mounts.find(|mount| match self.version {
+            CgroupVersion::V1 => mount.fs_type == "cgroup" && mount.super_options.contains_key("memory"),
+            CgroupVersion::V2 => mount.fs_type == "cgroup2",
+        })?;
+        let root = Path::new(&mount.root);
+        let is_named = |path: &Path| path.components().all(|component| component != Component::ParentDir);
+        if is_named(root) && is_named(&self.root) {
+            return Some(root.to_owned());
+        }
+        // `absolute` counts from the root of our mount, because the names above it are not known.
+        let below = root.strip_prefix(&self.root).ok().filter(|below| is_named(below))?;
+        Some(Path::new("/").join(below))
     }
 
     /// The directory of a relative path.

@@ -142,6 +142,11 @@ fn namespace(resolv_conf: &str) -> Option<String> {
     rest.starts_with("svc.").then(|| namespace.to_owned())
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzzing(cgroup: &str, mountinfo: &str, resolv_conf: &str) -> [Option<String>; 3] {
+    [uid(cgroup, mountinfo), container_name(mountinfo), namespace(resolv_conf)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,8 @@
 
 mod cache;
 pub mod cri;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod hierarchy;
 pub mod inside;
 mod list;
@@ -18,6 +20,7 @@ mod resolve;
 mod runtime;
 mod state;
 mod text;
+mod trust;
 mod watch;
 
 #[cfg(test)]

@@ -221,11 +221,11 @@ fn from_cgroups(state: &PodsState, cgroups: &Cgroups) -> Vec<PodDetails> {
     let known: Vec<_> = {
         let cache = state.cache();
         let alive = cache.all_known().filter(|(_, known)| known.is_alive());
-        alive.map(|(_, known)| (known.name.clone(), known.names.clone())).collect()
+        alive.map(|(key, known)| (key.clone(), known.names.clone())).collect()
     };
     let mut pods: BTreeMap<String, PodDetails> = BTreeMap::new();
-    for (name, kept) in known {
-        let kept = if kept.known_by == KnownBy::Unknown { names::fallback(state, &name) } else { kept };
+    for (key, kept) in known {
+        let kept = if kept.known_by == KnownBy::Unknown { names::fallback(state, &key) } else { kept };
         let Some(pod) = kept.pod else { continue };
         let pod = pods.entry(pod.uid.clone()).or_insert_with(|| without_runtime((*pod).clone()));
         let Some(container) = kept.container else { continue };

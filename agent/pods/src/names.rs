@@ -1,21 +1,25 @@
 //! Finds the names for the ids in a cgroup's path: from the runtime, else from the log folders, else from the path alone.
 //!
-//! A container that may create cgroups can create `…/kubepods/pod<uid>/<id>` below its own, with another pod's uid and
-//! id. So the runtime is asked for the outermost id first: it knows the container that it created. Only if it does not
-//! know that id (in kind, the node is a container of docker's) does the search go inwards.
+//! A container that may create cgroups can create `…/kubepods/pod<uid>/<id>` below its own, with another pod's uid and id;
+//! so can a user with a delegated subtree. So an id that the runtime knows is believed only at the place that the runtime
+//! has chosen for it (`linux.cgroupsPath` of its OCI spec), or below a kubelet's root ([`super::trust`]). The outermost id
+//! is asked for first. Only if the runtime does not know it (in kind, the node is a container of docker's) does the search
+//! go inwards.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::cache::{ResolvedNames, SearchState};
+use super::cache::{KnownContainer, ResolvedNames, SearchState};
 use super::cri::messages::*;
 use super::paths::CgroupName;
 use super::runtime::CallError;
 use super::state::PodsState;
 use super::text::{field, labels};
-use super::{logdir, proc};
+use super::{logdir, proc, trust};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
 use podopsy_system::sync::lock;
 
@@ -34,8 +38,16 @@ enum NameAnswer {
     Down,
 }
 
+/// A sandbox, as the runtime reports it.
+#[derive(Clone, Debug)]
+pub(super) struct Sandbox {
+    pod: Arc<PodRef>,
+    /// `linux.cgroupsPath` of its OCI spec. None: the runtime does not report it (cri-dockerd).
+    cgroups_path: Option<String>,
+}
+
 /// Starts the search for the names of `key` in the background.
-pub(super) fn spawn(state: &Arc<PodsState>, key: Arc<str>) {
+pub(super) fn spawn(state: &Arc<PodsState>, key: Arc<Path>) {
     state.cache().settle(&key, None, SearchState::Running);
     let state = state.clone();
     tokio::spawn(async move { search(&state, &key).await });
@@ -47,7 +59,7 @@ pub(super) fn retry_down(state: &Arc<PodsState>) {
     if !state.runtime.is_ready() {
         return;
     }
-    let open: Vec<Arc<str>> = {
+    let open: Vec<Arc<Path>> = {
         let cache = state.cache();
         let down = cache.all_known().filter(|(_, known)| known.search == SearchState::Down);
         down.map(|(key, _)| key.clone()).collect()
@@ -57,21 +69,21 @@ pub(super) fn retry_down(state: &Arc<PodsState>) {
     }
 }
 
-async fn search(state: &Arc<PodsState>, key: &Arc<str>) {
+async fn search(state: &Arc<PodsState>, key: &Arc<Path>) {
     let mut wait = RETRY_FIRST;
     for attempt in 0..=RETRIES {
         let Some((name, alive)) = state.cache().known(key).map(|k| (k.name.clone(), k.is_alive())) else {
             return;
         };
-        let (names, search) = match ask(state, &name).await {
+        let (names, search) = match ask(state, bytes(key), &name).await {
             NameAnswer::Known(names) => (names, SearchState::Done),
-            NameAnswer::Down => (fallback(state, &name), SearchState::Down),
+            NameAnswer::Down => (fallback(state, key), SearchState::Down),
             NameAnswer::Absent if alive && attempt < RETRIES && !state.closing.load(Relaxed) => {
                 tokio::time::sleep(wait).await;
                 wait *= 2;
                 continue;
             }
-            NameAnswer::Absent => (fallback(state, &name), SearchState::Absent(Instant::now() + ABSENT_FOR)),
+            NameAnswer::Absent => (fallback(state, key), SearchState::Absent(Instant::now() + ABSENT_FOR)),
         };
         state.cache().settle(key, Some(names), search);
         state.settled.send_modify(|n| *n += 1);
@@ -80,42 +92,48 @@ async fn search(state: &Arc<PodsState>, key: &Arc<str>) {
 }
 
 /// The names for a path that is not in the cache. Asks once and does not keep the result.
-pub(super) async fn find_once(state: &Arc<PodsState>, name: &CgroupName) -> ResolvedNames {
-    match ask(state, name).await {
+pub(super) async fn find_once(state: &Arc<PodsState>, absolute: &[u8], name: &CgroupName) -> ResolvedNames {
+    match ask(state, absolute, name).await {
         NameAnswer::Known(names) => names,
-        NameAnswer::Absent | NameAnswer::Down => fallback(state, name),
+        NameAnswer::Absent | NameAnswer::Down => fallback(state, Path::new(OsStr::from_bytes(absolute))),
     }
 }
 
-async fn ask(state: &Arc<PodsState>, name: &CgroupName) -> NameAnswer {
+/// Asks the runtime for the containers in a path, or for the pod of a pod's own cgroup.
+async fn ask(state: &Arc<PodsState>, absolute: &[u8], name: &CgroupName) -> NameAnswer {
+    let mut is_imitation = false;
     for in_path in &name.containers {
-        let id = &in_path.container_id;
+        let (id, dir) = (&in_path.container_id, trust::prefix(absolute, in_path.depth));
         let known =
-            state.cache().known(id).filter(|k| k.search == SearchState::Done).map(|k| k.names.clone());
-        if let Some(names) = known {
+            state.cache().known(&dir).filter(|k| k.search == SearchState::Done).map(|k| k.names.clone());
+        if let Some(names) = known.filter(|names| names.known_by == KnownBy::Cri) {
             return NameAnswer::Known(names);
         }
-        match container(state, id).await {
-            Ok(names) => return NameAnswer::Known(names),
-            Err(CallError::NotFound) => {}
+        let (names, cgroups_path) = match container(state, id).await {
+            Ok(found) => found,
+            Err(CallError::NotFound) => match sandbox(state, id).await {
+                Ok(Sandbox { pod, cgroups_path }) => {
+                    let names = ResolvedNames { pod: Some(pod), container: None, known_by: KnownBy::Cri };
+                    (names, cgroups_path)
+                }
+                Err(CallError::NotFound) => continue,
+                Err(_) => return NameAnswer::Down,
+            },
             Err(_) => return NameAnswer::Down,
+        };
+        if is_genuine(state, &dir, id, cgroups_path.as_deref()) {
+            return NameAnswer::Known(names);
         }
-        match sandbox_pod(state, id).await {
-            Ok(pod) => {
-                return NameAnswer::Known(ResolvedNames {
-                    pod: Some(pod),
-                    container: None,
-                    known_by: KnownBy::Cri,
-                });
-            }
-            Err(CallError::NotFound) => {}
-            Err(_) => return NameAnswer::Down,
-        }
+        is_imitation = true;
     }
-    let Some(uid) = name.pod_uid.as_ref().filter(|_| name.containers.is_empty()) else {
+    if is_imitation {
+        return NameAnswer::Known(host());
+    }
+    if !name.containers.is_empty() {
         return NameAnswer::Absent;
-    };
-    // The path is that of a pod's own cgroup.
+    }
+    // The path is that of a pod's own cgroup, or looks like it.
+    let Some(uid) = &state.roots().believed(absolute).pod_uid else { return NameAnswer::Known(host()) };
     let label_selector = [("io.kubernetes.pod.uid".to_owned(), uid.clone())].into();
     let filter = Some(PodSandboxFilter { id: String::new(), label_selector });
     let found: Result<ListPodSandboxResponse, _> =
@@ -135,12 +153,34 @@ async fn ask(state: &Arc<PodsState>, name: &CgroupName) -> NameAnswer {
     }
 }
 
-async fn container(state: &Arc<PodsState>, id: &str) -> Result<ResolvedNames, CallError> {
+/// Whether `dir` is the cgroup of the runtime's container or sandbox `id`, and not another one with its name.
+fn is_genuine(state: &PodsState, dir: &Path, id: &str, cgroups_path: Option<&str>) -> bool {
+    let roots = state.roots();
+    if cgroups_path.is_some_and(|reported| roots.is_at(dir, reported)) {
+        state.learn_root(dir);
+        return true;
+    }
+    let believed = roots.believed(bytes(dir));
+    let is_own = believed.container().is_some_and(|container| container.container_id == id);
+    is_own && believed.pod_uid.is_some()
+}
+
+/// The names of a cgroup that is no container's.
+fn host() -> ResolvedNames {
+    ResolvedNames { known_by: KnownBy::Host, ..ResolvedNames::default() }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+/// A container's names, and `linux.cgroupsPath` of its OCI spec.
+async fn container(state: &Arc<PodsState>, id: &str) -> Result<(ResolvedNames, Option<String>), CallError> {
     let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
     let answer: ContainerStatusResponse = state.runtime.call(CONTAINER_STATUS, request).await?;
     let status = answer.status.ok_or(CallError::NotFound)?;
     let info = info(&answer.info);
-    let sandbox = match info.get("sandboxID").and_then(|v| v.as_str()) {
+    let sandbox_id = match info.get("sandboxID").and_then(|v| v.as_str()) {
         Some(sandbox) => Some(sandbox.to_owned()),
         // Each runtime has its own verbose part; the list always contains the sandbox.
         None => {
@@ -150,32 +190,39 @@ async fn container(state: &Arc<PodsState>, id: &str) -> Result<ResolvedNames, Ca
             list.ok().and_then(|l| l.containers.into_iter().find(|c| c.id == id)).map(|c| c.pod_sandbox_id)
         }
     };
-    let pod = match sandbox {
-        Some(sandbox) => sandbox_pod(state, &sandbox).await.ok(),
+    let pod = match sandbox_id {
+        Some(id) => sandbox(state, &id).await.ok().map(|sandbox| sandbox.pod),
         None => None,
     };
     let pod = pod.or_else(|| pod_from_labels(&status.labels).map(Arc::new));
     let container = container_ref(id, status.metadata.as_ref(), image(&status, &info));
-    Ok(ResolvedNames { pod, container: Some(container), known_by: KnownBy::Cri })
+    Ok((ResolvedNames { pod, container: Some(container), known_by: KnownBy::Cri }, cgroups_path(&info)))
 }
 
-async fn sandbox_pod(state: &Arc<PodsState>, id: &str) -> Result<Arc<PodRef>, CallError> {
+/// Where the runtime has put a container or a sandbox. containerd and CRI-O report it, cri-dockerd does not.
+fn cgroups_path(info: &serde_json::Value) -> Option<String> {
+    let path = info.pointer("/runtimeSpec/linux/cgroupsPath")?.as_str()?;
+    Some(path.to_owned()).filter(|path| !path.is_empty())
+}
+
+async fn sandbox(state: &Arc<PodsState>, id: &str) -> Result<Sandbox, CallError> {
     let kept = lock(&state.sandboxes).get(id).cloned();
-    if let Some(pod) = kept {
-        return Ok(pod);
+    if let Some(sandbox) = kept {
+        return Ok(sandbox);
     }
-    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
     let answer: PodSandboxStatusResponse = state.runtime.call(POD_SANDBOX_STATUS, request).await?;
     let status = answer.status.ok_or(CallError::NotFound)?;
     let meta = status.metadata.ok_or(CallError::NotFound)?;
     let pod = pod_ref(state, &meta, &status.labels);
+    let found = Sandbox { pod, cgroups_path: cgroups_path(&info(&answer.info)) };
     let mut kept = lock(&state.sandboxes);
     if kept.len() >= SANDBOXES_MAX {
         kept.clear();
     }
-    kept.insert(id.to_owned(), pod.clone());
+    kept.insert(id.to_owned(), found.clone());
     drop(kept);
-    Ok(pod)
+    Ok(found)
 }
 
 type Strings = std::collections::HashMap<String, String>;
@@ -225,44 +272,52 @@ pub(super) fn info(raw: &Strings) -> serde_json::Value {
     raw.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
-/// Names without a runtime.
-pub(super) fn fallback(state: &PodsState, name: &CgroupName) -> ResolvedNames {
-    let logs: &Path = &state.options.log_pods;
-    let containers = name.containers.iter().map(|one| (one.pod_uid.clone(), Some(&one.container_id)));
-    // The outermost first here too: the folder proves that the kubelet created that pod.
-    for (uid, id) in containers.chain([(name.pod_uid.clone(), None)]) {
-        let Some(uid) = uid else { continue };
-        let Some(found) = logdir::find(logs, &uid, id.map(String::as_str)) else { continue };
-        let pod = PodRef {
-            namespace: found.namespace,
-            name: found.pod,
-            uid: field(&uid),
-            labels: Default::default(),
-        };
-        let container = id.filter(|id| !is_pause(state, id)).map(|id| {
-            let (name, attempt) = found.container.unwrap_or_default();
-            ContainerRef { name, id: id.clone(), image: String::new(), attempt }
-        });
-        return ResolvedNames { pod: Some(Arc::new(pod)), container, known_by: KnownBy::LogDirectory };
+/// Names without a runtime: from the log folders, else from the path alone.
+pub(super) fn fallback(state: &PodsState, path: &Path) -> ResolvedNames {
+    let roots = state.roots();
+    let name = roots.believed(bytes(path));
+    let container = name.container();
+    if let Some(uid) = &name.pod_uid {
+        let id = container.map(|container| container.container_id.as_str());
+        return in_pod(state, path, uid, id);
     }
-    let pod = name.pod_uid.as_ref().map(|uid| {
-        let uid = field(uid);
-        Arc::new(PodRef { namespace: String::new(), name: String::new(), uid, labels: Default::default() })
+    let Some(container) = container else { return host() };
+    let is_claimed = |(other, known): (&Arc<Path>, &KnownContainer)| {
+        known.name.container().is_some_and(|one| one.container_id == container.container_id)
+            && roots.believed(bytes(other)).pod_uid.is_some()
+    };
+    // A pod has a container with this id elsewhere.
+    if state.cache().all_known().any(is_claimed) {
+        return host();
+    }
+    let container = container_ref(&container.container_id, None, String::new());
+    ResolvedNames { pod: None, container: Some(container), known_by: KnownBy::CgroupPath }
+}
+
+/// The names in a pod with a known uid. The log folder proves that the kubelet created that pod.
+fn in_pod(state: &PodsState, path: &Path, uid: &str, id: Option<&str>) -> ResolvedNames {
+    let found = logdir::find(&state.options.log_pods, uid, id);
+    let known_by = if found.is_some() { KnownBy::LogDirectory } else { KnownBy::CgroupPath };
+    let (namespace, name, in_folder) = match found {
+        Some(found) => (found.namespace, found.pod, found.container),
+        None => Default::default(),
+    };
+    let is_sandbox = known_by == KnownBy::LogDirectory && is_pause(state, path);
+    let container = id.filter(|_| !is_sandbox).map(|id| {
+        let (name, attempt) = in_folder.unwrap_or_default();
+        ContainerRef { name, id: field(id), image: String::new(), attempt }
     });
-    let container = name.container().map(|one| container_ref(&one.container_id, None, String::new()));
-    ResolvedNames { pod, container, known_by: KnownBy::CgroupPath }
+    let pod = PodRef { namespace, name, uid: field(uid), labels: Default::default() };
+    ResolvedNames { pod: Some(Arc::new(pod)), container, known_by }
 }
 
 /// Whether a container is a pod's sandbox. Without a runtime only the name of its process, `pause`, shows that; a sandbox
 /// has no log folder.
-fn is_pause(state: &PodsState, id: &str) -> bool {
-    let path = {
-        let cache = state.cache();
-        let mut live = cache.live();
-        live.find(|(_, e)| !e.name.below && e.name.container().is_some_and(|p| p.container_id == id))
-            .map(|(_, entry)| entry.path.clone())
-    };
-    let pids = path.map(|path| state.hierarchy.procs(&path)).unwrap_or_default();
+fn is_pause(state: &PodsState, path: &Path) -> bool {
+    let name = state.roots().believed(bytes(path));
+    let dir = name.container().map(|container| trust::prefix(bytes(path), container.depth));
+    let dir = dir.and_then(|dir| state.hierarchy.from_absolute(bytes(&dir)));
+    let pids = dir.map(|dir| state.hierarchy.procs(&dir)).unwrap_or_default();
     let comm = |&pid: &u32| proc::comm(&state.options.proc_root, pid);
     !pids.is_empty() && pids.iter().all(|pid| comm(pid).is_some_and(|comm| comm.trim_ascii() == b"pause"))
 }

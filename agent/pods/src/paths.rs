@@ -1,9 +1,12 @@
-//! Parses a cgroup's path into the pod uid and the container ids. Pure functions.
+//! Parses a cgroup's path into the pod uid and the container ids. Pure functions. What a path claims is not yet true: see
+//! [`super::trust`].
 //!
 //! The rules are how the kubelet and the runtimes name directories (systemd and cgroupfs drivers; containerd, CRI-O,
 //! cri-dockerd, k3s, kind, podman). This module must not depend on the file system or on CRI.
 //! A container can be allowed to create cgroups, so every component is hostile input: the ids and uids returned here consist
 //! of letters, digits and dashes only and are bounded in length.
+
+use std::path::{Path, PathBuf};
 
 use podopsy_model::incident::Level;
 
@@ -26,20 +29,9 @@ impl Qos {
     }
 }
 
-/// The level of the memory hierarchy that a path belongs to.
+/// The level of the memory hierarchy that a path claims to be.
 pub fn level(path: &[u8]) -> Level {
-    let name = parse(path);
-    if path.iter().all(|&b| b == b'/') {
-        Level::Node
-    } else if name.below {
-        Level::InsideContainer
-    } else if !name.containers.is_empty() {
-        Level::Container
-    } else if name.pod_uid.is_some() {
-        Level::Pod
-    } else {
-        Level::Slice
-    }
+    parse(path).level()
 }
 
 /// The runtime that named the container's directory. `None` in [`PathContainer`]: a bare id does not show it.
@@ -74,12 +66,35 @@ pub struct CgroupName {
     pub qos: Option<Qos>,
     /// The path lies below the innermost container's own directory.
     pub below: bool,
+    /// The number of components.
+    pub depth: usize,
 }
 
 impl CgroupName {
     /// The innermost container.
     pub fn container(&self) -> Option<&PathContainer> {
         self.containers.last()
+    }
+
+    /// The level of the memory hierarchy.
+    pub fn level(&self) -> Level {
+        if self.depth == 0 {
+            Level::Node
+        } else if self.below {
+            Level::InsideContainer
+        } else if !self.containers.is_empty() {
+            Level::Container
+        } else if self.pod_uid.is_some() {
+            Level::Pod
+        } else {
+            Level::Slice
+        }
+    }
+
+    /// Drops all containers but the outermost: the others are cgroups that it created.
+    pub fn keep_first_container(&mut self) {
+        self.containers.truncate(1);
+        self.below = self.containers.first().is_some_and(|container| container.depth < self.depth);
     }
 }
 
@@ -126,7 +141,25 @@ pub fn parse(path: &[u8]) -> CgroupName {
     if name.containers.last().is_some_and(|container| container.depth == depth) {
         name.below = false;
     }
+    name.depth = depth;
     name
+}
+
+/// The kubelet's root in the path of a pod's container: the path up to `kubepods` or `…kubepods.slice`. If a runc with the
+/// cgroupfs driver was given a systemd path (`<slice>:cri-containerd:<id>`), it is the folder of these.
+pub fn kubelet_root(dir: &Path) -> Option<PathBuf> {
+    let name = dir.file_name()?.to_str()?;
+    if let Some((slice, _)) = name.split_once(":cri-containerd:") {
+        kubepods_level(slice)?;
+        return dir.parent().map(Path::to_owned);
+    }
+    let is_root = |path: &&Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name == "kubepods"
+            || name.strip_suffix("kubepods.slice").is_some_and(|rest| rest.is_empty() || rest.ends_with('-'))
+    };
+    // The outermost: a pod's container may contain another kubelet.
+    dir.ancestors().skip(1).filter(is_root).last().map(Path::to_owned)
 }
 
 fn push(name: &mut CgroupName, id: &str, runtime: Option<RuntimeKind>, depth: usize) {

@@ -66,6 +66,8 @@ struct ConnectionState {
     channel: Option<Channel>,
     socket: Option<PathBuf>,
     version: Option<String>,
+    /// The process that listens on the socket.
+    pid: Option<u32>,
     error: Option<String>,
     failures: u32,
     not_before: Option<Instant>,
@@ -93,6 +95,12 @@ impl RuntimeClient {
     pub fn about(&self) -> (Option<PathBuf>, Option<String>, Option<String>) {
         let state = self.lock();
         (state.socket.clone().or(self.explicit.clone()), state.version.clone(), state.error.clone())
+    }
+
+    /// The process that listened on the socket when the connection was made. None: there is no connection, or the process
+    /// is in a pid namespace that is not visible here.
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().pid
     }
 
     pub fn errors(&self) -> u64 {
@@ -134,11 +142,13 @@ impl RuntimeClient {
         for (path, task) in probes {
             match task.await.unwrap_or_else(|panic| Err(panic.into())) {
                 Ok((channel, version)) => {
+                    let pid = peer(&path).await;
                     let mut state = self.lock();
                     *state = ConnectionState {
                         channel: Some(channel.clone()),
                         socket: Some(path),
                         version: Some(version),
+                        pid,
                         ..ConnectionState::default()
                     };
                     return Ok(channel);
@@ -236,6 +246,13 @@ async fn probe(path: PathBuf, timeout: Duration) -> anyhow::Result<(Channel, Str
         Ok(Err(error)) => Err(error),
         Err(_) => Err(anyhow::anyhow!("no answer in {timeout:?}")),
     }
+}
+
+/// The process that listens on a socket: the kernel notes it when the process calls `listen`.
+async fn peer(path: &Path) -> Option<u32> {
+    let stream = tokio::net::UnixStream::connect(path).await.ok()?;
+    let pid = stream.peer_cred().ok()?.pid()?;
+    u32::try_from(pid).ok().filter(|&pid| pid > 0)
 }
 
 fn is_unimplemented(error: &anyhow::Error) -> bool {

@@ -2,17 +2,20 @@
 //!
 //! This module must not depend on inotify (see [`super::watch`]) or on the sources of names (see [`super::names`]).
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::cache::{CacheLimits, CgroupCache, CgroupEntry, ResolvedNames, SearchState};
+use super::cache::{CacheLimits, CgroupCache, CgroupEntry, KnownContainer, ResolvedNames, SearchState};
 use super::hierarchy::Hierarchy;
 use super::runtime::RuntimeClient;
+use super::trust::KubeletRoots;
 use super::watch::CgroupWatch;
-use super::{CgroupLineage, LineageLevel, MemoryCgroup, PodsOptions, PodsStatus, names, paths};
-use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef, text};
+use super::{CgroupLineage, LineageLevel, MemoryCgroup, PodsOptions, PodsStatus, names, paths, proc};
+use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, text};
 use podopsy_system::sync::lock;
 
 /// The least time between two scans for unknown ids. Requests that come meanwhile wait for the next scan.
@@ -30,7 +33,9 @@ pub(super) struct PodsState {
     cache: Mutex<CgroupCache>,
     /// The number of searches that have ended. A change wakes those who wait for names.
     pub settled: tokio::sync::watch::Sender<u64>,
-    pub sandboxes: Mutex<std::collections::HashMap<String, Arc<PodRef>>>,
+    pub sandboxes: Mutex<std::collections::HashMap<String, names::Sandbox>>,
+    /// The runtime's process, and the roots that follow from it.
+    roots: Mutex<(Option<u32>, Arc<KubeletRoots>)>,
     pub labels_dropped: AtomicU64,
     unknown: AtomicU64,
     not_found: Mutex<std::collections::HashMap<u64, Instant>>,
@@ -53,6 +58,7 @@ impl PodsState {
             cache: Mutex::new(CgroupCache::new(limits)),
             settled: tokio::sync::watch::Sender::new(0),
             sandboxes: Mutex::default(),
+            roots: Mutex::default(),
             labels_dropped: AtomicU64::new(0),
             unknown: AtomicU64::new(0),
             not_found: Mutex::default(),
@@ -64,6 +70,25 @@ impl PodsState {
     /// Locks the cache. The guard must not be held across an await.
     pub fn cache(&self) -> MutexGuard<'_, CgroupCache> {
         lock(&self.cache)
+    }
+
+    /// Where pods' names in a path are believed.
+    pub fn roots(&self) -> Arc<KubeletRoots> {
+        let runtime = self.runtime.pid();
+        let mut kept = lock(&self.roots);
+        if let Some(pid) = runtime.filter(|_| kept.0 != runtime) {
+            let proc_root = &self.options.proc_root;
+            let root = self.hierarchy.root_seen_by(proc_root, pid).unwrap_or_else(|| "/".into());
+            let own = proc::cgroup(proc_root, &self.hierarchy, pid);
+            let own = own.map(|path| PathBuf::from(OsString::from_vec(self.hierarchy.absolute(&path))));
+            *kept = (runtime, Arc::new(KubeletRoots::new(root, own)));
+        }
+        kept.1.clone()
+    }
+
+    /// Learns from the directory of a container that the runtime has confirmed.
+    pub fn learn_root(&self, dir: &Path) {
+        Arc::make_mut(&mut lock(&self.roots).1).learn(dir);
     }
 
     pub async fn owner_of_cgroup(self: &Arc<PodsState>, id: u64) -> Owner {
@@ -101,14 +126,14 @@ impl PodsState {
 
     /// The owner as far as it is known, and whether a search for its names is running.
     fn look(self: &Arc<PodsState>, id: u64) -> Option<(Owner, bool)> {
-        let (mut owner, names, search, key, name) = {
+        let (mut owner, names, search, key) = {
             let cache = self.cache();
             let entry = cache.entry(id)?;
             let cgroup = CgroupRef { id, path: Some(self.hierarchy.shown(&entry.path)) };
             let owner = Owner { cgroup, known_by: KnownBy::Host, ..Owner::default() };
             let Some(key) = entry.key.clone() else { return Some((owner, false)) };
             let known = cache.known(&key)?;
-            (owner, known.names.clone(), known.search, key, known.name.clone())
+            (owner, known.names.clone(), known.search, key)
         };
         // A failed search is repeated in the background, without making the caller wait (and a search that no runtime
         // answered is repeated by `names::retry_down`). So a broken runtime costs one wait per container, not per event.
@@ -117,11 +142,13 @@ impl PodsState {
         if search == SearchState::Idle
             || matches!(search, SearchState::Absent(after) if Instant::now() >= after)
         {
-            names::spawn(self, key);
+            names::spawn(self, key.clone());
         }
         let names = match names.known_by {
             // Nothing is known yet: use the sources on the node itself.
-            KnownBy::Unknown => names::fallback(self, &name),
+            KnownBy::Unknown => names::fallback(self, &key),
+            // Since then a pod's container with the same id may have been seen.
+            KnownBy::CgroupPath if names.pod.is_none() => names::fallback(self, &key),
             _ => names,
         };
         owner.pod = names.pod.as_deref().cloned();
@@ -188,15 +215,29 @@ impl PodsState {
 
     /// Living cgroups by container id, as (path, cgroup id), the container's own first.
     pub fn cgroups_by_container(&self) -> std::collections::HashMap<String, Vec<(PathBuf, u64)>> {
-        let mut all: std::collections::HashMap<String, Vec<(PathBuf, u64)>> = Default::default();
+        let roots = self.roots();
+        let mut in_pods = std::collections::HashSet::new();
+        let mut found = Vec::new();
         let cache = self.cache();
         for (id, entry) in cache.live() {
-            let Some(known) = entry.key.as_ref().and_then(|key| cache.known(key)) else { continue };
-            if let Some(container) = container_id(&known.names, known) {
-                all.entry(container).or_default().push((entry.path.clone(), id));
+            let Some(key) = entry.key.as_ref() else { continue };
+            let Some(known) = cache.known(key) else { continue };
+            if let Some(container) = container_id(&roots, key, known) {
+                let in_pod = known.names.pod.is_some() || roots.believed(bytes(key)).pod_uid.is_some();
+                if in_pod {
+                    in_pods.insert(container.clone());
+                }
+                found.push((container, in_pod, entry.path.clone(), id));
             }
         }
         drop(cache);
+        let mut all: std::collections::HashMap<String, Vec<(PathBuf, u64)>> = Default::default();
+        for (container, in_pod, path, id) in found {
+            // A cgroup elsewhere that claims the id of a pod's container is not part of it.
+            if in_pod || !in_pods.contains(&container) {
+                all.entry(container).or_default().push((path, id));
+            }
+        }
         for cgroups in all.values_mut() {
             cgroups.sort_by_cached_key(|(path, _)| (path.components().count(), path.clone()));
         }
@@ -205,15 +246,13 @@ impl PodsState {
 
     /// The cgroup at `path` and its ancestors, with the level that each path shows.
     pub fn lineage(&self, path: &Path) -> CgroupLineage {
-        let name = paths::parse(&self.hierarchy.absolute(path));
-        let levels = path.ancestors().map(|path| {
-            let absolute = self.hierarchy.absolute(path);
-            LineageLevel {
-                id: self.cache().id_at(path),
-                shown: self.hierarchy.shown(path),
-                level: paths::level(&absolute),
-                path: path.to_owned(),
-            }
+        let roots = self.roots();
+        let name = roots.believed(&self.hierarchy.absolute(path));
+        let levels = path.ancestors().map(|path| LineageLevel {
+            id: self.cache().id_at(path),
+            shown: self.hierarchy.shown(path),
+            level: roots.believed(&self.hierarchy.absolute(path)).level(),
+            path: path.to_owned(),
         });
         CgroupLineage { levels: levels.collect(), qos: name.qos.map(paths::Qos::as_str) }
     }
@@ -227,7 +266,7 @@ impl PodsState {
         }
         let name = paths::parse(absolute);
         let is_host = name.containers.is_empty() && name.pod_uid.is_none();
-        let names = if is_host { None } else { Some(names::find_once(self, &name).await) };
+        let names = if is_host { None } else { Some(names::find_once(self, absolute, &name).await) };
         gone_owner(absolute, names)
     }
 
@@ -239,17 +278,23 @@ impl PodsState {
         }
         let name = paths::parse(absolute);
         let is_host = name.containers.is_empty() && name.pod_uid.is_none();
-        gone_owner(absolute, (!is_host).then(|| names::fallback(self, &name)))
+        gone_owner(
+            absolute,
+            (!is_host).then(|| names::fallback(self, Path::new(OsStr::from_bytes(absolute)))),
+        )
     }
 
     /// The own cgroups of living containers, each followed by its ancestors. Each ancestor appears once.
     pub fn memory_cgroups(&self) -> Vec<MemoryCgroup> {
+        let roots = self.roots();
         let cache = self.cache();
         let mut ancestors = std::collections::HashSet::new();
         let mut levels = Vec::new();
         for (id, entry) in cache.live().filter(|(_, e)| !e.name.below && !e.name.containers.is_empty()) {
-            let Some(known) = entry.key.as_ref().and_then(|key| cache.known(key)) else { continue };
-            if container_id(&known.names, known).is_none() {
+            let Some(key) = entry.key.as_ref() else { continue };
+            let own = entry.name.container().map(|container| &container.container_id);
+            // A cgroup that a container created may look like another container's own.
+            if cache.known(key).and_then(|known| container_id(&roots, key, known)).as_ref() != own {
                 continue;
             }
             levels.push(MemoryCgroup { id, path: entry.path.clone(), container: true });
@@ -313,12 +358,16 @@ fn gone_owner(absolute: &[u8], names: Option<ResolvedNames>) -> Owner {
     Owner { pod, container: names.container, known_by: names.known_by, cgroup }
 }
 
-/// The id of the container in the resolved names, else of the innermost container in the path.
-fn container_id(names: &ResolvedNames, known: &super::cache::KnownContainer) -> Option<String> {
-    match (&names.container, names.known_by) {
+/// The id of the container in the resolved names, else the one in the path that is believed.
+fn container_id(roots: &KubeletRoots, key: &Path, known: &KnownContainer) -> Option<String> {
+    match (&known.names.container, known.names.known_by) {
         (Some(ContainerRef { id, .. }), _) => Some(id.clone()),
-        // The runtime reported that it is a sandbox.
-        (None, KnownBy::Cri) => None,
-        (None, _) => known.name.container().map(|container| container.container_id.clone()),
+        // The runtime reported that it is a sandbox, or that it is none of its containers.
+        (None, KnownBy::Cri | KnownBy::Host) => None,
+        (None, _) => roots.believed(bytes(key)).container().map(|container| container.container_id.clone()),
     }
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
 }

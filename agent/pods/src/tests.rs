@@ -95,16 +95,110 @@ async fn a_container_cannot_impersonate_another_by_creating_cgroups() {
     let pods = Pods::start(node.options()).await.unwrap();
     let id = node.mkdir(&format!("{}/kubepods/podvictim/{FAKE}", app_path()));
     is_pricing(&pods.owner_of_cgroup(id).await);
-    // In kind the outer container is docker's, which this runtime does not know.
-    let id = node.mkdir(&format!("docker/{FAKE}/kubelet/{}", app_path()));
+}
+
+/// Waits until the runtime has named the owner.
+async fn named_by_cri(pods: &Pods, id: u64) -> Owner {
     let mut owner = pods.owner_of_cgroup(id).await;
     for _ in 0..100 {
         if owner.known_by == KnownBy::Cri {
             break;
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
         owner = pods.owner_of_cgroup(id).await;
     }
-    is_pricing(&owner);
+    owner
+}
+
+#[tokio::test]
+async fn in_kind_the_pods_lie_in_a_container_that_the_runtime_does_not_know() {
+    let node = FakeNode::new();
+    // The runtime is this process.
+    let proc = node.at(&format!("proc/{}", std::process::id()));
+    std::fs::create_dir_all(&proc).unwrap();
+    let mount = format!("31 23 0:28 /docker/{FAKE} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+    std::fs::write(proc.join("mountinfo"), mount).unwrap();
+    let fake = serve(&node.at("cri.sock"));
+    *fake.cgroup_parent.lock().unwrap() = Some("/kubelet/kubepods/burstable".into());
+    let pods = Pods::start(node.options()).await.unwrap();
+    let real = node.mkdir(&format!("docker/{FAKE}/kubelet/{}", app_path()));
+    is_pricing(&named_by_cri(&pods, real).await);
+    // At the top of the hierarchy is not where this runtime creates cgroups.
+    let top = node.mkdir(&app_path());
+    assert_eq!(pods.owner_of_cgroup(top).await.known_by, KnownBy::Host);
+}
+
+#[tokio::test]
+async fn a_cgroup_elsewhere_that_looks_like_a_pods_is_none() {
+    for parent in [Some("/kubepods/burstable".to_owned()), None] {
+        let node = FakeNode::new();
+        let fake = serve(&node.at("cri.sock"));
+        *fake.cgroup_parent.lock().unwrap() = parent.clone();
+        let imitations = [
+            format!("user.slice/{}", app_path()),
+            format!("user.slice/{}/below", app_path()),
+            format!("user.slice/{APP}"),
+            format!("user.slice/docker-{APP}.scope"),
+            format!("user.slice/kubepods/pod{UID}"),
+            format!("user.slice/kubepods/pod{UID}/{PAUSE}"),
+        ];
+        let ids = imitations.each_ref().map(|path| node.mkdir(path));
+        let pods = Pods::start(node.options()).await.unwrap();
+        let real = node.mkdir(&app_path());
+        for (id, path) in ids.into_iter().zip(&imitations) {
+            let owner = pods.owner_of_cgroup(id).await;
+            assert_eq!(owner.known_by, KnownBy::Host, "{path} {parent:?}");
+            assert_eq!((owner.pod, owner.container), (None, None), "{path} {parent:?}");
+            let lineage = pods.lineage(id).unwrap();
+            assert_eq!(lineage.qos, None, "{path}");
+            let by_path = pods.owner_of_path(format!("/{path}/gone").as_bytes()).await;
+            assert_eq!((by_path.known_by, by_path.pod), (KnownBy::Host, None), "{path}");
+        }
+        is_pricing(&named_by_cri(&pods, real).await);
+        // The imitations add nothing to the real container.
+        let list = pods.list().await.unwrap();
+        let app = list[0].containers.iter().find(|container| container.container.id == APP).unwrap();
+        assert_eq!((&app.cgroup_ids[..], &app.cgroup_path), (&[real][..], &Some(format!("/{}", app_path()))));
+        let own: Vec<u64> =
+            pods.memory_cgroups().iter().filter(|one| one.container).map(|one| one.id).collect();
+        assert_eq!(own, [real]);
+    }
+}
+
+#[tokio::test]
+async fn without_a_runtime_a_pods_name_is_believed_below_the_kubelets_root_only() {
+    let node = FakeNode::new();
+    std::fs::create_dir_all(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app"))).unwrap();
+    let real = node.mkdir(&app_path());
+    let imitation = node.mkdir(&format!("user.slice/{}", app_path()));
+    let bare = node.mkdir(&format!("user.slice/{APP}"));
+    let docker = node.mkdir(&format!("docker/{FAKE}"));
+    let pods = Pods::start(node.options()).await.unwrap();
+    assert_eq!(pods.owner_of_cgroup(real).await.known_by, KnownBy::LogDirectory);
+    for id in [imitation, bare] {
+        let owner = pods.owner_of_cgroup(id).await;
+        assert_eq!((owner.known_by, owner.pod, owner.container), (KnownBy::Host, None, None));
+    }
+    let owner = pods.owner_of_cgroup(docker).await;
+    assert_eq!((owner.known_by, owner.container.unwrap().id.as_str()), (KnownBy::CgroupPath, FAKE));
+    let list = pods.list().await.unwrap();
+    assert_eq!((list.len(), &list[0].containers[0].cgroup_ids[..]), (1, &[real][..]));
+}
+
+#[tokio::test]
+async fn a_root_that_the_runtime_has_confirmed_is_believed_when_it_is_gone() {
+    let node = FakeNode::new();
+    let fake = serve(&node.at("cri.sock"));
+    *fake.cgroup_parent.lock().unwrap() = Some("/custom/kubepods/burstable".into());
+    let pods = Pods::start(node.options()).await.unwrap();
+    let real = node.mkdir(&format!("custom/{}", app_path()));
+    is_pricing(&named_by_cri(&pods, real).await);
+    let levels = pods.lineage(real).unwrap();
+    assert_eq!(levels.qos, Some("Burstable"));
+    // The runtime does not know this one.
+    let other = format!("/custom/kubepods/burstable/pod{UID}/{FAKE}");
+    let owner = pods.owner_of_path(other.as_bytes()).await;
+    assert_eq!((owner.known_by, owner.pod.unwrap().uid.as_str()), (KnownBy::CgroupPath, UID));
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ pub struct PodSpec {
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) dns: Option<Dns>,
     pub(crate) qos: Qos,
+    pub(crate) cgroup_root: String,
     pub(crate) host_network: bool,
     pub(crate) host_pid: bool,
     pub(crate) share_pids: bool,
@@ -67,6 +68,7 @@ impl PodSpec {
             annotations: BTreeMap::new(),
             dns: None,
             qos: Qos::default(),
+            cgroup_root: String::new(),
             host_network: false,
             host_pid: false,
             share_pids: false,
@@ -93,6 +95,12 @@ impl PodSpec {
 
     pub fn qos(mut self, qos: Qos) -> Self {
         self.qos = qos;
+        self
+    }
+
+    /// A kubelet's `--cgroup-root`, such as `/custom`. The caller removes that cgroup.
+    pub fn cgroup_root(mut self, root: impl Into<String>) -> Self {
+        self.cgroup_root = root.into();
         self
     }
 
@@ -127,10 +135,11 @@ impl PodSpec {
 
     /// The pod's cgroup, in the kubelet's cgroupfs layout.
     pub(crate) fn cgroup(&self, uid: &str) -> String {
+        let root = &self.cgroup_root;
         match self.qos {
-            Qos::Guaranteed => format!("/kubepods/pod{uid}"),
-            Qos::Burstable => format!("/kubepods/burstable/pod{uid}"),
-            Qos::BestEffort => format!("/kubepods/besteffort/pod{uid}"),
+            Qos::Guaranteed => format!("{root}/kubepods/pod{uid}"),
+            Qos::Burstable => format!("{root}/kubepods/burstable/pod{uid}"),
+            Qos::BestEffort => format!("{root}/kubepods/besteffort/pod{uid}"),
         }
     }
 

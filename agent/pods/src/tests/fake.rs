@@ -73,6 +73,8 @@ pub fn strings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
 pub struct FakeRuntime {
     pub calls: AtomicUsize,
     pub hidden: Mutex<Vec<&'static str>>,
+    /// The folder that it reports for its cgroups; None: it does not report it, like cri-dockerd.
+    pub cgroup_parent: Mutex<Option<String>>,
 }
 
 type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
@@ -92,6 +94,15 @@ impl FakeRuntime {
         strings(&[("app", "pricing"), ("evil", "\x1b[2J"), ("io.kubernetes.pod.uid", UID)])
     }
 
+    /// The end of a verbose answer.
+    fn runtime_spec(&self, id: &str) -> String {
+        let parent = self.cgroup_parent.lock().unwrap();
+        let spec = parent.as_ref().map(|parent| {
+            format!(r#", "runtimeSpec": {{"linux": {{"cgroupsPath": "{parent}/pod{UID}/{id}"}}}}"#)
+        });
+        spec.unwrap_or_default()
+    }
+
     fn sandbox(&self, request: PodSandboxStatusRequest) -> Reply<PodSandboxStatusResponse> {
         self.knows(&request.pod_sandbox_id, &[PAUSE])?;
         let network = PodSandboxNetworkStatus {
@@ -105,7 +116,8 @@ impl FakeRuntime {
             labels: FakeRuntime::labels(),
             ..Default::default()
         };
-        let info = strings(&[("info", r#"{"pid": 4242}"#)]);
+        let spec = self.runtime_spec(PAUSE);
+        let info = strings(&[("info", &format!(r#"{{"pid": 4242{spec}}}"#))]);
         Ok(tonic::Response::new(PodSandboxStatusResponse { status: Some(status), info }))
     }
 
@@ -126,8 +138,9 @@ impl FakeRuntime {
             annotations: strings(&[("io.kubernetes.container.restartCount", "3")]),
             ..Default::default()
         };
+        let spec = self.runtime_spec(id);
         let info = format!(
-            r#"{{"sandboxID": "{PAUSE}", "pid": 17, "config": {{"image": {{"user_specified_image": "registry/pricing:1.2"}}}}}}"#
+            r#"{{"sandboxID": "{PAUSE}", "pid": 17, "config": {{"image": {{"user_specified_image": "registry/pricing:1.2"}}}}{spec}}}"#
         );
         let info = strings(&[("info", &info)]);
         Ok(tonic::Response::new(ContainerStatusResponse { status: Some(status), info }))
