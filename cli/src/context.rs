@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use podopsy_pods::{self as pods, Pods};
+use podopsy_worker::{ParserOptions, ParserPool};
 
 use crate::args::GlobalArgs;
 use crate::terminal::Terminal;
@@ -23,6 +24,11 @@ impl Context {
     /// The node's name, safe to print: `--node`, or else the host's name.
     pub fn node(&self) -> String {
         podopsy_system::node::name(self.global.node.as_deref())
+    }
+
+    /// Parses the files of containers, in a process of its own that starts with the first file.
+    pub fn parsers(&self) -> ParserPool {
+        ParserPool::on_demand(ParserOptions::command())
     }
 
     /// Starts the lookup of pods. An absent or broken runtime is not an error: pods are then named by their log folders.

@@ -35,6 +35,9 @@ use context::Context;
 use exit::CommandOutcome;
 
 fn main() -> ExitCode {
+    if let Some(code) = podopsy_worker::run_if_asked() {
+        return code;
+    }
     exit::panics_in_one_line();
     exit::code(|| {
         let cli = args::parse()?;

@@ -9,6 +9,7 @@ use anyhow::Context;
 use podopsy_model::Event;
 use podopsy_pods::Pods;
 use podopsy_probes::{Probes, Rate};
+use podopsy_stacks::ParserPool;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -60,6 +61,7 @@ pub(crate) async fn start(
         totals: Arc::default(),
         pods: pods.clone(),
         records: records_in,
+        parsers: options.parsers.clone(),
     };
     let Stages { collector, probes, tap, counts, growth } =
         Stages::start(sources, &dns, &instruments, &shared).await?;
@@ -142,6 +144,7 @@ struct Shared {
     pods: Arc<Pods>,
     records: mpsc::Sender<Record>,
     sigkills: Arc<SigkillCorrelator>,
+    parsers: ParserPool,
 }
 
 /// The stages that read, started.
@@ -186,7 +189,8 @@ impl Stages {
         let probes = Arc::new(Mutex::new(probes));
         if let Some(maps) = growth_maps {
             let (examiner, shed) = (&instruments.examiner, &shared.totals.shed);
-            let growth = maps.start(Arc::downgrade(&probes), &shared.pods, examiner, shed).await?;
+            let growth =
+                maps.start(Arc::downgrade(&probes), &shared.pods, examiner, shed, &shared.parsers).await?;
             collector.losses.growth = Some(growth);
         }
         let growth = collector.losses.growth.clone();
@@ -213,6 +217,7 @@ fn read_probes(
         instruments,
         out.clone(),
         shared.totals.clone(),
+        &shared.parsers,
         shared.pods.clone(),
     )?;
     let dns = DnsReader {

@@ -101,8 +101,12 @@ impl AlwaysOnTask {
         let task = tokio::spawn(async move {
             let losses = sinks.losses.clone();
             let ProfilerInputs { options, shed, pods } = inputs;
-            let started = AlwaysOn::start(options, pods, shed, move |name| losses.add(name)).await;
-            let _ = report_loaded.send(());
+            // Before tables are built for the programs that run: that takes as long as they make it take.
+            let loaded = move || {
+                // The receiver may be gone: restraint is off.
+                let _ = report_loaded.send(());
+            };
+            let started = AlwaysOn::start(options, pods, shed, loaded, move |name| losses.add(name)).await;
             match started {
                 Ok((always, profiles)) => keep_until_stopped(always, profiles, sinks, status, stopped).await,
                 Err(error) => {

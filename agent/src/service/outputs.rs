@@ -26,6 +26,7 @@ use podopsy_recorder::incidents::PodIncidents;
 use podopsy_recorder::oom::checkpoint::boot_id;
 use podopsy_recorder::{Confirmations, Recorder};
 use podopsy_store::{Store, StoreLimits, StoreReceiver, StoreSender, StoredEvent};
+use podopsy_worker::ParserPool;
 
 /// The number of events that a live stream may lag behind. The stream counts the events that it misses.
 const LIVE_CAPACITY: usize = 256;
@@ -52,6 +53,8 @@ pub struct OutputOptions {
     /// The always-on profile's samples per second on each CPU. 0: no profile.
     pub profile_hz: u64,
     pub node: String,
+    /// Parses the files of containers.
+    pub parsers: ParserPool,
 }
 
 /// Everything that an event passes through after the recorder.
@@ -123,6 +126,7 @@ impl Outputs {
                 frequency_hz: options.profile_hz,
                 every: options.keep_every,
                 node: options.node.clone(),
+                parsers: options.parsers.clone(),
             },
             always_on: None,
             profile_losses: LossCounters::default(),
@@ -207,6 +211,11 @@ impl Outputs {
     /// Completes when nothing more will be loaded into the kernel. None: nothing is being loaded.
     pub fn probes_loaded(&mut self) -> Option<oneshot::Receiver<()>> {
         self.always_on.as_mut().and_then(AlwaysOnTask::probes_loaded)
+    }
+
+    /// Where `/readyz` reads whether the agent is ready.
+    pub fn health(&self) -> Arc<Health> {
+        self.health.clone()
     }
 
     /// Call this once a second. Writes changed incidents to the store and to the exports.

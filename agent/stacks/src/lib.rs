@@ -2,18 +2,21 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`unwind`] | turns call frame information, or the code itself, into the rows that the kernel side unwinds by |
+//! | [`unwind`] | keeps the tables that the kernel side unwinds by |
 //! | [`symbolize`] | finds the function at an address, for processes that live and for those that have ended |
-//! | [`python`] | recognises interpreters, reads code objects, and places Python's frames among the native ones |
+//! | [`python`] | reads code objects, and places Python's frames among the native ones |
 //! | [`aggregate`] | counts stacks as numbers, and names their frames at the end |
 //! | [`StackLossReason`] | lists the reasons why stacks lack frames |
 //!
-//! Must not depend on: aya, pods, events, tokio. The input belongs to containers and may be hostile.
+//! This crate opens the files of containers, and has them parsed by a worker (`podopsy_worker`). Must not depend on:
+//! parsers, aya, pods, events, tokio.
 
 pub mod aggregate;
-mod loss;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod python;
 pub mod symbolize;
+mod tenant;
 pub mod unwind;
 
-pub use loss::{StackLossReason, StackLosses};
+pub use podopsy_worker::{ParserOptions, ParserPool, StackLossReason, StackLosses};

@@ -32,7 +32,14 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
     let unwind = args.stacks == Stacks::Tables;
-    let options = ProfileOptions { scope, duration: args.duration, sampling, unwind, node: context.node() };
+    let options = ProfileOptions {
+        scope,
+        duration: args.duration,
+        sampling,
+        unwind,
+        node: context.node(),
+        parsers: context.parsers(),
+    };
 
     let stop = signals::stop()?;
     let meter = ProgressMeter::start(context, &target, args.duration, sampling);

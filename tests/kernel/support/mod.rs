@@ -9,6 +9,7 @@ pub mod clients;
 pub mod destination;
 pub mod dns_sandbox;
 pub mod hostile;
+pub mod hostile_elf;
 pub mod stdout;
 
 use std::fs;
@@ -25,6 +26,7 @@ use podopsy_model::{Detail, DnsTransaction, Event, Losses};
 use podopsy_pods::{Pods, PodsOptions};
 use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Recorder, RecorderOptions};
 use podopsy_store::{Collection, Filter, Reader};
+use podopsy_worker::{ParserOptions, ParserPool};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -159,7 +161,16 @@ pub fn options() -> RecorderOptions {
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,
+        parsers: parsers(),
     }
+}
+
+/// The parsing worker is the CLI's: a test program cannot be its own.
+pub fn parsers() -> ParserPool {
+    let [program, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let program = program.into_os_string();
+    ParserPool::start(ParserOptions { program, ..ParserOptions::command() })
+        .expect("start the parsing worker")
 }
 
 /// All events of a store, which must be readable.

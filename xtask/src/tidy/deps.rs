@@ -35,7 +35,7 @@ const DIRECTIONS: &[Direction] = &[
         package: "podopsy",
         forbids: |name| {
             name.starts_with("aya")
-                || ["podopsy-wire", "blazesym"].contains(&name)
+                || ["podopsy-wire", "podopsy-parse"].contains(&name)
                 || is_above_the_products(name)
         },
         why: "the CLI renders what the agent's crates return, and never parses kernel bytes",

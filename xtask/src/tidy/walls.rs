@@ -40,6 +40,16 @@ const WALLS: &[Wall] = &[
         why: "it works without kernel probes, and hands on packets as they are",
     },
     Wall {
+        package: "podopsy-parse",
+        unreachable: &["tokio", "aya", "podopsy-system", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
+        why: "it runs in the parsing worker: bytes in, plain data out",
+    },
+    Wall {
+        package: "podopsy-worker",
+        unreachable: &["tokio", "aya", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
+        why: "a worker knows files, and no processes",
+    },
+    Wall {
         package: "podopsy-stacks",
         unreachable: &["tokio", "aya", "podopsy-probes", "podopsy-pods"],
         why: "stacks are named from files and maps, with and without kernel probes",
@@ -116,7 +126,12 @@ struct Gate {
 const GATES: &[Gate] = &[
     Gate { dependency: "aya", only: &["podopsy-probes"], why: "the others get plain bytes and counts" },
     Gate { dependency: "aya-log", only: &["podopsy-probes"], why: "the others get plain bytes and counts" },
-    Gate { dependency: "blazesym", only: &["podopsy-stacks"], why: "the others get named frames" },
+    Gate {
+        dependency: "podopsy-parse",
+        only: &["podopsy-worker"],
+        why: "what containers wrote is parsed in the worker alone",
+    },
+    Gate { dependency: "addr2line", only: &["podopsy-parse"], why: "the others get named frames" },
     Gate { dependency: "rusqlite", only: &["podopsy-store"], why: "the others use the store's functions" },
     Gate { dependency: "reqwest", only: &["podopsy-deliver"], why: "only exports speak to other hosts" },
     Gate {

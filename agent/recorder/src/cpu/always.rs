@@ -24,18 +24,19 @@ use podopsy_model::profile::{Completeness, Mapping, Profile, Sample, Sampling};
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
+use podopsy_stacks::ParserPool;
 use podopsy_stacks::aggregate::Aggregator;
 use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_stacks::unwind::{self, PrebuildScope, TableBuilder};
+use podopsy_system::heap;
 
 /// Distinct stacks in a minute: 30 CPUs at 19 Hz take no more samples. Samples beyond it are counted, and keep their owner.
 const STACKS: usize = 32_768;
-/// Files held open for processes that die before their minute ends, and bytes of symbols while names are looked up. A process
-/// is looked at again in each minute in which it has samples; files of other processes are closed after this many minutes.
+/// Files held open for processes that die before their minute ends. A process is looked at again in each minute in which it
+/// has samples; files of other processes are closed after this many minutes.
 const FILES: usize = 1024;
 const FILES_FOR: u32 = 3;
-const SYMBOLS_BYTES: u64 = 32 << 20;
 /// Loss counters: minutes of the node that got no names, and profiles of a container that the receiver did not take.
 pub const MINUTES_NOT_NAMED: &str = "profile_minutes_not_named";
 pub const PROFILES_NOT_KEPT: &str = "profiles_not_kept";
@@ -50,6 +51,8 @@ pub struct AlwaysOptions {
     /// A minute.
     pub every: Duration,
     pub node: String,
+    /// Parses the files of containers.
+    pub parsers: ParserPool,
 }
 
 /// The running profiler.
@@ -62,6 +65,8 @@ pub struct AlwaysOn {
 
 enum Message {
     Sample(Box<Stack>),
+    /// Sampling was shed: free what can be had again.
+    Free,
     /// A minute is over: which cgroups have samples?
     Cut(oneshot::Sender<BTreeSet<u64>>),
     /// Name the samples of the minute.
@@ -78,25 +83,28 @@ struct Named {
 
 impl AlwaysOn {
     /// Attaches. The receiver gets a profile for each container and minute, and one for the host. `shed` says whether to
-    /// sample; `lost` is called with the counter name of each profile that is lost.
+    /// sample; `loaded` is called when nothing more will be loaded into the kernel, or nothing could be; `lost` with the
+    /// counter name of each profile that is lost.
     pub async fn start(
         options: AlwaysOptions,
         pods: Arc<Pods>,
         shed: Arc<Shed>,
+        loaded: impl FnOnce() + Send,
         lost: impl Fn(&'static str) + Send + Sync + 'static,
     ) -> anyhow::Result<(AlwaysOn, mpsc::Receiver<Profile>)> {
         let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
         let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0 };
         let probe_options = ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() };
-        let mut probes = tokio::task::spawn_blocking(move || Probes::load(&probe_options)).await??;
+        let probes = tokio::task::spawn_blocking(move || Probes::load(&probe_options)).await;
+        loaded();
+        let mut probes = probes??;
         let degraded = probes.degraded.clone();
         let CpuMaps { samples: ring, table_requests: requests, tables: kernel, .. } = probes.cpu_maps()?;
         let kernel_losses = probes.losses()?;
         let builder = match probes.by_tables {
             true => {
-                let start = move || {
-                    TableBuilder::start(kernel, unwind::MAX_BYTES, &PrebuildScope::Node { samples: 0 })
-                };
+                let (scope, parsers) = (PrebuildScope::Node { samples: 0 }, options.parsers.clone());
+                let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &scope, &parsers);
                 Some(tokio::task::spawn_blocking(start).await??)
             }
             false => None,
@@ -106,9 +114,10 @@ impl AlwaysOn {
             PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
         let files_for = FILES_FOR * options.every;
+        let symbolizer = Symbolizer::with_limit(&options.parsers, FILES);
         std::thread::Builder::new()
             .name("profile".into())
-            .spawn(move || count(&messages, codes, files_for))
+            .spawn(move || count(&messages, symbolizer, codes, files_for))
             .context("start the profiler's thread")?;
         let (stop, stopped) = oneshot::channel();
         let (minutes, received) = mpsc::channel(MINUTES);
@@ -208,6 +217,10 @@ impl Running {
                 self.ring.drain_now(&mut take);
                 self.is_sampling = false;
                 sampled = Some(began.elapsed());
+                if is_shed {
+                    // A queue that is full is emptied by the thread anyway.
+                    let _ = self.queue.try_send(Message::Free);
+                }
             }
             self.count_loss("profiler_queue", full);
             self.count_loss("bad_records", bad + bad_requests);
@@ -340,8 +353,12 @@ fn by_container(named: Named) -> Vec<(Vec<Sample>, Vec<Mapping>, Vec<Completenes
 }
 
 /// Until the other end is gone.
-fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: PythonFunctions, files_for: Duration) {
-    let mut symbolizer = Symbolizer::with_limits(FILES, SYMBOLS_BYTES);
+fn count(
+    messages: &std::sync::mpsc::Receiver<Message>,
+    mut symbolizer: Symbolizer,
+    mut codes: PythonFunctions,
+    files_for: Duration,
+) {
     let mut aggregator = Aggregator::with_limit(STACKS);
     let mut over = Aggregator::with_limit(STACKS);
     for message in messages {
@@ -349,6 +366,10 @@ fn count(messages: &std::sync::mpsc::Receiver<Message>, mut codes: PythonFunctio
             Message::Sample(stack) => {
                 let sample = raw_sample(&stack, &mut codes);
                 aggregator.add(&sample, &mut symbolizer);
+            }
+            Message::Free => {
+                symbolizer.free();
+                heap::give_back();
             }
             Message::Cut(reply) => {
                 over = std::mem::replace(&mut aggregator, Aggregator::with_limit(STACKS));

@@ -19,6 +19,7 @@ use podopsy_model::Owner;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
+use podopsy_stacks::ParserPool;
 use podopsy_stacks::aggregate::{Aggregator, RawSample};
 use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
@@ -41,6 +42,8 @@ pub struct ProfileOptions {
     /// Unwind user stacks by tables; without them, stacks are what frame pointers give.
     pub unwind: bool,
     pub node: String,
+    /// Parses the files of containers.
+    pub parsers: ParserPool,
 }
 
 /// Samples for `options.duration` (or until `stop` resolves), calling `progress(samples so far)` a few times a second.
@@ -62,7 +65,8 @@ pub async fn profile(
     // Tables are made first, so that the first sample finds them. That reads files, so it runs on a thread that may block.
     let builder = if probes.by_tables {
         let of = table_scope(&options, &pods).await;
-        let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of);
+        let parsers = options.parsers.clone();
+        let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of, &parsers);
         Some(tokio::task::spawn_blocking(start).await??)
     } else {
         None
@@ -74,7 +78,7 @@ pub async fn profile(
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
     let codes = PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
-    let aggregation = aggregate(received, counted.clone(), codes)?;
+    let aggregation = aggregate(received, counted.clone(), codes, Symbolizer::new(&options.parsers))?;
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
@@ -175,11 +179,12 @@ fn aggregate(
     samples: mpsc::Receiver<Stack>,
     counted: Arc<AtomicU64>,
     mut codes: PythonFunctions,
+    mut symbolizer: Symbolizer,
 ) -> anyhow::Result<Aggregation> {
     std::thread::Builder::new()
         .name("aggregate".into())
         .spawn(move || {
-            let (mut aggregator, mut symbolizer) = (Aggregator::new(), Symbolizer::new());
+            let mut aggregator = Aggregator::new();
             for stack in samples {
                 aggregator.add(&raw_sample(&stack, &mut codes), &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);

@@ -27,5 +27,3 @@ pub const BUDGET: u32 = 64;
 pub const TABLES_BYTES: usize = 16 << 20;
 /// Files of candidates that are held open, so that the stacks of processes that ended can still be named.
 pub const FILES: usize = 128;
-/// Memory for their symbols and debug information while a report is made.
-pub const SYMBOLS_BYTES: u64 = 32 << 20;

@@ -18,6 +18,7 @@ const NAME_CHARS: usize = 240;
 
 /// Makes the profile. Blocks while the symbolizer reads files.
 pub fn report(slice: GrowthSlice, period: u64, symbolizer: &mut Symbolizer) -> GrowthProfile {
+    symbolizer.look_up_locations(slice.stacks.iter().flat_map(|(stack, _)| stack.places.iter().copied()));
     let mut paths: HashMap<Vec<GrowthFrame>, u64> = HashMap::new();
     for (stack, count) in &slice.stacks {
         *paths.entry(frames(stack, symbolizer)).or_default() += count;
@@ -122,8 +123,8 @@ mod tests {
 
     use super::*;
     use crate::growth::GrowthWindow;
-    use podopsy_stacks::StackLossReason;
     use podopsy_stacks::symbolize::{CodeLocation, UserAddress};
+    use podopsy_stacks::{ParserPool, StackLossReason};
 
     const S: u64 = 1_000_000_000;
 
@@ -141,7 +142,7 @@ mod tests {
 
     #[test]
     fn paths_and_functions_have_the_right_shares() {
-        let mut symbolizer = Symbolizer::new();
+        let mut symbolizer = Symbolizer::new(&ParserPool::in_threads());
         symbolizer.add_process(std::process::id());
         let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
         let caller = own(&mut symbolizer, paths_and_functions_have_the_right_shares as fn() as usize as u64);
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_profile_is_short_and_counts_what_it_leaves_out() {
-        let mut symbolizer = Symbolizer::new();
+        let mut symbolizer = Symbolizer::new(&ParserPool::in_threads());
         let mut window = GrowthWindow::default();
         let place = |address| CodeLocation::Unmapped { address, reason: StackLossReason::ProcessUnknown };
         for number in 0..50 {

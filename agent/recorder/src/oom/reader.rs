@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use podopsy_decode::{self as decode, BadRecord, OomDecoded};
 use podopsy_model::Losses;
 use podopsy_probes::OomMaps;
+use podopsy_stacks::ParserPool;
 
 use super::OomExaminer;
 use super::instruments::OomInstruments;
@@ -41,11 +42,12 @@ impl OomReader {
         instruments: &OomInstruments,
         out: Outbox,
         totals: Arc<Totals>,
+        parsers: &ParserPool,
         pods: Arc<Pods>,
     ) -> anyhow::Result<OomReader> {
         Ok(OomReader {
             maps,
-            stacks: KillStacks::start()?,
+            stacks: KillStacks::start(parsers)?,
             examiner: instruments.examiner.clone(),
             reconciler: KillReconciler::new(instruments.kills_at_start),
             out,

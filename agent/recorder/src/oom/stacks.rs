@@ -8,12 +8,12 @@ use podopsy_wire::BuildIdFrame;
 
 use super::stack_queue::{NamesReceiver, NoRequest, Request, StackQueue};
 use podopsy_model::profile::Frame;
-use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
+use podopsy_stacks::ParserPool;
+use podopsy_stacks::symbolize::{CodeLocation, Symbolizer, UserAddress};
 use podopsy_system::heap;
 
-/// Files held open, and bytes of their symbols: kills are few, and seldom of many programs at once.
+/// Files held open: kills are few, and seldom of many programs at once.
 const FILES: usize = 512;
-const SYMBOLS_BYTES: u64 = 32 << 20;
 /// Symbols are dropped when no stack was asked for in this time.
 const IDLE: Duration = Duration::from_secs(5);
 /// Time between two scans of all processes. A file that no process had mapped in one scan, nor since, is closed at the next.
@@ -50,10 +50,10 @@ pub(crate) struct KillStacks {
 
 impl KillStacks {
     /// Starts the thread, which opens the files of running processes first.
-    pub fn start() -> std::io::Result<KillStacks> {
+    pub fn start(parsers: &ParserPool) -> std::io::Result<KillStacks> {
         let queue = Arc::<StackQueue>::default();
-        let requests = queue.clone();
-        std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests))?;
+        let (requests, symbolizer) = (queue.clone(), Symbolizer::with_limit(parsers, FILES));
+        std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests, symbolizer))?;
         Ok(KillStacks { queue, last: None })
     }
 
@@ -82,8 +82,7 @@ impl Drop for KillStacks {
     }
 }
 
-fn run(requests: &StackQueue) {
-    let mut symbolizer = Symbolizer::with_limits(FILES, SYMBOLS_BYTES);
+fn run(requests: &StackQueue, mut symbolizer: Symbolizer) {
     let mut named: Option<Instant> = None;
     // Running processes are scanned when no request waits.
     let mut running: VecDeque<u32> = pids().collect();
@@ -143,13 +142,15 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
     // Reading a dying process's mappings delays the release of its memory while its cgroup is at the limit. So it is done
     // only for files that were not opened when the process started.
     let is_new = |frame: &BuildIdFrame| match frame.status {
-        1 => !symbolizer.holds_build_id(&frame.build_id),
+        1 => !symbolizer.holds_build_id(stack.pid, &frame.build_id),
         status => status == 2,
     };
     if stack.user.iter().any(is_new) {
         symbolizer.add_process(stack.pid);
     }
     symbolizer.look_up_kernel(stack.kernel.iter().enumerate().map(|(i, &address)| (address, i > 0)));
+    let locations = user_locations(symbolizer, stack);
+    symbolizer.look_up_locations(locations);
     let (mut kernel, mut user) = (Vec::new(), Vec::new());
     for (i, &address) in stack.kernel.iter().enumerate() {
         kernel.extend_from_slice(&symbolizer.kernel_frames(address, i > 0));
@@ -158,7 +159,12 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
     for (i, frame) in stack.user.iter().enumerate() {
         let (address, is_return) = (frame.offset, i > 0);
         match frame.status {
-            1 => user.extend_from_slice(&symbolizer.build_id_frames(&frame.build_id, address, is_return)),
+            1 => user.extend_from_slice(&symbolizer.build_id_frames(
+                stack.pid,
+                &frame.build_id,
+                address,
+                is_return,
+            )),
             2 => user.extend_from_slice(&symbolizer.user_frames(UserAddress {
                 pid: stack.pid,
                 address,
@@ -168,6 +174,19 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
         }
     }
     NamedStacks { kernel, user }
+}
+
+/// Where the user frames are, to look them up together.
+fn user_locations(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> Vec<CodeLocation> {
+    let frames = stack.user.iter().enumerate();
+    let locate = |(i, frame): (usize, &BuildIdFrame)| match frame.status {
+        1 => symbolizer
+            .locate_build_id(stack.pid, &frame.build_id, frame.offset, i > 0)
+            .map(|(location, _)| location),
+        2 => Some(symbolizer.locate(UserAddress { pid: stack.pid, address: frame.offset, is_return: i > 0 })),
+        _ => None,
+    };
+    frames.filter_map(locate).collect()
 }
 
 /// Frames between the tracepoint and our probe: they belong to the observer.

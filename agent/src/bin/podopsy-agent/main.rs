@@ -20,6 +20,7 @@ use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
 use podopsy_system::{descriptors, heap, node};
+use podopsy_worker::{ParserOptions, ParserPool};
 use reload::reload;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -38,6 +39,9 @@ const RESERVED_FOR_RESULT: Duration = Duration::from_secs(1);
 const MAX_BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
+    if let Some(code) = podopsy_worker::run_if_asked() {
+        return code;
+    }
     heap::keep_small();
     let argv: Vec<OsString> = std::env::args_os().collect();
     let config::LoadedConfig { mut args, settings } = match config::load::<AgentArgs>(&argv) {
@@ -61,9 +65,17 @@ fn main() -> ExitCode {
              names; set a higher limit (LimitNOFILE=8192, or the runtime's limit)"
         );
     }
+    // Before the agent gives up the right to start a program with rights to set up its jail.
+    let parsers = match ParserPool::start(ParserOptions::agent(args.state_dir.clone())) {
+        Ok(parsers) => parsers,
+        Err(error) => {
+            eprintln!("podopsy-agent: start the process that parses the files of containers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     // Before the runtime starts its threads, because they inherit the restrictions.
     let begun_restraint = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
-    let startup = Startup { args, settings, argv, begun_restraint };
+    let startup = Startup { args, settings, argv, parsers, begun_restraint };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -100,6 +112,7 @@ struct Startup {
     args: AgentArgs,
     settings: Vec<Setting>,
     argv: Vec<OsString>,
+    parsers: ParserPool,
     /// The failures of [`restraint::begin`]. None: the agent must not restrain itself.
     begun_restraint: Option<Vec<String>>,
 }
@@ -159,12 +172,12 @@ impl Signals {
 impl Agent {
     /// Opens the outputs, attaches the probes, drops what recording does not need, and reports that the agent is ready.
     async fn start(startup: Startup, exports: Exports) -> anyhow::Result<Agent> {
-        let Startup { args, settings, argv, begun_restraint } = startup;
+        let Startup { args, settings, argv, parsers, begun_restraint } = startup;
         let (budgets, budget_changes) = watch::channel(args.budgets());
         let pods_options = pods::PodsOptions { cri_socket: args.cri_socket.clone(), ..Default::default() };
         let pods = Pods::start(pods_options).await?;
-        let recorder_options = recorder_options(&args)?;
-        let output_options = output_options(&args, &recorder_options.node);
+        let recorder_options = recorder_options(&args, &parsers)?;
+        let output_options = output_options(&args, &recorder_options.node, &parsers);
         let mut outputs = Outputs::start(output_options, args.store_limits(), exports, pods.clone()).await?;
         // Before anything shows that the agent runs, because then it may already be sent a signal.
         let signals = Signals::new()?;
@@ -236,7 +249,7 @@ impl Agent {
     }
 }
 
-fn recorder_options(args: &AgentArgs) -> anyhow::Result<RecorderOptions> {
+fn recorder_options(args: &AgentArgs, parsers: &ParserPool) -> anyhow::Result<RecorderOptions> {
     Ok(RecorderOptions {
         oom: true,
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
@@ -253,10 +266,11 @@ fn recorder_options(args: &AgentArgs) -> anyhow::Result<RecorderOptions> {
         node: node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
+        parsers: parsers.clone(),
     })
 }
 
-fn output_options(args: &AgentArgs, node: &str) -> OutputOptions {
+fn output_options(args: &AgentArgs, node: &str, parsers: &ParserPool) -> OutputOptions {
     OutputOptions {
         state_dir: args.state_dir.clone(),
         socket: args.socket.clone(),
@@ -265,6 +279,7 @@ fn output_options(args: &AgentArgs, node: &str) -> OutputOptions {
         keep_every: args.keep_every,
         profile_hz: args.profile_hz,
         node: node.to_owned(),
+        parsers: parsers.clone(),
     }
 }
 
@@ -273,10 +288,13 @@ fn output_options(args: &AgentArgs, node: &str) -> OutputOptions {
 fn finish_restraint(args: &AgentArgs, begun: Vec<String>, outputs: &mut Outputs) {
     let samples = matches!(args.growth, GrowthSetting::Auto) || args.profile_hz > 0;
     let state_dir = args.state_dir.clone();
+    let health = outputs.health();
+    health.set_unrestrained(true);
     let restrain = move || {
         // Checked only now, because the store has created the folder if it did not exist.
         let foreign_folder = state_dir.is_some_and(|dir| !restraint::own_folder(&dir));
         restraint::finish(&Needs { samples, foreign_folder }).log(&begun);
+        health.set_unrestrained(false);
     };
     match outputs.probes_loaded() {
         Some(loaded) => drop(tokio::spawn(async move {

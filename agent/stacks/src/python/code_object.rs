@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::offsets::CodeLayout;
 use crate::StackLossReason;
 use podopsy_model::text;
+use podopsy_worker::CodeLayout;
 
 /// Bytes of an escaped name that are kept; `…` stands for the rest. A stack has up to 128 names.
 const MAX_NAME: usize = 256;
@@ -158,10 +158,27 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, StackLossReason> {
     half.map(u32::from_le_bytes).ok_or(StackLossReason::PythonMemoryUnreadable)
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    pub fn function(
+        memory: File,
+        address: u64,
+        code_type: u64,
+        layout: &CodeLayout,
+    ) -> Option<(String, String)> {
+        let memory = ProcessMemory(memory);
+        let fingerprint = memory.read_fingerprint(address, code_type, layout).ok()?;
+        let function = memory.read_function(&fingerprint, layout).ok()?;
+        Some((function.name, function.file))
+    }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::python::offsets::layouts_for_version;
+    use podopsy_worker::layouts_for_version;
 
     pub(crate) const CODE_TYPE: u64 = 0x1234_5678;
 

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use podopsy_wire::{PYTHON_ENTRY, Task};
 
+use super::InterpreterRegistry;
 use super::code_object::{CodeFingerprint, ProcessMemory, PythonFunction};
-use super::interpreter::{Interpreter, InterpreterRegistry};
 use super::lines;
-use super::offsets::CodeLayout;
 use crate::{StackLossReason, StackLosses};
 use podopsy_decode as decode;
 use podopsy_model::profile::Frame;
+use podopsy_worker::{CodeLayout, Interpreter};
 
 /// Processes whose memory is held open.
 const MAX_PROCESSES: usize = 256;
@@ -313,8 +313,8 @@ mod tests {
     use podopsy_wire::PythonEnd;
 
     use super::super::code_object::tests::{CODE_TYPE, Object};
-    use super::super::offsets::layouts_for_version;
     use super::*;
+    use podopsy_worker::layouts_for_version;
 
     impl PythonFunctions {
         /// Has one function, number 1, which could not be read.
@@ -328,7 +328,7 @@ mod tests {
     fn functions(version: (u8, u8)) -> PythonFunctions {
         let (layout, code) = layouts_for_version(version, &[]).unwrap();
         let interpreters = InterpreterRegistry::default();
-        interpreters.number(&Interpreter { layout, code, code_type: CODE_TYPE + 5 });
+        interpreters.number(&Interpreter { layout, code, code_type: CODE_TYPE + 5 }, 0);
         PythonFunctions::new(interpreters)
     }
 

@@ -65,6 +65,14 @@ fn next_line_delta(rest: &mut &[u8]) -> Option<LineEntry> {
     Some(LineEntry { length: u64::from(bytes), lines: (lines != i8::MIN).then_some(i64::from(lines)) })
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    /// The line of an instruction: see `line_at`.
+    pub fn line_at(table: &[u8], first: u32, at: u32, has_locations: bool) -> Option<u32> {
+        super::line_at(table, first, at, has_locations)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,10 @@
-//! Python's functions in a stack: finds out which file is an interpreter, reads the names of its code objects, and places
-//! its frames among the native ones.
+//! Python's functions in a stack: numbers the interpreters that were found, reads the names of code objects, and places
+//! Python's frames among the native ones.
 //!
 //! Must not depend on: aya, pods, rings.
 //!
 //! ```text
-//! file ─ interpreter (symbols, version → offsets) ─→ kernel side ─→ (code object, instruction) pairs in a sample
+//! file ─ parsing worker (symbols, version → offsets) ─ registry (number) ─→ kernel side ─→ (code object, instruction) pairs in a sample
 //! pairs ─ functions (the process's memory) ─→ packed frames, counted as part of the stack ─ merge ─→ frames
 //! ```
 //!
@@ -14,12 +14,17 @@
 pub use podopsy_model::profile::PYTHON_MODULE as MODULE;
 
 mod code_object;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    pub use super::code_object::fuzzing::function;
+    pub use super::lines::fuzzing::line_at;
+}
 mod functions;
-mod interpreter;
 mod lines;
 mod merge;
-mod offsets;
+mod registry;
 
 pub use functions::{PackedFrame, PythonFunctions};
-pub use interpreter::{Interpreter, InterpreterRegistry, detect_interpreter};
 pub(crate) use merge::{CallFrames, PythonStack, is_interpreter_frame};
+pub(crate) use registry::InterpreterNumber;
+pub use registry::InterpreterRegistry;

@@ -87,6 +87,12 @@ impl FrameCache {
         self.round = self.round.wrapping_add(1);
     }
 
+    /// Removes all entries.
+    pub fn clear(&mut self) {
+        self.entries = HashMap::new();
+        self.bytes = 0;
+    }
+
     fn retain(&mut self, keep: impl Fn(&CachedFrames) -> bool) {
         let left = &mut self.bytes;
         self.entries.retain(|_, entry| {

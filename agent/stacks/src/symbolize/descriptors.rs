@@ -9,14 +9,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::elf::Layout;
 use super::maps::FilesystemKind;
 use crate::StackLossReason;
+use podopsy_worker::FileDescription;
 
 /// Identifies an open file. Ids are not used twice.
-type DescriptorId = u64;
+pub(super) type DescriptorId = u64;
 
 /// What overlays show of a lower file, as its own file system stores it.
 ///
@@ -43,12 +44,17 @@ impl LowerFile {
     }
 }
 
+/// What an overlay shows of a lower file; none on any other file system.
+fn lower_file(file: &File, filesystem: FilesystemKind) -> Option<LowerFile> {
+    (filesystem == FilesystemKind::Overlay).then(|| LowerFile::from_file(file).ok()).flatten()
+}
+
 #[derive(Debug)]
 struct OpenFile {
     file: File,
     /// None if the file is on no overlay, and so never shared.
     lower: Option<LowerFile>,
-    layout: Layout,
+    described: Arc<FileDescription>,
     /// None if the file is pinned.
     last_used: Option<Instant>,
 }
@@ -56,7 +62,8 @@ struct OpenFile {
 /// A reference to an open file. The file may have been closed since.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Descriptor {
-    id: DescriptorId,
+    /// Equal for two entries that share the file.
+    pub id: DescriptorId,
     /// True if the file was opened by the very device and inode that were asked for. While it is open, no other file
     /// can have them.
     pub is_exact: bool,
@@ -70,26 +77,36 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// Holds `file` open. If the same lower file is open by another overlay and has not changed, that descriptor is
-    /// shared and `file` is closed.
-    pub fn hold(&mut self, file: File, layout: &Layout, filesystem: FilesystemKind) -> Descriptor {
-        let is_overlay = filesystem == FilesystemKind::Overlay;
-        let lower = is_overlay.then(|| LowerFile::from_file(&file).ok()).flatten();
-        if let Some(lower) = lower
-            && let Some(&id) = self.by_lower.get(&lower)
-            && let Some(open) = self.open.get_mut(&id)
-            && open.layout == *layout
-            && LowerFile::from_file(&open.file).is_ok_and(|now| now == lower)
-        {
-            open.last_used = Some(Instant::now());
-            return Descriptor { id, is_exact: false };
+    /// The descriptor of the lower file that `file` shows, if that is open by another overlay and has not changed since.
+    pub fn shared(
+        &mut self,
+        file: &File,
+        filesystem: FilesystemKind,
+    ) -> Option<(Descriptor, Arc<FileDescription>)> {
+        let lower = lower_file(file, filesystem)?;
+        let id = *self.by_lower.get(&lower)?;
+        let open = self.open.get_mut(&id)?;
+        if LowerFile::from_file(&open.file).ok()? != lower {
+            return None;
         }
-        self.insert(OpenFile { file, lower, layout: layout.clone(), last_used: Some(Instant::now()) })
+        open.last_used = Some(Instant::now());
+        Some((Descriptor { id, is_exact: false }, Arc::clone(&open.described)))
+    }
+
+    /// Holds `file` open.
+    pub fn hold(
+        &mut self,
+        file: File,
+        described: Arc<FileDescription>,
+        filesystem: FilesystemKind,
+    ) -> Descriptor {
+        let lower = lower_file(&file, filesystem);
+        self.insert(OpenFile { file, lower, described, last_used: Some(Instant::now()) })
     }
 
     /// Holds a file that is never closed.
-    pub fn pin(&mut self, file: File, layout: &Layout) -> Descriptor {
-        self.insert(OpenFile { file, lower: None, layout: layout.clone(), last_used: None })
+    pub fn pin(&mut self, file: File, described: Arc<FileDescription>) -> Descriptor {
+        self.insert(OpenFile { file, lower: None, described, last_used: None })
     }
 
     fn insert(&mut self, open: OpenFile) -> Descriptor {

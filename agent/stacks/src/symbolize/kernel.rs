@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::sync::Arc;
 
-use super::resolver::shorten;
+use super::shorten;
 use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::Frame;
 use podopsy_model::text::escape_bytes;

@@ -13,6 +13,8 @@ use std::os::unix::fs::MetadataExt;
 const MAX_BYTES: u64 = 16 << 20;
 /// Executable mappings that are kept of a process. Of more, the first ones are kept and the loss is counted.
 const MAX_AREAS: usize = 8192;
+/// Bytes of a path that are kept. A longer one is only shown, and its file is opened by `map_files`.
+const MAX_PATH: usize = 1024;
 
 /// One executable mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,9 +113,15 @@ fn parse_line(line: &[u8]) -> Option<Area> {
         offset: hex(offset)?,
         device: (u32::try_from(hex(major)?).ok()?, u32::try_from(hex(minor)?).ok()?),
         inode: inode.parse().ok()?,
-        path: unescape(fields.next().unwrap_or_default().trim_ascii_start()),
+        path: shortened(unescape(fields.next().unwrap_or_default().trim_ascii_start())),
     };
     (area.start < area.end).then_some(area)
+}
+
+fn shortened(mut path: Vec<u8>) -> Vec<u8> {
+    path.truncate(MAX_PATH);
+    path.shrink_to_fit();
+    path
 }
 
 /// Unescapes a path. The kernel escapes only the newline, as `\012`.
@@ -151,7 +159,7 @@ impl ProcessStat {
     pub fn is_expected_in(self, samples: u64, uptime: u64) -> bool {
         let age = uptime.saturating_sub(self.start_time).max(1);
         // Ticks are rounded down: the process may have run for nearly one more.
-        self.is_running || samples.saturating_mul(self.cpu_ticks + 1) >= age
+        self.is_running || samples.saturating_mul(self.cpu_ticks.saturating_add(1)) >= age
     }
 }
 
@@ -274,6 +282,26 @@ fn parse_mount(line: &[u8]) -> Option<((u32, u32), String)> {
     Some(((major.parse().ok()?, minor.parse().ok()?), kind))
 }
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    use super::*;
+
+    /// The mappings in the content of a `/proc/PID/maps`.
+    pub fn maps(bytes: &[u8]) -> Areas {
+        parse(bytes).unwrap_or_default()
+    }
+
+    /// The mounts in the content of a `/proc/PID/mountinfo`.
+    pub fn mounts(bytes: &[u8]) -> Mounts {
+        Mounts::parse(bytes)
+    }
+
+    /// The fields in the content of a `/proc/PID/stat`.
+    pub fn stat(bytes: &[u8]) -> Option<ProcessStat> {
+        parse_stat(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +358,7 @@ mod tests {
         assert!(ProcessStat { is_running: true, ..stat }.is_expected_in(0, 2000));
         // It started after uptime was read.
         assert!(stat.is_expected_in(1, 900));
+        assert!(ProcessStat { cpu_ticks: u64::MAX, ..stat }.is_expected_in(1, 2000));
     }
 
     #[test]

@@ -1,46 +1,42 @@
 //! Finds the function at an address, for processes that live and for those that have ended.
 //!
 //! ```text
-//! pid, address ─ processes (mappings) ─→ file, offset ─ files (descriptor) ─→ copy of symbols ─ resolver ─→ frames
+//! pid, address ─ processes (mappings) ─→ file, offset ─ files (descriptor) ─ parsing worker ─→ frames ─ cache
 //! ```
 //!
 //! An executable is opened (`open`) when its process is first seen, and held open, so that its symbols can be read
-//! after the process has ended. The file belongs to a container and may be hostile. Its symbols are copied
-//! (`symbol_copy`) when the first address in it is looked up.
+//! after the process has ended. The file belongs to a container and may be hostile: it is read by the parsing worker, which
+//! is asked for all addresses of a file together.
 //!
-//! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds at the first address in a large
-//! file. Use it from `spawn_blocking` or a thread, not from an async task.
+//! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds in a large file. Use it from
+//! `spawn_blocking` or a thread, not from an async task.
 //!
-//! Must not depend on: aya, CRI, pods, Kubernetes. Reads /proc and ELF files.
+//! Must not depend on: parsers, aya, CRI, pods, Kubernetes. Reads /proc and opens ELF files.
 
 mod cache;
 mod debug_file;
-mod depth;
 mod descriptors;
-pub mod elf;
 mod files;
-pub mod go;
 mod kernel;
 pub mod maps;
 pub mod open;
 mod perf_map;
 mod processes;
-mod resolver;
-mod symbol_copy;
 #[cfg(test)]
 mod tests;
-mod vdso;
+pub(crate) mod vdso;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use cache::FrameCache;
-use files::{FileId, FileTable};
+use descriptors::DescriptorId;
+use files::{FileId, FileTable, Unnamed};
 use kernel::KernelSymbols;
-use podopsy_model::profile::{Frame, Mapping};
+use podopsy_model::profile::{Frame, Mapping, file_name};
+use podopsy_worker::{Parser, ParserPool, Symbol, SymbolFunction, Tenant};
 use processes::{FileOpener, ProcessTable};
-use resolver::{Resolver, Symbol, SymbolFunction};
 
 use crate::{StackLossReason, StackLosses};
 
@@ -93,35 +89,28 @@ pub enum CodeLocation {
 pub struct Symbolizer {
     processes: ProcessTable,
     files: FileTable,
-    resolver: Resolver,
+    parser: Parser,
     kernel: KernelSymbols,
     vdso: vdso::Vdso,
     cache: FrameCache,
     losses: StackLosses,
 }
 
-impl Default for Symbolizer {
-    fn default() -> Self {
-        Self::from_parts(FileTable::default(), CACHED_BYTES)
-    }
-}
-
 impl Symbolizer {
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(parsers: &ParserPool) -> Self {
+        Self::from_parts(parsers.parser(), FileTable::default(), CACHED_BYTES)
     }
 
-    /// For a recorder that always runs. Holds at most `files` files open at a time, and `bytes` bytes of their symbols
-    /// and debug information. A single file may need more, while it is the only one.
-    pub fn with_limits(files: usize, bytes: u64) -> Self {
-        Self::from_parts(FileTable::with_limits(files, bytes), CACHED_BYTES_ALWAYS_ON)
+    /// For a recorder that always runs. Holds at most `files` files open at a time.
+    pub fn with_limit(parsers: &ParserPool, files: usize) -> Self {
+        Self::from_parts(parsers.parser(), FileTable::with_limit(files), CACHED_BYTES_ALWAYS_ON)
     }
 
-    fn from_parts(files: FileTable, cached_bytes: usize) -> Self {
+    fn from_parts(parser: Parser, files: FileTable, cached_bytes: usize) -> Self {
         Self {
             processes: ProcessTable::default(),
             files,
-            resolver: Resolver::default(),
+            parser,
             kernel: KernelSymbols::default(),
             vdso: vdso::Vdso::default(),
             cache: FrameCache::with_limit(cached_bytes),
@@ -139,14 +128,14 @@ impl Symbolizer {
     /// Opens the executables of a process without remembering its mappings: for [`Symbolizer::build_id_frames`], which
     /// works after the process has ended.
     pub fn hold_files(&mut self, pid: u32) {
-        let (_, mut opener) = self.processes_and_opener();
-        ProcessTable::hold_files(pid, &mut opener);
+        let (processes, mut opener) = self.processes_and_opener();
+        processes.hold_files(pid, &mut opener);
     }
 
     /// Marks the executables of a known process as used. See [`Symbolizer::close_unused_since`].
     pub fn refresh_files(&mut self, pid: u32) {
-        let (_, mut opener) = self.processes_and_opener();
-        ProcessTable::refresh_files(pid, &mut opener);
+        let (processes, mut opener) = self.processes_and_opener();
+        processes.refresh_files(pid, &mut opener);
     }
 
     /// Closes files that were last used before `since`, by a live process or by a lookup. A file is opened again when
@@ -181,21 +170,14 @@ impl Symbolizer {
     pub fn frames_at(&mut self, location: CodeLocation) -> Arc<[Frame]> {
         match location {
             CodeLocation::File { id, offset } => self.file_frames(id, offset),
-            CodeLocation::Vdso { offset } => match self.vdso.file(&mut self.files) {
+            CodeLocation::Vdso { offset } => match self.vdso_file() {
                 Some(id) => self.file_frames(id, offset),
                 None => {
                     self.losses.add(StackLossReason::VdsoUnreadable, 1);
                     unnamed(Some("[vdso]"), offset)
                 }
             },
-            CodeLocation::Anonymous { pid, address } => {
-                if let Some(name) = self.processes.anonymous_name(pid, address) {
-                    let (function, module) = (Some(name.into()), Some(Arc::from("[anonymous]")));
-                    return Arc::from([Frame { function, module, offset: address, ..Frame::default() }]);
-                }
-                self.losses.add(StackLossReason::AnonymousCode, 1);
-                unnamed(Some("[anonymous]"), address)
-            }
+            CodeLocation::Anonymous { pid, address } => self.anonymous_frames(pid, address),
             CodeLocation::Unmapped { address, reason } => {
                 self.losses.add(reason, 1);
                 unnamed(None, address)
@@ -203,41 +185,76 @@ impl Symbolizer {
         }
     }
 
-    /// Looks up many addresses: first those of the kernel, then the others file by file, so that only one file's
-    /// symbols are in memory at a time. The results are cached for [`Symbolizer::user_frames`] and
-    /// [`Symbolizer::kernel_frames`].
+    /// Looks up many addresses: first those of the kernel, then the others. The results are cached for
+    /// [`Symbolizer::user_frames`] and [`Symbolizer::kernel_frames`].
     pub fn look_up_all(
         &mut self,
         kernel: impl IntoIterator<Item = (u64, bool)>,
         user: impl IntoIterator<Item = UserAddress>,
     ) {
         self.look_up_kernel(kernel);
-        let mut offsets: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
+        let mut locations = Vec::new();
         for address in user {
             self.refresh_mappings(address.pid, &[lookup_address(address.address, address.is_return)]);
-            if let CodeLocation::File { id, offset } = self.locate(address)
-                && !self.cache.contains(id, offset)
-            {
+            locations.push(self.locate(address));
+        }
+        self.look_up_locations(locations);
+    }
+
+    /// Looks up many locations, file by file, and caches the results for [`Symbolizer::frames_at`]. One by one, each
+    /// location would have its whole file read.
+    pub fn look_up_locations(&mut self, locations: impl IntoIterator<Item = CodeLocation>) {
+        let mut offsets: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
+        let mut anonymous: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+        for location in locations {
+            let (id, offset) = match location {
+                CodeLocation::File { id, offset } => (id, offset),
+                CodeLocation::Vdso { offset } => match self.vdso_file() {
+                    Some(id) => (id, offset),
+                    None => continue,
+                },
+                CodeLocation::Anonymous { pid, address } => {
+                    anonymous.entry(pid).or_default().insert(address);
+                    continue;
+                }
+                CodeLocation::Unmapped { .. } => continue,
+            };
+            if !self.cache.contains(id, offset) {
                 offsets.entry(id).or_default().insert(offset);
             }
         }
-        // Sorted by build id, so that several entries of the same file follow each other and its symbols are read once.
-        let mut files: Vec<(Option<Arc<str>>, FileId, BTreeSet<u64>)> = offsets
-            .into_iter()
-            .map(|(id, offsets)| (self.files.name(id).and_then(|(_, build_id)| build_id), id, offsets))
-            .collect();
-        files.sort_unstable();
-        let mut previous: Option<Arc<str>> = None;
-        for (build_id, id, offsets) in files {
-            if build_id.is_none() || build_id != previous {
-                self.files.drop_copies(&mut self.resolver);
-            }
-            for offset in offsets {
-                self.file_frames(id, offset);
-            }
-            previous = build_id;
+        for files in self.by_content(offsets).into_values() {
+            self.look_up_file(&files);
         }
-        self.files.drop_copies(&mut self.resolver);
+        for (pid, addresses) in anonymous {
+            self.processes.look_up_anonymous(pid, &addresses, &mut self.parser, &mut self.losses);
+        }
+    }
+
+    /// Groups files by container, and by what is the same file.
+    fn by_content(
+        &self,
+        offsets: BTreeMap<FileId, BTreeSet<u64>>,
+    ) -> BTreeMap<LookupGroup, Vec<(FileId, BTreeSet<u64>)>> {
+        let mut groups: BTreeMap<LookupGroup, Vec<(FileId, BTreeSet<u64>)>> = BTreeMap::new();
+        for (id, offsets) in offsets {
+            groups.entry(self.files.lookup_group(id)).or_default().push((id, offsets));
+        }
+        groups
+    }
+
+    /// Looks up offsets of entries that show the same file.
+    fn look_up_file(&mut self, files: &[(FileId, BTreeSet<u64>)]) {
+        let Some((first, _)) = files.first() else { return };
+        let all: BTreeSet<u64> = files.iter().flat_map(|(_, offsets)| offsets.iter().copied()).collect();
+        let all: Vec<u64> = all.into_iter().collect();
+        let symbols = self.files.symbols(*first, &all, &mut self.parser, &mut self.losses);
+        for (id, offsets) in files {
+            let wanted = all.iter().zip(&symbols).filter(|(offset, _)| offsets.contains(offset));
+            for (&offset, symbol) in wanted {
+                self.keep_frames(*id, offset, symbol.clone());
+            }
+        }
     }
 
     /// Looks up many kernel addresses (address, is it a return address) with one pass over the kernel's table.
@@ -256,20 +273,47 @@ impl Symbolizer {
         self.kernel.frames(lookup_address(address, is_return), &mut self.losses)
     }
 
-    /// True if names can be had from a file with this build id.
-    pub fn holds_build_id(&self, build_id: &[u8; 20]) -> bool {
-        self.files.by_build_id(build_id).is_some_and(|id| self.files.is_held(id))
+    /// True if names can be had from a file with this build id that was held for the process.
+    pub fn holds_build_id(&self, pid: u32, build_id: &[u8; 20]) -> bool {
+        let own = self.processes.held_files(pid);
+        own.iter().any(|&id| self.files.has_build_id(id, build_id) && self.files.is_held(id))
     }
 
-    /// The frames at an offset of the file with a build id, if that file is held open (`bpf_stack_build_id` in
-    /// `<linux/bpf.h>`).
-    pub fn build_id_frames(&mut self, build_id: &[u8; 20], offset: u64, is_return: bool) -> Arc<[Frame]> {
+    /// Where an offset of the file with a build id is (`bpf_stack_build_id` in `<linux/bpf.h>`), and whether that is the
+    /// file that the process had mapped. A build id is the container's to choose: another file with the same one need not be
+    /// the same file.
+    pub fn locate_build_id(
+        &mut self,
+        pid: u32,
+        build_id: &[u8; 20],
+        offset: u64,
+        is_return: bool,
+    ) -> Option<(CodeLocation, bool)> {
         let offset = lookup_address(offset, is_return);
-        match self.files.by_build_id(build_id) {
-            Some(id) => self.file_frames(id, offset),
+        let own = self.processes.held_files(pid);
+        let own = own.iter().copied().filter(|&id| self.files.has_build_id(id, build_id));
+        if let Some(id) = own.max_by_key(|&id| self.files.is_held(id)) {
+            return Some((CodeLocation::File { id, offset }, true));
+        }
+        let id = self.files.by_build_id(build_id)?;
+        Some((CodeLocation::File { id, offset }, false))
+    }
+
+    /// The frames at an offset of the file with a build id, if that file is held open.
+    pub fn build_id_frames(
+        &mut self,
+        pid: u32,
+        build_id: &[u8; 20],
+        offset: u64,
+        is_return: bool,
+    ) -> Arc<[Frame]> {
+        match self.locate_build_id(pid, build_id, offset, is_return) {
+            Some((location, true)) => self.frames_at(location),
+            Some((location, false)) => mark_by_build_id(&self.frames_at(location)),
             None => {
                 self.losses.add(StackLossReason::BuildIdUnknown, 1);
-                Arc::from([Frame { build_id: Some(files::hex(build_id).into()), offset, ..Frame::default() }])
+                let offset = lookup_address(offset, is_return);
+                Arc::from([Frame { build_id: Some(hex(build_id).into()), offset, ..Frame::default() }])
             }
         }
     }
@@ -285,20 +329,32 @@ impl Symbolizer {
         self.losses.by_name()
     }
 
-    /// Frees symbol tables and debug information. Open files, known processes and the names of recent profiles stay. A
-    /// recorder that always runs calls it between two profiles.
+    /// Ends the parsing worker and frees what can be had again. Open files, known processes and the names of recent profiles
+    /// stay. A recorder that always runs calls it between two profiles.
     pub fn trim(&mut self) {
-        self.resolver.reset();
-        self.files.drop_copies(&mut self.resolver);
+        self.parser.rest();
         // The other reasons can be temporary: a file that is not open now is opened when it is next seen.
         self.cache.end_round(|reason| reason == StackLossReason::SymbolNotFound);
         self.kernel.trim();
         self.processes.trim();
     }
 
+    /// Frees all that can be had again, at the cost of looking it up again: the names of recent profiles, the mappings of
+    /// processes, and open files. Samples of processes that have ended lose their names.
+    pub fn free(&mut self) {
+        self.trim();
+        self.cache.clear();
+        self.processes = ProcessTable::default();
+        self.files.close_unused_since(Instant::now());
+    }
+
     fn processes_and_opener(&mut self) -> (&mut ProcessTable, FileOpener<'_>) {
-        let Self { processes, files, resolver, losses, .. } = self;
-        (processes, FileOpener { files, resolver, losses })
+        let Self { processes, files, parser, losses, .. } = self;
+        (processes, FileOpener { files, parser, losses })
+    }
+
+    fn vdso_file(&mut self) -> Option<FileId> {
+        self.vdso.file(&mut self.files, &mut self.parser)
     }
 
     fn file_frames(&mut self, id: FileId, offset: u64) -> Arc<[Frame]> {
@@ -308,24 +364,83 @@ impl Symbolizer {
             }
             return frames;
         }
-        let symbol = self.files.symbol(id, offset, &mut self.resolver, &mut self.losses);
+        let symbol = self.files.symbols(id, &[offset], &mut self.parser, &mut self.losses).pop();
+        let symbol = symbol.unwrap_or(Err(Unnamed::Lost(StackLossReason::FileForgotten)));
+        let (frames, missing) = self.keep_frames(id, offset, symbol);
+        if let Some(reason) = missing {
+            self.losses.add(reason, 1);
+        }
+        frames
+    }
+
+    /// Makes the frames of a symbol, or those of the reason why there is none, and caches them.
+    fn keep_frames(
+        &mut self,
+        id: FileId,
+        offset: u64,
+        symbol: Result<Symbol, Unnamed>,
+    ) -> (Arc<[Frame]>, Option<StackLossReason>) {
         let (module, build_id) = match self.files.name(id) {
             Some((name, build_id)) => (Some(name), build_id),
             None => (None, None),
         };
         // A source line without a name is shown, but the name counts as missing.
         let missing = match &symbol {
-            Err(reason) => Some(*reason),
+            Err(unnamed) => Some(unnamed.loss()),
             Ok(symbol) if !symbol.has_name() => Some(StackLossReason::SymbolNotFound),
             Ok(_) => None,
         };
-        if let Some(reason) = missing {
-            self.losses.add(reason, 1);
-        }
-        let frames = to_frames(symbol.ok(), &Frame { module, build_id, offset, ..Frame::default() });
+        let at = Frame { module, build_id, offset, ..Frame::default() };
+        let frames = match symbol {
+            Ok(symbol) => to_frames(symbol, &at),
+            Err(Unnamed::Lost(_)) => Arc::from([at]),
+            Err(Unnamed::GaveUp(failure)) => {
+                let file = at.module.as_deref().map_or("a file", file_name);
+                let function = Some(format!("[symbols: gave up on {file}: {failure}]").into());
+                Arc::from([Frame { function, ..at }])
+            }
+        };
         self.cache.insert(id, offset, Arc::clone(&frames), missing);
-        frames
+        (frames, missing)
     }
+
+    fn anonymous_frames(&mut self, pid: u32, address: u64) -> Arc<[Frame]> {
+        let name = self.processes.anonymous_name(pid, address, &mut self.parser, &mut self.losses);
+        if name.is_none() {
+            self.losses.add(StackLossReason::AnonymousCode, 1);
+        }
+        let module = Some(Arc::from("[anonymous]"));
+        Arc::from([Frame { function: name, module, offset: address, ..Frame::default() }])
+    }
+}
+
+/// What the addresses of a job have in common: their container, and their file.
+type LookupGroup = (Tenant, Result<DescriptorId, FileId>);
+
+/// Frames whose names come from a file with the right build id, of which it is not known whether it is the right file.
+fn mark_by_build_id(frames: &[Frame]) -> Arc<[Frame]> {
+    let mark = |frame: &Frame| {
+        let function = frame.function.as_ref().map(|name| format!("{name} [by build id]").into());
+        Frame { function, ..frame.clone() }
+    };
+    frames.iter().map(mark).collect()
+}
+
+/// Bytes of a name that are kept.
+const MAX_NAME: usize = 1024;
+
+/// Cuts a text after [`MAX_NAME`] bytes. Cut text ends in `…`, so that it is not taken for the whole.
+fn shorten(mut text: String) -> String {
+    if text.len() > MAX_NAME {
+        text.truncate(text.floor_char_boundary(MAX_NAME));
+        text.push('…');
+    }
+    text
+}
+
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A frame without a function.
@@ -333,15 +448,15 @@ fn unnamed(module: Option<&str>, offset: u64) -> Arc<[Frame]> {
     Arc::from([Frame { module: module.map(Arc::from), offset, ..Frame::default() }])
 }
 
-/// A symbol's functions as frames, all at the location of `at`; without a symbol, `at` itself.
-fn to_frames(symbol: Option<Symbol>, at: &Frame) -> Arc<[Frame]> {
-    let Some(symbol) = symbol else { return Arc::from([at.clone()]) };
+/// A symbol's functions as frames, all at the location of `at`.
+fn to_frames(symbol: Symbol, at: &Frame) -> Arc<[Frame]> {
     let last = symbol.functions.len().saturating_sub(1);
     let frame = |(index, function): (usize, SymbolFunction)| Frame {
         function: (!function.name.is_empty()).then(|| function.name.into()),
-        source: function.source,
+        source: function.source.map(|source| (source.file.into(), source.line)),
         inlined: index < last,
         ..at.clone()
     };
-    symbol.functions.into_iter().enumerate().map(frame).collect()
+    let frames: Arc<[Frame]> = symbol.functions.into_iter().enumerate().map(frame).collect();
+    if frames.is_empty() { Arc::from([at.clone()]) } else { frames }
 }

@@ -2,40 +2,62 @@
 //!
 //! Must not depend on: symbols, ELF. Reads /proc; opens files through [`FileTable`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use podopsy_worker::{Parser, Tenant};
 
 use super::CodeLocation;
 use super::files::{FileId, FileTable, MappedFile};
-use super::maps::{self, Areas, Mounts, ProcessStat};
-use super::perf_map::PerfMap;
-use super::resolver::Resolver;
-use crate::{StackLossReason, StackLosses};
+use super::maps::{self, Area, Mounts, ProcessStat};
+use super::perf_map;
+use crate::{StackLossReason, StackLosses, tenant};
 
 /// Processes that are remembered, also after they have ended; the least recently used is forgotten first.
 const MAX_PROCESSES: usize = 8192;
+/// Mappings of all processes together, of 40 bytes each. A container can give a process thousands.
+const MAX_RANGES: usize = 256 << 10;
 /// After a miss (dlopen) mappings are read again, at most once per pause. The pause doubles while that does not help.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Samples from before an exec or a dlclose need the mappings from before.
 const MAX_GENERATIONS: usize = 4;
-/// Perf maps held open. A map takes at most 20 MB while its table is read.
-const MAX_PERF_MAPS: usize = 32;
+/// Perf maps held open.
+const MAX_PERF_MAPS: usize = 256;
+/// Names of code made at run time that are kept of a process, until [`ProcessTable::trim`].
+const MAX_ANONYMOUS_NAMES: usize = 16_384;
 
-/// The mappings of a process at one time.
-#[derive(Debug, Default)]
-struct MappingGeneration {
-    areas: Areas,
-    /// The file of each area, in the order of `areas`.
-    files: Vec<Option<FileId>>,
+/// An executable mapping, without its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MappedRange {
+    start: u64,
+    end: u64,
+    /// Offset in the file.
+    offset: u64,
+    target: RangeTarget,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RangeTarget {
+    File(FileId),
+    Vdso,
+    Anonymous,
+}
+
+/// The mappings of a process at one time, ascending.
+type MappingGeneration = Box<[MappedRange]>;
 
 #[derive(Debug)]
 struct KnownProcess {
     start_time: u64,
+    tenant: Tenant,
     /// Newest first.
     generations: Vec<MappingGeneration>,
-    perf_map: Option<PerfMap>,
+    perf_map: Option<File>,
+    /// Names that the perf map has for addresses, or has not.
+    anonymous_names: HashMap<u64, Option<Arc<str>>>,
     read_at: Instant,
     pause: Duration,
     last_used: u64,
@@ -44,14 +66,24 @@ struct KnownProcess {
 #[derive(Debug, Default)]
 pub(super) struct ProcessTable {
     known: HashMap<u32, KnownProcess>,
+    /// The files of processes whose mappings are not remembered ([`ProcessTable::hold_files`]), by pid.
+    held: HashMap<u32, HeldFiles>,
     /// Counts uses, to find the least recently used process.
     clock: u64,
+}
+
+/// The files that a process had mapped, the last time that was looked at.
+#[derive(Debug)]
+struct HeldFiles {
+    start_time: u64,
+    files: Box<[FileId]>,
+    last_used: u64,
 }
 
 /// What is needed to open the files of mappings.
 pub(super) struct FileOpener<'a> {
     pub files: &'a mut FileTable,
-    pub resolver: &'a mut Resolver,
+    pub parser: &'a mut Parser,
     pub losses: &'a mut StackLosses,
 }
 
@@ -66,10 +98,11 @@ impl ProcessTable {
             return;
         };
         self.clock += 1;
+        let tenant = tenant::of_process(pid);
         let generation = if is_kernel_thread {
             Some(MappingGeneration::default())
         } else {
-            read_mappings(pid, start_time, opener)
+            read_mappings(pid, start_time, tenant, opener)
         };
         let Some(generation) = generation else { return };
         let clock = self.clock;
@@ -78,8 +111,10 @@ impl ProcessTable {
             None => {
                 let process = KnownProcess {
                     start_time,
+                    tenant,
                     generations: vec![generation],
                     perf_map: None,
+                    anonymous_names: HashMap::new(),
                     read_at: Instant::now(),
                     pause: FIRST_PAUSE,
                     last_used: clock,
@@ -87,30 +122,47 @@ impl ProcessTable {
                 if self.known.insert(pid, process).is_some() {
                     opener.losses.add(StackLossReason::PidReused, 1);
                 }
-                self.forget_oldest(opener.losses);
             }
         }
+        self.forget_oldest(pid, opener.losses);
         self.open_perf_map(pid);
     }
 
-    /// Opens the files of a process without remembering its mappings. A process that has ended is not a loss here: none
-    /// of its samples asked for the files.
-    pub fn hold_files(pid: u32, opener: &mut FileOpener<'_>) {
-        if let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) {
-            read_mappings(pid, start_time, opener);
+    /// Opens the files of a process without remembering its mappings, only which files they are. A process that has ended is
+    /// not a loss here: none of its samples asked for the files.
+    pub fn hold_files(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
+        let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
+        let tenant = tenant::of_process(pid);
+        let Some(generation) = read_mappings(pid, start_time, tenant, opener) else { return };
+        self.clock += 1;
+        let files = files_of(&generation).collect::<BTreeSet<_>>().into_iter().collect();
+        self.held.insert(pid, HeldFiles { start_time, files, last_used: self.clock });
+        if self.held.len() > MAX_PROCESSES
+            && let Some(pid) = self.held.iter().min_by_key(|(_, held)| held.last_used).map(|(&pid, _)| pid)
+        {
+            self.held.remove(&pid);
+            opener.losses.add(StackLossReason::ProcessesForgotten, 1);
         }
     }
 
     /// Marks the files of a process as used. Opens those that were closed or never seen, if there is capacity.
-    pub fn refresh_files(pid: u32, opener: &mut FileOpener<'_>) {
+    pub fn refresh_files(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
         let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
         let Ok(areas) = maps::read(pid) else { return };
         let files = areas.areas.iter().filter(|area| area.is_file());
         // `count` visits all of them: every file must be touched, also after one that is not open.
         let not_open = files.filter(|area| !opener.files.touch(area)).count();
-        if not_open > 0 && opener.files.has_capacity() {
-            read_mappings(pid, start_time, opener);
+        let is_held = self.held.get(&pid).is_some_and(|held| held.start_time == start_time);
+        if !is_held || (not_open > 0 && opener.files.has_capacity()) {
+            self.hold_files(pid, opener);
         }
+    }
+
+    /// The files that were opened for a process, the newest mappings first.
+    pub fn held_files(&self, pid: u32) -> Vec<FileId> {
+        let known = self.known.get(&pid).into_iter().flat_map(|process| &process.generations);
+        let held = self.held.get(&pid).into_iter().flat_map(|held| held.files.iter().copied());
+        known.flat_map(files_of).chain(held).collect()
     }
 
     /// Reads the mappings again if one of `addresses` is in none of them, as often as the pause allows.
@@ -125,13 +177,14 @@ impl ProcessTable {
         process.read_at = Instant::now();
         process.pause = (process.pause * 2).min(LONGEST_PAUSE);
         if maps::stat(pid).is_ok_and(|now| now.start_time == process.start_time)
-            && let Some(generation) = read_mappings(pid, process.start_time, opener)
+            && let Some(generation) = read_mappings(pid, process.start_time, process.tenant, opener)
         {
             process.add_generation(generation, self.clock);
             if !is_incomplete(process) {
                 process.pause = FIRST_PAUSE;
             }
             self.open_perf_map(pid);
+            self.forget_oldest(pid, opener.losses);
         }
     }
 
@@ -147,51 +200,91 @@ impl ProcessTable {
     }
 
     /// The name of code made at run time, from the process's perf map.
-    pub fn anonymous_name(&mut self, pid: u32, address: u64) -> Option<String> {
-        self.known.get_mut(&pid)?.perf_map.as_mut()?.find(address)
+    pub fn anonymous_name(
+        &mut self,
+        pid: u32,
+        address: u64,
+        parser: &mut Parser,
+        losses: &mut StackLosses,
+    ) -> Option<Arc<str>> {
+        self.look_up_anonymous(pid, &BTreeSet::from([address]), parser, losses);
+        self.known.get(&pid)?.anonymous_names.get(&address)?.clone()
     }
 
-    /// Frees the tables of perf maps.
+    /// Looks up many addresses in one reading of the perf map, for [`ProcessTable::anonymous_name`].
+    pub fn look_up_anonymous(
+        &mut self,
+        pid: u32,
+        addresses: &BTreeSet<u64>,
+        parser: &mut Parser,
+        losses: &mut StackLosses,
+    ) {
+        let Some(process) = self.known.get_mut(&pid) else { return };
+        let Some(map) = &process.perf_map else { return };
+        let is_new = |address: &&u64| !process.anonymous_names.contains_key(*address);
+        let new: Vec<u64> = addresses.iter().filter(is_new).copied().take(MAX_ANONYMOUS_NAMES).collect();
+        if new.is_empty() {
+            return;
+        }
+        if process.anonymous_names.len() + new.len() > MAX_ANONYMOUS_NAMES {
+            process.anonymous_names.clear();
+        }
+        let names = perf_map::names(process.tenant, map, &new, parser, losses);
+        process.anonymous_names.extend(new.into_iter().zip(names));
+    }
+
+    /// Frees the names of code made at run time: the next profile reads newer ones.
     pub fn trim(&mut self) {
-        for perf_map in self.known.values_mut().filter_map(|process| process.perf_map.as_mut()) {
-            perf_map.trim();
+        for process in self.known.values_mut() {
+            process.anonymous_names = HashMap::new();
         }
     }
 
     /// Opens the perf map of a process that has code made at run time.
     fn open_perf_map(&mut self, pid: u32) {
-        let open = self.known.values().filter(|process| process.perf_map.is_some()).count();
-        if open < MAX_PERF_MAPS
-            && let Some(process) = self.known.get_mut(&pid)
-            && process.perf_map.is_none()
-            && process.has_anonymous_code()
-        {
-            process.perf_map = PerfMap::open(pid);
+        let is_needed = |process: &KnownProcess| process.perf_map.is_none() && process.has_anonymous_code();
+        if !self.known.get(&pid).is_some_and(is_needed) {
+            return;
+        }
+        let open = self.known.iter().filter(|(_, process)| process.perf_map.is_some());
+        if open.clone().count() >= MAX_PERF_MAPS {
+            let oldest = open.min_by_key(|(_, process)| process.last_used).map(|(&pid, _)| pid);
+            if let Some(process) = oldest.and_then(|oldest| self.known.get_mut(&oldest)) {
+                process.perf_map = None;
+            }
+        }
+        if let Some(process) = self.known.get_mut(&pid) {
+            process.perf_map = perf_map::open(pid);
         }
     }
 
-    fn forget_oldest(&mut self, losses: &mut StackLosses) {
-        if self.known.len() > MAX_PROCESSES
-            && let Some(pid) =
-                self.known.iter().min_by_key(|(_, process)| process.last_used).map(|(&pid, _)| pid)
-        {
-            self.known.remove(&pid);
+    /// Forgets the least recently used processes, but not `newest`, until the rest is within bounds.
+    fn forget_oldest(&mut self, newest: u32, losses: &mut StackLosses) {
+        let mut ranges: usize = self.known.values().map(KnownProcess::ranges).sum();
+        while self.known.len() > MAX_PROCESSES || ranges > MAX_RANGES {
+            let others = self.known.iter().filter(|(pid, _)| **pid != newest);
+            let Some((&pid, _)) = others.min_by_key(|(_, process)| process.last_used) else { return };
+            ranges -= self.known.remove(&pid).map_or(0, |process| process.ranges());
             losses.add(StackLossReason::ProcessesForgotten, 1);
         }
     }
 }
 
 impl KnownProcess {
+    fn ranges(&self) -> usize {
+        self.generations.iter().map(|generation| generation.len()).sum()
+    }
+
     fn has_anonymous_code(&self) -> bool {
-        let newest = self.generations.first().into_iter().flat_map(|generation| &generation.areas.areas);
-        newest.into_iter().any(|area| area.path.is_empty() || area.path.starts_with(b"[anon"))
+        let newest = self.generations.first().into_iter().flatten();
+        newest.into_iter().any(|range| range.target == RangeTarget::Anonymous)
     }
 
     fn add_generation(&mut self, generation: MappingGeneration, clock: u64) {
         self.last_used = clock;
         self.read_at = Instant::now();
         // Mostly the mappings have not changed, and no generation is added.
-        if self.generations.first().is_some_and(|newest| newest.areas.areas == generation.areas.areas) {
+        if self.generations.first() == Some(&generation) {
             return;
         }
         self.generations.insert(0, generation);
@@ -199,22 +292,35 @@ impl KnownProcess {
     }
 
     fn find(&self, pid: u32, address: u64) -> Option<CodeLocation> {
-        self.generations.iter().find_map(|generation| {
-            let area = generation.areas.find(address)?;
-            let index = generation.areas.areas.partition_point(|other| other.start < area.start);
-            let offset = (address - area.start).wrapping_add(area.offset);
-            Some(match generation.files.get(index).copied().flatten() {
-                Some(id) => CodeLocation::File { id, offset },
-                None if area.is_vdso() => CodeLocation::Vdso { offset: address - area.start },
-                None => CodeLocation::Anonymous { pid, address },
+        self.generations.iter().find_map(|ranges| {
+            let after = ranges.partition_point(|range| range.start <= address);
+            let range = ranges[..after].last().filter(|range| address < range.end)?;
+            Some(match range.target {
+                RangeTarget::File(id) => {
+                    CodeLocation::File { id, offset: (address - range.start).wrapping_add(range.offset) }
+                }
+                RangeTarget::Vdso => CodeLocation::Vdso { offset: address - range.start },
+                RangeTarget::Anonymous => CodeLocation::Anonymous { pid, address },
             })
         })
     }
 }
 
+fn files_of(ranges: &MappingGeneration) -> impl Iterator<Item = FileId> {
+    ranges.iter().filter_map(|range| match range.target {
+        RangeTarget::File(id) => Some(id),
+        _ => None,
+    })
+}
+
 /// Reads the mappings of a process and opens their files. Returns none if the process that started at `start_time` has
 /// ended.
-fn read_mappings(pid: u32, start_time: u64, opener: &mut FileOpener<'_>) -> Option<MappingGeneration> {
+fn read_mappings(
+    pid: u32,
+    start_time: u64,
+    tenant: Tenant,
+    opener: &mut FileOpener<'_>,
+) -> Option<MappingGeneration> {
     let areas = match maps::read(pid) {
         Ok(areas) if !areas.areas.is_empty() => areas,
         _ => {
@@ -226,16 +332,25 @@ fn read_mappings(pid: u32, start_time: u64, opener: &mut FileOpener<'_>) -> Opti
         opener.losses.add(StackLossReason::MappingsTruncated, 1);
     }
     let mounts = Mounts::for_areas(pid, &areas.areas);
-    let FileOpener { files, resolver, losses } = opener;
-    let ids = areas.areas.iter().map(|area| {
-        let filesystem = mounts.filesystem(area.device);
-        area.is_file().then(|| files.add_mapped(&MappedFile { pid, area, filesystem }, resolver, losses))
+    let FileOpener { files, parser, losses } = opener;
+    let ranges = areas.areas.iter().map(|area: &Area| MappedRange {
+        start: area.start,
+        end: area.end,
+        offset: area.offset,
+        target: if area.is_file() {
+            let filesystem = mounts.filesystem(area.device);
+            RangeTarget::File(files.add_mapped(&MappedFile { pid, tenant, area, filesystem }, parser, losses))
+        } else if area.is_vdso() {
+            RangeTarget::Vdso
+        } else {
+            RangeTarget::Anonymous
+        },
     });
-    let ids = ids.collect();
+    let ranges = ranges.collect();
     // If another process has the pid by now, the mappings may be its own, wholly or in part.
     if maps::stat(pid).is_ok_and(|now| now.start_time != start_time) {
         losses.add(StackLossReason::PidReused, 1);
         return None;
     }
-    Some(MappingGeneration { areas, files: ids })
+    Some(ranges)
 }

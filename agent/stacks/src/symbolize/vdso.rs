@@ -5,12 +5,13 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::elf::read_at;
 use super::files::{FileId, FileTable};
 use super::maps;
+use podopsy_worker::Parser;
 
 /// Two pages on x86-64; far less than this everywhere.
 const MAX_BYTES: u64 = 1 << 20;
@@ -23,17 +24,23 @@ pub(super) struct Vdso {
 
 impl Vdso {
     /// The entry of the image, which is read on first use.
-    pub fn file(&mut self, files: &mut FileTable) -> Option<FileId> {
-        *self.file.get_or_insert_with(|| read_image(files))
+    pub fn file(&mut self, files: &mut FileTable, parser: &mut Parser) -> Option<FileId> {
+        *self.file.get_or_insert_with(|| read_image(files, parser))
     }
 }
 
-fn read_image(files: &mut FileTable) -> Option<FileId> {
+fn read_image(files: &mut FileTable, parser: &mut Parser) -> Option<FileId> {
+    let (copy, mapping) = copy_image()?;
+    Some(files.add_image("[vdso]", copy, mapping, parser))
+}
+
+/// A copy of the image in memory, and the start, the end and the file offset of its mapping in this process.
+pub(crate) fn copy_image() -> Option<(File, (u64, u64, u64))> {
     let areas = maps::read(std::process::id()).ok()?;
     let area = areas.areas.iter().find(|area| area.is_vdso())?;
-    let len = usize::try_from((area.end - area.start).min(MAX_BYTES)).ok()?;
-    let bytes = read_at(&File::open("/proc/self/mem").ok()?, area.start, len).ok()?;
+    let mut bytes = vec![0; usize::try_from((area.end - area.start).min(MAX_BYTES)).ok()?];
+    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, area.start).ok()?;
     let mut copy = File::from(memfd_create("podopsy-vdso", MFdFlags::MFD_CLOEXEC).ok()?);
     copy.write_all(&bytes).ok()?;
-    Some(files.add_image("[vdso]", copy, (area.start, area.end, 0)))
+    Some((copy, (area.start, area.end, 0)))
 }

@@ -15,8 +15,8 @@ use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 use super::scan::PrebuildScope;
 use super::tables::KernelMaps;
 use super::worker::TableWorker;
-use crate::StackLossReason;
 use crate::python::InterpreterRegistry;
+use crate::{ParserPool, StackLossReason};
 use podopsy_model::profile::UnwindCost;
 use podopsy_system::sync::lock;
 
@@ -63,9 +63,10 @@ impl TableBuilder {
         kernel: K,
         max_bytes: usize,
         scope: &PrebuildScope,
+        parsers: &ParserPool,
     ) -> anyhow::Result<TableBuilder> {
         let state = Arc::<BuilderState>::default();
-        let mut worker = TableWorker::new(kernel, max_bytes, scope, state.clone())?;
+        let mut worker = TableWorker::new(kernel, max_bytes, scope, state.clone(), parsers.parser())?;
         worker.prebuild();
         let (requests, received) = sync_channel(REQUEST_QUEUE);
         let thread = std::thread::Builder::new()

@@ -48,8 +48,13 @@ impl KernelMaps for GatedMaps {
 #[test]
 fn a_file_whose_request_was_dropped_can_be_requested_again() {
     let kernel = GatedMaps::default();
-    let builder =
-        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
+    let builder = TableBuilder::start(
+        kernel.clone(),
+        SLAB_WORDS * 4,
+        &PrebuildScope::Cgroups(Vec::new()),
+        &ParserPool::in_threads(),
+    )
+    .unwrap();
     let closed_gate = kernel.gate.lock().unwrap();
     let requested =
         Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
@@ -78,8 +83,13 @@ fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
     let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
     let key = file_key(&open_file(own, &area).unwrap(), &area).unwrap();
     let kernel = GatedMaps::default();
-    let builder =
-        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
+    let builder = TableBuilder::start(
+        kernel.clone(),
+        SLAB_WORDS * 4,
+        &PrebuildScope::Cgroups(Vec::new()),
+        &ParserPool::in_threads(),
+    )
+    .unwrap();
     let request =
         |key: FileKey| builder.request(TableRequest { key, address: area.start, pid: own, unused: 0 });
     let false_key = FileKey { changed: key.changed ^ 1, ..key };
@@ -101,8 +111,13 @@ fn the_start_of_a_program_is_handled_again_if_its_first_process_had_ended() {
     let area = areas.iter().find(|area| area.is_file()).unwrap();
     let key = file_key(&open_file(own, area).unwrap(), area).unwrap();
     let kernel = GatedMaps::default();
-    let builder =
-        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &PrebuildScope::Cgroups(Vec::new())).unwrap();
+    let builder = TableBuilder::start(
+        kernel.clone(),
+        SLAB_WORDS * 4,
+        &PrebuildScope::Cgroups(Vec::new()),
+        &ParserPool::in_threads(),
+    )
+    .unwrap();
     for pid in [u32::MAX, own] {
         builder.request(TableRequest { key, address: 0, pid, unused: 0 });
     }

@@ -8,8 +8,8 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use podopsy_wire::FileKey;
+use podopsy_worker::MAX_UNWIND_BYTES;
 
-use super::file;
 use crate::StackLossReason;
 use crate::symbolize::maps::{self, Area, FilesystemKind, Mounts};
 use crate::symbolize::open;
@@ -43,7 +43,7 @@ pub(super) fn files_in_scope(scope: &PrebuildScope) -> Vec<PendingFile> {
     for pid in pids_in_scope(scope) {
         for area in mapped_files(pid) {
             let id = (area.device, area.inode);
-            files.entry(id).or_insert(PendingFile { pid, area, max_bytes: file::MAX_BYTES });
+            files.entry(id).or_insert(PendingFile { pid, area, max_bytes: MAX_UNWIND_BYTES });
         }
     }
     smallest_last(files.into_values().collect())

@@ -3,20 +3,19 @@
 //! Must not depend on: aya, processes, the source of the rows.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, Hash, RandomState};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use podopsy_wire::{
-    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, Rule,
-    SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
+    DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, RULES_MAX,
+    Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
 };
 
 use super::arena::{Extent, SlabArena};
-use super::rows::{FileRows, UnwindRow};
 use super::rule_numbers::RuleNumbers;
 use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::UnwindCost;
+use podopsy_worker::{FileRows, Tenant, UnwindDigest, UnwindRow};
 
 /// The kernel side's maps that hold unwind tables.
 pub trait KernelMaps: Send + 'static {
@@ -41,8 +40,8 @@ const RETRY_REFUSED_AFTER: u32 = 60;
 /// One eviction frees at least this fraction of all memory, because each eviction looks at all tables and sleeps.
 const EVICTION_FRACTION: usize = 16;
 
-/// Identifies the unwind information of a file: its hash under a key that cannot be guessed.
-pub(super) type Digest = u64;
+/// A container over this part of all memory for rows, or of all rules, loses its own tables first, also those in use.
+const TENANT_FRACTION: usize = 4;
 
 /// The table of one file, or of several files with the same unwind information.
 #[derive(Debug)]
@@ -53,6 +52,8 @@ struct UnwindTable {
     /// The numbers of the rules that it uses.
     rules: Vec<u16>,
     keys: Vec<FileKey>,
+    /// The container that it was built for.
+    tenant: Tenant,
 }
 
 /// All tables, with the kernel memory that they lie in.
@@ -60,12 +61,11 @@ pub struct UnwindTables<K> {
     kernel: K,
     arena: SlabArena,
     rules: RuleNumbers,
-    tables: HashMap<Digest, UnwindTable>,
+    tables: HashMap<UnwindDigest, UnwindTable>,
     /// Files that the kernel side has an answer for. None if the answer is that the file has no table.
-    answers: HashMap<FileKey, Option<Digest>>,
+    answers: HashMap<FileKey, Option<UnwindDigest>>,
     /// Files whose table did not fit, and the time of the attempt.
     refused: Vec<(u32, FileKey)>,
-    hasher: RandomState,
     max_slabs: usize,
     losses: StackLosses,
 }
@@ -82,7 +82,6 @@ impl<K: KernelMaps> UnwindTables<K> {
             tables: HashMap::new(),
             answers: HashMap::new(),
             refused: Vec::new(),
-            hasher: RandomState::new(),
             max_slabs,
             losses: StackLosses::default(),
         })
@@ -91,10 +90,6 @@ impl<K: KernelMaps> UnwindTables<K> {
     /// True when the kernel side has an answer for this file: a table, or that there is none.
     pub fn has_answer(&self, key: &FileKey) -> bool {
         self.answers.contains_key(key)
-    }
-
-    pub(super) fn digest(&self, content: &impl Hash) -> Digest {
-        self.hasher.hash_one(content)
     }
 
     /// Passes an interpreter's layout to the kernel side, under the number that its file's table will carry.
@@ -108,7 +103,8 @@ impl<K: KernelMaps> UnwindTables<K> {
         &mut self,
         key: &FileKey,
         python: u32,
-        digest: Digest,
+        digest: UnwindDigest,
+        tenant: Tenant,
         rows: impl FnOnce() -> Result<FileRows, StackLossReason>,
     ) -> anyhow::Result<()> {
         self.limit_files();
@@ -122,7 +118,7 @@ impl<K: KernelMaps> UnwindTables<K> {
         match rows() {
             Ok(rows) => {
                 self.losses.add_all(&rows.losses);
-                match self.add_table(key, digest, &rows)? {
+                match self.add_table(key, digest, tenant, &rows)? {
                     Some(table) => self.set_answer(key, Some(digest), &Table { python, ..table }),
                     None => self.refuse(key, python),
                 }
@@ -143,7 +139,12 @@ impl<K: KernelMaps> UnwindTables<K> {
         self.set_answer(key, None, &Table { python, ..NO_TABLE })
     }
 
-    fn set_answer(&mut self, key: &FileKey, digest: Option<Digest>, table: &Table) -> anyhow::Result<()> {
+    fn set_answer(
+        &mut self,
+        key: &FileKey,
+        digest: Option<UnwindDigest>,
+        table: &Table,
+    ) -> anyhow::Result<()> {
         self.answers.insert(*key, digest);
         self.kernel.set_table(key, &Table { used: now(), ..*table })
     }
@@ -182,7 +183,13 @@ impl<K: KernelMaps> UnwindTables<K> {
     }
 
     /// Writes a table. None if it does not fit, even after evictions.
-    fn add_table(&mut self, key: &FileKey, digest: Digest, rows: &FileRows) -> anyhow::Result<Option<Table>> {
+    fn add_table(
+        &mut self,
+        key: &FileKey,
+        digest: UnwindDigest,
+        tenant: Tenant,
+        rows: &FileRows,
+    ) -> anyhow::Result<Option<Table>> {
         let Some((first, last)) = rows.rows.first().zip(rows.rows.last()) else { return Ok(None) };
         let (first_page, last_page) = (first.offset >> PAGE_BITS, last.offset >> PAGE_BITS);
         let pages = (last_page - first_page + 1) as usize;
@@ -190,7 +197,8 @@ impl<K: KernelMaps> UnwindTables<K> {
             return Ok(None);
         }
         let Some(rules) = self.number_rules(rows)? else { return Ok(None) };
-        let mut new = UnwindTable { extents: Vec::new(), table: NO_TABLE, rows: 0, rules, keys: vec![*key] };
+        let mut new =
+            UnwindTable { extents: Vec::new(), table: NO_TABLE, rows: 0, rules, keys: vec![*key], tenant };
         let Some(directory) = self.write_pages(&mut new, &rows.rows, first_page..=last_page)? else {
             self.discard(&new);
             return Ok(None);
@@ -323,17 +331,47 @@ impl<K: KernelMaps> UnwindTables<K> {
         true
     }
 
-    /// The tables that may be evicted, the least recently used first.
-    fn least_recently_used(&self) -> Vec<Digest> {
+    /// The tables that may be evicted, in order: those of a container that has more than its share, then the least recently
+    /// used.
+    fn least_recently_used(&self) -> Vec<UnwindDigest> {
         let now = now();
+        let largest = self.tenant_over_share();
         let last_used = |table: &UnwindTable| {
             let entries = table.keys.iter().filter_map(|key| self.kernel.table(key));
             entries.map(|entry| entry.used).max().unwrap_or(0)
         };
-        let mut all: Vec<_> = self.tables.iter().map(|(digest, table)| (last_used(table), *digest)).collect();
-        all.retain(|(used, _)| now.saturating_sub(*used) >= IN_USE);
+        let rank = |(digest, table): (&UnwindDigest, &UnwindTable)| {
+            (Some(table.tenant) != largest, last_used(table), *digest)
+        };
+        let mut all: Vec<_> = self.tables.iter().map(rank).collect();
+        all.retain(|(is_within_share, used, _)| !is_within_share || now.saturating_sub(*used) >= IN_USE);
         all.sort_unstable();
-        all.into_iter().map(|(_, digest)| digest).collect()
+        all.into_iter().map(|(.., digest)| digest).collect()
+    }
+
+    /// The container with the most rows or rules, if it has more than its share.
+    fn tenant_over_share(&self) -> Option<Tenant> {
+        let mut used: HashMap<Tenant, (usize, usize)> = HashMap::new();
+        for table in self.tables.values() {
+            let of_tenant = used.entry(table.tenant).or_default();
+            of_tenant.0 += table.extents.iter().map(|extent| extent.len).sum::<usize>();
+            of_tenant.1 += table.rules.len();
+        }
+        let words = self.max_slabs * SLAB_WORDS / TENANT_FRACTION;
+        let rules = RULES_MAX / TENANT_FRACTION;
+        // The host's own files (0) are not a container's.
+        let over = used.iter().filter(|(tenant, used)| **tenant != 0 && (used.0 > words || used.1 > rules));
+        over.max_by_key(|(_, used)| used.0 / words.max(1) + used.1 / rules).map(|(tenant, _)| *tenant)
+    }
+
+    /// Removes the tables that carry an interpreter's number, before the number is given to another one.
+    pub(super) fn forget_python(&mut self, number: u32) {
+        let carries = |key: &&FileKey| self.kernel.table(key).is_some_and(|table| table.python == number);
+        let keys: Vec<FileKey> = self.answers.keys().filter(carries).copied().collect();
+        for key in &keys {
+            self.forget(key);
+        }
+        std::thread::sleep(GRACE);
     }
 
     /// Lets the kernel side request the files again that were refused up to `until`.

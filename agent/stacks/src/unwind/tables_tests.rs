@@ -2,6 +2,8 @@
 
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULES_MAX};
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use super::*;
 
 #[derive(Default)]
@@ -68,8 +70,13 @@ fn key(inode: u64) -> FileKey {
 
 /// Loads a file with nothing but these rows.
 fn load(tables: &mut UnwindTables<FakeMaps>, inode: u64, rows: &FileRows) {
-    let digest = tables.digest(&(&rows.rows, &rows.rules));
-    tables.load(&key(inode), 0, digest, || Ok(rows.clone())).unwrap();
+    load_for(tables, 0, inode, rows);
+}
+
+fn load_for(tables: &mut UnwindTables<FakeMaps>, tenant: Tenant, inode: u64, rows: &FileRows) {
+    let mut hasher = DefaultHasher::new();
+    (&rows.rows, &rows.rules).hash(&mut hasher);
+    tables.load(&key(inode), 0, hasher.finish().into(), tenant, || Ok(rows.clone())).unwrap();
 }
 
 /// Makes all tables look as if no stack had gone through them lately.
@@ -182,4 +189,31 @@ fn tables_in_use_are_not_evicted_and_refused_files_may_be_requested_again() {
     assert!(!tables.has_answer(&key(2)), "it stays refused for ever");
     load(&mut tables, 2, &made_up_rows(40_000, 20, 2));
     assert_eq!(tables.kernel.tables[&key(2)].state, TABLE_READY);
+}
+
+#[test]
+fn a_container_that_fills_the_memory_loses_its_own_tables_also_those_in_use() {
+    let mut tables = UnwindTables::new(FakeMaps::default(), 2 * SLAB_WORDS * 4).unwrap();
+    load_for(&mut tables, 1, 100, &made_up_rows(5_000, 20, 100));
+    for inode in 0..20 {
+        load_for(&mut tables, 2, inode, &made_up_rows(40_000, 20, inode as i32));
+    }
+    load_for(&mut tables, 1, 101, &made_up_rows(5_000, 20, 101));
+    for inode in [100, 101] {
+        assert_eq!(tables.kernel.tables[&key(inode)].state, TABLE_READY, "{inode}");
+    }
+    assert!(tables.losses()["unwind_evicted"] >= 15, "{:?}", tables.losses());
+}
+
+#[test]
+fn a_container_that_fills_the_rules_loses_its_own_tables() {
+    let mut tables = UnwindTables::new(FakeMaps::default(), 16 * SLAB_WORDS * 4).unwrap();
+    load_for(&mut tables, 1, 10_000, &made_up_rows(200, 20, 10_000));
+    for inode in 0..RULES_MAX as u64 / 50 {
+        load_for(&mut tables, 2, inode, &made_up_rows(200, 20, inode as i32));
+    }
+    load_for(&mut tables, 3, 10_001, &made_up_rows(200, 20, 10_001));
+    for inode in [10_000, 10_001] {
+        assert_eq!(tables.kernel.tables[&key(inode)].state, TABLE_READY, "{inode}");
+    }
 }

@@ -6,26 +6,23 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fs::File;
 use std::hash::Hash;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
+use podopsy_worker::{FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Parser, Tenant};
 
 use super::builder::{BuilderState, TableBuilderReport};
-use super::file::{self, UnwindSource};
 use super::scan::{
     PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
     open_file, smallest_last,
 };
 use super::tables::{KernelMaps, UnwindTables};
-use crate::StackLossReason;
-use crate::python::{self, Interpreter};
-use crate::symbolize::elf::read_at;
+use crate::python::InterpreterNumber;
 use crate::symbolize::maps::{self, Area};
-use crate::symbolize::open;
+use crate::symbolize::{open, vdso};
+use crate::{StackLossReason, tenant};
 use podopsy_system::heap;
 use podopsy_system::sync::lock;
 
@@ -33,6 +30,8 @@ use podopsy_system::sync::lock;
 const MAX_OPEN_REQUESTS: usize = 64;
 /// Files that wait for a table without a request.
 const MAX_BACKLOG: usize = 4096;
+/// The same of one process.
+const MAX_BACKLOG_OF_PROCESS: usize = 512;
 /// The dynamic loader maps a new program's libraries in its first milliseconds, so the process is scanned again after this.
 const RESCAN_AFTER: Duration = Duration::from_millis(10);
 /// Started programs that are scanned in one second. The others get their tables when their first sample requests them.
@@ -45,12 +44,14 @@ const MAX_UNREQUESTED_BYTES: u64 = 512 << 10;
 /// The time until a file that could not be opened may be requested again. Otherwise each of its samples would request it.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const IDLE_WAIT: Duration = Duration::from_secs(3600);
-const VDSO_BYTES: u64 = 1 << 20;
+/// The time until a file may be requested again whose container has used up the CPU time for its files.
+const RETRY_OVER_BUDGET_AFTER: Duration = Duration::from_secs(15);
 
 /// A file that a stack went through and that has no table yet.
 struct RequestedFile {
     key: FileKey,
     pid: u32,
+    tenant: Tenant,
     file: File,
     /// Bytes of code. The more there are, the longer its table takes.
     size: u64,
@@ -77,7 +78,7 @@ impl ScanRate {
 
 pub(super) struct TableWorker<K> {
     tables: UnwindTables<K>,
-    /// The last one is the smallest, and the next to be read.
+    parser: Parser,
     requested: Vec<RequestedFile>,
     /// Files to read when none is requested.
     backlog: Vec<PendingFile>,
@@ -101,10 +102,12 @@ impl<K: KernelMaps> TableWorker<K> {
         max_bytes: usize,
         scope: &PrebuildScope,
         state: Arc<BuilderState>,
+        parser: Parser,
     ) -> anyhow::Result<Self> {
         let is_node = matches!(scope, PrebuildScope::Node { .. });
         Ok(Self {
             tables: UnwindTables::new(kernel, max_bytes)?,
+            parser,
             requested: Vec::new(),
             backlog: files_in_scope(scope),
             rescans: Vec::new(),
@@ -112,7 +115,7 @@ impl<K: KernelMaps> TableWorker<K> {
             scan_rate: ScanRate { since: Instant::now(), scans: 0 },
             scanned: HashSet::new(),
             started: HashSet::new(),
-            max_unrequested_bytes: if is_node { MAX_UNREQUESTED_BYTES } else { file::MAX_BYTES },
+            max_unrequested_bytes: if is_node { MAX_UNREQUESTED_BYTES } else { MAX_UNWIND_BYTES },
             state,
         })
     }
@@ -131,6 +134,7 @@ impl<K: KernelMaps> TableWorker<K> {
             let idle = self.backlog.is_empty() && self.requested.is_empty();
             // Reading a large program's rows takes tens of MB, which are not needed any more.
             if idle && std::mem::take(&mut has_built) {
+                self.parser.rest();
                 heap::give_back();
             }
             has_built |= !idle;
@@ -146,7 +150,7 @@ impl<K: KernelMaps> TableWorker<K> {
                 self.handle(&request);
             }
             self.allow_retries();
-            if let Some(requested) = self.requested.pop() {
+            if let Some(requested) = self.next_requested() {
                 self.build_requested(&requested);
             } else {
                 self.rescan_due_processes();
@@ -155,6 +159,17 @@ impl<K: KernelMaps> TableWorker<K> {
             self.publish_losses();
         }
         TableBuilderReport { losses: self.tables.losses(), cost: self.tables.cost() }
+    }
+
+    /// The next file to read: the smallest one of a container that has used little of the CPU time for its files. Otherwise
+    /// the files of one container could delay those of all others.
+    fn next_requested(&mut self) -> Option<RequestedFile> {
+        let parser = &self.parser;
+        let rank = |(_, file): &(usize, &RequestedFile)| {
+            (Reverse(parser.left(file.tenant).as_millis() / 500), file.size)
+        };
+        let next = self.requested.iter().enumerate().min_by_key(rank).map(|(index, _)| index)?;
+        Some(self.requested.swap_remove(next))
     }
 
     fn time_to_next_event(&self) -> Duration {
@@ -194,7 +209,7 @@ impl<K: KernelMaps> TableWorker<K> {
             && let Ok(key) = file_key(&file, &pending.area)
             && !self.tables.has_answer(&key)
         {
-            self.build(&key, &file, pending.max_bytes);
+            self.build(&key, &file, pending.max_bytes, tenant::of_process(pending.pid));
         }
         true
     }
@@ -218,7 +233,7 @@ impl<K: KernelMaps> TableWorker<K> {
         // Opened now, because the process may have ended when it is this file's turn.
         match open_file(request.pid, area) {
             Ok(file) if is_file_of_key(&file, &request.key) => {
-                self.queue(request.key, request.pid, area, file, file::MAX_BYTES);
+                self.queue(request.key, request.pid, area, file, MAX_UNWIND_BYTES);
             }
             Ok(file) => {
                 // The table must not be stored under the requested key, which other containers may share. It is stored under
@@ -228,12 +243,12 @@ impl<K: KernelMaps> TableWorker<K> {
                     && own_key != request.key
                     && !self.tables.has_answer(&own_key)
                 {
-                    self.queue(own_key, request.pid, area, file, file::MAX_BYTES);
+                    self.queue(own_key, request.pid, area, file, MAX_UNWIND_BYTES);
                 }
                 self.retry_later(request.key, StackLossReason::MappedFileReplaced);
             }
             Err(reason) if open::PERMANENT.contains(&reason) && is_area_of_key(area, &request.key) => {
-                self.load(&request.key, Err(reason), 0);
+                self.set_no_table(&request.key, 0, reason);
             }
             // The process may have ended just now, or have mapped another file at the address.
             Err(reason) => self.retry_later(request.key, reason),
@@ -267,18 +282,25 @@ impl<K: KernelMaps> TableWorker<K> {
     }
 
     fn queue(&mut self, key: FileKey, pid: u32, area: &Area, file: File, max_bytes: u64) {
-        self.requested.push(RequestedFile { key, pid, file, size: area.end - area.start, max_bytes });
-        self.requested.sort_by_key(|requested| Reverse(requested.size));
+        let (tenant, size) = (tenant::of_process(pid), area.end - area.start);
+        self.requested.push(RequestedFile { key, pid, tenant, file, size, max_bytes });
     }
 
     /// Lets the kernel side request a file again after [`RETRY_AFTER`].
     fn retry_later(&mut self, key: FileKey, reason: StackLossReason) {
+        self.retry_after(RETRY_AFTER, key, reason);
+    }
+
+    fn retry_after(&mut self, pause: Duration, key: FileKey, reason: StackLossReason) {
         self.tables.count_loss(reason);
-        self.retries.push((Instant::now() + RETRY_AFTER, key));
+        // Of more files than the kernel side knows, none has to be allowed again.
+        if self.retries.len() < TABLES_MAX {
+            self.retries.push((Instant::now() + pause, key));
+        }
     }
 
     fn build_requested(&mut self, requested: &RequestedFile) {
-        self.build(&requested.key, &requested.file, requested.max_bytes);
+        self.build(&requested.key, &requested.file, requested.max_bytes, requested.tenant);
         // A process that was sampled once will be sampled again, in other files that it has mapped.
         if insert_bounded(&mut self.scanned, requested.pid) {
             self.scan_process(requested.pid);
@@ -292,34 +314,59 @@ impl<K: KernelMaps> TableWorker<K> {
         if self.backlog.len() < MAX_BACKLOG {
             let max_bytes = self.max_unrequested_bytes;
             let files = areas.iter().map(|area| PendingFile { pid, area: area.clone(), max_bytes });
-            self.backlog.splice(0..0, smallest_last(files.collect()));
+            self.backlog.splice(0..0, smallest_last(files.take(MAX_BACKLOG_OF_PROCESS).collect()));
         }
         areas
     }
 
     /// Builds a file's table if its call frame information has at most `max_bytes`. If it has more, the file gets no answer
     /// unless `max_bytes` is the largest bound, so that it can still be requested.
-    fn build(&mut self, key: &FileKey, file: &File, max_bytes: u64) {
-        let source = file::find_source(file, max_bytes);
-        if max_bytes < file::MAX_BYTES && matches!(source, Err(StackLossReason::SectionTooLarge)) {
-            return;
-        }
-        let python = match python::detect_interpreter(file) {
+    fn build(&mut self, key: &FileKey, file: &File, max_bytes: u64, tenant: Tenant) {
+        let found = match self.parser.find_unwind(tenant, file, max_bytes) {
+            Ok(Ok(found)) => found,
+            Ok(Err(StackLossReason::SectionTooLarge)) if max_bytes < MAX_UNWIND_BYTES => return,
+            Ok(Err(reason)) => return self.set_no_table(key, 0, reason),
+            Err(failure) if failure.is_permanent() => return self.set_no_table(key, 0, failure.loss()),
+            Err(failure) => return self.retry_after(RETRY_OVER_BUDGET_AFTER, *key, failure.loss()),
+        };
+        self.load(key, file, &found, tenant);
+    }
+
+    fn load(&mut self, key: &FileKey, file: &File, found: &FoundUnwind, tenant: Tenant) {
+        let python = match &found.python {
             Ok(None) => 0,
-            Ok(Some(interpreter)) => self.register_interpreter(&interpreter),
+            Ok(Some(interpreter)) => self.register_interpreter(interpreter, tenant),
             Err(reason) => {
-                self.tables.count_loss(reason);
+                self.tables.count_loss(*reason);
                 0
             }
         };
-        self.load(key, source, python);
+        let digest = match found.digest {
+            Ok(digest) => digest,
+            Err(reason) => return self.set_no_table(key, python, reason),
+        };
+        let parser = &mut self.parser;
+        let rows = || parser.rows(tenant, file).unwrap_or_else(|failure| Err(failure.loss()));
+        warn_if_failed(self.tables.load(key, python, digest, tenant, rows));
+    }
+
+    fn set_no_table(&mut self, key: &FileKey, python: u32, reason: StackLossReason) {
+        warn_if_failed(self.tables.set_no_table(key, python, reason));
     }
 
     /// The number that the kernel side has for the interpreter, or 0 if it cannot have one.
-    fn register_interpreter(&mut self, interpreter: &Interpreter) -> u32 {
-        let Some(number) = self.state.interpreters.number(interpreter) else {
-            self.tables.count_loss(StackLossReason::PythonInterpretersFull);
-            return 0;
+    fn register_interpreter(&mut self, interpreter: &Interpreter, tenant: Tenant) -> u32 {
+        let number = match self.state.interpreters.number(interpreter, tenant) {
+            Some(InterpreterNumber::Own(number)) => number,
+            Some(InterpreterNumber::Reused(number)) => {
+                self.tables.count_loss(StackLossReason::PythonInterpretersFull);
+                self.tables.forget_python(number);
+                number
+            }
+            None => {
+                self.tables.count_loss(StackLossReason::PythonInterpretersFull);
+                return 0;
+            }
         };
         match self.tables.set_python(number, &interpreter.layout) {
             Ok(()) => number,
@@ -330,33 +377,18 @@ impl<K: KernelMaps> TableWorker<K> {
         }
     }
 
-    fn load(&mut self, key: &FileKey, source: Result<UnwindSource, StackLossReason>, python: u32) {
-        let loaded = match source {
-            Ok(source) => {
-                let digest = self.tables.digest(&source);
-                self.tables.load(key, python, digest, move || source.read_rows())
-            }
-            Err(reason) => self.tables.set_no_table(key, python, reason),
-        };
-        if let Err(error) = loaded {
-            tracing::warn!("cannot write an unwind table into the kernel's maps: {error:#}");
-        }
-    }
-
     /// Builds the table of the vDSO from our own copy, which is the same in every 64-bit process.
     fn load_vdso(&mut self) {
-        let image = || {
-            let areas = maps::read(std::process::id()).ok()?;
-            let area = areas.areas.iter().find(|area| area.is_vdso())?;
-            let len = usize::try_from((area.end - area.start).min(VDSO_BYTES)).ok()?;
-            let bytes = read_at(&File::open("/proc/self/mem").ok()?, area.start, len).ok()?;
-            let mut copy = File::from(memfd_create("podopsy-vdso", MFdFlags::MFD_CLOEXEC).ok()?);
-            copy.write_all(&bytes).ok()?;
-            Some(copy)
-        };
-        let source =
-            image().ok_or(StackLossReason::Vdso).and_then(|file| file::find_source(&file, file::MAX_BYTES));
-        self.load(&FileKey::VDSO, source, 0);
+        match vdso::copy_image() {
+            Some((copy, _)) => self.build(&FileKey::VDSO, &copy, MAX_UNWIND_BYTES, 0),
+            None => self.set_no_table(&FileKey::VDSO, 0, StackLossReason::Vdso),
+        }
+    }
+}
+
+fn warn_if_failed(written: anyhow::Result<()>) {
+    if let Err(error) = written {
+        tracing::warn!("cannot write an unwind table into the kernel's maps: {error:#}");
     }
 }
 

@@ -24,12 +24,8 @@ const LOOKS_MAX: u32 = 8;
 const IDLE: Duration = Duration::from_secs(5);
 
 /// Counts samples until the last sender is gone.
-pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &SamplerState) {
-    let mut counter = Counter {
-        window: GrowthWindow::default(),
-        symbolizer: Symbolizer::with_limits(growth::FILES, growth::SYMBOLS_BYTES),
-        seen: HashMap::new(),
-    };
+pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &SamplerState, symbolizer: Symbolizer) {
+    let mut counter = Counter { window: GrowthWindow::default(), symbolizer, seen: HashMap::new() };
     let mut reported: Option<Instant> = None;
     loop {
         // Tables of symbols are megabytes, and the next kill may be days away; in a storm it is not.

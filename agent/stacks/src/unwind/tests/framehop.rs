@@ -20,10 +20,9 @@ use nix::unistd::Pid;
 use podopsy_wire::{End, FRAMES_MAX, KIND_DEREF};
 
 use super::walk::{MappedCode, StoppedThread, walk};
-use crate::symbolize::elf::{layout, sections};
 use crate::symbolize::maps::{self, Area, Areas};
-use crate::unwind::file;
-use crate::unwind::rows::FileRows;
+use podopsy_parse::elf::{layout, read_at, sections};
+use podopsy_parse::unwind::{FileRows, MAX_BYTES, find_source};
 
 /// How often each program is stopped.
 const STOPS: usize = 250;
@@ -95,7 +94,12 @@ impl TracedProgram {
         for area in &areas.areas {
             let Some(file) = self.file(area) else { continue };
             let rows = self.by_path.entry(area.path.clone());
-            let rows = rows.or_insert_with(|| file::rows(&file).ok().map(Rc::new)).clone();
+            let rows = rows
+                .or_insert_with(|| {
+                    let source = find_source(&file, MAX_BYTES).ok()?;
+                    source.read_rows().ok().map(Rc::new)
+                })
+                .clone();
             self.tables.insert(area.start, rows);
             if let Some(module) = module(area, &file) {
                 self.unwinder.add_module(module);
@@ -249,7 +253,10 @@ fn module(area: &Area, file: &File) -> Option<Module<Vec<u8>>> {
     let table = sections(file);
     let find = |name: &[u8]| table.iter().find(|section| section.name == name && section.size > 0);
     let range = |name: &[u8]| find(name).map(|section| section.address..section.address + section.size);
-    let bytes = |name: &[u8]| Some(file::load_section(file, find(name)?, file::MAX_BYTES).ok()?.bytes);
+    let bytes = |name: &[u8]| {
+        let section = find(name)?;
+        read_at(file, section.offset, usize::try_from(section.size).ok()?).ok()
+    };
     Some(Module::new(
         String::from_utf8_lossy(&area.path).into_owned(),
         area.start..area.end,

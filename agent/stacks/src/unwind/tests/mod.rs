@@ -1,5 +1,4 @@
-//! Rows and stacks compared with what other tools find in the same files and processes.
+//! Whole stacks compared with those of another unwinder.
 
 mod framehop;
-mod readelf;
 mod walk;

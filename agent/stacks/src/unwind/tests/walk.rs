@@ -6,7 +6,7 @@ use podopsy_wire::{
     KIND_REGISTER, KIND_SIGNAL, KIND_STOP, RA_AT_CFA, Rule,
 };
 
-use crate::unwind::arch::NATIVE;
+use podopsy_parse::unwind::NATIVE;
 
 /// `mov $15, %rax; syscall`. A signal handler returns to it.
 const SIGRETURN: u64 = 0x0f00_0000_0fc0_c748;

@@ -1,0 +1,211 @@
+//! Names for addresses of an ELF file: from debug information, from Go's own tables, and from symbol tables.
+//!
+//! Nothing is kept between two calls: a caller asks for all addresses of a file together, and the memory that its tables
+//! take is free again when the names are known.
+
+mod debug_file;
+mod demangle;
+mod dwarf;
+pub(crate) mod go;
+mod sections;
+mod symbol_table;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+
+use serde::{Deserialize, Serialize};
+
+pub use debug_file::DebugLink;
+#[cfg(feature = "fuzzing")]
+pub(crate) use demangle::MAX_NAME;
+pub(crate) use demangle::readable;
+use dwarf::DebugInfo;
+use go::GoSymbols;
+use sections::{NameSections, SectionId};
+use symbol_table::{SymbolTable, TableKind};
+
+use crate::StackLossReason;
+use crate::elf::{self, Layout};
+
+/// Bytes of a file that are read for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameBounds {
+    /// Of each symbol table with its strings.
+    pub symbols: u64,
+    /// Of all sections of debug information together.
+    pub debug_info: u64,
+}
+
+impl NameBounds {
+    /// For a worker that may take hundreds of megabytes.
+    pub const LARGE: NameBounds = NameBounds { symbols: 96 << 20, debug_info: 128 << 20 };
+    /// For a worker that shares the memory limit of the agent's container.
+    pub const SMALL: NameBounds = NameBounds { symbols: 24 << 20, debug_info: 32 << 20 };
+}
+
+/// A place in the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceLine {
+    /// Escaped.
+    pub file: String,
+    pub line: u32,
+}
+
+/// A function, with its source line if debug information has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolFunction {
+    /// Escaped; empty if unknown.
+    pub name: String,
+    pub source: Option<SourceLine>,
+}
+
+/// The functions at an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbol {
+    /// Innermost first: the inlined functions, and last the function that contains the code. Not empty.
+    pub functions: Vec<SymbolFunction>,
+}
+
+impl Symbol {
+    fn bytes(&self) -> usize {
+        let source =
+            |function: &SymbolFunction| function.source.as_ref().map_or(0, |source| source.file.len());
+        self.functions.iter().map(|function| 16 + function.name.len() + source(function)).sum()
+    }
+
+    pub fn has_name(&self) -> bool {
+        self.functions.last().is_some_and(|outermost| !outermost.name.is_empty())
+    }
+}
+
+/// Bytes of all names of one answer. 16,384 addresses of C++ with lines take some 3 MB.
+const MAX_ANSWER_BYTES: usize = 12 << 20;
+
+/// What to look up, and how far to read for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameQuery {
+    /// Offsets in the file.
+    pub offsets: Vec<u64>,
+    /// The layout by which the offsets were found. A file with another one has been written to since.
+    pub layout: Layout,
+    /// Whether debug information is read.
+    pub debug_info: bool,
+    pub bounds: NameBounds,
+}
+
+/// The answer to a [`NameQuery`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundNames {
+    /// For each offset, in the order of the query: its functions, or the reason why they are not known.
+    pub symbols: Vec<Result<Symbol, StackLossReason>>,
+    /// Parts of the file that were left out, because of their size or their compression.
+    pub left_out: Vec<StackLossReason>,
+}
+
+/// Looks up the names of offsets of `file`. `debug_file` is the host's separate debug file; it is used if it belongs to
+/// `file`. An error is a reason that holds for the whole file.
+pub fn look_up(
+    file: &File,
+    debug_file: Option<&File>,
+    query: &NameQuery,
+) -> Result<FoundNames, StackLossReason> {
+    // The file belongs to a container, which may have overwritten it after its segments were read.
+    if elf::layout(file).as_ref() != Some(&query.layout) {
+        return Err(StackLossReason::FileChanged);
+    }
+    let own = NameSections::read(file, query.debug_info, &query.bounds)
+        .map_err(|_| StackLossReason::FileChanged)?;
+    let separate = debug_file
+        .filter(|_| !own.has_debug_info())
+        .filter(|debug_file| debug_file::belongs_to(debug_file, file, &query.layout))
+        .and_then(|debug_file| NameSections::read(debug_file, query.debug_info, &query.bounds).ok());
+    // The debug file has lines, and more symbols than a stripped program.
+    let sources: Vec<&NameSections> = separate.iter().chain([&own]).collect();
+    let tables = NameTables::new(file, &query.layout, &sources);
+    let left_out = sources.iter().filter_map(|sections| sections.loss).collect();
+    if tables.is_empty() {
+        return Err(left_out_or(&sources, StackLossReason::FileWithoutSymbols));
+    }
+    let mut left = MAX_ANSWER_BYTES;
+    let symbols = query.offsets.iter().map(|&offset| {
+        let symbol = tables.symbol(offset)?;
+        left = left.checked_sub(symbol.bytes()).ok_or(StackLossReason::NamesTooLarge)?;
+        Ok(symbol)
+    });
+    Ok(FoundNames { symbols: symbols.collect(), left_out })
+}
+
+fn left_out_or(sources: &[&NameSections], otherwise: StackLossReason) -> StackLossReason {
+    sources.iter().find_map(|sections| sections.loss).unwrap_or(otherwise)
+}
+
+/// The tables of a file that have names, in the order in which they are asked.
+struct NameTables<'a> {
+    file: &'a File,
+    layout: &'a Layout,
+    debug_info: Vec<DebugInfo<'a>>,
+    go: Option<GoSymbols>,
+    symbols: Vec<SymbolTable<'a>>,
+}
+
+impl<'a> NameTables<'a> {
+    fn new(file: &'a File, layout: &'a Layout, sources: &[&'a NameSections]) -> NameTables<'a> {
+        let with_debug_info = sources.iter().filter(|sections| sections.has_debug_info());
+        let debug_info = with_debug_info.filter_map(|sections| DebugInfo::new(sections)).collect();
+        let mut symbols = Vec::new();
+        for sections in sources.iter().filter(|sections| sections.has_symbols()) {
+            let of =
+                |symbols, strings, kind| SymbolTable::new(sections.get(symbols), sections.get(strings), kind);
+            symbols.push(of(SectionId::Symtab, SectionId::Strtab, TableKind::Linker));
+            symbols.push(of(SectionId::Dynsym, SectionId::Dynstr, TableKind::Dynamic));
+        }
+        NameTables { file, layout, debug_info, go: GoSymbols::find(file, layout), symbols }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.debug_info.is_empty() && self.go.is_none() && self.symbols.is_empty()
+    }
+
+    fn symbol(&self, offset: u64) -> Result<Symbol, StackLossReason> {
+        let address = self.layout.address_of(offset).ok_or(StackLossReason::OffsetOutsideSegments)?;
+        let mut lines = None;
+        for debug_info in &self.debug_info {
+            let functions = debug_info.functions_at(address);
+            if !functions.is_empty() {
+                let symbol = Symbol { functions };
+                if symbol.has_name() {
+                    return Ok(symbol);
+                }
+                lines.get_or_insert(symbol);
+            }
+        }
+        let named = self.go_symbol(address).or_else(|| self.plain_symbol(address));
+        add_name(lines, named).ok_or(StackLossReason::SymbolNotFound)
+    }
+
+    /// The symbol from Go's own tables, which have lines, too.
+    fn go_symbol(&self, address: u64) -> Option<Symbol> {
+        self.go.as_ref()?.symbol(self.file, self.layout, address)
+    }
+
+    fn plain_symbol(&self, address: u64) -> Option<Symbol> {
+        let name = self.symbols.iter().find_map(|table| table.name_at(address))?;
+        Some(Symbol { functions: vec![SymbolFunction { name: readable(name), source: None }] })
+    }
+}
+
+/// Adds the name of another table to lines from debug information without names.
+///
+/// Names can be in a file that is not read (dwz, `.gnu_debugaltlink`): then the lines are good, and the name is in the
+/// symbol table.
+fn add_name(lines: Option<Symbol>, named: Option<Symbol>) -> Option<Symbol> {
+    match (lines, named) {
+        (Some(mut lines), Some(mut named)) => {
+            let (line, name) = lines.functions.pop().zip(named.functions.pop())?;
+            lines.functions.push(SymbolFunction { source: line.source, ..name });
+            Some(lines)
+        }
+        (lines, named) => named.or(lines),
+    }
+}

@@ -1,0 +1,126 @@
+//! Debug files that belong to a program, and those that do not.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+
+fn run(program: &str, args: &[&str]) {
+    let done = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(done.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn query_of(offsets: Vec<u64>) -> NameQuery {
+    NameQuery { offsets, layout: Layout::default(), debug_info: true, bounds: NameBounds::LARGE }
+}
+
+fn query(file: &File, offsets: Vec<u64>) -> NameQuery {
+    NameQuery { layout: elf::layout(file).unwrap(), ..query_of(offsets) }
+}
+
+/// A stripped program and its debug file.
+#[test]
+#[ignore = "needs g++ and binutils: cargo xtask setup test"]
+fn a_debug_file_is_used_only_if_it_belongs_to_the_executable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/victims/native/signals.c");
+    let (program, debug) = (path("checkout"), path("checkout.debug"));
+    for build_id in ["-Wl,--build-id=0xc0ffee00c0ffee00", "-Wl,--build-id=none"] {
+        run("gcc", &["-g", build_id, "-o", &program, source]);
+        let whole = File::open(&program).unwrap();
+        let entry = entry_of_main(&whole);
+        run("objcopy", &["--only-keep-debug", &program, &debug]);
+        run("objcopy", &["--strip-all", &format!("--add-gnu-debuglink={debug}"), &program]);
+        let file = File::open(&program).unwrap();
+        let name = |debug_file: Option<&File>| {
+            let found = look_up(&file, debug_file, &query(&file, vec![entry])).ok()?;
+            found.symbols.into_iter().next()?.ok()?.functions.into_iter().next()
+        };
+        assert!(name(None).is_none_or(|function| function.name != "main"), "the program is not stripped");
+        let debug_file = File::open(&debug).unwrap();
+        let found = name(Some(&debug_file)).expect("the debug file is not used");
+        assert_eq!(found.name, "main");
+        assert!(found.source.is_some_and(|source| source.file.ends_with("signals.c")));
+        let other = File::open("/bin/true").unwrap();
+        assert!(name(Some(&other)).is_none_or(|function| function.name != "main"));
+    }
+    assert_eq!(
+        DebugLink::read(&File::open(Path::new(&program)).unwrap()).map(|link| link.name).as_deref(),
+        Some("checkout.debug")
+    );
+}
+
+/// The file offset of `main`, found by its name in the symbol table.
+fn entry_of_main(file: &File) -> u64 {
+    let layout = elf::layout(file).unwrap();
+    let sections = NameSections::read(file, false, &NameBounds::LARGE).unwrap();
+    let table =
+        SymbolTable::new(sections.get(SectionId::Symtab), sections.get(SectionId::Strtab), TableKind::Linker);
+    let segment = layout.segments.iter().find(|segment| segment.is_code).unwrap();
+    let addresses = segment.address..segment.address + segment.size;
+    let main = addresses.into_iter().find(|&address| table.name_at(address) == Some(b"main"));
+    layout.offset_of(main.unwrap()).unwrap()
+}
+
+#[test]
+fn own_functions_have_names_and_lines_and_offsets_outside_have_reasons() {
+    let file = File::open("/proc/self/exe").unwrap();
+    let outside = u64::MAX;
+    let query = query(&file, vec![outside]);
+    let found = look_up(&file, None, &query).unwrap();
+    assert_eq!(found.symbols, [Err(StackLossReason::OffsetOutsideSegments)]);
+    let changed = NameQuery { layout: Layout::default(), ..query };
+    assert_eq!(look_up(&file, None, &changed), Err(StackLossReason::FileChanged));
+}
+
+/// No hostile ELF file may cause a panic or a hang. The files are the same in each run, so that a failure can be
+/// reproduced.
+#[test]
+fn hostile_elf_files_cause_no_panic_and_no_hang() {
+    let valid = {
+        // A small valid file to damage: the vDSO of this process, an ELF file with symbols, notes and segments.
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap();
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [start, end] = [start, end].map(|digits| u64::from_str_radix(digits, 16).unwrap());
+        elf::read_at(&File::open("/proc/self/mem").unwrap(), start, (end - start) as usize).unwrap()
+    };
+    // A fixed seed makes a failure reproducible.
+    let mut random = fastrand::Rng::with_seed(1);
+    let mut corpus = vec![Vec::new(), b"\x7fELF".to_vec(), vec![0xff; 4096]];
+    corpus.extend((0..valid.len()).step_by(97).map(|len| valid[..len].to_vec()));
+    for _ in 0..400 {
+        let mut broken = valid.clone();
+        for _ in 0..random.u8(1..=16) {
+            // Mostly the headers and the section table at the end matter.
+            let region = if random.bool() { 0..512 } else { broken.len() - 1200..broken.len() };
+            broken[random.usize(region)] = if random.u8(..3) == 0 { 0xff } else { random.u8(..) };
+        }
+        corpus.push(broken);
+    }
+    // A section size of 2^64 - 1, in one section after the other.
+    let sections_at = usize::try_from(u64::from_le_bytes(valid[40..48].try_into().unwrap())).unwrap();
+    for at in (sections_at + 32..valid.len().saturating_sub(8)).step_by(64) {
+        let mut broken = valid.clone();
+        broken[at..at + 8].fill(0xff);
+        corpus.push(broken);
+    }
+    let mut reasons = BTreeMap::new();
+    for bytes in corpus {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        let Some(layout) = elf::layout(&file) else { continue };
+        let query = NameQuery { layout, ..query_of(vec![0, 0x800, u64::MAX]) };
+        match look_up(&file, None, &query) {
+            Ok(found) => found.symbols.into_iter().for_each(|symbol| {
+                *reasons.entry(symbol.err().map(StackLossReason::as_str)).or_insert(0) += 1;
+            }),
+            Err(reason) => *reasons.entry(Some(reason.as_str())).or_insert(0) += 1,
+        }
+    }
+    eprintln!("{reasons:?}");
+    assert!(reasons.values().sum::<u32>() > 200);
+}

@@ -1,0 +1,360 @@
+//! The agent's end of a worker, for one thread: gives it jobs, and replaces it when it is late or dead.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use podopsy_parse::StackLossReason;
+use podopsy_parse::elf::Layout;
+use podopsy_parse::names::{FoundNames, NameQuery};
+use podopsy_parse::perf_map::PerfMapNames;
+use podopsy_parse::unwind::FileRows;
+use podopsy_system::sync::lock;
+use serde::{Deserialize, Serialize};
+
+use crate::Tenant;
+use crate::bad_files::FileIdentity;
+use crate::channel::{receive, send};
+use crate::job::{Answer, FileDescription, FoundUnwind, Job, JobKind};
+use crate::pool::Shared;
+use crate::supervisor::WorkerEnd;
+
+/// Wall-clock time of a job, in multiples of its CPU time: the machine may be busy, or the file system slow.
+const PATIENCE: u32 = 5;
+/// How often a job is given to a new worker after its worker was killed from outside.
+const RETRIES: u32 = 2;
+
+/// Why a job has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureReason {
+    /// It took more CPU time than a job may.
+    TooSlow,
+    /// It took more wall-clock time: the file system does not answer, or the machine is very busy.
+    NoAnswer,
+    /// The worker ran out of memory or of stack.
+    OutOfMemory,
+    /// The worker died of the file in another way, or its answer was not one.
+    Died,
+    /// The container has used up the CPU time for its files.
+    OverBudget,
+    /// No worker could be started.
+    Unavailable,
+}
+
+/// A job without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub reason: FailureReason,
+    /// The CPU time that the job could use.
+    pub limit: Duration,
+}
+
+impl Failure {
+    /// The counter of the loss.
+    pub fn loss(self) -> StackLossReason {
+        match self.reason {
+            FailureReason::TooSlow => StackLossReason::ParserTooSlow,
+            FailureReason::NoAnswer => StackLossReason::ParserNoAnswer,
+            FailureReason::OutOfMemory => StackLossReason::ParserOutOfMemory,
+            FailureReason::Died => StackLossReason::ParserDied,
+            FailureReason::OverBudget => StackLossReason::ParserOverBudget,
+            FailureReason::Unavailable => StackLossReason::ParserUnavailable,
+        }
+    }
+
+    /// Whether the file is the reason, so that trying again does not help.
+    pub fn is_permanent(self) -> bool {
+        !matches!(self.reason, FailureReason::OverBudget | FailureReason::Unavailable)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason {
+            FailureReason::TooSlow => write!(f, "took more than {} s", self.limit.as_secs()),
+            FailureReason::NoAnswer => f.write_str("reading it took too long"),
+            FailureReason::OutOfMemory => f.write_str("needed too much memory"),
+            FailureReason::Died => f.write_str("the parser died of it"),
+            FailureReason::OverBudget => f.write_str("the files of this container took too much CPU time"),
+            FailureReason::Unavailable => f.write_str("no parser could be started"),
+        }
+    }
+}
+
+/// A worker that was started for a container.
+#[derive(Debug)]
+struct Worker {
+    pid: i32,
+    socket: UnixStream,
+    tenant: Tenant,
+}
+
+/// Gives jobs to a worker of its own.
+#[derive(Debug)]
+pub struct Parser {
+    shared: Arc<Shared>,
+    worker: Option<Worker>,
+}
+
+impl Drop for Parser {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+impl Parser {
+    pub(crate) fn new(shared: Arc<Shared>) -> Parser {
+        Parser { shared, worker: None }
+    }
+
+    /// Segments, build id and debug link of a file; none if it is not an ELF file of this kind of machine.
+    pub fn describe(&mut self, tenant: Tenant, file: &File) -> Result<Option<FileDescription>, Failure> {
+        self.run(tenant, &Job::Describe, &[file], |answer| match answer {
+            Answer::Described(found) => Some(found),
+            _ => None,
+        })
+    }
+
+    /// The names of offsets of `file`, from debug information if that can be read, else from symbol tables. `debug_file` may
+    /// be the separate debug file of `file`.
+    pub fn names(
+        &mut self,
+        tenant: Tenant,
+        file: &File,
+        debug_file: Option<&File>,
+        layout: &Layout,
+        offsets: Vec<u64>,
+    ) -> Result<Result<FoundNames, StackLossReason>, Failure> {
+        let bounds = self.shared.options.bounds;
+        let mut query = NameQuery { offsets, layout: layout.clone(), debug_info: true, bounds };
+        let files: Vec<&File> = [file].into_iter().chain(debug_file).collect();
+        let mut look_up = |query: NameQuery| {
+            self.run(tenant, &Job::Names(query), &files, |answer| match answer {
+                Answer::Names(found) => Some(found),
+                _ => None,
+            })
+        };
+        match look_up(query.clone()) {
+            // Symbol tables are smaller and simpler.
+            Err(failure) if failure.is_permanent() => {
+                query.debug_info = false;
+                look_up(query).map(|found| with_loss(found, failure.loss()))
+            }
+            found => found,
+        }
+    }
+
+    /// The names that a perf map has for addresses.
+    pub fn perf_map(
+        &mut self,
+        tenant: Tenant,
+        map: &File,
+        addresses: Vec<u64>,
+    ) -> Result<Result<PerfMapNames, StackLossReason>, Failure> {
+        self.run(tenant, &Job::PerfMap { addresses }, &[map], |answer| match answer {
+            Answer::PerfMap(found) => Some(found),
+            _ => None,
+        })
+    }
+
+    /// Finds the unwind information of a file, of which no section may have more than `max_bytes`.
+    pub fn find_unwind(
+        &mut self,
+        tenant: Tenant,
+        file: &File,
+        max_bytes: u64,
+    ) -> Result<Result<FoundUnwind, StackLossReason>, Failure> {
+        let job = Job::FindUnwind { max_bytes, key: self.shared.digest_key };
+        self.run(tenant, &job, &[file], |answer| match answer {
+            Answer::Unwind(found) => Some(found),
+            _ => None,
+        })
+    }
+
+    /// The rows of the file of the last [`Parser::find_unwind`], which must be `file`.
+    pub fn rows(
+        &mut self,
+        tenant: Tenant,
+        file: &File,
+    ) -> Result<Result<FileRows, StackLossReason>, Failure> {
+        self.run(tenant, &Job::ReadRows, &[file], |answer| match answer {
+            Answer::Rows(found) => Some(found),
+            _ => None,
+        })
+    }
+
+    /// Ends the worker, which frees its memory. The next job starts another.
+    pub fn rest(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            drop(worker.socket);
+            self.shared.end_worker(worker.pid);
+        }
+    }
+
+    /// The CPU time that the files of a container have left.
+    pub fn left(&self, tenant: Tenant) -> Duration {
+        lock(&self.shared.budgets).left(tenant, Instant::now())
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn current_pid(&self) -> Option<i32> {
+        self.worker.as_ref().map(|worker| worker.pid)
+    }
+
+    pub(crate) fn run<T>(
+        &mut self,
+        tenant: Tenant,
+        job: &Job,
+        files: &[&File],
+        of_kind: impl Fn(Answer) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let limit = self.shared.options.job;
+        let fail = |reason| Err(Failure { reason, limit });
+        let identity = files.first().and_then(|file| FileIdentity::of(file).ok());
+        let bad = identity.and_then(|file| lock(&self.shared.bad_files).reason(file, job.kind()));
+        if let Some(reason) = bad {
+            return fail(reason);
+        }
+        if self.left(tenant) < limit / 20 {
+            return fail(FailureReason::OverBudget);
+        }
+        for _ in 0..=RETRIES {
+            match self.attempt(tenant, job, files, limit) {
+                Ok((answer, used)) => {
+                    self.charge(tenant, used.min(limit));
+                    if let Some(answer) = of_kind(answer) {
+                        return Ok(answer);
+                    }
+                    self.lose_worker();
+                    self.remember(identity, job.kind(), FailureReason::Died);
+                    return fail(FailureReason::Died);
+                }
+                Err(Attempt::NotStarted) => return fail(FailureReason::Unavailable),
+                // The file need not be the reason: an administrator, or the kernel for want of memory.
+                Err(Attempt::KilledFromOutside) => {}
+                Err(Attempt::Failed(reason)) => {
+                    self.charge(tenant, limit);
+                    self.remember(identity, job.kind(), reason);
+                    return fail(reason);
+                }
+            }
+        }
+        self.charge(tenant, limit);
+        self.remember(identity, job.kind(), FailureReason::OutOfMemory);
+        fail(FailureReason::OutOfMemory)
+    }
+
+    /// Gives a job to the worker once. Returns the answer and the CPU time that it took.
+    fn attempt(
+        &mut self,
+        tenant: Tenant,
+        job: &Job,
+        files: &[&File],
+        limit: Duration,
+    ) -> Result<(Answer, Duration), Attempt> {
+        let worker = self.worker_for(tenant).map_err(|error| {
+            tracing::debug!("start a parsing worker: {error}");
+            Attempt::NotStarted
+        })?;
+        let descriptors: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
+        let answered = exchange(&mut worker.socket, job, &descriptors, limit);
+        match answered {
+            Ok((Answer::Panicked, _)) => {
+                self.lose_worker();
+                Err(Attempt::Failed(FailureReason::Died))
+            }
+            Ok(answered) => Ok(answered),
+            Err(error) => {
+                let is_late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                let is_no_answer = error.kind() == io::ErrorKind::InvalidData;
+                Err(self.lose_worker().attempt(is_late, is_no_answer))
+            }
+        }
+    }
+
+    /// The worker for the files of a container. A worker that served another one is ended.
+    fn worker_for(&mut self, tenant: Tenant) -> io::Result<&mut Worker> {
+        if self.worker.as_ref().is_some_and(|worker| worker.tenant != tenant) {
+            self.rest();
+        }
+        match &mut self.worker {
+            Some(worker) => Ok(worker),
+            none => {
+                let (pid, socket) = self.shared.start_worker()?;
+                Ok(none.insert(Worker { pid, socket, tenant }))
+            }
+        }
+    }
+
+    fn lose_worker(&mut self) -> WorkerEnd {
+        self.shared.lost.fetch_add(1, Relaxed);
+        match self.worker.take() {
+            Some(worker) => self.shared.end_worker(worker.pid),
+            None => WorkerEnd::Killed,
+        }
+    }
+
+    fn charge(&self, tenant: Tenant, used: Duration) {
+        lock(&self.shared.budgets).charge(tenant, used, Instant::now());
+    }
+
+    fn remember(&self, file: Option<FileIdentity>, kind: JobKind, reason: FailureReason) {
+        let Some(file) = file else { return };
+        if let Err(error) = lock(&self.shared.bad_files).add(file, kind, reason) {
+            tracing::debug!("keep the list of unreadable files: {error}");
+        }
+    }
+}
+
+/// Why an attempt has no answer.
+enum Attempt {
+    NotStarted,
+    KilledFromOutside,
+    Failed(FailureReason),
+}
+
+impl WorkerEnd {
+    fn attempt(self, is_late: bool, is_no_answer: bool) -> Attempt {
+        match self {
+            WorkerEnd::Signal(libc::SIGPROF) => Attempt::Failed(FailureReason::TooSlow),
+            // Rust ends a program that is out of memory or out of stack by SIGABRT.
+            WorkerEnd::Signal(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => {
+                Attempt::Failed(FailureReason::OutOfMemory)
+            }
+            WorkerEnd::Signal(libc::SIGKILL) => Attempt::KilledFromOutside,
+            _ if is_late => Attempt::Failed(FailureReason::NoAnswer),
+            // The supervisor was lost, and with it the way in which the worker ended.
+            WorkerEnd::Killed if !is_no_answer => Attempt::KilledFromOutside,
+            _ => Attempt::Failed(FailureReason::Died),
+        }
+    }
+}
+
+fn exchange(
+    socket: &mut UnixStream,
+    job: &Job,
+    files: &[i32],
+    limit: Duration,
+) -> io::Result<(Answer, Duration)> {
+    // An answer comes as a whole, or not at all: a worker that stalls within it is bounded by its timer.
+    socket.set_read_timeout(Some(limit * PATIENCE))?;
+    socket.set_write_timeout(Some(limit * PATIENCE))?;
+    send(socket, &(job, limit), files)?;
+    receive::<(Answer, Duration)>(socket).map(|(answer, _)| answer)
+}
+
+fn with_loss(
+    found: Result<FoundNames, StackLossReason>,
+    loss: StackLossReason,
+) -> Result<FoundNames, StackLossReason> {
+    found.map(|mut found| {
+        found.left_out.push(loss);
+        found
+    })
+}
