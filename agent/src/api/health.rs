@@ -17,6 +17,8 @@ pub struct Health {
     alive_ms: AtomicU64,
     attached: AtomicBool,
     stopping: AtomicBool,
+    /// The agent still holds rights that it will give up.
+    unrestrained: AtomicBool,
     degraded: Mutex<Vec<String>>,
 }
 
@@ -37,6 +39,7 @@ impl Default for Health {
             alive_ms: AtomicU64::new(0),
             attached: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            unrestrained: AtomicBool::new(false),
             degraded: Mutex::default(),
         }
     }
@@ -59,6 +62,11 @@ impl Health {
         lock(&self.degraded).push(what);
     }
 
+    /// Records whether the agent still holds rights that it will give up.
+    pub fn set_unrestrained(&self, unrestrained: bool) {
+        self.unrestrained.store(unrestrained, Relaxed);
+    }
+
     pub fn stopping(&self) {
         self.stopping.store(true, Relaxed);
     }
@@ -73,6 +81,10 @@ impl Health {
         let mut waiting_for = Vec::new();
         if !self.attached.load(Relaxed) {
             waiting_for.push("probes are not attached yet".to_owned());
+        }
+        if self.unrestrained.load(Relaxed) {
+            waiting_for
+                .push("the agent has not given up its rights yet: probes are still being loaded".to_owned());
         }
         if self.stopping.load(Relaxed) {
             waiting_for.push("the agent is being stopped".to_owned());

@@ -46,6 +46,13 @@ pub use route::{Parameter, ROUTES, Route};
 pub use scrape::MetricsPage;
 pub use token::MetricsToken;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzzing(text: &str) -> Option<String> {
+    let refusal =
+        |route: &Route| query::parse(podopsy_store::Collection::Events, text, route.parameters).err();
+    ROUTES.iter().find_map(refusal).map(|error| error.reason)
+}
+
 /// The OpenAPI description of this API, as it is served.
 pub const OPENAPI: &str = include_str!("openapi.json");
 

@@ -14,7 +14,7 @@ use super::{ShedMode, ShedStep};
 pub struct BudgetLimits {
     /// In CPUs: 0.5 is half of one CPU.
     pub cpu: Option<f64>,
-    /// Resident memory in bytes.
+    /// Memory in bytes; see [`super::memory`].
     pub memory: Option<u64>,
     /// Events a second.
     pub events: Option<u64>,
@@ -25,7 +25,7 @@ pub struct BudgetLimits {
 pub struct BudgetUsage {
     /// In CPUs.
     pub cpu: f64,
-    /// Resident memory in bytes.
+    /// Memory in bytes.
     pub memory: u64,
     /// Events a second that were due, shed or not.
     pub events: f64,

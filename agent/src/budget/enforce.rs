@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::decide::{Budget, BudgetLimits, BudgetUsage, ShedChange, ShedDecider};
+use super::memory::OwnMemory;
 use super::{Shed, ShedStep};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -28,6 +29,7 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
     let first = *limits.borrow_and_update();
     let began = Instant::now();
     let mut decider = ShedDecider::new(first);
+    let own_memory = OwnMemory::find();
     let mut samples = VecDeque::new();
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -36,8 +38,8 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
         if limits.has_changed().unwrap_or(false) {
             decider.set_limits(*limits.borrow_and_update());
         }
-        let Some((cpu, memory)) = cpu_and_memory() else {
-            tracing::warn!("stopped enforcing the budgets: cannot read /proc/self/stat");
+        let Some((cpu, memory)) = cpu_seconds().zip(own_memory.used()) else {
+            tracing::warn!("stopped enforcing the budgets: cannot read /proc/self");
             return;
         };
         samples.push_back(UsageSample { at: Instant::now(), cpu, events_due: shed.events_due() });
@@ -66,11 +68,10 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
     }
 }
 
-/// CPU seconds and resident bytes of this process.
-fn cpu_and_memory() -> Option<(f64, u64)> {
+/// CPU seconds of this process.
+fn cpu_seconds() -> Option<f64> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
-    let cpu = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
-    Some((cpu, stat.rss * procfs::page_size()))
+    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }
 
 fn log(change: &ShedChange) {

@@ -21,6 +21,7 @@
 
 pub mod decide;
 mod enforce;
+mod memory;
 
 pub use decide::BudgetLimits;
 pub use enforce::enforce;

@@ -13,6 +13,7 @@ mod docs_tests;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use own::bpf_memory;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

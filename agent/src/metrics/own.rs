@@ -50,7 +50,7 @@ pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
 const DEPTH: u32 = 2;
 
 /// Bytes of all BPF maps; a map with several descriptors counts once. None: /proc/self/fd cannot be read.
-fn bpf_memory() -> Option<u64> {
+pub fn bpf_memory() -> Option<u64> {
     let mut maps = BTreeMap::new();
     for fd in fs::read_dir("/proc/self/fd").ok()?.flatten() {
         if fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:bpf-map") {
