@@ -4,6 +4,8 @@
 pub mod api;
 pub mod budget;
 pub mod config;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod metrics;
 pub mod restraint;
 pub mod service;

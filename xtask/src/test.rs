@@ -1,7 +1,7 @@
 //! `cargo xtask test [FILTER…]`: everything that CI does, in one command, and a summary at the end.
 //!
 //! ```text
-//! packages ── tidy ── build ──────────────── object ── tests of each crate ── kernel tests
+//! packages ── tidy ── build ──────────────── object ── tests of each crate ── fuzzing ── kernel tests
 //!         └── tools, programs, kernels ──┘
 //! ```
 //!
@@ -24,6 +24,9 @@ use summary::Summary;
 
 /// The package whose tests use the kernel, containerd and the network: one at a time, as root.
 const SYSTEM_TESTS: &str = "podopsy-tests";
+/// The test program whose tests are fuzz targets, and how long each of them searches for new inputs.
+const FUZZ_TARGETS: &str = "targets";
+const FUZZ_SECONDS: &str = "2";
 
 /// The command.
 pub fn run(filter: &[String], offline_only: bool, this_kernel: bool) -> Result<()> {
@@ -51,13 +54,15 @@ fn run_offline(filter: &[String], summary: &mut Summary) -> Result<()> {
         summary.check("tidy", tidy::run);
     }
     summary.require("build", build_tests)?;
-    summary.tests("tests of each crate", [crate_tests(false, filter)])
+    summary.tests("tests of each crate", [crate_tests(false, filter)])?;
+    summary.tests("fuzzing", [fuzz_targets(filter)])
 }
 
 fn run_filtered(filter: &[String], summary: &mut Summary) -> Result<()> {
     summary.require("setup", || setup::install(&[Group::Ebpf, Group::Test]))?;
     summary.require("build", build_tests)?;
     summary.tests("tests of each crate", [crate_tests(true, filter)])?;
+    summary.tests("fuzzing", [fuzz_targets(filter)])?;
     // As the workspace's build made them: see `programs`.
     let kernel_tests = |(_, program)| {
         let mut command = Command::new(program);
@@ -87,6 +92,7 @@ fn run_all(with_lab: bool, summary: &mut Summary) -> Result<()> {
     let suite = suite?;
     summary.check("build-ebpf --check", || build_ebpf::run(true));
     summary.tests("tests of each crate", [crate_tests(true, &[])])?;
+    summary.tests("fuzzing", [fuzz_targets(&[])])?;
     kernel_tests(&suite, with_lab, summary)
 }
 
@@ -117,11 +123,22 @@ fn build_tests() -> Result<()> {
 fn crate_tests(with_ignored: bool, filter: &[String]) -> Command {
     let mut command = sh::cargo();
     command.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
+    // Fuzz targets only replay their corpora here: `fuzz_targets`.
+    command.env("PODOPSY_FUZZ_SECONDS", "0");
     // Ignored are tests that need root or a package, which setup has installed by now; and measurements and runs of many
     // minutes, which have `by_hand` in their names.
     let ignored: &[&str] = if with_ignored { &["--include-ignored", "--skip", "by_hand"] } else { &[] };
     // Behind a `--`, libtest takes any number of filters.
     command.arg("--").args(ignored).args(filter);
+    command
+}
+
+/// Each target tries random bytes and damaged copies of its corpus: less than a minute on two CPUs.
+fn fuzz_targets(filter: &[String]) -> Command {
+    let mut command = sh::cargo();
+    // With the features of the whole workspace, as `build_tests` built it.
+    command.args(["test", "--workspace", "--test", FUZZ_TARGETS, "--no-fail-fast", "--"]).args(filter);
+    command.env("PODOPSY_FUZZ_SECONDS", FUZZ_SECONDS);
     command
 }
 

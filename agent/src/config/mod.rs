@@ -18,6 +18,11 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use file::FileEntry;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzzing(text: &str) -> Result<Vec<String>, (usize, String)> {
+    file::parse(text).map(|entries| entries.into_iter().map(|entry| entry.name).collect())
+}
+
 /// The file that is read if it exists and `--config` names no other.
 pub const FILE: &str = "/etc/podopsy/agent.toml";
 /// Flags that are not settings.
