@@ -106,8 +106,14 @@ async fn ask(state: &Arc<PodsState>, absolute: &[u8], name: &CgroupName) -> Name
         let (id, dir) = (&in_path.container_id, trust::prefix(absolute, in_path.depth));
         let known =
             state.cache().known(&dir).filter(|k| k.search == SearchState::Done).map(|k| k.names.clone());
-        if let Some(names) = known.filter(|names| names.known_by == KnownBy::Cri) {
-            return NameAnswer::Known(names);
+        match known {
+            Some(names) if names.known_by == KnownBy::Cri => return NameAnswer::Known(names),
+            // It was found to be an imitation, so the runtime is not asked again for each cgroup below it.
+            Some(_) => {
+                is_imitation = true;
+                continue;
+            }
+            None => {}
         }
         let (names, cgroups_path) = match container(state, id).await {
             Ok(found) => found,

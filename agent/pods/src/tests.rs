@@ -166,6 +166,22 @@ async fn a_cgroup_elsewhere_that_looks_like_a_pods_is_none() {
 }
 
 #[tokio::test]
+async fn an_imitation_is_asked_about_once_whatever_lies_below_it() {
+    let node = FakeNode::new();
+    let fake = serve(&node.at("cri.sock"));
+    *fake.cgroup_parent.lock().unwrap() = Some("/kubepods/burstable".into());
+    let pods = Pods::start(node.options()).await.unwrap();
+    let imitation = format!("user.slice/{}", app_path());
+    assert_eq!(pods.owner_of_cgroup(node.mkdir(&imitation)).await.known_by, KnownBy::Host);
+    let calls = fake.calls.load(Relaxed);
+    for below in 0..20 {
+        let id = node.mkdir(&format!("{imitation}/below-{below}"));
+        assert_eq!(pods.owner_of_cgroup(id).await.known_by, KnownBy::Host, "{below}");
+    }
+    assert_eq!(fake.calls.load(Relaxed), calls);
+}
+
+#[tokio::test]
 async fn without_a_runtime_a_pods_name_is_believed_below_the_kubelets_root_only() {
     let node = FakeNode::new();
     std::fs::create_dir_all(node.at(&format!("logs/finance_pricing-7f9c_{UID}/app"))).unwrap();

@@ -14,6 +14,7 @@ use podopsy_parse::elf::Layout;
 use podopsy_parse::names::{FoundNames, NameQuery};
 use podopsy_parse::perf_map::PerfMapNames;
 use podopsy_parse::unwind::FileRows;
+use podopsy_system::clock;
 use podopsy_system::sync::lock;
 use serde::{Deserialize, Serialize};
 
@@ -197,6 +198,22 @@ impl Parser {
         }
     }
 
+    /// Does what a container makes expensive (reading thousands of mappings) on this thread, and charges its CPU time to the
+    /// container as if it were a job.
+    ///
+    /// # Errors
+    /// [`FailureReason::OverBudget`], without a call of `work`, if the container has used up its time.
+    pub fn spend<T>(&self, tenant: Tenant, work: impl FnOnce() -> T) -> Result<T, Failure> {
+        let limit = self.shared.options.job;
+        if self.left(tenant).is_zero() {
+            return Err(Failure { reason: FailureReason::OverBudget, limit });
+        }
+        let begin = clock::thread_cpu();
+        let done = work();
+        self.charge(tenant, clock::thread_cpu().saturating_sub(begin));
+        Ok(done)
+    }
+
     /// The CPU time that the files of a container have left.
     pub fn left(&self, tenant: Tenant) -> Duration {
         lock(&self.shared.budgets).left(tenant, Instant::now())
@@ -267,13 +284,17 @@ impl Parser {
         match answered {
             Ok((Answer::Panicked, _)) => {
                 self.lose_worker();
+                tracing::info!("a parsing worker panicked at {:?}", job.kind());
                 Err(Attempt::Failed(FailureReason::Died))
             }
             Ok(answered) => Ok(answered),
             Err(error) => {
                 let is_late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
                 let is_no_answer = error.kind() == io::ErrorKind::InvalidData;
-                Err(self.lose_worker().attempt(is_late, is_no_answer))
+                let end = self.lose_worker();
+                // Bounded: a lost worker costs its container a third of its CPU time.
+                tracing::info!("a parsing worker was lost at {:?}: {error}, {end:?}", job.kind());
+                Err(end.attempt(is_late, is_no_answer))
             }
         }
     }

@@ -148,7 +148,7 @@ impl ProcessTable {
     /// Marks the files of a process as used. Opens those that were closed or never seen, if there is capacity.
     pub fn refresh_files(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
         let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
-        let Ok(areas) = maps::read(pid) else { return };
+        let Ok(Ok(areas)) = opener.parser.spend(tenant::of_process(pid), || maps::read(pid)) else { return };
         let files = areas.areas.iter().filter(|area| area.is_file());
         // `count` visits all of them: every file must be touched, also after one that is not open.
         let not_open = files.filter(|area| !opener.files.touch(area)).count();
@@ -313,18 +313,22 @@ fn files_of(ranges: &MappingGeneration) -> impl Iterator<Item = FileId> {
     })
 }
 
-/// Reads the mappings of a process and opens their files. Returns none if the process that started at `start_time` has
-/// ended.
+/// Reads the mappings of a process and opens their files, in the CPU time of its container. Returns none if the process
+/// that started at `start_time` has ended, or if that time is used up.
 fn read_mappings(
     pid: u32,
     start_time: u64,
     tenant: Tenant,
     opener: &mut FileOpener<'_>,
 ) -> Option<MappingGeneration> {
-    let areas = match maps::read(pid) {
-        Ok(areas) if !areas.areas.is_empty() => areas,
-        _ => {
+    let areas = match opener.parser.spend(tenant, || maps::read(pid)) {
+        Ok(Ok(areas)) if !areas.areas.is_empty() => areas,
+        Ok(_) => {
             opener.losses.add(StackLossReason::MappingsProcessGone, 1);
+            return None;
+        }
+        Err(failure) => {
+            opener.losses.add(failure.loss(), 1);
             return None;
         }
     };

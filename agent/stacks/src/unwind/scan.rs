@@ -8,11 +8,11 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use podopsy_wire::FileKey;
-use podopsy_worker::MAX_UNWIND_BYTES;
+use podopsy_worker::{Failure, MAX_UNWIND_BYTES, Parser};
 
-use crate::StackLossReason;
-use crate::symbolize::maps::{self, Area, FilesystemKind, Mounts};
+use crate::symbolize::maps::{self, Area, Areas, FilesystemKind, Mounts};
 use crate::symbolize::open;
+use crate::{StackLossReason, tenant};
 
 /// The processes whose files get tables before the first sample requests them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,10 +38,10 @@ pub(super) struct PendingFile {
 }
 
 /// The files that the processes of a scope have mapped, each once, in the order of [`smallest_last`].
-pub(super) fn files_in_scope(scope: &PrebuildScope) -> Vec<PendingFile> {
+pub(super) fn files_in_scope(scope: &PrebuildScope, parser: &Parser) -> Vec<PendingFile> {
     let mut files = HashMap::new();
     for pid in pids_in_scope(scope) {
-        for area in mapped_files(pid) {
+        for area in mapped_files(pid, parser).unwrap_or_default() {
             let id = (area.device, area.inode);
             files.entry(id).or_insert(PendingFile { pid, area, max_bytes: MAX_UNWIND_BYTES });
         }
@@ -78,14 +78,19 @@ fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {
     own_paths.any(|own| paths.iter().any(|path| path == own))
 }
 
+/// The executable mappings of a process, read in the CPU time of its container.
+pub(super) fn mappings(pid: u32, parser: &Parser) -> Result<Areas, Failure> {
+    parser.spend(tenant::of_process(pid), || maps::read(pid).unwrap_or_default())
+}
+
 /// The mappings of a process that belong to a file. Files on FUSE are left out: opening one asks a daemon of the
 /// container, which may never answer.
-pub(super) fn mapped_files(pid: u32) -> Vec<Area> {
-    let mut areas = maps::read(pid).map(|areas| areas.areas).unwrap_or_default();
+pub(super) fn mapped_files(pid: u32, parser: &Parser) -> Result<Vec<Area>, Failure> {
+    let mut areas = mappings(pid, parser)?.areas;
     areas.retain(Area::is_file);
     let mounts = Mounts::for_areas(pid, &areas);
     areas.retain(|area| mounts.filesystem(area.device) != FilesystemKind::Fuse);
-    areas
+    Ok(areas)
 }
 
 /// Opens the file behind a mapping, unless a daemon of the container would have to answer the open.

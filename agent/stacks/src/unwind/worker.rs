@@ -16,11 +16,11 @@ use podopsy_worker::{FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Parser, Tenant}
 use super::builder::{BuilderState, TableBuilderReport};
 use super::scan::{
     PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
-    open_file, smallest_last,
+    mappings, open_file, smallest_last,
 };
 use super::tables::{KernelMaps, UnwindTables};
 use crate::python::InterpreterNumber;
-use crate::symbolize::maps::{self, Area};
+use crate::symbolize::maps::Area;
 use crate::symbolize::{open, vdso};
 use crate::{StackLossReason, tenant};
 use podopsy_system::heap;
@@ -107,9 +107,9 @@ impl<K: KernelMaps> TableWorker<K> {
         let is_node = matches!(scope, PrebuildScope::Node { .. });
         Ok(Self {
             tables: UnwindTables::new(kernel, max_bytes)?,
-            parser,
             requested: Vec::new(),
-            backlog: files_in_scope(scope),
+            backlog: files_in_scope(scope, &parser),
+            parser,
             rescans: Vec::new(),
             retries: Vec::new(),
             scan_rate: ScanRate { since: Instant::now(), scans: 0 },
@@ -224,7 +224,10 @@ impl<K: KernelMaps> TableWorker<K> {
 
     /// A stack went through a file that has no table.
     fn handle_file_without_table(&mut self, request: &TableRequest) {
-        let areas = maps::read(request.pid).unwrap_or_default();
+        let areas = match mappings(request.pid, &self.parser) {
+            Ok(areas) => areas,
+            Err(failure) => return self.retry_after(RETRY_OVER_BUDGET_AFTER, request.key, failure.loss()),
+        };
         let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
             // The process ended before its file could be opened. The next process with that file may request it again.
             self.tables.count_loss(StackLossReason::ProcessGone);
@@ -309,7 +312,10 @@ impl<K: KernelMaps> TableWorker<K> {
 
     /// Adds the files that a process has mapped to the backlog, and returns their mappings.
     fn scan_process(&mut self, pid: u32) -> Vec<Area> {
-        let areas = mapped_files(pid);
+        let areas = mapped_files(pid, &self.parser).unwrap_or_else(|failure| {
+            self.tables.count_loss(failure.loss());
+            Vec::new()
+        });
         // The new files are read after those that wait already. If the backlog is full, they have to be requested.
         if self.backlog.len() < MAX_BACKLOG {
             let max_bytes = self.max_unrequested_bytes;
