@@ -114,7 +114,7 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
     let of_growth =
         |name: &str| name.starts_with("growth_") || name.starts_with("unwind_") || name == "sample_throttled";
     let lost: Vec<_> = last.losses.iter().filter(|(name, _)| !of_growth(name)).collect();
-    assert!(lost.is_empty(), "nothing is lost, and all counts agree: {lost:?}");
+    assert!(lost.is_empty(), "nothing is lost, and all counts agree: {lost:?}: {}", agent.log());
     let peak = agent.peak_kib();
     assert!(peak <= MEMORY_BUDGET_KIB, "{peak} KiB resident");
 

@@ -169,10 +169,13 @@ fn worker_calls() -> Vec<libc::c_long> {
 /// Any other call ends the process: the supervisor and its workers make none.
 fn compile(allowed: &[libc::c_long]) -> Option<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<_>> = allowed.iter().map(|number| (*number, Vec::new())).collect();
-    // Rust checks a descriptor that it closes, in builds with debug assertions.
-    let get =
-        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::F_GETFD as u64).ok()?;
-    rules.insert(libc::SYS_fcntl, vec![SeccompRule::new(vec![get]).ok()?]);
+    let command = |command: i32| {
+        let equal = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64).ok()?;
+        SeccompRule::new(vec![equal]).ok()
+    };
+    // Rust checks a descriptor that it closes, in builds with debug assertions. Go's tables keep a copy of their file's
+    // descriptor for the next job.
+    rules.insert(libc::SYS_fcntl, vec![command(libc::F_GETFD)?, command(libc::F_DUPFD_CLOEXEC)?]);
     let arch = std::env::consts::ARCH.try_into().ok()?;
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch).ok()?;
     filter.try_into().ok()

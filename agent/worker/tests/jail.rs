@@ -3,6 +3,7 @@
 //! The program is its own supervisor, so its `main` is not that of the usual test harness.
 
 use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ("the_supervisor_in_reserve_goes_on", the_reserve_goes_on),
         ("workers_end_with_their_agent", workers_end_with_their_agent),
         ("own_program_is_described_and_named", own_program_is_named),
+        ("a_file_of_each_kind_is_parsed_without_a_refused_call", each_kind_of_file_is_parsed),
     ];
     let trial = |(name, run): &(&str, fn())| {
         let run = *run;
@@ -222,6 +224,43 @@ fn descendants(pid: i32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let children = list.split_whitespace().map(|child| child.parse().unwrap());
     children.flat_map(|child| std::iter::once(child).chain(descendants(child))).collect()
+}
+
+/// A Go program, compiled for this test.
+fn go_program(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/victims/native/deep.go");
+    let program = folder.join("deep");
+    let mut command = Command::new("go");
+    command.arg("build").arg("-o").arg(&program).arg(source).env("GOCACHE", folder.join("cache"));
+    assert!(command.status().is_ok_and(|status| status.success()), "go: cargo xtask setup test");
+    program
+}
+
+/// Everything that a job can be asked about a file. The filter ends a worker at a call that it does not need.
+fn parse_all(parser: &mut podopsy_worker::Parser, program: &Path) {
+    let file = File::open(program).unwrap();
+    let described = parser.describe(1, &file).unwrap().expect("an ELF file");
+    let unwind = parser.find_unwind(1, &file, podopsy_worker::MAX_UNWIND_BYTES).unwrap().unwrap();
+    assert!(unwind.digest.is_ok(), "{}", program.display());
+    assert!(!parser.rows(1, &file).unwrap().unwrap().rows.is_empty(), "{}", program.display());
+    let code = described.layout.segments.iter().find(|segment| segment.is_code).unwrap();
+    let offsets = vec![code.offset + code.size / 2];
+    parser.names(1, &file, Some(&file), &described.layout, offsets).unwrap().unwrap();
+}
+
+fn each_kind_of_file_is_parsed() {
+    let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command() }).unwrap();
+    let mut parser = pool.parser();
+    let folder = tempfile::tempdir().unwrap();
+    let python = fs::canonicalize("/usr/bin/python3").expect("a Python interpreter: cargo xtask setup test");
+    for program in [go_program(folder.path()), python, "/bin/sh".into()] {
+        parse_all(&mut parser, &program);
+    }
+    let map = folder.path().join("perf-1.map");
+    fs::write(&map, "1000 10 made_at_run_time\n").unwrap();
+    let names = parser.perf_map(1, &File::open(&map).unwrap(), vec![0x1008]).unwrap().unwrap();
+    assert_eq!(names.names[0].as_deref(), Some("made_at_run_time"));
+    assert_eq!(pool.workers(), (1, 0), "a worker was lost");
 }
 
 fn own_program_is_named() {

@@ -59,6 +59,11 @@ impl StdoutAgent {
         StdoutAgent { child, log, events, seen: Vec::new(), read_at: Vec::new() }
     }
 
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Receives events until `enough` is true of them; panics with `explain` after `limit`.
     pub fn until(
         &mut self,
