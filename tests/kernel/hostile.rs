@@ -174,7 +174,7 @@ fn hostile_files_cost_the_attacker_its_own_names_and_no_neighbour_a_kill() {
 }
 
 #[test]
-fn growing_perf_maps_and_thousands_of_mappings_stay_within_the_agents_memory_by_hand() {
+fn growing_perf_maps_and_thousands_of_mappings_stay_within_the_agents_memory() {
     require_root();
     let folder = tempfile::tempdir().expect("a folder");
     let (perf_map, long_maps) = (native(folder.path(), "perf_map"), native(folder.path(), "long_maps"));
