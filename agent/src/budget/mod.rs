@@ -14,7 +14,8 @@
 //!
 //! OOM kills, their incidents, SIGKILLs and counts are never shed. Queries and outcomes are counted in the kernel, whether
 //! they become events or not. The memory budget does not shed failures: an allocator may never return its memory, and the
-//! failures would then be shed permanently. The disk has its own budget (`--store-bytes`), which deletes the oldest first.
+//! failures would then be shed permanently. The disk has its own budget (`--store-bytes`): the pod with
+//! the most bytes loses its oldest records first.
 //!
 //! [`decide`] decides (pure), [`enforce()`] measures and logs, and the recorder's [`Shed`] is asked and counts where the work
 //! would be done. This module must not depend on the contents of events, pods or aya.

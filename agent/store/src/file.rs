@@ -15,6 +15,11 @@ const VACUUM_PAGES: i64 = 256;
 /// A gap is one small row and is kept as long as kills are; more than this is of no use to a reader.
 const GAPS_MAX: i64 = 10_000;
 
+/// The pod, or else the container, that a record belongs to; empty: the node itself.
+const OWNER: &str = "coalesce(namespace || '/' || pod, container_id, '')";
+/// How long the largest owner of a share is taken for the largest: finding it reads each record of the share.
+const LARGEST_FOR_NS: i64 = 10_000_000_000;
+
 /// One run of the agent: this process.
 #[derive(Clone, Debug)]
 pub(super) struct AgentRun {
@@ -36,6 +41,14 @@ pub(super) struct File {
     run: AgentRun,
     limits: StoreLimits,
     page: i64,
+    largest: Option<LargestOwner>,
+}
+
+/// The owner with the most bytes in a share, when that was last looked at.
+struct LargestOwner {
+    share: i64,
+    owner: String,
+    at_ns: i64,
 }
 
 impl File {
@@ -48,7 +61,7 @@ impl File {
     ) -> std::result::Result<File, OpenError> {
         let connection = schema::open(path, |page| limits.file_bytes() / page)?;
         let page = connection.pragma_query_value(None, "page_size", |row| row.get(0))?;
-        let file = File { connection, run, limits, page };
+        let file = File { connection, run, limits, page, largest: None };
         file.bound_log()?;
         file.record_run(now_ns)?;
         Ok(file)
@@ -171,7 +184,7 @@ impl File {
         let capacity = self.limits.file_bytes();
         // A little below the limit, so that a commit has space without waiting for a step.
         if used > capacity - capacity / 16 {
-            deleted += self.delete_oldest()?;
+            deleted += self.delete_oldest(now_ns)?;
         }
         if file > capacity || (file - used > file / 4 && file - used > VACUUM_PAGES * self.page) {
             let pages = VACUUM_PAGES.min(self.limits.log_bytes() / 4 / self.page);
@@ -183,8 +196,9 @@ impl File {
         Ok(deleted > 0)
     }
 
-    /// Deletes the oldest records of the share that is furthest over its quota, and returns how many.
-    pub fn delete_oldest(&mut self) -> Result<usize> {
+    /// Deletes the oldest records of the largest owner in the share that is furthest over its quota, and returns how many.
+    /// A pod whose records flood a share evicts its own.
+    pub fn delete_oldest(&mut self, now_ns: i64) -> Result<usize> {
         let mut statement = self.connection.prepare("SELECT share, bytes FROM share WHERE records > 0")?;
         let all = statement.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
         let all: Vec<(i64, i64)> = all.collect::<Result<_>>()?;
@@ -194,9 +208,32 @@ impl File {
             bytes.saturating_mul(100) / share.map_or(1, |share| share.percent() as i64)
         };
         let Some(&(share, _)) = all.iter().max_by_key(|one| over(one)) else { return Ok(0) };
+        let is_known = |known: &LargestOwner| known.share == share && now_ns - known.at_ns < LARGEST_FOR_NS;
+        if let Some(known) = self.largest.as_ref().filter(|known| is_known(known)) {
+            let deleted = self.delete_oldest_of(share, &known.owner)?;
+            if deleted > 0 {
+                return Ok(deleted);
+            }
+        }
+        let Some(owner) = self.largest_owner(share)? else { return Ok(0) };
+        let deleted = self.delete_oldest_of(share, &owner)?;
+        self.largest = Some(LargestOwner { share, owner, at_ns: now_ns });
+        Ok(deleted)
+    }
+
+    fn largest_owner(&self, share: i64) -> Result<Option<String>> {
+        let sums = format!(
+            "SELECT {OWNER} AS owner FROM record WHERE share = ?1 GROUP BY owner ORDER BY sum(bytes) DESC LIMIT 1"
+        );
+        self.connection.query_row(&sums, [share], |row| row.get(0)).optional()
+    }
+
+    fn delete_oldest_of(&self, share: i64, owner: &str) -> Result<usize> {
+        let oldest =
+            format!("SELECT id FROM record WHERE share = ?1 AND {OWNER} = ?2 ORDER BY begin_ns LIMIT ?3");
         self.connection.execute(
-            "DELETE FROM record WHERE id IN (SELECT id FROM record WHERE share = ?1 ORDER BY begin_ns LIMIT ?2)",
-            params![share, self.delete_batch()],
+            &format!("DELETE FROM record WHERE id IN ({oldest})"),
+            params![share, owner, self.delete_batch()],
         )
     }
 

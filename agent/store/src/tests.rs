@@ -221,6 +221,33 @@ fn a_flood_takes_only_its_share_and_the_folder_stays_below_its_limit() {
 }
 
 #[test]
+fn a_pod_that_floods_a_share_evicts_its_own_records() {
+    let dir = tempdir().unwrap();
+    let limits = StoreLimits { bytes: StoreLimits::BYTES_MIN, ..StoreLimits::default() };
+    let run = AgentRun { boot: "boot".into(), began_ns: 5 };
+    let mut file = file::File::open(&dir.path().join(FILE), run, limits, 5).unwrap();
+    let row = |second: i64, pod: &str, name: &str| {
+        let event = dns(row::time(second * 1_000_000_000), owner("shop", pod, &[]), name);
+        StoreRow::from_event(&event).unwrap()
+    };
+    file.write(&[row(1, "neighbour", "first.example.")], None, 5).unwrap();
+    for second in 2..400 {
+        // Ten a second of the flood, each with a name of its own; one of the neighbour.
+        let flood = (0..10).map(|n| row(second, "flood", &format!("{second}-{n}.{}", "x".repeat(200))));
+        let rows: Vec<StoreRow> = flood.chain([row(second, "neighbour", "again.example.")]).collect();
+        file.write(&rows, None, second).unwrap();
+    }
+    let mut deleted = 0;
+    while deleted < 3000 {
+        deleted += file.delete_oldest(400_000_000_000).unwrap();
+    }
+    drop(file);
+    let filter = Filter { pod: Some("neighbour".into()), items: 1000, ..Filter::all(Collection::Events) };
+    let left = Reader::open(dir.path()).page(&filter).unwrap();
+    assert_eq!(left.items.len(), 399);
+}
+
+#[test]
 fn old_records_except_kills_are_deleted_and_the_file_shrinks() {
     let dir = tempdir().unwrap();
     let run = || AgentRun { boot: "boot".into(), began_ns: 5 };

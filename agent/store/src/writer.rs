@@ -355,7 +355,7 @@ impl Writer {
     }
 }
 
-/// Writes the rows. If the file is full, deletes the oldest records first.
+/// Writes the rows. If the file is full, deletes old records first.
 fn write_or_evict(
     file: &mut File,
     rows: &[StoreRow],
@@ -364,7 +364,7 @@ fn write_or_evict(
     for _ in 0..DELETE_STEPS_MAX {
         match file.write(rows, gap, now()) {
             Err(error) if schema::is_full(&error) => {
-                if file.delete_oldest()? == 0 {
+                if file.delete_oldest(now())? == 0 {
                     return Err(error);
                 }
             }
