@@ -4,6 +4,7 @@
 pub mod api;
 pub mod budget;
 pub mod config;
+mod descendants;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod metrics;

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::decide::{Budget, BudgetLimits, BudgetUsage, ShedChange, ShedDecider};
 use super::memory::OwnMemory;
 use super::{Shed, ShedStep};
+use crate::descendants;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 /// CPU time is averaged over this many intervals. A report that names a large program's functions takes a second of one
@@ -53,7 +54,8 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
             Some((first, last, last.at.duration_since(first.at).as_secs_f64().max(0.001)))
         };
         let usage = BudgetUsage {
-            cpu: over(CPU_INTERVALS).map_or(0.0, |(first, last, seconds)| (last.cpu - first.cpu) / seconds),
+            cpu: over(CPU_INTERVALS)
+                .map_or(0.0, |(first, last, seconds)| (last.cpu - first.cpu).max(0.0) / seconds),
             memory,
             events: over(EVENT_INTERVALS)
                 .map_or(0.0, |(first, last, seconds)| (last.events_due - first.events_due) as f64 / seconds),
@@ -68,10 +70,11 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
     }
 }
 
-/// CPU seconds of this process.
+/// CPU seconds of this process and of its parsing worker.
 fn cpu_seconds() -> Option<f64> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
-    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+    let own = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+    Some(own + descendants::usage().cpu_seconds)
 }
 
 fn log(change: &ShedChange) {

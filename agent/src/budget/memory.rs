@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use podopsy_pods::hierarchy::{CgroupVersion, Hierarchy};
 
+use crate::descendants;
 use crate::metrics::bpf_memory;
 
 /// Where usage is read.
@@ -26,7 +27,7 @@ impl OwnMemory {
     /// Bytes in use. None: /proc/self cannot be read.
     pub fn used(&self) -> Option<u64> {
         let charged = self.cgroup.as_ref().and_then(|(version, dir)| charged(*version, dir));
-        charged.or_else(|| Some(resident_with_workers()? + bpf_memory().unwrap_or(0)))
+        charged.or_else(|| Some(resident_with_descendants()? + bpf_memory().unwrap_or(0)))
     }
 }
 
@@ -59,31 +60,11 @@ fn freed_by_itself(stat: &str, prefix: &str) -> u64 {
     cached.saturating_sub(field("shmem")) + field("slab_reclaimable")
 }
 
-/// Resident memory of this process and of its descendants, which are the parsing workers.
-fn resident_with_workers() -> Option<u64> {
-    let own = resident("self")?;
-    let mut all = own;
-    let mut parents = vec![std::process::id().to_string()];
-    while let Some(parent) = parents.pop() {
-        let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
-        for task in tasks {
-            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            for child in children.split_whitespace() {
-                all += resident(child).unwrap_or(0);
-                parents.push(child.to_owned());
-            }
-        }
-    }
-    Some(all)
-}
-
-fn resident(pid: &str) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let mut fields = statm.split(' ').skip(1).map(|field| field.trim().parse::<u64>());
-    let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
-    // The code of a worker is the agent's own, and counts once.
-    let pages = if pid == "self" { resident } else { resident.saturating_sub(shared) };
-    Some(pages * podopsy_system::page_size())
+/// Resident memory of this process and of its descendants.
+fn resident_with_descendants() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * podopsy_system::page_size() + descendants::usage().resident)
 }
 
 #[cfg(test)]

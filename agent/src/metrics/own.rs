@@ -7,6 +7,8 @@ use std::path::Path;
 
 use podopsy_model::metric::MetricFamily;
 
+use crate::descendants;
+
 /// The families of this process, from /proc/self. A value that cannot be read has no family.
 pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
     let Ok(me) = procfs::process::Process::myself() else { return Vec::new() };
@@ -34,6 +36,13 @@ pub fn families(state_dir: Option<&Path>) -> Vec<MetricFamily> {
                 .single(open as f64),
         );
     }
+    let workers = descendants::usage();
+    let help = "User and system CPU time of the processes that parse files for the agent; they are in no process_* metric.";
+    families.push(MetricFamily::counter("podopsy_worker_cpu_seconds", help).single(workers.cpu_seconds));
+    let help = "Resident memory of the processes that parse files for the agent.";
+    families.push(
+        MetricFamily::gauge("podopsy_worker_resident_memory_bytes", help).single(workers.resident as f64),
+    );
     if let Some(bytes) = bpf_memory() {
         let help = "Kernel memory of the probes' maps, from fdinfo.";
         families.push(MetricFamily::gauge("podopsy_bpf_memory_bytes", help).single(bytes as f64));

@@ -157,8 +157,13 @@ impl Outputs {
         let profiles = self.profile_losses.clone();
         let stdout = self.stdout.as_ref().map(StdoutWriter::losses);
         let incidents = self.incidents.evicted();
+        let parsers = self.always_on_options.parsers.clone();
         metrics.set_loss_source(move || {
             let mut losses = profiles.snapshot();
+            let (_, workers_lost) = parsers.workers();
+            if workers_lost > 0 {
+                losses.insert("workers_lost".to_owned(), workers_lost);
+            }
             losses.extend(stdout.iter().flat_map(LossCounters::snapshot));
             losses.extend(incidents.losses());
             losses.extend(keeper.iter().flat_map(StoreSender::losses));

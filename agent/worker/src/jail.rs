@@ -170,7 +170,8 @@ fn worker_calls() -> Vec<libc::c_long> {
 fn compile(allowed: &[libc::c_long]) -> Option<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<_>> = allowed.iter().map(|number| (*number, Vec::new())).collect();
     let command = |command: i32| {
-        let equal = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64).ok()?;
+        let equal =
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, command as u64).ok()?;
         SeccompRule::new(vec![equal]).ok()
     };
     // Rust checks a descriptor that it closes, in builds with debug assertions. Go's tables keep a copy of their file's

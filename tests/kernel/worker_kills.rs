@@ -1,0 +1,141 @@
+//! The parsing worker is killed by SIGKILL a hundred times while the agent is under load. No event is lost, and profiles say
+//! what they lack.
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use podopsy_model::EventKind;
+use support::agent::{Agent, get, until};
+use support::{MemoryCgroup, Running, is_emulated, require_root};
+
+/// Open files of a worker, at most (`agent/worker/src/jail.rs`); its supervisor may have more.
+const OPEN_FILES: &str = "Max open files            16";
+const LONGEST: Duration = Duration::from_secs(120);
+/// So that processes are killed and programs are sampled meanwhile.
+const BETWEEN_KILLS: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The workers of an agent that run at the moment.
+fn workers(agent: i32) -> Vec<i32> {
+    let is_worker = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/limits")).is_ok_and(|limits| limits.contains(OPEN_FILES))
+    };
+    descendants(agent).into_iter().filter(is_worker).collect()
+}
+
+fn descendants(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<i32> = lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>())
+        .collect();
+    children.into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
+/// Programs that no worker has read yet: copies of one that fills its memory, each in a process that is then OOM-killed.
+fn kill_processes(folder: &Path, goes_on: &AtomicBool) -> Vec<u32> {
+    let cgroup = MemoryCgroup::new("worker-kills", 8 << 20);
+    let mut pids = Vec::new();
+    while goes_on.load(Relaxed) {
+        let program = folder.join(format!("glutton-{}", pids.len()));
+        fs::copy("/usr/bin/tail", &program).expect("copy a program");
+        let line = format!("{} /dev/zero", program.display());
+        let mut child = cgroup.command(&line).stdout(Stdio::null()).spawn().expect("start the glutton");
+        let _ = child.wait();
+        pids.push(child.id());
+        thread::sleep(Duration::from_millis(100));
+    }
+    pids
+}
+
+/// Programs that use CPU time for a second, one after the other, each a file of its own.
+fn use_cpu(folder: &Path, goes_on: &AtomicBool) {
+    let mut number = 0;
+    while goes_on.load(Relaxed) {
+        number += 1;
+        let program = folder.join(format!("busy-{number}"));
+        fs::copy("/bin/sh", &program).expect("copy a program");
+        let mut command = Command::new(&program);
+        let busy =
+            Running(command.args(["-c", "while :; do :; done"]).spawn().expect("start a busy program"));
+        thread::sleep(Duration::from_secs(1));
+        drop(busy);
+    }
+}
+
+#[test]
+fn a_hundred_kills_of_the_worker_lose_no_event_and_profiles_say_what_they_lack() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state");
+    let arguments = [
+        "--state-dir",
+        &state.display().to_string(),
+        "--profile-hz",
+        "49",
+        "--keep-every",
+        "5s",
+        "--cpu-budget",
+        "0",
+    ];
+    let agent = Agent::start_in(folder.path(), Path::new("/nonexistent/podopsy-test.sock"), &arguments);
+    let times = if is_emulated() { 10 } else { 100 };
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let mut killed = HashSet::new();
+    let pids = thread::scope(|threads| {
+        let kills = threads.spawn(|| kill_processes(folder.path(), &goes_on));
+        threads.spawn(|| use_cpu(folder.path(), &goes_on));
+        let began = Instant::now();
+        while killed.len() < times && began.elapsed() < LONGEST {
+            let worker = workers(agent.pid().cast_signed()).into_iter().find(|pid| !killed.contains(pid));
+            let is_killed = worker.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok());
+            killed.extend(worker.filter(|_| is_killed));
+            thread::sleep(if is_killed { BETWEEN_KILLS } else { POLL_INTERVAL });
+        }
+        eprintln!("{} workers killed in {:?}", killed.len(), began.elapsed());
+        goes_on.store(false, Relaxed);
+        kills.join().expect("the kills")
+    });
+    assert_eq!(killed.len(), times, "too few workers: {}", agent.log());
+
+    let of_kind = |kind: EventKind| {
+        let events = agent.events().into_iter().filter(|event| event.kind == kind);
+        events.filter(|event| pids.contains(&event.process.pid)).count()
+    };
+    until("report of every kill", || (of_kind(EventKind::OomKill) == pids.len()).then_some(()));
+    until("incident of every kill", || (of_kind(EventKind::OomIncident) == pids.len()).then_some(()));
+    let lost = || {
+        let (_, page) = get(&agent.address, "/metrics", "*/*")?;
+        let line =
+            page.lines().find(|line| line.starts_with("podopsy_losses_total{counter=\"workers_lost\"}"))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    eprintln!("{} OOM kills; workers that were lost in a job: {:?}", pids.len(), lost());
+    assert!(lost().is_some_and(|lost| lost > 0.0));
+
+    // Files that each worker was killed on have no names, and the profile says so.
+    let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let out = folder.path().join("kept.folded");
+    let profile = || {
+        let mut command = Command::new(&podopsy);
+        command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
+        command.arg("--socket").arg(folder.path().join("agent.sock"));
+        let done = command.output().expect("run podopsy");
+        done.status.success().then(|| String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    let said = until("profile", profile);
+    eprintln!("{said}");
+    let folded = fs::read_to_string(&out).expect("the profile");
+    assert!(folded.contains("busy-"), "{folded}");
+    assert!(said.contains("parser_") || folded.contains("[symbols: gave up on"), "{said}\n{folded}");
+}
