@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use podopsy_model::EventKind;
@@ -193,4 +194,53 @@ fn growing_perf_maps_and_thousands_of_mappings_stay_within_the_agents_memory() {
     attacked.is_alive();
     drop(attacks);
     maps.iter().for_each(|pid| drop(fs::remove_file(format!("/tmp/perf-{pid}.map"))));
+}
+
+/// Starts programs that no worker has read yet, one after the other, each a small file of its own.
+fn start_small_programs(folder: &Path, attacker: &MemoryCgroup, goes_on: &AtomicBool) -> u32 {
+    let mut number = 0;
+    while goes_on.load(Relaxed) {
+        number += 1;
+        let program = folder.join(format!("small-{number}"));
+        fs::copy("/bin/true", &program).expect("copy a program");
+        let _ = attacker.command(&program.display().to_string()).status();
+        let _ = fs::remove_file(&program);
+    }
+    number
+}
+
+#[test]
+fn thousands_of_small_programs_and_files_that_change_cost_no_neighbour_a_kill() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let changing = native(folder.path(), "changing");
+    let attacker = MemoryCgroup::new("attacker-many", ATTACK_LIMIT);
+    let attacks = [1, 2].map(|number| {
+        attack(&attacker, &format!("{} {}/copy-{number}", changing.display(), folder.path().display()))
+    });
+    let mut attacked = Attacked::start("many");
+    attacked.is_restrained_in_time();
+    let goes_on = AtomicBool::new(true);
+    let began = Instant::now();
+    let started = std::thread::scope(|threads| {
+        let small: Vec<_> = (0..2)
+            .map(|number| {
+                let own = folder.path().join(number.to_string());
+                fs::create_dir(&own).expect("a folder");
+                let (attacker, goes_on) = (&attacker, &goes_on);
+                threads.spawn(move || start_small_programs(&own, attacker, goes_on))
+            })
+            .collect();
+        attacked.reports_a_neighbours_kills("many");
+        goes_on.store(false, Relaxed);
+        small.into_iter().map(|thread| thread.join().expect("the programs")).sum::<u32>()
+    });
+    eprintln!("{started} small programs in {:?}", began.elapsed());
+    assert!(is_emulated() || started > 600, "too few: {started}");
+    attacked.is_alive();
+    drop(attacks);
+    let profile = until("profile of the attack", || {
+        attacked.profile().filter(|profile| profile.contains("copy-") || profile.contains("changing"))
+    });
+    assert!(profile.lines().all(|line| line.len() < 64 << 10));
 }
