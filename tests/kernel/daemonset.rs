@@ -49,7 +49,7 @@ fn with_rights(spec: ContainerSpec, security: &Value) -> ContainerSpec {
 
 /// The pod that a kubelet would make of the manifest: image, command, mounts, host namespaces, security context. A
 /// patch replaces the security context. `keep_every` is how often profiles are kept, for a test that does not wait a
-/// minute. Only the path of the runtime's socket differs.
+/// minute. Only the way to the runtime's socket differs.
 fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> PodSpec {
     let pod = &pod_of("base/daemonset.yaml");
     let container = &pod["containers"][0];
@@ -93,7 +93,8 @@ fn pod_spec(node: &Node, image: &str, patch: Option<&str>, keep_every: &str) -> 
     for variable in list(&container["env"], "env").iter().filter(|variable| !variable["value"].is_null()) {
         spec = spec.env(text(&variable["name"], "name"), text(&variable["value"], "value"));
     }
-    // The harness's runtime keeps its socket outside /run.
+    // A machine that is a container itself may not permit to look into process 1's root; the suite `pods` reaches the
+    // runtime that way.
     let folder = node.cri_socket().parent().expect("a folder");
     spec = spec.mount_read_only(folder, folder.display().to_string());
     PodSpec::new("podopsy", "podopsy-agent-x7k2p")

@@ -48,6 +48,34 @@ fn podopsy(node: &Node, args: &[&str]) -> Value {
         .unwrap_or_else(|error| panic!("podopsy {args:?}: {error}; {stderr}"))
 }
 
+/// Runs `podopsy ARGS` in a root of its own, which has nothing but /proc and the cgroups, and where process 1 has the
+/// node's root.
+fn podopsy_in_an_empty_root(args: &[&str]) -> std::process::Output {
+    const SCRIPT: &str = "set -e; root=$1; shift; mount -t tmpfs none \"$root\"; \
+                          mkdir -p \"$root/proc\" \"$root/sys/fs/cgroup\"; cp \"$1\" \"$root/podopsy\"; shift; \
+                          mount --rbind /proc \"$root/proc\"; mount --rbind /sys/fs/cgroup \"$root/sys/fs/cgroup\"; \
+                          chroot \"$root\" /podopsy \"$@\"";
+    let binaries = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let root = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", SCRIPT, "sh"]);
+    command.arg(root.path()).arg(&binaries[0]).args(args).output().expect("run podopsy")
+}
+
+#[test]
+fn a_container_reaches_the_runtime_by_the_root_of_process_1() {
+    let (node, image) = node();
+    let idle = ContainerSpec::new("app", &image).command(["burner"]);
+    let _pod = node.run_pod(PodSpec::new("shop", "cart").container(idle)).expect("run the pod");
+    let socket = node.cri_socket().to_str().expect("text");
+    let output = podopsy_in_an_empty_root(&["pods", "--cri-socket", socket, "-o", "json"]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("\"cart\""), "{out} {err}");
+    let doctor = podopsy_in_an_empty_root(&["doctor", "--cri-socket", socket, "-o", "json"]);
+    let report = String::from_utf8_lossy(&doctor.stdout);
+    assert!(report.contains(&format!(" at /proc/1/root{socket}")), "{report}");
+}
+
 #[test]
 fn a_kill_names_pod_container_image_and_labels_although_the_victim_is_dead() {
     let (node, image) = node();

@@ -148,7 +148,7 @@ fn runtime_checks(machine: &Machine, pods: &pods::PodsStatus) -> Vec<Check> {
             pods.cri_error.clone().unwrap_or_else(|| {
                 "no socket found: pods are named from log directories and cgroup paths only".to_owned()
             }),
-            "name the runtime's socket with --cri-socket PATH; in a pod also mount its folder (hostPath: /run/containerd)",
+            "name the runtime's socket with --cri-socket PATH; in a pod: hostPID: true and securityContext.capabilities.add: [\"SYS_PTRACE\"]",
         ),
     };
     let logs = if machine.exists("/var/log/pods") {

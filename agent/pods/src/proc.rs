@@ -11,10 +11,18 @@ use procfs::FromRead;
 use procfs::process::Process;
 
 use super::hierarchy::Hierarchy;
+use super::paths;
 
 /// The memory cgroup of a process, relative to the hierarchy's mount.
 pub fn cgroup(proc_root: &Path, hierarchy: &Hierarchy, pid: u32) -> Option<PathBuf> {
     hierarchy.of_proc(&fs::read(dir(proc_root, pid).join("cgroup")).ok()?)
+}
+
+/// The root of the node's first process. None: the first process that is visible here belongs to a pod, and so does what
+/// its root shows.
+pub fn node_root(proc_root: &Path, hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let cgroup = hierarchy.absolute(&cgroup(proc_root, hierarchy, 1)?);
+    paths::parse(&cgroup).pod_uid.is_none().then(|| dir(proc_root, 1).join("root"))
 }
 
 pub fn exists(proc_root: &Path, pid: u32) -> bool {
@@ -79,6 +87,27 @@ mod tests {
         assert!((-2..3600).contains(&age.as_secs()), "{age:?}");
         assert!(namespaces(root, me).contains_key("pid"));
         assert_eq!(first_of(root, &[me]), Some(me));
+    }
+
+    #[test]
+    fn the_first_process_of_a_pod_does_not_show_the_nodes_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let (proc_root, cgroups) = (folder.path().join("proc"), folder.path().join("cg"));
+        fs::create_dir_all(proc_root.join("1")).unwrap();
+        fs::create_dir(&cgroups).unwrap();
+        fs::write(cgroups.join("cgroup.controllers"), "memory").unwrap();
+        let hierarchy = Hierarchy::find(&proc_root, &cgroups).unwrap();
+        let root = |cgroup: &str| {
+            fs::write(proc_root.join("1/cgroup"), format!("0::{cgroup}\n")).unwrap();
+            node_root(&proc_root, &hierarchy)
+        };
+        let nodes = Some(proc_root.join("1/root"));
+        assert_eq!([root("/init.scope"), root("/")], [nodes.clone(), nodes]);
+        let pods = "kubepods/burstable/pod8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
+        let id = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
+        assert_eq!(root(&format!("/{pods}/{id}")), None);
+        // Another container, seen from a cgroup namespace.
+        assert_eq!(root(&format!("/../{id}")), None);
     }
 
     #[test]

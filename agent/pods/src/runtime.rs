@@ -1,9 +1,12 @@
 //! The client of the container runtime: finds it by probing, bounds every call and counts every failure.
 //!
+//! The socket is looked for at the usual paths, in this process's root and in the node's (`/proc/1/root`). A container with
+//! the node's PID namespace therefore needs no mount of `/run`, and it finds the new socket after the runtime's restart.
+//!
 //! It must not depend on cgroups or on the meaning of the answers. An absent, hung or misbehaving runtime delays a caller
 //! by at most `cri_timeout`; after that calls fail at once until the back-off is over.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -53,6 +56,8 @@ pub enum CallError {
 #[derive(Debug)]
 pub struct RuntimeClient {
     explicit: Option<PathBuf>,
+    /// The root of the node's first process.
+    node_root: Option<PathBuf>,
     timeout: Duration,
     slots: Semaphore,
     state: Mutex<ConnectionState>,
@@ -74,8 +79,8 @@ struct ConnectionState {
 }
 
 impl RuntimeClient {
-    /// Creates the client; does not connect yet.
-    pub fn new(socket: Option<PathBuf>, timeout: Duration) -> RuntimeClient {
+    /// Creates the client; does not connect yet. `node_root`: where else paths are looked up.
+    pub fn new(socket: Option<PathBuf>, node_root: Option<PathBuf>, timeout: Duration) -> RuntimeClient {
         // crictl and the kubelet write `unix:///path`.
         let plain = |path: PathBuf| match path.to_str().and_then(|p| p.strip_prefix("unix://")) {
             Some(rest) => PathBuf::from(rest),
@@ -83,6 +88,7 @@ impl RuntimeClient {
         };
         RuntimeClient {
             explicit: socket.map(plain),
+            node_root,
             timeout,
             slots: Semaphore::new(CONCURRENT),
             state: Mutex::default(),
@@ -124,10 +130,7 @@ impl RuntimeClient {
                 return Err(CallError::Down(state.error.clone().unwrap_or_default()));
             }
         }
-        let candidates: Vec<PathBuf> = match &self.explicit {
-            Some(path) => vec![path.clone()],
-            None => SOCKETS.iter().map(PathBuf::from).filter(|path| is_socket(path)).collect(),
-        };
+        let candidates = self.candidates();
         if candidates.is_empty() {
             // A node without a runtime is not counted as an error.
             let why = "no container runtime: none of the usual CRI sockets exists";
@@ -163,6 +166,36 @@ impl RuntimeClient {
             }
         }
         Err(self.failed(errors.join("; "), true))
+    }
+
+    /// The sockets that exist; if an explicit one does not, its path for the error.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let explicit = self.explicit.as_deref().map(|path| vec![path]);
+        let paths = explicit.unwrap_or_else(|| SOCKETS.iter().map(Path::new).collect());
+        let mut found: Vec<PathBuf> = Vec::new();
+        let mut inodes = Vec::new();
+        for path in paths.into_iter().flat_map(|path| self.places(path)) {
+            // A path may lead to a socket that another one has led to: /var/run is usually /run, and outside of a container
+            // both roots are the same.
+            let inode = path.metadata().ok().filter(|meta| meta.file_type().is_socket());
+            let Some(inode) = inode.map(|meta| (meta.dev(), meta.ino())) else { continue };
+            if !inodes.contains(&inode) {
+                inodes.push(inode);
+                found.push(path);
+            }
+        }
+        if found.is_empty() { self.explicit.iter().cloned().collect() } else { found }
+    }
+
+    /// A path here, and in the node's root.
+    fn places(&self, path: &Path) -> Vec<PathBuf> {
+        let mut places = vec![path.to_owned()];
+        if let (Some(root), Ok(below)) = (&self.node_root, path.strip_prefix("/")) {
+            places.push(root.join(below));
+            // The usual link /var/run leads to /run in this process's own root, not in the node's.
+            places.extend(below.strip_prefix("var").ok().map(|below| root.join(below)));
+        }
+        places
     }
 
     /// Makes one call within the timeout.
@@ -274,6 +307,34 @@ mod tests {
     use crate::cri::status::GrpcStatus;
 
     #[test]
+    fn a_socket_is_found_in_the_nodes_root_if_the_own_root_has_another_or_none() {
+        use std::os::unix::net::UnixListener;
+        let folder = tempfile::tempdir().unwrap();
+        let node = folder.path().join("node");
+        std::fs::create_dir_all(node.join("run/crio")).unwrap();
+        let live = node.join("run/crio/crio.sock");
+        let _live = UnixListener::bind(&live).unwrap();
+        let found = |path: &str, root: Option<&Path>| {
+            let timeout = Duration::from_secs(1);
+            RuntimeClient::new(Some(path.into()), root.map(Path::to_owned), timeout).candidates()
+        };
+        let only = std::slice::from_ref(&live);
+        assert_eq!(found("unix:///run/crio/crio.sock", Some(&node)), only);
+        assert_eq!(found("/var/run/crio/crio.sock", Some(&node)), only);
+        // The path of the error.
+        assert_eq!(found("/run/crio/crio.sock", None), [Path::new("/run/crio/crio.sock")]);
+        // One socket that both roots have counts once.
+        assert_eq!(found(live.to_str().unwrap(), Some(Path::new("/"))), only);
+        // A socket that was mounted alone is stale after the runtime's restart.
+        let stale = folder.path().join("cri.sock");
+        drop(UnixListener::bind(&stale).unwrap());
+        let below = node.join(stale.strip_prefix("/").unwrap());
+        std::fs::create_dir_all(below.parent().unwrap()).unwrap();
+        let _below = UnixListener::bind(&below).unwrap();
+        assert_eq!(found(stale.to_str().unwrap(), Some(&node)), [stale, below]);
+    }
+
+    #[test]
     fn an_error_that_the_runtime_returns_starts_no_back_off() {
         for (code, message, expected) in [
             (GrpcCode::NOT_FOUND, "x", "absent"),
@@ -284,7 +345,7 @@ mod tests {
             (GrpcCode::UNAVAILABLE, "not found", "down"),
             (GrpcCode::DEADLINE_EXCEEDED, "x", "down"),
         ] {
-            let runtime = RuntimeClient::new(None, Duration::from_secs(1));
+            let runtime = RuntimeClient::new(None, None, Duration::from_secs(1));
             let status = GrpcStatus { code, message: message.into() };
             let error = anyhow::Error::from(GrpcError::from(status)).context("CRI method");
             let result = match runtime.classify(&error) {
@@ -295,7 +356,7 @@ mod tests {
             assert_eq!(result, expected, "{error:#}");
             assert_eq!(runtime.is_ready(), expected != "down", "{error:#}");
         }
-        let runtime = RuntimeClient::new(None, Duration::from_secs(1));
+        let runtime = RuntimeClient::new(None, None, Duration::from_secs(1));
         let error = GrpcError::Connect(std::io::Error::other("not found"));
         assert!(matches!(runtime.classify(&error.into()), CallError::Down(_)) && !runtime.is_ready());
     }

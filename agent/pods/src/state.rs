@@ -51,7 +51,11 @@ impl PodsState {
     ) -> anyhow::Result<Arc<PodsState>> {
         let hierarchy = Hierarchy::find(&options.proc_root, &options.cgroup_root)?;
         Ok(Arc::new(PodsState {
-            runtime: RuntimeClient::new(options.cri_socket.clone(), options.cri_timeout),
+            runtime: RuntimeClient::new(
+                options.cri_socket.clone(),
+                proc::node_root(&options.proc_root, &hierarchy),
+                options.cri_timeout,
+            ),
             watch: CgroupWatch::new(&options.proc_root, max_watches),
             hierarchy,
             options,
