@@ -4,21 +4,26 @@
 mod support;
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, openat2};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{SigSet, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, setuid};
-use podopsy_agent::restraint::{self, KeptCapability, Needs};
+use podopsy_agent::restraint::{self, Confinement, KeptCapability, Needs, WrittenFolders};
+use podopsy_client::AgentClient;
 use podopsy_harness::{ContainerSpec, PodSpec};
 use podopsy_model::EventKind;
+use podopsy_system::{small_file, state_thread};
+use serde_json::Value;
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, VICTIMS_IMAGE, node, require_root};
 
@@ -47,12 +52,21 @@ fn all_have(pid: u32, field: &str, wanted: &str) {
     assert!(others.is_empty(), "{field} is not {wanted}: {others:?}");
 }
 
+/// The names of threads that write files. They hold no capability.
+const WRITERS: [&str; 2] = [state_thread::NAME, "store"];
+
 fn is_restrained(pid: u32, kept: &[KeptCapability]) {
     let (held, nothing) = (mask(kept), "0".repeat(16));
-    for (field, wanted) in [("CapEff", &held), ("CapPrm", &held), ("CapInh", &nothing), ("CapAmb", &nothing)]
-    {
-        all_have(pid, field, wanted);
+    for field in ["CapEff", "CapPrm"] {
+        let threads = of_threads(pid, field);
+        let (writers, others): (Vec<_>, Vec<_>) =
+            threads.into_iter().partition(|(name, _)| WRITERS.contains(&name.as_str()));
+        assert!(!writers.is_empty() && others.len() > 1, "{writers:?} {others:?}");
+        assert!(writers.iter().all(|(_, value)| *value == nothing), "{field}: {writers:?}");
+        assert!(others.iter().all(|(_, value)| *value == held), "{field} is not {held}: {others:?}");
     }
+    all_have(pid, "CapInh", &nothing);
+    all_have(pid, "CapAmb", &nothing);
     all_have(pid, "NoNewPrivs", "1");
     all_have(pid, "Seccomp", "2");
 }
@@ -68,33 +82,135 @@ fn bpf(command: i64) -> nix::Result<i64> {
     Errno::result(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), attributes.len()) })
 }
 
-/// Runs `work` in a child process, this program again, because a restraint cannot be undone.
-fn in_a_process_of_its_own(test: &str, work: impl FnOnce()) {
+/// Runs `work` in a child process, this program again, because a restraint cannot be undone. It gets a folder, which it
+/// could not remove.
+fn in_a_process_of_its_own(test: &str, work: impl FnOnce(&Path)) {
     const INSIDE: &str = "PODOPSY_RESTRAINED";
     require_root();
-    if std::env::var_os(INSIDE).is_some() {
-        return work();
+    if let Some(folder) = std::env::var_os(INSIDE) {
+        return work(Path::new(&folder));
     }
     let me = std::env::current_exe().expect("this program");
+    let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(me);
-    let done = command.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").output().expect("run it");
+    command.args(["--exact", test, "--nocapture"]).env(INSIDE, folder.path());
+    let done = command.output().expect("run it");
     let output = [done.stdout, done.stderr].concat();
     assert!(done.status.success(), "{}: {}", done.status, String::from_utf8_lossy(&output));
 }
 
+/// What was tried, and how it ended.
+type Attempts = Vec<(&'static str, Result<(), Errno>)>;
+
+fn attempt<T>(what: &'static str, result: io::Result<T>) -> (&'static str, Result<(), Errno>) {
+    let errno = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    (what, result.map(drop).map_err(errno))
+}
+
+/// Opens files so that they could be written. `file` is the test's; the others are not changed by it.
+fn opens(other: u32, file: &Path) -> Attempts {
+    let open = |path: &str| fs::File::options().write(true).open(path);
+    let create = |options: &mut fs::OpenOptions, path: &Path| options.write(true).open(path);
+    let folder = file.parent().expect("a folder");
+    vec![
+        attempt("open the memory of a process", open(&format!("/proc/{other}/mem"))),
+        attempt("open core_pattern", open("/proc/sys/kernel/core_pattern")),
+        attempt("open core_pattern by /proc/1/root", open("/proc/1/root/proc/sys/kernel/core_pattern")),
+        attempt("open a file of root", open("/etc/passwd")),
+        attempt("create", create(fs::File::options().create_new(true), &file.with_extension("new"))),
+        attempt("create without a name", create(fs::File::options().custom_flags(libc::O_TMPFILE), folder)),
+    ]
+}
+
+/// Opens a file for reading, by which it is emptied.
+fn empties(file: &Path) -> Attempts {
+    let path = std::ffi::CString::new(file.to_str().expect("text")).expect("no zero");
+    // SAFETY: open reads the path, which lives over the call.
+    let opened = Errno::result(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_TRUNC) });
+    vec![attempt("open and empty", opened.map_err(io::Error::from))]
+}
+
+/// Changes what is known of a file, and links to it.
+fn attributes(file: &Path) -> Attempts {
+    let (other, mode) = (file.with_extension("link"), fs::Permissions::from_mode(0o4755));
+    let open = || fs::File::open(file).expect("reading is permitted");
+    vec![
+        attempt("chmod", fs::set_permissions(file, mode.clone())),
+        attempt("fchmod", open().set_permissions(mode)),
+        attempt("chown", std::os::unix::fs::chown(file, Some(0), Some(0))),
+        attempt("utimensat", open().set_modified(std::time::SystemTime::UNIX_EPOCH)),
+        attempt("truncate", nix::unistd::truncate(file, 0).map_err(io::Error::from)),
+        attempt("link", fs::hard_link(file, &other)),
+        attempt("symlink", symlink(file, &other)),
+    ]
+}
+
+/// Changes the entries of a folder.
+fn names(file: &Path) -> Attempts {
+    let other = file.with_extension("other");
+    vec![
+        attempt("mkdir", fs::create_dir(&other)),
+        attempt("rmdir", fs::remove_dir(file.parent().expect("a folder"))),
+        attempt("rename", fs::rename(file, &other)),
+        attempt("unlink", fs::remove_file(&other)),
+        attempt("unlink", fs::remove_file(file)),
+    ]
+}
+
+/// In the threads that record, by the filter: without it, root gets another error or none.
+fn no_file_can_be_changed(thread: &str, other: u32, file: &Path) {
+    let tried = [opens(other, file), empties(file), attributes(file), names(file)].concat();
+    for (what, result) in tried {
+        assert_eq!(result, Err(Errno::EPERM), "{what} in {thread}");
+    }
+    if !restraint::OPENAT2_IS_NEEDED {
+        let how = OpenHow::new().flags(OFlag::O_PATH);
+        assert_eq!(openat2(AT_FDCWD, file, how).map(drop), Err(Errno::EPERM), "openat2 in {thread}");
+    }
+}
+
+/// In the threads that write: by Landlock outside of the state folder, and by the filter where Landlock does not look.
+fn no_file_outside_can_be_changed(other: u32, outside: &Path, inside: &Path, confinement: Confinement) {
+    let (file, kept) = (outside.to_owned(), inside.to_owned());
+    let by_filter =
+        state_thread::run(move || [empties(&file), attributes(&file), attributes(&kept)].concat());
+    for (what, result) in by_filter.expect("a thread") {
+        assert_eq!(result, Err(Errno::EPERM), "{what} in a thread that writes");
+    }
+    if confinement == Confinement::NotInThisKernel {
+        return eprintln!("this kernel has no Landlock");
+    }
+    let file = outside.to_owned();
+    let by_landlock = state_thread::run(move || [opens(other, &file), names(&file)].concat());
+    for (what, result) in by_landlock.expect("a thread") {
+        // There is nothing at the name to which the file could not be renamed.
+        let is_refused =
+            matches!(result, Err(Errno::EACCES)) || (what, result) == ("unlink", Err(Errno::ENOENT));
+        assert!(is_refused, "{what} in a thread that writes: {result:?}");
+    }
+    assert_eq!(fs::read_to_string(outside).expect("it is there"), "text");
+}
+
 #[test]
 fn every_thread_is_refused_what_the_agent_never_needs() {
-    in_a_process_of_its_own("every_thread_is_refused_what_the_agent_never_needs", || {
+    in_a_process_of_its_own("every_thread_is_refused_what_the_agent_never_needs", |folder| {
+        let (state, outside) = (folder.join("state"), folder.join("outside"));
+        fs::create_dir(&outside).expect("make a folder");
+        let file = outside.join("file");
+        fs::write(&file, "text").expect("write a file");
         // It ends when our end of the pipe is closed: from here on, this process may not kill it.
         let mut cat = Command::new("cat");
         let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
-        assert_eq!(restraint::begin(), [""; 0]);
+        let begun = restraint::begin(&WrittenFolders { state: Some(state.clone()), socket: None });
+        assert_eq!(begun.failed, [""; 0]);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         // Threads of every kind: idle workers, one that blocks in the kernel, one that is always busy.
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (answer, answered) = std::sync::mpsc::channel();
+        let (pid, path) = (other.id(), file.clone());
         std::thread::spawn(move || {
             let _ = asked.recv();
+            no_file_can_be_changed("a thread that existed before", pid, &path);
             answer.send(Command::new("/bin/true").status().map_err(|error| error.kind()))
         });
         std::thread::spawn(|| {
@@ -120,7 +236,7 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
             SigSet::all().thread_unblock().expect("take the others");
         });
         is_blocked.recv().expect("it blocks signals");
-        let needs = Needs { samples: true, foreign_folder: false };
+        let needs = Needs { samples: true };
         let wanted = restraint::kept(&needs);
         let done = restraint::finish(&needs);
         assert!(done.filtered && done.failed.is_empty(), "{done:?}");
@@ -137,7 +253,11 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         ask.send(()).expect("it waits");
         let refused = Err(ErrorKind::PermissionDenied);
         assert_eq!(answered.recv().expect("its answer"), refused);
-        let later = std::thread::spawn(|| Command::new("/bin/true").status().map_err(|error| error.kind()));
+        let path = file.clone();
+        let later = std::thread::spawn(move || {
+            no_file_can_be_changed("a thread that started later", pid, &path);
+            Command::new("/bin/true").status().map_err(|error| error.kind())
+        });
         assert_eq!(later.join().expect("it ends"), refused);
 
         // By the filter, and not by a missing capability: without the filter, each call returns a different error.
@@ -154,9 +274,14 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         // No probe can be loaded any more.
         let probes = runtime.block_on(podopsy_probes::check());
         assert!(!probes.is_empty() && probes.iter().all(|probe| probe.outcome.is_err()), "{probes:#?}");
-        // What the agent needs still works.
-        let folder = tempfile::tempdir().expect("a folder");
-        fs::write(folder.path().join("file"), "text").expect("write a file");
+        // What the agent needs still works. Files are written in the state folder, by threads of their own.
+        for text in ["first", "second"] {
+            small_file::replace(&state, "store.db", text.as_bytes()).expect("write a file");
+        }
+        assert_eq!(fs::read_to_string(state.join("store.db")).expect("read it"), "second");
+        no_file_outside_can_be_changed(pid, &file, &state.join("store.db"), begun.confinement);
+        let has_landlock = podopsy_system::landlock_version().is_some();
+        assert_eq!(begun.confinement == Confinement::Landlock, has_landlock, "{begun:?}");
         std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
         let its = format!("/proc/{}", other.id());
         assert!(!fs::read(format!("{its}/environ")).expect("another user's environment").is_empty());
@@ -186,7 +311,7 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     let agent = Agent::start_by(&by, node.directory(), node.cri_socket(), &arguments);
     let log = agent.log();
     assert!(log.contains("holds from now on: CAP_BPF (") && !log.contains("could not give up"), "{log}");
-    let wanted = restraint::kept(&Needs { samples: true, foreign_folder: false });
+    let wanted = restraint::kept(&Needs { samples: true });
     is_restrained(agent.pid(), &wanted);
     all_have(agent.pid(), "CapBnd", &"0".repeat(16));
 
@@ -214,6 +339,64 @@ fn the_agent_names_kills_lookups_and_growth_with_what_it_keeps() {
     assert!(!log.contains("lack the growth profile") && !log.contains("not permitted"), "{log}");
     // Threads have started and ended meanwhile; none has more capabilities.
     is_restrained(agent.pid(), &wanted);
+}
+
+/// The kills in the history, by the agent's API.
+fn stored_kills(socket: &Path) -> Result<Vec<Value>, String> {
+    let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    let query = vec![("kind", "oom.kill".to_owned())];
+    let page = runtime.block_on(AgentClient::new(socket).json("/api/v1/events", &query));
+    let page: Value = page.map_err(|error| error.to_string())?;
+    Ok(page["events"].as_array().expect("a list").clone())
+}
+
+#[test]
+fn the_restrained_agent_keeps_and_answers_its_history_also_after_a_quarantine() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (state, socket) = (folder.path().join("state"), folder.path().join("agent.sock"));
+    let nowhere = Path::new("/nonexistent/podopsy-test.sock");
+    let arguments = ["--state-dir", state.to_str().expect("text"), "--growth", "off"];
+    let mut agent = Agent::start_in(folder.path(), nowhere, &arguments);
+    until("restraint", || agent.log().contains("holds from now on: ").then_some(()));
+    is_restrained(agent.pid(), &restraint::kept(&Needs { samples: false }));
+    let restrained = jiff::Timestamp::now();
+    let kill_in = |name: &str| {
+        let cgroup = MemoryCgroup::new(name, 16 << 20);
+        let _ = cgroup.command("head -c 64m /dev/zero | tail").status();
+        until("kill in the history", || {
+            let kills = stored_kills(&socket).ok()?;
+            kills.iter().any(|kill| kill["cgroup"]["id"] == cgroup.id()).then_some(())
+        });
+    };
+    kill_in("stored");
+    // A change by another process makes the writer read the file again, which it then finds damaged and replaces.
+    let other = rusqlite::Connection::open(state.join("store.db")).expect("open the store");
+    other.execute_batch("UPDATE run SET alive_ns = alive_ns + 1").expect("change it");
+    for name in ["store.db", "store.db-wal"] {
+        let file = state.join(name);
+        let length = fs::metadata(&file).expect("it exists").len() as usize;
+        let open = fs::File::options().write(true).open(&file).expect("open it");
+        std::os::unix::fs::FileExt::write_all_at(&open, &vec![0xff; length], 0).expect("damage it");
+    }
+    until("new store", || {
+        let _ = stored_kills(&socket);
+        agent.log().contains("and created a new one").then_some(())
+    });
+    kill_in("stored-again");
+    let kept = fs::read_dir(&state).expect("the state folder").flatten();
+    let quarantined = kept.filter(|entry| entry.file_name().to_string_lossy().contains(".aside-"));
+    assert!(quarantined.count() > 0);
+    let pid = Pid::from_raw(i32::try_from(agent.pid()).expect("a pid"));
+    kill(pid, Signal::SIGTERM).expect("end the agent");
+    assert!(agent.process.0.wait().expect("it ends").success(), "{}", agent.log());
+    let log = agent.log();
+    assert!(!log.contains("ermission denied") && !log.contains("not permitted"), "{log}");
+    let checkpoint = fs::read(state.join("state.json")).expect("the checkpoint");
+    let checkpoint: Value = serde_json::from_slice(&checkpoint).expect("JSON");
+    let saved: jiff::Timestamp = checkpoint["saved_at"].as_str().expect("a time").parse().expect("a time");
+    assert!(saved > restrained, "{checkpoint}");
+    assert!(!socket.exists());
 }
 
 /// Capabilities that DNS at the root cgroup needs, and OOM kills do not.

@@ -13,6 +13,7 @@ pub(super) fn checks(machine: &Machine, held: Capabilities) -> Vec<Check> {
         unprivileged_bpf(machine),
         lockdown(machine),
         bpf_lsm(machine),
+        landlock(podopsy_system::landlock_version()),
         seccomp(machine),
     ]
 }
@@ -139,6 +140,16 @@ fn bpf_lsm(machine: &Machine) -> Check {
     Check::ok(CheckGroup::Kernel, "bpf-lsm", found)
 }
 
+fn landlock(version: Option<u32>) -> Check {
+    let found = match version {
+        Some(version) => format!("version {version}: keeps the agent's threads that write inside of its state folder"),
+        None => "not in this kernel (Linux 5.13), or not in lsm=: nothing keeps the agent's threads that write inside of \
+                 its state folder"
+            .to_owned(),
+    };
+    Check::ok(CheckGroup::Kernel, "landlock", found)
+}
+
 fn seccomp(machine: &Machine) -> Check {
     match machine.status_field("Seccomp").as_deref() {
         Some("2") => Check::degraded(
@@ -196,6 +207,12 @@ mod tests {
         let (_dir, upstream) = with(&[("/proc/sys/kernel/perf_event_paranoid", "2\n")]);
         assert_eq!(perf_event_paranoid(&upstream, perfmon).status, CheckStatus::Ok);
         assert_eq!(perf_event_paranoid(&machine, Capabilities::default()).status, CheckStatus::Degraded);
+    }
+
+    #[test]
+    fn a_kernel_without_landlock_is_named() {
+        assert!(landlock(None).found.contains("not in this kernel"));
+        assert!(landlock(Some(7)).found.contains("version 7"));
     }
 
     #[test]

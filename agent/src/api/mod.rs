@@ -42,6 +42,7 @@ pub use health::Health;
 use pace::Pace;
 use podopsy_pods::Pods;
 use podopsy_store::{Reader, StoredEvent};
+use podopsy_system::state_thread;
 pub use route::{Parameter, ROUTES, Route};
 pub use scrape::MetricsPage;
 pub use token::MetricsToken;
@@ -110,7 +111,8 @@ pub struct ApiListener {
 impl Drop for ApiListener {
     fn drop(&mut self) {
         self.task.abort();
-        let _ = std::fs::remove_file(&self.path);
+        let path = std::mem::take(&mut self.path);
+        let _ = state_thread::run(move || std::fs::remove_file(path));
     }
 }
 

@@ -14,8 +14,6 @@ use podopsy_doctor::capability::{Capabilities, Capability};
 pub struct Needs {
     /// Opens and closes perf events: for growth candidates, or for the always-on profile.
     pub samples: bool,
-    /// Writes into a folder that belongs to another user.
-    pub foreign_folder: bool,
 }
 
 /// A capability that is kept, and the reason.
@@ -50,7 +48,6 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<KeptCapability> {
         (CheckpointRestore, true, "opens programs by /proc/PID/map_files"),
         (DacReadSearch, true, "reads other users' programs"),
         (Syslog, true, "names the kernel's functions"),
-        (DacOverride, needs.foreign_folder, "the state folder is another user's"),
     ];
     let mut kept = Vec::new();
     for (capability, needed, why) in table {
@@ -92,19 +89,17 @@ mod tests {
     fn six_of_all_capabilities_are_kept_and_none_that_is_not_held() {
         let everything = "000001ffffffffff";
         let six = ["BPF", "PERFMON", "SYS_PTRACE", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "SYSLOG"];
-        assert_eq!(names(everything, Needs { samples: true, ..Needs::default() }), six);
+        assert_eq!(names(everything, Needs { samples: true }), six);
         let without: Vec<_> = six.into_iter().filter(|name| *name != "PERFMON").collect();
         assert_eq!(names(everything, Needs::default()), without);
-        assert_eq!(names("80000", Needs { samples: true, foreign_folder: true }), ["SYS_PTRACE"]);
+        assert_eq!(names("80000", Needs { samples: true }), ["SYS_PTRACE"]);
         assert_eq!(names("0", Needs::default()), [""; 0]);
-        let foreign = Needs { foreign_folder: true, ..Needs::default() };
-        assert!(names(everything, foreign).contains(&"DAC_OVERRIDE"));
     }
 
     #[test]
     fn sys_admin_is_kept_only_where_it_stands_in_for_another() {
-        assert_eq!(names("280000", Needs { samples: true, ..Needs::default() }), ["SYS_ADMIN", "SYS_PTRACE"]);
+        assert_eq!(names("280000", Needs { samples: true }), ["SYS_ADMIN", "SYS_PTRACE"]);
         // It is dropped if CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE are held too.
-        assert!(!names("1c000200000", Needs { samples: true, ..Needs::default() }).contains(&"SYS_ADMIN"));
+        assert!(!names("1c000200000", Needs { samples: true }).contains(&"SYS_ADMIN"));
     }
 }

@@ -1,17 +1,20 @@
-//! The filter of system calls that the agent never makes once it records. The kernel rejects them on every thread,
-//! permanently.
+//! The filters of system calls that the agent never makes once it records. The kernel rejects them on every thread,
+//! permanently. Threads that record have another filter than those that write files.
 //!
 //! The filter lists what is rejected, not what is allowed: a newer libc or kernel uses calls that no list of today has, and
 //! an agent that cannot write its store after an update is worse than none. For the same reason a rejected call returns
 //! EPERM instead of killing the agent. The kernel's audit log records each one (`SECCOMP_FILTER_FLAG_LOG`).
 
 use std::collections::BTreeMap;
+use std::ptr;
 
 use anyhow::{Context, ensure};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     sock_filter,
 };
+
+use super::files;
 
 /// A summary for the log.
 pub const SUMMARY: &str = "system calls that start programs, trace or signal others, mount, change namespaces, \
@@ -115,23 +118,67 @@ const BPF: [u64; 12] = [
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
-/// `TSYNC` installs the filter on all threads; `LOG` sends each rejected call to the audit log.
-const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
+/// The kinds of threads, which are refused different calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Those that record, answer and export.
+    Recording,
+    /// Those that write the state folder.
+    State,
+    /// Both, where they cannot have different filters.
+    Any,
+}
 
-fn compile() -> anyhow::Result<BpfProgram> {
-    let equal = |at: u8, op: SeccompCmpOp, value: u64| {
-        SeccompCondition::new(at, SeccompCmpArgLen::Dword, op, value).context("a condition on an argument")
-    };
-    let rule = |conditions| SeccompRule::new(conditions).context("a rule");
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        REFUSED.iter().chain(REFUSED_HERE).map(|number| (*number, Vec::new())).collect();
-    let not_allowed = BPF.iter().map(|command| equal(0, SeccompCmpOp::Ne, *command));
-    rules.insert(libc::SYS_bpf, vec![rule(not_allowed.collect::<anyhow::Result<_>>()?)?]);
+/// A call that is refused, always or under conditions.
+pub struct Refusal {
+    call: libc::c_long,
+    conditions: Vec<SeccompCondition>,
+}
+
+impl Refusal {
+    pub fn always(call: libc::c_long) -> Refusal {
+        Refusal { call, conditions: Vec::new() }
+    }
+
+    /// Refused if the condition holds. Several refusals of one call are alternatives.
+    pub fn only(call: libc::c_long, condition: SeccompCondition) -> Refusal {
+        Refusal { call, conditions: vec![condition] }
+    }
+}
+
+/// A condition on the lower half of an argument.
+pub fn when(argument: u8, op: SeccompCmpOp, value: u64) -> anyhow::Result<SeccompCondition> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value).context("a condition on an argument")
+}
+
+fn refusals(kind: Kind) -> anyhow::Result<Vec<Refusal>> {
+    let lists = [REFUSED, REFUSED_HERE, files::METADATA, files::METADATA_HERE];
+    let mut refused: Vec<Refusal> = lists.concat().into_iter().map(Refusal::always).collect();
+    let not_allowed: anyhow::Result<_> =
+        BPF.iter().map(|command| when(0, SeccompCmpOp::Ne, *command)).collect();
+    refused.push(Refusal { call: libc::SYS_bpf, conditions: not_allowed? });
     // The agent may signal its own threads: abort(3) after a panic needs it.
     let own = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![rule(vec![equal(0, SeccompCmpOp::Ne, own)?])?]);
+    refused.push(Refusal::only(libc::SYS_tgkill, when(0, SeccompCmpOp::Ne, own)?));
     // The agent may read its own limits (pid 0).
-    rules.insert(libc::SYS_prlimit64, vec![rule(vec![equal(0, SeccompCmpOp::Ne, 0)?])?]);
+    refused.push(Refusal::only(libc::SYS_prlimit64, when(0, SeccompCmpOp::Ne, 0)?));
+    // To type into a terminal of the node.
+    for request in [libc::TIOCSTI, libc::TIOCLINUX] {
+        refused.push(Refusal::only(libc::SYS_ioctl, when(1, SeccompCmpOp::Eq, request)?));
+    }
+    refused.extend(files::refusals(kind)?);
+    Ok(refused)
+}
+
+fn compile(kind: Kind) -> anyhow::Result<BpfProgram> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for Refusal { call, conditions } in refusals(kind)? {
+        let alternatives = rules.entry(call).or_default();
+        // A call without rules is always refused.
+        if !conditions.is_empty() {
+            alternatives.push(SeccompRule::new(conditions).context("a rule")?);
+        }
+    }
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let arch = std::env::consts::ARCH.try_into().context("no filter for this processor")?;
     let filter =
@@ -157,20 +204,34 @@ fn without_x32(program: BpfProgram) -> BpfProgram {
     program
 }
 
-/// Installs the filter on every thread, permanently, and sets no-new-privs.
-pub fn install() -> anyhow::Result<()> {
-    let program = compile()?;
-    // Without no-new-privs the kernel requires CAP_SYS_ADMIN to install a filter. TSYNC also sets it on the other threads.
-    nix::sys::prctl::set_no_new_privs().context("no-new-privs")?;
-    let mut steps: Vec<libc::sock_filter> = program
+/// The filter as the kernel takes it. It is never freed: the signal handlers of threads install it.
+pub fn program(kind: Kind) -> anyhow::Result<&'static libc::sock_fprog> {
+    let steps: Vec<libc::sock_filter> = compile(kind)?
         .iter()
         .map(|step| libc::sock_filter { code: step.code, jt: step.jt, jf: step.jf, k: step.k })
         .collect();
     let len = u16::try_from(steps.len()).context("the filter is too long")?;
-    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
-    // SAFETY: the program has `len` steps, which live until the call returns; the kernel copies them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
+    Ok(Box::leak(Box::new(libc::sock_fprog { len, filter: steps.leak().as_mut_ptr() })))
+}
+
+/// Installs the filter on this thread, permanently. The threads that it starts inherit it.
+pub fn install(kind: Kind) -> anyhow::Result<()> {
+    apply(program(kind)?, libc::SECCOMP_FILTER_FLAG_LOG)
+}
+
+/// Installs a filter on all threads, permanently. It fails if another thread has a filter of its own.
+pub fn install_everywhere(program: &libc::sock_fprog) -> anyhow::Result<()> {
+    apply(program, libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_TSYNC)
+}
+
+/// `LOG` sends each rejected call to the audit log.
+fn apply(program: &libc::sock_fprog, flags: libc::c_ulong) -> anyhow::Result<()> {
+    // Without no-new-privs the kernel requires CAP_SYS_ADMIN to install a filter. TSYNC also sets it on the other threads.
+    nix::sys::prctl::set_no_new_privs().context("no-new-privs")?;
+    // SAFETY: the program has `len` steps, which are never freed; the kernel copies them.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, ptr::from_ref(program))
+    };
     ensure!(result >= 0, "seccomp(2): {}", std::io::Error::last_os_error());
     ensure!(
         result == 0,
@@ -183,20 +244,29 @@ pub fn install() -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_filter_compiles_and_is_short_enough() {
-        let program = compile().unwrap();
-        assert!(program.len() < 1000, "{}", program.len());
-        #[cfg(target_arch = "x86_64")]
-        assert_eq!(program[1].k, X32);
-    }
+    const KINDS: [Kind; 3] = [Kind::Recording, Kind::State, Kind::Any];
 
     #[test]
+    fn the_filters_compile_and_are_short_enough() {
+        for kind in KINDS {
+            let program = compile(kind).unwrap();
+            assert!(program.len() < 1000, "{}", program.len());
+            #[cfg(target_arch = "x86_64")]
+            assert_eq!(program[1].k, X32);
+        }
+    }
+
+    /// A call that is always refused must not be among those with conditions: the filter would forget one of the two.
+    #[test]
     fn no_call_is_listed_twice() {
-        let mut all: Vec<_> = REFUSED.iter().chain(REFUSED_HERE).collect();
-        let before = all.len();
-        all.sort();
-        all.dedup();
-        assert_eq!(all.len(), before);
+        for kind in KINDS {
+            let refused = refusals(kind).unwrap();
+            for (at, one) in refused.iter().enumerate() {
+                let others = refused.iter().skip(at + 1).filter(|other| other.call == one.call);
+                for other in others {
+                    assert!(!one.conditions.is_empty() && !other.conditions.is_empty(), "{}", one.call);
+                }
+            }
+        }
     }
 }

@@ -2,30 +2,45 @@
 //! it over through a hostile file or name then gains little.
 //!
 //! There are two steps. [`begin`] runs while there is a single thread. It sets no-new-privs and empties the bounding and
-//! ambient sets, so that no program that the agent could start ever holds more than the agent.
+//! ambient sets, so that no program that the agent could start ever holds more than the agent. Then it starts the threads
+//! that write files, which are restrained from their start ([`state`]).
 //!
-//! [`finish`] runs once probes are attached and files are open. On every thread it drops the capabilities that are not
-//! needed later ([`capabilities::keep`] has the list and the reasons, [`trial`] what this kernel requires beyond it), and it
-//! installs a filter of system calls ([`filter`] has the list). A step that fails is reported, and the agent goes on: a node
-//! without its recorder is worse than a recorder with a capability too many.
+//! [`finish`] runs once probes are attached and files are open. On every other thread it drops the capabilities that are
+//! not needed later ([`capabilities::keep`] has the list and the reasons, [`trial`] what this kernel requires beyond it),
+//! and it installs a filter of system calls ([`filter`] has the list, [`files`] the part about files). A step that fails is
+//! reported, and the agent goes on: a node without its recorder is worse than a recorder with a capability too many.
+//!
+//! Code that runs in one thread can make another one run it, too. So what counts is what no thread may do: none can open a
+//! file outside of the state folder for writing.
 //!
 //! This module must not depend on pods, events or the probes' contents.
 
 mod capabilities;
+mod files;
 mod filter;
+mod state;
 mod threads;
 mod trial;
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-
 use capabilities::keep;
 pub use capabilities::{KeptCapability, Needs};
+pub use files::OPENAT2_IS_NEEDED;
+use filter::Kind;
 use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
+pub use state::{Confinement, WrittenFolders};
+use threads::Goal;
 
-/// Must run before there is a second thread, because each thread would have to do it. Returns the failures.
-pub fn begin() -> Vec<String> {
+/// The result of [`begin`].
+#[derive(Debug)]
+pub struct Begun {
+    pub confinement: Confinement,
+    /// What failed, for the log.
+    pub failed: Vec<String>,
+}
+
+/// Must run before there is a second thread, because each thread would have to do it. From then on, files are written
+/// through [`podopsy_system::state_thread`].
+pub fn begin(folders: &WrittenFolders) -> Begun {
     let mut failed = Vec::new();
     if let Err(error) = nix::sys::prctl::set_no_new_privs() {
         failed.push(format!("no-new-privs: {error}"));
@@ -34,7 +49,9 @@ pub fn begin() -> Vec<String> {
     if let Err(error) = capabilities::drop_bounding_and_ambient() {
         failed.push(format!("{error:#}"));
     }
-    failed
+    let (confinement, failures) = state::start(folders);
+    failed.extend(failures);
+    Begun { confinement, failed }
 }
 
 /// The result of [`finish`].
@@ -64,38 +81,52 @@ pub fn kept(needs: &Needs) -> Vec<KeptCapability> {
 pub fn finish(needs: &Needs) -> Restraint {
     let mut failed = Vec::new();
     let kept = kept(needs);
-    if let Err(error) = threads::narrow(capabilities::bits(&kept)) {
-        failed.push(format!("capabilities: {error:#}"));
-    }
-    let filtered = match filter::install() {
-        Ok(()) => true,
-        Err(error) => {
-            failed.push(format!("the filter of system calls: {error:#}"));
-            false
+    let program = filter::program(Kind::Recording);
+    let by_signal = program.as_ref().ok().copied().filter(|_| threads::counts_filters());
+    let goal = Goal { keep: capabilities::bits(&kept), state: state::held() };
+    let mut filtered = program.map(drop);
+    match threads::narrow(goal, by_signal) {
+        Ok(narrowed) => {
+            if let Err(error) = narrowed.capabilities {
+                failed.push(format!("capabilities: {error:#}"));
+            }
+            filtered = filtered.and(narrowed.filter);
         }
-    };
-    Restraint { kept, filtered, failed }
+        Err(error) => {
+            failed.push(format!("capabilities: {error:#}"));
+            filtered = filtered.and(Err(anyhow::anyhow!("the threads could not be signalled")));
+        }
+    }
+    if by_signal.is_none() && filtered.is_ok() {
+        // Before Linux 5.9. The threads that write files have no filter of their own there.
+        filtered = filter::program(Kind::Any).and_then(filter::install_everywhere);
+    }
+    if let Err(error) = &filtered {
+        failed.push(format!("the filter of system calls: {error:#}"));
+    }
+    Restraint { kept, filtered: filtered.is_ok(), failed }
 }
 
 impl Restraint {
     /// Logs the capabilities that are kept, with the reasons, and the failures of both steps.
-    pub fn log(&self, begin_failures: &[String]) {
+    pub fn log(&self, begun: &Begun) {
         let held: Vec<String> = self.kept.iter().map(KeptCapability::to_string).collect();
         let held = if held.is_empty() { "no capability".to_owned() } else { held.join("; ") };
         let calls = if self.filtered { filter::SUMMARY } else { "system calls are not filtered" };
-        tracing::info!("holds from now on: {held}; {calls}");
-        for what in begin_failures.iter().chain(&self.failed) {
+        let files = match begun.confinement {
+            Confinement::Landlock => "files are written in the state folder alone",
+            Confinement::NotInThisKernel => {
+                "files are written by separate threads, which this kernel cannot keep inside of the state folder: it has no \
+                 Landlock"
+            }
+            Confinement::Failed => "files can be written",
+        };
+        tracing::info!("holds from now on: {held}; {calls}; {files}");
+        for what in begun.failed.iter().chain(&self.failed) {
             tracing::warn!("could not give up {what}");
         }
         if !in_initial_user_namespace() {
             tracing::debug!("the capabilities are those of a user namespace");
         }
     }
-}
-
-/// Whether a folder can be written without CAP_DAC_OVERRIDE, judged by its owner and mode.
-pub fn own_folder(folder: &Path) -> bool {
-    let is_own =
-        |found: Metadata| found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o300 == 0o300;
-    folder.metadata().is_ok_and(is_own)
 }

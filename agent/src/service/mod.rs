@@ -20,5 +20,5 @@ mod systemd;
 
 pub use export_args::{ExportArgs, destinations_changed_by};
 pub use exports::Exports;
-pub use outputs::{OutputOptions, Outputs};
+pub use outputs::{OutputOptions, Outputs, socket_path};
 pub use systemd::SystemdNotifier;

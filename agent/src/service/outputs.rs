@@ -376,10 +376,15 @@ impl Outputs {
     }
 }
 
+/// Where the API's socket is: at an explicit path, in the state folder, or in `/run/podopsy`.
+pub fn socket_path(explicit: Option<&Path>, state_dir: Option<&Path>) -> PathBuf {
+    let usual = || state_dir.unwrap_or(Path::new(RUN_DIR)).join(SOCKET_NAME);
+    explicit.map_or_else(usual, Path::to_owned)
+}
+
 /// Starts the API on its socket, and `/metrics` and the like on the TCP address, if there is one.
 async fn listen(options: &OutputOptions, sources: Sources) -> anyhow::Result<Option<ApiListener>> {
-    let dir = options.state_dir.as_deref().unwrap_or(Path::new(RUN_DIR));
-    let socket = options.socket.clone().unwrap_or_else(|| dir.join(SOCKET_NAME));
+    let socket = socket_path(options.socket.as_deref(), options.state_dir.as_deref());
     let listening = match api::listen(&socket, sources.clone()) {
         Ok(listening) => Some(listening),
         Err(error) if options.socket.is_some() => return Err(error),

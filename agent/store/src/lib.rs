@@ -25,7 +25,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
@@ -34,6 +34,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use file::AgentRun;
 use podopsy_model::{Event, Losses, Owner};
+use podopsy_system::state_thread::{self, StateThread};
 use podopsy_system::sync::lock;
 pub use read::{Cursor, Filter, ITEMS_MAX, ReadError, Reader, StoreItem, StorePage, StoreSummary};
 use row::StoreRow;
@@ -215,7 +216,7 @@ impl StoreState {
 pub struct Store {
     path: PathBuf,
     sender: StoreSender,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: StateThread,
 }
 
 /// Sends records to the store. It may outlive the store; records are then counted as not written.
@@ -260,9 +261,9 @@ impl Store {
         let shared = Arc::new(StoreState::default());
         let run = AgentRun { boot: boot_id.to_owned(), began_ns: row::ns(Timestamp::now()) };
         let writer = writer::Writer::new(path.clone(), run, limits, shared.clone(), to_receiver);
-        let thread = std::thread::Builder::new().name("store".into()).spawn(move || writer.run(&messages))?;
+        let thread = state_thread::spawn("store", move || writer.run(&messages))?;
         let sender = StoreSender { queue, shared: shared.clone() };
-        let store = Store { path, sender, thread: Some(thread) };
+        let store = Store { path, sender, thread };
         Ok((store, StoreReceiver { stored, shared }))
     }
 
@@ -392,10 +393,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.close();
         // A disk that hangs must not keep the agent from ending. An event that is not written by then was not passed on.
-        let end = Instant::now() + CLOSE_WITHIN;
-        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.thread.wait(CLOSE_WITHIN);
     }
 }
 

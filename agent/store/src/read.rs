@@ -15,6 +15,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use super::row::{self, Collection, Share, label, ns, time};
 use super::{Gap, GapReason, StoreState, WriterMessage, schema};
 use podopsy_model::{Event, EventKind, Losses};
+use podopsy_system::state_thread;
 
 /// The longest time that one query may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -183,7 +184,8 @@ impl Reader {
 
     /// Reads one page. It blocks on the disk, so do not call it on an async thread.
     pub fn page(&self, filter: &Filter) -> Result<StorePage, ReadError> {
-        self.ask(|connection| page(connection, filter)).inspect(|page| {
+        let filter = filter.clone();
+        self.ask(move |connection| page(connection, &filter)).inspect(|page| {
             if let Some((_, shared)) = &self.writer {
                 shared.unreadable.fetch_add(page.unreadable, Relaxed);
             }
@@ -194,7 +196,7 @@ impl Reader {
     /// bytes are invalid. Blocks on the disk.
     pub fn after(&self, id: i64, most: usize) -> Result<Vec<(i64, Option<Event>)>, ReadError> {
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let bodies = self.ask(|connection| {
+        let bodies = self.ask(move |connection| {
             // The condition is written as in the partial index record_event, or SQLite would not use it and would scan all
             // other records.
             let mut statement = connection.prepare(
@@ -214,7 +216,7 @@ impl Reader {
 
     /// The gaps of the history in this span, oldest first.
     pub fn gaps(&self, from: Timestamp, until: Timestamp) -> Result<Vec<Gap>, ReadError> {
-        self.ask(|connection| {
+        self.ask(move |connection| {
             let mut statement = connection.prepare(
                 "SELECT begin_ns, end_ns, reason, lost FROM gap WHERE end_ns >= ?1 AND begin_ns < ?2 \
                  ORDER BY end_ns, id LIMIT ?3",
@@ -242,7 +244,7 @@ impl Reader {
             std::fs::metadata(path).map_or(0, |file| file.len())
         };
         let bytes = size("") + size("-wal");
-        self.ask(|connection| {
+        self.ask(move |connection| {
             let records: i64 =
                 connection.query_row("SELECT coalesce(sum(records), 0) FROM share", [], |row| row.get(0))?;
             let (mut oldest, mut newest): (Option<i64>, Option<i64>) = (None, None);
@@ -261,18 +263,21 @@ impl Reader {
         })
     }
 
-    /// Runs a query on a connection of its own, bounded in time.
-    pub(super) fn ask<T>(
+    /// Runs a query on a connection of its own, bounded in time. It runs in a thread that may write files, because SQLite
+    /// opens the file and its log's index for writing: readers take locks in it.
+    pub(super) fn ask<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ReadError> {
-        let ask = || {
-            let mut connection = schema::open_to_read(&self.path)?;
+        let path = self.path.clone();
+        let ask = move || {
+            let mut connection = schema::open_to_read(&path)?;
             let end = Instant::now() + QUERY_TIMEOUT;
             connection.progress_handler(PROGRESS_EVERY, Some(move || Instant::now() > end))?;
             query(&connection)
         };
-        ask().map_err(|error| {
+        let answer = state_thread::run(ask).map_err(|error| ReadError::Failed(error.to_string()))?;
+        answer.map_err(|error| {
             if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) {
                 return ReadError::Timeout;
             }

@@ -4,9 +4,16 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::state_thread;
+
 /// Writes `bytes` to `dir`/`name`; they are on the disk when it returns. Creates the folder if it does not exist. Only the
-/// owner may read the file, because it can show what happens in pods.
+/// owner may read the file, because it can show what happens in pods. Works in a thread that may write files.
 pub fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let (dir, name, bytes) = (dir.to_owned(), name.to_owned(), bytes.to_owned());
+    state_thread::run(move || replace_here(&dir, &name, &bytes))?
+}
+
+fn replace_here(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     fs::create_dir_all(dir)?;
     let draft = dir.join(format!("{name}.new"));

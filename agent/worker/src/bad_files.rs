@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use podopsy_system::small_file;
 use serde::{Deserialize, Serialize};
 
 use crate::job::JobKind;
@@ -58,7 +59,7 @@ struct BadFile {
 pub(crate) struct BadFiles {
     bad: HashMap<(FileIdentity, JobKind), BadFile>,
     /// Where the list is kept.
-    list: Option<PathBuf>,
+    folder: Option<PathBuf>,
 }
 
 impl BadFiles {
@@ -72,7 +73,10 @@ impl BadFiles {
         let now = now();
         let known = list.as_ref().and_then(read).unwrap_or_default().into_iter().take(MAX_FILES);
         let fresh = known.filter(|entry| entry.since <= now && now - entry.since < FORGET_AFTER.as_secs());
-        BadFiles { bad: fresh.map(|entry| ((entry.file, entry.kind), entry)).collect(), list }
+        BadFiles {
+            bad: fresh.map(|entry| ((entry.file, entry.kind), entry)).collect(),
+            folder: folder.map(Path::to_owned),
+        }
     }
 
     /// Why a file is not given to a worker for a kind of job.
@@ -88,11 +92,8 @@ impl BadFiles {
             oldest.map(|key| self.bad.remove(&key));
         }
         self.bad.insert((file, kind), BadFile { file, kind, reason, since: now() });
-        let Some(path) = &self.list else { return Ok(()) };
-        // Renamed, so that a reader never sees half of it.
-        let written = path.with_extension("json.new");
-        fs::write(&written, serde_json::to_vec(&self.bad.values().collect::<Vec<_>>())?)?;
-        fs::rename(&written, path)
+        let Some(folder) = &self.folder else { return Ok(()) };
+        small_file::replace(folder, LIST, &serde_json::to_vec(&self.bad.values().collect::<Vec<_>>())?)
     }
 }
 
@@ -124,7 +125,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(LIST), "[{\"file\":").unwrap();
         let mut bad = BadFiles::load(Some(folder.path()));
-        bad.list = None;
+        bad.folder = None;
         for inode in 0..MAX_FILES as u64 + 10 {
             let file = FileIdentity { device: 1, inode, size: 0, changed: (0, 0) };
             bad.add(file, JobKind::Describe, FailureReason::Died).unwrap();

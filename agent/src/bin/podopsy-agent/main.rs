@@ -6,14 +6,15 @@ mod reload;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use args::{AgentArgs, GrowthSetting, LogFormat, SelfRestraint};
 use podopsy_agent::budget;
 use podopsy_agent::config::{self, Setting};
-use podopsy_agent::restraint::{self, Needs};
-use podopsy_agent::service::{Exports, OutputOptions, Outputs, SystemdNotifier};
+use podopsy_agent::restraint::{self, Begun, Needs, WrittenFolders};
+use podopsy_agent::service::{Exports, OutputOptions, Outputs, SystemdNotifier, socket_path};
 use podopsy_model::{Event, Losses};
 use podopsy_pods::{self as pods, Pods};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
@@ -74,7 +75,8 @@ fn main() -> ExitCode {
         }
     };
     // Before the runtime starts its threads, because they inherit the restrictions.
-    let begun_restraint = (args.self_restraint == SelfRestraint::On).then(restraint::begin);
+    let begun_restraint =
+        (args.self_restraint == SelfRestraint::On).then(|| restraint::begin(&written_folders(&args)));
     let startup = Startup { args, settings, argv, parsers, begun_restraint };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -113,8 +115,8 @@ struct Startup {
     settings: Vec<Setting>,
     argv: Vec<OsString>,
     parsers: ParserPool,
-    /// The failures of [`restraint::begin`]. None: the agent must not restrain itself.
-    begun_restraint: Option<Vec<String>>,
+    /// The result of [`restraint::begin`]. None: the agent must not restrain itself.
+    begun_restraint: Option<Begun>,
 }
 
 async fn run(startup: Startup) -> ExitCode {
@@ -283,17 +285,22 @@ fn output_options(args: &AgentArgs, node: &str, parsers: &ParserPool) -> OutputO
     }
 }
 
+/// The folders that the agent writes to once it has restrained itself.
+fn written_folders(args: &AgentArgs) -> WrittenFolders {
+    let socket = socket_path(args.socket.as_deref(), args.state_dir.as_deref());
+    let folder = socket.parent().filter(|folder| args.state_dir.as_deref() != Some(folder));
+    // Of a relative path without a folder, the parent is an empty path.
+    WrittenFolders { state: args.state_dir.clone(), socket: folder.map(|folder| Path::new(".").join(folder)) }
+}
+
 /// Drops the capabilities and system calls that recording does not need: now, or when the always-on profile's probes are
 /// loaded.
-fn finish_restraint(args: &AgentArgs, begun: Vec<String>, outputs: &mut Outputs) {
+fn finish_restraint(args: &AgentArgs, begun: Begun, outputs: &mut Outputs) {
     let samples = matches!(args.growth, GrowthSetting::Auto) || args.profile_hz > 0;
-    let state_dir = args.state_dir.clone();
     let health = outputs.health();
     health.set_unrestrained(true);
     let restrain = move || {
-        // Checked only now, because the store has created the folder if it did not exist.
-        let foreign_folder = state_dir.is_some_and(|dir| !restraint::own_folder(&dir));
-        restraint::finish(&Needs { samples, foreign_folder }).log(&begun);
+        restraint::finish(&Needs { samples }).log(&begun);
         health.set_unrestrained(false);
     };
     match outputs.probes_loaded() {
