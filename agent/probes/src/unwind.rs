@@ -79,6 +79,17 @@ impl KernelMaps for KernelTables {
         Ok(())
     }
 
+    fn free_slabs(&mut self) -> anyhow::Result<()> {
+        self.mapped = None;
+        // The first slab stands in for the others: a slab without a reference is freed.
+        let [first, others @ ..] = self.open.as_slice() else { return Ok(()) };
+        for index in 1..=others.len() {
+            self.slabs.set(u32::try_from(index)?, first, 0).context("free a slab for unwind tables")?;
+        }
+        self.open.truncate(1);
+        Ok(())
+    }
+
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()> {
         if self.mapped.as_ref().is_none_or(|(index, _)| *index != slab) {
             let found = self.open.get(slab).context("there is no such slab for unwind tables")?;

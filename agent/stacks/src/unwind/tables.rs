@@ -20,6 +20,8 @@ use podopsy_worker::{FileRows, Tenant, UnwindDigest, UnwindRow};
 /// The kernel side's maps that hold unwind tables.
 pub trait KernelMaps: Send + 'static {
     fn add_slab(&mut self) -> anyhow::Result<()>;
+    /// Frees all slabs but the first one. No table may lie in the others any more.
+    fn free_slabs(&mut self) -> anyhow::Result<()>;
     /// Writes `words` to a slab, from its word `first` on. The words must fit.
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()>;
     fn max_slabs(&self) -> usize;
@@ -160,6 +162,27 @@ impl<K: KernelMaps> UnwindTables<K> {
     pub(super) fn forget(&mut self, key: &FileKey) {
         self.answers.remove(key);
         self.kernel.remove_table(key);
+    }
+
+    /// Removes all tables and frees the kernel's memory for them. Their files can be requested again.
+    pub(super) fn free(&mut self) -> anyhow::Result<()> {
+        let with_table = |(key, digest): (&FileKey, &Option<UnwindDigest>)| digest.map(|_| *key);
+        let keys: Vec<FileKey> = self.answers.iter().filter_map(with_table).collect();
+        for key in &keys {
+            self.forget(key);
+        }
+        std::thread::sleep(GRACE);
+        for table in std::mem::take(&mut self.tables).into_values() {
+            self.rules.release(&table.rules);
+        }
+        if self.arena.slabs() > 0 {
+            self.kernel.free_slabs()?;
+            self.arena = SlabArena::default();
+            self.arena.add_slab();
+        }
+        // There is free memory now.
+        self.allow_retries(u32::MAX);
+        Ok(())
     }
 
     /// Why rows or files have no table, by counter name.

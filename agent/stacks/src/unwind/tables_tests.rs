@@ -18,6 +18,10 @@ impl KernelMaps for FakeMaps {
         self.slabs.push(vec![0; SLAB_WORDS]);
         Ok(())
     }
+    fn free_slabs(&mut self) -> anyhow::Result<()> {
+        self.slabs.truncate(1);
+        Ok(())
+    }
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()> {
         self.slabs[slab][first..first + words.len()].copy_from_slice(words);
         Ok(())
@@ -203,6 +207,25 @@ fn a_container_that_fills_the_memory_loses_its_own_tables_also_those_in_use() {
         assert_eq!(tables.kernel.tables[&key(inode)].state, TABLE_READY, "{inode}");
     }
     assert!(tables.losses()["unwind_evicted"] >= 15, "{:?}", tables.losses());
+}
+
+#[test]
+fn freed_tables_leave_one_slab_and_their_files_can_be_loaded_again() {
+    let mut tables = UnwindTables::new(FakeMaps::default(), 16 * SLAB_WORDS * 4).unwrap();
+    for inode in 0..20 {
+        load_for(&mut tables, inode, inode, &made_up_rows(40_000, 20, inode as i32));
+    }
+    assert!(tables.cost().kernel_bytes > 2 * SLAB_WORDS * 4);
+    tables.free().unwrap();
+    let cost = tables.cost();
+    assert_eq!((cost.tables, cost.used_bytes, cost.kernel_bytes), (0, 0, SLAB_WORDS * 4));
+    assert_eq!((tables.kernel.slabs.len(), tables.kernel.tables.len()), (1, 0));
+    assert!(!tables.has_answer(&key(3)));
+    let rows = made_up_rows(40_000, 20, 3);
+    load_for(&mut tables, 3, 3, &rows);
+    assert_eq!(tables.kernel.tables[&key(3)].state, TABLE_READY);
+    let row = rows.rows[100];
+    assert_eq!(tables.kernel.find(&key(3), row.offset), Some(rows.rules[usize::from(row.rule)]));
 }
 
 #[test]
