@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use podopsy_pods::{self as pods, Pods};
-use podopsy_worker::{ParserOptions, ParserPool};
+use podopsy_stacks::{Helpers, ParserOptions};
 
 use crate::args::GlobalArgs;
 use crate::terminal::Terminal;
@@ -26,9 +26,9 @@ impl Context {
         podopsy_system::node::name(self.global.node.as_deref())
     }
 
-    /// Parses the files of containers, in a process of its own that starts with the first file.
-    pub fn parsers(&self) -> ParserPool {
-        ParserPool::on_demand(ParserOptions::command())
+    /// Open and parse the files of containers, in processes of their own that start with the first file.
+    pub fn helpers(&self) -> Helpers {
+        Helpers::on_demand(ParserOptions::command())
     }
 
     /// Starts the lookup of pods. An absent or broken runtime is not an error: pods are then named by their log folders.

@@ -35,7 +35,7 @@ use context::Context;
 use exit::CommandOutcome;
 
 fn main() -> ExitCode {
-    if let Some(code) = podopsy_worker::run_if_asked() {
+    if let Some(code) = podopsy_stacks::run_if_asked() {
         return code;
     }
     exit::panics_in_one_line();

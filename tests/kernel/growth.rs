@@ -24,7 +24,7 @@ fn the_function_that_touches_new_memory_is_on_top() {
         sampling: Sampling::Growth { every: 8 },
         unwind: false,
         node: "test-node".to_owned(),
-        parsers: support::parsers(),
+        helpers: support::helpers(),
     };
     let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
     let taken = runtime.block_on(async {

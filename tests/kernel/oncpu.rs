@@ -52,7 +52,7 @@ impl Running {
                 sampling: Sampling::Cpu { frequency_hz: FREQUENCY },
                 unwind: true,
                 node: "test-node".to_owned(),
-                parsers: support::parsers(),
+                helpers: support::helpers(),
             };
             let enough = Notify::new();
             let progress = |samples| {

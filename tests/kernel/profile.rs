@@ -24,7 +24,7 @@ fn by_tables(pid: u32, enough: u64) -> Profile {
         sampling: Sampling::Cpu { frequency_hz: 199 },
         unwind: true,
         node: "test-node".to_owned(),
-        parsers: support::parsers(),
+        helpers: support::helpers(),
     };
     let there = Notify::new();
     let progress = |samples| {
@@ -62,7 +62,7 @@ fn profile_of(pid: u32) -> Profile {
         sampling: Sampling::Cpu { frequency_hz: 199 },
         unwind: false,
         node: "test-node".to_owned(),
-        parsers: support::parsers(),
+        helpers: support::helpers(),
     };
     let taken = runtime.block_on(async {
         let pods = Pods::start(no_runtime()).await?;

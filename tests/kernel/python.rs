@@ -32,7 +32,7 @@ impl Running {
                 sampling: Sampling::Cpu { frequency_hz: frequency() },
                 unwind: true,
                 node: "test-node".to_owned(),
-                parsers: support::parsers(),
+                helpers: support::helpers(),
             };
             let there = Notify::new();
             let progress = |samples| {

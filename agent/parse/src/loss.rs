@@ -32,8 +32,10 @@ macro_rules! loss_reasons {
 }
 
 loss_reasons! {
-    /// The mapped file lies on FUSE, where opening it could wait for the container's daemon.
-    FileOnFuse = "file_on_fuse",
+    /// The file system did not answer when the file was opened, or when another file of the container was.
+    FileSystemNoAnswer = "file_system_no_answer",
+    /// No opener could be started, or it was lost.
+    OpenerUnavailable = "opener_unavailable",
     /// The mapping is of a device, a FIFO or something else that is not a regular file.
     FileNotRegular = "file_not_regular",
     /// The file is larger than the largest that podopsy reads.

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use podopsy_model::event::Protocol;
 use podopsy_model::{KnownBy, Outcome};
+use podopsy_opener::Openers;
 use podopsy_pods::PodsOptions;
 
 use super::*;
@@ -52,7 +53,7 @@ impl Running {
                 confirmations: confirmations.clone(),
                 examining: Default::default(),
             },
-            dns: DnsAttribution::new(&DnsOptions::default(), pods.clone()),
+            dns: DnsAttribution::new(&DnsOptions::default(), pods.clone(), &Openers::in_threads()),
             sigkills: SigkillCorrelator::new(SigkillScope::None, "n", "3f2a", pods.clone()),
             saver: None,
             confirmations,

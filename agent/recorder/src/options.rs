@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use podopsy_probes::{DnsProbeOptions, ProbeOptions, Rate};
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 
 use crate::growth::sampling::GrowthMode;
 use crate::sigkill;
@@ -74,8 +74,8 @@ pub struct RecorderOptions {
     pub state_dir: Option<PathBuf>,
     /// Whether to sample which code makes the memory of growth candidates grow.
     pub growth: GrowthMode,
-    /// Parses the files of containers.
-    pub parsers: ParserPool,
+    /// Open and parse the files of containers.
+    pub helpers: Helpers,
 }
 
 impl RecorderOptions {

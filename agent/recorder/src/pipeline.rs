@@ -9,7 +9,7 @@ use anyhow::Context;
 use podopsy_model::Event;
 use podopsy_pods::Pods;
 use podopsy_probes::{Probes, Rate};
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -61,7 +61,7 @@ pub(crate) async fn start(
         totals: Arc::default(),
         pods: pods.clone(),
         records: records_in,
-        parsers: options.parsers.clone(),
+        helpers: options.helpers.clone(),
     };
     let Stages { collector, probes, tap, counts, growth } =
         Stages::start(sources, &dns, &instruments, &shared).await?;
@@ -84,7 +84,7 @@ pub(crate) async fn start(
             confirmations: confirmations.clone(),
             examining: JoinSet::new(),
         },
-        dns: DnsAttribution::new(&dns, pods.clone()),
+        dns: DnsAttribution::new(&dns, pods.clone(), &shared.helpers.openers),
         sigkills: shared.sigkills.clone(),
         saver,
         confirmations: confirmations.clone(),
@@ -144,7 +144,7 @@ struct Shared {
     pods: Arc<Pods>,
     records: mpsc::Sender<Record>,
     sigkills: Arc<SigkillCorrelator>,
-    parsers: ParserPool,
+    helpers: Helpers,
 }
 
 /// The stages that read, started.
@@ -190,7 +190,7 @@ impl Stages {
         if let Some(maps) = growth_maps {
             let (examiner, shed) = (&instruments.examiner, &shared.totals.shed);
             let growth =
-                maps.start(Arc::downgrade(&probes), &shared.pods, examiner, shed, &shared.parsers).await?;
+                maps.start(Arc::downgrade(&probes), &shared.pods, examiner, shed, &shared.helpers).await?;
             collector.losses.growth = Some(growth);
         }
         let growth = collector.losses.growth.clone();
@@ -217,7 +217,7 @@ fn read_probes(
         instruments,
         out.clone(),
         shared.totals.clone(),
-        &shared.parsers,
+        &shared.helpers,
         shared.pods.clone(),
     )?;
     let dns = DnsReader {

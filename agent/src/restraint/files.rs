@@ -11,10 +11,8 @@ use seccompiler::SeccompCmpOp;
 
 use super::filter::{Kind, Refusal, when};
 
-/// `agent/stacks/src/symbolize/open.rs` resolves paths of containers by openat2(2), with `RESOLVE_IN_ROOT`. As long as it
-/// does so in the agent's own threads, a thread that records could open a file for writing by openat2. To be set to false
-/// when these files are opened in a process of its own.
-pub const OPENAT2_IS_NEEDED: bool = true;
+/// Files of containers are opened in a process of its own (`podopsy-opener`), so that no thread of the agent needs it.
+pub const OPENAT2_IS_NEEDED: bool = false;
 
 /// Calls that are not in the libc crate yet (`<asm-generic/unistd.h>`; the same number on every processor).
 const SYS_SETXATTRAT: libc::c_long = 463;

@@ -25,8 +25,8 @@ use podopsy_recorder::cpu::always;
 use podopsy_recorder::incidents::PodIncidents;
 use podopsy_recorder::oom::checkpoint::boot_id;
 use podopsy_recorder::{Confirmations, Recorder};
+use podopsy_stacks::Helpers;
 use podopsy_store::{Store, StoreLimits, StoreReceiver, StoreSender, StoredEvent};
-use podopsy_worker::ParserPool;
 
 /// The number of events that a live stream may lag behind. The stream counts the events that it misses.
 const LIVE_CAPACITY: usize = 256;
@@ -53,8 +53,8 @@ pub struct OutputOptions {
     /// The always-on profile's samples per second on each CPU. 0: no profile.
     pub profile_hz: u64,
     pub node: String,
-    /// Parses the files of containers.
-    pub parsers: ParserPool,
+    /// Open and parse the files of containers.
+    pub helpers: Helpers,
 }
 
 /// Everything that an event passes through after the recorder.
@@ -126,7 +126,7 @@ impl Outputs {
                 frequency_hz: options.profile_hz,
                 every: options.keep_every,
                 node: options.node.clone(),
-                parsers: options.parsers.clone(),
+                helpers: options.helpers.clone(),
             },
             always_on: None,
             profile_losses: LossCounters::default(),
@@ -157,10 +157,10 @@ impl Outputs {
         let profiles = self.profile_losses.clone();
         let stdout = self.stdout.as_ref().map(StdoutWriter::losses);
         let incidents = self.incidents.evicted();
-        let parsers = self.always_on_options.parsers.clone();
+        let helpers = self.always_on_options.helpers.clone();
         metrics.set_loss_source(move || {
             let mut losses = profiles.snapshot();
-            let (_, workers_lost) = parsers.workers();
+            let (_, workers_lost) = helpers.parsers.workers();
             if workers_lost > 0 {
                 losses.insert("workers_lost".to_owned(), workers_lost);
             }

@@ -6,17 +6,20 @@
 //! | [`symbolize`] | finds the function at an address, for processes that live and for those that have ended |
 //! | [`python`] | reads code objects, and places Python's frames among the native ones |
 //! | [`aggregate`] | counts stacks as numbers, and names their frames at the end |
+//! | [`Helpers`] | the processes that open and parse the files of containers |
 //! | [`StackLossReason`] | lists the reasons why stacks lack frames |
 //!
-//! This crate opens the files of containers, and has them parsed by a worker (`podopsy_worker`). Must not depend on:
-//! parsers, aya, pods, events, tokio.
+//! This crate finds the files of containers. An opener opens them (`podopsy_opener`), and a worker parses them
+//! (`podopsy_worker`); no thread of this process touches one. Must not depend on: parsers, aya, pods, events, tokio.
 
 pub mod aggregate;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod helpers;
 pub mod python;
 pub mod symbolize;
-mod tenant;
+pub mod tenant;
 pub mod unwind;
 
-pub use podopsy_worker::{ParserOptions, ParserPool, StackLossReason, StackLosses};
+pub use helpers::{Helpers, run_if_asked};
+pub use podopsy_worker::{ParserOptions, StackLossReason, StackLosses};

@@ -1,5 +1,5 @@
-//! Which container a process belongs to, as far as the parsing worker needs to know: a number by which its files share one
-//! worker and one budget.
+//! Which container a process belongs to, as far as helpers need to know: a number by which its files share one worker, one
+//! budget, and the consequences of a file system that does not answer.
 //!
 //! Must not depend on: pods. A number that is wrong costs fairness, never a name.
 
@@ -16,7 +16,7 @@ const LEVELS: usize = 4;
 const MAX_BYTES: u64 = 16 << 10;
 
 /// The tenant of a process; 0 if it has ended.
-pub(crate) fn of_process(pid: u32) -> Tenant {
+pub fn of_process(pid: u32) -> Tenant {
     let mut text = Vec::new();
     let read = File::open(format!("/proc/{pid}/cgroup"))
         .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));

@@ -1,12 +1,12 @@
 //! Files that a worker was lost on. They are not given to a worker again, also after a restart of the agent.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use podopsy_helper::{FileHandle, FileStat};
 use podopsy_system::small_file;
 use serde::{Deserialize, Serialize};
 
@@ -33,15 +33,10 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
-    /// The identity of an open file.
-    pub fn of(file: &File) -> io::Result<FileIdentity> {
-        let meta = file.metadata()?;
-        Ok(FileIdentity {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
+    /// The identity of a file that was opened.
+    pub fn of(file: &FileHandle) -> FileIdentity {
+        let FileStat { device, inode, size, changed, .. } = file.stat;
+        FileIdentity { device, inode, size, changed }
     }
 }
 
@@ -103,13 +98,17 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
     fn a_bad_file_stays_bad_over_a_restart_until_it_changes() {
         let folder = tempfile::tempdir().unwrap();
         let file = tempfile::tempfile().unwrap();
-        let identity = FileIdentity::of(&file).unwrap();
+        let identity_of =
+            |file: &File| FileIdentity::of(&FileHandle::from_file(file.try_clone().unwrap()).unwrap());
+        let identity = identity_of(&file);
         let mut bad = BadFiles::load(Some(folder.path()));
         assert_eq!(bad.reason(identity, JobKind::Unwind), None);
         bad.add(identity, JobKind::Unwind, FailureReason::TooSlow).unwrap();
@@ -117,7 +116,7 @@ mod tests {
         assert_eq!(again.reason(identity, JobKind::Unwind), Some(FailureReason::TooSlow));
         assert_eq!(again.reason(identity, JobKind::Symbols), None);
         file.set_len(7).unwrap();
-        assert_eq!(again.reason(FileIdentity::of(&file).unwrap(), JobKind::Unwind), None);
+        assert_eq!(again.reason(identity_of(&file), JobKind::Unwind), None);
     }
 
     #[test]

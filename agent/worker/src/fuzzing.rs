@@ -4,14 +4,15 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use crate::channel::receive;
-use crate::job::{Answer, Job};
+use podopsy_helper::channel::receive;
+
+use crate::job::{Answer, JobOrder};
 
 /// Receives frames of a worker in the agent, and frames of the agent in a worker. Returns how many were whole.
 ///
 /// The bytes must fit into the buffer of a socket: 64 KiB do.
 pub fn frames(bytes: &[u8]) -> usize {
-    all_frames::<(Answer, Duration)>(bytes) + all_frames::<(Job, Duration)>(bytes)
+    all_frames::<(Answer, Duration)>(bytes) + all_frames::<JobOrder>(bytes)
 }
 
 fn all_frames<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> usize {

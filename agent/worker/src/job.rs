@@ -1,5 +1,8 @@
 //! What a worker is asked, and what it answers. It never sees a pid, a pod or a path.
 
+use std::time::Duration;
+
+use podopsy_helper::FileStat;
 use podopsy_parse::StackLossReason;
 use podopsy_parse::elf::Layout;
 use podopsy_parse::names::{DebugLink, FoundNames, NameQuery};
@@ -7,6 +10,16 @@ use podopsy_parse::perf_map::PerfMapNames;
 use podopsy_parse::python::Interpreter;
 use podopsy_parse::unwind::{FileRows, UnwindDigest};
 use serde::{Deserialize, Serialize};
+
+/// A job, and its bounds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct JobOrder {
+    pub job: Job,
+    /// The CPU time that it may use.
+    pub cpu: Duration,
+    /// The first file must still be this one, or the answer is [`Answer::Changed`].
+    pub unchanged: Option<FileStat>,
+}
 
 /// A job. The files that it is about are passed as descriptors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,7 +46,9 @@ pub(crate) enum Answer {
     PerfMap(Result<PerfMapNames, StackLossReason>),
     Unwind(Result<FoundUnwind, StackLossReason>),
     Rows(Result<FileRows, StackLossReason>),
-    /// The parser panicked.
+    /// The file was written to since it was opened.
+    Changed,
+    /// The parser panicked, or a file could not be taken over.
     Panicked,
 }
 

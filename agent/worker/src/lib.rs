@@ -1,16 +1,14 @@
 //! The parsing worker: a process that reads what containers wrote, holds no rights, and can be lost.
 //!
 //! ```text
-//! agent ── Parser ── job + open files ──▶ worker (podopsy-parse) ── bounded answer ──▶ Parser
-//!      └── control socket ──▶ supervisor ── fork ──▶ worker
+//! agent ── Parser ── job + files (FileHandle) ──▶ worker (podopsy-parse) ── bounded answer ──▶ Parser
+//!      └── control socket ──▶ supervisor (podopsy-helper) ── fork ──▶ worker
 //! ```
 //!
 //! | module | what it does |
 //! |---|---|
 //! | `job` | the jobs and their answers |
-//! | `channel` | frames and descriptors over a socket |
 //! | `jail` | what the supervisor and its workers give up |
-//! | `supervisor` | forks workers, and ends them |
 //! | `serve` | the worker's loop |
 //! | [`ParserPool`], [`Parser`] | the agent's side: deadlines, replacement, bad files, a budget for each container |
 //!
@@ -20,7 +18,6 @@
 
 mod bad_files;
 mod budget;
-mod channel;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod jail;
@@ -28,13 +25,13 @@ mod job;
 mod parser;
 mod pool;
 mod serve;
-mod supervisor;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use bad_files::FileIdentity;
 pub use job::{FileDescription, FoundUnwind, JobKind};
-pub use parser::{Failure, FailureReason, Parser};
+pub use parser::{Failure, FailureReason, NamedFiles, Parser};
+pub use podopsy_helper::{FileHandle, FileStat, Tenant};
 pub use podopsy_parse::elf::{Layout, Segment};
 pub use podopsy_parse::names::{
     DebugLink, FoundNames, NameBounds, NameQuery, SourceLine, Symbol, SymbolFunction,
@@ -44,7 +41,4 @@ pub use podopsy_parse::python::{CodeLayout, Interpreter, layouts_for_version};
 pub use podopsy_parse::unwind::{FileRows, MAX_BYTES as MAX_UNWIND_BYTES, UnwindDigest, UnwindRow};
 pub use podopsy_parse::{StackLossReason, StackLosses};
 pub use pool::{ParserOptions, ParserPool};
-pub use supervisor::run_if_asked;
-
-/// Identifies the container that a file belongs to: budgets and workers are by it. 0 stands for the host.
-pub type Tenant = u64;
+pub use serve::run_if_asked;

@@ -1,7 +1,6 @@
 //! The agent's end of a worker, for one thread: gives it jobs, and replaces it when it is late or dead.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -9,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use podopsy_helper::channel::{receive, send};
+use podopsy_helper::{Activity, FileHandle, FileStat, HelperEnd, Tenant};
 use podopsy_parse::StackLossReason;
 use podopsy_parse::elf::Layout;
 use podopsy_parse::names::{FoundNames, NameQuery};
@@ -18,15 +19,16 @@ use podopsy_system::clock;
 use podopsy_system::sync::lock;
 use serde::{Deserialize, Serialize};
 
-use crate::Tenant;
 use crate::bad_files::FileIdentity;
-use crate::channel::{receive, send};
-use crate::job::{Answer, FileDescription, FoundUnwind, Job, JobKind};
+use crate::job::{Answer, FileDescription, FoundUnwind, Job, JobKind, JobOrder};
 use crate::pool::Shared;
-use crate::supervisor::WorkerEnd;
 
 /// Wall-clock time of a job, in multiples of its CPU time: the machine may be busy, or the file system slow.
 const PATIENCE: u32 = 5;
+/// How often the agent looks whether a worker still works, in the CPU time of a job.
+const LOOKS: u32 = 4;
+/// If a worker has done nothing but wait in this many looks, the file system does not answer.
+const MAX_IDLE_LOOKS: u32 = 8;
 /// How often a job is given to a new worker after its worker was killed from outside.
 const RETRIES: u32 = 2;
 
@@ -96,6 +98,46 @@ struct Worker {
     tenant: Tenant,
 }
 
+impl Worker {
+    /// Gives the worker a job, and waits for the answer as long as it works on it.
+    fn exchange(&mut self, order: &JobOrder, files: &[i32]) -> io::Result<(Answer, Duration)> {
+        // An answer comes as a whole, or not at all: a worker that stalls within it is bounded by its timer.
+        self.socket.set_read_timeout(Some(order.cpu / LOOKS))?;
+        self.socket.set_write_timeout(Some(order.cpu * PATIENCE))?;
+        send(&mut self.socket, order, files)?;
+        let (mut before, mut idle_looks) = (None, 0);
+        for _ in 1..PATIENCE * LOOKS {
+            match receive::<(Answer, Duration)>(&mut self.socket) {
+                Ok((answer, _)) => return Ok(answer),
+                Err(error) if is_late(&error) => {}
+                Err(error) => return Err(error),
+            }
+            let now = Activity::of(self.pid);
+            let is_idle = now.is_some_and(|now| !now.is_runnable && Some(now.cpu_ticks) == before);
+            idle_looks = if is_idle { idle_looks + 1 } else { 0 };
+            before = now.map(|now| now.cpu_ticks);
+            if idle_looks >= MAX_IDLE_LOOKS {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        receive::<(Answer, Duration)>(&mut self.socket).map(|(answer, _)| answer)
+    }
+}
+
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// The files that names are looked up in.
+#[derive(Clone, Copy, Debug)]
+pub struct NamedFiles<'a> {
+    pub file: &'a FileHandle,
+    /// It may be the separate debug file of `file`.
+    pub debug_file: Option<&'a FileHandle>,
+    /// If `file` was written to since it was opened, there are no names.
+    pub must_be_unchanged: bool,
+}
+
 /// Gives jobs to a worker of its own.
 #[derive(Debug)]
 pub struct Parser {
@@ -115,29 +157,34 @@ impl Parser {
     }
 
     /// Segments, build id and debug link of a file; none if it is not an ELF file of this kind of machine.
-    pub fn describe(&mut self, tenant: Tenant, file: &File) -> Result<Option<FileDescription>, Failure> {
-        self.run(tenant, &Job::Describe, &[file], |answer| match answer {
+    pub fn describe(
+        &mut self,
+        tenant: Tenant,
+        file: &FileHandle,
+    ) -> Result<Option<FileDescription>, Failure> {
+        self.run(tenant, Job::Describe, &[file], |answer| match answer {
             Answer::Described(found) => Some(found),
             _ => None,
         })
     }
 
-    /// The names of offsets of `file`, from debug information if that can be read, else from symbol tables. `debug_file` may
-    /// be the separate debug file of `file`.
+    /// The names of offsets of a file, from debug information if that can be read, else from symbol tables.
     pub fn names(
         &mut self,
         tenant: Tenant,
-        file: &File,
-        debug_file: Option<&File>,
+        named: &NamedFiles<'_>,
         layout: &Layout,
         offsets: Vec<u64>,
     ) -> Result<Result<FoundNames, StackLossReason>, Failure> {
+        let NamedFiles { file, debug_file, must_be_unchanged } = *named;
+        let unchanged = must_be_unchanged.then_some(file.stat);
         let bounds = self.shared.options.bounds;
         let mut query = NameQuery { offsets, layout: layout.clone(), debug_info: true, bounds };
-        let files: Vec<&File> = [file].into_iter().chain(debug_file).collect();
+        let files: Vec<&FileHandle> = [file].into_iter().chain(debug_file).collect();
         let mut look_up = |query: NameQuery| {
-            self.run(tenant, &Job::Names(query), &files, |answer| match answer {
+            self.run_if_unchanged(tenant, Job::Names(query), &files, unchanged, |answer| match answer {
                 Answer::Names(found) => Some(found),
+                Answer::Changed => Some(Err(StackLossReason::FileChanged)),
                 _ => None,
             })
         };
@@ -155,10 +202,10 @@ impl Parser {
     pub fn perf_map(
         &mut self,
         tenant: Tenant,
-        map: &File,
+        map: &FileHandle,
         addresses: Vec<u64>,
     ) -> Result<Result<PerfMapNames, StackLossReason>, Failure> {
-        self.run(tenant, &Job::PerfMap { addresses }, &[map], |answer| match answer {
+        self.run(tenant, Job::PerfMap { addresses }, &[map], |answer| match answer {
             Answer::PerfMap(found) => Some(found),
             _ => None,
         })
@@ -168,11 +215,11 @@ impl Parser {
     pub fn find_unwind(
         &mut self,
         tenant: Tenant,
-        file: &File,
+        file: &FileHandle,
         max_bytes: u64,
     ) -> Result<Result<FoundUnwind, StackLossReason>, Failure> {
         let job = Job::FindUnwind { max_bytes, key: self.shared.digest_key };
-        self.run(tenant, &job, &[file], |answer| match answer {
+        self.run(tenant, job, &[file], |answer| match answer {
             Answer::Unwind(found) => Some(found),
             _ => None,
         })
@@ -182,9 +229,9 @@ impl Parser {
     pub fn rows(
         &mut self,
         tenant: Tenant,
-        file: &File,
+        file: &FileHandle,
     ) -> Result<Result<FileRows, StackLossReason>, Failure> {
-        self.run(tenant, &Job::ReadRows, &[file], |answer| match answer {
+        self.run(tenant, Job::ReadRows, &[file], |answer| match answer {
             Answer::Rows(found) => Some(found),
             _ => None,
         })
@@ -194,7 +241,7 @@ impl Parser {
     pub fn rest(&mut self) {
         if let Some(worker) = self.worker.take() {
             drop(worker.socket);
-            self.shared.end_worker(worker.pid);
+            self.shared.end_worker(worker.pid, worker.tenant);
         }
     }
 
@@ -214,6 +261,11 @@ impl Parser {
         Ok(done)
     }
 
+    /// Charges CPU time to a container that another process used for it.
+    pub fn charge_used(&self, tenant: Tenant, used: Duration) {
+        self.charge(tenant, used);
+    }
+
     /// The CPU time that the files of a container have left.
     pub fn left(&self, tenant: Tenant) -> Duration {
         lock(&self.shared.budgets).left(tenant, Instant::now())
@@ -227,29 +279,45 @@ impl Parser {
     pub(crate) fn run<T>(
         &mut self,
         tenant: Tenant,
-        job: &Job,
-        files: &[&File],
+        job: Job,
+        files: &[&FileHandle],
+        of_kind: impl Fn(Answer) -> Option<T>,
+    ) -> Result<T, Failure> {
+        self.run_if_unchanged(tenant, job, files, None, of_kind)
+    }
+
+    fn run_if_unchanged<T>(
+        &mut self,
+        tenant: Tenant,
+        job: Job,
+        files: &[&FileHandle],
+        unchanged: Option<FileStat>,
         of_kind: impl Fn(Answer) -> Option<T>,
     ) -> Result<T, Failure> {
         let limit = self.shared.options.job;
         let fail = |reason| Err(Failure { reason, limit });
-        let identity = files.first().and_then(|file| FileIdentity::of(file).ok());
-        let bad = identity.and_then(|file| lock(&self.shared.bad_files).reason(file, job.kind()));
+        let kind = job.kind();
+        let order = JobOrder { job, cpu: limit, unchanged };
+        let identity = files.first().map(|file| FileIdentity::of(file));
+        let bad = identity.and_then(|file| lock(&self.shared.bad_files).reason(file, kind));
         if let Some(reason) = bad {
             return fail(reason);
+        }
+        if self.shared.refuses(tenant) {
+            return fail(FailureReason::NoAnswer);
         }
         if self.left(tenant) < limit / 20 {
             return fail(FailureReason::OverBudget);
         }
         for _ in 0..=RETRIES {
-            match self.attempt(tenant, job, files, limit) {
+            match self.attempt(tenant, &order, files) {
                 Ok((answer, used)) => {
                     self.charge(tenant, used.min(limit));
                     if let Some(answer) = of_kind(answer) {
                         return Ok(answer);
                     }
                     self.lose_worker();
-                    self.remember(identity, job.kind(), FailureReason::Died);
+                    self.remember(identity, kind, FailureReason::Died);
                     return fail(FailureReason::Died);
                 }
                 Err(Attempt::NotStarted) => return fail(FailureReason::Unavailable),
@@ -257,13 +325,13 @@ impl Parser {
                 Err(Attempt::KilledFromOutside) => {}
                 Err(Attempt::Failed(reason)) => {
                     self.charge(tenant, limit);
-                    self.remember(identity, job.kind(), reason);
+                    self.remember(identity, kind, reason);
                     return fail(reason);
                 }
             }
         }
         self.charge(tenant, limit);
-        self.remember(identity, job.kind(), FailureReason::OutOfMemory);
+        self.remember(identity, kind, FailureReason::OutOfMemory);
         fail(FailureReason::OutOfMemory)
     }
 
@@ -271,30 +339,29 @@ impl Parser {
     fn attempt(
         &mut self,
         tenant: Tenant,
-        job: &Job,
-        files: &[&File],
-        limit: Duration,
+        order: &JobOrder,
+        files: &[&FileHandle],
     ) -> Result<(Answer, Duration), Attempt> {
         let worker = self.worker_for(tenant).map_err(|error| {
             tracing::debug!("start a parsing worker: {error}");
             Attempt::NotStarted
         })?;
         let descriptors: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
-        let answered = exchange(&mut worker.socket, job, &descriptors, limit);
+        let answered = worker.exchange(order, &descriptors);
         match answered {
             Ok((Answer::Panicked, _)) => {
                 self.lose_worker();
-                tracing::info!("a parsing worker panicked at {:?}", job.kind());
+                tracing::info!("a parsing worker panicked at {:?}", order.job.kind());
                 Err(Attempt::Failed(FailureReason::Died))
             }
             Ok(answered) => Ok(answered),
             Err(error) => {
-                let is_late = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                let is_late = is_late(&error);
                 let is_no_answer = error.kind() == io::ErrorKind::InvalidData;
                 let end = self.lose_worker();
                 // Bounded: a lost worker costs its container a third of its CPU time.
-                tracing::info!("a parsing worker was lost at {:?}: {error}, {end:?}", job.kind());
-                Err(end.attempt(is_late, is_no_answer))
+                tracing::info!("a parsing worker was lost at {:?}: {error}, {end:?}", order.job.kind());
+                Err(Attempt::without_answer(end, is_late, is_no_answer))
             }
         }
     }
@@ -313,11 +380,11 @@ impl Parser {
         }
     }
 
-    fn lose_worker(&mut self) -> WorkerEnd {
+    fn lose_worker(&mut self) -> HelperEnd {
         self.shared.lost.fetch_add(1, Relaxed);
         match self.worker.take() {
-            Some(worker) => self.shared.end_worker(worker.pid),
-            None => WorkerEnd::Killed,
+            Some(worker) => self.shared.end_worker(worker.pid, worker.tenant),
+            None => HelperEnd::Killed,
         }
     }
 
@@ -340,34 +407,22 @@ enum Attempt {
     Failed(FailureReason),
 }
 
-impl WorkerEnd {
-    fn attempt(self, is_late: bool, is_no_answer: bool) -> Attempt {
-        match self {
-            WorkerEnd::Signal(libc::SIGPROF) => Attempt::Failed(FailureReason::TooSlow),
+impl Attempt {
+    /// Of a worker that gave no answer.
+    fn without_answer(end: HelperEnd, is_late: bool, is_no_answer: bool) -> Attempt {
+        match end {
+            HelperEnd::Signal(libc::SIGPROF) => Attempt::Failed(FailureReason::TooSlow),
             // Rust ends a program that is out of memory or out of stack by SIGABRT.
-            WorkerEnd::Signal(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => {
+            HelperEnd::Signal(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => {
                 Attempt::Failed(FailureReason::OutOfMemory)
             }
-            WorkerEnd::Signal(libc::SIGKILL) => Attempt::KilledFromOutside,
+            HelperEnd::Signal(libc::SIGKILL) => Attempt::KilledFromOutside,
             _ if is_late => Attempt::Failed(FailureReason::NoAnswer),
             // The supervisor was lost, and with it the way in which the worker ended.
-            WorkerEnd::Killed if !is_no_answer => Attempt::KilledFromOutside,
+            HelperEnd::Killed if !is_no_answer => Attempt::KilledFromOutside,
             _ => Attempt::Failed(FailureReason::Died),
         }
     }
-}
-
-fn exchange(
-    socket: &mut UnixStream,
-    job: &Job,
-    files: &[i32],
-    limit: Duration,
-) -> io::Result<(Answer, Duration)> {
-    // An answer comes as a whole, or not at all: a worker that stalls within it is bounded by its timer.
-    socket.set_read_timeout(Some(limit * PATIENCE))?;
-    socket.set_write_timeout(Some(limit * PATIENCE))?;
-    send(socket, &(job, limit), files)?;
-    receive::<(Answer, Duration)>(socket).map(|(answer, _)| answer)
 }
 
 fn with_loss(

@@ -7,15 +7,19 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use podopsy_helper::{Hangs, HelperEnd, HelperKind, Supervisors, Tenant};
 use podopsy_parse::names::NameBounds;
 use podopsy_system::sync::lock;
 
 use crate::bad_files::BadFiles;
 use crate::budget::Budgets;
 use crate::parser::Parser;
-use crate::supervisor::{Supervisor, WorkerEnd};
+
+/// The first argument of a program that is to be the supervisor.
+pub(crate) const ARGUMENT: &str = "--parsing-worker";
+const KIND: HelperKind = HelperKind { name: "parsing worker", loss: "stacks have no names" };
 
 /// How a [`ParserPool`] is started.
 #[derive(Clone, Debug)]
@@ -68,6 +72,8 @@ pub(crate) struct Shared {
     source: Mutex<WorkerSource>,
     pub bad_files: Mutex<BadFiles>,
     pub budgets: Mutex<Budgets>,
+    /// Containers whose files a worker waits for that cannot be killed.
+    hangs: Mutex<Hangs>,
     pub options: ParserOptions,
     /// The key of digests of unwind information.
     pub digest_key: [u64; 2],
@@ -80,17 +86,12 @@ pub(crate) struct Shared {
 /// Where workers come from.
 #[derive(Debug)]
 enum WorkerSource {
-    Supervisors {
-        current: Supervisor,
-        reserve: Option<Supervisor>,
-    },
+    Supervisors(Supervisors),
     /// Threads of this process: for tests of what is above this crate.
     #[cfg(feature = "testing")]
     Threads,
     /// The first job starts the supervisor.
     NotStarted,
-    /// There is none any more.
-    Lost,
 }
 
 impl ParserPool {
@@ -115,6 +116,7 @@ impl ParserPool {
         ParserPool(Arc::new(Shared {
             source: Mutex::new(source),
             bad_files: Mutex::new(BadFiles::load(options.state_dir.as_deref())),
+            hangs: Mutex::default(),
             budgets: Mutex::new(Budgets::new(options.container)),
             digest_key: [random(), random()],
             options,
@@ -131,7 +133,7 @@ impl ParserPool {
     /// The steps of the jail that this machine does not permit, in words.
     pub fn weaknesses(&self) -> Vec<String> {
         match &*lock(&self.0.source) {
-            WorkerSource::Supervisors { current, .. } => current.failed.clone(),
+            WorkerSource::Supervisors(supervisors) => supervisors.weaknesses(),
             _ => Vec::new(),
         }
     }
@@ -150,23 +152,36 @@ impl Shared {
         Ok(started)
     }
 
-    /// Ends a worker, and returns how it had ended.
-    pub fn end_worker(&self, pid: i32) -> WorkerEnd {
-        match &mut *lock(&self.source) {
-            WorkerSource::Supervisors { current, .. } => current.end(pid).unwrap_or(WorkerEnd::Killed),
-            _ => WorkerEnd::Killed,
+    /// Ends a worker, and returns how it had ended. One that cannot be killed is left alone.
+    pub fn end_worker(&self, pid: i32, tenant: Tenant) -> HelperEnd {
+        let end = match &mut *lock(&self.source) {
+            WorkerSource::Supervisors(supervisors) => supervisors.end(pid),
+            _ => HelperEnd::Killed,
+        };
+        if end == HelperEnd::Stuck {
+            let pause = lock(&self.hangs).add(tenant, Instant::now(), Some(pid));
+            tracing::warn!(
+                pid,
+                "a parsing worker waits for a file system and cannot be killed: no file of its container is read for {} s",
+                pause.as_secs()
+            );
         }
+        end
+    }
+
+    /// Whether no worker is risked for a container.
+    pub fn refuses(&self, tenant: Tenant) -> bool {
+        lock(&self.hangs).refuses(tenant, Instant::now(), |pid| match &mut *lock(&self.source) {
+            WorkerSource::Supervisors(supervisors) => supervisors.is_stuck(pid),
+            _ => false,
+        })
     }
 }
 
 impl WorkerSource {
     fn start(options: &ParserOptions) -> io::Result<WorkerSource> {
-        let mut current = Supervisor::start(&options.program, options.memory)?;
-        if !current.failed.is_empty() {
-            tracing::warn!("the jail of the parsing worker is incomplete: {}", current.failed.join("; "));
-        }
-        let reserve = current.fork().ok();
-        Ok(WorkerSource::Supervisors { current, reserve })
+        let arguments = [ARGUMENT.into(), options.memory.to_string().into()];
+        Supervisors::start(KIND, &options.program, &arguments).map(WorkerSource::Supervisors)
     }
 
     fn start_worker(&mut self, options: &ParserOptions) -> io::Result<(i32, UnixStream)> {
@@ -174,39 +189,14 @@ impl WorkerSource {
             *self = WorkerSource::start(options)?;
         }
         match self {
-            WorkerSource::Supervisors { current, .. } => match current.worker() {
-                Ok(worker) => Ok(worker),
-                Err(error) => {
-                    self.promote_reserve(&error)?;
-                    match self {
-                        WorkerSource::Supervisors { current, .. } => current.worker(),
-                        _ => Err(error),
-                    }
-                }
-            },
+            WorkerSource::Supervisors(supervisors) => supervisors.start_helper(),
             #[cfg(feature = "testing")]
             WorkerSource::Threads => {
                 let (own, theirs) = UnixStream::pair()?;
                 std::thread::spawn(move || crate::serve::serve(theirs, &crate::serve::NoClock));
                 Ok((0, own))
             }
-            WorkerSource::NotStarted | WorkerSource::Lost => Err(io::ErrorKind::NotConnected.into()),
+            WorkerSource::NotStarted => Err(io::ErrorKind::NotConnected.into()),
         }
-    }
-
-    fn promote_reserve(&mut self, error: &io::Error) -> io::Result<()> {
-        let WorkerSource::Supervisors { current, reserve } = self else { return Ok(()) };
-        let Some(mut next) = reserve.take() else {
-            tracing::error!(
-                "the parsing worker's supervisor is lost ({error}): stacks have no names until podopsy is started again"
-            );
-            *self = WorkerSource::Lost;
-            return Err(io::ErrorKind::NotConnected.into());
-        };
-        tracing::warn!("the parsing worker's supervisor is lost ({error}); the one in reserve goes on");
-        next.failed.clone_from(&current.failed);
-        *reserve = next.fork().ok();
-        *current = next;
-        Ok(())
     }
 }

@@ -1,17 +1,37 @@
 //! The worker's loop: a job, its answer, the next job, until the socket is closed.
 
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
 use std::time::Duration;
 
+use podopsy_helper::channel::{receive, send};
+use podopsy_helper::{FileStat, open_sealed};
 use podopsy_parse::unwind::UnwindSource;
 use podopsy_parse::{StackLossReason, elf, names, perf_map, python, unwind};
 
-use crate::channel::{receive, send};
-use crate::job::{Answer, FileDescription, FoundUnwind, Job};
+use crate::jail::{self, WorkerLimits};
+use crate::job::{Answer, FileDescription, FoundUnwind, Job, JobOrder};
+use crate::pool::ARGUMENT;
+
+/// Makes this process the supervisor if it was started as one, and returns its exit code at the end. To be called first of
+/// all in `main`.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    let memory = (arguments.next()? == *OsStr::new(ARGUMENT)).then(|| arguments.next())??;
+    let limits = WorkerLimits { memory: memory.to_str()?.parse().ok()? };
+    let work = |socket: UnixStream| {
+        // Narrowed before the first byte of a container is read.
+        jail::narrow(&limits, socket.as_raw_fd())?;
+        serve(socket, &CpuTimer::default())
+    };
+    Some(podopsy_helper::run(c"podopsy-parser", jail::enter, &work))
+}
 
 /// What bounds a job from inside.
 pub(crate) trait JobClock {
@@ -67,15 +87,27 @@ impl JobClock for NoClock {
 pub(crate) fn serve(mut socket: UnixStream, clock: &impl JobClock) -> io::Result<()> {
     let mut jobs = Jobs::default();
     loop {
-        let ((job, cpu), files): ((Job, Duration), Vec<File>) = match receive(&mut socket) {
+        let (JobOrder { job, cpu, unchanged }, sent): (JobOrder, Vec<File>) = match receive(&mut socket) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             received => received?,
         };
         clock.begin(cpu);
-        let answer = catch_unwind(AssertUnwindSafe(|| jobs.handle(job, &files))).unwrap_or(Answer::Panicked);
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let files: Vec<File> = sent.into_iter().map(open_sealed).collect::<io::Result<_>>()?;
+            Ok::<_, io::Error>(match unchanged {
+                Some(stat) if !is_unchanged(files.first(), stat) => Answer::Changed,
+                _ => jobs.handle(job, &files),
+            })
+            // The files are closed here: that may wait for their file system, and is part of the job.
+        }));
         let used = clock.end();
+        let answer = answer.ok().and_then(Result::ok).unwrap_or(Answer::Panicked);
         send(&mut socket, &(answer, used), &[])?;
     }
+}
+
+fn is_unchanged(file: Option<&File>, stat: FileStat) -> bool {
+    file.is_some_and(|file| file.metadata().is_ok_and(|meta| FileStat::from(&meta) == stat))
 }
 
 /// The state between two jobs.

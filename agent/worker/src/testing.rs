@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Answer, Job};
 use crate::parser::{Failure, Parser};
-use crate::{FileDescription, Tenant};
+use crate::{FileDescription, FileHandle, Tenant};
 
 /// What a job does instead of parsing.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -60,8 +60,8 @@ fn recurse(depth: u64) -> [u8; 4096] {
 
 impl Parser {
     /// Has the worker misbehave, with `file` as its input.
-    pub fn misbehave(&mut self, tenant: Tenant, file: &File, how: Misbehaviour) -> Result<(), Failure> {
-        self.run(tenant, &Job::Misbehave(how), &[file], |answer| match answer {
+    pub fn misbehave(&mut self, tenant: Tenant, file: &FileHandle, how: Misbehaviour) -> Result<(), Failure> {
+        self.run(tenant, Job::Misbehave(how), &[file], |answer| match answer {
             Answer::Described(Some(_)) => Some(()),
             _ => None,
         })

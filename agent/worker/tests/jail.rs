@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_worker::testing::Misbehaviour;
-use podopsy_worker::{Failure, FailureReason, ParserOptions, ParserPool};
+use podopsy_worker::{Failure, FailureReason, FileHandle, NamedFiles, ParserOptions, ParserPool};
 
 fn main() -> ExitCode {
     if let Some(code) = podopsy_worker::run_if_asked() {
@@ -49,11 +49,11 @@ fn pool() -> ParserPool {
 }
 
 /// A file with an identity of its own. The next temporary file has the same inode, and often the same tick of the clock.
-fn any_file() -> File {
+fn any_file() -> FileHandle {
     static SIZE: AtomicU64 = AtomicU64::new(1);
     let file = tempfile::tempfile().unwrap();
     file.set_len(SIZE.fetch_add(1, Relaxed)).unwrap();
-    file
+    FileHandle::from_file(file).unwrap()
 }
 
 fn status_field(pid: i32, name: &str) -> String {
@@ -238,14 +238,15 @@ fn go_program(folder: &Path) -> PathBuf {
 
 /// Everything that a job can be asked about a file. The filter ends a worker at a call that it does not need.
 fn parse_all(parser: &mut podopsy_worker::Parser, program: &Path) {
-    let file = File::open(program).unwrap();
+    let file = FileHandle::from_file(File::open(program).unwrap()).unwrap();
     let described = parser.describe(1, &file).unwrap().expect("an ELF file");
     let unwind = parser.find_unwind(1, &file, podopsy_worker::MAX_UNWIND_BYTES).unwrap().unwrap();
     assert!(unwind.digest.is_ok(), "{}", program.display());
     assert!(!parser.rows(1, &file).unwrap().unwrap().rows.is_empty(), "{}", program.display());
     let code = described.layout.segments.iter().find(|segment| segment.is_code).unwrap();
     let offsets = vec![code.offset + code.size / 2];
-    parser.names(1, &file, Some(&file), &described.layout, offsets).unwrap().unwrap();
+    let named = NamedFiles { file: &file, debug_file: Some(&file), must_be_unchanged: false };
+    parser.names(1, &named, &described.layout, offsets).unwrap().unwrap();
 }
 
 fn each_kind_of_file_is_parsed() {
@@ -258,7 +259,8 @@ fn each_kind_of_file_is_parsed() {
     }
     let map = folder.path().join("perf-1.map");
     fs::write(&map, "1000 10 made_at_run_time\n").unwrap();
-    let names = parser.perf_map(1, &File::open(&map).unwrap(), vec![0x1008]).unwrap().unwrap();
+    let map = FileHandle::from_file(File::open(&map).unwrap()).unwrap();
+    let names = parser.perf_map(1, &map, vec![0x1008]).unwrap().unwrap();
     assert_eq!(names.names[0].as_deref(), Some("made_at_run_time"));
     assert_eq!(pool.workers(), (1, 0), "a worker was lost");
 }
@@ -266,7 +268,7 @@ fn each_kind_of_file_is_parsed() {
 fn own_program_is_named() {
     let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command() }).unwrap();
     let mut parser = pool.parser();
-    let file = File::open("/proc/self/exe").unwrap();
+    let file = FileHandle::from_file(File::open("/proc/self/exe").unwrap()).unwrap();
     let described = parser.describe(1, &file).unwrap().expect("an ELF file");
     assert!(!described.layout.build_id.is_empty());
     let unwind = parser.find_unwind(1, &file, podopsy_worker::MAX_UNWIND_BYTES).unwrap().unwrap();
@@ -278,7 +280,8 @@ fn own_program_is_named() {
     }
     let code = described.layout.segments.iter().find(|segment| segment.is_code).unwrap();
     let offsets: Vec<u64> = (code.offset..code.offset + code.size).step_by(4001).collect();
-    let found = parser.names(1, &file, None, &described.layout, offsets.clone()).unwrap().unwrap();
+    let named = NamedFiles { file: &file, debug_file: None, must_be_unchanged: true };
+    let found = parser.names(1, &named, &described.layout, offsets.clone()).unwrap().unwrap();
     let named = found.symbols.iter().filter(|symbol| symbol.as_ref().is_ok_and(|symbol| symbol.has_name()));
     assert!(named.count() * 10 > offsets.len() * 9, "{} offsets", offsets.len());
     parser.rest();

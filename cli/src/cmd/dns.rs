@@ -63,7 +63,7 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
         growth: GrowthMode::Off,
         node: context.node(),
         state_dir: None,
-        parsers: context.parsers(),
+        helpers: context.helpers(),
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
     let stop = until_end(signals::stop()?, args.for_);

@@ -38,7 +38,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
         sampling,
         unwind,
         node: context.node(),
-        parsers: context.parsers(),
+        helpers: context.helpers(),
     };
 
     let stop = signals::stop()?;

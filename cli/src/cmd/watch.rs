@@ -53,7 +53,7 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
         node: context.node(),
         state_dir: None,
         growth: GrowthMode::Auto,
-        parsers: context.parsers(),
+        helpers: context.helpers(),
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
 

@@ -45,8 +45,18 @@ const WALLS: &[Wall] = &[
         why: "it runs in the parsing worker: bytes in, plain data out",
     },
     Wall {
+        package: "podopsy-helper",
+        unreachable: &["tokio", "aya", "podopsy-parse", "podopsy-pods", "podopsy-stacks"],
+        why: "it starts processes and passes files on, and reads none",
+    },
+    Wall {
+        package: "podopsy-opener",
+        unreachable: &["tokio", "aya", "podopsy-parse", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
+        why: "it holds rights, and parses nothing",
+    },
+    Wall {
         package: "podopsy-worker",
-        unreachable: &["tokio", "aya", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
+        unreachable: &["tokio", "aya", "podopsy-opener", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
         why: "a worker knows files, and no processes",
     },
     Wall {

@@ -24,7 +24,7 @@ use podopsy_model::profile::{Completeness, Mapping, Profile, Sample, Sampling};
 use podopsy_model::{Losses, Owner};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 use podopsy_stacks::aggregate::Aggregator;
 use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
@@ -51,8 +51,8 @@ pub struct AlwaysOptions {
     /// A minute.
     pub every: Duration,
     pub node: String,
-    /// Parses the files of containers.
-    pub parsers: ParserPool,
+    /// Open and parse the files of containers.
+    pub helpers: Helpers,
 }
 
 /// The running profiler.
@@ -103,18 +103,18 @@ impl AlwaysOn {
         let kernel_losses = probes.losses()?;
         let builder = match probes.by_tables {
             true => {
-                let (scope, parsers) = (PrebuildScope::Node { samples: 0 }, options.parsers.clone());
-                let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &scope, &parsers);
+                let (scope, helpers) = (PrebuildScope::Node { samples: 0 }, options.helpers.clone());
+                let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &scope, &helpers);
                 Some(tokio::task::spawn_blocking(start).await??)
             }
             false => None,
         };
         probes.start_sampling()?;
-        let codes =
-            PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
+        let interpreters = builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default();
+        let codes = PythonFunctions::new(interpreters, &options.helpers.openers);
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
         let files_for = FILES_FOR * options.every;
-        let symbolizer = Symbolizer::with_limit(&options.parsers, FILES);
+        let symbolizer = Symbolizer::with_limit(&options.helpers, FILES);
         std::thread::Builder::new()
             .name("profile".into())
             .spawn(move || count(&messages, symbolizer, codes, files_for))

@@ -19,7 +19,7 @@ use podopsy_model::Owner;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_pods::Pods;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 use podopsy_stacks::aggregate::{Aggregator, RawSample};
 use podopsy_stacks::python::PythonFunctions;
 use podopsy_stacks::symbolize::Symbolizer;
@@ -42,8 +42,8 @@ pub struct ProfileOptions {
     /// Unwind user stacks by tables; without them, stacks are what frame pointers give.
     pub unwind: bool,
     pub node: String,
-    /// Parses the files of containers.
-    pub parsers: ParserPool,
+    /// Open and parse the files of containers.
+    pub helpers: Helpers,
 }
 
 /// Samples for `options.duration` (or until `stop` resolves), calling `progress(samples so far)` a few times a second.
@@ -65,8 +65,8 @@ pub async fn profile(
     // Tables are made first, so that the first sample finds them. That reads files, so it runs on a thread that may block.
     let builder = if probes.by_tables {
         let of = table_scope(&options, &pods).await;
-        let parsers = options.parsers.clone();
-        let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of, &parsers);
+        let helpers = options.helpers.clone();
+        let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of, &helpers);
         Some(tokio::task::spawn_blocking(start).await??)
     } else {
         None
@@ -77,8 +77,9 @@ pub async fn profile(
     // The aggregator reads /proc and opens files when it first meets a process, so it has a thread of its own.
     let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
-    let codes = PythonFunctions::new(builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default());
-    let aggregation = aggregate(received, counted.clone(), codes, Symbolizer::new(&options.parsers))?;
+    let interpreters = builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default();
+    let codes = PythonFunctions::new(interpreters, &options.helpers.openers);
+    let aggregation = aggregate(received, counted.clone(), codes, Symbolizer::new(&options.helpers))?;
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),

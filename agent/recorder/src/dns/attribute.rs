@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use podopsy_model::{Detail, Event, EventKind, Outcome, Owner};
+use podopsy_opener::Openers;
 use podopsy_pods::Pods;
 use tokio::time::Instant;
 
@@ -19,8 +20,8 @@ pub(crate) struct DnsAttribution {
 }
 
 impl DnsAttribution {
-    pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> DnsAttribution {
-        let lookups = options.lookups.then(|| Lookups::new(options, pods.clone()));
+    pub fn new(options: &DnsOptions, pods: Arc<Pods>, openers: &Openers) -> DnsAttribution {
+        let lookups = options.lookups.then(|| Lookups::new(options, pods.clone(), openers));
         DnsAttribution { lookups, waiting: WaitingQueries::new(pods) }
     }
 

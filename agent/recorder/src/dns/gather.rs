@@ -14,6 +14,7 @@ use crate::dns::network::resolv_conf::{NetworkView, ResolvConfCache};
 use crate::options::DnsOptions;
 use podopsy_model::lookup::{LookupResult, SeenOutcomes};
 use podopsy_model::{Detail, Event, EventKind, KnownBy, Losses, Outcome, Owner, ProcessRef};
+use podopsy_opener::Openers;
 use podopsy_pods::Pods;
 use podopsy_system::clock;
 
@@ -34,13 +35,13 @@ pub struct Lookups {
 }
 
 impl Lookups {
-    pub fn new(options: &DnsOptions, pods: Arc<Pods>) -> Lookups {
+    pub fn new(options: &DnsOptions, pods: Arc<Pods>, openers: &Openers) -> Lookups {
         let saw = if options.answers { SeenOutcomes::All } else { SeenOutcomes::Failures };
         let timeout_ns = options.timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         let proc_root = Path::new("/proc");
         Lookups {
             builder: LookupBuilder::new(timeout_ns, saw, Default::default(), clock::wall),
-            resolv: ResolvConfCache::new(proc_root),
+            resolv: ResolvConfCache::new(proc_root, openers),
             counters: CounterHistory::new(proc_root),
             pods,
             saw,

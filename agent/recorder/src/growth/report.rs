@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::growth::GrowthWindow;
     use podopsy_stacks::symbolize::{CodeLocation, UserAddress};
-    use podopsy_stacks::{ParserPool, StackLossReason};
+    use podopsy_stacks::{Helpers, StackLossReason};
 
     const S: u64 = 1_000_000_000;
 
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn paths_and_functions_have_the_right_shares() {
-        let mut symbolizer = Symbolizer::new(&ParserPool::in_threads());
+        let mut symbolizer = Symbolizer::new(&Helpers::in_threads());
         symbolizer.add_process(std::process::id());
         let leak = own(&mut symbolizer, leaking_function as fn() -> u64 as usize as u64);
         let caller = own(&mut symbolizer, paths_and_functions_have_the_right_shares as fn() as usize as u64);
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_profile_is_short_and_counts_what_it_leaves_out() {
-        let mut symbolizer = Symbolizer::new(&ParserPool::in_threads());
+        let mut symbolizer = Symbolizer::new(&Helpers::in_threads());
         let mut window = GrowthWindow::default();
         let place = |address| CodeLocation::Unmapped { address, reason: StackLossReason::ProcessUnknown };
         for number in 0..50 {

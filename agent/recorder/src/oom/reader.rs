@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use podopsy_decode::{self as decode, BadRecord, OomDecoded};
 use podopsy_model::Losses;
 use podopsy_probes::OomMaps;
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 
 use super::OomExaminer;
 use super::instruments::OomInstruments;
@@ -42,12 +42,12 @@ impl OomReader {
         instruments: &OomInstruments,
         out: Outbox,
         totals: Arc<Totals>,
-        parsers: &ParserPool,
+        helpers: &Helpers,
         pods: Arc<Pods>,
     ) -> anyhow::Result<OomReader> {
         Ok(OomReader {
             maps,
-            stacks: KillStacks::start(parsers)?,
+            stacks: KillStacks::start(helpers)?,
             examiner: instruments.examiner.clone(),
             reconciler: KillReconciler::new(instruments.kills_at_start),
             out,

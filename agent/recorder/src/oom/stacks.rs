@@ -8,7 +8,7 @@ use podopsy_wire::BuildIdFrame;
 
 use super::stack_queue::{NamesReceiver, NoRequest, Request, StackQueue};
 use podopsy_model::profile::Frame;
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 use podopsy_stacks::symbolize::{CodeLocation, Symbolizer, UserAddress};
 use podopsy_system::heap;
 
@@ -50,9 +50,9 @@ pub(crate) struct KillStacks {
 
 impl KillStacks {
     /// Starts the thread, which opens the files of running processes first.
-    pub fn start(parsers: &ParserPool) -> std::io::Result<KillStacks> {
+    pub fn start(helpers: &Helpers) -> std::io::Result<KillStacks> {
         let queue = Arc::<StackQueue>::default();
-        let (requests, symbolizer) = (queue.clone(), Symbolizer::with_limit(parsers, FILES));
+        let (requests, symbolizer) = (queue.clone(), Symbolizer::with_limit(helpers, FILES));
         std::thread::Builder::new().name("symbolize".into()).spawn(move || run(&requests, symbolizer))?;
         Ok(KillStacks { queue, last: None })
     }

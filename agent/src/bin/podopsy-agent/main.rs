@@ -20,8 +20,8 @@ use podopsy_pods::{self as pods, Pods};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
+use podopsy_stacks::{Helpers, ParserOptions};
 use podopsy_system::{descriptors, heap, node};
-use podopsy_worker::{ParserOptions, ParserPool};
 use reload::reload;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -40,7 +40,7 @@ const RESERVED_FOR_RESULT: Duration = Duration::from_secs(1);
 const MAX_BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
-    if let Some(code) = podopsy_worker::run_if_asked() {
+    if let Some(code) = podopsy_stacks::run_if_asked() {
         return code;
     }
     heap::keep_small();
@@ -66,18 +66,20 @@ fn main() -> ExitCode {
              names; set a higher limit (LimitNOFILE=8192, or the runtime's limit)"
         );
     }
-    // Before the agent gives up the right to start a program with rights to set up its jail.
-    let parsers = match ParserPool::start(ParserOptions::agent(args.state_dir.clone())) {
-        Ok(parsers) => parsers,
+    // Before the agent gives up the right to start programs with rights to set up their jails.
+    let helpers = match Helpers::start(ParserOptions::agent(args.state_dir.clone())) {
+        Ok(helpers) => helpers,
         Err(error) => {
-            eprintln!("podopsy-agent: start the process that parses the files of containers: {error}");
+            eprintln!(
+                "podopsy-agent: start the processes that open and parse the files of containers: {error}"
+            );
             return ExitCode::FAILURE;
         }
     };
     // Before the runtime starts its threads, because they inherit the restrictions.
     let begun_restraint =
         (args.self_restraint == SelfRestraint::On).then(|| restraint::begin(&written_folders(&args)));
-    let startup = Startup { args, settings, argv, parsers, begun_restraint };
+    let startup = Startup { args, settings, argv, helpers, begun_restraint };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -114,7 +116,7 @@ struct Startup {
     args: AgentArgs,
     settings: Vec<Setting>,
     argv: Vec<OsString>,
-    parsers: ParserPool,
+    helpers: Helpers,
     /// The result of [`restraint::begin`]. None: the agent must not restrain itself.
     begun_restraint: Option<Begun>,
 }
@@ -174,12 +176,12 @@ impl Signals {
 impl Agent {
     /// Opens the outputs, attaches the probes, drops what recording does not need, and reports that the agent is ready.
     async fn start(startup: Startup, exports: Exports) -> anyhow::Result<Agent> {
-        let Startup { args, settings, argv, parsers, begun_restraint } = startup;
+        let Startup { args, settings, argv, helpers, begun_restraint } = startup;
         let (budgets, budget_changes) = watch::channel(args.budgets());
         let pods_options = pods::PodsOptions { cri_socket: args.cri_socket.clone(), ..Default::default() };
         let pods = Pods::start(pods_options).await?;
-        let recorder_options = recorder_options(&args, &parsers)?;
-        let output_options = output_options(&args, &recorder_options.node, &parsers);
+        let recorder_options = recorder_options(&args, &helpers)?;
+        let output_options = output_options(&args, &recorder_options.node, &helpers);
         let mut outputs = Outputs::start(output_options, args.store_limits(), exports, pods.clone()).await?;
         // Before anything shows that the agent runs, because then it may already be sent a signal.
         let signals = Signals::new()?;
@@ -251,7 +253,7 @@ impl Agent {
     }
 }
 
-fn recorder_options(args: &AgentArgs, parsers: &ParserPool) -> anyhow::Result<RecorderOptions> {
+fn recorder_options(args: &AgentArgs, helpers: &Helpers) -> anyhow::Result<RecorderOptions> {
     Ok(RecorderOptions {
         oom: true,
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
@@ -268,11 +270,11 @@ fn recorder_options(args: &AgentArgs, parsers: &ParserPool) -> anyhow::Result<Re
         node: node::name(args.node.as_deref()),
         state_dir: args.state_dir.clone(),
         growth: args.growth.into(),
-        parsers: parsers.clone(),
+        helpers: helpers.clone(),
     })
 }
 
-fn output_options(args: &AgentArgs, node: &str, parsers: &ParserPool) -> OutputOptions {
+fn output_options(args: &AgentArgs, node: &str, helpers: &Helpers) -> OutputOptions {
     OutputOptions {
         state_dir: args.state_dir.clone(),
         socket: args.socket.clone(),
@@ -281,7 +283,7 @@ fn output_options(args: &AgentArgs, node: &str, parsers: &ParserPool) -> OutputO
         keep_every: args.keep_every,
         profile_hz: args.profile_hz,
         node: node.to_owned(),
-        parsers: parsers.clone(),
+        helpers: helpers.clone(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests of counting, naming and bounds, with the test process itself.
 
 use super::*;
-use crate::ParserPool;
+use crate::Helpers;
 
 fn comm(name: &str) -> Comm {
     let mut comm = Comm::default();
@@ -33,7 +33,7 @@ fn unknown_owner(id: u64) -> Arc<Owner> {
 #[test]
 fn equal_stacks_are_counted_together_and_named() {
     let function = equal_stacks_are_counted_together_and_named as fn() as usize as u64;
-    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&ParserPool::in_threads()), Aggregator::new());
+    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&Helpers::in_threads()), Aggregator::new());
     for _ in 0..3 {
         aggregator.add(&sample(1, &[function, function + 1]), &mut symbolizer);
     }
@@ -57,7 +57,7 @@ fn equal_stacks_are_counted_together_and_named() {
 #[test]
 fn samples_over_the_bound_are_counted_without_their_stacks() {
     let (mut symbolizer, mut aggregator) =
-        (Symbolizer::new(&ParserPool::in_threads()), Aggregator::with_limit(2));
+        (Symbolizer::new(&Helpers::in_threads()), Aggregator::with_limit(2));
     for address in 0..10 {
         aggregator.add(&sample(1, &[address]), &mut symbolizer);
     }
@@ -73,7 +73,7 @@ fn samples_over_the_bound_are_counted_without_their_stacks() {
 #[test]
 fn an_incomplete_stack_has_a_frame_with_the_reason_and_is_counted() {
     let function = an_incomplete_stack_has_a_frame_with_the_reason_and_is_counted as fn() as usize as u64;
-    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&ParserPool::in_threads()), Aggregator::new());
+    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&Helpers::in_threads()), Aggregator::new());
     aggregator.add(&sample(1, &[function]), &mut symbolizer);
     let stack = [function];
     let cut = RawSample { end: End::TableAsked, ..sample(1, &stack) };
@@ -95,7 +95,7 @@ fn an_incomplete_stack_has_a_frame_with_the_reason_and_is_counted() {
 fn a_kernel_thread_without_a_user_stack_is_no_loss() {
     // kthreadd, if the pid namespace shows it; otherwise this is like a process that has ended.
     let kthread = RawSample { pid: 2, tid: 2, user: &[], ..sample(2, &[]) };
-    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&ParserPool::in_threads()), Aggregator::new());
+    let (mut symbolizer, mut aggregator) = (Symbolizer::new(&Helpers::in_threads()), Aggregator::new());
     aggregator.add(&kthread, &mut symbolizer);
     if read_comm(2) == Some(comm("kthreadd")) {
         assert_eq!(symbolizer.losses(), BTreeMap::new());

@@ -3,12 +3,9 @@
 //! Must not depend on: samples, stacks. The process controls all of these bytes: reads are bounded, and texts are escaped
 //! here.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-
-use crate::StackLossReason;
+use crate::{StackLossReason, tenant};
 use podopsy_model::text;
+use podopsy_opener::{FileHandle, OpenError, Openers, Target};
 use podopsy_worker::CodeLayout;
 
 /// Bytes of an escaped name that are kept; `…` stands for the rest. A stack has up to 128 names.
@@ -45,50 +42,44 @@ pub(super) struct CodeFingerprint {
     first_line: u32,
 }
 
-/// A process's memory. The descriptor stays with the address space that was current when it was opened, so after an exec
+/// A process's memory. The handle stays with the address space that was current when it was opened, so after an exec
 /// it does not show the new program's memory.
+///
+/// An opener reads it: a page may lie on a file whose file system does not answer.
 #[derive(Debug)]
-pub(super) struct ProcessMemory(File);
+pub(super) struct ProcessMemory {
+    openers: Openers,
+    target: Target,
+    memory: FileHandle,
+}
 
 impl ProcessMemory {
-    pub fn open(pid: u32) -> Result<ProcessMemory, StackLossReason> {
-        File::open(format!("/proc/{pid}/mem")).map(ProcessMemory).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => StackLossReason::PythonMemoryNotPermitted,
-            _ => StackLossReason::PythonProcessGone,
-        })
+    pub fn open(openers: &Openers, pid: u32) -> Result<ProcessMemory, StackLossReason> {
+        let target = Target { tenant: tenant::of_process(pid), pid, may_hang: false };
+        let memory = openers.open_memory(target).map_err(loss)?;
+        Ok(ProcessMemory { openers: openers.clone(), target, memory })
     }
 
-    /// Reads up to `len` bytes; fewer if the memory ends before.
-    fn read(&self, address: u64, len: usize) -> Result<Vec<u8>, StackLossReason> {
-        let mut bytes = vec![0; len];
-        match self.0.read_at(&mut bytes, address) {
+    /// Reads parts (address, length) at once; a part is shorter if the memory ends before.
+    fn read_all(&self, parts: &[(u64, usize)]) -> Parts {
+        let wanted = parts.iter().map(|(address, len)| (*address, u32::try_from(*len).unwrap_or(u32::MAX)));
+        let read = match self.openers.read_memory(self.target, &self.memory, wanted.collect()) {
+            Ok(read) => read,
+            Err(error) => return vec![Err(loss(error)); parts.len()],
+        };
+        let part = |part: Option<Vec<u8>>| match part {
             // The address space of a process that has ended reads as empty.
-            Ok(0) => Err(StackLossReason::PythonProcessGone),
-            Ok(read) => {
-                bytes.truncate(read);
-                Ok(bytes)
-            }
-            Err(_) => Err(StackLossReason::PythonMemoryUnreadable),
-        }
+            Some(bytes) if bytes.is_empty() => Err(StackLossReason::PythonProcessGone),
+            Some(bytes) => Ok(bytes),
+            None => Err(StackLossReason::PythonMemoryUnreadable),
+        };
+        read.into_iter().map(part).collect()
     }
 
-    /// The fingerprint of the code object at `address`, whose type must be the one at `code_type`.
-    pub fn read_fingerprint(
-        &self,
-        address: u64,
-        code_type: u64,
-        layout: &CodeLayout,
-    ) -> Result<CodeFingerprint, StackLossReason> {
-        let object = self.read(address, CODE_OBJECT_LEN)?;
-        if u64_at(&object, layout.object_type)? != code_type {
-            return Err(StackLossReason::PythonNotCode);
-        }
-        Ok(CodeFingerprint {
-            file: u64_at(&object, layout.file_name)?,
-            name: u64_at(&object, layout.name)?,
-            lines: u64_at(&object, layout.line_table)?,
-            first_line: u32_at(&object, layout.first_line)?,
-        })
+    /// The starts of the code objects at these addresses, for [`CodeFingerprint::new`].
+    pub fn read_code_objects(&self, addresses: &[u64]) -> Parts {
+        let parts: Vec<_> = addresses.iter().map(|address| (*address, CODE_OBJECT_LEN)).collect();
+        self.read_all(&parts)
     }
 
     /// Reads the function that a fingerprint belongs to.
@@ -97,55 +88,117 @@ impl ProcessMemory {
         code: &CodeFingerprint,
         layout: &CodeLayout,
     ) -> Result<PythonFunction, StackLossReason> {
-        Ok(PythonFunction {
-            name: self.read_text(code.name, layout)?,
-            file: self.read_text(code.file, layout)?,
-            first_line: code.first_line,
-            lines: self.read_bytes(code.lines, layout).unwrap_or_default(),
-            has_locations: layout.has_locations,
+        read_function(|parts| self.read_all(parts), code, layout)
+    }
+}
+
+/// Parts of a memory, each or the reason why it could not be read.
+type Parts = Vec<Result<Vec<u8>, StackLossReason>>;
+
+/// Reads a function in two rounds: the headers of its objects, and then their content.
+fn read_function(
+    read: impl Fn(&[(u64, usize)]) -> Parts,
+    code: &CodeFingerprint,
+    layout: &CodeLayout,
+) -> Result<PythonFunction, StackLossReason> {
+    let headers = [(code.name, HEADER_LEN), (code.file, HEADER_LEN), (code.lines, layout.bytes_data)];
+    let [name, file, lines] = three(read(&headers))?;
+    let name = Text::from_header(code.name, &name?, layout)?;
+    let file = Text::from_header(code.file, &file?, layout)?;
+    let size = lines.and_then(|header| size_of_bytes(&header, layout)).unwrap_or(0);
+    let line_table = (code.lines.wrapping_add(layout.bytes_data as u64), size);
+    let [name_data, file_data, lines] = three(read(&[name.data, file.data, line_table]))?;
+    Ok(PythonFunction {
+        name: name.escaped(name_data)?,
+        file: file.escaped(file_data)?,
+        first_line: code.first_line,
+        lines: lines.unwrap_or_default(),
+        has_locations: layout.has_locations,
+    })
+}
+
+fn three(parts: Parts) -> Result<[Result<Vec<u8>, StackLossReason>; 3], StackLossReason> {
+    parts.try_into().map_err(|_| StackLossReason::PythonMemoryUnreadable)
+}
+
+fn loss(error: OpenError) -> StackLossReason {
+    match error {
+        OpenError::NotPermitted => StackLossReason::PythonMemoryNotPermitted,
+        OpenError::NoAnswer => StackLossReason::FileSystemNoAnswer,
+        OpenError::Unavailable => StackLossReason::OpenerUnavailable,
+        _ => StackLossReason::PythonProcessGone,
+    }
+}
+
+impl CodeFingerprint {
+    /// From the start of a code object, whose type must be the one at `code_type`.
+    pub fn new(
+        object: &[u8],
+        code_type: u64,
+        layout: &CodeLayout,
+    ) -> Result<CodeFingerprint, StackLossReason> {
+        if u64_at(object, layout.object_type)? != code_type {
+            return Err(StackLossReason::PythonNotCode);
+        }
+        Ok(CodeFingerprint {
+            file: u64_at(object, layout.file_name)?,
+            name: u64_at(object, layout.name)?,
+            lines: u64_at(object, layout.line_table)?,
+            first_line: u32_at(object, layout.first_line)?,
         })
     }
+}
 
-    /// Reads a `str` object: up to [`MAX_NAME`] characters, escaped.
-    fn read_text(&self, address: u64, layout: &CodeLayout) -> Result<String, StackLossReason> {
-        let header = self.read(address, HEADER_LEN)?;
-        let state = u32_at(&header, layout.text_state)?;
+/// A `str` object, up to [`MAX_NAME`] characters.
+struct Text {
+    /// Where its characters are: address and length in bytes.
+    data: (u64, usize),
+    /// Bytes of a character.
+    width: usize,
+    is_cut: bool,
+}
+
+impl Text {
+    fn from_header(address: u64, header: &[u8], layout: &CodeLayout) -> Result<Text, StackLossReason> {
+        let state = u32_at(header, layout.text_state)?;
         if state & STATE_COMPACT == 0 {
             return Err(StackLossReason::PythonNotText);
         }
-        let length = usize::try_from(u64_at(&header, layout.text_length)?).unwrap_or(usize::MAX);
+        let length = usize::try_from(u64_at(header, layout.text_length)?).unwrap_or(usize::MAX);
         let kept = length.min(MAX_NAME);
-        let (data, size) = match (state & STATE_ASCII, state >> STATE_KIND_SHIFT & 7) {
+        let (data, width) = match (state & STATE_ASCII, state >> STATE_KIND_SHIFT & 7) {
             (STATE_ASCII, 1) => (layout.text_ascii, 1),
-            (0, size @ (1 | 2 | 4)) => (layout.text_other, size as usize),
+            (0, width @ (1 | 2 | 4)) => (layout.text_other, width as usize),
             _ => return Err(StackLossReason::PythonNotText),
         };
-        if kept == 0 {
+        let data = (address.wrapping_add(data as u64), kept * width);
+        Ok(Text { data, width, is_cut: kept < length })
+    }
+
+    /// The characters, escaped.
+    fn escaped(&self, data: Result<Vec<u8>, StackLossReason>) -> Result<String, StackLossReason> {
+        if self.data.1 == 0 {
             return Ok(String::new());
         }
-        let raw = self.read(address.wrapping_add(data as u64), kept * size)?;
-        let characters = raw.chunks_exact(size).map(|bytes| {
+        let raw = data?;
+        let characters = raw.chunks_exact(self.width).map(|bytes| {
             let number = bytes.iter().rev().fold(0u32, |number, byte| number << 8 | u32::from(*byte));
             // Python allows a lone surrogate in a str; Rust has no such char.
             char::from_u32(number).unwrap_or(char::REPLACEMENT_CHARACTER)
         });
         let mut escaped = text::escape(&characters.collect::<String>());
-        if kept < length || escaped.len() > MAX_NAME {
+        if self.is_cut || escaped.len() > MAX_NAME {
             escaped.truncate(escaped.floor_char_boundary(MAX_NAME));
             escaped.push('…');
         }
         Ok(escaped)
     }
+}
 
-    /// Reads a `bytes` object; empty if it is larger than [`MAX_LINES`].
-    fn read_bytes(&self, address: u64, layout: &CodeLayout) -> Result<Vec<u8>, StackLossReason> {
-        let header = self.read(address, layout.bytes_data)?;
-        let size = usize::try_from(u64_at(&header, layout.bytes_size)?).unwrap_or(usize::MAX);
-        if size == 0 || size > MAX_LINES {
-            return Ok(Vec::new());
-        }
-        self.read(address.wrapping_add(layout.bytes_data as u64), size)
-    }
+/// The length of a `bytes` object; 0 if it is larger than [`MAX_LINES`].
+fn size_of_bytes(header: &[u8], layout: &CodeLayout) -> Result<usize, StackLossReason> {
+    let size = usize::try_from(u64_at(header, layout.bytes_size)?).unwrap_or(usize::MAX);
+    Ok(if size > MAX_LINES { 0 } else { size })
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Result<u64, StackLossReason> {
@@ -160,6 +213,9 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, StackLossReason> {
 
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     pub fn function(
@@ -168,9 +224,20 @@ pub(crate) mod fuzzing {
         code_type: u64,
         layout: &CodeLayout,
     ) -> Option<(String, String)> {
-        let memory = ProcessMemory(memory);
-        let fingerprint = memory.read_fingerprint(address, code_type, layout).ok()?;
-        let function = memory.read_function(&fingerprint, layout).ok()?;
+        let read = |parts: &[(u64, usize)]| -> Parts {
+            let part = |&(address, len): &(u64, usize)| {
+                let mut bytes = vec![0; len];
+                let read = memory
+                    .read_at(&mut bytes, address)
+                    .map_err(|_| StackLossReason::PythonMemoryUnreadable)?;
+                bytes.truncate(read);
+                Ok(bytes)
+            };
+            parts.iter().map(part).collect()
+        };
+        let object = read(&[(address, CODE_OBJECT_LEN)]).pop()?.ok()?;
+        let fingerprint = CodeFingerprint::new(&object, code_type, layout).ok()?;
+        let function = read_function(read, &fingerprint, layout).ok()?;
         Some((function.name, function.file))
     }
 }
@@ -247,7 +314,22 @@ pub(super) mod tests {
     }
 
     fn own_memory() -> ProcessMemory {
-        ProcessMemory::open(std::process::id()).unwrap()
+        ProcessMemory::open(&Openers::in_threads(), std::process::id()).unwrap()
+    }
+
+    fn read_fingerprint(address: u64, code_type: u64) -> Result<CodeFingerprint, StackLossReason> {
+        let object = own_memory().read_code_objects(&[address]).pop().unwrap()?;
+        CodeFingerprint::new(&object, code_type, &layout())
+    }
+
+    fn read_one(address: u64, len: usize) -> Result<Vec<u8>, StackLossReason> {
+        own_memory().read_all(&[(address, len)]).pop().unwrap()
+    }
+
+    fn read_text(object: &Object) -> Result<String, StackLossReason> {
+        let header = read_one(object.address(), HEADER_LEN)?;
+        let text = Text::from_header(object.address(), &header, &layout())?;
+        text.escaped(read_one(text.data.0, text.data.1))
     }
 
     #[test]
@@ -255,20 +337,17 @@ pub(super) mod tests {
         let (name, file) = (Object::ascii("Outer.<locals>.inner"), Object::ascii("/srv/app.py"));
         let lines = Object::bytes(&[0x80, 1, 2]);
         let code = Object::code(&name, &file, &lines);
-        let fingerprint = own_memory().read_fingerprint(code.address(), CODE_TYPE, &layout()).unwrap();
+        let fingerprint = read_fingerprint(code.address(), CODE_TYPE).unwrap();
         let function = own_memory().read_function(&fingerprint, &layout()).unwrap();
         assert_eq!((&*function.name, &*function.file), ("Outer.<locals>.inner", "/srv/app.py"));
         assert_eq!((function.first_line, &*function.lines), (41, &[0x80, 1, 2][..]));
-        assert_eq!(
-            own_memory().read_fingerprint(code.address(), 7, &layout()),
-            Err(StackLossReason::PythonNotCode)
-        );
-        assert!(own_memory().read_fingerprint(8, CODE_TYPE, &layout()).is_err());
+        assert_eq!(read_fingerprint(code.address(), 7), Err(StackLossReason::PythonNotCode));
+        assert!(read_fingerprint(8, CODE_TYPE).is_err());
     }
 
     #[test]
     fn texts_of_every_character_width_are_read_and_escaped() {
-        let read = |object: &Object| own_memory().read_text(object.address(), &layout()).unwrap();
+        let read = |object: &Object| read_text(object).unwrap();
         assert_eq!(read(&Object::ascii("")), "");
         assert_eq!(read(&Object::ascii("a\x1b[2J;")), "a\\x1b[2J;");
         assert_eq!(read(&Object::wide("é", 1)), "é");
@@ -283,28 +362,21 @@ pub(super) mod tests {
         let mut invalid = Object::ascii("abc");
         for state in [0, 1 << 5, 3 << 2 | 1 << 5, 2 << 2 | 1 << 5 | 1 << 6, 7 << 2 | 1 << 5] {
             invalid.put(32, state);
-            assert_eq!(
-                own_memory().read_text(invalid.address(), &layout()),
-                Err(StackLossReason::PythonNotText),
-                "{state:#x}"
-            );
+            assert_eq!(read_text(&invalid), Err(StackLossReason::PythonNotText), "{state:#x}");
         }
         invalid.put(32, 1 << 2 | 1 << 5 | 1 << 6);
         invalid.put(16, u64::MAX);
         // A false length is cut to the bound, and to the memory that there is.
-        assert!(
-            own_memory()
-                .read_text(invalid.address(), &layout())
-                .is_ok_and(|text| text.len() <= MAX_NAME + '…'.len_utf8())
-        );
+        assert!(read_text(&invalid).is_ok_and(|text| text.len() <= MAX_NAME + '…'.len_utf8()));
     }
 
     #[test]
     fn a_table_of_lines_over_its_bound_is_left_out() {
         let mut table = Object::bytes(&[1, 2, 3]);
         table.put(16, MAX_LINES as u64 + 1);
-        assert_eq!(own_memory().read_bytes(table.address(), &layout()), Ok(Vec::new()));
+        let size = |table: &Object| size_of_bytes(&read_one(table.address(), 32).unwrap(), &layout());
+        assert_eq!(size(&table), Ok(0));
         table.put(16, 3);
-        assert_eq!(own_memory().read_bytes(table.address(), &layout()), Ok(vec![1, 2, 3]));
+        assert_eq!(size(&table), Ok(3));
     }
 }

@@ -6,7 +6,7 @@
 //! at the same address. So the object is read while the process is alive and close to the sample, and is read again when
 //! the last look at it is a second old.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::lines;
 use crate::{StackLossReason, StackLosses};
 use podopsy_decode as decode;
 use podopsy_model::profile::Frame;
+use podopsy_opener::Openers;
 use podopsy_worker::{CodeLayout, Interpreter};
 
 /// Processes whose memory is held open.
@@ -49,6 +50,7 @@ const NO_FUNCTION: u32 = 0;
 /// The functions of a profile by number. A number is never reused.
 pub struct PythonFunctions {
     interpreters: InterpreterRegistry,
+    openers: Openers,
     processes: HashMap<ProcessKey, PythonProcess>,
     code_objects: usize,
     /// By number: the function, or the reason why it could not be read.
@@ -84,16 +86,42 @@ struct CachedCode {
     checked: Instant,
 }
 
+#[cfg(test)]
 impl Default for PythonFunctions {
     fn default() -> Self {
-        Self::new(InterpreterRegistry::default())
+        Self::new(InterpreterRegistry::default(), &Openers::in_threads())
     }
 }
 
+impl PythonProcess {
+    /// Reads the code objects of frames that are new, or whose last read is more than [`RECHECK_AFTER`] ago, in one round.
+    fn read_stale(&self, frames: &[(u64, u64)], now: Instant) -> CodeObjects {
+        let is_stale = |address: &u64| {
+            let cached = self.code_objects.get(address);
+            cached.is_none_or(|cached| now.duration_since(cached.checked) >= RECHECK_AFTER)
+        };
+        let is_shim = |place: u64| self.interpreter.code.entry_is_shim && place & PYTHON_ENTRY != 0;
+        let wanted = frames.iter().filter(|(_, place)| !is_shim(*place)).map(|(address, _)| *address);
+        let stale: BTreeSet<u64> = wanted.filter(is_stale).collect();
+        if stale.is_empty() {
+            return CodeObjects::new();
+        }
+        let stale: Vec<u64> = stale.into_iter().collect();
+        match &self.memory {
+            Ok(memory) => stale.iter().copied().zip(memory.read_code_objects(&stale)).collect(),
+            Err(reason) => stale.iter().map(|address| (*address, Err(*reason))).collect(),
+        }
+    }
+}
+
+/// The starts of code objects by address, each or the reason why it could not be read.
+type CodeObjects = HashMap<u64, Result<Vec<u8>, StackLossReason>>;
+
 impl PythonFunctions {
-    pub fn new(interpreters: InterpreterRegistry) -> Self {
+    pub fn new(interpreters: InterpreterRegistry, openers: &Openers) -> Self {
         Self {
             interpreters,
+            openers: openers.clone(),
             processes: HashMap::new(),
             code_objects: 0,
             functions: vec![Err(StackLossReason::PythonNoFrame)],
@@ -124,19 +152,20 @@ impl PythonFunctions {
         // Taken out of the map while its code objects are read: that borrows all of `self`.
         let mut process = self.processes.remove(&key).unwrap_or_else(|| PythonProcess {
             interpreter,
-            memory: ProcessMemory::open(task.pid),
+            memory: ProcessMemory::open(&self.openers, task.pid),
             code_objects: HashMap::new(),
         });
         let code_type = process.interpreter.code_type.wrapping_sub(python.to_offset);
         let layout = process.interpreter.code;
         let now = Instant::now();
+        let read = process.read_stale(&python.frames, now);
         for &(address, place) in &python.frames {
             let entry = if place & PYTHON_ENTRY != 0 { ENTRY } else { 0 };
             if entry != 0 && layout.entry_is_shim {
                 self.mark_entry();
                 continue;
             }
-            let number = self.number_at(&mut process, address, code_type, now);
+            let number = self.number_at(&mut process, &read, address, code_type, now);
             let distance = (place as u32).wrapping_sub(layout.instructions);
             // Before its first instruction, a frame points in front of its code.
             let distance = if distance >> 30 == 0 { u64::from(distance) } else { NOT_STARTED };
@@ -164,7 +193,14 @@ impl PythonFunctions {
     }
 
     /// The number of the function whose code object is at `address`.
-    fn number_at(&mut self, process: &mut PythonProcess, address: u64, code_type: u64, now: Instant) -> u32 {
+    fn number_at(
+        &mut self,
+        process: &mut PythonProcess,
+        read: &CodeObjects,
+        address: u64,
+        code_type: u64,
+        now: Instant,
+    ) -> u32 {
         if let Some(cached) = process.code_objects.get(&address)
             && now.duration_since(cached.checked) < RECHECK_AFTER
         {
@@ -172,7 +208,11 @@ impl PythonFunctions {
         }
         let layout: &CodeLayout = &process.interpreter.code;
         let memory = process.memory.as_ref().map_err(|reason| *reason);
-        let fingerprint = memory.and_then(|memory| memory.read_fingerprint(address, code_type, layout));
+        let fingerprint = match read.get(&address) {
+            Some(Ok(object)) => CodeFingerprint::new(object, code_type, layout),
+            Some(Err(reason)) => Err(*reason),
+            None => Err(StackLossReason::PythonMemoryUnreadable),
+        };
         if let Some(cached) = process.code_objects.get_mut(&address) {
             let is_same = match &fingerprint {
                 Ok(new) => cached.fingerprint == Some(*new),
@@ -329,7 +369,7 @@ mod tests {
         let (layout, code) = layouts_for_version(version, &[]).unwrap();
         let interpreters = InterpreterRegistry::default();
         interpreters.number(&Interpreter { layout, code, code_type: CODE_TYPE + 5 }, 0);
-        PythonFunctions::new(interpreters)
+        PythonFunctions::new(interpreters, &Openers::in_threads())
     }
 
     fn own_task() -> Task {

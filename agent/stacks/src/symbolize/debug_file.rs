@@ -3,39 +3,47 @@
 //! Only the host's folder of debug files is searched, whatever path a container's file contains. The parser checks that the
 //! file belongs to the executable. Must not depend on: caches, ELF.
 
-use std::fs::File;
-use std::path::Path;
+use std::path::{Component, Path};
 
-use podopsy_worker::FileDescription;
+use podopsy_opener::{FileHandle, Openers, Target};
+use podopsy_worker::{FileDescription, Tenant};
 
-use super::{hex, open};
+use super::hex;
 
 /// Where distributions put separate debug information.
 const FOLDER: &str = "/usr/lib/debug";
+/// The node's own files belong to no container.
+const NODE: Tenant = Tenant::MAX;
 
 /// Opens the debug file of an executable that was mapped from `path`.
-pub(super) fn open(described: &FileDescription, path: &str) -> Option<File> {
+pub(super) fn open(openers: &Openers, described: &FileDescription, path: &str) -> Option<FileHandle> {
     let folder = Path::new(FOLDER);
-    by_build_id(folder, &described.layout.build_id)
-        .or_else(|| by_link(folder, path, &described.debug_link.as_ref()?.name))
+    by_build_id(openers, folder, &described.layout.build_id)
+        .or_else(|| by_link(openers, folder, path, &described.debug_link.as_ref()?.name))
+}
+
+fn open_path(openers: &Openers, path: &Path) -> Option<FileHandle> {
+    let target = Target { tenant: NODE, pid: std::process::id(), may_hang: false };
+    openers.file_in_root(target, path.as_os_str().as_encoded_bytes()).ok()
 }
 
 /// Opens `.build-id/XX/YYYY.debug`. The id is written in hex, so that it cannot lead to another folder.
-fn by_build_id(folder: &Path, build_id: &[u8]) -> Option<File> {
+fn by_build_id(openers: &Openers, folder: &Path, build_id: &[u8]) -> Option<FileHandle> {
     let (first, rest) = build_id.split_first()?;
     let path = folder.join(format!(".build-id/{first:02x}/{}.debug", hex(rest)));
-    open::regular_file(&open::reference(&path).ok()?).ok()
+    open_path(openers, &path)
 }
 
 /// Opens the linked file in the executable's own folder below `folder`.
-fn by_link(folder: &Path, path: &str, name: &str) -> Option<File> {
+fn by_link(openers: &Openers, folder: &Path, path: &str, name: &str) -> Option<FileHandle> {
     // The parser promises a plain name. It may have been taken over by the file that it read.
     if name.is_empty() || name.contains('/') || name == ".." {
         return None;
     }
-    let below = Path::new(path).parent()?.join(name);
-    let root = open::reference(folder).ok()?;
-    open::regular_file(&open::reference_inside(&root, below.as_os_str().as_encoded_bytes()).ok()?).ok()
+    let below = Path::new(path).parent()?.strip_prefix("/").ok()?;
+    // The kernel shows paths without such components; a container's mount namespace is not trusted with that.
+    let is_plain = below.components().all(|component| matches!(component, Component::Normal(_)));
+    is_plain.then(|| open_path(openers, &folder.join(below).join(name))).flatten()
 }
 
 #[cfg(test)]
@@ -49,11 +57,13 @@ mod tests {
         std::fs::create_dir_all(folder.path().join(".build-id/c0")).unwrap();
         std::fs::write(folder.path().join("opt/shop/checkout.debug"), "by link").unwrap();
         std::fs::write(folder.path().join(".build-id/c0/ffee.debug"), "by id").unwrap();
-        let text = |file: Option<File>| file.map(|file| std::io::read_to_string(file).unwrap());
-        assert_eq!(text(by_build_id(folder.path(), &[0xc0, 0xff, 0xee])).as_deref(), Some("by id"));
-        assert_eq!(text(by_build_id(folder.path(), &[])), None);
-        let link = |path: &str, name: &str| text(by_link(folder.path(), path, name));
-        assert_eq!(link("/opt/shop/checkout", "checkout.debug").as_deref(), Some("by link"));
+        let openers = Openers::in_threads();
+        let size = |file: Option<FileHandle>| file.map(|file| file.stat.size);
+        let by_id = |id: &[u8]| size(by_build_id(&openers, folder.path(), id));
+        assert_eq!(by_id(&[0xc0, 0xff, 0xee]), Some(b"by id".len() as u64));
+        assert_eq!(by_id(&[]), None);
+        let link = |path: &str, name: &str| size(by_link(&openers, folder.path(), path, name));
+        assert_eq!(link("/opt/shop/checkout", "checkout.debug"), Some(b"by link".len() as u64));
         assert_eq!(link("/opt/other/checkout", "checkout.debug"), None);
         assert_eq!(link("/x/../../opt/shop/checkout", "../checkout.debug"), None);
         assert_eq!(link("/../../opt/other/checkout", "checkout.debug"), None);

@@ -6,15 +6,12 @@
 //! Must not depend on: processes, symbols, where a file is mapped.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::maps::FilesystemKind;
 use crate::StackLossReason;
-use podopsy_worker::FileDescription;
+use podopsy_worker::{FileDescription, FileHandle, FileStat};
 
 /// Identifies an open file. Ids are not used twice.
 pub(super) type DescriptorId = u64;
@@ -32,26 +29,15 @@ struct LowerFile {
     changed: (i64, i64),
 }
 
-impl LowerFile {
-    fn from_file(file: &File) -> io::Result<LowerFile> {
-        let meta = file.metadata()?;
-        Ok(LowerFile {
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
-
 /// What an overlay shows of a lower file; none on any other file system.
-fn lower_file(file: &File, filesystem: FilesystemKind) -> Option<LowerFile> {
-    (filesystem == FilesystemKind::Overlay).then(|| LowerFile::from_file(file).ok()).flatten()
+fn lower_file(file: &FileHandle, filesystem: FilesystemKind) -> Option<LowerFile> {
+    let FileStat { inode, size, modified, changed, .. } = file.stat;
+    (filesystem == FilesystemKind::Overlay).then_some(LowerFile { inode, size, modified, changed })
 }
 
 #[derive(Debug)]
 struct OpenFile {
-    file: File,
+    file: FileHandle,
     /// None if the file is on no overlay, and so never shared.
     lower: Option<LowerFile>,
     described: Arc<FileDescription>,
@@ -77,18 +63,16 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    /// The descriptor of the lower file that `file` shows, if that is open by another overlay and has not changed since.
+    /// The descriptor of the lower file that `file` shows, if that is open by another overlay. If it has changed since, that
+    /// is found when its content is read.
     pub fn shared(
         &mut self,
-        file: &File,
+        file: &FileHandle,
         filesystem: FilesystemKind,
     ) -> Option<(Descriptor, Arc<FileDescription>)> {
         let lower = lower_file(file, filesystem)?;
         let id = *self.by_lower.get(&lower)?;
         let open = self.open.get_mut(&id)?;
-        if LowerFile::from_file(&open.file).ok()? != lower {
-            return None;
-        }
         open.last_used = Some(Instant::now());
         Some((Descriptor { id, is_exact: false }, Arc::clone(&open.described)))
     }
@@ -96,7 +80,7 @@ impl Descriptors {
     /// Holds `file` open.
     pub fn hold(
         &mut self,
-        file: File,
+        file: FileHandle,
         described: Arc<FileDescription>,
         filesystem: FilesystemKind,
     ) -> Descriptor {
@@ -105,7 +89,7 @@ impl Descriptors {
     }
 
     /// Holds a file that is never closed.
-    pub fn pin(&mut self, file: File, described: Arc<FileDescription>) -> Descriptor {
+    pub fn pin(&mut self, file: FileHandle, described: Arc<FileDescription>) -> Descriptor {
         self.insert(OpenFile { file, lower: None, described, last_used: None })
     }
 
@@ -119,17 +103,15 @@ impl Descriptors {
         Descriptor { id, is_exact: true }
     }
 
-    /// The file, if it is still open.
-    pub fn file(&self, descriptor: Descriptor) -> Option<&File> {
-        self.open.get(&descriptor.id).map(|open| &open.file)
+    /// True if the file is still open.
+    pub fn is_open(&self, descriptor: Descriptor) -> bool {
+        self.open.contains_key(&descriptor.id)
     }
 
-    /// The file for reading its content. A shared file must not have changed since it was opened.
-    pub fn content(&self, descriptor: Descriptor) -> Result<&File, StackLossReason> {
+    /// The file for reading its content, and whether it must not have changed since it was opened: a shared one must not.
+    pub fn content(&self, descriptor: Descriptor) -> Result<(&FileHandle, bool), StackLossReason> {
         let open = self.open.get(&descriptor.id).ok_or(StackLossReason::FileEvicted)?;
-        let is_unchanged =
-            descriptor.is_exact || LowerFile::from_file(&open.file).is_ok_and(|now| Some(now) == open.lower);
-        if is_unchanged { Ok(&open.file) } else { Err(StackLossReason::FileChanged) }
+        Ok((&open.file, !descriptor.is_exact))
     }
 
     /// Marks the file as used. Returns false if it is not open any more.

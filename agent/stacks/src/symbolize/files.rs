@@ -7,11 +7,11 @@
 //! Must not depend on: processes (beyond the mapping that a file was found by), kernel addresses, frames.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
-use podopsy_worker::{Failure, FileDescription, Layout, Parser, Symbol, Tenant};
+use podopsy_opener::Openers;
+use podopsy_worker::{Failure, FileDescription, FileHandle, Layout, NamedFiles, Parser, Symbol, Tenant};
 
 use super::descriptors::{Descriptor, DescriptorId, Descriptors};
 use super::maps::{Area, FilesystemKind};
@@ -119,6 +119,13 @@ pub(super) struct MappedFile<'a> {
     pub filesystem: FilesystemKind,
 }
 
+/// The helpers that open and read files.
+#[derive(Debug)]
+pub(super) struct FileHelpers<'a> {
+    pub openers: &'a Openers,
+    pub parser: &'a mut Parser,
+}
+
 impl FileTable {
     /// Holds at most `open` descriptors.
     pub fn with_limit(open: usize) -> Self {
@@ -133,7 +140,7 @@ impl FileTable {
     pub fn add_mapped(
         &mut self,
         mapped: &MappedFile<'_>,
-        parser: &mut Parser,
+        helpers: &mut FileHelpers<'_>,
         losses: &mut StackLosses,
     ) -> FileId {
         let area = mapped.area;
@@ -149,7 +156,7 @@ impl FileTable {
             known.last_used = self.clock;
             return id;
         }
-        let (opened, described) = self.open_mapped(mapped, parser, losses);
+        let (opened, described) = self.open_mapped(mapped, helpers, losses);
         let name = file_name(area.file_path());
         // The file was evicted or refused before. If name and layout are the same, the entry is used again.
         if let Some(&id) = self.by_key.get(&key)
@@ -183,11 +190,12 @@ impl FileTable {
     fn open_mapped(
         &mut self,
         mapped: &MappedFile<'_>,
-        parser: &mut Parser,
+        helpers: &mut FileHelpers<'_>,
         losses: &mut StackLosses,
     ) -> (Opened, Arc<FileDescription>) {
         let refused = |unnamed| (Opened::Refused(unnamed), Arc::default());
-        let file = match open::mapped_file(mapped.pid, mapped.area, mapped.filesystem) {
+        let process = (mapped.pid, mapped.tenant);
+        let file = match open::mapped_file(helpers.openers, process, mapped.area, mapped.filesystem) {
             Ok(file) => file,
             Err(reason) => {
                 losses.add(reason, 1);
@@ -197,7 +205,7 @@ impl FileTable {
         if let Some((descriptor, described)) = self.descriptors.shared(&file, mapped.filesystem) {
             return (Opened::Held(descriptor), described);
         }
-        match parser.describe(mapped.tenant, &file) {
+        match helpers.parser.describe(mapped.tenant, &file) {
             Ok(Some(described)) => {
                 let described = Arc::new(described);
                 let held = self.descriptors.hold(file, Arc::clone(&described), mapped.filesystem);
@@ -215,7 +223,7 @@ impl FileTable {
     pub fn add_image(
         &mut self,
         name: &str,
-        file: File,
+        file: FileHandle,
         mapping: (u64, u64, u64),
         parser: &mut Parser,
     ) -> FileId {
@@ -277,7 +285,7 @@ impl FileTable {
     }
 
     fn is_open(&self, known: &KnownFile) -> bool {
-        matches!(known.opened, Opened::Held(descriptor) if self.descriptors.file(descriptor).is_some())
+        matches!(known.opened, Opened::Held(descriptor) if self.descriptors.is_open(descriptor))
     }
 
     /// Marks the file behind a mapping as used. Returns false if it is not open but could be opened.
@@ -317,12 +325,12 @@ impl FileTable {
         &mut self,
         id: FileId,
         offsets: &[u64],
-        parser: &mut Parser,
+        helpers: &mut FileHelpers<'_>,
         losses: &mut StackLosses,
     ) -> Vec<Result<Symbol, Unnamed>> {
         let mut symbols = Vec::with_capacity(offsets.len());
         for some in offsets.chunks(MAX_OFFSETS) {
-            match self.look_up(id, some, parser, losses) {
+            match self.look_up(id, some, helpers, losses) {
                 Ok(found) => symbols.extend(found),
                 Err(unnamed) => symbols.extend(some.iter().map(|_| Err(unnamed))),
             }
@@ -334,7 +342,7 @@ impl FileTable {
         &mut self,
         id: FileId,
         offsets: &[u64],
-        parser: &mut Parser,
+        helpers: &mut FileHelpers<'_>,
         losses: &mut StackLosses,
     ) -> Result<Vec<Result<Symbol, Unnamed>>, Unnamed> {
         self.clock += 1;
@@ -348,10 +356,11 @@ impl FileTable {
             Opened::Refused(unnamed) => return Err(unnamed),
         };
         self.descriptors.touch(descriptor);
-        let file = self.descriptors.content(descriptor).map_err(Unnamed::Lost)?;
-        let debug_file = debug_file::open(&known.described, &known.name);
+        let (file, must_be_unchanged) = self.descriptors.content(descriptor).map_err(Unnamed::Lost)?;
+        let debug_file = debug_file::open(helpers.openers, &known.described, &known.name);
+        let files = NamedFiles { file, debug_file: debug_file.as_ref(), must_be_unchanged };
         let (layout, tenant) = (&known.described.layout, known.tenant);
-        let found = match parser.names(tenant, file, debug_file.as_ref(), layout, offsets.to_vec()) {
+        let found = match helpers.parser.names(tenant, &files, layout, offsets.to_vec()) {
             // The parser may have been taken over by the file: it promises one symbol for each offset.
             Ok(Ok(found)) if found.symbols.len() == offsets.len() => Ok(found),
             Ok(Ok(_)) => Err(Unnamed::Lost(StackLossReason::ParserDied)),

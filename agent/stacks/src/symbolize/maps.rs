@@ -5,9 +5,16 @@
 //!
 //! Must not depend on: ELF, symbols, the content of files. It opens only /proc.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use podopsy_opener::{OpenError, Openers, Target};
+use podopsy_worker::{Failure, Parser, Tenant};
+
+use crate::StackLossReason;
 
 /// Far above `vm.max_map_count`'s default (65,530 lines of about 100 bytes).
 const MAX_BYTES: u64 = 16 << 20;
@@ -63,9 +70,45 @@ impl Areas {
     }
 }
 
-/// Reads the executable mappings. If the process ends meanwhile, the mappings read so far are returned.
-pub fn read(pid: u32) -> io::Result<Areas> {
-    parse(BufReader::new(File::open(format!("/proc/{pid}/maps"))?.take(MAX_BYTES)))
+/// Reads the executable mappings. If the process ends meanwhile, the mappings read so far are returned, with the CPU
+/// time that the opener took.
+///
+/// An opener reads them: a process that holds the lock of its address space, while it waits for a file system, would have this
+/// process wait, too.
+fn read(openers: &Openers, tenant: Tenant, pid: u32) -> Result<(Areas, Duration), StackLossReason> {
+    let reader = openers.maps(Target { tenant, pid, may_hang: false }).map_err(|error| match error {
+        OpenError::NoAnswer | OpenError::Unavailable => super::open::loss(error),
+        _ => StackLossReason::MappingsProcessGone,
+    })?;
+    let mut lines = BufReader::with_capacity(16 << 10, reader.take(MAX_BYTES));
+    let areas = parse(&mut lines).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => StackLossReason::FileSystemNoAnswer,
+        _ => StackLossReason::MappingsProcessGone,
+    })?;
+    Ok((areas, lines.into_inner().into_inner().cpu_time()))
+}
+
+/// Reads the executable mappings of a process in the CPU time of its container: it may have made them thousands, with long
+/// paths.
+pub(crate) fn read_in_budget(
+    openers: &Openers,
+    parser: &Parser,
+    tenant: Tenant,
+    pid: u32,
+) -> Result<Areas, StackLossReason> {
+    let (areas, used) = parser.spend(tenant, || read(openers, tenant, pid)).map_err(Failure::loss)??;
+    parser.charge_used(tenant, used);
+    Ok(areas)
+}
+
+/// Reads the executable mappings of this process.
+pub fn read_own() -> io::Result<Areas> {
+    parse(BufReader::new(File::open("/proc/self/maps")?))
+}
+
+#[cfg(test)]
+pub(crate) fn read_in_test(pid: u32) -> Result<Areas, StackLossReason> {
+    read(&Openers::in_threads(), 1, pid).map(|(areas, _)| areas)
 }
 
 fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
@@ -199,20 +242,26 @@ pub fn uptime() -> u64 {
 /// The kind of a file's file system, as far as it matters for opening the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilesystemKind {
-    /// Reads go to a daemon that the container can choose, and that may never answer.
-    Fuse,
+    /// Another process or another machine answers, or never does. The container may choose it (FUSE).
+    Remote,
     /// Layers that the node's root has mounted: the lower files belong to the node.
     Overlay,
     Other,
 }
 
-/// The FUSE mounts and the overlays that a process sees, by device (major, minor). They are read from the mount table,
-/// without any access to the file systems.
+/// The mounts that a process sees, by device (major, minor). They are read from the mount table, without any access to the
+/// file systems.
 #[derive(Debug, Default)]
 pub struct Mounts {
-    fuse: Vec<(u32, u32)>,
-    overlays: Vec<(u32, u32)>,
+    by_device: HashMap<(u32, u32), FilesystemKind>,
 }
+
+/// File systems that another process or another machine serves, without what follows a dot: `fuse.sshfs`, `fuseblk.ntfs`.
+/// `fusectl` is not among them, which the kernel itself provides.
+const REMOTE: &[&str] = &[
+    "fuse", "fuseblk", "virtiofs", "9p", "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "coda",
+    "lustre", "beegfs", "gfs2", "ocfs2", "orangefs", "pvfs2", "vboxsf", "autofs",
+];
 
 impl Mounts {
     /// Reads the mount table of a process; empty if it cannot be read.
@@ -226,13 +275,14 @@ impl Mounts {
         let mut mounts = Mounts::parse(&table);
         // In a user namespace of its own, a container can mount overlays itself, over any lower directory.
         if !is_in_own_user_namespace(pid) {
-            mounts.overlays.clear();
+            let overlay = |kind: &&mut FilesystemKind| **kind == FilesystemKind::Overlay;
+            mounts.by_device.values_mut().filter(overlay).for_each(|kind| *kind = FilesystemKind::Remote);
         }
         mounts
     }
 
     /// Reads the mount table only if one of these mappings needs it. Devices with major 0 are virtual file systems,
-    /// such as FUSE and overlays. The exception is fuseblk, which only the node's root can mount.
+    /// such as FUSE, network file systems and overlays. The exception is fuseblk, which only the node's root can mount.
     pub fn for_areas(pid: u32, areas: &[Area]) -> Mounts {
         let is_virtual = |area: &Area| area.is_file() && area.device.0 == 0;
         if areas.iter().any(is_virtual) { Mounts::read(pid) } else { Mounts::default() }
@@ -241,26 +291,25 @@ impl Mounts {
     fn parse(table: &[u8]) -> Mounts {
         let mut mounts = Mounts::default();
         for (device, kind) in table.split(|&b| b == b'\n').filter_map(parse_mount) {
-            // fuse, fuse.sshfs, fuseblk.ntfs; but not fusectl, which the kernel itself provides on most nodes.
-            if kind.split('.').next().is_some_and(|kind| matches!(kind, "fuse" | "fuseblk")) {
-                mounts.fuse.push(device);
-            } else if kind == "overlay" {
-                mounts.overlays.push(device);
-            }
+            let kind = match kind.split('.').next().unwrap_or_default() {
+                kind if REMOTE.contains(&kind) => FilesystemKind::Remote,
+                "overlay" => FilesystemKind::Overlay,
+                _ => FilesystemKind::Other,
+            };
+            mounts.by_device.insert(device, kind);
         }
         mounts
     }
 
     pub fn filesystem(&self, device: (u32, u32)) -> FilesystemKind {
-        match device {
-            _ if self.fuse.contains(&device) => FilesystemKind::Fuse,
-            _ if self.overlays.contains(&device) => FilesystemKind::Overlay,
-            _ => FilesystemKind::Other,
-        }
+        // A virtual one that the process does not see, for example a detached mount, may be of any kind.
+        let unseen = if device.0 == 0 { FilesystemKind::Remote } else { FilesystemKind::Other };
+        self.by_device.get(&device).copied().unwrap_or(unseen)
     }
 
-    pub fn has_fuse(&self) -> bool {
-        !self.fuse.is_empty()
+    /// Whether the path of a file may lead through a file system that does not answer.
+    pub fn has_remote(&self) -> bool {
+        self.by_device.values().any(|kind| *kind == FilesystemKind::Remote)
     }
 }
 
@@ -367,10 +416,14 @@ mod tests {
             36 35 98:0 / /mnt rw - ext4 /dev/root rw\n\
             40 35 0:60 / / rw - overlay overlay rw,lowerdir=/a:/b - fuse x y\n\
             41 35 0:61 / /\\040-\\040overlay rw - tmpfs none rw\ngarbage\n\
-            42 35 0:62 / /sys/fs/fuse/connections rw - fusectl fusectl rw\n";
+            42 35 0:62 / /sys/fs/fuse/connections rw - fusectl fusectl rw\n\
+            43 35 0:63 / /data rw - nfs4 server:/data rw\n";
         let mounts = Mounts::parse(table);
-        assert_eq!(mounts.filesystem((0, 52)), FilesystemKind::Fuse);
-        assert!(mounts.has_fuse());
+        assert!(mounts.has_remote());
+        // The last one is in no mount.
+        for device in [(0, 52), (0, 63), (0, 99)] {
+            assert_eq!(mounts.filesystem(device), FilesystemKind::Remote, "{device:?}");
+        }
         for device in [(98, 0), (0, 61), (1, 1), (0, 62)] {
             assert_eq!(mounts.filesystem(device), FilesystemKind::Other, "{device:?}");
         }

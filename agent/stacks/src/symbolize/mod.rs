@@ -5,13 +5,13 @@
 //! ```
 //!
 //! An executable is opened (`open`) when its process is first seen, and held open, so that its symbols can be read
-//! after the process has ended. The file belongs to a container and may be hostile: it is read by the parsing worker, which
-//! is asked for all addresses of a file together.
+//! after the process has ended. The file belongs to a container and may be hostile: it is opened by an opener, and read by
+//! the parsing worker, which is asked for all addresses of a file together.
 //!
 //! [`Symbolizer`] is `Send`, and blocks: for milliseconds on files, and up to seconds in a large file. Use it from
 //! `spawn_blocking` or a thread, not from an async task.
 //!
-//! Must not depend on: parsers, aya, CRI, pods, Kubernetes. Reads /proc and opens ELF files.
+//! Must not depend on: parsers, aya, CRI, pods, Kubernetes. Reads /proc, and has ELF files opened.
 
 mod cache;
 mod debug_file;
@@ -19,7 +19,7 @@ mod descriptors;
 mod files;
 mod kernel;
 pub mod maps;
-pub mod open;
+pub(crate) mod open;
 mod perf_map;
 mod processes;
 #[cfg(test)]
@@ -32,13 +32,14 @@ use std::time::Instant;
 
 use cache::FrameCache;
 use descriptors::DescriptorId;
-use files::{FileId, FileTable, Unnamed};
+use files::{FileHelpers, FileId, FileTable, Unnamed};
 use kernel::KernelSymbols;
 use podopsy_model::profile::{Frame, Mapping, file_name};
-use podopsy_worker::{Parser, ParserPool, Symbol, SymbolFunction, Tenant};
+use podopsy_opener::Openers;
+use podopsy_worker::{Parser, Symbol, SymbolFunction, Tenant};
 use processes::{FileOpener, ProcessTable};
 
-use crate::{StackLossReason, StackLosses};
+use crate::{Helpers, StackLossReason, StackLosses};
 
 /// Bytes of cached frames: some 65,000 addresses of C++.
 const CACHED_BYTES: usize = 32 << 20;
@@ -89,6 +90,7 @@ pub enum CodeLocation {
 pub struct Symbolizer {
     processes: ProcessTable,
     files: FileTable,
+    openers: Openers,
     parser: Parser,
     kernel: KernelSymbols,
     vdso: vdso::Vdso,
@@ -97,20 +99,21 @@ pub struct Symbolizer {
 }
 
 impl Symbolizer {
-    pub fn new(parsers: &ParserPool) -> Self {
-        Self::from_parts(parsers.parser(), FileTable::default(), CACHED_BYTES)
+    pub fn new(helpers: &Helpers) -> Self {
+        Self::from_parts(helpers, FileTable::default(), CACHED_BYTES)
     }
 
     /// For a recorder that always runs. Holds at most `files` files open at a time.
-    pub fn with_limit(parsers: &ParserPool, files: usize) -> Self {
-        Self::from_parts(parsers.parser(), FileTable::with_limit(files), CACHED_BYTES_ALWAYS_ON)
+    pub fn with_limit(helpers: &Helpers, files: usize) -> Self {
+        Self::from_parts(helpers, FileTable::with_limit(files), CACHED_BYTES_ALWAYS_ON)
     }
 
-    fn from_parts(parser: Parser, files: FileTable, cached_bytes: usize) -> Self {
+    fn from_parts(helpers: &Helpers, files: FileTable, cached_bytes: usize) -> Self {
         Self {
             processes: ProcessTable::default(),
             files,
-            parser,
+            openers: helpers.openers.clone(),
+            parser: helpers.parsers.parser(),
             kernel: KernelSymbols::default(),
             vdso: vdso::Vdso::default(),
             cache: FrameCache::with_limit(cached_bytes),
@@ -248,7 +251,8 @@ impl Symbolizer {
         let Some((first, _)) = files.first() else { return };
         let all: BTreeSet<u64> = files.iter().flat_map(|(_, offsets)| offsets.iter().copied()).collect();
         let all: Vec<u64> = all.into_iter().collect();
-        let symbols = self.files.symbols(*first, &all, &mut self.parser, &mut self.losses);
+        let Self { openers, parser, losses, .. } = self;
+        let symbols = self.files.symbols(*first, &all, &mut FileHelpers { openers, parser }, losses);
         for (id, offsets) in files {
             let wanted = all.iter().zip(&symbols).filter(|(offset, _)| offsets.contains(offset));
             for (&offset, symbol) in wanted {
@@ -349,8 +353,8 @@ impl Symbolizer {
     }
 
     fn processes_and_opener(&mut self) -> (&mut ProcessTable, FileOpener<'_>) {
-        let Self { processes, files, parser, losses, .. } = self;
-        (processes, FileOpener { files, parser, losses })
+        let Self { processes, files, openers, parser, losses, .. } = self;
+        (processes, FileOpener { files, helpers: FileHelpers { openers, parser }, losses })
     }
 
     fn vdso_file(&mut self) -> Option<FileId> {
@@ -364,7 +368,8 @@ impl Symbolizer {
             }
             return frames;
         }
-        let symbol = self.files.symbols(id, &[offset], &mut self.parser, &mut self.losses).pop();
+        let Self { openers, parser, losses, .. } = self;
+        let symbol = self.files.symbols(id, &[offset], &mut FileHelpers { openers, parser }, losses).pop();
         let symbol = symbol.unwrap_or(Err(Unnamed::Lost(StackLossReason::FileForgotten)));
         let (frames, missing) = self.keep_frames(id, offset, symbol);
         if let Some(reason) = missing {
@@ -393,12 +398,11 @@ impl Symbolizer {
         let at = Frame { module, build_id, offset, ..Frame::default() };
         let frames = match symbol {
             Ok(symbol) => to_frames(symbol, &at),
-            Err(Unnamed::Lost(_)) => Arc::from([at]),
-            Err(Unnamed::GaveUp(failure)) => {
-                let file = at.module.as_deref().map_or("a file", file_name);
-                let function = Some(format!("[symbols: gave up on {file}: {failure}]").into());
-                Arc::from([Frame { function, ..at }])
+            Err(Unnamed::Lost(StackLossReason::FileSystemNoAnswer)) => {
+                gave_up(at, "its file system does not answer")
             }
+            Err(Unnamed::Lost(_)) => Arc::from([at]),
+            Err(Unnamed::GaveUp(failure)) => gave_up(at, &failure.to_string()),
         };
         self.cache.insert(id, offset, Arc::clone(&frames), missing);
         (frames, missing)
@@ -412,6 +416,13 @@ impl Symbolizer {
         let module = Some(Arc::from("[anonymous]"));
         Arc::from([Frame { function: name, module, offset: address, ..Frame::default() }])
     }
+}
+
+/// A frame with the reason in place of its function's name.
+fn gave_up(at: Frame, reason: &str) -> Arc<[Frame]> {
+    let file = at.module.as_deref().map_or("a file", file_name);
+    let function = Some(format!("[symbols: gave up on {file}: {reason}]").into());
+    Arc::from([Frame { function, ..at }])
 }
 
 /// What the addresses of a job have in common: their container, and their file.

@@ -6,29 +6,34 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
+use podopsy_opener::{FileHandle, Openers, Target};
 use podopsy_worker::{Parser, Tenant};
 
 use super::{maps, open};
 use crate::{StackLossReason, StackLosses};
 
 /// Opens the map of a live process. Returns none if there is no map, or if it cannot be opened safely.
-pub(super) fn open(pid: u32) -> Option<File> {
-    // A path lookup in a FUSE mount asks the container's daemon, which may never answer.
-    if maps::Mounts::read(pid).has_fuse() {
-        return None;
-    }
-    let root = open::reference(Path::new(&format!("/proc/{pid}/root"))).ok()?;
+pub(super) fn open(
+    openers: &Openers,
+    tenant: Tenant,
+    pid: u32,
+    losses: &mut StackLosses,
+) -> Option<FileHandle> {
     let path = format!("/tmp/perf-{}.map", namespace_pid(pid)?);
-    open::regular_file(&open::reference_inside(&root, path.as_bytes()).ok()?).ok()
+    let target = Target { tenant, pid, may_hang: maps::Mounts::read(pid).has_remote() };
+    let opened = openers.file_in_root(target, path.as_bytes()).map_err(open::loss);
+    if let Err(reason @ (StackLossReason::FileSystemNoAnswer | StackLossReason::OpenerUnavailable)) = opened {
+        losses.add(reason, 1);
+    }
+    opened.ok()
 }
 
 /// The names of addresses, in their order. If the parser gives up on the map, that stands in place of the names.
 pub(super) fn names(
     tenant: Tenant,
-    map: &File,
+    map: &FileHandle,
     addresses: &[u64],
     parser: &mut Parser,
     losses: &mut StackLosses,
@@ -69,6 +74,8 @@ mod tests {
     #[test]
     fn a_process_without_a_map_has_none() {
         assert_eq!(namespace_pid(std::process::id()), Some(std::process::id()));
-        assert!(open(std::process::id()).is_none());
+        let mut losses = StackLosses::default();
+        assert!(open(&Openers::in_threads(), 1, std::process::id(), &mut losses).is_none());
+        assert!(losses.is_empty());
     }
 }

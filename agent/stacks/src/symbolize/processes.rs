@@ -3,14 +3,13 @@
 //! Must not depend on: symbols, ELF. Reads /proc; opens files through [`FileTable`].
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podopsy_worker::{Parser, Tenant};
+use podopsy_worker::{FileHandle, Parser, Tenant};
 
 use super::CodeLocation;
-use super::files::{FileId, FileTable, MappedFile};
+use super::files::{FileHelpers, FileId, FileTable, MappedFile};
 use super::maps::{self, Area, Mounts, ProcessStat};
 use super::perf_map;
 use crate::{StackLossReason, StackLosses, tenant};
@@ -55,7 +54,7 @@ struct KnownProcess {
     tenant: Tenant,
     /// Newest first.
     generations: Vec<MappingGeneration>,
-    perf_map: Option<File>,
+    perf_map: Option<FileHandle>,
     /// Names that the perf map has for addresses, or has not.
     anonymous_names: HashMap<u64, Option<Arc<str>>>,
     read_at: Instant,
@@ -83,7 +82,7 @@ struct HeldFiles {
 /// What is needed to open the files of mappings.
 pub(super) struct FileOpener<'a> {
     pub files: &'a mut FileTable,
-    pub parser: &'a mut Parser,
+    pub helpers: FileHelpers<'a>,
     pub losses: &'a mut StackLosses,
 }
 
@@ -125,7 +124,7 @@ impl ProcessTable {
             }
         }
         self.forget_oldest(pid, opener.losses);
-        self.open_perf_map(pid);
+        self.open_perf_map(pid, opener);
     }
 
     /// Opens the files of a process without remembering its mappings, only which files they are. A process that has ended is
@@ -148,7 +147,8 @@ impl ProcessTable {
     /// Marks the files of a process as used. Opens those that were closed or never seen, if there is capacity.
     pub fn refresh_files(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
         let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
-        let Ok(Ok(areas)) = opener.parser.spend(tenant::of_process(pid), || maps::read(pid)) else { return };
+        let FileHelpers { openers, parser } = &opener.helpers;
+        let Ok(areas) = maps::read_in_budget(openers, parser, tenant::of_process(pid), pid) else { return };
         let files = areas.areas.iter().filter(|area| area.is_file());
         // `count` visits all of them: every file must be touched, also after one that is not open.
         let not_open = files.filter(|area| !opener.files.touch(area)).count();
@@ -183,7 +183,7 @@ impl ProcessTable {
             if !is_incomplete(process) {
                 process.pause = FIRST_PAUSE;
             }
-            self.open_perf_map(pid);
+            self.open_perf_map(pid, opener);
             self.forget_oldest(pid, opener.losses);
         }
     }
@@ -241,7 +241,7 @@ impl ProcessTable {
     }
 
     /// Opens the perf map of a process that has code made at run time.
-    fn open_perf_map(&mut self, pid: u32) {
+    fn open_perf_map(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
         let is_needed = |process: &KnownProcess| process.perf_map.is_none() && process.has_anonymous_code();
         if !self.known.get(&pid).is_some_and(is_needed) {
             return;
@@ -254,7 +254,8 @@ impl ProcessTable {
             }
         }
         if let Some(process) = self.known.get_mut(&pid) {
-            process.perf_map = perf_map::open(pid);
+            let openers = opener.helpers.openers;
+            process.perf_map = perf_map::open(openers, process.tenant, pid, opener.losses);
         }
     }
 
@@ -321,14 +322,11 @@ fn read_mappings(
     tenant: Tenant,
     opener: &mut FileOpener<'_>,
 ) -> Option<MappingGeneration> {
-    let areas = match opener.parser.spend(tenant, || maps::read(pid)) {
-        Ok(Ok(areas)) if !areas.areas.is_empty() => areas,
-        Ok(_) => {
-            opener.losses.add(StackLossReason::MappingsProcessGone, 1);
-            return None;
-        }
-        Err(failure) => {
-            opener.losses.add(failure.loss(), 1);
+    let FileHelpers { openers, parser } = &opener.helpers;
+    let areas = match maps::read_in_budget(openers, parser, tenant, pid) {
+        Ok(areas) if !areas.areas.is_empty() => areas,
+        read => {
+            opener.losses.add(read.err().unwrap_or(StackLossReason::MappingsProcessGone), 1);
             return None;
         }
     };
@@ -336,14 +334,18 @@ fn read_mappings(
         opener.losses.add(StackLossReason::MappingsTruncated, 1);
     }
     let mounts = Mounts::for_areas(pid, &areas.areas);
-    let FileOpener { files, parser, losses } = opener;
+    let FileOpener { files, helpers, losses } = opener;
     let ranges = areas.areas.iter().map(|area: &Area| MappedRange {
         start: area.start,
         end: area.end,
         offset: area.offset,
         target: if area.is_file() {
             let filesystem = mounts.filesystem(area.device);
-            RangeTarget::File(files.add_mapped(&MappedFile { pid, tenant, area, filesystem }, parser, losses))
+            RangeTarget::File(files.add_mapped(
+                &MappedFile { pid, tenant, area, filesystem },
+                helpers,
+                losses,
+            ))
         } else if area.is_vdso() {
             RangeTarget::Vdso
         } else {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
+use podopsy_worker::FileHandle;
 
 /// An environment variable that is set for the processes that tests start.
 const SLEEP: &str = "PODOPSY_TEST_SLEEP";
@@ -41,9 +42,9 @@ fn needs_root() {
     assert!(nix::unistd::geteuid().is_root(), "run this test as root: sudo -E cargo test -p podopsy-stacks");
 }
 
-/// Workers that are threads of the test.
-fn parsers() -> ParserPool {
-    ParserPool::in_threads()
+/// Helpers that are threads of the test.
+fn helpers() -> Helpers {
+    Helpers::in_threads()
 }
 
 fn at(pid: u32, address: u64) -> UserAddress {
@@ -56,20 +57,20 @@ fn own_address() -> u64 {
 
 /// The first executable mapping of a file in a process.
 fn code_of(pid: u32, name: &str) -> maps::Area {
-    let areas = maps::read(pid).unwrap();
+    let areas = maps::read_in_test(pid).unwrap();
     areas.areas.into_iter().find(|area| area.path.ends_with(name.as_bytes())).expect("mapped")
 }
 
 #[test]
 fn a_function_of_a_living_process_has_its_name_line_offset_and_build_id() {
     let pid = std::process::id();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     let frames = symbolizer.user_frames(at(pid, own_address()));
     let frame = frames.last().unwrap();
     assert!(frame.function.as_ref().unwrap().contains("a_function_with_a_name"), "{frame:?}");
     assert!(frame.source.as_ref().unwrap().0.ends_with("symbolize/tests.rs"), "{frame:?}");
-    let area = maps::read(pid).unwrap().find(own_address()).unwrap().clone();
+    let area = maps::read_in_test(pid).unwrap().find(own_address()).unwrap().clone();
     assert_eq!(frame.offset, own_address() - area.start + area.offset);
     assert_eq!(frame.module.as_deref(), Some(escape(&area)).as_deref());
     let build_id = frame.build_id.clone().unwrap();
@@ -106,7 +107,7 @@ fn a_function_that_inlines(x: u64) -> u64 {
 #[test]
 fn inlined_functions_come_before_the_one_they_are_in() {
     let pid = std::process::id();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     let start = a_function_that_inlines as fn(u64) -> u64 as usize as u64;
     let mut stacks = (0..64).map(|byte| symbolizer.user_frames(at(pid, start + byte)));
@@ -139,10 +140,10 @@ fn a_process_that_has_ended_is_symbolized_even_if_its_file_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("victim");
     copy(&std::env::current_exe().unwrap(), &program);
-    let own = maps::read(std::process::id()).unwrap().find(own_address()).unwrap().clone();
+    let own = maps::read_own().unwrap().find(own_address()).unwrap().clone();
     let offset = own_address() - own.start + own.offset;
 
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     let pid = {
         let mut victim = Running::start(&program, &["--exact", "symbolize::tests::sleeper", "--nocapture"]);
         wait_for_line(&mut victim.0);
@@ -179,11 +180,11 @@ fn a_file_with_the_same_build_id_gives_no_names_to_another_process() {
         assert!(built.success());
         Running::start(&out, &[])
     };
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     let names = ["victims", "attacks"];
     let running = names.map(program);
     for (running, name) in running.iter().zip(names) {
-        while !maps::read(running.pid())
+        while !maps::read_in_test(running.pid())
             .is_ok_and(|maps| maps.areas.iter().any(|area| area.path.ends_with(name.as_bytes())))
         {
             std::thread::sleep(std::time::Duration::from_millis(5));
@@ -239,7 +240,7 @@ fn a_deleted_executable_is_opened() {
     copy(Path::new("/bin/sleep"), &program);
     let napper = Running::start(&program, &["60"]);
     // Once the mapping is there, exec has happened.
-    while !maps::read(napper.pid())
+    while !maps::read_in_test(napper.pid())
         .is_ok_and(|areas| areas.areas.iter().any(|area| area.path.ends_with(b"/napper")))
     {
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -247,7 +248,7 @@ fn a_deleted_executable_is_opened() {
     std::fs::remove_file(&program).unwrap();
     // Put a FIFO at the same path: opening it would hang.
     nix::unistd::mkfifo(&program, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(napper.pid());
     let area = code_of(napper.pid(), "napper (deleted)");
     let frames = symbolizer.user_frames(at(napper.pid(), area.start));
@@ -265,12 +266,12 @@ fn the_executable_is_opened_in_the_mount_namespace_of_its_process() {
     let script = "mount -t tmpfs none \"$0\" && cp /bin/sleep \"$0/hidden\" && exec \"$0/hidden\" 60";
     let place = dir.path().to_str().unwrap();
     let hidden = Running::start(Path::new("/usr/bin/unshare"), &["-m", "sh", "-c", script, place]);
-    while !maps::read(hidden.pid())
+    while !maps::read_in_test(hidden.pid())
         .is_ok_and(|areas| areas.areas.iter().any(|area| area.path.ends_with(b"/hidden")))
     {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(hidden.pid());
     let area = code_of(hidden.pid(), "/hidden");
     let frame = symbolizer.user_frames(at(hidden.pid(), area.start))[0].clone();
@@ -282,7 +283,7 @@ fn the_executable_is_opened_in_the_mount_namespace_of_its_process() {
 #[test]
 fn an_address_without_a_file_is_shown_and_counted() {
     let pid = std::process::id();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     assert_eq!(symbolizer.user_frames(at(pid, 0x10))[0].module, None);
     let vdso = code_of(pid, "[vdso]");
@@ -309,7 +310,7 @@ fn code_made_at_run_time_has_its_name_from_the_perf_map() {
     );
     wait_for_line(&mut python.0);
     let pid = python.pid();
-    let areas = maps::read(pid).unwrap();
+    let areas = maps::read_in_test(pid).unwrap();
     let area = areas.areas.iter().find(|area| area.path.is_empty()).expect("no anonymous code");
     let map = tempfile::Builder::new()
         .prefix(&format!("perf-{pid}"))
@@ -318,7 +319,7 @@ fn code_made_at_run_time_has_its_name_from_the_perf_map() {
         .tempfile_in("/tmp")
         .unwrap();
     writeln!(map.as_file(), "{:x} 100 jitted(handler)", area.start).unwrap();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     drop((python, map));
     let frame = symbolizer.user_frames(at(pid, area.start + 0x10))[0].clone();
@@ -335,7 +336,7 @@ fn a_kernel_address_has_its_name_from_kallsyms() {
     let table = std::fs::read_to_string("/proc/kallsyms").unwrap();
     let line = table.lines().find(|line| line.ends_with(" T schedule")).expect("kallsyms has no schedule");
     let address = u64::from_str_radix(line.split(' ').next().unwrap(), 16).unwrap();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     let frame = symbolizer.kernel_frames(address + 1, true)[0].clone();
     if address == 0 {
         assert_eq!(symbolizer.losses()["kernel_addresses_hidden"], 1);
@@ -350,7 +351,7 @@ fn a_kernel_address_has_its_name_from_kallsyms() {
 #[test]
 fn the_number_of_open_files_is_bounded_and_evictions_are_counted() {
     let limits = files::FileLimits { open: 1, ..files::FileLimits::default() };
-    let mut symbolizer = Symbolizer { files: FileTable::from_limits(limits), ..Symbolizer::new(&parsers()) };
+    let mut symbolizer = Symbolizer { files: FileTable::from_limits(limits), ..Symbolizer::new(&helpers()) };
     symbolizer.add_process(std::process::id());
     assert!(symbolizer.losses()["files_evicted"] >= 1);
     // The file's name and build id stay known. Only names of functions are missing, which is counted.
@@ -381,7 +382,7 @@ fn a_lower_file_of_many_overlays_is_open_once_unless_it_was_written_to() {
         let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let path = dir.path().join(name).join("app");
         pids.find_map(|pid| {
-            let areas = maps::read(pid).ok()?.areas;
+            let areas = maps::read_in_test(pid).ok()?.areas;
             let area = areas.into_iter().find(|area| area.path == path.as_os_str().as_encoded_bytes())?;
             Some((pid, area))
         })
@@ -396,19 +397,20 @@ fn a_lower_file_of_many_overlays_is_open_once_unless_it_was_written_to() {
     assert!(a.1.inode == b.1.inode && a.1.device != b.1.device, "{a:?} {b:?}");
     // The inode number, the size and the modification time are the same as before the write.
     let facts = |(pid, area): &(u32, maps::Area)| {
-        use std::os::unix::fs::MetadataExt;
-        let meta = open::mapped_file(*pid, area, maps::FilesystemKind::Other).unwrap().metadata().unwrap();
-        (meta.ino(), meta.len(), meta.mtime_nsec())
+        let kind = maps::FilesystemKind::Other;
+        let stat = open::mapped_file(&helpers().openers, (*pid, 1), area, kind).unwrap().stat;
+        (stat.inode, stat.size, stat.modified.1)
     };
     assert_eq!(facts(&a), facts(&c));
 
+    let helpers = helpers();
     let (mut files, mut parser, mut losses) =
-        (FileTable::default(), parsers().parser(), StackLosses::default());
+        (FileTable::default(), helpers.parsers.parser(), StackLosses::default());
     let mut add = |files: &mut FileTable, (pid, area): &(u32, maps::Area)| {
         let filesystem = maps::Mounts::read(*pid).filesystem(area.device);
         files.add_mapped(
             &files::MappedFile { pid: *pid, tenant: 1, area, filesystem },
-            &mut parser,
+            &mut FileHelpers { openers: &helpers.openers, parser: &mut parser },
             &mut losses,
         )
     };
@@ -431,7 +433,7 @@ fn a_lower_file_of_many_overlays_is_open_once_unless_it_was_written_to() {
 #[test]
 fn a_file_that_was_closed_is_opened_again_while_its_process_runs() {
     let pid = std::process::id();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.refresh_files(pid);
     let held = symbolizer.files.open();
     let since = std::time::Instant::now();
@@ -451,7 +453,7 @@ fn addresses_that_were_looked_up_together_are_named_from_the_cache() {
     let pid = std::process::id();
     let libc = code_of(pid, "libc.so.6");
     let places = [at(pid, own_address()), at(pid, libc.start + 0x1000)];
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     symbolizer.look_up_all([(0xffff_ffff_8100_0000, false)], places);
     assert_eq!(symbolizer.cache.len(), 2);
@@ -465,7 +467,7 @@ fn addresses_that_were_looked_up_together_are_named_from_the_cache() {
 #[test]
 fn an_address_has_the_same_frames_after_a_trim() {
     let pid = std::process::id();
-    let mut symbolizer = Symbolizer::new(&parsers());
+    let mut symbolizer = Symbolizer::new(&helpers());
     symbolizer.add_process(pid);
     let before = symbolizer.user_frames(at(pid, own_address()));
     symbolizer.trim();
@@ -477,11 +479,18 @@ fn a_file_that_was_overwritten_after_first_sight_is_not_symbolized() {
     let mut files = FileTable::default();
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&std::fs::read("/bin/sleep").unwrap(), 0).unwrap();
-    let (mut parser, mut losses) = (parsers().parser(), StackLosses::default());
-    let id = files.add_image("swapped", file.try_clone().unwrap(), (0, 0, 0), &mut parser);
+    let helpers = helpers();
+    let (mut parser, mut losses) = (helpers.parsers.parser(), StackLosses::default());
+    let handle = FileHandle::from_file(file.try_clone().unwrap()).unwrap();
+    let id = files.add_image("swapped", handle, (0, 0, 0), &mut parser);
     file.set_len(0).unwrap();
     // Offset 0 lies in a segment. The content is gone, but reading it must not cause SIGBUS.
-    let found = files.symbols(id, &[0], &mut parser, &mut losses);
+    let found = files.symbols(
+        id,
+        &[0],
+        &mut FileHelpers { openers: &helpers.openers, parser: &mut parser },
+        &mut losses,
+    );
     assert_eq!(found, [Err(Unnamed::Lost(StackLossReason::FileChanged))]);
 }
 

@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::files::{FileId, FileTable};
 use super::maps;
-use podopsy_worker::Parser;
+use podopsy_worker::{FileHandle, Parser};
 
 /// Two pages on x86-64; far less than this everywhere.
 const MAX_BYTES: u64 = 1 << 20;
@@ -35,12 +35,12 @@ fn read_image(files: &mut FileTable, parser: &mut Parser) -> Option<FileId> {
 }
 
 /// A copy of the image in memory, and the start, the end and the file offset of its mapping in this process.
-pub(crate) fn copy_image() -> Option<(File, (u64, u64, u64))> {
-    let areas = maps::read(std::process::id()).ok()?;
+pub(crate) fn copy_image() -> Option<(FileHandle, (u64, u64, u64))> {
+    let areas = maps::read_own().ok()?;
     let area = areas.areas.iter().find(|area| area.is_vdso())?;
     let mut bytes = vec![0; usize::try_from((area.end - area.start).min(MAX_BYTES)).ok()?];
     File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, area.start).ok()?;
     let mut copy = File::from(memfd_create("podopsy-vdso", MFdFlags::MFD_CLOEXEC).ok()?);
     copy.write_all(&bytes).ok()?;
-    Some((copy, (area.start, area.end, 0)))
+    Some((FileHandle::from_file(copy).ok()?, (area.start, area.end, 0)))
 }

@@ -16,7 +16,7 @@ use super::scan::PrebuildScope;
 use super::tables::KernelMaps;
 use super::worker::TableWorker;
 use crate::python::InterpreterRegistry;
-use crate::{ParserPool, StackLossReason};
+use crate::{Helpers, StackLossReason};
 use podopsy_model::profile::UnwindCost;
 use podopsy_system::sync::lock;
 
@@ -63,10 +63,10 @@ impl TableBuilder {
         kernel: K,
         max_bytes: usize,
         scope: &PrebuildScope,
-        parsers: &ParserPool,
+        helpers: &Helpers,
     ) -> anyhow::Result<TableBuilder> {
         let state = Arc::<BuilderState>::default();
-        let mut worker = TableWorker::new(kernel, max_bytes, scope, state.clone(), parsers.parser())?;
+        let mut worker = TableWorker::new(kernel, max_bytes, scope, state.clone(), helpers)?;
         worker.prebuild();
         let (requests, received) = sync_channel(REQUEST_QUEUE);
         let thread = std::thread::Builder::new()

@@ -55,7 +55,7 @@ fn a_file_whose_request_was_dropped_can_be_requested_again() {
         kernel.clone(),
         SLAB_WORDS * 4,
         &PrebuildScope::Cgroups(Vec::new()),
-        &ParserPool::in_threads(),
+        &Helpers::in_threads(),
     )
     .unwrap();
     let closed_gate = kernel.gate.lock().unwrap();
@@ -82,15 +82,15 @@ fn a_file_whose_request_was_dropped_can_be_requested_again() {
 #[test]
 fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
     let own = std::process::id();
-    let areas = maps::read(own).unwrap().areas;
+    let areas = maps::read_in_test(own).unwrap().areas;
     let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
-    let key = file_key(&open_file(own, &area).unwrap(), &area).unwrap();
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap(), &area);
     let kernel = GatedMaps::default();
     let builder = TableBuilder::start(
         kernel.clone(),
         SLAB_WORDS * 4,
         &PrebuildScope::Cgroups(Vec::new()),
-        &ParserPool::in_threads(),
+        &Helpers::in_threads(),
     )
     .unwrap();
     let request =
@@ -110,15 +110,15 @@ fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
 #[test]
 fn the_start_of_a_program_is_handled_again_if_its_first_process_had_ended() {
     let own = std::process::id();
-    let areas = maps::read(own).unwrap().areas;
+    let areas = maps::read_in_test(own).unwrap().areas;
     let area = areas.iter().find(|area| area.is_file()).unwrap();
-    let key = file_key(&open_file(own, area).unwrap(), area).unwrap();
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, area).unwrap(), area);
     let kernel = GatedMaps::default();
     let builder = TableBuilder::start(
         kernel.clone(),
         SLAB_WORDS * 4,
         &PrebuildScope::Cgroups(Vec::new()),
-        &ParserPool::in_threads(),
+        &Helpers::in_threads(),
     )
     .unwrap();
     for pid in [u32::MAX, own] {

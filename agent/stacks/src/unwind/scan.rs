@@ -1,16 +1,15 @@
 //! Finds the files that processes have mapped, and names them as the kernel side does.
 //!
-//! Must not depend on: tables, rows. The files belong to containers: they are opened as [`crate::symbolize`] opens them.
+//! Must not depend on: tables, rows. The files belong to containers: an opener opens them.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 
+use podopsy_opener::Openers;
 use podopsy_wire::FileKey;
-use podopsy_worker::{Failure, MAX_UNWIND_BYTES, Parser};
+use podopsy_worker::{FileHandle, MAX_UNWIND_BYTES, Parser, Tenant};
 
-use crate::symbolize::maps::{self, Area, Areas, FilesystemKind, Mounts};
+use crate::symbolize::maps::{self, Area, Areas, Mounts};
 use crate::symbolize::open;
 use crate::{StackLossReason, tenant};
 
@@ -38,10 +37,10 @@ pub(super) struct PendingFile {
 }
 
 /// The files that the processes of a scope have mapped, each once, in the order of [`smallest_last`].
-pub(super) fn files_in_scope(scope: &PrebuildScope, parser: &Parser) -> Vec<PendingFile> {
+pub(super) fn files_in_scope(openers: &Openers, parser: &Parser, scope: &PrebuildScope) -> Vec<PendingFile> {
     let mut files = HashMap::new();
     for pid in pids_in_scope(scope) {
-        for area in mapped_files(pid, parser).unwrap_or_default() {
+        for area in mapped_files(openers, parser, pid).unwrap_or_default() {
             let id = (area.device, area.inode);
             files.entry(id).or_insert(PendingFile { pid, area, max_bytes: MAX_UNWIND_BYTES });
         }
@@ -78,25 +77,35 @@ fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {
     own_paths.any(|own| paths.iter().any(|path| path == own))
 }
 
-/// The executable mappings of a process, read in the CPU time of its container.
-pub(super) fn mappings(pid: u32, parser: &Parser) -> Result<Areas, Failure> {
-    parser.spend(tenant::of_process(pid), || maps::read(pid).unwrap_or_default())
+/// The executable mappings of a process, read in the CPU time of its container; none if it has ended. An error is a reason for
+/// which they may be read later.
+pub(super) fn mappings(openers: &Openers, parser: &Parser, pid: u32) -> Result<Areas, StackLossReason> {
+    match maps::read_in_budget(openers, parser, tenant::of_process(pid), pid) {
+        Err(StackLossReason::MappingsProcessGone) => Ok(Areas::default()),
+        read => read,
+    }
 }
 
-/// The mappings of a process that belong to a file. Files on FUSE are left out: opening one asks a daemon of the
-/// container, which may never answer.
-pub(super) fn mapped_files(pid: u32, parser: &Parser) -> Result<Vec<Area>, Failure> {
-    let mut areas = mappings(pid, parser)?.areas;
+/// The mappings of a process that belong to a file.
+pub(super) fn mapped_files(
+    openers: &Openers,
+    parser: &Parser,
+    pid: u32,
+) -> Result<Vec<Area>, StackLossReason> {
+    let mut areas = mappings(openers, parser, pid)?.areas;
     areas.retain(Area::is_file);
-    let mounts = Mounts::for_areas(pid, &areas);
-    areas.retain(|area| mounts.filesystem(area.device) != FilesystemKind::Fuse);
     Ok(areas)
 }
 
-/// Opens the file behind a mapping, unless a daemon of the container would have to answer the open.
-pub(super) fn open_file(pid: u32, area: &Area) -> Result<File, StackLossReason> {
+/// Opens the file behind a mapping.
+pub(super) fn open_file(
+    openers: &Openers,
+    pid: u32,
+    tenant: Tenant,
+    area: &Area,
+) -> Result<FileHandle, StackLossReason> {
     let filesystem = Mounts::for_areas(pid, std::slice::from_ref(area)).filesystem(area.device);
-    open::mapped_file(pid, area, filesystem)
+    open::mapped_file(openers, (pid, tenant), area, filesystem)
 }
 
 /// Sorts by size, descending: the last file is the smallest, and is the first one to be popped.
@@ -107,8 +116,8 @@ pub(super) fn smallest_last(mut files: Vec<PendingFile>) -> Vec<PendingFile> {
 
 /// True if `file` has the size and the change time of `key`. The inode and the device are not compared, because an overlay
 /// may show others. A process can have mapped another file since.
-pub(super) fn is_file_of_key(file: &File, key: &FileKey) -> bool {
-    file.metadata().is_ok_and(|meta| (meta.size(), meta.ctime() as u32) == (key.size, key.changed))
+pub(super) fn is_file_of_key(file: &FileHandle, key: &FileKey) -> bool {
+    (file.stat.size, file.stat.changed.0 as u32) == (key.size, key.changed)
 }
 
 /// True if a mapping has the inode and the device of `key`.
@@ -123,8 +132,7 @@ fn kernel_device(area: &Area) -> u32 {
 
 /// The key that the kernel side has for a file, as far as user space can tell. The device is the mapping's, which is that
 /// of the inode itself.
-pub(super) fn file_key(file: &File, area: &Area) -> std::io::Result<FileKey> {
-    let meta = file.metadata()?;
-    let changed = meta.ctime() as u32;
-    Ok(FileKey { inode: area.inode, size: meta.size(), device: kernel_device(area), changed })
+pub(super) fn file_key(file: &FileHandle, area: &Area) -> FileKey {
+    let changed = file.stat.changed.0 as u32;
+    FileKey { inode: area.inode, size: file.stat.size, device: kernel_device(area), changed }
 }

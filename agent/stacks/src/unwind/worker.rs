@@ -4,14 +4,14 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::fs::File;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use podopsy_opener::Openers;
 use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
-use podopsy_worker::{FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Parser, Tenant};
+use podopsy_worker::{FileHandle, FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Parser, Tenant};
 
 use super::builder::{BuilderState, TableBuilderReport};
 use super::scan::{
@@ -22,7 +22,7 @@ use super::tables::{KernelMaps, UnwindTables};
 use crate::python::InterpreterNumber;
 use crate::symbolize::maps::Area;
 use crate::symbolize::{open, vdso};
-use crate::{StackLossReason, tenant};
+use crate::{Helpers, StackLossReason, tenant};
 use podopsy_system::heap;
 use podopsy_system::sync::lock;
 
@@ -44,15 +44,16 @@ const MAX_UNREQUESTED_BYTES: u64 = 512 << 10;
 /// The time until a file that could not be opened may be requested again. Otherwise each of its samples would request it.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const IDLE_WAIT: Duration = Duration::from_secs(3600);
-/// The time until a file may be requested again whose container has used up the CPU time for its files.
-const RETRY_OVER_BUDGET_AFTER: Duration = Duration::from_secs(15);
+/// The time until a file may be requested again whose container has used up the CPU time for its files, or has hung a
+/// helper.
+const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 
 /// A file that a stack went through and that has no table yet.
 struct RequestedFile {
     key: FileKey,
     pid: u32,
     tenant: Tenant,
-    file: File,
+    file: FileHandle,
     /// Bytes of code. The more there are, the longer its table takes.
     size: u64,
     /// A table is built only if the call frame information has at most this many bytes.
@@ -78,6 +79,7 @@ impl ScanRate {
 
 pub(super) struct TableWorker<K> {
     tables: UnwindTables<K>,
+    openers: Openers,
     parser: Parser,
     requested: Vec<RequestedFile>,
     /// Files to read when none is requested.
@@ -102,14 +104,16 @@ impl<K: KernelMaps> TableWorker<K> {
         max_bytes: usize,
         scope: &PrebuildScope,
         state: Arc<BuilderState>,
-        parser: Parser,
+        helpers: &Helpers,
     ) -> anyhow::Result<Self> {
+        let parser = helpers.parsers.parser();
         let is_node = matches!(scope, PrebuildScope::Node { .. });
         Ok(Self {
             tables: UnwindTables::new(kernel, max_bytes)?,
-            requested: Vec::new(),
-            backlog: files_in_scope(scope, &parser),
+            backlog: files_in_scope(&helpers.openers, &parser, scope),
+            openers: helpers.openers.clone(),
             parser,
+            requested: Vec::new(),
             rescans: Vec::new(),
             retries: Vec::new(),
             scan_rate: ScanRate { since: Instant::now(), scans: 0 },
@@ -205,11 +209,19 @@ impl<K: KernelMaps> TableWorker<K> {
     /// Builds the next table of the backlog. False if the backlog is empty.
     fn build_next_pending(&mut self) -> bool {
         let Some(pending) = self.backlog.pop() else { return false };
-        if let Ok(file) = open_file(pending.pid, &pending.area)
-            && let Ok(key) = file_key(&file, &pending.area)
-            && !self.tables.has_answer(&key)
-        {
-            self.build(&key, &file, pending.max_bytes, tenant::of_process(pending.pid));
+        let tenant = tenant::of_process(pending.pid);
+        match open_file(&self.openers, pending.pid, tenant, &pending.area) {
+            Ok(file) => {
+                let key = file_key(&file, &pending.area);
+                if !self.tables.has_answer(&key) {
+                    self.build(&key, &file, pending.max_bytes, tenant);
+                }
+            }
+            Err(StackLossReason::FileSystemNoAnswer) => {
+                self.tables.count_loss(StackLossReason::FileSystemNoAnswer);
+            }
+            // The process has ended, or its file is requested again when a sample needs it.
+            Err(_) => {}
         }
         true
     }
@@ -224,34 +236,36 @@ impl<K: KernelMaps> TableWorker<K> {
 
     /// A stack went through a file that has no table.
     fn handle_file_without_table(&mut self, request: &TableRequest) {
-        let areas = match mappings(request.pid, &self.parser) {
+        let areas = match mappings(&self.openers, &self.parser, request.pid) {
             Ok(areas) => areas,
-            Err(failure) => return self.retry_after(RETRY_OVER_BUDGET_AFTER, request.key, failure.loss()),
+            Err(reason) => return self.retry_after(RETRY_REFUSED_AFTER, request.key, reason),
         };
+        let tenant = tenant::of_process(request.pid);
         let Some(area) = areas.find(request.address).filter(|area| area.is_file()) else {
             // The process ended before its file could be opened. The next process with that file may request it again.
             self.tables.count_loss(StackLossReason::ProcessGone);
             return self.tables.forget(&request.key);
         };
         // Opened now, because the process may have ended when it is this file's turn.
-        match open_file(request.pid, area) {
+        match open_file(&self.openers, request.pid, tenant, area) {
             Ok(file) if is_file_of_key(&file, &request.key) => {
-                self.queue(request.key, request.pid, area, file, MAX_UNWIND_BYTES);
+                self.queue(request.key, (request.pid, tenant), area, file, MAX_UNWIND_BYTES);
             }
             Ok(file) => {
                 // The table must not be stored under the requested key, which other containers may share. It is stored under
                 // the key of the file itself, where it is found if an overlay has more than one inode for the file
                 // (metacopy, composefs).
-                if let Ok(own_key) = file_key(&file, area)
-                    && own_key != request.key
-                    && !self.tables.has_answer(&own_key)
-                {
-                    self.queue(own_key, request.pid, area, file, MAX_UNWIND_BYTES);
+                let own_key = file_key(&file, area);
+                if own_key != request.key && !self.tables.has_answer(&own_key) {
+                    self.queue(own_key, (request.pid, tenant), area, file, MAX_UNWIND_BYTES);
                 }
                 self.retry_later(request.key, StackLossReason::MappedFileReplaced);
             }
             Err(reason) if open::PERMANENT.contains(&reason) && is_area_of_key(area, &request.key) => {
                 self.set_no_table(&request.key, 0, reason);
+            }
+            Err(reason @ StackLossReason::FileSystemNoAnswer) => {
+                self.retry_after(RETRY_REFUSED_AFTER, request.key, reason);
             }
             // The process may have ended just now, or have mapped another file at the address.
             Err(reason) => self.retry_later(request.key, reason),
@@ -272,20 +286,28 @@ impl<K: KernelMaps> TableWorker<K> {
         // The program itself is opened at once, because many programs live for less time than a table takes. Its file is the
         // lowest mapping.
         let program = areas.iter().find(|area| is_area_of_key(area, &request.key)).or(areas.first());
+        let tenant = tenant::of_process(request.pid);
         if let Some(area) = program
-            && let Ok(file) = open_file(request.pid, area)
-            && let Ok(key) = file_key(&file, area)
+            && let Ok(file) = open_file(&self.openers, request.pid, tenant, area)
         {
+            let key = file_key(&file, area);
             // Only now: the start of a program that ended before it could be opened is handled again next time.
             insert_bounded(&mut self.started, request.key);
             if !self.tables.has_answer(&key) {
-                self.queue(key, request.pid, area, file, self.max_unrequested_bytes);
+                self.queue(key, (request.pid, tenant), area, file, self.max_unrequested_bytes);
             }
         }
     }
 
-    fn queue(&mut self, key: FileKey, pid: u32, area: &Area, file: File, max_bytes: u64) {
-        let (tenant, size) = (tenant::of_process(pid), area.end - area.start);
+    fn queue(
+        &mut self,
+        key: FileKey,
+        (pid, tenant): (u32, Tenant),
+        area: &Area,
+        file: FileHandle,
+        max_bytes: u64,
+    ) {
+        let size = area.end - area.start;
         self.requested.push(RequestedFile { key, pid, tenant, file, size, max_bytes });
     }
 
@@ -312,8 +334,8 @@ impl<K: KernelMaps> TableWorker<K> {
 
     /// Adds the files that a process has mapped to the backlog, and returns their mappings.
     fn scan_process(&mut self, pid: u32) -> Vec<Area> {
-        let areas = mapped_files(pid, &self.parser).unwrap_or_else(|failure| {
-            self.tables.count_loss(failure.loss());
+        let areas = mapped_files(&self.openers, &self.parser, pid).unwrap_or_else(|reason| {
+            self.tables.count_loss(reason);
             Vec::new()
         });
         // The new files are read after those that wait already. If the backlog is full, they have to be requested.
@@ -327,18 +349,18 @@ impl<K: KernelMaps> TableWorker<K> {
 
     /// Builds a file's table if its call frame information has at most `max_bytes`. If it has more, the file gets no answer
     /// unless `max_bytes` is the largest bound, so that it can still be requested.
-    fn build(&mut self, key: &FileKey, file: &File, max_bytes: u64, tenant: Tenant) {
+    fn build(&mut self, key: &FileKey, file: &FileHandle, max_bytes: u64, tenant: Tenant) {
         let found = match self.parser.find_unwind(tenant, file, max_bytes) {
             Ok(Ok(found)) => found,
             Ok(Err(StackLossReason::SectionTooLarge)) if max_bytes < MAX_UNWIND_BYTES => return,
             Ok(Err(reason)) => return self.set_no_table(key, 0, reason),
             Err(failure) if failure.is_permanent() => return self.set_no_table(key, 0, failure.loss()),
-            Err(failure) => return self.retry_after(RETRY_OVER_BUDGET_AFTER, *key, failure.loss()),
+            Err(failure) => return self.retry_after(RETRY_REFUSED_AFTER, *key, failure.loss()),
         };
         self.load(key, file, &found, tenant);
     }
 
-    fn load(&mut self, key: &FileKey, file: &File, found: &FoundUnwind, tenant: Tenant) {
+    fn load(&mut self, key: &FileKey, file: &FileHandle, found: &FoundUnwind, tenant: Tenant) {
         let python = match &found.python {
             Ok(None) => 0,
             Ok(Some(interpreter)) => self.register_interpreter(interpreter, tenant),

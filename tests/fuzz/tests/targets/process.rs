@@ -43,7 +43,7 @@ fn process_maps(input: &[u8]) {
 fn process_mounts(input: &[u8]) {
     let mounts = stacks::mounts(input);
     mounts.filesystem((0, 52));
-    mounts.has_fuse();
+    mounts.has_remote();
 }
 
 fn process_stat(input: &[u8]) {

@@ -1,12 +1,10 @@
 //! Reads a process's `/etc/resolv.conf` inside its root, which may be hostile.
 //!
 //! No symlink leads out of the root, and only a regular file of at most 64 KiB is read. A file on a file system that
-//! the container itself serves may never answer. Therefore a separate thread reads the file, and no caller waits for
-//! it.
+//! the container itself serves may never answer. Therefore an opener reads the file (`podopsy_opener`), and no caller waits
+//! for it: a separate thread does, for a bounded time.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,8 +12,9 @@ use std::time::{Duration, Instant};
 use procfs::FromRead;
 
 use crate::dns::lookups::ResolvConf;
-use podopsy_stacks::StackLossReason;
-use podopsy_stacks::symbolize::open;
+use podopsy_opener::{Openers, Target};
+use podopsy_stacks::symbolize::maps::Mounts;
+use podopsy_stacks::tenant;
 use podopsy_system::sync::lock;
 
 /// The largest file that is read. glibc reads any length, but no sensible file is larger.
@@ -61,12 +60,13 @@ struct CacheState {
 #[derive(Clone, Debug)]
 pub struct ResolvConfCache {
     proc_root: PathBuf,
+    openers: Openers,
     state: Arc<Mutex<CacheState>>,
 }
 
 impl ResolvConfCache {
-    pub fn new(proc_root: &Path) -> ResolvConfCache {
-        ResolvConfCache { proc_root: proc_root.to_owned(), state: Arc::default() }
+    pub fn new(proc_root: &Path, openers: &Openers) -> ResolvConfCache {
+        ResolvConfCache { proc_root: proc_root.to_owned(), openers: openers.clone(), state: Arc::default() }
     }
 
     /// Returns what is known now and never waits. A file that is missing or old is read in the background: through this
@@ -112,7 +112,9 @@ impl ResolvConfCache {
     }
 
     fn read(&self, view: NetworkView, pids: &[(u32, Option<u64>)]) {
-        let found = pids.iter().find_map(|&(pid, start_ns)| read(&self.proc_root, pid, start_ns).ok());
+        let read =
+            |&(pid, start_ns): &(u32, Option<u64>)| read(&self.proc_root, &self.openers, pid, start_ns);
+        let found = pids.iter().find_map(read);
         self.insert(view, found);
     }
 
@@ -131,95 +133,35 @@ impl ResolvConfCache {
 
 /// Reads the file through a process. With `start_ns`, only if the pid still belongs to the process with this start
 /// time.
-///
-/// An error is the reason as a short name: `process_gone`, `file_out_of_reach`, `file_not_regular`, `file_too_large`.
-pub fn read(proc_root: &Path, pid: u32, start_ns: Option<u64>) -> Result<ResolvConf, &'static str> {
-    let dir = proc_root.join(pid.to_string());
-    let root = open::reference(&dir.join("root")).map_err(|_| "process_gone")?;
+pub fn read(proc_root: &Path, openers: &Openers, pid: u32, start_ns: Option<u64>) -> Option<ResolvConf> {
+    let target = Target { tenant: tenant::of_process(pid), pid, may_hang: Mounts::read(pid).has_remote() };
+    let content = openers.content_in_root(target, b"/etc/resolv.conf", BYTES_MAX).ok()?;
+    // Only now: if the pid belongs to the process after the file was read, it did so before.
     if let Some(start_ns) = start_ns.filter(|&start| start > 0) {
-        let stat = procfs::process::Stat::from_file(dir.join("stat")).map_err(|_| "process_gone")?;
+        let stat = procfs::process::Stat::from_file(proc_root.join(format!("{pid}/stat"))).ok()?;
         if stat.starttime.abs_diff(start_ns / TICK_NS) > 1 {
-            return Err("process_gone");
+            return None;
         }
     }
-    read_inside(&root)
-}
-
-fn read_inside(root: &File) -> Result<ResolvConf, &'static str> {
-    let path = open::reference_inside(root, b"/etc/resolv.conf").map_err(|_| "file_out_of_reach")?;
-    let file = open::regular_file(&path).map_err(StackLossReason::as_str)?;
-    let mut bytes = Vec::new();
-    file.take(BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|_| "file_out_of_reach")?;
-    if bytes.len() as u64 > BYTES_MAX {
-        return Err("file_too_large");
-    }
-    Ok(ResolvConf::parse(&bytes))
+    Some(ResolvConf::parse(&content))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn container(make: impl FnOnce(&Path)) -> (tempfile::TempDir, Result<ResolvConf, &'static str>) {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("etc")).unwrap();
-        make(&dir.path().join("etc/resolv.conf"));
-        let result = read_inside(&open::reference(dir.path()).unwrap());
-        (dir, result)
-    }
-
-    #[test]
-    fn hostile_files_are_refused_or_read_within_bounds() {
-        let refused = |make: &dyn Fn(&Path)| container(make).1.unwrap_err();
-        assert_eq!(refused(&|_| {}), "file_out_of_reach");
-        assert_eq!(
-            refused(&|path| std::os::unix::fs::symlink("/etc/hostname", path).unwrap()),
-            "file_out_of_reach"
-        );
-        assert_eq!(
-            refused(&|path| std::os::unix::fs::symlink("../../../../etc/hostname", path).unwrap()),
-            "file_out_of_reach"
-        );
-        assert_eq!(
-            refused(&|path| std::os::unix::fs::symlink("/proc/self/fd/0", path).unwrap()),
-            "file_out_of_reach"
-        );
-        // Opening a FIFO would block forever.
-        assert_eq!(
-            refused(&|path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap()),
-            "file_not_regular"
-        );
-        assert_eq!(refused(&|path| std::fs::create_dir(path).unwrap()), "file_not_regular");
-        assert_eq!(
-            refused(&|path| std::fs::write(path, "search x\n".repeat(100_000)).unwrap()),
-            "file_too_large"
-        );
-        assert_eq!(refused(&|path| File::create(path).unwrap().set_len(1 << 40).unwrap()), "file_too_large");
-        let garbage: Vec<u8> = (0..60_000u32).map(|i| (i.wrapping_mul(7919) >> 3) as u8).collect();
-        assert!(container(|path| std::fs::write(path, garbage).unwrap()).1.is_ok());
-    }
-
-    #[test]
-    fn a_symlink_is_resolved_inside_the_root() {
-        let (_dir, read) = container(|path| {
-            std::os::unix::fs::symlink("/run/resolv.conf", path).unwrap();
-            let run = path.parent().unwrap().parent().unwrap().join("run");
-            std::fs::create_dir(&run).unwrap();
-            std::fs::write(run.join("resolv.conf"), "search inside.test\n").unwrap();
-        });
-        assert_eq!(read.unwrap().search, ["inside.test"]);
-    }
-
     #[test]
     fn the_cache_reads_once_and_never_waits() {
-        let cache = ResolvConfCache::new(Path::new("/proc"));
+        let openers = Openers::in_threads();
+        let cache = ResolvConfCache::new(Path::new("/proc"), &openers);
         let view = NetworkView::Container { cgroup: 7 };
         // The asker is gone: the file is read through another process of its container.
         let get = || cache.get(view, u32::MAX, 1, || vec![std::process::id()]);
         assert_eq!(get(), None);
         let end = Instant::now() + Duration::from_secs(20);
         while get().is_none() {
-            assert!(Instant::now() < end || read(Path::new("/proc"), std::process::id(), None).is_err());
+            let own = read(Path::new("/proc"), &openers, std::process::id(), None);
+            assert!(Instant::now() < end || own.is_none());
             if Instant::now() > end {
                 return;
             }
@@ -233,7 +175,8 @@ mod tests {
 
     #[test]
     fn another_process_with_the_same_pid_is_not_read() {
-        assert_eq!(read(Path::new("/proc"), std::process::id(), Some(1)), Err("process_gone"));
-        assert_eq!(read(Path::new("/proc"), u32::MAX, None), Err("process_gone"));
+        let openers = Openers::in_threads();
+        assert!(read(Path::new("/proc"), &openers, std::process::id(), Some(1)).is_none());
+        assert!(read(Path::new("/proc"), &openers, u32::MAX, None).is_none());
     }
 }

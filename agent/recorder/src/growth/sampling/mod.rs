@@ -25,7 +25,7 @@ use podopsy_model::{Event, Losses};
 use podopsy_pods::Pods;
 use podopsy_probes::ring::Ring;
 use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes, Scope};
-use podopsy_stacks::ParserPool;
+use podopsy_stacks::Helpers;
 use podopsy_stacks::symbolize::Symbolizer;
 use podopsy_stacks::unwind::{PrebuildScope, TableBuilder};
 use podopsy_system::sync::lock;
@@ -114,11 +114,11 @@ impl GrowthMaps {
         pods: &Arc<Pods>,
         examiner: &Arc<OomExaminer>,
         shed: &Arc<Shed>,
-        parsers: &ParserPool,
+        helpers: &Helpers,
     ) -> anyhow::Result<Growth> {
         let CpuMaps { samples, table_requests, tables, targets } = self.0;
         // Reads the vDSO, so it runs on a thread that may block.
-        let (scope, pool) = (PrebuildScope::Cgroups(Vec::new()), parsers.clone());
+        let (scope, pool) = (PrebuildScope::Cgroups(Vec::new()), helpers.clone());
         let start = move || TableBuilder::start(tables, growth::TABLES_BYTES, &scope, &pool);
         let builder = tokio::task::spawn_blocking(start).await??;
         let shared = Arc::new(SamplerState {
@@ -132,7 +132,7 @@ impl GrowthMaps {
         });
         let (queue, received) = mpsc::sync_channel(QUEUE);
         let counted = shared.clone();
-        let symbolizer = Symbolizer::with_limit(parsers, growth::FILES);
+        let symbolizer = Symbolizer::with_limit(helpers, growth::FILES);
         std::thread::Builder::new()
             .name("growth".into())
             .spawn(move || counter::run(&received, &counted, symbolizer))

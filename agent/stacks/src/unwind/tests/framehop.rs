@@ -85,7 +85,7 @@ impl TracedProgram {
     }
 
     fn read_maps(&mut self) {
-        let areas = maps::read(self.child.id()).expect("its mappings");
+        let areas = maps::read_in_test(self.child.id()).expect("its mappings");
         if areas.areas == self.areas.areas {
             return;
         }

@@ -10,12 +10,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The largest frame: the rows of the largest file.
-pub(crate) const MAX_FRAME: usize = 32 << 20;
+pub const MAX_FRAME: usize = 32 << 20;
 /// Descriptors that a frame can carry.
-pub(crate) const MAX_FILES: usize = 2;
+const MAX_FILES: usize = 2;
 
 /// Sends a value with some files.
-pub(crate) fn send(socket: &mut UnixStream, value: &impl Serialize, files: &[RawFd]) -> io::Result<()> {
+pub fn send(socket: &mut UnixStream, value: &impl Serialize, files: &[RawFd]) -> io::Result<()> {
     let body = postcard::to_stdvec(value).map_err(io::Error::other)?;
     let len = u32::try_from(body.len()).ok().filter(|len| *len as usize <= MAX_FRAME);
     let head = len.ok_or_else(|| io::Error::other("a frame that is too large"))?.to_le_bytes();
@@ -31,7 +31,7 @@ pub(crate) fn send(socket: &mut UnixStream, value: &impl Serialize, files: &[Raw
 }
 
 /// Receives a value and its files. An end of the stream is [`io::ErrorKind::UnexpectedEof`].
-pub(crate) fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> io::Result<(T, Vec<File>)> {
+pub fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> io::Result<(T, Vec<File>)> {
     let mut head = [0; 4];
     let (read, files) = receive_files(socket, &mut head)?;
     if read == 0 {
