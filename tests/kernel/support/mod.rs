@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod agent;
+pub mod attacked;
 pub mod clients;
 pub mod destination;
 pub mod dns_sandbox;
@@ -25,8 +26,8 @@ use podopsy_model::profile::{Frame, Sample};
 use podopsy_model::{Detail, DnsTransaction, Event, Losses};
 use podopsy_pods::{Pods, PodsOptions};
 use podopsy_recorder::{DnsHook, DnsOptions, GrowthMode, Recorder, RecorderOptions};
+use podopsy_stacks::{Helpers, ParserOptions};
 use podopsy_store::{Collection, Filter, Reader};
-use podopsy_worker::{ParserOptions, ParserPool};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -161,16 +162,15 @@ pub fn options() -> RecorderOptions {
         node: "test-node".to_owned(),
         state_dir: None,
         growth: GrowthMode::Auto,
-        parsers: parsers(),
+        helpers: helpers(),
     }
 }
 
-/// The parsing worker is the CLI's: a test program cannot be its own.
-pub fn parsers() -> ParserPool {
+/// The helpers are the CLI's: a test program cannot be its own.
+pub fn helpers() -> Helpers {
     let [program, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
     let program = program.into_os_string();
-    ParserPool::start(ParserOptions { program, ..ParserOptions::command() })
-        .expect("start the parsing worker")
+    Helpers::start(ParserOptions { program, ..ParserOptions::command() }).expect("start the helpers")
 }
 
 /// All events of a store, which must be readable.
