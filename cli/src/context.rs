@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use podopsy_pods::hierarchy::Hierarchy;
 use podopsy_pods::{self as pods, Pods};
 use podopsy_stacks::{Helpers, ParserOptions};
 
@@ -28,7 +29,7 @@ impl Context {
 
     /// Open and parse the files of containers, in processes of their own that start with the first file.
     pub fn helpers(&self) -> Helpers {
-        Helpers::on_demand(ParserOptions::command())
+        Helpers::on_demand(ParserOptions::command(Hierarchy::own_memory_limit()))
     }
 
     /// Starts the lookup of pods. An absent or broken runtime is not an error: pods are then named by their log folders.

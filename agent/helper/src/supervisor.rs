@@ -5,10 +5,11 @@
 
 use std::ffi::{CStr, OsStr, OsString};
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
@@ -23,6 +24,9 @@ use crate::channel::{receive, send};
 const END_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a supervisor may take for an order, and for its start.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the end of a supervisor is waited for.
+const DROP_TIMEOUT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
@@ -167,6 +171,21 @@ struct Supervisor {
     control: UnixStream,
     /// The steps of the jail that failed.
     failed: Vec<String>,
+    /// None: another supervisor forked it.
+    process: Option<Child>,
+}
+
+/// Waits for the end of the supervisor, so that the CPU time of its helpers is part of this process's (`cutime`). It does not
+/// wait for long: the supervisor may wait for a helper that does not end.
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = self.control.shutdown(Shutdown::Both);
+        let Some(process) = &mut self.process else { return };
+        let begin = Instant::now();
+        while begin.elapsed() < DROP_TIMEOUT && matches!(process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Supervisor {
@@ -179,9 +198,8 @@ impl Supervisor {
         command.stdout(Stdio::null()).stderr(Stdio::null()).env_clear();
         // Ctrl-C on a terminal ends the sampling of a command, which then needs the names.
         command.process_group(0);
-        // Not waited for: it ends with the agent.
-        command.spawn()?;
-        let mut supervisor = Supervisor { control: own, failed: Vec::new() };
+        let process = Some(command.spawn()?);
+        let mut supervisor = Supervisor { control: own, failed: Vec::new(), process };
         match receive(&mut supervisor.control)? {
             (Reply::Ready { failed }, _) => supervisor.failed = failed,
             _ => return Err(io::Error::other("the supervisor did not start")),
@@ -193,7 +211,7 @@ impl Supervisor {
     fn fork(&mut self) -> io::Result<Supervisor> {
         let (_, control) = self.order_start(&Order::Supervisor)?;
         control.set_read_timeout(Some(ORDER_TIMEOUT))?;
-        Ok(Supervisor { control, failed: self.failed.clone() })
+        Ok(Supervisor { control, failed: self.failed.clone(), process: None })
     }
 
     fn order(&mut self, order: &Order) -> io::Result<Reply> {

@@ -79,6 +79,8 @@ loss_reasons! {
     ParserOutOfMemory = "parser_out_of_memory",
     /// The parsing worker died of the file.
     ParserDied = "parser_died",
+    /// Each of several parsing workers was killed from outside while it read the file.
+    ParserKilled = "parser_killed",
     /// The files of the container took more CPU time than they may.
     ParserOverBudget = "parser_over_budget",
     /// No parsing worker could be started.

@@ -232,6 +232,13 @@ impl Hierarchy {
         text.lines().filter_map(|line| line.trim().parse().ok()).filter(|&pid| pid != 0).collect()
     }
 
+    /// The smallest memory limit of this process's cgroup and of those above it that are visible here; None: there is none.
+    pub fn own_memory_limit() -> Option<u64> {
+        let hierarchy = Hierarchy::find(Path::new("/proc"), Path::new("/sys/fs/cgroup")).ok()?;
+        let own = hierarchy.of_proc(&fs::read("/proc/self/cgroup").ok()?)?;
+        own.ancestors().filter_map(|path| hierarchy.memory_limit(path)).min()
+    }
+
     /// The limit in bytes (`memory.max`, `memory.limit_in_bytes`); None: no limit, or not readable.
     pub fn memory_limit(&self, path: &Path) -> Option<u64> {
         let limit = self.number(path, "memory.limit_in_bytes", "memory.max")?;

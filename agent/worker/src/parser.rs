@@ -44,6 +44,8 @@ pub enum FailureReason {
     OutOfMemory,
     /// The worker died of the file in another way, or its answer was not one.
     Died,
+    /// Each of several workers was killed by SIGKILL: by the kernel for want of memory, or by an administrator.
+    Killed,
     /// The container has used up the CPU time for its files.
     OverBudget,
     /// No worker could be started.
@@ -66,6 +68,7 @@ impl Failure {
             FailureReason::NoAnswer => StackLossReason::ParserNoAnswer,
             FailureReason::OutOfMemory => StackLossReason::ParserOutOfMemory,
             FailureReason::Died => StackLossReason::ParserDied,
+            FailureReason::Killed => StackLossReason::ParserKilled,
             FailureReason::OverBudget => StackLossReason::ParserOverBudget,
             FailureReason::Unavailable => StackLossReason::ParserUnavailable,
         }
@@ -84,6 +87,7 @@ impl fmt::Display for Failure {
             FailureReason::NoAnswer => f.write_str("reading it took too long"),
             FailureReason::OutOfMemory => f.write_str("needed too much memory"),
             FailureReason::Died => f.write_str("the parser died of it"),
+            FailureReason::Killed => f.write_str("the parser was killed each time"),
             FailureReason::OverBudget => f.write_str("the files of this container took too much CPU time"),
             FailureReason::Unavailable => f.write_str("no parser could be started"),
         }
@@ -331,8 +335,8 @@ impl Parser {
             }
         }
         self.charge(tenant, limit);
-        self.remember(identity, kind, FailureReason::OutOfMemory);
-        fail(FailureReason::OutOfMemory)
+        self.remember(identity, kind, FailureReason::Killed);
+        fail(FailureReason::Killed)
     }
 
     /// Gives a job to the worker once. Returns the answer and the CPU time that it took.

@@ -21,6 +21,9 @@ use crate::parser::Parser;
 pub(crate) const ARGUMENT: &str = "--parsing-worker";
 const KIND: HelperKind = HelperKind { name: "parsing worker", loss: "stacks have no names" };
 
+/// Bytes of address space of a command's worker, where its cgroup has no limit.
+const COMMAND_MEMORY: u64 = 1 << 30;
+
 /// How a [`ParserPool`] is started.
 #[derive(Clone, Debug)]
 pub struct ParserOptions {
@@ -51,11 +54,12 @@ impl ParserOptions {
         }
     }
 
-    /// For a command that a person waits for.
-    pub fn command() -> ParserOptions {
+    /// For a command that a person waits for. `limit`: bytes of memory that its cgroup may have, of which a worker may use half.
+    pub fn command(limit: Option<u64>) -> ParserOptions {
+        let memory = limit.map_or(COMMAND_MEMORY, |limit| COMMAND_MEMORY.min(limit / 2));
         ParserOptions {
-            memory: 1 << 30,
-            bounds: NameBounds::LARGE,
+            memory,
+            bounds: if memory < COMMAND_MEMORY / 2 { NameBounds::SMALL } else { NameBounds::LARGE },
             job: Duration::from_secs(5),
             container: Duration::from_secs(30),
             ..ParserOptions::agent(None)
@@ -108,7 +112,7 @@ impl ParserPool {
     /// Workers are threads of this process, without a jail and without bounds.
     #[cfg(feature = "testing")]
     pub fn in_threads() -> ParserPool {
-        Self::new(WorkerSource::Threads, ParserOptions::command())
+        Self::new(WorkerSource::Threads, ParserOptions::command(None))
     }
 
     fn new(source: WorkerSource, options: ParserOptions) -> ParserPool {

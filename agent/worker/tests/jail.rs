@@ -28,6 +28,10 @@ fn main() -> ExitCode {
         ("a_container_with_many_bad_files_uses_up_its_own_time", a_container_uses_up_its_own_time),
         ("the_files_of_another_container_get_another_worker", another_container_gets_another_worker),
         ("a_worker_that_is_killed_again_and_again_is_replaced", a_killed_worker_is_replaced),
+        (
+            "a_worker_of_a_command_uses_half_of_its_cgroups_memory",
+            a_command_in_a_small_cgroup_is_bounded_by_it,
+        ),
         ("the_supervisor_in_reserve_goes_on", the_reserve_goes_on),
         ("workers_end_with_their_agent", workers_end_with_their_agent),
         ("own_program_is_described_and_named", own_program_is_named),
@@ -152,6 +156,16 @@ fn another_container_gets_another_worker() {
     assert!(!fs::exists(format!("/proc/{first}")).unwrap(), "the first worker still runs");
 }
 
+fn a_command_in_a_small_cgroup_is_bounded_by_it() {
+    assert_eq!(ParserOptions::command(None).memory, 1 << 30);
+    assert_eq!(ParserOptions::command(Some(64 << 20)).memory, 32 << 20);
+    let pool = ParserPool::start(ParserOptions::command(Some(64 << 20))).unwrap();
+    let mut parser = pool.parser();
+    let failed = parser.misbehave(1, &any_file(), Misbehaviour::Allocate).unwrap_err();
+    assert_eq!(failed.reason, FailureReason::OutOfMemory);
+    parser.misbehave(1, &any_file(), Misbehaviour::None).unwrap();
+}
+
 fn a_killed_worker_is_replaced() {
     let pool = pool();
     let mut parser = pool.parser();
@@ -250,7 +264,7 @@ fn parse_all(parser: &mut podopsy_worker::Parser, program: &Path) {
 }
 
 fn each_kind_of_file_is_parsed() {
-    let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command() }).unwrap();
+    let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command(None) }).unwrap();
     let mut parser = pool.parser();
     let folder = tempfile::tempdir().unwrap();
     let python = fs::canonicalize("/usr/bin/python3").expect("a Python interpreter: cargo xtask setup test");
@@ -266,7 +280,7 @@ fn each_kind_of_file_is_parsed() {
 }
 
 fn own_program_is_named() {
-    let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command() }).unwrap();
+    let pool = ParserPool::start(ParserOptions { memory: 1 << 30, ..ParserOptions::command(None) }).unwrap();
     let mut parser = pool.parser();
     let file = FileHandle::from_file(File::open("/proc/self/exe").unwrap()).unwrap();
     let described = parser.describe(1, &file).unwrap().expect("an ELF file");

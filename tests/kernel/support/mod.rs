@@ -170,7 +170,7 @@ pub fn options() -> RecorderOptions {
 pub fn helpers() -> Helpers {
     let [program, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
     let program = program.into_os_string();
-    Helpers::start(ParserOptions { program, ..ParserOptions::command() }).expect("start the helpers")
+    Helpers::start(ParserOptions { program, ..ParserOptions::command(None) }).expect("start the helpers")
 }
 
 /// All events of a store, which must be readable.

@@ -220,6 +220,7 @@ impl Running {
                 if is_shed {
                     // A queue that is full is emptied by the thread anyway.
                     let _ = self.queue.try_send(Message::Free);
+                    self.builder.iter().for_each(TableBuilder::free);
                 }
             }
             self.count_loss("profiler_queue", full);

@@ -33,9 +33,16 @@ pub struct TableBuilderReport {
 
 /// A running thread that builds tables.
 pub struct TableBuilder {
-    requests: SyncSender<TableRequest>,
+    requests: SyncSender<BuilderMessage>,
     thread: JoinHandle<TableBuilderReport>,
     state: Arc<BuilderState>,
+}
+
+/// What the thread is asked to do.
+pub(super) enum BuilderMessage {
+    Build(TableRequest),
+    /// Free the kernel's memory for tables: nothing is sampled for now.
+    Free,
 }
 
 /// State that both sides of the queue use.
@@ -78,7 +85,7 @@ impl TableBuilder {
 
     /// Passes a request on. Never waits: if the queue is full, the request is dropped and counted.
     pub fn request(&self, request: TableRequest) {
-        if self.requests.try_send(request).is_ok() {
+        if self.requests.try_send(BuilderMessage::Build(request)).is_ok() {
             return;
         }
         self.state.drops.fetch_add(1, Relaxed);
@@ -89,6 +96,12 @@ impl TableBuilder {
                 dropped.push(request.key);
             }
         }
+    }
+
+    /// Frees the kernel's memory for tables. Files are requested again when they are sampled again. Never waits: if the queue
+    /// is full, tables are in use.
+    pub fn free(&self) {
+        let _ = self.requests.try_send(BuilderMessage::Free);
     }
 
     /// Requests tables for all files that a process has mapped, before its first sample does.

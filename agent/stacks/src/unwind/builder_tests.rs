@@ -108,6 +108,32 @@ fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
 }
 
 #[test]
+fn freed_tables_are_built_again_when_they_are_requested() {
+    let own = std::process::id();
+    let areas = maps::read_in_test(own).unwrap().areas;
+    let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap(), &area);
+    let kernel = GatedMaps::default();
+    let scope = PrebuildScope::Cgroups(Vec::new());
+    let builder =
+        TableBuilder::start(kernel.clone(), SLAB_WORDS * 4, &scope, &Helpers::in_threads()).unwrap();
+    let until = |has_table: bool| {
+        let begin = Instant::now();
+        while kernel.table(&key).is_some() != has_table {
+            assert!(begin.elapsed() < Duration::from_secs(60), "libc has a table: {}", !has_table);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    for _ in 0..2 {
+        builder.request(TableRequest { key, address: area.start, pid: own, unused: 0 });
+        until(true);
+        builder.free();
+        until(false);
+    }
+    builder.stop();
+}
+
+#[test]
 fn the_start_of_a_program_is_handled_again_if_its_first_process_had_ended() {
     let own = std::process::id();
     let areas = maps::read_in_test(own).unwrap().areas;

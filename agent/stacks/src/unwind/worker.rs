@@ -13,7 +13,7 @@ use podopsy_opener::Openers;
 use podopsy_wire::{FileKey, TABLES_MAX, TableRequest};
 use podopsy_worker::{FileHandle, FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Parser, Tenant};
 
-use super::builder::{BuilderState, TableBuilderReport};
+use super::builder::{BuilderMessage, BuilderState, TableBuilderReport};
 use super::scan::{
     PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
     mappings, open_file, smallest_last,
@@ -132,7 +132,7 @@ impl<K: KernelMaps> TableWorker<K> {
     }
 
     /// Serves requests until their sender is dropped.
-    pub fn run(mut self, received: &Receiver<TableRequest>) -> TableBuilderReport {
+    pub fn run(mut self, received: &Receiver<BuilderMessage>) -> TableBuilderReport {
         let mut has_built = true;
         loop {
             let idle = self.backlog.is_empty() && self.requested.is_empty();
@@ -144,14 +144,14 @@ impl<K: KernelMaps> TableWorker<K> {
             has_built |= !idle;
             let wait = if idle { self.time_to_next_event() } else { Duration::ZERO };
             match received.recv_timeout(wait) {
-                Ok(request) => self.handle(&request),
+                Ok(message) => self.receive(&message),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             while self.requested.len() < MAX_OPEN_REQUESTS
-                && let Ok(request) = received.try_recv()
+                && let Ok(message) = received.try_recv()
             {
-                self.handle(&request);
+                self.receive(&message);
             }
             self.allow_retries();
             if let Some(requested) = self.next_requested() {
@@ -224,6 +224,27 @@ impl<K: KernelMaps> TableWorker<K> {
             Err(_) => {}
         }
         true
+    }
+
+    fn receive(&mut self, message: &BuilderMessage) {
+        match message {
+            BuilderMessage::Build(request) => self.handle(request),
+            BuilderMessage::Free => self.free(),
+        }
+    }
+
+    fn free(&mut self) {
+        self.backlog = Vec::new();
+        self.scanned.clear();
+        // The kernel side has requested them, and does so once.
+        for requested in std::mem::take(&mut self.requested) {
+            self.tables.forget(&requested.key);
+        }
+        if let Err(error) = self.tables.free() {
+            tracing::warn!("free the kernel's memory for unwind tables: {error:#}");
+        }
+        self.parser.rest();
+        heap::give_back();
     }
 
     fn handle(&mut self, request: &TableRequest) {
