@@ -4,9 +4,10 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::agent::until;
 use support::attacked::{ATTACK_LIMIT, Attacked, attack, native};
@@ -112,4 +113,75 @@ fn thousands_of_small_programs_and_files_that_change_cost_no_neighbour_a_kill() 
         attacked.profile().filter(|profile| profile.contains("copy-") || profile.contains("changing"))
     });
     assert!(profile.lines().all(|line| line.len() < 64 << 10));
+}
+
+#[test]
+fn false_interpreters_leave_a_neighbour_its_python_functions() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let pythons = folder.path().join("pythons");
+    fs::create_dir(&pythons).expect("a folder");
+    // More than the kernel side has numbers for.
+    (0..70).for_each(|number| hostile_elf::python(&pythons.join(number.to_string()), number));
+    let map_all = native(folder.path(), "map_all");
+    let attacker = MemoryCgroup::new("attacker-pythons", ATTACK_LIMIT);
+    let attacks = attack(&attacker, &format!("{} {}", map_all.display(), pythons.display()));
+    let mut attacked = Attacked::start("pythons");
+    attacked.is_restrained_in_time();
+    until("sample of the attack", || {
+        attacked.profile().filter(|profile| profile.contains("work_beside_false_pythons"))
+    });
+
+    let neighbour = MemoryCgroup::new("neighbour-of-pythons", 256 << 20);
+    let script = folder.path().join("cart.py");
+    fs::write(&script, "def price_of_cart():\n    while True: pass\nprice_of_cart()\n").expect("a script");
+    let python = attack(&neighbour, &format!("/usr/bin/python3 {}", script.display()));
+    until("Python function of the neighbour", || {
+        attacked.profile().filter(|profile| profile.contains("price_of_cart"))
+    });
+    attacked.reports_a_neighbours_kills("pythons");
+    attacked.is_alive();
+    drop((attacks, python));
+}
+
+/// Compiles `twin.c` with a name for its function, and always with the same build id.
+fn twin(folder: &Path, function: &str) -> PathBuf {
+    let program = folder.join(format!("{function}_program"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native/twin.c");
+    let mut command = Command::new("gcc");
+    command.arg(format!("-DNAME={function}")).args(["-O1", "-Wl,--build-id=0x1234567812345678", "-o"]);
+    let built = command.arg(&program).arg(source).status();
+    assert!(built.is_ok_and(|status| status.success()), "gcc: cargo xtask setup test");
+    program
+}
+
+#[test]
+fn a_twin_with_the_same_build_id_gives_its_neighbour_no_name() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (false_twin, honest) = (twin(folder.path(), "false_name"), twin(folder.path(), "real_name"));
+    let attacker = MemoryCgroup::new("attacker-twin", ATTACK_LIMIT);
+    let attack_of_twin = attack(&attacker, &false_twin.display().to_string());
+    let mut attacked = Attacked::start("twin");
+    attacked.is_restrained_in_time();
+    let samples = |name: &str| {
+        let profile = attacked.profile().unwrap_or_default();
+        let lines = profile.lines().filter(|line| line.contains(&format!(";{name}")));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+    };
+    until("name of the attacker's function", || (samples("false_name") > 0).then_some(()));
+    // Its file is known, and it has ended, when the neighbour starts.
+    drop(attack_of_twin);
+    let before = until("end of the attacker's samples", || {
+        let count = samples("false_name");
+        std::thread::sleep(Duration::from_secs(6));
+        (samples("false_name") == count).then_some(count)
+    });
+    let neighbour = MemoryCgroup::new("neighbour-of-twin", 64 << 20);
+    let running = attack(&neighbour, &honest.display().to_string());
+    until("name of the neighbour's function", || (samples("real_name") > 100).then_some(()));
+    assert_eq!(samples("false_name"), before);
+    attacked.reports_a_neighbours_kills("twin");
+    attacked.is_alive();
+    drop(running);
 }

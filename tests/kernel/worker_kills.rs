@@ -123,19 +123,26 @@ fn a_hundred_kills_of_the_worker_lose_no_event_and_profiles_say_what_they_lack()
     eprintln!("{} OOM kills; workers that were lost in a job: {:?}", pids.len(), lost());
     assert!(lost().is_some_and(|lost| lost > 0.0));
 
-    // Files that each worker was killed on have no names, and the profile says so.
-    let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-    let out = folder.path().join("kept.folded");
-    let profile = || {
-        let mut command = Command::new(&podopsy);
-        command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
-        command.arg("--socket").arg(folder.path().join("agent.sock"));
-        let done = command.output().expect("run podopsy");
-        done.status.success().then(|| String::from_utf8_lossy(&done.stderr).into_owned())
-    };
-    let said = until("profile", profile);
+    // What starts after the kills has its name again.
+    let program = folder.path().join("after-kills");
+    fs::copy("/bin/sh", &program).expect("copy a program");
+    let mut command = Command::new(&program);
+    let busy = Running(command.args(["-c", "while :; do :; done"]).spawn().expect("start a busy program"));
+    let (said, folded) = until("name of a program that started after the kills", || {
+        kept_profile(folder.path()).filter(|(_, folded)| folded.contains("after-kills"))
+    });
+    drop(busy);
     eprintln!("{said}");
-    let folded = fs::read_to_string(&out).expect("the profile");
-    assert!(folded.contains("busy-"), "{folded}");
-    assert!(said.contains("parser_") || folded.contains("[symbols: gave up on"), "{said}\n{folded}");
+    assert!(said.contains("on the node lost: "), "{said}\n{folded}");
+}
+
+/// What podopsy prints, and the folded stacks of the last minutes; none if there are none yet.
+fn kept_profile(folder: &Path) -> Option<(String, String)> {
+    let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let out = folder.join("kept.folded");
+    let mut command = Command::new(podopsy);
+    command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
+    let done = command.arg("--socket").arg(folder.join("agent.sock")).output().expect("run podopsy");
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    done.status.success().then(|| (said, fs::read_to_string(&out).expect("the profile")))
 }

@@ -21,9 +21,11 @@ pub(crate) fn enter() -> Vec<String> {
     rights::enter(&mut steps);
     steps.take("no network", unshare(CloneFlags::CLONE_NEWNET));
     steps.take("no IPC", unshare(CloneFlags::CLONE_NEWIPC));
-    steps.take("keep capabilities", prctl::set_keepcaps(true));
-    steps.take("a user of its own", rights::own_user(UID));
-    steps.take("few capabilities", rights::keep_capabilities(&kept()));
+    if reaches_other_users() {
+        steps.take("keep capabilities", prctl::set_keepcaps(true));
+        steps.take("a user of its own", rights::own_user(UID));
+        steps.take("few capabilities", rights::keep_capabilities(&kept()));
+    }
     steps.take("not traceable", prctl::set_dumpable(false));
     steps.take("a filter of system calls", supervisor_calls().install());
     steps.failed()
@@ -34,9 +36,19 @@ pub(crate) fn narrow(socket: i32) -> nix::Result<()> {
     opener_calls(socket).install()
 }
 
+/// Whether other users' processes and files are within reach by capabilities. Otherwise, as in an ephemeral container, they
+/// are the opener's by its user, and a process's by having its capabilities (`__ptrace_may_access` in kernel/ptrace.c): it
+/// keeps both.
+fn reaches_other_users() -> bool {
+    holds(Capability::CAP_SYS_PTRACE) && holds(Capability::CAP_DAC_READ_SEARCH)
+}
+
+fn holds(capability: Capability) -> bool {
+    caps::has_cap(None, caps::CapSet::Permitted, capability).unwrap_or(false)
+}
+
 /// What opening needs: `/proc/PID` of other users' processes, their map_files, and files of other users.
 fn kept() -> Vec<Capability> {
-    let holds = |capability| caps::has_cap(None, caps::CapSet::Permitted, capability).unwrap_or(false);
     // Before 5.9, and where a container was not given it, CAP_SYS_ADMIN stands in for it.
     let map_files = match holds(Capability::CAP_CHECKPOINT_RESTORE) {
         true => Capability::CAP_CHECKPOINT_RESTORE,

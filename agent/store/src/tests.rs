@@ -130,7 +130,7 @@ fn an_event_that_a_restart_reads_again_is_stored_once_and_not_passed_on() {
     // In the opposite order, the observed kill replaces the recovered one.
     assert_eq!(put(&store, &mut receiver, kill(ago(4), owner("a", "b", &[]), "b-1", 10, false)), Some(other));
     // All are finished, whether they were passed on or not.
-    assert_eq!(store.event_counts(), (4, 4));
+    until("all are finished", || store.event_counts() == (4, 4));
     let page = store.reader().page(&Filter::all(Collection::Events)).unwrap();
     assert_eq!(page.items.len(), 2);
     assert_eq!((page.items[0].id, page.items[0].parse::<Event>().unwrap()), (id, seen));

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
             "a_worker_of_a_command_uses_half_of_its_cgroups_memory",
             a_command_in_a_small_cgroup_is_bounded_by_it,
         ),
+        ("a_file_that_each_worker_is_killed_on_is_given_up_with_this_reason", each_worker_is_killed),
         ("the_supervisor_in_reserve_goes_on", the_reserve_goes_on),
         ("workers_end_with_their_agent", workers_end_with_their_agent),
         ("own_program_is_described_and_named", own_program_is_named),
@@ -177,6 +178,29 @@ fn a_killed_worker_is_replaced() {
         kill(Pid::from_raw(parser.worker_pid().unwrap()), Signal::SIGKILL).unwrap();
     }
     assert_eq!(pool.workers(), (100, 99));
+}
+
+fn each_worker_is_killed() {
+    let pool = pool();
+    let mut parser = pool.parser();
+    let own = std::process::id().cast_signed();
+    let supervisors = descendants(own);
+    let has_failed = AtomicBool::new(false);
+    let failed = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !has_failed.load(Relaxed) {
+                for pid in descendants(own).into_iter().filter(|pid| !supervisors.contains(pid)) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let failed = parser.misbehave(1, &any_file(), Misbehaviour::Sleep).unwrap_err();
+        has_failed.store(true, Relaxed);
+        failed
+    });
+    assert_eq!(failed.reason, FailureReason::Killed);
+    assert_eq!(failed.to_string(), "the parser was killed each time");
 }
 
 /// The children of this process that are supervisors or workers.

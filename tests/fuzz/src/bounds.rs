@@ -2,6 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Once;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -73,6 +74,9 @@ impl Bounds {
 
     /// Runs a target with one input. Panics if it takes more.
     pub fn run(self, target: fn(&[u8]), input: &[u8]) {
+        // A backtrace would take more memory than the target, also of a panic that the target catches.
+        static WITHOUT_BACKTRACES: Once = Once::new();
+        WITHOUT_BACKTRACES.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
         let (time, used) = (thread_time(), USED.get());
         PEAK.set(used);
         target(input);

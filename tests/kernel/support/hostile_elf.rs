@@ -41,6 +41,10 @@ impl Section {
 
 /// Writes a program with sections, and blobs at their places; `names` is the index of the section of names.
 fn write(path: &Path, sections: &[Section], blobs: &[(u64, Vec<u8>)], names: u16) {
+    write_with_code(path, b"\xeb\xfe\xcc\xcc", sections, blobs, names);
+}
+
+fn write_with_code(path: &Path, code: &[u8], sections: &[Section], blobs: &[(u64, Vec<u8>)], names: u16) {
     let end = blobs.iter().map(|(at, bytes)| at + bytes.len() as u64).max().unwrap_or(BLOBS_AT);
     let sections_end = sections.iter().map(|section| section.offset + section.size).max().unwrap_or(0);
     let table_at = end.max(if sections_end < 1 << 40 { sections_end } else { 0 }).next_multiple_of(64);
@@ -60,7 +64,6 @@ fn write(path: &Path, sections: &[Section], blobs: &[(u64, Vec<u8>)], names: u16
     for word in [1_u32, 5] {
         head.extend(word.to_le_bytes());
     }
-    let code = b"\xeb\xfe\xcc\xcc";
     let size = CODE_AT + code.len() as u64;
     for word in [0, BASE, BASE, size, size, 0x1000] {
         head.extend(word.to_le_bytes());
@@ -127,6 +130,56 @@ pub fn python_bomb(path: &Path, mib: usize) {
     bytes.resize(mib << 20, 1);
     let symbols = bytes[24..bytes.len() / 24 * 24].to_vec();
     with_sections(path, &[(".dynsym", 11, 0, symbols), (".dynstr", 3, 0, bytes)]);
+}
+
+/// A file that looks like a Python 3.11 of its own: exported names, and a version. `number` makes its layout different.
+pub fn python(path: &Path, number: u64) {
+    let strings = b"\0_PyRuntime\0PyCode_Type\0_PyEval_EvalFrameDefault\0Py_Version\0".to_vec();
+    let symbol = |name: &str, value: u64| {
+        let at = strings.windows(name.len()).position(|window| window == name.as_bytes());
+        let mut symbol = (at.expect("it is among the strings") as u32).to_le_bytes().to_vec();
+        symbol.extend([0x12, 0, 1, 0]);
+        symbol.extend(value.to_le_bytes());
+        symbol.extend(8_u64.to_le_bytes());
+        symbol
+    };
+    let code_at = BASE + CODE_AT;
+    let symbols = [
+        vec![0; 24],
+        symbol("_PyRuntime", code_at + 0x800 + 8 * number),
+        symbol("PyCode_Type", code_at + 0x400 + 8 * number),
+        symbol("_PyEval_EvalFrameDefault", code_at),
+        symbol("Py_Version", code_at + 0x10),
+    ]
+    .concat();
+    let mut code = b"\xeb\xfe\xcc\xcc".to_vec();
+    code.resize(0x10, 0xcc);
+    code.extend(0x030b_0000_u64.to_le_bytes());
+    code.resize(0x1000, 0xcc);
+    let names = b"\0.dynstr\0.dynsym\0.shstrtab\0".to_vec();
+    let section = |name, kind, offset, bytes: &[u8], entry| Section {
+        name,
+        kind,
+        offset,
+        size: bytes.len() as u64,
+        link: 1,
+        entry,
+        ..Section::default()
+    };
+    let (symbols_at, names_at) = (BLOBS_AT + 0x100, BLOBS_AT + 0x400);
+    let sections = [
+        Section::default(),
+        section(1, 3, BLOBS_AT, &strings, 0),
+        section(9, 11, symbols_at, &symbols, 24),
+        section(17, 3, names_at, &names, 0),
+    ];
+    write_with_code(
+        path,
+        &code,
+        &sections,
+        &[(BLOBS_AT, strings), (symbols_at, symbols), (names_at, names)],
+        3,
+    );
 }
 
 /// Two common entries of call frame information with `mib` of augmentation each, and functions that take turns with them.
