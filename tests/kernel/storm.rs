@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, EventKind};
@@ -46,17 +46,32 @@ fn pod(node: &Node, name: &str, gate: &Path, more: &[&str], limit: i64) -> PodHa
     node.run_pod(PodSpec::new("storm", name).container(container)).expect("run the pod")
 }
 
-/// The parents whose children did not all end by SIGKILL: their status and the end of their log.
-fn others(parents: &[PodHandle]) -> String {
-    let of = |(n, pod): (usize, &PodHandle)| {
-        let log = pod.log("api").unwrap_or_else(|error| format!("{error:#}"));
-        if log.matches("ended by signal 9").count() == CHILDREN {
-            return None;
+/// How many processes of a family were killed: its children, by its log, and the parent itself if the kernel chose it, which
+/// it may while the memory of the last child is still charged. None: it has not finished.
+fn killed_of(parent: &PodHandle) -> Option<usize> {
+    let children = parent.log("api").ok()?.matches("ended by signal 9").count();
+    if children == CHILDREN {
+        return Some(children);
+    }
+    let status = parent.status("api").ok()?;
+    (status.exit_code == 137).then_some(children + 1)
+}
+
+/// The number of kills of each family, when all have finished.
+fn killed_of_all(parents: &[PodHandle]) -> BTreeMap<String, usize> {
+    let began = Instant::now();
+    loop {
+        let found: Option<BTreeMap<_, _>> = parents
+            .iter()
+            .enumerate()
+            .map(|(n, parent)| Some((format!("parent-{n}"), killed_of(parent)?)))
+            .collect();
+        match found {
+            Some(found) => return found,
+            None => assert!(began.elapsed() < PATIENCE, "not all families have finished"),
         }
-        let end: Vec<_> = log.lines().rev().take(12).collect();
-        Some(format!("parent-{n}: {:?}, log from its end: {end:#?}", pod.status("api")))
-    };
-    parents.iter().enumerate().filter_map(of).collect::<Vec<_>>().join("; ")
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
@@ -94,25 +109,30 @@ fn a_thousand_kills_in_a_minute_each_have_their_pod() {
             });
         }
     });
-    let all = parents * CHILDREN + leakers * ATTEMPTS;
-    let explain = |seen: &[Event]| format!("kills by pod: {:?}; {}", by_pod(seen), others(&families));
+    let mut expected = killed_of_all(&families);
+    expected.extend((0..leakers).map(|n| (format!("leaker-{n}"), ATTEMPTS)));
+    let all = expected.values().sum();
+    let explain = |seen: &[Event]| format!("kills by pod: {:?}, expected: {expected:?}", by_pod(seen));
     agent.until("all kills", PATIENCE, |seen| kills(seen).count() >= all, explain);
     let incidents = |seen: &[Event]| seen.iter().filter(|event| event.incident.is_some()).count();
     agent.until("all incidents", PATIENCE, |seen| incidents(seen) >= all, |_| String::new());
 
     let cpu = agent.cpu() - cpu;
-    let mut expected: BTreeMap<_, _> = (0..parents).map(|n| (format!("parent-{n}"), CHILDREN)).collect();
-    expected.extend((0..leakers).map(|n| (format!("leaker-{n}"), ATTEMPTS)));
     assert_eq!(by_pod(&agent.seen), expected);
+    // A parent that was chosen leaves its other children out: few of them, or the storm was none.
+    assert!(all * 10 >= (parents * CHILDREN + leakers * ATTEMPTS) * 9, "{expected:?}");
     assert_eq!(incidents(&agent.seen), all, "each kill is its own incident");
     for event in kills(&agent.seen) {
         let Detail::Oom(kill) = &event.detail else { panic!("{event:?}") };
         assert!(kill.limit.is_some() && event.container.is_some(), "{event:?}");
     }
     let last = agent.seen.last().expect("there are events");
-    // The number of growth candidates and of their samples is bounded; the number of kills is not.
-    let of_growth =
-        |name: &str| name.starts_with("growth_") || name.starts_with("unwind_") || name == "sample_throttled";
+    // The number of growth candidates and of their samples is bounded, and samples of growth are given up over the CPU
+    // budget, which counts the parsing of a thousand stacks of fifty containers; the number of kills is not bounded.
+    let of_growth = |name: &str| {
+        let is_bounded = name.starts_with("growth_") || name.starts_with("unwind_");
+        is_bounded || ["sample_throttled", "shed_growth"].contains(&name)
+    };
     let lost: Vec<_> = last.losses.iter().filter(|(name, _)| !of_growth(name)).collect();
     assert!(lost.is_empty(), "nothing is lost, and all counts agree: {lost:?}: {}", agent.log());
     let peak = agent.peak_kib();
