@@ -163,10 +163,8 @@ fn no_file_can_be_changed(thread: &str, other: u32, file: &Path) {
     for (what, result) in tried {
         assert_eq!(result, Err(Errno::EPERM), "{what} in {thread}");
     }
-    if !restraint::OPENAT2_IS_NEEDED {
-        let how = OpenHow::new().flags(OFlag::O_PATH);
-        assert_eq!(openat2(AT_FDCWD, file, how).map(drop), Err(Errno::EPERM), "openat2 in {thread}");
-    }
+    let how = OpenHow::new().flags(OFlag::O_PATH);
+    assert_eq!(openat2(AT_FDCWD, file, how).map(drop), Err(Errno::EPERM), "openat2 in {thread}");
 }
 
 /// In the threads that write: by Landlock outside of the state folder, and by the filter where Landlock does not look.

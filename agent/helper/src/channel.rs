@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, recvmsg, sendmsg};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -61,6 +61,11 @@ fn receive_files(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Ve
             received => break received?,
         }
     };
+    Ok((message.bytes, files_of(&message)?))
+}
+
+/// The files that came with a message that was just received. To be called once.
+pub(crate) fn files_of(message: &RecvMsg<'_, '_, ()>) -> nix::Result<Vec<File>> {
     let mut files = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control {
@@ -68,7 +73,7 @@ fn receive_files(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Ve
             files.extend(descriptors.into_iter().map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) })));
         }
     }
-    Ok((message.bytes, files))
+    Ok(files)
 }
 
 #[cfg(test)]

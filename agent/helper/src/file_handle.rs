@@ -13,12 +13,14 @@
 use std::fs::{File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
+
+use crate::channel::files_of;
 
 /// What `fstat` returned when a file was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -92,14 +94,7 @@ pub fn open_sealed(sent: File) -> io::Result<File> {
     let mut parts = [IoSliceMut::new(&mut byte)];
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<()>(sent.as_raw_fd(), &mut parts, Some(&mut buffer), flags)?;
-    let mut files = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control {
-            // SAFETY: the kernel has just installed these descriptors in this process, and nothing else has seen them.
-            files.extend(descriptors.into_iter().map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) })));
-        }
-    }
-    files.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    files_of(&message)?.pop().ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// `fstat` alone: std's `metadata` may use another call than the filter allows, and the descriptor may be any.

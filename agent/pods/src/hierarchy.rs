@@ -232,10 +232,16 @@ impl Hierarchy {
         text.lines().filter_map(|line| line.trim().parse().ok()).filter(|&pid| pid != 0).collect()
     }
 
+    /// The hierarchy that is mounted here, and this process's memory cgroup in it.
+    pub fn own() -> Option<(Hierarchy, PathBuf)> {
+        let hierarchy = Hierarchy::find(Path::new("/proc"), Path::new("/sys/fs/cgroup")).ok()?;
+        let path = hierarchy.of_proc(&fs::read("/proc/self/cgroup").ok()?)?;
+        Some((hierarchy, path))
+    }
+
     /// The smallest memory limit of this process's cgroup and of those above it that are visible here; None: there is none.
     pub fn own_memory_limit() -> Option<u64> {
-        let hierarchy = Hierarchy::find(Path::new("/proc"), Path::new("/sys/fs/cgroup")).ok()?;
-        let own = hierarchy.of_proc(&fs::read("/proc/self/cgroup").ok()?)?;
+        let (hierarchy, own) = Hierarchy::own()?;
         own.ancestors().filter_map(|path| hierarchy.memory_limit(path)).min()
     }
 

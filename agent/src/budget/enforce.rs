@@ -39,7 +39,7 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
         if limits.has_changed().unwrap_or(false) {
             decider.set_limits(*limits.borrow_and_update());
         }
-        let Some((cpu, memory)) = cpu_seconds().zip(own_memory.used()) else {
+        let Some((cpu, memory)) = usage(&own_memory) else {
             tracing::warn!("stopped enforcing the budgets: cannot read /proc/self");
             return;
         };
@@ -70,11 +70,12 @@ pub async fn enforce(mut limits: watch::Receiver<BudgetLimits>, shed: Arc<Shed>)
     }
 }
 
-/// CPU seconds of this process and of its parsing worker.
-fn cpu_seconds() -> Option<f64> {
+/// CPU seconds and bytes of this process and of those that it started. None: /proc/self cannot be read.
+fn usage(own_memory: &OwnMemory) -> Option<(f64, u64)> {
     let stat = procfs::process::Process::myself().ok()?.stat().ok()?;
     let own = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
-    Some(own + descendants::usage().cpu_seconds)
+    let descendants = descendants::usage();
+    Some((own + descendants.cpu_seconds, own_memory.used(&descendants)?))
 }
 
 fn log(change: &ShedChange) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use podopsy_pods::hierarchy::{CgroupVersion, Hierarchy};
 
-use crate::descendants;
+use crate::descendants::DescendantUsage;
 use crate::metrics::bpf_memory;
 
 /// Where usage is read.
@@ -25,15 +25,14 @@ impl OwnMemory {
     }
 
     /// Bytes in use. None: /proc/self cannot be read.
-    pub fn used(&self) -> Option<u64> {
+    pub fn used(&self, descendants: &DescendantUsage) -> Option<u64> {
         let charged = self.cgroup.as_ref().and_then(|(version, dir)| charged(*version, dir));
-        charged.or_else(|| Some(resident_with_descendants()? + bpf_memory().unwrap_or(0)))
+        charged.or_else(|| Some(resident()? + descendants.resident + bpf_memory().unwrap_or(0)))
     }
 }
 
 fn own_cgroup() -> Option<(CgroupVersion, PathBuf)> {
-    let hierarchy = Hierarchy::find(Path::new("/proc"), Path::new("/sys/fs/cgroup")).ok()?;
-    let path = hierarchy.of_proc(&fs::read("/proc/self/cgroup").ok()?)?;
+    let (hierarchy, path) = Hierarchy::own()?;
     // Without a limit it may be a slice that the agent shares with others.
     hierarchy.memory_limit(&path)?;
     Some((hierarchy.version, hierarchy.join(&path)))
@@ -60,11 +59,11 @@ fn freed_by_itself(stat: &str, prefix: &str) -> u64 {
     cached.saturating_sub(field("shmem")) + field("slab_reclaimable")
 }
 
-/// Resident memory of this process and of its descendants.
-fn resident_with_descendants() -> Option<u64> {
+/// Resident memory of this process.
+fn resident() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    Some(pages * podopsy_system::page_size() + descendants::usage().resident)
+    Some(pages * podopsy_system::page_size())
 }
 
 #[cfg(test)]
@@ -83,9 +82,10 @@ mod tests {
     #[test]
     fn memory_that_this_process_touches_is_in_the_sum() {
         let memory = OwnMemory { cgroup: None };
-        let before = memory.used().unwrap();
+        let used = || memory.used(&DescendantUsage::default()).unwrap();
+        let before = used();
         let block = vec![1_u8; 64 << 20];
-        assert!(memory.used().unwrap() >= before + (60 << 20));
+        assert!(used() >= before + (60 << 20));
         assert!(std::hint::black_box(block).len() > 1);
     }
 }

@@ -5,14 +5,12 @@
 //! state folder are kept inside of it by Landlock ([`super::state`]).
 //!
 //! The filter sees the flags of open(2) and openat(2), because they are in a register. Those of openat2(2) are in memory,
-//! where the filter cannot look, so openat2 is permitted as a whole or not at all ([`OPENAT2_IS_NEEDED`]).
+//! where the filter cannot look, so openat2 is refused as a whole: files of containers are
+//! opened in a process of its own (`podopsy-opener`).
 
 use seccompiler::SeccompCmpOp;
 
 use super::filter::{Kind, Refusal, when};
-
-/// Files of containers are opened in a process of its own (`podopsy-opener`), so that no thread of the agent needs it.
-pub const OPENAT2_IS_NEEDED: bool = false;
 
 /// Calls that are not in the libc crate yet (`<asm-generic/unistd.h>`; the same number on every processor).
 const SYS_SETXATTRAT: libc::c_long = 463;
@@ -79,9 +77,7 @@ pub fn refusals(kind: Kind) -> anyhow::Result<Vec<Refusal>> {
             for flag in [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC, TMPFILE] {
                 opens_with(&mut refused, flag, flag)?;
             }
-            if !OPENAT2_IS_NEEDED {
-                refused.push(Refusal::always(libc::SYS_openat2));
-            }
+            refused.push(Refusal::always(libc::SYS_openat2));
         }
         Kind::State => {
             // A file that is opened for reading is emptied all the same, and Landlock before Linux 6.2 does not see it.

@@ -24,7 +24,6 @@ mod trial;
 
 use capabilities::keep;
 pub use capabilities::{KeptCapability, Needs};
-pub use files::OPENAT2_IS_NEEDED;
 use filter::Kind;
 use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 pub use state::{Confinement, WrittenFolders};
