@@ -5,12 +5,11 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use support::agent::until;
-use support::attacked::{ATTACK_LIMIT, Attacked, attack, native};
+use support::attacked::{ATTACK_LIMIT, Attacked, attack, native, native_as};
 use support::{MemoryCgroup, Running, hostile_elf, is_emulated, require_root};
 
 #[test]
@@ -146,13 +145,8 @@ fn false_interpreters_leave_a_neighbour_its_python_functions() {
 
 /// Compiles `twin.c` with a name for its function, and always with the same build id.
 fn twin(folder: &Path, function: &str) -> PathBuf {
-    let program = folder.join(format!("{function}_program"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native/twin.c");
-    let mut command = Command::new("gcc");
-    command.arg(format!("-DNAME={function}")).args(["-O1", "-Wl,--build-id=0x1234567812345678", "-o"]);
-    let built = command.arg(&program).arg(source).status();
-    assert!(built.is_ok_and(|status| status.success()), "gcc: cargo xtask setup test");
-    program
+    let name = format!("-DNAME={function}");
+    native_as(&folder.join(function), "twin", &[&name, "-Wl,--build-id=0x1234567812345678"])
 }
 
 #[test]

@@ -129,20 +129,10 @@ fn a_hundred_kills_of_the_worker_lose_no_event_and_profiles_say_what_they_lack()
     let mut command = Command::new(&program);
     let busy = Running(command.args(["-c", "while :; do :; done"]).spawn().expect("start a busy program"));
     let (said, folded) = until("name of a program that started after the kills", || {
-        kept_profile(folder.path()).filter(|(_, folded)| folded.contains("after-kills"))
+        let (said, folded) = agent.kept_profile();
+        folded.filter(|folded| folded.contains("after-kills")).map(|folded| (said, folded))
     });
     drop(busy);
     eprintln!("{said}");
     assert!(said.contains("on the node lost: "), "{said}\n{folded}");
-}
-
-/// What podopsy prints, and the folded stacks of the last minutes; none if there are none yet.
-fn kept_profile(folder: &Path) -> Option<(String, String)> {
-    let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-    let out = folder.join("kept.folded");
-    let mut command = Command::new(podopsy);
-    command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
-    let done = command.arg("--socket").arg(folder.join("agent.sock")).output().expect("run podopsy");
-    let said = String::from_utf8_lossy(&done.stderr).into_owned();
-    done.status.success().then(|| (said, fs::read_to_string(&out).expect("the profile")))
 }

@@ -102,6 +102,17 @@ impl Agent {
         fs::read_to_string(self.folder.join("agent.log")).unwrap_or_default()
     }
 
+    /// What podopsy prints, and the folded stacks of the last minutes; the latter are none if there are none yet.
+    pub fn kept_profile(&self) -> (String, Option<String>) {
+        let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+        let out = self.folder.join("kept.folded");
+        let mut command = Command::new(podopsy);
+        command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
+        let done = command.arg("--socket").arg(self.folder.join("agent.sock")).output().expect("run podopsy");
+        let folded = done.status.success().then(|| fs::read_to_string(&out).expect("the profile"));
+        (String::from_utf8_lossy(&done.stderr).trim_end().to_owned(), folded)
+    }
+
     /// The events that it has written so far.
     pub fn events(&self) -> Vec<Event> {
         written(&self.folder.join("agent.out"))

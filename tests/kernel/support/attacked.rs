@@ -113,17 +113,11 @@ impl Attacked {
 
     /// The folded stacks of the last minutes; none if there are none yet.
     pub fn profile(&self) -> Option<String> {
-        let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
-        let out = self.folder.path().join("kept.folded");
-        let mut command = Command::new(podopsy);
-        command.args(["profile", "--since", "10m", "-a", "-o"]).arg(&out);
-        command.arg("--socket").arg(self.folder.path().join("agent.sock"));
-        let done = command.output().expect("run podopsy");
-        if !done.status.success() {
-            eprintln!("{}", String::from_utf8_lossy(&done.stderr).trim_end());
-            return None;
+        let (said, profile) = self.agent.kept_profile();
+        if profile.is_none() {
+            eprintln!("{said}");
         }
-        fs::read_to_string(&out).ok()
+        profile
     }
 }
 
@@ -134,9 +128,15 @@ pub fn attack(cgroup: &MemoryCgroup, line: &str) -> Running {
 
 /// Builds a program of `victims/native`.
 pub fn native(folder: &Path, name: &str) -> PathBuf {
+    native_as(&folder.join(name), name, &[])
+}
+
+/// Builds a program of `victims/native` at a path, with more arguments for the compiler.
+pub fn native_as(program: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("victims/native/{name}.c"));
-    let program = folder.join(name);
-    let built = Command::new("gcc").args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).status();
+    let mut command = Command::new("gcc");
+    command.args(["-O1", "-pthread"]).args(arguments).arg("-o").arg(program).arg(source);
+    let built = command.status();
     assert!(built.is_ok_and(|status| status.success()), "gcc: cargo xtask setup test");
-    program
+    program.to_owned()
 }
