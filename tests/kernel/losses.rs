@@ -8,7 +8,7 @@ use std::process::Stdio;
 use podopsy_model::Losses;
 use podopsy_probes::ring::Ring;
 use podopsy_probes::{DnsProbeOptions, ProbeOptions, Probes, Rate};
-use support::{MemoryCgroup, in_own_network, query, require_root, respond};
+use support::{MemoryCgroup, in_own_network, kills_by_vmstat, query, require_root, respond};
 
 /// Loads the probes, runs `work` without draining the rings, and returns how many records were in the ring after it,
 /// and all losses.
@@ -27,13 +27,6 @@ fn unread(
     let mut read = 0;
     ring.drain_now(|_| read += 1);
     (read, losses.read())
-}
-
-/// The kernel's count of OOM kills since boot.
-fn kills_by_vmstat() -> u64 {
-    let text = std::fs::read_to_string("/proc/vmstat").expect("/proc/vmstat");
-    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    line.and_then(|count| count.parse().ok()).expect("oom_kill in /proc/vmstat")
 }
 
 #[test]

@@ -49,6 +49,13 @@ pub fn times(wanted: usize) -> usize {
     if is_emulated() { wanted / 4 } else { wanted }
 }
 
+/// The kernel's count of OOM kills since boot.
+pub fn kills_by_vmstat() -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").expect("/proc/vmstat");
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.and_then(|count| count.parse().ok()).expect("oom_kill in /proc/vmstat")
+}
+
 /// The complete lines of a file that is being written: its last line may be incomplete.
 pub fn whole_lines(text: &str) -> std::str::Lines<'_> {
     text.rsplit_once('\n').map_or("", |(whole, _)| whole).lines()

@@ -50,14 +50,16 @@ def hasher():
         hashes(data)
 
 
-def cost(function):
-    """The CPU time of a call: the median, because a busy machine interrupts some calls."""
-    times = []
-    for _ in range(41):
-        begin = time.thread_time()
-        function()
-        times.append(time.thread_time() - begin)
-    return sorted(times)[20]
+def costs(functions):
+    """The CPU time of a call of each: the median, because a busy machine interrupts some calls, and taken in turn, because
+    it is slower for a while."""
+    times = [[] for _ in functions]
+    for _ in range(101):
+        for function, taken in zip(functions, times):
+            begin = time.thread_time()
+            function()
+            taken.append(time.thread_time() - begin)
+    return [sorted(taken)[50] for taken in times]
 
 
 def main(calls):
@@ -68,7 +70,8 @@ def main(calls):
 
 
 shares = [(50, Work().plain), (30, generator), (20, native)]
-calls = [(function, share / cost(function)) for share, function in shares]
+taken = costs([function for _, function in shares])
+calls = [(function, share / cost) for (share, function), cost in zip(shares, taken)]
 # A round is some 200 calls, so that each share is right within half a percentage point.
 calls = [(function, round(200 * count / sum(count for _, count in calls))) for function, count in calls]
 threading.Thread(target=hasher, daemon=True).start()
