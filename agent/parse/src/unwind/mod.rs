@@ -5,6 +5,7 @@
 mod arch;
 mod code;
 mod file;
+mod frame_state;
 mod golang;
 mod packed;
 #[cfg(test)]

@@ -6,20 +6,22 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use gimli::{
     BaseAddresses, CieOrFde, CommonInformationEntry, EndianSlice, FrameDescriptionEntry, LittleEndian,
-    UnwindContext, UnwindSection,
+    UnwindSection,
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
 use serde::{Deserialize, Serialize};
 
 use super::code::UndescribedCode;
+use super::frame_state::{self, FrameState};
 use super::golang::GoTables;
 use super::packed::PackedRows;
-use super::rule::rule_for_row;
+use super::rule::rule_for_state;
 use crate::{StackLossReason, StackLosses};
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
@@ -227,19 +229,18 @@ pub(super) fn read(input: &RowInput<'_>, to_offset: impl Fn(u64) -> Option<u64>)
     let mut collector = RowCollector::new(&to_offset);
     collector.losses.clone_from(&functions.losses);
     let (eh_frame, debug_frame) = (frames.eh_frame(), frames.debug_frame());
-    let mut context = UnwindContext::new();
-    let (mut eh_common, mut debug_common) = (None, None);
+    let (mut eh_common, mut debug_common) = (CommonEntries::default(), CommonEntries::default());
     for (index, function) in functions.all.iter().enumerate() {
         let next = functions.all.get(index + 1).map_or(u32::MAX, |next| next.start);
         let has_budget = match (function.is_debug, &eh_frame, &debug_frame) {
-            (false, Some((section, bases)), _) => {
-                let entries = FrameEntries { section, bases, context: &mut context, common: &mut eh_common };
-                collector.add_function(*function, next, entries)
-            }
+            (false, Some((section, bases)), _) => collector.add_function(
+                *function,
+                next,
+                FrameEntries { section, bases, common: &mut eh_common },
+            ),
             (true, _, Some((section, bases))) => {
-                let entries =
-                    FrameEntries { section, bases, context: &mut context, common: &mut debug_common };
-                collector.add_function(*function, next, entries)
+                let common = &mut debug_common;
+                collector.add_function(*function, next, FrameEntries { section, bases, common })
             }
             _ => true,
         };
@@ -267,25 +268,76 @@ pub(super) struct RowCollector<'a, F> {
     rules: Vec<Rule>,
     /// Looked up for each row: the default hasher took a sixth of the time. Rules made to collide cost at most
     /// [`MAX_RULES`] comparisons.
-    indexes: HashMap<Rule, u16, RandomState>,
+    indexes: HashMap<RuleKey, u16, RandomState>,
     losses: StackLosses,
 }
 
-/// The common entry that was read last, with its offset.
-type CachedCommonEntry<'a, O> = Option<(O, CommonInformationEntry<Bytes<'a>>)>;
+/// A rule in few words, which are hashed faster than its ten fields.
+#[derive(PartialEq, Eq, Hash)]
+struct RuleKey(u64, u64, i16);
+
+impl From<Rule> for RuleKey {
+    fn from(rule: Rule) -> RuleKey {
+        let Rule { kind, base, index, ra, fp, unused: _, ra_offset, fp_offset, cfa_offset, extra } = rule;
+        let bytes = u32::from_le_bytes([kind, base, index, ra]);
+        let offset = u64::from(ra_offset.cast_unsigned()) << 40;
+        let offsets = u64::from(cfa_offset.cast_unsigned()) << 32 | u64::from(extra.cast_unsigned());
+        RuleKey(u64::from(bytes) | u64::from(fp) << 32 | offset, offsets, fp_offset)
+    }
+}
+
+/// Common entries that are kept: an object file has one for each language's personality routine, in turn.
+const MAX_COMMON_ENTRIES: usize = 4;
+
+/// A common entry that was read, with its offset, and the state that its instructions lead to.
+struct CachedCommonEntry<'a, O> {
+    offset: O,
+    entry: CommonInformationEntry<Bytes<'a>>,
+    /// None: not yet asked for.
+    state: Option<gimli::Result<FrameState>>,
+}
+
+/// The common entries that were read last.
+struct CommonEntries<'a, O> {
+    kept: Vec<CachedCommonEntry<'a, O>>,
+    /// The index of the one that was asked for last.
+    current: usize,
+}
+
+impl<O> Default for CommonEntries<'_, O> {
+    fn default() -> Self {
+        CommonEntries { kept: Vec::new(), current: 0 }
+    }
+}
 
 /// A section of entries, with what reading them reuses.
 struct FrameEntries<'a, 's, S: UnwindSection<Bytes<'s>>> {
     section: &'a S,
     bases: &'a BaseAddresses,
-    context: &'a mut UnwindContext<usize>,
-    common: &'a mut CachedCommonEntry<'s, S::Offset>,
+    common: &'a mut CommonEntries<'s, S::Offset>,
+}
+
+impl<'s, S: UnwindSection<Bytes<'s>>> FrameEntries<'_, 's, S> {
+    fn function(&mut self, offset: u32) -> gimli::Result<FrameDescriptionEntry<Bytes<'s>>> {
+        let offset = S::Offset::from(offset as usize);
+        self.section.fde_from_offset(self.bases, offset, |section, bases, at| {
+            common_entry(self.common, section, bases, at)
+        })
+    }
+
+    /// The state at the beginning of the function that was read last.
+    fn initial_state(&mut self) -> gimli::Result<FrameState> {
+        let common =
+            self.common.kept.get_mut(self.common.current).ok_or(gimli::Error::NoEntryAtGivenOffset(0))?;
+        let of_entry = || FrameState::of_common_entry(&common.entry, self.section, self.bases);
+        common.state.get_or_insert_with(of_entry).clone()
+    }
 }
 
 impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
     fn new(to_offset: &'a F) -> Self {
         let rules = [KIND_NONE, KIND_STOP, KIND_UNSUPPORTED].map(Rule::of_kind).to_vec();
-        let indexes = rules.iter().zip(0..).map(|(&rule, index)| (rule, index)).collect();
+        let indexes = rules.iter().zip(0..).map(|(&rule, index)| (RuleKey::from(rule), index)).collect();
         let losses = StackLosses::default();
         RowCollector { to_offset, budget: TimeBudget::new(), rows: Vec::new(), rules, indexes, losses }
     }
@@ -302,7 +354,7 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
         is_debug: bool,
         functions: &mut Vec<DescribedFunction>,
     ) {
-        let mut common = None;
+        let mut common = CommonEntries::default();
         let mut entries = section.entries(bases);
         loop {
             let partial = match entries.next() {
@@ -347,18 +399,13 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
         &mut self,
         function: DescribedFunction,
         next: u32,
-        entries: FrameEntries<'_, 's, S>,
+        mut entries: FrameEntries<'_, 's, S>,
     ) -> bool {
-        let FrameEntries { section, bases, context, common } = entries;
         if self.rows.len() >= MAX_ROWS {
             self.count_loss(StackLossReason::TooManyRows);
             return false;
         }
-        let parsed =
-            section.fde_from_offset(bases, S::Offset::from(function.entry as usize), |section, bases, at| {
-                common_entry(common, section, bases, at)
-            });
-        let Ok(entry) = parsed else {
+        let Ok(entry) = entries.function(function.entry) else {
             self.count_loss(StackLossReason::EntryDamaged);
             return true;
         };
@@ -369,10 +416,7 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
         } else if !self.budget.spend(bytes as u64) {
             self.count_loss(StackLossReason::TooSlow);
             return false;
-        } else if self
-            .add_rows_of_entry(function, next, &entry, FrameEntries { section, bases, context, common })
-            .is_none()
-        {
+        } else if self.add_rows_of_entry(function, next, &entry, &mut entries).is_err() {
             self.count_loss(StackLossReason::EntryDamaged);
             self.remove_rows_from(function.start);
             self.push_row(function.start, RULE_UNSUPPORTED);
@@ -383,32 +427,30 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
         true
     }
 
-    /// Adds a row for each row of the entry. None if its instructions are damaged: the rows before that place may be right,
-    /// but the place itself is not known.
+    /// Adds a row for each state of the function. An error: its instructions are damaged. The rows before that place may be
+    /// right, but the place itself is not known.
     fn add_rows_of_entry<'s, S: UnwindSection<Bytes<'s>>>(
         &mut self,
         function: DescribedFunction,
         next: u32,
         entry: &FrameDescriptionEntry<Bytes<'s>>,
-        entries: FrameEntries<'_, 's, S>,
-    ) -> Option<()> {
-        let FrameEntries { section, bases, context, .. } = entries;
+        entries: &mut FrameEntries<'_, 's, S>,
+    ) -> gimli::Result<()> {
         let is_signal = entry.is_signal_trampoline();
-        let mut table = entry.rows(section, bases, context).ok()?;
-        while let Some(row) = table.next_row().ok()? {
-            let into = row.start_address().wrapping_sub(entry.initial_address());
-            let Ok(into) = u32::try_from(into) else { break };
+        let initial = entries.initial_state()?;
+        let section = entries.section;
+        frame_state::run(entry, section, entries.bases, &initial, |address, state| {
+            let into = address.wrapping_sub(entry.initial_address());
+            let Ok(into) = u32::try_from(into) else { return ControlFlow::Break(()) };
             // If two functions overlap, the later one counts from its start.
-            if into >= function.end - function.start || function.start + into >= next {
-                break;
+            let is_outside = into >= function.end - function.start || function.start + into >= next;
+            if is_outside || self.rows.len() >= MAX_ROWS {
+                return ControlFlow::Break(());
             }
-            if self.rows.len() >= MAX_ROWS {
-                break;
-            }
-            let rule = self.rule_index(rule_for_row(row, section, is_signal));
+            let rule = self.rule_index(rule_for_state(state, section, is_signal));
             self.push_row(function.start + into, rule);
-        }
-        Some(())
+            ControlFlow::Continue(())
+        })
     }
 
     /// Adds a row, unless it only repeats the rule of the row before.
@@ -438,17 +480,24 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
     }
 
     /// The index of a rule in [`FileRows::rules`], or [`RULE_UNSUPPORTED`] if there are too many.
+    #[inline]
     pub fn rule_index(&mut self, rule: Rule) -> u16 {
-        if let Some(&index) = self.indexes.get(&rule) {
-            return index;
+        let key = RuleKey::from(rule);
+        match self.indexes.get(&key) {
+            Some(&index) => index,
+            None => self.add_rule(key, rule),
         }
+    }
+
+    #[cold]
+    fn add_rule(&mut self, key: RuleKey, rule: Rule) -> u16 {
         if self.rules.len() >= MAX_RULES {
             self.count_loss(StackLossReason::TooManyRules);
             return RULE_UNSUPPORTED;
         }
         let index = u16::try_from(self.rules.len()).unwrap_or(RULE_UNSUPPORTED);
         self.rules.push(rule);
-        self.indexes.insert(rule, index);
+        self.indexes.insert(key, index);
         index
     }
 
@@ -459,20 +508,23 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
     }
 }
 
-/// Reads a common entry, unless it is the one that was read last: neighbours mostly share theirs.
+/// Reads a common entry, unless it is kept: neighbours mostly share theirs. It becomes the current one.
 fn common_entry<'s, S: UnwindSection<Bytes<'s>>>(
-    cached: &mut CachedCommonEntry<'s, S::Offset>,
+    cached: &mut CommonEntries<'s, S::Offset>,
     section: &S,
     bases: &BaseAddresses,
     at: S::Offset,
 ) -> gimli::Result<CommonInformationEntry<Bytes<'s>>> {
-    if let Some((offset, entry)) = cached
-        && *offset == at
-    {
-        return Ok(entry.clone());
+    if let Some(found) = cached.kept.iter().position(|kept| kept.offset == at) {
+        cached.current = found;
+        return Ok(cached.kept[found].entry.clone());
     }
     let entry = section.cie_from_offset(bases, at)?;
-    *cached = Some((at, entry.clone()));
+    if cached.kept.len() == MAX_COMMON_ENTRIES {
+        cached.kept.clear();
+    }
+    cached.current = cached.kept.len();
+    cached.kept.push(CachedCommonEntry { offset: at, entry: entry.clone(), state: None });
     Ok(entry)
 }
 

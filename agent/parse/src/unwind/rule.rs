@@ -1,10 +1,9 @@
-//! Translates a row of call frame information into a [`Rule`] that the kernel side can follow.
+//! Translates the state of a frame into a [`Rule`] that the kernel side can follow.
 //!
 //! Must not depend on: files, pages. Expressions are recognised by their shape and never evaluated.
 
 use gimli::{
     CfaRule, EndianSlice, LittleEndian, Reader, Register, RegisterRule, UnwindExpression, UnwindSection,
-    UnwindTableRow,
 };
 use podopsy_wire::{
     FP_AT_CFA, FP_AT_FP, FP_AT_SP, FP_SAME, KIND_DEREF, KIND_INDEXED, KIND_PLT, KIND_REGISTER, KIND_SIGNAL,
@@ -12,30 +11,31 @@ use podopsy_wire::{
 };
 
 use super::arch::NATIVE;
+use super::frame_state::FrameState;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
 const UNSUPPORTED: Rule = Rule::of_kind(KIND_UNSUPPORTED);
 
-/// The rule for `row`, of kind [`KIND_UNSUPPORTED`] if the kernel side could not follow it.
-pub(super) fn rule_for_row<'a, S>(row: &UnwindTableRow<usize>, section: &S, is_signal: bool) -> Rule
+/// The rule for a state, of kind [`KIND_UNSUPPORTED`] if the kernel side could not follow it.
+#[inline]
+pub(super) fn rule_for_state<'a, S>(state: &FrameState, section: &S, is_signal: bool) -> Rule
 where
     S: UnwindSection<Bytes<'a>>,
 {
-    supported_rule(row, section, is_signal).unwrap_or(UNSUPPORTED)
+    supported_rule(state, section, is_signal).unwrap_or(UNSUPPORTED)
 }
 
-fn supported_rule<'a, S>(row: &UnwindTableRow<usize>, section: &S, is_signal: bool) -> Option<Rule>
+#[inline]
+fn supported_rule<'a, S>(state: &FrameState, section: &S, is_signal: bool) -> Option<Rule>
 where
     S: UnwindSection<Bytes<'a>>,
 {
-    let register = |number| row.register(Register(number)).unwrap_or(RegisterRule::Undefined);
-    let ra = register(NATIVE.return_address);
-    // gimli also returns Undefined if no instruction names the register; then the place of the return address is unknown.
+    let ra = &state.return_address;
     if matches!(ra, RegisterRule::Undefined) {
         return Some(Rule::of_kind(KIND_STOP));
     }
-    let mut rule = match row.cfa() {
+    let mut rule = match &state.cfa {
         CfaRule::RegisterAndOffset { register, offset } => Rule {
             base: usable_register(register.0)?,
             cfa_offset: i32::try_from(*offset).ok()?,
@@ -52,18 +52,18 @@ where
     };
     match ra {
         RegisterRule::Offset(offset) => {
-            (rule.ra, rule.ra_offset) = (RA_AT_CFA, i16::try_from(offset).ok()?);
+            (rule.ra, rule.ra_offset) = (RA_AT_CFA, i16::try_from(*offset).ok()?);
         }
-        RegisterRule::Register(Register(number)) => rule.ra = usable_register(number)?.checked_add(1)?,
+        RegisterRule::Register(Register(number)) => rule.ra = usable_register(*number)?.checked_add(1)?,
         _ => return None,
     }
-    match register(NATIVE.frame_pointer) {
+    match &state.frame_pointer {
         RegisterRule::Undefined | RegisterRule::SameValue => rule.fp = FP_SAME,
         RegisterRule::Offset(offset) => {
-            (rule.fp, rule.fp_offset) = (FP_AT_CFA, i16::try_from(offset).ok()?);
+            (rule.fp, rule.fp_offset) = (FP_AT_CFA, i16::try_from(*offset).ok()?);
         }
         RegisterRule::Expression(expression) => {
-            let (number, offset) = single_register(&bytes(expression, section)?)?;
+            let (number, offset) = single_register(&bytes(*expression, section)?)?;
             rule.fp_offset = i16::try_from(offset).ok()?;
             rule.fp = match number {
                 n if n == NATIVE.frame_pointer => FP_AT_FP,
