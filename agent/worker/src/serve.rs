@@ -14,6 +14,7 @@ use podopsy_helper::channel::{receive, send};
 use podopsy_helper::{FileStat, open_sealed};
 use podopsy_parse::unwind::UnwindSource;
 use podopsy_parse::{StackLossReason, elf, names, perf_map, python, unwind};
+use podopsy_system::heap;
 
 use crate::jail::{self, WorkerLimits};
 use crate::job::{Answer, FileDescription, FoundUnwind, Job, JobOrder};
@@ -26,6 +27,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
     let memory = (arguments.next()? == *OsStr::new(ARGUMENT)).then(|| arguments.next())??;
     let limits = WorkerLimits { memory: memory.to_str()?.parse().ok()? };
     let work = |socket: UnixStream| {
+        heap::keep_freed();
         // Narrowed before the first byte of a container is read.
         jail::narrow(&limits, socket.as_raw_fd())?;
         serve(socket, &CpuTimer::default())
