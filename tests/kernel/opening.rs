@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::agent::{get, until};
+use support::agent::{get, loss, until};
 use support::attacked::{ATTACK_LIMIT, Attacked};
 use support::{MemoryCgroup, Running, is_emulated, require_root};
 
@@ -109,6 +109,8 @@ fn a_stalled_file_system_costs_its_container_alone(expected: &Expected) {
     until("the reason in place of the attacker's names", || {
         attacked.profile()?.contains(reason).then_some(())
     });
+    let given_up = loss(&attacked.agent.address, "openers_late");
+    assert_eq!(given_up.is_some_and(|files| files > 0.0), reason.contains("does not answer"), "{given_up:?}");
     attacked.reports_a_neighbours_kills(&format!("stall-{mode}"));
     is_ready(attacked);
     attacked.is_alive();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_model::EventKind;
-use support::agent::{Agent, get, until};
+use support::agent::{Agent, loss, until};
 use support::{MemoryCgroup, Running, is_emulated, require_root};
 
 /// Open files of a worker, at most (`agent/worker/src/jail.rs`); its supervisor may have more.
@@ -114,14 +114,9 @@ fn a_hundred_kills_of_the_worker_lose_no_event_and_profiles_say_what_they_lack()
     };
     until("report of every kill", || (of_kind(EventKind::OomKill) == pids.len()).then_some(()));
     until("incident of every kill", || (of_kind(EventKind::OomIncident) == pids.len()).then_some(()));
-    let lost = || {
-        let (_, page) = get(&agent.address, "/metrics", "*/*")?;
-        let line =
-            page.lines().find(|line| line.starts_with("podopsy_losses_total{counter=\"workers_lost\"}"))?;
-        line.rsplit(' ').next()?.parse::<f64>().ok()
-    };
-    eprintln!("{} OOM kills; workers that were lost in a job: {:?}", pids.len(), lost());
-    assert!(lost().is_some_and(|lost| lost > 0.0));
+    let lost = loss(&agent.address, "workers_lost");
+    eprintln!("{} OOM kills; workers that were lost in a job: {lost:?}", pids.len());
+    assert!(lost.is_some_and(|lost| lost > 0.0));
 
     // What starts after the kills has its name again.
     let program = folder.path().join("after-kills");

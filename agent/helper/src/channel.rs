@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 /// The largest frame: the rows of the largest file.
 pub const MAX_FRAME: usize = 32 << 20;
+/// Bytes of memory that a length may claim before its frame has arrived.
+const MAX_CLAIMED: usize = 4 << 10;
 /// Descriptors that a frame can carry.
 const MAX_FILES: usize = 2;
 
@@ -21,13 +23,11 @@ pub fn send(socket: &mut UnixStream, value: &impl Serialize, files: &[RawFd]) ->
     let head = len.ok_or_else(|| io::Error::other("a frame that is too large"))?.to_le_bytes();
     let rights = [ControlMessage::ScmRights(files)];
     let rights = if files.is_empty() { &[][..] } else { &rights[..] };
-    // The socket is empty, so that four bytes always fit at once.
-    let sent =
-        sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&head)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
-    if sent != head.len() {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    socket.write_all(&body)
+    let parts = [IoSlice::new(&head), IoSlice::new(&body)];
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    // The socket is empty, so that the length always fits at once; a long body does not.
+    let of_body = sent.checked_sub(head.len()).ok_or(io::ErrorKind::WriteZero)?;
+    socket.write_all(&body[of_body..])
 }
 
 /// Receives a value and its files. An end of the stream is [`io::ErrorKind::UnexpectedEof`].
@@ -42,8 +42,8 @@ pub fn receive<T: DeserializeOwned>(socket: &mut UnixStream) -> io::Result<(T, V
     if len > MAX_FRAME {
         return Err(io::Error::other("a frame that is too large"));
     }
-    let mut body = Vec::new();
     // Grows with what arrives: the length is a claim of the other side.
+    let mut body = Vec::with_capacity(len.min(MAX_CLAIMED));
     socket.take(len as u64).read_to_end(&mut body)?;
     if body.len() < len {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -160,10 +160,10 @@ impl Outputs {
         let helpers = self.always_on_options.helpers.clone();
         metrics.set_loss_source(move || {
             let mut losses = profiles.snapshot();
-            let (_, workers_lost) = helpers.parsers.workers();
-            if workers_lost > 0 {
-                losses.insert("workers_lost".to_owned(), workers_lost);
-            }
+            let ((_, workers_lost), (openers_late, _)) = (helpers.parsers.workers(), helpers.openers.hangs());
+            let of_helpers = [("workers_lost", workers_lost), ("openers_late", openers_late)];
+            losses
+                .extend(of_helpers.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)));
             losses.extend(stdout.iter().flat_map(LossCounters::snapshot));
             losses.extend(incidents.losses());
             losses.extend(keeper.iter().flat_map(StoreSender::losses));

@@ -48,6 +48,13 @@ pub fn get(address: &str, path: &str, accept: &str) -> Option<(String, String)> 
     all.split_once("\r\n\r\n").map(|(head, body)| (head.to_owned(), body.to_owned()))
 }
 
+/// The value of a counter of losses on the metrics page; None: nothing was lost by it.
+pub fn loss(address: &str, counter: &str) -> Option<f64> {
+    let (_, page) = get(address, "/metrics", "*/*")?;
+    let series = format!("podopsy_losses_total{{counter=\"{counter}\"}}");
+    page.lines().find(|line| line.starts_with(&series))?.rsplit(' ').next()?.parse().ok()
+}
+
 /// A running agent.
 pub struct Agent {
     pub process: Running,
