@@ -65,7 +65,7 @@ pub struct WatchArgs {
     #[arg(short, long, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
 
-    /// Stop after this many events
+    /// Stop after this many events, and after the incidents of the OOM kills among them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
 

@@ -1,12 +1,12 @@
 //! `podopsy watch`: prints events as they happen, until Ctrl-C, `--count` or `--duration`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use podopsy_model::{Event, EventKind, Losses};
+use podopsy_model::{Detail, Event, EventKind, Losses};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsOptions, GrowthMode, Recorder, RecorderOptions};
@@ -67,20 +67,15 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
     if follow(&mut events, stop, &mut watched).await? == FollowEnd::ReaderGone {
         return Ok(CommandOutcome::Success);
     }
+    // Of the kills that were asked for, while the recorder still runs.
+    if watched.has_all_events() && !finish(&mut events, &mut watched).await? {
+        note("an incident of a kill took too long, and is not shown");
+    }
     let own_kills = recorder.own_kills();
     let lost = recorder.stop().await?;
     // Events that were recorded before the end are still printed.
-    let drain = async {
-        while !watched.is_full()
-            && let Some(event) = events.recv().await
-        {
-            watched.handle(&event)?;
-        }
-        io::Result::Ok(())
-    };
-    match tokio::time::timeout(DRAIN_TIMEOUT, drain).await {
-        Ok(result) => result?,
-        Err(_) => note("some events were still waiting for the container runtime, and are not shown"),
+    if !finish(&mut events, &mut watched).await? {
+        note("some events were still waiting for the container runtime, and are not shown");
     }
     note(&watched.counts.summary(watched.since.elapsed(), &lost));
     if own_kills > 0 {
@@ -100,6 +95,23 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
 /// At the end: how long to wait for events whose pods the runtime is still looking up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Prints what is still to come, until all that was asked for is printed or the recorder has stopped. False: it took too
+/// long.
+async fn finish(events: &mut mpsc::Receiver<Event>, watched: &mut WatchSession) -> io::Result<bool> {
+    let drain = async {
+        while !watched.is_full()
+            && let Some(event) = events.recv().await
+        {
+            watched.handle(&event)?;
+        }
+        io::Result::Ok(())
+    };
+    match tokio::time::timeout(DRAIN_TIMEOUT, drain).await {
+        Ok(result) => result.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Why [`follow`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowEnd {
@@ -115,7 +127,7 @@ async fn follow(
 ) -> anyhow::Result<FollowEnd> {
     let mut stop = std::pin::pin!(stop);
     let mut reader_check = tokio::time::interval(Duration::from_millis(500));
-    while !watched.is_full() {
+    while !watched.has_all_events() {
         tokio::select! {
             event = events.recv() => match event {
                 Some(event) => watched.handle(&event)?,
@@ -167,6 +179,8 @@ struct WatchSession {
     namespace: Option<String>,
     limit: Option<u64>,
     counts: EventCounts,
+    /// The incidents of kills that were printed, which follow with what takes longer to find out.
+    incidents: BTreeSet<String>,
     since: Instant,
 }
 
@@ -177,12 +191,28 @@ impl WatchSession {
             namespace: args.namespace.clone(),
             limit: args.count,
             counts: EventCounts::default(),
+            incidents: BTreeSet::new(),
             since: Instant::now(),
         }
     }
 
+    /// Whether the events that were asked for, and the incidents of the kills among them, were printed.
     fn is_full(&self) -> bool {
+        self.has_all_events() && self.incidents.is_empty()
+    }
+
+    fn has_all_events(&self) -> bool {
         self.limit.is_some_and(|limit| self.counts.total() >= limit)
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        let in_namespace = self
+            .namespace
+            .as_ref()
+            .is_none_or(|namespace| event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace));
+        let is_awaited =
+            event.incident.as_ref().is_some_and(|incident| self.incidents.contains(&incident.id));
+        in_namespace && (is_awaited || !self.has_all_events())
     }
 
     /// Whether the watch ended before `duration` was over.
@@ -191,17 +221,19 @@ impl WatchSession {
     }
 
     fn handle(&mut self, event: &Event) -> io::Result<()> {
-        let wanted = match &self.namespace {
-            Some(namespace) => event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace),
-            None => true,
-        };
-        if !wanted {
+        if !self.wants(event) {
             return Ok(());
         }
         self.lines.print(&mut io::stdout().lock(), event)?;
-        // An incident repeats kills that have been counted.
-        if event.kind != EventKind::OomIncident {
-            self.counts.add(event.kind);
+        match &event.incident {
+            // It repeats kills that have been counted.
+            Some(incident) => drop(self.incidents.remove(&incident.id)),
+            None => self.counts.add(event.kind),
+        }
+        if let Detail::Oom(kill) = &event.detail
+            && event.kind == EventKind::OomKill
+        {
+            self.incidents.extend(kill.incident.clone());
         }
         Ok(())
     }
@@ -234,7 +266,39 @@ impl EventCounts {
 
 #[cfg(test)]
 mod tests {
+    use podopsy_model::incident::OomIncident;
+    use podopsy_model::{Owner, testing};
+
     use super::*;
+    use crate::args::ListFormat;
+    use crate::terminal::Terminal;
+
+    #[test]
+    fn a_counted_kill_is_followed_by_its_incident_and_by_no_other_event() {
+        let mut session = WatchSession {
+            lines: EventPrinter::new(ListFormat::Json, Terminal::PLAIN),
+            namespace: None,
+            limit: Some(1),
+            counts: EventCounts::default(),
+            incidents: BTreeSet::new(),
+            since: Instant::now(),
+        };
+        let kill = |incident: &str| {
+            testing::kill("2026-01-02T03:04:05Z".parse().unwrap(), Owner::default(), incident, 1, false)
+        };
+        let incident = |of: &Event| {
+            let Detail::Oom(kill) = &of.detail else { panic!("{of:?}") };
+            let id = kill.incident.clone().unwrap();
+            let incident = Some(Box::new(OomIncident { id, ..testing::incident() }));
+            Event { kind: EventKind::OomIncident, incident, ..of.clone() }
+        };
+        let (counted, other) = (kill("a-1"), kill("a-2"));
+        session.handle(&counted).unwrap();
+        assert!(session.has_all_events() && !session.is_full());
+        assert!(!session.wants(&other) && !session.wants(&incident(&other)));
+        session.handle(&incident(&counted)).unwrap();
+        assert!(session.is_full());
+    }
 
     #[test]
     fn the_summary_counts_by_kind_and_lists_losses() {
