@@ -5,7 +5,10 @@ mod support;
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -167,6 +170,41 @@ fn no_file_can_be_changed(thread: &str, other: u32, file: &Path) {
     assert_eq!(openat2(AT_FDCWD, file, how).map(drop), Err(Errno::EPERM), "openat2 in {thread}");
 }
 
+/// Tries to reach a listener, which is root's. What existed before the restraint is connected already, and stays so.
+fn unix_sockets(listener: &Path) -> Attempts {
+    let socket = |domain, kind| {
+        // SAFETY: socket takes three integers, and the descriptor is closed with the process.
+        Errno::result(unsafe { libc::socket(domain, kind, 0) }).map_err(io::Error::from)
+    };
+    let abstract_name = SocketAddr::from_abstract_name("podopsy-test").expect("a name");
+    vec![
+        attempt("connect to a Unix socket", UnixStream::connect(listener)),
+        attempt("connect to an abstract socket", UnixStream::connect_addr(&abstract_name)),
+        attempt("send to a Unix socket", UnixDatagram::unbound()),
+        attempt("listen on a Unix socket", UnixListener::bind(listener.with_extension("new"))),
+        attempt("a seqpacket socket", socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC)),
+        attempt("a pair of datagram sockets", UnixDatagram::pair()),
+        attempt("the hypervisor's socket", socket(libc::AF_VSOCK, libc::SOCK_STREAM)),
+        attempt("a packet socket", socket(libc::AF_PACKET, libc::SOCK_RAW)),
+    ]
+}
+
+/// Connects the socket of a pair to a listener.
+fn connect_again(pair: &UnixStream, listener: &Path) -> Result<(), Errno> {
+    let address = nix::sys::socket::UnixAddr::new(listener).expect("an address");
+    nix::sys::socket::connect(pair.as_raw_fd(), &address)
+}
+
+fn no_unix_socket_can_be_reached(thread: &str, listener: &Path) {
+    for (what, result) in unix_sockets(listener) {
+        assert_eq!(result, Err(Errno::EPERM), "{what} in {thread}");
+    }
+    let (one, other) = UnixStream::pair().expect("a pair is permitted");
+    assert_eq!(connect_again(&one, listener), Err(Errno::EISCONN), "in {thread}");
+    drop(other);
+    assert_eq!(connect_again(&one, listener), Err(Errno::EISCONN), "in {thread}, without the other end");
+}
+
 /// In the threads that write: by Landlock outside of the state folder, and by the filter where Landlock does not look.
 fn no_file_outside_can_be_changed(other: u32, outside: &Path, inside: &Path, confinement: Confinement) {
     let (file, kept) = (outside.to_owned(), inside.to_owned());
@@ -196,6 +234,9 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         fs::create_dir(&outside).expect("make a folder");
         let file = outside.join("file");
         fs::write(&file, "text").expect("write a file");
+        let socket = outside.join("runtime.sock");
+        let listener = UnixListener::bind(&socket).expect("listen");
+        UnixStream::connect(&socket).expect("before the restraint, it is reached");
         // It ends when our end of the pipe is closed: from here on, this process may not kill it.
         let mut cat = Command::new("cat");
         let mut other = cat.uid(65534).stdin(Stdio::piped()).spawn().expect("another user's process");
@@ -205,10 +246,11 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         // Threads of every kind: idle workers, one that blocks in the kernel, one that is always busy.
         let (ask, asked) = std::sync::mpsc::channel::<()>();
         let (answer, answered) = std::sync::mpsc::channel();
-        let (pid, path) = (other.id(), file.clone());
+        let (pid, path, runtime_socket) = (other.id(), file.clone(), socket.clone());
         std::thread::spawn(move || {
             let _ = asked.recv();
             no_file_can_be_changed("a thread that existed before", pid, &path);
+            no_unix_socket_can_be_reached("a thread that existed before", &runtime_socket);
             answer.send(Command::new("/bin/true").status().map_err(|error| error.kind()))
         });
         std::thread::spawn(|| {
@@ -251,9 +293,10 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         ask.send(()).expect("it waits");
         let refused = Err(ErrorKind::PermissionDenied);
         assert_eq!(answered.recv().expect("its answer"), refused);
-        let path = file.clone();
+        let (path, runtime_socket) = (file.clone(), socket.clone());
         let later = std::thread::spawn(move || {
             no_file_can_be_changed("a thread that started later", pid, &path);
+            no_unix_socket_can_be_reached("a thread that started later", &runtime_socket);
             Command::new("/bin/true").status().map_err(|error| error.kind())
         });
         assert_eq!(later.join().expect("it ends"), refused);
@@ -280,7 +323,14 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         no_file_outside_can_be_changed(pid, &file, &state.join("store.db"), begun.confinement);
         let has_landlock = podopsy_system::landlock_version().is_some();
         assert_eq!(begun.confinement == Confinement::Landlock, has_landlock, "{begun:?}");
+        let runtime_socket = socket.clone();
+        state_thread::run(move || no_unix_socket_can_be_reached("a thread that writes", &runtime_socket))
+            .expect("a thread");
+        // A socket that listens cannot be connected either.
+        let address = nix::sys::socket::UnixAddr::new(&socket).expect("an address");
+        assert_eq!(nix::sys::socket::connect(listener.as_raw_fd(), &address), Err(Errno::EINVAL));
         std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        std::net::UdpSocket::bind("[::1]:0").expect("a socket for DNS");
         let its = format!("/proc/{}", other.id());
         assert!(!fs::read(format!("{its}/environ")).expect("another user's environment").is_empty());
         assert!(!fs::read(format!("{its}/maps")).expect("its mappings").is_empty());

@@ -29,6 +29,19 @@ pub fn from_kernel(raw: &[u8]) -> String {
     escape_bytes(&raw[..end])
 }
 
+/// The longest string, in characters. Kubernetes allows 253 for a name and 317 for a label's key; an image reference may be
+/// longer, and a hostile one is.
+pub const FIELD_MAX: usize = 512;
+
+/// Escapes the text and cuts it at [`FIELD_MAX`] characters; a cut text ends in `...`.
+pub fn field(raw: &str) -> String {
+    let cut = raw.char_indices().nth(FIELD_MAX).map(|(at, _)| at);
+    match cut {
+        Some(at) => escape(&raw[..at]) + "...",
+        None => escape(raw),
+    }
+}
+
 fn push_escaped(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
@@ -72,5 +85,11 @@ mod tests {
     fn kernel_strings_end_at_the_first_nul() {
         assert_eq!(from_kernel(b"sh\0garbage"), "sh");
         assert_eq!(from_kernel(b"full"), "full");
+    }
+
+    #[test]
+    fn strings_are_escaped_and_cut() {
+        assert_eq!(field("a\x1b[2J"), "a\\x1b[2J");
+        assert_eq!(field(&"é".repeat(FIELD_MAX + 1)), "é".repeat(FIELD_MAX) + "...");
     }
 }

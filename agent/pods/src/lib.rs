@@ -6,7 +6,6 @@
 //! This crate must not depend on aya, on the kernel side's records, on symbols or on rendering.
 
 mod cache;
-pub mod cri;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod hierarchy;
@@ -17,7 +16,6 @@ mod names;
 pub mod paths;
 pub mod proc;
 mod resolve;
-mod runtime;
 mod state;
 mod text;
 mod trust;
@@ -36,6 +34,8 @@ use serde::Serialize;
 
 use podopsy_model::incident::RuntimeView;
 use podopsy_model::{ContainerRef, Owner, PodRef, Target};
+pub use podopsy_runtime::run_if_asked;
+use podopsy_runtime::{ReaderOptions, RuntimeReader};
 
 #[derive(Clone, Debug)]
 pub struct PodsOptions {
@@ -43,6 +43,8 @@ pub struct PodsOptions {
     pub cri_socket: Option<PathBuf>,
     /// The timeout of one CRI call.
     pub cri_timeout: Duration,
+    /// Asks the runtime. None: this process does.
+    pub reader: Option<RuntimeReader>,
     /// How long cgroups are remembered after they were removed, at least.
     pub remember_dead: Duration,
     /// `/proc`, `/sys/fs/cgroup` and `/var/log/pods`; tests use other folders.
@@ -56,11 +58,30 @@ impl Default for PodsOptions {
         PodsOptions {
             cri_socket: None,
             cri_timeout: Duration::from_secs(2),
+            reader: None,
             remember_dead: Duration::from_secs(600),
             proc_root: "/proc".into(),
             cgroup_root: "/sys/fs/cgroup".into(),
             log_pods: "/var/log/pods".into(),
         }
+    }
+}
+
+impl PodsOptions {
+    /// Has another process ask the runtime, so that this one can give up the right to connect to it. Must be called before
+    /// the process gives up the right to start programs.
+    pub fn start_reader(&mut self) -> std::io::Result<()> {
+        // Without a hierarchy, pods cannot be resolved, which is reported then.
+        let hierarchy = hierarchy::Hierarchy::find(&self.proc_root, &self.cgroup_root).ok();
+        let node_root = hierarchy.and_then(|hierarchy| proc::node_root(&self.proc_root, &hierarchy));
+        let options = ReaderOptions {
+            program: "/proc/self/exe".into(),
+            socket: self.cri_socket.clone(),
+            node_root,
+            timeout: self.cri_timeout,
+        };
+        self.reader = Some(RuntimeReader::start(&options)?);
+        Ok(())
     }
 }
 
@@ -135,6 +156,7 @@ pub struct PodsStatus {
     /// Counters by name; one at 0 is left out.
     ///
     /// - `cri_errors`: calls that failed.
+    /// - `runtime_readers_lost`: processes that asked the runtime, and ended or did not answer. Another one took over.
     /// - `cgroups_unknown`: requests for an owner that could not be found, because the cgroup was gone before it was
     ///   read, has been dead for longer than it is remembered, or was not given by the kernel side.
     /// - `cgroups_missed`: directories that were gone before they were read.

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 
-use super::cri::messages::{self as cri, *};
-use super::runtime::CallError;
 use super::state::PodsState;
 use super::text::field;
 use super::{ContainerDetails, PodDetails, hierarchy, names, proc};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
+use podopsy_runtime::cri::messages::{self as cri, ContainerStatus, PodSandbox};
+use podopsy_runtime::{CallError, ContainerReport, SandboxReport};
 
 type Cgroups = HashMap<String, Vec<(PathBuf, u64)>>;
 
@@ -44,26 +44,23 @@ pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetail
 }
 
 async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<PodDetails>, CallError> {
-    let (sandboxes, containers) = tokio::join!(
-        state.runtime.call::<_, ListPodSandboxResponse>(LIST_POD_SANDBOX, ListPodSandboxRequest::default()),
-        state.runtime.call::<_, ListContainersResponse>(LIST_CONTAINERS, ListContainersRequest::default()),
-    );
-    let (sandboxes, containers) = (sandboxes?.items, containers?.containers);
+    let (sandboxes, containers) = tokio::join!(state.runtime.sandboxes(None), state.runtime.containers(None));
+    let (sandboxes, containers) = (sandboxes?, containers?);
     // If a status call fails, the pod is still listed, with the fields that the list itself has.
     let mut details = JoinSet::new();
     for sandbox in &sandboxes {
         let (state, id) = (state.clone(), sandbox.id.clone());
         details.spawn(async move {
-            let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
-            (id, state.runtime.call::<_, PodSandboxStatusResponse>(POD_SANDBOX_STATUS, request).await.ok())
+            let report = state.runtime.sandbox(&id).await.ok();
+            (id, report)
         });
     }
     let mut statuses = JoinSet::new();
     for container in &containers {
         let (state, id) = (state.clone(), container.id.clone());
         statuses.spawn(async move {
-            let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
-            (id, state.runtime.call::<_, ContainerStatusResponse>(CONTAINER_STATUS, request).await.ok())
+            let report = state.runtime.container(&id).await.ok();
+            (id, report)
         });
     }
     let details: HashMap<_, _> = details.join_all().await.into_iter().collect();
@@ -88,12 +85,11 @@ async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<P
 fn pod(
     state: &PodsState,
     sandbox: PodSandbox,
-    detail: Option<PodSandboxStatusResponse>,
+    detail: Option<SandboxReport>,
     containers: Vec<ContainerDetails>,
 ) -> PodDetails {
-    let detail = detail.unwrap_or_default();
-    let info = names::info(&detail.info);
-    let status = detail.status.unwrap_or_default();
+    let SandboxReport { status, info } = detail.unwrap_or_default();
+    let status = status.unwrap_or_default();
     let mut ips = Vec::new();
     if let Some(network) = &status.network {
         let all = std::iter::once(&network.ip).chain(network.additional_ips.iter().map(|ip| &ip.ip));
@@ -103,8 +99,7 @@ fn pod(
     let options = status.linux.and_then(|linux| linux.namespaces?.options);
     let host_network = options.is_some_and(|options| options.network == NODE);
     // CRI-O can work without a sandbox process. Any process of the pod is in the same network namespace.
-    let pause = info.get("pid").and_then(|v| v.as_u64()).and_then(|pid| u32::try_from(pid).ok());
-    let pause = pause.filter(|&pid| pid > 0 && proc::exists(&state.options.proc_root, pid));
+    let pause = info.pid.filter(|&pid| pid > 0 && proc::exists(&state.options.proc_root, pid));
     let pid = pause.or_else(|| containers.iter().find_map(|container| container.pid));
     let netns = pid
         .filter(|_| !host_network)
@@ -123,12 +118,11 @@ fn pod(
 fn join(
     state: &PodsState,
     listed: cri::Container,
-    answer: Option<ContainerStatusResponse>,
+    answer: Option<ContainerReport>,
     cgroups: &Cgroups,
 ) -> ContainerDetails {
-    let answer = answer.unwrap_or_default();
-    let info = names::info(&answer.info);
-    let status = answer.status.unwrap_or_else(|| ContainerStatus {
+    let ContainerReport { status, info } = answer.unwrap_or_default();
+    let status = status.unwrap_or_else(|| ContainerStatus {
         metadata: listed.metadata.clone(),
         state: listed.state,
         image: listed.image.clone(),
@@ -149,15 +143,12 @@ fn join(
     let restarts = restarts.and_then(|n| n.parse().ok()).unwrap_or(reference.attempt);
     let mut container = from_kernel(state, reference, cgroups.get(&listed.id).map_or(&[], Vec::as_slice));
     // In kind, the runtime reports pids of its node's pid namespace: use the pid only if the cgroup contains it.
-    let reported = info.get("pid").and_then(|v| v.as_u64()).and_then(|pid| u32::try_from(pid).ok());
-    if let Some(pid) = reported.filter(|pid| container.pids.contains(pid)) {
+    if let Some(pid) = info.pid.filter(|pid| container.pids.contains(pid)) {
         set_pid(state, &mut container, pid);
     }
-    let quota =
-        |at: &str| info.pointer(&format!("/runtimeSpec/linux/resources/{at}")).and_then(|v| v.as_u64());
-    let limit = quota("memory/limit").filter(|&limit| limit > 0 && limit < 1 << 62);
+    let limit = info.memory_limit.filter(|&limit| limit > 0 && limit < 1 << 62);
     container.memory_limit_bytes = container.memory_limit_bytes.or(limit);
-    let cpu = quota("cpu/quota").zip(quota("cpu/period")).and_then(|(q, p)| hierarchy::millis(q, p));
+    let cpu = info.cpu_quota.zip(info.cpu_period).and_then(|(q, p)| hierarchy::millis(q, p));
     container.cpu_limit_millis = container.cpu_limit_millis.or(cpu.filter(|&millis| millis > 0));
     container.state = status_name.to_owned();
     container.reason = field(&status.reason);
@@ -203,8 +194,7 @@ fn set_pid(state: &PodsState, container: &mut ContainerDetails, pid: u32) {
 
 /// One container by the runtime's full id. None: the runtime does not know it, or does not answer.
 pub(super) async fn by_id(state: &Arc<PodsState>, id: &str) -> Option<ContainerDetails> {
-    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-    let answer: ContainerStatusResponse = state.runtime.call(CONTAINER_STATUS, request).await.ok()?;
+    let answer = state.runtime.container(id).await.ok()?;
     let listed = cri::Container { id: id.to_owned(), ..Default::default() };
     answer.status.as_ref()?;
     Some(join(state, listed, Some(answer), &state.cgroups_by_container()))

@@ -14,13 +14,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::cache::{KnownContainer, ResolvedNames, SearchState};
-use super::cri::messages::*;
 use super::paths::CgroupName;
-use super::runtime::CallError;
 use super::state::PodsState;
 use super::text::{field, labels};
 use super::{logdir, proc, trust};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
+use podopsy_runtime::cri::messages::{ContainerMetadata, ContainerStatus, PodSandboxMetadata};
+use podopsy_runtime::{CallError, RuntimeInfo};
 use podopsy_system::sync::lock;
 
 /// A sandbox's cgroup exists before the runtime knows it, because its network is set up first. So ask again after 50 ms,
@@ -140,13 +140,9 @@ async fn ask(state: &Arc<PodsState>, absolute: &[u8], name: &CgroupName) -> Name
     }
     // The path is that of a pod's own cgroup, or looks like it.
     let Some(uid) = &state.roots().believed(absolute).pod_uid else { return NameAnswer::Known(host()) };
-    let label_selector = [("io.kubernetes.pod.uid".to_owned(), uid.clone())].into();
-    let filter = Some(PodSandboxFilter { id: String::new(), label_selector });
-    let found: Result<ListPodSandboxResponse, _> =
-        state.runtime.call(LIST_POD_SANDBOX, ListPodSandboxRequest { filter }).await;
-    match found {
+    match state.runtime.sandboxes(Some(uid)).await {
         Ok(list) => {
-            match list.items.iter().find_map(|item| item.metadata.as_ref().map(|meta| (item, meta))) {
+            match list.iter().find_map(|item| item.metadata.as_ref().map(|meta| (item, meta))) {
                 Some((item, meta)) => {
                     let pod = Some(pod_ref(state, meta, &item.labels));
                     NameAnswer::Known(ResolvedNames { pod, container: None, known_by: KnownBy::Cri })
@@ -182,18 +178,14 @@ fn bytes(path: &Path) -> &[u8] {
 
 /// A container's names, and `linux.cgroupsPath` of its OCI spec.
 async fn container(state: &Arc<PodsState>, id: &str) -> Result<(ResolvedNames, Option<String>), CallError> {
-    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-    let answer: ContainerStatusResponse = state.runtime.call(CONTAINER_STATUS, request).await?;
-    let status = answer.status.ok_or(CallError::NotFound)?;
-    let info = info(&answer.info);
-    let sandbox_id = match info.get("sandboxID").and_then(|v| v.as_str()) {
-        Some(sandbox) => Some(sandbox.to_owned()),
+    let report = state.runtime.container(id).await?;
+    let (status, mut info) = (report.status.ok_or(CallError::NotFound)?, report.info);
+    let sandbox_id = match info.sandbox_id.take() {
+        Some(sandbox) => Some(sandbox),
         // Each runtime has its own verbose part; the list always contains the sandbox.
         None => {
-            let filter = Some(ContainerFilter { id: id.to_owned(), ..Default::default() });
-            let list: Result<ListContainersResponse, _> =
-                state.runtime.call(LIST_CONTAINERS, ListContainersRequest { filter }).await;
-            list.ok().and_then(|l| l.containers.into_iter().find(|c| c.id == id)).map(|c| c.pod_sandbox_id)
+            let list = state.runtime.containers(Some(id)).await.unwrap_or_default();
+            list.into_iter().find(|container| container.id == id).map(|container| container.pod_sandbox_id)
         }
     };
     let pod = match sandbox_id {
@@ -202,13 +194,7 @@ async fn container(state: &Arc<PodsState>, id: &str) -> Result<(ResolvedNames, O
     };
     let pod = pod.or_else(|| pod_from_labels(&status.labels).map(Arc::new));
     let container = container_ref(id, status.metadata.as_ref(), image(&status, &info));
-    Ok((ResolvedNames { pod, container: Some(container), known_by: KnownBy::Cri }, cgroups_path(&info)))
-}
-
-/// Where the runtime has put a container or a sandbox. containerd and CRI-O report it, cri-dockerd does not.
-fn cgroups_path(info: &serde_json::Value) -> Option<String> {
-    let path = info.pointer("/runtimeSpec/linux/cgroupsPath")?.as_str()?;
-    Some(path.to_owned()).filter(|path| !path.is_empty())
+    Ok((ResolvedNames { pod, container: Some(container), known_by: KnownBy::Cri }, info.cgroups_path))
 }
 
 async fn sandbox(state: &Arc<PodsState>, id: &str) -> Result<Sandbox, CallError> {
@@ -216,12 +202,11 @@ async fn sandbox(state: &Arc<PodsState>, id: &str) -> Result<Sandbox, CallError>
     if let Some(sandbox) = kept {
         return Ok(sandbox);
     }
-    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
-    let answer: PodSandboxStatusResponse = state.runtime.call(POD_SANDBOX_STATUS, request).await?;
-    let status = answer.status.ok_or(CallError::NotFound)?;
+    let report = state.runtime.sandbox(id).await?;
+    let status = report.status.ok_or(CallError::NotFound)?;
     let meta = status.metadata.ok_or(CallError::NotFound)?;
     let pod = pod_ref(state, &meta, &status.labels);
-    let found = Sandbox { pod, cgroups_path: cgroups_path(&info(&answer.info)) };
+    let found = Sandbox { pod, cgroups_path: report.info.cgroups_path };
     let mut kept = lock(&state.sandboxes);
     if kept.len() >= SANDBOXES_MAX {
         kept.clear();
@@ -260,9 +245,9 @@ pub(super) fn container_ref(id: &str, meta: Option<&ContainerMetadata>, image: S
 
 /// The image as the pod's spec names it, if the runtime still knows that name: the kubelet resolves names to ids before
 /// it creates a container.
-pub(super) fn image(status: &ContainerStatus, info: &serde_json::Value) -> String {
+pub(super) fn image(status: &ContainerStatus, info: &RuntimeInfo) -> String {
     let spec = status.image.clone().unwrap_or_default();
-    let asked = info.pointer("/config/image/user_specified_image").and_then(|v| v.as_str());
+    let asked = info.image.as_deref();
     let names = [spec.user_specified_image.as_str(), asked.unwrap_or(""), &spec.image, &status.image_ref];
     let named = names.iter().find(|name| !name.is_empty() && !is_image_id(name));
     field(named.or(names.iter().find(|name| !name.is_empty())).unwrap_or(&""))
@@ -271,11 +256,6 @@ pub(super) fn image(status: &ContainerStatus, info: &serde_json::Value) -> Strin
 fn is_image_id(name: &str) -> bool {
     let hex = name.strip_prefix("sha256:").unwrap_or(name);
     hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-/// The verbose part of an answer: containerd and CRI-O put one JSON object under `info`.
-pub(super) fn info(raw: &Strings) -> serde_json::Value {
-    raw.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// Names without a runtime: from the log folders, else from the path alone.

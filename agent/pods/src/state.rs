@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::cache::{CacheLimits, CgroupCache, CgroupEntry, KnownContainer, ResolvedNames, SearchState};
 use super::hierarchy::Hierarchy;
-use super::runtime::RuntimeClient;
 use super::trust::KubeletRoots;
 use super::watch::CgroupWatch;
 use super::{CgroupLineage, LineageLevel, MemoryCgroup, PodsOptions, PodsStatus, names, paths, proc};
 use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, text};
+use podopsy_runtime::{NodeRoot, Runtime, RuntimeClient};
 use podopsy_system::sync::lock;
 
 /// The least time between two scans for unknown ids. Requests that come meanwhile wait for the next scan.
@@ -28,7 +28,7 @@ const UNKNOWN_MAX: usize = 4096;
 pub(super) struct PodsState {
     pub options: PodsOptions,
     pub hierarchy: Hierarchy,
-    pub runtime: RuntimeClient,
+    pub runtime: Runtime,
     pub watch: CgroupWatch,
     cache: Mutex<CgroupCache>,
     /// The number of searches that have ended. A change wakes those who wait for names.
@@ -51,11 +51,7 @@ impl PodsState {
     ) -> anyhow::Result<Arc<PodsState>> {
         let hierarchy = Hierarchy::find(&options.proc_root, &options.cgroup_root)?;
         Ok(Arc::new(PodsState {
-            runtime: RuntimeClient::new(
-                options.cri_socket.clone(),
-                proc::node_root(&options.proc_root, &hierarchy),
-                options.cri_timeout,
-            ),
+            runtime: runtime(&options, &hierarchy),
             watch: CgroupWatch::new(&options.proc_root, max_watches),
             hierarchy,
             options,
@@ -335,6 +331,7 @@ impl PodsState {
         let (containers_known, containers_remembered_dead) = cache.counts();
         let losses = [
             ("cri_errors", self.runtime.errors()),
+            ("runtime_readers_lost", self.runtime.readers_lost()),
             ("cgroups_unknown", self.unknown.load(Relaxed)),
             ("cgroups_missed", self.watch.missed()),
             ("cgroups_over_limit", cache.over_limit),
@@ -352,6 +349,14 @@ impl PodsState {
             losses: losses.into_iter().filter(|(_, n)| *n > 0).map(|(k, n)| (k.to_owned(), n)).collect(),
         }
     }
+}
+
+fn runtime(options: &PodsOptions, hierarchy: &Hierarchy) -> Runtime {
+    if let Some(reader) = &options.reader {
+        return Runtime::Reader(reader.clone());
+    }
+    let node_root = proc::node_root(&options.proc_root, hierarchy).map(NodeRoot::new);
+    Runtime::Direct(RuntimeClient::new(options.cri_socket.clone(), node_root, options.cri_timeout))
 }
 
 /// The owner of a cgroup that is gone. `names`: None for a cgroup of the host.

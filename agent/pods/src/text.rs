@@ -2,22 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use podopsy_model::text::escape;
+pub use podopsy_model::text::field;
 
-/// The longest string, in characters. Kubernetes allows 253 for a name and 317 for a label's key; an image reference may be
-/// longer, and a hostile one is.
-pub const FIELD_MAX: usize = 512;
 /// The largest number of labels of one pod.
 pub const LABELS_MAX: usize = 128;
-
-/// Escapes the text and cuts it at [`FIELD_MAX`] characters; a cut text ends in `...`.
-pub fn field(raw: &str) -> String {
-    let cut = raw.char_indices().nth(FIELD_MAX).map(|(at, _)| at);
-    match cut {
-        Some(at) => escape(&raw[..at]) + "...",
-        None => escape(raw),
-    }
-}
 
 /// A pod's own labels, without the kubelet's `io.kubernetes.*`, and the number of labels that the bound dropped.
 pub fn labels<'a>(
@@ -41,12 +29,6 @@ pub fn labels<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn strings_are_escaped_and_cut() {
-        assert_eq!(field("a\x1b[2J"), "a\\x1b[2J");
-        assert_eq!(field(&"é".repeat(FIELD_MAX + 1)), "é".repeat(FIELD_MAX) + "...");
-    }
 
     #[test]
     fn labels_are_bounded_and_counted() {

@@ -14,11 +14,11 @@ use seccompiler::{
     sock_filter,
 };
 
-use super::files;
+use super::{files, sockets};
 
 /// A summary for the log.
 pub const SUMMARY: &str = "system calls that start programs, trace or signal others, mount, change namespaces, \
-                         identities or the kernel, or load BPF programs, are refused";
+                         identities or the kernel, make Unix sockets, or load BPF programs, are refused";
 
 /// Calls that are rejected with any arguments.
 const REFUSED: &[libc::c_long] = &[
@@ -142,7 +142,12 @@ impl Refusal {
 
     /// Refused if the condition holds. Several refusals of one call are alternatives.
     pub fn only(call: libc::c_long, condition: SeccompCondition) -> Refusal {
-        Refusal { call, conditions: vec![condition] }
+        Refusal::if_all(call, vec![condition])
+    }
+
+    /// Refused if all conditions hold.
+    pub fn if_all(call: libc::c_long, conditions: Vec<SeccompCondition>) -> Refusal {
+        Refusal { call, conditions }
     }
 }
 
@@ -156,7 +161,7 @@ fn refusals(kind: Kind) -> anyhow::Result<Vec<Refusal>> {
     let mut refused: Vec<Refusal> = lists.concat().into_iter().map(Refusal::always).collect();
     let not_allowed: anyhow::Result<_> =
         BPF.iter().map(|command| when(0, SeccompCmpOp::Ne, *command)).collect();
-    refused.push(Refusal { call: libc::SYS_bpf, conditions: not_allowed? });
+    refused.push(Refusal::if_all(libc::SYS_bpf, not_allowed?));
     // The agent may signal its own threads: abort(3) after a panic needs it.
     let own = u64::from(std::process::id());
     refused.push(Refusal::only(libc::SYS_tgkill, when(0, SeccompCmpOp::Ne, own)?));
@@ -166,6 +171,7 @@ fn refusals(kind: Kind) -> anyhow::Result<Vec<Refusal>> {
     for request in [libc::TIOCSTI, libc::TIOCLINUX] {
         refused.push(Refusal::only(libc::SYS_ioctl, when(1, SeccompCmpOp::Eq, request)?));
     }
+    refused.extend(sockets::refusals()?);
     refused.extend(files::refusals(kind)?);
     Ok(refused)
 }

@@ -7,7 +7,7 @@
 //!
 //! [`finish`] runs once probes are attached and files are open. On every other thread it drops the capabilities that are
 //! not needed later ([`capabilities::keep`] has the list and the reasons, [`trial`] what this kernel requires beyond it),
-//! and it installs a filter of system calls ([`filter`] has the list, [`files`] the part about files). A step that fails is
+//! and it installs a filter of system calls ([`filter`] has the list, [`files`] and [`sockets`] the parts about them). A step that fails is
 //! reported, and the agent goes on: a node without its recorder is worse than a recorder with a capability too many.
 //!
 //! Code that runs in one thread can make another one run it, too. So what counts is what no thread may do: none can open a
@@ -18,6 +18,7 @@
 mod capabilities;
 mod files;
 mod filter;
+mod sockets;
 mod state;
 mod threads;
 mod trial;

@@ -16,7 +16,7 @@ use podopsy_agent::config::{self, Setting};
 use podopsy_agent::restraint::{self, Begun, Needs, WrittenFolders};
 use podopsy_agent::service::{Exports, OutputOptions, Outputs, SystemdNotifier, socket_path};
 use podopsy_model::{Event, Losses};
-use podopsy_pods::{self as pods, Pods};
+use podopsy_pods::{Pods, PodsOptions};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill::SigkillScope;
 use podopsy_recorder::{DnsHook, DnsOptions, Recorder, RecorderOptions};
@@ -40,7 +40,7 @@ const RESERVED_FOR_RESULT: Duration = Duration::from_secs(1);
 const MAX_BLOCKING_THREADS: usize = 64;
 
 fn main() -> ExitCode {
-    if let Some(code) = podopsy_stacks::run_if_asked() {
+    if let Some(code) = podopsy_stacks::run_if_asked().or_else(podopsy_pods::run_if_asked) {
         return code;
     }
     heap::keep_small();
@@ -76,10 +76,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let mut pods_options = PodsOptions { cri_socket: args.cri_socket.clone(), ..PodsOptions::default() };
+    if let Err(error) = pods_options.start_reader() {
+        eprintln!("podopsy-agent: start the process that asks the container runtime: {error}");
+        return ExitCode::FAILURE;
+    }
     // Before the runtime starts its threads, because they inherit the restrictions.
     let begun_restraint =
         (args.self_restraint == SelfRestraint::On).then(|| restraint::begin(&written_folders(&args)));
-    let startup = Startup { args, settings, argv, helpers, begun_restraint };
+    let startup = Startup { args, settings, argv, helpers, pods_options, begun_restraint };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -117,6 +122,7 @@ struct Startup {
     settings: Vec<Setting>,
     argv: Vec<OsString>,
     helpers: Helpers,
+    pods_options: PodsOptions,
     /// The result of [`restraint::begin`]. None: the agent must not restrain itself.
     begun_restraint: Option<Begun>,
 }
@@ -176,9 +182,8 @@ impl Signals {
 impl Agent {
     /// Opens the outputs, attaches the probes, drops what recording does not need, and reports that the agent is ready.
     async fn start(startup: Startup, exports: Exports) -> anyhow::Result<Agent> {
-        let Startup { args, settings, argv, helpers, begun_restraint } = startup;
+        let Startup { args, settings, argv, helpers, pods_options, begun_restraint } = startup;
         let (budgets, budget_changes) = watch::channel(args.budgets());
-        let pods_options = pods::PodsOptions { cri_socket: args.cri_socket.clone(), ..Default::default() };
         let pods = Pods::start(pods_options).await?;
         let recorder_options = recorder_options(&args, &helpers)?;
         let output_options = output_options(&args, &recorder_options.node, &helpers);
@@ -190,11 +195,12 @@ impl Agent {
         outputs.attached(&recorder);
         // Frees the kernel's types (BTF), which are only needed to load the probes.
         heap::give_back();
+        let mut systemd = SystemdNotifier::connect();
         if let Some(begun) = begun_restraint {
             finish_restraint(&args, begun, &mut outputs);
         }
         tokio::spawn(budget::enforce(budget_changes, recorder.shed()));
-        let systemd = SystemdNotifier::start();
+        systemd.ready();
         tracing::info!(
             runtime = status.runtime.as_deref().unwrap_or("none"),
             containers = status.containers_known,

@@ -4,7 +4,7 @@
 use podopsy_fuzz::memory_file;
 use podopsy_model::text::{escape, escape_bytes};
 use podopsy_parse::python::layouts_for_version;
-use podopsy_pods::cri::messages::{
+use podopsy_runtime::cri::messages::{
     ContainerStatusResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse,
     VersionResponse,
 };

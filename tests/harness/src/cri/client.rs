@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use podopsy_pods::cri::{Channel, channel, unary};
+use podopsy_runtime::cri::{Channel, channel, unary};
 use tokio::runtime::Runtime;
 
 use super::messages::*;

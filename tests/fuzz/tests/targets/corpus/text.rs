@@ -5,7 +5,7 @@ use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use podopsy_pods::cri::messages::{
+use podopsy_runtime::cri::messages::{
     Container, ContainerMetadata, ContainerStatus, ContainerStatusResponse, ImageSpec,
     ListContainersResponse, ListPodSandboxResponse, PodSandbox, PodSandboxMetadata, PodSandboxNetworkStatus,
     PodSandboxStatus, PodSandboxStatusResponse, VersionResponse,

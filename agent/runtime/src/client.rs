@@ -3,7 +3,7 @@
 //! The socket is looked for at the usual paths, in this process's root and in the node's (`/proc/1/root`). A container with
 //! the node's PID namespace therefore needs no mount of `/run`, and it finds the new socket after the runtime's restart.
 //!
-//! It must not depend on cgroups or on the meaning of the answers. An absent, hung or misbehaving runtime delays a caller
+//! An absent, hung or misbehaving runtime delays a caller
 //! by at most `cri_timeout`; after that calls fail at once until the back-off is over.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::cri::grpc::GrpcError;
-use super::cri::messages::{VERSION, VersionRequest, VersionResponse};
-use super::cri::status::GrpcCode;
-use super::cri::{self, Channel};
-use super::text::field;
+use podopsy_model::text::field;
 use podopsy_system::sync::lock;
+
+use crate::cri::grpc::GrpcError;
+use crate::cri::messages::*;
+use crate::cri::status::GrpcCode;
+use crate::cri::{self, Channel};
+use crate::question::{Answer, CallError, ConnectionStatus, Question, listed};
 
 /// The usual sockets of runtimes, the most likely first.
 const SOCKETS: &[&str] = &[
@@ -39,25 +41,26 @@ const CONCURRENT: usize = 4;
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The runtime works and does not know the object.
-    #[error("not found")]
-    NotFound,
-    /// The runtime works and returned an error.
-    #[error("{0}")]
-    Refused(String),
-    /// The runtime does not work, or did not a moment ago, in which case the call was not made.
-    #[error("{0}")]
-    Down(String),
+/// The root of the node's first process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRoot {
+    /// Where it is looked up.
+    pub path: PathBuf,
+    /// Its path in errors and in the status.
+    pub shown: PathBuf,
+}
+
+impl NodeRoot {
+    /// A path that is looked up as it is shown.
+    pub fn new(path: PathBuf) -> NodeRoot {
+        NodeRoot { shown: path.clone(), path }
+    }
 }
 
 #[derive(Debug)]
 pub struct RuntimeClient {
     explicit: Option<PathBuf>,
-    /// The root of the node's first process.
-    node_root: Option<PathBuf>,
+    node_root: Option<NodeRoot>,
     timeout: Duration,
     slots: Semaphore,
     state: Mutex<ConnectionState>,
@@ -80,7 +83,7 @@ struct ConnectionState {
 
 impl RuntimeClient {
     /// Creates the client; does not connect yet. `node_root`: where else paths are looked up.
-    pub fn new(socket: Option<PathBuf>, node_root: Option<PathBuf>, timeout: Duration) -> RuntimeClient {
+    pub fn new(socket: Option<PathBuf>, node_root: Option<NodeRoot>, timeout: Duration) -> RuntimeClient {
         // crictl and the kubelet write `unix:///path`.
         let plain = |path: PathBuf| match path.to_str().and_then(|p| p.strip_prefix("unix://")) {
             Some(rest) => PathBuf::from(rest),
@@ -97,10 +100,27 @@ impl RuntimeClient {
         }
     }
 
-    /// The socket, `name version` of the runtime, and the last error.
-    pub fn about(&self) -> (Option<PathBuf>, Option<String>, Option<String>) {
+    /// The connection, and the last error.
+    pub fn status(&self) -> ConnectionStatus {
         let state = self.lock();
-        (state.socket.clone().or(self.explicit.clone()), state.version.clone(), state.error.clone())
+        let socket = state.socket.as_deref().map(|path| self.shown(path)).or(self.explicit.clone());
+        let back_off = state.not_before.map(|at| at.saturating_duration_since(Instant::now()));
+        ConnectionStatus {
+            socket: socket.map(|path| path.to_string_lossy().into_owned()),
+            version: state.version.clone(),
+            pid: state.pid,
+            error: state.error.clone(),
+            errors: self.errors.load(Relaxed),
+            back_off: back_off.filter(|left| !left.is_zero()),
+        }
+    }
+
+    /// A socket's path, with the node's root as it is shown.
+    fn shown(&self, path: &Path) -> PathBuf {
+        let below = self.node_root.as_ref().and_then(|root| {
+            Some(root.shown.join(path.strip_prefix(&root.path).ok()?))
+        });
+        below.unwrap_or_else(|| path.to_owned())
     }
 
     /// The process that listened on the socket when the connection was made. None: there is no connection, or the process
@@ -109,17 +129,13 @@ impl RuntimeClient {
         self.lock().pid
     }
 
-    pub fn errors(&self) -> u64 {
-        self.errors.load(Relaxed)
-    }
-
     /// Whether the back-off is over, so that a call would be made.
     pub fn is_ready(&self) -> bool {
         self.lock().not_before.is_none_or(|at| Instant::now() >= at)
     }
 
-    /// Finds and connects to the runtime if that was not done yet. The error is kept for [`RuntimeClient::about`].
-    pub async fn connect(&self) -> Result<Channel, CallError> {
+    /// Finds and connects to the runtime if that was not done yet. The error is kept for [`RuntimeClient::status`].
+    async fn connect(&self) -> Result<Channel, CallError> {
         let _guard = self.probing.lock().await;
         {
             let state = self.lock();
@@ -161,7 +177,7 @@ impl RuntimeClient {
                     if !is_unimplemented(&error) {
                         self.lock().socket.get_or_insert_with(|| path.clone());
                     }
-                    errors.push(format!("{}: {}", path.display(), field(&format!("{error:#}"))));
+                    errors.push(format!("{}: {}", self.shown(&path).display(), field(&format!("{error:#}"))));
                 }
             }
         }
@@ -191,15 +207,47 @@ impl RuntimeClient {
     fn places(&self, path: &Path) -> Vec<PathBuf> {
         let mut places = vec![path.to_owned()];
         if let (Some(root), Ok(below)) = (&self.node_root, path.strip_prefix("/")) {
-            places.push(root.join(below));
+            places.push(root.path.join(below));
             // The usual link /var/run leads to /run in this process's own root, not in the node's.
-            places.extend(below.strip_prefix("var").ok().map(|below| root.join(below)));
+            places.extend(below.strip_prefix("var").ok().map(|below| root.path.join(below)));
         }
         places
     }
 
+    /// Asks the runtime. These are all calls of CRI that podopsy makes, beside Version.
+    pub async fn ask(&self, question: Question) -> Result<Answer, CallError> {
+        match question {
+            Question::Connect => self.connect().await.map(|_| Answer::Connected),
+            Question::Container { id } => {
+                let request = ContainerStatusRequest { container_id: id, verbose: true };
+                let response: ContainerStatusResponse = self.call(CONTAINER_STATUS, request).await?;
+                Ok(Answer::Container(Box::new(response.into())))
+            }
+            Question::Containers { id } => {
+                let filter = id.map(|id| ContainerFilter { id, ..Default::default() });
+                let request = ListContainersRequest { filter };
+                let response: ListContainersResponse = self.call(LIST_CONTAINERS, request).await?;
+                Ok(Answer::Containers(response.containers.into_iter().map(listed).collect()))
+            }
+            Question::Sandbox { id } => {
+                let request = PodSandboxStatusRequest { pod_sandbox_id: id, verbose: true };
+                let response: PodSandboxStatusResponse = self.call(POD_SANDBOX_STATUS, request).await?;
+                Ok(Answer::Sandbox(Box::new(response.into())))
+            }
+            Question::Sandboxes { pod_uid } => {
+                let label = |uid| [("io.kubernetes.pod.uid".to_owned(), uid)].into();
+                let filter = pod_uid.map(|uid| PodSandboxFilter { id: String::new(), label_selector: label(uid) });
+                let response: ListPodSandboxResponse =
+                    self.call(LIST_POD_SANDBOX, ListPodSandboxRequest { filter }).await?;
+                Ok(Answer::Sandboxes(response.items))
+            }
+            #[cfg(feature = "testing")]
+            Question::Hang | Question::TooMuch => Err(CallError::mismatched()),
+        }
+    }
+
     /// Makes one call within the timeout.
-    pub async fn call<Request, Response>(
+    async fn call<Request, Response>(
         &self,
         method: &'static str,
         request: Request,
@@ -251,9 +299,9 @@ impl RuntimeClient {
     fn failed(&self, error: String, count: bool) -> CallError {
         self.errors.fetch_add(count.into(), Relaxed);
         let mut state = self.lock();
-        let wait = BACKOFF_FIRST * 2u32.pow(state.failures.min(10));
+        let wait = back_off(state.failures);
         state.failures += 1;
-        state.not_before = Some(Instant::now() + wait.min(BACKOFF_MAX));
+        state.not_before = Some(Instant::now() + wait);
         state.error = Some(error.clone());
         if state.failures > 3 {
             // Probe again: the runtime may now listen on another socket (an upgrade from one runtime to another).
@@ -265,6 +313,11 @@ impl RuntimeClient {
     fn lock(&self) -> std::sync::MutexGuard<'_, ConnectionState> {
         lock(&self.state)
     }
+}
+
+/// How long no attempt is made after so many failures, and one more.
+pub(crate) fn back_off(failures: u32) -> Duration {
+    (BACKOFF_FIRST * 2u32.pow(failures.min(10))).min(BACKOFF_MAX)
 }
 
 async fn probe(path: PathBuf, timeout: Duration) -> anyhow::Result<(Channel, String)> {
@@ -316,7 +369,8 @@ mod tests {
         let _live = UnixListener::bind(&live).unwrap();
         let found = |path: &str, root: Option<&Path>| {
             let timeout = Duration::from_secs(1);
-            RuntimeClient::new(Some(path.into()), root.map(Path::to_owned), timeout).candidates()
+            let root = root.map(|root| NodeRoot::new(root.to_owned()));
+            RuntimeClient::new(Some(path.into()), root, timeout).candidates()
         };
         let only = std::slice::from_ref(&live);
         assert_eq!(found("unix:///run/crio/crio.sock", Some(&node)), only);

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use prost::Message;
+use serde::{Deserialize, Serialize};
 
 pub const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 pub const LIST_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
@@ -49,7 +50,7 @@ pub struct ListPodSandboxResponse {
     pub items: Vec<PodSandbox>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -61,7 +62,7 @@ pub struct PodSandboxMetadata {
     pub attempt: u32,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct PodSandbox {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -94,7 +95,7 @@ pub struct PodSandboxStatusResponse {
     pub info: HashMap<String, String>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct PodSandboxStatus {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -112,7 +113,7 @@ pub struct PodSandboxStatus {
     pub labels: HashMap<String, String>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct PodSandboxNetworkStatus {
     #[prost(string, tag = "1")]
     pub ip: String,
@@ -120,25 +121,25 @@ pub struct PodSandboxNetworkStatus {
     pub additional_ips: Vec<PodIp>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct PodIp {
     #[prost(string, tag = "1")]
     pub ip: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct LinuxPodSandboxStatus {
     #[prost(message, optional, tag = "1")]
     pub namespaces: Option<Namespace>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct Namespace {
     #[prost(message, optional, tag = "2")]
     pub options: Option<NamespaceOption>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct NamespaceOption {
     /// NamespaceMode: 0 pod, 1 container, 2 node, 3 target.
     #[prost(int32, tag = "1")]
@@ -165,7 +166,7 @@ pub struct ListContainersResponse {
     pub containers: Vec<Container>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct ContainerMetadata {
     #[prost(string, tag = "1")]
     pub name: String,
@@ -173,7 +174,7 @@ pub struct ContainerMetadata {
     pub attempt: u32,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct ImageSpec {
     #[prost(string, tag = "1")]
     pub image: String,
@@ -182,7 +183,7 @@ pub struct ImageSpec {
     pub user_specified_image: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct Container {
     #[prost(string, tag = "1")]
     pub id: String,
@@ -221,7 +222,7 @@ pub struct ContainerStatusResponse {
     pub info: HashMap<String, String>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 pub struct ContainerStatus {
     #[prost(string, tag = "1")]
     pub id: String,
