@@ -1,4 +1,4 @@
-//! The processes that this one has started, which are the parsing worker and its supervisors: their CPU time and memory.
+//! The processes that this one has started, which are helpers and their supervisors: their CPU time and memory.
 
 use std::fs;
 

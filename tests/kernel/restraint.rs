@@ -234,6 +234,11 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         fs::create_dir(&outside).expect("make a folder");
         let file = outside.join("file");
         fs::write(&file, "text").expect("write a file");
+        // As the owner of a delegated cgroup can close it.
+        let closed = folder.join("closed");
+        fs::create_dir_all(closed.join("leaf")).expect("make a folder");
+        std::os::unix::fs::chown(&closed, Some(65534), Some(65534)).expect("give it away");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("close it");
         let socket = outside.join("runtime.sock");
         let listener = UnixListener::bind(&socket).expect("listen");
         UnixStream::connect(&socket).expect("before the restraint, it is reached");
@@ -334,7 +339,12 @@ fn every_thread_is_refused_what_the_agent_never_needs() {
         let its = format!("/proc/{}", other.id());
         assert!(!fs::read(format!("{its}/environ")).expect("another user's environment").is_empty());
         assert!(!fs::read(format!("{its}/maps")).expect("its mappings").is_empty());
-        assert!(fs::read_dir(format!("{its}/map_files")).expect("its files").next().is_some());
+        let mut mapped = fs::read_dir(format!("{its}/map_files")).expect("its files").flatten();
+        // The openers do that.
+        let opened = fs::File::open(mapped.next().expect("a mapping").path());
+        assert_eq!(opened.map(drop).map_err(|error| error.kind()), Err(ErrorKind::PermissionDenied));
+        assert!(fs::metadata(format!("{its}/ns/user")).is_ok());
+        assert_eq!(fs::read_dir(&closed).expect("another user's closed folder").count(), 1);
         assert!(fs::metadata(format!("{its}/root/bin/sh")).is_ok());
         drop(other.stdin.take());
         other.wait().expect("it ends");

@@ -1,4 +1,4 @@
-//! A helper is a process of the same program that may be lost at any time: the parsing worker, and the opener.
+//! A helper is a process of the same program that may be lost at any time: the parsing worker, the opener, the runtime reader.
 //!
 //! ```text
 //! agent ── Supervisors ── control socket ──▶ supervisor ── fork ──▶ helper

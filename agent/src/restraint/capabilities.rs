@@ -44,9 +44,9 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<KeptCapability> {
             needs.samples,
             "samples page faults while there is a growth candidate, and CPU time if that is on",
         ),
-        (SysPtrace, true, "looks into containers by /proc/PID"),
-        (CheckpointRestore, true, "opens programs by /proc/PID/map_files"),
-        (DacReadSearch, true, "reads other users' programs"),
+        (SysPtrace, true, "finds the namespaces of other users' processes, and all of /proc where it is mounted with hidepid"),
+        // The owner of a delegated cgroup may take others' right to look into it.
+        (DacReadSearch, true, "reads cgroups that their owners have closed to others"),
         (Syslog, true, "names the kernel's functions"),
     ];
     let mut kept = Vec::new();
@@ -54,7 +54,7 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<KeptCapability> {
         // If CAP_SYS_ADMIN stands in for a missing capability, CAP_SYS_ADMIN has to be kept.
         let (capability, why) = match (held.has(capability), held.allows(capability)) {
             (true, _) => (capability, why),
-            (false, true) => (SysAdmin, "stands in for CAP_BPF, CAP_PERFMON or CAP_CHECKPOINT_RESTORE"),
+            (false, true) => (SysAdmin, "stands in for CAP_BPF or CAP_PERFMON"),
             (false, false) => continue,
         };
         if needed && kept.iter().all(|kept: &KeptCapability| kept.capability != capability) {
@@ -86,11 +86,11 @@ mod tests {
     }
 
     #[test]
-    fn six_of_all_capabilities_are_kept_and_none_that_is_not_held() {
+    fn five_of_all_capabilities_are_kept_and_none_that_is_not_held() {
         let everything = "000001ffffffffff";
-        let six = ["BPF", "PERFMON", "SYS_PTRACE", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "SYSLOG"];
-        assert_eq!(names(everything, Needs { samples: true }), six);
-        let without: Vec<_> = six.into_iter().filter(|name| *name != "PERFMON").collect();
+        let five = ["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH", "SYSLOG"];
+        assert_eq!(names(everything, Needs { samples: true }), five);
+        let without: Vec<_> = five.into_iter().filter(|name| *name != "PERFMON").collect();
         assert_eq!(names(everything, Needs::default()), without);
         assert_eq!(names("80000", Needs { samples: true }), ["SYS_PTRACE"]);
         assert_eq!(names("0", Needs::default()), [""; 0]);
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn sys_admin_is_kept_only_where_it_stands_in_for_another() {
         assert_eq!(names("280000", Needs { samples: true }), ["SYS_ADMIN", "SYS_PTRACE"]);
-        // It is dropped if CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE are held too.
-        assert!(!names("1c000200000", Needs { samples: true }).contains(&"SYS_ADMIN"));
+        // It is dropped if CAP_BPF and CAP_PERFMON are held too.
+        assert!(!names("c000200000", Needs { samples: true }).contains(&"SYS_ADMIN"));
     }
 }

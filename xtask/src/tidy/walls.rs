@@ -55,6 +55,11 @@ const WALLS: &[Wall] = &[
         why: "it holds rights, and parses nothing",
     },
     Wall {
+        package: "podopsy-runtime",
+        unreachable: &["aya", "inotify", "procfs", "podopsy-opener", "podopsy-pods", "podopsy-probes", "podopsy-worker"],
+        why: "it asks the container runtime, and knows neither cgroups nor processes",
+    },
+    Wall {
         package: "podopsy-worker",
         unreachable: &["tokio", "aya", "podopsy-opener", "podopsy-probes", "podopsy-pods", "podopsy-stacks"],
         why: "a worker knows files, and no processes",
