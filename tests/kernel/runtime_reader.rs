@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -32,8 +33,7 @@ struct Relay {
 impl Relay {
     fn start(path: &Path, runtime: &Path) -> Relay {
         let listener = Arc::new(UnixListener::bind(path).expect("listen"));
-        let relay =
-            Relay { path: path.to_owned(), listener: Arc::clone(&listener), streams: Arc::default() };
+        let relay = Relay { path: path.to_owned(), listener: Arc::clone(&listener), streams: Arc::default() };
         let (streams, runtime) = (Arc::clone(&relay.streams), runtime.to_owned());
         thread::spawn(move || {
             while let Ok((client, _)) = listener.accept() {
@@ -76,15 +76,16 @@ fn descendants(pid: i32) -> Vec<i32> {
 fn reader(agent: &Agent) -> i32 {
     let has_epoll = |pid: &i32| {
         let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| link.ends_with("anon_inode:[eventpoll]"))
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|link| link.ends_with("anon_inode:[eventpoll]"))
     };
     until("runtime reader", || descendants(agent.pid().cast_signed()).into_iter().find(has_epoll))
 }
 
 /// Runs a pod until it is OOM-killed, and returns the kill's event.
 fn kill_a_pod(node: &Node, agent: &Agent, name: &str) -> Event {
-    let leaker =
-        ContainerSpec::new("api", VICTIMS_IMAGE).command(["leak", "--fast"]).memory_limit(32 * MIB);
+    let leaker = ContainerSpec::new("api", VICTIMS_IMAGE).command(["leak", "--fast"]).memory_limit(32 * MIB);
     let pod = node.run_pod(PodSpec::new("shop", name).label("app", name).container(leaker)).expect("run it");
     pod.wait_exited("api", support::agent::SOON).expect("it is killed");
     until("kill", || {
@@ -159,4 +160,30 @@ fn a_reader_and_a_runtime_that_hang_delay_no_kill() {
     assert!(began.elapsed() < Duration::from_secs(30), "{kill_of:?}");
     until("replacement of the reader", || lost_readers(&agent).filter(|lost| *lost > 0));
     is_named_by_the_runtime(&kill_a_pod(&node, &agent, "later"), "later");
+}
+
+/// Runs the agent for some seconds in a root of its own, which has nothing but /proc, /sys and /dev, and where process 1 has
+/// the node's root.
+fn agent_in_an_empty_root(arguments: &[&str]) -> Output {
+    const SCRIPT: &str = "set -e; root=$1; shift; mount -t tmpfs none \"$root\"; \
+                          mkdir \"$root/proc\" \"$root/sys\" \"$root/dev\"; cp \"$1\" \"$root/agent\"; shift; \
+                          for one in proc sys dev; do mount --rbind /$one \"$root/$one\"; done; \
+                          timeout --preserve-status 10 chroot \"$root\" /agent \"$@\"";
+    let [_, agent] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
+    let root = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", SCRIPT, "sh"]);
+    command.env("PODOPSY_PROFILE_HZ", "0");
+    command.arg(root.path()).arg(agent).args(arguments).output().expect("run the agent")
+}
+
+#[test]
+fn the_reader_reaches_the_runtime_by_the_root_of_process_1() {
+    let (node, _) = node();
+    let socket = node.cri_socket().to_str().expect("text");
+    let output =
+        agent_in_an_empty_root(&["--cri-socket", socket, "--growth", "off", "--socket", "/agent.sock"]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && log.contains("recording") && log.contains("containerd"), "{log}");
+    assert!(!log.contains("found no container runtime") && !log.contains("reader was lost"), "{log}");
 }

@@ -141,15 +141,13 @@ async fn ask(state: &Arc<PodsState>, absolute: &[u8], name: &CgroupName) -> Name
     // The path is that of a pod's own cgroup, or looks like it.
     let Some(uid) = &state.roots().believed(absolute).pod_uid else { return NameAnswer::Known(host()) };
     match state.runtime.sandboxes(Some(uid)).await {
-        Ok(list) => {
-            match list.iter().find_map(|item| item.metadata.as_ref().map(|meta| (item, meta))) {
-                Some((item, meta)) => {
-                    let pod = Some(pod_ref(state, meta, &item.labels));
-                    NameAnswer::Known(ResolvedNames { pod, container: None, known_by: KnownBy::Cri })
-                }
-                None => NameAnswer::Absent,
+        Ok(list) => match list.iter().find_map(|item| item.metadata.as_ref().map(|meta| (item, meta))) {
+            Some((item, meta)) => {
+                let pod = Some(pod_ref(state, meta, &item.labels));
+                NameAnswer::Known(ResolvedNames { pod, container: None, known_by: KnownBy::Cri })
             }
-        }
+            None => NameAnswer::Absent,
+        },
         Err(CallError::NotFound) => NameAnswer::Absent,
         Err(_) => NameAnswer::Down,
     }

@@ -117,9 +117,10 @@ impl RuntimeClient {
 
     /// A socket's path, with the node's root as it is shown.
     fn shown(&self, path: &Path) -> PathBuf {
-        let below = self.node_root.as_ref().and_then(|root| {
-            Some(root.shown.join(path.strip_prefix(&root.path).ok()?))
-        });
+        let below = self
+            .node_root
+            .as_ref()
+            .and_then(|root| Some(root.shown.join(path.strip_prefix(&root.path).ok()?)));
         below.unwrap_or_else(|| path.to_owned())
     }
 
@@ -236,7 +237,8 @@ impl RuntimeClient {
             }
             Question::Sandboxes { pod_uid } => {
                 let label = |uid| [("io.kubernetes.pod.uid".to_owned(), uid)].into();
-                let filter = pod_uid.map(|uid| PodSandboxFilter { id: String::new(), label_selector: label(uid) });
+                let filter =
+                    pod_uid.map(|uid| PodSandboxFilter { id: String::new(), label_selector: label(uid) });
                 let response: ListPodSandboxResponse =
                     self.call(LIST_POD_SANDBOX, ListPodSandboxRequest { filter }).await?;
                 Ok(Answer::Sandboxes(response.items))

@@ -35,7 +35,9 @@ pub mod testing;
 use std::path::PathBuf;
 
 pub use client::{NodeRoot, RuntimeClient};
-pub use question::{Answer, CallError, ConnectionStatus, ContainerReport, Question, RuntimeInfo, SandboxReport};
+pub use question::{
+    Answer, CallError, ConnectionStatus, ContainerReport, Question, RuntimeInfo, SandboxReport,
+};
 pub use reader::{ReaderOptions, RuntimeReader};
 pub use serve::run_if_asked;
 

@@ -85,8 +85,9 @@ fn status_field(pid: i32, name: &str) -> String {
 fn descendants(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    let children: Vec<i32> =
-        lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect();
+    let children: Vec<i32> = lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect();
     children.into_iter().flat_map(|child| std::iter::once(child).chain(descendants(child))).collect()
 }
 
@@ -94,7 +95,9 @@ fn descendants(pid: i32) -> Vec<i32> {
 fn readers() -> Vec<i32> {
     let has_epoll = |pid: &i32| {
         let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| link.ends_with("anon_inode:[eventpoll]"))
+        files
+            .filter_map(|file| fs::read_link(file.path()).ok())
+            .any(|link| link.ends_with("anon_inode:[eventpoll]"))
     };
     descendants(std::process::id() as i32).into_iter().filter(has_epoll).collect()
 }
@@ -112,14 +115,18 @@ fn a_reader_holds_few_rights() {
         let all = descendants(std::process::id() as i32);
         assert!(all.len() >= 3 && readers().len() == 1, "a supervisor, its reserve, a reader: {all:?}");
         for pid in all {
-            assert_eq!((status_field(pid, "Seccomp:"), status_field(pid, "NoNewPrivs:")), ("2".into(), "1".into()));
+            assert_eq!(
+                (status_field(pid, "Seccomp:"), status_field(pid, "NoNewPrivs:")),
+                ("2".into(), "1".into())
+            );
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
                 assert_eq!(status_field(pid, set), "0".repeat(16), "{set}");
             }
             let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
             let links = files.map(|file| fs::read_link(file.path()).unwrap().display().to_string());
             let expected = ["socket:[", "anon_inode:[", "/dev/null", "/"];
-            let others: Vec<_> = links.filter(|link| !expected[..3].iter().any(|one| link.starts_with(one))).collect();
+            let others: Vec<_> =
+                links.filter(|link| !expected[..3].iter().any(|one| link.starts_with(one))).collect();
             assert_eq!(others, [expected[3]], "the node's root alone");
             if nix::unistd::geteuid().is_root() {
                 let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
@@ -231,8 +238,13 @@ fn too_large_an_answer_is_refused() {
     with_a_folder(async |socket| {
         let _runtime = serve(&socket);
         let reader = reader(&socket, None);
-        let Err(CallError::Refused(why)) = reader.ask(Question::TooMuch).await else { panic!("it was answered") };
-        assert!(why.starts_with("an answer of ") && why.ends_with(" exceeds the limit of 16777216 bytes"), "{why}");
+        let Err(CallError::Refused(why)) = reader.ask(Question::TooMuch).await else {
+            panic!("it was answered")
+        };
+        assert!(
+            why.starts_with("an answer of ") && why.ends_with(" exceeds the limit of 16777216 bytes"),
+            "{why}"
+        );
         reader.ask(container()).await.unwrap();
         assert_eq!(reader.lost(), 0);
     });
@@ -258,7 +270,8 @@ fn a_runtime_that_starts_later_is_found() {
     with_a_folder(async |socket| {
         let reader = reader(&socket, None);
         assert!(matches!(reader.ask(container()).await, Err(CallError::Down(_))));
-        let first = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let first =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         first.spawn({
             let socket = socket.clone();
             async move { drop(serve(&socket)) }

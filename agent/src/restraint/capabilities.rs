@@ -44,7 +44,11 @@ pub fn keep(held: Capabilities, needs: &Needs) -> Vec<KeptCapability> {
             needs.samples,
             "samples page faults while there is a growth candidate, and CPU time if that is on",
         ),
-        (SysPtrace, true, "finds the namespaces of other users' processes, and all of /proc where it is mounted with hidepid"),
+        (
+            SysPtrace,
+            true,
+            "finds the namespaces of other users' processes, and all of /proc where it is mounted with hidepid",
+        ),
         // The owner of a delegated cgroup may take others' right to look into it.
         (DacReadSearch, true, "reads cgroups that their owners have closed to others"),
         (Syslog, true, "names the kernel's functions"),

@@ -47,7 +47,9 @@ const DIRECTIONS: &[Direction] = &[
     },
     Direction {
         package: "podopsy-harness",
-        forbids: |name| (name.starts_with("podopsy") && name != "podopsy-runtime") || name.starts_with("xtask"),
+        forbids: |name| {
+            (name.starts_with("podopsy") && name != "podopsy-runtime") || name.starts_with("xtask")
+        },
         why: "the harness starts pods without the recorder: it only shares the client of the container runtime",
     },
     Direction {

@@ -20,9 +20,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         sentence: "only podopsy-pods knows CRI and cgroup naming",
         remedy: "move it to agent/pods/, and use its resolver",
-        applies_to: |path| {
-            is_shipped(path) && !below(path, "agent/pods") && !below(path, "agent/runtime")
-        },
+        applies_to: |path| is_shipped(path) && !below(path, "agent/pods") && !below(path, "agent/runtime"),
         violations: |source| mentions(source, &["kubepods", "cri::"]),
     },
     Rule {

@@ -56,7 +56,15 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         package: "podopsy-runtime",
-        unreachable: &["aya", "inotify", "procfs", "podopsy-opener", "podopsy-pods", "podopsy-probes", "podopsy-worker"],
+        unreachable: &[
+            "aya",
+            "inotify",
+            "procfs",
+            "podopsy-opener",
+            "podopsy-pods",
+            "podopsy-probes",
+            "podopsy-worker",
+        ],
         why: "it asks the container runtime, and knows neither cgroups nor processes",
     },
     Wall {

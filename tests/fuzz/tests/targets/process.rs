@@ -4,12 +4,12 @@
 use podopsy_fuzz::memory_file;
 use podopsy_model::text::{escape, escape_bytes};
 use podopsy_parse::python::layouts_for_version;
+use podopsy_pods::{fuzzing as pods, paths};
+use podopsy_recorder::dns::lookups::ResolvConf;
 use podopsy_runtime::cri::messages::{
     ContainerStatusResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse,
     VersionResponse,
 };
-use podopsy_pods::{fuzzing as pods, paths};
-use podopsy_recorder::dns::lookups::ResolvConf;
 use podopsy_stacks::fuzzing as stacks;
 use prost::Message;
 
