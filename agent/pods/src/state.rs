@@ -356,7 +356,8 @@ fn runtime(options: &PodsOptions, hierarchy: &Hierarchy) -> Runtime {
         return Runtime::Reader(reader.clone());
     }
     let node_root = proc::node_root(&options.proc_root, hierarchy).map(NodeRoot::new);
-    Runtime::Direct(RuntimeClient::new(options.cri_socket.clone(), node_root, options.cri_timeout))
+    let client = RuntimeClient::new(options.cri_socket.clone(), node_root, options.cri_timeout);
+    Runtime::Direct(Box::new(client))
 }
 
 /// The owner of a cgroup that is gone. `names`: None for a cgroup of the host.

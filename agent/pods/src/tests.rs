@@ -1,6 +1,8 @@
 //! The whole crate on a folder of cgroups and with a fake runtime, broken runtimes included.
 
 mod fake;
+#[path = "../../runtime/tests/support/fake_runtime.rs"]
+mod fake_runtime;
 
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;

@@ -56,7 +56,7 @@ pub(crate) fn narrow(socket: &impl AsRawFd) -> nix::Result<()> {
 fn allow_reading(calls: &mut AllowedCalls) {
     calls.allow_if(libc::SYS_socket, &[(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)]);
     // Sets that a socket does not wait.
-    calls.allow_if(libc::SYS_ioctl, &[(1, SeccompCmpOp::Eq, libc::FIONBIO as u64)]);
+    calls.allow_if(libc::SYS_ioctl, &[(1, SeccompCmpOp::Eq, libc::FIONBIO)]);
     // tokio checks that they do not, in builds with debug assertions.
     calls.allow_if(libc::SYS_fcntl, &[(1, SeccompCmpOp::Eq, libc::F_GETFL as u64)]);
     calls.allow_duplicates();

@@ -29,8 +29,6 @@ mod jail;
 mod question;
 mod reader;
 mod serve;
-#[cfg(feature = "testing")]
-pub mod testing;
 
 use std::path::PathBuf;
 
@@ -47,7 +45,7 @@ use cri::messages::{Container, PodSandbox};
 #[derive(Debug)]
 pub enum Runtime {
     /// This process connects to the socket: for commands.
-    Direct(RuntimeClient),
+    Direct(Box<RuntimeClient>),
     /// A process of its own does: for the agent.
     Reader(RuntimeReader),
 }

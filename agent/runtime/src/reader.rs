@@ -87,7 +87,7 @@ struct Link {
 #[derive(Debug, Default)]
 struct Waiting {
     next_id: u64,
-    answers: HashMap<u64, oneshot::Sender<Answered>>,
+    answers: HashMap<u64, oneshot::Sender<Box<Answered>>>,
     is_closed: bool,
 }
 
@@ -123,7 +123,7 @@ impl RuntimeReader {
                 Err(_) => return Err(self.0.unanswered("no runtime reader was started in time")),
             };
             match timeout_at(deadline, link.exchange(question.clone())).await {
-                Ok(Ok(answered)) => return self.0.settle(answered),
+                Ok(Ok(answered)) => return self.0.settle(*answered),
                 Ok(Err(lost)) => error = lost,
                 Err(_) => {
                     self.0.lose(link.pid, "it does not answer");
@@ -241,7 +241,7 @@ impl Shared {
 }
 
 impl Link {
-    async fn exchange(&self, question: Question) -> io::Result<Answered> {
+    async fn exchange(&self, question: Question) -> io::Result<Box<Answered>> {
         let closed = || io::Error::from(io::ErrorKind::ConnectionReset);
         let (sender, answer) = oneshot::channel();
         let id = self.wait_for(sender).ok_or_else(closed)?;
@@ -252,7 +252,7 @@ impl Link {
     }
 
     /// None: the reader is gone.
-    fn wait_for(&self, answer: oneshot::Sender<Answered>) -> Option<u64> {
+    fn wait_for(&self, answer: oneshot::Sender<Box<Answered>>) -> Option<u64> {
         let mut waiting = lock(&self.waiting);
         if waiting.is_closed {
             return None;
@@ -286,8 +286,10 @@ async fn take_answers(mut answers: OwnedReadHalf, link: Weak<Link>, shared: Weak
             Ok(Some(answered)) => {
                 let Some(link) = link.upgrade() else { return };
                 let waits = lock(&link.waiting).answers.remove(&answered.id);
-                // The caller may not wait any more.
-                let _ = waits.map(|waits| waits.send(answered));
+                if let Some(waits) = waits {
+                    // The caller may not wait any more.
+                    let _ = waits.send(Box::new(answered));
+                }
             }
             Ok(None) => break "it ended".to_owned(),
             Err(error) => break error.to_string(),

@@ -2,16 +2,19 @@
 //!
 //! The program is its own supervisor, so its `main` is not that of the usual test harness.
 
+#[path = "support/fake_runtime.rs"]
+mod fake_runtime;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use fake_runtime::{APP, PAUSE, UID, serve};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use podopsy_runtime::testing::{APP, PAUSE, UID, serve};
 use podopsy_runtime::{Answer, CallError, Question, ReaderOptions, RuntimeReader};
 
 fn main() -> ExitCode {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use podopsy_runtime::testing::{APP, PAUSE, UID, serve};
+pub use super::fake_runtime::{APP, PAUSE, UID, serve};
 
 use crate::PodsOptions;
 

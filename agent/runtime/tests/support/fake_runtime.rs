@@ -1,4 +1,4 @@
-//! A fake runtime on a Unix socket, by an independent implementation of gRPC.
+//! A fake runtime on a Unix socket, by an independent implementation of gRPC. The tests of podopsy-pods have it, too.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -12,7 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::UnixListener;
 use tonic::codegen::http;
 
-use crate::cri::messages::{self as cri, *};
+use podopsy_runtime::cri::messages::{self as cri, *};
 
 pub const APP: &str = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
 pub const OLD: &str = "3f2affff51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
