@@ -10,6 +10,7 @@ use podopsy_runtime::cri::messages::{
     ContainerStatusResponse, ListContainersResponse, ListPodSandboxResponse, PodSandboxStatusResponse,
     VersionResponse,
 };
+use podopsy_runtime::{ContainerReport, SandboxReport};
 use podopsy_stacks::fuzzing as stacks;
 use prost::Message;
 
@@ -143,10 +144,14 @@ fn cri_messages(input: &[u8]) {
         texts.extend(list.containers.into_iter().filter_map(|container| Some(container.image?.image)));
     }
     if let Ok(answer) = PodSandboxStatusResponse::decode(input) {
-        texts.extend(answer.status.and_then(|status| Some(status.network?.ip)));
+        let report = SandboxReport::from(answer);
+        texts.extend(report.status.and_then(|status| Some(status.network?.ip)));
+        texts.extend(report.info.cgroups_path);
     }
     if let Ok(answer) = ContainerStatusResponse::decode(input) {
-        texts.extend(answer.status.map(|status| status.reason));
+        let report = ContainerReport::from(answer);
+        texts.extend(report.status.map(|status| status.reason));
+        texts.extend(report.info.image);
     }
     for text in texts {
         let stored = pods::stored_text(&text);
