@@ -119,7 +119,7 @@ fn pods_are_named_after_the_reader_was_killed_and_after_the_runtimes_restart() {
     until("restraint", || agent.log().contains("holds from now on: ").then_some(()));
     is_named_by_the_runtime(&kill_a_pod(&node, &agent, "first"), "first");
 
-    // Each reader, and its supervisor, is killed.
+    // Each reader is killed.
     for (round, name) in ["second", "third", "fourth"].into_iter().enumerate() {
         let pid = reader(&agent);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
@@ -145,7 +145,7 @@ fn pods_are_named_after_the_reader_was_killed_and_after_the_runtimes_restart() {
 }
 
 #[test]
-fn a_reader_and_a_runtime_that_hang_delay_no_kill() {
+fn a_reader_that_hangs_delays_no_kill() {
     let (node, _) = node();
     let folder = tempfile::tempdir().expect("a folder");
     let agent = Agent::start_in(folder.path(), node.cri_socket(), &["--growth", "off"]);
