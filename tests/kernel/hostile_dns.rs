@@ -6,69 +6,30 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use podopsy_model::{DnsCounts, Outcome};
 use podopsy_recorder::shed::{ShedMode, ShedStep};
-use podopsy_recorder::{DnsOptions, RecorderOptions};
-use support::{
-    MemoryCgroup, Recording, dns, in_own_network, no_runtime, options, query, respond, transactions,
-};
+use support::dns_flood::{SOON, Task, Work, cgroups, counts, recording, report_sent, sent};
+use support::{MemoryCgroup, in_own_network, query, respond, transactions};
 
-const SOON: Duration = Duration::from_secs(60);
 const A: u16 = 1;
-/// A limit that no test reaches.
-const MEMORY: u64 = 1 << 30;
 /// Queries a second of a flood: with the default timeout, more than twice as many as the map of queries in flight holds.
 const FLOOD: u32 = 8000;
 const SECONDS: u32 = 12;
 /// The neighbour's queries.
 const ASKED: usize = 10;
 
-/// The work of a child process, which is this test's own program.
-struct Work<'a> {
-    kind: &'static str,
-    rate: u32,
-    seconds: u32,
-    /// The child works in these cgroups in turn.
-    cgroups: &'a [MemoryCgroup],
-}
-
-impl Work<'_> {
-    fn start(&self) -> Child {
-        let this: PathBuf = std::env::current_exe().expect("this test's own program");
-        let paths: Vec<String> =
-            self.cgroups.iter().map(|cgroup| cgroup.path.display().to_string()).collect();
-        let mut command = self.cgroups[0]
-            .command(&format!("{} --ignored --exact process_for_other_tests --nocapture", this.display()));
-        command
-            .env("PODOPSY_WORK", format!("{} {} {} {}", self.kind, self.rate, self.seconds, paths.join(" ")));
-        command.stdout(Stdio::piped()).spawn().expect("start ourselves again")
-    }
-}
-
-/// Waits for a flood's end; returns how many queries it has sent.
-fn sent(mut flood: Child) -> u64 {
-    let mut text = String::new();
-    flood.stdout.take().expect("its output").read_to_string(&mut text).expect("its text");
-    let status = flood.wait().expect("wait for ourselves");
-    assert!(status.success(), "{status}: {text}");
-    let line = text.lines().find_map(|line| line.split_once("sent ")).expect("the number of queries");
-    line.1.trim().parse().expect("a number")
-}
-
 #[test]
 #[ignore = "called by others, in a memory cgroup of their own"]
 fn process_for_other_tests() {
-    let Ok(work) = std::env::var("PODOPSY_WORK") else { return };
+    let Some(task) = Task::of_this_process() else { return };
     in_own_network(move || {
-        let words: Vec<&str> = work.split(' ').collect();
-        let (rate, seconds) = (words[1].parse().unwrap(), words[2].parse().unwrap());
         // It never reads: a query stays without an answer.
         let server = UdpSocket::bind("127.0.0.1:53").expect("bind port 53 in our own namespace");
-        let pace = Pace { rate, seconds, cgroups: words[3..].iter().map(PathBuf::from).collect() };
-        let sent = match words[0] {
+        let pace = Pace { rate: task.rate, seconds: task.seconds, cgroups: task.cgroups };
+        let sent = match &*task.kind {
             "udp" => pace.run(|client, n| client.send(&query(n as u16, "flood.test", A)).is_ok()),
             "names" => {
                 pace.run(|client, n| client.send(&query(n as u16, &format!("n{n}.flood.test"), A)).is_ok())
@@ -98,9 +59,9 @@ fn process_for_other_tests() {
                     stream.write_all(&[&prefix[..], &message].concat()).is_ok()
                 })
             }
-            _ => unreachable!("{work}"),
+            other => unreachable!("{other}"),
         };
-        println!("\nsent {sent}");
+        report_sent(sent);
     });
 }
 
@@ -137,27 +98,6 @@ impl Pace {
         }
         sent
     }
-}
-
-/// The recorder with the default timeout, within which a flood fills the map.
-fn recording() -> Recording {
-    let dns = DnsOptions { timeout: Duration::from_secs(5), ..dns() };
-    Recording::start(RecorderOptions { dns: Some(dns), ..options() }, no_runtime())
-}
-
-fn cgroups(name: &str, count: usize) -> Vec<MemoryCgroup> {
-    (0..count).map(|n| MemoryCgroup::new(&format!("{name}{n}"), MEMORY)).collect()
-}
-
-/// The counts of all these cgroups together.
-fn counts(recording: &Recording, cgroups: &[MemoryCgroup]) -> DnsCounts {
-    let all = recording.dns_counts();
-    let mut sum = DnsCounts::default();
-    for cgroup in cgroups {
-        let id = cgroup.id();
-        all.iter().filter(|counts| counts.owner.cgroup.id == id).for_each(|counts| sum.add(counts));
-    }
-    sum
 }
 
 /// Runs a flood that nothing answers beside a neighbour whose queries are not answered either.

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod attacked;
 pub mod clients;
 pub mod destination;
+pub mod dns_flood;
 pub mod dns_sandbox;
 pub mod hostile;
 pub mod hostile_elf;
