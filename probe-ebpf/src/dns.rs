@@ -11,17 +11,17 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use podopsy_wire::{
-    DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending, DnsRecord, Loss, STATE_WAITING, Task,
-    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_QUERY_KEPT, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending,
+    DnsRecord, Loss, STATE_WAITING, TABLE_QUERIES, Task, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
 };
 
 use crate::{
-    dns_counts,
+    dns_connection, dns_counts,
     dns_message::{Bytes, HEADER, InMemory, InPacket, Message},
     dns_packet::{self, Direction, TCP, UDP},
     dns_sendmsg, dns_share, dns_socket,
-    dns_stream::{self, MessageBytes},
-    maps::{CONFIG, DNS_CONNECTED, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
+    dns_stream::{self, MessageBytes, Stream},
+    maps::{CONFIG, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
     task,
 };
 
@@ -62,10 +62,11 @@ fn handle_packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let mut packet = dns_packet::parse(ctx, direction)?;
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let mut went_to = 0;
     if direction == Direction::Query {
         match dns_packet::peer(ctx) {
             Some(peer) => packet.server = peer,
-            None if packet.protocol == UDP => dns_sendmsg::replace_server(&mut packet, cookie),
+            None if packet.protocol == UDP => went_to = dns_sendmsg::replace_server(&mut packet, cookie),
             None => {}
         }
     }
@@ -85,6 +86,8 @@ fn handle_packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
         port: packet.port,
         protocol: UDP,
         cookie,
+        asker: core::ptr::null(),
+        went_to,
         size,
         available,
         bytes: InPacket { ctx, at },
@@ -97,31 +100,54 @@ fn handle_packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
 fn handle_tcp_message(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     // SAFETY: the context is this program's own.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let stream = dns_stream::current(cookie, direction)?;
-    // SAFETY: a map value; an eviction recycles the slot, it does not unmap it.
-    let stream = unsafe { &mut *stream };
-    let found = dns_stream::next(ctx, stream, direction)?;
-    let (server, port, protocol) = (stream.server, stream.port as u16, TCP);
-    let (size, available) = (found.size, found.available);
+    let connection = dns_connection::find(cookie)?;
+    // SAFETY: a map value; a removal recycles the slot, it does not unmap it.
+    let connection = unsafe { &mut *connection };
+    let asker = &raw const connection.asker;
+    match direction {
+        Direction::Query => {
+            let stream = Stream::<DNS_QUERY_KEPT>::new(&mut connection.query, &mut connection.query_bytes);
+            handle_stream(ctx, cookie, asker, stream, direction)
+        }
+        Direction::Answer => {
+            let stream = Stream::<DNS_ANSWER_KEPT>::new(&mut connection.answer, &mut connection.answer_bytes);
+            handle_stream(ctx, cookie, asker, stream, direction)
+        }
+    }
+}
+
+/// Handles the next message of a stream, and goes on with the one after it.
+#[inline(always)]
+fn handle_stream<const KEPT: usize>(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    asker: *const Task,
+    mut stream: Stream<KEPT>,
+    direction: Direction,
+) -> Option<()> {
+    let found = dns_stream::next(ctx, &mut stream)?;
+    let position = stream.position;
+    let (server, port, protocol) = (position.server, position.port as u16, TCP);
+    let (size, available, went_to) = (found.size, found.available, 0);
     match found.bytes {
         MessageBytes::InPacket(at) => {
             let bytes = InPacket { ctx, at };
-            let message = Message { server, port, protocol, cookie, size, available, bytes };
+            let message = Message { server, port, protocol, cookie, asker, went_to, size, available, bytes };
             let header = message.header()?;
-            if dns_stream::accept(stream, direction, &header) {
+            if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);
             }
         }
         MessageBytes::InMemory(at) => {
             let bytes = InMemory(at);
-            let message = Message { server, port, protocol, cookie, size, available, bytes };
+            let message = Message { server, port, protocol, cookie, asker, went_to, size, available, bytes };
             let header = message.header()?;
-            if dns_stream::accept(stream, direction, &header) {
+            if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);
             }
         }
     }
-    dns_stream::continue_segment(ctx, stream, direction);
+    dns_stream::continue_segment(ctx, position, direction);
     None
 }
 
@@ -139,14 +165,17 @@ fn handle_message<B: Bytes>(message: &Message<B>, header: &DnsHeader, direction:
 /// Stores a query. It must not log: a program that makes tail calls may not make the log's calls (`task::comm`).
 #[inline(always)]
 fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()> {
-    let key = message.key(header.id);
+    let mut key = message.key(header.id);
+    if message.went_to != 0 {
+        key = dns_sendmsg::rewritten_key(&key);
+    }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // Identified before the entry is inserted: the sweep in user space must not find an entry that stays unfilled for
     // long.
-    let asker = asker(&key);
+    let asker = asker(message);
     let counters = dns_counts::find_or_insert(asker.cgroup_id, now);
-    let has_share = dns_share::has_share(counters, asker.cgroup_id);
+    let has_share = dns_share::has_share(counters, asker.cgroup_id, TABLE_QUERIES);
     // Insert first and look up only if that is refused: most queries are new.
     let mut inserted = has_share && DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     if !inserted && let Some(pending) = DNS_IN_FLIGHT.get_ptr_mut(key) {
@@ -155,6 +184,7 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
             if (*pending).state == STATE_WAITING {
                 (*pending).sends += 1;
                 (*pending).last_sent_ns = now;
+                (*pending).went_to = message.went_to;
                 if let Some(counters) = dns_counts::find_or_insert((*pending).asker.cgroup_id, now) {
                     dns_counts::add(&raw mut (*counters).resends);
                 }
@@ -164,7 +194,7 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
         // Its timeout has been reported: this is a new attempt, and a new transaction. It takes the place of the old
         // one, and needs no share.
         if DNS_IN_FLIGHT.remove(key).is_ok() {
-            dns_share::count_removed(counters);
+            dns_share::count_removed(counters, TABLE_QUERIES);
         }
         inserted = DNS_IN_FLIGHT.insert(key, &EMPTY, BPF_NOEXIST).is_ok();
     }
@@ -180,7 +210,7 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
         }
         return None;
     }
-    dns_share::count_inserted(counters);
+    dns_share::count_inserted(counters, TABLE_QUERIES);
     let pending = DNS_IN_FLIGHT.get_ptr_mut(key)?;
     let len = (message.available - HEADER).min(DNS_QUESTION_MAX as u32);
     // SAFETY: a map value, as above; `copy` writes at most the size of `question` into it.
@@ -191,6 +221,9 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
         (*pending).sends = 1;
         (*pending).flags = header.flags;
         (*pending).questions = header.questions;
+        (*pending).server = message.server;
+        (*pending).port = message.port;
+        (*pending).went_to = message.went_to;
         let question = (&raw mut (*pending).question).cast();
         (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, len);
     }
@@ -200,15 +233,13 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
     Some(())
 }
 
-/// The task that sent a query. UDP is sent in its sender's context. TCP may be sent by a softirq, so the task that
-/// connected the socket is preferred.
+/// The task that sent a query. UDP is sent in its sender's context. TCP may be sent by a softirq, so the task that opened
+/// the connection is taken.
 #[inline(always)]
-fn asker(key: &DnsKey) -> Task {
-    if key.protocol == TCP
-        && let Some(task) = DNS_CONNECTED.get_ptr(key.cookie)
-    {
+fn asker<B: Bytes>(message: &Message<B>) -> Task {
+    if !message.asker.is_null() {
         // SAFETY: a map value of plain integers.
-        return unsafe { *task };
+        return unsafe { *message.asker };
     }
     task::identify(task::current(), &CONFIG.load().layout)
 }
@@ -220,7 +251,7 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
     let pending = match DNS_IN_FLIGHT.get_ptr(key) {
         Some(pending) => pending,
         None if message.protocol == UDP => {
-            key = dns_sendmsg::original_key(&key)?;
+            key = dns_sendmsg::find_rewritten(&key)?;
             DNS_IN_FLIGHT.get_ptr(key)?
         }
         None => return None,
@@ -287,7 +318,7 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
         dns_socket::keep_answered(&key, pending, class, now);
     }
     if DNS_IN_FLIGHT.remove(key).is_ok() {
-        dns_share::count_removed(counters);
+        dns_share::count_removed(counters, TABLE_QUERIES);
     }
     Some(())
 }
@@ -339,8 +370,7 @@ pub fn dns_connect6(ctx: SockAddrContext) -> i32 {
     PASS
 }
 
-/// A TCP connection to a DNS server: stores the task that connects. One for DNS over TLS (RFC 7858) or HTTPS is
-/// counted, because its queries cannot be seen.
+/// A TCP connection for DNS over TLS (RFC 7858) or HTTPS is counted, because its queries cannot be seen.
 #[inline(always)]
 fn handle_connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4]) {
     const TLS: u16 = 853;
@@ -348,22 +378,13 @@ fn handle_connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 
     // SAFETY: the context is this program's own; the fields are readable in connect hooks.
     let (port, protocol) = unsafe { ((*ctx.sock_addr).user_port, (*ctx.sock_addr).protocol) };
     let port = u16::from_be(port as u16);
-    if protocol != TCP {
+    if protocol != TCP || dns_packet::is_dns(port) {
         return;
     }
-    let is_dns = dns_packet::is_dns(port);
-    if !is_dns && port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address(ctx)).is_none()) {
+    if port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address(ctx)).is_none()) {
         return;
     }
     let task = task::identify(task::current(), &CONFIG.load().layout);
-    if is_dns {
-        // SAFETY: as above.
-        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        if DNS_CONNECTED.insert(cookie, task, 0).is_err() {
-            count(Loss::DnsConnected);
-        }
-        return;
-    }
     // SAFETY: the helper has no preconditions.
     if let Some(counters) = dns_counts::find_or_insert(task.cgroup_id, unsafe { bpf_ktime_get_boot_ns() }) {
         // SAFETY: a map value.

@@ -18,11 +18,11 @@ const BPF_RB_AVAIL_DATA: u64 = 0;
 /// The counters of a memory cgroup (0, not known, has counters of its own). None: the map is full, which is counted.
 #[inline(always)]
 pub fn find_or_insert(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
-    if let Some(counters) = DNS_COUNTERS.get_ptr_mut(cgroup_id) {
+    if let Some(counters) = find(cgroup_id) {
         return Some(counters);
     }
     let inserted = DNS_COUNTERS.insert(cgroup_id, &EMPTY, BPF_NOEXIST).is_ok();
-    let counters = DNS_COUNTERS.get_ptr_mut(cgroup_id);
+    let counters = find(cgroup_id);
     match counters {
         // If another CPU was faster, that CPU sets the time.
         // SAFETY: a map value.
@@ -31,6 +31,12 @@ pub fn find_or_insert(cgroup_id: u64, now: u64) -> Option<*mut DnsCounters> {
         None => count(Loss::DnsCounters),
     }
     counters
+}
+
+/// The counters of a memory cgroup, if it has any.
+#[inline(always)]
+pub fn find(cgroup_id: u64) -> Option<*mut DnsCounters> {
+    DNS_COUNTERS.get_ptr_mut(cgroup_id)
 }
 
 /// Adds one, atomically: several CPUs handle queries of the same container. It is written in assembly because an atomic

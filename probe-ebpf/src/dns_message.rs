@@ -9,7 +9,7 @@ use aya_ebpf::{
     },
     programs::SkBuffContext,
 };
-use podopsy_wire::{DNS_HEADER_BYTES, DnsHeader, DnsKey};
+use podopsy_wire::{DNS_HEADER_BYTES, DnsHeader, DnsKey, Task};
 
 /// Length of the fixed header, RFC 1035 §4.1.1.
 pub const HEADER: u32 = DNS_HEADER_BYTES as u32;
@@ -80,6 +80,10 @@ pub struct Message<B> {
     pub port: u16,
     pub protocol: u32,
     pub cookie: u64,
+    /// The task that asks; null: the current one.
+    pub asker: *const Task,
+    /// The folded address that the packet of a query goes to, if it is not the one that the application gave; 0: it is.
+    pub went_to: u32,
     /// Its length, by the UDP header or the TCP length prefix.
     pub size: u32,
     /// How many bytes of it are at hand: at least a header.

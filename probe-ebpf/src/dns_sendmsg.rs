@@ -3,50 +3,36 @@
 //! The packet may carry another address. kube-proxy's DNAT rewrites what a process in the node's network sends to a
 //! Service before cgroup_skb sees it, and rewrites the answer back before cgroup_skb sees that: the answer comes from
 //! the address that the application gave. Other load balancers (Cilium's) replace the address in the same hook as this
-//! one: the answer then comes from the address that the packet went to. So a query is keyed by the address that the
-//! application gave, and the address in its packet is stored as an alias of it.
+//! one: the answer then comes from the address that the packet went to. So such a query has both addresses in its value, and
+//! a number in place of the server in its key.
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::bpf_get_socket_cookie,
-    macros::{cgroup_sock_addr, map},
-    maps::LruHashMap,
-    programs::SockAddrContext,
+    helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns},
+    macros::{cgroup_sock_addr, map, raw_tracepoint},
+    maps::HashMap,
+    programs::{RawTracePointContext, SockAddrContext},
 };
-use podopsy_wire::{DnsKey, Loss};
+use podopsy_wire::{DnsKey, DnsPending, DnsSender, Loss, TABLE_SENDERS, fold_address};
 
 use crate::{
+    dns_counts,
     dns_packet::{self, Packet, UDP},
-    maps::count,
+    dns_share,
+    maps::{CONFIG, DNS_IN_FLIGHT, count},
     task,
 };
 
 /// The hook's verdict: allow the call.
 const PASS: i32 = 1;
+/// How many servers one socket may ask at a time with one transaction id, if their addresses are rewritten: a power of two,
+/// and more than a resolver's list may have (MAXNS is 3 in `<resolv.h>`).
+const NUMBERS: u32 = 4;
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Address {
-    /// As in `DnsKey`.
-    server: [u32; 4],
-    port: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct SocketAddress {
-    cookie: u64,
-    address: Address,
-}
-
-/// The address that a task's last send gave, by `task_struct`: its packet is seen before the task can send another one.
-/// LRU, because tasks end.
+/// The address that a task's last send gave, by `task_struct`: its packet is seen before the task can send another one. An
+/// entry counts for the task's cgroup (`dns_share`), and is removed when the task ends.
 #[map]
-static DNS_NAMED: LruHashMap<u64, SocketAddress> = LruHashMap::with_max_entries(4096, 0);
-
-/// The address that a socket's packets went to → the one that the application gave. LRU, because sockets are closed.
-#[map]
-static DNS_ALIASES: LruHashMap<SocketAddress, Address> = LruHashMap::with_max_entries(1024, 0);
+static DNS_SENDERS: HashMap<u64, DnsSender> = HashMap::with_max_entries(4096, 0);
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn dns_sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -89,43 +75,108 @@ fn store_address(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 4
     }
     // SAFETY: as above.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let given = SocketAddress { cookie, address: Address { server: address(ctx), port: port as u64 } };
+    let (server, port) = (address(ctx), port as u64);
     let task = task::current();
-    if let Some(before) = DNS_NAMED.get_ptr_mut(task) {
-        // SAFETY: a map value, and this task's own; an eviction recycles the slot, it does not unmap it.
-        unsafe { *before = given };
-    } else if DNS_NAMED.insert(task, given, 0).is_err() {
-        count(Loss::DnsNamed);
+    if let Some(sender) = DNS_SENDERS.get_ptr_mut(task) {
+        // SAFETY: a map value, and this task's own; a removal recycles the slot, it does not unmap it.
+        unsafe { ((*sender).cookie, (*sender).server, (*sender).port) = (cookie, server, port) };
+        return;
+    }
+    let cgroup_id = task::memory_cgroup(task, &CONFIG.load().layout);
+    insert(task, &DnsSender { cgroup_id, cookie, server, port });
+}
+
+/// Inserts a task that has not sent before.
+#[inline(always)]
+fn insert(task: u64, given: &DnsSender) {
+    const BPF_NOEXIST: u64 = 1;
+    // SAFETY: the helper has no preconditions.
+    let counters = dns_counts::find_or_insert(given.cgroup_id, unsafe { bpf_ktime_get_boot_ns() });
+    let has_share = dns_share::has_share(counters, given.cgroup_id, TABLE_SENDERS);
+    if has_share && DNS_SENDERS.insert(task, given, BPF_NOEXIST).is_ok() {
+        dns_share::count_inserted(counters, TABLE_SENDERS);
+        return;
+    }
+    count(Loss::DnsNamed);
+    if let Some(counters) = counters {
+        // SAFETY: a word of a map value.
+        dns_counts::add(unsafe { &raw mut (*counters).unnamed });
     }
 }
 
-/// Replaces the server of a query's packet by the address that the application gave.
+/// A task ends: `sched_process_exit`, for each thread of the node, in its own context.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn dns_sender_exit(_: RawTracePointContext) -> i32 {
+    let task = task::current();
+    let Some(sender) = DNS_SENDERS.get_ptr(task) else { return 0 };
+    // SAFETY: a word of a map value.
+    let cgroup_id = unsafe { (*sender).cgroup_id };
+    if DNS_SENDERS.remove(task).is_ok() {
+        dns_share::count_removed(dns_counts::find(cgroup_id), TABLE_SENDERS);
+    }
+    0
+}
+
+/// Replaces the server of a query's packet by the address that the application gave. Returns the folded address that the
+/// packet goes to; 0: it is not another one.
 #[inline(always)]
-pub fn replace_server(packet: &mut Packet, cookie: u64) {
-    let Some(given) = DNS_NAMED.get_ptr(task::current()) else { return };
+pub fn replace_server(packet: &mut Packet, cookie: u64) -> u32 {
+    let Some(given) = DNS_SENDERS.get_ptr(task::current()) else { return 0 };
     // SAFETY: a map value of plain integers.
     let given = unsafe { *given };
     // The address 0 means this machine.
-    if given.cookie != cookie || given.address.server[3] == 0 {
-        return;
+    if given.cookie != cookie || given.server[3] == 0 {
+        return 0;
     }
-    let went_to = Address { server: packet.server, port: packet.port as u64 };
-    (packet.server, packet.port) = (given.address.server, given.address.port as u16);
-    if went_to.server == packet.server && went_to.port == given.address.port {
-        return;
+    let (server, port) = (packet.server, packet.port);
+    (packet.server, packet.port) = (given.server, given.port as u16);
+    if server == packet.server && port == packet.port {
+        return 0;
     }
-    let alias = SocketAddress { cookie, address: went_to };
-    if DNS_ALIASES.get_ptr(alias).is_none() && DNS_ALIASES.insert(alias, given.address, 0).is_err() {
-        count(Loss::DnsNamed);
-    }
+    fold_address(&server, port)
 }
 
-/// The key of the query whose answer comes from an alias of its server.
+/// The key of a query whose address is rewritten: the one that it has already, or else one that is free.
 #[inline(always)]
-pub fn original_key(key: &DnsKey) -> Option<DnsKey> {
-    let address = Address { server: key.server, port: key.port as u64 };
-    let given = DNS_ALIASES.get_ptr(SocketAddress { cookie: key.cookie, address })?;
-    // SAFETY: a map value of plain integers.
-    let Address { server, port } = unsafe { *given };
-    Some(DnsKey { server, port: port as u16, ..*key })
+pub fn rewritten_key(key: &DnsKey) -> DnsKey {
+    let mut free = NUMBERS;
+    for n in 0..NUMBERS {
+        let numbered = numbered(key, n);
+        match DNS_IN_FLIGHT.get_ptr(numbered) {
+            Some(pending) if is_given(pending, key) => return numbered,
+            Some(_) => {}
+            None => free = free.min(n),
+        }
+    }
+    numbered(key, free)
+}
+
+/// The key of the query that is answered from an address, if the query's own address is rewritten.
+#[inline(always)]
+pub fn find_rewritten(from: &DnsKey) -> Option<DnsKey> {
+    for n in 0..NUMBERS {
+        let key = numbered(from, n);
+        let Some(pending) = DNS_IN_FLIGHT.get_ptr(key) else { continue };
+        // SAFETY: a word of a map value.
+        let went_to = unsafe { (*pending).went_to };
+        if is_given(pending, from) || went_to == fold_address(&from.server, from.port) {
+            return Some(key);
+        }
+    }
+    None
+}
+
+/// The `n`th key to try. Threads that ask several servers at the same moment begin with different numbers.
+#[inline(always)]
+fn numbered(key: &DnsKey, n: u32) -> DnsKey {
+    let number = (u32::from_be(key.server[3]) + n) % NUMBERS;
+    DnsKey { server: DnsKey::rewritten_server(number), port: 0, ..*key }
+}
+
+/// Whether the application gave this address for a query.
+#[inline(always)]
+fn is_given(pending: *const DnsPending, key: &DnsKey) -> bool {
+    // SAFETY: words of a map value.
+    let (server, port) = unsafe { ((*pending).server, (*pending).port) };
+    server == key.server && port == key.port
 }

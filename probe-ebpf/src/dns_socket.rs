@@ -12,7 +12,7 @@ use aya_ebpf::{
     maps::PerCpuArray,
     programs::{ProbeContext, RawTracePointContext},
 };
-use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError};
+use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError, TABLE_QUERIES};
 
 use crate::{
     dns_counts, dns_packet, dns_share,
@@ -94,7 +94,7 @@ fn answer_dropped(sock: u64) -> Option<()> {
         // It had a place a moment ago, so no share is asked for.
         DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
         let counters = dns_counts::find_or_insert(cgroup_id, now);
-        dns_share::count_inserted(counters);
+        dns_share::count_inserted(counters, TABLE_QUERIES);
         // Takes back what `dns::handle_answer` has counted.
         let counters = counters?;
         dns_counts::count_answer(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);

@@ -11,6 +11,7 @@ mod arch;
 mod bpf_loop;
 mod cpu;
 mod dns;
+mod dns_connection;
 mod dns_counts;
 mod dns_message;
 mod dns_packet;

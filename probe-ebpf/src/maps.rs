@@ -2,12 +2,13 @@
 
 use aya_ebpf::{
     Global,
+    bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use podopsy_wire::{
     CacheLine, Config, DNS_CONTAINERS_MAX, DnsConfig, DnsCounters, DnsKey, DnsPending, Layout, Loss,
-    SCOPE_NODE, Task, USED_COUNTERS,
+    SCOPE_NODE, SweptKey, TABLES, USED_MAX,
 };
 
 /// Set by user space before the load.
@@ -24,7 +25,7 @@ pub static DNS: Global<DnsConfig> = Global::new(DnsConfig {
     sample: 0,
     interval_us: 0,
     burst: 0,
-    in_flight_max: 0,
+    tables_max: [0; TABLES as usize],
 });
 
 /// One field of the global `DNS`. `Global::load` would copy all of it, and this runs for every packet of the node.
@@ -64,19 +65,16 @@ pub static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.le
 #[map]
 pub static DNS_IN_FLIGHT: HashMap<DnsKey, DnsPending> = HashMap::with_max_entries(16384, 0);
 
-/// How many entries `DNS_IN_FLIGHT` has: counters by `USED_*`, each in a cache line of its own.
+/// How many entries each table has that cgroups share: counters by [`podopsy_wire::used_index`], each in a cache line of its
+/// own.
 #[map]
-pub static DNS_IN_FLIGHT_USED: Array<CacheLine> = Array::with_max_entries(USED_COUNTERS, 0);
+pub static DNS_USED: Array<CacheLine> = Array::with_max_entries(USED_MAX, 0);
 
-/// How many entries of each cgroup user space has removed from `DNS_IN_FLIGHT`. Only user space writes it; it cannot add to
-/// a value of `DNS_COUNTERS` while the kernel side does.
+/// How many entries of each cgroup user space has removed from each table. Only user space writes it; it cannot add to a
+/// value of `DNS_COUNTERS` while the kernel side does.
 #[map]
-pub static DNS_SWEPT: HashMap<u64, u64> = HashMap::with_max_entries(DNS_CONTAINERS_MAX, 0);
-
-/// The task that connected a TCP socket to a DNS server, by socket cookie. Segments may be sent by a softirq, whose
-/// current task is not the sender.
-#[map]
-pub static DNS_CONNECTED: LruHashMap<u64, Task> = LruHashMap::with_max_entries(4096, 0);
+pub static DNS_SWEPT: HashMap<SweptKey, u64> =
+    HashMap::with_max_entries(TABLES * DNS_CONTAINERS_MAX, BPF_F_NO_PREALLOC);
 
 /// Counters of each container, by memory cgroup id. It is neither per CPU nor LRU on purpose: on a machine with many
 /// CPUs the first is large, and the second evicts before it is full. User space removes entries that have been idle for

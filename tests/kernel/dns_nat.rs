@@ -167,6 +167,34 @@ fn one_socket_asks_two_services_at_once_and_threads_share_it() {
 }
 
 #[test]
+fn a_query_that_is_sent_again_is_the_same_one_after_another_was_answered() {
+    /// Its address begins with the same number as that of `V4` (`dns_sendmsg::numbered` in the kernel side).
+    const LIKE_V4: Service = Service { address: "10.96.0.14", pod: "10.1.0.6" };
+    let recording = Recording::host();
+    let names = ["answered-first.test", "sent-again.test"];
+    in_own_network(move || {
+        let services = [V4, LIKE_V4];
+        services.iter().for_each(Service::make);
+        let servers = services.each_ref().map(|service| UdpSocket::bind((service.pod, 53)).expect("bind"));
+        let client = UdpSocket::bind("0.0.0.0:0").expect("a client");
+        let ask =
+            |at: usize| client.send_to(&query(7, names[at], A), (services[at].address, 53)).expect("ask");
+        let answer = |at: usize| {
+            let mut buffer = [0; 1500];
+            let (len, from) = servers[at].recv_from(&mut buffer).expect("the query");
+            servers[at].send_to(&respond(&buffer[..len], NXDOMAIN, 1, 0), from).expect("answer");
+            client.recv(&mut buffer).expect("the answer");
+        };
+        ask(0);
+        ask(1);
+        answer(0);
+        ask(1);
+        answer(1);
+    });
+    each_is_answered(recording, &[(names[0], V4.ip()), (names[1], LIKE_V4.ip())]);
+}
+
+#[test]
 fn an_answer_that_is_not_rewritten_back_is_recognised_too() {
     let recording = Recording::host();
     in_own_network(|| {

@@ -122,6 +122,26 @@ fn several_messages_in_a_segment_are_several_transactions() {
 }
 
 #[test]
+fn a_connection_that_is_older_than_the_recorder_is_followed() {
+    let (events, losses) = in_own_network(|| {
+        let mut pair = Pair::new();
+        let mut recording = Recording::host();
+        for id in 1..=3 {
+            let asked = query(id, "older.test", A);
+            pair.ask(&framed(&asked), &[5]);
+            pair.answer(&framed(&respond(&asked, 0x8183, 1, 0)), &[5]);
+        }
+        recording.until("three failures", SOON, |seen| of(seen, "older.test").len() >= 3);
+        recording.stop()
+    });
+    let found: Vec<Outcome> = of(&events, "older.test").iter().map(|dns| dns.outcome).collect();
+    assert_eq!(found, [Outcome::Nxdomain; 3]);
+    let askers = transactions(&events, "older.test");
+    assert!(askers.iter().all(|(event, _)| event.process.pid == std::process::id()), "{askers:?}");
+    assert_eq!(losses.get("dns_tcp_unparsed"), None, "{losses:?}");
+}
+
+#[test]
 fn a_large_answer_over_many_segments_is_skipped_by_its_length() {
     let mut recording = Recording::host();
     in_own_network(|| {

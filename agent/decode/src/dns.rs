@@ -78,7 +78,7 @@ fn transaction(
     DnsTransaction {
         name,
         qtype,
-        server: server(key),
+        server: server(key, pending),
         protocol: if key.protocol == 6 { Protocol::Tcp } else { Protocol::Udp },
         id: key.id,
         latency_ns: time_ns.saturating_sub(pending.first_sent_ns),
@@ -92,14 +92,16 @@ fn transaction(
 }
 
 /// The server's address from its words in network order.
-fn server(key: &DnsKey) -> SocketAddr {
+fn server(key: &DnsKey, pending: &DnsPending) -> SocketAddr {
+    let (words, port) =
+        if key.is_rewritten() { (pending.server, pending.port) } else { (key.server, key.port) };
     let mut octets = [0; 16];
-    for (to, word) in octets.chunks_exact_mut(4).zip(key.server) {
+    for (to, word) in octets.chunks_exact_mut(4).zip(words) {
         to.copy_from_slice(&word.to_ne_bytes());
     }
     let address = Ipv6Addr::from(octets);
     let ip = address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4);
-    SocketAddr::new(ip, key.port)
+    SocketAddr::new(ip, port)
 }
 
 /// The one question of a query.

@@ -81,6 +81,16 @@ fn a_transaction_has_name_type_server_and_latency() {
 }
 
 #[test]
+fn the_server_of_a_rewritten_query_is_the_one_that_the_application_gave() {
+    let mut record = record_of(STATE_WAITING, &response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat()));
+    (record.pending.server, record.pending.port) = (record.key.server, 5353);
+    (record.key.server, record.key.port) = (DnsKey::rewritten_server(2), 0);
+    assert_eq!(answered(&record).server, "10.0.0.1:5353".parse().unwrap());
+    let timeout = unanswered(&record.key, &record.pending, Outcome::Timeout, 3_000);
+    assert_eq!(timeout.server, "10.0.0.1:5353".parse().unwrap());
+}
+
+#[test]
 fn an_answer_after_the_timeout_is_late() {
     let message = response(0x8183, [1, 0, 0, 0], &[NAME, A_IN].concat());
     assert_eq!(answered_by(STATE_TIMED_OUT, &message).outcome, Outcome::Late);

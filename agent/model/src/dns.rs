@@ -20,6 +20,10 @@ pub struct DnsCounts {
     /// Queries whose outcome was not seen, because the container had its share of queries in flight already.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub untracked: u64,
+    /// Queries that were followed by the address in their packets alone, because the container had its share of sending
+    /// threads already. Where that address is translated, an answer may not have been recognised.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unnamed: u64,
     /// Queries by outcome; an outcome without queries is left out. An answer is counted by its header, so `malformed` never
     /// appears here. A query with a late answer has been counted as a timeout, too.
     pub outcomes: BTreeMap<Outcome, u64>,
@@ -99,6 +103,7 @@ impl DnsCounts {
         self.queries += other.queries;
         self.resends += other.resends;
         self.untracked += other.untracked;
+        self.unnamed += other.unnamed;
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(*outcome).or_default() += count;
         }

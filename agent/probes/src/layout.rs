@@ -50,6 +50,7 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     layout.sock_err = optional("sock", "sk_err");
     layout.sock_cookie = optional("sock", "__sk_common.skc_cookie");
     layout.sock_dport = optional("sock", "__sk_common.skc_dport");
+    layout.sock_owned = optional("sock", "sk_lock.owned");
     layout.kernfs_node_name = optional("kernfs_node", "name");
     // Renamed in 6.15.
     layout.kernfs_node_parent =

@@ -11,8 +11,8 @@ pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
     let by_tables = options.cpu.as_ref().is_some_and(|cpu| cpu.unwind);
     let maps = [
         ("DNS_IN_FLIGHT", options.dns.is_some()),
-        ("DNS_CONNECTED", options.dns.is_some()),
-        ("DNS_STREAMS", options.dns.is_some()),
+        ("DNS_CONNECTIONS", options.dns.is_some()),
+        ("DNS_SENDERS", options.dns.is_some()),
         ("DNS_COUNTERS", options.dns.is_some()),
         ("DNS_SWEPT", options.dns.is_some()),
         ("EXECUTABLES", options.oom),

@@ -21,6 +21,7 @@ use crate::dns::counts::{ContainerCounts, CounterSource, SharedCounts};
 use crate::dns::flight::QueriesInFlight;
 use crate::dns::reader::DnsReader;
 use crate::dns::shares::EventShares;
+use crate::dns::tables::OwnedTable;
 use crate::dns::tap::{self, OpenTap, TapContext, TapHandle, TapLosses};
 use crate::growth::sampling::{self, Growth, GrowthMaps};
 use crate::oom::IncidentBuilder;
@@ -222,7 +223,12 @@ fn read_probes(
     )?;
     let dns = DnsReader {
         events: dns_maps.events,
-        in_flight: QueriesInFlight::new(dns_maps.in_flight, dns.timeout),
+        in_flight: QueriesInFlight::new(
+            dns_maps.in_flight,
+            dns_maps.shares,
+            vec![OwnedTable::connections(dns_maps.connections), OwnedTable::senders(dns_maps.senders)],
+            dns.timeout,
+        ),
         counts: counts.clone(),
         shed: shared.totals.shed.clone(),
         shares: EventShares::default(),

@@ -271,6 +271,10 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         "podopsy_dns_queries_untracked",
         "DNS queries without an outcome: the container had its share of queries in flight already.",
     );
+    let mut unnamed = MetricFamily::counter(
+        "podopsy_dns_queries_unnamed",
+        "DNS queries whose answer may not be recognised behind address translation: the container had its share of senders already.",
+    );
     for (key, series) in table.iter() {
         let dns = &series.dns;
         queries.count(labels(key), dns.queries);
@@ -284,6 +288,7 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         search_path_misses.count(labels(key), series.search_path_misses);
         dropped.count(labels(key), dns.events_dropped);
         untracked.count(labels(key), dns.untracked);
+        unnamed.count(labels(key), dns.unnamed);
         hidden.count(labels_with(key, "protocol", "dot"), dns.not_visible.tls);
         hidden.count(labels_with(key, "protocol", "doh"), dns.not_visible.https);
         // A histogram is two dozen lines: a container without queries has none.
@@ -292,7 +297,7 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
             latency.samples.push(MetricSample { labels: labels(key), value, exemplar: None });
         }
     }
-    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped, untracked]
+    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped, untracked, unnamed]
 }
 
 fn growth_families(table: &SeriesTable) -> [MetricFamily; 3] {

@@ -114,6 +114,7 @@ impl SeriesTable {
             let grown = difference(counts, &before);
             if grown.queries
                 + grown.untracked
+                + grown.unnamed
                 + grown.events_dropped
                 + grown.outcomes.values().sum::<u64>()
                 + grown.not_visible.tls
@@ -146,6 +147,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
         queries: increase(now.queries, before.queries),
         resends: increase(now.resends, before.resends),
         untracked: increase(now.untracked, before.untracked),
+        unnamed: increase(now.unnamed, before.unnamed),
         events_dropped: increase(now.events_dropped, before.events_dropped),
         ..DnsCounts::default()
     };
@@ -197,11 +199,12 @@ mod tests {
     fn what_a_container_loses_is_counted_without_further_queries() {
         let (mut table, now) = (SeriesTable::default(), Instant::now());
         table.add_dns(&[counts(owner("a", "1"), 10, 2)], now);
-        let lost = DnsCounts { untracked: 3, events_dropped: 4, ..counts(owner("a", "1"), 10, 2) };
+        let lost =
+            DnsCounts { untracked: 3, unnamed: 5, events_dropped: 4, ..counts(owner("a", "1"), 10, 2) };
         table.add_dns(std::slice::from_ref(&lost), now);
         table.add_dns(std::slice::from_ref(&lost), now);
         let dns = &table.series(key("a"), now).dns;
-        assert_eq!((dns.queries, dns.untracked, dns.events_dropped), (10, 3, 4));
+        assert_eq!((dns.queries, dns.untracked, dns.unnamed, dns.events_dropped), (10, 3, 5, 4));
     }
 
     #[test]

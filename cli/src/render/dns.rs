@@ -128,6 +128,13 @@ pub fn not_shown(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
                 of.untracked, of.queries
             )?;
         }
+        if of.unnamed > 0 {
+            writeln!(
+                out,
+                "\n{owner}: {} of {} queries were followed by the address in their packets: too many threads sent",
+                of.unnamed, of.queries
+            )?;
+        }
         if of.events_dropped > 0 {
             writeln!(
                 out,

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::dns::DNS_PORTS_MAX;
+use crate::dns::{DNS_PORTS_MAX, TABLES};
 
 /// The offset of a member that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
@@ -42,6 +42,8 @@ pub struct Layout {
     pub sock_err: u32,
     pub sock_cookie: u32,
     pub sock_dport: u32,
+    /// `sock.sk_lock.owned`.
+    pub sock_owned: u32,
     /// From `struct linux_binprm` to the device and inode number of its file.
     pub binprm_file: u32,
     pub file_inode: u32,
@@ -87,9 +89,9 @@ pub struct DnsConfig {
     pub interval_us: u32,
     /// Token bucket of each container: records that may be shipped at once.
     pub burst: u32,
-    /// How many entries the map `DNS_IN_FLIGHT` has.
-    pub in_flight_max: u32,
+    /// How many entries each table has, by `TABLE_*`.
+    pub tables_max: [u32; TABLES as usize],
 }
 
-const _: () = assert!(size_of::<Config>() == 27 * 4 + 3 * 4);
-const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 6 * 4);
+const _: () = assert!(size_of::<Config>() == 28 * 4 + 3 * 4);
+const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 5 * 4 + 4 * TABLES as usize);

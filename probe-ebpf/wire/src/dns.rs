@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::Task;
+use crate::{DNS_HEADER_BYTES, Task};
 
 /// Longest question kept: a name of 255 bytes, type and class, and one byte that shows an overrun.
 pub const DNS_QUESTION_MAX: usize = 260;
@@ -16,12 +16,34 @@ pub const STATE_WAITING: u32 = 0;
 /// User space has reported the timeout; an answer is late from now on.
 pub const STATE_TIMED_OUT: u32 = 1;
 
-/// Indices into the map `DNS_IN_FLIGHT_USED`: entries that the kernel side inserted into `DNS_IN_FLIGHT`, entries that it
-/// removed, and entries that user space removed. Only user space writes the last one.
+/// The maps that each cgroup has a share of: `DNS_IN_FLIGHT`, `DNS_CONNECTIONS`, `DNS_SENDERS`.
+pub const TABLE_QUERIES: u32 = 0;
+pub const TABLE_CONNECTIONS: u32 = 1;
+pub const TABLE_SENDERS: u32 = 2;
+pub const TABLES: u32 = 3;
+
+/// What is counted of each table: entries that the kernel side inserted, entries that it removed, and entries that user
+/// space removed. Only user space writes the last one.
 pub const USED_INSERTED: u32 = 0;
 pub const USED_REMOVED: u32 = 1;
 pub const USED_SWEPT: u32 = 2;
-pub const USED_COUNTERS: u32 = 3;
+const USED_COUNTERS: u32 = 3;
+/// Entries of the map `DNS_USED`.
+pub const USED_MAX: u32 = TABLES * USED_COUNTERS;
+
+/// The index into the map `DNS_USED` of one counter (`USED_*`) of a table (`TABLE_*`).
+#[inline(always)]
+pub const fn used_index(table: u32, counter: u32) -> u32 {
+    table * USED_COUNTERS + counter
+}
+
+/// A key of the map `DNS_SWEPT`: a memory cgroup and a table (`TABLE_*`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SweptKey {
+    pub cgroup_id: u64,
+    pub table: u64,
+}
 
 /// A counter that shares its cache line with no other one: several CPUs add to it.
 #[repr(C)]
@@ -45,7 +67,8 @@ pub const WHY_SAMPLE: u32 = 4;
 pub struct DnsKey {
     /// Socket cookie.
     pub cookie: u64,
-    /// Server address as it stands in the packet, in words; IPv4 as `::ffff:a.b.c.d`.
+    /// Server address that the application gave, words in network order; IPv4 as `::ffff:a.b.c.d`. If another address is in
+    /// the packet, this is [`DnsKey::rewritten_server`], the port is 0, and both are in [`DnsPending`].
     pub server: [u32; 4],
     /// Host byte order.
     pub port: u16,
@@ -53,6 +76,23 @@ pub struct DnsKey {
     pub id: u16,
     /// IPPROTO_UDP or IPPROTO_TCP.
     pub protocol: u32,
+}
+
+impl DnsKey {
+    /// No address of a server: multicast.
+    const REWRITTEN: u32 = u32::MAX;
+
+    /// What stands in place of the server of a query whose address is rewritten, because its answer may come from either
+    /// address. The number distinguishes queries with the same id.
+    #[inline(always)]
+    pub const fn rewritten_server(number: u32) -> [u32; 4] {
+        [DnsKey::REWRITTEN, DnsKey::REWRITTEN, DnsKey::REWRITTEN, number]
+    }
+
+    /// Whether the query's address is rewritten.
+    pub const fn is_rewritten(&self) -> bool {
+        self.server[0] == DnsKey::REWRITTEN
+    }
 }
 
 /// A query in flight.
@@ -73,6 +113,13 @@ pub struct DnsPending {
     pub questions: u16,
     /// Answers that arrived and found the socket's receive buffer full.
     pub drops: u32,
+    /// The server that the application gave: as in `DnsKey`, unless that has a number in its place.
+    pub server: [u32; 4],
+    /// The address that the last packet went to, by [`fold_address`], if it is another one; 0: it is the same.
+    pub went_to: u32,
+    /// Port of `server`.
+    pub port: u16,
+    pub unused: u16,
     /// The bytes after the query's header. It is the last field, so that a copy can stop after `question_len` bytes.
     pub question: [u8; DNS_QUESTION_MAX],
 }
@@ -80,6 +127,72 @@ pub struct DnsPending {
 impl DnsPending {
     /// A query that waits, with nothing filled in.
     pub const EMPTY: DnsPending = bytemuck::zeroed();
+}
+
+/// Size of the length before a message over TCP (RFC 1035 §4.2.2).
+pub const DNS_PREFIX_BYTES: usize = 2;
+/// What is kept of a query that comes in several segments: its header and its question.
+pub const DNS_QUERY_KEPT: usize = DNS_HEADER_BYTES + DNS_QUESTION_MAX;
+/// What is kept of an answer that comes in several segments: its header.
+pub const DNS_ANSWER_KEPT: usize = DNS_HEADER_BYTES;
+/// A buffer for as many bytes of a message, and the length before it. It is twice as large as needed, because the verifier
+/// adds the largest offset to the largest length.
+const fn buffer(kept: usize) -> usize {
+    2 * kept + 8
+}
+
+/// How far one direction of a TCP connection was read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DnsPosition {
+    /// As in `DnsKey`.
+    pub server: [u32; 4],
+    /// Host byte order; 0: no segment was seen yet.
+    pub port: u32,
+    /// Sequence number of the next byte.
+    pub next: u32,
+    /// Bytes of the current message that are still to come and are not needed.
+    pub skip: u32,
+    /// Bytes that are held: the length, then the beginning of a message.
+    pub held: u32,
+    /// How far the current segment was read, and where it ends: offsets in the skb.
+    pub at: u32,
+    pub end: u32,
+    /// 1: the position is a guess (the stream was first seen in its middle), so that a message must be plausible.
+    pub is_unsure: u32,
+    pub unused: u32,
+}
+
+/// A TCP connection to a DNS server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DnsConnection {
+    /// The task that opened it. Segments may be sent by a softirq, whose current task is not the sender.
+    pub asker: Task,
+    /// When the last segment was seen; 0: the kernel side is filling this entry.
+    pub used_ns: u64,
+    pub query: DnsPosition,
+    pub answer: DnsPosition,
+    pub query_bytes: [u8; buffer(DNS_QUERY_KEPT)],
+    pub answer_bytes: [u8; buffer(DNS_ANSWER_KEPT)],
+}
+
+impl DnsConnection {
+    /// Nothing was seen of it.
+    pub const EMPTY: DnsConnection = bytemuck::zeroed();
+}
+
+/// The server that a task gave to its last sendmsg on a socket that is not connected.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DnsSender {
+    /// The task's memory cgroup when the entry was inserted, which it counts for.
+    pub cgroup_id: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// As in `DnsKey`.
+    pub server: [u32; 4],
+    pub port: u64,
 }
 
 /// A query together with its response.
@@ -114,6 +227,8 @@ pub struct SocketError {
 
 const _: () = assert!(size_of::<CacheLine>() == 64);
 const _: () = assert!(size_of::<DnsKey>() == 32);
-const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 4 + 264);
-const _: () = assert!(size_of::<DnsRecord>() == 32 + 336 + 24 + 512);
+const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 8 + 24 + 260);
+const _: () = assert!(size_of::<DnsConnection>() == 40 + 8 + 2 * 48 + 552 + 32);
+const _: () = assert!(size_of::<DnsSender>() == 40);
+const _: () = assert!(size_of::<DnsRecord>() == 32 + 360 + 24 + 512);
 const _: () = assert!(size_of::<SocketError>() == 24);

@@ -53,9 +53,13 @@ pub struct DnsCounters {
     /// Entries that the kernel side inserted into `DNS_IN_FLIGHT` for this cgroup: see [`crate::in_flight`].
     pub inserted: u64,
     /// Queries that were not inserted into `DNS_IN_FLIGHT`: the cgroup had its share of it, or it was full. They are
-    /// counted in `queries`, and their outcomes are not seen.
+    /// counted in `queries`, and their outcomes are not seen. Of a connection beyond the share of `DNS_CONNECTIONS`, each
+    /// segment with data counts as one query.
     pub untracked: u64,
-    pub unused: [u64; 4],
+    /// Entries that the kernel side inserted into `DNS_CONNECTIONS` for this cgroup, and removed.
+    pub connections: TableCounts,
+    /// The same of `DNS_SENDERS`.
+    pub senders: TableCounts,
     /// Answers that came before their timeout was reported, by `ANSWER_*`.
     pub answers: [u64; ANSWERS],
     /// The latencies of these answers, by bucket.
@@ -64,6 +68,18 @@ pub struct DnsCounters {
     pub latency_us: u64,
     /// Entries of this cgroup that the kernel side removed from `DNS_IN_FLIGHT`.
     pub removed: u64,
+    /// Queries of tasks that were not inserted into `DNS_SENDERS`. They are followed by the address in their packets: behind
+    /// address translation their answers are not recognised.
+    pub unnamed: u64,
+    pub unused: u64,
+}
+
+/// What the kernel side did to a table for one cgroup: see [`crate::in_flight`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TableCounts {
+    pub inserted: u64,
+    pub removed: u64,
 }
 
 impl DnsCounters {
@@ -71,7 +87,7 @@ impl DnsCounters {
     pub const EMPTY: DnsCounters = bytemuck::zeroed();
 }
 
-const _: () = assert!(size_of::<DnsCounters>() == 8 * (8 + 8 + ANSWERS + DNS_LATENCY_BUCKETS + 2));
+const _: () = assert!(size_of::<DnsCounters>() == 8 * (8 + 8 + ANSWERS + DNS_LATENCY_BUCKETS + 4));
 const _: () = assert!(core::mem::offset_of!(DnsCounters, queries) >= 64);
 const _: () =
     assert!(core::mem::offset_of!(DnsCounters, answers) >= core::mem::offset_of!(DnsCounters, queries) + 64);

@@ -130,6 +130,19 @@ pub const fn in_flight_share(used: u64, max: u64) -> u64 {
     max.saturating_sub(used) / 2
 }
 
+/// An address and a port as one number, which is never 0.
+#[inline(always)]
+pub const fn fold_address(address: &[u32; 4], port: u16) -> u32 {
+    /// FNV-1a.
+    const PRIME: u32 = 0x0100_0193;
+    let mut folded = 0x811c_9dc5 ^ port as u32;
+    folded = folded.wrapping_mul(PRIME) ^ address[0];
+    folded = folded.wrapping_mul(PRIME) ^ address[1];
+    folded = folded.wrapping_mul(PRIME) ^ address[2];
+    folded = folded.wrapping_mul(PRIME) ^ address[3];
+    if folded == 0 { 1 } else { folded }
+}
+
 /// How many tokens a record costs while `used` of `size` are in use in the buffer that it goes to: 1 until the buffer is half
 /// full, then as many as half of the buffer is larger than what is free.
 ///
@@ -297,6 +310,23 @@ mod tests {
     #[test]
     fn a_full_map_has_no_share_for_any_cgroup() {
         assert_eq!((in_flight_share(16_384, 16_384), in_flight_share(20_000, 16_384)), (0, 0));
+    }
+
+    #[test]
+    fn addresses_and_ports_that_differ_fold_to_different_numbers() {
+        let v4 = |last: u8| [0, 0, u32::from_be(0xffff), u32::from_ne_bytes([10, 96, 0, last])];
+        let folded = [
+            (v4(10), 53),
+            (v4(11), 53),
+            (v4(10), 5353),
+            ([0; 4], 53),
+            ([1, 0, 0, 0], 53),
+            ([0, 1, 0, 0], 53),
+        ]
+        .map(|(address, port)| fold_address(&address, port));
+        for (at, one) in folded.iter().enumerate() {
+            assert!(*one != 0 && !folded[..at].contains(one), "{at}");
+        }
     }
 
     #[test]

@@ -27,16 +27,19 @@ mod unwind;
 pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use cpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use dns::{
-    CacheLine, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_QUESTION_MAX, DnsKey, DnsPending, DnsRecord,
-    STATE_TIMED_OUT, STATE_WAITING, SocketError, USED_COUNTERS, USED_INSERTED, USED_REMOVED, USED_SWEPT,
-    WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    CacheLine, DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_PREFIX_BYTES, DNS_QUERY_KEPT,
+    DNS_QUESTION_MAX, DnsConnection, DnsKey, DnsPending, DnsPosition, DnsRecord, DnsSender, STATE_TIMED_OUT,
+    STATE_WAITING, SocketError, SweptKey, TABLE_CONNECTIONS, TABLE_QUERIES, TABLE_SENDERS, TABLES,
+    USED_INSERTED, USED_MAX, USED_REMOVED, USED_SWEPT, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW, used_index,
 };
 pub use dns_counters::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
     ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DnsCounters,
+    TableCounts,
 };
 pub use dns_rules::{
-    DNS_HEADER_BYTES, DnsHeader, TokenBucket, in_flight, in_flight_share, latency_bucket, token_price,
+    DNS_HEADER_BYTES, DnsHeader, TokenBucket, fold_address, in_flight, in_flight_share, latency_bucket,
+    token_price,
 };
 pub use exec::Exec;
 pub use loss::Loss;

@@ -39,8 +39,8 @@ loss_reasons! {
     /// A datagram on a DNS port that is shorter than a DNS header.
     DnsShort = "dns_short",
     /// The messages of a TCP stream up to the next one that can be recognised. The place where a message begins was
-    /// lost: a gap in the stream, an impossible length, a full map `DNS_STREAMS`, or more messages in one segment than
-    /// tail calls are allowed.
+    /// lost: a gap in the stream, an impossible length, a connection that is not in the map `DNS_CONNECTIONS` and sends in a
+    /// softirq, or more messages in one segment than tail calls are allowed.
     DnsTcpUnparsed = "dns_tcp_unparsed",
     /// The rest of a fragmented datagram: only its first fragment was seen, so the message is not whole.
     DnsFragment = "dns_fragment",
@@ -52,8 +52,8 @@ loss_reasons! {
     OncpuUserStack = "oncpu_user_stack",
     /// The outer frames of a stack that is deeper than `FRAMES_MAX`.
     OncpuTruncated = "oncpu_truncated",
-    /// The task that connected a TCP socket to a DNS server, because it could not be inserted into the map
-    /// `DNS_CONNECTED`. Queries of that socket may have the wrong asker.
+    /// A segment of queries over TCP, because its connection could not be inserted into the map `DNS_CONNECTIONS`, although its
+    /// container had not had its share.
     DnsConnected = "dns_connected",
     /// The notice of a program that starts, because the ring `EXECS` was full. Its file is opened when a kill first
     /// needs a name from it, if the file is still there.
@@ -73,11 +73,12 @@ loss_reasons! {
     DnsThrottled = "dns_throttled",
     /// The counts of a container's queries, because the map `DNS_COUNTERS` was full.
     DnsCounters = "dns_counters_full",
-    /// The server address that an application gave to sendmsg, because it could not be inserted into a map. Behind
-    /// address translation the answer to that query is not recognised.
+    /// The server address that an application gave to sendmsg, because its task could not be inserted into the map
+    /// `DNS_SENDERS`: its container already had its share. Behind address translation the answer to that query is not
+    /// recognised. `DnsCounters::unnamed` has the same count for each container.
     DnsNamed = "dns_named",
-    /// A query, because its container already had its share of the map `DNS_IN_FLIGHT`. Its answer or timeout is not
-    /// seen.
+    /// A query, because its container already had its share of the map `DNS_IN_FLIGHT`, or of `DNS_CONNECTIONS`. Its answer or
+    /// timeout is not seen.
     DnsOverShare = "dns_over_share",
 }
 

@@ -59,6 +59,16 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
         why: "an emulated machine does not send 8,000 queries a second",
     },
     UnsupportedTest {
+        tests: "hostile_dns_tables::thousands*",
+        on: "emulated",
+        why: "an emulated machine does not open thousands of connections and sockets in time",
+    },
+    UnsupportedTest {
+        tests: "hostile_dns_tables::many*",
+        on: "emulated",
+        why: "an emulated machine does not open thousands of connections in time",
+    },
+    UnsupportedTest {
         tests: "dns_nat::*",
         on: "emulated",
         why: "a lab machine loads no module that rewrites addresses",

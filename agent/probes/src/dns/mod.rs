@@ -1,8 +1,10 @@
-//! The `dns` probe: cgroup_skb, connect and sendmsg hooks at the v2 root, and the map of queries in flight.
+//! The `dns` probe: cgroup_skb, connect and sendmsg hooks at the v2 root, and its maps: queries in flight, connections,
+//! senders, and each cgroup's share of them.
 
 mod counters;
 mod in_flight;
 mod options;
+mod shares;
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -11,7 +13,7 @@ use anyhow::Context;
 use aya::maps::{HashMap, ProgramArray};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, KProbe};
 use aya::{Ebpf, EbpfLoader};
-use podopsy_wire::DnsConfig;
+use podopsy_wire::{DnsConfig, TABLES};
 
 use crate::program::{cgroup2_root, raw_tracepoint, take_map};
 use crate::ring::Ring;
@@ -22,12 +24,18 @@ use options::HTTPS_MAX;
 pub use options::{
     DNS_PORTS, DNS_TIMEOUT, DnsProbeOptions, HTTPS_RESOLVERS, Rate, dns_ports, https_resolvers,
 };
+pub use shares::{OwnedEntries, OwnedEntry, TableShares};
 
 /// What the dns probe hands to user space.
 pub struct DnsMaps {
     /// Records of queries that ended, and of socket errors.
     pub events: Ring,
     pub in_flight: InFlight,
+    /// TCP connections to DNS servers.
+    pub connections: OwnedEntries,
+    /// Tasks that send by sockets that are not connected.
+    pub senders: OwnedEntries,
+    pub shares: TableShares,
     pub counts: KernelCounts,
 }
 
@@ -36,20 +44,22 @@ impl DnsMaps {
         Ok(DnsMaps {
             events: Ring::new("DNS_EVENTS", take_map(ebpf, "DNS_EVENTS")?)?,
             in_flight: InFlight::take(ebpf)?,
+            connections: OwnedEntries::connections(ebpf)?,
+            senders: OwnedEntries::senders(ebpf)?,
+            shares: TableShares::take(ebpf)?,
             counts: KernelCounts::new(take_map(ebpf, "DNS_COUNTERS")?)?,
         })
     }
 }
 
-/// Entries of `DNS_IN_FLIGHT`: 16,384, and more on machines with more than 64 CPUs, which run more containers.
-pub(crate) fn in_flight_max() -> u32 {
-    spare_of_lru().saturating_mul(2).max(16_384)
-}
+/// The tables that cgroups share, by `TABLE_*`, and how many entries each has at least.
+const TABLES_MIN: [(&str, u32); TABLES as usize] =
+    [("DNS_IN_FLIGHT", 16_384), ("DNS_CONNECTIONS", 2048), ("DNS_SENDERS", 4096)];
 
-/// An LRU map keeps up to 128 free places for each CPU, and evicts when only those are left.
-fn spare_of_lru() -> u32 {
+/// How many entries each table has: more on machines with more than 64 CPUs, which run more containers.
+pub(crate) fn tables_max() -> [u32; TABLES as usize] {
     let cpus = aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(u32::MAX));
-    cpus.saturating_mul(128)
+    TABLES_MIN.map(|(_, least)| (least / 64).saturating_mul(cpus).max(least))
 }
 
 /// The probes' global `DNS`; None: the defaults.
@@ -63,16 +73,13 @@ pub(crate) fn config(options: Option<&DnsProbeOptions>) -> DnsConfig {
         sample: options.sample,
         interval_us: options.rate.interval_us(),
         burst: options.rate.burst.max(1),
-        in_flight_max: in_flight_max(),
+        tables_max: tables_max(),
     }
 }
 
 pub(crate) fn size_maps(loader: &mut EbpfLoader<'_>) {
-    loader.map_max_entries("DNS_IN_FLIGHT", in_flight_max());
-    for (name, least) in
-        [("DNS_CONNECTED", 4096), ("DNS_STREAMS", 2048), ("DNS_NAMED", 4096), ("DNS_ALIASES", 1024)]
-    {
-        loader.map_max_entries(name, spare_of_lru().saturating_mul(2).max(least));
+    for ((name, _), max) in TABLES_MIN.into_iter().zip(tables_max()) {
+        loader.map_max_entries(name, max);
     }
 }
 
@@ -81,6 +88,9 @@ pub(crate) fn attach(ebpf: &mut Ebpf, wanted: &DnsProbeOptions) -> anyhow::Resul
     let root = cgroup2_root()?;
     let cgroup = File::open(&root).with_context(|| format!("open {}", root.display()))?;
     add_https_resolvers(ebpf, &wanted.https)?;
+    // What removes entries comes before what inserts them.
+    raw_tracepoint(ebpf, "dns_tcp_state", "inet_sock_set_state")?;
+    raw_tracepoint(ebpf, "dns_sender_exit", "sched_process_exit")?;
     // A program that is called must be loaded before its caller.
     for (index, name) in (0..).zip(["dns_tcp_egress", "dns_tcp_ingress"]) {
         let program = skb_program(ebpf, name)?;
@@ -179,7 +189,7 @@ mod tests {
             sample: 7,
             interval_us: 2000,
             burst: 500,
-            in_flight_max: in_flight_max(),
+            tables_max: tables_max(),
         };
         assert_eq!(config(Some(&wanted)), expected);
         assert_eq!(Rate { a_second: 0, burst: 9 }.interval_us(), 0, "no bound");

@@ -285,6 +285,7 @@ fn read(counters: &DnsCounters) -> DnsCounts {
         queries: counters.queries,
         resends: counters.resends,
         untracked: counters.untracked,
+        unnamed: counters.unnamed,
         outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
         latency: Latencies { buckets: counters.latency.to_vec(), sum_us: counters.latency_us },
         events_dropped: counters.throttled + counters.ring_full,

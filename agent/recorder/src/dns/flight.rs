@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use podopsy_wire::{
-    DnsCounters, DnsKey, DnsPending, STATE_TIMED_OUT, STATE_WAITING, SocketError, in_flight, in_flight_share,
+    DnsCounters, DnsKey, DnsPending, STATE_TIMED_OUT, STATE_WAITING, SocketError, TABLE_QUERIES, in_flight,
+    in_flight_share,
 };
 
 use podopsy_decode::dns::unanswered;
 use podopsy_model::{DnsTransaction, Outcome};
-use podopsy_probes::InFlight;
+use podopsy_probes::{InFlight, TableShares};
 use podopsy_system::clock::boot_now_ns;
 
+use super::tables::OwnedTable;
+use super::usage::Usage;
 use crate::fair::fair_level;
 
 /// How long an answer may come after its timeout and still be called late.
@@ -30,6 +33,9 @@ pub(crate) struct EndedQuery {
 /// Finds timeouts and unreachable servers among the queries in flight.
 pub(crate) struct QueriesInFlight {
     map: InFlight,
+    shares: TableShares,
+    /// The other tables that cgroups share.
+    tables: Vec<OwnedTable>,
     timeout_ns: u64,
     errors: VecDeque<SocketError>,
     usage: Usage,
@@ -47,16 +53,23 @@ pub(crate) struct QueriesInFlight {
 /// One part in this many of the time goes to sweeps.
 const SWEEP_SHARE: u32 = 10;
 /// One part in this many of the map is kept free for new queries.
-const KEPT_FREE: u64 = 4;
+pub(super) const KEPT_FREE: u64 = 4;
 
 impl QueriesInFlight {
-    pub fn new(map: InFlight, timeout: Duration) -> QueriesInFlight {
+    pub fn new(
+        map: InFlight,
+        shares: TableShares,
+        tables: Vec<OwnedTable>,
+        timeout: Duration,
+    ) -> QueriesInFlight {
         let timeout_ns = timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
         QueriesInFlight {
             map,
+            shares,
+            tables,
             timeout_ns,
             errors: VecDeque::new(),
-            usage: Usage::default(),
+            usage: Usage::new(|counters| (counters.inserted, counters.removed)),
             evicted: 0,
             untracked_all: 0,
             untracked: HashMap::new(),
@@ -88,7 +101,8 @@ impl QueriesInFlight {
     /// Reads the map, however long it takes.
     pub fn look(&mut self) -> Vec<EndedQuery> {
         self.usage.begin_sweep();
-        if in_flight(self.map.inserted_and_not_removed(), 0, self.usage.swept_all) == 0 {
+        let inserted = self.shares.inserted_and_not_removed(TABLE_QUERIES);
+        if in_flight(inserted, 0, self.usage.swept_all) == 0 {
             self.errors.clear();
             return Vec::new();
         }
@@ -120,14 +134,14 @@ impl QueriesInFlight {
         self.errors.clear();
         self.evict_timed_out(timed_out);
         self.evict_waiting(waiting);
-        self.map.publish_swept(self.usage.changed(), self.usage.swept_all);
+        self.shares.publish_swept(TABLE_QUERIES, self.usage.changed(), self.usage.swept_all);
         ended
     }
 
     /// Removes timed-out queries of the cgroups that use more than half of their share, the oldest first: they are kept
     /// only to recognise late answers, and a new query needs the place more.
     fn evict_timed_out(&mut self, timed_out: QueriesByCgroup) {
-        let allowed = in_flight_share(self.usage.present_all, self.map.max()) / 2;
+        let allowed = in_flight_share(self.usage.present_all, self.max()) / 2;
         for (cgroup_id, mut queries) in timed_out.by_cgroup {
             let excess = self.usage.present(cgroup_id).saturating_sub(allowed) as usize;
             if excess == 0 {
@@ -148,7 +162,7 @@ impl QueriesInFlight {
     /// would leave too little for the next one.
     fn evict_waiting(&mut self, waiting: QueriesByCgroup) {
         let present = self.usage.present.values().map(|count| *count as f64);
-        let Some(level) = fair_level(present, (self.map.max() - self.map.max() / KEPT_FREE) as f64) else {
+        let Some(level) = fair_level(present, (self.max() - self.max() / KEPT_FREE) as f64) else {
             return;
         };
         for (cgroup_id, mut queries) in waiting.by_cgroup {
@@ -206,13 +220,26 @@ impl QueriesInFlight {
         }
     }
 
-    /// Corrects each cgroup's number of queries in flight, from the counters of all cgroups that have some.
-    pub fn correct(&mut self, counters: &[(u64, DnsCounters)]) {
-        for cgroup_id in self.usage.forget_except(counters) {
-            self.map.forget_swept(cgroup_id);
+    /// How many queries the map can hold.
+    fn max(&self) -> u64 {
+        self.shares.max(TABLE_QUERIES)
+    }
+
+    /// Removes what no cgroup should have of the other tables.
+    pub fn sweep_tables(&mut self) {
+        let now = boot_now_ns();
+        for table in &mut self.tables {
+            table.sweep(&mut self.shares, now);
         }
-        let corrected = self.usage.correct(counters);
-        self.map.publish_swept(corrected, self.usage.swept_all);
+    }
+
+    /// Corrects each cgroup's number of entries, from the counters of all cgroups that have some.
+    pub fn correct(&mut self, counters: &[(u64, DnsCounters)]) {
+        publish_corrected(&mut self.shares, TABLE_QUERIES, &mut self.usage, counters);
+        for table in &mut self.tables {
+            let number = table.number();
+            publish_corrected(&mut self.shares, number, &mut table.usage, counters);
+        }
     }
 
     /// Losses of the map, by counter name.
@@ -227,6 +254,19 @@ impl QueriesInFlight {
             .map(|(name, count)| (name.to_owned(), count))
             .collect()
     }
+}
+
+fn publish_corrected(
+    shares: &mut TableShares,
+    table: u32,
+    usage: &mut Usage,
+    counters: &[(u64, DnsCounters)],
+) {
+    for cgroup_id in usage.forget_except(counters) {
+        shares.forget_swept(table, cgroup_id);
+    }
+    let corrected = usage.correct(counters);
+    shares.publish_swept(table, corrected, usage.swept_all);
 }
 
 /// What a sweep found of a query.
@@ -249,145 +289,5 @@ struct QueriesByCgroup {
 impl QueriesByCgroup {
     fn add(&mut self, cgroup_id: u64, sent_ns: u64, key: DnsKey) {
         self.by_cgroup.entry(cgroup_id).or_default().push((sent_ns, key));
-    }
-}
-
-/// How many queries of each cgroup are in the map, and how many user space has removed.
-#[derive(Default)]
-struct Usage {
-    /// By the last sweep.
-    present: HashMap<u64, u64>,
-    present_all: u64,
-    /// Removed by user space since the start, as the kernel side subtracts it: see [`in_flight`].
-    swept: HashMap<u64, u64>,
-    swept_all: u64,
-    changed: HashSet<u64>,
-    /// Insertions and removals of the kernel side at the last correction, and whether there was a sweep since.
-    before: HashMap<u64, (u64, u64)>,
-    has_swept: bool,
-}
-
-impl Usage {
-    fn begin_sweep(&mut self) {
-        self.present.clear();
-        self.present_all = 0;
-        self.has_swept = true;
-    }
-
-    fn add(&mut self, cgroup_id: u64) {
-        *self.present.entry(cgroup_id).or_default() += 1;
-        self.present_all += 1;
-    }
-
-    /// A query was removed by user space.
-    fn remove(&mut self, cgroup_id: u64) {
-        if let Some(present) = self.present.get_mut(&cgroup_id) {
-            *present = present.saturating_sub(1);
-        }
-        self.present_all = self.present_all.saturating_sub(1);
-        let swept = self.swept.entry(cgroup_id).or_default();
-        *swept = swept.wrapping_add(1);
-        self.swept_all += 1;
-        self.changed.insert(cgroup_id);
-    }
-
-    fn present(&self, cgroup_id: u64) -> u64 {
-        self.present.get(&cgroup_id).copied().unwrap_or(0)
-    }
-
-    /// The sums of user space that have changed since the last call.
-    fn changed(&mut self) -> Vec<(u64, u64)> {
-        self.changed.drain().map(|id| (id, self.swept.get(&id).copied().unwrap_or(0))).collect()
-    }
-
-    /// Forgets the cgroups that have no counters; returns those with a sum.
-    fn forget_except(&mut self, counters: &[(u64, DnsCounters)]) -> Vec<u64> {
-        let known: HashSet<u64> = counters.iter().map(|(id, _)| *id).collect();
-        let gone: Vec<u64> = self.swept.keys().copied().filter(|id| !known.contains(id)).collect();
-        for id in &gone {
-            self.swept.remove(id);
-        }
-        gone
-    }
-
-    /// Returns the corrected sums of user space, where a cgroup's count does not agree with what is in the map. Only a
-    /// cgroup whose counters are the same as at the last call is compared: the kernel side changes those of others during
-    /// the sweep. Their difference comes from counters that were removed while queries were in flight.
-    fn correct(&mut self, counters: &[(u64, DnsCounters)]) -> Vec<(u64, u64)> {
-        let mut corrected = Vec::new();
-        let mut before = HashMap::with_capacity(counters.len());
-        for (id, counters) in counters {
-            let now = (counters.inserted, counters.removed);
-            let is_quiet = self.has_swept && self.before.get(id) == Some(&now);
-            before.insert(*id, now);
-            let swept = self.swept.get(id).copied().unwrap_or(0);
-            let should_be = now.0.wrapping_sub(now.1).wrapping_sub(self.present(*id));
-            if is_quiet && swept != should_be {
-                self.swept.insert(*id, should_be);
-                corrected.push((*id, should_be));
-            }
-        }
-        (self.before, self.has_swept) = (before, false);
-        corrected
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counters(inserted: u64, removed: u64) -> DnsCounters {
-        DnsCounters { inserted, removed, ..DnsCounters::EMPTY }
-    }
-
-    fn swept_queries(usage: &mut Usage, cgroup_id: u64, present: u64) {
-        usage.begin_sweep();
-        (0..present).for_each(|_| usage.add(cgroup_id));
-    }
-
-    #[test]
-    fn what_user_space_removes_is_published_once() {
-        let mut usage = Usage::default();
-        swept_queries(&mut usage, 7, 5);
-        usage.remove(7);
-        usage.remove(7);
-        assert_eq!((usage.present(7), usage.present_all, usage.swept_all), (3, 3, 2));
-        assert_eq!((usage.changed(), usage.changed()), (vec![(7, 2)], vec![]));
-    }
-
-    #[test]
-    fn the_count_of_a_quiet_cgroup_is_corrected_and_that_of_a_busy_one_is_not() {
-        let mut usage = Usage::default();
-        swept_queries(&mut usage, 7, 2);
-        // The counters were removed while two queries were in flight, and count from 0 again.
-        assert_eq!(
-            usage.correct(&[(7, counters(1, 1))]),
-            [],
-            "the first time there is nothing to compare with"
-        );
-        swept_queries(&mut usage, 7, 2);
-        assert_eq!(usage.correct(&[(7, counters(4, 1))]), [], "its counters have changed");
-        assert_eq!(usage.correct(&[(7, counters(4, 1))]), [], "no sweep since");
-        swept_queries(&mut usage, 7, 2);
-        assert_eq!(usage.correct(&[(7, counters(4, 1))]), [(7, 1)]);
-        swept_queries(&mut usage, 7, 2);
-        assert_eq!(usage.correct(&[(7, counters(4, 1))]), [], "it agrees now");
-        // Fewer were inserted than are there: the sum wraps, and so does the difference.
-        swept_queries(&mut usage, 8, 3);
-        usage.correct(&[(8, counters(0, 1))]);
-        swept_queries(&mut usage, 8, 3);
-        let [(8, swept)] = usage.correct(&[(8, counters(0, 1))])[..] else { panic!("it is corrected") };
-        assert_eq!(in_flight(0, 1, swept), 3);
-    }
-
-    #[test]
-    fn a_cgroup_without_counters_is_forgotten() {
-        let mut usage = Usage::default();
-        swept_queries(&mut usage, 7, 2);
-        usage.add(8);
-        usage.remove(7);
-        usage.remove(8);
-        assert_eq!(usage.forget_except(&[(8, counters(1, 0))]), [7]);
-        assert!(usage.forget_except(&[(8, counters(1, 0))]).is_empty());
     }
 }

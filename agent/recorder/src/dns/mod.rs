@@ -10,5 +10,7 @@ pub(crate) mod flight;
 pub(crate) mod gather;
 pub(crate) mod reader;
 pub(crate) mod shares;
+pub(crate) mod tables;
 pub(crate) mod tap;
+mod usage;
 pub(crate) mod waiting;

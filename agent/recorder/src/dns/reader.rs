@@ -121,6 +121,7 @@ impl ProbeReader for DnsReader {
         self.unanswered(ended);
         self.ticks += 1;
         if self.ticks.is_multiple_of(TICKS_PER_LOOK) {
+            self.in_flight.sweep_tables();
             let counters = lock(&self.counts).look();
             self.in_flight.correct(&counters);
         }
