@@ -244,8 +244,8 @@ pub struct DnsTransaction {
     /// Query sent → outcome, in ns, both taken in the kernel; for a timeout, the time until the timeout.
     pub latency_ns: u64,
     pub outcome: Outcome,
-    /// The response's rcode (RFC 1035 §4.1.1); null: there was none.
-    pub rcode: Option<u8>,
+    /// The response's rcode (RFC 1035 §4.1.1), with its upper bits (RFC 6891 §6.1.3); null: there was none.
+    pub rcode: Option<u16>,
     /// How often the query was sent with the same id on the same socket.
     pub sends: u32,
     /// Why the message is malformed; null otherwise.

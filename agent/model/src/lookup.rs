@@ -154,7 +154,7 @@ pub struct LookupTransaction {
     pub server: SocketAddr,
     pub protocol: Protocol,
     pub outcome: Outcome,
-    pub rcode: Option<u8>,
+    pub rcode: Option<u16>,
     /// The time since the start of the lookup.
     pub sent_after_ns: u64,
     pub latency_ns: u64,

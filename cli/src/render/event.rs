@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use podopsy_model::dns::rcode_name;
 use podopsy_model::event::{OomKill, OomTask, Protocol};
 use podopsy_model::{Detail, DnsTransaction, Event, EventKind, KnownBy, Outcome, PodRef};
 
@@ -153,7 +154,10 @@ fn dns(transaction: &DnsTransaction) -> String {
     };
     let outcome = match (&transaction.malformed, transaction.outcome, transaction.rcode) {
         (Some(why), ..) => format!("malformed: {why}"),
-        (None, Outcome::Other, Some(rcode)) => format!("rcode {rcode}"),
+        (None, Outcome::Other, Some(rcode)) => match rcode_name(rcode) {
+            Some(name) => format!("{} (rcode {rcode})", name.to_ascii_lowercase()),
+            None => format!("rcode {rcode}"),
+        },
         (None, outcome, _) => outcome.as_str().to_owned(),
     };
     let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };

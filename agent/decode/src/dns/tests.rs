@@ -149,6 +149,28 @@ fn a_malformed_query_keeps_its_outcome_and_has_a_reason() {
 }
 
 #[test]
+fn an_extended_response_code_is_whole() {
+    let opt = |upper: u8| [0, 0, 41, 4, 208, upper, 0, 0, 0, 0, 0];
+    // BADVERS (16), BADCOOKIE (23), and SERVFAIL with an OPT record that extends nothing.
+    for (flags, upper, expected) in [
+        (0x8180, 1, (Outcome::Other, Some(16))),
+        (0x8187, 1, (Outcome::Other, Some(23))),
+        (0x8182, 0, (Outcome::Servfail, Some(2))),
+    ] {
+        let message = response(flags, [1, 0, 0, 1], &[NAME, A_IN, &opt(upper)].concat());
+        let transaction = answered_by(STATE_WAITING, &message);
+        assert_eq!((transaction.outcome, transaction.rcode), expected);
+    }
+}
+
+#[test]
+fn names_are_in_lower_case_and_escaped_once() {
+    let question = [b"\x02nX\x03x y\x03CoM\x00".as_slice(), A_IN].concat();
+    let name = read_question(&[&[0; DNS_HEADER_BYTES][..], &question].concat()).unwrap().name;
+    assert_eq!(name, r"nx.x\032y.com");
+}
+
+#[test]
 fn names_cannot_carry_control_sequences() {
     let question = [b"\x06\x1b[2J\xff\n\x03com\x00".as_slice(), A_IN].concat();
     let name = read_question(&[&[0; DNS_HEADER_BYTES][..], &question].concat()).unwrap().name;

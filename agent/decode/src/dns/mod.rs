@@ -1,21 +1,27 @@
 //! DNS: decodes a query and its response, and derives the outcome (RFC 1035, RFC 2308).
 //!
-//! The network chooses the bytes of both messages. hickory-proto parses them, within the bounds of the wire records;
-//! what it cannot parse is `malformed`, with the reason.
+//! The network chooses the bytes of both messages. They are read within the bounds of the wire records. A message that lacks a
+//! part that its header counts is `malformed`, with the reason; what a record's data say is not judged, because types and values
+//! that a library does not know are legal.
+
+mod name;
+mod record_type;
+mod structure;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use hickory_proto::op::{Message, Query};
-use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use podopsy_wire::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_REFUSED, ANSWER_SERVFAIL,
     ANSWER_TRUNCATED, DNS_HEADER_BYTES, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending, DnsRecord,
     STATE_TIMED_OUT, SocketError, WHY_SLOW,
 };
 
+use self::name::Name;
 use super::read::{self, BadRecord};
 use podopsy_model::event::Protocol;
-use podopsy_model::{DnsTransaction, Outcome, text};
+use podopsy_model::{DnsTransaction, Outcome};
 
 /// A record of the ring `DNS_EVENTS`; the two kinds are distinguished by size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +48,14 @@ pub fn answered(record: &DnsRecord) -> DnsTransaction {
     let message = &record.message[..len];
     let question = question(&record.pending);
     let mut transaction = transaction(&record.key, &record.pending, &question, record.time_ns);
-    let outcome = response_outcome(message, is_whole, question.as_ref().ok());
     transaction.slow = record.why & WHY_SLOW != 0;
-    transaction.rcode = message.get(3).map(|flags| flags & 0x0f);
-    transaction.outcome = match outcome {
-        // The timeout was reported already, so the answer itself does not matter any more.
-        Ok(_) if record.pending.state == STATE_TIMED_OUT => Outcome::Late,
-        Ok(outcome) => outcome,
+    transaction.rcode = message.get(3).map(|flags| u16::from(flags & 0x0f));
+    transaction.outcome = match response(message, is_whole, question.as_ref().ok()) {
+        Ok((outcome, rcode)) => {
+            transaction.rcode = Some(rcode);
+            // The timeout was reported already, so the answer itself does not matter any more.
+            if record.pending.state == STATE_TIMED_OUT { Outcome::Late } else { outcome }
+        }
         Err(reason) => {
             transaction.malformed = Some(format!("response: {reason}"));
             Outcome::Malformed
@@ -105,10 +112,12 @@ fn server(key: &DnsKey, pending: &DnsPending) -> SocketAddr {
 }
 
 /// The one question of a query.
+#[derive(Debug, PartialEq, Eq)]
 struct Question {
+    /// In lower case, safe to print.
     name: String,
     qtype: String,
-    query: Query,
+    class: u16,
 }
 
 /// The question of a query; an error says why it has none.
@@ -125,40 +134,31 @@ fn question(pending: &DnsPending) -> Result<Question, String> {
 
 /// Reads the question behind the header of a message.
 fn read_question(message: &[u8]) -> Result<Question, String> {
-    let mut decoder = BinDecoder::new(message);
-    decoder.read_slice(DNS_HEADER_BYTES).map_err(|_| "shorter than a header".to_owned())?;
-    let query = Query::read(&mut decoder).map_err(|error| escape_error(&error.to_string()))?;
-    Ok(Question { name: text::escape(&presentation(&query)), qtype: qtype(&query), query })
+    let name = Name::read(message, DNS_HEADER_BYTES).map_err(|error| error.to_string())?;
+    let fixed = message.get(name.end..).and_then(|rest| rest.first_chunk::<4>());
+    let fixed = fixed.ok_or("the message ends in the question")?;
+    Ok(Question {
+        name: name.text,
+        qtype: record_type::name(u16::from_be_bytes([fixed[0], fixed[1]])),
+        class: u16::from_be_bytes([fixed[2], fixed[3]]),
+    })
 }
 
-/// The name as people write it: absolute, with `\DDD` escapes, without the final dot except for the root.
-fn presentation(query: &Query) -> String {
-    let name = query.name().to_ascii();
-    match name.strip_suffix('.') {
-        Some("") | None => name,
-        Some(relative) => relative.to_owned(),
-    }
-}
-
-/// The type's mnemonic (`A`, `AAAA`, …), or `TYPE65280` and the like for a type without one (RFC 3597).
-fn qtype(query: &Query) -> String {
-    let number = u16::from(query.query_type());
-    let name = query.query_type().to_string();
-    if name.chars().all(|c| c.is_ascii_alphanumeric()) { name } else { format!("TYPE{number}") }
-}
-
-/// The outcome by a response; an error says why it is malformed. `is_whole`: `message` is all of it.
-fn response_outcome(message: &[u8], is_whole: bool, asked: Option<&Question>) -> Result<Outcome, String> {
+/// The outcome by a response, and its whole response code; an error says why it is malformed. `is_whole`: `message` is all of
+/// it.
+fn response(message: &[u8], is_whole: bool, asked: Option<&Question>) -> Result<(Outcome, u16), String> {
     let header = DnsHeader::from_message(message)
         .ok_or_else(|| format!("{} bytes are less than a header", message.len()))?;
     check_question(&header, message, is_whole, asked)?;
     if header.is_truncated() {
-        return Ok(Outcome::Truncated);
+        return Ok((Outcome::Truncated, header.rcode()));
     }
-    if is_whole {
-        Message::from_vec(message).map_err(|error| escape_error(&error.to_string()))?;
-    }
-    Ok(answer_outcome(header.answer_class()))
+    let extended = if is_whole { structure::walk(message)?.extended_rcode } else { 0 };
+    let outcome = match extended {
+        0 => answer_outcome(header.answer_class()),
+        _ => Outcome::Other,
+    };
+    Ok((outcome, extended | header.rcode()))
 }
 
 /// The outcome of an answer of this class, an index into `DnsCounters::answers`.
@@ -197,22 +197,8 @@ fn check_question(
         Err(_) if !is_whole && message.len() < DNS_HEADER_BYTES + DNS_QUESTION_MAX => return Ok(()),
         Err(reason) => return Err(reason),
     };
-    if asked.is_some_and(|asked| asked.query != answered.query) {
+    if asked.is_some_and(|asked| *asked != answered) {
         return Err("it answers another question".to_owned());
     }
     Ok(())
 }
-
-/// Escapes and shortens a library's error text, which may quote the packet.
-fn escape_error(error: &str) -> String {
-    let mut text = text::escape(error);
-    if let Some((cut, _)) = text.char_indices().nth(120) {
-        text.truncate(cut);
-        text.push('…');
-    }
-    text
-}
-
-#[cfg(test)]
-#[path = "dns_tests.rs"]
-mod tests;
