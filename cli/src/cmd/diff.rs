@@ -9,7 +9,9 @@ use anyhow::Context as _;
 use podopsy_model::text;
 use podopsy_profiles::compare::{self, ComparisonBasis};
 use podopsy_profiles::export::differential;
-use podopsy_profiles::import::{ImportedProfile, pprof};
+use podopsy_profiles::import::pprof::PprofFile;
+use podopsy_profiles::import::{ImportedProfile, ValueType};
+use podopsy_profiles::unit;
 
 use crate::args::{DiffArgs, DiffFormat};
 use crate::context::Context;
@@ -20,13 +22,15 @@ use crate::terminal::{Terminal, note};
 
 pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(outputs(args)?)?;
-    let (before, after) = (read(&args.before, args)?, read(&args.after, args)?);
-    if before.unit != after.unit {
-        let (a, b) = (kind(&before), kind(&after));
-        return Err(Refusal(format!(
-            "cannot compare: the first file has {a}, the second {b}; choose a value type that both have with --value"
-        ))
-        .into());
+    let (mut before, mut after) = read_both(args)?;
+    if !unit::make_equal(&mut before, &mut after) {
+        let refusal = format!(
+            "cannot compare: {} in {} are no {}",
+            after.kind,
+            or_none(&before.unit),
+            or_none(&after.unit)
+        );
+        return Err(Refusal(refusal).into());
     }
     for (path, profile) in [(&args.before, &before), (&args.after, &after)] {
         if profile.total() == 0 {
@@ -72,15 +76,77 @@ fn outputs(args: &DiffArgs) -> Result<Vec<Output>, Refusal> {
     outputs.collect()
 }
 
-fn read(path: &Path, args: &DiffArgs) -> anyhow::Result<ImportedProfile> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
-    pprof::read(file, args.value.as_deref()).with_context(|| shown(path))
+/// Reads values of one type from both files.
+fn read_both(args: &DiffArgs) -> anyhow::Result<(ImportedProfile, ImportedProfile)> {
+    let (before, after) = (unpack(&args.before)?, unpack(&args.after)?);
+    let value = match &args.value {
+        Some(value) => value.clone(),
+        None => {
+            let before = before.value_types().with_context(|| shown(&args.before))?;
+            let after = after.value_types().with_context(|| shown(&args.after))?;
+            common_type(&before, &after).map_err(Refusal)?
+        }
+    };
+    let read = |file: &PprofFile, path| file.read(Some(&value)).with_context(|| shown(path));
+    Ok((read(&before, &args.before)?, read(&after, &args.after)?))
 }
 
-fn kind(profile: &ImportedProfile) -> String {
-    format!("{} in {}", profile.kind, profile.unit)
+fn unpack(path: &Path) -> anyhow::Result<PprofFile> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", shown(path)))?;
+    PprofFile::unpack(file).with_context(|| shown(path))
+}
+
+/// The type of values that both files have: the default one of the later file, as `go tool pprof -diff_base` takes it, or that
+/// of the earlier file. An error is the reason why there is none.
+fn common_type(before: &ValueTypes, after: &ValueTypes) -> Result<String, String> {
+    let has = |(types, _): &ValueTypes, kind: &str| types.iter().any(|other| other.kind == kind);
+    let default = |(types, default): &ValueTypes| types[*default].kind.clone();
+    let found = [(default(after), before), (default(before), after)];
+    let common = found.into_iter().find(|(kind, other)| has(other, kind)).map(|(kind, _)| kind);
+    let listed = |(types, _): &ValueTypes| {
+        let types: Vec<String> =
+            types.iter().map(|one| format!("{} in {}", one.kind, or_none(&one.unit))).collect();
+        types.join(", ")
+    };
+    common.ok_or_else(|| {
+        format!(
+            "cannot compare: the first file has {}, the second {}; choose a type of values that both have with --value",
+            listed(before),
+            listed(after)
+        )
+    })
+}
+
+/// All types of values of a file, and the index of the default one.
+type ValueTypes = (Vec<ValueType>, usize);
+
+fn or_none(unit: &str) -> &str {
+    if unit.is_empty() { "no unit" } else { unit }
 }
 
 fn shown(path: &Path) -> String {
     text::escape_bytes(path.as_os_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn types(kinds: &[&str], default: usize) -> ValueTypes {
+        let types = kinds.iter().map(|kind| ValueType { kind: (*kind).to_owned(), unit: "bytes".to_owned() });
+        (types.collect(), default)
+    }
+
+    #[test]
+    fn both_files_are_compared_by_a_type_that_both_have() {
+        let kinds = ["alloc_space", "inuse_space"];
+        let (heap, allocs) = (types(&kinds, 1), types(&kinds, 0));
+        assert_eq!(common_type(&heap, &allocs).unwrap(), "alloc_space");
+        assert_eq!(common_type(&allocs, &heap).unwrap(), "inuse_space");
+        let (cpu, both) = (types(&["cpu"], 0), types(&["cpu", "samples"], 1));
+        assert_eq!(common_type(&cpu, &both).unwrap(), "cpu");
+        assert_eq!(common_type(&both, &cpu).unwrap(), "cpu");
+        let error = common_type(&cpu, &types(&["delay"], 0)).unwrap_err();
+        assert!(error.contains("cpu in bytes") && error.contains("delay in bytes"), "{error}");
+    }
 }

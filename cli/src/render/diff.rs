@@ -36,6 +36,13 @@ pub fn print(
             .iter()
             .filter(move |function| !(no_change(function.own) && no_change(function.cumulative)))
     };
+    if changed().next().is_none() {
+        let same = match compared.by {
+            ComparisonBasis::Share => "share of ",
+            ComparisonBasis::Value => "",
+        };
+        return writeln!(out, "no difference: each function has the same {same}{} in both", compared.kind);
+    }
     for function in changed().take(count) {
         let (own, sum) = (function.own, function.cumulative);
         table.row(vec![
@@ -126,6 +133,16 @@ mod tests {
  -15.00 %     60.00 %      45.00 %   -15.00 %      60.00 %     45.00 %  hash\\x1b[2J
 ";
         assert_eq!(printed(ComparisonBasis::Share, 0), expected, "main did not change");
+    }
+
+    #[test]
+    fn profiles_without_a_difference_are_called_so() {
+        let mut same = compared(ComparisonBasis::Share);
+        same.functions.retain(|function| function.function == "main");
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &same, 0).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.ends_with("no difference: each function has the same share of cpu in both\n"), "{text}");
     }
 
     #[test]

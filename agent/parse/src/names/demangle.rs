@@ -18,7 +18,7 @@ const MAX_DEPTH: u32 = 64;
 const MAX_MANGLED: usize = 16 << 10;
 
 /// The name as it is shown: demangled if it can be, escaped, and cut after [`MAX_NAME`] bytes.
-pub(crate) fn readable(raw: &[u8]) -> String {
+pub fn readable(raw: &[u8]) -> String {
     if raw.len() <= MAX_MANGLED
         && let Ok(name) = std::str::from_utf8(raw)
         && let Some(demangled) = rust(name).or_else(|| cpp(name))

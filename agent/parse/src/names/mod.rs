@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use debug_file::DebugLink;
 #[cfg(feature = "fuzzing")]
 pub(crate) use demangle::MAX_NAME;
-pub(crate) use demangle::readable;
+pub use demangle::readable;
 use dwarf::DebugInfo;
 use go::GoSymbols;
 use sections::{NameSections, SectionId};

@@ -4,6 +4,8 @@
 //! error that names the bound, and never truncated silently. Must not depend on: processes, pods, how a profile is
 //! recorded or rendered.
 
+mod drop_frames;
+mod function_name;
 pub mod pprof;
 pub mod wire;
 
@@ -11,6 +13,13 @@ use std::sync::Arc;
 
 use podopsy_model::Owner;
 use podopsy_model::profile::{Frame, Profile, Sample};
+
+/// A type of values, such as `cpu` in `nanoseconds`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueType {
+    pub kind: String,
+    pub unit: String,
+}
 
 /// A profile reduced to what a comparison needs: stacks of functions, and one value for each.
 #[derive(Debug, Default)]
@@ -60,11 +69,21 @@ impl ImportedProfile {
         Profile { samples: self.stacks().map(sample).collect(), ..base }
     }
 
+    /// Multiplies all values.
+    pub fn scale(&mut self, factor: u64) {
+        for stack in &mut self.stacks {
+            stack.value = stack.value.saturating_mul(factor);
+        }
+    }
+
     /// The sum of all values.
     pub fn total(&self) -> u64 {
         self.stacks.iter().fold(0, |sum, stack| sum.saturating_add(stack.value))
     }
 }
+
+#[cfg(test)]
+mod foreign_tests;
 
 /// A profile of stacks of names, innermost first.
 #[cfg(test)]

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::drop_frames::{DropFrames, Dropped};
+use super::function_name::comparable;
 use super::wire::{Fields, WireError, WireValue};
-use super::{ImportedProfile, ImportedStack};
+use super::{ImportedProfile, ImportedStack, ValueType};
 use podopsy_model::profile::{NO_MAPPING, file_name, unnamed_frame};
 use podopsy_model::text::escape_bytes;
 
@@ -41,6 +43,15 @@ pub enum ImportError {
     NoSuchValue { wanted: String, has: Vec<String> },
     #[error("has negative values: it is a difference of profiles, not a profile")]
     Negative,
+    #[error(
+        "is damaged: a sample has {values}, and there are {kinds} types of values. It may be two profiles in one file: \
+         go tool pprof -proto adds profiles up"
+    )]
+    WrongCount { values: String, kinds: usize },
+    #[error("names frames to drop by what is no regular expression")]
+    NoExpression,
+    #[error("is in pprof's former format: go tool pprof -proto OLD > NEW converts it")]
+    Legacy,
 }
 
 impl From<WireError> for ImportError {
@@ -49,36 +60,78 @@ impl From<WireError> for ImportError {
     }
 }
 
+/// A file that was read, and whose profile was not yet.
+#[derive(Debug)]
+pub struct PprofFile {
+    bytes: Vec<u8>,
+}
+
+impl PprofFile {
+    pub fn unpack(from: impl Read) -> Result<PprofFile, ImportError> {
+        Ok(PprofFile { bytes: unpack(from, LIMITS)? })
+    }
+
+    /// The types of its values, and the index of the default one: the one that the file says, or else the last, as `go tool
+    /// pprof` has it.
+    pub fn value_types(&self) -> Result<(Vec<ValueType>, usize), ImportError> {
+        let tables = ProfileTables::read(&self.bytes, LIMITS)?;
+        let types = tables
+            .kinds
+            .iter()
+            .map(|&(kind, unit)| ValueType { kind: tables.name(kind), unit: tables.name(unit) });
+        Ok((types.collect(), tables.column(None)?))
+    }
+
+    /// Reads the values of one type. None: the default one.
+    pub fn read(&self, value: Option<&str>) -> Result<ImportedProfile, ImportError> {
+        read_unpacked(&self.bytes, value, LIMITS)
+    }
+}
+
 /// Reads a profile. `value` is the type of the values to read. Without it, the file's default type is read, or else its
 /// last, as `go tool pprof` does.
 pub fn read(from: impl Read, value: Option<&str>) -> Result<ImportedProfile, ImportError> {
-    read_within(from, value, LIMITS)
+    PprofFile::unpack(from)?.read(value)
 }
 
-fn read_within(
-    from: impl Read,
+fn read_unpacked(
+    bytes: &[u8],
     value: Option<&str>,
     limits: ImportLimits,
 ) -> Result<ImportedProfile, ImportError> {
-    let bytes = unpack(from, limits)?;
-    let tables = ProfileTables::read(&bytes, limits)?;
+    let tables = ProfileTables::read(bytes, limits)?;
     let column = tables.column(value)?;
     let (kind, unit) = tables.kinds[column];
     let mut imported =
         ImportedProfile { kind: tables.name(kind), unit: tables.name(unit), ..ImportedProfile::default() };
+    let drop_frames = DropFrames::new(tables.text(tables.drop_frames), tables.text(tables.keep_frames))?;
     let mut names = FunctionNames {
         tables: &tables,
+        drop_frames,
         locations: HashMap::new(),
         by_text: HashMap::new(),
         functions: Vec::new(),
     };
-    for field in Fields(&bytes) {
+    for field in Fields(bytes) {
         let (2, value) = field? else { continue };
         read_sample(value.bytes()?, column, &mut names, &mut imported, limits)?;
     }
     imported.functions = names.functions;
     Ok(imported)
 }
+
+/// How files in the formats before profile.proto begin: text, and Go's binary CPU profile (words 0, 3, 0).
+const LEGACY: [&[u8]; 9] = [
+    b"heap profile:",
+    b"heapprofile:",
+    b"heap_v2/",
+    b"goroutine profile:",
+    b"threadcreate profile:",
+    b"--- contention",
+    b"--- mutex",
+    b"--- Memory map",
+    b"\0\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+];
 
 fn unpack(from: impl Read, limits: ImportLimits) -> Result<Vec<u8>, ImportError> {
     let mut from = BufReader::new(from);
@@ -94,7 +147,27 @@ fn unpack(from: impl Read, limits: ImportLimits) -> Result<Vec<u8>, ImportError>
     if bytes.len() as u64 > limits.bytes {
         return Err(ImportError::TooLarge(format!("{} MiB", limits.bytes >> 20)));
     }
+    if LEGACY.iter().any(|start| bytes.starts_with(start)) {
+        return Err(ImportError::Legacy);
+    }
     Ok(bytes)
+}
+
+#[derive(Clone, Copy, Default)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    file_offset: u64,
+    /// Index of its file's name.
+    file: u64,
+}
+
+impl Mapping {
+    /// The offset in the file, which is the same in each run of a program. An address outside of the mapping stays as it is.
+    fn offset(&self, address: u64) -> u64 {
+        let is_inside = (self.start..self.end).contains(&address);
+        if is_inside { (address - self.start).wrapping_add(self.file_offset) } else { address }
+    }
 }
 
 /// The tables that samples refer to. Texts are slices of the file.
@@ -104,10 +177,12 @@ struct ProfileTables<'a> {
     /// Type and unit of each value, as indices of texts.
     kinds: Vec<(u64, u64)>,
     default_kind: u64,
+    /// Regular expressions, as indices of texts.
+    drop_frames: u64,
+    keep_frames: u64,
     /// Function id → index of its name.
     functions: HashMap<u64, u64>,
-    /// Mapping id → index of its file's name.
-    mappings: HashMap<u64, u64>,
+    mappings: HashMap<u64, Mapping>,
     /// Location id → its message, which is read when a sample needs it.
     locations: HashMap<u64, &'a [u8]>,
 }
@@ -123,8 +198,8 @@ impl<'a> ProfileTables<'a> {
                     tables.kinds.push((kind[1], kind[2]));
                 }
                 3 => {
-                    let mapping = numbers::<6>(value.bytes()?)?;
-                    tables.mappings.insert(mapping[1], mapping[5]);
+                    let [_, id, start, end, file_offset, file] = numbers::<6>(value.bytes()?)?;
+                    tables.mappings.insert(id, Mapping { start, end, file_offset, file });
                 }
                 4 => {
                     let message = value.bytes()?;
@@ -137,6 +212,8 @@ impl<'a> ProfileTables<'a> {
                     tables.functions.insert(function[1], name);
                 }
                 6 => tables.texts.push(value.bytes()?),
+                7 => tables.drop_frames = value.number()?,
+                8 => tables.keep_frames = value.number()?,
                 14 => tables.default_kind = value.number()?,
                 _ => {}
             }
@@ -202,39 +279,51 @@ fn numbers<const N: usize>(message: &[u8]) -> Result<[u64; N], WireError> {
 /// Distinct function names; several functions and locations may share one.
 struct FunctionNames<'t, 'a> {
     tables: &'t ProfileTables<'a>,
-    /// Location id → indices of its function names, innermost first.
-    locations: HashMap<u64, Box<[u32]>>,
+    drop_frames: DropFrames,
+    locations: HashMap<u64, Location>,
     by_text: HashMap<Arc<str>, u32>,
     functions: Vec<Arc<str>>,
 }
 
+/// What samples need of a location.
+struct Location {
+    /// Indices of its function names, innermost first.
+    functions: Box<[u32]>,
+    dropped: Dropped,
+}
+
 impl FunctionNames<'_, '_> {
-    fn location(&mut self, id: u64) -> Result<&[u32], ImportError> {
+    /// Reads a location, unless that was done.
+    fn load(&mut self, id: u64) -> Result<(), ImportError> {
         if !self.locations.contains_key(&id) {
-            let frames = self.read_location(id)?;
-            self.locations.insert(id, frames);
+            let location = self.read_location(id)?;
+            self.locations.insert(id, location);
         }
-        Ok(&self.locations[&id])
+        Ok(())
     }
 
-    fn read_location(&mut self, id: u64) -> Result<Box<[u32]>, ImportError> {
+    fn read_location(&mut self, id: u64) -> Result<Location, ImportError> {
         let message = self.tables.locations.get(&id).copied().unwrap_or_default();
         let [_, _, mapping, address] = numbers::<4>(message)?;
-        let mut frames = Vec::new();
+        let mut names = Vec::new();
         for field in Fields(message) {
             let (4, line) = field? else { continue };
             let function = numbers::<2>(line.bytes()?)?[1];
             let name = self.tables.functions.get(&function).copied().unwrap_or(0);
-            if !self.tables.text(name).is_empty() {
-                frames.push(self.index(self.tables.name(name))?);
+            let name = self.tables.text(name);
+            if !name.is_empty() {
+                names.push(comparable(name));
             }
         }
-        if frames.is_empty() {
-            let file = self.tables.name(self.tables.mappings.get(&mapping).copied().unwrap_or(0));
+        let dropped = self.drop_frames.of(&mut names);
+        if names.is_empty() && dropped == Dropped::Nothing {
+            let mapping = self.tables.mappings.get(&mapping).copied().unwrap_or_default();
+            let file = self.tables.name(mapping.file);
             let file = if file_name(&file).is_empty() { NO_MAPPING } else { &file };
-            frames.push(self.index(unnamed_frame(file, address))?);
+            names.push(unnamed_frame(file, mapping.offset(address)));
         }
-        Ok(frames.into())
+        let functions = names.into_iter().map(|name| self.index(name)).collect::<Result<_, _>>()?;
+        Ok(Location { functions, dropped })
     }
 
     fn index(&mut self, name: String) -> Result<u32, ImportError> {
@@ -257,17 +346,12 @@ fn read_sample(
     imported: &mut ImportedProfile,
     limits: ImportLimits,
 ) -> Result<(), ImportError> {
-    let start = imported.frames.len();
-    let (mut seen, mut value) = (0, 0);
+    let (mut locations, mut seen, mut value) = (Vec::new(), 0, 0);
     for field in Fields(message) {
         match field? {
             (1, ids) => {
                 for id in ids.numbers() {
-                    let frames = names.location(id?)?;
-                    if imported.frames.len() + frames.len() > limits.frames {
-                        return Err(ImportError::TooLarge(format!("{} frames", limits.frames)));
-                    }
-                    imported.frames.extend_from_slice(frames);
+                    locations.push(id?);
                 }
             }
             (2, values) => {
@@ -282,12 +366,28 @@ fn read_sample(
             _ => {}
         }
     }
+    let kinds = names.tables.kinds.len();
+    if seen != kinds {
+        let values = if seen == 1 { "1 value".to_owned() } else { format!("{seen} values") };
+        return Err(ImportError::WrongCount { values, kinds });
+    }
     if value == 0 {
-        imported.frames.truncate(start);
         return Ok(());
     }
     if imported.stacks.len() >= limits.entries {
         return Err(ImportError::TooLarge(format!("{} samples", limits.entries)));
+    }
+    let start = imported.frames.len();
+    for id in &locations {
+        names.load(*id)?;
+    }
+    let dropped = |id: &u64| names.locations.get(id).map_or(Dropped::Nothing, |location| location.dropped);
+    let first = DropFrames::first_kept(locations.iter().map(dropped));
+    for location in locations[first..].iter().filter_map(|id| names.locations.get(id)) {
+        if imported.frames.len() + location.functions.len() > limits.frames {
+            return Err(ImportError::TooLarge(format!("{} frames", limits.frames)));
+        }
+        imported.frames.extend_from_slice(&location.functions);
     }
     imported.stacks.push(ImportedStack { start, end: imported.frames.len(), value });
     Ok(())

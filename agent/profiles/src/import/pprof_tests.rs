@@ -110,7 +110,10 @@ fn a_file_that_would_take_too_much_memory_is_refused_with_its_bound() {
     }
     let bomb = packed.finish().unwrap();
     assert!(bomb.len() < 1 << 19, "a bomb is small");
-    let too_large = |bytes: &[u8]| match read_within(bytes, None, limits).unwrap_err() {
+    let too_large = |bytes: &[u8]| match unpack(bytes, limits)
+        .and_then(|bytes| read_unpacked(&bytes, None, limits))
+        .unwrap_err()
+    {
         ImportError::TooLarge(what) => what,
         other => panic!("{other}"),
     };
