@@ -121,7 +121,15 @@ pub struct OomArgs {
     #[arg(short = 'l', long, value_name = "LABELS")]
     pub selector: Option<Selector>,
 
-    /// wide: also the trigger, the QoS class, the source of the limit, and the image
+    /// A row for each kill, also for those that repeat in one cgroup
+    #[arg(long)]
+    pub each: bool,
+
+    /// At most the newest N rows
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub most: u32,
+
+    /// wide: also the trigger, the QoS class, the source of the limit, and the image; json and yaml: each kill
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = OomFormat::Table)]
     pub output: OomFormat,
 
@@ -284,6 +292,7 @@ mod tests {
             "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
             "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",
             "podopsy oom --since 7d",
+            "podopsy oom --each --most 1000",
             "podopsy events --since 2w",
             "podopsy profile --since 1d12h shop/cart -o x.svg",
             "podopsy oom --silent --since 1h --socket /run/podopsy/agent.sock",
@@ -323,6 +332,7 @@ mod tests {
             "podopsy pods -l =",
             "podopsy oom -n x show 3f2a-7",
             "podopsy oom --since 1",
+            "podopsy oom --most 0",
             "podopsy events --kind oom",
             "podopsy events --most 0",
         ] {

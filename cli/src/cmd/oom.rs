@@ -61,7 +61,17 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
         OomFormat::Json => render::json(&mut out, &report)?,
         OomFormat::Yaml => render::yaml(&mut out, &report)?,
         _ if report.incidents.is_empty() => {}
-        format => render::oom::print(&mut out, context.stdout, &report.incidents, format == OomFormat::Wide)?,
+        format => {
+            let rows = match args.each {
+                true => render::oom::single(&report.incidents),
+                false => render::oom::grouped(&report.incidents),
+            };
+            let left = rows.len().saturating_sub(args.most as usize);
+            render::oom::print(&mut out, context.stdout, &rows[left..], format == OomFormat::Wide)?;
+            if left > 0 {
+                note(&format!("{} before these: --most {} lists all", plural_rows(left), rows.len()));
+            }
+        }
     }
     if let Some(unknown) = report.kills_unknown.filter(|&unknown| unknown > 0) {
         note(&format!(
@@ -81,6 +91,10 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
         return Ok(CommandOutcome::NothingFound);
     }
     Ok(CommandOutcome::Success)
+}
+
+fn plural_rows(rows: usize) -> String {
+    units::plural(rows as u64, "row")
 }
 
 /// Merges the agent's history (from the agent, or from the store that it left) with the kernel's log, oldest first.
@@ -200,7 +214,7 @@ fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
     let found = if exact.is_empty() { with(&|one| one.starts_with(id)) } else { exact };
     match found[..] {
         [one] => Ok(one),
-        [] => bail!("no OOM has the id {id}: podopsy oom --since 720h lists all ids"),
+        [] => bail!("no OOM has the id {id}: podopsy oom --since 30d --each --most 10000 lists all ids"),
         _ => bail!(
             "{} begin with {id}: give more characters of the id",
             units::plural(found.len() as u64, "OOM")

@@ -1,5 +1,6 @@
 //! OOM incidents and other SIGKILLs as a list, with what Kubernetes shows of each.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use podopsy_model::event::Rss;
@@ -11,8 +12,38 @@ use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
-/// Prints the list, oldest first. `wide` adds the source of the limit, the trigger, the QoS class and the image.
-pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide: bool) -> io::Result<()> {
+/// A row of the list, and the number of further kills that it stands for.
+pub type Row<'a> = (&'a Event, u64);
+
+/// A row for each kill.
+pub fn single(events: &[Event]) -> Vec<Row<'_>> {
+    events.iter().map(|event| (event, 0)).collect()
+}
+
+/// The rows of the list, oldest first. Kills of processes of one name in one cgroup, whose limit was met again and again, are
+/// one row, which shows the newest.
+pub fn grouped(events: &[Event]) -> Vec<Row<'_>> {
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    let mut groups: HashMap<(&str, u64, &str), usize> = HashMap::new();
+    for (event, more) in super::sigkill::grouped(events).into_iter().rev() {
+        let victim = event.incident.as_ref().and_then(|incident| incident.victims.first());
+        let key = victim
+            .zip(event.cgroup.path.as_deref())
+            .map(|(victim, path)| (path, event.cgroup.id, victim.task.comm.as_str()));
+        match key.and_then(|key| groups.get(&key)).map(|&at| &mut rows[at]) {
+            Some((_, others)) => *others += 1 + more,
+            None => {
+                groups.extend(key.map(|key| (key, rows.len())));
+                rows.push((event, more));
+            }
+        }
+    }
+    rows.reverse();
+    rows
+}
+
+/// Prints the list. `wide` adds the source of the limit, the trigger, the QoS class and the image.
+pub fn print(out: &mut impl Write, terminal: Terminal, rows: &[Row<'_>], wide: bool) -> io::Result<()> {
     let mut header = vec![
         "WHEN",
         "ID",
@@ -28,7 +59,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
         header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
     }
     let mut table = TextTable::new(&header);
-    for (event, more) in super::sigkill::grouped(incidents) {
+    for &(event, more) in rows {
         if let Some(sigkill) = event.sigkill() {
             let mut row = vec![
                 units::date(event.time),
@@ -49,7 +80,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, incidents: &[Event], wide
             event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default(),
             restarts(event, incident),
             short(&incident.limit),
-            victims(incident),
+            repeated(victims(incident), more),
             rss_of_limit(incident),
             kubernetes(incident),
         ];
@@ -139,6 +170,11 @@ fn victims(incident: &OomIncident) -> String {
         [one] => name(one),
         [first, rest @ ..] => format!("{} and {} more", name(first), rest.len()),
     }
+}
+
+/// `storm[17] ×160`.
+fn repeated(victims: String, more: u64) -> String {
+    if more > 0 { format!("{victims} ×{}", more + 1) } else { victims }
 }
 
 fn rss_of_limit(incident: &OomIncident) -> String {
@@ -318,7 +354,7 @@ pub mod tests {
             incident.victims[0].rss = None;
         }
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &[one, host], false).unwrap();
+        print(&mut out, Terminal::PLAIN, &single(&[one, host]), false).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
@@ -327,6 +363,26 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
 2026-03-01 03:04:05Z  3f2a-t9-100  (host)       -          -         container (inferred)  leak[1202]  ? / 64.0 MiB         -
 "
         );
+    }
+
+    #[test]
+    fn repeated_kills_in_one_cgroup_are_one_row_with_the_newest() {
+        let mut storm: Vec<Event> = (0..160).map(|n| event(&format!("3f2a-{n}"), 200 - n)).collect();
+        let mut other = event("3f2a-500", 150);
+        other.cgroup.path = Some("/k/pod2/c2".into());
+        // The cgroup of the container's next instance has the same path and another number.
+        let mut restarted = event("3f2a-501", 1);
+        restarted.cgroup.id = 8;
+        storm.insert(50, other);
+        storm.push(restarted);
+        let rows = grouped(&storm);
+        let ids: Vec<(&str, u64)> =
+            rows.iter().map(|(event, more)| (event.kept_id().unwrap(), *more)).collect();
+        assert_eq!(ids, [("3f2a-500", 0), ("3f2a-159", 159), ("3f2a-501", 0)]);
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &rows, false).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("leak[1202] ×160"));
+        assert_eq!(single(&storm).len(), 162);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub fn line(sigkill: &Sigkill) -> String {
     format!("{first}{}", sigkill_verdict::explain(sigkill))
 }
 
-/// The rows of the list, each with the number of further kills that it stands for. OOM incidents are never grouped. Of a
+/// The rows of the list, each with the number of further kills that it stands for. OOM incidents are not grouped here. Of a
 /// container's processes that were killed together, the row shows PID 1, or else the first.
 pub fn grouped(events: &[Event]) -> Vec<(&Event, u64)> {
     let mut rows: Vec<(&Event, u64)> = Vec::new();
@@ -179,7 +179,7 @@ pub mod tests {
         let mut one = event("3f2a-k1202-9", 0);
         one.time = "2026-03-01T03:04:05.678Z".parse().unwrap();
         let mut out = Vec::new();
-        crate::render::oom::print(&mut out, Terminal::PLAIN, &[one.clone()], false).unwrap();
+        crate::render::oom::print(&mut out, Terminal::PLAIN, &[(&one, 0)], false).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
