@@ -180,7 +180,7 @@ mod tests {
             ("podopsy-agent", "aya"),
             ("podopsy", "podopsy-agent"),
             ("podopsy-tests", "podopsy-agent"),
-            ("podopsy-harness", "podopsy-pods"),
+            ("podopsy-harness", "podopsy-runtime"),
             ("podopsy-demo", "podopsy-harness"),
             ("podopsy-demo", "podopsy-model"),
             ("podopsy-soak", "podopsy-harness"),
