@@ -166,7 +166,7 @@ mod tests {
     const CAUGHT: &[(&str, &str, &str, usize)] = &[
         ("agent/recorder/src/lib.rs", "//! x\nlet a = \"/kubepods/x\";", "only podopsy-pods", 2),
         ("cli/src/cmd/pods.rs", "//! x\nuse podopsy_pods::cri::Client;", "only podopsy-pods", 2),
-        ("agent/decode/src/dns.rs", "//! x\nstd::fs::read(p)", "decode and model", 2),
+        ("agent/decode/src/dns/mod.rs", "//! x\nstd::fs::read(p)", "decode and model", 2),
         ("agent/decode/src/lib.rs", "//! x\nuse std::net::{SocketAddr, UdpSocket};", "decode and model", 2),
         ("agent/model/src/event.rs", "//! x\ntokio::spawn(f);", "decode and model", 2),
         ("probe-ebpf/wire/src/lib.rs", "//! x\nuse std::fmt;", "the wire depends on nothing", 2),

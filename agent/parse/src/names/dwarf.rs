@@ -5,9 +5,9 @@
 
 use addr2line::gimli::{self, EndianSlice, LittleEndian};
 
-use super::demangle::{readable, shorten};
 use super::sections::{NameSections, SectionId};
 use super::{SourceLine, SymbolFunction};
+use podopsy_demangle::{readable, shorten};
 use podopsy_model::text::escape;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;

@@ -4,7 +4,6 @@
 //! take is free again when the names are known.
 
 mod debug_file;
-mod demangle;
 mod dwarf;
 pub(crate) mod go;
 mod sections;
@@ -17,11 +16,11 @@ use std::fs::File;
 use serde::{Deserialize, Serialize};
 
 pub use debug_file::DebugLink;
-#[cfg(feature = "fuzzing")]
-pub(crate) use demangle::MAX_NAME;
-pub use demangle::readable;
 use dwarf::DebugInfo;
 use go::GoSymbols;
+#[cfg(feature = "fuzzing")]
+pub(crate) use podopsy_demangle::MAX_NAME;
+pub(crate) use podopsy_demangle::readable;
 use sections::{NameSections, SectionId};
 use symbol_table::{SymbolTable, TableKind};
 

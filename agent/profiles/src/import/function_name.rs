@@ -2,7 +2,7 @@
 //!
 //! Must not depend on: the file format.
 
-use podopsy_parse::names::readable;
+use podopsy_demangle::readable;
 
 /// Readable, escaped, and without the hash of Rust's symbols (`::h` and 16 digits) and the number of LLVM's copies
 /// (`.llvm.` and digits).

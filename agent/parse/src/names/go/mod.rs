@@ -20,9 +20,9 @@ use std::fs::File;
 use self::image::FileImage;
 pub(crate) use self::stack::{GoStack, read_stacks};
 use self::table::GoTable;
-use super::demangle::shorten;
 use super::{SourceLine, Symbol, SymbolFunction};
 use crate::elf::Layout;
+use podopsy_demangle::shorten;
 use podopsy_model::text::escape_bytes;
 
 /// Steps for all lookups in one file together: some seconds. One lookup takes some hundred steps, but a hostile table

@@ -1,7 +1,7 @@
 //! Turns a mangled name into the name in the source, within bounds.
 //!
 //! The name belongs to a container. 270 bytes of a C++ name can stand for terabytes of text, because a name may refer to its
-//! own parts again and again. So the text is written into a buffer that refuses more than it may hold.
+//! own parts again and again. So the text is written into a buffer that refuses more than it may hold. Must not depend on: files.
 
 use std::fmt::{self, Write};
 use std::panic::catch_unwind;
@@ -9,7 +9,7 @@ use std::panic::catch_unwind;
 use podopsy_model::text::escape_bytes;
 
 /// Bytes of a name that are kept; those of C++ templates can be long.
-pub(crate) const MAX_NAME: usize = 1024;
+pub const MAX_NAME: usize = 1024;
 /// How deep the parts of a C++ name may nest. Each level can double the time for a name that is damaged: at 96 levels, which
 /// is the library's bound, 900 bytes took 7 s. Of 56,000 names of libLLVM and libstdc++, 19 are deeper; they are shown as
 /// they are.
@@ -85,7 +85,7 @@ impl cpp_demangle::DemangleWrite for CppText<'_> {
 }
 
 /// Cuts a text after [`MAX_NAME`] bytes. Cut text ends in `…`, so that it is not taken for the whole.
-pub(super) fn shorten(mut text: String) -> String {
+pub fn shorten(mut text: String) -> String {
     if text.len() > MAX_NAME {
         text.truncate(text.floor_char_boundary(MAX_NAME));
         text.push('…');
