@@ -204,10 +204,12 @@ fn the_manifests_pod_records_another_pods_kill_and_what_it_missed() {
     let (node, victims, agent) = recording(None, "60s");
     let (pod, kill) = kill_a_pod(&node, &victims, &agent);
     // What was printed is in the store, with the pod; the pod is among the pods; and it became an incident.
-    let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
-    let pids: Vec<_> =
-        stored["events"].as_array().expect("events").iter().map(|e| &e["process"]["pid"]).collect();
-    assert_eq!(pids, [kill.process.pid], "{stored}");
+    let stored = until(&agent, "stored kill", || {
+        let stored = api(&node, "/api/v1/events?kind=oom.kill&namespace=shop&pod=orders&label=app%3Dorders");
+        stored["events"].as_array().filter(|events| !events.is_empty()).cloned()
+    });
+    let pids: Vec<_> = stored.iter().map(|event| &event["process"]["pid"]).collect();
+    assert_eq!(pids, [kill.process.pid], "{stored:?}");
     assert_eq!(api(&node, "/readyz")["ready"], true);
     assert_eq!(api(&node, "/api/v1/pods?namespace=shop")["pods"][0]["pod"]["name"], "orders");
     until(&agent, "incident", || {
