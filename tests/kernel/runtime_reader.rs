@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_model::{Event, EventKind, KnownBy};
-use support::agent::{Agent, get, until};
+use support::agent::{Agent, descendants, get, until};
 use support::{VICTIMS_IMAGE, node};
 
 const MIB: i64 = 1 << 20;
@@ -61,15 +61,6 @@ impl Drop for Relay {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
-}
-
-fn descendants(pid: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children: Vec<i32> = lists
-        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>())
-        .collect();
-    children.into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
 }
 
 /// The reader of an agent: among its helpers and supervisors, it alone waits by epoll.

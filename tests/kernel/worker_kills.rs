@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_model::EventKind;
-use support::agent::{Agent, loss, until};
+use support::agent::{Agent, descendants, loss, until};
 use support::{MemoryCgroup, Running, is_emulated, require_root};
 
 /// Open files of a worker, at most (`agent/worker/src/jail.rs`); its supervisor may have more.
@@ -31,15 +31,6 @@ fn workers(agent: i32) -> Vec<i32> {
         fs::read_to_string(format!("/proc/{pid}/limits")).is_ok_and(|limits| limits.contains(OPEN_FILES))
     };
     descendants(agent).into_iter().filter(is_worker).collect()
-}
-
-fn descendants(pid: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let children: Vec<i32> = lists
-        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>())
-        .collect();
-    children.into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
 }
 
 /// Programs that no worker has read yet: copies of one that fills its memory, each in a process that is then OOM-killed.

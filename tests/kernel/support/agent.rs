@@ -55,6 +55,16 @@ pub fn loss(address: &str, counter: &str) -> Option<f64> {
     page.lines().find(|line| line.starts_with(&series))?.rsplit(' ').next()?.parse().ok()
 }
 
+/// The processes that a process has started, and those that they have.
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<i32> = lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect::<Vec<_>>())
+        .collect();
+    children.into_iter().flat_map(|child| [vec![child], descendants(child)].concat()).collect()
+}
+
 /// A running agent.
 pub struct Agent {
     pub process: Running,
