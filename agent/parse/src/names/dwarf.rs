@@ -39,9 +39,12 @@ impl<'a> DebugInfo<'a> {
 
     /// The functions at a virtual address, innermost first; empty if there are none. A function has no name if the debug
     /// information has only lines for it.
-    pub fn functions_at(&self, address: u64) -> Vec<SymbolFunction> {
+    ///
+    /// # Errors
+    /// The debug information is damaged there, or refers to a unit that was left out.
+    pub fn functions_at(&self, address: u64) -> Result<Vec<SymbolFunction>, gimli::Error> {
         let mut functions = Vec::new();
-        let Ok(mut frames) = self.0.find_frames(address).skip_all_loads() else { return functions };
+        let mut frames = self.0.find_frames(address).skip_all_loads()?;
         while functions.len() < MAX_INLINED
             && let Ok(Some(frame)) = frames.next()
         {
@@ -49,7 +52,7 @@ impl<'a> DebugInfo<'a> {
             let source = frame.location.as_ref().and_then(source_line);
             functions.push(SymbolFunction { name: name.unwrap_or_default(), source });
         }
-        functions
+        Ok(functions)
     }
 }
 

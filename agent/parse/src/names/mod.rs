@@ -10,6 +10,7 @@ mod sections;
 mod symbol_table;
 #[cfg(test)]
 mod tests;
+mod units;
 
 use std::fs::File;
 
@@ -21,7 +22,7 @@ use go::GoSymbols;
 #[cfg(feature = "fuzzing")]
 pub(crate) use podopsy_demangle::MAX_NAME;
 pub(crate) use podopsy_demangle::readable;
-use sections::{NameSections, SectionId};
+use sections::{DebugUnits, NameSections, SectionId};
 use symbol_table::{SymbolTable, TableKind};
 
 use crate::StackLossReason;
@@ -94,7 +95,7 @@ pub struct NameQuery {
 }
 
 /// The answer to a [`NameQuery`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundNames {
     /// For each offset, in the order of the query: its functions, or the reason why they are not known.
     pub symbols: Vec<Result<Symbol, StackLossReason>>,
@@ -113,12 +114,29 @@ pub fn look_up(
     if elf::layout(file).as_ref() != Some(&query.layout) {
         return Err(StackLossReason::FileChanged);
     }
-    let own = NameSections::read(file, query.debug_info, &query.bounds)
-        .map_err(|_| StackLossReason::FileChanged)?;
+    let mut addresses: Vec<u64> =
+        query.offsets.iter().filter_map(|&offset| query.layout.address_of(offset)).collect();
+    addresses.sort_unstable();
+    let units = if query.debug_info { DebugUnits::At(&addresses) } else { DebugUnits::None };
+    match look_up_in(file, debug_file, query, units)? {
+        Some(found) => Ok(found),
+        None => Ok(look_up_in(file, debug_file, query, DebugUnits::All)?.unwrap_or_default()),
+    }
+}
+
+/// Looks names up in some units of the debug information. None: another unit is needed, because one refers to it, as after
+/// optimization at link time.
+fn look_up_in(
+    file: &File,
+    debug_file: Option<&File>,
+    query: &NameQuery,
+    units: DebugUnits<'_>,
+) -> Result<Option<FoundNames>, StackLossReason> {
+    let own = NameSections::read(file, units, &query.bounds).map_err(|_| StackLossReason::FileChanged)?;
     let separate = debug_file
         .filter(|_| !own.has_debug_info())
         .filter(|debug_file| debug_file::belongs_to(debug_file, file, &query.layout))
-        .and_then(|debug_file| NameSections::read(debug_file, query.debug_info, &query.bounds).ok());
+        .and_then(|debug_file| NameSections::read(debug_file, units, &query.bounds).ok());
     // The debug file has lines, and more symbols than a stripped program.
     let sources: Vec<&NameSections> = separate.iter().chain([&own]).collect();
     let tables = NameTables::new(file, &query.layout, &sources);
@@ -127,12 +145,35 @@ pub fn look_up(
         return Err(left_out_or(&sources, StackLossReason::FileWithoutSymbols));
     }
     let mut left = MAX_ANSWER_BYTES;
-    let symbols = query.offsets.iter().map(|&offset| {
-        let symbol = tables.symbol(offset)?;
-        left = left.checked_sub(symbol.bytes()).ok_or(StackLossReason::NamesTooLarge)?;
-        Ok(symbol)
-    });
-    Ok(FoundNames { symbols: symbols.collect(), left_out })
+    let mut symbols = Vec::with_capacity(query.offsets.len());
+    for &offset in &query.offsets {
+        let symbol = match tables.symbol(offset) {
+            Err(LookupFailure::UnitLeftOut) => return Ok(None),
+            Err(LookupFailure::Lost(reason)) => Err(reason),
+            Ok(symbol) => match left.checked_sub(symbol.bytes()) {
+                Some(rest) => {
+                    left = rest;
+                    Ok(symbol)
+                }
+                None => Err(StackLossReason::NamesTooLarge),
+            },
+        };
+        symbols.push(symbol);
+    }
+    Ok(Some(FoundNames { symbols, left_out }))
+}
+
+/// Why an address has no symbol.
+enum LookupFailure {
+    /// The unit that has it was left out.
+    UnitLeftOut,
+    Lost(StackLossReason),
+}
+
+impl From<StackLossReason> for LookupFailure {
+    fn from(reason: StackLossReason) -> LookupFailure {
+        LookupFailure::Lost(reason)
+    }
 }
 
 fn left_out_or(sources: &[&NameSections], otherwise: StackLossReason) -> StackLossReason {
@@ -146,6 +187,8 @@ struct NameTables<'a> {
     debug_info: Vec<DebugInfo<'a>>,
     go: Option<GoSymbols>,
     symbols: Vec<SymbolTable<'a>>,
+    /// Whether no units of debug information were left out.
+    has_all_units: bool,
 }
 
 impl<'a> NameTables<'a> {
@@ -159,18 +202,22 @@ impl<'a> NameTables<'a> {
             symbols.push(of(SectionId::Symtab, SectionId::Strtab, TableKind::Linker));
             symbols.push(of(SectionId::Dynsym, SectionId::Dynstr, TableKind::Dynamic));
         }
-        NameTables { file, layout, debug_info, go: GoSymbols::find(file, layout), symbols }
+        let has_all_units = sources.iter().all(|sections| sections.units_left_out == 0);
+        NameTables { file, layout, debug_info, go: GoSymbols::find(file, layout), symbols, has_all_units }
     }
 
     fn is_empty(&self) -> bool {
         self.debug_info.is_empty() && self.go.is_none() && self.symbols.is_empty()
     }
 
-    fn symbol(&self, offset: u64) -> Result<Symbol, StackLossReason> {
+    fn symbol(&self, offset: u64) -> Result<Symbol, LookupFailure> {
         let address = self.layout.address_of(offset).ok_or(StackLossReason::OffsetOutsideSegments)?;
         let mut lines = None;
         for debug_info in &self.debug_info {
-            let functions = debug_info.functions_at(address);
+            let functions = match debug_info.functions_at(address) {
+                Err(_) if !self.has_all_units => return Err(LookupFailure::UnitLeftOut),
+                found => found.unwrap_or_default(),
+            };
             if !functions.is_empty() {
                 let symbol = Symbol { functions };
                 if symbol.has_name() {
@@ -180,7 +227,7 @@ impl<'a> NameTables<'a> {
             }
         }
         let named = self.go_symbol(address).or_else(|| self.plain_symbol(address));
-        add_name(lines, named).ok_or(StackLossReason::SymbolNotFound)
+        add_name(lines, named).ok_or(StackLossReason::SymbolNotFound.into())
     }
 
     /// The symbol from Go's own tables, which have lines, too.

@@ -4,12 +4,14 @@
 //! sections are searched.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
 
-use flate2::read::ZlibDecoder;
+use flate2::bufread::ZlibDecoder;
 use object::elf;
 
 use super::NameBounds;
+use super::units::{ExcludedUnits, SectionReader, Units};
 use crate::StackLossReason;
 use crate::elf::{Section, read_at, sections};
 
@@ -50,22 +52,37 @@ const NAMES: [&[u8]; 14] = [
     b".debug_str_offsets",
 ];
 const FIRST_DEBUG: usize = SectionId::Info as usize;
+/// Bytes of an `Elf64_Chdr`.
+const CHDR: usize = 24;
+/// Bytes of a packed section that are read at a time.
+const PACKED_BUFFER: usize = 32 << 10;
+
+/// Which debug information is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DebugUnits<'a> {
+    None,
+    /// The units that may have code at these virtual addresses, which are in order.
+    At(&'a [u64]),
+    All,
+}
 
 /// The content of the sections.
 #[derive(Debug, Default)]
 pub(super) struct NameSections {
     bytes: [Vec<u8>; NAMES.len()],
+    /// Units of debug information that were left out, because no address is in them.
+    pub units_left_out: usize,
     /// Why a part was left out: because of its size, or its compression.
     pub loss: Option<StackLossReason>,
 }
 
 impl NameSections {
     /// Reads what `file` has of them. An error means that the file could not be read as its section table says.
-    pub fn read(file: &File, debug_info: bool, bounds: &NameBounds) -> io::Result<NameSections> {
+    pub fn read(file: &File, units: DebugUnits<'_>, bounds: &NameBounds) -> io::Result<NameSections> {
         let table = sections(file);
         let mut selected: Vec<Option<&Section>> =
             NAMES.iter().map(|name| table.iter().find(|section| is_section(section, name))).collect();
-        if !debug_info {
+        if units == DebugUnits::None {
             selected[FIRST_DEBUG..].fill(None);
         }
         let mut read = NameSections::default();
@@ -80,19 +97,27 @@ impl NameSections {
             }
         }
         let mut unpack_limit = bounds.debug_info.saturating_sub(total_size(&selected[FIRST_DEBUG..]));
+        // Last, because the ranges of the units decide which of them are read.
+        let info = selected[FIRST_DEBUG].take();
         for (bytes, section) in read.bytes.iter_mut().zip(selected) {
             let Some(section) = section else { continue };
-            if section.flags & elf::SHF_COMPRESSED.0 == 0 {
-                *bytes = read_section(file, section)?;
-                continue;
+            match read_section(file, section, &mut unpack_limit) {
+                Ok(content) => *bytes = content,
+                Err(_) if is_packed(section) => read.loss = Some(StackLossReason::DebugInfoPacked),
+                Err(error) => return Err(error),
             }
-            match unpack(file, section, unpack_limit) {
-                Ok(unpacked) => {
-                    unpack_limit -= unpacked.len() as u64;
-                    *bytes = unpacked;
-                }
-                Err(_) => read.loss = Some(StackLossReason::DebugInfoPacked),
+        }
+        let Some(info) = info else { return Ok(read) };
+        let excluded = match units {
+            DebugUnits::At(addresses) => ExcludedUnits::new(read.get(SectionId::Aranges), addresses),
+            DebugUnits::None | DebugUnits::All => ExcludedUnits::default(),
+        };
+        match read_units(file, info, &mut unpack_limit, &excluded) {
+            Ok(units) => {
+                (read.bytes[FIRST_DEBUG], read.units_left_out) = (units.bytes, units.left_out);
             }
+            Err(_) if is_packed(info) => read.loss = Some(StackLossReason::DebugInfoPacked),
+            Err(error) => return Err(error),
         }
         Ok(read)
     }
@@ -118,23 +143,107 @@ fn is_section(section: &Section, name: &[u8]) -> bool {
     section.name == name && section.kind != elf::SHT_NOBITS && section.size > 0
 }
 
-fn read_section(file: &File, section: &Section) -> io::Result<Vec<u8>> {
-    read_at(file, section.offset, usize::try_from(section.size).map_err(io::Error::other)?)
+/// Whether it is compressed (gABI, "Section Compression").
+fn is_packed(section: &Section) -> bool {
+    section.flags & elf::SHF_COMPRESSED.0 != 0
 }
 
-/// Unpacks an `SHF_COMPRESSED` section (gABI, "Section Compression") of at most `limit` unpacked bytes.
-fn unpack(file: &File, section: &Section, limit: u64) -> io::Result<Vec<u8>> {
-    let packed = read_section(file, section)?;
-    // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
-    let (Some(kind), Some(data)) = (packed.get(..4), packed.get(24..)) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    if kind != u32::to_le_bytes(elf::ELFCOMPRESS_ZLIB.0) {
-        return Err(io::ErrorKind::Unsupported.into());
+/// Reads a section. What it unpacks to is taken from `unpack_limit`.
+fn read_section(file: &File, section: &Section, unpack_limit: &mut u64) -> io::Result<Vec<u8>> {
+    let mut section = SectionBytes::open(file, section, unpack_limit)?;
+    let mut bytes = vec![0; section.size];
+    section.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_units(
+    file: &File,
+    info: &Section,
+    unpack_limit: &mut u64,
+    excluded: &ExcludedUnits,
+) -> io::Result<Units> {
+    let mut section = SectionBytes::open(file, info, unpack_limit)?;
+    let size = section.size;
+    Units::read(&mut section, size, excluded)
+}
+
+/// Reads a range of a file by `pread`.
+struct FilePart<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl Read for FilePart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let into_len = into.len().min(left);
+        let read = self.file.read_at(&mut into[..into_len], self.at)?;
+        self.at += read as u64;
+        Ok(read)
     }
-    let mut unpacked = Vec::new();
-    ZlibDecoder::new(data).take(limit + 1).read_to_end(&mut unpacked)?;
-    if unpacked.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(unpacked) }
+}
+
+/// The bytes of a section, unpacked.
+struct SectionBytes<'a> {
+    size: usize,
+    source: SectionSource<'a>,
+}
+
+enum SectionSource<'a> {
+    Plain(FilePart<'a>),
+    Packed(Box<ZlibDecoder<BufReader<FilePart<'a>>>>),
+}
+
+impl<'a> SectionBytes<'a> {
+    fn open(file: &'a File, section: &Section, unpack_limit: &mut u64) -> io::Result<SectionBytes<'a>> {
+        let end = section.offset.saturating_add(section.size);
+        if file.metadata()?.len() < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let part = |at| FilePart { file, at, end };
+        let size = |size| usize::try_from(size).map_err(io::Error::other);
+        if !is_packed(section) {
+            return Ok(SectionBytes {
+                size: size(section.size)?,
+                source: SectionSource::Plain(part(section.offset)),
+            });
+        }
+        let header = read_at(file, section.offset, CHDR)?;
+        // Elf64_Chdr: type, reserved (u32), size, alignment (u64).
+        let number = |at: usize| header[at..at + 8].try_into().map(u64::from_le_bytes);
+        if header[..4] != u32::to_le_bytes(elf::ELFCOMPRESS_ZLIB.0) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let unpacked = number(8).map_err(io::Error::other)?;
+        *unpack_limit = unpack_limit.checked_sub(unpacked).ok_or(io::ErrorKind::FileTooLarge)?;
+        let packed = BufReader::with_capacity(PACKED_BUFFER, part(section.offset + CHDR as u64));
+        let source = SectionSource::Packed(Box::new(ZlibDecoder::new(packed)));
+        Ok(SectionBytes { size: size(unpacked)?, source })
+    }
+}
+
+impl Read for SectionBytes<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.source {
+            SectionSource::Plain(part) => part.read(into),
+            SectionSource::Packed(unpacked) => unpacked.read(into),
+        }
+    }
+}
+
+impl SectionReader for SectionBytes<'_> {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        match &mut self.source {
+            SectionSource::Plain(part) => part.at = part.at.saturating_add(bytes),
+            SectionSource::Packed(unpacked) => {
+                if io::copy(&mut unpacked.take(bytes), &mut io::sink())? < bytes {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +251,8 @@ mod tests {
     use super::*;
 
     fn own(debug_info: bool, bounds: NameBounds) -> NameSections {
-        NameSections::read(&File::open("/proc/self/exe").unwrap(), debug_info, &bounds).unwrap()
+        let units = if debug_info { DebugUnits::All } else { DebugUnits::None };
+        NameSections::read(&File::open("/proc/self/exe").unwrap(), units, &bounds).unwrap()
     }
 
     #[test]
@@ -158,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_elf_has_no_sections() {
-        let read = NameSections::read(&File::open("/etc/passwd").unwrap(), true, &NameBounds::LARGE).unwrap();
+        let file = File::open("/etc/passwd").unwrap();
+        let read = NameSections::read(&file, DebugUnits::All, &NameBounds::LARGE).unwrap();
         assert!(!read.has_symbols() && !read.has_debug_info());
     }
 }

@@ -56,7 +56,7 @@ fn a_debug_file_is_used_only_if_it_belongs_to_the_executable() {
 /// The file offset of `main`, found by its name in the symbol table.
 fn entry_of_main(file: &File) -> u64 {
     let layout = elf::layout(file).unwrap();
-    let sections = NameSections::read(file, false, &NameBounds::LARGE).unwrap();
+    let sections = NameSections::read(file, DebugUnits::None, &NameBounds::LARGE).unwrap();
     let table =
         SymbolTable::new(sections.get(SectionId::Symtab), sections.get(SectionId::Strtab), TableKind::Linker);
     let segment = layout.segments.iter().find(|segment| segment.is_code).unwrap();
@@ -74,6 +74,49 @@ fn own_functions_have_names_and_lines_and_offsets_outside_have_reasons() {
     assert_eq!(found.symbols, [Err(StackLossReason::OffsetOutsideSegments)]);
     let changed = NameQuery { layout: Layout::default(), ..query };
     assert_eq!(look_up(&file, None, &changed), Err(StackLossReason::FileChanged));
+}
+
+/// Reads only the units that have `offsets`.
+fn sections_at(file: &File, offsets: &[u64]) -> NameSections {
+    let layout = elf::layout(file).unwrap();
+    let addresses: Vec<u64> = offsets.iter().filter_map(|&offset| layout.address_of(offset)).collect();
+    NameSections::read(file, DebugUnits::At(&addresses), &NameBounds::LARGE).unwrap()
+}
+
+#[test]
+fn names_from_the_units_with_the_addresses_are_those_from_all_units() {
+    let file = File::open("/proc/self/exe").unwrap();
+    let code = elf::layout(&file).unwrap().segments.into_iter().find(|segment| segment.is_code).unwrap();
+    let (mut left_out, mut named) = (0, 0);
+    for part in 0..8 {
+        let begin = code.offset + code.size / 8 * part;
+        let offsets: Vec<u64> = (begin..begin + 64 * 61).step_by(61).collect();
+        left_out += sections_at(&file, &offsets).units_left_out;
+        let query = query(&file, offsets);
+        let all = look_up_in(&file, None, &query, DebugUnits::All).unwrap().unwrap();
+        assert_eq!(look_up(&file, None, &query).unwrap(), all);
+        let has_source = |symbol: &Symbol| symbol.functions.iter().any(|function| function.source.is_some());
+        named += all.symbols.iter().flatten().filter(|symbol| has_source(symbol)).count();
+    }
+    assert!(left_out > 100, "{left_out} units left out");
+    assert!(named > 100, "{named} addresses with a line");
+}
+
+/// `_start` is in the first unit, which has its name from the second one.
+const TWO_UNITS: &str = include_str!("two_units.s");
+
+#[test]
+#[ignore = "needs g++ and binutils: cargo xtask setup test"]
+fn a_function_whose_name_is_in_another_unit_has_that_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("two_units.s"), TWO_UNITS).unwrap();
+    run("gcc", &["-nostdlib", "-static", "-o", &path("program"), &path("two_units.s")]);
+    let file = File::open(path("program")).unwrap();
+    let code = elf::layout(&file).unwrap().segments.into_iter().find(|segment| segment.is_code).unwrap();
+    assert_eq!(sections_at(&file, &[code.offset]).units_left_out, 1, "the second unit is left out at first");
+    let found = look_up(&file, None, &query(&file, vec![code.offset])).unwrap();
+    assert_eq!(found.symbols[0].as_ref().unwrap().functions[0].name, "from_the_other_unit");
 }
 
 /// No hostile ELF file may cause a panic or a hang. The files are the same in each run, so that a failure can be

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::super::NameBounds;
 use super::super::dwarf::DebugInfo;
-use super::super::sections::NameSections;
+use super::super::sections::{DebugUnits, NameSections};
 use super::*;
 use crate::elf::{layout, sections};
 
@@ -34,13 +34,13 @@ fn compare_with_dwarf(program: &Path) -> (u32, u32, u32) {
     let file = File::open(program).unwrap();
     let layout = layout(&file).unwrap();
     let go = GoSymbols::find(&file, &layout).expect("a Go program");
-    let sections = NameSections::read(&file, true, &NameBounds::LARGE).unwrap();
+    let sections = NameSections::read(&file, DebugUnits::All, &NameBounds::LARGE).unwrap();
     assert!(sections.has_debug_info());
     let debug_info = DebugInfo::new(&sections).unwrap();
     let (start, size) = text_of(&file);
     let (mut same, mut different, mut inlined) = (0, 0, 0);
     for address in (start..start + size).step_by(7) {
-        let dwarf = Symbol { functions: debug_info.functions_at(address) };
+        let dwarf = Symbol { functions: debug_info.functions_at(address).unwrap_or_default() };
         let Some(own) = go.symbol(&file, &layout, address).filter(|_| dwarf.has_name()) else { continue };
         let shape = |symbol: &Symbol| -> Vec<(String, Option<u32>)> {
             let line = |function: &SymbolFunction| function.source.as_ref().map(|source| source.line);
@@ -79,7 +79,7 @@ fn a_stripped_go_program_has_functions_files_lines_and_inlined_calls() {
         [("stripped", &["-ldflags=-s -w"][..]), ("stripped-pie", &["-ldflags=-s -w", "-buildmode=pie"])]
     {
         let file = File::open(build(folder.path(), "inlines.go", name, flags)).unwrap();
-        assert!(!NameSections::read(&file, true, &NameBounds::LARGE).unwrap().has_debug_info());
+        assert!(!NameSections::read(&file, DebugUnits::All, &NameBounds::LARGE).unwrap().has_debug_info());
         let layout = layout(&file).unwrap();
         let go = GoSymbols::find(&file, &layout).unwrap();
         let (start, size) = text_of(&file);
