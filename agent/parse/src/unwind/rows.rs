@@ -15,12 +15,10 @@ use gimli::{
     UnwindSection,
 };
 use podopsy_wire::{KIND_NONE, KIND_STOP, KIND_UNSUPPORTED, RULE_NONE, RULE_STOP, RULE_UNSUPPORTED, Rule};
-use serde::{Deserialize, Serialize};
 
 use super::code::UndescribedCode;
 use super::frame_state::{self, FrameState};
 use super::golang::GoTables;
-use super::packed::PackedRows;
 use super::rule::rule_for_state;
 use crate::{StackLossReason, StackLosses};
 
@@ -48,8 +46,7 @@ pub struct UnwindRow {
 }
 
 /// The unwind information of a file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(try_from = "PackedRows", into = "PackedRows")]
+#[derive(Clone, Debug, Default)]
 pub struct FileRows {
     /// Ascending; the rules of neighbours differ. Empty if the file has no unwind information.
     pub rows: Vec<UnwindRow>,
