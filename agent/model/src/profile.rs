@@ -40,6 +40,9 @@ pub struct Frame {
     /// Offset in the module's file, or the absolute address (kernel, `[anonymous]`, no mapping). For a return address it is
     /// the last byte of the call instruction, which is what is symbolized.
     pub offset: u64,
+    /// Offset in the module's file where the function begins; null: it has a name, or its start is not known either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_start: Option<u64>,
     /// Source file and line, if debug information has them.
     pub source: Option<(Arc<str>, u32)>,
     /// True for a function inlined into the frame that follows it.
@@ -48,12 +51,20 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The name that a frame is shown with. A frame without a function is shown by module and offset, never hidden.
+    /// The name that a frame is shown with. A frame without a function is shown by module and offset, never hidden; all
+    /// addresses of one function by the offset where it begins, if that is known.
     pub fn display_name(&self) -> Cow<'_, str> {
         match &self.function {
             Some(function) => Cow::Borrowed(function),
-            None => Cow::Owned(unnamed_frame(self.module.as_deref().unwrap_or(NO_MAPPING), self.offset)),
+            None => {
+                Cow::Owned(unnamed_frame(self.module.as_deref().unwrap_or(NO_MAPPING), self.shown_offset()))
+            }
         }
+    }
+
+    /// The offset that stands for a function without a name.
+    pub fn shown_offset(&self) -> u64 {
+        self.function_start.unwrap_or(self.offset)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads the parts of an ELF file that describe its layout: segments, build id, section table.
 //!
-//! It reads with `pread`, in pieces of bounded size, and never with mmap: the file belongs to a container, which may
+//! It reads a file with `pread`, in pieces of bounded size, and never with mmap: the file belongs to a container, which may
 //! truncate it meanwhile, and with a mapping that would cause SIGBUS. Must not depend on: processes, paths, symbols.
 
 use std::fs::File;
@@ -29,14 +29,43 @@ const MAX_SECTION_NAME: usize = 64;
 /// Longer reads are compared with the length of the file first.
 const UNCHECKED: usize = 64 << 10;
 
-/// `pread` of exactly `len` bytes. The caller bounds `len`.
-pub fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+/// Where an ELF file is read from: a file of a container, or bytes that such a file held.
+pub trait ReadAt {
+    fn size(&self) -> io::Result<u64>;
+    /// Fills `bytes` from an offset on.
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(bytes, offset)
+    }
+}
+
+impl ReadAt for [u8] {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)?.get(..bytes.len()));
+        bytes.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+/// Reads exactly `len` bytes, which the caller bounds.
+pub fn read_at(file: &(impl ReadAt + ?Sized), offset: u64, len: usize) -> io::Result<Vec<u8>> {
     // The length is a claim of the file: a hundred bytes can claim sections of megabytes.
-    if len > UNCHECKED && file.metadata()?.len() < offset.saturating_add(len as u64) {
+    if len > UNCHECKED && file.size()? < offset.saturating_add(len as u64) {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset)?;
+    file.fill_at(&mut bytes, offset)?;
     Ok(bytes)
 }
 
@@ -83,7 +112,7 @@ pub fn offset_in(segments: &[Segment], address: u64) -> Option<u64> {
 
 /// The file header, if the file is ELF, 64-bit and little-endian. All machines that podopsy runs on are (x86-64,
 /// aarch64, riscv64).
-pub fn header(file: &File) -> Option<elf::FileHeader64<LE>> {
+pub fn header(file: &(impl ReadAt + ?Sized)) -> Option<elf::FileHeader64<LE>> {
     let bytes = read_at(file, 0, HEADER).ok()?;
     let header = *object::pod::from_bytes::<elf::FileHeader64<LE>>(&bytes).ok()?.0;
     let ident = header.e_ident;
@@ -147,11 +176,11 @@ pub struct Section {
 }
 
 /// The section table, in order; empty if there is none or if it is damaged.
-pub fn sections(file: &File) -> Vec<Section> {
+pub fn sections(file: &(impl ReadAt + ?Sized)) -> Vec<Section> {
     read_sections(file).unwrap_or_default()
 }
 
-fn read_sections(file: &File) -> Option<Vec<Section>> {
+fn read_sections(file: &(impl ReadAt + ?Sized)) -> Option<Vec<Section>> {
     let header = header(file)?;
     let table = header.e_shoff.get(LE);
     if table == 0 || usize::from(header.e_shentsize.get(LE)) != SECTION_HEADER {

@@ -65,6 +65,8 @@ loss_reasons! {
     DebugInfoTooLarge = "debug_info_too_large",
     /// A section of debug information is compressed in an unknown way, is damaged, or would be too large.
     DebugInfoPacked = "debug_info_packed",
+    /// The packed symbol table of a stripped program (`.gnu_debugdata`) is damaged, or needs too much memory.
+    MiniDebugInfoDamaged = "mini_debug_info_damaged",
     /// The offset lies in no loaded segment of the file.
     OffsetOutsideSegments = "offset_outside_segments",
     /// The file has symbols, but none for the address.

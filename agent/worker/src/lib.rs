@@ -34,7 +34,7 @@ pub use parser::{Failure, FailureReason, NamedFiles, Parser};
 pub use podopsy_helper::{FileHandle, FileStat, Tenant};
 pub use podopsy_parse::elf::{Layout, Segment};
 pub use podopsy_parse::names::{
-    DebugLink, FoundNames, NameBounds, NameQuery, SourceLine, Symbol, SymbolFunction,
+    DebugLink, FoundNames, NameBounds, NameQuery, Nameless, SourceLine, Symbol, SymbolFunction,
 };
 pub use podopsy_parse::perf_map::PerfMapNames;
 pub use podopsy_parse::python::{CodeLayout, Interpreter, layouts_for_version};

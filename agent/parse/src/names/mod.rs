@@ -1,15 +1,18 @@
-//! Names for addresses of an ELF file: from debug information, from Go's own tables, and from symbol tables.
+//! Names for addresses of an ELF file: from debug information, from Go's own tables, and from symbol tables. A function
+//! without a name has at least its start, from the file's unwind information.
 //!
 //! Nothing is kept between two calls: a caller asks for all addresses of a file together, and the memory that its tables
 //! take is free again when the names are known.
 
 mod debug_file;
 mod dwarf;
+mod function_start;
 pub(crate) mod go;
+mod mini_debug;
 mod sections;
 mod symbol_table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod units;
 
 use std::fs::File;
@@ -18,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use debug_file::DebugLink;
 use dwarf::DebugInfo;
+use function_start::FunctionTable;
 use go::GoSymbols;
 #[cfg(feature = "fuzzing")]
 pub(crate) use podopsy_demangle::MAX_NAME;
@@ -94,11 +98,19 @@ pub struct NameQuery {
     pub bounds: NameBounds,
 }
 
+/// An address without a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nameless {
+    pub reason: StackLossReason,
+    /// The offset in the file where its function begins, if the file's unwind information describes the function.
+    pub function_start: Option<u64>,
+}
+
 /// The answer to a [`NameQuery`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundNames {
     /// For each offset, in the order of the query: its functions, or the reason why they are not known.
-    pub symbols: Vec<Result<Symbol, StackLossReason>>,
+    pub symbols: Vec<Result<Symbol, Nameless>>,
     /// Parts of the file that were left out, because of their size or their compression.
     pub left_out: Vec<StackLossReason>,
 }
@@ -137,30 +149,50 @@ fn look_up_in(
         .filter(|_| !own.has_debug_info())
         .filter(|debug_file| debug_file::belongs_to(debug_file, file, &query.layout))
         .and_then(|debug_file| NameSections::read(debug_file, units, &query.bounds).ok());
+    let is_stripped = separate.is_none() && own.get(SectionId::Symtab).is_empty();
+    let packed = is_stripped.then(|| mini_debug::read(file, &query.bounds)).flatten();
+    let (packed, packed_loss) = match packed.transpose() {
+        Ok(packed) => (packed, None),
+        Err(reason) => (None, Some(reason)),
+    };
     // The debug file has lines, and more symbols than a stripped program.
-    let sources: Vec<&NameSections> = separate.iter().chain([&own]).collect();
+    let sources: Vec<&NameSections> = separate.iter().chain([&own]).chain(&packed).collect();
     let tables = NameTables::new(file, &query.layout, &sources);
-    let left_out = sources.iter().filter_map(|sections| sections.loss).collect();
-    if tables.is_empty() {
-        return Err(left_out_or(&sources, StackLossReason::FileWithoutSymbols));
+    let left_out: Vec<StackLossReason> =
+        sources.iter().filter_map(|sections| sections.loss).chain(packed_loss).collect();
+    let mut symbols = if tables.is_empty() {
+        let reason = left_out.first().copied().unwrap_or(StackLossReason::FileWithoutSymbols);
+        vec![Err(Nameless { reason, function_start: None }); query.offsets.len()]
+    } else {
+        match tables.symbols(&query.offsets) {
+            Some(symbols) => symbols,
+            None => return Ok(None),
+        }
+    };
+    add_function_starts(file, query, &mut symbols);
+    match symbols[..] {
+        // What holds for the whole file need not be asked again.
+        [Err(Nameless { reason, .. }), ..] if tables.is_empty() && !symbols.iter().any(has_start) => {
+            Err(reason)
+        }
+        _ => Ok(Some(FoundNames { symbols, left_out })),
     }
-    let mut left = MAX_ANSWER_BYTES;
-    let mut symbols = Vec::with_capacity(query.offsets.len());
-    for &offset in &query.offsets {
-        let symbol = match tables.symbol(offset) {
-            Err(LookupFailure::UnitLeftOut) => return Ok(None),
-            Err(LookupFailure::Lost(reason)) => Err(reason),
-            Ok(symbol) => match left.checked_sub(symbol.bytes()) {
-                Some(rest) => {
-                    left = rest;
-                    Ok(symbol)
-                }
-                None => Err(StackLossReason::NamesTooLarge),
-            },
-        };
-        symbols.push(symbol);
+}
+
+fn has_start(symbol: &Result<Symbol, Nameless>) -> bool {
+    matches!(symbol, Err(Nameless { function_start: Some(_), .. }))
+}
+
+/// Adds where the functions without a name begin.
+fn add_function_starts(file: &File, query: &NameQuery, symbols: &mut [Result<Symbol, Nameless>]) {
+    if symbols.iter().all(Result::is_ok) {
+        return;
     }
-    Ok(Some(FoundNames { symbols, left_out }))
+    let Some(table) = FunctionTable::read(file, query.bounds.symbols) else { return };
+    for (symbol, &offset) in symbols.iter_mut().zip(&query.offsets) {
+        let (Err(nameless), Some(address)) = (symbol, query.layout.address_of(offset)) else { continue };
+        nameless.function_start = table.start_of(address).and_then(|start| query.layout.offset_of(start));
+    }
 }
 
 /// Why an address has no symbol.
@@ -174,10 +206,6 @@ impl From<StackLossReason> for LookupFailure {
     fn from(reason: StackLossReason) -> LookupFailure {
         LookupFailure::Lost(reason)
     }
-}
-
-fn left_out_or(sources: &[&NameSections], otherwise: StackLossReason) -> StackLossReason {
-    sources.iter().find_map(|sections| sections.loss).unwrap_or(otherwise)
 }
 
 /// The tables of a file that have names, in the order in which they are asked.
@@ -208,6 +236,27 @@ impl<'a> NameTables<'a> {
 
     fn is_empty(&self) -> bool {
         self.debug_info.is_empty() && self.go.is_none() && self.symbols.is_empty()
+    }
+
+    /// The symbols at offsets, in their order. None: another unit of debug information is needed.
+    fn symbols(&self, offsets: &[u64]) -> Option<Vec<Result<Symbol, Nameless>>> {
+        let mut left = MAX_ANSWER_BYTES;
+        let mut symbols = Vec::with_capacity(offsets.len());
+        for &offset in offsets {
+            let symbol = match self.symbol(offset) {
+                Err(LookupFailure::UnitLeftOut) => return None,
+                Err(LookupFailure::Lost(reason)) => Err(reason),
+                Ok(symbol) => match left.checked_sub(symbol.bytes()) {
+                    Some(rest) => {
+                        left = rest;
+                        Ok(symbol)
+                    }
+                    None => Err(StackLossReason::NamesTooLarge),
+                },
+            };
+            symbols.push(symbol.map_err(|reason| Nameless { reason, function_start: None }));
+        }
+        Some(symbols)
     }
 
     fn symbol(&self, offset: u64) -> Result<Symbol, LookupFailure> {

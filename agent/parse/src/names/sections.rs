@@ -1,11 +1,9 @@
 //! Reads the sections of an ELF file that have names and lines into memory, each group of them within a bound.
 //!
-//! The file is read with `pread` and never mapped: its container may truncate it meanwhile. Must not depend on: how the
+//! A file is read with `pread` and never mapped: its container may truncate it meanwhile. Must not depend on: how the
 //! sections are searched.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
 
 use flate2::bufread::ZlibDecoder;
 use object::elf;
@@ -13,7 +11,7 @@ use object::elf;
 use super::NameBounds;
 use super::units::{ExcludedUnits, SectionReader, Units};
 use crate::StackLossReason;
-use crate::elf::{Section, read_at, sections};
+use crate::elf::{ReadAt, Section, read_at, sections};
 
 /// The sections that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +76,11 @@ pub(super) struct NameSections {
 
 impl NameSections {
     /// Reads what `file` has of them. An error means that the file could not be read as its section table says.
-    pub fn read(file: &File, units: DebugUnits<'_>, bounds: &NameBounds) -> io::Result<NameSections> {
+    pub fn read(
+        file: &(impl ReadAt + ?Sized),
+        units: DebugUnits<'_>,
+        bounds: &NameBounds,
+    ) -> io::Result<NameSections> {
         let table = sections(file);
         let mut selected: Vec<Option<&Section>> =
             NAMES.iter().map(|name| table.iter().find(|section| is_section(section, name))).collect();
@@ -149,7 +151,11 @@ fn is_packed(section: &Section) -> bool {
 }
 
 /// Reads a section. What it unpacks to is taken from `unpack_limit`.
-fn read_section(file: &File, section: &Section, unpack_limit: &mut u64) -> io::Result<Vec<u8>> {
+fn read_section(
+    file: &(impl ReadAt + ?Sized),
+    section: &Section,
+    unpack_limit: &mut u64,
+) -> io::Result<Vec<u8>> {
     let mut section = SectionBytes::open(file, section, unpack_limit)?;
     let mut bytes = vec![0; section.size];
     section.read_exact(&mut bytes)?;
@@ -157,7 +163,7 @@ fn read_section(file: &File, section: &Section, unpack_limit: &mut u64) -> io::R
 }
 
 fn read_units(
-    file: &File,
+    file: &(impl ReadAt + ?Sized),
     info: &Section,
     unpack_limit: &mut u64,
     excluded: &ExcludedUnits,
@@ -167,38 +173,38 @@ fn read_units(
     Units::read(&mut section, size, excluded)
 }
 
-/// Reads a range of a file by `pread`.
-struct FilePart<'a> {
-    file: &'a File,
+/// Reads a range of a file.
+struct FilePart<'a, F: ?Sized> {
+    file: &'a F,
     at: u64,
     end: u64,
 }
 
-impl Read for FilePart<'_> {
+impl<F: ReadAt + ?Sized> Read for FilePart<'_, F> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let into_len = into.len().min(left);
-        let read = self.file.read_at(&mut into[..into_len], self.at)?;
-        self.at += read as u64;
-        Ok(read)
+        let len = into.len().min(left);
+        self.file.fill_at(&mut into[..len], self.at)?;
+        self.at += len as u64;
+        Ok(len)
     }
 }
 
 /// The bytes of a section, unpacked.
-struct SectionBytes<'a> {
+struct SectionBytes<'a, F: ?Sized> {
     size: usize,
-    source: SectionSource<'a>,
+    source: SectionSource<'a, F>,
 }
 
-enum SectionSource<'a> {
-    Plain(FilePart<'a>),
-    Packed(Box<ZlibDecoder<BufReader<FilePart<'a>>>>),
+enum SectionSource<'a, F: ?Sized> {
+    Plain(FilePart<'a, F>),
+    Packed(Box<ZlibDecoder<BufReader<FilePart<'a, F>>>>),
 }
 
-impl<'a> SectionBytes<'a> {
-    fn open(file: &'a File, section: &Section, unpack_limit: &mut u64) -> io::Result<SectionBytes<'a>> {
+impl<'a, F: ReadAt + ?Sized> SectionBytes<'a, F> {
+    fn open(file: &'a F, section: &Section, unpack_limit: &mut u64) -> io::Result<Self> {
         let end = section.offset.saturating_add(section.size);
-        if file.metadata()?.len() < end {
+        if file.size()? < end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let part = |at| FilePart { file, at, end };
@@ -223,7 +229,7 @@ impl<'a> SectionBytes<'a> {
     }
 }
 
-impl Read for SectionBytes<'_> {
+impl<F: ReadAt + ?Sized> Read for SectionBytes<'_, F> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match &mut self.source {
             SectionSource::Plain(part) => part.read(into),
@@ -232,7 +238,7 @@ impl Read for SectionBytes<'_> {
     }
 }
 
-impl SectionReader for SectionBytes<'_> {
+impl<F: ReadAt + ?Sized> SectionReader for SectionBytes<'_, F> {
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
         match &mut self.source {
             SectionSource::Plain(part) => part.at = part.at.saturating_add(bytes),
@@ -248,6 +254,8 @@ impl SectionReader for SectionBytes<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn own(debug_info: bool, bounds: NameBounds) -> NameSections {

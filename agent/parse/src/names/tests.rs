@@ -71,7 +71,8 @@ fn own_functions_have_names_and_lines_and_offsets_outside_have_reasons() {
     let outside = u64::MAX;
     let query = query(&file, vec![outside]);
     let found = look_up(&file, None, &query).unwrap();
-    assert_eq!(found.symbols, [Err(StackLossReason::OffsetOutsideSegments)]);
+    let reason = StackLossReason::OffsetOutsideSegments;
+    assert_eq!(found.symbols, [Err(Nameless { reason, function_start: None })]);
     let changed = NameQuery { layout: Layout::default(), ..query };
     assert_eq!(look_up(&file, None, &changed), Err(StackLossReason::FileChanged));
 }
@@ -119,6 +120,77 @@ fn a_function_whose_name_is_in_another_unit_has_that_name() {
     assert_eq!(found.symbols[0].as_ref().unwrap().functions[0].name, "from_the_other_unit");
 }
 
+/// The functions of a program, by its symbol table: name, offset and size.
+pub(crate) fn functions_of(file: &File) -> Vec<(String, u64, u64)> {
+    let layout = elf::layout(file).unwrap();
+    let sections = NameSections::read(file, DebugUnits::None, &NameBounds::LARGE).unwrap();
+    let symbols = sections.get(SectionId::Symtab).as_chunks::<24>().0;
+    let name = |at: usize| {
+        let rest = &sections.get(SectionId::Strtab)[at..];
+        String::from_utf8_lossy(&rest[..rest.iter().position(|&byte| byte == 0).unwrap()]).into_owned()
+    };
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+    let functions = symbols.iter().filter(|symbol| symbol[4] & 15 == 2).map(|symbol| {
+        let at = u32::from_le_bytes(symbol[..4].try_into().unwrap());
+        (name(at as usize), layout.offset_of(number(&symbol[8..16])).unwrap_or(0), number(&symbol[16..24]))
+    });
+    // Those of the start files have no size, or no unwind information.
+    functions.filter(|(name, _, size)| !name.starts_with('_') && *size > 4).collect()
+}
+
+/// signals.c, and the same program stripped.
+fn stripped_program(folder: &Path) -> (File, File) {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/victims/native/signals.c");
+    run("gcc", &["-O1", "-o", &path("whole"), source]);
+    run("objcopy", &["--strip-all", &path("whole"), &path("stripped")]);
+    (File::open(path("whole")).unwrap(), File::open(path("stripped")).unwrap())
+}
+
+#[test]
+#[ignore = "needs g++ and binutils: cargo xtask setup test"]
+fn all_addresses_of_a_function_without_a_name_have_its_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, stripped) = stripped_program(folder.path());
+    let functions = functions_of(&whole);
+    assert!(functions.len() >= 2, "{functions:?}");
+    for (name, offset, size) in functions {
+        let offsets = vec![offset, offset + 1, offset + size / 2, offset + size - 1];
+        for symbol in look_up(&stripped, None, &query(&stripped, offsets)).unwrap().symbols {
+            let nameless = symbol.unwrap_err();
+            assert_eq!(nameless.function_start, Some(offset), "{name}: {nameless:?}");
+        }
+    }
+    // The ELF header is in no function.
+    let outside = look_up(&stripped, None, &query(&stripped, vec![8])).unwrap();
+    let nameless = Nameless { reason: StackLossReason::SymbolNotFound, function_start: None };
+    assert_eq!(outside.symbols, [Err(nameless)]);
+}
+
+#[test]
+#[ignore = "needs g++ and binutils: cargo xtask setup test"]
+fn a_stripped_program_has_the_names_of_its_packed_symbol_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, _) = stripped_program(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    run("objcopy", &["--only-keep-debug", &path("whole"), &path("mini")]);
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(6)).unwrap();
+    writer.write_all(&std::fs::read(path("mini")).unwrap()).unwrap();
+    std::fs::write(path("mini.xz"), writer.finish().unwrap()).unwrap();
+    let section = format!(".gnu_debugdata={}", path("mini.xz"));
+    run("objcopy", &["--add-section", &section, &path("stripped"), &path("packed")]);
+    let packed = File::open(path("packed")).unwrap();
+    for (name, offset, _) in functions_of(&whole) {
+        let found = look_up(&packed, None, &query(&packed, vec![offset + 1])).unwrap();
+        assert_eq!(found.symbols[0].as_ref().unwrap().functions[0].name, name);
+    }
+    std::fs::write(path("mini.xz"), b"not packed at all").unwrap();
+    run("objcopy", &["--add-section", &section, &path("stripped"), &path("damaged")]);
+    let damaged = File::open(path("damaged")).unwrap();
+    let found = look_up(&damaged, None, &query(&damaged, vec![entry_of_main(&whole)])).unwrap();
+    assert_eq!(found.left_out, [StackLossReason::MiniDebugInfoDamaged]);
+}
+
 /// No hostile ELF file may cause a panic or a hang. The files are the same in each run, so that a failure can be
 /// reproduced.
 #[test]
@@ -159,7 +231,7 @@ fn hostile_elf_files_cause_no_panic_and_no_hang() {
         let query = NameQuery { layout, ..query_of(vec![0, 0x800, u64::MAX]) };
         match look_up(&file, None, &query) {
             Ok(found) => found.symbols.into_iter().for_each(|symbol| {
-                *reasons.entry(symbol.err().map(StackLossReason::as_str)).or_insert(0) += 1;
+                *reasons.entry(symbol.err().map(|nameless| nameless.reason.as_str())).or_insert(0) += 1;
             }),
             Err(reason) => *reasons.entry(Some(reason.as_str())).or_insert(0) += 1,
         }

@@ -93,8 +93,8 @@ fn shorten(frame: &Frame) -> GrowthFrame {
     let file = frame.module.as_deref().map(str::to_owned);
     let function = match (&frame.function, &file) {
         (Some(function), _) => function.chars().take(NAME_CHARS).collect(),
-        (None, Some(file)) => unnamed_frame(file, frame.offset),
-        (None, None) => format!("{:#x}", frame.offset),
+        (None, Some(file)) => unnamed_frame(file, frame.shown_offset()),
+        (None, None) => format!("{:#x}", frame.shown_offset()),
     };
     GrowthFrame { function, file }
 }

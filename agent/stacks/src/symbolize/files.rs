@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use podopsy_opener::Openers;
-use podopsy_worker::{Failure, FileDescription, FileHandle, Layout, NamedFiles, Parser, Symbol, Tenant};
+use podopsy_worker::{
+    Failure, FileDescription, FileHandle, Layout, NamedFiles, Nameless, Parser, Symbol, Tenant,
+};
 
 use super::descriptors::{Descriptor, DescriptorId, Descriptors};
 use super::maps::{Area, FilesystemKind};
@@ -50,6 +52,11 @@ impl Default for FileLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unnamed {
     Lost(StackLossReason),
+    /// The function has no name, but its start is known: an offset in the file.
+    InFunction {
+        reason: StackLossReason,
+        start: u64,
+    },
     /// The parser gave up on the file.
     GaveUp(Failure),
 }
@@ -57,7 +64,7 @@ pub(super) enum Unnamed {
 impl Unnamed {
     pub fn loss(self) -> StackLossReason {
         match self {
-            Unnamed::Lost(reason) => reason,
+            Unnamed::Lost(reason) | Unnamed::InFunction { reason, .. } => reason,
             Unnamed::GaveUp(failure) => failure.loss(),
         }
     }
@@ -65,8 +72,17 @@ impl Unnamed {
     /// Whether looking up the same file again cannot help.
     fn is_permanent(self) -> bool {
         match self {
-            Unnamed::Lost(_) => true,
+            Unnamed::Lost(_) | Unnamed::InFunction { .. } => true,
             Unnamed::GaveUp(failure) => failure.is_permanent(),
+        }
+    }
+}
+
+impl From<Nameless> for Unnamed {
+    fn from(Nameless { reason, function_start }: Nameless) -> Unnamed {
+        match function_start {
+            Some(start) => Unnamed::InFunction { reason, start },
+            None => Unnamed::Lost(reason),
         }
     }
 }
@@ -370,7 +386,7 @@ impl FileTable {
         known.unnamed = found.as_ref().err().copied().filter(|unnamed| unnamed.is_permanent());
         let found = found?;
         found.left_out.iter().for_each(|&reason| losses.add(reason, 1));
-        Ok(found.symbols.into_iter().map(|symbol| symbol.map_err(Unnamed::Lost)).collect())
+        Ok(found.symbols.into_iter().map(|symbol| symbol.map_err(Unnamed::from)).collect())
     }
 
     fn keep_within_limits(&mut self, newest: FileId, losses: &mut StackLosses) {

@@ -402,6 +402,9 @@ impl Symbolizer {
                 gave_up(at, "its file system does not answer")
             }
             Err(Unnamed::Lost(_)) => Arc::from([at]),
+            Err(Unnamed::InFunction { start, .. }) => {
+                Arc::from([Frame { function_start: Some(start), ..at }])
+            }
             Err(Unnamed::GaveUp(failure)) => gave_up(at, &failure.to_string()),
         };
         self.cache.insert(id, offset, Arc::clone(&frames), missing);

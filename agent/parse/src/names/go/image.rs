@@ -28,7 +28,7 @@ impl<'a> FileImage<'a> {
         match self {
             FileImage::File(file, layout) => {
                 let (offset, left) = offset_and_rest(layout, address)?;
-                (len as u64 <= left).then(|| read_at(file, offset, len).ok())?
+                (len as u64 <= left).then(|| read_at(*file, offset, len).ok())?
             }
             FileImage::Memory(start, bytes) => {
                 let from = usize::try_from(address.checked_sub(*start)?).ok()?;
