@@ -62,6 +62,8 @@ pub(super) struct DecodedInstruction {
     pub flow: Flow,
     /// The address that it loads a pointer to (`lea`).
     pub pointer: Option<u64>,
+    /// A number in it that may be an address, in a file that is loaded at a fixed one: `mov $imm32`, `push $imm32`.
+    pub number: Option<u64>,
 }
 
 /// `mov $15, %rax; syscall`. A signal handler returns to it, and the kernel wrote the frame on the stack there.
@@ -87,6 +89,7 @@ impl InstructionDecoder {
             effect: self.effect(&instruction),
             flow: flow(&instruction),
             pointer,
+            number: number(&instruction),
         })
     }
 
@@ -158,6 +161,17 @@ impl InstructionDecoder {
     }
 }
 
+/// The immediate value of 32 bits that an instruction moves or pushes.
+fn number(instruction: &Instruction) -> Option<u64> {
+    let last = instruction.op_count().checked_sub(1)?;
+    let is_moved = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Push);
+    let is_wide = matches!(
+        instruction.op_kind(last),
+        OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64
+    );
+    (is_moved && is_wide).then(|| instruction.immediate(last))
+}
+
 /// The second operand, if it is an immediate value.
 fn immediate(instruction: &Instruction) -> Option<i32> {
     let is_immediate = matches!(instruction.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
@@ -192,30 +206,77 @@ fn flow(instruction: &Instruction) -> Flow {
     }
 }
 
+/// Whether a function may begin at `at`: the code before it leads nowhere. A number that is an address by chance is hardly
+/// ever such a place.
+pub(super) fn may_begin_at(bytes: &[u8], at: usize) -> bool {
+    let before = &bytes[..at];
+    let [.., last] = before else { return true };
+    // `ret`, `nop`, `int3`, `hlt`; `ud2`; a jump with 32 bits or 8; a long `nop` ends in zeros.
+    matches!(last, 0xc3 | 0x90 | 0xcc | 0xf4)
+        || before.ends_with(&[0x0f, 0x0b])
+        || before.ends_with(&[0, 0])
+        || before.len() >= 5 && before[before.len() - 5] == 0xe9
+        || before.len() >= 2 && before[before.len() - 2] == 0xeb
+}
+
+/// The first byte that is not padding between two functions.
+pub(super) fn after_padding(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while at < bytes.len() {
+        let instruction = Decoder::with_ip(64, &bytes[at..], 0, DecoderOptions::NONE).decode();
+        let is_padding = matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3);
+        // Zeros are an `add` that no function begins with.
+        let is_zero = bytes[at..].starts_with(&[0, 0]);
+        if instruction.is_invalid() || !(is_padding || is_zero) {
+            break;
+        }
+        at += instruction.len();
+    }
+    at.min(bytes.len())
+}
+
 /// Bytes of the longest instruction that [`find_references`] looks for.
 pub(super) const LONGEST_REFERENCE: usize = 7;
 
-/// Calls `found(from, to, is_pointer)` for all bytes that look like a call or a jump, or like the `lea` of an address
-/// (`is_pointer`). They may be in the middle of another instruction, so only references into a gap are of use. Decoding
+/// What [`find_references`] finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reference {
+    /// A call or a jump.
+    Leads,
+    /// The `lea` of an address.
+    Points,
+    /// A `mov` of a number.
+    Number,
+}
+
+/// Calls `found(from, to, reference)` for all bytes that look like one; for numbers only if `NUMBERS`. They may be in the middle of another instruction, so only references into a gap are of use. Decoding
 /// all instructions took longer than all other work together on a Rust program of 12 MB.
-pub(super) fn find_references(bytes: &[u8], address: u64, mut found: impl FnMut(u64, u64, bool)) {
-    let mut refer = |at: usize, len: usize, is_pointer| {
-        let distance = bytes.get(at + len - 4..at + len).and_then(|four| four.try_into().ok());
-        let Some(distance) = distance.map(i32::from_le_bytes) else { return };
+pub(super) fn find_references<const NUMBERS: bool>(
+    bytes: &[u8],
+    address: u64,
+    mut found: impl FnMut(u64, u64, Reference),
+) {
+    let mut refer = |at: usize, len: usize, reference| {
+        let number = bytes.get(at + len - 4..at + len).and_then(|four| four.try_into().ok());
+        let Some(number) = number.map(i32::from_le_bytes).map(i64::from) else { return };
         let from = address.wrapping_add(at as u64);
-        found(from, from.wrapping_add(len as u64).wrapping_add_signed(i64::from(distance)), is_pointer);
+        let to = match reference {
+            Reference::Number => number.cast_unsigned(),
+            _ => from.wrapping_add(len as u64).wrapping_add_signed(number),
+        };
+        found(from, to, reference);
     };
     for (at, byte) in bytes.iter().enumerate() {
         match byte {
-            0xe8 | 0xe9 => refer(at, 5, false),
+            0xe8 | 0xe9 => refer(at, 5, Reference::Leads),
+            0xb8..=0xbf if NUMBERS => refer(at, 5, Reference::Number),
             // `lea`: REX.W with or without R, and the ModRM byte of [rip + 32 bits].
-            0x48 | 0x4c => {
-                if let Some([0x8d, modrm]) = bytes.get(at + 1..at + 3)
-                    && modrm & 0xc7 == 5
-                {
-                    refer(at, 7, true);
-                }
-            }
+            0x48 | 0x4c => match bytes.get(at + 1..at + 3) {
+                Some([0x8d, modrm]) if modrm & 0xc7 == 5 => refer(at, 7, Reference::Points),
+                // `mov` of a number that is extended to 64 bits, to a register.
+                Some([0xc7, modrm]) if NUMBERS && modrm & 0xf8 == 0xc0 => refer(at, 7, Reference::Number),
+                _ => {}
+            },
             _ => {}
         }
     }

@@ -31,9 +31,13 @@ const MAX_GAP_BYTES: u64 = 4 << 20;
 const MIN_GAP: u64 = 64;
 /// Gaps of one file. libcrypto has thirty.
 const MAX_GAPS: usize = 16 << 10;
-/// Programs and libraries that are linked with glibc have less undescribed code than this: that of their start files, and
-/// padding. Then only the entry is followed, and neither symbols nor the other code are searched for starts.
-const FEW_BYTES: u64 = 1 << 10;
+/// Nine of ten programs and libraries of Debian have less undescribed code than this: that of their start files, and
+/// padding. Then only the entry and the first code of each gap are followed.
+const FEW_BYTES: u64 = 256;
+/// Bytes of undescribed code that are worth to search data and the other code for starts, however much of it there is.
+const MANY_BYTES: u64 = 1 << 10;
+/// Bytes of code that are searched for the sake of fewer. A megabyte takes a millisecond.
+const LITTLE_CODE: u64 = 2 << 20;
 
 /// A range of code without call frame information.
 #[derive(Debug, Hash)]
@@ -73,15 +77,21 @@ impl UndescribedCode {
     ) -> Option<UndescribedCode> {
         let (gaps, is_cut) = find_gaps(file, &layout.segments, described);
         let size: u64 = gaps.iter().map(|gap| gap.bytes.len() as u64).sum();
-        let mut starts = FunctionStarts::default();
+        let code = layout.segments.iter().filter(|segment| segment.is_code);
+        let code = code.fold(0_u64, |sum, segment| sum.saturating_add(segment.size));
+        let mut starts = FunctionStarts::new(file);
         starts.add_sure(&gaps, entry);
         if size >= FEW_BYTES {
+            starts::add_from_symbols(file, table, &gaps, &mut starts);
+        }
+        if size >= MANY_BYTES || size >= FEW_BYTES && code <= LITTLE_CODE {
             if starts::has_jumped_to_code(file, table) {
                 return None;
             }
             starts::add_from_file(file, table, &gaps, &mut starts);
             starts::add_from_code(file, &layout.segments, &gaps, &mut starts);
         }
+        starts.add_first_of_gaps(&gaps);
         starts.sort();
         (!starts.sure.is_empty() || !starts.labels.is_empty()).then_some(UndescribedCode {
             gaps,

@@ -347,6 +347,9 @@ impl<'a> PathFollower<'a> {
             if let Some(to) = instruction.pointer {
                 self.starts.add_pointer(&self.code.gaps, now, to);
             }
+            if let Some(to) = instruction.number {
+                self.starts.add_number(&self.code.gaps, now, to);
+            }
             self.reached[index][at..at + instruction.len].fill(true);
             let rule = state.rule();
             if rule != run.rule {

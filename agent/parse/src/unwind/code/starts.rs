@@ -6,9 +6,12 @@ use std::fs::File;
 
 use object::{LittleEndian as LE, elf};
 
+use super::amd64::Reference;
 use super::{CodeGap, amd64, gap_at};
 use crate::elf::{Section, Segment, header, read_at};
 
+/// Smaller gaps are padding, or what is left of it.
+const MIN_FIRST: u64 = 16;
 /// Bytes of each section of symbols, relocations or data. A program that is linked statically with musl has some 100 KiB.
 const MAX_BYTES: u64 = 4 << 20;
 /// Bytes of symbol names that are searched. node has 8 MiB.
@@ -29,9 +32,16 @@ pub(super) struct FunctionStarts {
     pub labels: Vec<u64>,
     /// Pointers in code that are not sorted into the two lists yet: their place, and their target.
     pointers: Vec<(u64, u64)>,
+    /// The file is loaded at a fixed address (`ET_EXEC`), so that numbers in its code and data may be addresses.
+    is_fixed: bool,
 }
 
 impl FunctionStarts {
+    pub fn new(file: &File) -> FunctionStarts {
+        let is_fixed = header(file).is_some_and(|header| header.e_type.get(LE) == elf::ET_EXEC);
+        FunctionStarts { is_fixed, ..FunctionStarts::default() }
+    }
+
     /// Adds an address where a function surely begins. False if it lies in no gap, or if there are too many.
     pub fn add_sure(&mut self, gaps: &[CodeGap], to: u64) -> bool {
         let is_added = gap_at(gaps, to).is_some() && self.sure.len() < MAX_STARTS;
@@ -45,6 +55,27 @@ impl FunctionStarts {
     pub fn add_pointer(&mut self, gaps: &[CodeGap], from: u64, to: u64) {
         if gap_at(gaps, to).is_some() && self.pointers.len() < MAX_STARTS {
             self.pointers.push((from, to));
+        }
+    }
+
+    /// Adds a number at `from` that may be an address: only in a file that is loaded at a fixed one, and only where a function
+    /// may begin.
+    pub fn add_number(&mut self, gaps: &[CodeGap], from: u64, to: u64) {
+        if self.is_fixed
+            && let Some(gap) = gap_at(gaps, to).map(|index| &gaps[index])
+            && amd64::may_begin_at(&gap.bytes, (to - gap.address) as usize)
+        {
+            self.add_pointer(gaps, from, to);
+        }
+    }
+
+    /// Adds the first code of each gap: behind a described function and padding, another function begins, if it is no data.
+    pub fn add_first_of_gaps(&mut self, gaps: &[CodeGap]) {
+        for gap in gaps.iter().filter(|gap| gap.bytes.len() as u64 >= MIN_FIRST) {
+            let first = amd64::after_padding(&gap.bytes) as u64;
+            if self.labels.len() < MAX_STARTS && first < gap.bytes.len() as u64 {
+                self.labels.push(gap.address + first);
+            }
         }
     }
 
@@ -86,7 +117,7 @@ pub(super) fn has_jumped_to_code(file: &File, table: &[Section]) -> bool {
     })
 }
 
-/// Adds the starts that symbols, relocations and data name.
+/// Adds the starts that relocations and data name.
 pub(super) fn add_from_file(file: &File, table: &[Section], gaps: &[CodeGap], starts: &mut FunctionStarts) {
     let bytes = |section: &Section| {
         let size = usize::try_from(section.size.min(MAX_BYTES)).unwrap_or(0);
@@ -94,13 +125,10 @@ pub(super) fn add_from_file(file: &File, table: &[Section], gaps: &[CodeGap], st
     };
     // In these files the data itself holds addresses, and no relocation gives their places. In other programs that can be
     // loaded anywhere, small numbers would look like addresses.
-    let is_fixed = header(file).is_some_and(|header| header.e_type.get(LE) == elf::ET_EXEC);
+    let is_fixed = starts.is_fixed;
     let is_packed = table.iter().any(|section| section.kind == elf::SHT_RELR);
     for section in table {
         match section.kind {
-            elf::SHT_SYMTAB | elf::SHT_DYNSYM => symbols(&bytes(section), |to| {
-                starts.add_sure(gaps, to);
-            }),
             elf::SHT_RELA => relocations(&bytes(section), |to| {
                 starts.add_sure(gaps, to);
             }),
@@ -113,8 +141,35 @@ pub(super) fn add_from_file(file: &File, table: &[Section], gaps: &[CodeGap], st
                     starts.add_pointer(gaps, to, to);
                 }
             }
+            // Read-only tables: of functions, and the labels of `switch` statements.
+            elf::SHT_PROGBITS
+                if is_fixed
+                    && section.flags & elf::SHF_ALLOC.0 != 0
+                    && section.flags & elf::SHF_EXECINSTR.0 == 0 =>
+            {
+                for word in bytes(section).as_chunks::<8>().0 {
+                    let to = u64::from_le_bytes(*word);
+                    starts.add_number(gaps, to, to);
+                }
+            }
             _ => {}
         }
+    }
+}
+
+/// Adds the starts that symbols name.
+pub(super) fn add_from_symbols(
+    file: &File,
+    table: &[Section],
+    gaps: &[CodeGap],
+    starts: &mut FunctionStarts,
+) {
+    let is_symbols = |section: &&Section| [elf::SHT_SYMTAB, elf::SHT_DYNSYM].contains(&section.kind);
+    for section in table.iter().filter(is_symbols) {
+        let size = usize::try_from(section.size.min(MAX_BYTES)).unwrap_or(0);
+        symbols(&read_at(file, section.offset, size).unwrap_or_default(), |to| {
+            starts.add_sure(gaps, to);
+        });
     }
 }
 
@@ -157,15 +212,30 @@ pub(super) fn add_from_code(
             let len = (size - at).min(CHUNK + amd64::LONGEST_REFERENCE as u64 - 1) as usize;
             let bytes = segment.offset.checked_add(at).and_then(|offset| read_at(file, offset, len).ok());
             let Some(bytes) = bytes else { break };
-            amd64::find_references(&bytes, segment.address.wrapping_add(at), |from, to, is_pointer| {
-                // Undescribed code is followed later, which finds its calls for sure.
-                let is_described = gap_at(gaps, from).is_none();
-                if is_described && is_pointer {
-                    starts.add_pointer(gaps, from, to);
-                } else if is_described {
-                    starts.add_sure(gaps, to);
-                }
-            });
+            let begin = segment.address.wrapping_add(at);
+            let is_fixed = starts.is_fixed;
+            let found = |from, to, reference| add_reference(gaps, starts, (from, to), reference);
+            match is_fixed {
+                true => amd64::find_references::<true>(&bytes, begin, found),
+                false => amd64::find_references::<false>(&bytes, begin, found),
+            }
         }
+    }
+}
+
+/// Adds what described code refers to. Undescribed code is followed later, which finds its calls for sure.
+fn add_reference(
+    gaps: &[CodeGap],
+    starts: &mut FunctionStarts,
+    (from, to): (u64, u64),
+    reference: Reference,
+) {
+    if gap_at(gaps, to).is_none() || gap_at(gaps, from).is_some() {
+        return;
+    }
+    match reference {
+        Reference::Leads => _ = starts.add_sure(gaps, to),
+        Reference::Points => starts.add_pointer(gaps, from, to),
+        Reference::Number => starts.add_number(gaps, from, to),
     }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use object::LittleEndian as LE;
@@ -10,6 +12,7 @@ use podopsy_wire::{FP_SAME, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_STOP, KIND_
 
 use super::*;
 use crate::elf::{header, layout, sections};
+use crate::names::tests::functions_of;
 use crate::unwind::file;
 use crate::unwind::rows::TimeBudget;
 
@@ -92,6 +95,74 @@ fn rules_from_code_agree_with_call_frame_information() {
         assert!(percent(comparison.followed, comparison.described) > 90.0, "{path}: {comparison:?}");
         // Some code is not called at all, and some handwritten code takes its return address off the stack.
         assert!(percent(comparison.different, comparison.followed) < 1.0, "{path}: {comparison:?}");
+    }
+}
+
+/// Builds undescribed.c, and returns the file.
+fn build(folder: &Path, name: &str, compiler: &str, flags: &[&str]) -> File {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/victims/native/undescribed.c");
+    let path = folder.join(name);
+    let mut command = Command::new(compiler);
+    command.args(flags).arg("-o").arg(&path).arg(source);
+    let done = command.output().unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    File::open(path).unwrap()
+}
+
+const NO_TABLES: [&str; 2] = ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
+
+/// The functions of undescribed.c. A compiler may have inlined some.
+const FUNCTIONS: [&str; 8] = [
+    "main",
+    "called",
+    "passed",
+    "from_constants",
+    "from_constants_too",
+    "from_variables",
+    "calls_at_its_end",
+    "switches",
+];
+
+/// Compares the rules of a program without tables with those of the same program with tables, at each byte of its own
+/// functions. The code is the same, at the same place. Returns how many bytes agree, and how many do not.
+fn compare_builds(described: &File, undescribed: &File) -> (u64, u64) {
+    let functions = functions_of(described);
+    let functions = functions.iter().filter(|(name, ..)| FUNCTIONS.contains(&name.as_str()));
+    let (expected, found) = (file::rows(described).unwrap(), file::rows(undescribed).unwrap());
+    let (mut same, mut different) = (0, 0);
+    for (name, offset, size) in functions {
+        for at in (*offset..offset + size).map(|at| u32::try_from(at).unwrap()) {
+            let (expected, found) = (expected.at(at), found.at(at));
+            assert_eq!(expected.kind, KIND_REGISTER, "{name} is described");
+            // Behind `pop %rbp` the table may still have the slot, which holds the same value.
+            let has_frame = (found.kind, found.base, found.cfa_offset)
+                == (KIND_REGISTER, expected.base, expected.cfa_offset);
+            if has_frame {
+                same += 1;
+            } else {
+                eprintln!("{name} at {at:#x}: {found:?}, but {expected:?}");
+                different += 1;
+            }
+        }
+    }
+    (same, different)
+}
+
+#[test]
+#[ignore = "needs g++ and binutils: cargo xtask setup test"]
+fn a_small_program_without_tables_has_the_rules_that_its_tables_had() {
+    let folder = tempfile::tempdir().unwrap();
+    for level in ["-O1", "-O2", "-Os"] {
+        for kind in [&["-no-pie"][..], &["-pie", "-fPIE"], &["-static", "-no-pie"], &["-static-pie", "-fPIE"]]
+        {
+            let flags = [&[level], kind].concat();
+            let tables = [&flags[..], &["-fasynchronous-unwind-tables"]].concat();
+            let described = build(folder.path(), "described", "gcc", &tables);
+            let no_tables = [&flags[..], &NO_TABLES, &["-s"]].concat();
+            let undescribed = build(folder.path(), "undescribed", "gcc", &no_tables);
+            let (same, different) = compare_builds(&described, &undescribed);
+            assert!(same > 300 && different == 0, "{flags:?}: {same} and {different}");
+        }
     }
 }
 
