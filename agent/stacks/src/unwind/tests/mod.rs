@@ -1,4 +1,5 @@
 //! Whole stacks compared with those of another unwinder.
 
+mod corpus;
 mod framehop;
 mod walk;
