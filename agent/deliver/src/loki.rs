@@ -70,7 +70,8 @@ fn labels(event: &Event) -> BTreeMap<&'static str, &str> {
 }
 
 fn metadata(event: &Event) -> BTreeMap<&'static str, String> {
-    let mut metadata = BTreeMap::new();
+    // Loki looks for a level in the metadata first. Without one it adds `detected_level="unknown"`.
+    let mut metadata = BTreeMap::from([("level", event.severity().as_str().to_owned())]);
     if let Some(pod) = &event.pod {
         metadata.insert("pod", pod.name.clone());
         metadata.insert("pod_uid", pod.uid.clone());
@@ -158,9 +159,11 @@ mod tests {
         assert_eq!(values[0][1], first.line.as_str());
         assert_eq!(values[0][2]["pod"], "basket");
         assert_eq!(values[0][2]["outcome"], "timeout");
+        assert_eq!(values[0][2]["level"], "warn", "a failed lookup");
         assert_eq!(values[1][2]["dns_name"], "b\"\n.example");
         let host = streams.iter().find(|stream| stream["stream"].get("namespace").is_none()).unwrap();
         assert!(host["values"][0][2].get("pod").is_none(), "{host}");
+        assert!(pod["stream"].get("level").is_none(), "a label of its own would make more streams");
         // The line decodes to the same event.
         let line = values[0][1].as_str().unwrap();
         assert_eq!(serde_json::from_str::<Event>(line).unwrap(), first.event);

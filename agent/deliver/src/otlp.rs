@@ -19,7 +19,7 @@ use reqwest::StatusCode;
 
 use super::DestinationFormat;
 use super::EncodedEvent;
-use podopsy_model::event::Protocol;
+use podopsy_model::event::{Protocol, Severity};
 use podopsy_model::owner::{ContainerRef, PodRef};
 use podopsy_model::{Detail, Event, EventKind};
 
@@ -133,14 +133,10 @@ fn record(encoded: &EncodedEvent) -> LogRecord {
 }
 
 fn severity(event: &Event) -> (SeverityNumber, &'static str) {
-    match event.kind {
-        EventKind::OomKill | EventKind::OomIncident => (SeverityNumber::Error, "ERROR"),
-        EventKind::Sigkill | EventKind::DnsFailure => (SeverityNumber::Warn, "WARN"),
-        EventKind::DnsLookup => match &event.detail {
-            Detail::Lookup(lookup) if lookup.result.is_failure() => (SeverityNumber::Warn, "WARN"),
-            _ => (SeverityNumber::Info, "INFO"),
-        },
-        EventKind::DnsAnswer => (SeverityNumber::Info, "INFO"),
+    match event.severity() {
+        Severity::Info => (SeverityNumber::Info, "INFO"),
+        Severity::Warn => (SeverityNumber::Warn, "WARN"),
+        Severity::Error => (SeverityNumber::Error, "ERROR"),
     }
 }
 

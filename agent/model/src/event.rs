@@ -112,6 +112,37 @@ event_kinds! {
     Sigkill = "process.sigkill",
 }
 
+/// How serious an event is, as log systems count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Severity {
+    /// The value that Loki and Grafana read.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warn => "warn",
+            Severity::Error => "error",
+        }
+    }
+}
+
+impl Event {
+    /// The table in docs/exports.md.
+    pub fn severity(&self) -> Severity {
+        match (self.kind, &self.detail) {
+            (EventKind::OomKill | EventKind::OomIncident, _) => Severity::Error,
+            (EventKind::Sigkill | EventKind::DnsFailure, _) => Severity::Warn,
+            (EventKind::DnsLookup, Detail::Lookup(lookup)) if lookup.result.is_failure() => Severity::Warn,
+            (EventKind::DnsLookup | EventKind::DnsAnswer, _) => Severity::Info,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Detail {
@@ -291,5 +322,19 @@ mod tests {
         for kind in EventKind::ALL {
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("{:?}", kind.as_str()));
         }
+    }
+
+    #[test]
+    fn kills_are_errors_and_failures_of_dns_are_warnings() {
+        use crate::testing::{dns, kill, owner};
+        let (time, owner) = (Timestamp::UNIX_EPOCH, owner("shop", "cart", &[]));
+        let mut event = kill(time, owner.clone(), "3f2a-7", 7, false);
+        assert_eq!(event.severity().as_str(), "error");
+        event.kind = EventKind::OomIncident;
+        assert_eq!(event.severity().as_str(), "error");
+        let mut event = dns(time, owner, "a.example");
+        assert_eq!(event.severity().as_str(), "warn");
+        event.kind = EventKind::DnsAnswer;
+        assert_eq!(event.severity().as_str(), "info");
     }
 }

@@ -26,6 +26,12 @@ fn in_smallest(unit: &str) -> Option<(Quantity, u64)> {
     .filter(|_| !unit.is_empty())
 }
 
+/// Whether values in these units can be compared.
+pub fn is_comparable(one: &str, other: &str) -> bool {
+    let quantity = |unit| in_smallest(unit).map(|(quantity, _)| quantity);
+    one == other || quantity(one).is_some_and(|found| Some(found) == quantity(other))
+}
+
 /// Gives two profiles the finer one of their units. False if their units measure different things.
 pub fn make_equal(before: &mut ImportedProfile, after: &mut ImportedProfile) -> bool {
     if before.unit == after.unit {
@@ -63,7 +69,7 @@ mod tests {
             [("microseconds", "nanoseconds", 1000), ("s", "ms", 1000), ("MiB", "bytes", 1 << 20)]
         {
             let (mut one, mut other) = (profile(coarse, 3), profile(fine, 5));
-            assert!(make_equal(&mut one, &mut other));
+            assert!(is_comparable(coarse, fine) && make_equal(&mut one, &mut other));
             assert_eq!((one.total(), one.unit.as_str(), other.total()), (3 * factor, fine, 5));
             let (mut one, mut other) = (profile(fine, 5), profile(coarse, 3));
             assert!(make_equal(&mut one, &mut other));
@@ -75,6 +81,7 @@ mod tests {
     fn units_of_different_quantities_stay_different() {
         for (one, other) in [("bytes", "nanoseconds"), ("count", "bytes"), ("", "s"), ("count", "")] {
             assert!(!make_equal(&mut profile(one, 1), &mut profile(other, 1)), "{one} and {other}");
+            assert!(!is_comparable(one, other) && is_comparable(one, one), "{one} and {other}");
         }
     }
 }

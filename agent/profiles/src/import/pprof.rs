@@ -71,53 +71,70 @@ impl PprofFile {
         Ok(PprofFile { bytes: unpack(from, LIMITS)? })
     }
 
+    /// Reads the tables that its samples refer to.
+    pub fn tables(&self) -> Result<PprofTables<'_>, ImportError> {
+        Ok(PprofTables { bytes: &self.bytes, tables: ProfileTables::read(&self.bytes, LIMITS)?, limits: LIMITS })
+    }
+}
+
+/// A file whose tables were read, and whose samples were not yet.
+pub struct PprofTables<'a> {
+    bytes: &'a [u8],
+    tables: ProfileTables<'a>,
+    limits: ImportLimits,
+}
+
+impl PprofTables<'_> {
     /// The types of its values, and the index of the default one: the one that the file says, or else the last, as `go tool
     /// pprof` has it.
     pub fn value_types(&self) -> Result<(Vec<ValueType>, usize), ImportError> {
-        let tables = ProfileTables::read(&self.bytes, LIMITS)?;
-        let types = tables
-            .kinds
-            .iter()
-            .map(|&(kind, unit)| ValueType { kind: tables.name(kind), unit: tables.name(unit) });
-        Ok((types.collect(), tables.column(None)?))
+        let name = |index| self.tables.name(index);
+        let types =
+            self.tables.kinds.iter().map(|&(kind, unit)| ValueType { kind: name(kind), unit: name(unit) });
+        Ok((types.collect(), self.tables.column(None)?))
     }
 
     /// Reads the values of one type. None: the default one.
     pub fn read(&self, value: Option<&str>) -> Result<ImportedProfile, ImportError> {
-        read_unpacked(&self.bytes, value, LIMITS)
+        let PprofTables { bytes, tables, limits } = self;
+        let column = tables.column(value)?;
+        let (kind, unit) = tables.kinds[column];
+        let mut imported = ImportedProfile {
+            kind: tables.name(kind),
+            unit: tables.name(unit),
+            ..ImportedProfile::default()
+        };
+        let drop_frames =
+            DropFrames::new(tables.text(tables.drop_frames), tables.text(tables.keep_frames))?;
+        let mut names = FunctionNames {
+            tables,
+            drop_frames,
+            locations: HashMap::new(),
+            by_text: HashMap::new(),
+            functions: Vec::new(),
+        };
+        for field in Fields(bytes) {
+            let (2, value) = field? else { continue };
+            read_sample(value.bytes()?, column, &mut names, &mut imported, *limits)?;
+        }
+        imported.functions = names.functions;
+        Ok(imported)
     }
 }
 
 /// Reads a profile. `value` is the type of the values to read. Without it, the file's default type is read, or else its
 /// last, as `go tool pprof` does.
 pub fn read(from: impl Read, value: Option<&str>) -> Result<ImportedProfile, ImportError> {
-    PprofFile::unpack(from)?.read(value)
+    PprofFile::unpack(from)?.tables()?.read(value)
 }
 
+#[cfg(test)]
 fn read_unpacked(
     bytes: &[u8],
     value: Option<&str>,
     limits: ImportLimits,
 ) -> Result<ImportedProfile, ImportError> {
-    let tables = ProfileTables::read(bytes, limits)?;
-    let column = tables.column(value)?;
-    let (kind, unit) = tables.kinds[column];
-    let mut imported =
-        ImportedProfile { kind: tables.name(kind), unit: tables.name(unit), ..ImportedProfile::default() };
-    let drop_frames = DropFrames::new(tables.text(tables.drop_frames), tables.text(tables.keep_frames))?;
-    let mut names = FunctionNames {
-        tables: &tables,
-        drop_frames,
-        locations: HashMap::new(),
-        by_text: HashMap::new(),
-        functions: Vec::new(),
-    };
-    for field in Fields(bytes) {
-        let (2, value) = field? else { continue };
-        read_sample(value.bytes()?, column, &mut names, &mut imported, limits)?;
-    }
-    imported.functions = names.functions;
-    Ok(imported)
+    PprofTables { bytes, tables: ProfileTables::read(bytes, limits)?, limits }.read(value)
 }
 
 /// How files in the formats before profile.proto begin: text, and Go's binary CPU profile (words 0, 3, 0).
