@@ -244,6 +244,22 @@ fn explicit_capabilities_replace_privileged_and_are_those_of_the_unit() {
 }
 
 #[test]
+fn before_kubernetes_1_30_apparmor_is_turned_off_by_an_annotation_for_the_container_alone() {
+    let folder = sh::root().join("manifests/components/explicit-capabilities-before-1.30");
+    let it = &documents(&folder.join("kustomization.yaml"))[0];
+    assert_eq!(list(&it["components"]), ["../explicit-capabilities"], "the same otherwise");
+    let template = documents(&folder.join("daemonset.yaml")).remove(0)["spec"]["template"].clone();
+    let annotations = template["metadata"]["annotations"].as_mapping().unwrap();
+    let key = format!("container.apparmor.security.beta.kubernetes.io/{}", text(&container()["name"]));
+    assert_eq!((annotations.len(), &annotations[key.as_str()]), (1, &"unconfined".into()));
+    let security = change("explicit-capabilities-before-1.30")["containers"][0]["securityContext"].clone();
+    let removed: Value = serde_yaml_ng::from_str("{appArmorProfile: null}").unwrap();
+    assert_eq!(security, removed, "an API server before 1.30 refuses the field");
+    let field = &change("explicit-capabilities")["containers"][0]["securityContext"]["appArmorProfile"];
+    assert_eq!(field["type"], "Unconfined");
+}
+
+#[test]
 fn the_former_name_of_explicit_capabilities_still_works() {
     let manifests = sh::root().join("manifests");
     let alias = |folder: &str| documents(&manifests.join(folder).join("kustomization.yaml")).remove(0);
