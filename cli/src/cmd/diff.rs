@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use podopsy_model::text;
 use podopsy_profiles::compare::{self, ComparisonBasis};
 use podopsy_profiles::export::differential;
-use podopsy_profiles::import::pprof::PprofFile;
+use podopsy_profiles::import::pprof::{PprofFile, PprofTables};
 use podopsy_profiles::import::{ImportedProfile, ValueType};
 use podopsy_profiles::unit;
 
@@ -23,15 +23,7 @@ use crate::terminal::{Terminal, note};
 pub fn run(context: &Context, args: &DiffArgs) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(outputs(args)?)?;
     let (mut before, mut after) = read_both(args)?;
-    if !unit::make_equal(&mut before, &mut after) {
-        let refusal = format!(
-            "cannot compare: {} in {} are no {}",
-            after.kind,
-            or_none(&before.unit),
-            or_none(&after.unit)
-        );
-        return Err(Refusal(refusal).into());
-    }
+    anyhow::ensure!(unit::make_equal(&mut before, &mut after), "the units of {} differ", after.kind);
     for (path, profile) in [(&args.before, &before), (&args.after, &after)] {
         if profile.total() == 0 {
             note(&format!("{} has no samples: there is nothing to compare", shown(path)));
@@ -76,19 +68,53 @@ fn outputs(args: &DiffArgs) -> Result<Vec<Output>, Refusal> {
     outputs.collect()
 }
 
-/// Reads values of one type from both files.
+/// Reads values of one type from both files, in units that can be compared.
 fn read_both(args: &DiffArgs) -> anyhow::Result<(ImportedProfile, ImportedProfile)> {
     let (before, after) = (unpack(&args.before)?, unpack(&args.after)?);
+    let before = before.tables().with_context(|| shown(&args.before))?;
+    let after = after.tables().with_context(|| shown(&args.after))?;
+    let types = [
+        before.value_types().with_context(|| shown(&args.before))?,
+        after.value_types().with_context(|| shown(&args.after))?,
+    ];
     let value = match &args.value {
-        Some(value) => value.clone(),
-        None => {
-            let before = before.value_types().with_context(|| shown(&args.before))?;
-            let after = after.value_types().with_context(|| shown(&args.after))?;
-            common_type(&before, &after).map_err(Refusal)?
-        }
+        Some(value) => require_comparable(value, &types, [&args.before, &args.after]).map(|()| value.clone()),
+        None => common_type(&types[0], &types[1]),
     };
-    let read = |file: &PprofFile, path| file.read(Some(&value)).with_context(|| shown(path));
+    let value = value.map_err(Refusal)?;
+    let read = |file: &PprofTables, path| file.read(Some(&value)).with_context(|| shown(path));
     Ok((read(&before, &args.before)?, read(&after, &args.after)?))
+}
+
+/// Refuses values of one type that are in units of different quantities. A file that has no values of this type is refused
+/// when it is read, by its name.
+fn require_comparable(value: &str, types: &[ValueTypes; 2], paths: [&Path; 2]) -> Result<(), String> {
+    let [before, after] = types;
+    let unit =
+        |(types, _): &ValueTypes| types.iter().find(|one| one.kind == value).map(|one| one.unit.clone());
+    let (Some(one), Some(other)) = (unit(before), unit(after)) else { return Ok(()) };
+    if unit::is_comparable(&one, &other) {
+        return Ok(());
+    }
+    let others: Vec<&str> =
+        before.0.iter().filter(|one| has_comparable(after, one)).map(|one| one.kind.as_str()).collect();
+    let next = if others.is_empty() {
+        "the files have no values that can be compared".to_owned()
+    } else {
+        format!("these can be compared: --value {}", others.join(", --value "))
+    };
+    Err(format!(
+        "cannot compare {value}: it is in {} in {}, and in {} in {}; {next}",
+        or_none(&one),
+        shown(paths[0]),
+        or_none(&other),
+        shown(paths[1])
+    ))
+}
+
+/// Whether a file has values of this type, in a unit of the same quantity.
+fn has_comparable((types, _): &ValueTypes, wanted: &ValueType) -> bool {
+    types.iter().any(|one| one.kind == wanted.kind && unit::is_comparable(&one.unit, &wanted.unit))
 }
 
 fn unpack(path: &Path) -> anyhow::Result<PprofFile> {
@@ -96,13 +122,15 @@ fn unpack(path: &Path) -> anyhow::Result<PprofFile> {
     PprofFile::unpack(file).with_context(|| shown(path))
 }
 
-/// The type of values that both files have: the default one of the later file, as `go tool pprof -diff_base` takes it, or that
-/// of the earlier file. An error is the reason why there is none.
+/// The type of values that both files have, in units that can be compared: the default one of the later file, as `go tool pprof
+/// -diff_base` takes it, or that of the earlier file. An error is the reason why there is none.
 fn common_type(before: &ValueTypes, after: &ValueTypes) -> Result<String, String> {
-    let has = |(types, _): &ValueTypes, kind: &str| types.iter().any(|other| other.kind == kind);
-    let default = |(types, default): &ValueTypes| types[*default].kind.clone();
+    fn default((types, default): &ValueTypes) -> &ValueType {
+        &types[*default]
+    }
     let found = [(default(after), before), (default(before), after)];
-    let common = found.into_iter().find(|(kind, other)| has(other, kind)).map(|(kind, _)| kind);
+    let common = found.into_iter().find(|(one, other)| has_comparable(other, one));
+    let common = common.map(|(one, _)| one.kind.clone());
     let listed = |(types, _): &ValueTypes| {
         let types: Vec<String> =
             types.iter().map(|one| format!("{} in {}", one.kind, or_none(&one.unit))).collect();
@@ -148,5 +176,27 @@ mod tests {
         assert_eq!(common_type(&both, &cpu).unwrap(), "cpu");
         let error = common_type(&cpu, &types(&["delay"], 0)).unwrap_err();
         assert!(error.contains("cpu in bytes") && error.contains("delay in bytes"), "{error}");
+    }
+
+    #[test]
+    fn values_in_units_of_different_quantities_are_refused_with_what_can_be_compared() {
+        let one = |kind: &str, unit: &str| ValueType { kind: kind.to_owned(), unit: unit.to_owned() };
+        let before = (vec![one("delay", "nanoseconds"), one("contentions", "count")], 0);
+        let after = (vec![one("delay", "bytes"), one("contentions", "count")], 0);
+        let paths = [Path::new("a.pb.gz"), Path::new("b.pb.gz")];
+        let types = [before.clone(), after.clone()];
+        assert_eq!(
+            require_comparable("delay", &types, paths).unwrap_err(),
+            "cannot compare delay: it is in nanoseconds in a.pb.gz, and in bytes in b.pb.gz; these can be compared: --value \
+             contentions"
+        );
+        assert!(require_comparable("contentions", &types, paths).is_ok());
+        let error = common_type(&before, &after).unwrap_err();
+        assert!(error.contains("delay in nanoseconds") && error.contains("delay in bytes"), "{error}");
+        let coarse = (vec![one("delay", "ms")], 0);
+        assert_eq!(common_type(&before, &coarse).unwrap(), "delay", "the units are of one quantity");
+        let only = [coarse, (vec![one("delay", "bytes")], 0)];
+        let error = require_comparable("delay", &only, paths).unwrap_err();
+        assert!(error.ends_with("the files have no values that can be compared"), "{error}");
     }
 }

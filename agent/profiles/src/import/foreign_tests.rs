@@ -87,10 +87,9 @@ fn stacks(imported: &ImportedProfile) -> Vec<(Vec<&str>, u64)> {
 #[test]
 fn a_file_lists_its_types_of_values_and_the_default_one() {
     let mut writer = ProfileWriter::new(&[("alloc_space", "bytes"), ("inuse_space", "bytes")]);
-    let types =
-        |writer: &ProfileWriter| {
-            PprofFile::unpack(writer.bytes().as_slice()).unwrap().tables().unwrap().value_types().unwrap()
-        };
+    let types = |writer: &ProfileWriter| {
+        PprofFile::unpack(writer.bytes().as_slice()).unwrap().tables().unwrap().value_types().unwrap()
+    };
     let value_type = |kind: &str| ValueType { kind: kind.into(), unit: "bytes".into() };
     assert_eq!(types(&writer), (vec![value_type("alloc_space"), value_type("inuse_space")], 1));
     writer.0.default_sample_type = writer.text("alloc_space");

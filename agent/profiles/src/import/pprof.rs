@@ -73,7 +73,11 @@ impl PprofFile {
 
     /// Reads the tables that its samples refer to.
     pub fn tables(&self) -> Result<PprofTables<'_>, ImportError> {
-        Ok(PprofTables { bytes: &self.bytes, tables: ProfileTables::read(&self.bytes, LIMITS)?, limits: LIMITS })
+        Ok(PprofTables {
+            bytes: &self.bytes,
+            tables: ProfileTables::read(&self.bytes, LIMITS)?,
+            limits: LIMITS,
+        })
     }
 }
 
@@ -104,8 +108,7 @@ impl PprofTables<'_> {
             unit: tables.name(unit),
             ..ImportedProfile::default()
         };
-        let drop_frames =
-            DropFrames::new(tables.text(tables.drop_frames), tables.text(tables.keep_frames))?;
+        let drop_frames = DropFrames::new(tables.text(tables.drop_frames), tables.text(tables.keep_frames))?;
         let mut names = FunctionNames {
             tables,
             drop_frames,
