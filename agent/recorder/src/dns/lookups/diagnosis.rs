@@ -75,10 +75,14 @@ pub fn diagnose(
         (DiagnosisVerdict::Unanswered, format!("{sent}, and no answer was seen to come"))
     };
     let traffic = match window_ns {
-        None => "there was no earlier reading of the counters to compare with".to_owned(),
-        Some(window_ns) => describe_traffic(window_ns, &counters),
+        Some(window_ns) => format!("; {}", describe_traffic(window_ns, &counters)),
+        // The counters could have shown where the answer was lost. Any other verdict needs none.
+        None if verdict == DiagnosisVerdict::Unanswered => {
+            "; there was no earlier reading of the counters to compare with".to_owned()
+        }
+        None => String::new(),
     };
-    Diagnosis { verdict, text: format!("{finding}; {traffic}"), window_ns, counters }
+    Diagnosis { verdict, text: finding + &traffic, window_ns, counters }
 }
 
 /// What else arrived in the asker's network namespace in that time.
@@ -141,11 +145,16 @@ mod tests {
         let it = diagnose(false, false, 1, None);
         assert_eq!((it.verdict, it.window_ns), (DiagnosisVerdict::Unanswered, None));
         assert!(it.text.contains("sent once") && it.text.contains("no earlier reading"), "{}", it.text);
-        assert_eq!(diagnose(true, false, 1, None).verdict, DiagnosisVerdict::AnsweredLate);
+        // Counters would change nothing here, so their absence is not reported.
+        let it = diagnose(true, false, 1, None);
+        assert_eq!(
+            (it.verdict, it.text.as_str()),
+            (DiagnosisVerdict::AnsweredLate, "sent once, and answered late")
+        );
         // The kernel side saw the drop, so no counter is needed.
         let it = diagnose(false, true, 1, None);
         assert!(
-            it.verdict == DiagnosisVerdict::AnswerDropped && it.text.contains("receive buffer was full"),
+            it.verdict == DiagnosisVerdict::AnswerDropped && it.text.ends_with("receive buffer was full"),
             "{it:?}"
         );
     }
