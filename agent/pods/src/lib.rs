@@ -85,7 +85,7 @@ impl PodsOptions {
     }
 }
 
-/// A pod sandbox and its containers, as `podopsy pods` lists them and `podopsy inspect` shows them.
+/// A pod with its newest sandbox and the containers of all of its sandboxes, as `podopsy pods` lists them and `podopsy inspect` shows them.
 #[derive(Clone, Debug, Serialize)]
 pub struct PodDetails {
     pub pod: PodRef,
@@ -231,7 +231,7 @@ impl Pods {
         let state = state::PodsState::new(options, limits, max_watches)?;
         // Connect first, so that `status` has the result and the searches below do not each wait for it.
         if let Err(error) = state.runtime.connect().await {
-            tracing::warn!(%error, "found no container runtime: pods are named by their log folders");
+            tracing::warn!(%error, "name pods by their log folders (--cri-socket names a runtime's socket)");
         }
         let inotify = state.open_watch();
         state.rescan().await;

@@ -3,6 +3,7 @@
 //!
 //! This module must not depend on targets or on rendering.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetail
             let pods = from_cgroups(state, &cgroups);
             anyhow::ensure!(
                 !pods.is_empty(),
-                "no container runtime answered, and no cgroup belongs to a pod: {error}"
+                "no pods: {error}, and no cgroup belongs to a pod; if there is a runtime, --cri-socket names its socket"
             );
             pods
         }
@@ -36,8 +37,10 @@ pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetail
     let key = |pod: &PodDetails| (pod.pod.namespace.clone(), pod.pod.name.clone(), pod.created_at);
     pods.sort_by_cached_key(key);
     for pod in &mut pods {
-        // The latest attempt first.
-        let order = |c: &ContainerDetails| (c.container.name.clone(), u32::MAX - c.container.attempt);
+        // The latest attempt first. The attempts of two sandboxes may have one number.
+        let order = |c: &ContainerDetails| {
+            (c.container.name.clone(), Reverse(c.container.attempt), Reverse(c.started_at))
+        };
         pod.containers.sort_by_cached_key(order);
     }
     Ok(pods)
@@ -72,14 +75,34 @@ async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<P
         let sandbox = container.pod_sandbox_id.clone();
         by_sandbox.entry(sandbox).or_default().push(join(state, container, status, cgroups));
     }
-    Ok(sandboxes
-        .into_iter()
-        .map(|sandbox| {
-            let containers = by_sandbox.remove(&sandbox.id).unwrap_or_default();
-            let detail = details.get(&sandbox.id).cloned().flatten();
-            pod(state, sandbox, detail, containers)
-        })
-        .collect())
+    let pods = sandboxes.into_iter().map(|sandbox| {
+        let containers = by_sandbox.remove(&sandbox.id).unwrap_or_default();
+        let detail = details.get(&sandbox.id).cloned().flatten();
+        pod(state, sandbox, detail, containers)
+    });
+    Ok(join_sandboxes(pods))
+}
+
+/// One entry for each pod. A pod has several sandboxes after its sandbox died, or after a restart of the node: the one that
+/// is ready stands for it, or else the newest, with the containers of all of them.
+fn join_sandboxes(sandboxes: impl Iterator<Item = PodDetails>) -> Vec<PodDetails> {
+    let mut pods: Vec<PodDetails> = Vec::new();
+    for mut sandbox in sandboxes {
+        let PodRef { namespace, name, uid, .. } = &sandbox.pod;
+        let is_same = |pod: &&mut PodDetails| {
+            (&pod.pod.uid, &pod.pod.namespace, &pod.pod.name) == (uid, namespace, name)
+        };
+        let Some(pod) = pods.iter_mut().find(is_same) else {
+            pods.push(sandbox);
+            continue;
+        };
+        let rank = |pod: &PodDetails| (pod.state == "ready", pod.created_at);
+        if rank(&sandbox) > rank(pod) {
+            std::mem::swap(pod, &mut sandbox);
+        }
+        pod.containers.append(&mut sandbox.containers);
+    }
+    pods
 }
 
 fn pod(

@@ -40,7 +40,7 @@ async fn pods(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
     list::list(state).await
 }
 
-/// Chooses among the sandboxes of a pod (a restart of the node leaves old ones): a ready one first, then the newest.
+/// Chooses among pods of one name (a pod that was created again leaves an old one): a ready one first, then the newest.
 fn newest<'a>(pods: impl Iterator<Item = &'a PodDetails>) -> Option<&'a PodDetails> {
     pods.max_by_key(|pod| (pod.state == "ready", pod.created_at))
 }

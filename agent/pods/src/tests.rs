@@ -372,6 +372,30 @@ async fn pods_are_listed_and_targets_resolved() {
     }
 }
 
+#[tokio::test]
+async fn a_pod_whose_sandbox_died_is_one_pod_with_the_containers_of_both() {
+    let node = FakeNode::new();
+    let fake = serve(&node.at("cri.sock"));
+    fake.has_former_sandbox.store(true, Relaxed);
+    let pods = Pods::start(node.options()).await.unwrap();
+    let list = pods.list().await.unwrap();
+    let [pod] = &list[..] else { panic!("{list:?}") };
+    assert_eq!((pod.state.as_str(), pod.sandbox_id.as_str()), ("ready", PAUSE));
+    let ids: Vec<&str> = pod.containers.iter().map(|container| container.container.id.as_str()).collect();
+    assert_eq!((&ids[..], pod.containers[1].reason.as_str()), (&[APP, OLD][..], "OOMKilled"));
+    let resolved = pods.resolve(&"finance/pricing-7f9c".parse().unwrap()).await.unwrap();
+    assert!(matches!(resolved, Resolved::Containers(_, all) if all.len() == 2));
+}
+
+#[tokio::test]
+async fn without_a_runtime_and_pods_the_error_names_the_next_step() {
+    let node = FakeNode::new();
+    let pods = Pods::start(node.options()).await.unwrap();
+    let error = pods.list().await.unwrap_err().to_string();
+    assert!(error.starts_with("no pods: ") && error.contains("--cri-socket"), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+}
+
 /// Run it with `cargo test -p podopsy-pods -- --ignored` as root, on a machine with a writable memory hierarchy.
 #[tokio::test]
 #[ignore = "creates a cgroup in the real kernel: needs root"]

@@ -141,6 +141,25 @@ impl PodHandle {
         self.status(container)
     }
 
+    /// Stops the sandbox and runs another one, in which all containers start again: what a kubelet does after the sandbox's
+    /// process has died. CRI still reports the former sandbox.
+    pub fn replace_sandbox(&mut self) -> anyhow::Result<()> {
+        self.stop()?;
+        if let Some(metadata) = &mut self.sandbox.metadata {
+            metadata.attempt += 1;
+        }
+        self.sandbox_id = self.cri.run_sandbox(self.sandbox.clone()).context("run another sandbox")?;
+        self.ip = self.cri.sandbox_ip(&self.sandbox_id)?;
+        let all: Vec<(String, Instance)> =
+            self.lock().iter().map(|(name, old)| (name.clone(), old.clone())).collect();
+        for (name, old) in all {
+            let attempt = old.attempt + 1;
+            let id = self.start(&old.spec, attempt)?;
+            self.lock().insert(name, Instance { spec: old.spec, id, attempt, previous: Some(old.id) });
+        }
+        Ok(())
+    }
+
     /// Stops a container: SIGTERM, then SIGKILL after `grace`, in whole seconds.
     pub fn stop_container(&self, container: &str, grace: Duration) -> anyhow::Result<()> {
         self.cri.stop_container(&self.instance(container)?.id, grace.as_secs() as i64)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use super::fake_runtime::{APP, PAUSE, UID, serve};
+pub use super::fake_runtime::{APP, OLD, PAUSE, UID, serve};
 
 use crate::PodsOptions;
 

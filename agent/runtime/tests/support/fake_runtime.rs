@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -17,6 +17,8 @@ use podopsy_runtime::cri::messages::{self as cri, *};
 pub const APP: &str = "3f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
 pub const OLD: &str = "3f2affff51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e8843f2a9c0d51b7e884";
 pub const PAUSE: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+/// The sandbox that died, in which [`OLD`] ran.
+pub const FORMER_PAUSE: &str = "ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 pub const UID: &str = "8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
 
 pub fn strings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -30,6 +32,8 @@ pub struct FakeRuntime {
     pub hidden: Mutex<Vec<&'static str>>,
     /// The folder that it reports for its cgroups; None: it does not report it, like cri-dockerd.
     pub cgroup_parent: Mutex<Option<String>>,
+    /// The pod's first sandbox died, and the kubelet made another one.
+    pub has_former_sandbox: AtomicBool,
 }
 
 type Reply<T> = Result<tonic::Response<T>, tonic::Status>;
@@ -102,9 +106,25 @@ impl FakeRuntime {
     }
 
     fn containers(&self) -> Vec<cri::Container> {
-        let one =
-            |id: &str| cri::Container { id: id.into(), pod_sandbox_id: PAUSE.into(), ..Default::default() };
-        vec![one(OLD), one(APP)]
+        let one = |id: &str, sandbox: &str| cri::Container {
+            id: id.into(),
+            pod_sandbox_id: sandbox.into(),
+            ..Default::default()
+        };
+        let former = if self.has_former_sandbox.load(Relaxed) { FORMER_PAUSE } else { PAUSE };
+        vec![one(OLD, former), one(APP, PAUSE)]
+    }
+
+    fn sandboxes(&self) -> Vec<PodSandbox> {
+        let one = |id: &str, state, created_at| PodSandbox {
+            id: id.into(),
+            metadata: FakeRuntime::meta(),
+            labels: FakeRuntime::labels(),
+            state,
+            created_at,
+        };
+        let former = self.has_former_sandbox.load(Relaxed).then(|| one(FORMER_PAUSE, 1, 1));
+        former.into_iter().chain([one(PAUSE, 0, 2)]).collect()
     }
 
     async fn answer<B>(&self, request: http::Request<B>) -> http::Response<tonic::body::Body>
@@ -137,12 +157,7 @@ impl FakeRuntime {
                 })))
             }
             _ => unary!(ListPodSandboxRequest, |_| Ok(tonic::Response::new(ListPodSandboxResponse {
-                items: vec![PodSandbox {
-                    id: PAUSE.into(),
-                    metadata: FakeRuntime::meta(),
-                    labels: FakeRuntime::labels(),
-                    ..Default::default()
-                }]
+                items: self.sandboxes()
             }))),
         }
     }
