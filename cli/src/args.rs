@@ -109,7 +109,8 @@ pub struct OomArgs {
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     pub since: Duration,
 
-    /// Only kills that Kubernetes does not show: the container still runs, or ended with another reason than OOMKilled
+    /// Only kills that Kubernetes does not show: the container still runs, or ended with another reason than OOMKilled or
+    /// with exit code 0
     #[arg(long)]
     pub silent: bool,
 

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::charged::ChargedMemory;
 use super::event::{OomTask, Rss};
 use super::growth::GrowthProfile;
 use super::memory::Curve;
@@ -195,6 +196,9 @@ pub struct OomIncident {
     /// The levels from the victim's cgroup upwards.
     pub levels: Vec<LevelState>,
     pub processes: Option<ProcessTable>,
+    /// What was charged to the limited cgroup, by kind; null: the limit is no cgroup's, or it is not known.
+    #[serde(default)]
+    pub charged: Option<ChargedMemory>,
     pub curve: Option<Curve>,
     /// The code that made the memory grow; null: it was not sampled (`podopsy-agent --growth`).
     pub growth: Option<GrowthProfile>,

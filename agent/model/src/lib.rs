@@ -4,6 +4,7 @@
 //! types, so that no renderer can be made to emit a control sequence.
 
 pub mod bytes;
+pub mod charged;
 pub mod dns;
 pub mod duration;
 pub mod event;

@@ -95,6 +95,7 @@ pub fn incident() -> OomIncident {
         },
         levels: Vec::new(),
         processes: None,
+        charged: None,
         curve: None,
         growth: None,
         qos: None,

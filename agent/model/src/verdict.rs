@@ -1,5 +1,6 @@
 //! The verdicts on an OOM incident, and the one line of advice that its numbers support. Pure functions.
 
+use crate::charged::ChargedMemory;
 use crate::incident::{Level, OomIncident, RuntimeView, Verdict};
 use crate::memory::Curve;
 
@@ -32,6 +33,13 @@ fn killed_pid_1(incident: &OomIncident, view: &RuntimeView) -> bool {
     view.pid.is_none_or(|first| incident.victims.iter().any(|victim| victim.task.pid == first))
 }
 
+/// Whether the container ended with exit code 0 although one of its processes was OOM-killed: PID 1 was not the victim, and
+/// ended as if nothing had happened. For Kubernetes such a container has succeeded, and an init container lets the pod go on.
+pub fn counts_as_success(incident: &OomIncident) -> bool {
+    let view = incident.runtime.as_ref();
+    view.is_some_and(|view| view.state == "exited" && view.exit_code == Some(0))
+}
+
 /// The container's state in Kubernetes: `Running`, `OOMKilled (137)`, `Error (137)`, `Completed (0)`.
 pub fn container_state(view: &RuntimeView) -> String {
     match (view.state.as_str(), view.exit_code) {
@@ -52,7 +60,8 @@ const STEADY: f64 = 0.05;
 /// One line of advice, phrased as an observation. None: the numbers support none.
 pub fn advice(incident: &OomIncident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
-    if let Some(line) = growth(incident, limit).or_else(|| attempts(incident)) {
+    let unheld = incident.charged.as_ref().and_then(ChargedMemory::advice);
+    if let Some(line) = unheld.or_else(|| growth(incident, limit)).or_else(|| attempts(incident)) {
         return Some(line);
     }
     let table =
@@ -84,6 +93,10 @@ pub fn advice(incident: &OomIncident) -> Option<String> {
 }
 
 fn growth(incident: &OomIncident, limit: u64) -> Option<String> {
+    // The curve is the container's, which says nothing of a limit inside of it.
+    if incident.limit.of == Level::InsideContainer {
+        return None;
+    }
     let curve = incident.curve.as_ref().filter(|curve| curve.time.len() >= POINTS_MIN)?;
     let (slope, seconds) = (curve.growth_bytes_per_second?, curve.seconds());
     let grown = slope * seconds;
@@ -106,7 +119,8 @@ fn growth(incident: &OomIncident, limit: u64) -> Option<String> {
     }
     let first =
         curve.current_bytes.first().zip(curve.file_bytes.first()).map(|(c, f)| c.saturating_sub(*f))?;
-    (first as f64 >= 0.85 * limit as f64).then(|| {
+    let is_own_limit = incident.limit.of == Level::Container;
+    (is_own_limit && first as f64 >= 0.85 * limit as f64).then(|| {
         format!(
             "held {:.0} % of its limit steadily for {}: the limit of {:.0} MiB is close to what it always needs",
             first as f64 * 100.0 / limit as f64, time(seconds), mib(limit as f64)
@@ -175,6 +189,10 @@ pub fn explain(verdict: Verdict, incident: &OomIncident) -> String {
         }
         Verdict::NodeOom => {
             "node OOM: no container's limit was met, the machine's memory was short".to_owned()
+        }
+        Verdict::Agrees if counts_as_success(incident) => {
+            "OOMKilled, exit code 0: Kubernetes counts it as succeeded, although a process of it was killed"
+                .to_owned()
         }
         Verdict::Agrees => format!("the runtime says {state}, as the kernel does"),
     }

@@ -3,6 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::*;
+use crate::charged::ChargedMemory;
 use crate::incident::{Attempt, ProcessRow, ProcessTable};
 use crate::memory::Curve;
 use crate::testing::incident;
@@ -38,6 +39,16 @@ fn each_runtime_report_gives_its_verdict() {
     }
     one.runtime = view("exited", "Error", Some(137), None);
     assert_eq!(explain(Verdict::RuntimeDisagrees, &one), "the runtime says Error (137), the kernel says OOM");
+    one.runtime = view("exited", "OOMKilled", Some(0), None);
+    assert!(counts_as_success(&one));
+    assert_eq!(
+        explain(Verdict::Agrees, &one),
+        "OOMKilled, exit code 0: Kubernetes counts it as succeeded, although a process of it was killed"
+    );
+    one.runtime = view("exited", "OOMKilled", Some(1), None);
+    assert_eq!(explain(Verdict::Agrees, &one), "the runtime says OOMKilled (1), as the kernel does");
+    one.runtime = view("exited", "Error", Some(137), None);
+    assert!(!counts_as_success(&one));
     one.limit.of = Level::Node;
     assert_eq!(verdicts(&one), [Verdict::NodeOom, Verdict::RuntimeDisagrees]);
 }
@@ -68,6 +79,13 @@ fn advice_states_only_what_was_observed() {
     );
     one.curve = curve(61, |_| 60 << 20, 0.0);
     assert!(advice(&one).unwrap().starts_with("held 94 % of its limit steadily for 60 s"));
+    // The curve is the container's, and the limit another one's.
+    one.limit.of = Level::Pod;
+    assert_eq!(advice(&one), None);
+    one.limit.of = Level::InsideContainer;
+    one.curve = curve(61, |s| (s as u64) << 20, f64::from(1 << 20));
+    assert_eq!(advice(&one), None);
+    one.limit.of = Level::Container;
     one.curve = curve(61, |_| 30 << 20, 0.0);
     assert!(
         advice(&one).unwrap().starts_with("went from 30 MiB, where it had stayed, to the limit of 64 MiB")
@@ -102,4 +120,23 @@ fn a_dominant_process_is_named() {
     assert!(advice(&one).unwrap().contains("p1[1] held 30 MiB and was spared by its oom_score_adj -997"));
     one.processes = Some(table(vec![row(1, 30, true), row(2, 28, false), row(3, 25, false)]));
     assert_eq!(advice(&one), None);
+}
+
+#[test]
+fn memory_that_no_process_holds_is_reported_before_how_the_memory_grew() {
+    let mut one = incident();
+    one.curve = curve(61, |s| (s as u64) << 20, f64::from(1 << 20));
+    one.charged = Some(ChargedMemory {
+        source: "kernel log".into(),
+        usage_bytes: 64 << 20,
+        anon_bytes: 8 << 20,
+        file_bytes: 0,
+        shmem_bytes: 56 << 20,
+        kernel: None,
+        sock_bytes: None,
+        unheld_shmem_bytes: Some(56 << 20),
+    });
+    assert!(advice(&one).unwrap().starts_with("56 MiB of 64 MiB is shmem that no process holds"));
+    one.charged.as_mut().unwrap().unheld_shmem_bytes = Some(1 << 20);
+    assert!(advice(&one).unwrap().starts_with("grew by"));
 }

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use podopsy_model::incident::Level;
 
+use super::trust::KubeletRoots;
+
 /// Kubernetes' quality of service class, as the kubelet writes it into the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Qos {
@@ -29,9 +31,10 @@ impl Qos {
     }
 }
 
-/// The level of the memory hierarchy that a path claims to be.
+/// The level of the memory hierarchy that a path is, as far as it is believed where nothing but the path is known: a container's
+/// name inside of a container makes no second container.
 pub fn level(path: &[u8]) -> Level {
-    parse(path).level()
+    KubeletRoots::default().believed(path).level()
 }
 
 /// The runtime that named the container's directory. `None` in [`PathContainer`]: a bare id does not show it.

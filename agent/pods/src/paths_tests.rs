@@ -262,3 +262,20 @@ fn both_drivers_give_the_same_levels() {
         assert_eq!(level(path.as_bytes()), expected, "{path}");
     }
 }
+
+#[test]
+fn a_container_inside_of_a_container_is_a_cgroup_inside_of_it() {
+    let pod = "/kubepods/burstable/pod8c1ee0a4-5f3b-4c1e-9f0a-0a1b2c3d4e5f";
+    let (outer, inner) = ("a".repeat(64), "b".repeat(64));
+    for (path, expected) in [
+        (format!("{pod}/{outer}/docker/{inner}"), Level::InsideContainer),
+        (format!("{pod}/{outer}/system.slice/docker-{inner}.scope"), Level::InsideContainer),
+        (format!("{pod}/{outer}/{pod}/{inner}"), Level::InsideContainer),
+        (format!("{pod}/{outer}"), Level::Container),
+        (pod.to_owned(), Level::Pod),
+        (format!("/user.slice{pod}/{outer}"), Level::Slice),
+        ("/".to_owned(), Level::Node),
+    ] {
+        assert_eq!(level(path.as_bytes()), expected, "{path}");
+    }
+}

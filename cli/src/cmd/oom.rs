@@ -10,7 +10,7 @@ use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_model::incident::Verdict as OomVerdict;
-use podopsy_model::{Event, EventKind, OomIncident};
+use podopsy_model::{Event, EventKind, OomIncident, verdict};
 use podopsy_pods::Pods;
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
@@ -182,10 +182,12 @@ async fn kept(
     })
 }
 
-/// Whether Kubernetes does not show the kill, or gives another reason.
+/// Whether Kubernetes does not show the kill, gives another reason, or counts the container as succeeded.
 fn is_silent(event: &Event) -> bool {
     let silent = [OomVerdict::SilentChildKill, OomVerdict::RuntimeDisagrees];
-    incident(event).is_some_and(|one| one.verdicts.iter().any(|verdict| silent.contains(verdict)))
+    incident(event).is_some_and(|one| {
+        verdict::counts_as_success(one) || one.verdicts.iter().any(|verdict| silent.contains(verdict))
+    })
 }
 
 /// How many incidents and SIGKILLs are read at most; more are not expected in a store.
@@ -239,6 +241,18 @@ mod tests {
         assert_eq!(ids(3600, None, None), ["3f2a-1"]);
         assert_eq!(ids(86_400, Some("shop"), Some("app=orders")), ["3f2a-1", "3f2a-2"]);
         assert!(ids(86_400, Some("other"), None).is_empty() && ids(86_400, None, Some("app=x")).is_empty());
+    }
+
+    #[test]
+    fn a_kill_in_a_container_that_ended_with_0_is_silent() {
+        let mut one = event("3f2a-1", 10);
+        let incident = one.incident.as_mut().unwrap();
+        incident.verdicts = vec![OomVerdict::Agrees];
+        let view = incident.runtime.as_mut().unwrap();
+        (view.state, view.reason, view.exit_code) = ("exited".into(), "OOMKilled".into(), Some(137));
+        assert!(!is_silent(&one));
+        one.incident.as_mut().unwrap().runtime.as_mut().unwrap().exit_code = Some(0);
+        assert!(is_silent(&one));
     }
 
     #[test]

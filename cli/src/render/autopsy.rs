@@ -3,9 +3,8 @@
 use std::io::{self, Write};
 
 use podopsy_model::event::OomTask;
-use podopsy_model::incident::{Level, LevelState, OomIncident, ProcessTable, Victim};
+use podopsy_model::incident::{Level, LevelState, LimitHit, OomIncident, ProcessTable, Victim};
 use podopsy_model::memory::Curve;
-use podopsy_model::profile::Frame;
 use podopsy_model::verdict;
 use podopsy_model::{Detail, Event};
 
@@ -19,6 +18,8 @@ use crate::terminal::{Colour, Terminal, visible};
 const VICTIMS: usize = 3;
 const PROCESSES: usize = 8;
 const FRAMES: usize = 5;
+/// Width of the name of a cgroup inside the container, which may be an id of 64 digits.
+const NESTED_NAME: usize = 20;
 /// Width of the sparkline.
 const SPARKS: usize = 60;
 
@@ -43,6 +44,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("container", &container(event, incident))?;
     put("runtime", &runtime(event, incident))?;
     put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;
+    put("charged", &super::charged::text(incident))?;
     put("growth", &incident.growth.as_ref().map(growth::text).unwrap_or_default())?;
     put("levels", &levels(&incident.levels))?;
     put("processes", &incident.processes.as_ref().map(processes).unwrap_or_default())?;
@@ -68,7 +70,33 @@ fn limit_hit(incident: &OomIncident) -> String {
         format!("{}: {}", how(limit.how), limit.by)
     };
     let path = limit.path.as_ref().map(|path| format!("\n{path}")).unwrap_or_default();
-    format!("{}{fill} ({by}{constraint}){path}", level(limit.of))
+    let outer =
+        if limit.of == Level::InsideContainer { container_limit(&incident.levels) } else { String::new() };
+    format!("{}{fill} ({by}{constraint}){path}{outer}", limited(limit))
+}
+
+/// What the limit is of; a cgroup that the container created is named, because it is not the one that Kubernetes limits.
+fn limited(limit: &LimitHit) -> String {
+    match (limit.of, &limit.path) {
+        // The whole path follows on a line of its own.
+        (Level::InsideContainer, Some(path)) => {
+            format!("a cgroup inside the container, {}", cut(&tail(path), Some(NESTED_NAME)))
+        }
+        (Level::InsideContainer, None) => "a cgroup inside the container".to_owned(),
+        (of, _) => level(of).to_owned(),
+    }
+}
+
+/// A line with the limit of the Kubernetes container itself.
+fn container_limit(levels: &[LevelState]) -> String {
+    let own = levels.iter().find(|one| one.of == Level::Container);
+    match own.map(|own| own.limit_bytes) {
+        Some(Some(limit)) => {
+            format!("\nthe Kubernetes container's own limit is {}", units::bytes(limit))
+        }
+        Some(None) => "\nthe Kubernetes container has no limit of its own".to_owned(),
+        None => String::new(),
+    }
 }
 
 fn task(task: &OomTask) -> String {
@@ -215,7 +243,7 @@ fn levels(levels: &[LevelState]) -> String {
     for one in levels {
         lines.push(columns(
             &[
-                level(one.of),
+                short_level(one.of),
                 &size(one.usage_bytes),
                 &size(one.limit_bytes),
                 &size(one.headroom_bytes),
@@ -228,6 +256,14 @@ fn levels(levels: &[LevelState]) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// The name of a level that fits its column.
+fn short_level(of: Level) -> &'static str {
+    match of {
+        Level::InsideContainer => "nested",
+        of => level(of),
+    }
 }
 
 const LEVEL_WIDTHS: &[usize] = &[10, 10, 10, 10, 9, 5, 5];
@@ -284,16 +320,13 @@ fn processes(table: &ProcessTable) -> String {
 
 fn stack(event: &Event) -> String {
     let Detail::Oom(kill) = &event.detail else { return String::new() };
-    let name = |frame: &Frame| match (&frame.function, &frame.module) {
-        (Some(function), _) => function.to_string(),
-        (None, module) => format!("{}+{:#x}", module.as_deref().map_or("?".into(), tail), frame.offset),
-    };
     let known = if kill.user_stack.is_empty() { &kill.kernel_stack } else { &kill.user_stack };
     if known.is_empty() {
         return String::new();
     }
     let kind = if kill.user_stack.is_empty() { "kernel" } else { "user" };
-    let frames: Vec<String> = known.iter().take(FRAMES).map(name).collect();
+    let frames: Vec<String> =
+        known.iter().take(FRAMES).map(|frame| frame.display_name().into_owned()).collect();
     let more = if known.len() > FRAMES { " ← …" } else { "" };
     format!("of the trigger ({kind}): {}{more}", frames.join(" ← "))
 }
@@ -308,6 +341,8 @@ fn losses(event: &Event, incident: &OomIncident) -> String {
 
 #[cfg(test)]
 mod tests {
+    use podopsy_model::profile::Frame;
+
     use super::super::oom::tests::event;
     use super::*;
 
@@ -357,6 +392,49 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("recovered: podopsy was not running"), "{text}");
+    }
+
+    #[test]
+    fn a_frame_without_a_name_has_its_file_and_offset() {
+        let mut one = event("3f2a-1", 5);
+        if let Detail::Oom(kill) = &mut one.detail {
+            let frame = |module: Option<&str>| Frame {
+                module: module.map(Into::into),
+                offset: 0x4c9,
+                ..Frame::default()
+            };
+            kill.user_stack = [Some("/usr/lib/libfoo.so.1"), Some("[anonymous]"), None].map(frame).into();
+        }
+        let text = printed(&one, None);
+        assert!(text.contains("libfoo.so.1+0x4c9 ← [anonymous]+0x4c9 ← [no mapping]+0x4c9"), "{text}");
+    }
+
+    #[test]
+    fn a_cgroup_inside_the_container_is_named_and_is_not_called_the_container() {
+        let mut one = event("3f2a-1", 5);
+        let incident = one.incident.as_mut().unwrap();
+        let nested = |path: &str, limit: Option<u64>| LevelState {
+            of: Level::InsideContainer,
+            path: path.into(),
+            limit_bytes: limit,
+            ..incident.levels[0].clone()
+        };
+        let (inner, docker) =
+            (nested("/k/pod1/c1/docker/inner", Some(20 << 20)), nested("/k/pod1/c1/docker", None));
+        incident.limit.of = Level::InsideContainer;
+        incident.limit.path = Some(inner.path.clone());
+        (incident.limit.limit_bytes, incident.limit.usage_bytes) = (Some(20 << 20), Some(20 << 20));
+        incident.levels.splice(0..0, [inner, docker]);
+        let text = printed(&one, None);
+        assert!(
+            text.contains(
+                "whose limit  a cgroup inside the container, …/inner: 20.0 MiB of 20.0 MiB (observed: kernel log, constraint \
+                 memcg)\n             /k/pod1/c1/docker/inner\n             the Kubernetes container's own limit is 64.0 MiB\n"
+            ),
+            "{text}"
+        );
+        let of = |word: &str| text.lines().filter(|line| line.trim_start().starts_with(word)).count();
+        assert_eq!((of("nested "), of("container  ")), (2, 2), "the level and the image: {text}");
     }
 
     #[test]

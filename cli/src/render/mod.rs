@@ -1,6 +1,7 @@
 //! Formats results as text. Writes only to the writer that it gets, so that tests can compare literal strings.
 
 pub mod autopsy;
+mod charged;
 pub mod diff;
 pub mod dns;
 pub mod doctor;

@@ -189,6 +189,7 @@ fn kubernetes(incident: &OomIncident) -> String {
     let remark = incident.verdicts.iter().find_map(|verdict| match verdict {
         Verdict::SilentChildKill => Some("silent"),
         Verdict::RuntimeDisagrees => Some("no OOM"),
+        Verdict::Agrees if verdict::counts_as_success(incident) => Some("succeeded"),
         _ => None,
     });
     remark.map_or(state.clone(), |remark| format!("{state}: {remark}"))
@@ -275,6 +276,7 @@ pub mod tests {
                 others: 0,
                 others_rss_bytes: 0,
             }),
+            charged: None,
             curve: Some(Curve {
                 time: (0..60).map(|s| time - SignedDuration::from_secs(60 - s)).collect(),
                 current_bytes: column(&|s| (s + 4) * MIB),

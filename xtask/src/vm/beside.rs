@@ -8,7 +8,7 @@
 use std::fs;
 
 /// Suites, by the name of their file in tests/kernel.
-const SUITES: [&str; 14] = [
+const SUITES: [&str; 16] = [
     "alerts",
     "autopsy",
     "daemonset",
@@ -21,6 +21,8 @@ const SUITES: [&str; 14] = [
     "kubernetes_events",
     "metrics",
     "oom",
+    "oom_kinds",
+    "sandboxes",
     "sigkill",
     "systemd",
 ];

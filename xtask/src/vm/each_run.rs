@@ -6,7 +6,7 @@
 //! kernel-dependent way of attaching one, needs a line here.
 
 /// Parts of the tests' names; each part has to occur in at least one name.
-pub const TESTS: [&str; 31] = [
+pub const TESTS: [&str; 32] = [
     // OOM kills: victim and trigger, threads, groups (v2), limits of every level (v2), the kernel's log.
     "oom::a_killed_host_process",
     "oom::a_storm_of_kills",
@@ -16,6 +16,8 @@ pub const TESTS: [&str; 31] = [
     "autopsy::a_victim_of_many_threads",
     "autopsy::kills_without_a_running_recorder",
     "dying::",
+    // The kernel's statistics of a kill, by kind of memory.
+    "oom_kinds::shared_memory",
     // Losses are counted in the kernel. The suite's other tests take a minute each on an emulated machine.
     "losses::failed_lookups",
     // SIGKILL.

@@ -14,6 +14,10 @@ pub enum OomLine {
     Trigger(u32),
     Memory(Charged),
     Swap(Charged),
+    /// v1: the kernel memory that is charged to the cgroup whose limit was hit, which `Memory` includes.
+    KernelMemory(Charged),
+    /// "Memory cgroup stats for PATH:", before the statistics of the cgroup whose limit was hit.
+    StatisticsHeader(Vec<u8>),
     TableHeader(TaskColumns),
     TableRow(TaskRow),
     Chosen(Chosen),
@@ -98,6 +102,9 @@ pub fn parse(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
             .strip_suffix(b" are going to be killed due to memory.oom.group set")
             .map(|p| OomLine::Group(p.to_owned()));
     }
+    if let Some(rest) = text.strip_prefix(b"Memory cgroup stats for ") {
+        return rest.strip_suffix(b":").map(|path| OomLine::StatisticsHeader(path.to_owned()));
+    }
     if let Some(rest) = text.strip_prefix(b"Memory cgroup out of memory") {
         return killed(rest, true);
     }
@@ -109,6 +116,9 @@ pub fn parse(text: &[u8], columns: Option<&TaskColumns>) -> Option<OomLine> {
     }
     if let Some(rest) = text.strip_prefix(b"swap: usage ") {
         return charged(rest).map(OomLine::Swap);
+    }
+    if let Some(rest) = text.strip_prefix(b"kmem: usage ") {
+        return charged(rest).map(OomLine::KernelMemory);
     }
     if text.starts_with(b"CPU: ") {
         let (_, rest) = split(text, b" PID: ")?;

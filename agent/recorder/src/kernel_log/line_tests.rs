@@ -146,6 +146,12 @@ fn headers_give_the_trigger_and_the_usage() {
     );
     let swap = parse(b"swap: usage 0kB, limit 9007199254740988kB, failcnt 0", None);
     assert_eq!(swap, Some(OomLine::Swap(Charged { usage_bytes: 0, limit_bytes: None, hits: 0 })));
+    let kernel = parse(b"kmem: usage 348kB, limit 9007199254740988kB, failcnt 0", None);
+    let usage_bytes = 348 << 10;
+    assert_eq!(kernel, Some(OomLine::KernelMemory(Charged { usage_bytes, limit_bytes: None, hits: 0 })));
+    let statistics = parse(b"Memory cgroup stats for /k/x: y:", None);
+    assert_eq!(statistics, Some(OomLine::StatisticsHeader(b"/k/x: y".to_vec())));
+    assert_eq!(parse(b"Memory cgroup stats for /k/x", None), None, "its path may go on in the next record");
     let group = parse(b"Tasks in /k/x are going to be killed due to memory.oom.group set", None);
     assert_eq!(group, Some(OomLine::Group(b"/k/x".to_vec())));
 }

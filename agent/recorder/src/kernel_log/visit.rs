@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::line::{self, Charged, Chosen, Invoked, Killed, OomLine, TaskColumns, TaskRow};
 use super::record::KernelLogRecord;
+use crate::memory::statistics::MemoryStatistics;
 
 /// Rows of a task table at most: a fork bomb must not fill our memory.
 const ROWS_MAX: usize = 2048;
@@ -18,6 +19,8 @@ const VISITS_MAX: usize = 512;
 const TOTAL_ROWS_MAX: usize = 40_000;
 /// The longest line that is assembled from several records.
 const LINE_MAX: usize = 16 << 10;
+/// A record of at least this length may have been cut by the kernel (`PRINTKRB_RECORD_MAX` is 1,024 with the prefix).
+const CUT_FROM: usize = 900;
 /// The longest time between two kills of a group; a later kill without a header is another visit. The members are
 /// killed one right after the other, but each kill prints a line, and consoles can be slow.
 const GROUP_WITHIN_US: u64 = 1_000_000;
@@ -31,6 +34,9 @@ pub struct Visit {
     pub trigger_tid: Option<u32>,
     pub memory: Option<Charged>,
     pub swap: Option<Charged>,
+    /// v1: the kernel memory within `memory`.
+    pub kernel_memory: Option<Charged>,
+    pub statistics: Option<LoggedStatistics>,
     pub rows: Vec<TaskRow>,
     pub rows_dropped: usize,
     pub chosen: Option<Chosen>,
@@ -43,10 +49,28 @@ pub struct Visit {
 }
 
 impl Visit {
+    /// Whether a kill can belong to this header. If records between the two were overwritten, it may be another visit's.
+    fn may_be_of(&self, tid: u32) -> bool {
+        let has_row = self.rows.iter().any(|row| row.tid == tid) || self.rows_dropped > 0;
+        match &self.chosen {
+            Some(chosen) => chosen.tid == tid || has_row,
+            None => self.rows.is_empty() || has_row,
+        }
+    }
+
     /// The kills as the kernel counts them (`oom_kill` of `/proc/vmstat`).
     pub fn counted(&self) -> u64 {
         self.kills.iter().filter(|kill| kill.killed.is_some()).count() as u64 + self.repeats
     }
+}
+
+/// The statistics of the cgroup whose limit was hit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoggedStatistics {
+    pub path: Vec<u8>,
+    pub values: MemoryStatistics,
+    /// Lines of the log may still belong to them.
+    pub is_open: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -79,14 +103,17 @@ pub struct Visits {
 impl Visits {
     pub fn push(&mut self, record: KernelLogRecord) {
         self.last_sequence = Some(record.sequence);
-        // The kernel prints only two kinds of lines in pieces, between which lines of other CPUs may come.
+        if !record.continues && self.add_statistics(&record.text) {
+            return;
+        }
+        // The kernel prints only three kinds of lines in pieces, between which lines of other CPUs may come.
         let mut text = record.text;
         if record.continues {
             let Some(mut line) = self.partial.take() else { return };
             line.extend_from_slice(&text);
             text = line;
         }
-        let pieces = [&b"oom-kill:constraint="[..], b"Tasks in "];
+        let pieces = [&b"oom-kill:constraint="[..], b"Tasks in ", b"Memory cgroup stats for "];
         if text.len() < LINE_MAX && pieces.iter().any(|begin| text.starts_with(begin)) {
             self.partial = Some(text.clone());
         }
@@ -94,17 +121,37 @@ impl Visits {
         self.add_line(line, record.sequence, record.time_us);
     }
 
+    /// Adds statistics to the visit whose header is open; false: the text is something else. Kernels before 6.6 print all
+    /// lines in one record, and cut it.
+    fn add_statistics(&mut self, text: &[u8]) -> bool {
+        let statistics = self.open.as_mut().and_then(|visit| visit.statistics.as_mut());
+        let Some(statistics) = statistics.filter(|statistics| statistics.is_open) else { return false };
+        let mut lines: Vec<&[u8]> = text.split(|&b| b == b'\n').collect();
+        if lines.len() > 1 && text.len() >= CUT_FROM {
+            lines.pop();
+        }
+        lines.iter().all(|line| statistics.values.add(line))
+    }
+
     fn add_line(&mut self, line: OomLine, sequence: u64, time_us: u64) {
         match line {
             OomLine::Invoked(invoked) => {
                 self.open = Some(Visit { invoked: Some(invoked), ..Visit::default() })
             }
-            OomLine::TableHeader(columns) => self.columns = Some(columns),
+            OomLine::TableHeader(columns) => {
+                self.columns = Some(columns);
+                self.close_statistics();
+            }
             OomLine::Trigger(tid) => {
                 self.in_header(|visit| visit.trigger_tid = visit.trigger_tid.or(Some(tid)))
             }
             OomLine::Memory(charged) => self.in_header(|visit| visit.memory = Some(charged)),
             OomLine::Swap(charged) => self.in_header(|visit| visit.swap = Some(charged)),
+            OomLine::KernelMemory(charged) => self.in_header(|visit| visit.kernel_memory = Some(charged)),
+            OomLine::StatisticsHeader(path) => self.in_header(|visit| {
+                visit.statistics =
+                    Some(LoggedStatistics { path, is_open: true, ..LoggedStatistics::default() });
+            }),
             OomLine::TableRow(row) => self.in_header(|visit| {
                 if visit.rows.len() < ROWS_MAX {
                     visit.rows.push(row);
@@ -114,6 +161,7 @@ impl Visits {
             }),
             OomLine::Chosen(chosen) => {
                 self.ambiguous += u64::from(chosen.ambiguous);
+                self.close_statistics();
                 self.in_header(|visit| visit.chosen = Some(chosen));
             }
             OomLine::Group(path) => {
@@ -129,6 +177,14 @@ impl Visits {
                 self.add_kill(LoggedKill { sequence, time_us, killed: None, tid, taken: false })
             }
         }
+    }
+
+    fn close_statistics(&mut self) {
+        self.in_header(|visit| {
+            if let Some(statistics) = &mut visit.statistics {
+                statistics.is_open = false;
+            }
+        });
     }
 
     /// A header's lines count only after its first line, because other kernel reports print the same lines.
@@ -157,7 +213,8 @@ impl Visits {
             }
             return;
         }
-        let mut visit = self.open.take().unwrap_or_default();
+        let open = self.open.take().filter(|visit| visit.may_be_of(kill.tid));
+        let mut visit = open.unwrap_or_default();
         visit.kills.push(kill);
         if self.visits.len() >= VISITS_MAX {
             self.visits.pop_front();
@@ -221,6 +278,11 @@ mod tests {
         let pids: Vec<_> = visit.rows.iter().map(|row| (row.pid, row.rss_pages)).collect();
         assert_eq!(pids, [(2720, 4620), (2739, 13231)]);
         assert_eq!(visit.chosen.unwrap().oom_memcg.unwrap(), b"/podopsy-fix-2674");
+        assert_eq!(visit.kernel_memory.map(|kernel| kernel.usage_bytes), Some(348 << 10));
+        let statistics = visit.statistics.unwrap();
+        let user = statistics.values.user().unwrap();
+        assert_eq!((statistics.path.as_slice(), statistics.is_open), (&b"/podopsy-fix-2674"[..], false));
+        assert_eq!((user.anon_bytes, user.file_bytes, user.shmem_bytes), (66_748_416, 4096, 0));
         assert_eq!((kill.sequence, kill.time_us), (28908, 11_646_256_481));
         // It can be taken only once.
         assert!(visits.take(2739).is_none());
@@ -250,6 +312,53 @@ mod tests {
             [1201, 1202, 1203, 1204, 1205]
         );
         assert_eq!(visits.into_visits().len(), 2, "the next header starts another visit");
+    }
+
+    const HEADER: &str =
+        "4,1,1,-;x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0\n";
+    const KILL: &str = "3,90,4,-;Memory cgroup out of memory: Killed process 7 (x) total-vm:1kB, anon-rss:2kB, \
+                        file-rss:3kB, shmem-rss:4kB\n";
+
+    #[test]
+    fn statistics_in_one_cut_record_are_read_without_its_last_line() {
+        let filler: String = (0..60).map(|n| format!("\\x0afiller_{n} 123456")).collect();
+        let log = format!(
+            "{HEADER}6,2,2,-;Memory cgroup stats for /a\n6,3,2,c;:\n\
+             6,4,2,-;anon 100\\x0afile 300\\x0ashmem 200\\x0afile_mapped 10{filler}\\x0aslab 12\n{KILL}"
+        );
+        let visit = visits_of(&log).into_visits().remove(0);
+        let statistics = visit.statistics.unwrap();
+        assert_eq!(statistics.path, b"/a");
+        assert_eq!(statistics.values.user().map(|user| user.shmem_bytes), Some(200));
+        assert_eq!(statistics.values.get("slab"), None, "its number may be cut");
+    }
+
+    #[test]
+    fn only_lines_after_the_header_and_before_the_table_are_statistics() {
+        let columns = "[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name";
+        let log = format!(
+            "6,1,1,-;anon 1\n{HEADER}6,2,2,-;anon 2\n6,3,2,-;Memory cgroup stats for /a:\n6,4,2,-;anon 3\n\
+             6,5,2,-;shmem[7]: segfault at 8\n6,6,2,-;{columns}\n6,7,2,-;shmem 9\n{KILL}"
+        );
+        let visit = visits_of(&log).into_visits().remove(0);
+        let values = visit.statistics.unwrap().values;
+        assert_eq!((values.get("anon"), values.get("shmem")), (Some(3), None));
+    }
+
+    #[test]
+    fn a_kill_whose_own_header_was_overwritten_does_not_take_another_ones() {
+        let chosen = "6,3,2,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/b,\
+                      task_memcg=/b,task=y,pid=8,uid=0\n";
+        let log = format!("{HEADER}6,2,2,-;memory: usage 64kB, limit 64kB, failcnt 1\n{chosen}{KILL}");
+        let visit = visits_of(&log).into_visits().remove(0);
+        assert_eq!(
+            (visit.kills[0].tid, visit.memory, visit.chosen),
+            (7, None, None),
+            "the header is of thread 8"
+        );
+        let own = log.replace("pid=8", "pid=7");
+        let visit = visits_of(&own).into_visits().remove(0);
+        assert!(visit.memory.is_some() && visit.chosen.is_some());
     }
 
     #[test]

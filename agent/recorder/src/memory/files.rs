@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::statistics::MemoryStatistics;
 use podopsy_model::memory::{MemoryCounters, MemoryUsage, Pressure};
 use podopsy_pods::hierarchy::CgroupVersion;
 
@@ -41,6 +42,18 @@ impl MemoryFileReader {
                 MemoryUsage { current_bytes: current, swap_bytes: swap, pressure, ..stat }
             }
         })
+    }
+
+    /// What is charged to a cgroup and everything below it: the usage, v1's kernel memory within it, and the statistics; None: the
+    /// cgroup is gone.
+    pub fn statistics(&mut self, dir: &Path) -> Option<(u64, Option<u64>, MemoryStatistics)> {
+        let (usage, kernel) = match self.version {
+            CgroupVersion::V1 => {
+                (self.number(dir, "memory.usage_in_bytes")?, self.number(dir, "memory.kmem.usage_in_bytes"))
+            }
+            CgroupVersion::V2 => (self.number(dir, "memory.current")?, None),
+        };
+        Some((usage, kernel, MemoryStatistics::parse(self.read(dir, "memory.stat")?)))
     }
 
     /// As [`Self::usage`], with the last reading: if the sum has not changed, the last reading is returned. Most

@@ -9,6 +9,7 @@ pub mod files;
 mod kills;
 mod records;
 mod ring;
+pub mod statistics;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -15,7 +15,7 @@ use podopsy_model::verdict;
 use super::limit::{self, LevelReading};
 use super::stack_queue::NamesReceiver;
 use super::stacks::NamedStacks;
-use super::{OomFacts, levels};
+use super::{OomFacts, charged, levels};
 use crate::kernel_log::visit::{LoggedKill, Visit};
 use podopsy_model::event::Detail;
 use podopsy_model::growth::GrowthProfile;
@@ -243,6 +243,7 @@ fn new_incident(id: String, kill: &OomKill, victim: Victim, facts: OomFacts) -> 
         limit: facts.limit,
         levels: facts.levels.into_iter().map(|level| level.state).collect(),
         processes: facts.processes,
+        charged: facts.charged,
         curve: facts.curve,
         growth: None,
         qos: facts.qos,
@@ -289,6 +290,7 @@ impl PendingIncident {
         let incident = &mut open.incident;
         incident.constraint = constraint(&visit);
         incident.processes = table.or(incident.processes.take());
+        incident.charged = charged::of(Some(&visit), &limit, &open.levels);
         incident.limit = limit;
         if let Detail::Oom(kill) = &mut open.event.detail {
             kill.limit = Some(incident.limit.clone());
@@ -434,6 +436,7 @@ mod tests {
             limit,
             levels: Vec::new(),
             processes: None,
+            charged: None,
             curve: None,
             qos: None,
             already_dying: sequence.is_none(),

@@ -12,6 +12,7 @@ use podopsy_model::text;
 use podopsy_pods::{CgroupLineage, Pods, proc};
 use podopsy_system::page_size;
 
+use super::charged;
 use super::limit::LevelReading;
 
 /// Rows of the process table in an event; the rest is summed up.
@@ -70,7 +71,11 @@ pub fn read(pods: &Pods, place: &CgroupLineage, baseline: &Baseline) -> Vec<Leve
             state.limit_bytes = last.limit_bytes;
         }
         state.headroom_bytes = state.limit_bytes.zip(state.usage_bytes).map(|(l, u)| l.saturating_sub(u));
-        LevelReading { state, kernel_path: hierarchy.absolute(&step.path), since }
+        let is_limited = state.of != Level::Node && state.limit_bytes.is_some();
+        // Long after the kill, the statistics do not describe it.
+        let is_near = matches!(baseline, Baseline::BeforeKill(..));
+        let charged = (is_limited && is_near).then(|| charged::read(&mut reader, &dir)).flatten();
+        LevelReading { state, kernel_path: hierarchy.absolute(&step.path), since, charged }
     });
     steps.collect()
 }

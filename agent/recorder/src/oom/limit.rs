@@ -2,6 +2,7 @@
 //! Pure: no I/O.
 
 use crate::kernel_log::visit::Visit;
+use podopsy_model::charged::ChargedMemory;
 use podopsy_model::incident::{Evidence, Level, LevelState, LimitHit};
 use podopsy_model::memory::MemoryCounters;
 
@@ -13,6 +14,8 @@ pub struct LevelReading {
     pub kernel_path: Vec<u8>,
     /// By how much the counters rose since before the kill; None: not known.
     pub since: Option<MemoryCounters>,
+    /// What was charged to it then, if it has a limit.
+    pub charged: Option<ChargedMemory>,
 }
 
 /// A cgroup at least this full may have hit its limit: the kernel charges in batches of 64 pages a CPU, so that usage
@@ -167,7 +170,7 @@ mod tests {
             limit_hits: None,
             oom_kills: None,
         };
-        LevelReading { state, kernel_path: path.as_bytes().to_vec(), since }
+        LevelReading { state, kernel_path: path.as_bytes().to_vec(), since, charged: None }
     }
 
     fn levels(v2: bool, rose: Option<usize>) -> Vec<LevelReading> {

@@ -6,6 +6,7 @@
 
 pub(crate) mod attribute;
 mod builder;
+mod charged;
 pub mod checkpoint;
 pub(crate) mod instruments;
 mod levels;
@@ -24,6 +25,7 @@ use crate::kernel_log::KernelLogFollower;
 use crate::kernel_log::visit::{LoggedKill, Visit};
 use crate::memory::{CgroupMemoryRecord, MemorySampler, MemoryTrend};
 use podopsy_decode::OomDecoded;
+use podopsy_model::charged::ChargedMemory;
 use podopsy_model::incident::{Evidence, Level, LimitHit, ProcessTable};
 use podopsy_model::memory::Curve;
 use podopsy_model::{Losses, Owner};
@@ -55,6 +57,7 @@ pub struct OomFacts {
     pub limit: LimitHit,
     pub levels: Vec<LevelReading>,
     pub processes: Option<ProcessTable>,
+    pub charged: Option<ChargedMemory>,
     pub curve: Option<Curve>,
     pub qos: Option<String>,
     pub already_dying: bool,
@@ -249,8 +252,10 @@ fn combine(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::L
     let in_cgroup = line.and_then(|line| line.killed.as_ref()).map(|killed| killed.in_cgroup);
     let limit = limit::decide(visit.as_ref(), in_cgroup, &levels);
     let processes = visit.as_ref().and_then(|visit| levels::table(visit, limit.usage_bytes));
+    let charged = charged::of(visit.as_ref(), &limit, &levels);
     OomFacts {
         processes,
+        charged,
         limit,
         levels,
         visit: visit.map(Arc::new),
