@@ -56,7 +56,7 @@ pub enum User {
     Interrupted,
     /// It is in a system call: its instruction pointer is behind the instruction.
     InSyscall,
-    /// A 32-bit process.
+    /// A 32-bit process: only its instruction pointer is used.
     Compat,
     /// There are none: a kernel thread, or a process that is exiting.
     None,
@@ -71,9 +71,6 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
     // or do arithmetic on the context's pointer first, which the verifier refuses.
     let segment = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.cs)) };
     if segment & USER_RPL == USER_RPL {
-        if segment == USER32_CS {
-            return User::Compat;
-        }
         macro_rules! take {
             ($($number:literal $name:ident),*) => {
                 // SAFETY: as above.
@@ -84,7 +81,7 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
               13 r13, 14 r14, 15 r15);
         // SAFETY: as above.
         out.ip = unsafe { read_volatile(addr_of!((*ctx.ctx).regs.rip)) };
-        return User::Running;
+        return if segment == USER32_CS { User::Compat } else { User::Running };
     }
     if at.has_task_pt_regs == 0 && (at.thread_size == 0 || at.task_stack == ABSENT) {
         return User::Unknown;
@@ -93,14 +90,14 @@ pub fn user_registers(ctx: &PerfEventContext, task: u64, at: &UnwindLayout, out:
     if regs.cs & USER_RPL != USER_RPL || regs.rip == 0 {
         return User::None;
     }
-    if regs.cs == USER32_CS {
-        return User::Compat;
-    }
     out.general = [
         regs.rax, regs.rdx, regs.rcx, regs.rbx, regs.rsi, regs.rdi, regs.rbp, regs.rsp, regs.r8, regs.r9,
         regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ];
     out.ip = regs.rip;
+    if regs.cs == USER32_CS {
+        return User::Compat;
+    }
     match task::read_user::<u16>(regs.rip.wrapping_sub(2)) {
         Some(SYSCALL) => User::InSyscall,
         _ => User::Interrupted,

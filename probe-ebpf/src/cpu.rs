@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use podopsy_wire::{
-    BUDGET_SHIFT, Config, End, FRAMES_MAX, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample,
+    BUDGET_SHIFT, Config, End, FRAMES_MAX, FileKey, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample,
 };
 
 use crate::{
@@ -118,6 +118,8 @@ pub fn cpu_sample(ctx: PerfEventContext) -> i32 {
             python: 0,
             unused: 0,
             python_to_offset: 0,
+            file: FileKey::NONE,
+            image: task::number(task::number(current, at.task_mm), at.mm_start_stack),
         };
         if kernel == STACK_BYTES as i32 {
             count(Loss::OncpuTruncated);

@@ -13,7 +13,9 @@ use aya_ebpf::{
     maps::{HashMap, RingBuf},
     programs::RawTracePointContext,
 };
-use podopsy_wire::{ABSENT, FileKey, Loss, TABLE_ASKED, TABLES_MAX, Table, TableRequest, UnwindLayout};
+use podopsy_wire::{
+    ABSENT, FileKey, FrameWord, Loss, TABLES_MAX, Table, TableRequest, UnwindLayout,
+};
 
 use crate::{
     cpu,
@@ -61,7 +63,19 @@ pub struct Mapping {
     pub mapped: u32,
     pub table: Table,
     node: [u64; NODE_WORDS],
-    request: TableRequest,
+    pub request: TableRequest,
+}
+
+impl Mapping {
+    /// The frame of an address in this mapping. An offset that a frame has no bits for stays an address.
+    #[inline(always)]
+    pub fn frame(&self, address: u64) -> u64 {
+        let offset = address.wrapping_add(self.to_offset);
+        if self.mapped == MAPPED_ANONYMOUS {
+            return address | FrameWord::ANONYMOUS;
+        }
+        if offset > FrameWord::OFFSET_MASK { address } else { FrameWord::file(self.table.number, offset) }
+    }
 }
 
 /// Finds the mapping of `address`; false: there is none.
@@ -173,7 +187,7 @@ fn find_table(out: &mut Mapping) {
         }
         return;
     }
-    out.table = Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
+    out.table = Table::ASKED;
     // The CPU that inserts the entry requests the table; the others do not.
     if let Err(error) = TABLES.insert(&out.request.key, &out.table, BPF_NOEXIST as u64) {
         if error != EEXIST {

@@ -128,6 +128,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     unsafe {
         (*record).time_ns = bpf_ktime_get_boot_ns();
         (*record).trigger = task::identify(task::current(), at);
+        (*record).image = task::number(task::number(task::current(), at.task_mm), at.mm_start_stack);
         let (victim, killed) = find_victim(&ctx, config.victim_is_task != 0, at);
         (*record).already_dying = !killed as u32;
         if victim != 0 {

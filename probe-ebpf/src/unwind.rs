@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use podopsy_wire::{
     DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, End, FP_AT_CFA, FP_AT_FP, FP_SAME, FRAMES_MAX, KIND_DEREF,
-    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, PAGE_BITS, RA_AT_CFA,
-    RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
+    KIND_INDEXED, KIND_NONE, KIND_PLT, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, KIND_SWITCH, PAGE_BITS,
+    RA_AT_CFA, RULE_NONE, RULES_MAX, Rule, SLAB_WORDS, SLABS_MAX, TABLE_ASKED, TABLE_READY, UnwindLayout,
 };
 
 use crate::{
@@ -57,6 +57,11 @@ const FRAMES_A_CALL: u32 = 4;
 
 const _: () = assert!(FRAMES_MAX as u32 <= 32 * FRAMES_A_CALL);
 
+/// Most switches of the stack that are followed: C and Go that call each other need two for each call.
+const SWITCHES_MAX: u32 = 16;
+/// How far below its caller's stack a function saves the frame pointer, after the return address.
+const SAVED_FP: u64 = 16;
+
 /// The state of the unwinder; too big for the BPF stack, and shared between its calls.
 #[repr(C)]
 pub struct UnwindState {
@@ -79,6 +84,10 @@ pub struct UnwindState {
     innermost: u32,
     /// 1: the sample was taken in the kernel, on the process's behalf.
     in_kernel: u32,
+    /// 1: a 32-bit process, of which only the innermost frame is known.
+    compat: u32,
+    /// How often the stack has led to another one ([`KIND_SWITCH`]).
+    switches: u32,
     /// Why and at which frame the stack ended, for the program that sends the sample.
     pub end: u32,
     pub end_frame: u32,
@@ -105,13 +114,14 @@ pub fn start(ctx: &PerfEventContext, record: &mut SampleBuffer, task: u64) -> bo
         0 => User::None,
         _ => arch::user_registers(ctx, task, &at, &mut state.registers),
     };
+    state.compat = 0;
     let (in_kernel, in_syscall) = match user {
         User::Running => (false, false),
         User::Interrupted => (true, false),
         User::InSyscall => (true, true),
         User::Compat => {
-            cpu::send(record, 0, End::Compat);
-            return true;
+            state.compat = 1;
+            (false, false)
         }
         User::None => {
             cpu::send(record, 0, End::NoUser);
@@ -126,7 +136,7 @@ pub fn start(ctx: &PerfEventContext, record: &mut SampleBuffer, task: u64) -> bo
     state.frames = 0;
     (state.in_kernel, state.in_syscall) = (in_kernel as u32, in_syscall as u32);
     state.exact = !in_syscall as u32;
-    state.guessed = 0;
+    (state.guessed, state.switches) = (0, 0);
     state.innermost = 1;
     (state.mapping.start, state.mapping.end) = (0, 0);
     // SAFETY: the program there is of the same type.
@@ -204,9 +214,6 @@ fn frame(state: &mut UnwindState, record: &mut SampleBuffer, at: &UnwindLayout) 
     if state.frames >= FRAMES_MAX as u32 {
         return Err(End::Truncated);
     }
-    let slot = (record.kernel_frames() + state.frames) as usize & (ADDRESSES - 1);
-    record.addresses[slot] = state.ip;
-    state.frames += 1;
     // A call that does not return may be the last instruction of its function, so the return address may be in the next
     // one.
     let address = if state.exact != 0 { state.ip } else { state.ip.wrapping_sub(1) };
@@ -218,7 +225,17 @@ fn frame(state: &mut UnwindState, record: &mut SampleBuffer, at: &UnwindLayout) 
             state.frames = 0;
             return Err(End::NoUser);
         }
+        // The address is no frame: nothing can run there.
         return Err(End::NoMapping);
+    }
+    let slot = (record.kernel_frames() + state.frames) as usize & (ADDRESSES - 1);
+    record.addresses[slot] = state.mapping.frame(address);
+    state.frames += 1;
+    if state.mapping.mapped == MAPPED_FILE && state.mapping.table.number == 0 {
+        record.head.file = state.mapping.request.key;
+    }
+    if state.compat != 0 {
+        return Err(End::Compat);
     }
     if state.mapping.mapped == MAPPED_FILE && state.mapping.table.python != 0 {
         record.head.python = state.mapping.table.python;
@@ -282,6 +299,7 @@ fn follow(state: &mut UnwindState, rule: &Rule) -> Result<(), End> {
         KIND_STOP => return Err(End::Complete),
         KIND_NONE => return without_rule(state, End::NoRule),
         KIND_SIGNAL => return signal(state),
+        KIND_SWITCH => return switch(state, rule),
         KIND_REGISTER | KIND_DEREF | KIND_INDEXED | KIND_PLT => {}
         _ => return Err(End::Unsupported),
     }
@@ -317,11 +335,38 @@ fn caller(state: &mut UnwindState, ip: u64, sp: u64) -> Result<(), End> {
     if sp < state.sp || (sp == state.sp && state.innermost == 0) {
         return Err(End::NoProgress);
     }
-    // The code that starts a thread leaves a return address of 0.
     if ip == 0 {
-        return Err(End::Complete);
+        // psABI, 3.4.1: the outermost frame has a frame pointer of 0. A return address of 0 alone proves nothing: it is
+        // also what a rule finds that does not fit the code.
+        return Err(if state.fp == 0 { End::Complete } else { End::NoCaller });
     }
     (state.ip, state.sp) = (ip, sp);
+    (state.exact, state.innermost) = (0, 0);
+    Ok(())
+}
+
+/// Moves to the caller of a function that has switched stacks. The other stack may be at any address, so that nothing
+/// shows progress but the number of switches.
+#[inline(always)]
+fn switch(state: &mut UnwindState, rule: &Rule) -> Result<(), End> {
+    let saved = state.sp.wrapping_sub(SAVED_FP);
+    // The function that was called may have saved no frame pointer, or not yet. Then it is the innermost one, and the
+    // register is as it was.
+    let is_in_register = state.innermost != 0 || (state.frames <= 2 && state.fp != saved);
+    let fp = if rule.fp == FP_SAME || is_in_register { state.fp } else { word(saved)? };
+    if fp == 0 {
+        return Err(if rule.extra != 0 { End::Complete } else { End::StackSwitch });
+    }
+    state.switches += 1;
+    if state.switches > SWITCHES_MAX || fp & 7 != 0 {
+        return Err(End::StackSwitch);
+    }
+    let Ok(ra) = word(fp.wrapping_add(8)) else { return Err(End::StackSwitch) };
+    let Ok(outer) = word(fp) else { return Err(End::StackSwitch) };
+    if ra == 0 {
+        return Err(End::StackSwitch);
+    }
+    (state.ip, state.sp, state.fp) = (ra, fp.wrapping_add(16), outer);
     (state.exact, state.innermost) = (0, 0);
     Ok(())
 }
@@ -341,8 +386,10 @@ fn without_rule(state: &mut UnwindState, why: End) -> Result<(), End> {
         return caller(state, ra, cfa);
     }
     if state.fp == 0 {
-        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. The innermost frame may have any value there.
-        return Err(if state.innermost == 0 { End::Complete } else { why });
+        // psABI, 3.4.1: a frame pointer of 0 marks the outermost frame. The innermost frame may have any value there, and
+        // so may code made at run time, in which no thread begins.
+        let may_be_outermost = state.innermost == 0 && why as u32 != End::Anonymous as u32;
+        return Err(if may_be_outermost { End::Complete } else { why });
     }
     if state.guessed == 0 {
         (state.guessed, state.guessed_frame) = (why as u32, state.frames - 1);

@@ -1,15 +1,21 @@
 //! Samples (a task, its kernel stack and its user stack) and requests for unwind tables.
 
-use podopsy_wire::{End, FRAMES_MAX, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
+use podopsy_wire::{End, FRAMES_MAX, FileKey, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
 
 use super::read::{self, BadRecord};
 
-/// A sample as the kernel side took it; addresses innermost first.
+/// A sample as the kernel side took it; frames innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
     pub task: Task,
+    /// Addresses.
     pub kernel: Vec<u64>,
+    /// Words of [`podopsy_wire::FrameWord`].
     pub user: Vec<u64>,
+    /// The file of the user frame that has no number.
+    pub file: FileKey,
+    /// [`Sample::image`].
+    pub image: u64,
     /// Why the user stack ended.
     pub end: End,
     /// The user frame that `end` is about, counted from the innermost.
@@ -42,7 +48,8 @@ pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
         return Err(bad());
     }
     let python = Python { end: python_end, number: head.python, to_offset: head.python_to_offset, frames };
-    Ok(Stack { task: head.task, kernel, user, end, end_frame: head.end_frame, python })
+    let Sample { task, end_frame, file, image, .. } = head;
+    Ok(Stack { task, kernel, user, file, image, end, end_frame, python })
 }
 
 /// Reads a [`TableRequest`].
@@ -89,6 +96,9 @@ mod tests {
         out.extend((End::NoRule as u32).to_ne_bytes());
         out.extend(1u32.to_ne_bytes());
         out.extend([0; 24]);
+        out.extend(7u64.to_ne_bytes());
+        out.extend([0; 16]);
+        out.extend(0x7ffc_0000_u64.to_ne_bytes());
         out.extend(addresses.iter().flat_map(|a| a.to_ne_bytes()));
         out
     }
@@ -97,6 +107,7 @@ mod tests {
     fn both_stacks_are_read_in_order() {
         let stack = sample(&bytes(8, 16, &[1, 2, 3])).unwrap();
         assert_eq!((stack.end, stack.end_frame), (End::NoRule, 1));
+        assert_eq!((stack.file.inode, stack.image), (7, 0x7ffc_0000));
         assert_eq!((stack.task.pid, stack.kernel, stack.user), (77, vec![1], vec![2, 3]));
     }
 

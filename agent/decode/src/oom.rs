@@ -16,6 +16,8 @@ pub struct OomDecoded {
     pub oom_score_adj: Option<i16>,
     /// The victim was dying before it was marked, so this is not a kill.
     pub already_dying: bool,
+    /// Which of the trigger's programs its user stack is of ([`podopsy_wire::Sample::image`]).
+    pub image: u64,
     /// The trigger's stacks, innermost frame first.
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
@@ -36,6 +38,7 @@ pub fn oom(bytes: &[u8]) -> Result<OomDecoded, BadRecord> {
         rss_pages: (!pages.contains(&u64::MAX)).then(|| pages.map(clamp)),
         oom_score_adj: score.filter(|score| (-1000..=1000).contains(score)),
         already_dying: record.already_dying != 0,
+        image: record.image,
         kernel: stack(&record.kernel, record.kernel_len),
         user: stack(&record.user, record.user_len),
         cgroup_path: cgroup_path(&record.cgroup),

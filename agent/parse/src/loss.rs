@@ -97,6 +97,8 @@ loss_reasons! {
     MappingsProcessGone = "process_gone",
     /// The address is of a process whose mappings were never read.
     ProcessUnknown = "process_unknown",
+    /// The address is of a program that its process had replaced by another one (exec) before the mappings were read.
+    ProgramReplaced = "program_replaced",
     /// A process's entry was removed because the table of processes is full.
     ProcessesForgotten = "processes_forgotten",
     /// Another process had the pid before.

@@ -55,6 +55,7 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     // Renamed in 6.15.
     layout.kernfs_node_parent =
         btf.offset("kernfs_node", "__parent").unwrap_or_else(|| optional("kernfs_node", "parent"));
+    layout.mm_start_stack = optional("mm_struct", "start_stack");
     layout.binprm_file = optional("linux_binprm", "file");
     layout.file_inode = optional("file", "f_inode");
     layout.inode_ino = optional("inode", "i_ino");

@@ -105,6 +105,7 @@ fn kill(cgroup: u64, pid: u32) -> (Record, NamesSender) {
         rss_pages: None,
         oom_score_adj: None,
         already_dying: false,
+        image: 0,
         kernel: Vec::new(),
         user: Vec::new(),
         cgroup_path: None,

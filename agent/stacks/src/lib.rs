@@ -6,6 +6,7 @@
 //! | [`symbolize`] | finds the function at an address, for processes that live and for those that have ended |
 //! | [`python`] | reads code objects, and places Python's frames among the native ones |
 //! | [`aggregate`] | counts stacks as numbers, and names their frames at the end |
+//! | [`FileNumbers`] | knows the files in the frames of samples by their numbers |
 //! | [`Helpers`] | the processes that open and parse the files of containers |
 //! | [`StackLossReason`] | lists the reasons why stacks lack frames |
 //!
@@ -13,6 +14,7 @@
 //! (`podopsy_worker`); no thread of this process touches one. Must not depend on: parsers, aya, pods, events, tokio.
 
 pub mod aggregate;
+mod file_numbers;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod helpers;
@@ -21,5 +23,6 @@ pub mod symbolize;
 pub mod tenant;
 pub mod unwind;
 
+pub use file_numbers::FileNumbers;
 pub use helpers::{Helpers, run_if_asked};
 pub use podopsy_worker::{ParserOptions, StackLossReason, StackLosses};

@@ -52,6 +52,8 @@ pub struct Layout {
     pub super_block_dev: u32,
     pub kernfs_node_name: u32,
     pub kernfs_node_parent: u32,
+    /// Where the stack of a process's first thread begins.
+    pub mm_start_stack: u32,
 }
 
 impl Layout {
@@ -93,5 +95,5 @@ pub struct DnsConfig {
     pub tables_max: [u32; TABLES as usize],
 }
 
-const _: () = assert!(size_of::<Config>() == 28 * 4 + 3 * 4);
+const _: () = assert!(size_of::<Config>() == 29 * 4 + 3 * 4);
 const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 5 * 4 + 4 * TABLES as usize);

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::Task;
+use crate::{FileKey, Task};
 
 /// The kernel's name of one of its addresses, with its module and a NUL (KSYM_NAME_LEN is 512; most names have about
 /// 30).
@@ -11,7 +11,8 @@ pub const KERNEL_NAME_BYTES: usize = 256;
 /// Deepest stack, kernel and user each.
 pub const FRAMES_MAX: usize = 127;
 
-/// The head of a sample. `kernel_len` bytes of kernel addresses follow, then `user_len` bytes of user addresses, then
+/// The head of a sample. `kernel_len` bytes of kernel addresses follow, then `user_len` bytes of user frames
+/// ([`crate::FrameWord`]), then
 /// `python_len` bytes of Python frames; all of them innermost first. A Python frame is two words: the address of the
 /// code object, and the position in the code with [`crate::PYTHON_ENTRY`].
 #[repr(C)]
@@ -35,6 +36,12 @@ pub struct Sample {
     pub unused: u32,
     /// Added to an address in that file's code it gives the offset in the file (`Mapping::to_offset`).
     pub python_to_offset: u64,
+    /// The file of the user frame whose number is 0. There is at most one, the outermost: a file without a number has no
+    /// table, and ends the stack.
+    pub file: FileKey,
+    /// Distinguishes the programs that a process has run (exec): where its stack begins
+    /// (`mm_struct.start_stack`, which is random), as in `/proc/PID/stat`. 0: not known.
+    pub image: u64,
 }
 
-const _: () = assert!(size_of::<Sample>() == 80);
+const _: () = assert!(size_of::<Sample>() == 112);

@@ -44,6 +44,8 @@ pub struct OomRecord {
     /// 1: marked without a SIGKILL of its own. The kernel only gave it access to memory reserves, so that it ends
     /// sooner.
     pub already_dying: u32,
+    /// [`crate::Sample::image`] of the trigger.
+    pub image: u64,
     pub kernel: [u64; OOM_KERNEL_FRAMES],
     pub user: [BuildIdFrame; OOM_USER_FRAMES],
     /// Names from the victim's memory cgroup up to the root, which has an empty name. The cgroup may be removed before
@@ -52,4 +54,4 @@ pub struct OomRecord {
 }
 
 const _: () = assert!(size_of::<BuildIdFrame>() == 32);
-const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 64 * 8 + 64 * 32 + 8 * 96);
+const _: () = assert!(size_of::<OomRecord>() == 8 + 80 + 32 + 16 + 8 + 64 * 8 + 64 * 32 + 8 * 96);

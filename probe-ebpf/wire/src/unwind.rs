@@ -37,6 +37,8 @@ pub struct FileKey {
 impl FileKey {
     /// Stands for the vDSO, which is no file.
     pub const VDSO: FileKey = FileKey { inode: 0, size: 0, device: u32::MAX, changed: 0 };
+    /// No file.
+    pub const NONE: FileKey = FileKey { inode: 0, size: 0, device: 0, changed: 0 };
 }
 
 /// `Table::state`: no table yet; user space has been asked for one.
@@ -63,6 +65,74 @@ pub struct Table {
     pub used: u32,
     /// Number of the file's [`crate::PythonLayout`]; 0: it is no Python interpreter.
     pub python: u32,
+    /// The file's number in frames ([`FrameWord`]); 0: user space has not given it one yet.
+    pub number: u32,
+}
+
+impl Table {
+    /// No table yet.
+    pub const ASKED: Table = Table {
+        state: TABLE_ASKED,
+        slab: 0,
+        first: 0,
+        first_page: 0,
+        pages: 0,
+        used: 0,
+        python: 0,
+        number: 0,
+    };
+}
+
+/// A user frame as a sample has it: where the code lies, in one word. An address means different files over time (exec,
+/// dlopen, dlclose), so the kernel side writes the file that it found behind the address, and the offset in it.
+///
+/// ```text
+/// 1 | number of the file: 23 bits | offset in the file: 40 bits
+/// 0 | 1 | address of code without a file: 62 bits
+/// 0 | 0 | address, of which only the process is known: 62 bits
+/// ```
+///
+/// A file's offset and an address without a file are those of the code that was running: in the instruction that calls,
+/// if the frame has called another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameWord {
+    /// The number is 0 if user space has not given the file one yet; then [`crate::Sample::file`] is the file.
+    File {
+        number: u32,
+        offset: u64,
+    },
+    Anonymous(u64),
+    /// From the kernel's own walk along frame pointers. All but the innermost are return addresses.
+    Address(u64),
+}
+
+/// The vDSO's number ([`FileKey::VDSO`]).
+pub const VDSO_NUMBER: u32 = 1;
+
+impl FrameWord {
+    pub const FILE: u64 = 1 << 63;
+    pub const ANONYMOUS: u64 = 1 << 62;
+    pub const NUMBER_SHIFT: u32 = 40;
+    pub const OFFSET_MASK: u64 = (1 << Self::NUMBER_SHIFT) - 1;
+    /// Files can have the numbers from 1 to this one.
+    pub const NUMBER_MAX: u32 = (1 << 23) - 1;
+
+    pub fn from_word(word: u64) -> FrameWord {
+        if word & Self::FILE != 0 {
+            let number = (word >> Self::NUMBER_SHIFT) as u32 & Self::NUMBER_MAX;
+            FrameWord::File { number, offset: word & Self::OFFSET_MASK }
+        } else if word & Self::ANONYMOUS != 0 {
+            FrameWord::Anonymous(word & !Self::ANONYMOUS)
+        } else {
+            FrameWord::Address(word)
+        }
+    }
+
+    /// The word of an offset in a file.
+    #[inline(always)]
+    pub const fn file(number: u32, offset: u64) -> u64 {
+        Self::FILE | (number as u64) << Self::NUMBER_SHIFT | offset & Self::OFFSET_MASK
+    }
 }
 
 /// A directory's entry: `slab << 48 | first row << 24 | rows`; 0: no rule in that page.
@@ -101,6 +171,10 @@ pub const KIND_INDEXED: u8 = 5;
 pub const KIND_PLT: u8 = 6;
 /// A signal frame: the registers of the interrupted code are on the stack.
 pub const KIND_SIGNAL: u8 = 7;
+/// A function that has switched to another stack, where its caller is not. The caller is at the frame pointer that the
+/// function kept: in its register ([`FP_SAME`]), or where the function that it called has saved it ([`FP_AT_SP`]).
+/// A frame pointer of 0 ends the stack: it is complete if `extra` is 1.
+pub const KIND_SWITCH: u8 = 8;
 
 /// [`Rule::ra`]: the return address is at CFA + ra_offset; any other value is a register's number + 1.
 pub const RA_AT_CFA: u8 = 0;
@@ -175,11 +249,15 @@ pub enum End {
     NoProgress = 11,
     /// Deeper than `FRAMES_MAX`.
     Truncated = 12,
+    /// The code had switched to another stack, and where it came from is not known.
+    StackSwitch = 13,
+    /// The return address is 0, in a function that is not known to be the outermost.
+    NoCaller = 14,
 }
 
 impl End {
     /// By index.
-    pub const ALL: [End; 13] = [
+    pub const ALL: [End; 15] = [
         End::Complete,
         End::NoUser,
         End::FramePointers,
@@ -193,6 +271,8 @@ impl End {
         End::Unreadable,
         End::NoProgress,
         End::Truncated,
+        End::StackSwitch,
+        End::NoCaller,
     ];
 }
 
@@ -249,6 +329,28 @@ impl UnwindLayout {
 }
 
 const _: () = assert!(size_of::<FileKey>() == 24);
-const _: () = assert!(size_of::<Table>() == 28);
+const _: () = assert!(size_of::<Table>() == 32);
 const _: () = assert!(size_of::<Rule>() == 20);
 const _: () = assert!(size_of::<TableRequest>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_read_as_it_was_written() {
+        let all = [
+            FrameWord::File { number: 0, offset: 0 },
+            FrameWord::File { number: FrameWord::NUMBER_MAX, offset: FrameWord::OFFSET_MASK },
+            FrameWord::File { number: 7, offset: 0x1234 },
+        ];
+        for frame in all {
+            let FrameWord::File { number, offset } = frame else { unreachable!() };
+            assert_eq!(FrameWord::from_word(FrameWord::file(number, offset)), frame);
+        }
+        // The highest address of a machine with five levels of page tables.
+        let highest = (1 << 56) - 1;
+        assert_eq!(FrameWord::from_word(highest), FrameWord::Address(highest));
+        assert_eq!(FrameWord::from_word(highest | FrameWord::ANONYMOUS), FrameWord::Anonymous(highest));
+    }
+}

@@ -114,7 +114,8 @@ impl AlwaysOn {
         let codes = PythonFunctions::new(interpreters, &options.helpers.openers);
         let (queue, messages) = std::sync::mpsc::sync_channel(QUEUE);
         let files_for = FILES_FOR * options.every;
-        let symbolizer = Symbolizer::with_limit(&options.helpers, FILES);
+        let numbers = builder.as_ref().map(TableBuilder::numbers).unwrap_or_default();
+        let symbolizer = Symbolizer::with_limit(&options.helpers, FILES).with_numbers(numbers);
         std::thread::Builder::new()
             .name("profile".into())
             .spawn(move || count(&messages, symbolizer, codes, files_for))

@@ -22,7 +22,7 @@ use podopsy_probes::{CpuMaps, CpuProbeOptions, ProbeOptions, Probes};
 use podopsy_stacks::Helpers;
 use podopsy_stacks::aggregate::{Aggregator, RawSample};
 use podopsy_stacks::python::PythonFunctions;
-use podopsy_stacks::symbolize::Symbolizer;
+use podopsy_stacks::symbolize::{ProgramImage, Symbolizer};
 use podopsy_stacks::unwind::{self, PrebuildScope, TableBuilder};
 
 pub use podopsy_probes::Scope;
@@ -79,7 +79,9 @@ pub async fn profile(
     let counted = Arc::new(AtomicU64::new(0));
     let interpreters = builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default();
     let codes = PythonFunctions::new(interpreters, &options.helpers.openers);
-    let aggregation = aggregate(received, counted.clone(), codes, Symbolizer::new(&options.helpers))?;
+    let numbers = builder.as_ref().map(TableBuilder::numbers).unwrap_or_default();
+    let symbolizer = Symbolizer::new(&options.helpers).with_numbers(numbers);
+    let aggregation = aggregate(received, counted.clone(), codes, symbolizer)?;
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
@@ -197,7 +199,7 @@ fn aggregate(
 
 /// A sample as the aggregator takes it, with the names of Python's frames.
 fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut PythonFunctions) -> RawSample<'a> {
-    let Stack { task, kernel, user, end, end_frame, python } = stack;
+    let Stack { task, kernel, user, file, image, end, end_frame, python } = stack;
     RawSample {
         pid: task.pid,
         tid: task.tid,
@@ -205,6 +207,8 @@ fn raw_sample<'a>(stack: &'a Stack, codes: &'a mut PythonFunctions) -> RawSample
         cgroup_id: task.cgroup_id,
         kernel,
         user,
+        file: *file,
+        image: ProgramImage(*image),
         end: *end,
         end_frame: *end_frame,
         python: codes.pack_frames(task, python),

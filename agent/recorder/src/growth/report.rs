@@ -77,6 +77,10 @@ fn frames(stack: &GrowthStack, symbolizer: &mut Symbolizer) -> Vec<GrowthFrame> 
     let mut ended_in = None;
     for (depth, &place) in stack.places.iter().enumerate() {
         let frames = symbolizer.frames_at(place);
+        if place.ends_stack() {
+            out.extend(frames.iter().map(shorten));
+            return out;
+        }
         if depth == stack.end_frame as usize {
             ended_in = frames.last().and_then(|frame| frame.module.clone());
         }
@@ -123,8 +127,8 @@ mod tests {
 
     use super::*;
     use crate::growth::GrowthWindow;
-    use podopsy_stacks::symbolize::{CodeLocation, UserAddress};
-    use podopsy_stacks::{Helpers, StackLossReason};
+    use podopsy_stacks::symbolize::{CodeLocation, ProgramImage, UserAddress};
+    use podopsy_stacks::Helpers;
 
     const S: u64 = 1_000_000_000;
 
@@ -135,7 +139,7 @@ mod tests {
     }
 
     fn own(symbolizer: &mut Symbolizer, address: u64) -> CodeLocation {
-        let place = symbolizer.locate(UserAddress { pid: std::process::id(), address, is_return: false });
+        let place = symbolizer.locate(UserAddress { pid: std::process::id(), image: ProgramImage::UNKNOWN, address, is_return: false });
         assert!(matches!(place, CodeLocation::File { .. }), "{place:?}");
         place
     }
@@ -186,7 +190,7 @@ mod tests {
     fn a_profile_is_short_and_counts_what_it_leaves_out() {
         let mut symbolizer = Symbolizer::new(&Helpers::in_threads());
         let mut window = GrowthWindow::default();
-        let place = |address| CodeLocation::Unmapped { address, reason: StackLossReason::ProcessUnknown };
+        let place = |address| CodeLocation::Anonymous { pid: 1, image: ProgramImage::UNKNOWN, address };
         for number in 0..50 {
             let places: Box<[_]> = (0..100).map(|depth| place(number * 1000 + depth)).collect();
             let stack = GrowthStack { places, end: End::Truncated, end_frame: 99 };

@@ -7,6 +7,7 @@ use podopsy_decode::{self as decode, BadRecord, OomDecoded};
 use podopsy_model::Losses;
 use podopsy_probes::OomMaps;
 use podopsy_stacks::Helpers;
+use podopsy_stacks::symbolize::ProgramImage;
 
 use super::OomExaminer;
 use super::instruments::OomInstruments;
@@ -72,6 +73,7 @@ impl OomReader {
         let stack = UnnamedStack {
             pid: kill.trigger.pid,
             start_ns: kill.trigger.start_ns,
+            image: ProgramImage(kill.image),
             kernel: std::mem::take(&mut kill.kernel),
             user: std::mem::take(&mut kill.user),
         };

@@ -160,10 +160,12 @@ impl QueueState {
 
 #[cfg(test)]
 mod tests {
+    use podopsy_stacks::symbolize::ProgramImage;
+
     use super::*;
 
     fn stack(pid: u32) -> UnnamedStack {
-        UnnamedStack { pid, start_ns: 0, kernel: Vec::new(), user: Vec::new() }
+        UnnamedStack { pid, start_ns: 0, image: ProgramImage::UNKNOWN, kernel: Vec::new(), user: Vec::new() }
     }
 
     /// Adds `count` stacks of a container, and returns those that were accepted.

@@ -9,7 +9,7 @@ use podopsy_wire::BuildIdFrame;
 use super::stack_queue::{NamesReceiver, NoRequest, Request, StackQueue};
 use podopsy_model::profile::Frame;
 use podopsy_stacks::Helpers;
-use podopsy_stacks::symbolize::{CodeLocation, Symbolizer, UserAddress};
+use podopsy_stacks::symbolize::{CodeLocation, ProgramImage, Symbolizer, UserAddress};
 use podopsy_system::heap;
 
 /// Files held open: kills are few, and seldom of many programs at once.
@@ -31,6 +31,8 @@ pub(crate) struct UnnamedStack {
     pub pid: u32,
     /// When the process started: the pid alone may be used again.
     pub start_ns: u64,
+    /// Which of the process's programs it is of.
+    pub image: ProgramImage,
     pub kernel: Vec<u64>,
     pub user: Vec<BuildIdFrame>,
 }
@@ -165,11 +167,13 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
                 address,
                 is_return,
             )),
-            2 => user.extend_from_slice(&symbolizer.user_frames(UserAddress {
-                pid: stack.pid,
-                address,
-                is_return,
-            })),
+            2 => {
+                let address = UserAddress { pid: stack.pid, image: stack.image, address, is_return };
+                user.extend_from_slice(&symbolizer.user_frames(address));
+                if symbolizer.locate(address).ends_stack() {
+                    break;
+                }
+            }
             _ => {}
         }
     }
@@ -183,7 +187,12 @@ fn user_locations(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> Vec<Code
         1 => symbolizer
             .locate_build_id(stack.pid, &frame.build_id, frame.offset, i > 0)
             .map(|(location, _)| location),
-        2 => Some(symbolizer.locate(UserAddress { pid: stack.pid, address: frame.offset, is_return: i > 0 })),
+        2 => Some(symbolizer.locate(UserAddress {
+            pid: stack.pid,
+            image: stack.image,
+            address: frame.offset,
+            is_return: i > 0,
+        })),
         _ => None,
     };
     frames.filter_map(locate).collect()

@@ -18,6 +18,8 @@ pub fn incomplete_reason(end: End) -> Option<&'static str> {
         End::Unreadable => "stack_unreadable",
         End::NoProgress => "stack_not_ascending",
         End::Truncated => "too_deep",
+        End::StackSwitch => "stack_switch",
+        End::NoCaller => "no_return_address",
     })
 }
 
@@ -36,6 +38,8 @@ pub fn missing_part(end: End, module: Option<&str>) -> Option<String> {
         End::Unreadable => format!("stack memory not readable below {module}"),
         End::NoProgress => format!("stack does not ascend below {module}"),
         End::Truncated => "deeper than 127 frames".to_owned(),
+        End::StackSwitch => format!("{module} has switched to another stack"),
+        End::NoCaller => format!("return address of 0 below {module}"),
     };
     Some(format!("[unwind: {text}]"))
 }

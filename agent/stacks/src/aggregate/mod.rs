@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use podopsy_wire::{End, PythonEnd};
+use podopsy_wire::{End, FileKey, PythonEnd};
 
 pub use incomplete::{incomplete_reason, missing_part};
 use names::FrameNames;
@@ -27,7 +27,7 @@ use stack::{head, kernel_addresses, user_addresses};
 
 use crate::StackLossReason;
 use crate::python::{PackedFrame, PythonFunctions};
-use crate::symbolize::{Symbolizer, lookup_address};
+use crate::symbolize::{ProgramImage, Symbolizer, lookup_address};
 use podopsy_model::owner::Owner;
 use podopsy_model::profile::{Completeness, Frame, Mapping, Sample};
 
@@ -51,8 +51,12 @@ pub struct RawSample<'a> {
     pub cgroup_id: u64,
     /// Kernel addresses, innermost first; empty if user space was interrupted.
     pub kernel: &'a [u64],
-    /// User addresses, innermost first; empty for a kernel thread, or if unwinding failed.
+    /// User frames ([`podopsy_wire::FrameWord`]), innermost first; empty for a kernel thread, or if unwinding failed.
     pub user: &'a [u64],
+    /// The file of the user frame that has no number.
+    pub file: FileKey,
+    /// Which of the process's programs was sampled.
+    pub image: ProgramImage,
     /// Why the user stack ended, and the index of the frame where it ended.
     pub end: End,
     pub end_frame: u32,
@@ -65,6 +69,7 @@ pub struct RawSample<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct SampleKey {
     pid: u32,
+    image: ProgramImage,
     tid: u32,
     thread: Comm,
     /// The leader's name at the time of the sample: the process may exec later.
@@ -75,6 +80,7 @@ struct SampleKey {
 
 #[derive(Clone, Copy, Debug)]
 struct SampledProcess {
+    image: ProgramImage,
     leader: Comm,
     names: u32,
 }
@@ -125,7 +131,7 @@ impl Aggregator {
         self.scratch.clear();
         self.scratch.push(head(sample));
         self.scratch.extend_from_slice(sample.kernel);
-        self.scratch.extend_from_slice(sample.user);
+        self.scratch.extend(sample.user.iter().map(|&word| symbolizer.with_number(word, &sample.file)));
         self.scratch.extend_from_slice(sample.python);
         let has_capacity = self.counts.len() < self.max_stacks;
         let stack = match self.stacks.get(self.scratch.as_slice()) {
@@ -133,13 +139,15 @@ impl Aggregator {
             None if has_capacity => {
                 let stack = u32::try_from(self.stacks.len()).unwrap_or(u32::MAX);
                 self.stacks.insert(self.scratch.as_slice().into(), stack);
-                symbolizer.refresh_mappings(sample.pid, sample.user);
+                let user = &self.scratch[1 + sample.kernel.len()..][..sample.user.len()];
+                symbolizer.hold_files_of(user);
+                symbolizer.refresh_mappings(sample.pid, sample.image, sample.user);
                 Some(stack)
             }
             None => None,
         };
-        let RawSample { pid, tid, thread_comm: thread, cgroup_id: cgroup, .. } = *sample;
-        let key = stack.map(|stack| SampleKey { pid, tid, thread, leader, cgroup, stack });
+        let RawSample { pid, image, tid, thread_comm: thread, cgroup_id: cgroup, .. } = *sample;
+        let key = stack.map(|stack| SampleKey { pid, image, tid, thread, leader, cgroup, stack });
         if let Some(count) = key.and_then(|key| self.counts.get_mut(&key)) {
             *count += 1;
         } else if let Some(key) = key.filter(|_| has_capacity) {
@@ -227,10 +235,10 @@ impl Aggregator {
     /// Looks up all addresses together, so that each file's symbols are read once.
     fn look_up_addresses(&self, symbolizer: &mut Symbolizer) {
         let stacks = self.stacks_by_number();
-        let process_stack = |key: &SampleKey| (key.pid, stacks[key.stack as usize]);
-        let distinct: HashSet<(u32, &[u64])> = self.counts.keys().map(process_stack).collect();
+        let process_stack = |key: &SampleKey| ((key.pid, key.image), stacks[key.stack as usize]);
+        let distinct: HashSet<((u32, ProgramImage), &[u64])> = self.counts.keys().map(process_stack).collect();
         let kernel = distinct.iter().flat_map(|(_, stack)| kernel_addresses(stack));
-        symbolizer.look_up_all(kernel, distinct.iter().flat_map(|&(pid, stack)| user_addresses(pid, stack)));
+        symbolizer.look_up_all(kernel, distinct.iter().flat_map(|&(program, stack)| user_addresses(program, stack)));
     }
 
     fn name_samples(
@@ -247,7 +255,7 @@ impl Aggregator {
             .counts
             .iter()
             .map(|(key, &count)| Sample {
-                stack: names.frames(key.pid, stacks[key.stack as usize], count),
+                stack: names.frames((key.pid, key.image), stacks[key.stack as usize], count),
                 count,
                 pid: key.pid,
                 tid: key.tid,
@@ -282,12 +290,18 @@ impl Aggregator {
                 symbolizer.add_process(sample.pid);
                 let leader =
                     if is_leader { None } else { read_comm(sample.pid) }.unwrap_or(sample.thread_comm);
-                self.processes.insert(sample.pid, SampledProcess { leader, names: 1 });
+                let image = sample.image;
+                self.processes.insert(sample.pid, SampledProcess { image, leader, names: 1 });
                 leader
             }
-            // A new name indicates an exec, which maps other files at other addresses.
-            Some(process) if is_leader && process.leader != sample.thread_comm => {
-                process.leader = sample.thread_comm;
+            // After an exec other files are mapped at other addresses. A new name indicates it where the program is not known.
+            Some(process)
+                if process.image != sample.image || (is_leader && process.leader != sample.thread_comm) =>
+            {
+                if is_leader {
+                    process.leader = sample.thread_comm;
+                }
+                process.image = sample.image;
                 process.names += 1;
                 if process.names <= MAX_NAMES {
                     symbolizer.add_process(sample.pid);

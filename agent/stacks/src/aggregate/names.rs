@@ -9,7 +9,7 @@ use super::incomplete::missing_part;
 use super::stack::{StackParts, kernel_addresses, parts, split, user_addresses};
 use super::{Comm, marker_frame};
 use crate::python::{CallFrames, PythonFunctions, PythonStack, is_interpreter_frame};
-use crate::symbolize::{Symbolizer, UserAddress};
+use crate::symbolize::{ProgramImage, Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;
 
@@ -17,13 +17,14 @@ use podopsy_model::text;
 pub(super) struct FrameNames<'a> {
     pub symbolizer: &'a mut Symbolizer,
     pub functions: &'a mut PythonFunctions,
-    pub user: HashMap<UserAddress, Arc<[Frame]>>,
+    /// With whether the address leads to no code.
+    pub user: HashMap<UserAddress, (Arc<[Frame]>, bool)>,
     pub texts: HashMap<Comm, Arc<str>>,
 }
 
 impl FrameNames<'_> {
     /// The frames of a stack `[head, kernel…, user…, python…]` that was sampled `count` times.
-    pub fn frames(&mut self, pid: u32, stack: &[u64], count: u64) -> Vec<Frame> {
+    pub fn frames(&mut self, program: (u32, ProgramImage), stack: &[u64], count: u64) -> Vec<Frame> {
         let Some((&head, addresses)) = stack.split_first() else { return vec![marker_frame("[no stack]")] };
         let parts = parts(head);
         let [.., python] = split(&parts, addresses);
@@ -32,11 +33,7 @@ impl FrameNames<'_> {
         for (address, is_return) in kernel_addresses(stack) {
             frames.extend_from_slice(&self.symbolizer.kernel_frames(address, is_return));
         }
-        let named = |address| {
-            let named = self.user.entry(address).or_insert_with(|| self.symbolizer.user_frames(address));
-            Arc::clone(named)
-        };
-        let native: Vec<Arc<[Frame]>> = user_addresses(pid, stack).map(named).collect();
+        let (native, stop) = self.native_frames(program, stack);
         let ended_in =
             native.get(end_frame).and_then(|named| named.last()).and_then(|frame| frame.module.clone());
         let is_interpreter = |named: &Arc<[Frame]>| named.last().is_some_and(is_interpreter_frame);
@@ -69,11 +66,37 @@ impl FrameNames<'_> {
                 _ => frames.extend_from_slice(named),
             }
         }
-        frames.extend(missing_part(end, ended_in.as_deref()).map(|text| marker_frame(&text)));
+        match stop {
+            Some(stop) => frames.extend_from_slice(&stop),
+            None => {
+                frames.extend(missing_part(end, ended_in.as_deref()).map(|text| marker_frame(&text)));
+            }
+        }
         if frames.is_empty() {
             frames.push(marker_frame("[no stack]"));
         }
         frames
+    }
+
+    /// The user frames, each with the functions that are inlined into it, up to the first address that leads to no code; and
+    /// the frame that stands for that address and its callers.
+    fn native_frames(
+        &mut self,
+        program: (u32, ProgramImage),
+        stack: &[u64],
+    ) -> (Vec<Arc<[Frame]>>, Option<Arc<[Frame]>>) {
+        let mut native = Vec::new();
+        for address in user_addresses(program, stack) {
+            let named = self.user.entry(address).or_insert_with(|| {
+                let frames = self.symbolizer.user_frames(address);
+                (frames, self.symbolizer.locate(address).ends_stack())
+            });
+            if named.1 {
+                return (native, Some(Arc::clone(&named.0)));
+            }
+            native.push(Arc::clone(&named.0));
+        }
+        (native, None)
     }
 
     pub fn text(&mut self, comm: &Comm) -> Arc<str> {

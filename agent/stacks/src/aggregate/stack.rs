@@ -1,9 +1,9 @@
 //! A stack as it is counted: one slice of numbers, `[head, kernel…, user…, python…]`, which is the key of a map.
 
-use podopsy_wire::{End, PythonEnd};
+use podopsy_wire::{End, FrameWord, PythonEnd};
 
 use super::RawSample;
-use crate::symbolize::UserAddress;
+use crate::symbolize::{ProgramImage, UserAddress};
 
 /// The first number of a stack: how many of its addresses are of the kernel and of user space (at most 127 each), and
 /// how the user part and Python's part ended.
@@ -54,8 +54,16 @@ pub(super) fn kernel_addresses(stack: &[u64]) -> impl Iterator<Item = (u64, bool
     native_parts(stack)[0].iter().enumerate().map(|(depth, &address)| (address, depth > 0))
 }
 
-/// The user's addresses.
-pub(super) fn user_addresses(pid: u32, stack: &[u64]) -> impl Iterator<Item = UserAddress> {
-    let at = move |(depth, &address): (usize, &u64)| UserAddress { pid, address, is_return: depth > 0 };
+/// The user's frames. A file is the same one in every process.
+pub(super) fn user_addresses(
+    (pid, image): (u32, ProgramImage),
+    stack: &[u64],
+) -> impl Iterator<Item = UserAddress> {
+    let at = move |(depth, &address): (usize, &u64)| match FrameWord::from_word(address) {
+        FrameWord::File { .. } => {
+            UserAddress { pid: 0, image: ProgramImage::UNKNOWN, address, is_return: false }
+        }
+        _ => UserAddress { pid, image, address, is_return: depth > 0 },
+    };
     native_parts(stack)[1].iter().enumerate().map(at)
 }

@@ -18,6 +18,8 @@ fn sample<'a>(tid: u32, user: &'a [u64]) -> RawSample<'a> {
         cgroup_id: 7,
         kernel: &[],
         user,
+        file: FileKey::NONE,
+        image: ProgramImage::UNKNOWN,
         end: End::Complete,
         end_frame: 0,
         python: &[],

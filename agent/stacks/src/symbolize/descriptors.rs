@@ -37,7 +37,7 @@ fn lower_file(file: &FileHandle, filesystem: FilesystemKind) -> Option<LowerFile
 
 #[derive(Debug)]
 struct OpenFile {
-    file: FileHandle,
+    file: Arc<FileHandle>,
     /// None if the file is on no overlay, and so never shared.
     lower: Option<LowerFile>,
     described: Arc<FileDescription>,
@@ -80,7 +80,7 @@ impl Descriptors {
     /// Holds `file` open.
     pub fn hold(
         &mut self,
-        file: FileHandle,
+        file: Arc<FileHandle>,
         described: Arc<FileDescription>,
         filesystem: FilesystemKind,
     ) -> Descriptor {
@@ -89,7 +89,7 @@ impl Descriptors {
     }
 
     /// Holds a file that is never closed.
-    pub fn pin(&mut self, file: FileHandle, described: Arc<FileDescription>) -> Descriptor {
+    pub fn pin(&mut self, file: Arc<FileHandle>, described: Arc<FileDescription>) -> Descriptor {
         self.insert(OpenFile { file, lower: None, described, last_used: None })
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use podopsy_opener::Openers;
+use podopsy_wire::FileKey;
 use podopsy_worker::{
     Failure, FileDescription, FileHandle, Layout, NamedFiles, Nameless, Parser, Symbol, Tenant,
 };
@@ -18,6 +19,7 @@ use podopsy_worker::{
 use super::descriptors::{Descriptor, DescriptorId, Descriptors};
 use super::maps::{Area, FilesystemKind};
 use super::{debug_file, hex, open};
+use crate::unwind::file_key;
 use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::Mapping;
 use podopsy_model::text::escape_bytes;
@@ -108,17 +110,20 @@ struct KnownFile {
     /// Start, end and file offset of the first mapping.
     mapping: (u64, u64, u64),
     last_used: u64,
-    key: FileKey,
+    key: MappedKey,
+    /// The file as the kernel side knows it, unless it lies below an overlay.
+    kernel_key: Option<FileKey>,
 }
 
 /// Device and inode, as the kernel shows them for a mapping. While podopsy holds the file open by them, no other file
 /// can get the same.
-type FileKey = ((u32, u32), u64);
+type MappedKey = ((u32, u32), u64);
 
 #[derive(Debug, Default)]
 pub(super) struct FileTable {
     known: HashMap<FileId, KnownFile>,
-    by_key: HashMap<FileKey, FileId>,
+    by_key: HashMap<MappedKey, FileId>,
+    by_kernel_key: HashMap<FileKey, FileId>,
     descriptors: Descriptors,
     next: FileId,
     /// Counts uses, to find the least recently used file.
@@ -160,19 +165,90 @@ impl FileTable {
         losses: &mut StackLosses,
     ) -> FileId {
         let area = mapped.area;
-        let key = (area.device, area.inode);
         self.clock += 1;
-        // A shared descriptor does not keep this device and inode: they may belong to another file by now.
-        if let Some(&id) = self.by_key.get(&key)
-            && let Some(known) = self.known.get_mut(&id)
-            && let Opened::Held(descriptor) = known.opened
-            && descriptor.is_exact
-            && self.descriptors.touch(descriptor)
-        {
-            known.last_used = self.clock;
+        if let Some(id) = self.open_entry(area) {
             return id;
         }
-        let (opened, described) = self.open_mapped(mapped, helpers, losses);
+        let process = (mapped.pid, mapped.tenant);
+        match open::mapped_file(helpers.openers, process, area, mapped.filesystem) {
+            Ok(file) => self.hold(mapped, Arc::new(file), helpers, losses),
+            Err(reason) => {
+                losses.add(reason, 1);
+                self.insert(mapped, (Opened::Refused(Unnamed::Lost(reason)), Arc::default()), losses)
+            }
+        }
+    }
+
+    /// The entry of a file that another thread has opened by its mapping.
+    pub fn add_opened(
+        &mut self,
+        mapped: &MappedFile<'_>,
+        file: Arc<FileHandle>,
+        helpers: &mut FileHelpers<'_>,
+        losses: &mut StackLosses,
+    ) -> FileId {
+        self.clock += 1;
+        if let Some(id) = self.open_entry(mapped.area) {
+            return id;
+        }
+        self.hold(mapped, file, helpers, losses)
+    }
+
+    fn hold(
+        &mut self,
+        mapped: &MappedFile<'_>,
+        file: Arc<FileHandle>,
+        helpers: &mut FileHelpers<'_>,
+        losses: &mut StackLosses,
+    ) -> FileId {
+        let kernel_key = file_key(&file, mapped.area);
+        let opened = self.describe(mapped, file, helpers, losses);
+        let id = self.insert(mapped, opened, losses);
+        self.set_kernel_key(id, kernel_key);
+        id
+    }
+
+    fn set_kernel_key(&mut self, id: FileId, key: FileKey) {
+        let Some(known) = self.known.get_mut(&id) else { return };
+        if let Some(before) = known.kernel_key.replace(key)
+            && self.by_kernel_key.get(&before) == Some(&id)
+        {
+            self.by_kernel_key.remove(&before);
+        }
+        self.by_kernel_key.insert(key, id);
+    }
+
+    /// The entry of a file as the kernel side knows it.
+    pub fn by_kernel_key(&self, key: &FileKey) -> Option<FileId> {
+        self.by_kernel_key.get(key).copied()
+    }
+
+    /// Whether the entry has not been forgotten.
+    pub fn is_known(&self, id: FileId) -> bool {
+        self.known.contains_key(&id)
+    }
+
+    /// The entry that holds the very file behind a mapping open.
+    fn open_entry(&mut self, area: &Area) -> Option<FileId> {
+        let id = *self.by_key.get(&(area.device, area.inode))?;
+        let known = self.known.get_mut(&id)?;
+        let Opened::Held(descriptor) = known.opened else { return None };
+        // A shared descriptor does not keep this device and inode: they may belong to another file by now.
+        if !descriptor.is_exact || !self.descriptors.touch(descriptor) {
+            return None;
+        }
+        known.last_used = self.clock;
+        Some(id)
+    }
+
+    fn insert(
+        &mut self,
+        mapped: &MappedFile<'_>,
+        (opened, described): (Opened, Arc<FileDescription>),
+        losses: &mut StackLosses,
+    ) -> FileId {
+        let area = mapped.area;
+        let key = (area.device, area.inode);
         let name = file_name(area.file_path());
         // The file was evicted or refused before. If name and layout are the same, the entry is used again.
         if let Some(&id) = self.by_key.get(&key)
@@ -196,6 +272,7 @@ impl FileTable {
             mapping: (area.start, area.end, area.offset),
             last_used: self.clock,
             key,
+            kernel_key: None,
         };
         self.known.insert(id, known);
         self.by_key.insert(key, id);
@@ -203,21 +280,15 @@ impl FileTable {
         id
     }
 
-    fn open_mapped(
+    /// Holds an opened file, with what its headers contain.
+    fn describe(
         &mut self,
         mapped: &MappedFile<'_>,
+        file: Arc<FileHandle>,
         helpers: &mut FileHelpers<'_>,
         losses: &mut StackLosses,
     ) -> (Opened, Arc<FileDescription>) {
         let refused = |unnamed| (Opened::Refused(unnamed), Arc::default());
-        let process = (mapped.pid, mapped.tenant);
-        let file = match open::mapped_file(helpers.openers, process, mapped.area, mapped.filesystem) {
-            Ok(file) => file,
-            Err(reason) => {
-                losses.add(reason, 1);
-                return refused(Unnamed::Lost(reason));
-            }
-        };
         if let Some((descriptor, described)) = self.descriptors.shared(&file, mapped.filesystem) {
             return (Opened::Held(descriptor), described);
         }
@@ -248,7 +319,7 @@ impl FileTable {
         let known = KnownFile {
             name: name.into(),
             build_id: build_id_text(&described.layout),
-            opened: Opened::Held(self.descriptors.pin(file, Arc::clone(&described))),
+            opened: Opened::Held(self.descriptors.pin(Arc::new(file), Arc::clone(&described))),
             described,
             unnamed: None,
             tenant: 0,
@@ -256,6 +327,7 @@ impl FileTable {
             last_used: PINNED,
             // No device has this number, so that no mapping is taken for the image.
             key: ((u32::MAX, u32::MAX), u64::from(id)),
+            kernel_key: None,
         };
         self.known.insert(id, known);
         id
@@ -389,6 +461,18 @@ impl FileTable {
         Ok(found.symbols.into_iter().map(|symbol| symbol.map_err(Unnamed::from)).collect())
     }
 
+    fn forget(&mut self, id: FileId) {
+        let Some(known) = self.known.remove(&id) else { return };
+        if self.by_key.get(&known.key) == Some(&id) {
+            self.by_key.remove(&known.key);
+        }
+        if let Some(key) = known.kernel_key
+            && self.by_kernel_key.get(&key) == Some(&id)
+        {
+            self.by_kernel_key.remove(&key);
+        }
+    }
+
     fn keep_within_limits(&mut self, newest: FileId, losses: &mut StackLosses) {
         let newest_descriptor = self.known.get(&newest).and_then(|known| match known.opened {
             Opened::Held(descriptor) => Some(descriptor),
@@ -400,11 +484,7 @@ impl FileTable {
         while self.known.len() > self.limits.known {
             let others = self.known.iter().filter(|(id, known)| **id != newest && known.last_used != PINNED);
             let Some((&id, _)) = others.min_by_key(|(_, known)| known.last_used) else { break };
-            if let Some(known) = self.known.remove(&id)
-                && self.by_key.get(&known.key) == Some(&id)
-            {
-                self.by_key.remove(&known.key);
-            }
+            self.forget(id);
             losses.add(StackLossReason::FileEntriesForgotten, 1);
         }
     }

@@ -188,6 +188,9 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 pub struct ProcessStat {
     /// Clock ticks since boot (field 22). Together with the pid it identifies a process; a pid alone is reused.
     pub start_time: u64,
+    /// Where the stack of its first thread begins (field 28). The address is random for each program that the process starts
+    /// (exec). 0: not shown to this process.
+    pub start_stack: u64,
     /// `PF_KTHREAD` in the flags (field 9). A kernel thread has no user-space memory.
     pub is_kernel_thread: bool,
     /// The state of its first thread is R: on a CPU or waiting for one (field 3).
@@ -219,12 +222,14 @@ fn parse_stat(stat: &[u8]) -> Option<ProcessStat> {
     // The comm may contain spaces and parentheses, so fields are counted from the last parenthesis.
     let after = stat.iter().rposition(|&b| b == b')')? + 1;
     let fields = stat[after..].split(|&b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    let fields: Vec<&[u8]> = fields.take(20).collect();
+    let fields: Vec<&[u8]> = fields.take(26).collect();
     // Numbered as in proc(5). The state, field 3, is the first after the comm.
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |number| std::str::from_utf8(field(number)?).ok()?.parse::<u64>().ok();
     Some(ProcessStat {
         start_time: number(22)?,
+        // The kernel writes 1 into such fields where it may not show them.
+        start_stack: number(28).filter(|&address| address > 1).unwrap_or(0),
         is_kernel_thread: number(9)? & PF_KTHREAD != 0,
         is_running: field(3)? == b"R",
         cpu_ticks: number(14)?.saturating_add(number(15)?),
@@ -386,11 +391,11 @@ mod tests {
 
     #[test]
     fn a_comm_with_parentheses_does_not_shift_the_fields() {
-        let line = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 2129984 7 8 9 10 11 12 13 14 15 16 17 18 4711 20\n";
+        let line = b"7 (a) b) R 1 2 3) S 1 2 3 4 5 2129984 7 8 9 10 11 12 13 14 15 16 17 18 4711 20 21 22 23 24 7777\n";
         let stat = parse_stat(line).unwrap();
         assert_eq!(
             stat,
-            ProcessStat { start_time: 4711, is_kernel_thread: true, is_running: false, cpu_ticks: 11 + 12 }
+            ProcessStat { start_time: 4711, start_stack: 7777, is_kernel_thread: true, is_running: false, cpu_ticks: 11 + 12 }
         );
         assert_eq!(parse_stat(b"7 (a) S 1 2 3"), None);
         let own = super::stat(std::process::id()).unwrap();
@@ -399,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_process_with_enough_cpu_time_is_expected_in_samples() {
-        let stat = ProcessStat { start_time: 1000, is_kernel_thread: false, is_running: false, cpu_ticks: 9 };
+        let stat = ProcessStat { start_time: 1000, start_stack: 0, is_kernel_thread: false, is_running: false, cpu_ticks: 9 };
         // With one hundredth of a CPU, a hundred samples hit it once.
         assert!(
             stat.is_expected_in(100, 2000) && !stat.is_expected_in(99, 2000) && !stat.is_expected_in(0, 2000)

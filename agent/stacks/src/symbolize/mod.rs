@@ -26,33 +26,55 @@ mod processes;
 mod tests;
 pub(crate) mod vdso;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use cache::FrameCache;
 use descriptors::DescriptorId;
-use files::{FileHelpers, FileId, FileTable, Unnamed};
+use files::{FileHelpers, FileId, FileTable, MappedFile, Unnamed};
 use kernel::KernelSymbols;
 use podopsy_model::profile::{Frame, Mapping, file_name};
 use podopsy_opener::Openers;
+use podopsy_wire::{FileKey, FrameWord, VDSO_NUMBER};
 use podopsy_worker::{Parser, Symbol, SymbolFunction, Tenant};
 use processes::{FileOpener, ProcessTable};
 
-use crate::{Helpers, StackLossReason, StackLosses};
+use crate::file_numbers::NumberedFile;
+use crate::{FileNumbers, Helpers, StackLossReason, StackLosses};
 
+/// Numbers whose files are remembered; more than there are files.
+const MAX_NUMBERS: usize = 32 << 10;
 /// Bytes of cached frames: some 65,000 addresses of C++.
 const CACHED_BYTES: usize = 32 << 20;
 /// The same for a recorder that always runs.
 const CACHED_BYTES_ALWAYS_ON: usize = 6 << 20;
 
-/// A user-space address in a process, before symbolization.
+/// Distinguishes the programs that a process has run: [`podopsy_wire::Sample::image`]. Their addresses have nothing to do
+/// with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ProgramImage(pub u64);
+
+impl ProgramImage {
+    /// It is not known which program: it may be any.
+    pub const UNKNOWN: ProgramImage = ProgramImage(0);
+
+    /// Whether two may be the same program.
+    fn may_be(self, other: ProgramImage) -> bool {
+        self == other || self == Self::UNKNOWN || other == Self::UNKNOWN
+    }
+}
+
+/// A user frame of a sample, before symbolization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct UserAddress {
     /// Process id in the host's pid namespace.
     pub pid: u32,
+    pub image: ProgramImage,
+    /// A word of [`FrameWord`]; an address is one, too.
     pub address: u64,
-    /// False for the innermost frame of an interrupted stack, true for return addresses (looked up at address - 1).
+    /// For an address: false for the innermost frame of an interrupted stack, true for return addresses (looked up at
+    /// address - 1).
     pub is_return: bool,
 }
 
@@ -76,9 +98,10 @@ pub enum CodeLocation {
     /// In executable memory without a file: code made at run time.
     Anonymous {
         pid: u32,
+        image: ProgramImage,
         address: u64,
     },
-    /// In no known executable mapping.
+    /// In no known executable mapping, or in a file that was never opened.
     Unmapped {
         address: u64,
         reason: StackLossReason,
@@ -90,6 +113,8 @@ pub enum CodeLocation {
 pub struct Symbolizer {
     processes: ProcessTable,
     files: FileTable,
+    numbers: FileNumbers,
+    by_number: HashMap<u32, FileId>,
     openers: Openers,
     parser: Parser,
     kernel: KernelSymbols,
@@ -112,6 +137,8 @@ impl Symbolizer {
         Self {
             processes: ProcessTable::default(),
             files,
+            numbers: FileNumbers::default(),
+            by_number: HashMap::new(),
             openers: helpers.openers.clone(),
             parser: helpers.parsers.parser(),
             kernel: KernelSymbols::default(),
@@ -119,6 +146,57 @@ impl Symbolizer {
             cache: FrameCache::with_limit(cached_bytes),
             losses: StackLosses::default(),
         }
+    }
+
+    /// For frames whose files have numbers from `numbers`.
+    pub fn with_numbers(self, numbers: FileNumbers) -> Self {
+        Self { numbers, ..self }
+    }
+
+    /// The same frame, with the number of `file` if it has none.
+    pub fn with_number(&self, word: u64, file: &FileKey) -> u64 {
+        self.numbers.with_number(word, file)
+    }
+
+    /// Holds the files of frames open. Call with each new stack: the process may end or unmap them.
+    pub fn hold_files_of(&mut self, frames: &[u64]) {
+        for &word in frames {
+            if let FrameWord::File { number, .. } = FrameWord::from_word(word) {
+                self.file_of_number(number);
+            }
+        }
+    }
+
+    fn set_number(&mut self, number: u32, id: FileId) {
+        if self.by_number.len() >= MAX_NUMBERS {
+            self.by_number.retain(|_, id| self.files.is_known(*id));
+        }
+        self.by_number.insert(number, id);
+    }
+
+    /// The file with a number in frames; none if it was never opened.
+    fn file_of_number(&mut self, number: u32) -> Option<FileId> {
+        let known = self.by_number.get(&number).copied().filter(|id| self.files.is_known(*id));
+        if known.is_some_and(|id| self.files.is_held(id)) {
+            return known;
+        }
+        // Its process may have been looked at before, so that it is open already.
+        let by_key = self.numbers.key(number).and_then(|key| self.files.by_kernel_key(&key));
+        let opened = self.numbers.take_opened(number);
+        let id = match (by_key.filter(|id| self.files.is_held(*id)), opened) {
+            (Some(id), _) => id,
+            (None, Some(opened)) => self.hold_opened(opened),
+            (None, None) => known.or(by_key)?,
+        };
+        self.set_number(number, id);
+        Some(id)
+    }
+
+    fn hold_opened(&mut self, opened: NumberedFile) -> FileId {
+        let NumberedFile { file, pid, tenant, ref area, filesystem, .. } = opened;
+        let mapped = MappedFile { pid, tenant, area, filesystem };
+        let Self { files, openers, parser, losses, .. } = self;
+        files.add_opened(&mapped, file, &mut FileHelpers { openers, parser }, losses)
     }
 
     /// Reads a process's mappings and opens its executables while it lives. Call on first sight of a process, and when
@@ -147,26 +225,53 @@ impl Symbolizer {
         self.files.close_unused_since(since);
     }
 
-    /// Reads the mappings again if one of `addresses` is in none of them (dlopen), rate-limited per process. Call with
-    /// each new stack while the process may still live.
-    pub fn refresh_mappings(&mut self, pid: u32, addresses: &[u64]) {
-        let (processes, mut opener) = self.processes_and_opener();
-        processes.refresh(pid, addresses, &mut opener);
+    /// Reads the mappings again if one of `frames` needs them and is in none of them (dlopen, a JIT's memory), rate-limited
+    /// per process. Call with each new stack while the process may still live.
+    pub fn refresh_mappings(&mut self, pid: u32, image: ProgramImage, frames: &[u64]) {
+        let address = |&word: &u64| match FrameWord::from_word(word) {
+            FrameWord::Address(address) | FrameWord::Anonymous(address) => Some(address),
+            FrameWord::File { .. } => None,
+        };
+        let addresses: Vec<u64> = frames.iter().filter_map(address).collect();
+        if !addresses.is_empty() {
+            let (processes, mut opener) = self.processes_and_opener();
+            processes.refresh((pid, image), &addresses, &mut opener);
+        }
+    }
+
+    fn refresh_mappings_for(&mut self, frame: UserAddress) {
+        let UserAddress { pid, image, address, is_return } = frame;
+        let word = match FrameWord::from_word(address) {
+            FrameWord::Address(address) => lookup_address(address, is_return),
+            _ => address,
+        };
+        self.refresh_mappings(pid, image, &[word]);
     }
 
     /// The frames at an address, innermost first: at least one, and several where functions were inlined.
     ///
     /// [`Frame::offset`] is the offset that was looked up: for a return address, the last byte of the call.
     pub fn user_frames(&mut self, address: UserAddress) -> Arc<[Frame]> {
-        self.refresh_mappings(address.pid, &[lookup_address(address.address, address.is_return)]);
+        self.refresh_mappings_for(address);
         let location = self.locate(address);
         self.frames_at(location)
     }
 
-    /// Where an address lies by the mappings that are known now. The location can be symbolized later, when the process
+    /// Where a frame lies: by its file, or else by the mappings that are known now. The location can be symbolized later, when the process
     /// may have ended and its pid may belong to another.
     pub fn locate(&mut self, address: UserAddress) -> CodeLocation {
-        self.processes.find(address.pid, lookup_address(address.address, address.is_return))
+        let UserAddress { pid, image, address, is_return } = address;
+        match FrameWord::from_word(address) {
+            FrameWord::File { number: VDSO_NUMBER, offset } => CodeLocation::Vdso { offset },
+            FrameWord::File { number, offset } => match self.file_of_number(number) {
+                Some(id) => CodeLocation::File { id, offset },
+                None => CodeLocation::Unmapped { address: offset, reason: StackLossReason::FileOutOfReach },
+            },
+            FrameWord::Anonymous(address) => CodeLocation::Anonymous { pid, image, address },
+            FrameWord::Address(address) => {
+                self.processes.find((pid, image), lookup_address(address, is_return))
+            }
+        }
     }
 
     /// The frames at a location that [`Symbolizer::locate`] found.
@@ -180,10 +285,10 @@ impl Symbolizer {
                     unnamed(Some("[vdso]"), offset)
                 }
             },
-            CodeLocation::Anonymous { pid, address } => self.anonymous_frames(pid, address),
-            CodeLocation::Unmapped { address, reason } => {
+            CodeLocation::Anonymous { pid, image, address } => self.anonymous_frames((pid, image), address),
+            CodeLocation::Unmapped { reason, .. } => {
                 self.losses.add(reason, 1);
-                unnamed(None, address)
+                unlocated(reason)
             }
         }
     }
@@ -198,7 +303,7 @@ impl Symbolizer {
         self.look_up_kernel(kernel);
         let mut locations = Vec::new();
         for address in user {
-            self.refresh_mappings(address.pid, &[lookup_address(address.address, address.is_return)]);
+            self.refresh_mappings_for(address);
             locations.push(self.locate(address));
         }
         self.look_up_locations(locations);
@@ -216,8 +321,10 @@ impl Symbolizer {
                     Some(id) => (id, offset),
                     None => continue,
                 },
-                CodeLocation::Anonymous { pid, address } => {
-                    anonymous.entry(pid).or_default().insert(address);
+                CodeLocation::Anonymous { pid, image, address } => {
+                    if self.processes.is_last_program(pid, image) {
+                        anonymous.entry(pid).or_default().insert(address);
+                    }
                     continue;
                 }
                 CodeLocation::Unmapped { .. } => continue,
@@ -411,8 +518,8 @@ impl Symbolizer {
         (frames, missing)
     }
 
-    fn anonymous_frames(&mut self, pid: u32, address: u64) -> Arc<[Frame]> {
-        let name = self.processes.anonymous_name(pid, address, &mut self.parser, &mut self.losses);
+    fn anonymous_frames(&mut self, program: (u32, ProgramImage), address: u64) -> Arc<[Frame]> {
+        let name = self.processes.anonymous_name(program, address, &mut self.parser, &mut self.losses);
         if name.is_none() {
             self.losses.add(StackLossReason::AnonymousCode, 1);
         }
@@ -455,6 +562,24 @@ fn shorten(mut text: String) -> String {
 /// Bytes as hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl CodeLocation {
+    /// Whether no frame is shown for it, nor for its callers: what it was found by leads to no code.
+    pub fn ends_stack(self) -> bool {
+        matches!(self, CodeLocation::Unmapped { reason, .. } if reason != StackLossReason::FileOutOfReach)
+    }
+}
+
+/// The frame that stands for one that cannot be located.
+fn unlocated(reason: StackLossReason) -> Arc<[Frame]> {
+    let text = match reason {
+        StackLossReason::FileOutOfReach => "[unknown: the file could not be opened]",
+        StackLossReason::ProgramReplaced => "[unknown: the process has started another program since]",
+        StackLossReason::ProcessUnknown => "[unknown: the process ended before its mappings were read]",
+        _ => "[unwind: address in no mapping]",
+    };
+    Arc::from([Frame { function: Some(text.into()), ..Frame::default() }])
 }
 
 /// A frame without a function.

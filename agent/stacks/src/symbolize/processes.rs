@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use podopsy_worker::{FileHandle, Parser, Tenant};
 
-use super::CodeLocation;
+use super::{CodeLocation, ProgramImage};
 use super::files::{FileHelpers, FileId, FileTable, MappedFile};
 use super::maps::{self, Area, Mounts, ProcessStat};
 use super::perf_map;
@@ -45,8 +45,14 @@ enum RangeTarget {
     Anonymous,
 }
 
-/// The mappings of a process at one time, ascending.
-type MappingGeneration = Box<[MappedRange]>;
+/// The mappings of a process at one time.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct MappingGeneration {
+    /// Which of the process's programs they are of ([`ProgramImage`]).
+    image: ProgramImage,
+    /// Ascending.
+    ranges: Box<[MappedRange]>,
+}
 
 #[derive(Debug)]
 struct KnownProcess {
@@ -90,18 +96,18 @@ impl ProcessTable {
     /// Reads the mappings of a process that is new, has exec'd, or has another start time than the known one of that
     /// pid.
     pub fn add(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
-        let Ok(ProcessStat { start_time, is_kernel_thread, .. }) = maps::stat(pid) else {
+        let Ok(stat) = maps::stat(pid) else {
             if !self.known.contains_key(&pid) {
                 opener.losses.add(StackLossReason::MappingsProcessGone, 1);
             }
             return;
         };
         self.clock += 1;
-        let tenant = tenant::of_process(pid);
-        let generation = if is_kernel_thread {
+        let (tenant, start_time) = (tenant::of_process(pid), stat.start_time);
+        let generation = if stat.is_kernel_thread {
             Some(MappingGeneration::default())
         } else {
-            read_mappings(pid, start_time, tenant, opener)
+            read_mappings(pid, &stat, tenant, opener)
         };
         let Some(generation) = generation else { return };
         let clock = self.clock;
@@ -130,9 +136,9 @@ impl ProcessTable {
     /// Opens the files of a process without remembering its mappings, only which files they are. A process that has ended is
     /// not a loss here: none of its samples asked for the files.
     pub fn hold_files(&mut self, pid: u32, opener: &mut FileOpener<'_>) {
-        let Ok(ProcessStat { start_time, is_kernel_thread: false, .. }) = maps::stat(pid) else { return };
-        let tenant = tenant::of_process(pid);
-        let Some(generation) = read_mappings(pid, start_time, tenant, opener) else { return };
+        let Some(stat) = maps::stat(pid).ok().filter(|stat| !stat.is_kernel_thread) else { return };
+        let (tenant, start_time) = (tenant::of_process(pid), stat.start_time);
+        let Some(generation) = read_mappings(pid, &stat, tenant, opener) else { return };
         self.clock += 1;
         let files = files_of(&generation).collect::<BTreeSet<_>>().into_iter().collect();
         self.held.insert(pid, HeldFiles { start_time, files, last_used: self.clock });
@@ -166,18 +172,19 @@ impl ProcessTable {
     }
 
     /// Reads the mappings again if one of `addresses` is in none of them, as often as the pause allows.
-    pub fn refresh(&mut self, pid: u32, addresses: &[u64], opener: &mut FileOpener<'_>) {
+    pub fn refresh(&mut self, (pid, image): (u32, ProgramImage), addresses: &[u64], opener: &mut FileOpener<'_>) {
         let Some(process) = self.known.get_mut(&pid) else { return };
-        let is_incomplete =
-            |process: &KnownProcess| addresses.iter().any(|&address| process.find(pid, address).is_none());
+        let is_incomplete = |process: &KnownProcess| {
+            addresses.iter().any(|&address| process.find((pid, image), address).is_none())
+        };
         if !is_incomplete(process) || process.read_at.elapsed() < process.pause {
             return;
         }
         self.clock += 1;
         process.read_at = Instant::now();
         process.pause = (process.pause * 2).min(LONGEST_PAUSE);
-        if maps::stat(pid).is_ok_and(|now| now.start_time == process.start_time)
-            && let Some(generation) = read_mappings(pid, process.start_time, process.tenant, opener)
+        if let Some(stat) = maps::stat(pid).ok().filter(|now| now.start_time == process.start_time)
+            && let Some(generation) = read_mappings(pid, &stat, process.tenant, opener)
         {
             process.add_generation(generation, self.clock);
             if !is_incomplete(process) {
@@ -188,27 +195,39 @@ impl ProcessTable {
         }
     }
 
-    /// Where an address lies by the known mappings.
-    pub fn find(&mut self, pid: u32, address: u64) -> CodeLocation {
+    /// Where an address of a program lies by the known mappings of that program.
+    pub fn find(&mut self, (pid, image): (u32, ProgramImage), address: u64) -> CodeLocation {
         self.clock += 1;
         let Some(process) = self.known.get_mut(&pid) else {
             return CodeLocation::Unmapped { address, reason: StackLossReason::ProcessUnknown };
         };
         process.last_used = self.clock;
-        let unmapped = CodeLocation::Unmapped { address, reason: StackLossReason::NoMapping };
-        process.find(pid, address).unwrap_or(unmapped)
+        let reason = match process.knows(image) {
+            true => StackLossReason::NoMapping,
+            false => StackLossReason::ProgramReplaced,
+        };
+        process.find((pid, image), address).unwrap_or(CodeLocation::Unmapped { address, reason })
     }
 
-    /// The name of code made at run time, from the process's perf map.
+    /// The name of code made at run time, from the process's perf map. The map is that of the process's last program.
     pub fn anonymous_name(
         &mut self,
-        pid: u32,
+        (pid, image): (u32, ProgramImage),
         address: u64,
         parser: &mut Parser,
         losses: &mut StackLosses,
     ) -> Option<Arc<str>> {
+        if !self.is_last_program(pid, image) {
+            return None;
+        }
         self.look_up_anonymous(pid, &BTreeSet::from([address]), parser, losses);
         self.known.get(&pid)?.anonymous_names.get(&address)?.clone()
+    }
+
+    /// Whether a program is the last one that the process is known to have started.
+    pub fn is_last_program(&self, pid: u32, image: ProgramImage) -> bool {
+        let last = self.known.get(&pid).and_then(|process| process.generations.first());
+        last.is_some_and(|last| last.image.may_be(image))
     }
 
     /// Looks up many addresses in one reading of the perf map, for [`ProcessTable::anonymous_name`].
@@ -273,11 +292,11 @@ impl ProcessTable {
 
 impl KnownProcess {
     fn ranges(&self) -> usize {
-        self.generations.iter().map(|generation| generation.len()).sum()
+        self.generations.iter().map(|generation| generation.ranges.len()).sum()
     }
 
     fn has_anonymous_code(&self) -> bool {
-        let newest = self.generations.first().into_iter().flatten();
+        let newest = self.generations.first().into_iter().flat_map(|generation| &generation.ranges);
         newest.into_iter().any(|range| range.target == RangeTarget::Anonymous)
     }
 
@@ -288,12 +307,23 @@ impl KnownProcess {
         if self.generations.first() == Some(&generation) {
             return;
         }
+        // Another program: it writes a perf map of its own.
+        if self.generations.first().is_some_and(|last| !last.image.may_be(generation.image)) {
+            self.perf_map = None;
+            self.anonymous_names = HashMap::new();
+        }
         self.generations.insert(0, generation);
         self.generations.truncate(MAX_GENERATIONS);
     }
 
-    fn find(&self, pid: u32, address: u64) -> Option<CodeLocation> {
-        self.generations.iter().find_map(|ranges| {
+    /// Whether mappings of a program are known.
+    fn knows(&self, image: ProgramImage) -> bool {
+        self.generations.iter().any(|generation| generation.image.may_be(image))
+    }
+
+    fn find(&self, (pid, image): (u32, ProgramImage), address: u64) -> Option<CodeLocation> {
+        let generations = self.generations.iter().filter(|generation| generation.image.may_be(image));
+        generations.map(|generation| &generation.ranges).find_map(|ranges| {
             let after = ranges.partition_point(|range| range.start <= address);
             let range = ranges[..after].last().filter(|range| address < range.end)?;
             Some(match range.target {
@@ -301,24 +331,24 @@ impl KnownProcess {
                     CodeLocation::File { id, offset: (address - range.start).wrapping_add(range.offset) }
                 }
                 RangeTarget::Vdso => CodeLocation::Vdso { offset: address - range.start },
-                RangeTarget::Anonymous => CodeLocation::Anonymous { pid, address },
+                RangeTarget::Anonymous => CodeLocation::Anonymous { pid, image, address },
             })
         })
     }
 }
 
 fn files_of(ranges: &MappingGeneration) -> impl Iterator<Item = FileId> {
-    ranges.iter().filter_map(|range| match range.target {
+    ranges.ranges.iter().filter_map(|range| match range.target {
         RangeTarget::File(id) => Some(id),
         _ => None,
     })
 }
 
 /// Reads the mappings of a process and opens their files, in the CPU time of its container. Returns none if the process
-/// that started at `start_time` has ended, or if that time is used up.
+/// with this `stat` has ended or started another program, or if that time is used up.
 fn read_mappings(
     pid: u32,
-    start_time: u64,
+    stat: &ProcessStat,
     tenant: Tenant,
     opener: &mut FileOpener<'_>,
 ) -> Option<MappingGeneration> {
@@ -353,10 +383,16 @@ fn read_mappings(
         },
     });
     let ranges = ranges.collect();
+    let image = ProgramImage(stat.start_stack);
+    let Ok(now) = maps::stat(pid) else { return Some(MappingGeneration { image, ranges }) };
     // If another process has the pid by now, the mappings may be its own, wholly or in part.
-    if maps::stat(pid).is_ok_and(|now| now.start_time != start_time) {
+    if now.start_time != stat.start_time {
         losses.add(StackLossReason::PidReused, 1);
         return None;
     }
-    Some(ranges)
+    if !ProgramImage(now.start_stack).may_be(image) {
+        losses.add(StackLossReason::ProgramReplaced, 1);
+        return None;
+    }
+    Some(MappingGeneration { image, ranges })
 }

@@ -48,7 +48,7 @@ fn helpers() -> Helpers {
 }
 
 fn at(pid: u32, address: u64) -> UserAddress {
-    UserAddress { pid, address, is_return: false }
+    UserAddress { pid, image: ProgramImage::UNKNOWN, address, is_return: false }
 }
 
 fn own_address() -> u64 {
@@ -78,7 +78,7 @@ fn a_function_of_a_living_process_has_its_name_line_offset_and_build_id() {
 
     // A return address is looked up one byte before: the second byte of the function is still inside as a return
     // address.
-    let back = symbolizer.user_frames(UserAddress { pid, address: own_address() + 1, is_return: true });
+    let back = symbolizer.user_frames(UserAddress { is_return: true, ..at(pid, own_address() + 1) });
     assert_eq!(back, frames);
 
     let mut id = [0; 20];
@@ -498,4 +498,51 @@ fn a_file_that_was_overwritten_after_first_sight_is_not_symbolized() {
 fn the_symbolizer_can_be_sent_to_a_blocking_thread() {
     fn is_send<T: Send>() {}
     is_send::<Symbolizer>();
+}
+
+#[test]
+fn a_frame_has_the_name_of_its_file_also_when_its_process_was_never_looked_at() {
+    needs_root();
+    let pid = std::process::id();
+    let area = maps::read_in_test(pid).unwrap().find(own_address()).unwrap().clone();
+    let offset = own_address() - area.start + area.offset;
+    let file = Arc::new(
+        open::mapped_file(&helpers().openers, (pid, 1), &area, maps::FilesystemKind::Other).unwrap(),
+    );
+    let numbers = FileNumbers::default();
+    let key = crate::unwind::file_key(&file, &area);
+    let number = numbers.number(&key);
+    let frame = |number| at(u32::MAX, FrameWord::file(number, offset));
+    let mut symbolizer = Symbolizer::new(&helpers()).with_numbers(numbers.clone());
+
+    let unopened = &symbolizer.user_frames(frame(number))[0];
+    assert_eq!(unopened.function.as_deref(), Some("[unknown: the file could not be opened]"));
+    let filesystem = maps::FilesystemKind::Other;
+    numbers.add_opened(NumberedFile { number, file, pid, tenant: 1, area, filesystem });
+    let named = symbolizer.user_frames(frame(number));
+    assert!(named.last().unwrap().function.as_ref().unwrap().contains("a_function_with_a_name"), "{named:?}");
+    assert_eq!(named.last().unwrap().offset, offset);
+    // A file that was opened for its process is found by its key.
+    let mut other = Symbolizer::new(&helpers()).with_numbers(numbers);
+    other.add_process(pid);
+    assert_eq!(other.user_frames(frame(number)), named);
+}
+
+#[test]
+fn an_address_of_a_program_that_the_process_has_replaced_has_no_name() {
+    let pid = std::process::id();
+    let mut symbolizer = Symbolizer::new(&helpers());
+    symbolizer.add_process(pid);
+    let own = ProgramImage(maps::stat(pid).unwrap().start_stack);
+    assert_ne!(own, ProgramImage::UNKNOWN);
+    let name = |symbolizer: &mut Symbolizer, image| {
+        let frames = symbolizer.user_frames(UserAddress { image, ..at(pid, own_address()) });
+        frames.last().unwrap().function.as_deref().unwrap_or_default().to_owned()
+    };
+    assert!(name(&mut symbolizer, own).contains("a_function_with_a_name"));
+    let replaced = name(&mut symbolizer, ProgramImage(own.0 ^ 0x1000));
+    assert_eq!(replaced, "[unknown: the process has started another program since]");
+    assert_eq!(symbolizer.losses()["program_replaced"], 1);
+    let nowhere = at(pid, 0x10);
+    assert!(symbolizer.locate(nowhere).ends_stack());
 }

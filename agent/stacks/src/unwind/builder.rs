@@ -16,7 +16,7 @@ use super::scan::PrebuildScope;
 use super::tables::KernelMaps;
 use super::worker::TableWorker;
 use crate::python::InterpreterRegistry;
-use crate::{Helpers, StackLossReason};
+use crate::{FileNumbers, Helpers, StackLossReason};
 use podopsy_model::profile::UnwindCost;
 use podopsy_system::sync::lock;
 
@@ -54,6 +54,7 @@ pub(super) struct BuilderState {
     drops: AtomicU64,
     pub losses: Mutex<BTreeMap<String, u64>>,
     pub interpreters: InterpreterRegistry,
+    pub numbers: FileNumbers,
 }
 
 impl BuilderState {
@@ -112,6 +113,11 @@ impl TableBuilder {
     /// The registry of the Python interpreters that are found, including those that will be found later.
     pub fn interpreters(&self) -> InterpreterRegistry {
         self.state.interpreters.clone()
+    }
+
+    /// The numbers of files in frames, for the symbolizer.
+    pub fn numbers(&self) -> FileNumbers {
+        self.state.numbers.clone()
     }
 
     /// Why files or rows have no table, up to now, by counter name.

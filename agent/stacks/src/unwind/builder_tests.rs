@@ -60,7 +60,7 @@ fn a_file_whose_request_was_dropped_can_be_requested_again() {
     .unwrap();
     let closed_gate = kernel.gate.lock().unwrap();
     let requested =
-        Table { state: TABLE_ASKED, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
+        Table::ASKED;
     for inode in 1..=REQUEST_QUEUE as u64 + 50 {
         let key = FileKey { inode, ..FileKey::VDSO };
         kernel.tables.lock().unwrap().insert(key, requested);
@@ -84,7 +84,7 @@ fn a_file_that_does_not_match_the_requested_key_gets_no_table_under_that_key() {
     let own = std::process::id();
     let areas = maps::read_in_test(own).unwrap().areas;
     let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
-    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap(), &area);
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap().file, &area);
     let kernel = GatedMaps::default();
     let builder = TableBuilder::start(
         kernel.clone(),
@@ -112,7 +112,7 @@ fn freed_tables_are_built_again_when_they_are_requested() {
     let own = std::process::id();
     let areas = maps::read_in_test(own).unwrap().areas;
     let area = areas.into_iter().find(|area| area.is_file() && area.path.ends_with(b"/libc.so.6")).unwrap();
-    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap(), &area);
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, &area).unwrap().file, &area);
     let kernel = GatedMaps::default();
     let scope = PrebuildScope::Cgroups(Vec::new());
     let builder =
@@ -138,7 +138,7 @@ fn the_start_of_a_program_is_handled_again_if_its_first_process_had_ended() {
     let own = std::process::id();
     let areas = maps::read_in_test(own).unwrap().areas;
     let area = areas.iter().find(|area| area.is_file()).unwrap();
-    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, area).unwrap(), area);
+    let key = file_key(&open_file(&Helpers::in_threads().openers, own, 1, area).unwrap().file, area);
     let kernel = GatedMaps::default();
     let builder = TableBuilder::start(
         kernel.clone(),

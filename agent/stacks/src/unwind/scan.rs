@@ -4,12 +4,14 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use podopsy_opener::Openers;
 use podopsy_wire::FileKey;
 use podopsy_worker::{FileHandle, MAX_UNWIND_BYTES, Parser, Tenant};
 
-use crate::symbolize::maps::{self, Area, Areas, Mounts};
+use crate::file_numbers::NumberedFile;
+use crate::symbolize::maps::{self, Area, Areas, FilesystemKind, Mounts};
 use crate::symbolize::open;
 use crate::{StackLossReason, tenant};
 
@@ -97,15 +99,33 @@ pub(super) fn mapped_files(
     Ok(areas)
 }
 
+/// A file that was opened by its mapping in a process.
+pub(super) struct OpenedFile {
+    pub pid: u32,
+    pub tenant: Tenant,
+    pub area: Area,
+    pub filesystem: FilesystemKind,
+    pub file: Arc<FileHandle>,
+}
+
+impl OpenedFile {
+    /// The same, with its number in frames.
+    pub fn numbered(&self, number: u32) -> NumberedFile {
+        let OpenedFile { pid, tenant, ref area, filesystem, ref file } = *self;
+        NumberedFile { number, file: Arc::clone(file), pid, tenant, area: area.clone(), filesystem }
+    }
+}
+
 /// Opens the file behind a mapping.
 pub(super) fn open_file(
     openers: &Openers,
     pid: u32,
     tenant: Tenant,
     area: &Area,
-) -> Result<FileHandle, StackLossReason> {
+) -> Result<OpenedFile, StackLossReason> {
     let filesystem = Mounts::for_areas(pid, std::slice::from_ref(area)).filesystem(area.device);
-    open::mapped_file(openers, (pid, tenant), area, filesystem)
+    let file = Arc::new(open::mapped_file(openers, (pid, tenant), area, filesystem)?);
+    Ok(OpenedFile { pid, tenant, area: area.clone(), filesystem, file })
 }
 
 /// Sorts by size, descending: the last file is the smallest, and is the first one to be popped.
@@ -132,7 +152,7 @@ fn kernel_device(area: &Area) -> u32 {
 
 /// The key that the kernel side has for a file, as far as user space can tell. The device is the mapping's, which is that
 /// of the inode itself.
-pub(super) fn file_key(file: &FileHandle, area: &Area) -> FileKey {
+pub(crate) fn file_key(file: &FileHandle, area: &Area) -> FileKey {
     let changed = file.stat.changed.0 as u32;
     FileKey { inode: area.inode, size: file.stat.size, device: kernel_device(area), changed }
 }

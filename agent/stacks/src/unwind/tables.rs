@@ -13,7 +13,7 @@ use podopsy_wire::{
 
 use super::arena::{Extent, SlabArena};
 use super::rule_numbers::RuleNumbers;
-use crate::{StackLossReason, StackLosses};
+use crate::{FileNumbers, StackLossReason, StackLosses};
 use podopsy_model::profile::UnwindCost;
 use podopsy_worker::{FileRows, Tenant, UnwindDigest, UnwindRow};
 
@@ -69,6 +69,7 @@ pub struct UnwindTables<K> {
     /// Files whose table did not fit, and the time of the attempt.
     refused: Vec<(u32, FileKey)>,
     max_slabs: usize,
+    numbers: FileNumbers,
     losses: StackLosses,
 }
 
@@ -85,8 +86,14 @@ impl<K: KernelMaps> UnwindTables<K> {
             answers: HashMap::new(),
             refused: Vec::new(),
             max_slabs,
+            numbers: FileNumbers::default(),
             losses: StackLosses::default(),
         })
+    }
+
+    /// Gives files their numbers from `numbers`.
+    pub fn with_numbers(self, numbers: FileNumbers) -> Self {
+        Self { numbers, ..self }
     }
 
     /// True when the kernel side has an answer for this file: a table, or that there is none.
@@ -148,7 +155,8 @@ impl<K: KernelMaps> UnwindTables<K> {
         table: &Table,
     ) -> anyhow::Result<()> {
         self.answers.insert(*key, digest);
-        self.kernel.set_table(key, &Table { used: now(), ..*table })
+        let number = self.numbers.number(key);
+        self.kernel.set_table(key, &Table { used: now(), number, ..*table })
     }
 
     /// Records that the file has no table until there may be memory for it.
@@ -239,6 +247,7 @@ impl<K: KernelMaps> UnwindTables<K> {
             pages: u32::try_from(pages)?,
             used: now(),
             python: 0,
+            number: 0,
         };
         let table = new.table;
         self.tables.insert(digest, new);
@@ -425,8 +434,7 @@ impl<K: KernelMaps> UnwindTables<K> {
     }
 }
 
-const NO_TABLE: Table =
-    Table { state: TABLE_NONE, slab: 0, first: 0, first_page: 0, pages: 0, used: 0, python: 0 };
+const NO_TABLE: Table = Table { state: TABLE_NONE, ..Table::ASKED };
 
 /// The current time in the units of [`Table::used`], which the kernel side writes.
 fn now() -> u32 {

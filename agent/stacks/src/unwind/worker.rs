@@ -15,7 +15,7 @@ use podopsy_worker::{FileHandle, FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Par
 
 use super::builder::{BuilderMessage, BuilderState, TableBuilderReport};
 use super::scan::{
-    PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
+    OpenedFile, PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
     mappings, open_file, smallest_last,
 };
 use super::tables::{KernelMaps, UnwindTables};
@@ -51,9 +51,7 @@ const RETRY_REFUSED_AFTER: Duration = Duration::from_secs(15);
 /// A file that a stack went through and that has no table yet.
 struct RequestedFile {
     key: FileKey,
-    pid: u32,
-    tenant: Tenant,
-    file: FileHandle,
+    opened: OpenedFile,
     /// Bytes of code. The more there are, the longer its table takes.
     size: u64,
     /// A table is built only if the call frame information has at most this many bytes.
@@ -109,7 +107,7 @@ impl<K: KernelMaps> TableWorker<K> {
         let parser = helpers.parsers.parser();
         let is_node = matches!(scope, PrebuildScope::Node { .. });
         Ok(Self {
-            tables: UnwindTables::new(kernel, max_bytes)?,
+            tables: UnwindTables::new(kernel, max_bytes)?.with_numbers(state.numbers.clone()),
             backlog: files_in_scope(&helpers.openers, &parser, scope),
             openers: helpers.openers.clone(),
             parser,
@@ -170,7 +168,7 @@ impl<K: KernelMaps> TableWorker<K> {
     fn next_requested(&mut self) -> Option<RequestedFile> {
         let parser = &self.parser;
         let rank = |(_, file): &(usize, &RequestedFile)| {
-            (Reverse(parser.left(file.tenant).as_millis() / 500), file.size)
+            (Reverse(parser.left(file.opened.tenant).as_millis() / 500), file.size)
         };
         let next = self.requested.iter().enumerate().min_by_key(rank).map(|(index, _)| index)?;
         Some(self.requested.swap_remove(next))
@@ -211,10 +209,11 @@ impl<K: KernelMaps> TableWorker<K> {
         let Some(pending) = self.backlog.pop() else { return false };
         let tenant = tenant::of_process(pending.pid);
         match open_file(&self.openers, pending.pid, tenant, &pending.area) {
-            Ok(file) => {
-                let key = file_key(&file, &pending.area);
+            Ok(opened) => {
+                let key = file_key(&opened.file, &pending.area);
                 if !self.tables.has_answer(&key) {
-                    self.build(&key, &file, pending.max_bytes, tenant);
+                    self.pass_on(&key, &opened);
+                    self.build(&key, &opened.file, pending.max_bytes, tenant);
                 }
             }
             Err(StackLossReason::FileSystemNoAnswer) => {
@@ -269,16 +268,16 @@ impl<K: KernelMaps> TableWorker<K> {
         };
         // Opened now, because the process may have ended when it is this file's turn.
         match open_file(&self.openers, request.pid, tenant, area) {
-            Ok(file) if is_file_of_key(&file, &request.key) => {
-                self.queue(request.key, (request.pid, tenant), area, file, MAX_UNWIND_BYTES);
+            Ok(opened) if is_file_of_key(&opened.file, &request.key) => {
+                self.queue(request.key, opened, MAX_UNWIND_BYTES);
             }
-            Ok(file) => {
+            Ok(opened) => {
                 // The table must not be stored under the requested key, which other containers may share. It is stored under
                 // the key of the file itself, where it is found if an overlay has more than one inode for the file
                 // (metacopy, composefs).
-                let own_key = file_key(&file, area);
+                let own_key = file_key(&opened.file, area);
                 if own_key != request.key && !self.tables.has_answer(&own_key) {
-                    self.queue(own_key, (request.pid, tenant), area, file, MAX_UNWIND_BYTES);
+                    self.queue(own_key, opened, MAX_UNWIND_BYTES);
                 }
                 self.retry_later(request.key, StackLossReason::MappedFileReplaced);
             }
@@ -309,27 +308,29 @@ impl<K: KernelMaps> TableWorker<K> {
         let program = areas.iter().find(|area| is_area_of_key(area, &request.key)).or(areas.first());
         let tenant = tenant::of_process(request.pid);
         if let Some(area) = program
-            && let Ok(file) = open_file(&self.openers, request.pid, tenant, area)
+            && let Ok(opened) = open_file(&self.openers, request.pid, tenant, area)
         {
-            let key = file_key(&file, area);
+            let key = file_key(&opened.file, area);
             // Only now: the start of a program that ended before it could be opened is handled again next time.
             insert_bounded(&mut self.started, request.key);
-            if !self.tables.has_answer(&key) {
-                self.queue(key, (request.pid, tenant), area, file, self.max_unrequested_bytes);
+            if self.tables.has_answer(&key) {
+                self.pass_on(&key, &opened);
+            } else {
+                self.queue(key, opened, self.max_unrequested_bytes);
             }
         }
     }
 
-    fn queue(
-        &mut self,
-        key: FileKey,
-        (pid, tenant): (u32, Tenant),
-        area: &Area,
-        file: FileHandle,
-        max_bytes: u64,
-    ) {
-        let size = area.end - area.start;
-        self.requested.push(RequestedFile { key, pid, tenant, file, size, max_bytes });
+    fn queue(&mut self, key: FileKey, opened: OpenedFile, max_bytes: u64) {
+        self.pass_on(&key, &opened);
+        let size = opened.area.end - opened.area.start;
+        self.requested.push(RequestedFile { key, opened, size, max_bytes });
+    }
+
+    /// Passes the open file to the symbolizer, under the number that frames have for it.
+    fn pass_on(&self, key: &FileKey, opened: &OpenedFile) {
+        let numbers = &self.state.numbers;
+        numbers.add_opened(opened.numbered(numbers.number(key)));
     }
 
     /// Lets the kernel side request a file again after [`RETRY_AFTER`].
@@ -346,10 +347,11 @@ impl<K: KernelMaps> TableWorker<K> {
     }
 
     fn build_requested(&mut self, requested: &RequestedFile) {
-        self.build(&requested.key, &requested.file, requested.max_bytes, requested.tenant);
+        let OpenedFile { pid, tenant, ref file, .. } = requested.opened;
+        self.build(&requested.key, file, requested.max_bytes, tenant);
         // A process that was sampled once will be sampled again, in other files that it has mapped.
-        if insert_bounded(&mut self.scanned, requested.pid) {
-            self.scan_process(requested.pid);
+        if insert_bounded(&mut self.scanned, pid) {
+            self.scan_process(pid);
         }
     }
 

@@ -11,7 +11,7 @@ use super::{Message, SamplerState};
 use crate::growth::{self, GrowthWindow};
 use podopsy_decode as decode;
 use podopsy_model::growth::GrowthProfile;
-use podopsy_stacks::symbolize::{Symbolizer, UserAddress};
+use podopsy_stacks::symbolize::{ProgramImage, Symbolizer, UserAddress};
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::heap;
 
@@ -51,31 +51,42 @@ pub(super) fn run(received: &mpsc::Receiver<Message>, shared: &SamplerState, sym
 struct Counter {
     window: GrowthWindow,
     symbolizer: Symbolizer,
-    /// Process by pid and start → its name at that time, and how often its mappings were looked at.
-    seen: HashMap<(u32, u64), ([u8; 16], u32)>,
+    /// By pid and start.
+    seen: HashMap<(u32, u64), SeenProcess>,
+}
+
+/// A process when its mappings were last looked at.
+#[derive(Default)]
+struct SeenProcess {
+    image: ProgramImage,
+    name: [u8; 16],
+    /// How often they were.
+    looks: u32,
 }
 
 impl Counter {
     fn add(&mut self, stack: &decode::Stack) {
-        self.see(&stack.task);
-        let pid = stack.task.pid;
-        self.symbolizer.refresh_mappings(pid, &stack.user);
-        let place = |(depth, &address): (usize, &u64)| {
-            self.symbolizer.locate(UserAddress { pid, address, is_return: depth > 0 })
+        let (pid, image) = (stack.task.pid, ProgramImage(stack.image));
+        self.see(&stack.task, image);
+        self.symbolizer.refresh_mappings(pid, image, &stack.user);
+        let place = |(depth, &word): (usize, &u64)| {
+            let address = self.symbolizer.with_number(word, &stack.file);
+            self.symbolizer.locate(UserAddress { pid, image, address, is_return: depth > 0 })
         };
         let places = stack.user.iter().enumerate().map(place).collect();
         let counted = growth::GrowthStack { places, end: stack.end, end_frame: stack.end_frame };
         self.window.add(stack.task.cgroup_id, counted, boot_now_ns());
     }
 
-    /// Shows a process to the symbolizer while it lives: at first sight, and with a new name (exec).
-    fn see(&mut self, task: &Task) {
+    /// Shows a process to the symbolizer while it lives: at first sight, and with a new program or name (exec).
+    fn see(&mut self, task: &Task, image: ProgramImage) {
         if self.seen.len() >= SEEN_MAX {
             self.seen.clear();
         }
-        let (name, looks) = self.seen.entry((task.pid, task.start_ns)).or_insert((task.comm, 0));
-        if *looks == 0 || (task.pid == task.tid && *name != task.comm && *looks < LOOKS_MAX) {
-            (*name, *looks) = (task.comm, *looks + 1);
+        let seen = self.seen.entry((task.pid, task.start_ns)).or_default();
+        let is_new = seen.image != image || (task.pid == task.tid && seen.name != task.comm);
+        if seen.looks == 0 || (is_new && seen.looks < LOOKS_MAX) {
+            *seen = SeenProcess { image, name: task.comm, looks: seen.looks + 1 };
             self.symbolizer.add_process(task.pid);
         }
     }

@@ -121,6 +121,7 @@ impl GrowthMaps {
         let (scope, pool) = (PrebuildScope::Cgroups(Vec::new()), helpers.clone());
         let start = move || TableBuilder::start(tables, growth::TABLES_BYTES, &scope, &pool);
         let builder = tokio::task::spawn_blocking(start).await??;
+        let symbolizer = Symbolizer::with_limit(helpers, growth::FILES).with_numbers(builder.numbers());
         let shared = Arc::new(SamplerState {
             candidates: Mutex::default(),
             builder,
@@ -132,7 +133,6 @@ impl GrowthMaps {
         });
         let (queue, received) = mpsc::sync_channel(QUEUE);
         let counted = shared.clone();
-        let symbolizer = Symbolizer::with_limit(helpers, growth::FILES);
         std::thread::Builder::new()
             .name("growth".into())
             .spawn(move || counter::run(&received, &counted, symbolizer))

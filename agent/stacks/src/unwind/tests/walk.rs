@@ -3,7 +3,7 @@
 
 use podopsy_wire::{
     End, FP_AT_CFA, FP_AT_FP, FP_SAME, FRAMES_MAX, KIND_DEREF, KIND_INDEXED, KIND_NONE, KIND_PLT,
-    KIND_REGISTER, KIND_SIGNAL, KIND_STOP, RA_AT_CFA, Rule,
+    KIND_REGISTER, KIND_SIGNAL, KIND_STOP, KIND_SWITCH, RA_AT_CFA, Rule,
 };
 
 use podopsy_parse::unwind::NATIVE;
@@ -14,6 +14,7 @@ const SIGRETURN: u64 = 0x0f00_0000_0fc0_c748;
 const SIGNAL_FP: u64 = 120;
 const SIGNAL_SP: u64 = 160;
 const SIGNAL_IP: u64 = 168;
+const SWITCHES_MAX: u32 = 16;
 
 /// What is mapped at an address.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,7 @@ struct StackWalker<'a> {
     is_exact: bool,
     is_innermost: bool,
     frames: Vec<u64>,
+    switches: u32,
     /// Why a frame pointer had to be used, at the first frame where that was so.
     guess_reason: Option<End>,
 }
@@ -58,6 +60,7 @@ pub(super) fn walk(thread: &StoppedThread<'_>) -> (Vec<u64>, End) {
         is_exact: !thread.in_syscall,
         is_innermost: true,
         frames: Vec::new(),
+        switches: 0,
         guess_reason: None,
     };
     loop {
@@ -73,9 +76,12 @@ impl StackWalker<'_> {
         if self.frames.len() >= FRAMES_MAX {
             return Err(End::Truncated);
         }
-        self.frames.push(self.ip);
         let address = if self.is_exact { self.ip } else { self.ip.wrapping_sub(1) };
-        match (self.thread.mapped_code)(address) {
+        let code = (self.thread.mapped_code)(address);
+        if !matches!(code, MappedCode::Unmapped) {
+            self.frames.push(self.ip);
+        }
+        match code {
             MappedCode::Rule(rule) => self.follow_rule(&rule),
             MappedCode::NoTable => self.follow_without_rule(End::TableNone),
             MappedCode::Anonymous => self.follow_without_rule(End::Anonymous),
@@ -88,6 +94,7 @@ impl StackWalker<'_> {
             KIND_STOP => return Err(End::Complete),
             KIND_NONE => return self.follow_without_rule(End::NoRule),
             KIND_SIGNAL => return self.follow_signal(),
+            KIND_SWITCH => return self.follow_switch(rule),
             KIND_REGISTER | KIND_DEREF | KIND_INDEXED | KIND_PLT => {}
             _ => return Err(End::Unsupported),
         }
@@ -123,7 +130,7 @@ impl StackWalker<'_> {
             return Err(End::NoProgress);
         }
         if ip == 0 {
-            return Err(End::Complete);
+            return Err(if self.fp == 0 { End::Complete } else { End::NoCaller });
         }
         (self.ip, self.sp) = (ip, sp);
         (self.is_exact, self.is_innermost) = (false, false);
@@ -139,7 +146,8 @@ impl StackWalker<'_> {
             return self.set_caller(ra, self.sp.wrapping_add(8));
         }
         if self.fp == 0 {
-            return Err(if self.is_innermost { reason } else { End::Complete });
+            let may_be_outermost = !self.is_innermost && reason != End::Anonymous;
+            return Err(if may_be_outermost { End::Complete } else { reason });
         }
         self.guess_reason.get_or_insert(reason);
         if self.fp < self.sp || self.fp & 7 != 0 {
@@ -149,6 +157,27 @@ impl StackWalker<'_> {
         let ra = self.word(fp.wrapping_add(8)).map_err(|_| reason)?;
         self.fp = self.word(fp).map_err(|_| reason)?;
         self.set_caller(ra, sp)
+    }
+
+    fn follow_switch(&mut self, rule: &Rule) -> Result<(), End> {
+        let saved = self.sp.wrapping_sub(16);
+        let is_in_register = self.is_innermost || (self.frames.len() <= 2 && self.fp != saved);
+        let fp = if rule.fp == FP_SAME || is_in_register { self.fp } else { self.word(saved)? };
+        if fp == 0 {
+            return Err(if rule.extra == 0 { End::StackSwitch } else { End::Complete });
+        }
+        self.switches += 1;
+        if self.switches > SWITCHES_MAX || fp & 7 != 0 {
+            return Err(End::StackSwitch);
+        }
+        let ra = self.word(fp.wrapping_add(8)).map_err(|_| End::StackSwitch)?;
+        let outer = self.word(fp).map_err(|_| End::StackSwitch)?;
+        if ra == 0 {
+            return Err(End::StackSwitch);
+        }
+        (self.ip, self.sp, self.fp) = (ra, fp.wrapping_add(16), outer);
+        (self.is_exact, self.is_innermost) = (false, false);
+        Ok(())
     }
 
     fn follow_signal(&mut self) -> Result<(), End> {
