@@ -8,7 +8,9 @@ use podopsy_wire::End;
 use super::incomplete::missing_part;
 use super::stack::{StackParts, kernel_addresses, parts, split, user_addresses};
 use super::{Comm, marker_frame};
-use crate::python::{CallFrames, PythonFunctions, PythonStack, is_interpreter_frame};
+use crate::python::{
+    CallFrames, PythonFunctions, PythonStack, is_interpreter_frame, is_switching_frame,
+};
 use crate::symbolize::{ProgramImage, Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;
@@ -43,6 +45,8 @@ impl FrameNames<'_> {
             end: python_end,
             native_calls: calls,
             is_native_complete: end == End::Complete,
+            runs_interpreter: native.first().is_some_and(is_interpreter),
+            switches_stacks: native.iter().any(|named| named.last().is_some_and(is_switching_frame)),
         };
         let (mut call_frames, loss) = CallFrames::new(self.functions, &python);
         if let Some(reason) = loss {

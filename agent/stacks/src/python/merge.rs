@@ -7,7 +7,7 @@ use podopsy_wire::PythonEnd;
 
 use super::functions::{PackedFrame, PythonFunctions};
 use crate::StackLossReason;
-use podopsy_model::profile::Frame;
+use podopsy_model::profile::{Frame, file_name};
 
 /// The function that runs Python's functions. The compiler may have added a suffix to its name (`.cold`).
 const INTERPRETER: &str = "_PyEval_EvalFrameDefault";
@@ -30,6 +30,19 @@ pub(crate) struct PythonStack<'a> {
     /// Calls of the interpreter in the native stack.
     pub native_calls: usize,
     pub is_native_complete: bool,
+    /// The interpreter itself was running: the innermost native frame is one of its calls.
+    pub runs_interpreter: bool,
+    /// The stack leads through a module that switches between Python stacks (greenlet).
+    pub switches_stacks: bool,
+}
+
+/// The module of greenlets. gevent and eventlet are built on it.
+const GREENLET: &str = "_greenlet.";
+
+/// True for a native frame of the module that switches between Python stacks. Such a stack has its outer native frames from
+/// other greenlets.
+pub(crate) fn is_switching_frame(frame: &Frame) -> bool {
+    frame.module.as_deref().is_some_and(|module| file_name(module).starts_with(GREENLET))
 }
 
 /// The Python frames of each native call of the interpreter, from the innermost call on.
@@ -51,7 +64,7 @@ impl CallFrames {
                 push_explanation(&mut calls, stack.frames, text);
                 Some(reason)
             }
-            None if stack.is_native_complete => match_outermost(&mut calls, stack.native_calls),
+            None if stack.is_native_complete => match_outermost(&mut calls, stack),
             None => None,
         };
         (CallFrames(calls.into_iter()), loss)
@@ -109,13 +122,20 @@ fn push_explanation(calls: &mut Vec<Vec<Frame>>, frames: &[PackedFrame], text: &
     }
 }
 
-/// Makes as many calls as there are native ones. Both stacks are complete, so their outermost calls belong together.
-fn match_outermost(calls: &mut Vec<Vec<Frame>>, native_calls: usize) -> Option<StackLossReason> {
+/// Makes as many calls as there are native ones, where both stacks are complete.
+fn match_outermost(calls: &mut Vec<Vec<Frame>>, stack: &PythonStack<'_>) -> Option<StackLossReason> {
+    let native_calls = stack.native_calls;
     if calls.len() < native_calls {
-        // An innermost call that has just begun, or is just ending, has no frame. More than one such call is a mismatch.
         let without_frame = native_calls - calls.len();
-        calls.splice(0..0, std::iter::repeat_n(Vec::new(), without_frame));
-        return (without_frame > 1).then_some(StackLossReason::PythonCallsUnmatched);
+        // A call that has just begun, or is just ending, has no frame. It is the innermost one, and nothing but the
+        // interpreter runs in it.
+        if without_frame == 1 && stack.runs_interpreter && !stack.switches_stacks {
+            calls.insert(0, Vec::new());
+            return None;
+        }
+        // The list of Python's frames ends before the native stack does. A greenlet's list ends with the greenlet, while the
+        // native stack goes on with the code that switched to it. So the frames belong to the innermost calls.
+        return (!stack.switches_stacks).then_some(StackLossReason::PythonCallsUnmatched);
     }
     if calls.len() > native_calls {
         // The native frames of some calls have another name, or none. Their Python frames go to the innermost native call.
@@ -147,9 +167,21 @@ mod tests {
         native_calls: usize,
         is_native_complete: bool,
     ) -> (Vec<usize>, Option<StackLossReason>) {
+        let stack = PythonStack {
+            frames,
+            end,
+            native_calls,
+            is_native_complete,
+            runs_interpreter: true,
+            switches_stacks: false,
+        };
+        calls_of(&stack)
+    }
+
+    fn calls_of(stack: &PythonStack<'_>) -> (Vec<usize>, Option<StackLossReason>) {
         let mut functions = PythonFunctions::with_unreadable_function();
-        let stack = PythonStack { frames, end, native_calls, is_native_complete };
-        let (mut calls, loss) = CallFrames::new(&mut functions, &stack);
+        let native_calls = stack.native_calls;
+        let (mut calls, loss) = CallFrames::new(&mut functions, stack);
         ((0..native_calls).map(|_| calls.next().len()).collect(), loss)
     }
 
@@ -174,8 +206,36 @@ mod tests {
             calls(&[NOT_STARTED, PLAIN, ENTRY, ENTRY], PythonEnd::Complete, 2, true),
             (vec![3, 1], None)
         );
+    }
+
+    #[test]
+    fn a_list_of_python_frames_that_ends_early_belongs_to_the_innermost_calls() {
         let loss = Some(StackLossReason::PythonCallsUnmatched);
-        assert_eq!(calls(&[ENTRY], PythonEnd::Complete, 3, true), (vec![0, 0, 1], loss));
+        assert_eq!(calls(&[PLAIN, ENTRY], PythonEnd::Complete, 3, true), (vec![2, 0, 0], loss));
+        // In a function that the interpreter calls, its innermost call has begun.
+        let greenlet = PythonStack {
+            frames: &[PLAIN, ENTRY],
+            end: PythonEnd::Complete,
+            native_calls: 2,
+            is_native_complete: true,
+            runs_interpreter: false,
+            switches_stacks: false,
+        };
+        assert_eq!(calls_of(&greenlet), (vec![2, 0], loss));
+        // A greenlet's list ends with the greenlet.
+        for native_calls in [2, 3] {
+            let greenlet =
+                PythonStack { native_calls, runs_interpreter: true, switches_stacks: true, ..greenlet };
+            let expected = [2, 0, 0][..native_calls].to_vec();
+            assert_eq!(calls_of(&greenlet), (expected, None));
+        }
+    }
+
+    #[test]
+    fn the_module_of_greenlets_is_recognised_by_its_file() {
+        let of = |module: &str| is_switching_frame(&Frame { module: Some(module.into()), ..Frame::default() });
+        assert!(of("/usr/lib/python3/dist-packages/greenlet/_greenlet.cpython-311-x86_64-linux-gnu.so"));
+        assert!(!of("/usr/bin/python3.11") && !of("/lib/_greenlets.so"));
     }
 
     #[test]

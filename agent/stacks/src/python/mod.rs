@@ -25,6 +25,6 @@ mod merge;
 mod registry;
 
 pub use functions::{PackedFrame, PythonFunctions};
-pub(crate) use merge::{CallFrames, PythonStack, is_interpreter_frame};
+pub(crate) use merge::{CallFrames, PythonStack, is_interpreter_frame, is_switching_frame};
 pub(crate) use registry::InterpreterNumber;
 pub use registry::InterpreterRegistry;
