@@ -1,32 +1,57 @@
-//! Adds rows for Go's functions, read from Go's own tables, to those from call frame information.
+//! Adds rows for Go's functions, read from Go's own tables, to those from call frame information, and replaces those of
+//! functions that neither describes: where a function has switched to another stack, its caller is not where the tables of
+//! stack sizes say.
 //!
 //! Must not depend on: the layout of Go's tables, which [`crate::symbolize::go`] reads.
 
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 
-use podopsy_wire::{KIND_REGISTER, RULE_NONE, RULE_STOP, Rule};
+use podopsy_wire::{
+    FP_AT_SP, FP_SAME, KIND_REGISTER, KIND_SIGNAL, KIND_STOP, KIND_SWITCH, RULE_NONE, RULE_STOP, Rule,
+};
 
 use super::arch::NATIVE;
+use super::code;
 use super::rows::{DescribedFunction, MAX_ROWS, RowCollector, UnwindRow};
 use crate::StackLossReason;
-use crate::elf::{Section, layout, read_at};
-use crate::names::go::{self, GoStack};
+use crate::elf::{Layout, Section, layout, read_at};
+use crate::names::go::{self, GoFunctionKind, GoStack};
 
 /// Bytes of the tables that are read at a time when they are hashed.
 const CHUNK: u64 = 64 << 10;
 
-/// The tables of a stripped Go program, from which its `.debug_frame` was made.
+/// Special functions of a program. A real one has some thirty.
+const MAX_SPECIAL: usize = 256;
+/// Bytes of code of a special function.
+const MAX_CODE: u64 = 4 << 10;
+
+/// The tables of a Go program.
 #[derive(Debug)]
 pub(super) struct GoTables {
     file: File,
     offset: u64,
     size: u64,
+    /// The program was stripped of its `.debug_frame`, which was made from these tables.
+    pub describes_all: bool,
+    special: Vec<SpecialCode>,
+}
+
+/// Code whose rule does not follow from the size of its stack. Addresses are virtual addresses of the file.
+#[derive(Debug, Hash)]
+struct SpecialCode {
+    start: u64,
+    end: u64,
+    kind: GoFunctionKind,
 }
 
 /// Hashes the bytes of the tables, up to the first that cannot be read: no row can come from the bytes after it either.
 impl Hash for GoTables {
     fn hash<H: Hasher>(&self, state: &mut H) {
+        self.special.hash(state);
+        if !self.describes_all {
+            return;
+        }
         self.size.hash(state);
         for at in (0..self.size).step_by(CHUNK as usize) {
             let len = CHUNK.min(self.size - at) as usize;
@@ -38,19 +63,80 @@ impl Hash for GoTables {
 
 impl GoTables {
     /// Keeps a descriptor of the file. An error means that the tables are too large or cannot be read.
-    pub fn new(file: &File, section: &Section, max_bytes: u64) -> Result<GoTables, StackLossReason> {
+    pub fn new(
+        file: &File,
+        section: &Section,
+        max_bytes: u64,
+        describes_all: bool,
+    ) -> Result<GoTables, StackLossReason> {
         if section.size > max_bytes {
             return Err(StackLossReason::SectionTooLarge);
         }
         section.offset.checked_add(section.size).ok_or(StackLossReason::SectionUnreadable)?;
         let file = file.try_clone().map_err(|_| StackLossReason::SectionUnreadable)?;
-        Ok(GoTables { file, offset: section.offset, size: section.size })
+        let special = find_special(&file);
+        Ok(GoTables { file, offset: section.offset, size: section.size, describes_all, special })
     }
 }
 
+/// The special code of a program; none if its tables cannot be read.
+fn find_special(file: &File) -> Vec<SpecialCode> {
+    let mut special = Vec::new();
+    let Some(layout) = layout(file) else { return special };
+    let _ = go::read_stacks(file, &layout, |stack| {
+        special.extend(special_code(file, &layout, stack));
+        special.len() < MAX_SPECIAL
+    });
+    special
+}
+
+fn special_code(file: &File, layout: &Layout, stack: &GoStack) -> Option<SpecialCode> {
+    let GoStack { start, end, kind, .. } = *stack;
+    let from = match kind {
+        GoFunctionKind::Plain => return None,
+        GoFunctionKind::Outermost | GoFunctionKind::SignalReturn => start,
+        GoFunctionKind::Switches { .. } => {
+            let len = usize::try_from((end - start).min(MAX_CODE)).ok()?;
+            let code = read_at(file, layout.offset_of(start)?, len).ok()?;
+            start + code::stack_switch(&code, start)? as u64
+        }
+    };
+    (from < end).then_some(SpecialCode { start: from, end, kind })
+}
+
+/// The rule of special code.
+fn special_rule(kind: GoFunctionKind) -> Option<Rule> {
+    Some(match kind {
+        GoFunctionKind::Plain => return None,
+        GoFunctionKind::Outermost => Rule::of_kind(KIND_STOP),
+        GoFunctionKind::SignalReturn => Rule::of_kind(KIND_SIGNAL),
+        GoFunctionKind::Switches { calls_go, is_scheduler } => Rule {
+            fp: if calls_go { FP_AT_SP } else { FP_SAME },
+            extra: i32::from(is_scheduler),
+            ..Rule::of_kind(KIND_SWITCH)
+        },
+    })
+}
+
 impl<F: Fn(u64) -> Option<u64>> RowCollector<'_, F> {
-    /// Adds the functions that are not in `described`, which is in the order of addresses.
+    /// Adds the functions that are not in `described`, which is in the order of addresses, and replaces the rows of special
+    /// code.
     pub fn add_go_functions(&mut self, tables: &GoTables, described: &[DescribedFunction]) {
+        if tables.describes_all {
+            self.add_plain_functions(tables, described);
+        }
+        let mut special = Vec::with_capacity(tables.special.len());
+        for code in &tables.special {
+            let offset = |address| u32::try_from((self.to_offset)(address)?).ok();
+            let range = offset(code.start).zip(offset(code.end - 1));
+            if let Some(((from, last), rule)) = range.zip(special_rule(code.kind)) {
+                special.push((from, last.saturating_add(1), self.rule_index(rule)));
+            }
+        }
+        self.replace_rows(special);
+    }
+
+    fn add_plain_functions(&mut self, tables: &GoTables, described: &[DescribedFunction]) {
         let by_frames = std::mem::take(&mut self.rows);
         let read = match layout(&tables.file) {
             Some(layout) => {
@@ -84,7 +170,7 @@ impl<F: Fn(u64) -> Option<u64>> RowCollector<'_, F> {
             self.count_loss(StackLossReason::TooSlow);
             return false;
         }
-        if stack.is_outermost {
+        if stack.kind == GoFunctionKind::Outermost {
             self.push_row(start, RULE_STOP);
         } else {
             for &(address, grown) in &stack.steps {

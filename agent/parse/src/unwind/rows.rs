@@ -469,6 +469,30 @@ impl<'a, F: Fn(u64) -> Option<u64>> RowCollector<'a, F> {
         }
     }
 
+    /// Replaces the rows of ranges (start, end, rule). What held at the end of a range before holds from there on.
+    pub fn replace_rows(&mut self, mut ranges: Vec<(u32, u32, u16)>) {
+        ranges.sort_unstable();
+        let all = std::mem::take(&mut self.rows);
+        let mut rest = all.into_iter().peekable();
+        let (mut current, mut before_end) = (RULE_NONE, 0);
+        for (start, end, rule) in ranges {
+            if start < before_end || start >= end {
+                continue;
+            }
+            while let Some(row) = rest.next_if(|row| row.offset < start) {
+                current = row.rule;
+                self.push_row(row.offset, row.rule);
+            }
+            while let Some(row) = rest.next_if(|row| row.offset <= end) {
+                current = row.rule;
+            }
+            self.push_row(start, rule);
+            self.push_row(end, current);
+            before_end = end;
+        }
+        rest.for_each(|row| self.push_row(row.offset, row.rule));
+    }
+
     /// Removes all rows from an offset on.
     fn remove_rows_from(&mut self, offset: u32) {
         while self.rows.last().is_some_and(|last| last.offset >= offset) {

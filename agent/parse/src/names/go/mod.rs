@@ -18,7 +18,7 @@ use std::cell::Cell;
 use std::fs::File;
 
 use self::image::FileImage;
-pub(crate) use self::stack::{GoStack, read_stacks};
+pub(crate) use self::stack::{GoFunctionKind, GoStack, read_stacks};
 use self::table::GoTable;
 use super::{SourceLine, Symbol, SymbolFunction};
 use crate::elf::Layout;

@@ -18,12 +18,59 @@ const MAX_STEPS: usize = 16 << 20;
 /// goroutine that called C.
 const OUTERMOST: [&[u8]; 3] = [b"runtime.rt0_go", b"runtime.mstart", b"runtime.goexit"];
 
+/// The code that a signal handler returns to.
+const SIGNAL_RETURN: [&[u8]; 2] = [b"runtime.sigreturn", b"runtime.sigreturn__sigaction"];
+/// Functions that switch to another stack to call Go code there, which saves the frame pointer that they kept. Other
+/// functions that switch call C code (`asmcgocall`, and those that call the vDSO).
+const SWITCHES_TO_GO: [&[u8]; 4] =
+    [b"runtime.systemstack", b"runtime.mcall", b"runtime.morestack", b"runtime.cgocallback"];
+/// Functions that switch, in programs of versions that do not flag them.
+const SWITCHES_TO_C: [&[u8]; 5] =
+    [b"runtime.asmcgocall", b"runtime.nanotime1", b"runtime.walltime1", b"runtime.walltime", b"time.now"];
+/// The bit of a function that writes the stack pointer (`abi.FuncFlagSPWrite`).
+const WRITES_STACK_POINTER: u8 = 2;
+/// Bytes of a name that are compared.
+const MAX_NAME: usize = 40;
+
+/// What is special about a function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum GoFunctionKind {
+    #[default]
+    Plain,
+    /// It has no caller.
+    Outermost,
+    /// A signal handler returns to it.
+    SignalReturn,
+    /// It switches to another stack. Its caller is at the frame pointer.
+    Switches {
+        /// The frame pointer is saved by the Go code that it calls.
+        calls_go: bool,
+        /// The scheduler's stack begins in it: where there is no frame pointer, it has no caller.
+        is_scheduler: bool,
+    },
+}
+
+impl GoFunctionKind {
+    fn of(name: &[u8], flags: u8) -> GoFunctionKind {
+        let name = name.strip_suffix(b".abi0").unwrap_or(name);
+        let calls_go = SWITCHES_TO_GO.contains(&name);
+        match name {
+            _ if OUTERMOST.contains(&name) => GoFunctionKind::Outermost,
+            _ if SIGNAL_RETURN.contains(&name) => GoFunctionKind::SignalReturn,
+            _ if calls_go || flags & WRITES_STACK_POINTER != 0 || SWITCHES_TO_C.contains(&name) => {
+                GoFunctionKind::Switches { calls_go, is_scheduler: name == b"runtime.mcall" }
+            }
+            _ => GoFunctionKind::Plain,
+        }
+    }
+}
+
 /// The stack of a function. Addresses are virtual addresses of the file.
 #[derive(Debug, Default)]
 pub(crate) struct GoStack {
     pub start: u64,
     pub end: u64,
-    pub is_outermost: bool,
+    pub kind: GoFunctionKind,
     /// (address, bytes): from this address on, so many bytes lie between the stack pointer and the return address.
     pub steps: Vec<(u64, u32)>,
 }
@@ -78,8 +125,10 @@ fn read(
     (start < end && steps != 0).then_some(())?;
     (stack.start, stack.end) = (start, end);
     let name = u32::from_le_bytes(bytes.get(shape.name..shape.name + 4)?.try_into().ok()?);
-    let name = table.text(image, table.names, name, 16);
-    stack.is_outermost = name.is_some_and(|name| OUTERMOST.contains(&name.as_slice()));
+    let name = table.text(image, table.names, name, MAX_NAME);
+    // The last bytes are the number of a special function, the flags (since 1.17), and the number of FUNCDATA entries.
+    let flags = bytes.get(shape.len - 3).copied().unwrap_or(0);
+    stack.kind = name.map_or(GoFunctionKind::Plain, |name| GoFunctionKind::of(&name, flags));
     stack.steps.clear();
     let mut stream = image.stream(table.range(), table.pcs.checked_add(u64::from(steps))?);
     let (mut at, mut value) = (start, -1_i32);

@@ -102,6 +102,20 @@ impl UndescribedCode {
     }
 }
 
+/// The bytes of a function up to and with the first instruction after which the stack pointer has an unknown value; none if
+/// there is no such instruction.
+pub(super) fn stack_switch(code: &[u8], address: u64) -> Option<usize> {
+    let mut decoder = amd64::InstructionDecoder::new();
+    let mut at = 0;
+    loop {
+        let instruction = decoder.decode(&code[at..], address.wrapping_add(at as u64))?;
+        at += instruction.len;
+        if instruction.effect == amd64::StackEffect::StackLost {
+            return Some(at);
+        }
+    }
+}
+
 /// The gap that holds an address.
 fn gap_at(gaps: &[CodeGap], address: u64) -> Option<usize> {
     let index = gaps.partition_point(|gap| gap.address <= address).checked_sub(1)?;
