@@ -108,6 +108,7 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
         why: "the store is the same on every kernel, and symbolizing a node's stacks is slow on an emulated machine",
     },
     UnsupportedTest { tests: "oncpu::*", on: "emulated", why: COMPILERS },
+    UnsupportedTest { tests: "frames::*", on: "emulated", why: COMPILERS },
     UnsupportedTest {
         tests: "python::a_python_*",
         on: "emulated",

@@ -1,0 +1,173 @@
+//! Frames belong to the file that was mapped when the sample was taken: after exec, after a library was replaced at its
+//! address, and where a stack leads to another one.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use podopsy_model::profile::{Profile, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
+use support::{MemoryCgroup, no_runtime, require_root};
+
+const CPU: Sampling = Sampling::Cpu { frequency_hz: 499 };
+
+/// A program in a cgroup of its own.
+struct Running {
+    cgroup: MemoryCgroup,
+    child: Child,
+}
+
+impl Running {
+    fn start(name: &str, program: &str) -> Running {
+        require_root();
+        let cgroup = MemoryCgroup::new(name, 1 << 30);
+        let mut command = cgroup.command(program);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the program");
+        Running { cgroup, child }
+    }
+
+    fn profile(&mut self, seconds: u64, sampling: Sampling, unwind: bool) -> Profile {
+        let options = ProfileOptions {
+            scope: Scope::Cgroups(vec![self.cgroup.id()]),
+            duration: Duration::from_secs(seconds),
+            sampling,
+            unwind,
+            node: "test-node".to_owned(),
+            helpers: support::helpers(),
+        };
+        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+        let taken = runtime.block_on(async {
+            let pods = Pods::start(no_runtime()).await?;
+            profile(options, pods, std::future::pending(), |_| ()).await
+        });
+        let ended = self.child.try_wait().expect("the program's state");
+        assert!(ended.is_none(), "the program ended: {ended:?}");
+        taken.unwrap_or_else(|error| panic!("take a profile: {error:#}"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path()
+}
+
+/// Compiles a source of tests/victims/native; `how` is the compiler with its options.
+fn compile(how: &str, source: &str, output: &str) -> String {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native");
+    let output: PathBuf = folder().join(output);
+    let mut words = how.split(' ');
+    let mut command = Command::new(words.next().expect("a compiler"));
+    command.args(words).arg("-o").arg(&output).arg(sources.join(source));
+    command.env("GOCACHE", folder().join("go-cache")).env("GOFLAGS", "-mod=mod");
+    let done = command.output().unwrap_or_else(|error| panic!("run {how}: {error}"));
+    assert!(done.status.success(), "{how} {source}: {}", String::from_utf8_lossy(&done.stderr));
+    output.to_string_lossy().into_owned()
+}
+
+fn has(sample: &Sample, function: &str) -> bool {
+    sample.stack.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.contains(function)))
+}
+
+/// How many samples fulfil a condition.
+fn count(profile: &Profile, is: impl Fn(&Sample) -> bool) -> u64 {
+    profile.samples.iter().filter(|sample| is(sample)).map(|sample| sample.count).sum()
+}
+
+/// Fails if a sample of a thread with one name has a function of the other, or lacks its own.
+fn are_not_mixed(profile: &Profile, threads: [(&str, &str); 2]) {
+    for ((thread, own), (_, other)) in [(threads[0], threads[1]), (threads[1], threads[0])] {
+        let of = |sample: &Sample| &*sample.thread == thread;
+        let (all, mixed) = (count(profile, of), count(profile, |sample| of(sample) && has(sample, other)));
+        let named = count(profile, |sample| of(sample) && has(sample, own));
+        eprintln!("{thread}: {named} of {all} samples in {own}, {mixed} in {other}; {:?}", profile.losses);
+        let wrong = profile.samples.iter().filter(|sample| of(sample) && !has(sample, own));
+        assert!(all >= 100 && mixed == 0, "{thread}: {mixed} of {all} samples in {other}");
+        assert!(named * 100 >= all * 97, "{thread}: {named} of {all} in {own}\n{}", support::stacks(wrong));
+    }
+    let bare = count(profile, |sample| sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none()));
+    assert_eq!(bare, 0, "an address in no mapping is shown as a frame");
+}
+
+/// Two static programs at the same addresses: the first becomes the second in the middle of the profile.
+fn becomes(name: &str, more: &str) -> Running {
+    let how = format!("gcc -O2 -fomit-frame-pointer -static -no-pie{more}");
+    let second = compile(&format!("{how} -DSECOND"), "becomes.c", &format!("{name}-2"));
+    let first = compile(&how, "becomes.c", &format!("{name}-1"));
+    Running::start(name, &format!("{first} 4 {second}"))
+}
+
+#[test]
+fn after_an_exec_no_sample_has_functions_of_the_other_program() {
+    let profile = becomes("becomes", "").profile(8, CPU, true);
+    are_not_mixed(&profile, [("becomes-1", "first_work"), ("becomes-2", "second_work")]);
+    let (user, complete) = profile.complete();
+    assert!(complete * 1000 >= user * 995, "{complete} of {user}: {:?}", profile.quality);
+}
+
+#[test]
+fn page_faults_have_the_program_that_caused_them() {
+    let profile = becomes("faults", " -DFAULTS").profile(8, Sampling::Growth { every: 64 }, true);
+    are_not_mixed(&profile, [("faults-1", "first_work"), ("faults-2", "second_work")]);
+}
+
+#[test]
+fn frame_pointers_lead_to_no_function_of_the_program_after_an_exec() {
+    let profile = becomes("pointers", "").profile(8, CPU, false);
+    are_not_mixed(&profile, [("pointers-1", "first_work"), ("pointers-2", "second_work")]);
+}
+
+#[test]
+fn a_library_that_came_to_the_address_of_another_has_only_its_own_samples() {
+    let how = "gcc -O2 -fomit-frame-pointer -shared -fPIC";
+    let one = compile(&format!("{how} -DWORK=one_work"), "plugin.c", "one.so");
+    let two = compile(&format!("{how} -DWORK=two_work"), "plugin.c", "two.so");
+    let program = compile("gcc -O2 -fomit-frame-pointer", "reload.c", "reload");
+    let profile = Running::start("reload", &format!("{program} {one} {two}")).profile(6, CPU, true);
+    are_not_mixed(&profile, [("plugin-0", "one_work"), ("plugin-1", "two_work")]);
+}
+
+#[test]
+fn stacks_of_go_are_followed_across_its_switches() {
+    for (name, how) in [("go", "go build"), ("go-stripped", "go build -ldflags=-s")] {
+        let program = compile(how, "switches.go", name);
+        let profile = Running::start(name, &program).profile(8, CPU, true);
+        let (user, complete) = profile.complete();
+        eprintln!("{name}: {complete} of {user} complete; {:?}", profile.quality[0].incomplete);
+        let below = |sample: &Sample, function: &str| has(sample, function);
+        for (switch, caller) in [("runtime.systemstack", "main.record"), ("time.now", "main.tell")] {
+            let through = count(&profile, |sample| below(sample, switch) && below(sample, caller));
+            assert!(through >= 100, "{name}: {through} samples lead through {switch} to {caller}");
+        }
+        let cut = |sample: &&Sample| {
+            let last = sample.stack.last().and_then(|frame| frame.function.as_deref());
+            last.is_some_and(|name| name.starts_with('['))
+        };
+        let cut: Vec<&Sample> = profile.samples.iter().filter(cut).collect();
+        assert!(complete * 1000 >= user * 950, "{name}: {complete} of {user}\n{}", support::stacks(cut.into_iter()));
+        let bare = count(&profile, |sample| sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none()));
+        assert_eq!(bare, 0, "{name}: an address in no mapping is shown as a frame");
+    }
+}
+
+#[test]
+fn of_a_32_bit_program_the_innermost_frame_is_known() {
+    let program = compile("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");
+    let profile = Running::start("compat", &program).profile(3, CPU, true);
+    let own = count(&profile, |sample| {
+        sample.stack.iter().any(|frame| frame.module.as_deref().is_some_and(|file| file.ends_with("thirty-two")))
+    });
+    let all = count(&profile, |sample| &*sample.thread == "thirty-two");
+    eprintln!("{own} of {all}: {}", support::stacks(profile.samples.iter().take(2)));
+    assert!(all >= 100 && own * 100 >= all * 97, "{own} of {all} samples have a frame in the program");
+}
