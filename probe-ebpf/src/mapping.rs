@@ -13,9 +13,7 @@ use aya_ebpf::{
     maps::{HashMap, RingBuf},
     programs::RawTracePointContext,
 };
-use podopsy_wire::{
-    ABSENT, FileKey, FrameWord, Loss, TABLES_MAX, Table, TableRequest, UnwindLayout,
-};
+use podopsy_wire::{ABSENT, FileKey, FrameWord, Loss, TABLES_MAX, Table, TableRequest, UnwindLayout};
 
 use crate::{
     cpu,

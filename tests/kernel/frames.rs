@@ -95,7 +95,9 @@ fn are_not_mixed(profile: &Profile, threads: [(&str, &str); 2]) {
         assert!(all >= 100 && mixed == 0, "{thread}: {mixed} of {all} samples in {other}");
         assert!(named * 100 >= all * 97, "{thread}: {named} of {all} in {own}\n{}", support::stacks(wrong));
     }
-    let bare = count(profile, |sample| sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none()));
+    let bare = count(profile, |sample| {
+        sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none())
+    });
     assert_eq!(bare, 0, "an address in no mapping is shown as a frame");
 }
 
@@ -145,7 +147,7 @@ fn stacks_of_go_are_followed_across_its_switches() {
         let (user, complete) = profile.complete();
         eprintln!("{name}: {complete} of {user} complete; {:?}", profile.quality[0].incomplete);
         let below = |sample: &Sample, function: &str| has(sample, function);
-        for (switch, caller) in [("runtime.systemstack", "main.record"), ("time.now", "main.tell")] {
+        for (switch, caller) in [("runtime.systemstack", "main.record"), ("time.now", "main.readClock")] {
             let through = count(&profile, |sample| below(sample, switch) && below(sample, caller));
             assert!(through >= 100, "{name}: {through} samples lead through {switch} to {caller}");
         }
@@ -154,8 +156,14 @@ fn stacks_of_go_are_followed_across_its_switches() {
             last.is_some_and(|name| name.starts_with('['))
         };
         let cut: Vec<&Sample> = profile.samples.iter().filter(cut).collect();
-        assert!(complete * 1000 >= user * 950, "{name}: {complete} of {user}\n{}", support::stacks(cut.into_iter()));
-        let bare = count(&profile, |sample| sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none()));
+        assert!(
+            complete * 1000 >= user * 950,
+            "{name}: {complete} of {user}\n{}",
+            support::stacks(cut.into_iter())
+        );
+        let bare = count(&profile, |sample| {
+            sample.stack.iter().any(|frame| frame.module.is_none() && frame.function.is_none())
+        });
         assert_eq!(bare, 0, "{name}: an address in no mapping is shown as a frame");
     }
 }
@@ -165,7 +173,10 @@ fn of_a_32_bit_program_the_innermost_frame_is_known() {
     let program = compile("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");
     let profile = Running::start("compat", &program).profile(3, CPU, true);
     let own = count(&profile, |sample| {
-        sample.stack.iter().any(|frame| frame.module.as_deref().is_some_and(|file| file.ends_with("thirty-two")))
+        sample
+            .stack
+            .iter()
+            .any(|frame| frame.module.as_deref().is_some_and(|file| file.ends_with("thirty-two")))
     });
     let all = count(&profile, |sample| &*sample.thread == "thirty-two");
     eprintln!("{own} of {all}: {}", support::stacks(profile.samples.iter().take(2)));

@@ -1,6 +1,6 @@
 //! Samples (a task, its kernel stack and its user stack) and requests for unwind tables.
 
-use podopsy_wire::{End, FRAMES_MAX, FileKey, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
+use podopsy_wire::{End, FRAMES_MAX, FileKey, FrameWord, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
 
 use super::read::{self, BadRecord};
 
@@ -42,7 +42,10 @@ pub fn sample(bytes: &[u8]) -> Result<Stack, BadRecord> {
     let end = End::ALL.get(head.end as usize).copied().ok_or_else(bad)?;
     let python_end = PythonEnd::ALL.get(head.python_end as usize).copied().ok_or_else(bad)?;
     let kernel = addresses(&mut rest, head.kernel_len).ok_or_else(bad)?;
-    let user = addresses(&mut rest, head.user_len).ok_or_else(bad)?;
+    let mut user = addresses(&mut rest, head.user_len).ok_or_else(bad)?;
+    if end == End::FramePointers {
+        user.iter_mut().for_each(|word| *word = FrameWord::address(*word));
+    }
     let frames = python_frames(&mut rest, head.python_len).ok_or_else(bad)?;
     if !rest.is_empty() {
         return Err(bad());
@@ -115,6 +118,15 @@ mod tests {
     fn a_negative_errno_means_that_there_is_no_stack() {
         let stack = sample(&bytes(-14, 8, &[9])).unwrap();
         assert_eq!((stack.kernel, stack.user), (vec![], vec![9]));
+    }
+
+    #[test]
+    fn what_frame_pointers_find_is_not_taken_for_a_file() {
+        let file = FrameWord::file(7, 1);
+        let mut sampled = bytes(0, 16, &[0x1000, file]);
+        assert_eq!(sample(&sampled).unwrap().user, [0x1000, file]);
+        sampled[48..52].copy_from_slice(&(End::FramePointers as u32).to_ne_bytes());
+        assert_eq!(sample(&sampled).unwrap().user, [0x1000, 0]);
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl State {
             return number;
         }
         // After eight million files numbers come again; the samples that they were in have been named long since.
-        self.last = if self.last >= FrameWord::NUMBER_MAX { VDSO_NUMBER + 1 } else { self.last.max(VDSO_NUMBER) + 1 };
+        self.last =
+            if self.last >= FrameWord::NUMBER_MAX { VDSO_NUMBER + 1 } else { self.last.max(VDSO_NUMBER) + 1 };
         if self.keys.len() >= MAX_KEYS
             && let Some(oldest) = self.keys.pop_front()
         {

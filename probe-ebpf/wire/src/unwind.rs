@@ -128,6 +128,12 @@ impl FrameWord {
         }
     }
 
+    /// The word of an address that the kernel's walk along frame pointers found. It may be anything that was on the stack:
+    /// what is no user address stays in no mapping, and is not taken for another kind of frame.
+    pub const fn address(found: u64) -> u64 {
+        if found < Self::ANONYMOUS { found } else { 0 }
+    }
+
     /// The word of an offset in a file.
     #[inline(always)]
     pub const fn file(number: u32, offset: u64) -> u64 {
@@ -350,7 +356,10 @@ mod tests {
         }
         // The highest address of a machine with five levels of page tables.
         let highest = (1 << 56) - 1;
-        assert_eq!(FrameWord::from_word(highest), FrameWord::Address(highest));
+        assert_eq!(FrameWord::from_word(FrameWord::address(highest)), FrameWord::Address(highest));
+        for garbage in [FrameWord::file(7, 1), highest | FrameWord::ANONYMOUS, u64::MAX] {
+            assert_eq!(FrameWord::from_word(FrameWord::address(garbage)), FrameWord::Address(0));
+        }
         assert_eq!(FrameWord::from_word(highest | FrameWord::ANONYMOUS), FrameWord::Anonymous(highest));
     }
 }

@@ -15,7 +15,7 @@ var clock time.Time
 func record() { sink += runtime.Callers(0, pcs[:]) }
 
 //go:noinline
-func tell() { clock = time.Now() }
+func readClock() { clock = time.Now() }
 
 //go:noinline
 func grow(depth int) int {
@@ -40,7 +40,7 @@ func main() {
 	for {
 		for i := 0; i < 100; i++ {
 			record()
-			tell()
+			readClock()
 		}
 	}
 }

@@ -127,8 +127,8 @@ mod tests {
 
     use super::*;
     use crate::growth::GrowthWindow;
-    use podopsy_stacks::symbolize::{CodeLocation, ProgramImage, UserAddress};
     use podopsy_stacks::Helpers;
+    use podopsy_stacks::symbolize::{CodeLocation, ProgramImage, UserAddress};
 
     const S: u64 = 1_000_000_000;
 
@@ -139,7 +139,12 @@ mod tests {
     }
 
     fn own(symbolizer: &mut Symbolizer, address: u64) -> CodeLocation {
-        let place = symbolizer.locate(UserAddress { pid: std::process::id(), image: ProgramImage::UNKNOWN, address, is_return: false });
+        let place = symbolizer.locate(UserAddress {
+            pid: std::process::id(),
+            image: ProgramImage::UNKNOWN,
+            address,
+            is_return: false,
+        });
         assert!(matches!(place, CodeLocation::File { .. }), "{place:?}");
         place
     }

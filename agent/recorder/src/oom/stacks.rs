@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use podopsy_wire::BuildIdFrame;
+use podopsy_wire::{BuildIdFrame, FrameWord};
 
 use super::stack_queue::{NamesReceiver, NoRequest, Request, StackQueue};
 use podopsy_model::profile::Frame;
@@ -168,6 +168,7 @@ fn name(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> NamedStacks {
                 is_return,
             )),
             2 => {
+                let address = FrameWord::address(address);
                 let address = UserAddress { pid: stack.pid, image: stack.image, address, is_return };
                 user.extend_from_slice(&symbolizer.user_frames(address));
                 if symbolizer.locate(address).ends_stack() {
@@ -190,7 +191,7 @@ fn user_locations(symbolizer: &mut Symbolizer, stack: &UnnamedStack) -> Vec<Code
         2 => Some(symbolizer.locate(UserAddress {
             pid: stack.pid,
             image: stack.image,
-            address: frame.offset,
+            address: FrameWord::address(frame.offset),
             is_return: i > 0,
         })),
         _ => None,

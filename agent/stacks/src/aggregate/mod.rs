@@ -236,9 +236,13 @@ impl Aggregator {
     fn look_up_addresses(&self, symbolizer: &mut Symbolizer) {
         let stacks = self.stacks_by_number();
         let process_stack = |key: &SampleKey| ((key.pid, key.image), stacks[key.stack as usize]);
-        let distinct: HashSet<((u32, ProgramImage), &[u64])> = self.counts.keys().map(process_stack).collect();
+        let distinct: HashSet<((u32, ProgramImage), &[u64])> =
+            self.counts.keys().map(process_stack).collect();
         let kernel = distinct.iter().flat_map(|(_, stack)| kernel_addresses(stack));
-        symbolizer.look_up_all(kernel, distinct.iter().flat_map(|&(program, stack)| user_addresses(program, stack)));
+        symbolizer.look_up_all(
+            kernel,
+            distinct.iter().flat_map(|&(program, stack)| user_addresses(program, stack)),
+        );
     }
 
     fn name_samples(

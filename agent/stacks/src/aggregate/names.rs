@@ -8,9 +8,7 @@ use podopsy_wire::End;
 use super::incomplete::missing_part;
 use super::stack::{StackParts, kernel_addresses, parts, split, user_addresses};
 use super::{Comm, marker_frame};
-use crate::python::{
-    CallFrames, PythonFunctions, PythonStack, is_interpreter_frame, is_switching_frame,
-};
+use crate::python::{CallFrames, PythonFunctions, PythonStack, is_interpreter_frame, is_switching_frame};
 use crate::symbolize::{ProgramImage, Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;

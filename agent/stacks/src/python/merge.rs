@@ -233,7 +233,8 @@ mod tests {
 
     #[test]
     fn the_module_of_greenlets_is_recognised_by_its_file() {
-        let of = |module: &str| is_switching_frame(&Frame { module: Some(module.into()), ..Frame::default() });
+        let of =
+            |module: &str| is_switching_frame(&Frame { module: Some(module.into()), ..Frame::default() });
         assert!(of("/usr/lib/python3/dist-packages/greenlet/_greenlet.cpython-311-x86_64-linux-gnu.so"));
         assert!(!of("/usr/bin/python3.11") && !of("/lib/_greenlets.so"));
     }

@@ -395,7 +395,13 @@ mod tests {
         let stat = parse_stat(line).unwrap();
         assert_eq!(
             stat,
-            ProcessStat { start_time: 4711, start_stack: 7777, is_kernel_thread: true, is_running: false, cpu_ticks: 11 + 12 }
+            ProcessStat {
+                start_time: 4711,
+                start_stack: 7777,
+                is_kernel_thread: true,
+                is_running: false,
+                cpu_ticks: 11 + 12
+            }
         );
         assert_eq!(parse_stat(b"7 (a) S 1 2 3"), None);
         let own = super::stat(std::process::id()).unwrap();
@@ -404,7 +410,13 @@ mod tests {
 
     #[test]
     fn a_process_with_enough_cpu_time_is_expected_in_samples() {
-        let stat = ProcessStat { start_time: 1000, start_stack: 0, is_kernel_thread: false, is_running: false, cpu_ticks: 9 };
+        let stat = ProcessStat {
+            start_time: 1000,
+            start_stack: 0,
+            is_kernel_thread: false,
+            is_running: false,
+            cpu_ticks: 9,
+        };
         // With one hundredth of a CPU, a hundred samples hit it once.
         assert!(
             stat.is_expected_in(100, 2000) && !stat.is_expected_in(99, 2000) && !stat.is_expected_in(0, 2000)

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use podopsy_worker::{FileHandle, Parser, Tenant};
 
-use super::{CodeLocation, ProgramImage};
 use super::files::{FileHelpers, FileId, FileTable, MappedFile};
 use super::maps::{self, Area, Mounts, ProcessStat};
 use super::perf_map;
+use super::{CodeLocation, ProgramImage};
 use crate::{StackLossReason, StackLosses, tenant};
 
 /// Processes that are remembered, also after they have ended; the least recently used is forgotten first.
@@ -172,7 +172,12 @@ impl ProcessTable {
     }
 
     /// Reads the mappings again if one of `addresses` is in none of them, as often as the pause allows.
-    pub fn refresh(&mut self, (pid, image): (u32, ProgramImage), addresses: &[u64], opener: &mut FileOpener<'_>) {
+    pub fn refresh(
+        &mut self,
+        (pid, image): (u32, ProgramImage),
+        addresses: &[u64],
+        opener: &mut FileOpener<'_>,
+    ) {
         let Some(process) = self.known.get_mut(&pid) else { return };
         let is_incomplete = |process: &KnownProcess| {
             addresses.iter().any(|&address| process.find((pid, image), address).is_none())

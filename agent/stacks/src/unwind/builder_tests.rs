@@ -59,8 +59,7 @@ fn a_file_whose_request_was_dropped_can_be_requested_again() {
     )
     .unwrap();
     let closed_gate = kernel.gate.lock().unwrap();
-    let requested =
-        Table::ASKED;
+    let requested = Table::ASKED;
     for inode in 1..=REQUEST_QUEUE as u64 + 50 {
         let key = FileKey { inode, ..FileKey::VDSO };
         kernel.tables.lock().unwrap().insert(key, requested);

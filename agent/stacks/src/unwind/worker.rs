@@ -15,8 +15,8 @@ use podopsy_worker::{FileHandle, FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Par
 
 use super::builder::{BuilderMessage, BuilderState, TableBuilderReport};
 use super::scan::{
-    OpenedFile, PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key, mapped_files,
-    mappings, open_file, smallest_last,
+    OpenedFile, PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key,
+    mapped_files, mappings, open_file, smallest_last,
 };
 use super::tables::{KernelMaps, UnwindTables};
 use crate::python::InterpreterNumber;
