@@ -30,7 +30,7 @@ func grow(depth int) int {
 func spawn() {
 	for {
 		c := make(chan int)
-		go func() { c <- grow(2000) }()
+		go func() { c <- grow(60) }()
 		<-c
 	}
 }
