@@ -1,6 +1,8 @@
 //! Samples (a task, its kernel stack and its user stack) and requests for unwind tables.
 
-use podopsy_wire::{End, FRAMES_MAX, FileKey, FrameWord, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task};
+use podopsy_wire::{
+    End, FRAMES_MAX, FileKey, FrameWord, PYTHON_FRAMES_MAX, PythonEnd, Sample, TableRequest, Task,
+};
 
 use super::read::{self, BadRecord};
 

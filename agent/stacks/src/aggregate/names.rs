@@ -13,6 +13,9 @@ use crate::symbolize::{ProgramImage, Symbolizer, UserAddress};
 use podopsy_model::profile::Frame;
 use podopsy_model::text;
 
+/// The functions at one address, innermost first.
+type NamedFrame = Arc<[Frame]>;
+
 /// Finds the frames of addresses and the texts of comms, each of them once.
 pub(super) struct FrameNames<'a> {
     pub symbolizer: &'a mut Symbolizer,
@@ -86,7 +89,7 @@ impl FrameNames<'_> {
         &mut self,
         program: (u32, ProgramImage),
         stack: &[u64],
-    ) -> (Vec<Arc<[Frame]>>, Option<Arc<[Frame]>>) {
+    ) -> (Vec<NamedFrame>, Option<NamedFrame>) {
         let mut native = Vec::new();
         for address in user_addresses(program, stack) {
             let named = self.user.entry(address).or_insert_with(|| {

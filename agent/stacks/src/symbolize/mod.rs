@@ -22,6 +22,7 @@ pub mod maps;
 pub(crate) mod open;
 mod perf_map;
 mod processes;
+mod program_image;
 #[cfg(test)]
 mod tests;
 pub(crate) mod vdso;
@@ -39,6 +40,7 @@ use podopsy_opener::Openers;
 use podopsy_wire::{FileKey, FrameWord, VDSO_NUMBER};
 use podopsy_worker::{Parser, Symbol, SymbolFunction, Tenant};
 use processes::{FileOpener, ProcessTable};
+pub use program_image::ProgramImage;
 
 use crate::file_numbers::NumberedFile;
 use crate::{FileNumbers, Helpers, StackLossReason, StackLosses};
@@ -49,21 +51,6 @@ const MAX_NUMBERS: usize = 32 << 10;
 const CACHED_BYTES: usize = 32 << 20;
 /// The same for a recorder that always runs.
 const CACHED_BYTES_ALWAYS_ON: usize = 6 << 20;
-
-/// Distinguishes the programs that a process has run: [`podopsy_wire::Sample::image`]. Their addresses have nothing to do
-/// with each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ProgramImage(pub u64);
-
-impl ProgramImage {
-    /// It is not known which program: it may be any.
-    pub const UNKNOWN: ProgramImage = ProgramImage(0);
-
-    /// Whether two may be the same program.
-    fn may_be(self, other: ProgramImage) -> bool {
-        self == other || self == Self::UNKNOWN || other == Self::UNKNOWN
-    }
-}
 
 /// A user frame of a sample, before symbolization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
