@@ -15,8 +15,11 @@ const CXX: [&str; 3] = ["g++", "-g1", "-pthread"];
 const RUST: [&str; 4] = ["rustc", "-g", "--edition", "2024"];
 const GO: [&str; 2] = ["go", "build"];
 
-/// Source, compiler, flags: one program for each group of flags.
-const SOURCES: [(&str, &[&str], &[&[&str]]); 6] = [
+/// Groups of flags: one program for each.
+type FlagGroups = &'static [&'static [&'static str]];
+
+/// Sources, their compilers, and the flags.
+const SOURCES: [(&str, &[&str], FlagGroups); 6] = [
     (
         "deep.cc",
         &CXX,
