@@ -36,6 +36,9 @@ pub struct Area {
     pub inode: u64,
     /// The path in the process's own mount namespace, as the kernel printed it, unescaped; empty for anonymous memory.
     pub path: Vec<u8>,
+    /// The addresses of the same file's mapping before this one, if this is anonymous memory in place of the file's code: a
+    /// program may copy its code to huge pages. Device, inode, path and offset are those of the file then.
+    pub in_place_of: Option<(u64, u64)>,
 }
 
 impl Area {
@@ -43,8 +46,26 @@ impl Area {
         self.inode != 0
     }
 
+    /// Whether it has neither a file nor a name that is not one that the process gave it (`PR_SET_VMA_ANON_NAME`).
+    fn is_anonymous(&self) -> bool {
+        !self.is_file() && (self.path.is_empty() || self.path.starts_with(b"[anon:"))
+    }
+
     pub fn is_vdso(&self) -> bool {
         !self.is_file() && self.path == b"[vdso]"
+    }
+
+    /// Takes anonymous memory for a file's code if it lies between two mappings of the file, just where the file's bytes between
+    /// them belong: the dynamic loader mapped them there.
+    fn take_place_of(&mut self, before: Option<Area>, after: Option<Area>) {
+        let (Some(before), Some(after)) = (before, after) else { return };
+        let is_same_file = before.is_file() && (before.device, before.inode) == (after.device, after.inode);
+        let is_between = before.end == self.start && self.end == after.start;
+        let offset = before.offset.wrapping_add(before.end - before.start);
+        if is_same_file && is_between && offset.wrapping_add(self.end - self.start) == after.offset {
+            let in_place_of = Some((before.start, before.end));
+            *self = Area { start: self.start, end: self.end, offset, in_place_of, ..before };
+        }
     }
 
     /// The path without the ` (deleted)` that the kernel appends.
@@ -113,8 +134,11 @@ pub(crate) fn read_in_test(pid: u32) -> Result<Areas, StackLossReason> {
 
 fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
     let mut found = Areas::default();
-    let (mut line, mut bytes) = (Vec::new(), 0);
+    let (mut line, mut before, mut bytes) = (Vec::new(), Vec::new(), 0);
+    // The line before an anonymous area, until the line after it is read.
+    let mut neighbour: Option<Vec<u8>> = None;
     loop {
+        std::mem::swap(&mut line, &mut before);
         line.clear();
         match lines.read_until(b'\n', &mut line) {
             Ok(0) => break,
@@ -123,13 +147,19 @@ fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
             Err(_) if !found.areas.is_empty() => break,
             Err(error) => return Err(error),
         }
-        let Some(area) = parse_line(line.strip_suffix(b"\n").unwrap_or(&line)) else { continue };
+        if let Some(neighbour) = neighbour.take()
+            && let Some(area) = found.areas.last_mut()
+        {
+            area.take_place_of(parse_mapping(&neighbour), parse_mapping(&line));
+        }
+        let Some(area) = parse_line(&line) else { continue };
         if found.areas.len() == MAX_AREAS {
             found.truncated = true;
             break;
         }
         // The binary search relies on ascending order, which the kernel guarantees.
         if found.areas.last().is_none_or(|last| last.end <= area.start) {
+            neighbour = area.is_anonymous().then(|| before.clone());
             found.areas.push(area);
         }
     }
@@ -137,15 +167,19 @@ fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
     Ok(found)
 }
 
-/// Parses `start-end perms offset major:minor inode   path`. Returns none for a mapping that is not executable, and for
-/// any other line.
+/// The mapping of a line, if it is executable.
 fn parse_line(line: &[u8]) -> Option<Area> {
+    let permissions = line.split(|&b| b == b' ').nth(1)?;
+    (permissions.get(2) == Some(&b'x')).then(|| parse_mapping(line))?
+}
+
+/// Parses `start-end perms offset major:minor inode   path`. Returns none for any other line.
+fn parse_mapping(line: &[u8]) -> Option<Area> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut fields = line.splitn(6, |&b| b == b' ');
     let mut text = || std::str::from_utf8(fields.next()?).ok();
     let (start, end) = text()?.split_once('-')?;
-    if text()?.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
+    text()?;
     let offset = text()?;
     let (major, minor) = text()?.split_once(':')?;
     let inode = text()?;
@@ -157,6 +191,7 @@ fn parse_line(line: &[u8]) -> Option<Area> {
         device: (u32::try_from(hex(major)?).ok()?, u32::try_from(hex(minor)?).ok()?),
         inode: inode.parse().ok()?,
         path: shortened(unescape(fields.next().unwrap_or_default().trim_ascii_start())),
+        in_place_of: None,
     };
     (area.start < area.end).then_some(area)
 }
@@ -378,6 +413,35 @@ mod tests {
         assert!(areas.find(0x7000).unwrap().is_vdso());
         assert!(areas.find(0x7100).is_none() && areas.find(0x55d0).is_none());
         assert_eq!(areas.find(0x9000).unwrap().path, b"/bin/\xff\xfe");
+    }
+
+    #[test]
+    fn anonymous_memory_in_place_of_a_files_code_is_that_code() {
+        let maps = |after: &str, anonymous: &str| {
+            format!(
+                "1000-2000 r--p 00000000 fe:01 77 /bin/a\n2000-5000 rwxp 00000000 00:00 0{anonymous}\n{after}\n"
+            )
+        };
+        let second = |text: String| parse(text.as_bytes()).unwrap().areas.remove(0);
+        let in_place = second(maps("5000-6000 r--p 00004000 fe:01 77 /bin/a", ""));
+        assert_eq!((in_place.offset, in_place.inode, in_place.path.as_slice()), (0x1000, 77, &b"/bin/a"[..]));
+        assert_eq!(
+            (in_place.start, in_place.end, in_place.in_place_of),
+            (0x2000, 0x5000, Some((0x1000, 0x2000)))
+        );
+        let named = second(maps("5000-6000 r--p 00004000 fe:01 77 /bin/a", "   [anon:text]"));
+        assert!(named.in_place_of.is_some());
+        for (after, anonymous) in [
+            ("5000-6000 r--p 00003000 fe:01 77 /bin/a", ""), // the file goes on at another offset
+            ("6000-7000 r--p 00004000 fe:01 77 /bin/a", ""), // not adjacent
+            ("5000-6000 r--p 00004000 fe:01 78 /bin/b", ""), // another file
+            ("5000-6000 r--p 00004000 00:00 0", ""),
+            ("garbage", ""),
+            ("5000-6000 r--p 00004000 fe:01 77 /bin/a", "   [stack]"),
+        ] {
+            let area = second(maps(after, anonymous));
+            assert!(!area.is_file() && area.in_place_of.is_none(), "{after} {anonymous}");
+        }
     }
 
     #[test]

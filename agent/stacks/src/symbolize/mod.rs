@@ -39,7 +39,7 @@ use podopsy_model::profile::{Frame, Mapping, file_name};
 use podopsy_opener::Openers;
 use podopsy_wire::{FileKey, FrameWord, VDSO_NUMBER};
 use podopsy_worker::{Parser, Symbol, SymbolFunction, Tenant};
-use processes::{FileOpener, ProcessTable};
+use processes::{FileOpener, ProcessTable, UnplacedFrame};
 pub use program_image::ProgramImage;
 
 use crate::file_numbers::NumberedFile;
@@ -215,14 +215,15 @@ impl Symbolizer {
     /// Reads the mappings again if one of `frames` needs them and is in none of them (dlopen, a JIT's memory), rate-limited
     /// per process. Call with each new stack while the process may still live.
     pub fn refresh_mappings(&mut self, pid: u32, image: ProgramImage, frames: &[u64]) {
-        let address = |&word: &u64| match FrameWord::from_word(word) {
-            FrameWord::Address(address) | FrameWord::Anonymous(address) => Some(address),
+        let unplaced = |&word: &u64| match FrameWord::from_word(word) {
+            FrameWord::Address(address) => Some(UnplacedFrame { address, is_anonymous: false }),
+            FrameWord::Anonymous(address) => Some(UnplacedFrame { address, is_anonymous: true }),
             FrameWord::File { .. } => None,
         };
-        let addresses: Vec<u64> = frames.iter().filter_map(address).collect();
-        if !addresses.is_empty() {
+        let unplaced: Vec<UnplacedFrame> = frames.iter().filter_map(unplaced).collect();
+        if !unplaced.is_empty() {
             let (processes, mut opener) = self.processes_and_opener();
-            processes.refresh((pid, image), &addresses, &mut opener);
+            processes.refresh(pid, image, &unplaced, &mut opener);
         }
     }
 
@@ -254,7 +255,10 @@ impl Symbolizer {
                 Some(id) => CodeLocation::File { id, offset },
                 None => CodeLocation::Unmapped { address: offset, reason: StackLossReason::FileOutOfReach },
             },
-            FrameWord::Anonymous(address) => CodeLocation::Anonymous { pid, image, address },
+            FrameWord::Anonymous(address) => {
+                let in_place = self.processes.find_in_place((pid, image), address);
+                in_place.unwrap_or(CodeLocation::Anonymous { pid, image, address })
+            }
             FrameWord::Address(address) => {
                 self.processes.find((pid, image), lookup_address(address, is_return))
             }

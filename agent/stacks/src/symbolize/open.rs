@@ -20,13 +20,9 @@ pub(crate) fn mapped_file(
     filesystem: FilesystemKind,
 ) -> Result<FileHandle, StackLossReason> {
     let target = Target { tenant, pid, may_hang: filesystem == FilesystemKind::Remote };
-    let area = MappedArea {
-        start: area.start,
-        end: area.end,
-        device: area.device,
-        inode: area.inode,
-        path: area.file_path().to_vec(),
-    };
+    let (start, end) = area.in_place_of.unwrap_or((area.start, area.end));
+    let area =
+        MappedArea { start, end, device: area.device, inode: area.inode, path: area.file_path().to_vec() };
     openers.mapped_file(target, area).map_err(loss)
 }
 

@@ -41,8 +41,18 @@ struct MappedRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RangeTarget {
     File(FileId),
+    /// Anonymous memory in place of the file's code ([`Area::in_place_of`]).
+    InPlaceOf(FileId),
     Vdso,
     Anonymous,
+}
+
+/// A frame whose place is found by the mappings of its process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnplacedFrame {
+    pub address: u64,
+    /// The kernel side found anonymous memory there.
+    pub is_anonymous: bool,
 }
 
 /// The mappings of a process at one time.
@@ -171,17 +181,17 @@ impl ProcessTable {
         known.flat_map(files_of).chain(held).collect()
     }
 
-    /// Reads the mappings again if one of `addresses` is in none of them, as often as the pause allows.
+    /// Reads the mappings again if one of `frames` does not agree with them, as often as the pause allows.
     pub fn refresh(
         &mut self,
-        (pid, image): (u32, ProgramImage),
-        addresses: &[u64],
+        pid: u32,
+        image: ProgramImage,
+        frames: &[UnplacedFrame],
         opener: &mut FileOpener<'_>,
     ) {
         let Some(process) = self.known.get_mut(&pid) else { return };
-        let is_incomplete = |process: &KnownProcess| {
-            addresses.iter().any(|&address| process.find((pid, image), address).is_none())
-        };
+        let is_incomplete =
+            |process: &KnownProcess| frames.iter().any(|&frame| !process.knows_frame(image, frame));
         if !is_incomplete(process) || process.read_at.elapsed() < process.pause {
             return;
         }
@@ -212,6 +222,13 @@ impl ProcessTable {
             false => StackLossReason::ProgramReplaced,
         };
         process.find((pid, image), address).unwrap_or(CodeLocation::Unmapped { address, reason })
+    }
+
+    /// Where anonymous memory lies in a file, if it is in place of the file's code.
+    pub fn find_in_place(&mut self, (pid, image): (u32, ProgramImage), address: u64) -> Option<CodeLocation> {
+        let process = self.known.get(&pid)?;
+        let is_in_place = matches!(process.range_of(image, address)?.target, RangeTarget::InPlaceOf(_));
+        is_in_place.then(|| self.find((pid, image), address))
     }
 
     /// The name of code made at run time, from the process's perf map. The map is that of the process's last program.
@@ -326,25 +343,36 @@ impl KnownProcess {
         self.generations.iter().any(|generation| generation.image.may_be(image))
     }
 
-    fn find(&self, (pid, image): (u32, ProgramImage), address: u64) -> Option<CodeLocation> {
+    /// The newest mapping of an address in a program.
+    fn range_of(&self, image: ProgramImage, address: u64) -> Option<&MappedRange> {
         let generations = self.generations.iter().filter(|generation| generation.image.may_be(image));
         generations.map(|generation| &generation.ranges).find_map(|ranges| {
             let after = ranges.partition_point(|range| range.start <= address);
-            let range = ranges[..after].last().filter(|range| address < range.end)?;
-            Some(match range.target {
-                RangeTarget::File(id) => {
-                    CodeLocation::File { id, offset: (address - range.start).wrapping_add(range.offset) }
-                }
-                RangeTarget::Vdso => CodeLocation::Vdso { offset: address - range.start },
-                RangeTarget::Anonymous => CodeLocation::Anonymous { pid, image, address },
-            })
+            ranges[..after].last().filter(|range| address < range.end)
         })
+    }
+
+    fn find(&self, (pid, image): (u32, ProgramImage), address: u64) -> Option<CodeLocation> {
+        let range = self.range_of(image, address)?;
+        Some(match range.target {
+            RangeTarget::File(id) | RangeTarget::InPlaceOf(id) => {
+                CodeLocation::File { id, offset: (address - range.start).wrapping_add(range.offset) }
+            }
+            RangeTarget::Vdso => CodeLocation::Vdso { offset: address - range.start },
+            RangeTarget::Anonymous => CodeLocation::Anonymous { pid, image, address },
+        })
+    }
+
+    /// Whether a frame agrees with the mappings that are known.
+    fn knows_frame(&self, image: ProgramImage, frame: UnplacedFrame) -> bool {
+        let range = self.range_of(image, frame.address);
+        range.is_some_and(|range| !(frame.is_anonymous && matches!(range.target, RangeTarget::File(_))))
     }
 }
 
 fn files_of(ranges: &MappingGeneration) -> impl Iterator<Item = FileId> {
     ranges.ranges.iter().filter_map(|range| match range.target {
-        RangeTarget::File(id) => Some(id),
+        RangeTarget::File(id) | RangeTarget::InPlaceOf(id) => Some(id),
         _ => None,
     })
 }
@@ -376,11 +404,8 @@ fn read_mappings(
         offset: area.offset,
         target: if area.is_file() {
             let filesystem = mounts.filesystem(area.device);
-            RangeTarget::File(files.add_mapped(
-                &MappedFile { pid, tenant, area, filesystem },
-                helpers,
-                losses,
-            ))
+            let id = files.add_mapped(&MappedFile { pid, tenant, area, filesystem }, helpers, losses);
+            if area.in_place_of.is_some() { RangeTarget::InPlaceOf(id) } else { RangeTarget::File(id) }
         } else if area.is_vdso() {
             RangeTarget::Vdso
         } else {
