@@ -11,15 +11,16 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use podopsy_wire::{
-    DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_QUERY_KEPT, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending,
-    DnsRecord, Loss, STATE_WAITING, TABLE_QUERIES, Task, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW,
+    ANSWER_NODATA, DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_QUERY_KEPT, DNS_QUESTION_MAX, DNS_QUESTION_WORDS,
+    DnsHeader, DnsKey, DnsPending, DnsRecord, Loss, Question, STATE_WAITING, TABLE_QUERIES, TYPE_AAAA, Task,
+    WHY_ANSWER, WHY_BESIDE_A, WHY_SAMPLE, WHY_SLOW,
 };
 
 use crate::{
     dns_connection, dns_counts,
     dns_message::{Bytes, HEADER, InMemory, InPacket, Message},
     dns_packet::{self, Direction, TCP, UDP},
-    dns_sendmsg, dns_share, dns_socket,
+    dns_records, dns_sendmsg, dns_share, dns_slots, dns_socket, dns_stray,
     dns_stream::{self, MessageBytes, Stream},
     maps::{CONFIG, DNS_EVENTS, DNS_HTTPS, DNS_IN_FLIGHT, count, dns_setting},
     task,
@@ -84,6 +85,7 @@ fn handle_packet(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let message = Message {
         server: packet.server,
         port: packet.port,
+        local_port: packet.local_port,
         protocol: UDP,
         cookie,
         asker: core::ptr::null(),
@@ -127,12 +129,12 @@ fn handle_stream<const KEPT: usize>(
 ) -> Option<()> {
     let found = dns_stream::next(ctx, &mut stream)?;
     let position = stream.position;
-    let (server, port, protocol) = (position.server, position.port as u16, TCP);
+    let (server, port, local_port, protocol) = (position.server, position.port as u16, 0, TCP);
     let (size, available, went_to) = (found.size, found.available, 0);
     match found.bytes {
         MessageBytes::InPacket(at) => {
             let bytes = InPacket { ctx, at };
-            let message = Message { server, port, protocol, cookie, asker, went_to, size, available, bytes };
+            let message = Message { server, port, local_port, protocol, cookie, asker, went_to, size, available, bytes };
             let header = message.header()?;
             if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);
@@ -140,7 +142,7 @@ fn handle_stream<const KEPT: usize>(
         }
         MessageBytes::InMemory(at) => {
             let bytes = InMemory(at);
-            let message = Message { server, port, protocol, cookie, asker, went_to, size, available, bytes };
+            let message = Message { server, port, local_port, protocol, cookie, asker, went_to, size, available, bytes };
             let header = message.header()?;
             if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);
@@ -156,10 +158,24 @@ fn handle_stream<const KEPT: usize>(
 #[inline(always)]
 fn handle_message<B: Bytes>(message: &Message<B>, header: &DnsHeader, direction: Direction) -> Option<()> {
     match direction {
-        Direction::Query if !header.is_response() => handle_query(message, header),
+        Direction::Query if header.is_query() => handle_query(message, header),
+        Direction::Query if !header.is_response() || !dns_packet::is_dns(message.local_port) => {
+            count_not_dns(message)
+        }
         Direction::Answer if header.is_response() => handle_answer(message, header),
         _ => None,
     }
+}
+
+/// Counts a message to a server's port that is not DNS, for example a packet of a tunnel.
+#[inline(always)]
+fn count_not_dns<B: Bytes>(message: &Message<B>) -> Option<()> {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let counters = dns_counts::find_or_insert(asker(message).cgroup_id, now)?;
+    // SAFETY: a map value.
+    dns_counts::add(unsafe { &raw mut (*counters).not_dns });
+    Some(())
 }
 
 /// Stores a query. It must not log: a program that makes tail calls may not make the log's calls (`task::comm`).
@@ -224,9 +240,16 @@ fn handle_query<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<()
         (*pending).server = message.server;
         (*pending).port = message.port;
         (*pending).went_to = message.went_to;
+        (*pending).local_port = message.local_port;
         let question = (&raw mut (*pending).question).cast();
-        (*pending).question_len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, len);
+        let len = message.bytes.copy::<DNS_QUESTION_MAX>(HEADER, question, len);
+        (*pending).question_len = len;
+        let words = &*(&raw const (*pending).question).cast::<[u64; DNS_QUESTION_WORDS]>();
+        let Question { qtype, size, name_hash } = Question::scan(words, len);
+        ((*pending).qtype, (*pending).question_size, (*pending).name_hash) = (qtype, size, name_hash);
+        dns_slots::note_question(name_hash, qtype, asker.pid, now);
     }
+    dns_slots::count_asked(message.cookie);
     if asker.pid == 0 {
         count(Loss::DnsAsker);
     }
@@ -251,7 +274,11 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
     let pending = match DNS_IN_FLIGHT.get_ptr(key) {
         Some(pending) => pending,
         None if message.protocol == UDP => {
-            key = dns_sendmsg::find_rewritten(&key)?;
+            let Some(rewritten) = dns_sendmsg::find_rewritten(&key) else {
+                dns_stray::at_socket(key.cookie, key.server, key.port, key.id);
+                return None;
+            };
+            key = rewritten;
             DNS_IN_FLIGHT.get_ptr(key)?
         }
         None => return None,
@@ -262,10 +289,13 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
     let (state, question_len, sent_ns, cgroup_id) = unsafe {
         ((*pending).state, (*pending).question_len, (*pending).first_sent_ns, (*pending).asker.cgroup_id)
     };
+    // SAFETY: as above.
+    let (qtype, question_size) = unsafe { ((*pending).qtype, (*pending).question_size) };
+    let class = dns_records::class(message, header, qtype, question_size);
     let latency_ns = now.saturating_sub(sent_ns);
     // Of a datagram only the bytes in this skb count; a segment may end before its message does.
     let size = if message.protocol == TCP { message.size } else { message.available };
-    let is_plain = header.is_plain_success(state, question_len, size);
+    let is_plain = header.is_plain_success(class, state, question_len, size);
     let slow_ns = dns_setting!(slow_us) as u64 * 1000;
     let mut why = 0;
     if slow_ns != 0 && latency_ns >= slow_ns {
@@ -283,7 +313,9 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
         why |= WHY_ANSWER;
     }
     let is_due = !is_plain || why != 0;
-    let class = header.answer_class();
+    if class == ANSWER_NODATA && qtype == TYPE_AAAA && dns_slots::is_beside_a(pending, now) {
+        why |= WHY_BESIDE_A;
+    }
     let counters = dns_counts::find_or_insert(cgroup_id, now);
     match counters {
         Some(counters) => {
@@ -314,6 +346,7 @@ fn handle_answer<B: Bytes>(message: &Message<B>, header: &DnsHeader) -> Option<(
         }
         None => {}
     }
+    dns_slots::count_answered(message.cookie, header.id, class, now);
     if message.protocol == UDP && state == STATE_WAITING {
         dns_socket::keep_answered(&key, pending, class, now);
     }

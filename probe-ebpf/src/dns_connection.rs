@@ -16,7 +16,7 @@ use aya_ebpf::{
 use podopsy_wire::{DnsConnection, DnsCounters, Loss, TABLE_CONNECTIONS};
 
 use crate::{
-    dns_counts, dns_share,
+    dns_close, dns_counts, dns_share,
     maps::{CONFIG, count},
     task,
 };
@@ -46,7 +46,8 @@ pub fn insert(ctx: &SkBuffContext, cookie: u64, length: u32) -> Option<*mut DnsC
     }
     let asker = task::identify(task::current(), &CONFIG.load().layout);
     // SAFETY: the helper has no preconditions.
-    let counters = dns_counts::find_or_insert(asker.cgroup_id, unsafe { bpf_ktime_get_boot_ns() });
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let counters = dns_counts::find_or_insert(asker.cgroup_id, now);
     let has_share = dns_share::has_share(counters, asker.cgroup_id, TABLE_CONNECTIONS);
     if !has_share || DNS_CONNECTIONS.insert(cookie, &EMPTY, BPF_NOEXIST).is_err() {
         if length > 0 {
@@ -57,7 +58,7 @@ pub fn insert(ctx: &SkBuffContext, cookie: u64, length: u32) -> Option<*mut DnsC
     dns_share::count_inserted(counters, TABLE_CONNECTIONS);
     let connection = find(cookie)?;
     // SAFETY: a map value; a concurrent removal recycles the slot, it does not unmap it.
-    unsafe { (*connection).asker = asker };
+    unsafe { ((*connection).asker, (*connection).opened_ns) = (asker, now) };
     Some(connection)
 }
 
@@ -91,22 +92,26 @@ fn is_sent_by_current(ctx: &SkBuffContext) -> bool {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn dns_tcp_state(ctx: RawTracePointContext) -> i32 {
     /// `include/net/tcp_states.h`.
+    const SYN_SENT: u32 = 2;
     const CLOSE: u32 = 7;
-    let (sock, to): (u64, u64) = (ctx.arg(0), ctx.arg(2));
+    let (sock, from, to): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     if to as u32 == CLOSE {
-        closed(sock);
+        closed(sock, from as u32 == SYN_SENT);
     }
     0
 }
 
 #[inline(always)]
-fn closed(sock: u64) {
-    let cookie = task::read::<u64>(sock, CONFIG.load().layout.sock_cookie).unwrap_or(0);
+fn closed(sock: u64, never_connected: bool) {
+    let at = &CONFIG.load().layout;
+    let cookie = task::read::<u64>(sock, at.sock_cookie).unwrap_or(0);
     // Most sockets have no cookie: it is made when a program first asks for it.
     if cookie == 0 {
         return;
     }
     let Some(connection) = find(cookie) else { return };
+    let errno = task::read::<u32>(sock, at.sock_err).unwrap_or(0);
+    dns_close::connection(cookie, connection, errno, never_connected);
     // SAFETY: a word of a map value.
     let cgroup_id = unsafe { (*connection).asker.cgroup_id };
     if DNS_CONNECTIONS.remove(cookie).is_ok() {

@@ -7,7 +7,10 @@ use podopsy_wire::{
     ANSWERS, DNS_LATENCY_BUCKETS, DnsCounters, Loss, TokenBucket, latency_bucket, token_price,
 };
 
-use crate::maps::{DNS_COUNTERS, DNS_EVENTS, DNS_EVENTS_BYTES, count, dns_setting};
+use crate::{
+    maps::{CONFIG, DNS_COUNTERS, DNS_EVENTS, DNS_EVENTS_BYTES, count, dns_setting},
+    task,
+};
 
 /// The initial value of an entry; too big for the BPF stack.
 static EMPTY: DnsCounters = DnsCounters::EMPTY;
@@ -68,6 +71,29 @@ pub fn count_answer(counters: *mut DnsCounters, class: usize, latency_ns: u64, n
         add_number((&raw mut (*counters).latency).cast::<u64>().add(bucket as usize), number);
         add_number(&raw mut (*counters).latency_us, us.wrapping_mul(number));
     }
+}
+
+/// Whether the record of a closed socket may be written. It is small, and queries in flight bound the number of sockets that
+/// certainly need one, so that those cost tokens only once the ring is half full. They share the bucket of successes, and
+/// what they do not get is no event that was dropped.
+#[inline(always)]
+pub fn may_ship_close(now: u64, is_certain: bool) -> bool {
+    let used = DNS_EVENTS.query(BPF_RB_AVAIL_DATA);
+    if is_certain && used < DNS_EVENTS_BYTES as u64 / 2 {
+        return true;
+    }
+    let cgroup_id = task::memory_cgroup(task::current(), &CONFIG.load().layout);
+    let Some(counters) = find(cgroup_id) else { return false };
+    let bucket = TokenBucket::new(dns_setting!(interval_us), dns_setting!(burst));
+    // SAFETY: a word of a map value.
+    let paid = unsafe { &raw mut (*counters).paid_answers_ns };
+    // SAFETY: as above.
+    let Some(paid_until) = bucket.take(unsafe { *paid }, now, token_price(used, DNS_EVENTS_BYTES as u64)) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { *paid = paid_until };
+    true
 }
 
 /// Takes tokens for a record from the bucket `paid`; false: it has too few, which is counted. Two CPUs at the same moment may pay once

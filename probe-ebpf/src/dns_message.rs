@@ -16,8 +16,14 @@ pub const HEADER: u32 = DNS_HEADER_BYTES as u32;
 
 /// Access to a message's bytes.
 pub trait Bytes {
-    /// The first words of the header, RFC 1035 §4.1.1.
-    fn start(&self) -> Option<[u8; 8]>;
+    /// Whether more than the header of an answer is at hand.
+    const HAS_RECORDS: bool;
+
+    /// `N` bytes from `offset` on.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// The header, RFC 1035 §4.1.1.
+    fn start(&self) -> Option<Start>;
 
     /// Copies `len` bytes from `offset` on to `to`; returns the number copied.
     ///
@@ -33,8 +39,15 @@ pub struct InPacket<'a> {
 }
 
 impl Bytes for InPacket<'_> {
+    const HAS_RECORDS: bool = true;
+
     #[inline(always)]
-    fn start(&self) -> Option<[u8; 8]> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.ctx.load((self.at + offset) as usize).ok()
+    }
+
+    #[inline(always)]
+    fn start(&self) -> Option<Start> {
         self.ctx.load(self.at as usize).ok()
     }
 
@@ -51,10 +64,19 @@ impl Bytes for InPacket<'_> {
 pub struct InMemory(pub *const u8);
 
 impl Bytes for InMemory {
+    /// Of an answer, only the header is assembled.
+    const HAS_RECORDS: bool = false;
+
     #[inline(always)]
-    fn start(&self) -> Option<[u8; 8]> {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         // SAFETY: bpf_probe_read_kernel checks the address and fails instead of faulting.
-        unsafe { bpf_probe_read_kernel(self.0.cast::<[u8; 8]>()).ok() }
+        unsafe { bpf_probe_read_kernel(self.0.wrapping_add(offset as usize).cast::<[u8; N]>()).ok() }
+    }
+
+    #[inline(always)]
+    fn start(&self) -> Option<Start> {
+        // SAFETY: as in `load`.
+        unsafe { bpf_probe_read_kernel(self.0.cast::<Start>()).ok() }
     }
 
     /// # Safety
@@ -73,11 +95,18 @@ impl Bytes for InMemory {
     }
 }
 
+/// The bytes of a header. Aligned, so that they are read by words.
+#[derive(Clone, Copy)]
+#[repr(C, align(4))]
+pub struct Start([u8; DNS_HEADER_BYTES]);
+
 /// A DNS message.
 pub struct Message<B> {
     /// As in `DnsKey`.
     pub server: [u32; 4],
     pub port: u16,
+    /// UDP: the port at this end.
+    pub local_port: u16,
     pub protocol: u32,
     pub cookie: u64,
     /// The task that asks; null: the current one.
@@ -94,7 +123,7 @@ pub struct Message<B> {
 impl<B: Bytes> Message<B> {
     #[inline(always)]
     pub fn header(&self) -> Option<DnsHeader> {
-        Some(DnsHeader::from_start(self.bytes.start()?))
+        Some(DnsHeader::from_start(self.bytes.start()?.0))
     }
 
     #[inline(always)]

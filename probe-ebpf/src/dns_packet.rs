@@ -7,7 +7,10 @@ use core::{arch::asm, mem::offset_of, ptr::read_volatile};
 use aya_ebpf::{bindings::bpf_sock, programs::SkBuffContext};
 use podopsy_wire::Loss;
 
-use crate::maps::{count, dns_setting};
+use crate::{
+    dns_stray,
+    maps::{count, dns_setting},
+};
 
 pub const UDP: u32 = 17;
 pub const TCP: u32 = 6;
@@ -18,6 +21,8 @@ pub struct Packet {
     pub server: [u32; 4],
     /// Host byte order.
     pub port: u16,
+    /// The port at this end.
+    pub local_port: u16,
     pub protocol: u32,
     /// Offset of the UDP or TCP header in the skb.
     pub transport: u32,
@@ -45,13 +50,15 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
     let Head(head) = ctx.load(0).ok()?;
     let version = head[0] >> 4;
     let (protocol, transport, ports) = match version {
-        4 => ipv4_transport(ctx, &head)?,
-        6 => ipv6_transport(ctx, head[6])?,
+        4 => ipv4_transport(ctx, &head, direction)?,
+        6 => ipv6_transport(ctx, head[6], direction)?,
         _ => return None,
     };
-    let port = match direction {
-        Direction::Query => u16::from_be_bytes([ports[2], ports[3]]),
-        Direction::Answer => u16::from_be_bytes([ports[0], ports[1]]),
+    let (source, destination) =
+        (u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]]));
+    let (local_port, port) = match direction {
+        Direction::Query => (source, destination),
+        Direction::Answer => (destination, source),
     };
     if !is_dns(port) {
         return None;
@@ -69,7 +76,7 @@ pub fn parse(ctx: &SkBuffContext, direction: Direction) -> Option<Packet> {
         (4, 20) => u16::from_be_bytes([head[24], head[25]]) as u32,
         _ => 0,
     };
-    Some(Packet { server, port, protocol, transport, length })
+    Some(Packet { server, port, local_port, protocol, transport, length })
 }
 
 /// The address that the packet's socket is connected to; None: it is not connected. When a packet leaves the node's own
@@ -127,9 +134,13 @@ pub fn is_dns(port: u16) -> bool {
 type Transport = (u32, u32, [u8; 4]);
 
 #[inline(always)]
-fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28]) -> Option<Transport> {
+fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28], direction: Direction) -> Option<Transport> {
+    const ICMP: u32 = 1;
     let protocol = head[9] as u32;
     if protocol != UDP && protocol != TCP {
+        if protocol == ICMP && direction == Direction::Query {
+            dns_stray::refused_ipv4(ctx, (head[0] & 0x0f) as u32 * 4);
+        }
         return None;
     }
     // A later fragment has no ports. (A first one has; `datagram` counts it.)
@@ -146,7 +157,8 @@ fn ipv4_transport(ctx: &SkBuffContext, head: &[u8; 28]) -> Option<Transport> {
 
 /// Skips up to two extension headers (RFC 8200 §4). No DNS packet in practice has more.
 #[inline(always)]
-fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
+fn ipv6_transport(ctx: &SkBuffContext, first: u8, direction: Direction) -> Option<Transport> {
+    const ICMPV6: u32 = 58;
     let mut next = first;
     let mut offset = 40u32;
     for _ in 0..2 {
@@ -171,6 +183,9 @@ fn ipv6_transport(ctx: &SkBuffContext, first: u8) -> Option<Transport> {
     }
     let protocol = next as u32;
     if protocol != UDP && protocol != TCP {
+        if protocol == ICMPV6 && direction == Direction::Query {
+            dns_stray::refused_ipv6(ctx, offset);
+        }
         return None;
     }
     Some((protocol, offset, ctx.load(offset as usize).ok()?))

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use podopsy_wire::{DnsKey, DnsPending, Loss, SocketError, TABLE_QUERIES};
 
 use crate::{
-    dns_counts, dns_packet, dns_share,
+    dns_counts, dns_packet, dns_share, dns_slots,
     maps::{CONFIG, DNS_EVENTS, DNS_IN_FLIGHT, count},
     task,
 };
@@ -37,12 +37,12 @@ pub struct Answered {
 
 /// The last answered query of each CPU; cookie 0: there is none, or it is in flight again.
 #[map]
-static DNS_ANSWERED: PerCpuArray<Answered> = PerCpuArray::with_max_entries(1, 0);
+static DNS_LAST_ANSWERED: PerCpuArray<Answered> = PerCpuArray::with_max_entries(1, 0);
 
 /// A datagram from a DNS port comes in on this CPU, so the one before it has reached its socket.
 #[inline(always)]
 pub fn start_datagram() {
-    if let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) {
+    if let Some(answered) = DNS_LAST_ANSWERED.get_ptr_mut(0) {
         // SAFETY: the slot is this CPU's own.
         unsafe { (*answered).key.cookie = 0 };
     }
@@ -51,7 +51,7 @@ pub fn start_datagram() {
 /// Keeps a query that was answered and counted as `class`, for the moment in which its answer may still be dropped.
 #[inline(always)]
 pub fn keep_answered(key: &DnsKey, pending: *const DnsPending, class: usize, now: u64) {
-    let Some(answered) = DNS_ANSWERED.get_ptr_mut(0) else { return };
+    let Some(answered) = DNS_LAST_ANSWERED.get_ptr_mut(0) else { return };
     // SAFETY: the slot is this CPU's own, and `pending` a map value; what is read is at most its size.
     unsafe {
         (*answered).key = *key;
@@ -77,7 +77,7 @@ pub fn dns_answer_dropped(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn answer_dropped(sock: u64) -> Option<()> {
-    let answered = DNS_ANSWERED.get_ptr_mut(0)?;
+    let answered = DNS_LAST_ANSWERED.get_ptr_mut(0)?;
     let cookie = task::read::<u64>(sock, CONFIG.load().layout.sock_cookie)?;
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -95,6 +95,7 @@ fn answer_dropped(sock: u64) -> Option<()> {
         DNS_IN_FLIGHT.insert(key, &(*answered).pending, BPF_NOEXIST).ok()?;
         let counters = dns_counts::find_or_insert(cgroup_id, now);
         dns_share::count_inserted(counters, TABLE_QUERIES);
+        dns_slots::count_asked(cookie);
         // Takes back what `dns::handle_answer` has counted.
         let counters = counters?;
         dns_counts::count_answer(counters, class as usize, time_ns.saturating_sub(sent_ns), u64::MAX);

@@ -35,6 +35,19 @@ pub fn rcode_name(rcode: u16) -> Option<&'static str> {
     })
 }
 
+/// The mnemonic of an operation code, by IANA's registry "DNS OpCodes"; None: a plain query.
+pub fn opcode_name(opcode: u16) -> Option<String> {
+    Some(match opcode {
+        0 => return None,
+        1 => "IQUERY".to_owned(),
+        2 => "STATUS".to_owned(),
+        4 => "NOTIFY".to_owned(),
+        5 => "UPDATE".to_owned(),
+        6 => "DSO".to_owned(),
+        other => format!("OPCODE{other}"),
+    })
+}
+
 /// The counts of one container, or of a memory cgroup that belongs to no container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DnsCounts {
@@ -51,6 +64,9 @@ pub struct DnsCounts {
     /// threads already. Where that address is translated, an answer may not have been recognised.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unnamed: u64,
+    /// Messages to DNS servers' ports that are not DNS, for example of a tunnel. They are not in `queries`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_dns: u64,
     /// Queries by outcome; an outcome without queries is left out. An answer is counted by its header, so `malformed` never
     /// appears here. A query with a late answer has been counted as a timeout, too.
     pub outcomes: BTreeMap<Outcome, u64>,
@@ -131,6 +147,7 @@ impl DnsCounts {
         self.resends += other.resends;
         self.untracked += other.untracked;
         self.unnamed += other.unnamed;
+        self.not_dns += other.not_dns;
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(*outcome).or_default() += count;
         }

@@ -102,9 +102,11 @@ event_kinds! {
     OomKill = "oom.kill",
     /// A whole visit of the OOM killer, some seconds later: its victims, the limit, the verdicts.
     OomIncident = "oom.incident",
-    /// A DNS query had any outcome but an answer.
+    /// A DNS query had any outcome but an answer. AAAA without data beside a question for A is no failure, and a query that
+    /// its client needed no more is none.
     DnsFailure = "dns.failure",
-    /// A DNS query was answered. Only with `watch dns --all`, or with `--slow-over` if it was slow.
+    /// A DNS query was answered, or its outcome is no failure. Only with `watch dns --all`, or with `--slow-over` if it was
+    /// slow.
     DnsAnswer = "dns.answer",
     /// A lookup of an application, with all its queries.
     DnsLookup = "dns.lookup",
@@ -223,7 +225,7 @@ pub enum Outcome {
     Servfail,
     Refused,
     Formerr,
-    /// NOERROR without an answer record.
+    /// NOERROR without an answer record of the type that was asked for (RFC 2308 §2.2).
     Nodata,
     /// The TC bit was set: the client has to repeat the query over TCP.
     Truncated,
@@ -233,6 +235,8 @@ pub enum Outcome {
     Late,
     /// The network reported that the server cannot be reached (ICMP, ICMPv6).
     Unreachable,
+    /// The client closed its socket before an answer came, and sooner than resolvers give up.
+    Abandoned,
     /// The query or its answer is not a DNS message (RFC 1035).
     Malformed,
     /// Any other response code; the number is in `rcode`.
@@ -253,6 +257,7 @@ impl Outcome {
             Outcome::Timeout => "timeout",
             Outcome::Late => "late",
             Outcome::Unreachable => "unreachable",
+            Outcome::Abandoned => "abandoned",
             Outcome::Malformed => "malformed",
             Outcome::Other => "other",
         }
@@ -287,6 +292,86 @@ pub struct DnsTransaction {
     /// An answer reached the node and was dropped because the receive buffer of the socket was full.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
+    #[serde(flatten)]
+    pub facts: QueryFacts,
+}
+
+impl DnsTransaction {
+    /// Whether the client may lack something because of this outcome. AAAA without data beside a question for A is the
+    /// normal case in a cluster with IPv4 only.
+    pub fn is_failure(&self) -> bool {
+        match self.outcome {
+            Outcome::Noerror => false,
+            Outcome::Nodata => !self.facts.beside_a,
+            Outcome::Abandoned => !self.facts.superseded,
+            _ => true,
+        }
+    }
+}
+
+/// What is known of few queries. In JSON, these are fields of the transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryFacts {
+    /// `UPDATE`, `NOTIFY`, … (IANA's registry "DNS OpCodes"), or `OPCODE<n>`; null: a plain query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opcode: Option<String>,
+    /// The client closed its socket before an answer came; the latency is the time until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub socket_closed: bool,
+    /// For an abandoned query: the client had another answer, and needed this one no more. Another server had answered the
+    /// same question, or the answer to another question of the socket made the client ask elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
+    /// For AAAA without data: the process asked for the A records of the same name, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub beside_a: bool,
+    /// For a query without an answer: an answer to it came from this address, which is not the server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_from: Option<SocketAddr>,
+    /// Why a TCP connection to the server failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_failure: Option<TcpFailure>,
+    /// The client asked by TCP because the answer over UDP was truncated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub after_truncated: bool,
+}
+
+/// What became of a TCP connection to a DNS server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcpFailure {
+    /// The server answered the SYN by RST.
+    Refused,
+    /// The server reset the connection.
+    Reset,
+    /// The server cannot be reached.
+    Unreachable,
+    /// No answer to the SYN came.
+    Unanswered,
+}
+
+impl TcpFailure {
+    /// By the errno of a socket; None: it has no error, or one that does not end connections.
+    pub fn from_errno(errno: u32) -> Option<TcpFailure> {
+        // Positive errno of Linux on x86-64 and arm64.
+        match errno {
+            111 => Some(TcpFailure::Refused),
+            32 | 103 | 104 => Some(TcpFailure::Reset),
+            110 => Some(TcpFailure::Unanswered),
+            0 => None,
+            _ => Some(TcpFailure::Unreachable),
+        }
+    }
+
+    /// Completes the sentence "TCP to the server …".
+    pub fn describe(self) -> &'static str {
+        match self {
+            TcpFailure::Refused => "was refused",
+            TcpFailure::Reset => "was reset",
+            TcpFailure::Unreachable => "was not possible: the server cannot be reached",
+            TcpFailure::Unanswered => "was not answered",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -314,6 +399,7 @@ mod tests {
             Timeout,
             Late,
             Unreachable,
+            Abandoned,
             Malformed,
             Other,
         ] {

@@ -26,7 +26,7 @@ pub mod text;
 pub mod verdict;
 
 pub use dns::DnsCounts;
-pub use event::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, ProcessRef};
+pub use event::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, ProcessRef, TcpFailure};
 pub use incident::OomIncident;
 pub use lookup::Lookup;
 pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};

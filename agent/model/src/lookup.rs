@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
-use super::event::Protocol;
+use super::event::{Protocol, QueryFacts};
 
 /// One call of `getaddrinfo` or a similar function, with all queries by search path, for A and AAAA, by retry, to other
 /// servers and over TCP.
@@ -70,6 +70,8 @@ pub enum LookupResult {
     Refused,
     Servfail,
     Unreachable,
+    /// The client closed its socket before an answer came, and sooner than resolvers give up.
+    Abandoned,
     /// An answer came after the timeout. Whether the application still waited is not known.
     Late,
     Timeout,
@@ -91,6 +93,7 @@ impl LookupResult {
             LookupResult::Refused => "refused",
             LookupResult::Servfail => "servfail",
             LookupResult::Unreachable => "unreachable",
+            LookupResult::Abandoned => "abandoned",
             LookupResult::Late => "late",
             LookupResult::Timeout => "timeout",
             LookupResult::Unseen => "unseen",
@@ -115,6 +118,7 @@ impl From<Outcome> for LookupResult {
             Outcome::Timeout => LookupResult::Timeout,
             Outcome::Late => LookupResult::Late,
             Outcome::Unreachable => LookupResult::Unreachable,
+            Outcome::Abandoned => LookupResult::Abandoned,
             Outcome::Malformed => LookupResult::Malformed,
             Outcome::Other => LookupResult::Other,
         }
@@ -162,6 +166,8 @@ pub struct LookupTransaction {
     /// See [`DnsTransaction::answer_dropped`](crate::DnsTransaction::answer_dropped).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
+    #[serde(flatten)]
+    pub facts: QueryFacts,
 }
 
 /// What the network counters showed around a timeout. They belong to the asker's network namespace, except
@@ -189,6 +195,10 @@ pub enum DiagnosisVerdict {
     DroppedByConntrack,
     /// The answer came too late.
     AnsweredLate,
+    /// An answer came from another address than the server's, so that the client did not get it or did not accept it.
+    OtherAddress,
+    /// The answer over UDP was truncated, and a TCP connection to the server failed.
+    TcpFailed,
     /// The query was sent, and no answer came to this namespace.
     Unanswered,
 }

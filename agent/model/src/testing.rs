@@ -45,6 +45,7 @@ pub fn dns(time: Timestamp, owner: Owner, name: &str) -> Event {
         malformed: None,
         slow: false,
         answer_dropped: false,
+        facts: Default::default(),
     };
     event(EventKind::DnsFailure, time, owner, Detail::Dns(detail))
 }

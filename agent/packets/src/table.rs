@@ -5,9 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use podopsy_wire::{
-    DNS_CONTAINERS_MAX, DNS_HEADER_BYTES, DNS_MESSAGE_MAX, DNS_QUESTION_MAX, DnsCounters, DnsHeader, DnsKey,
-    DnsPending, DnsRecord, STATE_TIMED_OUT, STATE_WAITING, Task, TokenBucket, WHY_ANSWER, WHY_SAMPLE,
-    WHY_SLOW, latency_bucket,
+    ANSWER_NODATA, AnswerRecords, DNS_CONTAINERS_MAX, DNS_HEADER_BYTES, DNS_MESSAGE_MAX, DNS_QUESTION_MAX,
+    DnsCounters, DnsHeader, DnsKey, DnsPending, DnsRecord, Question, STATE_TIMED_OUT, STATE_WAITING, TYPE_A,
+    TYPE_AAAA, Task, TokenBucket, WHY_ANSWER, WHY_BESIDE_A, WHY_SAMPLE, WHY_SLOW, answer_class,
+    latency_bucket,
 };
 
 use super::parse::{Flow, TCP};
@@ -18,6 +19,9 @@ use podopsy_system::sync;
 pub const PENDING_MAX: usize = 16_384;
 /// How long after its timeout an answer is still reported as late.
 const LATE_NS: u64 = 30_000_000_000;
+
+/// How long a process's question for A records is remembered, for an AAAA answer without data.
+const A_NAME_NS: u64 = 12_000_000_000;
 
 /// Which answers become records.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +55,8 @@ pub struct QueryTable {
     /// Keys and `first_sent_ns`, oldest first; some are no longer in `pending`.
     order: VecDeque<(DnsKey, u64)>,
     counters: SharedCounters,
+    /// The names whose A records processes asked for: pid and hash of the name, and when.
+    a_names: HashMap<(u32, u32), u64>,
     /// Hashes a client's address to a number that stands for the socket cookie of the kernel side. The hash has a
     /// random key, so no one outside can make two clients collide.
     hasher: RandomState,
@@ -64,6 +70,7 @@ impl QueryTable {
             pending: HashMap::new(),
             order: VecDeque::new(),
             counters,
+            a_names: HashMap::new(),
             hasher: RandomState::new(),
             successes: 0,
         }
@@ -82,6 +89,13 @@ impl QueryTable {
             return None;
         };
         match (message.is_outgoing, header.is_response()) {
+            (true, _) if !header.is_query() => {
+                if !header.is_response() {
+                    let cgroup = asker().cgroup_id;
+                    self.count(cgroup, message.time_ns, losses, |counters| counters.not_dns += 1);
+                }
+                None
+            }
             (true, false) => {
                 self.add_query(&header, message, asker, losses);
                 None
@@ -138,8 +152,27 @@ impl QueryTable {
             ..DnsPending::EMPTY
         };
         pending.question[..len].copy_from_slice(&question[..len]);
+        let Question { qtype, size, name_hash } = Question::from_bytes(&pending.question, len as u32);
+        (pending.qtype, pending.question_size, pending.name_hash) = (qtype, size, name_hash);
+        if qtype == TYPE_A {
+            self.note_a_name((asker.pid, name_hash), now);
+        }
         self.pending.insert(key, pending);
         self.order.push_back((key, now));
+    }
+
+    fn note_a_name(&mut self, name: (u32, u32), now: u64) {
+        if self.a_names.len() >= PENDING_MAX {
+            self.a_names.retain(|_, at| now.saturating_sub(*at) < A_NAME_NS);
+        }
+        if self.a_names.len() < PENDING_MAX {
+            self.a_names.insert(name, now);
+        }
+    }
+
+    fn is_beside_a(&self, pending: &DnsPending, now: u64) -> bool {
+        let at = self.a_names.get(&(pending.asker.pid, pending.name_hash));
+        pending.asker.pid != 0 && at.is_some_and(|at| now.saturating_sub(*at) < A_NAME_NS)
     }
 
     /// Evicts queries until a new one fits.
@@ -169,14 +202,19 @@ impl QueryTable {
         let latency_ns = now.saturating_sub(pending.first_sent_ns);
         // Of a datagram only the captured bytes count; a segment may end before its message does.
         let size = if key.protocol == TCP { message.size } else { message.bytes.len() as u32 };
-        let is_plain = header.is_plain_success(pending.state, pending.question_len, size);
-        let why = self.reasons(is_plain, latency_ns);
+        let records = AnswerRecords::from_message(message.bytes, pending.qtype);
+        let class = answer_class(header, records);
+        let is_plain = header.is_plain_success(class, pending.state, pending.question_len, size);
+        let mut why = self.reasons(is_plain, latency_ns);
         let is_due = !is_plain || why != 0;
+        if class == ANSWER_NODATA && pending.qtype == TYPE_AAAA && self.is_beside_a(&pending, now) {
+            why |= WHY_BESIDE_A;
+        }
         let bucket = self.settings.bucket;
         let may_ship = self.count(pending.asker.cgroup_id, now, losses, |counters| {
             if pending.state == STATE_WAITING {
                 let latency_us = latency_ns / 1000;
-                counters.answers[header.answer_class()] += 1;
+                counters.answers[class] += 1;
                 counters.latency[latency_bucket(latency_us)] += 1;
                 counters.latency_us += latency_us;
             } else {

@@ -40,8 +40,8 @@ use crate::ring::{LossCounters, ProbeLog};
 
 pub use cpu::{CpuMaps, CpuProbeOptions, Scope, Targets};
 pub use dns::{
-    DNS_PORTS, DNS_TIMEOUT, DnsMaps, DnsProbeOptions, HTTPS_RESOLVERS, InFlight, KernelCounts, OwnedEntries,
-    OwnedEntry, Rate, TableShares, dns_ports, https_resolvers,
+    ANames, DNS_PORTS, DNS_TIMEOUT, DnsMaps, DnsProbeOptions, HTTPS_RESOLVERS, InFlight, KernelCounts,
+    OwnedEntries, OwnedEntry, Rate, TableShares, dns_ports, https_resolvers,
 };
 pub use oom::OomMaps;
 pub use sigkill::{KernelKills, SigkillMaps};

@@ -252,8 +252,10 @@ impl Attribution {
         owner: Owner,
         outlet: &Outlet,
     ) -> Result<(), ReceiverGone> {
-        let event = self.dns.transaction(&self.context, query, owner);
-        self.send(event, outlet).await
+        match self.dns.transaction(&self.context, query, owner) {
+            Some(event) => self.send(event, outlet).await,
+            None => Ok(()),
+        }
     }
 
     async fn send_lookups(&mut self, outlet: &Outlet, all: bool) -> Result<(), ReceiverGone> {

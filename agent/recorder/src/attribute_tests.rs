@@ -91,6 +91,7 @@ fn query(cgroup: u64, id: u16) -> Record {
         malformed: None,
         slow: false,
         answer_dropped: false,
+        facts: Default::default(),
     };
     Record::Dns { asker: task(cgroup, 7), owner: None, time_ns: clock::boot_now_ns(), transaction }
 }

@@ -29,6 +29,9 @@ pub enum DnsHook {
 pub struct DnsOptions {
     /// Record answered queries, too, not only failures.
     pub answers: bool,
+    /// Record AAAA without data as a failure although the A records of the same name were asked for, too: the normal case in
+    /// a cluster with IPv4 only.
+    pub aaaa_nodata: bool,
     /// Assemble queries into lookups, too (`dns.lookup`): all of them with `answers`, else those that failed.
     pub lookups: bool,
     /// A query without an answer for this long is a timeout.
@@ -49,6 +52,7 @@ impl Default for DnsOptions {
     fn default() -> Self {
         DnsOptions {
             answers: false,
+            aaaa_nodata: false,
             lookups: false,
             timeout: DNS_TIMEOUT,
             slow_over: None,

@@ -19,6 +19,7 @@ use crate::confirm::{CheckpointSaver, Confirmations};
 use crate::dns::attribute::DnsAttribution;
 use crate::dns::counts::{ContainerCounts, CounterSource, SharedCounts};
 use crate::dns::flight::QueriesInFlight;
+use crate::dns::held::HeldAnswers;
 use crate::dns::reader::DnsReader;
 use crate::dns::shares::EventShares;
 use crate::dns::tables::OwnedTable;
@@ -232,6 +233,8 @@ fn read_probes(
         counts: counts.clone(),
         shed: shared.totals.shed.clone(),
         shares: EventShares::default(),
+        truncated: Default::default(),
+        held: HeldAnswers::new(dns_maps.a_names),
         out: out.clone(),
         messages: Vec::new(),
         ticks: 0,

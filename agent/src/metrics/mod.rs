@@ -53,7 +53,7 @@ pub struct Metrics {
 }
 
 /// Outcomes that have a series from the start, at 0: an alert on the first timeout needs it.
-const OUTCOMES: [Outcome; 11] = [
+const OUTCOMES: [Outcome; 12] = [
     Outcome::Noerror,
     Outcome::Nxdomain,
     Outcome::Servfail,
@@ -64,6 +64,7 @@ const OUTCOMES: [Outcome; 11] = [
     Outcome::Timeout,
     Outcome::Late,
     Outcome::Unreachable,
+    Outcome::Abandoned,
     Outcome::Other,
 ];
 
@@ -275,6 +276,10 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         "podopsy_dns_queries_unnamed",
         "DNS queries whose answer may not be recognised behind address translation: the container had its share of senders already.",
     );
+    let mut not_dns = MetricFamily::counter(
+        "podopsy_dns_not_dns",
+        "Messages to DNS servers' ports that are not DNS, for example of a tunnel. They are no queries.",
+    );
     for (key, series) in table.iter() {
         let dns = &series.dns;
         queries.count(labels(key), dns.queries);
@@ -289,6 +294,7 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
         dropped.count(labels(key), dns.events_dropped);
         untracked.count(labels(key), dns.untracked);
         unnamed.count(labels(key), dns.unnamed);
+        not_dns.count(labels(key), dns.not_dns);
         hidden.count(labels_with(key, "protocol", "dot"), dns.not_visible.tls);
         hidden.count(labels_with(key, "protocol", "doh"), dns.not_visible.https);
         // A histogram is two dozen lines: a container without queries has none.
@@ -297,7 +303,19 @@ fn dns_families(table: &SeriesTable) -> Vec<MetricFamily> {
             latency.samples.push(MetricSample { labels: labels(key), value, exemplar: None });
         }
     }
-    vec![queries, resends, outcomes, latency, failed, search_path_misses, hidden, dropped, untracked, unnamed]
+    vec![
+        queries,
+        resends,
+        outcomes,
+        latency,
+        failed,
+        search_path_misses,
+        hidden,
+        dropped,
+        untracked,
+        unnamed,
+        not_dns,
+    ]
 }
 
 fn growth_families(table: &SeriesTable) -> [MetricFamily; 3] {

@@ -115,6 +115,7 @@ impl SeriesTable {
             if grown.queries
                 + grown.untracked
                 + grown.unnamed
+                + grown.not_dns
                 + grown.events_dropped
                 + grown.outcomes.values().sum::<u64>()
                 + grown.not_visible.tls
@@ -148,6 +149,7 @@ fn difference(now: &DnsCounts, before: &DnsCounts) -> DnsCounts {
         resends: increase(now.resends, before.resends),
         untracked: increase(now.untracked, before.untracked),
         unnamed: increase(now.unnamed, before.unnamed),
+        not_dns: increase(now.not_dns, before.not_dns),
         events_dropped: increase(now.events_dropped, before.events_dropped),
         ..DnsCounts::default()
     };

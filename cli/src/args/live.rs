@@ -34,6 +34,10 @@ pub struct WatchArgs {
     #[arg(long)]
     pub all: bool,
 
+    /// Show AAAA answers without data as failures, too, where A was asked for as well: normal in a cluster with IPv4 only
+    #[arg(long)]
+    pub aaaa_nodata: bool,
+
     /// Show SIGKILLs to host processes, too, not only to processes of containers
     #[arg(long)]
     pub host: bool,

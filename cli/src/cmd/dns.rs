@@ -51,6 +51,7 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
         oom: false,
         dns: Some(DnsOptions {
             answers: true,
+            aaaa_nodata: false,
             lookups: true,
             timeout: args.dns_timeout,
             slow_over: None,

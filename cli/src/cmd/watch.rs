@@ -32,6 +32,7 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
     let dns = match dns {
         true => Some(DnsOptions {
             answers: args.all,
+            aaaa_nodata: args.aaaa_nodata,
             lookups: false,
             timeout: args.dns_timeout,
             slow_over: args.slow_over,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use podopsy_model::dns::NotVisible;
-use podopsy_model::event::Protocol;
+use podopsy_model::event::{Protocol, QueryFacts};
 use podopsy_model::lookup::{LookupResult, LookupTransaction, NameKnownBy};
-use podopsy_model::{DnsCounts, Event, Lookup};
+use podopsy_model::{DnsCounts, Event, Lookup, TcpFailure};
 use podopsy_recorder::dns::lookups::summary::{LookupSummary, Percentiles};
 
 use super::event::{owner, pod};
@@ -98,8 +98,9 @@ pub fn describe(lookup: &Lookup) -> String {
 fn query(step: &LookupTransaction) -> String {
     let protocol = if step.protocol == Protocol::Tcp { "tcp" } else { "udp" };
     let sends = if step.sends > 1 { format!(", {} sends", step.sends) } else { String::new() };
+    let facts = facts(&step.facts);
     format!(
-        "+{} {} {} → {} after {} ({} {protocol}{sends})",
+        "+{} {} {} → {} after {} ({} {protocol}{sends}{facts})",
         units::nanoseconds(step.sent_after_ns),
         step.name,
         step.qtype,
@@ -107,6 +108,31 @@ fn query(step: &LookupTransaction) -> String {
         units::nanoseconds(step.latency_ns),
         step.server
     )
+}
+
+/// What else is known of a query, after what stands in its brackets.
+pub fn facts(facts: &QueryFacts) -> String {
+    let mut text = String::new();
+    if let Some(failure) = facts.tcp_failure {
+        text += match (facts.after_truncated, failure) {
+            (true, TcpFailure::Refused) => "; truncated over UDP, then TCP was refused",
+            (false, TcpFailure::Refused) => "; TCP was refused",
+            (true, TcpFailure::Unanswered) => "; truncated over UDP, then TCP was not answered",
+            (false, TcpFailure::Unanswered) => "; TCP was not answered",
+            (true, TcpFailure::Reset) => "; truncated over UDP, then TCP was reset",
+            (false, TcpFailure::Reset) => "; TCP was reset",
+            (_, TcpFailure::Unreachable) => "; the server cannot be reached by TCP",
+        };
+    }
+    if let Some(address) = facts.answered_from {
+        text += &format!("; an answer came from another address, {}", address.ip());
+    }
+    if facts.superseded {
+        text += "; another answer came first";
+    } else if facts.socket_closed {
+        text += "; the client closed its socket";
+    }
+    text
 }
 
 /// Prints the counts of encrypted DNS and of queries that were not reported; nothing if both are zero.
@@ -120,6 +146,10 @@ pub fn not_shown(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
                 out,
                 "\n{owner}: {tls} by DNS over TLS and {https} by DNS over HTTPS; the queries in them are encrypted"
             )?;
+        }
+        if of.not_dns > 0 {
+            let messages = units::plural(of.not_dns, "message");
+            writeln!(out, "\n{owner}: {messages} to DNS servers' ports are not DNS, like those of a tunnel")?;
         }
         if of.untracked > 0 {
             writeln!(
@@ -271,6 +301,7 @@ mod tests {
             latency_ns: wait_ns,
             sends: 2,
             answer_dropped: false,
+            facts: Default::default(),
         };
         Lookup {
             name: "api.example.com".into(),

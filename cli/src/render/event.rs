@@ -144,7 +144,14 @@ fn oom(kill: &OomKill) -> String {
 
 fn dns(transaction: &DnsTransaction) -> String {
     let question = match (&transaction.name, &transaction.qtype) {
-        (Some(name), Some(qtype)) => format!("{name} {qtype}"),
+        (Some(name), Some(qtype)) => match &transaction.facts.opcode {
+            Some(opcode) => format!("{opcode} {name} {qtype}"),
+            None => format!("{name} {qtype}"),
+        },
+        (None, _) if transaction.facts.opcode.is_some() => {
+            transaction.facts.opcode.clone().unwrap_or_default()
+        }
+        (None, _) if transaction.facts.tcp_failure.is_some() => "(not asked)".to_owned(),
         (Some(name), None) => name.clone(),
         (None, _) => "(unreadable)".to_owned(),
     };
@@ -162,8 +169,9 @@ fn dns(transaction: &DnsTransaction) -> String {
     };
     let sends = if transaction.sends > 1 { format!(", {} sends", transaction.sends) } else { String::new() };
     let slow = if transaction.slow { ", slow" } else { "" };
+    let facts = super::dns::facts(&transaction.facts);
     format!(
-        "{question} → {outcome} after {} ({} {protocol}{sends}{slow})",
+        "{question} → {outcome} after {} ({} {protocol}{sends}{slow}{facts})",
         units::nanoseconds(transaction.latency_ns),
         transaction.server
     )
@@ -232,6 +240,7 @@ mod tests {
             malformed: None,
             slow: false,
             answer_dropped: false,
+            facts: Default::default(),
         })
     }
 

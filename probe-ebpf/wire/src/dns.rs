@@ -4,8 +4,10 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{DNS_HEADER_BYTES, Task};
 
-/// Longest question kept: a name of 255 bytes, type and class, and one byte that shows an overrun.
-pub const DNS_QUESTION_MAX: usize = 260;
+/// Longest question kept: a name of 255 bytes, type and class, and one byte that shows an overrun, in whole words.
+pub const DNS_QUESTION_MAX: usize = 264;
+/// The same in words.
+pub const DNS_QUESTION_WORDS: usize = DNS_QUESTION_MAX / 8;
 /// Bytes of the response that travel with the record.
 pub const DNS_MESSAGE_MAX: usize = 512;
 /// How many server ports can be watched.
@@ -57,8 +59,12 @@ pub struct CacheLine {
 pub const WHY_ANSWER: u32 = 1;
 /// It took longer than `DnsConfig::slow_us`; also set for failures.
 pub const WHY_SLOW: u32 = 2;
-/// It was drawn, one success in `DnsConfig::sample`. With no bit set it is not a plain success.
+/// It was drawn, one success in `DnsConfig::sample`. With none of these bits set it is not a plain success.
 pub const WHY_SAMPLE: u32 = 4;
+/// No reason to ship it, but a fact: the process has just asked for the A records of the same name, too.
+pub const WHY_BESIDE_A: u32 = 8;
+/// The bits of `DnsRecord::why` that are reasons.
+pub const WHY_REASONS: u32 = WHY_ANSWER | WHY_SLOW | WHY_SAMPLE;
 
 /// What makes an answer belong to a query. The server is part of it: some clients send one id to
 /// several servers from one socket.
@@ -119,7 +125,14 @@ pub struct DnsPending {
     pub went_to: u32,
     /// Port of `server`.
     pub port: u16,
-    pub unused: u16,
+    /// Port of the client's socket.
+    pub local_port: u16,
+    /// Type of the question, and how many bytes the question has; 0: there is none.
+    pub qtype: u16,
+    pub question_size: u16,
+    /// By [`Question::scan`](crate::Question::scan); ignores case.
+    pub name_hash: u32,
+    pub unused: u32,
     /// The bytes after the query's header. It is the last field, so that a copy can stop after `question_len` bytes.
     pub question: [u8; DNS_QUESTION_MAX],
 }
@@ -171,6 +184,8 @@ pub struct DnsConnection {
     pub asker: Task,
     /// When the last segment was seen; 0: the kernel side is filling this entry.
     pub used_ns: u64,
+    /// When the first segment was seen, normally the SYN.
+    pub opened_ns: u64,
     pub query: DnsPosition,
     pub answer: DnsPosition,
     pub query_bytes: [u8; buffer(DNS_QUERY_KEPT)],
@@ -225,10 +240,88 @@ pub struct SocketError {
     pub unused: u32,
 }
 
+/// How many sockets and names the maps `DNS_ASKED`, `DNS_ANSWERED` and `DNS_A_NAMES` have slots for: powers of two. Two
+/// that share a slot overwrite each other, which costs a needless record, or a fact that is not known.
+pub const SOCKET_SLOTS: u32 = 4096;
+pub const NAME_SLOTS: u32 = 16_384;
+
+/// A slot of the map `DNS_ASKED`: how many queries a socket sent since it has the slot. It is apart from [`AnsweredSlot`],
+/// because queries and answers are handled on different CPUs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct AskedSlot {
+    pub cookie: u64,
+    pub queries: u64,
+}
+
+/// A slot of the map `DNS_ANSWERED`: how many queries of a socket were answered, and the last ones of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct AnsweredSlot {
+    pub cookie: u64,
+    pub queries: u64,
+    /// When the last answer came.
+    pub time_ns: u64,
+    /// The transaction ids of the last four answers that a client accepts as the answer to its question (NOERROR, NXDOMAIN,
+    /// truncated), 16 bits each, the last one lowest.
+    pub ids: u64,
+    /// The class (`ANSWER_*`) of the last answer.
+    pub class: u64,
+}
+
+/// A socket was closed while queries that it sent had no answer, or a TCP connection to a DNS server could not be made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SocketClosed {
+    pub cookie: u64,
+    pub time_ns: u64,
+    /// As in [`AnsweredSlot`]; 0: no answer is known.
+    pub answered_ns: u64,
+    pub answered_ids: u64,
+    pub answered_class: u32,
+    /// Positive errno of the socket; 0: it has none.
+    pub errno: u32,
+    /// IPPROTO_UDP or IPPROTO_TCP.
+    pub protocol: u32,
+    /// TCP: 1 if the connection was never established. Only then the fields that follow are set.
+    pub never_connected: u32,
+    pub opened_ns: u64,
+    /// As in `DnsKey`.
+    pub server: [u32; 4],
+    pub port: u32,
+    pub unused: u32,
+    pub asker: Task,
+}
+
+impl SocketClosed {
+    /// With nothing filled in.
+    pub const EMPTY: SocketClosed = bytemuck::zeroed();
+}
+
+/// A datagram that looks like an answer, and belongs to no query in flight of its socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct StrayAnswer {
+    /// The socket that it came to; 0: it came to no socket.
+    pub cookie: u64,
+    pub time_ns: u64,
+    /// Where it came from, as in `DnsKey`.
+    pub server: [u32; 4],
+    pub port: u16,
+    /// The port that it came to; 0: see `cookie`.
+    pub local_port: u16,
+    pub id: u16,
+    pub unused: u16,
+}
+
 const _: () = assert!(size_of::<CacheLine>() == 64);
 const _: () = assert!(size_of::<DnsKey>() == 32);
-const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 8 + 24 + 260);
-const _: () = assert!(size_of::<DnsConnection>() == 40 + 8 + 2 * 48 + 552 + 32);
+const _: () = assert!(size_of::<DnsPending>() == 40 + 16 + 12 + 8 + 36 + 264);
+const _: () = assert!(size_of::<DnsConnection>() == 40 + 16 + 2 * 48 + 560 + 32);
 const _: () = assert!(size_of::<DnsSender>() == 40);
-const _: () = assert!(size_of::<DnsRecord>() == 32 + 360 + 24 + 512);
+const _: () = assert!(size_of::<DnsRecord>() == 32 + 376 + 24 + 512);
 const _: () = assert!(size_of::<SocketError>() == 24);
+const _: () = assert!(size_of::<SocketClosed>() == 120);
+const _: () = assert!(size_of::<StrayAnswer>() == 40);
+/// The question is scanned by words.
+const _: () = assert!(core::mem::offset_of!(DnsPending, question).is_multiple_of(8));

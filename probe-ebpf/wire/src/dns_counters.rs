@@ -8,9 +8,9 @@ pub const DNS_CONTAINERS_MAX: u32 = 4096;
 /// last one has no upper bound. [`crate::latency_bucket`] gives the index.
 pub const DNS_LATENCY_BUCKETS: usize = 24;
 
-/// Indices into [`DnsCounters::answers`]: the class of an answer by its header. The rest of the message was not read.
+/// Indices into [`DnsCounters::answers`]: the class of an answer ([`crate::answer_class`]).
 pub const ANSWER_NOERROR: usize = 0;
-/// NOERROR without an answer record.
+/// NOERROR without an answer record of the type that was asked for.
 pub const ANSWER_NODATA: usize = 1;
 /// TC was set, whatever the rcode.
 pub const ANSWER_TRUNCATED: usize = 2;
@@ -71,7 +71,8 @@ pub struct DnsCounters {
     /// Queries of tasks that were not inserted into `DNS_SENDERS`. They are followed by the address in their packets: behind
     /// address translation their answers are not recognised.
     pub unnamed: u64,
-    pub unused: u64,
+    /// Messages to DNS servers' ports that are not DNS. They are not in `queries`.
+    pub not_dns: u64,
 }
 
 /// What the kernel side did to a table for one cgroup: see [`crate::in_flight`].

@@ -27,10 +27,12 @@ mod unwind;
 pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
 pub use cpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use dns::{
-    CacheLine, DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_PREFIX_BYTES, DNS_QUERY_KEPT,
-    DNS_QUESTION_MAX, DnsConnection, DnsKey, DnsPending, DnsPosition, DnsRecord, DnsSender, STATE_TIMED_OUT,
-    STATE_WAITING, SocketError, SweptKey, TABLE_CONNECTIONS, TABLE_QUERIES, TABLE_SENDERS, TABLES,
-    USED_INSERTED, USED_MAX, USED_REMOVED, USED_SWEPT, WHY_ANSWER, WHY_SAMPLE, WHY_SLOW, used_index,
+    AnsweredSlot, AskedSlot, CacheLine, DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_PREFIX_BYTES,
+    DNS_QUERY_KEPT, DNS_QUESTION_MAX, DNS_QUESTION_WORDS, DnsConnection, DnsKey, DnsPending, DnsPosition,
+    DnsRecord, DnsSender, NAME_SLOTS, SOCKET_SLOTS, STATE_TIMED_OUT, STATE_WAITING, SocketClosed,
+    SocketError, StrayAnswer, SweptKey, TABLE_CONNECTIONS, TABLE_QUERIES, TABLE_SENDERS, TABLES,
+    USED_INSERTED, USED_MAX, USED_REMOVED, USED_SWEPT, WHY_ANSWER, WHY_BESIDE_A, WHY_REASONS, WHY_SAMPLE,
+    WHY_SLOW, used_index,
 };
 pub use dns_counters::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
@@ -38,8 +40,10 @@ pub use dns_counters::{
     TableCounts,
 };
 pub use dns_rules::{
-    DNS_HEADER_BYTES, DnsHeader, TokenBucket, fold_address, in_flight, in_flight_share, latency_bucket,
-    token_price,
+    AName, AnswerRecords, DNS_HEADER_BYTES, DnsHeader, OPCODE_DSO, OPCODE_IQUERY, OPCODE_NOTIFY,
+    OPCODE_QUERY, OPCODE_STATUS, OPCODE_UPDATE, Question, TYPE_A, TYPE_AAAA, TYPE_CNAME, TYPE_OPT,
+    TokenBucket, answer_class, answers_type, fold_address, in_flight, in_flight_share, is_accepted,
+    latency_bucket, socket_slot, token_price,
 };
 pub use exec::Exec;
 pub use loss::Loss;

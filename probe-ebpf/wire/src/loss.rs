@@ -80,6 +80,12 @@ loss_reasons! {
     /// A query, because its container already had its share of the map `DNS_IN_FLIGHT`, or of `DNS_CONNECTIONS`. Its answer or
     /// timeout is not seen.
     DnsOverShare = "dns_over_share",
+    /// The close of a socket whose queries had no answer, because the ring `DNS_EVENTS` was more than half full and the
+    /// container had no tokens left. These queries are reported as timeouts.
+    DnsClosed = "dns_closed",
+    /// An answer that belongs to no query in flight, because the CPU had just reported another one. If it came from
+    /// another address than the server's, the diagnosis of the timeout does not name that address.
+    DnsStray = "dns_stray",
 }
 
 impl Loss {

@@ -14,31 +14,42 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use podopsy_wire::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_REFUSED, ANSWER_SERVFAIL,
-    ANSWER_TRUNCATED, DNS_HEADER_BYTES, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending, DnsRecord,
-    STATE_TIMED_OUT, SocketError, WHY_SLOW,
+    ANSWER_TRUNCATED, AnswerRecords, DNS_HEADER_BYTES, DNS_QUESTION_MAX, DnsHeader, DnsKey, DnsPending,
+    DnsRecord, OPCODE_QUERY, STATE_TIMED_OUT, SocketClosed, SocketError, StrayAnswer, WHY_BESIDE_A, WHY_SLOW,
+    answer_class,
 };
 
 use self::name::Name;
 use super::read::{self, BadRecord};
-use podopsy_model::event::Protocol;
+use podopsy_model::dns::opcode_name;
+use podopsy_model::event::{Protocol, QueryFacts};
 use podopsy_model::{DnsTransaction, Outcome};
 
-/// A record of the ring `DNS_EVENTS`; the two kinds are distinguished by size.
+/// A record of the ring `DNS_EVENTS`; the kinds are distinguished by size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DnsMessage {
     /// A query with its response.
     Answered(Box<DnsRecord>),
     /// The network reported an error to a socket.
     SocketError(SocketError),
+    /// A socket was closed while queries had no answer.
+    SocketClosed(SocketClosed),
+    /// An answer belongs to no query of its socket.
+    Stray(StrayAnswer),
 }
 
 /// Reads one record of the ring.
 pub fn record(bytes: &[u8]) -> Result<DnsMessage, BadRecord> {
     // aya returns the length that the kernel side reserved, without padding.
-    if bytes.len() == size_of::<SocketError>() {
-        return read::whole("dns", bytes).map(DnsMessage::SocketError);
+    const ERROR: usize = size_of::<SocketError>();
+    const CLOSED: usize = size_of::<SocketClosed>();
+    const STRAY: usize = size_of::<StrayAnswer>();
+    match bytes.len() {
+        ERROR => read::whole("dns", bytes).map(DnsMessage::SocketError),
+        CLOSED => read::whole("dns", bytes).map(DnsMessage::SocketClosed),
+        STRAY => read::whole("dns", bytes).map(DnsMessage::Stray),
+        _ => read::whole("dns", bytes).map(|record| DnsMessage::Answered(Box::new(record))),
     }
-    read::whole("dns", bytes).map(|record| DnsMessage::Answered(Box::new(record)))
 }
 
 /// The transaction of a query with its response.
@@ -49,6 +60,7 @@ pub fn answered(record: &DnsRecord) -> DnsTransaction {
     let question = question(&record.pending);
     let mut transaction = transaction(&record.key, &record.pending, &question, record.time_ns);
     transaction.slow = record.why & WHY_SLOW != 0;
+    transaction.facts.beside_a = record.why & WHY_BESIDE_A != 0;
     transaction.rcode = message.get(3).map(|flags| u16::from(flags & 0x0f));
     transaction.outcome = match response(message, is_whole, question.as_ref().ok()) {
         Ok((outcome, rcode)) => {
@@ -78,8 +90,11 @@ fn transaction(
     question: &Result<Question, String>,
     time_ns: u64,
 ) -> DnsTransaction {
+    let opcode = opcode(pending);
     let (name, qtype, malformed) = match question {
         Ok(question) => (Some(question.name.clone()), Some(question.qtype.clone()), None),
+        // What other operation codes ask need not be a question.
+        Err(_) if opcode != OPCODE_QUERY => (None, None, None),
         Err(reason) => (None, None, Some(format!("query: {reason}"))),
     };
     DnsTransaction {
@@ -95,13 +110,24 @@ fn transaction(
         malformed,
         slow: false,
         answer_dropped: pending.drops > 0,
+        facts: QueryFacts { opcode: opcode_name(opcode), ..QueryFacts::default() },
     }
 }
 
-/// The server's address from its words in network order.
+/// The server of a query.
 fn server(key: &DnsKey, pending: &DnsPending) -> SocketAddr {
-    let (words, port) =
-        if key.is_rewritten() { (pending.server, pending.port) } else { (key.server, key.port) };
+    match key.is_rewritten() {
+        true => socket_address(pending.server, pending.port),
+        false => socket_address(key.server, key.port),
+    }
+}
+
+fn opcode(pending: &DnsPending) -> u16 {
+    DnsHeader { flags: pending.flags, id: 0, questions: 0, answers: 0, authority: 0, additional: 0 }.opcode()
+}
+
+/// An address from its words in network order.
+pub fn socket_address(words: [u32; 4], port: u16) -> SocketAddr {
     let mut octets = [0; 16];
     for (to, word) in octets.chunks_exact_mut(4).zip(words) {
         to.copy_from_slice(&word.to_ne_bytes());
@@ -116,6 +142,7 @@ fn server(key: &DnsKey, pending: &DnsPending) -> SocketAddr {
 struct Question {
     /// In lower case, safe to print.
     name: String,
+    kind: u16,
     qtype: String,
     class: u16,
 }
@@ -139,6 +166,7 @@ fn read_question(message: &[u8]) -> Result<Question, String> {
     let fixed = fixed.ok_or("the message ends in the question")?;
     Ok(Question {
         name: name.text,
+        kind: u16::from_be_bytes([fixed[0], fixed[1]]),
         qtype: record_type::name(u16::from_be_bytes([fixed[0], fixed[1]])),
         class: u16::from_be_bytes([fixed[2], fixed[3]]),
     })
@@ -149,16 +177,22 @@ fn read_question(message: &[u8]) -> Result<Question, String> {
 fn response(message: &[u8], is_whole: bool, asked: Option<&Question>) -> Result<(Outcome, u16), String> {
     let header = DnsHeader::from_message(message)
         .ok_or_else(|| format!("{} bytes are less than a header", message.len()))?;
+    if header.opcode() != OPCODE_QUERY {
+        return Ok((answer_outcome(answer_class(&header, AnswerRecords::UNREAD)), header.rcode()));
+    }
     check_question(&header, message, is_whole, asked)?;
     if header.is_truncated() {
         return Ok((Outcome::Truncated, header.rcode()));
     }
-    let extended = if is_whole { structure::walk(message)?.extended_rcode } else { 0 };
-    let outcome = match extended {
-        0 => answer_outcome(header.answer_class()),
-        _ => Outcome::Other,
+    if is_whole {
+        structure::walk(message)?;
+    }
+    let records = match asked {
+        Some(asked) => AnswerRecords::from_message(message, asked.kind),
+        None => AnswerRecords::UNREAD,
     };
-    Ok((outcome, extended | header.rcode()))
+    let rcode = u16::from(records.extended_rcode) << 4 | header.rcode();
+    Ok((answer_outcome(answer_class(&header, records)), rcode))
 }
 
 /// The outcome of an answer of this class, an index into `DnsCounters::answers`.

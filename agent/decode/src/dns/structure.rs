@@ -1,29 +1,19 @@
 //! Whether a message has the records that its header counts (RFC 1035 §4.1). What is inside of a record's data is not judged:
 //! new types and values are legal.
 //!
-//! Must not depend on: types of records, except for OPT, which extends the header.
+//! Must not depend on: types of records.
 
 use podopsy_wire::DNS_HEADER_BYTES;
 
 use super::name;
 
-/// The type of an OPT record (RFC 6891 §6.1.1).
-const OPT: u16 = 41;
 /// Bytes behind a record's name: type, class, time to live, and the length of its data.
 const FIXED: usize = 10;
 const SECTIONS: [&str; 4] = ["question", "answer", "authority", "additional"];
 
-/// What the whole message says beyond its header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Structure {
-    /// The upper eight bits of the response code (RFC 6891 §6.1.3), as they stand before the lower four.
-    pub extended_rcode: u16,
-}
-
 /// Walks over all records. An error says which one the message lacks.
-pub(super) fn walk(message: &[u8]) -> Result<Structure, String> {
+pub(super) fn walk(message: &[u8]) -> Result<(), String> {
     let header = message.get(..DNS_HEADER_BYTES).ok_or("shorter than a header")?;
-    let mut structure = Structure::default();
     let mut at = DNS_HEADER_BYTES;
     for (count, section) in header[4..].chunks_exact(2).zip(SECTIONS) {
         let count = u16::from_be_bytes([count[0], count[1]]);
@@ -36,14 +26,11 @@ pub(super) fn walk(message: &[u8]) -> Result<Structure, String> {
             }
             let data = behind(message, at, FIXED).ok_or_else(|| here(&"the message ends in it"))?;
             let field = |offset: usize| u16::from_be_bytes([message[at + offset], message[at + offset + 1]]);
-            if section == "additional" && field(0) == OPT {
-                structure.extended_rcode = (field(4) >> 8) << 4;
-            }
             at = behind(message, data, field(8).into())
                 .ok_or_else(|| here(&"the message ends in its data"))?;
         }
     }
-    Ok(structure)
+    Ok(())
 }
 
 /// The place so many bytes behind a place, if the message has them.
@@ -79,7 +66,7 @@ mod tests {
             (1, b""),
         ] {
             let whole = message([1, 1, 0, 0], &[QUESTION, &record(kind, data)]);
-            assert_eq!(walk(&whole), Ok(Structure::default()), "type {kind}");
+            assert_eq!(walk(&whole), Ok(()), "type {kind}");
             // Bytes behind the message belong to nothing, and are no fault of it.
             assert!(walk(&[&whole[..], b"x"].concat()).is_ok());
             for cut in 0..whole.len() {
@@ -92,17 +79,5 @@ mod tests {
     fn a_missing_record_is_named() {
         let whole = message([1, 2, 0, 0], &[QUESTION, &record(1, &[1, 2, 3, 4])]);
         assert_eq!(walk(&whole).unwrap_err(), "answer 2 of 2: a name runs out of the message");
-    }
-
-    #[test]
-    fn the_upper_part_of_the_response_code_is_in_the_opt_record() {
-        let opt = |upper: u8| [0, 0, 41, 4, 208, upper, 0, 0, 0, 0, 0];
-        let extended = |records: &[&[u8]]| {
-            let body = [&[QUESTION], records].concat();
-            walk(&message([1, 0, 0, records.len() as u16], &body)).unwrap().extended_rcode
-        };
-        assert_eq!(extended(&[&opt(1)]), 16);
-        assert_eq!(extended(&[&record(1, &[1, 2, 3, 4]), &opt(2)]), 32);
-        assert_eq!(extended(&[&opt(0)]), 0);
     }
 }

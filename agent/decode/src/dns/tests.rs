@@ -269,3 +269,35 @@ fn an_answer_that_the_kernel_side_marked_slow_is_slow() {
     record.why = WHY_SLOW;
     assert!(answered(&record).slow);
 }
+
+#[test]
+fn other_operation_codes_need_no_question_and_noerror_is_their_success() {
+    let of = |flags: u16, message: &[u8], question: &[u8]| {
+        let mut record = record_of(STATE_WAITING, message);
+        record.pending = DnsPending { flags, ..pending(question) };
+        record.pending.questions = u16::from(!question.is_empty());
+        answered(&record)
+    };
+    let update = of(0x2800, &response(0xa800, [0; 4], &[]), &[NAME, &[0, 6, 0, 1]].concat());
+    assert_eq!((update.outcome, update.facts.opcode.as_deref()), (Outcome::Noerror, Some("UPDATE")));
+    assert_eq!((update.qtype.as_deref(), update.is_failure()), (Some("SOA"), false));
+    let status = of(0x1000, &response(0x9004, [0; 4], &[]), &[]);
+    assert_eq!((status.outcome, status.rcode, status.malformed), (Outcome::Other, Some(4), None));
+    let unassigned = of(0x7800, &response(0xf804, [0; 4], &[]), &[]);
+    assert_eq!(unassigned.facts.opcode.as_deref(), Some("OPCODE15"));
+}
+
+#[test]
+fn an_alias_with_nothing_behind_it_is_no_data() {
+    let question = [NAME, A_IN].concat();
+    let alias = [0xc0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0, 4, 1, b'x', 0xc0, 12];
+    assert_eq!(outcome(0x8180, 1, &[&question[..], &alias].concat()), Outcome::Nodata);
+}
+
+#[test]
+fn aaaa_without_data_beside_a_is_no_failure() {
+    let mut record = record_of(STATE_WAITING, &response(0x8180, [1, 0, 0, 0], &[NAME, A_IN].concat()));
+    assert!(answered(&record).is_failure());
+    record.why = podopsy_wire::WHY_BESIDE_A;
+    assert!(!answered(&record).is_failure());
+}

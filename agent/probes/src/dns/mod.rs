@@ -1,6 +1,7 @@
 //! The `dns` probe: cgroup_skb, connect and sendmsg hooks at the v2 root, and its maps: queries in flight, connections,
 //! senders, and each cgroup's share of them.
 
+mod a_names;
 mod counters;
 mod in_flight;
 mod options;
@@ -11,13 +12,14 @@ use std::net::IpAddr;
 
 use anyhow::Context;
 use aya::maps::{HashMap, ProgramArray};
-use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, KProbe};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr, KProbe};
 use aya::{Ebpf, EbpfLoader};
 use podopsy_wire::{DnsConfig, TABLES};
 
 use crate::program::{cgroup2_root, raw_tracepoint, take_map};
 use crate::ring::Ring;
 
+pub use a_names::ANames;
 pub use counters::KernelCounts;
 pub use in_flight::InFlight;
 use options::HTTPS_MAX;
@@ -37,6 +39,7 @@ pub struct DnsMaps {
     pub senders: OwnedEntries,
     pub shares: TableShares,
     pub counts: KernelCounts,
+    pub a_names: ANames,
 }
 
 impl DnsMaps {
@@ -48,6 +51,7 @@ impl DnsMaps {
             senders: OwnedEntries::senders(ebpf)?,
             shares: TableShares::take(ebpf)?,
             counts: KernelCounts::new(take_map(ebpf, "DNS_COUNTERS")?)?,
+            a_names: ANames::take(ebpf)?,
         })
     }
 }
@@ -119,6 +123,9 @@ pub(crate) fn attach(ebpf: &mut Ebpf, wanted: &DnsProbeOptions) -> anyhow::Resul
             .with_context(|| format!("attach {name} to {}", root.display()))?;
     }
     let mut left_out = Vec::new();
+    if let Err(error) = release_hook(ebpf, &cgroup) {
+        left_out.push(format!("queries whose socket was closed show as timeouts ({error:#})"));
+    }
     if let Err(error) = raw_tracepoint(ebpf, "dns_answer_dropped", "udp_fail_queue_rcv_skb") {
         left_out.push(format!("answers that find a full receive buffer show as answered ({error:#})"));
     }
@@ -135,7 +142,19 @@ pub(crate) fn attach(ebpf: &mut Ebpf, wanted: &DnsProbeOptions) -> anyhow::Resul
         },
     };
     let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
-    Ok((format!("cgroup_skb, connect and sendmsg at {}{hook}", root.display()), left_out))
+    Ok((format!("cgroup_skb, connect, sendmsg and sock_release at {}{hook}", root.display()), left_out))
+}
+
+/// Attaches the program for sockets that are closed; kernels before 5.9 have no such hook.
+fn release_hook(ebpf: &mut Ebpf, cgroup: &File) -> anyhow::Result<()> {
+    const NAME: &str = "dns_socket_release";
+    let program: &mut CgroupSock =
+        ebpf.program_mut(NAME).with_context(|| format!("no program {NAME}"))?.try_into()?;
+    program.load().with_context(|| format!("load {NAME}"))?;
+    program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .with_context(|| format!("attach {NAME} to the root cgroup"))?;
+    Ok(())
 }
 
 fn skb_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut CgroupSkb> {

@@ -16,27 +16,31 @@ use crate::options::DnsOptions;
 pub(crate) struct DnsAttribution {
     /// None: lookups are not wanted.
     lookups: Option<Lookups>,
+    answers: bool,
+    aaaa_nodata: bool,
     pub waiting: WaitingQueries,
 }
 
 impl DnsAttribution {
     pub fn new(options: &DnsOptions, pods: Arc<Pods>, openers: &Openers) -> DnsAttribution {
         let lookups = options.lookups.then(|| Lookups::new(options, pods.clone(), openers));
-        DnsAttribution { lookups, waiting: WaitingQueries::new(pods) }
+        let DnsOptions { answers, aaaa_nodata, .. } = *options;
+        DnsAttribution { lookups, answers, aaaa_nodata, waiting: WaitingQueries::new(pods) }
     }
 
-    /// The event of a query whose owner is known.
-    pub fn transaction(&mut self, context: &EventContext, query: DnsQuery, owner: Owner) -> Event {
+    /// The event of a query whose owner is known; None: it is not wanted.
+    pub fn transaction(&mut self, context: &EventContext, query: DnsQuery, owner: Owner) -> Option<Event> {
         let DnsQuery { asker, time_ns, transaction, .. } = query;
-        let kind = match transaction.outcome {
-            Outcome::Noerror => EventKind::DnsAnswer,
-            _ => EventKind::DnsFailure,
-        };
+        let (outcome, superseded) = (transaction.outcome, transaction.facts.superseded);
+        let is_failure = transaction.is_failure() || (self.aaaa_nodata && outcome == Outcome::Nodata);
+        let is_wanted = is_failure || self.answers || transaction.slow || outcome == Outcome::Noerror;
+        let kind = if is_failure { EventKind::DnsFailure } else { EventKind::DnsAnswer };
         let event = context.event(time_ns, kind, owner, &asker, Detail::Dns(transaction));
-        if let Some(lookups) = &mut self.lookups {
+        // Where answers are not recorded, a lookup would have the query that was superseded, and not the one that was answered.
+        if let Some(lookups) = self.lookups.as_mut().filter(|_| self.answers || !superseded) {
             lookups.add(&event, &asker, time_ns);
         }
-        event
+        is_wanted.then_some(event)
     }
 
     /// When the next lookup is complete.

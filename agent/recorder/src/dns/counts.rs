@@ -77,6 +77,9 @@ struct Account {
     now: Option<DnsCounters>,
     timeouts: u64,
     unreachable: u64,
+    abandoned: u64,
+    /// Queries that were not sent, because no TCP connection could be made. Each has an outcome.
+    unsent: u64,
     throttled: u64,
     /// Events that were left out to keep to a budget.
     shed: u64,
@@ -157,6 +160,7 @@ impl ContainerCounts {
         account.changed = looks;
         match outcome {
             Outcome::Unreachable => account.unreachable += 1,
+            Outcome::Abandoned => account.abandoned += 1,
             _ => account.timeouts += 1,
         }
         if let Some(paid_ns) = bucket.take(account.paid_ns, now_ns, price) {
@@ -166,6 +170,11 @@ impl ContainerCounts {
         account.throttled += 1;
         self.throttled += 1;
         false
+    }
+
+    /// Counts a query that could not be sent.
+    pub fn unsent_query(&mut self, cgroup_id: u64) {
+        self.account(cgroup_id).unsent += 1;
     }
 
     /// Counts an event of this cgroup that was shed.
@@ -264,8 +273,13 @@ impl Account {
         if let Some(now) = &self.now {
             total.add(&read(now));
         }
-        for (outcome, count) in [(Outcome::Timeout, self.timeouts), (Outcome::Unreachable, self.unreachable)]
-        {
+        total.queries += self.unsent;
+        let unanswered = [
+            (Outcome::Timeout, self.timeouts),
+            (Outcome::Unreachable, self.unreachable),
+            (Outcome::Abandoned, self.abandoned),
+        ];
+        for (outcome, count) in unanswered {
             if count > 0 {
                 *total.outcomes.entry(outcome).or_default() += count;
             }
@@ -286,6 +300,7 @@ fn read(counters: &DnsCounters) -> DnsCounts {
         resends: counters.resends,
         untracked: counters.untracked,
         unnamed: counters.unnamed,
+        not_dns: counters.not_dns,
         outcomes: outcomes.filter(|(_, count)| *count > 0).collect(),
         latency: Latencies { buckets: counters.latency.to_vec(), sum_us: counters.latency_us },
         events_dropped: counters.throttled + counters.ring_full,

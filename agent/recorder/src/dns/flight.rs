@@ -2,26 +2,35 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use podopsy_wire::{
-    DnsCounters, DnsKey, DnsPending, STATE_TIMED_OUT, STATE_WAITING, SocketError, TABLE_QUERIES, in_flight,
-    in_flight_share,
+    DnsCounters, DnsKey, DnsPending, STATE_TIMED_OUT, STATE_WAITING, SocketClosed, SocketError, StrayAnswer,
+    TABLE_QUERIES, fold_address, in_flight, in_flight_share,
 };
 
-use podopsy_decode::dns::unanswered;
-use podopsy_model::{DnsTransaction, Outcome};
+use podopsy_decode::dns::{socket_address, unanswered};
+use podopsy_model::{DnsTransaction, Outcome, TcpFailure};
 use podopsy_probes::{InFlight, TableShares};
 use podopsy_system::clock::boot_now_ns;
 
+use super::closed::ClosedQuery;
 use super::tables::OwnedTable;
 use super::usage::Usage;
 use crate::fair::fair_level;
 
+/// IPPROTO_TCP.
+const TCP: u32 = 6;
 /// How long an answer may come after its timeout and still be called late.
 const LATE: Duration = Duration::from_secs(30);
 /// Socket errors that have not been matched with a query; more are counted as lost.
 const ERRORS_MAX: usize = 1024;
+/// Closed sockets, and answers without a query, that are held until a sweep; more are counted as lost.
+const CLOSED_MAX: usize = 65_536;
+const STRAYS_MAX: usize = 1024;
+/// Sweeps that see each of these: one may miss a query that the kernel side writes meanwhile.
+const SWEEPS: u8 = 2;
 
 /// A query that ended without an answer.
 pub(crate) struct EndedQuery {
@@ -38,6 +47,11 @@ pub(crate) struct QueriesInFlight {
     tables: Vec<OwnedTable>,
     timeout_ns: u64,
     errors: VecDeque<SocketError>,
+    /// By socket cookie, with the number of sweeps that are still to see it.
+    closed: HashMap<u64, (SocketClosed, u8)>,
+    strays: VecDeque<(StrayAnswer, u8)>,
+    /// Queries in flight that another address answered: when each was sent, and that address.
+    other_address: HashMap<DnsKey, (u64, SocketAddr)>,
     usage: Usage,
     /// Timed-out queries that were removed early: a late answer to them is not seen.
     evicted: u64,
@@ -46,6 +60,8 @@ pub(crate) struct QueriesInFlight {
     untracked_all: u64,
     untracked: HashMap<u64, u64>,
     errors_lost: u64,
+    closed_lost: u64,
+    strays_lost: u64,
     /// An outage fills the map: sweeps take a tenth of the time at most.
     not_before: Instant,
 }
@@ -69,11 +85,16 @@ impl QueriesInFlight {
             tables,
             timeout_ns,
             errors: VecDeque::new(),
+            closed: HashMap::new(),
+            strays: VecDeque::new(),
+            other_address: HashMap::new(),
             usage: Usage::new(|counters| (counters.inserted, counters.removed)),
             evicted: 0,
             untracked_all: 0,
             untracked: HashMap::new(),
             errors_lost: 0,
+            closed_lost: 0,
+            strays_lost: 0,
             not_before: Instant::now(),
         }
     }
@@ -85,6 +106,28 @@ impl QueriesInFlight {
             return;
         }
         self.errors.push_back(error);
+    }
+
+    /// A socket was closed. The next sweep finds its queries.
+    pub fn socket_closed(&mut self, closed: SocketClosed) {
+        if self.closed.len() >= CLOSED_MAX {
+            self.closed_lost += 1;
+            return;
+        }
+        self.closed.insert(closed.cookie, (closed, SWEEPS));
+    }
+
+    /// An answer came that belongs to no query of its socket. The next sweep finds the query that it may be meant for.
+    pub fn stray_answer(&mut self, stray: StrayAnswer) {
+        if self.strays.len() >= STRAYS_MAX {
+            self.strays_lost += 1;
+            return;
+        }
+        self.strays.push_back((stray, SWEEPS));
+    }
+
+    pub fn timeout_ns(&self) -> u64 {
+        self.timeout_ns
     }
 
     /// Reads the map once, unless the last sweep was long and recent. Reads only counters when no query is in flight.
@@ -104,6 +147,9 @@ impl QueriesInFlight {
         let inserted = self.shares.inserted_and_not_removed(TABLE_QUERIES);
         if in_flight(inserted, 0, self.usage.swept_all) == 0 {
             self.errors.clear();
+            self.closed.clear();
+            self.strays.clear();
+            self.other_address.clear();
             return Vec::new();
         }
         let entries = self.map.entries();
@@ -117,6 +163,7 @@ impl QueriesInFlight {
             }
             let cgroup_id = pending.asker.cgroup_id;
             self.usage.add(cgroup_id);
+            self.match_strays(&key, &pending);
             match self.judge(&key, &pending, now) {
                 Verdict::Waits => waiting.add(cgroup_id, pending.last_sent_ns, key),
                 Verdict::BeingFilled => {}
@@ -132,6 +179,9 @@ impl QueriesInFlight {
             }
         }
         self.errors.clear();
+        self.closed.retain(|_, (_, sweeps)| count_down(sweeps));
+        self.strays.retain_mut(|(_, sweeps)| count_down(sweeps));
+        self.other_address.retain(|key, _| seen.contains(key));
         self.evict_timed_out(timed_out);
         self.evict_waiting(waiting);
         self.shares.publish_swept(TABLE_QUERIES, self.usage.changed(), self.usage.swept_all);
@@ -186,14 +236,28 @@ impl QueriesInFlight {
         std::mem::take(&mut self.untracked)
     }
 
+    /// Notes that an answer to this query came from another address.
+    fn match_strays(&mut self, key: &DnsKey, pending: &DnsPending) {
+        if pending.state != STATE_WAITING {
+            return;
+        }
+        if let Some((stray, _)) = self.strays.iter().find(|(stray, _)| is_answer_to(stray, key, pending)) {
+            let address = socket_address(stray.server, stray.port);
+            self.other_address.insert(*key, (pending.first_sent_ns, address));
+        }
+    }
+
     fn judge(&mut self, key: &DnsKey, pending: &DnsPending, now: u64) -> Verdict {
         // The kernel side is filling this entry.
         if pending.last_sent_ns == 0 {
             return Verdict::BeingFilled;
         }
         let age = now.saturating_sub(pending.last_sent_ns);
+        let closed = self.closed.get(&key.cookie).map(|(closed, _)| *closed);
+        let closed = closed.filter(|closed| closed.time_ns >= pending.last_sent_ns);
         if pending.state == STATE_TIMED_OUT {
-            let is_over = age > self.timeout_ns + LATE.as_nanos() as u64;
+            // No late answer reaches a closed socket.
+            let is_over = age > self.timeout_ns + LATE.as_nanos() as u64 || closed.is_some();
             let is_removed = is_over && self.map.remove(key);
             return if is_removed { Verdict::Removed(None) } else { Verdict::TimedOut };
         }
@@ -205,15 +269,30 @@ impl QueriesInFlight {
             .iter()
             .find(|e| e.cookie == key.cookie && e.time_ns >= pending.first_sent_ns)
             .copied();
+        let other_address =
+            self.other_address.get(key).filter(|(sent_ns, _)| *sent_ns == pending.first_sent_ns);
+        let answered_from = other_address.map(|(_, address)| *address);
         let end = |outcome, time_ns| {
-            let transaction = unanswered(key, pending, outcome, time_ns);
+            let mut transaction = unanswered(key, pending, outcome, time_ns);
+            transaction.facts.answered_from = answered_from;
             EndedQuery { pending: *pending, time_ns, transaction }
         };
-        match refused {
-            Some(error) if self.map.remove(key) => {
-                Verdict::Removed(Some(end(Outcome::Unreachable, error.time_ns)))
+        match (refused, closed) {
+            (Some(error), _) if self.map.remove(key) => {
+                let mut end = end(Outcome::Unreachable, error.time_ns);
+                end.transaction.facts.tcp_failure =
+                    (key.protocol == TCP).then(|| TcpFailure::from_errno(error.errno)).flatten();
+                Verdict::Removed(Some(end))
             }
-            None if age >= self.timeout_ns && self.map.mark_timed_out(*key, *pending) => {
+            (None, Some(closed)) if self.map.remove(key) => {
+                let became = ClosedQuery::new(&closed, key.id, pending.first_sent_ns, self.timeout_ns);
+                let mut end = end(became.outcome, closed.time_ns);
+                end.transaction.facts.socket_closed = true;
+                end.transaction.facts.superseded = became.superseded;
+                end.transaction.facts.tcp_failure = became.tcp_failure;
+                Verdict::Removed(Some(end))
+            }
+            (None, None) if age >= self.timeout_ns && self.map.mark_timed_out(*key, *pending) => {
                 Verdict::TimesOutNow(end(Outcome::Timeout, now))
             }
             _ => Verdict::Waits,
@@ -245,15 +324,36 @@ impl QueriesInFlight {
     /// Losses of the map, by counter name.
     pub fn losses(&self) -> BTreeMap<String, u64> {
         let all = [
+            ("dns_closed", self.closed_lost),
             ("dns_in_flight_evicted", self.evicted),
             ("dns_over_share", self.untracked_all),
             ("dns_socket_errors", self.errors_lost),
+            ("dns_stray", self.strays_lost),
         ];
         all.into_iter()
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| (name.to_owned(), count))
             .collect()
     }
+}
+
+/// Whether there is another sweep to see something.
+fn count_down(sweeps: &mut u8) -> bool {
+    *sweeps -= 1;
+    *sweeps > 0
+}
+
+/// Whether an answer has the socket and the id of this query, and comes from another address than the query went to.
+fn is_answer_to(stray: &StrayAnswer, key: &DnsKey, pending: &DnsPending) -> bool {
+    let is_socket = match stray.cookie {
+        0 => pending.local_port != 0 && stray.local_port == pending.local_port,
+        cookie => key.cookie == cookie,
+    };
+    let is_query = is_socket && key.protocol != TCP && stray.id == key.id;
+    is_query
+        && stray.time_ns >= pending.first_sent_ns
+        && (stray.server, stray.port) != (pending.server, pending.port)
+        && fold_address(&stray.server, stray.port) != pending.went_to
 }
 
 fn publish_corrected(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use podopsy_wire::Task;
 use tokio::time::Instant;
 
-use crate::dns::lookups::diagnosis::{diagnose, growth};
+use crate::dns::lookups::diagnosis::{SeenOfQueries, diagnose, growth};
 use crate::dns::lookups::{ClosedLookup, LookupBuilder, LookupQuery, ProcessKey};
 use crate::dns::network::counters::CounterHistory;
 use crate::dns::network::resolv_conf::{NetworkView, ResolvConfCache};
@@ -64,7 +64,8 @@ impl Lookups {
             (0, KnownBy::Inside) => std::process::id(),
             (pid, _) => pid,
         };
-        self.counters.sample(of, pid, clock::boot_now_ns(), transaction.outcome == Outcome::Timeout);
+        let is_unanswered = matches!(transaction.outcome, Outcome::Timeout | Outcome::Abandoned);
+        self.counters.sample(of, pid, clock::boot_now_ns(), is_unanswered);
         let others = || match of {
             NetworkView::Container { cgroup } => self.pods.pids(cgroup),
             NetworkView::Process { .. } => Vec::new(),
@@ -111,12 +112,13 @@ impl Lookups {
 
     fn event(&self, closed: ClosedLookup<LookupContext>, node: &str, losses: &Losses) -> Event {
         let ClosedLookup { context, process: _, start_ns, end_ns, mut lookup } = closed;
-        if matches!(lookup.result, LookupResult::Timeout | LookupResult::Late) {
+        let seen = SeenOfQueries::new(&lookup);
+        let is_unanswered =
+            matches!(lookup.result, LookupResult::Timeout | LookupResult::Late | LookupResult::Abandoned);
+        if is_unanswered || (lookup.result == LookupResult::Unreachable && seen.tcp.is_some()) {
             let around = self.counters.around(context.of, start_ns);
             let grown = around.map(|(before, after, window)| (window, growth(before, after)));
-            let (late, dropped) =
-                (lookup.result == LookupResult::Late, lookup.transactions.iter().any(|it| it.answer_dropped));
-            lookup.diagnosis = Some(diagnose(late, dropped, lookup.sends, grown));
+            lookup.diagnosis = Some(diagnose(&seen, grown));
         }
         let detail = Detail::Lookup(Box::new(lookup));
         let time = clock::wall(end_ns);

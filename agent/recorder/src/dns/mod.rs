@@ -5,12 +5,15 @@ pub mod lookups;
 pub mod network;
 
 pub(crate) mod attribute;
+mod closed;
 pub(crate) mod counts;
 pub(crate) mod flight;
 pub(crate) mod gather;
+pub(crate) mod held;
 pub(crate) mod reader;
 pub(crate) mod shares;
 pub(crate) mod tables;
 pub(crate) mod tap;
+pub(crate) mod truncated;
 mod usage;
 pub(crate) mod waiting;

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use podopsy_decode::BadRecord;
 use podopsy_decode::dns::{self as decode, DnsMessage};
-use podopsy_model::{Losses, Outcome};
+use podopsy_model::{DnsTransaction, Losses, Outcome};
 use podopsy_probes::ring::Ring;
 use podopsy_system::sync::lock;
-use podopsy_wire::DnsRecord;
+use podopsy_wire::{DnsRecord, SocketClosed, TYPE_AAAA, WHY_REASONS};
 
+use super::closed::failed_connection;
 use super::counts::SharedCounts;
 use super::flight::{EndedQuery, QueriesInFlight};
+use super::held::HeldAnswers;
 use super::shares::EventShares;
+use super::truncated::TruncatedAnswers;
 use crate::attribute::Record;
 use crate::reader::{Outbox, ProbeReader};
 use crate::shed::{Shed, ShedMode, ShedStep};
@@ -26,6 +29,8 @@ pub(crate) struct DnsReader {
     pub counts: SharedCounts,
     pub shed: Arc<Shed>,
     pub shares: EventShares,
+    pub truncated: TruncatedAnswers,
+    pub held: HeldAnswers,
     pub out: Outbox,
     /// Decoded and not yet handed over.
     pub messages: Vec<Result<DnsMessage, BadRecord>>,
@@ -33,13 +38,25 @@ pub(crate) struct DnsReader {
 }
 
 impl DnsReader {
-    fn answered(&mut self, record: &DnsRecord) {
-        let transaction = decode::answered(record);
+    /// Passes a record on, unless it has to wait.
+    fn answered(&mut self, record: Box<DnsRecord>) {
+        let transaction = decode::answered(&record);
+        let may_be_beside_a = transaction.outcome == Outcome::Nodata
+            && record.pending.qtype == TYPE_AAAA
+            && !transaction.facts.beside_a;
+        let held = if may_be_beside_a { self.held.hold(record) } else { Some(record) };
+        if let Some(record) = held {
+            self.transaction(&record, transaction);
+        }
+    }
+
+    fn transaction(&mut self, record: &DnsRecord, transaction: DnsTransaction) {
         // The kernel side ships what it cannot judge: some of it turns out to be a plain success.
-        if transaction.outcome == Outcome::Noerror && record.why == 0 {
+        if transaction.outcome == Outcome::Noerror && record.why & WHY_REASONS == 0 {
             return;
         }
         let asker = record.pending.asker;
+        self.truncated.add(&asker, &transaction, record.time_ns);
         // The kernel side bounds what each container has in the ring. In the queue, records of many containers meet.
         let price = self.out.price();
         if price > 1 && !lock(&self.counts).may_queue_answered(asker.cgroup_id, record.time_ns, price) {
@@ -48,6 +65,7 @@ impl DnsReader {
         let step = match (transaction.outcome, transaction.slow) {
             (Outcome::Noerror, false) => ShedStep::DnsAnswers,
             (Outcome::Noerror, true) => ShedStep::DnsSlow,
+            _ if !transaction.is_failure() => ShedStep::DnsAnswers,
             _ => ShedStep::DnsFailures,
         };
         if self.is_shed(step, asker.cgroup_id, record.time_ns) {
@@ -66,9 +84,27 @@ impl DnsReader {
                 time_ns,
                 self.out.price(),
             );
-            if !is_within_rate || self.is_shed(ShedStep::DnsFailures, asker.cgroup_id, time_ns) {
+            let step = match transaction.is_failure() {
+                true => ShedStep::DnsFailures,
+                false => ShedStep::DnsAnswers,
+            };
+            if !is_within_rate || self.is_shed(step, asker.cgroup_id, time_ns) {
                 continue;
             }
+            self.out.pass_on(Record::Dns { asker, owner: None, time_ns, transaction });
+        }
+    }
+
+    /// Counts and passes on a TCP connection that was never established.
+    fn connection_failed(&mut self, closed: &SocketClosed) {
+        let server = decode::socket_address(closed.server, closed.port as u16);
+        let truncated = self.truncated.take(&closed.asker, server, closed.opened_ns);
+        let transaction = failed_connection(closed, self.in_flight.timeout_ns(), truncated);
+        let (asker, time_ns) = (closed.asker, closed.time_ns);
+        lock(&self.counts).unsent_query(asker.cgroup_id);
+        let is_within_rate =
+            lock(&self.counts).unanswered(asker.cgroup_id, transaction.outcome, time_ns, self.out.price());
+        if is_within_rate && !self.is_shed(ShedStep::DnsFailures, asker.cgroup_id, time_ns) {
             self.out.pass_on(Record::Dns { asker, owner: None, time_ns, transaction });
         }
     }
@@ -106,14 +142,25 @@ impl ProbeReader for DnsReader {
     fn hand_over(&mut self) {
         for message in std::mem::take(&mut self.messages) {
             match message {
-                Ok(DnsMessage::Answered(record)) => self.answered(&record),
+                Ok(DnsMessage::Answered(record)) => self.answered(record),
                 Ok(DnsMessage::SocketError(error)) => self.in_flight.socket_error(error),
+                Ok(DnsMessage::SocketClosed(closed)) if closed.never_connected != 0 => {
+                    self.connection_failed(&closed);
+                }
+                Ok(DnsMessage::SocketClosed(closed)) => self.in_flight.socket_closed(closed),
+                Ok(DnsMessage::Stray(stray)) => self.in_flight.stray_answer(stray),
                 Err(error) => self.out.reject(&error),
             }
         }
     }
 
     fn tick(&mut self, is_last: bool) {
+        // What the ring has of closed sockets belongs to the queries that are looked at now.
+        self.drain_now();
+        self.hand_over();
+        for record in self.held.tick(is_last) {
+            self.transaction(&record, decode::answered(&record));
+        }
         let ended = if is_last { self.in_flight.look() } else { self.in_flight.sweep() };
         for (cgroup_id, count) in self.in_flight.take_untracked() {
             lock(&self.counts).untracked(cgroup_id, count);

@@ -23,7 +23,7 @@ use podopsy_pods::inside::OwnPod;
 use podopsy_probes::Rate;
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
-use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, DnsRecord, Task, TokenBucket};
+use podopsy_wire::{DNS_CONTAINERS_MAX, DnsKey, DnsPending, DnsRecord, Task, TokenBucket, WHY_REASONS};
 use tokio::sync::{mpsc, oneshot};
 
 use super::counts::{ContainerCounts, CounterSource, InsideOwners, SharedCounts};
@@ -244,7 +244,7 @@ impl Outlet {
         let Some(record) = record else { return };
         let transaction = answered(&record);
         // As in the reader of the probe: some records turn out to be a plain success.
-        if transaction.outcome == Outcome::Noerror && record.why == 0 {
+        if transaction.outcome == Outcome::Noerror && record.why & WHY_REASONS == 0 {
             return;
         }
         let asker = record.pending.asker;

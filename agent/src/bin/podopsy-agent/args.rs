@@ -59,6 +59,9 @@ pub struct AgentArgs {
     /// Also report all answered DNS queries, not only failures
     #[arg(long)]
     pub dns_answers: bool,
+    /// Also report AAAA answers without data as failures where A was asked for, too: normal in a cluster with IPv4 only
+    #[arg(long)]
+    pub dns_aaaa_nodata: bool,
     /// Also report SIGKILLs to host processes, not only to those of containers
     #[arg(long)]
     pub sigkill_host: bool,

@@ -265,6 +265,7 @@ fn recorder_options(args: &AgentArgs, helpers: &Helpers) -> anyhow::Result<Recor
         sigkill: if args.sigkill_host { SigkillScope::AllProcesses } else { SigkillScope::Containers },
         dns: Some(DnsOptions {
             answers: args.dns_answers,
+            aaaa_nodata: args.dns_aaaa_nodata,
             lookups: true,
             timeout: args.dns_timeout,
             slow_over: args.dns_slow_over,

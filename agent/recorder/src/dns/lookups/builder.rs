@@ -52,8 +52,12 @@ pub struct LookupQuery {
 }
 
 impl LookupQuery {
-    /// None: the transaction has no name or no type, so that it belongs to no lookup.
+    /// None: the transaction belongs to no lookup; it has no name or no type, for example.
     pub fn new(transaction: DnsTransaction, done_ns: u64) -> Option<LookupQuery> {
+        // Other operation codes than QUERY look nothing up.
+        if transaction.facts.opcode.is_some() {
+            return None;
+        }
         let name = transaction.name.as_ref()?.to_ascii_lowercase();
         transaction.qtype.as_ref()?;
         Some(LookupQuery {
@@ -369,7 +373,10 @@ impl<C> OpenLookup<C> {
     fn is_asked_again(&self, query: &LookupQuery) -> bool {
         let got_no_answer = |other: &LookupQuery| {
             other.name == query.name
-                && matches!(other.transaction.outcome, Outcome::Timeout | Outcome::Malformed)
+                && matches!(
+                    other.transaction.outcome,
+                    Outcome::Timeout | Outcome::Abandoned | Outcome::Malformed
+                )
         };
         self.queries.iter().any(|other| {
             let after = other.is_final() && other.done_ns <= query.sent_ns;
@@ -393,7 +400,8 @@ impl<C> OpenLookup<C> {
         }
         let attempts = resolv.map_or(ResolvConf::default().attempts, |resolv| resolv.attempts) as usize;
         // c-ares asks three times before it gives up.
-        let most = if query.transaction.outcome == Outcome::Timeout { attempts.max(3) } else { attempts };
+        let is_unanswered = matches!(query.transaction.outcome, Outcome::Timeout | Outcome::Abandoned);
+        let most = if is_unanswered { attempts.max(3) } else { attempts };
         let same = self.queries.iter().filter(|other| {
             other.is_same_question(query)
                 && other.transaction.server == query.transaction.server

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use podopsy_model::lookup::{Diagnosis, DiagnosisVerdict};
+use std::net::{IpAddr, SocketAddr};
+
+use podopsy_model::lookup::{Diagnosis, DiagnosisVerdict, LookupResult, LookupTransaction};
+use podopsy_model::{Lookup, Outcome, TcpFailure};
 
 /// Counters by name, as `network::counters` returns them.
 pub type Counters = BTreeMap<String, u64>;
@@ -24,17 +27,65 @@ pub fn growth(before: &Counters, after: &Counters) -> Counters {
     risen.collect()
 }
 
-/// Diagnoses a timeout.
+/// What was seen of the queries of a lookup that failed.
+#[derive(Clone, Debug, Default)]
+pub struct SeenOfQueries {
+    pub sends: u32,
+    /// An answer came after the timeout.
+    pub late: bool,
+    /// An answer came while its socket's receive buffer was full.
+    pub dropped_at_socket: bool,
+    /// An answer came from this address, which is not the server's.
+    pub answered_from: Option<IpAddr>,
+    /// The client waited for so long, and closed its socket.
+    pub closed_after_ns: Option<u64>,
+    /// The last TCP connection that failed.
+    pub tcp: Option<FailedTcp>,
+}
+
+/// A TCP connection that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct FailedTcp {
+    pub server: SocketAddr,
+    pub failure: TcpFailure,
+    pub after_ns: u64,
+    /// An answer over UDP was truncated before.
+    pub after_truncated: bool,
+}
+
+impl SeenOfQueries {
+    pub fn new(lookup: &Lookup) -> SeenOfQueries {
+        let steps = &lookup.transactions;
+        let is_truncated = |step: &LookupTransaction| step.outcome == Outcome::Truncated;
+        let tcp = steps.iter().rev().find_map(|step| {
+            Some(FailedTcp {
+                server: step.server,
+                failure: step.facts.tcp_failure?,
+                after_ns: step.latency_ns,
+                after_truncated: steps.iter().any(is_truncated),
+            })
+        });
+        let closed = steps.iter().filter(|step| step.facts.socket_closed && !step.facts.superseded);
+        SeenOfQueries {
+            sends: lookup.sends,
+            late: lookup.result == LookupResult::Late,
+            dropped_at_socket: steps.iter().any(|step| step.answer_dropped),
+            answered_from: steps.iter().find_map(|step| step.facts.answered_from).map(|address| address.ip()),
+            closed_after_ns: closed.map(|step| step.latency_ns).max(),
+            tcp,
+        }
+    }
+}
+
+/// Diagnoses a lookup that failed without an answer.
 ///
-/// `late`: an answer came after the timeout. `dropped_at_socket`: an answer came while its socket's receive buffer was
-/// full. `grown`: the time between two readings of the counters in ns, and what rose in it; None: there were no two
-/// readings.
-pub fn diagnose(
-    late: bool,
-    dropped_at_socket: bool,
-    sends: u32,
-    grown: Option<(u64, Counters)>,
-) -> Diagnosis {
+/// `grown`: the time between two readings of the counters in ns, and what rose in it; None: there were no two readings.
+pub fn diagnose(seen: &SeenOfQueries, grown: Option<(u64, Counters)>) -> Diagnosis {
+    if let Some(tcp) = &seen.tcp {
+        let verdict = DiagnosisVerdict::TcpFailed;
+        return Diagnosis { verdict, text: describe_tcp(tcp), window_ns: None, counters: Counters::new() };
+    }
+    let sends = seen.sends;
     let (window_ns, counters) = match grown {
         Some((window_ns, counters)) => (Some(window_ns), counters),
         None => (None, Counters::new()),
@@ -48,9 +99,11 @@ pub fn diagnose(
     };
     let (not_sent, dropped, conntrack) = (risen(&NOT_SENT), risen(&DROPPED), risen(&CONNTRACK));
     let sent = if sends == 1 { "sent once".to_owned() } else { format!("sent {sends} times") };
-    let (verdict, finding) = if late {
+    let (verdict, finding) = if seen.late {
         (DiagnosisVerdict::AnsweredLate, format!("{sent}, and answered late"))
-    } else if dropped_at_socket {
+    } else if let Some(address) = seen.answered_from {
+        (DiagnosisVerdict::OtherAddress, format!("{sent}; an answer came from another address, {address}"))
+    } else if seen.dropped_at_socket {
         let why = "an answer came and was dropped, because its socket's receive buffer was full";
         (DiagnosisVerdict::AnswerDropped, format!("{sent}; {why}"))
     } else if !dropped.is_empty() {
@@ -72,7 +125,10 @@ pub fn diagnose(
             format!("{sent}; connection tracking dropped packets on this node ({})", conntrack.join(", ")),
         )
     } else {
-        (DiagnosisVerdict::Unanswered, format!("{sent}, and no answer was seen to come"))
+        let until = seen.closed_after_ns.map_or_else(String::new, |after_ns| {
+            format!(" in {}, until the client closed its socket", duration(after_ns))
+        });
+        (DiagnosisVerdict::Unanswered, format!("{sent}, and no answer was seen to come{until}"))
     };
     let traffic = match window_ns {
         Some(window_ns) => format!("; {}", describe_traffic(window_ns, &counters)),
@@ -83,6 +139,24 @@ pub fn diagnose(
         None => String::new(),
     };
     Diagnosis { verdict, text: finding + &traffic, window_ns, counters }
+}
+
+/// `truncated over UDP; then TCP to 10.96.0.10:53 was refused after 9 ms`.
+fn describe_tcp(tcp: &FailedTcp) -> String {
+    let before = if tcp.after_truncated { "truncated over UDP; then " } else { "" };
+    let (server, failure, after) = (tcp.server, tcp.failure.describe(), duration(tcp.after_ns));
+    match tcp.failure {
+        TcpFailure::Unanswered => format!("{before}TCP to {server} {failure} for {after}"),
+        _ => format!("{before}TCP to {server} {failure} after {after}"),
+    }
+}
+
+fn duration(ns: u64) -> String {
+    match ns {
+        0..1_000_000 => format!("{} µs", ns / 1000),
+        1_000_000..1_000_000_000 => format!("{} ms", ns / 1_000_000),
+        _ => format!("{:.1} s", ns as f64 / 1e9),
+    }
 }
 
 /// What else arrived in the asker's network namespace in that time.
@@ -111,7 +185,8 @@ mod tests {
     }
 
     fn verdict(grown: &[(&str, u64)]) -> (DiagnosisVerdict, String) {
-        let it = diagnose(false, false, 2, Some((5_000_000_000, counters(grown))));
+        let seen = SeenOfQueries { sends: 2, ..SeenOfQueries::default() };
+        let it = diagnose(&seen, Some((5_000_000_000, counters(grown))));
         (it.verdict, it.text)
     }
 
@@ -142,20 +217,52 @@ mod tests {
 
     #[test]
     fn without_an_earlier_reading_nothing_is_claimed() {
-        let it = diagnose(false, false, 1, None);
+        let once = SeenOfQueries { sends: 1, ..SeenOfQueries::default() };
+        let it = diagnose(&once, None);
         assert_eq!((it.verdict, it.window_ns), (DiagnosisVerdict::Unanswered, None));
         assert!(it.text.contains("sent once") && it.text.contains("no earlier reading"), "{}", it.text);
         // Counters would change nothing here, so their absence is not reported.
-        let it = diagnose(true, false, 1, None);
+        let it = diagnose(&SeenOfQueries { late: true, ..once.clone() }, None);
         assert_eq!(
             (it.verdict, it.text.as_str()),
             (DiagnosisVerdict::AnsweredLate, "sent once, and answered late")
         );
         // The kernel side saw the drop, so no counter is needed.
-        let it = diagnose(false, true, 1, None);
+        let it = diagnose(&SeenOfQueries { dropped_at_socket: true, ..once }, None);
         assert!(
             it.verdict == DiagnosisVerdict::AnswerDropped && it.text.ends_with("receive buffer was full"),
             "{it:?}"
+        );
+    }
+
+    #[test]
+    fn what_was_seen_of_the_queries_is_named() {
+        let seen = SeenOfQueries { sends: 1, ..SeenOfQueries::default() };
+        let other = SeenOfQueries { answered_from: Some(IpAddr::from([127, 0, 0, 5])), ..seen.clone() };
+        let it = diagnose(&other, None);
+        assert_eq!(it.verdict, DiagnosisVerdict::OtherAddress);
+        assert!(
+            it.text.starts_with("sent once; an answer came from another address, 127.0.0.5"),
+            "{}",
+            it.text
+        );
+        let closed = SeenOfQueries { closed_after_ns: Some(5_003_000_000), ..seen.clone() };
+        let it = diagnose(&closed, None);
+        let expected =
+            "sent once, and no answer was seen to come in 5.0 s, until the client closed its socket; ";
+        assert!(it.text.starts_with(expected), "{}", it.text);
+        let tcp = |failure, after_ns| {
+            let server = SocketAddr::from(([127, 0, 0, 1], 53));
+            let tcp = FailedTcp { server, failure, after_ns, after_truncated: true };
+            diagnose(&SeenOfQueries { tcp: Some(tcp), ..seen.clone() }, None).text
+        };
+        assert_eq!(
+            tcp(TcpFailure::Refused, 9_400_000),
+            "truncated over UDP; then TCP to 127.0.0.1:53 was refused after 9 ms"
+        );
+        assert_eq!(
+            tcp(TcpFailure::Unanswered, 5_000_000_000),
+            "truncated over UDP; then TCP to 127.0.0.1:53 was not answered for 5.0 s"
         );
     }
 

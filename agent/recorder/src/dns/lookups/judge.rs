@@ -123,6 +123,9 @@ fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
         match out.iter_mut().find(|known| known.name == new.name && known.qtype == qtype) {
             Some(known) => {
                 let (old, latest) = (rank(known.result), rank(result));
+                if query.transaction.facts.superseded {
+                    continue;
+                }
                 let is_earlier = old == latest && latest < 2 && new.done_ns < known.done_ns;
                 if latest < old || is_earlier || (old == 2 && latest == 2) {
                     *known = new;
@@ -166,6 +169,7 @@ fn step(query: &LookupQuery, start_ns: u64) -> LookupTransaction {
         latency_ns: transaction.latency_ns,
         sends: transaction.sends,
         answer_dropped: transaction.answer_dropped,
+        facts: transaction.facts.clone(),
     }
 }
 

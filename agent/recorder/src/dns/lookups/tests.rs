@@ -40,6 +40,7 @@ fn query(name: &str, qtype: &str, sent: u64, latency: u64, outcome: Outcome) -> 
         malformed: None,
         slow: false,
         answer_dropped: false,
+        facts: Default::default(),
     };
     LookupQuery::new(transaction, sent + latency).unwrap()
 }
