@@ -152,6 +152,7 @@ impl Recording {
 pub fn dns() -> DnsOptions {
     DnsOptions {
         answers: false,
+        aaaa_nodata: false,
         lookups: false,
         timeout: Duration::from_secs(1),
         slow_over: None,

@@ -32,6 +32,7 @@ pub const TESTS: [&str; 32] = [
     "dns::malformed",
     "dns_counts::successes",
     "dns_diagnosis::an_answer",
+    "dns_outcomes::",
     "dns_socket::every_outcome",
     "dns_tcp::messages",
     // Places in the kernel side's tables that are left: by tracepoints of sockets and tasks.
