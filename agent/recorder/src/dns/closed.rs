@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_from_before_the_query_says_nothing() {
+    fn an_answer_from_before_the_query_proves_nothing() {
         let mut before = closed(4, 0, 7, ANSWER_TRUNCATED);
         assert_eq!(of(&before), (Outcome::Abandoned, false));
         before.answered_ns = MS - 1;

@@ -261,9 +261,20 @@ impl QueriesInFlight {
             let is_removed = is_over && self.map.remove(key);
             return if is_removed { Verdict::Removed(None) } else { Verdict::TimedOut };
         }
-        if pending.state != STATE_WAITING {
-            return Verdict::Waits;
+        match pending.state {
+            STATE_WAITING => self.judge_waiting(key, pending, closed, now),
+            _ => Verdict::Waits,
         }
+    }
+
+    /// `closed`: the query's socket was closed.
+    fn judge_waiting(
+        &mut self,
+        key: &DnsKey,
+        pending: &DnsPending,
+        closed: Option<SocketClosed>,
+        now: u64,
+    ) -> Verdict {
         let refused = self
             .errors
             .iter()
@@ -292,8 +303,11 @@ impl QueriesInFlight {
                 end.transaction.facts.tcp_failure = became.tcp_failure;
                 Verdict::Removed(Some(end))
             }
-            (None, None) if age >= self.timeout_ns && self.map.mark_timed_out(*key, *pending) => {
-                Verdict::TimesOutNow(end(Outcome::Timeout, now))
+            (None, None) if now.saturating_sub(pending.last_sent_ns) >= self.timeout_ns => {
+                match self.map.mark_timed_out(*key, *pending) {
+                    true => Verdict::TimesOutNow(end(Outcome::Timeout, now)),
+                    false => Verdict::Waits,
+                }
             }
             _ => Verdict::Waits,
         }

@@ -96,16 +96,18 @@ fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownB
 
 /// Whether a failure is certainly the end of a lookup, although answers are not recorded. An error ends the search in
 /// most resolvers. NXDOMAIN and NODATA end it only at the last name. NODATA for one address family is no failure as
-/// long as the other family's question was not seen to fail.
+/// long as the other family's question was not seen to fail, and a client may not wait for one family once it has the other.
 fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
     let has =
         |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);
     let is_one_family_missing = questions.iter().any(|question| {
-        question.result == LookupResult::Nodata && has(question.name, "A") != has(question.name, "AAAA")
+        matches!(question.result, LookupResult::Nodata | LookupResult::Abandoned)
+            && has(question.name, "A") != has(question.name, "AAAA")
     });
     match seen {
         LookupResult::Nodata => at_the_end && !is_one_family_missing,
         LookupResult::Nxdomain | LookupResult::Servfail | LookupResult::Refused => at_the_end,
+        LookupResult::Abandoned => !is_one_family_missing,
         LookupResult::Answered => false,
         // A query by TCP follows, and it is not recorded if it is answered.
         LookupResult::Truncated => false,

@@ -162,6 +162,22 @@ fn musl_asks_all_servers_at_once_and_the_first_answer_counts() {
 }
 
 #[test]
+fn a_query_that_was_superseded_decides_nothing() {
+    let name = "cart.shop.svc.cluster.local";
+    let mut dropped = at_server(query(name, "A", 0, 3 * MS, Outcome::Abandoned), 11);
+    dropped.transaction.facts.superseded = true;
+    let it = one(vec![dropped, query(name, "A", 10, 2 * MS, Outcome::Noerror)]);
+    assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 2, 2 * MS + 10));
+}
+
+#[test]
+fn an_update_is_no_lookup() {
+    let mut update = query("example.com", "SOA", 0, MS, Outcome::Refused);
+    update.transaction.facts.opcode = Some("UPDATE".to_owned());
+    assert!(LookupQuery::new(update.transaction, MS).is_none());
+}
+
+#[test]
 fn go_asks_again_with_a_new_id_and_the_timeout_comes_last() {
     let mut again = query("a.b.c.d.e.com", "A", 5 * S, MS, Outcome::Noerror);
     again.transaction.id = 2;
@@ -353,6 +369,10 @@ fn if_only_failures_are_recorded_only_certain_failures_are_reported() {
     assert_eq!(failures(external(Outcome::Nxdomain)), [LookupResult::Nxdomain]);
     assert_eq!(failures(both("cart.shop.svc.cluster.local", 0, Outcome::Noerror)), [LookupResult::Unseen]);
     assert_eq!(failures(external(Outcome::Timeout)), [LookupResult::Timeout]);
+    // The client may have had A, and closed its socket before AAAA came.
+    let abandoned = |qtype| query("a.b.c.d.e.com", qtype, 0, 20 * MS, Outcome::Abandoned);
+    assert_eq!(failures(vec![abandoned("AAAA")]), [LookupResult::Unseen]);
+    assert_eq!(failures(vec![abandoned("A"), abandoned("AAAA")]), [LookupResult::Abandoned]);
 }
 
 #[test]
