@@ -134,7 +134,18 @@ fn handle_stream<const KEPT: usize>(
     match found.bytes {
         MessageBytes::InPacket(at) => {
             let bytes = InPacket { ctx, at };
-            let message = Message { server, port, local_port, protocol, cookie, asker, went_to, size, available, bytes };
+            let message = Message {
+                server,
+                port,
+                local_port,
+                protocol,
+                cookie,
+                asker,
+                went_to,
+                size,
+                available,
+                bytes,
+            };
             let header = message.header()?;
             if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);
@@ -142,7 +153,18 @@ fn handle_stream<const KEPT: usize>(
         }
         MessageBytes::InMemory(at) => {
             let bytes = InMemory(at);
-            let message = Message { server, port, local_port, protocol, cookie, asker, went_to, size, available, bytes };
+            let message = Message {
+                server,
+                port,
+                local_port,
+                protocol,
+                cookie,
+                asker,
+                went_to,
+                size,
+                available,
+                bytes,
+            };
             let header = message.header()?;
             if dns_stream::accept(position, direction, &header) {
                 let _ = handle_message(&message, &header, direction);

@@ -88,7 +88,8 @@ pub fn may_ship_close(now: u64, is_certain: bool) -> bool {
     // SAFETY: a word of a map value.
     let paid = unsafe { &raw mut (*counters).paid_answers_ns };
     // SAFETY: as above.
-    let Some(paid_until) = bucket.take(unsafe { *paid }, now, token_price(used, DNS_EVENTS_BYTES as u64)) else {
+    let Some(paid_until) = bucket.take(unsafe { *paid }, now, token_price(used, DNS_EVENTS_BYTES as u64))
+    else {
         return false;
     };
     // SAFETY: as above.

@@ -293,7 +293,7 @@ pub struct DnsTransaction {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
     #[serde(flatten)]
-    pub facts: QueryFacts,
+    pub facts: Box<QueryFacts>,
 }
 
 impl DnsTransaction {

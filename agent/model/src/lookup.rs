@@ -167,7 +167,7 @@ pub struct LookupTransaction {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub answer_dropped: bool,
     #[serde(flatten)]
-    pub facts: QueryFacts,
+    pub facts: Box<QueryFacts>,
 }
 
 /// What the network counters showed around a timeout. They belong to the asker's network namespace, except

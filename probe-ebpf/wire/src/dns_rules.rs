@@ -3,11 +3,7 @@
 //!
 //! Everything is inlined into the BPF programs: no recursion, no 128-bit arithmetic (so no `saturating_mul` of `u64`).
 
-use crate::{
-    ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
-    ANSWER_SERVFAIL, ANSWER_TRUNCATED, DNS_LATENCY_BUCKETS, DNS_QUESTION_MAX, DNS_QUESTION_WORDS, NAME_SLOTS,
-    SOCKET_SLOTS, STATE_WAITING,
-};
+use crate::{ANSWER_NOERROR, DNS_LATENCY_BUCKETS, STATE_WAITING};
 
 /// Length of the fixed header (RFC 1035 §4.1.1).
 pub const DNS_HEADER_BYTES: usize = 12;
@@ -22,15 +18,6 @@ pub const OPCODE_STATUS: u16 = 2;
 pub const OPCODE_NOTIFY: u16 = 4;
 pub const OPCODE_UPDATE: u16 = 5;
 pub const OPCODE_DSO: u16 = 6;
-
-/// Record types that the rules know (RFC 1035 §3.2.2, RFC 3596, RFC 6891 §6.1.1).
-pub const TYPE_A: u16 = 1;
-pub const TYPE_CNAME: u16 = 5;
-pub const TYPE_AAAA: u16 = 28;
-pub const TYPE_OPT: u16 = 41;
-/// From here on, types stand for several others (RFC 6895 §3.1): IXFR, AXFR, MAILB, MAILA, ANY. Any record answers them.
-const TYPE_IXFR: u16 = 251;
-const TYPE_ANY: u16 = 255;
 
 /// The fixed header (RFC 1035 §4.1.1), in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,195 +125,6 @@ impl DnsHeader {
     }
 }
 
-/// What the records of an answer say, as far as they were read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AnswerRecords {
-    /// The answer section has a record of the type that was asked for; None: not all of it was read.
-    pub has_asked_type: Option<bool>,
-    /// The upper eight bits of the response code, from an OPT record (RFC 6891 §6.1.3).
-    pub extended_rcode: u8,
-}
-
-impl AnswerRecords {
-    /// None was read.
-    pub const UNREAD: AnswerRecords = AnswerRecords { has_asked_type: None, extended_rcode: 0 };
-}
-
-impl AnswerRecords {
-    /// Reads the records of a message's bytes, as far as they go, for a question of this type.
-    pub fn from_message(message: &[u8], qtype: u16) -> AnswerRecords {
-        let mut found = AnswerRecords::UNREAD;
-        let _ = found.read(message, qtype);
-        found
-    }
-
-    /// None: the bytes end before the records.
-    fn read(&mut self, message: &[u8], qtype: u16) -> Option<()> {
-        let header = DnsHeader::from_message(message)?;
-        let mut at = DNS_HEADER_BYTES;
-        for _ in 0..header.questions {
-            at = skip_name(message, at)? + 4;
-        }
-        let answers = header.answers as u32;
-        for number in 0..header.records() {
-            if number == answers {
-                self.has_asked_type.get_or_insert(false);
-            }
-            at = skip_name(message, at)?;
-            let fixed: &[u8; 10] = message.get(at..)?.first_chunk()?;
-            let kind = u16::from_be_bytes([fixed[0], fixed[1]]);
-            if number < answers && answers_type(kind, qtype) {
-                self.has_asked_type = Some(true);
-            }
-            if number >= answers + header.authority as u32 && kind == TYPE_OPT {
-                self.extended_rcode = fixed[4];
-            }
-            at += 10 + u16::from_be_bytes([fixed[8], fixed[9]]) as usize;
-        }
-        self.has_asked_type.get_or_insert(false);
-        Some(())
-    }
-}
-
-/// The place behind the name at a place.
-fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
-    loop {
-        match *message.get(at)? {
-            0 => return Some(at + 1),
-            0xc0.. => return Some(at + 2),
-            length => at += 1 + length as usize,
-        }
-    }
-}
-
-/// Whether a record of type `kind` in the answer section answers a question for `qtype`.
-#[inline(always)]
-pub const fn answers_type(kind: u16, qtype: u16) -> bool {
-    kind == qtype || (qtype >= TYPE_IXFR && qtype <= TYPE_ANY)
-}
-
-/// The class of an answer: an index into `DnsCounters::answers`.
-///
-/// An alias with nothing of the asked type behind it is NODATA (RFC 2308 §2.2). An answer whose records were not all read
-/// counts as what its header says. Only QUERY is answered by records: to other operation codes NOERROR is success.
-#[inline(always)]
-pub const fn answer_class(header: &DnsHeader, records: AnswerRecords) -> usize {
-    if header.is_truncated() {
-        return ANSWER_TRUNCATED;
-    }
-    if records.extended_rcode != 0 {
-        return ANSWER_OTHER;
-    }
-    match header.rcode() {
-        0 if header.opcode() != OPCODE_QUERY => ANSWER_NOERROR,
-        0 if header.answers == 0 || matches!(records.has_asked_type, Some(false)) => ANSWER_NODATA,
-        0 => ANSWER_NOERROR,
-        1 => ANSWER_FORMERR,
-        2 => ANSWER_SERVFAIL,
-        3 => ANSWER_NXDOMAIN,
-        5 => ANSWER_REFUSED,
-        _ => ANSWER_OTHER,
-    }
-}
-
-/// Whether a client takes an answer of this class as the answer to its question, and does not ask another server.
-#[inline(always)]
-pub const fn is_accepted(class: usize) -> bool {
-    matches!(class, ANSWER_NOERROR | ANSWER_NODATA | ANSWER_NXDOMAIN | ANSWER_TRUNCATED)
-}
-
-/// What a question has beside its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    pub qtype: u16,
-    /// Its bytes: the name, type and class; 0: the bytes do not begin with a question.
-    pub size: u16,
-    /// A hash of the name that ignores case.
-    pub name_hash: u32,
-}
-
-impl Question {
-    const NONE: Question = Question { qtype: 0, size: 0, name_hash: 0 };
-
-    /// Scans the bytes behind a query's header, of which `len` are valid.
-    pub fn from_bytes(bytes: &[u8; DNS_QUESTION_MAX], len: u32) -> Question {
-        let mut words = [0; DNS_QUESTION_WORDS];
-        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
-        Question::scan(&words, len)
-    }
-
-    /// Finds the end of the name at the beginning of a message's bytes, of which `len` are valid, word by word (little
-    /// endian). Labels are not followed: a name with a zero byte in a label, which no resolver sends, ends there.
-    #[inline(always)]
-    pub fn scan(words: &[u64; DNS_QUESTION_WORDS], len: u32) -> Question {
-        const ONES: u64 = u64::from_ne_bytes([1; 8]);
-        const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
-        const LOWER: u64 = u64::from_ne_bytes([0x20; 8]);
-        /// 2^64 divided by the golden ratio.
-        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut hash = 0u64;
-        for at in 0..DNS_QUESTION_WORDS - 1 {
-            let word = words[at];
-            let zeros = word.wrapping_sub(ONES) & !word & HIGH;
-            if zeros == 0 {
-                hash = (hash ^ (word | LOWER)).wrapping_mul(MULTIPLIER);
-                continue;
-            }
-            // The first zero byte, and the bytes before it.
-            let first = zeros & zeros.wrapping_neg();
-            let before = (first >> 7).wrapping_sub(1);
-            let count = (before & ONES).wrapping_mul(ONES) >> 56;
-            hash = (hash ^ ((word | LOWER) & before)).wrapping_mul(MULTIPLIER);
-            let size = at as u64 * 8 + count + 5;
-            if size > len as u64 {
-                return Question::NONE;
-            }
-            // The two bytes behind the zero byte.
-            let qtype = match count {
-                7 => words[at + 1],
-                _ => word >> (8 * count + 8) | words[at + 1] << (56 - 8 * count),
-            };
-            let qtype = (qtype as u16).swap_bytes();
-            return Question { qtype, size: size as u16, name_hash: (hash >> 32) as u32 };
-        }
-        Question::NONE
-    }
-}
-
-/// The slot of a socket in the maps `DNS_ASKED` and `DNS_ANSWERED`.
-#[inline(always)]
-pub const fn socket_slot(cookie: u64) -> u32 {
-    // The kernel gives each CPU cookies in batches of 4096.
-    ((cookie ^ (cookie >> 12)) % SOCKET_SLOTS as u64) as u32
-}
-
-/// What a process's question for the A records of a name is in the map `DNS_A_NAMES`: its slot, and the value there. The
-/// upper half of the value is a hash, and the lower half the time in units of 2^30 ns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AName {
-    pub slot: u32,
-    pub value: u64,
-}
-
-impl AName {
-    #[inline(always)]
-    pub const fn new(name_hash: u32, pid: u32, now_ns: u64) -> AName {
-        let mixed = name_hash ^ pid.wrapping_mul(0x9e37_79b1);
-        AName { slot: mixed % NAME_SLOTS, value: (mixed as u64) << 32 | (now_ns >> 30) & 0xffff_ffff }
-    }
-
-    /// Whether `in_slot`, the value in the slot, is the same question at this time or just before.
-    #[inline(always)]
-    pub const fn is_recent(&self, in_slot: u64) -> bool {
-        /// glibc's `single-request` may ask for A, and ten seconds later for AAAA.
-        const RECENT: u64 = 12;
-        let age = (self.value & 0xffff_ffff).wrapping_sub(in_slot & 0xffff_ffff);
-        self.value >> 32 == in_slot >> 32 && age <= RECENT
-    }
-}
-
 /// The index into `DnsCounters::latency`: the number of bits of the latency in µs, at most the last bucket.
 #[inline(always)]
 pub const fn latency_bucket(latency_us: u64) -> usize {
@@ -419,7 +217,10 @@ impl TokenBucket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::STATE_TIMED_OUT;
+    use crate::{
+        ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED, ANSWER_SERVFAIL,
+        ANSWER_TRUNCATED, AnswerRecords, STATE_TIMED_OUT, answer_class,
+    };
 
     fn header(flags: u16, questions: u16, answers: u16) -> DnsHeader {
         DnsHeader { id: 7, flags, questions, answers, authority: 0, additional: 0 }
@@ -499,82 +300,6 @@ mod tests {
         assert!(!counts(0x7800, 1, 0), "an unassigned opcode");
     }
 
-    fn scan(bytes: &[u8]) -> Question {
-        let mut question = [0; DNS_QUESTION_MAX];
-        question[..bytes.len()].copy_from_slice(bytes);
-        Question::from_bytes(&question, bytes.len() as u32)
-    }
-
-    #[test]
-    fn a_question_is_found_at_every_length_of_its_name() {
-        for length in 1..=63 {
-            let name = [&[length][..], &[b'a'; 63][..length as usize], &[0]].concat();
-            let question = scan(&[&name[..], &[0x12, 0x34, 0, 1], b"more"].concat());
-            assert_eq!((question.qtype, question.size), (0x1234, length as u16 + 6), "{length}");
-            assert_eq!(scan(&[&name[..], &[0, 28, 0]].concat()).size, 0, "it is cut off");
-        }
-        // The longest name.
-        let labels = [b"\x3d".as_slice(), &[b'x'; 61]].concat().repeat(4);
-        let long = scan(&[&labels[..], b"\x05xxxxx\x00\x00\x1c\x00\x01"].concat());
-        assert_eq!((long.qtype, long.size), (28, 255 + 4));
-        assert_eq!(scan(&[1; DNS_QUESTION_MAX]).size, 0, "no end");
-    }
-
-    #[test]
-    fn names_that_differ_have_different_hashes_and_case_makes_no_difference() {
-        let hash = |name: &[u8]| scan(&[name, &[0, 0, 1, 0, 1]].concat()).name_hash;
-        let names: [&[u8]; 6] = [
-            b"\x01a",
-            b"\x01b",
-            b"\x02aa",
-            b"\x07example\x03com",
-            b"\x07example\x03org",
-            b"\x03api\x07example\x03com",
-        ];
-        for (at, one) in names.iter().enumerate() {
-            assert!(names[..at].iter().all(|other| hash(other) != hash(one)), "{at}");
-        }
-        assert_eq!(hash(b"\x07ExAmple\x03COM"), hash(b"\x07example\x03com"));
-        let aaaa = scan(b"\x07example\x03com\x00\x00\x1c\x00\x01");
-        assert_eq!(aaaa.name_hash, hash(b"\x07example\x03com"), "the type is no part of it");
-    }
-
-    fn with_records<const N: usize>(flags: u16, counts: [u16; 3], bytes: &[&[u8]; N]) -> ([u8; 160], usize) {
-        let mut message = [0; 160];
-        let mut length = 0;
-        let mut add = |bytes: &[u8]| {
-            message[length..length + bytes.len()].copy_from_slice(bytes);
-            length += bytes.len();
-        };
-        let [answers, authority, additional] = counts;
-        [7, flags, 1, answers, authority, additional].iter().for_each(|word| add(&word.to_be_bytes()));
-        add(b"\x01a\x00\x00\x01\x00\x01");
-        bytes.iter().for_each(|bytes| add(bytes));
-        (message, length)
-    }
-
-    #[test]
-    fn an_alias_with_nothing_behind_it_is_no_data_and_extended_codes_are_read() {
-        const ALIAS: &[u8] = b"\xc0\x0c\x00\x05\x00\x01\x00\x00\x00\x1e\x00\x04\x01b\xc0\x0c";
-        const ADDRESS: &[u8] = b"\x01b\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x1e\x00\x04\x0a\x00\x00\x01";
-        const OPT: &[u8] = b"\x00\x00\x29\x04\xd0\x01\x00\x00\x00\x00\x00";
-        let class = |flags, counts, bytes: &[&[u8]; 2], qtype, cut: usize| {
-            let (message, length) = with_records(flags, counts, bytes);
-            let header = DnsHeader::from_message(&message).unwrap();
-            answer_class(&header, AnswerRecords::from_message(&message[..length - cut], qtype))
-        };
-        let none: &[u8] = &[];
-        assert_eq!(class(0x8180, [1, 0, 0], &[ALIAS, none], TYPE_A, 0), ANSWER_NODATA);
-        assert_eq!(class(0x8180, [2, 0, 0], &[ALIAS, ADDRESS], TYPE_A, 0), ANSWER_NOERROR);
-        assert_eq!(class(0x8180, [2, 0, 0], &[ALIAS, ADDRESS], TYPE_AAAA, 0), ANSWER_NODATA);
-        assert_eq!(class(0x8180, [1, 0, 0], &[ALIAS, none], TYPE_CNAME, 0), ANSWER_NOERROR);
-        assert_eq!(class(0x8180, [1, 0, 0], &[ALIAS, none], 255, 0), ANSWER_NOERROR, "ANY");
-        // What is not there is not judged.
-        assert_eq!(class(0x8180, [2, 0, 0], &[ALIAS, ADDRESS], TYPE_AAAA, 12), ANSWER_NOERROR);
-        assert_eq!(class(0x8180, [0, 0, 1], &[none, OPT], TYPE_A, 0), ANSWER_OTHER, "BADVERS");
-        assert_eq!(class(0x8181, [0, 0, 1], &[none, OPT], TYPE_A, 0), ANSWER_OTHER, "not FORMERR");
-    }
-
     #[test]
     fn noerror_is_the_success_of_other_operation_codes() {
         let class = |flags| answer_class(&header(flags, 1, 0), AnswerRecords::UNREAD);
@@ -583,20 +308,6 @@ mod tests {
             (ANSWER_NOERROR, ANSWER_OTHER, ANSWER_NODATA)
         );
         assert!(header(0xa800, 0, 0).is_plain_success(ANSWER_NOERROR, STATE_WAITING, 20, 12));
-    }
-
-    #[test]
-    fn sockets_and_names_have_slots_within_their_maps() {
-        for number in [0, 1, 4095, 4096, u64::MAX] {
-            let slots = (socket_slot(number), AName::new(number as u32, 7, number).slot);
-            assert!(slots.0 < SOCKET_SLOTS && slots.1 < NAME_SLOTS);
-        }
-        const SECOND: u64 = 1_000_000_000;
-        let asked = AName::new(5, 1, 100 * SECOND);
-        assert!(AName::new(5, 1, 105 * SECOND).is_recent(asked.value));
-        assert!(!AName::new(5, 1, 120 * SECOND).is_recent(asked.value), "long ago");
-        assert!(!AName::new(5, 2, 105 * SECOND).is_recent(asked.value), "another process");
-        assert!(!AName::new(6, 1, 105 * SECOND).is_recent(asked.value), "another name");
     }
 
     #[test]

@@ -14,7 +14,9 @@
 mod config;
 mod cpu;
 mod dns;
+mod dns_answer;
 mod dns_counters;
+mod dns_question;
 mod dns_rules;
 mod exec;
 mod loss;
@@ -34,16 +36,18 @@ pub use dns::{
     USED_INSERTED, USED_MAX, USED_REMOVED, USED_SWEPT, WHY_ANSWER, WHY_BESIDE_A, WHY_REASONS, WHY_SAMPLE,
     WHY_SLOW, used_index,
 };
+pub use dns_answer::{
+    AnswerRecords, TYPE_A, TYPE_AAAA, TYPE_CNAME, TYPE_OPT, answer_class, answers_type, is_accepted,
+};
 pub use dns_counters::{
     ANSWER_FORMERR, ANSWER_NODATA, ANSWER_NOERROR, ANSWER_NXDOMAIN, ANSWER_OTHER, ANSWER_REFUSED,
     ANSWER_SERVFAIL, ANSWER_TRUNCATED, ANSWERS, DNS_CONTAINERS_MAX, DNS_LATENCY_BUCKETS, DnsCounters,
     TableCounts,
 };
+pub use dns_question::{AName, Question, socket_slot};
 pub use dns_rules::{
-    AName, AnswerRecords, DNS_HEADER_BYTES, DnsHeader, OPCODE_DSO, OPCODE_IQUERY, OPCODE_NOTIFY,
-    OPCODE_QUERY, OPCODE_STATUS, OPCODE_UPDATE, Question, TYPE_A, TYPE_AAAA, TYPE_CNAME, TYPE_OPT,
-    TokenBucket, answer_class, answers_type, fold_address, in_flight, in_flight_share, is_accepted,
-    latency_bucket, socket_slot, token_price,
+    DNS_HEADER_BYTES, DnsHeader, OPCODE_DSO, OPCODE_IQUERY, OPCODE_NOTIFY, OPCODE_QUERY, OPCODE_STATUS,
+    OPCODE_UPDATE, TokenBucket, fold_address, in_flight, in_flight_share, latency_bucket, token_price,
 };
 pub use exec::Exec;
 pub use loss::Loss;

@@ -110,7 +110,7 @@ fn transaction(
         malformed,
         slow: false,
         answer_dropped: pending.drops > 0,
-        facts: QueryFacts { opcode: opcode_name(opcode), ..QueryFacts::default() },
+        facts: Box::new(QueryFacts { opcode: opcode_name(opcode), ..QueryFacts::default() }),
     }
 }
 

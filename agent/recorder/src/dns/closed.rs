@@ -88,12 +88,12 @@ pub(super) fn failed_connection(
         malformed: None,
         slow: false,
         answer_dropped: false,
-        facts: QueryFacts {
+        facts: Box::new(QueryFacts {
             socket_closed: closed.errno == 0,
             tcp_failure: became.tcp_failure.or(unanswered.then_some(TcpFailure::Unanswered)),
             after_truncated: truncated.is_some(),
             ..QueryFacts::default()
-        },
+        }),
     }
 }
 

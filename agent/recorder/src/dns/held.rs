@@ -32,12 +32,12 @@ impl HeldAnswers {
     }
 
     /// The records that have waited long enough, or all, with what is known now.
-    pub fn tick(&mut self, all: bool) -> Vec<Box<DnsRecord>> {
+    pub fn tick(&mut self, all: bool) -> Vec<DnsRecord> {
         let mut due = Vec::new();
         for (record, ticks) in std::mem::take(&mut self.records) {
             match ticks {
                 2.. if !all => self.records.push((record, ticks - 1)),
-                _ => due.push(record),
+                _ => due.push(*record),
             }
         }
         for record in &mut due {
