@@ -6,7 +6,7 @@
 //! kernel-dependent way of attaching one, needs a line here.
 
 /// Parts of the tests' names; each part has to occur in at least one name.
-pub const TESTS: [&str; 32] = [
+pub const TESTS: [&str; 33] = [
     // OOM kills: victim and trigger, threads, groups (v2), limits of every level (v2), the kernel's log.
     "oom::a_killed_host_process",
     "oom::a_storm_of_kills",
