@@ -140,6 +140,18 @@ fn a_library_that_came_to_the_address_of_another_has_only_its_own_samples() {
 }
 
 #[test]
+fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
+    let program = compile("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
+    let profile = Running::start("moved-text", &program).profile(4, CPU, true);
+    let all = count(&profile, |sample| &*sample.thread == "moved-text");
+    let named = count(&profile, |sample| {
+        has(sample, "moved_work") && has(sample, "calls_moved_work") && has(sample, "main")
+    });
+    eprintln!("{named} of {all}: {:?} {}", profile.losses, support::stacks(profile.samples.iter().take(2)));
+    assert!(all >= 100 && named * 100 >= all * 97, "{named} of {all} samples have their names");
+}
+
+#[test]
 fn stacks_of_go_are_followed_across_its_switches() {
     for (name, how) in [("go", "go build"), ("go-stripped", "go build -ldflags=-s")] {
         let program = compile(how, "switches.go", name);
