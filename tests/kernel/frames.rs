@@ -144,9 +144,8 @@ fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
     let program = compile("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
     let profile = Running::start("moved-text", &program).profile(4, CPU, true);
     let all = count(&profile, |sample| &*sample.thread == "moved-text");
-    let named = count(&profile, |sample| {
-        has(sample, "moved_work") && has(sample, "calls_moved_work") && has(sample, "main")
-    });
+    // The frame pointer leads from a function without a frame past its caller.
+    let named = count(&profile, |sample| has(sample, "moved_work") && has(sample, "main"));
     eprintln!("{named} of {all}: {:?} {}", profile.losses, support::stacks(profile.samples.iter().take(2)));
     assert!(all >= 100 && named * 100 >= all * 97, "{named} of {all} samples have their names");
 }
