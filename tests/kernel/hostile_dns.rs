@@ -18,6 +18,8 @@ const A: u16 = 1;
 /// Queries a second of a flood: with the default timeout, more than twice as many as the map of queries in flight holds.
 const FLOOD: u32 = 8000;
 const SECONDS: u32 = 12;
+/// How long sockets stay open behind the last query.
+const HELD_OPEN: Duration = Duration::from_millis(1500);
 /// The neighbour's queries.
 const ASKED: usize = 10;
 
@@ -96,6 +98,8 @@ impl Pace {
             let due = Duration::from_secs_f64(f64::from(n) / f64::from(self.rate));
             std::thread::sleep(due.saturating_sub(began.elapsed()));
         }
+        // A query whose socket is closed in less than a second is abandoned, and no timeout.
+        std::thread::sleep(HELD_OPEN);
         sent
     }
 }

@@ -221,8 +221,10 @@ impl TracedProgram {
             Some(MappedCode::Rule(rule)) if rule.kind == KIND_SIGNAL
         );
         let is_left_out = (at_signal || first == 1) && ours.get(first + 1..) == theirs.get(first..);
-        comparison.worse += usize::from(first < theirs.len() && !is_left_out);
-        let is_longer = first == theirs.len() || is_left_out;
+        // It was lost there, and says so.
+        let has_failed = !is_complete && end == End::Complete;
+        let is_longer = first == theirs.len() || is_left_out || has_failed;
+        comparison.worse += usize::from(!is_longer);
         comparison.longer += usize::from(is_longer && end == End::Complete);
         // framehop always ends at a frame whose caller's stack pointer is in memory, and reports the stack as complete. It
         // depends on the processor which of a library's functions with such frames run.
