@@ -75,7 +75,8 @@ fn shared_memory_that_an_ended_process_left_is_explained() {
     let charged = charged(&incident);
     let unheld = charged.unheld_shmem_bytes.expect("the kernel counts what is mapped");
     assert!((44 * MIB..=48 * MIB).contains(&unheld), "{charged:#?}");
-    assert!(charged.shmem_bytes >= 48 * MIB, "{charged:#?}");
+    // Before 5.13 each CPU may hold some pages back from the cgroup's statistics.
+    assert!(charged.shmem_bytes >= 47 * MIB, "{charged:#?}");
     let advice = incident.advice.as_deref().unwrap_or_default();
     assert!(advice.contains("MiB is shmem that no process holds: tmpfs"), "{incident:#?}");
     if charged.source == "kernel log" {
