@@ -3,33 +3,17 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use podopsy_model::profile::{Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
-use support::{MemoryCgroup, no_runtime, require_root};
+use support::no_runtime;
+use support::program::{Running, compile, has};
 
 const CPU: Sampling = Sampling::Cpu { frequency_hz: 499 };
 
-/// A program in a cgroup of its own.
-struct Running {
-    cgroup: MemoryCgroup,
-    child: Child,
-}
-
 impl Running {
-    fn start(name: &str, program: &str) -> Running {
-        require_root();
-        let cgroup = MemoryCgroup::new(name, 1 << 30);
-        let mut command = cgroup.command(program);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the program");
-        Running { cgroup, child }
-    }
-
     fn profile(&mut self, seconds: u64, sampling: Sampling, unwind: bool) -> Profile {
         let options = ProfileOptions {
             scope: Scope::Cgroups(vec![self.cgroup.id()]),
@@ -50,33 +34,9 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path()
-}
-
-/// Compiles a source of tests/victims/native; `how` is the compiler with its options.
-fn compile(how: &str, source: &str, output: &str) -> String {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native");
-    let output: PathBuf = folder().join(output);
-    let mut words = how.split(' ');
-    let mut command = Command::new(words.next().expect("a compiler"));
-    command.args(words).arg("-o").arg(&output).arg(sources.join(source));
-    command.env("GOCACHE", folder().join("go-cache")).env("GOFLAGS", "-mod=mod");
-    let done = command.output().unwrap_or_else(|error| panic!("run {how}: {error}"));
-    assert!(done.status.success(), "{how} {source}: {}", String::from_utf8_lossy(&done.stderr));
-    output.to_string_lossy().into_owned()
-}
-
-fn has(sample: &Sample, function: &str) -> bool {
-    sample.stack.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.contains(function)))
+/// Compiles by a compiler and its options in one text.
+fn compile_words(how: &str, source: &str, output: &str) -> String {
+    compile(&how.split(' ').collect::<Vec<_>>(), source, output)
 }
 
 /// How many samples fulfil a condition.
@@ -104,8 +64,8 @@ fn are_not_mixed(profile: &Profile, threads: [(&str, &str); 2]) {
 /// Two static programs at the same addresses: the first becomes the second in the middle of the profile.
 fn becomes(name: &str, more: &str) -> Running {
     let how = format!("gcc -O2 -fomit-frame-pointer -static -no-pie{more}");
-    let second = compile(&format!("{how} -DSECOND"), "becomes.c", &format!("{name}-2"));
-    let first = compile(&how, "becomes.c", &format!("{name}-1"));
+    let second = compile_words(&format!("{how} -DSECOND"), "becomes.c", &format!("{name}-2"));
+    let first = compile_words(&how, "becomes.c", &format!("{name}-1"));
     Running::start(name, &format!("{first} 4 {second}"))
 }
 
@@ -132,16 +92,16 @@ fn frame_pointers_lead_to_no_function_of_the_program_after_an_exec() {
 #[test]
 fn a_library_that_came_to_the_address_of_another_has_only_its_own_samples() {
     let how = "gcc -O2 -fomit-frame-pointer -shared -fPIC";
-    let one = compile(&format!("{how} -DWORK=one_work"), "plugin.c", "one.so");
-    let two = compile(&format!("{how} -DWORK=two_work"), "plugin.c", "two.so");
-    let program = compile("gcc -O2 -fomit-frame-pointer", "reload.c", "reload");
+    let one = compile_words(&format!("{how} -DWORK=one_work"), "plugin.c", "one.so");
+    let two = compile_words(&format!("{how} -DWORK=two_work"), "plugin.c", "two.so");
+    let program = compile_words("gcc -O2 -fomit-frame-pointer", "reload.c", "reload");
     let profile = Running::start("reload", &format!("{program} {one} {two}")).profile(6, CPU, true);
     are_not_mixed(&profile, [("plugin-0", "one_work"), ("plugin-1", "two_work")]);
 }
 
 #[test]
 fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
-    let program = compile("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
+    let program = compile_words("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
     let profile = Running::start("moved-text", &program).profile(4, CPU, true);
     let all = count(&profile, |sample| &*sample.thread == "moved-text");
     // The frame pointer leads from a function without a frame past its caller.
@@ -153,7 +113,7 @@ fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
 #[test]
 fn stacks_of_go_are_followed_across_its_switches() {
     for (name, how) in [("go", "go build"), ("go-stripped", "go build -ldflags=-s")] {
-        let program = compile(how, "switches.go", name);
+        let program = compile_words(how, "switches.go", name);
         let profile = Running::start(name, &program).profile(8, CPU, true);
         let (user, complete) = profile.complete();
         eprintln!("{name}: {complete} of {user} complete; {:?}", profile.quality[0].incomplete);
@@ -181,7 +141,8 @@ fn stacks_of_go_are_followed_across_its_switches() {
 
 #[test]
 fn of_a_32_bit_program_the_innermost_frame_is_known() {
-    let program = compile("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");
+    let program =
+        compile_words("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");
     let profile = Running::start("compat", &program).profile(3, CPU, true);
     let own = count(&profile, |sample| {
         sample

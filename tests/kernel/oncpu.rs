@@ -4,16 +4,15 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use std::time::Duration;
 
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_profiles::export::Format;
 use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
-use support::{MemoryCgroup, no_runtime, require_root};
+use support::no_runtime;
+use support::program::{Running, compile, folder, has};
 use tokio::sync::Notify;
 
 /// With so many samples, a share of one half is right within 2 percentage points in more than 19 of 20 runs.
@@ -21,22 +20,7 @@ const ENOUGH: u64 = 4000;
 const LONGEST: Duration = Duration::from_secs(20);
 const FREQUENCY: u64 = 997;
 
-/// A running program; dropping this ends it and removes its cgroup.
-struct Running {
-    cgroup: MemoryCgroup,
-    child: Child,
-}
-
 impl Running {
-    fn start(name: &str, program: &str) -> Running {
-        require_root();
-        let cgroup = MemoryCgroup::new(name, 1 << 30);
-        let mut command = cgroup.command(program);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start the program");
-        std::thread::sleep(Duration::from_millis(300));
-        Running { cgroup, child }
-    }
-
     /// Samples it until there are [`ENOUGH`] samples.
     fn profile(&self) -> Profile {
         self.profile_of(Scope::Cgroups(vec![self.cgroup.id()]), ENOUGH)
@@ -66,52 +50,8 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        // The program may have forked: every process in the cgroup belongs to it.
-        for _ in 0..100 {
-            let pids = std::fs::read_to_string(self.cgroup.path.join("cgroup.procs")).unwrap_or_default();
-            let pids: Vec<i32> = pids.lines().filter_map(|pid| pid.parse().ok()).collect();
-            if pids.is_empty() {
-                break;
-            }
-            for pid in pids {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-            let _ = self.child.try_wait();
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.wait();
-    }
-}
-
-/// The folder of the compiled programs.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder")).path()
-}
-
-/// Compiles a source of tests/victims/native; `how` is the compiler with its options.
-fn compile(how: &[&str], source: &str, output: &str) -> String {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/native");
-    let output: PathBuf = folder().join(output);
-    let mut command = Command::new(how[0]);
-    command.args(&how[1..]).arg("-o").arg(&output).arg(sources.join(source));
-    command.env("GOCACHE", folder().join("go-cache")).env("GOFLAGS", "-mod=mod");
-    let done = command.output().unwrap_or_else(|error| panic!("run {}: {error}", how[0]));
-    assert!(done.status.success(), "{how:?} {source}: {}", String::from_utf8_lossy(&done.stderr));
-    output.to_string_lossy().into_owned()
-}
-
 const C: &[&str] = &["gcc", "-O2", "-fomit-frame-pointer", "-g1"];
 const CXX: &[&str] = &["g++", "-O2", "-fomit-frame-pointer", "-g1", "-pthread"];
-
-fn has(sample: &Sample, function: &str) -> bool {
-    sample.stack.iter().any(|frame| frame.function.as_deref().is_some_and(|name| name.contains(function)))
-}
 
 /// The share of samples whose stack has the function, in percent of those with a user stack.
 fn share(profile: &Profile, function: &str) -> f64 {

@@ -12,6 +12,7 @@ pub mod dns_flood;
 pub mod dns_sandbox;
 pub mod hostile;
 pub mod hostile_elf;
+pub mod program;
 pub mod stdout;
 
 use std::fs;
