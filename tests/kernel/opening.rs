@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::agent::{get, loss, until};
+use support::agent::{get, loss, until, wait};
 use support::attacked::{ATTACK_LIMIT, Attacked};
 use support::{MemoryCgroup, Running, is_emulated, require_root};
 
@@ -106,9 +106,12 @@ fn a_stalled_file_system_costs_its_container_alone(expected: &Expected) {
     });
     eprintln!("the neighbour has its names {:?} after the stall", started.elapsed());
     assert!(!profile.contains("spins_on_fuse"), "{profile}");
-    until("the reason in place of the attacker's names", || {
-        attacked.profile()?.contains(reason).then_some(())
-    });
+    let mut last = String::new();
+    let shows_reason = || {
+        last = attacked.profile()?;
+        last.contains(reason).then_some(())
+    };
+    assert!(wait(shows_reason).is_some(), "{reason} is not in {last}");
     let given_up = loss(&attacked.agent.address, "openers_late");
     assert_eq!(given_up.is_some_and(|files| files > 0.0), reason.contains("does not answer"), "{given_up:?}");
     attacked.reports_a_neighbours_kills(&format!("stall-{mode}"));

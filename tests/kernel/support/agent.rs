@@ -27,7 +27,7 @@ pub fn until<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
 }
 
 /// None: it was not found in time.
-fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn wait<T>(mut found: impl FnMut() -> Option<T>) -> Option<T> {
     let began = Instant::now();
     loop {
         match found() {

@@ -19,7 +19,7 @@ use podopsy_worker::{
 use super::descriptors::{Descriptor, DescriptorId, Descriptors};
 use super::maps::{Area, FilesystemKind};
 use super::{debug_file, hex, open};
-use crate::unwind::file_key;
+use crate::unwind::{file_key, is_inode_of_key};
 use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::Mapping;
 use podopsy_model::text::escape_bytes;
@@ -221,6 +221,13 @@ impl FileTable {
     /// The entry of a file as the kernel side knows it.
     pub fn by_kernel_key(&self, key: &FileKey) -> Option<FileId> {
         self.by_kernel_key.get(key).copied()
+    }
+
+    /// Whether an entry that could not be opened is of the file with this key, by device and inode.
+    pub fn is_refused(&self, id: FileId, key: &FileKey) -> bool {
+        let is_refused = |known: &&KnownFile| matches!(known.opened, Opened::Refused(_));
+        let refused = self.known.get(&id).filter(is_refused);
+        refused.is_some_and(|known| is_inode_of_key(known.key.0, known.key.1, key))
     }
 
     /// Whether the entry has not been forgotten.

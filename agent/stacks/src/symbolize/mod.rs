@@ -179,6 +179,15 @@ impl Symbolizer {
         Some(id)
     }
 
+    /// The file with a number in a frame of a process; also one that could not be opened, for its name and the reason.
+    fn file_of_frame(&mut self, pid: u32, number: u32) -> Option<FileId> {
+        if let Some(id) = self.file_of_number(number) {
+            return Some(id);
+        }
+        let key = self.numbers.key(number)?;
+        self.processes.held_files(pid).into_iter().find(|&id| self.files.is_refused(id, &key))
+    }
+
     fn hold_opened(&mut self, opened: NumberedFile) -> FileId {
         let NumberedFile { file, pid, tenant, ref area, filesystem, .. } = opened;
         let mapped = MappedFile { pid, tenant, area, filesystem };
@@ -251,7 +260,7 @@ impl Symbolizer {
         let UserAddress { pid, image, address, is_return } = address;
         match FrameWord::from_word(address) {
             FrameWord::File { number: VDSO_NUMBER, offset } => CodeLocation::Vdso { offset },
-            FrameWord::File { number, offset } => match self.file_of_number(number) {
+            FrameWord::File { number, offset } => match self.file_of_frame(pid, number) {
                 Some(id) => CodeLocation::File { id, offset },
                 None => CodeLocation::Unmapped { address: offset, reason: StackLossReason::FileOutOfReach },
             },

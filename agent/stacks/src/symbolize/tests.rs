@@ -294,21 +294,52 @@ fn an_address_without_a_file_is_shown_and_counted() {
     assert_eq!((symbolizer.losses()["process_unknown"], symbolizer.losses()["process_gone"]), (1, 1));
 }
 
+/// Starts Python and waits for a line from it.
+fn run_python(arguments: &[&str]) -> Running {
+    let mut python = Command::new("python3");
+    let python = python.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut python = Running(python.expect("python3"));
+    wait_for_line(&mut python.0);
+    python
+}
+
+/// A file that is too large to be opened, mapped as code.
+#[test]
+fn a_frame_of_a_file_that_was_refused_has_the_files_name_and_the_offset() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 40).unwrap();
+    let script = "import mmap, sys\n\
+        file = open(sys.argv[1])\n\
+        code = mmap.mmap(file.fileno(), 8192, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)\n\
+        print('sleeping', flush=True)\nsys.stdin.read()";
+    let path = file.path().to_str().unwrap();
+    let python = run_python(&["-c", script, path]);
+    let pid = python.pid();
+    let area = code_of(pid, path);
+    let numbers = FileNumbers::default();
+    let key = |inode| FileKey { inode, size: 1 << 40, device: area.device.0 << 20 | area.device.1, changed: 1 };
+    let mut symbolizer = Symbolizer::new(&helpers()).with_numbers(numbers.clone());
+    symbolizer.add_process(pid);
+    let mut frame_of = |pid, inode| {
+        let word = FrameWord::file(numbers.number(&key(inode)), 0x1234);
+        symbolizer.user_frames(at(pid, word))[0].clone()
+    };
+    let frame = frame_of(pid, area.inode);
+    assert_eq!((frame.module.as_deref(), frame.function, frame.offset), (Some(path), None, 0x1234));
+    // The file of another process, or another file: nothing is known of it.
+    let unknown = Some("[unknown: the file could not be opened]");
+    assert_eq!(frame_of(std::process::id(), area.inode).function.as_deref(), unknown);
+    assert_eq!(frame_of(pid, area.inode + 1).function.as_deref(), unknown);
+    assert_eq!(symbolizer.losses()["file_too_large"], 2);
+}
+
 /// An executable mapping without a file, in a process that writes a perf map and then ends.
 #[test]
 fn code_made_at_run_time_has_its_name_from_the_perf_map() {
     let script = "import mmap, os, sys\n\
         code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_EXEC)\n\
         print('sleeping', flush=True)\nsys.stdin.read()";
-    let mut python = Running(
-        Command::new("python3")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3"),
-    );
-    wait_for_line(&mut python.0);
+    let python = run_python(&["-c", script]);
     let pid = python.pid();
     let areas = maps::read_in_test(pid).unwrap();
     let area = areas.areas.iter().find(|area| area.path.is_empty()).expect("no anonymous code");

@@ -142,17 +142,22 @@ pub(super) fn is_file_of_key(file: &FileHandle, key: &FileKey) -> bool {
 
 /// True if a mapping has the inode and the device of `key`.
 pub(super) fn is_area_of_key(area: &Area, key: &FileKey) -> bool {
-    (area.inode, kernel_device(area)) == (key.inode, key.device)
+    is_inode_of_key(area.device, area.inode, key)
+}
+
+/// True if `key` has this device (major and minor number) and inode.
+pub(crate) fn is_inode_of_key(device: (u32, u32), inode: u64, key: &FileKey) -> bool {
+    (inode, kernel_device(device)) == (key.inode, key.device)
 }
 
 /// A device number as the kernel stores it: 12 bits of major number, 20 of minor (`<linux/kdev_t.h>`).
-fn kernel_device(area: &Area) -> u32 {
-    area.device.0 << 20 | area.device.1
+fn kernel_device((major, minor): (u32, u32)) -> u32 {
+    major << 20 | minor
 }
 
 /// The key that the kernel side has for a file, as far as user space can tell. The device is the mapping's, which is that
 /// of the inode itself.
 pub(crate) fn file_key(file: &FileHandle, area: &Area) -> FileKey {
     let changed = file.stat.changed.0 as u32;
-    FileKey { inode: area.inode, size: file.stat.size, device: kernel_device(area), changed }
+    FileKey { inode: area.inode, size: file.stat.size, device: kernel_device(area.device), changed }
 }
