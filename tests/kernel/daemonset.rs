@@ -170,9 +170,9 @@ fn api(node: &Node, path: &str) -> serde_json::Value {
     serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {answer}"))
 }
 
-/// Ends the agent by SIGTERM, and checks that it exits in order.
+/// Ends the agent by SIGTERM, with the manifest's grace period, and checks that it exits in order.
 fn stop(agent: &PodHandle) {
-    agent.stop_container("agent", Duration::from_secs(10)).expect("stop the agent");
+    agent.stop_container("agent", Duration::from_secs(15)).expect("stop the agent");
     let end = agent.wait_exited("agent", SOON).expect("it ends");
     let log = agent.log("agent").unwrap_or_default();
     assert_eq!(end.exit_code, 0, "{log}");

@@ -14,8 +14,9 @@ use crate::pipeline;
 use crate::scrape::Scraper;
 use crate::shed::Shed;
 
-/// How long a stop waits for records under way to become events.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a stop waits for records under way to become events, and for the probes to detach: the kernel waits for a
+/// grace period of RCU at each, which takes seconds on a slow machine. The manifest allows 15 seconds for the whole stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running recorder; probes detach when it is dropped.
 #[derive(Debug)]
