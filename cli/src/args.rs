@@ -41,6 +41,7 @@ Examples:
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   podopsy inspect pid:4242              which pod does this process belong to?
   podopsy doctor                        what works here, and how to fix the rest
+  source <(podopsy completion bash)     completes commands and options in bash
 
 TARGET has the same syntax in every command:
   namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N, cgroup:PATH
@@ -93,6 +94,31 @@ pub enum Command {
     Pods(PodsArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
+    Completion(CompletionArgs),
+    #[command(hide = true)]
+    ManPages(ManPagesArgs),
+}
+
+/// Print the completion script of a shell
+///
+/// Load it with:
+///   bash:  source <(podopsy completion bash)
+///   zsh:   podopsy completion zsh > "${fpath[1]}/_podopsy"
+///   fish:  podopsy completion fish > ~/.config/fish/completions/podopsy.fish
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// Write the manual's pages, one for each command
+#[derive(Debug, Args)]
+pub struct ManPagesArgs {
+    /// The folder that they are written to
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
 }
 
 /// List OOM kills: which limit was hit, what was killed, whether Kubernetes shows it; and SIGKILLs without an OOM

@@ -64,5 +64,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,
+        Command::Completion(args) => cmd::manual::completion(args),
+        Command::ManPages(args) => cmd::manual::man_pages(&args),
     }
 }

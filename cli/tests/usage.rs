@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const PODOPSY: &str = env!("CARGO_BIN_EXE_podopsy");
 const COMMANDS: [&str; 5] = ["watch", "profile", "pods", "inspect", "doctor"];
@@ -243,4 +244,35 @@ fn two_profiles_are_compared_without_privileges() {
         assert!(error.contains(word), "{args:?}: {error}");
         assert_no_panic(&output);
     }
+}
+
+#[test]
+fn shells_get_completions_and_man_gets_a_page_for_each_command() {
+    for shell in ["bash", "fish", "zsh"] {
+        let output = podopsy(&["completion", shell]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(text(&output.stdout).contains("profile"), "{shell}");
+    }
+    let script = text(&podopsy(&["completion", "bash"]).output().unwrap().stdout);
+    let check = "source /dev/stdin; COMP_WORDS=(podopsy prof); COMP_CWORD=1; _podopsy podopsy prof podopsy; echo ${COMPREPLY[@]}";
+    let mut bash = Command::new("bash")
+        .args(["-c", check])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    bash.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert_eq!(text(&bash.wait_with_output().unwrap().stdout).trim(), "profile");
+    assert_eq!(podopsy(&["completion", "csh"]).output().unwrap().status.code(), Some(2));
+
+    let folder = tempfile::tempdir().unwrap();
+    let output = podopsy(&["man-pages", folder.path().to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for page in ["podopsy.1", "podopsy-profile.1", "podopsy-oom-show.1"] {
+        let page = fs::read_to_string(folder.path().join(page)).expect(page);
+        assert!(page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    let nowhere = podopsy(&["man-pages", "/nonexistent/folder"]).output().unwrap();
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(text(&nowhere.stderr).contains("/nonexistent/folder"), "{}", text(&nowhere.stderr));
 }

@@ -1,7 +1,7 @@
-//! `cargo xtask image`: static binaries of `podopsy` and `podopsy-agent`, and the image around them.
+//! `cargo xtask image` and `cargo xtask release`: static binaries of `podopsy` and `podopsy-agent`, and what is made of them
+//! by `podopsy-release`.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
@@ -14,25 +14,51 @@ pub const DEFAULT_TAG: &str = concat!("podopsy:", env!("CARGO_PKG_VERSION"));
 
 const BINARIES: [&str; 2] = ["podopsy", "podopsy-agent"];
 
-/// The command.
-pub fn run(tag: &str) -> Result<()> {
-    let dir = build_static()?;
-    let dockerfile = sh::root().join("manifests/Dockerfile");
-    // A client without a daemon is common (CI, containers): ask before building.
-    let engine = ["docker", "podman"].into_iter().find(|e| sh::capture(Command::new(e).arg("info")).is_ok());
-    let Some(engine) = engine else {
-        sh::progress(
-            "no image: neither docker nor podman works here. On a machine with one of them, build it with",
-        );
-        sh::progress(format_args!("  docker build -t {tag} -f {} {}", dockerfile.display(), dir.display()));
-        return Ok(());
+/// What `podopsy-release` is asked to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Image,
+    Release,
+}
+
+/// The commands `image` and `release`: the static binaries, and the files around them.
+pub fn run(what: What, tag: &str, platforms: &[String]) -> Result<()> {
+    let programs = build_static()?;
+    let (word, out) = match what {
+        What::Image => ("image", "target/oci"),
+        What::Release => ("all", "target/release-files"),
     };
-    sh::run(Command::new(engine).args(["build", "-t", tag, "-f"]).arg(&dockerfile).arg(&dir))?;
-    sh::progress(format_args!("image {tag}; try `{engine} run --rm {tag} --help`"));
+    let out = sh::root().join(out);
+    let target = statics::target()?;
+    let mut command = sh::cargo();
+    command.args([
+        "run",
+        "--quiet",
+        "--package",
+        "podopsy-release",
+        "--",
+        word,
+        "--target",
+        &target,
+        "--tag",
+        tag,
+    ]);
+    command.arg("--programs").arg(&programs).arg("--out").arg(&out);
+    command.args(platforms.iter().flat_map(|platform| ["--platform", platform]));
+    sh::run(&mut command)?;
+    sh::progress(format_args!("{} has the image {tag} in an OCI archive; load it with one of", show(&out)));
+    let archive = show(&out.join(concat!("podopsy-", env!("CARGO_PKG_VERSION"), ".oci.tar")));
+    for way in ["ctr -n k8s.io images import", "docker load -i", "podman load -i", "kind load image-archive"]
+    {
+        sh::progress(format_args!("  {way} {archive}"));
+    }
+    sh::progress(format_args!(
+        "or copy it to a registry: skopeo copy oci-archive:{archive} docker://REGISTRY/{tag}"
+    ));
     Ok(())
 }
 
-/// Builds both binaries and copies them to target/image, the image's only content. Returns that folder.
+/// Builds both binaries and copies them to target/image, which is the Dockerfile's context, too. Returns that folder.
 pub fn build_static() -> Result<PathBuf> {
     let folder = statics::build(Statics::Podopsy)?;
     let stage = sh::root().join("target/image");

@@ -70,16 +70,24 @@ enum Command {
     },
     /// Build static binaries, and print the folder they are in
     BuildStatic { what: statics::Statics },
-    /// Build the static binaries, and the container image if docker or podman is here
-    Image {
-        /// The image's name
-        #[arg(long, default_value = image::DEFAULT_TAG)]
-        tag: String,
-    },
+    /// Build the static binaries and the container image, an OCI archive with a bill of materials; needs no daemon
+    Image(ImageArgs),
+    /// Build all files of a release: binaries, image, bill of materials, manifests, completions, man pages, checksums
+    Release(ImageArgs),
     /// Draw the terminal output in docs/images/ as SVG
     Picture,
     /// Check formatting, lints and the project's rules
     Tidy,
+}
+
+#[derive(clap::Args)]
+struct ImageArgs {
+    /// The image's name
+    #[arg(long, default_value = image::DEFAULT_TAG)]
+    tag: String,
+    /// Static binaries for another processor, for one image of several platforms: arm64=FOLDER
+    #[arg(long, value_name = "ARCH=FOLDER")]
+    platform: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -91,7 +99,8 @@ fn main() -> ExitCode {
         Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
         Command::Bench { what } => bench::run(&what),
         Command::BuildStatic { what } => statics::run(what),
-        Command::Image { tag } => image::run(&tag),
+        Command::Image(args) => image::run(image::What::Image, &args.tag, &args.platform),
+        Command::Release(args) => image::run(image::What::Release, &args.tag, &args.platform),
         Command::Picture => picture::run(),
         Command::Tidy => tidy::run(),
     };

@@ -40,6 +40,7 @@ impl Statics {
         }
     }
 
+    /// Separated by spaces.
     fn flags(self) -> &'static str {
         match self {
             // The stack of an OOM kill's trigger is read by frame pointers. The debug information is compressed because
@@ -49,6 +50,20 @@ impl Statics {
             }
             Statics::Podopsy => "-C target-feature=+crt-static",
         }
+    }
+
+    /// The flags for rustc. What ships has no path of this machine in it, so that a build elsewhere gives the same bytes.
+    fn rustflags(self) -> String {
+        let mut flags: Vec<String> = self.flags().split(' ').map(str::to_owned).collect();
+        if self == Statics::Podopsy {
+            let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+            let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+            let remap = |from: PathBuf, to| format!("--remap-path-prefix={}={to}", from.display());
+            flags.extend(cargo_home.map(|home| remap(home, "/cargo")));
+            flags.push(remap(sh::root(), "/podopsy"));
+        }
+        // A path may have spaces in it, so that RUSTFLAGS does not do.
+        flags.join("\x1f")
     }
 
     /// The environment variable by which the harness gets the folder, so that it need not build.
@@ -76,7 +91,7 @@ pub fn build(what: Statics) -> Result<PathBuf> {
     // cannot be static.
     command.args(["build", "--profile", what.profile(), "--target", &target, "--bins", "--target-dir"]);
     command.arg(&folder).args(what.packages().iter().flat_map(|name| ["-p", name]));
-    command.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", what.flags());
+    command.env_remove("RUSTFLAGS").env("CARGO_ENCODED_RUSTFLAGS", what.rustflags());
     sh::progress(format_args!("$ {}", sh::show(&command)));
     // Our stdout is for the folder.
     let status = command.stdin(Stdio::null()).stdout(std::io::stderr()).status().context("start cargo")?;
@@ -87,7 +102,7 @@ pub fn build(what: Statics) -> Result<PathBuf> {
 }
 
 /// The host's triple, for which everything static is built.
-fn target() -> Result<String> {
+pub fn target() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let verbose = sh::capture(Command::new(rustc).arg("-vV").current_dir(sh::root()))?;
     let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod events;
 pub mod inspect;
 pub mod kept;
+pub mod manual;
 pub mod oom;
 pub mod pods;
 pub mod profile;

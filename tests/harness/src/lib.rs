@@ -33,7 +33,6 @@ pub mod cgroup;
 pub mod containerd;
 pub mod cri;
 pub mod handle;
-pub mod image;
 pub mod network;
 pub mod node;
 pub mod pod;
@@ -45,9 +44,9 @@ pub mod teardown;
 pub use binaries::{podopsy, victims};
 pub use cri::client::{ContainerState, Status};
 pub use handle::{Keeper, PodHandle};
-pub use image::Image;
 pub use node::Node;
 pub use pod::{ContainerSpec, Dns, PodSpec, Qos};
+pub use podopsy_image::Image;
 pub use resolver::Resolver;
 pub use teardown::sweep;
 

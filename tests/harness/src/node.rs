@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use podopsy_image::Image;
 
 use crate::PATIENCE;
 use crate::binaries::{self, VICTIMS};
@@ -13,7 +14,6 @@ use crate::cgroup;
 use crate::containerd::{self, Containerd, PAUSE_IMAGE};
 use crate::cri::client::Cri;
 use crate::handle::{Keeper, PodHandle};
-use crate::image::Image;
 use crate::network::{self, GATEWAY, Network};
 use crate::pod::PodSpec;
 use crate::process::Process;
@@ -161,7 +161,7 @@ impl Node {
     pub fn load_image(&self, image: &Image) -> anyhow::Result<String> {
         (self.progress)(&format!("loading image {}", image.name()));
         let archive = tempfile::Builder::new().suffix(".tar").tempfile_in(&self.directory)?;
-        image.write(archive.path())?;
+        podopsy_image::write(std::slice::from_ref(image), archive.path())?;
         self.containerd.import(archive.path())?;
         // CRI handles the import's event asynchronously.
         let start = Instant::now();

@@ -48,9 +48,20 @@ const DIRECTIONS: &[Direction] = &[
     Direction {
         package: "podopsy-harness",
         forbids: |name| {
-            (name.starts_with("podopsy") && name != "podopsy-runtime") || name.starts_with("xtask")
+            (name.starts_with("podopsy") && !["podopsy-image", "podopsy-runtime"].contains(&name))
+                || name.starts_with("xtask")
         },
-        why: "the harness starts pods without the recorder: it only shares the client of the container runtime",
+        why: "the harness starts pods without the recorder: it only shares the client of the container runtime, and how images are written",
+    },
+    Direction {
+        package: "podopsy-image",
+        forbids: |name| name.starts_with("podopsy") || name.starts_with("xtask"),
+        why: "it writes images of anything",
+    },
+    Direction {
+        package: "podopsy-release",
+        forbids: |name| (name.starts_with("podopsy") && name != "podopsy-image") || name.starts_with("xtask"),
+        why: "it packs programs that are built already",
     },
     Direction {
         package: "podopsy-demo",
@@ -86,7 +97,9 @@ const DIRECTIONS: &[Direction] = &[
 
 /// Packages that test, measure or build the agent and the CLI.
 fn is_above_the_products(name: &str) -> bool {
-    const TESTS: [&str; 6] = [
+    const TESTS: [&str; 8] = [
+        "podopsy-image",
+        "podopsy-release",
         "podopsy-tests",
         "podopsy-harness",
         "podopsy-demo",
@@ -164,6 +177,8 @@ mod tests {
             ("podopsy", "podopsy-wire"),
             ("podopsy-victims", "podopsy-agent"),
             ("xtask", "podopsy-agent"),
+            ("podopsy-image", "podopsy-harness"),
+            ("podopsy-release", "podopsy-agent"),
         ] {
             let found = found(package, dependency);
             assert!(found.len() == 1 && found[0].contains(" → "), "{package} → {dependency}: {found:?}");
@@ -181,6 +196,8 @@ mod tests {
             ("podopsy", "podopsy-agent"),
             ("podopsy-tests", "podopsy-agent"),
             ("podopsy-harness", "podopsy-runtime"),
+            ("podopsy-harness", "podopsy-image"),
+            ("podopsy-release", "podopsy-image"),
             ("podopsy-demo", "podopsy-harness"),
             ("podopsy-demo", "podopsy-model"),
             ("podopsy-soak", "podopsy-harness"),

@@ -317,7 +317,8 @@ fn a_frame_of_a_file_that_was_refused_has_the_files_name_and_the_offset() {
     let pid = python.pid();
     let area = code_of(pid, path);
     let numbers = FileNumbers::default();
-    let key = |inode| FileKey { inode, size: 1 << 40, device: area.device.0 << 20 | area.device.1, changed: 1 };
+    let key =
+        |inode| FileKey { inode, size: 1 << 40, device: area.device.0 << 20 | area.device.1, changed: 1 };
     let mut symbolizer = Symbolizer::new(&helpers()).with_numbers(numbers.clone());
     symbolizer.add_process(pid);
     let mut frame_of = |pid, inode| {

@@ -1,0 +1,67 @@
+//! All files of a release, in one folder.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::files::{self, Entries};
+use crate::image::PROGRAMS;
+use crate::source::Source;
+
+const SHELLS: [&str; 3] = ["bash", "fish", "zsh"];
+
+/// Writes everything but the image and the bill of materials, which are there already, and the checksums of all.
+pub fn write(source: &Source, programs: &Path, arch: &str, folder: &Path) -> Result<()> {
+    let name = format!("podopsy-{}", source.version);
+    write_completions(&programs.join("podopsy"), folder)?;
+    write_man_pages(&programs.join("podopsy"), folder)?;
+    let seconds = u64::try_from(source.time.as_second()).unwrap_or_default();
+
+    let mut entries = Entries::new();
+    for program in PROGRAMS {
+        files::add_file(&mut entries, format!("{name}/{program}"), &programs.join(program), true)?;
+    }
+    for license in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        files::add_file(&mut entries, format!("{name}/{license}"), &source.root.join(license), false)?;
+    }
+    let unit = "podopsy-agent.service";
+    files::add_file(
+        &mut entries,
+        format!("{name}/{unit}"),
+        &source.root.join("manifests/systemd").join(unit),
+        false,
+    )?;
+    files::add_folder(&mut entries, &format!("{name}/completions"), &folder.join("completions"))?;
+    files::add_folder(&mut entries, &format!("{name}/man"), &folder.join("man"))?;
+    files::write_tar(&folder.join(format!("{name}-linux-{arch}.tar.gz")), &entries, seconds)?;
+
+    let mut manifests = Entries::new();
+    files::add_folder(&mut manifests, &format!("{name}-manifests"), &source.root.join("manifests"))?;
+    files::write_tar(&folder.join(format!("{name}-manifests.tar.gz")), &manifests, seconds)?;
+    files::write_checksums(folder)
+}
+
+fn write_completions(podopsy: &Path, folder: &Path) -> Result<()> {
+    let target = folder.join("completions");
+    fs::create_dir_all(&target)?;
+    for shell in SHELLS {
+        let script = run(Command::new(podopsy).args(["completion", shell]))?;
+        fs::write(target.join(format!("podopsy.{shell}")), script)?;
+    }
+    Ok(())
+}
+
+fn write_man_pages(podopsy: &Path, folder: &Path) -> Result<()> {
+    let target = folder.join("man");
+    fs::create_dir_all(&target)?;
+    run(Command::new(podopsy).arg("man-pages").arg(&target)).map(drop)
+}
+
+fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let out =
+        command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(out.stdout)
+}
