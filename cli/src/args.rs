@@ -79,6 +79,10 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "NAME", env = "NODE_NAME")]
     pub node: Option<String>,
 
+    /// Record also where the rest of this container's memory limit may not be enough for it
+    #[arg(long, global = true, hide_short_help = true)]
+    pub ignore_memory_limit: bool,
+
     /// Log to stderr what podopsy does; -vv and -vvv log more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,

@@ -7,7 +7,8 @@
 //! | [`render`] | formats results as text; writes only to the writer that it gets |
 //! | [`exit`] | decides the exit code |
 //!
-//! The others are helpers: [`context`] (global options), [`history`] (the agent's history), [`log`], [`privilege`], [`signals`],
+//! The others are helpers: [`context`] (global options), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
+//! history), [`log`], [`privilege`], [`signals`],
 //! [`output`] (files), [`process`] (/proc), [`selector`], [`terminal`].
 //!
 //! Must not depend on: aya, the wire format of kernel records, CRI, the naming of cgroups.
@@ -17,6 +18,7 @@ mod args;
 mod cmd;
 mod context;
 mod exit;
+mod headroom;
 mod history;
 mod log;
 mod output;
@@ -33,13 +35,16 @@ use anyhow::Context as _;
 use args::{Cli, Command};
 use context::Context;
 use exit::CommandOutcome;
-use podopsy_system::heap;
+use podopsy_system::{footprint, heap};
 
 fn main() -> ExitCode {
     if let Some(code) = podopsy_stacks::run_if_asked() {
         return code;
     }
     heap::keep_small();
+    if headroom::is_in_container() {
+        footprint::read_own_program_by_pages();
+    }
     exit::panics_in_one_line();
     exit::code(|| {
         let cli = args::parse()?;

@@ -1,8 +1,6 @@
 //! The rules, the dashboard and their manifests: promtool checks each alert, each metric name is on a real agent's
 //! page, and a real kill goes through Prometheus and Alertmanager to a webhook.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, PodSpec};
 use serde_json::Value;
 use support::agent::{Agent, SOON, get, prometheus, until, value};

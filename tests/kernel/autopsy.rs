@@ -1,14 +1,13 @@
 //! The autopsy of OOM kills: whose limit was hit, all victims of one visit of the OOM killer, Kubernetes' view of it,
 //! and kills without a running recorder.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_model::incident::{Evidence, Level, OomIncident, Verdict};
 use podopsy_model::{Detail, Event, EventKind, KnownBy, OomKill};

@@ -1,13 +1,12 @@
 //! In a flood of DNS, the agent leaves out events in the order of its table, but never an OOM kill or a count.
 
-mod support;
-
 use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::{Detail, Event, EventKind};
 use support::agent::{Agent, get, until};
 use support::{MemoryCgroup, fine, in_own_network, query, require_root, respond};

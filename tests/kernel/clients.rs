@@ -5,12 +5,11 @@
 //!
 //! Each test prints a table of clients by outcome: the reported lookups and their queries.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::lookup::LookupResult::{self, *};
 use podopsy_model::{Detail, Event, Lookup};

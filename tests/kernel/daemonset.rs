@@ -1,12 +1,11 @@
 //! The DaemonSet's pod spec, read from manifests/ and run unchanged: its agent must record another pod's kill.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_doctor::capability::{Capabilities, Capability};
 use podopsy_harness::{ContainerSpec, ContainerState, Node, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, EventKind};

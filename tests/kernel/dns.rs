@@ -1,11 +1,10 @@
 //! DNS queries of host processes, each outcome once, to the test's own server in its own network namespace.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::event::Protocol;
 use podopsy_model::{Detail, Event, EventKind, KnownBy, Outcome};
 use podopsy_recorder::{DnsOptions, RecorderOptions};

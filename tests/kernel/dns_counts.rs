@@ -1,11 +1,10 @@
 //! The kernel side's counts of each container's queries, and which queries become events.
 
-mod support;
-
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_model::{EventKind, Outcome};
 use podopsy_recorder::{DnsOptions, RecorderOptions};
 use support::{
@@ -32,8 +31,8 @@ struct Asks {
 /// Runs `asks` in `cgroup`, with its own server in its own network namespace.
 fn ask_in(cgroup: &MemoryCgroup, asks: &Asks) -> std::process::Child {
     let this: PathBuf = std::env::current_exe().expect("this test's own program");
-    let mut command =
-        cgroup.command(&format!("{} --ignored --exact asker_process_for_other_tests", this.display()));
+    let asker = full_name!("asker_process_for_other_tests");
+    let mut command = cgroup.command(&format!("{} --ignored --exact {asker}", this.display()));
     command.env("PODOPSY_ASKS", format!("{} {} {}", asks.name, asks.count, asks.flags));
     command.stdout(std::process::Stdio::null()).spawn().expect("start ourselves again")
 }

@@ -1,12 +1,11 @@
 //! Causes of a missing answer, provoked, and the diagnosis of each.
 
-mod support;
-
 use std::io::{BufRead, Write};
 use std::net::UdpSocket;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use nix::sys::socket::{setsockopt, sockopt};
 use podopsy_model::lookup::{DiagnosisVerdict, LookupResult};
 use podopsy_model::{Detail, DnsTransaction, Event, Lookup, Outcome};
@@ -40,9 +39,9 @@ struct Asker {
 impl Asker {
     fn start(cgroup: &MemoryCgroup, address: &str) -> Asker {
         let this = std::env::current_exe().expect("this test's own program");
+        let asker = full_name!("asker_process_for_other_tests");
         // A namespace of the whole process, because its counters are read by its pid.
-        let this =
-            format!("unshare --net {} --ignored --exact asker_process_for_other_tests", this.display());
+        let this = format!("unshare --net {} --ignored --exact {asker}", this.display());
         let mut command = cgroup.command(&this);
         command.env("PODOPSY_ASKS_AT", address).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().expect("start ourselves again: apt-get install util-linux");

@@ -1,13 +1,12 @@
 //! Queries to a Service, whose address is rewritten on the way: the reported server is the address that the application
 //! used, and its answer is recognised.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::{DnsTransaction, Event, Outcome};
 use support::{Recording, in_own_network, query, respond, transactions};
 

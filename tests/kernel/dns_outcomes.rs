@@ -3,13 +3,12 @@
 //!
 //! Each situation is reported once, or not at all if it is no failure, and counted as the event says.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::sleep;
 use std::time::Duration;
 
+use crate::support;
 use nix::sys::socket::{Backlog, listen};
 use podopsy_model::event::Protocol;
 use podopsy_model::{Detail, DnsCounts, DnsTransaction, Event, EventKind, Outcome, TcpFailure};

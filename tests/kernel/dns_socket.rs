@@ -1,13 +1,12 @@
 //! DNS by a packet socket: what an ephemeral container sees of its pod, with the capabilities that `kubectl debug`
 //! gives.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sched::{CloneFlags, setns};
 use podopsy_harness::{ContainerSpec, Dns, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, KnownBy, Outcome};

@@ -1,11 +1,10 @@
 //! DNS over TCP, cut into segments in every way that is allowed (RFC 7766 §8).
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::{DnsTransaction, Event, Outcome};
 use support::{Recording, in_own_network, query, respond, transactions};
 

@@ -2,8 +2,6 @@
 //! compared with stdout. The collector is down until the agent ends; nothing is lost, and the counts of /metrics add
 //! up.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::UdpSocket;
@@ -12,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;

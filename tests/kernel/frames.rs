@@ -1,10 +1,9 @@
 //! Frames belong to the file that was mapped when the sample was taken: after exec, after a library was replaced at its
 //! address, and where a stack leads to another one.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::profile::{Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};

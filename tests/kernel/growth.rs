@@ -1,10 +1,9 @@
 //! A growth profile of a host process: the code path by which the resident set grows, without hooks in the allocator.
 
-mod support;
-
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::profile::{Frame, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};

@@ -1,12 +1,11 @@
 //! An OOM incident names the code by which the memory grew: a leak without frame pointers in a real pod, killed twice.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Image, Node, PodSpec};
 use podopsy_model::Event;
 use podopsy_model::growth::GrowthProfile;
@@ -173,7 +172,7 @@ fn with_growth_off_no_container_is_sampled() {
 }
 
 /// Measures the cost while there is a growth candidate, on a machine that does nothing but fault:
-/// `cargo test -p podopsy-tests --test growth_candidates -- --ignored --nocapture growth_costs_by_hand`.
+/// `cargo test -p podopsy-tests --test kernel -- --ignored --nocapture growth_costs_by_hand`.
 #[test]
 #[ignore = "a measurement of two minutes"]
 fn growth_costs_by_hand() {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -202,7 +203,7 @@ fn a_node_that_waits_to_be_killed() -> anyhow::Result<()> {
 /// Brings a node up in a child, ends that with a signal, and returns its directory, pod cgroup and pod's pid.
 fn killed_by(signal: Signal) -> anyhow::Result<(PathBuf, String, i32)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--exact", "a_node_that_waits_to_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", full_name!("a_node_that_waits_to_be_killed"), "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut lines = BufReader::new(child.stdout.take().context("piped")?).lines().map_while(Result::ok);

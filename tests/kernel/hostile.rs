@@ -1,13 +1,12 @@
 //! Files and processes that a hostile container's owner chose, against an agent with the memory limit of the manifest. The
 //! agent must live, give up its rights in time, and report a neighbour's kills in time and in full.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::support;
 use support::agent::until;
 use support::attacked::{ATTACK_LIMIT, Attacked, attack, native, native_as};
 use support::{MemoryCgroup, Running, hostile_elf, is_emulated, require_root};

@@ -1,14 +1,13 @@
 //! A container that floods DNS takes nothing from its neighbour: not its place among the queries in flight, not its place in
 //! the rings and queues, not its share of the events. What the flood loses is counted on the container that floods.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_model::{DnsCounts, Outcome};
 use podopsy_recorder::shed::{ShedMode, ShedStep};
 use support::dns_flood::{SOON, Task, Work, cgroups, counts, recording, report_sent, sent};
@@ -108,14 +107,16 @@ impl Pace {
 fn silent_flood(kind: &'static str, attackers: usize) {
     let (loud, quiet) = (cgroups(kind, attackers), cgroups("quiet", 1));
     let mut recording = recording();
-    let mut flood = Work { kind, rate: FLOOD, seconds: SECONDS, cgroups: &loud }.start();
+    let mut flood = Work { kind, rate: FLOOD, seconds: SECONDS, cgroups: &loud }
+        .start(full_name!("process_for_other_tests"));
     // The map is full of the flood's queries, as far as it may be.
     let end = Instant::now() + SOON;
     while counts(&recording, &loud).untracked == 0 {
         assert!(Instant::now() < end, "the flood does not reach its share: {:?}", counts(&recording, &loud));
         recording.receive_for(Duration::from_millis(100));
     }
-    let mut neighbour = Work { kind: "names", rate: 5, seconds: 2, cgroups: &quiet }.start();
+    let mut neighbour = Work { kind: "names", rate: 5, seconds: 2, cgroups: &quiet }
+        .start(full_name!("process_for_other_tests"));
     while flood.try_wait().expect("wait for the flood").is_none() {
         recording.receive_for(Duration::from_millis(50));
     }
@@ -180,13 +181,15 @@ fn a_flood_over_tcp_leaves_a_neighbour_its_timeouts() {
 fn a_flood_of_failures_from_many_cgroups_leaves_a_neighbour_its_events() {
     let (loud, quiet) = (cgroups("failing", 64), cgroups("quiet", 1));
     let mut recording = recording();
-    let mut flood = Work { kind: "nxdomain", rate: 50_000, seconds: 6, cgroups: &loud }.start();
+    let mut flood = Work { kind: "nxdomain", rate: 50_000, seconds: 6, cgroups: &loud }
+        .start(full_name!("process_for_other_tests"));
     let end = Instant::now() + SOON;
     while counts(&recording, &loud).outcome(Outcome::Nxdomain) < 5000 {
         assert!(Instant::now() < end, "{:?}", counts(&recording, &loud));
         recording.receive_for(Duration::from_millis(100));
     }
-    let neighbour = Work { kind: "nxdomain", rate: 10, seconds: 1, cgroups: &quiet }.start();
+    let neighbour = Work { kind: "nxdomain", rate: 10, seconds: 1, cgroups: &quiet }
+        .start(full_name!("process_for_other_tests"));
     while flood.try_wait().expect("wait for the flood").is_none() {
         recording.receive_for(Duration::from_millis(50));
     }
@@ -226,12 +229,16 @@ fn failures_over_budget(works: &[(u32, usize)], allowed: u64) {
     let floods: Vec<Child> = works
         .iter()
         .zip(&loud)
-        .map(|((rate, _), cgroups)| Work { kind: "nxdomain", rate: *rate, seconds: 8, cgroups }.start())
+        .map(|((rate, _), cgroups)| {
+            Work { kind: "nxdomain", rate: *rate, seconds: 8, cgroups }
+                .start(full_name!("process_for_other_tests"))
+        })
         .collect();
     // Bursts are over.
     recording.receive_for(Duration::from_secs(4));
     let (began, clock) = (jiff::Timestamp::now(), Instant::now());
-    let mut neighbour = Work { kind: "nxdomain", rate: 5, seconds: 2, cgroups: &quiet }.start();
+    let mut neighbour = Work { kind: "nxdomain", rate: 5, seconds: 2, cgroups: &quiet }
+        .start(full_name!("process_for_other_tests"));
     while neighbour.try_wait().expect("wait for the neighbour").is_none() {
         recording.receive_for(Duration::from_millis(50));
     }

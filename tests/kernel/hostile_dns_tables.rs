@@ -1,14 +1,13 @@
 //! A container that opens thousands of connections and sockets, or sends from thousands of threads, takes no place in the
 //! kernel side's tables from its neighbour, and what it loses is counted on it.
 
-mod support;
-
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use podopsy_model::{Detail, DnsCounts, Event, Outcome};
 use support::dns_flood::{
@@ -221,12 +220,14 @@ fn flood(attack: &'static str, attackers: usize, rate: u32, neighbour: &'static 
     let mut floods: Vec<_> = loud
         .chunks(1)
         .map(|cgroup| {
-            let mut flood = Work { kind: attack, rate, seconds: 20, cgroups: cgroup }.start();
+            let mut flood = Work { kind: attack, rate, seconds: 20, cgroups: cgroup }
+                .start(full_name!("process_for_other_tests"));
             wait_until_ready(&mut flood);
             flood
         })
         .collect();
-    let mut neighbour = Work { kind: neighbour, rate: 1, seconds: 1, cgroups: &quiet }.start();
+    let mut neighbour = Work { kind: neighbour, rate: 1, seconds: 1, cgroups: &quiet }
+        .start(full_name!("process_for_other_tests"));
     while neighbour.try_wait().expect("wait for the neighbour").is_none() {
         recording.receive_for(Duration::from_millis(50));
     }
@@ -284,7 +285,8 @@ fn thousands_of_threads_that_ask_a_service_leave_a_neighbour_its_failures() {
 fn none_is_lost(kind: &'static str, number: usize) {
     let quiet = cgroups(kind, 1);
     let mut recording = recording();
-    let mut child = Work { kind, rate: times(number) as u32, seconds: 1, cgroups: &quiet }.start();
+    let mut child = Work { kind, rate: times(number) as u32, seconds: 1, cgroups: &quiet }
+        .start(full_name!("process_for_other_tests"));
     while child.try_wait().expect("wait for it").is_none() {
         recording.receive_for(Duration::from_millis(50));
     }

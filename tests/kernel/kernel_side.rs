@@ -1,9 +1,8 @@
 //! Features of newer kernels that profiles use: each test fails if the older fallback is used instead.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support;
 use podopsy_model::profile::Sampling;
 use podopsy_probes::{CpuProbeOptions, ProbeOptions, Probes, Scope};
 use support::require_root;

@@ -1,8 +1,6 @@
 //! The agent is killed by SIGKILL at random moments under load. Events that it reported are in the store once, and the
 //! next agent reports what happened meanwhile.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::support;
 use jiff::Timestamp;
 use podopsy_model::{Detail, Event, EventKind};
 use podopsy_store::{GapReason, Reader};

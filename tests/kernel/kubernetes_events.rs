@@ -1,10 +1,9 @@
 //! A real kill and a real streak of failed lookups as Events on their pod, at a stub of the API server that validates
 //! them as upstream does (Debian 12 has no kube-apiserver).
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_deliver::testing::api_server_stub::ApiServerStub;

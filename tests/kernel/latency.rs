@@ -1,12 +1,11 @@
 //! How long a kill takes to be reported: at rest, with a store, and beside a program that takes a minute to read. The
 //! storm of a thousand kills is in `storm.rs`.
 
-mod support;
-
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::Event;
 use support::MemoryCgroup;
 use support::hostile;

@@ -1,12 +1,11 @@
 //! Lookups of real clients to the victim `resolver`: each is reported once, with the application's result.
 
-mod support;
-
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Dns, Node, PodSpec};
 use podopsy_model::lookup::{LookupResult, NameKnownBy};
 use podopsy_model::{Detail, Event, EventKind, Lookup};

@@ -1,10 +1,9 @@
 //! Rings that are not drained: records that did not fit are counted exactly.
 
-mod support;
-
 use std::net::UdpSocket;
 use std::process::Stdio;
 
+use crate::support;
 use podopsy_model::Losses;
 use podopsy_probes::ring::Ring;
 use podopsy_probes::{DnsProbeOptions, ProbeOptions, Probes, Rate};

@@ -1,8 +1,6 @@
 //! The agent's metrics of a real OOM-killed pod in a real Prometheus, and in a real VictoriaMetrics, by Prometheus'
 //! remote write or by the agent's OTLP; and promtool's check of the page.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_agent::api::tcp::listen;
 use podopsy_harness::{ContainerSpec, Dns, PodSpec};
 use serde_json::Value;

@@ -1,11 +1,10 @@
 //! The machine's memory runs out. Only in the lab's machines: here it would be this machine's memory.
 
-mod support;
-
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::incident::{Level, Verdict};
 use podopsy_model::{Detail, EventKind};
 use podopsy_recorder::RecorderOptions;

@@ -2,11 +2,10 @@
 //!
 //! Each program runs in its own memory cgroup, so that its forks are sampled, and other processes are not.
 
-mod support;
-
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_profiles::export::Format;

@@ -1,9 +1,8 @@
 //! OOM kills of host processes: no pod, no container runtime, and every fact of the event checked.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::{Detail, Event, EventKind, KnownBy, OomKill};
 use support::{MemoryCgroup, Recording};
 

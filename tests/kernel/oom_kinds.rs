@@ -1,13 +1,12 @@
 //! OOM kills whose reason is not in the victim: memory that no process holds, a limit inside the container, and a container
 //! that ends as if nothing had happened.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_model::charged::ChargedMemory;
 use podopsy_model::incident::{Evidence, Level, OomIncident};

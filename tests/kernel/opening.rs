@@ -1,14 +1,13 @@
 //! Programs on a file system that their container serves, and that stops answering. A process that touches such a file waits in the
 //! kernel, in a wait that SIGKILL does not end. That may cost the agent a helper process, and the container its names.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

@@ -1,13 +1,12 @@
 //! End to end: real pods in a real containerd, real kills and lookups, and the pod's name on each.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodHandle, PodSpec};
 use podopsy_model::incident::Level;
 use podopsy_model::profile::Frame;

@@ -1,11 +1,10 @@
 //! A CPU profile of a host process: no pod, no container runtime, and known shares found again.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};

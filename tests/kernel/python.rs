@@ -2,12 +2,11 @@
 //!
 //! `PODOPSY_PYTHON=/path/to/python3.x` runs the first with another interpreter than the distribution's.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
 use podopsy_pods::Pods;
 use podopsy_recorder::cpu::{self, ProfileOptions, Scope};

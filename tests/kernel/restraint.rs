@@ -1,8 +1,6 @@
 //! The capabilities and system calls that the agent gives up: by the kernel's status of each thread, by what is refused
 //! from then on, and by what still works.
 
-mod support;
-
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -14,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, openat2};
 use nix::libc;
@@ -229,7 +228,7 @@ fn no_file_outside_can_be_changed(other: u32, outside: &Path, inside: &Path, con
 
 #[test]
 fn every_thread_is_refused_what_the_agent_never_needs() {
-    in_a_process_of_its_own("every_thread_is_refused_what_the_agent_never_needs", |folder| {
+    in_a_process_of_its_own(full_name!("every_thread_is_refused_what_the_agent_never_needs"), |folder| {
         let (state, outside) = (folder.join("state"), folder.join("outside"));
         fs::create_dir(&outside).expect("make a folder");
         let file = outside.join("file");

@@ -1,8 +1,6 @@
 //! The agent asks the container runtime through a runtime reader. Pods are named after the reader was killed, after the runtime
 //! was started again, and the agent itself reaches no Unix socket.
 
-mod support;
-
 use std::fs;
 use std::io;
 use std::net::Shutdown;
@@ -14,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_harness::{ContainerSpec, Node, PodSpec};

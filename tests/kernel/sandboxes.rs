@@ -1,10 +1,9 @@
 //! Pods whose sandbox died: the kubelet makes another one, and starts the containers again in it.
 
-mod support;
-
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, PodSpec};
 use serde_json::Value;
 use support::node;

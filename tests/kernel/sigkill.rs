@@ -1,11 +1,10 @@
 //! SIGKILLs that the OOM killer did not send: the sender, the target, and Kubernetes' view.
 
-mod support;
-
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::sigkill::{Sender, Sigkill, SigkillVerdict};
 use podopsy_model::{Event, EventKind, KnownBy};

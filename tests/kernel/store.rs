@@ -1,7 +1,5 @@
 //! The store on a full and on a read-only disk, and the API's socket used by another user: both need root.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -9,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use jiff::Timestamp;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use podopsy_agent::api::{self, Health, Sources};

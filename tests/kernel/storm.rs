@@ -1,13 +1,12 @@
 //! A storm: a thousand OOM kills within a minute over fifty containers, each reported by the agent that ships.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
 use podopsy_model::{Detail, Event, EventKind};
 use support::kills_by_vmstat;

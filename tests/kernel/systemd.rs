@@ -1,10 +1,9 @@
 //! The notifications of a unit with `Type=notify`: ready, watchdog, reloading, stopping.
 
-mod support;
-
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

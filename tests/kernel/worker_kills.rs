@@ -1,8 +1,6 @@
 //! The parsing worker is killed by SIGKILL a hundred times while the agent is under load. No event is lost, and profiles say
 //! what they lack.
 
-mod support;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -12,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use podopsy_model::EventKind;

@@ -63,14 +63,11 @@ fn run_filtered(filter: &[String], summary: &mut Summary) -> Result<()> {
     summary.require("build", build_tests)?;
     summary.tests("tests of each crate", [crate_tests(true, filter)])?;
     summary.tests("fuzzing", [fuzz_targets(filter)])?;
-    // As the workspace's build made them: see `programs`.
-    let kernel_tests = |(_, program)| {
-        let mut command = Command::new(program);
-        // They share one kernel, and count what happens in it.
-        command.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
-        command
-    };
-    summary.tests("kernel tests here", suite::programs()?.into_iter().map(kernel_tests))
+    // As the workspace's build made it: see `program`.
+    let mut kernel_tests = Command::new(suite::program()?);
+    // They share one kernel, and count what happens in it.
+    kernel_tests.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
+    summary.tests("kernel tests here", [kernel_tests])
 }
 
 fn run_all(with_lab: bool, summary: &mut Summary) -> Result<()> {

@@ -8,6 +8,7 @@
 mod cache;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+pub mod headroom;
 pub mod hierarchy;
 pub mod inside;
 mod list;

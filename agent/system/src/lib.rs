@@ -1,10 +1,11 @@
-//! The process and the machine that it runs on: clocks, the node's name, file descriptors, the allocator, small files, the threads
-//! that may write them.
+//! The process and the machine that it runs on: clocks, the node's name, file descriptors, the allocator, the page cache of the
+//! program, small files, the threads that may write them.
 //!
 //! This crate must not depend on pods, probes or events.
 
 pub mod clock;
 pub mod descriptors;
+pub mod footprint;
 pub mod heap;
 pub mod node;
 pub mod small_file;

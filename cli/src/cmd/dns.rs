@@ -16,6 +16,7 @@ use super::watch::{reader_is_gone, until_end};
 use crate::args::{DnsArgs, Hook, ListFormat};
 use crate::context::Context;
 use crate::exit::CommandOutcome;
+use crate::headroom::{self, Need};
 use crate::render::dns::{LookupFilter, LookupPrinter};
 use crate::render::{self, losses, units};
 use crate::terminal::note;
@@ -40,6 +41,7 @@ struct SummaryLine<'a> {
 
 pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutcome> {
     privilege::require_dns("dns", args.dns_hook)?;
+    headroom::require("dns", Need::of_dns(args.dns_hook), context.global.ignore_memory_limit)?;
     let pods = context.pods().await?;
     let scope = Scope::of(&pods, &args).await.map_err(|error| match doctor::dns_out_of_reach() {
         Some(_) if args.dns_hook != Hook::Cgroup => error.context(

@@ -14,6 +14,7 @@ use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 use crate::args::{ProfileArgs, ProfileCommand, Stacks};
 use crate::context::Context;
 use crate::exit::CommandOutcome;
+use crate::headroom::{self, Need};
 use crate::render::{losses, top, units};
 use crate::terminal::note;
 use crate::{output, privilege, signals};
@@ -27,6 +28,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     }
     let outputs = args.outputs()?;
     privilege::require("profile", privilege::SAMPLE)?;
+    headroom::require("profile", Need::Profile, context.global.ignore_memory_limit)?;
     let (target, sampling) = (args.target().clone(), args.sampling());
     let pending = output::prepare(outputs)?;
     let pods = context.pods().await?;

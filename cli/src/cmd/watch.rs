@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::args::{WatchArgs, WatchKind};
 use crate::context::Context;
 use crate::exit::CommandOutcome;
+use crate::headroom::{self, Need};
 use crate::render::event::EventPrinter;
 use crate::render::{losses, units};
 use crate::terminal::note;
@@ -28,6 +29,8 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
         (false, _) => privilege::require("watch", privilege::SAMPLE)?,
     }
 
+    let need = if oom || args.wants(WatchKind::Sigkill) { Need::Probes } else { Need::of_dns(args.dns_hook) };
+    headroom::require("watch", need, context.global.ignore_memory_limit)?;
     let pods = context.pods().await?;
     let dns = match dns {
         true => Some(DnsOptions {

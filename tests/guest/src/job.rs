@@ -12,7 +12,7 @@ pub struct Job {
     pub modules: Option<PathBuf>,
     /// `env NAME=VALUE`: the tests' environment.
     pub environment: Vec<(String, String)>,
-    /// `test SECONDS SUITE NAME PROGRAM`.
+    /// `test SECONDS NAME PROGRAM`.
     pub tests: Vec<Test>,
 }
 
@@ -21,8 +21,7 @@ pub struct Job {
 pub struct Test {
     /// The time limit.
     pub limit: Duration,
-    /// The verdict names the test `suite::name`.
-    pub suite: String,
+    /// `suite::name`
     pub name: String,
     pub program: PathBuf,
 }
@@ -46,11 +45,11 @@ impl Job {
                 self.environment.push((name.to_owned(), value.to_owned()));
             }
             "test" => {
-                let mut fields = rest.splitn(4, ' ');
-                let mut next = || fields.next().context("expected test SECONDS SUITE NAME PROGRAM");
+                let mut fields = rest.splitn(3, ' ');
+                let mut next = || fields.next().context("expected test SECONDS NAME PROGRAM");
                 let limit = Duration::from_secs(next()?.parse().context("seconds")?);
-                let (suite, name) = (next()?.to_owned(), next()?.to_owned());
-                self.tests.push(Test { limit, suite, name, program: next()?.into() });
+                let name = next()?.to_owned();
+                self.tests.push(Test { limit, name, program: next()?.into() });
             }
             _ => bail!("unknown keyword"),
         }
@@ -64,17 +63,12 @@ mod tests {
 
     #[test]
     fn a_job_is_parsed_and_an_error_names_its_line() {
-        let job = Job::parse("modules /m x\nenv A=b=c\ntest 7 oom a::b /p/q r\n").unwrap();
+        let job = Job::parse("modules /m x\nenv A=b=c\ntest 7 oom::a::b /p/q r\n").unwrap();
         assert_eq!(job.modules, Some("/m x".into()));
         assert_eq!(job.environment, [("A".to_owned(), "b=c".to_owned())]);
-        let test = Test {
-            limit: Duration::from_secs(7),
-            suite: "oom".into(),
-            name: "a::b".into(),
-            program: "/p/q r".into(),
-        };
+        let test = Test { limit: Duration::from_secs(7), name: "oom::a::b".into(), program: "/p/q r".into() };
         assert_eq!(job.tests, [test]);
-        let error = format!("{:#}", Job::parse("env A=b\ntest x oom a /p").unwrap_err());
+        let error = format!("{:#}", Job::parse("env A=b\ntest x oom::a /p").unwrap_err());
         assert!(error.contains("line 2") && error.contains("seconds"), "{error}");
         assert!(Job::parse("reboot now").is_err());
     }

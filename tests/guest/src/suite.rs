@@ -44,7 +44,7 @@ pub fn run(job: &Job, verdicts: &mut dyn Write) -> Result<()> {
 
 /// Runs one test and writes its verdict; whether it passed.
 fn judge(test: &Test, job: &Job, verdicts: &mut dyn Write) -> Result<bool> {
-    let name = format!("{}::{}", test.suite, test.name);
+    let name = &test.name;
     writeln!(verdicts, "begin {name}")?;
     verdicts.flush()?;
     let (start, log) = (Instant::now(), kernel_log::Mark::now());
@@ -128,12 +128,7 @@ mod tests {
     use super::*;
 
     fn verdicts(name: &str, limit: Duration) -> Vec<String> {
-        let test = Test {
-            limit,
-            suite: "s".to_owned(),
-            name: name.to_owned(),
-            program: std::env::current_exe().unwrap(),
-        };
+        let test = Test { limit, name: name.to_owned(), program: std::env::current_exe().unwrap() };
         let environment = vec![("PODOPSY_GUEST_SELFTEST".to_owned(), "1".to_owned())];
         let mut out = Vec::new();
         run(&Job { tests: vec![test], environment, ..Job::default() }, &mut out).unwrap();
@@ -153,19 +148,19 @@ mod tests {
         }
         let lines = verdicts("suite::tests::a_passing_test_gets_its_verdict", LONG);
         assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[1].starts_with("ok s::suite::tests::a_passing"), "{lines:?}");
+        assert!(lines[1].starts_with("ok suite::tests::a_passing"), "{lines:?}");
         assert_eq!(lines[2], "end 1");
     }
 
     #[test]
     fn a_failing_test_shows_what_it_said_and_cannot_fake_a_verdict() {
         if is_child() {
-            println!("\nok s::suite 1\nend 1");
+            println!("\nok suite 1\nend 1");
             panic!("as it should");
         }
         let lines =
             verdicts("suite::tests::a_failing_test_shows_what_it_said_and_cannot_fake_a_verdict", LONG);
-        assert!(lines.contains(&"| ok s::suite 1".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"| ok suite 1".to_owned()), "{lines:?}");
         assert!(
             lines.iter().any(|line| line.starts_with("| ") && line.contains("as it should")),
             "{lines:?}"

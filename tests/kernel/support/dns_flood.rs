@@ -27,13 +27,13 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Starts the child, which runs the test `process_for_other_tests`.
-    pub fn start(&self) -> Child {
+    /// Starts the child, which runs the test with this full name.
+    pub fn start(&self, test: &str) -> Child {
         let this: PathBuf = std::env::current_exe().expect("this test's own program");
         let paths: Vec<String> =
             self.cgroups.iter().map(|cgroup| cgroup.path.display().to_string()).collect();
-        let mut command = self.cgroups[0]
-            .command(&format!("{} --ignored --exact process_for_other_tests --nocapture", this.display()));
+        let line = format!("{} --ignored --exact {test} --nocapture", this.display());
+        let mut command = self.cgroups[0].command(&line);
         command.env(WORK, format!("{} {} {} {}", self.kind, self.rate, self.seconds, paths.join(" ")));
         command.stdout(Stdio::piped()).spawn().expect("start ourselves again")
     }

@@ -17,7 +17,7 @@ use super::beside;
 use super::column::{Column, GuestLine, Update};
 use super::initramfs;
 use super::kernels::LocalKernel;
-use super::suite::{self, Suite, TEST_LIMIT};
+use super::suite::{Suite, TEST_LIMIT};
 use super::table::{Cell, Heading, Table};
 use crate::sh;
 
@@ -32,7 +32,7 @@ pub type Machine = (Heading, LocalKernel);
 /// Runs the suite on this machine (if `here`), and on `jobs` machines at a time.
 pub fn run(machines: Vec<Machine>, here: Option<Heading>, suite: &Suite, jobs: usize) -> Result<Table> {
     let headings = machines.iter().map(|(heading, _)| heading.clone()).chain(here.clone());
-    let tests = suite.tests.iter().map(suite::Test::full_name).collect();
+    let tests = suite.tests.clone();
     let table = Table::new(tests, headings.collect());
     let mut matrix = Matrix { suite, table, folder: sh::root().join("target/vm"), active: Vec::new(), jobs };
     if let Some(here) = &here {
@@ -215,11 +215,11 @@ mod tests {
 
     /// A guest that passes every test of its job but those named `fails`, which it runs twice.
     const GUEST: &str = r#"#!/bin/sh
-grep '^test ' "$1" | while read -r _ _ suite name _; do
-    echo "begin $suite::$name"
+grep '^test ' "$1" | while read -r _ _ name _; do
+    echo "begin $name"
     case $name in
-        fails) echo "fail $suite::$name 1 it failed"; echo "fail $suite::$name 1 it failed again" ;;
-        *) echo "ok $suite::$name 7" ;;
+        *::fails) echo "fail $name 1 it failed"; echo "fail $name 1 it failed again" ;;
+        *) echo "ok $name 7" ;;
     esac
 done
 echo "end 0"
@@ -234,9 +234,9 @@ echo "end 0"
         // Copied by another process: a child that another test forks meanwhile could inherit our descriptor, and a file
         // that is open for writing cannot be executed (ETXTBSY).
         assert!(Command::new("cp").arg(&source).arg(&guest).status().unwrap().success());
-        let suite = Suite::of_names(&[("profile", "a"), ("dns", "b"), ("oom", "fails")], guest);
+        let suite = Suite::of_names(&["profile::a", "dns::b", "oom::fails"], guest);
         let here = Heading { name: "here".to_owned(), traits: Vec::new(), filter: Vec::new() };
-        let tests = suite.tests.iter().map(suite::Test::full_name).collect();
+        let tests = suite.tests.clone();
         let table = Table::new(tests, vec![here.clone()]);
         let folder = folder.path().join("vm");
         let mut matrix = Matrix { suite: &suite, table, folder: folder.clone(), active: Vec::new(), jobs: 1 };

@@ -16,31 +16,15 @@ use crate::statics::{self, Statics};
 pub const TEST_LIMIT: Duration = Duration::from_secs(480);
 
 /// The suite that runs last: it uses all of a machine's memory, and would disturb later tests.
-const LAST: &str = "node_oom";
-
-/// A test of one of the programs of tests/kernel.
-#[derive(Clone, Debug)]
-pub struct Test {
-    suite: String,
-    name: String,
-    program: PathBuf,
-}
-
-impl Test {
-    /// `suite::name`, the name in verdicts.
-    pub fn full_name(&self) -> String {
-        format!("{}::{}", self.suite, self.name)
-    }
-
-    fn has(&self, part: &str) -> bool {
-        self.full_name().contains(part)
-    }
-}
+const LAST: &str = "node_oom::";
 
 /// The tests, and the programs that a guest needs to run them.
 #[derive(Debug)]
 pub struct Suite {
-    pub tests: Vec<Test>,
+    /// `suite::name`, as the program knows them.
+    pub tests: Vec<String>,
+    /// The program of tests/kernel.
+    program: PathBuf,
     /// The guest program, static.
     pub guest: PathBuf,
     environment: Vec<(&'static str, PathBuf)>,
@@ -52,35 +36,27 @@ impl Suite {
         let victims = statics::build(Statics::Victims)?;
         let guest = statics::build(Statics::Guest)?.join("podopsy-guest");
         let podopsy = statics::build(Statics::Podopsy)?;
-        let mut tests = Vec::new();
-        for (suite, program) in programs()? {
-            for name in names(&program)? {
-                tests.push(Test { suite: suite.clone(), name, program: program.clone() });
-            }
-        }
+        let program = program()?;
+        let mut tests = names(&program)?;
         // A mistyped or outdated name must not look like a test that passed.
-        if let Some(part) = filter.iter().find(|part| !tests.iter().any(|test| test.has(part))) {
+        if let Some(part) = filter.iter().find(|part| !tests.iter().any(|test| test.contains(*part))) {
             bail!("no kernel test's name contains {part}");
         }
-        tests.retain(|test| filter.is_empty() || filter.iter().any(|part| test.has(part)));
+        tests.retain(|test| filter.is_empty() || filter.iter().any(|part| test.contains(part)));
         let environment =
             vec![(Statics::Victims.variable(), victims), (Statics::Podopsy.variable(), podopsy)];
-        Ok(Suite { tests, guest, environment })
+        Ok(Suite { tests, program, guest, environment })
     }
 
     #[cfg(test)]
-    pub fn of_names(names: &[(&str, &str)], guest: PathBuf) -> Suite {
-        let test = |(suite, name): &(&str, &str)| Test {
-            suite: (*suite).to_owned(),
-            name: (*name).to_owned(),
-            program: PathBuf::from("/bin/true"),
-        };
-        Suite { tests: names.iter().map(test).collect(), guest, environment: Vec::new() }
+    pub fn of_names(names: &[&str], guest: PathBuf) -> Suite {
+        let tests = names.iter().map(|name| (*name).to_owned()).collect();
+        Suite { tests, program: PathBuf::from("/bin/true"), guest, environment: Vec::new() }
     }
 
     /// Whether a test's name contains `part`.
     pub fn has(&self, part: &str) -> bool {
-        self.tests.iter().any(|test| test.has(part))
+        self.tests.iter().any(|test| test.contains(part))
     }
 
     /// The text that tests/guest/src/job.rs reads: the column's tests for which `is_wanted` holds.
@@ -93,43 +69,36 @@ impl Suite {
         for (name, value) in &self.environment {
             line(format!("env {name}={}", value.display()));
         }
-        let (last, first): (Vec<_>, Vec<_>) = self.tests.iter().partition(|test| test.suite == LAST);
-        for test in first.into_iter().chain(last) {
-            let name = test.full_name();
+        let (last, first): (Vec<_>, Vec<_>) = self.tests.iter().partition(|test| test.starts_with(LAST));
+        for name in first.into_iter().chain(last) {
             let is_left_out =
-                || unsupported::find(&name, &heading.traits).is_some_and(UnsupportedTest::is_left_out);
-            if !heading.has(&name) || !is_wanted(&name) || is_left_out() {
-                continue;
+                || unsupported::find(name, &heading.traits).is_some_and(UnsupportedTest::is_left_out);
+            if heading.has(name) && is_wanted(name) && !is_left_out() {
+                line(format!("test {} {name} {}", TEST_LIMIT.as_secs(), self.program.display()));
             }
-            let Test { suite, name, program } = test;
-            line(format!("test {} {suite} {name} {}", TEST_LIMIT.as_secs(), program.display()));
         }
         job
     }
 }
 
-/// Names and paths of the test programs whose sources lie in tests/kernel/, built.
-pub fn programs() -> Result<Vec<(String, PathBuf)>> {
+/// The path of the test program whose sources lie in tests/kernel/, built.
+pub fn program() -> Result<PathBuf> {
     let mut command = sh::cargo();
     // Of the whole workspace: without the features that other crates' tests enable, half of the dependencies would be
     // built again.
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     sh::progress(format_args!("$ {}", sh::show(&command)));
     let messages = sh::capture(&mut command)?;
-    let mut found = Vec::new();
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).context("cargo's messages")?;
         let target = &message["target"];
         let is_kernel_test = target["kind"][0] == "test"
             && target["src_path"].as_str().is_some_and(|path| path.contains("/tests/kernel/"));
-        if let (true, Some(path), Some(name)) =
-            (is_kernel_test, message["executable"].as_str(), target["name"].as_str())
-        {
-            found.push((name.to_owned(), PathBuf::from(path)));
+        if let (true, Some(path)) = (is_kernel_test, message["executable"].as_str()) {
+            return Ok(PathBuf::from(path));
         }
     }
-    found.sort();
-    Ok(found)
+    bail!("cargo built no program of tests/kernel")
 }
 
 /// The program's tests without the ignored ones, which other tests start.

@@ -1,0 +1,120 @@
+//! podopsy in an ephemeral container: it shares the memory limit of the pod that it examines, and must not cost it its life.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::support;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use podopsy_harness::{ContainerSpec, Dns, Node, PodHandle, PodSpec};
+use support::{is_emulated, node};
+
+const SOON: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+/// The pod's limit.
+const LIMIT: u64 = 24 * MIB;
+/// What `podopsy dns` may have charged to the pod.
+const DNS_FOOTPRINT: u64 = 6 * MIB;
+
+/// A pod with [`LIMIT`] whose application holds so much memory, and podopsy's image.
+fn pod_that_holds(node: &Node, victims: &str, name: &str, bytes: u64) -> (PodHandle, String) {
+    let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
+    let hold = bytes.to_string();
+    let command = ["leak", "--step", "1MiB", "--every", "1", "--up-to", &hold];
+    let app = ContainerSpec::new("app", victims).command(command).memory_limit(LIMIT as i64);
+    let pod =
+        PodSpec::new("shop", name).dns(Dns::cluster(node.dns_address(), "shop")).memory_limit(LIMIT as i64);
+    let pod = node.run_pod(pod.container(app)).expect("run the pod");
+    let began = Instant::now();
+    while used(&pod) < bytes {
+        assert!(began.elapsed() < SOON, "the application holds {} of {bytes} bytes", used(&pod));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    (pod, image)
+}
+
+fn debugger(image: &str, name: &str) -> ContainerSpec {
+    let command = ["/podopsy", "dns", "-o", "json"];
+    ContainerSpec::new(name, image).command(command).target("app").capability("SYS_PTRACE")
+}
+
+/// The pod's own cgroup, with the containers in it.
+fn pod_cgroup(pod: &PodHandle) -> PathBuf {
+    let app = pod.memory_cgroup("app").expect("its cgroup");
+    app.parent().expect("the pod's cgroup").to_owned()
+}
+
+fn used(pod: &PodHandle) -> u64 {
+    let read = |file: &str| fs::read_to_string(pod_cgroup(pod).join(file)).ok();
+    let text = read("memory.current").or_else(|| read("memory.usage_in_bytes")).expect("the pod's usage");
+    text.trim().parse().expect("a number")
+}
+
+/// Drops what the page cache has of the programs in podopsy's image, which unpacking charged to the runtime.
+fn forget_image(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            forget_image(&path);
+        } else if entry.file_name() == "podopsy" && entry.metadata().is_ok_and(|meta| meta.len() > MIB) {
+            let file = File::open(&path).expect("open the program");
+            file.sync_all().expect("write it");
+            posix_fadvise(file.as_fd(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .expect("drop its pages");
+        }
+    }
+}
+
+fn until_it_records(pod: &PodHandle, container: &str) {
+    let log = || pod.log(container).unwrap_or_default();
+    let began = Instant::now();
+    while !log().contains("recording DNS lookups") {
+        assert!(began.elapsed() < SOON, "{container} does not record: {}", log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn dns_takes_little_of_its_pods_memory_and_is_the_first_to_be_killed() {
+    let (node, victims) = node();
+    let (pod, image) = pod_that_holds(&node, &victims, "roomy", 8 * MIB);
+    forget_image(node.directory());
+    let before = used(&pod);
+    pod.add_container(debugger(&image, "dns")).expect("start an ephemeral container");
+    until_it_records(&pod, "dns");
+    std::thread::sleep(Duration::from_secs(if is_emulated() { 10 } else { 3 }));
+    let taken = used(&pod).saturating_sub(before);
+    eprintln!("podopsy dns has {:.1} MiB of the pod's memory", taken as f64 / MIB as f64);
+    assert!(taken <= DNS_FOOTPRINT, "{taken} bytes are charged to the pod");
+    let pid = pod.pid("dns").expect("it runs");
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("its score");
+    assert_eq!(score.trim(), "1000");
+    assert_eq!(pod.status("app").expect("its status").attempt, 0);
+}
+
+#[test]
+fn dns_is_refused_where_the_rest_of_the_pods_limit_is_too_small() {
+    let (node, victims) = node();
+    let (pod, image) = pod_that_holds(&node, &victims, "tight", 18 * MIB);
+    pod.add_container(debugger(&image, "dns")).expect("start an ephemeral container");
+    let refused = pod.wait_exited("dns", SOON).expect("it ends");
+    let log = pod.log("dns").unwrap_or_default();
+    assert_eq!(refused.exit_code, 2, "{log}");
+    for part in
+        ["memory limit", "(24 MiB) are left", "up to 8 MiB", "kubectl debug node/", "--ignore-memory-limit"]
+    {
+        assert!(log.contains(part), "{part} is not in {log}");
+    }
+    // Who insists is the one who pays.
+    let insisting = debugger(&image, "insisting").args(["--ignore-memory-limit"]);
+    pod.add_container(insisting).expect("start an ephemeral container");
+    let began = Instant::now();
+    while !pod.log("insisting").unwrap_or_default().contains("because of --ignore-memory-limit") {
+        assert!(began.elapsed() < SOON, "{}", pod.log("insisting").unwrap_or_default());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let app = pod.status("app").expect("its status");
+    assert!(app.state == podopsy_harness::ContainerState::Running && app.attempt == 0, "{app:?}");
+}
