@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use podopsy_pods::headroom::{self, Headroom, LimitOf};
+use podopsy_system::footprint;
 
 use crate::args::Hook;
 use crate::exit::Refusal;
@@ -44,6 +45,14 @@ impl Need {
 /// Whether podopsy runs in a container: in a pid namespace of its own, as an ephemeral container does.
 pub fn is_in_container() -> bool {
     fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link != Path::new(INITIAL_PID_NAMESPACE))
+}
+
+/// Gives back what was read of the program ahead of time. Call it first in `main`, and again when a command records: the kernel
+/// may still be reading when it is called first.
+pub fn settle() {
+    if is_in_container() {
+        footprint::read_own_program_by_pages();
+    }
 }
 
 /// Fails if `command` needs more memory than is left of a limit that it is under.

@@ -35,16 +35,14 @@ use anyhow::Context as _;
 use args::{Cli, Command};
 use context::Context;
 use exit::CommandOutcome;
-use podopsy_system::{footprint, heap};
+use podopsy_system::heap;
 
 fn main() -> ExitCode {
     if let Some(code) = podopsy_stacks::run_if_asked() {
         return code;
     }
     heap::keep_small();
-    if headroom::is_in_container() {
-        footprint::read_own_program_by_pages();
-    }
+    headroom::settle();
     exit::panics_in_one_line();
     exit::code(|| {
         let cli = args::parse()?;

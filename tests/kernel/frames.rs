@@ -5,31 +5,18 @@ use std::time::Duration;
 
 use crate::support;
 use podopsy_model::profile::{Profile, Sample, Sampling};
-use podopsy_pods::Pods;
-use podopsy_recorder::cpu::{ProfileOptions, Scope, profile};
-use support::no_runtime;
-use support::program::{Running, compile, has};
+use podopsy_recorder::cpu::Scope;
+use support::program::{Running, compile, has, take_profile};
 
 const CPU: Sampling = Sampling::Cpu { frequency_hz: 499 };
 
 impl Running {
-    fn profile(&mut self, seconds: u64, sampling: Sampling, unwind: bool) -> Profile {
-        let options = ProfileOptions {
-            scope: Scope::Cgroups(vec![self.cgroup.id()]),
-            duration: Duration::from_secs(seconds),
-            sampling,
-            unwind,
-            node: "test-node".to_owned(),
-            helpers: support::helpers(),
-        };
-        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-        let taken = runtime.block_on(async {
-            let pods = Pods::start(no_runtime()).await?;
-            profile(options, pods, std::future::pending(), |_| ()).await
-        });
+    fn profile_for(&mut self, seconds: u64, sampling: Sampling, unwind: bool) -> Profile {
+        let scope = Scope::Cgroups(vec![self.cgroup.id()]);
+        let taken = take_profile(scope, Duration::from_secs(seconds), sampling, unwind, u64::MAX);
         let ended = self.child.try_wait().expect("the program's state");
         assert!(ended.is_none(), "the program ended: {ended:?}");
-        taken.unwrap_or_else(|error| panic!("take a profile: {error:#}"))
+        taken
     }
 }
 
@@ -70,7 +57,7 @@ fn becomes(name: &str, more: &str) -> Running {
 
 #[test]
 fn after_an_exec_no_sample_has_functions_of_the_other_program() {
-    let profile = becomes("becomes", "").profile(8, CPU, true);
+    let profile = becomes("becomes", "").profile_for(8, CPU, true);
     are_not_mixed(&profile, [("becomes-1", "first_work"), ("becomes-2", "second_work")]);
     let (user, complete) = profile.complete();
     assert!(complete * 1000 >= user * 995, "{complete} of {user}: {:?}", profile.quality);
@@ -78,13 +65,13 @@ fn after_an_exec_no_sample_has_functions_of_the_other_program() {
 
 #[test]
 fn page_faults_have_the_program_that_caused_them() {
-    let profile = becomes("faults", " -DFAULTS").profile(8, Sampling::Growth { every: 64 }, true);
+    let profile = becomes("faults", " -DFAULTS").profile_for(8, Sampling::Growth { every: 64 }, true);
     are_not_mixed(&profile, [("faults-1", "first_work"), ("faults-2", "second_work")]);
 }
 
 #[test]
 fn frame_pointers_lead_to_no_function_of_the_program_after_an_exec() {
-    let profile = becomes("pointers", "").profile(8, CPU, false);
+    let profile = becomes("pointers", "").profile_for(8, CPU, false);
     are_not_mixed(&profile, [("pointers-1", "first_work"), ("pointers-2", "second_work")]);
 }
 
@@ -94,14 +81,14 @@ fn a_library_that_came_to_the_address_of_another_has_only_its_own_samples() {
     let one = compile_words(&format!("{how} -DWORK=one_work"), "plugin.c", "one.so");
     let two = compile_words(&format!("{how} -DWORK=two_work"), "plugin.c", "two.so");
     let program = compile_words("gcc -O2 -fomit-frame-pointer", "reload.c", "reload");
-    let profile = Running::start("reload", &format!("{program} {one} {two}")).profile(6, CPU, true);
+    let profile = Running::start("reload", &format!("{program} {one} {two}")).profile_for(6, CPU, true);
     are_not_mixed(&profile, [("plugin-0", "one_work"), ("plugin-1", "two_work")]);
 }
 
 #[test]
 fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
     let program = compile_words("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
-    let profile = Running::start("moved-text", &program).profile(4, CPU, true);
+    let profile = Running::start("moved-text", &program).profile_for(4, CPU, true);
     let all = count(&profile, |sample| &*sample.thread == "moved-text");
     // The frame pointer leads from a function without a frame past its caller.
     let named = count(&profile, |sample| has(sample, "moved_work") && has(sample, "main"));
@@ -113,7 +100,7 @@ fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
 fn stacks_of_go_are_followed_across_its_switches() {
     for (name, how) in [("go", "go build"), ("go-stripped", "go build -ldflags=-s")] {
         let program = compile_words(how, "switches.go", name);
-        let profile = Running::start(name, &program).profile(8, CPU, true);
+        let profile = Running::start(name, &program).profile_for(8, CPU, true);
         let (user, complete) = profile.complete();
         eprintln!("{name}: {complete} of {user} complete; {:?}", profile.quality[0].incomplete);
         let below = |sample: &Sample, function: &str| has(sample, function);
@@ -142,7 +129,7 @@ fn stacks_of_go_are_followed_across_its_switches() {
 fn of_a_32_bit_program_the_innermost_frame_is_known() {
     let program =
         compile_words("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");
-    let profile = Running::start("compat", &program).profile(3, CPU, true);
+    let profile = Running::start("compat", &program).profile_for(3, CPU, true);
     let own = count(&profile, |sample| {
         sample
             .stack

@@ -7,12 +7,9 @@ use std::time::Duration;
 
 use crate::support;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
-use podopsy_pods::Pods;
 use podopsy_profiles::export::Format;
-use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
-use support::no_runtime;
-use support::program::{Running, compile, folder, has};
-use tokio::sync::Notify;
+use podopsy_recorder::cpu::Scope;
+use support::program::{Running, compile, folder, has, take_profile};
 
 /// With so many samples, a share of one half is right within 2 percentage points in more than 19 of 20 runs.
 const ENOUGH: u64 = 4000;
@@ -26,26 +23,7 @@ impl Running {
     }
 
     fn profile_of(&self, scope: Scope, least: u64) -> Profile {
-        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-        let profile = runtime.block_on(async {
-            let pods = Pods::start(no_runtime()).await?;
-            let options = ProfileOptions {
-                scope,
-                duration: LONGEST,
-                sampling: Sampling::Cpu { frequency_hz: FREQUENCY },
-                unwind: true,
-                node: "test-node".to_owned(),
-                helpers: support::helpers(),
-            };
-            let enough = Notify::new();
-            let progress = |samples| {
-                if samples >= least {
-                    enough.notify_one();
-                }
-            };
-            cpu::profile(options, pods, enough.notified(), progress).await
-        });
-        profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
+        take_profile(scope, LONGEST, Sampling::Cpu { frequency_hz: FREQUENCY }, true, least)
     }
 }
 

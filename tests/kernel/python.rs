@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use crate::support;
 use podopsy_model::profile::{Frame, Profile, Sample, Sampling};
-use podopsy_pods::Pods;
-use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
+use podopsy_recorder::cpu::Scope;
 use support::dns_sandbox::unpacked;
-use support::{Running, is_emulated, no_runtime, require_root};
-use tokio::sync::Notify;
+use support::program::take_profile;
+use support::{Running, is_emulated, require_root};
 
 impl Running {
     fn start(command: &mut Command) -> Running {
@@ -22,26 +21,8 @@ impl Running {
 
     /// Samples it until there are enough samples.
     fn profile(&self, enough: u64, longest: Duration) -> Profile {
-        let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
-        let profile = runtime.block_on(async {
-            let pods = Pods::start(no_runtime()).await?;
-            let options = ProfileOptions {
-                scope: Scope::Process(self.0.id()),
-                duration: longest,
-                sampling: Sampling::Cpu { frequency_hz: frequency() },
-                unwind: true,
-                node: "test-node".to_owned(),
-                helpers: support::helpers(),
-            };
-            let there = Notify::new();
-            let progress = |samples| {
-                if samples >= enough {
-                    there.notify_one();
-                }
-            };
-            cpu::profile(options, pods, there.notified(), progress).await
-        });
-        profile.unwrap_or_else(|error| panic!("profile: {error:#}"))
+        let sampling = Sampling::Cpu { frequency_hz: frequency() };
+        take_profile(Scope::Process(self.0.id()), longest, sampling, true, enough)
     }
 }
 

@@ -69,6 +69,7 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
         helpers: context.helpers(),
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
+    headroom::settle();
     let stop = until_end(signals::stop()?, args.for_);
     let target = args
         .target

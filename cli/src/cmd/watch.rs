@@ -60,6 +60,7 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
         helpers: context.helpers(),
     };
     let (recorder, mut events) = Recorder::start(options, pods).await?;
+    headroom::settle();
 
     let stop = until_end(signals::stop()?, args.duration);
     if let Some(seen) = recorder.dns_hook() {

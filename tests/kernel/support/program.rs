@@ -5,9 +5,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use podopsy_model::profile::Sample;
+use podopsy_model::profile::{Profile, Sample, Sampling};
+use podopsy_pods::Pods;
+use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
+use tokio::sync::Notify;
 
-use super::{MemoryCgroup, require_root};
+use super::{MemoryCgroup, no_runtime, require_root};
 
 /// A running program; dropping this ends it and removes its cgroup.
 pub struct Running {
@@ -46,6 +49,30 @@ impl Drop for Running {
         }
         let _ = self.child.wait();
     }
+}
+
+/// Takes a profile for a time, or until it has `enough` samples.
+pub fn take_profile(
+    scope: Scope,
+    duration: Duration,
+    sampling: Sampling,
+    unwind: bool,
+    enough: u64,
+) -> Profile {
+    let runtime = tokio::runtime::Runtime::new().expect("a tokio runtime");
+    let profile = runtime.block_on(async {
+        let pods = Pods::start(no_runtime()).await?;
+        let node = "test-node".to_owned();
+        let options = ProfileOptions { scope, duration, sampling, unwind, node, helpers: super::helpers() };
+        let has_enough = Notify::new();
+        let progress = |samples| {
+            if samples >= enough {
+                has_enough.notify_one();
+            }
+        };
+        cpu::profile(options, pods, has_enough.notified(), progress).await
+    });
+    profile.unwrap_or_else(|error| panic!("take a profile: {error:#}"))
 }
 
 /// The folder of the compiled programs.
