@@ -9,6 +9,8 @@ pub struct Activity {
     pub is_runnable: bool,
     /// Clock ticks of CPU time up to now.
     pub cpu_ticks: u64,
+    /// How often it was scheduled up to now: it has waited for something, or made way for another process.
+    pub switches: u64,
 }
 
 impl Activity {
@@ -21,8 +23,20 @@ impl Activity {
         Some(Activity {
             is_runnable: fields.first() == Some(&"R"),
             cpu_ticks: ticks(11)?.saturating_add(ticks(12)?),
+            switches: switches(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?),
         })
     }
+
+    /// Whether the process has done something between this look and a later one.
+    pub fn is_behind(&self, later: &Activity) -> bool {
+        (self.cpu_ticks, self.switches) != (later.cpu_ticks, later.switches)
+    }
+}
+
+/// The sum of `voluntary_ctxt_switches` and `nonvoluntary_ctxt_switches` in /proc/PID/status.
+fn switches(status: &str) -> u64 {
+    let counts = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
+    counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
 }
 
 #[cfg(test)]
@@ -46,5 +60,29 @@ mod tests {
         assert!(!asleep.is_runnable && at_work.is_runnable);
         assert!(at_work.cpu_ticks > asleep.cpu_ticks);
         assert_eq!(Activity::of(0), None);
+    }
+
+    #[test]
+    fn switches_of_both_kinds_are_counted() {
+        let status = "Name:\tx\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t545\n";
+        assert_eq!(switches(status), 695);
+    }
+
+    #[test]
+    fn a_process_that_only_waits_does_nothing_and_one_that_wakes_up_does() {
+        let mut waits = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut wakes =
+            std::process::Command::new("sh").args(["-c", "while :; do sleep 0.01; done"]).spawn().unwrap();
+        let look = || [&waits, &wakes].map(|child| Activity::of(child.id() as i32).unwrap());
+        // Until both are at it.
+        std::thread::sleep(Duration::from_millis(500));
+        let before = look();
+        std::thread::sleep(Duration::from_millis(500));
+        let after = look();
+        for child in [&mut waits, &mut wakes] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(!before[0].is_behind(&after[0]) && before[1].is_behind(&after[1]), "{before:?} {after:?}");
     }
 }

@@ -11,6 +11,7 @@
 //! | `request` | what can be opened, and the answers |
 //! | `open` | the safe way to open a file that a container chose |
 //! | `jail` | what openers give up |
+//! | `lateness` | whether an opener that is late is only slow |
 //! | `serve` | the opener's loop |
 //! | `turns` | one opener for each container at a time |
 //! | [`Openers`] | the agent's side: time limits, replacement, refusals for each container |
@@ -20,6 +21,7 @@
 //! pods, aya, tokio.
 
 mod jail;
+mod lateness;
 mod open;
 mod openers;
 mod request;

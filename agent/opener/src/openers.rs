@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use podopsy_helper::channel::{receive, send};
 use podopsy_helper::{Activity, FileHandle, Hangs, HelperEnd, HelperKind, Supervisors, Tenant};
+use podopsy_system::pressure;
 use podopsy_system::sync::lock;
 
+use crate::lateness::{Lateness, PATIENCE};
 use crate::request::{MappedArea, OpenError, Reply, Request};
 use crate::turns::{Turn, Turns};
 
@@ -26,8 +28,6 @@ const MAX_STUCK: usize = 8;
 const MAX_STUCK_AT_ALL: usize = 32;
 /// How long an opener that was killed may take to end, until it is left alone.
 const END_TIMEOUT: Duration = Duration::from_millis(50);
-/// An opener that is not waiting, but has no CPU, gets its time limit this many times.
-const PATIENCE: u32 = 4;
 
 /// How [`Openers`] are started.
 #[derive(Clone, Debug)]
@@ -36,7 +36,8 @@ pub struct OpenerOptions {
     pub program: OsString,
     /// The time limit of a file that may hang.
     pub remote_limit: Duration,
-    /// The time limit of a file on a disk of this node. On a node that is short of memory, the disk is busy.
+    /// The time limit of a file on a disk of this node, which an opener gets up to four times ([`crate::lateness`]). On a node
+    /// that is short of memory, the disk is busy.
     pub local_limit: Duration,
 }
 
@@ -235,7 +236,8 @@ impl Openers {
                 tracing::debug!("start an opener: {error}");
                 OpenError::Unavailable
             })?;
-            match opener.exchange(request, file, limit) {
+            let lateness = Lateness::new(target.may_hang || !request.is_of_file());
+            match opener.exchange(request, file, limit, lateness) {
                 Ok(answer) => {
                     opener.turn = turn.take();
                     return Ok((opener, answer));
@@ -255,6 +257,12 @@ impl Openers {
     pub fn misbehave(&self, target: Target, dies: bool) -> OpenError {
         let request = if dies { Request::Die } else { Request::Hang };
         self.request(target, &request, None).err().unwrap_or(OpenError::OutOfReach)
+    }
+
+    /// Has an opener wait so many times, each time for so long, before it answers.
+    #[cfg(feature = "testing")]
+    pub fn delay(&self, target: Target, waits: u32, each: Duration) -> Result<(), OpenError> {
+        self.request(target, &Request::Delay { waits, each }, None).map(drop)
     }
 }
 
@@ -359,26 +367,30 @@ impl OpenerSource {
 }
 
 impl Opener {
-    /// Gives the opener a request, and waits for the answer until the limit, or longer if it has no CPU.
+    /// Gives the opener a request, and waits for the answer until the limit, or longer if it is only slow.
     fn exchange(
         &mut self,
         request: &Request,
         file: Option<&FileHandle>,
         limit: Duration,
+        mut lateness: Lateness,
     ) -> io::Result<(Reply, Option<OwnedFd>)> {
         self.socket.set_read_timeout(Some(limit))?;
         self.socket.set_write_timeout(Some(limit))?;
         let files: Vec<_> = file.iter().map(|file| file.as_raw_fd()).collect();
         send(&mut self.socket, request, &files)?;
-        let mut attempts = PATIENCE;
         loop {
-            attempts -= 1;
             match receive(&mut self.socket) {
                 Ok((reply, mut files)) => return Ok((reply, files.pop().map(OwnedFd::from))),
-                Err(error) if attempts > 0 && is_late(&error) && self.has_no_cpu() => {}
+                Err(error) if is_late(&error) && self.is_only_slow(&mut lateness) => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether an opener that is late is waited for once more.
+    fn is_only_slow(&self, lateness: &mut Lateness) -> bool {
+        lateness.waits_on(Activity::of(self.pid), pressure::is_overloaded)
     }
 
     fn has_no_cpu(&self) -> bool {

@@ -23,6 +23,9 @@ pub(crate) enum Request {
     /// Does not answer.
     #[cfg(feature = "testing")]
     Hang,
+    /// Answers after some waits, like a slow disk.
+    #[cfg(feature = "testing")]
+    Delay { waits: u32, each: Duration },
     /// Ends.
     #[cfg(feature = "testing")]
     Die,

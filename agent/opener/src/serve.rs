@@ -72,6 +72,11 @@ fn handle(request: Request, sent: Option<File>) -> Result<(Reply, Option<OwnedFd
             std::thread::sleep(std::time::Duration::from_secs(3600));
         },
         #[cfg(feature = "testing")]
+        Request::Delay { waits, each } => {
+            (0..waits).for_each(|_| std::thread::sleep(each));
+            Ok((Reply::Content(Vec::new()), None))
+        }
+        #[cfg(feature = "testing")]
         Request::Die => std::process::abort(),
     }
 }

@@ -26,6 +26,8 @@ fn main() -> ExitCode {
         ("mappings_are_read_to_the_end_or_not_at_all", mappings_are_read),
         ("parts_of_a_memory_are_read_and_none_of_another_address_space", parts_of_a_memory_are_read),
         ("an_opener_that_hangs_costs_its_container_its_files_and_no_other", a_hang_costs_its_container),
+        ("a_slow_disk_is_waited_for_and_one_that_hangs_costs_its_container", a_slow_disk_is_waited_for),
+        ("a_file_that_may_hang_gets_no_more_time_for_slow_answers", a_slow_server_is_not_waited_for),
         ("an_opener_that_dies_is_replaced", an_opener_that_dies_is_replaced),
         ("one_opener_serves_many_requests", one_opener_serves_many_requests),
     ];
@@ -36,14 +38,21 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests.iter().map(trial).collect()).exit_code()
 }
 
+/// The time limit of every file.
+const LIMIT: Duration = Duration::from_millis(300);
+
 fn openers() -> Openers {
-    let limit = Duration::from_millis(300);
-    Openers::start(OpenerOptions { remote_limit: limit, local_limit: limit, ..OpenerOptions::default() })
+    Openers::start(OpenerOptions { remote_limit: LIMIT, local_limit: LIMIT, ..OpenerOptions::default() })
         .unwrap()
 }
 
 fn own(tenant: u64) -> Target {
     Target { tenant, pid: std::process::id(), may_hang: false }
+}
+
+/// As [`own`], with a file whose file system may hang.
+fn own_remote(tenant: u64) -> Target {
+    Target { may_hang: true, ..own(tenant) }
 }
 
 fn is_root() -> bool {
@@ -191,7 +200,7 @@ fn a_hang_costs_its_container() {
     let openers = openers();
     let area = first_area(std::process::id());
     let begin = Instant::now();
-    assert_eq!(openers.misbehave(own(7), false), OpenError::NoAnswer);
+    assert_eq!(openers.misbehave(own_remote(7), false), OpenError::NoAnswer);
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     let begin = Instant::now();
     assert_eq!(openers.mapped_file(own(7), area.clone()).unwrap_err(), OpenError::NoAnswer);
@@ -205,6 +214,31 @@ fn a_hang_costs_its_container() {
     openers.maps(own(7)).unwrap();
     // It could be killed, so that none is left.
     assert_eq!(openers.hangs(), (1, 0));
+}
+
+/// Waits as for the blocks of a slow disk: twice the time limit in all.
+fn delay(openers: &Openers, target: Target) -> Result<(), OpenError> {
+    openers.delay(target, 30, LIMIT / 15)
+}
+
+fn a_slow_disk_is_waited_for() {
+    let openers = openers();
+    assert_eq!(delay(&openers, own(7)), Ok(()));
+    openers.mapped_file(own(7), first_area(std::process::id())).unwrap();
+    assert_eq!(openers.hangs(), (0, 0));
+    let begin = Instant::now();
+    assert_eq!(openers.misbehave(own(7), false), OpenError::NoAnswer);
+    // On an overloaded machine four time limits, on others two.
+    assert!(begin.elapsed() >= LIMIT * 2, "{:?}", begin.elapsed());
+    assert_eq!(delay(&openers, own(7)), Err(OpenError::NoAnswer), "refused without an attempt");
+    assert_eq!(openers.hangs(), (1, 0));
+}
+
+fn a_slow_server_is_not_waited_for() {
+    let openers = openers();
+    assert_eq!(delay(&openers, own_remote(7)), Err(OpenError::NoAnswer));
+    assert_eq!(openers.hangs(), (1, 0));
+    assert_eq!(delay(&openers, own(8)), Ok(()), "of another container");
 }
 
 fn an_opener_that_dies_is_replaced() {
