@@ -191,6 +191,42 @@ fn who_closes_the_socket_early_abandons_the_query_and_who_waits_as_resolvers_do_
 }
 
 #[test]
+fn aaaa_that_is_abandoned_beside_an_answered_a_is_no_failure() {
+    let mut recording = recording(|_| ());
+    in_own_network(|| {
+        let server = server_at(SERVER);
+        let ask = |socket: &UdpSocket, id, name, qtype| {
+            socket.connect(SERVER).expect("connect");
+            socket.send(&query(id, name, qtype)).expect("ask");
+            receive(&server)
+        };
+        // Both from one socket, as glibc; and from two, as Go.
+        let (one, two) = (client(), client());
+        for (name, a, aaaa) in [("one.test", &one, &one), ("two.test", &one, &two)] {
+            ask(aaaa, 1, name, AAAA);
+            let (asked, from) = ask(a, 2, name, A);
+            server.send_to(&fine(&asked), from).expect("answer");
+            receive(a);
+        }
+        drop((one, two));
+        // Neither was answered, and there was no query for A.
+        let client = client();
+        for (id, name, qtype) in [(3, "neither.test", A), (4, "neither.test", AAAA), (5, "alone.test", AAAA)]
+        {
+            ask(&client, id, name, qtype);
+        }
+    });
+    let abandoned = |seen: &[Event], name| of(seen, name, EventKind::DnsFailure).len();
+    recording.until("the failures", SOON, |seen| {
+        abandoned(seen, "neither.test") == 2 && abandoned(seen, "alone.test") == 1
+    });
+    recording.receive_for(Duration::from_millis(500));
+    assert_eq!(recording.seen.len(), 3, "{:#?}", recording.seen);
+    let counts = counts(&recording);
+    assert_eq!((counts.outcome(Outcome::Abandoned), counts.outcome(Outcome::Noerror)), (5, 2), "{counts:?}");
+}
+
+#[test]
 fn an_alias_with_nothing_behind_it_is_no_data() {
     let target = |label: &[u8]| [&[label.len() as u8][..], label, &[0xc0, 12]].concat();
     let mut recording = recording(|_| ());

@@ -298,12 +298,12 @@ pub struct DnsTransaction {
 
 impl DnsTransaction {
     /// Whether the client may lack something because of this outcome. AAAA without data beside a question for A is the
-    /// normal case in a cluster with IPv4 only.
+    /// normal case in a cluster with IPv4 only, and a client that has the A records may not wait for AAAA.
     pub fn is_failure(&self) -> bool {
         match self.outcome {
             Outcome::Noerror => false,
             Outcome::Nodata => !self.facts.beside_a,
-            Outcome::Abandoned => !self.facts.superseded,
+            Outcome::Abandoned => !self.facts.superseded && !self.facts.beside_a,
             _ => true,
         }
     }
@@ -322,7 +322,8 @@ pub struct QueryFacts {
     /// same question, or the answer to another question of the socket made the client ask elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub superseded: bool,
-    /// For AAAA without data: the process asked for the A records of the same name, too.
+    /// For AAAA without data: the process asked for the A records of the same name, too. For AAAA that was abandoned: that
+    /// query has ended, too, with an outcome of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub beside_a: bool,
     /// For a query without an answer: an answer to it came from this address, which is not the server's.

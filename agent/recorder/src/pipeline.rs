@@ -214,6 +214,7 @@ fn read_probes(
     let dns_maps = probes.dns_maps()?;
     let source = CounterSource::Kernel(dns_maps.counts);
     let counts = Arc::new(Mutex::new(ContainerCounts::new(source, Rate::default())));
+    let a_names = Arc::new(dns_maps.a_names);
     let oom = OomReader::new(
         probes.oom_maps()?,
         instruments,
@@ -228,13 +229,14 @@ fn read_probes(
             dns_maps.in_flight,
             dns_maps.shares,
             vec![OwnedTable::connections(dns_maps.connections), OwnedTable::senders(dns_maps.senders)],
+            a_names.clone(),
             dns.timeout,
         ),
         counts: counts.clone(),
         shed: shared.totals.shed.clone(),
         shares: EventShares::default(),
         truncated: Default::default(),
-        held: HeldAnswers::new(dns_maps.a_names),
+        held: HeldAnswers::new(a_names),
         out: out.clone(),
         messages: Vec::new(),
         ticks: 0,

@@ -8,7 +8,7 @@
 //! | the client waited as long as resolvers do | timeout, with the real wait |
 //! | otherwise (a deadline, the end of the process) | abandoned |
 //!
-//! Only a superseded query is no failure.
+//! A superseded query is no failure, and neither is AAAA that was abandoned beside an answered A ([`super::beside_a`]).
 
 use podopsy_decode::dns::socket_address;
 use podopsy_model::event::{Protocol, QueryFacts};

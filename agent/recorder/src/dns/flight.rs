@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podopsy_wire::{
@@ -12,9 +13,10 @@ use podopsy_wire::{
 
 use podopsy_decode::dns::{socket_address, unanswered};
 use podopsy_model::{DnsTransaction, Outcome, TcpFailure};
-use podopsy_probes::{InFlight, TableShares};
+use podopsy_probes::{ANames, InFlight, TableShares};
 use podopsy_system::clock::boot_now_ns;
 
+use super::beside_a::mark_beside_a;
 use super::closed::ClosedQuery;
 use super::tables::OwnedTable;
 use super::usage::Usage;
@@ -45,6 +47,7 @@ pub(crate) struct QueriesInFlight {
     shares: TableShares,
     /// The other tables that cgroups share.
     tables: Vec<OwnedTable>,
+    a_names: Arc<ANames>,
     timeout_ns: u64,
     errors: VecDeque<SocketError>,
     /// By socket cookie, with the number of sweeps that are still to see it.
@@ -76,6 +79,7 @@ impl QueriesInFlight {
         map: InFlight,
         shares: TableShares,
         tables: Vec<OwnedTable>,
+        a_names: Arc<ANames>,
         timeout: Duration,
     ) -> QueriesInFlight {
         let timeout_ns = timeout.as_nanos().min(u128::from(u64::MAX)) as u64;
@@ -83,6 +87,7 @@ impl QueriesInFlight {
             map,
             shares,
             tables,
+            a_names,
             timeout_ns,
             errors: VecDeque::new(),
             closed: HashMap::new(),
@@ -157,7 +162,7 @@ impl QueriesInFlight {
         let (mut waiting, mut timed_out) = (QueriesByCgroup::default(), QueriesByCgroup::default());
         let mut ended = Vec::new();
         let now = boot_now_ns();
-        for (key, pending) in entries {
+        for &(key, pending) in &entries {
             if !seen.insert(key) {
                 continue;
             }
@@ -178,6 +183,7 @@ impl QueriesInFlight {
                 }
             }
         }
+        mark_beside_a(&mut ended, &entries, |pending| self.a_names.has(pending, now));
         self.errors.clear();
         self.closed.retain(|_, (_, sweeps)| count_down(sweeps));
         self.strays.retain_mut(|(_, sweeps)| count_down(sweeps));

@@ -2,6 +2,8 @@
 //!
 //! Go asks for both by two threads, in any order, and a resolver on the node answers in less time than lies between them.
 
+use std::sync::Arc;
+
 use podopsy_probes::ANames;
 use podopsy_system::clock::boot_now_ns;
 use podopsy_wire::{DnsRecord, WHY_BESIDE_A};
@@ -13,12 +15,12 @@ const TICKS: u8 = 2;
 
 /// Records that wait, with the ticks that are left.
 pub(crate) struct HeldAnswers {
-    a_names: ANames,
+    a_names: Arc<ANames>,
     records: Vec<(Box<DnsRecord>, u8)>,
 }
 
 impl HeldAnswers {
-    pub fn new(a_names: ANames) -> HeldAnswers {
+    pub fn new(a_names: Arc<ANames>) -> HeldAnswers {
         HeldAnswers { a_names, records: Vec::new() }
     }
 

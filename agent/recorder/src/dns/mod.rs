@@ -5,6 +5,7 @@ pub mod lookups;
 pub mod network;
 
 pub(crate) mod attribute;
+mod beside_a;
 mod closed;
 pub(crate) mod counts;
 pub(crate) mod flight;
