@@ -52,6 +52,7 @@ int main(int c, char **v) {
 const PYTHON_PROGRAM: &str = "import socket, sys; socket.getaddrinfo(sys.argv[1], 80)";
 
 /// A program and its arguments; the name is appended.
+#[derive(Clone)]
 pub struct Client {
     pub name: &'static str,
     command: Vec<String>,

@@ -13,6 +13,7 @@ pub mod dns_sandbox;
 pub mod hostile;
 pub mod hostile_elf;
 pub mod program;
+pub mod scripted;
 pub mod stdout;
 
 use std::fs;

@@ -385,7 +385,10 @@ impl<C> OpenLookup<C> {
             let by_tcp = (first.transaction.protocol, second.transaction.protocol)
                 == (Protocol::Udp, Protocol::Tcp)
                 && self.was_truncated(second.sent_ns);
-            other.is_same_question(query) && (after || before) && !by_tcp
+            // musl asks all servers with one id, and the first one may answer before it has asked the next one.
+            let by_next_server = first.transaction.id == second.transaction.id
+                && first.transaction.server != second.transaction.server;
+            other.is_same_question(query) && (after || before) && !by_tcp && !by_next_server
         }) && !self.queries.iter().any(got_no_answer)
     }
 

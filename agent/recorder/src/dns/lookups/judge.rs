@@ -17,6 +17,10 @@ struct Question<'a> {
     qtype: &'a str,
     result: LookupResult,
     done_ns: u64,
+    /// All its queries were superseded.
+    is_superseded: bool,
+    /// The client did not wait for it, because the query for A had ended.
+    is_beside_a: bool,
 }
 
 /// Makes the lookup. `queries`: at least one, in the order in which they were sent.
@@ -31,7 +35,10 @@ pub fn lookup(
     let questions = questions(queries);
     let answered = questions.iter().find(|question| question.result == LookupResult::Answered);
     let answered = answered.map(|question| question.name);
-    let worst = questions.iter().map(|question| question.result).max();
+    let is_waited_for = |it: &&Question| !it.is_superseded;
+    let is_deciding = |it: &&Question| is_waited_for(it) && !it.is_beside_a;
+    let is_any_deciding = questions.iter().any(|question| is_deciding(&question));
+    let worst = questions.iter().filter(|it| !is_any_deciding || is_deciding(it)).map(|it| it.result).max();
     let seen = match answered {
         Some(_) => LookupResult::Answered,
         None => worst.unwrap_or(LookupResult::Other),
@@ -43,7 +50,8 @@ pub fn lookup(
     let start_ns = queries.first().map_or(0, |query| query.sent_ns);
     // An answered lookup ends when all questions for the answering name have their results; the application does not
     // wait for other names.
-    let deciding = questions.iter().filter(|question| answered.is_none_or(|name| question.name == name));
+    let deciding = questions.iter().filter(|it| !is_any_deciding || is_waited_for(it));
+    let deciding = deciding.filter(|question| answered.is_none_or(|name| question.name == name));
     let end_ns = deciding.map(|question| question.done_ns).max().unwrap_or(start_ns);
     let is_search_path_miss = |query: &&LookupQuery| {
         let is_wanted = query.name == name || answered == Some(query.name.as_str());
@@ -121,15 +129,18 @@ fn questions(queries: &[LookupQuery]) -> Vec<Question<'_>> {
     for query in queries {
         let result = LookupResult::from(query.transaction.outcome);
         let qtype = query.transaction.qtype.as_deref().unwrap_or_default();
-        let new = Question { name: &query.name, qtype, result, done_ns: query.done_ns };
+        let is_superseded = query.transaction.facts.superseded;
+        let is_beside_a = result == LookupResult::Abandoned && query.transaction.facts.beside_a;
+        let done_ns = query.done_ns;
+        let new = Question { name: &query.name, qtype, result, done_ns, is_superseded, is_beside_a };
         match out.iter_mut().find(|known| known.name == new.name && known.qtype == qtype) {
             Some(known) => {
                 let (old, latest) = (rank(known.result), rank(result));
-                if query.transaction.facts.superseded {
+                if is_superseded {
                     continue;
                 }
                 let is_earlier = old == latest && latest < 2 && new.done_ns < known.done_ns;
-                if latest < old || is_earlier || (old == 2 && latest == 2) {
+                if known.is_superseded || latest < old || is_earlier || (old == 2 && latest == 2) {
                     *known = new;
                 }
             }

@@ -26,6 +26,8 @@
 //!   buffer until an answer fits (`ERANGE`; it starts with 1 KiB, which is about 25 addresses). That is one lookup if
 //!   the answer was truncated and the next query followed within 100 ms. (A large answer that fits into a datagram
 //!   makes two lookups.)
+//! - A query with the id of another one, to another server, belongs to the same lookup, also if that one had been answered: musl
+//!   asks all servers, and a resolver on the node answers before it has asked the next one.
 //! - Two threads that look up the same name at the same time make one lookup with twice the queries. One after the
 //!   other they make two lookups.
 //! - If any question was answered, the lookup was answered. Otherwise the result is the worst result of its questions,

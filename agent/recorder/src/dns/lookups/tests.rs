@@ -171,6 +171,35 @@ fn a_query_that_was_superseded_decides_nothing() {
 }
 
 #[test]
+fn a_server_that_answers_before_the_next_one_is_asked_makes_one_lookup() {
+    let name = "cart.shop.svc.cluster.local";
+    for outcome in [Outcome::Abandoned, Outcome::Noerror] {
+        let mut second = at_server(query(name, "A", 2 * MS, 3 * MS, outcome), 11);
+        second.transaction.facts.superseded = outcome == Outcome::Abandoned;
+        let it = one(vec![query(name, "A", 0, MS, Outcome::Noerror), second]);
+        assert_eq!((it.result, it.queries, it.wait_ns), (LookupResult::Answered, 2, MS), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_question_whose_queries_were_all_superseded_decides_nothing() {
+    // As glibc: the answer to A was truncated, so that it closes the socket, and TCP is refused.
+    let name = "a.b.c.d.e.com";
+    let mut dropped = query(name, "AAAA", 0, MS, Outcome::Abandoned);
+    dropped.transaction.facts.superseded = true;
+    // The truncated answer came before AAAA was sent.
+    let mut beside_a = query(name, "AAAA", 10, MS, Outcome::Abandoned);
+    beside_a.transaction.facts.beside_a = true;
+    let mut refused = query(name, "A", 2 * MS, MS, Outcome::Unreachable);
+    refused.transaction.protocol = Protocol::Tcp;
+    for aaaa in [dropped, beside_a] {
+        let it = one(vec![query(name, "A", 0, MS, Outcome::Truncated), aaaa.clone(), refused.clone()]);
+        assert_eq!((it.result, it.queries, it.types.len()), (LookupResult::Unreachable, 3, 2));
+        assert_eq!(one(vec![aaaa]).result, LookupResult::Abandoned, "nothing else is known");
+    }
+}
+
+#[test]
 fn an_update_is_no_lookup() {
     let mut update = query("example.com", "SOA", 0, MS, Outcome::Refused);
     update.transaction.facts.opcode = Some("UPDATE".to_owned());
