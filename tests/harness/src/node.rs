@@ -24,6 +24,22 @@ use crate::teardown::{self, PREFIX};
 /// Receives each line of progress.
 type ReportProgress = Box<dyn Fn(&str) + Send + Sync>;
 
+/// The image of a pod's sandbox. `victims` is the folder of the victims' programs.
+pub fn pause_image(name: &str, victims: &Path) -> Image {
+    Image::new(name).binary(victims.join("pause")).entrypoint(["/bin/pause"])
+}
+
+/// An image with all victims in `/bin`.
+pub fn victims_image(name: &str, victims: &Path) -> Image {
+    VICTIMS.iter().fold(Image::new(name), |image, victim| image.binary(victims.join(victim)))
+}
+
+/// An image with podopsy's static programs, at the same paths as in manifests/Dockerfile.
+pub fn podopsy_image(name: &str, [cli, agent]: [PathBuf; 2]) -> Image {
+    let image = Image::new(name).binary_at("podopsy", cli).binary_at("podopsy-agent", agent);
+    image.entrypoint(["/podopsy-agent"])
+}
+
 /// A running node. A machine has one at a time: a second one waits for the first to end.
 pub struct Node {
     directory: PathBuf,
@@ -83,8 +99,7 @@ impl Node {
             progress,
             _lock: lock,
         };
-        let pause = Image::new(PAUSE_IMAGE).binary(node.victims.join("pause")).entrypoint(["/bin/pause"]);
-        node.load_image(&pause)?;
+        node.load_image(&pause_image(PAUSE_IMAGE, &node.victims))?;
         (node.progress)(&format!("up, CRI at {}", node.cri_socket().display()));
         Ok(node)
     }
@@ -176,17 +191,12 @@ impl Node {
 
     /// Imports an image with all victims in `/bin`; returns its name.
     pub fn victims_image(&self, name: &str) -> anyhow::Result<String> {
-        let image =
-            VICTIMS.iter().fold(Image::new(name), |image, victim| image.binary(self.victims.join(victim)));
-        self.load_image(&image)
+        self.load_image(&victims_image(name, &self.victims))
     }
 
     /// Imports an image with podopsy's static binaries, which take minutes to build the first time; returns its name.
     pub fn podopsy_image(&self, name: &str) -> anyhow::Result<String> {
-        let [cli, agent] = binaries::podopsy(&self.progress)?;
-        // The same paths as in manifests/Dockerfile.
-        let image = Image::new(name).binary_at("podopsy", cli).binary_at("podopsy-agent", agent);
-        self.load_image(&image.entrypoint(["/podopsy-agent"]))
+        self.load_image(&podopsy_image(name, binaries::podopsy(&self.progress)?))
     }
 
     /// Runs a pod; its containers are started when this returns.
