@@ -24,6 +24,15 @@ pub struct Apt {
 impl Apt {
     /// Reads the lists of `sources`, `URL SUITE COMPONENT` each, into the folder `root`, which is created.
     pub fn new(root: &Path, sources: &[&str]) -> Result<Apt> {
+        Apt::read_lists(root, sources, "deb")
+    }
+
+    /// As [`Apt::new`], for source packages.
+    pub fn new_source(root: &Path, sources: &[&str]) -> Result<Apt> {
+        Apt::read_lists(root, sources, "deb-src")
+    }
+
+    fn read_lists(root: &Path, sources: &[&str], kind: &str) -> Result<Apt> {
         for folder in ["state/lists/partial", "cache/archives/partial", "etc"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
@@ -32,7 +41,7 @@ impl Apt {
             let path = root.join(name);
             fs::write(&path, text).with_context(|| format!("write {}", path.display())).map(|()| path)
         };
-        let line = |source: &&str| format!("deb [arch={ARCH} signed-by={KEYRING}] {source}\n");
+        let line = |source: &&str| format!("{kind} [arch={ARCH} signed-by={KEYRING}] {source}\n");
         write("etc/sources.list", sources.iter().map(line).collect())?;
         let config = write("apt.conf", configuration(root))?;
         let apt = Apt { root: root.to_owned(), config };

@@ -64,7 +64,7 @@ fn run_filtered(filter: &[String], summary: &mut Summary) -> Result<()> {
     summary.tests("tests of each crate", [crate_tests(true, filter)])?;
     summary.tests("fuzzing", [fuzz_targets(filter)])?;
     // As the workspace's build made it: see `program`.
-    let mut kernel_tests = Command::new(suite::program()?);
+    let mut kernel_tests = Command::new(suite::program_in("kernel", &[])?);
     // They share one kernel, and count what happens in it.
     kernel_tests.current_dir(sh::root().join("tests")).arg("--test-threads=1").args(filter);
     summary.tests("kernel tests here", [kernel_tests])

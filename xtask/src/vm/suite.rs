@@ -36,7 +36,7 @@ impl Suite {
         let victims = statics::build(Statics::Victims)?;
         let guest = statics::build(Statics::Guest)?.join("podopsy-guest");
         let podopsy = statics::build(Statics::Podopsy)?;
-        let program = program()?;
+        let program = program_in("kernel", &[])?;
         let mut tests = names(&program)?;
         // A mistyped or outdated name must not look like a test that passed.
         if let Some(part) = filter.iter().find(|part| !tests.iter().any(|test| test.contains(*part))) {
@@ -81,28 +81,31 @@ impl Suite {
     }
 }
 
-/// The path of the test program whose sources lie in tests/kernel/, built.
-pub fn program() -> Result<PathBuf> {
+/// The path of the test program whose sources lie in this folder of tests/, built. `only` are arguments of cargo that keep it
+/// from building the other tests.
+pub fn program_in(folder: &str, only: &[&str]) -> Result<PathBuf> {
+    let part = format!("/tests/{folder}/");
     let mut command = sh::cargo();
     // Of the whole workspace: without the features that other crates' tests enable, half of the dependencies would be
     // built again.
     command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.args(only);
     sh::progress(format_args!("$ {}", sh::show(&command)));
     let messages = sh::capture(&mut command)?;
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line).context("cargo's messages")?;
         let target = &message["target"];
-        let is_kernel_test = target["kind"][0] == "test"
-            && target["src_path"].as_str().is_some_and(|path| path.contains("/tests/kernel/"));
-        if let (true, Some(path)) = (is_kernel_test, message["executable"].as_str()) {
+        let is_wanted = target["kind"][0] == "test"
+            && target["src_path"].as_str().is_some_and(|path| path.contains(&part));
+        if let (true, Some(path)) = (is_wanted, message["executable"].as_str()) {
             return Ok(PathBuf::from(path));
         }
     }
-    bail!("cargo built no program of tests/kernel")
+    bail!("cargo built no program of tests/{folder}")
 }
 
 /// The program's tests without the ignored ones, which other tests start.
-fn names(program: &Path) -> Result<Vec<String>> {
+pub fn names(program: &Path) -> Result<Vec<String>> {
     let list = |more: &[&str]| -> Result<Vec<String>> {
         let text = sh::capture(Command::new(program).args(["--list", "--format", "terse"]).args(more))?;
         Ok(text.lines().filter_map(|line| Some(line.strip_suffix(": test")?.to_owned())).collect())
