@@ -8,6 +8,7 @@
 //! | `demo` | [`demo`] | records two real pods |
 //! | `test` | [`test`] | runs everything that CI runs |
 //! | `vm` | [`vm`] | runs the kernel tests on Debian's kernels |
+//! | `cluster` | [`cluster`] | runs a real Kubernetes node, and the tests that need one |
 //! | `bench` | [`bench`] | measures what the probes cost |
 //! | `build-static` | [`statics`] | builds the binaries of images |
 //! | `image` | [`image`] | builds static binaries and the container image |
@@ -23,6 +24,7 @@ pub mod apt;
 pub mod archive;
 pub mod bench;
 pub mod build_ebpf;
+pub mod cluster;
 pub mod debian13;
 pub mod demo;
 pub mod image;

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, demo, image, picture, setup, sh, statics, test, tidy, vm};
+use xtask::{bench, build_ebpf, cluster, demo, image, picture, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(
@@ -63,6 +63,11 @@ enum Command {
         #[arg(long, short, default_value_t = vm::JOBS as u8, value_parser = clap::value_parser!(u8).range(1..=16))]
         jobs: u8,
     },
+    /// Run a real Kubernetes node, and the tests that need one (as root; not part of `test`)
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
+    },
     /// Measure what the probes cost on this machine (not part of any test)
     Bench {
         #[command(subcommand)]
@@ -97,6 +102,7 @@ fn main() -> ExitCode {
         Command::Demo { out } => demo::run(&out),
         Command::Test { filter, offline_only, this_kernel } => test::run(&filter, offline_only, this_kernel),
         Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
+        Command::Cluster { action } => cluster::run(&action),
         Command::Bench { what } => bench::run(&what),
         Command::BuildStatic { what } => statics::run(what),
         Command::Image(args) => image::run(image::What::Image, &args.tag, &args.platform),

@@ -1,4 +1,4 @@
-//! `cargo xtask setup [ebpf|test|vm|demo]…`: installs what the other commands need. Idempotent.
+//! `cargo xtask setup [ebpf|test|vm|cluster|demo]…`: installs what the other commands need. Idempotent.
 
 use std::path::PathBuf;
 
@@ -17,6 +17,8 @@ pub enum Group {
     Test,
     /// What the lab boots other kernels with
     Vm,
+    /// What a real Kubernetes node is built with and runs on
+    Cluster,
     /// What the demo runs on
     Demo,
 }
@@ -77,12 +79,25 @@ const LAB: &[Package] = &[
     Package { name: "debian-archive-keyring", why: "verifies the kernels' signatures" },
 ];
 
+/// What Kubernetes is built with. Its own sources are downloaded by `cargo xtask cluster up`.
+const KUBERNETES: &[Package] = &[
+    Package { name: "golang-go", why: "compiles Kubernetes" },
+    Package { name: "make", why: "starts the generator of the API's description" },
+    Package { name: "rsync", why: "Kubernetes' Makefile calls it" },
+    Package { name: "jq", why: "the generator of the API's description calls it" },
+    Package { name: "debian-archive-keyring", why: "verifies the source package" },
+    Package { name: "openssl", why: "makes the cluster's certificates" },
+];
+
+/// Unpacked into a folder of their own: the tests' folder would otherwise be replaced.
+const CLUSTER_UNPACKED: &[Package] = &[Package { name: "etcd-server", why: "stores the cluster's objects" }];
+
 /// The command.
 pub fn run(groups: &[Group]) -> Result<()> {
     let names: Vec<_> =
         groups.iter().filter_map(|g| Some(g.to_possible_value()?.get_name().to_owned())).collect();
     sh::need_root(format!("setup {}", names.join(" ")).trim_end(), "installs packages")?;
-    let all = [Group::Ebpf, Group::Test, Group::Vm, Group::Demo];
+    let all = [Group::Ebpf, Group::Test, Group::Vm, Group::Cluster, Group::Demo];
     install(if groups.is_empty() { &all } else { groups })
 }
 
@@ -103,6 +118,9 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
         apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
         debian13::install(&cache_dir()?)?;
     }
+    if groups.contains(&Group::Cluster) {
+        apt::unpack(CLUSTER_UNPACKED, &cache_dir()?.join("cluster/packages"))?;
+    }
     if groups.contains(&Group::Ebpf) {
         install_bpf_linker()?;
     }
@@ -116,6 +134,7 @@ fn packages(groups: &[Group]) -> Vec<Package> {
             Group::Ebpf => &[EBPF],
             Group::Test => &[PODS, READERS, RESOLVERS],
             Group::Vm => &[LAB],
+            Group::Cluster => &[PODS, KUBERNETES],
             Group::Demo => &[PODS],
         };
         for package in lists.iter().copied().flatten() {
@@ -173,8 +192,9 @@ mod tests {
 
     #[test]
     fn no_package_is_listed_twice_and_each_has_a_reason() {
-        let mut all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Demo]);
+        let mut all = packages(&[Group::Ebpf, Group::Test, Group::Vm, Group::Cluster, Group::Demo]);
         all.extend_from_slice(UNPACKED);
+        all.extend_from_slice(CLUSTER_UNPACKED);
         for (i, package) in all.iter().enumerate() {
             assert!(!package.why.is_empty());
             assert!(all[i + 1..].iter().all(|other| other.name != package.name), "{} twice", package.name);
