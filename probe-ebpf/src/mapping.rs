@@ -36,6 +36,9 @@ const RB_LEVELS: usize = 34;
 /// `page->vm_pgoff` is in pages of the machine's base size.
 const VM_PAGE_BITS: u32 = 12;
 
+/// `<linux/mm.h>`
+const VM_EXEC: u64 = 4;
+
 /// `<asm-generic/errno-base.h>`
 const EEXIST: i32 = -17;
 
@@ -65,6 +68,11 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    #[inline(always)]
+    pub fn contains(&self, address: u64) -> bool {
+        address >= self.start && address < self.end
+    }
+
     /// The frame of an address in this mapping. An offset that a frame has no bits for stays an address.
     #[inline(always)]
     pub fn frame(&self, address: u64) -> u64 {
@@ -79,11 +87,7 @@ impl Mapping {
 /// Finds the mapping of `address`; false: there is none.
 #[inline(always)]
 pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayout) -> bool {
-    let vma = if at.mm_maple_root != ABSENT {
-        in_maple_tree(&mut out.node, mm, address, at)
-    } else {
-        in_red_black_tree(mm, address, at)
-    };
+    let vma = containing(&mut out.node, mm, address, at);
     let start = read::<u64>(vma, at.vma_start).unwrap_or(u64::MAX);
     let end = read::<u64>(vma, at.vma_end).unwrap_or(0);
     if address < start || address >= end {
@@ -92,35 +96,103 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
         return false;
     }
     (out.start, out.end) = (start, end);
-    let file = read::<u64>(vma, at.vma_file).unwrap_or(0);
+    let mut file = read::<u64>(vma, at.vma_file).unwrap_or(0);
+    let is_vdso = file == 0 && out.contains(read::<u64>(mm, at.mm_vdso).unwrap_or(0));
     if file != 0 {
-        out.request.key = key(file, at);
-        // A kernel without backing files has no table under the key of a stacked one.
-        if at.backing_dentry != ABSENT
-            && TABLES.get_ptr(&out.request.key).is_none()
-            && number::<u32>(file, at.file_mode) & MAY_BE_BACKING != 0
-        {
-            let stacked = stacked_key(file, at);
-            if TABLES.get_ptr(&stacked).is_some() {
-                out.request.key = stacked;
-            }
-        }
-        let pages = read::<u64>(vma, at.vma_pgoff).unwrap_or(0);
-        out.to_offset = (pages << VM_PAGE_BITS).wrapping_sub(start);
+        out.to_offset = to_offset(vma, at);
+    } else if is_vdso {
+        out.to_offset = 0u64.wrapping_sub(start);
     } else {
-        let vdso = read::<u64>(mm, at.mm_vdso).unwrap_or(0);
-        if vdso < start || vdso >= end {
+        file = replaced_file(out, mm, vma, at);
+        if file == 0 {
             out.mapped = MAPPED_ANONYMOUS;
             return true;
         }
+    }
+    if is_vdso {
         out.request.key = FileKey::VDSO;
-        out.to_offset = 0u64.wrapping_sub(start);
+    } else {
+        set_key(&mut out.request.key, file, at);
     }
     out.mapped = MAPPED_FILE;
     out.request.address = address;
     out.request.pid = pid;
     find_table(out);
     true
+}
+
+/// The `vm_area_struct` of an address, or another one if the address is in none.
+#[inline(always)]
+fn containing(node: &mut [u64; NODE_WORDS], mm: u64, address: u64, at: &UnwindLayout) -> u64 {
+    if at.mm_maple_root != ABSENT {
+        in_maple_tree(node, mm, address, at)
+    } else {
+        in_red_black_tree(mm, address, at)
+    }
+}
+
+/// Address + this = offset in the file of a mapping.
+#[inline(always)]
+fn to_offset(vma: u64, at: &UnwindLayout) -> u64 {
+    (number::<u64>(vma, at.vma_pgoff) << VM_PAGE_BITS).wrapping_sub(number(vma, at.vma_start))
+}
+
+/// The file (`struct file`) whose code the anonymous mapping in `out` replaces, with `out.to_offset`; 0: none.
+///
+/// A program may copy its code to huge pages. The copy lies between two mappings of the file, which the dynamic loader
+/// made. If both assign the same offset to it, it is a copy of that part of the file. If they do not, but one of the two
+/// is code, the copy was a part of it. User space has the same rule (`Area::take_place_of`).
+#[inline(always)]
+fn replaced_file(out: &mut Mapping, mm: u64, vma: u64, at: &UnwindLayout) -> u64 {
+    if number::<u64>(vma, at.vma_flags) & VM_EXEC == 0 {
+        return 0;
+    }
+    // Most code without a file is made at run time, and has no file's mapping before it.
+    let before = if at.mm_maple_root != ABSENT {
+        in_maple_tree(&mut out.node, mm, out.start.wrapping_sub(1), at)
+    } else {
+        number(vma, at.vma_prev)
+    };
+    let file = number(before, at.vma_file);
+    if file == 0 || number::<u64>(before, at.vma_end) != out.start {
+        return 0;
+    }
+    let after = if at.mm_maple_root != ABSENT {
+        in_maple_tree(&mut out.node, mm, out.end, at)
+    } else {
+        number(vma, at.vma_next)
+    };
+    let other = number(after, at.vma_file);
+    if number::<u64>(after, at.vma_start) != out.end
+        || number::<u64>(other, at.file_inode) != number::<u64>(file, at.file_inode)
+    {
+        return 0;
+    }
+    let (below, above) = (to_offset(before, at), to_offset(after, at));
+    let is_code_below = number::<u64>(before, at.vma_flags) & VM_EXEC;
+    let is_code_above = number::<u64>(after, at.vma_flags) & VM_EXEC;
+    if below != above && is_code_below == is_code_above {
+        return 0;
+    }
+    out.to_offset = if is_code_below != 0 { below } else { above };
+    // The part of the file may not begin before the file does.
+    if out.start.wrapping_add(out.to_offset) > FrameWord::OFFSET_MASK { 0 } else { file }
+}
+
+/// Sets the key under which the table of a `struct file` is, or is to be requested.
+#[inline(always)]
+fn set_key(out: &mut FileKey, file: u64, at: &UnwindLayout) {
+    *out = key(file, at);
+    // A kernel without backing files has no table under the key of a stacked one.
+    if at.backing_dentry != ABSENT
+        && TABLES.get_ptr(&*out).is_none()
+        && number::<u32>(file, at.file_mode) & MAY_BE_BACKING != 0
+    {
+        let stacked = stacked_key(file, at);
+        if TABLES.get_ptr(&stacked).is_some() {
+            *out = stacked;
+        }
+    }
 }
 
 /// The key of the file behind a `struct file`.

@@ -86,14 +86,22 @@ fn a_library_that_came_to_the_address_of_another_has_only_its_own_samples() {
 }
 
 #[test]
-fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names() {
-    let program = compile_words("gcc -O2 -fno-omit-frame-pointer", "moved_text.c", "moved-text");
-    let profile = Running::start("moved-text", &program).profile_for(4, CPU, true);
-    let all = count(&profile, |sample| &*sample.thread == "moved-text");
-    // The frame pointer leads from a function without a frame past its caller.
-    let named = count(&profile, |sample| has(sample, "moved_work") && has(sample, "main"));
-    eprintln!("{named} of {all}: {:?} {}", profile.losses, support::stacks(profile.samples.iter().take(2)));
-    assert!(all >= 100 && named * 100 >= all * 97, "{named} of {all} samples have their names");
+fn code_that_a_program_copied_to_anonymous_memory_keeps_its_names_and_its_callers() {
+    for (name, flag) in [("pointers", "-fno-omit-frame-pointer"), ("moved", "-fomit-frame-pointer")] {
+        let program = compile_words(&format!("gcc -O2 {flag}"), "moved_text.c", name);
+        let profile = Running::start(name, &program).profile_for(4, CPU, true);
+        let all = count(&profile, |sample| &*sample.thread == name);
+        let callers = ["moved_work", "calls_moved_work", "main", "_start"];
+        let named = count(&profile, |sample| callers.iter().all(|function| has(sample, function)));
+        let (user, complete) = profile.complete();
+        eprintln!(
+            "{name}: {named} of {all}, {complete} complete: {:?} {}",
+            profile.losses,
+            support::stacks(profile.samples.iter().take(2))
+        );
+        assert!(all >= 100 && named * 100 >= all * 97, "{name}: {named} of {all} samples have their names");
+        assert!(complete * 100 >= user * 97, "{name}: {complete} of {user}: {:?}", profile.quality);
+    }
 }
 
 #[test]

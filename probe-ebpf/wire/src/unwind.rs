@@ -305,6 +305,10 @@ pub struct UnwindLayout {
     pub vma_end: u32,
     pub vma_pgoff: u32,
     pub vma_file: u32,
+    pub vma_flags: u32,
+    /// `vm_area_struct.vm_prev` and `.vm_next`, before 6.1.
+    pub vma_prev: u32,
+    pub vma_next: u32,
     pub vma_rb: u32,
     pub rb_left: u32,
     pub rb_right: u32,

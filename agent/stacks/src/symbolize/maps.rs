@@ -55,22 +55,45 @@ impl Area {
         !self.is_file() && self.path == b"[vdso]"
     }
 
-    /// Takes anonymous memory for a file's code if it lies between two mappings of the file, just where the file's bytes between
-    /// them belong: the dynamic loader mapped them there.
-    fn take_place_of(&mut self, before: Option<Area>, after: Option<Area>) {
+    /// Takes anonymous memory for a file's code if it lies between two mappings of the file: the dynamic loader mapped the file
+    /// around it. If both assign the same offset to it, it is in place of that part of the file. If they do not, but one of the
+    /// two is code, it was a part of that. The kernel side has the same rule (`replaced_file` in `probe-ebpf/src/mapping.rs`).
+    fn take_place_of(&mut self, before: Option<Neighbour>, after: Option<Neighbour>) {
         let (Some(before), Some(after)) = (before, after) else { return };
-        let is_same_file = before.is_file() && (before.device, before.inode) == (after.device, after.inode);
-        let is_between = before.end == self.start && self.end == after.start;
-        let offset = before.offset.wrapping_add(before.end - before.start);
-        if is_same_file && is_between && offset.wrapping_add(self.end - self.start) == after.offset {
-            let in_place_of = Some((before.start, before.end));
-            *self = Area { start: self.start, end: self.end, offset, in_place_of, ..before };
+        let is_same_file = before.area.is_file()
+            && (before.area.device, before.area.inode) == (after.area.device, after.area.inode);
+        if !is_same_file || before.area.end != self.start || self.end != after.area.start {
+            return;
+        }
+        let below = before.area.offset.checked_add(before.area.end - before.area.start);
+        let above = after.area.offset.checked_sub(self.end - self.start);
+        let offset = match (before.is_code, after.is_code) {
+            (true, false) => below,
+            (false, true) => above,
+            _ => below.filter(|_| below == above),
+        };
+        if let Some(offset) = offset {
+            let in_place_of = Some((before.area.start, before.area.end));
+            *self = Area { start: self.start, end: self.end, offset, in_place_of, ..before.area };
         }
     }
 
     /// The path without the ` (deleted)` that the kernel appends.
     pub fn file_path(&self) -> &[u8] {
         self.path.strip_suffix(b" (deleted)").unwrap_or(&self.path)
+    }
+}
+
+/// A mapping beside anonymous memory.
+struct Neighbour {
+    area: Area,
+    /// It is executable.
+    is_code: bool,
+}
+
+impl Neighbour {
+    fn parse(line: &[u8]) -> Option<Neighbour> {
+        Some(Neighbour { area: parse_mapping(line)?, is_code: is_executable(line) })
     }
 }
 
@@ -150,7 +173,7 @@ fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
         if let Some(neighbour) = neighbour.take()
             && let Some(area) = found.areas.last_mut()
         {
-            area.take_place_of(parse_mapping(&neighbour), parse_mapping(&line));
+            area.take_place_of(Neighbour::parse(&neighbour), Neighbour::parse(&line));
         }
         let Some(area) = parse_line(&line) else { continue };
         if found.areas.len() == MAX_AREAS {
@@ -169,8 +192,11 @@ fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
 
 /// The mapping of a line, if it is executable.
 fn parse_line(line: &[u8]) -> Option<Area> {
-    let permissions = line.split(|&b| b == b' ').nth(1)?;
-    (permissions.get(2) == Some(&b'x')).then(|| parse_mapping(line))?
+    is_executable(line).then(|| parse_mapping(line))?
+}
+
+fn is_executable(line: &[u8]) -> bool {
+    line.split(|&b| b == b' ').nth(1).is_some_and(|permissions| permissions.get(2) == Some(&b'x'))
 }
 
 /// Parses `start-end perms offset major:minor inode   path`. Returns none for any other line.
@@ -442,6 +468,29 @@ mod tests {
             let area = second(maps(after, anonymous));
             assert!(!area.is_file() && area.in_place_of.is_none(), "{after} {anonymous}");
         }
+    }
+
+    #[test]
+    fn a_copy_of_a_part_of_a_files_code_continues_the_code_beside_it() {
+        // As lld lays out a file: each segment's offset in the file differs from its address by another page.
+        let maps = |before: &str, after: &str| {
+            format!(
+                "2000-3000 {before} fe:01 77 /bin/a\n3000-5000 r-xp 00000000 00:00 0\n5000-6000 {after} fe:01 77 /bin/a\n"
+            )
+        };
+        let copied = |before, after| {
+            let areas = parse(maps(before, after).as_bytes()).unwrap();
+            let area = areas.find(0x3000).unwrap();
+            area.in_place_of.map(|_| area.offset)
+        };
+        assert_eq!(copied("r-xp 00001000", "r--p 00003000"), Some(0x2000));
+        assert_eq!(copied("r--p 00002000", "r-xp 00004000"), Some(0x2000));
+        assert_eq!(copied("r-xp 00001000", "r-xp 00004000"), Some(0x2000));
+        // The copy may be of either part, or of parts of both.
+        assert_eq!(copied("r-xp 00001000", "r-xp 00003000"), None);
+        assert_eq!(copied("r--p 00001000", "rw-p 00003000"), None);
+        // More was copied than the file has before its next part.
+        assert_eq!(copied("r--p 00000000", "r-xp 00001000"), None);
     }
 
     #[test]
