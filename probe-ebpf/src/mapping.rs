@@ -84,7 +84,7 @@ impl Mapping {
     }
 }
 
-/// Finds the mapping of `address`; false: there is none.
+/// Finds the mapping of `address`; false: there is none, or it is data.
 #[inline(always)]
 pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayout) -> bool {
     let vma = containing(&mut out.node, mm, address, at);
@@ -103,6 +103,11 @@ pub fn find(out: &mut Mapping, mm: u64, address: u64, pid: u32, at: &UnwindLayou
     } else if is_vdso {
         out.to_offset = 0u64.wrapping_sub(start);
     } else {
+        // A wrong return address often is one of data.
+        if at.vma_flags != ABSENT && number::<u64>(vma, at.vma_flags) & VM_EXEC == 0 {
+            (out.start, out.end) = (0, 0);
+            return false;
+        }
         file = replaced_file(out, mm, vma, at);
         if file == 0 {
             out.mapped = MAPPED_ANONYMOUS;
@@ -137,14 +142,14 @@ fn to_offset(vma: u64, at: &UnwindLayout) -> u64 {
     (number::<u64>(vma, at.vma_pgoff) << VM_PAGE_BITS).wrapping_sub(number(vma, at.vma_start))
 }
 
-/// The file (`struct file`) whose code the anonymous mapping in `out` replaces, with `out.to_offset`; 0: none.
+/// The file (`struct file`) whose code the executable anonymous mapping in `out` replaces, with `out.to_offset`; 0: none.
 ///
 /// A program may copy its code to huge pages. The copy lies between two mappings of the file, which the dynamic loader
 /// made. If both assign the same offset to it, it is a copy of that part of the file. If they do not, but one of the two
 /// is code, the copy was a part of it. User space has the same rule (`Area::take_place_of`).
 #[inline(always)]
 fn replaced_file(out: &mut Mapping, mm: u64, vma: u64, at: &UnwindLayout) -> u64 {
-    if number::<u64>(vma, at.vma_flags) & VM_EXEC == 0 {
+    if at.vma_flags == ABSENT {
         return 0;
     }
     // Most code without a file is made at run time, and has no file's mapping before it.
