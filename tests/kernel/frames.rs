@@ -134,6 +134,39 @@ fn stacks_of_go_are_followed_across_its_switches() {
 }
 
 #[test]
+fn a_stack_of_a_coroutine_or_a_signal_handler_is_complete_only_with_the_threads_outermost_function() {
+    let program = compile_words("gcc -O2 -fomit-frame-pointer", "other_stacks.c", "other-stacks");
+    // The caller of a handler is on the stack. That of a coroutine is not.
+    for (kind, is_crossed) in [("context", false), ("fiber", false), ("overwritten", false), ("signal", true)]
+    {
+        let profile = Running::start(kind, &format!("{program} {kind}")).profile_for(4, CPU, true);
+        let outermost = |sample: &Sample| sample.stack.last().and_then(|frame| frame.function.clone());
+        let is_whole = |sample: &Sample| outermost(sample).as_deref() == Some("_start");
+        let has_reason = |sample: &Sample| outermost(sample).is_some_and(|name| name.starts_with("[unwind"));
+        let (own, other) =
+            (|sample: &Sample| has(sample, "on_own_stack"), |sample: &Sample| has(sample, "on_other_stack"));
+        let all = [count(&profile, own), count(&profile, other)];
+        let whole = count(&profile, |sample| own(sample) && is_whole(sample));
+        let right = count(&profile, |sample| {
+            other(sample) && if is_crossed { is_whole(sample) } else { has_reason(sample) }
+        });
+        eprintln!(
+            "{kind}: {whole} and {right} of {all:?}; {}",
+            support::stacks(profile.samples.iter().take(2))
+        );
+        assert!(all.iter().all(|samples| *samples >= 100), "{kind}: {all:?}");
+        assert!(whole * 1000 >= all[0] * 995, "{kind}: {whole} of {} lead to _start", all[0]);
+        assert!(right * 1000 >= all[1] * 995, "{kind}: {right} of {} end as they should", all[1]);
+        let ends = count(&profile, |sample| !is_whole(sample) && !has_reason(sample));
+        assert_eq!(ends, 0, "{kind}: stacks end without the outermost function, and without a reason");
+        let data = count(&profile, |sample| {
+            sample.stack.iter().any(|frame| frame.module.as_deref() == Some("[anonymous]"))
+        });
+        assert_eq!(data, 0, "{kind}: data is shown as a frame");
+    }
+}
+
+#[test]
 fn of_a_32_bit_program_the_innermost_frame_is_known() {
     let program =
         compile_words("gcc -m32 -O2 -fno-pie -no-pie -nostdlib -static", "thirty_two.c", "thirty-two");

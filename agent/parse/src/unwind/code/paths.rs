@@ -323,7 +323,7 @@ impl<'a> PathFollower<'a> {
         let mut at = (address - gap.address) as usize;
         let mut run =
             RuleRun { offset: gap.offset + at as u64, end: gap.offset + at as u64, rule: state.rule() };
-        let mut is_after_call = false;
+        let (mut is_after_call, mut is_after_push) = (false, false);
         loop {
             let now = gap.address + at as u64;
             // Another function begins here: the call before does not return.
@@ -351,7 +351,11 @@ impl<'a> PathFollower<'a> {
                 self.starts.add_number(&self.code.gaps, now, to);
             }
             self.reached[index][at..at + instruction.len].fill(true);
-            let rule = state.rule();
+            // `push %rbp; jmp *%rbx`: Boost's contexts begin so on a stack of their own. What is pushed is the address that the
+            // function returns to, and there is no caller above it.
+            let begins_stack = is_after_push && instruction.flow == Flow::JumpsComputed;
+            is_after_push = state == FrameState::START && instruction.effect == StackEffect::PushesFrame;
+            let rule = state.rule().filter(|_| !begins_stack);
             if rule != run.rule {
                 self.add_run(run);
                 run = RuleRun { offset: run.end, end: run.end, rule };

@@ -234,6 +234,13 @@ fn code_with_an_unknown_frame_has_no_rule() {
 }
 
 #[test]
+fn code_that_begins_a_coroutine_on_its_stack_has_no_caller() {
+    // push %rbp; jmp *%rbx; xor %rdi, %rdi: make_fcontext of Boost.
+    let found = rules(&[0x55, 0xff, 0xe3, 0x48, 0x31, 0xff]);
+    assert_eq!([0, 1, 2].map(|at| frame(found[at])), [Some((7, 8, 0)), None, None]);
+}
+
+#[test]
 fn code_that_clears_the_frame_pointer_is_outermost() {
     // xor %ebp, %ebp; pop %rdi; call *%r9; hlt: musl's clone.
     let found = rules(&[0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1, 0xf4]);
