@@ -53,6 +53,11 @@ const READERS: &[Package] = &[
     Package { name: "g++", why: "compiles programs with known stacks" },
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
     Package { name: "openssl", why: "a test profiles it" },
+    Package { name: "luajit", why: "stacks of an interpreter in assembly, and of code made at run time" },
+    Package {
+        name: "nodejs",
+        why: "stacks of code made at run time, and of code that was moved to huge pages",
+    },
     Package { name: "xz-utils", why: "a test profiles it; newer kernels' modules are compressed" },
 ];
 

@@ -17,7 +17,7 @@ use framehop::{ExplicitModuleSectionInfo, Module, Unwinder as _};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use podopsy_wire::{End, FRAMES_MAX, KIND_DEREF, KIND_SIGNAL};
+use podopsy_wire::{End, FRAMES_MAX, KIND_DEREF, KIND_NONE, KIND_SIGNAL};
 
 use super::walk::{MappedCode, StoppedThread, walk};
 use crate::symbolize::maps::{self, Area, Areas};
@@ -43,6 +43,14 @@ pub(super) struct StackComparison {
     pub beyond: usize,
     /// Stacks that are followed to their end here, and end earlier there.
     pub longer: usize,
+    /// Stacks that lead through code made at run time, and end with that as their reason: no table describes it. framehop
+    /// guesses its callers.
+    pub made_at_run_time: usize,
+    /// Stacks whose innermost function no table describes. They are as the frame pointer shows; framehop takes the word at the
+    /// stack pointer for a return address, and its stack has one frame more.
+    pub as_frame_pointers: usize,
+    /// Stacks that end at the same frame, here with the reason that its caller is in no mapping.
+    pub lost_alike: usize,
     causes: BTreeMap<String, usize>,
 }
 
@@ -224,7 +232,24 @@ impl TracedProgram {
         // It was lost there, and says so.
         let has_failed = !is_complete && end == End::Complete;
         let is_longer = first == theirs.len() || is_left_out || has_failed;
-        comparison.worse += usize::from(!is_longer);
+        let is_made_at_run_time = !is_longer && end == End::Anonymous;
+        comparison.made_at_run_time += usize::from(is_made_at_run_time);
+        let has_no_rule = match path.borrow().first() {
+            Some(MappedCode::Rule(rule)) => rule.kind == KIND_NONE,
+            Some(MappedCode::NoTable | MappedCode::Anonymous) => true,
+            _ => false,
+        };
+        let is_as_frame_pointers = has_no_rule
+            && first == 1
+            && ours.get(1).copied() == word(r.rbp.wrapping_add(8))
+            && ours.get(1..) == theirs.get(2..);
+        comparison.as_frame_pointers += usize::from(is_as_frame_pointers);
+        // An address in no mapping is no frame here. framehop has it, and fails behind it.
+        let is_lost_alike =
+            !is_complete && end == End::NoMapping && theirs.len() == first + 1 && first == ours.len();
+        comparison.lost_alike += usize::from(is_lost_alike);
+        let is_explained = is_longer || is_made_at_run_time || is_as_frame_pointers || is_lost_alike;
+        comparison.worse += usize::from(!is_explained);
         comparison.longer += usize::from(is_longer && end == End::Complete);
         // framehop always ends at a frame whose caller's stack pointer is in memory, and reports the stack as complete. It
         // depends on the processor which of a library's functions with such frames run.
