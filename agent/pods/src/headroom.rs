@@ -230,7 +230,7 @@ mod tests {
         let seen = fake.process(7, "overlay", "cgroup2", "");
         fake.v2(&seen, &(24 * MIB).to_string(), 21, 0);
         assert_eq!(fake.find(), Some(Headroom { free: 3 * MIB, limit: 24 * MIB, of: LimitOf::Target }));
-        // A root that its container serves can hang whoever looks at it.
+        // A look at a root that its container serves can hang.
         fake.process(7, "fuse.evil", "cgroup2", "");
         assert_eq!(fake.find(), None);
     }

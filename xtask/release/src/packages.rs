@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+
+use crate::source::cargo;
 
 /// Name and version.
 pub type PackageId = (String, String);
@@ -29,7 +30,7 @@ pub struct Packages {
 impl Packages {
     /// The packages that are linked into `programs` on a target: no build scripts' and no macros' dependencies.
     pub fn of(folder: &Path, programs: &[&str], target: &str) -> Result<Packages> {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = cargo();
         command.current_dir(folder).args(["tree", "--locked", "-e", "normal", "--prefix", "depth"]);
         command.args(["--format", " {p}|{l}", "--target", target]);
         command.args(programs.iter().flat_map(|program| ["-p", program]));

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
+use serde_json::Value;
 
 use crate::packages::Packages;
 use crate::sbom::LinkedSource;
@@ -50,15 +51,41 @@ impl Source {
         Ok(programs.and(kernel_side))
     }
 
-    /// SQLite is C code inside of a package.
+    /// SQLite is C code inside of a package: its version is in the header there.
     pub fn linked(&self) -> Result<Vec<LinkedSource>> {
+        let inside_of = "libsqlite3-sys";
+        let header = self.folder_of(inside_of)?.join("sqlite3/sqlite3.h");
+        let text = std::fs::read_to_string(&header).with_context(|| header.display().to_string())?;
         Ok(vec![LinkedSource {
             name: "sqlite".to_owned(),
-            version: rusqlite::version().to_owned(),
+            version: sqlite_version(&text).context("sqlite3.h has no version")?.to_owned(),
             license: "SQLite blessing (public domain)".to_owned(),
-            inside_of: "libsqlite3-sys".to_owned(),
+            inside_of: inside_of.to_owned(),
         }])
     }
+
+    /// The folder with a package's sources.
+    fn folder_of(&self, package: &str) -> Result<PathBuf> {
+        let mut command = cargo();
+        command.current_dir(&self.root).args(["metadata", "--locked", "--format-version", "1"]);
+        let metadata: Value = serde_json::from_str(&output(&mut command)?).context("cargo metadata")?;
+        let mut packages = metadata["packages"].as_array().into_iter().flatten();
+        let found = packages.find(|entry| entry["name"] == package);
+        let manifest = found.and_then(|entry| entry["manifest_path"].as_str());
+        let folder = manifest.and_then(|path| Path::new(path).parent());
+        Ok(folder.with_context(|| format!("cargo metadata has no {package}"))?.to_owned())
+    }
+}
+
+/// The version in a line like `#define SQLITE_VERSION "3.54.1"`.
+fn sqlite_version(header: &str) -> Option<&str> {
+    let mut lines = header.lines().filter_map(|line| line.strip_prefix("#define SQLITE_VERSION "));
+    Some(lines.next()?.trim().trim_matches('"'))
+}
+
+/// The cargo that runs this program.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 fn output(command: &mut Command) -> Result<String> {
@@ -66,4 +93,17 @@ fn output(command: &mut Command) -> Result<String> {
         command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr).trim_end());
     Ok(String::from_utf8_lossy(&out.stdout).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_sqlite_is_that_of_the_header() {
+        let header = "#define SQLITE_EXTERN extern\n#define SQLITE_VERSION        \"3.54.1\"\n#define SQLITE_VERSION_NUMBER 3054001\n";
+        assert_eq!(sqlite_version(header), Some("3.54.1"));
+        let linked = Source::find().unwrap().linked().unwrap();
+        assert!(linked[0].version.starts_with("3."), "{linked:?}");
+    }
 }

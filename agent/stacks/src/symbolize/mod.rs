@@ -17,6 +17,7 @@ mod cache;
 mod debug_file;
 mod descriptors;
 mod files;
+mod frames;
 mod kernel;
 pub mod maps;
 pub(crate) mod open;
@@ -34,11 +35,12 @@ use std::time::Instant;
 use cache::FrameCache;
 use descriptors::DescriptorId;
 use files::{FileHelpers, FileId, FileTable, MappedFile, Unnamed};
+use frames::{gave_up, mark_by_build_id, to_frames, unlocated, unnamed};
 use kernel::KernelSymbols;
-use podopsy_model::profile::{Frame, Mapping, file_name};
+use podopsy_model::profile::{Frame, Mapping};
 use podopsy_opener::Openers;
 use podopsy_wire::{FileKey, FrameWord, VDSO_NUMBER};
-use podopsy_worker::{Parser, Symbol, SymbolFunction, Tenant};
+use podopsy_worker::{Parser, Symbol, Tenant};
 use processes::{FileOpener, ProcessTable, UnplacedFrame};
 pub use program_image::ProgramImage;
 
@@ -528,24 +530,8 @@ impl Symbolizer {
     }
 }
 
-/// A frame with the reason in place of its function's name.
-fn gave_up(at: Frame, reason: &str) -> Arc<[Frame]> {
-    let file = at.module.as_deref().map_or("a file", file_name);
-    let function = Some(format!("[symbols: gave up on {file}: {reason}]").into());
-    Arc::from([Frame { function, ..at }])
-}
-
 /// What the addresses of a job have in common: their container, and their file.
 type LookupGroup = (Tenant, Result<DescriptorId, FileId>);
-
-/// Frames whose names come from a file with the right build id, of which it is not known whether it is the right file.
-fn mark_by_build_id(frames: &[Frame]) -> Arc<[Frame]> {
-    let mark = |frame: &Frame| {
-        let function = frame.function.as_ref().map(|name| format!("{name} [by build id]").into());
-        Frame { function, ..frame.clone() }
-    };
-    frames.iter().map(mark).collect()
-}
 
 /// Bytes of a name that are kept.
 const MAX_NAME: usize = 1024;
@@ -569,33 +555,4 @@ impl CodeLocation {
     pub fn ends_stack(self) -> bool {
         matches!(self, CodeLocation::Unmapped { reason, .. } if reason != StackLossReason::FileOutOfReach)
     }
-}
-
-/// The frame that stands for one that cannot be located.
-fn unlocated(reason: StackLossReason) -> Arc<[Frame]> {
-    let text = match reason {
-        StackLossReason::FileOutOfReach => "[unknown: the file could not be opened]",
-        StackLossReason::ProgramReplaced => "[unknown: the process has started another program since]",
-        StackLossReason::ProcessUnknown => "[unknown: the process ended before its mappings were read]",
-        _ => "[unwind: address in no mapping]",
-    };
-    Arc::from([Frame { function: Some(text.into()), ..Frame::default() }])
-}
-
-/// A frame without a function.
-fn unnamed(module: Option<&str>, offset: u64) -> Arc<[Frame]> {
-    Arc::from([Frame { module: module.map(Arc::from), offset, ..Frame::default() }])
-}
-
-/// A symbol's functions as frames, all at the location of `at`.
-fn to_frames(symbol: Symbol, at: &Frame) -> Arc<[Frame]> {
-    let last = symbol.functions.len().saturating_sub(1);
-    let frame = |(index, function): (usize, SymbolFunction)| Frame {
-        function: (!function.name.is_empty()).then(|| function.name.into()),
-        source: function.source.map(|source| (source.file.into(), source.line)),
-        inlined: index < last,
-        ..at.clone()
-    };
-    let frames: Arc<[Frame]> = symbol.functions.into_iter().enumerate().map(frame).collect();
-    if frames.is_empty() { Arc::from([at.clone()]) } else { frames }
 }
