@@ -20,7 +20,8 @@ const FIRST_TO_BE_KILLED: &str = "1000";
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 const MIB: u64 = 1 << 20;
 
-/// What a recording takes, in bytes charged to its cgroup, with a reserve of a third: docs/costs.md has what was measured.
+/// What a recording takes, in bytes charged to its cgroup, with a reserve. The page cache of the program is not in it: the
+/// kernel takes it back before it kills for a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// A packet socket, and no probes.
