@@ -82,8 +82,7 @@ fn until_it_records(pod: &PodHandle, container: &str) {
 #[test]
 fn dns_takes_little_of_its_pods_memory_and_is_the_first_to_be_killed() {
     let (node, victims) = node();
-    // Together with all of podopsy's program this is more than the limit.
-    let (pod, image) = pod_that_holds(&node, &victims, "roomy", 13 * MIB);
+    let (pod, image) = pod_that_holds(&node, &victims, "roomy", 8 * MIB);
     forget_image(node.directory());
     let before = used(&pod);
     pod.add_container(debugger(&image, "dns")).expect("start an ephemeral container");
