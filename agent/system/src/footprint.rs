@@ -7,8 +7,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 
-/// Drops what was read of the program ahead of time, and has the kernel read single pages from now on. Call it first in
-/// `main`. It costs time at the start: 0.1 ms or so for each page that is not in the page cache.
+/// Drops what was read of the program ahead of time, and asks the kernel to read single pages from now on. Since 6.16 it does so
+/// for data alone, and reads code ahead (`do_sync_mmap_readahead` in `mm/filemap.c`).
 pub fn read_own_program_by_pages() {
     let (Ok(program), Ok(maps)) = (File::open("/proc/self/exe"), std::fs::read_to_string("/proc/self/smaps"))
     else {
