@@ -4,9 +4,8 @@
 //! container, if the limit is met nevertheless.
 
 use std::fs;
-use std::path::Path;
 
-use podopsy_pods::headroom::{self, Headroom, LimitOf};
+use podopsy_pods::headroom::{self, Headroom, LimitOf, is_in_container};
 use podopsy_system::footprint;
 
 use crate::args::Hook;
@@ -16,8 +15,6 @@ use crate::terminal::note;
 /// The largest value: such a process is the first one that the kernel kills in its cgroup (`OOM_SCORE_ADJ_MAX` in
 /// `<uapi/linux/oom.h>`).
 const FIRST_TO_BE_KILLED: &str = "1000";
-/// The link of a process in the host's pid namespace (`PROC_PID_INIT_INO` in `<linux/proc_ns.h>`).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 const MIB: u64 = 1 << 20;
 
 /// What a recording takes, in bytes charged to its cgroup, with a reserve. The page cache of the program is not in it: the
@@ -41,11 +38,6 @@ impl Need {
             Hook::Auto | Hook::Cgroup => Need::Probes,
         }
     }
-}
-
-/// Whether podopsy runs in a container: in a pid namespace of its own, as an ephemeral container does.
-pub fn is_in_container() -> bool {
-    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link != Path::new(INITIAL_PID_NAMESPACE))
 }
 
 /// Gives back what was read of the program ahead of time. Call it first in `main`, and again when a command records: the kernel

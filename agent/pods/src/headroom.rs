@@ -49,6 +49,17 @@ pub enum LimitOf {
     Target,
 }
 
+/// Whether podopsy runs in a container: in a pid namespace of its own, as an ephemeral container does.
+pub fn is_in_container() -> bool {
+    is_in_initial_pid_namespace(Path::new("/proc")) == Some(false)
+}
+
+/// None: the namespace is not readable.
+fn is_in_initial_pid_namespace(proc_root: &Path) -> Option<bool> {
+    let link = fs::read_link(proc_root.join("self/ns/pid")).ok()?;
+    Some(link == Path::new(INITIAL_PID_NAMESPACE))
+}
+
 /// The smallest headroom of all limits that are visible; None: there is none.
 pub fn find() -> Option<Headroom> {
     find_in(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
@@ -120,8 +131,7 @@ fn is_limit(bytes: &u64) -> bool {
 /// The cgroups of other containers whose processes are visible. None in the host's pid namespace: there, each process of the
 /// node is visible.
 fn other_containers(proc_root: &Path, hierarchy: &Hierarchy, own: &MemoryFiles) -> Vec<MemoryFiles> {
-    let namespace = fs::read_link(proc_root.join("self/ns/pid"));
-    if namespace.is_ok_and(|link| link == Path::new(INITIAL_PID_NAMESPACE)) {
+    if is_in_initial_pid_namespace(proc_root) == Some(true) {
         return Vec::new();
     }
     let entries = fs::read_dir(proc_root).into_iter().flatten().flatten();
