@@ -17,6 +17,7 @@ use podopsy_system::sync::lock;
 use podopsy_wire::{FileKey, FrameWord, VDSO_NUMBER};
 use podopsy_worker::{FileHandle, Tenant};
 
+use crate::StackLossReason;
 use crate::symbolize::maps::{Area, FilesystemKind};
 
 /// Files whose number is known by their key. The kernel side knows 4,096 at a time.
@@ -25,11 +26,11 @@ const MAX_KEYS: usize = 32 << 10;
 /// whose files the symbolizer opens itself.
 const MAX_WAITING: usize = 128;
 
-/// A file that has a number, as it was opened for its table.
+/// A file that has a number, as it was opened for its table, or why it could not be.
 #[derive(Clone, Debug)]
 pub(crate) struct NumberedFile {
     pub number: u32,
-    pub file: Arc<FileHandle>,
+    pub file: Result<Arc<FileHandle>, StackLossReason>,
     pub pid: u32,
     pub tenant: Tenant,
     pub area: Area,
@@ -72,7 +73,7 @@ impl FileNumbers {
         }
     }
 
-    /// Passes an opened file to the symbolizer.
+    /// Passes a file to the symbolizer that was opened, or could not be.
     pub(crate) fn add_opened(&self, file: NumberedFile) {
         let mut state = lock(&self.0);
         if state.opened.len() >= MAX_WAITING {

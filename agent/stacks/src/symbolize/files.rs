@@ -19,7 +19,7 @@ use podopsy_worker::{
 use super::descriptors::{Descriptor, DescriptorId, Descriptors};
 use super::maps::{Area, FilesystemKind};
 use super::{debug_file, hex, open};
-use crate::unwind::{file_key, is_inode_of_key};
+use crate::unwind::file_key;
 use crate::{StackLossReason, StackLosses};
 use podopsy_model::profile::Mapping;
 use podopsy_model::text::escape_bytes;
@@ -174,9 +174,32 @@ impl FileTable {
             Ok(file) => self.hold(mapped, Arc::new(file), helpers, losses),
             Err(reason) => {
                 losses.add(reason, 1);
-                self.insert(mapped, (Opened::Refused(Unnamed::Lost(reason)), Arc::default()), losses)
+                self.insert_refused(mapped, reason, losses)
             }
         }
+    }
+
+    /// The entry of a file that another thread could not open, and has counted.
+    pub fn add_refused(
+        &mut self,
+        mapped: &MappedFile<'_>,
+        reason: StackLossReason,
+        losses: &mut StackLosses,
+    ) -> FileId {
+        self.clock += 1;
+        match self.open_entry(mapped.area) {
+            Some(id) => id,
+            None => self.insert_refused(mapped, reason, losses),
+        }
+    }
+
+    fn insert_refused(
+        &mut self,
+        mapped: &MappedFile<'_>,
+        reason: StackLossReason,
+        losses: &mut StackLosses,
+    ) -> FileId {
+        self.insert(mapped, (Opened::Refused(Unnamed::Lost(reason)), Arc::default()), losses)
     }
 
     /// The entry of a file that another thread has opened by its mapping.
@@ -221,13 +244,6 @@ impl FileTable {
     /// The entry of a file as the kernel side knows it.
     pub fn by_kernel_key(&self, key: &FileKey) -> Option<FileId> {
         self.by_kernel_key.get(key).copied()
-    }
-
-    /// Whether an entry that could not be opened is of the file with this key, by device and inode.
-    pub fn is_refused(&self, id: FileId, key: &FileKey) -> bool {
-        let is_refused = |known: &&KnownFile| matches!(known.opened, Opened::Refused(_));
-        let refused = self.known.get(&id).filter(is_refused);
-        refused.is_some_and(|known| is_inode_of_key(known.key.0, known.key.1, key))
     }
 
     /// Whether the entry has not been forgotten.

@@ -163,7 +163,7 @@ impl Symbolizer {
         self.by_number.insert(number, id);
     }
 
-    /// The file with a number in frames; none if it was never opened.
+    /// The file with a number in frames; none if no one has tried to open it.
     fn file_of_number(&mut self, number: u32) -> Option<FileId> {
         let known = self.by_number.get(&number).copied().filter(|id| self.files.is_known(*id));
         if known.is_some_and(|id| self.files.is_held(id)) {
@@ -181,20 +181,14 @@ impl Symbolizer {
         Some(id)
     }
 
-    /// The file with a number in a frame of a process; also one that could not be opened, for its name and the reason.
-    fn file_of_frame(&mut self, pid: u32, number: u32) -> Option<FileId> {
-        if let Some(id) = self.file_of_number(number) {
-            return Some(id);
-        }
-        let key = self.numbers.key(number)?;
-        self.processes.held_files(pid).into_iter().find(|&id| self.files.is_refused(id, &key))
-    }
-
     fn hold_opened(&mut self, opened: NumberedFile) -> FileId {
         let NumberedFile { file, pid, tenant, ref area, filesystem, .. } = opened;
         let mapped = MappedFile { pid, tenant, area, filesystem };
         let Self { files, openers, parser, losses, .. } = self;
-        files.add_opened(&mapped, file, &mut FileHelpers { openers, parser }, losses)
+        match file {
+            Ok(file) => files.add_opened(&mapped, file, &mut FileHelpers { openers, parser }, losses),
+            Err(reason) => files.add_refused(&mapped, reason, losses),
+        }
     }
 
     /// Reads a process's mappings and opens its executables while it lives. Call on first sight of a process, and when
@@ -262,7 +256,7 @@ impl Symbolizer {
         let UserAddress { pid, image, address, is_return } = address;
         match FrameWord::from_word(address) {
             FrameWord::File { number: VDSO_NUMBER, offset } => CodeLocation::Vdso { offset },
-            FrameWord::File { number, offset } => match self.file_of_frame(pid, number) {
+            FrameWord::File { number, offset } => match self.file_of_number(number) {
                 Some(id) => CodeLocation::File { id, offset },
                 None => CodeLocation::Unmapped { address: offset, reason: StackLossReason::FileOutOfReach },
             },

@@ -303,35 +303,30 @@ fn run_python(arguments: &[&str]) -> Running {
     python
 }
 
-/// A file that is too large to be opened, mapped as code.
 #[test]
-fn a_frame_of_a_file_that_was_refused_has_the_files_name_and_the_offset() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(1 << 40).unwrap();
-    let script = "import mmap, sys\n\
-        file = open(sys.argv[1])\n\
-        code = mmap.mmap(file.fileno(), 8192, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)\n\
-        print('sleeping', flush=True)\nsys.stdin.read()";
-    let path = file.path().to_str().unwrap();
-    let python = run_python(&["-c", script, path]);
-    let pid = python.pid();
-    let area = code_of(pid, path);
+fn a_frame_of_a_file_that_was_refused_has_the_files_name_and_the_reason() {
+    let pid = std::process::id();
+    let area = maps::read_in_test(pid).unwrap().find(own_address()).unwrap().clone();
+    let filesystem = maps::FilesystemKind::Remote;
     let numbers = FileNumbers::default();
-    let key =
-        |inode| FileKey { inode, size: 1 << 40, device: area.device.0 << 20 | area.device.1, changed: 1 };
     let mut symbolizer = Symbolizer::new(&helpers()).with_numbers(numbers.clone());
-    symbolizer.add_process(pid);
-    let mut frame_of = |pid, inode| {
-        let word = FrameWord::file(numbers.number(&key(inode)), 0x1234);
-        symbolizer.user_frames(at(pid, word))[0].clone()
+    let mut frame_of = |inode, reason| {
+        let area = maps::Area { inode, ..area.clone() };
+        let number = numbers.number(&FileKey { inode, size: 1, device: 1, changed: 1 });
+        let refused = NumberedFile { number, file: Err(reason), pid, tenant: 1, area, filesystem };
+        numbers.add_opened(refused);
+        // No process is known: the frame's number is all that there is.
+        symbolizer.user_frames(at(u32::MAX, FrameWord::file(number, 0x1234)))[0].clone()
     };
-    let frame = frame_of(pid, area.inode);
+    let frame = frame_of(1, StackLossReason::FileTooLarge);
+    let path = std::str::from_utf8(area.file_path()).unwrap();
     assert_eq!((frame.module.as_deref(), frame.function, frame.offset), (Some(path), None, 0x1234));
-    // The file of another process, or another file: nothing is known of it.
-    let unknown = Some("[unknown: the file could not be opened]");
-    assert_eq!(frame_of(std::process::id(), area.inode).function.as_deref(), unknown);
-    assert_eq!(frame_of(pid, area.inode + 1).function.as_deref(), unknown);
-    assert_eq!(symbolizer.losses()["file_too_large"], 2);
+    let frame = frame_of(2, StackLossReason::FileSystemNoAnswer);
+    let function = frame.function.unwrap();
+    assert!(function.starts_with("[symbols: gave up on podopsy_stacks"), "{function}");
+    assert!(function.ends_with(": its file system does not answer]"), "{function}");
+    let losses = symbolizer.losses();
+    assert_eq!((losses["file_too_large"], losses["file_system_no_answer"]), (1, 1));
 }
 
 /// An executable mapping without a file, in a process that writes a perf map and then ends.
@@ -550,7 +545,7 @@ fn a_frame_has_the_name_of_its_file_also_when_its_process_was_never_looked_at() 
     let unopened = &symbolizer.user_frames(frame(number))[0];
     assert_eq!(unopened.function.as_deref(), Some("[unknown: the file could not be opened]"));
     let filesystem = maps::FilesystemKind::Other;
-    numbers.add_opened(NumberedFile { number, file, pid, tenant: 1, area, filesystem });
+    numbers.add_opened(NumberedFile { number, file: Ok(file), pid, tenant: 1, area, filesystem });
     let named = symbolizer.user_frames(frame(number));
     assert!(named.last().unwrap().function.as_ref().unwrap().contains("a_function_with_a_name"), "{named:?}");
     assert_eq!(named.last().unwrap().offset, offset);

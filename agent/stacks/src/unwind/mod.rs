@@ -21,7 +21,7 @@ mod worker;
 
 pub use builder::{TableBuilder, TableBuilderReport};
 pub use scan::PrebuildScope;
-pub(crate) use scan::{file_key, is_inode_of_key};
+pub(crate) use scan::file_key;
 pub use tables::KernelMaps;
 
 /// The default bound for kernel memory that holds tables.

@@ -112,7 +112,7 @@ impl OpenedFile {
     /// The same, with its number in frames.
     pub fn numbered(&self, number: u32) -> NumberedFile {
         let OpenedFile { pid, tenant, ref area, filesystem, ref file } = *self;
-        NumberedFile { number, file: Arc::clone(file), pid, tenant, area: area.clone(), filesystem }
+        NumberedFile { number, file: Ok(Arc::clone(file)), pid, tenant, area: area.clone(), filesystem }
     }
 }
 
@@ -123,9 +123,14 @@ pub(super) fn open_file(
     tenant: Tenant,
     area: &Area,
 ) -> Result<OpenedFile, StackLossReason> {
-    let filesystem = Mounts::for_areas(pid, std::slice::from_ref(area)).filesystem(area.device);
+    let filesystem = filesystem_of(pid, area);
     let file = Arc::new(open::mapped_file(openers, (pid, tenant), area, filesystem)?);
     Ok(OpenedFile { pid, tenant, area: area.clone(), filesystem, file })
+}
+
+/// The kind of the file system that the file behind a mapping lies on.
+pub(super) fn filesystem_of(pid: u32, area: &Area) -> FilesystemKind {
+    Mounts::for_areas(pid, std::slice::from_ref(area)).filesystem(area.device)
 }
 
 /// Sorts by size, descending: the last file is the smallest, and is the first one to be popped.
@@ -142,12 +147,7 @@ pub(super) fn is_file_of_key(file: &FileHandle, key: &FileKey) -> bool {
 
 /// True if a mapping has the inode and the device of `key`.
 pub(super) fn is_area_of_key(area: &Area, key: &FileKey) -> bool {
-    is_inode_of_key(area.device, area.inode, key)
-}
-
-/// True if `key` has this device (major and minor number) and inode.
-pub(crate) fn is_inode_of_key(device: (u32, u32), inode: u64, key: &FileKey) -> bool {
-    (inode, kernel_device(device)) == (key.inode, key.device)
+    (area.inode, kernel_device(area.device)) == (key.inode, key.device)
 }
 
 /// A device number as the kernel stores it: 12 bits of major number, 20 of minor (`<linux/kdev_t.h>`).

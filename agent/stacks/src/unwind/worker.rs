@@ -15,10 +15,11 @@ use podopsy_worker::{FileHandle, FoundUnwind, Interpreter, MAX_UNWIND_BYTES, Par
 
 use super::builder::{BuilderMessage, BuilderState, TableBuilderReport};
 use super::scan::{
-    OpenedFile, PendingFile, PrebuildScope, file_key, files_in_scope, is_area_of_key, is_file_of_key,
-    mapped_files, mappings, open_file, smallest_last,
+    OpenedFile, PendingFile, PrebuildScope, file_key, files_in_scope, filesystem_of, is_area_of_key,
+    is_file_of_key, mapped_files, mappings, open_file, smallest_last,
 };
 use super::tables::{KernelMaps, UnwindTables};
+use crate::file_numbers::NumberedFile;
 use crate::python::InterpreterNumber;
 use crate::symbolize::maps::Area;
 use crate::symbolize::{open, vdso};
@@ -281,15 +282,24 @@ impl<K: KernelMaps> TableWorker<K> {
                 }
                 self.retry_later(request.key, StackLossReason::MappedFileReplaced);
             }
-            Err(reason) if open::PERMANENT.contains(&reason) && is_area_of_key(area, &request.key) => {
-                self.set_no_table(&request.key, 0, reason);
-            }
-            Err(reason @ StackLossReason::FileSystemNoAnswer) => {
-                self.retry_after(RETRY_REFUSED_AFTER, request.key, reason);
-            }
-            // The process may have ended just now, or have mapped another file at the address.
-            Err(reason) => self.retry_later(request.key, reason),
+            Err(reason) => self.handle_refused_file(request, area, reason),
         }
+    }
+
+    /// A file that a stack went through could not be opened.
+    fn handle_refused_file(&mut self, request: &TableRequest, area: &Area, reason: StackLossReason) {
+        let is_requested_file = is_area_of_key(area, &request.key);
+        let is_permanent = open::PERMANENT.contains(&reason);
+        let has_no_answer = reason == StackLossReason::FileSystemNoAnswer;
+        if is_requested_file && (is_permanent || has_no_answer) {
+            self.pass_on_refused(request, area, reason);
+        }
+        if is_requested_file && is_permanent {
+            return self.set_no_table(&request.key, 0, reason);
+        }
+        // Otherwise the process may have ended just now, or have mapped another file at the address.
+        let pause = if has_no_answer { RETRY_REFUSED_AFTER } else { RETRY_AFTER };
+        self.retry_after(pause, request.key, reason);
     }
 
     /// A process has started a program, or is to be scanned before its first sample.
@@ -331,6 +341,22 @@ impl<K: KernelMaps> TableWorker<K> {
     fn pass_on(&self, key: &FileKey, opened: &OpenedFile) {
         let numbers = &self.state.numbers;
         numbers.add_opened(opened.numbered(numbers.number(key)));
+    }
+
+    /// Passes to the symbolizer why the file of a frame has no names.
+    fn pass_on_refused(&self, request: &TableRequest, area: &Area, reason: StackLossReason) {
+        let numbers = &self.state.numbers;
+        let (pid, tenant) = (request.pid, tenant::of_process(request.pid));
+        let filesystem = filesystem_of(pid, area);
+        let number = numbers.number(&request.key);
+        numbers.add_opened(NumberedFile {
+            number,
+            file: Err(reason),
+            pid,
+            tenant,
+            area: area.clone(),
+            filesystem,
+        });
     }
 
     /// Lets the kernel side request a file again after [`RETRY_AFTER`].
