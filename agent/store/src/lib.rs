@@ -18,6 +18,8 @@ mod quarantine;
 mod read;
 mod row;
 mod schema;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 pub(crate) mod tests;
 mod writer;

@@ -290,18 +290,7 @@ fn a_file_of_version_1_is_read_and_written() {
     let dir = tempdir().unwrap();
     let path = dir.path().join(FILE);
     let old = dns(ago(50), owner("shop", "orders", &[]), "old.test");
-    {
-        let mut connection = Connection::open(&path).unwrap();
-        connection.pragma_update(None, "auto_vacuum", "incremental").unwrap();
-        schema::migrate(&mut connection, 0, &schema::STEPS[..1]).unwrap();
-        connection
-            .execute(
-                "INSERT INTO record (id, shelf, share, kind, begin_ns, end_ns, namespace, pod, bytes, body) \
-                 VALUES (77, 1, 2, 'dns.failure', ?1, ?1, 'shop', 'orders', 300, ?2)",
-                (row::ns(old.time), serde_json::to_vec(&old).unwrap()),
-            )
-            .unwrap();
-    }
+    testing::write_version_1(dir.path(), &old).unwrap();
     let (store, mut receiver) = start(dir.path(), StoreLimits::default());
     let new = dns(ago(40), owner("shop", "orders", &[("app", "x")]), "new.test");
     put(&store, &mut receiver, new.clone()).unwrap();
@@ -310,7 +299,7 @@ fn a_file_of_version_1_is_read_and_written() {
         .page(&Filter { pod: Some("orders".into()), ..Filter::all(Collection::Events) })
         .unwrap();
     let events: Vec<Event> = page.items.iter().map(|item| item.parse().unwrap()).collect();
-    assert_eq!((page.items[0].id, events), (77, vec![old, new]));
+    assert_eq!((page.items[0].id, events), (testing::ID, vec![old, new]));
     drop(store);
     let version = Connection::open(&path).unwrap();
     let version: i64 = version.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
