@@ -21,7 +21,7 @@ use super::DestinationFormat;
 use super::EncodedEvent;
 use podopsy_model::event::{Protocol, Severity};
 use podopsy_model::owner::{ContainerRef, PodRef};
-use podopsy_model::{Detail, Event, EventKind};
+use podopsy_model::{Detail, Event, EventKind, Workload, workloads};
 
 /// Log records for an OpenTelemetry Collector, or any other OTLP receiver.
 #[derive(Debug, Default)]
@@ -90,6 +90,7 @@ pub(super) fn resource(node: &str, pod: Option<&PodRef>, container: Option<&Cont
         attributes.push(string_attribute("k8s.namespace.name", &pod.namespace));
         attributes.push(string_attribute("k8s.pod.name", &pod.name));
         attributes.push(string_attribute("k8s.pod.uid", &pod.uid));
+        attributes.extend(workloads(pod).iter().map(workload_attribute));
         let labels = pod.labels.iter();
         attributes
             .extend(labels.map(|(key, value)| string_attribute(&format!("k8s.pod.label.{key}"), value)));
@@ -101,6 +102,11 @@ pub(super) fn resource(node: &str, pod: Option<&PodRef>, container: Option<&Cont
         attributes.extend(image_attributes(&container.image));
     }
     Resource { attributes, ..Resource::default() }
+}
+
+/// The controller's name, as it is inferred from the pod's labels and name: `k8s.deployment.name`.
+fn workload_attribute(workload: &Workload) -> KeyValue {
+    string_attribute(&format!("k8s.{}.name", workload.kind.as_str().to_ascii_lowercase()), &workload.name)
 }
 
 /// Splits `NAME:TAG`, `NAME@DIGEST` or `NAME:TAG@DIGEST`, because the conventions have an attribute for each part.
@@ -219,6 +225,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pods_workloads_are_attributes_of_the_resource() {
+        let labels = [("pod-template-hash".to_owned(), "7d9c5b6f4".to_owned())].into();
+        let (namespace, name) = ("shop".to_owned(), "orders-7d9c5b6f4-x2v8p".to_owned());
+        let pod = PodRef { namespace, name, uid: "u".to_owned(), labels };
+        let attributes = resource("n1", Some(&pod), None).attributes;
+        let string = |text: &str| Value::StringValue(text.to_owned());
+        assert_eq!(find(&attributes, "k8s.deployment.name"), Some(&string("orders")));
+        assert_eq!(find(&attributes, "k8s.replicaset.name"), Some(&string("orders-7d9c5b6f4")));
+    }
+
+    #[test]
     fn a_container_is_a_resource_and_an_event_is_a_log_record() {
         let batch = [lookup("a.example", 1), host_lookup(2), lookup("b.example", 3)];
         let request = ExportLogsServiceRequest::decode(OtlpLogs.encode(&batch).unwrap().as_slice()).unwrap();
@@ -229,6 +246,7 @@ mod tests {
         assert_eq!(of(pod, "k8s.pod.name"), string("basket"));
         assert_eq!(of(pod, "k8s.pod.label.app"), string("shop"));
         assert_eq!(of(pod, "k8s.node.name"), string("n1"));
+        assert_eq!(of(pod, "k8s.deployment.name"), None, "its name does not show one");
         assert_eq!(of(pod, "k8s.container.restart_count"), Some(Value::IntValue(4)));
         let records = &pod.scope_logs[0].log_records;
         assert_eq!(records.len(), 2);

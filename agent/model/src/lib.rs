@@ -24,6 +24,7 @@ pub mod target;
 pub mod testing;
 pub mod text;
 pub mod verdict;
+pub mod workload;
 
 pub use dns::DnsCounts;
 pub use event::{Detail, DnsTransaction, Event, EventKind, Losses, OomKill, Outcome, ProcessRef, TcpFailure};
@@ -33,3 +34,4 @@ pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 pub use pod_incident::PodIncident;
 pub use sigkill::Sigkill;
 pub use target::Target;
+pub use workload::{Workload, WorkloadKind, workloads};

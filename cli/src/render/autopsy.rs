@@ -9,6 +9,7 @@ use podopsy_model::verdict;
 use podopsy_model::{Detail, Event};
 
 use super::growth;
+use super::inspect::workload;
 use super::oom::{how, level, pod, resident};
 use super::table::{cut, field, pad};
 use super::units;
@@ -41,6 +42,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Res
     put("whose limit", &limit_hit(incident))?;
     put("victim", &victims(incident))?;
     put("trigger", &trigger(incident))?;
+    put("workload", &event.pod.as_ref().map(workload).unwrap_or_default())?;
     put("container", &container(event, incident))?;
     put("runtime", &runtime(event, incident))?;
     put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use podopsy_model::{KnownBy, Owner, PodRef};
+use podopsy_model::{KnownBy, Owner, PodRef, Workload, workloads};
 use podopsy_pods::{ContainerDetails, PodDetails};
 
 use super::pods::reason;
@@ -44,6 +44,7 @@ impl<'a, W: Write> Sheet<'a, W> {
     pub fn pod(&mut self, pod: &PodRef, sandbox: Option<&PodDetails>) -> io::Result<()> {
         self.head("Pod", &format!("{}/{}", pod.namespace, pod.name))?;
         self.field("uid", &pod.uid)?;
+        self.field("workload", &workload(pod))?;
         self.field("labels", &labels(&pod.labels))?;
         let Some(sandbox) = sandbox else { return Ok(()) };
         self.field("state", &sandbox.state)?;
@@ -136,6 +137,12 @@ fn memory(container: &ContainerDetails) -> String {
         }
         (Some(usage), _) => format!("{}, {limit}", units::bytes(usage)),
     }
+}
+
+/// The controllers of a pod; empty if none can be inferred.
+pub fn workload(pod: &PodRef) -> String {
+    let names: Vec<String> = workloads(pod).iter().map(Workload::to_string).collect();
+    if names.is_empty() { String::new() } else { format!("{} (by its labels and name)", names.join(", ")) }
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {
