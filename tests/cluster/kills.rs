@@ -51,6 +51,13 @@ fn each_kill_of_a_deployment_has_its_pod_and_attempt_as_kubernetes_counts_them()
     });
     let view = incident.incident.as_ref().and_then(|one| one.runtime.as_ref()).expect("just found");
     assert_eq!(Some(view.restarts), attempt(&incident), "the runtime's count is the attempt");
+
+    // The ReplicaSet is the pod's owner at the API; the agent infers it.
+    let set = pod["metadata"]["ownerReferences"][0]["name"].as_str().expect("an owner");
+    let id = incident.incident.as_ref().map(|one| one.id.clone()).expect("just found");
+    let autopsy = agent.podopsy(&["oom", "show", &id]).expect("the autopsy");
+    let workload = format!("workload     Deployment orders, ReplicaSet {set} (by its labels and name)");
+    assert!(autopsy.contains(&workload), "no {workload:?} in\n{autopsy}");
 }
 
 #[test]

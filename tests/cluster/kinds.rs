@@ -62,6 +62,23 @@ fn a_jobs_and_a_stateful_sets_kills_name_their_pods() {
     assert_eq!(label(&database, "statefulset.kubernetes.io/pod-name").as_deref(), Some("db-0"));
 }
 
+#[test]
+fn a_sidecars_kill_names_the_sidecar_and_the_application_runs_on() {
+    let agent = Agent::apply("base");
+    let shop = Namespace::new("sidecars");
+    let app = container("app", &["lookup", "--every", "500", "nxdomain.example.com"], "32Mi");
+    shop.create(pod("orders", json!({ "containers": [app, container("proxy", &LEAK, "24Mi")] })));
+    let kill = wait_kill(&agent, "sidecars", "orders", "proxy");
+    // The pod's limit is the sum: the container's own was met.
+    assert_eq!(kill.pod.as_ref().map(|pod| pod.name.as_str()), Some("orders"));
+    let failure =
+        agent.wait_event("sidecars", EventKind::DnsFailure, "failed query", |event| is_of(event, "orders"));
+    assert_eq!(failure.container.as_ref().map(|one| one.name.as_str()), Some("app"), "{failure:#?}");
+    let statuses = shop.pods("orders")[0]["status"]["containerStatuses"].clone();
+    let app = statuses.as_array().and_then(|all| all.iter().find(|one| one["name"] == "app"));
+    assert_eq!(app.map(|one| &one["restartCount"]), Some(&0.into()), "{statuses:#}");
+}
+
 /// A static pod's manifest on the node, removed when this is dropped.
 struct StaticPod(std::path::PathBuf);
 

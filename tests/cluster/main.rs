@@ -7,3 +7,4 @@ mod kills;
 mod kinds;
 mod overlays;
 mod support;
+mod upkeep;

@@ -22,6 +22,11 @@ fn run_folder() -> PathBuf {
     folder.expect("these tests need a Kubernetes node: run `cargo xtask cluster test` as root").into()
 }
 
+/// The agent's state folder on the node.
+pub fn state_folder() -> PathBuf {
+    std::env::var_os("PODOPSY_CLUSTER_STATE").expect("`cargo xtask cluster test` sets it").into()
+}
+
 /// The folder of the node's files.
 pub fn node_folder() -> PathBuf {
     std::env::var_os("PODOPSY_CLUSTER_NODE").expect("`cargo xtask cluster test` sets it").into()
@@ -68,13 +73,23 @@ pub fn get(arguments: &[&str]) -> Value {
 }
 
 /// Polls until there is something; `explain` is called when there is nothing in time.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>, explain: impl Fn() -> String) -> T {
-    let end = Instant::now() + SOON;
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>, explain: impl Fn() -> String) -> T {
+    until_within(SOON, what, look, explain)
+}
+
+/// [`until`] with another longest wait.
+pub fn until_within<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+    explain: impl Fn() -> String,
+) -> T {
+    let end = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "no {what} within {SOON:?}\n{}", explain());
+        assert!(Instant::now() < end, "no {what} within {limit:?}\n{}", explain());
         std::thread::sleep(Duration::from_millis(500));
     }
 }
@@ -103,6 +118,13 @@ impl Namespace {
     pub fn pods(&self, app: &str) -> Vec<Value> {
         let list = get(&["pods", "-n", self.0, "-l", &format!("app={app}")]);
         list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until the pod with this name is ready.
+    pub fn wait_ready(&self, name: &str) {
+        let (pod, limit) = (format!("pod/{name}"), format!("--timeout={}s", SOON.as_secs()));
+        let ready = try_kubectl(&["-n", self.0, "wait", "--for=condition=Ready", &pod, &limit]);
+        ready.unwrap_or_else(|error| panic!("{error}\n{}", self.describe()));
     }
 
     /// What the cluster has to say about it, for a failed assertion.
@@ -166,6 +188,11 @@ impl Agent {
         try_kubectl(&["apply", "-k", &folder.path().display().to_string()])
     }
 
+    /// Removes the DaemonSet, and waits until its pods are gone.
+    pub fn delete() {
+        kubectl(&["delete", "daemonset", "-n", "podopsy", "podopsy-agent", "--cascade=foreground"]);
+    }
+
     pub fn wait_rolled_out() {
         let limit = format!("--timeout={}s", SOON.as_secs());
         let status = try_kubectl(&["-n", "podopsy", "rollout", "status", "daemonset/podopsy-agent", &limit]);
@@ -190,6 +217,12 @@ impl Agent {
     pub fn podopsy(&self, arguments: &[&str]) -> Option<String> {
         let pod = self.pod();
         try_kubectl(&[&["-n", "podopsy", "exec", &pod, "--", "/podopsy"], arguments].concat()).ok()
+    }
+
+    /// The agent's `/metrics`, by way of the API server.
+    pub fn metrics(&self) -> String {
+        let path = format!("/api/v1/namespaces/podopsy/pods/{}:metrics/proxy/metrics", self.pod());
+        kubectl(&["get", "--raw", &path])
     }
 
     /// The events of a namespace in the agent's history, oldest first.

@@ -61,6 +61,7 @@ fn run_test(layout: &Layout, program: &Path, name: &str) -> Result<Verdict> {
     let mut command = Command::new(program);
     command.args(["--exact", name, "--nocapture"]).current_dir(sh::root().join("tests"));
     command.env("PODOPSY_CLUSTER", &layout.run).env("PODOPSY_CLUSTER_NODE", &layout.node);
+    command.env("PODOPSY_CLUSTER_STATE", layout.host_folder("/var/lib/podopsy"));
     command.stdin(Stdio::null()).stdout(output.try_clone().context("share the log")?).stderr(output);
     let start = Instant::now();
     let status = command.status().with_context(|| format!("start {}", program.display()))?;
