@@ -75,3 +75,53 @@ fn in_a_small_pod_podopsy_fits_or_refuses_and_the_application_restarts_as_withou
     );
     assert_eq!((count(&debugged), count(&alone)), (0, 0), "{}", shop.describe());
 }
+
+/// kubectl's profiles under which a container can have a packet socket.
+const PROFILES: [&str; 5] = ["legacy", "general", "baseline", "netadmin", "sysadmin"];
+
+/// Kubernetes 1.20 takes no security context for an ephemeral container, so kubectl puts the container into a copy of the pod:
+/// the settings of each profile are kubectl's own.
+#[test]
+fn under_each_of_kubectls_profiles_podopsy_sees_the_lookups_of_the_pod() {
+    let shop = Namespace::new("profiles");
+    let app = container("app", &["lookup", "--every", "300", "nxdomain.example.com"], "64Mi");
+    shop.create(pod("pricing", json!({ "containers": [app] })));
+    shop.wait_ready("pricing");
+    for profile in PROFILES {
+        copy_with_podopsy(profile, &["/podopsy", "dns", "--for", "5s"]);
+    }
+    for profile in PROFILES {
+        let found = || log_of_copy(profile).filter(|log| log.contains("nxdomain.example.com"));
+        until(&format!("lookup under {profile}"), found, || {
+            format!("{:?}\n{}", log_of_copy(profile), shop.describe())
+        });
+    }
+    // As root is not permitted, and the image has no other user, the kubelet does not start it at all.
+    copy_with_podopsy("restricted", &["/podopsy", "dns"]);
+    let refused = || {
+        let pod = get(&["pod", "-n", "profiles", "copy-restricted"]);
+        let statuses = pod["status"]["containerStatuses"].as_array()?.clone();
+        let podopsy = statuses.iter().find(|one| one["name"] == "podopsy")?;
+        (podopsy["state"]["waiting"]["reason"] == "CreateContainerConfigError").then_some(())
+    };
+    until("refusal under restricted", refused, || shop.describe());
+}
+
+/// Copies the pod `pricing` with podopsy in it, under one of kubectl's profiles.
+fn copy_with_podopsy(profile: &str, command: &[&str]) {
+    let (copy, profile) = (format!("--copy-to=copy-{profile}"), format!("--profile={profile}"));
+    let image = format!("--image={PODOPSY}");
+    let debug = ["debug", "-n", "profiles", "pricing", &copy, &profile, &image, "--share-processes"];
+    let rest = ["--container=podopsy", "--image-pull-policy=IfNotPresent", "--quiet", "--"];
+    kubectl(&[&debug[..], &rest, command].concat());
+}
+
+/// The log of podopsy in such a copy, also of its last run: it is restarted when it has ended.
+fn log_of_copy(profile: &str) -> Option<String> {
+    let (pod, log) = (format!("copy-{profile}"), ["-n", "profiles", "logs"]);
+    let of = |previous: &[&str]| {
+        try_kubectl(&[&log[..], &[&pod, "--container=podopsy"], previous].concat()).unwrap_or_default()
+    };
+    let both = of(&[]) + &of(&["--previous"]);
+    (!both.is_empty()).then_some(both)
+}
