@@ -8,3 +8,4 @@ mod kinds;
 mod overlays;
 mod support;
 mod upkeep;
+mod walkthrough;

@@ -48,10 +48,53 @@ fn the_field_of_kubernetes_1_30_is_refused_by_its_name() {
 
 #[test]
 fn kinds_of_the_prometheus_operator_are_refused_without_it_and_the_rest_is_applied() {
-    for overlay in ["overlays/prometheus-operator", "overlays/network-policy"] {
-        let error = Agent::try_apply(overlay, PODOPSY).expect_err("the operator is not installed");
-        assert!(error.contains("PodMonitor") && error.contains("PrometheusRule"), "{overlay}: {error}");
+    let monitors = [
+        ("prometheus-operator", "PodMonitor"),
+        ("network-policy", "PodMonitor"),
+        ("service-monitor", "ServiceMonitor"),
+    ];
+    for (name, monitor) in monitors {
+        let overlay = format!("overlays/{name}");
+        let error = Agent::try_apply(&overlay, PODOPSY).expect_err("the operator is not installed");
+        assert!(error.contains(monitor) && error.contains("PrometheusRule"), "{overlay}: {error}");
         let unknown = error.lines().filter(|line| line.contains("no matches for kind"));
         assert_eq!(unknown.count(), 2, "{overlay}: {error}");
     }
+}
+
+/// Overlays whose kinds 1.20 knows, although the node is of another kind: the API server validates them.
+#[test]
+fn overlays_for_other_nodes_and_exports_are_accepted_by_the_api_server() {
+    let names = ["k3s", "cri-o", "kind", "eks", "loki", "otel-collector"];
+    Agent::apply("base");
+    for name in names {
+        let folder = manifests().join("overlays").join(name).display().to_string();
+        let applied = try_kubectl(&["apply", "-k", &folder, "--dry-run=server"]);
+        let applied = applied.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(applied.contains("daemonset.apps/podopsy-agent configured"), "{name}: {applied}");
+    }
+}
+
+#[test]
+fn the_outage_of_the_clusters_dns_is_undone() {
+    let outage = Namespace::new("outage");
+    // This cluster has no CoreDNS: a Deployment of its name.
+    outage.create(json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "coredns" },
+        "spec": {
+            "replicas": 2, "selector": { "matchLabels": { "app": "coredns" } },
+            "template": template("coredns", json!({ "containers": [container("coredns", &["pause"], "16Mi")] })),
+        },
+    }));
+    let script = manifests().join("chaos/dns-outage.sh").display().to_string();
+    let run = |action: &str| sh(&format!("NAMESPACE=outage {script} {action}"));
+    let replicas = || get(&["deployment", "-n", "outage", "coredns"])["spec"]["replicas"].clone();
+    assert!(run("stop").contains("no outage"), "nothing to undo");
+    let printed = run("start");
+    assert!(printed.contains("brings back 2 replicas"), "{printed}");
+    assert_eq!(replicas(), 0);
+    assert!(run("start").contains("has begun already"), "the number to go back to is kept");
+    let printed = run("stop");
+    assert!(printed.contains("successfully rolled out"), "{printed}");
+    assert_eq!(replicas(), 2);
 }

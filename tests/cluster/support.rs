@@ -50,6 +50,18 @@ fn result(program: &str, arguments: &[&str], input: &str) -> Result<String, Stri
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// Runs a script by `sh` on the node, with the cluster's kubectl first in the path, and returns what it prints. It may fail, as
+/// podopsy does when it lists nothing.
+pub fn sh(script: &str) -> String {
+    let mut path = run_folder().join("bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    let output = Command::new("sh").args(["-c", script]).env("PATH", path).stdin(Stdio::null()).output();
+    let output = output.expect("start sh");
+    let text = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Calls Debian 13's kubectl. The error is what it writes to stderr.
 pub fn try_kubectl(arguments: &[&str]) -> Result<String, String> {
     result("kubectl", arguments, "")
@@ -184,7 +196,7 @@ impl Agent {
 
     /// [`Agent::apply`] without waiting; the error is kubectl's.
     pub fn try_apply(overlay: &str, image: &str) -> Result<String, String> {
-        let folder = kustomization(overlay, image);
+        let folder = kustomization(overlay, &[("podopsy", image)], &[patch_of_socket()]);
         try_kubectl(&["apply", "-k", &folder.path().display().to_string()])
     }
 
@@ -249,19 +261,32 @@ impl Agent {
     }
 }
 
-/// A kustomization of its own that takes an overlay of manifests/ and changes what depends on this cluster: the image's
-/// name and the way to the runtime's socket.
-fn kustomization(overlay: &str, image: &str) -> tempfile::TempDir {
+/// A kustomization of its own that takes an overlay of manifests/ with images of this cluster.
+pub fn kustomization(overlay: &str, images: &[(&str, &str)], patches: &[Value]) -> tempfile::TempDir {
     let own = tempfile::tempdir().expect("a folder");
     // kustomize takes relative paths alone.
     let up = "../".repeat(own.path().components().count() - 1);
     let resource = format!("{up}{}", manifests().join(overlay).display().to_string().trim_start_matches('/'));
-    let (name, tag) = image.rsplit_once(':').expect("a name with a tag");
-    // A machine that is a container itself may not permit to look into process 1's root, where the agent finds the socket
-    // on other nodes.
+    let image = |(old, new): &(&str, &str)| {
+        let (name, tag) = new.rsplit_once(':').expect("a name with a tag");
+        json!({ "name": old, "newName": name, "newTag": tag })
+    };
+    let text = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+        "resources": [resource],
+        "images": images.iter().map(image).collect::<Vec<_>>(),
+        "patches": patches.iter().map(|patch| json!({ "patch": patch.to_string() })).collect::<Vec<_>>(),
+    });
+    std::fs::write(own.path().join("kustomization.yaml"), text.to_string()).expect("write it");
+    own
+}
+
+/// The way to the runtime's socket. A machine that is a container itself may not permit to look into process 1's root, where
+/// the agent finds the socket on other nodes.
+fn patch_of_socket() -> Value {
     let folder_of_socket = run_folder().join("cri");
     let socket = folder_of_socket.join("containerd.sock");
-    let patch = json!({
+    json!({
         "apiVersion": "apps/v1", "kind": "DaemonSet",
         "metadata": { "name": "podopsy-agent", "namespace": "podopsy" },
         "spec": { "template": { "spec": {
@@ -272,15 +297,7 @@ fn kustomization(overlay: &str, image: &str) -> tempfile::TempDir {
             }],
             "volumes": [{ "name": "cri", "hostPath": { "path": folder_of_socket } }],
         }}},
-    });
-    let text = json!({
-        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-        "resources": [resource],
-        "images": [{ "name": "podopsy", "newName": name, "newTag": tag }],
-        "patches": [{ "patch": patch.to_string() }],
-    });
-    std::fs::write(own.path().join("kustomization.yaml"), text.to_string()).expect("write it");
-    own
+    })
 }
 
 /// Whether the event's pod has a name that begins so.

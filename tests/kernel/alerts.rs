@@ -57,21 +57,9 @@ fn on_page(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn promtool_agrees_and_each_alert_has_a_test() {
+fn promtool_agrees() {
     promtool(&["check", "rules", "podopsy.rules.yaml"]);
     promtool(&["test", "rules", "podopsy.rules.test.yaml"]);
-    let rules = yaml("prometheus/podopsy.rules.yaml");
-    let tests = read("prometheus/podopsy.rules.test.yaml");
-    let groups = rules["groups"].as_sequence().expect("groups");
-    let alerts = groups.iter().flat_map(|group| group["rules"].as_sequence().expect("rules"));
-    let alerts: Vec<&str> = alerts.filter_map(|rule| rule["alert"].as_str()).collect();
-    assert!(alerts.len() >= 9, "{alerts:?}");
-    for alert in alerts {
-        let tested = format!("alertname: {alert}\n        exp_alerts:\n");
-        assert!(tests.contains(&tested), "no test in which {alert} fires");
-    }
-    // Both files must have the same rules.
-    assert_eq!(yaml("components/prometheus-operator/prometheusrule.yaml")["spec"]["groups"], rules["groups"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A real kill and a real streak of failed lookups as Events on their pod, at a stub of the API server that validates
-//! them as upstream does (Debian 12 has no kube-apiserver).
+//! them as upstream does, and fails on demand. A real API server, compiled from Debian 12's source package, gets them in
+//! tests/cluster/kills.rs.
 
 use std::time::{Duration, Instant};
 

@@ -128,7 +128,8 @@ fn whatever_a_kustomization_names_is_there_and_nothing_else_lies_beside_it() {
         assert_eq!(it["kind"] == "Component", is_component, "{}", folder.display());
         let paths = list(&it["resources"]).iter().chain(list(&it["components"])).map(text);
         let paths = paths.chain(list(&it["patches"]).iter().map(|patch| text(&patch["path"])));
-        let named: BTreeSet<PathBuf> = paths.map(|path| folder.join(path)).collect();
+        let generated = list(&it["configMapGenerator"]).iter().flat_map(|one| list(&one["files"])).map(text);
+        let named: BTreeSet<PathBuf> = paths.chain(generated).map(|path| folder.join(path)).collect();
         for path in &named {
             let file = if path.is_dir() { path.join("kustomization.yaml") } else { path.clone() };
             assert!(file.is_file(), "{} is not there", path.display());

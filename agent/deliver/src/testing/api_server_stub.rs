@@ -1,6 +1,7 @@
 //! A stub of the API server: TLS with its own authority, a token, and events.k8s.io/v1 with upstream's validation.
 //!
-//! It is a stub because Debian 12 has no kube-apiserver (only etcd). The kernel tests use it, too.
+//! It is a stub because the real one takes 11 CPU-minutes to compile (`cargo xtask cluster up`), and cannot be made to fail on
+//! demand. The kernel tests use it, too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};

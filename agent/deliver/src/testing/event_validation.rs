@@ -1,5 +1,5 @@
 //! The API server's validation of Events: the rules of `pkg/apis/core/validation/events.go` of Kubernetes 1.34 for
-//! events.k8s.io/v1, for the stub. Debian 12 has no kube-apiserver.
+//! events.k8s.io/v1, for the stub.
 
 use serde_json::Value;
 

@@ -2,8 +2,11 @@
 //! DNS failure ends in an OOM kill minutes later.
 //!
 //! ```text
-//! dns-leaker [--name NAME] [--every MS] [--leak BYTES]
+//! dns-leaker [--name NAME] [--every MS] [--leak BYTES] [--worker]
 //! ```
+//!
+//! `--worker` does so in a child that is started again whenever it ends, as prefork servers do: where the OOM killer takes
+//! single processes, PID 1 lives on, and Kubernetes shows Running without a restart.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -12,7 +15,7 @@ use podopsy_victims::args::{Args, bytes, time};
 use podopsy_victims::lookup::resolve;
 use podopsy_victims::term::exit_on_sigterm;
 
-const USAGE: &str = "dns-leaker [--name NAME] [--every MS] [--leak BYTES]";
+const USAGE: &str = "dns-leaker [--name NAME] [--every MS] [--leak BYTES] [--worker]";
 const PAGE: usize = 4096;
 
 /// Requests that wait for a retry.
@@ -29,12 +32,33 @@ fn main() {
         .unwrap_or_else(|| "payments.finance.svc.cluster.local".to_owned());
     let every = args.value("--every", time).unwrap_or(Duration::from_millis(200));
     let leak = args.value("--leak", bytes).unwrap_or(1 << 20);
+    let worker = args.switch("--worker");
     args.positional();
+    if worker {
+        become_worker();
+    }
 
     let mut queue = RetryQueue::default();
     loop {
         charge_card(&mut queue, &name, leak);
         std::thread::sleep(every);
+    }
+}
+
+/// Returns in a new child, again and again; the parent only waits for each.
+fn become_worker() {
+    loop {
+        // SAFETY: this process has one thread, so the child's copy of it is whole.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            return;
+        }
+        let mut status = 0;
+        // SAFETY: `status` is ours to write.
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        println!("worker {pid} ended by signal {}", libc::WTERMSIG(status));
+        // Without a child (fork failed), too: no busy loop.
+        std::thread::sleep(Duration::from_millis(500));
     }
 }
 
