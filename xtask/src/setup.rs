@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::apt::{self, Package};
-use crate::{debian13, sh, toolchain};
+use crate::{cluster, debian13, sh, toolchain};
 
 /// What to install. Without a name, all groups are installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -122,6 +122,8 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Test) {
         apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
         debian13::install(&cache_dir()?)?;
+        cluster::ensure_kubectl()?;
+        fetch_schemas()?;
     }
     if groups.contains(&Group::Cluster) {
         apt::unpack(CLUSTER_UNPACKED, &cache_dir()?.join("cluster/packages"))?;
@@ -166,6 +168,14 @@ pub fn cache_dir() -> Result<PathBuf> {
             .join(".cache"),
     };
     Ok(cache.join("podopsy"))
+}
+
+/// Downloads the crates that a test reads the types of Kubernetes' objects from.
+fn fetch_schemas() -> Result<()> {
+    let mut command = sh::cargo();
+    command.args(["fetch", "--quiet", "--locked", "--manifest-path"]);
+    sh::run(command.arg(sh::root().join("xtask/schemas/Cargo.toml")))
+        .context("cannot download the schemas of Kubernetes; they need crates.io")
 }
 
 fn install_bpf_linker() -> Result<()> {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -22,7 +22,7 @@ const FOLDER: &str = "kubectl-debian-13";
 /// Downloads the newer kubectl, unless it is in the cache.
 pub fn ensure(layout: &Layout) -> Result<()> {
     let folder = layout.cache.join(FOLDER);
-    if folder.join("usr/bin/kubectl").is_file() {
+    if newer(layout).is_file() {
         return Ok(());
     }
     sh::progress(format_args!("unpacking Debian 13's kubectl into {}", folder.display()));
@@ -42,10 +42,14 @@ pub fn ensure(layout: &Layout) -> Result<()> {
     fs::rename(&staging, &folder).with_context(|| format!("make {}", folder.display()))
 }
 
+/// The newer kubectl itself, which reaches no cluster.
+pub fn newer(layout: &Layout) -> PathBuf {
+    layout.cache.join(FOLDER).join("usr/bin/kubectl")
+}
+
 /// Writes the scripts, which name the process that holds the namespaces.
 pub fn write_scripts(layout: &Layout, holder: Process) -> Result<()> {
-    let newer = layout.cache.join(FOLDER).join("usr/bin/kubectl");
-    write_script(layout, holder, &layout.kubectl(), &newer)?;
+    write_script(layout, holder, &layout.kubectl(), &newer(layout))?;
     write_script(layout, holder, &layout.kubectl_old(), &layout.program("kubectl"))
 }
 

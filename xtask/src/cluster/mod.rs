@@ -32,6 +32,7 @@ mod process;
 mod state;
 mod suite;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -100,6 +101,16 @@ fn prepare(layout: &Layout) -> Result<()> {
     setup::install(&[Group::Cluster])?;
     build::ensure(layout)?;
     kubectl::ensure(layout)
+}
+
+/// Debian 13's kubectl, which `ensure_kubectl` unpacks: its kustomize reads components.
+pub fn newer_kubectl() -> Result<PathBuf> {
+    Ok(kubectl::newer(&Layout::new()?))
+}
+
+/// Downloads it, unless it is there.
+pub fn ensure_kubectl() -> Result<()> {
+    kubectl::ensure(&Layout::new()?)
 }
 
 /// Starts a cluster, unless one runs in full. The caller holds the lock.
