@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSection};
 
-use crate::sh;
 use crate::statics::{self, Statics};
+use crate::{chart, sh};
 
 /// The image that manifests/base/ uses.
 pub const DEFAULT_TAG: &str = concat!("podopsy:", env!("CARGO_PKG_VERSION"));
@@ -24,6 +24,9 @@ pub enum What {
 /// The commands `image` and `release`: the static binaries, and the files around them.
 pub fn run(what: What, tag: &str, platforms: &[String]) -> Result<()> {
     let programs = build_static()?;
+    if what == What::Release {
+        chart::run()?;
+    }
     let (word, out) = match what {
         What::Image => ("image", "target/oci"),
         What::Release => ("all", "target/release-files"),

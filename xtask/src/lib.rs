@@ -12,6 +12,7 @@
 //! | `bench` | [`bench`] | measures what the probes cost |
 //! | `build-static` | [`statics`] | builds the binaries of images |
 //! | `image` | [`image`] | builds static binaries and the container image |
+//! | `chart` | [`chart`] | writes a Helm chart from manifests/ |
 //! | `picture` | [`picture`] | draws terminal output in docs/images/ as SVG |
 //! | `tidy` | [`tidy`] | checks the rules that a tool can check |
 //!
@@ -24,6 +25,7 @@ pub mod apt;
 pub mod archive;
 pub mod bench;
 pub mod build_ebpf;
+pub mod chart;
 pub mod cluster;
 pub mod debian13;
 pub mod demo;

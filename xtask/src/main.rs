@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, build_ebpf, cluster, demo, image, picture, setup, sh, statics, test, tidy, vm};
+use xtask::{bench, build_ebpf, chart, cluster, demo, image, picture, setup, sh, statics, test, tidy, vm};
 
 #[derive(Parser)]
 #[command(
@@ -79,6 +79,8 @@ enum Command {
     Image(ImageArgs),
     /// Build all files of a release: binaries, image, bill of materials, manifests, completions, man pages, checksums
     Release(ImageArgs),
+    /// Write a Helm chart from manifests/base and its components, into target/chart/podopsy
+    Chart,
     /// Draw the terminal output in docs/images/ as SVG
     Picture,
     /// Check formatting, lints and the project's rules
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         Command::BuildStatic { what } => statics::run(what),
         Command::Image(args) => image::run(image::What::Image, &args.tag, &args.platform),
         Command::Release(args) => image::run(image::What::Release, &args.tag, &args.platform),
+        Command::Chart => chart::run().map(drop),
         Command::Picture => picture::run(),
         Command::Tidy => tidy::run(),
     };

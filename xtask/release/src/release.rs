@@ -40,6 +40,12 @@ pub fn write(source: &Source, programs: &Path, arch: &str, folder: &Path) -> Res
     let mut manifests = Entries::new();
     files::add_folder(&mut manifests, &format!("{name}-manifests"), &source.root.join("manifests"))?;
     files::write_tar(&folder.join(format!("{name}-manifests.tar.gz")), &manifests, seconds)?;
+
+    // As `helm package` would: the chart's folder at the top.
+    let mut chart = Entries::new();
+    files::add_folder(&mut chart, "podopsy", &source.root.join("target/chart/podopsy"))?;
+    ensure!(!chart.is_empty(), "there is no chart in target/chart: run `cargo xtask chart`");
+    files::write_tar(&folder.join(format!("{name}-chart.tgz")), &chart, seconds)?;
     files::write_checksums(folder)
 }
 
