@@ -67,11 +67,11 @@ impl Block<'_> {
     }
 }
 
-/// The id in the first row of `podopsy oom`.
-fn first_id(list: &str) -> Option<&str> {
-    let mut lines = list.lines().skip_while(|line| !line.starts_with("WHEN"));
+/// The id in the last row of `podopsy oom` that Kubernetes does not show.
+fn silent_id(list: &str) -> Option<&str> {
+    let row = list.lines().rfind(|line| line.contains("Running: silent"))?;
     // A date, a time, the id.
-    lines.nth(1)?.split_whitespace().nth(2)
+    row.split_whitespace().nth(2)
 }
 
 /// The agent and the workloads of the page, once what the page begins with has happened.
@@ -81,11 +81,13 @@ fn start() -> Agent {
     let folder = kustomization("overlays/chaos", &[("podopsy-victims", VICTIMS)], &[]);
     let apply = || try_kubectl(&["apply", "-k", &folder.path().display().to_string()]).ok();
     until("workloads", apply, || kubectl(&["get", "namespaces"]));
-    // Two, because the growth before the second is sampled from its beginning.
+    // Once it has been killed, its growth is sampled: an incident with it is the second one or a later one.
     let killed = || {
+        let pods = get(&["pods", "-n", NAMESPACE, "-l", "app=checkout"]);
+        let pod = pods["items"][0]["metadata"]["name"].as_str()?;
         let kills = agent.events(NAMESPACE, EventKind::OomIncident);
         let named = |event: &&podopsy_model::Event| {
-            is_of(event, "checkout-") && event.incident.as_ref().is_some_and(|one| one.growth.is_some())
+            is_of(event, pod) && event.incident.as_ref().is_some_and(|one| one.growth.is_some())
         };
         kills.iter().find(named).map(drop)
     };
@@ -128,7 +130,7 @@ fn every_command_of_the_page_prints_what_the_page_says() {
                 let output = sh(&format!("{defined}{script}"));
                 println!("$ {script}\n{output}({:.1} s)\n", began.elapsed().as_secs_f64());
                 assert_eq!(block.wrong(&output), None, "{script}\n{output}");
-                id = first_id(&output).map(str::to_owned).or(id);
+                id = silent_id(&output).map(str::to_owned).or(id);
                 ran += 1;
             }
             _ => {}
@@ -153,7 +155,7 @@ fn three_commands_lead_from_the_list_of_pods_to_the_function_within_a_minute() {
     for block in &commands {
         last = sh(&format!("{defined}{}", block.script.replace("$ID", id.as_deref().unwrap_or("$ID"))));
         assert_eq!(block.wrong(&last), None, "{}\n{last}", block.script);
-        id = first_id(&last).map(str::to_owned).or(id);
+        id = silent_id(&last).map(str::to_owned).or(id);
     }
     let took = began.elapsed();
     println!("{last}\nthree commands in {:.1} s", took.as_secs_f64());
