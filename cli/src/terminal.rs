@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use console::Term;
+pub use podopsy_model::text::visible;
 
 use crate::log;
 
@@ -69,39 +70,9 @@ pub fn write_line(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// Escapes control characters, and characters that reorder or hide text. The last check before a terminal.
-///
-/// Untrusted strings have already been escaped by `model::text` at their source. Those escapes, and podopsy's own arrows
-/// and dots, stay as they are.
-pub fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match u32::from(c) {
-            code @ (0..0x20 | 0x7f) => out.push_str(&format!("\\x{code:02x}")),
-            // C1 controls, soft hyphen, zero-width and bidirectional marks, BOM, tags.
-            0x80..=0x9f
-            | 0xad
-            | 0x61c
-            | 0x200b..=0x200f
-            | 0x2028..=0x202e
-            | 0x2060..=0x206f
-            | 0xfeff
-            | 0xe0000..=0xe007f => out.extend(c.escape_unicode()),
-            _ => out.push(c),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_and_invisible_characters_are_escaped() {
-        assert_eq!(visible("a\x1b[2J\u{9b}\u{202e}b\u{7f}"), "a\\x1b[2J\\u{9b}\\u{202e}b\\x7f");
-        assert_eq!(visible("leak[1] → 5.0 µs … \\x1b café"), "leak[1] → 5.0 µs … \\x1b café");
-    }
 
     #[test]
     fn files_get_no_colour() {

@@ -42,6 +42,30 @@ pub fn field(raw: &str) -> String {
     }
 }
 
+/// Escapes control characters, and characters that reorder or hide text. The last check before a terminal.
+///
+/// Untrusted strings have already been escaped at their source. Those escapes, and podopsy's own arrows and dots, stay as
+/// they are: escaping twice changes nothing.
+pub fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match u32::from(c) {
+            code @ (0..0x20 | 0x7f) => out.push_str(&format!("\\x{code:02x}")),
+            // C1 controls, soft hyphen, zero-width and bidirectional marks, BOM, tags.
+            0x80..=0x9f
+            | 0xad
+            | 0x61c
+            | 0x200b..=0x200f
+            | 0x2028..=0x202e
+            | 0x2060..=0x206f
+            | 0xfeff
+            | 0xe0000..=0xe007f => out.extend(c.escape_unicode()),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
 fn push_escaped(out: &mut String, text: &str) {
     for c in text.chars() {
         match c {
@@ -63,6 +87,12 @@ fn is_plain(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_and_invisible_characters_are_escaped() {
+        assert_eq!(visible("a\x1b[2J\u{9b}\u{202e}b\u{7f}"), "a\\x1b[2J\\u{9b}\\u{202e}b\\x7f");
+        assert_eq!(visible("leak[1] → 5.0 µs … \\x1b café"), "leak[1] → 5.0 µs … \\x1b café");
+    }
 
     #[test]
     fn printable_text_stays() {
