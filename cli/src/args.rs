@@ -2,11 +2,13 @@
 
 #[cfg(test)]
 mod docs_tests;
+mod fleet;
 mod history;
 mod live;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, TypedValueParser as _};
@@ -19,6 +21,9 @@ use podopsy_recorder::options::{dns_ports, https_resolvers};
 use crate::exit::AlreadyPrinted;
 use crate::selector::Selector;
 use crate::terminal::{note, visible};
+pub use fleet::{
+    CompleteArgs, FleetCli, FleetCommand, FleetDoctorArgs, FleetOptions, command as fleet_command,
+};
 pub use history::{EventsArgs, HistoryArgs};
 pub use live::{
     DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, WatchArgs, WatchKind,
@@ -39,6 +44,7 @@ Examples:
   podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
   podopsy oom show 3f2a-28908           the autopsy of one OOM kill
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
+  kubectl podopsy oom -A                the same of all nodes of a cluster, as kubectl's plugin
   podopsy inspect pid:4242              which pod does this process belong to?
   podopsy doctor                        what works here, and how to fix the rest
   source <(podopsy completion bash)     completes commands and options in bash
@@ -101,6 +107,8 @@ pub enum Command {
     Completion(CompletionArgs),
     #[command(hide = true)]
     ManPages(ManPagesArgs),
+    #[command(hide = true)]
+    Bridge(HistoryArgs),
 }
 
 /// Print the completion script of a shell
@@ -256,10 +264,28 @@ fn socket_path(path: PathBuf) -> PathBuf {
     }
 }
 
+/// What this process was called as.
+#[expect(clippy::large_enum_variant, reason = "only one value exists")]
+pub enum Called {
+    Podopsy(Cli),
+    /// kubectl's plugin, and the options for podopsy on a node.
+    Plugin(FleetCli, Vec<OsString>),
+}
+
+/// The plugin's file name: kubectl finds it by that.
+const PLUGIN: &str = "kubectl-podopsy";
+
 /// Parses this process's arguments. Prints help, version and usage errors.
-pub fn parse() -> anyhow::Result<Cli> {
+pub fn parse() -> anyhow::Result<Called> {
     let args: Vec<OsString> = std::env::args_os().collect();
-    read(&args).map_err(|error| {
+    let is_plugin =
+        args.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == PLUGIN);
+    let read = if is_plugin {
+        fleet::read(&args).map(|(cli, forwarded)| Called::Plugin(cli, forwarded))
+    } else {
+        read(&args).map(Called::Podopsy)
+    };
+    read.map_err(|error| {
         // clap repeats arguments unescaped: print without colours and escaped if one has control characters.
         let is_harmless = args.iter().all(|arg| arg.to_str().is_some_and(|text| visible(text) == text));
         if is_harmless {
@@ -275,15 +301,17 @@ pub fn parse() -> anyhow::Result<Cli> {
 /// Parses the arguments with clap, and checks the limits of the probes.
 fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
     let cli = Cli::try_parse_from(args)?;
-    let (ports, resolvers) = match &cli.command {
-        Command::Watch(args) => (&args.dns_ports, &args.doh_resolvers),
-        Command::Dns(args) => (&args.dns_ports, &args.doh_resolvers),
-        _ => return Ok(cli),
-    };
-    match dns_ports(ports).map(drop).and_then(|()| https_resolvers(resolvers).map(drop)) {
-        Ok(()) => Ok(cli),
-        Err(error) => Err(Cli::command().error(ErrorKind::TooManyValues, error)),
+    match &cli.command {
+        Command::Watch(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
+        Command::Dns(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
+        _ => {}
     }
+    Ok(cli)
+}
+
+fn check_dns_options(ports: &[u16], resolvers: &[IpAddr]) -> Result<(), clap::Error> {
+    let checked = dns_ports(ports).map(drop).and_then(|()| https_resolvers(resolvers).map(drop));
+    checked.map_err(|error| Cli::command().error(ErrorKind::TooManyValues, error))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What every command gets: the global options and the terminals.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use podopsy_pods::hierarchy::Hierarchy;
@@ -8,6 +9,7 @@ use podopsy_pods::{self as pods, Pods};
 use podopsy_stacks::{Helpers, ParserOptions};
 
 use crate::args::GlobalArgs;
+use crate::fleet::ClusterAgents;
 use crate::terminal::Terminal;
 
 #[derive(Clone, Debug)]
@@ -15,11 +17,25 @@ pub struct Context {
     pub global: GlobalArgs,
     pub stdout: Terminal,
     pub stderr: Terminal,
+    /// Where this is kubectl's plugin: the agents of the cluster.
+    pub fleet: Option<Arc<ClusterAgents>>,
 }
 
 impl Context {
     pub fn new(global: GlobalArgs) -> Self {
-        Context { global, stdout: Terminal::stdout(), stderr: Terminal::stderr() }
+        Context { global, stdout: Terminal::stdout(), stderr: Terminal::stderr(), fleet: None }
+    }
+
+    /// For kubectl's plugin.
+    pub fn of_fleet(fleet: Arc<ClusterAgents>) -> Self {
+        let global = GlobalArgs {
+            cri_socket: None,
+            cri_timeout: Duration::ZERO,
+            node: None,
+            ignore_memory_limit: false,
+            verbose: 0,
+        };
+        Context { fleet: Some(fleet), ..Context::new(global) }
     }
 
     /// The node's name, safe to print: `--node`, or else the host's name.

@@ -20,6 +20,8 @@ pub enum CommandOutcome {
     Success,
     /// The command worked and found nothing.
     NothingFound,
+    /// A part of what was asked for could not be had; it is named on stderr.
+    Incomplete,
 }
 
 /// Wrong usage or a missing privilege: exit 2.
@@ -54,7 +56,7 @@ pub fn code(run: impl FnOnce() -> anyhow::Result<CommandOutcome>) -> ExitCode {
     }
     match result {
         Ok(Ok(CommandOutcome::Success)) => ExitCode::SUCCESS,
-        Ok(Ok(CommandOutcome::NothingFound)) => ExitCode::from(1),
+        Ok(Ok(CommandOutcome::NothingFound | CommandOutcome::Incomplete)) => ExitCode::from(1),
         Ok(Err(error)) => {
             let (code, quiet) = judge(&error);
             if !quiet {

@@ -33,7 +33,7 @@ pub async fn agent(args: &HistoryArgs) -> anyhow::Result<Option<AgentClient>> {
 }
 
 /// The sockets to try, and whether the user gave the socket: then a failure is an error.
-fn sockets(args: &HistoryArgs) -> (Vec<PathBuf>, bool) {
+pub fn sockets(args: &HistoryArgs) -> (Vec<PathBuf>, bool) {
     if let Some(socket) = &args.socket {
         return (vec![socket.clone()], true);
     }
@@ -111,6 +111,17 @@ pub async fn note_gaps(client: &AgentClient, from: Timestamp) {
 pub fn print_gaps(gaps: &[HistoryGap], from: Timestamp) {
     for gap in &gaps[gaps.len().saturating_sub(GAPS_PRINTED)..] {
         note(&describe_gap(gap, from));
+    }
+}
+
+/// Like [`print_gaps`], of several nodes.
+pub fn print_gaps_of_nodes(gaps: &[(String, HistoryGap)], from: Timestamp) {
+    let more = gaps.len().saturating_sub(GAPS_PRINTED);
+    for (node, gap) in &gaps[more..] {
+        note(&format!("{node}: {}", describe_gap(gap, from)));
+    }
+    if more > 0 {
+        note(&format!("{} more in the histories of these nodes", units::plural(more as u64, "gap")));
     }
 }
 

@@ -7,7 +7,7 @@
 //! | [`render`] | formats results as text; writes only to the writer that it gets |
 //! | [`exit`] | decides the exit code |
 //!
-//! The others are helpers: [`context`] (global options), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
+//! The others are helpers: [`context`] (global options), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
 //! history), [`log`], [`privilege`], [`signals`],
 //! [`output`] (files), [`process`] (/proc), [`selector`], [`terminal`].
 //!
@@ -18,6 +18,7 @@ mod args;
 mod cmd;
 mod context;
 mod exit;
+mod fleet;
 mod headroom;
 mod history;
 mod log;
@@ -29,12 +30,15 @@ mod selector;
 mod signals;
 mod terminal;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use args::{Cli, Command};
+use args::{Called, Cli, Command, FleetCli, FleetCommand};
 use context::Context;
 use exit::CommandOutcome;
+use fleet::ClusterAgents;
 use podopsy_system::heap;
 
 fn main() -> ExitCode {
@@ -45,11 +49,19 @@ fn main() -> ExitCode {
     headroom::settle();
     exit::panics_in_one_line();
     exit::code(|| {
-        let cli = args::parse()?;
-        // The doctor's report has everything that warnings would repeat.
-        log::to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)));
+        let called = args::parse()?;
+        match &called {
+            // The doctor's report has everything that warnings would repeat.
+            Called::Podopsy(cli) => {
+                log::to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)))
+            }
+            Called::Plugin(cli, _) => log::to_stderr(cli.options.verbose, false),
+        }
         let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
-        let verdict = runtime.block_on(run(cli));
+        let verdict = match called {
+            Called::Podopsy(cli) => runtime.block_on(run(cli)),
+            Called::Plugin(cli, forwarded) => runtime.block_on(run_plugin(cli, forwarded)),
+        };
         // A call to the container runtime that hangs must not delay the exit.
         runtime.shutdown_background();
         verdict
@@ -69,5 +81,27 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,
         Command::Completion(args) => cmd::manual::completion(args),
         Command::ManPages(args) => cmd::manual::man_pages(&args),
+        Command::Bridge(args) => cmd::bridge::run(&args).await,
     }
+}
+
+/// kubectl's plugin: the same commands, with the agents of a cluster as their source.
+async fn run_plugin(cli: FleetCli, forwarded: Vec<OsString>) -> anyhow::Result<CommandOutcome> {
+    if let FleetCommand::Complete(args) = &cli.command {
+        return cmd::complete::run(args);
+    }
+    let fleet = Arc::new(ClusterAgents::find(cli.options).await?);
+    let context = Context::of_fleet(fleet.clone());
+    let outcome = match cli.command {
+        FleetCommand::Oom(args) => cmd::oom::run(&context, args).await,
+        FleetCommand::Events(args) => cmd::events::run(&context, args).await,
+        FleetCommand::Pods(args) => cmd::pods::run(&context, args).await,
+        FleetCommand::Watch(args) => cmd::fleet_watch::run(&context, &fleet, &args).await,
+        FleetCommand::Dns(args) => cmd::remote::dns(&fleet, &args, forwarded).await,
+        FleetCommand::Profile(args) => cmd::remote::profile(&context, &fleet, &args, forwarded).await,
+        FleetCommand::Inspect(args) => cmd::remote::inspect(&fleet, &args, forwarded).await,
+        FleetCommand::Doctor(args) => cmd::fleet_doctor::run(&context, &fleet, &args).await,
+        FleetCommand::Complete(_) => Ok(CommandOutcome::Success),
+    };
+    outcome.map(|outcome| if fleet.is_incomplete() { CommandOutcome::Incomplete } else { outcome })
 }

@@ -26,6 +26,9 @@ impl Output {
         let name = path.file_name().unwrap_or_default().as_bytes();
         match format.or_else(|| Format::from_file_name(name)) {
             Some(format) if !name.is_empty() => Ok(Output { path, format }),
+            _ if path.as_os_str() == STDOUT => {
+                Err(Refusal("-o -: stdout has no extension, so give the format with --format".to_owned()))
+            }
             _ => Err(Refusal(format!(
                 "{}: the file name's extension selects the format: {}; for another extension, give --format",
                 shown(&path),
@@ -39,6 +42,11 @@ impl Output {
     /// The path, safe to print.
     pub fn shown(&self) -> String {
         shown(&self.path)
+    }
+
+    /// Whether it is stdout.
+    pub fn is_stdout(&self) -> bool {
+        self.path.as_os_str() == STDOUT
     }
 
     /// How to open the file, for a message.
@@ -56,14 +64,21 @@ impl Output {
 
 /// Outputs with an open temporary file each, so that a folder that cannot be written fails before the sampling.
 #[derive(Debug)]
-pub struct Pending(Vec<(Output, NamedTempFile)>);
+pub struct Pending(Vec<(Output, Option<NamedTempFile>)>);
+
+/// The name that stands for stdout.
+const STDOUT: &str = "-";
 
 /// Opens a temporary file next to each output. An output that cannot be written is refused now, not after the sampling.
 pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
-    let mut pending: Vec<(Output, NamedTempFile)> = Vec::new();
+    let mut pending: Vec<(Output, Option<NamedTempFile>)> = Vec::new();
     for output in outputs {
         if pending.iter().any(|(other, _)| other.path == output.path) {
             return Err(Refusal(format!("{} is given twice", output.shown())).into());
+        }
+        if output.is_stdout() {
+            pending.push((output, None));
+            continue;
         }
         refuse_links(&output.path)?;
         let folder = match output.path.parent() {
@@ -76,12 +91,17 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
             .with_context(|| format!("cannot write {}", output.shown()))?;
-        pending.push((output, temporary));
+        pending.push((output, Some(temporary)));
     }
     Ok(Pending(pending))
 }
 
 impl Pending {
+    /// Whether stdout is one of the outputs: nothing else may be printed there.
+    pub fn has_stdout(&self) -> bool {
+        self.0.iter().any(|(output, _)| output.is_stdout())
+    }
+
     /// Writes `profile` to each temporary file and renames it. After an error the former file is still there, and the
     /// other outputs are written all the same: the samples cannot be taken again.
     pub fn finish(self, profile: &Profile) -> Vec<(Output, anyhow::Result<()>)> {
@@ -94,8 +114,11 @@ impl Pending {
         write: impl Fn(Format, &mut dyn std::io::Write) -> anyhow::Result<()>,
     ) -> Vec<(Output, anyhow::Result<()>)> {
         let finished = self.0.into_iter().map(|(output, temporary)| {
-            let result = finish_one(&output, temporary, &write)
-                .with_context(|| format!("cannot write {}", output.shown()));
+            let result = match temporary {
+                Some(temporary) => finish_one(&output, temporary, &write),
+                None => write(output.format, &mut std::io::stdout().lock()),
+            };
+            let result = result.with_context(|| format!("cannot write {}", output.shown()));
             (output, result)
         });
         finished.collect()

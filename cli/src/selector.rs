@@ -1,6 +1,7 @@
 //! Label selectors, as `kubectl -l` takes the equality-based ones: `app=web,tier!=db,canary,!legacy`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 /// Requirements that must all hold.
@@ -24,6 +25,19 @@ impl Selector {
             Requirement::Exists(key) => labels.contains_key(key),
             Requirement::Absent(key) => !labels.contains_key(key),
         })
+    }
+}
+
+/// As it was read.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = self.0.iter().map(|requirement| match requirement {
+            Requirement::Equals(key, value) => format!("{key}={value}"),
+            Requirement::Differs(key, value) => format!("{key}!={value}"),
+            Requirement::Exists(key) => key.clone(),
+            Requirement::Absent(key) => format!("!{key}"),
+        });
+        f.write_str(&parts.collect::<Vec<_>>().join(","))
     }
 }
 
@@ -77,7 +91,9 @@ mod tests {
             ("!absent,app = web", true),
             ("app=", false),
         ] {
-            assert_eq!(selector.parse::<Selector>().unwrap().matches(&labels), expected, "{selector}");
+            let read: Selector = selector.parse().unwrap();
+            assert_eq!(read.matches(&labels), expected, "{selector}");
+            assert_eq!(read.to_string().parse(), Ok(read), "{selector}");
         }
     }
 

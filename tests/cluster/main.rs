@@ -3,6 +3,7 @@
 
 mod agent;
 mod ephemeral;
+mod fleet;
 mod kills;
 mod kinds;
 mod overlays;

@@ -72,6 +72,17 @@ pub fn kubectl(arguments: &[&str]) -> String {
     try_kubectl(arguments).unwrap_or_else(|error| panic!("kubectl {}: {error}", arguments.join(" ")))
 }
 
+/// The script that calls Debian 13's kubectl for this cluster.
+pub fn kubectl_path() -> PathBuf {
+    run_folder().join("bin/kubectl")
+}
+
+/// Creates an object.
+pub fn create(object: &Value) {
+    let created = result("kubectl", &["create", "--filename=-"], &object.to_string());
+    created.unwrap_or_else(|error| panic!("create {object}: {error}"));
+}
+
 /// Calls the kubectl of the cluster's own version.
 pub fn old_kubectl(arguments: &[&str]) -> String {
     let called = result("kubectl-1.20", arguments, "");
@@ -122,8 +133,7 @@ impl Namespace {
     /// Creates an object in it.
     pub fn create(&self, mut object: Value) {
         object["metadata"]["namespace"] = self.0.into();
-        let created = result("kubectl", &["create", "--filename=-"], &object.to_string());
-        created.unwrap_or_else(|error| panic!("create {object}: {error}"));
+        create(&object);
     }
 
     /// The pods with this label `app`.

@@ -196,7 +196,11 @@ impl AgentClient {
     ) -> Result<(hyper::HeaderMap, Bytes), ClientError> {
         let (head, body) = self.send(path, query).await?.into_parts();
         let body = read_body(body, self.response_bytes_max).await?;
-        if head.status == StatusCode::OK { Ok((head.headers, body)) } else { Err(refusal(head.status, &body)) }
+        if head.status == StatusCode::OK {
+            Ok((head.headers, body))
+        } else {
+            Err(refusal(head.status, &body))
+        }
     }
 
     async fn send(&self, path: &str, query: &QueryParameters) -> Result<Response<Incoming>, ClientError> {

@@ -18,14 +18,14 @@ mod kernel;
 mod machine;
 mod mount;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use machine::Machine;
 use podopsy_model::probe::ProbeCheck;
 use podopsy_pods as pods;
 
 /// The result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
     Ok,
@@ -36,7 +36,7 @@ pub enum CheckStatus {
 }
 
 /// The section of the report that a check belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckGroup {
     Kernel,
@@ -47,7 +47,7 @@ pub enum CheckGroup {
 }
 
 /// One check and its result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
     pub group: CheckGroup,
@@ -82,7 +82,7 @@ impl Check {
 }
 
 /// All checks, in the order in which their problems are best solved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     pub checks: Vec<Check>,
 }

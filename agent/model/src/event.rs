@@ -74,6 +74,18 @@ impl Event {
     }
 }
 
+impl Event {
+    /// The owner of the process that it happened to.
+    pub fn owner(&self) -> Owner {
+        Owner {
+            pod: self.pod.clone(),
+            container: self.container.clone(),
+            cgroup: self.cgroup.clone(),
+            known_by: self.known_by,
+        }
+    }
+}
+
 /// Defines [`EventKind`] from one list, so that a kind, its explanation and its value in the JSON stand together.
 macro_rules! event_kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use podopsy_model::incident::RuntimeView;
 use podopsy_model::{ContainerRef, Owner, PodRef, Target};
@@ -87,7 +87,7 @@ impl PodsOptions {
 }
 
 /// A pod with its newest sandbox and the containers of all of its sandboxes, as `podopsy pods` lists them and `podopsy inspect` shows them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PodDetails {
     pub pod: PodRef,
     pub sandbox_id: String,
@@ -101,7 +101,7 @@ pub struct PodDetails {
     pub containers: Vec<ContainerDetails>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ContainerDetails {
     pub container: ContainerRef,
     /// CRI's ContainerState: `created`, `running`, `exited`, `unknown`.

@@ -88,7 +88,8 @@ pub async fn list(
     kubectl: &Kubectl,
     namespace: &str,
 ) -> Result<(Vec<Agent>, Vec<NodeFailure>), KubectlError> {
-    let pods: PodList = kubectl.get(&["pods", &format!("--namespace={namespace}"), "--selector", LABEL]).await?;
+    let pods: PodList =
+        kubectl.get(&["pods", &format!("--namespace={namespace}"), "--selector", LABEL]).await?;
     Ok(sort(pods.items))
 }
 
@@ -97,14 +98,17 @@ fn sort(pods: Vec<Pod>) -> (Vec<Agent>, Vec<NodeFailure>) {
     for pod in pods {
         let node = node_name(&pod);
         // What has no node is not scheduled, and would be the agent of none.
-        if ![&node, &pod.spec.node_name, &pod.metadata.namespace, &pod.metadata.name].iter().all(|name| is_name(name))
+        if ![&node, &pod.spec.node_name, &pod.metadata.namespace, &pod.metadata.name]
+            .iter()
+            .all(|name| is_name(name))
         {
             continue;
         }
         if pod.metadata.deletion_timestamp.is_some() {
             failures.push(NodeFailure::new(&node, "its agent's pod is being deleted"));
         } else if pod.status.phase != "Running" {
-            let phase: String = pod.status.phase.chars().filter(char::is_ascii_alphanumeric).take(20).collect();
+            let phase: String =
+                pod.status.phase.chars().filter(char::is_ascii_alphanumeric).take(20).collect();
             failures.push(NodeFailure::new(&node, format!("its agent's pod is {phase}")));
         } else {
             let Metadata { name, namespace, .. } = pod.metadata;

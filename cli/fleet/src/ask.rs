@@ -100,7 +100,10 @@ impl Fleet {
 
     /// The agent on the node that the API server names so.
     pub fn agent_on(&self, host: &str) -> Option<&Agent> {
-        self.agents.iter().find(|agent| agent.node == host).or_else(|| self.agents.iter().find(|agent| agent.host == host))
+        self.agents
+            .iter()
+            .find(|agent| agent.node == host)
+            .or_else(|| self.agents.iter().find(|agent| agent.host == host))
     }
 
     /// Asks every agent for its version and then the question.
@@ -185,7 +188,12 @@ mod tests {
     fn fleet(nodes: usize) -> Fleet {
         let agent = |n| Agent { node: format!("n{n:03}"), host: format!("h{n:03}"), ..Agent::default() };
         let limits = Limits { concurrent: 4, deadline: Duration::from_millis(200) };
-        Fleet::new(Transport::Sockets("/nonexistent".into()), (0..nodes).map(agent).collect(), Vec::new(), limits)
+        Fleet::new(
+            Transport::Sockets("/nonexistent".into()),
+            (0..nodes).map(agent).collect(),
+            Vec::new(),
+            limits,
+        )
     }
 
     #[tokio::test]

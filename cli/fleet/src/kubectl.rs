@@ -91,8 +91,8 @@ impl Kubectl {
         call.end().await.map(|()| output)
     }
 
-    /// A command in an agent's container. With `has_input` its stdin is a pipe.
-    pub fn exec(&self, agent: &Agent, arguments: &[OsString], has_input: bool) -> Result<Call, KubectlError> {
+    /// podopsy in an agent's container, with pipes for stdout and stderr. With `has_input` its stdin is a pipe, too.
+    pub fn exec_command(&self, agent: &Agent, arguments: &[OsString], has_input: bool) -> Command {
         let container = format!("--container={CONTAINER}");
         let namespace = format!("--namespace={}", agent.namespace);
         let mut fixed = vec!["exec", &agent.pod, &namespace, &container];
@@ -103,7 +103,7 @@ impl Kubectl {
         let mut command = self.command(fixed);
         let stdin = if has_input { Stdio::piped() } else { Stdio::null() };
         command.args(arguments).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Call::start(command)
+        command
     }
 }
 
@@ -115,7 +115,7 @@ pub struct Call {
 }
 
 impl Call {
-    fn start(mut command: Command) -> Result<Call, KubectlError> {
+    pub fn start(mut command: Command) -> Result<Call, KubectlError> {
         let mut child = command.spawn().map_err(|error| KubectlError::NotStarted(error.to_string()))?;
         let stderr = child.stderr.take();
         let stderr = tokio::spawn(async move {
@@ -127,8 +127,7 @@ impl Call {
 
     /// Waits for the end. The error is what kubectl, or the command that it called, wrote to stderr.
     pub async fn end(mut self) -> Result<(), KubectlError> {
-        let status =
-            self.child.wait().await.map_err(|error| KubectlError::Failed(error.to_string()))?;
+        let status = self.child.wait().await.map_err(|error| KubectlError::Failed(error.to_string()))?;
         if status.success() {
             return Ok(());
         }
@@ -153,7 +152,8 @@ fn failure(stderr: &str, status: &str) -> KubectlError {
     let lines = stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let is_reason = |line: &&str| !line.starts_with("command terminated with exit code");
     let line = lines.filter(is_reason).next_back().unwrap_or(status);
-    let line = ["error: ", "podopsy: "].iter().fold(line, |line, start| line.strip_prefix(start).unwrap_or(line));
+    let line =
+        ["error: ", "podopsy: "].iter().fold(line, |line, start| line.strip_prefix(start).unwrap_or(line));
     let reason: String = text::visible(line).chars().take(REASON_CHARS_MAX).collect();
     let bare = |start| reason.strip_prefix(start).map(str::to_owned);
     if let Some(reason) = bare("Error from server (Forbidden): ") {
@@ -180,12 +180,15 @@ mod tests {
     #[test]
     fn the_reason_is_the_last_line_that_says_something() {
         let forbidden = "Error from server (Forbidden): pods \"a\" is forbidden: User \"u\" cannot create resource \"pods/exec\"\n";
-        assert!(matches!(failure(forbidden, ""), KubectlError::Forbidden(reason) if reason.starts_with("pods \"a\"")));
+        assert!(
+            matches!(failure(forbidden, ""), KubectlError::Forbidden(reason) if reason.starts_with("pods \"a\""))
+        );
         let gone = failure("Error from server (NotFound): pods \"a\" not found\n", "");
         assert_eq!(gone, KubectlError::NotFound("pods \"a\" not found".into()));
         let remote = "Defaulted container\npodopsy: no agent\x1b[2J\ncommand terminated with exit code 1\n";
         assert_eq!(failure(remote, ""), KubectlError::Failed("no agent\\x1b[2J".into()));
-        let old = "error: unrecognized subcommand 'bridge'\n\nUsage: podopsy\ncommand terminated with exit code 2";
+        let old =
+            "error: unrecognized subcommand 'bridge'\n\nUsage: podopsy\ncommand terminated with exit code 2";
         assert!(failure(old, "").to_string().contains("older version"));
         assert_eq!(failure("\n", "exit status: 1").to_string(), "exit status: 1");
     }

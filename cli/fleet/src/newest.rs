@@ -113,13 +113,10 @@ impl Fleet {
         let heap = Arc::new(Mutex::new(Heap::new(query.max, HEAP_BYTES_MAX)));
         let query = Arc::new(query);
         let shared = heap.clone();
-        let answers = self
-            .ask(move |agent, client| read_agent(agent, client, query.clone(), shared.clone()))
-            .await;
-        let heap = std::mem::replace(
-            &mut *heap.lock().unwrap_or_else(PoisonError::into_inner),
-            Heap::new(0, 0),
-        );
+        let answers =
+            self.ask(move |agent, client| read_agent(agent, client, query.clone(), shared.clone())).await;
+        let heap =
+            std::mem::replace(&mut *heap.lock().unwrap_or_else(PoisonError::into_inner), Heap::new(0, 0));
         collect(answers, heap)
     }
 }
@@ -234,7 +231,8 @@ mod tests {
     #[test]
     fn an_agent_cannot_name_another_node_and_records_that_are_none_are_counted() {
         let event = podopsy_model::testing::dns(Timestamp::now(), Owner::default(), "a.test");
-        let json = serde_json::to_string(&event).unwrap().replace(r#""node":"n""#, r#""node":"other","later":{}"#);
+        let json =
+            serde_json::to_string(&event).unwrap().replace(r#""node":"n""#, r#""node":"other","later":{}"#);
         let raw = |text: String| RawValue::from_string(text).unwrap();
         let later = json.replace("dns.failure", "a.later.kind");
         let heap = Mutex::new(Heap::new(10, 1 << 20));
@@ -245,7 +243,8 @@ mod tests {
             matches: Arc::new(|_| true),
         };
         let unreadable = push_page(vec![raw(json), raw(later), raw("7".into())], &"n1".into(), &query, &heap);
-        let found = collect(Answers { answers: Vec::new(), failures: Vec::new() }, heap.into_inner().unwrap());
+        let found =
+            collect(Answers { answers: Vec::new(), failures: Vec::new() }, heap.into_inner().unwrap());
         assert_eq!((unreadable, found.list.unreadable, found.list.events.len()), (1, 1, 1));
         assert_eq!(found.list.events[0].node, "n1");
     }

@@ -35,8 +35,8 @@ impl Transport {
         let opened = match self {
             Transport::Kubectl(kubectl) => {
                 let bridge = [OsString::from("bridge")];
-                let mut call =
-                    kubectl.exec(agent, &bridge, true).map_err(|error| kubectl_failure(agent, error))?;
+                let call = Call::start(kubectl.exec_command(agent, &bridge, true));
+                let mut call = call.map_err(|error| kubectl_failure(agent, error))?;
                 let (stdout, stdin) = (call.child.stdout.take(), call.child.stdin.take());
                 let (Some(stdout), Some(stdin)) = (stdout, stdin) else {
                     return Err(NodeFailure::new(&agent.node, "kubectl has no stdin and stdout"));

@@ -244,7 +244,8 @@ pub struct ProfileArgs {
     pub stacks: Stacks,
 
     /// The file to write; its extension selects the format: .pb.gz (pprof), .folded, .svg (flame graph),
-    /// .speedscope.json, .firefox.json (profiler.firefox.com); may be repeated
+    /// .speedscope.json, .firefox.json (profiler.firefox.com); may be repeated. - with --format writes to stdout, and the
+    /// list of functions is left out
     #[arg(short, long = "output", value_name = "FILE")]
     pub outputs: Vec<PathBuf>,
 

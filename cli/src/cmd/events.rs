@@ -3,17 +3,22 @@
 use std::io;
 
 use anyhow::bail;
+use jiff::Timestamp;
 use podopsy_client::QueryParameters;
-use podopsy_model::{Event, Target};
+use podopsy_model::{Event, Owner, Target};
 
 use crate::args::EventsArgs;
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, Refusal};
+use crate::fleet::{ClusterAgents, ClusterTarget};
 use crate::history;
 use crate::render::{event::EventPrinter, units};
 use crate::terminal::note;
 
 pub async fn run(context: &Context, args: EventsArgs) -> anyhow::Result<CommandOutcome> {
+    if let Some(fleet) = &context.fleet {
+        return run_fleet(context, fleet, args).await;
+    }
     let Some(agent) = history::agent(&args.history).await? else {
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
@@ -39,23 +44,68 @@ pub async fn run(context: &Context, args: EventsArgs) -> anyhow::Result<CommandO
         args.selector.as_ref().is_none_or(|selector| labels.is_some_and(|labels| selector.matches(labels)))
     };
     let mut lines = EventPrinter::dated(args.output, context.stdout);
-    let mut shown = 0u64;
-    let mut out = io::stdout().lock();
-    for event in answer.events.iter().filter(|event| scope.matches(event) && labels(event)) {
-        lines.print(&mut out, event)?;
-        shown += 1;
-    }
-    drop(out);
-    let path = agent.socket().display();
-    note(&format!("{} since {}, from the agent at {path}", units::plural(shown, "event"), units::date(from)));
+    let wanted = answer.events.iter().filter(|event| scope.matches(&event.owner()) && labels(event));
+    let shown = print(&mut lines, wanted)?;
+    note_summary(shown, from, &format!("the agent at {}", agent.name()));
     if answer.more {
         note(&format!("only the newest {} events of the node were read: --most takes more", args.most));
     }
-    if answer.unreadable > 0 {
-        note(&format!("{} in the store cannot be read", units::plural(answer.unreadable, "record")));
-    }
+    note_unreadable(answer.unreadable);
     history::note_gaps(&agent, from).await;
     Ok(if shown == 0 { CommandOutcome::NothingFound } else { CommandOutcome::Success })
+}
+
+/// The events of all nodes.
+async fn run_fleet(
+    context: &Context,
+    fleet: &ClusterAgents,
+    args: EventsArgs,
+) -> anyhow::Result<CommandOutcome> {
+    let from = history::ago(args.since);
+    let target = fleet.resolve(args.target.as_ref()).await?;
+    let scope = match &target {
+        ClusterTarget::OfNode(Target::Pid(_)) => {
+            let reason = "a process is of one node: name its pod, or run podopsy events there";
+            return Err(Refusal(reason.to_owned()).into());
+        }
+        ClusterTarget::OfNode(target) => EventScope::resolve(context, Some(target)).await?,
+        _ => EventScope::All,
+    };
+    let kinds = args.kinds.iter().map(|kind| ("kind", kind.clone()));
+    let parameters: QueryParameters = kinds.chain(target.query()).collect();
+    let matches = move |owner: &Owner| target.matches(owner) && scope.matches(owner);
+    let answer = fleet.events(parameters, from, args.most as usize, matches).await?;
+    let mut lines = EventPrinter::dated(args.output, context.stdout);
+    if fleet.has_several_nodes() {
+        lines = lines.with_nodes();
+    }
+    let shown = print(&mut lines, answer.events.iter())?;
+    note_summary(shown, from, &fleet.describe());
+    if answer.more {
+        note(&format!("these are the newest {shown}: --most takes more"));
+    }
+    note_unreadable(answer.unreadable);
+    Ok(if shown == 0 { CommandOutcome::NothingFound } else { CommandOutcome::Success })
+}
+
+fn print<'a>(lines: &mut EventPrinter, events: impl Iterator<Item = &'a Event>) -> io::Result<u64> {
+    let mut out = io::stdout().lock();
+    let mut shown = 0;
+    for event in events {
+        lines.print(&mut out, event)?;
+        shown += 1;
+    }
+    Ok(shown)
+}
+
+fn note_summary(shown: u64, from: Timestamp, source: &str) {
+    note(&format!("{} since {}, from {source}", units::plural(shown, "event"), units::date(from)));
+}
+
+fn note_unreadable(records: u64) {
+    if records > 0 {
+        note(&format!("{} in the store cannot be read", units::plural(records, "record")));
+    }
 }
 
 /// The events that are listed. [`query`](Self::query) filters at the agent, [`matches`](Self::matches) here.
@@ -102,20 +152,20 @@ impl EventScope {
         }
     }
 
-    fn matches(&self, event: &Event) -> bool {
+    fn matches(&self, owner: &Owner) -> bool {
         match self {
             EventScope::All | EventScope::Pods { .. } => true,
             EventScope::Name(word) => {
-                let id = event.container.as_ref().map(|container| container.id.as_str());
+                let id = owner.container.as_ref().map(|container| container.id.as_str());
                 let is_id = word.len() >= 4 && id.is_some_and(|id| id.starts_with(word.as_str()));
-                is_id || event.pod.as_ref().is_some_and(|pod| pod.name == *word)
+                is_id || owner.pod.as_ref().is_some_and(|pod| pod.name == *word)
             }
-            EventScope::Cgroup(path) => event.cgroup.path.as_ref().is_some_and(|own| {
+            EventScope::Cgroup(path) => owner.cgroup.path.as_ref().is_some_and(|own| {
                 own.strip_prefix(path.trim_end_matches('/'))
                     .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }),
             EventScope::Container(id) => {
-                event.container.as_ref().is_some_and(|container| container.id == *id)
+                owner.container.as_ref().is_some_and(|container| container.id == *id)
             }
         }
     }
@@ -129,7 +179,7 @@ mod tests {
     #[test]
     fn a_scope_matches_events_by_name_cgroup_and_container() {
         let event = event("3f2a-1", 10);
-        let is = |scope: EventScope| scope.matches(&event);
+        let is = |scope: EventScope| scope.matches(&event.owner());
         assert!(is(EventScope::Name("3f2a".into())) && is(EventScope::Name("orders".into())));
         assert!(!is(EventScope::Name("3f2".into())) && !is(EventScope::Name("order".into())));
         assert!(is(EventScope::Cgroup("/k/pod1".into())) && is(EventScope::Cgroup("/k/pod1/c1/".into())));

@@ -26,6 +26,7 @@ const PAGE_SIZE: &str = "1000";
 
 pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(args.outputs()?)?;
+    let is_to_stdout = pending.has_stdout();
     let Some(agent) = history::agent(&args.history).await? else {
         bail!(
             "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of \
@@ -78,11 +79,14 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
     });
     for (output, result) in written {
         match result {
+            Ok(()) if output.is_stdout() => {}
             Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
+    if !is_to_stdout {
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
+    }
     history::note_gaps(&agent, from).await;
     failed.map_or(Ok(CommandOutcome::Success), Err)
 }

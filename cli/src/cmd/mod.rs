@@ -1,13 +1,18 @@
 //! One file per command. Each checks its privileges, calls the libraries and passes the result to a renderer.
 
+pub mod bridge;
+pub mod complete;
 pub mod diff;
 pub mod dns;
 pub mod doctor;
 pub mod events;
+pub mod fleet_doctor;
+pub mod fleet_watch;
 pub mod inspect;
 pub mod kept;
 pub mod manual;
 pub mod oom;
 pub mod pods;
 pub mod profile;
+pub mod remote;
 pub mod watch;

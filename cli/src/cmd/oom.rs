@@ -19,7 +19,7 @@ use crate::args::{HistoryArgs, OomArgs, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
 use crate::exit::CommandOutcome;
 use crate::history::{agent, ago, left, note_gaps, print_gaps};
-use crate::render::{self, units};
+use crate::render::{self, oom::ListColumns, units};
 use crate::terminal::note;
 use crate::{privilege, selector::Selector};
 
@@ -36,11 +36,9 @@ struct OomReport {
 }
 
 pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutcome> {
-    privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
-    let pods = context.pods().await?;
     let mut out = io::stdout();
     if let Some(OomCommand::Show { id, output, history }) = args.show {
-        let report = gather(&pods, &context.node(), &history, None).await?;
+        let report = report(context, &history, None, MOST).await?;
         let event = find(&report.incidents, &id)?;
         match output {
             SheetFormat::Json => render::json(&mut out, event)?,
@@ -52,7 +50,9 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
         }
         return Ok(CommandOutcome::Success);
     }
-    let mut report = gather(&pods, &context.node(), &args.history, Some(ago(args.since))).await?;
+    // Many kills may be in one row: the table of a large cluster is made of its newest ones.
+    let most = (args.most as usize).saturating_mul(KILLS_OF_A_ROW).min(MOST);
+    let mut report = report(context, &args.history, Some(ago(args.since)), most).await?;
     select(&mut report.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
     if args.silent {
         report.incidents.retain(is_silent);
@@ -67,7 +67,11 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
                 false => render::oom::grouped(&report.incidents),
             };
             let left = rows.len().saturating_sub(args.most as usize);
-            render::oom::print(&mut out, context.stdout, &rows[left..], format == OomFormat::Wide)?;
+            let columns = ListColumns {
+                wide: format == OomFormat::Wide,
+                node: context.fleet.as_ref().is_some_and(|fleet| fleet.has_several_nodes()),
+            };
+            render::oom::print(&mut out, context.stdout, &rows[left..], columns)?;
             if left > 0 {
                 note(&format!("{} before these: --most {} lists all", plural_rows(left), rows.len()));
             }
@@ -97,6 +101,48 @@ fn plural_rows(rows: usize) -> String {
     units::plural(rows as u64, "row")
 }
 
+/// Gathers from this node's sources, or from the agents of a cluster: of these, at most the newest `most`.
+async fn report(
+    context: &Context,
+    history: &HistoryArgs,
+    since: Option<Timestamp>,
+    most: usize,
+) -> anyhow::Result<OomReport> {
+    let Some(fleet) = &context.fleet else {
+        privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
+        return gather(&context.pods().await?, &context.node(), history, since).await;
+    };
+    let from = since.unwrap_or(Timestamp::UNIX_EPOCH);
+    let kept = fleet.events(kinds(), from, most, |_| true).await?;
+    if kept.more {
+        let oldest = kept.events.first().map(|event| units::date(event.time)).unwrap_or_default();
+        note(&format!(
+            "only the newest {} records are read, since {oldest}: --most reads more",
+            kept.events.len()
+        ));
+    }
+    note_unreadable(kept.unreadable);
+    // What the kernel counts since boot, a node's own podopsy knows.
+    Ok(OomReport {
+        incidents: kept.events,
+        kills_since_boot: None,
+        kills_unknown: None,
+        known_by: vec![fleet.describe()],
+    })
+}
+
+fn note_unreadable(records: u64) {
+    if records > 0 {
+        note(&format!("{} in the store cannot be read", units::plural(records, "record")));
+    }
+}
+
+const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
+
+fn kinds() -> QueryParameters {
+    KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into()
+}
+
 /// Merges the agent's history (from the agent, or from the store that it left) with the kernel's log, oldest first.
 /// Prints gaps in the history after `gaps_since` on stderr.
 async fn gather(
@@ -111,9 +157,7 @@ async fn gather(
     if kept.more {
         note(&format!("only the newest {MOST} records of the history are read"));
     }
-    if kept.unreadable > 0 {
-        note(&format!("{} in the store cannot be read", units::plural(kept.unreadable, "record")));
-    }
+    note_unreadable(kept.unreadable);
     let past = match recover::past_incidents(pods, node).await {
         Ok(past) => past,
         Err(error) => {
@@ -150,15 +194,13 @@ async fn kept(
     from: &HistoryArgs,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<(EventList, Option<String>)> {
-    const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
     if let Some(agent) = agent(from).await? {
-        let query: QueryParameters = KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into();
-        match agent.events(&query, MOST).await {
+        match agent.events(&kinds(), MOST).await {
             Ok(kept) => {
                 if let Some(since) = gaps_since {
                     note_gaps(&agent, since).await;
                 }
-                return Ok((kept, Some(format!("the agent at {}", agent.socket().display()))));
+                return Ok((kept, Some(format!("the agent at {}", agent.name()))));
             }
             // The agent runs without a store, or cannot read it.
             Err(error) => {
@@ -192,6 +234,8 @@ fn is_silent(event: &Event) -> bool {
 
 /// How many incidents and SIGKILLs are read at most; more are not expected in a store.
 const MOST: usize = 10_000;
+/// How many are read of a cluster for each row of the table.
+const KILLS_OF_A_ROW: usize = 20;
 
 fn incident(event: &Event) -> Option<&OomIncident> {
     event.incident.as_deref()

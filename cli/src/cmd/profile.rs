@@ -31,6 +31,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     headroom::require("profile", Need::Profile, context.global.ignore_memory_limit)?;
     let (target, sampling) = (args.target().clone(), args.sampling());
     let pending = output::prepare(outputs)?;
+    let is_to_stdout = pending.has_stdout();
     let pods = context.pods().await?;
     let scope = scope(&pods, &target).await?;
     let unwind = args.stacks == Stacks::Tables;
@@ -79,11 +80,15 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     let mut failed = None;
     for (output, result) in pending.finish(&profile) {
         match result {
+            Ok(()) if output.is_stdout() => {}
             Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
             Err(error) => failed = failed.or(Some(error)),
         }
     }
-    let listed = top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top);
+    let listed = match is_to_stdout {
+        true => Ok(()),
+        false => top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top),
+    };
     match failed {
         Some(error) => Err(error),
         None => Ok(listed.map(|()| CommandOutcome::Success)?),

@@ -22,6 +22,16 @@ pub fn print(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::R
     writeln!(out, "\n{}", verdict(report))
 }
 
+/// Prints what is not ok, and the verdict.
+pub fn print_problems(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::Result<()> {
+    let problems = || report.checks.iter().filter(|check| check.status != CheckStatus::Ok);
+    let width = problems().map(|check| check.name.len()).max().unwrap_or(0);
+    for check in problems() {
+        line(out, terminal, check, width)?;
+    }
+    writeln!(out, "  {}\n", verdict(report))
+}
+
 fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -> io::Result<()> {
     let (label, colour) = match check.status {
         CheckStatus::Ok => ("ok", Colour::Green),

@@ -11,14 +11,20 @@ use super::units;
 use crate::args::ListFormat;
 use crate::terminal::{Colour, Terminal};
 
-const HEADER: [&str; 6] = ["TIME", "KIND", "POD", "CONTAINER", "PROCESS", "DETAIL"];
+const HEADER: [&str; 7] = ["TIME", "KIND", "NODE", "POD", "CONTAINER", "PROCESS", "DETAIL"];
+/// The place of the node among the columns.
+const NODE: usize = 2;
+const NODE_WIDTH: usize = 18;
 
 /// Prints events as they come. Flushes each line, so that a reader sees it at once.
 #[derive(Debug)]
 pub struct EventPrinter {
     format: ListFormat,
     terminal: Terminal,
-    widths: [usize; 5],
+    /// Of all columns but the last.
+    widths: Vec<usize>,
+    /// There is a column for the node: the events are from several.
+    has_nodes: bool,
     header_printed: bool,
     /// Print the date too: the events are from the history.
     dated: bool,
@@ -38,7 +44,8 @@ impl EventPrinter {
         EventPrinter {
             format,
             terminal,
-            widths: [13, 15, names[0], names[1], names[2]],
+            widths: vec![13, 15, names[0], names[1], names[2]],
+            has_nodes: false,
             header_printed: false,
             dated: false,
         }
@@ -51,6 +58,12 @@ impl EventPrinter {
         EventPrinter { dated: true, ..lines }
     }
 
+    /// Adds a column with the node.
+    pub fn with_nodes(mut self) -> Self {
+        self.widths.insert(NODE, NODE_WIDTH);
+        EventPrinter { has_nodes: true, ..self }
+    }
+
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
         if self.format == ListFormat::Json {
             serde_json::to_writer(&mut *out, event)?;
@@ -59,21 +72,18 @@ impl EventPrinter {
         }
         if !self.header_printed {
             self.header_printed = true;
-            let header = fixed(&HEADER, &self.widths, self.terminal.width);
+            let header = self.row(HEADER);
             writeln!(out, "{}", self.terminal.paint(Colour::Bold, &header))?;
         }
-        let line = fixed(
-            &[
-                &if self.dated { units::date(event.time) } else { units::clock(event.time) },
-                event.kind.as_str(),
-                &pod(event),
-                event.container.as_ref().map_or("-", |container| container.name.as_str()),
-                &format!("{}[{}]", event.process.comm, event.process.pid),
-                &detail(event),
-            ],
-            &self.widths,
-            self.terminal.width,
-        );
+        let line = self.row([
+            &if self.dated { units::date(event.time) } else { units::clock(event.time) },
+            event.kind.as_str(),
+            &event.node,
+            &pod(event),
+            event.container.as_ref().map_or("-", |container| container.name.as_str()),
+            &format!("{}[{}]", event.process.comm, event.process.pid),
+            &detail(event),
+        ]);
         // Colour codes would count as width, so they are inserted last. The kind's column comes before any free text, so
         // the first match is the kind.
         let line = match event.kind {
@@ -88,6 +98,14 @@ impl EventPrinter {
         };
         writeln!(out, "{line}")?;
         out.flush()
+    }
+
+    fn row(&self, cells: [&str; 7]) -> String {
+        let mut cells = cells.to_vec();
+        if !self.has_nodes {
+            cells.remove(NODE);
+        }
+        fixed(&cells, &self.widths, self.terminal.width)
     }
 }
 

@@ -12,6 +12,9 @@ use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
+/// The place of the node among the columns.
+const NODE: usize = 2;
+
 /// A row of the list, and the number of further kills that it stands for.
 pub type Row<'a> = (&'a Event, u64);
 
@@ -24,12 +27,12 @@ pub fn single(events: &[Event]) -> Vec<Row<'_>> {
 /// one row, which shows the newest.
 pub fn grouped(events: &[Event]) -> Vec<Row<'_>> {
     let mut rows: Vec<Row<'_>> = Vec::new();
-    let mut groups: HashMap<(&str, u64, &str), usize> = HashMap::new();
+    let mut groups: HashMap<(&str, &str, u64, &str), usize> = HashMap::new();
     for (event, more) in super::sigkill::grouped(events).into_iter().rev() {
         let victim = event.incident.as_ref().and_then(|incident| incident.victims.first());
         let key = victim
             .zip(event.cgroup.path.as_deref())
-            .map(|(victim, path)| (path, event.cgroup.id, victim.task.comm.as_str()));
+            .map(|(victim, path)| (event.node.as_str(), path, event.cgroup.id, victim.task.comm.as_str()));
         match key.and_then(|key| groups.get(&key)).map(|&at| &mut rows[at]) {
             Some((_, others)) => *others += 1 + more,
             None => {
@@ -42,11 +45,27 @@ pub fn grouped(events: &[Event]) -> Vec<Row<'_>> {
     rows
 }
 
-/// Prints the list. `wide` adds the source of the limit, the trigger, the QoS class and the image.
-pub fn print(out: &mut impl Write, terminal: Terminal, rows: &[Row<'_>], wide: bool) -> io::Result<()> {
+/// The columns of the list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListColumns {
+    /// Also the source of the limit, the trigger, the QoS class and the image.
+    pub wide: bool,
+    /// Also the node.
+    pub node: bool,
+}
+
+/// Prints the list.
+pub fn print(
+    out: &mut impl Write,
+    terminal: Terminal,
+    rows: &[Row<'_>],
+    columns: ListColumns,
+) -> io::Result<()> {
+    let ListColumns { wide, node: has_node } = columns;
     let mut header = vec![
         "WHEN",
         "ID",
+        "NODE",
         "POD",
         "CONTAINER",
         "RESTARTS",
@@ -58,15 +77,22 @@ pub fn print(out: &mut impl Write, terminal: Terminal, rows: &[Row<'_>], wide: b
     if wide {
         header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
     }
+    if !has_node {
+        header.remove(NODE);
+    }
     let mut table = TextTable::new(&header);
     for &(event, more) in rows {
         if let Some(sigkill) = event.sigkill() {
             let mut row = vec![
                 units::date(event.time),
                 sigkill.id.clone(),
+                event.node.clone(),
                 pod(event),
                 event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default(),
             ];
+            if !has_node {
+                row.remove(NODE);
+            }
             row.extend(super::sigkill::cells(event, sigkill, more));
             row.resize(header.len(), String::new());
             table.row(row);
@@ -76,6 +102,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, rows: &[Row<'_>], wide: b
         let mut row = vec![
             units::date(event.time),
             incident.id.clone(),
+            event.node.clone(),
             pod(event),
             event.container.as_ref().map(|container| container.name.clone()).unwrap_or_default(),
             restarts(event, incident),
@@ -84,6 +111,9 @@ pub fn print(out: &mut impl Write, terminal: Terminal, rows: &[Row<'_>], wide: b
             rss_of_limit(incident),
             kubernetes(incident),
         ];
+        if !has_node {
+            row.remove(NODE);
+        }
         if wide {
             let recovered = if incident.recovered { ", recovered" } else { "" };
             row.push(format!("{}{recovered}", incident.limit.by));
@@ -356,7 +386,7 @@ pub mod tests {
             incident.victims[0].rss = None;
         }
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &single(&[one, host]), false).unwrap();
+        print(&mut out, Terminal::PLAIN, &single(&[one.clone(), host]), ListColumns::default()).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
@@ -365,6 +395,12 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
 2026-03-01 03:04:05Z  3f2a-t9-100  (host)       -          -         container (inferred)  leak[1202]  ? / 64.0 MiB         -
 "
         );
+        let mut out = Vec::new();
+        let columns = ListColumns { node: true, wide: true };
+        print(&mut out, Terminal::PLAIN, &single(&[one]), columns).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let columns: Vec<&str> = text.lines().flat_map(|line| line.split("  ")).map(str::trim).collect();
+        assert!(columns.contains(&"NODE") && columns.contains(&"n"), "{text}");
     }
 
     #[test]
@@ -382,7 +418,7 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
             rows.iter().map(|(event, more)| (event.kept_id().unwrap(), *more)).collect();
         assert_eq!(ids, [("3f2a-500", 0), ("3f2a-159", 159), ("3f2a-501", 0)]);
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &rows, false).unwrap();
+        print(&mut out, Terminal::PLAIN, &rows, ListColumns::default()).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("leak[1202] ×160"));
         assert_eq!(single(&storm).len(), 162);
     }

@@ -8,24 +8,29 @@ use super::table::TextTable;
 use super::units;
 use crate::terminal::Terminal;
 
+/// A pod, and its node where there are several.
+pub type PodRow<'a> = (Option<&'a str>, &'a PodDetails);
+
 /// Prints one row per container: its newest attempt, with the reason why the attempt before it ended.
-pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodDetails], wide: bool) -> io::Result<()> {
-    let mut header =
-        vec!["NAMESPACE", "POD", "CONTAINER", "STATE", "RESTARTS", "LAST REASON", "PID", "MEMORY"];
+pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodRow<'_>], wide: bool) -> io::Result<()> {
+    let has_node = pods.first().is_some_and(|(node, _)| node.is_some());
+    let mut header = if has_node { vec!["NODE"] } else { Vec::new() };
+    header.extend(["NAMESPACE", "POD", "CONTAINER", "STATE", "RESTARTS", "LAST REASON", "PID", "MEMORY"]);
     if wide {
         header.extend(["IP", "CONTAINER ID", "IMAGE"]);
     }
     let mut table = TextTable::new(&header);
-    for pod in pods {
-        let names = [pod.pod.namespace.clone(), pod.pod.name.clone()];
+    for (node, pod) in pods {
+        let mut names: Vec<String> = node.map(str::to_owned).into_iter().collect();
+        names.extend([pod.pod.namespace.clone(), pod.pod.name.clone()]);
         if pod.containers.is_empty() {
-            let mut row = names.to_vec();
+            let mut row = names.clone();
             row.extend([String::new(), pod.state.clone()]);
             row.resize(header.len(), String::new());
             table.row(row);
         }
         for (container, before) in newest(&pod.containers) {
-            let mut row = names.to_vec();
+            let mut row = names.clone();
             row.extend([
                 container.container.name.clone(),
                 container.state.clone(),
@@ -144,7 +149,7 @@ pub mod tests {
         dead.exit_code = Some(137);
         let pods = [pod("checkout-api", vec![dead, container("api", 1, "running")]), pod("empty", vec![])];
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &pods, true).unwrap();
+        print(&mut out, Terminal::PLAIN, &[(None, &pods[0]), (None, &pods[1])], true).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
@@ -152,6 +157,13 @@ NAMESPACE  POD           CONTAINER  STATE    RESTARTS  LAST REASON      PID   ME
 finance    checkout-api  api        running  1         OOMKilled (137)  4242  12.0 MiB / 64.0 MiB  10.88.0.4  3f2a9c0123456  registry.local/api:1
 finance    empty         -          ready    -         -                -     -                    -          -              -
 "
+        );
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &[(Some("n1"), &pods[1])], false).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(
+            text.starts_with("NODE  NAMESPACE  POD") && text.contains("\nn1    finance    empty"),
+            "{text}"
         );
     }
 }

@@ -7,6 +7,7 @@
 //! | [`packages`] | what is compiled into a program, by `cargo tree` |
 //! | [`sbom`] | the bill of materials |
 //! | [`image`] | the OCI archive |
+//! | [`krew`] | the manifest of kubectl's plugin |
 //! | [`release`] | completions, man pages, archives; checksums of all |
 //! | [`files`] | archives and checksums that depend on their content alone |
 //!
@@ -15,6 +16,7 @@
 
 mod files;
 mod image;
+mod krew;
 mod packages;
 mod release;
 mod sbom;

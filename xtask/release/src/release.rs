@@ -1,6 +1,7 @@
 //! All files of a release, in one folder.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -8,8 +9,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::files::{self, Entries};
 use crate::image::PROGRAMS;
+use crate::krew;
 use crate::source::Source;
 
+/// What kubectl calls to complete the plugin's arguments.
+const PLUGIN_COMPLETION: &str = "kubectl_complete-podopsy";
 const SHELLS: [&str; 3] = ["bash", "fish", "zsh"];
 
 /// Writes everything but the image and the bill of materials, which are there already, and the checksums of all.
@@ -33,9 +37,21 @@ pub fn write(source: &Source, programs: &Path, arch: &str, folder: &Path) -> Res
         &source.root.join("manifests/systemd").join(unit),
         false,
     )?;
-    files::add_folder(&mut entries, &format!("{name}/completions"), &folder.join("completions"))?;
+    let plugin_completion = format!("{name}/completions/{PLUGIN_COMPLETION}");
+    files::add_file(
+        &mut entries,
+        plugin_completion,
+        &folder.join("completions").join(PLUGIN_COMPLETION),
+        true,
+    )?;
+    for shell in SHELLS {
+        let file = format!("completions/podopsy.{shell}");
+        files::add_file(&mut entries, format!("{name}/{file}"), &folder.join(&file), false)?;
+    }
     files::add_folder(&mut entries, &format!("{name}/man"), &folder.join("man"))?;
-    files::write_tar(&folder.join(format!("{name}-linux-{arch}.tar.gz")), &entries, seconds)?;
+    let archive = folder.join(format!("{name}-linux-{arch}.tar.gz"));
+    files::write_tar(&archive, &entries, seconds)?;
+    krew::write(source.version, arch, &archive, &folder.join("podopsy.krew.yaml"))?;
 
     let mut manifests = Entries::new();
     files::add_folder(&mut manifests, &format!("{name}-manifests"), &source.root.join("manifests"))?;
@@ -56,6 +72,9 @@ fn write_completions(podopsy: &Path, folder: &Path) -> Result<()> {
         let script = run(Command::new(podopsy).args(["completion", shell]))?;
         fs::write(target.join(format!("podopsy.{shell}")), script)?;
     }
+    let script = target.join(PLUGIN_COMPLETION);
+    fs::write(&script, include_str!("../files/kubectl_complete-podopsy"))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

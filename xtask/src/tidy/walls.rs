@@ -126,6 +126,11 @@ const WALLS: &[Wall] = &[
         why: "it talks to an agent through the API's socket, and links no recorder",
     },
     Wall {
+        package: "podopsy-fleet",
+        unreachable: &["aya", "reqwest", "rustls", "podopsy-pods", "podopsy-recorder", "podopsy-agent"],
+        why: "it asks agents through kubectl, and links neither a recorder nor another way to a network",
+    },
+    Wall {
         package: "podopsy",
         unreachable: &[
             "reqwest",

@@ -1,0 +1,204 @@
+//! Commands of kubectl's plugin that podopsy carries out on the pod's own node: `dns`, `inspect` and `profile`.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, bail};
+use podopsy_fleet::Agent;
+use podopsy_fleet::kubectl::read_bounded;
+use podopsy_model::profile::{Profile, Sampling};
+use podopsy_model::{Target, text};
+use podopsy_profiles::export::Format;
+use podopsy_profiles::import;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use tokio::process::Child;
+
+use crate::args::{DnsArgs, InspectArgs, ProfileArgs, ProfileCommand};
+use crate::context::Context;
+use crate::exit::CommandOutcome;
+use crate::fleet::ClusterAgents;
+use crate::output;
+use crate::render::top;
+use crate::terminal::note;
+
+/// The largest profile that a node may send.
+const PROFILE_BYTES_MAX: usize = 256 << 20;
+/// The longest line. The end of a longer one is left out.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+pub async fn dns(
+    fleet: &ClusterAgents,
+    args: &DnsArgs,
+    options: Vec<OsString>,
+) -> anyhow::Result<CommandOutcome> {
+    let (agent, target) = fleet.locate(args.target.as_ref()).await?;
+    let mut words = words("dns", target.as_deref(), options);
+    if target.is_none() {
+        words.extend(fleet.namespace.as_ref().map(|namespace| format!("--namespace={namespace}").into()));
+        words.extend(fleet.selector.as_ref().map(|selector| format!("--selector={selector}").into()));
+    }
+    pass_through(fleet, agent, &words).await
+}
+
+pub async fn inspect(
+    fleet: &ClusterAgents,
+    args: &InspectArgs,
+    options: Vec<OsString>,
+) -> anyhow::Result<CommandOutcome> {
+    let (agent, target) = fleet.locate(Some(&args.target)).await?;
+    pass_through(fleet, agent, &words("inspect", target.as_deref(), options)).await
+}
+
+/// Samples on the node, and writes the files here.
+pub async fn profile(
+    context: &Context,
+    fleet: &ClusterAgents,
+    args: &ProfileArgs,
+    options: Vec<OsString>,
+) -> anyhow::Result<CommandOutcome> {
+    if let Some(ProfileCommand::Diff(args)) = &args.diff {
+        return super::diff::run(context, args);
+    }
+    let pending = output::prepare(args.outputs()?)?;
+    let is_to_stdout = pending.has_stdout();
+    let target = args.target.as_ref().unwrap_or(&Target::All);
+    let (agent, target) = fleet.locate(Some(target)).await?;
+    let mut words = words("profile", target.as_deref().or(Some("--all")), options);
+    words.extend(["--output=-".into(), "--format=pprof".into()]);
+    note(&format!("profiling {} on {}", target.as_deref().unwrap_or("the whole node"), agent.node));
+    let mut child = start(fleet, agent, &words)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (packed, ()) = tokio::join!(read_bounded(stdout, PROFILE_BYTES_MAX), note_lines(stderr));
+    let packed = packed.map_err(|error| anyhow::anyhow!("the profile of {}: {error}", agent.node))?;
+    let outcome = end(&mut child, agent).await?;
+    if packed.is_empty() {
+        return Ok(outcome);
+    }
+    let profile = read_profile(&packed, agent, args)?;
+    let mut failed = None;
+    let written = pending.finish_with(|format, out| match format {
+        Format::Pprof => Ok(out.write_all(&packed)?),
+        format => format.write(&profile, out),
+    });
+    for (output, result) in written {
+        match result {
+            Ok(()) if output.is_stdout() => {}
+            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    if !is_to_stdout {
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
+    }
+    failed.map_or(Ok(outcome), Err)
+}
+
+fn read_profile(packed: &[u8], agent: &Agent, args: &ProfileArgs) -> anyhow::Result<Profile> {
+    let value = if args.growth { "page_faults" } else { "samples" };
+    let read =
+        import::pprof::read(packed, Some(value)).with_context(|| format!("the profile of {}", agent.node))?;
+    let sampling = match args.since {
+        Some(_) => Sampling::Cpu { frequency_hz: args.frequency },
+        None => args.sampling(),
+    };
+    Ok(read.to_profile(Profile {
+        start: jiff::Timestamp::now(),
+        duration: args.since.unwrap_or(args.duration),
+        sampling,
+        node: agent.node.clone(),
+        samples: Vec::new(),
+        mappings: Vec::new(),
+        losses: Default::default(),
+        quality: Vec::new(),
+        unwind: Default::default(),
+    }))
+}
+
+fn words(command: &str, target: Option<&str>, options: Vec<OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec![command.into()];
+    words.extend(target.map(Into::into));
+    words.extend(options);
+    words
+}
+
+fn start(fleet: &ClusterAgents, agent: &Agent, words: &[OsString]) -> anyhow::Result<Child> {
+    Ok(fleet.kubectl()?.exec_command(agent, words, false).spawn().context("cannot start kubectl")?)
+}
+
+/// Runs podopsy on the node, and prints what it prints, line by line.
+async fn pass_through(
+    fleet: &ClusterAgents,
+    agent: &Agent,
+    words: &[OsString],
+) -> anyhow::Result<CommandOutcome> {
+    let mut child = start(fleet, agent, words)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let print = async {
+        let mut lines = Lines::new(stdout);
+        while let Some(line) = lines.next().await {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{line}")?;
+            out.flush()?;
+        }
+        io::Result::Ok(())
+    };
+    let (printed, ()) = tokio::join!(print, note_lines(stderr));
+    printed?;
+    end(&mut child, agent).await
+}
+
+/// podopsy's exit code on the node, which kubectl passes on. The reason is on stderr already.
+async fn end(child: &mut Child, agent: &Agent) -> anyhow::Result<CommandOutcome> {
+    match child.wait().await?.code() {
+        Some(0) => Ok(CommandOutcome::Success),
+        Some(1) => Ok(CommandOutcome::NothingFound),
+        Some(code) => bail!("podopsy on {} ended with exit code {code}", agent.node),
+        None => bail!("kubectl was ended by a signal"),
+    }
+}
+
+/// Prints what the node's podopsy writes to stderr, without what kubectl adds.
+async fn note_lines(stderr: Option<impl AsyncRead + Unpin>) {
+    let mut lines = Lines::new(stderr);
+    while let Some(line) = lines.next().await {
+        if !line.is_empty() && !line.starts_with("command terminated with exit code") {
+            note(&line);
+        }
+    }
+}
+
+/// Lines of a node, safe to print and bounded.
+struct Lines<R>(Option<BufReader<R>>);
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(stream: Option<R>) -> Lines<R> {
+        Lines(stream.map(BufReader::new))
+    }
+
+    async fn next(&mut self) -> Option<String> {
+        let stream = self.0.as_mut()?;
+        let mut line = Vec::new();
+        let read = stream.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await.ok()?;
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        (read > 0).then(|| text::visible(&String::from_utf8_lossy(&line)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_of_a_node_are_escaped_and_bounded() {
+        let long = vec![b'x'; LINE_BYTES_MAX as usize + 5];
+        let input = [b"a\x1b[2J\xff\nb\n".as_slice(), &long].concat();
+        let mut lines = Lines::new(Some(&input[..]));
+        assert_eq!(lines.next().await.as_deref(), Some("a\\x1b[2J\u{fffd}"));
+        assert_eq!(lines.next().await.as_deref(), Some("b"));
+        assert_eq!(lines.next().await.map(|line| line.len()), Some(LINE_BYTES_MAX as usize));
+        assert_eq!(lines.next().await.as_deref(), Some("xxxxx"));
+        assert_eq!(lines.next().await, None);
+    }
+}
