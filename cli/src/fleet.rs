@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
@@ -38,6 +38,8 @@ pub struct ClusterAgents {
     pub namespace: Option<String>,
     pub selector: Option<Selector>,
     is_incomplete: AtomicBool,
+    /// How many agents answered the last question.
+    answered: AtomicUsize,
 }
 
 /// TARGET, as the cluster knows it.
@@ -65,7 +67,10 @@ impl ClusterAgents {
         let limits = Limits { deadline: options.timeout, ..Limits::default() };
         let mut namespace = options.namespace;
         let (mut fleet, kubectl) = match &options.sockets {
-            Some(folder) => (Fleet::of_sockets(folder, limits)?, None),
+            Some(folder) => {
+                let fleet = Fleet::of_sockets(folder, limits);
+                (fleet.with_context(|| format!("--sockets {}", folder.display()))?, None)
+            }
             None => {
                 let kubectl = Kubectl { context: options.context, kubeconfig: options.kubeconfig };
                 if namespace.is_none() && !options.all_namespaces {
@@ -85,8 +90,9 @@ impl ClusterAgents {
         if !options.nodes.is_empty() {
             fleet.keep_nodes(&options.nodes);
         }
-        let is_incomplete = AtomicBool::new(false);
-        Ok(ClusterAgents { fleet, kubectl, namespace, selector: options.selector, is_incomplete })
+        let answered = AtomicUsize::new(fleet.agents.len());
+        let (selector, is_incomplete) = (options.selector, AtomicBool::new(false));
+        Ok(ClusterAgents { fleet, kubectl, namespace, selector, is_incomplete, answered })
     }
 
     /// Whether a node did not answer.
@@ -99,11 +105,12 @@ impl ClusterAgents {
         self.fleet.agents.len() + self.fleet.missing.len() > 1
     }
 
-    /// `the agents of 3 nodes`.
+    /// Those that answered: `the agents of 3 nodes`.
     pub fn describe(&self) -> String {
-        match &self.fleet.agents[..] {
-            [one] => format!("the agent of {}", one.node),
-            agents => format!("the agents of {} nodes", agents.len()),
+        match (&self.fleet.agents[..], self.answered.load(Relaxed)) {
+            ([one], _) => format!("the agent of {}", one.node),
+            (_, 1) => "the agent of 1 node".to_owned(),
+            (_, answered) => format!("the agents of {answered} nodes"),
         }
     }
 
@@ -165,6 +172,7 @@ impl ClusterAgents {
 
     /// Names the nodes that did not answer. An error: no node answered because RBAC does not permit it.
     pub fn note_failures(&self, failures: &[NodeFailure], answered: usize) -> anyhow::Result<()> {
+        self.answered.store(answered, Relaxed);
         let Some(first) = failures.first() else { return Ok(()) };
         if answered == 0 && failures.iter().all(|failure| failure.is_forbidden) {
             return Err(refused(KubectlError::Forbidden(first.reason.clone())));
