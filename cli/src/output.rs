@@ -210,6 +210,15 @@ mod tests {
     }
 
     #[test]
+    fn stdout_takes_an_explicit_format_and_no_file() {
+        assert!(Output::new("-".into(), None).unwrap_err().to_string().contains("--format"));
+        let stdout = Output::new("-".into(), Some(Format::Pprof)).unwrap();
+        let pending = prepare(vec![stdout]).unwrap();
+        assert!(pending.has_stdout() && !Path::new("-").exists());
+        assert!(!prepare(Vec::new()).unwrap().has_stdout());
+    }
+
+    #[test]
     fn a_file_is_replaced_only_by_a_complete_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.svg");
