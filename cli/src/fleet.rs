@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_fleet::owners::LivePod;
 use podopsy_fleet::{
@@ -140,19 +139,13 @@ impl ClusterAgents {
         }
     }
 
-    /// The newest events of all agents, oldest first. Reports gaps, versions and nodes that did not answer on stderr.
-    pub async fn events(
-        &self,
-        parameters: QueryParameters,
-        from: Timestamp,
-        max: usize,
-        matches: impl Fn(&Owner) -> bool + Send + Sync + 'static,
-    ) -> anyhow::Result<EventList> {
-        let mut parameters = parameters;
+    /// The newest events of the pods that `-n` and `-l` select.
+    pub async fn events(&self, mut query: EventQuery) -> anyhow::Result<EventList> {
         if let Some(namespace) = &self.namespace {
-            parameters.retain(|(name, _)| *name != "namespace");
-            parameters.push(("namespace", namespace.clone()));
+            query.parameters.retain(|(name, _)| *name != "namespace");
+            query.parameters.push(("namespace", namespace.clone()));
         }
+        let matches = query.matches;
         let (namespace, selector) = (self.namespace.clone(), self.selector.clone());
         let is_wanted = move |owner: &Owner| {
             let pod = owner.pod.as_ref();
@@ -162,7 +155,12 @@ impl ClusterAgents {
                     .is_none_or(|selector| pod.is_some_and(|pod| selector.matches(&pod.labels)))
                 && matches(owner)
         };
-        let query = EventQuery { parameters, from, max, matches: Arc::new(is_wanted) };
+        self.events_of_all(EventQuery { matches: Arc::new(is_wanted), ..query }).await
+    }
+
+    /// The newest events of all agents, oldest first. Reports gaps, versions and nodes that did not answer on stderr.
+    pub async fn events_of_all(&self, query: EventQuery) -> anyhow::Result<EventList> {
+        let from = query.from;
         let found = self.wait(self.fleet.events(query)).await;
         self.note_failures(&found.failures, found.answered.len())?;
         note_versions(found.answered.iter().map(|(agent, version)| (agent, version.as_str())));

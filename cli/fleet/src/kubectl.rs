@@ -149,9 +149,9 @@ fn failure(stderr: &str, status: &str) -> KubectlError {
     if stderr.contains("unrecognized subcommand 'bridge'") {
         return KubectlError::Failed("its podopsy is an older version without `podopsy bridge`".to_owned());
     }
-    let lines = stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut lines = stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     let is_reason = |line: &&str| !line.starts_with("command terminated with exit code");
-    let line = lines.filter(is_reason).next_back().unwrap_or(status);
+    let line = lines.rfind(is_reason).unwrap_or(status);
     let line =
         ["error: ", "podopsy: "].iter().fold(line, |line, start| line.strip_prefix(start).unwrap_or(line));
     let reason: String = text::visible(line).chars().take(REASON_CHARS_MAX).collect();

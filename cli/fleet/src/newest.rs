@@ -6,11 +6,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use podopsy_client::{AgentClient, ClientError, EventList, HistoryGap, QueryParameters};
 use podopsy_model::{CgroupRef, ContainerRef, Event, KnownBy, Owner, PodRef};
+use podopsy_system::sync::lock;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -34,6 +35,8 @@ pub struct EventQuery {
     pub from: Timestamp,
     /// At most this many, the newest of all nodes.
     pub max: usize,
+    /// Only events whose JSON has this text: an id.
+    pub contains: Option<String>,
     /// A condition on the owner that agents do not know, or that an agent may have ignored.
     pub matches: Arc<dyn Fn(&Owner) -> bool + Send + Sync>,
 }
@@ -115,8 +118,7 @@ impl Fleet {
         let shared = heap.clone();
         let answers =
             self.ask(move |agent, client| read_agent(agent, client, query.clone(), shared.clone())).await;
-        let heap =
-            std::mem::replace(&mut *heap.lock().unwrap_or_else(PoisonError::into_inner), Heap::new(0, 0));
+        let heap = std::mem::replace(&mut *lock(&heap), Heap::new(0, 0));
         collect(answers, heap)
     }
 }
@@ -138,7 +140,7 @@ async fn read_agent(
     // An event that is given again and again must not drive out all others: an agent may give `max` in all.
     let mut left = query.max;
     while left > 0 {
-        let threshold = heap.lock().unwrap_or_else(PoisonError::into_inner).threshold();
+        let threshold = lock(&heap).threshold();
         let mut parameters = query.parameters.clone();
         let from = threshold.unwrap_or(Timestamp::MIN).max(query.from);
         parameters.extend([
@@ -168,6 +170,9 @@ fn push_page(events: Vec<Box<RawValue>>, node: &Arc<str>, query: &EventQuery, he
     let mut unreadable = 0;
     let mut found = Vec::with_capacity(events.len());
     for json in events {
+        if query.contains.as_ref().is_some_and(|text| !json.get().contains(text.as_str())) {
+            continue;
+        }
         let Ok(head) = serde_json::from_str::<EventHead>(json.get()) else {
             unreadable += 1;
             continue;
@@ -177,7 +182,7 @@ fn push_page(events: Vec<Box<RawValue>>, node: &Arc<str>, query: &EventQuery, he
             found.push(Entry { time, node: node.clone(), json: Box::<str>::from(json) });
         }
     }
-    let mut heap = heap.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut heap = lock(heap);
     found.into_iter().for_each(|entry| heap.push(entry));
     unreadable
 }
@@ -240,9 +245,15 @@ mod tests {
             parameters: Vec::new(),
             from: Timestamp::UNIX_EPOCH,
             max: 10,
+            contains: Some("a.test".into()),
             matches: Arc::new(|_| true),
         };
-        let unreadable = push_page(vec![raw(json), raw(later), raw("7".into())], &"n1".into(), &query, &heap);
+        let unreadable = push_page(
+            vec![raw(json), raw(later), raw(r#"{"a.test":7}"#.into()), raw("7".into())],
+            &"n1".into(),
+            &query,
+            &heap,
+        );
         let found =
             collect(Answers { answers: Vec::new(), failures: Vec::new() }, heap.into_inner().unwrap());
         assert_eq!((unreadable, found.list.unreadable, found.list.events.len()), (1, 1, 1));

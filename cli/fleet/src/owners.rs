@@ -101,9 +101,7 @@ impl PodFilter {
             .await?;
         let filter = owner.spec.selector;
         if filter.match_labels.is_empty() && filter.match_expressions.is_empty() {
-            return Err(KubectlError::Failed(format!(
-                "{name} has no selector, so its pods cannot be told apart"
-            )));
+            return Err(KubectlError::Failed(format!("{name} has no selector, so its pods cannot be found")));
         }
         Ok(PodFilter { namespace: namespace.to_owned(), ..filter })
     }

@@ -1,10 +1,12 @@
 //! `podopsy events`: lists past events from the history of this node's agent.
 
 use std::io;
+use std::sync::Arc;
 
 use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::QueryParameters;
+use podopsy_fleet::EventQuery;
 use podopsy_model::{Event, Owner, Target};
 
 use crate::args::EventsArgs;
@@ -74,7 +76,9 @@ async fn run_fleet(
     let kinds = args.kinds.iter().map(|kind| ("kind", kind.clone()));
     let parameters: QueryParameters = kinds.chain(target.query()).collect();
     let matches = move |owner: &Owner| target.matches(owner) && scope.matches(owner);
-    let answer = fleet.events(parameters, from, args.most as usize, matches).await?;
+    let max = args.most as usize;
+    let query = EventQuery { parameters, from, max, contains: None, matches: Arc::new(matches) };
+    let answer = fleet.events(query).await?;
     let mut lines = EventPrinter::dated(args.output, context.stdout);
     if fleet.has_several_nodes() {
         lines = lines.with_nodes();

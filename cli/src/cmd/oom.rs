@@ -9,15 +9,16 @@ use std::time::Duration;
 use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
+use podopsy_fleet::EventQuery;
 use podopsy_model::incident::Verdict as OomVerdict;
 use podopsy_model::{Event, EventKind, OomIncident, verdict};
-use podopsy_pods::Pods;
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
 use crate::args::{HistoryArgs, OomArgs, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
 use crate::exit::CommandOutcome;
+use crate::fleet::ClusterAgents;
 use crate::history::{agent, ago, left, note_gaps, print_gaps};
 use crate::render::{self, oom::ListColumns, units};
 use crate::terminal::note;
@@ -38,7 +39,11 @@ struct OomReport {
 pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutcome> {
     let mut out = io::stdout();
     if let Some(OomCommand::Show { id, output, history }) = args.show {
-        let report = report(context, &history, None, MOST).await?;
+        let report = match &context.fleet {
+            // An id is of one node: -n need not name its namespace.
+            Some(fleet) => report_of(fleet, fleet.events_of_all(query(None, MOST, Some(id.clone()))).await?),
+            None => gather(context, &history, None).await?,
+        };
         let event = find(&report.incidents, &id)?;
         match output {
             SheetFormat::Json => render::json(&mut out, event)?,
@@ -52,7 +57,11 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
     }
     // Many kills may be in one row: the table of a large cluster is made of its newest ones.
     let most = (args.most as usize).saturating_mul(KILLS_OF_A_ROW).min(MOST);
-    let mut report = report(context, &args.history, Some(ago(args.since)), most).await?;
+    let since = Some(ago(args.since));
+    let mut report = match &context.fleet {
+        Some(fleet) => report_of(fleet, fleet.events(query(since, most, None)).await?),
+        None => gather(context, &args.history, since).await?,
+    };
     select(&mut report.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
     if args.silent {
         report.incidents.retain(is_silent);
@@ -101,19 +110,14 @@ fn plural_rows(rows: usize) -> String {
     units::plural(rows as u64, "row")
 }
 
-/// Gathers from this node's sources, or from the agents of a cluster: of these, at most the newest `most`.
-async fn report(
-    context: &Context,
-    history: &HistoryArgs,
-    since: Option<Timestamp>,
-    most: usize,
-) -> anyhow::Result<OomReport> {
-    let Some(fleet) = &context.fleet else {
-        privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
-        return gather(&context.pods().await?, &context.node(), history, since).await;
-    };
+/// What is asked of the agents of a cluster.
+fn query(since: Option<Timestamp>, max: usize, contains: Option<String>) -> EventQuery {
     let from = since.unwrap_or(Timestamp::UNIX_EPOCH);
-    let kept = fleet.events(kinds(), from, most, |_| true).await?;
+    EventQuery { parameters: kinds(), from, max, contains, matches: Arc::new(|_| true) }
+}
+
+/// What the agents of a cluster answered.
+fn report_of(fleet: &ClusterAgents, kept: EventList) -> OomReport {
     if kept.more {
         let oldest = kept.events.first().map(|event| units::date(event.time)).unwrap_or_default();
         note(&format!(
@@ -123,12 +127,12 @@ async fn report(
     }
     note_unreadable(kept.unreadable);
     // What the kernel counts since boot, a node's own podopsy knows.
-    Ok(OomReport {
+    OomReport {
         incidents: kept.events,
         kills_since_boot: None,
         kills_unknown: None,
         known_by: vec![fleet.describe()],
-    })
+    }
 }
 
 fn note_unreadable(records: u64) {
@@ -146,11 +150,12 @@ fn kinds() -> QueryParameters {
 /// Merges the agent's history (from the agent, or from the store that it left) with the kernel's log, oldest first.
 /// Prints gaps in the history after `gaps_since` on stderr.
 async fn gather(
-    pods: &Arc<Pods>,
-    node: &str,
+    context: &Context,
     from: &HistoryArgs,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<OomReport> {
+    privilege::require_runtime("oom", context.global.cri_socket.as_deref())?;
+    let (pods, node) = (context.pods().await?, context.node());
     let (kept, by) = kept(from, gaps_since).await?;
     let mut known_by: Vec<String> = by.into_iter().collect();
     let mut incidents = kept.events;
@@ -158,7 +163,7 @@ async fn gather(
         note(&format!("only the newest {MOST} records of the history are read"));
     }
     note_unreadable(kept.unreadable);
-    let past = match recover::past_incidents(pods, node).await {
+    let past = match recover::past_incidents(&pods, &node).await {
         Ok(past) => past,
         Err(error) => {
             note(&format!(
