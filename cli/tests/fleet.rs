@@ -149,7 +149,7 @@ fn kills_of_all_nodes_are_in_one_list_and_a_node_that_is_gone_is_named() {
 
     let (one, _) = expect(&cluster.plugin(&["oom", "show", "bb-2", "-o", "json"]), 0);
     assert_eq!(serde_json::from_str::<Value>(&one).unwrap()["node"], "n2");
-    let elsewhere = cluster.plugin(&["oom", "show", "bb-2", "-n", "other", "-o", "json"]);
+    let elsewhere = cluster.plugin(&["-n", "other", "oom", "show", "bb-2", "-o", "json"]);
     assert_eq!(text(&elsewhere.stdout), one, "an id needs no namespace");
     let (none, _) = expect(&cluster.plugin(&["oom", "-n", "other"]), 1);
     assert!(none.is_empty(), "{none}");
