@@ -265,7 +265,6 @@ fn socket_path(path: PathBuf) -> PathBuf {
 }
 
 /// What this process was called as.
-#[expect(clippy::large_enum_variant, reason = "only one value exists")]
 pub enum Called {
     Podopsy(Cli),
     /// kubectl's plugin, and the options for podopsy on a node.

@@ -122,7 +122,7 @@ fn words(command: &str, target: Option<&str>, options: Vec<OsString>) -> Vec<OsS
 }
 
 fn start(fleet: &ClusterAgents, agent: &Agent, words: &[OsString]) -> anyhow::Result<Child> {
-    Ok(fleet.kubectl()?.exec_command(agent, words, false).spawn().context("cannot start kubectl")?)
+    fleet.kubectl()?.exec_command(agent, words, false).spawn().context("cannot start kubectl")
 }
 
 /// Runs podopsy on the node, and prints what it prints, line by line.
