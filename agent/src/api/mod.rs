@@ -23,7 +23,7 @@ mod tests;
 mod token;
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -105,20 +105,34 @@ enum Peer {
 /// The listening Unix socket. Dropping it removes the socket.
 pub struct ApiListener {
     path: PathBuf,
+    /// None: it cannot be told from another.
+    identity: Option<(u64, u64)>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for ApiListener {
     fn drop(&mut self) {
         self.task.abort();
-        let path = std::mem::take(&mut self.path);
-        let _ = state_thread::run(move || std::fs::remove_file(path));
+        let (path, identity) = (std::mem::take(&mut self.path), self.identity);
+        let _ = state_thread::run(move || remove_own_socket(&path, identity));
     }
+}
+
+/// Removes the socket, unless the agent that takes over has put its own there already.
+fn remove_own_socket(path: &Path, identity: Option<(u64, u64)>) -> std::io::Result<()> {
+    if identity.is_some() && socket_identity(path) == identity { std::fs::remove_file(path) } else { Ok(()) }
+}
+
+/// Device and inode.
+fn socket_identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Listens on a Unix socket. An error gives the reason and the remedy.
 pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
     let listener = bind(path)?;
+    let identity = socket_identity(path);
     let state = ApiState::new(sources, None);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let own = nix::unistd::geteuid().as_raw();
@@ -142,7 +156,7 @@ pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
             });
         }
     });
-    Ok(ApiListener { path: path.to_owned(), task })
+    Ok(ApiListener { path: path.to_owned(), identity, task })
 }
 
 fn bind(path: &Path) -> anyhow::Result<UnixListener> {

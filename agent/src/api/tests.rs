@@ -390,6 +390,16 @@ fn a_socket_left_by_a_dead_agent_is_replaced_and_one_in_use_is_not() {
 }
 
 #[test]
+fn an_agent_that_ends_leaves_the_socket_of_the_one_that_took_over() {
+    let mut agent = TestAgent::start();
+    let path = agent.socket();
+    std::fs::remove_file(&path).unwrap();
+    let _next = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    agent.listening = None;
+    assert!(StdStream::connect(&path).is_ok(), "the next agent's socket is gone");
+}
+
+#[test]
 fn the_openapi_description_lists_every_kind_of_event() {
     let openapi: Value = serde_json::from_str(OPENAPI).unwrap();
     let kinds: Vec<&str> = EventKind::ALL.into_iter().map(EventKind::as_str).collect();
