@@ -22,11 +22,10 @@ type Cgroups = HashMap<String, Vec<(PathBuf, u64)>>;
 
 /// All pods, sorted by namespace and name.
 pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
-    let cgroups = state.cgroups_by_container();
-    let mut pods = match from_runtime(state, &cgroups).await {
+    let mut pods = match from_runtime(state).await {
         Ok(pods) => pods,
         Err(error) => {
-            let pods = from_cgroups(state, &cgroups);
+            let pods = from_cgroups(state, &state.cgroups_by_container());
             anyhow::ensure!(
                 !pods.is_empty(),
                 "no pods: {error}, and no cgroup belongs to a pod; if there is a runtime, --cri-socket names its socket"
@@ -46,7 +45,7 @@ pub(super) async fn list(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetail
     Ok(pods)
 }
 
-async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<PodDetails>, CallError> {
+async fn from_runtime(state: &Arc<PodsState>) -> Result<Vec<PodDetails>, CallError> {
     let (sandboxes, containers) = tokio::join!(state.runtime.sandboxes(None), state.runtime.containers(None));
     let (sandboxes, containers) = (sandboxes?, containers?);
     // If a status call fails, the pod is still listed, with the fields that the list itself has.
@@ -68,12 +67,16 @@ async fn from_runtime(state: &Arc<PodsState>, cgroups: &Cgroups) -> Result<Vec<P
     }
     let details: HashMap<_, _> = details.join_all().await.into_iter().collect();
     let mut statuses: HashMap<_, _> = statuses.join_all().await.into_iter().collect();
+    let reports = statuses.iter().filter_map(|(id, report)| Some((id.as_str(), report.as_ref()?)));
+    let paths = reports.filter_map(|(id, report)| Some((id, report.info.cgroups_path.as_deref()?)));
+    state.learn_roots(&paths.collect());
+    let cgroups = state.cgroups_by_container();
 
     let mut by_sandbox: HashMap<String, Vec<ContainerDetails>> = HashMap::new();
     for container in containers {
         let status = statuses.remove(&container.id).flatten();
         let sandbox = container.pod_sandbox_id.clone();
-        by_sandbox.entry(sandbox).or_default().push(join(state, container, status, cgroups));
+        by_sandbox.entry(sandbox).or_default().push(join(state, container, status, &cgroups));
     }
     let pods = sandboxes.into_iter().map(|sandbox| {
         let containers = by_sandbox.remove(&sandbox.id).unwrap_or_default();

@@ -2,6 +2,7 @@
 //!
 //! This module must not depend on inotify (see [`super::watch`]) or on the sources of names (see [`super::names`]).
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::cache::{CacheLimits, CgroupCache, CgroupEntry, KnownContainer, ResolvedNames, SearchState};
 use super::hierarchy::Hierarchy;
-use super::trust::KubeletRoots;
+use super::trust::{self, KubeletRoots};
 use super::watch::CgroupWatch;
 use super::{CgroupLineage, LineageLevel, MemoryCgroup, PodsOptions, PodsStatus, names, paths, proc};
 use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, text};
@@ -33,12 +34,12 @@ pub(super) struct PodsState {
     cache: Mutex<CgroupCache>,
     /// The number of searches that have ended. A change wakes those who wait for names.
     pub settled: tokio::sync::watch::Sender<u64>,
-    pub sandboxes: Mutex<std::collections::HashMap<String, names::Sandbox>>,
+    pub sandboxes: Mutex<HashMap<String, names::Sandbox>>,
     /// The runtime's process, and the roots that follow from it.
     roots: Mutex<(Option<u32>, Arc<KubeletRoots>)>,
     pub labels_dropped: AtomicU64,
     unknown: AtomicU64,
-    not_found: Mutex<std::collections::HashMap<u64, Instant>>,
+    not_found: Mutex<HashMap<u64, Instant>>,
     last_scan: tokio::sync::Mutex<Option<Instant>>,
     pub closing: AtomicBool,
 }
@@ -89,6 +90,23 @@ impl PodsState {
     /// Learns from the directory of a container that the runtime has confirmed.
     pub fn learn_root(&self, dir: &Path) {
         Arc::make_mut(&mut lock(&self.roots).1).learn(dir);
+    }
+
+    /// Learns the kubelet's roots from what the runtime reports of its containers: the path (`linux.cgroupsPath`) by the id.
+    pub fn learn_roots(&self, reported: &HashMap<&str, &str>) {
+        let roots = self.roots();
+        let mut confirmed = Vec::new();
+        for (_, entry) in self.cache().live() {
+            let absolute = self.hierarchy.absolute(&entry.path);
+            for container in &entry.name.containers {
+                let Some(path) = reported.get(container.container_id.as_str()) else { continue };
+                let dir = trust::prefix(&absolute, container.depth);
+                if roots.may_teach(&dir) && roots.is_at(&dir, path) {
+                    confirmed.push(dir);
+                }
+            }
+        }
+        confirmed.iter().for_each(|dir| self.learn_root(dir));
     }
 
     pub async fn owner_of_cgroup(self: &Arc<PodsState>, id: u64) -> Owner {
@@ -189,7 +207,7 @@ impl PodsState {
         self.not_found().get(&id).is_some_and(|at| at.elapsed() < UNKNOWN_FOR)
     }
 
-    fn not_found(&self) -> MutexGuard<'_, std::collections::HashMap<u64, Instant>> {
+    fn not_found(&self) -> MutexGuard<'_, HashMap<u64, Instant>> {
         lock(&self.not_found)
     }
 
@@ -214,7 +232,7 @@ impl PodsState {
     }
 
     /// Living cgroups by container id, as (path, cgroup id), the container's own first.
-    pub fn cgroups_by_container(&self) -> std::collections::HashMap<String, Vec<(PathBuf, u64)>> {
+    pub fn cgroups_by_container(&self) -> HashMap<String, Vec<(PathBuf, u64)>> {
         let roots = self.roots();
         let mut in_pods = std::collections::HashSet::new();
         let mut found = Vec::new();
@@ -231,7 +249,7 @@ impl PodsState {
             }
         }
         drop(cache);
-        let mut all: std::collections::HashMap<String, Vec<(PathBuf, u64)>> = Default::default();
+        let mut all: HashMap<String, Vec<(PathBuf, u64)>> = Default::default();
         for (container, in_pod, path, id) in found {
             // A cgroup elsewhere that claims the id of a pod's container is not part of it.
             if in_pod || !in_pods.contains(&container) {

@@ -373,6 +373,18 @@ async fn pods_are_listed_and_targets_resolved() {
 }
 
 #[tokio::test]
+async fn pods_below_another_root_are_listed_with_their_processes_by_a_list_that_comes_first() {
+    let node = FakeNode::new();
+    let fake = serve(&node.at("cri.sock"));
+    *fake.cgroup_parent.lock().unwrap() = Some("/custom/kubepods/burstable".into());
+    let real = node.mkdir(&format!("custom/{}", app_path()));
+    let imitation = node.mkdir(&format!("user.slice/{}", app_path()));
+    let pods = Pods::start(node.options()).await.unwrap();
+    let list = pods.list().await.unwrap();
+    assert_eq!(list[0].containers[0].cgroup_ids, [real], "not {imitation}");
+}
+
+#[tokio::test]
 async fn a_pod_whose_sandbox_died_is_one_pod_with_the_containers_of_both() {
     let node = FakeNode::new();
     let fake = serve(&node.at("cri.sock"));

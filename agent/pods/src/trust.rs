@@ -84,6 +84,12 @@ impl KubeletRoots {
         dir == self.runtime_root.join(unit) || from_own()
     }
 
+    /// Whether a directory's path has a kubelet's root in it that is not known.
+    pub fn may_teach(&self, dir: &Path) -> bool {
+        let is_known = self.roots.iter().any(|known| dir.starts_with(known));
+        !is_known && self.roots.len() < ROOTS_MAX && paths::kubelet_root(dir).is_some()
+    }
+
     /// Adds the kubelet's root in the path of a container that the runtime has confirmed to be at `dir`.
     pub fn learn(&mut self, dir: &Path) {
         let Some(root) = paths::kubelet_root(dir) else { return };
