@@ -385,6 +385,21 @@ async fn pods_below_another_root_are_listed_with_their_processes_by_a_list_that_
 }
 
 #[tokio::test]
+async fn a_root_is_learned_from_the_path_that_the_runtime_reports_for_a_container() {
+    let node = FakeNode::new();
+    let real = node.mkdir(&format!("custom/{}", app_path()));
+    let imitation = node.mkdir(&format!("user.slice/{}", app_path()));
+    let pods = Pods::start(node.options()).await.unwrap();
+    let qos = |id| pods.lineage(id).unwrap().qos;
+    assert_eq!((qos(real), qos(imitation)), (None, None));
+    let reported = format!("/custom/kubepods/burstable/pod{UID}/{APP}");
+    pods.state.learn_roots(&[(FAKE, reported.as_str())].into());
+    assert_eq!((qos(real), qos(imitation)), (None, None), "it is another container's");
+    pods.state.learn_roots(&[(APP, reported.as_str())].into());
+    assert_eq!((qos(real), qos(imitation)), (Some("Burstable"), None));
+}
+
+#[tokio::test]
 async fn a_pod_whose_sandbox_died_is_one_pod_with_the_containers_of_both() {
     let node = FakeNode::new();
     let fake = serve(&node.at("cri.sock"));
