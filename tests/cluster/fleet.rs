@@ -109,14 +109,14 @@ fn the_fleet_is_asked_through_exec_and_an_agent_that_is_gone_is_named() {
         (code == Some(1) && is_named && nodes.iter().all(|node| node == "node1") && !nodes.is_empty())
             .then_some(())
     };
-    let named = until_within(gone);
+    let named = is_soon(gone);
     let rest = || (nodes_of_kills(&plugin, "fleet").1 == Some(0)).then_some(());
     until("answer of the other agent", rest, || format!("{:?}", nodes_of_kills(&plugin, "fleet")));
     assert!(named, "the agent was gone before it could be named: {:?}", nodes_of_kills(&plugin, "fleet"));
 }
 
 /// Polls while the pod's deletion takes: fifteen seconds at most.
-fn until_within(mut look: impl FnMut() -> Option<()>) -> bool {
+fn is_soon(mut look: impl FnMut() -> Option<()>) -> bool {
     (0..30).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(300));
         look().is_some()
@@ -128,7 +128,7 @@ fn a_user_without_exec_gets_one_line() {
     Agent::apply("base");
     let plugin = Plugin::install();
     kubectl(&["-n", "podopsy", "create", "serviceaccount", "reader"]);
-    let role = ["create", "role", "reader", "--verb=list", "--resource=pods"];
+    let role = ["create", "role", "reader", "--verb=get,list", "--resource=pods"];
     kubectl(&[&["-n", "podopsy"], &role[..]].concat());
     kubectl(&[
         "-n",
