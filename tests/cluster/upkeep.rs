@@ -47,8 +47,8 @@ fn an_agent_that_finds_an_old_history_goes_on_with_it() {
     for file in ["store.db", "store.db-wal", "store.db-shm"] {
         let _ = std::fs::remove_file(state.join(file));
     }
-    let an_hour_ago = Timestamp::now() - SignedDuration::from_hours(1);
-    let old = kill(an_hour_ago, owner("upgraded", "orders-0", &[]), "3f2a-1", 7, false);
+    let before = Timestamp::now() - SignedDuration::from_mins(10);
+    let old = kill(before, owner("upgraded", "orders-0", &[]), "3f2a-1", 7, false);
     write_version_1(&state, &old).expect("write the old history");
 
     let agent = Agent::apply("base");
