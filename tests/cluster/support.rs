@@ -243,7 +243,7 @@ impl Agent {
 
     /// The agent's `/metrics`, by way of the API server.
     pub fn metrics(&self) -> String {
-        let path = format!("/api/v1/namespaces/podopsy/pods/{}:metrics/proxy/metrics", self.pod());
+        let path = format!("/api/v1/namespaces/podopsy/pods/{}:9464/proxy/metrics", self.pod());
         kubectl(&["get", "--raw", &path])
     }
 
