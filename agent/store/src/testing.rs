@@ -17,10 +17,11 @@ pub fn write_version_1(folder: &Path, event: &Event) -> Result<()> {
     schema::migrate(&mut connection, 0, &schema::STEPS[..1])?;
     let pod = event.pod.as_ref().expect("an event of a pod");
     let (body, time) = (serde_json::to_vec(event).expect("an event is JSON"), row::ns(event.time));
+    let share = row::Share::of(event.kind) as i64;
     connection.execute(
         "INSERT INTO record (id, shelf, share, kind, begin_ns, end_ns, namespace, pod, bytes, body) \
-         VALUES (?1, 1, 2, ?2, ?3, ?3, ?4, ?5, 300, ?6)",
-        (ID, event.kind.as_str(), time, &pod.namespace, &pod.name, body),
+         VALUES (?1, 1, ?2, ?3, ?4, ?4, ?5, ?6, 300, ?7)",
+        (ID, share, event.kind.as_str(), time, &pod.namespace, &pod.name, body),
     )?;
     Ok(())
 }
