@@ -240,6 +240,7 @@ fn a_burst_of_kills_in_short_lived_pods_names_the_pod_of_each() {
     const EACH: usize = 5;
     let (node, image) = node();
     let mut recording = watching(&node);
+    let mut expected = BTreeMap::new();
     for number in 0..pods {
         let name = format!("burst-{number}");
         let pod = node
@@ -254,16 +255,21 @@ fn a_burst_of_kills_in_short_lived_pods_names_the_pod_of_each() {
             .expect("run the pod");
         // PID 1 outlives its children: CRI does not report OOMKilled for it (or does so for a clean exit).
         let ended = pod.wait_exited("forker", SOON).expect("it ends by itself");
-        assert_eq!(ended.exit_code, 0);
+        // While the memory of one child is still being freed, the next is no larger than PID 1, which may be chosen then.
+        assert!([0, 137].contains(&ended.exit_code), "{ended:?}");
+        let log = pod.log("forker").expect("its log");
+        let killed = log.matches("ended by signal 9").count() + usize::from(ended.exit_code == 137);
+        assert!(killed == EACH || ended.exit_code == 137, "{killed} kills: {log}");
+        expected.insert(Some(format!("storm/{name}")), killed);
         pod.remove().expect("remove the pod");
     }
-    recording.until("all kills", SOON, |seen| kills(seen).len() >= pods * EACH);
+    let all: usize = expected.values().sum();
+    recording.until("all kills", SOON, |seen| kills(seen).len() >= all);
     recording.receive_for(Duration::from_secs(1));
     let mut by_pod: BTreeMap<Option<String>, usize> = BTreeMap::new();
     for event in kills(&recording.seen) {
         *by_pod.entry(pod_name(event)).or_default() += 1;
     }
-    let expected: BTreeMap<_, _> = (0..pods).map(|n| (Some(format!("storm/burst-{n}")), EACH)).collect();
     assert_eq!(by_pod, expected);
 }
 
