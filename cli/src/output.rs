@@ -12,6 +12,7 @@ use podopsy_profiles::export::Format;
 use tempfile::NamedTempFile;
 
 use crate::exit::Refusal;
+use crate::terminal::note;
 
 /// A file to write, and its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +109,14 @@ impl Pending {
         self.finish_with(|format, out| format.write(profile, out))
     }
 
+    /// Like [`finish`](Self::finish) for a profile that an agent sent. pprof is written as it was sent: it has every detail.
+    pub fn finish_sent(self, profile: &Profile, sent: &[u8]) -> Vec<(Output, anyhow::Result<()>)> {
+        self.finish_with(|format, out| match format {
+            Format::Pprof => Ok(out.write_all(sent)?),
+            format => format.write(profile, out),
+        })
+    }
+
     /// Like [`finish`](Self::finish), but `write` produces the content in the format that it is given.
     pub fn finish_with(
         self,
@@ -123,6 +132,19 @@ impl Pending {
         });
         finished.collect()
     }
+}
+
+/// Reports each file that was written. The error is the first one.
+pub fn report(written: Vec<(Output, anyhow::Result<()>)>) -> anyhow::Result<()> {
+    let mut first = Ok(());
+    for (output, result) in written {
+        match result {
+            Ok(()) if output.is_stdout() => {}
+            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
+            Err(error) => first = first.and(Err(error)),
+        }
+    }
+    first
 }
 
 fn finish_one(

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_model::profile::{Profile as Sampled, Sampling};
 use podopsy_model::{Target, text};
-use podopsy_profiles::export::Format;
 use podopsy_profiles::import;
 use podopsy_store::ProfileFacts;
 use serde::Deserialize;
@@ -71,24 +70,12 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
         let share = facts.complete as f64 * 100.0 / facts.user_stacks as f64;
         note(&format!("user stacks complete: {} of {} ({share:.2} %)", facts.complete, facts.user_stacks));
     }
-    let mut failed = None;
-    // pprof is written as the agent sent it: it has every detail.
-    let written = pending.finish_with(|format, out| match format {
-        Format::Pprof => Ok(out.write_all(&packed)?),
-        format => format.write(&profile, out),
-    });
-    for (output, result) in written {
-        match result {
-            Ok(()) if output.is_stdout() => {}
-            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
-            Err(error) => failed = failed.or(Some(error)),
-        }
-    }
+    let written = output::report(pending.finish_sent(&profile, &packed));
     if !is_to_stdout {
         top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
     }
     history::note_gaps(&agent, from).await;
-    failed.map_or(Ok(CommandOutcome::Success), Err)
+    written.map(|()| CommandOutcome::Success)
 }
 
 /// The query parameters for the target. The agent stores profiles by container.

@@ -77,22 +77,14 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
         return Ok(CommandOutcome::NothingFound);
     }
     // Files before the table: they must be written even if the reader of stdout has closed the pipe.
-    let mut failed = None;
-    for (output, result) in pending.finish(&profile) {
-        match result {
-            Ok(()) if output.is_stdout() => {}
-            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
-            Err(error) => failed = failed.or(Some(error)),
-        }
-    }
-    let listed = match is_to_stdout {
-        true => Ok(()),
-        false => top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top),
+    let written = output::report(pending.finish(&profile));
+    let listed = if is_to_stdout {
+        Ok(())
+    } else {
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)
     };
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(listed.map(|()| CommandOutcome::Success)?),
-    }
+    written?;
+    Ok(listed.map(|()| CommandOutcome::Success)?)
 }
 
 /// Resolves the target to what is sampled.

@@ -8,7 +8,6 @@ use podopsy_fleet::Agent;
 use podopsy_fleet::kubectl::read_bounded;
 use podopsy_model::profile::{Profile, Sampling};
 use podopsy_model::{Target, text};
-use podopsy_profiles::export::Format;
 use podopsy_profiles::import;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::Child;
@@ -75,22 +74,11 @@ pub async fn profile(
         return Ok(outcome);
     }
     let profile = read_profile(&packed, agent, args)?;
-    let mut failed = None;
-    let written = pending.finish_with(|format, out| match format {
-        Format::Pprof => Ok(out.write_all(&packed)?),
-        format => format.write(&profile, out),
-    });
-    for (output, result) in written {
-        match result {
-            Ok(()) if output.is_stdout() => {}
-            Ok(()) => note(&format!("wrote {}: open it with {}", output.shown(), output.open_with())),
-            Err(error) => failed = failed.or(Some(error)),
-        }
-    }
+    let written = output::report(pending.finish_sent(&profile, &packed));
     if !is_to_stdout {
         top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
     }
-    failed.map_or(Ok(outcome), Err)
+    written.map(|()| outcome)
 }
 
 fn read_profile(packed: &[u8], agent: &Agent, args: &ProfileArgs) -> anyhow::Result<Profile> {
