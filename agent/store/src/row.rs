@@ -152,12 +152,7 @@ pub(super) fn time(ns: i64) -> Timestamp {
 impl StoreRow {
     pub fn from_event(event: &Event) -> anyhow::Result<StoreRow> {
         let share = Share::of(event.kind);
-        let owner = Owner {
-            pod: event.pod.clone(),
-            container: event.container.clone(),
-            cgroup: event.cgroup.clone(),
-            known_by: event.known_by,
-        };
+        let owner = event.owner();
         let body = pack(&serde_json::to_vec(event).context("write an event as JSON")?)?;
         let mut row = StoreRow::new(
             Collection::Events,

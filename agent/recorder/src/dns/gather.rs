@@ -71,16 +71,7 @@ impl Lookups {
             NetworkView::Process { .. } => Vec::new(),
         };
         let resolv = self.resolv.get(of, pid, asker.start_ns, others);
-        let context = || LookupContext {
-            owner: Owner {
-                pod: event.pod.clone(),
-                container: event.container.clone(),
-                cgroup: event.cgroup.clone(),
-                known_by: event.known_by,
-            },
-            process: event.process.clone(),
-            of,
-        };
+        let context = || LookupContext { owner: event.owner(), process: event.process.clone(), of };
         // Host processes share a cgroup; each has a share of its own, because one of them may ask without end.
         let share = match of {
             NetworkView::Container { cgroup } => cgroup,
