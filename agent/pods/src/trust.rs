@@ -86,19 +86,20 @@ impl KubeletRoots {
 
     /// Whether a directory's path has a kubelet's root in it that is not known.
     pub fn may_teach(&self, dir: &Path) -> bool {
+        self.new_root(dir).is_some()
+    }
+
+    fn new_root(&self, dir: &Path) -> Option<PathBuf> {
+        let root = paths::kubelet_root(dir)?;
+        // The top itself would make every path credible.
+        let is_below_top = root != self.runtime_root && root.starts_with(&self.runtime_root);
         let is_known = self.roots.iter().any(|known| dir.starts_with(known));
-        !is_known && self.roots.len() < ROOTS_MAX && paths::kubelet_root(dir).is_some()
+        (is_below_top && !is_known && self.roots.len() < ROOTS_MAX).then_some(root)
     }
 
     /// Adds the kubelet's root in the path of a container that the runtime has confirmed to be at `dir`.
     pub fn learn(&mut self, dir: &Path) {
-        let Some(root) = paths::kubelet_root(dir) else { return };
-        // The top itself would make every path credible.
-        let is_below_top = root != self.runtime_root && root.starts_with(&self.runtime_root);
-        let is_known = self.roots.iter().any(|known| dir.starts_with(known));
-        if is_below_top && !is_known && self.roots.len() < ROOTS_MAX {
-            self.roots.push(root);
-        }
+        self.roots.extend(self.new_root(dir));
     }
 }
 

@@ -105,7 +105,7 @@ enum Peer {
 /// The listening Unix socket. Dropping it removes the socket.
 pub struct ApiListener {
     path: PathBuf,
-    /// None: it cannot be told from another.
+    /// None: it could not be read, so the socket stays at the end.
     identity: Option<(u64, u64)>,
     task: tokio::task::JoinHandle<()>,
 }
