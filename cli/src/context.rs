@@ -54,6 +54,7 @@ impl Context {
         let options = pods::PodsOptions {
             cri_socket: self.global.cri_socket.clone(),
             cri_timeout: self.global.cri_timeout,
+            from_inside: true,
             ..defaults
         };
         Pods::start(options).await.context("cannot look for pods")

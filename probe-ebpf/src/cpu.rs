@@ -75,9 +75,9 @@ fn take_from_budget(budget: u32) -> bool {
 #[inline(always)]
 pub fn is_wanted(task: u64, config: &Config) -> bool {
     let key = match config.scope {
-        SCOPE_NODE => return true,
+        SCOPE_NODE => return config.pid_namespace == 0 || task::process_id(task, config) != 0,
         SCOPE_CGROUPS => task::memory_cgroup(task, &config.layout),
-        _ => task::number::<u32>(task, config.layout.task_tgid) as u64,
+        _ => task::process_id(task, config) as u64,
     };
     TARGETS.get_ptr(key).is_some()
 }
@@ -95,8 +95,8 @@ pub fn cpu_sample(ctx: PerfEventContext) -> i32 {
         count(Loss::SampleThrottled);
         return 0;
     }
-    let identity = task::identify_sampled(current, at);
-    // Pid 0 is the idle task.
+    let identity = task::identify_sampled(current, &config);
+    // Pid 0 is the idle task, or one outside of user space's pid namespace.
     if identity.pid == 0 {
         return 0;
     }

@@ -286,7 +286,7 @@ fn asker<B: Bytes>(message: &Message<B>) -> Task {
         // SAFETY: a map value of plain integers.
         return unsafe { *message.asker };
     }
-    task::identify(task::current(), &CONFIG.load().layout)
+    task::identify(task::current(), &CONFIG.load())
 }
 
 /// Finds the query of a response, counts the answer, and ships both unless it is a plain success.
@@ -439,7 +439,7 @@ fn handle_connect(ctx: &SockAddrContext, address: fn(&SockAddrContext) -> [u32; 
     if port != TLS && (port != HTTPS || DNS_HTTPS.get_ptr(address(ctx)).is_none()) {
         return;
     }
-    let task = task::identify(task::current(), &CONFIG.load().layout);
+    let task = task::identify(task::current(), &CONFIG.load());
     // SAFETY: the helper has no preconditions.
     if let Some(counters) = dns_counts::find_or_insert(task.cgroup_id, unsafe { bpf_ktime_get_boot_ns() }) {
         // SAFETY: a map value.

@@ -44,7 +44,7 @@ pub fn insert(ctx: &SkBuffContext, cookie: u64, length: u32) -> Option<*mut DnsC
         }
         return None;
     }
-    let asker = task::identify(task::current(), &CONFIG.load().layout);
+    let asker = task::identify(task::current(), &CONFIG.load());
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let counters = dns_counts::find_or_insert(asker.cgroup_id, now);

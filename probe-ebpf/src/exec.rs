@@ -4,7 +4,6 @@
 //! have names.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
     macros::{map, raw_tracepoint},
     maps::{LruHashMap, RingBuf},
     programs::RawTracePointContext,
@@ -36,6 +35,10 @@ static EXECUTABLES: LruHashMap<Executable, u8> = LruHashMap::with_max_entries(40
 pub fn exec_new(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
+    let pid = task::process_id(task::current(), &config);
+    if pid == 0 {
+        return 0;
+    }
     let file = task::read::<u64>(ctx.arg(2), at.binprm_file).unwrap_or(0);
     let inode = task::read::<u64>(file, at.file_inode).unwrap_or(0);
     let superblock = task::read::<u64>(inode, at.inode_sb).unwrap_or(0);
@@ -46,7 +49,6 @@ pub fn exec_new(ctx: RawTracePointContext) -> i32 {
     if EXECUTABLES.get_ptr(executable).is_some() {
         return 0;
     }
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
     if EXECS.output::<Exec>(Exec { pid }, 0).is_err() {
         count(Loss::ExecRing);
         return 0;

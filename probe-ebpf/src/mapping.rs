@@ -8,7 +8,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
+    helpers::{bpf_ktime_get_ns, generated::bpf_probe_read_kernel},
     macros::{map, raw_tracepoint},
     maps::{HashMap, RingBuf},
     programs::RawTracePointContext,
@@ -18,7 +18,7 @@ use podopsy_wire::{ABSENT, FileKey, FrameWord, Loss, TABLES_MAX, Table, TableReq
 use crate::{
     cpu,
     maps::{CONFIG, count},
-    task::{current, number, read},
+    task::{current, number, process_id, read},
     unwind::UNWIND_LAYOUT,
 };
 
@@ -232,7 +232,8 @@ fn stacked_key(file: u64, at: &UnwindLayout) -> FileKey {
 pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     let at = UNWIND_LAYOUT.load();
     // Programs out of scope are skipped: a node may start hundreds a second.
-    if !cpu::is_wanted(current(), &CONFIG.load()) {
+    let config = CONFIG.load();
+    if !cpu::is_wanted(current(), &config) {
         return 0;
     }
     let file = read::<u64>(ctx.arg(2), at.exec_file).unwrap_or(0);
@@ -240,7 +241,7 @@ pub fn unwind_exec(ctx: RawTracePointContext) -> i32 {
     if TABLES.get_ptr(&key).is_some() {
         return 0;
     }
-    let pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let pid = process_id(current(), &config);
     let request = TableRequest { key, address: 0, pid, unused: 0 };
     if TABLE_REQUESTS.output::<TableRequest>(&request, 0).is_err() {
         count(Loss::UnwindRequest);

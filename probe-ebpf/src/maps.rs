@@ -13,8 +13,13 @@ use podopsy_wire::{
 
 /// Set by user space before the load.
 #[unsafe(no_mangle)]
-pub static CONFIG: Global<Config> =
-    Global::new(Config { layout: Layout::EMPTY, victim_is_task: 0, scope: SCOPE_NODE, sample_budget: 0 });
+pub static CONFIG: Global<Config> = Global::new(Config {
+    layout: Layout::EMPTY,
+    victim_is_task: 0,
+    scope: SCOPE_NODE,
+    sample_budget: 0,
+    pid_namespace: 0,
+});
 
 /// Set by user space before the load.
 #[unsafe(no_mangle)]

@@ -118,6 +118,12 @@ fn write_path(out: &mut [[u8; CGROUP_NAME_MAX]; CGROUP_LEVELS], node: u64, at: &
 pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
+    let (victim, killed) = find_victim(&ctx, config.victim_is_task != 0, at);
+    let identity = task::identify(victim, &config);
+    // Outside of user space's pid namespace. Without its task, nothing tells where a victim is.
+    if config.pid_namespace != 0 && identity.pid == 0 {
+        return 0;
+    }
     let Some(mut entry) = OOM_EVENTS.reserve::<OomRecord>(0) else {
         count(Loss::OomRing);
         return 0;
@@ -127,12 +133,11 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     // the stack helpers are given the fields' own addresses and sizes.
     unsafe {
         (*record).time_ns = bpf_ktime_get_boot_ns();
-        (*record).trigger = task::identify(task::current(), at);
+        (*record).trigger = task::identify(task::current(), &config);
         (*record).image = task::number(task::number(task::current(), at.task_mm), at.mm_start_stack);
-        let (victim, killed) = find_victim(&ctx, config.victim_is_task != 0, at);
         (*record).already_dying = !killed as u32;
         if victim != 0 {
-            (*record).victim = task::identify(victim, at);
+            (*record).victim = identity;
             let mm = task::read::<u64>(victim, at.task_mm).unwrap_or(0);
             (*record).rss_pages[0] = task::read(mm, at.mm_rss[0]).unwrap_or(u64::MAX);
             (*record).rss_pages[1] = task::read(mm, at.mm_rss[1]).unwrap_or(u64::MAX);

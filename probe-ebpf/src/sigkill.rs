@@ -52,11 +52,6 @@ const FROM_KERNEL: u64 = 1;
 const TOGETHER_NS: u64 = 1_000_000_000;
 /// The task is in do_exit (`<linux/sched.h>`).
 const PF_EXITING: u32 = 4;
-/// `MAX_PID_NS_LEVEL`.
-const LEVELS: u32 = 32;
-/// Size of a `struct upid`, which begins with the number.
-const UPID_BYTES: u64 = 16;
-
 #[raw_tracepoint(tracepoint = "signal_generate")]
 pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
     let (signal, result): (u64, u64) = (ctx.arg(0), ctx.arg(4));
@@ -80,21 +75,26 @@ pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
         count(Loss::SigkillOwn);
         return 0;
     }
+    let victim = task::identify(target, &config);
+    if victim.pid == 0 {
+        return 0;
+    }
     let record = SigkillRecord {
         // SAFETY: the helper has no preconditions.
         time_ns: unsafe { bpf_ktime_get_boot_ns() },
-        sender: task::identify(sender, at),
-        target: task::identify(target, at),
+        sender: task::identify(sender, &config),
+        target: victim,
         si_code,
         from_kernel: (info == FROM_KERNEL) as u32,
         to_process: (group as u32 != 0) as u32,
-        namespace_pid: namespace_pid(target, at, more),
+        namespace_pid: task::innermost_id(target, at),
     };
     if info == FROM_KERNEL {
         if is_oom_killer(record.time_ns) {
             return 0;
         }
-        if SIGKILL_BY_KERNEL.insert(record.target.tid as u64, record, 0).is_err() {
+        let tid: u32 = task::number(target, at.task_pid);
+        if SIGKILL_BY_KERNEL.insert(tid as u64, record, 0).is_err() {
             count(Loss::SigkillByKernel);
         }
         return 0;
@@ -167,16 +167,4 @@ fn is_oom_killer(now: u64) -> bool {
         Some(marked) => now.wrapping_sub(unsafe { *marked }) < TOGETHER_NS,
         None => false,
     }
-}
-
-/// The process's id in its own pid namespace; 0: not known.
-#[inline(always)]
-fn namespace_pid(target: u64, at: &Layout, more: &SigkillLayout) -> u32 {
-    let leader: u64 = task::number(target, at.task_group_leader);
-    let pid: u64 = task::number(leader, more.task_thread_pid);
-    let level = task::read::<u32>(pid, more.pid_level).unwrap_or(LEVELS + 1);
-    if pid == 0 || level > LEVELS {
-        return 0;
-    }
-    task::number(pid + level as u64 * UPID_BYTES, more.pid_numbers)
 }

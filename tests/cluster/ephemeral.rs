@@ -88,16 +88,16 @@ fn under_each_of_kubectls_profiles_podopsy_sees_the_lookups_of_the_pod() {
     shop.create(pod("pricing", json!({ "containers": [app] })));
     shop.wait_ready("pricing");
     for profile in PROFILES {
-        copy_with_podopsy(profile, &["/podopsy", "dns", "--for", "5s"]);
+        copy_with_podopsy("profiles", profile, profile, &["/podopsy", "dns", "--for", "5s"]);
     }
     for profile in PROFILES {
-        let found = || log_of_copy(profile).filter(|log| log.contains("nxdomain.example.com"));
+        let found = || log_of_copy("profiles", profile).filter(|log| log.contains("nxdomain.example.com"));
         until(&format!("lookup under {profile}"), found, || {
-            format!("{:?}\n{}", log_of_copy(profile), shop.describe())
+            format!("{:?}\n{}", log_of_copy("profiles", profile), shop.describe())
         });
     }
     // As root is not permitted, and the image has no other user, the kubelet does not start it at all.
-    copy_with_podopsy("restricted", &["/podopsy", "dns"]);
+    copy_with_podopsy("profiles", "restricted", "restricted", &["/podopsy", "dns"]);
     let refused = || {
         let pod = get(&["pod", "-n", "profiles", "copy-restricted"]);
         let statuses = pod["status"]["containerStatuses"].as_array()?.clone();
@@ -107,18 +107,41 @@ fn under_each_of_kubectls_profiles_podopsy_sees_the_lookups_of_the_pod() {
     until("refusal under restricted", refused, || shop.describe());
 }
 
+#[test]
+fn under_sysadmin_a_profile_and_the_kills_are_those_of_the_pod() {
+    let shop = Namespace::new("sysadmin");
+    let pods = ["pricing", "neighbour"];
+    for name in pods {
+        let burner = container("burner", &["burner"], "64Mi");
+        let leaker = container("leaker", &["leak", "--fast", "--wait", "3000"], "32Mi");
+        shop.create(pod(name, json!({ "containers": [burner, leaker] })));
+    }
+    pods.iter().for_each(|name| shop.wait_ready(name));
+    let profile = ["/podopsy", "profile", "--all", "-d", "5s", "-F", "49"];
+    copy_with_podopsy("sysadmin", "profile", "sysadmin", &profile);
+    let found = || log_of_copy("sysadmin", "profile").filter(|log| log.contains("user stacks complete"));
+    let log = until("a profile", found, || shop.describe());
+    assert!(log.contains("price_options"), "{log}");
+
+    copy_with_podopsy("sysadmin", "kills", "sysadmin", &["/podopsy", "watch", "oom", "-d", "60s"]);
+    let found = || log_of_copy("sysadmin", "kills").filter(|log| log.contains("OOM kill"));
+    let log = until("a kill", found, || format!("{:?}\n{}", log_of_copy("sysadmin", "kills"), shop.describe()));
+    assert!(log.contains("sysadmin/copy-kills"), "{log}");
+    assert!(!log.contains("neighbour"), "{log}");
+}
+
 /// Copies the pod `pricing` with podopsy in it, under one of kubectl's profiles.
-fn copy_with_podopsy(profile: &str, command: &[&str]) {
-    let (copy, profile) = (format!("--copy-to=copy-{profile}"), format!("--profile={profile}"));
+fn copy_with_podopsy(namespace: &str, copy: &str, profile: &str, command: &[&str]) {
+    let (copy, profile) = (format!("--copy-to=copy-{copy}"), format!("--profile={profile}"));
     let image = format!("--image={PODOPSY}");
-    let debug = ["debug", "-n", "profiles", "pricing", &copy, &profile, &image, "--share-processes"];
+    let debug = ["debug", "-n", namespace, "pricing", &copy, &profile, &image, "--share-processes"];
     let rest = ["--container=podopsy", "--image-pull-policy=IfNotPresent", "--quiet", "--"];
     kubectl(&[&debug[..], &rest, command].concat());
 }
 
 /// The log of podopsy in such a copy, also of its last run: it is restarted when it has ended.
-fn log_of_copy(profile: &str) -> Option<String> {
-    let (pod, log) = (format!("copy-{profile}"), ["-n", "profiles", "logs"]);
+fn log_of_copy(namespace: &str, copy: &str) -> Option<String> {
+    let (pod, log) = (format!("copy-{copy}"), ["-n", namespace, "logs"]);
     let of = |previous: &[&str]| {
         try_kubectl(&[&log[..], &[&pod, "--container=podopsy"], previous].concat()).unwrap_or_default()
     };

@@ -31,6 +31,7 @@ mod history;
 mod hostile;
 mod hostile_dns;
 mod hostile_dns_tables;
+mod inside;
 mod kernel_side;
 mod killed;
 mod kubernetes_events;

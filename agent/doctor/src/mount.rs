@@ -6,7 +6,7 @@ use super::{Check, CheckGroup};
 
 /// Inode numbers of the namespaces that the kernel boots with (`<linux/proc_ns.h>`, PROC_*_INIT_INO):
 /// They are fixed, and so more reliable than PID 1's name or a comparison with /proc/1/ns, which may not be readable.
-const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+const INITIAL_PID_NAMESPACE: u64 = podopsy_system::pid_namespace::INITIAL as u64;
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 pub(super) const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 
@@ -65,7 +65,7 @@ pub(super) fn dns_out_of_reach(machine: &Machine) -> Option<String> {
     }
     if machine.namespace("pid").is_some_and(|inode| inode != INITIAL_PID_NAMESPACE) {
         return Some(
-            "in a pid namespace of its own the kernel's process ids mean other processes".to_owned(),
+            "in a pid namespace of its own most of the node's askers are not to be seen".to_owned(),
         );
     }
     let mounts = machine.mounts();
@@ -111,11 +111,11 @@ fn memory_controller(machine: &Machine, mounts: &[Mount]) -> Check {
 fn host_pids(machine: &Machine) -> Check {
     match machine.namespace("pid") {
         Some(INITIAL_PID_NAMESPACE) => Check::ok(CheckGroup::Mount, "host-pids", "the host's pid namespace"),
-        Some(inode) => Check::missing(
+        Some(inode) => Check::degraded(
             CheckGroup::Mount,
             "host-pids",
-            format!("a pid namespace of its own ({inode}): the kernel's pids mean other processes here"),
-            "in the pod's spec: hostPID: true",
+            format!("a pid namespace of its own ({inode}): only what its processes do is recorded"),
+            "for the whole node, in the pod's spec: hostPID: true",
         ),
         None => Check::missing(
             CheckGroup::Mount,

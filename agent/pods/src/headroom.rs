@@ -18,12 +18,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use procfs::FromRead as _;
+use podopsy_system::pid_namespace;
 use procfs::process::MountInfos;
 
 use crate::hierarchy::{CgroupVersion, Hierarchy};
 
-/// The link of a process in the host's pid namespace (`PROC_PID_INIT_INO` in `<linux/proc_ns.h>`).
-const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Processes that are looked at for other containers; a pod has few.
 const MAX_PROCESSES: usize = 512;
 /// File systems that are served by this kernel: looking up a path on them cannot hang.
@@ -51,13 +50,7 @@ pub enum LimitOf {
 
 /// Whether podopsy runs in a container: in a pid namespace of its own, as an ephemeral container does.
 pub fn is_in_container() -> bool {
-    is_in_initial_pid_namespace(Path::new("/proc")) == Some(false)
-}
-
-/// None: the namespace is not readable.
-fn is_in_initial_pid_namespace(proc_root: &Path) -> Option<bool> {
-    let link = fs::read_link(proc_root.join("self/ns/pid")).ok()?;
-    Some(link == Path::new(INITIAL_PID_NAMESPACE))
+    pid_namespace::nested().is_some()
 }
 
 /// The smallest headroom of all limits that are visible; None: there is none.
@@ -131,7 +124,7 @@ fn is_limit(bytes: &u64) -> bool {
 /// The cgroups of other containers whose processes are visible. None in the host's pid namespace: there, each process of the
 /// node is visible.
 fn other_containers(proc_root: &Path, hierarchy: &Hierarchy, own: &MemoryFiles) -> Vec<MemoryFiles> {
-    if is_in_initial_pid_namespace(proc_root) == Some(true) {
+    if pid_namespace::own_in(proc_root) == Some(pid_namespace::INITIAL) {
         return Vec::new();
     }
     let entries = fs::read_dir(proc_root).into_iter().flatten().flatten();
@@ -264,7 +257,8 @@ mod tests {
         let seen = fake.process(7, "overlay", "cgroup2", "");
         fake.v2(&seen, &(24 * MIB).to_string(), 21, 0);
         fs::create_dir_all(fake.0.path().join("proc/self/ns")).unwrap();
-        std::os::unix::fs::symlink(INITIAL_PID_NAMESPACE, fake.0.path().join("proc/self/ns/pid")).unwrap();
+        let link = format!("pid:[{}]", pid_namespace::INITIAL);
+        std::os::unix::fs::symlink(link, fake.0.path().join("proc/self/ns/pid")).unwrap();
         assert_eq!(fake.find(), None);
     }
 }

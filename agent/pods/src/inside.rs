@@ -10,12 +10,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use super::paths;
+use crate::hierarchy::Hierarchy;
 use podopsy_model::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef, text};
+use podopsy_system::pid_namespace;
 
 /// How much of a file in /proc or /etc is read.
 const BYTES_MAX: u64 = 1 << 20;
-/// The host's pid namespace (`<linux/proc_ns.h>`, PROC_PID_INIT_INO).
-const HOST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The pod that this process runs in.
 #[derive(Debug)]
@@ -28,10 +28,7 @@ pub struct OwnPod {
 impl OwnPod {
     /// Detects the pod. None: this is the host, or a pod with the host's pid namespace, where the runtime is asked instead.
     pub fn detect() -> Option<OwnPod> {
-        let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
-        if namespace.to_str() == Some(HOST_PID_NAMESPACE) {
-            return None;
-        }
+        pid_namespace::nested()?;
         let name = nix::unistd::gethostname().ok()?.to_string_lossy().into_owned();
         Some(OwnPod::new(Path::new("/proc"), &name, &read(Path::new("/etc/resolv.conf"))))
     }
@@ -49,6 +46,19 @@ impl OwnPod {
             labels: BTreeMap::new(),
         });
         OwnPod { proc_root: proc_root.to_owned(), pod, hasher: RandomState::new() }
+    }
+
+    /// The id of the memory cgroup of podopsy's own container. None: no memory hierarchy is mounted.
+    pub fn own_cgroup(&self) -> Option<u64> {
+        let (hierarchy, path) = Hierarchy::own()?;
+        hierarchy.id(&path)
+    }
+
+    /// What the node's runtime would say of a task, as far as it can be seen from inside.
+    pub fn owner_in(&self, cgroup_id: u64, pid: u32) -> Owner {
+        let mut owner = if pid == 0 { self.unknown_process() } else { self.owner(pid).1 };
+        owner.cgroup.id = cgroup_id;
+        owner
     }
 
     pub fn pod(&self) -> Option<&PodRef> {

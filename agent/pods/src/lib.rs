@@ -33,6 +33,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use inside::OwnPod;
 use podopsy_model::incident::RuntimeView;
 use podopsy_model::{ContainerRef, Owner, PodRef, Target};
 pub use podopsy_runtime::run_if_asked;
@@ -46,6 +47,9 @@ pub struct PodsOptions {
     pub cri_timeout: Duration,
     /// Asks the runtime. None: this process does.
     pub reader: Option<RuntimeReader>,
+    /// In a pid namespace of its own, and without a runtime, take what is seen for the pod's that this process runs in. A service
+    /// of the node must not: on a node that is a container, its runtime may only be late.
+    pub from_inside: bool,
     /// How long cgroups are remembered after they were removed, at least.
     pub remember_dead: Duration,
     /// `/proc`, `/sys/fs/cgroup` and `/var/log/pods`; tests use other folders.
@@ -60,6 +64,7 @@ impl Default for PodsOptions {
             cri_socket: None,
             cri_timeout: Duration::from_secs(2),
             reader: None,
+            from_inside: false,
             remember_dead: Duration::from_secs(600),
             proc_root: "/proc".into(),
             cgroup_root: "/sys/fs/cgroup".into(),
@@ -213,6 +218,8 @@ pub struct LineageLevel {
 #[derive(Debug)]
 pub struct Pods {
     state: Arc<state::PodsState>,
+    /// The pod that this process runs in, where nothing else is visible.
+    inside: Option<Arc<OwnPod>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -231,7 +238,9 @@ impl Pods {
     ) -> anyhow::Result<Arc<Pods>> {
         let state = state::PodsState::new(options, limits, max_watches)?;
         // Connect first, so that `status` has the result and the searches below do not each wait for it.
-        if let Err(error) = state.runtime.connect().await {
+        let connected = state.runtime.connect().await;
+        let inside = if state.options.from_inside && connected.is_err() { OwnPod::detect() } else { None };
+        if let (Err(error), None) = (&connected, &inside) {
             tracing::warn!(%error, "name pods by their log folders (--cri-socket names a runtime's socket)");
         }
         let inotify = state.open_watch();
@@ -240,17 +249,28 @@ impl Pods {
         if let Some(inotify) = inotify {
             tasks.push(tokio::spawn(watch::follow(state.clone(), inotify)));
         }
-        Ok(Arc::new(Pods { state, tasks }))
+        Ok(Arc::new(Pods { state, inside: inside.map(Arc::new), tasks }))
+    }
+
+    /// The pod that this process runs in. None: it is not in a pod, or the runtime is asked for names.
+    pub fn inside(&self) -> Option<&Arc<OwnPod>> {
+        self.inside.as_ref()
     }
 
     /// The owner of a memory cgroup, dead or alive. Waits for at most `cri_timeout` if its names are being fetched.
     pub async fn owner_of_cgroup(&self, id: u64) -> Owner {
+        if let Some(inside) = &self.inside {
+            return inside.owner_in(id, 0);
+        }
         self.state.owner_of_cgroup(id).await
     }
 
     /// The owner of a task that the kernel side reported: by its cgroup, or by its pid if this kernel gave no cgroup. The
     /// latter works only while the process lives.
     pub async fn owner_of_task(&self, cgroup_id: u64, pid: u32) -> Owner {
+        if let Some(inside) = &self.inside {
+            return inside.owner_in(cgroup_id, pid);
+        }
         if cgroup_id == 0 && pid != 0 {
             return self.owner_of_pid(pid).await.unwrap_or_default();
         }
@@ -259,6 +279,9 @@ impl Pods {
 
     /// The owner of a task as far as it is known now, and whether [`Pods::owner_of_task`] would wait to learn more.
     pub fn owner_now(&self, cgroup_id: u64, pid: u32) -> (Owner, bool) {
+        if let Some(inside) = &self.inside {
+            return (inside.owner_in(cgroup_id, pid), false);
+        }
         if cgroup_id == 0 && pid != 0 {
             return match self.cgroup_of_pid(pid) {
                 Some(id) => self.state.owner_now(id),
@@ -285,6 +308,10 @@ impl Pods {
     /// The owner of a living process.
     pub async fn owner_of_pid(&self, pid: u32) -> anyhow::Result<Owner> {
         let state = &self.state;
+        if let Some(inside) = &self.inside {
+            anyhow::ensure!(proc::exists(&state.options.proc_root, pid), "no process {pid} is visible in this pod");
+            return Ok(inside.owner_in(0, pid));
+        }
         let path = proc::cgroup(&state.options.proc_root, &state.hierarchy, pid).ok_or_else(|| {
             anyhow::anyhow!("process {pid} is gone, or its memory cgroup is not mounted here")
         })?;
@@ -350,7 +377,10 @@ impl Pods {
     /// Finds what a target refers to. The error names the target and what exists instead: similar names, or that no
     /// runtime answers.
     pub async fn resolve(&self, target: &Target) -> anyhow::Result<Resolved> {
-        resolve::resolve(&self.state, target).await
+        match &self.inside {
+            Some(inside) => resolve::from_inside(inside, target),
+            None => resolve::resolve(&self.state, target).await,
+        }
     }
 
     pub fn status(&self) -> PodsStatus {

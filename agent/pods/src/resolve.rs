@@ -9,7 +9,8 @@ use anyhow::bail;
 
 use super::state::PodsState;
 use super::{ContainerDetails, PodDetails, Resolved, list, proc};
-use podopsy_model::{PodRef, Target};
+use crate::inside::OwnPod;
+use podopsy_model::{PodRef, Target, text};
 
 /// The largest number of suggestions in one error.
 const SUGGESTIONS: usize = 5;
@@ -33,6 +34,24 @@ pub(super) async fn resolve(state: &Arc<PodsState>, target: &Target) -> anyhow::
             }
         }
         Target::Name(name) => of_name(state, name).await,
+    }
+}
+
+/// The same in a pod, where only its own processes are visible: its name stands for all of them.
+pub(super) fn from_inside(own: &OwnPod, target: &Target) -> anyhow::Result<Resolved> {
+    let is_own = |namespace: Option<&str>, name: &str| {
+        own.pod().is_some_and(|own| own.name == name && namespace.is_none_or(|given| given == own.namespace))
+    };
+    match target {
+        Target::All => Ok(Resolved::Node),
+        Target::Pid(pid) => Ok(Resolved::Process(*pid)),
+        Target::Name(name) if is_own(None, name) => Ok(Resolved::Node),
+        Target::Pod { namespace, pod, container: None } if is_own(Some(namespace), pod) => Ok(Resolved::Node),
+        other => bail!(
+            "{} is not to be seen from inside a pod: --all is what its processes do, pid:N is one of them; other pods need \
+             podopsy on the node (kubectl debug node/NODE --profile=sysadmin)",
+            text::escape(&other.to_string())
+        ),
     }
 }
 

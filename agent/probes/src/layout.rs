@@ -56,6 +56,10 @@ pub fn read(btf: &Btf) -> anyhow::Result<KernelShape> {
     layout.kernfs_node_parent =
         btf.offset("kernfs_node", "__parent").unwrap_or_else(|| optional("kernfs_node", "parent"));
     layout.mm_start_stack = optional("mm_struct", "start_stack");
+    layout.task_thread_pid = optional("task_struct", "thread_pid");
+    layout.pid_level = optional("pid", "level");
+    layout.pid_numbers = optional("pid", "numbers");
+    layout.namespace_inum = optional("pid_namespace", "ns.inum");
     layout.binprm_file = optional("linux_binprm", "file");
     layout.file_inode = optional("file", "f_inode");
     layout.inode_ino = optional("inode", "i_ino");

@@ -1,9 +1,10 @@
 //! Loads the object and attaches what is wanted of it.
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use aya::Ebpf;
 use bytemuck::bytes_of;
-use podopsy_wire::{Config, Layout, SCOPE_NODE, UnwindLayout};
+use podopsy_system::pid_namespace;
+use podopsy_wire::{ABSENT, Config, Layout, SCOPE_NODE, UnwindLayout};
 
 use crate::btf::Btf;
 use crate::refusal::explain;
@@ -107,6 +108,7 @@ impl Probes {
 /// The object with this kernel's offsets and the settings in its globals, and its maps in the sizes that are needed.
 fn load_object(options: &ProbeOptions, types: &KernelTypes) -> anyhow::Result<Ebpf> {
     let config = Config {
+        pid_namespace: nested_namespace(&types.layout)?,
         layout: types.layout,
         victim_is_task: types.victim_is_task.into(),
         scope: options.cpu.as_ref().map_or(SCOPE_NODE, |cpu| cpu.scope.code()),
@@ -125,6 +127,18 @@ fn load_object(options: &ProbeOptions, types: &KernelTypes) -> anyhow::Result<Eb
         .override_global(aya_log::LEVEL, &level, true)
         .load(OBJECT)
         .map_err(|error| explain(anyhow!(error), "load the probes"))
+}
+
+/// `Config::pid_namespace`.
+fn nested_namespace(at: &Layout) -> anyhow::Result<u32> {
+    let Some(namespace) = pid_namespace::nested() else { return Ok(0) };
+    if [at.task_thread_pid, at.pid_level, at.pid_numbers, at.namespace_inum].contains(&ABSENT) {
+        bail!(
+            "this is a pid namespace of its own, and this kernel's types do not say which processes are in it: \
+             run podopsy on the node, or in a pod with hostPID: true"
+        );
+    }
+    Ok(namespace)
 }
 
 fn attach_event_probes(

@@ -32,10 +32,7 @@ pub(crate) fn layout(btf: &Btf) -> SigkillLayout {
     SigkillLayout {
         siginfo_code: optional("kernel_siginfo", "si_code"),
         task_flags: optional("task_struct", "flags"),
-        task_thread_pid: optional("task_struct", "thread_pid"),
         signal_live: optional("signal_struct", "live"),
-        pid_level: optional("pid", "level"),
-        pid_numbers: optional("pid", "numbers"),
     }
 }
 

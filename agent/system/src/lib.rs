@@ -1,5 +1,5 @@
-//! The process and the machine that it runs on: clocks, the node's name and load, file descriptors, the allocator, the page cache
-//! of the program, small files, the threads that may write them.
+//! The process and the machine that it runs on: clocks, the node's name and load, the pid namespace, file descriptors, the
+//! allocator, the page cache of the program, small files, the threads that may write them.
 //!
 //! This crate must not depend on pods, probes or events.
 
@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod footprint;
 pub mod heap;
 pub mod node;
+pub mod pid_namespace;
 pub mod pressure;
 pub mod small_file;
 pub mod state_thread;

@@ -54,6 +54,12 @@ pub struct Layout {
     pub kernfs_node_parent: u32,
     /// Where the stack of a process's first thread begins.
     pub mm_start_stack: u32,
+    /// `task_struct.thread_pid`, and what of a `struct pid` says which number the thread has in which namespace.
+    pub task_thread_pid: u32,
+    pub pid_level: u32,
+    pub pid_numbers: u32,
+    /// `pid_namespace.ns.inum`, which is the inode number of `/proc/PID/ns/pid`.
+    pub namespace_inum: u32,
 }
 
 impl Layout {
@@ -72,6 +78,9 @@ pub struct Config {
     pub scope: u32,
     /// Samples that a CPU may take in each period of 2^[`BUDGET_SHIFT`] ns; 0: no limit.
     pub sample_budget: u32,
+    /// Inode number of the pid namespace in which user space runs: a pod's, or that of a node in a container. Records have
+    /// its pids, and tasks that it does not contain are left out. 0: the initial one, which contains every task.
+    pub pid_namespace: u32,
 }
 
 /// The probes' read-only global `DNS`. It is separate from `CONFIG` because the ports are read for every packet of the
@@ -95,5 +104,5 @@ pub struct DnsConfig {
     pub tables_max: [u32; TABLES as usize],
 }
 
-const _: () = assert!(size_of::<Config>() == 29 * 4 + 3 * 4);
+const _: () = assert!(size_of::<Config>() == 33 * 4 + 4 * 4);
 const _: () = assert!(size_of::<DnsConfig>() == 2 * DNS_PORTS_MAX + 5 * 4 + 4 * TABLES as usize);

@@ -39,11 +39,8 @@ const _: () = assert!(size_of::<SigkillRecord>() == 8 + 2 * 40 + 4 * 4);
 pub struct SigkillLayout {
     pub siginfo_code: u32,
     pub task_flags: u32,
-    pub task_thread_pid: u32,
     /// `signal_struct.live`: the number of threads that are alive.
     pub signal_live: u32,
-    pub pid_level: u32,
-    pub pid_numbers: u32,
 }
 
 impl SigkillLayout {

@@ -82,8 +82,11 @@ pub async fn profile(
     let numbers = builder.as_ref().map(TableBuilder::numbers).unwrap_or_default();
     let symbolizer = Symbolizer::new(&options.helpers).with_numbers(numbers);
     let aggregation = aggregate(received, counted.clone(), codes, symbolizer)?;
+    // Whoever asks from inside a pod asks about the pod, and not about podopsy.
+    let own = pods.inside().and_then(|inside| inside.own_cgroup());
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
+        Ok(stack) if own == Some(stack.task.cgroup_id) => {}
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
         Err(_) => bad_records += 1,
     };
@@ -118,8 +121,9 @@ pub async fn profile(
     let built = tokio::task::spawn_blocking(stop).await?;
 
     let mut owners: HashMap<u64, Arc<Owner>> = HashMap::new();
-    for id in aggregator.cgroups() {
-        owners.insert(id, Arc::new(pods.owner_of_cgroup(id).await));
+    for (id, processes) in aggregator.processes() {
+        let living = processes.into_iter().find(|&pid| pods.start_time(pid).is_some());
+        owners.insert(id, Arc::new(pods.owner_of_task(id, living.unwrap_or(0)).await));
     }
     let mut losses = kernel_losses.read();
     losses.extend(aggregator.losses());

@@ -111,7 +111,7 @@ pub(crate) fn start(open: OpenTap, options: &DnsOptions, context: TapContext) ->
     let rate = Rate::default();
     let counters = SharedCounters::default();
     let owners = InsideOwners::default();
-    let inside = OwnPod::detect();
+    let inside = context.pods.inside().cloned();
     let source = CounterSource::PacketSocket(counters.clone(), inside.is_some().then(|| owners.clone()));
     let counts = Arc::new(Mutex::new(ContainerCounts::new(source, rate)));
     let mut tap = Tap {
@@ -283,7 +283,7 @@ impl Outlet {
 struct SocketOwners {
     askers: AskerFinder,
     /// None: host processes are visible, and the pods crate finds their containers.
-    inside: Option<OwnPod>,
+    inside: Option<Arc<OwnPod>>,
     owners: InsideOwners,
     /// (pid, start time) → the container's number.
     numbers: HashMap<(u32, u64), u64>,

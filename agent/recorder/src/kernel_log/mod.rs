@@ -16,10 +16,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::io::unix::AsyncFd;
 
 use podopsy_model::Losses;
+use podopsy_system::pid_namespace;
 use podopsy_system::sync::lock;
 use visit::{LoggedKill, Visit, Visits};
 
@@ -38,6 +39,9 @@ pub struct KernelLogBacklog {
 
 /// Reads the log from the record after `after` (None: from the oldest record) to its end.
 pub fn read_backlog(after: Option<u64>) -> anyhow::Result<KernelLogBacklog> {
+    if pid_namespace::nested().is_some() {
+        bail!("{PATH} has the node's process ids, and this is a pid namespace of its own");
+    }
     let mut file = open(Path::new(PATH))?;
     // SEEK_SET goes to the first record that is still in the ring.
     file.seek(SeekFrom::Start(0)).context("rewind /dev/kmsg")?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::statistics::MemoryStatistics;
 use podopsy_model::memory::{MemoryCounters, MemoryUsage, Pressure};
 use podopsy_pods::hierarchy::CgroupVersion;
+use podopsy_system::pid_namespace;
 
 /// The largest of these files (`memory.stat`) has about 2 KiB on 6.18.
 const BUFFER: usize = 16 << 10;
@@ -119,8 +120,12 @@ pub fn machine(proc_root: &Path) -> Option<(u64, u64)> {
     Some((kib(b"MemTotal:")?, kib(b"MemAvailable:")?))
 }
 
-/// `oom_kill` of `/proc/vmstat`: all kills of the OOM killer since boot; None: this kernel does not count them.
+/// `oom_kill` of `/proc/vmstat`: all kills of the OOM killer since boot. None: this kernel does not count them, or this is a
+/// pid namespace of its own, where most of them are not to be seen.
 pub fn machine_oom_kills(proc_root: &Path) -> Option<u64> {
+    if pid_namespace::own_in(proc_root).is_some_and(|own| own != pid_namespace::INITIAL) {
+        return None;
+    }
     value(&std::fs::read(proc_root.join("vmstat")).ok()?, b"oom_kill")
 }
 

@@ -160,13 +160,20 @@ impl Aggregator {
         }
     }
 
+    /// The processes that were sampled in each cgroup.
+    pub fn processes(&self) -> BTreeMap<u64, BTreeSet<u32>> {
+        let counted = self.counts.keys().map(|key| (key.cgroup, key.pid));
+        let over_limit = self.over_limit.keys().map(|&(pid, cgroup)| (cgroup, pid));
+        let mut all: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+        for (cgroup, pid) in counted.chain(over_limit) {
+            all.entry(cgroup).or_default().insert(pid);
+        }
+        all
+    }
+
     /// The ids of all cgroups with samples.
     pub fn cgroups(&self) -> BTreeSet<u64> {
-        self.counts
-            .keys()
-            .map(|key| key.cgroup)
-            .chain(self.over_limit.keys().map(|&(_, cgroup)| cgroup))
-            .collect()
+        self.processes().into_keys().collect()
     }
 
     /// The kernel addresses to look up: a return address is replaced by that of its call.
