@@ -64,9 +64,7 @@ pub(super) fn dns_out_of_reach(machine: &Machine) -> Option<String> {
         return Some("in a user namespace of its own no probe can be loaded".to_owned());
     }
     if machine.namespace("pid").is_some_and(|inode| inode != INITIAL_PID_NAMESPACE) {
-        return Some(
-            "in a pid namespace of its own most of the node's askers are not to be seen".to_owned(),
-        );
+        return Some("in a pid namespace of its own most of the node's askers are not to be seen".to_owned());
     }
     let mounts = machine.mounts();
     match mounts.iter().find(|mount| mount.fs_type == "cgroup2") {

@@ -17,8 +17,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use procfs::FromRead as _;
 use podopsy_system::pid_namespace;
+use procfs::FromRead as _;
 use procfs::process::MountInfos;
 
 use crate::hierarchy::{CgroupVersion, Hierarchy};

@@ -309,7 +309,10 @@ impl Pods {
     pub async fn owner_of_pid(&self, pid: u32) -> anyhow::Result<Owner> {
         let state = &self.state;
         if let Some(inside) = &self.inside {
-            anyhow::ensure!(proc::exists(&state.options.proc_root, pid), "no process {pid} is visible in this pod");
+            anyhow::ensure!(
+                proc::exists(&state.options.proc_root, pid),
+                "no process {pid} is visible in this pod"
+            );
             return Ok(inside.owner_in(0, pid));
         }
         let path = proc::cgroup(&state.options.proc_root, &state.hierarchy, pid).ok_or_else(|| {

@@ -44,6 +44,7 @@ impl FakeNode {
             cri_socket: Some(self.at("cri.sock")),
             cri_timeout: Duration::from_millis(600),
             reader: None,
+            from_inside: false,
             remember_dead: Duration::from_secs(600),
             proc_root: self.at("proc"),
             cgroup_root: self.at("cg"),
