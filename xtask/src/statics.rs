@@ -22,6 +22,15 @@ pub enum Statics {
     Podopsy,
 }
 
+/// Relocations in their short form (`DT_RELR`) take 16 KiB instead of 750, which each start reads.
+#[cfg(not(target_arch = "x86_64"))]
+const SHIPPED: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
+/// The same, and functions of the same code are linked once: a quarter of them is the same generic function again. Rust compares
+/// no functions by address. This is an option of lld, which Rust links with for this processor alone.
+#[cfg(target_arch = "x86_64")]
+const SHIPPED: &str =
+    "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--icf=all";
+
 impl Statics {
     /// The cargo profile. It also names the target folder: with other flags in the same folder, cargo would compile
     /// everything again.
@@ -48,7 +57,7 @@ impl Statics {
             Statics::Victims | Statics::Guest => {
                 "-C target-feature=+crt-static -C force-frame-pointers=yes -C link-arg=-Wl,--compress-debug-sections=zlib"
             }
-            Statics::Podopsy => "-C target-feature=+crt-static",
+            Statics::Podopsy => SHIPPED,
         }
     }
 
