@@ -76,7 +76,13 @@ enum Command {
     /// Build static binaries, and print the folder they are in
     BuildStatic { what: statics::Statics },
     /// Build the static binaries and the container image, an OCI archive with a bill of materials; needs no daemon
-    Image(ImageArgs),
+    Image {
+        #[command(flatten)]
+        args: ImageArgs,
+        /// Build it a second time, in another folder and from nothing, and compare the two byte for byte
+        #[arg(long, conflicts_with = "platform")]
+        check: bool,
+    },
     /// Build all files of a release: binaries, image, bill of materials, manifests, completions, man pages, checksums
     Release(ImageArgs),
     /// Write a Helm chart from manifests/base and its components, into target/chart/podopsy
@@ -107,7 +113,8 @@ fn main() -> ExitCode {
         Command::Cluster { action } => cluster::run(&action),
         Command::Bench { what } => bench::run(&what),
         Command::BuildStatic { what } => statics::run(what),
-        Command::Image(args) => image::run(image::What::Image, &args.tag, &args.platform),
+        Command::Image { args, check: true } => image::check(&args.tag),
+        Command::Image { args, check: false } => image::run(image::What::Image, &args.tag, &args.platform),
         Command::Release(args) => image::run(image::What::Release, &args.tag, &args.platform),
         Command::Chart => chart::run().map(drop),
         Command::Picture => picture::run(),

@@ -1,6 +1,7 @@
 //! `cargo xtask setup [ebpf|test|vm|cluster|demo]…`: installs what the other commands need. Idempotent.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -52,6 +53,7 @@ const READERS: &[Package] = &[
     Package { name: "binutils", why: "readelf is what our unwind tables are compared with" },
     Package { name: "g++", why: "compiles programs with known stacks" },
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
+    Package { name: "python3-venv", why: "holds what checks the image's bill of materials" },
     Package { name: "openssl", why: "a test profiles it" },
     Package { name: "luajit", why: "stacks of an interpreter in assembly, and of code made at run time" },
     Package {
@@ -124,6 +126,7 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
         debian13::install(&cache_dir()?)?;
         cluster::ensure_kubectl()?;
         fetch_schemas()?;
+        install_sbom_validator()?;
     }
     if groups.contains(&Group::Cluster) {
         apt::unpack(CLUSTER_UNPACKED, &cache_dir()?.join("cluster/packages"))?;
@@ -176,6 +179,21 @@ fn fetch_schemas() -> Result<()> {
     command.args(["fetch", "--quiet", "--locked", "--manifest-path"]);
     sh::run(command.arg(sh::root().join("xtask/schemas/Cargo.toml")))
         .context("cannot download the schemas of Kubernetes; they need crates.io")
+}
+
+/// The Python in which CycloneDX's own library is: it has the specification's JSON schema.
+pub fn sbom_python() -> Result<PathBuf> {
+    Ok(cache_dir()?.join("sbom/bin/python"))
+}
+
+fn install_sbom_validator() -> Result<()> {
+    let python = sbom_python()?;
+    let folder = python.ancestors().nth(2).context("the folder of the Python")?;
+    sh::run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+    let requirements = sh::root().join("xtask/schemas/requirements.txt");
+    let mut command = Command::new(&python);
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
+    sh::run(command.arg(requirements)).context("cannot install the validator of CycloneDX; it needs PyPI")
 }
 
 fn install_bpf_linker() -> Result<()> {

@@ -34,6 +34,13 @@ pub fn cargo() -> Command {
     command
 }
 
+/// git, in the workspace's root.
+pub fn git() -> Command {
+    let mut command = Command::new("git");
+    command.current_dir(root());
+    command
+}
+
 /// Runs the command with its output on the terminal.
 pub fn run(command: &mut Command) -> Result<()> {
     progress(format_args!("$ {}", show(command)));
