@@ -42,11 +42,12 @@ use fleet::ClusterAgents;
 use podopsy_system::heap;
 
 fn main() -> ExitCode {
+    // First: the helpers' read-ahead is charged to the pod, too.
+    headroom::settle();
     if let Some(code) = podopsy_stacks::run_if_asked() {
         return code;
     }
     heap::keep_small();
-    headroom::settle();
     exit::panics_in_one_line();
     exit::code(|| {
         let called = args::parse()?;
