@@ -5,6 +5,7 @@ mod docs_tests;
 mod fleet;
 mod history;
 mod live;
+mod pods;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -19,7 +20,6 @@ use podopsy_model::duration;
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 
 use crate::exit::AlreadyPrinted;
-use crate::selector::Selector;
 use crate::terminal::{note, visible};
 pub use fleet::{
     CompleteArgs, FleetCli, FleetCommand, FleetDoctorArgs, FleetOptions, command as fleet_command,
@@ -28,6 +28,7 @@ pub use history::{EventsArgs, HistoryArgs};
 pub use live::{
     DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, WatchArgs, WatchKind,
 };
+pub use pods::{PodFilterArgs, SelectionArgs};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -49,13 +50,19 @@ Examples:
   podopsy doctor                        what works here, and how to fix the rest
   source <(podopsy completion bash)     completes commands and options in bash
 
-TARGET has the same syntax in every command:
-  namespace/pod, namespace/pod/container, a pod name, a container id prefix, pid:N, cgroup:PATH
+TARGET has the same syntax in every command, and most commands take several:
+  namespace/pod, namespace/pod/container    a pod, or one of its containers
+  cart-api                                  a pod by its name or the beginning of it, or a container by its id's
+  deploy/NAME, sts/, ds/, rs/, job/, cronjob/, namespace/deploy/NAME    the pods of a controller
+  pid:N, cgroup:PATH                        a process, a cgroup and those below it
+-n NAMESPACE and -l LABELS select pods as in kubectl.
 
 Exit codes:
   0  done (also after Ctrl-C, and when the reader of a pipe has closed it)
-  1  nothing was found, or something failed
-  2  wrong usage, or a missing privilege";
+  1  nothing was found
+  2  wrong usage, also a TARGET that several pods match
+  3  something failed
+  4  a permission is missing";
 
 /// Flight recorder and autopsy kit for Kubernetes nodes: what happened to this pod, and where in the code?
 ///
@@ -143,6 +150,9 @@ pub struct OomArgs {
     #[command(subcommand)]
     pub show: Option<OomCommand>,
 
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+
     /// Only kills of the last TIME, such as 30m, 24h or 7d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration::parse)]
     pub since: Duration,
@@ -151,14 +161,6 @@ pub struct OomArgs {
     /// with exit code 0
     #[arg(long)]
     pub silent: bool,
-
-    /// Only kills of pods in this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
-
-    /// Only kills of pods with these labels: key=value, key!=value, key or !key, with commas between
-    #[arg(short = 'l', long, value_name = "LABELS")]
-    pub selector: Option<Selector>,
 
     /// A row for each kill, also for those that repeat in one cgroup
     #[arg(long)]
@@ -210,13 +212,8 @@ pub enum SheetFormat {
 /// List pods and containers with state, restarts, memory and limits
 #[derive(Debug, Args)]
 pub struct PodsArgs {
-    /// Only pods in this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
-
-    /// Only pods with these labels: key=value, key!=value, key or !key, with commas between
-    #[arg(short = 'l', long, value_name = "LABELS")]
-    pub selector: Option<Selector>,
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 
     /// wide: also the image, the pod IP and the container id
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
@@ -226,8 +223,12 @@ pub struct PodsArgs {
 /// Show a pod with its containers and processes, or the pod of a process, container or cgroup
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
-    pub target: Target,
+    /// Pods, containers, processes or controllers, such as shop/cart, deploy/cart or pid:4242
+    #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector", "all_namespaces"])]
+    pub targets: Vec<Target>,
+
+    #[command(flatten)]
+    pub pods: PodFilterArgs,
 
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
     pub output: ReportFormat,
@@ -235,7 +236,7 @@ pub struct InspectArgs {
 
 /// Check what works on this machine, with the command or manifest line that fixes the rest
 ///
-/// Exits 0 if nothing essential is missing, 1 if something is, 2 if privileges are missing.
+/// Exits 0 if nothing essential is missing, 3 if something is, 4 if privileges are missing.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
@@ -346,6 +347,11 @@ mod tests {
             "podopsy dns --slow --over 1s --queries --for 30s -n shop -l app=web shop/cart -o json",
             "podopsy pods -n x -l app=web -o wide",
             "podopsy watch sigkill --host",
+            "podopsy watch oom dns shop/cart deploy/web -l app=web",
+            "podopsy profile -n shop -l app=web",
+            "podopsy profile deploy/cart pod/db-0 -o a.svg",
+            "podopsy oom shop/deploy/cart sts/db -A",
+            "podopsy inspect cronjob/nightly -n shop",
             "podopsy oom",
             "podopsy oom --since 1h -n shop -l app=web -o yaml --state-dir /tmp/x",
             "podopsy oom show 3f2a-28908 -o json --state-dir /tmp/x",
@@ -377,7 +383,10 @@ mod tests {
             "podopsy profile diff a.pb.gz",
             "podopsy profile -a diff a.pb.gz b.pb.gz",
             "podopsy inspect pid:0",
-            "podopsy watch cpu",
+            "podopsy watch a//b",
+            "podopsy profile -a -n shop",
+            "podopsy events -A -n shop",
+            "podopsy inspect",
             "podopsy dns --all --failed",
             "podopsy dns --for 30",
             "podopsy dns --dns-hook bpf",

@@ -3,13 +3,16 @@
 //! | code | when |
 //! |---|---|
 //! | 0 | done; also when the reader of a pipe has closed it |
-//! | 1 | nothing was found, or something failed |
-//! | 2 | usage, or a missing privilege |
+//! | 1 | nothing was found: the command worked, and its answer is empty |
+//! | 2 | wrong usage: also a TARGET that several pods match |
+//! | 3 | something failed, or a part of the answer is missing |
+//! | 4 | a permission is missing: a capability, root, or RBAC |
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+
+use podopsy_model::TargetMatchError;
 
 use crate::log;
 use crate::terminal::{note, visible};
@@ -20,33 +23,39 @@ pub enum CommandOutcome {
     Success,
     /// The command worked and found nothing.
     NothingFound,
-    /// A part of what was asked for could not be had; it is named on stderr.
+    /// A part of what was asked for could not be had, or the doctor found something essential missing; it was named.
     Incomplete,
 }
 
-/// Wrong usage or a missing privilege: exit 2.
-#[derive(Debug)]
+/// The exit codes. They are an interface: docs/cli.md documents them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    Done = 0,
+    NothingFound = 1,
+    Usage = 2,
+    Failed = 3,
+    NotPermitted = 4,
+}
+
+/// Wrong usage.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Refusal(pub String);
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+/// A permission that is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotPermitted(pub String);
 
-impl std::error::Error for Refusal {}
+/// There is nothing with the name or the id that was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFound(pub String);
 
 /// clap has already printed its message (`--help`, `--version`, a usage error); the exit code is left to set.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("exit {0}")]
 pub struct AlreadyPrinted(pub u8);
-
-impl fmt::Display for AlreadyPrinted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "exit {}", self.0)
-    }
-}
-
-impl std::error::Error for AlreadyPrinted {}
 
 /// Runs the program and prints an error in one line.
 pub fn code(run: impl FnOnce() -> anyhow::Result<CommandOutcome>) -> ExitCode {
@@ -56,7 +65,8 @@ pub fn code(run: impl FnOnce() -> anyhow::Result<CommandOutcome>) -> ExitCode {
     }
     match result {
         Ok(Ok(CommandOutcome::Success)) => ExitCode::SUCCESS,
-        Ok(Ok(CommandOutcome::NothingFound | CommandOutcome::Incomplete)) => ExitCode::from(1),
+        Ok(Ok(CommandOutcome::NothingFound)) => ExitCode::from(Code::NothingFound as u8),
+        Ok(Ok(CommandOutcome::Incomplete)) => ExitCode::from(Code::Failed as u8),
         Ok(Err(error)) => {
             let (code, quiet) = judge(&error);
             if !quiet {
@@ -65,7 +75,7 @@ pub fn code(run: impl FnOnce() -> anyhow::Result<CommandOutcome>) -> ExitCode {
             ExitCode::from(code)
         }
         // The panic hook has printed it.
-        Err(_) => ExitCode::from(1),
+        Err(_) => ExitCode::from(Code::Failed as u8),
     }
 }
 
@@ -91,12 +101,17 @@ fn judge(error: &anyhow::Error) -> (u8, bool) {
         |kind| error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == kind));
     if io(ErrorKind::BrokenPipe) {
         // `podopsy watch | head -1`: the reader has enough.
-        (0, true)
-    } else if error.is::<Refusal>() || io(ErrorKind::PermissionDenied) {
-        (2, false)
-    } else {
-        (1, false)
+        return (Code::Done as u8, true);
     }
+    let code = match error.downcast_ref::<TargetMatchError>() {
+        Some(TargetMatchError::NotFound(_)) => Code::NothingFound,
+        Some(TargetMatchError::Ambiguous(_)) => Code::Usage,
+        None if error.is::<NotFound>() => Code::NothingFound,
+        None if error.is::<Refusal>() => Code::Usage,
+        None if error.is::<NotPermitted>() || io(ErrorKind::PermissionDenied) => Code::NotPermitted,
+        None => Code::Failed,
+    };
+    (code as u8, false)
 }
 
 /// The chain of causes in one line, without the backtrace that anyhow's `{:?}` would print.
@@ -106,8 +121,6 @@ fn line(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context as _;
-
     use super::*;
 
     #[test]
@@ -117,12 +130,21 @@ mod tests {
     }
 
     #[test]
-    fn missing_privileges_and_usage_errors_exit_2_and_other_errors_1() {
-        let refused = Err::<(), _>(Refusal("needs root".into())).context("watch").unwrap_err();
-        assert_eq!(judge(&refused), (2, false));
-        let denied = anyhow::Error::from(io::Error::from(ErrorKind::PermissionDenied));
-        assert_eq!(judge(&denied), (2, false));
-        assert_eq!(judge(&anyhow::anyhow!("no such pod")), (1, false));
+    fn each_kind_of_error_has_its_code_also_with_a_context() {
+        let text = || "x".to_owned();
+        for (error, code) in [
+            (anyhow::Error::from(NotFound(text())), 1),
+            (TargetMatchError::NotFound(text()).into(), 1),
+            (TargetMatchError::Ambiguous(text()).into(), 2),
+            (Refusal(text()).into(), 2),
+            (anyhow::anyhow!("disk on fire"), 3),
+            (NotPermitted(text()).into(), 4),
+            (io::Error::from(ErrorKind::PermissionDenied).into(), 4),
+        ] {
+            let shown = format!("{error:?}");
+            assert_eq!(judge(&error), (code, false), "{shown}");
+            assert_eq!(judge(&error.context("watch")), (code, false), "{shown}");
+        }
     }
 
     #[test]

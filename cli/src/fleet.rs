@@ -12,12 +12,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_fleet::owners::LivePod;
 use podopsy_fleet::{
-    Agent, Answers, EventQuery, Fleet, Kubectl, KubectlError, Limits, NodeFailure, OwnerKind, PodFilter,
+    Agent, Answers, EventQuery, Fleet, Kubectl, KubectlError, Limits, NodeFailure, PodFilter,
 };
-use podopsy_model::{Owner, PodRef, Target, text};
+use podopsy_model::target_match::find_pods;
+use podopsy_model::{Owner, PodCandidate, PodRef, Target, TargetMatchError, WorkloadKind, text, workloads};
 
 use crate::args::FleetOptions;
-use crate::exit::Refusal;
+use crate::exit::{NotFound, NotPermitted, Refusal};
 use crate::history;
 use crate::render::units;
 use crate::selector::Selector;
@@ -52,6 +53,12 @@ pub enum ClusterTarget {
     },
     Owner {
         filter: PodFilter,
+        name: String,
+    },
+    /// What has no selector: its pods are inferred from labels and names.
+    Inferred {
+        namespace: String,
+        kind: WorkloadKind,
         name: String,
     },
     /// Only a node's own podopsy can look it up.
@@ -139,21 +146,29 @@ impl ClusterAgents {
         }
     }
 
-    /// The newest events of the pods that `-n` and `-l` select.
-    pub async fn events(&self, mut query: EventQuery) -> anyhow::Result<EventList> {
-        if let Some(namespace) = &self.namespace {
-            query.parameters.retain(|(name, _)| *name != "namespace");
-            query.parameters.push(("namespace", namespace.clone()));
+    /// The newest events of the targets; without targets, of the pods that `-n` and `-l` select.
+    pub async fn events(
+        &self,
+        targets: Vec<ClusterTarget>,
+        mut query: EventQuery,
+    ) -> anyhow::Result<EventList> {
+        match (&targets[..], &self.namespace) {
+            ([one], _) => query.parameters.extend(one.query()),
+            ([], Some(namespace)) => query.parameters.push(("namespace", namespace.clone())),
+            _ => {}
         }
         let matches = query.matches;
         let (namespace, selector) = (self.namespace.clone(), self.selector.clone());
         let is_wanted = move |owner: &Owner| {
             let pod = owner.pod.as_ref();
-            namespace.as_ref().is_none_or(|namespace| pod.is_some_and(|pod| pod.namespace == *namespace))
-                && selector
+            let is_target = match &targets[..] {
+                [] => namespace
                     .as_ref()
-                    .is_none_or(|selector| pod.is_some_and(|pod| selector.matches(&pod.labels)))
-                && matches(owner)
+                    .is_none_or(|namespace| pod.is_some_and(|pod| pod.namespace == *namespace)),
+                targets => targets.iter().any(|target| target.matches(owner)),
+            };
+            let has_labels = |selector: &Selector| pod.is_some_and(|pod| selector.matches(&pod.labels));
+            is_target && selector.as_ref().is_none_or(has_labels) && matches(owner)
         };
         self.events_of_all(EventQuery { matches: Arc::new(is_wanted), ..query }).await
     }
@@ -192,76 +207,142 @@ impl ClusterAgents {
         Ok(answers.answers.into_iter().map(|answer| (answer.agent, answer.value)).collect())
     }
 
-    /// Asks the API server what TARGET is. Without a namespace, a pod is in that of `-n` or of the context.
-    pub async fn resolve(&self, target: Option<&Target>) -> anyhow::Result<ClusterTarget> {
-        let pod = |namespace: &str, pod: &str, container: Option<&String>| ClusterTarget::Pod {
-            namespace: namespace.to_owned(),
-            pod: pod.to_owned(),
-            container: container.cloned(),
-        };
-        Ok(match target {
-            None | Some(Target::All) => ClusterTarget::All,
-            Some(Target::Pod { namespace: kind, pod: name, container: None })
-                if matches!(&**kind, "pod" | "po") =>
-            {
-                pod(self.one_namespace(name)?, name, None)
-            }
-            Some(Target::Pod { namespace, pod: name, container }) => {
-                match (OwnerKind::from_name(namespace), container) {
-                    (Some(kind), None) => {
-                        let filter =
-                            PodFilter::of_owner(self.kubectl()?, self.one_namespace(name)?, kind, name).await;
-                        let name = format!("{namespace}/{name}");
-                        ClusterTarget::Owner { filter: filter.map_err(refused)?, name }
-                    }
-                    _ => pod(namespace, name, container.as_ref()),
-                }
-            }
-            Some(Target::Name(name)) => match &self.namespace {
-                Some(namespace) => pod(namespace, name, None),
-                None => ClusterTarget::OfNode(Target::Name(name.clone())),
-            },
-            Some(target @ (Target::Pid(_) | Target::Cgroup(_))) => ClusterTarget::OfNode(target.clone()),
-        })
+    /// Asks the API server what each TARGET is. Without a namespace, a pod is in that of `-n` or of the context.
+    pub async fn resolve(&self, targets: &[Target]) -> anyhow::Result<Vec<ClusterTarget>> {
+        let mut resolved = Vec::new();
+        for target in targets {
+            resolved.push(self.resolve_one(target).await?);
+        }
+        Ok(resolved)
     }
 
-    /// The agent on the node of a target that exists, and the target as that node's podopsy knows it.
-    pub async fn locate(&self, target: Option<&Target>) -> anyhow::Result<(&Agent, Option<String>)> {
-        match self.resolve(target).await? {
+    async fn resolve_one(&self, target: &Target) -> anyhow::Result<ClusterTarget> {
+        let place = |own: &Option<String>| own.clone().or_else(|| self.namespace.clone());
+        let (namespace, pod, container) = match target {
+            Target::Workload { namespace, kind, name } => {
+                return self.resolve_workload(place(namespace).as_deref(), *kind, name).await;
+            }
+            Target::All => return Ok(ClusterTarget::All),
+            Target::Pid(_) | Target::Cgroup(_) => return Ok(ClusterTarget::OfNode(target.clone())),
+            Target::Name(name) => (place(&None), name, None),
+            Target::Pod { namespace, pod, container } => (place(namespace), pod, container.clone()),
+        };
+        let Some(namespace) = namespace else { return Ok(ClusterTarget::OfNode(target.clone())) };
+        let pod = self.complete_name(&namespace, pod).await?;
+        Ok(ClusterTarget::Pod { namespace, pod, container })
+    }
+
+    async fn resolve_workload(
+        &self,
+        namespace: Option<&str>,
+        kind: WorkloadKind,
+        name: &str,
+    ) -> anyhow::Result<ClusterTarget> {
+        let refusal = || Refusal(format!("{}: name its namespace with -n", text::escape(name)));
+        let namespace = namespace.ok_or_else(refusal)?;
+        // Only the Jobs of a CronJob have selectors.
+        if kind == WorkloadKind::CronJob {
+            return Ok(ClusterTarget::Inferred {
+                namespace: namespace.to_owned(),
+                kind,
+                name: name.to_owned(),
+            });
+        }
+        let filter = PodFilter::of_owner(self.kubectl()?, namespace, kind, name).await.map_err(refused)?;
+        Ok(ClusterTarget::Owner { filter, name: format!("{}/{name}", kind.short_name()) })
+    }
+
+    /// The name of the only pod whose name begins so. The name itself, if a pod has it or if none begins so: it may be gone.
+    async fn complete_name(&self, namespace: &str, pod: &str) -> anyhow::Result<String> {
+        let Some(kubectl) = &self.kubectl else { return Ok(pod.to_owned()) };
+        if !matches!(LivePod::find(kubectl, namespace, pod).await, Ok(None)) {
+            return Ok(pod.to_owned());
+        }
+        let Ok(pods) = LivePod::list(kubectl, namespace).await else { return Ok(pod.to_owned()) };
+        let candidates: Vec<PodCandidate<'_>> = pods.iter().map(candidate).collect();
+        let (namespace, container) = (Some(namespace.to_owned()), None);
+        let target = Target::Pod { namespace, pod: pod.to_owned(), container };
+        match find_pods(&target, &candidates) {
+            Ok(found) => Ok(found.first().map_or_else(|| pod.to_owned(), |found| found.name.clone())),
+            Err(TargetMatchError::NotFound(_)) => Ok(pod.to_owned()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The agent on the node of targets that exist, and the targets as that node's podopsy knows them.
+    pub async fn locate(&self, targets: &[Target]) -> anyhow::Result<(&Agent, Vec<String>)> {
+        let mut located: Option<(&Agent, Vec<String>)> = None;
+        for target in targets {
+            let (agent, shown) = self.locate_one(target).await?;
+            match &mut located {
+                None => located = Some((agent, shown)),
+                Some((first, all)) if first.node == agent.node => all.extend(shown),
+                Some((first, _)) => {
+                    return Err(Refusal(format!(
+                        "{} is on {}, and what stands before it on {}: name targets of one node at a time",
+                        text::escape(&target.to_string()),
+                        agent.node,
+                        first.node
+                    ))
+                    .into());
+                }
+            }
+        }
+        match located {
+            Some(located) => Ok(located),
+            None => Ok((self.one_agent()?, Vec::new())),
+        }
+    }
+
+    async fn locate_one(&self, target: &Target) -> anyhow::Result<(&Agent, Vec<String>)> {
+        match self.resolve_one(target).await? {
             ClusterTarget::Pod { namespace, pod, container } => {
                 let container = container.map(|container| format!("/{container}")).unwrap_or_default();
                 let shown = format!("{namespace}/{pod}{container}");
-                let Some(kubectl) = &self.kubectl else { return Ok((self.one_agent()?, Some(shown))) };
+                let Some(kubectl) = &self.kubectl else { return Ok((self.one_agent()?, vec![shown])) };
                 let live = LivePod::find(kubectl, &namespace, &pod).await.map_err(refused)?;
                 match live {
-                    Some(live) => Ok((self.agent_of(&live, &shown)?, Some(shown))),
-                    None if self.fleet.agents.len() == 1 => Ok((self.one_agent()?, Some(shown))),
-                    None => bail!(
+                    Some(live) => Ok((self.agent_of(&live, &shown)?, vec![shown])),
+                    None if self.fleet.agents.len() == 1 => Ok((self.one_agent()?, vec![shown])),
+                    None => Err(NotFound(format!(
                         "there is no pod {}: kubectl podopsy events lists what happened to pods that are gone; \
                          with --node, its node's podopsy is asked",
                         text::escape(&shown)
-                    ),
+                    ))
+                    .into()),
                 }
             }
             ClusterTarget::Owner { filter, name } => {
                 let pods = filter.live_pods(self.kubectl()?).await.map_err(refused)?;
-                let mut running = pods.iter().filter(|pod| pod.is_running);
-                let Some(first) = running.next() else {
-                    bail!("{} has no pod that runs", text::escape(&name))
-                };
-                let shown = format!("{}/{}", filter.namespace, first.name);
-                let others = running.count();
-                if others > 0 {
-                    note(&format!(
-                        "{name} has {} that run; this is about {shown}",
-                        units::plural(others as u64 + 1, "pod")
-                    ));
-                }
-                Ok((self.agent_of(first, &shown)?, Some(shown)))
+                self.locate_pods(&pods, &name)
             }
-            ClusterTarget::OfNode(target) => Ok((self.one_agent()?, Some(target.to_string()))),
-            ClusterTarget::All => Ok((self.one_agent()?, None)),
+            ClusterTarget::Inferred { namespace, kind, name } => {
+                let mut pods = LivePod::list(self.kubectl()?, &namespace).await.map_err(refused)?;
+                pods.retain(|pod| pod.is_of(kind, &name));
+                self.locate_pods(&pods, &format!("{}/{name}", kind.short_name()))
+            }
+            ClusterTarget::OfNode(target) => Ok((self.one_agent()?, vec![target.to_string()])),
+            ClusterTarget::All => Ok((self.one_agent()?, Vec::new())),
         }
+    }
+
+    /// The pods of a controller that run on the node of the first one.
+    fn locate_pods(&self, pods: &[LivePod], name: &str) -> anyhow::Result<(&Agent, Vec<String>)> {
+        let running: Vec<&LivePod> = pods.iter().filter(|pod| pod.is_running).collect();
+        let Some(first) = running.first() else {
+            return Err(NotFound(format!("{} has no pod that runs", text::escape(name))).into());
+        };
+        let here = running.iter().filter(|pod| pod.host == first.host);
+        let shown: Vec<String> = here.map(|pod| format!("{}/{}", pod.pod.namespace, pod.pod.name)).collect();
+        if shown.len() < running.len() {
+            note(&format!(
+                "{name} has {} that run; this is about those on {}: {}",
+                units::plural(running.len() as u64, "pod"),
+                text::escape(&first.host),
+                shown.join(", ")
+            ));
+        }
+        Ok((self.agent_of(first, name)?, shown))
     }
 
     fn agent_of(&self, pod: &LivePod, shown: &str) -> anyhow::Result<&Agent> {
@@ -290,11 +371,6 @@ impl ClusterAgents {
         }
     }
 
-    fn one_namespace(&self, name: &str) -> Result<&str, Refusal> {
-        let refusal = || Refusal(format!("{}: name its namespace with -n", text::escape(name)));
-        self.namespace.as_deref().ok_or_else(refusal)
-    }
-
     /// For calls of the API server, and of podopsy on a node.
     pub fn kubectl(&self) -> Result<&Kubectl, Refusal> {
         self.kubectl.as_ref().ok_or_else(|| Refusal("this needs kubectl: leave --sockets out".to_owned()))
@@ -313,6 +389,7 @@ impl ClusterTarget {
                     filter.match_labels.iter().map(|(key, value)| ("label", format!("{key}={value}")));
                 [("namespace", filter.namespace.clone())].into_iter().chain(labels).collect()
             }
+            ClusterTarget::Inferred { namespace, .. } => vec![("namespace", namespace.clone())],
             ClusterTarget::All | ClusterTarget::OfNode(_) => Vec::new(),
         }
     }
@@ -323,6 +400,10 @@ impl ClusterTarget {
         match self {
             ClusterTarget::All | ClusterTarget::OfNode(_) => true,
             ClusterTarget::Owner { filter, .. } => is_pod(&|pod| filter.matches(pod)),
+            ClusterTarget::Inferred { namespace, kind, name } => is_pod(&|pod| {
+                pod.namespace == *namespace
+                    && workloads(pod).iter().any(|owner| owner.kind == *kind && owner.name == *name)
+            }),
             ClusterTarget::Pod { namespace, pod: name, container } => {
                 is_pod(&|pod| pod.namespace == *namespace && pod.name == *name)
                     && container
@@ -333,13 +414,19 @@ impl ClusterTarget {
     }
 }
 
-/// An error of kubectl. What RBAC does not permit exits 2.
+fn candidate(pod: &LivePod) -> PodCandidate<'_> {
+    let note = if pod.is_running { "running" } else { "not running" };
+    PodCandidate { pod: &pod.pod, note: format!("{note}, on {}", pod.host) }
+}
+
+/// An error of kubectl.
 fn refused(error: KubectlError) -> anyhow::Error {
     match error {
-        KubectlError::Forbidden(reason) => Refusal(format!(
+        KubectlError::Forbidden(reason) => NotPermitted(format!(
             "your rights do not permit it: {reason} (docs/fleet.md lists the rights that this needs)"
         ))
         .into(),
+        KubectlError::NotFound(reason) => NotFound(reason).into(),
         error => error.into(),
     }
 }

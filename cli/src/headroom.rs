@@ -5,11 +5,11 @@
 
 use std::fs;
 
+use anyhow::bail;
 use podopsy_pods::headroom::{self, Headroom, LimitOf, is_in_container};
 use podopsy_system::footprint;
 
 use crate::args::Hook;
-use crate::exit::Refusal;
 use crate::terminal::note;
 
 /// The largest value: such a process is the first one that the kernel kills in its cgroup (`OOM_SCORE_ADJ_MAX` in
@@ -49,7 +49,7 @@ pub fn settle() {
 }
 
 /// Fails if `command` needs more memory than is left of a limit that it is under.
-pub fn require(command: &str, need: Need, ignore: bool) -> Result<(), Refusal> {
+pub fn require(command: &str, need: Need, ignore: bool) -> anyhow::Result<()> {
     let found = headroom::find();
     if is_in_container() || found.is_some() {
         // It can fail where /proc is mounted read-only. Then the kernel's choice is by size, and podopsy is small.
@@ -60,10 +60,10 @@ pub fn require(command: &str, need: Need, ignore: bool) -> Result<(), Refusal> {
         note(&format!("{why}; it goes on because of --ignore-memory-limit"));
         return Ok(());
     }
-    Err(Refusal(format!(
+    bail!(
         "{command}: {why}: the pod could be OOM-killed. Run it on the node instead \
          (kubectl debug node/NODE --profile=sysadmin), or take the risk with --ignore-memory-limit"
-    )))
+    )
 }
 
 /// Why the headroom does not suffice; None: it does.

@@ -32,6 +32,18 @@ pub async fn agent(args: &HistoryArgs) -> anyhow::Result<Option<AgentClient>> {
     Ok(None)
 }
 
+/// Like [`agent`], for a command that has no other source.
+pub async fn require_agent(args: &HistoryArgs) -> anyhow::Result<AgentClient> {
+    let Some(agent) = agent(args).await? else {
+        bail!(
+            "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
+             or watch new events with podopsy watch",
+            args.state_dir.join(SOCKET_NAME).display()
+        );
+    };
+    Ok(agent)
+}
+
 /// The sockets to try, and whether the user gave the socket: then a failure is an error.
 pub fn sockets(args: &HistoryArgs) -> (Vec<PathBuf>, bool) {
     if let Some(socket) = &args.socket {

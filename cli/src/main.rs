@@ -9,7 +9,7 @@
 //!
 //! The others are helpers: [`context`] (global options), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
 //! history), [`log`], [`privilege`], [`signals`],
-//! [`output`] (files), [`process`] (/proc), [`selector`], [`terminal`].
+//! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`].
 //!
 //! Must not depend on: aya, the wire format of kernel records, CRI, the naming of cgroups.
 #![forbid(unsafe_code)]
@@ -23,9 +23,11 @@ mod headroom;
 mod history;
 mod log;
 mod output;
+mod past;
 mod privilege;
 mod process;
 mod render;
+mod selection;
 mod selector;
 mod signals;
 mod terminal;

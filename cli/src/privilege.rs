@@ -6,7 +6,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use podopsy_doctor::capability::{Capabilities, Capability, in_initial_user_namespace};
 
 use crate::args::Hook;
-use crate::exit::Refusal;
+use crate::exit::NotPermitted;
 
 /// Needed to load the probes and to read their samples.
 pub const SAMPLE: &[Capability] = &[Capability::Bpf, Capability::Perfmon];
@@ -14,18 +14,18 @@ pub const SAMPLE: &[Capability] = &[Capability::Bpf, Capability::Perfmon];
 pub const SAMPLE_PACKETS: &[Capability] = &[Capability::Bpf, Capability::Perfmon, Capability::NetAdmin];
 
 /// Fails with the missing capabilities of `command`.
-pub fn require(command: &str, needed: &[Capability]) -> Result<(), Refusal> {
+pub fn require(command: &str, needed: &[Capability]) -> Result<(), NotPermitted> {
     match lacking(Capabilities::effective(), in_initial_user_namespace(), needed) {
         None => Ok(()),
-        Some(why) => Err(Refusal(format!("{command}: {why}"))),
+        Some(why) => Err(NotPermitted(format!("{command}: {why}"))),
     }
 }
 
 /// DNS needs less: a packet socket needs CAP_NET_RAW in the user namespace that owns its network namespace.
-pub fn require_dns(command: &str, hook: Hook) -> Result<(), Refusal> {
+pub fn require_dns(command: &str, hook: Hook) -> Result<(), NotPermitted> {
     match refused_dns(Capabilities::effective(), in_initial_user_namespace(), hook) {
         None => Ok(()),
-        Some(why) => Err(Refusal(format!("{command}: {why}"))),
+        Some(why) => Err(NotPermitted(format!("{command}: {why}"))),
     }
 }
 
@@ -49,14 +49,14 @@ fn refused_dns(held: Capabilities, initial_namespace: bool, hook: Hook) -> Optio
 }
 
 /// Fails unless this user can reach the runtime: as root, or by a `--cri-socket` that the user may write to.
-pub fn require_runtime(command: &str, socket: Option<&Path>) -> Result<(), Refusal> {
+pub fn require_runtime(command: &str, socket: Option<&Path>) -> Result<(), NotPermitted> {
     let may = geteuid().is_root()
         || Capabilities::effective().has(Capability::DacOverride)
         || socket.is_some_and(|socket| access(socket, AccessFlags::W_OK).is_ok());
     if may {
         return Ok(());
     }
-    Err(Refusal(format!(
+    Err(NotPermitted(format!(
         "{command}: needs root (or CAP_DAC_OVERRIDE) to ask the container runtime and to read other users' /proc; \
          run it as root on the node, or give a socket that you may write to with --cri-socket"
     )))

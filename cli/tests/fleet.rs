@@ -1,21 +1,19 @@
 //! `kubectl podopsy` from outside: a script in kubectl's place leads to real agents' sockets.
 #![forbid(unsafe_code)]
 
+#[path = "support/agent.rs"]
+mod agent;
 mod support;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_agent::api::{self, ApiListener, Health, MetricsPage, Sources};
 use podopsy_model::testing::{dns, incident, kill, owner};
 use podopsy_model::{Event, EventKind};
-use podopsy_pods::{Pods, PodsOptions};
-use podopsy_store::{Store, StoreLimits};
 use serde_json::{Value, json};
 use support::SimulatedAgents;
 use tokio::runtime::Runtime;
@@ -30,6 +28,7 @@ get)
     *"pods --namespace=podopsy"*) cat "$FAKE/agents.json"; exit;;
     *deployments.apps/web*) echo '{"spec":{"selector":{"matchLabels":{"app":"web"}}}}'; exit;;
     *"pods web-1 "*) echo '{"metadata":{"name":"web-1"},"spec":{"nodeName":"n2"},"status":{"phase":"Running"}}'; exit;;
+    *"pods --namespace=shop"*) cat "$FAKE/pods.json"; exit;;
     *) echo 'Error from server (NotFound): there is no such thing' >&2; exit 1;;
     esac;;
 exec)
@@ -45,36 +44,6 @@ exec)
 esac
 echo "fake kubectl: $*" >&2; exit 1
 "#;
-
-/// An agent without a recorder: its store and its API.
-struct TestAgent {
-    store: Store,
-    stored: podopsy_store::StoreReceiver,
-    listener: Option<ApiListener>,
-    socket: PathBuf,
-}
-
-impl TestAgent {
-    fn start(runtime: &Runtime, folder: &Path, pod: &str) -> TestAgent {
-        let _guard = runtime.enter();
-        let state = folder.join(format!("{pod}.state"));
-        fs::create_dir(&state).unwrap();
-        let (store, stored) = Store::start(&state, "boot", StoreLimits::default()).unwrap();
-        let options = PodsOptions { cri_socket: Some("/nonexistent".into()), ..Default::default() };
-        let pods = runtime.block_on(Pods::start(options)).unwrap();
-        let (live, _) = tokio::sync::broadcast::channel(16);
-        let (health, metrics_page) = (Arc::new(Health::default()), Arc::new(MetricsPage::default()));
-        let sources = Sources { pods, store: Some(store.reader()), live, health, metrics_page };
-        let socket = folder.join(format!("{pod}.sock"));
-        let listener = Some(api::listen(&socket, sources).unwrap());
-        TestAgent { store, stored, listener, socket }
-    }
-
-    fn put(&mut self, event: Event) {
-        self.store.put(event).unwrap_or_else(|_| panic!("the queue is not full"));
-        self.stored.recv_blocking().unwrap();
-    }
-}
 
 struct TestCluster {
     folder: tempfile::TempDir,
@@ -97,6 +66,7 @@ impl TestCluster {
             })
         };
         fs::write(path.join("agents.json"), json!({ "items": [pod(1), pod(2)] }).to_string()).unwrap();
+        fs::write(path.join("pods.json"), json!({ "items": [] }).to_string()).unwrap();
         let agents = ["agent-1", "agent-2"].map(|pod| TestAgent::start(&runtime, path, pod)).into();
         TestCluster { folder, agents, runtime }
     }
@@ -155,7 +125,7 @@ fn kills_of_all_nodes_are_in_one_list_and_a_node_that_is_gone_is_named() {
     assert!(none.is_empty(), "{none}");
 
     cluster.agents[1].listener = None;
-    let (out, err) = expect(&cluster.plugin(&["oom", "-A", "--since", "1h"]), 1);
+    let (out, err) = expect(&cluster.plugin(&["oom", "-A", "--since", "1h"]), 3);
     assert_eq!(out.lines().count(), 3, "{out}");
     assert!(out.contains("aa-1") && out.contains("aa-2") && !out.contains("bb-"), "{out}");
     let named: Vec<&str> =
@@ -199,11 +169,58 @@ fn a_command_of_one_node_runs_in_the_agents_pod_there() {
     assert!(out.starts_with("on agent-1: inspect pid:1\n"), "{out}");
 }
 
+/// Pods of two Jobs of a CronJob, and one of a Deployment.
+fn pods_of_controllers() -> Value {
+    let pod = |name: &str, node: &str, label: (&str, &str)| {
+        json!({
+            "metadata": { "name": name, "namespace": "shop", "uid": name, "labels": { label.0: label.1 } },
+            "spec": { "nodeName": node }, "status": { "phase": "Running" },
+        })
+    };
+    json!({ "items": [
+        pod("nightly-29402881-x2v8p", "n1", ("job-name", "nightly-29402881")),
+        pod("nightly-29402882-b4cdf", "n1", ("job-name", "nightly-29402882")),
+        pod("cart-7d9c5b6f4-x2v8p", "n2", ("pod-template-hash", "7d9c5b6f4")),
+    ] })
+}
+
 #[test]
-fn what_rbac_does_not_permit_is_one_line_and_exits_2() {
+fn the_beginning_of_a_name_and_a_cron_job_lead_to_pods_and_their_node() {
+    let cluster = TestCluster::start();
+    fs::write(cluster.folder.path().join("pods.json"), pods_of_controllers().to_string()).unwrap();
+    let (out, _) = expect(&cluster.plugin(&["inspect", "cronjob/nightly"]), 0);
+    assert!(
+        out.starts_with("on agent-1: inspect shop/nightly-29402881-x2v8p shop/nightly-29402882-b4cdf\n"),
+        "{out}"
+    );
+    let (_, err) = expect(&cluster.plugin(&["inspect", "nightly"]), 2);
+    assert!(err.contains("shop/nightly-29402882-b4cdf (running, on n1)"), "{err}");
+    let (_, err) = expect(&cluster.plugin(&["dns", "none"]), 1);
+    assert!(err.contains("there is no pod shop/none"), "{err}");
+    let (out, _) = expect(&cluster.plugin(&["dns", "cart", "--node", "n2"]), 1);
+    assert!(out.is_empty(), "the pod of that name is completed, and cannot be found by its full name: {out}");
+}
+
+#[test]
+fn past_events_are_found_by_a_beginning_in_the_cluster_too() {
+    let mut cluster = TestCluster::start();
+    fs::write(cluster.folder.path().join("pods.json"), pods_of_controllers().to_string()).unwrap();
+    let labels = [("pod-template-hash", "7d9c5b6f4")];
+    let of_cart = owner("shop", "cart-7d9c5b6f4-x2v8p", &labels);
+    cluster.agents[1].put(dns(Timestamp::now(), of_cart, "one.test"));
+    cluster.agents[1].put(dns(Timestamp::now(), owner("shop", "other", &[]), "two.test"));
+    let (out, _) = expect(&cluster.plugin(&["events", "cart", "-o", "json"]), 0);
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(out.contains("one.test"), "{out}");
+    let (out, _) = expect(&cluster.plugin(&["events", "shop/other", "cart", "-n", "elsewhere"]), 0);
+    assert_eq!(out.lines().count(), 2, "{out}");
+}
+
+#[test]
+fn what_rbac_does_not_permit_is_one_line_and_exits_4() {
     let cluster = TestCluster::start();
     fs::write(cluster.folder.path().join("forbidden"), "").unwrap();
-    let (out, err) = expect(&cluster.plugin(&["oom", "-A"]), 2);
+    let (out, err) = expect(&cluster.plugin(&["oom", "-A"]), 4);
     assert!(out.is_empty() && err.lines().count() == 1, "{out}{err}");
     assert!(err.contains("cannot create resource \"pods/exec\"") && err.contains("docs/fleet.md"), "{err}");
 }
@@ -215,7 +232,7 @@ fn an_agent_that_says_nothing_costs_no_more_than_the_timeout() {
     cluster.agents[1].listener = None;
     let silent = std::os::unix::net::UnixListener::bind(&cluster.agents[1].socket).unwrap();
     let began = Instant::now();
-    let (out, err) = expect(&cluster.plugin(&["oom", "-A", "--timeout", "2s"]), 1);
+    let (out, err) = expect(&cluster.plugin(&["oom", "-A", "--timeout", "2s"]), 3);
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     assert!(out.contains("aa-1") && err.contains("no answer from n2: no answer within 2s"), "{out}{err}");
     drop((silent, cluster.runtime));

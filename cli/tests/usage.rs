@@ -140,7 +140,7 @@ fn missing_privileges_are_a_one_line_error_of_each_command() {
     ] {
         let output = public.run(args);
         let error = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert_eq!(output.status.code(), Some(4), "{args:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
         let start = format!("podopsy: {}", args[0]);
         assert!(error.starts_with(&start), "{args:?}: {error}");
@@ -227,12 +227,12 @@ fn two_profiles_are_compared_without_privileges() {
     assert_eq!((&old["self"]["before"], &old["self"]["after"]), (&1000.into(), &0.into()));
 
     for (args, code, word) in [
-        (&["profile", "diff", &before, "/etc/passwd"][..], 1, "is not a pprof profile"),
-        (&["profile", "diff", &before, "/nonexistent"], 1, "cannot open /nonexistent"),
+        (&["profile", "diff", &before, "/etc/passwd"][..], 3, "is not a pprof profile"),
+        (&["profile", "diff", &before, "/nonexistent"], 3, "cannot open /nonexistent"),
         (&["profile", "diff", &empty, &after], 1, "no samples"),
         (
             &["profile", "diff", &before, &after, "--value", "heap"],
-            1,
+            3,
             "has no values of type heap; it has cpu",
         ),
         (&["profile", "diff", &before, &after, "-w", "x.pb.gz"], 2, ".folded or .svg"),
@@ -273,6 +273,6 @@ fn shells_get_completions_and_man_gets_a_page_for_each_command() {
         assert!(page.contains(".SH SYNOPSIS"), "{page}");
     }
     let nowhere = podopsy(&["man-pages", "/nonexistent/folder"]).output().unwrap();
-    assert_eq!(nowhere.status.code(), Some(1));
+    assert_eq!(nowhere.status.code(), Some(3));
     assert!(text(&nowhere.stderr).contains("/nonexistent/folder"), "{}", text(&nowhere.stderr));
 }

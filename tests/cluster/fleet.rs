@@ -106,7 +106,7 @@ fn the_fleet_is_asked_through_exec_and_an_agent_that_is_gone_is_named() {
     let gone = || {
         let (nodes, code, error) = nodes_of_kills(&plugin, "fleet");
         let is_named = error.contains("no answer from node2");
-        (code == Some(1) && is_named && nodes.iter().all(|node| node == "node1") && !nodes.is_empty())
+        (code == Some(3) && is_named && nodes.iter().all(|node| node == "node1") && !nodes.is_empty())
             .then_some(())
     };
     let named = is_soon(gone);
@@ -145,7 +145,7 @@ fn a_user_without_exec_gets_one_line() {
     let config = kubeconfig_as("system:serviceaccount:podopsy:reader");
     let output = plugin.call(&["oom", "-A", "--kubeconfig", &config.path().display().to_string()]);
     let error = text(&output.stderr);
-    assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{error}");
+    assert_eq!((output.status.code(), error.lines().count()), (Some(4), 1), "{error}");
     assert!(error.contains("pods/exec"), "{error}");
     kubectl(&["-n", "podopsy", "delete", "rolebinding,role,serviceaccount", "reader"]);
 }

@@ -268,7 +268,7 @@ fn an_ephemeral_container_sees_its_pods_lookups_with_what_kubectl_debug_gives_it
 
     let refused = pod.wait_exited("restricted", SOON).expect("it ends");
     let log = pod.log("restricted").unwrap_or_default();
-    assert!(refused.exit_code == 2 && log.contains("NET_RAW") && log.contains("--profile=netadmin"), "{log}");
+    assert!(refused.exit_code == 4 && log.contains("NET_RAW") && log.contains("--profile=netadmin"), "{log}");
 
     // No process is missed or wrong: the socket's owner may be unknown (it is closed at once).
     let of_pod = |event: &serde_json::Value| {

@@ -125,7 +125,7 @@ fn dns_is_refused_where_the_rest_of_the_pods_limit_is_too_small() {
     pod.add_container(debugger(&image, "dns")).expect("start an ephemeral container");
     let refused = pod.wait_exited("dns", SOON).expect("it ends");
     let log = pod.log("dns").unwrap_or_default();
-    assert_eq!(refused.exit_code, 2, "{log}");
+    assert_eq!(refused.exit_code, 3, "{log}");
     for part in
         ["memory limit", "(24 MiB) are left", "up to 8 MiB", "kubectl debug node/", "--ignore-memory-limit"]
     {

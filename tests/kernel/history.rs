@@ -158,7 +158,7 @@ fn a_kill_in_a_running_pod_is_found_by_one_command() {
     let left: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(left["incidents"][0]["incident"]["id"], incident["incident"]["id"]);
     let output = podopsy(&node, &state, &["events"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(3));
     assert!(
         stderr_of(&output).contains("no agent answers") && stderr_of(&output).contains("--state-dir"),
         "{}",

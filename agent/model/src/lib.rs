@@ -20,6 +20,7 @@ pub mod profile;
 pub mod sigkill;
 pub mod sigkill_verdict;
 pub mod target;
+pub mod target_match;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;
@@ -34,4 +35,5 @@ pub use owner::{CgroupRef, ContainerRef, KnownBy, Owner, PodRef};
 pub use pod_incident::PodIncident;
 pub use sigkill::Sigkill;
 pub use target::Target;
+pub use target_match::{PodCandidate, TargetMatchError};
 pub use workload::{Workload, WorkloadKind, workloads};

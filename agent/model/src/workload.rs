@@ -37,6 +37,31 @@ impl WorkloadKind {
             WorkloadKind::CronJob => "CronJob",
         }
     }
+
+    /// The short name that kubectl takes and podopsy prints, as `deploy` in `deploy/web`.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            WorkloadKind::Deployment => "deploy",
+            WorkloadKind::ReplicaSet => "rs",
+            WorkloadKind::StatefulSet => "sts",
+            WorkloadKind::DaemonSet => "ds",
+            WorkloadKind::Job => "job",
+            WorkloadKind::CronJob => "cronjob",
+        }
+    }
+
+    /// The kind that kubectl calls so: `deploy`, `deployment` or `deployments`.
+    pub fn from_name(name: &str) -> Option<WorkloadKind> {
+        Some(match name {
+            "deploy" | "deployment" | "deployments" => WorkloadKind::Deployment,
+            "rs" | "replicaset" | "replicasets" => WorkloadKind::ReplicaSet,
+            "sts" | "statefulset" | "statefulsets" => WorkloadKind::StatefulSet,
+            "ds" | "daemonset" | "daemonsets" => WorkloadKind::DaemonSet,
+            "job" | "jobs" => WorkloadKind::Job,
+            "cj" | "cronjob" | "cronjobs" => WorkloadKind::CronJob,
+            _ => return None,
+        })
+    }
 }
 
 /// A controller of pods, in the pod's namespace.

@@ -10,7 +10,8 @@ use anyhow::bail;
 use super::state::PodsState;
 use super::{ContainerDetails, PodDetails, Resolved, list, proc};
 use crate::inside::OwnPod;
-use podopsy_model::{PodRef, Target, text};
+use podopsy_model::target_match::find_pods;
+use podopsy_model::{PodCandidate, PodRef, Target, TargetMatchError, text};
 
 /// The largest number of suggestions in one error.
 const SUGGESTIONS: usize = 5;
@@ -22,41 +23,70 @@ pub(super) async fn resolve(state: &Arc<PodsState>, target: &Target) -> anyhow::
         Target::All => Ok(Resolved::Node),
         Target::Pid(pid) => of_pid(state, *pid).await,
         Target::Cgroup(path) => of_cgroup(state, path).await,
-        Target::Pod { namespace, pod, container } => {
+        Target::Name(name) => {
             let pods = pods(state).await?;
-            let same = |p: &&PodDetails| p.pod.namespace == *namespace && p.pod.name == *pod;
-            match newest(pods.iter().filter(same)) {
-                Some(found) => in_pod(found.clone(), container.as_deref()),
-                None => {
-                    let wanted = format!("{namespace}/{pod}");
-                    bail!("no pod {wanted} on this node{}", hint(state, &wanted, pods.iter().map(full_name)))
-                }
+            match of_container_id(&pods, name)? {
+                Some(found) => Ok(found),
+                None => of_pod(state, &pods, target),
             }
         }
-        Target::Name(name) => of_name(state, name).await,
+        Target::Pod { .. } | Target::Workload { .. } => of_pod(state, &pods(state).await?, target),
     }
 }
 
 /// The same in a pod, where only its own processes are visible: its name stands for all of them.
 pub(super) fn from_inside(own: &OwnPod, target: &Target) -> anyhow::Result<Resolved> {
-    let is_own = |namespace: Option<&str>, name: &str| {
-        own.pod().is_some_and(|own| own.name == name && namespace.is_none_or(|given| given == own.namespace))
-    };
+    let own = own.pod().map(|pod| PodCandidate { pod, note: "this pod".to_owned() });
     match target {
-        Target::All => Ok(Resolved::Node),
-        Target::Pid(pid) => Ok(Resolved::Process(*pid)),
-        Target::Name(name) if is_own(None, name) => Ok(Resolved::Node),
-        Target::Pod { namespace, pod, container: None } if is_own(Some(namespace), pod) => Ok(Resolved::Node),
-        other => bail!(
-            "{} is not to be seen from inside a pod: --all is what its processes do, pid:N is one of them; other pods need \
-             podopsy on the node (kubectl debug node/NODE --profile=sysadmin)",
-            text::escape(&other.to_string())
-        ),
+        Target::All => return Ok(Resolved::Node),
+        Target::Pid(pid) => return Ok(Resolved::Process(*pid)),
+        Target::Pod { container: Some(_), .. } => {}
+        other if find_pods(other, own.as_slice()).is_ok_and(|found| !found.is_empty()) => {
+            return Ok(Resolved::Node);
+        }
+        _ => {}
     }
+    bail!(TargetMatchError::NotFound(format!(
+        "{} is not to be seen from inside a pod: --all is what its processes do, pid:N is one of them; other pods need podopsy \
+         on the node (kubectl debug node/NODE --profile=sysadmin)",
+        text::escape(&target.to_string())
+    )))
 }
 
 async fn pods(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
     list::list(state).await
+}
+
+/// The one pod that a target means.
+fn of_pod(state: &PodsState, pods: &[PodDetails], target: &Target) -> anyhow::Result<Resolved> {
+    let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
+    let found = find_pods(target, &candidates).map_err(|error| with_runtime_error(state, error))?;
+    let is_found = |pod: &&PodDetails| found.iter().any(|one| std::ptr::eq(*one, &pod.pod));
+    let found: Vec<&PodDetails> = pods.iter().filter(is_found).collect();
+    if let Target::Workload { .. } = target
+        && found.len() > 1
+    {
+        let names: Vec<String> = found.iter().map(|pod| full_name(pod)).collect();
+        bail!(TargetMatchError::Ambiguous(format!("{target} has several pods: {}", names.join(", "))));
+    }
+    let container = match target {
+        Target::Pod { container, .. } => container.as_deref(),
+        _ => None,
+    };
+    let Some(pod) = newest(found.into_iter()) else {
+        bail!(TargetMatchError::NotFound(format!("{target} is no pod of this node")))
+    };
+    in_pod(pod.clone(), container)
+}
+
+/// A node without an answer of the runtime may have more pods than are known.
+fn with_runtime_error(state: &PodsState, error: TargetMatchError) -> TargetMatchError {
+    match (error, state.runtime.about()) {
+        (TargetMatchError::NotFound(text), (_, _, Some(reason))) => TargetMatchError::NotFound(format!(
+            "{text}; the container runtime did not answer ({reason}): --cri-socket names its socket"
+        )),
+        (error, _) => error,
+    }
 }
 
 /// Chooses among pods of one name (a pod that was created again leaves an old one): a ready one first, then the newest.
@@ -67,55 +97,55 @@ fn newest<'a>(pods: impl Iterator<Item = &'a PodDetails>) -> Option<&'a PodDetai
 fn in_pod(pod: PodDetails, container: Option<&str>) -> anyhow::Result<Resolved> {
     let Some(name) = container else { return Ok(Resolved::Containers(pod.pod, pod.containers)) };
     // Of several attempts take the latest, which list() puts first.
-    match pod.containers.iter().position(|c| c.container.name == name) {
-        Some(at) => {
-            let mut containers = pod.containers;
-            Ok(Resolved::Containers(pod.pod, vec![containers.swap_remove(at)]))
-        }
-        None => {
-            let mut names: Vec<_> = pod.containers.iter().map(|c| c.container.name.as_str()).collect();
-            names.dedup();
-            bail!(
-                "pod {}/{} has no container {name}; it has: {}",
-                pod.pod.namespace,
-                pod.pod.name,
-                if names.is_empty() { "none".into() } else { names.join(", ") }
-            )
+    let Some(at) = pod.containers.iter().position(|c| c.container.name == name) else {
+        let mut names: Vec<_> = pod.containers.iter().map(|c| c.container.name.as_str()).collect();
+        names.dedup();
+        bail!(TargetMatchError::NotFound(format!(
+            "pod {} has no container {}; it has: {}",
+            full_name(&pod),
+            text::escape(name),
+            if names.is_empty() { "none".into() } else { names.join(", ") }
+        )));
+    };
+    let mut containers = pod.containers;
+    Ok(Resolved::Containers(pod.pod, vec![containers.swap_remove(at)]))
+}
+
+/// The container whose id begins with `name`. None: `name` cannot be the beginning of an id, or none has it.
+fn of_container_id(pods: &[PodDetails], name: &str) -> anyhow::Result<Option<Resolved>> {
+    let prefix = name.to_ascii_lowercase();
+    if prefix.len() < PREFIX_MIN || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let all = pods.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
+    let found: Vec<_> = all.filter(|(_, c)| c.container.id.starts_with(&prefix)).collect();
+    match found[..] {
+        [] => Ok(None),
+        [(pod, container)] => Ok(Some(Resolved::Containers(pod.pod.clone(), vec![container.clone()]))),
+        _ => {
+            let shown: Vec<_> = found.iter().take(SUGGESTIONS).map(|(pod, c)| describe(pod, c)).collect();
+            let more = found.len() - shown.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown = shown.join(", ");
+            bail!(TargetMatchError::Ambiguous(format!(
+                "container id prefix {name} is ambiguous: {shown}{more}"
+            )))
         }
     }
 }
 
-async fn of_name(state: &Arc<PodsState>, name: &str) -> anyhow::Result<Resolved> {
-    let pods = pods(state).await?;
-    let prefix = name.to_ascii_lowercase();
-    if prefix.len() >= PREFIX_MIN && prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let all = pods.iter().flat_map(|pod| pod.containers.iter().map(move |c| (pod, c)));
-        let found: Vec<_> = all.filter(|(_, c)| c.container.id.starts_with(&prefix)).collect();
-        match found[..] {
-            [] => {}
-            [(pod, container)] => {
-                return Ok(Resolved::Containers(pod.pod.clone(), vec![container.clone()]));
-            }
-            _ => {
-                let shown: Vec<_> = found.iter().take(SUGGESTIONS).map(|(pod, c)| describe(pod, c)).collect();
-                let more = found.len() - shown.len();
-                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-                bail!("container id prefix {name} is ambiguous: {}{more}", shown.join(", "))
-            }
+impl PodDetails {
+    /// The pod as one that a TARGET may mean.
+    pub fn candidate(&self) -> PodCandidate<'_> {
+        let running = self.containers.iter().filter(|container| container.state == "running").count();
+        let mut note = match running {
+            0 => "not running".to_owned(),
+            _ => "running".to_owned(),
+        };
+        if let Some(created_at) = self.created_at {
+            note += &created_at.strftime(", created %Y-%m-%d %H:%M:%SZ").to_string();
         }
-    }
-    let same: Vec<_> = pods.iter().filter(|pod| pod.pod.name == name).collect();
-    let mut namespaces: Vec<_> = same.iter().map(|pod| full_name(pod)).collect();
-    namespaces.dedup();
-    if namespaces.len() > 1 {
-        bail!("pod name {name} is ambiguous: {}", namespaces.join(", "));
-    }
-    match newest(same.into_iter()) {
-        Some(pod) => in_pod(pod.clone(), None),
-        None => {
-            let names = pods.iter().map(|pod| pod.pod.name.clone());
-            bail!("no container id begins with {name}, and no pod has that name{}", hint(state, name, names))
-        }
+        PodCandidate { pod: &self.pod, note }
     }
 }
 
@@ -133,7 +163,9 @@ async fn of_pid(state: &Arc<PodsState>, pid: u32) -> anyhow::Result<Resolved> {
         if proc::exists(&state.options.proc_root, pid) {
             bail!("process {pid}: its memory cgroup is outside of what is mounted here");
         }
-        bail!("no process {pid} (pids are those of the host's pid namespace)");
+        bail!(TargetMatchError::NotFound(format!(
+            "no process {pid} (pids are those of the host's pid namespace)"
+        )));
     };
     let Some(id) = state.id_of_path(&path) else { bail!("process {pid} is exiting") };
     let owner = state.owner_of_cgroup(id).await;
@@ -166,7 +198,10 @@ async fn of_cgroup(state: &Arc<PodsState>, shown: &str) -> anyhow::Result<Resolv
     };
     found.sort();
     let Some((first, _, id)) = found.first().filter(|(path, ..)| path == wanted).cloned() else {
-        bail!("no memory cgroup {shown} below {}", state.hierarchy.dir.display())
+        bail!(TargetMatchError::NotFound(format!(
+            "no memory cgroup {shown} below {}",
+            state.hierarchy.dir.display()
+        )))
     };
     let owner = state.owner_of_cgroup(id).await;
     if let (Some(pod), Some(container)) = (owner.pod, owner.container)
@@ -177,54 +212,4 @@ async fn of_cgroup(state: &Arc<PodsState>, shown: &str) -> anyhow::Result<Resolv
         return Ok(Resolved::Containers(pod, containers));
     }
     Ok(Resolved::Cgroups(found.into_iter().map(|(.., id)| id).collect()))
-}
-
-/// Suggestions for the error: similar names, and the error of the runtime if it did not answer.
-fn hint(state: &PodsState, wanted: &str, names: impl Iterator<Item = String>) -> String {
-    let mut close: Vec<(usize, String)> = names
-        .map(|name| {
-            let related = name.contains(wanted) || wanted.contains(name.as_str());
-            (if related { 0 } else { distance(wanted, &name) }, name)
-        })
-        .filter(|(far, _)| *far <= 2 + wanted.chars().count() / 4)
-        .collect();
-    close.sort();
-    close.dedup();
-    let close: Vec<_> = close.into_iter().take(SUGGESTIONS).map(|(_, name)| name).collect();
-    let mut text = String::new();
-    if !close.is_empty() {
-        text = format!("; did you mean {}?", close.join(", "));
-    }
-    if let (_, _, Some(error)) = state.runtime.about() {
-        text += &format!("; the container runtime did not answer ({error}): --cri-socket names its socket");
-    }
-    text
-}
-
-/// The Levenshtein distance in characters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn distance_is_levenshteins() {
-        for (a, b, far) in [("", "", 0), ("a", "", 1), ("kitten", "sitting", 3), ("pricing", "pircing", 2)] {
-            assert_eq!(distance(a, b), far, "{a} {b}");
-        }
-    }
 }

@@ -351,7 +351,7 @@ async fn pods_are_listed_and_targets_resolved() {
         assert_eq!((pod.name.as_str(), found.len()), ("pricing-7f9c", 1), "{text}");
         assert_eq!(found[0].container.id, APP, "{text}");
     }
-    for text in ["finance/pricing-7f9c", "pricing-7f9c"] {
+    for text in ["finance/pricing-7f9c", "pricing-7f9c", "pricing", "finance/pric"] {
         assert!(matches!(resolve(text).await, Ok(Resolved::Containers(_, all)) if all.len() == 2), "{text}");
     }
     assert!(matches!(resolve("pid:18").await, Ok(Resolved::Process(18))));
@@ -361,8 +361,8 @@ async fn pods_are_listed_and_targets_resolved() {
     for (text, expected) in [
         ("3f2a", "ambiguous"),
         ("3f2a", "finance/pricing-7f9c/app"),
-        ("pricing", "did you mean pricing-7f9c"),
-        ("finance/pricing", "did you mean finance/pricing-7f9c"),
+        ("pricong-7f9c", "did you mean pricing-7f9c"),
+        ("finance/pricong-7f9c", "did you mean finance/pricing-7f9c"),
         ("finance/pricing-7f9c/db", "it has: app"),
         ("pid:19", "no process 19"),
         ("cgroup:/nowhere", "no memory cgroup /nowhere"),

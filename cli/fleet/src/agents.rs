@@ -1,5 +1,7 @@
 //! The agents' pods.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use crate::kubectl::{CONTAINER, Kubectl, KubectlError, is_name};
@@ -47,6 +49,8 @@ pub(crate) struct Pod {
 pub(crate) struct Metadata {
     pub name: String,
     pub namespace: String,
+    pub uid: String,
+    pub labels: BTreeMap<String, String>,
     pub deletion_timestamp: Option<String>,
 }
 

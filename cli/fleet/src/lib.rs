@@ -26,5 +26,5 @@ pub use agents::{Agent, NodeFailure};
 pub use ask::{Answers, Fleet, Limits};
 pub use kubectl::{Kubectl, KubectlError};
 pub use newest::{EventQuery, FleetEvents};
-pub use owners::{OwnerKind, PodFilter};
+pub use owners::PodFilter;
 pub use transport::Transport;

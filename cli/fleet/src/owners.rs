@@ -4,44 +4,22 @@
 
 use std::collections::BTreeMap;
 
-use podopsy_model::PodRef;
+use podopsy_model::{PodRef, WorkloadKind, workloads};
 use serde::Deserialize;
 
-use crate::agents::{Pod, PodList};
+use crate::agents::{Metadata, Pod, PodList};
 use crate::kubectl::{Kubectl, KubectlError, is_name};
 
-/// What can own pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OwnerKind {
-    Deployment,
-    StatefulSet,
-    DaemonSet,
-    ReplicaSet,
-    Job,
-}
-
-impl OwnerKind {
-    /// The kind that kubectl calls so, as `deploy` in `deploy/web`.
-    pub fn from_name(name: &str) -> Option<OwnerKind> {
-        Some(match name {
-            "deploy" | "deployment" | "deployments" => OwnerKind::Deployment,
-            "sts" | "statefulset" | "statefulsets" => OwnerKind::StatefulSet,
-            "ds" | "daemonset" | "daemonsets" => OwnerKind::DaemonSet,
-            "rs" | "replicaset" | "replicasets" => OwnerKind::ReplicaSet,
-            "job" | "jobs" => OwnerKind::Job,
-            _ => return None,
-        })
-    }
-
-    fn resource(self) -> &'static str {
-        match self {
-            OwnerKind::Deployment => "deployments.apps",
-            OwnerKind::StatefulSet => "statefulsets.apps",
-            OwnerKind::DaemonSet => "daemonsets.apps",
-            OwnerKind::ReplicaSet => "replicasets.apps",
-            OwnerKind::Job => "jobs.batch",
-        }
-    }
+/// How kubectl names the kind's objects. None: the kind has no selector of pods, as a CronJob.
+fn resource(kind: WorkloadKind) -> Option<&'static str> {
+    Some(match kind {
+        WorkloadKind::Deployment => "deployments.apps",
+        WorkloadKind::StatefulSet => "statefulsets.apps",
+        WorkloadKind::DaemonSet => "daemonsets.apps",
+        WorkloadKind::ReplicaSet => "replicasets.apps",
+        WorkloadKind::Job => "jobs.batch",
+        WorkloadKind::CronJob => return None,
+    })
 }
 
 /// A selector of pods, as the API server has it (`LabelSelector`), in one namespace.
@@ -73,7 +51,7 @@ enum Operator {
 /// A pod that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LivePod {
-    pub name: String,
+    pub pod: PodRef,
     /// Empty: it is not scheduled.
     pub host: String,
     pub is_running: bool,
@@ -84,7 +62,7 @@ impl PodFilter {
     pub async fn of_owner(
         kubectl: &Kubectl,
         namespace: &str,
-        kind: OwnerKind,
+        kind: WorkloadKind,
         name: &str,
     ) -> Result<PodFilter, KubectlError> {
         #[derive(Deserialize)]
@@ -96,9 +74,12 @@ impl PodFilter {
             selector: PodFilter,
         }
         require_name(name)?;
-        let owner: Owner = kubectl
-            .get(&[&format!("{}/{name}", kind.resource()), &format!("--namespace={namespace}")])
-            .await?;
+        let Some(resource) = resource(kind) else {
+            let reason = format!("a {} has no selector of pods", kind.as_str());
+            return Err(KubectlError::Failed(reason));
+        };
+        let owner: Owner =
+            kubectl.get(&[&format!("{resource}/{name}"), &format!("--namespace={namespace}")]).await?;
         let filter = owner.spec.selector;
         if filter.match_labels.is_empty() && filter.match_expressions.is_empty() {
             return Err(KubectlError::Failed(format!("{name} has no selector, so its pods cannot be found")));
@@ -124,8 +105,20 @@ impl PodFilter {
 impl LivePod {
     fn new(pod: Pod) -> Option<LivePod> {
         let is_running = pod.status.phase == "Running" && pod.metadata.deletion_timestamp.is_none();
-        let live = LivePod { name: pod.metadata.name, host: pod.spec.node_name, is_running };
-        is_name(&live.name).then_some(live)
+        let Metadata { name, namespace, uid, labels, .. } = pod.metadata;
+        let pod_ref = PodRef { namespace, name, uid, labels };
+        is_name(&pod_ref.name).then_some(LivePod { pod: pod_ref, host: pod.spec.node_name, is_running })
+    }
+
+    /// All pods of a namespace.
+    pub async fn list(kubectl: &Kubectl, namespace: &str) -> Result<Vec<LivePod>, KubectlError> {
+        let list: PodList = kubectl.get(&["pods", &format!("--namespace={namespace}")]).await?;
+        Ok(list.items.into_iter().filter_map(LivePod::new).collect())
+    }
+
+    /// Whether a controller of this kind and name has made it, as far as its labels and its name show.
+    pub fn is_of(&self, kind: WorkloadKind, name: &str) -> bool {
+        workloads(&self.pod).iter().any(|owner| owner.kind == kind && owner.name == name)
     }
 
     /// The pod of this name. None: it is gone.
@@ -206,12 +199,5 @@ mod tests {
         assert!(filter.matches(&pod("shop", &edge)) && !filter.matches(&pod("other", &edge)));
         assert!(!filter.matches(&pod("shop", &[("app", "web"), ("tier", "back")])));
         assert!(!filter.matches(&pod("shop", &[&edge[..], &[("canary", "")]].concat())));
-    }
-
-    #[test]
-    fn owners_are_named_as_kubectl_names_them() {
-        assert_eq!(OwnerKind::from_name("deploy"), Some(OwnerKind::Deployment));
-        assert_eq!(OwnerKind::from_name("sts").map(OwnerKind::resource), Some("statefulsets.apps"));
-        assert_eq!(OwnerKind::from_name("shop"), None);
     }
 }

@@ -27,12 +27,15 @@ Examples:
   kubectl podopsy pods -A                        pods with restarts, limits and usage, by node
   kubectl podopsy doctor --all-nodes             what works on each node
 
-TARGET is pod, namespace/pod[/container], deploy/NAME, sts/NAME, ds/NAME, rs/NAME or job/NAME.
+TARGET is a pod or the beginning of its name, namespace/pod[/container], deploy/NAME, sts/NAME, ds/NAME, rs/NAME,
+job/NAME, cronjob/NAME, or one of these after namespace/.
 
 Exit codes:
-  0  done
-  1  nothing was found, something failed, or a node did not answer (it is named on stderr)
-  2  wrong usage, or RBAC does not permit it";
+  0  done (also after Ctrl-C, and when the reader of a pipe has closed it)
+  1  nothing was found
+  2  wrong usage, also a TARGET that several pods match
+  3  something failed, or a node did not answer (it is named on stderr)
+  4  a permission is missing";
 
 /// Ask the agents of all nodes what happened to the cluster's pods
 ///
@@ -106,7 +109,7 @@ pub enum FleetCommand {
 
 /// Check what works on each node, with the command or manifest line that fixes the rest
 ///
-/// Exits 0 if nothing essential is missing on any node.
+/// Exits 0 if nothing essential is missing on any node, 3 if something is.
 #[derive(Debug, Args)]
 pub struct FleetDoctorArgs {
     /// All nodes; without it, --node names some
@@ -127,7 +130,7 @@ pub struct CompleteArgs {
 /// Options that have no meaning for another machine: they find an agent on this one.
 const OF_THIS_MACHINE: [&str; 2] = ["socket", "state_dir"];
 /// Arguments that the plugin decides about when it calls podopsy on a node.
-const OF_THE_PLUGIN: [&str; 6] = ["target", "all", "outputs", "format", "namespace", "selector"];
+const OF_THE_PLUGIN: [&str; 6] = ["all", "outputs", "format", "namespace", "all_namespaces", "selector"];
 
 /// The definition, without what only podopsy on a node has.
 pub fn command() -> Command {

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use podopsy_model::EventKind;
 use podopsy_model::duration;
-use podopsy_model::{EventKind, Target};
 
-use super::ListFormat;
-use crate::selector::Selector;
+use super::{ListFormat, SelectionArgs};
 
 /// List past events from the agent's history, oldest first: kills, failed lookups
 ///
@@ -18,8 +17,8 @@ use crate::selector::Selector;
 /// Exits 1 if there are no events.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH [default: the whole node]
-    pub target: Option<Target>,
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 
     /// Only events of the last TIME, such as 10m, 24h or 7d
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
@@ -28,14 +27,6 @@ pub struct EventsArgs {
     /// Only events of this kind; may be repeated
     #[arg(long = "kind", value_name = "KIND", value_parser = PossibleValuesParser::new(EventKind::ALL.map(EventKind::as_str)))]
     pub kinds: Vec<String>,
-
-    /// Only events of pods in this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
-
-    /// Only events of pods with these labels: key=value, key!=value, key or !key, with commas between
-    #[arg(short = 'l', long, value_name = "LABELS")]
-    pub selector: Option<Selector>,
 
     /// At most the newest N events of the node
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]

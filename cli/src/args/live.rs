@@ -2,20 +2,21 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use podopsy_model::Target;
 use podopsy_model::duration;
 use podopsy_model::profile::Sampling;
+use podopsy_model::target::TargetError;
 use podopsy_profiles::export::Format;
 use podopsy_recorder::DnsHook;
 
-use super::{HistoryArgs, ListFormat};
+use super::{HistoryArgs, ListFormat, PodFilterArgs, SelectionArgs};
 use crate::exit::Refusal;
 use crate::output::{self, Output};
 use crate::render::dns::LookupFilter;
-use crate::selector::Selector;
 
 /// Show OOM kills, other SIGKILLs and failed DNS lookups as they happen, each with its pod
 ///
@@ -26,9 +27,10 @@ use crate::selector::Selector;
 /// Exits 1 if --duration ends before --count events were seen.
 #[derive(Debug, Args)]
 pub struct WatchArgs {
-    /// What to watch [default: all]
-    #[arg(value_enum, value_name = "KIND")]
-    pub kinds: Vec<WatchKind>,
+    /// What to watch: oom, sigkill, dns [default: all]; and of which pods, such as shop/cart or deploy/cart [default: the
+    /// whole node]. A pod that is called like a kind is pod/NAME
+    #[arg(value_name = "KIND or TARGET")]
+    pub words: Vec<WatchWord>,
 
     /// Show answered lookups too
     #[arg(long)]
@@ -65,9 +67,8 @@ pub struct WatchArgs {
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = Hook::Auto)]
     pub dns_hook: Hook,
 
-    /// Only events of pods in this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
+    #[command(flatten)]
+    pub pods: PodFilterArgs,
 
     /// Stop after this many events, and after the incidents of the OOM kills among them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -84,17 +85,48 @@ pub struct WatchArgs {
 
 impl WatchArgs {
     pub fn wants(&self, kind: WatchKind) -> bool {
-        self.kinds.is_empty() || self.kinds.contains(&kind)
+        let mut kinds = self.words.iter().filter_map(|word| match word {
+            WatchWord::Kind(kind) => Some(*kind),
+            WatchWord::Target(_) => None,
+        });
+        let first = kinds.next();
+        first.is_none_or(|first| first == kind || kinds.any(|other| other == kind))
+    }
+
+    pub fn targets(&self) -> Vec<Target> {
+        let target = |word: &WatchWord| match word {
+            WatchWord::Target(target) => Some(target.clone()),
+            WatchWord::Kind(_) => None,
+        };
+        self.words.iter().filter_map(target).collect()
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// A kind of event, or a TARGET.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchWord {
+    Kind(WatchKind),
+    Target(Target),
+}
+
+impl FromStr for WatchWord {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<WatchWord, TargetError> {
+        Ok(match text {
+            "oom" => WatchWord::Kind(WatchKind::Oom),
+            "sigkill" => WatchWord::Kind(WatchKind::Sigkill),
+            "dns" => WatchWord::Kind(WatchKind::Dns),
+            target => WatchWord::Target(target.parse()?),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchKind {
-    /// OOM kills
     Oom,
-    /// SIGKILLs that no OOM killer sent
+    /// SIGKILLs that no OOM killer sent.
     Sigkill,
-    /// DNS lookups
     Dns,
 }
 
@@ -129,8 +161,8 @@ impl From<Hook> for DnsHook {
 /// In an ephemeral container (kubectl debug), --dns-hook socket shows the lookups of that pod and needs only CAP_NET_RAW.
 #[derive(Debug, Args)]
 pub struct DnsArgs {
-    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH [default: the whole node]
-    pub target: Option<Target>,
+    #[command(flatten)]
+    pub selection: SelectionArgs,
 
     /// Show lookups that failed
     #[arg(long)]
@@ -171,14 +203,6 @@ pub struct DnsArgs {
     #[arg(long = "for", short = 'd', value_name = "TIME", value_parser = duration::parse)]
     pub for_: Option<Duration>,
 
-    /// Only lookups of pods in this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    pub namespace: Option<String>,
-
-    /// Only lookups of pods with these labels: key=value, key!=value, key or !key, with commas between
-    #[arg(short = 'l', long, value_name = "LABELS")]
-    pub selector: Option<Selector>,
-
     /// How many failing names the summary lists
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
@@ -209,12 +233,19 @@ pub struct ProfileArgs {
     #[command(subcommand)]
     pub diff: Option<ProfileCommand>,
 
-    /// namespace/pod[/container], a pod name, a container id prefix, pid:N or cgroup:PATH
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    pub target: Option<Target>,
+    /// Pods, containers, a process or controllers, such as shop/cart, deploy/cart or pid:4242
+    #[arg(
+        value_name = "TARGET",
+        required_unless_present_any = ["all", "namespace", "selector", "all_namespaces"],
+        conflicts_with = "all"
+    )]
+    pub targets: Vec<Target>,
 
-    /// The whole node
-    #[arg(short, long)]
+    #[command(flatten)]
+    pub pods: PodFilterArgs,
+
+    /// The whole node, with what is in no pod
+    #[arg(short, long, conflicts_with_all = ["namespace", "selector", "all_namespaces"])]
     pub all: bool,
 
     /// Read the agent's stored profiles of the last TIME instead of sampling now (its --profile-hz must not be 0)
@@ -270,7 +301,7 @@ pub enum ProfileCommand {
 ///
 /// Takes pprof files of any program, gzipped or not. Compares shares of each profile's total, so that profiles of
 /// different durations and loads are comparable; --absolute compares the values.
-/// Needs no privilege. Exits 0 if they were compared, 1 if one has no samples or cannot be read, 2 for wrong usage.
+/// Needs no privilege. Exits 1 if one has no samples, 3 if one cannot be read.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
     /// The profile before: a pprof file (.pb.gz)
@@ -327,10 +358,5 @@ impl ProfileArgs {
     /// The files to write, each with its format.
     pub fn outputs(&self) -> Result<Vec<Output>, Refusal> {
         self.outputs.iter().map(|path| Output::new(path.clone(), self.format)).collect()
-    }
-
-    pub fn target(&self) -> &Target {
-        // clap requires --all where there is no target.
-        self.target.as_ref().unwrap_or(&Target::All)
     }
 }

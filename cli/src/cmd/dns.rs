@@ -4,8 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use podopsy_doctor as doctor;
-use podopsy_model::{ContainerRef, Detail, DnsCounts, Event, KnownBy, Losses, Owner, PodRef, Target, text};
-use podopsy_pods::{Pods, Resolved};
+use podopsy_model::{Detail, DnsCounts, Event, Losses, Owner};
 use podopsy_recorder::dns::lookups::summary::{LookupStatistics, LookupSummary};
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 use podopsy_recorder::sigkill;
@@ -19,6 +18,7 @@ use crate::exit::CommandOutcome;
 use crate::headroom::{self, Need};
 use crate::render::dns::{LookupFilter, LookupPrinter};
 use crate::render::{self, losses, units};
+use crate::selection::{OwnerScope, Selection};
 use crate::terminal::note;
 use crate::{privilege, signals};
 
@@ -43,12 +43,16 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
     privilege::require_dns("dns", args.dns_hook)?;
     headroom::require("dns", Need::of_dns(args.dns_hook), context.global.ignore_memory_limit)?;
     let pods = context.pods().await?;
-    let scope = Scope::of(&pods, &args).await.map_err(|error| match doctor::dns_out_of_reach() {
+    let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
+    let scopes =
+        OwnerScope::on_node(&selection, &pods).await.map_err(|error| {
+            match doctor::dns_out_of_reach() {
         Some(_) if args.dns_hook != Hook::Cgroup => error.context(
             "pods cannot be looked up from here, and a packet socket sees only this pod: leave TARGET out",
         ),
         _ => error,
-    })?;
+    }
+        })?;
     let options = RecorderOptions {
         oom: false,
         dns: Some(DnsOptions {
@@ -71,10 +75,10 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
     let (recorder, mut events) = Recorder::start(options, pods).await?;
     headroom::settle();
     let stop = until_end(signals::stop()?, args.for_);
-    let target = args
-        .target
-        .as_ref()
-        .map_or_else(String::new, |target| format!(" of {}", text::escape(&target.to_string())));
+    let target = match scopes.is_empty() {
+        true => String::new(),
+        false => format!(" of {}", selection.describe()),
+    };
     let filter = args.lookup_filter();
     let seen_from = recorder.dns_hook().map(str::to_owned);
     if let Some(seen) = &seen_from {
@@ -85,7 +89,8 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
         units::duration(args.dns_timeout + Duration::from_secs(1))
     ));
     let mut recording = LookupRecording {
-        scope,
+        scopes,
+        selection,
         seen_from,
         args: &args,
         filter,
@@ -138,7 +143,9 @@ pub async fn run(context: &Context, args: DnsArgs) -> anyhow::Result<CommandOutc
 
 /// The state of a recording: what to show, and the counts so far.
 struct LookupRecording<'a> {
-    scope: Scope,
+    /// Empty: the whole node.
+    scopes: Vec<OwnerScope>,
+    selection: Selection,
     /// Where DNS is recorded, as text; None: at the node's root cgroup.
     seen_from: Option<String>,
     args: &'a DnsArgs,
@@ -152,7 +159,8 @@ struct LookupRecording<'a> {
 
 impl LookupRecording<'_> {
     fn handle(&mut self, event: &Event) -> io::Result<()> {
-        if !self.scope.has(event) || !self.has_pod(event.pod.as_ref()) {
+        let is_target = self.scopes.is_empty() || self.scopes.iter().any(|scope| scope.has_event(event));
+        if !is_target || !self.selection.has_pod(event.pod.as_ref()) {
             return Ok(());
         }
         match &event.detail {
@@ -170,18 +178,9 @@ impl LookupRecording<'_> {
         Ok(())
     }
 
-    /// Whether the pod has the namespace and the labels that were asked for.
-    fn has_pod(&self, pod: Option<&PodRef>) -> bool {
-        let DnsArgs { namespace, selector, .. } = self.args;
-        let matches = |pod: &PodRef| {
-            namespace.as_ref().is_none_or(|name| *name == pod.namespace)
-                && selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
-        };
-        (namespace.is_none() && selector.is_none()) || pod.is_some_and(matches)
-    }
-
     fn has_counts(&self, owner: &Owner) -> bool {
-        self.scope.has_owner(owner) && self.has_pod(owner.pod.as_ref())
+        let is_target = self.scopes.is_empty() || self.scopes.iter().any(|scope| scope.has_owner(owner));
+        is_target && self.selection.has_pod(owner.pod.as_ref())
     }
 
     fn finish(
@@ -213,73 +212,5 @@ impl LookupRecording<'_> {
             losses(lost)
         ));
         Ok(())
-    }
-}
-
-/// The lookups that are shown, by owner.
-enum Scope {
-    All,
-    /// A pod by uid, or one of its containers by name, with all its restarts.
-    Pod {
-        uid: String,
-        container: Option<String>,
-    },
-    Cgroups(Vec<u64>),
-    Process(u32),
-}
-
-impl Scope {
-    async fn of(pods: &std::sync::Arc<Pods>, args: &DnsArgs) -> anyhow::Result<Scope> {
-        let Some(target) = &args.target else { return Ok(Scope::All) };
-        if let Target::Pid(pid) = *target {
-            pods.owner_of_pid(pid).await?;
-            return Ok(Scope::Process(pid));
-        }
-        Ok(match pods.resolve(target).await? {
-            Resolved::Node => Scope::All,
-            Resolved::Process(pid) => Scope::Process(pid),
-            Resolved::Cgroups(ids) => Scope::Cgroups(ids),
-            Resolved::Containers(pod, containers) => {
-                let one = match (target, &containers[..]) {
-                    (Target::Pod { container: None, .. }, _) => None,
-                    (Target::Name(word), [_]) if *word == pod.name => None,
-                    (_, [one]) => Some(one.container.name.clone()),
-                    _ => None,
-                };
-                Scope::Pod { uid: pod.uid, container: one }
-            }
-        })
-    }
-
-    fn has(&self, event: &Event) -> bool {
-        let (pod, container) = (event.pod.as_ref(), event.container.as_ref());
-        match self {
-            Scope::Process(pid) => event.process.pid == *pid,
-            _ => self.has_container(pod, container, event.known_by, event.cgroup.id),
-        }
-    }
-
-    /// Never true for a single process: the kernel side counts by cgroup.
-    fn has_owner(&self, owner: &Owner) -> bool {
-        let (pod, container) = (owner.pod.as_ref(), owner.container.as_ref());
-        self.has_container(pod, container, owner.known_by, owner.cgroup.id)
-    }
-
-    fn has_container(
-        &self,
-        pod: Option<&PodRef>,
-        container: Option<&ContainerRef>,
-        known_by: KnownBy,
-        cgroup: u64,
-    ) -> bool {
-        match self {
-            Scope::All => true,
-            Scope::Process(_) => false,
-            Scope::Cgroups(ids) => known_by != KnownBy::Unknown && ids.contains(&cgroup),
-            Scope::Pod { uid, container: name } => {
-                pod.is_some_and(|pod| pod.uid == *uid)
-                    && name.as_ref().is_none_or(|name| container.is_some_and(|one| one.name == *name))
-            }
-        }
     }
 }

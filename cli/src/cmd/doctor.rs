@@ -29,7 +29,7 @@ pub async fn run(context: &Context, args: DoctorArgs) -> anyhow::Result<CommandO
     }
     // The report helps most where privileges are missing, so it is printed before they are checked.
     privilege::require("doctor", privilege::SAMPLE_PACKETS)?;
-    Ok(if report.is_sound() { CommandOutcome::Success } else { CommandOutcome::NothingFound })
+    Ok(if report.is_sound() { CommandOutcome::Success } else { CommandOutcome::Incomplete })
 }
 
 async fn runtime(context: &Context) -> pods::PodsStatus {

@@ -48,7 +48,7 @@ pub async fn run(
         }
     }
     let is_sound = reports.values().all(|report| report.count(CheckStatus::Missing) == 0);
-    Ok(if is_sound { CommandOutcome::Success } else { CommandOutcome::NothingFound })
+    Ok(if is_sound { CommandOutcome::Success } else { CommandOutcome::Incomplete })
 }
 
 async fn examine(kubectl: Kubectl, agent: Agent) -> Result<(String, Report), NodeFailure> {
@@ -57,7 +57,7 @@ async fn examine(kubectl: Kubectl, agent: Agent) -> Result<(String, Report), Nod
     let started = Call::start(kubectl.exec_command(&agent, &words, false));
     let mut call = started.map_err(|error| kubectl_failure(&agent, error))?;
     let output = read_bounded(call.child.stdout.take(), REPORT_BYTES_MAX).await.map_err(fail)?;
-    // podopsy exits with 1 or 2 where something is missing, and the report says what.
+    // podopsy exits with 3 or 4 where something is missing, and the report says what.
     let ended = call.end().await;
     match (untrusted::parse::<Report>(&output), ended) {
         (Ok(report), _) => Ok((String::new(), report)),

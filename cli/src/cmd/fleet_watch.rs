@@ -12,7 +12,7 @@ use super::watch::until_end;
 use crate::args::{WatchArgs, WatchKind};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
-use crate::fleet::ClusterAgents;
+use crate::fleet::{ClusterAgents, ClusterTarget};
 use crate::render::event::EventPrinter;
 use crate::signals;
 use crate::terminal::note;
@@ -37,7 +37,8 @@ pub async fn run(
     }
     let stop = until_end(signals::stop()?, args.duration);
     let (sender, mut events) = mpsc::channel(WAITING);
-    let query = query(fleet, args);
+    let targets = fleet.resolve(&args.targets()).await?;
+    let query = query(fleet, args, &targets);
     for agent in agents.iter().cloned() {
         tokio::spawn(follow(fleet.fleet.transport.clone(), agent, query.clone(), sender.clone()));
     }
@@ -58,7 +59,7 @@ pub async fn run(
             () = &mut stop => break,
         };
         match event {
-            Some(Ok(event)) if is_wanted(fleet, &event) => {
+            Some(Ok(event)) if is_wanted(fleet, &targets, &event) => {
                 lines.print(&mut io::stdout().lock(), &event)?;
                 shown += 1;
                 if args.count.is_some_and(|count| shown >= count) {
@@ -77,7 +78,7 @@ pub async fn run(
     Ok(if args.count.is_some() { CommandOutcome::NothingFound } else { CommandOutcome::Success })
 }
 
-fn query(fleet: &ClusterAgents, args: &WatchArgs) -> QueryParameters {
+fn query(fleet: &ClusterAgents, args: &WatchArgs, targets: &[ClusterTarget]) -> QueryParameters {
     let kinds = [
         (WatchKind::Oom, [EventKind::OomKill, EventKind::OomIncident].as_slice()),
         (WatchKind::Sigkill, &[EventKind::Sigkill]),
@@ -85,14 +86,22 @@ fn query(fleet: &ClusterAgents, args: &WatchArgs) -> QueryParameters {
     ];
     let wanted = kinds.iter().filter(|(kind, _)| args.wants(*kind)).flat_map(|(_, kinds)| kinds.iter());
     let mut query: QueryParameters = wanted.map(|kind| ("kind", kind.as_str().to_owned())).collect();
-    query.extend(fleet.namespace.as_ref().map(|namespace| ("namespace", namespace.clone())));
+    match (targets, &fleet.namespace) {
+        ([one], _) => query.extend(one.query()),
+        ([], Some(namespace)) => query.push(("namespace", namespace.clone())),
+        _ => {}
+    }
     query
 }
 
-fn is_wanted(fleet: &ClusterAgents, event: &Event) -> bool {
+fn is_wanted(fleet: &ClusterAgents, targets: &[ClusterTarget], event: &Event) -> bool {
     let pod = event.pod.as_ref();
     let is_of = |namespace: &String| pod.is_some_and(|pod| pod.namespace == *namespace);
-    fleet.namespace.as_ref().is_none_or(is_of)
+    let is_target = match targets {
+        [] => fleet.namespace.as_ref().is_none_or(is_of),
+        targets => targets.iter().any(|target| target.matches(&event.owner())),
+    };
+    is_target
         && fleet.selector.as_ref().is_none_or(|selector| pod.is_some_and(|pod| selector.matches(&pod.labels)))
 }
 

@@ -13,6 +13,7 @@ use crate::exit::{CommandOutcome, Refusal};
 use crate::privilege;
 use crate::process::ProcessDetails;
 use crate::render::{self, inspect::Sheet};
+use crate::selection::Selection;
 use crate::terminal::Terminal;
 
 /// The answer; `-o json` prints it as it is.
@@ -52,21 +53,43 @@ pub async fn run(context: &Context, args: InspectArgs) -> anyhow::Result<Command
     let pods = context.pods().await?;
     // Without an answer of the runtime the details are missing; cgroups and /proc may still have enough.
     let listed = pods.list().await.unwrap_or_default();
-    let found = find(&pods, &args.target, &listed).await?;
+    let selection = Selection::new(&args.targets, &args.pods)?;
+    let found = find_all(&pods, &selection, &listed).await?;
     let mut out = io::stdout().lock();
-    match args.output {
-        ReportFormat::Json => render::json(&mut out, &found)?,
-        ReportFormat::Text => print(&mut out, context.stdout, &found, &listed)?,
+    match (args.output, &found[..]) {
+        // One TARGET that is one thing is printed as it is, everything else as a list.
+        (ReportFormat::Json, [one]) if selection.targets.len() == 1 => render::json(&mut out, one)?,
+        (ReportFormat::Json, all) => render::json(&mut out, &all)?,
+        (ReportFormat::Text, all) => {
+            for (index, one) in all.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                print(&mut out, context.stdout, one, &listed)?;
+            }
+        }
     }
     Ok(CommandOutcome::Success)
 }
 
-async fn find(pods: &Arc<Pods>, target: &Target, listed: &[PodDetails]) -> anyhow::Result<Found> {
+async fn find_all(
+    pods: &Arc<Pods>,
+    selection: &Selection,
+    listed: &[PodDetails],
+) -> anyhow::Result<Vec<Found>> {
     // `resolve` turns a pid inside a container into the container; here the process itself is shown first.
-    if let Target::Pid(pid) = *target {
-        return process(pods, pid, listed).await;
+    if let [Target::Pid(pid)] = selection.targets[..] {
+        return Ok(vec![process(pods, pid, listed).await?]);
     }
-    Ok(match pods.resolve(target).await? {
+    let mut found = Vec::new();
+    for resolved in selection.resolve(pods).await? {
+        found.push(find(pods, resolved, listed).await?);
+    }
+    Ok(found)
+}
+
+async fn find(pods: &Arc<Pods>, resolved: Resolved, listed: &[PodDetails]) -> anyhow::Result<Found> {
+    Ok(match resolved {
         Resolved::Containers(pod, containers) => {
             let sandbox = sandbox_of(&pod, listed).map(|pod| Sandbox {
                 id: pod.sandbox_id.clone(),

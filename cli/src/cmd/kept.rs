@@ -1,5 +1,6 @@
 //! `podopsy profile --since`: merges the profiles of a target that the agent has stored.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -7,18 +8,20 @@ use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_model::profile::{Profile as Sampled, Sampling};
-use podopsy_model::{Target, text};
+use podopsy_model::target_match::find_pods;
+use podopsy_model::{Owner, PodCandidate, PodRef, Target};
 use podopsy_profiles::import;
 use podopsy_store::ProfileFacts;
 use serde::Deserialize;
 
 use crate::args::ProfileArgs;
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, Refusal};
 use crate::history;
-use crate::output;
 use crate::render::{losses, top, units};
+use crate::selection::{OwnerScope, Selection};
 use crate::terminal::note;
+use crate::{output, past};
 
 /// Profiles per page of the list.
 const PAGE_SIZE: &str = "1000";
@@ -26,18 +29,14 @@ const PAGE_SIZE: &str = "1000";
 pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyhow::Result<CommandOutcome> {
     let pending = output::prepare(args.outputs()?)?;
     let is_to_stdout = pending.has_stdout();
-    let Some(agent) = history::agent(&args.history).await? else {
-        bail!(
-            "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of \
-             one that runs), or sample from now on, without --since",
-            args.history.state_dir.join(podopsy_client::SOCKET_NAME).display()
-        );
-    };
+    let agent = history::require_agent(&args.history).await?;
     let from = history::ago(since);
-    let mut query = target_query(context, args.target()).await?;
+    let selection = Selection::new(&args.targets, &args.pods)?;
+    let mut query =
+        if args.all { Vec::new() } else { target_query(context, &agent, &selection, from).await? };
     query.push(("from", from.to_string()));
     let totals = sum_profiles(&agent, &query).await?;
-    let shown = text::escape(&args.target().to_string());
+    let shown = if args.all { "the whole node".to_owned() } else { selection.describe() };
     if totals.profiles == 0 {
         note(&format!(
             "the agent has no profile of {shown} since {}: either it runs with --profile-hz 0, or the target used no CPU",
@@ -78,35 +77,69 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
     written.map(|()| CommandOutcome::Success)
 }
 
-/// The query parameters for the target. The agent stores profiles by container.
-async fn target_query(context: &Context, target: &Target) -> anyhow::Result<QueryParameters> {
-    Ok(match target {
-        Target::All => Vec::new(),
-        Target::Pod { namespace, pod, container } => history::of_pod(namespace, pod, container.as_deref()),
-        Target::Name(_) | Target::Pid(_) | Target::Cgroup(_) => {
-            // A running process leads to its container's name; a name alone is taken as the pod's, which may be gone.
-            let word = || match target {
-                Target::Name(word) => Some(vec![("pod", word.clone())]),
-                _ => None,
-            };
-            let owner = match target {
-                Target::Pid(pid) => Some(context.pods().await?.owner_of_pid(*pid).await?),
-                _ => None,
-            };
-            let container = owner.and_then(|owner| Some((owner.pod?, owner.container?)));
-            match (container, word()) {
-                (Some((pod, container)), _) => {
-                    history::of_pod(&pod.namespace, &pod.name, Some(&container.name))
-                }
-                (None, Some(query)) => query,
-                (None, None) => {
-                    bail!(
-                        "the agent stores profiles by container: give a pod name, or namespace/pod/container"
-                    )
-                }
+/// The query parameters for the one pod or container that the selection means. The agent stores profiles by container.
+async fn target_query(
+    context: &Context,
+    agent: &AgentClient,
+    selection: &Selection,
+    from: Timestamp,
+) -> anyhow::Result<QueryParameters> {
+    let [target] = &selection.targets[..] else {
+        let reason = "profile --since takes one TARGET: profiles of several pods are not merged";
+        return Err(Refusal(reason.to_owned()).into());
+    };
+    if let Target::Pid(pid) = target {
+        let owner = context.pods().await?.owner_of_pid(*pid).await?;
+        let (Some(pod), Some(container)) = (owner.pod, owner.container) else {
+            bail!("pid:{pid} is in no container: the agent stores profiles by container")
+        };
+        return Ok(history::of_pod(&pod.namespace, &pod.name, Some(&container.name)));
+    }
+    let candidates = profiled_pods(agent, from).await?;
+    let listed = past::pods(agent).await;
+    match OwnerScope::in_history(target, &candidates, &listed)? {
+        OwnerScope::PodName { namespace, pod, container } => {
+            Ok(history::of_pod(&namespace, &pod, container.as_deref()))
+        }
+        OwnerScope::Workload { namespace, .. } => {
+            let pods = listed
+                .iter()
+                .map(|pod| PodCandidate { pod: &pod.pod, note: String::new() })
+                .collect::<Vec<_>>();
+            match find_pods(target, &pods)?[..] {
+                [pod] => Ok(history::of_pod(&namespace, &pod.name, None)),
+                _ => Err(Refusal(format!("{target} has several pods: name one of them")).into()),
             }
         }
-    })
+        _ => {
+            let reason =
+                "the agent stores profiles by container: give a pod name, or namespace/pod/container";
+            Err(Refusal(reason.to_owned()).into())
+        }
+    }
+}
+
+/// The pods that have profiles since `from`. The list has their names only.
+async fn profiled_pods(agent: &AgentClient, from: Timestamp) -> Result<Vec<Owner>, ClientError> {
+    #[derive(Deserialize)]
+    struct ProfilePage {
+        profiles: Vec<ProfileOwner>,
+    }
+    #[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+    struct ProfileOwner {
+        namespace: Option<String>,
+        pod: Option<String>,
+    }
+    let query =
+        vec![("from", from.to_string()), ("order", "newest".to_owned()), ("limit", PAGE_SIZE.to_owned())];
+    let page: ProfilePage = agent.json("/api/v1/profiles", &query).await?;
+    let names: BTreeSet<ProfileOwner> = page.profiles.into_iter().collect();
+    let owner = |names: ProfileOwner| {
+        let (namespace, name) = (names.namespace?, names.pod?);
+        let pod = PodRef { namespace, uid: String::new(), name, labels: Default::default() };
+        Some(Owner { pod: Some(pod), ..Owner::default() })
+    };
+    Ok(names.into_iter().filter_map(owner).collect())
 }
 
 /// The sum of the profiles of a time window.
@@ -140,7 +173,7 @@ async fn sum_profiles(agent: &AgentClient, query: &QueryParameters) -> Result<Pr
     let mut sum = ProfileTotals::default();
     let mut cursor = None;
     // Losses are counted per node and repeated in each container's profile: count each minute once.
-    let mut minutes = std::collections::BTreeSet::new();
+    let mut minutes = BTreeSet::new();
     loop {
         let mut page_query = query.clone();
         page_query.push(("limit", PAGE_SIZE.to_owned()));

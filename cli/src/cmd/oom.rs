@@ -4,9 +4,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_fleet::EventQuery;
@@ -17,12 +15,13 @@ use serde::Serialize;
 
 use crate::args::{HistoryArgs, OomArgs, OomCommand, OomFormat, SheetFormat};
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, NotFound, Refusal};
 use crate::fleet::ClusterAgents;
 use crate::history::{agent, ago, left, note_gaps, print_gaps};
 use crate::render::{self, oom::ListColumns, units};
+use crate::selection::Selection;
 use crate::terminal::note;
-use crate::{privilege, selector::Selector};
+use crate::{past, privilege};
 
 /// The answer; `-o json` prints it as it is. The incidents include SIGKILLs without an OOM.
 #[derive(Debug, Serialize)]
@@ -59,10 +58,19 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
     let most = (args.most as usize).saturating_mul(KILLS_OF_A_ROW).min(MOST);
     let since = Some(ago(args.since));
     let mut report = match &context.fleet {
-        Some(fleet) => report_of(fleet, fleet.events(query(since, most, None)).await?),
-        None => gather(context, &args.history, since).await?,
+        Some(fleet) => {
+            let targets = fleet.resolve(&args.selection.targets).await?;
+            report_of(fleet, fleet.events(targets, query(since, most, None)).await?)
+        }
+        None => {
+            let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
+            let mut report = gather(context, &args.history, since).await?;
+            select(context, &mut report.incidents, &selection).await?;
+            report
+        }
     };
-    select(&mut report.incidents, args.since, args.namespace.as_deref(), args.selector.as_ref());
+    let from = ago(args.since);
+    report.incidents.retain(|event| event.time >= from);
     if args.silent {
         report.incidents.retain(is_silent);
     }
@@ -246,14 +254,17 @@ fn incident(event: &Event) -> Option<&OomIncident> {
     event.incident.as_deref()
 }
 
-fn select(incidents: &mut Vec<Event>, since: Duration, namespace: Option<&str>, selector: Option<&Selector>) {
-    let from = ago(since);
-    incidents.retain(|event| {
-        let pod = event.pod.as_ref();
-        event.time >= from
-            && namespace.is_none_or(|namespace| pod.is_some_and(|pod| pod.namespace == namespace))
-            && selector.is_none_or(|selector| pod.is_some_and(|pod| selector.matches(&pod.labels)))
-    });
+/// Keeps the incidents of the selection. A TARGET may be a pod that is gone.
+async fn select(context: &Context, incidents: &mut Vec<Event>, selection: &Selection) -> anyhow::Result<()> {
+    incidents.retain(|event| selection.has_pod(event.pod.as_ref()));
+    if selection.targets.is_empty() {
+        return Ok(());
+    }
+    let listed = context.pods().await?.list().await.unwrap_or_default();
+    let owners = past::owners_of(incidents);
+    let scopes = past::scopes(context, selection, &owners, &listed, Timestamp::UNIX_EPOCH).await?;
+    incidents.retain(|event| scopes.iter().any(|scope| scope.has_event(event)));
+    Ok(())
 }
 
 /// Finds the event with this id, or the only one whose id begins with it.
@@ -265,11 +276,14 @@ fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
     let found = if exact.is_empty() { with(&|one| one.starts_with(id)) } else { exact };
     match found[..] {
         [one] => Ok(one),
-        [] => bail!("no OOM has the id {id}: podopsy oom --since 30d --each --most 10000 lists all ids"),
-        _ => bail!(
-            "{} begin with {id}: give more characters of the id",
-            units::plural(found.len() as u64, "OOM")
-        ),
+        [] => Err(NotFound(format!(
+            "no OOM has the id {id}: podopsy oom --since 30d --each --most 10000 lists all ids"
+        ))
+        .into()),
+        _ => {
+            let found = units::plural(found.len() as u64, "OOM");
+            Err(Refusal(format!("{found} begin with {id}: give more characters of the id")).into())
+        }
     }
 }
 
@@ -277,20 +291,6 @@ fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
 mod tests {
     use super::*;
     use crate::render::oom::tests::event;
-
-    #[test]
-    fn kills_are_filtered_by_time_namespace_and_labels() {
-        let all = || vec![event("3f2a-1", 10), event("3f2a-2", 7200)];
-        let ids = |since: u64, namespace: Option<&str>, selector: Option<&str>| -> Vec<String> {
-            let mut events = all();
-            let selector = selector.map(|text| text.parse().unwrap());
-            select(&mut events, Duration::from_secs(since), namespace, selector.as_ref());
-            events.iter().filter_map(incident).map(|one| one.id.clone()).collect()
-        };
-        assert_eq!(ids(3600, None, None), ["3f2a-1"]);
-        assert_eq!(ids(86_400, Some("shop"), Some("app=orders")), ["3f2a-1", "3f2a-2"]);
-        assert!(ids(86_400, Some("other"), None).is_empty() && ids(86_400, None, Some("app=x")).is_empty());
-    }
 
     #[test]
     fn a_kill_in_a_container_that_ended_with_0_is_silent() {

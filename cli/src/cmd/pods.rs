@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_fleet::untrusted;
+use podopsy_model::target_match::find_pods;
+use podopsy_model::{Owner, PodCandidate, PodRef};
 use podopsy_pods::PodDetails;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{ListFormat, PodsArgs};
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, Refusal};
 use crate::fleet::ClusterAgents;
+use crate::privilege;
 use crate::render;
+use crate::selection::Selection;
 use crate::terminal::note;
-use crate::{privilege, selector::Selector};
 
 /// A pod of a cluster; `-o json` prints it as it is.
 #[derive(Debug, Serialize)]
@@ -30,7 +33,8 @@ pub async fn run(context: &Context, args: PodsArgs) -> anyhow::Result<CommandOut
     }
     privilege::require_runtime("pods", context.global.cri_socket.as_deref())?;
     let directory = context.pods().await?;
-    let pods = select(directory.list().await?, args.namespace.as_deref(), args.selector.as_ref());
+    let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
+    let pods = select(directory.list().await?, &selection)?;
     let mut out = io::stdout().lock();
     match args.output {
         // An empty list is printed as JSON, too.
@@ -44,7 +48,7 @@ pub async fn run(context: &Context, args: PodsArgs) -> anyhow::Result<CommandOut
     if !pods.is_empty() {
         return Ok(CommandOutcome::Success);
     }
-    let why = match (directory.status().cri_error, args.namespace.is_some() || args.selector.is_some()) {
+    let why = match (directory.status().cri_error, selection != Selection::default()) {
         (Some(error), _) => format!("no pods: {error}"),
         (None, true) => "no pods match".to_owned(),
         (None, false) => "no pods on this node".to_owned(),
@@ -59,14 +63,25 @@ async fn run_fleet(
     fleet: &ClusterAgents,
     args: &PodsArgs,
 ) -> anyhow::Result<CommandOutcome> {
-    let query = fleet.namespace.iter().map(|namespace| ("namespace", namespace.clone())).collect();
+    let targets = fleet.resolve(&args.selection.targets).await?;
+    let namespace = fleet.namespace.as_ref().filter(|_| targets.is_empty());
+    let query = namespace.into_iter().map(|namespace| ("namespace", namespace.clone())).collect();
     let query: Arc<QueryParameters> = Arc::new(query);
     let asked = fleet.fleet.ask(move |_, client| list(client, query.clone()));
     let answers = fleet.take(fleet.wait(asked).await)?;
     let mut pods: Vec<PodOnNode> = Vec::new();
     for (agent, listed) in answers {
-        let selected = select(listed, fleet.namespace.as_deref(), fleet.selector.as_ref());
-        pods.extend(selected.into_iter().map(|details| PodOnNode { node: agent.node.clone(), details }));
+        let is_wanted = |pod: &PodDetails| {
+            let owner = Owner { pod: Some(pod.pod.clone()), ..Owner::default() };
+            let is_target = targets.is_empty() || targets.iter().any(|target| target.matches(&owner));
+            is_target && fleet.selector.as_ref().is_none_or(|selector| selector.matches(&pod.pod.labels))
+        };
+        pods.extend(
+            listed
+                .into_iter()
+                .filter(is_wanted)
+                .map(|details| PodOnNode { node: agent.node.clone(), details }),
+        );
     }
     let name = |pod: &PodOnNode| (pod.details.pod.namespace.clone(), pod.details.pod.name.clone());
     pods.sort_by_cached_key(name);
@@ -94,27 +109,48 @@ async fn list(client: AgentClient, query: Arc<QueryParameters>) -> Result<Vec<Po
     listed.map(|listed| listed.pods).map_err(|error| ClientError::InvalidResponse(error.to_string()))
 }
 
-fn select(pods: Vec<PodDetails>, namespace: Option<&str>, selector: Option<&Selector>) -> Vec<PodDetails> {
-    let mut pods: Vec<PodDetails> = pods
-        .into_iter()
-        .filter(|pod| namespace.is_none_or(|namespace| pod.pod.namespace == namespace))
-        .filter(|pod| selector.is_none_or(|selector| selector.matches(&pod.pod.labels)))
-        .collect();
+/// The pods that are wanted, sorted. An error: a TARGET means none, or is ambiguous.
+fn select(pods: Vec<PodDetails>, selection: &Selection) -> anyhow::Result<Vec<PodDetails>> {
+    let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
+    let mut wanted: Vec<PodRef> = Vec::new();
+    for target in &selection.targets {
+        let found = find_pods(target, &candidates)?;
+        if found.is_empty() {
+            return Err(Refusal(format!("pods: {target} is no pod: podopsy inspect shows its pod")).into());
+        }
+        wanted.extend(found.into_iter().cloned());
+    }
+    let is_target = |pod: &PodDetails| selection.targets.is_empty() || wanted.contains(&pod.pod);
+    let is_wanted = |pod: &PodDetails| is_target(pod) && selection.has_pod(Some(&pod.pod));
+    let mut pods: Vec<PodDetails> = pods.into_iter().filter(is_wanted).collect();
     pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
-    pods
+    Ok(pods)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::PodFilterArgs;
     use crate::render::pods::tests::pod;
 
     #[test]
     fn pods_are_filtered_and_sorted() {
-        let all = || vec![pod("pricing", vec![]), pod("checkout-api", vec![])];
-        let names = |pods: Vec<PodDetails>| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>();
-        assert_eq!(names(select(all(), None, None)), ["checkout-api", "pricing"]);
-        assert_eq!(names(select(all(), Some("finance"), Some(&"app=pricing".parse().unwrap()))), ["pricing"]);
-        assert!(select(all(), Some("shop"), None).is_empty());
+        let names = |targets: &[&str], namespace: Option<&str>, selector: Option<&str>| {
+            let pods = PodFilterArgs {
+                namespace: namespace.map(str::to_owned),
+                selector: selector.map(|text| text.parse().unwrap()),
+                ..PodFilterArgs::default()
+            };
+            let targets: Vec<_> = targets.iter().map(|text| text.parse().unwrap()).collect();
+            let selection = Selection::new(&targets, &pods).unwrap();
+            let all = vec![pod("pricing", vec![]), pod("checkout-api", vec![])];
+            let found = select(all, &selection);
+            found.map(|pods| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>())
+        };
+        assert_eq!(names(&[], None, None).unwrap(), ["checkout-api", "pricing"]);
+        assert_eq!(names(&[], Some("finance"), Some("app=pricing")).unwrap(), ["pricing"]);
+        assert!(names(&[], Some("shop"), None).unwrap().is_empty());
+        assert_eq!(names(&["check"], None, None).unwrap(), ["checkout-api"]);
+        assert!(names(&["none"], None, None).is_err());
     }
 }

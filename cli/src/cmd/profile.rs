@@ -4,18 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use podopsy_model::Target;
 use podopsy_model::profile::Sampling;
-use podopsy_model::{Target, text};
 use podopsy_pods::{Pods, Resolved};
 use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
 
 use crate::args::{ProfileArgs, ProfileCommand, Stacks};
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, NotFound, Refusal};
 use crate::headroom::{self, Need};
 use crate::render::{losses, top, units};
+use crate::selection::Selection;
 use crate::terminal::note;
 use crate::{output, privilege, signals};
 
@@ -29,11 +29,13 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     let outputs = args.outputs()?;
     privilege::require("profile", privilege::SAMPLE)?;
     headroom::require("profile", Need::Profile, context.global.ignore_memory_limit)?;
-    let (target, sampling) = (args.target().clone(), args.sampling());
+    let sampling = args.sampling();
+    let selection = Selection::new(&args.targets, &args.pods)?;
+    let shown = if args.all { "the whole node".to_owned() } else { selection.describe() };
     let pending = output::prepare(outputs)?;
     let is_to_stdout = pending.has_stdout();
     let pods = context.pods().await?;
-    let scope = scope(&pods, &target).await?;
+    let scope = if args.all { Scope::Node } else { scope(&pods, &selection).await? };
     let unwind = args.stacks == Stacks::Tables;
     let options = ProfileOptions {
         scope,
@@ -45,12 +47,11 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     };
 
     let stop = signals::stop()?;
-    let meter = ProgressMeter::start(context, &target, args.duration, sampling);
+    let meter = ProgressMeter::start(context, &shown, args.duration, sampling);
     let result = cpu::profile(options, pods, stop, |samples| meter.show(samples)).await;
     meter.end();
     let profile = result?;
 
-    let shown = text::escape(&target.to_string());
     let total = profile.total();
     let summary = format!(
         "{} in {} of {shown}; {}",
@@ -87,29 +88,34 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     Ok(listed.map(|()| CommandOutcome::Success)?)
 }
 
-/// Resolves the target to what is sampled.
-async fn scope(pods: &Arc<Pods>, target: &Target) -> anyhow::Result<Scope> {
+/// Resolves the targets to what is sampled: one process, or the cgroups of all of them.
+async fn scope(pods: &Arc<Pods>, selection: &Selection) -> anyhow::Result<Scope> {
     // A pid selects only that process, also when it is in a container.
-    if let Target::Pid(pid) = *target {
+    if let [Target::Pid(pid)] = selection.targets[..] {
         pods.owner_of_pid(pid).await?;
         return Ok(Scope::Process(pid));
     }
-    Ok(match pods.resolve(target).await? {
-        Resolved::Node => Scope::Node,
-        Resolved::Process(pid) => Scope::Process(pid),
-        Resolved::Cgroups(ids) => Scope::Cgroups(ids),
-        Resolved::Containers(pod, containers) => {
-            let ids: Vec<u64> = containers
-                .iter()
-                .filter(|container| container.state == "running")
-                .flat_map(|container| container.cgroup_ids.iter().copied())
-                .collect();
-            if ids.is_empty() {
-                bail!("{}/{} has no running container to sample", pod.namespace, pod.name);
+    let mut ids = Vec::new();
+    for resolved in selection.resolve(pods).await? {
+        match resolved {
+            Resolved::Node => return Ok(Scope::Node),
+            Resolved::Process(pid) => {
+                let reason = format!("pid:{pid} is in no container: profile it alone");
+                return Err(Refusal(reason).into());
             }
-            Scope::Cgroups(ids)
+            Resolved::Cgroups(of_host) => ids.extend(of_host),
+            Resolved::Containers(_, containers) => {
+                let running = containers.iter().filter(|container| container.state == "running");
+                ids.extend(running.flat_map(|container| container.cgroup_ids.iter().copied()));
+            }
         }
-    })
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.is_empty() {
+        return Err(NotFound(format!("{} has no running container to sample", selection.describe())).into());
+    }
+    Ok(Scope::Cgroups(ids))
 }
 
 /// Progress on stderr: a bar on a terminal, otherwise one line at the start.
@@ -119,8 +125,7 @@ struct ProgressMeter {
 }
 
 impl ProgressMeter {
-    fn start(context: &Context, target: &Target, duration: Duration, sampling: Sampling) -> Self {
-        let target = text::escape(&target.to_string());
+    fn start(context: &Context, target: &str, duration: Duration, sampling: Sampling) -> Self {
         let for_how_long = units::duration(duration);
         let since = Instant::now();
         if !context.stderr.is_terminal() {

@@ -7,14 +7,14 @@ use anyhow::{Context as _, bail};
 use podopsy_fleet::Agent;
 use podopsy_fleet::kubectl::read_bounded;
 use podopsy_model::profile::{Profile, Sampling};
-use podopsy_model::{Target, text};
+use podopsy_model::text;
 use podopsy_profiles::import;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::args::{DnsArgs, InspectArgs, ProfileArgs, ProfileCommand};
 use crate::context::Context;
-use crate::exit::CommandOutcome;
+use crate::exit::{AlreadyPrinted, CommandOutcome};
 use crate::fleet::ClusterAgents;
 use crate::output;
 use crate::render::top;
@@ -30,13 +30,8 @@ pub async fn dns(
     args: &DnsArgs,
     options: Vec<OsString>,
 ) -> anyhow::Result<CommandOutcome> {
-    let (agent, target) = fleet.locate(args.target.as_ref()).await?;
-    let mut words = words("dns", target.as_deref(), options);
-    if target.is_none() {
-        words.extend(fleet.namespace.as_ref().map(|namespace| format!("--namespace={namespace}").into()));
-        words.extend(fleet.selector.as_ref().map(|selector| format!("--selector={selector}").into()));
-    }
-    pass_through(fleet, agent, &words).await
+    let (agent, targets) = fleet.locate(&args.selection.targets).await?;
+    pass_through(fleet, agent, &words(fleet, "dns", &targets, options)).await
 }
 
 pub async fn inspect(
@@ -44,8 +39,8 @@ pub async fn inspect(
     args: &InspectArgs,
     options: Vec<OsString>,
 ) -> anyhow::Result<CommandOutcome> {
-    let (agent, target) = fleet.locate(Some(&args.target)).await?;
-    pass_through(fleet, agent, &words("inspect", target.as_deref(), options)).await
+    let (agent, targets) = fleet.locate(&args.targets).await?;
+    pass_through(fleet, agent, &words(fleet, "inspect", &targets, options)).await
 }
 
 /// Samples on the node, and writes the files here.
@@ -60,16 +55,21 @@ pub async fn profile(
     }
     let pending = output::prepare(args.outputs()?)?;
     let is_to_stdout = pending.has_stdout();
-    let target = args.target.as_ref().unwrap_or(&Target::All);
-    let (agent, target) = fleet.locate(Some(target)).await?;
-    let mut words = words("profile", target.as_deref().or(Some("--all")), options);
+    let (agent, targets) = fleet.locate(&args.targets).await?;
+    let (mut words, shown) = match args.all {
+        true => (words_of_all("profile", options), "the whole node".to_owned()),
+        false if targets.is_empty() => {
+            (words(fleet, "profile", &targets, options), "the selected pods".to_owned())
+        }
+        false => (words(fleet, "profile", &targets, options), targets.join(", ")),
+    };
     words.extend(["--output=-".into(), "--format=pprof".into()]);
-    note(&format!("profiling {} on {}", target.as_deref().unwrap_or("the whole node"), agent.node));
+    note(&format!("profiling {shown} on {}", agent.node));
     let mut child = start(fleet, agent, &words)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (packed, ()) = tokio::join!(read_bounded(stdout, PROFILE_BYTES_MAX), note_lines(stderr));
+    let (packed, remote) = tokio::join!(read_bounded(stdout, PROFILE_BYTES_MAX), note_lines(stderr));
     let packed = packed.map_err(|error| anyhow::anyhow!("the profile of {}: {error}", agent.node))?;
-    let outcome = end(&mut child, agent).await?;
+    let outcome = end(&mut child, agent, remote).await?;
     if packed.is_empty() {
         return Ok(outcome);
     }
@@ -102,10 +102,21 @@ fn read_profile(packed: &[u8], agent: &Agent, args: &ProfileArgs) -> anyhow::Res
     }))
 }
 
-fn words(command: &str, target: Option<&str>, options: Vec<OsString>) -> Vec<OsString> {
+fn words_of_all(command: &str, options: Vec<OsString>) -> Vec<OsString> {
+    let words: [OsString; 2] = [command.into(), "--all".into()];
+    words.into_iter().chain(options).collect()
+}
+
+/// The call of podopsy on the node. Without targets, it selects the pods there.
+fn words(fleet: &ClusterAgents, command: &str, targets: &[String], options: Vec<OsString>) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec![command.into()];
-    words.extend(target.map(Into::into));
+    words.extend(targets.iter().map(Into::into));
     words.extend(options);
+    if targets.is_empty() {
+        let namespace = fleet.namespace.as_ref();
+        words.push(namespace.map_or("--all-namespaces".into(), |name| format!("--namespace={name}").into()));
+        words.extend(fleet.selector.as_ref().map(|selector| format!("--selector={selector}").into()));
+    }
     words
 }
 
@@ -130,29 +141,36 @@ async fn pass_through(
         }
         io::Result::Ok(())
     };
-    let (printed, ()) = tokio::join!(print, note_lines(stderr));
+    let (printed, remote) = tokio::join!(print, note_lines(stderr));
     printed?;
-    end(&mut child, agent).await
+    end(&mut child, agent, remote).await
 }
 
-/// podopsy's exit code on the node, which kubectl passes on. The reason is on stderr already.
-async fn end(child: &mut Child, agent: &Agent) -> anyhow::Result<CommandOutcome> {
-    match child.wait().await?.code() {
-        Some(0) => Ok(CommandOutcome::Success),
-        Some(1) => Ok(CommandOutcome::NothingFound),
-        Some(code) => bail!("podopsy on {} ended with exit code {code}", agent.node),
-        None => bail!("kubectl was ended by a signal"),
+/// Ends with podopsy's exit code on the node. Its reason is on stderr already.
+async fn end(child: &mut Child, agent: &Agent, remote: Option<u8>) -> anyhow::Result<CommandOutcome> {
+    match (child.wait().await?.code(), remote) {
+        (Some(0), _) => Ok(CommandOutcome::Success),
+        (Some(_), Some(code)) => Err(AlreadyPrinted(code).into()),
+        (Some(_), None) => bail!("kubectl cannot run podopsy on {}", agent.node),
+        (None, _) => bail!("kubectl was ended by a signal"),
     }
 }
 
-/// Prints what the node's podopsy writes to stderr, without what kubectl adds.
-async fn note_lines(stderr: Option<impl AsyncRead + Unpin>) {
+/// What kubectl writes if the command that it ran has failed. Without it, kubectl has failed itself.
+const COMMAND_ENDED: &str = "command terminated with exit code ";
+
+/// Prints what the node's podopsy writes to stderr, without what kubectl adds: podopsy's exit code, which is returned.
+async fn note_lines(stderr: Option<impl AsyncRead + Unpin>) -> Option<u8> {
     let mut lines = Lines::new(stderr);
+    let mut code = None;
     while let Some(line) = lines.next().await {
-        if !line.is_empty() && !line.starts_with("command terminated with exit code") {
-            note(&line);
+        match line.strip_prefix(COMMAND_ENDED) {
+            Some(number) => code = number.trim().parse().ok(),
+            None if line.is_empty() => {}
+            None => note(&line),
         }
     }
+    code
 }
 
 /// Lines of a node, safe to print and bounded.

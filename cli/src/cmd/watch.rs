@@ -18,6 +18,7 @@ use crate::exit::CommandOutcome;
 use crate::headroom::{self, Need};
 use crate::render::event::EventPrinter;
 use crate::render::{losses, units};
+use crate::selection::{OwnerScope, Selection};
 use crate::terminal::note;
 use crate::{privilege, signals};
 
@@ -32,6 +33,8 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
     let need = if oom || args.wants(WatchKind::Sigkill) { Need::Probes } else { Need::of_dns(args.dns_hook) };
     headroom::require("watch", need, context.global.ignore_memory_limit)?;
     let pods = context.pods().await?;
+    let selection = Selection::new(&args.targets(), &args.pods)?;
+    let scopes = OwnerScope::on_node(&selection, &pods).await?;
     let dns = match dns {
         true => Some(DnsOptions {
             answers: args.all,
@@ -68,7 +71,7 @@ pub async fn run(context: &Context, args: WatchArgs) -> anyhow::Result<CommandOu
     }
     note(&format!("recording {}; Ctrl-C ends", subject(&args)));
 
-    let mut watched = WatchSession::new(context, &args);
+    let mut watched = WatchSession::new(context, &args, selection, scopes);
     if follow(&mut events, stop, &mut watched).await? == FollowEnd::ReaderGone {
         return Ok(CommandOutcome::Success);
     }
@@ -181,7 +184,9 @@ fn subject(args: &WatchArgs) -> String {
 /// The state of a watch: what to print, and the counts so far.
 struct WatchSession {
     lines: EventPrinter,
-    namespace: Option<String>,
+    selection: Selection,
+    /// Empty: the whole node.
+    scopes: Vec<OwnerScope>,
     limit: Option<u64>,
     counts: EventCounts,
     /// The incidents of kills that were printed, which follow with what takes longer to find out.
@@ -190,10 +195,11 @@ struct WatchSession {
 }
 
 impl WatchSession {
-    fn new(context: &Context, args: &WatchArgs) -> Self {
+    fn new(context: &Context, args: &WatchArgs, selection: Selection, scopes: Vec<OwnerScope>) -> Self {
         WatchSession {
             lines: EventPrinter::new(args.output, context.stdout),
-            namespace: args.namespace.clone(),
+            selection,
+            scopes,
             limit: args.count,
             counts: EventCounts::default(),
             incidents: BTreeSet::new(),
@@ -211,13 +217,11 @@ impl WatchSession {
     }
 
     fn wants(&self, event: &Event) -> bool {
-        let in_namespace = self
-            .namespace
-            .as_ref()
-            .is_none_or(|namespace| event.pod.as_ref().is_some_and(|pod| &pod.namespace == namespace));
+        let is_target = self.scopes.is_empty() || self.scopes.iter().any(|scope| scope.has_event(event));
+        let is_selected = is_target && self.selection.has_pod(event.pod.as_ref());
         let is_awaited =
             event.incident.as_ref().is_some_and(|incident| self.incidents.contains(&incident.id));
-        in_namespace && (is_awaited || !self.has_all_events())
+        is_selected && (is_awaited || !self.has_all_events())
     }
 
     /// Whether the watch ended before `duration` was over.
@@ -282,7 +286,8 @@ mod tests {
     fn a_counted_kill_is_followed_by_its_incident_and_by_no_other_event() {
         let mut session = WatchSession {
             lines: EventPrinter::new(ListFormat::Json, Terminal::PLAIN),
-            namespace: None,
+            selection: Selection::default(),
+            scopes: Vec::new(),
             limit: Some(1),
             counts: EventCounts::default(),
             incidents: BTreeSet::new(),
