@@ -5,7 +5,9 @@ mod docs_tests;
 mod fleet;
 mod history;
 mod live;
+mod output;
 mod pods;
+mod timeline;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -20,15 +22,17 @@ use podopsy_model::duration;
 use podopsy_recorder::options::{dns_ports, https_resolvers};
 
 use crate::exit::AlreadyPrinted;
-use crate::terminal::{note, visible};
+use crate::terminal::{ColourChoice, note, visible};
 pub use fleet::{
     CompleteArgs, FleetCli, FleetCommand, FleetDoctorArgs, FleetOptions, command as fleet_command,
 };
 pub use history::{EventsArgs, HistoryArgs};
 pub use live::{
-    DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, WatchArgs, WatchKind,
+    DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, TopFormat, WatchArgs, WatchKind,
 };
+pub use output::{CustomColumn, OutputArgs, OutputFormat};
 pub use pods::{PodFilterArgs, SelectionArgs};
+pub use timeline::{ExplainArgs, RestartsArgs, TimelineArgs};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -44,9 +48,12 @@ Examples:
   podopsy oom --silent --since 1h       OOM kills of the last hour that Kubernetes does not show
   podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
   podopsy oom show 3f2a-28908           the autopsy of one OOM kill
+  podopsy timeline deploy/cart -f       starts, kills, memory and failed lookups of some pods, in order
+  podopsy restarts                      containers that restarted: Kubernetes' reason, and the kernel's beside it
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   kubectl podopsy oom -A                the same of all nodes of a cluster, as kubectl's plugin
   podopsy inspect pid:4242              which pod does this process belong to?
+  podopsy explain incident              what a term means
   podopsy doctor                        what works here, and how to fix the rest
   source <(podopsy completion bash)     completes commands and options in bash
 
@@ -96,6 +103,10 @@ pub struct GlobalArgs {
     #[arg(long, global = true, hide_short_help = true)]
     pub ignore_memory_limit: bool,
 
+    /// Colours: auto on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColourChoice::Auto)]
+    pub color: ColourChoice,
+
     /// Log to stderr what podopsy does; -vv and -vvv log more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -108,9 +119,12 @@ pub enum Command {
     Profile(ProfileArgs),
     Oom(OomArgs),
     Events(EventsArgs),
+    Timeline(TimelineArgs),
+    Restarts(RestartsArgs),
     Pods(PodsArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
+    Explain(ExplainArgs),
     Completion(CompletionArgs),
     #[command(hide = true)]
     ManPages(ManPagesArgs),
@@ -170,9 +184,8 @@ pub struct OomArgs {
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub most: u32,
 
-    /// wide: also the trigger, the QoS class, the source of the limit, and the image; json and yaml: each kill
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = OomFormat::Table)]
-    pub output: OomFormat,
+    #[command(flatten)]
+    pub output: OutputArgs,
 
     #[command(flatten)]
     pub history: HistoryArgs,
@@ -194,14 +207,6 @@ pub enum OomCommand {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OomFormat {
-    Table,
-    Wide,
-    Json,
-    Yaml,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SheetFormat {
     #[value(alias = "table", alias = "wide")]
     Text,
@@ -215,9 +220,8 @@ pub struct PodsArgs {
     #[command(flatten)]
     pub selection: SelectionArgs,
 
-    /// wide: also the image, the pod IP and the container id
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
-    pub output: ListFormat,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Show a pod with its containers and processes, or the pod of a process, container or cgroup
@@ -338,6 +342,11 @@ mod tests {
             "podopsy profile --since 10m shop/cart -o x.pb.gz --socket /run/podopsy/agent.sock",
             "podopsy profile -a -o x.speedscope.json -o x.firefox.json",
             "podopsy profile -a -o x.json --format speedscope",
+            "podopsy profile -a -w x.svg -w x.pb.gz -o json --color never",
+            "podopsy profile -a -w x.json --format speedscope",
+            "podopsy pods -o custom-columns=POD:.pod.name,UID:.pod.uid --no-headers --sort-by .pod.name",
+            "podopsy oom -o jsonpath={.items[*].incident.id}",
+            "podopsy events -o name",
             "podopsy profile diff a.pb.gz b.pb.gz",
             "podopsy profile diff a b --absolute --value samples --top 0 -w x.svg -w x.folded -o json",
             "podopsy profile shop/diff",
@@ -402,6 +411,9 @@ mod tests {
             "podopsy oom --most 0",
             "podopsy events --kind oom",
             "podopsy events --most 0",
+            "podopsy events -o xml",
+            "podopsy pods --sort-by [",
+            "podopsy oom -o jsonpath={",
         ] {
             assert_eq!(read(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -10,7 +10,7 @@ use podopsy_stacks::{Helpers, ParserOptions};
 
 use crate::args::GlobalArgs;
 use crate::fleet::ClusterAgents;
-use crate::terminal::Terminal;
+use crate::terminal::{ColourChoice, Terminal};
 
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -33,6 +33,7 @@ impl Context {
             cri_timeout: Duration::ZERO,
             node: None,
             ignore_memory_limit: false,
+            color: ColourChoice::Auto,
             verbose: 0,
         };
         Context { fleet: Some(fleet), ..Context::new(global) }

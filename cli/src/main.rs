@@ -8,8 +8,9 @@
 //! | [`exit`] | decides the exit code |
 //!
 //! The others are helpers: [`context`] (global options), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
-//! history), [`log`], [`privilege`], [`signals`],
-//! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`].
+//! history), [`jsonpath`], [`log`], [`privilege`], [`signals`],
+//! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
+//! (the entries of one).
 //!
 //! Must not depend on: aya, the wire format of kernel records, CRI, the naming of cgroups.
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ mod exit;
 mod fleet;
 mod headroom;
 mod history;
+mod jsonpath;
 mod log;
 mod output;
 mod past;
@@ -31,6 +33,7 @@ mod selection;
 mod selector;
 mod signals;
 mod terminal;
+mod timeline;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +56,10 @@ fn main() -> ExitCode {
     exit::panics_in_one_line();
     exit::code(|| {
         let called = args::parse()?;
+        match &called {
+            Called::Podopsy(cli) => cli.global.color.set(),
+            Called::Plugin(cli, _) => cli.options.color.set(),
+        }
         match &called {
             // The doctor's report has everything that warnings would repeat.
             Called::Podopsy(cli) => {
@@ -79,9 +86,12 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Profile(args) => cmd::profile::run(&context, args).await,
         Command::Oom(args) => cmd::oom::run(&context, args).await,
         Command::Events(args) => cmd::events::run(&context, args).await,
+        Command::Timeline(args) => cmd::timeline::run(&context, args).await,
+        Command::Restarts(args) => cmd::restarts::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,
+        Command::Explain(args) => cmd::explain::run(&context, &args),
         Command::Completion(args) => cmd::manual::completion(args),
         Command::ManPages(args) => cmd::manual::man_pages(&args),
         Command::Bridge(args) => cmd::bridge::run(&args).await,
@@ -98,6 +108,8 @@ async fn run_plugin(cli: FleetCli, forwarded: Vec<OsString>) -> anyhow::Result<C
     let outcome = match cli.command {
         FleetCommand::Oom(args) => cmd::oom::run(&context, args).await,
         FleetCommand::Events(args) => cmd::events::run(&context, args).await,
+        FleetCommand::Timeline(args) => cmd::remote::timeline(&fleet, &args, forwarded).await,
+        FleetCommand::Restarts(args) => cmd::restarts::run(&context, args).await,
         FleetCommand::Pods(args) => cmd::pods::run(&context, args).await,
         FleetCommand::Watch(args) => cmd::fleet_watch::run(&context, &fleet, &args).await,
         FleetCommand::Dns(args) => cmd::remote::dns(&fleet, &args, forwarded).await,

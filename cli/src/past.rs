@@ -12,7 +12,7 @@ use crate::render::units;
 use crate::selection::{OwnerScope, Selection};
 
 /// How many events are read to find those of a TARGET that only this side can match.
-const EVENTS_READ_MAX: usize = 10_000;
+pub const EVENTS_READ_MAX: usize = 10_000;
 
 /// Which past events are wanted.
 #[derive(Clone, Debug)]

@@ -38,6 +38,11 @@ impl Selection {
         })
     }
 
+    /// The conditions alone.
+    pub fn without_targets(&self) -> Selection {
+        Selection { targets: Vec::new(), ..self.clone() }
+    }
+
     /// Whether a pod has the namespace and the labels. Without such conditions, also what is in no pod.
     pub fn has_pod(&self, pod: Option<&PodRef>) -> bool {
         let matches = |pod: &PodRef| {

@@ -1,11 +1,34 @@
 //! Terminals: their width and colours, and the characters that may be sent to one.
 
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 
 use console::Term;
 pub use podopsy_model::text::visible;
 
 use crate::log;
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ColourChoice {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Set once, before anything is printed.
+static CHOICE: OnceLock<ColourChoice> = OnceLock::new();
+
+impl ColourChoice {
+    /// Makes it the choice of every terminal of this process.
+    pub fn set(self) {
+        CHOICE.get_or_init(|| self);
+    }
+
+    fn get() -> ColourChoice {
+        CHOICE.get().copied().unwrap_or(ColourChoice::Auto)
+    }
+}
 
 /// The properties of an output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +53,12 @@ impl Terminal {
 
     fn of(is_terminal: bool, term: &Term) -> Self {
         let width = is_terminal.then(|| term.size_checked().map_or(80, |(_, columns)| columns.into()));
-        Terminal { width, colour: is_terminal && colour_wanted() }
+        let colour = match ColourChoice::get() {
+            ColourChoice::Auto => is_terminal && colour_wanted(),
+            ColourChoice::Always => true,
+            ColourChoice::Never => false,
+        };
+        Terminal { width, colour }
     }
 
     pub fn is_terminal(self) -> bool {

@@ -9,7 +9,10 @@ use std::process::{Command, Output};
 
 use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
-use podopsy_model::testing::{dns, owner};
+use podopsy_model::memory::MemorySteps;
+use podopsy_model::testing::{dns, incident, kill, owner};
+use podopsy_model::{Event, EventKind, OomIncident};
+use podopsy_store::MemoryRecord;
 use tokio::runtime::Runtime;
 
 const PODOPSY: &str = env!("CARGO_BIN_EXE_podopsy");
@@ -108,4 +111,116 @@ fn a_past_pod_is_found_by_the_beginning_of_its_name_or_by_its_controller() {
     assert_eq!(names(&["db-0", "-A"]), ["three.test"]);
     let (_, err) = expect(&node.podopsy(&["events", "cart"]).output().unwrap(), 2);
     assert!(err.contains("shop/deploy/cart means all of them"), "{err}");
+}
+
+#[test]
+fn a_list_has_kubectls_formats() {
+    let mut node = Node::start();
+    node.put_lookup(5, "cart-1", &[("app.kubernetes.io/name", "b")], "one.test");
+    node.put_lookup(4, "cart-2", &[("app.kubernetes.io/name", "a")], "two.test");
+    let out =
+        |arguments: &[&str]| expect(&node.podopsy(&[&["events"], arguments].concat()).output().unwrap(), 0).0;
+    assert_eq!(out(&["-o", "name"]), "shop/cart-1\nshop/cart-2\n");
+    let template =
+        r#"jsonpath={range .items[*]}{.dns.name} {.pod.labels.app\.kubernetes\.io/name}{"\n"}{end}"#;
+    assert_eq!(out(&["-o", template]), "one.test b\ntwo.test a\n");
+    assert_eq!(
+        out(&["-o", template, "--sort-by", r".pod.labels.app\.kubernetes\.io/name"]),
+        "two.test a\none.test b\n"
+    );
+    let filter = r#"jsonpath={.items[?(@.dns.name=="two.test")].pod.name}"#;
+    assert_eq!(out(&["-o", filter]), "cart-2");
+    let columns = "custom-columns=POD:.pod.name,NONE:.none";
+    assert_eq!(out(&["-o", columns]), "POD     NONE\ncart-1  <none>\ncart-2  <none>\n");
+    assert!(out(&["-o", columns, "--no-headers"]).starts_with("cart-1"));
+    assert!(out(&["--no-headers"]).lines().count() == 2 && out(&[]).lines().count() == 3);
+    let yaml: serde_json::Value = serde_yaml_ng::from_str(&out(&["-o", "yaml"])).unwrap();
+    assert_eq!(yaml[1]["pod"]["name"], "cart-2");
+    assert!(out(&["--color", "always"]).contains("\u{1b}[1m"));
+    assert!(!out(&["--color", "never"]).contains('\u{1b}') && !out(&[]).contains('\u{1b}'));
+}
+
+fn oom(seconds_ago: i64, pod: &str, id: &str) -> Event {
+    let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
+    let event = kill(time, owner("shop", pod, &[]), id, 9, false);
+    let incident = OomIncident { id: id.into(), ..incident() };
+    Event { kind: EventKind::OomIncident, incident: Some(Box::new(incident)), ..event }
+}
+
+/// Ten minutes of memory that grow to the limit, half a minute ago.
+fn put_memory(node: &Node, pod: &str) {
+    let until = Timestamp::now() - SignedDuration::from_secs(30);
+    let bytes: Vec<u64> = (1..=60).map(|at| at << 20).collect();
+    let steps = MemorySteps {
+        from: until - SignedDuration::from_secs(590),
+        until,
+        step_seconds: 10,
+        step: (0..60).collect(),
+        current_max_bytes: bytes.clone(),
+        current_bytes: bytes,
+        limit_bytes: Some(60 << 20),
+        ..MemorySteps::default()
+    };
+    node.agent.store.sender().put_memory(&MemoryRecord { owner: owner("shop", pod, &[]), steps });
+}
+
+#[test]
+fn a_timeline_has_memory_lookups_and_kills_of_its_target_in_order() {
+    let mut node = Node::start();
+    put_memory(&node, "cart-1");
+    put_memory(&node, "other");
+    for seconds_ago in [50, 49, 48] {
+        node.put_lookup(seconds_ago, "cart-1", &[], "db.test");
+    }
+    node.agent.put(oom(20, "cart-1", "3f2a-7"));
+    node.agent.put(oom(10, "other", "3f2a-8"));
+    let call = |arguments: &[&str]| node.podopsy(&[&["timeline"], arguments].concat()).output().unwrap();
+    let (out, err) = expect(&call(&["cart"]), 0);
+    let kinds: Vec<&str> = out.lines().skip(1).map(|line| line.split_whitespace().nth(2).unwrap()).collect();
+    assert_eq!(kinds, ["memory", "memory", "memory", "dns-failures", "memory", "oom-kill"], "{out}{err}");
+    assert!(out.contains("memory reached 100 % of the limit: 60.0 MiB of 60.0 MiB"), "{out}");
+    assert!(out.contains("(correlated: 10 s before the oom-kill 3f2a-7)"), "{out}");
+    assert!(out.contains("3 queries failed within 2 s: db.test (3); servfail 3"), "{out}");
+    assert!(err.contains("6 entries since"), "{err}");
+    let (json, _) = expect(&call(&["shop/other", "-o", "jsonpath={.items[*].id}"]), 0);
+    assert_eq!(json, "3f2a-8");
+    let (all, _) = expect(&call(&["-A", "-o", "name"]), 0);
+    assert_eq!(all.lines().count(), 2, "{all}");
+    expect(&call(&["cart", "--since", "1s"]), 1);
+    expect(&call(&["none"]), 1);
+    expect(&call(&[]), 2);
+}
+
+#[test]
+fn a_timeline_goes_on_with_what_happens() {
+    use std::io::{BufRead as _, BufReader};
+    let mut node = Node::start();
+    node.agent.put(oom(20, "cart-1", "3f2a-7"));
+    let mut command = node.podopsy(&["timeline", "-n", "shop", "-f", "-o", "json"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line: serde_json::Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        line["id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(next(), "3f2a-7");
+    node.agent.put(oom(0, "cart-1", "3f2a-8"));
+    assert_eq!(next(), "3f2a-8");
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        nix::sys::signal::Signal::SIGINT,
+    )
+    .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_term_is_explained_and_an_unknown_one_is_not_found() {
+    let call = |arguments: &[&str]| Command::new(PODOPSY).args(arguments).output().unwrap();
+    let (out, _) = expect(&call(&["explain", "owner"]), 0);
+    assert!(out.starts_with("owner\n  The pod, the container and the memory cgroup"), "{out}");
+    let (out, _) = expect(&call(&["explain"]), 0);
+    assert!(out.contains("Ownership") && out.contains("cgroup id"), "{out}");
+    let (_, err) = expect(&call(&["explain", "ownr"]), 1);
+    assert!(err.contains("did you mean owner?"), "{err}");
 }

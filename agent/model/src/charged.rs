@@ -7,6 +7,7 @@ use crate::incident::Evidence;
 /// The memory charged to the limited cgroup and those below it. The kinds do not overlap, and their sum is about
 /// `usage_bytes`: the kernel charges in batches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ChargedMemory {
     /// `kernel log`: the OOM killer's own statistics, of the moment of the kill; `memory.stat`: read a moment after it.
     pub source: String,
@@ -26,6 +27,7 @@ pub struct ChargedMemory {
 
 /// Memory that the kernel holds for processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KernelMemory {
     pub bytes: u64,
     /// Inferred: the kernel does not count it as a whole (v2 before 5.18), so it is the rest of the usage.
@@ -36,6 +38,7 @@ pub struct KernelMemory {
 
 /// The parts of kernel memory that are counted. What is in none of them is mostly in buffers of pipes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KernelParts {
     /// Dentries, inodes, and other objects of the kernel's.
     pub slab_bytes: u64,

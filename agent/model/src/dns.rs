@@ -50,6 +50,7 @@ pub fn opcode_name(opcode: u16) -> Option<String> {
 
 /// The counts of one container, or of a memory cgroup that belongs to no container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DnsCounts {
     #[serde(flatten)]
     pub owner: Owner,
@@ -84,6 +85,7 @@ fn is_zero(count: &u64) -> bool {
 /// TCP connections to resolvers with encrypted queries. Without these counts, a container that uses only such resolvers
 /// would look as if it made no queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NotVisible {
     /// DNS over TLS (RFC 7858): port 853.
     pub tls: u64,
@@ -94,6 +96,7 @@ pub struct NotVisible {
 /// A histogram of latencies. Bucket n counts those from 2^(n-1) up to 2^n µs (the first: below 1 µs); the last has no upper
 /// bound.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Latencies {
     pub buckets: Vec<u64>,
     /// The sum of all latencies, in µs.

@@ -21,6 +21,7 @@ pub type Losses = BTreeMap<String, u64>;
 
 /// One event, with the process, the container and the pod that it happened to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Event {
     pub schema: u32,
     /// When it happened, taken in the kernel (wall clock, RFC 3339, ns).
@@ -91,6 +92,7 @@ macro_rules! event_kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
         /// The type of an event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[cfg_attr(test, derive(schemars::JsonSchema))]
         pub enum EventKind {
             $($(#[$doc])* #[serde(rename = $name)] $kind,)*
         }
@@ -158,6 +160,7 @@ impl Event {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Detail {
     Oom(OomKill),
@@ -167,6 +170,7 @@ pub enum Detail {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessRef {
     /// Process id (thread group leader) in the host's pid namespace; 0: not known.
     pub pid: u32,
@@ -178,6 +182,7 @@ pub struct ProcessRef {
 
 /// A task's part in an OOM kill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OomTask {
     /// Process id (thread group leader).
     pub pid: u32,
@@ -188,6 +193,7 @@ pub struct OomTask {
 
 /// One victim of the OOM killer (kernel: `mm/oom_kill.c`, tracepoint `oom:mark_victim`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OomKill {
     pub victim: OomTask,
     /// The task whose allocation met the limit; often not the victim.
@@ -221,6 +227,7 @@ pub struct OomKill {
 /// Resident memory by kind, in bytes (`mm_struct.rss_stat`; kernels ≥ 6.2 keep it per CPU, so that
 /// it may lag by some pages a CPU, as in the kernel's own log line).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Rss {
     pub anon_bytes: u64,
     pub file_bytes: u64,
@@ -230,6 +237,7 @@ pub struct Rss {
 
 /// The outcome of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Noerror,
@@ -278,6 +286,7 @@ impl Outcome {
 
 /// One DNS query and its outcome.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DnsTransaction {
     /// The name asked for, absolute, in presentation form (RFC 1035 §5.1, `\DDD` escapes); null: malformed.
     pub name: Option<String>,
@@ -323,6 +332,7 @@ impl DnsTransaction {
 
 /// What is known of few queries. In JSON, these are fields of the transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct QueryFacts {
     /// `UPDATE`, `NOTIFY`, … (IANA's registry "DNS OpCodes"), or `OPCODE<n>`; null: a plain query.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -351,6 +361,7 @@ pub struct QueryFacts {
 
 /// What became of a TCP connection to a DNS server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TcpFailure {
     /// The server answered the SYN by RST.
@@ -388,6 +399,7 @@ impl TcpFailure {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     Udp,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The page faults of a container in the minutes before its kill.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GrowthProfile {
     /// From the first of its samples that is still kept to the kill.
     pub window_seconds: f64,
@@ -35,6 +36,7 @@ pub struct GrowthProfile {
 
 /// Samples with the same functions on the stack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GrowthPath {
     /// Of all samples, 0..=1.
     pub share: f64,
@@ -46,6 +48,7 @@ pub struct GrowthPath {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GrowthFrame {
     /// The function's name, or `file+0x…` if it has none, or `[…]` with the reason why there is no frame.
     pub function: String,
@@ -54,6 +57,7 @@ pub struct GrowthFrame {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GrowthFunction {
     #[serde(flatten)]
     pub frame: GrowthFrame,

@@ -11,6 +11,7 @@ use super::owner::{CgroupRef, ContainerRef};
 
 /// How a statement is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
     /// The kernel or the runtime reported it, for this very event.
@@ -21,6 +22,7 @@ pub enum Evidence {
 
 /// A level of the memory hierarchy, from the innermost to the outermost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// A cgroup that the container created inside of its own.
@@ -57,6 +59,7 @@ impl Level {
 
 /// The limit that was met.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LimitHit {
     pub of: Level,
     pub how: Evidence,
@@ -72,6 +75,7 @@ pub struct LimitHit {
 /// A cgroup on the path from the victim's up to the root, read just after the kill; if it was gone by then, from the last
 /// sample before. The root represents the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LevelState {
     pub of: Level,
     pub path: String,
@@ -89,6 +93,7 @@ pub struct LevelState {
 
 /// A process that the OOM killer chose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Victim {
     #[serde(flatten)]
     pub task: OomTask,
@@ -102,6 +107,7 @@ pub struct Victim {
 
 /// A process of the limited cgroup at the moment of the choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessRow {
     pub pid: u32,
     pub comm: String,
@@ -115,6 +121,7 @@ pub struct ProcessRow {
 
 /// The processes of the limited cgroup, the largest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessTable {
     /// `kernel log`: the processes that the OOM killer considered; `/proc`: those that remained a moment later.
     pub source: String,
@@ -126,6 +133,7 @@ pub struct ProcessTable {
 
 /// The state of a container as the runtime reports it, and with it Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuntimeView {
     /// CRI's ContainerState: `created`, `running`, `exited`, `unknown`.
     pub state: String,
@@ -143,6 +151,7 @@ pub struct RuntimeView {
 
 /// The result of comparing the kernel's facts with the runtime's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// PID 1 lives on and the pod is Running, so Kubernetes shows nothing.
@@ -169,6 +178,7 @@ impl Verdict {
 
 /// A container instance that ended by an OOM kill, and how long it ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Attempt {
     pub attempt: u32,
     pub seconds: f64,
@@ -177,6 +187,7 @@ pub struct Attempt {
 /// One visit of the OOM killer. It is the field `incident` of an event whose pod, container, process and `oom` (with the
 /// trigger's stacks) are those of the first victim.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OomIncident {
     /// `<boot>-<number>`: the first 4 digits of the boot id, and the kernel log's number of the first kill; or
     /// `<boot>-t<thread>-<ms since boot>` if the log has no line for it.

@@ -17,6 +17,8 @@ pub mod owner;
 pub mod pod_incident;
 pub mod probe;
 pub mod profile;
+#[cfg(test)]
+mod schema_tests;
 pub mod sigkill;
 pub mod sigkill_verdict;
 pub mod target;

@@ -12,6 +12,7 @@ use super::event::{Protocol, QueryFacts};
 /// One call of `getaddrinfo` or a similar function, with all queries by search path, for A and AAAA, by retry, to other
 /// servers and over TCP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lookup {
     /// The name as the application asked for it, without a final dot.
     pub name: String,
@@ -47,6 +48,7 @@ pub struct Lookup {
 
 /// How the name that the application asked for is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum NameKnownBy {
     /// The queries are those that the asker's own resolv.conf produces for that name.
@@ -58,6 +60,7 @@ pub enum NameKnownBy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum LookupResult {
     Answered,
@@ -126,6 +129,7 @@ impl From<Outcome> for LookupResult {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SearchPathMisses {
     pub queries: u32,
     /// At most 16.
@@ -134,6 +138,7 @@ pub struct SearchPathMisses {
 
 /// The search settings of resolv.conf.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SearchList {
     pub domains: Vec<String>,
     pub ndots: u32,
@@ -141,6 +146,7 @@ pub struct SearchList {
 
 /// Which outcomes were recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeenOutcomes {
     /// Answers and failures.
@@ -151,6 +157,7 @@ pub enum SeenOutcomes {
 
 /// One transaction of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LookupTransaction {
     pub name: String,
     #[serde(rename = "type")]
@@ -173,6 +180,7 @@ pub struct LookupTransaction {
 /// What the network counters showed around a timeout. They belong to the asker's network namespace, except
 /// `node_conntrack_*`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Diagnosis {
     pub verdict: DiagnosisVerdict,
     /// The verdict and its numbers as a sentence.
@@ -185,6 +193,7 @@ pub struct Diagnosis {
 
 /// The likely cause of a timeout. It is correlated, not proven: the counters cover all traffic of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DiagnosisVerdict {
     /// The query was not sent: there was no route, or the kernel discarded it.

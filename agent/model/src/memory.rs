@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The memory charged to a cgroup and those below it, in bytes (v2: `memory.current`, `memory.stat`; v1:
 /// `memory.usage_in_bytes`, `memory.stat`'s `total_*`, `memory.kmem.usage_in_bytes`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryUsage {
     pub current_bytes: u64,
     pub anon_bytes: u64,
@@ -23,6 +24,7 @@ pub struct MemoryUsage {
 
 /// Time in which tasks waited for memory, in µs since the cgroup was created (`memory.pressure`, `total=`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pressure {
     pub some_us: u64,
     pub full_us: u64,
@@ -30,6 +32,7 @@ pub struct Pressure {
 
 /// The events of a cgroup itself since it was created (v2 `memory.events.local`; v1 `memory.failcnt`, `memory.oom_control`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryCounters {
     /// Charges that met this cgroup's limit. Most of them succeed after reclaim.
     pub limit_hits: u64,
@@ -43,6 +46,7 @@ pub struct MemoryCounters {
 
 /// The memory of a container over time, oldest first. All columns have the same length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Curve {
     pub time: Vec<Timestamp>,
     pub current_bytes: Vec<u64>,
@@ -71,6 +75,7 @@ impl Curve {
 ///
 /// A step has the smallest and the largest sample of `current`; all other columns hold the step's last sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemorySteps {
     pub from: Timestamp,
     /// The time of the last sample.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A pod, from CRI's `PodSandboxMetadata` and the labels of the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PodRef {
     pub namespace: String,
     pub name: String,
@@ -16,6 +17,7 @@ pub struct PodRef {
 
 /// A container, from CRI's `ContainerStatus`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ContainerRef {
     pub name: String,
     /// The runtime's full id (64 hex digits for containerd and CRI-O).
@@ -28,6 +30,7 @@ pub struct ContainerRef {
 
 /// The memory cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CgroupRef {
     /// kernfs id: the inode number of the cgroup's directory; 0 if the kernel did not report it.
     pub id: u64,
@@ -37,6 +40,7 @@ pub struct CgroupRef {
 
 /// The source of an [`Owner`]'s names, best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum KnownBy {
     /// The container runtime (CRI v1).
@@ -56,6 +60,7 @@ pub enum KnownBy {
 
 /// Everything that is known about the owner of a cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Owner {
     pub pod: Option<PodRef>,
     pub container: Option<ContainerRef>,

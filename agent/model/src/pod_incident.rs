@@ -8,6 +8,7 @@ use super::owner::PodRef;
 /// Events of one pod with less than two minutes between any two of them. It is emitted again each time that it changes;
 /// the last version is valid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PodIncident {
     /// `<boot>-i<ms since 1970>-<the pod uid's first 8>`.
     pub incident: String,
@@ -40,6 +41,7 @@ pub struct PodIncident {
 
 /// DNS failures, memory and a kill that line up in time. It is not a claim that one caused the other.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Correlation {
     /// The id of the `oom.incident`.
     pub oom: String,

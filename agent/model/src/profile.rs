@@ -28,6 +28,7 @@ pub fn unnamed_frame(module: &str, offset: u64) -> String {
 
 /// One frame of a stack, symbolized as far as possible.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Frame {
     /// Demangled function name; null: no symbol; module and offset are still known. Shared, like module names,
     /// because a profile contains the same frame thousands of times.

@@ -8,6 +8,7 @@ use super::owner::{CgroupRef, ContainerRef, KnownBy, PodRef};
 
 /// The sender, derived from its cgroup and, for a host process, from its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Sender {
     /// A host process with the name of a container runtime (runc, crun, containerd-shim, conmon, …): a stop whose grace
@@ -48,6 +49,7 @@ impl Sender {
 
 /// A process and its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Party {
     pub process: ProcessRef,
     pub pod: Option<PodRef>,
@@ -58,6 +60,7 @@ pub struct Party {
 
 /// The result of comparing the SIGKILL with the runtime's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SigkillVerdict {
     /// The container ended, by a SIGKILL that no OOM killer sent.
@@ -82,6 +85,7 @@ impl SigkillVerdict {
 /// The first SIGKILL that a process received from outside of its own container. It is the field `sigkill` of an event
 /// whose pod, container and process are the target's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sigkill {
     /// `<boot>-k<process>-<ms since boot>`.
     pub id: String,

@@ -239,7 +239,10 @@ mod tests {
             other => panic!("{target}: {other:?}"),
         };
         assert_eq!(not_found("ordres"), "no pod is named ordres; did you mean orders?");
-        assert_eq!(not_found("shop/web"), "no pod is named web in namespace shop");
+        assert_eq!(
+            not_found("shop/web"),
+            "no pod is named web in namespace shop; did you mean prod/web, test/web?"
+        );
         assert_eq!(not_found("deploy/carts"), "no pod of deploy/carts is known; did you mean deploy/cart?");
         assert_eq!(not_found("sts/cart"), "no pod of sts/cart is known");
         assert!(!not_found("a\u{1b}[2J").contains('\u{1b}'));

@@ -10,10 +10,11 @@ use clap::{
 use podopsy_model::duration;
 
 use super::{
-    DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, ReportFormat, WatchArgs,
-    check_dns_options,
+    DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, ReportFormat, RestartsArgs,
+    TimelineArgs, WatchArgs, check_dns_options,
 };
 use crate::selector::Selector;
+use crate::terminal::ColourChoice;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -24,6 +25,8 @@ Examples:
   kubectl podopsy events -A --kind dns.failure   failed DNS lookups
   kubectl podopsy dns cart-7d9f --for 30s        live lookups of a pod, recorded on its node
   kubectl podopsy profile deploy/cart -o cart.svg   CPU time of a pod, sampled on its node; the file is written here
+  kubectl podopsy restarts -A                    containers that restarted: Kubernetes' reason, and the kernel's
+  kubectl podopsy timeline deploy/cart           starts, kills, memory and failed lookups of some pods, in order
   kubectl podopsy pods -A                        pods with restarts, limits and usage, by node
   kubectl podopsy doctor --all-nodes             what works on each node
 
@@ -88,6 +91,10 @@ pub struct FleetOptions {
     #[arg(long, global = true, value_name = "FOLDER", hide_short_help = true)]
     pub sockets: Option<PathBuf>,
 
+    /// Colours: auto on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t = ColourChoice::Auto)]
+    pub color: ColourChoice,
+
     /// Log to stderr what podopsy does; -vv and -vvv log more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
@@ -101,6 +108,8 @@ pub enum FleetCommand {
     Dns(DnsArgs),
     Profile(ProfileArgs),
     Pods(PodsArgs),
+    Timeline(TimelineArgs),
+    Restarts(RestartsArgs),
     Inspect(InspectArgs),
     Doctor(FleetDoctorArgs),
     #[command(name = "__complete", hide = true, disable_help_flag = true)]
@@ -130,7 +139,8 @@ pub struct CompleteArgs {
 /// Options that have no meaning for another machine: they find an agent on this one.
 const OF_THIS_MACHINE: [&str; 2] = ["socket", "state_dir"];
 /// Arguments that the plugin decides about when it calls podopsy on a node.
-const OF_THE_PLUGIN: [&str; 6] = ["all", "outputs", "format", "namespace", "all_namespaces", "selector"];
+const OF_THE_PLUGIN: [&str; 7] =
+    ["all", "files", "outputs", "format", "namespace", "all_namespaces", "selector"];
 
 /// The definition, without what only podopsy on a node has.
 pub fn command() -> Command {

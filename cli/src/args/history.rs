@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use podopsy_model::EventKind;
 use podopsy_model::duration;
 
-use super::{ListFormat, SelectionArgs};
+use super::{OutputArgs, SelectionArgs};
 
 /// List past events from the agent's history, oldest first: kills, failed lookups
 ///
@@ -32,9 +32,8 @@ pub struct EventsArgs {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub most: u32,
 
-    /// wide: without cutting lines; json: one event object per line
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ListFormat::Table)]
-    pub output: ListFormat,
+    #[command(flatten)]
+    pub output: OutputArgs,
 
     #[command(flatten)]
     pub history: HistoryArgs,

@@ -1,11 +1,11 @@
 //! Arguments of the commands that record: watch, dns, profile.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use podopsy_model::Target;
 use podopsy_model::duration;
 use podopsy_model::profile::Sampling;
@@ -229,6 +229,7 @@ impl DnsArgs {
 /// Ctrl-C ends the sampling early; the samples until then are still written.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(group = ArgGroup::new("file").args(["files", "outputs"]).multiple(true))]
 pub struct ProfileArgs {
     #[command(subcommand)]
     pub diff: Option<ProfileCommand>,
@@ -277,11 +278,15 @@ pub struct ProfileArgs {
     /// The file to write; its extension selects the format: .pb.gz (pprof), .folded, .svg (flame graph),
     /// .speedscope.json, .firefox.json (profiler.firefox.com); may be repeated. - with --format writes to stdout, and the
     /// list of functions is left out
-    #[arg(short, long = "output", value_name = "FILE")]
+    #[arg(short, long = "write", value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// How to list the functions: table, wide, json, yaml. Anything else is a FILE, as with --write
+    #[arg(short, long = "output", value_name = "FORMAT or FILE")]
     pub outputs: Vec<PathBuf>,
 
     /// The files' format, whatever their extensions: pprof, folded, svg, speedscope, firefox
-    #[arg(long, value_name = "FORMAT", requires = "outputs", value_parser = output::format)]
+    #[arg(long, value_name = "FORMAT", requires = "file", value_parser = output::format)]
     pub format: Option<Format>,
 
     /// How many functions to list at the end
@@ -290,6 +295,26 @@ pub struct ProfileArgs {
 
     #[command(flatten)]
     pub history: HistoryArgs,
+}
+
+/// How the list of a profile's functions is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopFormat {
+    Table,
+    /// Without cutting names.
+    Wide,
+    Json,
+    Yaml,
+}
+
+fn top_format(output: &Path) -> Option<TopFormat> {
+    match output.to_str()? {
+        "table" => Some(TopFormat::Table),
+        "wide" => Some(TopFormat::Wide),
+        "json" => Some(TopFormat::Json),
+        "yaml" => Some(TopFormat::Yaml),
+        _ => None,
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -357,6 +382,12 @@ impl ProfileArgs {
 
     /// The files to write, each with its format.
     pub fn outputs(&self) -> Result<Vec<Output>, Refusal> {
-        self.outputs.iter().map(|path| Output::new(path.clone(), self.format)).collect()
+        let named = self.outputs.iter().filter(|output| top_format(output).is_none());
+        self.files.iter().chain(named).map(|path| Output::new(path.clone(), self.format)).collect()
+    }
+
+    /// How to list the functions.
+    pub fn top_format(&self) -> TopFormat {
+        self.outputs.iter().rev().find_map(|output| top_format(output)).unwrap_or(TopFormat::Table)
     }
 }

@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use podopsy_fleet::EventQuery;
 use podopsy_model::{Event, Owner, Target};
 
-use crate::args::EventsArgs;
+use crate::args::{EventsArgs, ListFormat, OutputArgs, OutputFormat};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
 use crate::fleet::{ClusterAgents, ClusterTarget};
 use crate::history;
 use crate::past::{self, PastQuery};
-use crate::render::{event::EventPrinter, units};
+use crate::render::{self, event::EventPrinter, list, units};
 use crate::selection::{OwnerScope, Selection};
 use crate::terminal::note;
 
@@ -25,9 +25,8 @@ pub async fn run(context: &Context, args: EventsArgs) -> anyhow::Result<CommandO
     let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
     let from = history::ago(args.since);
     let query = PastQuery { from, kinds: args.kinds.clone(), max: args.most as usize };
-    let answer = past::events(context, &agent, &selection, &query).await?;
-    let mut lines = EventPrinter::dated(args.output, context.stdout);
-    let shown = print(&mut lines, answer.events.iter())?;
+    let mut answer = past::events(context, &agent, &selection, &query).await?;
+    let shown = print(context, &args.output, &mut answer.events, false)?;
     note_summary(shown, from, &format!("the agent at {}", agent.name()));
     if answer.more {
         note(&format!("only the newest {} events were read: --most takes more", args.most));
@@ -60,12 +59,8 @@ async fn run_fleet(
         move |owner: &Owner| scopes.is_empty() || scopes.iter().any(|scope| has_owner(scope, owner));
     let max = args.most as usize;
     let query = EventQuery { parameters, from, max, contains: None, matches: Arc::new(matches) };
-    let answer = fleet.events(targets, query).await?;
-    let mut lines = EventPrinter::dated(args.output, context.stdout);
-    if fleet.has_several_nodes() {
-        lines = lines.with_nodes();
-    }
-    let shown = print(&mut lines, answer.events.iter())?;
+    let mut answer = fleet.events(targets, query).await?;
+    let shown = print(context, &args.output, &mut answer.events, fleet.has_several_nodes())?;
     note_summary(shown, from, &fleet.describe());
     if answer.more {
         note(&format!("these are the newest {shown}: --most takes more"));
@@ -98,14 +93,29 @@ fn has_owner(scope: &NodeScope, owner: &Owner) -> bool {
     }
 }
 
-fn print<'a>(lines: &mut EventPrinter, events: impl Iterator<Item = &'a Event>) -> io::Result<u64> {
+/// Returns how many events were printed.
+fn print(context: &Context, args: &OutputArgs, events: &mut Vec<Event>, has_nodes: bool) -> io::Result<u64> {
     let mut out = io::stdout().lock();
-    let mut shown = 0;
-    for event in events {
-        lines.print(&mut out, event)?;
-        shown += 1;
+    list::sort(events, args.sort_by.as_ref())?;
+    let pod = |event: &Event| event.pod.as_ref().map(|pod| format!("{}/{}", pod.namespace, pod.name));
+    if list::print(&mut out, context.stdout, args, events, pod)? {
+        return Ok(events.len() as u64);
     }
-    Ok(shown)
+    let format = match args.output {
+        OutputFormat::Yaml => return render::yaml(&mut out, events).map(|()| events.len() as u64),
+        OutputFormat::Json => ListFormat::Json,
+        OutputFormat::Wide => ListFormat::Wide,
+        _ => ListFormat::Table,
+    };
+    let mut lines = EventPrinter::dated(format, context.stdout);
+    if has_nodes {
+        lines = lines.with_nodes();
+    }
+    if args.no_headers {
+        lines = lines.without_header();
+    }
+    events.iter().try_for_each(|event| lines.print(&mut out, event))?;
+    Ok(events.len() as u64)
 }
 
 fn note_summary(shown: u64, from: Timestamp, source: &str) {

@@ -71,7 +71,7 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
     }
     let written = output::report(pending.finish_sent(&profile, &packed));
     if !is_to_stdout {
-        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top, args.top_format())?;
     }
     history::note_gaps(&agent, from).await;
     written.map(|()| CommandOutcome::Success)

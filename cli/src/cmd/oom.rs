@@ -13,12 +13,13 @@ use podopsy_model::{Event, EventKind, OomIncident, verdict};
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
-use crate::args::{HistoryArgs, OomArgs, OomCommand, OomFormat, SheetFormat};
+use crate::args::{HistoryArgs, OomArgs, OomCommand, OutputFormat, SheetFormat};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, NotFound, Refusal};
 use crate::fleet::ClusterAgents;
 use crate::history::{agent, ago, left, note_gaps, print_gaps};
-use crate::render::{self, oom::ListColumns, units};
+use crate::render::list::{self, TableStyle};
+use crate::render::{self, units};
 use crate::selection::Selection;
 use crate::terminal::note;
 use crate::{past, privilege};
@@ -74,26 +75,8 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
     if args.silent {
         report.incidents.retain(is_silent);
     }
-    match args.output {
-        OomFormat::Json => render::json(&mut out, &report)?,
-        OomFormat::Yaml => render::yaml(&mut out, &report)?,
-        _ if report.incidents.is_empty() => {}
-        format => {
-            let rows = match args.each {
-                true => render::oom::single(&report.incidents),
-                false => render::oom::grouped(&report.incidents),
-            };
-            let left = rows.len().saturating_sub(args.most as usize);
-            let columns = ListColumns {
-                wide: format == OomFormat::Wide,
-                node: context.fleet.as_ref().is_some_and(|fleet| fleet.has_several_nodes()),
-            };
-            render::oom::print(&mut out, context.stdout, &rows[left..], columns)?;
-            if left > 0 {
-                note(&format!("{} before these: --most {} lists all", plural_rows(left), rows.len()));
-            }
-        }
-    }
+    list::sort(&mut report.incidents, args.output.sort_by.as_ref())?;
+    print_list(context, &args, &report)?;
     if let Some(unknown) = report.kills_unknown.filter(|&unknown| unknown > 0) {
         note(&format!(
             "{} since boot without details: no agent ran then, and the kernel's log no longer has them",
@@ -112,6 +95,31 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
         return Ok(CommandOutcome::NothingFound);
     }
     Ok(CommandOutcome::Success)
+}
+
+fn print_list(context: &Context, args: &OomArgs, report: &OomReport) -> io::Result<()> {
+    let mut out = io::stdout();
+    let id = |event: &Event| event.kept_id().map(str::to_owned);
+    if list::print(&mut out, context.stdout, &args.output, &report.incidents, id)? {
+        return Ok(());
+    }
+    match args.output.output {
+        OutputFormat::Json => return render::json(&mut out, report),
+        OutputFormat::Yaml => return render::yaml(&mut out, report),
+        _ if report.incidents.is_empty() => return Ok(()),
+        _ => {}
+    }
+    let rows = match args.each {
+        true => render::oom::single(&report.incidents),
+        false => render::oom::grouped(&report.incidents),
+    };
+    let left = rows.len().saturating_sub(args.most as usize);
+    let has_node = context.fleet.as_ref().is_some_and(|fleet| fleet.has_several_nodes());
+    render::oom::print(&mut out, TableStyle::new(context.stdout, &args.output), &rows[left..], has_node)?;
+    if left > 0 {
+        note(&format!("{} before these: --most {} lists all", plural_rows(left), rows.len()));
+    }
+    Ok(())
 }
 
 fn plural_rows(rows: usize) -> String {
@@ -203,7 +211,7 @@ async fn gather(
 }
 
 /// All OOM incidents and SIGKILLs in the history, because the kernel's count is compared with them; and the source.
-async fn kept(
+pub async fn kept(
     from: &HistoryArgs,
     gaps_since: Option<Timestamp>,
 ) -> anyhow::Result<(EventList, Option<String>)> {
@@ -246,7 +254,7 @@ fn is_silent(event: &Event) -> bool {
 }
 
 /// How many incidents and SIGKILLs are read at most; more are not expected in a store.
-const MOST: usize = 10_000;
+pub const MOST: usize = 10_000;
 /// How many are read of a cluster for each row of the table.
 const KILLS_OF_A_ROW: usize = 20;
 

@@ -1,6 +1,6 @@
 //! `podopsy pods`: the pods and containers of this node, as the container runtime lists them.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
@@ -10,21 +10,22 @@ use podopsy_model::{Owner, PodCandidate, PodRef};
 use podopsy_pods::PodDetails;
 use serde::{Deserialize, Serialize};
 
-use crate::args::{ListFormat, PodsArgs};
+use crate::args::{OutputArgs, OutputFormat, PodsArgs};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
-use crate::fleet::ClusterAgents;
+use crate::fleet::{ClusterAgents, ClusterTarget};
 use crate::privilege;
-use crate::render;
+use crate::render::list::{self, TableStyle};
+use crate::render::{self, pods::PodRow};
 use crate::selection::Selection;
 use crate::terminal::note;
 
 /// A pod of a cluster; `-o json` prints it as it is.
 #[derive(Debug, Serialize)]
-struct PodOnNode {
-    node: String,
+pub struct PodOnNode {
+    pub node: String,
     #[serde(flatten)]
-    details: PodDetails,
+    pub details: PodDetails,
 }
 
 pub async fn run(context: &Context, args: PodsArgs) -> anyhow::Result<CommandOutcome> {
@@ -34,17 +35,10 @@ pub async fn run(context: &Context, args: PodsArgs) -> anyhow::Result<CommandOut
     privilege::require_runtime("pods", context.global.cri_socket.as_deref())?;
     let directory = context.pods().await?;
     let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
-    let pods = select(directory.list().await?, &selection)?;
-    let mut out = io::stdout().lock();
-    match args.output {
-        // An empty list is printed as JSON, too.
-        ListFormat::Json => render::json(&mut out, &pods)?,
-        _ if pods.is_empty() => {}
-        format => {
-            let rows: Vec<_> = pods.iter().map(|pod| (None, pod)).collect();
-            render::pods::print(&mut out, context.stdout, &rows, format == ListFormat::Wide)?;
-        }
-    }
+    let mut pods = select(directory.list().await?, &selection)?;
+    list::sort(&mut pods, args.output.sort_by.as_ref())?;
+    let rows: Vec<_> = pods.iter().map(|pod| (None, pod)).collect();
+    print(context, &args.output, &pods, &rows)?;
     if !pods.is_empty() {
         return Ok(CommandOutcome::Success);
     }
@@ -64,10 +58,25 @@ async fn run_fleet(
     args: &PodsArgs,
 ) -> anyhow::Result<CommandOutcome> {
     let targets = fleet.resolve(&args.selection.targets).await?;
+    let mut pods = of_fleet(fleet, &targets).await?;
+    list::sort(&mut pods, args.output.sort_by.as_ref())?;
+    let has_nodes = fleet.has_several_nodes();
+    let node = |pod: &PodOnNode| has_nodes.then(|| pod.node.clone());
+    let nodes: Vec<Option<String>> = pods.iter().map(node).collect();
+    let rows: Vec<_> = nodes.iter().zip(&pods).map(|(node, pod)| (node.as_deref(), &pod.details)).collect();
+    print(context, &args.output, &pods, &rows)?;
+    if pods.is_empty() {
+        note("no pods match");
+    }
+    Ok(if pods.is_empty() { CommandOutcome::NothingFound } else { CommandOutcome::Success })
+}
+
+/// The pods that the agents list, sorted by name.
+pub async fn of_fleet(fleet: &ClusterAgents, targets: &[ClusterTarget]) -> anyhow::Result<Vec<PodOnNode>> {
     let namespace = fleet.namespace.as_ref().filter(|_| targets.is_empty());
     let query = namespace.into_iter().map(|namespace| ("namespace", namespace.clone())).collect();
     let query: Arc<QueryParameters> = Arc::new(query);
-    let asked = fleet.fleet.ask(move |_, client| list(client, query.clone()));
+    let asked = fleet.fleet.ask(move |_, client| list_pods(client, query.clone()));
     let answers = fleet.take(fleet.wait(asked).await)?;
     let mut pods: Vec<PodOnNode> = Vec::new();
     for (agent, listed) in answers {
@@ -85,21 +94,33 @@ async fn run_fleet(
     }
     let name = |pod: &PodOnNode| (pod.details.pod.namespace.clone(), pod.details.pod.name.clone());
     pods.sort_by_cached_key(name);
-    let mut out = io::stdout().lock();
-    match args.output {
-        ListFormat::Json => render::json(&mut out, &pods)?,
-        _ if pods.is_empty() => note("no pods match"),
-        format => {
-            let has_nodes = fleet.has_several_nodes();
-            let rows: Vec<_> =
-                pods.iter().map(|pod| (has_nodes.then_some(pod.node.as_str()), &pod.details)).collect();
-            render::pods::print(&mut out, context.stdout, &rows, format == ListFormat::Wide)?;
-        }
-    }
-    Ok(if pods.is_empty() { CommandOutcome::NothingFound } else { CommandOutcome::Success })
+    Ok(pods)
 }
 
-async fn list(client: AgentClient, query: Arc<QueryParameters>) -> Result<Vec<PodDetails>, ClientError> {
+/// Prints the list. An empty one is printed as JSON and YAML, too.
+fn print<T: Serialize>(
+    context: &Context,
+    args: &OutputArgs,
+    pods: &[T],
+    rows: &[PodRow<'_>],
+) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let mut names = rows.iter().map(|(_, pod)| format!("{}/{}", pod.pod.namespace, pod.pod.name));
+    if args.output == OutputFormat::Name {
+        return names.try_for_each(|name| writeln!(out, "{name}"));
+    }
+    if list::print(&mut out, context.stdout, args, pods, |_| None)? {
+        return Ok(());
+    }
+    match args.output {
+        OutputFormat::Json => render::json(&mut out, &pods),
+        OutputFormat::Yaml => render::yaml(&mut out, &pods),
+        _ if rows.is_empty() => Ok(()),
+        _ => render::pods::print(&mut out, TableStyle::new(context.stdout, args), rows),
+    }
+}
+
+async fn list_pods(client: AgentClient, query: Arc<QueryParameters>) -> Result<Vec<PodDetails>, ClientError> {
     #[derive(Deserialize)]
     struct Listed {
         pods: Vec<PodDetails>,
@@ -110,7 +131,7 @@ async fn list(client: AgentClient, query: Arc<QueryParameters>) -> Result<Vec<Po
 }
 
 /// The pods that are wanted, sorted. An error: a TARGET means none, or is ambiguous.
-fn select(pods: Vec<PodDetails>, selection: &Selection) -> anyhow::Result<Vec<PodDetails>> {
+pub fn select(pods: Vec<PodDetails>, selection: &Selection) -> anyhow::Result<Vec<PodDetails>> {
     let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
     let mut wanted: Vec<PodRef> = Vec::new();
     for target in &selection.targets {

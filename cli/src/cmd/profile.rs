@@ -82,7 +82,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
     let listed = if is_to_stdout {
         Ok(())
     } else {
-        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top, args.top_format())
     };
     written?;
     Ok(listed.map(|()| CommandOutcome::Success)?)

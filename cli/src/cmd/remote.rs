@@ -1,4 +1,4 @@
-//! Commands of kubectl's plugin that podopsy carries out on the pod's own node: `dns`, `inspect` and `profile`.
+//! Commands of kubectl's plugin that podopsy carries out on the pod's own node: `dns`, `inspect`, `timeline` and `profile`.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -12,7 +12,7 @@ use podopsy_profiles::import;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::Child;
 
-use crate::args::{DnsArgs, InspectArgs, ProfileArgs, ProfileCommand};
+use crate::args::{DnsArgs, InspectArgs, ProfileArgs, ProfileCommand, TimelineArgs};
 use crate::context::Context;
 use crate::exit::{AlreadyPrinted, CommandOutcome};
 use crate::fleet::ClusterAgents;
@@ -41,6 +41,16 @@ pub async fn inspect(
 ) -> anyhow::Result<CommandOutcome> {
     let (agent, targets) = fleet.locate(&args.targets).await?;
     pass_through(fleet, agent, &words(fleet, "inspect", &targets, options)).await
+}
+
+/// The pods' node has their history.
+pub async fn timeline(
+    fleet: &ClusterAgents,
+    args: &TimelineArgs,
+    options: Vec<OsString>,
+) -> anyhow::Result<CommandOutcome> {
+    let (agent, targets) = fleet.locate(&args.targets).await?;
+    pass_through(fleet, agent, &words(fleet, "timeline", &targets, options)).await
 }
 
 /// Samples on the node, and writes the files here.
@@ -76,7 +86,7 @@ pub async fn profile(
     let profile = read_profile(&packed, agent, args)?;
     let written = output::report(pending.finish_sent(&profile, &packed));
     if !is_to_stdout {
-        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top)?;
+        top::print(&mut io::stdout().lock(), context.stdout, &profile, args.top, args.top_format())?;
     }
     written.map(|()| outcome)
 }

@@ -2,19 +2,24 @@
 
 use std::io::{self, Write};
 
+use console::measure_text_width;
+
 use podopsy_model::dns::rcode_name;
 use podopsy_model::event::{OomKill, OomTask, Protocol};
 use podopsy_model::{Detail, DnsTransaction, Event, EventKind, KnownBy, Outcome, PodRef};
 
-use super::table::fixed;
+use super::table::{cut, cut_middle, fixed};
 use super::units;
 use crate::args::ListFormat;
-use crate::terminal::{Colour, Terminal};
+use crate::terminal::{Colour, Terminal, visible};
 
 const HEADER: [&str; 7] = ["TIME", "KIND", "NODE", "POD", "CONTAINER", "PROCESS", "DETAIL"];
 /// The place of the node among the columns.
 const NODE: usize = 2;
 const NODE_WIDTH: usize = 18;
+/// A terminal with fewer columns has no space for a row of all cells.
+const NARROW: usize = 80;
+const NARROW_POD_MIN: usize = 12;
 
 /// Prints events as they come. Flushes each line, so that a reader sees it at once.
 #[derive(Debug)]
@@ -64,6 +69,10 @@ impl EventPrinter {
         EventPrinter { has_nodes: true, ..self }
     }
 
+    pub fn without_header(self) -> Self {
+        EventPrinter { header_printed: true, ..self }
+    }
+
     pub fn print(&mut self, out: &mut impl Write, event: &Event) -> io::Result<()> {
         if self.format == ListFormat::Json {
             serde_json::to_writer(&mut *out, event)?;
@@ -101,12 +110,25 @@ impl EventPrinter {
     }
 
     fn row(&self, cells: [&str; 7]) -> String {
+        if let Some(width) = self.terminal.width.filter(|&width| width < NARROW) {
+            return narrow(cells, width);
+        }
         let mut cells = cells.to_vec();
         if !self.has_nodes {
             cells.remove(NODE);
         }
         fixed(&cells, &self.widths, self.terminal.width)
     }
+}
+
+/// Three lines for an event: when and what; and indented below it to whom, and the details.
+fn narrow([time, kind, _, pod, _, process, detail]: [&str; 7], width: usize) -> String {
+    let first = cut(&format!("{} {}", visible(time), visible(kind)), Some(width));
+    let process = if process.is_empty() { String::new() } else { format!(" {}", visible(process)) };
+    let space = width.saturating_sub(2 + measure_text_width(&process));
+    let pod = cut_middle(&visible(pod), space.max(NARROW_POD_MIN));
+    let second = cut(&format!("  {pod}{process}"), Some(width));
+    format!("{first}\n{second}\n{}", cut(&format!("  {}", visible(detail)), Some(width)))
 }
 
 /// `namespace/name`, `(host)` or `(unknown)`.
@@ -292,9 +314,24 @@ TIME           KIND             POD                                   CONTAINER 
         let terminal = Terminal { width: Some(110), colour: true };
         assert_eq!(
             printed(ListFormat::Table, terminal, &events).lines().nth(1).unwrap(),
-            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m         finance/checkout-…  api         leak[123]       victim leak[123] rss 62.1 MiB…"
+            "03:04:05.678Z  \x1b[31moom.kill\x1b[0m         finance/c…kout-api  api         leak[123]       victim leak[123] rss 62.1 MiB…"
         );
         assert!(printed(ListFormat::Wide, terminal, &events).ends_with("rss 62.1 MiB, trigger leak[5]\n"));
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_an_event_has_three_lines_that_fit() {
+        let events = [event(EventKind::DnsFailure, owner(), timeout())];
+        let text = printed(ListFormat::Table, Terminal { width: Some(40), colour: false }, &events);
+        assert_eq!(
+            text.lines().skip(3).collect::<Vec<_>>(),
+            [
+                "03:04:05.678Z dns.failure",
+                "  finance/checkout-api leak[123]",
+                "  payments.finance.svc.cluster.local. A…",
+            ]
+        );
+        assert!(text.lines().all(|line| measure_text_width(line) <= 40), "{text}");
     }
 
     #[test]

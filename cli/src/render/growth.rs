@@ -2,7 +2,7 @@
 
 use podopsy_model::growth::{GrowthFrame, GrowthPath, GrowthProfile};
 
-use super::table::cut;
+use super::table::cut_middle;
 use super::units;
 
 /// How many paths and frames are shown; the JSON has all.
@@ -67,7 +67,7 @@ fn frames(path: &GrowthPath) -> String {
 }
 
 fn name(frame: &GrowthFrame) -> String {
-    cut(&frame.function, Some(NAME))
+    cut_middle(&frame.function, NAME)
 }
 
 /// A whole percentage; less than everything is at most 99 %.

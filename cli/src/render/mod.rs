@@ -8,10 +8,13 @@ pub mod doctor;
 pub mod event;
 pub mod growth;
 pub mod inspect;
+pub mod list;
 pub mod oom;
 pub mod pods;
+pub mod restarts;
 pub mod sigkill;
 pub mod table;
+pub mod timeline;
 pub mod top;
 pub mod units;
 

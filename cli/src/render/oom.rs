@@ -8,9 +8,9 @@ use podopsy_model::incident::{Evidence, Level, LimitHit, Verdict, Victim};
 use podopsy_model::verdict;
 use podopsy_model::{Event, KnownBy, OomIncident};
 
+use super::list::TableStyle;
 use super::table::TextTable;
 use super::units;
-use crate::terminal::Terminal;
 
 /// The place of the node among the columns.
 const NODE: usize = 2;
@@ -45,23 +45,8 @@ pub fn grouped(events: &[Event]) -> Vec<Row<'_>> {
     rows
 }
 
-/// The columns of the list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ListColumns {
-    /// Also the source of the limit, the trigger, the QoS class and the image.
-    pub wide: bool,
-    /// Also the node.
-    pub node: bool,
-}
-
-/// Prints the list.
-pub fn print(
-    out: &mut impl Write,
-    terminal: Terminal,
-    rows: &[Row<'_>],
-    columns: ListColumns,
-) -> io::Result<()> {
-    let ListColumns { wide, node: has_node } = columns;
+/// Prints the list, with a column for the node if there are several.
+pub fn print(out: &mut impl Write, style: TableStyle, rows: &[Row<'_>], has_node: bool) -> io::Result<()> {
     let mut header = vec![
         "WHEN",
         "ID",
@@ -74,7 +59,7 @@ pub fn print(
         "RSS / LIMIT",
         "KUBERNETES SAYS",
     ];
-    if wide {
+    if style.is_wide {
         header.extend(["KNOWN BY", "TRIGGER", "QOS", "IMAGE"]);
     }
     if !has_node {
@@ -114,7 +99,7 @@ pub fn print(
         if !has_node {
             row.remove(NODE);
         }
-        if wide {
+        if style.is_wide {
             let recovered = if incident.recovered { ", recovered" } else { "" };
             row.push(format!("{}{recovered}", incident.limit.by));
             row.push(incident.trigger.as_ref().map(|t| format!("{}[{}]", t.comm, t.pid)).unwrap_or_default());
@@ -123,8 +108,7 @@ pub fn print(
         }
         table.row(row);
     }
-    let terminal = if wide { Terminal { width: None, ..terminal } } else { terminal };
-    table.print(out, terminal)
+    table.print(out, style)
 }
 
 /// One line of a live table.
@@ -235,6 +219,7 @@ pub mod tests {
     use podopsy_model::{CgroupRef, ContainerRef, Detail, EventKind, OomKill, Owner, PodRef};
 
     use super::*;
+    use crate::terminal::Terminal;
 
     const MIB: u64 = 1 << 20;
 
@@ -386,7 +371,7 @@ pub mod tests {
             incident.victims[0].rss = None;
         }
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &single(&[one.clone(), host]), ListColumns::default()).unwrap();
+        print(&mut out, Terminal::PLAIN.into(), &single(&[one.clone(), host]), false).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
@@ -396,8 +381,8 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
 "
         );
         let mut out = Vec::new();
-        let columns = ListColumns { node: true, wide: true };
-        print(&mut out, Terminal::PLAIN, &single(&[one]), columns).unwrap();
+        let style = TableStyle { is_wide: true, ..Terminal::PLAIN.into() };
+        print(&mut out, style, &single(&[one]), true).unwrap();
         let text = String::from_utf8(out).unwrap();
         let columns: Vec<&str> = text.lines().flat_map(|line| line.split("  ")).map(str::trim).collect();
         assert!(columns.contains(&"NODE") && columns.contains(&"n"), "{text}");
@@ -418,7 +403,7 @@ WHEN                  ID           POD          CONTAINER  RESTARTS  LIMIT      
             rows.iter().map(|(event, more)| (event.kept_id().unwrap(), *more)).collect();
         assert_eq!(ids, [("3f2a-500", 0), ("3f2a-159", 159), ("3f2a-501", 0)]);
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &rows, ListColumns::default()).unwrap();
+        print(&mut out, Terminal::PLAIN.into(), &rows, false).unwrap();
         assert!(String::from_utf8(out).unwrap().contains("leak[1202] ×160"));
         assert_eq!(single(&storm).len(), 162);
     }

@@ -4,19 +4,19 @@ use std::io::{self, Write};
 
 use podopsy_pods::{ContainerDetails, PodDetails};
 
+use super::list::TableStyle;
 use super::table::TextTable;
 use super::units;
-use crate::terminal::Terminal;
 
 /// A pod, and its node where there are several.
 pub type PodRow<'a> = (Option<&'a str>, &'a PodDetails);
 
 /// Prints one row per container: its newest attempt, with the reason why the attempt before it ended.
-pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodRow<'_>], wide: bool) -> io::Result<()> {
+pub fn print(out: &mut impl Write, style: TableStyle, pods: &[PodRow<'_>]) -> io::Result<()> {
     let has_node = pods.first().is_some_and(|(node, _)| node.is_some());
     let mut header = if has_node { vec!["NODE"] } else { Vec::new() };
     header.extend(["NAMESPACE", "POD", "CONTAINER", "STATE", "RESTARTS", "LAST REASON", "PID", "MEMORY"]);
-    if wide {
+    if style.is_wide {
         header.extend(["IP", "CONTAINER ID", "IMAGE"]);
     }
     let mut table = TextTable::new(&header);
@@ -39,7 +39,7 @@ pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodRow<'_>], wide
                 container.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                 memory(container),
             ]);
-            if wide {
+            if style.is_wide {
                 row.extend([
                     pod.ips.join(","),
                     short(&container.container.id).to_owned(),
@@ -49,11 +49,11 @@ pub fn print(out: &mut impl Write, terminal: Terminal, pods: &[PodRow<'_>], wide
             table.row(row);
         }
     }
-    table.print(out, terminal)
+    table.print(out, style)
 }
 
 /// The newest attempt of each container, with the attempt before it.
-fn newest(containers: &[ContainerDetails]) -> Vec<(&ContainerDetails, Option<&ContainerDetails>)> {
+pub fn newest(containers: &[ContainerDetails]) -> Vec<(&ContainerDetails, Option<&ContainerDetails>)> {
     let mut sorted: Vec<&ContainerDetails> = containers.iter().collect();
     sorted.sort_by(|a, b| {
         let key = |c: &ContainerDetails| (c.container.attempt, c.started_at);
@@ -99,6 +99,7 @@ pub mod tests {
     use podopsy_model::{ContainerRef, PodRef};
 
     use super::*;
+    use crate::terminal::Terminal;
 
     pub fn container(name: &str, attempt: u32, state: &str) -> ContainerDetails {
         ContainerDetails {
@@ -149,7 +150,12 @@ pub mod tests {
         dead.exit_code = Some(137);
         let pods = [pod("checkout-api", vec![dead, container("api", 1, "running")]), pod("empty", vec![])];
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &[(None, &pods[0]), (None, &pods[1])], true).unwrap();
+        print(
+            &mut out,
+            TableStyle { is_wide: true, ..Terminal::PLAIN.into() },
+            &[(None, &pods[0]), (None, &pods[1])],
+        )
+        .unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\
@@ -159,7 +165,7 @@ finance    empty         -          ready    -         -                -     - 
 "
         );
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &[(Some("n1"), &pods[1])], false).unwrap();
+        print(&mut out, Terminal::PLAIN.into(), &[(Some("n1"), &pods[1])]).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(
             text.starts_with("NODE  NAMESPACE  POD") && text.contains("\nn1    finance    empty"),

@@ -179,7 +179,7 @@ pub mod tests {
         let mut one = event("3f2a-k1202-9", 0);
         one.time = "2026-03-01T03:04:05.678Z".parse().unwrap();
         let mut out = Vec::new();
-        crate::render::oom::print(&mut out, Terminal::PLAIN, &[(&one, 0)], Default::default()).unwrap();
+        crate::render::oom::print(&mut out, Terminal::PLAIN.into(), &[(&one, 0)], false).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "\

@@ -4,21 +4,29 @@ use std::io::{self, Write};
 
 use console::{measure_text_width, truncate_str};
 
+use super::list::TableStyle;
 use crate::terminal::{Colour, Terminal, visible};
 
 /// Between two columns.
 const GAP: &str = "  ";
 
+/// Columns of names, which are cut in the middle where a terminal is too narrow: their beginnings are often the same, and
+/// their ends differ.
+const NAMES: [&str; 9] =
+    ["NAMESPACE", "POD", "CONTAINER", "NODE", "IMAGE", "MODULE", "FUNCTION", "VICTIM", "TRIGGER"];
+/// What is left of a name at least.
+const NAME_MIN: usize = 8;
+
 /// A table whose rows are all known before it is printed: each column is as wide as its widest cell.
 #[derive(Debug)]
 pub struct TextTable {
-    header: Vec<&'static str>,
+    header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl TextTable {
-    pub fn new(header: &[&'static str]) -> Self {
-        TextTable { header: header.to_vec(), rows: Vec::new() }
+    pub fn new(header: &[&str]) -> Self {
+        TextTable { header: header.iter().map(|title| visible(title)).collect(), rows: Vec::new() }
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -28,26 +36,48 @@ impl TextTable {
         );
     }
 
-    /// Prints the table. Lines that are too long for a terminal are cut; in a file nothing is.
-    pub fn print(&self, out: &mut impl Write, terminal: Terminal) -> io::Result<()> {
-        let widths: Vec<usize> = (0..self.header.len())
+    /// Prints the table. On a terminal that is too narrow, first names are cut and then lines; in a file nothing is.
+    pub fn print(&self, out: &mut impl Write, style: impl Into<TableStyle>) -> io::Result<()> {
+        let TableStyle { terminal, has_headers, .. } = style.into();
+        let mut widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| measure_text_width(&row[column]));
-                cells.chain([self.header[column].len()]).max().unwrap_or(0)
+                cells.chain([measure_text_width(&self.header[column])]).max().unwrap_or(0)
             })
             .collect();
-        let header: Vec<String> = self.header.iter().map(|&title| title.to_owned()).collect();
+        if let Some(width) = terminal.width {
+            self.narrow(&mut widths, width);
+        }
         let line = |cells: &[String]| {
-            let padded: Vec<String> =
-                cells.iter().zip(&widths).map(|(cell, &width)| pad(cell, width)).collect();
+            let padded: Vec<String> = cells
+                .iter()
+                .zip(&widths)
+                .map(|(cell, &width)| pad(&cut_middle(cell, width), width))
+                .collect();
             let line = padded.join(GAP);
             cut(line.trim_end(), terminal.width)
         };
-        writeln!(out, "{}", terminal.paint(Colour::Bold, &line(&header)))?;
+        if has_headers {
+            writeln!(out, "{}", terminal.paint(Colour::Bold, &line(&self.header)))?;
+        }
         for row in &self.rows {
             writeln!(out, "{}", line(row))?;
         }
         Ok(())
+    }
+}
+
+impl TextTable {
+    /// Takes what is too much from the widest columns of names.
+    fn narrow(&self, widths: &mut [usize], total: usize) {
+        let gaps = GAP.len() * widths.len().saturating_sub(1);
+        let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(total);
+        while excess > 0 {
+            let is_name = |at: &usize| NAMES.contains(&self.header[*at].trim()) && widths[*at] > NAME_MIN;
+            let Some(widest) = (0..widths.len()).filter(is_name).max_by_key(|&at| widths[at]) else { return };
+            widths[widest] -= 1;
+            excess -= 1;
+        }
     }
 }
 
@@ -56,7 +86,7 @@ pub fn fixed(cells: &[&str], widths: &[usize], total: Option<usize>) -> String {
     let mut line = String::new();
     for (&cell, &width) in cells.iter().zip(widths) {
         let cell = visible(cell);
-        let cell = if total.is_some() { cut(&cell, Some(width)) } else { cell };
+        let cell = if total.is_some() { cut_middle(&cell, width) } else { cell };
         line.push_str(&pad(&cell, width));
         line.push_str(GAP);
     }
@@ -80,6 +110,23 @@ pub fn field(out: &mut impl Write, terminal: Terminal, key: &str, value: &str) -
 
 pub fn pad(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(measure_text_width(text))))
+}
+
+/// Leaves the beginning and the end of a name that is too long.
+pub fn cut_middle(text: &str, width: usize) -> String {
+    let all = measure_text_width(text);
+    if all <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let start = truncate_str(text, kept - kept / 2, "");
+    let mut end = text;
+    while measure_text_width(end) > kept / 2 {
+        let mut characters = end.chars();
+        characters.next();
+        end = characters.as_str();
+    }
+    format!("{start}…{end}")
 }
 
 pub fn cut(text: &str, width: Option<usize>) -> String {
@@ -116,10 +163,23 @@ mod tests {
     }
 
     #[test]
+    fn on_a_narrow_terminal_names_lose_their_middle_and_everything_fits() {
+        let mut table = TextTable::new(&["   SELF", "MODULE", "FUNCTION"]);
+        let function = "core::iter::traits::iterator::Iterator::try_fold::<core::ops::Range<u64>>::h0123";
+        table.row(vec![" 60.0 %".into(), "burner".into(), function.into()]);
+        let text = printed(&table, Some(40));
+        assert!(text.lines().all(|line| measure_text_width(line) <= 40), "{text}");
+        assert!(text.contains("core::iter:") && text.contains("::h0123"), "{text}");
+        assert!(printed(&table, None).contains(function));
+        assert_eq!(cut_middle("checkout-7d9c-x2v8p", 9), "chec…2v8p");
+        assert_eq!((cut_middle("東京東京", 5).as_str(), cut_middle("ab", 1).as_str()), ("東…京", "…"));
+    }
+
+    #[test]
     fn fixed_columns_are_cut_on_terminals_only() {
         let cells = ["finance/checkout-api", "a detail that is long enough to be cut"];
         let cut = fixed(&cells, &[8], Some(44));
-        assert_eq!(cut, "finance…  a detail that is long enough to b…");
+        assert_eq!(cut, "fina…api  a detail that is long enough to b…");
         assert_eq!(fixed(&cells, &[8], None), "finance/checkout-api  a detail that is long enough to be cut");
         assert!(fixed(&cells, &[8], Some(20)).ends_with("to be cut"));
     }

@@ -4,24 +4,53 @@ use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 
 use podopsy_model::profile::{Frame, Profile};
+use serde::Serialize;
 
 use super::table::TextTable;
+use super::{json, yaml};
+use crate::args::TopFormat;
 use crate::terminal::Terminal;
 
 /// A function's share of a profile, in samples.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct FunctionShare {
+    #[serde(rename = "function")]
     name: String,
     module: String,
     /// Samples in which the function itself ran.
+    #[serde(rename = "self")]
     own: u64,
     /// Samples in which it or a callee ran; a recursion counts once.
     total: u64,
 }
 
+/// What `-o json` prints.
+#[derive(Debug, Serialize)]
+struct FunctionList {
+    /// Of the whole profile.
+    samples: u64,
+    functions: Vec<FunctionShare>,
+}
+
 /// Prints the `count` functions with the most samples of their own. The name is the last column, because some are wider
 /// than the screen.
-pub fn print(out: &mut impl Write, terminal: Terminal, profile: &Profile, count: usize) -> io::Result<()> {
+pub fn print(
+    out: &mut impl Write,
+    terminal: Terminal,
+    profile: &Profile,
+    count: usize,
+    format: TopFormat,
+) -> io::Result<()> {
+    let terminal = match format {
+        TopFormat::Table => terminal,
+        TopFormat::Wide => Terminal { width: None, ..terminal },
+        TopFormat::Json | TopFormat::Yaml => {
+            let mut functions = shares(profile);
+            functions.truncate(count);
+            let list = FunctionList { samples: profile.total(), functions };
+            return if format == TopFormat::Json { json(out, &list) } else { yaml(out, &list) };
+        }
+    };
     let all = profile.total().max(1);
     let percent = |samples: u64| format!("{:5.1} %", samples as f64 * 100.0 / all as f64);
     let mut table = TextTable::new(&["   SELF", "  TOTAL", "MODULE", "FUNCTION"]);
@@ -106,7 +135,7 @@ mod tests {
         let profile =
             profile(&[(&["hash", "price", "price", "main"], 60), (&["price", "main"], 30), (&["0x"], 10)]);
         let mut out = Vec::new();
-        print(&mut out, Terminal::PLAIN, &profile, 10).unwrap();
+        print(&mut out, Terminal::PLAIN, &profile, 10, TopFormat::Table).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "   SELF    TOTAL  MODULE  FUNCTION
@@ -119,7 +148,16 @@ mod tests {
     }
 
     #[test]
+    fn the_functions_are_printed_as_json() {
+        let mut out = Vec::new();
+        print(&mut out, Terminal::PLAIN, &profile(&[(&["hash", "main"], 7)]), 1, TopFormat::Json).unwrap();
+        let list: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let function = serde_json::json!({ "function": "hash", "module": "burner", "self": 7, "total": 7 });
+        assert_eq!(list, serde_json::json!({ "samples": 7, "functions": [function] }));
+    }
+
+    #[test]
     fn a_profile_without_samples_is_printed() {
-        print(&mut Vec::new(), Terminal::PLAIN, &profile(&[]), 10).unwrap();
+        print(&mut Vec::new(), Terminal::PLAIN, &profile(&[]), 10, TopFormat::Table).unwrap();
     }
 }

@@ -1,0 +1,114 @@
+//! `podopsy explain`: the glossary, which is built in.
+
+use std::io::{self, Write as _};
+
+use crate::args::ExplainArgs;
+use crate::context::Context;
+use crate::exit::{CommandOutcome, NotFound};
+use crate::render::table::field;
+use crate::terminal::Colour;
+use podopsy_model::target_match::similar_names;
+
+const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
+
+/// A row of one of the glossary's tables.
+#[derive(Debug, PartialEq)]
+struct Term<'a> {
+    section: &'a str,
+    name: &'a str,
+    /// The type or the field that holds it.
+    code: &'a str,
+    definition: &'a str,
+}
+
+pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutcome> {
+    let mut out = io::stdout().lock();
+    if args.topic.is_empty() {
+        return list(context, &mut out).map(|()| CommandOutcome::Success).map_err(Into::into);
+    }
+    let topic = args.topic.join(" ").to_lowercase();
+    let found = find(&topic);
+    if found.is_empty() {
+        let similar = similar_names(&topic, terms().map(|term| term.name.to_lowercase()));
+        return Err(NotFound(format!("the glossary has no term {topic:?}{similar}")).into());
+    }
+    for (index, term) in found.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        writeln!(out, "{}", context.stdout.paint(Colour::Bold, term.name))?;
+        writeln!(out, "  {}", plain(term.definition))?;
+        let place = format!("{}; in the code: {}", term.section, plain(term.code));
+        writeln!(out, "  {}", context.stdout.paint(Colour::Dim, &place))?;
+    }
+    Ok(CommandOutcome::Success)
+}
+
+/// All terms, by section.
+fn list(context: &Context, out: &mut impl io::Write) -> io::Result<()> {
+    let mut sections: Vec<(&str, Vec<&str>)> = Vec::new();
+    for term in terms() {
+        match sections.last_mut() {
+            Some((section, names)) if *section == term.section => names.push(term.name),
+            _ => sections.push((term.section, vec![term.name])),
+        }
+    }
+    for (section, names) in sections {
+        writeln!(out, "{}", context.stdout.paint(Colour::Bold, section))?;
+        field(out, context.stdout, "", &names.join(", "))?;
+    }
+    Ok(())
+}
+
+/// The term of this name, or else those whose names have it as a part.
+fn find(topic: &str) -> Vec<Term<'static>> {
+    let with = |is: &dyn Fn(&str) -> bool| terms().filter(|term| is(&term.name.to_lowercase())).collect();
+    let exact: Vec<_> = with(&|name| name.split(',').any(|one| one.trim() == topic));
+    if exact.is_empty() { with(&|name| name.contains(topic)) } else { exact }
+}
+
+fn terms() -> impl Iterator<Item = Term<'static>> {
+    let mut section = "";
+    GLOSSARY.lines().filter_map(move |line| {
+        if let Some(title) = line.strip_prefix("## ") {
+            section = title;
+        }
+        let cells: Vec<&'static str> = line.strip_prefix('|')?.split(" | ").map(str::trim).collect();
+        match cells[..] {
+            [name, code, definition] if name != "term" && !name.starts_with("---") => {
+                let definition = definition.trim_end_matches('|').trim();
+                Some(Term { section, name, code, definition })
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Without what Markdown needs.
+fn plain(text: &str) -> String {
+    text.replace(['`', '*'], "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_term_of_the_glossary_is_found_by_its_name() {
+        let rows =
+            GLOSSARY.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| term")).count();
+        assert!(rows > 50, "{rows}");
+        assert_eq!(terms().count(), rows);
+        for term in terms() {
+            assert!(!term.section.is_empty() && term.definition.len() > 10, "{term:?}");
+            assert!(find(&term.name.to_lowercase()).contains(&term), "{}", term.name);
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_name_finds_all_terms_that_have_it() {
+        assert_eq!(find("cgroup id").len(), 1);
+        assert!(find("cgroup").iter().any(|term| term.name == "cgroup id"));
+        assert!(find("no such term").is_empty());
+    }
+}
