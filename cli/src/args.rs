@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod docs_tests;
+mod examples;
 mod fleet;
 mod history;
 mod live;
@@ -140,6 +141,7 @@ pub enum Command {
 ///   fish:  podopsy completion fish > ~/.config/fish/completions/podopsy.fish
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
+#[command(after_help = examples::COMPLETION)]
 pub struct CompletionArgs {
     /// The shell
     #[arg(value_enum, value_name = "SHELL")]
@@ -160,6 +162,7 @@ pub struct ManPagesArgs {
 /// happened while no agent ran. Lists its sources on stderr. Exits 1 if there are no kills.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = examples::OOM)]
 pub struct OomArgs {
     #[command(subcommand)]
     pub show: Option<OomCommand>,
@@ -194,6 +197,7 @@ pub struct OomArgs {
 #[derive(Debug, Subcommand)]
 pub enum OomCommand {
     /// Show the autopsy of one OOM kill or other SIGKILL on one screen
+    #[command(after_help = examples::SHOW)]
     Show {
         /// The id from `podopsy oom`, or the beginning of it
         id: String,
@@ -216,6 +220,7 @@ pub enum SheetFormat {
 
 /// List pods and containers with state, restarts, memory and limits
 #[derive(Debug, Args)]
+#[command(after_help = examples::PODS)]
 pub struct PodsArgs {
     #[command(flatten)]
     pub selection: SelectionArgs,
@@ -226,6 +231,7 @@ pub struct PodsArgs {
 
 /// Show a pod with its containers and processes, or the pod of a process, container or cgroup
 #[derive(Debug, Args)]
+#[command(after_help = examples::INSPECT)]
 pub struct InspectArgs {
     /// Pods, containers, processes or controllers, such as shop/cart, deploy/cart or pid:4242
     #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector", "all_namespaces"])]
@@ -242,6 +248,7 @@ pub struct InspectArgs {
 ///
 /// Exits 0 if nothing essential is missing, 3 if something is, 4 if privileges are missing.
 #[derive(Debug, Args)]
+#[command(after_help = examples::DOCTOR)]
 pub struct DoctorArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
     pub output: ReportFormat,
@@ -308,9 +315,21 @@ fn read(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<C
     match &cli.command {
         Command::Watch(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
         Command::Dns(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
+        Command::Oom(args) => check_oom_target(args)?,
         _ => {}
     }
     Ok(cli)
+}
+
+/// Behind an option, `show` would be a pod's name.
+fn check_oom_target(args: &OomArgs) -> Result<(), clap::Error> {
+    match args.selection.targets.first() {
+        Some(Target::Name(name)) if name == "show" => {
+            let reason = "`oom show` takes its options after the id; a pod of that name is pod/show";
+            Err(Cli::command().error(ErrorKind::ArgumentConflict, reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_dns_options(ports: &[u16], resolvers: &[IpAddr]) -> Result<(), clap::Error> {
@@ -415,8 +434,28 @@ mod tests {
             "podopsy pods --sort-by [",
             "podopsy oom -o jsonpath={",
         ] {
-            assert_eq!(read(line).map(|_| ()).unwrap_err().exit_code(), 2, "{line}");
+            let refused = read(line).err().map(|error| error.exit_code());
+            assert_eq!(refused, Some(2), "{line}");
         }
+    }
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        fn check(command: &clap::Command, path: &str) {
+            for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+                let path = format!("{path} {}", command.get_name());
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let examples: Vec<&str> =
+                    help.lines().filter_map(|line| line.strip_prefix("  ")?.split("  ").next()).collect();
+                assert!(examples.len() > 1, "{path} has {examples:?}");
+                for example in examples {
+                    assert!(example.starts_with(&path), "{example} stands below {path}");
+                    read(example).unwrap_or_else(|error| panic!("{example}: {error}"));
+                }
+                check(command, &path);
+            }
+        }
+        check(&Cli::command(), "podopsy");
     }
 
     #[test]

@@ -44,9 +44,10 @@ fn error(text: &str, reason: impl Into<String>) -> JsonPathError {
 }
 
 impl JsonPath {
-    /// What it finds in `current`, or in `root` if it begins with `$`.
+    /// What it finds in `current`, or in `root` if it begins with `$`. A null counts as missing.
     pub fn find<'a>(&self, root: &'a Value, current: &'a Value) -> Vec<&'a Value> {
-        self.path.query(if self.is_of_root { root } else { current }).all()
+        let found = self.path.query(if self.is_of_root { root } else { current });
+        found.into_iter().filter(|value| !value.is_null()).collect()
     }
 }
 
@@ -174,7 +175,8 @@ impl FromStr for Template {
 
 fn segment(action: &str) -> Result<Segment, String> {
     let quoted = |quote: char| action.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
-    if let Some(text) = quoted('"').or_else(|| quoted('\'')) {
+    let text = quoted('"').map(str::to_owned);
+    if let Some(text) = text.or_else(|| Some(quoted('\'')?.replace('"', "\\\""))) {
         let text: Result<String, _> = serde_json::from_str(&format!("\"{text}\""));
         return text.map(Segment::Text).map_err(|error| error.to_string());
     }
@@ -246,8 +248,8 @@ mod tests {
     fn list() -> Value {
         json!({ "items": [
             { "pod": { "name": "cart", "labels": { "app.kubernetes.io/name": "shop", "a-b": "1" } }, "restarts": 3,
-              "state": "running" },
-            { "pod": { "name": "evil\u{1b}[2J", "labels": {} }, "restarts": 0, "state": "exited" },
+              "state": "running", "id": null },
+            { "pod": { "name": "evil\u{1b}[2J", "labels": {} }, "restarts": 0, "state": "exited", "id": 7 },
         ]})
     }
 
@@ -269,6 +271,7 @@ mod tests {
             (r#"{range .items[*]}[{$.items[0].restarts}]{end}"#, "[3][3]"),
             (r#"<{.items[0].state}{' "}"'}>"#, "<running \"}\">"),
             ("{.items[*].none}", ""),
+            ("{.items[*].id}", "7"),
             ("{.items[1].pod.name}", "evil\\x1b[2J"),
             ("{.items[0].pod.labels}", r#"{"a-b":"1","app.kubernetes.io/name":"shop"}"#),
         ] {

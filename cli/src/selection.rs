@@ -163,10 +163,11 @@ impl OwnerScope {
     ) -> Result<OwnerScope, TargetMatchError> {
         match target {
             Target::Cgroup(path) => return Ok(OwnerScope::CgroupPath(path.clone())),
-            Target::Name(name) if name.len() >= ID_PREFIX_MIN => {
-                let mut ids = owners.iter().filter_map(|owner| owner.container.as_ref());
-                if ids.any(|container| container.id.starts_with(name.as_str())) {
-                    return Ok(OwnerScope::Container(name.clone()));
+            Target::Name(name) if can_be_id(name) => {
+                let id = name.to_ascii_lowercase();
+                let mut containers = owners.iter().filter_map(|owner| owner.container.as_ref());
+                if containers.any(|container| container.id.starts_with(&id)) {
+                    return Ok(OwnerScope::Container(id));
                 }
             }
             _ => {}
@@ -231,6 +232,11 @@ impl OwnerScope {
             OwnerScope::Process(_) => false,
         }
     }
+}
+
+/// Whether a name can be the beginning of a container's id.
+pub fn can_be_id(name: &str) -> bool {
+    name.len() >= ID_PREFIX_MIN && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The container's name, if the target is one container and not its pod.

@@ -11,7 +11,7 @@ use podopsy_model::duration;
 
 use super::{
     DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, ReportFormat, RestartsArgs,
-    TimelineArgs, WatchArgs, check_dns_options,
+    TimelineArgs, WatchArgs, check_dns_options, check_oom_target,
 };
 use crate::selector::Selector;
 use crate::terminal::ColourChoice;
@@ -144,7 +144,10 @@ const OF_THE_PLUGIN: [&str; 7] =
 
 /// The definition, without what only podopsy on a node has.
 pub fn command() -> Command {
-    let hide = |command: Command| {
+    let hide = |mut command: Command| {
+        if let Some(help) = command.get_after_help().map(ToString::to_string) {
+            command = command.after_help(help.replace("  podopsy ", "  kubectl podopsy "));
+        }
         OF_THIS_MACHINE.into_iter().fold(command, |command, id| {
             let has = command.get_arguments().any(|arg| arg.get_id() == id);
             if has { command.mut_arg(id, |arg| arg.hide(true).hide_env(true)) } else { command }
@@ -163,6 +166,7 @@ pub fn read(
     match &cli.command {
         FleetCommand::Watch(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
         FleetCommand::Dns(args) => check_dns_options(&args.dns_ports, &args.doh_resolvers)?,
+        FleetCommand::Oom(args) => check_oom_target(args)?,
         _ => {}
     }
     let forwarded = matches
@@ -234,5 +238,6 @@ mod tests {
         let mut command = command();
         let help = command.find_subcommand_mut("events").unwrap().render_long_help().to_string();
         assert!(!help.contains("--state-dir <DIR>") && help.contains("--since"), "{help}");
+        assert!(help.contains("  kubectl podopsy events deploy/cart"), "{help}");
     }
 }

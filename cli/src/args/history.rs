@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use podopsy_model::EventKind;
 use podopsy_model::duration;
 
-use super::{OutputArgs, SelectionArgs};
+use super::{OutputArgs, SelectionArgs, examples};
 
 /// List past events from the agent's history, oldest first: kills, failed lookups
 ///
@@ -16,6 +16,7 @@ use super::{OutputArgs, SelectionArgs};
 /// events. Gaps in the history, when no agent ran or its store could not be written, are listed on stderr.
 /// Exits 1 if there are no events.
 #[derive(Debug, Args)]
+#[command(after_help = examples::EVENTS)]
 pub struct EventsArgs {
     #[command(flatten)]
     pub selection: SelectionArgs,

@@ -13,7 +13,7 @@ use podopsy_model::target::TargetError;
 use podopsy_profiles::export::Format;
 use podopsy_recorder::DnsHook;
 
-use super::{HistoryArgs, ListFormat, PodFilterArgs, SelectionArgs};
+use super::{HistoryArgs, ListFormat, PodFilterArgs, SelectionArgs, examples};
 use crate::exit::Refusal;
 use crate::output::{self, Output};
 use crate::render::dns::LookupFilter;
@@ -26,6 +26,7 @@ use crate::render::dns::LookupFilter;
 /// Prints a line on stderr when it records. Ends by Ctrl-C, --count or --duration, with a summary on stderr.
 /// Exits 1 if --duration ends before --count events were seen.
 #[derive(Debug, Args)]
+#[command(after_help = examples::WATCH)]
 pub struct WatchArgs {
     /// What to watch: oom, sigkill, dns [default: all]; and of which pods, such as shop/cart or deploy/cart [default: the
     /// whole node]. A pod that is called like a kind is pod/NAME
@@ -160,6 +161,7 @@ impl From<Hook> for DnsHook {
 ///
 /// In an ephemeral container (kubectl debug), --dns-hook socket shows the lookups of that pod and needs only CAP_NET_RAW.
 #[derive(Debug, Args)]
+#[command(after_help = examples::DNS)]
 pub struct DnsArgs {
     #[command(flatten)]
     pub selection: SelectionArgs,
@@ -230,6 +232,7 @@ impl DnsArgs {
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(group = ArgGroup::new("file").args(["files", "outputs"]).multiple(true))]
+#[command(after_help = examples::PROFILE)]
 pub struct ProfileArgs {
     #[command(subcommand)]
     pub diff: Option<ProfileCommand>,
@@ -278,7 +281,7 @@ pub struct ProfileArgs {
     /// The file to write; its extension selects the format: .pb.gz (pprof), .folded, .svg (flame graph),
     /// .speedscope.json, .firefox.json (profiler.firefox.com); may be repeated. - with --format writes to stdout, and the
     /// list of functions is left out
-    #[arg(short, long = "write", value_name = "FILE")]
+    #[arg(short = 'w', long = "write", value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
     /// How to list the functions: table, wide, json, yaml. Anything else is a FILE, as with --write
@@ -328,6 +331,7 @@ pub enum ProfileCommand {
 /// different durations and loads are comparable; --absolute compares the values.
 /// Needs no privilege. Exits 1 if one has no samples, 3 if one cannot be read.
 #[derive(Debug, Args)]
+#[command(after_help = examples::DIFF)]
 pub struct DiffArgs {
     /// The profile before: a pprof file (.pb.gz)
     pub before: PathBuf,

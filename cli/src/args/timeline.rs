@@ -6,19 +6,14 @@ use clap::Args;
 use podopsy_model::Target;
 use podopsy_model::duration;
 
-use super::{HistoryArgs, OutputArgs, PodFilterArgs, SelectionArgs};
+use super::{HistoryArgs, OutputArgs, PodFilterArgs, SelectionArgs, examples};
 
 /// Show what happened to some pods in time order: starts, restarts, kills, memory near its limit, failed lookups
 ///
 /// Needs an agent that runs with --state-dir. Each line says how it is known: observed, inferred, or correlated. A
 /// correlation says that two things line up in time, and not that one caused the other. Exits 1 if there is nothing.
-///
-/// Examples:
-///   podopsy timeline shop/cart-api --since 2h
-///   podopsy timeline deploy/cart-api -f
-///   podopsy timeline -n shop -o json
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = examples::TIMELINE)]
 pub struct TimelineArgs {
     /// Pods, containers or controllers, such as shop/cart or deploy/cart
     #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector", "all_namespaces"])]
@@ -46,13 +41,8 @@ pub struct TimelineArgs {
 ///
 /// Asks the container runtime for the pods, and the agent (or the store that it left) for the kills. Sorted by restarts,
 /// the most first. Exits 1 if no container has restarted.
-///
-/// Examples:
-///   podopsy restarts
-///   podopsy restarts -n shop -o wide
-///   podopsy restarts deploy/cart-api -o json
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = examples::RESTARTS)]
 pub struct RestartsArgs {
     #[command(flatten)]
     pub selection: SelectionArgs,
@@ -71,12 +61,8 @@ pub struct RestartsArgs {
 /// Explain a term, as the glossary defines it
 ///
 /// Without a TOPIC, lists all terms. Exits 1 if there is no such term.
-///
-/// Examples:
-///   podopsy explain incident
-///   podopsy explain silent kill
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = examples::EXPLAIN)]
 pub struct ExplainArgs {
     /// A term, or a part of one
     #[arg(value_name = "TOPIC")]

@@ -14,7 +14,7 @@ use crate::fleet::{ClusterAgents, ClusterTarget};
 use crate::history;
 use crate::past::{self, PastQuery};
 use crate::render::{self, event::EventPrinter, list, units};
-use crate::selection::{OwnerScope, Selection};
+use crate::selection::{OwnerScope, Selection, can_be_id};
 use crate::terminal::note;
 
 pub async fn run(context: &Context, args: EventsArgs) -> anyhow::Result<CommandOutcome> {
@@ -88,7 +88,7 @@ fn has_owner(scope: &NodeScope, owner: &Owner) -> bool {
         NodeScope::Owner(scope) => scope.has_owner(owner),
         NodeScope::Name(name) => {
             owner.pod.as_ref().is_some_and(|pod| pod.name == *name)
-                || (name.len() >= 4 && OwnerScope::Container(name.clone()).has_owner(owner))
+                || (can_be_id(name) && OwnerScope::Container(name.clone()).has_owner(owner))
         }
     }
 }

@@ -16,7 +16,7 @@ const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
 struct Term<'a> {
     section: &'a str,
     name: &'a str,
-    /// The type or the field that holds it.
+    /// The type or the field that holds it; empty: none.
     code: &'a str,
     definition: &'a str,
 }
@@ -38,7 +38,10 @@ pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutco
         }
         writeln!(out, "{}", context.stdout.paint(Colour::Bold, term.name))?;
         writeln!(out, "  {}", plain(term.definition))?;
-        let place = format!("{}; in the code: {}", term.section, plain(term.code));
+        let place = match plain(term.code).as_str() {
+            "" => term.section.to_owned(),
+            code => format!("{}; in the code: {code}", term.section),
+        };
         writeln!(out, "  {}", context.stdout.paint(Colour::Dim, &place))?;
     }
     Ok(CommandOutcome::Success)
@@ -73,7 +76,7 @@ fn terms() -> impl Iterator<Item = Term<'static>> {
         if let Some(title) = line.strip_prefix("## ") {
             section = title;
         }
-        let cells: Vec<&'static str> = line.strip_prefix('|')?.split(" | ").map(str::trim).collect();
+        let cells: Vec<&'static str> = line.strip_prefix('|')?.splitn(3, '|').map(str::trim).collect();
         match cells[..] {
             [name, code, definition] if name != "term" && !name.starts_with("---") => {
                 let definition = definition.trim_end_matches('|').trim();

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_model::profile::{Profile as Sampled, Sampling};
 use podopsy_model::target_match::find_pods;
-use podopsy_model::{Owner, PodCandidate, PodRef, Target};
+use podopsy_model::{Owner, PodCandidate, PodRef, Target, TargetMatchError};
+use podopsy_pods::PodDetails;
 use podopsy_profiles::import;
 use podopsy_store::ProfileFacts;
 use serde::Deserialize;
@@ -97,15 +98,23 @@ async fn target_query(
     }
     let candidates = profiled_pods(agent, from).await?;
     let listed = past::pods(agent).await;
-    match OwnerScope::in_history(target, &candidates, &listed)? {
+    let scope = match (OwnerScope::in_history(target, &candidates, &listed), target) {
+        // The agent is asked for exactly this pod: the list above has the newest profiles only.
+        (Err(TargetMatchError::NotFound(_)), Target::Pod { namespace: Some(namespace), pod, container }) => {
+            return Ok(history::of_pod(namespace, pod, container.as_deref()));
+        }
+        (scope, _) => scope?,
+    };
+    of_scope(target, scope, &listed)
+}
+
+fn of_scope(target: &Target, scope: OwnerScope, listed: &[PodDetails]) -> anyhow::Result<QueryParameters> {
+    match scope {
         OwnerScope::PodName { namespace, pod, container } => {
             Ok(history::of_pod(&namespace, &pod, container.as_deref()))
         }
         OwnerScope::Workload { namespace, .. } => {
-            let pods = listed
-                .iter()
-                .map(|pod| PodCandidate { pod: &pod.pod, note: String::new() })
-                .collect::<Vec<_>>();
+            let pods: Vec<PodCandidate<'_>> = listed.iter().map(PodDetails::candidate).collect();
             match find_pods(target, &pods)?[..] {
                 [pod] => Ok(history::of_pod(&namespace, &pod.name, None)),
                 _ => Err(Refusal(format!("{target} has several pods: name one of them")).into()),
