@@ -115,6 +115,44 @@ fn the_fleet_is_asked_through_exec_and_an_agent_that_is_gone_is_named() {
     assert!(named, "the agent was gone before it could be named: {:?}", nodes_of_kills(&plugin, "fleet"));
 }
 
+#[test]
+fn live_commands_go_to_the_pods_own_node_and_histories_are_merged() {
+    Agent::apply("base");
+    let plugin = Plugin::install();
+    let shop = Namespace::new("plugin");
+    shop.create(pod("pricing", json!({ "containers": [container("api", &["burner"], "64Mi")] })));
+    let leaker = container("api", &["leak", "--fast", "--wait", "1000"], "24Mi");
+    shop.create(pod("orders", json!({ "containers": [leaker] })));
+    shop.wait_ready("pricing");
+    let call = |arguments: &[&str]| {
+        let output = plugin.call(arguments);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+
+    let file = plugin.0.path().join("pricing.folded");
+    let profile = ["profile", "pricing", "-n", "plugin", "-d", "3s", "-o", file.to_str().expect("UTF-8")];
+    let (code, _, error) = call(&profile);
+    assert_eq!(code, Some(0), "{error}");
+    let folded = std::fs::read_to_string(&file).expect("the profile is here");
+    assert!(folded.contains("price_options") && folded.contains("plugin/pricing/api"), "{folded}");
+
+    let watch = ["watch", "oom", "-n", "plugin", "--count", "1", "-d", "180s", "-o", "json"];
+    let (code, events, error) = call(&watch);
+    assert_eq!(code, Some(0), "{error}");
+    let event: Value = serde_json::from_str(events.lines().next().expect("an event")).expect("JSON");
+    assert_eq!((&event["pod"]["name"], &event["node"]), (&json!("orders"), &json!("node1")), "{event}");
+
+    let (code, checks, error) = call(&["doctor", "--all-nodes"]);
+    assert!(matches!(code, Some(0 | 3)) && checks.contains("node1"), "{code:?} {checks} {error}");
+    let restarted = || {
+        let (_, listed, _) = call(&["restarts", "-n", "plugin"]);
+        (listed.contains("orders") && listed.contains("OOMKilled")).then_some(())
+    };
+    until("restart with its reason", restarted, || format!("{:?}", call(&["restarts", "-n", "plugin"])));
+    let (code, timeline, error) = call(&["timeline", "orders", "-n", "plugin"]);
+    assert!(code == Some(0) && timeline.contains("OOM"), "{code:?} {timeline} {error}");
+}
+
 /// Polls while the pod's deletion takes: fifteen seconds at most.
 fn is_soon(mut look: impl FnMut() -> Option<()>) -> bool {
     (0..30).any(|_| {
