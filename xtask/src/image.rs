@@ -125,6 +125,7 @@ pub fn build_static() -> Result<PathBuf> {
             "{} needs a dynamic loader, and would not start FROM scratch",
             built.display()
         );
+        sh::capture(Command::new(&built).arg("--version")).context("the program does not start")?;
         // A new file: a running agent keeps the old one open ("text file busy").
         let fresh = stage.join(format!(".{name}.new"));
         std::fs::copy(&built, &fresh)

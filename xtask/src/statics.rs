@@ -22,7 +22,7 @@ pub enum Statics {
     Podopsy,
 }
 
-/// Relocations in their short form (`DT_RELR`) take 16 KiB instead of 750, which each start reads.
+/// Relocations in their short form (`DT_RELR`, since glibc 2.36) take 8 KiB instead of 750, which each start reads.
 #[cfg(not(target_arch = "x86_64"))]
 const SHIPPED: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs";
 /// The same, and functions of the same code are linked once: a quarter of them is the same generic function again. Rust compares
