@@ -59,6 +59,10 @@ fn unwritten_segments() -> Vec<Segment> {
 }
 
 /// Called for the program itself first (dl_iterate_phdr(3)): the result ends the iteration.
+///
+/// # Safety
+///
+/// Only `dl_iterate_phdr` may call it, with a pointer to a vector of segments.
 unsafe extern "C" fn add_segments(info: *mut libc::dl_phdr_info, _size: usize, found: *mut c_void) -> c_int {
     // SAFETY: `dl_iterate_phdr` passes its own structure and the pointer that `unwritten_segments` gave it; the headers are
     // part of the program for as long as it runs.
