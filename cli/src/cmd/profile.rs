@@ -46,6 +46,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
         helpers: context.helpers(),
     };
 
+    headroom::settle();
     let stop = signals::stop()?;
     let meter = ProgressMeter::start(context, &shown, args.duration, sampling);
     let result = cpu::profile(options, pods, stop, |samples| meter.show(samples)).await;
