@@ -2,12 +2,13 @@
 
 use std::io::{self, Write as _};
 
+use console::measure_text_width;
+use podopsy_model::target_match::similar_names;
+
 use crate::args::ExplainArgs;
 use crate::context::Context;
 use crate::exit::{CommandOutcome, NotFound};
-use crate::render::table::field;
 use crate::terminal::Colour;
-use podopsy_model::target_match::similar_names;
 
 const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
 
@@ -37,7 +38,7 @@ pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutco
             writeln!(out)?;
         }
         writeln!(out, "{}", context.stdout.paint(Colour::Bold, term.name))?;
-        writeln!(out, "  {}", plain(term.definition))?;
+        writeln!(out, "{}", wrap(&plain(term.definition), context.stdout.width))?;
         let place = match plain(term.code).as_str() {
             "" => term.section.to_owned(),
             code => format!("{}; in the code: {code}", term.section),
@@ -58,7 +59,7 @@ fn list(context: &Context, out: &mut impl io::Write) -> io::Result<()> {
     }
     for (section, names) in sections {
         writeln!(out, "{}", context.stdout.paint(Colour::Bold, section))?;
-        field(out, context.stdout, "", &names.join(", "))?;
+        writeln!(out, "{}", wrap(&names.join(", "), context.stdout.width))?;
     }
     Ok(())
 }
@@ -87,6 +88,22 @@ fn terms() -> impl Iterator<Item = Term<'static>> {
     })
 }
 
+/// Indents lines by two columns, and breaks them between words where a terminal ends.
+fn wrap(text: &str, width: Option<usize>) -> String {
+    let width = width.unwrap_or(usize::MAX);
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("  {word}")),
+        }
+    }
+    lines.join("\n")
+}
+
 /// Without what Markdown needs.
 fn plain(text: &str) -> String {
     text.replace(['`', '*'], "")
@@ -106,6 +123,13 @@ mod tests {
             assert!(!term.section.is_empty() && term.definition.len() > 10, "{term:?}");
             assert!(find(&term.name.to_lowercase()).contains(&term), "{}", term.name);
         }
+    }
+
+    #[test]
+    fn lines_end_where_the_terminal_does() {
+        assert_eq!(wrap("one two three", Some(10)), "  one two\n  three");
+        assert_eq!(wrap("one two three", None), "  one two three");
+        assert_eq!(wrap("a-word-that-is-longer", Some(10)), "  a-word-that-is-longer");
     }
 
     #[test]
