@@ -336,10 +336,11 @@ impl ClusterAgents {
         let shown: Vec<String> = here.map(|pod| format!("{}/{}", pod.pod.namespace, pod.pod.name)).collect();
         if shown.len() < running.len() {
             note(&format!(
-                "{name} has {} that run; this is about those on {}: {}",
+                "{} has {} that run; this is about those on {}: {}",
+                text::escape(name),
                 units::plural(running.len() as u64, "pod"),
                 text::escape(&first.host),
-                shown.join(", ")
+                text::escape(&shown.join(", "))
             ));
         }
         Ok((self.agent_of(first, name)?, shown))

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write as _};
 
-use console::measure_text_width;
 use podopsy_model::target_match::similar_names;
 
 use crate::args::ExplainArgs;
 use crate::context::Context;
 use crate::exit::{CommandOutcome, NotFound};
+use crate::render::table::wrap;
 use crate::terminal::Colour;
 
 const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
@@ -88,22 +88,6 @@ fn terms() -> impl Iterator<Item = Term<'static>> {
     })
 }
 
-/// Indents lines by two columns, and breaks them between words where a terminal ends.
-fn wrap(text: &str, width: Option<usize>) -> String {
-    let width = width.unwrap_or(usize::MAX);
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(format!("  {word}")),
-        }
-    }
-    lines.join("\n")
-}
-
 /// Without what Markdown needs.
 fn plain(text: &str) -> String {
     text.replace(['`', '*'], "")
@@ -123,13 +107,6 @@ mod tests {
             assert!(!term.section.is_empty() && term.definition.len() > 10, "{term:?}");
             assert!(find(&term.name.to_lowercase()).contains(&term), "{}", term.name);
         }
-    }
-
-    #[test]
-    fn lines_end_where_the_terminal_does() {
-        assert_eq!(wrap("one two three", Some(10)), "  one two\n  three");
-        assert_eq!(wrap("one two three", None), "  one two three");
-        assert_eq!(wrap("a-word-that-is-longer", Some(10)), "  a-word-that-is-longer");
     }
 
     #[test]

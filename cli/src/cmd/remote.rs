@@ -74,7 +74,7 @@ pub async fn profile(
         false => (words(fleet, "profile", &targets, options), targets.join(", ")),
     };
     words.extend(["--output=-".into(), "--format=pprof".into()]);
-    note(&format!("profiling {shown} on {}", agent.node));
+    note(&format!("profiling {} on {}", text::escape(&shown), agent.node));
     let mut child = start(fleet, agent, &words)?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (packed, remote) = tokio::join!(read_bounded(stdout, PROFILE_BYTES_MAX), note_lines(stderr));

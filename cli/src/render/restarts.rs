@@ -33,3 +33,36 @@ pub fn print(out: &mut impl Write, style: TableStyle, rows: &[ContainerRestarts]
     }
     table.print(out, style)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::terminal::Terminal;
+
+    #[test]
+    fn the_kernels_word_stands_beside_kubernetes() {
+        let row = ContainerRestarts {
+            node: None,
+            namespace: "shop".into(),
+            pod: "orders".into(),
+            container: "api".into(),
+            restarts: 3,
+            state: "running".into(),
+            ended_at: "2026-03-01T03:04:05.678Z".parse().ok(),
+            kubernetes: Some("Error (137)".into()),
+            kernel: Some("SIGKILL from kubelet[812]".into()),
+            id: Some("3f2a-k7-9".into()),
+            oom_kills: 0,
+            sigkills: 2,
+        };
+        let mut out = Vec::new();
+        print(&mut out, TableStyle { is_wide: true, ..Terminal::PLAIN.into() }, &[row]).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+POD          CONTAINER  RESTARTS  LAST END              KUBERNETES SAYS  THE KERNEL SAYS            ID         STATE    OOM KILLS  SIGKILLS
+shop/orders  api        3         2026-03-01 03:04:05Z  Error (137)      SIGKILL from kubelet[812]  3f2a-k7-9  running  0          2
+"
+        );
+    }
+}

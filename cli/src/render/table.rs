@@ -112,6 +112,22 @@ pub fn pad(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(measure_text_width(text))))
 }
 
+/// Indents lines by two columns, and breaks them between words where a terminal ends.
+pub fn wrap(text: &str, width: Option<usize>) -> String {
+    let width = width.unwrap_or(usize::MAX);
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("  {word}")),
+        }
+    }
+    lines.join("\n")
+}
+
 /// Leaves the beginning and the end of a name that is too long.
 pub fn cut_middle(text: &str, width: usize) -> String {
     let all = measure_text_width(text);
@@ -173,6 +189,13 @@ mod tests {
         assert!(printed(&table, None).contains(function));
         assert_eq!(cut_middle("checkout-7d9c-x2v8p", 9), "chec…2v8p");
         assert_eq!((cut_middle("東京東京", 5).as_str(), cut_middle("ab", 1).as_str()), ("東…京", "…"));
+    }
+
+    #[test]
+    fn lines_end_where_the_terminal_does() {
+        assert_eq!(wrap("one two three", Some(10)), "  one two\n  three");
+        assert_eq!(wrap("one two three", None), "  one two three");
+        assert_eq!(wrap("a-word-that-is-longer", Some(10)), "  a-word-that-is-longer");
     }
 
     #[test]

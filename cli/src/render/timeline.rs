@@ -3,22 +3,23 @@
 use std::io::{self, Write};
 
 use super::list::TableStyle;
-use super::table::TextTable;
+use super::table::{TextTable, cut, cut_middle, wrap};
 use super::units;
-use crate::terminal::Terminal;
+use crate::terminal::{Colour, Terminal, visible};
 use crate::timeline::{EntryKind, TimelineEntry};
 
-/// Below this width, the pod and the evidence are left out of a line.
+/// A terminal with fewer columns has no space for a row of all cells.
 const NARROW: usize = 80;
 
 pub fn print(out: &mut impl Write, style: TableStyle, entries: &[TimelineEntry]) -> io::Result<()> {
     let first = entries.first().map(|entry| (&entry.namespace, &entry.pod));
     let has_one_pod = entries.iter().all(|entry| Some((&entry.namespace, &entry.pod)) == first);
-    let is_narrow = style.terminal.width.is_some_and(|width| width < NARROW);
+    if let Some(width) = style.terminal.width.filter(|&width| width < NARROW) {
+        return entries.iter().try_for_each(|entry| print_narrow(out, style.terminal, width, entry));
+    }
     let mut header = vec!["TIME", "WHAT", "POD", "CONTAINER", "HOW", "DETAIL"];
     let shows = |title: &str| match title {
         "POD" => !has_one_pod || style.is_wide,
-        "CONTAINER" | "HOW" => !is_narrow,
         _ => true,
     };
     header.retain(|title| shows(title));
@@ -36,6 +37,22 @@ pub fn print(out: &mut impl Write, style: TableStyle, entries: &[TimelineEntry])
         table.row(cells.map(|(_, cell)| cell).collect());
     }
     table.print(out, style)
+}
+
+/// Some lines for an entry: when and what, whose, and the detail.
+fn print_narrow(
+    out: &mut impl Write,
+    terminal: Terminal,
+    width: usize,
+    entry: &TimelineEntry,
+) -> io::Result<()> {
+    let first = format!("{} {}", units::date(entry.time), entry.kind.as_str());
+    writeln!(out, "{}", terminal.paint(Colour::Bold, &cut(&first, Some(width))))?;
+    let container = entry.container.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+    let owner = visible(&format!("{}/{}{container}", entry.namespace, entry.pod));
+    writeln!(out, "  {}", cut_middle(&owner, width.saturating_sub(2)))?;
+    let text = format!("{}: {}", entry.how.as_str(), detail(entry));
+    writeln!(out, "{}", wrap(&visible(&text), Some(width)))
 }
 
 fn detail(entry: &TimelineEntry) -> String {
@@ -58,6 +75,61 @@ pub fn print_line(out: &mut impl Write, terminal: Terminal, entry: &TimelineEntr
         entry.how.as_str(),
         detail(entry)
     );
-    writeln!(out, "{}", super::table::cut(&crate::terminal::visible(&line), terminal.width))?;
+    writeln!(out, "{}", cut(&visible(&line), terminal.width))?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::timeline::EntryEvidence;
+
+    fn entry(pod: &str) -> TimelineEntry {
+        TimelineEntry {
+            time: Timestamp::from_second(1_800_000_000).unwrap(),
+            until: None,
+            kind: EntryKind::Restart,
+            how: EntryEvidence::Observed,
+            namespace: "shop".into(),
+            pod: pod.into(),
+            container: Some("api".into()),
+            id: None,
+            text: "restarted for the 3rd time\u{1b}[2J".into(),
+            correlated: Some("12 s after the oom-kill 3f2a-7".into()),
+        }
+    }
+
+    fn printed(width: Option<usize>, entries: &[TimelineEntry]) -> String {
+        let mut out = Vec::new();
+        print(&mut out, Terminal { width, colour: false }.into(), entries).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_pod_has_a_column_if_there_are_several() {
+        assert_eq!(
+            printed(None, &[entry("cart-1")]),
+            "\
+TIME                  WHAT     CONTAINER  HOW       DETAIL
+2027-01-15 08:00:00Z  restart  api        observed  restarted for the 3rd time\\x1b[2J (correlated: 12 s after the oom-kill 3f2a-7)
+"
+        );
+        assert!(printed(None, &[entry("cart-1"), entry("cart-2")]).contains("  shop/cart-2  api "));
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_an_entry_takes_some_lines_that_fit() {
+        assert_eq!(
+            printed(Some(40), &[entry("cart-api-7d9c5b6f4-x2v8p-and-more")]),
+            "\
+2027-01-15 08:00:00Z restart
+  shop/cart-api-7d9c5…x2v8p-and-more/api
+  observed: restarted for the 3rd
+  time\\x1b[2J (correlated: 12 s after
+  the oom-kill 3f2a-7)
+"
+        );
+    }
 }
