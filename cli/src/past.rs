@@ -122,10 +122,14 @@ async fn of_process(context: &Context, pid: u32) -> anyhow::Result<OwnerScope> {
 
 fn with_window(error: TargetMatchError, from: Timestamp) -> TargetMatchError {
     match error {
-        TargetMatchError::NotFound(text) => TargetMatchError::NotFound(format!(
-            "among the pods that exist, and those with events since {}: {text}",
-            units::date(from)
-        )),
+        TargetMatchError::NotFound(text) => {
+            let since = match from {
+                Timestamp::UNIX_EPOCH => String::new(),
+                from => format!(" since {}", units::date(from)),
+            };
+            let place = format!("among the pods that exist, and those in the history{since}");
+            TargetMatchError::NotFound(format!("{place}: {text}"))
+        }
         error => error,
     }
 }

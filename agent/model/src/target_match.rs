@@ -15,7 +15,7 @@ const SIMILAR_MAX: usize = 5;
 #[derive(Clone, Debug)]
 pub struct PodCandidate<'a> {
     pub pod: &'a PodRef,
-    /// What tells it apart from others in a message, such as `running, 3 min old`.
+    /// What distinguishes it from others in a message, such as `running, 3 min old`.
     pub note: String,
 }
 
@@ -74,11 +74,11 @@ fn find_by_name<'a>(
 
 fn not_found(namespace: Option<&str>, name: &str, candidates: &[PodCandidate<'_>]) -> String {
     let place = namespace.map(|name| format!(" in namespace {}", text::escape(name))).unwrap_or_default();
+    // A pod may be known by its uid alone.
+    let named = candidates.iter().filter(|one| !one.pod.name.is_empty());
     let (wanted, names): (String, Vec<String>) = match namespace {
-        Some(namespace) => {
-            (format!("{namespace}/{name}"), candidates.iter().map(|one| full_name(one.pod)).collect())
-        }
-        None => (name.to_owned(), candidates.iter().map(|one| one.pod.name.clone()).collect()),
+        Some(namespace) => (format!("{namespace}/{name}"), named.map(|one| full_name(one.pod)).collect()),
+        None => (name.to_owned(), named.map(|one| one.pod.name.clone()).collect()),
     };
     format!("no pod is named {}{place}{}", text::escape(name), similar_names(&wanted, names.into_iter()))
 }
@@ -200,6 +200,7 @@ mod tests {
             pod("shop", "orders-db", None),
             pod("test", "web", None),
             pod("prod", "web", None),
+            pod("", "", None),
         ];
         let candidate = |pod| PodCandidate { pod, note: "running".to_owned() };
         let candidates: Vec<_> = pods.iter().map(candidate).collect();
@@ -245,6 +246,7 @@ mod tests {
         );
         assert_eq!(not_found("deploy/carts"), "no pod of deploy/carts is known; did you mean deploy/cart?");
         assert_eq!(not_found("sts/cart"), "no pod of sts/cart is known");
+        assert_eq!(not_found("something-else"), "no pod is named something-else");
         assert!(!not_found("a\u{1b}[2J").contains('\u{1b}'));
     }
 

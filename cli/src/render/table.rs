@@ -73,7 +73,10 @@ impl TextTable {
         let gaps = GAP.len() * widths.len().saturating_sub(1);
         let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(total);
         while excess > 0 {
-            let is_name = |at: &usize| NAMES.contains(&self.header[*at].trim()) && widths[*at] > NAME_MIN;
+            let is_name = |at: &usize| {
+                let title = self.header[*at].trim();
+                NAMES.contains(&title) && widths[*at] > title.len().max(NAME_MIN)
+            };
             let Some(widest) = (0..widths.len()).filter(is_name).max_by_key(|&at| widths[at]) else { return };
             widths[widest] -= 1;
             excess -= 1;
