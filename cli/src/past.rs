@@ -123,10 +123,8 @@ async fn of_process(context: &Context, pid: u32) -> anyhow::Result<OwnerScope> {
 fn with_window(error: TargetMatchError, from: Timestamp) -> TargetMatchError {
     match error {
         TargetMatchError::NotFound(text) => {
-            let since = match from {
-                Timestamp::UNIX_EPOCH => String::new(),
-                from => format!(" since {}", units::date(from)),
-            };
+            let is_bounded = from > Timestamp::UNIX_EPOCH;
+            let since = if is_bounded { format!(" since {}", units::date(from)) } else { String::new() };
             let place = format!("among the pods that exist, and those in the history{since}");
             TargetMatchError::NotFound(format!("{place}: {text}"))
         }
