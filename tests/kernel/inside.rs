@@ -19,7 +19,7 @@ fn debugger<S: Into<String>>(node: &Node, name: &str, command: impl IntoIterator
     // without one.
     let container = ContainerSpec::new(name, &image).command(command).target("app").no_capabilities();
     let container = CAPABILITIES.into_iter().fold(container.read_only_root(), ContainerSpec::capability);
-    // For maps before 5.11. Nobody has it on some virtual machines, and then the runtime cannot grant it.
+    // For maps before 5.11. Where the machine itself lacks it, the runtime cannot grant it.
     if is_emulated() { container.capability("SYS_RESOURCE") } else { container }
 }
 

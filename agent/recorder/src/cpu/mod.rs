@@ -82,7 +82,7 @@ pub async fn profile(
     let numbers = builder.as_ref().map(TableBuilder::numbers).unwrap_or_default();
     let symbolizer = Symbolizer::new(&options.helpers).with_numbers(numbers);
     let aggregation = aggregate(received, counted.clone(), codes, symbolizer)?;
-    // Whoever asks from inside a pod asks about the pod, and not about podopsy.
+    // A profile from inside a pod is about the pod, and not about podopsy.
     let own = pods.inside().and_then(|inside| inside.own_cgroup());
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
