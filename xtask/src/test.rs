@@ -119,7 +119,8 @@ fn build_tests() -> Result<()> {
 
 fn crate_tests(with_ignored: bool, filter: &[String]) -> Command {
     let mut command = sh::cargo();
-    command.args(["test", "--workspace", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
+    // `--tests` leaves out examples in documentation: there are none that run, and cargo would start rustdoc for each crate.
+    command.args(["test", "--workspace", "--tests", "--exclude", SYSTEM_TESTS, "--no-fail-fast"]);
     // Fuzz targets only replay their corpora here: `fuzz_targets`.
     command.env("PODOPSY_FUZZ_SECONDS", "0");
     // Ignored are tests that need root or a package, which setup has installed by now; and measurements and runs of many
