@@ -57,7 +57,9 @@ impl Selection {
         let mut found = Vec::new();
         for target in &self.targets {
             match target {
-                Target::Workload { .. } => found.extend(of_workload(&pods.list().await?, target)?),
+                Target::Workload { .. } if pods.inside().is_none() => {
+                    found.extend(of_workload(&pods.list().await?, target)?);
+                }
                 target => found.push(pods.resolve(target).await?),
             }
         }
