@@ -23,8 +23,8 @@ fn write_image(folder: &Path) {
         std::fs::write(folder.join(program), program).unwrap();
     }
     let target = statics::target().unwrap();
-    let mut command = sh::cargo();
-    command.args(["run", "--quiet", "--package", "podopsy-release", "--", "image", "--tag", "podopsy:test"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_podopsy-release"));
+    command.args(["image", "--tag", "podopsy:test"]);
     command.args(["--target", &target, "--programs"]).arg(folder).arg("--out").arg(folder.join("out"));
     sh::run(&mut command).expect("write the image");
 }
