@@ -8,6 +8,7 @@ mod history;
 mod live;
 mod output;
 mod pods;
+mod report;
 mod timeline;
 
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ pub use live::{
 };
 pub use output::{CustomColumn, OutputArgs, OutputFormat};
 pub use pods::{PodFilterArgs, SelectionArgs};
+pub use report::{BundleArgs, EvidenceArgs, Redaction, ReportArgs};
 pub use timeline::{ExplainArgs, RestartsArgs, TimelineArgs};
 
 const AFTER_HELP: &str = "\
@@ -50,6 +52,8 @@ Examples:
   podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
   podopsy oom show 3f2a-28908           the autopsy of one OOM kill
   podopsy timeline deploy/cart -f       starts, kills, memory and failed lookups of some pods, in order
+  podopsy report shop/cart -w cart.html all of it in one HTML file
+  podopsy bundle shop/cart -w a.podopsy the evidence in one file, for --from
   podopsy restarts                      containers that restarted: Kubernetes' reason, and the kernel's beside it
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   kubectl podopsy oom -A                the same of all nodes of a cluster, as kubectl's plugin
@@ -121,6 +125,8 @@ pub enum Command {
     Oom(OomArgs),
     Events(EventsArgs),
     Timeline(TimelineArgs),
+    Report(ReportArgs),
+    Bundle(BundleArgs),
     Restarts(RestartsArgs),
     Pods(PodsArgs),
     Inspect(InspectArgs),
@@ -196,18 +202,26 @@ pub struct OomArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum OomCommand {
-    /// Show the autopsy of one OOM kill or other SIGKILL on one screen
-    #[command(after_help = examples::SHOW)]
-    Show {
-        /// The id from `podopsy oom`, or the beginning of it
-        id: String,
+    Show(ShowArgs),
+}
 
-        #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = SheetFormat::Text)]
-        output: SheetFormat,
+/// Show the autopsy of one OOM kill or other SIGKILL on one screen
+#[derive(Debug, Args)]
+#[command(after_help = examples::SHOW)]
+pub struct ShowArgs {
+    /// The id from `podopsy oom`, or the beginning of it; with --from, not needed for a bundle of one kill
+    #[arg(required_unless_present = "from")]
+    pub id: Option<String>,
 
-        #[command(flatten)]
-        history: HistoryArgs,
-    },
+    /// Read a bundle instead of the agent's history
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = SheetFormat::Text)]
+    pub output: SheetFormat,
+
+    #[command(flatten)]
+    pub history: HistoryArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -140,7 +140,7 @@ pub fn print_gaps_of_nodes(gaps: &[(String, HistoryGap)], from: Timestamp) {
 /// How many gaps are printed; more of them would hide the answer.
 const GAPS_PRINTED: usize = 5;
 
-fn describe_gap(gap: &HistoryGap, from: Timestamp) -> String {
+pub fn describe_gap(gap: &HistoryGap, from: Timestamp) -> String {
     let what = match gap.reason.as_str() {
         "stopped" => "no agent ran (it was stopped)",
         "died" => "no agent ran (it had died)",

@@ -7,7 +7,7 @@
 //! | [`render`] | formats results as text; writes only to the writer that it gets |
 //! | [`exit`] | decides the exit code |
 //!
-//! The others are helpers: [`context`] (global options), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
+//! The others are helpers: [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
 //! history), [`jsonpath`], [`log`], [`privilege`], [`signals`],
 //! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
 //! (the entries of one).
@@ -18,6 +18,7 @@
 mod args;
 mod cmd;
 mod context;
+mod evidence;
 mod exit;
 mod fleet;
 mod headroom;
@@ -87,6 +88,8 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Oom(args) => cmd::oom::run(&context, args).await,
         Command::Events(args) => cmd::events::run(&context, args).await,
         Command::Timeline(args) => cmd::timeline::run(&context, args).await,
+        Command::Report(args) => cmd::report::run(&context, args).await,
+        Command::Bundle(args) => cmd::bundle::run(&context, args).await,
         Command::Restarts(args) => cmd::restarts::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,

@@ -63,6 +63,35 @@ impl Output {
     }
 }
 
+/// Writes one file completely or not at all; `-` is stdout. Returns whether it was a file.
+pub fn write_file(path: &Path, mode: u32, content: &[u8]) -> anyhow::Result<bool> {
+    if path.as_os_str() == STDOUT {
+        std::io::stdout().lock().write_all(content)?;
+        return Ok(false);
+    }
+    refuse_links(path)?;
+    let write = || -> anyhow::Result<()> {
+        let mut temporary = temporary_beside(path, mode)?;
+        temporary.write_all(content)?;
+        temporary.as_file().sync_all()?;
+        refuse_links(path)?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", shown(path)))?;
+    Ok(true)
+}
+
+/// A temporary file in the folder of `path`. The umask reduces `mode`, as for any file that a program creates.
+fn temporary_beside(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".podopsy-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)
+}
+
 /// Outputs with an open temporary file each, so that a folder that cannot be written fails before the sampling.
 #[derive(Debug)]
 pub struct Pending(Vec<(Output, Option<NamedTempFile>)>);
@@ -82,15 +111,7 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
             continue;
         }
         refuse_links(&output.path)?;
-        let folder = match output.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let temporary = tempfile::Builder::new()
-            .prefix(".podopsy-")
-            // The umask reduces this, as for any file that a program creates.
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)
+        let temporary = temporary_beside(&output.path, 0o666)
             .with_context(|| format!("cannot write {}", output.shown()))?;
         pending.push((output, Some(temporary)));
     }
@@ -193,7 +214,7 @@ pub fn format(name: &str) -> Result<Format, String> {
         .ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::as_str).join(", ")))
 }
 
-fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     text::escape_bytes(path.as_os_str().as_bytes())
 }
 

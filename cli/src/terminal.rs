@@ -40,7 +40,6 @@ pub struct Terminal {
 
 impl Terminal {
     /// A file or a pipe.
-    #[cfg(test)]
     pub const PLAIN: Terminal = Terminal { width: None, colour: false };
 
     pub fn stdout() -> Self {

@@ -55,6 +55,7 @@ const READERS: &[Package] = &[
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
     Package { name: "python3-venv", why: "holds what checks the image's bill of materials" },
     Package { name: "openssl", why: "a test profiles it" },
+    Package { name: "chromium", why: "a test opens a report in it, without a network" },
     Package { name: "luajit", why: "stacks of an interpreter in assembly, and of code made at run time" },
     Package {
         name: "nodejs",

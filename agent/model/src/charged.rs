@@ -64,7 +64,7 @@ impl KernelParts {
 impl KernelMemory {
     /// What is in no part that is counted.
     pub fn rest_bytes(&self) -> Option<u64> {
-        let parts: u64 = self.parts?.named().iter().map(|(_, bytes)| bytes).sum();
+        let parts = self.parts?.named().iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
         Some(self.bytes.saturating_sub(parts))
     }
 }

@@ -32,7 +32,8 @@ Examples:
 pub const SHOW: &str = "\
 Examples:
   podopsy oom show 3f2a-28908
-  podopsy oom show 3f2a -o json";
+  podopsy oom show 3f2a -o json
+  podopsy oom show --from incident.podopsy";
 pub const PODS: &str = "\
 Examples:
   podopsy pods -n shop                 the pods of a namespace
@@ -56,7 +57,19 @@ pub const TIMELINE: &str = "\
 Examples:
   podopsy timeline shop/cart --since 2h
   podopsy timeline deploy/cart -f      go on with what happens
-  podopsy timeline -n shop -o json";
+  podopsy timeline -n shop -o json
+  podopsy timeline --from incident.podopsy";
+pub const REPORT: &str = "\
+Examples:
+  podopsy report shop/cart -w cart.html        the last hour of a pod
+  podopsy report --incident 3f2a-28908 -w oom.html
+  podopsy report --from incident.podopsy -w incident.html";
+pub const BUNDLE: &str = "\
+Examples:
+  podopsy bundle shop/cart --since 2h -w incident.podopsy
+  podopsy bundle --incident 3f2a-28908 -w incident.podopsy
+  podopsy bundle deploy/cart --redact names,args -w incident.podopsy
+  podopsy bundle --from incident.podopsy --redact names -w public.podopsy";
 pub const RESTARTS: &str = "\
 Examples:
   podopsy restarts                     all pods of the node

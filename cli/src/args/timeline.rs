@@ -1,5 +1,6 @@
 //! Arguments of `timeline` and `restarts`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -16,7 +17,7 @@ use super::{HistoryArgs, OutputArgs, PodFilterArgs, SelectionArgs, examples};
 #[command(after_help = examples::TIMELINE)]
 pub struct TimelineArgs {
     /// Pods, containers or controllers, such as shop/cart or deploy/cart
-    #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector", "all_namespaces"])]
+    #[arg(value_name = "TARGET", required_unless_present_any = ["namespace", "selector", "all_namespaces", "from"])]
     pub targets: Vec<Target>,
 
     #[command(flatten)]
@@ -26,8 +27,12 @@ pub struct TimelineArgs {
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration::parse)]
     pub since: Duration,
 
+    /// Read a bundle instead of the agent's history
+    #[arg(long, value_name = "FILE", conflicts_with = "since")]
+    pub from: Option<PathBuf>,
+
     /// Go on with what happens from now on, until Ctrl-C
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "from")]
     pub follow: bool,
 
     #[command(flatten)]

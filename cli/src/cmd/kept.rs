@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::args::ProfileArgs;
 use crate::context::Context;
+use crate::evidence::CpuFacts;
 use crate::exit::{CommandOutcome, Refusal};
 use crate::history;
 use crate::render::{losses, top, units};
@@ -76,6 +77,26 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
     }
     history::note_gaps(&agent, from).await;
     written.map(|()| CommandOutcome::Success)
+}
+
+/// The sum of the profiles of the selection in a time, as pprof. None: the agent has none.
+pub async fn merged(
+    context: &Context,
+    agent: &AgentClient,
+    selection: &Selection,
+    (from, until): (Timestamp, Timestamp),
+) -> anyhow::Result<Option<(CpuFacts, Vec<u8>)>> {
+    let mut query = target_query(context, agent, selection, from).await?;
+    query.extend([("from", from.to_string()), ("until", until.to_string())]);
+    let totals = sum_profiles(agent, &query).await?;
+    if totals.profiles == 0 {
+        return Ok(None);
+    }
+    let (_, packed) = agent.get("/api/v1/profiles/merged", &query).await?;
+    let ProfileFacts { frequency_hz, samples, user_stacks, complete, lost, .. } = totals.facts;
+    let (from, until) = (totals.begin.unwrap_or(from), totals.end.unwrap_or(until));
+    let facts = CpuFacts { from, until, frequency_hz, samples, user_stacks, complete, lost };
+    Ok(Some((facts, packed.to_vec())))
 }
 
 /// The query parameters for the one pod or container that the selection means. The agent stores profiles by container.

@@ -1,6 +1,7 @@
 //! One file per command. Each checks its privileges, calls the libraries and passes the result to a renderer.
 
 pub mod bridge;
+pub mod bundle;
 pub mod complete;
 pub mod diff;
 pub mod dns;
@@ -16,6 +17,7 @@ pub mod oom;
 pub mod pods;
 pub mod profile;
 pub mod remote;
+pub mod report;
 pub mod restarts;
 pub mod timeline;
 pub mod watch;

@@ -13,8 +13,9 @@ use podopsy_model::{Event, EventKind, OomIncident, verdict};
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
-use crate::args::{HistoryArgs, OomArgs, OomCommand, OutputFormat, SheetFormat};
+use crate::args::{HistoryArgs, OomArgs, OomCommand, OutputFormat, SheetFormat, ShowArgs};
 use crate::context::Context;
+use crate::evidence::bundle;
 use crate::exit::{CommandOutcome, NotFound, Refusal};
 use crate::fleet::ClusterAgents;
 use crate::history::{agent, ago, left, note_gaps, print_gaps};
@@ -38,22 +39,8 @@ struct OomReport {
 
 pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutcome> {
     let mut out = io::stdout();
-    if let Some(OomCommand::Show { id, output, history }) = args.show {
-        let report = match &context.fleet {
-            // An id is of one node: -n need not name its namespace.
-            Some(fleet) => report_of(fleet, fleet.events_of_all(query(None, MOST, Some(id.clone()))).await?),
-            None => gather(context, &history, None).await?,
-        };
-        let event = find(&report.incidents, &id)?;
-        match output {
-            SheetFormat::Json => render::json(&mut out, event)?,
-            SheetFormat::Yaml => render::yaml(&mut out, event)?,
-            SheetFormat::Text => match event.sigkill() {
-                Some(sigkill) => render::sigkill::print(&mut out, context.stdout, event, sigkill)?,
-                None => render::autopsy::print(&mut out, context.stdout, event)?,
-            },
-        }
-        return Ok(CommandOutcome::Success);
+    if let Some(OomCommand::Show(args)) = args.show {
+        return show(context, &args, &mut out).await;
     }
     // Many kills may be in one row: the table of a large cluster is made of its newest ones.
     let most = (args.most as usize).saturating_mul(KILLS_OF_A_ROW).min(MOST);
@@ -93,6 +80,49 @@ pub async fn run(context: &Context, args: OomArgs) -> anyhow::Result<CommandOutc
     if report.incidents.is_empty() {
         note("no OOM kills and no other SIGKILLs match");
         return Ok(CommandOutcome::NothingFound);
+    }
+    Ok(CommandOutcome::Success)
+}
+
+/// The only kill of a bundle.
+fn only(incidents: &[Event]) -> anyhow::Result<&Event> {
+    let kills: Vec<&Event> = incidents.iter().filter(|event| event.kept_id().is_some()).collect();
+    match kills[..] {
+        [one] => Ok(one),
+        [] => Err(NotFound("the bundle has no OOM kill and no other SIGKILL".to_owned()).into()),
+        _ => {
+            let ids: Vec<&str> = kills.iter().filter_map(|event| event.kept_id()).take(IDS_LISTED).collect();
+            let more = if kills.len() > IDS_LISTED { ", …" } else { "" };
+            let (count, ids) = (kills.len(), ids.join(", "));
+            Err(Refusal(format!("the bundle has {count} kills: give the id of one: {ids}{more}")).into())
+        }
+    }
+}
+
+/// Ids that an error lists.
+const IDS_LISTED: usize = 20;
+
+/// The autopsy of one.
+async fn show(
+    context: &Context,
+    args: &ShowArgs,
+    out: &mut impl io::Write,
+) -> anyhow::Result<CommandOutcome> {
+    let id = args.id.as_deref().unwrap_or_default();
+    let incidents = match (&args.from, &context.fleet) {
+        (Some(path), _) => bundle::open(path)?.sources.events,
+        // An id is of one node: -n need not name its namespace.
+        (None, Some(fleet)) => fleet.events_of_all(query(None, MOST, Some(id.to_owned()))).await?.events,
+        (None, None) => gather(context, &args.history, None).await?.incidents,
+    };
+    let event = if args.id.is_some() { find(&incidents, id)? } else { only(&incidents)? };
+    match args.output {
+        SheetFormat::Json => render::json(out, event)?,
+        SheetFormat::Yaml => render::yaml(out, event)?,
+        SheetFormat::Text => match event.sigkill() {
+            Some(sigkill) => render::sigkill::print(out, context.stdout, event, sigkill)?,
+            None => render::autopsy::print(out, context.stdout, event)?,
+        },
     }
     Ok(CommandOutcome::Success)
 }
@@ -276,7 +306,7 @@ async fn select(context: &Context, incidents: &mut Vec<Event>, selection: &Selec
 }
 
 /// Finds the event with this id, or the only one whose id begins with it.
-fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
+pub fn find<'a>(incidents: &'a [Event], id: &str) -> anyhow::Result<&'a Event> {
     let with = |of: &dyn Fn(&str) -> bool| -> Vec<&'a Event> {
         incidents.iter().filter(|event| event.kept_id().is_some_and(of)).collect()
     };

@@ -26,32 +26,42 @@ const SPARKS: usize = 60;
 
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Result<()> {
     let Some(incident) = &event.incident else { return Ok(()) };
-    let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
-    let title =
-        format!("OOM {} of {}{name} at {}", incident.id, visible(&pod(event)), units::date(event.time));
-    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title)))?;
-    let mut put = |key: &str, value: &str| {
+    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title(event, incident))))?;
+    for (key, value) in fields(event, incident) {
         let lines: Vec<String> =
             value.split('\n').map(|line| cut(line, terminal.width.map(|w| w.saturating_sub(13)))).collect();
-        if value.is_empty() { Ok(()) } else { field(out, terminal, key, &lines.join("\n")) }
-    };
-    for one in &incident.verdicts {
-        put("verdict", &verdict::explain(*one, incident))?;
+        field(out, terminal, key, &lines.join("\n"))?;
     }
-    put("seen", incident.advice.as_deref().unwrap_or_default())?;
-    put("whose limit", &limit_hit(incident))?;
-    put("victim", &victims(incident))?;
-    put("trigger", &trigger(incident))?;
-    put("workload", &event.pod.as_ref().map(workload).unwrap_or_default())?;
-    put("container", &container(event, incident))?;
-    put("runtime", &runtime(event, incident))?;
-    put("memory", &incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default())?;
-    put("charged", &super::charged::text(incident))?;
-    put("growth", &incident.growth.as_ref().map(growth::text).unwrap_or_default())?;
-    put("levels", &levels(&incident.levels))?;
-    put("processes", &incident.processes.as_ref().map(processes).unwrap_or_default())?;
-    put("stack", &stack(event))?;
-    put("losses", &losses(event, incident))
+    Ok(())
+}
+
+pub fn title(event: &Event, incident: &OomIncident) -> String {
+    let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
+    format!("OOM {} of {}{name} at {}", incident.id, visible(&pod(event)), units::date(event.time))
+}
+
+/// The known facts, each with its name.
+pub fn fields(event: &Event, incident: &OomIncident) -> Vec<(&'static str, String)> {
+    let mut fields: Vec<(&str, String)> =
+        incident.verdicts.iter().map(|one| ("verdict", verdict::explain(*one, incident))).collect();
+    fields.extend([
+        ("seen", incident.advice.clone().unwrap_or_default()),
+        ("whose limit", limit_hit(incident)),
+        ("victim", victims(incident)),
+        ("trigger", trigger(incident)),
+        ("workload", event.pod.as_ref().map(workload).unwrap_or_default()),
+        ("container", container(event, incident)),
+        ("runtime", runtime(event, incident)),
+        ("memory", incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default()),
+        ("charged", super::charged::text(incident)),
+        ("growth", incident.growth.as_ref().map(growth::text).unwrap_or_default()),
+        ("levels", levels(&incident.levels)),
+        ("processes", incident.processes.as_ref().map(processes).unwrap_or_default()),
+        ("stack", stack(event)),
+        ("losses", losses(event, incident)),
+    ]);
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
 }
 
 fn limit_hit(incident: &OomIncident) -> String {
@@ -314,7 +324,7 @@ fn processes(table: &ProcessTable) -> String {
     let rest = count - shown.len();
     if rest > 0 {
         let left = (0..table.rows.len()).filter(|at| !shown.contains(at)).map(|at| table.rows[at].rss_bytes);
-        let bytes = left.sum::<u64>().saturating_add(table.others_rss_bytes);
+        let bytes = left.fold(table.others_rss_bytes, u64::saturating_add);
         lines.push(format!("and {rest} more with {} together", units::bytes(bytes)));
     }
     lines.join("\n")

@@ -34,7 +34,7 @@ fn lines(charged: &ChargedMemory) -> Vec<String> {
         vec![("anon", charged.anon_bytes), ("files", charged.file_bytes), ("shmem", charged.shmem_bytes)];
     kinds.extend(charged.kernel.as_ref().map(|kernel| ("kernel", kernel.bytes)));
     kinds.extend(charged.sock_bytes.filter(|&bytes| bytes > 0).map(|bytes| ("sockets", bytes)));
-    let sum: u64 = kinds.iter().map(|(_, bytes)| bytes).sum();
+    let sum = kinds.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes));
     let open = charged.usage_bytes.saturating_sub(sum);
     if open as f64 > OPEN_MAX * charged.usage_bytes as f64 {
         kinds.push(("in no kind", open));

@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod list;
 pub mod oom;
 pub mod pods;
+pub mod report;
 pub mod restarts;
 pub mod sigkill;
 pub mod table;

@@ -77,39 +77,55 @@ fn short(sigkill: &Sigkill) -> String {
 
 /// Prints all facts of one SIGKILL.
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &Sigkill) -> io::Result<()> {
+    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title(event, sigkill))))?;
+    for (key, value) in fields(event, sigkill) {
+        let width = terminal.width.map(|width| width.saturating_sub(13));
+        let lines: Vec<String> = value.split('\n').map(|line| cut(line, width)).collect();
+        field(out, terminal, key, &lines.join("\n"))?;
+    }
+    Ok(())
+}
+
+pub fn title(event: &Event, sigkill: &Sigkill) -> String {
     let name = event.container.as_ref().map(|container| format!("/{}", container.name)).unwrap_or_default();
-    let title = format!("SIGKILL {} of {}{name} at {}", sigkill.id, pod(event), units::date(event.time));
-    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title)))?;
-    let mut put = |key: &str, value: &str| match value.is_empty() {
-        true => Ok(()),
-        false => field(out, terminal, key, &cut(value, terminal.width.map(|width| width.saturating_sub(13)))),
-    };
-    put("verdict", &sigkill_verdict::explain(sigkill))?;
+    format!("SIGKILL {} of {}{name} at {}", sigkill.id, pod(event), units::date(event.time))
+}
+
+/// The known facts, each with its name.
+pub fn fields(event: &Event, sigkill: &Sigkill) -> Vec<(&'static str, String)> {
     let first = match sigkill.first_process {
         Some(true) => ", PID 1 of its container",
         Some(false) => ", not PID 1 of its container",
         None => "",
     };
     let whole = if sigkill.to_process { "" } else { ", by one of its threads" };
-    put("target", &format!("{}[{}]{first}{whole}", event.process.comm, event.process.pid))?;
-    put("cgroup", event.cgroup.path.as_deref().unwrap_or_default())?;
-    put("sender", &sigkill_verdict::from(sigkill))?;
-    if let Some(party) = &sigkill.sender {
-        put("", party.cgroup.path.as_deref().unwrap_or_default())?;
-        let started = party.process.start_time.map(|time| format!("started {}", units::date(time)));
-        put("", &started.unwrap_or_default())?;
-    }
-    put("signal", &code(sigkill.si_code))?;
-    if let Some(view) = &sigkill.runtime {
-        put(
-            "runtime",
-            &format!("{}, {}", container_state(view), units::plural(view.restarts.into(), "restart")),
-        )?;
-    }
-    if event.known_by != KnownBy::Host {
-        put("image", event.container.as_ref().map(|one| one.image.as_str()).unwrap_or_default())?;
-    }
-    put("losses", &losses(&event.losses))
+    let runtime = sigkill
+        .runtime
+        .as_ref()
+        .map(|view| format!("{}, {}", container_state(view), units::plural(view.restarts.into(), "restart")));
+    let image = event.container.as_ref().filter(|_| event.known_by != KnownBy::Host);
+    let mut fields = vec![
+        ("verdict", sigkill_verdict::explain(sigkill)),
+        ("target", format!("{}[{}]{first}{whole}", event.process.comm, event.process.pid)),
+        ("cgroup", event.cgroup.path.clone().unwrap_or_default()),
+        ("sender", sender(sigkill)),
+        ("signal", code(sigkill.si_code)),
+        ("runtime", runtime.unwrap_or_default()),
+        ("image", image.map(|one| one.image.clone()).unwrap_or_default()),
+        ("losses", losses(&event.losses)),
+    ];
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
+}
+
+/// The sender, its cgroup and when it was started.
+fn sender(sigkill: &Sigkill) -> String {
+    let party = sigkill.sender.as_ref();
+    let path = party.and_then(|party| party.cgroup.path.clone());
+    let started = party.and_then(|party| party.process.start_time);
+    let started = started.map(|time| format!("started {}", units::date(time)));
+    let lines = [Some(sigkill_verdict::from(sigkill)), path, started];
+    lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
 fn code(si_code: Option<i32>) -> String {

@@ -34,7 +34,7 @@ pub fn entries(records: &[MemoryRecord]) -> Vec<TimelineEntry> {
 }
 
 /// The largest sample of each step, with the time at which the step began.
-fn samples(steps: &MemorySteps) -> impl Iterator<Item = (Timestamp, u64)> {
+pub fn samples(steps: &MemorySteps) -> impl Iterator<Item = (Timestamp, u64)> {
     let times = steps.step.iter().map(|&step| {
         let seconds = i64::from(step) * i64::from(steps.step_seconds);
         steps.from.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(steps.until)

@@ -19,6 +19,7 @@ use podopsy_store::MemoryRecord;
 use serde::Serialize;
 
 use crate::render::units;
+pub use memory::samples;
 
 /// What the agent has about the pods.
 #[derive(Clone, Debug, Default)]

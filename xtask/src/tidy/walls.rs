@@ -131,6 +131,11 @@ const WALLS: &[Wall] = &[
         why: "it asks agents through kubectl, and links neither a recorder nor another way to a network",
     },
     Wall {
+        package: "podopsy-report",
+        unreachable: &["tokio", "nix", "aya", "hyper", "podopsy-client", "podopsy-pods", "podopsy-store"],
+        why: "it writes a document from plain data, wherever that came from",
+    },
+    Wall {
         package: "podopsy",
         unreachable: &[
             "reqwest",
