@@ -12,7 +12,8 @@ use jiff::{SignedDuration, Timestamp};
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, incident, kill, owner};
 use podopsy_model::{Event, EventKind, OomIncident};
-use podopsy_store::MemoryRecord;
+use podopsy_profiles::export::{Format, example};
+use podopsy_store::{MemoryRecord, ProfileFacts, ProfileRecord};
 use tokio::runtime::Runtime;
 
 const PODOPSY: &str = env!("CARGO_BIN_EXE_podopsy");
@@ -223,4 +224,122 @@ fn a_term_is_explained_and_an_unknown_one_is_not_found() {
     assert!(out.contains("Ownership") && out.contains("cgroup id"), "{out}");
     let (_, err) = expect(&call(&["explain", "ownr"]), 1);
     assert!(err.contains("did you mean owner"), "{err}");
+}
+
+/// Two minutes of CPU time of the pod's container.
+fn put_profile(node: &Node, pod: &str) {
+    let end = Timestamp::now() - SignedDuration::from_secs(30);
+    let mut pprof = Vec::new();
+    Format::Pprof.write(&example::profile(), &mut pprof).unwrap();
+    let facts = ProfileFacts {
+        frequency_hz: 99,
+        samples: 45,
+        user_stacks: 45,
+        complete: 40,
+        ..ProfileFacts::default()
+    };
+    let begin = end - SignedDuration::from_secs(120);
+    node.agent.store.sender().put_profile(ProfileRecord {
+        owner: owner("shop", pod, &[]),
+        begin,
+        end,
+        pprof,
+        facts,
+    });
+}
+
+/// A node on which cart-1 was killed, and other stays well.
+fn node_with_a_kill() -> Node {
+    let mut node = Node::start();
+    put_memory(&node, "cart-1");
+    put_profile(&node, "cart-1");
+    for seconds_ago in [50, 49, 48] {
+        node.put_lookup(seconds_ago, "cart-1", &[], "db.test");
+    }
+    node.put_lookup(30, "other", &[], "secret.test");
+    node.agent.put(oom(20, "cart-1", "3f2a-7"));
+    node
+}
+
+#[test]
+fn a_report_has_what_the_history_has_of_its_target() {
+    let node = node_with_a_kill();
+    let path = node.folder.path().join("report.html");
+    let write = |arguments: &[&str]| {
+        let file = ["-w", path.to_str().unwrap()];
+        node.podopsy(&[&["report"], arguments, &file].concat()).output().unwrap()
+    };
+    let sentence = "The OOM killer killed leak[42] of shop/cart-1";
+    for arguments in [&["cart"][..], &["--incident", "3f2a"]] {
+        let (_, err) = expect(&write(arguments), 0);
+        assert!(err.contains(sentence) && err.contains("open it with any browser"), "{err}");
+        let document = std::fs::read_to_string(&path).unwrap();
+        for part in [
+            sentence,
+            "Content-Security-Policy",
+            "limit 60 MiB",
+            "memory reached 100 % of the limit",
+            "db.test",
+            "cart::total",
+            "40 of 45 user stacks are complete",
+            "id=\"oom-3f2a-7\"",
+        ] {
+            assert!(document.contains(part), "no {part} in the report of {arguments:?}");
+        }
+        assert!(!document.contains("secret.test"), "it has another pod's lookup");
+        std::fs::remove_file(&path).unwrap();
+    }
+    let (_, err) = expect(&write(&["--incident", "none"]), 1);
+    assert!(err.contains("no OOM has the id none"), "{err}");
+    expect(&write(&["nothing"]), 1);
+    expect(&write(&[]), 2);
+    assert!(!path.exists());
+    let (out, _) = expect(&node.podopsy(&["report", "other", "-w", "-"]).output().unwrap(), 0);
+    assert!(
+        out.starts_with("<!DOCTYPE html>")
+            && out.contains("No kill is recorded in this time; 1 DNS query failed")
+    );
+}
+
+#[test]
+fn a_bundle_is_read_by_other_commands_without_an_agent() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut node = node_with_a_kill();
+    let (file, report) = (node.folder.path().join("a.podopsy"), node.folder.path().join("a.html"));
+    let (file, report) = (file.to_str().unwrap(), report.to_str().unwrap());
+    let (_, err) = expect(&node.podopsy(&["bundle", "cart", "-w", file]).output().unwrap(), 0);
+    assert!(err.contains("it holds names of pods"), "{err}");
+    assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (before, _) = expect(&node.podopsy(&["timeline", "cart", "-o", "json"]).output().unwrap(), 0);
+    node.agent.listener = None;
+    let call = |arguments: &[&str]| {
+        let mut command = Command::new(PODOPSY);
+        command
+            .args(arguments)
+            .args(["--from", file])
+            .env("PODOPSY_STATE_DIR", "/nonexistent")
+            .env_remove("NODE_NAME");
+        command.output().unwrap()
+    };
+    let (after, _) = expect(&call(&["timeline", "-o", "json"]), 0);
+    assert_eq!(after, before);
+    assert!(expect(&call(&["oom", "show"]), 0).0.starts_with("OOM 3f2a-7 of shop/cart-1/app"));
+    assert!(expect(&call(&["oom", "show", "4"]), 1).1.contains("no OOM has the id"));
+    expect(&call(&["timeline", "other"]), 1);
+    expect(&call(&["report", "-w", report]), 0);
+    assert!(std::fs::read_to_string(report).unwrap().contains("cart::total"));
+
+    let redacted = node.folder.path().join("redacted.podopsy");
+    let redacted = redacted.to_str().unwrap();
+    let (_, err) = expect(&call(&["bundle", "--redact", "names,args", "-w", redacted]), 0);
+    assert!(err.contains("numbers in place of other names"), "{err}");
+    let output = Command::new(PODOPSY).args(["report", "--from", redacted, "-w", "-"]).output().unwrap();
+    let (document, _) = expect(&output, 0);
+    assert!(document.contains("cart::total") && document.contains("memory reached 100 %"));
+    for name in ["shop", "cart-1", "db.test", "leak[42]"] {
+        assert!(!document.contains(name), "{name} is left");
+    }
+    std::fs::write(redacted, "not a bundle").unwrap();
+    let output = Command::new(PODOPSY).args(["timeline", "--from", redacted]).output().unwrap();
+    assert!(expect(&output, 3).1.contains("is no podopsy bundle"));
 }

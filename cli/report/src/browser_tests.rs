@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use super::testing::{HOSTILE, example};
 use super::{Report, write};
 
-const WAIT: Duration = Duration::from_secs(30);
+/// Seconds after which a browser that hangs is ended; it needs two.
+const TIMEOUT: &str = "90";
 
 /// Runs in the page, and leaves what it found in an attribute.
 const DRIVER: &str = r#"
@@ -70,7 +70,8 @@ impl Browser {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new("chromium");
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", TIMEOUT, "chromium"]);
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         command.args(["--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr"]);
@@ -162,7 +163,6 @@ fn is_picture(path: &Path) -> bool {
 #[test]
 #[ignore = "needs chromium: cargo xtask setup test installs it"]
 fn a_report_works_in_chromium() {
-    let start = Instant::now();
     let works: Vec<fn()> = vec![
         works_in_a_browser,
         hostile_names_are_harmless,
@@ -175,5 +175,4 @@ fn a_report_works_in_chromium() {
     for thread in threads {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
-    assert!(start.elapsed() < WAIT, "{:?}", start.elapsed());
 }
