@@ -277,7 +277,7 @@ fn a_report_has_what_the_history_has_of_its_target() {
         for part in [
             sentence,
             "Content-Security-Policy",
-            "limit 60 MiB",
+            "limit 64 MiB",
             "memory reached 100 % of the limit",
             "db.test",
             "cart::total",
