@@ -49,9 +49,17 @@ impl Plot {
         Some(Plot { width, height, left, right: 14.0, top: 22.0, bottom: 30.0, from, seconds, max })
     }
 
+    /// The place of a time between the first and the last one.
+    fn share(&self, time: Timestamp) -> f64 {
+        time.duration_since(self.from).as_secs_f64() / self.seconds
+    }
+
+    fn has(&self, (from, until): &(Timestamp, Timestamp)) -> bool {
+        self.share(*until) >= 0.0 && self.share(*from) <= 1.0
+    }
+
     fn x(&self, time: Timestamp) -> f64 {
-        let share = time.duration_since(self.from).as_secs_f64() / self.seconds;
-        self.left + share.clamp(0.0, 1.0) * (self.width - self.left - self.right)
+        self.left + self.share(time).clamp(0.0, 1.0) * (self.width - self.left - self.right)
     }
 
     fn y(&self, bytes: u64) -> f64 {
@@ -74,7 +82,7 @@ pub fn memory(chart: &MemoryChart, at: usize, width: Width) -> Markup {
             desc #(text) { (describe(chart)) }
             (bytes_axis(&plot))
             (time_axis(&plot, if width == Width::Desk { 6 } else { 3 }))
-            @for &(from, until) in chart.failures.iter().take(FAILURES_MAX) {
+            @for &(from, until) in chart.failures.iter().filter(|span| plot.has(span)).take(FAILURES_MAX) {
                 @let start = plot.x(from);
                 rect.failure x=(px(start)) y=(px(plot.top)) width=(px((plot.x(until) - start).max(3.0))) height=(px(plot.floor() - plot.top)) {}
             }
@@ -275,6 +283,17 @@ mod tests {
             assert!(svg.contains(part), "{part}\n{svg}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+    }
+
+    #[test]
+    fn failed_lookups_outside_of_the_curve_are_not_drawn() {
+        let mut chart = chart(64);
+        let end = chart.kills[0].0;
+        let span = |from: i64, until: i64| {
+            (end + SignedDuration::from_secs(from), end + SignedDuration::from_secs(until))
+        };
+        chart.failures = vec![span(-10, -5), span(-500, -400), span(100, 200)];
+        assert_eq!(memory(&chart, 0, Width::Desk).into_string().matches("class=\"failure\"").count(), 1);
     }
 
     #[test]

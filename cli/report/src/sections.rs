@@ -98,7 +98,7 @@ pub fn timeline(report: &Report, bounds: Bounds) -> Markup {
 fn row(entry: &Entry, bounds: Bounds) -> Markup {
     html! {
         tr.kill[entry.is_kill] role="row" {
-            td role="cell" { time { (date(entry.time)) } @if let Some(until) = entry.until { br; "to " (until.strftime("%H:%M:%SZ")) } }
+            td role="cell" { time { (date(entry.time)) } @if let Some(until) = entry.until.filter(|until| until.as_second() > entry.time.as_second()) { br; "to " (until.strftime("%H:%M:%SZ")) } }
             td role="cell" { (entry.kind) }
             td role="cell" { bdi { (bounds.cut(&entry.subject, TEXT_MAX)) } }
             td.facts role="cell" {

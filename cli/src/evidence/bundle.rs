@@ -95,7 +95,10 @@ pub fn write(evidence: &Evidence, redactions: &[Redaction], out: impl Write) -> 
 fn readme(manifest: &Manifest) -> String {
     let redacted = match manifest.redacted[..] {
         [] => "Nothing was redacted.".to_owned(),
-        _ => format!("Redacted: {}.", serde_json::to_string(&manifest.redacted).unwrap_or_default()),
+        _ => {
+            let classes = serde_json::to_string(&manifest.redacted).unwrap_or_default();
+            format!("Numbers stand for what was redacted: {classes}.")
+        }
     };
     format!(
         "Evidence about {} from {} to {}, gathered by podopsy {}.\n\n\

@@ -225,3 +225,20 @@ fn hostile_strings_and_numbers_are_shown_without_harm() {
         assert!(!document.contains("<script>alert"));
     }
 }
+
+#[test]
+fn a_damaged_bundle_is_refused_or_shown() {
+    let evidence = evidence();
+    let events = lines(&evidence.sources.events).unwrap();
+    let mut shown = 0;
+    for at in (0..events.len()).step_by(61) {
+        let mut damaged = events.clone();
+        damaged[at] = b'9';
+        let bytes = archive(&[("manifest.json", &manifest(VERSION)), ("events.jsonl", &damaged)]);
+        if let Ok(evidence) = read(&bytes) {
+            render_all(&evidence);
+            shown += 1;
+        }
+    }
+    assert!(shown > 10, "only {shown} were shown");
+}

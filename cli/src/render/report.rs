@@ -113,7 +113,7 @@ fn oom_sentence(pod: &str, event: &Event, incident: &OomIncident) -> String {
         Level::Unknown => "; whose limit was met is not known".to_owned(),
         Level::Node => ", because the machine's memory was short".to_owned(),
         Level::InsideContainer => format!(", when a cgroup inside the container met its limit{size}"),
-        level => format!(", when the limit{size} of the {} was met", oom::level(level)),
+        level => format!(", when the {}'s limit{size} was met", oom::level(level)),
     };
     let shown = incident.verdicts.iter().map(|one| format!(" ({})", verdict::explain(*one, incident)));
     let time = units::date(event.time);
@@ -142,39 +142,44 @@ fn path(owner: &Owner) -> Option<String> {
     Some(format!("{}/{}/{}", pod.namespace, pod.name, container.name))
 }
 
+/// The samples of a container: by the id of the instance, and by time.
+#[derive(Default)]
+struct Samples {
+    limit_bytes: Option<u64>,
+    instances: BTreeMap<String, BTreeMap<Timestamp, u64>>,
+}
+
+impl Samples {
+    fn add(&mut self, container: &str, limit: Option<u64>, points: impl Iterator<Item = (Timestamp, u64)>) {
+        self.limit_bytes = limit.or(self.limit_bytes);
+        self.instances.entry(container.to_owned()).or_default().extend(points);
+    }
+}
+
 /// A chart for each container.
 fn charts(evidence: &Evidence, entries: &[TimelineEntry]) -> Vec<MemoryChart> {
-    let mut charts: BTreeMap<String, (MemoryChart, BTreeMap<String, BTreeMap<Timestamp, u64>>)> =
-        BTreeMap::new();
+    let mut samples: BTreeMap<String, Samples> = BTreeMap::new();
     for record in &evidence.sources.memory {
         let (Some(name), Some(container)) = (path(&record.owner), &record.owner.container) else { continue };
-        let (chart, instances) = charts.entry(name).or_default();
-        chart.limit_bytes = record.steps.limit_bytes.or(chart.limit_bytes);
-        instances.entry(container.id.clone()).or_default().extend(timeline::samples(&record.steps));
+        let samples = samples.entry(name).or_default();
+        samples.add(&container.id, record.steps.limit_bytes, timeline::samples(&record.steps));
     }
     for event in &evidence.sources.events {
-        let (Some(incident), Some(name), Some(container)) =
-            (&event.incident, path(&event.owner()), &event.container)
-        else {
-            continue;
-        };
-        let (chart, instances) = charts.entry(name).or_default();
-        if incident.limit.of == Level::Container {
-            chart.limit_bytes = incident.limit.limit_bytes.or(chart.limit_bytes);
-        }
-        if let Some(curve) = &incident.curve {
-            let points = curve.time.iter().copied().zip(curve.current_bytes.iter().copied());
-            instances.entry(container.id.clone()).or_default().extend(points);
-        }
+        let (Some(incident), Some(name)) = (&event.incident, path(&event.owner())) else { continue };
+        let (Some(curve), Some(container)) = (&incident.curve, &event.container) else { continue };
+        let limit = incident.limit.limit_bytes.filter(|_| incident.limit.of == Level::Container);
+        let points = curve.time.iter().copied().zip(curve.current_bytes.iter().copied());
+        samples.entry(name).or_default().add(&container.id, limit, points);
     }
-    let finish = |(name, (chart, instances)): (String, (MemoryChart, BTreeMap<String, BTreeMap<_, _>>))| {
-        let mut instances: Vec<Vec<(Timestamp, u64)>> =
-            instances.into_values().map(|points| points.into_iter().collect()).collect();
-        instances.sort_by_key(|points| points.first().map(|point| point.0));
-        let (kills, failures) = marks(&name, entries);
-        MemoryChart { container: name, instances, kills, failures, ..chart }
-    };
-    charts.into_iter().map(finish).filter(|chart| !chart.instances.is_empty()).collect()
+    samples.into_iter().map(|(name, samples)| chart(name, samples, entries)).collect()
+}
+
+fn chart(container: String, samples: Samples, entries: &[TimelineEntry]) -> MemoryChart {
+    let points = |points: BTreeMap<Timestamp, u64>| points.into_iter().collect();
+    let mut instances: Vec<Vec<(Timestamp, u64)>> = samples.instances.into_values().map(points).collect();
+    instances.sort_by_key(|points| points.first().map(|point| point.0));
+    let (kills, failures) = marks(&container, entries);
+    MemoryChart { container, instances, limit_bytes: samples.limit_bytes, kills, failures }
 }
 
 /// A time and its label, and a span.
@@ -237,7 +242,7 @@ fn growth(events: &[Event]) -> Option<FlameGraph> {
     });
     Some(FlameGraph {
         title: format!("Memory growth before {}", incident.id),
-        unit: "page faults".to_owned(),
+        unit: "samples".to_owned(),
         note: format!(
             "Observed: {} in {:.0} s, one page fault in {}; estimated: {} touched, and some of it may be free again. {} of {} stacks are complete.",
             units::plural(growth.samples, "sample"),
@@ -260,29 +265,12 @@ fn queries(events: &[Event]) -> impl Iterator<Item = (Timestamp, &DnsTransaction
 
 /// The queries in the history, by name, type, outcome and server; the most frequent first.
 fn dns(events: &[Event]) -> DnsSummary {
-    let mut rows: BTreeMap<(String, String, &str, String), (Vec<u64>, Timestamp)> = BTreeMap::new();
+    let mut groups: BTreeMap<_, Vec<(Timestamp, &DnsTransaction)>> = BTreeMap::new();
     for (time, query) in queries(events) {
-        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "(unreadable)".to_owned());
-        let key = (text(&query.name), text(&query.qtype), query.outcome.as_str(), query.server.to_string());
-        let (latencies, last) = rows.entry(key).or_default();
-        latencies.push(query.latency_ns);
-        *last = time.max(*last);
+        let key = (&query.name, &query.qtype, query.outcome, query.server);
+        groups.entry(key).or_default().push((time, query));
     }
-    let row = |((name, qtype, outcome, server), (mut latencies, last)): (_, (Vec<u64>, Timestamp))| {
-        latencies.sort_unstable();
-        let median_ns = latencies[latencies.len() / 2];
-        let outcome: &str = outcome;
-        DnsRow {
-            name,
-            qtype,
-            outcome: outcome.to_owned(),
-            server,
-            count: latencies.len() as u64,
-            median_ns,
-            last,
-        }
-    };
-    let mut rows: Vec<DnsRow> = rows.into_iter().map(row).collect();
+    let mut rows: Vec<DnsRow> = groups.values().filter_map(|group| dns_row(group)).collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.count));
     DnsSummary {
         rows,
@@ -290,6 +278,23 @@ fn dns(events: &[Event]) -> DnsSummary {
         note: "Answered queries are counted in the agent's metrics, and are not in its history. Encrypted queries are not visible."
             .to_owned(),
     }
+}
+
+/// Equal queries as one row.
+fn dns_row(group: &[(Timestamp, &DnsTransaction)]) -> Option<DnsRow> {
+    let (_, query) = group.first()?;
+    let mut latencies: Vec<u64> = group.iter().map(|(_, query)| query.latency_ns).collect();
+    latencies.sort_unstable();
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "(unreadable)".to_owned());
+    Some(DnsRow {
+        name: text(&query.name),
+        qtype: text(&query.qtype),
+        outcome: query.outcome.as_str().to_owned(),
+        server: query.server.to_string(),
+        count: group.len() as u64,
+        median_ns: latencies[latencies.len() / 2],
+        last: group.iter().map(|(time, _)| *time).max()?,
+    })
 }
 
 fn autopsy_of(event: &Event) -> Option<Autopsy> {
