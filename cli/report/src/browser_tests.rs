@@ -171,7 +171,7 @@ fn a_report_works_in_chromium() {
         || pictures_are_taken("dark", "0", "1200,3900"),
         || pictures_are_taken("phone", "1", "390,4800"),
     ];
-    let threads: Vec<_> = works.into_iter().map(|work| thread::spawn(work)).collect();
+    let threads: Vec<_> = works.into_iter().map(thread::spawn).collect();
     for thread in threads {
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
