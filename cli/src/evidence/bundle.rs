@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Evidence, Manifest, redact};
+use super::{Manifest, PodEvidence, redact};
 use crate::args::Redaction;
 use crate::render;
 use crate::terminal::Terminal;
@@ -58,7 +58,7 @@ pub enum BundleError {
 }
 
 /// Writes a bundle. `redactions` are made first.
-pub fn write(evidence: &Evidence, redactions: &[Redaction], out: impl Write) -> anyhow::Result<()> {
+pub fn write(evidence: &PodEvidence, redactions: &[Redaction], out: impl Write) -> anyhow::Result<()> {
     let evidence = &redact::redacted(evidence, redactions)?;
     let mut archive = tar::Builder::new(GzEncoder::new(out, Compression::default()));
     let time = evidence.manifest.until.as_second().max(0) as u64;
@@ -120,7 +120,7 @@ fn lines(records: &[impl Serialize]) -> serde_json::Result<Vec<u8>> {
 }
 
 /// Opens and reads a bundle.
-pub fn open(path: &Path) -> Result<Evidence, BundleError> {
+pub fn open(path: &Path) -> Result<PodEvidence, BundleError> {
     let name = escape_bytes(path.as_os_str().as_encoded_bytes());
     let file = File::open(path).map_err(|error| BundleError::Io { path: name.clone(), error })?;
     Input { name }.read(file)
@@ -140,8 +140,8 @@ impl Input {
         BundleError::TooLarge { path: self.name.clone(), bound: bound.to_string() }
     }
 
-    fn read(&self, file: impl Read) -> Result<Evidence, BundleError> {
-        // One byte more than the bound, so that reaching the bound can be told from the end of the archive.
+    fn read(&self, file: impl Read) -> Result<PodEvidence, BundleError> {
+        // One byte more than the bound, so that a bundle that is too large differs from one that just fits.
         let mut unpacked = GzDecoder::new(BufReader::new(file)).take(UNPACKED_MAX + 1);
         let read = self.entries(&mut unpacked);
         if unpacked.limit() == 0 {
@@ -150,9 +150,9 @@ impl Input {
         read
     }
 
-    fn entries(&self, unpacked: impl Read) -> Result<Evidence, BundleError> {
+    fn entries(&self, unpacked: impl Read) -> Result<PodEvidence, BundleError> {
         let mut archive = tar::Archive::new(unpacked);
-        let (mut evidence, mut manifest) = (Evidence::default(), None);
+        let (mut evidence, mut manifest) = (PodEvidence::default(), None);
         for (number, entry) in archive.entries().map_err(|error| self.invalid(error))?.enumerate() {
             let mut entry = entry.map_err(|error| self.invalid(error))?;
             if number >= ENTRIES_MAX {

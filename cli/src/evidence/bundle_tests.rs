@@ -1,3 +1,5 @@
+//! Bundles that are written, redacted, and read, also damaged and hostile ones.
+
 use jiff::Timestamp;
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, owner};
@@ -12,7 +14,7 @@ use crate::render::sigkill;
 use crate::timeline::{self, Sources};
 
 /// Evidence of a kill, of failed lookups, of memory and of a profile.
-fn evidence() -> Evidence {
+fn evidence() -> PodEvidence {
     let from = Timestamp::from_second(1_800_000_000).unwrap();
     let owner = owner("shop", "orders", &[("app", "orders-label")]);
     let steps = MemorySteps {
@@ -26,7 +28,7 @@ fn evidence() -> Evidence {
     };
     let mut cpu = Vec::new();
     Format::Pprof.write(&example::profile(), &mut cpu).unwrap();
-    Evidence {
+    PodEvidence {
         manifest: Manifest {
             version: VERSION,
             node: "node-of-orders".into(),
@@ -52,13 +54,13 @@ fn evidence() -> Evidence {
     }
 }
 
-fn written(evidence: &Evidence, redactions: &[Redaction]) -> Vec<u8> {
+fn written(evidence: &PodEvidence, redactions: &[Redaction]) -> Vec<u8> {
     let mut out = Vec::new();
     write(evidence, redactions, &mut out).unwrap();
     out
 }
 
-fn read(bytes: &[u8]) -> Result<Evidence, BundleError> {
+fn read(bytes: &[u8]) -> Result<PodEvidence, BundleError> {
     Input { name: "a.podopsy".into() }.read(bytes)
 }
 
@@ -96,7 +98,7 @@ fn contents(bundle: &[u8]) -> String {
 }
 
 /// Runs everything that reads evidence.
-fn render_all(evidence: &Evidence) -> String {
+fn render_all(evidence: &PodEvidence) -> String {
     let mut out = Vec::new();
     for event in &evidence.sources.events {
         render::autopsy::print(&mut out, Terminal::PLAIN, event).unwrap();

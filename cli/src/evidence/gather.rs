@@ -7,7 +7,7 @@ use podopsy_store::MemoryRecord;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{CpuFacts, Evidence, Manifest, bundle};
+use super::{CpuFacts, Manifest, PodEvidence, bundle};
 use crate::args::EvidenceArgs;
 use crate::cmd::{kept, oom};
 use crate::context::Context;
@@ -31,7 +31,7 @@ pub struct Records {
 }
 
 /// What the arguments ask for: from a bundle, or from the agent.
-pub async fn of_args(context: &Context, args: &EvidenceArgs) -> anyhow::Result<(Evidence, String)> {
+pub async fn of_args(context: &Context, args: &EvidenceArgs) -> anyhow::Result<(PodEvidence, String)> {
     if let Some(path) = &args.from {
         let mut evidence = bundle::open(path)?;
         if let Some(id) = &args.incident {
@@ -59,7 +59,7 @@ async fn of_incident(
     agent: &AgentClient,
     args: &EvidenceArgs,
     id: &str,
-) -> anyhow::Result<Evidence> {
+) -> anyhow::Result<PodEvidence> {
     let (kept, _) = oom::kept(&args.history, None).await?;
     let event = oom::find(&kept.events, id)?;
     let Some(pod) = &event.pod else {
@@ -83,7 +83,7 @@ async fn of_pods(
     selection: &Selection,
     from: Timestamp,
     until: Timestamp,
-) -> anyhow::Result<Evidence> {
+) -> anyhow::Result<PodEvidence> {
     let mut read = records(context, agent, selection, from).await?;
     read.sources.events.retain(|event| event.time <= until);
     read.sources.memory.retain(|record| record.steps.from <= until);
@@ -122,7 +122,7 @@ async fn of_pods(
         notes,
         ..Manifest::default()
     };
-    Ok(Evidence { manifest, sources: read.sources, gaps, cpu })
+    Ok(PodEvidence { manifest, sources: read.sources, gaps, cpu })
 }
 
 /// The only pod that there is something of, or else what was asked for.

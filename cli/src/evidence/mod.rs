@@ -21,7 +21,7 @@ use crate::timeline::Sources;
 
 /// Everything that is known about some pods in a time.
 #[derive(Clone, Debug, Default)]
-pub struct Evidence {
+pub struct PodEvidence {
     pub manifest: Manifest,
     pub sources: Sources,
     pub gaps: Vec<HistoryGap>,
@@ -61,7 +61,7 @@ pub struct CpuFacts {
     pub lost: BTreeMap<String, u64>,
 }
 
-impl Evidence {
+impl PodEvidence {
     pub fn is_empty(&self) -> bool {
         let Sources { events, memory, incidents, pods } = &self.sources;
         events.is_empty()

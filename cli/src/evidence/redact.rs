@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Evidence, Manifest};
+use super::{Manifest, PodEvidence};
 use crate::args::Redaction;
 use crate::timeline::Sources;
 
@@ -57,7 +57,7 @@ const ARGS: &[&str] = &["comm", "thread", "module", "build_id", "file", "source"
 const SENTENCES: &[&str] = &["advice", "malformed"];
 
 /// The evidence without what the redactions name.
-pub fn redacted(evidence: &Evidence, redactions: &[Redaction]) -> anyhow::Result<Evidence> {
+pub fn redacted(evidence: &PodEvidence, redactions: &[Redaction]) -> anyhow::Result<PodEvidence> {
     if redactions.is_empty() {
         return Ok(evidence.clone());
     }
@@ -76,7 +76,7 @@ pub fn redacted(evidence: &Evidence, redactions: &[Redaction]) -> anyhow::Result
         manifest.subject = "redacted pods".to_owned();
         manifest.incident = manifest.incident.filter(|id| is_incident(id));
     }
-    Ok(Evidence {
+    Ok(PodEvidence {
         sources: Sources {
             events: names.records(&sources.events)?,
             memory: names.records(&sources.memory)?,

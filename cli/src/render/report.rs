@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use podopsy_model::incident::{Evidence as ModelEvidence, Level};
+use podopsy_model::incident::{Evidence, Level};
 use podopsy_model::{Detail, DnsTransaction, Event, OomIncident, Owner, sigkill_verdict, verdict};
 use podopsy_profiles::import;
 use podopsy_report::{
@@ -13,10 +13,10 @@ use podopsy_report::{
 use serde_json::json;
 
 use super::{autopsy, oom, sigkill, units};
-use crate::evidence::{CpuFacts, Evidence};
+use crate::evidence::{CpuFacts, PodEvidence};
 use crate::timeline::{self, EntryEvidence, EntryKind, TimelineEntry};
 
-pub fn build(evidence: &Evidence, source: String, now: Timestamp) -> Report {
+pub fn build(evidence: &PodEvidence, source: String, now: Timestamp) -> Report {
     let (manifest, sources) = (&evidence.manifest, &evidence.sources);
     let entries = timeline::build(sources, manifest.from);
     let latest = sources.events.iter().max_by_key(|event| event.time);
@@ -52,10 +52,10 @@ pub fn build(evidence: &Evidence, source: String, now: Timestamp) -> Report {
     }
 }
 
-fn knowledge(how: ModelEvidence) -> Knowledge {
+fn knowledge(how: Evidence) -> Knowledge {
     match how {
-        ModelEvidence::Observed => Knowledge::Observed,
-        ModelEvidence::Inferred => Knowledge::Inferred,
+        Evidence::Observed => Knowledge::Observed,
+        Evidence::Inferred => Knowledge::Inferred,
     }
 }
 
@@ -79,7 +79,7 @@ fn entry(entry: TimelineEntry) -> Entry {
 }
 
 /// What happened, in one sentence: the kill that was asked for, or else the newest, or else the failed lookups.
-fn statement(evidence: &Evidence) -> Statement {
+fn statement(evidence: &PodEvidence) -> Statement {
     let events = &evidence.sources.events;
     let asked = evidence.manifest.incident.as_deref();
     let kills: Vec<&Event> = events.iter().filter(|event| event.kept_id().is_some()).collect();
@@ -120,7 +120,7 @@ fn oom_sentence(pod: &str, event: &Event, incident: &OomIncident) -> String {
     format!("The OOM killer killed {victim} of {pod} at {time}{limit}{}.", shown.collect::<String>())
 }
 
-fn without_kill(evidence: &Evidence) -> Statement {
+fn without_kill(evidence: &PodEvidence) -> Statement {
     let failures = queries(&evidence.sources.events).filter(|(_, query)| query.is_failure());
     let mut names: BTreeMap<&str, u64> = BTreeMap::new();
     for (_, query) in failures {
@@ -157,7 +157,7 @@ impl Samples {
 }
 
 /// A chart for each container.
-fn charts(evidence: &Evidence, entries: &[TimelineEntry]) -> Vec<MemoryChart> {
+fn charts(evidence: &PodEvidence, entries: &[TimelineEntry]) -> Vec<MemoryChart> {
     let mut samples: BTreeMap<String, Samples> = BTreeMap::new();
     for record in &evidence.sources.memory {
         let (Some(name), Some(container)) = (path(&record.owner), &record.owner.container) else { continue };
@@ -385,7 +385,7 @@ fn processes(incident: &OomIncident) -> Option<Table> {
 }
 
 /// The records, those of kills last: the report shows the last ones first.
-fn facts(evidence: &Evidence) -> Vec<Fact> {
+fn facts(evidence: &PodEvidence) -> Vec<Fact> {
     let fact = |title: String, value: serde_json::Value| Fact { title, json: format!("{value:#}") };
     let event = |event: &Event| {
         let title = format!("{} {}", event.kind.as_str(), units::date(event.time));
