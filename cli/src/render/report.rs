@@ -166,12 +166,17 @@ fn charts(evidence: &PodEvidence, entries: &[TimelineEntry]) -> Vec<MemoryChart>
     }
     for event in &evidence.sources.events {
         let (Some(incident), Some(name)) = (&event.incident, path(&event.owner())) else { continue };
-        let (Some(curve), Some(container)) = (&incident.curve, &event.container) else { continue };
+        let Some(container) = &event.container else { continue };
         let limit = incident.limit.limit_bytes.filter(|_| incident.limit.of == Level::Container);
-        let points = curve.time.iter().copied().zip(curve.current_bytes.iter().copied());
+        let curve = incident.curve.iter();
+        let points =
+            curve.flat_map(|curve| curve.time.iter().copied().zip(curve.current_bytes.iter().copied()));
         samples.entry(name).or_default().add(&container.id, limit, points);
     }
-    samples.into_iter().map(|(name, samples)| chart(name, samples, entries)).collect()
+    // A kill without a curve has a limit alone.
+    let drawn =
+        samples.into_iter().filter(|(_, samples)| samples.instances.values().any(|one| !one.is_empty()));
+    drawn.map(|(name, samples)| chart(name, samples, entries)).collect()
 }
 
 fn chart(container: String, samples: Samples, entries: &[TimelineEntry]) -> MemoryChart {
