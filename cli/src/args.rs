@@ -8,6 +8,7 @@ mod history;
 mod live;
 mod output;
 mod pods;
+mod process;
 mod report;
 mod timeline;
 
@@ -34,6 +35,7 @@ pub use live::{
 };
 pub use output::{CustomColumn, OutputArgs, OutputFormat};
 pub use pods::{PodFilterArgs, SelectionArgs};
+pub use process::{CoreArgs, EnterArgs, NamespaceKind, NetArgs, OneTargetArgs};
 pub use report::{BundleArgs, EvidenceArgs, Redaction, ReportArgs};
 pub use timeline::{ExplainArgs, RestartsArgs, TimelineArgs};
 
@@ -58,6 +60,9 @@ Examples:
   podopsy pods -n shop                  pods and containers, restarts, limits and usage
   kubectl podopsy oom -A                the same of all nodes of a cluster, as kubectl's plugin
   podopsy inspect pid:4242              which pod does this process belong to?
+  podopsy net shop/cart                 addresses, routes, listeners and connections with their process
+  podopsy enter shop/cart -- ip addr    the host's tools in a pod's network namespace
+  podopsy core shop/cart -w core.zst    a core of a running process, for gdb
   podopsy explain incident              what a term means
   podopsy doctor                        what works here, and how to fix the rest
   source <(podopsy completion bash)     completes commands and options in bash
@@ -130,6 +135,9 @@ pub enum Command {
     Restarts(RestartsArgs),
     Pods(PodsArgs),
     Inspect(InspectArgs),
+    Net(NetArgs),
+    Enter(EnterArgs),
+    Core(CoreArgs),
     Doctor(DoctorArgs),
     Explain(ExplainArgs),
     Completion(CompletionArgs),
@@ -406,6 +414,10 @@ mod tests {
             "podopsy events --since 10m -n shop -l app=web --kind oom.kill --kind dns.failure -o json shop/cart",
             "podopsy inspect pid:1 -o json --cri-socket unix:///run/x.sock -v",
             "podopsy --node n1 doctor",
+            "podopsy net -n shop cart -o json",
+            "podopsy enter shop/cart -- ss -tlnp",
+            "podopsy enter cart --ns net,pid -n shop -- ps -ef -o json",
+            "podopsy core pid:42 -w core.zst --exclude-file-backed --stream",
         ] {
             read(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -447,6 +459,10 @@ mod tests {
             "podopsy events -o xml",
             "podopsy pods --sort-by [",
             "podopsy oom -o jsonpath={",
+            "podopsy net",
+            "podopsy enter cart",
+            "podopsy enter cart --ns user -- id",
+            "podopsy core cart",
         ] {
             let refused = read(line).err().map(|error| error.exit_code());
             assert_eq!(refused, Some(2), "{line}");

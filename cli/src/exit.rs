@@ -52,7 +52,8 @@ pub struct NotPermitted(pub String);
 #[error("{0}")]
 pub struct NotFound(pub String);
 
-/// clap has already printed its message (`--help`, `--version`, a usage error); the exit code is left to set.
+/// There is nothing more to print, and the exit code is left to set: clap has printed `--help` or a usage error, or another
+/// program ran in place of podopsy.
 #[derive(Debug, thiserror::Error)]
 #[error("exit {0}")]
 pub struct AlreadyPrinted(pub u8);

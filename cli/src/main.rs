@@ -8,7 +8,7 @@
 //! | [`exit`] | decides the exit code |
 //!
 //! The others are helpers: [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
-//! history), [`jsonpath`], [`log`], [`privilege`], [`signals`],
+//! history), [`jsonpath`], [`log`], [`one_pod`] (the process that a command is about), [`privilege`], [`signals`],
 //! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
 //! (the entries of one).
 //!
@@ -25,6 +25,7 @@ mod headroom;
 mod history;
 mod jsonpath;
 mod log;
+mod one_pod;
 mod output;
 mod past;
 mod privilege;
@@ -93,6 +94,9 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Restarts(args) => cmd::restarts::run(&context, args).await,
         Command::Pods(args) => cmd::pods::run(&context, args).await,
         Command::Inspect(args) => cmd::inspect::run(&context, args).await,
+        Command::Net(args) => cmd::net::run(&context, args).await,
+        Command::Enter(args) => cmd::enter::run(&context, args).await,
+        Command::Core(args) => cmd::core::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,
         Command::Explain(args) => cmd::explain::run(&context, &args),
         Command::Completion(args) => cmd::manual::completion(args),

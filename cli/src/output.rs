@@ -69,27 +69,11 @@ pub fn write_file(path: &Path, mode: u32, content: &[u8]) -> anyhow::Result<bool
         std::io::stdout().lock().write_all(content)?;
         return Ok(false);
     }
-    refuse_links(path)?;
-    let write = || -> anyhow::Result<()> {
-        let mut temporary = temporary_beside(path, mode)?;
-        temporary.write_all(content)?;
-        temporary.as_file().sync_all()?;
-        refuse_links(path)?;
-        temporary.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", shown(path)))?;
+    let mut temporary = temporary(path, mode)?;
+    let written = temporary.write_all(content).map_err(anyhow::Error::from);
+    let written = written.and_then(|()| persist(temporary, path));
+    written.with_context(|| format!("cannot write {}", shown(path)))?;
     Ok(true)
-}
-
-/// A temporary file in the folder of `path`. The umask reduces `mode`, as for any file that a program creates.
-fn temporary_beside(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".podopsy-").permissions(Permissions::from_mode(mode)).tempfile_in(folder)
 }
 
 /// Outputs with an open temporary file each, so that a folder that cannot be written fails before the sampling.
@@ -110,12 +94,38 @@ pub fn prepare(outputs: Vec<Output>) -> anyhow::Result<Pending> {
             pending.push((output, None));
             continue;
         }
-        refuse_links(&output.path)?;
-        let temporary = temporary_beside(&output.path, 0o666)
-            .with_context(|| format!("cannot write {}", output.shown()))?;
+        let temporary = temporary(&output.path, 0o666)?;
         pending.push((output, Some(temporary)));
     }
     Ok(Pending(pending))
+}
+
+/// A temporary file next to `path`, to be renamed to it.
+pub fn temporary(path: &Path, mode: u32) -> anyhow::Result<NamedTempFile> {
+    refuse_links(path)?;
+    // The umask reduces the mode, as for any file that a program creates.
+    let created = tempfile::Builder::new()
+        .prefix(".podopsy-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(folder_of(path));
+    created.with_context(|| format!("cannot write {}", shown(path)))
+}
+
+/// The folder that a file is in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Gives a complete temporary file its name.
+pub fn persist(temporary: NamedTempFile, path: &Path) -> anyhow::Result<()> {
+    // Without this, the name could refer to an empty file after a crash.
+    temporary.as_file().sync_all()?;
+    refuse_links(path)?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 impl Pending {
@@ -177,11 +187,7 @@ fn finish_one(
     write(output.format, &mut out)?;
     out.flush()?;
     drop(out);
-    // Without this, the name could refer to an empty file after a crash.
-    temporary.as_file().sync_all()?;
-    refuse_links(&output.path)?;
-    temporary.persist(&output.path).map_err(|error| error.error)?;
-    Ok(())
+    persist(temporary, &output.path)
 }
 
 /// Refuses links, devices and pipes: the rename would replace them by the profile.
@@ -214,6 +220,7 @@ pub fn format(name: &str) -> Result<Format, String> {
         .ok_or_else(|| format!("the formats are {}", Format::ALL.map(Format::as_str).join(", ")))
 }
 
+/// A path, safe to print.
 pub fn shown(path: &Path) -> String {
     text::escape_bytes(path.as_os_str().as_bytes())
 }

@@ -135,6 +135,9 @@ fn missing_privileges_are_a_one_line_error_of_each_command() {
         &["pods", "-o", "json"],
         &["inspect", "pid:1"],
         &["inspect", "finance/pricing"],
+        &["net", "finance/pricing"],
+        &["enter", "finance/pricing", "--", "true"],
+        &["core", "pid:1", "-w", "/tmp/never.zst"],
         &["doctor"],
         &["doctor", "-o", "json"],
     ] {

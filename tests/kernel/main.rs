@@ -39,6 +39,7 @@ mod latency;
 mod lookups;
 mod losses;
 mod metrics;
+mod network;
 mod node_oom;
 mod oncpu;
 mod oom;

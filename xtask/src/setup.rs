@@ -52,6 +52,10 @@ const READERS: &[Package] = &[
     Package { name: "graphviz", why: "draws `go tool pprof`'s web graph" },
     Package { name: "binutils", why: "readelf is what our unwind tables are compared with" },
     Package { name: "g++", why: "compiles programs with known stacks" },
+    Package {
+        name: "gdb",
+        why: "opens the cores of `podopsy core`, and what it sees live is what they are compared with",
+    },
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
     Package { name: "python3-venv", why: "holds what checks the image's bill of materials" },
     Package { name: "openssl", why: "a test profiles it" },

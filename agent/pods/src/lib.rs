@@ -15,6 +15,7 @@ mod list;
 pub mod logdir;
 mod names;
 pub mod paths;
+mod ports;
 pub mod proc;
 mod resolve;
 mod state;
@@ -38,6 +39,7 @@ use podopsy_model::incident::RuntimeView;
 use podopsy_model::{ContainerRef, Owner, PodRef, Target};
 pub use podopsy_runtime::run_if_asked;
 use podopsy_runtime::{ReaderOptions, RuntimeReader};
+pub use ports::ContainerPort;
 
 #[derive(Clone, Debug)]
 pub struct PodsOptions {
@@ -131,6 +133,9 @@ pub struct ContainerDetails {
     pub memory_usage_bytes: Option<u64>,
     /// CPU limit in thousandths of a core; null: none.
     pub cpu_limit_millis: Option<u64>,
+    /// The ports that the pod's specification declares, from the kubelet's annotation `io.kubernetes.container.ports`.
+    #[serde(default)]
+    pub ports: Vec<ContainerPort>,
 }
 
 impl ContainerDetails {

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 
 use super::state::PodsState;
 use super::text::field;
-use super::{ContainerDetails, PodDetails, hierarchy, names, proc};
+use super::{ContainerDetails, PodDetails, hierarchy, names, ports, proc};
 use podopsy_model::{ContainerRef, KnownBy, PodRef};
 use podopsy_runtime::cri::messages::{self as cri, ContainerStatus, PodSandbox};
-use podopsy_runtime::{CallError, ContainerReport, SandboxReport};
+use podopsy_runtime::{CallError, ContainerReport, PORTS, SandboxReport};
 
 type Cgroups = HashMap<String, Vec<(PathBuf, u64)>>;
 
@@ -182,6 +182,7 @@ fn join(
     container.started_at = time(status.started_at);
     container.finished_at = time(status.finished_at);
     container.restarts = restarts;
+    container.ports = ports::parse(status.annotations.get(PORTS).map_or("", String::as_str));
     container
 }
 
@@ -206,6 +207,7 @@ fn from_kernel(state: &PodsState, container: ContainerRef, cgroups: &[(PathBuf, 
         memory_limit_bytes: own.and_then(|path| hierarchy.memory_limit(path)),
         memory_usage_bytes: own.and_then(|path| hierarchy.memory_usage(path)),
         cpu_limit_millis: own.and_then(|path| hierarchy.cpu_limit_millis(path)),
+        ports: Vec::new(),
     };
     if let Some(pid) = proc::first_of(&state.options.proc_root, &all.pids) {
         set_pid(state, &mut all, pid);

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 
 pub use client::{NodeRoot, RuntimeClient};
 pub use question::{
-    Answer, CallError, ConnectionStatus, ContainerReport, Question, RuntimeInfo, SandboxReport,
+    Answer, CallError, ConnectionStatus, ContainerReport, PORTS, Question, RuntimeInfo, SandboxReport,
 };
 pub use reader::{ReaderOptions, RuntimeReader};
 pub use serve::run_if_asked;

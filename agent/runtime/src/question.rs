@@ -14,8 +14,10 @@ use crate::cri::messages::{
     PodSandboxStatusResponse,
 };
 
-/// The one annotation that podopsy uses.
+/// The annotations that podopsy uses.
 pub const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
+pub const PORTS: &str = "io.kubernetes.container.ports";
+const ANNOTATIONS: [&str; 2] = [RESTART_COUNT, PORTS];
 
 /// A question. There is no way to ask for more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +102,7 @@ impl From<ContainerStatusResponse> for ContainerReport {
     fn from(response: ContainerStatusResponse) -> ContainerReport {
         let mut status = response.status;
         if let Some(status) = &mut status {
-            status.annotations.retain(|key, _| key == RESTART_COUNT);
+            status.annotations.retain(|key, _| ANNOTATIONS.contains(&key.as_str()));
         }
         ContainerReport { status, info: RuntimeInfo::read(&response.info) }
     }
@@ -115,7 +117,7 @@ impl From<PodSandboxStatusResponse> for SandboxReport {
 /// A container of a list without what podopsy does not use.
 pub(crate) fn listed(mut container: Container) -> Container {
     container.labels = HashMap::new();
-    container.annotations.retain(|key, _| key == RESTART_COUNT);
+    container.annotations.retain(|key, _| ANNOTATIONS.contains(&key.as_str()));
     container
 }
 

@@ -83,3 +83,16 @@ pub const COMPLETION: &str = "\
 Examples:
   podopsy completion bash
   podopsy completion zsh";
+pub const NET: &str = "\
+Examples:
+  podopsy net shop/cart                addresses, routes, listeners, connections, and what is conspicuous
+  podopsy net pid:4242 -o json         the network of a process, every field";
+pub const ENTER: &str = "\
+Examples:
+  podopsy enter shop/cart -- ip addr   in the pod's network namespace
+  podopsy enter shop/cart -- tcpdump -ni eth0 port 53
+  podopsy enter shop/cart/app --ns net,pid,ipc -- ipcs -m";
+pub const CORE: &str = "\
+Examples:
+  podopsy core shop/cart -w core.zst   the first process of the container
+  podopsy core pid:4242 -w core --exclude-file-backed";

@@ -9,6 +9,7 @@ pub mod event;
 pub mod growth;
 pub mod inspect;
 pub mod list;
+pub mod net;
 pub mod oom;
 pub mod pods;
 pub mod report;

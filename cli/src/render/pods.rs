@@ -123,6 +123,7 @@ pub mod tests {
             memory_limit_bytes: Some(64 << 20),
             memory_usage_bytes: (state == "running").then_some(12 << 20),
             cpu_limit_millis: Some(500),
+            ports: Vec::new(),
         }
     }
 

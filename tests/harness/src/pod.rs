@@ -210,6 +210,7 @@ pub struct ContainerSpec {
     capabilities: Vec<String>,
     dropped: Vec<String>,
     group_kill: bool,
+    ports: Vec<u16>,
     pub(crate) target: Option<String>,
 }
 
@@ -230,6 +231,7 @@ impl ContainerSpec {
             capabilities: Vec::new(),
             dropped: Vec::new(),
             group_kill: true,
+            ports: Vec::new(),
             target: None,
         }
     }
@@ -277,6 +279,12 @@ impl ContainerSpec {
     /// In thousandths of a CPU.
     pub fn cpu_limit(mut self, millis: i64) -> Self {
         self.cpu_limit = Some(millis);
+        self
+    }
+
+    /// Declares a TCP port, in the annotation that the kubelet writes for it.
+    pub fn port(mut self, port: u16) -> Self {
+        self.ports.push(port);
         self
     }
 
@@ -331,12 +339,17 @@ impl ContainerSpec {
     ) -> ContainerConfig {
         let mut labels = pod.kubernetes_labels(uid);
         labels.insert("io.kubernetes.container.name".to_owned(), self.name.clone());
-        let annotations = HashMap::from([
+        let mut annotations = HashMap::from([
             ("io.kubernetes.container.restartCount".to_owned(), attempt.to_string()),
             ("io.kubernetes.container.terminationMessagePath".to_owned(), "/dev/termination-log".to_owned()),
             ("io.kubernetes.container.terminationMessagePolicy".to_owned(), "File".to_owned()),
             ("io.kubernetes.pod.terminationGracePeriod".to_owned(), "30".to_owned()),
         ]);
+        let ports: Vec<String> =
+            self.ports.iter().map(|port| format!(r#"{{"containerPort":{port},"protocol":"TCP"}}"#)).collect();
+        if !ports.is_empty() {
+            annotations.insert("io.kubernetes.container.ports".to_owned(), format!("[{}]", ports.join(",")));
+        }
         let mut namespaces = pod.namespaces();
         if let Some(id) = target {
             namespaces.pid = NamespaceMode::Target.into();

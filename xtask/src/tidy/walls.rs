@@ -136,6 +136,16 @@ const WALLS: &[Wall] = &[
         why: "it writes a document from plain data, wherever that came from",
     },
     Wall {
+        package: "podopsy-net",
+        unreachable: &["tokio", "aya", "podopsy-pods", "podopsy-recorder", "podopsy-stacks"],
+        why: "it asks the kernel about one namespace, and knows no pods",
+    },
+    Wall {
+        package: "podopsy-coredump",
+        unreachable: &["tokio", "aya", "zstd", "podopsy-model", "podopsy-pods", "podopsy-stacks"],
+        why: "it stops a process, and knows neither pods nor how a core is kept",
+    },
+    Wall {
         package: "podopsy",
         unreachable: &[
             "reqwest",

@@ -236,6 +236,7 @@ mod tests {
             memory_limit_bytes: None,
             memory_usage_bytes: None,
             cpu_limit_millis: None,
+            ports: Vec::new(),
         }
     }
 
