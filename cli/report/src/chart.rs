@@ -9,7 +9,7 @@ use super::{MemoryChart, Table};
 /// A chart is written for two widths, because text in a scaled picture would not be readable on a phone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    Desk,
+    Wide,
     Phone,
 }
 
@@ -41,7 +41,7 @@ impl Plot {
         let (from, until) = (times.clone().min()?, times.max()?);
         let max = points().map(|point| point.1).chain(chart.limit_bytes).max().unwrap_or(0);
         let (width, height, left) = match width {
-            Width::Desk => (960.0, 280.0, 76.0),
+            Width::Wide => (960.0, 280.0, 76.0),
             Width::Phone => (360.0, 220.0, 62.0),
         };
         let seconds = until.duration_since(from).as_secs_f64().max(1.0);
@@ -74,14 +74,14 @@ impl Plot {
 /// The memory curve with its limit, the kills and the failed lookups.
 pub fn memory(chart: &MemoryChart, at: usize, width: Width) -> Markup {
     let Some(plot) = Plot::new(chart, width) else { return html! {} };
-    let class = if width == Width::Desk { "desk" } else { "phone" };
+    let class = if width == Width::Wide { "desk" } else { "phone" };
     let (title, text) = (format!("memory-{at}-{class}-title"), format!("memory-{at}-{class}-text"));
     html! {
         svg.chart.(class) role="img" viewBox={ "0 0 " (plot.width) " " (plot.height) } aria-labelledby={ (title) " " (text) } {
             title #(title) { "Memory of " (cut(&chart.container, 200)) }
             desc #(text) { (describe(chart)) }
             (bytes_axis(&plot))
-            (time_axis(&plot, if width == Width::Desk { 6 } else { 3 }))
+            (time_axis(&plot, if width == Width::Wide { 6 } else { 3 }))
             @for &(from, until) in chart.failures.iter().filter(|span| plot.has(span)).take(FAILURES_MAX) {
                 @let start = plot.x(from);
                 rect.failure x=(px(start)) y=(px(plot.top)) width=(px((plot.x(until) - start).max(3.0))) height=(px(plot.floor() - plot.top)) {}
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_chart_has_its_curve_limit_and_kills_inside_the_picture() {
-        let svg = memory(&chart(64), 0, Width::Desk).into_string();
+        let svg = memory(&chart(64), 0, Width::Wide).into_string();
         for part in
             ["class=\"curve\"", "limit 64 MiB", "class=\"kill\"", "Highest sample 63 MiB. Limit 64 MiB."]
         {
@@ -293,7 +293,7 @@ mod tests {
             (end + SignedDuration::from_secs(from), end + SignedDuration::from_secs(until))
         };
         chart.failures = vec![span(-10, -5), span(-500, -400), span(100, 200)];
-        assert_eq!(memory(&chart, 0, Width::Desk).into_string().matches("class=\"failure\"").count(), 1);
+        assert_eq!(memory(&chart, 0, Width::Wide).into_string().matches("class=\"failure\"").count(), 1);
     }
 
     #[test]
@@ -302,7 +302,7 @@ mod tests {
         one.instances[0][0].1 = u64::MAX;
         let svg = memory(&one, 0, Width::Phone).into_string();
         assert!(svg.contains("polyline") && !svg.contains("NaN") && !svg.contains("-inf"), "{svg}");
-        assert!(memory(&MemoryChart::default(), 0, Width::Desk).into_string().is_empty());
+        assert!(memory(&MemoryChart::default(), 0, Width::Wide).into_string().is_empty());
     }
 
     #[test]

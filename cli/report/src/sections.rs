@@ -119,7 +119,7 @@ pub fn memory(report: &Report, bounds: Bounds) -> Markup {
             @for (at, chart) in report.memory.iter().take(bounds.of(CHARTS_MAX)).enumerate() {
                 figure {
                     figcaption { h3 { bdi { (chart.container) } } }
-                    (chart::memory(chart, at, Width::Desk))
+                    (chart::memory(chart, at, Width::Wide))
                     (chart::memory(chart, at, Width::Phone))
                     ul.legend {
                         li { span.key.curve {} "memory in use" }

@@ -142,7 +142,7 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         package: "podopsy-coredump",
-        unreachable: &["tokio", "aya", "zstd", "podopsy-model", "podopsy-pods", "podopsy-stacks"],
+        unreachable: &["tokio", "aya", "zstd", "podopsy-pods", "podopsy-stacks"],
         why: "it stops a process, and knows neither pods nor how a core is kept",
     },
     Wall {
