@@ -187,7 +187,7 @@ fn fetch_schemas() -> Result<()> {
 }
 
 /// The Python in which CycloneDX's own library is: it has the specification's JSON schema.
-pub fn sbom_python() -> Result<PathBuf> {
+fn sbom_python() -> Result<PathBuf> {
     Ok(cache_dir()?.join("sbom/bin/python"))
 }
 
