@@ -82,11 +82,14 @@ fn code(text: &str) -> Vec<(usize, String)> {
 
 /// The commands of a shell line, as words: `a | b && kubectl exec x -- c` has four.
 fn commands(line: &str) -> Vec<Vec<String>> {
-    let mut commands = vec![Vec::new()];
+    let mut commands: Vec<Vec<String>> = vec![Vec::new()];
     for word in words(line) {
+        let last = commands.last_mut().expect("it begins with one");
         match word.as_str() {
+            // `podopsy enter` has the command behind it among its own arguments.
+            "--" if last.get(1).is_some_and(|command| command == "enter") => last.push(word),
             "|" | "&&" | ";" | "--" => commands.push(Vec::new()),
-            _ => commands.last_mut().expect("it begins with one").push(word),
+            _ => last.push(word),
         }
     }
     commands
