@@ -3,6 +3,8 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/outcome.rs"]
+mod outcome;
 mod support;
 
 use std::fs;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
+use outcome::{expect, text};
 use podopsy_model::testing::{dns, incident, kill, owner};
 use podopsy_model::{Event, EventKind};
 use serde_json::{Value, json};
@@ -88,17 +91,6 @@ fn oom(seconds_ago: i64, pod: &str, label: &str, id: &str) -> Event {
     let event = kill(time, owner("shop", pod, &[("app", label)]), id, 9, false);
     let incident = podopsy_model::OomIncident { id: id.into(), ..incident() };
     Event { kind: EventKind::OomIncident, incident: Some(Box::new(incident)), ..event }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Asserts on the exit code, and returns stdout and stderr.
-fn expect(output: &Output, code: i32) -> (String, String) {
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "stdout:\n{out}\nstderr:\n{err}");
-    (out, err)
 }
 
 #[test]

@@ -3,12 +3,15 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/outcome.rs"]
+mod outcome;
 
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
+use outcome::expect;
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, incident, kill, owner};
 use podopsy_model::{Event, EventKind, OomIncident};
@@ -44,17 +47,6 @@ impl Node {
         let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
         self.agent.put(dns(time, owner("shop", pod, labels), name));
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Asserts on the exit code, and returns stdout and stderr.
-fn expect(output: &Output, code: i32) -> (String, String) {
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(code), "stdout:\n{out}\nstderr:\n{err}");
-    (out, err)
 }
 
 /// The table of docs/cli.md: one call for each exit code.

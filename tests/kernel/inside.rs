@@ -49,7 +49,7 @@ fn a_profile_from_inside_a_pod_has_the_target_container_alone() {
     assert_eq!(ended.exit_code, 0, "{log}");
     let stacks: Vec<_> = log.lines().filter_map(|line| line.split_once(" stdout F ")).collect();
     assert!(stacks.iter().any(|(_, stack)| stack.contains("price_options")), "{log}");
-    // Neither the container beside it nor podopsy's own. Without a kubelet nothing inside tells the container's name.
+    // Neither the container beside it nor podopsy's own. Without a kubelet nothing inside has the container's name.
     let is_targets = |stack: &str| stack.starts_with("shop/pricing/") && stack.contains("/;burner;");
     let others: Vec<_> = stacks.iter().filter(|(_, stack)| !is_targets(stack)).collect();
     assert!(others.is_empty(), "{others:?}");

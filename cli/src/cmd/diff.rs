@@ -2,11 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
-use podopsy_model::text;
 use podopsy_profiles::compare::{self, ComparisonBasis};
 use podopsy_profiles::export::differential;
 use podopsy_profiles::import::pprof::{PprofFile, PprofTables};
@@ -16,7 +14,7 @@ use podopsy_profiles::unit;
 use crate::args::{DiffArgs, DiffFormat};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
-use crate::output::{self, Output};
+use crate::output::{self, Output, shown};
 use crate::render;
 use crate::terminal::{Terminal, note};
 
@@ -150,10 +148,6 @@ type ValueTypes = (Vec<ValueType>, usize);
 
 fn or_none(unit: &str) -> &str {
     if unit.is_empty() { "no unit" } else { unit }
-}
-
-fn shown(path: &Path) -> String {
-    text::escape_bytes(path.as_os_str().as_bytes())
 }
 
 #[cfg(test)]
