@@ -35,10 +35,6 @@ static EXECUTABLES: LruHashMap<Executable, u8> = LruHashMap::with_max_entries(40
 pub fn exec_new(ctx: RawTracePointContext) -> i32 {
     let config = CONFIG.load();
     let at = &config.layout;
-    let pid = task::process_id(task::current(), &config);
-    if pid == 0 {
-        return 0;
-    }
     let file = task::read::<u64>(ctx.arg(2), at.binprm_file).unwrap_or(0);
     let inode = task::read::<u64>(file, at.file_inode).unwrap_or(0);
     let superblock = task::read::<u64>(inode, at.inode_sb).unwrap_or(0);
@@ -47,6 +43,10 @@ pub fn exec_new(ctx: RawTracePointContext) -> i32 {
         device: task::read::<u32>(superblock, at.super_block_dev).unwrap_or(0) as u64,
     };
     if EXECUTABLES.get_ptr(executable).is_some() {
+        return 0;
+    }
+    let pid = task::process_id(task::current(), &config);
+    if pid == 0 {
         return 0;
     }
     if EXECS.output::<Exec>(Exec { pid }, 0).is_err() {

@@ -120,7 +120,7 @@ pub fn oom_mark_victim(ctx: RawTracePointContext) -> i32 {
     let at = &config.layout;
     let (victim, killed) = find_victim(&ctx, config.victim_is_task != 0, at);
     let identity = task::identify(victim, &config);
-    // Outside of user space's pid namespace. Without its task, nothing tells where a victim is.
+    // A victim without a task is recorded: its pid namespace cannot be read.
     if config.pid_namespace != 0 && identity.pid == 0 {
         return 0;
     }

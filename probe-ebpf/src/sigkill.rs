@@ -52,6 +52,7 @@ const FROM_KERNEL: u64 = 1;
 const TOGETHER_NS: u64 = 1_000_000_000;
 /// The task is in do_exit (`<linux/sched.h>`).
 const PF_EXITING: u32 = 4;
+
 #[raw_tracepoint(tracepoint = "signal_generate")]
 pub fn sigkill_sent(ctx: RawTracePointContext) -> i32 {
     let (signal, result): (u64, u64) = (ctx.arg(0), ctx.arg(4));
