@@ -124,7 +124,7 @@ fn under_sysadmin_a_profile_and_the_kills_are_those_of_the_pod() {
     assert!(log.contains("price_options"), "{log}");
 
     copy_with_podopsy("sysadmin", "kills", "sysadmin", &["/podopsy", "watch", "oom", "-d", "60s"]);
-    let found = || log_of_copy("sysadmin", "kills").filter(|log| log.contains("OOM kill"));
+    let found = || log_of_copy("sysadmin", "kills").filter(|log| log.contains("sysadmin/copy-kills"));
     let log =
         until("a kill", found, || format!("{:?}\n{}", log_of_copy("sysadmin", "kills"), shop.describe()));
     assert!(log.contains("sysadmin/copy-kills"), "{log}");
