@@ -92,7 +92,7 @@ pub fn redacted(evidence: &PodEvidence, redactions: &[Redaction]) -> anyhow::Res
 /// The profile with its functions alone: no labels, no files.
 fn profile(pprof: &[u8], manifest: &Manifest) -> anyhow::Result<Vec<u8>> {
     let facts = manifest.cpu.clone().unwrap_or_default();
-    let profile = import::pprof::read(pprof, Some("samples"))?.to_profile(Profile {
+    let profile = import::pprof::read(pprof, Some("samples"))?.to_functions(Profile {
         start: facts.from,
         duration: facts.until.duration_since(facts.from).try_into().unwrap_or_default(),
         sampling: Sampling::Cpu { frequency_hz: facts.frequency_hz },

@@ -6,11 +6,13 @@
 
 mod drop_frames;
 mod function_name;
+mod labels;
 pub mod pprof;
 pub mod wire;
 
 use std::sync::Arc;
 
+use labels::SampleLabels;
 use podopsy_model::Owner;
 use podopsy_model::profile::{Frame, Profile, Sample};
 
@@ -21,7 +23,7 @@ pub struct ValueType {
     pub unit: String,
 }
 
-/// A profile reduced to what a comparison needs: stacks of functions, and one value for each.
+/// A profile of one kind of values: stacks of functions with what their labels say, and one value for each.
 #[derive(Debug, Default)]
 pub struct ImportedProfile {
     /// The type of the values and its unit, such as `cpu` in `nanoseconds`.
@@ -32,6 +34,11 @@ pub struct ImportedProfile {
     /// The frames of all stacks, one stack after the other, innermost first: indices into
     /// [`ImportedProfile::functions`].
     frames: Vec<u32>,
+    /// The file of each frame, as an index into [`ImportedProfile::module_names`].
+    modules: Vec<u32>,
+    /// The first one is empty: the file does not say.
+    module_names: Vec<Arc<str>>,
+    labels: Vec<SampleLabels>,
     stacks: Vec<ImportedStack>,
 }
 
@@ -40,6 +47,8 @@ struct ImportedStack {
     /// Range in [`ImportedProfile::frames`].
     start: usize,
     end: usize,
+    /// Index into [`ImportedProfile::labels`].
+    labels: u32,
     value: u64,
 }
 
@@ -49,24 +58,45 @@ impl ImportedProfile {
         self.stacks.iter().map(|stack| (&self.frames[stack.start..stack.end], stack.value))
     }
 
-    /// Converts to a profile whose values are sample counts. Frames have a function only, and samples no owner and no
-    /// process. All other fields come from `base`.
+    /// Converts to a profile whose values are sample counts. Frames have a function and a module, and samples what their labels
+    /// say of their process, container and pod. All other fields come from `base`.
     pub fn to_profile(&self, base: Profile) -> Profile {
-        let frame = |&number: &u32| Frame {
-            function: self.functions.get(number as usize).cloned(),
-            ..Frame::default()
+        let unlabelled = SampleLabels::default();
+        let sample = |stack: &ImportedStack| {
+            let labels = self.labels.get(stack.labels as usize).unwrap_or(&unlabelled);
+            Sample {
+                stack: (stack.start..stack.end).map(|at| self.frame(at)).collect(),
+                count: stack.value,
+                pid: labels.pid,
+                tid: labels.tid,
+                thread: labels.thread.clone(),
+                comm: labels.comm.clone(),
+                owner: labels.owner.clone(),
+            }
         };
-        let (unknown_owner, no_name) = (Arc::new(Owner::default()), Arc::<str>::from(""));
-        let sample = |(stack, count): (&[u32], u64)| Sample {
-            stack: stack.iter().map(frame).collect(),
-            count,
+        Profile { samples: self.stacks.iter().map(sample).collect(), ..base }
+    }
+
+    /// Like [`Self::to_profile`], with the functions alone: no module, no process, no owner.
+    pub fn to_functions(&self, base: Profile) -> Profile {
+        let bare = |sample: Sample| Sample {
+            stack: sample.stack.iter().map(|frame| Frame { module: None, ..frame.clone() }).collect(),
             pid: 0,
             tid: 0,
-            thread: no_name.clone(),
-            comm: no_name.clone(),
-            owner: unknown_owner.clone(),
+            thread: Arc::default(),
+            comm: Arc::default(),
+            owner: Arc::new(Owner::default()),
+            ..sample
         };
-        Profile { samples: self.stacks().map(sample).collect(), ..base }
+        let profile = self.to_profile(base);
+        Profile { samples: profile.samples.into_iter().map(bare).collect(), ..profile }
+    }
+
+    fn frame(&self, at: usize) -> Frame {
+        let function = self.frames.get(at).and_then(|&number| self.functions.get(number as usize));
+        let module = self.modules.get(at).and_then(|&number| self.module_names.get(number as usize));
+        let module = module.filter(|name| !name.is_empty()).cloned();
+        Frame { function: function.cloned(), module, ..Frame::default() }
     }
 
     /// Multiplies all values.
@@ -100,7 +130,7 @@ pub(crate) fn example(stacks: &[(&[&str], u64)]) -> ImportedProfile {
             });
             imported.frames.push(u32::try_from(number).unwrap());
         }
-        imported.stacks.push(ImportedStack { start, end: imported.frames.len(), value: *value });
+        imported.stacks.push(ImportedStack { start, end: imported.frames.len(), labels: 0, value: *value });
     }
     imported
 }

@@ -10,6 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::drop_frames::{DropFrames, Dropped};
 use super::function_name::comparable;
+use super::labels::{LabelSets, raw_label};
 use super::wire::{Fields, WireError, WireValue};
 use super::{ImportedProfile, ImportedStack, ValueType};
 use podopsy_model::profile::{NO_MAPPING, file_name, unnamed_frame};
@@ -115,12 +116,17 @@ impl PprofTables<'_> {
             locations: HashMap::new(),
             by_text: HashMap::new(),
             functions: Vec::new(),
+            module_numbers: HashMap::new(),
+            module_names: vec![Arc::default()],
+            label_sets: LabelSets::default(),
         };
         for field in Fields(bytes) {
             let (2, value) = field? else { continue };
             read_sample(value.bytes()?, column, &mut names, &mut imported, *limits)?;
         }
         imported.functions = names.functions;
+        imported.module_names = names.module_names;
+        imported.labels = names.label_sets.into_sets();
         Ok(imported)
     }
 }
@@ -303,12 +309,18 @@ struct FunctionNames<'t, 'a> {
     locations: HashMap<u64, Location>,
     by_text: HashMap<Arc<str>, u32>,
     functions: Vec<Arc<str>>,
+    /// By the index of the file's name.
+    module_numbers: HashMap<u64, u32>,
+    module_names: Vec<Arc<str>>,
+    label_sets: LabelSets,
 }
 
 /// What samples need of a location.
 struct Location {
     /// Indices of its function names, innermost first.
     functions: Box<[u32]>,
+    /// Index of its file's name; 0: none.
+    module: u32,
     dropped: Dropped,
 }
 
@@ -336,14 +348,28 @@ impl FunctionNames<'_, '_> {
             }
         }
         let dropped = self.drop_frames.of(&mut names);
+        let mapping = self.tables.mappings.get(&mapping).copied().unwrap_or_default();
         if names.is_empty() && dropped == Dropped::Nothing {
-            let mapping = self.tables.mappings.get(&mapping).copied().unwrap_or_default();
             let file = self.tables.name(mapping.file);
             let file = if file_name(&file).is_empty() { NO_MAPPING } else { &file };
             names.push(unnamed_frame(file, mapping.offset(address)));
         }
         let functions = names.into_iter().map(|name| self.index(name)).collect::<Result<_, _>>()?;
-        Ok(Location { functions, dropped })
+        Ok(Location { functions, module: self.module(mapping.file)?, dropped })
+    }
+
+    /// The number of a file's name.
+    fn module(&mut self, text: u64) -> Result<u32, ImportError> {
+        if self.tables.text(text).is_empty() {
+            return Ok(0);
+        }
+        if let Some(&number) = self.module_numbers.get(&text) {
+            return Ok(number);
+        }
+        let number = u32::try_from(self.module_names.len()).map_err(|_| ImportError::Damaged)?;
+        self.module_names.push(self.tables.name(text).into());
+        self.module_numbers.insert(text, number);
+        Ok(number)
     }
 
     fn index(&mut self, name: String) -> Result<u32, ImportError> {
@@ -366,7 +392,7 @@ fn read_sample(
     imported: &mut ImportedProfile,
     limits: ImportLimits,
 ) -> Result<(), ImportError> {
-    let (mut locations, mut seen, mut value) = (Vec::new(), 0, 0);
+    let (mut locations, mut labels, mut seen, mut value) = (Vec::new(), Vec::new(), 0, 0);
     for field in Fields(message) {
         match field? {
             (1, ids) => {
@@ -383,6 +409,7 @@ fn read_sample(
                     seen += 1;
                 }
             }
+            (3, label) => labels.push(raw_label(label.bytes()?)?),
             _ => {}
         }
     }
@@ -408,8 +435,11 @@ fn read_sample(
             return Err(ImportError::TooLarge(format!("{} frames", limits.frames)));
         }
         imported.frames.extend_from_slice(&location.functions);
+        imported.modules.resize(imported.frames.len(), location.module);
     }
-    imported.stacks.push(ImportedStack { start, end: imported.frames.len(), value });
+    let tables = names.tables;
+    let labels = names.label_sets.number(labels, |text| tables.name(text), limits.entries)?;
+    imported.stacks.push(ImportedStack { start, end: imported.frames.len(), labels, value });
     Ok(())
 }
 

@@ -72,6 +72,38 @@ fn a_profile_written_by_podopsy_reads_back_gzipped_or_not() {
 }
 
 #[test]
+fn samples_keep_their_pod_their_process_and_their_modules() {
+    let mut profile = crate::export::example::profile();
+    profile.samples.iter_mut().for_each(|sample| {
+        sample.stack.iter_mut().filter(|frame| frame.function.is_none()).for_each(|frame| {
+            frame.function = Some("named".into());
+        });
+    });
+    let mut bytes = Vec::new();
+    export::pprof::write(&profile, &mut bytes).unwrap();
+    let read = read(bytes.as_slice(), Some("samples")).unwrap();
+    let facts = |sample: &Sample| {
+        let owner = &sample.owner;
+        let pod = owner.pod.as_ref().map(|pod| (pod.namespace.clone(), pod.name.clone()));
+        let container = owner.container.as_ref().map(|one| (one.name.clone(), one.id.clone()));
+        let shown = |name: &Option<std::sync::Arc<str>>| name.as_deref().map(podopsy_model::text::visible);
+        let names: Vec<_> =
+            sample.stack.iter().map(|frame| (shown(&frame.function), shown(&frame.module))).collect();
+        let comm = podopsy_model::text::visible(&sample.comm);
+        (sample.pid, comm, sample.count, pod, container, names)
+    };
+    let again = read.to_profile(Profile { samples: Vec::new(), ..profile.clone() });
+    assert_eq!(
+        again.samples.iter().map(facts).collect::<Vec<_>>(),
+        profile.samples.iter().map(facts).collect::<Vec<_>>()
+    );
+    assert!(again.samples.iter().any(|sample| sample.owner.pod.is_some()));
+    let bare = read.to_functions(Profile { samples: Vec::new(), ..profile });
+    assert!(bare.samples.iter().all(|one| one.owner.pod.is_none() && one.comm.is_empty() && one.pid == 0));
+    assert!(bare.samples.iter().flat_map(|one| &one.stack).all(|frame| frame.module.is_none()));
+}
+
+#[test]
 fn a_damaged_profile_is_an_error_and_never_a_panic() {
     assert_eq!(read(&[][..], None).unwrap_err(), ImportError::Damaged);
     assert_eq!(read(&b"{\"profile\": 1}"[..], None).unwrap_err(), ImportError::Damaged);
