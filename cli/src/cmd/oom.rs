@@ -4,8 +4,9 @@
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use podopsy_client::{EventList, QueryParameters};
 use podopsy_fleet::EventQuery;
 use podopsy_model::incident::Verdict as OomVerdict;
@@ -218,7 +219,8 @@ async fn gather(
             recover::PastIncidents { incidents: Vec::new(), boot: String::new(), counted: None }
         }
     };
-    let kept: HashSet<String> = incidents.iter().filter_map(incident).map(|one| one.id.clone()).collect();
+    incidents.extend(completed(from, &past.incidents, &incidents).await);
+    let kept: HashSet<String> = ids(&incidents);
     let boot = past.boot.clone();
     // The history covers earlier boots; the kernel's count starts at boot.
     let of_this_boot =
@@ -238,6 +240,42 @@ async fn gather(
     incidents.extend(new);
     incidents.sort_by_key(|event| event.time);
     Ok(OomReport { incidents, kills_since_boot: past.counted, kills_unknown, known_by })
+}
+
+/// An agent completes an incident within seconds after its kill. The log has the kill at once, without the stacks.
+const COMPLETED_WITHIN: Duration = Duration::from_secs(5);
+const FRESH: SignedDuration = SignedDuration::from_secs(10);
+const POLL: Duration = Duration::from_millis(250);
+
+/// The incidents of the last seconds as the agent completes them, so that a kill that was recorded does not look like one that
+/// was missed.
+async fn completed(from: &HistoryArgs, logged: &[Event], kept: &[Event]) -> Vec<Event> {
+    let mut missing = unfinished(logged, kept, Timestamp::now());
+    let mut found = Vec::new();
+    let since = Timestamp::now() - FRESH - SignedDuration::from_secs(1);
+    let query = [kinds(), vec![("from", since.to_string())]].concat();
+    let end = Instant::now() + COMPLETED_WITHIN;
+    while !missing.is_empty() && Instant::now() < end {
+        tokio::time::sleep(POLL).await;
+        let Ok(Some(agent)) = agent(from).await else { break };
+        let Ok(newer) = agent.events(&query, MOST).await else { break };
+        let is_wanted = |event: &Event| incident(event).is_some_and(|one| missing.contains(&one.id));
+        found.extend(newer.events.into_iter().filter(is_wanted));
+        missing.retain(|id| !ids(&found).contains(id));
+    }
+    found
+}
+
+/// The ids of incidents that the log has, and the history not yet.
+fn unfinished(logged: &[Event], kept: &[Event], now: Timestamp) -> HashSet<String> {
+    let kept = ids(kept);
+    let is_fresh = |event: &&Event| now.duration_since(event.time) < FRESH;
+    let fresh = logged.iter().filter(is_fresh).filter_map(incident).map(|one| one.id.clone());
+    fresh.filter(|id| !kept.contains(id)).collect()
+}
+
+fn ids(events: &[Event]) -> HashSet<String> {
+    events.iter().filter_map(incident).map(|one| one.id.clone()).collect()
 }
 
 /// All OOM incidents and SIGKILLs in the history, because the kernel's count is compared with them; and the source.
@@ -340,6 +378,15 @@ mod tests {
         assert!(!is_silent(&one));
         one.incident.as_mut().unwrap().runtime.as_mut().unwrap().exit_code = Some(0);
         assert!(is_silent(&one));
+    }
+
+    #[test]
+    fn only_kills_of_the_last_seconds_are_waited_for() {
+        let logged = [event("3f2a-1", 1), event("3f2a-2", 2)];
+        let at = |seconds| logged[1].time + SignedDuration::from_secs(seconds);
+        assert_eq!(unfinished(&logged, &logged[..1], at(5)), HashSet::from(["3f2a-2".to_owned()]));
+        assert!(unfinished(&logged, &logged, at(5)).is_empty());
+        assert!(unfinished(&logged, &[], at(60)).is_empty());
     }
 
     #[test]

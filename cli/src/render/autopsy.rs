@@ -345,7 +345,7 @@ fn stack(event: &Event) -> String {
 
 fn losses(event: &Event, incident: &OomIncident) -> String {
     if incident.recovered {
-        return "recovered: podopsy was not running; the facts are from the kernel's log and counters and the runtime"
+        return "recovered: podopsy did not record it; the facts are from the kernel's log and counters and the runtime"
             .to_owned();
     }
     super::losses(&event.losses)
@@ -403,7 +403,7 @@ mod tests {
             !text.contains("memory  ") && !text.contains("levels") && !text.contains("runtime  "),
             "{text}"
         );
-        assert!(text.contains("recovered: podopsy was not running"), "{text}");
+        assert!(text.contains("recovered: podopsy did not record it"), "{text}");
     }
 
     #[test]
