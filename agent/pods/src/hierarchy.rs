@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use procfs::FromRead;
@@ -21,6 +22,16 @@ pub enum CgroupVersion {
     V2,
 }
 
+/// The CPU time of a cgroup since it was created, and the periods of its quota.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuUsage {
+    pub used: Duration,
+    /// Periods in which a task of the cgroup could run; 0: no quota.
+    pub periods: u64,
+    /// Those of them in which the quota was used up.
+    pub throttled_periods: u64,
+}
+
 /// The mounted hierarchy that memory is accounted in.
 #[derive(Clone, Debug)]
 pub struct Hierarchy {
@@ -31,6 +42,8 @@ pub struct Hierarchy {
     root: PathBuf,
     /// The mount of v1's `cpu` controller, for quotas; on v2 the same as `dir`.
     cpu_dir: Option<PathBuf>,
+    /// The mount of v1's `cpuacct` controller, for usage; on v2 the same as `dir`.
+    cpuacct_dir: Option<PathBuf>,
     /// The root of this process's cgroup namespace, relative to `dir`: what `/` means in `/proc/<pid>/cgroup`.
     namespace: PathBuf,
 }
@@ -45,10 +58,11 @@ impl Hierarchy {
             below.iter().find(|m| m.fs_type == "cgroup" && m.super_options.contains_key(controller))
         };
         let mut found = if let Some(mount) = v1("memory") {
-            let cpu_dir = v1("cpu").map(|m| m.mount_point.clone());
-            Hierarchy::at(CgroupVersion::V1, &mount.mount_point, &mount.root, cpu_dir)
+            let mount_point = |controller| v1(controller).map(|m| m.mount_point.clone());
+            let cpu_dirs = [mount_point("cpu"), mount_point("cpuacct")];
+            Hierarchy::at(CgroupVersion::V1, &mount.mount_point, &mount.root, cpu_dirs)
         } else if let Some(mount) = below.iter().find(|m| m.fs_type == "cgroup2") {
-            Hierarchy::at(CgroupVersion::V2, &mount.mount_point, &mount.root, Some(mount.mount_point.clone()))
+            Hierarchy::v2_at(&mount.mount_point, &mount.root)
         } else {
             Hierarchy::by_layout(cgroup_root)?
         };
@@ -56,8 +70,20 @@ impl Hierarchy {
         Ok(found)
     }
 
-    fn at(version: CgroupVersion, dir: &Path, root: &str, cpu_dir: Option<PathBuf>) -> Hierarchy {
-        Hierarchy { version, dir: dir.into(), root: root.into(), cpu_dir, namespace: PathBuf::new() }
+    fn at(version: CgroupVersion, dir: &Path, root: &str, cpu_dirs: [Option<PathBuf>; 2]) -> Hierarchy {
+        let [cpu_dir, cpuacct_dir] = cpu_dirs;
+        Hierarchy {
+            version,
+            dir: dir.into(),
+            root: root.into(),
+            cpu_dir,
+            cpuacct_dir,
+            namespace: PathBuf::new(),
+        }
+    }
+
+    fn v2_at(dir: &Path, root: &str) -> Hierarchy {
+        Hierarchy::at(CgroupVersion::V2, dir, root, [Some(dir.to_owned()), Some(dir.to_owned())])
     }
 
     /// Both versions, with and without a namespace.
@@ -65,7 +91,7 @@ impl Hierarchy {
     pub(crate) fn examples() -> [Hierarchy; 4] {
         let hierarchy = |version, root: &str, namespace: &str| Hierarchy {
             namespace: namespace.into(),
-            ..Hierarchy::at(version, Path::new("/sys/fs/cgroup"), root, None)
+            ..Hierarchy::at(version, Path::new("/sys/fs/cgroup"), root, [None, None])
         };
         [
             hierarchy(CgroupVersion::V1, "/", ""),
@@ -77,11 +103,12 @@ impl Hierarchy {
 
     fn by_layout(cgroup_root: &Path) -> anyhow::Result<Hierarchy> {
         if cgroup_root.join("memory").is_dir() {
-            let cpu = Some(cgroup_root.join("cpu")).filter(|dir| dir.is_dir());
-            return Ok(Hierarchy::at(CgroupVersion::V1, &cgroup_root.join("memory"), "/", cpu));
+            let cpu_dirs =
+                ["cpu", "cpuacct"].map(|name| Some(cgroup_root.join(name)).filter(|dir| dir.is_dir()));
+            return Ok(Hierarchy::at(CgroupVersion::V1, &cgroup_root.join("memory"), "/", cpu_dirs));
         }
         if cgroup_root.join("cgroup.controllers").exists() {
-            return Ok(Hierarchy::at(CgroupVersion::V2, cgroup_root, "/", Some(cgroup_root.into())));
+            return Ok(Hierarchy::v2_at(cgroup_root, "/"));
         }
         bail!("no cgroup memory hierarchy is mounted below {}", cgroup_root.display())
     }
@@ -272,6 +299,25 @@ impl Hierarchy {
         };
         // "max" (v2) and -1 (v1) mean no limit, and do not parse as u64.
         millis(quota.parse().ok()?, period.parse().ok()?)
+    }
+
+    /// The CPU time of a cgroup and those below it, and how often its quota throttled it (v2 `cpu.stat`; v1 `cpuacct.usage` and
+    /// `cpu.stat`). None: the cgroup is gone, or its CPU time is not accounted.
+    pub fn cpu_usage(&self, path: &Path) -> Option<CpuUsage> {
+        let stat = read(&self.cpu_dir.as_ref()?.join(path).join("cpu.stat")).unwrap_or_default();
+        let value = |key: &str| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+            line.and_then(|value| value.trim().parse::<u64>().ok())
+        };
+        let used = match self.version {
+            CgroupVersion::V1 => {
+                let ns = read(&self.cpuacct_dir.as_ref()?.join(path).join("cpuacct.usage")).ok()?;
+                Duration::from_nanos(ns.parse().ok()?)
+            }
+            CgroupVersion::V2 => Duration::from_micros(value("usage_usec")?),
+        };
+        let periods = value("nr_periods").unwrap_or(0);
+        Some(CpuUsage { used, periods, throttled_periods: value("nr_throttled").unwrap_or(0) })
     }
 
     fn number(&self, path: &Path, v1: &str, v2: &str) -> Option<u64> {

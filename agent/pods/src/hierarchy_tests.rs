@@ -53,6 +53,29 @@ fn a_hybrid_node_uses_v1_for_memory() {
 }
 
 #[test]
+fn cpu_time_and_throttling_are_read_on_both_versions() {
+    let usage = |us| CpuUsage { used: Duration::from_micros(us), periods: 40, throttled_periods: 10 };
+    let mounts = [
+        ("cpu", "/", "cgroup", "rw,cpu"),
+        ("acct", "/", "cgroup", "rw,cpuacct"),
+        ("memory", "/", "cgroup", "rw,memory"),
+    ];
+    let (_dir, v1) = tree(&mounts, "4:memory:/\n");
+    let stat = "nr_periods 40\nnr_throttled 10\nthrottled_time 5000000\n";
+    write(&v1.dir.join("../cpu/a/cpu.stat"), stat);
+    write(&v1.dir.join("../acct/a/cpuacct.usage"), "7000000\n");
+    assert_eq!(v1.cpu_usage(Path::new("a")), Some(usage(7000)));
+    assert_eq!(v1.cpu_usage(Path::new("gone")), None);
+    let (_dir, v2) = tree(&[("", "/", "cgroup2", "rw")], "0::/\n");
+    let stat = "usage_usec 9000\nuser_usec 1\nnr_periods 40\nnr_throttled 10\nthrottled_usec 3\n";
+    write(&v2.join(Path::new("a/cpu.stat")), stat);
+    write(&v2.join(Path::new("b/cpu.stat")), "usage_usec 5\n");
+    assert_eq!(v2.cpu_usage(Path::new("a")), Some(usage(9000)));
+    let free = CpuUsage { used: Duration::from_micros(5), ..CpuUsage::default() };
+    assert_eq!(v2.cpu_usage(Path::new("b")), Some(free));
+}
+
+#[test]
 fn v2_limits_are_read() {
     let (_dir, h) = tree(&[("", "/", "cgroup2", "rw")], "0::/\n");
     write(&h.join(Path::new("a/memory.max")), "max\n");

@@ -25,8 +25,8 @@ use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
 pub use records::CgroupMemoryRecord;
 use records::MemoryRecords;
-pub use ring::MemoryTrend;
 use ring::SampleRing;
+pub use ring::{MemoryTrend, slope};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Samples a second. If there are more containers, each is read less often, in turn. A full Kubernetes node has 110

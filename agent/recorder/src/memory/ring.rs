@@ -117,18 +117,23 @@ impl SampleRing {
     }
 }
 
-/// The Theil–Sen slope of the memory that cannot be reclaimed: it tolerates many outliers (a start, a pause, a garbage
-/// collection).
+/// The slope of the memory that cannot be reclaimed.
 fn growth(points: &[Sample]) -> Option<f64> {
+    // Some kernel memory is reclaimable, too, but not much.
+    let held = |s: &Sample| f64::from(s.current.saturating_sub(s.file)) * 1024.0;
+    slope(&points.iter().map(|s| (f64::from(s.ms) / 1000.0, held(s))).collect::<Vec<_>>())
+}
+
+/// The Theil–Sen slope of (seconds, bytes): it tolerates many outliers (a start, a pause, a garbage collection). None: fewer than
+/// 5 points.
+pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
     if points.len() < SLOPE_MIN {
         return None;
     }
-    // Some kernel memory is reclaimable, too, but not much.
-    let held = |s: &Sample| f64::from(s.current.saturating_sub(s.file)) * 1024.0;
     let mut slopes = Vec::with_capacity(points.len() * (points.len() - 1) / 2);
     for (i, a) in points.iter().enumerate() {
-        for b in points[i + 1..].iter().filter(|b| b.ms > a.ms) {
-            slopes.push((held(b) - held(a)) * 1000.0 / f64::from(b.ms - a.ms));
+        for b in points[i + 1..].iter().filter(|b| b.0 > a.0) {
+            slopes.push((b.1 - a.1) / (b.0 - a.0));
         }
     }
     let middle = slopes.len() / 2;
