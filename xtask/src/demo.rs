@@ -1,9 +1,9 @@
-//! `cargo xtask demo [--out DIR]`: installs, builds, and runs the demo program of tests/demo.
+//! `cargo xtask demo [--out DIR] [--keep]`: installs, builds, and runs the demo program of tests/demo.
 //!
 //! A first run must be short. So podopsy and the demo are compiled in one go, in the profile and the target folder that
 //! xtask itself was compiled in: they share their dependencies. Static binaries, as they ship, are `cargo xtask image`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,8 +17,23 @@ use crate::statics::{self, Statics};
 const STARTED: &str = "PODOPSY_DEMO_STARTED";
 const STEPS: usize = 5;
 
+/// How the demo is run.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DemoOptions {
+    /// The folder for events.jsonl, profile.pb.gz, profile.svg and the agent's history
+    #[arg(long, default_value = "demo-out")]
+    pub out: PathBuf,
+    /// Leave the pods and the agent running, for commands of your own, until Enter is pressed
+    #[arg(long)]
+    pub keep: bool,
+    /// Write what the README's commands print into this folder
+    #[arg(skip)]
+    pub pictures: Option<PathBuf>,
+}
+
 /// The command.
-pub fn run(out: &Path) -> Result<()> {
+pub fn run(options: &DemoOptions) -> Result<()> {
+    let out = &options.out;
     sh::need_root(&format!("demo --out {}", out.display()), "loads kernel probes and starts containers")?;
     // Relative to where the user stands, not to the workspace.
     let out = std::path::absolute(out).with_context(|| out.display().to_string())?;
@@ -32,6 +47,12 @@ pub fn run(out: &Path) -> Result<()> {
     clock.step(5, "run two pods and record them (about 2 minutes)");
     let mut demo = Command::new(binaries.join("podopsy-demo"));
     demo.arg("--out").arg(&out);
+    if options.keep {
+        demo.arg("--keep");
+    }
+    if let Some(folder) = &options.pictures {
+        demo.arg("--pictures").arg(folder);
+    }
     demo.env(Statics::Victims.variable(), victims).env(Statics::Podopsy.variable(), binaries);
     sh::run(&mut demo)?;
     clock.report("the demo is over");
@@ -40,7 +61,15 @@ pub fn run(out: &Path) -> Result<()> {
 
 /// Builds podopsy and the demo program, and returns the folder of both.
 fn build() -> Result<PathBuf> {
-    sh::run(sh::cargo().args(["build", "--package", "podopsy", "--package", "podopsy-demo"]))?;
+    sh::run(sh::cargo().args([
+        "build",
+        "--package",
+        "podopsy",
+        "--package",
+        "podopsy-agent",
+        "--package",
+        "podopsy-demo",
+    ]))?;
     // The same profile and target folder as ours.
     let own = std::env::current_exe().context("find xtask's own program")?;
     Ok(own.parent().context("xtask's program is in no folder")?.to_owned())

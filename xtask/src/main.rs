@@ -7,7 +7,6 @@
 #[cfg(test)]
 mod docs_tests;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,11 +35,7 @@ enum Command {
         check: bool,
     },
     /// Run two misbehaving pods under the recorder and show what it caught (as root)
-    Demo {
-        /// The folder for events.jsonl, profile.pb.gz and profile.svg
-        #[arg(long, default_value = "demo-out")]
-        out: PathBuf,
-    },
+    Demo(demo::DemoOptions),
     /// Run every test, installing what they need (as root)
     Test {
         /// Run only the tests whose name contains one of these, and skip the other checks
@@ -88,7 +83,11 @@ enum Command {
     /// Write a Helm chart from manifests/base and its components, into target/chart/podopsy
     Chart,
     /// Draw the terminal output in docs/images/ as SVG
-    Picture,
+    Picture {
+        /// Make the texts and the report anew, by the demo (as root)
+        #[arg(long)]
+        demo: bool,
+    },
     /// Check formatting, lints and the project's rules
     Tidy,
 }
@@ -107,7 +106,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Setup { groups } => setup::run(&groups),
         Command::BuildEbpf { check } => build_ebpf::run(check),
-        Command::Demo { out } => demo::run(&out),
+        Command::Demo(options) => demo::run(&options),
         Command::Test { filter, offline_only, this_kernel } => test::run(&filter, offline_only, this_kernel),
         Command::Vm { kernels, test, jobs } => vm::run(&kernels, &test, jobs.into()),
         Command::Cluster { action } => cluster::run(&action),
@@ -117,7 +116,7 @@ fn main() -> ExitCode {
         Command::Image { args, check: false } => image::run(image::What::Image, &args.tag, &args.platform),
         Command::Release(args) => image::run(image::What::Release, &args.tag, &args.platform),
         Command::Chart => chart::run().map(drop),
-        Command::Picture => picture::run(),
+        Command::Picture { demo } => picture::run(demo),
         Command::Tidy => tidy::run(),
     };
     match result {

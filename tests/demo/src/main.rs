@@ -5,33 +5,62 @@
 //! conclusions of its own: it prints what podopsy wrote.
 
 mod outage;
+mod pictures;
+mod recorder;
 mod report;
 
+use std::io::{self, BufRead as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: podopsy-demo [--out DIR]";
+use clap::Parser;
+use outage::Outage;
+
+#[derive(Parser)]
+struct Args {
+    /// The folder for what podopsy writes
+    #[arg(long, default_value = "demo-out")]
+    out: PathBuf,
+    /// Leave the pods and the agent running until Enter is pressed
+    #[arg(long)]
+    keep: bool,
+    /// Write what the README's commands print into this folder
+    #[arg(long)]
+    pictures: Option<PathBuf>,
+}
 
 fn main() -> ExitCode {
-    let mut out = PathBuf::from("demo-out");
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match (arg.as_str(), args.next()) {
-            ("--out", Some(dir)) => out = dir.into(),
-            _ => {
-                eprintln!("{USAGE}");
-                return ExitCode::from(2);
-            }
-        }
-    }
-    match outage::run(&out) {
-        Ok(recorded) => {
-            report::print(&recorded, &out);
-            ExitCode::SUCCESS
-        }
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("podopsy-demo: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let mut outage = Outage::start(&args.out)?;
+    let recorded = outage.record()?;
+    report::print(&recorded, &args.out);
+    if let Some(folder) = &args.pictures {
+        pictures::write(&outage.recorder, &recorded, folder)?;
+    }
+    report::commands(&outage.recorder, &recorded, args.keep);
+    if args.keep {
+        wait_for_enter();
+    }
+    report::step("stop the agent and the pods");
+    outage.recorder.end()
+}
+
+/// Without a terminal, a signal ends the demo: the harness then removes what it started.
+fn wait_for_enter() {
+    let mut line = String::new();
+    if !matches!(io::stdin().lock().read_line(&mut line), Ok(read) if read > 0) {
+        loop {
+            std::thread::park();
         }
     }
 }

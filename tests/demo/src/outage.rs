@@ -1,16 +1,16 @@
 //! The outage: starts the pods and podopsy, silences the DNS server, and waits for the OOM kills.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use podopsy_harness::{ContainerSpec, ContainerState, Dns, Node, PodSpec};
+use podopsy_harness::{ContainerSpec, ContainerState, Dns, Keeper, Node, PodHandle, PodSpec, Resolver};
 use podopsy_model::{Event, EventKind};
 
+use crate::recorder::Recorder;
 use crate::report;
 
 /// The outage ends after this many OOM kills of checkout-api.
@@ -32,119 +32,87 @@ pub struct Recorded {
     pub outage: Duration,
 }
 
-pub fn run(out: &Path) -> anyhow::Result<Recorded> {
-    fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
-    let podopsy = podopsy_harness::podopsy(&|what| println!("{what}"))?;
-    let podopsy = &podopsy[0];
-    let node = Node::up()?;
-    let dns = node.resolver("answer")?;
-    let image = |app: &str| node.victims_image(&format!("registry.podopsy.test/finance/{app}:1.4.2"));
-    let (checkout_image, pricing_image) = (image("checkout-api")?, image("pricing")?);
-
-    report::step("start finance/checkout-api and finance/pricing");
-    let resolv = Dns::cluster(node.dns_address(), "finance").option("timeout:1").option("attempts:1");
-    let checkout = node.run_pod(
-        PodSpec::new("finance", "checkout-api")
-            .label("app", "checkout-api")
-            .label("team", "payments")
-            .dns(resolv)
-            .container(
-                ContainerSpec::new("app", &checkout_image)
-                    .command(["dns-leaker", "--name", LOOKUP, "--every", "100", "--leak", "4MiB"])
-                    .memory_limit(24 << 20),
-            ),
-    )?;
-    let _pricing = node.run_pod(PodSpec::new("finance", "pricing").label("app", "pricing").container(
-        ContainerSpec::new("engine", &pricing_image).command(["burner"]).memory_limit(64 << 20),
-    ))?;
-    // As a kubelet does: a container that ended is started again, as the next attempt.
-    let _keeper = node.keep_running(&checkout);
-
-    report::step("run podopsy watch and podopsy profile finance/pricing -d 20s");
-    let (watch, lines) = watch(podopsy, node.cri_socket(), &out.join("events.jsonl"))?;
-    let profile = Command::new(podopsy)
-        .arg("--cri-socket")
-        .arg(node.cri_socket())
-        .args(["profile", "finance/pricing", "-d", "20s", "-o"])
-        .arg(out.join("profile.pb.gz"))
-        .arg("-o")
-        .arg(out.join("profile.svg"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("run podopsy profile")?;
-
-    std::thread::sleep(Duration::from_secs(3));
-    report::step("silence the DNS server; Kubernetes still shows both pods as Running");
-    dns.set_mode("silent")?;
-    let silent = Instant::now();
-    let (events, incidents) = follow(&lines, silent)?;
-    let outage = silent.elapsed();
-
-    end(watch)?;
-    let profile = profile.wait_with_output().context("wait for podopsy profile")?;
-    if !profile.status.success() {
-        bail!("podopsy profile failed: {}", String::from_utf8_lossy(&profile.stderr));
-    }
-    // After the restart's back-off, the pod is Running again.
-    checkout.wait("app", Duration::from_secs(20), |status| {
-        status.attempt as usize >= KILLS && status.state == ContainerState::Running
-    })?;
-    let pods = Command::new(podopsy)
-        .arg("--cri-socket")
-        .arg(node.cri_socket())
-        .args(["pods", "-n", "finance"])
-        .output()
-        .context("run podopsy pods")?;
-    report::step("stop the pods");
-    Ok(Recorded {
-        events,
-        incidents,
-        pods: String::from_utf8_lossy(&pods.stdout).into_owned(),
-        profile: String::from_utf8_lossy(&profile.stdout).into_owned(),
-        outage,
-    })
+/// The pods, their resolver, and the agent.
+pub struct Outage {
+    pub recorder: Recorder,
+    out: PathBuf,
+    dns: Resolver,
+    checkout: PodHandle,
+    _pricing: PodHandle,
+    _keeper: Keeper,
+    // Removed last.
+    _node: Node,
 }
 
-/// Starts `podopsy watch -o json`. Its lines are written to `file` and sent to the receiver.
-fn watch(podopsy: &Path, socket: &Path, file: &Path) -> anyhow::Result<(Child, mpsc::Receiver<Event>)> {
-    let mut copy = File::create(file).with_context(|| format!("create {}", file.display()))?;
-    let mut child = Command::new(podopsy)
-        .arg("--cri-socket")
-        .arg(socket)
-        .args(["watch", "-o", "json", "--dns-timeout", "900ms"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("run podopsy watch")?;
-    let out = child.stdout.take().context("podopsy watch has no stdout")?;
-    let mut log = BufReader::new(child.stderr.take().context("podopsy watch has no stderr")?);
-    // Warnings may come first. If it ends before it records, they are in the error.
-    let mut before = String::new();
-    loop {
-        let mut line = String::new();
-        if log.read_line(&mut line).context("read the log of podopsy watch")? == 0 {
-            bail!("podopsy watch did not start: {}", before.trim());
-        }
-        if line.starts_with("recording") {
-            break;
-        }
-        before.push_str(&line);
+impl Outage {
+    /// Starts the pods and podopsy.
+    pub fn start(out: &Path) -> anyhow::Result<Outage> {
+        fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+        let programs = podopsy_harness::podopsy(&|what| println!("{what}"))?;
+        let node = Node::up()?;
+        let dns = node.resolver("answer")?;
+        report::step("start finance/checkout-api and finance/pricing");
+        let checkout = node.run_pod(checkout_api(&node)?)?;
+        let pricing = node.victims_image("registry.podopsy.test/finance/pricing:1.4.2")?;
+        let pricing =
+            node.run_pod(PodSpec::new("finance", "pricing").label("app", "pricing").container(
+                ContainerSpec::new("engine", &pricing).command(["burner"]).memory_limit(64 << 20),
+            ))?;
+        // As a kubelet does: a container that ended is started again, as the next attempt.
+        let keeper = node.keep_running(&checkout);
+        report::step("run podopsy-agent");
+        let recorder = Recorder::start(&programs, node.cri_socket(), out)?;
+        let out = out.to_owned();
+        Ok(Outage { recorder, out, dns, checkout, _pricing: pricing, _keeper: keeper, _node: node })
     }
-    // Drained, so that podopsy watch does not block when it writes at its end.
-    std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-    let (sender, lines) = mpsc::channel();
-    std::thread::spawn(move || -> anyhow::Result<()> {
-        for line in BufReader::new(out).lines() {
-            let line = line?;
-            writeln!(copy, "{line}")?;
-            if sender.send(serde_json::from_str(&line)?).is_err() {
-                break;
-            }
+
+    /// Silences the DNS server, and waits for the OOM kills.
+    pub fn record(&mut self) -> anyhow::Result<Recorded> {
+        report::step("run podopsy profile finance/pricing -d 20s");
+        let profile = self
+            .recorder
+            .podopsy(&["profile", "finance/pricing", "-d", "20s", "-o"])
+            .arg(self.out.join("profile.pb.gz"))
+            .arg("-o")
+            .arg(self.out.join("profile.svg"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("run podopsy profile")?;
+        std::thread::sleep(Duration::from_secs(3));
+        report::step("silence the DNS server; Kubernetes still shows both pods as Running");
+        self.dns.set_mode("silent")?;
+        let silent = Instant::now();
+        let (events, incidents) = follow(&self.recorder.events, silent)?;
+        let outage = silent.elapsed();
+        let profile = profile.wait_with_output().context("wait for podopsy profile")?;
+        if !profile.status.success() {
+            bail!("podopsy profile failed: {}", String::from_utf8_lossy(&profile.stderr));
         }
-        Ok(())
-    });
-    Ok((child, lines))
+        // After the restart's back-off, the pod is Running again.
+        self.checkout.wait("app", Duration::from_secs(20), |status| {
+            status.attempt as usize >= KILLS && status.state == ContainerState::Running
+        })?;
+        let pods = self.recorder.podopsy(&["pods", "-n", "finance"]).output().context("run podopsy pods")?;
+        Ok(Recorded {
+            events,
+            incidents,
+            pods: String::from_utf8_lossy(&pods.stdout).into_owned(),
+            profile: String::from_utf8_lossy(&profile.stdout).into_owned(),
+            outage,
+        })
+    }
+}
+
+/// Leaks a buffer on every failed lookup.
+fn checkout_api(node: &Node) -> anyhow::Result<PodSpec> {
+    let image = node.victims_image("registry.podopsy.test/finance/checkout-api:1.4.2")?;
+    let resolv = Dns::cluster(node.dns_address(), "finance").option("timeout:1").option("attempts:1");
+    let container = ContainerSpec::new("app", &image)
+        .command(["dns-leaker", "--name", LOOKUP, "--every", "100", "--leak", "4MiB"])
+        .memory_limit(24 << 20);
+    let pod = PodSpec::new("finance", "checkout-api").label("app", "checkout-api").label("team", "payments");
+    Ok(pod.dns(resolv).container(container))
 }
 
 /// Prints events as they come, until checkout-api has been killed [`KILLS`] times. Returns them, and the incidents so far.
@@ -156,7 +124,7 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<(Vec<
         let remaining = LIMIT.saturating_sub(since.elapsed());
         let Ok(event) = lines.recv_timeout(remaining) else {
             bail!(
-                "only {kills} of {KILLS} OOM kills within {LIMIT:?}; podopsy watch wrote {} events",
+                "only {kills} of {KILLS} OOM kills within {LIMIT:?}; podopsy-agent wrote {} events",
                 events.len()
             );
         };
@@ -171,15 +139,4 @@ fn follow(lines: &mpsc::Receiver<Event>, since: Instant) -> anyhow::Result<(Vec<
         events.push(event);
     }
     Ok((events, incidents))
-}
-
-/// Ends podopsy watch and waits for it.
-fn end(mut watch: Child) -> anyhow::Result<()> {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(watch.id())?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("end podopsy watch")?;
-    let status = watch.wait().context("wait for podopsy watch")?;
-    if !status.success() {
-        bail!("podopsy watch ended with {status}");
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use podopsy_model::{Detail, Event, OomKill, Outcome};
 
 use crate::outage::Recorded;
+use crate::recorder::Recorder;
 
 /// Prints the heading of a step.
 pub fn step(what: &str) {
@@ -104,9 +105,45 @@ pub fn print(recorded: &Recorded, out: &Path) {
     recorded.profile.lines().take(6).for_each(|line| println!("{line}"));
     println!();
     println!("files in {}:", out.display());
+    println!("  history/        what the agent kept");
     println!("  events.jsonl    one JSON object per event");
     println!("  profile.pb.gz   go tool pprof -top {}", out.join("profile.pb.gz").display());
     println!("  profile.svg     open it in a browser");
+}
+
+/// Prints the commands that tell the story.
+pub fn commands(recorder: &Recorder, recorded: &Recorded, is_kept: bool) {
+    step(if is_kept {
+        "the pods and the agent run until you press Enter here: in another terminal, as root, type"
+    } else {
+        "with --keep, the pods and the agent stay, for you to type"
+    });
+    if is_kept {
+        let folder = recorder.podopsy.parent().unwrap_or(Path::new("."));
+        println!("  export PATH={}:$PATH", folder.display());
+        println!(
+            "  export PODOPSY_SOCKET={} PODOPSY_CRI_SOCKET={}",
+            recorder.socket.display(),
+            recorder.cri_socket.display()
+        );
+    }
+    for command in story(recorded) {
+        println!("  podopsy {}", command.join(" "));
+    }
+    println!("and then podopsy top, or podopsy report finance/checkout-api -w checkout.html");
+}
+
+/// Three commands: what Kubernetes and the kernel say, in which order it happened, and which code it was.
+pub fn story(recorded: &Recorded) -> [Vec<String>; 3] {
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect();
+    let id = last_incident(recorded).unwrap_or("ID");
+    [words("restarts -n finance"), words("timeline finance/checkout-api"), words(&format!("oom show {id}"))]
+}
+
+/// The id of checkout-api's last OOM kill.
+fn last_incident(recorded: &Recorded) -> Option<&str> {
+    let mut incidents = recorded.incidents.iter().filter(|event| pod(event) == "finance/checkout-api");
+    incidents.next_back()?.kept_id()
 }
 
 fn pod(event: &Event) -> String {
