@@ -11,6 +11,7 @@ mod pods;
 mod process;
 mod report;
 mod timeline;
+mod top;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ pub use pods::{PodFilterArgs, SelectionArgs};
 pub use process::{CoreArgs, EnterArgs, NamespaceKind, NetArgs, OneTargetArgs};
 pub use report::{BundleArgs, EvidenceArgs, Redaction, ReportArgs};
 pub use timeline::{ExplainArgs, RestartsArgs, TimelineArgs};
+pub use top::TopArgs;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -54,6 +56,7 @@ Examples:
   podopsy events --since 1h shop/cart   what happened to a pod, from the agent's history
   podopsy oom show 3f2a-28908           the autopsy of one OOM kill
   podopsy timeline deploy/cart -f       starts, kills, memory and failed lookups of some pods, in order
+  podopsy top                           what each container uses, live, and the time until its limit
   podopsy report shop/cart -w cart.html all of it in one HTML file
   podopsy bundle shop/cart -w a.podopsy the evidence in one file, for --from
   podopsy restarts                      containers that restarted: Kubernetes' reason, and the kernel's beside it
@@ -130,6 +133,7 @@ pub enum Command {
     Oom(OomArgs),
     Events(EventsArgs),
     Timeline(TimelineArgs),
+    Top(TopArgs),
     Report(ReportArgs),
     Bundle(BundleArgs),
     Restarts(RestartsArgs),

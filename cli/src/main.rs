@@ -10,7 +10,7 @@
 //! The others are helpers: [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
 //! history), [`jsonpath`], [`log`], [`one_pod`] (the process that a command is about), [`privilege`], [`signals`],
 //! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
-//! (the entries of one).
+//! (the entries of one), [`top`] (rows of containers).
 //!
 //! Must not depend on: aya, the wire format of kernel records, CRI, the naming of cgroups.
 #![forbid(unsafe_code)]
@@ -36,6 +36,7 @@ mod selector;
 mod signals;
 mod terminal;
 mod timeline;
+mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -89,6 +90,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Oom(args) => cmd::oom::run(&context, args).await,
         Command::Events(args) => cmd::events::run(&context, args).await,
         Command::Timeline(args) => cmd::timeline::run(&context, args).await,
+        Command::Top(args) => cmd::top::run(&context, args).await,
         Command::Report(args) => cmd::report::run(&context, args).await,
         Command::Bundle(args) => cmd::bundle::run(&context, args).await,
         Command::Restarts(args) => cmd::restarts::run(&context, args).await,
@@ -116,6 +118,7 @@ async fn run_plugin(cli: FleetCli, forwarded: Vec<OsString>) -> anyhow::Result<C
         FleetCommand::Oom(args) => cmd::oom::run(&context, args).await,
         FleetCommand::Events(args) => cmd::events::run(&context, args).await,
         FleetCommand::Timeline(args) => cmd::remote::timeline(&fleet, &args, forwarded).await,
+        FleetCommand::Top(args) => cmd::top::run(&context, args).await,
         FleetCommand::Restarts(args) => cmd::restarts::run(&context, args).await,
         FleetCommand::Pods(args) => cmd::pods::run(&context, args).await,
         FleetCommand::Watch(args) => cmd::fleet_watch::run(&context, &fleet, &args).await,

@@ -38,6 +38,10 @@ impl Selection {
         })
     }
 
+    pub fn of(target: Target) -> Selection {
+        Selection { targets: vec![target], ..Selection::default() }
+    }
+
     /// The conditions alone.
     pub fn without_targets(&self) -> Selection {
         Selection { targets: Vec::new(), ..self.clone() }

@@ -59,6 +59,13 @@ Examples:
   podopsy timeline deploy/cart -f      go on with what happens
   podopsy timeline -n shop -o json
   podopsy timeline --from incident.podopsy";
+pub const TOP: &str = "\
+Examples:
+  podopsy top                          all containers, the nearest to their limit first
+  podopsy top -n shop --sort cpu
+  podopsy top --at 10m                 from the agent's history; left and right move in time
+  podopsy top -b --count 0 -d 10s      tables for a file
+  podopsy top -b -o json               one object a line";
 pub const REPORT: &str = "\
 Examples:
   podopsy report shop/cart -w cart.html        the last hour of a pod

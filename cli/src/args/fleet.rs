@@ -11,7 +11,7 @@ use podopsy_model::duration;
 
 use super::{
     DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, ReportFormat, RestartsArgs,
-    TimelineArgs, WatchArgs, check_dns_options, check_oom_target,
+    TimelineArgs, TopArgs, WatchArgs, check_dns_options, check_oom_target,
 };
 use crate::selector::Selector;
 use crate::terminal::ColourChoice;
@@ -27,6 +27,7 @@ Examples:
   kubectl podopsy profile deploy/cart -o cart.svg   CPU time of a pod, sampled on its node; the file is written here
   kubectl podopsy restarts -A                    containers that restarted: Kubernetes' reason, and the kernel's
   kubectl podopsy timeline deploy/cart           starts, kills, memory and failed lookups of some pods, in order
+  kubectl podopsy top -A                         what each container uses, live
   kubectl podopsy pods -A                        pods with restarts, limits and usage, by node
   kubectl podopsy doctor --all-nodes             what works on each node
 
@@ -109,6 +110,7 @@ pub enum FleetCommand {
     Profile(ProfileArgs),
     Pods(PodsArgs),
     Timeline(TimelineArgs),
+    Top(TopArgs),
     Restarts(RestartsArgs),
     Inspect(InspectArgs),
     Doctor(FleetDoctorArgs),

@@ -23,4 +23,5 @@ pub mod remote;
 pub mod report;
 pub mod restarts;
 pub mod timeline;
+pub mod top;
 pub mod watch;

@@ -19,6 +19,7 @@ pub mod table;
 pub mod timeline;
 pub mod top;
 pub mod units;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -136,6 +136,11 @@ const WALLS: &[Wall] = &[
         why: "it writes a document from plain data, wherever that came from",
     },
     Wall {
+        package: "podopsy-top",
+        unreachable: &["tokio", "nix", "aya", "hyper", "podopsy-client", "podopsy-pods", "podopsy-store"],
+        why: "it draws plain rows and profiles, wherever they came from",
+    },
+    Wall {
         package: "podopsy-net",
         unreachable: &["tokio", "aya", "podopsy-pods", "podopsy-recorder", "podopsy-stacks"],
         why: "it asks the kernel about one namespace, and knows no pods",
