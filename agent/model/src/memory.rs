@@ -95,4 +95,19 @@ pub struct MemorySteps {
     pub waited_ms: Vec<u64>,
     /// The limit at the last sample; null: none.
     pub limit_bytes: Option<u64>,
+    /// The CPU time of the steps; null: not accounted, or recorded by a version before this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuSteps>,
+}
+
+/// The CPU time of a container in the steps of a [`MemorySteps`], and how often its quota throttled it. Each value is since the
+/// step before, or since the last one with a reading.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CpuSteps {
+    pub used_ms: Vec<u64>,
+    /// Periods of the quota in which the container could run; 0: it has none.
+    pub periods: Vec<u64>,
+    /// Those of them in which the quota was used up.
+    pub throttled_periods: Vec<u64>,
 }

@@ -57,8 +57,8 @@ impl Share {
         match self {
             Share::Kills => 25,
             Share::Incidents => 5,
-            Share::Dns => 30,
-            Share::Memory => 15,
+            Share::Dns => 29,
+            Share::Memory => 16,
             Share::Profiles => 25,
         }
     }
@@ -292,6 +292,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> anyhow::Result<T> {
 mod tests {
     use super::*;
     use crate::StoreLimits;
+    use podopsy_model::memory::CpuSteps;
     use podopsy_model::testing::owner;
 
     /// The memory of 200 containers over 24 h has to fit beside everything else. Each container has one record for ten
@@ -324,6 +325,11 @@ mod tests {
             kernel_bytes: noise(6),
             waited_ms: vec![0; 60],
             limit_bytes: Some(1 << 30),
+            cpu: Some(CpuSteps {
+                used_ms: noise(7).iter().map(|bytes| bytes / 4096 % 2000).collect(),
+                periods: vec![100; 60],
+                throttled_periods: (0..60).collect(),
+            }),
         };
         let mut owner = owner(
             "finance",

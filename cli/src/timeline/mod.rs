@@ -5,12 +5,14 @@
 //! | [`kills`] | OOM incidents and SIGKILLs |
 //! | [`lookups`] | failed DNS queries, joined to streaks |
 //! | [`memory`] | the memory curve: when it came near its limit |
+//! | [`throttling`] | CPU time: when its quota throttled a container |
 //! | [`containers`] | starts and ends, as the runtime reports them |
 
 mod containers;
 mod kills;
 mod lookups;
 mod memory;
+mod throttling;
 
 use jiff::Timestamp;
 use podopsy_model::{Event, Owner, PodIncident, PodRef};
@@ -36,6 +38,7 @@ pub enum EntryKind {
     Start,
     Restart,
     Memory,
+    Throttling,
     DnsFailures,
     OomKill,
     Sigkill,
@@ -50,6 +53,7 @@ impl EntryKind {
             EntryKind::Start => "start",
             EntryKind::Restart => "restart",
             EntryKind::Memory => "memory",
+            EntryKind::Throttling => "throttling",
             EntryKind::DnsFailures => "dns-failures",
             EntryKind::OomKill => "oom-kill",
             EntryKind::Sigkill => "sigkill",
@@ -138,6 +142,7 @@ pub fn build(sources: &Sources, from: Timestamp) -> Vec<TimelineEntry> {
     let mut entries = kills::entries(&sources.events);
     entries.extend(lookups::entries(&sources.events));
     entries.extend(memory::entries(&sources.memory));
+    entries.extend(throttling::entries(&sources.memory));
     entries.extend(containers::entries(&sources.pods, &sources.events));
     entries.extend(sources.incidents.iter().filter_map(correlation));
     entries.retain(|entry| entry.until.unwrap_or(entry.time) >= from);

@@ -1,16 +1,20 @@
-//! Where the rows of `podopsy top` come from.
+//! `podopsy top`: where its rows come from, and its screen.
 //!
-//! | module | reads |
+//! | module | does |
 //! |---|---|
-//! | [`live`] | the cgroups of this node, the runtime, and an agent's last events |
-//! | [`past`] | an agent's history, at one time |
-//! | [`remote`] | the agents of a cluster |
+//! | [`screen`] | follows keys and rows on the terminal |
+//! | [`source`] | rows and pages, of a node or of a cluster |
+//! | [`live`] | reads the cgroups of this node, the runtime, and an agent's last events |
+//! | [`past`] | reads an agent's history, at one time |
+//! | [`remote`] | asks the agents of a cluster |
 //! | [`pages`] | the timeline, the autopsy and the flame graph of one container |
 
 pub mod live;
 pub mod pages;
 pub mod past;
 pub mod remote;
+pub mod screen;
+pub mod source;
 
 use std::collections::HashMap;
 

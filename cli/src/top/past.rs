@@ -51,7 +51,7 @@ impl PastSource {
             (self.from, self.until) = (from, Timestamp::now());
             (self.sources, self.is_cut) = (read.sources, read.more);
         }
-        let mut notes = vec!["CPU, throttling and restarts are not in the history".to_owned()];
+        let mut notes = vec!["restarts are not in the history".to_owned()];
         if self.is_cut {
             notes.push(format!("only the newest {EVENTS_READ_MAX} events were read: counts may be too low"));
         }
@@ -88,12 +88,15 @@ fn row(
     if time.duration_since(last) > STALE {
         return None;
     }
+    let cpu = records.iter().find_map(|record| cpu(&record.steps, time));
     let recent: Vec<(f64, f64)> = samples
         .iter()
         .filter(|(at, ..)| last.duration_since(*at) <= TREND)
         .map(|(at, bytes, _)| (at.duration_since(last).as_secs_f64(), *bytes as f64))
         .collect();
     Some(ContainerRow {
+        cpu_millis: cpu.map(|(millis, _)| millis),
+        throttled_percent: cpu.and_then(|(_, throttled)| throttled),
         memory_bytes: Some(memory),
         limit_bytes: limit,
         growth_bytes_per_second: slope(&recent),
@@ -105,6 +108,19 @@ fn row(
         container: names.2,
         ..ContainerRow::default()
     })
+}
+
+/// Thousandths of a core and percent of throttled periods, in the last complete step before a time.
+fn cpu(steps: &MemorySteps, time: Timestamp) -> Option<(u64, Option<f64>)> {
+    let columns = steps.cpu.as_ref()?;
+    let (at, end) = held(steps).map(|(end, _)| end).enumerate().take_while(|(_, end)| *end <= time).last()?;
+    if time.duration_since(end) > STALE {
+        return None;
+    }
+    let used = columns.used_ms.get(at)?.checked_div(u64::from(steps.step_seconds))?;
+    let (periods, throttled) = (*columns.periods.get(at)?, *columns.throttled_periods.get(at)?);
+    let percent = (periods > 0).then(|| throttled as f64 * 100.0 / periods as f64);
+    Some((used, percent))
 }
 
 /// The memory that cannot be reclaimed, at the end of each step.
@@ -121,6 +137,7 @@ fn held(steps: &MemorySteps) -> impl Iterator<Item = (Timestamp, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use podopsy_model::memory::CpuSteps;
     use podopsy_model::testing::{dns, owner};
 
     use super::*;
@@ -143,6 +160,11 @@ mod tests {
             current_bytes: (1..=60).map(|n| (n + 5) * MIB).collect(),
             file_bytes: vec![5 * MIB; 60],
             limit_bytes: Some(64 * MIB),
+            cpu: Some(CpuSteps {
+                used_ms: (0..60).map(|step| step * 100).collect(),
+                periods: vec![100; 60],
+                throttled_periods: (0..60).collect(),
+            }),
             ..MemorySteps::default()
         };
         let events = (0..20).map(|n| dns(at(295 + n / 4), owner.clone(), "db.test")).collect();
@@ -155,10 +177,8 @@ mod tests {
         let shown = &rows(&sources, at(300))[0];
         assert_eq!((shown.memory_bytes, shown.limit_bytes), (Some(30 * MIB), Some(64 * MIB)));
         assert_eq!((shown.seconds_to_limit(), shown.memory_samples.len()), (Some(340), 30));
-        assert_eq!(
-            (shown.dns_failures_per_second, shown.cpu_millis, shown.restarts),
-            (Some(2.0), None, None)
-        );
+        assert_eq!((shown.dns_failures_per_second, shown.restarts), (Some(2.0), None));
+        assert_eq!((shown.cpu_millis, shown.throttled_percent), (Some(290), Some(29.0)));
         let later = &rows(&sources, at(320))[0];
         assert_eq!((later.memory_bytes, later.dns_failures_per_second), (Some(32 * MIB), Some(0.0)));
     }

@@ -26,6 +26,8 @@ const REASON_BYTES_MAX: u64 = 4 << 10;
 const MISSED_MAX: u32 = 4;
 /// How long the first node may take.
 const FIRST_WITHIN: Duration = Duration::from_secs(20);
+/// How long the others may take after it, before the first table.
+const OTHERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// A node's rows, or why there are none.
 type NodeReading = (String, Result<Snapshot, String>);
@@ -54,15 +56,14 @@ impl RemoteSource {
         }
         let failed =
             fleet.fleet.missing.iter().map(|gone| (gone.node.clone(), gone.reason.clone())).collect();
-        let nodes = agents.len();
+        let nodes = agents.len() + fleet.fleet.missing.len();
         Ok(RemoteSource { readings, latest: BTreeMap::new(), failed, interval: args.interval, nodes })
     }
 
     /// The last rows of each node.
     pub async fn snapshot(&mut self) -> Snapshot {
         if self.latest.is_empty() {
-            let first = tokio::time::timeout(FIRST_WITHIN, self.readings.recv()).await;
-            first.ok().flatten().map(|reading| self.take(reading));
+            self.wait_for_first().await;
         }
         while let Ok(reading) = self.readings.try_recv() {
             self.take(reading);
@@ -80,6 +81,16 @@ impl RemoteSource {
             rows.extend(snapshot.rows.iter().map(of_node));
         }
         Snapshot { time: Timestamp::now(), is_live: true, rows, notes }
+    }
+
+    /// Waits for a node, and for a moment for the others.
+    async fn wait_for_first(&mut self) {
+        let mut end = tokio::time::Instant::now() + FIRST_WITHIN;
+        while self.latest.len() + self.failed.len() < self.nodes {
+            let Ok(Some(reading)) = tokio::time::timeout_at(end, self.readings.recv()).await else { return };
+            self.take(reading);
+            end = end.min(tokio::time::Instant::now() + OTHERS_WITHIN);
+        }
     }
 
     /// Whether no node can send rows any more.

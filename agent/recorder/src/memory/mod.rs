@@ -20,6 +20,7 @@ use files::MemoryFileReader;
 use kills::CgroupKillCounts;
 use podopsy_model::Losses;
 use podopsy_model::memory::{Curve, MemoryCounters, MemoryUsage};
+use podopsy_pods::hierarchy::CpuUsage;
 use podopsy_pods::{MemoryCgroup, Pods};
 use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
@@ -37,7 +38,7 @@ const SAMPLES_PER_TICK: usize = 256;
 const COUNTERS_WITHIN: usize = 5;
 const COUNTERS_PER_TICK: usize = 200;
 /// One sample in so many is complete. It reads the limit, which seldom changes, and all parts of the usage even if the
-/// sum has not changed, because the parts and the pressure may have.
+/// sum has not changed, because the parts and the pressure may have; and the CPU time.
 const COMPLETE_EVERY: u64 = 10;
 /// Containers with a curve, including those that ended: 24 KiB each when full.
 const RINGS_MAX: usize = 1024;
@@ -175,10 +176,11 @@ fn tick(state: &Mutex<SamplerState>, reader: &mut MemoryFileReader, pods: &Pods)
             None => reader.usage(&dir).map(|usage| MemoryUsage { limit_bytes: reader.limit(&dir), ..usage }),
         };
         let Some(mut usage) = usage else { continue };
+        let cpu = if last.is_none() { hierarchy.cpu_usage(&level.path) } else { None };
         if let Some(last) = last {
             usage.limit_bytes = last.limit_bytes;
         }
-        lock(state).add_sample(level.id, boot_now_ns(), usage);
+        lock(state).add_sample(level.id, boot_now_ns(), usage, cpu);
     }
     lock(state).clean(boot_now_ns(), &levels);
 }
@@ -216,8 +218,8 @@ impl SamplerState {
         (begin, count)
     }
 
-    fn add_sample(&mut self, id: u64, now_ns: u64, usage: MemoryUsage) {
-        self.memory_records.push(id, now_ns, &usage);
+    fn add_sample(&mut self, id: u64, now_ns: u64, usage: MemoryUsage, cpu: Option<CpuUsage>) {
+        self.memory_records.push(id, now_ns, &usage, cpu);
         let container = self.rings.entry(id).or_default();
         container.ring.push(now_ns, usage);
         container.alive_ns = now_ns;
@@ -274,7 +276,7 @@ mod tests {
         let mut state = SamplerState::default();
         assert_eq!(state.last_if_partial(1), None, "never sampled");
         for id in 0..20 {
-            state.add_sample(id, S, MemoryUsage { current_bytes: id, ..MemoryUsage::default() });
+            state.add_sample(id, S, MemoryUsage { current_bytes: id, ..MemoryUsage::default() }, None);
         }
         let complete =
             |state: &mut SamplerState, id| (0..30).filter(|_| state.last_if_partial(id).is_none()).count();
@@ -301,14 +303,14 @@ mod tests {
     #[test]
     fn containers_that_ended_are_kept_for_ten_minutes_and_their_number_is_bounded() {
         let mut state = SamplerState::default();
-        state.add_sample(1, S, MemoryUsage::default());
-        state.add_sample(2, S, MemoryUsage::default());
+        state.add_sample(1, S, MemoryUsage::default(), None);
+        state.add_sample(2, S, MemoryUsage::default(), None);
         state.clean(600 * S, &[level(2)]);
         assert_eq!(state.rings.len(), 2);
         state.clean(602 * S, &[level(2)]);
         assert!(state.rings.contains_key(&2) && !state.rings.contains_key(&1));
         for id in 0..RINGS_MAX as u64 + 5 {
-            state.add_sample(100 + id, 700 * S + id, MemoryUsage::default());
+            state.add_sample(100 + id, 700 * S + id, MemoryUsage::default(), None);
         }
         state.clean(701 * S, &[level(2)]);
         assert_eq!((state.rings.len(), state.evicted), (RINGS_MAX, 6));
