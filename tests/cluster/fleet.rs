@@ -142,6 +142,14 @@ fn live_commands_go_to_the_pods_own_node_and_histories_are_merged() {
     let event: Value = serde_json::from_str(events.lines().next().expect("an event")).expect("JSON");
     assert_eq!((&event["pod"]["name"], &event["node"]), (&json!("orders"), &json!("node1")), "{event}");
 
+    let (code, used, error) = call(&["top", "-n", "plugin", "-o", "json"]);
+    assert_eq!(code, Some(0), "{error}");
+    let used: Value = serde_json::from_str(&used).expect("JSON");
+    let rows = used["rows"].as_array().expect("rows");
+    let pricing = rows.iter().find(|row| row["pod"] == "pricing").expect("pricing");
+    assert_eq!(pricing["node"], "node1", "{used}");
+    assert!(pricing["cpu_millis"].as_u64() > Some(50), "{used}");
+
     let (code, checks, error) = call(&["doctor", "--all-nodes"]);
     assert!(matches!(code, Some(0 | 3)) && checks.contains("node1"), "{code:?} {checks} {error}");
     let restarted = || {

@@ -56,4 +56,5 @@ mod store;
 mod storm;
 mod support;
 mod systemd;
+mod top;
 mod worker_kills;
