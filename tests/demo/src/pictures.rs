@@ -13,7 +13,7 @@ use crate::recorder::Recorder;
 use crate::report::{self, step};
 
 /// Rows and columns.
-const SIZE: (u16, u16) = (60, 112);
+const SIZE: (u16, u16) = (60, 126);
 const TOP_SIZE: (u16, u16) = (10, 130);
 /// Until the memory of the restarted container has a slope.
 const TOP_AFTER: Duration = Duration::from_secs(12);
