@@ -116,7 +116,7 @@ fn judge(error: &anyhow::Error) -> (u8, bool) {
 }
 
 /// The chain of causes in one line, without the backtrace that anyhow's `{:?}` would print.
-fn line(error: &anyhow::Error) -> String {
+pub fn line(error: &anyhow::Error) -> String {
     visible(&format!("{error:#}").split('\n').map(str::trim).collect::<Vec<_>>().join("; "))
 }
 

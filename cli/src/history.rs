@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use jiff::{SignedDuration, Timestamp};
 use podopsy_client::{
     AgentClient, ClientError, EventList, HistoryGap, QueryParameters, RUN_DIR, SOCKET_NAME,
@@ -34,14 +34,16 @@ pub async fn agent(args: &HistoryArgs) -> anyhow::Result<Option<AgentClient>> {
 
 /// Like [`agent`], for a command that has no other source.
 pub async fn require_agent(args: &HistoryArgs) -> anyhow::Result<AgentClient> {
-    let Some(agent) = agent(args).await? else {
-        bail!(
-            "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
-             or watch new events with podopsy watch",
-            args.state_dir.join(SOCKET_NAME).display()
-        );
-    };
-    Ok(agent)
+    agent(args).await?.ok_or_else(|| no_agent(args))
+}
+
+/// The error of a command that needs an agent.
+pub fn no_agent(args: &HistoryArgs) -> anyhow::Error {
+    anyhow!(
+        "no agent answers at {}: start podopsy-agent with --state-dir (--socket names the socket of one that runs), \
+         or watch new events with podopsy watch",
+        args.state_dir.join(SOCKET_NAME).display()
+    )
 }
 
 /// The sockets to try, and whether the user gave the socket: then a failure is an error.

@@ -96,18 +96,20 @@ pub fn owners_of(events: &[Event]) -> Vec<Owner> {
 
 /// The pods that exist on the agent's node. None if it cannot list them: past events name their pods themselves.
 pub async fn pods(agent: &AgentClient) -> Vec<PodDetails> {
+    list_pods(agent).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot list the agent's pods");
+        Vec::new()
+    })
+}
+
+/// The pods that exist on the agent's node.
+pub async fn list_pods(agent: &AgentClient) -> Result<Vec<PodDetails>, ClientError> {
     #[derive(Deserialize)]
     struct PodsResponse {
         pods: Vec<PodDetails>,
     }
-    let response: Result<PodsResponse, ClientError> = agent.json("/api/v1/pods", &Vec::new()).await;
-    match response {
-        Ok(response) => response.pods,
-        Err(error) => {
-            tracing::debug!(%error, "cannot list the agent's pods");
-            Vec::new()
-        }
-    }
+    let response: PodsResponse = agent.json("/api/v1/pods", &Vec::new()).await?;
+    Ok(response.pods)
 }
 
 /// A running process stands for its container or cgroup.

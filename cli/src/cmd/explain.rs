@@ -14,12 +14,12 @@ const GLOSSARY: &str = include_str!("../../../docs/glossary.md");
 
 /// A row of one of the glossary's tables.
 #[derive(Debug, PartialEq)]
-struct Term<'a> {
-    section: &'a str,
-    name: &'a str,
+pub struct Term<'a> {
+    pub section: &'a str,
+    pub name: &'a str,
     /// The type or the field that holds it; empty: none.
     code: &'a str,
-    definition: &'a str,
+    pub definition: &'a str,
 }
 
 pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutcome> {
@@ -27,12 +27,7 @@ pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutco
     if args.topic.is_empty() {
         return list(context, &mut out).map(|()| CommandOutcome::Success).map_err(Into::into);
     }
-    let topic = args.topic.join(" ").to_lowercase();
-    let found = find(&topic);
-    if found.is_empty() {
-        let similar = similar_names(&topic, terms().map(|term| term.name.to_lowercase()));
-        return Err(NotFound(format!("the glossary has no term {topic:?}{similar}")).into());
-    }
+    let found = find(&args.topic.join(" "))?;
     for (index, term) in found.iter().enumerate() {
         if index > 0 {
             writeln!(out)?;
@@ -65,13 +60,19 @@ fn list(context: &Context, out: &mut impl io::Write) -> io::Result<()> {
 }
 
 /// The term of this name, or else those whose names have it as a part.
-fn find(topic: &str) -> Vec<Term<'static>> {
+pub fn find(topic: &str) -> Result<Vec<Term<'static>>, NotFound> {
+    let topic = topic.to_lowercase();
     let with = |is: &dyn Fn(&str) -> bool| terms().filter(|term| is(&term.name.to_lowercase())).collect();
     let exact: Vec<_> = with(&|name| name.split(',').any(|one| one.trim() == topic));
-    if exact.is_empty() { with(&|name| name.contains(topic)) } else { exact }
+    let found = if exact.is_empty() { with(&|name| name.contains(&topic)) } else { exact };
+    if found.is_empty() {
+        let similar = similar_names(&topic, terms().map(|term| term.name.to_lowercase()));
+        return Err(NotFound(format!("the glossary has no term {topic:?}{similar}")));
+    }
+    Ok(found)
 }
 
-fn terms() -> impl Iterator<Item = Term<'static>> {
+pub fn terms() -> impl Iterator<Item = Term<'static>> {
     let mut section = "";
     GLOSSARY.lines().filter_map(move |line| {
         if let Some(title) = line.strip_prefix("## ") {
@@ -89,7 +90,7 @@ fn terms() -> impl Iterator<Item = Term<'static>> {
 }
 
 /// Without what Markdown needs.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.replace(['`', '*'], "")
 }
 
@@ -105,14 +106,14 @@ mod tests {
         assert_eq!(terms().count(), rows);
         for term in terms() {
             assert!(!term.section.is_empty() && term.definition.len() > 10, "{term:?}");
-            assert!(find(&term.name.to_lowercase()).contains(&term), "{}", term.name);
+            assert!(find(term.name).unwrap().contains(&term), "{}", term.name);
         }
     }
 
     #[test]
     fn a_part_of_a_name_finds_all_terms_that_have_it() {
-        assert_eq!(find("cgroup id").len(), 1);
-        assert!(find("cgroup").iter().any(|term| term.name == "cgroup id"));
-        assert!(find("no such term").is_empty());
+        assert_eq!(find("cgroup id").unwrap().len(), 1);
+        assert!(find("cgroup").unwrap().iter().any(|term| term.name == "cgroup id"));
+        assert!(find("no such term").is_err());
     }
 }

@@ -188,9 +188,9 @@ fn note_unreadable(records: u64) {
     }
 }
 
-const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
+pub const KINDS: [EventKind; 2] = [EventKind::OomIncident, EventKind::Sigkill];
 
-fn kinds() -> QueryParameters {
+pub fn kinds() -> QueryParameters {
     KINDS.map(|kind| ("kind", kind.as_str().to_owned())).into()
 }
 

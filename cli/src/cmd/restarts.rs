@@ -23,6 +23,7 @@ use crate::terminal::note;
 
 /// A container, from its newest instance and the last one that ended; `-o json` prints it as it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ContainerRestarts {
     /// Null: there is one node.
     pub node: Option<String>,
@@ -85,7 +86,7 @@ async fn of_node(context: &Context, args: &RestartsArgs) -> anyhow::Result<Vec<C
         Some(source) => format!("kills are those that {source} has"),
         None => "the kernel's word is missing: no agent answers, and none has left a store".to_owned(),
     });
-    Ok(listed.iter().flat_map(|pod| rows_of(None, pod, &kept.events)).collect())
+    Ok(rows(&listed, &kept.events))
 }
 
 async fn of_fleet(fleet: &ClusterAgents, args: &RestartsArgs) -> anyhow::Result<Vec<ContainerRestarts>> {
@@ -102,6 +103,11 @@ async fn of_fleet(fleet: &ClusterAgents, args: &RestartsArgs) -> anyhow::Result<
     let kept = fleet.events(targets, query).await?;
     let node = |name: &str| fleet.has_several_nodes().then(|| name.to_owned());
     Ok(listed.iter().flat_map(|pod| rows_of(node(&pod.node), &pod.details, &kept.events)).collect())
+}
+
+/// A row for each container of the pods of a node.
+pub fn rows(pods: &[PodDetails], events: &[Event]) -> Vec<ContainerRestarts> {
+    pods.iter().flat_map(|pod| rows_of(None, pod, events)).collect()
 }
 
 /// A row for each container of a pod.

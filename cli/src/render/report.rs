@@ -269,7 +269,7 @@ fn queries(events: &[Event]) -> impl Iterator<Item = (Timestamp, &DnsTransaction
 }
 
 /// The queries in the history, by name, type, outcome and server; the most frequent first.
-fn dns(events: &[Event]) -> DnsSummary {
+pub fn dns(events: &[Event]) -> DnsSummary {
     let mut groups: BTreeMap<_, Vec<(Timestamp, &DnsTransaction)>> = BTreeMap::new();
     for (time, query) in queries(events) {
         let key = (&query.name, &query.qtype, query.outcome, query.server);

@@ -11,23 +11,27 @@ pub fn entries(events: &[Event]) -> Vec<TimelineEntry> {
 }
 
 fn entry(event: &Event) -> Option<TimelineEntry> {
-    if let Some(incident) = &event.incident {
-        return of_incident(event, incident);
-    }
-    let sigkill = event.sigkill()?;
-    let text = sigkill_verdict::explain(sigkill);
-    let entry = TimelineEntry::of(event.time, EntryKind::Sigkill, &event.owner(), text)?;
-    Some(TimelineEntry { id: Some(sigkill.id.clone()), ..entry })
+    let (kind, how, text) = kill(event)?;
+    let entry = TimelineEntry::of(event.time, kind, &event.owner(), text)?;
+    Some(TimelineEntry { id: event.kept_id().map(str::to_owned), how, ..entry })
 }
 
-fn of_incident(event: &Event, incident: &OomIncident) -> Option<TimelineEntry> {
+/// What a kill was, and how that is known. None: the event is no kill.
+pub fn kill(event: &Event) -> Option<(EntryKind, EntryEvidence, String)> {
+    if let Some(incident) = &event.incident {
+        return Some(of_incident(incident));
+    }
+    let text = sigkill_verdict::explain(event.sigkill()?);
+    Some((EntryKind::Sigkill, EntryEvidence::Observed, text))
+}
+
+fn of_incident(incident: &OomIncident) -> (EntryKind, EntryEvidence, String) {
     let summary = oom::summary(incident);
     // The id has a field of its own.
     let text = summary.strip_prefix(&format!("{}: ", incident.id)).unwrap_or(&summary).to_owned();
-    let entry = TimelineEntry::of(event.time, EntryKind::OomKill, &event.owner(), text)?;
     let how = match incident.limit.how {
         Evidence::Observed => EntryEvidence::Observed,
         Evidence::Inferred => EntryEvidence::Inferred,
     };
-    Some(TimelineEntry { id: Some(incident.id.clone()), how, ..entry })
+    (EntryKind::OomKill, how, text)
 }

@@ -21,6 +21,7 @@ use podopsy_store::MemoryRecord;
 use serde::Serialize;
 
 use crate::render::units;
+pub use kills::kill;
 pub use memory::samples;
 
 /// What the agent has about the pods.
@@ -33,6 +34,7 @@ pub struct Sources {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EntryKind {
     Start,
@@ -65,6 +67,7 @@ impl EntryKind {
 
 /// How an entry is known, as the glossary defines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EntryEvidence {
     Observed,
@@ -85,6 +88,7 @@ impl EntryEvidence {
 
 /// One line of a timeline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TimelineEntry {
     pub time: Timestamp,
     /// The end of what took a while.
