@@ -68,7 +68,7 @@ Examples:
   podopsy core shop/cart -w core.zst    a core of a running process, for gdb
   podopsy explain incident              what a term means
   podopsy doctor                        what works here, and how to fix the rest
-  source <(podopsy completion bash)     completes commands and options in bash
+  source <(podopsy completion bash)     completes commands, options and names of pods in bash
 
 TARGET has the same syntax in every command, and most commands take several:
   namespace/pod, namespace/pod/container    a pod, or one of its containers
@@ -149,9 +149,14 @@ pub enum Command {
     ManPages(ManPagesArgs),
     #[command(hide = true)]
     Bridge(HistoryArgs),
+    #[command(name = "__complete", hide = true, disable_help_flag = true)]
+    Complete(CompleteArgs),
 }
 
 /// Print the completion script of a shell
+///
+/// In bash, zsh and fish it also completes the names of pods, from the agent or the container runtime, the ids of kills, and
+/// terms. Names need the rights to ask for them: they are completed in a root shell.
 ///
 /// Load it with:
 ///   bash:  source <(podopsy completion bash)

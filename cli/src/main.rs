@@ -7,7 +7,7 @@
 //! | [`render`] | formats results as text; writes only to the writer that it gets |
 //! | [`exit`] | decides the exit code |
 //!
-//! The others are helpers: [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
+//! The others are helpers: [`completion`], [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
 //! history), [`jsonpath`], [`log`], [`one_pod`] (the process that a command is about), [`privilege`], [`signals`],
 //! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
 //! (the entries of one), [`top`] (rows of containers).
@@ -17,6 +17,7 @@
 
 mod args;
 mod cmd;
+mod completion;
 mod context;
 mod evidence;
 mod exit;
@@ -64,10 +65,11 @@ fn main() -> ExitCode {
             Called::Plugin(cli, _) => cli.options.color.set(),
         }
         match &called {
-            // The doctor's report has everything that warnings would repeat.
-            Called::Podopsy(cli) => {
-                log::to_stderr(cli.global.verbose, matches!(cli.command, Command::Doctor(_)))
-            }
+            // The doctor's report has everything that warnings would repeat, and a shell wants none.
+            Called::Podopsy(cli) => log::to_stderr(
+                cli.global.verbose,
+                matches!(cli.command, Command::Doctor(_) | Command::Complete(_)),
+            ),
             Called::Plugin(cli, _) => log::to_stderr(cli.options.verbose, false),
         }
         let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
@@ -103,6 +105,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Explain(args) => cmd::explain::run(&context, &args),
         Command::Completion(args) => cmd::manual::completion(args),
         Command::ManPages(args) => cmd::manual::man_pages(&args),
+        Command::Complete(args) => cmd::complete::run(&context, &args),
         Command::Bridge(args) => cmd::bridge::run(&args).await,
     }
 }
@@ -110,7 +113,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
 /// kubectl's plugin: the same commands, with the agents of a cluster as their source.
 async fn run_plugin(cli: FleetCli, forwarded: Vec<OsString>) -> anyhow::Result<CommandOutcome> {
     if let FleetCommand::Complete(args) = &cli.command {
-        return cmd::complete::run(args);
+        return cmd::complete::run_plugin(args);
     }
     let fleet = Arc::new(ClusterAgents::find(cli.options).await?);
     let context = Context::of_fleet(fleet.clone());

@@ -57,7 +57,12 @@ const READERS: &[Package] = &[
         why: "opens the cores of `podopsy core`, and what it sees live is what they are compared with",
     },
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
-    Package { name: "python3-venv", why: "holds what checks the image's bill of materials" },
+    Package {
+        name: "python3-venv",
+        why: "holds what checks the image's bill of materials",
+    },
+    Package { name: "zsh", why: "a test completes podopsy's command line in it" },
+    Package { name: "fish", why: "a test completes podopsy's command line in it" },
     Package { name: "openssl", why: "a test profiles it" },
     Package { name: "chromium", why: "a test opens a report in it, without a network" },
     Package { name: "luajit", why: "stacks of an interpreter in assembly, and of code made at run time" },
@@ -131,7 +136,7 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
         debian13::install(&cache_dir()?)?;
         cluster::ensure_kubectl()?;
         fetch_schemas()?;
-        install_sbom_validator()?;
+        install_python("sbom", "xtask/schemas/requirements.txt", "the validator of CycloneDX")?;
     }
     if groups.contains(&Group::Cluster) {
         apt::unpack(CLUSTER_UNPACKED, &cache_dir()?.join("cluster/packages"))?;
@@ -186,19 +191,14 @@ fn fetch_schemas() -> Result<()> {
         .context("cannot download the schemas of Kubernetes; they need crates.io")
 }
 
-/// The Python in which CycloneDX's own library is: it has the specification's JSON schema.
-fn sbom_python() -> Result<PathBuf> {
-    Ok(cache_dir()?.join("sbom/bin/python"))
-}
-
-fn install_sbom_validator() -> Result<()> {
-    let python = sbom_python()?;
-    let folder = python.ancestors().nth(2).context("the folder of the Python")?;
-    sh::run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-    let requirements = sh::root().join("xtask/schemas/requirements.txt");
-    let mut command = Command::new(&python);
+/// A Python with packages of a test, in a folder of the cache.
+fn install_python(name: &str, requirements: &str, what: &str) -> Result<()> {
+    let folder = cache_dir()?.join(name);
+    sh::run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    let mut command = Command::new(folder.join("bin/python"));
     command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
-    sh::run(command.arg(requirements)).context("cannot install the validator of CycloneDX; it needs PyPI")
+    sh::run(command.arg(sh::root().join(requirements)))
+        .with_context(|| format!("cannot install {what}; it needs PyPI"))
 }
 
 fn install_bpf_linker() -> Result<()> {

@@ -131,7 +131,7 @@ pub struct FleetDoctorArgs {
     pub output: ReportFormat,
 }
 
-/// What kubectl asks a plugin's completion
+/// What a shell, or kubectl for its plugin, asks for candidates
 #[derive(Debug, Args)]
 pub struct CompleteArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

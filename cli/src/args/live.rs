@@ -114,16 +114,14 @@ impl FromStr for WatchWord {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<WatchWord, TargetError> {
-        Ok(match text {
-            "oom" => WatchWord::Kind(WatchKind::Oom),
-            "sigkill" => WatchWord::Kind(WatchKind::Sigkill),
-            "dns" => WatchWord::Kind(WatchKind::Dns),
-            target => WatchWord::Target(target.parse()?),
+        Ok(match <WatchKind as ValueEnum>::from_str(text, false) {
+            Ok(kind) => WatchWord::Kind(kind),
+            Err(_) => WatchWord::Target(text.parse()?),
         })
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WatchKind {
     Oom,
     /// SIGKILLs that no OOM killer sent.

@@ -1,56 +1,62 @@
-//! What `kubectl_complete-podopsy` prints: candidates, one a line, and the directive that kubectl expects (cobra's).
+//! `podopsy __complete`, which shells call, and what `kubectl_complete-podopsy` prints: candidates, one a line, with their
+//! meaning behind a tab.
 
 use std::io::{self, Write as _};
 
-use crate::args::{CompleteArgs, fleet_command};
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, CompleteArgs, fleet_command};
+use crate::completion::{Candidate, Live, candidates};
+use crate::context::Context;
 use crate::exit::CommandOutcome;
 
-/// `ShellCompDirectiveNoFileComp`: the shell must not add the names of files.
+/// `ShellCompDirectiveNoFileComp` of cobra, which kubectl expects: the shell must not add the names of files.
 const NO_FILES: &str = ":4";
 
-pub fn run(args: &CompleteArgs) -> anyhow::Result<CommandOutcome> {
-    let mut out = io::stdout().lock();
-    for candidate in candidates(&args.words) {
-        writeln!(out, "{candidate}")?;
-    }
-    writeln!(out, "{NO_FILES}")?;
+pub fn run(context: &Context, args: &CompleteArgs) -> anyhow::Result<CommandOutcome> {
+    let live = Live::new(context.clone(), &args.words);
+    print(&candidates(Cli::command(), &args.words, Some(&live))?)?;
     Ok(CommandOutcome::Success)
 }
 
-/// Subcommands or options that begin as the last word does.
-fn candidates(words: &[String]) -> Vec<String> {
-    let mut root = fleet_command();
-    // Global options become those of each subcommand.
-    root.build();
-    let (last, before) = words.split_last().map_or(("", &[][..]), |(last, before)| (last.as_str(), before));
-    let mut command = &root;
-    for word in before {
-        command = command.find_subcommand(word).unwrap_or(command);
-    }
-    let with_help = |name: &str, help: Option<&clap::builder::StyledStr>| match help {
-        Some(help) => format!("{name}\t{}", help.to_string().lines().next().unwrap_or_default()),
-        None => name.to_owned(),
-    };
-    let commands =
-        command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help");
-    let commands = commands.map(|command| (command.get_name().to_owned(), command.get_about()));
-    let options = command.get_arguments().filter(|arg| !arg.is_hide_set());
-    let options = options.filter_map(|arg| Some((format!("--{}", arg.get_long()?), arg.get_help())));
-    let all: Vec<_> = if last.starts_with('-') { options.collect() } else { commands.collect() };
-    let matching = all.into_iter().filter(|(name, _)| name.starts_with(last));
-    matching.map(|(name, help)| with_help(&name, help)).collect()
+/// For kubectl. Names are not asked for: that takes longer than a shell should wait.
+pub fn run_plugin(args: &CompleteArgs) -> anyhow::Result<CommandOutcome> {
+    print(&candidates(fleet_command(), &args.words, None)?)?;
+    writeln!(io::stdout().lock(), "{NO_FILES}")?;
+    Ok(CommandOutcome::Success)
+}
+
+fn print(candidates: &[Candidate]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    candidates.iter().try_for_each(|one| match one.help.as_str() {
+        "" => writeln!(out, "{}", one.value),
+        help => writeln!(out, "{}\t{help}", one.value),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn names(command: clap::Command, words: &[&str]) -> Vec<String> {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        candidates(command, &words, None).unwrap().into_iter().map(|one| one.value).collect()
+    }
+
     #[test]
-    fn commands_and_options_are_completed() {
-        let names = |words: &[&str]| -> Vec<String> {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            candidates(&words).iter().map(|line| line.split('\t').next().unwrap().to_owned()).collect()
-        };
+    fn commands_options_and_values_are_completed() {
+        let names = |words: &[&str]| names(Cli::command(), words);
+        assert_eq!(names(&["pro"]), ["profile"]);
+        assert!(names(&["oom", "--no-h"]).contains(&"--no-headers".to_owned()));
+        assert_eq!(names(&["events", "--kind", "dns.f"]), ["dns.failure"]);
+        assert!(names(&["report", "-w", "/"]).is_empty(), "the shell completes paths");
+        assert!(names(&[]).iter().all(|name| name != "help" && !name.starts_with(['_', '-'])));
+        assert!(names(&["--"]).contains(&"--node".to_owned()));
+    }
+
+    #[test]
+    fn the_plugin_completes_its_own_commands_and_options() {
+        let names = |words: &[&str]| names(fleet_command(), words);
         assert_eq!(names(&["p"]), ["profile", "pods"]);
         assert_eq!(names(&["oom", ""]), ["show"]);
         let options = names(&["oom", "--s"]);
