@@ -6,6 +6,7 @@ mod examples;
 mod fleet;
 mod history;
 mod live;
+mod mcp;
 mod output;
 mod pods;
 mod process;
@@ -34,6 +35,7 @@ pub use history::{EventsArgs, HistoryArgs};
 pub use live::{
     DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, TopFormat, WatchArgs, WatchKind,
 };
+pub use mcp::McpArgs;
 pub use output::{CustomColumn, OutputArgs, OutputFormat};
 pub use pods::{PodFilterArgs, SelectionArgs};
 pub use process::{CoreArgs, EnterArgs, NamespaceKind, NetArgs, OneTargetArgs};
@@ -67,6 +69,7 @@ Examples:
   podopsy enter shop/cart -- ip addr    the host's tools in a pod's network namespace
   podopsy core shop/cart -w core.zst    a core of a running process, for gdb
   podopsy explain incident              what a term means
+  podopsy mcp                           serves the history to an assistant (Model Context Protocol)
   podopsy doctor                        what works here, and how to fix the rest
   source <(podopsy completion bash)     completes commands, options and names of pods in bash
 
@@ -144,6 +147,7 @@ pub enum Command {
     Core(CoreArgs),
     Doctor(DoctorArgs),
     Explain(ExplainArgs),
+    Mcp(McpArgs),
     Completion(CompletionArgs),
     #[command(hide = true)]
     ManPages(ManPagesArgs),

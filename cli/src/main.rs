@@ -8,7 +8,7 @@
 //! | [`exit`] | decides the exit code |
 //!
 //! The others are helpers: [`completion`], [`context`] (global options), [`evidence`] (of reports and bundles), [`fleet`] (the agents of a cluster), [`headroom`] (the memory limit of a pod), [`history`] (the agent's
-//! history), [`jsonpath`], [`log`], [`one_pod`] (the process that a command is about), [`privilege`], [`signals`],
+//! history), [`jsonpath`], [`log`], [`mcp`] (the server for assistants), [`one_pod`] (the process that a command is about), [`privilege`], [`signals`],
 //! [`output`] (files), [`past`] (events of the history), [`process`] (/proc), [`selection`] (TARGETs), [`selector`], [`terminal`], [`timeline`]
 //! (the entries of one), [`top`] (rows of containers).
 //!
@@ -26,6 +26,7 @@ mod headroom;
 mod history;
 mod jsonpath;
 mod log;
+mod mcp;
 mod one_pod;
 mod output;
 mod past;
@@ -103,6 +104,7 @@ async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {
         Command::Core(args) => cmd::core::run(&context, args).await,
         Command::Doctor(args) => cmd::doctor::run(&context, args).await,
         Command::Explain(args) => cmd::explain::run(&context, &args),
+        Command::Mcp(args) => cmd::mcp::run(&context, args).await,
         Command::Completion(args) => cmd::manual::completion(args),
         Command::ManPages(args) => cmd::manual::man_pages(&args),
         Command::Complete(args) => cmd::complete::run(&context, &args),
@@ -129,6 +131,7 @@ async fn run_plugin(cli: FleetCli, forwarded: Vec<OsString>) -> anyhow::Result<C
         FleetCommand::Profile(args) => cmd::remote::profile(&context, &fleet, &args, forwarded).await,
         FleetCommand::Inspect(args) => cmd::remote::inspect(&fleet, &args, forwarded).await,
         FleetCommand::Doctor(args) => cmd::fleet_doctor::run(&context, &fleet, &args).await,
+        FleetCommand::Mcp(_) => cmd::remote::mcp(&fleet).await,
         FleetCommand::Complete(_) => Ok(CommandOutcome::Success),
     };
     outcome.map(|outcome| if fleet.is_incomplete() { CommandOutcome::Incomplete } else { outcome })

@@ -59,7 +59,7 @@ const READERS: &[Package] = &[
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
     Package {
         name: "python3-venv",
-        why: "holds what checks the image's bill of materials",
+        why: "holds what checks the image's bill of materials, and a client of `podopsy mcp`",
     },
     Package { name: "zsh", why: "a test completes podopsy's command line in it" },
     Package { name: "fish", why: "a test completes podopsy's command line in it" },
@@ -137,6 +137,7 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
         cluster::ensure_kubectl()?;
         fetch_schemas()?;
         install_python("sbom", "xtask/schemas/requirements.txt", "the validator of CycloneDX")?;
+        install_python("mcp", "cli/tests/mcp/requirements.txt", "the SDK of the Model Context Protocol")?;
     }
     if groups.contains(&Group::Cluster) {
         apt::unpack(CLUSTER_UNPACKED, &cache_dir()?.join("cluster/packages"))?;

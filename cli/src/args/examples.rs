@@ -86,6 +86,10 @@ pub const EXPLAIN: &str = "\
 Examples:
   podopsy explain                      all terms
   podopsy explain incident";
+pub const MCP: &str = "\
+Examples:
+  podopsy mcp                          the history of this node's agent
+  podopsy mcp --from incident.podopsy  a bundle, on any machine";
 pub const COMPLETION: &str = "\
 Examples:
   podopsy completion bash

@@ -29,6 +29,7 @@ Examples:
   kubectl podopsy timeline deploy/cart           starts, kills, memory and failed lookups of some pods, in order
   kubectl podopsy top -A                         what each container uses, live
   kubectl podopsy pods -A                        pods with restarts, limits and usage, by node
+  kubectl podopsy mcp --node n1                  serves a node's history to an assistant
   kubectl podopsy doctor --all-nodes             what works on each node
 
 TARGET is a pod or the beginning of its name, namespace/pod[/container], deploy/NAME, sts/NAME, ds/NAME, rs/NAME,
@@ -114,6 +115,7 @@ pub enum FleetCommand {
     Restarts(RestartsArgs),
     Inspect(InspectArgs),
     Doctor(FleetDoctorArgs),
+    Mcp(FleetMcpArgs),
     #[command(name = "__complete", hide = true, disable_help_flag = true)]
     Complete(CompleteArgs),
 }
@@ -130,6 +132,12 @@ pub struct FleetDoctorArgs {
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
     pub output: ReportFormat,
 }
+
+/// Serve what a node's agent has recorded to an assistant, by the Model Context Protocol over stdin and stdout
+///
+/// Runs `podopsy mcp` in the agent's pod on that node, which --node names, where there are several.
+#[derive(Debug, Args)]
+pub struct FleetMcpArgs {}
 
 /// What a shell, or kubectl for its plugin, asks for candidates
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ pub mod fleet_watch;
 pub mod inspect;
 pub mod kept;
 pub mod manual;
+pub mod mcp;
 pub mod net;
 pub mod oom;
 pub mod pods;

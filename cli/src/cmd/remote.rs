@@ -1,7 +1,9 @@
-//! Commands of kubectl's plugin that podopsy carries out on the pod's own node: `dns`, `inspect`, `timeline` and `profile`.
+//! Commands of kubectl's plugin that podopsy carries out on the pod's own node: `dns`, `inspect`, `timeline`, `profile` and `mcp`.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 use podopsy_fleet::Agent;
@@ -51,6 +53,14 @@ pub async fn timeline(
 ) -> anyhow::Result<CommandOutcome> {
     let (agent, targets) = fleet.locate(&args.targets).await?;
     pass_through(fleet, agent, &words(fleet, "timeline", &targets, options)).await
+}
+
+/// kubectl takes this process's place, so that signals and the ends of streams reach it, and podopsy behind it.
+pub async fn mcp(fleet: &ClusterAgents) -> anyhow::Result<CommandOutcome> {
+    let (agent, _) = fleet.locate(&[]).await?;
+    let mut command = fleet.kubectl()?.exec_command(agent, &["mcp".into()], true);
+    command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    Err(command.as_std_mut().exec()).context("cannot start kubectl")
 }
 
 /// Samples on the node, and writes the files here.
