@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use podopsy_client::ClientError;
 use podopsy_model::TargetMatchError;
 
 use crate::log;
@@ -109,10 +110,15 @@ fn judge(error: &anyhow::Error) -> (u8, bool) {
         Some(TargetMatchError::Ambiguous(_)) => Code::Usage,
         None if error.is::<NotFound>() => Code::NothingFound,
         None if error.is::<Refusal>() => Code::Usage,
-        None if error.is::<NotPermitted>() || io(ErrorKind::PermissionDenied) => Code::NotPermitted,
+        None if is_not_permitted(error) || io(ErrorKind::PermissionDenied) => Code::NotPermitted,
         None => Code::Failed,
     };
     (code as u8, false)
+}
+
+fn is_not_permitted(error: &anyhow::Error) -> bool {
+    let is_of_agent = matches!(error.downcast_ref(), Some(ClientError::NotPermitted(_)));
+    is_of_agent || error.is::<NotPermitted>()
 }
 
 /// The chain of causes in one line, without the backtrace that anyhow's `{:?}` would print.
@@ -140,6 +146,7 @@ mod tests {
             (Refusal(text()).into(), 2),
             (anyhow::anyhow!("disk on fire"), 3),
             (NotPermitted(text()).into(), 4),
+            (ClientError::NotPermitted(text()).into(), 4),
             (io::Error::from(ErrorKind::PermissionDenied).into(), 4),
         ] {
             let shown = format!("{error:?}");

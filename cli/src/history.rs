@@ -14,22 +14,25 @@ use crate::args::HistoryArgs;
 use crate::render::units;
 use crate::terminal::note;
 
-/// Finds an agent that answers. None: there is none. An error: the agent at `--socket` does not answer.
+/// Finds an agent that answers. None: there is none. An error: the agent at `--socket` does not answer, or
+/// there is no permission to ask one.
 pub async fn agent(args: &HistoryArgs) -> anyhow::Result<Option<AgentClient>> {
     let (sockets, named) = sockets(args);
+    let mut denied = None;
     for socket in sockets {
         let client = AgentClient::new(&socket);
         match client.get("/healthz", &Vec::new()).await {
             Ok(_) => return Ok(Some(client)),
             // An agent answers; its error is reported by the command's own request.
             Err(ClientError::Refused(_)) => return Ok(Some(client)),
+            Err(error @ ClientError::NotPermitted(_)) => denied = denied.or(Some(error)),
             Err(error) if named => {
                 bail!("{error}; check that the agent runs and that --socket is its socket")
             }
             Err(error) => tracing::debug!("{error}"),
         }
     }
-    Ok(None)
+    denied.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// Like [`agent`], for a command that has no other source.

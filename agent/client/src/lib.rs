@@ -5,6 +5,7 @@
 
 mod lines;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -58,6 +59,8 @@ type Sender = http1::SendRequest<Empty<Bytes>>;
 pub enum ClientError {
     #[error("no agent answers at {path}: {reason}")]
     Unreachable { path: String, reason: String },
+    #[error("no permission to connect to the agent at {0}: run it as root, or as the agent's user")]
+    NotPermitted(String),
     #[error("the agent refused the request: {0}")]
     Refused(String),
     #[error("the agent's response is invalid (is it another version?): {0}")]
@@ -217,7 +220,10 @@ impl AgentClient {
     }
 
     async fn connect(&self, socket: &Path) -> Result<Sender, ClientError> {
-        let stream = UnixStream::connect(socket).await.map_err(|error| self.unreachable(error))?;
+        let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+            ErrorKind::PermissionDenied => ClientError::NotPermitted(self.name()),
+            _ => self.unreachable(error),
+        })?;
         let own = nix::unistd::geteuid().as_raw();
         if !stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own) {
             return Err(self.unreachable("the socket belongs to another user's program"));

@@ -72,7 +72,9 @@ impl Connection {
 fn client_failure(agent: &Agent, error: &ClientError) -> NodeFailure {
     let reason = match error {
         ClientError::Unreachable { reason, .. } => format!("the connection to its agent failed: {reason}"),
-        ClientError::Refused(_) | ClientError::InvalidResponse(_) => error.to_string(),
+        ClientError::NotPermitted(_) | ClientError::Refused(_) | ClientError::InvalidResponse(_) => {
+            error.to_string()
+        }
     };
     NodeFailure::new(&agent.node, reason)
 }
