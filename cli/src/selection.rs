@@ -47,6 +47,16 @@ impl Selection {
         Selection { targets: Vec::new(), ..self.clone() }
     }
 
+    /// Refuses processes: a bundle is of another time, and may be of another machine.
+    pub fn require_no_process(&self) -> Result<(), Refusal> {
+        match self.targets.iter().find(|target| matches!(target, Target::Pid(_))) {
+            Some(target) => Err(Refusal(format!(
+                "--from: {target} is a process of this machine, and the bundle may be of another: name a pod"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether a pod has the namespace and the labels. Without such conditions, also what is in no pod.
     pub fn has_pod(&self, pod: Option<&PodRef>) -> bool {
         let matches = |pod: &PodRef| {
@@ -60,12 +70,7 @@ impl Selection {
     pub async fn resolve(&self, pods: &Arc<Pods>) -> anyhow::Result<Vec<Resolved>> {
         let mut found = Vec::new();
         for target in &self.targets {
-            match target {
-                Target::Workload { .. } if pods.inside().is_none() => {
-                    found.extend(of_workload(&pods.list().await?, target)?);
-                }
-                target => found.push(pods.resolve(target).await?),
-            }
+            found.extend(pods.resolve(target).await?);
         }
         if self.targets.is_empty() {
             found = pods
@@ -94,14 +99,6 @@ impl Selection {
         let all: Vec<String> = self.targets.iter().map(|target| text::escape(&target.to_string())).collect();
         all.join(", ")
     }
-}
-
-fn of_workload(pods: &[PodDetails], target: &Target) -> Result<Vec<Resolved>, TargetMatchError> {
-    let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
-    let found = find_pods(target, &candidates)?;
-    let resolved = |pod: &PodDetails| Resolved::Containers(pod.pod.clone(), pod.containers.clone());
-    let is_found = |pod: &&PodDetails| found.iter().any(|one| std::ptr::eq(*one, &pod.pod));
-    Ok(pods.iter().filter(is_found).map(resolved).collect())
 }
 
 /// The owners that a TARGET means: what an event or a count must belong to.
@@ -146,18 +143,18 @@ impl OwnerScope {
             pods.owner_of_pid(pid).await?;
             return Ok(OwnerScope::Process(pid));
         }
-        if let Target::Workload { .. } = target {
-            let listed = pods.list().await?;
-            let candidates: Vec<PodCandidate<'_>> = listed.iter().map(PodDetails::candidate).collect();
-            return Ok(OwnerScope::of_pods(target, &find_pods(target, &candidates)?));
-        }
-        Ok(match pods.resolve(target).await? {
-            Resolved::Process(pid) => OwnerScope::Process(pid),
-            Resolved::Cgroups(ids) => OwnerScope::Cgroups(ids),
-            Resolved::Node => OwnerScope::CgroupPath("/".to_owned()),
-            Resolved::Containers(pod, containers) => {
+        let first = pods.resolve(target).await?.into_iter().next();
+        let first = first.ok_or_else(|| TargetMatchError::NotFound(format!("{target} is nothing here")))?;
+        Ok(match (target, first) {
+            (Target::Workload { kind, name, .. }, Resolved::Containers(pod, _)) => {
+                OwnerScope::Workload { namespace: pod.namespace, kind: *kind, name: name.clone() }
+            }
+            (_, Resolved::Containers(pod, containers)) => {
                 OwnerScope::Pod { container: named_container(target, &pod, &containers), uid: pod.uid }
             }
+            (_, Resolved::Process(pid)) => OwnerScope::Process(pid),
+            (_, Resolved::Cgroups(ids)) => OwnerScope::Cgroups(ids),
+            (_, Resolved::Node) => OwnerScope::CgroupPath("/".to_owned()),
         })
     }
 
@@ -282,6 +279,13 @@ mod tests {
         assert!(
             selection(&["other/cart"], Some("shop"), None).unwrap_err().to_string().contains("leave one")
         );
+    }
+
+    #[test]
+    fn a_bundle_has_no_processes() {
+        let check = |targets: &[&str]| selection(targets, None, None).unwrap().require_no_process();
+        assert!(check(&["shop/cart", "cgroup:/k"]).is_ok());
+        assert!(check(&["shop/cart", "pid:1"]).unwrap_err().to_string().contains("pid:1 is a process"));
     }
 
     #[test]

@@ -382,11 +382,11 @@ impl Pods {
         list::list(&self.state).await
     }
 
-    /// Finds what a target refers to. The error names the target and what exists instead: similar names, or that no
-    /// runtime answers.
-    pub async fn resolve(&self, target: &Target) -> anyhow::Result<Resolved> {
+    /// Finds what a target refers to: one thing, or the pods of a controller. Never empty: the error names the target and
+    /// what exists instead, similar names, or that no runtime answers.
+    pub async fn resolve(&self, target: &Target) -> anyhow::Result<Vec<Resolved>> {
         match &self.inside {
-            Some(inside) => resolve::from_inside(inside, target),
+            Some(inside) => resolve::from_inside(inside, target).map(|found| vec![found]),
             None => resolve::resolve(&self.state, target).await,
         }
     }

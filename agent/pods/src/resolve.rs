@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
 use super::state::PodsState;
 use super::{ContainerDetails, PodDetails, Resolved, list, proc};
@@ -18,20 +18,16 @@ const SUGGESTIONS: usize = 5;
 /// The least number of hex digits for a container id prefix.
 const PREFIX_MIN: usize = 4;
 
-pub(super) async fn resolve(state: &Arc<PodsState>, target: &Target) -> anyhow::Result<Resolved> {
-    match target {
-        Target::All => Ok(Resolved::Node),
-        Target::Pid(pid) => of_pid(state, *pid).await,
-        Target::Cgroup(path) => of_cgroup(state, path).await,
-        Target::Name(name) => {
-            let pods = pods(state).await?;
-            match of_container_id(&pods, name)? {
-                Some(found) => Ok(found),
-                None => of_pod(state, &pods, target),
-            }
+pub(super) async fn resolve(state: &Arc<PodsState>, target: &Target) -> anyhow::Result<Vec<Resolved>> {
+    let one = match target {
+        Target::All => Resolved::Node,
+        Target::Pid(pid) => of_pid(state, *pid).await?,
+        Target::Cgroup(path) => of_cgroup(state, path).await?,
+        Target::Name(_) | Target::Pod { .. } | Target::Workload { .. } => {
+            return of_pods(state, &pods(state).await?, target);
         }
-        Target::Pod { .. } | Target::Workload { .. } => of_pod(state, &pods(state).await?, target),
-    }
+    };
+    Ok(vec![one])
 }
 
 /// The same in a pod, where only its own processes are visible: its name stands for all of them.
@@ -57,35 +53,38 @@ async fn pods(state: &Arc<PodsState>) -> anyhow::Result<Vec<PodDetails>> {
     list::list(state).await
 }
 
-/// The one pod that a target means.
-fn of_pod(state: &PodsState, pods: &[PodDetails], target: &Target) -> anyhow::Result<Resolved> {
+/// The container, the pod, or the pods of a controller that a target names.
+fn of_pods(state: &PodsState, pods: &[PodDetails], target: &Target) -> anyhow::Result<Vec<Resolved>> {
+    if let Target::Name(name) = target
+        && let Some(container) = of_container_id(pods, name)?
+    {
+        return Ok(vec![container]);
+    }
     let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
     let found = find_pods(target, &candidates).map_err(|error| with_runtime_error(state, error))?;
-    let is_found = |pod: &&PodDetails| found.iter().any(|one| std::ptr::eq(*one, &pod.pod));
-    let found: Vec<&PodDetails> = pods.iter().filter(is_found).collect();
-    if let Target::Workload { .. } = target
-        && found.len() > 1
-    {
-        let names: Vec<String> = found.iter().map(|pod| full_name(pod)).collect();
-        bail!(TargetMatchError::Ambiguous(format!("{target} has several pods: {}", names.join(", "))));
+    let found = pods.iter().filter(|pod| found.iter().any(|one| std::ptr::eq(*one, &pod.pod)));
+    if let Target::Workload { .. } = target {
+        let all = found.map(|pod| Resolved::Containers(pod.pod.clone(), pod.containers.clone()));
+        return Ok(all.collect());
     }
     let container = match target {
         Target::Pod { container, .. } => container.as_deref(),
         _ => None,
     };
-    let Some(pod) = newest(found.into_iter()) else {
+    let Some(pod) = newest(found) else {
         bail!(TargetMatchError::NotFound(format!("{target} is no pod of this node")))
     };
-    in_pod(pod.clone(), container)
+    Ok(vec![in_pod(pod.clone(), container)?])
 }
 
-/// A node without an answer of the runtime may have more pods than are known.
-fn with_runtime_error(state: &PodsState, error: TargetMatchError) -> TargetMatchError {
+/// A node without an answer of the runtime may have more pods than are known: that is a failure, and not the answer that
+/// there is no such pod.
+fn with_runtime_error(state: &PodsState, error: TargetMatchError) -> anyhow::Error {
     match (error, state.runtime.about()) {
-        (TargetMatchError::NotFound(text), (_, _, Some(reason))) => TargetMatchError::NotFound(format!(
-            "{text}; the container runtime did not answer ({reason}): --cri-socket names its socket"
-        )),
-        (error, _) => error,
+        (TargetMatchError::NotFound(text), (_, _, Some(reason))) => {
+            anyhow!("{text}; the container runtime did not answer ({reason}): --cri-socket names its socket")
+        }
+        (error, _) => error.into(),
     }
 }
 

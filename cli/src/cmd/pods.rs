@@ -3,11 +3,11 @@
 use std::io::{self, Write as _};
 use std::sync::Arc;
 
+use anyhow::bail;
 use podopsy_client::{AgentClient, ClientError, QueryParameters};
 use podopsy_fleet::untrusted;
-use podopsy_model::target_match::find_pods;
-use podopsy_model::{Owner, PodCandidate, PodRef};
-use podopsy_pods::PodDetails;
+use podopsy_model::{Owner, PodRef};
+use podopsy_pods::{PodDetails, Pods, Resolved};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{OutputArgs, OutputFormat, PodsArgs};
@@ -35,19 +35,14 @@ pub async fn run(context: &Context, args: PodsArgs) -> anyhow::Result<CommandOut
     privilege::require_runtime("pods", context.global.cri_socket.as_deref())?;
     let directory = context.pods().await?;
     let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
-    let mut pods = select(directory.list().await?, &selection)?;
+    let mut pods = of_node(&directory, &selection).await?;
     list::sort(&mut pods, args.output.sort_by.as_ref())?;
     let rows: Vec<_> = pods.iter().map(|pod| (None, pod)).collect();
     print(context, &args.output, &pods, &rows)?;
     if !pods.is_empty() {
         return Ok(CommandOutcome::Success);
     }
-    let why = match (directory.status().cri_error, selection != Selection::default()) {
-        (Some(error), _) => format!("no pods: {error}"),
-        (None, true) => "no pods match".to_owned(),
-        (None, false) => "no pods on this node".to_owned(),
-    };
-    note(&why);
+    note(if selection == Selection::default() { "no pods on this node" } else { "no pods match" });
     Ok(CommandOutcome::NothingFound)
 }
 
@@ -131,21 +126,33 @@ async fn list_pods(client: AgentClient, query: Arc<QueryParameters>) -> Result<V
 }
 
 /// The pods that are wanted, sorted. An error: a TARGET means none, or is ambiguous.
-pub fn select(pods: Vec<PodDetails>, selection: &Selection) -> anyhow::Result<Vec<PodDetails>> {
-    let candidates: Vec<PodCandidate<'_>> = pods.iter().map(PodDetails::candidate).collect();
-    let mut wanted: Vec<PodRef> = Vec::new();
-    for target in &selection.targets {
-        let found = find_pods(target, &candidates)?;
-        if found.is_empty() {
-            return Err(Refusal(format!("pods: {target} is no pod: podopsy inspect shows its pod")).into());
+pub async fn of_node(directory: &Arc<Pods>, selection: &Selection) -> anyhow::Result<Vec<PodDetails>> {
+    let mut listed = directory.list().await?;
+    if !selection.targets.is_empty() {
+        let mut wanted: Vec<PodRef> = Vec::new();
+        for resolved in selection.resolve(directory).await? {
+            let Resolved::Containers(pod, _) = resolved else {
+                return Err(Refusal(
+                    "pods: a TARGET is in no pod: podopsy inspect shows what it is".to_owned(),
+                )
+                .into());
+            };
+            wanted.push(pod);
         }
-        wanted.extend(found.into_iter().cloned());
+        listed.retain(|pod| wanted.contains(&pod.pod));
     }
-    let is_target = |pod: &PodDetails| selection.targets.is_empty() || wanted.contains(&pod.pod);
-    let is_wanted = |pod: &PodDetails| is_target(pod) && selection.has_pod(Some(&pod.pod));
-    let mut pods: Vec<PodDetails> = pods.into_iter().filter(is_wanted).collect();
+    let selected = select(listed, selection);
+    match directory.status().cri_error {
+        // What cgroups and log folders show may not be all.
+        Some(error) if selected.is_empty() => bail!("no pods: {error}"),
+        _ => Ok(selected),
+    }
+}
+
+fn select(mut pods: Vec<PodDetails>, selection: &Selection) -> Vec<PodDetails> {
+    pods.retain(|pod| selection.has_pod(Some(&pod.pod)));
     pods.sort_by(|a, b| (&a.pod.namespace, &a.pod.name).cmp(&(&b.pod.namespace, &b.pod.name)));
-    Ok(pods)
+    pods
 }
 
 #[cfg(test)]
@@ -156,22 +163,18 @@ mod tests {
 
     #[test]
     fn pods_are_filtered_and_sorted() {
-        let names = |targets: &[&str], namespace: Option<&str>, selector: Option<&str>| {
+        let names = |namespace: Option<&str>, selector: Option<&str>| {
             let pods = PodFilterArgs {
                 namespace: namespace.map(str::to_owned),
                 selector: selector.map(|text| text.parse().unwrap()),
                 ..PodFilterArgs::default()
             };
-            let targets: Vec<_> = targets.iter().map(|text| text.parse().unwrap()).collect();
-            let selection = Selection::new(&targets, &pods).unwrap();
+            let selection = Selection::new(&[], &pods).unwrap();
             let all = vec![pod("pricing", vec![]), pod("checkout-api", vec![])];
-            let found = select(all, &selection);
-            found.map(|pods| pods.into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>())
+            select(all, &selection).into_iter().map(|pod| pod.pod.name).collect::<Vec<_>>()
         };
-        assert_eq!(names(&[], None, None).unwrap(), ["checkout-api", "pricing"]);
-        assert_eq!(names(&[], Some("finance"), Some("app=pricing")).unwrap(), ["pricing"]);
-        assert!(names(&[], Some("shop"), None).unwrap().is_empty());
-        assert_eq!(names(&["check"], None, None).unwrap(), ["checkout-api"]);
-        assert!(names(&["none"], None, None).is_err());
+        assert_eq!(names(None, None), ["checkout-api", "pricing"]);
+        assert_eq!(names(Some("finance"), Some("app=pricing")), ["pricing"]);
+        assert!(names(Some("shop"), None).is_empty());
     }
 }

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::io;
 use std::sync::Arc;
 
+use anyhow::bail;
 use jiff::Timestamp;
 use podopsy_fleet::EventQuery;
 use podopsy_model::{Event, EventKind, sigkill_verdict};
@@ -80,7 +81,12 @@ fn print(context: &Context, args: &RestartsArgs, rows: &[ContainerRestarts]) -> 
 async fn of_node(context: &Context, args: &RestartsArgs) -> anyhow::Result<Vec<ContainerRestarts>> {
     privilege::require_runtime("restarts", context.global.cri_socket.as_deref())?;
     let selection = Selection::new(&args.selection.targets, &args.selection.pods)?;
-    let listed = pods::select(context.pods().await?.list().await?, &selection)?;
+    let directory = context.pods().await?;
+    let listed = pods::of_node(&directory, &selection).await?;
+    let has_restarts = listed.iter().flat_map(|pod| &pod.containers).any(|container| container.restarts > 0);
+    if let Some(error) = directory.status().cri_error.filter(|_| !has_restarts) {
+        bail!("how often containers have restarted is not known: {error}");
+    }
     let (kept, source) = oom::kept(&args.history, None).await?;
     note(&match source {
         Some(source) => format!("kills are those that {source} has"),

@@ -57,6 +57,7 @@ async fn of_bundle(
     selection: &Selection,
     path: &Path,
 ) -> anyhow::Result<CommandOutcome> {
+    selection.require_no_process()?;
     let mut evidence = bundle::open(path)?;
     let from = evidence.manifest.from;
     gather::select(context, &mut evidence.sources, selection, from).await?;

@@ -33,12 +33,13 @@ pub struct Records {
 /// What the arguments ask for: from a bundle, or from the agent.
 pub async fn of_args(context: &Context, args: &EvidenceArgs) -> anyhow::Result<(PodEvidence, String)> {
     if let Some(path) = &args.from {
+        let selection = Selection::new(&args.targets, &args.pods)?;
+        selection.require_no_process()?;
         let mut evidence = bundle::open(path)?;
         if let Some(id) = &args.incident {
             let found = oom::find(&evidence.sources.events, id)?;
             evidence.manifest.incident = found.kept_id().map(str::to_owned);
         }
-        let selection = Selection::new(&args.targets, &args.pods)?;
         select(context, &mut evidence.sources, &selection, evidence.manifest.from).await?;
         return Ok((evidence, "a bundle".to_owned()));
     }
