@@ -36,7 +36,7 @@ pub use live::{
     DiffArgs, DiffFormat, DnsArgs, Hook, ProfileArgs, ProfileCommand, Stacks, TopFormat, WatchArgs, WatchKind,
 };
 pub use mcp::McpArgs;
-pub use output::{CustomColumn, OutputArgs, OutputFormat};
+pub use output::{CustomColumn, OutputArgs, OutputFormat, SheetArgs, SheetFormat};
 pub use pods::{PodFilterArgs, SelectionArgs};
 pub use process::{CoreArgs, EnterArgs, NamespaceKind, NetArgs, OneTargetArgs};
 pub use report::{BundleArgs, EvidenceArgs, Redaction, ReportArgs};
@@ -238,19 +238,11 @@ pub struct ShowArgs {
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = SheetFormat::Text)]
-    pub output: SheetFormat,
+    #[command(flatten)]
+    pub sheet: SheetArgs,
 
     #[command(flatten)]
     pub history: HistoryArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SheetFormat {
-    #[value(alias = "table", alias = "wide")]
-    Text,
-    Json,
-    Yaml,
 }
 
 /// List pods and containers with state, restarts, memory and limits
@@ -275,8 +267,8 @@ pub struct InspectArgs {
     #[command(flatten)]
     pub pods: PodFilterArgs,
 
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
-    pub output: ReportFormat,
+    #[command(flatten)]
+    pub sheet: SheetArgs,
 }
 
 /// Check what works on this machine, with the command or manifest line that fixes the rest
@@ -285,21 +277,14 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 #[command(after_help = examples::DOCTOR)]
 pub struct DoctorArgs {
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
-    pub output: ReportFormat,
+    #[command(flatten)]
+    pub sheet: SheetArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ListFormat {
     Table,
     Wide,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ReportFormat {
-    #[value(alias = "table", alias = "wide")]
-    Text,
     Json,
 }
 
@@ -427,6 +412,9 @@ mod tests {
             "podopsy events --since 10m -n shop -l app=web --kind oom.kill --kind dns.failure -o json shop/cart",
             "podopsy inspect pid:1 -o json --cri-socket unix:///run/x.sock -v",
             "podopsy --node n1 doctor",
+            "podopsy doctor -o jsonpath={.checks[*].name}",
+            "podopsy inspect deploy/cart -o jsonpath={.items[*].pod.name}",
+            "podopsy net shop/cart -o yaml",
             "podopsy net -n shop cart -o json",
             "podopsy enter shop/cart -- ss -tlnp",
             "podopsy enter cart --ns net,pid -n shop -- ps -ef -o json",

@@ -10,8 +10,8 @@ use clap::{
 use podopsy_model::duration;
 
 use super::{
-    DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, ReportFormat, RestartsArgs,
-    TimelineArgs, TopArgs, WatchArgs, check_dns_options, check_oom_target,
+    DnsArgs, EventsArgs, InspectArgs, OomArgs, PodsArgs, ProfileArgs, RestartsArgs, SheetArgs, TimelineArgs,
+    TopArgs, WatchArgs, check_dns_options, check_oom_target,
 };
 use crate::selector::Selector;
 use crate::terminal::ColourChoice;
@@ -129,8 +129,8 @@ pub struct FleetDoctorArgs {
     #[arg(long)]
     pub all_nodes: bool,
 
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
-    pub output: ReportFormat,
+    #[command(flatten)]
+    pub sheet: SheetArgs,
 }
 
 /// Serve what a node's agent has recorded to an assistant, by the Model Context Protocol over stdin and stdout

@@ -25,6 +25,41 @@ pub struct CustomColumn {
     pub path: JsonPath,
 }
 
+/// How one thing is printed that is no list.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SheetFormat {
+    Text,
+    Json,
+    Yaml,
+    JsonPath(Template),
+}
+
+/// The option of every command that prints one thing.
+#[derive(Clone, Debug, Args)]
+pub struct SheetArgs {
+    /// text, json, yaml or jsonpath=TEMPLATE
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: SheetFormat,
+}
+
+impl FromStr for SheetFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SheetFormat, String> {
+        // The names of a list's formats are taken, too, so that one habit fits every command.
+        match text.parse::<OutputFormat>() {
+            Ok(OutputFormat::Table | OutputFormat::Wide) => Ok(SheetFormat::Text),
+            Ok(OutputFormat::Json) => Ok(SheetFormat::Json),
+            Ok(OutputFormat::Yaml) => Ok(SheetFormat::Yaml),
+            Ok(OutputFormat::JsonPath(template)) => Ok(SheetFormat::JsonPath(template)),
+            Err(reason) if text.starts_with("jsonpath=") => Err(reason),
+            _ if text == "text" => Ok(SheetFormat::Text),
+            _ => Err("the formats are text, json, yaml and jsonpath=TEMPLATE, such as jsonpath={.pod.name}"
+                .to_owned()),
+        }
+    }
+}
+
 /// The options of every list.
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
@@ -91,6 +126,19 @@ fn column(text: &str) -> Result<CustomColumn, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_has_the_formats_that_need_no_columns() {
+        let format = |text: &str| text.parse::<SheetFormat>();
+        for text in ["text", "table", "wide"] {
+            assert_eq!(format(text), Ok(SheetFormat::Text));
+        }
+        assert!(matches!(format("jsonpath={.pod.name}"), Ok(SheetFormat::JsonPath(_))));
+        for text in ["name", "custom-columns=A:.a", "xml"] {
+            assert!(format(text).unwrap_err().contains("the formats are text"), "{text}");
+        }
+        assert!(format("jsonpath={").unwrap_err().contains("cannot read JSONPath"));
+    }
 
     #[test]
     fn formats_are_those_of_kubectl() {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use podopsy_model::Target;
 
-use super::{ReportFormat, examples};
+use super::{SheetArgs, examples};
 
 /// The one TARGET of a command.
 #[derive(Clone, Debug, Args)]
@@ -30,8 +30,8 @@ pub struct NetArgs {
     #[command(flatten)]
     pub target: OneTargetArgs,
 
-    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = ReportFormat::Text)]
-    pub output: ReportFormat,
+    #[command(flatten)]
+    pub sheet: SheetArgs,
 }
 
 /// Run a program of the host in namespaces of a pod; without --ns in its network namespace

@@ -7,7 +7,7 @@ use podopsy_model::probe::ProbeCheck;
 use podopsy_packets as packets;
 use podopsy_pods as pods;
 
-use crate::args::{DoctorArgs, ReportFormat};
+use crate::args::DoctorArgs;
 use crate::context::Context;
 use crate::exit::CommandOutcome;
 use crate::{privilege, render};
@@ -23,9 +23,8 @@ pub async fn run(context: &Context, args: DoctorArgs) -> anyhow::Result<CommandO
     });
     let report = doctor::report(probes, &runtime(context).await);
     let mut out = io::stdout().lock();
-    match args.output {
-        ReportFormat::Json => render::json(&mut out, &report)?,
-        ReportFormat::Text => render::doctor::print(&mut out, context.stdout, &report)?,
+    if !render::data(&mut out, &args.sheet.output, &report)? {
+        render::doctor::print(&mut out, context.stdout, &report)?;
     }
     // The report helps most where privileges are missing, so it is printed before they are checked.
     privilege::require("doctor", privilege::SAMPLE_PACKETS)?;

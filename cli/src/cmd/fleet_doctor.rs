@@ -8,7 +8,7 @@ use podopsy_fleet::kubectl::{Call, Kubectl, read_bounded};
 use podopsy_fleet::transport::kubectl_failure;
 use podopsy_fleet::{Agent, NodeFailure, untrusted};
 
-use crate::args::{FleetDoctorArgs, ReportFormat};
+use crate::args::FleetDoctorArgs;
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
 use crate::fleet::ClusterAgents;
@@ -33,18 +33,13 @@ pub async fn run(
     let reports: BTreeMap<&str, &Report> =
         answers.answers.iter().map(|answer| (answer.agent.node.as_str(), &answer.value)).collect();
     let mut out = io::stdout().lock();
-    match args.output {
-        ReportFormat::Json => render::json(&mut out, &reports)?,
-        ReportFormat::Text if fleet.has_several_nodes() => {
-            for (node, report) in &reports {
-                writeln!(out, "{}", context.stdout.paint(Colour::Bold, node))?;
-                render::doctor::print_problems(&mut out, context.stdout, report)?;
-            }
-        }
-        ReportFormat::Text => {
-            reports
-                .values()
-                .try_for_each(|report| render::doctor::print(&mut out, context.stdout, report))?;
+    let is_data = render::data(&mut out, &args.sheet.output, &reports)?;
+    for (node, report) in reports.iter().filter(|_| !is_data) {
+        if fleet.has_several_nodes() {
+            writeln!(out, "{}", context.stdout.paint(Colour::Bold, node))?;
+            render::doctor::print_problems(&mut out, context.stdout, report)?;
+        } else {
+            render::doctor::print(&mut out, context.stdout, report)?;
         }
     }
     let is_sound = reports.values().all(|report| report.count(CheckStatus::Missing) == 0);

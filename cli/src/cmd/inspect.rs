@@ -6,8 +6,9 @@ use std::sync::Arc;
 use podopsy_model::{Owner, PodRef, Target};
 use podopsy_pods::{ContainerDetails, PodDetails, Pods, Resolved};
 use serde::Serialize;
+use serde_json::json;
 
-use crate::args::{InspectArgs, ReportFormat};
+use crate::args::{InspectArgs, SheetFormat};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, Refusal};
 use crate::privilege;
@@ -56,20 +57,30 @@ pub async fn run(context: &Context, args: InspectArgs) -> anyhow::Result<Command
     let selection = Selection::new(&args.targets, &args.pods)?;
     let found = find_all(&pods, &selection, &listed).await?;
     let mut out = io::stdout().lock();
-    match (args.output, &found[..]) {
-        // One TARGET that is one thing is printed as it is, everything else as a list.
-        (ReportFormat::Json, [one]) if selection.targets.len() == 1 => render::json(&mut out, one)?,
-        (ReportFormat::Json, all) => render::json(&mut out, &all)?,
-        (ReportFormat::Text, all) => {
-            for (index, one) in all.iter().enumerate() {
-                if index > 0 {
-                    writeln!(out)?;
-                }
-                print(&mut out, context.stdout, one, &listed)?;
-            }
+    if print_data(&mut out, &args.sheet.output, &found, selection.targets.len() == 1)? {
+        return Ok(CommandOutcome::Success);
+    }
+    for (index, one) in found.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
         }
+        print(&mut out, context.stdout, one, &listed)?;
     }
     Ok(CommandOutcome::Success)
+}
+
+/// One TARGET that is one thing is printed as it is, everything else as a list: in a template, as `.items`.
+fn print_data(
+    out: &mut impl Write,
+    format: &SheetFormat,
+    found: &[Found],
+    is_one_target: bool,
+) -> io::Result<bool> {
+    match (format, found) {
+        (format, [one]) if is_one_target => render::data(out, format, one),
+        (SheetFormat::JsonPath(_), all) => render::data(out, format, &json!({ "items": all })),
+        (format, all) => render::data(out, format, &all),
+    }
 }
 
 async fn find_all(

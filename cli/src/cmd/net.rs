@@ -13,7 +13,7 @@ use podopsy_stacks::symbolize::maps::Mounts;
 use podopsy_stacks::tenant;
 use serde::Serialize;
 
-use crate::args::{NetArgs, ReportFormat};
+use crate::args::NetArgs;
 use crate::context::Context;
 use crate::exit::CommandOutcome;
 use crate::one_pod::{ChosenProcess, Wanted};
@@ -59,9 +59,8 @@ pub async fn run(context: &Context, args: NetArgs) -> anyhow::Result<CommandOutc
     };
     let report = read.await?.with_context(|| format!("cannot read the network of {}", chosen.describe()))?;
     let mut out = io::stdout().lock();
-    match args.output {
-        ReportFormat::Json => render::json(&mut out, &report)?,
-        ReportFormat::Text => render::net::print(&mut out, context.stdout, &report)?,
+    if !render::data(&mut out, &args.sheet.output, &report)? {
+        render::net::print(&mut out, context.stdout, &report)?;
     }
     Ok(CommandOutcome::Success)
 }

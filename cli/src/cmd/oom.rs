@@ -14,7 +14,7 @@ use podopsy_model::{Event, EventKind, OomIncident, verdict};
 use podopsy_recorder::oom::recover;
 use serde::Serialize;
 
-use crate::args::{HistoryArgs, OomArgs, OomCommand, OutputFormat, SheetFormat, ShowArgs};
+use crate::args::{HistoryArgs, OomArgs, OomCommand, OutputFormat, ShowArgs};
 use crate::context::Context;
 use crate::evidence::bundle;
 use crate::exit::{CommandOutcome, NotFound, Refusal};
@@ -117,13 +117,12 @@ async fn show(
         (None, None) => gather(context, &args.history, None).await?.incidents,
     };
     let event = if args.id.is_some() { find(&incidents, id)? } else { only(&incidents)? };
-    match args.output {
-        SheetFormat::Json => render::json(out, event)?,
-        SheetFormat::Yaml => render::yaml(out, event)?,
-        SheetFormat::Text => match event.sigkill() {
-            Some(sigkill) => render::sigkill::print(out, context.stdout, event, sigkill)?,
-            None => render::autopsy::print(out, context.stdout, event)?,
-        },
+    if render::data(out, &args.sheet.output, event)? {
+        return Ok(CommandOutcome::Success);
+    }
+    match event.sigkill() {
+        Some(sigkill) => render::sigkill::print(out, context.stdout, event, sigkill)?,
+        None => render::autopsy::print(out, context.stdout, event)?,
     }
     Ok(CommandOutcome::Success)
 }

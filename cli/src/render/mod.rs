@@ -26,6 +26,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::args::SheetFormat;
+
 /// Writes one indented JSON document and a newline.
 pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
@@ -36,6 +38,19 @@ pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
 pub fn yaml(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     let text = serde_yaml_ng::to_string(value).map_err(io::Error::other)?;
     out.write_all(text.as_bytes())
+}
+
+/// Prints one thing as data. False: the format is text, which the command prints itself.
+pub fn data(out: &mut impl Write, format: &SheetFormat, value: &impl Serialize) -> io::Result<bool> {
+    match format {
+        SheetFormat::Text => return Ok(false),
+        SheetFormat::Json => json(out, value)?,
+        SheetFormat::Yaml => yaml(out, value)?,
+        SheetFormat::JsonPath(template) => {
+            write!(out, "{}", template.render(&serde_json::to_value(value)?))?;
+        }
+    }
+    Ok(true)
 }
 
 /// The loss counters as text, in the same form for every command.
