@@ -201,7 +201,7 @@ impl LookupRecording<'_> {
             io::Write::write_all(&mut out, b"\n")?;
         } else {
             render::dns::summary(&mut out, context.stdout, &summary)?;
-            render::dns::not_shown(&mut out, counts)?;
+            render::dns::not_shown(&mut out, context.stdout, counts)?;
         }
         drop(out);
         note(&format!(

@@ -38,7 +38,9 @@ pub fn run(context: &Context, args: &ExplainArgs) -> anyhow::Result<CommandOutco
             "" => term.section.to_owned(),
             code => format!("{}; in the code: {code}", term.section),
         };
-        writeln!(out, "  {}", context.stdout.paint(Colour::Dim, &place))?;
+        for line in wrap(&place, context.stdout.width).lines() {
+            writeln!(out, "{}", context.stdout.paint(Colour::Dim, line))?;
+        }
     }
     Ok(CommandOutcome::Success)
 }

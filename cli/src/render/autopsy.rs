@@ -11,9 +11,9 @@ use podopsy_model::{Detail, Event};
 use super::growth;
 use super::inspect::workload;
 use super::oom::{how, level, pod, resident};
-use super::table::{cut, field, pad};
+use super::table::{KEYS, cut, field, heading, pad};
 use super::units;
-use crate::terminal::{Colour, Terminal, visible};
+use crate::terminal::{Terminal, visible};
 
 /// How many rows each section shows; the others are counted, and the JSON has them.
 const VICTIMS: usize = 3;
@@ -21,16 +21,22 @@ const PROCESSES: usize = 8;
 const FRAMES: usize = 5;
 /// Width of the name of a cgroup inside the container, which may be an id of 64 digits.
 const NESTED_NAME: usize = 20;
+/// Fields whose lines are aligned with each other: a line that is too long for a terminal is cut. Others are broken.
+const ALIGNED: [&str; 6] = ["memory", "charged", "growth", "levels", "processes", "stack"];
 /// Width of the sparkline.
 const SPARKS: usize = 60;
 
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Result<()> {
     let Some(incident) = &event.incident else { return Ok(()) };
-    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title(event, incident))))?;
+    heading(out, terminal, &title(event, incident))?;
+    let width = terminal.width.map(|width| width.saturating_sub(KEYS));
     for (key, value) in fields(event, incident) {
-        let lines: Vec<String> =
-            value.split('\n').map(|line| cut(line, terminal.width.map(|w| w.saturating_sub(13)))).collect();
-        field(out, terminal, key, &lines.join("\n"))?;
+        if ALIGNED.contains(&key) {
+            let lines: Vec<String> = value.split('\n').map(|line| cut(line, width)).collect();
+            field(out, terminal, key, &lines.join("\n"))?;
+        } else {
+            field(out, terminal, key, &value)?;
+        }
     }
     Ok(())
 }

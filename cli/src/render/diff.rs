@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use podopsy_profiles::compare::{BeforeAfter, Comparison, ComparisonBasis, share};
 
-use super::table::TextTable;
+use super::table::{TextTable, prose};
 use super::units;
 use crate::terminal::Terminal;
 
@@ -41,7 +41,12 @@ pub fn print(
             ComparisonBasis::Share => "share of ",
             ComparisonBasis::Value => "",
         };
-        return writeln!(out, "no difference: each function has the same {same}{} in both", compared.kind);
+        let kind = &compared.kind;
+        return prose(
+            out,
+            terminal,
+            &format!("no difference: each function has the same {same}{kind} in both"),
+        );
     }
     for function in changed().take(count) {
         let (own, sum) = (function.own, function.cumulative);
@@ -58,11 +63,8 @@ pub fn print(
     table.print(out, terminal)?;
     let left = changed().count().saturating_sub(count);
     if left > 0 {
-        writeln!(
-            out,
-            "… and {} with smaller changes: --top 0 lists all",
-            units::plural(left as u64, "function")
-        )?;
+        let left = units::plural(left as u64, "function");
+        prose(out, terminal, &format!("… and {left} with smaller changes: --top 0 lists all"))?;
     }
     Ok(())
 }

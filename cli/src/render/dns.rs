@@ -9,8 +9,8 @@ use podopsy_model::lookup::{LookupResult, LookupTransaction, NameKnownBy};
 use podopsy_model::{DnsCounts, Event, Lookup, TcpFailure};
 use podopsy_recorder::dns::lookups::summary::{LookupSummary, Percentiles};
 
-use super::event::{owner, pod};
-use super::table::{TextTable, fixed};
+use super::event::{narrow, owner, pod};
+use super::table::{NARROW, TextTable, fixed, prose, wrap};
 use super::units;
 use crate::args::ListFormat;
 use crate::terminal::{Colour, Terminal, visible};
@@ -38,34 +38,47 @@ impl LookupPrinter {
             writeln!(out)?;
             return out.flush();
         }
+        if !self.header_printed {
+            self.header_printed = true;
+            writeln!(out, "{}", self.terminal.paint(Colour::Bold, &self.row(HEADER)))?;
+        }
+        let process = format!("{}[{}]", event.process.comm, event.process.pid);
+        let cells = [&units::clock(lookup.start), &pod(event), &process, &describe(lookup)];
+        let line = self.row(cells.map(String::as_str));
+        let line = if lookup.result.is_failure() { self.terminal.paint(Colour::Yellow, &line) } else { line };
+        writeln!(out, "{line}")?;
+        if let Some(diagnosis) = &lookup.diagnosis {
+            self.print_below(out, &format!("diagnosis: {}", diagnosis.text))?;
+        }
+        if self.queries {
+            lookup.transactions.iter().try_for_each(|step| self.print_below(out, &query(step)))?;
+            let more = (lookup.queries as usize).saturating_sub(lookup.transactions.len());
+            if more > 0 {
+                self.print_below(out, &format!("… and {more} more"))?;
+            }
+        }
+        out.flush()
+    }
+
+    fn row(&self, cells: [&str; 4]) -> String {
         let widths = match self.terminal.width {
+            Some(width) if width < NARROW => {
+                let [time, pod, process, lookup] = cells;
+                return narrow(width, time, [pod, process], lookup);
+            }
             Some(0..120) => [13, 22, 14],
             Some(120..160) => [13, 30, 18],
             _ => [13, 36, 22],
         };
-        if !self.header_printed {
-            self.header_printed = true;
-            let header = fixed(&HEADER, &widths, self.terminal.width);
-            writeln!(out, "{}", self.terminal.paint(Colour::Bold, &header))?;
+        fixed(&cells, &widths, self.terminal.width)
+    }
+
+    /// What belongs to a lookup, indented below it.
+    fn print_below(&self, out: &mut impl Write, text: &str) -> io::Result<()> {
+        match self.terminal.width.filter(|&width| width < NARROW) {
+            Some(width) => writeln!(out, "{}", wrap(&visible(text), Some(width))),
+            None => writeln!(out, "{:15}{}", "", visible(text)),
         }
-        let process = format!("{}[{}]", event.process.comm, event.process.pid);
-        let cells = [&units::clock(lookup.start), &pod(event), &process, &describe(lookup)];
-        let line = fixed(&cells.map(String::as_str), &widths, self.terminal.width);
-        let line = if lookup.result.is_failure() { self.terminal.paint(Colour::Yellow, &line) } else { line };
-        writeln!(out, "{line}")?;
-        if let Some(diagnosis) = &lookup.diagnosis {
-            writeln!(out, "{:15}diagnosis: {}", "", visible(&diagnosis.text))?;
-        }
-        if self.queries {
-            for step in &lookup.transactions {
-                writeln!(out, "{:15}{}", "", visible(&query(step)))?;
-            }
-            let more = (lookup.queries as usize).saturating_sub(lookup.transactions.len());
-            if more > 0 {
-                writeln!(out, "{:15}… and {more} more", "")?;
-            }
-        }
-        out.flush()
     }
 }
 
@@ -136,45 +149,48 @@ pub fn facts(facts: &QueryFacts) -> String {
 }
 
 /// Prints the counts of encrypted DNS and of queries that were not reported; nothing if both are zero.
-pub fn not_shown(out: &mut impl Write, counts: &[DnsCounts]) -> io::Result<()> {
-    for of in counts {
-        let NotVisible { tls, https } = of.not_visible;
-        let owner = owner(of.owner.pod.as_ref(), of.owner.known_by);
-        if tls + https > 0 {
-            let (tls, https) = (units::plural(tls, "connection"), units::plural(https, "connection"));
-            writeln!(
-                out,
-                "\n{owner}: {tls} by DNS over TLS and {https} by DNS over HTTPS; the queries in them are encrypted"
-            )?;
-        }
-        if of.not_dns > 0 {
-            let messages = units::plural(of.not_dns, "message");
-            writeln!(out, "\n{owner}: {messages} to DNS servers' ports are not DNS, like those of a tunnel")?;
-        }
-        if of.untracked > 0 {
-            writeln!(
-                out,
-                "\n{owner}: {} of {} queries have no outcome: too many were in flight at a time",
-                of.untracked, of.queries
-            )?;
-        }
-        if of.unnamed > 0 {
-            writeln!(
-                out,
-                "\n{owner}: {} of {} queries were followed by the address in their packets: too many threads sent",
-                of.unnamed, of.queries
-            )?;
-        }
-        if of.events_dropped > 0 {
-            writeln!(
-                out,
-                "\n{owner}: {} of {} were dropped and are only counted; -o json has the counts",
-                of.events_dropped,
-                units::plural(of.queries, "outcome")
-            )?;
-        }
+pub fn not_shown(out: &mut impl Write, terminal: Terminal, counts: &[DnsCounts]) -> io::Result<()> {
+    for sentence in counts.iter().flat_map(sentences) {
+        writeln!(out)?;
+        prose(out, terminal, &sentence)?;
     }
     Ok(())
+}
+
+fn sentences(of: &DnsCounts) -> Vec<String> {
+    let mut out = Vec::new();
+    let NotVisible { tls, https } = of.not_visible;
+    let owner = owner(of.owner.pod.as_ref(), of.owner.known_by);
+    if tls + https > 0 {
+        let (tls, https) = (units::plural(tls, "connection"), units::plural(https, "connection"));
+        out.push(format!(
+            "{owner}: {tls} by DNS over TLS and {https} by DNS over HTTPS; the queries in them are encrypted"
+        ));
+    }
+    if of.not_dns > 0 {
+        let messages = units::plural(of.not_dns, "message");
+        out.push(format!("{owner}: {messages} to DNS servers' ports are not DNS, like those of a tunnel"));
+    }
+    if of.untracked > 0 {
+        out.push(format!(
+            "{owner}: {} of {} queries have no outcome: too many were in flight at a time",
+            of.untracked, of.queries
+        ));
+    }
+    if of.unnamed > 0 {
+        out.push(format!(
+            "{owner}: {} of {} queries were followed by the address in their packets: too many threads sent",
+            of.unnamed, of.queries
+        ));
+    }
+    if of.events_dropped > 0 {
+        out.push(format!(
+            "{owner}: {} of {} were dropped and are only counted; -o json has the counts",
+            of.events_dropped,
+            units::plural(of.queries, "outcome")
+        ));
+    }
+    out
 }
 
 /// Prints the summary: tables by pod, by failing name and by resolver.
@@ -248,9 +264,7 @@ pub fn summary(out: &mut impl Write, terminal: Terminal, summary: &LookupSummary
     if !advice.is_empty() {
         writeln!(out)?;
     }
-    for line in advice {
-        writeln!(out, "{}", visible(line))?;
-    }
+    advice.into_iter().try_for_each(|line| prose(out, terminal, line))?;
     out.flush()
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use podopsy_doctor::{Check, CheckGroup, CheckStatus, Report};
 
-use super::table::{cut, pad};
+use super::table::{NARROW, cut, pad, prose, wrap};
 use super::units::plural;
 use crate::terminal::{Colour, Terminal, visible};
 
@@ -19,7 +19,8 @@ pub fn print(out: &mut impl Write, terminal: Terminal, report: &Report) -> io::R
         }
         line(out, terminal, check, width)?;
     }
-    writeln!(out, "\n{}", verdict(report))
+    writeln!(out)?;
+    prose(out, terminal, &verdict(report))
 }
 
 /// Prints what is not ok, and the verdict.
@@ -39,6 +40,9 @@ fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -
         CheckStatus::Missing => ("missing", Colour::Red),
     };
     let status = terminal.paint(colour, &pad(label, 8));
+    if let Some(width) = terminal.width.filter(|&width| width < NARROW) {
+        return narrow_line(out, width, &status, check);
+    }
     // Only findings that are ok are cut on a narrow terminal; the others, and remedies, are needed in full.
     let width_left = match check.status {
         CheckStatus::Ok => terminal.width.map(|columns| columns.saturating_sub(width + 14).max(20)),
@@ -52,6 +56,17 @@ fn line(out: &mut impl Write, terminal: Terminal, check: &Check, width: usize) -
     )?;
     if let Some(remedy) = &check.remedy {
         writeln!(out, "  {}  fix: {}", " ".repeat(8), visible(remedy))?;
+    }
+    Ok(())
+}
+
+/// The finding and the remedy below the name, where a line has no space for them.
+fn narrow_line(out: &mut impl Write, width: usize, status: &str, check: &Check) -> io::Result<()> {
+    writeln!(out, "  {status}  {}", visible(&check.name))?;
+    let remedy = check.remedy.as_ref().map(|remedy| format!("fix: {remedy}"));
+    for text in [Some(&check.found), remedy.as_ref()].into_iter().flatten() {
+        let lines = wrap(&visible(text), Some(width.saturating_sub(2)));
+        lines.lines().try_for_each(|line| writeln!(out, "  {line}"))?;
     }
     Ok(())
 }

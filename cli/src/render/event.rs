@@ -8,7 +8,7 @@ use podopsy_model::dns::rcode_name;
 use podopsy_model::event::{OomKill, OomTask, Protocol};
 use podopsy_model::{Detail, DnsTransaction, Event, EventKind, KnownBy, Outcome, PodRef};
 
-use super::table::{cut, cut_middle, fixed};
+use super::table::{NARROW, cut, cut_middle, fixed, wrap};
 use super::units;
 use crate::args::ListFormat;
 use crate::terminal::{Colour, Terminal, visible};
@@ -17,8 +17,6 @@ const HEADER: [&str; 7] = ["TIME", "KIND", "NODE", "POD", "CONTAINER", "PROCESS"
 /// The place of the node among the columns.
 const NODE: usize = 2;
 const NODE_WIDTH: usize = 18;
-/// A terminal with fewer columns has no space for a row of all cells.
-const NARROW: usize = 80;
 const NARROW_POD_MIN: usize = 12;
 
 /// Prints events as they come. Flushes each line, so that a reader sees it at once.
@@ -111,7 +109,8 @@ impl EventPrinter {
 
     fn row(&self, cells: [&str; 7]) -> String {
         if let Some(width) = self.terminal.width.filter(|&width| width < NARROW) {
-            return narrow(cells, width);
+            let [time, kind, _, pod, _, process, detail] = cells;
+            return narrow(width, &format!("{time} {kind}"), [pod, process], detail);
         }
         let mut cells = cells.to_vec();
         if !self.has_nodes {
@@ -121,14 +120,14 @@ impl EventPrinter {
     }
 }
 
-/// Three lines for an event: when and what; and indented below it to whom, and the details.
-fn narrow([time, kind, _, pod, _, process, detail]: [&str; 7], width: usize) -> String {
-    let first = cut(&format!("{} {}", visible(time), visible(kind)), Some(width));
+/// Some lines for an event: when and what; and indented below it to whom, and the details.
+pub fn narrow(width: usize, what: &str, [pod, process]: [&str; 2], detail: &str) -> String {
+    let first = cut(&visible(what), Some(width));
     let process = if process.is_empty() { String::new() } else { format!(" {}", visible(process)) };
     let space = width.saturating_sub(2 + measure_text_width(&process));
     let pod = cut_middle(&visible(pod), space.max(NARROW_POD_MIN));
     let second = cut(&format!("  {pod}{process}"), Some(width));
-    format!("{first}\n{second}\n{}", cut(&format!("  {}", visible(detail)), Some(width)))
+    format!("{first}\n{second}\n{}", wrap(&visible(detail), Some(width)))
 }
 
 /// `namespace/name`, `(host)` or `(unknown)`.
@@ -320,7 +319,7 @@ TIME           KIND             POD                                   CONTAINER 
     }
 
     #[test]
-    fn on_a_narrow_terminal_an_event_has_three_lines_that_fit() {
+    fn on_a_narrow_terminal_an_event_has_some_lines_that_fit() {
         let events = [event(EventKind::DnsFailure, owner(), timeout())];
         let text = printed(ListFormat::Table, Terminal { width: Some(40), colour: false }, &events);
         assert_eq!(
@@ -328,7 +327,9 @@ TIME           KIND             POD                                   CONTAINER 
             [
                 "03:04:05.678Z dns.failure",
                 "  finance/checkout-api leak[123]",
-                "  payments.finance.svc.cluster.local. A…",
+                "  payments.finance.svc.cluster.local. A",
+                "  → timeout after 5.0 s (10.0.0.1:53",
+                "  udp, 2 sends)",
             ]
         );
         assert!(text.lines().all(|line| measure_text_width(line) <= 40), "{text}");

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use podopsy_net::{Network, Route, Socket, SocketState, Transport};
 
-use super::table::{TextTable, field};
+use super::table::{self, TextTable, field, prose};
 use super::units::plural;
 use crate::cmd::net::NetReport;
-use crate::terminal::{Colour, Terminal};
+use crate::terminal::Terminal;
 
 /// Connections that are listed; `-o json` has all.
 const CONNECTIONS_MAX: usize = 50;
@@ -34,7 +34,8 @@ pub fn print(out: &mut impl Write, terminal: Terminal, report: &NetReport) -> io
 }
 
 fn heading(out: &mut impl Write, terminal: Terminal, text: &str) -> io::Result<()> {
-    writeln!(out, "\n{}", terminal.paint(Colour::Bold, text))
+    writeln!(out)?;
+    table::heading(out, terminal, text)
 }
 
 fn interfaces(out: &mut impl Write, terminal: Terminal, network: &Network) -> io::Result<()> {
@@ -57,7 +58,7 @@ fn interfaces(out: &mut impl Write, terminal: Terminal, network: &Network) -> io
 fn routes(out: &mut impl Write, terminal: Terminal, routes: &[Route]) -> io::Result<()> {
     heading(out, terminal, "Routes")?;
     if routes.is_empty() {
-        return writeln!(out, "none: nothing outside of the pod can be reached");
+        return prose(out, terminal, "none: nothing outside of the pod can be reached");
     }
     let mut table = TextTable::new(&["DESTINATION", "GATEWAY", "INTERFACE", "SOURCE", "METRIC"]);
     for route in routes {
@@ -76,9 +77,9 @@ fn routes(out: &mut impl Write, terminal: Terminal, routes: &[Route]) -> io::Res
 fn resolv_conf(out: &mut impl Write, terminal: Terminal, report: &NetReport) -> io::Result<()> {
     heading(out, terminal, "/etc/resolv.conf")?;
     if let Some(error) = report.resolv_conf.error {
-        writeln!(out, "not read: {error}")?;
+        prose(out, terminal, &format!("not read: {error}"))?;
     }
-    report.resolv_conf.lines.iter().try_for_each(|line| writeln!(out, "{line}"))
+    report.resolv_conf.lines.iter().try_for_each(|line| prose(out, terminal, line))
 }
 
 fn listeners(out: &mut impl Write, terminal: Terminal, network: &Network) -> io::Result<()> {

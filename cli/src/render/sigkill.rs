@@ -10,9 +10,9 @@ use podopsy_model::verdict::container_state;
 use podopsy_model::{Event, KnownBy};
 
 use super::oom::pod;
-use super::table::{cut, field};
+use super::table::{field, heading};
 use super::{losses, units};
-use crate::terminal::{Colour, Terminal, visible};
+use crate::terminal::Terminal;
 
 /// SIGKILLs from one sender to one container within this time are one row: stopping a container kills all its processes.
 const TOGETHER: SignedDuration = SignedDuration::from_secs(10);
@@ -77,11 +77,9 @@ fn short(sigkill: &Sigkill) -> String {
 
 /// Prints all facts of one SIGKILL.
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event, sigkill: &Sigkill) -> io::Result<()> {
-    writeln!(out, "{}", terminal.paint(Colour::Bold, &visible(&title(event, sigkill))))?;
+    heading(out, terminal, &title(event, sigkill))?;
     for (key, value) in fields(event, sigkill) {
-        let width = terminal.width.map(|width| width.saturating_sub(13));
-        let lines: Vec<String> = value.split('\n').map(|line| cut(line, width)).collect();
-        field(out, terminal, key, &lines.join("\n"))?;
+        field(out, terminal, key, &value)?;
     }
     Ok(())
 }

@@ -7,8 +7,13 @@ use console::{measure_text_width, truncate_str};
 use super::list::TableStyle;
 use crate::terminal::{Colour, Terminal, visible};
 
+/// A terminal with fewer columns has no space for a row of many cells.
+pub const NARROW: usize = 80;
 /// Between two columns.
 const GAP: &str = "  ";
+
+/// What stands in an empty cell.
+const NO_VALUE: &str = "-";
 
 /// Columns of names, which are cut in the middle where a terminal is too narrow: their beginnings are often the same, and
 /// their ends differ.
@@ -32,21 +37,26 @@ impl TextTable {
     pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.header.len());
         self.rows.push(
-            cells.iter().map(|cell| if cell.is_empty() { "-".into() } else { visible(cell) }).collect(),
+            cells.iter().map(|cell| if cell.is_empty() { NO_VALUE.into() } else { visible(cell) }).collect(),
         );
     }
 
-    /// Prints the table. On a terminal that is too narrow, first names are cut and then lines; in a file nothing is.
+    /// Prints the table. On a terminal that is too narrow, names are cut first; then lines, or each row becomes a block. In a
+    /// file nothing is cut.
     pub fn print(&self, out: &mut impl Write, style: impl Into<TableStyle>) -> io::Result<()> {
-        let TableStyle { terminal, has_headers, .. } = style.into();
+        let style = style.into();
+        let TableStyle { terminal, has_headers, .. } = style;
         let mut widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| measure_text_width(&row[column]));
                 cells.chain([measure_text_width(&self.header[column])]).max().unwrap_or(0)
             })
             .collect();
-        if let Some(width) = terminal.width {
-            self.narrow(&mut widths, width);
+        if let Some(width) = terminal.width
+            && !self.narrow(&mut widths, width)
+            && width < NARROW
+        {
+            return self.print_blocks(out, style);
         }
         let line = |cells: &[String]| {
             let padded: Vec<String> = cells
@@ -68,8 +78,25 @@ impl TextTable {
 }
 
 impl TextTable {
-    /// Takes what is too much from the widest columns of names.
-    fn narrow(&self, widths: &mut [usize], total: usize) {
+    /// A block of lines for each row: a line for each cell that has a value, with its title.
+    fn print_blocks(&self, out: &mut impl Write, style: TableStyle) -> io::Result<()> {
+        let titles: Vec<&str> = self.header.iter().map(|title| title.trim()).collect();
+        let longest = titles.iter().map(|title| measure_text_width(title)).max().unwrap_or(0);
+        let keys = if style.has_headers { longest + GAP.len() } else { 0 };
+        for (index, row) in self.rows.iter().enumerate() {
+            if index > 0 {
+                writeln!(out)?;
+            }
+            for (title, cell) in titles.iter().zip(row).filter(|(_, cell)| *cell != NO_VALUE) {
+                let title = if style.has_headers { title } else { "" };
+                entry(out, style.terminal, &pad(title, keys), cell)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what is too much from the widest columns of names. False: it is still too much.
+    fn narrow(&self, widths: &mut [usize], total: usize) -> bool {
         let gaps = GAP.len() * widths.len().saturating_sub(1);
         let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(total);
         while excess > 0 {
@@ -77,10 +104,13 @@ impl TextTable {
                 let title = self.header[*at].trim();
                 NAMES.contains(&title) && widths[*at] > title.len().max(NAME_MIN)
             };
-            let Some(widest) = (0..widths.len()).filter(is_name).max_by_key(|&at| widths[at]) else { return };
+            let Some(widest) = (0..widths.len()).filter(is_name).max_by_key(|&at| widths[at]) else {
+                return false;
+            };
             widths[widest] -= 1;
             excess -= 1;
         }
+        true
     }
 }
 
@@ -101,34 +131,77 @@ pub fn fixed(cells: &[&str], widths: &[usize], total: Option<usize>) -> String {
     line.trim_end().to_owned()
 }
 
+/// The width of the keys of a sheet.
+pub const KEYS: usize = 13;
+
 /// Writes `key   value`, with the keys in the first column; further lines of a value are indented to the second.
 pub fn field(out: &mut impl Write, terminal: Terminal, key: &str, value: &str) -> io::Result<()> {
-    const KEYS: usize = 13;
-    for (index, line) in value.split('\n').enumerate() {
-        let key = if index == 0 { key } else { "" };
-        writeln!(out, "{}{}", terminal.paint(Colour::Dim, &pad(key, KEYS)), visible(line))?;
+    entry(out, terminal, &pad(key, KEYS), value)
+}
+
+/// A key, and beside it a value in as many lines as it takes.
+fn entry(out: &mut impl Write, terminal: Terminal, key: &str, value: &str) -> io::Result<()> {
+    let keys = measure_text_width(key);
+    let width = terminal.width.map(|width| width.saturating_sub(keys).max(NAME_MIN));
+    let lines = value.split('\n').flat_map(|line| broken(&visible(line), width));
+    for (index, line) in lines.enumerate() {
+        let key = if index == 0 { key.to_owned() } else { " ".repeat(keys) };
+        writeln!(out, "{}{line}", terminal.paint(Colour::Dim, &key))?;
     }
     Ok(())
+}
+
+/// Writes a title, in as many lines as it takes.
+pub fn heading(out: &mut impl Write, terminal: Terminal, text: &str) -> io::Result<()> {
+    let lines = broken(&visible(text), terminal.width);
+    lines.iter().try_for_each(|line| writeln!(out, "{}", terminal.paint(Colour::Bold, line)))
+}
+
+/// Writes a sentence, in as many lines as it takes.
+pub fn prose(out: &mut impl Write, terminal: Terminal, text: &str) -> io::Result<()> {
+    broken(&visible(text), terminal.width).iter().try_for_each(|line| writeln!(out, "{line}"))
 }
 
 pub fn pad(text: &str, width: usize) -> String {
     format!("{text}{}", " ".repeat(width.saturating_sub(measure_text_width(text))))
 }
 
-/// Indents lines by two columns, and breaks them between words where a terminal ends.
+/// Breaks a text where a terminal ends, and indents its lines by two columns.
 pub fn wrap(text: &str, width: Option<usize>) -> String {
-    let width = width.unwrap_or(usize::MAX);
+    let lines = broken(text, width.map(|width| width.saturating_sub(2)));
+    lines.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// The lines of a text: broken between words, and within a word that is longer than a line.
+fn broken(text: &str, width: Option<usize>) -> Vec<String> {
+    let Some(width) = width.filter(|&width| measure_text_width(text) > width) else {
+        return vec![text.to_owned()];
+    };
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
+    for part in text.split_whitespace().flat_map(|word| parts(word, width)) {
         match lines.last_mut() {
-            Some(line) if measure_text_width(line) + 1 + measure_text_width(word) <= width => {
+            Some(line) if measure_text_width(line) + 1 + measure_text_width(part) <= width => {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(part);
             }
-            _ => lines.push(format!("  {word}")),
+            _ => lines.push(part.to_owned()),
         }
     }
-    lines.join("\n")
+    lines
+}
+
+/// A word in parts that are no wider than `width`.
+fn parts(mut word: &str, width: usize) -> Vec<&str> {
+    let mut parts = Vec::new();
+    while measure_text_width(word) > width {
+        // At least one character, so that this ends: a character may be two columns wide.
+        let first = word.chars().next().map_or(0, char::len_utf8);
+        let (part, rest) = word.split_at(truncate_str(word, width, "").len().max(first));
+        parts.push(part);
+        word = rest;
+    }
+    parts.push(word);
+    parts
 }
 
 /// Leaves the beginning and the end of a name that is too long.
@@ -171,7 +244,7 @@ mod tests {
         table.row(vec!["checkout".into(), "running".into()]);
         table.row(vec!["東京".into(), String::new()]);
         assert_eq!(printed(&table, None), "POD       STATE\ncheckout  running\n東京      -\n");
-        assert_eq!(printed(&table, Some(12)), "POD       S…\ncheckout  r…\n東京      -\n");
+        assert_eq!(printed(&table, Some(16)), "POD    STATE\nchec…out  running\n東京   -\n");
     }
 
     #[test]
@@ -198,7 +271,39 @@ mod tests {
     fn lines_end_where_the_terminal_does() {
         assert_eq!(wrap("one two three", Some(10)), "  one two\n  three");
         assert_eq!(wrap("one two three", None), "  one two three");
-        assert_eq!(wrap("a-word-that-is-longer", Some(10)), "  a-word-that-is-longer");
+        assert_eq!(wrap("a-word-that-is-longer than", Some(10)), "  a-word-t\n  hat-is-l\n  onger\n  than");
+        assert_eq!(broken("東京東京 x", Some(5)), ["東京", "東京", "x"]);
+        assert_eq!(
+            (broken("東", Some(1)), broken("", Some(1))),
+            (vec!["東".to_owned()], vec![String::new()])
+        );
+    }
+
+    #[test]
+    fn on_a_terminal_without_space_for_all_columns_a_row_is_a_block() {
+        let mut table = TextTable::new(&["POD", "RESTARTS", "KUBERNETES SAYS", "KERNEL SAYS"]);
+        table.row(vec![
+            "shop/cart-7d9c5b6f4-x2v8p".into(),
+            "3".into(),
+            "OOMKilled (137)".into(),
+            String::new(),
+        ]);
+        table.row(vec!["shop/b".into(), "1".into(), String::new(), "SIGKILL from kubelet[812]".into()]);
+        assert_eq!(
+            printed(&table, Some(30)),
+            "\
+POD              shop/cart-7d9
+                 c5b6f4-x2v8p
+RESTARTS         3
+KUBERNETES SAYS  OOMKilled
+                 (137)
+
+POD              shop/b
+RESTARTS         1
+KERNEL SAYS      SIGKILL from
+                 kubelet[812]
+"
+        );
     }
 
     #[test]

@@ -3,13 +3,10 @@
 use std::io::{self, Write};
 
 use super::list::TableStyle;
-use super::table::{TextTable, cut, cut_middle, wrap};
+use super::table::{NARROW, TextTable, cut, cut_middle, wrap};
 use super::units;
 use crate::terminal::{Colour, Terminal, visible};
 use crate::timeline::{EntryKind, TimelineEntry};
-
-/// A terminal with fewer columns has no space for a row of all cells.
-const NARROW: usize = 80;
 
 pub fn print(out: &mut impl Write, style: TableStyle, entries: &[TimelineEntry]) -> io::Result<()> {
     let first = entries.first().map(|entry| (&entry.namespace, &entry.pod));
