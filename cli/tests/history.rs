@@ -62,6 +62,7 @@ fn each_exit_code_has_its_meaning() {
         (&["events", "cart"], 2, "shop/cart-1 (gone), shop/cart-2 (gone)"),
         (&["events", "other/cart-1", "-n", "shop"], 2, "leave one of them out"),
         (&["events", "--since", "x"], 2, "--since"),
+        (&["timeline", "cart-1", "-f", "-o", "yaml"], 2, "--follow prints a table or json"),
         (&["events", "--socket", "/nonexistent/socket"], 3, "no agent answers"),
     ] {
         let (_, err) = expect(&node.podopsy(arguments).output().unwrap(), code);

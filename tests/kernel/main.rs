@@ -52,6 +52,7 @@ mod restraint;
 mod runtime_reader;
 mod sandboxes;
 mod sigkill;
+mod situations;
 mod store;
 mod storm;
 mod support;

@@ -176,6 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn in_a_template_one_pod_is_itself_and_several_are_items() {
+        let found =
+            || Found::Containers { pod: pod("pricing", vec![]).pod, sandbox: None, containers: vec![] };
+        let printed = |format: &str, found: &[Found]| {
+            let mut out = Vec::new();
+            assert!(print_data(&mut out, &format.parse().unwrap(), found, found.len() == 1).unwrap());
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(printed("jsonpath={.pod.name}", &[found()]), "pricing");
+        assert_eq!(printed("jsonpath={.items[*].pod.name}", &[found(), found()]), "pricing pricing");
+        assert!(printed("yaml", &[found()]).starts_with("pod:\n"));
+        assert!(printed("json", &[found(), found()]).starts_with('['));
+    }
+
+    #[test]
     fn a_new_pod_of_the_same_name_is_another_pod() {
         let old = pod("pricing", vec![]);
         let mut new = pod("pricing", vec![]);

@@ -12,7 +12,7 @@ use super::watch::reader_is_gone;
 use crate::args::{OutputFormat, TimelineArgs};
 use crate::context::Context;
 use crate::evidence::{bundle, gather};
-use crate::exit::CommandOutcome;
+use crate::exit::{CommandOutcome, Refusal};
 use crate::past::EVENTS_READ_MAX;
 use crate::render::list::{self, TableStyle};
 use crate::render::{self, units};
@@ -32,6 +32,11 @@ pub async fn run(context: &Context, args: TimelineArgs) -> anyhow::Result<Comman
     let selection = Selection::new(&args.targets, &args.pods)?;
     if let Some(path) = &args.from {
         return of_bundle(context, &args, &selection, path).await;
+    }
+    let is_stream =
+        matches!(args.output.output, OutputFormat::Table | OutputFormat::Wide | OutputFormat::Json);
+    if args.follow && !is_stream {
+        return Err(Refusal("timeline: --follow prints a table or json, one object a line".to_owned()).into());
     }
     let agent = history::require_agent(&args.history).await?;
     let from = history::ago(args.since);

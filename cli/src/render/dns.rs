@@ -337,13 +337,18 @@ mod tests {
     }
 
     fn printed(lookup: Lookup, format: ListFormat, queries: bool) -> String {
+        printed_on(None, lookup, format, queries)
+    }
+
+    fn printed_on(width: Option<usize>, lookup: Lookup, format: ListFormat, queries: bool) -> String {
         let owner = Owner { known_by: KnownBy::Host, ..Owner::default() };
         let process = ProcessRef { pid: 7, comm: "curl".into(), start_time: None };
         let detail = Detail::Lookup(Box::new(lookup.clone()));
         let event =
             Event::new(lookup.start, EventKind::DnsLookup, "n", owner, process, detail, Default::default());
         let mut out = Vec::new();
-        LookupPrinter::new(format, Terminal::PLAIN, queries).print(&mut out, &event, &lookup).unwrap();
+        let terminal = Terminal { width, colour: false };
+        LookupPrinter::new(format, terminal, queries).print(&mut out, &event, &lookup).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -371,6 +376,28 @@ mod tests {
             "+2.0 ms api.example.com A → timeout after 5.0 s (10.96.0.10:53 udp, 2 sends)"
         );
         assert_eq!(lines[4].trim(), "… and 7 more");
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_a_lookup_takes_some_lines_that_fit() {
+        let text =
+            printed_on(Some(40), lookup(LookupResult::Timeout, 5_000_000_000), ListFormat::Table, true);
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("03:04")).collect();
+        assert_eq!(
+            lines,
+            [
+                "03:04:05.678Z",
+                "  (host) curl[7]",
+                "  api.example.com (A, AAAA) → timeout",
+                "  after 5.0 s, 8 queries, 6 of them",
+                "  search-path misses, 1 sent again",
+                "  (10.96.0.10:53)",
+                "  +2.0 ms api.example.com A → timeout",
+                "  after 5.0 s (10.96.0.10:53 udp, 2",
+                "  sends)",
+                "  … and 7 more",
+            ]
+        );
     }
 
     #[test]

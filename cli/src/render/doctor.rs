@@ -105,6 +105,30 @@ mod tests {
     }
 
     #[test]
+    fn on_a_narrow_terminal_nothing_of_a_finding_is_cut() {
+        let found = "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are effective";
+        let checks =
+            vec![check("capabilities", CheckGroup::Capability, CheckStatus::Ok, found, Some("none"))];
+        let report = Report { checks };
+        let mut out = Vec::new();
+        print(&mut out, Terminal { width: Some(30), colour: false }, &report).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "\
+Capabilities
+  ok        capabilities
+    CAP_BPF, CAP_PERFMON and
+    CAP_NET_ADMIN are
+    effective
+    fix: none
+
+Everything that podopsy can
+use is available.
+"
+        );
+    }
+
+    #[test]
     fn the_report_has_groups_statuses_and_remedies() {
         let report = Report {
             checks: vec![
