@@ -54,7 +54,7 @@ impl Output {
 }
 
 /// Runs podopsy with these arguments.
-pub fn run(stage: &Stage, situation: Situation, args: &[String]) -> Seen {
+pub fn run(stage: &Stage, situation: Situation, args: &[String], until_interrupted: Duration) -> Seen {
     let (first, comes) = channel();
     let mut command = stage.command(situation);
     command.args(args).stdin(Stdio::null()).process_group(0);
@@ -65,7 +65,8 @@ pub fn run(stage: &Stage, situation: Situation, args: &[String]) -> Seen {
     let child = command.spawn().expect("start podopsy");
     // Its own ends of the outputs would keep the readers waiting.
     drop(command);
-    let code = end(child, (situation == Situation::Interrupted).then_some(&comes));
+    let interrupted = (situation == Situation::Interrupted).then_some((&comes, until_interrupted));
+    let code = end(child, interrupted);
     let [stdout, stderr] = outputs.map(|output| output.map(Output::text).unwrap_or_default());
     match situation {
         Situation::Narrow => Seen { code, stdout: plain(&stdout, "m"), stderr: plain(&stderr, "mKABGJhl") },
@@ -91,11 +92,14 @@ fn terminals(command: &mut Command, first: Sender<()>) -> [Option<Output>; 2] {
     [read(stdout.master), read(stderr.master)]
 }
 
-/// Waits for the end; with `first`, sends Ctrl-C to its process group after its first output.
-fn end(mut child: Child, first: Option<&Receiver<()>>) -> Option<i32> {
+/// Waits for the end; or sends Ctrl-C to its process group, a time after its first output.
+fn end(mut child: Child, interrupted: Option<(&Receiver<()>, Duration)>) -> Option<i32> {
     let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
     let began = Instant::now();
-    if first.is_some_and(|first| first.recv_timeout(PATIENCE).is_ok()) {
+    if let Some((first, then)) = interrupted
+        && first.recv_timeout(PATIENCE).is_ok()
+    {
+        std::thread::sleep(then);
         let _ = killpg(group, Signal::SIGINT);
     }
     while began.elapsed() < PATIENCE {

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec, Resolver};
+use podopsy_model::text;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -129,7 +130,9 @@ impl Stage {
         let boot = id.split('-').next().unwrap_or_default();
         let replaced = [
             ("TARGET", target),
-            ("CONTAINER", HOSTILE_NAME),
+            ("RAW", HOSTILE_NAME),
+            // As podopsy prints it, and so as it is copied from there.
+            ("SHOWN", &text::escape(HOSTILE_NAME)),
             ("ID", id.as_str()),
             ("BOOT", boot),
             ("LARGE", &self.large.0.id().to_string()),
@@ -154,9 +157,17 @@ impl Stage {
         let is_html = path.extension().is_some_and(|extension| extension == "html");
         let content = if is_html { fs::read_to_string(&path).expect("the report") } else { String::new() };
         let is_harmful = situation == Situation::Hostile
-            && ["<b>", "\x1b", "\u{202e}"].iter().any(|raw| content.contains(raw));
+            && ["<b>x", "INJECTED<b", "\x1b", "\u{202e}"].iter().any(|raw| content.contains(raw));
         let _ = fs::remove_file(&path);
         is_harmful.then(|| "the report has a hostile name that is not escaped".to_owned())
+    }
+
+    /// Files that commands began and did not remove.
+    pub fn unfinished_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.folder.path()).expect("the folder").flatten();
+        let is_unfinished =
+            |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".podopsy-");
+        entries.filter(is_unfinished).map(|entry| entry.path()).collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What is expected: a row for each command, a cell for each situation.
 
+use std::time::Duration;
+
 /// What a command meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Situation {
@@ -105,14 +107,21 @@ pub struct Call {
     pub code: i32,
     /// Has to be there, on stdout or stderr.
     pub text: &'static str,
+    /// How long it goes on after its first output, before Ctrl-C.
+    pub until_interrupted: Duration,
 }
 
 const fn is(code: i32, text: &'static str) -> Cell {
-    Cell::Run(Call { args: None, code, text })
+    Cell::Run(Call { args: None, code, text, until_interrupted: Duration::ZERO })
 }
 
 const fn call(args: &'static str, code: i32, text: &'static str) -> Cell {
-    Cell::Run(Call { args: Some(args), code, text })
+    Cell::Run(Call { args: Some(args), code, text, until_interrupted: Duration::ZERO })
+}
+
+/// What is interrupted after a second: it has to have something to show.
+const fn interrupted_late(args: &'static str, code: i32, text: &'static str) -> Cell {
+    Cell::Run(Call { args: Some(args), code, text, until_interrupted: Duration::from_secs(1) })
 }
 
 const NO_POD: Cell = is(1, "no pod is named nothing in namespace shop");
@@ -175,7 +184,7 @@ pub const ROWS: [Row; 19] = [
         hostile: is(0, ESCAPED),
         narrow: is(0, "FUNCTION"),
         closed_pipe: is(0, "samples in"),
-        interrupted: call("profile TARGET", 0, "samples in"),
+        interrupted: interrupted_late("profile TARGET", 0, "samples in"),
     },
     Row {
         command: "oom",
@@ -365,8 +374,8 @@ pub const ROWS: [Row; 19] = [
         unprivileged: is(4, "core: needs CAP_SYS_PTRACE"),
         no_agent: ASKS_NO_AGENT,
         no_runtime: NO_RUNTIME,
-        hostile: call("core TARGET/CONTAINER -w FILE.core", 0, ESCAPED),
-        narrow: call("core TARGET/CONTAINER -w FILE.core", 0, "the process was paused for"),
+        hostile: call("core TARGET/SHOWN -w FILE.core", 0, ESCAPED),
+        narrow: call("core TARGET/SHOWN -w FILE.core", 0, "the process was paused for"),
         closed_pipe: TO_FILE,
         interrupted: call("core pid:LARGE -w FILE.core", 3, "nothing was written"),
     },
@@ -397,7 +406,7 @@ pub const ROWS: [Row; 19] = [
         unprivileged: is(0, "incident"),
         no_agent: ASKS_NO_AGENT,
         no_runtime: is(0, "incident"),
-        hostile: call("explain CONTAINER", 1, "the glossary has no term"),
+        hostile: call("explain RAW", 1, "the glossary has no term"),
         narrow: call("explain", 0, "cgroup id"),
         closed_pipe: is(0, ""),
         interrupted: ENDS,
