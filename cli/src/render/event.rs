@@ -109,8 +109,9 @@ impl EventPrinter {
 
     fn row(&self, cells: [&str; 7]) -> String {
         if let Some(width) = self.terminal.width.filter(|&width| width < NARROW) {
-            let [time, kind, _, pod, _, process, detail] = cells;
-            return narrow(width, &format!("{time} {kind}"), [pod, process], detail);
+            let [time, kind, _, pod, container, process, detail] = cells;
+            let container = if container == "-" { String::new() } else { format!("/{container}") };
+            return narrow(width, &format!("{time} {kind}"), [&format!("{pod}{container}"), process], detail);
         }
         let mut cells = cells.to_vec();
         if !self.has_nodes {
@@ -326,7 +327,7 @@ TIME           KIND             POD                                   CONTAINER 
             text.lines().skip(3).collect::<Vec<_>>(),
             [
                 "03:04:05.678Z dns.failure",
-                "  finance/checkout-api leak[123]",
+                "  finance/checkout-api/api leak[123]",
                 "  payments.finance.svc.cluster.local. A",
                 "  → timeout after 5.0 s (10.0.0.1:53",
                 "  udp, 2 sends)",
