@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use podopsy_pods::hierarchy::Hierarchy;
 use podopsy_pods::{self as pods, Pods};
 use podopsy_stacks::{Helpers, ParserOptions};
+use tokio::sync::OnceCell;
 
 use crate::args::GlobalArgs;
 use crate::fleet::ClusterAgents;
@@ -19,11 +20,14 @@ pub struct Context {
     pub stderr: Terminal,
     /// Where this is kubectl's plugin: the agents of the cluster.
     pub fleet: Option<Arc<ClusterAgents>>,
+    /// Started once: it reads all cgroups, and warns of a runtime that does not answer.
+    pods: Arc<OnceCell<Arc<Pods>>>,
 }
 
 impl Context {
     pub fn new(global: GlobalArgs) -> Self {
-        Context { global, stdout: Terminal::stdout(), stderr: Terminal::stderr(), fleet: None }
+        let (stdout, stderr) = (Terminal::stdout(), Terminal::stderr());
+        Context { global, stdout, stderr, fleet: None, pods: Arc::default() }
     }
 
     /// For kubectl's plugin.
@@ -49,7 +53,7 @@ impl Context {
         Helpers::on_demand(ParserOptions::command(Hierarchy::own_memory_limit()))
     }
 
-    /// Starts the lookup of pods. An absent or broken runtime is not an error: pods are then named by their log folders.
+    /// The lookup of pods, which starts with the first call. An absent or broken runtime is not an error: pods are then named by their log folders.
     pub async fn pods(&self) -> anyhow::Result<Arc<Pods>> {
         let defaults = pods::PodsOptions::default();
         let options = pods::PodsOptions {
@@ -58,6 +62,7 @@ impl Context {
             from_inside: true,
             ..defaults
         };
-        Pods::start(options).await.context("cannot look for pods")
+        let started = self.pods.get_or_try_init(|| Pods::start(options)).await;
+        started.cloned().context("cannot look for pods")
     }
 }
