@@ -2,13 +2,14 @@
 
 use jiff::{SignedDuration, Timestamp};
 use podopsy_client::{AgentClient, EventList, HistoryGap};
-use podopsy_model::{Event, Losses, Target};
+use podopsy_model::target_match::find_pods;
+use podopsy_model::{Event, Losses, PodCandidate, PodRef, Target, TargetMatchError};
 use podopsy_pods::PodDetails;
 use serde::Serialize;
 
 use super::answer::Origin;
 use crate::args::{HistoryArgs, PodFilterArgs};
-use crate::cmd::{kept, oom, pods};
+use crate::cmd::{kept, oom};
 use crate::context::Context;
 use crate::evidence::{CpuFacts, PodEvidence, gather};
 use crate::exit::{NotFound, Refusal};
@@ -111,7 +112,7 @@ impl Source {
     pub async fn pods_and_kills(&self, context: &Context, scope: &Scope) -> anyhow::Result<Found> {
         let Source::Node(args) = self else { return self.kills(context, scope).await };
         let agent = history::require_agent(args).await?;
-        let listed = pods::select(past::list_pods(&agent).await?, &scope.selection)?;
+        let listed = selected(past::list_pods(&agent).await?, &scope.selection)?;
         let everything = Scope { selection: scope.selection.without_targets(), ..scope.clone() };
         let mut found = kills_of_node(context, args, &everything).await?;
         found.sources.pods = listed;
@@ -193,6 +194,18 @@ async fn of_bundle(
     found.gaps = evidence.gaps.iter().filter(|gap| gap.until >= scope.from).cloned().collect();
     found.notes = manifest.notes.clone();
     Ok(found)
+}
+
+/// The pods that a selection means.
+fn selected(mut listed: Vec<PodDetails>, selection: &Selection) -> Result<Vec<PodDetails>, TargetMatchError> {
+    let candidates: Vec<PodCandidate<'_>> = listed.iter().map(PodDetails::candidate).collect();
+    let mut wanted: Vec<PodRef> = Vec::new();
+    for target in &selection.targets {
+        wanted.extend(find_pods(target, &candidates)?.into_iter().cloned());
+    }
+    let is_target = |pod: &PodRef| selection.targets.is_empty() || wanted.contains(pod);
+    listed.retain(|pod| is_target(&pod.pod) && selection.has_pod(Some(&pod.pod)));
+    Ok(listed)
 }
 
 async fn kills_of_node(context: &Context, args: &HistoryArgs, scope: &Scope) -> anyhow::Result<Found> {

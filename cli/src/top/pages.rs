@@ -183,7 +183,8 @@ impl FlameFeed {
 /// One window. The target is looked up each time: a container may have restarted.
 async fn sample(pods: &Arc<Pods>, target: &Target, helpers: &Helpers, node: &str) -> anyhow::Result<Profile> {
     let mut ids = Vec::new();
-    if let Resolved::Containers(_, containers) = pods.resolve(target).await? {
+    for resolved in pods.resolve(target).await? {
+        let Resolved::Containers(_, containers) = resolved else { continue };
         let running = containers.iter().filter(|container| container.state == "running");
         ids.extend(running.flat_map(|container| container.cgroup_ids.iter().copied()));
     }
