@@ -23,7 +23,7 @@ pub async fn run(context: &Context, args: McpArgs) -> anyhow::Result<CommandOutc
     if std::io::stdin().is_terminal() {
         note("this talks to an assistant's client on stdin and stdout: docs/mcp.md has the configuration");
     }
-    let server = Server { context: context.clone(), source };
+    let server = Server::new(context.clone(), source);
     let stop = signals::stop()?;
     tokio::select! {
         served = server.serve(tokio::io::stdin(), tokio::io::stdout()) => served?,

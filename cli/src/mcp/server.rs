@@ -40,6 +40,7 @@ defines the terms.";
 pub struct Server {
     pub context: Context,
     pub source: Source,
+    call_time_max: Duration,
 }
 
 /// Calls that have not ended, by the number of their task, with the id of the request.
@@ -50,6 +51,10 @@ struct Calls {
 }
 
 impl Server {
+    pub fn new(context: Context, source: Source) -> Server {
+        Server { context, source, call_time_max: CALL_TIME_MAX }
+    }
+
     /// Answers until the input ends and all calls have ended.
     pub async fn serve(
         self,
@@ -134,10 +139,9 @@ impl Server {
     }
 
     async fn call(self: Arc<Self>, call: tools::Call, results: Results) -> Value {
-        let answer = tokio::time::timeout(CALL_TIME_MAX, call.run(&self)).await;
-        let seconds = CALL_TIME_MAX.as_secs();
-        let late =
-            || Err(anyhow::anyhow!("no answer within {seconds} s: ask for less, with a shorter since"));
+        let max = self.call_time_max;
+        let answer = tokio::time::timeout(max, call.run(&self)).await;
+        let late = || Err(anyhow::anyhow!("no answer within {max:?}: ask for less, with a shorter since"));
         results.response(match answer.unwrap_or_else(|_| late()) {
             Ok(answer) => json!({
                 "content": [{ "type": "text", "text": answer.to_string() }],
@@ -176,5 +180,64 @@ impl Calls {
                 (!error.is_cancelled()).then(|| RpcError::Internal.response(&id))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::time::Instant;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    /// The responses of a server whose agent takes connections and answers none.
+    async fn responses(call_time_max: Duration, messages: &[Value]) -> Vec<Value> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("silent.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let cli = Cli::try_parse_from(["podopsy", "mcp", "--socket", socket.to_str().unwrap()]).unwrap();
+        let Command::Mcp(args) = cli.command else { panic!("another command") };
+        let server = Server::new(Context::new(cli.global), Source::Node(args.history));
+        let server = Server { call_time_max, ..server };
+        let input: String = messages.iter().map(|message| format!("{message}\n")).collect();
+        let mut output = Vec::new();
+        server.serve(input.as_bytes(), &mut output).await.unwrap();
+        let lines = output.split_inclusive(|byte| *byte == b'\n');
+        lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    }
+
+    fn call(id: usize) -> Value {
+        let params = json!({ "name": "timeline" });
+        json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params })
+    }
+
+    #[tokio::test]
+    async fn a_call_that_takes_too_long_fails_and_others_are_answered_meanwhile() {
+        let ping = json!({ "jsonrpc": "2.0", "id": 2, "method": "ping" });
+        let all = responses(Duration::from_millis(200), &[call(1), ping]).await;
+        assert_eq!((&all[0]["id"], &all[1]["id"]), (&json!(2), &json!(1)), "{all:?}");
+        let reason = all[1]["result"]["content"][0]["text"].as_str().unwrap();
+        assert!(reason.contains("no answer within 200ms"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn more_calls_than_run_at_a_time_wait_for_their_turn() {
+        let calls: Vec<Value> = (1..=CALLS_MAX + 2).map(call).collect();
+        let began = Instant::now();
+        let all = responses(Duration::from_millis(200), &calls).await;
+        assert_eq!(all.len(), CALLS_MAX + 2);
+        assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_call_has_no_response() {
+        let params = json!({ "requestId": 1 });
+        let cancel = json!({ "jsonrpc": "2.0", "method": "notifications/cancelled", "params": params });
+        let began = Instant::now();
+        let all = responses(Duration::from_secs(60), &[call(1), cancel]).await;
+        assert!(all.is_empty() && began.elapsed() < Duration::from_secs(10), "{all:?}");
     }
 }
