@@ -14,7 +14,7 @@ use crate::args::{ProfileArgs, ProfileCommand, Stacks};
 use crate::context::Context;
 use crate::exit::{CommandOutcome, NotFound, Refusal};
 use crate::headroom::{self, Need};
-use crate::render::{losses, top, units};
+use crate::render::{losses, table::NARROW, top, units};
 use crate::selection::Selection;
 use crate::terminal::note;
 use crate::{output, privilege, signals};
@@ -135,8 +135,13 @@ impl ProgressMeter {
         }
         let length = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        // On a narrow terminal the bar would not be one line.
+        let template = match context.stderr.width {
+            Some(width) if width < NARROW => "{elapsed} {wide_msg}",
+            _ => "{prefix} [{bar:30}] {elapsed} {msg}",
+        };
         // The target is set as the prefix and not put into the template, so that braces in it do no harm.
-        if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {elapsed} {msg}") {
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(format!("{target}, {for_how_long}"));

@@ -11,7 +11,7 @@ use podopsy_model::{Detail, Event};
 use super::growth;
 use super::inspect::workload;
 use super::oom::{how, level, pod, resident};
-use super::table::{KEYS, cut, field, heading, pad};
+use super::table::{KEYS, NARROW, cut, field, heading, pad};
 use super::units;
 use crate::terminal::{Terminal, visible};
 
@@ -21,7 +21,8 @@ const PROCESSES: usize = 8;
 const FRAMES: usize = 5;
 /// Width of the name of a cgroup inside the container, which may be an id of 64 digits.
 const NESTED_NAME: usize = 20;
-/// Fields whose lines are aligned with each other: a line that is too long for a terminal is cut. Others are broken.
+/// Fields whose lines are aligned with each other: a line that is too long is cut. Those of others, and on a narrow terminal all,
+/// are broken.
 const ALIGNED: [&str; 6] = ["memory", "charged", "growth", "levels", "processes", "stack"];
 /// Width of the sparkline.
 const SPARKS: usize = 60;
@@ -29,9 +30,9 @@ const SPARKS: usize = 60;
 pub fn print(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Result<()> {
     let Some(incident) = &event.incident else { return Ok(()) };
     heading(out, terminal, &title(event, incident))?;
-    let width = terminal.width.map(|width| width.saturating_sub(KEYS));
+    let width = terminal.width.filter(|&width| width >= NARROW).map(|width| width - KEYS);
     for (key, value) in fields(event, incident) {
-        if ALIGNED.contains(&key) {
+        if width.is_some() && ALIGNED.contains(&key) {
             let lines: Vec<String> = value.split('\n').map(|line| cut(line, width)).collect();
             field(out, terminal, key, &lines.join("\n"))?;
         } else {
@@ -393,6 +394,16 @@ mod tests {
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_nothing_is_cut() {
+        let text = printed(&event("3f2a-28908", 5), Some(40));
+        assert!(text.lines().all(|line| console::measure_text_width(line) <= 40), "{text}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let all = words(&text).join(" ");
+        assert!(all.contains("40 processes, as the OOM killer listed them"), "{text}");
+        assert!(all.contains("and 32 more with 32.0 MiB together"), "{text}");
     }
 
     #[test]

@@ -2,13 +2,11 @@
 
 use std::io::{self, Write};
 
-use console::measure_text_width;
-
 use podopsy_model::dns::rcode_name;
 use podopsy_model::event::{OomKill, OomTask, Protocol};
 use podopsy_model::{Detail, DnsTransaction, Event, EventKind, KnownBy, Outcome, PodRef};
 
-use super::table::{NARROW, cut, cut_middle, fixed, wrap};
+use super::table::{NARROW, cut, fixed, wrap};
 use super::units;
 use crate::args::ListFormat;
 use crate::terminal::{Colour, Terminal, visible};
@@ -17,7 +15,6 @@ const HEADER: [&str; 7] = ["TIME", "KIND", "NODE", "POD", "CONTAINER", "PROCESS"
 /// The place of the node among the columns.
 const NODE: usize = 2;
 const NODE_WIDTH: usize = 18;
-const NARROW_POD_MIN: usize = 12;
 
 /// Prints events as they come. Flushes each line, so that a reader sees it at once.
 #[derive(Debug)]
@@ -123,12 +120,9 @@ impl EventPrinter {
 
 /// Some lines for an event: when and what; and indented below it to whom, and the details.
 pub fn narrow(width: usize, what: &str, [pod, process]: [&str; 2], detail: &str) -> String {
-    let first = cut(&visible(what), Some(width));
-    let process = if process.is_empty() { String::new() } else { format!(" {}", visible(process)) };
-    let space = width.saturating_sub(2 + measure_text_width(&process));
-    let pod = cut_middle(&visible(pod), space.max(NARROW_POD_MIN));
-    let second = cut(&format!("  {pod}{process}"), Some(width));
-    format!("{first}\n{second}\n{}", wrap(&visible(detail), Some(width)))
+    let below = |text: &str| wrap(&visible(text), Some(width));
+    let who = format!("{pod} {process}");
+    format!("{}\n{}\n{}", cut(&visible(what), Some(width)), below(who.trim_end()), below(detail))
 }
 
 /// `namespace/name`, `(host)` or `(unknown)`.
@@ -219,6 +213,7 @@ fn dns(transaction: &DnsTransaction) -> String {
 
 #[cfg(test)]
 mod tests {
+    use console::measure_text_width;
     use podopsy_model::event::{ProcessRef, Rss};
     use podopsy_model::{CgroupRef, ContainerRef, Owner, PodRef};
 

@@ -21,6 +21,8 @@ const NAMES: [&str; 9] =
     ["NAMESPACE", "POD", "CONTAINER", "NODE", "IMAGE", "MODULE", "FUNCTION", "VICTIM", "TRIGGER"];
 /// What is left of a name at least.
 const NAME_MIN: usize = 8;
+/// The same on a narrow terminal, where a row may become a block instead.
+const NARROW_NAME_MIN: usize = 16;
 
 /// A table whose rows are all known before it is printed: each column is as wide as its widest cell.
 #[derive(Debug)]
@@ -89,7 +91,7 @@ impl TextTable {
             }
             for (title, cell) in titles.iter().zip(row).filter(|(_, cell)| *cell != NO_VALUE) {
                 let title = if style.has_headers { title } else { "" };
-                entry(out, style.terminal, &pad(title, keys), cell)?;
+                entry(out, style.terminal, &pad(title, keys), cell.trim_start())?;
             }
         }
         Ok(())
@@ -97,12 +99,13 @@ impl TextTable {
 
     /// Takes what is too much from the widest columns of names. False: it is still too much.
     fn narrow(&self, widths: &mut [usize], total: usize) -> bool {
+        let least = if total < NARROW { NARROW_NAME_MIN } else { NAME_MIN };
         let gaps = GAP.len() * widths.len().saturating_sub(1);
         let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(total);
         while excess > 0 {
             let is_name = |at: &usize| {
                 let title = self.header[*at].trim();
-                NAMES.contains(&title) && widths[*at] > title.len().max(NAME_MIN)
+                NAMES.contains(&title) && widths[*at] > title.len().max(least)
             };
             let Some(widest) = (0..widths.len()).filter(is_name).max_by_key(|&at| widths[at]) else {
                 return false;
@@ -200,7 +203,7 @@ fn parts(mut word: &str, width: usize) -> Vec<&str> {
         parts.push(part);
         word = rest;
     }
-    parts.push(word);
+    parts.extend((!word.is_empty()).then_some(word));
     parts
 }
 
@@ -244,7 +247,7 @@ mod tests {
         table.row(vec!["checkout".into(), "running".into()]);
         table.row(vec!["東京".into(), String::new()]);
         assert_eq!(printed(&table, None), "POD       STATE\ncheckout  running\n東京      -\n");
-        assert_eq!(printed(&table, Some(16)), "POD    STATE\nchec…out  running\n東京   -\n");
+        assert_eq!(printed(&table, Some(16)), "POD    checkout\nSTATE  running\n\nPOD    東京\n");
     }
 
     #[test]

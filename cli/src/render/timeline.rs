@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::list::TableStyle;
-use super::table::{NARROW, TextTable, cut, cut_middle, wrap};
+use super::table::{NARROW, TextTable, cut, wrap};
 use super::units;
 use crate::terminal::{Colour, Terminal, visible};
 use crate::timeline::{EntryKind, TimelineEntry};
@@ -47,7 +47,7 @@ fn print_narrow(
     writeln!(out, "{}", terminal.paint(Colour::Bold, &cut(&first, Some(width))))?;
     let container = entry.container.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
     let owner = visible(&format!("{}/{}{container}", entry.namespace, entry.pod));
-    writeln!(out, "  {}", cut_middle(&owner, width.saturating_sub(2)))?;
+    writeln!(out, "{}", wrap(&owner, Some(width)))?;
     let text = format!("{}: {}", entry.how.as_str(), detail(entry));
     writeln!(out, "{}", wrap(&visible(&text), Some(width)))
 }
@@ -122,7 +122,8 @@ TIME                  WHAT     CONTAINER  HOW       DETAIL
             printed(Some(40), &[entry("cart-api-7d9c5b6f4-x2v8p-and-more")]),
             "\
 2027-01-15 08:00:00Z restart
-  shop/cart-api-7d9c5…x2v8p-and-more/api
+  shop/cart-api-7d9c5b6f4-x2v8p-and-more
+  /api
   observed: restarted for the 3rd
   time\\x1b[2J (correlated: 12 s after
   the oom-kill 3f2a-7)

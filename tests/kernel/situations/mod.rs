@@ -104,14 +104,20 @@ fn check(seen: &Seen, situation: Situation, call: &Call) -> Vec<String> {
     if errors > 1 || (errors == 0 && (2..=4).contains(&call.code)) {
         wrong.push(format!("{errors} lines of an error"));
     }
-    for (name, text) in [("stdout", &seen.stdout), ("stderr", &seen.stderr)] {
+    let is_redrawn = situation == Situation::Narrow;
+    let stderr = if is_redrawn { seen.stderr.replace('\r', "\n") } else { seen.stderr.clone() };
+    for (name, text) in [("stdout", &seen.stdout), ("stderr", &stderr)] {
         wrong.extend(foreign(text).map(|found| format!("{found:?} on {name}")));
         if text.lines().any(|line| line.trim_start().starts_with(stage::INJECTED)) {
             wrong.push(format!("a name begins a line on {name}"));
         }
     }
     if situation == Situation::Narrow {
-        let too_long = seen.stdout.lines().filter(|line| line.chars().count() > run::COLUMNS.into());
+        // What comes after the last return stays.
+        let drawn_again = seen.stderr.lines().filter_map(|line| line.rsplit_once('\r'));
+        let drawn_again = drawn_again.flat_map(|(drawn, _)| drawn.split('\r'));
+        let lines = seen.stdout.lines().chain(drawn_again.map(str::trim_end));
+        let too_long = lines.filter(|line| line.chars().count() > run::COLUMNS.into());
         wrong.extend(too_long.map(|line| format!("more than {} columns: {line:?}", run::COLUMNS)));
     }
     wrong

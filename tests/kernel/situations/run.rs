@@ -117,8 +117,8 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// The text without podopsy's own control sequences: those that end in one of `finals` (ECMA-48 §5.4), and the returns that a
-/// terminal adds.
+/// The text without podopsy's own control sequences, those that end in one of `finals` (ECMA-48 §5.4), and without the returns
+/// that a terminal adds. Those in front of a line that is drawn again stay.
 fn plain(text: &str, finals: &str) -> String {
     let mut parts = text.split("\x1b[");
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -132,5 +132,5 @@ fn plain(text: &str, finals: &str) -> String {
             }
         }
     }
-    out.replace("\r\n", "\n").replace('\r', "\n")
+    out.replace("\r\n", "\n")
 }

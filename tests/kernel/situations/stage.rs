@@ -28,6 +28,8 @@ pub const INJECTED: &str = "INJECTED";
 const HOSTILE_NAME: &str = "a\x1b[2J\nINJECTED\u{202e}<b>x";
 /// A process's name, which has 15 bytes: that of the program's file.
 const HOSTILE_COMM: &str = "\x1b[2J\nINJECTED<b>";
+/// A name that is looked up.
+const HOSTILE_QUERY: &str = "x\x1b[2J\u{202e}<b>.test";
 const NO_SOCKET: &str = "/nonexistent/agent.sock";
 const NO_RUNTIME: &str = "/nonexistent/cri.sock";
 /// User and group of no one.
@@ -219,7 +221,8 @@ fn hostile_pod(node: &Node, image: &str, folder: &Path) -> PodHandle {
         ContainerSpec::new(name, image).command(command).mount_read_only(&programs, inside)
     };
     let app = container(HOSTILE_NAME.to_owned(), "burner", &["--busy", "30"]);
-    let client = container(format!("{HOSTILE_NAME}2"), "lookup", &["gone.test", "--every", "500"]);
+    let client =
+        container(format!("{HOSTILE_NAME}2"), "lookup", &["gone.test", HOSTILE_QUERY, "--every", "500"]);
     let leaker = container(format!("{HOSTILE_NAME}3"), "leak", &["--child"])
         .memory_limit(64 * MIB)
         .single_process_oom_kill();
