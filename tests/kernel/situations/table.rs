@@ -375,7 +375,8 @@ pub const ROWS: [Row; 19] = [
         no_agent: ASKS_NO_AGENT,
         no_runtime: NO_RUNTIME,
         hostile: call("core TARGET/SHOWN -w FILE.core", 0, ESCAPED),
-        narrow: call("core TARGET/SHOWN -w FILE.core", 0, "the process was paused for"),
+        // Of another process: only one can trace the same.
+        narrow: call("core TARGET/SHOWN2 -w FILE.core", 0, "the process was paused for"),
         closed_pipe: TO_FILE,
         interrupted: call("core pid:LARGE -w FILE.core", 3, "nothing was written"),
     },
