@@ -13,10 +13,10 @@ use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outcome::expect;
-use podopsy_harness::TerminalProcess;
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, owner};
 use podopsy_store::MemoryRecord;
+use podopsy_terminal::TerminalProcess;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 

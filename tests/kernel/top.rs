@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support;
-use podopsy_harness::{ContainerSpec, Node, PodSpec, TerminalProcess};
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
+use podopsy_terminal::TerminalProcess;
 use serde_json::Value;
 use support::node;
 

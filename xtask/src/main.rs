@@ -84,7 +84,7 @@ enum Command {
     Chart,
     /// Draw the terminal output in docs/images/ as SVG
     Picture {
-        /// Make the texts and the report anew, by the demo (as root)
+        /// Make the texts and the report again, by the demo (as root)
         #[arg(long)]
         demo: bool,
     },

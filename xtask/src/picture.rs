@@ -1,6 +1,6 @@
 //! `cargo xtask picture [--demo]`: draws terminal output that is kept in docs/images/ as SVG.
 //!
-//! The input is what a command printed on a real terminal, with its SGR colours (ECMA-48 §8.3.117): `--demo` makes it anew, on the
+//! The input is what a command printed on a real terminal, with its SGR colours (ECMA-48 §8.3.117): `--demo` makes it again, on the
 //! demo's pods. Each run of text gets its own position and width, so that columns stay aligned in whatever monospace font the
 //! reader has. A report's picture is taken by Chromium.
 

@@ -112,7 +112,7 @@ async fn run(fleet: &ClusterAgents, key: &RowKey, words: &[OsString], max: usize
     let (printed, reason) = tokio::join!(read_bounded(stdout, max), read_bounded(stderr, PAGE_BYTES_MAX));
     let printed = printed.map_err(|error| anyhow::anyhow!("{node}: {error}"))?;
     if !child.wait().await?.success() && printed.is_empty() {
-        let reason = reason.map(|reason| lines(reason)).unwrap_or_default();
+        let reason = reason.map(lines).unwrap_or_default();
         anyhow::bail!("{node}: {}", reason.first().map_or("no answer", String::as_str));
     }
     Ok(printed)

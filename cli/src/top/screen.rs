@@ -101,7 +101,7 @@ async fn act(
             app.set_snapshot(source.snapshot().await?);
         }
         Request::Now => {
-            source.to_now();
+            source.go_live();
             app.set_snapshot(source.snapshot().await?);
         }
     }

@@ -90,7 +90,7 @@ impl Source {
         }
     }
 
-    pub fn to_now(&mut self) {
+    pub fn go_live(&mut self) {
         if let Source::Node(node) = self {
             node.at = None;
         }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use podopsy_harness::TerminalProcess;
+use podopsy_terminal::TerminalProcess;
 
 use crate::outage::Recorded;
 use crate::recorder::Recorder;

@@ -40,7 +40,6 @@ pub mod process;
 pub mod resolver;
 pub mod state;
 pub mod teardown;
-pub mod terminal;
 
 pub use binaries::{podopsy, victims};
 pub use cri::client::{ContainerState, Status};
@@ -50,7 +49,6 @@ pub use pod::{ContainerSpec, Dns, PodSpec, Qos};
 pub use podopsy_image::Image;
 pub use resolver::Resolver;
 pub use teardown::sweep;
-pub use terminal::TerminalProcess;
 
 /// For operations that take a second; an emulated machine beside another one needs a minute.
 pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);

@@ -33,7 +33,7 @@ const HOSTILE_QUERY: &str = "x\x1b[2J\u{202e}<b>.test";
 const NO_SOCKET: &str = "/nonexistent/agent.sock";
 const NO_RUNTIME: &str = "/nonexistent/cri.sock";
 /// User and group of no one.
-const NOBODY: &str = "65534";
+const NO_USER: &str = "65534";
 const MIB: i64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 
@@ -104,7 +104,7 @@ impl Stage {
         let mut command = match situation {
             Situation::Unprivileged => {
                 let mut command = Command::new("setpriv");
-                command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(program);
+                command.args(["--reuid", NO_USER, "--regid", NO_USER, "--clear-groups"]).arg(program);
                 command
             }
             _ => Command::new(program),

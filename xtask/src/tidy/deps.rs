@@ -66,7 +66,8 @@ const DIRECTIONS: &[Direction] = &[
     Direction {
         package: "podopsy-demo",
         forbids: |name| {
-            (name.starts_with("podopsy") && !["podopsy-harness", "podopsy-model"].contains(&name))
+            (name.starts_with("podopsy")
+                && !["podopsy-harness", "podopsy-model", "podopsy-terminal"].contains(&name))
                 || name.starts_with("xtask")
         },
         why: "the demo runs the binaries that users run, and reads the events that they print",
