@@ -137,7 +137,7 @@ const NO_TARGET: Cell = Cell::None("it is about no pod");
 const OTHERS_OUTPUT: Cell = Cell::None("it prints what its program prints");
 const TO_FILE: Cell = Cell::None("it prints nothing on stdout");
 
-pub const ROWS: [Row; 19] = [
+pub const ROWS: [Row; 21] = [
     Row {
         command: "watch",
         args: "watch dns TARGET --count 1 -d 20s",
@@ -379,6 +379,39 @@ pub const ROWS: [Row; 19] = [
         narrow: call("core TARGET/SHOWN2 -w FILE.core", 0, "the process was paused for"),
         closed_pipe: TO_FILE,
         interrupted: call("core pid:LARGE -w FILE.core", 3, "nothing was written"),
+    },
+    Row {
+        command: "top -b",
+        args: "top TARGET -b",
+        is_of_dead: false,
+        live: is(0, "client"),
+        dead: is(1, "no containers match"),
+        missing: NO_POD,
+        ambiguous: SEVERAL,
+        unprivileged: is(4, "top: needs root"),
+        no_agent: NO_AGENT,
+        no_runtime: NO_RUNTIME,
+        hostile: is(0, ESCAPED),
+        narrow: is(0, "CPU"),
+        closed_pipe: is(0, ""),
+        interrupted: call("top TARGET -b --count 0", 0, "client"),
+    },
+    Row {
+        command: "mcp",
+        args: "mcp",
+        is_of_dead: false,
+        // Its input is empty, and so ends at once.
+        live: is(0, ""),
+        dead: NO_TARGET,
+        missing: NO_TARGET,
+        ambiguous: NO_TARGET,
+        unprivileged: is(0, ""),
+        no_agent: is(0, ""),
+        no_runtime: is(0, ""),
+        hostile: NO_TARGET,
+        narrow: Cell::None("it talks to a program"),
+        closed_pipe: is(0, ""),
+        interrupted: ENDS,
     },
     Row {
         command: "doctor",
