@@ -134,6 +134,54 @@ fn containers_of_a_pod_share_its_network_and_each_socket_has_its_own() {
     assert!(error.contains("shop/pair/api") && error.contains("shop/pair/proxy"), "{error}");
 }
 
+/// The containers of a pod with one pid namespace: a restart gives one of them another process, and the network stays.
+#[test]
+fn a_restarted_container_in_a_shared_pid_namespace_has_its_new_sockets() {
+    let (node, image) = node();
+    let spec = PodSpec::new("shop", "shared").share_pids();
+    let spec = spec.container(server("api", &image, "0.0.0.0:8080")).container(server(
+        "side",
+        &image,
+        "0.0.0.0:9090",
+    ));
+    let pod = node.run_pod(spec).expect("run the pod");
+    let before = pod.pid("side").expect("its pid");
+    pod.stop_container("side", Duration::from_secs(2)).expect("stop it");
+    pod.restart("side").expect("start it again");
+    let begin = Instant::now();
+    let net = loop {
+        let net = net(&node, "shop/shared");
+        if listeners(&net).len() == 2 {
+            break net;
+        }
+        assert!(begin.elapsed() < SOON, "{net:#}");
+    };
+    check_addresses(&net, &pod, "api");
+    check_listeners(&net, &pod, "api");
+    let is_it = |socket: &&Value| socket["local"] == "0.0.0.0:9090";
+    let socket = net["sockets"].as_array().expect("sockets").iter().find(is_it).expect("the listener");
+    let owner = &socket["processes"][0];
+    assert_eq!(
+        (&owner["container"], &owner["pid"]),
+        (&"side".into(), &pod.pid("side").expect("its pid").into())
+    );
+    assert_ne!(owner["pid"], before);
+}
+
+/// After a node's restart, the kubelet makes a new sandbox: another network namespace, and another address.
+#[test]
+fn a_pod_with_a_new_sandbox_has_the_network_of_that_one() {
+    let (node, image) = node();
+    let spec = PodSpec::new("shop", "moved").container(server("api", &image, "0.0.0.0:8080"));
+    let mut pod = node.run_pod(spec).expect("run the pod");
+    let first = once_listening(&node, "shop/moved");
+    pod.replace_sandbox().expect("a new sandbox");
+    let net = once_listening(&node, "shop/moved");
+    check_addresses(&net, &pod, "api");
+    check_listeners(&net, &pod, "api");
+    assert_ne!(net["interfaces"], first["interfaces"]);
+}
+
 #[test]
 fn a_pod_in_the_hosts_network_shows_its_own_sockets_alone() {
     let (node, image) = node();
