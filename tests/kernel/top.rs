@@ -38,6 +38,10 @@ fn what_containers_use_is_listed_and_one_is_looked_into() {
     let leaker = container(&["leak", "--step", "1MiB", "--every", "500"]).memory_limit(256 << 20);
     let _leaker = node.run_pod(PodSpec::new("face", "leaker").container(leaker)).expect("leaker");
 
+    let output = top(&node, &["-b", "-o", "json"]).output().expect("run podopsy");
+    let first = rows(&String::from_utf8_lossy(&output.stdout));
+    assert!(row(&first, "burner")["cpu_millis"].is_u64(), "the first table has CPU time: {first:#?}");
+
     let end = Instant::now() + SOON;
     let rows = loop {
         let output =

@@ -19,6 +19,9 @@ use crate::selection::{OwnerScope, Selection};
 
 /// The runtime is asked for restarts this often, and the agent for its kills.
 const SLOW: Duration = Duration::from_secs(10);
+/// How long the first names may take, and how often they are counted.
+const NAMES_WITHIN: Duration = Duration::from_secs(2);
+const NAMES_POLL: Duration = Duration::from_millis(200);
 /// Events of the agent that are read at most.
 const EVENTS_MAX: usize = 1000;
 
@@ -64,9 +67,23 @@ impl LiveSource {
             slow_at: None,
             notes: Vec::new(),
         };
+        source.wait_for_names().await;
         // CPU time is a difference: this is the first reading.
         source.read_cpu(Instant::now());
         Ok(source)
+    }
+
+    /// The runtime names the containers one after the other: waits until there are no more of them.
+    async fn wait_for_names(&self) {
+        let mut known = 0;
+        for _ in 0..NAMES_WITHIN.as_millis() / NAMES_POLL.as_millis() {
+            tokio::time::sleep(NAMES_POLL).await;
+            let now = self.containers().len();
+            if now > 0 && now == known {
+                return;
+            }
+            known = now;
+        }
     }
 
     pub fn pods(&self) -> &Arc<Pods> {
