@@ -28,7 +28,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hyper::server::conn::http1;
@@ -129,6 +129,29 @@ fn socket_identity(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
+/// Another process answers on the socket.
+#[derive(Debug, thiserror::Error)]
+#[error("another agent listens on {0}: name another path (--socket)")]
+struct SocketInUse(String);
+
+/// How long an agent that is replaced may go on.
+const PREDECESSOR_ENDS_WITHIN: Duration = Duration::from_secs(10);
+const PREDECESSOR_POLL: Duration = Duration::from_millis(200);
+
+/// As [`listen`], once the agent that this one replaces has ended: where its pod is deleted by force, its successor starts
+/// before its end.
+pub async fn listen_when_free(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
+    let end = Instant::now() + PREDECESSOR_ENDS_WITHIN;
+    loop {
+        match listen(path, sources.clone()) {
+            Err(error) if error.is::<SocketInUse>() && Instant::now() < end => {
+                tokio::time::sleep(PREDECESSOR_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Listens on a Unix socket. An error gives the reason and the remedy.
 pub fn listen(path: &Path, sources: Sources) -> anyhow::Result<ApiListener> {
     let listener = bind(path)?;
@@ -170,7 +193,7 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
             bail!("{shown} exists and is no socket: remove it, or name another path (--socket)");
         }
         if StdStream::connect(path).is_ok() {
-            bail!("another agent listens on {shown}: name another path (--socket)");
+            return Err(SocketInUse(shown.to_string()).into());
         }
         // An agent that was killed left it.
         std::fs::remove_file(path).with_context(|| format!("remove the old {shown}"))?;

@@ -368,6 +368,23 @@ fn a_client_that_asks_without_end_gets_ten_pages_a_second_and_others_do_not_wait
 }
 
 #[test]
+fn a_successor_waits_for_the_end_of_the_agent_that_it_replaces() {
+    let mut agent = TestAgent::start();
+    let (path, predecessor) = (agent.socket(), agent.listening.take().unwrap());
+    let successor = async {
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            drop(predecessor);
+        };
+        tokio::join!(super::listen_when_free(&path, agent.sources.clone()), end).0
+    };
+    let began = Instant::now();
+    agent.listening = Some(agent.runtime.block_on(successor).unwrap());
+    assert!(began.elapsed() >= Duration::from_millis(700));
+    assert_eq!(agent.get("/healthz").0, 200);
+}
+
+#[test]
 fn a_socket_left_by_a_dead_agent_is_replaced_and_one_in_use_is_not() {
     let mut agent = TestAgent::start();
     let path = agent.socket();

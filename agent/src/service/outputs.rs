@@ -385,7 +385,7 @@ pub fn socket_path(explicit: Option<&Path>, state_dir: Option<&Path>) -> PathBuf
 /// Starts the API on its socket, and `/metrics` and the like on the TCP address, if there is one.
 async fn listen(options: &OutputOptions, sources: Sources) -> anyhow::Result<Option<ApiListener>> {
     let socket = socket_path(options.socket.as_deref(), options.state_dir.as_deref());
-    let listening = match api::listen(&socket, sources.clone()) {
+    let listening = match api::listen_when_free(&socket, sources.clone()).await {
         Ok(listening) => Some(listening),
         Err(error) if options.socket.is_some() => return Err(error),
         Err(error) => {
