@@ -388,7 +388,7 @@ pub const ROWS: [Row; 21] = [
         dead: is(1, "no containers match"),
         missing: NO_POD,
         ambiguous: SEVERAL,
-        unprivileged: is(4, "top: needs root"),
+        unprivileged: is(4, "no permission to connect to the agent"),
         no_agent: NO_AGENT,
         no_runtime: NO_RUNTIME,
         hostile: is(0, ESCAPED),
