@@ -120,10 +120,7 @@ async fn show(
     if render::data(out, &args.sheet.output, event)? {
         return Ok(CommandOutcome::Success);
     }
-    match event.sigkill() {
-        Some(sigkill) => render::sigkill::print(out, context.stdout, event, sigkill)?,
-        None => render::autopsy::print(out, context.stdout, event)?,
-    }
+    render::kill(out, context.stdout, event)?;
     Ok(CommandOutcome::Success)
 }
 
@@ -260,7 +257,8 @@ async fn completed(from: &HistoryArgs, logged: &[Event], kept: &[Event]) -> Vec<
         let Ok(newer) = agent.events(&query, MOST).await else { break };
         let is_wanted = |event: &Event| incident(event).is_some_and(|one| missing.contains(&one.id));
         found.extend(newer.events.into_iter().filter(is_wanted));
-        missing.retain(|id| !ids(&found).contains(id));
+        let completed = ids(&found);
+        missing.retain(|id| !completed.contains(id));
     }
     found
 }

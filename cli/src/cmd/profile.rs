@@ -90,7 +90,7 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
 }
 
 /// Resolves the targets to what is sampled: one process, or the cgroups of all of them.
-async fn scope(pods: &Arc<Pods>, selection: &Selection) -> anyhow::Result<Scope> {
+pub async fn scope(pods: &Arc<Pods>, selection: &Selection) -> anyhow::Result<Scope> {
     // A pid selects only that process, also when it is in a container.
     if let [Target::Pid(pid)] = selection.targets[..] {
         pods.owner_of_pid(pid).await?;

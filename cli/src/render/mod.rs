@@ -24,9 +24,11 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use podopsy_model::Event;
 use serde::Serialize;
 
 use crate::args::SheetFormat;
+use crate::terminal::Terminal;
 
 /// Writes one indented JSON document and a newline.
 pub fn json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
@@ -51,6 +53,14 @@ pub fn data(out: &mut impl Write, format: &SheetFormat, value: &impl Serialize) 
         }
     }
     Ok(true)
+}
+
+/// Prints the autopsy of an OOM kill, or of another SIGKILL.
+pub fn kill(out: &mut impl Write, terminal: Terminal, event: &Event) -> io::Result<()> {
+    match event.sigkill() {
+        Some(sigkill) => sigkill::print(out, terminal, event, sigkill),
+        None => autopsy::print(out, terminal, event),
+    }
 }
 
 /// The loss counters as text, in the same form for every command.

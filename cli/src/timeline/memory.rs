@@ -14,15 +14,8 @@ use crate::render::units;
 const MILESTONES: [u64; 4] = [50, 75, 90, 99];
 
 pub fn entries(records: &[MemoryRecord]) -> Vec<TimelineEntry> {
-    let mut by_instance: BTreeMap<&str, Vec<&MemoryRecord>> = BTreeMap::new();
-    for record in records {
-        if let Some(container) = &record.owner.container {
-            by_instance.entry(&container.id).or_default().push(record);
-        }
-    }
     let mut entries = Vec::new();
-    for mut records in by_instance.into_values() {
-        records.sort_by_key(|record| record.steps.from);
+    for records in by_instance(records) {
         let mut next = 0;
         for record in records {
             for (time, bytes) in samples(&record.steps) {
@@ -33,12 +26,29 @@ pub fn entries(records: &[MemoryRecord]) -> Vec<TimelineEntry> {
     entries
 }
 
+/// The records of each container instance, oldest first.
+pub fn by_instance(records: &[MemoryRecord]) -> impl Iterator<Item = Vec<&MemoryRecord>> {
+    let mut instances: BTreeMap<&str, Vec<&MemoryRecord>> = BTreeMap::new();
+    for record in records {
+        if let Some(container) = &record.owner.container {
+            instances.entry(&container.id).or_default().push(record);
+        }
+    }
+    instances.into_values().map(|mut records| {
+        records.sort_by_key(|record| record.steps.from);
+        records
+    })
+}
+
+/// When a step begins.
+pub fn begin_of(steps: &MemorySteps, step: u32) -> Timestamp {
+    let seconds = i64::from(step) * i64::from(steps.step_seconds);
+    steps.from.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(steps.until)
+}
+
 /// The largest sample of each step, with the time at which the step began.
 pub fn samples(steps: &MemorySteps) -> impl Iterator<Item = (Timestamp, u64)> {
-    let times = steps.step.iter().map(|&step| {
-        let seconds = i64::from(step) * i64::from(steps.step_seconds);
-        steps.from.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(steps.until)
-    });
+    let times = steps.step.iter().map(|&step| begin_of(steps, step));
     times.zip(steps.current_max_bytes.iter().copied())
 }
 

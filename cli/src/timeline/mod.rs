@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use crate::render::units;
 pub use kills::kill;
-pub use memory::samples;
+pub use memory::{begin_of, samples};
 
 /// What the agent has about the pods.
 #[derive(Clone, Debug, Default)]

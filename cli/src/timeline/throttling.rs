@@ -1,11 +1,10 @@
 //! When the CPU quota of a container throttled it.
 
-use std::collections::BTreeMap;
-
 use jiff::{SignedDuration, Timestamp};
 use podopsy_model::Owner;
 use podopsy_store::MemoryRecord;
 
+use super::memory::{begin_of, by_instance};
 use super::{EntryKind, TimelineEntry};
 use crate::render::units;
 
@@ -24,15 +23,8 @@ struct Stretch<'a> {
 }
 
 pub fn entries(records: &[MemoryRecord]) -> Vec<TimelineEntry> {
-    let mut by_instance: BTreeMap<&str, Vec<&MemoryRecord>> = BTreeMap::new();
-    for record in records {
-        if let Some(container) = &record.owner.container {
-            by_instance.entry(&container.id).or_default().push(record);
-        }
-    }
     let mut entries = Vec::new();
-    for mut records in by_instance.into_values() {
-        records.sort_by_key(|record| record.steps.from);
+    for records in by_instance(records) {
         let steps = records.iter().flat_map(|record| throttled_steps(record));
         let mut open: Option<Stretch<'_>> = None;
         for step in steps {
@@ -49,10 +41,6 @@ pub fn entries(records: &[MemoryRecord]) -> Vec<TimelineEntry> {
 /// The steps of a record that count.
 fn throttled_steps(record: &MemoryRecord) -> impl Iterator<Item = Stretch<'_>> {
     let steps = &record.steps;
-    let begin = move |step: u32| {
-        let seconds = i64::from(step) * i64::from(steps.step_seconds);
-        steps.from.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(steps.until)
-    };
     let cpu = steps.cpu.iter().flat_map(|cpu| cpu.periods.iter().zip(&cpu.throttled_periods));
     steps
         .step
@@ -63,8 +51,8 @@ fn throttled_steps(record: &MemoryRecord) -> impl Iterator<Item = Stretch<'_>> {
         })
         .map(move |(&step, (&periods, &throttled))| Stretch {
             owner: &record.owner,
-            from: begin(step),
-            until: begin(step.saturating_add(1)).min(steps.until),
+            from: begin_of(steps, step),
+            until: begin_of(steps, step.saturating_add(1)).min(steps.until),
             periods,
             throttled,
         })

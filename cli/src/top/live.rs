@@ -69,7 +69,8 @@ impl LiveSource {
         };
         source.wait_for_names().await;
         // CPU time is a difference: this is the first reading.
-        source.read_cpu(Instant::now());
+        let containers = source.containers();
+        source.read_cpu(&containers, Instant::now());
         Ok(source)
     }
 
@@ -102,20 +103,20 @@ impl LiveSource {
                 if failures.len() >= EVENTS_MAX {
                     notes.push(format!("more than {EVENTS_MAX} queries failed: DNS ERR/S is too low"));
                 }
-                let events: Vec<Event> = self.kills.iter().cloned().chain(failures).collect();
-                Some(EventCounts::at(&events, time))
+                Some(EventCounts::at(self.kills.iter().chain(&failures), time))
             }
             None => None,
         };
-        let cpu = self.read_cpu(Instant::now());
+        let containers = self.containers();
+        let cpu = self.read_cpu(&containers, Instant::now());
         let mut rows = Vec::new();
         let mut unnamed = 0;
-        for cgroup in self.containers() {
+        for cgroup in &containers {
             let (owner, _) = self.pods.owner_now(cgroup.id, 0);
             if !self.is_wanted(&owner) {
                 continue;
             }
-            match self.row(&cgroup, &owner, cpu.get(&cgroup.id), counts.as_ref()) {
+            match self.row(cgroup, &owner, cpu.get(&cgroup.id), counts.as_ref()) {
                 Some(row) => rows.push(row),
                 None => unnamed += 1,
             }
@@ -167,10 +168,10 @@ impl LiveSource {
     }
 
     /// What each container has used since the last reading.
-    fn read_cpu(&mut self, now: Instant) -> HashMap<u64, CpuShare> {
+    fn read_cpu(&mut self, containers: &[MemoryCgroup], now: Instant) -> HashMap<u64, CpuShare> {
         let mut shares = HashMap::new();
         let mut readings = HashMap::new();
-        for cgroup in self.containers() {
+        for cgroup in containers {
             let Some(usage) = self.pods.hierarchy().cpu_usage(&cgroup.path) else { continue };
             if let Some((at, before)) = self.cpu.get(&cgroup.id) {
                 shares.extend(CpuShare::between(*before, usage, now - *at).map(|share| (cgroup.id, share)));

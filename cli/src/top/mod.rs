@@ -42,7 +42,7 @@ struct EventCounts {
 }
 
 impl EventCounts {
-    fn at(events: &[Event], time: Timestamp) -> EventCounts {
+    fn at<'a>(events: impl IntoIterator<Item = &'a Event>, time: Timestamp) -> EventCounts {
         let mut counts = EventCounts::default();
         for event in events {
             let Some(names) = names(&event.owner()) else { continue };

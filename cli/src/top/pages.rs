@@ -11,13 +11,14 @@ use podopsy_client::AgentClient;
 use podopsy_fleet::kubectl::read_bounded;
 use podopsy_model::Target;
 use podopsy_model::profile::{Profile, Sampling};
-use podopsy_pods::{Pods, Resolved};
+use podopsy_pods::Pods;
 use podopsy_profiles::import;
-use podopsy_recorder::cpu::{self, ProfileOptions, Scope};
+use podopsy_recorder::cpu::{self, ProfileOptions};
 use podopsy_stacks::Helpers;
 use podopsy_top::RowKey;
 use tokio::sync::mpsc;
 
+use crate::cmd::profile;
 use crate::context::Context;
 use crate::evidence::gather;
 use crate::exit::NotFound;
@@ -79,10 +80,7 @@ pub async fn autopsy(
         return Err(NotFound(format!("the agent has no kill of {} in a day", key.target())).into());
     };
     let mut out = Vec::new();
-    match event.sigkill() {
-        Some(sigkill) => render::sigkill::print(&mut out, Terminal::PLAIN, event, sigkill)?,
-        None => render::autopsy::print(&mut out, Terminal::PLAIN, event)?,
-    }
+    render::kill(&mut out, Terminal::PLAIN, event)?;
     Ok(lines(out))
 }
 
@@ -182,17 +180,8 @@ impl FlameFeed {
 
 /// One window. The target is looked up each time: a container may have restarted.
 async fn sample(pods: &Arc<Pods>, target: &Target, helpers: &Helpers, node: &str) -> anyhow::Result<Profile> {
-    let mut ids = Vec::new();
-    for resolved in pods.resolve(target).await? {
-        let Resolved::Containers(_, containers) = resolved else { continue };
-        let running = containers.iter().filter(|container| container.state == "running");
-        ids.extend(running.flat_map(|container| container.cgroup_ids.iter().copied()));
-    }
-    if ids.is_empty() {
-        return Err(NotFound(format!("{target} does not run")).into());
-    }
     let options = ProfileOptions {
-        scope: Scope::Cgroups(ids),
+        scope: profile::scope(pods, &Selection::of(target.clone())).await?,
         duration: WINDOW,
         sampling: Sampling::Cpu { frequency_hz: FREQUENCY_HZ },
         unwind: true,

@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::evidence::gather;
 use crate::past::EVENTS_READ_MAX;
 use crate::selection::Selection;
-use crate::timeline::Sources;
+use crate::timeline::{Sources, begin_of};
 
 /// A container whose last sample is older than this did not run.
 const STALE: SignedDuration = SignedDuration::from_secs(30);
@@ -125,13 +125,9 @@ fn cpu(steps: &MemorySteps, time: Timestamp) -> Option<(u64, Option<f64>)> {
 
 /// The memory that cannot be reclaimed, at the end of each step.
 fn held(steps: &MemorySteps) -> impl Iterator<Item = (Timestamp, u64)> {
-    let end = |step: u32| {
-        let seconds = (i64::from(step) + 1) * i64::from(steps.step_seconds);
-        let end = steps.from.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(steps.until);
-        end.min(steps.until)
-    };
     let bytes = steps.current_bytes.iter().zip(&steps.file_bytes);
-    let times = steps.step.iter().map(move |&step| end(step));
+    let end = |&step: &u32| begin_of(steps, step.saturating_add(1)).min(steps.until);
+    let times = steps.step.iter().map(end);
     times.zip(bytes.map(|(current, file)| current.saturating_sub(*file)))
 }
 

@@ -82,7 +82,7 @@ fn pipes(command: &mut Command, first: Sender<()>, is_closed: bool) -> [Option<O
     [stdout, Some(Output::read(stderr, first))]
 }
 
-/// A terminal for each output, so that what is laid out and what is said are told apart.
+/// A terminal for each output, so that what is laid out and what is said stay separate.
 fn terminals(command: &mut Command, first: Sender<()>) -> [Option<Output>; 2] {
     let size = Winsize { ws_row: 24, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = || openpty(Some(&size), None).expect("a pseudoterminal");
