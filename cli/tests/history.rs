@@ -3,58 +3,36 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/node.rs"]
+mod node;
 #[path = "support/outcome.rs"]
 mod outcome;
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
+use node::Node;
 use outcome::expect;
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, incident, kill, owner};
 use podopsy_model::{Event, EventKind, OomIncident};
 use podopsy_profiles::export::{Format, example};
 use podopsy_store::{MemoryRecord, ProfileFacts, ProfileRecord};
-use tokio::runtime::Runtime;
 
 const PODOPSY: &str = env!("CARGO_BIN_EXE_podopsy");
 
-/// An agent, and the options that lead to it.
-struct Node {
-    agent: TestAgent,
-    folder: tempfile::TempDir,
-    _runtime: Runtime,
-}
-
-impl Node {
-    fn start() -> Node {
-        let (runtime, folder) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
-        let agent = TestAgent::start(&runtime, folder.path(), "agent");
-        Node { agent, folder, _runtime: runtime }
-    }
-
-    fn podopsy(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PODOPSY);
-        command.args(arguments).env("PODOPSY_SOCKET", &self.agent.socket);
-        command.env("PODOPSY_STATE_DIR", self.folder.path().join("none"));
-        command.env("PODOPSY_CRI_SOCKET", "/nonexistent").env_remove("NODE_NAME");
-        command
-    }
-
-    fn put_lookup(&mut self, seconds_ago: i64, pod: &str, labels: &[(&str, &str)], name: &str) {
-        let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
-        self.agent.put(dns(time, owner("shop", pod, labels), name));
-    }
+fn put_lookup(node: &mut Node, seconds_ago: i64, pod: &str, labels: &[(&str, &str)], name: &str) {
+    let time = Timestamp::now() - SignedDuration::from_secs(seconds_ago);
+    node.agent.put(dns(time, owner("shop", pod, labels), name));
 }
 
 /// The table of docs/cli.md: one call for each exit code.
 #[test]
 fn each_exit_code_has_its_meaning() {
     let mut node = Node::start();
-    node.put_lookup(5, "cart-1", &[], "one.test");
-    node.put_lookup(4, "cart-2", &[], "two.test");
+    put_lookup(&mut node, 5, "cart-1", &[], "one.test");
+    put_lookup(&mut node, 4, "cart-2", &[], "two.test");
     for (arguments, code, reason) in [
         (&["events"][..], 0, "2 events"),
         (&["events", "--kind", "oom.kill"], 1, "0 events"),
@@ -85,9 +63,9 @@ fn each_exit_code_has_its_meaning() {
 fn a_past_pod_is_found_by_the_beginning_of_its_name_or_by_its_controller() {
     let mut node = Node::start();
     let hash = [("pod-template-hash", "7d9c5b6f4"), ("app", "cart")];
-    node.put_lookup(5, "cart-7d9c5b6f4-x2v8p", &hash, "one.test");
-    node.put_lookup(4, "cart-7d9c5b6f4-b4cdf", &hash, "two.test");
-    node.put_lookup(3, "db-0", &[], "three.test");
+    put_lookup(&mut node, 5, "cart-7d9c5b6f4-x2v8p", &hash, "one.test");
+    put_lookup(&mut node, 4, "cart-7d9c5b6f4-b4cdf", &hash, "two.test");
+    put_lookup(&mut node, 3, "db-0", &[], "three.test");
     let names = |arguments: &[&str]| -> Vec<String> {
         let output = node.podopsy(&[&["events", "-o", "json"], arguments].concat()).output().unwrap();
         let (out, _) = expect(&output, 0);
@@ -110,8 +88,8 @@ fn a_past_pod_is_found_by_the_beginning_of_its_name_or_by_its_controller() {
 #[test]
 fn a_list_has_kubectls_formats() {
     let mut node = Node::start();
-    node.put_lookup(5, "cart-1", &[("app.kubernetes.io/name", "b")], "one.test");
-    node.put_lookup(4, "cart-2", &[("app.kubernetes.io/name", "a")], "two.test");
+    put_lookup(&mut node, 5, "cart-1", &[("app.kubernetes.io/name", "b")], "one.test");
+    put_lookup(&mut node, 4, "cart-2", &[("app.kubernetes.io/name", "a")], "two.test");
     let out =
         |arguments: &[&str]| expect(&node.podopsy(&[&["events"], arguments].concat()).output().unwrap(), 0).0;
     assert_eq!(out(&["-o", "name"]), "shop/cart-1\nshop/cart-2\n");
@@ -164,7 +142,7 @@ fn a_timeline_has_memory_lookups_and_kills_of_its_target_in_order() {
     put_memory(&node, "cart-1");
     put_memory(&node, "other");
     for seconds_ago in [50, 49, 48] {
-        node.put_lookup(seconds_ago, "cart-1", &[], "db.test");
+        put_lookup(&mut node, seconds_ago, "cart-1", &[], "db.test");
     }
     node.agent.put(oom(20, "cart-1", "3f2a-7"));
     node.agent.put(oom(10, "other", "3f2a-8"));
@@ -247,9 +225,9 @@ fn node_with_a_kill() -> Node {
     put_memory(&node, "cart-1");
     put_profile(&node, "cart-1");
     for seconds_ago in [50, 49, 48] {
-        node.put_lookup(seconds_ago, "cart-1", &[], "db.test");
+        put_lookup(&mut node, seconds_ago, "cart-1", &[], "db.test");
     }
-    node.put_lookup(30, "other", &[], "secret.test");
+    put_lookup(&mut node, 30, "other", &[], "secret.test");
     node.agent.put(oom(20, "cart-1", "3f2a-7"));
     node
 }

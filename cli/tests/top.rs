@@ -3,80 +3,68 @@
 
 #[path = "support/agent.rs"]
 mod agent;
+#[path = "support/node.rs"]
+mod node;
 #[path = "support/outcome.rs"]
 mod outcome;
 
 use std::process::Command;
 
-use agent::TestAgent;
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use node::Node;
 use outcome::expect;
 use podopsy_model::memory::MemorySteps;
 use podopsy_model::testing::{dns, owner};
 use podopsy_store::MemoryRecord;
 use podopsy_terminal::TerminalProcess;
 use serde_json::Value;
-use tokio::runtime::Runtime;
 
 const MIB: u64 = 1 << 20;
 const LEFT: &str = "\x1b[D";
 const SIZE: (u16, u16) = (20, 150);
 
-/// An agent whose history has two containers: `cart` grows by 1 MiB every ten seconds until five seconds ago, `web` ended a minute ago.
-struct Node {
-    agent: TestAgent,
-    folder: tempfile::TempDir,
-    _runtime: Runtime,
+/// An agent whose history has two containers: `cart` grows by 1 MiB every ten seconds until five seconds ago, `web` ended a minute
+/// ago.
+fn start() -> Node {
+    let mut node = Node::start();
+    put_memory(&node, "cart", 5);
+    put_memory(&node, "web", 60);
+    for seconds_ago in 1..=5 {
+        let time = Timestamp::now() - SignedDuration::from_secs(35 + seconds_ago);
+        node.agent.put(dns(time, owner("shop", "cart", &[]), "db.test"));
+    }
+    node
 }
 
-impl Node {
-    fn start() -> Node {
-        let (runtime, folder) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
-        let agent = TestAgent::start(&runtime, folder.path(), "agent");
-        let mut node = Node { agent, folder, _runtime: runtime };
-        node.put("cart", 5);
-        node.put("web", 60);
-        for seconds_ago in 1..=5 {
-            let time = Timestamp::now() - SignedDuration::from_secs(35 + seconds_ago);
-            node.agent.put(dns(time, owner("shop", "cart", &[]), "db.test"));
-        }
-        node
-    }
+fn put_memory(node: &Node, pod: &str, ended_seconds_ago: i64) {
+    let until = Timestamp::now() - SignedDuration::from_secs(ended_seconds_ago);
+    let bytes: Vec<u64> = (1..=60).map(|step| step * MIB).collect();
+    let steps = MemorySteps {
+        from: until - SignedDuration::from_secs(600),
+        until,
+        step_seconds: 10,
+        step: (0..60).collect(),
+        current_max_bytes: bytes.clone(),
+        current_bytes: bytes,
+        file_bytes: vec![0; 60],
+        limit_bytes: Some(64 * MIB),
+        ..MemorySteps::default()
+    };
+    node.agent.store.sender().put_memory(&MemoryRecord { owner: owner("shop", pod, &[]), steps });
+}
 
-    fn put(&self, pod: &str, ended_seconds_ago: i64) {
-        let until = Timestamp::now() - SignedDuration::from_secs(ended_seconds_ago);
-        let bytes: Vec<u64> = (1..=60).map(|step| step * MIB).collect();
-        let steps = MemorySteps {
-            from: until - SignedDuration::from_secs(600),
-            until,
-            step_seconds: 10,
-            step: (0..60).collect(),
-            current_max_bytes: bytes.clone(),
-            current_bytes: bytes,
-            file_bytes: vec![0; 60],
-            limit_bytes: Some(64 * MIB),
-            ..MemorySteps::default()
-        };
-        self.agent.store.sender().put_memory(&MemoryRecord { owner: owner("shop", pod, &[]), steps });
-    }
-
-    fn top(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_podopsy"));
-        command.arg("top").args(arguments).env("PODOPSY_SOCKET", &self.agent.socket);
-        command.env("PODOPSY_STATE_DIR", self.folder.path().join("none"));
-        command.env("PODOPSY_CRI_SOCKET", "/nonexistent").env_remove("NODE_NAME");
-        command
-    }
+fn top(node: &Node, arguments: &[&str]) -> Command {
+    node.podopsy(&[&["top"], arguments].concat())
 }
 
 #[test]
 fn a_pipe_gets_one_table_in_each_of_kubectls_formats() {
-    let node = Node::start();
+    let node = start();
     let out = |arguments: &[&str]| {
         let arguments = [&["--at", "1s"], arguments].concat();
-        expect(&node.top(&arguments).output().unwrap(), 0).0
+        expect(&top(&node, &arguments).output().unwrap(), 0).0
     };
     let table = out(&[]);
     assert!(table.contains("shop/cart") && table.contains("60.0Mi  64.0Mi  94 %"), "{table}");
@@ -87,18 +75,18 @@ fn a_pipe_gets_one_table_in_each_of_kubectls_formats() {
     assert_eq!(json["is_live"], false);
     assert!(out(&["-o", "name", "--by-pod"]).trim() == "shop/cart");
     assert!(out(&["-o", "jsonpath={.items[0].limit_bytes}"]) == (64 * MIB).to_string());
-    let (_, err) = expect(&node.top(&["--at", "1s", "-n", "none"]).output().unwrap(), 1);
+    let (_, err) = expect(&top(&node, &["--at", "1s", "-n", "none"]).output().unwrap(), 1);
     assert!(err.contains("no containers match"), "{err}");
-    let (_, err) = expect(&node.top(&["--at", "tomorrow"]).output().unwrap(), 2);
+    let (_, err) = expect(&top(&node, &["--at", "tomorrow"]).output().unwrap(), 2);
     assert!(err.contains("10 minutes ago"), "{err}");
-    let earlier = expect(&node.top(&["--at", "90 seconds ago"]).output().unwrap(), 0).0;
+    let earlier = expect(&top(&node, &["--at", "90 seconds ago"]).output().unwrap(), 0).0;
     assert!(earlier.contains("shop/web") && earlier.contains("51.0Mi"), "{earlier}");
 }
 
 #[test]
 fn the_screen_moves_in_time_and_shows_pages() {
-    let node = Node::start();
-    let mut top = TerminalProcess::start(node.top(&["--at", "2s"]), SIZE).unwrap();
+    let node = start();
+    let mut top = TerminalProcess::start(top(&node, &["--at", "2s"]), SIZE).unwrap();
     let screen = top.wait_for("shop/cart").unwrap();
     assert!(screen.contains("history  1 container  by percent") && screen.contains("▂▃"), "{screen}");
     top.press(LEFT).unwrap();
@@ -129,9 +117,9 @@ fn the_screen_moves_in_time_and_shows_pages() {
 
 #[test]
 fn the_terminal_is_restored_by_signals_too() {
-    let node = Node::start();
+    let node = start();
     for (signal, keys) in [(Some(Signal::SIGTERM), ""), (Some(Signal::SIGINT), ""), (None, "\x03")] {
-        let mut top = TerminalProcess::start(node.top(&["--at", "2s"]), SIZE).unwrap();
+        let mut top = TerminalProcess::start(top(&node, &["--at", "2s"]), SIZE).unwrap();
         top.wait_for("shop/cart").unwrap();
         top.press(keys).unwrap();
         if let Some(signal) = signal {
@@ -144,8 +132,8 @@ fn the_terminal_is_restored_by_signals_too() {
 
 #[test]
 fn on_a_narrow_terminal_each_line_fits() {
-    let node = Node::start();
-    let mut top = TerminalProcess::start(node.top(&["--at", "2s"]), (10, 40)).unwrap();
+    let node = start();
+    let mut top = TerminalProcess::start(top(&node, &["--at", "2s"]), (10, 40)).unwrap();
     let screen = top.wait_for("shop/cart").unwrap();
     assert!(screen.contains("94 %") && screen.lines().all(|line| line.chars().count() <= 40), "{screen}");
     top.press("q").unwrap();
