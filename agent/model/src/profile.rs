@@ -162,6 +162,21 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// A profile without samples. Nothing was lost.
+    pub fn empty(start: Timestamp, duration: Duration, sampling: Sampling, node: &str) -> Profile {
+        Profile {
+            start,
+            duration,
+            sampling,
+            node: node.to_owned(),
+            samples: Vec::new(),
+            mappings: Vec::new(),
+            losses: BTreeMap::new(),
+            quality: Vec::new(),
+            unwind: UnwindCost::default(),
+        }
+    }
+
     /// The number of samples with a user stack, and of those whose stack is complete.
     pub fn complete(&self) -> (u64, u64) {
         let sum = |count: fn(&Completeness) -> u64| self.quality.iter().map(count).sum();

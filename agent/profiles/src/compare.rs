@@ -103,23 +103,7 @@ fn count<'a>(
     side: fn(&mut BeforeAfter) -> &mut u64,
     found: &mut HashMap<&'a str, (BeforeAfter, BeforeAfter)>,
 ) {
-    // Sums are kept by index and names are looked up at the end: a profile has millions of frames, but only thousands
-    // of functions.
-    let mut sums = vec![(0_u64, 0_u64); profile.functions.len()];
-    let mut last_stack = vec![usize::MAX; profile.functions.len()];
-    for (index, (stack, value)) in profile.stacks().enumerate() {
-        if let Some(&innermost) = stack.first() {
-            let own = &mut sums[innermost as usize].0;
-            *own = own.saturating_add(value);
-        }
-        for &function in stack {
-            if std::mem::replace(&mut last_stack[function as usize], index) != index {
-                let sum = &mut sums[function as usize].1;
-                *sum = sum.saturating_add(value);
-            }
-        }
-    }
-    for (name, (own, sum)) in profile.functions.iter().zip(sums) {
+    for (name, (own, sum)) in profile.functions.iter().zip(profile.sums()) {
         let (own_pair, sum_pair) = found.entry(&**name).or_default();
         *side(own_pair) = own;
         *side(sum_pair) = sum;

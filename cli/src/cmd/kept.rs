@@ -49,17 +49,10 @@ pub async fn run(context: &Context, args: &ProfileArgs, since: Duration) -> anyh
     let (_, packed) = agent.get("/api/v1/profiles/merged", &query).await?;
     let read = import::pprof::read(&*packed, Some("samples")).context("the agent's profile")?;
     let facts = &totals.facts;
-    let profile = read.to_profile(Sampled {
-        start: totals.begin.unwrap_or(from),
-        duration: totals.duration(),
-        sampling: Sampling::Cpu { frequency_hz: facts.frequency_hz },
-        node: context.node(),
-        samples: Vec::new(),
-        mappings: Vec::new(),
-        losses: facts.lost.clone(),
-        quality: Vec::new(),
-        unwind: Default::default(),
-    });
+    let sampling = Sampling::Cpu { frequency_hz: facts.frequency_hz };
+    let begin = totals.begin.unwrap_or(from);
+    let base = Sampled::empty(begin, totals.duration(), sampling, &context.node());
+    let profile = read.to_profile(Sampled { losses: facts.lost.clone(), ..base });
     note(&format!(
         "{} at {} Hz of {shown}, kept by the agent in {}; on the node {}",
         units::plural(profile.total(), "sample"),

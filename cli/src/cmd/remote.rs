@@ -109,17 +109,8 @@ fn read_profile(packed: &[u8], agent: &Agent, args: &ProfileArgs) -> anyhow::Res
         Some(_) => Sampling::Cpu { frequency_hz: args.frequency },
         None => args.sampling(),
     };
-    Ok(read.to_profile(Profile {
-        start: jiff::Timestamp::now(),
-        duration: args.since.unwrap_or(args.duration),
-        sampling,
-        node: agent.node.clone(),
-        samples: Vec::new(),
-        mappings: Vec::new(),
-        losses: Default::default(),
-        quality: Vec::new(),
-        unwind: Default::default(),
-    }))
+    let duration = args.since.unwrap_or(args.duration);
+    Ok(read.to_profile(Profile::empty(jiff::Timestamp::now(), duration, sampling, &agent.node)))
 }
 
 fn words_of_all(command: &str, options: Vec<OsString>) -> Vec<OsString> {

@@ -92,17 +92,11 @@ pub fn redacted(evidence: &PodEvidence, redactions: &[Redaction]) -> anyhow::Res
 /// The profile with its functions alone: no labels, no files.
 fn profile(pprof: &[u8], manifest: &Manifest) -> anyhow::Result<Vec<u8>> {
     let facts = manifest.cpu.clone().unwrap_or_default();
-    let profile = import::pprof::read(pprof, Some("samples"))?.to_functions(Profile {
-        start: facts.from,
-        duration: facts.until.duration_since(facts.from).try_into().unwrap_or_default(),
-        sampling: Sampling::Cpu { frequency_hz: facts.frequency_hz },
-        node: manifest.node.clone(),
-        samples: Vec::new(),
-        mappings: Vec::new(),
-        losses: facts.lost,
-        quality: Vec::new(),
-        unwind: Default::default(),
-    });
+    let duration = facts.until.duration_since(facts.from).try_into().unwrap_or_default();
+    let sampling = Sampling::Cpu { frequency_hz: facts.frequency_hz };
+    let base = Profile::empty(facts.from, duration, sampling, &manifest.node);
+    let read = import::pprof::read(pprof, Some("samples"))?;
+    let profile = read.to_functions(Profile { losses: facts.lost, ..base });
     let mut out = Vec::new();
     Format::Pprof.write(&profile, &mut out)?;
     Ok(out)

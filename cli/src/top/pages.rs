@@ -195,17 +195,9 @@ async fn sample_on_node(fleet: &ClusterAgents, key: &RowKey) -> anyhow::Result<P
     let window = format!("--duration={}s", WINDOW.as_secs());
     let words = ["profile", &key.target(), &window, "--output=-", "--format=pprof"].map(OsString::from);
     let packed = run(fleet, key, &words, PROFILE_BYTES_MAX).await?;
-    let empty = Profile {
-        start: Timestamp::now(),
-        duration: WINDOW,
-        sampling: Sampling::Cpu { frequency_hz: FREQUENCY_HZ },
-        node: key.node.clone().unwrap_or_default(),
-        samples: Vec::new(),
-        mappings: Vec::new(),
-        losses: Default::default(),
-        quality: Vec::new(),
-        unwind: Default::default(),
-    };
+    let sampling = Sampling::Cpu { frequency_hz: FREQUENCY_HZ };
+    let node = key.node.as_deref().unwrap_or_default();
+    let empty = Profile::empty(Timestamp::now(), WINDOW, sampling, node);
     if packed.is_empty() {
         return Ok(empty);
     }

@@ -244,17 +244,9 @@ mod tests {
             comm: "t".into(),
             owner: Arc::default(),
         });
-        Profile {
-            start: jiff::Timestamp::UNIX_EPOCH,
-            duration: Duration::from_secs(1),
-            sampling: Sampling::Cpu { frequency_hz: 99 },
-            node: "n".into(),
-            samples: samples.collect(),
-            mappings: Vec::new(),
-            losses: Default::default(),
-            quality: Vec::new(),
-            unwind: Default::default(),
-        }
+        let sampling = Sampling::Cpu { frequency_hz: 99 };
+        let base = Profile::empty(jiff::Timestamp::UNIX_EPOCH, Duration::from_secs(1), sampling, "n");
+        Profile { samples: samples.collect(), ..base }
     }
 
     fn drawn(graph: &FlameGraph, (width, height): (u16, u16)) -> Vec<String> {

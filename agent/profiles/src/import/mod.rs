@@ -106,6 +106,27 @@ impl ImportedProfile {
         }
     }
 
+    /// For each of [`ImportedProfile::functions`]: the sum of the values in which it is the innermost one, and of those in which it
+    /// is at all. A recursion counts once.
+    pub fn sums(&self) -> Vec<(u64, u64)> {
+        // By index, and not by name: a profile has millions of frames, but only thousands of functions.
+        let mut sums = vec![(0_u64, 0_u64); self.functions.len()];
+        let mut last_stack = vec![usize::MAX; self.functions.len()];
+        for (index, (stack, value)) in self.stacks().enumerate() {
+            if let Some(&innermost) = stack.first() {
+                let own = &mut sums[innermost as usize].0;
+                *own = own.saturating_add(value);
+            }
+            for &function in stack {
+                if std::mem::replace(&mut last_stack[function as usize], index) != index {
+                    let sum = &mut sums[function as usize].1;
+                    *sum = sum.saturating_add(value);
+                }
+            }
+        }
+        sums
+    }
+
     /// The sum of all values.
     pub fn total(&self) -> u64 {
         self.stacks.iter().fold(0, |sum, stack| sum.saturating_add(stack.value))

@@ -31,20 +31,13 @@ fn ours() -> Vec<u8> {
         comm: "t".into(),
         owner: Default::default(),
     };
-    let profile = Profile {
-        start: jiff::Timestamp::UNIX_EPOCH,
-        duration: std::time::Duration::from_secs(1),
-        sampling: podopsy_model::profile::Sampling::Cpu { frequency_hz: 100 },
-        node: "n".into(),
-        samples: vec![
-            sample(vec![frame("price", true), frame("total", false), frame("main", false)], 3),
-            sample(vec![frame("", false), frame("main", false)], 2),
-        ],
-        mappings: Vec::new(),
-        losses: Default::default(),
-        quality: Vec::new(),
-        unwind: Default::default(),
-    };
+    let sampling = podopsy_model::profile::Sampling::Cpu { frequency_hz: 100 };
+    let second = std::time::Duration::from_secs(1);
+    let samples = vec![
+        sample(vec![frame("price", true), frame("total", false), frame("main", false)], 3),
+        sample(vec![frame("", false), frame("main", false)], 2),
+    ];
+    let profile = Profile { samples, ..Profile::empty(jiff::Timestamp::UNIX_EPOCH, second, sampling, "n") };
     let mut bytes = Vec::new();
     export::pprof::write(&profile, &mut bytes).unwrap();
     bytes

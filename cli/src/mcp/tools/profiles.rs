@@ -1,6 +1,7 @@
 //! `profile_top` and `growth_top`: the functions that took CPU time, and those that made memory grow.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -104,28 +105,17 @@ impl Tool for ProfileTop {
 }
 
 fn functions(profile: &ImportedProfile) -> Vec<CpuFunction> {
-    let mut shares: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    for (stack, count) in profile.stacks() {
-        if let Some(innermost) = stack.first() {
-            shares.entry(*innermost).or_default().0 += count;
-        }
-        for function in BTreeSet::from_iter(stack) {
-            shares.entry(*function).or_default().1 += count;
-        }
-    }
     let all = profile.total().max(1) as f64;
     let percent = |samples: u64| (samples as f64 * 1000.0 / all).round() / 10.0;
-    let name = |number: u32| {
-        profile.functions.get(number as usize).map_or("[unknown]".to_owned(), |name| name.to_string())
-    };
-    let row = |(function, (own, total))| CpuFunction {
-        function: name(function),
+    let row = |(function, (own, total)): (&Arc<str>, (u64, u64))| CpuFunction {
+        function: function.to_string(),
         self_samples: own,
         total_samples: total,
         self_percent: percent(own),
         total_percent: percent(total),
     };
-    let mut rows: Vec<CpuFunction> = shares.into_iter().map(row).collect();
+    let sums = profile.functions.iter().zip(profile.sums());
+    let mut rows: Vec<CpuFunction> = sums.filter(|(_, (_, total))| *total > 0).map(row).collect();
     rows.sort_by(|a, b| {
         let key = |one: &CpuFunction| (one.self_samples, one.total_samples);
         key(b).cmp(&key(a)).then_with(|| a.function.cmp(&b.function))
