@@ -139,11 +139,16 @@ fn net_escapes_a_hostile_process_and_does_not_wait_for_its_files() {
     assert_eq!(json["host_network"], false);
 }
 
+/// Where a core always finds space: the disk of a machine that builds may be nearly full.
+fn folder_in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_core_is_written_compressed_for_its_owner_alone_and_the_process_goes_on() {
     let target = Target::start(&["sh", "-c", "echo ready; exec sleep 600"]);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_in_memory();
     let path = folder.path().join("core.zst");
     let (code, out, error) = run(&["core", &target.name(), "-w", path.to_str().unwrap()]);
     assert_eq!((code, out.as_str()), (Some(0), ""), "{error}");
@@ -165,7 +170,7 @@ fn a_core_is_written_compressed_for_its_owner_alone_and_the_process_goes_on() {
 fn ctrl_c_lets_the_process_go_on_and_leaves_no_file() {
     let program = "import os,time; x=os.urandom(1<<26)*6; print('ready',flush=True); time.sleep(600)";
     let target = Target::start(&["python3", "-c", program]);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_in_memory();
     let path = folder.path().join("core.zst");
     let mut core = podopsy(&["core", &target.name(), "--stream", "-w", path.to_str().unwrap()]);
     let core = core.stderr(Stdio::piped()).spawn().unwrap();
@@ -187,7 +192,7 @@ fn ctrl_c_lets_the_process_go_on_and_leaves_no_file() {
 #[ignore = "needs root"]
 fn what_cannot_be_a_core_is_refused_before_the_process_is_stopped() {
     let target = Target::start(&["sh", "-c", "echo ready; exec sleep 600"]);
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder_in_memory();
     let link = folder.path().join("link.zst");
     std::os::unix::fs::symlink("/dev/null", &link).unwrap();
     let refused = |name: &str, path: &str| {

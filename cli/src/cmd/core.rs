@@ -25,6 +25,8 @@ use crate::{privilege, signals};
 
 /// Of the node's memory and of the file system, a twentieth stays free: the kubelet evicts pods before either is full.
 const RESERVE: u64 = 20;
+/// On a large file system a twentieth is more than anyone needs: a core of some MiB is not refused beside 10 GiB of space.
+const MAX_SPACE_RESERVE: u64 = 1 << 30;
 /// zstd's own default: about 300 MB/s on one core.
 const LEVEL: i32 = 3;
 
@@ -140,8 +142,9 @@ fn require_memory(needed: u64) -> anyhow::Result<()> {
 fn require_space(path: &Path, needed: u64) -> anyhow::Result<()> {
     let folder = folder_of(path);
     let space = statvfs(folder).with_context(|| format!("cannot write {}", shown(path)))?;
-    let reserve = space.blocks() / RESERVE;
-    let free = space.blocks_available().saturating_sub(reserve) * space.fragment_size();
+    let [whole, available] =
+        [space.blocks(), space.blocks_available()].map(|blocks| blocks.saturating_mul(space.fragment_size()));
+    let free = usable_space(whole, available);
     if needed > free {
         bail!(
             "core: it may take {}, and {} may be used in {}: name a file on another file system",
@@ -151,6 +154,11 @@ fn require_space(path: &Path, needed: u64) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What of a file system's available bytes a core may take.
+fn usable_space(whole: u64, available: u64) -> u64 {
+    available.saturating_sub((whole / RESERVE).min(MAX_SPACE_RESERVE))
 }
 
 fn program(pid: u32) -> String {
@@ -186,4 +194,18 @@ fn report(path: &Path, pid: u32, summary: &CoreSummary) {
     let unpack =
         if path.extension().is_some_and(|extension| extension == "zst") { "zstd -d, then " } else { "" };
     note(&format!("open it with {unpack}gdb -ex 'set sysroot /proc/{pid}/root' /proc/{pid}/exe CORE"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_twentieth_of_a_small_file_system_and_a_gibibyte_of_a_large_one_stay_free() {
+        assert_eq!(usable_space(10 * GIB, 4 * GIB), 4 * GIB - GIB / 2);
+        assert_eq!(usable_space(252 * GIB, 12 * GIB), 11 * GIB);
+        assert_eq!(usable_space(252 * GIB, GIB / 2), 0);
+    }
 }

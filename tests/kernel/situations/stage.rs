@@ -181,9 +181,10 @@ impl Drop for Stage {
     }
 }
 
-/// A folder that every user can read, with podopsy in it.
+/// A folder that every user can read, with podopsy in it. In memory: a core is refused on a disk that is nearly full, as that of a
+/// machine that builds may be.
 fn open_folder() -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open the folder");
     let [podopsy, _] = podopsy_harness::podopsy(&|what| eprintln!("{what}")).expect("build podopsy");
     let program = folder.path().join("podopsy");
