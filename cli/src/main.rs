@@ -51,6 +51,8 @@ use exit::CommandOutcome;
 use fleet::ClusterAgents;
 use podopsy_system::heap;
 
+const MAX_WORKERS: usize = 4;
+
 fn main() -> ExitCode {
     // First: the helpers' read-ahead is charged to the pod, too.
     headroom::settle();
@@ -73,7 +75,7 @@ fn main() -> ExitCode {
             ),
             Called::Plugin(cli, _) => log::to_stderr(cli.options.verbose, false),
         }
-        let runtime = tokio::runtime::Runtime::new().context("cannot start threads")?;
+        let runtime = runtime().context("cannot start threads")?;
         let verdict = match called {
             Called::Podopsy(cli) => runtime.block_on(run(cli)),
             Called::Plugin(cli, forwarded) => runtime.block_on(run_plugin(cli, forwarded)),
@@ -82,6 +84,15 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         verdict
     })
+}
+
+/// A thread for each processor takes 2 MiB on a large node, and most of podopsy waits.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(processors.min(MAX_WORKERS))
+        .enable_all()
+        .build()
 }
 
 async fn run(cli: Cli) -> anyhow::Result<CommandOutcome> {

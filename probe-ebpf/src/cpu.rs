@@ -2,18 +2,20 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_USER_STACK, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{
+        BPF_F_USER_STACK, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
     helpers::{bpf_get_stack, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
     macros::{map, perf_event},
     maps::PerCpuArray,
     programs::PerfEventContext,
 };
 use podopsy_wire::{
-    BUDGET_SHIFT, Config, End, FRAMES_MAX, FileKey, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, Sample,
+    BUDGET_SHIFT, Config, End, FRAMES_MAX, FileKey, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_OTHERS, Sample,
 };
 
 use crate::{
-    maps::{CONFIG, SAMPLES, SAMPLES_BYTES, TARGETS, count},
+    maps::{CONFIG, SAMPLES, TARGETS, count},
     task, unwind,
 };
 
@@ -75,11 +77,17 @@ fn take_from_budget(budget: u32) -> bool {
 #[inline(always)]
 pub fn is_wanted(task: u64, config: &Config) -> bool {
     let key = match config.scope {
-        SCOPE_NODE => return config.pid_namespace == 0 || task::process_id(task, config) != 0,
-        SCOPE_CGROUPS => task::memory_cgroup(task, &config.layout),
+        SCOPE_NODE => return is_in_namespace(task, config),
+        SCOPE_CGROUPS | SCOPE_OTHERS => task::memory_cgroup(task, &config.layout),
         _ => task::process_id(task, config) as u64,
     };
-    TARGETS.get_ptr(key).is_some()
+    let is_target = TARGETS.get_ptr(key).is_some();
+    if config.scope == SCOPE_OTHERS { !is_target && is_in_namespace(task, config) } else { is_target }
+}
+
+#[inline(always)]
+fn is_in_namespace(task: u64, config: &Config) -> bool {
+    config.pid_namespace == 0 || task::process_id(task, config) != 0
 }
 
 #[perf_event]
@@ -182,6 +190,7 @@ pub fn send_ended(record: &mut SampleBuffer, frames: u32, end: u32, end_frame: u
 fn wakeup(start_ns: u64) -> u64 {
     // SAFETY: the helper has no preconditions.
     let age = unsafe { bpf_ktime_get_boot_ns() }.wrapping_sub(start_ns);
-    let fills = SAMPLES.query(BPF_RB_AVAIL_DATA as u64) > SAMPLES_BYTES as u64 / 4;
+    // User space chooses the size.
+    let fills = SAMPLES.query(BPF_RB_AVAIL_DATA as u64) > SAMPLES.query(BPF_RB_RING_SIZE as u64) / 4;
     if age < YOUNG_NS || fills { BPF_RB_FORCE_WAKEUP as u64 } else { BPF_RB_NO_WAKEUP as u64 }
 }

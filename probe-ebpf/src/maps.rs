@@ -58,8 +58,7 @@ pub const DNS_EVENTS_BYTES: u32 = 1024 * 1024;
 
 /// [`podopsy_wire::Sample`]s.
 #[map]
-pub static SAMPLES: RingBuf = RingBuf::with_byte_size(SAMPLES_BYTES, 0);
-pub const SAMPLES_BYTES: u32 = 1024 * 1024;
+pub static SAMPLES: RingBuf = RingBuf::with_byte_size(1024 * 1024, 0);
 
 /// Loss counters, by [`Loss`].
 #[map]

@@ -5,6 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::inside::debugger as debugger_with_probes;
 use crate::support;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use podopsy_harness::{ContainerSpec, Dns, Node, PodHandle, PodSpec};
@@ -16,6 +17,8 @@ const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 24 * MIB;
 /// What `podopsy dns` may have charged to the pod, with the page cache of its program.
 const DNS_FOOTPRINT: u64 = 5 * MIB;
+/// The same of `podopsy profile`, while it samples: a fifth more than the 10 MiB that it takes.
+const PROFILE_FOOTPRINT: u64 = 12 * MIB;
 
 /// A pod with [`LIMIT`] whose application holds so much memory, and podopsy's image.
 fn pod_that_holds(node: &Node, victims: &str, name: &str, bytes: u64) -> (PodHandle, String) {
@@ -70,13 +73,26 @@ fn forget_image(folder: &Path) {
     }
 }
 
-fn until_it_records(pod: &PodHandle, container: &str) {
+fn until_log_has(pod: &PodHandle, container: &str, line: &str) {
     let log = || pod.log(container).unwrap_or_default();
     let began = Instant::now();
-    while !log().contains("recording DNS lookups") {
-        assert!(began.elapsed() < SOON, "{container} does not record: {}", log());
+    while !log().contains(line) {
+        assert!(began.elapsed() < SOON, "{container} does not say {line}: {}", log());
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The bytes that were charged to the pod since `before`.
+fn taken_since(before: (u64, u64), pod: &PodHandle, command: &str) -> u64 {
+    let after = used(pod);
+    let taken = after.0.saturating_sub(before.0);
+    let mib = |bytes: u64| bytes as f64 / MIB as f64;
+    eprintln!(
+        "{command} has {:.1} MiB of the pod's memory, {:.1} of it page cache",
+        mib(taken),
+        mib(after.1.saturating_sub(before.1))
+    );
+    taken
 }
 
 #[test]
@@ -86,16 +102,9 @@ fn dns_takes_little_of_its_pods_memory_and_is_the_first_to_be_killed() {
     forget_image(node.directory());
     let before = used(&pod);
     pod.add_container(debugger(&image, "dns")).expect("start an ephemeral container");
-    until_it_records(&pod, "dns");
+    until_log_has(&pod, "dns", "recording DNS lookups");
     std::thread::sleep(Duration::from_secs(if is_emulated() { 10 } else { 3 }));
-    let after = used(&pod);
-    let taken = after.0.saturating_sub(before.0);
-    let mib = |bytes: u64| bytes as f64 / MIB as f64;
-    eprintln!(
-        "podopsy dns has {:.1} MiB of the pod's memory, {:.1} of it page cache",
-        mib(taken),
-        mib(after.1.saturating_sub(before.1))
-    );
+    let taken = taken_since(before, &pod, "podopsy dns");
     assert!(taken <= DNS_FOOTPRINT, "{taken} bytes are charged to the pod");
     let pid = pod.pid("dns").expect("it runs");
     let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("its score");
@@ -138,4 +147,26 @@ fn dns_is_refused_where_the_rest_of_the_pods_limit_is_too_small() {
     std::thread::sleep(Duration::from_secs(2));
     let app = pod.status("app").expect("its status");
     assert!(app.state == podopsy_harness::ContainerState::Running && app.attempt == 0, "{app:?}");
+}
+
+#[test]
+fn a_profile_takes_little_of_its_pods_memory() {
+    let (node, victims) = node();
+    let app = ContainerSpec::new("app", &victims).command(["burner"]);
+    let spec = PodSpec::new("shop", "profiled").dns(Dns::cluster(node.dns_address(), "shop"));
+    let pod = node.run_pod(spec.container(app)).expect("run the pod");
+    let seconds = if is_emulated() { "60s" } else { "10s" };
+    let profile = debugger_with_probes(&node, "profile", ["/podopsy", "profile", "--all", "-d", seconds]);
+    std::thread::sleep(Duration::from_secs(1));
+    forget_image(node.directory());
+    let before = used(&pod);
+    pod.add_container(profile).expect("start an ephemeral container");
+    until_log_has(&pod, "profile", "profiling");
+    std::thread::sleep(Duration::from_secs(if is_emulated() { 40 } else { 6 }));
+    let taken = taken_since(before, &pod, "podopsy profile");
+    let app = pod.status("app").expect("its status");
+    let ended = pod.wait_exited("profile", SOON).expect("it ends");
+    assert_eq!(ended.exit_code, 0, "{}", pod.log("profile").unwrap_or_default());
+    assert!(taken <= PROFILE_FOOTPRINT, "{taken} bytes are charged to the pod");
+    assert_eq!(app.state, podopsy_harness::ContainerState::Running, "{app:?}");
 }

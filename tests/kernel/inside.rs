@@ -17,7 +17,11 @@ fn patience() -> Duration {
 const MIB: i64 = 1 << 20;
 const CAPABILITIES: [&str; 6] = ["BPF", "PERFMON", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_RAW"];
 
-fn debugger<S: Into<String>>(node: &Node, name: &str, command: impl IntoIterator<Item = S>) -> ContainerSpec {
+pub fn debugger<S: Into<String>>(
+    node: &Node,
+    name: &str,
+    command: impl IntoIterator<Item = S>,
+) -> ContainerSpec {
     let image = node.podopsy_image("registry.podopsy.test/podopsy:test").expect("load podopsy's image");
     // What manifests/ephemeral/all.yaml leaves. A privileged container is more, and containerd refuses it in a pod that began
     // without one.

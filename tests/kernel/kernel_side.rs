@@ -10,7 +10,7 @@ use support::require_root;
 fn probes() -> Probes {
     require_root();
     let sampling = Sampling::Cpu { frequency_hz: 1 };
-    let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+    let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0, in_pod: false };
     let options = ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() };
     Probes::load(&options).unwrap_or_else(|error| panic!("load the probes: {error:#}"))
 }

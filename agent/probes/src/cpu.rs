@@ -9,7 +9,7 @@ use aya::programs::perf_event::{
     PerfEvent, PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
 };
 use aya::util::online_cpus;
-use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+use podopsy_wire::{SCOPE_CGROUPS, SCOPE_NODE, SCOPE_OTHERS, SCOPE_PROCESS};
 
 use podopsy_model::profile::Sampling;
 
@@ -26,6 +26,8 @@ pub struct CpuProbeOptions {
     pub unwind: bool,
     /// Samples that a CPU may take in 134 ms; 0: no bound.
     pub budget: u32,
+    /// The maps are charged to the memory limit of a pod, and have the processes of that pod alone: they are smaller.
+    pub in_pod: bool,
 }
 
 /// What the cpu probe hands to user space.
@@ -60,6 +62,8 @@ pub enum Scope {
     Cgroups(Vec<u64>),
     /// A process id in the initial pid namespace.
     Process(u32),
+    /// Every process but those of this memory cgroup.
+    AllBut(u64),
 }
 
 impl Scope {
@@ -68,6 +72,7 @@ impl Scope {
             Scope::Node => SCOPE_NODE,
             Scope::Cgroups(_) => SCOPE_CGROUPS,
             Scope::Process(_) => SCOPE_PROCESS,
+            Scope::AllBut(_) => SCOPE_OTHERS,
         }
     }
 
@@ -76,6 +81,7 @@ impl Scope {
             Scope::Node => Vec::new(),
             Scope::Cgroups(ids) => ids.clone(),
             Scope::Process(pid) => vec![u64::from(*pid)],
+            Scope::AllBut(id) => vec![*id],
         }
     }
 }

@@ -6,6 +6,11 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::ProbeOptions;
 
+/// A pod's samples and files, where the maps count as the pod's memory: 64 samples with the longest stacks, and more files
+/// than any pod maps.
+const IN_POD: [(&str, u32); 4] =
+    [("AYA_LOGS", 16 << 10), ("SAMPLES", 256 << 10), ("TABLE_REQUESTS", 32 << 10), ("TABLES", 1024)];
+
 /// Call after every other change of sizes.
 pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
     let by_tables = options.cpu.as_ref().is_some_and(|cpu| cpu.unwind);
@@ -19,9 +24,17 @@ pub(crate) fn shrink(options: &ProbeOptions, loader: &mut EbpfLoader<'_>) {
         ("DNS_ANSWERED", options.dns.is_some()),
         ("DNS_A_NAMES", options.dns.is_some()),
         ("EXECUTABLES", options.oom),
+        ("OOM_SIGNALLED", options.oom || options.sigkill),
+        ("OOM_AT_WORK", options.sigkill),
+        ("SIGKILL_BY_KERNEL", options.sigkill),
         ("TABLES", by_tables),
         ("RULES", by_tables),
     ];
+    if options.cpu.as_ref().is_some_and(|cpu| cpu.in_pod) {
+        for (name, max) in IN_POD {
+            loader.map_max_entries(name, max);
+        }
+    }
     for (name, _) in maps.into_iter().filter(|(_, is_wanted)| !is_wanted) {
         loader.map_max_entries(name, 1);
     }

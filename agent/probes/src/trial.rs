@@ -13,6 +13,7 @@ pub async fn check() -> Vec<ProbeCheck> {
         sampling: Sampling::Cpu { frequency_hz: 1 },
         unwind: true,
         budget: 0,
+        in_pod: false,
     };
     let trials = [
         ("oom", ProbeOptions { oom: true, ..none() }),

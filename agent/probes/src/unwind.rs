@@ -31,17 +31,21 @@ pub struct KernelTables {
     rules: Array<MapData, Pod<Rule>>,
     tables: HashMap<MapData, Pod<FileKey>, Pod<Table>>,
     pythons: Array<MapData, Pod<PythonLayout>>,
+    max_files: usize,
 }
 
 impl KernelTables {
     pub(crate) fn new(ebpf: &mut Ebpf) -> anyhow::Result<KernelTables> {
+        let tables = HashMap::try_from(take_map(ebpf, "TABLES")?)?;
+        let max_files = IterableMap::map(&tables).info()?.max_entries() as usize;
         Ok(KernelTables {
             slabs: take_map(ebpf, "SLABS")?.try_into()?,
             open: Vec::new(),
             mapped: None,
             rules: take_map(ebpf, "RULES")?.try_into()?,
-            tables: take_map(ebpf, "TABLES")?.try_into()?,
+            tables,
             pythons: take_map(ebpf, "PYTHONS")?.try_into()?,
+            max_files,
         })
     }
 }
@@ -107,6 +111,10 @@ impl KernelMaps for KernelTables {
 
     fn max_slabs(&self) -> usize {
         SLABS_MAX
+    }
+
+    fn max_files(&self) -> usize {
+        self.max_files
     }
 
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()> {

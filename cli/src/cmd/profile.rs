@@ -19,6 +19,9 @@ use crate::selection::Selection;
 use crate::terminal::note;
 use crate::{output, privilege, signals};
 
+/// The call of progress, at five a second, by which most programs have been met.
+const SETTLED_AT: u64 = 10;
+
 pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<CommandOutcome> {
     if let Some(ProfileCommand::Diff(args)) = &args.diff {
         return super::diff::run(context, args);
@@ -46,10 +49,18 @@ pub async fn run(context: &Context, args: ProfileArgs) -> anyhow::Result<Command
         helpers: context.helpers(),
     };
 
-    headroom::settle();
     let stop = signals::stop()?;
     let meter = ProgressMeter::start(context, &shown, args.duration, sampling);
-    let result = cpu::profile(options, pods, stop, |samples| meter.show(samples)).await;
+    let mut calls = 0u64;
+    let progress = |samples| {
+        // What loads the probes is not needed again, and soon neither is what first meets programs and builds their tables.
+        if [0, SETTLED_AT].contains(&calls) {
+            headroom::settle();
+        }
+        calls += 1;
+        meter.show(samples);
+    };
+    let result = cpu::profile(options, pods, stop, progress).await;
     meter.end();
     let profile = result?;
 

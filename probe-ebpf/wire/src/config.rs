@@ -14,6 +14,8 @@ pub const SCOPE_NODE: u32 = 0;
 pub const SCOPE_CGROUPS: u32 = 1;
 /// Sample the process ids in the map `TARGETS`.
 pub const SCOPE_PROCESS: u32 = 2;
+/// Sample every process but those of the memory cgroups in the map `TARGETS`.
+pub const SCOPE_OTHERS: u32 = 3;
 
 /// `Config::sample_budget` is per 2^this ns: 134 ms.
 pub const BUDGET_SHIFT: u32 = 27;

@@ -26,7 +26,9 @@ mod sigkill;
 mod task;
 mod unwind;
 
-pub use config::{ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_PROCESS};
+pub use config::{
+    ABSENT, BUDGET_SHIFT, Config, DnsConfig, Layout, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_OTHERS, SCOPE_PROCESS,
+};
 pub use cpu::{FRAMES_MAX, KERNEL_NAME_BYTES, Sample};
 pub use dns::{
     AnsweredSlot, AskedSlot, CacheLine, DNS_ANSWER_KEPT, DNS_MESSAGE_MAX, DNS_PORTS_MAX, DNS_PREFIX_BYTES,

@@ -93,7 +93,7 @@ impl AlwaysOn {
         lost: impl Fn(&'static str) + Send + Sync + 'static,
     ) -> anyhow::Result<(AlwaysOn, mpsc::Receiver<Profile>)> {
         let sampling = Sampling::Cpu { frequency_hz: options.frequency_hz };
-        let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0 };
+        let cpu = CpuProbeOptions { scope: Scope::Node, sampling, unwind: true, budget: 0, in_pod: false };
         let probe_options = ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() };
         let probes = tokio::task::spawn_blocking(move || Probes::load(&probe_options)).await;
         loaded();
@@ -103,7 +103,8 @@ impl AlwaysOn {
         let kernel_losses = probes.losses()?;
         let builder = match probes.by_tables {
             true => {
-                let (scope, helpers) = (PrebuildScope::Node { samples: 0 }, options.helpers.clone());
+                let (scope, helpers) =
+                    (PrebuildScope::Node { samples: 0, leave_out_own: false }, options.helpers.clone());
                 let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &scope, &helpers);
                 Some(tokio::task::spawn_blocking(start).await??)
             }

@@ -7,11 +7,11 @@ pub mod always;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use podopsy_decode::{self as decode, Stack};
@@ -53,8 +53,13 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
-    let (scope, sampling, unwind) = (options.scope.clone(), options.sampling, options.unwind);
-    let cpu = CpuProbeOptions { scope, sampling, unwind, budget: 0 };
+    let cpu = CpuProbeOptions {
+        scope: without_own(&options.scope, &pods),
+        sampling: options.sampling,
+        unwind: options.unwind,
+        budget: 0,
+        in_pod: pods.inside().is_some(),
+    };
     let mut probes = Probes::load(&ProbeOptions { cpu: Some(cpu), ..ProbeOptions::default() })?;
     let CpuMaps { samples: mut ring, table_requests: mut requests, tables: kernel, .. } =
         probes.cpu_maps()?;
@@ -75,18 +80,16 @@ pub async fn profile(
     let (start, started) = (Timestamp::now(), Instant::now());
 
     // The aggregator reads /proc and opens files when it first meets a process, so it has a thread of its own.
-    let (samples, received) = mpsc::sync_channel::<Stack>(QUEUE);
+    // tokio's channel grows as it fills; that of std takes 1.4 MiB at once.
+    let (samples, received) = mpsc::channel::<Stack>(QUEUE);
     let counted = Arc::new(AtomicU64::new(0));
     let interpreters = builder.as_ref().map(TableBuilder::interpreters).unwrap_or_default();
     let codes = PythonFunctions::new(interpreters, &options.helpers.openers);
     let numbers = builder.as_ref().map(TableBuilder::numbers).unwrap_or_default();
     let symbolizer = Symbolizer::new(&options.helpers).with_numbers(numbers);
     let aggregation = aggregate(received, counted.clone(), codes, symbolizer)?;
-    // A profile from inside a pod is about the pod, and not about podopsy.
-    let own = pods.inside().and_then(|inside| inside.own_cgroup());
     let (mut bad_records, mut queue_full, mut bad_requests) = (0u64, 0u64, 0u64);
     let mut take = |bytes: &[u8]| match decode::sample(bytes) {
-        Ok(stack) if own == Some(stack.task.cgroup_id) => {}
         Ok(stack) => queue_full += u64::from(samples.try_send(stack).is_err()),
         Err(_) => bad_records += 1,
     };
@@ -158,16 +161,24 @@ pub async fn profile(
     })
 }
 
+/// A profile from inside a pod is about the pod, and not about podopsy.
+fn without_own(scope: &Scope, pods: &Pods) -> Scope {
+    match (scope, pods.inside().and_then(|inside| inside.own_cgroup())) {
+        (Scope::Node, Some(own)) => Scope::AllBut(own),
+        _ => scope.clone(),
+    }
+}
+
 /// The files whose tables are made before the first sample.
 async fn table_scope(options: &ProfileOptions, pods: &Pods) -> PrebuildScope {
     match &options.scope {
-        Scope::Node => {
+        Scope::Node | Scope::AllBut(_) => {
             let seconds = options.duration.min(PREPARED_FOR).as_secs();
             let samples = match options.sampling {
                 Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
                 Sampling::Growth { .. } => 0,
             };
-            PrebuildScope::Node { samples }
+            PrebuildScope::Node { samples, leave_out_own: pods.inside().is_some() }
         }
         Scope::Process(pid) => PrebuildScope::Process(*pid),
         Scope::Cgroups(ids) => {
@@ -183,7 +194,7 @@ async fn table_scope(options: &ProfileOptions, pods: &Pods) -> PrebuildScope {
 type Aggregation = std::thread::JoinHandle<(Aggregator, Symbolizer, PythonFunctions)>;
 
 fn aggregate(
-    samples: mpsc::Receiver<Stack>,
+    mut samples: mpsc::Receiver<Stack>,
     counted: Arc<AtomicU64>,
     mut codes: PythonFunctions,
     mut symbolizer: Symbolizer,
@@ -192,7 +203,7 @@ fn aggregate(
         .name("aggregate".into())
         .spawn(move || {
             let mut aggregator = Aggregator::new();
-            for stack in samples {
+            while let Some(stack) = samples.blocking_recv() {
                 aggregator.add(&raw_sample(&stack, &mut codes), &mut symbolizer);
                 counted.fetch_add(1, Ordering::Relaxed);
             }

@@ -29,6 +29,9 @@ impl KernelMaps for GatedMaps {
     fn max_slabs(&self) -> usize {
         1
     }
+    fn max_files(&self) -> usize {
+        podopsy_wire::TABLES_MAX
+    }
     fn set_rule(&mut self, _: u16, _: &Rule) -> anyhow::Result<()> {
         Ok(())
     }

@@ -24,6 +24,8 @@ pub enum PrebuildScope {
     /// others are built on request.
     Node {
         samples: u64,
+        /// Without the processes of podopsy's own cgroup, which are not sampled.
+        leave_out_own: bool,
     },
     /// Processes in these cgroups, given by paths below the root of their hierarchy.
     Cgroups(Vec<String>),
@@ -57,10 +59,12 @@ fn pids_in_scope(scope: &PrebuildScope) -> Vec<u32> {
         PrebuildScope::Node { .. } | PrebuildScope::Cgroups(_) => all_pids(),
     };
     let uptime = maps::uptime();
+    let own = cgroups_of("self");
     pids.retain(|pid| match scope {
         PrebuildScope::Cgroups(paths) => is_in_cgroups(*pid, paths),
-        PrebuildScope::Node { samples } => {
+        PrebuildScope::Node { samples, leave_out_own } => {
             maps::stat(*pid).is_ok_and(|stat| stat.is_expected_in(*samples, uptime))
+                && !(*leave_out_own && cgroups_of(&pid.to_string()) == own)
         }
         PrebuildScope::Process(_) => true,
     });
@@ -72,8 +76,12 @@ fn all_pids() -> Vec<u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
+fn cgroups_of(process: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default()
+}
+
 fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroups = cgroups_of(&pid.to_string());
     // Each line is `hierarchy:controllers:path`.
     let mut own_paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     own_paths.any(|own| paths.iter().any(|path| path == own))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podopsy_wire::{
     DIRECTORY_FIRST_SHIFT, DIRECTORY_SLAB_SHIFT, FileKey, PAGE_BITS, PythonLayout, RULE_NONE, RULES_MAX,
-    Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY, TABLES_MAX, Table,
+    Rule, SLAB_WORDS, TABLE_NONE, TABLE_READY, Table,
 };
 
 use super::arena::{Extent, SlabArena};
@@ -25,6 +25,8 @@ pub trait KernelMaps: Send + 'static {
     /// Writes `words` to a slab, from its word `first` on. The words must fit.
     fn write(&mut self, slab: usize, first: usize, words: &[u32]) -> anyhow::Result<()>;
     fn max_slabs(&self) -> usize;
+    /// How many files the map of tables has space for.
+    fn max_files(&self) -> usize;
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()>;
     fn set_python(&mut self, number: u32, layout: &PythonLayout) -> anyhow::Result<()>;
     fn set_table(&mut self, key: &FileKey, table: &Table) -> anyhow::Result<()>;
@@ -417,7 +419,7 @@ impl<K: KernelMaps> UnwindTables<K> {
     /// Removes a quarter of the kernel side's map of files when it is nearly full.
     fn limit_files(&mut self) {
         self.allow_retries(now().saturating_sub(RETRY_REFUSED_AFTER));
-        if self.answers.len() < TABLES_MAX / 8 * 7 {
+        if self.answers.len() < self.kernel.max_files() / 8 * 7 {
             return;
         }
         let used = |key: &FileKey| self.kernel.table(key).map_or(0, |table| table.used);

@@ -29,6 +29,9 @@ impl KernelMaps for FakeMaps {
     fn max_slabs(&self) -> usize {
         64
     }
+    fn max_files(&self) -> usize {
+        podopsy_wire::TABLES_MAX
+    }
     fn set_rule(&mut self, number: u16, rule: &Rule) -> anyhow::Result<()> {
         self.rules.insert(number, *rule);
         Ok(())

@@ -61,6 +61,7 @@ pub(crate) fn load(options: &ProbeOptions, mode: GrowthMode) -> anyhow::Result<(
         sampling: Sampling::Growth { every: growth::PERIOD },
         unwind: true,
         budget: growth::BUDGET,
+        in_pod: false,
     };
     let load = || {
         let mut probes = Probes::load(&ProbeOptions { cpu: Some(sampler), ..options.clone() })?;
