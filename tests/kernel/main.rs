@@ -32,6 +32,7 @@ mod hostile;
 mod hostile_dns;
 mod hostile_dns_tables;
 mod inside;
+mod java;
 mod kernel_side;
 mod killed;
 mod kubernetes_events;

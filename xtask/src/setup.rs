@@ -84,6 +84,8 @@ const RESOLVERS: &[Package] = &[
 const UNPACKED: &[Package] = &[
     Package { name: "bind9", why: "named, a real DNS server" },
     Package { name: "busybox-static", why: "a client with its own resolver" },
+    Package { name: "openjdk-17-jdk-headless", why: "compiles the tests' Java programs" },
+    Package { name: "openjdk-17-jre-headless", why: "a JVM whose heap fills its limit" },
     Package { name: "prometheus", why: "scrapes the agent; promtool checks its metrics page" },
     Package { name: "prometheus-alertmanager", why: "forwards the alerts of a real kill" },
     Package { name: "victoria-metrics", why: "Prometheus writes to it by remote write" },

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::charged::ChargedMemory;
 use super::event::{OomTask, Rss};
 use super::growth::GrowthProfile;
+use super::heap::RuntimeHeap;
 use super::memory::Curve;
 use super::owner::{CgroupRef, ContainerRef};
 
@@ -211,6 +212,9 @@ pub struct OomIncident {
     #[serde(default)]
     pub charged: Option<ChargedMemory>,
     pub curve: Option<Curve>,
+    /// The heap of the container's language runtime before the kill; null: no process has one that tells.
+    #[serde(default)]
+    pub heap: Option<RuntimeHeap>,
     /// The code that made the memory grow; null: it was not sampled (`podopsy-agent --growth`).
     pub growth: Option<GrowthProfile>,
     /// Kubernetes' QoS class, from the cgroup's path.

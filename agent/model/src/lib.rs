@@ -9,6 +9,7 @@ pub mod dns;
 pub mod duration;
 pub mod event;
 pub mod growth;
+pub mod heap;
 pub mod incident;
 pub mod lookup;
 pub mod memory;

@@ -98,6 +98,7 @@ pub fn incident() -> OomIncident {
         processes: None,
         charged: None,
         curve: None,
+        heap: None,
         growth: None,
         qos: None,
         runtime: None,

@@ -50,6 +50,29 @@ pub fn container_state(view: &RuntimeView) -> String {
     }
 }
 
+/// Judges the heap of the victim's language runtime, if it has one.
+pub fn judge_heap(incident: &mut OomIncident) {
+    let (limit, held) = (incident.limit.clone(), held_by_heap_owner(incident));
+    if let Some(heap) = &mut incident.heap {
+        heap.judge(&limit, held);
+    }
+}
+
+fn heap_advice(incident: &OomIncident) -> Option<String> {
+    incident.heap.as_ref()?.advice(&incident.limit, held_by_heap_owner(incident))
+}
+
+/// The memory of the process whose heap is known, at the kill and without files, in bytes.
+fn held_by_heap_owner(incident: &OomIncident) -> Option<u64> {
+    let pid = incident.heap.as_ref()?.pid;
+    let rss = incident.victims.iter().find(|victim| victim.task.pid == pid).and_then(|victim| victim.rss);
+    if let Some(rss) = rss {
+        return Some(rss.anon_bytes.saturating_add(rss.shmem_bytes));
+    }
+    let rows = &incident.processes.as_ref()?.rows;
+    rows.iter().find(|row| row.pid == pid).map(|row| row.rss_bytes)
+}
+
 /// The share of the memory in the process table from which one process is named as the cause.
 const MOST: f64 = 0.6;
 /// The least number of points of a curve for advice from its slope.
@@ -61,6 +84,7 @@ const STEADY: f64 = 0.05;
 pub fn advice(incident: &OomIncident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
     let unheld = incident.charged.as_ref().and_then(ChargedMemory::advice);
+    let unheld = unheld.or_else(|| heap_advice(incident));
     if let Some(line) = unheld.or_else(|| growth(incident, limit)).or_else(|| attempts(incident)) {
         return Some(line);
     }

@@ -8,6 +8,7 @@
 //! | [`growth`] | page faults of growth candidates: which code makes memory grow |
 //! | [`cpu`] | on-CPU profiles, on demand and always on |
 //! | [`memory`] | each container's memory over time |
+//! | `heaps` | the heaps of JVMs over time |
 //! | [`kernel_log`] | the kernel's log on OOM kills |
 //! | [`incidents`] | what belongs together in one pod's events |
 //!
@@ -33,6 +34,7 @@ mod attribute;
 mod collect;
 mod confirm;
 mod fair;
+mod heaps;
 mod pipeline;
 mod reader;
 mod recorder;

@@ -23,7 +23,7 @@ const FRAMES: usize = 5;
 const NESTED_NAME: usize = 20;
 /// Fields whose lines are aligned with each other: a line that is too long is cut. Those of others, and on a narrow terminal all,
 /// are broken.
-const ALIGNED: [&str; 6] = ["memory", "charged", "growth", "levels", "processes", "stack"];
+const ALIGNED: [&str; 7] = ["memory", "charged", "heap", "growth", "levels", "processes", "stack"];
 /// Width of the sparkline.
 const SPARKS: usize = 60;
 
@@ -61,6 +61,7 @@ pub fn fields(event: &Event, incident: &OomIncident) -> Vec<(&'static str, Strin
         ("runtime", runtime(event, incident)),
         ("memory", incident.curve.as_ref().map(|curve| memory(curve, incident)).unwrap_or_default()),
         ("charged", super::charged::text(incident)),
+        ("heap", incident.heap.as_ref().map(super::heap::text).unwrap_or_default()),
         ("growth", incident.growth.as_ref().map(growth::text).unwrap_or_default()),
         ("levels", levels(&incident.levels)),
         ("processes", incident.processes.as_ref().map(processes).unwrap_or_default()),

@@ -7,6 +7,7 @@ pub mod dns;
 pub mod doctor;
 pub mod event;
 pub mod growth;
+mod heap;
 pub mod inspect;
 pub mod list;
 pub mod net;

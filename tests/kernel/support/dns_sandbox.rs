@@ -195,7 +195,7 @@ pub fn unpacked(program: &str) -> PathBuf {
 }
 
 /// The folder that `cargo xtask setup test` unpacks packages into.
-fn packages() -> PathBuf {
+pub fn packages() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
     cache.unwrap_or_else(home).join("podopsy/packages")

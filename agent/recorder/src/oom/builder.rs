@@ -245,6 +245,7 @@ fn new_incident(id: String, kill: &OomKill, victim: Victim, facts: OomFacts) -> 
         processes: facts.processes,
         charged: facts.charged,
         curve: facts.curve,
+        heap: facts.heap,
         growth: None,
         qos: facts.qos,
         runtime: None,
@@ -382,6 +383,7 @@ impl PendingIncident {
         let PendingIncident { open: OpenIncident { mut incident, event, .. }, attempts, .. } = self;
         incident.verdicts = verdict::verdicts(&incident);
         incident.attempts = remember_attempt(&attempts, &event, &incident);
+        verdict::judge_heap(&mut incident);
         incident.advice = verdict::advice(&incident);
         let losses = lock(losses).clone();
         Event { kind: EventKind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }
@@ -438,6 +440,7 @@ mod tests {
             processes: None,
             charged: None,
             curve: None,
+            heap: None,
             qos: None,
             already_dying: sequence.is_none(),
         }

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::heaps::HeapSampler;
 use crate::kernel_log::{self, KernelLogBacklog, KernelLogFollower};
 use crate::memory::MemorySampler;
 use crate::memory::files::machine_oom_kills;
@@ -52,7 +53,8 @@ impl OomInstruments {
         let last = backlog.last;
         let missed = options.state_dir.as_deref().and_then(|dir| missed(dir, last, backlog));
         let sampler = MemorySampler::start(pods.clone())?;
-        let examiner = Arc::new(OomExaminer::new(pods.clone(), Some(sampler), log));
+        let heaps = HeapSampler::start(pods.clone(), options.helpers.clone())?;
+        let examiner = Arc::new(OomExaminer::new(pods.clone(), Some(sampler), log).with_heaps(heaps));
         Ok(OomInstruments { examiner, kills_at_start, missed, degraded })
     }
 }

@@ -21,11 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::heaps::HeapSampler;
 use crate::kernel_log::KernelLogFollower;
 use crate::kernel_log::visit::{LoggedKill, Visit};
 use crate::memory::{CgroupMemoryRecord, MemorySampler, MemoryTrend};
 use podopsy_decode::OomDecoded;
 use podopsy_model::charged::ChargedMemory;
+use podopsy_model::heap::RuntimeHeap;
 use podopsy_model::incident::{Evidence, Level, LimitHit, ProcessTable};
 use podopsy_model::memory::Curve;
 use podopsy_model::{Losses, Owner};
@@ -59,6 +61,7 @@ pub struct OomFacts {
     pub processes: Option<ProcessTable>,
     pub charged: Option<ChargedMemory>,
     pub curve: Option<Curve>,
+    pub heap: Option<RuntimeHeap>,
     pub qos: Option<String>,
     pub already_dying: bool,
 }
@@ -74,6 +77,7 @@ impl OomFacts {
 pub struct OomExaminer {
     pods: Arc<Pods>,
     sampler: Option<MemorySampler>,
+    heaps: Option<HeapSampler>,
     log: Option<KernelLogFollower>,
     /// Victims that were already dying.
     already_dying: AtomicU64,
@@ -110,11 +114,17 @@ impl OomExaminer {
         OomExaminer {
             pods,
             sampler,
+            heaps: None,
             log,
             already_dying: AtomicU64::new(0),
             log_missed: AtomicBool::new(false),
             survivor_readers: Arc::new(Semaphore::new(SURVIVOR_READERS)),
         }
+    }
+
+    /// Adds what language runtimes know of their heaps.
+    pub fn with_heaps(self, heaps: HeapSampler) -> OomExaminer {
+        OomExaminer { heaps: Some(heaps), ..self }
     }
 
     /// Reads each level as it is now, if the cgroup is known.
@@ -162,6 +172,7 @@ impl OomExaminer {
         let mut facts = combine(visit, line.as_ref(), levels);
         facts.qos = self.qos(owner.cgroup.id);
         facts.curve = self.curve(owner);
+        facts.heap = self.heap(owner, kill.victim.pid);
         facts.already_dying = kill.already_dying;
         facts
     }
@@ -203,9 +214,19 @@ impl OomExaminer {
 
     /// The container's curve, also if the victim was in a cgroup inside the container.
     fn curve(&self, owner: &Owner) -> Option<Curve> {
+        self.sampler.as_ref()?.curve(self.container_cgroup(owner)?)
+    }
+
+    /// The victim's heap before the kill, or that of the largest process of its container that has one.
+    fn heap(&self, owner: &Owner, pid: u32) -> Option<RuntimeHeap> {
+        self.heaps.as_ref()?.heap(self.container_cgroup(owner)?, pid)
+    }
+
+    /// The id of the container's own cgroup.
+    fn container_cgroup(&self, owner: &Owner) -> Option<u64> {
         let place = self.pods.lineage(owner.cgroup.id)?;
         let container = place.levels.iter().find(|step| step.level == Level::Container)?;
-        self.sampler.as_ref()?.curve(container.id.unwrap_or(owner.cgroup.id))
+        Some(container.id.unwrap_or(owner.cgroup.id))
     }
 
     /// How a container's memory has changed in the last minute; None: it is not sampled, or has too few samples.
@@ -243,6 +264,7 @@ impl OomExaminer {
     pub fn losses(&self) -> Losses {
         let mut losses = self.log.as_ref().map(KernelLogFollower::losses).unwrap_or_default();
         losses.extend(self.sampler.as_ref().map(MemorySampler::losses).unwrap_or_default());
+        losses.extend(self.heaps.as_ref().map(HeapSampler::losses).unwrap_or_default());
         losses
     }
 }
@@ -260,6 +282,7 @@ fn combine(visit: Option<Visit>, line: Option<&LoggedKill>, levels: Vec<limit::L
         levels,
         visit: visit.map(Arc::new),
         curve: None,
+        heap: None,
         qos: None,
         already_dying: false,
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use podopsy_opener::{OpenError, Openers, Target};
 use podopsy_worker::{Failure, Parser, Tenant};
 
-use crate::StackLossReason;
+use crate::{Helpers, StackLossReason};
 
 /// Far above `vm.max_map_count`'s default (65,530 lines of about 100 bytes).
 const MAX_BYTES: u64 = 16 << 20;
@@ -143,6 +143,31 @@ pub(crate) fn read_in_budget(
     let (areas, used) = parser.spend(tenant, || read(openers, tenant, pid)).map_err(Failure::loss)??;
     parser.charge_used(tenant, used);
     Ok(areas)
+}
+
+/// Calls `visit` with each mapping of a process, of whatever kind. It takes CPU time of the process's container, which may have
+/// made mappings by the thousand.
+pub fn visit_all(
+    helpers: &Helpers,
+    tenant: Tenant,
+    pid: u32,
+    mut visit: impl FnMut(&Area),
+) -> Result<(), StackLossReason> {
+    let parser = helpers.parsers.parser();
+    let target = Target { tenant, pid, may_hang: false };
+    let read = || {
+        let reader = helpers.openers.maps(target).map_err(super::open::loss)?;
+        let mut lines = BufReader::with_capacity(16 << 10, reader.take(MAX_BYTES));
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            parse_mapping(&line).iter().for_each(&mut visit);
+            line.clear();
+        }
+        Ok(lines.into_inner().into_inner().cpu_time())
+    };
+    let used = parser.spend(tenant, read).map_err(Failure::loss)??;
+    parser.charge_used(tenant, used);
+    Ok(())
 }
 
 /// Reads the executable mappings of this process.
