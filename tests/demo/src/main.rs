@@ -4,12 +4,14 @@
 //! `finance/pricing` burns CPU beside it. podopsy records both. This program draws no
 //! conclusions of its own: it prints what podopsy wrote.
 
+mod dashboard;
 mod outage;
 mod pictures;
 mod recorder;
 mod report;
 
 use std::io::{self, BufRead as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,6 +29,9 @@ struct Args {
     /// Write what the README's commands print into this folder
     #[arg(long)]
     pictures: Option<PathBuf>,
+    /// Run a longer story with more pods, while the agent serves its metrics at this address
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["keep", "pictures"])]
+    metrics: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -41,6 +46,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(address) = args.metrics {
+        return dashboard::run(address, &args.out);
+    }
     let mut outage = Outage::start(&args.out)?;
     let recorded = outage.record()?;
     report::print(&recorded, &args.out);

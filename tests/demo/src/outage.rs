@@ -61,7 +61,7 @@ impl Outage {
         // As a kubelet does: a container that ended is started again, as the next attempt.
         let keeper = node.keep_running(&checkout);
         report::step("run podopsy-agent");
-        let recorder = Recorder::start(&programs, node.cri_socket(), out)?;
+        let recorder = Recorder::start(&programs, node.cri_socket(), out, &[])?;
         let out = out.to_owned();
         Ok(Outage { recorder, out, dns, checkout, _pricing: pricing, _keeper: keeper, _node: node })
     }

@@ -22,8 +22,14 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the agent and waits until it records. Its events are also written to `events.jsonl` in `out`.
-    pub fn start([podopsy, agent]: &[PathBuf; 2], cri_socket: &Path, out: &Path) -> anyhow::Result<Recorder> {
+    /// Starts the agent, with further arguments, and waits until it records. Its events are also written to `events.jsonl` in
+    /// `out`.
+    pub fn start(
+        [podopsy, agent]: &[PathBuf; 2],
+        cri_socket: &Path,
+        out: &Path,
+        more: &[String],
+    ) -> anyhow::Result<Recorder> {
         let state = out.join("history");
         // The history of an earlier demo would be in the answers of this one.
         let _ = std::fs::remove_dir_all(&state);
@@ -35,6 +41,7 @@ impl Recorder {
             .arg("--state-dir")
             .arg(&state)
             .args(["--dns-timeout", "900ms", "--keep-every", "5s"])
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
