@@ -3,6 +3,7 @@
 //! A first run must be short. So podopsy and the demo are compiled in one go, in the profile and the target folder that
 //! xtask itself was compiled in: they share their dependencies. Static binaries, as they ship, are `cargo xtask image`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,6 +17,8 @@ use crate::statics::{self, Statics};
 /// Unix time in seconds at which xtask/launch was started; it announces the steps and makes the first.
 const STARTED: &str = "PODOPSY_DEMO_STARTED";
 const STEPS: usize = 5;
+const DEMO_STEP: &str = "run two pods and record them (about 2 minutes)";
+const DASHBOARD_STEP: &str = "run six pods and record them (about 5 minutes)";
 
 /// How the demo is run.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -29,6 +32,9 @@ pub struct DemoOptions {
     /// Write what the README's commands print into this folder
     #[arg(skip)]
     pub pictures: Option<PathBuf>,
+    /// Run a longer story with more pods, and have the agent serve its metrics at this address
+    #[arg(skip)]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// The command.
@@ -44,7 +50,7 @@ pub fn run(options: &DemoOptions) -> Result<()> {
     let victims = statics::build(Statics::Victims)?;
     clock.step(4, "compile podopsy (about 5 minutes on 2 cores the first time)");
     let binaries = build()?;
-    clock.step(5, "run two pods and record them (about 2 minutes)");
+    clock.step(5, if options.metrics.is_some() { DASHBOARD_STEP } else { DEMO_STEP });
     let mut demo = Command::new(binaries.join("podopsy-demo"));
     demo.arg("--out").arg(&out);
     if options.keep {
@@ -52,6 +58,9 @@ pub fn run(options: &DemoOptions) -> Result<()> {
     }
     if let Some(folder) = &options.pictures {
         demo.arg("--pictures").arg(folder);
+    }
+    if let Some(address) = options.metrics {
+        demo.arg("--metrics").arg(address.to_string());
     }
     demo.env(Statics::Victims.variable(), victims).env(Statics::Podopsy.variable(), binaries);
     sh::run(&mut demo)?;

@@ -13,7 +13,7 @@
 //! | `build-static` | [`statics`] | builds the binaries of images |
 //! | `image` | [`image`] | builds static binaries and the container image |
 //! | `chart` | [`chart`] | writes a Helm chart from manifests/ |
-//! | `picture` | [`picture`] | draws terminal output in docs/images/ as SVG |
+//! | `picture` | [`picture`] | draws terminal output and the dashboard in docs/images/ as SVG |
 //! | `tidy` | [`tidy`] | checks the rules that a tool can check |
 //!
 //! [`sh`] runs commands, [`apt`] installs packages, [`archive`] fetches those of other Debian releases ([`debian13`], the

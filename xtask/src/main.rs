@@ -82,12 +82,8 @@ enum Command {
     Release(ImageArgs),
     /// Write a Helm chart from manifests/base and its components, into target/chart/podopsy
     Chart,
-    /// Draw the terminal output in docs/images/ as SVG
-    Picture {
-        /// Make the texts and the report again, by the demo (as root)
-        #[arg(long)]
-        demo: bool,
-    },
+    /// Draw the terminal output and the dashboard in docs/images/ as SVG
+    Picture(picture::PictureOptions),
     /// Check formatting, lints and the project's rules
     Tidy,
 }
@@ -116,7 +112,7 @@ fn main() -> ExitCode {
         Command::Image { args, check: false } => image::run(image::What::Image, &args.tag, &args.platform),
         Command::Release(args) => image::run(image::What::Release, &args.tag, &args.platform),
         Command::Chart => chart::run().map(drop),
-        Command::Picture { demo } => picture::run(demo),
+        Command::Picture(options) => picture::run(options),
         Command::Tidy => tidy::run(),
     };
     match result {

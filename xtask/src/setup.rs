@@ -134,7 +134,7 @@ pub fn install_packages(groups: &[Group]) -> Result<()> {
 /// The second half: what is kept in the cache folder, beside the system.
 pub fn install_rest(groups: &[Group]) -> Result<()> {
     if groups.contains(&Group::Test) {
-        apt::unpack(UNPACKED, &cache_dir()?.join("packages"))?;
+        unpack_servers()?;
         debian13::install(&cache_dir()?)?;
         cluster::ensure_kubectl()?;
         fetch_schemas()?;
@@ -148,6 +148,13 @@ pub fn install_rest(groups: &[Group]) -> Result<()> {
         install_bpf_linker()?;
     }
     Ok(())
+}
+
+/// Unpacks Prometheus and the other servers; returns the folder that has their `usr/bin`.
+pub fn unpack_servers() -> Result<PathBuf> {
+    let folder = cache_dir()?.join("packages");
+    apt::unpack(UNPACKED, &folder)?;
+    Ok(folder)
 }
 
 fn packages(groups: &[Group]) -> Vec<Package> {

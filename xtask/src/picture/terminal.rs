@@ -1,20 +1,9 @@
-//! `cargo xtask picture [--demo]`: draws terminal output that is kept in docs/images/ as SVG.
+//! What a command printed on a real terminal, with its SGR colours (ECMA-48 §8.3.117), as SVG.
 //!
-//! The input is what a command printed on a real terminal, with its SGR colours (ECMA-48 §8.3.117): `--demo` makes it again, on the
-//! demo's pods. Each run of text gets its own position and width, so that columns stay aligned in whatever monospace font the
-//! reader has. A report's picture is taken by Chromium.
+//! Each run of text gets its own position and width, so that columns stay aligned in whatever monospace font the reader has.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result};
-
-use crate::demo::{self, DemoOptions};
-use crate::sh;
-
-const IMAGES: &str = "docs/images";
 const CHAR_WIDTH: f64 = 8.4;
 const LINE_HEIGHT: f64 = 20.0;
 const MARGIN: f64 = 22.0;
@@ -24,48 +13,6 @@ const STYLE: &str = "\
 text{white-space:pre;font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;fill:#d6deeb}\
 .bold{font-weight:700;fill:#fff}.dim{fill:#7f92ab}.black{fill:#0f1724}.red{fill:#ff7b72}.green{fill:#7ee787}.yellow{fill:#f2cc60}\
 .title{fill:#8b9bb4;text-anchor:middle}";
-
-/// What the demo makes: its report is not committed, and its picture is.
-const DEMO_FILES: &str = "target/pictures";
-/// The report's picture is cut below this.
-const REPORT_SIZE: &str = "--window-size=1180,900";
-
-/// The command: a picture beside each text.
-pub fn run(is_demo: bool) -> Result<()> {
-    if is_demo {
-        make_texts()?;
-    }
-    for entry in fs::read_dir(sh::root().join(IMAGES)).context(IMAGES)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "txt") {
-            let picture = path.with_extension("svg");
-            fs::write(&picture, draw(&path)?).with_context(|| picture.display().to_string())?;
-            sh::progress(format_args!("{}", picture.display()));
-        }
-    }
-    Ok(())
-}
-
-/// Runs the demo, and takes over what its commands printed.
-fn make_texts() -> Result<()> {
-    let files = sh::root().join(DEMO_FILES);
-    let out = files.join("demo");
-    demo::run(&DemoOptions { out, keep: false, pictures: Some(files.clone()) })?;
-    for name in ["restarts", "timeline", "autopsy", "top"] {
-        let from = files.join(name).with_extension("txt");
-        let to = sh::root().join(IMAGES).join(name).with_extension("txt");
-        fs::copy(&from, &to).with_context(|| from.display().to_string())?;
-    }
-    let mut chromium = Command::new("chromium");
-    chromium.args(["--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", REPORT_SIZE]);
-    chromium.arg(format!("--screenshot={}", sh::root().join(IMAGES).join("report.png").display()));
-    chromium.arg(format!("file://{}", files.join("report.html").display()));
-    sh::run(&mut chromium)
-}
-
-fn draw(path: &Path) -> Result<String> {
-    Ok(svg(&fs::read_to_string(path).with_context(|| path.display().to_string())?))
-}
 
 /// Text of one style, at a column.
 #[derive(Debug, PartialEq)]
@@ -141,7 +88,8 @@ impl Style {
     }
 }
 
-fn svg(text: &str) -> String {
+/// Draws the text: a command line and what it printed.
+pub fn svg(text: &str) -> String {
     let lines: Vec<Vec<Run>> = text.lines().map(runs).collect();
     let end = |run: &Run| run.column + run.text.chars().count();
     let columns = lines.iter().flatten().map(end).max().unwrap_or(0);
@@ -233,20 +181,6 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_committed_pictures_are_what_their_texts_make() {
-        let mut pictures = 0;
-        for entry in fs::read_dir(sh::root().join(IMAGES)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "txt") {
-                let committed = fs::read_to_string(path.with_extension("svg")).unwrap();
-                assert!(committed == draw(&path).unwrap(), "{}: run cargo xtask picture", path.display());
-                pictures += 1;
-            }
-        }
-        assert!(pictures > 0, "no text in {IMAGES}");
-    }
 
     #[test]
     fn a_line_becomes_runs_at_their_columns() {
