@@ -11,7 +11,8 @@ use aya_ebpf::{
     programs::PerfEventContext,
 };
 use podopsy_wire::{
-    BUDGET_SHIFT, Config, End, FRAMES_MAX, FileKey, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_OTHERS, Sample,
+    BUDGET_SHIFT, Config, End, FRAMES_MAX, FileKey, Loss, PythonEnd, SCOPE_CGROUPS, SCOPE_NODE, SCOPE_OTHERS,
+    Sample,
 };
 
 use crate::{

@@ -89,7 +89,7 @@ fn a_heap_that_may_grow_beyond_the_limit_had_to_meet_it() {
 }
 
 #[test]
-fn native_memory_is_told_from_the_heap() {
+fn native_memory_is_not_taken_for_the_heap() {
     let args = ["-Xmx64m", "-XX:MaxDirectMemorySize=1g", "Memory", "native"];
     check("native", 192 * MIB, &args, |heap, advice| {
         assert_eq!(heap.verdict, Some(HeapVerdict::OutsideOfHeap));

@@ -1,3 +1,5 @@
+//! The verdicts on heaps, by figures.
+
 use super::*;
 use crate::incident::Evidence;
 

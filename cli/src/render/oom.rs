@@ -292,6 +292,7 @@ pub mod tests {
                 others_rss_bytes: 0,
             }),
             charged: None,
+            heap: None,
             curve: Some(Curve {
                 time: (0..60).map(|s| time - SignedDuration::from_secs(60 - s)).collect(),
                 current_bytes: column(&|s| (s + 4) * MIB),

@@ -1,3 +1,5 @@
+//! Counters as a JVM lays them out, and damaged ones.
+
 use super::*;
 
 const MIB: u64 = 1 << 20;
