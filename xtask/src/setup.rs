@@ -57,6 +57,7 @@ const READERS: &[Package] = &[
         why: "opens the cores of `podopsy core`, and what it sees live is what they are compared with",
     },
     Package { name: "python3", why: "a test profiles it; a process that holds memory" },
+    Package { name: "nodejs", why: "its heap fills a container's limit" },
     Package {
         name: "python3-venv",
         why: "holds what checks the image's bill of materials, and a client of `podopsy mcp`",

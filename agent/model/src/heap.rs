@@ -9,11 +9,18 @@ use crate::incident::{Level, LimitHit};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuntimeHeap {
-    /// The virtual machine and its version, as it says: `OpenJDK 64-Bit Server VM 17.0.15+6`.
+    /// The virtual machine and its version, as it says: `OpenJDK 64-Bit Server VM 17.0.15+6`; `Node.js`, `Go (by its environment)`.
     pub runtime: String,
     pub pid: u32,
-    /// Where the figures are from: `hsperfdata` (the JVM's performance counters, read from its memory).
+    /// How it is known: `hsperfdata` (the JVM's performance counters, read from its memory); `command line and environment`.
     pub source: String,
+    /// The options of the command line and of `JAVA_TOOL_OPTIONS`, `NODE_OPTIONS`, `GOMEMLIMIT` and `GOGC` that set sizes, such as
+    /// `-Xmx200m`; no others are kept.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// The maximum that an option sets, where the runtime publishes no figures; null: none does.
+    #[serde(default)]
+    pub configured_max_bytes: Option<u64>,
     /// Null: the runtime publishes none.
     pub figures: Option<HeapFigures>,
     /// Why there are no figures; null: there are.
@@ -46,8 +53,6 @@ pub struct HeapFigures {
     pub committed_change_bytes: i64,
     /// How far back the earliest of the figures is; 0: there was only one.
     pub trend_seconds: f64,
-    /// The options of the command line and of `JAVA_TOOL_OPTIONS` that set sizes, such as `-Xmx200m`; no others are kept.
-    pub options: Vec<String>,
 }
 
 /// What the heap had to do with the kill.
@@ -75,12 +80,22 @@ impl RuntimeHeap {
     /// Judges the figures against the limit that was met. `held_bytes`: the process's memory without files, as the kernel counted
     /// it; None: not known.
     pub fn judge(&mut self, limit: &LimitHit, held_bytes: Option<u64>) {
-        self.verdict = self.figures.as_ref().and_then(|figures| verdict(figures, limit, held_bytes));
+        self.verdict = match &self.figures {
+            Some(figures) => verdict(figures, limit, held_bytes),
+            None => self.is_configured_beyond(limit).then_some(HeapVerdict::LimitBelowMaximum),
+        };
+    }
+
+    fn is_configured_beyond(&self, limit: &LimitHit) -> bool {
+        let max = self.configured_max_bytes.zip(limit.limit_bytes);
+        is_of_container(limit) && max.is_some_and(|(max, limit)| max >= limit)
     }
 
     /// The verdict in one line. None: there is none.
     pub fn advice(&self, limit: &LimitHit, held_bytes: Option<u64>) -> Option<String> {
-        let (figures, limit) = (self.figures.as_ref()?, limit.limit_bytes?);
+        let (Some(figures), Some(limit)) = (&self.figures, limit.limit_bytes) else {
+            return self.configured_advice(limit);
+        };
         let mib = |bytes: u64| format!("{:.0}", bytes as f64 / MIB);
         let max = figures.max_bytes.unwrap_or(figures.committed_bytes);
         let heap = format!("heap {} of {} MiB", mib(figures.used_bytes), mib(max));
@@ -110,12 +125,28 @@ impl RuntimeHeap {
             ),
         })
     }
+
+    fn configured_advice(&self, limit: &LimitHit) -> Option<String> {
+        self.verdict?;
+        let (max, limit) = (self.configured_max_bytes?, limit.limit_bytes?);
+        Some(format!(
+            "{}: {} lets it grow to {:.0} MiB, which does not fit below the limit of {:.0} MiB",
+            self.runtime,
+            self.options.join(" "),
+            max as f64 / MIB,
+            limit as f64 / MIB
+        ))
+    }
+}
+
+/// The machine's memory, or a limit that others share, says nothing about one heap.
+fn is_of_container(limit: &LimitHit) -> bool {
+    matches!(limit.of, Level::Container | Level::Pod | Level::InsideContainer)
 }
 
 fn verdict(figures: &HeapFigures, limit: &LimitHit, held_bytes: Option<u64>) -> Option<HeapVerdict> {
     let (limit_bytes, held) = (limit.limit_bytes.filter(|&bytes| bytes > 0)?, held_bytes?);
-    // The machine's memory, or a limit that others share, says nothing about this heap.
-    if !matches!(limit.of, Level::Container | Level::Pod | Level::InsideContainer) || held == 0 {
+    if !is_of_container(limit) || held == 0 {
         return None;
     }
     if (figures.committed_bytes as f64) < MINOR * held as f64 {

@@ -31,6 +31,8 @@ fn heap(used: u64, committed: u64, max: u64, share: f64) -> RuntimeHeap {
         runtime: "OpenJDK 64-Bit Server VM 17".into(),
         pid: 7,
         source: "hsperfdata".into(),
+        options: Vec::new(),
+        configured_max_bytes: None,
         figures: Some(figures),
         why_not: None,
         verdict: None,
@@ -80,4 +82,23 @@ fn what_is_not_known_gives_no_verdict() {
     assert_eq!(advice(heap(900, 960, 1024, 0.0), &of_node, Some(1000 * MIB)).0, None);
     let without_figures = RuntimeHeap { figures: None, ..heap(1, 1, 1, 0.0) };
     assert_eq!(advice(without_figures, &limit(1024), Some(MIB)), (None, String::new()));
+}
+
+#[test]
+fn a_configured_maximum_above_the_limit_is_named_with_its_option() {
+    let node = |max: u64| RuntimeHeap {
+        runtime: "Node.js".into(),
+        source: "command line and environment".into(),
+        options: vec![format!("--max-old-space-size={max}")],
+        configured_max_bytes: Some(max * MIB),
+        figures: None,
+        ..heap(1, 1, 1, 0.0)
+    };
+    let (verdict, line) = advice(node(4096), &limit(512), None);
+    assert_eq!(verdict, Some(HeapVerdict::LimitBelowMaximum));
+    assert_eq!(
+        line,
+        "Node.js: --max-old-space-size=4096 lets it grow to 4096 MiB, which does not fit below the limit of 512 MiB"
+    );
+    assert_eq!(advice(node(400), &limit(512), None), (None, String::new()));
 }

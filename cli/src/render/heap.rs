@@ -8,6 +8,7 @@ pub fn text(heap: &RuntimeHeap) -> String {
     let mut lines = vec![format!("{}, pid {}", heap.runtime, heap.pid)];
     lines.extend(heap.why_not.clone());
     lines.extend(heap.figures.iter().flat_map(|figures| figure_lines(figures, &heap.source)));
+    lines.extend((!heap.options.is_empty()).then(|| heap.options.join(" ")));
     lines.join("\n")
 }
 
@@ -33,7 +34,6 @@ fn figure_lines(figures: &HeapFigures, source: &str) -> Vec<String> {
             figures.recent_collection_share * 100.0
         ));
     }
-    lines.extend((!figures.options.is_empty()).then(|| figures.options.join(" ")));
     lines
 }
 
@@ -54,13 +54,14 @@ mod tests {
             recent_collections: 3,
             recent_collection_share: 0.014,
             trend_seconds: 60.0,
-            options: vec!["-Xmx1600m".into()],
             ..HeapFigures::default()
         };
         let heap = RuntimeHeap {
             runtime: "OpenJDK 64-Bit Server VM 17".into(),
             pid: 7,
             source: "hsperfdata".into(),
+            options: vec!["-Xmx1600m".into()],
+            configured_max_bytes: None,
             figures: Some(figures),
             why_not: None,
             verdict: None,
@@ -82,7 +83,7 @@ mod tests {
                 "-Xmx1600m",
             ]
         );
-        let silent = RuntimeHeap { figures: None, why_not: Some("no counters".into()), ..heap };
+        let silent = RuntimeHeap { figures: None, why_not: Some("no counters".into()), options: Vec::new(), ..heap };
         assert_eq!(text(&silent), "OpenJDK 64-Bit Server VM 17, pid 7\nno counters");
     }
 }

@@ -1,13 +1,14 @@
 //! Samples the heaps of language runtimes once a second, for the autopsy of a kill: how large the heap was, how large it may become,
 //! and whether collecting it helped.
 //!
-//! Only JVMs so far, by the performance counters that they publish by default; nothing is attached, and no option is needed. A thread
-//! of its own looks through the processes of containers that are large enough to be one. The number of looks and of reads a second is
+//! JVMs by the performance counters that they publish by default: nothing is attached, and no option is needed. Of Node.js and Go, whose
+//! runtimes publish nothing, the options that set a maximum. A thread of its own looks through the processes of containers that are large enough to be one. The number of looks and of reads a second is
 //! bounded, fair between containers. This module must not depend on aya, records, the runtime or rendering.
 
 mod perf_data;
 mod process;
 mod samples;
+mod settings;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,22 +24,26 @@ use podopsy_system::clock::boot_now_ns;
 use podopsy_system::sync::lock;
 use process::{CounterMemory, Found};
 use samples::HeapSamples;
+use settings::HeapSettings;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// The ticks between two looks for new processes in a container.
 const LOOK_EVERY: u64 = 3;
-/// A smaller process is no JVM that has started.
+/// A smaller process is no runtime that has started.
 const RESIDENT_MIN: u64 = 16 << 20;
 /// How often a process is looked at: a JVM makes its counters within its first second, but a program may become one later.
 const LOOKS: u8 = 3;
 /// Looks a tick, of all containers and of each one.
 const LOOKS_PER_TICK: usize = 16;
 const LOOKS_PER_CONTAINER: usize = 2;
-/// JVMs that are sampled, and those of each container.
-const JVMS_MAX: usize = 256;
-const JVMS_PER_CONTAINER: usize = 4;
+/// Processes with a heap that are known, and those of each container.
+const HEAPS_MAX: usize = 256;
+const HEAPS_PER_CONTAINER: usize = 4;
 /// How long the last figures of a process that has ended are kept: its kill is examined a moment later.
 const KEEP_ENDED_NS: u64 = 60_000_000_000;
+const NO_COUNTERS: &str =
+    "it publishes no counters: -XX:-UsePerfData, -XX:+PerfDisableSharedMem, a read-only /tmp, or a user without a name";
+const NO_FIGURES: &str = "its runtime publishes no figures of its heap";
 
 /// A handle to the sampler. Its thread ends when the handle is dropped.
 pub struct HeapSampler {
@@ -49,17 +54,23 @@ pub struct HeapSampler {
 #[derive(Default)]
 struct SamplerState {
     /// By cgroup id and pid.
-    jvms: HashMap<(u64, u32), Jvm>,
-    /// JVMs that were not sampled because there were too many.
+    heaps: HashMap<(u64, u32), Heap>,
+    /// Processes with a heap that were left out because there were too many.
     left_out: u64,
 }
 
-struct Jvm {
+struct Heap {
+    source: HeapSource,
     samples: HeapSamples,
-    /// None: it publishes no counters.
-    memory: Option<Arc<CounterMemory>>,
     /// When it was last read, or seen without counters (CLOCK_BOOTTIME).
     alive_ns: u64,
+}
+
+#[derive(Clone)]
+enum HeapSource {
+    Jvm(Arc<CounterMemory>),
+    JvmWithoutCounters,
+    Settings(HeapSettings),
 }
 
 /// What the thread knows of processes: how often each was looked at, by pid and start time.
@@ -87,19 +98,18 @@ impl HeapSampler {
         Ok(sampler)
     }
 
-    /// The heap of a process of a container, by its memory cgroup; if it is no JVM, of the container's largest one.
+    /// The heap of a process of a container, by its memory cgroup; if it has none, the container's largest one.
     pub fn heap(&self, cgroup_id: u64, pid: u32) -> Option<RuntimeHeap> {
         let state = lock(&self.state);
-        let of_container = state.jvms.iter().filter(|((cgroup, _), _)| *cgroup == cgroup_id);
-        let largest = |jvm: &Jvm| jvm.samples.figures().map_or(0, |figures| figures.committed_bytes);
-        let ((_, pid), jvm) = of_container.max_by_key(|((_, known), jvm)| (*known == pid, largest(jvm)))?;
-        Some(jvm.heap(*pid))
+        let of_container = state.heaps.iter().filter(|((cgroup, _), _)| *cgroup == cgroup_id);
+        let ((_, pid), heap) = of_container.max_by_key(|((_, known), heap)| (*known == pid, heap.committed()))?;
+        Some(heap.shown(*pid))
     }
 
-    /// `jvms_left_out`: JVMs that were not sampled because there were too many.
+    /// `heaps_left_out`: processes with a heap that were not sampled because there were too many.
     pub fn losses(&self) -> Losses {
         let left_out = lock(&self.state).left_out;
-        Losses::from_iter((left_out > 0).then(|| ("jvms_left_out".to_owned(), left_out)))
+        Losses::from_iter((left_out > 0).then(|| ("heaps_left_out".to_owned(), left_out)))
     }
 }
 
@@ -109,22 +119,37 @@ impl Drop for HeapSampler {
     }
 }
 
-impl Jvm {
-    fn heap(&self, pid: u32) -> RuntimeHeap {
-        let figures = self.samples.figures();
-        let why_not = figures.is_none().then(|| {
-            "it publishes no counters: -XX:-UsePerfData, -XX:+PerfDisableSharedMem, a read-only /tmp, or a user without a name".to_owned()
-        });
-        let runtime = match self.samples.runtime() {
-            unknown if unknown.is_empty() => "JVM".to_owned(),
-            known => known,
+impl Heap {
+    fn committed(&self) -> u64 {
+        self.samples.last().map_or(0, |data| data.committed_bytes)
+    }
+
+    fn shown(&self, pid: u32) -> RuntimeHeap {
+        let (figures, last) = (self.samples.figures(), self.samples.last());
+        let (runtime, source, why_not) = match &self.source {
+            HeapSource::Settings(settings) => (settings.runtime, "command line and environment", NO_FIGURES),
+            HeapSource::Jvm(_) | HeapSource::JvmWithoutCounters => ("JVM", "hsperfdata", NO_COUNTERS),
         };
-        RuntimeHeap { runtime, pid, source: "hsperfdata".to_owned(), figures, why_not, verdict: None }
+        let (options, configured_max_bytes) = match &self.source {
+            HeapSource::Settings(settings) => (settings.options.clone(), settings.max_bytes),
+            _ => (last.map(|data| data.options.clone()).unwrap_or_default(), None),
+        };
+        let named = last.map(|data| data.runtime.clone()).filter(|name| !name.is_empty());
+        RuntimeHeap {
+            runtime: named.unwrap_or_else(|| runtime.to_owned()),
+            pid,
+            source: source.to_owned(),
+            options,
+            configured_max_bytes,
+            why_not: figures.is_none().then(|| why_not.to_owned()),
+            figures,
+            verdict: None,
+        }
     }
 }
 
 impl Looks {
-    /// Looks through processes that may be JVMs and are not known to be.
+    /// Looks through processes that may have a heap and are not known.
     fn look_for_new(&mut self, state: &Mutex<SamplerState>, pods: &Pods, helpers: &Helpers) {
         let (mut left, mut living) = (LOOKS_PER_TICK, HashSet::new());
         for container in pods.memory_cgroups().iter().filter(|level| level.container) {
@@ -133,8 +158,7 @@ impl Looks {
                 let Some(key) = large_process(pods, pid) else { continue };
                 living.insert(key);
                 let looked = self.0.entry(key).or_default();
-                let is_known =
-                    lock(state).jvms.get(&(container.id, pid)).is_some_and(|jvm| jvm.memory.is_some());
+                let is_known = lock(state).heaps.contains_key(&(container.id, pid));
                 if left == 0 || of_container == 0 || *looked >= LOOKS || is_known {
                     continue;
                 }
@@ -147,7 +171,7 @@ impl Looks {
     }
 }
 
-/// Pid and start time of a process that is large enough for a JVM.
+/// Pid and start time of a process that is large enough to have a heap.
 fn large_process(pods: &Pods, pid: u32) -> Option<(u32, Option<Timestamp>)> {
     let is_large = process::resident(pid).is_some_and(|bytes| bytes >= RESIDENT_MIN);
     is_large.then(|| (pid, pods.start_time(pid)))
@@ -155,41 +179,41 @@ fn large_process(pods: &Pods, pid: u32) -> Option<(u32, Option<Timestamp>)> {
 
 /// `is_last`: a JVM that still has no counters will have none.
 fn look(state: &Mutex<SamplerState>, helpers: &Helpers, container: &MemoryCgroup, pid: u32, is_last: bool) {
-    let memory = match process::find(helpers, pid) {
-        Some(Found::Counters(memory)) => Some(Arc::new(memory)),
-        Some(Found::WithoutCounters) if is_last => None,
+    let source = match process::find(helpers, pid) {
+        Some(Found::Counters(memory)) => HeapSource::Jvm(Arc::new(memory)),
+        Some(Found::WithoutCounters) if is_last => HeapSource::JvmWithoutCounters,
+        Some(Found::Settings(settings)) => HeapSource::Settings(settings),
         _ => return,
     };
     let mut state = lock(state);
-    let of_container = state.jvms.keys().filter(|(cgroup, _)| *cgroup == container.id).count();
-    if state.jvms.len() >= JVMS_MAX || of_container >= JVMS_PER_CONTAINER {
+    let of_container = state.heaps.keys().filter(|(cgroup, _)| *cgroup == container.id).count();
+    if state.heaps.len() >= HEAPS_MAX || of_container >= HEAPS_PER_CONTAINER {
         state.left_out += 1;
         return;
     }
-    let jvm = Jvm { samples: HeapSamples::default(), memory, alive_ns: boot_now_ns() };
-    state.jvms.insert((container.id, pid), jvm);
+    let heap = Heap { source, samples: HeapSamples::default(), alive_ns: boot_now_ns() };
+    state.heaps.insert((container.id, pid), heap);
 }
 
 /// Reads each JVM's counters. The state is locked for each entry only, so that no caller waits for a process.
 fn read_all(state: &Mutex<SamplerState>) {
-    let known: Vec<_> = lock(state).jvms.iter().map(|(key, jvm)| (*key, jvm.memory.clone())).collect();
-    for (key, memory) in known {
-        let read = memory.map(|memory| memory.read());
+    let known: Vec<_> = lock(state).heaps.iter().map(|(key, heap)| (*key, heap.source.clone())).collect();
+    for (key, source) in known {
+        let (is_alive, data) = match source {
+            HeapSource::Jvm(memory) => memory.read().map_or((false, None), |data| (true, data)),
+            HeapSource::JvmWithoutCounters | HeapSource::Settings(_) => (process::resident(key.1).is_some(), None),
+        };
         let mut state = lock(state);
-        let Some(jvm) = state.jvms.get_mut(&key) else { continue };
+        let Some(heap) = state.heaps.get_mut(&key) else { continue };
         let now_ns = boot_now_ns();
-        match read {
-            Some(Ok(data)) => {
-                jvm.alive_ns = now_ns;
-                if let Some(data) = data {
-                    jvm.samples.push(now_ns, Timestamp::now(), data);
-                }
-            }
-            None if process::resident(key.1).is_some() => jvm.alive_ns = now_ns,
-            Some(Err(_)) | None => {}
+        if is_alive {
+            heap.alive_ns = now_ns;
         }
-        if now_ns.saturating_sub(jvm.alive_ns) > KEEP_ENDED_NS {
-            state.jvms.remove(&key);
+        if let Some(data) = data {
+            heap.samples.push(now_ns, Timestamp::now(), data);
+        }
+        if now_ns.saturating_sub(heap.alive_ns) > KEEP_ENDED_NS {
+            state.heaps.remove(&key);
         }
     }
 }

@@ -10,17 +10,20 @@ use podopsy_stacks::symbolize::maps;
 use podopsy_stacks::{Helpers, tenant};
 
 use super::perf_data::{self, PerfData};
+use super::settings::{self, HeapSettings};
 
 /// The largest mapping that is read: a JVM's has 32 KiB, or 64 in newer versions.
 const READ_MAX: u64 = 128 << 10;
 
-/// What of a JVM a process shows.
+/// What of a runtime a process shows.
 #[derive(Debug)]
 pub enum Found {
     /// It has counters.
     Counters(CounterMemory),
     /// It has the JVM's library, and no counters: they are switched off, or it has not made them yet.
     WithoutCounters,
+    /// It is no JVM, and says how large its heap may be.
+    Settings(HeapSettings),
     Nothing,
 }
 
@@ -54,8 +57,31 @@ pub fn find(helpers: &Helpers, pid: u32) -> Option<Found> {
             Some(Found::Counters(CounterMemory { helpers: helpers.clone(), target, memory, address, length }))
         }
         None if has_library => Some(Found::WithoutCounters),
-        None => Some(Found::Nothing),
+        None => Some(read_settings(helpers, target).map_or(Found::Nothing, Found::Settings)),
     }
+}
+
+fn read_settings(helpers: &Helpers, target: Target) -> Option<HeapSettings> {
+    let program = fs::read_link(format!("/proc/{}/exe", target.pid)).ok()?;
+    let places = argument_places(&fs::read(format!("/proc/{}/stat", target.pid)).ok()?)?;
+    let memory = helpers.openers.open_memory(target).ok()?;
+    let mut parts = helpers.openers.read_memory(target, &memory, places.to_vec()).ok()?.into_iter();
+    let (arguments, environment) = (parts.next()??, parts.next()??);
+    settings::of(program.file_name()?.as_encoded_bytes(), &arguments, &environment)
+}
+
+/// Where the arguments and the environment lie: address and length of each (`/proc/PID/stat`, the fields from 48 on).
+fn argument_places(stat: &[u8]) -> Option<[(u64, u32); 2]> {
+    // The comm may have spaces and parentheses. The field after it is the third.
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let fields = stat[after..].split(|byte| byte.is_ascii_whitespace()).filter(|field| !field.is_empty());
+    let mut numbers = fields.skip(48 - 3).map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok());
+    let mut place = || {
+        let (start, end) = (numbers.next()??, numbers.next()??);
+        let length = end.checked_sub(start)?.min(settings::BYTES_MAX as u64);
+        (start > 0).then_some((start, u32::try_from(length).ok()?))
+    };
+    Some([place()?, place()?])
 }
 
 impl CounterMemory {
@@ -97,6 +123,21 @@ mod tests {
         for path in [&b"/tmp/hsperfdata_root/1.bak"[..], b"/tmp/hsperfdata/1", b"1", b"", b"/hsperfdata_x/"] {
             assert!(!is_counters(path), "{}", String::from_utf8_lossy(path));
         }
+    }
+
+    #[test]
+    fn the_arguments_and_the_environment_are_found_behind_any_comm() {
+        let fields = (3..=52).map(|field| field.to_string()).collect::<Vec<_>>().join(" ");
+        let stat = format!("7 (a) 1 (b) {fields}\n");
+        assert_eq!(argument_places(stat.as_bytes()), Some([(48, 1), (50, 1)]));
+        assert_eq!(argument_places(b"7 (a) S 1 2"), None);
+        assert_eq!(argument_places(stat.replace(" 48 ", " 0 ").as_bytes()), None);
+        let mut child = std::process::Command::new("sleep").arg("60").env("GOMEMLIMIT", "9MiB").spawn().unwrap();
+        let target = Target { tenant: 1, pid: child.id(), may_hang: false };
+        let settings = read_settings(&Helpers::in_threads(), target);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(settings.unwrap().options, ["GOMEMLIMIT=9MiB"]);
     }
 
     #[test]

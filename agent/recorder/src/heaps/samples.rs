@@ -42,13 +42,12 @@ impl HeapSamples {
             recent_collection_share: if seconds > 0.0 { (stopped / seconds).min(1.0) } else { 0.0 },
             committed_change_bytes: last.committed_bytes.wrapping_sub(first.committed_bytes) as i64,
             trend_seconds: seconds,
-            options: last.options.clone(),
         })
     }
 
-    /// As the virtual machine calls itself.
-    pub fn runtime(&self) -> String {
-        self.0.back().map(|(.., data)| data.runtime.clone()).unwrap_or_default()
+    /// The newest counters.
+    pub fn last(&self) -> Option<&PerfData> {
+        self.0.back().map(|(.., data)| data)
     }
 }
 

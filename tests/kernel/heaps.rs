@@ -1,11 +1,11 @@
-//! OOM kills of JVMs in real pods: what the JVM knew of its heap, and what the autopsy says that it had to do with the kill.
+//! OOM kills of JVMs and of Node.js in real pods: what is known of the heap, and what the autopsy says that it had to do with the kill.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::support;
-use podopsy_harness::{ContainerSpec, Node, PodHandle, PodSpec};
+use podopsy_harness::{ContainerSpec, Node, PodSpec};
 use podopsy_model::heap::{HeapVerdict, RuntimeHeap};
 use podopsy_model::incident::OomIncident;
 use podopsy_recorder::RecorderOptions;
@@ -27,27 +27,27 @@ struct Java {
 impl Java {
     fn new() -> Java {
         let classes = tempfile::tempdir().expect("a folder");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel/java/Memory.java");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel/heaps/Memory.java");
         let javac = packages().join(JVM).join("bin/javac");
         let compiled = Command::new(javac).arg("-d").arg(classes.path()).arg(source).status();
         assert!(compiled.expect("run javac: `cargo xtask setup test` unpacks it").success());
         Java { classes, tmp: tempfile::tempdir().expect("a folder") }
     }
 
-    /// A pod with one JVM. Its files are the host's and the packages': the image has none.
-    fn run(&self, node: &Node, image: &str, name: &str, limit: u64, args: &[&str]) -> PodHandle {
+    /// A container with one JVM.
+    fn container(&self, image: &str, args: &[&str]) -> ContainerSpec {
         let command = ["/jvm/bin/java", "-cp", "/classes"].into_iter().chain(args.iter().copied());
-        let app = ContainerSpec::new("app", image)
-            .command(command)
-            .mount_read_only("/usr/lib", "/lib")
-            .mount_read_only("/usr/lib64", "/lib64")
+        with_libraries(ContainerSpec::new("app", image).command(command))
             .mount_read_only(packages().join(JVM), "/jvm")
             .mount_read_only(packages().join(CONFIGURATION), format!("/{CONFIGURATION}"))
             .mount_read_only(self.classes.path(), "/classes")
             .mount(self.tmp.path(), "/tmp")
-            .memory_limit(limit as i64);
-        node.run_pod(PodSpec::new("shop", name).container(app)).expect("run the pod")
     }
+}
+
+/// With the host's libraries: the image has none.
+fn with_libraries(container: ContainerSpec) -> ContainerSpec {
+    container.mount_read_only("/usr/lib", "/lib").mount_read_only("/usr/lib64", "/lib64")
 }
 
 /// The incident of the only kill.
@@ -62,9 +62,18 @@ fn incident<'a>(recording: &'a mut Recording, pod: &str) -> &'a OomIncident {
 fn check(name: &str, limit: u64, args: &[&str], check: impl FnOnce(&RuntimeHeap, &str)) {
     let (node, image) = node();
     let java = Java::new();
+    check_container(&node, name, java.container(&image, args).memory_limit(limit as i64), check);
+}
+
+fn check_container(
+    node: &Node,
+    name: &str,
+    container: ContainerSpec,
+    check: impl FnOnce(&RuntimeHeap, &str),
+) {
     let recording = RecorderOptions { dns: None, ..options() };
-    let mut recording = Recording::start(recording, pods_of(&node));
-    let pod = java.run(&node, &image, name, limit, args);
+    let mut recording = Recording::start(recording, pods_of(node));
+    let pod = node.run_pod(PodSpec::new("shop", name).container(container)).expect("run the pod");
     let incident = incident(&mut recording, name);
     let heap = incident.heap.as_ref().unwrap_or_else(|| panic!("{incident:?}: {:?}", pod.log("app")));
     assert_eq!(heap.pid, incident.victims[0].task.pid);
@@ -84,7 +93,7 @@ fn a_heap_that_may_grow_beyond_the_limit_had_to_meet_it() {
         // The survivor space that is empty does not count.
         let max = figures.max_bytes.expect("a maximum") / MIB;
         assert!((380..=400).contains(&max), "{max}");
-        assert_eq!(figures.options, ["-XX:+UseSerialGC", "-Xmx400m"]);
+        assert_eq!(heap.options, ["-XX:+UseSerialGC", "-Xmx400m"]);
     });
 }
 
@@ -121,5 +130,24 @@ fn a_jvm_without_counters_is_called_that() {
     check("silent", 512 * MIB, &args, |heap, _| {
         assert_eq!((heap.figures.as_ref(), heap.verdict), (None, None));
         assert!(heap.why_not.as_deref().is_some_and(|why| why.contains("-XX:-UsePerfData")), "{heap:?}");
+    });
+}
+
+#[test]
+fn nodes_maximum_above_the_limit_is_named() {
+    const FILL: &str = "const kept = []; setInterval(() => kept.push(new Array(1 << 17).fill(kept.length)), 20)";
+    let (node, image) = node();
+    let command = ["/node", "--max-old-space-size=4096", "-e", FILL];
+    let container = with_libraries(ContainerSpec::new("app", &image).command(command))
+        .mount_read_only("/usr/bin/node", "/node")
+        .env("TOKEN", "secret")
+        .memory_limit(192 * MIB as i64);
+    check_container(&node, "node", container, |heap, advice| {
+        assert_eq!(heap.verdict, Some(HeapVerdict::LimitBelowMaximum));
+        assert_eq!(
+            advice,
+            "Node.js: --max-old-space-size=4096 lets it grow to 4096 MiB, which does not fit below the limit of 192 MiB"
+        );
+        assert!(!format!("{heap:?}").contains("secret"));
     });
 }
