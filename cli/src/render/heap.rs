@@ -83,7 +83,8 @@ mod tests {
                 "-Xmx1600m",
             ]
         );
-        let silent = RuntimeHeap { figures: None, why_not: Some("no counters".into()), options: Vec::new(), ..heap };
+        let silent =
+            RuntimeHeap { figures: None, why_not: Some("no counters".into()), options: Vec::new(), ..heap };
         assert_eq!(text(&silent), "OpenJDK 64-Bit Server VM 17, pid 7\nno counters");
     }
 }

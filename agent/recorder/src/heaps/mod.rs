@@ -41,8 +41,7 @@ const HEAPS_MAX: usize = 256;
 const HEAPS_PER_CONTAINER: usize = 4;
 /// How long the last figures of a process that has ended are kept: its kill is examined a moment later.
 const KEEP_ENDED_NS: u64 = 60_000_000_000;
-const NO_COUNTERS: &str =
-    "it publishes no counters: -XX:-UsePerfData, -XX:+PerfDisableSharedMem, a read-only /tmp, or a user without a name";
+const NO_COUNTERS: &str = "it publishes no counters: -XX:-UsePerfData, -XX:+PerfDisableSharedMem, a read-only /tmp, or a user without a name";
 const NO_FIGURES: &str = "its runtime publishes no figures of its heap";
 
 /// A handle to the sampler. Its thread ends when the handle is dropped.
@@ -102,7 +101,8 @@ impl HeapSampler {
     pub fn heap(&self, cgroup_id: u64, pid: u32) -> Option<RuntimeHeap> {
         let state = lock(&self.state);
         let of_container = state.heaps.iter().filter(|((cgroup, _), _)| *cgroup == cgroup_id);
-        let ((_, pid), heap) = of_container.max_by_key(|((_, known), heap)| (*known == pid, heap.committed()))?;
+        let ((_, pid), heap) =
+            of_container.max_by_key(|((_, known), heap)| (*known == pid, heap.committed()))?;
         Some(heap.shown(*pid))
     }
 
@@ -201,7 +201,9 @@ fn read_all(state: &Mutex<SamplerState>) {
     for (key, source) in known {
         let (is_alive, data) = match source {
             HeapSource::Jvm(memory) => memory.read().map_or((false, None), |data| (true, data)),
-            HeapSource::JvmWithoutCounters | HeapSource::Settings(_) => (process::resident(key.1).is_some(), None),
+            HeapSource::JvmWithoutCounters | HeapSource::Settings(_) => {
+                (process::resident(key.1).is_some(), None)
+            }
         };
         let mut state = lock(state);
         let Some(heap) = state.heaps.get_mut(&key) else { continue };

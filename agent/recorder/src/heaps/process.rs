@@ -132,7 +132,8 @@ mod tests {
         assert_eq!(argument_places(stat.as_bytes()), Some([(48, 1), (50, 1)]));
         assert_eq!(argument_places(b"7 (a) S 1 2"), None);
         assert_eq!(argument_places(stat.replace(" 48 ", " 0 ").as_bytes()), None);
-        let mut child = std::process::Command::new("sleep").arg("60").env("GOMEMLIMIT", "9MiB").spawn().unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("60").env("GOMEMLIMIT", "9MiB").spawn().unwrap();
         let target = Target { tenant: 1, pid: child.id(), may_hang: false };
         let settings = read_settings(&Helpers::in_threads(), target);
         child.kill().unwrap();

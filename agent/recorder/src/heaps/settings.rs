@@ -110,8 +110,14 @@ mod tests {
     fn the_last_of_nodes_options_counts_and_the_command_line_is_the_last() {
         assert_eq!(node_max("node|--max-old-space-size=4096|app.js|", ""), Some(4096));
         assert_eq!(node_max("node|--max_old_space_size|512|app.js|", ""), Some(512));
-        assert_eq!(node_max("node|app.js|", "A=1|NODE_OPTIONS=--no-warnings --max-old-space-size=300|"), Some(300));
-        assert_eq!(node_max("node|--max-old-space-size=200|", "NODE_OPTIONS=--max-old-space-size=300|"), Some(200));
+        assert_eq!(
+            node_max("node|app.js|", "A=1|NODE_OPTIONS=--no-warnings --max-old-space-size=300|"),
+            Some(300)
+        );
+        assert_eq!(
+            node_max("node|--max-old-space-size=200|", "NODE_OPTIONS=--max-old-space-size=300|"),
+            Some(200)
+        );
         assert_eq!(node_max("node|app.js|", "MY_NODE_OPTIONS=--max-old-space-size=300|"), None);
         assert_eq!(node_max("node|--max-old-space-size=99999999999999999999|", ""), None);
     }
@@ -121,7 +127,10 @@ mod tests {
         let arguments = b"node\0--password=secret\0--max-semi-space-size=\x1b[2J\0";
         assert_eq!(of(b"node", arguments, b"TOKEN=x\0").unwrap().options, ["--max-semi-space-size=\\x1b[2J"]);
         let go = of(b"app", b"app\0", b"TOKEN=x\0GOMEMLIMIT=900MiB\0GOGC=50\0").unwrap();
-        assert_eq!((go.options.as_slice(), go.max_bytes), (["GOMEMLIMIT=900MiB".into(), "GOGC=50".into()].as_slice(), Some(900 * MIB)));
+        assert_eq!(
+            (go.options.as_slice(), go.max_bytes),
+            (["GOMEMLIMIT=900MiB".into(), "GOGC=50".into()].as_slice(), Some(900 * MIB))
+        );
         assert_eq!(of(b"app", b"app\0", b"TOKEN=x\0"), None);
     }
 
@@ -129,6 +138,10 @@ mod tests {
     fn gos_limit_has_units() {
         let known = [("1024", 1024), ("3B", 3), ("2KiB", 2048), ("1GiB", 1 << 30)];
         assert!(known.into_iter().all(|(text, bytes)| go_bytes(text) == Some(bytes)));
-        assert!(["off", "", "MiB", "-1", "1.5GiB", "99999999999TiB"].into_iter().all(|text| go_bytes(text).is_none()));
+        assert!(
+            ["off", "", "MiB", "-1", "1.5GiB", "99999999999TiB"]
+                .into_iter()
+                .all(|text| go_bytes(text).is_none())
+        );
     }
 }
