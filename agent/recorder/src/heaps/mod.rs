@@ -5,17 +5,19 @@
 //! runtimes publish nothing, the options that set a maximum. A thread of its own looks through the processes of containers that are large enough to be one. The number of looks and of reads a second is
 //! bounded, fair between containers. This module must not depend on aya, records, the runtime or rendering.
 
+mod looks;
 mod perf_data;
 mod process;
 mod samples;
 mod settings;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use looks::Looks;
 use podopsy_model::Losses;
 use podopsy_model::heap::RuntimeHeap;
 use podopsy_pods::{MemoryCgroup, Pods};
@@ -29,12 +31,7 @@ use settings::HeapSettings;
 const EVERY: Duration = Duration::from_secs(1);
 /// The ticks between two looks for new processes in a container.
 const LOOK_EVERY: u64 = 3;
-/// A smaller process is no runtime that has started.
-const RESIDENT_MIN: u64 = 16 << 20;
-/// How often a process is looked at: a JVM makes its counters within its first second, but a program may become one later.
-const LOOKS: u8 = 3;
-/// Looks a tick, of all containers and of each one.
-const LOOKS_PER_TICK: usize = 16;
+/// Looks a round of one container.
 const LOOKS_PER_CONTAINER: usize = 2;
 /// Processes with a heap that are known, and those of each container.
 const HEAPS_MAX: usize = 256;
@@ -72,10 +69,6 @@ enum HeapSource {
     Settings(HeapSettings),
 }
 
-/// What the thread knows of processes: how often each was looked at, by pid and start time.
-#[derive(Default)]
-struct Looks(HashMap<(u32, Option<Timestamp>), u8>);
-
 impl HeapSampler {
     pub fn start(pods: Arc<Pods>, helpers: Helpers) -> std::io::Result<HeapSampler> {
         let sampler = HeapSampler { state: Arc::default(), stop: Arc::default() };
@@ -87,7 +80,7 @@ impl HeapSampler {
             for tick in 0u64.. {
                 let Some(pods) = weak_pods.upgrade().filter(|_| !stop.load(Relaxed)) else { return };
                 if tick % LOOK_EVERY == 0 {
-                    looks.look_for_new(&state, &pods, &helpers);
+                    look_for_new(&mut looks, &state, &pods, &helpers);
                 }
                 read_all(&state);
                 drop(pods);
@@ -148,51 +141,53 @@ impl Heap {
     }
 }
 
-impl Looks {
-    /// Looks through processes that may have a heap and are not known.
-    fn look_for_new(&mut self, state: &Mutex<SamplerState>, pods: &Pods, helpers: &Helpers) {
-        let (mut left, mut living) = (LOOKS_PER_TICK, HashSet::new());
-        for container in pods.memory_cgroups().iter().filter(|level| level.container) {
-            let mut of_container = LOOKS_PER_CONTAINER;
-            for pid in pods.hierarchy().procs(&container.path) {
-                let Some(key) = large_process(pods, pid) else { continue };
-                living.insert(key);
-                let looked = self.0.entry(key).or_default();
-                let is_known = lock(state).heaps.contains_key(&(container.id, pid));
-                if left == 0 || of_container == 0 || *looked >= LOOKS || is_known {
-                    continue;
-                }
-                (*looked, left, of_container) = (*looked + 1, left - 1, of_container - 1);
-                let is_last = *looked == LOOKS;
-                look(state, helpers, container, pid, is_last);
+/// Looks through processes that may have a heap and are not known.
+fn look_for_new(looks: &mut Looks, state: &Mutex<SamplerState>, pods: &Pods, helpers: &Helpers) {
+    let round = looks.begin_round();
+    let mut containers = pods.memory_cgroups();
+    containers.retain(|level| level.container);
+    // Each is the first one in its turn, so that a few that start processes without end leave looks for the others.
+    let first = round as usize % containers.len().max(1);
+    containers.rotate_left(first);
+    for container in &containers {
+        let mut left = LOOKS_PER_CONTAINER;
+        for pid in pods.hierarchy().procs(&container.path) {
+            let may_look = left > 0;
+            let Some(is_last) = looks.is_due(container.id, pid, may_look, process::resident) else {
+                continue;
+            };
+            left -= 1;
+            if look(state, helpers, container, pid, is_last) {
+                looks.end(container.id, pid);
             }
         }
-        self.0.retain(|key, _| living.contains(key));
     }
+    lock(state).left_out += looks.end_round();
 }
 
-/// Pid and start time of a process that is large enough to have a heap.
-fn large_process(pods: &Pods, pid: u32) -> Option<(u32, Option<Timestamp>)> {
-    let is_large = process::resident(pid).is_some_and(|bytes| bytes >= RESIDENT_MIN);
-    is_large.then(|| (pid, pods.start_time(pid)))
-}
-
-/// `is_last`: a JVM that still has no counters will have none.
-fn look(state: &Mutex<SamplerState>, helpers: &Helpers, container: &MemoryCgroup, pid: u32, is_last: bool) {
+/// False: it may still become one. `is_last`: a JVM that still has no counters will have none.
+fn look(
+    state: &Mutex<SamplerState>,
+    helpers: &Helpers,
+    container: &MemoryCgroup,
+    pid: u32,
+    is_last: bool,
+) -> bool {
     let source = match process::find(helpers, pid) {
         Some(Found::Counters(memory)) => HeapSource::Jvm(Arc::new(memory)),
         Some(Found::WithoutCounters) if is_last => HeapSource::JvmWithoutCounters,
         Some(Found::Settings(settings)) => HeapSource::Settings(settings),
-        _ => return,
+        _ => return false,
     };
     let mut state = lock(state);
     let of_container = state.heaps.keys().filter(|(cgroup, _)| *cgroup == container.id).count();
     if state.heaps.len() >= HEAPS_MAX || of_container >= HEAPS_PER_CONTAINER {
         state.left_out += 1;
-        return;
+        return true;
     }
     let heap = Heap { source, samples: HeapSamples::default(), alive_ns: boot_now_ns() };
     state.heaps.insert((container.id, pid), heap);
+    true
 }
 
 /// Reads each JVM's counters. The state is locked for each entry only, so that no caller waits for a process.

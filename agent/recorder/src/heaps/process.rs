@@ -135,7 +135,15 @@ mod tests {
         let mut child =
             std::process::Command::new("sleep").arg("60").env("GOMEMLIMIT", "9MiB").spawn().unwrap();
         let target = Target { tenant: 1, pid: child.id(), may_hang: false };
-        let settings = read_settings(&Helpers::in_threads(), target);
+        // Until it has executed the program, it is a copy of this one.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let helpers = Helpers::in_threads();
+        let settings = loop {
+            let settings = read_settings(&helpers, target);
+            if settings.is_some() || std::time::Instant::now() > until {
+                break settings;
+            }
+        };
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(settings.unwrap().options, ["GOMEMLIMIT=9MiB"]);
