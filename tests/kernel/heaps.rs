@@ -136,18 +136,18 @@ fn a_jvm_without_counters_is_called_that() {
 #[test]
 fn nodes_maximum_above_the_limit_is_named() {
     const FILL: &str =
-        "const kept = []; setInterval(() => kept.push(new Array(1 << 17).fill(kept.length)), 20)";
+        "const kept = []; setInterval(() => kept.push(new Array(1 << 17).fill(kept.length)), 50)";
     let (node, image) = node();
     let command = ["/node", "--max-old-space-size=4096", "-e", FILL];
     let container = with_libraries(ContainerSpec::new("app", &image).command(command))
         .mount_read_only("/usr/bin/node", "/node")
         .env("TOKEN", "secret")
-        .memory_limit(192 * MIB as i64);
+        .memory_limit(128 * MIB as i64);
     check_container(&node, "node", container, |heap, advice| {
         assert_eq!(heap.verdict, Some(HeapVerdict::LimitBelowMaximum));
         assert_eq!(
             advice,
-            "Node.js: --max-old-space-size=4096 lets it grow to 4096 MiB, which does not fit below the limit of 192 MiB"
+            "Node.js: --max-old-space-size=4096 lets it grow to 4096 MiB, which does not fit below the limit of 128 MiB"
         );
         assert!(!format!("{heap:?}").contains("secret"));
     });

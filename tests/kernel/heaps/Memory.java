@@ -10,8 +10,8 @@ public class Memory {
     public static void main(String[] args) throws Exception {
         System.out.println("ready");
         switch (args[0]) {
-            case "heap" -> fillHeap(Integer.MAX_VALUE, 20);
-            case "native" -> fillNative(20);
+            case "heap" -> fillHeap(Integer.MAX_VALUE, 50);
+            case "native" -> fillNative(50);
             case "full" -> {
                 fillHeap(Integer.parseInt(args[1]), 2);
                 new Thread(Memory::collectInVain).start();

@@ -29,6 +29,11 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
     UnsupportedTest { tests: "autopsy::the_pods_limit*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest { tests: "autopsy::without_any_recorder*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest { tests: "clients::*", on: "emulated", why: COMPILERS },
+    UnsupportedTest {
+        tests: "heaps::*",
+        on: "emulated",
+        why: "it runs JVMs, which start for minutes on an emulated machine",
+    },
     UnsupportedTest { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest {
         tests: "sigkill::a_cgroup_that_is_killed_whole_names_the_sender",
