@@ -136,7 +136,7 @@ fn a_jvm_without_counters_is_called_that() {
 #[test]
 fn nodes_maximum_above_the_limit_is_named() {
     const FILL: &str =
-        "const kept = []; setInterval(() => kept.push(new Array(1 << 17).fill(kept.length)), 50)";
+        "const kept = []; setInterval(() => kept.push(new Array(1 << 17).fill(kept.length)), 100)";
     let (node, image) = node();
     let command = ["/node", "--max-old-space-size=4096", "-e", FILL];
     let container = with_libraries(ContainerSpec::new("app", &image).command(command))

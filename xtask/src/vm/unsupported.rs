@@ -32,7 +32,7 @@ const UNSUPPORTED: &[UnsupportedTest] = &[
     UnsupportedTest {
         tests: "heaps::*",
         on: "emulated",
-        why: "it runs JVMs, which start for minutes on an emulated machine",
+        why: "its programs fill their limits within seconds of a real machine",
     },
     UnsupportedTest { tests: "lookups::a_pods_lookup*", on: "5.10.218", why: NO_CONTAINERS },
     UnsupportedTest {
