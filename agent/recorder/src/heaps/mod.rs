@@ -1,9 +1,10 @@
 //! Samples the heaps of language runtimes once a second, for the autopsy of a kill: how large the heap was, how large it may become,
 //! and whether collecting it helped.
 //!
-//! JVMs by the performance counters that they publish by default: nothing is attached, and no option is needed. Of Node.js and Go, whose
-//! runtimes publish nothing, the options that set a maximum. A thread of its own looks through the processes of containers that are large enough to be one. The number of looks and of reads a second is
-//! bounded, fair between containers. This module must not depend on aya, records, the runtime or rendering.
+//! JVMs by the performance counters that they publish by default: nothing is attached, and no option is needed. Of Node.js and
+//! Go, whose runtimes publish nothing, the options that set a maximum. A thread of its own looks through the processes of
+//! containers that are large enough to be one. The number of looks a round and of heaps is bounded, fair between containers. This
+//! module must not depend on aya, records, the runtime or rendering.
 
 mod looks;
 mod perf_data;
