@@ -93,8 +93,12 @@ impl Asked {
 
 /// Looks names up by glibc, one after the other, in a sandbox with this resolv.conf and the victim `resolver`.
 fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
+    ask_by_glibc_with(lookup_options(), resolv_conf, names)
+}
+
+fn ask_by_glibc_with(options: RecorderOptions, resolv_conf: String, names: &'static [&'static str]) -> Asked {
     let victims = victims();
-    let mut recording = Recording::start(lookup_options(), no_runtime());
+    let mut recording = Recording::start(options, no_runtime());
     let (results_sender, asked) = std::sync::mpsc::channel();
     let (done, go_on) = std::sync::mpsc::channel::<()>();
     let sandbox = std::thread::spawn(move || {
@@ -209,4 +213,28 @@ fn a_search_that_ends_in_silence_is_one_timeout_with_a_diagnosis() {
     assert_eq!((it.name.as_str(), it.result), ("silent.example.com", LookupResult::Timeout));
     let diagnosis = it.diagnosis.as_ref().expect("a timeout has one");
     assert!(diagnosis.text.contains("no answer was seen to come"), "{diagnosis:?}");
+}
+
+#[test]
+fn if_only_failures_are_recorded_each_of_many_failed_lookups_is_counted() {
+    // Nine lookups of each, without a pause. The name with the final dot could also be `servfail` of a pod of `shop`.
+    const NAMES: [&str; 18] = {
+        let mut names = ["servfail.example.com"; 18];
+        let mut i = 0;
+        while i < names.len() {
+            names[i] = "servfail.shop.svc.cluster.local.";
+            i += 2;
+        }
+        names
+    };
+    let dns = DnsOptions { lookups: true, ..dns() };
+    let options = RecorderOptions { oom: false, dns: Some(dns), ..options() };
+    let asked = ask_by_glibc_with(options, format!("{CLUSTER}options timeout:1 attempts:1\n"), &NAMES);
+    assert!(asked.results.iter().all(|result| result.starts_with("error")), "{:?}", asked.results);
+    let all = asked.lookups();
+    for name in ["servfail.example.com", "servfail.shop.svc.cluster.local"] {
+        let of_name = all.iter().filter(|it| it.name == name && it.result == LookupResult::Servfail).count();
+        assert_eq!(of_name, 9, "{name}: {all:#?}");
+    }
+    assert_eq!(all.len(), NAMES.len(), "{all:#?}");
 }

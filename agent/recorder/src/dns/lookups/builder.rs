@@ -14,8 +14,9 @@ use podopsy_model::{DnsTransaction, Lookup, Outcome};
 /// The longest time between an outcome and the next query of the same lookup. A resolver takes microseconds, on a busy
 /// node longer.
 const GAP_NS: u64 = 1_000_000_000;
-/// The longest time between an answer and glibc's next query with a larger buffer: microseconds, on a busy node more.
-const LARGER_BUFFER_WITHIN_NS: u64 = 100_000_000;
+/// The longest time between an answer and a query that a resolver sends at once, as glibc's next one with a larger buffer:
+/// microseconds, on a busy node more.
+const AT_ONCE_NS: u64 = 100_000_000;
 /// Queries of a lookup at most: 32 search domains, A and AAAA. Further queries start another lookup.
 const QUERIES_MAX: usize = 64;
 
@@ -69,7 +70,16 @@ impl LookupQuery {
     }
 
     pub fn is_same_question(&self, other: &LookupQuery) -> bool {
-        self.name == other.name && self.transaction.qtype == other.transaction.qtype
+        self.name == other.name && self.has_same_type(other)
+    }
+
+    fn has_same_type(&self, other: &LookupQuery) -> bool {
+        self.transaction.qtype == other.transaction.qtype
+    }
+
+    /// Whether a domain was appended to the other name.
+    fn extends(&self, other: &LookupQuery) -> bool {
+        self.name.strip_prefix(other.name.as_str()).is_some_and(|rest| rest.starts_with('.'))
     }
 
     /// Whether the resolver does not ask this question again.
@@ -329,8 +339,8 @@ impl<C> OpenLookup<C> {
             return usual;
         }
         let resolv = resolv.cloned().unwrap_or_default();
-        let further_attempts = u64::from(resolv.attempts.saturating_sub(1));
-        usual.saturating_add(further_attempts * u64::from(resolv.timeout) * 1_000_000_000)
+        let tries = u64::from(resolv.attempts) * resolv.nameservers.len().max(1) as u64;
+        usual.saturating_add((tries - 1) * u64::from(resolv.timeout) * 1_000_000_000)
     }
 
     /// Whether a query belongs to this lookup. The rules are in the documentation of [`super`].
@@ -344,8 +354,10 @@ impl<C> OpenLookup<C> {
         let resolv = self.resolv.as_deref().or(resolv);
         self.queries.iter().all(|other| can_share_lookup(query, other))
             && (self.is_for_a_larger_buffer(query)
-                || !(self.is_asked_again(query) || self.is_over_attempts(query, resolv)))
-            && self.has_common_name(query, resolv)
+                || !(self.is_asked_again(query)
+                    || self.is_over_attempts(query, resolv)
+                    || self.is_a_later_try(query, resolv)))
+            && self.is_one_search(query, resolv)
     }
 
     /// When an answer does not fit into its buffer, glibc at once asks for everything again with twice the buffer. Such
@@ -357,7 +369,7 @@ impl<C> OpenLookup<C> {
         let before = self.queries.iter().map(|other| other.done_ns).filter(|&done| done <= query.sent_ns);
         has_tcp_answer
             && self.was_truncated(query.sent_ns)
-            && before.max().is_some_and(|last| query.sent_ns - last <= LARGER_BUFFER_WITHIN_NS)
+            && before.max().is_some_and(|last| query.sent_ns - last <= AT_ONCE_NS)
     }
 
     fn was_truncated(&self, before_ns: u64) -> bool {
@@ -395,40 +407,63 @@ impl<C> OpenLookup<C> {
     /// Whether a resolver would not ask this server so often: then the application has tried again, which is the next
     /// lookup.
     ///
-    /// glibc and musl ask again with the same id, Go with a new id each time. So a new id after a repeated one means
-    /// that the application has tried again.
+    /// glibc, musl and c-ares ask again with the same id, Go with a new id each time. So a new id after a repeated one
+    /// means that the application has tried again.
     fn is_over_attempts(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
         if query.transaction.outcome == Outcome::Late || query.is_final() {
             return false;
         }
         let attempts = resolv.map_or(ResolvConf::default().attempts, |resolv| resolv.attempts) as usize;
-        // c-ares asks three times before it gives up.
-        let is_unanswered = matches!(query.transaction.outcome, Outcome::Timeout | Outcome::Abandoned);
-        let most = if is_unanswered { attempts.max(3) } else { attempts };
-        let same = self.queries.iter().filter(|other| {
+        let same: Vec<&LookupQuery> = self.same_questions(query).collect();
+        let ids: BTreeSet<u16> = same.iter().map(|other| other.transaction.id).collect();
+        let repeats = ids.len() < same.len() || same.iter().any(|other| other.transaction.sends > 1);
+        !ids.contains(&query.transaction.id) && (repeats || ids.len() >= attempts)
+    }
+
+    /// Whether the question was asked again with a new id although nothing of this lookup was under way: a resolver
+    /// with one server does that at once. With several servers, a timeout of another one may not be known yet.
+    fn is_a_later_try(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
+        resolv.is_some_and(|resolv| resolv.nameservers.len() == 1)
+            && self.same_questions(query).any(|other| other.transaction.id != query.transaction.id)
+            && self.end_ns.saturating_add(AT_ONCE_NS) < query.sent_ns
+    }
+
+    /// The queries with the same question to the same server.
+    fn same_questions<'a>(&'a self, query: &'a LookupQuery) -> impl Iterator<Item = &'a LookupQuery> {
+        self.queries.iter().filter(|other| {
             other.is_same_question(query)
                 && other.transaction.server == query.transaction.server
                 && other.transaction.protocol == query.transaction.protocol
-        });
-        let ids: Vec<u16> = same.map(|other| other.transaction.id).collect();
-        let distinct: BTreeSet<u16> = ids.iter().copied().collect();
-        let repeats = distinct.len() < ids.len();
-        !distinct.contains(&query.transaction.id) && (repeats || distinct.len() >= most)
+        })
     }
 
-    fn has_common_name(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
-        let mut names = self.queries.iter().map(|other| other.name.as_str());
-        match resolv {
-            Some(resolv) => {
-                let mut bases = resolv.bases(&query.name);
-                names.all(|name| {
-                    let others = resolv.bases(name);
-                    bases.retain(|base| others.contains(base));
-                    !bases.is_empty()
-                })
-            }
-            None => names.all(|name| search::are_nested(name, &query.name)),
-        }
+    /// Whether one name explains this query and the others. A resolver asks for the names of its search list in order:
+    /// a query for an earlier one starts the next lookup.
+    fn is_one_search(&self, query: &LookupQuery, resolv: Option<&ResolvConf>) -> bool {
+        let Some(resolv) = resolv else {
+            let mut names = self.queries.iter().map(|other| other.name.as_str());
+            return names.all(|name| search::are_nested(name, &query.name)) && !self.is_past_the_end(query);
+        };
+        resolv.bases(&query.name).iter().any(|base| {
+            let names = resolv.candidates(base);
+            let place = |it: &LookupQuery| names.iter().position(|name| *name == it.name);
+            let own = place(query);
+            self.queries.iter().all(|other| {
+                let (place, sent) = (place(other).cmp(&own), other.sent_ns.cmp(&query.sent_ns));
+                let is_in_order = sent.is_eq() || place != sent.reverse();
+                names.contains(&other.name) && (is_in_order || !other.has_same_type(query))
+            })
+        })
+    }
+
+    /// Whether the name without a search domain was asked for last, so that this query starts the next lookup. For askers
+    /// whose search list is not known.
+    fn is_past_the_end(&self, query: &LookupQuery) -> bool {
+        let mut last = self.queries.iter().filter(|it| it.sent_ns < query.sent_ns && query.extends(it));
+        last.any(|last| {
+            last.has_same_type(query)
+                && self.queries.iter().any(|first| first.sent_ns < last.sent_ns && first.extends(last))
+        })
     }
 }
 

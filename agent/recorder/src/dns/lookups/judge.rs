@@ -31,7 +31,7 @@ pub fn lookup(
     start: Timestamp,
 ) -> Lookup {
     let names = distinct(queries.iter().map(|query| query.name.as_str()));
-    let (name, name_known_by, at_the_end) = asked_for(&names, resolv);
+    let (mut name, mut name_known_by, at_the_end) = asked_for(&names, resolv);
     let questions = questions(queries);
     let answered = questions.iter().find(|question| question.result == LookupResult::Answered);
     let answered = answered.map(|question| question.name);
@@ -47,6 +47,11 @@ pub fn lookup(
         SeenOutcomes::Failures if !is_sure(seen, &questions, at_the_end) => LookupResult::Unseen,
         _ => seen,
     };
+    // A relative name would have been looked for with other domains, too, by most resolvers, and would most likely have
+    // failed there.
+    if saw == SeenOutcomes::Failures && is_error(result) && !at_the_end && names.len() == 1 {
+        (name, name_known_by) = (names[0].to_owned(), NameKnownBy::Query);
+    }
     let start_ns = queries.first().map_or(0, |query| query.sent_ns);
     // An answered lookup ends when all questions for the answering name have their results; the application does not
     // wait for other names.
@@ -102,9 +107,9 @@ fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownB
     (name, known_by, last)
 }
 
-/// Whether a failure is certainly the end of a lookup, although answers are not recorded. An error ends the search in
-/// most resolvers. NXDOMAIN and NODATA end it only at the last name. NODATA for one address family is no failure as
-/// long as the other family's question was not seen to fail, and a client may not wait for one family once it has the other.
+/// Whether a failure is the end of a lookup, although answers are not recorded. NXDOMAIN and NODATA end it only at the
+/// last name. NODATA for one address family is no failure as long as the other family's question was not seen to fail,
+/// and a client may not wait for one family once it has the other.
 fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
     let has =
         |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);
@@ -114,13 +119,26 @@ fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool
     });
     match seen {
         LookupResult::Nodata => at_the_end && !is_one_family_missing,
-        LookupResult::Nxdomain | LookupResult::Servfail | LookupResult::Refused => at_the_end,
+        LookupResult::Nxdomain => at_the_end,
+        LookupResult::Servfail | LookupResult::Refused => at_the_end || ends_at_first_error(questions),
         LookupResult::Abandoned => !is_one_family_missing,
         LookupResult::Answered => false,
         // A query by TCP follows, and it is not recorded if it is answered.
         LookupResult::Truncated => false,
         _ => true,
     }
+}
+
+/// Whether no other name was asked for after the first name with an error. musl ends its search there, and so does each
+/// resolver if the name is absolute. A client that goes on after an error was answered if the last name is not seen.
+fn ends_at_first_error(questions: &[Question]) -> bool {
+    let with_errors = distinct(questions.iter().filter(|it| is_error(it.result)).map(|it| it.name));
+    let last = questions.last().map(|question| question.name);
+    with_errors.len() == 1 && with_errors.first().copied() == last
+}
+
+fn is_error(result: LookupResult) -> bool {
+    matches!(result, LookupResult::Servfail | LookupResult::Refused)
 }
 
 /// The result of each question: an answer if there is one, else a negative answer, else the error of the last attempt.

@@ -79,7 +79,7 @@ impl ResolvConf {
     ///
     /// A name with `ndots` dots or more comes first itself (in glibc, c-ares and Go; musl tries nothing else). Any
     /// other name comes last.
-    fn candidates(&self, name: &str) -> Vec<String> {
+    pub fn candidates(&self, name: &str) -> Vec<String> {
         let expanded = self.search.iter().map(|domain| join(name, domain));
         let own = std::iter::once(name.to_owned());
         if dots(name) >= self.ndots { own.chain(expanded).collect() } else { expanded.chain(own).collect() }
@@ -114,9 +114,9 @@ impl ResolvConf {
         };
         // First all queries from the first candidate on, then with some of them lost. A single query that is not the
         // first candidate of any name was for an absolute name.
-        find_base(true).or_else(|| find_base(false)).or_else(|| match queried {
+        find_base(true).or_else(|| match queried {
             [name] => Some(((*name).to_owned(), true)),
-            _ => None,
+            _ => find_base(false),
         })
     }
 }
@@ -222,6 +222,7 @@ mod tests {
         // With five dots the name itself comes first. With fewer dots it comes first only if it had a final dot.
         assert_eq!(explain(&["a.b.c.d.e.org"]), name("a.b.c.d.e.org", false));
         assert_eq!(explain(&["a.org"]), name("a.org", true));
+        assert_eq!(explain(&["pay.finance.svc.cluster.local"]), name("pay.finance.svc.cluster.local", true));
         assert_eq!(explain(&["a.org", "b.org"]), None);
     }
 

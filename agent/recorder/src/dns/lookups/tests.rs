@@ -335,6 +335,17 @@ fn after_servfail_the_next_server_is_asked_in_the_same_lookup() {
 }
 
 #[test]
+fn an_application_that_tries_again_a_moment_later_starts_the_next_lookup() {
+    for (pause, expected) in [(2 * MS, &[2][..]), (150 * MS, &[1, 1])] {
+        let first = query("a.b.c.d.e.com", "A", 0, MS, Outcome::Formerr);
+        let mut second = query("a.b.c.d.e.com", "A", MS + pause, MS, Outcome::Formerr);
+        second.transaction.id = 2;
+        let queries: Vec<u32> = lookups(vec![first, second]).iter().map(|it| it.queries).collect();
+        assert_eq!(queries, expected);
+    }
+}
+
+#[test]
 fn glibc_asks_for_both_types_again_when_one_gets_no_answer() {
     let name = "a.b.c.d.e.com";
     let it = one(vec![
@@ -357,7 +368,13 @@ fn other_names_of_the_same_process_are_other_lookups() {
     let names: Vec<(&str, u32)> = all.iter().map(|it| (it.name.as_str(), it.queries)).collect();
     assert_eq!(
         names,
-        [("api.example.com", 8), ("api.example.org", 2), ("api.finance", 2), ("www.example.org", 2)]
+        [
+            ("api.example.com", 8),
+            ("api.example.org", 2),
+            // `api.finance` would have been looked for in the first domain before.
+            ("api.finance.svc.cluster.local", 2),
+            ("www.example.org", 2)
+        ]
     );
 }
 
