@@ -445,13 +445,11 @@ impl<C> OpenLookup<C> {
             return names.all(|name| search::are_nested(name, &query.name)) && !self.is_past_the_end(query);
         };
         resolv.bases(&query.name).iter().any(|base| {
-            let names = resolv.candidates(base);
-            let place = |it: &LookupQuery| names.iter().position(|name| *name == it.name);
-            let own = place(query);
+            let own = resolv.place(base, &query.name);
             self.queries.iter().all(|other| {
-                let (place, sent) = (place(other).cmp(&own), other.sent_ns.cmp(&query.sent_ns));
-                let is_in_order = sent.is_eq() || place != sent.reverse();
-                names.contains(&other.name) && (is_in_order || !other.has_same_type(query))
+                let Some(place) = resolv.place(base, &other.name) else { return false };
+                let (place, sent) = (Some(place).cmp(&own), other.sent_ns.cmp(&query.sent_ns));
+                sent.is_eq() || place != sent.reverse() || !other.has_same_type(query)
             })
         })
     }

@@ -79,10 +79,24 @@ impl ResolvConf {
     ///
     /// A name with `ndots` dots or more comes first itself (in glibc, c-ares and Go; musl tries nothing else). Any
     /// other name comes last.
-    pub fn candidates(&self, name: &str) -> Vec<String> {
+    pub(super) fn candidates(&self, name: &str) -> Vec<String> {
         let expanded = self.search.iter().map(|domain| join(name, domain));
         let own = std::iter::once(name.to_owned());
         if dots(name) >= self.ndots { own.chain(expanded).collect() } else { expanded.chain(own).collect() }
+    }
+
+    /// The place of `queried` among the candidates of `base`; None: it is none of them.
+    pub fn place(&self, base: &str, queried: &str) -> Option<usize> {
+        let is_own_first = dots(base) >= self.ndots;
+        let appended = queried.strip_prefix(base)?;
+        if appended.is_empty() && is_own_first {
+            return Some(0);
+        }
+        let domain = if appended.is_empty() { "" } else { appended.strip_prefix('.')? };
+        match self.search.iter().position(|it| it == domain) {
+            Some(at) => Some(at + usize::from(is_own_first)),
+            None => appended.is_empty().then_some(self.search.len()),
+        }
     }
 
     /// Every name that an application may have asked for if there is a query for `queried`.
@@ -224,6 +238,25 @@ mod tests {
         assert_eq!(explain(&["a.org"]), name("a.org", true));
         assert_eq!(explain(&["pay.finance.svc.cluster.local"]), name("pay.finance.svc.cluster.local", true));
         assert_eq!(explain(&["a.org", "b.org"]), None);
+    }
+
+    #[test]
+    fn the_place_of_a_name_is_that_among_the_candidates() {
+        for ndots in [1, 5] {
+            for search in ["a.b b", "a.b . b", ""] {
+                let text = format!("search {search}\noptions ndots:{ndots}\n");
+                let resolv = ResolvConf::parse(text.as_bytes());
+                for base in ["x", "x.y", "a"] {
+                    let all = resolv.candidates(base);
+                    for name in &all {
+                        let expected = all.iter().position(|candidate| candidate == name);
+                        assert_eq!(resolv.place(base, name), expected, "{text} {base} {name}");
+                    }
+                    assert_eq!(resolv.place(base, "x.c"), None);
+                    assert_eq!(resolv.place(base, &format!("{base}x.a.b")), None);
+                }
+            }
+        }
     }
 
     #[test]
