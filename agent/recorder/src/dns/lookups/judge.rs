@@ -1,5 +1,7 @@
 //! The queries of one lookup → the lookup's name, result, wait time and search-path misses. Pure: no I/O.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 
 use super::builder::LookupQuery;
@@ -10,6 +12,8 @@ use podopsy_model::{Lookup, Outcome};
 const STEPS_MAX: usize = 32;
 const NAMES_MAX: usize = 16;
 const SERVERS_MAX: usize = 8;
+/// Name servers that a resolver takes from its file (MAXNS in glibc's `resolv.h` and in musl).
+const NAME_SERVERS_MAX: usize = 3;
 
 /// The result of one question (name and type).
 struct Question<'a> {
@@ -44,7 +48,11 @@ pub fn lookup(
         None => worst.unwrap_or(LookupResult::Other),
     };
     let result = match saw {
-        SeenOutcomes::Failures if !is_sure(seen, &questions, at_the_end) => LookupResult::Unseen,
+        SeenOutcomes::Failures
+            if !is_sure(seen, &questions, at_the_end, |name| are_tries_used_up(name, queries, resolv)) =>
+        {
+            LookupResult::Unseen
+        }
         _ => seen,
     };
     // A relative name would have been looked for with other domains, too, by most resolvers, and would most likely have
@@ -110,7 +118,12 @@ fn asked_for(names: &[&str], resolv: Option<&ResolvConf>) -> (String, NameKnownB
 /// Whether a failure is the end of a lookup, although answers are not recorded. NXDOMAIN and NODATA end it only at the
 /// last name. NODATA for one address family is no failure as long as the other family's question was not seen to fail,
 /// and a client may not wait for one family once it has the other.
-fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool {
+fn is_sure(
+    seen: LookupResult,
+    questions: &[Question],
+    at_the_end: bool,
+    are_tries_used_up: impl Fn(&str) -> bool,
+) -> bool {
     let has =
         |name: &str, qtype: &str| questions.iter().any(|other| other.name == name && other.qtype == qtype);
     let is_one_family_missing = questions.iter().any(|question| {
@@ -120,7 +133,9 @@ fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool
     match seen {
         LookupResult::Nodata => at_the_end && !is_one_family_missing,
         LookupResult::Nxdomain => at_the_end,
-        LookupResult::Servfail | LookupResult::Refused => at_the_end || ends_at_first_error(questions),
+        LookupResult::Servfail | LookupResult::Refused => {
+            at_the_end || name_with_the_only_error(questions).is_some_and(are_tries_used_up)
+        }
         LookupResult::Abandoned => !is_one_family_missing,
         LookupResult::Answered => false,
         // A query by TCP follows, and it is not recorded if it is answered.
@@ -129,12 +144,29 @@ fn is_sure(seen: LookupResult, questions: &[Question], at_the_end: bool) -> bool
     }
 }
 
-/// Whether no other name was asked for after the first name with an error. musl ends its search there, and so does each
+/// The first name with an error, if no other name was asked for after it. musl ends its search there, and so does each
 /// resolver if the name is absolute. A client that goes on after an error was answered if the last name is not seen.
-fn ends_at_first_error(questions: &[Question]) -> bool {
+fn name_with_the_only_error<'a>(questions: &[Question<'a>]) -> Option<&'a str> {
     let with_errors = distinct(questions.iter().filter(|it| is_error(it.result)).map(|it| it.name));
     let last = questions.last().map(|question| question.name);
-    with_errors.len() == 1 && with_errors.first().copied() == last
+    with_errors.first().copied().filter(|name| with_errors.len() == 1 && last == Some(name))
+}
+
+/// Whether each name server gave an error for a name, and the name was asked for again where the resolver does that: otherwise
+/// the next try may have been answered, which is not recorded.
+fn are_tries_used_up(name: &str, queries: &[LookupQuery], resolv: Option<&ResolvConf>) -> bool {
+    let usual = ResolvConf::default();
+    let resolv = resolv.unwrap_or(&usual);
+    let asked = queries.iter().filter(|query| query.name == name);
+    let mut tries: BTreeMap<Option<&str>, u32> = BTreeMap::new();
+    let mut servers = BTreeSet::new();
+    for LookupQuery { transaction, .. } in asked {
+        servers.insert(transaction.server);
+        *tries.entry(transaction.qtype.as_deref()).or_default() += transaction.sends.max(1);
+    }
+    let all_servers = resolv.nameservers.len().clamp(1, NAME_SERVERS_MAX);
+    let is_repeated = resolv.attempts > 1 || all_servers > 1;
+    servers.len() >= all_servers && tries.values().any(|&count| count > u32::from(is_repeated))
 }
 
 fn is_error(result: LookupResult) -> bool {

@@ -422,6 +422,26 @@ fn if_only_failures_are_recorded_only_certain_failures_are_reported() {
 }
 
 #[test]
+fn an_error_at_the_first_name_after_which_another_try_may_have_been_answered_is_no_failure() {
+    let results = |servers: &str, errors: Vec<LookupQuery>| -> Vec<LookupResult> {
+        let text = format!("{servers}search shop.svc.cluster.local svc.cluster.local\noptions ndots:5\n");
+        let resolv = Some(Arc::new(ResolvConf::parse(text.as_bytes())));
+        lookups_with(SeenOutcomes::Failures, resolv, errors).iter().map(|it| it.result).collect()
+    };
+    let (one, two) = ("nameserver 10.96.0.10\n", "nameserver 10.96.0.10\nnameserver 10.96.0.11\n");
+    let name = "cart.shop.svc.cluster.local";
+    let errors = |sent: u64, last: u8| {
+        both(name, sent, Outcome::Servfail).into_iter().map(move |query| at_server(query, last))
+    };
+    // The other server, or the second try, was answered, which is not recorded.
+    assert_eq!(results(two, errors(0, 10).collect()), [LookupResult::Unseen]);
+    assert_eq!(results(one, errors(0, 10).collect()), [LookupResult::Unseen]);
+    // Each server, or each try, gave an error.
+    assert_eq!(results(two, errors(0, 10).chain(errors(2 * MS, 11)).collect()), [LookupResult::Servfail]);
+    assert_eq!(results(one, errors(0, 10).chain(errors(2 * MS, 10)).collect()), [LookupResult::Servfail]);
+}
+
+#[test]
 fn lookups_are_held_until_a_timeout_would_be_known() {
     let mut builder = new(SeenOutcomes::All);
     for (qtype, due) in [("A", 12), ("AAAA", 7)] {
