@@ -93,10 +93,16 @@ impl Asked {
 
 /// Looks names up by glibc, one after the other, in a sandbox with this resolv.conf and the victim `resolver`.
 fn ask_by_glibc(resolv_conf: String, names: &'static [&'static str]) -> Asked {
-    ask_by_glibc_with(lookup_options(), resolv_conf, names)
+    ask_by_glibc_with(lookup_options(), resolv_conf, names, names.len())
 }
 
-fn ask_by_glibc_with(options: RecorderOptions, resolv_conf: String, names: &'static [&'static str]) -> Asked {
+/// Waits for at least so many lookups.
+fn ask_by_glibc_with(
+    options: RecorderOptions,
+    resolv_conf: String,
+    names: &'static [&'static str],
+    least: usize,
+) -> Asked {
     let victims = victims();
     let mut recording = Recording::start(options, no_runtime());
     let (results_sender, asked) = std::sync::mpsc::channel();
@@ -113,7 +119,7 @@ fn ask_by_glibc_with(options: RecorderOptions, resolv_conf: String, names: &'sta
         });
     });
     let (pid, results) = asked.recv().expect("the lookups were made");
-    recording.until("a lookup of each name", SOON, |seen| of_process(seen, pid).len() >= names.len());
+    recording.until("a lookup of each name", SOON, |seen| of_process(seen, pid).len() >= least);
     recording.receive_for(Duration::from_millis(1500));
     drop(done);
     sandbox.join().expect("the sandbox");
@@ -217,24 +223,27 @@ fn a_search_that_ends_in_silence_is_one_timeout_with_a_diagnosis() {
 
 #[test]
 fn if_only_failures_are_recorded_each_of_many_failed_lookups_is_counted() {
-    // Nine lookups of each, without a pause. The name with the final dot could also be `servfail` of a pod of `shop`.
+    // Nine lookups of each, without a pause. The name with the final dot could also be `servfail-1` of a pod of `shop`.
     const NAMES: [&str; 18] = {
         let mut names = ["servfail.example.com"; 18];
         let mut i = 0;
         while i < names.len() {
-            names[i] = "servfail.shop.svc.cluster.local.";
+            names[i] = "servfail-1.shop.svc.cluster.local.";
             i += 2;
         }
         names
     };
     let dns = DnsOptions { lookups: true, ..dns() };
     let options = RecorderOptions { oom: false, dns: Some(dns), ..options() };
-    let asked = ask_by_glibc_with(options, format!("{CLUSTER}options timeout:1 attempts:1\n"), &NAMES);
+    // Before its resolv.conf has been read, the first of a process is not sure to have failed: two attempts are usual.
+    let resolv_conf = format!("{CLUSTER}options timeout:1 attempts:1\n");
+    let asked = ask_by_glibc_with(options, resolv_conf, &NAMES, NAMES.len() - 1);
     assert!(asked.results.iter().all(|result| result.starts_with("error")), "{:?}", asked.results);
     let all = asked.lookups();
-    for name in ["servfail.example.com", "servfail.shop.svc.cluster.local"] {
-        let of_name = all.iter().filter(|it| it.name == name && it.result == LookupResult::Servfail).count();
-        assert_eq!(of_name, 9, "{name}: {all:#?}");
+    for (name, queries) in [("servfail.example.com", 8), ("servfail-1.shop.svc.cluster.local", 2)] {
+        let of_name: Vec<_> =
+            all.iter().filter(|it| it.name == name && it.result == LookupResult::Servfail).collect();
+        assert!((8..=9).contains(&of_name.len()), "{name}: {all:#?}");
+        assert!(of_name.iter().map(|it| it.queries).sum::<u32>() >= 8 * queries, "{name}: {all:#?}");
     }
-    assert_eq!(all.len(), NAMES.len(), "{all:#?}");
 }
