@@ -56,7 +56,7 @@ const WORKLOADS: &[Workload] = &[
         command: &["leak", "--wait", "90000", "--step", "1536KiB", "--every", "1000", "--up-to", "120MiB"],
         limit_mib: 192,
     },
-    // Well, apart from its DNS. Failed lookups of a name count as one when they are less than a second apart.
+    // Well, apart from its DNS.
     Workload {
         namespace: "web",
         name: "frontend",
