@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::incident::{Level, LimitHit};
 
-/// The heap of the process that held most memory among those of the container with a runtime that tells.
+/// The heap of the process that held most memory among those of the container whose runtime is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RuntimeHeap {
@@ -30,7 +30,7 @@ pub struct RuntimeHeap {
 }
 
 /// The figures of one moment, in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HeapFigures {
     /// The last time that they were read before the kill.
@@ -74,16 +74,15 @@ const FULL: f64 = 0.85;
 const MINOR: f64 = 0.6;
 /// From this share of stopped time on, collecting is in vain.
 const IN_VAIN: f64 = 0.1;
-const MIB: f64 = (1 << 20) as f64;
 
 impl RuntimeHeap {
     /// Judges the figures against the limit that was met. `held_bytes`: the process's memory without files, as the kernel counted
     /// it; None: not known.
-    pub fn judge(&mut self, limit: &LimitHit, held_bytes: Option<u64>) {
-        self.verdict = match &self.figures {
-            Some(figures) => verdict(figures, limit, held_bytes),
+    pub fn verdict(&self, limit: &LimitHit, held_bytes: Option<u64>) -> Option<HeapVerdict> {
+        match &self.figures {
+            Some(figures) => judge(figures, limit, held_bytes),
             None => self.is_configured_beyond(limit).then_some(HeapVerdict::LimitBelowMaximum),
-        };
+        }
     }
 
     fn is_configured_beyond(&self, limit: &LimitHit) -> bool {
@@ -96,7 +95,6 @@ impl RuntimeHeap {
         let (Some(figures), Some(limit)) = (&self.figures, limit.limit_bytes) else {
             return self.configured_advice(limit);
         };
-        let mib = |bytes: u64| format!("{:.0}", bytes as f64 / MIB);
         let max = figures.max_bytes.unwrap_or(figures.committed_bytes);
         let heap = format!("heap {} of {} MiB", mib(figures.used_bytes), mib(max));
         Some(match self.verdict? {
@@ -130,13 +128,17 @@ impl RuntimeHeap {
         self.verdict?;
         let (max, limit) = (self.configured_max_bytes?, limit.limit_bytes?);
         Some(format!(
-            "{}: {} lets it grow to {:.0} MiB, which does not fit below the limit of {:.0} MiB",
+            "{}: {} lets it grow to {} MiB, which does not fit below the limit of {} MiB",
             self.runtime,
             self.options.join(" "),
-            max as f64 / MIB,
-            limit as f64 / MIB
+            mib(max),
+            mib(limit)
         ))
     }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.0}", bytes as f64 / f64::from(1 << 20))
 }
 
 /// The machine's memory, or a limit that others share, says nothing about one heap.
@@ -144,7 +146,7 @@ fn is_of_container(limit: &LimitHit) -> bool {
     matches!(limit.of, Level::Container | Level::Pod | Level::InsideContainer)
 }
 
-fn verdict(figures: &HeapFigures, limit: &LimitHit, held_bytes: Option<u64>) -> Option<HeapVerdict> {
+fn judge(figures: &HeapFigures, limit: &LimitHit, held_bytes: Option<u64>) -> Option<HeapVerdict> {
     let (limit_bytes, held) = (limit.limit_bytes.filter(|&bytes| bytes > 0)?, held_bytes?);
     if !is_of_container(limit) || held == 0 {
         return None;

@@ -40,7 +40,7 @@ fn heap(used: u64, committed: u64, max: u64, share: f64) -> RuntimeHeap {
 }
 
 fn advice(mut heap: RuntimeHeap, limit: &LimitHit, held: Option<u64>) -> (Option<HeapVerdict>, String) {
-    heap.judge(limit, held);
+    heap.verdict = heap.verdict(limit, held);
     (heap.verdict, heap.advice(limit, held).unwrap_or_default())
 }
 

@@ -212,7 +212,7 @@ pub struct OomIncident {
     #[serde(default)]
     pub charged: Option<ChargedMemory>,
     pub curve: Option<Curve>,
-    /// The heap of the container's language runtime before the kill; null: no process has one that tells.
+    /// The heap of the container's language runtime before the kill; null: no process has a runtime that podopsy knows.
     #[serde(default)]
     pub heap: Option<RuntimeHeap>,
     /// The code that made the memory grow; null: it was not sampled (`podopsy-agent --growth`).

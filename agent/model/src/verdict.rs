@@ -1,6 +1,7 @@
 //! The verdicts on an OOM incident, and the one line of advice that its numbers support. Pure functions.
 
 use crate::charged::ChargedMemory;
+use crate::heap::HeapVerdict;
 use crate::incident::{Level, OomIncident, RuntimeView, Verdict};
 use crate::memory::Curve;
 
@@ -50,12 +51,9 @@ pub fn container_state(view: &RuntimeView) -> String {
     }
 }
 
-/// Judges the heap of the victim's language runtime, if it has one.
-pub fn judge_heap(incident: &mut OomIncident) {
-    let (limit, held) = (incident.limit.clone(), held_by_heap_owner(incident));
-    if let Some(heap) = &mut incident.heap {
-        heap.judge(&limit, held);
-    }
+/// What the heap of the victim's language runtime had to do with the kill, if it has one.
+pub fn heap_verdict(incident: &OomIncident) -> Option<HeapVerdict> {
+    incident.heap.as_ref()?.verdict(&incident.limit, held_by_heap_owner(incident))
 }
 
 fn heap_advice(incident: &OomIncident) -> Option<String> {
@@ -84,8 +82,8 @@ const STEADY: f64 = 0.05;
 pub fn advice(incident: &OomIncident) -> Option<String> {
     let limit = incident.limit.limit_bytes.filter(|&limit| limit > 0)?;
     let unheld = incident.charged.as_ref().and_then(ChargedMemory::advice);
-    let unheld = unheld.or_else(|| heap_advice(incident));
-    if let Some(line) = unheld.or_else(|| growth(incident, limit)).or_else(|| attempts(incident)) {
+    let of_container = || growth(incident, limit).or_else(|| attempts(incident));
+    if let Some(line) = unheld.or_else(|| heap_advice(incident)).or_else(of_container) {
         return Some(line);
     }
     let table =

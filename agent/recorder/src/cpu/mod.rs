@@ -53,8 +53,9 @@ pub async fn profile(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(u64),
 ) -> anyhow::Result<Profile> {
+    let scope = without_own(&options.scope, &pods);
     let cpu = CpuProbeOptions {
-        scope: without_own(&options.scope, &pods),
+        scope: scope.clone(),
         sampling: options.sampling,
         unwind: options.unwind,
         budget: 0,
@@ -69,7 +70,7 @@ pub async fn profile(
     }
     // Tables are made first, so that the first sample finds them. That reads files, so it runs on a thread that may block.
     let builder = if probes.by_tables {
-        let of = table_scope(&options, &pods).await;
+        let of = table_scope(&scope, &options, &pods).await;
         let helpers = options.helpers.clone();
         let start = move || TableBuilder::start(kernel, unwind::MAX_BYTES, &of, &helpers);
         Some(tokio::task::spawn_blocking(start).await??)
@@ -165,20 +166,23 @@ pub async fn profile(
 fn without_own(scope: &Scope, pods: &Pods) -> Scope {
     match (scope, pods.inside().and_then(|inside| inside.own_cgroup())) {
         (Scope::Node, Some(own)) => Scope::AllBut(own),
+        (Scope::Cgroups(ids), Some(own)) => {
+            Scope::Cgroups(ids.iter().copied().filter(|&id| id != own).collect())
+        }
         _ => scope.clone(),
     }
 }
 
 /// The files whose tables are made before the first sample.
-async fn table_scope(options: &ProfileOptions, pods: &Pods) -> PrebuildScope {
-    match &options.scope {
+async fn table_scope(scope: &Scope, options: &ProfileOptions, pods: &Pods) -> PrebuildScope {
+    match scope {
         Scope::Node | Scope::AllBut(_) => {
             let seconds = options.duration.min(PREPARED_FOR).as_secs();
             let samples = match options.sampling {
                 Sampling::Cpu { frequency_hz } => frequency_hz.saturating_mul(seconds),
                 Sampling::Growth { .. } => 0,
             };
-            PrebuildScope::Node { samples, leave_out_own: pods.inside().is_some() }
+            PrebuildScope::Node { samples, leave_out_own: matches!(scope, Scope::AllBut(_)) }
         }
         Scope::Process(pid) => PrebuildScope::Process(*pid),
         Scope::Cgroups(ids) => {

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use looks::Looks;
+use perf_data::PerfData;
 use podopsy_model::Losses;
-use podopsy_model::heap::RuntimeHeap;
+use podopsy_model::heap::{HeapFigures, RuntimeHeap};
 use podopsy_pods::{MemoryCgroup, Pods};
 use podopsy_stacks::Helpers;
 use podopsy_system::clock::boot_now_ns;
@@ -58,6 +59,9 @@ struct SamplerState {
 
 struct Heap {
     source: HeapSource,
+    /// As the virtual machine calls itself, once that is known.
+    runtime: String,
+    options: Vec<String>,
     samples: HeapSamples,
     /// When it was last read, or seen without counters (CLOCK_BOOTTIME).
     alive_ns: u64,
@@ -114,26 +118,40 @@ impl Drop for HeapSampler {
 }
 
 impl Heap {
+    fn new(source: HeapSource) -> Heap {
+        let (runtime, options) = match &source {
+            HeapSource::Settings(settings) => (settings.runtime, settings.options.clone()),
+            HeapSource::Jvm(_) | HeapSource::JvmWithoutCounters => ("JVM", Vec::new()),
+        };
+        let samples = HeapSamples::default();
+        Heap { source, runtime: runtime.to_owned(), options, samples, alive_ns: boot_now_ns() }
+    }
+
+    fn add(&mut self, now_ns: u64, PerfData { runtime, figures, options }: PerfData) {
+        self.samples.push(now_ns, HeapFigures { time: Timestamp::now(), ..figures });
+        self.options = options;
+        if !runtime.is_empty() {
+            self.runtime = runtime;
+        }
+    }
+
     fn committed(&self) -> u64 {
-        self.samples.last().map_or(0, |data| data.committed_bytes)
+        self.samples.figures().map_or(0, |figures| figures.committed_bytes)
     }
 
     fn shown(&self, pid: u32) -> RuntimeHeap {
-        let (figures, last) = (self.samples.figures(), self.samples.last());
-        let (runtime, source, why_not) = match &self.source {
-            HeapSource::Settings(settings) => (settings.runtime, "command line and environment", NO_FIGURES),
-            HeapSource::Jvm(_) | HeapSource::JvmWithoutCounters => ("JVM", "hsperfdata", NO_COUNTERS),
+        let (source, configured_max_bytes, why_not) = match &self.source {
+            HeapSource::Settings(settings) => {
+                ("command line and environment", settings.max_bytes, NO_FIGURES)
+            }
+            HeapSource::Jvm(_) | HeapSource::JvmWithoutCounters => ("hsperfdata", None, NO_COUNTERS),
         };
-        let (options, configured_max_bytes) = match &self.source {
-            HeapSource::Settings(settings) => (settings.options.clone(), settings.max_bytes),
-            _ => (last.map(|data| data.options.clone()).unwrap_or_default(), None),
-        };
-        let named = last.map(|data| data.runtime.clone()).filter(|name| !name.is_empty());
+        let figures = self.samples.figures();
         RuntimeHeap {
-            runtime: named.unwrap_or_else(|| runtime.to_owned()),
+            runtime: self.runtime.clone(),
             pid,
             source: source.to_owned(),
-            options,
+            options: self.options.clone(),
             configured_max_bytes,
             why_not: figures.is_none().then(|| why_not.to_owned()),
             figures,
@@ -186,8 +204,7 @@ fn look(
         state.left_out += 1;
         return true;
     }
-    let heap = Heap { source, samples: HeapSamples::default(), alive_ns: boot_now_ns() };
-    state.heaps.insert((container.id, pid), heap);
+    state.heaps.insert((container.id, pid), Heap::new(source));
     true
 }
 
@@ -208,7 +225,7 @@ fn read_all(state: &Mutex<SamplerState>) {
             heap.alive_ns = now_ns;
         }
         if let Some(data) = data {
-            heap.samples.push(now_ns, Timestamp::now(), data);
+            heap.add(now_ns, data);
         }
         if now_ns.saturating_sub(heap.alive_ns) > KEEP_ENDED_NS {
             state.heaps.remove(&key);

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use podopsy_model::heap::HeapFigures;
 use podopsy_model::text;
 
 const MAGIC: [u8; 4] = [0xca, 0xfe, 0xc0, 0xc0];
@@ -40,13 +41,8 @@ const SIZE_OPTIONS: [&str; 14] = [
 pub struct PerfData {
     /// Name and version of the virtual machine, escaped.
     pub runtime: String,
-    pub used_bytes: u64,
-    pub committed_bytes: u64,
-    pub max_bytes: Option<u64>,
-    pub metaspace_bytes: Option<u64>,
-    pub threads: Option<u64>,
-    pub collections: u64,
-    pub collection_seconds: f64,
+    /// Without a time and a trend.
+    pub figures: HeapFigures,
     /// Escaped.
     pub options: Vec<String>,
 }
@@ -63,8 +59,7 @@ pub fn parse(bytes: &[u8]) -> Option<PerfData> {
     };
     let frequency = entries.number("sun.os.hrt.frequency").filter(|&hz| hz > 0)?;
     let ticks = entries.collectors("time").fold(0, u64::saturating_add);
-    Some(PerfData {
-        runtime: entries.runtime(),
+    let figures = HeapFigures {
         used_bytes: entries.spaces("used").fold(0, u64::saturating_add),
         committed_bytes: committed,
         max_bytes: max.filter(|&max| max > 0),
@@ -72,8 +67,9 @@ pub fn parse(bytes: &[u8]) -> Option<PerfData> {
         threads: entries.number("java.threads.live"),
         collections: entries.collectors("invocations").fold(0, u64::saturating_add),
         collection_seconds: ticks as f64 / frequency as f64,
-        options: entries.options(),
-    })
+        ..HeapFigures::default()
+    };
+    Some(PerfData { runtime: entries.runtime(), figures, options: entries.options() })
 }
 
 /// Name and value of each counter.

@@ -64,8 +64,7 @@ fn serial() -> Vec<(&'static str, Counter<'static>)> {
 #[test]
 fn the_counters_of_a_jvm_are_summed_up_and_only_options_of_sizes_are_kept() {
     let data = parse(&file(&serial())).unwrap();
-    let expected = PerfData {
-        runtime: "OpenJDK 64-Bit Server VM 17.0.15+6".into(),
+    let figures = HeapFigures {
         used_bytes: 100 * MIB,
         committed_bytes: 160 * MIB,
         max_bytes: Some(200 * MIB),
@@ -73,6 +72,11 @@ fn the_counters_of_a_jvm_are_summed_up_and_only_options_of_sizes_are_kept() {
         threads: Some(12),
         collections: 5,
         collection_seconds: 1.5,
+        ..HeapFigures::default()
+    };
+    let expected = PerfData {
+        runtime: "OpenJDK 64-Bit Server VM 17.0.15+6".into(),
+        figures,
         options: vec!["-Xmx200m".into(), "-XX:+UseSerialGC".into()],
     };
     assert_eq!(data, expected);
@@ -82,7 +86,7 @@ fn the_counters_of_a_jvm_are_summed_up_and_only_options_of_sizes_are_kept() {
 fn each_generation_of_g1_may_take_the_whole_heap() {
     let mut counters = serial();
     counters[1] = ("sun.gc.policy.name", Text("GarbageFirst"));
-    assert_eq!(parse(&file(&counters)).unwrap().max_bytes, Some(130 * MIB));
+    assert_eq!(parse(&file(&counters)).unwrap().figures.max_bytes, Some(130 * MIB));
 }
 
 #[test]

@@ -72,10 +72,9 @@ fn read_settings(helpers: &Helpers, target: Target) -> Option<HeapSettings> {
 
 /// Where the arguments and the environment lie: address and length of each (`/proc/PID/stat`, the fields from 48 on).
 fn argument_places(stat: &[u8]) -> Option<[(u64, u32); 2]> {
-    // The comm may have spaces and parentheses. The field after it is the third.
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    let fields = stat[after..].split(|byte| byte.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    let mut numbers = fields.skip(48 - 3).map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok());
+    let mut numbers = maps::fields_after_comm(stat)?
+        .skip(48 - 3)
+        .map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok());
     let mut place = || {
         let (start, end) = (numbers.next()??, numbers.next()??);
         let length = end.checked_sub(start)?.min(settings::BYTES_MAX as u64);

@@ -3,51 +3,36 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use podopsy_model::heap::HeapFigures;
-
-use super::perf_data::PerfData;
 
 /// How far back a trend looks.
 const REACH: Duration = Duration::from_secs(60);
 
-/// The figures of a JVM, oldest first: CLOCK_BOOTTIME in ns, and what was read.
+/// The figures of a JVM, oldest first, with CLOCK_BOOTTIME in ns.
 #[derive(Debug, Default)]
-pub struct HeapSamples(VecDeque<(u64, Timestamp, PerfData)>);
+pub struct HeapSamples(VecDeque<(u64, HeapFigures)>);
 
 impl HeapSamples {
-    pub fn push(&mut self, now_ns: u64, time: Timestamp, data: PerfData) {
+    pub fn push(&mut self, now_ns: u64, figures: HeapFigures) {
         let is_old = |at: u64| now_ns.saturating_sub(at) > REACH.as_nanos() as u64;
-        while self.0.front().is_some_and(|(at, ..)| is_old(*at)) {
+        while self.0.front().is_some_and(|(at, _)| is_old(*at)) {
             self.0.pop_front();
         }
-        self.0.push_back((now_ns, time, data));
+        self.0.push_back((now_ns, figures));
     }
 
-    /// The figures of the newest sample, with their change since the oldest one. None: there is no sample.
+    /// The newest figures, with their change since the oldest ones. None: there are none.
     pub fn figures(&self) -> Option<HeapFigures> {
-        let ((first_ns, _, first), (last_ns, time, last)) = (self.0.front()?, self.0.back()?);
+        let ((first_ns, first), (last_ns, last)) = (self.0.front()?, self.0.back()?);
         let seconds = last_ns.saturating_sub(*first_ns) as f64 / 1e9;
         let stopped = (last.collection_seconds - first.collection_seconds).max(0.0);
         Some(HeapFigures {
-            time: *time,
-            used_bytes: last.used_bytes,
-            committed_bytes: last.committed_bytes,
-            max_bytes: last.max_bytes,
-            metaspace_bytes: last.metaspace_bytes,
-            threads: last.threads,
-            collections: last.collections,
-            collection_seconds: last.collection_seconds,
             recent_collections: last.collections.saturating_sub(first.collections),
             recent_collection_share: if seconds > 0.0 { (stopped / seconds).min(1.0) } else { 0.0 },
             committed_change_bytes: last.committed_bytes.wrapping_sub(first.committed_bytes) as i64,
             trend_seconds: seconds,
+            ..*last
         })
-    }
-
-    /// The newest counters.
-    pub fn last(&self) -> Option<&PerfData> {
-        self.0.back().map(|(.., data)| data)
     }
 }
 
@@ -60,14 +45,14 @@ mod tests {
         let mut samples = HeapSamples::default();
         assert_eq!(samples.figures(), None);
         for second in 0..=100u64 {
-            let data = PerfData {
+            let figures = HeapFigures {
                 used_bytes: second,
                 committed_bytes: 1000 - second,
                 collections: second * 2,
                 collection_seconds: second as f64 / 4.0,
-                ..PerfData::default()
+                ..HeapFigures::default()
             };
-            samples.push(second * 1_000_000_000, Timestamp::UNIX_EPOCH, data);
+            samples.push(second * 1_000_000_000, figures);
         }
         let figures = samples.figures().unwrap();
         assert_eq!((figures.used_bytes, figures.trend_seconds), (100, 60.0));

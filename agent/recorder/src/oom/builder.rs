@@ -383,7 +383,10 @@ impl PendingIncident {
         let PendingIncident { open: OpenIncident { mut incident, event, .. }, attempts, .. } = self;
         incident.verdicts = verdict::verdicts(&incident);
         incident.attempts = remember_attempt(&attempts, &event, &incident);
-        verdict::judge_heap(&mut incident);
+        let of_heap = verdict::heap_verdict(&incident);
+        if let Some(heap) = &mut incident.heap {
+            heap.verdict = of_heap;
+        }
         incident.advice = verdict::advice(&incident);
         let losses = lock(losses).clone();
         Event { kind: EventKind::OomIncident, incident: Some(Box::new(incident)), losses, ..event }

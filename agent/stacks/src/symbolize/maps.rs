@@ -114,39 +114,53 @@ impl Areas {
     }
 }
 
-/// Reads the executable mappings. If the process ends meanwhile, the mappings read so far are returned, with the CPU
-/// time that the opener took.
+/// Has `consume` read the mappings' lines. Returns its result with the CPU time that the opener took.
 ///
 /// An opener reads them: a process that holds the lock of its address space, while it waits for a file system, would have this
 /// process wait, too.
-fn read(openers: &Openers, tenant: Tenant, pid: u32) -> Result<(Areas, Duration), StackLossReason> {
+fn stream<T>(
+    openers: &Openers,
+    tenant: Tenant,
+    pid: u32,
+    consume: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
+) -> Result<(T, Duration), StackLossReason> {
     let reader = openers.maps(Target { tenant, pid, may_hang: false }).map_err(|error| match error {
         OpenError::NoAnswer | OpenError::Unavailable => super::open::loss(error),
         _ => StackLossReason::MappingsProcessGone,
     })?;
     let mut lines = BufReader::with_capacity(16 << 10, reader.take(MAX_BYTES));
-    let areas = parse(&mut lines).map_err(|error| match error.kind() {
+    let consumed = consume(&mut lines).map_err(|error| match error.kind() {
         io::ErrorKind::TimedOut => StackLossReason::FileSystemNoAnswer,
         _ => StackLossReason::MappingsProcessGone,
     })?;
-    Ok((areas, lines.into_inner().into_inner().cpu_time()))
+    Ok((consumed, lines.into_inner().into_inner().cpu_time()))
 }
 
-/// Reads the executable mappings of a process in the CPU time of its container: it may have made them thousands, with long
-/// paths.
+/// As [`stream`], in the CPU time of the process's container: it may have made mappings by the thousand, with long paths.
+fn stream_in_budget<T>(
+    openers: &Openers,
+    parser: &Parser,
+    tenant: Tenant,
+    pid: u32,
+    consume: impl FnOnce(&mut dyn BufRead) -> io::Result<T>,
+) -> Result<T, StackLossReason> {
+    let spent = parser.spend(tenant, || stream(openers, tenant, pid, consume));
+    let (consumed, used) = spent.map_err(Failure::loss)??;
+    parser.charge_used(tenant, used);
+    Ok(consumed)
+}
+
+/// Reads the executable mappings of a process. If it ends meanwhile, those read so far are returned.
 pub(crate) fn read_in_budget(
     openers: &Openers,
     parser: &Parser,
     tenant: Tenant,
     pid: u32,
 ) -> Result<Areas, StackLossReason> {
-    let (areas, used) = parser.spend(tenant, || read(openers, tenant, pid)).map_err(Failure::loss)??;
-    parser.charge_used(tenant, used);
-    Ok(areas)
+    stream_in_budget(openers, parser, tenant, pid, |lines| parse(lines))
 }
 
-/// Calls `visit` with each mapping of a process, of whatever kind. It takes CPU time of the process's container, which may have
-/// made mappings by the thousand.
+/// Calls `visit` with each mapping of a process, of whatever kind.
 pub fn visit_all(
     helpers: &Helpers,
     tenant: Tenant,
@@ -154,20 +168,14 @@ pub fn visit_all(
     mut visit: impl FnMut(&Area),
 ) -> Result<(), StackLossReason> {
     let parser = helpers.parsers.parser();
-    let target = Target { tenant, pid, may_hang: false };
-    let read = || {
-        let reader = helpers.openers.maps(target).map_err(super::open::loss)?;
-        let mut lines = BufReader::with_capacity(16 << 10, reader.take(MAX_BYTES));
+    stream_in_budget(&helpers.openers, &parser, tenant, pid, |lines| {
         let mut line = Vec::new();
-        while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        while lines.read_until(b'\n', &mut line)? > 0 {
             parse_mapping(&line).iter().for_each(&mut visit);
             line.clear();
         }
-        Ok(lines.into_inner().into_inner().cpu_time())
-    };
-    let used = parser.spend(tenant, read).map_err(Failure::loss)??;
-    parser.charge_used(tenant, used);
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Reads the executable mappings of this process.
@@ -177,7 +185,7 @@ pub fn read_own() -> io::Result<Areas> {
 
 #[cfg(test)]
 pub(crate) fn read_in_test(pid: u32) -> Result<Areas, StackLossReason> {
-    read(&Openers::in_threads(), 1, pid).map(|(areas, _)| areas)
+    stream(&Openers::in_threads(), 1, pid, |lines| parse(lines)).map(|(areas, _)| areas)
 }
 
 fn parse(mut lines: impl BufRead) -> io::Result<Areas> {
@@ -303,12 +311,15 @@ pub fn stat(pid: u32) -> io::Result<ProcessStat> {
         .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat does not have the format of proc(5)")))
 }
 
+/// The fields of a `/proc/PID/stat` behind the last parenthesis: the comm may contain spaces and parentheses.
+pub fn fields_after_comm(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+    let after = stat.iter().rposition(|&b| b == b')')? + 1;
+    Some(stat[after..].split(|&b| b.is_ascii_whitespace()).filter(|field| !field.is_empty()))
+}
+
 fn parse_stat(stat: &[u8]) -> Option<ProcessStat> {
     const PF_KTHREAD: u64 = 0x0020_0000;
-    // The comm may contain spaces and parentheses, so fields are counted from the last parenthesis.
-    let after = stat.iter().rposition(|&b| b == b')')? + 1;
-    let fields = stat[after..].split(|&b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    let fields: Vec<&[u8]> = fields.take(26).collect();
+    let fields: Vec<&[u8]> = fields_after_comm(stat)?.take(26).collect();
     // Numbered as in proc(5). The state, field 3, is the first after the comm.
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |number| std::str::from_utf8(field(number)?).ok()?.parse::<u64>().ok();

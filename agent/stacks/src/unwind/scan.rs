@@ -59,12 +59,11 @@ fn pids_in_scope(scope: &PrebuildScope) -> Vec<u32> {
         PrebuildScope::Node { .. } | PrebuildScope::Cgroups(_) => all_pids(),
     };
     let uptime = maps::uptime();
-    let own = cgroups_of("self");
     pids.retain(|pid| match scope {
         PrebuildScope::Cgroups(paths) => is_in_cgroups(*pid, paths),
         PrebuildScope::Node { samples, leave_out_own } => {
             maps::stat(*pid).is_ok_and(|stat| stat.is_expected_in(*samples, uptime))
-                && !(*leave_out_own && cgroups_of(&pid.to_string()) == own)
+                && !(*leave_out_own && is_in_own_cgroup(*pid))
         }
         PrebuildScope::Process(_) => true,
     });
@@ -78,6 +77,10 @@ fn all_pids() -> Vec<u32> {
 
 fn cgroups_of(process: &str) -> String {
     std::fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default()
+}
+
+fn is_in_own_cgroup(pid: u32) -> bool {
+    cgroups_of(&pid.to_string()) == cgroups_of("self")
 }
 
 fn is_in_cgroups(pid: u32, paths: &[String]) -> bool {

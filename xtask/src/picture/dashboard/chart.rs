@@ -22,7 +22,7 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Times, Values>
 const BAR_OPACITY: f64 = 0.75;
 const THRESHOLD: RGBColor = RGBColor(255, 123, 114);
 
-/// Draws it, with room for the axes' texts.
+/// Draws it, with space for the axes' texts.
 pub fn draw(area: &Area, panel: &Panel, lines: &[Line], span: Span) -> Result<()> {
     let axis = Values::of(panel, lines);
     let scale = axis.scale;
